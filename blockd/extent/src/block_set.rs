@@ -1,0 +1,540 @@
+//! Sets of blocks: what is dirty, what a layer holds, what a backup carries.
+//!
+//! A roaring bitmap counts 32-bit members, which is 16 TiB of 4 KiB blocks; a [`BlockSet`] is up to four of them side
+//! by side, which is the 64 TiB a volume may have. Its worst case, every other block of a terabyte, is 32 MiB.
+//!
+//! # Encoding
+//!
+//! All integers little-endian.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | number of shards that follow, at most 4 |
+//! | per shard: 4 | shard number: members are `shard << 32 + member`; ascending |
+//! | 4 | length of the bitmap in bytes |
+//! | n | the bitmap in the portable roaring format (the RoaringFormatSpec's) |
+//!
+//! Shards without members are left out.
+
+use crate::{BlockIndex, Extent, ExtentError, MAX_VOLUME_BLOCKS};
+use roaring::RoaringBitmap;
+
+const SHARDS_MAX: usize = (MAX_VOLUME_BLOCKS >> 32) as usize;
+
+/// A set of blocks of one volume.
+///
+/// Blocks at or above [`MAX_VOLUME_BLOCKS`] are never members: inserting one has no effect.
+#[derive(Clone, Default, Debug)]
+pub struct BlockSet {
+    shards: Vec<RoaringBitmap>,
+}
+
+const fn split(block: u64) -> (usize, u32) {
+    ((block >> 32) as usize, block as u32)
+}
+
+/// The pieces of an extent shard by shard: shard, first member, last member.
+fn pieces(extent: Extent) -> impl Iterator<Item = (usize, u32, u32)> {
+    let start = extent.start.0;
+    let end = start.saturating_add(extent.len_blocks).min(MAX_VOLUME_BLOCKS);
+    let first_shard = start >> 32;
+    let last_shard = if end > start { (end - 1) >> 32 } else { 0 };
+    (first_shard..=last_shard).filter(move |_| end > start).map(move |shard| {
+        let base = shard << 32;
+        let low = start.max(base) - base;
+        let high = (end - 1).min(base + u64::from(u32::MAX)) - base;
+        (shard as usize, low as u32, high as u32)
+    })
+}
+
+impl BlockSet {
+    /// The empty set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn shard_mut(&mut self, shard: usize) -> &mut RoaringBitmap {
+        if self.shards.len() <= shard {
+            self.shards.resize_with(shard + 1, RoaringBitmap::new);
+        }
+        &mut self.shards[shard]
+    }
+
+    /// Whether there is no block in it.
+    pub fn is_empty(&self) -> bool {
+        self.shards.iter().all(RoaringBitmap::is_empty)
+    }
+
+    /// How many blocks are in it.
+    pub fn len_blocks(&self) -> u64 {
+        self.shards.iter().map(RoaringBitmap::len).sum()
+    }
+
+    /// How many bytes its blocks hold.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_blocks() * crate::BLOCK_SIZE_BYTES
+    }
+
+    /// Adds a block; says whether it is new.
+    pub fn insert(&mut self, block: BlockIndex) -> bool {
+        if block.0 >= MAX_VOLUME_BLOCKS {
+            return false;
+        }
+        let (shard, member) = split(block.0);
+        self.shard_mut(shard).insert(member)
+    }
+
+    /// Adds a run of blocks.
+    pub fn insert_extent(&mut self, extent: Extent) {
+        for (shard, low, high) in pieces(extent) {
+            self.shard_mut(shard).insert_range(low..=high);
+        }
+    }
+
+    /// Takes a block out; says whether it was there.
+    pub fn remove(&mut self, block: BlockIndex) -> bool {
+        let (shard, member) = split(block.0);
+        self.shards.get_mut(shard).is_some_and(|bitmap| bitmap.remove(member))
+    }
+
+    /// Takes a run of blocks out.
+    pub fn remove_extent(&mut self, extent: Extent) {
+        for (shard, low, high) in pieces(extent) {
+            if let Some(bitmap) = self.shards.get_mut(shard) {
+                bitmap.remove_range(low..=high);
+            }
+        }
+    }
+
+    /// Whether a block is in it.
+    pub fn contains(&self, block: BlockIndex) -> bool {
+        let (shard, member) = split(block.0);
+        self.shards.get(shard).is_some_and(|bitmap| bitmap.contains(member))
+    }
+
+    /// Whether every block of a run is in it; true of the empty run.
+    pub fn contains_extent(&self, extent: Extent) -> bool {
+        extent.end().0 <= MAX_VOLUME_BLOCKS
+            && pieces(extent).all(|(shard, low, high)| {
+                self.shards.get(shard).is_some_and(|bitmap| bitmap.contains_range(low..=high))
+            })
+    }
+
+    /// The lowest block.
+    pub fn first(&self) -> Option<BlockIndex> {
+        self.shards
+            .iter()
+            .enumerate()
+            .find_map(|(shard, bitmap)| bitmap.min().map(|member| join(shard, member)))
+    }
+
+    /// The highest block.
+    pub fn last(&self) -> Option<BlockIndex> {
+        self.shards
+            .iter()
+            .enumerate()
+            .rev()
+            .find_map(|(shard, bitmap)| bitmap.max().map(|member| join(shard, member)))
+    }
+
+    /// How many members lie strictly below a block.
+    pub fn rank(&self, block: BlockIndex) -> u64 {
+        let (shard, member) = split(block.0);
+        let below: u64 = self.shards.iter().take(shard).map(RoaringBitmap::len).sum();
+        let here = match (self.shards.get(shard), member.checked_sub(1)) {
+            (Some(bitmap), Some(last)) => bitmap.rank(last),
+            _ => 0,
+        };
+        below + here
+    }
+
+    /// The member that has exactly `rank` members below it.
+    pub fn select(&self, rank: u64) -> Option<BlockIndex> {
+        let mut left = rank;
+        for (shard, bitmap) in self.shards.iter().enumerate() {
+            if left < bitmap.len() {
+                return bitmap.select(left as u32).map(|member| join(shard, member));
+            }
+            left -= bitmap.len();
+        }
+        None
+    }
+
+    /// How many blocks of a run are in it.
+    pub fn intersection_len(&self, extent: Extent) -> u64 {
+        pieces(extent)
+            .map(|(shard, low, high)| {
+                self.shards.get(shard).map_or(0, |bitmap| bitmap.range_cardinality(low..=high))
+            })
+            .sum()
+    }
+
+    /// The maximal runs, ascending.
+    pub fn extents(&self) -> ExtentsIn<'_> {
+        self.extents_in(Extent::new(BlockIndex(0), MAX_VOLUME_BLOCKS))
+    }
+
+    /// The maximal runs inside a range, clipped to it, ascending.
+    pub fn extents_in(&self, range: Extent) -> ExtentsIn<'_> {
+        let end = range.end().0.min(MAX_VOLUME_BLOCKS);
+        let mut runs = ExtentsIn { set: self, next: range.start.0, end, current: None };
+        runs.open_shard();
+        runs
+    }
+
+    /// The runs of blocks of a range that are *not* in the set, ascending.
+    pub fn gaps_in(&self, range: Extent) -> GapsIn<'_> {
+        GapsIn { members: self.extents_in(range), next: range.start, end: range.end() }
+    }
+
+    /// Every member, ascending.
+    pub fn blocks(&self) -> impl Iterator<Item = BlockIndex> + '_ {
+        self.shards
+            .iter()
+            .enumerate()
+            .flat_map(|(shard, bitmap)| bitmap.iter().map(move |member| join(shard, member)))
+    }
+
+    /// Adds all members of another set.
+    pub fn union_with(&mut self, other: &Self) {
+        for (shard, bitmap) in other.shards.iter().enumerate() {
+            if !bitmap.is_empty() {
+                *self.shard_mut(shard) |= bitmap;
+            }
+        }
+    }
+
+    /// Takes all members of another set out.
+    pub fn subtract(&mut self, other: &Self) {
+        for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
+            *mine -= theirs;
+        }
+    }
+
+    /// Keeps just the members that are in another set too.
+    pub fn intersect_with(&mut self, other: &Self) {
+        self.shards.truncate(other.shards.len());
+        for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
+            *mine &= theirs;
+        }
+    }
+
+    /// The members that lie in a range.
+    #[must_use]
+    pub fn slice(&self, range: Extent) -> Self {
+        let mut out = Self::new();
+        for run in self.extents_in(range) {
+            out.insert_extent(run);
+        }
+        out
+    }
+
+    /// Turns long runs into run containers, which are smaller in memory and when written.
+    pub fn optimize(&mut self) {
+        for bitmap in &mut self.shards {
+            bitmap.optimize();
+        }
+    }
+
+    /// How many bytes [`to_bytes`](Self::to_bytes) will make.
+    pub fn serialized_len(&self) -> usize {
+        4 + self.shards.iter().filter(|b| !b.is_empty()).map(|b| 8 + b.serialized_size()).sum::<usize>()
+    }
+
+    /// About how much memory the set takes, in bytes: what it would take when written.
+    pub fn heap_bytes_estimate(&self) -> u64 {
+        self.serialized_len() as u64
+    }
+
+    /// The encoding that the module's documentation describes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.serialized_len());
+        let count = self.shards.iter().filter(|bitmap| !bitmap.is_empty()).count() as u32;
+        out.extend_from_slice(&count.to_le_bytes());
+        for (shard, bitmap) in self.shards.iter().enumerate() {
+            if bitmap.is_empty() {
+                continue;
+            }
+            out.extend_from_slice(&(shard as u32).to_le_bytes());
+            out.extend_from_slice(&(bitmap.serialized_size() as u32).to_le_bytes());
+            #[allow(clippy::expect_used, reason = "writing to a Vec cannot fail")]
+            bitmap.serialize_into(&mut out).expect("a Vec takes every byte");
+        }
+        out
+    }
+
+    /// Reads the encoding back.
+    ///
+    /// # Errors
+    /// [`ExtentError::DamagedSet`] if it is cut short, has bytes left over, names shards out of order or beyond the
+    /// largest volume, or holds a bitmap that is not valid.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ExtentError> {
+        let damaged = |what, at_bytes| ExtentError::DamagedSet { what, at_bytes };
+        let word = |at: usize| {
+            let end = at.checked_add(4).ok_or_else(|| damaged("length overflows", at))?;
+            let raw = bytes.get(at..end).ok_or_else(|| damaged("cut short", at))?;
+            Ok(u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]) as usize)
+        };
+        let count = word(0)?;
+        if count > SHARDS_MAX {
+            return Err(damaged("more shards than the largest volume has", 0));
+        }
+        let mut set = Self::new();
+        let mut at = 4;
+        for _ in 0..count {
+            let shard = word(at)?;
+            let len = word(at + 4)?;
+            if shard >= SHARDS_MAX || shard < set.shards.len() {
+                return Err(damaged("shard numbers do not ascend", at));
+            }
+            let body = at + 8;
+            let end = body.checked_add(len).ok_or_else(|| damaged("length overflows", at + 4))?;
+            let mut raw = bytes.get(body..end).ok_or_else(|| damaged("cut short", body))?;
+            let bitmap = RoaringBitmap::deserialize_from(&mut raw)
+                .map_err(|_| damaged("the bitmap is not valid", body))?;
+            if !raw.is_empty() || bitmap.is_empty() {
+                return Err(damaged("the bitmap's length is wrong", body));
+            }
+            *set.shard_mut(shard) = bitmap;
+            at = end;
+        }
+        if at != bytes.len() {
+            return Err(damaged("bytes after the end", at));
+        }
+        Ok(set)
+    }
+}
+
+const fn join(shard: usize, member: u32) -> BlockIndex {
+    BlockIndex(((shard as u64) << 32) | member as u64)
+}
+
+impl PartialEq for BlockSet {
+    fn eq(&self, other: &Self) -> bool {
+        let shards = self.shards.len().max(other.shards.len());
+        let empty = RoaringBitmap::new();
+        (0..shards).all(|shard| {
+            self.shards.get(shard).unwrap_or(&empty) == other.shards.get(shard).unwrap_or(&empty)
+        })
+    }
+}
+
+impl Eq for BlockSet {}
+
+impl FromIterator<Extent> for BlockSet {
+    fn from_iter<I: IntoIterator<Item = Extent>>(extents: I) -> Self {
+        let mut set = Self::new();
+        for extent in extents {
+            set.insert_extent(extent);
+        }
+        set
+    }
+}
+
+/// The runs of a [`BlockSet`] inside a range.
+pub struct ExtentsIn<'a> {
+    set: &'a BlockSet,
+    next: u64,
+    end: u64,
+    current: Option<(usize, roaring::bitmap::Iter<'a>)>,
+}
+
+impl ExtentsIn<'_> {
+    /// Opens the iterator of the shard that `next` lies in.
+    fn open_shard(&mut self) {
+        self.current = None;
+        if self.next >= self.end {
+            return;
+        }
+        let (shard, low) = split(self.next);
+        let (last_shard, last) = split(self.end - 1);
+        let high = if shard == last_shard { last } else { u32::MAX };
+        if let Some(bitmap) = self.set.shards.get(shard) {
+            self.current = Some((shard, bitmap.range(low..=high)));
+        }
+    }
+
+    /// The next run within one shard.
+    fn next_in_shards(&mut self) -> Option<Extent> {
+        while self.next < self.end {
+            let Some((shard, runs)) = &mut self.current else {
+                self.next = self.end;
+                return None;
+            };
+            if let Some(run) = runs.next_range() {
+                let start = join(*shard, *run.start());
+                let end = BlockIndex(join(*shard, *run.end()).0 + 1);
+                self.next = end.0;
+                let extent = Extent::between(start, end);
+                if split(self.next).1 == 0 {
+                    self.open_shard();
+                }
+                return Some(extent);
+            }
+            self.next = ((*shard as u64) + 1) << 32;
+            self.open_shard();
+        }
+        None
+    }
+}
+
+impl Iterator for ExtentsIn<'_> {
+    type Item = Extent;
+
+    fn next(&mut self) -> Option<Extent> {
+        let mut extent = self.next_in_shards()?;
+        // A run that reaches the end of a shard may go on in the next one.
+        while split(extent.end().0).1 == 0 && self.next < self.end {
+            let (shard, _) = split(extent.end().0);
+            let continues = self.set.shards.get(shard).is_some_and(|bitmap| bitmap.contains(0));
+            if !continues {
+                break;
+            }
+            match self.next_in_shards() {
+                Some(more) => extent.len_blocks += more.len_blocks,
+                None => break,
+            }
+        }
+        Some(extent)
+    }
+}
+
+/// The runs of a range that are not in a [`BlockSet`].
+pub struct GapsIn<'a> {
+    members: ExtentsIn<'a>,
+    next: BlockIndex,
+    end: BlockIndex,
+}
+
+impl Iterator for GapsIn<'_> {
+    type Item = Extent;
+
+    fn next(&mut self) -> Option<Extent> {
+        while self.next < self.end {
+            let from = self.next;
+            let (gap_end, resume) = match self.members.next() {
+                Some(run) => (run.start, run.end()),
+                None => (self.end, self.end),
+            };
+            self.next = resume;
+            if gap_end > from {
+                return Some(Extent::between(from, gap_end));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    const EDGE: u64 = 1 << 32;
+
+    /// Runs near the places where things change: zero, container borders, shard borders, the end.
+    fn run() -> impl Strategy<Value = Extent> {
+        let base = prop_oneof![Just(0), Just(65_000), Just(EDGE - 300), Just(MAX_VOLUME_BLOCKS - 700)];
+        (base, 0u64..600, 0u64..400).prop_map(|(base, offset, len)| {
+            let start = (base + offset).min(MAX_VOLUME_BLOCKS - 1);
+            Extent::new(BlockIndex(start), len.min(MAX_VOLUME_BLOCKS - start))
+        })
+    }
+
+    fn model_runs(model: &BTreeSet<u64>, range: Extent) -> Vec<Extent> {
+        let mut runs: Vec<Extent> = Vec::new();
+        for &block in model.range(range.start.0..range.end().0) {
+            match runs.last_mut() {
+                Some(run) if run.end().0 == block => run.len_blocks += 1,
+                _ => runs.push(Extent::new(BlockIndex(block), 1)),
+            }
+        }
+        runs
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn behaves_like_a_set_of_numbers(
+            steps in prop::collection::vec((any::<bool>(), run()), 1..20),
+            probe in run(),
+            optimize in any::<bool>(),
+        ) {
+            let mut set = BlockSet::new();
+            let mut model = BTreeSet::new();
+            for (insert, extent) in steps {
+                for block in extent.start.0..extent.end().0 {
+                    if insert { model.insert(block); } else { model.remove(&block); }
+                }
+                if insert { set.insert_extent(extent) } else { set.remove_extent(extent) }
+            }
+            if optimize { set.optimize(); }
+            let everything = Extent::new(BlockIndex(0), MAX_VOLUME_BLOCKS);
+            prop_assert_eq!(set.len_blocks(), model.len() as u64);
+            prop_assert_eq!(set.first().map(|b| b.0), model.first().copied());
+            prop_assert_eq!(set.last().map(|b| b.0), model.last().copied());
+            prop_assert_eq!(set.extents().collect::<Vec<_>>(), model_runs(&model, everything));
+            prop_assert_eq!(set.extents_in(probe).collect::<Vec<_>>(), model_runs(&model, probe));
+            let mut complement = BlockSet::from_iter([probe]);
+            complement.subtract(&set);
+            prop_assert_eq!(set.gaps_in(probe).collect::<Vec<_>>(), complement.extents().collect::<Vec<_>>());
+            prop_assert_eq!(set.intersection_len(probe), model.range(probe.start.0..probe.end().0).count() as u64);
+            prop_assert_eq!(
+                set.contains_extent(probe),
+                (probe.start.0..probe.end().0).all(|block| model.contains(&block))
+            );
+            prop_assert_eq!(set.slice(probe).extents().collect::<Vec<_>>(), model_runs(&model, probe));
+            for (rank, &block) in model.iter().enumerate().step_by(97) {
+                prop_assert_eq!(set.rank(BlockIndex(block)), rank as u64);
+                prop_assert_eq!(set.select(rank as u64), Some(BlockIndex(block)));
+            }
+            prop_assert_eq!(set.rank(BlockIndex(MAX_VOLUME_BLOCKS)), model.len() as u64);
+            prop_assert_eq!(set.select(model.len() as u64), None);
+            let bytes = set.to_bytes();
+            prop_assert_eq!(bytes.len(), set.serialized_len());
+            prop_assert_eq!(BlockSet::from_bytes(&bytes), Ok(set));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(set) = BlockSet::from_bytes(&bytes) {
+                prop_assert!(set.last().is_none_or(|last| last.0 < MAX_VOLUME_BLOCKS));
+            }
+        }
+
+        #[test]
+        fn damaged_encodings_never_panic(run in run(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let mut bytes = BlockSet::from_iter([run, Extent::new(BlockIndex(7), 1)]).to_bytes();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            let _ = BlockSet::from_bytes(&bytes);
+            for cut in 0..bytes.len() {
+                prop_assert!(BlockSet::from_bytes(&bytes[..cut]) != Ok(BlockSet::from_iter([run, Extent::new(BlockIndex(7), 1)])));
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_beyond_the_largest_volume_are_no_members() {
+        let mut set = BlockSet::new();
+        assert!(!set.insert(BlockIndex(MAX_VOLUME_BLOCKS)));
+        set.insert_extent(Extent::new(BlockIndex(MAX_VOLUME_BLOCKS - 1), 10));
+        assert_eq!(set.len_blocks(), 1);
+        assert!(!set.contains_extent(Extent::new(BlockIndex(MAX_VOLUME_BLOCKS - 1), 2)));
+    }
+
+    #[test]
+    fn the_encoding_is_what_the_documentation_says() {
+        let set = BlockSet::from_iter([Extent::new(BlockIndex(EDGE + 5), 1)]);
+        // One shard, number 1; an array container with key 0 and the single member 5.
+        let expected = [
+            &1u32.to_le_bytes()[..],
+            &1u32.to_le_bytes(),
+            &18u32.to_le_bytes(),
+            &[0x3a, 0x30, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 5, 0],
+        ]
+        .concat();
+        assert_eq!(set.to_bytes(), expected);
+    }
+}

@@ -1,0 +1,110 @@
+//! Identities of volumes, snapshots and freezes.
+//!
+//! Volume and snapshot ids are random 64-bit numbers written in decimal, so that a cloud snapshot's name has the
+//! form `<cluster>/<volume>-<snapshot>` that users of such systems know.
+
+use crate::ExtentError;
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+macro_rules! numeric_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(u64);
+
+        impl $name {
+            /// The id with this number.
+            pub const fn from_u64(number: u64) -> Self {
+                Self(number)
+            }
+
+            /// The number of this id.
+            pub const fn as_u64(self) -> u64 {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ExtentError;
+
+            /// Parses the decimal form; zero, signs, spaces and leading zeroes are refused, so that one id has one text.
+            fn from_str(text: &str) -> Result<Self, ExtentError> {
+                let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+                match text.parse::<u64>() {
+                    Ok(number) if canonical => Ok(Self(number)),
+                    _ => Err(ExtentError::BadId { given: text.to_owned() }),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = ExtentError;
+            fn try_from(text: String) -> Result<Self, ExtentError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+    };
+}
+
+numeric_id! {
+    /// Names a volume, on its host and in the cloud, for as long as either knows it.
+    VolumeId
+}
+
+numeric_id! {
+    /// Names a snapshot of a volume; a cloud snapshot has the id of the local one it was made from.
+    SnapshotId
+}
+
+/// How many layers a volume has begun: it grows by one with each freeze and never repeats.
+///
+/// A layer is named by the epoch in which it was the head, and the blocks dirtied in an epoch are its interval set.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The epoch after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_one_text() {
+        assert_eq!("590114184663672482".parse(), Ok(VolumeId::from_u64(590_114_184_663_672_482)));
+        for bad in ["", "0", "01", "+1", "-1", " 1", "1 ", "x", "18446744073709551616", "1/2"] {
+            assert!(bad.parse::<SnapshotId>().is_err(), "{bad:?} was taken");
+        }
+    }
+}
