@@ -1,1 +1,36 @@
-//! volume
+//! Volumes as stacks of layers: what is written goes to the head, a freeze begins a new head, and the blocks a layer
+//! holds *are* the blocks that changed while it was the head.
+//!
+//! Nothing here knows NBD or the cloud: a volume reads, writes, flushes, trims, freezes itself, says which blocks changed
+//! between two freezes, and merges layers that no snapshot needs apart. `FORMAT.md` beside this crate describes the
+//! files and argues why neither the death of the process nor a power cut can break what was promised.
+
+mod data_files;
+mod error;
+mod files;
+mod flusher;
+mod freeze;
+mod head;
+mod head_log;
+mod intervals;
+mod layer_set;
+mod live_map;
+mod merge;
+mod meta;
+mod open;
+mod read;
+mod regions;
+mod restore;
+mod ring_reader;
+mod stack;
+mod view;
+mod volume;
+mod write;
+
+pub use error::{VolumeError, VolumeErrorKind};
+pub use freeze::{Frozen, SnapshotInfo};
+pub use intervals::Changes;
+pub use open::{OpenOptions, Recovery};
+pub use restore::RestoreTarget;
+pub use view::SnapshotView;
+pub use volume::{Volume, VolumeStats};

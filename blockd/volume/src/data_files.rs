@@ -1,0 +1,221 @@
+//! The data of one layer: a sparse file with the offsets of the volume.
+//!
+//! ext4 ends at 16 TiB a file, a volume at 64 TiB, so the data is cut into segments of 8 TiB; a volume of up to 8 TiB
+//! has one file. All I/O goes through the page cache: see `kernel-notes/page-cache.md` for what was measured.
+
+use crate::error::{IoContext, VolumeError};
+use rustix::fs::{FallocateFlags, fallocate};
+use std::{
+    fs::{File, OpenOptions},
+    io::IoSliceMut,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+/// How much of a volume one data file covers.
+const SEGMENT_BYTES: u64 = 8 << 40;
+
+/// The open data files of a layer.
+pub(crate) struct DataFiles {
+    segments: Vec<Segment>,
+}
+
+struct Segment {
+    file: File,
+    path: PathBuf,
+}
+
+fn segment_path(base: &Path, number: u64) -> PathBuf {
+    if number == 0 {
+        return base.to_owned();
+    }
+    let mut name = base.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
+}
+
+fn segment_lens(size_bytes: u64) -> impl Iterator<Item = u64> {
+    (0..size_bytes.div_ceil(SEGMENT_BYTES)).map(move |n| (size_bytes - n * SEGMENT_BYTES).min(SEGMENT_BYTES))
+}
+
+/// One part of a range that lies in one file.
+pub(crate) struct FilePart<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) path: &'a Path,
+    pub(crate) offset_bytes: u64,
+    pub(crate) len_bytes: u64,
+}
+
+impl DataFiles {
+    /// Makes empty files; the caller syncs the directory.
+    pub(crate) fn create(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
+        let mut segments = Vec::new();
+        for (number, len) in segment_lens(size_bytes).enumerate() {
+            let path = segment_path(base, number as u64);
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)
+                .during("create", &path)?;
+            file.set_len(len).during("set the length of", &path)?;
+            file.sync_all().during("sync", &path)?;
+            segments.push(Segment { file, path });
+        }
+        Ok(Self { segments })
+    }
+
+    /// Opens existing files and checks that none is missing or of the wrong length.
+    pub(crate) fn open(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
+        let mut segments = Vec::new();
+        for (number, len) in segment_lens(size_bytes).enumerate() {
+            let path = segment_path(base, number as u64);
+            let file = OpenOptions::new().read(true).write(true).open(&path).during("open", &path)?;
+            let found = file.metadata().during("look at", &path)?.len();
+            if found != len {
+                let what = format!("it is {found} bytes long, it must be {len}");
+                return Err(VolumeError::Damaged { path, what });
+            }
+            segments.push(Segment { file, path });
+        }
+        Ok(Self { segments })
+    }
+
+    /// Removes the files of a layer, those that are there.
+    pub(crate) fn remove(base: &Path, size_bytes: u64) -> Result<(), VolumeError> {
+        for (number, _) in segment_lens(size_bytes).enumerate() {
+            remove_if_there(&segment_path(base, number as u64))?;
+        }
+        Ok(())
+    }
+
+    /// Cuts a range at segment borders.
+    pub(crate) fn parts(&self, offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = FilePart<'_>> {
+        let mut at = offset_bytes;
+        let end = offset_bytes + len_bytes;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let segment = self.segments.get((at / SEGMENT_BYTES) as usize)?;
+            let inner = at % SEGMENT_BYTES;
+            let len = (end - at).min(SEGMENT_BYTES - inner);
+            at += len;
+            Some(FilePart { file: &segment.file, path: &segment.path, offset_bytes: inner, len_bytes: len })
+        })
+    }
+
+    pub(crate) fn read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<(), VolumeError> {
+        for part in self.parts(offset_bytes, buf.len() as u64) {
+            let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
+            part.file.read_exact_at(now, part.offset_bytes).during("read", part.path)?;
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    /// Reads what the page cache holds; `false` if the disk would have to be asked.
+    pub(crate) fn try_read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<bool, VolumeError> {
+        for part in self.parts(offset_bytes, buf.len() as u64) {
+            let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
+            let flags = rustix::io::ReadWriteFlags::NOWAIT;
+            let mut slices = [IoSliceMut::new(now)];
+            match rustix::io::preadv2(part.file, &mut slices, part.offset_bytes, flags) {
+                Ok(count) if count as u64 == part.len_bytes => {}
+                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::OPNOTSUPP) => return Ok(false),
+                Err(errno) => return Err(errno).during("read", part.path),
+            }
+            buf = rest;
+        }
+        Ok(true)
+    }
+
+    pub(crate) fn write(&self, offset_bytes: u64, mut data: &[u8]) -> Result<(), VolumeError> {
+        for part in self.parts(offset_bytes, data.len() as u64) {
+            let (now, rest) = data.split_at(part.len_bytes as usize);
+            part.file.write_all_at(now, part.offset_bytes).during("write", part.path)?;
+            data = rest;
+        }
+        Ok(())
+    }
+
+    /// Makes a range read as zeroes and gives its space back.
+    pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        self.zero(offset_bytes, len_bytes, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE)
+    }
+
+    /// Makes a range read as zeroes and keeps (or takes) its space.
+    pub(crate) fn zero_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        self.zero(offset_bytes, len_bytes, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE)
+    }
+
+    fn zero(&self, offset_bytes: u64, len_bytes: u64, how: FallocateFlags) -> Result<(), VolumeError> {
+        for part in self.parts(offset_bytes, len_bytes) {
+            match fallocate(part.file, how, part.offset_bytes, part.len_bytes) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => write_zeroes(&part)?,
+                Err(errno) => return Err(errno).during("zero a range of", part.path),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything written so far survive a power cut, the metadata needed to reach it included.
+    pub(crate) fn sync(&self) -> Result<(), VolumeError> {
+        for segment in &self.segments {
+            segment.file.sync_data().during("sync", &segment.path)?;
+        }
+        Ok(())
+    }
+
+    /// How much of the disk the files take.
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        self.segments.iter().filter_map(|s| s.file.metadata().ok()).map(|m| m.blocks() * 512).sum()
+    }
+}
+
+/// For filesystems that cannot punch holes.
+fn write_zeroes(part: &FilePart<'_>) -> Result<(), VolumeError> {
+    let zeroes = vec![0u8; (1 << 20).min(part.len_bytes as usize)];
+    let mut done = 0;
+    while done < part.len_bytes {
+        let len = (part.len_bytes - done).min(zeroes.len() as u64) as usize;
+        part.file.write_all_at(&zeroes[..len], part.offset_bytes + done).during("write", part.path)?;
+        done += len as u64;
+    }
+    Ok(())
+}
+
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), VolumeError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).during("remove", path),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_across_a_segment_border_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("d");
+        let size = SEGMENT_BYTES + (1 << 20);
+        let files = DataFiles::create(&base, size).unwrap();
+        let data: Vec<u8> = (0..8192u32).map(|i| i as u8 | 1).collect();
+        files.write(SEGMENT_BYTES - 4096, &data).unwrap();
+        let mut back = vec![0; 8192];
+        files.read(SEGMENT_BYTES - 4096, &mut back).unwrap();
+        assert_eq!(back, data);
+        files.punch(SEGMENT_BYTES - 4096, 8192).unwrap();
+        files.read(SEGMENT_BYTES - 4096, &mut back).unwrap();
+        assert!(back.iter().all(|&byte| byte == 0));
+        drop(files);
+        assert!(DataFiles::open(&base, size).is_ok());
+        std::fs::OpenOptions::new().write(true).open(&base).unwrap().set_len(5).unwrap();
+        let message = DataFiles::open(&base, size).err().unwrap().to_string();
+        assert!(message.contains("5 bytes long"), "{message}");
+    }
+}

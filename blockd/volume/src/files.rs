@@ -1,0 +1,56 @@
+//! Names of a volume's files, and writing small files so that they are there whole or not at all.
+//!
+//! | file | what |
+//! |---|---|
+//! | `volume.meta` | which layers and snapshots there are ([`crate::meta`]); whatever it does not name is garbage |
+//! | `layer-<file>.data` (`.data.1`, …) | a layer's data, sparse, with the offsets of the volume |
+//! | `layer-<file>.map`, `.log` | of the head only: [`crate::live_map`], [`crate::head_log`] |
+//! | `layer-<file>.g<n>.set` | of a frozen layer: [`crate::layer_set`], generation n; generation 0 is the interval set |
+//!
+//! `<file>` is the epoch in which the layer was made, as 16 hexadecimal digits.
+
+use crate::error::{IoContext, VolumeError};
+use blockd_extent::Epoch;
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+pub(crate) const META: &str = "volume.meta";
+
+pub(crate) fn data_path(dir: &Path, file: Epoch) -> PathBuf {
+    dir.join(format!("layer-{:016x}.data", file.0))
+}
+
+pub(crate) fn map_path(dir: &Path, file: Epoch) -> PathBuf {
+    dir.join(format!("layer-{:016x}.map", file.0))
+}
+
+pub(crate) fn log_path(dir: &Path, file: Epoch) -> PathBuf {
+    dir.join(format!("layer-{:016x}.log", file.0))
+}
+
+pub(crate) fn set_path(dir: &Path, file: Epoch, generation: u32) -> PathBuf {
+    dir.join(format!("layer-{:016x}.g{generation}.set", file.0))
+}
+
+/// Makes names that were created, renamed or removed in a directory survive a power cut.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), VolumeError> {
+    File::open(dir).during("open", dir)?.sync_all().during("sync", dir)
+}
+
+/// Writes a file under another name, syncs it, and renames it into place; syncs the directory.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
+    let mut new_name = path.as_os_str().to_owned();
+    new_name.push(".new");
+    let new_path = PathBuf::from(new_name);
+    let mut file = File::create(&new_path).during("create", &new_path)?;
+    file.write_all(bytes).during("write", &new_path)?;
+    file.sync_all().during("sync", &new_path)?;
+    std::fs::rename(&new_path, path).during("rename", &new_path)?;
+    match path.parent() {
+        Some(dir) => sync_dir(dir),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,104 @@
+//! Lets flushes that wait at the same time share one sync.
+//!
+//! A flush must be covered by a sync that *began* after it was asked for. While one sync runs, everybody who asks waits
+//! for the next one, which a single one of them carries out for all.
+
+use parking_lot::{Condvar, Mutex};
+
+#[derive(Default)]
+struct State {
+    /// How many syncs were begun.
+    begun: u64,
+    /// The number of the last one that ended.
+    ended: u64,
+    running: bool,
+    /// The number of the last one that failed.
+    failed: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Flusher {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Somebody else's sync, which this flush was waiting for, failed.
+pub(crate) struct SharedFailure;
+
+impl Flusher {
+    /// Runs `sync`, or waits for somebody who does; the inner result is the caller's own run's.
+    pub(crate) fn flush<E>(
+        &self,
+        sync: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Result<(), E>, SharedFailure> {
+        let mut state = self.state.lock();
+        let needed = state.begun + 1;
+        loop {
+            if state.ended >= needed {
+                // A later failure leaves it open whether ours reached the disk: better to say no.
+                return if state.failed >= needed { Err(SharedFailure) } else { Ok(Ok(())) };
+            }
+            if !state.running {
+                break;
+            }
+            self.changed.wait(&mut state);
+        }
+        state.running = true;
+        state.begun += 1;
+        let number = state.begun;
+        drop(state);
+        let result = sync();
+        let mut state = self.state.lock();
+        state.running = false;
+        state.ended = number;
+        if result.is_err() {
+            state.failed = number;
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{
+        Arc, Barrier,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    #[test]
+    fn a_flush_is_covered_by_a_sync_that_began_after_it() {
+        let flusher = Arc::new(Flusher::default());
+        let clock = Arc::new(AtomicU64::new(0));
+        let synced = Arc::new(AtomicU64::new(0));
+        let syncs = Arc::new(AtomicU64::new(0));
+        let start = Arc::new(Barrier::new(8));
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                let (flusher, clock, synced) = (flusher.clone(), clock.clone(), synced.clone());
+                let (syncs, start) = (syncs.clone(), start.clone());
+                std::thread::spawn(move || {
+                    start.wait();
+                    for _ in 0..500 {
+                        let written = clock.fetch_add(1, Ordering::SeqCst) + 1;
+                        let result = flusher.flush(|| {
+                            syncs.fetch_add(1, Ordering::SeqCst);
+                            let now = clock.load(Ordering::SeqCst);
+                            std::thread::yield_now();
+                            synced.fetch_max(now, Ordering::SeqCst);
+                            Ok::<(), ()>(())
+                        });
+                        assert!(matches!(result, Ok(Ok(()))));
+                        assert!(synced.load(Ordering::SeqCst) >= written);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(syncs.load(Ordering::SeqCst) < 4000, "nothing was shared");
+    }
+}

@@ -1,0 +1,294 @@
+//! The head: the layer that takes the writes.
+//!
+//! A write puts its data into the page cache, sets its blocks' bits in the [live map](crate::live_map), notes those
+//! that are new in a roaring set, and is acknowledged. A sync makes the data durable first and then the new blocks, in
+//! the [log](crate::head_log). At a freeze the head is simply replaced; what was noted *is* the dirty set.
+
+use crate::{
+    data_files::DataFiles,
+    error::VolumeError,
+    files,
+    head_log::{HeadLog, Identity},
+    layer_set::LayerSet,
+    live_map::{BlockState, LiveMap},
+    regions::Regions,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
+use parking_lot::{Condvar, Mutex};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+/// Where a volume's files are and what they belong to.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) dir: &'a Path,
+    pub(crate) volume: VolumeId,
+    pub(crate) size_bytes: u64,
+}
+
+impl Place<'_> {
+    pub(crate) fn blocks(&self) -> u64 {
+        self.size_bytes / BLOCK_SIZE_BYTES
+    }
+
+    fn log_identity(&self, epoch: Epoch) -> Identity {
+        Identity { volume: self.volume, epoch, blocks: self.blocks() }
+    }
+}
+
+/// A layer that writes go to, or went to until a freeze that is not finished.
+pub(crate) struct Head {
+    pub(crate) epoch: Epoch,
+    pub(crate) data: Arc<DataFiles>,
+    pub(crate) map: LiveMap,
+    pub(crate) regions: Regions,
+    pub(crate) writers: Writers,
+    tracked: Mutex<Tracked>,
+    log: Mutex<HeadLog>,
+    /// Whether anything was written since the data was last synced.
+    unsynced: AtomicBool,
+}
+
+/// The blocks that the head holds.
+#[derive(Default)]
+struct Tracked {
+    /// Those that the log names, or is about to name.
+    logged: BlockSet,
+    /// Those that came since; disjoint from `logged`.
+    unlogged: BlockSet,
+}
+
+/// Why a sync did not succeed.
+pub(crate) enum SyncFailure {
+    /// The system could not make written data durable: what is on disk now is unknown.
+    Lost(VolumeError),
+    /// Nothing was lost; it may be tried again.
+    Refused(VolumeError),
+}
+
+impl Head {
+    /// Makes an empty head; durable once the directory is synced.
+    pub(crate) fn create(place: Place<'_>, epoch: Epoch) -> Result<Self, VolumeError> {
+        let data = DataFiles::create(&files::data_path(place.dir, epoch), place.size_bytes)?;
+        let map = LiveMap::create(&files::map_path(place.dir, epoch), place.volume, epoch, place.blocks())?;
+        let log = HeadLog::create(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
+        Ok(Self::with(epoch, data, map, log, Tracked::default()))
+    }
+
+    /// Finds a head again, after a clean stop, the death of the process, or a power cut.
+    ///
+    /// `believe_map` says whether the map of this boot may be believed.
+    pub(crate) fn recover(place: Place<'_>, epoch: Epoch, believe_map: bool) -> Result<Self, VolumeError> {
+        let data = DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
+        let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
+        let map_path = files::map_path(place.dir, epoch);
+        let found = match believe_map {
+            true => LiveMap::open(&map_path, place.volume, epoch, place.blocks())?,
+            false => None,
+        };
+        let mut unlogged = BlockSet::new();
+        let map = match found {
+            Some(found) if found.clean => found.map,
+            Some(found) => {
+                unlogged = found.map.held_set();
+                unlogged.subtract(&logged);
+                tracing::info!(volume = %place.volume, blocks = unlogged.len_blocks(), "took over the unsynced blocks of a process that died");
+                found.map
+            }
+            None => LiveMap::create(&map_path, place.volume, epoch, place.blocks())?,
+        };
+        for extent in logged.extents() {
+            map.reserve(extent)?;
+            map.set_held(extent, |_| {});
+        }
+        let head = Self::with(epoch, data, map, log, Tracked { logged, unlogged });
+        head.unsynced.store(true, Ordering::Release);
+        Ok(head)
+    }
+
+    fn with(epoch: Epoch, data: DataFiles, map: LiveMap, log: HeadLog, tracked: Tracked) -> Self {
+        Self {
+            epoch,
+            data: Arc::new(data),
+            map,
+            regions: Regions::new(),
+            writers: Writers::default(),
+            tracked: Mutex::new(tracked),
+            log: Mutex::new(log),
+            unsynced: AtomicBool::new(false),
+        }
+    }
+
+    /// Removes the files of a head, those that are there.
+    pub(crate) fn remove_files(place: Place<'_>, epoch: Epoch) -> Result<(), VolumeError> {
+        DataFiles::remove(&files::data_path(place.dir, epoch), place.size_bytes)?;
+        Self::remove_tracking_files(place.dir, epoch)
+    }
+
+    /// Removes the map and the log, which a frozen layer does not need.
+    pub(crate) fn remove_tracking_files(dir: &Path, epoch: Epoch) -> Result<(), VolumeError> {
+        crate::data_files::remove_if_there(&files::map_path(dir, epoch))?;
+        crate::data_files::remove_if_there(&files::log_path(dir, epoch))
+    }
+
+    /// Writes bytes of blocks that are wholly written or held already. The caller has locked their regions.
+    pub(crate) fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<(), VolumeError> {
+        let touched = Extent::touching(offset_bytes, data.len() as u64);
+        self.map.reserve(touched)?;
+        // Before the data: a reader then finds either the zeroes or the new data in the file.
+        self.map.clear_zero(touched);
+        self.data.write(offset_bytes, data)?;
+        self.note_held(touched);
+        Ok(())
+    }
+
+    /// Makes blocks read as zeroes. The caller has locked their regions exclusively; `marked` are the runs of `extent`
+    /// that would otherwise read as something else.
+    pub(crate) fn zero(
+        &self,
+        extent: Extent,
+        marked: &[Extent],
+        keep_space: bool,
+    ) -> Result<(), VolumeError> {
+        for &run in marked {
+            self.map.reserve(run)?;
+        }
+        if keep_space {
+            self.data.zero_range(extent.offset_bytes(), extent.len_bytes())?;
+        } else {
+            self.data.punch(extent.offset_bytes(), extent.len_bytes())?;
+        }
+        for &run in marked {
+            self.map.set_zero(run);
+            self.note_held(run);
+        }
+        self.unsynced.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Sets the bits of blocks whose data is in the page cache: from here on they are found by readers, by the process
+    /// after this one, and by the next sync.
+    fn note_held(&self, extent: Extent) {
+        self.map.set_held(extent, |new| self.tracked.lock().unlogged.insert_extent(new));
+        self.unsynced.store(true, Ordering::Release);
+    }
+
+    /// How many blocks were dirtied since the last freeze.
+    pub(crate) fn dirty_blocks(&self) -> u64 {
+        let tracked = self.tracked.lock();
+        tracked.logged.len_blocks() + tracked.unlogged.len_blocks()
+    }
+
+    /// About how much memory the tracking takes.
+    pub(crate) fn tracking_bytes(&self) -> u64 {
+        let tracked = self.tracked.lock();
+        tracked.logged.heap_bytes_estimate() + tracked.unlogged.heap_bytes_estimate()
+    }
+
+    /// Makes everything acknowledged so far survive a power cut: first the data, then the blocks that have it.
+    pub(crate) fn sync(&self) -> Result<(), SyncFailure> {
+        let mut log = self.log.lock();
+        // Every block in here has its data in the page cache already, so the sync below covers it.
+        let new = {
+            let mut tracked = self.tracked.lock();
+            let new = std::mem::take(&mut tracked.unlogged);
+            tracked.logged.union_with(&new);
+            new
+        };
+        if self.unsynced.swap(false, Ordering::AcqRel) || !new.is_empty() {
+            self.data.sync().map_err(SyncFailure::Lost)?;
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = log.append(&new) {
+            let mut tracked = self.tracked.lock();
+            tracked.logged.subtract(&new);
+            tracked.unlogged.union_with(&new);
+            self.unsynced.store(true, Ordering::Release);
+            return Err(match error.kind() {
+                crate::VolumeErrorKind::NoSpace => SyncFailure::Refused(error),
+                _ => SyncFailure::Lost(error),
+            });
+        }
+        let all = self.tracked.lock();
+        if log.wants_compaction(&all.logged) {
+            let logged = all.logged.clone();
+            drop(all);
+            if let Err(error) = log.compact(&logged) {
+                tracing::warn!(%error, "the log of the head could not be rewritten; it goes on growing");
+            }
+        }
+        Ok(())
+    }
+
+    /// The sets of a head that takes no more writes and was synced.
+    pub(crate) fn final_set(&self) -> LayerSet {
+        let mut held = {
+            let tracked = self.tracked.lock();
+            let mut all = tracked.logged.clone();
+            all.union_with(&tracked.unlogged);
+            all
+        };
+        let mut zero = self.map.zero_set();
+        zero.intersect_with(&held);
+        held.optimize();
+        zero.optimize();
+        LayerSet { held, zero }
+    }
+
+    /// Marks the map as saying no more than the log, for the next start.
+    pub(crate) fn mark_clean(&self) {
+        if self.tracked.lock().unlogged.is_empty() {
+            self.map.set_clean(true);
+        }
+    }
+
+    pub(crate) fn holds(&self, block: BlockIndex) -> bool {
+        self.map.is_held(block)
+    }
+
+    /// The runs of a range by state.
+    pub(crate) fn states(&self, range: Extent) -> impl Iterator<Item = (Extent, BlockState)> + '_ {
+        self.map.states(range)
+    }
+}
+
+/// Counts the writes that are under way in a head.
+#[derive(Default)]
+pub(crate) struct Writers {
+    count: AtomicU64,
+    idle: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Writers {
+    pub(crate) fn enter(&self) {
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn leave(&self) {
+        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // The lock makes sure that a waiter is either before its check or asleep.
+            drop(self.idle.lock());
+            self.changed.notify_all();
+        }
+    }
+
+    pub(crate) fn are_done(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// Waits until no write is under way; of use when no new one can begin.
+    pub(crate) fn wait_until_done(&self) {
+        let mut idle = self.idle.lock();
+        while !self.are_done() {
+            self.changed.wait(&mut idle);
+        }
+    }
+}

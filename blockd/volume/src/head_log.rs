@@ -1,0 +1,273 @@
+//! The head's log: which blocks it holds, as far as a power cut may ask.
+//!
+//! A record names blocks whose data was synced *before* the record was written, so a block in the log has its data on
+//! disk, whatever else was lost. A flush appends at most one record: the blocks that the head came to hold since the
+//! last one. Records are never changed; a log that grew well beyond what it says is written anew and renamed.
+//!
+//! # File
+//!
+//! A header of 64 bytes: magic `BLKDLOG1`, version u32 (1), zero u32, volume id u64, epoch u64, blocks u64, zero 16
+//! bytes, xxh3-64 of the 56 bytes before it. Then records, each:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 0–3 | magic `BREC` |
+//! | 4–7 | length of the payload |
+//! | 8–15 | number of the record, from 0 |
+//! | 16–23 | xxh3-64, seeded with the volume id xor the epoch, of bytes 0–15 and the payload |
+//! | 24– | the payload: a block set in its own encoding |
+//!
+//! All integers are little-endian. What follows the last valid record is the torn end of a record whose flush was never
+//! answered, and is cut off; but a valid record behind a damaged one means that the file was altered.
+
+use crate::error::{IoContext, VolumeError};
+use blockd_extent::{BlockSet, Epoch, VolumeId};
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+const MAGIC: &[u8; 8] = b"BLKDLOG1";
+const RECORD_MAGIC: &[u8; 4] = b"BREC";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 64;
+const RECORD_HEADER_BYTES: usize = 24;
+/// A log below this size is never worth rewriting.
+const COMPACT_ABOVE_BYTES: u64 = 1 << 20;
+
+/// The open log of a head.
+pub(crate) struct HeadLog {
+    file: File,
+    path: PathBuf,
+    identity: Identity,
+    end_bytes: u64,
+    next_record: u64,
+}
+
+/// What a log belongs to.
+#[derive(Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) volume: VolumeId,
+    pub(crate) epoch: Epoch,
+    pub(crate) blocks: u64,
+}
+
+impl Identity {
+    fn header(self) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        header[16..24].copy_from_slice(&self.volume.as_u64().to_le_bytes());
+        header[24..32].copy_from_slice(&self.epoch.0.to_le_bytes());
+        header[32..40].copy_from_slice(&self.blocks.to_le_bytes());
+        let sum = xxh3_64(&header[..56]);
+        header[56..].copy_from_slice(&sum.to_le_bytes());
+        header
+    }
+
+    fn checksum(self, head: &[u8], payload: &[u8]) -> u64 {
+        let mut all = Vec::with_capacity(head.len() + payload.len());
+        all.extend_from_slice(head);
+        all.extend_from_slice(payload);
+        xxh3_64_with_seed(&all, self.volume.as_u64() ^ self.epoch.0)
+    }
+
+    fn record(self, number: u64, blocks: &BlockSet) -> Vec<u8> {
+        let payload = blocks.to_bytes();
+        let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + payload.len());
+        record.extend_from_slice(RECORD_MAGIC);
+        record.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+        record.extend_from_slice(&number.to_le_bytes());
+        let sum = self.checksum(&record, &payload);
+        record.extend_from_slice(&sum.to_le_bytes());
+        record.extend_from_slice(&payload);
+        record
+    }
+
+    /// The record at the start of `bytes`: its blocks and its length; `None` if there is no whole, valid one.
+    fn parse(self, bytes: &[u8], number: u64) -> Option<(BlockSet, usize)> {
+        let head = bytes.get(..RECORD_HEADER_BYTES)?;
+        if &head[..4] != RECORD_MAGIC || head[8..16] != number.to_le_bytes() {
+            return None;
+        }
+        let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        let payload = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES.checked_add(len)?)?;
+        if head[16..24] != self.checksum(&head[..16], payload).to_le_bytes() {
+            return None;
+        }
+        let set = BlockSet::from_bytes(payload).ok()?;
+        let inside = set.last().is_none_or(|last| last.0 < self.blocks);
+        inside.then_some((set, RECORD_HEADER_BYTES + len))
+    }
+}
+
+impl HeadLog {
+    /// Makes an empty log, synced; the caller syncs the directory.
+    pub(crate) fn create(path: &Path, identity: Identity) -> Result<Self, VolumeError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)
+            .during("create", path)?;
+        file.write_all_at(&identity.header(), 0).during("write", path)?;
+        file.sync_all().during("sync", path)?;
+        Ok(Self { file, path: path.to_owned(), identity, end_bytes: HEADER_BYTES as u64, next_record: 0 })
+    }
+
+    /// Opens a log and returns all blocks that it names.
+    pub(crate) fn open(path: &Path, identity: Identity) -> Result<(Self, BlockSet), VolumeError> {
+        let file = OpenOptions::new().read(true).write(true).open(path).during("open", path)?;
+        let bytes = std::fs::read(path).during("read", path)?;
+        let damaged = |what: String| VolumeError::Damaged { path: path.to_owned(), what };
+        if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
+            let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+            if found > VERSION {
+                return Err(VolumeError::NewerFormat { path: path.to_owned(), found, known: VERSION });
+            }
+        }
+        if bytes.get(..HEADER_BYTES) != Some(&identity.header()) {
+            return Err(damaged("its header is not that of this head's log".into()));
+        }
+        let mut log =
+            Self { file, path: path.to_owned(), identity, end_bytes: HEADER_BYTES as u64, next_record: 0 };
+        let mut held = BlockSet::new();
+        while let Some((set, len)) = identity.parse(&bytes[log.end_bytes as usize..], log.next_record) {
+            held.union_with(&set);
+            log.end_bytes += len as u64;
+            log.next_record += 1;
+        }
+        log.refuse_hidden_records(&bytes[log.end_bytes as usize..])?;
+        log.file.set_len(log.end_bytes).during("cut the torn end off", path)?;
+        Ok((log, held))
+    }
+
+    /// Looks behind a damaged record for one that was written later: then this is damage, not a torn end.
+    fn refuse_hidden_records(&self, rest: &[u8]) -> Result<(), VolumeError> {
+        let candidates = (1..rest.len().saturating_sub(RECORD_HEADER_BYTES))
+            .filter(|&at| &rest[at..at + 4] == RECORD_MAGIC);
+        for at in candidates {
+            let raw: [u8; 8] = rest[at + 8..at + 16].try_into().unwrap_or_default();
+            let number = u64::from_le_bytes(raw);
+            if number > self.next_record && self.identity.parse(&rest[at..], number).is_some() {
+                let what = format!(
+                    "record {} at byte {} is not valid, though record {number} behind it is",
+                    self.next_record, self.end_bytes
+                );
+                return Err(VolumeError::Damaged { path: self.path.clone(), what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds blocks whose data is synced, and syncs the log.
+    pub(crate) fn append(&mut self, blocks: &BlockSet) -> Result<(), VolumeError> {
+        let record = self.identity.record(self.next_record, blocks);
+        self.file.write_all_at(&record, self.end_bytes).during("append to", &self.path)?;
+        self.file.sync_data().during("sync", &self.path)?;
+        self.end_bytes += record.len() as u64;
+        self.next_record += 1;
+        Ok(())
+    }
+
+    /// Whether the log has grown so far beyond `all` that it should be rewritten.
+    pub(crate) fn wants_compaction(&self, all: &BlockSet) -> bool {
+        self.end_bytes > COMPACT_ABOVE_BYTES && self.end_bytes / 4 > all.serialized_len() as u64
+    }
+
+    /// Writes the log anew with one record that names all blocks, and puts it in the place of the old one.
+    pub(crate) fn compact(&mut self, all: &BlockSet) -> Result<(), VolumeError> {
+        let new_path = self.path.with_extension("log.new");
+        let mut new = Self::create(&new_path, self.identity)?;
+        new.append(all)?;
+        std::fs::rename(&new_path, &self.path).during("rename", &new_path)?;
+        if let Some(dir) = self.path.parent() {
+            crate::files::sync_dir(dir)?;
+        }
+        new.path.clone_from(&self.path);
+        *self = new;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{BlockIndex, Extent};
+
+    const IDENTITY: Identity = Identity { volume: VolumeId::from_u64(9), epoch: Epoch(2), blocks: 1 << 20 };
+
+    fn set(start: u64, len: u64) -> BlockSet {
+        BlockSet::from_iter([Extent::new(BlockIndex(start), len)])
+    }
+
+    #[test]
+    fn every_torn_end_is_cut_off_and_every_altered_byte_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        let mut log = HeadLog::create(&path, IDENTITY).unwrap();
+        log.append(&set(5, 10)).unwrap();
+        let first_end = log.end_bytes as usize;
+        log.append(&set(100, 3)).unwrap();
+        drop(log);
+        let whole = std::fs::read(&path).unwrap();
+        let mut both = set(5, 10);
+        both.union_with(&set(100, 3));
+
+        for cut in HEADER_BYTES..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let (mut log, found) = HeadLog::open(&path, IDENTITY).unwrap();
+            let expected = if cut == whole.len() {
+                both.clone()
+            } else if cut >= first_end {
+                set(5, 10)
+            } else {
+                BlockSet::new()
+            };
+            assert_eq!(found, expected, "cut at {cut}");
+            log.append(&set(7000, 1)).unwrap();
+            assert!(HeadLog::open(&path, IDENTITY).unwrap().1.contains(BlockIndex(7000)));
+        }
+        // A flipped bit before the last record is damage; in the last one it cannot be told from a torn end.
+        for at in 0..first_end {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(HeadLog::open(&path, IDENTITY).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn compaction_keeps_what_the_log_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        let mut log = HeadLog::create(&path, IDENTITY).unwrap();
+        let mut all = BlockSet::new();
+        for i in 0..100 {
+            let more = set(i * 3, 1);
+            all.union_with(&more);
+            log.append(&more).unwrap();
+        }
+        let before = log.end_bytes;
+        log.compact(&all).unwrap();
+        assert!(log.end_bytes < before / 4);
+        log.append(&set(5000, 1)).unwrap();
+        all.insert(BlockIndex(5000));
+        assert_eq!(HeadLog::open(&path, IDENTITY).unwrap().1, all);
+    }
+
+    #[test]
+    fn a_log_of_another_head_or_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        HeadLog::create(&path, IDENTITY).unwrap();
+        assert!(HeadLog::open(&path, Identity { epoch: Epoch(3), ..IDENTITY }).is_err());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[8] = 2;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(matches!(HeadLog::open(&path, IDENTITY), Err(VolumeError::NewerFormat { found: 2, .. })));
+    }
+}

@@ -1,0 +1,107 @@
+//! What changed between two freezes.
+//!
+//! Each freeze writes down the set of blocks dirtied in its epoch, the interval set, and it stays when the layer is merged
+//! away: an incremental backup is planned from these sets alone, in memory, without reading a block and without any old
+//! snapshot being there.
+
+use crate::{
+    data_files::remove_if_there,
+    error::VolumeError,
+    files,
+    layer_set::{LayerSet, SetIdentity},
+    stack::Layer,
+    volume::Volume,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch};
+
+/// The blocks that a backup has to carry; the two sets have no block in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Blocks whose data has to be read.
+    pub data: BlockSet,
+    /// Blocks that became zeroes; nothing has to be read for them.
+    pub zero: BlockSet,
+}
+
+impl Volume {
+    /// What a backup of the point at the end of epoch `until` must carry for somebody who has the point at the end of epoch
+    /// `since`, or nothing at all.
+    ///
+    /// Without `since` these are all blocks that have data (`zero` is empty: everything else is zeroes).
+    ///
+    /// # Errors
+    /// [`VolumeError::IntervalsGone`] if a set that this needs is not kept; [`VolumeError::InvalidInput`] if `until` is
+    /// not the epoch of a layer (full), or not after `since`; or the disk fails.
+    pub fn changes(&self, since: Option<Epoch>, until: Epoch) -> Result<Changes, VolumeError> {
+        match since {
+            None => self.all_data(until),
+            Some(since) => self.changes_after(since, until),
+        }
+    }
+
+    fn all_data(&self, until: Epoch) -> Result<Changes, VolumeError> {
+        let stack = self.current();
+        let mut total = LayerSet::default();
+        let mut found = false;
+        for layer in stack.layers.iter().rev().filter(|layer| layer.epoch() <= until) {
+            if let Layer::Frozen(layer) = layer {
+                total.cover_with(&layer.set);
+                found |= layer.epoch == until;
+            }
+        }
+        if !found {
+            return Err(VolumeError::InvalidInput(format!(
+                "volume {} has no frozen layer of epoch {until}",
+                self.id
+            )));
+        }
+        Ok(Changes { data: total.data(), zero: BlockSet::new() })
+    }
+
+    fn changes_after(&self, since: Epoch, until: Epoch) -> Result<Changes, VolumeError> {
+        if since >= until {
+            return Err(VolumeError::InvalidInput(format!("epoch {until} is not after epoch {since}")));
+        }
+        // Under the lock, so that nobody forgets an interval in between.
+        let admin = self.admin.lock();
+        let mut total = LayerSet::default();
+        for epoch in (since.0 + 1..=until.0).map(Epoch) {
+            if admin.intervals.binary_search(&epoch).is_err() {
+                return Err(VolumeError::IntervalsGone { volume: self.id, after: since, until });
+            }
+            total.cover_with(&LayerSet::load(&self.dir, self.interval_identity(epoch))?);
+        }
+        drop(admin);
+        Ok(Changes { data: total.data(), zero: total.zero })
+    }
+
+    fn interval_identity(&self, epoch: Epoch) -> SetIdentity {
+        let blocks = self.size_bytes / BLOCK_SIZE_BYTES;
+        SetIdentity { volume: self.id, file: epoch, generation: 0, blocks }
+    }
+
+    /// Drops the interval sets that nobody needs: those of the epochs up to `keep_after`, or all of them.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn forget_intervals(&self, keep_after: Option<Epoch>) -> Result<(), VolumeError> {
+        let mut admin = self.admin.lock();
+        let mut meta = admin.clone();
+        meta.intervals.retain(|&epoch| keep_after.is_some_and(|limit| epoch > limit));
+        if meta.intervals == admin.intervals {
+            return Ok(());
+        }
+        meta.store(&self.dir)?;
+        let dropped: Vec<Epoch> =
+            admin.intervals.iter().copied().filter(|epoch| !meta.intervals.contains(epoch)).collect();
+        *admin = meta;
+        for epoch in dropped {
+            // A layer that was never merged reads from the same file.
+            let in_use = admin.layers.iter().any(|layer| layer.file == epoch && layer.generation == 0);
+            if !in_use {
+                remove_if_there(&files::set_path(&self.dir, epoch, 0))?;
+            }
+        }
+        Ok(())
+    }
+}

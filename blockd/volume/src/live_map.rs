@@ -1,0 +1,518 @@
+//! The head's block set as a shared memory map: what survives the death of the process.
+//!
+//! Two bitmaps, a bit a block, lie in a sparse file that is mapped shared: `held` (the head has the block) and `zero`
+//! (the head has it and its data is all zeroes). A bit is set with one atomic instruction after the data is in the
+//! page cache; the page cache outlives the process, so whatever was acknowledged is found again after `kill -9`.
+//!
+//! The kernel may write the map to disk at any time, before the data that a bit speaks of. The map is therefore
+//! believed only by the boot that wrote it (its header holds the boot id); after a power cut the head's log decides
+//! ([`crate::head_log`]). `zero` is never believed after a restart: the data file has those zeroes anyway.
+//!
+//! Storing through a map into a hole of a full filesystem kills the process with SIGBUS, so space is allocated,
+//! 64 KiB of a bitmap at a time (2 GiB of volume), before the first bit in it is set: a full disk is an error there.
+//!
+//! # File
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 0–7 | magic `BLKDMAP1` |
+//! | 8–11 | version, 1 |
+//! | 12 | 1 if the volume was closed cleanly: the log then says all that the map says |
+//! | 13–15 | zero |
+//! | 16–23 | volume id |
+//! | 24–31 | epoch |
+//! | 32–39 | blocks of the volume |
+//! | 40–75 | boot id, as the text the kernel gives |
+//! | 76–4095 | zero |
+//! | 4096– | `held`: bit `b & 63` of the little-endian u64 number `b / 64` is block `b`; padded to 64 KiB |
+//! | then | `zero`, the same way |
+
+use crate::error::{IoContext, VolumeError};
+use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
+use memmap2::{MmapMut, MmapOptions};
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, fallocate};
+use std::{
+    fs::{File, OpenOptions},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU8, AtomicU64, Ordering},
+};
+
+const MAGIC: &[u8; 8] = b"BLKDMAP1";
+const VERSION: u32 = 1;
+const HEADER_BYTES: u64 = 4096;
+const CLEAN_AT: usize = 12;
+const BOOT_ID_AT: usize = 40;
+const BOOT_ID_BYTES: usize = 36;
+/// How much of a bitmap is given disk space at once.
+const CHUNK_BYTES: u64 = 64 << 10;
+const BLOCKS_PER_CHUNK: u64 = CHUNK_BYTES * 8;
+
+/// No bit of the chunk was ever set.
+const UNTOUCHED: u8 = 0;
+/// An earlier process set bits in it; not all of it need have disk space.
+const INHERITED: u8 = 1;
+/// All of it has disk space.
+const RESERVED: u8 = 2;
+
+#[derive(Clone, Copy)]
+enum Plane {
+    Held,
+    Zero,
+}
+
+/// The mapped bitmaps of a head.
+pub(crate) struct LiveMap {
+    map: MmapMut,
+    file: File,
+    path: PathBuf,
+    blocks: u64,
+    plane_bytes: u64,
+    /// One byte for each chunk of both planes: [`UNTOUCHED`], [`INHERITED`] or [`RESERVED`].
+    chunks: Vec<AtomicU8>,
+    allocating: Mutex<()>,
+}
+
+/// What was found in an existing map.
+pub(crate) struct Found {
+    pub(crate) map: LiveMap,
+    pub(crate) clean: bool,
+}
+
+/// The id of this boot of the kernel.
+pub(crate) fn boot_id() -> Result<String, VolumeError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    Ok(std::fs::read_to_string(path).during("read", path)?.trim().to_owned())
+}
+
+impl LiveMap {
+    /// Makes an empty map; an old file of that name is replaced. The caller syncs the directory.
+    pub(crate) fn create(
+        path: &Path,
+        volume: VolumeId,
+        epoch: Epoch,
+        blocks: u64,
+    ) -> Result<Self, VolumeError> {
+        crate::data_files::remove_if_there(path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(path).during("create", path)?;
+        let mut header = vec![0u8; HEADER_BYTES as usize];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        header[16..24].copy_from_slice(&volume.as_u64().to_le_bytes());
+        header[24..32].copy_from_slice(&epoch.0.to_le_bytes());
+        header[32..40].copy_from_slice(&blocks.to_le_bytes());
+        let boot = boot_id()?;
+        let text = boot.as_bytes().get(..BOOT_ID_BYTES).unwrap_or_default();
+        header[BOOT_ID_AT..BOOT_ID_AT + text.len()].copy_from_slice(text);
+        std::os::unix::fs::FileExt::write_all_at(&file, &header, 0).during("write", path)?;
+        Self::map(file, path, blocks)
+    }
+
+    /// Opens the map of an earlier process, if this boot of the kernel wrote it.
+    pub(crate) fn open(
+        path: &Path,
+        volume: VolumeId,
+        epoch: Epoch,
+        blocks: u64,
+    ) -> Result<Option<Found>, VolumeError> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.during("open", path)?,
+        };
+        let mut header = vec![0u8; 128];
+        if std::os::unix::fs::FileExt::read_exact_at(&file, &mut header, 0).is_err() {
+            return Ok(None);
+        }
+        let boot = boot_id()?;
+        let ours = &header[..8] == MAGIC
+            && header[8..12] == VERSION.to_le_bytes()
+            && header[16..24] == volume.as_u64().to_le_bytes()
+            && header[24..32] == epoch.0.to_le_bytes()
+            && header[32..40] == blocks.to_le_bytes()
+            && header[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES].iter().eq(boot.as_bytes());
+        if !ours {
+            return Ok(None);
+        }
+        let clean = header[CLEAN_AT] == 1;
+        let plane_bytes = plane_bytes(blocks);
+        // What `zero` says is forgotten: it is never needed and would have to be proven.
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&file, flags, HEADER_BYTES + plane_bytes, plane_bytes)
+            .during("clear the zero map of", path)?;
+        let map = Self::map(file, path, blocks)?;
+        map.note_inherited()?;
+        map.set_clean(false);
+        Ok(Some(Found { map, clean }))
+    }
+
+    #[allow(unsafe_code)]
+    fn map(file: File, path: &Path, blocks: u64) -> Result<Self, VolumeError> {
+        let plane_bytes = plane_bytes(blocks);
+        let len = HEADER_BYTES + 2 * plane_bytes;
+        if file.metadata().during("look at", path)?.len() != len {
+            file.set_len(len).during("set the length of", path)?;
+        }
+        // SAFETY: the file lies in the volume's private directory, which the daemon holds under a lock; nobody else
+        // maps or truncates it. All access to the bitmaps goes through atomics, so that the kernel and other threads
+        // may look at any time.
+        let map = unsafe { MmapOptions::new().len(len as usize).map_mut(&file) }.during("map", path)?;
+        let chunks = 2 * plane_bytes / CHUNK_BYTES;
+        let chunks = (0..chunks).map(|_| AtomicU8::new(0)).collect();
+        Ok(Self { map, file, path: path.to_owned(), blocks, plane_bytes, chunks, allocating: Mutex::new(()) })
+    }
+
+    #[allow(unsafe_code)]
+    fn word(&self, plane: Plane, index: u64) -> &AtomicU64 {
+        let base = match plane {
+            Plane::Held => HEADER_BYTES,
+            Plane::Zero => HEADER_BYTES + self.plane_bytes,
+        };
+        let at = base + index * 8;
+        assert!(index * 8 < self.plane_bytes, "block beyond the end of the map");
+        // SAFETY: `at` is inside the mapping (checked above: each plane has `plane_bytes` bytes, the mapping has the
+        // header and two planes) and a multiple of eight, the mapping starts at a page border, it lives as long as
+        // `self`, and every access to these bytes is atomic.
+        unsafe { AtomicU64::from_ptr(self.map.as_ptr().add(at as usize).cast_mut().cast()) }
+    }
+
+    /// A word as it stands; parts that nobody ever touched are not faulted in, so that a sparse volume costs no memory.
+    fn load(&self, plane: Plane, index: u64) -> u64 {
+        let chunk = index * 8 / CHUNK_BYTES;
+        let chunk = match plane {
+            Plane::Held => chunk,
+            Plane::Zero => chunk + self.plane_bytes / CHUNK_BYTES,
+        };
+        if self.chunks[chunk as usize].load(Ordering::Acquire) == UNTOUCHED {
+            return 0;
+        }
+        self.word(plane, index).load(Ordering::Acquire)
+    }
+
+    /// Marks the map as saying nothing that the log does not say.
+    #[allow(unsafe_code)]
+    pub(crate) fn set_clean(&self, clean: bool) {
+        // SAFETY: byte 12 is inside the mapping, is not part of a bitmap, and is only accessed here, atomically.
+        let flag = unsafe { AtomicU8::from_ptr(self.map.as_ptr().add(CLEAN_AT).cast_mut()) };
+        flag.store(u8::from(clean), Ordering::Release);
+    }
+
+    /// Finds out which chunks an earlier process set bits in.
+    fn note_inherited(&self) -> Result<(), VolumeError> {
+        for (start, end) in
+            data_ranges(&self.file, &self.path, HEADER_BYTES, HEADER_BYTES + self.plane_bytes)?
+        {
+            let first = (start - HEADER_BYTES) / CHUNK_BYTES;
+            let last = (end - HEADER_BYTES).div_ceil(CHUNK_BYTES);
+            for chunk in first..last {
+                self.chunks[chunk as usize].store(INHERITED, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives disk space to the bits of these blocks in both planes, so that setting them cannot fail.
+    pub(crate) fn reserve(&self, extent: Extent) -> Result<(), VolumeError> {
+        if extent.is_empty() {
+            return Ok(());
+        }
+        let first = extent.start.0 / BLOCKS_PER_CHUNK;
+        let last = (extent.end().0 - 1) / BLOCKS_PER_CHUNK;
+        for chunk in first..=last {
+            self.reserve_chunk(chunk)?;
+        }
+        Ok(())
+    }
+
+    fn reserve_chunk(&self, chunk: u64) -> Result<(), VolumeError> {
+        let zero_chunk = chunk + self.plane_bytes / CHUNK_BYTES;
+        if self.chunks[zero_chunk as usize].load(Ordering::Acquire) == RESERVED {
+            return Ok(());
+        }
+        let _one_at_a_time = self.allocating.lock();
+        for chunk in [chunk, zero_chunk] {
+            let slot = &self.chunks[chunk as usize];
+            if slot.load(Ordering::Acquire) == RESERVED {
+                continue;
+            }
+            let at = HEADER_BYTES + chunk * CHUNK_BYTES;
+            fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, CHUNK_BYTES)
+                .during("allocate space in", &self.path)?;
+            slot.store(RESERVED, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_held(&self, block: BlockIndex) -> bool {
+        self.bit(Plane::Held, block)
+    }
+
+    fn bit(&self, plane: Plane, block: BlockIndex) -> bool {
+        self.load(plane, block.0 / 64) >> (block.0 % 64) & 1 == 1
+    }
+
+    /// Sets `held` for a run of blocks, whose space was [reserved](Self::reserve); calls back for each run that is new.
+    pub(crate) fn set_held(&self, extent: Extent, mut new_run: impl FnMut(Extent)) {
+        for (index, mask) in words(extent) {
+            let word = self.word(Plane::Held, index);
+            // Most writes hit blocks that are held already: a plain load keeps the cache line shared then.
+            if word.load(Ordering::Acquire) & mask == mask {
+                continue;
+            }
+            let before = word.fetch_or(mask, Ordering::AcqRel);
+            runs_of_word(mask & !before, |low, len| {
+                new_run(Extent::new(BlockIndex(index * 64 + low), len));
+            });
+        }
+    }
+
+    pub(crate) fn set_zero(&self, extent: Extent) {
+        for (index, mask) in words(extent) {
+            self.word(Plane::Zero, index).fetch_or(mask, Ordering::AcqRel);
+        }
+    }
+
+    pub(crate) fn clear_zero(&self, extent: Extent) {
+        for (index, mask) in words(extent) {
+            if self.load(Plane::Zero, index) & mask != 0 {
+                self.word(Plane::Zero, index).fetch_and(!mask, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Cuts a range into maximal runs of blocks in the same state, ascending.
+    pub(crate) fn states(&self, range: Extent) -> impl Iterator<Item = (Extent, BlockState)> + '_ {
+        let mut at = range.start.0;
+        let end = range.end().0.min(self.blocks);
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let start = at;
+            let state = self.state(start);
+            at = self.same_until(start, end, state);
+            Some((Extent::between(BlockIndex(start), BlockIndex(at)), state))
+        })
+    }
+
+    fn state(&self, block: u64) -> BlockState {
+        let (index, bit) = (block / 64, block % 64);
+        let held = self.load(Plane::Held, index) >> bit & 1 == 1;
+        if !held {
+            return BlockState::Absent;
+        }
+        if self.load(Plane::Zero, index) >> bit & 1 == 1 { BlockState::Zero } else { BlockState::Data }
+    }
+
+    /// The first block after `start` that is in another state, or `end`.
+    fn same_until(&self, start: u64, end: u64, state: BlockState) -> u64 {
+        let mut at = start;
+        while at < end {
+            if state == BlockState::Absent && self.is_untouched(at) {
+                at = (at / BLOCKS_PER_CHUNK + 1) * BLOCKS_PER_CHUNK;
+                continue;
+            }
+            let index = at / 64;
+            let held = self.load(Plane::Held, index);
+            let zero = self.load(Plane::Zero, index);
+            let same = match state {
+                BlockState::Absent => !held,
+                BlockState::Data => held & !zero,
+                BlockState::Zero => held & zero,
+            };
+            let run = u64::from((same >> (at % 64)).trailing_ones());
+            let to_border = 64 - at % 64;
+            if run < to_border {
+                // `max`: another thread may have changed the block since its state was read.
+                return (at + run).max(start + 1).min(end);
+            }
+            at += to_border;
+        }
+        end
+    }
+
+    fn is_untouched(&self, block: u64) -> bool {
+        self.chunks[(block / BLOCKS_PER_CHUNK) as usize].load(Ordering::Acquire) == UNTOUCHED
+    }
+
+    /// Collects a plane into a set, looking just at the parts that were ever touched.
+    fn collect(&self, plane: Plane) -> BlockSet {
+        let chunks = self.plane_bytes / CHUNK_BYTES;
+        let base = match plane {
+            Plane::Held => 0,
+            Plane::Zero => chunks,
+        };
+        let mut set = BlockSet::new();
+        for chunk in 0..chunks {
+            if self.chunks[(base + chunk) as usize].load(Ordering::Acquire) == UNTOUCHED {
+                continue;
+            }
+            let first_word = chunk * CHUNK_BYTES / 8;
+            for index in first_word..first_word + CHUNK_BYTES / 8 {
+                let word = self.word(plane, index).load(Ordering::Acquire);
+                runs_of_word(word, |low, len| {
+                    set.insert_extent(Extent::new(BlockIndex(index * 64 + low), len));
+                });
+            }
+        }
+        set
+    }
+
+    /// Every block that the head holds.
+    pub(crate) fn held_set(&self) -> BlockSet {
+        self.collect(Plane::Held)
+    }
+
+    /// Every block marked as zero, among them possibly some that are not held.
+    pub(crate) fn zero_set(&self) -> BlockSet {
+        self.collect(Plane::Zero)
+    }
+}
+
+/// What a head knows of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BlockState {
+    /// It does not hold it: a lower layer decides.
+    Absent,
+    /// It holds its data.
+    Data,
+    /// It holds it, and it is all zeroes.
+    Zero,
+}
+
+fn plane_bytes(blocks: u64) -> u64 {
+    blocks.div_ceil(BLOCKS_PER_CHUNK).max(1) * CHUNK_BYTES
+}
+
+/// The words of a bitmap that a run of blocks touches, each with the mask of its bits.
+fn words(extent: Extent) -> impl Iterator<Item = (u64, u64)> {
+    let (start, end) = (extent.start.0, extent.end().0);
+    (start / 64..end.div_ceil(64)).filter(move |_| end > start).map(move |index| {
+        let low = start.max(index * 64) - index * 64;
+        let high = end.min(index * 64 + 64) - index * 64;
+        let mask = if high - low == 64 { u64::MAX } else { ((1 << (high - low)) - 1) << low };
+        (index, mask)
+    })
+}
+
+/// The maximal runs of ones in a word.
+fn runs_of_word(mut word: u64, mut found: impl FnMut(u64, u64)) {
+    let mut base = 0;
+    while word != 0 {
+        let skip = u64::from(word.trailing_zeros());
+        word >>= skip;
+        let len = u64::from(word.trailing_ones());
+        found(base + skip, len);
+        base += skip + len;
+        word = if len == 64 { 0 } else { word >> len };
+    }
+}
+
+/// The ranges of a file that are not holes.
+fn data_ranges(file: &File, path: &Path, from: u64, to: u64) -> Result<Vec<(u64, u64)>, VolumeError> {
+    let mut ranges = Vec::new();
+    let mut at = from;
+    while at < to {
+        let start = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(start) => start.min(to),
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(errno) => return Err(errno).during("find the data of", path),
+        };
+        if start >= to {
+            break;
+        }
+        let end =
+            rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start)).during("find the holes of", path)?;
+        ranges.push((start, end.min(to)));
+        at = end;
+    }
+    Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BLOCKS: u64 = 3 * BLOCKS_PER_CHUNK / 2;
+
+    fn map(dir: &tempfile::TempDir) -> LiveMap {
+        LiveMap::create(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS).unwrap()
+    }
+
+    fn extent(start: u64, len: u64) -> Extent {
+        Extent::new(BlockIndex(start), len)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(50))]
+        #[test]
+        fn behaves_like_a_set(runs in prop::collection::vec((0..3u8, 0..400u64, 0..300u64), 1..20)) {
+            let dir = tempfile::tempdir().unwrap();
+            let map = map(&dir);
+            let (mut held, mut zero) = (BlockSet::new(), BlockSet::new());
+            for (what, start, len) in runs {
+                let run = extent(start, len);
+                map.reserve(run).unwrap();
+                match what {
+                    0 => {
+                        let mut expected = BlockSet::from_iter([run]);
+                        expected.subtract(&held);
+                        let mut new = BlockSet::new();
+                        map.set_held(run, |run| new.insert_extent(run));
+                        prop_assert_eq!(new, expected);
+                        held.insert_extent(run);
+                    }
+                    1 => { map.set_zero(run); zero.insert_extent(run); }
+                    _ => { map.clear_zero(run); zero.remove_extent(run); }
+                }
+            }
+            let mut both = zero.clone();
+            both.intersect_with(&held);
+            prop_assert_eq!(map.held_set(), held.clone());
+            let mut found = map.zero_set();
+            found.intersect_with(&held);
+            prop_assert_eq!(found, both);
+            let mut next = 10;
+            for (run, state) in map.states(extent(10, 600)) {
+                prop_assert_eq!(run.start.0, next);
+                next = run.end().0;
+                for block in run.start.0..run.end().0 {
+                    let block = BlockIndex(block);
+                    let expected = match (held.contains(block), zero.contains(block)) {
+                        (false, _) => BlockState::Absent,
+                        (true, false) => BlockState::Data,
+                        (true, true) => BlockState::Zero,
+                    };
+                    prop_assert_eq!(state, expected);
+                }
+            }
+            prop_assert_eq!(next, 610);
+        }
+    }
+
+    #[test]
+    fn a_dead_process_leaves_its_bits_to_the_next_one_of_the_same_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        let first = map(&dir);
+        let far = extent(BLOCKS - 5, 5);
+        first.reserve(far).unwrap();
+        first.set_held(far, |_| {});
+        drop(first);
+        let found = LiveMap::open(&path, VolumeId::from_u64(7), Epoch(3), BLOCKS).unwrap().unwrap();
+        assert!(!found.clean);
+        assert_eq!(found.map.held_set(), BlockSet::from_iter([far]));
+        found.map.set_clean(true);
+        drop(found);
+        let open =
+            |volume, epoch| LiveMap::open(&path, VolumeId::from_u64(volume), Epoch(epoch), BLOCKS).unwrap();
+        assert!(open(8, 3).is_none(), "the map of another volume was taken");
+        assert!(open(7, 4).is_none(), "the map of another epoch was taken");
+        assert!(open(7, 3).unwrap().clean);
+        assert!(!open(7, 3).unwrap().clean, "opening it must take the clean mark away");
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"0", BOOT_ID_AT as u64).unwrap();
+        assert!(open(7, 3).is_none(), "the map of another boot was taken");
+    }
+}

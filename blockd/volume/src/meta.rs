@@ -1,0 +1,246 @@
+//! `volume.meta`: the layers and snapshots of a volume, replaced as a whole at each commit.
+//!
+//! # File
+//!
+//! All integers little-endian.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 0–7 | magic `BLKDVOL1` |
+//! | 8–11 | version, 1 |
+//! | 12–15 | zero |
+//! | 16–23 | volume id |
+//! | 24–31 | size in bytes |
+//! | 32–39 | the epoch that the next freeze begins |
+//! | 40–43 | number of layers |
+//! | 44–47 | number of snapshots |
+//! | 48–51 | number of kept intervals |
+//! | 52–55 | zero |
+//! | 24 a layer, top first | epoch u64, file epoch u64, generation u32, state u32 (0 open: has a map and a log; 1 frozen: has a set) |
+//! | 32 a snapshot | id u64, epoch u64, made at (unix ms) u64, stall in ns u64 |
+//! | 8 an interval | epoch u64, whose set is generation 0 of the layer made in that epoch |
+//! | 8 | xxh3-64 of everything before it |
+//!
+//! A snapshot is the layer with its epoch and all below it. Layers' epochs descend; of the open layers the topmost is
+//! the head, and those below it were heads at a freeze that did not finish.
+
+use crate::{
+    error::{IoContext, VolumeError},
+    files,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
+use std::path::Path;
+use xxhash_rust::xxh3::xxh3_64;
+
+const MAGIC: &[u8; 8] = b"BLKDVOL1";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 56;
+
+/// What the file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Meta {
+    pub(crate) volume: VolumeId,
+    pub(crate) size_bytes: u64,
+    pub(crate) next_epoch: Epoch,
+    /// Top first.
+    pub(crate) layers: Vec<LayerEntry>,
+    pub(crate) snapshots: Vec<SnapshotEntry>,
+    /// Epochs whose interval sets are kept, ascending.
+    pub(crate) intervals: Vec<Epoch>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LayerEntry {
+    /// The last epoch whose writes are in the layer.
+    pub(crate) epoch: Epoch,
+    /// Names the layer's files.
+    pub(crate) file: Epoch,
+    pub(crate) generation: u32,
+    pub(crate) open: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotEntry {
+    pub(crate) id: SnapshotId,
+    pub(crate) epoch: Epoch,
+    pub(crate) created_unix_ms: u64,
+    pub(crate) stall_ns: u64,
+}
+
+impl Meta {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend_from_slice(MAGIC);
+        let mut word = |value: u64| out.extend_from_slice(&value.to_le_bytes());
+        word(u64::from(VERSION));
+        word(self.volume.as_u64());
+        word(self.size_bytes);
+        word(self.next_epoch.0);
+        word(self.layers.len() as u64 | (self.snapshots.len() as u64) << 32);
+        word(self.intervals.len() as u64);
+        for layer in &self.layers {
+            word(layer.epoch.0);
+            word(layer.file.0);
+            word(u64::from(layer.generation) | u64::from(!layer.open) << 32);
+        }
+        for snapshot in &self.snapshots {
+            word(snapshot.id.as_u64());
+            word(snapshot.epoch.0);
+            word(snapshot.created_unix_ms);
+            word(snapshot.stall_ns);
+        }
+        for interval in &self.intervals {
+            word(interval.0);
+        }
+        let sum = xxh3_64(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Reads the encoding back; the error is what is wrong with it.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let body_len = bytes
+            .len()
+            .checked_sub(8)
+            .filter(|&len| len >= HEADER_BYTES && len % 8 == 0)
+            .ok_or("it is cut short")?;
+        let (body, sum) = bytes.split_at(body_len);
+        if sum != xxh3_64(body).to_le_bytes() {
+            return Err("its checksum does not hold".into());
+        }
+        let mut words = body.chunks_exact(8).map(|raw| {
+            let mut word = [0; 8];
+            word.copy_from_slice(raw);
+            u64::from_le_bytes(word)
+        });
+        let mut word = || words.next().ok_or("it is cut short");
+        if word()?.to_le_bytes() != *MAGIC || word()? != u64::from(VERSION) {
+            return Err("it is not a volume of version 1".into());
+        }
+        let volume = VolumeId::from_u64(word()?);
+        let size_bytes = word()?;
+        let next_epoch = Epoch(word()?);
+        let counts = word()?;
+        let (layer_count, snapshot_count) = (counts & u64::from(u32::MAX), counts >> 32);
+        let interval_count = word()?;
+        let mut meta =
+            Self { volume, size_bytes, next_epoch, layers: vec![], snapshots: vec![], intervals: vec![] };
+        for _ in 0..layer_count {
+            let (epoch, file, rest) = (Epoch(word()?), Epoch(word()?), word()?);
+            meta.layers.push(LayerEntry { epoch, file, generation: rest as u32, open: rest >> 32 == 0 });
+        }
+        for _ in 0..snapshot_count {
+            meta.snapshots.push(SnapshotEntry {
+                id: SnapshotId::from_u64(word()?),
+                epoch: Epoch(word()?),
+                created_unix_ms: word()?,
+                stall_ns: word()?,
+            });
+        }
+        for _ in 0..interval_count {
+            meta.intervals.push(Epoch(word()?));
+        }
+        if word().is_ok() {
+            return Err("its lengths are wrong".into());
+        }
+        meta.check()?;
+        Ok(meta)
+    }
+
+    /// What must hold between the parts.
+    fn check(&self) -> Result<(), String> {
+        check_size(self.size_bytes)?;
+        let descending = self.layers.windows(2).all(|pair| pair[0].epoch > pair[1].epoch);
+        let head = self.layers.first().ok_or("it has no head")?;
+        if !descending || !head.open || head.epoch >= self.next_epoch {
+            return Err("its layers are out of order".into());
+        }
+        let frozen = |epoch| self.layers.iter().any(|layer| layer.epoch == epoch && !layer.open);
+        match self.snapshots.iter().find(|snapshot| !frozen(snapshot.epoch)) {
+            Some(orphan) => Err(format!("snapshot {} has no layer", orphan.id)),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn store(&self, dir: &Path) -> Result<(), VolumeError> {
+        files::write_whole(&dir.join(files::META), &self.encode())
+    }
+
+    pub(crate) fn load(dir: &Path) -> Result<Self, VolumeError> {
+        let path = dir.join(files::META);
+        let bytes = std::fs::read(&path).during("read", &path)?;
+        if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
+            let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+            if found > VERSION {
+                return Err(VolumeError::NewerFormat { path, found, known: VERSION });
+            }
+        }
+        Self::decode(&bytes).map_err(|what| VolumeError::Damaged { path, what })
+    }
+}
+
+/// A volume is a positive number of whole blocks, up to 64 TiB.
+pub(crate) fn check_size(size_bytes: u64) -> Result<(), String> {
+    if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES || !size_bytes.is_multiple_of(BLOCK_SIZE_BYTES) {
+        return Err(format!(
+            "a volume's size must be a multiple of 4096 bytes up to 64 TiB, not {size_bytes} bytes"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn example() -> Meta {
+        let layer = |epoch, file, generation, open| LayerEntry {
+            epoch: Epoch(epoch),
+            file: Epoch(file),
+            generation,
+            open,
+        };
+        Meta {
+            volume: VolumeId::from_u64(590_114_184_663_672_482),
+            size_bytes: 8 << 30,
+            next_epoch: Epoch(9),
+            layers: vec![layer(8, 8, 0, true), layer(7, 7, 0, true), layer(5, 2, 3, false)],
+            snapshots: vec![SnapshotEntry {
+                id: SnapshotId::from_u64(619_248_560_586_769_719),
+                epoch: Epoch(5),
+                created_unix_ms: 1_795_000_000_000,
+                stall_ns: 1234,
+            }],
+            intervals: vec![Epoch(4), Epoch(5)],
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let bytes = example().encode();
+        assert_eq!(Meta::decode(&bytes), Ok(example()));
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert!(Meta::decode(&bad).is_err(), "byte {at}");
+            assert!(Meta::decode(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn the_golden_file_reads_and_is_what_is_written() {
+        let golden = include_bytes!("../tests/golden/volume-v1.meta");
+        assert_eq!(Meta::decode(golden), Ok(example()));
+        assert_eq!(example().encode(), golden);
+    }
+
+    #[test]
+    fn parts_that_contradict_each_other_are_refused() {
+        let mut no_layer = example();
+        no_layer.snapshots[0].epoch = Epoch(6);
+        assert!(Meta::decode(&no_layer.encode()).unwrap_err().contains("has no layer"));
+        let mut disorder = example();
+        disorder.layers.swap(1, 2);
+        assert!(Meta::decode(&disorder.encode()).is_err());
+    }
+}

@@ -1,0 +1,170 @@
+//! Making, opening and removing volumes.
+//!
+//! Opening believes `volume.meta` and removes every file that it does not name: those are what an interrupted freeze,
+//! merge or removal left behind. Heads whose freeze did not finish are frozen now.
+
+use crate::{
+    data_files::DataFiles,
+    error::{IoContext, VolumeError},
+    files,
+    head::{Head, Place},
+    layer_set::{LayerSet, SetIdentity},
+    meta::{self, LayerEntry, Meta},
+    stack::{FrozenLayer, Layer, Stack},
+    volume::Volume,
+};
+use blockd_extent::{Epoch, VolumeId};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// How to open a volume.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// What to believe after a stop that was not clean.
+    pub recovery: Recovery,
+}
+
+/// What an unclean stop was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recovery {
+    /// The boot id tells: the same boot means that just the process died, another one that the machine did.
+    #[default]
+    Auto,
+    /// A power cut, whatever the boot id says: for a folder that comes from an image or a disk that lost its cache.
+    AfterPowerLoss,
+}
+
+impl Volume {
+    /// Makes an empty volume in a new folder and opens it; it survives a power cut from then on.
+    ///
+    /// # Errors
+    /// If the size is no positive multiple of 4096 up to 64 TiB, the folder exists, or the filesystem fails.
+    pub fn create(dir: &Path, id: VolumeId, size_bytes: u64) -> Result<Arc<Self>, VolumeError> {
+        meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
+        std::fs::create_dir(dir).during("create", dir)?;
+        let first = Epoch(1);
+        let place = Place { dir, volume: id, size_bytes };
+        let made = Head::create(place, first).and_then(|head| {
+            let layers = vec![LayerEntry { epoch: first, file: first, generation: 0, open: true }];
+            let meta = Meta {
+                volume: id,
+                size_bytes,
+                next_epoch: first.next(),
+                layers,
+                snapshots: vec![],
+                intervals: vec![],
+            };
+            meta.store(dir)?;
+            sync_parent(dir)?;
+            Ok(Self::assemble(dir.to_owned(), meta, Stack { layers: vec![Layer::Open(Arc::new(head))] }))
+        });
+        if made.is_err() {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        made
+    }
+
+    /// Opens an existing volume.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged or from a newer blockd, or the filesystem fails; the error names the file.
+    pub fn open(dir: &Path, options: &OpenOptions) -> Result<Arc<Self>, VolumeError> {
+        let meta = Meta::load(dir)?;
+        remove_unnamed_files(dir, &meta)?;
+        let place = Place { dir, volume: meta.volume, size_bytes: meta.size_bytes };
+        let believe_map = options.recovery == Recovery::Auto;
+        let layers = meta
+            .layers
+            .iter()
+            .map(|entry| match entry.open {
+                true => Ok(Layer::Open(Arc::new(Head::recover(place, entry.file, believe_map)?))),
+                false => Ok(Layer::Frozen(Arc::new(load_frozen(place, *entry)?))),
+            })
+            .collect::<Result<Vec<_>, VolumeError>>()?;
+        let volume = Self::assemble(dir.to_owned(), meta, Stack { layers });
+        let finished = volume.finish_open_layers(&mut volume.admin.lock());
+        if let Err(error) = finished {
+            tracing::warn!(volume = %volume.id, %error, "a freeze that was interrupted could not be finished yet");
+        }
+        Ok(volume)
+    }
+
+    /// Removes a volume's folder. It is renamed first, so that what an interruption leaves cannot be opened.
+    ///
+    /// # Errors
+    /// If the filesystem fails; calling it again goes on.
+    pub fn delete_files(dir: &Path) -> Result<(), VolumeError> {
+        let doomed = sibling(dir, "deleted");
+        match std::fs::rename(dir, &doomed) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            other => {
+                other.during("rename", dir)?;
+                sync_parent(dir)?;
+            }
+        }
+        match std::fs::remove_dir_all(&doomed) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.during("remove", &doomed),
+        }
+    }
+}
+
+/// `<dir>.<suffix>`, beside `dir`.
+pub(crate) fn sibling(dir: &Path, suffix: &str) -> PathBuf {
+    let mut name = dir.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+pub(crate) fn sync_parent(dir: &Path) -> Result<(), VolumeError> {
+    match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => files::sync_dir(parent),
+        _ => files::sync_dir(Path::new(".")),
+    }
+}
+
+fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, VolumeError> {
+    let identity = SetIdentity {
+        volume: place.volume,
+        file: entry.file,
+        generation: entry.generation,
+        blocks: place.blocks(),
+    };
+    Ok(FrozenLayer {
+        epoch: entry.epoch,
+        file: entry.file,
+        generation: entry.generation,
+        data: Arc::new(DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?),
+        set: LayerSet::load(place.dir, identity)?,
+    })
+}
+
+/// Removes what was begun and never committed, or replaced and not yet removed.
+fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
+    let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META)]);
+    let mut data_names = Vec::new();
+    for layer in &meta.layers {
+        data_names.push(files::data_path(dir, layer.file));
+        if layer.open {
+            named.insert(files::map_path(dir, layer.file));
+            named.insert(files::log_path(dir, layer.file));
+        } else {
+            named.insert(files::set_path(dir, layer.file, layer.generation));
+        }
+    }
+    named.extend(meta.intervals.iter().map(|&epoch| files::set_path(dir, epoch, 0)));
+    for entry in std::fs::read_dir(dir).during("list", dir)? {
+        let path = entry.during("list", dir)?.path();
+        let text = path.as_os_str().as_encoded_bytes();
+        let is_data = data_names.iter().any(|name| text.starts_with(name.as_os_str().as_encoded_bytes()));
+        if !named.contains(&path) && !is_data {
+            tracing::debug!(file = %path.display(), "removing what an interrupted operation left");
+            crate::data_files::remove_if_there(&path)?;
+        }
+    }
+    Ok(())
+}

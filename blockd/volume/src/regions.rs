@@ -1,0 +1,82 @@
+//! Locks over regions of a head, so that filling a block from below and zeroing blocks happen alone.
+//!
+//! Writes take the regions they touch shared: they do not order each other (clients that overlap concurrent writes get
+//! either). Copying a block up and zeroing blocks take them exclusively, because both read or change a block's state
+//! and its data in more than one step. A region is 1 MiB; regions share 256 locks.
+
+use blockd_extent::{BLOCK_SHIFT, Extent};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+const REGION_SHIFT: u32 = 20 - BLOCK_SHIFT;
+const STRIPES: u64 = 256;
+
+pub(crate) struct Regions {
+    stripes: Box<[RwLock<()>]>,
+}
+
+/// Keeps regions locked while it lives.
+pub(crate) enum Held<G> {
+    One { _guard: G },
+    Many { _guards: Vec<G> },
+}
+
+impl Regions {
+    pub(crate) fn new() -> Self {
+        Self { stripes: (0..STRIPES).map(|_| RwLock::new(())).collect() }
+    }
+
+    pub(crate) fn shared(&self, extent: Extent) -> Held<RwLockReadGuard<'_, ()>> {
+        self.lock(extent, |stripe| Some(stripe.read())).unwrap_or(Held::Many { _guards: Vec::new() })
+    }
+
+    pub(crate) fn try_shared(&self, extent: Extent) -> Option<Held<RwLockReadGuard<'_, ()>>> {
+        self.lock(extent, RwLock::try_read)
+    }
+
+    pub(crate) fn exclusive(&self, extent: Extent) -> Held<RwLockWriteGuard<'_, ()>> {
+        self.lock(extent, |stripe| Some(stripe.write())).unwrap_or(Held::Many { _guards: Vec::new() })
+    }
+
+    /// Locks stripes in ascending order, each once, so that two callers cannot wait for each other.
+    fn lock<'a, G>(&'a self, extent: Extent, take: impl Fn(&'a RwLock<()>) -> Option<G>) -> Option<Held<G>> {
+        let first = extent.start.0 >> REGION_SHIFT;
+        let last = extent.end().0.saturating_sub(1).max(extent.start.0) >> REGION_SHIFT;
+        let (low, high) = (first % STRIPES, last % STRIPES);
+        if first == last {
+            return Some(Held::One { _guard: take(&self.stripes[low as usize])? });
+        }
+        let touched = |stripe: u64| {
+            last - first >= STRIPES - 1
+                || if low <= high { (low..=high).contains(&stripe) } else { stripe >= low || stripe <= high }
+        };
+        let guards = (0..STRIPES)
+            .filter(|&stripe| touched(stripe))
+            .map(|stripe| take(&self.stripes[stripe as usize]))
+            .collect::<Option<Vec<G>>>()?;
+        Some(Held::Many { _guards: guards })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::BlockIndex;
+
+    #[test]
+    fn overlapping_regions_exclude_and_distant_ones_do_not() {
+        let regions = Regions::new();
+        let mib = |start: u64, len: u64| Extent::new(BlockIndex(start << REGION_SHIFT), len << REGION_SHIFT);
+        {
+            let _alone = regions.exclusive(mib(254, 4));
+            for inside in [254, 255, 256, 257] {
+                assert!(regions.try_shared(mib(inside, 1)).is_none(), "{inside}");
+            }
+            for outside in [253, 258, 100] {
+                assert!(regions.try_shared(mib(outside, 1)).is_some(), "{outside}");
+            }
+            assert!(regions.try_shared(mib(0, 1000)).is_none());
+        }
+        let _reader = regions.shared(mib(0, 1000));
+        assert!(regions.try_shared(mib(7, 1)).is_some());
+    }
+}

@@ -1,0 +1,125 @@
+//! A volume that is being filled from elsewhere.
+//!
+//! It lives beside the folder that it will have, so that half of it can never be taken for a volume, and becomes one by a
+//! rename. What is written into it is its base layer, not its head: nothing is dirty in a volume that was just restored.
+
+use crate::{
+    data_files::DataFiles,
+    error::{IoContext, VolumeError},
+    files,
+    head::{Head, Place},
+    layer_set::{LayerSet, SetIdentity},
+    meta::{self, LayerEntry, Meta},
+    open::{OpenOptions, sibling, sync_parent},
+    volume::Volume,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
+use parking_lot::Mutex;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const BASE: Epoch = Epoch(1);
+const HEAD: Epoch = Epoch(2);
+
+/// A volume that is being filled; it starts as all zeroes.
+pub struct RestoreTarget {
+    dir: PathBuf,
+    building: PathBuf,
+    id: VolumeId,
+    size_bytes: u64,
+    data: DataFiles,
+    held: Mutex<BlockSet>,
+}
+
+impl RestoreTarget {
+    /// Begins a volume that will live in `dir`; what an earlier attempt left is thrown away.
+    ///
+    /// # Errors
+    /// If the size is no positive multiple of 4096 up to 64 TiB, `dir` exists, or the filesystem fails.
+    pub fn create(dir: &Path, id: VolumeId, size_bytes: u64) -> Result<Self, VolumeError> {
+        meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
+        if dir.exists() {
+            return Err(VolumeError::Busy(format!("{} exists already", dir.display())));
+        }
+        let building = Self::building_dir(dir);
+        remove_tree(&building)?;
+        std::fs::create_dir(&building).during("create", &building)?;
+        let data = DataFiles::create(&files::data_path(&building, BASE), size_bytes)?;
+        Ok(Self { dir: dir.to_owned(), building, id, size_bytes, data, held: Mutex::default() })
+    }
+
+    fn building_dir(dir: &Path) -> PathBuf {
+        sibling(dir, "restoring")
+    }
+
+    /// Writes whole blocks from `start` on; any thread, any order.
+    ///
+    /// # Errors
+    /// If `data` is no whole number of blocks or does not lie inside the volume, or the disk is full or fails.
+    pub fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> Result<(), VolumeError> {
+        let len_blocks = data.len() as u64 / BLOCK_SIZE_BYTES;
+        let end = start.0.checked_add(len_blocks);
+        let inside = end.is_some_and(|end| end <= self.size_bytes / BLOCK_SIZE_BYTES);
+        if !inside || !(data.len() as u64).is_multiple_of(BLOCK_SIZE_BYTES) {
+            let message = format!("{} bytes at block {start} are no whole blocks of the volume", data.len());
+            return Err(VolumeError::InvalidInput(message));
+        }
+        let extent = Extent::new(start, len_blocks);
+        self.data.write(extent.offset_bytes(), data)?;
+        self.held.lock().insert_extent(extent);
+        Ok(())
+    }
+
+    /// Makes all that was written durable, turns it into a volume, and opens that.
+    ///
+    /// # Errors
+    /// If the disk is full or fails; there is no volume then.
+    pub fn finish(self) -> Result<Arc<Volume>, VolumeError> {
+        self.data.sync()?;
+        let mut held = self.held.into_inner();
+        held.optimize();
+        let blocks = self.size_bytes / BLOCK_SIZE_BYTES;
+        let identity = SetIdentity { volume: self.id, file: BASE, generation: 0, blocks };
+        LayerSet { held, zero: BlockSet::new() }.store(&self.building, identity)?;
+        let place = Place { dir: &self.building, volume: self.id, size_bytes: self.size_bytes };
+        drop(Head::create(place, HEAD)?);
+        let entry = |epoch, open| LayerEntry { epoch, file: epoch, generation: 0, open };
+        let meta = Meta {
+            volume: self.id,
+            size_bytes: self.size_bytes,
+            next_epoch: HEAD.next(),
+            layers: vec![entry(HEAD, true), entry(BASE, false)],
+            snapshots: vec![],
+            intervals: vec![],
+        };
+        meta.store(&self.building)?;
+        std::fs::rename(&self.building, &self.dir).during("rename", &self.building)?;
+        sync_parent(&self.dir)?;
+        Volume::open(&self.dir, &OpenOptions::default())
+    }
+
+    /// Throws away what was written.
+    ///
+    /// # Errors
+    /// If the filesystem fails.
+    pub fn abandon(self) -> Result<(), VolumeError> {
+        remove_tree(&self.building)
+    }
+
+    /// Throws away what an attempt to restore into `dir` left, if it left anything.
+    ///
+    /// # Errors
+    /// If the filesystem fails.
+    pub fn discard(dir: &Path) -> Result<(), VolumeError> {
+        remove_tree(&Self::building_dir(dir))
+    }
+}
+
+fn remove_tree(dir: &Path) -> Result<(), VolumeError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.during("remove", dir),
+    }
+}

@@ -1,0 +1,289 @@
+//! An open volume: its stack of layers, and who may change it.
+//!
+//! The data path holds no lock but a read lock for the few instructions in which it picks the stack and enters the
+//! head's writers. Everything that changes which layers there are holds `admin`, writes `volume.meta`, and then puts a
+//! new stack in the place of the old one.
+
+use crate::{
+    error::VolumeError,
+    flusher::{Flusher, SharedFailure},
+    head::{Head, Place, SyncFailure},
+    meta::Meta,
+    stack::{Layer, Stack},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, VolumeId};
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+/// A volume that is open for reading and writing.
+///
+/// All methods may be called from any thread; those that are not named `try_…` may wait for the disk.
+pub struct Volume {
+    pub(crate) dir: PathBuf,
+    pub(crate) id: VolumeId,
+    pub(crate) size_bytes: u64,
+    /// Replaced, never changed. Entering the head's writers happens under the read lock, so that after the write lock was
+    /// held nobody enters the old head any more: that is the whole barrier of a freeze.
+    pub(crate) stack: RwLock<Arc<Stack>>,
+    pub(crate) admin: Mutex<Meta>,
+    /// One merge at a time; taken before `admin`.
+    pub(crate) merging: Mutex<()>,
+    pub(crate) pins: Arc<Pins>,
+    pub(crate) counters: Counters,
+    flusher: Flusher,
+    closed: AtomicBool,
+    failed: OnceLock<String>,
+}
+
+/// How many views are open on each snapshot's epoch.
+#[derive(Default)]
+pub(crate) struct Pins(pub(crate) Mutex<HashMap<Epoch, usize>>);
+
+impl Pins {
+    pub(crate) fn are_on(&self, epoch: Epoch) -> bool {
+        self.0.lock().contains_key(&epoch)
+    }
+}
+
+/// What was done with a volume since it was opened.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) reads: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) flushes: AtomicU64,
+    pub(crate) bytes_read: AtomicU64,
+    pub(crate) bytes_written: AtomicU64,
+}
+
+/// The state of a volume in numbers.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct VolumeStats {
+    /// Its size, in bytes.
+    pub size_bytes: u64,
+    /// What was dirtied since the last freeze, in bytes of whole blocks.
+    pub head_dirty_bytes: u64,
+    /// How many layers it has, the head included.
+    pub layers: u64,
+    /// How many snapshots it has.
+    pub snapshots: u64,
+    /// Disk space that the data of its layers takes, in bytes.
+    pub allocated_bytes: u64,
+    /// About how much memory its block sets take, in bytes.
+    pub tracking_bytes: u64,
+    /// Reads since it was opened.
+    pub reads: u64,
+    /// Writes, trims and zeroings since it was opened.
+    pub writes: u64,
+    /// Flushes since it was opened, forced unit accesses included.
+    pub flushes: u64,
+    /// Bytes read since it was opened.
+    pub bytes_read: u64,
+    /// Bytes written since it was opened, trimmed and zeroed ones not counted.
+    pub bytes_written: u64,
+}
+
+/// A write that is under way: the stack it belongs to cannot be frozen for good until it ends.
+pub(crate) struct Entered(Arc<Stack>);
+
+impl Entered {
+    pub(crate) fn stack(&self) -> &Arc<Stack> {
+        &self.0
+    }
+
+    pub(crate) fn head(&self) -> &Arc<Head> {
+        head_of(&self.0)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.head().writers.leave();
+    }
+}
+
+/// The head of a volume's stack.
+pub(crate) fn head_of(stack: &Stack) -> &Arc<Head> {
+    match stack.layers.first() {
+        Some(Layer::Open(head)) => head,
+        // A volume's stack is only ever built by `open`, `freeze` and `merge`, all of which put an open layer on top.
+        _ => unreachable!("the topmost layer of a volume is its head"),
+    }
+}
+
+impl Volume {
+    pub(crate) fn assemble(dir: PathBuf, meta: Meta, stack: Stack) -> Arc<Self> {
+        Arc::new(Self {
+            dir,
+            id: meta.volume,
+            size_bytes: meta.size_bytes,
+            stack: RwLock::new(Arc::new(stack)),
+            admin: Mutex::new(meta),
+            merging: Mutex::new(()),
+            pins: Arc::default(),
+            counters: Counters::default(),
+            flusher: Flusher::default(),
+            closed: AtomicBool::new(false),
+            failed: OnceLock::new(),
+        })
+    }
+
+    /// The id that the volume was made with.
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// The size of the volume, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The folder that holds the volume's files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place { dir: &self.dir, volume: self.id, size_bytes: self.size_bytes }
+    }
+
+    pub(crate) fn current(&self) -> Arc<Stack> {
+        self.stack.read().clone()
+    }
+
+    /// Begins a write: picks the head and makes a freeze of it wait for the end of the write.
+    pub(crate) fn enter(&self) -> Result<Entered, VolumeError> {
+        let stack = self.stack.read();
+        // Under the lock, so that `close` can wait for the writes that came before it.
+        self.check_usable()?;
+        head_of(&stack).writers.enter();
+        Ok(Entered(stack.clone()))
+    }
+
+    /// Refuses when the volume is closed or has failed.
+    pub(crate) fn check_usable(&self) -> Result<(), VolumeError> {
+        if let Some(reason) = self.failed.get() {
+            return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(VolumeError::Closed(self.id));
+        }
+        Ok(())
+    }
+
+    /// Refuses a range that does not lie inside the volume.
+    pub(crate) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        match offset_bytes.checked_add(len_bytes) {
+            Some(end) if end <= self.size_bytes => Ok(()),
+            _ => Err(VolumeError::InvalidInput(format!(
+                "{len_bytes} bytes at offset {offset_bytes} do not lie inside volume {}, which has {} bytes",
+                self.id, self.size_bytes
+            ))),
+        }
+    }
+
+    /// Makes every write, trim and zeroing that was answered before the call survive a power cut.
+    ///
+    /// # Errors
+    /// Once a sync has failed the volume acknowledges nothing more ([`VolumeError::Failed`]): the kernel drops what it
+    /// could not write, so a later sync that succeeds proves nothing. A full disk is no such failure.
+    pub fn flush(&self) -> Result<(), VolumeError> {
+        self.check_usable()?;
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        self.sync_open_layers()
+    }
+
+    pub(crate) fn sync_open_layers(&self) -> Result<(), VolumeError> {
+        match self.flusher.flush(|| self.sync_once()) {
+            Ok(own) => own,
+            Err(SharedFailure) => {
+                self.check_usable()?;
+                Err(VolumeError::Io {
+                    action: "sync",
+                    path: self.dir.clone(),
+                    source: std::io::Error::from(rustix::io::Errno::NOSPC),
+                })
+            }
+        }
+    }
+
+    fn sync_once(&self) -> Result<(), VolumeError> {
+        let stack = self.current();
+        // Bottom up, so that no block of a newer layer is durable before an older layer's.
+        for layer in stack.layers.iter().rev() {
+            if let Layer::Open(head) = layer {
+                self.sync_head(head)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn sync_head(&self, head: &Head) -> Result<(), VolumeError> {
+        match head.sync() {
+            Ok(()) => Ok(()),
+            Err(SyncFailure::Refused(error)) => Err(error),
+            Err(SyncFailure::Lost(error)) => {
+                tracing::error!(volume = %self.id, %error, "a sync failed; the volume stops");
+                let _ = self.failed.set(error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// Flushes, and refuses everything from now on; the next open finds all sets exact without looking at the map.
+    ///
+    /// # Errors
+    /// If the flush fails. The volume is closed all the same.
+    pub fn close(&self) -> Result<(), VolumeError> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        // Whoever entered did so before; nobody enters any more.
+        drop(self.stack.write());
+        let stack = self.current();
+        head_of(&stack).writers.wait_until_done();
+        if let Some(reason) = self.failed.get() {
+            return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
+        }
+        self.sync_open_layers()?;
+        for layer in &stack.layers {
+            if let Layer::Open(head) = layer {
+                head.mark_clean();
+            }
+        }
+        Ok(())
+    }
+
+    /// The state of the volume in numbers.
+    pub fn stats(&self) -> VolumeStats {
+        let snapshots = self.admin.lock().snapshots.len() as u64;
+        let stack = self.current();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let tracking = |layer: &Layer| match layer {
+            Layer::Open(head) => head.tracking_bytes(),
+            Layer::Frozen(layer) => {
+                layer.set.held.heap_bytes_estimate() + layer.set.zero.heap_bytes_estimate()
+            }
+        };
+        VolumeStats {
+            size_bytes: self.size_bytes,
+            head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,
+            layers: stack.layers.len() as u64,
+            snapshots,
+            allocated_bytes: stack.layers.iter().map(|layer| layer.data().allocated_bytes()).sum(),
+            tracking_bytes: stack.layers.iter().map(tracking).sum(),
+            reads: count(&self.counters.reads),
+            writes: count(&self.counters.writes),
+            flushes: count(&self.counters.flushes),
+            bytes_read: count(&self.counters.bytes_read),
+            bytes_written: count(&self.counters.bytes_written),
+        }
+    }
+}

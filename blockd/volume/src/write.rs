@@ -1,0 +1,189 @@
+//! Writing a volume: into the head, and only there.
+//!
+//! A block that is written in part and that the head does not hold yet is first copied up from below, alone in its
+//! region. Right after a freeze a write of the time before may still be under way in the old head; a copy-up waits for it,
+//! or it could take the content from before that write and lose the bytes that it does not itself overwrite.
+
+use crate::{
+    error::VolumeError,
+    head::Head,
+    live_map::BlockState,
+    read::read_stack,
+    stack::{Layer, Stack},
+    volume::{Entered, Volume},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent};
+use std::sync::atomic::Ordering;
+
+/// How much of a volume is zeroed at once: bounds the memory for the list of runs and the time its regions are locked.
+const ZERO_AT_ONCE_BLOCKS: u64 = (1 << 30) / BLOCK_SIZE_BYTES;
+
+impl Volume {
+    /// Writes `data` at `offset_bytes`, any alignment. With `fua` it survives a power cut when the call returns; without,
+    /// it survives the death of the process, and a power cut after the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// If the range does not lie inside the volume, the volume is closed or has failed, or the disk is full or fails; what
+    /// the range holds then is undefined, block by block old or new.
+    pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
+        self.write_if(offset_bytes, data, true)?;
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// The same if nothing has to be read or waited for first; `false`, with nothing written, otherwise.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<bool, VolumeError> {
+        self.write_if(offset_bytes, data, false)
+    }
+
+    fn write_if(&self, offset_bytes: u64, data: &[u8], may_wait: bool) -> Result<bool, VolumeError> {
+        self.check_range(offset_bytes, data.len() as u64)?;
+        if data.is_empty() {
+            return self.check_usable().map(|()| true);
+        }
+        let entered = self.enter()?;
+        let head = entered.head();
+        for edge in partial_blocks(offset_bytes, data.len() as u64) {
+            if !head.holds(edge) {
+                if !may_wait {
+                    return Ok(false);
+                }
+                copy_up(entered.stack(), head, edge)?;
+            }
+        }
+        let touched = Extent::touching(offset_bytes, data.len() as u64);
+        let _regions = match may_wait {
+            true => head.regions.shared(touched),
+            false => match head.regions.try_shared(touched) {
+                Some(regions) => regions,
+                None => return Ok(false),
+            },
+        };
+        head.write(offset_bytes, data)?;
+        self.counters.writes.fetch_add(1, Ordering::Relaxed);
+        self.counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Gives the space of all whole blocks of a range back; they read as zeroes afterwards. Partial blocks at the ends
+    /// keep their content, as the NBD protocol allows.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), false)?;
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// Makes a range of any alignment read as zeroes; with `no_hole` its space is kept.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_zeroes(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        no_hole: bool,
+        fua: bool,
+    ) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        let end = offset_bytes + len_bytes;
+        for edge in partial_blocks(offset_bytes, len_bytes) {
+            let from = edge.offset().0.max(offset_bytes);
+            let to = (edge.offset().0 + BLOCK_SIZE_BYTES).min(end);
+            self.write_if(from, &vec![0; (to - from) as usize], true)?;
+        }
+        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), no_hole)?;
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    fn zero_blocks(&self, extent: Extent, keep_space: bool) -> Result<(), VolumeError> {
+        let mut at = extent.start;
+        while at < extent.end() {
+            let end = BlockIndex(at.0 + ZERO_AT_ONCE_BLOCKS).min(extent.end());
+            let piece = Extent::between(at, end);
+            let entered = self.enter()?;
+            let head = entered.head();
+            let _alone = head.regions.exclusive(piece);
+            let marked = not_yet_zero(&entered, piece)?;
+            head.zero(piece, &marked, keep_space)?;
+            at = end;
+        }
+        self.check_usable()?;
+        self.counters.writes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// The first and the last block of a range, if they lie in it only in part.
+fn partial_blocks(offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = BlockIndex> {
+    let end = offset_bytes + len_bytes;
+    let first = BlockIndex::containing(ByteOffset(offset_bytes));
+    let last = BlockIndex::containing(ByteOffset(end.saturating_sub(1)));
+    let within = |offset: u64| len_bytes > 0 && !offset.is_multiple_of(BLOCK_SIZE_BYTES);
+    let first_is_partial = within(offset_bytes) || (first == last && within(end));
+    let last_is_partial = within(end) && last != first;
+    [(first, first_is_partial), (last, last_is_partial)].into_iter().filter(|pair| pair.1).map(|pair| pair.0)
+}
+
+/// Brings a block that the head does not hold into it, with the content that it has.
+fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeError> {
+    for layer in &stack.layers[1..] {
+        if let Layer::Open(old_head) = layer {
+            old_head.writers.wait_until_done();
+        }
+    }
+    let one = Extent::new(block, 1);
+    let _alone = head.regions.exclusive(one);
+    if head.holds(block) {
+        return Ok(());
+    }
+    let mut content = [0; BLOCK_SIZE_BYTES as usize];
+    read_stack(stack, 1, one.offset_bytes(), &mut content, |data, at, part| {
+        data.read(at, part).map(|()| true)
+    })?;
+    head.write(one.offset_bytes(), &content)
+}
+
+/// The runs of a range that do not read as zeroes for certain. The others need no mark: they are zeroes in every layer,
+/// at the last freeze as well as now, so they are not dirty.
+fn not_yet_zero(entered: &Entered, range: Extent) -> Result<Vec<Extent>, VolumeError> {
+    let mut runs: Vec<Extent> = Vec::new();
+    let mut add = |run: Extent| match runs.last_mut() {
+        Some(last) if last.end() == run.start => last.len_blocks += run.len_blocks,
+        _ => runs.push(run),
+    };
+    for (run, state) in entered.head().states(range) {
+        match state {
+            BlockState::Data | BlockState::Zero => add(run),
+            BlockState::Absent => entered.stack().resolve_from(1, run, &mut |below, source| {
+                if source.is_some() {
+                    add(below);
+                }
+                Ok(())
+            })?,
+        }
+    }
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partial_blocks_of_a_range() {
+        let partial = |offset, len| partial_blocks(offset, len).map(|block| block.0).collect::<Vec<_>>();
+        assert_eq!(partial(0, 4096), []);
+        assert_eq!(partial(0, 1), [0]);
+        assert_eq!(partial(4095, 1), [0]);
+        assert_eq!(partial(4095, 2), [0, 1]);
+        assert_eq!(partial(100, 8092), [0]);
+        assert_eq!(partial(0, 8193), [2]);
+        assert_eq!(partial(1, 20_000), [0, 4]);
+        assert_eq!(partial(77, 0), []);
+    }
+}

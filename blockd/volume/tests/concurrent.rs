@@ -1,0 +1,149 @@
+//! Writers that share blocks while the volume is frozen and merged under them.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_volume::{OpenOptions, Volume};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+const LANES: u64 = 8;
+const LANE_BYTES: u64 = 4096 / LANES;
+const BLOCKS: u64 = 8;
+const FREEZES: u64 = 1500;
+
+/// In memory where possible: a freeze then takes microseconds instead of a disk's syncs, and the races come close.
+fn fast_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// A small generator with a fixed seed: the same run every time, as far as the threads allow.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}
+
+/// Every thread owns a part of each block and writes just that, so that no write overlaps another one, though they
+/// share blocks: each part must end as its owner left it, in the volume and, at each freeze, in a snapshot no older
+/// than what was acknowledged before the freeze and no newer than what was begun before its end.
+#[test]
+fn parts_of_a_block_are_never_lost_to_each_other() {
+    let dir = fast_dir();
+    let path = dir.path().join("v");
+    let volume = Volume::create(&path, VolumeId::from_u64(1), BLOCKS * 4096).unwrap();
+    let cells: Arc<Vec<[AtomicU64; 2]>> = Arc::new((0..BLOCKS * LANES).map(|_| Default::default()).collect());
+    let stop = Arc::new(AtomicBool::new(false));
+
+    let writers: Vec<_> = (0..LANES)
+        .map(|lane| {
+            let (volume, cells, stop) = (volume.clone(), cells.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let mut random = Random(lane + 1);
+                for round in 1.. {
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let block = random.next(BLOCKS);
+                    let [begun, acknowledged] = &cells[(block * LANES + lane) as usize];
+                    begun.store(round, Ordering::SeqCst);
+                    let data = round.to_le_bytes().repeat(LANE_BYTES as usize / 8);
+                    let at = block * 4096 + lane * LANE_BYTES;
+                    if !volume.try_write(at, &data).unwrap() {
+                        volume.write(at, &data, false).unwrap();
+                    }
+                    acknowledged.store(round, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+
+    for number in 1..=FREEZES {
+        let id = SnapshotId::from_u64(number);
+        let at_least: Vec<u64> = cells.iter().map(|cell| cell[1].load(Ordering::SeqCst)).collect();
+        volume.freeze(id).unwrap();
+        let at_most: Vec<u64> = cells.iter().map(|cell| cell[0].load(Ordering::SeqCst)).collect();
+        let mut content = vec![0; (BLOCKS * 4096) as usize];
+        let whole = blockd_extent::Extent::whole(BLOCKS * 4096);
+        volume.view(id).unwrap().read_extents(&[whole], &mut content).unwrap();
+        for (number, lane) in content.chunks_exact(LANE_BYTES as usize).enumerate() {
+            let round = u64::from_le_bytes(lane[..8].try_into().unwrap());
+            assert!(lane.chunks_exact(8).all(|word| word == round.to_le_bytes()), "part {number} is torn");
+            assert!((at_least[number]..=at_most[number]).contains(&round), "part {number} in snapshot {id}");
+        }
+        volume.delete_snapshot(id).unwrap();
+        while volume.merge_next(&AtomicBool::new(false)).unwrap() {}
+    }
+    stop.store(true, Ordering::SeqCst);
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    let check = |volume: &Volume| {
+        for (number, cell) in cells.iter().enumerate() {
+            let mut lane = vec![0; LANE_BYTES as usize];
+            volume.read(number as u64 * LANE_BYTES, &mut lane).unwrap();
+            let expected = cell[1].load(Ordering::SeqCst).to_le_bytes();
+            assert!(lane.chunks_exact(8).all(|word| word == expected), "part {number} lost a write");
+        }
+    };
+    check(&volume);
+    drop(volume);
+    check(&Volume::open(&path, &OpenOptions::default()).unwrap());
+}
+
+/// A write and a zeroing of the same block at the same moment: the block ends as one of them left it, and stays so when a
+/// part of it is written afterwards; nothing that the other one wrote may come back.
+#[test]
+fn zeroing_and_writing_the_same_block_leaves_one_or_the_other() {
+    const ROUNDS: u64 = 400;
+    let dir = fast_dir();
+    let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8 * 4096).unwrap();
+    volume.write(0, &[0xaa; 8 * 4096], false).unwrap();
+    volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    // Both threads spin for the start of a round, so that they meet in the middle of each other's steps.
+    let started = Arc::new(AtomicU64::new(0));
+    let ended = Arc::new(AtomicU64::new(0));
+    let threads: Vec<_> = (0..2)
+        .map(|kind| {
+            let (volume, started, ended) = (volume.clone(), started.clone(), ended.clone());
+            std::thread::spawn(move || {
+                for round in 1..=ROUNDS {
+                    while started.load(Ordering::SeqCst) < round {
+                        std::hint::spin_loop();
+                    }
+                    // Shifts the two against each other a little more each round.
+                    for _ in 0..if kind == 0 { round % 97 } else { 0 } * 8 {
+                        std::hint::spin_loop();
+                    }
+                    match kind {
+                        0 => volume.write(4096, &[0x55; 4096], false).unwrap(),
+                        _ if round % 2 == 0 => volume.trim(4096, 4096, false).unwrap(),
+                        _ => volume.write_zeroes(4096, 4096, true, false).unwrap(),
+                    }
+                    ended.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    for round in 1..=ROUNDS {
+        started.store(round, Ordering::SeqCst);
+        while ended.load(Ordering::SeqCst) < 2 * round {
+            std::thread::yield_now();
+        }
+        let (mut before, mut after) = ([1; 4096], [2; 4096]);
+        volume.read(4096, &mut before).unwrap();
+        assert!(before == [0; 4096] || before == [0x55; 4096], "a torn block in round {round}");
+        volume.write(4096 + 100, b"x", false).unwrap();
+        volume.read(4096, &mut after).unwrap();
+        before[100] = b'x';
+        assert!(before == after, "something came back in round {round}");
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}

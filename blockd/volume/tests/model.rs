@@ -1,0 +1,357 @@
+//! A volume against the simplest model of it: an array of bytes and copies of that array.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
+use blockd_volume::{OpenOptions, Recovery, RestoreTarget, Volume, VolumeErrorKind};
+use proptest::prelude::*;
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+const SIZE_BYTES: u64 = 3 << 20;
+const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write {
+        at: u64,
+        len: u64,
+        fill: u8,
+        fua: bool,
+    },
+    Trim {
+        at: u64,
+        len: u64,
+    },
+    Zero {
+        at: u64,
+        len: u64,
+        no_hole: bool,
+    },
+    Flush,
+    Freeze,
+    /// Deletes the snapshot with this number, modulo how many there are.
+    Delete(usize),
+    Merge,
+    CleanRestart,
+    Kill,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Few places, so that writes overlap; ends at odd bytes, and some at block borders.
+    let at = prop_oneof![
+        0..SIZE_BYTES,
+        (0..40u64).prop_map(|b| b * 4096),
+        (0..40u64).prop_map(|b| b * 4096 + 511)
+    ];
+    let len = prop_oneof![1..3000u64, Just(4096u64), 1..40_000u64, Just(1u64 << 20)];
+    let range = (at, len).prop_map(|(at, len)| (at, len.min(SIZE_BYTES - at)));
+    prop_oneof![
+        8 => (range.clone(), 1..=255u8, prop::bool::weighted(0.1)).prop_map(|((at, len), fill, fua)| Step::Write { at, len, fill, fua }),
+        2 => range.clone().prop_map(|(at, len)| Step::Trim { at, len }),
+        2 => (range, any::<bool>()).prop_map(|((at, len), no_hole)| Step::Zero { at, len, no_hole }),
+        1 => Just(Step::Flush),
+        3 => Just(Step::Freeze),
+        2 => any::<usize>().prop_map(Step::Delete),
+        2 => Just(Step::Merge),
+        1 => Just(Step::CleanRestart),
+        1 => Just(Step::Kill),
+    ]
+}
+
+struct Frozen {
+    id: SnapshotId,
+    epoch: Epoch,
+    content: Vec<u8>,
+}
+
+struct Run {
+    dir: PathBuf,
+    volume: Arc<Volume>,
+    model: Vec<u8>,
+    snapshots: Vec<Frozen>,
+    /// Contents at all freezes, deleted snapshots included: the interval sets must cover those too.
+    history: Vec<(Epoch, Vec<u8>)>,
+    next_id: u64,
+}
+
+fn trimmed(at: u64, len: u64) -> std::ops::Range<usize> {
+    let inside = Extent::inside(at, len);
+    inside.offset_bytes() as usize..(inside.offset_bytes() + inside.len_bytes()) as usize
+}
+
+impl Run {
+    fn new(dir: PathBuf) -> Self {
+        let volume = Volume::create(&dir, VolumeId::from_u64(42), SIZE_BYTES).unwrap();
+        Self {
+            dir,
+            volume,
+            model: vec![0; SIZE_BYTES as usize],
+            snapshots: vec![],
+            history: vec![],
+            next_id: 1,
+        }
+    }
+
+    fn apply(&mut self, step: &Step) {
+        match *step {
+            Step::Write { at, len, fill, fua } => {
+                let data: Vec<u8> = (0..len).map(|i| fill.wrapping_add(i as u8) | 1).collect();
+                let done = !fua && self.volume.try_write(at, &data).unwrap();
+                if !done {
+                    self.volume.write(at, &data, fua).unwrap();
+                }
+                self.model[at as usize..(at + len) as usize].copy_from_slice(&data);
+            }
+            Step::Trim { at, len } => {
+                self.volume.trim(at, len, false).unwrap();
+                self.model[trimmed(at, len)].fill(0);
+            }
+            Step::Zero { at, len, no_hole } => {
+                self.volume.write_zeroes(at, len, no_hole, false).unwrap();
+                self.model[at as usize..(at + len) as usize].fill(0);
+            }
+            Step::Flush => self.volume.flush().unwrap(),
+            Step::Freeze => {
+                let id = SnapshotId::from_u64(self.next_id);
+                self.next_id += 1;
+                let frozen = self.volume.freeze(id).unwrap();
+                self.snapshots.push(Frozen { id, epoch: frozen.epoch, content: self.model.clone() });
+                self.history.push((frozen.epoch, self.model.clone()));
+            }
+            Step::Delete(number) => {
+                if !self.snapshots.is_empty() {
+                    let gone = self.snapshots.remove(number % self.snapshots.len());
+                    self.volume.delete_snapshot(gone.id).unwrap();
+                }
+            }
+            Step::Merge => {
+                self.volume.merge_next(&AtomicBool::new(false)).unwrap();
+            }
+            Step::CleanRestart => {
+                let dirty = self.volume.stats().head_dirty_bytes;
+                self.volume.close().unwrap();
+                assert_eq!(self.volume.write(0, b"x", false).unwrap_err().kind(), VolumeErrorKind::Closed);
+                self.reopen(Recovery::Auto);
+                assert_eq!(
+                    self.volume.stats().head_dirty_bytes,
+                    dirty,
+                    "a clean stop keeps the dirty set exact"
+                );
+            }
+            // Dropping without closing is what the death of the process leaves: the map and the page cache.
+            Step::Kill => {
+                let dirty = self.volume.stats().head_dirty_bytes;
+                self.reopen(Recovery::Auto);
+                assert_eq!(self.volume.stats().head_dirty_bytes, dirty);
+            }
+        }
+    }
+
+    fn reopen(&mut self, recovery: Recovery) {
+        self.volume = Volume::open(&self.dir, &OpenOptions { recovery }).unwrap();
+    }
+
+    fn check(&self) {
+        let mut found = vec![0xee; SIZE_BYTES as usize];
+        self.volume.read(0, &mut found).unwrap();
+        assert!(
+            found == self.model,
+            "the volume differs at byte {:?}",
+            first_difference(&found, &self.model)
+        );
+        if self.volume.try_read(1000, &mut found[..5000]).unwrap() {
+            assert!(found[..5000] == self.model[1000..6000]);
+        }
+        for snapshot in &self.snapshots {
+            let view = self.volume.view(snapshot.id).unwrap();
+            let extents: Vec<Extent> = (0..BLOCKS)
+                .step_by(7)
+                .map(|b| Extent::new(blockd_extent::BlockIndex(b), 7.min(BLOCKS - b)))
+                .collect();
+            view.read_extents(&extents, &mut found).unwrap();
+            assert!(found == snapshot.content, "snapshot {} differs", snapshot.id);
+            let full = self.volume.changes(None, snapshot.epoch).unwrap();
+            assert!(full.zero.is_empty());
+            assert_covers(&vec![0; SIZE_BYTES as usize], &snapshot.content, &full.data, &full.zero);
+        }
+        for pair in self.history.windows(2) {
+            let changes = self.volume.changes(Some(pair[0].0), pair[1].0).unwrap();
+            assert_covers(&pair[0].1, &pair[1].1, &changes.data, &changes.zero);
+        }
+        if let (Some(first), Some(last)) = (self.history.first(), self.history.last())
+            && first.0 < last.0
+        {
+            let changes = self.volume.changes(Some(first.0), last.0).unwrap();
+            assert_covers(&first.1, &last.1, &changes.data, &changes.zero);
+        }
+    }
+}
+
+fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    a.iter().zip(b).position(|(x, y)| x != y)
+}
+
+/// Every block that differs is named, and a block that is named as zero is zero.
+fn assert_covers(before: &[u8], after: &[u8], data: &BlockSet, zero: &BlockSet) {
+    for block in 0..BLOCKS {
+        let range = (block * BLOCK_SIZE_BYTES) as usize..((block + 1) * BLOCK_SIZE_BYTES) as usize;
+        let index = blockd_extent::BlockIndex(block);
+        let (in_data, in_zero) = (data.contains(index), zero.contains(index));
+        assert!(!(in_data && in_zero));
+        assert!(
+            in_data || in_zero || before[range.clone()] == after[range.clone()],
+            "block {block} changed unnoticed"
+        );
+        assert!(!in_zero || after[range].iter().all(|&byte| byte == 0), "block {block} is not zero");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn a_volume_is_an_array_of_bytes(steps in prop::collection::vec(step(), 1..40)) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = Run::new(dir.path().join("v"));
+        for step in &steps {
+            run.apply(step);
+        }
+        run.check();
+        run.reopen(Recovery::Auto);
+        run.check();
+    }
+
+    /// Everything flushed is there; nothing reads as something that was never there.
+    #[test]
+    fn a_power_cut_keeps_what_was_flushed(
+        before in prop::collection::vec(step(), 1..15),
+        after in prop::collection::vec((0..60u64, 1..=255u8), 1..20),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = Run::new(dir.path().join("v"));
+        for step in &before {
+            run.apply(step);
+        }
+        run.volume.flush().unwrap();
+        let flushed = run.model.clone();
+        for &(block, fill) in &after {
+            run.apply(&Step::Write { at: block * 4096, len: 4096, fill, fua: false });
+        }
+        run.reopen(Recovery::AfterPowerLoss);
+        let mut found = vec![0; SIZE_BYTES as usize];
+        run.volume.read(0, &mut found).unwrap();
+        for block in 0..BLOCKS as usize {
+            let range = block * 4096..(block + 1) * 4096;
+            let unflushed = after.iter().any(|&(at, _)| at as usize == block);
+            let old = found[range.clone()] == flushed[range.clone()];
+            let new = found[range.clone()] == run.model[range];
+            prop_assert!(old || (unflushed && new), "block {} is neither old nor new", block);
+        }
+    }
+}
+
+#[test]
+fn sixteen_tebibytes_cost_what_is_in_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v");
+    let volume = Volume::create(&path, VolumeId::from_u64(1), 16 << 40).unwrap();
+    volume.write((16 << 40) - 4096, &[7; 4096], false).unwrap();
+    volume.write(5 << 40, &[8; 4097], false).unwrap();
+    // What mkfs does: discard everything first.
+    volume.trim(0, 16 << 40, false).unwrap();
+    volume.write(9 << 40, &[9; 100], true).unwrap();
+    let first = volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    let full = volume.changes(None, first.epoch).unwrap();
+    assert_eq!(full.data.len_blocks(), 1);
+    volume.write(0, &[1; 8192], false).unwrap();
+    let second = volume.freeze(SnapshotId::from_u64(2)).unwrap();
+    assert_eq!(volume.changes(Some(first.epoch), second.epoch).unwrap().data.len_blocks(), 2);
+    let stats = volume.stats();
+    assert!(stats.tracking_bytes < 1 << 20, "{stats:?}");
+    assert!(stats.allocated_bytes < 1 << 20, "{stats:?}");
+    let mut tail = [0; 4096];
+    volume.read((16 << 40) - 4096, &mut tail).unwrap();
+    assert_eq!(tail, [0; 4096]);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_and_costs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for size in [0, 1, 4095, (64 << 40) + 4096, u64::MAX] {
+        let error = Volume::create(&dir.path().join("bad"), VolumeId::from_u64(1), size).err().unwrap();
+        assert_eq!(error.kind(), VolumeErrorKind::InvalidInput, "{size}");
+        assert!(!dir.path().join("bad").exists());
+    }
+    let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8192).unwrap();
+    for (offset, len) in [(8192, 1), (u64::MAX, 1), (1 << 63, 4096), (4096, 4097)] {
+        assert_eq!(
+            volume.write(offset, &vec![1; len], false).unwrap_err().kind(),
+            VolumeErrorKind::InvalidInput
+        );
+        assert_eq!(volume.read(offset, &mut vec![1; len]).unwrap_err().kind(), VolumeErrorKind::InvalidInput);
+        assert_eq!(volume.trim(offset, len as u64, false).unwrap_err().kind(), VolumeErrorKind::InvalidInput);
+    }
+    volume.freeze(SnapshotId::from_u64(5)).unwrap();
+    assert_eq!(volume.freeze(SnapshotId::from_u64(5)).err().unwrap().kind(), VolumeErrorKind::Busy);
+    assert_eq!(
+        volume.delete_snapshot(SnapshotId::from_u64(6)).unwrap_err().kind(),
+        VolumeErrorKind::NotFound
+    );
+    let view = volume.view(SnapshotId::from_u64(5)).unwrap();
+    assert_eq!(volume.delete_snapshot(SnapshotId::from_u64(5)).unwrap_err().kind(), VolumeErrorKind::Busy);
+    drop(view);
+    volume.delete_snapshot(SnapshotId::from_u64(5)).unwrap();
+    assert_eq!(volume.changes(Some(Epoch(0)), Epoch(9)).unwrap_err().kind(), VolumeErrorKind::IntervalsGone);
+}
+
+#[test]
+fn a_restored_volume_is_clean_and_an_unfinished_one_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v");
+    let target = RestoreTarget::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
+    target.write_blocks(blockd_extent::BlockIndex(9), &[5; 8192]).unwrap();
+    assert!(target.write_blocks(blockd_extent::BlockIndex(BLOCKS - 1), &[5; 8192]).is_err());
+    drop(target);
+    assert!(Volume::open(&path, &OpenOptions::default()).is_err());
+    let target = RestoreTarget::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
+    target.write_blocks(blockd_extent::BlockIndex(2), &[6; 4096]).unwrap();
+    let volume = target.finish().unwrap();
+    let mut found = vec![0; SIZE_BYTES as usize];
+    volume.read(0, &mut found).unwrap();
+    let mut expected = vec![0; SIZE_BYTES as usize];
+    expected[8192..12288].fill(6);
+    assert!(found == expected);
+    assert_eq!(volume.stats().head_dirty_bytes, 0);
+    Volume::delete_files(&path).unwrap();
+    assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn a_missing_or_altered_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v");
+    let volume = Volume::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
+    volume.write(0, &[1; 4096], true).unwrap();
+    volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    volume.close().unwrap();
+    drop(volume);
+    let mut files: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert_eq!(files.len(), 6, "{files:?}");
+    for file in files {
+        if file.extension().is_some_and(|extension| extension == "map") {
+            continue;
+        }
+        let content = std::fs::read(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
+        assert!(message.contains(&*file.to_string_lossy()), "{message}");
+        std::fs::write(&file, &content[..content.len() / 2]).unwrap();
+        let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
+        assert!(message.contains(&*file.to_string_lossy()), "{message}");
+        std::fs::write(&file, &content).unwrap();
+        Volume::open(&path, &OpenOptions::default()).unwrap();
+    }
+}
