@@ -1,1 +1,49 @@
-//! api
+//! Requests and replies of the control API, and a client of it.
+//!
+//! HTTP/1.1 with JSON bodies over a unix socket: the daemon serves these types at the addresses in [`paths`], and
+//! [`Client`] speaks them. Names, sizes, labels and ids are checked here, so that both sides refuse the same things
+//! with the same words.
+
+pub mod client;
+pub mod cloudsnaps;
+pub mod credentials;
+mod error;
+mod names;
+mod pairs;
+pub mod paths;
+mod secret;
+mod size;
+pub mod snapshots;
+pub mod status;
+pub mod tasks;
+mod text;
+mod uri;
+pub mod volumes;
+
+pub use blockd_extent::{Epoch, SnapshotId, VolumeId};
+pub use client::{Client, ClientError};
+pub use error::{ApiError, ErrorBody, ErrorCode};
+pub use names::{CredentialName, CredentialRef, NameError, SnapshotName, SnapshotRef, VolumeName, VolumeRef};
+pub use pairs::{LabelSelector, Labels, PairsError};
+pub use secret::Secret;
+pub use size::{ByteSize, SizeError, check_volume_size};
+pub use text::{format_duration, format_time};
+pub use uri::{nbd_tcp_uri, nbd_unix_uri};
+
+use serde::{Deserialize, Serialize};
+
+/// The longest request or reply body that either side takes, in bytes.
+pub const MAX_BODY_BYTES: usize = 64 << 20;
+
+/// The longest that one long poll waits, in milliseconds; the daemon lowers larger wishes to this.
+pub const MAX_WAIT_MS: u64 = 60_000;
+
+/// The answer to a delete: what is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Deleted {
+    /// Id of what was deleted: a decimal id, or a UUID for a credential.
+    pub id: String,
+    /// Name that it had.
+    pub name: String,
+}

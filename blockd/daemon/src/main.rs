@@ -1,1 +1,54 @@
-fn main() {}
+//! The `blockd` binary: reads the configuration, starts the daemon, and stops it on SIGTERM or SIGINT.
+
+use blockd::{cli::Cli, config::Config, daemon::Daemon, logging};
+use clap::Parser;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The command line or the configuration is wrong.
+const EXIT_USAGE: u8 = 2;
+
+fn failed(error: &dyn std::error::Error, status: u8) -> ExitCode {
+    let line = error.to_string().replace('\n', " ");
+    eprintln!("blockd: {line}");
+    ExitCode::from(status)
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config = match Config::load(&cli) {
+        Ok(config) => config,
+        Err(error) => return failed(&error, EXIT_USAGE),
+    };
+    if cli.check_config {
+        print!("{}", config.to_toml());
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = logging::init(&config) {
+        return failed(&error, EXIT_USAGE);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error, 1),
+    };
+    let result = runtime.block_on(serve(config, cli.after_power_loss));
+    // Whatever still blocks has been told to stop and is not waited for: everything that matters is durable.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(error.as_ref(), 1),
+    }
+}
+
+async fn serve(config: Config, after_power_loss: bool) -> Result<(), Box<dyn std::error::Error>> {
+    // Before the start, so that a signal during a long one is not lost.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let daemon = Daemon::start(config, after_power_loss).await?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
+    }
+    daemon.stop().await?;
+    Ok(())
+}

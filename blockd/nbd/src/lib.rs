@@ -1,1 +1,46 @@
-//! nbd
+//! NBD: the wire protocol, and an io_uring server for anything that implements [`BlockDevice`].
+//!
+//! A few ring threads own the sockets: each has an io_uring, receives requests, tries to carry them out at once and
+//! sends the replies. What may block goes to worker threads and comes back through the ring thread's mailbox.
+//!
+//! ```text
+//! Server ── listener (unix, TCP) ──► ring_thread 0..N ── ring (io_uring, the only unsafe code)
+//!                                        │
+//!                                    connection ── handshake ── options          negotiation
+//!                                        └──────── transmission ── request       transmission
+//!                                                      ├─ outbox ── reply
+//!                                                      └─ worker 0..M ── BlockDevice, ExportCatalog
+//! ```
+//!
+//! Everything from `connection` downwards is without I/O: it is given bytes and results, and says what to do next.
+//! `PROTOCOL.md` lists what of the protocol is served.
+
+mod budget;
+mod buffer_pool;
+mod connection;
+#[cfg(test)]
+mod connection_tests;
+pub mod constants;
+mod device;
+mod error;
+mod flow;
+pub mod handshake;
+mod inbox;
+mod listener;
+mod mailbox;
+mod options;
+mod outbox;
+pub mod reply;
+pub mod request;
+mod ring;
+mod ring_thread;
+mod server;
+mod transmission;
+mod wire;
+mod worker;
+
+pub use device::{
+    BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
+};
+pub use error::NbdError;
+pub use server::{Server, ServerConfig};

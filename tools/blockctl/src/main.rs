@@ -1,1 +1,47 @@
-fn main() {}
+//! `blockctl`: drives a blockd daemon from the command line.
+//!
+//! [`cli`] says what can be typed, [`commands`] does it, [`output`] decides what goes where: results on stdout, all
+//! else on stderr, and with `--json` exactly one document on stdout.
+
+mod cli;
+mod commands;
+mod failure;
+mod output;
+mod progress;
+mod secrets;
+mod table;
+mod wait;
+
+use clap::FromArgMatches;
+use cli::{Cli, Prescan};
+use failure::Failure;
+use output::Output;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().collect();
+    let early = Prescan::of(args.iter().skip(1));
+    let command = cli::command().color(early.color.into());
+    let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) if early.json && error.use_stderr() => {
+            let output = Output::new(true, early.color);
+            return ExitCode::from(output.failure(&Failure::from_clap(&error)));
+        }
+        Err(error) => {
+            // Nothing can be done about a closed stderr.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::EXIT_USAGE));
+        }
+    };
+    let output = Output::new(cli.global.json, cli.global.color);
+    let done = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(commands::run(cli, &output)),
+        Err(source) => Err(Failure::Runtime { source }),
+    };
+    ExitCode::from(match done {
+        Ok(status) => status,
+        Err(failure) => output.failure(&failure),
+    })
+}

@@ -1,0 +1,389 @@
+//! A client of the control API over the daemon's unix socket.
+//!
+//! Each request has its own connection: calls are few, and a daemon that was restarted in between is no matter.
+
+use crate::{
+    ApiError, CredentialRef, Deleted, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
+    cloudsnaps::{
+        CloudsnapDetail, CloudsnapList, InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup,
+        StartDelete, StartRestore,
+    },
+    credentials::{CreateCredential, Credential, CredentialList},
+    paths,
+    snapshots::{CreateSnapshot, ListSnapshots, Snapshot, SnapshotList},
+    status::Status,
+    tasks::{ListTasks, Task, TaskList, TaskStarted, WaitTask},
+    volumes::{CreateVolume, ListVolumes, Volume, VolumeList},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call may take that only asks the daemon.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a call may take in which the daemon talks to a store, with its retries.
+const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// There is no socket.
+    #[error("there is no blockd at {}: the socket does not exist", path.display())]
+    SocketMissing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// There is a socket, and nobody listens.
+    #[error("no blockd listens at {}: it is not running", path.display())]
+    Refused {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket belongs to somebody else.
+    #[error("permission denied at {}: blockctl must run as the user that runs blockd, or as root", path.display())]
+    PermissionDenied {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection failed in another way.
+    #[error("cannot connect to blockd at {}: {source}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The daemon did not answer in time.
+    #[error("blockd at {} did not answer {what} within {} s", path.display(), after.as_secs())]
+    Timeout {
+        /// The socket.
+        path: PathBuf,
+        /// Method and address of the request.
+        what: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The connection broke.
+    #[error("the connection to blockd at {} broke during {what}: {source}", path.display())]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// Method and address of the request.
+        what: String,
+        /// Why.
+        source: hyper::Error,
+    },
+    /// The reply is not what the API says; the two sides are of different versions, or this is no blockd.
+    #[error("blockd at {} answered {what} with something unexpected (HTTP {status}): {reason}", path.display())]
+    BadReply {
+        /// The socket.
+        path: PathBuf,
+        /// Method and address of the request.
+        what: String,
+        /// HTTP status of the reply.
+        status: u16,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The request cannot be written down; a fault of its type.
+    #[error("the request {what} cannot be written: {source}")]
+    BadRequest {
+        /// Method and address of the request.
+        what: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The daemon said no.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+impl ClientError {
+    /// Whether there was no daemon to talk to.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::SocketMissing { .. }
+                | Self::Refused { .. }
+                | Self::PermissionDenied { .. }
+                | Self::Connect { .. }
+        )
+    }
+
+    /// Whether the same call can succeed later with nothing else changed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::SocketMissing { .. } | Self::Refused { .. } | Self::Connect { .. } => true,
+            Self::Timeout { .. } | Self::Broken { .. } => true,
+            Self::PermissionDenied { .. } | Self::BadReply { .. } | Self::BadRequest { .. } => false,
+            Self::Api(error) => error.is_retryable(),
+        }
+    }
+
+    /// What to do about it, where that is not plain from the message.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::SocketMissing { .. } | Self::Refused { .. } => Some(
+                "start it with `blockd --data-dir DIR`, and name its socket DIR/blockd.sock with --socket or BLOCKD_SOCKET",
+            ),
+            Self::BadReply { .. } => {
+                Some("blockctl and blockd should be of the same version, see `blockctl status`")
+            }
+            Self::Api(error) => error.hint.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// A client of one daemon.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Ends the connection's task when a call is given up.
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Client {
+    /// A client of the daemon whose control socket this is; nothing is connected yet.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What the daemon says of itself.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get(paths::STATUS, CALL_TIMEOUT).await
+    }
+
+    /// Makes a volume.
+    pub async fn create_volume(&self, request: &CreateVolume) -> Result<Volume, ClientError> {
+        self.post(paths::VOLUMES, request, CALL_TIMEOUT).await
+    }
+
+    /// The volumes.
+    pub async fn list_volumes(&self, query: &ListVolumes) -> Result<VolumeList, ClientError> {
+        self.query(paths::VOLUMES, query, CALL_TIMEOUT).await
+    }
+
+    /// One volume.
+    pub async fn volume(&self, volume: &VolumeRef) -> Result<Volume, ClientError> {
+        self.get(&paths::volume(volume), CALL_TIMEOUT).await
+    }
+
+    /// Deletes a volume and its snapshots; what is in the cloud stays.
+    pub async fn delete_volume(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
+        self.delete(&paths::volume(volume)).await
+    }
+
+    /// Freezes a volume.
+    pub async fn create_snapshot(
+        &self,
+        volume: &VolumeRef,
+        request: &CreateSnapshot,
+    ) -> Result<Snapshot, ClientError> {
+        self.post(&paths::volume_snapshots(volume), request, CALL_TIMEOUT).await
+    }
+
+    /// The snapshots.
+    pub async fn list_snapshots(&self, query: &ListSnapshots) -> Result<SnapshotList, ClientError> {
+        self.query(paths::SNAPSHOTS, query, CALL_TIMEOUT).await
+    }
+
+    /// Deletes a snapshot; its layer is merged in the background.
+    pub async fn delete_snapshot(&self, snapshot: &SnapshotRef) -> Result<Deleted, ClientError> {
+        self.delete(&paths::snapshot(snapshot)).await
+    }
+
+    /// Proves that a store works, and keeps the way to it.
+    pub async fn create_credential(&self, request: &CreateCredential) -> Result<Credential, ClientError> {
+        self.post(paths::CREDENTIALS, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// The credentials, without their secrets.
+    pub async fn list_credentials(&self) -> Result<CredentialList, ClientError> {
+        self.get(paths::CREDENTIALS, CALL_TIMEOUT).await
+    }
+
+    /// Proves again that a store works.
+    pub async fn validate_credential(&self, credential: &CredentialRef) -> Result<Credential, ClientError> {
+        self.call(Method::POST, &paths::credential_validate(credential), Bytes::new(), STORE_CALL_TIMEOUT)
+            .await
+    }
+
+    /// Forgets a credential; what is in the store stays.
+    pub async fn delete_credential(&self, credential: &CredentialRef) -> Result<Deleted, ClientError> {
+        self.delete(&paths::credential(credential)).await
+    }
+
+    /// Starts a backup.
+    pub async fn start_backup(&self, request: &StartBackup) -> Result<TaskStarted, ClientError> {
+        self.post(paths::CLOUDSNAP_BACKUP, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// The cloud snapshots.
+    pub async fn list_cloudsnaps(&self, query: &ListCloudsnaps) -> Result<CloudsnapList, ClientError> {
+        self.query(paths::CLOUDSNAPS, query, STORE_CALL_TIMEOUT).await
+    }
+
+    /// One cloud snapshot in full.
+    pub async fn inspect_cloudsnap(&self, query: &InspectCloudsnap) -> Result<CloudsnapDetail, ClientError> {
+        self.query(paths::CLOUDSNAP_INSPECT, query, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Starts a restore into a new volume.
+    pub async fn start_restore(&self, request: &StartRestore) -> Result<RestoreStarted, ClientError> {
+        self.post(paths::CLOUDSNAP_RESTORE, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Starts the deletion of a cloud snapshot.
+    pub async fn start_delete(&self, request: &StartDelete) -> Result<TaskStarted, ClientError> {
+        self.post(paths::CLOUDSNAP_DELETE, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// The tasks.
+    pub async fn list_tasks(&self, query: &ListTasks) -> Result<TaskList, ClientError> {
+        self.query(paths::TASKS, query, CALL_TIMEOUT).await
+    }
+
+    /// One task, now or when it has changed; see [`WaitTask`].
+    pub async fn task(&self, task: Uuid, wait: &WaitTask) -> Result<Task, ClientError> {
+        let patience =
+            CALL_TIMEOUT + Duration::from_millis(wait.wait_ms.unwrap_or(0).min(crate::MAX_WAIT_MS));
+        self.query(&paths::task(task), wait, patience).await
+    }
+
+    async fn get<R: DeserializeOwned>(&self, address: &str, patience: Duration) -> Result<R, ClientError> {
+        self.call(Method::GET, address, Bytes::new(), patience).await
+    }
+
+    async fn delete<R: DeserializeOwned>(&self, address: &str) -> Result<R, ClientError> {
+        self.call(Method::DELETE, address, Bytes::new(), CALL_TIMEOUT).await
+    }
+
+    async fn query<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &Q,
+        patience: Duration,
+    ) -> Result<R, ClientError> {
+        let bad = |source| ClientError::BadRequest { what: format!("GET {path}"), source };
+        let address = paths::with_query(path, query).map_err(bad)?;
+        self.get(&address, patience).await
+    }
+
+    async fn post<B: Serialize, R: DeserializeOwned>(
+        &self,
+        address: &str,
+        body: &B,
+        patience: Duration,
+    ) -> Result<R, ClientError> {
+        let bad = |source| ClientError::BadRequest { what: format!("POST {address}"), source };
+        // A body can hold secrets: it is wiped when it was sent, and begins large enough not to be moved about.
+        let mut json = Zeroizing::new(Vec::with_capacity(16 << 10));
+        serde_json::to_writer(&mut *json, body).map_err(bad)?;
+        self.call(Method::POST, address, Bytes::from_owner(json), patience).await
+    }
+
+    async fn call<R: DeserializeOwned>(
+        &self,
+        method: Method,
+        address: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<R, ClientError> {
+        let what = format!("{method} {address}");
+        let stream = self.connect().await?;
+        match timeout(patience, self.exchange(stream, method, address, body, &what)).await {
+            Ok(reply) => reply,
+            Err(_) => Err(ClientError::Timeout { path: self.socket.clone(), what, after: patience }),
+        }
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let path = self.socket.clone();
+        let source = match timeout(CONNECT_TIMEOUT, UnixStream::connect(&path)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(source)) => source,
+            Err(_) => io::Error::from(io::ErrorKind::TimedOut),
+        };
+        Err(match source.kind() {
+            io::ErrorKind::NotFound => ClientError::SocketMissing { path },
+            io::ErrorKind::ConnectionRefused => ClientError::Refused { path },
+            io::ErrorKind::PermissionDenied => ClientError::PermissionDenied { path },
+            _ => ClientError::Connect { path, source },
+        })
+    }
+
+    async fn exchange<R: DeserializeOwned>(
+        &self,
+        stream: UnixStream,
+        method: Method,
+        address: &str,
+        body: Bytes,
+        what: &str,
+    ) -> Result<R, ClientError> {
+        let broken =
+            |source| ClientError::Broken { path: self.socket.clone(), what: what.to_owned(), source };
+        let bad_reply = |status: StatusCode, reason: String| ClientError::BadReply {
+            path: self.socket.clone(),
+            what: what.to_owned(),
+            status: status.as_u16(),
+            reason,
+        };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        // What goes wrong on the connection comes out of the request as well.
+        let _connection = Connection(tokio::spawn(async move { drop(connection.await) }));
+
+        let mut request = Request::builder().method(method).uri(address).header(header::HOST, "blockd");
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(body)).map_err(|error| {
+            bad_reply(StatusCode::BAD_REQUEST, format!("no such address can be asked: {error}"))
+        })?;
+        let reply = sender.send_request(request).await.map_err(broken)?;
+        let status = reply.status();
+        let body = match Limited::new(reply.into_body(), MAX_BODY_BYTES).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => {
+                return Err(bad_reply(status, format!("the reply is longer than {MAX_BODY_BYTES} bytes")));
+            }
+            Err(error) => match error.downcast::<hyper::Error>() {
+                Ok(source) => return Err(broken(*source)),
+                Err(error) => return Err(bad_reply(status, error.to_string())),
+            },
+        };
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|error| bad_reply(status, error.to_string()));
+        }
+        match serde_json::from_slice::<ErrorBody>(&body) {
+            Ok(body) => Err(ClientError::Api(body.error)),
+            Err(_) => Err(bad_reply(status, "the error is not in the form of this API".to_owned())),
+        }
+    }
+}

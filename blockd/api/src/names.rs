@@ -1,0 +1,372 @@
+//! Names that people give to volumes, snapshots and credentials, and the ways to refer to one.
+//!
+//! A name can never be mistaken for an id: volume and snapshot ids are all digits, credential ids are UUIDs, and
+//! no name may look like either.
+
+use blockd_extent::{SnapshotId, VolumeId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+use uuid::Uuid;
+
+/// The longest name, in bytes.
+pub const MAX_NAME_BYTES: usize = 128;
+
+/// Why a text is not a name or not a reference.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NameError {
+    /// Nothing was given.
+    #[error("the {what} is empty: give 1 to {MAX_NAME_BYTES} characters of A-Z a-z 0-9 . _ -")]
+    Empty {
+        /// What is named.
+        what: &'static str,
+    },
+    /// More bytes than a name may have.
+    #[error("the {what} is {len_bytes} characters long: at most {MAX_NAME_BYTES} are allowed")]
+    TooLong {
+        /// What is named.
+        what: &'static str,
+        /// Length of the text in bytes.
+        len_bytes: usize,
+    },
+    /// A character that names do not have.
+    #[error("the {what} {given:?} has the character {found:?}: only A-Z a-z 0-9 . _ - are allowed")]
+    BadCharacter {
+        /// What is named.
+        what: &'static str,
+        /// The text as it was given.
+        given: String,
+        /// The first character that is not allowed.
+        found: char,
+    },
+    /// It begins with a dot, dash or underscore.
+    #[error("the {what} {given:?} must begin with a letter or a digit")]
+    BadStart {
+        /// What is named.
+        what: &'static str,
+        /// The text as it was given.
+        given: String,
+    },
+    /// It could be taken for an id.
+    #[error("the {what} {given:?} looks like an id: {hint}")]
+    LooksLikeId {
+        /// What is named.
+        what: &'static str,
+        /// The text as it was given.
+        given: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// It is all digits but no id.
+    #[error("{given:?} is not an id of a {what}: expected a decimal number from 1 to 18446744073709551615")]
+    BadId {
+        /// What is referred to.
+        what: &'static str,
+        /// The text as it was given.
+        given: String,
+    },
+    /// A snapshot was named without its volume.
+    #[error("{given:?} is not a snapshot: give its id, or VOLUME@NAME")]
+    NotASnapshot {
+        /// The text as it was given.
+        given: String,
+    },
+}
+
+fn check_characters(what: &'static str, text: &str) -> Result<(), NameError> {
+    if text.is_empty() {
+        return Err(NameError::Empty { what });
+    }
+    if text.len() > MAX_NAME_BYTES {
+        return Err(NameError::TooLong { what, len_bytes: text.len() });
+    }
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if let Some(found) = text.chars().find(|c| !allowed(c)) {
+        return Err(NameError::BadCharacter { what, given: text.to_owned(), found });
+    }
+    if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return Err(NameError::BadStart { what, given: text.to_owned() });
+    }
+    Ok(())
+}
+
+fn all_digits(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn check_not_digits(what: &'static str, text: &str) -> Result<(), NameError> {
+    check_characters(what, text)?;
+    if all_digits(text) {
+        return Err(NameError::LooksLikeId {
+            what,
+            given: text.to_owned(),
+            hint: "ids are all digits, so a name needs a letter, dot, dash or underscore",
+        });
+    }
+    Ok(())
+}
+
+fn check_credential_name(what: &'static str, text: &str) -> Result<(), NameError> {
+    check_not_digits(what, text)?;
+    if Uuid::parse_str(text).is_ok() {
+        return Err(NameError::LooksLikeId {
+            what,
+            given: text.to_owned(),
+            hint: "credential ids are UUIDs, so a name must not be one",
+        });
+    }
+    Ok(())
+}
+
+macro_rules! as_text {
+    ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> String {
+                value.to_string()
+            }
+        }
+    };
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                $check($what, text)?;
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        as_text!($name);
+    };
+}
+
+name_type! {
+    /// Name of a volume, and of its NBD export: 1–128 of `A-Z a-z 0-9 . _ -`, begins alphanumeric, not all digits.
+    VolumeName, "volume name", check_not_digits
+}
+
+name_type! {
+    /// Name of a snapshot among those of its volume; the same rules as for a volume.
+    SnapshotName, "snapshot name", check_not_digits
+}
+
+name_type! {
+    /// Name of a credential; the same rules as for a volume, and it must not be a UUID.
+    CredentialName, "credential name", check_credential_name
+}
+
+impl SnapshotName {
+    /// The name of a snapshot that was given none: `snap-20190116T215153.042Z`.
+    pub fn from_time(time: Timestamp) -> Self {
+        Self(format!("snap-{}", time.strftime("%Y%m%dT%H%M%S.%3fZ")))
+    }
+}
+
+/// A volume, by its id or by its name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum VolumeRef {
+    /// By id.
+    Id(VolumeId),
+    /// By name.
+    Name(VolumeName),
+}
+
+impl FromStr for VolumeRef {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if !text.is_empty() && all_digits(text) {
+            let bad = |_| NameError::BadId { what: "volume", given: text.to_owned() };
+            return text.parse().map(Self::Id).map_err(bad);
+        }
+        text.parse().map(Self::Name)
+    }
+}
+
+impl fmt::Display for VolumeRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+as_text!(VolumeRef);
+
+/// A snapshot, by its id or as `VOLUME@NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum SnapshotRef {
+    /// By id.
+    Id(SnapshotId),
+    /// By volume and name.
+    Named {
+        /// The volume it belongs to.
+        volume: VolumeRef,
+        /// Its name there.
+        name: SnapshotName,
+    },
+}
+
+impl FromStr for SnapshotRef {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if let Some((volume, name)) = text.split_once('@') {
+            return Ok(Self::Named { volume: volume.parse()?, name: name.parse()? });
+        }
+        if !text.is_empty() && all_digits(text) {
+            let bad = |_| NameError::BadId { what: "snapshot", given: text.to_owned() };
+            return text.parse().map(Self::Id).map_err(bad);
+        }
+        Err(NameError::NotASnapshot { given: text.to_owned() })
+    }
+}
+
+impl fmt::Display for SnapshotRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Named { volume, name } => write!(f, "{volume}@{name}"),
+        }
+    }
+}
+
+as_text!(SnapshotRef);
+
+/// A credential, by its UUID or by its name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum CredentialRef {
+    /// By UUID.
+    Id(Uuid),
+    /// By name.
+    Name(CredentialName),
+}
+
+impl FromStr for CredentialRef {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match Uuid::parse_str(text) {
+            Ok(id) => Ok(Self::Id(id)),
+            Err(_) => text.parse().map(Self::Name),
+        }
+    }
+}
+
+impl fmt::Display for CredentialRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+as_text!(CredentialRef);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_have_rules() {
+        for good in ["a", "db-1", "0a", "1.2", "A_b.c-d", "9-9", &"x".repeat(128)] {
+            assert_eq!(good.parse::<VolumeName>().map(String::from).as_deref(), Ok(good));
+        }
+        for bad in
+            ["", " a", "a b", "-a", ".a", "_a", "12", "a/b", "a@b", "ä", "a\n", "a\0", &"x".repeat(129)]
+        {
+            assert!(bad.parse::<VolumeName>().is_err(), "{bad:?} was taken");
+            assert!(bad.parse::<SnapshotName>().is_err(), "{bad:?} was taken");
+            assert!(bad.parse::<CredentialName>().is_err(), "{bad:?} was taken");
+        }
+        assert!("af563a4d-afd7-48df-90f7-8e8f9414ff77".parse::<CredentialName>().is_err());
+        assert!("af563a4d-afd7-48df-90f7-8e8f9414ff77".parse::<VolumeName>().is_ok());
+    }
+
+    #[test]
+    fn messages_say_what_is_right() {
+        let message = |text: &str| text.parse::<VolumeName>().unwrap_err().to_string();
+        assert_eq!(
+            message("a b"),
+            "the volume name \"a b\" has the character ' ': only A-Z a-z 0-9 . _ - are allowed"
+        );
+        assert!(message("42").contains("looks like an id"));
+        assert_eq!(
+            "x".parse::<SnapshotRef>().unwrap_err().to_string(),
+            "\"x\" is not a snapshot: give its id, or VOLUME@NAME"
+        );
+    }
+
+    #[test]
+    fn references_tell_ids_from_names() {
+        assert_eq!("42".parse(), Ok(VolumeRef::Id(VolumeId::from_u64(42))));
+        assert_eq!("v42".parse(), Ok(VolumeRef::Name("v42".parse().unwrap())));
+        assert!("042".parse::<VolumeRef>().is_err());
+        assert_eq!("7".parse(), Ok(SnapshotRef::Id(SnapshotId::from_u64(7))));
+        for text in ["v@monday", "7@monday"] {
+            assert_eq!(text.parse::<SnapshotRef>().unwrap().to_string(), text);
+        }
+        assert!("v@".parse::<SnapshotRef>().is_err() && "@s".parse::<SnapshotRef>().is_err());
+        let id = "af563a4d-afd7-48df-90f7-8e8f9414ff77";
+        assert_eq!(id.parse(), Ok(CredentialRef::Id(id.parse().unwrap())));
+        assert!(matches!("nas".parse(), Ok(CredentialRef::Name(_))));
+    }
+
+    #[test]
+    fn json_is_checked_as_well() {
+        assert!(serde_json::from_str::<VolumeName>("\"a/b\"").is_err());
+        assert_eq!(serde_json::to_string(&"v@s".parse::<SnapshotRef>().unwrap()).unwrap(), "\"v@s\"");
+    }
+
+    #[test]
+    fn a_default_name_is_a_name() {
+        let name = SnapshotName::from_time("2019-01-16T21:51:53.042Z".parse().unwrap());
+        assert_eq!(name.as_str(), "snap-20190116T215153.042Z");
+        assert_eq!(name.as_str().parse(), Ok(name));
+    }
+
+    proptest! {
+        #[test]
+        fn references_round_trip(text in "\\PC{0,20}") {
+            if let Ok(volume) = text.parse::<VolumeRef>() { prop_assert_eq!(volume.to_string(), text.clone()); }
+            if let Ok(snapshot) = text.parse::<SnapshotRef>() { prop_assert_eq!(snapshot.to_string(), text); }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Labels: `key=value` pairs, separated by commas where they are text and a map where they are JSON.
+
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+/// The most pairs in one set of labels.
+pub const MAX_PAIRS: usize = 64;
+/// The longest key, in bytes.
+pub const MAX_KEY_BYTES: usize = 128;
+/// The longest value, in bytes.
+pub const MAX_VALUE_BYTES: usize = 256;
+
+/// Why a text is no list of pairs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PairsError {
+    /// A pair has no `=`.
+    #[error("{pair:?} is not a pair: expected key=value, several separated by commas")]
+    NotAPair {
+        /// The pair as it was given.
+        pair: String,
+    },
+    /// A pair has nothing before its `=`.
+    #[error("{pair:?} has no key: expected key=value")]
+    EmptyKey {
+        /// The pair as it was given.
+        pair: String,
+    },
+    /// A key is given twice.
+    #[error("the label {key:?} is given twice")]
+    Twice {
+        /// The key.
+        key: String,
+    },
+    /// A key or value is too long.
+    #[error("the {what} of label {key:?} is {len_bytes} bytes long: at most {max_bytes} are allowed")]
+    TooLong {
+        /// Which half of the pair.
+        what: &'static str,
+        /// The key.
+        key: String,
+        /// Length in bytes.
+        len_bytes: usize,
+        /// What is allowed, in bytes.
+        max_bytes: usize,
+    },
+    /// A comma, an equals sign in a key, or a control character.
+    #[error("the label {key:?} has the character {found:?}, which cannot stand in labels")]
+    BadCharacter {
+        /// The key.
+        key: String,
+        /// The character.
+        found: char,
+    },
+    /// More pairs than a set may have.
+    #[error("{count} labels are too many: at most {MAX_PAIRS} are allowed")]
+    TooMany {
+        /// How many there are.
+        count: usize,
+    },
+}
+
+/// Labels of a volume, ordered by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
+pub struct Labels(BTreeMap<String, String>);
+
+impl Labels {
+    /// The pairs.
+    pub fn as_map(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether every pair of the selector is among these.
+    pub fn matches(&self, selector: &LabelSelector) -> bool {
+        selector.0.0.iter().all(|(key, value)| self.0.get(key) == Some(value))
+    }
+}
+
+fn check_pair(key: &str, value: &str) -> Result<(), PairsError> {
+    if key.is_empty() {
+        return Err(PairsError::EmptyKey { pair: format!("={value}") });
+    }
+    for (what, text, max_bytes) in [("key", key, MAX_KEY_BYTES), ("value", value, MAX_VALUE_BYTES)] {
+        if text.len() > max_bytes {
+            return Err(PairsError::TooLong { what, key: key.to_owned(), len_bytes: text.len(), max_bytes });
+        }
+    }
+    let in_key = key.chars().find(|c| *c == ',' || *c == '=' || c.is_control());
+    let in_value = value.chars().find(|c| *c == ',' || c.is_control());
+    match in_key.or(in_value) {
+        Some(found) => Err(PairsError::BadCharacter { key: key.to_owned(), found }),
+        None => Ok(()),
+    }
+}
+
+impl TryFrom<BTreeMap<String, String>> for Labels {
+    type Error = PairsError;
+    fn try_from(map: BTreeMap<String, String>) -> Result<Self, PairsError> {
+        if map.len() > MAX_PAIRS {
+            return Err(PairsError::TooMany { count: map.len() });
+        }
+        map.iter().try_for_each(|(key, value)| check_pair(key, value))?;
+        Ok(Self(map))
+    }
+}
+
+impl From<Labels> for BTreeMap<String, String> {
+    fn from(labels: Labels) -> Self {
+        labels.0
+    }
+}
+
+impl FromStr for Labels {
+    type Err = PairsError;
+
+    /// Parses `key=value,key=value`; spaces around a pair are dropped, and an empty text is no labels.
+    fn from_str(text: &str) -> Result<Self, PairsError> {
+        let mut map = BTreeMap::new();
+        if text.trim().is_empty() {
+            return Ok(Self(map));
+        }
+        for pair in text.split(',').map(str::trim) {
+            let not_a_pair = || PairsError::NotAPair { pair: pair.to_owned() };
+            let (key, value) = pair.split_once('=').ok_or_else(not_a_pair)?;
+            if map.insert(key.to_owned(), value.to_owned()).is_some() {
+                return Err(PairsError::Twice { key: key.to_owned() });
+            }
+        }
+        Self::try_from(map)
+    }
+}
+
+impl fmt::Display for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (nth, (key, value)) in self.0.iter().enumerate() {
+            let comma = if nth == 0 { "" } else { "," };
+            write!(f, "{comma}{key}={value}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The pairs that labels must have to be chosen; text in a query.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LabelSelector(Labels);
+
+impl LabelSelector {
+    /// The pairs that are asked for.
+    pub fn labels(&self) -> &Labels {
+        &self.0
+    }
+}
+
+impl FromStr for LabelSelector {
+    type Err = PairsError;
+    fn from_str(text: &str) -> Result<Self, PairsError> {
+        text.parse().map(Self)
+    }
+}
+
+impl TryFrom<String> for LabelSelector {
+    type Error = PairsError;
+    fn try_from(text: String) -> Result<Self, PairsError> {
+        text.parse()
+    }
+}
+
+impl From<LabelSelector> for String {
+    fn from(selector: LabelSelector) -> Self {
+        selector.0.to_string()
+    }
+}
+
+impl fmt::Display for LabelSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn pairs_are_parsed() {
+        let labels: Labels = "app=mysql, tier=db,note=a=b,empty=".parse().unwrap();
+        assert_eq!(labels.to_string(), "app=mysql,empty=,note=a=b,tier=db");
+        assert!("".parse::<Labels>().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_pair_is_refused() {
+        let message = |text: &str| text.parse::<Labels>().unwrap_err().to_string();
+        assert_eq!(message("app"), "\"app\" is not a pair: expected key=value, several separated by commas");
+        assert_eq!(message("a=1,"), "\"\" is not a pair: expected key=value, several separated by commas");
+        assert_eq!(message("=x"), "\"=x\" has no key: expected key=value");
+        assert_eq!(message("a=1,a=2"), "the label \"a\" is given twice");
+        assert!(message(&format!("{}=1", "k".repeat(129))).contains("at most 128"));
+        let many: Vec<String> = (0..65).map(|n| format!("k{n}=v")).collect();
+        assert_eq!(message(&many.join(",")), "65 labels are too many: at most 64 are allowed");
+        assert!(serde_json::from_str::<Labels>("{\"a,b\":\"c\"}").is_err());
+        assert!(serde_json::from_str::<Labels>("{\"a\":\"c\\u0000\"}").is_err());
+    }
+
+    #[test]
+    fn a_selector_asks_for_all_its_pairs() {
+        let labels: Labels = "app=mysql,tier=db".parse().unwrap();
+        for (selector, chosen) in
+            [("", true), ("app=mysql", true), ("tier=db,app=mysql", true), ("app=x", false), ("x=y", false)]
+        {
+            assert_eq!(labels.matches(&selector.parse().unwrap()), chosen, "{selector}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_json_round_trip(text in "([a-c]{1,2}=[a-z=]{0,3},?){0,4}") {
+            if let Ok(labels) = text.parse::<Labels>() {
+                prop_assert_eq!(&labels.to_string().parse::<Labels>().unwrap(), &labels);
+                let json = serde_json::to_string(&labels).unwrap();
+                prop_assert_eq!(serde_json::from_str::<Labels>(&json).unwrap(), labels);
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The addresses of the control API, in one place for both sides.
+//!
+//! The constants are route patterns (`{…}` takes one segment); the functions build the address of one resource, with
+//! everything percent-encoded.
+
+use serde::Serialize;
+use std::fmt::{Display, Write};
+use uuid::Uuid;
+
+/// `GET`: [`crate::status::Status`].
+pub const STATUS: &str = "/v1/status";
+/// `GET` with [`crate::volumes::ListVolumes`]: [`crate::volumes::VolumeList`]; `POST` of
+/// [`crate::volumes::CreateVolume`]: [`crate::volumes::Volume`].
+pub const VOLUMES: &str = "/v1/volumes";
+/// `GET`: [`crate::volumes::Volume`]; `DELETE`: [`crate::Deleted`]. `{volume}` is a [`crate::VolumeRef`].
+pub const VOLUME: &str = "/v1/volumes/{volume}";
+/// `POST` of [`crate::snapshots::CreateSnapshot`]: [`crate::snapshots::Snapshot`].
+pub const VOLUME_SNAPSHOTS: &str = "/v1/volumes/{volume}/snapshots";
+/// `GET` with [`crate::snapshots::ListSnapshots`]: [`crate::snapshots::SnapshotList`].
+pub const SNAPSHOTS: &str = "/v1/snapshots";
+/// `DELETE`: [`crate::Deleted`]. `{snapshot}` is a [`crate::SnapshotRef`].
+pub const SNAPSHOT: &str = "/v1/snapshots/{snapshot}";
+/// `GET`: [`crate::credentials::CredentialList`]; `POST` of [`crate::credentials::CreateCredential`]:
+/// [`crate::credentials::Credential`].
+pub const CREDENTIALS: &str = "/v1/credentials";
+/// `DELETE`: [`crate::Deleted`]. `{credential}` is a [`crate::CredentialRef`].
+pub const CREDENTIAL: &str = "/v1/credentials/{credential}";
+/// `POST` without a body: [`crate::credentials::Credential`].
+pub const CREDENTIAL_VALIDATE: &str = "/v1/credentials/{credential}/validate";
+/// `GET` with [`crate::cloudsnaps::ListCloudsnaps`]: [`crate::cloudsnaps::CloudsnapList`].
+pub const CLOUDSNAPS: &str = "/v1/cloudsnaps";
+/// `POST` of [`crate::cloudsnaps::StartBackup`]: [`crate::tasks::TaskStarted`].
+pub const CLOUDSNAP_BACKUP: &str = "/v1/cloudsnaps/backup";
+/// `GET` with [`crate::cloudsnaps::InspectCloudsnap`]: [`crate::cloudsnaps::CloudsnapDetail`].
+pub const CLOUDSNAP_INSPECT: &str = "/v1/cloudsnaps/inspect";
+/// `POST` of [`crate::cloudsnaps::StartRestore`]: [`crate::cloudsnaps::RestoreStarted`].
+pub const CLOUDSNAP_RESTORE: &str = "/v1/cloudsnaps/restore";
+/// `POST` of [`crate::cloudsnaps::StartDelete`]: [`crate::tasks::TaskStarted`].
+pub const CLOUDSNAP_DELETE: &str = "/v1/cloudsnaps/delete";
+/// `GET` with [`crate::tasks::ListTasks`]: [`crate::tasks::TaskList`].
+pub const TASKS: &str = "/v1/tasks";
+/// `GET` with [`crate::tasks::WaitTask`]: [`crate::tasks::Task`]. `{task}` is a UUID.
+pub const TASK: &str = "/v1/tasks/{task}";
+
+/// Percent-encodes all but the unreserved characters of RFC 3986 and those in `also_plain`.
+pub(crate) fn encode(bytes: &[u8], also_plain: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for byte in bytes {
+        let plain = byte.is_ascii_alphanumeric() || b"-._~".contains(byte) || also_plain.contains(byte);
+        if plain {
+            text.push(char::from(*byte));
+        } else {
+            // Writing to a String does not fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+fn fill(pattern: &str, placeholder: &str, value: impl Display) -> String {
+    pattern.replace(placeholder, &encode(value.to_string().as_bytes(), b"@"))
+}
+
+/// Address of one volume.
+pub fn volume(volume: &crate::VolumeRef) -> String {
+    fill(VOLUME, "{volume}", volume)
+}
+
+/// Address of the snapshots of one volume.
+pub fn volume_snapshots(volume: &crate::VolumeRef) -> String {
+    fill(VOLUME_SNAPSHOTS, "{volume}", volume)
+}
+
+/// Address of one snapshot.
+pub fn snapshot(snapshot: &crate::SnapshotRef) -> String {
+    fill(SNAPSHOT, "{snapshot}", snapshot)
+}
+
+/// Address of one credential.
+pub fn credential(credential: &crate::CredentialRef) -> String {
+    fill(CREDENTIAL, "{credential}", credential)
+}
+
+/// Address at which one credential is validated.
+pub fn credential_validate(credential: &crate::CredentialRef) -> String {
+    fill(CREDENTIAL_VALIDATE, "{credential}", credential)
+}
+
+/// Address of one task.
+pub fn task(task: Uuid) -> String {
+    fill(TASK, "{task}", task)
+}
+
+/// Adds the fields of a flat query type to an address; fields that are null are left out.
+///
+/// Fails only if the query is not a flat structure, which is a fault of its type.
+pub fn with_query<Q: Serialize>(path: &str, query: &Q) -> Result<String, serde_json::Error> {
+    let mut address = path.to_owned();
+    let mut separator = '?';
+    let serde_json::Value::Object(fields) = serde_json::to_value(query)? else {
+        return Err(serde::ser::Error::custom("a query must be a structure"));
+    };
+    for (key, value) in fields {
+        let text = match value {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(text) => text,
+            value => value.to_string(),
+        };
+        let (key, text) = (encode(key.as_bytes(), b""), encode(text.as_bytes(), b"/"));
+        // Writing to a String does not fail.
+        let _ = write!(address, "{separator}{key}={text}");
+        separator = '&';
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloudsnaps::ListCloudsnaps;
+
+    #[test]
+    fn addresses_are_filled_in() {
+        assert_eq!(volume(&"db-1".parse().unwrap()), "/v1/volumes/db-1");
+        assert_eq!(volume_snapshots(&"42".parse().unwrap()), "/v1/volumes/42/snapshots");
+        assert_eq!(snapshot(&"db@monday".parse().unwrap()), "/v1/snapshots/db@monday");
+        assert_eq!(credential_validate(&"nas".parse().unwrap()), "/v1/credentials/nas/validate");
+        assert_eq!(encode("a b/ä%".as_bytes(), b""), "a%20b%2F%C3%A4%25");
+    }
+
+    #[test]
+    fn queries_leave_out_what_is_not_asked() {
+        assert_eq!(with_query(CLOUDSNAPS, &ListCloudsnaps::default()).unwrap(), "/v1/cloudsnaps?all=false");
+        let query = ListCloudsnaps {
+            label: Some("a=b c,d=e&f".parse().unwrap()),
+            all: true,
+            max: Some(3),
+            ..Default::default()
+        };
+        assert_eq!(
+            with_query(CLOUDSNAPS, &query).unwrap(),
+            "/v1/cloudsnaps?all=true&label=a%3Db%20c%2Cd%3De%26f&max=3"
+        );
+        assert!(with_query("/", &7).is_err());
+    }
+}

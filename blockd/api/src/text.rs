@@ -1,0 +1,50 @@
+//! Times and durations as the tables show them.
+
+use jiff::Timestamp;
+
+/// A time as `Wed, 16 Jan 2019 21:51:53 UTC`.
+pub fn format_time(time: Timestamp) -> String {
+    time.strftime("%a, %d %b %Y %H:%M:%S UTC").to_string()
+}
+
+/// A duration as `1h2m3.456s`, to the millisecond; `0s` if it is less, negative or not a number.
+pub fn format_duration(seconds: f64) -> String {
+    // Saturates, and turns what is not a number into zero.
+    let all_ms = (seconds * 1000.0).round() as u64;
+    let (hours, minutes) = (all_ms / 3_600_000, all_ms / 60_000 % 60);
+    let (whole_s, rest_ms) = (all_ms / 1000 % 60, all_ms % 1000);
+    let seconds = match rest_ms {
+        0 => format!("{whole_s}s"),
+        _ => format!("{}s", format!("{whole_s}.{rest_ms:03}").trim_end_matches('0')),
+    };
+    match (hours, minutes) {
+        (0, 0) => seconds,
+        (0, _) => format!("{minutes}m{seconds}"),
+        _ => format!("{hours}h{minutes}m{seconds}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_durations() {
+        assert_eq!(format_time("2019-01-16T21:51:53.9Z".parse().unwrap()), "Wed, 16 Jan 2019 21:51:53 UTC");
+        assert_eq!(format_time("2017-04-07T20:22:43Z".parse().unwrap()), "Fri, 07 Apr 2017 20:22:43 UTC");
+        for (seconds, text) in [
+            (0.0, "0s"),
+            (0.0004, "0s"),
+            (-1.0, "0s"),
+            (f64::NAN, "0s"),
+            (17.460_186_585, "17.46s"),
+            (209.825_766_964, "3m29.826s"),
+            (3600.0, "1h0m0s"),
+            (7325.5, "2h2m5.5s"),
+            (59.9999, "1m0s"),
+        ] {
+            assert_eq!(format_duration(seconds), text);
+        }
+        assert!(format_duration(f64::INFINITY).ends_with('s'));
+    }
+}

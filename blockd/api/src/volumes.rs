@@ -1,0 +1,128 @@
+//! Volumes: create, list, inspect, delete.
+
+use crate::{LabelSelector, Labels, VolumeId, VolumeName};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use uuid::Uuid;
+
+/// Body of `POST /v1/volumes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Its name, and the name of its export.
+    pub name: VolumeName,
+    /// Its size in bytes; see [`crate::check_volume_size`].
+    pub size_bytes: u64,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+/// Query of `GET /v1/volumes`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListVolumes {
+    /// Only volumes that have all these labels.
+    #[serde(default)]
+    pub label: Option<LabelSelector>,
+}
+
+/// Reply to `GET /v1/volumes`, by name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeList {
+    /// The volumes.
+    pub volumes: Vec<Volume>,
+}
+
+/// A volume as it is now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its labels.
+    pub labels: Labels,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Whether it is served.
+    pub state: VolumeState,
+    /// Why it failed, in one line; `None` unless it did.
+    pub state_reason: Option<String>,
+    /// Where it is served; see [`crate::nbd_unix_uri`].
+    pub uri: String,
+    /// NBD connections to it.
+    pub connections: u64,
+    /// Bytes dirtied since the last freeze.
+    pub dirty_bytes: u64,
+    /// Bytes that its layers take on disk.
+    pub allocated_bytes: u64,
+    /// Snapshots that people made of it.
+    pub snapshot_count: u64,
+    /// Layers in its stack, the head included.
+    pub layers: u64,
+    /// What was read and written since it was opened.
+    pub io: VolumeIo,
+    /// The last backup under each credential.
+    pub last_backups: Vec<LastBackup>,
+}
+
+/// Whether a volume is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum VolumeState {
+    /// It is served.
+    Up,
+    /// A restore is filling it; it is not served yet.
+    Restoring,
+    /// It could not be opened, or failed; it is not served.
+    Failed,
+}
+
+impl fmt::Display for VolumeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Up => "up",
+            Self::Restoring => "restoring",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// What was read from and written to a volume since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeIo {
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests, trims and zeroes included.
+    pub writes: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Flushes.
+    pub flushes: u64,
+}
+
+/// The last backup of a volume under one credential.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastBackup {
+    /// The credential.
+    pub credential: Uuid,
+    /// Its name.
+    pub credential_name: String,
+    /// Id of the cloud snapshot.
+    pub cloudsnap_id: String,
+    /// The point in time that it holds.
+    pub time: Timestamp,
+    /// Incremental backups since the last full one; 0 if this one is full.
+    pub incrementals_since_full: u64,
+}

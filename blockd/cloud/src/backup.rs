@@ -1,0 +1,413 @@
+//! Making a snapshot in the store: packs side by side, then the index, then the manifest.
+//!
+//! Memory is bounded whatever the volume: at most `upload_concurrency` packs exist at once (33 MiB each), two of them
+//! with their raw blocks beside them, so 4 * 33 + 2 * 32 + 64 MiB for the index is the most by default; besides that
+//! 8 bytes for each 32 MiB of blocks, and the block sets themselves.
+
+use crate::{
+    CloudError, CloudsnapId, FORMAT_VERSION,
+    error::random,
+    frame::BLOCK,
+    index_writer::{StoredIndex, write_index},
+    journal::BackupJournal,
+    keys::DataKey,
+    manifest::{BackupType, CHAIN_MOST, Delta, Manifest},
+    names::DeltaId,
+    pack::{OBJECT_HEADER_LEN, ObjectKind, SealedFrames, object_header, seal_frames},
+    plan::Layout,
+    progress::{CancelToken, Phase, Progress},
+    repository::{Repository, run_blocking},
+    seal::Sealer,
+    store::{ObjectStore, PutMode, StoreErrorKind},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, SnapshotId, VolumeId};
+use bytes::Bytes;
+use futures::{StreamExt, future::try_join_all};
+use jiff::Timestamp;
+use std::{collections::BTreeMap, io, sync::Arc};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+/// Packs that are read and sealed at once; the others in flight are only being uploaded.
+const BUILD_CONCURRENCY: usize = 2;
+/// Frames that one thread seals at a time: 4 MiB of blocks.
+const CHUNK_FRAMES: usize = 32;
+
+/// Gives the content of a frozen point of a volume.
+pub trait BlockReader: Send + Sync {
+    /// Fills `buf` with the blocks of `extents`, one after the other; `buf` is exactly as long as they are. Called on
+    /// threads that may block, by several at once. What lies beyond the end of the volume in its last block is zero.
+    ///
+    /// # Errors
+    /// If the blocks cannot be read; the backup fails then.
+    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()>;
+}
+
+/// What is to be backed up. For a resumed backup it must be the same as it was, salt included.
+#[derive(Clone, Debug)]
+pub struct BackupSpec {
+    /// This installation.
+    pub cluster: Uuid,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot: a random id that no other backup of the volume has.
+    pub snapshot: SnapshotId,
+    /// The volume's name.
+    pub volume_name: String,
+    /// The snapshot's name, or nothing.
+    pub snapshot_name: String,
+    /// The volume's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The volume's size.
+    pub size_bytes: u64,
+    /// When the snapshot was taken.
+    pub created: Timestamp,
+    /// When the backup began (first began, if it is resumed).
+    pub started: Timestamp,
+    /// Blocks to be read and stored: all that may hold data, or, on a base, all that may have changed to data.
+    pub data: BlockSet,
+    /// Blocks that are known to have become zero since the base; none of them in `data`.
+    pub zero: BlockSet,
+    /// What an incremental builds on.
+    pub base: Option<Manifest>,
+    /// From [`new_delta_salt`], kept for a resumption.
+    pub delta_salt: [u8; 32],
+    /// How long the freeze held writes up.
+    pub freeze_stall_micros: u64,
+    /// What caused it, such as `Manual`.
+    pub trigger: String,
+}
+
+impl BackupSpec {
+    /// The id of the snapshot that it makes.
+    pub fn id(&self) -> CloudsnapId {
+        CloudsnapId {
+            cluster: self.cluster,
+            volume: self.volume,
+            snapshot: self.snapshot,
+            incremental: self.base.is_some(),
+        }
+    }
+
+    pub(crate) fn delta_id(&self) -> DeltaId {
+        DeltaId { cluster: self.cluster, volume: self.volume, snapshot: self.snapshot }
+    }
+
+    fn check(&self) -> Result<(), CloudError> {
+        let invalid = |what: String| Err(CloudError::InvalidRequest { what });
+        let end = Extent::whole(self.size_bytes).end();
+        if self.zero.last().is_some_and(|last| last >= end) {
+            return invalid(format!(
+                "a zero block lies beyond the end of a volume of {} bytes",
+                self.size_bytes
+            ));
+        }
+        let mut both = self.data.clone();
+        both.intersect_with(&self.zero);
+        if let Some(block) = both.first() {
+            return invalid(format!("block {block} is both to be read and known to be zero"));
+        }
+        let Some(base) = &self.base else { return Ok(()) };
+        if (base.cluster, base.volume) != (self.cluster, self.volume) {
+            return invalid(format!(
+                "cloud snapshot {} is of another volume and cannot be the base",
+                base.id()
+            ));
+        }
+        if base.size_bytes > self.size_bytes {
+            return invalid(format!(
+                "cloud snapshot {} is of a larger volume and cannot be the base",
+                base.id()
+            ));
+        }
+        if base.deltas().any(|delta| delta.snapshot == self.snapshot) {
+            return invalid(format!("snapshot {} cannot be its own base", self.snapshot));
+        }
+        if base.chain.len() + 1 > CHAIN_MOST {
+            return invalid(format!("a chain has at most {CHAIN_MOST} snapshots: make a full backup"));
+        }
+        Ok(())
+    }
+}
+
+/// How a backup uses the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BackupOptions {
+    /// Packs in flight at once; each takes up to 33 MiB.
+    pub upload_concurrency: usize,
+    /// Threads that compress and seal; 0 is one for each core.
+    pub cpu_threads: usize,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        Self { upload_concurrency: 4, cpu_threads: 0 }
+    }
+}
+
+/// As many threads as asked for, or as there are cores.
+pub(crate) fn cpu_threads(asked: usize) -> usize {
+    if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) }
+}
+
+/// A salt for a new delta.
+///
+/// # Errors
+/// [`CloudError::Internal`] if the system gives no randomness.
+pub fn new_delta_salt() -> Result<[u8; 32], CloudError> {
+    random()
+}
+
+/// What all packs of a backup share.
+pub(crate) struct Job {
+    pub spec: Arc<BackupSpec>,
+    pub layout: Layout,
+    pub key: DataKey,
+    pub sealer: Sealer,
+    pub store: Arc<dyn ObjectStore>,
+    reader: Arc<dyn BlockReader>,
+    pub journal: Arc<dyn BackupJournal>,
+    progress: Arc<Progress>,
+    building: Semaphore,
+    cores: Arc<Semaphore>,
+}
+
+/// Backs up a frozen point of a volume: reads the blocks of the spec, and nothing else, and stores them as a snapshot.
+///
+/// It lists nothing and asks for no object's metadata. What the journal says is in the store is not read or sent
+/// again. After the commit of an incremental the base's manifest is asked for once: should another host have deleted
+/// it meanwhile, deltas that this one needs may be gone too, so the new manifest is taken back.
+///
+/// # Errors
+/// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
+/// [`CloudError::ReadVolume`]; [`CloudError::Journal`]; whatever the store reports. What was stored stays there for a
+/// resumption, and does not count as a snapshot.
+pub async fn backup(
+    repo: &Repository,
+    spec: Arc<BackupSpec>,
+    reader: Arc<dyn BlockReader>,
+    journal: Arc<dyn BackupJournal>,
+    options: &BackupOptions,
+    progress: Arc<Progress>,
+    cancel: &CancelToken,
+) -> Result<Manifest, CloudError> {
+    let work = run(repo.clone(), spec, reader, journal, *options, progress);
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(CloudError::Cancelled),
+        result = Box::pin(work) => result,
+    }
+}
+
+async fn run(
+    repo: Repository,
+    spec: Arc<BackupSpec>,
+    reader: Arc<dyn BlockReader>,
+    journal: Arc<dyn BackupJournal>,
+    options: BackupOptions,
+    progress: Arc<Progress>,
+) -> Result<Manifest, CloudError> {
+    progress.enter(Phase::Planning);
+    let planned = spec.clone();
+    let layout = run_blocking(move || {
+        planned.check()?;
+        Layout::new(&planned.data, planned.size_bytes)
+    });
+    let layout = layout.await?;
+    let key = repo.key().clone();
+    let job = Arc::new(Job {
+        sealer: Sealer::new(&key, &spec.delta_id(), &spec.delta_salt),
+        spec,
+        layout,
+        key,
+        store: repo.store().clone(),
+        reader,
+        journal,
+        progress,
+        building: Semaphore::new(BUILD_CONCURRENCY),
+        cores: Arc::new(Semaphore::new(cpu_threads(options.cpu_threads))),
+    });
+    job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
+    job.packs(options.upload_concurrency.max(1)).await?;
+    job.progress.enter(Phase::Index);
+    let index = write_index(&job).await?;
+    job.progress.enter(Phase::Commit);
+    let manifest = job.commit(&repo, index).await?;
+    job.progress.enter(Phase::Done);
+    Ok(manifest)
+}
+
+impl Job {
+    async fn packs(self: &Arc<Self>, concurrency: usize) -> Result<(), CloudError> {
+        let mut done = vec![false; self.layout.pack_count as usize];
+        for pack_no in self.journal.completed() {
+            if let Some(done) = done.get_mut(pack_no as usize) {
+                *done = true;
+                let (first, end) = self.layout.pack_frames(pack_no);
+                let blocks: usize = self.layout.frame_sizes(pack_no).iter().sum();
+                debug_assert!(end > first);
+                self.progress.processed(blocks as u64 * BLOCK_SIZE_BYTES);
+            }
+        }
+        let missing = done.iter().enumerate().filter(|(_, done)| !**done).map(|(pack_no, _)| pack_no as u32);
+        let mut packs =
+            futures::stream::iter(missing).map(|pack_no| self.pack(pack_no)).buffer_unordered(concurrency);
+        while let Some(pack) = packs.next().await {
+            pack?;
+        }
+        Ok(())
+    }
+
+    /// Reads, seals, stores and records one pack.
+    async fn pack(self: &Arc<Self>, pack_no: u32) -> Result<(), CloudError> {
+        let permit = self.building.acquire().await;
+        let (raw_len, body, lens) = self.build(pack_no).await?;
+        drop(permit);
+        if let Some(body) = body {
+            let object = self.spec.delta_id().pack_key(pack_no);
+            // No other task writes this key, and every attempt of this one writes the same bytes.
+            self.store.put(&object, body, PutMode::Overwrite).await?;
+        }
+        let journal = self.journal.clone();
+        run_blocking(move || journal.record(pack_no, &lens)).await?;
+        self.progress.processed(raw_len as u64);
+        Ok(())
+    }
+
+    /// The object of a pack (none if all its blocks are zero) and the stored lengths of its frames.
+    async fn build(self: &Arc<Self>, pack_no: u32) -> Result<(usize, Option<Bytes>, Vec<u32>), CloudError> {
+        let job = self.clone();
+        let (raw, sizes) = run_blocking(move || {
+            let sizes = job.layout.frame_sizes(pack_no);
+            let extents = job.layout.pack_extents(&job.spec.data, pack_no);
+            let mut raw = vec![0; sizes.iter().sum::<usize>() * BLOCK];
+            job.reader.read_extents(&extents, &mut raw).map_err(|source| CloudError::ReadVolume {
+                pack_no,
+                extents: describe(&extents),
+                source,
+            })?;
+            Ok((Bytes::from(raw), sizes))
+        })
+        .await?;
+        let raw_len = raw.len();
+        let (first_frame, _) = self.layout.pack_frames(pack_no);
+        let mut rest = raw;
+        let mut chunks = Vec::new();
+        for (chunk, sizes) in sizes.chunks(CHUNK_FRAMES).enumerate() {
+            let part = rest.split_to(sizes.iter().sum::<usize>() * BLOCK);
+            let first = first_frame + (chunk * CHUNK_FRAMES) as u64;
+            chunks.push(self.seal(first, sizes.to_vec(), part));
+        }
+        drop(rest);
+        let sealed = try_join_all(chunks).await?;
+        let stored: usize = sealed.iter().map(|chunk| chunk.bytes.len()).sum();
+        let lens = sealed.iter().flat_map(|chunk| chunk.lens.iter().copied()).collect();
+        let body = (stored > 0).then(|| {
+            let mut body = Vec::with_capacity(OBJECT_HEADER_LEN + stored);
+            body.extend_from_slice(&object_header(
+                ObjectKind::Pack(pack_no),
+                &self.key,
+                &self.spec.delta_id(),
+            ));
+            for chunk in sealed {
+                body.extend_from_slice(&chunk.bytes);
+            }
+            Bytes::from(body)
+        });
+        Ok((raw_len, body, lens))
+    }
+
+    async fn seal(
+        self: &Arc<Self>,
+        first_frame: u64,
+        sizes: Vec<usize>,
+        raw: Bytes,
+    ) -> Result<SealedFrames, CloudError> {
+        let core = self.cores.clone().acquire_owned().await;
+        let job = self.clone();
+        run_blocking(move || {
+            let sealed = seal_frames(&job.sealer, first_frame, &sizes, &raw);
+            drop(core);
+            Ok(sealed)
+        })
+        .await
+    }
+
+    async fn commit(&self, repo: &Repository, index: StoredIndex) -> Result<Manifest, CloudError> {
+        let spec = &self.spec;
+        let stored_bytes = index.packs_len_bytes + index.reference.len_bytes;
+        let delta = Delta {
+            cluster: spec.cluster,
+            volume: spec.volume,
+            snapshot: spec.snapshot,
+            key_id: self.key.key_id(),
+            salt: spec.delta_salt,
+            index: index.reference,
+            pack_count: self.layout.pack_count,
+            frames: self.layout.frames,
+            data_blocks: self.layout.data_blocks,
+            zero_blocks: spec.zero.len_blocks(),
+            stored_bytes,
+        };
+        let chain = spec.base.iter().flat_map(Manifest::deltas).cloned().collect();
+        let manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            cluster: spec.cluster,
+            volume: spec.volume,
+            snapshot: spec.snapshot,
+            volume_name: spec.volume_name.clone(),
+            snapshot_name: spec.snapshot_name.clone(),
+            labels: spec.labels.clone(),
+            size_bytes: spec.size_bytes,
+            created: spec.created,
+            backup_type: if spec.base.is_some() { BackupType::Incremental } else { BackupType::Full },
+            started: spec.started,
+            finished: Timestamp::now(),
+            trigger: spec.trigger.clone(),
+            freeze_stall_micros: spec.freeze_stall_micros,
+            dirty_bytes: (self.layout.data_blocks + delta.zero_blocks) * BLOCK_SIZE_BYTES,
+            stored_bytes,
+            pack_count: self.layout.pack_count,
+            requests: self.progress.snapshot().requests,
+            encryption: self.key.mode().name().to_owned(),
+            compression: "lz4".to_owned(),
+            base: spec.base.as_ref().map(Manifest::id),
+            delta,
+            chain,
+        };
+        let object = manifest.encode(&self.key, &random()?)?;
+        repo.put_manifest(&manifest, object.into()).await?;
+        if let Some(base) = &spec.base {
+            self.check_base(&manifest, base).await?;
+        }
+        Ok(manifest)
+    }
+
+    /// Makes sure that nobody deleted the base, and with it deltas that this snapshot needs, before the commit.
+    ///
+    /// Whoever deletes a snapshot removes its manifest first, then lists the manifests that are left, then removes
+    /// the deltas that none of them names. If the base's manifest is still there now, that listing is yet to come
+    /// and will show this snapshot; if it is gone, the listing may have been made before the commit.
+    async fn check_base(&self, manifest: &Manifest, base: &Manifest) -> Result<(), CloudError> {
+        let path = base.id().manifest_key();
+        match self.store.get_range(&path, 0, 1).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind == StoreErrorKind::NotFound => {
+                self.store.delete(&manifest.id().manifest_key()).await?;
+                Err(CloudError::BaseDeleted { base: base.id() })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The first and the last of some extents, for messages.
+fn describe(extents: &[Extent]) -> String {
+    match extents {
+        [] => "no blocks".to_owned(),
+        [only] => only.to_string(),
+        [first, .., last] => {
+            format!("{} runs of blocks from {} to {}", extents.len(), first.start, last.end())
+        }
+    }
+}

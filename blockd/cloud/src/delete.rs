@@ -1,0 +1,146 @@
+//! Deleting a snapshot: its manifest first, then every delta that no other manifest names.
+//!
+//! From the first step on the snapshot does not exist; what an interruption leaves behind is only space, and the same
+//! call with the manifest at hand takes it away.
+
+use crate::{
+    CloudError, CloudsnapId,
+    manifest::{Delta, Manifest},
+    names::DeltaId,
+    repository::{ManifestCache, ManifestFilter, Repository},
+};
+use blockd_extent::SnapshotId;
+use futures::{StreamExt, TryStreamExt};
+use std::collections::HashSet;
+
+/// Objects that are deleted at once.
+const DELETE_CONCURRENCY: usize = 8;
+
+/// What a deletion did.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct DeleteReport {
+    /// Deltas whose objects are gone.
+    pub deltas_deleted: u32,
+    /// Objects deleted, the manifest included, as far as the store tells.
+    pub objects_deleted: u64,
+    /// Owners of the deltas that stay.
+    pub kept: Vec<SnapshotId>,
+    /// Why they stay, if it is not just that other snapshots need them.
+    pub kept_reason: Option<String>,
+}
+
+/// Deletes a snapshot. Deltas of the snapshots in `protected` stay: backups that are running build on them.
+///
+/// A snapshot whose manifest is damaged goes too; of its deltas just its own, because the others are not known.
+///
+/// # Errors
+/// [`CloudError::SnapshotNotFound`]; whatever the store reports. Calling it, or [`delete_with_manifest`] once the manifest is gone, again finishes the work.
+pub async fn delete_snapshot(
+    repo: &Repository,
+    id: &CloudsnapId,
+    protected: &[SnapshotId],
+    cache: &dyn ManifestCache,
+) -> Result<DeleteReport, CloudError> {
+    match repo.manifest(id).await {
+        Ok(manifest) => delete_with_manifest(repo, &manifest, protected, cache).await,
+        Err(CloudError::Damaged { .. }) => delete_damaged(repo, id, protected, cache).await,
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes a snapshot whose manifest is at hand, be the manifest object still there or not.
+///
+/// # Errors
+/// Whatever the store reports.
+pub async fn delete_with_manifest(
+    repo: &Repository,
+    manifest: &Manifest,
+    protected: &[SnapshotId],
+    cache: &dyn ManifestCache,
+) -> Result<DeleteReport, CloudError> {
+    let id = manifest.id();
+    let there = repo.store().delete(&id.manifest_key()).await?;
+    let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
+    let needed = match still_needed(repo, &id, protected, cache).await? {
+        Ok(needed) => needed,
+        Err(reason) => {
+            report.kept = manifest.deltas().map(|delta| delta.snapshot).collect();
+            report.kept_reason = Some(reason);
+            return Ok(report);
+        }
+    };
+    for delta in manifest.deltas() {
+        if needed.contains(&delta.snapshot) {
+            report.kept.push(delta.snapshot);
+        } else {
+            report.objects_deleted += delete_delta(repo, delta).await?;
+            report.deltas_deleted += 1;
+        }
+    }
+    Ok(report)
+}
+
+/// Deletes a snapshot whose manifest is there and cannot be read.
+async fn delete_damaged(
+    repo: &Repository,
+    id: &CloudsnapId,
+    protected: &[SnapshotId],
+    cache: &dyn ManifestCache,
+) -> Result<DeleteReport, CloudError> {
+    let there = repo.store().delete(&id.manifest_key()).await?;
+    let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
+    let reason = match still_needed(repo, id, protected, cache).await? {
+        Ok(needed) if needed.contains(&id.snapshot) => None,
+        Ok(_) => {
+            let delta = DeltaId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot };
+            let objects = repo.store().list(&delta.prefix()).await?;
+            let objects = objects.into_iter().map(|object| object.key);
+            report.objects_deleted += delete_objects(repo, objects).await?;
+            report.deltas_deleted = 1;
+            return Ok(report);
+        }
+        Err(reason) => Some(reason),
+    };
+    report.kept = vec![id.snapshot];
+    report.kept_reason = reason;
+    Ok(report)
+}
+
+/// The owners of the deltas that must stay once a snapshot is gone, or why nobody knows.
+async fn still_needed(
+    repo: &Repository,
+    gone: &CloudsnapId,
+    protected: &[SnapshotId],
+    cache: &dyn ManifestCache,
+) -> Result<Result<HashSet<SnapshotId>, String>, CloudError> {
+    let filter = ManifestFilter { cluster: Some(gone.cluster), volume: Some(gone.volume) };
+    let mut needed: HashSet<SnapshotId> = protected.iter().copied().collect();
+    for left in repo.list_manifests(&filter, cache).await? {
+        if left.id == Some(*gone) {
+            // The listing may lag behind the deletion.
+            continue;
+        }
+        match left.manifest {
+            Ok(left) => needed.extend(left.deltas().map(|delta| delta.snapshot)),
+            Err(error) if error.is_retryable() => return Err(error),
+            // Nobody knows what it names, so everything stays.
+            Err(error) => return Ok(Err(format!("a manifest of the same volume cannot be read: {error}"))),
+        }
+    }
+    Ok(Ok(needed))
+}
+
+/// Removes all objects of a delta; says how many there were.
+async fn delete_delta(repo: &Repository, delta: &Delta) -> Result<u64, CloudError> {
+    let id = delta.id();
+    let packs = (0..delta.pack_count).map(|pack_no| id.pack_key(pack_no));
+    delete_objects(repo, packs.chain(std::iter::once(id.index_key()))).await
+}
+
+async fn delete_objects(repo: &Repository, objects: impl Iterator<Item = String>) -> Result<u64, CloudError> {
+    let deleted = futures::stream::iter(objects)
+        .map(|object| async move { repo.store().delete(&object).await.map(u64::from) })
+        .buffer_unordered(DELETE_CONCURRENCY)
+        .try_fold(0, |sum, one| async move { Ok(sum + one) });
+    Ok(deleted.await?)
+}

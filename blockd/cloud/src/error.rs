@@ -1,0 +1,222 @@
+//! What can go wrong between a volume and its copies in the cloud.
+//!
+//! Every error names the object, the place in it and the blocks that it costs, says whether a retry can help, and
+//! never holds anything secret.
+
+use crate::{CloudsnapId, store::StoreError};
+use blockd_extent::{BlockIndex, Extent};
+use std::{io, path::PathBuf};
+use uuid::Uuid;
+
+/// Everything that this crate's operations report, apart from what plain stores report ([`StoreError`]).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloudError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An object is not what its writer wrote, or not where its writer put it.
+    #[error("object {key} is damaged at byte {offset_bytes}: {what}{}", affected(*.blocks))]
+    Damaged {
+        /// Key of the object.
+        key: String,
+        /// Where the damaged piece begins in it.
+        offset_bytes: u64,
+        /// What does not hold.
+        what: String,
+        /// Blocks whose content is lost with it, if it is that narrow.
+        blocks: Option<Extent>,
+    },
+    /// None of the key slots opens with the passphrase.
+    #[error("wrong passphrase for the repository at {store}: none of its {slots} key slots opens with it")]
+    WrongPassphrase {
+        /// The store.
+        store: String,
+        /// How many encrypted key slots there are.
+        slots: usize,
+    },
+    /// A passphrase is needed and none was given.
+    #[error("the repository at {store} is encrypted: give its passphrase")]
+    EncryptedRepository {
+        /// The store.
+        store: String,
+    },
+    /// A passphrase was given and the repository has none.
+    #[error(
+        "the repository at {store} was made without a passphrase: open it without one, or use another bucket or directory"
+    )]
+    PlainRepository {
+        /// The store.
+        store: String,
+    },
+    /// There are more key slots than any repository has.
+    #[error(
+        "the repository at {store} has {found} key slots where at most {most} are expected: remove foreign objects below blockd/keys/"
+    )]
+    TooManyKeys {
+        /// The store.
+        store: String,
+        /// How many there are.
+        found: usize,
+        /// How many are read.
+        most: usize,
+    },
+    /// An object was made with a key that this repository was not opened with.
+    #[error(
+        "{object} was made with key {key_id}, which is not among the opened keys: open the repository again with the passphrase it was made with"
+    )]
+    UnknownKey {
+        /// Key of the object.
+        object: String,
+        /// Id of the data key.
+        key_id: Uuid,
+    },
+    /// An object has a version that this reader does not know.
+    #[error("{object} has format version {found}, this program reads version {supported}: use a newer one")]
+    UnsupportedVersion {
+        /// Key of the object.
+        object: String,
+        /// Version that it has.
+        found: u16,
+        /// Version that is read.
+        supported: u16,
+    },
+    /// No such cloud snapshot.
+    #[error("there is no cloud snapshot {id} at {store}")]
+    SnapshotNotFound {
+        /// Its id.
+        id: CloudsnapId,
+        /// The store.
+        store: String,
+    },
+    /// Text that is not the id of a cloud snapshot.
+    #[error(
+        "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume>-<snapshot>[-incr]"
+    )]
+    BadId {
+        /// The text.
+        given: String,
+    },
+    /// What the caller asked for makes no sense.
+    #[error("{what}")]
+    InvalidRequest {
+        /// What is wrong and what would be right.
+        what: String,
+    },
+    /// The object of the snapshot's id holds another snapshot.
+    #[error("{key} already holds another snapshot: take a new snapshot and back that up")]
+    Conflict {
+        /// Key of the manifest.
+        key: String,
+    },
+    /// The snapshot that an incremental builds on was deleted while the incremental was being made.
+    #[error("cloud snapshot {base} was deleted while the incremental on it was made: make a full backup")]
+    BaseDeleted {
+        /// The base.
+        base: CloudsnapId,
+    },
+    /// The blocks of the volume could not be read.
+    #[error("cannot read {extents} of the volume for pack {pack_no}: {source}")]
+    ReadVolume {
+        /// Pack that was being made.
+        pack_no: u32,
+        /// What was being read.
+        extents: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Restored blocks could not be written.
+    #[error("cannot write block {start} of the restored volume: {source}")]
+    WriteVolume {
+        /// First block of the write.
+        start: BlockIndex,
+        /// Why.
+        source: io::Error,
+    },
+    /// The record of finished packs failed.
+    #[error("backup journal {}: {what}: {source}", path.display())]
+    Journal {
+        /// Its file.
+        path: PathBuf,
+        /// What was being done.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The record of finished packs is of another backup.
+    #[error("backup journal {} is of another backup or was damaged at its head: remove it to start over", path.display())]
+    ForeignJournal {
+        /// Its file.
+        path: PathBuf,
+    },
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// A worker thread died or the system gave no randomness.
+    #[error("{what} failed: {detail}")]
+    Internal {
+        /// What.
+        what: &'static str,
+        /// Why.
+        detail: String,
+    },
+}
+
+fn affected(blocks: Option<Extent>) -> String {
+    blocks.map_or_else(String::new, |blocks| format!(" ({blocks} cannot be read)"))
+}
+
+impl CloudError {
+    /// Whether the same request can succeed later without anybody doing anything about it.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_retryable(),
+            Self::ReadVolume { source, .. }
+            | Self::WriteVolume { source, .. }
+            | Self::Journal { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::Interrupted | io::ErrorKind::TimedOut)
+            }
+            Self::Internal { .. } => true,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn damaged(key: &str, offset_bytes: u64, what: impl Into<String>) -> Self {
+        Self::Damaged { key: key.to_owned(), offset_bytes, what: what.into(), blocks: None }
+    }
+
+    pub(crate) fn with_blocks(mut self, extent: Extent) -> Self {
+        if let Self::Damaged { blocks, .. } = &mut self {
+            *blocks = Some(extent);
+        }
+        self
+    }
+
+    pub(crate) fn worker(error: &tokio::task::JoinError) -> Self {
+        Self::Internal { what: "a worker thread", detail: error.to_string() }
+    }
+
+    /// A missing or short object is damage when something authenticated says that it must be there.
+    pub(crate) fn missing_is_damage(error: StoreError, offset_bytes: u64) -> Self {
+        use crate::store::StoreErrorKind as Kind;
+        match error.kind {
+            Kind::NotFound => Self::damaged(&error.key, offset_bytes, "the object is missing"),
+            Kind::ShortBody | Kind::RangeBeyondEnd => Self::damaged(
+                &error.key,
+                offset_bytes,
+                "the object is shorter than it was written (truncated)",
+            ),
+            _ => Self::Store(error),
+        }
+    }
+}
+
+/// Random bytes from the system.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], CloudError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|e| CloudError::Internal {
+        what: "reading randomness from the system",
+        detail: e.to_string(),
+    })?;
+    Ok(bytes)
+}

@@ -1,0 +1,329 @@
+//! Reading one delta: its index, its pages, and the frames that somebody wants, in as few requests as make sense.
+
+use crate::{
+    CloudError, Repository,
+    frame::{BLOCK, FRAME_BLOCKS, FrameReader},
+    index::{PAGE_LEN_MOST, Page, PageRef, ROOT_LEN_MOST, Root},
+    keys::DataKey,
+    manifest::Delta,
+    names::DeltaId,
+    pack::{OBJECT_HEADER_LEN, ObjectKind, check_object_header},
+    plan::PACK_FRAMES,
+    repository::run_blocking,
+    seal::{Domain, Sealer},
+    store::ObjectStore,
+};
+use blockd_extent::{BlockIndex, BlockSet, Extent};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+/// Indexes up to this length are read with one request.
+const WHOLE_INDEX_MOST: u64 = 256 << 10;
+/// Frames that are not wanted are read along if that spares a request for no more than this many bytes.
+const GAP_MOST: u32 = 512 << 10;
+
+/// One delta, ready to be read.
+pub(crate) struct DeltaReader {
+    pub root: Root,
+    id: DeltaId,
+    key: DataKey,
+    sealer: Sealer,
+    store: Arc<dyn ObjectStore>,
+    /// The whole index, if it is small and came with the root.
+    index: Option<Bytes>,
+}
+
+/// A frame that is wanted, and which of its blocks.
+#[derive(Clone, Debug)]
+pub(crate) struct WantedFrame {
+    ordinal: u64,
+    /// Blocks that it has.
+    blocks: usize,
+    offset_bytes: u32,
+    len_bytes: u32,
+    /// Position in the frame, and the blocks of the volume from there on.
+    runs: Vec<(u32, Extent)>,
+}
+
+impl WantedFrame {
+    fn end(&self) -> u32 {
+        self.offset_bytes + self.len_bytes
+    }
+
+    fn extent(&self) -> Extent {
+        match (self.runs.first(), self.runs.last()) {
+            (Some((_, first)), Some((_, last))) => Extent::between(first.start, last.end()),
+            _ => Extent::new(BlockIndex(0), 0),
+        }
+    }
+
+    pub fn wanted_blocks(&self) -> u64 {
+        self.runs.iter().map(|(_, run)| run.len_blocks).sum()
+    }
+}
+
+/// Frames of one pack that are read with one request.
+#[derive(Clone, Debug)]
+pub(crate) struct FetchJob {
+    pack_no: u32,
+    pub frames: Vec<WantedFrame>,
+}
+
+/// What takes runs of opened blocks.
+pub(crate) type BlockSink = dyn Fn(BlockIndex, &[u8]) -> Result<(), CloudError> + Send + Sync;
+
+impl DeltaReader {
+    /// Reads the root of a delta's index, and checks it against what the manifest says.
+    pub async fn open(repo: &Repository, delta: &Delta, keep: &mut u64) -> Result<Self, CloudError> {
+        let id = delta.id();
+        let object = id.index_key();
+        let key = repo
+            .find_key(delta.key_id)
+            .ok_or_else(|| CloudError::UnknownKey { object: object.clone(), key_id: delta.key_id })?;
+        let sealer = Sealer::new(&key, &id, &delta.salt);
+        let index = &delta.index;
+        if index.root_len_bytes > ROOT_LEN_MOST {
+            return Err(CloudError::damaged(&object, index.root_offset_bytes, "its root is longer than any"));
+        }
+        let whole = index.len_bytes <= WHOLE_INDEX_MOST;
+        let first_page_is_root = index.root_offset_bytes == OBJECT_HEADER_LEN as u64;
+        let start = if whole || first_page_is_root { 0 } else { index.root_offset_bytes };
+        let fetched = repo
+            .store()
+            .get_range(&object, start, index.len_bytes - start)
+            .await
+            .map_err(|error| CloudError::missing_is_damage(error, start))?;
+        if start == 0 {
+            check_object_header(&fetched, ObjectKind::Index, &key, &id, &object)?;
+        }
+        let root_bytes = fetched.slice((index.root_offset_bytes - start) as usize..);
+        let expected = index.root_sha256;
+        let damaged = |what: &str| CloudError::damaged(&object, index.root_offset_bytes, what);
+        if Sha256::digest(&root_bytes)[..] != expected {
+            return Err(damaged(
+                "its root is not the one that the manifest names: it was altered or replaced",
+            ));
+        }
+        let mut root_bytes = root_bytes.to_vec();
+        let plain_len = root_bytes.len().saturating_sub(crate::seal::TAG_LEN_BYTES) as u64;
+        let root = sealer.open(Domain::IndexRoot, 0, plain_len, &mut root_bytes).ok_or_else(|| {
+            damaged("its root does not open: it was altered, moved, or sealed with another key")
+        })?;
+        let root = Root::parse(root).map_err(|what| damaged(&format!("its root is not valid: {what}")))?;
+        let said = (delta.pack_count, delta.frames, delta.data_blocks, delta.zero_blocks);
+        if (root.pack_count, root.frames, root.data_blocks, root.zero_blocks) != said {
+            return Err(damaged("its root and the manifest disagree about its blocks"));
+        }
+        let end =
+            root.pages.last().map_or(OBJECT_HEADER_LEN as u64, |p| p.offset_bytes + u64::from(p.sealed_len));
+        if end != index.root_offset_bytes {
+            return Err(damaged("its pages do not end where its root begins"));
+        }
+        let kept = (whole && *keep >= index.len_bytes).then(|| {
+            *keep -= index.len_bytes;
+            fetched
+        });
+        Ok(Self { root, id, key, sealer, store: repo.store().clone(), index: kept })
+    }
+
+    /// Reads one page; none if it has nothing to say.
+    pub async fn page(self: &Arc<Self>, number: usize) -> Result<Option<Page>, CloudError> {
+        let Some(place) = self.root.pages.get(number).copied().filter(|page| page.sealed_len > 0) else {
+            return Ok(None);
+        };
+        debug_assert!(u64::from(place.sealed_len) <= PAGE_LEN_MOST);
+        let object = self.id.index_key();
+        let with_blocks = |error: CloudError| error.with_blocks(place.range);
+        let len = u64::from(place.sealed_len);
+        let sealed = match &self.index {
+            // The root was checked to lie behind all pages, so they are all in it.
+            Some(index) => index.slice(place.offset_bytes as usize..(place.offset_bytes + len) as usize),
+            None => {
+                // The first page is read with the header before it, so that the header gets looked at.
+                let lead =
+                    if place.offset_bytes == OBJECT_HEADER_LEN as u64 { OBJECT_HEADER_LEN as u64 } else { 0 };
+                let fetched = self.store.get_range(&object, place.offset_bytes - lead, len + lead).await;
+                let fetched =
+                    fetched.map_err(|e| with_blocks(CloudError::missing_is_damage(e, place.offset_bytes)))?;
+                if lead > 0 {
+                    check_object_header(&fetched, ObjectKind::Index, &self.key, &self.id, &object)?;
+                }
+                fetched.slice(lead as usize..)
+            }
+        };
+        let reader = self.clone();
+        let page = run_blocking(move || {
+            reader.open_page(number, &place, &sealed).map_err(|what| {
+                let what = format!("page {number} of the index is not usable: {what}");
+                CloudError::damaged(&object, place.offset_bytes, what).with_blocks(place.range)
+            })
+        });
+        Ok(Some(page.await?))
+    }
+
+    fn open_page(&self, number: usize, place: &PageRef, sealed: &[u8]) -> Result<Page, &'static str> {
+        if sealed.last_chunk() != Some(&place.tag) {
+            return Err("it is not the page that the root names: it was altered or replaced");
+        }
+        let mut sealed = sealed.to_vec();
+        let plain_len = sealed.len().saturating_sub(crate::seal::TAG_LEN_BYTES) as u64;
+        let plain = self
+            .sealer
+            .open(Domain::IndexPage, number as u64, plain_len, &mut sealed)
+            .ok_or("it does not open: it was altered, moved, or sealed with another key")?;
+        Page::parse(plain, place)
+    }
+
+    /// The requests that bring the wanted blocks of a page. Blocks of frames that are all zero need none.
+    pub fn jobs(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<FetchJob> {
+        let Some(place) = self.root.pages.get(number) else { return Vec::new() };
+        let mut frames: Vec<WantedFrame> = Vec::new();
+        let frame_blocks = FRAME_BLOCKS as u64;
+        let mut rank = 0;
+        for run in page.data.extents_in(place.range) {
+            for piece in wanted.extents_in(run) {
+                let mut at = piece.start.0;
+                while at < piece.end().0 {
+                    let here = rank + (at - run.start.0);
+                    let (frame, position) = (here / frame_blocks, here % frame_blocks);
+                    let len = (frame_blocks - position).min(piece.end().0 - at);
+                    let extent = Extent::new(BlockIndex(at), len);
+                    at += len;
+                    let ordinal = place.frame_base + frame;
+                    match frames.last_mut() {
+                        Some(last) if last.ordinal == ordinal => last.runs.push((position as u32, extent)),
+                        _ => {
+                            // The page was checked to have a place for every frame of its blocks.
+                            let Some(stored) = page.frames.get(frame as usize) else { continue };
+                            let below = frame * frame_blocks;
+                            frames.push(WantedFrame {
+                                ordinal,
+                                blocks: (u64::from(place.data_blocks) - below).min(frame_blocks) as usize,
+                                offset_bytes: stored.offset_bytes,
+                                len_bytes: stored.len_bytes,
+                                runs: vec![(position as u32, extent)],
+                            });
+                        }
+                    }
+                }
+            }
+            rank += run.len_blocks;
+        }
+        let mut jobs: Vec<FetchJob> = Vec::new();
+        for frame in frames.into_iter().filter(|frame| frame.len_bytes > 0) {
+            let pack_no = (frame.ordinal / PACK_FRAMES) as u32;
+            match jobs.last_mut() {
+                Some(job) if job.pack_no == pack_no && frame.offset_bytes - job.end() <= GAP_MOST => {
+                    job.frames.push(frame);
+                }
+                _ => jobs.push(FetchJob { pack_no, frames: vec![frame] }),
+            }
+        }
+        jobs
+    }
+
+    /// Reads the bytes of a job; returns them with the place in the pack where they begin.
+    pub async fn fetch(&self, job: &FetchJob) -> Result<(u32, Bytes), CloudError> {
+        let object = self.id.pack_key(job.pack_no);
+        let (start, end) = (job.start(), job.end());
+        let fetched = self.store.get_range(&object, u64::from(start), u64::from(end - start)).await;
+        let fetched = fetched.map_err(|error| {
+            CloudError::missing_is_damage(error, u64::from(start)).with_blocks(job.extent())
+        })?;
+        if start == 0 {
+            check_object_header(&fetched, ObjectKind::Pack(job.pack_no), &self.key, &self.id, &object)
+                .map_err(|error| error.with_blocks(job.extent()))?;
+        }
+        Ok((start, fetched))
+    }
+
+    /// Opens frames out of what was fetched from `start` on, and gives their wanted blocks, but not the zero ones, to
+    /// the sink in runs as long as they get.
+    pub fn decode(
+        &self,
+        pack_no: u32,
+        frames: &[WantedFrame],
+        start: u32,
+        fetched: &[u8],
+        sink: &BlockSink,
+    ) -> Result<(), CloudError> {
+        let mut reader = FrameReader::default();
+        let mut pending = Run::default();
+        for frame in frames {
+            let damaged = |what: &str| {
+                CloudError::damaged(&self.id.pack_key(pack_no), u64::from(frame.offset_bytes), what)
+                    .with_blocks(frame.extent())
+            };
+            let from = (frame.offset_bytes - start) as usize;
+            let stored = fetched
+                .get(from..from + frame.len_bytes as usize)
+                .ok_or_else(|| damaged("the frame was not fetched whole"))?;
+            let opened = reader.open(&self.sealer, frame.ordinal, frame.blocks, stored).map_err(damaged)?;
+            for (position, extent) in &frame.runs {
+                for i in 0..extent.len_blocks {
+                    if let Some(block) = opened.block(*position as usize + i as usize) {
+                        pending.push(BlockIndex(extent.start.0 + i), block, sink)?;
+                    }
+                }
+            }
+        }
+        pending.flush(sink)
+    }
+}
+
+impl FetchJob {
+    pub fn pack_no(&self) -> u32 {
+        self.pack_no
+    }
+
+    /// Where the request begins: at the header, if the first frame of the pack is wanted.
+    fn start(&self) -> u32 {
+        match self.frames.first() {
+            Some(frame) if frame.offset_bytes > OBJECT_HEADER_LEN as u32 => frame.offset_bytes,
+            _ => 0,
+        }
+    }
+
+    fn end(&self) -> u32 {
+        self.frames.last().map_or(0, WantedFrame::end)
+    }
+
+    fn extent(&self) -> Extent {
+        match (self.frames.first(), self.frames.last()) {
+            (Some(first), Some(last)) => Extent::between(first.extent().start, last.extent().end()),
+            _ => Extent::new(BlockIndex(0), 0),
+        }
+    }
+
+    pub fn wanted_blocks(&self) -> u64 {
+        self.frames.iter().map(WantedFrame::wanted_blocks).sum()
+    }
+}
+
+/// Consecutive blocks that are not yet given away.
+#[derive(Default)]
+struct Run {
+    start: BlockIndex,
+    data: Vec<u8>,
+}
+
+impl Run {
+    fn push(&mut self, at: BlockIndex, block: &[u8], sink: &BlockSink) -> Result<(), CloudError> {
+        if at.0 != self.start.0 + (self.data.len() / BLOCK) as u64 {
+            self.flush(sink)?;
+            self.start = at;
+        }
+        self.data.extend_from_slice(block);
+        Ok(())
+    }
+
+    fn flush(&mut self, sink: &BlockSink) -> Result<(), CloudError> {
+        if !self.data.is_empty() {
+            sink(self.start, &self.data)?;
+        }
+        self.start = BlockIndex(self.start.0 + (self.data.len() / BLOCK) as u64);
+        self.data.clear();
+        Ok(())
+    }
+}

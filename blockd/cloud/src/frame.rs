@@ -1,0 +1,220 @@
+//! Frames: up to 32 blocks, without their zero blocks, compressed, sealed.
+//!
+//! A frame is the unit that is read and opened: small, so that a single block is cheap to get at, and large enough
+//! that what compression and sealing add does not count.
+
+use crate::seal::{Domain, Sealer, TAG_LEN_BYTES};
+use blockd_extent::BLOCK_SIZE_BYTES;
+
+/// Blocks of a full frame.
+pub(crate) const FRAME_BLOCKS: usize = 32;
+/// One block, in bytes.
+pub(crate) const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+/// What stands before a frame's payload: the codec and the mask of zero blocks.
+const HEAD_LEN_BYTES: usize = 5;
+/// The shortest frame that is stored.
+pub(crate) const STORED_LEN_LEAST: usize = HEAD_LEN_BYTES + 1 + TAG_LEN_BYTES;
+/// The longest frame: 32 blocks that do not compress.
+pub(crate) const STORED_LEN_MOST: usize = HEAD_LEN_BYTES + FRAME_BLOCKS * BLOCK + TAG_LEN_BYTES;
+
+const CODEC_RAW: u8 = 0;
+const CODEC_LZ4: u8 = 1;
+
+/// Seals frames; keeps its buffer between them.
+#[derive(Default)]
+pub(crate) struct FrameWriter {
+    gathered: Vec<u8>,
+}
+
+impl FrameWriter {
+    /// Appends the frame of `raw` (whole blocks, at most 32) to `out`; returns its stored length, which is 0 if every
+    /// block is zero.
+    pub fn append(&mut self, sealer: &Sealer, ordinal: u64, raw: &[u8], out: &mut Vec<u8>) -> u32 {
+        debug_assert!(raw.len().is_multiple_of(BLOCK) && (1..=FRAME_BLOCKS).contains(&(raw.len() / BLOCK)));
+        let (mut mask, mut blocks) = (0u32, 0);
+        for (i, block) in raw.chunks_exact(BLOCK).enumerate() {
+            blocks += 1;
+            mask |= u32::from(is_zero(block)) << i;
+        }
+        if mask.count_ones() == blocks {
+            return 0;
+        }
+        let data = if mask == 0 {
+            raw
+        } else {
+            self.gathered.clear();
+            for (i, block) in raw.chunks_exact(BLOCK).enumerate() {
+                if mask & (1 << i) == 0 {
+                    self.gathered.extend_from_slice(block);
+                }
+            }
+            &self.gathered
+        };
+        let start = out.len();
+        out.push(CODEC_LZ4);
+        out.extend_from_slice(&mask.to_le_bytes());
+        let payload = out.len();
+        out.resize(payload + lz4_flex::block::get_maximum_output_size(data.len()), 0);
+        match lz4_flex::block::compress_into(data, &mut out[payload..]) {
+            Ok(len) if len < data.len() => out.truncate(payload + len),
+            _ => {
+                out.truncate(payload);
+                out.extend_from_slice(data);
+                out[start] = CODEC_RAW;
+            }
+        }
+        sealer.seal(Domain::Frame, ordinal, raw.len() as u64, out, start);
+        (out.len() - start) as u32
+    }
+}
+
+/// Opens frames; keeps its buffers between them.
+#[derive(Default)]
+pub(crate) struct FrameReader {
+    sealed: Vec<u8>,
+    data: Vec<u8>,
+}
+
+/// An opened frame.
+pub(crate) struct OpenFrame<'a> {
+    /// Bit `i` is set if block `i` is zero.
+    pub zero_mask: u32,
+    /// The other blocks, one after the other.
+    data: &'a [u8],
+}
+
+impl<'a> OpenFrame<'a> {
+    /// The content of block `i` of the frame; none if it is zero.
+    pub fn block(&self, i: usize) -> Option<&'a [u8]> {
+        let below = (1u32 << i).wrapping_sub(1);
+        let position = i - (self.zero_mask & below).count_ones() as usize;
+        let is_zero = self.zero_mask & (1 << i) != 0;
+        if is_zero { None } else { self.data.get(position * BLOCK..(position + 1) * BLOCK) }
+    }
+}
+
+impl FrameReader {
+    /// Opens a frame of `blocks` blocks.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn open<'a>(
+        &'a mut self,
+        sealer: &Sealer,
+        ordinal: u64,
+        blocks: usize,
+        stored: &[u8],
+    ) -> Result<OpenFrame<'a>, &'static str> {
+        self.sealed.clear();
+        self.sealed.extend_from_slice(stored);
+        let plain_len = (blocks * BLOCK) as u64;
+        let frame = sealer
+            .open(Domain::Frame, ordinal, plain_len, &mut self.sealed)
+            .ok_or("the frame does not open: it was altered, moved, or sealed with another key")?;
+        let (head, payload) = frame.split_first_chunk::<HEAD_LEN_BYTES>().ok_or("the frame has no head")?;
+        let zero_mask = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
+        if blocks < FRAME_BLOCKS && zero_mask >> blocks != 0 {
+            return Err("the frame's mask names blocks that it does not have");
+        }
+        let data_len = (blocks - zero_mask.count_ones() as usize) * BLOCK;
+        match head[0] {
+            CODEC_RAW if payload.len() == data_len => Ok(OpenFrame { zero_mask, data: payload }),
+            CODEC_RAW => Err("the frame's payload has the wrong length"),
+            CODEC_LZ4 => {
+                self.data.resize(data_len, 0);
+                match lz4_flex::block::decompress_into(payload, &mut self.data) {
+                    Ok(len) if len == data_len => Ok(OpenFrame { zero_mask, data: &self.data }),
+                    _ => Err("the frame's payload does not decompress to its length"),
+                }
+            }
+            _ => Err("the frame's codec is unknown"),
+        }
+    }
+}
+
+/// Whether all bytes of a block are zero.
+fn is_zero(block: &[u8]) -> bool {
+    block.chunks_exact(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EncryptionMode, keys::DataKey, names::DeltaId};
+    use blockd_extent::{SnapshotId, VolumeId};
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    fn sealer(mode: EncryptionMode) -> Sealer {
+        let delta = DeltaId {
+            cluster: Uuid::from_u128(1),
+            volume: VolumeId::from_u64(2),
+            snapshot: SnapshotId::from_u64(3),
+        };
+        Sealer::new(&DataKey::fixed(Uuid::from_u128(4), mode, [9; 32]), &delta, &[5; 32])
+    }
+
+    fn blocks(kinds: &[u8], seed: u64) -> Vec<u8> {
+        let mut state = seed | 1;
+        let mut raw = Vec::new();
+        for kind in kinds {
+            match kind {
+                0 => raw.extend_from_slice(&[0; BLOCK]),
+                1 => raw.extend_from_slice(&[b'a'; BLOCK]),
+                _ => raw.extend((0..BLOCK).map(|_| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    state as u8
+                })),
+            }
+        }
+        raw
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn frames_come_back(kinds in prop::collection::vec(0u8..3, 1..=FRAME_BLOCKS), seed: u64, encrypted: bool) {
+            let mode = if encrypted { EncryptionMode::Aes256GcmSiv } else { EncryptionMode::Checksummed };
+            let sealer = sealer(mode);
+            let raw = blocks(&kinds, seed);
+            let mut out = b"before".to_vec();
+            let len = FrameWriter::default().append(&sealer, 7, &raw, &mut out) as usize;
+            prop_assert_eq!(out.len(), 6 + len);
+            let zeroes = kinds.iter().filter(|kind| **kind == 0).count();
+            if zeroes == kinds.len() {
+                prop_assert_eq!(len, 0);
+                return Ok(());
+            }
+            prop_assert!((STORED_LEN_LEAST..=raw.len() - zeroes * BLOCK + 21).contains(&len));
+            let mut reader = FrameReader::default();
+            let frame = reader.open(&sealer, 7, kinds.len(), &out[6..]).unwrap();
+            for (i, block) in raw.chunks(BLOCK).enumerate() {
+                prop_assert_eq!(frame.block(i).unwrap_or(&[0; BLOCK]), block);
+                prop_assert_eq!(frame.block(i).is_none(), kinds[i] == 0);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), count in 1..=FRAME_BLOCKS, codec in 0u8..3) {
+            // Correctly sealed nonsense, as a broken writer would make it.
+            let sealer = sealer(EncryptionMode::Checksummed);
+            if let Some(first) = bytes.first_mut() { *first = codec; }
+            sealer.seal(Domain::Frame, 0, (count * BLOCK) as u64, &mut bytes, 0);
+            if let Ok(frame) = FrameReader::default().open(&sealer, 0, count, &bytes) {
+                for i in 0..count { let _ = frame.block(i); }
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_compress_costs_21_bytes() {
+        let raw = blocks(&[2; 32], 1);
+        let mut out = Vec::new();
+        let len =
+            FrameWriter::default().append(&sealer(EncryptionMode::Aes256GcmSiv), 0, &raw, &mut out) as usize;
+        assert_eq!(len, raw.len() + 21);
+        assert_eq!(len, STORED_LEN_MOST);
+    }
+}

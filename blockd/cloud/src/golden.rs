@@ -1,0 +1,164 @@
+//! The format does not change by accident: a small repository of each kind, checked byte for byte.
+//!
+//! With `BLOCKD_BLESS_GOLDEN` set, the tests write the files instead; a version of the format that was released is
+//! never blessed again.
+
+use crate::{
+    BackupOptions, BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, Manifest, MemoryJournal,
+    NoCache, OpenOptions, Progress, Repository, RestoreOptions, backup, keys, restore,
+    store::ObjectStore,
+    testing::{MemoryStore, MemoryVolume},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use jiff::Timestamp;
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+use uuid::Uuid;
+
+const PASSPHRASE: &str = "correct horse battery staple";
+const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+const KDF: KdfParams = KdfParams { m_kib: 64, t: 2, p: 1 };
+
+fn dir(mode: EncryptionMode) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(mode.name())
+}
+
+fn files(mode: EncryptionMode) -> MemoryStore {
+    let store = MemoryStore::default();
+    let root = dir(mode);
+    let mut pending = vec![root.clone()];
+    while let Some(at) = pending.pop() {
+        for entry in fs::read_dir(&at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                pending.push(path);
+            } else {
+                let key = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+                store.insert(&key, fs::read(&path).unwrap());
+            }
+        }
+    }
+    store
+}
+
+fn key(mode: EncryptionMode) -> DataKey {
+    let mut secret = [0; 32];
+    if mode == EncryptionMode::Aes256GcmSiv {
+        secret = std::array::from_fn(|i| i as u8);
+    }
+    DataKey::fixed(
+        Uuid::from_u128(0x6b65_7900_0000_4000_8000_0000_0000_0000 | u128::from(mode.byte())),
+        mode,
+        secret,
+    )
+}
+
+/// Block contents of each kind that the format tells apart: repeating, noise, zero.
+fn volume(generation: u64) -> MemoryVolume {
+    let live = MemoryVolume::default();
+    let mut state = 0x0123_4567_89ab_cdefu64;
+    for block in 10..50u64 {
+        let content: Vec<u8> = match block % 8 {
+            0 => vec![0; BLOCK],
+            3 => (0..BLOCK / 8)
+                .flat_map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (state ^ (state >> 29)).to_le_bytes()
+                })
+                .collect(),
+            _ => vec![block as u8; BLOCK],
+        };
+        live.set(block, &content);
+    }
+    if generation == 2 {
+        live.set(11, &[0xaa; BLOCK]);
+        live.set(1000, &[0xbb; BLOCK]);
+        (20..24).for_each(|block| live.clear(block));
+    }
+    live
+}
+
+async fn write(mode: EncryptionMode) -> MemoryStore {
+    let store = Arc::new(MemoryStore::default());
+    let repo = Repository::from_saved_keys(store.clone(), vec![key(mode)]).unwrap();
+    let passphrase = (mode == EncryptionMode::Aes256GcmSiv).then_some(PASSPHRASE);
+    let slot = keys::encode_slot(&key(mode), passphrase, KDF, b"sixteen byte slt", 1_700_000_000).unwrap();
+    store.insert(&format!("blockd/keys/{}", key(mode).key_id()), slot);
+    let mut base: Option<Manifest> = None;
+    for generation in 1..=2u64 {
+        let (data, zero) = match generation {
+            1 => (BlockSet::from_iter([Extent::new(BlockIndex(10), 40)]), BlockSet::new()),
+            _ => (
+                [11, 1000].map(|block| Extent::new(BlockIndex(block), 1)).into_iter().collect(),
+                BlockSet::from_iter([Extent::new(BlockIndex(20), 4)]),
+            ),
+        };
+        let spec = BackupSpec {
+            cluster: Uuid::from_u128(0x3a1a_b4d5_9bc2_4c70_9b4e_0a2b_2d3d_8f10),
+            volume: VolumeId::from_u64(590_114_184_663_672_482),
+            snapshot: SnapshotId::from_u64(951_325_819_047_337_066 + generation),
+            volume_name: "golden".into(),
+            snapshot_name: format!("generation-{generation}"),
+            labels: BTreeMap::from([("tier".into(), "gold".into())]),
+            size_bytes: (2 << 40) + 8192,
+            created: Timestamp::from_second(1_700_000_000 + generation as i64).unwrap(),
+            started: Timestamp::from_second(1_700_000_100).unwrap(),
+            data,
+            zero,
+            base,
+            delta_salt: [generation as u8; 32],
+            freeze_stall_micros: 21,
+            trigger: "Manual".into(),
+        };
+        let progress = Arc::new(Progress::new(Arc::default()));
+        let (reader, journal) = (Arc::new(volume(generation)), Arc::new(MemoryJournal::default()));
+        let (options, cancel) = (BackupOptions::default(), CancelToken::new());
+        let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
+        // The one thing that is the clock's, and the salt of the manifest, which is random.
+        let manifest = Manifest { finished: Timestamp::from_second(1_700_000_200).unwrap(), ..done };
+        let salt = [0x50 + generation as u8; 32];
+        store.insert(&manifest.id().manifest_key(), manifest.encode(&key(mode), &salt).unwrap());
+        base = Some(manifest);
+    }
+    store.fork()
+}
+
+#[tokio::test]
+async fn what_is_written_is_what_it_was() {
+    for mode in [EncryptionMode::Checksummed, EncryptionMode::Aes256GcmSiv] {
+        let written = write(mode).await.objects();
+        if std::env::var_os("BLOCKD_BLESS_GOLDEN").is_some() {
+            for (key, body) in &written {
+                let path = dir(mode).join(key);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, body).unwrap();
+            }
+        }
+        let golden = files(mode).objects();
+        assert_eq!(written.keys().collect::<Vec<_>>(), golden.keys().collect::<Vec<_>>());
+        for (key, body) in &written {
+            let at = body.iter().zip(&golden[key]).position(|(a, b)| a != b);
+            assert!(*body == golden[key], "{mode}: {key} differs from byte {at:?} on");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_is_read() {
+    for (mode, passphrase) in
+        [(EncryptionMode::Checksummed, None), (EncryptionMode::Aes256GcmSiv, Some(PASSPHRASE))]
+    {
+        let store: Arc<dyn ObjectStore> = Arc::new(files(mode));
+        let repo = Repository::open(store, passphrase, &OpenOptions::default()).await.unwrap();
+        let listed = repo.list_manifests(&crate::ManifestFilter::default(), &NoCache).await.unwrap();
+        assert_eq!(listed.len(), 2);
+        for (generation, listed) in (1..).zip(listed) {
+            let manifest = listed.manifest.unwrap();
+            assert_eq!(manifest.snapshot_name, format!("generation-{generation}"));
+            let target = Arc::new(MemoryVolume::default());
+            let progress = Arc::new(Progress::new(Arc::default()));
+            let (options, cancel) = (RestoreOptions::default(), CancelToken::new());
+            restore(&repo, &manifest, target.clone(), &options, progress, &cancel).await.unwrap();
+            assert!(target.content() == volume(generation).content(), "{mode}, generation {generation}");
+        }
+    }
+}

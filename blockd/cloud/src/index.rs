@@ -1,0 +1,367 @@
+//! The index of a delta: pages that say which blocks are where, and a root that says where the pages are.
+//!
+//! A page covers a stretch of the volume and can be read by itself, so that a first read of a terabyte fetches some
+//! hundred kilobytes, not tens of megabytes.
+
+use crate::{
+    frame::{BLOCK, FRAME_BLOCKS, STORED_LEN_LEAST, STORED_LEN_MOST},
+    pack::OBJECT_HEADER_LEN,
+    plan::{PACK_FRAMES, PAGE_BLOCKS, PAGE_SPAN_BLOCKS},
+    seal::TAG_LEN_BYTES,
+};
+use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};
+
+/// The longest page that is read: the sets of a terabyte at their worst, twice over.
+pub(crate) const PAGE_LEN_MOST: u64 = 80 << 20;
+/// The longest root that is read: twice that of a full volume of 64 TiB.
+pub(crate) const ROOT_LEN_MOST: u64 = 16 << 20;
+const ROOT_HEAD_LEN: usize = 56;
+const ROOT_ENTRY_LEN: usize = 56;
+const PAGE_HEAD_LEN: usize = 16;
+
+/// Reads little-endian numbers off a slice.
+struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], &'static str> {
+        let (head, rest) = self.rest.split_at_checked(len).ok_or("it is cut short")?;
+        self.rest = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], &'static str> {
+        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or("it is cut short")?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
+    fn u32(&mut self) -> Result<u32, &'static str> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, &'static str> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+}
+
+/// Where a page is, as the root says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PageRef {
+    /// The stretch of the volume that it covers.
+    pub range: Extent,
+    /// Number of its first frame.
+    pub frame_base: u64,
+    /// Data blocks in it.
+    pub data_blocks: u32,
+    /// Its length as stored; 0 if it describes nothing and is left out.
+    pub sealed_len: u32,
+    /// Where it begins in the index.
+    pub offset_bytes: u64,
+    /// The tag that it was sealed with.
+    pub tag: [u8; TAG_LEN_BYTES],
+}
+
+impl PageRef {
+    pub fn frames(&self) -> u64 {
+        u64::from(self.data_blocks).div_ceil(FRAME_BLOCKS as u64)
+    }
+}
+
+/// The root of an index.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Root {
+    pub size_bytes: u64,
+    pub frames: u64,
+    pub data_blocks: u64,
+    pub zero_blocks: u64,
+    pub pack_count: u32,
+    pub pages: Vec<PageRef>,
+}
+
+impl Root {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(ROOT_HEAD_LEN + self.pages.len() * ROOT_ENTRY_LEN);
+        out.extend_from_slice(&self.size_bytes.to_le_bytes());
+        for number in [BLOCK as u32, FRAME_BLOCKS as u32, PACK_FRAMES as u32, self.pages.len() as u32] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        for number in [self.frames, self.data_blocks, self.zero_blocks] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.pack_count.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        for page in &self.pages {
+            for number in [page.range.start.0, page.range.end().0, page.frame_base] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            out.extend_from_slice(&page.data_blocks.to_le_bytes());
+            out.extend_from_slice(&page.sealed_len.to_le_bytes());
+            out.extend_from_slice(&page.offset_bytes.to_le_bytes());
+            out.extend_from_slice(&page.tag);
+        }
+        out
+    }
+
+    /// Reads a root and checks that its pages tile the volume and add up.
+    pub fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
+        let mut cursor = Cursor { rest: bytes };
+        let size_bytes = cursor.u64()?;
+        let sizes = [cursor.u32()?, cursor.u32()?, cursor.u32()?];
+        let page_count = cursor.u32()?;
+        let (frames, data_blocks, zero_blocks) = (cursor.u64()?, cursor.u64()?, cursor.u64()?);
+        let pack_count = cursor.u32()?;
+        if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES {
+            return Err("the size of the volume is out of bounds");
+        }
+        if sizes != [BLOCK as u32, FRAME_BLOCKS as u32, PACK_FRAMES as u32] || cursor.u32()? != 0 {
+            return Err("the sizes of blocks, frames and packs are not those of this version");
+        }
+        if page_count as usize != cursor.rest.len() / ROOT_ENTRY_LEN
+            || !cursor.rest.len().is_multiple_of(ROOT_ENTRY_LEN)
+        {
+            return Err("the number of pages does not fit the length");
+        }
+        let mut pages = Vec::with_capacity(page_count as usize);
+        let (mut next_block, mut next_frame, mut blocks) = (0, 0, 0);
+        let mut next_offset = OBJECT_HEADER_LEN as u64;
+        for _ in 0..page_count {
+            let (lo, hi, frame_base) = (cursor.u64()?, cursor.u64()?, cursor.u64()?);
+            let (page_blocks, sealed_len) = (cursor.u32()?, cursor.u32()?);
+            let offset_bytes = cursor.u64()?;
+            let page = PageRef {
+                range: Extent::between(BlockIndex(lo), BlockIndex(hi)),
+                frame_base,
+                data_blocks: page_blocks,
+                sealed_len,
+                offset_bytes,
+                tag: cursor.array()?,
+            };
+            if lo != next_block || hi <= lo || lo / PAGE_SPAN_BLOCKS != (hi - 1) / PAGE_SPAN_BLOCKS {
+                return Err("the pages do not tile the volume");
+            }
+            if frame_base != next_frame || u64::from(page_blocks) > PAGE_BLOCKS.min(hi - lo) {
+                return Err("the frames of the pages do not add up");
+            }
+            let empty_len = sealed_len == 0 && page_blocks == 0;
+            let some_len = sealed_len as usize >= PAGE_HEAD_LEN + TAG_LEN_BYTES
+                && u64::from(sealed_len) <= PAGE_LEN_MOST;
+            if offset_bytes != next_offset || !(empty_len || some_len) {
+                return Err("the pages do not follow one another");
+            }
+            next_block = hi;
+            next_frame += page.frames();
+            next_offset += u64::from(sealed_len);
+            blocks += u64::from(page_blocks);
+            pages.push(page);
+        }
+        if next_block != Extent::whole(size_bytes).end().0 {
+            return Err("the pages do not tile the volume");
+        }
+        if (next_frame, blocks) != (frames, data_blocks)
+            || u64::from(pack_count) != frames.div_ceil(PACK_FRAMES)
+            || zero_blocks > next_block
+        {
+            return Err("the frames of the pages do not add up");
+        }
+        Ok(Self { size_bytes, frames, data_blocks, zero_blocks, pack_count, pages })
+    }
+
+    /// The pages that touch a stretch of the volume.
+    pub fn pages_in(&self, range: Extent) -> std::ops::Range<usize> {
+        let first = self.pages.partition_point(|page| page.range.end() <= range.start);
+        let end = self.pages.partition_point(|page| page.range.start < range.end());
+        first..end.max(first)
+    }
+}
+
+/// Where a frame is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FramePlace {
+    pub offset_bytes: u32,
+    pub len_bytes: u32,
+}
+
+/// A page of an index.
+#[derive(Debug)]
+pub(crate) struct Page {
+    /// Blocks whose content is in the delta's frames.
+    pub data: BlockSet,
+    /// Blocks that became zero.
+    pub zero: BlockSet,
+    /// Where the frames are, in order.
+    pub frames: Vec<FramePlace>,
+    /// About how much memory it takes.
+    pub heap_bytes: usize,
+}
+
+/// The plain bytes of a page. `first_offset_bytes` is where its first frame begins in that frame's pack.
+pub(crate) fn encode_page(
+    data: &BlockSet,
+    zero: &BlockSet,
+    first_offset_bytes: u32,
+    lens: &[u32],
+) -> Vec<u8> {
+    let (data, zero) = (data.to_bytes(), zero.to_bytes());
+    let mut out =
+        Vec::with_capacity(PAGE_HEAD_LEN + data.len() + zero.len() + lens.len() * 4 + TAG_LEN_BYTES);
+    for number in [data.len() as u32, zero.len() as u32, lens.len() as u32, first_offset_bytes] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    out.extend_from_slice(&data);
+    out.extend_from_slice(&zero);
+    for len in lens {
+        out.extend_from_slice(&len.to_le_bytes());
+    }
+    out
+}
+
+impl Page {
+    /// Reads a page and checks that it is the one that the root names.
+    pub fn parse(bytes: &[u8], page: &PageRef) -> Result<Self, &'static str> {
+        let mut cursor = Cursor { rest: bytes };
+        let (data_len, zero_len, count, first_offset) =
+            (cursor.u32()?, cursor.u32()?, cursor.u32()?, cursor.u32()?);
+        let mut set = |len: u32| {
+            let set =
+                BlockSet::from_bytes(cursor.take(len as usize)?).map_err(|_| "its block set is not valid")?;
+            let above = set.first().is_none_or(|first| first >= page.range.start);
+            let below = set.last().is_none_or(|last| last < page.range.end());
+            if above && below {
+                Ok(set)
+            } else {
+                Err("its block set reaches beyond its stretch of the volume")
+            }
+        };
+        let (data, zero) = (set(data_len)?, set(zero_len)?);
+        let mut both = data.clone();
+        both.intersect_with(&zero);
+        if !both.is_empty() {
+            return Err("blocks are both data and zero");
+        }
+        if data.len_blocks() != u64::from(page.data_blocks) || u64::from(count) != page.frames() {
+            return Err("the number of its blocks or frames is not what the root says");
+        }
+        let most = (PACK_FRAMES as usize * STORED_LEN_MOST + OBJECT_HEADER_LEN) as u32;
+        let starts_pack = page.frame_base.is_multiple_of(PACK_FRAMES);
+        if first_offset < OBJECT_HEADER_LEN as u32
+            || first_offset > most
+            || (starts_pack && first_offset != OBJECT_HEADER_LEN as u32)
+        {
+            return Err("the place of its first frame is out of bounds");
+        }
+        let mut offset_bytes = first_offset;
+        let mut frames = Vec::with_capacity(page.frames() as usize);
+        for frame in page.frame_base..page.frame_base + page.frames() {
+            if frame.is_multiple_of(PACK_FRAMES) {
+                offset_bytes = OBJECT_HEADER_LEN as u32;
+            }
+            let len_bytes = cursor.u32()?;
+            if len_bytes != 0 && !(STORED_LEN_LEAST..=STORED_LEN_MOST).contains(&(len_bytes as usize)) {
+                return Err("the length of a frame is out of bounds");
+            }
+            frames.push(FramePlace { offset_bytes, len_bytes });
+            // At most 2 * 256 frames of 128 KiB: far from overflowing.
+            offset_bytes += len_bytes;
+        }
+        if !cursor.rest.is_empty() {
+            return Err("there are bytes after its end");
+        }
+        let heap_bytes = bytes.len() + frames.len() * size_of::<FramePlace>();
+        Ok(Self { data, zero, frames, heap_bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Layout;
+    use proptest::prelude::*;
+
+    fn root(data: &BlockSet, size_bytes: u64) -> Root {
+        let layout = Layout::new(data, size_bytes).unwrap();
+        let mut offset_bytes = OBJECT_HEADER_LEN as u64;
+        let pages = layout.pages.iter().map(|page| {
+            let sealed_len = if page.data_blocks == 0 { 0 } else { 100 };
+            let out = PageRef {
+                range: page.range,
+                frame_base: page.frame_base,
+                data_blocks: page.data_blocks as u32,
+                sealed_len,
+                offset_bytes,
+                tag: [7; 16],
+            };
+            offset_bytes += u64::from(sealed_len);
+            out
+        });
+        let pages = pages.collect();
+        Root {
+            size_bytes,
+            frames: layout.frames,
+            data_blocks: layout.data_blocks,
+            zero_blocks: 5,
+            pack_count: layout.pack_count,
+            pages,
+        }
+    }
+
+    fn data(runs: &[(u64, u64)]) -> BlockSet {
+        runs.iter().map(|(start, len)| Extent::new(BlockIndex(*start), *len)).collect()
+    }
+
+    #[test]
+    fn roots_come_back_and_find_their_pages() {
+        let root = root(&data(&[(0, 300_000), (PAGE_SPAN_BLOCKS * 2, 5)]), 3 << 40);
+        let back = Root::parse(&root.encode()).unwrap();
+        assert_eq!(back, root);
+        assert_eq!(root.pages.len(), 5);
+        assert_eq!(root.pages_in(Extent::new(BlockIndex(0), 1)), 0..1);
+        assert_eq!(root.pages_in(Extent::new(BlockIndex(131_071), 2)), 0..2);
+        assert_eq!(root.pages_in(Extent::new(BlockIndex(PAGE_SPAN_BLOCKS), 1)), 3..4);
+        assert_eq!(root.pages_in(Extent::new(BlockIndex(PAGE_SPAN_BLOCKS * 9), 1)), 5..5);
+        assert_eq!(root.pages_in(Extent::new(BlockIndex(0), 0)), 0..0);
+    }
+
+    fn page() -> (Vec<u8>, PageRef) {
+        let set = data(&[(100, 70)]);
+        let bytes = encode_page(&set, &data(&[(10, 5)]), 64, &[500, 0, 22]);
+        let page = PageRef {
+            range: Extent::new(BlockIndex(5), 1000),
+            frame_base: 255,
+            data_blocks: 70,
+            sealed_len: 0,
+            offset_bytes: 64,
+            tag: [0; 16],
+        };
+        (bytes, page)
+    }
+
+    #[test]
+    fn pages_say_where_frames_are() {
+        let (bytes, place) = page();
+        let page = Page::parse(&bytes, &place).unwrap();
+        let places: Vec<_> = page.frames.iter().map(|f| (f.offset_bytes, f.len_bytes)).collect();
+        // Frame 256 begins a pack.
+        assert_eq!(places, [(64, 500), (64, 0), (64, 22)]);
+        assert!(Page::parse(&bytes, &PageRef { data_blocks: 71, ..place }).is_err());
+        assert!(Page::parse(&bytes, &PageRef { range: Extent::new(BlockIndex(11), 900), ..place }).is_err());
+        assert!(Page::parse(&bytes[..bytes.len() - 1], &place).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parsers_panic(at in any::<prop::sample::Index>(), bit in 0u8..8, cut in any::<prop::sample::Index>()) {
+            let (mut bytes, place) = page();
+            let i = at.index(bytes.len());
+            bytes[i] ^= 1 << bit;
+            let _ = Page::parse(&bytes, &place);
+            let _ = Page::parse(&bytes[..cut.index(bytes.len())], &place);
+            let mut bytes = root(&data(&[(0, 300_000)]), 3 << 40).encode();
+            let i = at.index(bytes.len());
+            bytes[i] ^= 1 << bit;
+            let _ = Root::parse(&bytes);
+            let _ = Root::parse(&bytes[..cut.index(bytes.len())]);
+        }
+    }
+}

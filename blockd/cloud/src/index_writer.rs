@@ -1,0 +1,214 @@
+//! Writing the index of a delta, page by page, out of the journal.
+//!
+//! Only one page is in memory at a time, beside what is not sent yet; a long index goes out in parts while it is made.
+
+use crate::{
+    CloudError,
+    backup::Job,
+    index::{PageRef, Root, encode_page},
+    manifest::IndexRef,
+    pack::{OBJECT_HEADER_LEN, ObjectKind, object_header},
+    plan::{PACK_FRAMES, PageSpan},
+    repository::run_blocking,
+    seal::Domain,
+    store::{PART_LEN_BYTES, PutMode},
+};
+use blockd_extent::{BlockSet, Extent};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+/// An index that is longer than this is sent in parts.
+const SINGLE_PUT_MOST: usize = 64 << 20;
+
+/// An index that is in the store.
+pub(crate) struct StoredIndex {
+    pub reference: IndexRef,
+    /// Bytes of all packs together.
+    pub packs_len_bytes: u64,
+}
+
+/// Stores the index of a backup all of whose packs are stored.
+pub(crate) async fn write_index(job: &Arc<Job>) -> Result<StoredIndex, CloudError> {
+    let delta = job.spec.delta_id();
+    let mut upload = IndexUpload {
+        job: job.clone(),
+        object: delta.index_key(),
+        buffer: object_header(ObjectKind::Index, &job.key, &delta).to_vec(),
+        sent_bytes: 0,
+        upload: None,
+    };
+    let result = upload.write().await;
+    if let (Err(_), Some((id, _))) = (&result, &upload.upload) {
+        let _ = job.store.multipart_abort(&upload.object, id).await;
+    }
+    result
+}
+
+struct IndexUpload {
+    job: Arc<Job>,
+    object: String,
+    buffer: Vec<u8>,
+    sent_bytes: u64,
+    upload: Option<(String, Vec<String>)>,
+}
+
+impl IndexUpload {
+    fn position(&self) -> u64 {
+        self.sent_bytes + self.buffer.len() as u64
+    }
+
+    async fn write(&mut self) -> Result<StoredIndex, CloudError> {
+        let layout = &self.job.clone().layout;
+        let mut pages = Vec::with_capacity(layout.pages.len());
+        // Bytes of frames so far in the pack that is open at the border of two pages, and of all packs together.
+        let mut packs = PackLengths::default();
+        for (number, span) in layout.pages.iter().enumerate() {
+            let (job, span, mut lengths) = (self.job.clone(), *span, packs);
+            let (sealed, lengths) = run_blocking(move || {
+                let sealed = seal_page(&job, number as u64, &span, &mut lengths)?;
+                Ok((sealed, lengths))
+            })
+            .await?;
+            packs = lengths;
+            pages.push(PageRef {
+                range: span.range,
+                frame_base: span.frame_base,
+                data_blocks: span.data_blocks as u32,
+                sealed_len: sealed.len() as u32,
+                offset_bytes: self.position(),
+                tag: sealed.last_chunk().copied().unwrap_or_default(),
+            });
+            self.append(&sealed).await?;
+        }
+        let root = Root {
+            size_bytes: self.job.spec.size_bytes,
+            frames: layout.frames,
+            data_blocks: layout.data_blocks,
+            zero_blocks: self.job.spec.zero.len_blocks(),
+            pack_count: layout.pack_count,
+            pages,
+        };
+        let mut root = root.encode();
+        let plain_len = root.len() as u64;
+        self.job.sealer.seal(Domain::IndexRoot, 0, plain_len, &mut root, 0);
+        let root_offset_bytes = self.position();
+        self.append(&root).await?;
+        let len_bytes = self.position();
+        self.finish().await?;
+        Ok(StoredIndex {
+            reference: IndexRef {
+                len_bytes,
+                root_offset_bytes,
+                root_len_bytes: root.len() as u64,
+                root_sha256: Sha256::digest(&root).into(),
+            },
+            packs_len_bytes: packs.total,
+        })
+    }
+
+    async fn append(&mut self, bytes: &[u8]) -> Result<(), CloudError> {
+        self.buffer.extend_from_slice(bytes);
+        if self.upload.is_none() && self.buffer.len() > SINGLE_PUT_MOST {
+            let id = self.job.store.multipart_start(&self.object).await?;
+            self.upload = Some((id, Vec::new()));
+        }
+        while self.upload.is_some() && self.buffer.len() > PART_LEN_BYTES {
+            let rest = self.buffer.split_off(PART_LEN_BYTES);
+            let part = std::mem::replace(&mut self.buffer, rest);
+            self.send(part).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, part: Vec<u8>) -> Result<(), CloudError> {
+        let Some((id, tags)) = &mut self.upload else { return Ok(()) };
+        self.sent_bytes += part.len() as u64;
+        let tag = self.job.store.multipart_put(&self.object, id, tags.len() as u32, part.into()).await?;
+        tags.push(tag);
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), CloudError> {
+        let rest = std::mem::take(&mut self.buffer);
+        if self.upload.is_none() {
+            return Ok(self.job.store.put(&self.object, rest.into(), PutMode::Overwrite).await?);
+        }
+        self.send(rest).await?;
+        if let Some((id, tags)) = &self.upload {
+            self.job.store.multipart_complete(&self.object, id, tags).await?;
+        }
+        self.upload = None;
+        Ok(())
+    }
+}
+
+/// Where the next frame goes in its pack.
+#[derive(Clone, Copy, Default)]
+struct PackLengths {
+    /// Stored bytes of the frames so far in the pack that the next frame belongs to.
+    open: u64,
+    /// Stored bytes of all objects, headers included.
+    total: u64,
+}
+
+/// One page, sealed; nothing if it has nothing to say.
+fn seal_page(
+    job: &Job,
+    number: u64,
+    span: &PageSpan,
+    lengths: &mut PackLengths,
+) -> Result<Vec<u8>, CloudError> {
+    let (mut data, mut zero) = (within(&job.spec.data, span.range), within(&job.spec.zero, span.range));
+    if data.is_empty() && zero.is_empty() {
+        return Ok(Vec::new());
+    }
+    data.optimize();
+    zero.optimize();
+    let frames = span.frame_base..span.frame_base + span.frames();
+    let lens = frame_lens(job, frames.clone())?;
+    if frames.start.is_multiple_of(PACK_FRAMES) {
+        lengths.open = 0;
+    }
+    let first_offset_bytes = OBJECT_HEADER_LEN as u64 + lengths.open;
+    for (frame, len) in frames.zip(&lens) {
+        if frame.is_multiple_of(PACK_FRAMES) {
+            lengths.open = 0;
+        }
+        if lengths.open == 0 && *len > 0 {
+            lengths.total += OBJECT_HEADER_LEN as u64;
+        }
+        lengths.open += u64::from(*len);
+        lengths.total += u64::from(*len);
+    }
+    let mut page = encode_page(&data, &zero, first_offset_bytes as u32, &lens);
+    let plain_len = page.len() as u64;
+    job.sealer.seal(Domain::IndexPage, number, plain_len, &mut page, 0);
+    Ok(page)
+}
+
+/// The stored lengths of some frames, from the journal.
+fn frame_lens(job: &Job, frames: std::ops::Range<u64>) -> Result<Vec<u32>, CloudError> {
+    let mut lens = Vec::with_capacity((frames.end - frames.start) as usize);
+    let mut next = frames.start;
+    while next < frames.end {
+        let pack_no = (next / PACK_FRAMES) as u32;
+        let (first, end) = job.layout.pack_frames(pack_no);
+        let recorded = job.journal.frame_lens(pack_no)?;
+        let recorded = recorded.filter(|lens| lens.len() as u64 == end - first).ok_or_else(|| {
+            let detail = format!("it does not know the frames of pack {pack_no}");
+            CloudError::Internal { what: "the backup journal", detail }
+        })?;
+        let until = end.min(frames.end);
+        lens.extend_from_slice(&recorded[(next - first) as usize..(until - first) as usize]);
+        next = until;
+    }
+    Ok(lens)
+}
+
+/// The members of a set that lie in a range.
+fn within(set: &BlockSet, range: Extent) -> BlockSet {
+    // An intersection goes container by container; copying run by run would take long for a fragmented terabyte.
+    let mut out = BlockSet::from_iter([range]);
+    out.intersect_with(set);
+    out
+}

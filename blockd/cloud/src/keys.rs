@@ -1,0 +1,354 @@
+//! Data keys, and the slots in which a repository keeps them.
+//!
+//! A slot holds one random data key, wrapped by a key that Argon2id makes of the passphrase. Every creator of a
+//! repository writes a slot of its own under a random name, so that two who race need no help from the store.
+
+use crate::{
+    CloudError, FORMAT_VERSION,
+    error::random,
+    seal::{Cipher, Domain, EncryptionMode, TAG_LEN_BYTES, nonce},
+};
+use argon2::{Algorithm, Argon2, Params, Version};
+use std::fmt;
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+use zeroize::Zeroizing;
+
+const MAGIC: &[u8; 8] = b"BLKDKEYS";
+/// Length of a key slot, in bytes.
+pub(crate) const SLOT_LEN_BYTES: usize = 120;
+const HEADER_LEN_BYTES: usize = 64;
+const WRAPPED_END: usize = HEADER_LEN_BYTES + 32;
+
+const KDF_NONE: u8 = 0;
+const KDF_ARGON2ID: u8 = 1;
+/// What a slot may ask of whoever opens it: 1 GiB, 16 passes, 16 lanes.
+const KDF_MOST: KdfParams = KdfParams { m_kib: 1 << 20, t: 16, p: 16 };
+
+/// The key that everything of a repository is sealed with, one way or another.
+#[derive(Clone)]
+pub struct DataKey {
+    key_id: Uuid,
+    mode: EncryptionMode,
+    secret: Zeroizing<[u8; 32]>,
+}
+
+impl DataKey {
+    fn new(mode: EncryptionMode) -> Result<Self, CloudError> {
+        let secret = match mode {
+            EncryptionMode::Checksummed => Zeroizing::new([0; 32]),
+            EncryptionMode::Aes256GcmSiv => Zeroizing::new(random()?),
+        };
+        let key_id = uuid::Builder::from_random_bytes(random()?).into_uuid();
+        Ok(Self { key_id, mode, secret })
+    }
+
+    /// A key whose bytes are known, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn fixed(key_id: Uuid, mode: EncryptionMode, secret: [u8; 32]) -> Self {
+        Self { key_id, mode, secret: Zeroizing::new(secret) }
+    }
+
+    /// Names the key, in its slot and in everything that it seals.
+    pub fn key_id(&self) -> Uuid {
+        self.key_id
+    }
+
+    /// How it protects.
+    pub fn mode(&self) -> EncryptionMode {
+        self.mode
+    }
+
+    pub(crate) fn secret(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
+    /// The key as bytes, **in clear**: whoever keeps them must seal them first.
+    pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(50));
+        bytes.extend_from_slice(&[1, self.mode.byte()]);
+        bytes.extend_from_slice(self.key_id.as_bytes());
+        bytes.extend_from_slice(&*self.secret);
+        bytes
+    }
+
+    /// Reads [`to_bytes`](Self::to_bytes) back.
+    ///
+    /// # Errors
+    /// [`CloudError::InvalidRequest`] if they are not that.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CloudError> {
+        let parse = || {
+            let (head, rest) = bytes.split_first_chunk::<2>()?;
+            let (key_id, rest) = rest.split_first_chunk::<16>()?;
+            let secret: [u8; 32] = rest.try_into().ok()?;
+            let mode = EncryptionMode::from_byte(head[1]).filter(|_| head[0] == 1)?;
+            Some(Self { key_id: Uuid::from_bytes(*key_id), mode, secret: Zeroizing::new(secret) })
+        };
+        parse().ok_or_else(|| CloudError::InvalidRequest {
+            what: "the saved data key is damaged: open the repository again with its passphrase".into(),
+        })
+    }
+}
+
+impl fmt::Debug for DataKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataKey")
+            .field("key_id", &self.key_id)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How much work Argon2id makes of a passphrase.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KdfParams {
+    /// Memory, in KiB.
+    pub m_kib: u32,
+    /// Passes over it.
+    pub t: u32,
+    /// Lanes.
+    pub p: u32,
+}
+
+impl Default for KdfParams {
+    fn default() -> Self {
+        Self { m_kib: 64 << 10, t: 3, p: 1 }
+    }
+}
+
+impl KdfParams {
+    /// The least that Argon2 takes: for tests only, it protects nothing.
+    #[cfg(any(test, feature = "testing"))]
+    pub const fn fast_for_tests() -> Self {
+        Self { m_kib: 8, t: 1, p: 1 }
+    }
+
+    fn within_bounds(self) -> bool {
+        let Self { m_kib, t, p } = self;
+        let least = p.checked_mul(8).is_some_and(|least| m_kib >= least);
+        least && m_kib <= KDF_MOST.m_kib && (1..=KDF_MOST.t).contains(&t) && (1..=KDF_MOST.p).contains(&p)
+    }
+
+    /// The key that wraps the data key.
+    fn derive(self, passphrase: &str, salt: &[u8; 16]) -> Result<Zeroizing<[u8; 32]>, CloudError> {
+        let failed = |e: argon2::Error| CloudError::Internal { what: "Argon2id", detail: e.to_string() };
+        if !self.within_bounds() {
+            return Err(CloudError::InvalidRequest {
+                what: "the Argon2id parameters are out of bounds: at most 1 GiB, 16 passes, 16 lanes".into(),
+            });
+        }
+        let params = Params::new(self.m_kib, self.t, self.p, Some(32)).map_err(failed)?;
+        let mut key = Zeroizing::new([0; 32]);
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+            .hash_password_into(passphrase.as_bytes(), salt, &mut *key)
+            .map_err(failed)?;
+        Ok(key)
+    }
+}
+
+/// A key slot, read and checked as far as that goes without the passphrase.
+pub(crate) struct KeySlot {
+    pub key_id: Uuid,
+    pub mode: EncryptionMode,
+    pub created_unix_s: u64,
+    kdf: KdfParams,
+    salt: [u8; 16],
+    bytes: [u8; SLOT_LEN_BYTES],
+}
+
+impl KeySlot {
+    /// Reads a slot.
+    ///
+    /// # Errors
+    /// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`].
+    pub fn parse(object: &str, bytes: &[u8]) -> Result<Self, CloudError> {
+        let damaged = |at: usize, what: &str| CloudError::damaged(object, at as u64, what);
+        let whole: &[u8; SLOT_LEN_BYTES] = bytes.try_into().map_err(|_| {
+            damaged(0, &format!("a key slot has {SLOT_LEN_BYTES} bytes, this has {}", bytes.len()))
+        })?;
+        if &whole[..8] != MAGIC {
+            return Err(damaged(0, "it does not begin as a key slot does"));
+        }
+        let checked = SLOT_LEN_BYTES - 8;
+        if whole[checked..] != xxh3_64(&whole[..checked]).to_le_bytes() {
+            return Err(damaged(checked, "the checksum of the key slot does not match"));
+        }
+        let u32_at = |at: usize| u32::from_le_bytes([whole[at], whole[at + 1], whole[at + 2], whole[at + 3]]);
+        let version = u16::from_le_bytes([whole[8], whole[9]]);
+        if version != FORMAT_VERSION {
+            return Err(CloudError::UnsupportedVersion {
+                object: object.to_owned(),
+                found: version,
+                supported: FORMAT_VERSION,
+            });
+        }
+        let mode = EncryptionMode::from_byte(whole[10]).ok_or_else(|| damaged(10, "unknown mode"))?;
+        let kdf = KdfParams { m_kib: u32_at(28), t: u32_at(32), p: u32_at(36) };
+        match (mode, whole[11]) {
+            (EncryptionMode::Checksummed, KDF_NONE) => {}
+            (EncryptionMode::Aes256GcmSiv, KDF_ARGON2ID) if kdf.within_bounds() => {}
+            (EncryptionMode::Aes256GcmSiv, KDF_ARGON2ID) => {
+                return Err(damaged(28, "the Argon2id parameters are out of bounds"));
+            }
+            _ => return Err(damaged(11, "unknown way to derive the key")),
+        }
+        let array16 = |at: usize| {
+            let mut out = [0; 16];
+            out.copy_from_slice(&whole[at..at + 16]);
+            out
+        };
+        let mut created = [0; 8];
+        created.copy_from_slice(&whole[56..64]);
+        let key_id = Uuid::from_bytes(array16(12));
+        if !object.ends_with(&key_id.to_string()) {
+            return Err(damaged(12, "the key slot belongs under another name"));
+        }
+        Ok(Self {
+            key_id,
+            mode,
+            created_unix_s: u64::from_le_bytes(created),
+            kdf,
+            salt: array16(40),
+            bytes: *whole,
+        })
+    }
+
+    /// The data key, if the passphrase is the right one. Takes as long as Argon2id takes.
+    pub fn open(&self, passphrase: &str) -> Result<Option<DataKey>, CloudError> {
+        let kek = self.kdf.derive(passphrase, &self.salt)?;
+        let mut secret = Zeroizing::new([0; 32]);
+        secret.copy_from_slice(&self.bytes[HEADER_LEN_BYTES..WRAPPED_END]);
+        let mut tag = [0; TAG_LEN_BYTES];
+        tag.copy_from_slice(&self.bytes[WRAPPED_END..WRAPPED_END + TAG_LEN_BYTES]);
+        let aad = &self.bytes[..HEADER_LEN_BYTES];
+        let opened = Cipher::with_key(&kek).open(nonce(Domain::DataKey, 0), aad, &mut *secret, &tag);
+        Ok(opened.then(|| DataKey { key_id: self.key_id, mode: self.mode, secret }))
+    }
+
+    /// The key of a slot that has no passphrase.
+    pub fn open_plain(&self) -> Option<DataKey> {
+        (self.mode == EncryptionMode::Checksummed).then(|| DataKey {
+            key_id: self.key_id,
+            mode: self.mode,
+            secret: Zeroizing::new([0; 32]),
+        })
+    }
+}
+
+/// A new data key and its slot.
+pub(crate) fn create_slot(
+    passphrase: Option<&str>,
+    kdf: KdfParams,
+    created_unix_s: u64,
+) -> Result<(DataKey, Vec<u8>), CloudError> {
+    let mode = if passphrase.is_some() { EncryptionMode::Aes256GcmSiv } else { EncryptionMode::Checksummed };
+    let key = DataKey::new(mode)?;
+    let salt = random()?;
+    let bytes = encode_slot(&key, passphrase, kdf, &salt, created_unix_s)?;
+    Ok((key, bytes))
+}
+
+pub(crate) fn encode_slot(
+    key: &DataKey,
+    passphrase: Option<&str>,
+    kdf: KdfParams,
+    salt: &[u8; 16],
+    created_unix_s: u64,
+) -> Result<Vec<u8>, CloudError> {
+    let mut out = Vec::with_capacity(SLOT_LEN_BYTES);
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    out.push(key.mode.byte());
+    out.push(if passphrase.is_some() { KDF_ARGON2ID } else { KDF_NONE });
+    out.extend_from_slice(key.key_id.as_bytes());
+    match passphrase {
+        None => out.resize(56, 0),
+        Some(_) => {
+            for number in [kdf.m_kib, kdf.t, kdf.p] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            out.extend_from_slice(salt);
+        }
+    }
+    out.extend_from_slice(&created_unix_s.to_le_bytes());
+    debug_assert_eq!(out.len(), HEADER_LEN_BYTES);
+    match passphrase {
+        None => out.resize(WRAPPED_END + TAG_LEN_BYTES, 0),
+        Some(passphrase) => {
+            let kek = kdf.derive(passphrase, salt)?;
+            let mut wrapped = Zeroizing::new(*key.secret);
+            let tag = Cipher::with_key(&kek)
+                .seal(nonce(Domain::DataKey, 0), &out, &mut *wrapped)
+                .ok_or(CloudError::Internal { what: "wrapping the data key", detail: "too long".into() })?;
+            out.extend_from_slice(&*wrapped);
+            out.extend_from_slice(&tag);
+        }
+    }
+    let checksum = xxh3_64(&out).to_le_bytes();
+    out.extend_from_slice(&checksum);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(key: &DataKey) -> String {
+        format!("blockd/keys/{}", key.key_id)
+    }
+
+    #[test]
+    fn a_slot_opens_with_its_passphrase_only() {
+        let (key, bytes) = create_slot(Some("correct horse"), KdfParams::fast_for_tests(), 42).unwrap();
+        let slot = KeySlot::parse(&object(&key), &bytes).unwrap();
+        assert_eq!(slot.created_unix_s, 42);
+        let opened = slot.open("correct horse").unwrap().unwrap();
+        assert_eq!(opened.secret(), key.secret());
+        assert!(slot.open("wrong horse").unwrap().is_none());
+        assert!(slot.open_plain().is_none());
+        assert!(!bytes.windows(32).any(|window| window == key.secret()), "the key is stored in clear");
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        for passphrase in [Some("p"), None] {
+            let (key, bytes) = create_slot(passphrase, KdfParams::fast_for_tests(), 1).unwrap();
+            for bit in 0..bytes.len() * 8 {
+                let mut flipped = bytes.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert!(KeySlot::parse(&object(&key), &flipped).is_err(), "bit {bit}");
+                // An adversary makes the checksum right; what is left is the wrap's tag.
+                let end = bytes.len() - 8;
+                if bit / 8 < end && passphrase.is_some() {
+                    let checksum = xxh3_64(&flipped[..end]).to_le_bytes();
+                    flipped[end..].copy_from_slice(&checksum);
+                    if let Ok(slot) = KeySlot::parse(&object(&key), &flipped) {
+                        // Costly parameters are bounded, but a test need not pay for them.
+                        let cheap = slot.kdf.m_kib <= 1 << 10 && slot.kdf.t <= 4;
+                        assert!(!cheap || slot.open("p").unwrap().is_none(), "bit {bit}");
+                    }
+                }
+            }
+            for len in 0..bytes.len() {
+                assert!(KeySlot::parse(&object(&key), &bytes[..len]).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_under_another_name_is_refused() {
+        let (_, bytes) = create_slot(None, KdfParams::default(), 1).unwrap();
+        let error = KeySlot::parse(&format!("blockd/keys/{}", Uuid::from_u128(5)), &bytes).err().unwrap();
+        assert!(error.to_string().contains("another name"), "{error}");
+    }
+
+    #[test]
+    fn saved_keys_come_back_and_show_nothing() {
+        let (key, _) = create_slot(Some("p"), KdfParams::fast_for_tests(), 1).unwrap();
+        let back = DataKey::from_bytes(&key.to_bytes()).unwrap();
+        assert_eq!((back.key_id, back.mode, back.secret()), (key.key_id, key.mode, key.secret()));
+        assert!(DataKey::from_bytes(&key.to_bytes()[1..]).is_err());
+        let shown = format!("{key:?}");
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}

@@ -1,0 +1,400 @@
+//! Manifests: what makes a snapshot exist, and says everything that is needed to read it.
+
+use crate::{
+    CloudError, CloudsnapId, FORMAT_VERSION,
+    keys::DataKey,
+    names::DeltaId,
+    plan::PACK_FRAMES,
+    seal::{Cipher, Domain, EncryptionMode, TAG_LEN_BYTES, nonce},
+    store::RequestCounts,
+};
+use blockd_extent::{MAX_VOLUME_BYTES, SnapshotId, VolumeId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+const MAGIC: &[u8; 8] = b"BLKDMNFT";
+const HEADER_LEN_BYTES: usize = 64;
+/// The longest manifest that is read.
+pub(crate) const MANIFEST_LEN_MOST: u64 = 16 << 20;
+/// The longest chain that is written or read.
+pub(crate) const CHAIN_MOST: usize = 4096;
+
+/// Whether a snapshot's own delta stands alone.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupType {
+    /// Its delta is all of the volume.
+    Full,
+    /// Its delta is what changed since the base.
+    Incremental,
+}
+
+/// Where the index of a delta is, and what its root must be.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IndexRef {
+    /// Length of the object, in bytes.
+    pub len_bytes: u64,
+    /// Where the root begins in it.
+    pub root_offset_bytes: u64,
+    /// Length of the root as stored.
+    pub root_len_bytes: u64,
+    /// SHA-256 of the root as stored.
+    #[serde(with = "hex32")]
+    pub root_sha256: [u8; 32],
+}
+
+/// Everything that is needed to find and read one delta.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Delta {
+    /// The installation that made it.
+    pub cluster: Uuid,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot that owns it.
+    pub snapshot: SnapshotId,
+    /// The data key that it is sealed with.
+    pub key_id: Uuid,
+    /// What the delta's own key is derived with.
+    #[serde(with = "hex32")]
+    pub salt: [u8; 32],
+    /// Its index.
+    pub index: IndexRef,
+    /// How many packs it has; packs without bytes are not stored.
+    pub pack_count: u32,
+    /// How many frames.
+    pub frames: u64,
+    /// How many blocks it carries.
+    pub data_blocks: u64,
+    /// How many blocks it says became zero.
+    pub zero_blocks: u64,
+    /// Bytes of its packs and index together.
+    pub stored_bytes: u64,
+}
+
+impl Delta {
+    pub(crate) fn id(&self) -> DeltaId {
+        DeltaId { cluster: self.cluster, volume: self.volume, snapshot: self.snapshot }
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let index = &self.index;
+        let blocks_most = MAX_VOLUME_BYTES / blockd_extent::BLOCK_SIZE_BYTES;
+        if u64::from(self.pack_count) != self.frames.div_ceil(PACK_FRAMES) || self.frames > self.data_blocks {
+            return Err("the packs and frames of a delta do not add up");
+        }
+        if self.data_blocks > blocks_most || self.zero_blocks > blocks_most {
+            return Err("a delta has more blocks than the largest volume");
+        }
+        if index.root_offset_bytes.checked_add(index.root_len_bytes) != Some(index.len_bytes) {
+            return Err("the root of an index is not at its end");
+        }
+        Ok(())
+    }
+}
+
+/// A cloud snapshot.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the format.
+    pub format_version: u16,
+    /// The installation that made it.
+    pub cluster: Uuid,
+    /// The volume that it is of.
+    pub volume: VolumeId,
+    /// The snapshot that it was made from.
+    pub snapshot: SnapshotId,
+    /// The volume's name at that time.
+    pub volume_name: String,
+    /// The snapshot's name, or nothing.
+    pub snapshot_name: String,
+    /// The volume's labels at that time.
+    pub labels: BTreeMap<String, String>,
+    /// The volume's size at that time.
+    pub size_bytes: u64,
+    /// When the snapshot was taken: the moment whose content it holds.
+    pub created: Timestamp,
+    /// Whether its own delta stands alone.
+    pub backup_type: BackupType,
+    /// When the backup began.
+    pub started: Timestamp,
+    /// When everything but the manifest was stored.
+    pub finished: Timestamp,
+    /// What caused the backup.
+    pub trigger: String,
+    /// How long the freeze held writes up.
+    pub freeze_stall_micros: u64,
+    /// Bytes of the blocks that had changed, those that became zero included.
+    pub dirty_bytes: u64,
+    /// Bytes of the packs and the index that the backup stored.
+    pub stored_bytes: u64,
+    /// Packs of its own delta.
+    pub pack_count: u32,
+    /// Requests that the run which finished the backup had made when the manifest was written.
+    pub requests: RequestCounts,
+    /// `none` or `aes-256-gcm-siv`.
+    pub encryption: String,
+    /// `lz4`.
+    pub compression: String,
+    /// The snapshot that an incremental was made on.
+    #[serde(default)]
+    pub base: Option<CloudsnapId>,
+    /// Its own delta.
+    pub delta: Delta,
+    /// The deltas below it, newest first.
+    pub chain: Vec<Delta>,
+}
+
+impl Manifest {
+    /// Its id.
+    pub fn id(&self) -> CloudsnapId {
+        CloudsnapId {
+            cluster: self.cluster,
+            volume: self.volume,
+            snapshot: self.snapshot,
+            incremental: self.backup_type == BackupType::Incremental,
+        }
+    }
+
+    /// Every delta that it needs, newest first.
+    pub fn deltas(&self) -> impl Iterator<Item = &Delta> {
+        std::iter::once(&self.delta).chain(&self.chain)
+    }
+
+    fn check(&self, id: &CloudsnapId) -> Result<(), &'static str> {
+        if self.id() != *id || self.delta.snapshot != self.snapshot {
+            return Err("it is of another snapshot than its name says");
+        }
+        if self.size_bytes == 0 || self.size_bytes > MAX_VOLUME_BYTES {
+            return Err("the size of the volume is out of bounds");
+        }
+        if self.chain.len() > CHAIN_MOST {
+            return Err("its chain is longer than any that is written");
+        }
+        if self.deltas().any(|delta| delta.cluster != self.cluster || delta.volume != self.volume) {
+            return Err("it names deltas of another volume");
+        }
+        self.deltas().try_for_each(Delta::check)
+    }
+
+    /// The object of a manifest, sealed for its key (its place) with a fresh salt.
+    pub(crate) fn encode(&self, key: &DataKey, salt: &[u8; 32]) -> Result<Vec<u8>, CloudError> {
+        let failed = |detail: String| CloudError::Internal { what: "encoding the manifest", detail };
+        let body = serde_json::to_vec(self).map_err(|e| failed(e.to_string()))?;
+        let len = (HEADER_LEN_BYTES + body.len() + TAG_LEN_BYTES) as u64;
+        if len > MANIFEST_LEN_MOST {
+            return Err(CloudError::InvalidRequest {
+                what: format!(
+                    "the manifest has {len} bytes, at most {MANIFEST_LEN_MOST} are read: make a full backup"
+                ),
+            });
+        }
+        let mut out = Vec::with_capacity(len as usize);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&[key.mode().byte(), 0]);
+        out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        out.extend_from_slice(key.key_id().as_bytes());
+        out.extend_from_slice(salt);
+        out.extend_from_slice(&body);
+        let aad = aad(&out[..HEADER_LEN_BYTES], &self.id().manifest_key());
+        let tag = cipher(key, salt)
+            .seal(nonce(Domain::Manifest, 0), &aad, &mut out[HEADER_LEN_BYTES..])
+            .ok_or_else(|| failed("it is too long".into()))?;
+        out.extend_from_slice(&tag);
+        Ok(out)
+    }
+
+    /// Reads the object at a manifest's key.
+    ///
+    /// # Errors
+    /// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`], [`CloudError::UnknownKey`].
+    pub(crate) fn decode(
+        object: &[u8],
+        id: &CloudsnapId,
+        find_key: impl Fn(Uuid) -> Option<DataKey>,
+    ) -> Result<Self, CloudError> {
+        let path = id.manifest_key();
+        let damaged = |at: usize, what: &str| CloudError::damaged(&path, at as u64, what);
+        let (header, sealed) = object
+            .split_first_chunk::<HEADER_LEN_BYTES>()
+            .ok_or_else(|| damaged(0, "it is shorter than the header of a manifest"))?;
+        if &header[..8] != MAGIC {
+            return Err(damaged(0, "it does not begin as a manifest does"));
+        }
+        let version = u16::from_le_bytes([header[8], header[9]]);
+        if version != FORMAT_VERSION {
+            return Err(CloudError::UnsupportedVersion {
+                object: path,
+                found: version,
+                supported: FORMAT_VERSION,
+            });
+        }
+        let mode =
+            EncryptionMode::from_byte(header[10]).ok_or_else(|| damaged(10, "unknown encryption mode"))?;
+        if header[11] != 0 {
+            return Err(damaged(11, "a reserved byte is not zero"));
+        }
+        let body_len = u32::from_le_bytes([header[12], header[13], header[14], header[15]]) as usize;
+        let mut key_id = [0; 16];
+        key_id.copy_from_slice(&header[16..32]);
+        let mut salt = [0; 32];
+        salt.copy_from_slice(&header[32..]);
+        let key_id = Uuid::from_bytes(key_id);
+        let key = find_key(key_id).ok_or_else(|| CloudError::UnknownKey { object: path.clone(), key_id })?;
+        if key.mode() != mode {
+            return Err(damaged(10, "its encryption mode is not that of its key"));
+        }
+        if sealed.len().checked_sub(TAG_LEN_BYTES) != Some(body_len) {
+            return Err(damaged(12, "its length is not what its header says (truncated or extended)"));
+        }
+        let mut sealed = sealed.to_vec();
+        let (body, tag) = sealed
+            .split_last_chunk_mut::<TAG_LEN_BYTES>()
+            .ok_or_else(|| damaged(HEADER_LEN_BYTES, "it has no tag"))?;
+        if !cipher(&key, &salt).open(nonce(Domain::Manifest, 0), &aad(header, &path), body, tag) {
+            return Err(damaged(
+                HEADER_LEN_BYTES,
+                "it does not open: it was altered, moved, or sealed with another key",
+            ));
+        }
+        let manifest: Self = serde_json::from_slice(body).map_err(|e| {
+            damaged(HEADER_LEN_BYTES, &format!("its body is not what this version reads: {e}"))
+        })?;
+        manifest.check(id).map_err(|what| damaged(HEADER_LEN_BYTES, what))?;
+        Ok(manifest)
+    }
+}
+
+fn aad(header: &[u8], path: &str) -> Vec<u8> {
+    [header, path.as_bytes()].concat()
+}
+
+fn cipher(key: &DataKey, salt: &[u8; 32]) -> Cipher {
+    Cipher::derived(key, salt, &[b"blockd manifest v1"])
+}
+
+/// 32 bytes as 64 hexadecimal digits.
+mod hex32 {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::Write;
+
+    pub fn serialize<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(64);
+        for byte in bytes {
+            write!(text, "{byte:02x}").map_err(serde::ser::Error::custom)?;
+        }
+        serializer.serialize_str(&text)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = text.as_bytes();
+        let wrong = || D::Error::custom("expected 64 hexadecimal digits");
+        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(wrong());
+        }
+        let mut out = [0; 32];
+        for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub fn sample() -> Manifest {
+        let delta = Delta {
+            cluster: Uuid::from_u128(1),
+            volume: VolumeId::from_u64(2),
+            snapshot: SnapshotId::from_u64(3),
+            key_id: Uuid::from_u128(4),
+            salt: [5; 32],
+            index: IndexRef {
+                len_bytes: 300,
+                root_offset_bytes: 100,
+                root_len_bytes: 200,
+                root_sha256: [6; 32],
+            },
+            pack_count: 1,
+            frames: 7,
+            data_blocks: 200,
+            zero_blocks: 8,
+            stored_bytes: 1000,
+        };
+        Manifest {
+            format_version: FORMAT_VERSION,
+            cluster: delta.cluster,
+            volume: delta.volume,
+            snapshot: delta.snapshot,
+            volume_name: "db".into(),
+            snapshot_name: String::new(),
+            labels: BTreeMap::from([("tier".into(), "gold".into())]),
+            size_bytes: 1 << 30,
+            created: Timestamp::UNIX_EPOCH,
+            backup_type: BackupType::Full,
+            started: Timestamp::UNIX_EPOCH,
+            finished: Timestamp::UNIX_EPOCH,
+            trigger: "Manual".into(),
+            freeze_stall_micros: 9,
+            dirty_bytes: 10,
+            stored_bytes: 11,
+            pack_count: 1,
+            requests: RequestCounts::default(),
+            encryption: "none".into(),
+            compression: "lz4".into(),
+            base: None,
+            delta,
+            chain: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn manifests_come_back_and_every_flipped_bit_is_found() {
+        for mode in [EncryptionMode::Checksummed, EncryptionMode::Aes256GcmSiv] {
+            let key = DataKey::fixed(Uuid::from_u128(4), mode, [1; 32]);
+            let find = |id| (id == key.key_id()).then(|| key.clone());
+            let manifest = sample();
+            let id = manifest.id();
+            let bytes = manifest.encode(&key, &[2; 32]).unwrap();
+            assert_eq!(Manifest::decode(&bytes, &id, find).unwrap(), manifest);
+            for bit in 0..bytes.len() * 8 {
+                let mut flipped = bytes.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                let error = Manifest::decode(&flipped, &id, find).unwrap_err();
+                assert!(error.to_string().contains(&id.manifest_key()), "{error}");
+            }
+            for len in 0..bytes.len() {
+                assert!(Manifest::decode(&bytes[..len], &id, find).is_err());
+            }
+            let moved = CloudsnapId { snapshot: SnapshotId::from_u64(99), ..id };
+            assert!(Manifest::decode(&bytes, &moved, find).is_err());
+            let moved = CloudsnapId { incremental: true, ..id };
+            assert!(Manifest::decode(&bytes, &moved, find).is_err());
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_wrong_sums_are_not() {
+        let mut json = serde_json::to_value(sample()).unwrap();
+        json["something_new"] = 1.into();
+        let manifest: Manifest = serde_json::from_value(json).unwrap();
+        assert_eq!(manifest.check(&manifest.id()), Ok(()));
+        for spoil in [
+            |m: &mut Manifest| m.delta.frames = 7_000,
+            |m: &mut Manifest| m.size_bytes = 0,
+            |m: &mut Manifest| m.delta.volume = VolumeId::from_u64(77),
+            |m: &mut Manifest| m.chain = vec![m.delta.clone(); CHAIN_MOST + 1],
+            |m: &mut Manifest| m.delta.index.root_offset_bytes = u64::MAX,
+        ] {
+            let mut manifest = sample();
+            spoil(&mut manifest);
+            assert!(manifest.check(&manifest.id()).is_err());
+        }
+    }
+}

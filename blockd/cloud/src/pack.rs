@@ -1,0 +1,99 @@
+//! Packs: objects of up to 256 frames, and the header that packs and indexes share.
+//!
+//! A pack can be made from the layout alone, whatever became of all others; its header repeats whose it is, so that a
+//! misplaced object is named before a frame in it is tried.
+
+use crate::{
+    CloudError, FORMAT_VERSION,
+    frame::{BLOCK, FRAME_BLOCKS, FrameWriter},
+    keys::DataKey,
+    names::DeltaId,
+    seal::Sealer,
+};
+
+/// Length of the header of packs and indexes, in bytes.
+pub(crate) const OBJECT_HEADER_LEN: usize = 64;
+
+/// What an object that begins with the common header is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ObjectKind {
+    Pack(u32),
+    Index,
+}
+
+/// The header of an object of a delta. Everything in it follows from where the object is, so a reader compares.
+pub(crate) fn object_header(kind: ObjectKind, key: &DataKey, delta: &DeltaId) -> [u8; OBJECT_HEADER_LEN] {
+    let (magic, pack_no) = match kind {
+        ObjectKind::Pack(pack_no) => (b"BLKDPACK", pack_no),
+        ObjectKind::Index => (b"BLKDINDX", 0),
+    };
+    let mut header = [0; OBJECT_HEADER_LEN];
+    header[..8].copy_from_slice(magic);
+    header[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    header[10] = key.mode().byte();
+    header[12..16].copy_from_slice(&pack_no.to_le_bytes());
+    header[16..32].copy_from_slice(key.key_id().as_bytes());
+    header[32..48].copy_from_slice(delta.cluster.as_bytes());
+    header[48..56].copy_from_slice(&delta.volume.as_u64().to_le_bytes());
+    header[56..].copy_from_slice(&delta.snapshot.as_u64().to_le_bytes());
+    header
+}
+
+/// Checks the header of an object against what it must be.
+///
+/// # Errors
+/// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`].
+pub(crate) fn check_object_header(
+    found: &[u8],
+    kind: ObjectKind,
+    key: &DataKey,
+    delta: &DeltaId,
+    object: &str,
+) -> Result<(), CloudError> {
+    let expected = object_header(kind, key, delta);
+    let Some(at) = expected.iter().zip(found).position(|(a, b)| a != b) else {
+        return Ok(());
+    };
+    if let (8 | 9, Some([low, high])) = (at, found.get(8..10)) {
+        return Err(CloudError::UnsupportedVersion {
+            object: object.to_owned(),
+            found: u16::from_le_bytes([*low, *high]),
+            supported: FORMAT_VERSION,
+        });
+    }
+    let what = match at {
+        0..8 => "it does not begin as its kind of object does",
+        10 => "its header names another encryption mode",
+        12..16 => "its header names another pack: the object was swapped",
+        16..32 => "its header names another key",
+        32..64 => "its header names another snapshot: the object was swapped",
+        _ => "its header has a reserved byte that is not zero",
+    };
+    Err(CloudError::damaged(object, at as u64, what))
+}
+
+/// Some frames, sealed, one after the other.
+pub(crate) struct SealedFrames {
+    pub bytes: Vec<u8>,
+    /// The stored length of each frame.
+    pub lens: Vec<u32>,
+}
+
+/// Seals the frames of `raw`, the first of which has the number `first_frame`; `sizes` are their lengths in blocks.
+pub(crate) fn seal_frames(sealer: &Sealer, first_frame: u64, sizes: &[usize], raw: &[u8]) -> SealedFrames {
+    let mut writer = FrameWriter::default();
+    let mut sealed = SealedFrames {
+        // The headroom is what lz4 wants to have beyond the worst case of the last frame.
+        bytes: Vec::with_capacity(raw.len() + sizes.len() * 21 + 1024),
+        lens: Vec::with_capacity(sizes.len()),
+    };
+    let mut rest = raw;
+    for (i, blocks) in sizes.iter().enumerate() {
+        debug_assert!(*blocks <= FRAME_BLOCKS);
+        let (frame, after) = rest.split_at((blocks * BLOCK).min(rest.len()));
+        let len = writer.append(sealer, first_frame + i as u64, frame, &mut sealed.bytes);
+        sealed.lens.push(len);
+        rest = after;
+    }
+    sealed
+}

@@ -1,0 +1,210 @@
+//! The layout of a delta, known before anything is read.
+//!
+//! Which block goes into which frame, which frame into which pack and which stretch of the volume into which index
+//! page follows from the set of blocks alone. So packs can be made in any order, by anybody, again and again, and are
+//! always the same.
+
+use crate::{CloudError, frame::FRAME_BLOCKS};
+use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};
+
+/// Data blocks of a full index page.
+pub(crate) const PAGE_BLOCKS: u64 = 131_072;
+/// Pages end where this many blocks of the volume end (1 TiB), so that the set of a page is bounded.
+pub(crate) const PAGE_SPAN_BLOCKS: u64 = 1 << 28;
+/// Frames of a full pack.
+pub(crate) const PACK_FRAMES: u64 = 256;
+const FRAME: u64 = FRAME_BLOCKS as u64;
+
+/// A stretch of the volume whose frames one index page describes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PageSpan {
+    /// The stretch.
+    pub range: Extent,
+    /// Number of its first frame in the delta.
+    pub frame_base: u64,
+    /// Number of its first data block among the delta's.
+    pub rank_base: u64,
+    /// Data blocks in it.
+    pub data_blocks: u64,
+}
+
+impl PageSpan {
+    pub fn frames(&self) -> u64 {
+        self.data_blocks.div_ceil(FRAME)
+    }
+}
+
+/// Where every data block of a delta goes.
+pub(crate) struct Layout {
+    pub pages: Vec<PageSpan>,
+    pub frames: u64,
+    pub data_blocks: u64,
+    pub pack_count: u32,
+}
+
+impl Layout {
+    /// The layout of a delta with these data blocks on a volume of this size.
+    ///
+    /// # Errors
+    /// [`CloudError::InvalidRequest`] if the volume is larger than any, or there are blocks beyond its end.
+    pub fn new(data: &BlockSet, size_bytes: u64) -> Result<Self, CloudError> {
+        let invalid = |what: String| CloudError::InvalidRequest { what };
+        if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES {
+            return Err(invalid(format!(
+                "a volume has from 1 to {MAX_VOLUME_BYTES} bytes, this would have {size_bytes}"
+            )));
+        }
+        let whole = Extent::whole(size_bytes);
+        if let Some(last) = data.last().filter(|last| *last >= whole.end()) {
+            return Err(invalid(format!(
+                "block {last} lies beyond the end of a volume of {size_bytes} bytes"
+            )));
+        }
+        let mut pages = Vec::new();
+        let (mut frame_base, mut rank_base, mut lo) = (0, 0, 0);
+        while lo < whole.end().0 {
+            let span_end = (lo / PAGE_SPAN_BLOCKS + 1) * PAGE_SPAN_BLOCKS;
+            let limit = span_end.min(whole.end().0);
+            // The first data block that no longer fits, if it lies before the limit, ends the page.
+            let (hi, data_blocks) = match data.select(rank_base + PAGE_BLOCKS) {
+                Some(next) if next.0 < limit => (next.0, PAGE_BLOCKS),
+                _ => (limit, data.rank(BlockIndex(limit)) - rank_base),
+            };
+            let range = Extent::between(BlockIndex(lo), BlockIndex(hi));
+            let page = PageSpan { range, frame_base, rank_base, data_blocks };
+            frame_base += page.frames();
+            rank_base += data_blocks;
+            pages.push(page);
+            lo = hi;
+        }
+        let pack_count = frame_base.div_ceil(PACK_FRAMES) as u32;
+        Ok(Self { pages, frames: frame_base, data_blocks: rank_base, pack_count })
+    }
+
+    /// The frames of a pack: the first one, and the one after the last.
+    pub fn pack_frames(&self, pack_no: u32) -> (u64, u64) {
+        let first = u64::from(pack_no) * PACK_FRAMES;
+        (first, (first + PACK_FRAMES).min(self.frames))
+    }
+
+    /// The number, among the data blocks, of a frame's first one; of all blocks for the frame after the last.
+    fn rank_of_frame(&self, frame: u64) -> u64 {
+        let page = self.pages.partition_point(|page| page.frame_base <= frame).saturating_sub(1);
+        match self.pages.get(page) {
+            Some(page) if frame - page.frame_base < page.frames() => {
+                page.rank_base + (frame - page.frame_base) * FRAME
+            }
+            _ => self.data_blocks,
+        }
+    }
+
+    /// How many blocks each frame of a pack has, in order.
+    pub fn frame_sizes(&self, pack_no: u32) -> Vec<usize> {
+        let (first, end) = self.pack_frames(pack_no);
+        (first..end)
+            .map(|frame| (self.rank_of_frame(frame + 1) - self.rank_of_frame(frame)) as usize)
+            .collect()
+    }
+
+    /// The blocks of a pack, ascending.
+    pub fn pack_extents(&self, data: &BlockSet, pack_no: u32) -> Vec<Extent> {
+        let (first, end) = self.pack_frames(pack_no);
+        let (first, end) = (self.rank_of_frame(first), self.rank_of_frame(end));
+        match (data.select(first), end.checked_sub(1).and_then(|last| data.select(last))) {
+            (Some(first), Some(last)) => {
+                data.extents_in(Extent::between(first, BlockIndex(last.0 + 1))).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn set(runs: &[(u64, u64)]) -> BlockSet {
+        runs.iter().map(|(start, len)| Extent::new(BlockIndex(*start), *len)).collect()
+    }
+
+    fn check(data: &BlockSet, size_bytes: u64) -> Layout {
+        let layout = Layout::new(data, size_bytes).unwrap();
+        // Pages tile the volume.
+        let mut next = BlockIndex(0);
+        let (mut frames, mut blocks) = (0, 0);
+        for page in &layout.pages {
+            assert_eq!(page.range.start, next);
+            assert!(!page.range.is_empty() && page.data_blocks <= PAGE_BLOCKS);
+            assert_eq!(page.range.start.0 / PAGE_SPAN_BLOCKS, (page.range.end().0 - 1) / PAGE_SPAN_BLOCKS);
+            assert_eq!(page.data_blocks, data.intersection_len(page.range));
+            assert_eq!((page.frame_base, page.rank_base), (frames, blocks));
+            next = page.range.end();
+            frames += page.frames();
+            blocks += page.data_blocks;
+        }
+        assert_eq!(next, Extent::whole(size_bytes).end());
+        assert_eq!((frames, blocks), (layout.frames, data.len_blocks()));
+        // Packs, one after the other, are the data.
+        let mut all = BlockSet::new();
+        for pack in 0..layout.pack_count {
+            let extents = layout.pack_extents(data, pack);
+            let sizes = layout.frame_sizes(pack);
+            assert!(sizes.iter().all(|size| (1..=FRAME_BLOCKS).contains(size)));
+            assert_eq!(extents.iter().map(|e| e.len_blocks).sum::<u64>(), sizes.iter().sum::<usize>() as u64);
+            for extent in extents {
+                assert_eq!(all.intersection_len(extent), 0);
+                assert!(all.last().is_none_or(|last| last < extent.start));
+                all.insert_extent(extent);
+            }
+        }
+        assert!(all == *data);
+        layout
+    }
+
+    #[test]
+    fn nothing_to_carry_has_pages_and_no_packs() {
+        let layout = check(&BlockSet::new(), 3 << 40);
+        assert_eq!((layout.pages.len(), layout.pack_count), (3, 0));
+    }
+
+    #[test]
+    fn a_sparse_volume_of_16_tib_has_a_page_for_each_tib() {
+        let runs: Vec<_> = (0..16).map(|tib| ((tib << 28) + 12_345, 100)).collect();
+        let layout = check(&set(&runs), 16 << 40);
+        assert_eq!((layout.pages.len(), layout.frames, layout.pack_count), (16, 64, 1));
+    }
+
+    #[test]
+    fn full_pages_end_at_their_last_frame() {
+        let layout = check(&set(&[(10, 3 * PAGE_BLOCKS + 1)]), 4 << 30);
+        assert_eq!(layout.pages.len(), 4);
+        assert_eq!(layout.pages[1].range.start, BlockIndex(10 + PAGE_BLOCKS));
+        assert_eq!(layout.pages[3].data_blocks, 1);
+        assert_eq!(layout.pack_count, 3 * 16 + 1);
+    }
+
+    #[test]
+    fn exactly_full_pages_are_not_followed_by_an_empty_one() {
+        let layout = check(&set(&[(10, PAGE_BLOCKS)]), 4 << 30);
+        assert_eq!(layout.pages.len(), 1);
+    }
+
+    #[test]
+    fn blocks_beyond_the_end_are_refused() {
+        assert!(Layout::new(&set(&[(1, 1)]), 4096).is_err());
+        assert!(Layout::new(&BlockSet::new(), 0).is_err());
+        assert!(Layout::new(&BlockSet::new(), MAX_VOLUME_BYTES + 1).is_err());
+        check(&set(&[(1, 1)]), 4097);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_block_has_its_place(runs in prop::collection::vec((0u64..1 << 20, 1u64..60_000), 0..12), at_border: bool) {
+            let base = if at_border { PAGE_SPAN_BLOCKS - (1 << 19) } else { 0 };
+            let runs: Vec<_> = runs.iter().map(|(start, len)| (base + start, *len)).collect();
+            check(&set(&runs), 2 << 40);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Watching a task and stopping it.
+
+use crate::store::{RequestCounts, Requests};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+};
+use tokio::sync::Notify;
+
+/// What a task is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Working out what goes where.
+    Planning,
+    /// Moving blocks.
+    Data,
+    /// Writing the index.
+    Index,
+    /// Putting the manifest, which makes the snapshot exist.
+    Commit,
+    /// Finished.
+    Done,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Planning => "planning",
+            Self::Data => "data",
+            Self::Index => "index",
+            Self::Commit => "commit",
+            Self::Done => "done",
+        })
+    }
+}
+
+/// How far a backup or a restore is; written by the task, read by anybody at any time.
+#[derive(Debug)]
+pub struct Progress {
+    phase: AtomicU8,
+    bytes_total: AtomicU64,
+    bytes_processed: AtomicU64,
+    requests: Arc<Requests>,
+}
+
+/// [`Progress`] at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ProgressSnapshot {
+    /// What the task is doing.
+    pub phase: Phase,
+    /// Bytes of blocks to move in all. A restore learns it on the way, so it may shrink there.
+    pub bytes_total: u64,
+    /// Bytes of blocks moved, those that an earlier run of a resumed backup moved included.
+    pub bytes_processed: u64,
+    /// Bytes sent to the store, what had to be sent again included.
+    pub bytes_uploaded: u64,
+    /// Bytes received from the store.
+    pub bytes_downloaded: u64,
+    /// Requests made.
+    pub requests: RequestCounts,
+}
+
+impl Progress {
+    /// The progress of a task whose store counts in `requests`.
+    pub fn new(requests: Arc<Requests>) -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::Planning as u8),
+            bytes_total: AtomicU64::new(0),
+            bytes_processed: AtomicU64::new(0),
+            requests,
+        }
+    }
+
+    /// As it stands.
+    pub fn snapshot(&self) -> ProgressSnapshot {
+        let requests = self.requests.snapshot();
+        let phase = match self.phase.load(Relaxed) {
+            0 => Phase::Planning,
+            1 => Phase::Data,
+            2 => Phase::Index,
+            3 => Phase::Commit,
+            _ => Phase::Done,
+        };
+        ProgressSnapshot {
+            phase,
+            bytes_total: self.bytes_total.load(Relaxed),
+            bytes_processed: self.bytes_processed.load(Relaxed),
+            bytes_uploaded: requests.bytes_up,
+            bytes_downloaded: requests.bytes_down,
+            requests,
+        }
+    }
+
+    pub(crate) fn begin(&self, bytes_total: u64) {
+        self.bytes_processed.store(0, Relaxed);
+        self.bytes_total.store(bytes_total, Relaxed);
+        self.enter(Phase::Data);
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    pub(crate) fn processed(&self, bytes: u64) {
+        self.bytes_processed.fetch_add(bytes, Relaxed);
+    }
+
+    /// Everything that there was to do is done.
+    pub(crate) fn finish(&self) {
+        self.bytes_total.store(self.bytes_processed.load(Relaxed), Relaxed);
+        self.enter(Phase::Done);
+    }
+
+    /// Takes off what turned out not to be needed.
+    pub(crate) fn spared(&self, bytes: u64) {
+        self.bytes_total.fetch_sub(bytes, Relaxed);
+    }
+}
+
+/// Tells a task to stop; all clones are one token.
+#[derive(Clone, Default, Debug)]
+pub struct CancelToken {
+    inner: Arc<CancelState>,
+}
+
+#[derive(Default, Debug)]
+struct CancelState {
+    cancelled: AtomicBool,
+    changed: Notify,
+}
+
+impl CancelToken {
+    /// A token that nobody has used yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Tells it; cannot be taken back.
+    pub fn cancel(&self) {
+        self.inner.cancelled.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.inner.changed.notify_waiters();
+    }
+
+    /// Whether it was told.
+    pub fn is_cancelled(&self) -> bool {
+        self.inner.cancelled.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    /// Waits until it is told.
+    pub async fn cancelled(&self) {
+        loop {
+            // Registered before the look, so that a cancel in between is not missed.
+            let changed = self.inner.changed.notified();
+            if self.is_cancelled() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_token_wakes_whoever_waits_and_whoever_comes_later() {
+        let token = CancelToken::new();
+        let waiter = tokio::spawn({
+            let token = token.clone();
+            async move { token.cancelled().await }
+        });
+        tokio::task::yield_now().await;
+        token.cancel();
+        waiter.await.unwrap();
+        token.cancelled().await;
+        assert!(token.is_cancelled());
+    }
+
+    #[test]
+    fn phases_survive_the_atomic() {
+        let progress = Progress::new(Arc::default());
+        for phase in [Phase::Planning, Phase::Data, Phase::Index, Phase::Commit, Phase::Done] {
+            progress.enter(phase);
+            assert_eq!(progress.snapshot().phase, phase);
+        }
+    }
+}

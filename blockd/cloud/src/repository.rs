@@ -1,0 +1,345 @@
+//! A repository: a store, and the keys to what is in it.
+
+use crate::{
+    CloudError, CloudsnapId,
+    keys::{DataKey, KdfParams, KeySlot, SLOT_LEN_BYTES, create_slot},
+    manifest::{MANIFEST_LEN_MOST, Manifest},
+    names::{KEYS_PREFIX, MANIFESTS_PREFIX, parse_uuid},
+    seal::EncryptionMode,
+    store::{ObjectStore, PutMode, StoreErrorKind},
+};
+use blockd_extent::VolumeId;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+/// Most key slots that are read.
+const SLOTS_MOST: usize = 64;
+/// Objects that are asked for at once when listing.
+const LIST_CONCURRENCY: usize = 8;
+
+/// How a repository is opened.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct OpenOptions {
+    /// The work that goes into a key slot, should one have to be made.
+    pub kdf: KdfParams,
+}
+
+/// A store whose keys are known.
+#[derive(Clone)]
+pub struct Repository {
+    store: Arc<dyn ObjectStore>,
+    /// New backups use the first.
+    keys: Arc<Vec<DataKey>>,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repository").field("store", &self.store.describe()).field("keys", &self.keys).finish()
+    }
+}
+
+impl Repository {
+    /// Opens what is in a store, or begins a repository there if there is none.
+    ///
+    /// The passphrase's bytes are used as they are (UTF-8, not normalised).
+    ///
+    /// # Errors
+    /// [`CloudError::WrongPassphrase`], [`CloudError::EncryptedRepository`] and [`CloudError::PlainRepository`] if the
+    /// passphrase does not fit what is there; [`CloudError::Damaged`] if a key slot is damaged and no other one
+    /// opens; whatever the store reports.
+    pub async fn open(
+        store: Arc<dyn ObjectStore>,
+        passphrase: Option<&str>,
+        options: &OpenOptions,
+    ) -> Result<Self, CloudError> {
+        if passphrase == Some("") {
+            return Err(CloudError::InvalidRequest {
+                what: "the passphrase is empty: give one, or none at all".into(),
+            });
+        }
+        let listed: Vec<String> =
+            store.list(KEYS_PREFIX).await?.into_iter().map(|object| object.key).collect();
+        let slots = listed.iter().filter(|key| key.strip_prefix(KEYS_PREFIX).and_then(parse_uuid).is_some());
+        let slots: Vec<&String> = slots.collect();
+        if slots.len() > SLOTS_MOST {
+            let store = store.describe().to_owned();
+            return Err(CloudError::TooManyKeys { store, found: slots.len(), most: SLOTS_MOST });
+        }
+        let keys = if slots.is_empty() {
+            vec![Self::create(&*store, passphrase, options).await?]
+        } else {
+            Self::open_slots(&*store, &slots, passphrase).await?
+        };
+        Ok(Self { store, keys: Arc::new(keys) })
+    }
+
+    async fn create(
+        store: &dyn ObjectStore,
+        passphrase: Option<&str>,
+        options: &OpenOptions,
+    ) -> Result<DataKey, CloudError> {
+        let passphrase = passphrase.map(|text| Zeroizing::new(text.to_owned()));
+        let kdf = options.kdf;
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let made = move || create_slot(passphrase.as_ref().map(|text| text.as_str()), kdf, created);
+        let (key, slot) = run_blocking(made).await?;
+        let object = format!("{KEYS_PREFIX}{}", key.key_id());
+        match store.put(&object, slot.into(), PutMode::CreateIfAbsent).await {
+            Ok(()) => Ok(key),
+            // The name is random: if it is there, an earlier attempt of this very request made it.
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ok(key),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn open_slots(
+        store: &dyn ObjectStore,
+        objects: &[&String],
+        passphrase: Option<&str>,
+    ) -> Result<Vec<DataKey>, CloudError> {
+        let read = objects.iter().map(|object| async move {
+            match store.get(object, SLOT_LEN_BYTES as u64).await {
+                Ok(bytes) => Ok(KeySlot::parse(object, &bytes)),
+                Err(error) if error.kind == StoreErrorKind::TooLarge => Ok(Err(CloudError::damaged(
+                    object,
+                    0,
+                    format!("a key slot has {SLOT_LEN_BYTES} bytes, this has more"),
+                ))),
+                Err(error) => Err(CloudError::from(error)),
+            }
+        });
+        let read: Vec<Result<KeySlot, CloudError>> =
+            futures::stream::iter(read).buffered(LIST_CONCURRENCY).try_collect().await?;
+        let mut first_damage = None;
+        let mut slots = Vec::new();
+        for slot in read {
+            match slot {
+                Ok(slot) => slots.push(slot),
+                Err(error) => first_damage = first_damage.or(Some(error)),
+            }
+        }
+        slots.sort_by_key(|slot| (slot.created_unix_s, slot.key_id));
+        let encrypted = slots.iter().filter(|slot| slot.mode == EncryptionMode::Aes256GcmSiv).count();
+        let store = store.describe().to_owned();
+        let keys = match passphrase {
+            // Where there is a single encrypted slot, a plain one proves nothing: anybody can put one there.
+            None if encrypted > 0 => return Err(CloudError::EncryptedRepository { store }),
+            None => slots.iter().filter_map(KeySlot::open_plain).collect(),
+            Some(passphrase) => {
+                let passphrase = Zeroizing::new(passphrase.to_owned());
+                run_blocking(move || {
+                    let encrypted = slots.iter().filter(|slot| slot.mode == EncryptionMode::Aes256GcmSiv);
+                    let opened =
+                        encrypted.map(|slot| slot.open(&passphrase)).collect::<Result<Vec<_>, _>>()?;
+                    Ok(opened.into_iter().flatten().collect::<Vec<DataKey>>())
+                })
+                .await?
+            }
+        };
+        match (keys.is_empty(), first_damage) {
+            (false, damage) => {
+                if let Some(error) = damage {
+                    tracing::warn!(%error, "a key slot is damaged; another one was opened");
+                }
+                Ok(keys)
+            }
+            (true, Some(error)) => Err(error),
+            (true, None) if encrypted == 0 => Err(CloudError::PlainRepository { store }),
+            (true, None) => Err(CloudError::WrongPassphrase { store, slots: encrypted }),
+        }
+    }
+
+    /// A repository whose keys were opened before. Makes no request.
+    ///
+    /// # Errors
+    /// [`CloudError::InvalidRequest`] if there is no key, or some encrypt and some do not.
+    pub fn from_saved_keys(store: Arc<dyn ObjectStore>, keys: Vec<DataKey>) -> Result<Self, CloudError> {
+        let invalid = |what: &str| Err(CloudError::InvalidRequest { what: what.to_owned() });
+        let Some(first) = keys.first() else {
+            return invalid("no data key was saved: open the repository with its passphrase");
+        };
+        if keys.iter().any(|key| key.mode() != first.mode()) {
+            return invalid("some of the saved keys encrypt and some do not: open the repository again");
+        }
+        Ok(Self { store, keys: Arc::new(keys) })
+    }
+
+    /// The same repository through another view of its store, such as one that counts a task's requests.
+    #[must_use]
+    pub fn with_store(&self, store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, keys: self.keys.clone() }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// The data keys, to be kept sealed; the first one is used for new backups.
+    pub fn keys(&self) -> &[DataKey] {
+        &self.keys
+    }
+
+    /// Whether what is stored is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.key().mode() == EncryptionMode::Aes256GcmSiv
+    }
+
+    pub(crate) fn key(&self) -> &DataKey {
+        // Both constructors refuse an empty list.
+        &self.keys[0]
+    }
+
+    pub(crate) fn find_key(&self, key_id: Uuid) -> Option<DataKey> {
+        self.keys.iter().find(|key| key.key_id() == key_id).cloned()
+    }
+
+    /// Reads one snapshot's manifest.
+    ///
+    /// # Errors
+    /// [`CloudError::SnapshotNotFound`]; [`CloudError::Damaged`]; whatever the store reports.
+    pub async fn manifest(&self, id: &CloudsnapId) -> Result<Manifest, CloudError> {
+        let path = id.manifest_key();
+        match self.store.get(&path, MANIFEST_LEN_MOST).await {
+            Ok(object) => Manifest::decode(&object, id, |key_id| self.find_key(key_id)),
+            Err(error) => match error.kind {
+                StoreErrorKind::NotFound => {
+                    Err(CloudError::SnapshotNotFound { id: *id, store: self.store.describe().to_owned() })
+                }
+                StoreErrorKind::TooLarge => Err(CloudError::damaged(
+                    &path,
+                    0,
+                    format!("it is longer than the {MANIFEST_LEN_MOST} bytes that a manifest may have"),
+                )),
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    /// Every snapshot that is there, sorted by key. One listing, and one request for each that the cache lacks. A
+    /// manifest that cannot be read is listed with what is wrong with it.
+    ///
+    /// # Errors
+    /// What the store reports of the listing.
+    pub async fn list_manifests(
+        &self,
+        filter: &ManifestFilter,
+        cache: &dyn ManifestCache,
+    ) -> Result<Vec<ListedManifest>, CloudError> {
+        let prefix = match (filter.cluster, filter.volume) {
+            (Some(cluster), Some(volume)) => format!("{MANIFESTS_PREFIX}{cluster}/{volume}-"),
+            (Some(cluster), None) => format!("{MANIFESTS_PREFIX}{cluster}/"),
+            (None, _) => MANIFESTS_PREFIX.to_owned(),
+        };
+        let listed = self.store.list(&prefix).await?;
+        let read = listed.into_iter().map(|object| async move {
+            let Some(id) = CloudsnapId::from_manifest_key(&object.key) else {
+                let error = CloudError::damaged(&object.key, 0, "its name is not that of a cloud snapshot");
+                return Some(ListedManifest { key: object.key, id: None, manifest: Err(error) });
+            };
+            if filter.volume.is_some_and(|volume| volume != id.volume) {
+                return None;
+            }
+            let manifest = match cache.load(&object.key).filter(|manifest| manifest.id() == id) {
+                Some(manifest) => Ok(manifest),
+                None => match self.manifest(&id).await {
+                    // Deleted between the listing and now.
+                    Err(CloudError::SnapshotNotFound { .. }) => return None,
+                    Err(error) => Err(error),
+                    Ok(manifest) => {
+                        cache.store(&object.key, &manifest);
+                        Ok(manifest)
+                    }
+                },
+            };
+            Some(ListedManifest { key: object.key, id: Some(id), manifest })
+        });
+        let found = futures::stream::iter(read).buffered(LIST_CONCURRENCY);
+        Ok(found.filter_map(|listed| async move { listed }).collect().await)
+    }
+
+    /// Puts a manifest; the commit.
+    pub(crate) async fn put_manifest(&self, manifest: &Manifest, object: Bytes) -> Result<(), CloudError> {
+        let path = manifest.id().manifest_key();
+        match self.store.put(&path, object, PutMode::CreateIfAbsent).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
+                // An earlier attempt, or an earlier run, may have been carried out without its answer arriving.
+                let found = self.manifest(&manifest.id()).await?;
+                let same =
+                    found.delta.salt == manifest.delta.salt && found.delta.key_id == manifest.delta.key_id;
+                if same { Ok(()) } else { Err(CloudError::Conflict { key: path }) }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Runs what takes long away from the async threads.
+pub(crate) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CloudError> + Send + 'static,
+) -> Result<T, CloudError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| CloudError::worker(&error))?
+}
+
+/// Which snapshots to list; the default is all.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct ManifestFilter {
+    /// Those of one installation.
+    pub cluster: Option<Uuid>,
+    /// Those of one volume.
+    pub volume: Option<VolumeId>,
+}
+
+/// A snapshot in a listing.
+#[derive(Debug)]
+pub struct ListedManifest {
+    /// Key of the manifest.
+    pub key: String,
+    /// The snapshot's id, if the key is one's.
+    pub id: Option<CloudsnapId>,
+    /// The manifest, or why it cannot be read.
+    pub manifest: Result<Manifest, CloudError>,
+}
+
+/// Remembers manifests by key; they never change. Only manifests that were read and authenticated are stored in it.
+pub trait ManifestCache: Send + Sync {
+    /// What was stored under the key.
+    fn load(&self, key: &str) -> Option<Manifest>;
+    /// Remembers a manifest, or does not.
+    fn store(&self, key: &str, manifest: &Manifest);
+}
+
+/// Remembers nothing.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct NoCache;
+
+impl ManifestCache for NoCache {
+    fn load(&self, _key: &str) -> Option<Manifest> {
+        None
+    }
+    fn store(&self, _key: &str, _manifest: &Manifest) {}
+}
+
+/// Remembers in memory.
+#[derive(Default, Debug)]
+pub struct MemoryCache {
+    manifests: Mutex<HashMap<String, Manifest>>,
+}
+
+impl ManifestCache for MemoryCache {
+    fn load(&self, key: &str) -> Option<Manifest> {
+        self.manifests.lock().get(key).cloned()
+    }
+    fn store(&self, key: &str, manifest: &Manifest) {
+        self.manifests.lock().insert(key.to_owned(), manifest.clone());
+    }
+}

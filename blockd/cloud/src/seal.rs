@@ -1,0 +1,254 @@
+//! Sealing: everything stored is encrypted and authenticated, or at least checksummed, together with its place.
+//!
+//! Each delta has a key of its own, derived from the data key and a random salt, so that nonces need to be unique
+//! within a delta only and can name the place of what they seal. A piece that is moved anywhere else, or taken from
+//! another delta or another version of this one, does not open.
+
+use crate::{FORMAT_VERSION, keys::DataKey, names::DeltaId};
+use aes_gcm_siv::{Aes256GcmSiv, KeyInit, aead::AeadInOut};
+use hkdf::Hkdf;
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use std::fmt;
+use xxhash_rust::xxh3::Xxh3;
+use zeroize::Zeroizing;
+
+/// Length of what sealing adds, in bytes.
+pub(crate) const TAG_LEN_BYTES: usize = 16;
+
+/// How a repository protects what it stores.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EncryptionMode {
+    /// No passphrase: damage and misplacement are found, an adversary is not.
+    Checksummed,
+    /// AES-256-GCM-SIV under a key that the passphrase protects.
+    #[serde(rename = "aes-256-gcm-siv")]
+    Aes256GcmSiv,
+}
+
+impl EncryptionMode {
+    pub(crate) const fn byte(self) -> u8 {
+        match self {
+            Self::Checksummed => 0,
+            Self::Aes256GcmSiv => 1,
+        }
+    }
+
+    pub(crate) const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Checksummed),
+            1 => Some(Self::Aes256GcmSiv),
+            _ => None,
+        }
+    }
+
+    /// How manifests name it: `none` or `aes-256-gcm-siv`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Checksummed => "none",
+            Self::Aes256GcmSiv => "aes-256-gcm-siv",
+        }
+    }
+}
+
+impl fmt::Display for EncryptionMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What kind of thing is sealed; part of its nonce.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Domain {
+    Frame = 1,
+    IndexPage = 2,
+    IndexRoot = 3,
+    Manifest = 4,
+    DataKey = 5,
+}
+
+/// The nonce of the `ordinal`-th thing of its kind.
+pub(crate) fn nonce(domain: Domain, ordinal: u64) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[..4].copy_from_slice(&(domain as u32).to_le_bytes());
+    nonce[4..].copy_from_slice(&ordinal.to_le_bytes());
+    nonce
+}
+
+/// Seals bytes in place, in either mode.
+pub(crate) enum Cipher {
+    Checksum,
+    GcmSiv(Box<Aes256GcmSiv>),
+}
+
+impl Cipher {
+    pub fn with_key(key: &[u8; 32]) -> Self {
+        Self::GcmSiv(Box::new(Aes256GcmSiv::new(key.into())))
+    }
+
+    /// The cipher of a key that is derived from the data key, a salt, and what it is for.
+    pub fn derived(key: &DataKey, salt: &[u8; 32], info: &[&[u8]]) -> Self {
+        match key.mode() {
+            EncryptionMode::Checksummed => Self::Checksum,
+            EncryptionMode::Aes256GcmSiv => {
+                let mut derived = Zeroizing::new([0; 32]);
+                let hkdf = Hkdf::<Sha256>::new(Some(salt), key.secret());
+                #[allow(clippy::expect_used, reason = "HKDF gives up to 255 * 32 bytes, this is 32")]
+                hkdf.expand_multi_info(info, &mut *derived).expect("32 bytes are never too many");
+                Self::with_key(&derived)
+            }
+        }
+    }
+
+    /// Seals `bytes` in place; returns the tag. None only beyond 64 GiB, which nothing here comes near.
+    pub fn seal(&self, nonce: [u8; 12], aad: &[u8], bytes: &mut [u8]) -> Option<[u8; TAG_LEN_BYTES]> {
+        match self {
+            Self::Checksum => Some(checksum(aad, bytes)),
+            Self::GcmSiv(cipher) => {
+                cipher.encrypt_inout_detached(&nonce.into(), aad, bytes.into()).ok().map(Into::into)
+            }
+        }
+    }
+
+    /// Opens `bytes` in place; false if they, their place or their key are not what was sealed.
+    #[must_use]
+    pub fn open(&self, nonce: [u8; 12], aad: &[u8], bytes: &mut [u8], tag: &[u8; TAG_LEN_BYTES]) -> bool {
+        match self {
+            Self::Checksum => checksum(aad, bytes) == *tag,
+            Self::GcmSiv(cipher) => {
+                cipher.decrypt_inout_detached(&nonce.into(), aad, bytes.into(), &(*tag).into()).is_ok()
+            }
+        }
+    }
+}
+
+fn checksum(aad: &[u8], bytes: &[u8]) -> [u8; TAG_LEN_BYTES] {
+    let mut hasher = Xxh3::new();
+    hasher.update(aad);
+    hasher.update(bytes);
+    hasher.digest128().to_le_bytes()
+}
+
+/// What says whose a piece is: the associated data up to the domain.
+const PLACE_LEN_BYTES: usize = 83;
+const AAD_LEN_BYTES: usize = PLACE_LEN_BYTES + 20;
+
+/// Seals and opens the pieces of one delta.
+pub(crate) struct Sealer {
+    cipher: Cipher,
+    place: [u8; PLACE_LEN_BYTES],
+}
+
+impl Sealer {
+    /// The sealer of a delta, given the data key that it names and its salt.
+    pub fn new(key: &DataKey, delta: &DeltaId, salt: &[u8; 32]) -> Self {
+        let volume = delta.volume.as_u64().to_le_bytes();
+        let snapshot = delta.snapshot.as_u64().to_le_bytes();
+        let info: [&[u8]; 4] = [b"blockd delta v1", delta.cluster.as_bytes(), &volume, &snapshot];
+        let mut place = [0; PLACE_LEN_BYTES];
+        place[..2].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        place[2] = key.mode().byte();
+        place[3..19].copy_from_slice(key.key_id().as_bytes());
+        place[19..35].copy_from_slice(delta.cluster.as_bytes());
+        place[35..43].copy_from_slice(&volume);
+        place[43..51].copy_from_slice(&snapshot);
+        // The key depends on the salt already; a checksum needs it here, to tell two attempts apart.
+        place[51..].copy_from_slice(salt);
+        Self { cipher: Cipher::derived(key, salt, &info), place }
+    }
+
+    fn aad(&self, domain: Domain, ordinal: u64, plain_len_bytes: u64) -> [u8; AAD_LEN_BYTES] {
+        let mut aad = [0; AAD_LEN_BYTES];
+        let (place, rest) = aad.split_at_mut(PLACE_LEN_BYTES);
+        place.copy_from_slice(&self.place);
+        rest[..4].copy_from_slice(&(domain as u32).to_le_bytes());
+        rest[4..12].copy_from_slice(&ordinal.to_le_bytes());
+        rest[12..].copy_from_slice(&plain_len_bytes.to_le_bytes());
+        aad
+    }
+
+    /// Seals `out[from..]` in place and appends the tag.
+    pub fn seal(&self, domain: Domain, ordinal: u64, plain_len_bytes: u64, out: &mut Vec<u8>, from: usize) {
+        let aad = self.aad(domain, ordinal, plain_len_bytes);
+        #[allow(clippy::expect_used, reason = "only more than 64 GiB cannot be sealed")]
+        let tag = self.cipher.seal(nonce(domain, ordinal), &aad, &mut out[from..]).expect("less than 64 GiB");
+        out.extend_from_slice(&tag);
+    }
+
+    /// Opens a piece in place; returns what was sealed, without the tag.
+    pub fn open<'a>(
+        &self,
+        domain: Domain,
+        ordinal: u64,
+        plain_len_bytes: u64,
+        sealed: &'a mut [u8],
+    ) -> Option<&'a mut [u8]> {
+        let aad = self.aad(domain, ordinal, plain_len_bytes);
+        let (bytes, tag) = sealed.split_last_chunk_mut::<TAG_LEN_BYTES>()?;
+        self.cipher.open(nonce(domain, ordinal), &aad, bytes, tag).then_some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{SnapshotId, VolumeId};
+    use uuid::Uuid;
+
+    fn delta(snapshot: u64) -> DeltaId {
+        DeltaId {
+            cluster: Uuid::from_u128(1),
+            volume: VolumeId::from_u64(2),
+            snapshot: SnapshotId::from_u64(snapshot),
+        }
+    }
+
+    #[test]
+    fn a_piece_opens_in_its_place_only() {
+        for mode in [EncryptionMode::Checksummed, EncryptionMode::Aes256GcmSiv] {
+            let key = DataKey::fixed(Uuid::from_u128(9), mode, [7; 32]);
+            let sealer = Sealer::new(&key, &delta(3), &[1; 32]);
+            let mut sealed = b"prefixcontent".to_vec();
+            sealer.seal(Domain::Frame, 5, 100, &mut sealed, 6);
+            let piece = sealed[6..].to_vec();
+            assert_eq!(piece.len(), 7 + TAG_LEN_BYTES);
+            assert_eq!(&sealed[..6], b"prefix");
+            assert_eq!(piece[..7] == *b"content", mode == EncryptionMode::Checksummed);
+            let opens = |sealer: &Sealer, domain, ordinal, len| {
+                sealer.open(domain, ordinal, len, &mut piece.clone()).map(|plain| plain.to_vec())
+            };
+            assert_eq!(opens(&sealer, Domain::Frame, 5, 100).as_deref(), Some(&b"content"[..]));
+            assert_eq!(opens(&sealer, Domain::IndexPage, 5, 100), None);
+            assert_eq!(opens(&sealer, Domain::Frame, 6, 100), None);
+            assert_eq!(opens(&sealer, Domain::Frame, 5, 101), None);
+            assert_eq!(opens(&Sealer::new(&key, &delta(4), &[1; 32]), Domain::Frame, 5, 100), None);
+            let other = DataKey::fixed(Uuid::from_u128(8), mode, [7; 32]);
+            assert_eq!(opens(&Sealer::new(&other, &delta(3), &[1; 32]), Domain::Frame, 5, 100), None);
+            assert_eq!(opens(&Sealer::new(&key, &delta(3), &[2; 32]), Domain::Frame, 5, 100), None);
+            if mode == EncryptionMode::Aes256GcmSiv {
+                let other = DataKey::fixed(Uuid::from_u128(9), mode, [6; 32]);
+                assert_eq!(opens(&Sealer::new(&other, &delta(3), &[1; 32]), Domain::Frame, 5, 100), None);
+            }
+            for at in 0..piece.len() * 8 {
+                let mut flipped = piece.clone();
+                flipped[at / 8] ^= 1 << (at % 8);
+                assert!(sealer.open(Domain::Frame, 5, 100, &mut flipped).is_none(), "bit {at}");
+            }
+            assert!(sealer.open(Domain::Frame, 5, 100, &mut [0; 15]).is_none());
+        }
+    }
+
+    #[test]
+    fn the_cipher_is_rfc_8452() {
+        // Appendix C.2, the first vector with a plaintext.
+        let mut key = [0; 32];
+        key[0] = 1;
+        let mut nonce = [0; 12];
+        nonce[0] = 3;
+        let mut bytes = [1, 0, 0, 0, 0, 0, 0, 0];
+        let tag = Cipher::with_key(&key).seal(nonce, &[], &mut bytes).unwrap();
+        assert_eq!(bytes, [0xc2, 0xef, 0x32, 0x8e, 0x5c, 0x71, 0xc8, 0x3b]);
+        assert_eq!(tag[..4], [0x84, 0x31, 0x22, 0x13]);
+    }
+}

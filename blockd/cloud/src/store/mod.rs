@@ -1,0 +1,269 @@
+//! Object stores: the six things that a backup needs of a bucket, and what can be wrong with one.
+//!
+//! [`LocalStore`] and [`S3Store`] hold objects; [`CountingStore`] counts what is asked of a store and [`RetryStore`]
+//! asks again, with bounds. They stack: a task has one counter and one retrier of its own over a shared store.
+
+mod counting;
+mod local;
+mod probe;
+mod retry;
+mod s3;
+
+pub use counting::{CountingStore, RequestCounts, Requests};
+pub use local::LocalStore;
+pub use probe::{ProbeError, StoreCapabilities, probe};
+pub use retry::{RetryPolicy, RetryStore, task_store};
+pub use s3::{S3Options, S3Store};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use std::{fmt, sync::Arc};
+
+/// The size of every part of a multipart upload but the last, in bytes.
+pub const PART_LEN_BYTES: usize = 16 << 20;
+
+/// Most objects that one listing returns; a bucket with more below one prefix is refused rather than swallowed.
+pub const LIST_MAX_OBJECTS: usize = 2_000_000;
+
+/// What becomes of an object that is already there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PutMode {
+    /// It stays, and the put fails with [`StoreErrorKind::AlreadyExists`], where the store can do that.
+    CreateIfAbsent,
+    /// It is replaced.
+    Overwrite,
+}
+
+/// An object, as listings show it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ObjectInfo {
+    /// Its key.
+    pub key: String,
+    /// Its length in bytes.
+    pub size_bytes: u64,
+}
+
+/// What every operation of a store returns.
+pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// A place that keeps objects under keys.
+///
+/// Keys are relative paths of plain characters (letters, digits, `-`, `_`, `.`, `/`), see [`check_key`]. A put is
+/// durable and visible as a whole, or not at all, when it returns.
+pub trait ObjectStore: Send + Sync {
+    /// Where it is, for messages: the kind and the address, nothing secret.
+    fn describe(&self) -> &str;
+
+    /// Stores an object.
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()>;
+
+    /// The whole object; [`StoreErrorKind::TooLarge`] if it is longer than `max_len_bytes`.
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes>;
+
+    /// Exactly `len_bytes` bytes from `offset_bytes` on; what is shorter is an error.
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes>;
+
+    /// Removes an object; false if the store says that there was none.
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool>;
+
+    /// Every object whose key begins with `prefix`, sorted by key.
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>>;
+
+    /// Begins an object that arrives in parts; returns the upload's id.
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String>;
+
+    /// Stores part `part_no` (from 0); every part but the last is [`PART_LEN_BYTES`] long. Returns the part's tag.
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String>;
+
+    /// Makes the object of its parts, given their tags in order; an object that is already there is replaced.
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()>;
+
+    /// Throws the parts away.
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()>;
+}
+
+/// What kind of thing went wrong at a store.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// There is no such object.
+    NotFound,
+    /// There is such an object already.
+    AlreadyExists,
+    /// The store refuses these credentials, or they may not do this.
+    Unauthorized,
+    /// The bucket or directory is not there.
+    BucketMissing,
+    /// The store cannot be reached.
+    Unreachable,
+    /// The store did not answer in time.
+    Timeout,
+    /// The store is full.
+    NoSpace,
+    /// The store asks for fewer requests, or is down for the moment.
+    Throttled,
+    /// The answer was cut short.
+    ShortBody,
+    /// The object ends before the range that was asked for.
+    RangeBeyondEnd,
+    /// The object is longer than the caller takes.
+    TooLarge,
+    /// The key is not one that a store may be asked for.
+    BadKey,
+    /// How the store was set up cannot be right.
+    Misconfigured,
+    /// Anything else.
+    Other,
+}
+
+impl StoreErrorKind {
+    /// Whether asking again can help.
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Timeout | Self::Throttled | Self::ShortBody | Self::Other)
+    }
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::NotFound => "there is no such object",
+            Self::AlreadyExists => "the object already exists",
+            Self::Unauthorized => {
+                "access denied: check the access key, the secret key, and that they may read, write, list and delete there"
+            }
+            Self::BucketMissing => "the bucket or directory does not exist: create it, or correct its name",
+            Self::Unreachable => "cannot be reached: check the address, the port, TLS, and the network",
+            Self::Timeout => "no answer in time",
+            Self::NoSpace => "no space left there: free some, or raise its quota",
+            Self::Throttled => "it is overloaded or temporarily unavailable",
+            Self::ShortBody => "the answer was cut short",
+            Self::RangeBeyondEnd => "the object is shorter than expected",
+            Self::TooLarge => "the object is longer than expected",
+            Self::BadKey => {
+                "the key is not valid: letters, digits, '-', '_', '.' in parts separated by '/' are expected"
+            }
+            Self::Misconfigured => "the settings of the store are not right",
+            Self::Other => "failed",
+        }
+    }
+}
+
+/// A failed operation of a store.
+#[derive(Debug)]
+pub struct StoreError {
+    /// What kind of failure.
+    pub kind: StoreErrorKind,
+    /// The operation: `PUT`, `GET`, `DELETE`, `LIST`, `MULTIPART`, `OPEN`.
+    pub operation: &'static str,
+    /// The key or prefix.
+    pub key: String,
+    /// The store, as it describes itself.
+    pub store: String,
+    /// More about it, on one line; may be empty.
+    pub detail: String,
+    /// What caused it.
+    pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl StoreError {
+    /// An error without a cause.
+    pub fn new(kind: StoreErrorKind, operation: &'static str, key: &str, store: &str) -> Self {
+        Self {
+            kind,
+            operation,
+            key: key.to_owned(),
+            store: store.to_owned(),
+            detail: String::new(),
+            source: None,
+        }
+    }
+
+    /// The same, with more to say (kept to one line).
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        let detail: String = detail.into();
+        self.detail = detail.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(400).collect();
+        self
+    }
+
+    /// Whether asking again can help.
+    pub fn is_retryable(&self) -> bool {
+        self.kind.is_retryable()
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} at {}: {}", self.operation, self.key, self.store, self.kind.text())?;
+        if !self.detail.is_empty() {
+            write!(f, " ({})", self.detail)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// Whether a key (or, with a final `/` or a partial last name, a prefix) is one that every store takes alike.
+pub fn check_key(key: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    key.len() <= 900
+        && !key.is_empty()
+        && key.split('/').all(|name| {
+            !name.is_empty() && name.len() <= 200 && !name.starts_with('.') && name.bytes().all(plain)
+        })
+}
+
+pub(crate) fn check_prefix(prefix: &str) -> bool {
+    prefix.is_empty() || check_key(prefix.strip_suffix('/').unwrap_or(prefix))
+}
+
+/// Asks a store for the result of a blocking piece of work.
+pub(crate) async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    key: &str,
+    store: &str,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::new(StoreErrorKind::Other, operation, key, store)
+            .with_detail(format!("the worker thread stopped: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_stay_below_their_root() {
+        for good in ["a", "blockd/keys/0-1_2.x", "a/b/c"] {
+            assert!(check_key(good), "{good}");
+        }
+        for bad in ["", "/", "/a", "a/", "a//b", "..", "a/../b", "a/.tmp", "a\\b", "a b", "ä", "a\0"] {
+            assert!(!check_key(bad), "{bad:?}");
+        }
+        assert!(check_prefix("a/b/") && check_prefix("") && check_prefix("a/b-"));
+        assert!(!check_prefix("../") && !check_prefix("/"));
+    }
+
+    #[test]
+    fn messages_are_one_line() {
+        let error = StoreError::new(StoreErrorKind::Other, "PUT", "k", "s").with_detail("a\n  b");
+        assert_eq!(error.to_string(), "PUT k at s: failed (a b)");
+    }
+}

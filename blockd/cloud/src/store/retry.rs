@@ -1,0 +1,211 @@
+//! Asking again: bounded exponential backoff with jitter, and a time limit on every request.
+
+use super::{
+    CountingStore, ObjectInfo, ObjectStore, PutMode, Requests, StoreError, StoreErrorKind, StoreFuture,
+};
+use bytes::Bytes;
+use std::{future::Future, sync::Arc, time::Duration};
+
+/// The slowest rate at which a body is still waited for, in bytes per second.
+const SLOWEST_BYTES_PER_S: u64 = 64 << 10;
+
+/// How often and how patiently a store is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RetryPolicy {
+    /// How often a request is made at most; at least 1.
+    pub attempts: u32,
+    /// The pause after the first failure; it doubles with each one.
+    pub base_ms: u64,
+    /// The longest pause.
+    pub max_ms: u64,
+    /// How long one attempt may take, besides the time its body takes at 64 KiB/s.
+    pub request_timeout_ms: u64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self { attempts: 6, base_ms: 200, max_ms: 10_000, request_timeout_ms: 60_000 }
+    }
+}
+
+impl RetryPolicy {
+    /// The pause after failure number `failures` (from 1): half of it fixed, half random, so that tasks that failed
+    /// together do not come back together.
+    fn pause(&self, failures: u32) -> Duration {
+        let doubled = self.base_ms.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.max_ms);
+        let jitter = getrandom::u64().unwrap_or_default() % (doubled / 2 + 1);
+        Duration::from_millis(doubled / 2 + jitter)
+    }
+
+    fn timeout(&self, body_len_bytes: u64) -> Duration {
+        Duration::from_millis(
+            self.request_timeout_ms.saturating_add(body_len_bytes.saturating_mul(1000) / SLOWEST_BYTES_PER_S),
+        )
+    }
+}
+
+/// The store of one task: requests to `base` are retried by `policy`, and every attempt is counted.
+pub fn task_store(base: Arc<dyn ObjectStore>, policy: RetryPolicy) -> (Arc<dyn ObjectStore>, Arc<Requests>) {
+    let requests = Arc::new(Requests::default());
+    let counted = Arc::new(CountingStore::new(base, requests.clone()));
+    (Arc::new(RetryStore::new(counted, policy)), requests)
+}
+
+/// A store that asks another one again when that can help.
+///
+/// An attempt whose answer is lost may have been carried out: a create-if-absent that was retried can therefore
+/// report that the object exists although it was this very request that made it.
+pub struct RetryStore {
+    inner: Arc<dyn ObjectStore>,
+    policy: RetryPolicy,
+}
+
+impl RetryStore {
+    /// Retries requests to `inner` by `policy`.
+    pub fn new(inner: Arc<dyn ObjectStore>, policy: RetryPolicy) -> Self {
+        Self { inner, policy }
+    }
+
+    async fn run<T, F>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        body_len_bytes: u64,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let limit = self.policy.timeout(body_len_bytes);
+        let mut failures = 0;
+        loop {
+            let error = match tokio::time::timeout(limit, attempt()).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => error,
+                Err(_) => StoreError::new(StoreErrorKind::Timeout, operation, key, self.describe())
+                    .with_detail(format!("waited {} s", limit.as_secs())),
+            };
+            failures += 1;
+            if !error.is_retryable() || failures >= self.policy.attempts {
+                return Err(error);
+            }
+            let pause = self.policy.pause(failures);
+            tracing::debug!(%error, failures, pause_ms = pause.as_millis() as u64, "the store failed, trying again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+impl ObjectStore for RetryStore {
+    fn describe(&self) -> &str {
+        self.inner.describe()
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            self.run("PUT", key, body.len() as u64, || self.inner.put(key, body.clone(), mode)).await
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(self.run("GET", key, max_len_bytes, move || self.inner.get(key, max_len_bytes)))
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(self.run("GET", key, len_bytes, move || self.inner.get_range(key, offset_bytes, len_bytes)))
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(self.run("DELETE", key, 0, move || self.inner.delete(key)))
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        // A listing is many requests under one name: it gets the time of a large body.
+        Box::pin(self.run("LIST", prefix, 32 << 20, move || self.inner.list(prefix)))
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        Box::pin(self.run("MULTIPART", key, 0, move || self.inner.multipart_start(key)))
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            self.run("MULTIPART", key, body.len() as u64, || {
+                self.inner.multipart_put(key, upload_id, part_no, body.clone())
+            })
+            .await
+        })
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        Box::pin(
+            self.run("MULTIPART", key, 32 << 20, move || self.inner.multipart_complete(key, upload_id, tags)),
+        )
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(self.run("MULTIPART", key, 0, move || self.inner.multipart_abort(key, upload_id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fault, FaultStore, MemoryStore};
+
+    fn quick(attempts: u32) -> RetryPolicy {
+        RetryPolicy { attempts, base_ms: 0, max_ms: 0, request_timeout_ms: 20 }
+    }
+
+    #[test]
+    fn pauses_grow_and_are_bounded() {
+        let policy = RetryPolicy::default();
+        for failures in 1..100 {
+            let full = (200u64 << (failures - 1).min(20)).min(10_000);
+            let pause = policy.pause(failures).as_millis() as u64;
+            assert!((full / 2..=full).contains(&pause), "{failures}: {pause}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_attempt_is_counted_and_attempts_are_bounded() {
+        let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+        let (store, requests) = task_store(faults.clone(), quick(3));
+        faults.fail_all(Fault::BeforeApply);
+        let error = store.put("a", Bytes::from_static(b"x"), PutMode::Overwrite).await.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::Unreachable);
+        assert_eq!(requests.snapshot().put, 3);
+        assert_eq!(requests.snapshot().bytes_up, 3);
+        faults.heal();
+        faults.fail_at(faults.operations(), Fault::BeforeApply);
+        store.put("a", Bytes::from_static(b"x"), PutMode::Overwrite).await.unwrap();
+        assert_eq!(requests.snapshot().put, 5);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_get_better_is_not_retried() {
+        let (store, requests) = task_store(Arc::new(MemoryStore::default()), quick(5));
+        assert_eq!(store.get("nothing", 10).await.unwrap_err().kind, StoreErrorKind::NotFound);
+        assert_eq!(requests.snapshot().get, 1);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_without_an_answer_ends() {
+        let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+        let (store, requests) = task_store(faults.clone(), quick(2));
+        faults.fail_all(Fault::Hang);
+        assert_eq!(store.delete("a").await.unwrap_err().kind, StoreErrorKind::Timeout);
+        assert_eq!(requests.snapshot().delete, 2);
+    }
+}

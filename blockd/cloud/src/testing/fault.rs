@@ -1,0 +1,177 @@
+//! A store that fails at a chosen operation, in a chosen way.
+
+use crate::store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
+
+/// A way to fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Nothing is done, and an error is returned.
+    BeforeApply,
+    /// Everything is done, and an error is returned all the same.
+    AfterApply,
+    /// A body comes back without its last byte, as an error that says so.
+    ShortBody,
+    /// A body comes back with one bit changed (in the middle).
+    FlipBit,
+    /// The store is full.
+    NoSpace,
+    /// No answer, ever.
+    Hang,
+}
+
+/// A store in front of another one that fails on purpose; it counts its operations from 0.
+pub struct FaultStore {
+    inner: Arc<dyn ObjectStore>,
+    operations: AtomicU64,
+    planned: Mutex<Plan>,
+}
+
+#[derive(Default)]
+struct Plan {
+    at: BTreeMap<u64, Fault>,
+    always: Option<Fault>,
+    from: Option<(u64, Fault)>,
+}
+
+impl FaultStore {
+    /// A store that behaves, until told otherwise.
+    pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner, operations: AtomicU64::new(0), planned: Mutex::default() }
+    }
+
+    /// How many operations it was asked for.
+    pub fn operations(&self) -> u64 {
+        self.operations.load(SeqCst)
+    }
+
+    /// Fails at one operation.
+    pub fn fail_at(&self, operation: u64, fault: Fault) {
+        self.planned.lock().at.insert(operation, fault);
+    }
+
+    /// Fails at one operation and at all that follow it, as a store does whose network went away.
+    pub fn fail_from(&self, operation: u64, fault: Fault) {
+        self.planned.lock().from = Some((operation, fault));
+    }
+
+    /// Fails at every operation.
+    pub fn fail_all(&self, fault: Fault) {
+        self.planned.lock().always = Some(fault);
+    }
+
+    /// Fails no more.
+    pub fn heal(&self) {
+        *self.planned.lock() = Plan::default();
+    }
+
+    fn next(&self) -> Option<Fault> {
+        let operation = self.operations.fetch_add(1, SeqCst);
+        let planned = self.planned.lock();
+        let from = planned.from.filter(|(first, _)| operation >= *first).map(|(_, fault)| fault);
+        planned.at.get(&operation).copied().or(planned.always).or(from)
+    }
+
+    fn run<'a, T: Send + 'a>(
+        &self,
+        operation: &'static str,
+        key: &'a str,
+        spoil: impl FnOnce(T) -> T + Send + 'a,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
+        let fault = self.next();
+        Box::pin(async move {
+            let error = |kind| Err(StoreError::new(kind, operation, key, "faulty store"));
+            match fault {
+                None => work.await,
+                Some(Fault::BeforeApply) => error(StoreErrorKind::Unreachable),
+                Some(Fault::NoSpace) => error(StoreErrorKind::NoSpace),
+                Some(Fault::AfterApply) => {
+                    work.await?;
+                    error(StoreErrorKind::Unreachable)
+                }
+                Some(Fault::ShortBody) => {
+                    work.await?;
+                    error(StoreErrorKind::ShortBody)
+                }
+                Some(Fault::FlipBit) => work.await.map(spoil),
+                Some(Fault::Hang) => std::future::pending().await,
+            }
+        })
+    }
+}
+
+fn flip(body: &Bytes) -> Bytes {
+    let mut body = body.to_vec();
+    let middle = body.len() / 2;
+    if let Some(byte) = body.get_mut(middle) {
+        *byte ^= 0x10;
+    }
+    body.into()
+}
+
+fn same<T>(value: T) -> T {
+    value
+}
+
+impl ObjectStore for FaultStore {
+    fn describe(&self) -> &str {
+        "faulty store"
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        self.run("PUT", key, same, self.inner.put(key, body, mode))
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.run("GET", key, |body| flip(&body), self.inner.get(key, max_len_bytes))
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.run("GET", key, |body| flip(&body), self.inner.get_range(key, offset_bytes, len_bytes))
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        self.run("DELETE", key, same, self.inner.delete(key))
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        self.run("LIST", prefix, same, self.inner.list(prefix))
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        self.run("MULTIPART", key, same, self.inner.multipart_start(key))
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        self.run("MULTIPART", key, same, self.inner.multipart_put(key, upload_id, part_no, body))
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        self.run("MULTIPART", key, same, self.inner.multipart_complete(key, upload_id, tags))
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        self.run("MULTIPART", key, same, self.inner.multipart_abort(key, upload_id))
+    }
+}

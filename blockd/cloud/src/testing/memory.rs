@@ -1,0 +1,167 @@
+//! A store in memory, with every object in reach of a test.
+
+use crate::store::{
+    ObjectInfo, ObjectStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture, check_key,
+    check_prefix,
+};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+
+/// Objects in a map.
+#[derive(Default)]
+pub struct MemoryStore {
+    objects: Mutex<BTreeMap<String, Bytes>>,
+    uploads: Mutex<BTreeMap<String, BTreeMap<u32, Bytes>>>,
+    ignores_conditions: bool,
+}
+
+impl MemoryStore {
+    /// A store that takes create-if-absent and overwrites all the same.
+    pub fn ignoring_conditions() -> Self {
+        Self { ignores_conditions: true, ..Self::default() }
+    }
+
+    /// A copy of all objects.
+    pub fn objects(&self) -> BTreeMap<String, Bytes> {
+        self.objects.lock().clone()
+    }
+
+    /// Puts an object in place, whatever was there.
+    pub fn insert(&self, key: &str, body: impl Into<Bytes>) {
+        self.objects.lock().insert(key.to_owned(), body.into());
+    }
+
+    /// Takes an object away.
+    pub fn remove(&self, key: &str) -> Option<Bytes> {
+        self.objects.lock().remove(key)
+    }
+
+    /// A second store with the same objects.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self { objects: Mutex::new(self.objects()), ..Self::default() }
+    }
+
+    fn error(kind: StoreErrorKind, operation: &'static str, key: &str) -> StoreError {
+        StoreError::new(kind, operation, key, "memory")
+    }
+
+    fn find(&self, key: &str) -> Result<Bytes, StoreError> {
+        self.objects.lock().get(key).cloned().ok_or_else(|| Self::error(StoreErrorKind::NotFound, "GET", key))
+    }
+}
+
+impl ObjectStore for MemoryStore {
+    fn describe(&self) -> &str {
+        "memory"
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            if !check_key(key) {
+                return Err(Self::error(StoreErrorKind::BadKey, "PUT", key));
+            }
+            let mut objects = self.objects.lock();
+            if mode == PutMode::CreateIfAbsent && !self.ignores_conditions && objects.contains_key(key) {
+                return Err(Self::error(StoreErrorKind::AlreadyExists, "PUT", key));
+            }
+            objects.insert(key.to_owned(), body);
+            Ok(())
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            let body = self.find(key)?;
+            if body.len() as u64 > max_len_bytes {
+                return Err(Self::error(StoreErrorKind::TooLarge, "GET", key));
+            }
+            Ok(body)
+        })
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            let body = self.find(key)?;
+            let end = offset_bytes.saturating_add(len_bytes);
+            if end > body.len() as u64 {
+                return Err(Self::error(StoreErrorKind::RangeBeyondEnd, "GET", key));
+            }
+            Ok(body.slice(offset_bytes as usize..end as usize))
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(async move { Ok(self.objects.lock().remove(key).is_some()) })
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        Box::pin(async move {
+            if !check_prefix(prefix) {
+                return Err(Self::error(StoreErrorKind::BadKey, "LIST", prefix));
+            }
+            let objects = self.objects.lock();
+            let found = objects.iter().filter(|(key, _)| key.starts_with(prefix));
+            Ok(found
+                .map(|(key, body)| ObjectInfo { key: key.clone(), size_bytes: body.len() as u64 })
+                .collect())
+        })
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            let mut uploads = self.uploads.lock();
+            let id = format!("{key}#{}", uploads.len());
+            uploads.insert(id.clone(), BTreeMap::new());
+            Ok(id)
+        })
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            let mut uploads = self.uploads.lock();
+            let parts = uploads
+                .get_mut(upload_id)
+                .ok_or_else(|| Self::error(StoreErrorKind::NotFound, "MULTIPART", key))?;
+            parts.insert(part_no, body);
+            Ok(part_no.to_string())
+        })
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let parts = self
+                .uploads
+                .lock()
+                .remove(upload_id)
+                .ok_or_else(|| Self::error(StoreErrorKind::NotFound, "MULTIPART", key))?;
+            let in_order = tags.iter().enumerate().all(|(no, tag)| *tag == no.to_string());
+            let full = parts.values().rev().skip(1).all(|part| part.len() == PART_LEN_BYTES);
+            if !in_order || !full || parts.len() != tags.len() {
+                return Err(Self::error(StoreErrorKind::Other, "MULTIPART", key));
+            }
+            let body: Vec<u8> = parts.into_values().flatten().collect();
+            self.objects.lock().insert(key.to_owned(), body.into());
+            Ok(())
+        })
+    }
+
+    fn multipart_abort<'a>(&'a self, _key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            self.uploads.lock().remove(upload_id);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,297 @@
+//! What every store must do, and what every repository on any store must do.
+
+use crate::{
+    BackupOptions, BackupSpec, BlockReader, BlockWriter, CancelToken, CloudError, KdfParams, Manifest,
+    ManifestFilter, MemoryCache, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions,
+    SnapshotReader, backup, delete_snapshot, new_delta_salt, restore,
+    store::{ObjectStore, PART_LEN_BYTES, PutMode, Requests, StoreErrorKind},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use bytes::Bytes;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{collections::BTreeMap, io, sync::Arc};
+use uuid::Uuid;
+
+const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+
+/// A volume in memory: blocks by number; what is not there is zero. Reads and writes are recorded.
+#[derive(Default)]
+pub struct MemoryVolume {
+    blocks: Mutex<BTreeMap<u64, Box<[u8]>>>,
+    read: Mutex<BlockSet>,
+}
+
+impl MemoryVolume {
+    /// The content of a block.
+    pub fn block(&self, block: u64) -> Vec<u8> {
+        self.blocks.lock().get(&block).map_or_else(|| vec![0; BLOCK], |data| data.to_vec())
+    }
+
+    /// Sets the content of a block.
+    pub fn set(&self, block: u64, data: &[u8]) {
+        self.blocks.lock().insert(block, data.into());
+    }
+
+    /// Makes a block zero.
+    pub fn clear(&self, block: u64) {
+        self.blocks.lock().remove(&block);
+    }
+
+    /// Every block that is not zero.
+    pub fn content(&self) -> BTreeMap<u64, Box<[u8]>> {
+        let mut blocks = self.blocks.lock().clone();
+        blocks.retain(|_, data| data.iter().any(|byte| *byte != 0));
+        blocks
+    }
+
+    /// A volume with the same content.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self { blocks: Mutex::new(self.blocks.lock().clone()), read: Mutex::default() }
+    }
+
+    /// Every block that was read so far.
+    pub fn blocks_read(&self) -> BlockSet {
+        self.read.lock().clone()
+    }
+}
+
+impl BlockReader for MemoryVolume {
+    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+        let blocks = self.blocks.lock();
+        let mut read = self.read.lock();
+        let wanted = extents.iter().flat_map(|extent| extent.start.0..extent.end().0);
+        assert_eq!(extents.iter().map(|extent| extent.len_bytes()).sum::<u64>(), buf.len() as u64);
+        for (block, out) in wanted.zip(buf.chunks_exact_mut(BLOCK)) {
+            match blocks.get(&block) {
+                Some(data) => out.copy_from_slice(data),
+                None => out.fill(0),
+            }
+            read.insert(BlockIndex(block));
+        }
+        Ok(())
+    }
+}
+
+impl BlockWriter for MemoryVolume {
+    fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()> {
+        assert!(data.len().is_multiple_of(BLOCK) && !data.is_empty());
+        let mut blocks = self.blocks.lock();
+        for (block, data) in (start.0..).zip(data.chunks_exact(BLOCK)) {
+            if blocks.insert(block, data.into()).is_some() {
+                return Err(io::Error::other(format!("block {block} is written twice")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Everything that is asked of a store; it must be empty below `suite/`.
+///
+/// # Panics
+/// If it does anything else than it should.
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+pub async fn store_suite(store: &dyn ObjectStore) {
+    let key = "suite/a/object-1";
+    let body = Bytes::from((0..100_000u32).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
+    let kind = |result: Result<Bytes, crate::store::StoreError>| result.unwrap_err().kind;
+    assert_eq!(kind(store.get(key, 1 << 20).await), StoreErrorKind::NotFound);
+    assert_eq!(kind(store.get_range(key, 0, 1).await), StoreErrorKind::NotFound);
+    assert!(store.list("suite/").await.unwrap().is_empty());
+    let _ = store.delete(key).await.unwrap();
+
+    store.put(key, body.clone(), PutMode::CreateIfAbsent).await.unwrap();
+    assert_eq!(store.get(key, 1 << 20).await.unwrap(), body);
+    assert_eq!(store.get(key, body.len() as u64).await.unwrap(), body);
+    assert_eq!(kind(store.get(key, body.len() as u64 - 1).await), StoreErrorKind::TooLarge);
+    assert_eq!(store.get_range(key, 500, 1000).await.unwrap(), body.slice(500..1500));
+    assert_eq!(store.get_range(key, 0, body.len() as u64).await.unwrap(), body);
+    for (offset, len) in [(99_999, 2), (100_000, 1), (200_000, 10), (0, 100_001)] {
+        let error = store.get_range(key, offset, len).await.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::RangeBeyondEnd, "{offset}+{len}: {error}");
+        assert!(error.to_string().contains(key), "{error}");
+    }
+    store.put(key, Bytes::from_static(b"new"), PutMode::Overwrite).await.unwrap();
+    assert_eq!(store.get(key, 100).await.unwrap(), b"new"[..]);
+    store.put(key, Bytes::new(), PutMode::Overwrite).await.unwrap();
+    assert_eq!(store.get(key, 100).await.unwrap(), b""[..]);
+
+    // Listings: by prefix, whole, sorted.
+    let mut keys = vec![key.to_owned()];
+    for i in [3, 1, 10, 2] {
+        keys.push(format!("suite/a/object-{i:02}"));
+        keys.push(format!("suite/b/{i}/x"));
+    }
+    for key in &keys[1..] {
+        store.put(key, Bytes::from_static(b"x"), PutMode::Overwrite).await.unwrap();
+    }
+    keys.sort();
+    let listed = async |prefix: &str| -> Vec<String> {
+        store.list(prefix).await.unwrap().into_iter().map(|object| object.key).collect()
+    };
+    assert_eq!(listed("suite/").await, keys);
+    assert_eq!(
+        listed("suite/a/object-0").await,
+        ["suite/a/object-01", "suite/a/object-02", "suite/a/object-03"]
+    );
+    assert_eq!(listed("suite/b/1").await, ["suite/b/1/x", "suite/b/10/x"]);
+    assert_eq!(listed("suite/nothing/").await, [""; 0]);
+    assert_eq!(store.list("suite/a/object-01").await.unwrap()[0].size_bytes, 1);
+
+    // Parts: two and a bit, and one that is given up.
+    let long = Bytes::from((0..PART_LEN_BYTES * 2 + 5).map(|i| (i % 253) as u8).collect::<Vec<u8>>());
+    let parts = "suite/parts";
+    let id = store.multipart_start(parts).await.unwrap();
+    let mut tags = Vec::new();
+    for part_no in 0..3u32 {
+        let from = part_no as usize * PART_LEN_BYTES;
+        let part = long.slice(from..(from + PART_LEN_BYTES).min(long.len()));
+        tags.push(store.multipart_put(parts, &id, part_no, part).await.unwrap());
+    }
+    assert_eq!(kind(store.get(parts, 1 << 30).await), StoreErrorKind::NotFound);
+    store.multipart_complete(parts, &id, &tags).await.unwrap();
+    assert!(store.get(parts, 1 << 30).await.unwrap() == long);
+    let id = store.multipart_start(parts).await.unwrap();
+    store.multipart_put(parts, &id, 0, Bytes::from_static(b"never")).await.unwrap();
+    store.multipart_abort(parts, &id).await.unwrap();
+    assert!(store.get(parts, 1 << 30).await.unwrap() == long);
+    keys.push(parts.to_owned());
+
+    for key in &keys {
+        store.delete(key).await.unwrap();
+        store.delete(key).await.unwrap();
+        assert_eq!(kind(store.get(key, 100).await), StoreErrorKind::NotFound);
+    }
+    assert!(store.list("suite/").await.unwrap().is_empty());
+    for bad in ["../x", "/x", "x//y", "x/.y", ""] {
+        let error = store.put(bad, Bytes::new(), PutMode::Overwrite).await.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::BadKey);
+    }
+}
+
+/// Numbers that look random, from a seed.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// A full backup and incrementals, restored, read, listed and deleted, on a store that has no repository yet.
+///
+/// # Panics
+/// If anything is not as it should be.
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+pub async fn repository_suite(store: Arc<dyn ObjectStore>, passphrase: Option<&str>) {
+    const BLOCKS: u64 = 20_000;
+    let options = OpenOptions { kdf: KdfParams::fast_for_tests() };
+    let repo = Repository::open(store.clone(), passphrase, &options).await.unwrap();
+    let again = Repository::open(store.clone(), passphrase, &options).await.unwrap();
+    assert_eq!(repo.keys()[0].key_id(), again.keys()[0].key_id());
+    match passphrase {
+        Some(_) => {
+            let wrong = Repository::open(store.clone(), Some("not it"), &options).await.unwrap_err();
+            assert!(matches!(wrong, CloudError::WrongPassphrase { .. }), "{wrong}");
+            let none = Repository::open(store.clone(), None, &options).await.unwrap_err();
+            assert!(matches!(none, CloudError::EncryptedRepository { .. }), "{none}");
+        }
+        None => {
+            let some = Repository::open(store.clone(), Some("any"), &options).await.unwrap_err();
+            assert!(matches!(some, CloudError::PlainRepository { .. }), "{some}");
+        }
+    }
+
+    let (cluster, volume) = (Uuid::new_v4(), VolumeId::from_u64(77));
+    let live = MemoryVolume::default();
+    let mut numbers = Numbers(0x5eed);
+    let mut made: Vec<(Manifest, MemoryVolume)> = Vec::new();
+    for generation in 0..4u64 {
+        let (mut data, mut zero) = (BlockSet::new(), BlockSet::new());
+        let writes = if generation == 0 { 9_000 } else { 300 };
+        for _ in 0..writes {
+            let block = numbers.next() % BLOCKS;
+            let content: Vec<u8> = match numbers.next() % 4 {
+                0 => vec![0; BLOCK],
+                1 => vec![block as u8; BLOCK],
+                _ => (0..BLOCK).map(|_| numbers.next() as u8).collect(),
+            };
+            live.set(block, &content);
+            data.insert(BlockIndex(block));
+        }
+        for _ in 0..generation * 50 {
+            let block = BlockIndex(numbers.next() % BLOCKS);
+            live.clear(block.0);
+            data.remove(block);
+            zero.insert(block);
+        }
+        for block in zero.clone().blocks().filter(|block| data.contains(*block)) {
+            zero.remove(block);
+        }
+        let spec = Arc::new(BackupSpec {
+            cluster,
+            volume,
+            snapshot: SnapshotId::from_u64(generation + 1),
+            volume_name: "suite".into(),
+            snapshot_name: String::new(),
+            labels: BTreeMap::new(),
+            size_bytes: BLOCKS * BLOCK_SIZE_BYTES,
+            created: Timestamp::now(),
+            started: Timestamp::now(),
+            data,
+            zero,
+            base: made.last().map(|(manifest, _)| manifest.clone()),
+            delta_salt: new_delta_salt().unwrap(),
+            freeze_stall_micros: 1,
+            trigger: "Manual".into(),
+        });
+        let reader = Arc::new(live.fork());
+        let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
+        let journal = Arc::new(MemoryJournal::default());
+        let (options, cancel) = (BackupOptions::default(), CancelToken::new());
+        let run = backup(&repo, spec.clone(), reader.clone(), journal, &options, progress, &cancel);
+        let manifest = run.await.unwrap();
+        assert!(reader.blocks_read() == spec.data, "other blocks were read than those of the spec");
+        made.push((manifest, live.fork()));
+    }
+
+    let check = async |repo: &Repository, manifest: &Manifest, expected: &MemoryVolume| {
+        let target = Arc::new(MemoryVolume::default());
+        let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
+        let options = RestoreOptions::default();
+        restore(repo, manifest, target.clone(), &options, progress, &CancelToken::new()).await.unwrap();
+        assert!(target.content() == expected.content(), "{} is not what it was", manifest.id());
+    };
+    let listed = again.list_manifests(&ManifestFilter::default(), &MemoryCache::default()).await.unwrap();
+    assert_eq!(listed.len(), made.len());
+    for (manifest, expected) in &made {
+        check(&again, &again.manifest(&manifest.id()).await.unwrap(), expected).await;
+    }
+    let (newest, expected) = made.last().unwrap();
+    let reader = SnapshotReader::open(&again, newest).await.unwrap();
+    for _ in 0..20 {
+        let extent = Extent::new(BlockIndex(numbers.next() % BLOCKS), 1 + numbers.next() % 100);
+        let read = reader.read_blocks(extent).await.unwrap();
+        for (block, content) in (extent.start.0..).zip(read.chunks_exact(BLOCK)) {
+            assert!(expected.block(block) == content, "block {block} reads wrong");
+        }
+    }
+
+    // Every snapshot goes by itself and takes nothing of the others along.
+    let mut left: Vec<_> = made.iter().collect();
+    for gone in [1, 0, 1, 0] {
+        let (manifest, _) = left.remove(gone);
+        delete_snapshot(&repo, &manifest.id(), &[], &NoCache).await.unwrap();
+        let again = delete_snapshot(&repo, &manifest.id(), &[], &NoCache).await.unwrap_err();
+        assert!(matches!(again, CloudError::SnapshotNotFound { .. }), "{again}");
+        for (manifest, expected) in &left {
+            check(&repo, manifest, expected).await;
+        }
+    }
+    assert!(store.list("blockd/manifests/").await.unwrap().is_empty());
+    assert!(store.list("blockd/data/").await.unwrap().is_empty(), "deltas that nobody needs are left");
+}

@@ -1,0 +1,133 @@
+//! A repository, a volume, and generations of backups of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use blockd_cloud::{
+    BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, DataKey, EncryptionMode,
+    KdfParams, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup, restore,
+    store::{ObjectStore, RequestCounts, Requests, RetryPolicy, task_store},
+    testing::MemoryVolume,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+use uuid::Uuid;
+
+pub const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+pub const CLUSTER: Uuid = Uuid::from_u128(0x3a1a_b4d5_9bc2_4c70_9b4e_0a2b_2d3d_8f10);
+
+pub fn options() -> OpenOptions {
+    OpenOptions { kdf: KdfParams::fast_for_tests() }
+}
+
+pub async fn open(store: Arc<dyn ObjectStore>, passphrase: Option<&str>) -> Result<Repository, CloudError> {
+    Repository::open(store, passphrase, &options()).await
+}
+
+/// A repository without key slots.
+pub fn fixed(store: Arc<dyn ObjectStore>, mode: EncryptionMode) -> Repository {
+    let key = DataKey::fixed(Uuid::from_u128(0x4b4b), mode, [0x42; 32]);
+    Repository::from_saved_keys(store, vec![key]).unwrap()
+}
+
+pub fn set(blocks: impl IntoIterator<Item = u64>) -> BlockSet {
+    blocks.into_iter().map(|block| Extent::new(BlockIndex(block), 1)).collect()
+}
+
+pub fn spec(
+    snapshot: u64,
+    size_bytes: u64,
+    data: BlockSet,
+    zero: BlockSet,
+    base: Option<&Manifest>,
+) -> BackupSpec {
+    BackupSpec {
+        cluster: CLUSTER,
+        volume: VolumeId::from_u64(590_114_184_663_672_482),
+        snapshot: SnapshotId::from_u64(snapshot),
+        volume_name: "db".into(),
+        snapshot_name: "nightly".into(),
+        labels: BTreeMap::from([("tier".into(), "gold".into())]),
+        size_bytes,
+        created: Timestamp::UNIX_EPOCH,
+        started: Timestamp::UNIX_EPOCH,
+        data,
+        zero,
+        base: base.cloned(),
+        delta_salt: [snapshot as u8; 32],
+        freeze_stall_micros: 17,
+        trigger: "Manual".into(),
+    }
+}
+
+pub struct Run {
+    pub manifest: Manifest,
+    pub requests: RequestCounts,
+}
+
+pub async fn run_with(
+    repo: &Repository,
+    spec: BackupSpec,
+    reader: Arc<dyn BlockReader>,
+    journal: Arc<dyn BackupJournal>,
+    cancel: &CancelToken,
+) -> Result<Run, CloudError> {
+    let policy = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
+    let (store, requests) = task_store(repo.store().clone(), policy);
+    let repo = repo.with_store(store);
+    let progress = Arc::new(Progress::new(requests.clone()));
+    let options = BackupOptions::default();
+    let manifest = backup(&repo, Arc::new(spec), reader, journal, &options, progress.clone(), cancel).await?;
+    let snapshot = progress.snapshot();
+    assert_eq!(snapshot.bytes_processed, snapshot.bytes_total);
+    Ok(Run { manifest, requests: requests.snapshot() })
+}
+
+pub async fn run(repo: &Repository, spec: BackupSpec, live: &MemoryVolume) -> Result<Run, CloudError> {
+    let (reader, journal) = (Arc::new(live.fork()), Arc::new(MemoryJournal::default()));
+    run_with(repo, spec, reader, journal, &CancelToken::new()).await
+}
+
+/// Restores a snapshot and gives its blocks that are not zero.
+pub async fn restored(
+    repo: &Repository,
+    manifest: &Manifest,
+) -> Result<BTreeMap<u64, Box<[u8]>>, CloudError> {
+    Ok(restored_with(repo, manifest).await?.0)
+}
+
+pub async fn restored_with(
+    repo: &Repository,
+    manifest: &Manifest,
+) -> Result<(BTreeMap<u64, Box<[u8]>>, RequestCounts), CloudError> {
+    let target = Arc::new(MemoryVolume::default());
+    let policy = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
+    let (store, requests) = task_store(repo.store().clone(), policy);
+    let progress = Arc::new(Progress::new(requests.clone()));
+    let repo = repo.with_store(store);
+    let (options, cancel) = (RestoreOptions::default(), CancelToken::new());
+    restore(&repo, manifest, target.clone(), &options, progress.clone(), &cancel).await?;
+    let snapshot = progress.snapshot();
+    assert_eq!(snapshot.bytes_processed, snapshot.bytes_total);
+    Ok((target.content(), requests.snapshot()))
+}
+
+pub fn requests() -> Arc<Requests> {
+    Arc::default()
+}
+
+/// Bytes that do not compress.
+pub struct Noise(pub u64);
+
+impl Noise {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn block(&mut self) -> Vec<u8> {
+        (0..BLOCK / 8).flat_map(|_| self.next().to_le_bytes()).collect()
+    }
+}

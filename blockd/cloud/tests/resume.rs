@@ -1,0 +1,182 @@
+//! Interrupted at every operation, in every way: what is there afterwards is no snapshot, and the next run goes on.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_cloud::{
+    BlockReader, CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository,
+    store::{LocalStore, ObjectStore},
+    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
+};
+use blockd_extent::{BlockIndex, BlockSet, Extent};
+use common::{BLOCK, fixed, restored, run, run_with, set, spec};
+use std::{io, path::Path, sync::Arc};
+
+const SIZE: u64 = 200_000 * BLOCK as u64;
+
+/// Four packs' worth of blocks that compress well, the third pack all zero.
+fn volume() -> (MemoryVolume, BlockSet) {
+    let live = MemoryVolume::default();
+    let data = Extent::new(BlockIndex(50), 8192 * 4 - 100);
+    for block in (data.start.0..data.end().0).filter(|block| block % 40 == 0) {
+        if !(2 * 8192..3 * 8192).contains(&(block - 50)) {
+            live.set(block, &[(block % 255) as u8 + 1; BLOCK]);
+        }
+    }
+    (live, BlockSet::from_iter([data]))
+}
+
+fn journal(path: &Path, repo: &Repository, spec: &blockd_cloud::BackupSpec) -> Arc<FileJournal> {
+    Arc::new(FileJournal::open(path, &JournalBinding::of(repo, spec)).unwrap())
+}
+
+fn manifests(store: &MemoryStore) -> usize {
+    store.objects().keys().filter(|key| key.starts_with("blockd/manifests/")).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_backup_goes_on() {
+    let (live, data) = volume();
+    let expected = live.content();
+    let clean = Arc::new(MemoryStore::default());
+    let repo = fixed(clean.clone(), EncryptionMode::Aes256GcmSiv);
+    let done = run(&repo, spec(7, SIZE, data.clone(), set([]), None), &live).await.unwrap();
+    let operations = done.requests.total();
+    assert_eq!(operations, 3 + 2, "three packs with bytes, the index, the manifest");
+
+    for fault in [Fault::BeforeApply, Fault::AfterApply, Fault::NoSpace] {
+        // A full store stays full, an answer that is lost comes alone, and a network does either.
+        let ways: &[bool] = match fault {
+            Fault::NoSpace => &[true],
+            Fault::AfterApply => &[false],
+            _ => &[false, true],
+        };
+        for &network_gone in ways {
+            for operation in 0..operations {
+                let label = format!("{fault:?} at {operation}, gone: {network_gone}");
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join("journal");
+                let inner = Arc::new(MemoryStore::default());
+                let faults = Arc::new(FaultStore::new(inner.clone()));
+                let repo = fixed(faults.clone(), EncryptionMode::Aes256GcmSiv);
+                let spec = spec(7, SIZE, data.clone(), set([]), None);
+                match network_gone {
+                    true => faults.fail_from(operation, fault),
+                    false => faults.fail_at(operation, fault),
+                }
+                let reader = Arc::new(live.fork());
+                let cancel = CancelToken::new();
+                let first = journal(&path, &repo, &spec);
+                let error = run_with(&repo, spec.clone(), reader, first, &cancel).await.err().expect(&label);
+                assert!(matches!(error, CloudError::Store(_)), "{label}: {error}");
+                let committed = operation == operations - 1 && fault == Fault::AfterApply;
+                assert_eq!(manifests(&inner), usize::from(committed), "{label}");
+
+                faults.heal();
+                // A new process: nothing but the file is left of the journal.
+                let second = journal(&path, &repo, &spec);
+                let kept = blockd_cloud::BackupJournal::completed(&*second);
+                let reader = Arc::new(live.fork());
+                let resumed = run_with(&repo, spec.clone(), reader.clone(), second, &cancel).await.unwrap();
+                // Neither read nor sent again.
+                let read = reader.blocks_read().len_blocks();
+                let full_packs = kept.iter().filter(|pack| **pack != 3).count() as u64;
+                assert!(read <= data.len_blocks() - full_packs * 8192, "{label}: {read}");
+                let sent = kept.iter().filter(|pack| **pack != 2).count() as u64;
+                assert_eq!(resumed.requests.put, operations - sent, "{label}");
+                assert_eq!(restored(&repo, &resumed.manifest).await.unwrap(), expected, "{label}");
+                for (key, object) in inner.objects() {
+                    if key.starts_with("blockd/data/") {
+                        assert!(
+                            clean.objects()[&key] == object,
+                            "{label}: {key} is not what it would have been"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Cancels, or fails, in the middle of the reads.
+struct Interrupting {
+    live: MemoryVolume,
+    cancel: Option<CancelToken>,
+    at: Extent,
+}
+
+impl BlockReader for Interrupting {
+    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+        if extents.iter().any(|extent| !extent.intersection(self.at).is_empty()) {
+            match &self.cancel {
+                Some(cancel) => cancel.cancel(),
+                None => return Err(io::Error::other("bad sector")),
+            }
+        }
+        self.live.read_extents(extents, buf)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancelling_and_failing_reads_leave_no_snapshot_and_can_be_resumed() {
+    let (live, data) = volume();
+    let at = Extent::new(BlockIndex(50 + 2 * 8192), 1);
+    for cancelled in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, bucket) = (dir.path().join("journal"), dir.path().join("bucket"));
+        std::fs::create_dir(&bucket).unwrap();
+        let store: Arc<dyn ObjectStore> = Arc::new(LocalStore::open(&bucket).unwrap());
+        let repo = fixed(store.clone(), EncryptionMode::Checksummed);
+        let spec = spec(7, SIZE, data.clone(), set([]), None);
+        let cancel = CancelToken::new();
+        let reader = Interrupting { live: live.fork(), cancel: cancelled.then(|| cancel.clone()), at };
+        let first = journal(&path, &repo, &spec);
+        let error = run_with(&repo, spec.clone(), Arc::new(reader), first, &cancel).await.err().unwrap();
+        match cancelled {
+            true => assert!(matches!(error, CloudError::Cancelled), "{error}"),
+            false => {
+                assert!(matches!(error, CloudError::ReadVolume { pack_no: 2, .. }), "{error}");
+                assert!(error.to_string().contains("bad sector"), "{error}");
+            }
+        }
+        assert!(store.list("blockd/manifests/").await.unwrap().is_empty());
+        let second = journal(&path, &repo, &spec);
+        let cancel = CancelToken::new();
+        let done = run_with(&repo, spec, Arc::new(live.fork()), second, &cancel).await.unwrap();
+        assert_eq!(restored(&repo, &done.manifest).await.unwrap(), live.content());
+    }
+}
+
+#[tokio::test]
+async fn a_journal_is_of_one_plan() {
+    let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Checksummed);
+    let spec_of = |blocks: &[u64]| spec(7, SIZE, set(blocks.iter().copied()), set([]), None);
+    let binding = JournalBinding::of(&repo, &spec_of(&[1, 2]));
+    assert_eq!(binding, JournalBinding::of(&repo, &spec_of(&[2, 1])));
+    assert_ne!(binding, JournalBinding::of(&repo, &spec_of(&[1, 2, 3])));
+    let mut salted = spec_of(&[1, 2]);
+    salted.delta_salt[0] ^= 1;
+    assert_ne!(binding, JournalBinding::of(&repo, &salted));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_restore_says_so_and_a_second_one_is_whole() {
+    let (live, data) = volume();
+    let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+    let repo = fixed(faults.clone(), EncryptionMode::Aes256GcmSiv);
+    let done = run(&repo, spec(7, SIZE, data, set([]), None), &live).await.unwrap();
+    let before = faults.operations();
+    restored(&repo, &done.manifest).await.unwrap();
+    let operations = faults.operations() - before;
+    for fault in [Fault::BeforeApply, Fault::ShortBody, Fault::FlipBit] {
+        for operation in 0..operations {
+            faults.fail_at(faults.operations() + operation, fault);
+            let error = restored(&repo, &done.manifest).await.expect_err("a restore that failed");
+            if fault == Fault::FlipBit {
+                assert!(matches!(error, CloudError::Damaged { .. }), "{error}");
+            }
+            faults.heal();
+        }
+    }
+    assert_eq!(restored(&repo, &done.manifest).await.unwrap(), live.content());
+}

@@ -1,0 +1,83 @@
+//! The suites over every store that needs nothing to be installed, and over an S3 server if there is one.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+use blockd_cloud::{
+    store::{LocalStore, ObjectStore, RetryPolicy, S3Options, S3Store, probe, task_store},
+    testing::{Fault, FaultStore, MemoryStore, repository_suite, store_suite},
+};
+use std::sync::Arc;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_store() {
+    store_suite(&MemoryStore::default()).await;
+    repository_suite(Arc::new(MemoryStore::default()), Some("correct horse")).await;
+    repository_suite(Arc::new(MemoryStore::default()), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn local_store() {
+    for passphrase in [Some("correct horse"), None] {
+        let dir = tempfile::tempdir().unwrap();
+        repository_suite(Arc::new(LocalStore::open(dir.path()).unwrap()), passphrase).await;
+    }
+}
+
+#[tokio::test]
+async fn on_a_runtime_of_one_thread() {
+    repository_suite(Arc::new(MemoryStore::ignoring_conditions()), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_fails_now_and_then_behind_retries() {
+    let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+    for operation in (2..5_000).step_by(7) {
+        let kinds = [Fault::BeforeApply, Fault::AfterApply, Fault::ShortBody];
+        faults.fail_at(operation, kinds[(operation / 7) as usize % 3]);
+    }
+    let policy = RetryPolicy { attempts: 4, base_ms: 0, max_ms: 0, request_timeout_ms: 60_000 };
+    let (store, requests) = task_store(faults, policy);
+    repository_suite(store, Some("correct horse")).await;
+    assert!(requests.snapshot().total() > 100);
+}
+
+/// Runs where `BLOCKD_TEST_S3_ENDPOINT`, `_BUCKET`, `_ACCESS_KEY` and `_SECRET_KEY` say where; the bucket must hold
+/// nothing below `blockd/` and `suite/`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_server() {
+    let setting = |name: &str| std::env::var(format!("BLOCKD_TEST_S3_{name}")).ok();
+    let Some(endpoint) = setting("ENDPOINT") else {
+        eprintln!("skipped: BLOCKD_TEST_S3_ENDPOINT is not set");
+        return;
+    };
+    let options = S3Options {
+        endpoint: Some(endpoint),
+        region: setting("REGION").unwrap_or_else(|| "us-east-1".into()),
+        bucket: setting("BUCKET").expect("BLOCKD_TEST_S3_BUCKET"),
+        access_key: setting("ACCESS_KEY").expect("BLOCKD_TEST_S3_ACCESS_KEY").into(),
+        secret_key: setting("SECRET_KEY").expect("BLOCKD_TEST_S3_SECRET_KEY").into(),
+        disable_ssl: true,
+        virtual_hosted_style: false,
+    };
+    let store = S3Store::open(&options).unwrap();
+    store_suite(&store).await;
+    let capabilities = probe(&store).await.unwrap();
+    eprintln!("{capabilities:?}");
+    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    repository_suite(store.clone(), Some("correct horse")).await;
+    for object in store.list("blockd/").await.unwrap() {
+        store.delete(&object.key).await.unwrap();
+    }
+
+    let refused = |change: fn(&mut S3Options)| {
+        let mut options = options.clone();
+        change(&mut options);
+        async move { S3Store::open(&options).unwrap().list("blockd/keys/").await.unwrap_err() }
+    };
+    use blockd_cloud::store::StoreErrorKind as Kind;
+    let error = refused(|o| o.secret_key = "wrong".to_owned().into()).await;
+    assert_eq!(error.kind, Kind::Unauthorized, "{error}");
+    let error = refused(|o| o.access_key = "wrong".to_owned().into()).await;
+    assert_eq!(error.kind, Kind::Unauthorized, "{error}");
+    let error = refused(|o| o.bucket = "no-such-bucket-here".into()).await;
+    assert_eq!(error.kind, Kind::BucketMissing, "{error}");
+}

@@ -1,0 +1,89 @@
+//! The command line of `blockd`. What is given here wins over the configuration file, which wins over defaults.
+
+use crate::config::{LogFormat, NbdAddress};
+use clap::Parser;
+use std::path::PathBuf;
+
+/// Serves volumes over NBD, tracks what is written to them, and backs them up to object storage.
+#[derive(Parser, Debug, Default, Clone)]
+#[command(
+    name = "blockd",
+    version,
+    about = "Serves volumes over NBD, tracks what is written to them, and backs them up to object storage.",
+    after_long_help = CONFIG_HELP
+)]
+pub struct Cli {
+    /// Directory that holds everything the daemon keeps: volumes, database, sockets [default: /var/lib/blockd]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Configuration file, TOML [default: /etc/blockd/blockd.toml, which need not exist]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// A further place to serve NBD at: tcp://ADDR:PORT or unix:///PATH; may be repeated (DIR/nbd.sock is always served)
+    #[arg(long = "nbd-listen", value_name = "URL")]
+    pub nbd_listen: Vec<NbdAddress>,
+
+    /// How log lines look [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,blockd_cloud=debug` [default: info]
+    #[arg(long, value_name = "LEVEL", env = "BLOCKD_LOG")]
+    pub log_level: Option<String>,
+
+    /// Treat the last stop as a power cut, whatever the boot id says: for data directories restored from an image
+    #[arg(long)]
+    pub after_power_loss: bool,
+
+    /// Print the configuration that would be used, as TOML, and exit
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+const CONFIG_HELP: &str = "\
+Keys of the configuration file (defaults in brackets):
+  data_dir              directory of everything the daemon keeps [\"/var/lib/blockd\"]
+  nbd_listen            further NBD addresses, a list of \"tcp://ADDR:PORT\" and \"unix:///PATH\" [[]]
+  log_format            \"text\" or \"json\" [\"text\"]
+  log_level             level or filter of the log [\"info\"]
+  full_every            every how many backups of a volume to a credential one is full [7]
+  task_concurrency      backups and restores that move data at once; the others wait [2]
+  upload_concurrency    packs that one backup uploads at once [4]
+  download_concurrency  requests that one restore makes at once [4]
+  cpu_threads           threads that compress and seal; 0 = one per core [0]
+  ring_threads          threads that serve NBD sockets; 0 = one per core [0]
+  nbd_workers           threads for NBD requests that must wait for storage [8]
+  nbd_connections       NBD connections at once [1024]
+  store_attempts        attempts of one request to an object store [6]
+  store_timeout_ms      time that one request to an object store may take, before its body [60000]
+  stop_timeout_ms       time that a stop gives running tasks and clients to come to rest [30000]
+  task_history          finished tasks that `cloudsnap status` remembers [1000]
+
+Environment:
+  BLOCKD_LOG             as --log-level
+  CREDENTIALS_DIRECTORY  if it holds a file blockd.key (32 bytes), that is the key which seals stored secrets
+  NOTIFY_SOCKET          readiness and stopping are told to systemd there
+
+Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_configuration_key_is_in_the_help() {
+        let printed = crate::config::Config::default().to_toml();
+        for line in printed.lines().filter(|line| !line.starts_with('#')) {
+            let key = line.split(" =").next().unwrap();
+            assert!(CONFIG_HELP.contains(&format!("\n  {key} ")), "{key} is not documented");
+        }
+    }
+}

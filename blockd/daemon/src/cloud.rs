@@ -1,0 +1,70 @@
+//! The long operations of the cloud side, each driven by a thread of its own.
+//!
+//! Their futures hold borrowed closures over which the compiler cannot prove that they may move between threads; a
+//! thread that may block drives them where they are. They end through their cancel token, not by being dropped.
+
+use crate::error::ServiceError;
+use blockd_api::Secret;
+use blockd_cloud::{
+    BackupJournal, BackupOptions, BackupSpec, BlockReader, BlockWriter, CancelToken, CloudError, Manifest,
+    OpenOptions, Progress, Repository, RestoreOptions, RestoreSummary, store::ObjectStore,
+};
+use std::{future::Future, sync::Arc};
+use tracing::Instrument;
+
+async fn drive<T, F>(make: impl FnOnce() -> F + Send + 'static) -> Result<T, ServiceError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, CloudError>>,
+{
+    let span = tracing::Span::current();
+    let thread =
+        tokio::task::spawn_blocking(move || tokio::runtime::Handle::current().block_on(make().instrument(span)));
+    match thread.await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(ServiceError::Internal(error.to_string())),
+    }
+}
+
+/// Opens or makes the repository in a store.
+pub(crate) async fn open(
+    store: Arc<dyn ObjectStore>,
+    passphrase: Option<Secret>,
+) -> Result<Repository, ServiceError> {
+    drive(move || async move {
+        let passphrase = passphrase.as_ref().map(Secret::expose);
+        Repository::open(store, passphrase, &OpenOptions::default()).await
+    })
+    .await
+}
+
+/// Makes a backup.
+pub(crate) async fn backup(
+    repository: Repository,
+    spec: Arc<BackupSpec>,
+    reader: Arc<dyn BlockReader>,
+    journal: Arc<dyn BackupJournal>,
+    options: BackupOptions,
+    progress: Arc<Progress>,
+    cancel: CancelToken,
+) -> Result<Manifest, ServiceError> {
+    drive(move || async move {
+        blockd_cloud::backup(&repository, spec, reader, journal, &options, progress, &cancel).await
+    })
+    .await
+}
+
+/// Fills a volume from a cloud snapshot.
+pub(crate) async fn restore(
+    repository: Repository,
+    manifest: Manifest,
+    writer: Arc<dyn BlockWriter>,
+    options: RestoreOptions,
+    progress: Arc<Progress>,
+    cancel: CancelToken,
+) -> Result<RestoreSummary, ServiceError> {
+    drive(move || async move {
+        blockd_cloud::restore(&repository, &manifest, writer, &options, progress, &cancel).await
+    })
+    .await
+}

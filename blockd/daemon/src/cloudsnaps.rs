@@ -1,0 +1,500 @@
+//! Cloud snapshots: listing what is in the stores, and starting the tasks that make, restore and delete them.
+
+use crate::{
+    core::{Core, random_id},
+    db::{Catalog, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState},
+    error::{ServiceError, blocking},
+    registry::{EntryState, VolumeEntry},
+    tasks::backup_type,
+};
+use blockd_api::{
+    CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
+    cloudsnaps::{
+        self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapMetadata, CloudsnapStatus, DamagedCloudsnap,
+        FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail, RestoreStarted, StartBackup, StartDelete,
+        StartRestore, volume_spec_json,
+    },
+    format_time,
+    tasks::{BackupType, TaskStarted},
+};
+use blockd_cloud::{CloudError, CloudsnapId, Manifest, ManifestFilter};
+use blockd_extent::{SnapshotId, VolumeId};
+use jiff::Timestamp;
+use std::{collections::BTreeSet, sync::Arc};
+use uuid::Uuid;
+
+fn to_api_id(id: &CloudsnapId) -> api::CloudsnapId {
+    api::CloudsnapId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot, incremental: id.incremental }
+}
+
+fn from_api_id(id: &api::CloudsnapId) -> CloudsnapId {
+    CloudsnapId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot, incremental: id.incremental }
+}
+
+/// Labels from a store; what no volume could have is left out.
+fn labels(map: &std::collections::BTreeMap<String, String>) -> Labels {
+    Labels::try_from(map.clone()).unwrap_or_default()
+}
+
+fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
+    Cloudsnap {
+        id: to_api_id(&manifest.id()),
+        src_volume_id: manifest.volume,
+        src_volume_name: manifest.volume_name.clone(),
+        timestamp: manifest.created,
+        metadata: CloudsnapMetadata {
+            cloudsnap_type: manifest.trigger.clone(),
+            compression: manifest.compression.clone(),
+            size_bytes: manifest.delta.data_blocks * blockd_extent::BLOCK_SIZE_BYTES,
+            starttime: format_time(manifest.started),
+            status: CloudsnapStatus::Done,
+            updatetime: format_time(manifest.finished),
+            version: format!("V{}.00", manifest.format_version),
+            volume: volume_spec_json(manifest.size_bytes, &labels(&manifest.labels)),
+            volumename: manifest.volume_name.clone(),
+            backup_type: backup_type(manifest.backup_type),
+            credential: credential.uuid,
+            credential_name: credential.name.to_string(),
+            encrypted: credential.encrypted,
+            stored_bytes: manifest.stored_bytes,
+            dirty_bytes: manifest.dirty_bytes,
+            freeze_stall_micros: manifest.freeze_stall_micros,
+        },
+        status: CloudsnapStatus::Done,
+    }
+}
+
+/// What a list shows, found in all stores that were asked.
+#[derive(Default)]
+struct Found {
+    entries: Vec<Cloudsnap>,
+    damaged: Vec<DamagedCloudsnap>,
+}
+
+/// What of a store is listed.
+struct Scope {
+    filter: ManifestFilter,
+    whole_store: bool,
+}
+
+impl Core {
+    /// The cloud snapshots in the stores.
+    ///
+    /// # Errors
+    /// The only store that was asked cannot be.
+    pub async fn list_cloudsnaps(&self, query: &ListCloudsnaps) -> Result<CloudsnapList, ServiceError> {
+        let credentials = match &query.cred_id {
+            Some(wanted) => vec![self.credential(Some(wanted)).await?],
+            None => self.credential_rows().await?,
+        };
+        let cluster = match (&query.cloudsnap_id, query.cluster) {
+            (Some(id), _) => Some(id.cluster),
+            (None, Some(cluster)) => Some(cluster),
+            (None, None) => (!query.all).then_some(self.cluster),
+        };
+        let volume = match (&query.cloudsnap_id, &query.src) {
+            (Some(id), _) => Some(id.volume),
+            (None, Some(VolumeRef::Id(id))) => Some(*id),
+            _ => None,
+        };
+        let scope = Scope { filter: ManifestFilter { cluster, volume }, whole_store: cluster.is_none() && volume.is_none() };
+        let status = query.status.unwrap_or_default();
+        let alone = credentials.len() == 1;
+        let mut list = CloudsnapList::default();
+        let mut found = Found::default();
+        for credential in &credentials {
+            if status != CloudsnapStatus::Done && status != CloudsnapStatus::Damaged {
+                self.tasks_as_entries(credential, status, &mut found).await?;
+                continue;
+            }
+            match self.list_store(credential, &scope, &mut found).await {
+                Ok(()) => {}
+                Err(error) if alone => return Err(error),
+                Err(error) => list.failed_credentials.push(FailedCredential {
+                    credential: credential.uuid,
+                    name: credential.name.to_string(),
+                    error: error.to_api(),
+                }),
+            }
+        }
+        let src_name = match &query.src {
+            Some(VolumeRef::Name(name)) => Some(name.as_str()),
+            _ => None,
+        };
+        found.entries.retain(|entry| {
+            status != CloudsnapStatus::Damaged
+                && query.cloudsnap_id.is_none_or(|id| id == entry.id)
+                && cluster.is_none_or(|cluster| cluster == entry.id.cluster)
+                && volume.is_none_or(|volume| volume == entry.src_volume_id)
+                && src_name.is_none_or(|name| name == entry.src_volume_name)
+                && query.label.as_ref().is_none_or(|label| entry_labels(entry).matches(label))
+        });
+        // Two credentials may lead to one place.
+        let mut seen = BTreeSet::new();
+        found.entries.retain(|entry| seen.insert(entry.id));
+        found.entries.sort_by_key(|entry| (entry.timestamp, entry.id));
+        list.total = found.entries.len() as u64;
+        if let Some(max) = query.max {
+            let surplus = found.entries.len().saturating_sub(max as usize);
+            found.entries.drain(..surplus);
+        }
+        list.cloudsnaps = found.entries;
+        list.damaged = found.damaged;
+        Ok(list)
+    }
+
+    async fn list_store(
+        &self,
+        credential: &CredentialRow,
+        scope: &Scope,
+        found: &mut Found,
+    ) -> Result<(), ServiceError> {
+        let (repository, _) = self.task_repository(credential.uuid).await?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
+        let listed = Box::pin(repository.list_manifests(&scope.filter, &catalog)).await?;
+        if scope.whole_store {
+            let keys: BTreeSet<String> = listed.iter().map(|item| item.key.clone()).collect();
+            blocking(move || catalog.keep_only(&keys)).await?;
+        }
+        for item in listed {
+            match item.manifest {
+                Ok(manifest) => found.entries.push(entry(&manifest, credential)),
+                // Deleted between the list and the look at it.
+                Err(CloudError::SnapshotNotFound { .. }) => {}
+                Err(error) => found.damaged.push(DamagedCloudsnap {
+                    id: item.id.map_or(item.key, |id| id.to_string()),
+                    credential: credential.uuid,
+                    reason: error.to_string(),
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Backups of this daemon that are under way or failed, as entries of a list.
+    async fn tasks_as_entries(
+        &self,
+        credential: &CredentialRow,
+        status: CloudsnapStatus,
+        found: &mut Found,
+    ) -> Result<(), ServiceError> {
+        for row in self.db.run(TaskRow::all).await? {
+            let matches = match row.state {
+                TaskState::Pending | TaskState::Active => status == CloudsnapStatus::Active,
+                TaskState::Failed => status == CloudsnapStatus::Failed,
+                TaskState::Done => false,
+            };
+            if row.kind != TaskKind::Backup || row.credential != credential.uuid || !matches {
+                continue;
+            }
+            let name = row.detail.volume_name.as_ref().map(ToString::to_string).unwrap_or_default();
+            let volume = row.volume.and_then(|id| self.registry.by_id(id));
+            let (size_bytes, labels) =
+                volume.map_or((0, Labels::default()), |volume| (volume.size_bytes, volume.labels.clone()));
+            found.entries.push(Cloudsnap {
+                id: to_api_id(&row.cloudsnap),
+                src_volume_id: row.cloudsnap.volume,
+                src_volume_name: name.clone(),
+                timestamp: row.created,
+                metadata: CloudsnapMetadata {
+                    cloudsnap_type: "Manual".into(),
+                    compression: "lz4".into(),
+                    size_bytes: row.detail.bytes_total,
+                    starttime: format_time(row.created),
+                    status,
+                    updatetime: format_time(row.detail.completed.unwrap_or_else(Timestamp::now)),
+                    version: format!("V{}.00", blockd_cloud::FORMAT_VERSION),
+                    volume: volume_spec_json(size_bytes, &labels),
+                    volumename: name,
+                    backup_type: row.detail.backup_type.map_or(BackupType::Full, backup_type),
+                    credential: credential.uuid,
+                    credential_name: credential.name.to_string(),
+                    encrypted: credential.encrypted,
+                    stored_bytes: row.detail.bytes_uploaded,
+                    dirty_bytes: row.detail.bytes_dirty,
+                    freeze_stall_micros: row.detail.freeze_stall_micros,
+                },
+                status,
+            });
+        }
+        Ok(())
+    }
+
+    /// All that a cloud snapshot's manifest says.
+    ///
+    /// # Errors
+    /// No store has it, or it is damaged.
+    pub async fn inspect_cloudsnap(&self, query: &InspectCloudsnap) -> Result<CloudsnapDetail, ServiceError> {
+        let id = from_api_id(&query.id);
+        let (credential, manifest) = self.find_manifest(&id, query.cred_id.as_ref()).await?;
+        let chain = manifest.chain.iter();
+        let stored = |delta: &blockd_cloud::Delta| delta.stored_bytes;
+        let detail = ManifestDetail {
+            volume_size_bytes: manifest.size_bytes,
+            labels: labels(&manifest.labels),
+            snapshot_name: manifest.snapshot_name.clone(),
+            packs: manifest.pack_count.into(),
+            data_blocks: manifest.delta.data_blocks,
+            zero_blocks: manifest.delta.zero_blocks,
+            chain: chain.map(|delta| self.delta_id(delta, &manifest)).collect(),
+            chain_stored_bytes: manifest.deltas().map(stored).sum(),
+        };
+        Ok(CloudsnapDetail { entry: entry(&manifest, &credential), detail })
+    }
+
+    /// The cloud snapshot that made a delta: only the one at the bottom of a chain is full.
+    fn delta_id(&self, delta: &blockd_cloud::Delta, manifest: &Manifest) -> api::CloudsnapId {
+        let bottom = manifest.chain.last().is_some_and(|last| last.snapshot == delta.snapshot);
+        api::CloudsnapId { cluster: delta.cluster, volume: delta.volume, snapshot: delta.snapshot, incremental: !bottom }
+    }
+
+    /// The manifest, and the credential that leads to it: the named one, or the first that does.
+    async fn find_manifest(
+        &self,
+        id: &CloudsnapId,
+        wanted: Option<&CredentialRef>,
+    ) -> Result<(CredentialRow, Manifest), ServiceError> {
+        let credentials = match wanted {
+            Some(wanted) => vec![self.credential(Some(wanted)).await?],
+            None => self.credential_rows().await?,
+        };
+        if credentials.is_empty() {
+            self.credential(None).await?;
+        }
+        let mut first_error = None;
+        for credential in credentials {
+            let found = match self.task_repository(credential.uuid).await {
+                Ok((repository, _)) => Box::pin(repository.manifest(id)).await.map_err(ServiceError::from),
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(manifest) => return Ok((credential, manifest)),
+                // Another error says more than that one of the stores does not have it.
+                Err(error) => match &first_error {
+                    Some(first) if !is_not_found(first) => {}
+                    _ => first_error = Some(error),
+                },
+            }
+        }
+        Err(first_error.unwrap_or_else(|| {
+            ServiceError::refused(ErrorCode::CloudsnapNotFound, format!("there is no cloud snapshot {id}"))
+        }))
+    }
+
+    /// Starts a backup of a volume.
+    ///
+    /// # Errors
+    /// The volume cannot be used, or one of its backups is under way.
+    pub async fn start_backup(self: &Arc<Self>, request: &StartBackup) -> Result<TaskStarted, ServiceError> {
+        let _admission = self.admission.lock().await;
+        let entry = self.registry.find(&request.volume)?;
+        entry.volume()?;
+        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let busy = |task: &TaskRow| task.kind == TaskKind::Backup && task.volume == Some(entry.id);
+        if let Some(task) = self.tasks.running().into_iter().find(busy) {
+            let message = format!("backup task {} works on volume {}: wait for it to end", task.id, entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        let snapshot = SnapshotId::from_u64(random_id()?);
+        let row = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Backup,
+            state: TaskState::Pending,
+            volume: Some(entry.id),
+            snapshot: Some(snapshot),
+            credential: credential.uuid,
+            // Whether it is incremental is decided when the point in time is fixed.
+            cloudsnap: CloudsnapId { cluster: self.cluster, volume: entry.id, snapshot, incremental: false },
+            base: None,
+            created: Timestamp::now(),
+            detail: TaskDetail {
+                volume_name: Some(entry.name.clone()),
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                force_full: request.full,
+                ..TaskDetail::default()
+            },
+        };
+        self.store_and_launch(row, |_| Ok(())).await
+    }
+
+    async fn store_and_launch(
+        self: &Arc<Self>,
+        row: TaskRow,
+        with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
+    ) -> Result<TaskStarted, ServiceError> {
+        if self.stopping.is_cancelled() {
+            return Err(ServiceError::Stopping);
+        }
+        let stored = row.clone();
+        self.db
+            .run(move |tx| {
+                with(tx)?;
+                stored.put(tx)
+            })
+            .await?;
+        let task = row.id;
+        tracing::info!(task = %task, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");
+        self.launch(row);
+        Ok(TaskStarted { task })
+    }
+
+    /// Starts a restore into a new volume.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot, or the volume's name is taken.
+    pub async fn start_restore(self: &Arc<Self>, request: &StartRestore) -> Result<RestoreStarted, ServiceError> {
+        let id = from_api_id(&request.snap);
+        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let (repository, _) = self.task_repository(credential.uuid).await?;
+        let manifest = Box::pin(repository.manifest(&id)).await?;
+        blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
+
+        let _admission = self.admission.lock().await;
+        self.refuse_if_deleting(&id)?;
+        let row = VolumeRow {
+            id: VolumeId::from_u64(random_id()?),
+            name: match &request.volume {
+                Some(name) => name.clone(),
+                None => self.free_name(&manifest)?,
+            },
+            size_bytes: manifest.size_bytes,
+            labels: labels(&manifest.labels),
+            created: Timestamp::now(),
+            state: VolumeState::Restoring,
+        };
+        let entry = VolumeEntry::new(&row, EntryState::Restoring);
+        self.registry.reserve(&entry)?;
+        let task = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Restore,
+            state: TaskState::Pending,
+            volume: Some(row.id),
+            snapshot: None,
+            credential: credential.uuid,
+            cloudsnap: id,
+            base: None,
+            created: Timestamp::now(),
+            detail: TaskDetail {
+                volume_name: Some(row.name.clone()),
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                ..TaskDetail::default()
+            },
+        };
+        let (volume_id, volume) = (row.id, row.name.clone());
+        let started = self.store_and_launch(task, move |tx| row.insert(tx)).await;
+        match started {
+            Ok(TaskStarted { task }) => Ok(RestoreStarted { task, volume_id, volume }),
+            Err(error) => {
+                self.registry.remove(&entry);
+                Err(error)
+            }
+        }
+    }
+
+    /// `<source>-restored-<n>` with the first n that is free.
+    fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
+        let most = fit_name(&manifest.volume_name);
+        for n in 1..=u32::MAX {
+            let name: VolumeName = format!("{most}-restored-{n}").parse()?;
+            if self.registry.by_name(name.as_str()).is_none() {
+                return Ok(name);
+            }
+        }
+        Err(ServiceError::Internal("no free volume name".into()))
+    }
+
+    fn refuse_if_deleting(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+        let deleting = |task: &TaskRow| task.kind == TaskKind::Delete && task.cloudsnap == *id;
+        match self.tasks.running().into_iter().find(deleting) {
+            Some(task) => Err(ServiceError::refused(
+                ErrorCode::CloudsnapInUse,
+                format!("cloud snapshot {id} is being deleted by task {}", task.id),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the deletion of a cloud snapshot.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot, or a task uses it.
+    pub async fn start_delete(self: &Arc<Self>, request: &StartDelete) -> Result<TaskStarted, ServiceError> {
+        let id = from_api_id(&request.snap);
+        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let (repository, _) = self.task_repository(credential.uuid).await?;
+        if let Err(error) = Box::pin(repository.manifest(&id)).await {
+            return Err(error.into());
+        }
+        let _admission = self.admission.lock().await;
+        self.refuse_if_deleting(&id)?;
+        let chains = self.db.run(|tx| crate::db::Chain::all(tx, None)).await?;
+        let uses = |task: &TaskRow| match task.kind {
+            TaskKind::Restore => task.cloudsnap == id,
+            TaskKind::Delete => false,
+            // One that has not decided yet may build on the tip of its volume's chain.
+            TaskKind::Backup => {
+                let undecided = task.detail.backup_type.is_none()
+                    && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == id);
+                task.base == Some(id) || undecided || task.cloudsnap.snapshot == id.snapshot
+            }
+        };
+        if let Some(task) = self.tasks.running().into_iter().find(uses) {
+            let message = format!("cloud snapshot {id} is used by {} task {}: wait for it to end", task.kind, task.id);
+            return Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message));
+        }
+        let row = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Delete,
+            state: TaskState::Pending,
+            volume: None,
+            snapshot: None,
+            credential: credential.uuid,
+            cloudsnap: id,
+            base: None,
+            created: Timestamp::now(),
+            detail: TaskDetail {
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                ..TaskDetail::default()
+            },
+        };
+        self.store_and_launch(row, |_| Ok(())).await
+    }
+}
+
+fn is_not_found(error: &ServiceError) -> bool {
+    matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
+}
+
+/// The name of a volume from a store, made fit to have something appended.
+fn fit_name(name: &str) -> String {
+    const ROOM_BYTES: usize = 100;
+    let fit: String =
+        name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(ROOM_BYTES).collect();
+    let fit = fit.trim_start_matches(['.', '_', '-']);
+    if fit.is_empty() { "volume".into() } else { fit.to_owned() }
+}
+
+fn entry_labels(entry: &Cloudsnap) -> Labels {
+    let spec: serde_json::Value = serde_json::from_str(&entry.metadata.volume).unwrap_or_default();
+    spec.pointer("/DevSpec/volume_labels")
+        .and_then(|labels| serde_json::from_value(labels.clone()).ok())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_a_store_are_made_fit() {
+        for (given, fit) in [("data", "data"), ("../x y", "xy"), ("", "volume"), ("ä", "volume"), ("-1", "1")] {
+            assert_eq!(fit_name(given), fit);
+            let name = format!("{}-restored-1", fit_name(given));
+            assert!(name.parse::<VolumeName>().is_ok(), "{name}");
+        }
+        assert!(format!("{}-restored-4294967295", fit_name(&"x".repeat(500))).parse::<VolumeName>().is_ok());
+    }
+}

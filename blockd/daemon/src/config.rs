@@ -1,0 +1,316 @@
+//! The configuration: defaults, then the file, then the command line.
+//!
+//! A key that is not known is an error that names it: a typo must not turn into a silently used default.
+
+use crate::cli::Cli;
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+/// Where the configuration file is looked for when none is named.
+pub const DEFAULT_CONFIG_PATH: &str = "/etc/blockd/blockd.toml";
+/// Where data is kept when no place is named.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/blockd";
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("configuration {}, line {line}: {what}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where, counted from 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// A value is out of its range.
+    #[error("{key} is {given}, but must be {wanted}")]
+    Range {
+        /// The key.
+        key: &'static str,
+        /// What it is.
+        given: String,
+        /// What it may be.
+        wanted: &'static str,
+    },
+}
+
+impl ConfigError {
+    /// Whether the same configuration may be good later.
+    pub fn is_retryable(&self) -> bool {
+        false
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where NBD is served.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum NbdAddress {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for NbdAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(address) = text.strip_prefix("tcp://") {
+            return address.parse().map(Self::Tcp).map_err(|_| {
+                format!("`{text}` is no NBD address: after tcp:// comes ADDRESS:PORT, such as tcp://127.0.0.1:10809 or tcp://[::1]:10809")
+            });
+        }
+        match text.strip_prefix("unix://") {
+            Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            _ => Err(format!("`{text}` is no NBD address: write tcp://ADDRESS:PORT or unix:///ABSOLUTE/PATH")),
+        }
+    }
+}
+
+impl TryFrom<String> for NbdAddress {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<NbdAddress> for String {
+    fn from(address: NbdAddress) -> String {
+        address.to_string()
+    }
+}
+
+impl fmt::Display for NbdAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+/// Everything that can be set.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Directory of everything the daemon keeps.
+    pub data_dir: PathBuf,
+    /// Further NBD addresses beside `DIR/nbd.sock`.
+    pub nbd_listen: Vec<NbdAddress>,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Level or filter of the log.
+    pub log_level: String,
+    /// Every how many backups of a volume to a credential one is full; 1 = always.
+    pub full_every: u32,
+    /// Backups and restores that move data at once.
+    pub task_concurrency: usize,
+    /// Packs that one backup uploads at once.
+    pub upload_concurrency: usize,
+    /// Requests that one restore makes at once.
+    pub download_concurrency: usize,
+    /// Threads that compress and seal; 0 = one per core.
+    pub cpu_threads: usize,
+    /// Threads that serve NBD sockets; 0 = one per core.
+    pub ring_threads: usize,
+    /// Threads for NBD requests that must wait for storage.
+    pub nbd_workers: usize,
+    /// NBD connections at once.
+    pub nbd_connections: usize,
+    /// Attempts of one request to an object store.
+    pub store_attempts: u32,
+    /// Time that one request to an object store may take, before its body.
+    pub store_timeout_ms: u64,
+    /// Time that a stop gives tasks and clients.
+    pub stop_timeout_ms: u64,
+    /// Finished tasks that are remembered.
+    pub task_history: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: DEFAULT_DATA_DIR.into(),
+            nbd_listen: Vec::new(),
+            log_format: LogFormat::Text,
+            log_level: "info".into(),
+            full_every: 7,
+            task_concurrency: 2,
+            upload_concurrency: 4,
+            download_concurrency: 4,
+            cpu_threads: 0,
+            ring_threads: 0,
+            nbd_workers: 8,
+            nbd_connections: 1024,
+            store_attempts: 6,
+            store_timeout_ms: 60_000,
+            stop_timeout_ms: 30_000,
+            task_history: 1000,
+        }
+    }
+}
+
+impl Config {
+    /// The configuration for this command line.
+    ///
+    /// # Errors
+    /// The file was named but is not there, is no TOML, has an unknown key, or a value is out of range.
+    pub fn load(cli: &Cli) -> Result<Self, ConfigError> {
+        let mut config = match &cli.config {
+            Some(path) => Self::read(path, true)?,
+            None => Self::read(Path::new(DEFAULT_CONFIG_PATH), false)?,
+        };
+        config.apply(cli);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn read(path: &Path, must_exist: bool) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => return Ok(Self::default()),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start).min(text.len());
+            let line = 1 + text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count();
+            let what = error.message().replace('\n', " ");
+            ConfigError::Parse { path: path.to_owned(), line, what }
+        })
+    }
+
+    fn apply(&mut self, cli: &Cli) {
+        if let Some(data_dir) = &cli.data_dir {
+            self.data_dir.clone_from(data_dir);
+        }
+        if !cli.nbd_listen.is_empty() {
+            self.nbd_listen.clone_from(&cli.nbd_listen);
+        }
+        if let Some(format) = cli.log_format {
+            self.log_format = format;
+        }
+        if let Some(level) = &cli.log_level {
+            self.log_level.clone_from(level);
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let range = |key, given: u64, low: u64, high: u64, wanted| {
+            if (low..=high).contains(&given) {
+                Ok(())
+            } else {
+                Err(ConfigError::Range { key, given: given.to_string(), wanted })
+            }
+        };
+        if self.data_dir.as_os_str().is_empty() {
+            return Err(ConfigError::Range { key: "data_dir", given: "empty".into(), wanted: "a directory" });
+        }
+        range("full_every", self.full_every.into(), 1, 1000, "1 to 1000")?;
+        range("task_concurrency", self.task_concurrency as u64, 1, 64, "1 to 64")?;
+        range("upload_concurrency", self.upload_concurrency as u64, 1, 64, "1 to 64")?;
+        range("download_concurrency", self.download_concurrency as u64, 1, 64, "1 to 64")?;
+        range("cpu_threads", self.cpu_threads as u64, 0, 1024, "0 (one per core) to 1024")?;
+        range("ring_threads", self.ring_threads as u64, 0, 256, "0 (one per core) to 256")?;
+        range("nbd_workers", self.nbd_workers as u64, 1, 1024, "1 to 1024")?;
+        range("nbd_connections", self.nbd_connections as u64, 1, 65_536, "1 to 65536")?;
+        range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
+        range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
+        range("stop_timeout_ms", self.stop_timeout_ms, 0, 3_600_000, "0 to 3600000")?;
+        range("task_history", self.task_history.into(), 1, 1_000_000, "1 to 1000000")
+    }
+
+    /// The configuration as a TOML document.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/x.toml"))
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = parse("full_every = 3\n\nuplod_concurrency = 4\n").unwrap_err().to_string();
+        assert!(error.starts_with("configuration /etc/x.toml, line 3: "), "{error}");
+        assert!(error.contains("uplod_concurrency"), "{error}");
+        assert!(!error.contains('\n'));
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file_and_the_file_over_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "data_dir = \"/a\"\nfull_every = 3\nlog_level = \"warn\"\nnbd_listen = [\"tcp://127.0.0.1:1\"]\n")
+            .unwrap();
+        let path_text = path.to_str().unwrap();
+        let cli = Cli::parse_from(["blockd", "--config", path_text, "--data-dir", "/b", "--nbd-listen", "tcp://[::1]:2"]);
+        let config = Config::load(&cli).unwrap();
+        assert_eq!(config.data_dir, Path::new("/b"));
+        assert_eq!(config.full_every, 3);
+        assert_eq!(config.upload_concurrency, 4);
+        assert_eq!(config.nbd_listen, vec![NbdAddress::Tcp("[::1]:2".parse().unwrap())]);
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let cli = Cli { config: Some("/nonexistent/blockd.toml".into()), ..Cli::default() };
+        let error = Config::load(&cli).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/blockd.toml"), "{error}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        let config = Config { full_every: 0, ..Config::default() };
+        assert_eq!(config.check().unwrap_err().to_string(), "full_every is 0, but must be 1 to 1000");
+    }
+
+    #[test]
+    fn what_is_printed_reads_back() {
+        let config = Config { nbd_listen: vec!["unix:///run/x.sock".parse().unwrap()], ..Config::default() };
+        assert_eq!(parse(&config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn addresses_say_what_would_be_right() {
+        for bad in ["127.0.0.1:10809", "tcp://localhost", "unix://relative", "http://x", ""] {
+            let error = bad.parse::<NbdAddress>().unwrap_err();
+            assert!(error.contains("tcp://"), "{error}");
+        }
+    }
+}

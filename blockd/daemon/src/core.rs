@@ -1,0 +1,120 @@
+//! What every part of the running daemon shares.
+
+use crate::{
+    config::Config, credentials::Repositories, db::Db, merger::Wake, registry::Registry, secrets::Secrets, tasks::Tasks,
+};
+use blockd_cloud::{CancelToken, store::RetryPolicy};
+use blockd_extent::VolumeId;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+use uuid::Uuid;
+
+/// The daemon's state. Always behind an `Arc`.
+#[derive(Debug)]
+pub struct Core {
+    /// The configuration.
+    pub config: Config,
+    /// Where everything is, absolute.
+    pub data_dir: PathBuf,
+    /// The database.
+    pub db: Arc<Db>,
+    /// Sealing of secrets.
+    pub secrets: Secrets,
+    /// The volumes.
+    pub registry: Arc<Registry>,
+    /// Opened repositories.
+    pub repositories: Repositories,
+    /// Background tasks.
+    pub tasks: Tasks,
+    /// The id of this installation.
+    pub cluster: Uuid,
+    /// The name of this host.
+    pub node: String,
+    /// Since when it runs.
+    pub started: Instant,
+    /// Cancelled when the daemon stops.
+    pub stopping: CancelToken,
+    /// Wakes the thread that merges layers.
+    pub merger: Arc<Wake>,
+    /// Held while something is admitted that excludes something else: a task on a volume and the volume's deletion.
+    pub admission: tokio::sync::Mutex<()>,
+    /// The step at which a test wants the daemon to die.
+    #[cfg(test)]
+    pub(crate) dies_at: parking_lot::Mutex<Option<&'static str>>,
+}
+
+impl Core {
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.data_dir.join("blockd.sock")
+    }
+
+    /// The NBD socket that is always there.
+    pub fn nbd_socket(&self) -> PathBuf {
+        self.data_dir.join("nbd.sock")
+    }
+
+    /// Where a volume's files are.
+    pub fn volume_dir(&self, id: VolumeId) -> PathBuf {
+        volume_dir(&self.data_dir, id)
+    }
+
+    /// Where a task keeps what it needs to go on after a restart.
+    pub fn task_dir(&self, id: Uuid) -> PathBuf {
+        tasks_dir(&self.data_dir).join(id.to_string())
+    }
+
+    /// Marks the end of a step of a task; between any two of them the daemon may be killed. Tests make it stop there.
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests have another one")]
+    pub(crate) fn reached(&self, _step: &'static str) -> Result<(), crate::error::ServiceError> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn reached(&self, step: &'static str) -> Result<(), crate::error::ServiceError> {
+        if *self.dies_at.lock() == Some(step) {
+            self.stopping.cancel();
+            return Err(crate::error::ServiceError::Stopping);
+        }
+        Ok(())
+    }
+
+    /// How requests to stores are retried.
+    pub fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy {
+            attempts: self.config.store_attempts,
+            request_timeout_ms: self.config.store_timeout_ms,
+            ..RetryPolicy::default()
+        }
+    }
+}
+
+/// Where a volume's files are.
+pub fn volume_dir(data_dir: &Path, id: VolumeId) -> PathBuf {
+    data_dir.join("volumes").join(id.to_string())
+}
+
+/// Where tasks keep their files.
+pub fn tasks_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("tasks")
+}
+
+/// A random id that is no other's.
+///
+/// # Errors
+/// The system has no random bytes.
+pub fn random_id() -> Result<u64, crate::secrets::SecretsError> {
+    loop {
+        let mut bytes = [0; 8];
+        crate::secrets::fill_random(&mut bytes)?;
+        // Below 2^63, so that no tool takes it for a negative number.
+        let number = u64::from_le_bytes(bytes) >> 1;
+        if number != 0 {
+            return Ok(number);
+        }
+    }
+}

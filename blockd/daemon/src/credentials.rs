@@ -1,0 +1,319 @@
+//! Credentials: proving that a store works, keeping what opens it, and opening it again.
+
+use crate::{
+    cloud,
+    core::Core,
+    db::{CredentialRow, DbError, ProviderRow},
+    error::{ServiceError, blocking},
+    secrets::Purpose,
+};
+use blockd_api::{
+    CredentialRef, Deleted, ErrorCode,
+    credentials::{CreateCredential, Credential, CredentialList, ProviderKind, ProviderRequest},
+};
+use blockd_cloud::{
+    CloudError, DataKey, Repository,
+    store::{LocalStore, ObjectStore, Requests, S3Options, S3Store, probe, task_store},
+};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+/// Repositories that were opened since the start, by credential.
+#[derive(Default)]
+pub struct Repositories {
+    opened: Mutex<HashMap<Uuid, Repository>>,
+}
+
+impl std::fmt::Debug for Repositories {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repositories").finish_non_exhaustive()
+    }
+}
+
+fn open_store(provider: &ProviderRow, secret: Option<&str>) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+    match provider {
+        ProviderRow::Local { path } => Ok(Arc::new(LocalStore::open(path)?)),
+        ProviderRow::S3 { endpoint, region, bucket, access_key, disable_ssl, disable_path_style } => {
+            let options = S3Options {
+                endpoint: Some(endpoint.clone()),
+                region: region.clone(),
+                bucket: bucket.clone(),
+                access_key: Zeroizing::new(access_key.clone()),
+                secret_key: Zeroizing::new(secret.unwrap_or_default().to_owned()),
+                disable_ssl: *disable_ssl,
+                virtual_hosted_style: *disable_path_style,
+            };
+            Ok(Arc::new(S3Store::open(&options)?))
+        }
+    }
+}
+
+/// The keys as one secret: for each its length (u16, little-endian) and its bytes.
+fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
+    let mut encoded = Zeroizing::new(Vec::new());
+    for key in keys {
+        let bytes = key.to_bytes();
+        let len = u16::try_from(bytes.len()).map_err(|_| ServiceError::Internal("a data key is too long".into()))?;
+        encoded.extend_from_slice(&len.to_le_bytes());
+        encoded.extend_from_slice(&bytes);
+    }
+    Ok(encoded)
+}
+
+fn decode_keys(mut encoded: &[u8]) -> Result<Vec<DataKey>, ServiceError> {
+    let cut = || ServiceError::Internal("the stored data keys are cut short".into());
+    let mut keys = Vec::new();
+    while !encoded.is_empty() {
+        let (len, rest) = encoded.split_first_chunk::<2>().ok_or_else(cut)?;
+        let (bytes, rest) = rest.split_at_checked(u16::from_le_bytes(*len).into()).ok_or_else(cut)?;
+        keys.push(DataKey::from_bytes(bytes)?);
+        encoded = rest;
+    }
+    Ok(keys)
+}
+
+fn check_provider(request: &ProviderRequest) -> Result<(), ServiceError> {
+    let invalid = |message: String| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+    match request {
+        ProviderRequest::Local { path } if !path.is_absolute() => {
+            invalid(format!("the path {} is relative: give an absolute one", path.display()))
+        }
+        ProviderRequest::Local { .. } => Ok(()),
+        ProviderRequest::S3 { endpoint, region, bucket, access_key, secret_key, .. } => {
+            for (what, given) in [
+                ("--s3-endpoint", endpoint.as_str()),
+                ("--s3-region", region),
+                ("--bucket", bucket),
+                ("--s3-access-key", access_key),
+                ("--s3-secret-key", secret_key.expose()),
+            ] {
+                if given.trim().is_empty() {
+                    return invalid(format!("{what} is empty: an S3 store needs it"));
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+impl Core {
+    /// Proves that a store works, opens or makes its repository, and keeps the credential.
+    ///
+    /// # Errors
+    /// The name is taken, the store does not do what it must, or the passphrase does not open the repository.
+    pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
+        check_provider(&request.provider)?;
+        if request.encryption_passphrase.as_ref().is_some_and(blockd_api::Secret::is_empty) {
+            let message = "the encryption passphrase is empty: give one, or leave the flag away";
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        let taken = |name: &_| {
+            let message = format!("there is a credential {name} already: choose another name");
+            ServiceError::refused(ErrorCode::CredentialExists, message)
+        };
+        if self.credential_rows().await?.iter().any(|row| row.name == request.name) {
+            return Err(taken(&request.name));
+        }
+        let (provider, secret) = match request.provider {
+            ProviderRequest::Local { path } => (ProviderRow::Local { path }, None),
+            ProviderRequest::S3 {
+                endpoint,
+                region,
+                bucket,
+                access_key,
+                secret_key,
+                disable_ssl,
+                disable_path_style,
+            } => {
+                let row =
+                    ProviderRow::S3 { endpoint, region, bucket, access_key, disable_ssl, disable_path_style };
+                (row, Some(secret_key))
+            }
+        };
+        let base = open_store(&provider, secret.as_ref().map(|secret| secret.expose()))?;
+        let (store, _) = task_store(Arc::clone(&base), self.retry_policy());
+        let capabilities = probe(store.as_ref()).await?;
+        let repository = cloud::open(store, request.encryption_passphrase).await?;
+
+        let uuid = Uuid::new_v4();
+        let secret = secret.as_ref().map(|secret| secret.expose().as_bytes());
+        let store_secret = secret.map(|secret| self.secrets.seal(uuid, Purpose::StoreSecret, secret)).transpose()?;
+        let row = CredentialRow {
+            uuid,
+            name: request.name,
+            created: Timestamp::now(),
+            provider,
+            store_secret,
+            data_keys: self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(repository.keys())?)?,
+            encrypted: repository.is_encrypted(),
+            capabilities,
+        };
+        let reply = to_api(&row);
+        let name = row.name.clone();
+        let inserted = self.db.run(move |tx| row.insert(tx)).await;
+        inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
+        self.repositories.opened.lock().insert(uuid, repository.with_store(base));
+        tracing::info!(credential = %uuid, name = %name, encrypted = reply.encryption, "credential created");
+        Ok(reply)
+    }
+
+    /// All credentials.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_credentials(&self) -> Result<CredentialList, ServiceError> {
+        Ok(CredentialList { credentials: self.credential_rows().await?.iter().map(to_api).collect() })
+    }
+
+    /// Proves again that a credential's store works and that its keys can be opened.
+    ///
+    /// # Errors
+    /// What does not work.
+    pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
+        let mut row = self.credential(Some(wanted)).await?;
+        let (repository, _) = self.task_repository(row.uuid).await?;
+        let capabilities = probe(repository.store().as_ref()).await?;
+        row.capabilities = capabilities.clone();
+        let uuid = row.uuid;
+        self.db.run(move |tx| CredentialRow::set_capabilities(tx, uuid, &capabilities)).await?;
+        Ok(to_api(&row))
+    }
+
+    /// Forgets a credential, with what is known of its backups; the store keeps them.
+    ///
+    /// # Errors
+    /// A task uses it.
+    pub async fn delete_credential(&self, wanted: &CredentialRef) -> Result<Deleted, ServiceError> {
+        let _admission = self.admission.lock().await;
+        let row = self.credential(Some(wanted)).await?;
+        if let Some(task) = self.tasks.running().into_iter().find(|task| task.credential == row.uuid) {
+            let message = format!("credential {} is used by {} task {}: wait for it to end", row.name, task.kind, task.id);
+            return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
+        }
+        let uuid = row.uuid;
+        self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
+        self.repositories.opened.lock().remove(&uuid);
+        for entry in self.registry.all() {
+            self.forget_intervals(&entry).await;
+        }
+        tracing::info!(credential = %uuid, name = %row.name, "credential deleted");
+        Ok(Deleted { id: uuid.to_string(), name: row.name.to_string() })
+    }
+
+    /// The rows of all credentials.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn credential_rows(&self) -> Result<Vec<CredentialRow>, ServiceError> {
+        Ok(self.db.run(CredentialRow::all).await?)
+    }
+
+    /// The credential that is meant; with none named, the only one.
+    ///
+    /// # Errors
+    /// There is none of that name, or none is named and there is not exactly one.
+    pub async fn credential(&self, wanted: Option<&CredentialRef>) -> Result<CredentialRow, ServiceError> {
+        let mut rows = self.credential_rows().await?;
+        let Some(wanted) = wanted else {
+            return match (rows.pop(), rows.is_empty()) {
+                (Some(only), true) => Ok(only),
+                (None, _) => Err(ServiceError::refused(
+                    ErrorCode::CredentialRequired,
+                    "there is no credential: create one first (blockctl credentials create)",
+                )),
+                (Some(_), false) => Err(ServiceError::refused(
+                    ErrorCode::CredentialRequired,
+                    "there are several credentials: say which one with --cred-id",
+                )),
+            };
+        };
+        let is_wanted = |row: &CredentialRow| match wanted {
+            CredentialRef::Id(uuid) => row.uuid == *uuid,
+            CredentialRef::Name(name) => row.name == *name,
+        };
+        rows.into_iter().find(is_wanted).ok_or_else(|| {
+            ServiceError::refused(ErrorCode::CredentialNotFound, format!("there is no credential {wanted}"))
+        })
+    }
+
+    /// The repository of a credential, with a store of the caller's own that retries and counts its requests.
+    ///
+    /// # Errors
+    /// The credential is gone, or its secrets cannot be opened.
+    pub async fn task_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Requests>), ServiceError> {
+        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        let repository = match opened {
+            Some(repository) => repository,
+            None => {
+                let repository = self.reopen(uuid).await?;
+                self.repositories.opened.lock().insert(uuid, repository.clone());
+                repository
+            }
+        };
+        let (store, requests) = task_store(Arc::clone(repository.store()), self.retry_policy());
+        Ok((repository.with_store(store), requests))
+    }
+
+    /// Opens a stored credential again; makes no request.
+    async fn reopen(&self, uuid: Uuid) -> Result<Repository, ServiceError> {
+        let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+        let context = |error: crate::secrets::SecretsError| {
+            let message = format!("credential {}: {error}", row.name);
+            ServiceError::refused(ErrorCode::SecretUnavailable, message)
+        };
+        let sealed = row.store_secret.as_deref();
+        let secret = sealed.map(|sealed| self.secrets.open(uuid, Purpose::StoreSecret, sealed)).transpose().map_err(context)?;
+        let keys = self.secrets.open(uuid, Purpose::DataKeys, &row.data_keys).map_err(context)?;
+        let keys = decode_keys(&keys)?;
+        let provider = row.provider;
+        let repository = blocking(move || -> Result<Repository, ServiceError> {
+            let secret = secret.as_ref().map(|secret| std::str::from_utf8(secret)).transpose();
+            let secret = secret.map_err(|_| ServiceError::Internal("a stored secret is no text".into()))?;
+            Ok(Repository::from_saved_keys(open_store(&provider, secret)?, keys)?)
+        });
+        repository.await
+    }
+}
+
+/// Whether a manifest cannot be had because it is not there or not whole: nothing can build on it.
+pub(crate) fn is_gone_or_damaged(error: &CloudError) -> bool {
+    matches!(error, CloudError::SnapshotNotFound { .. } | CloudError::Damaged { .. } | CloudError::UnknownKey { .. })
+}
+
+fn to_api(row: &CredentialRow) -> Credential {
+    let mut reply = Credential {
+        uuid: row.uuid,
+        name: row.name.clone(),
+        provider: ProviderKind::Local,
+        path: None,
+        endpoint: None,
+        region: None,
+        bucket: None,
+        access_key: None,
+        ssl_enabled: None,
+        path_style: None,
+        encryption: row.encrypted,
+        conditional_put: row.capabilities.conditional_put,
+        created: row.created,
+        write_throughput_kbps: match row.capabilities.write_bytes_per_s {
+            0 => None,
+            measured => Some((measured / 1000).max(1)),
+        },
+    };
+    match &row.provider {
+        ProviderRow::Local { path } => reply.path = Some(path.clone()),
+        ProviderRow::S3 { endpoint, region, bucket, access_key, disable_ssl, disable_path_style } => {
+            reply.provider = ProviderKind::S3;
+            reply.endpoint = Some(endpoint.clone());
+            reply.region = Some(region.clone());
+            reply.bucket = Some(bucket.clone());
+            reply.access_key = Some(access_key.clone());
+            reply.ssl_enabled = Some(!disable_ssl);
+            reply.path_style = Some(!disable_path_style);
+        }
+    }
+    reply
+}

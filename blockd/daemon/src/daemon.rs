@@ -1,0 +1,316 @@
+//! Starting and stopping, in the order that loses nothing.
+//!
+//! Start: directory, lock, database, volumes, NBD, control socket, ready, then what was left unfinished. Stop: no more
+//! requests, tasks to rest at a point they can go on from, no more NBD, merging, then the volumes are flushed and closed.
+
+use crate::{
+    config::{Config, NbdAddress},
+    core::{Core, tasks_dir},
+    credentials::Repositories,
+    db::{Db, DbError},
+    exports::Exports,
+    files, http,
+    lock::{DirLock, LockError},
+    merger::{Merger, Wake},
+    reconcile::reconcile,
+    registry::EntryState,
+    secrets::Secrets,
+    tasks::Tasks,
+};
+use blockd_cloud::CancelToken;
+use blockd_nbd::{NbdError, Server, ServerConfig};
+use blockd_volume::{OpenOptions, Recovery};
+use std::{
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{net::UnixListener, task::JoinHandle};
+
+/// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// Why the daemon could not start, or not stop cleanly.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DaemonError {
+    /// The data directory is in use.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// NBD cannot be served.
+    #[error("cannot serve NBD: {0}")]
+    Nbd(#[from] NbdError),
+    /// A file, directory or socket cannot be made.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The path of a socket does not fit into an address.
+    #[error("socket path {} is {len_bytes} bytes long, but the system takes at most {MAX_SOCKET_PATH_BYTES}: use a shorter --data-dir", path.display())]
+    SocketPath {
+        /// The path.
+        path: PathBuf,
+        /// How long it is.
+        len_bytes: usize,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    /// A stop that was not clean: the next start recovers.
+    #[error("stopped, but not cleanly: {0}")]
+    UncleanStop(String),
+}
+
+impl DaemonError {
+    /// Whether trying again can help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Lock(error) => error.is_retryable(),
+            Self::Db(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+}
+
+fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DaemonError {
+    move |source| DaemonError::File { action, path: path.to_owned(), source }
+}
+
+/// A running daemon.
+pub struct Daemon {
+    core: Arc<Core>,
+    servers: Vec<Server>,
+    http: JoinHandle<()>,
+    http_stop: CancelToken,
+    merger: Merger,
+    _lock: DirLock,
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon").field("data_dir", &self.core.data_dir).finish_non_exhaustive()
+    }
+}
+
+impl Daemon {
+    /// Starts; everything is served when this returns.
+    ///
+    /// # Errors
+    /// The directory is in use, or something in it, or a socket, cannot be used.
+    pub async fn start(config: Config, after_power_loss: bool) -> Result<Self, DaemonError> {
+        let started = Instant::now();
+        let (lock, core) = {
+            let config = config.clone();
+            let prepared = tokio::task::spawn_blocking(move || prepare(config, after_power_loss));
+            prepared.await.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))??
+        };
+        let control = core.control_socket();
+        for path in [&control, &core.nbd_socket()] {
+            check_socket_path(path)?;
+        }
+        let servers = start_nbd(&core, &config)?;
+        let listener = listen(&control)?;
+        let http_stop = CancelToken::new();
+        let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
+        let merger =
+            Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger)).map_err(DaemonError::Thread)?;
+        if let Err(error) = core.resume_tasks().await {
+            tracing::error!(%error, "unfinished tasks are not taken up");
+        }
+        notify(sd_notify::NotifyState::Ready);
+        tracing::info!(
+            data_dir = %core.data_dir.display(),
+            cluster = %core.cluster,
+            volumes = core.registry.all().len(),
+            start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "ready"
+        );
+        Ok(Self { core, servers, http, http_stop, merger, _lock: lock })
+    }
+
+    /// What the daemon's parts share.
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// The TCP addresses that NBD is served at.
+    pub fn nbd_tcp_addresses(&self) -> Vec<SocketAddr> {
+        self.servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect()
+    }
+
+    /// Stops cleanly: everything acknowledged is durable, and no dirty set is rebuilt at the next start.
+    ///
+    /// # Errors
+    /// Something did not come to rest in time, or a volume could not be flushed.
+    pub async fn stop(self) -> Result<(), DaemonError> {
+        notify(sd_notify::NotifyState::Stopping);
+        let Self { core, servers, http, http_stop, merger, _lock: lock } = self;
+        let patience = Duration::from_millis(core.config.stop_timeout_ms);
+        let mut problems = Vec::new();
+        http_stop.cancel();
+        core.stopping.cancel();
+        let http_abort = http.abort_handle();
+        if tokio::time::timeout(patience, http).await.is_err() {
+            http_abort.abort();
+            tracing::warn!("requests under way were cut off");
+        }
+        let restless = core.tasks.stop(patience).await;
+        if restless > 0 {
+            tracing::warn!(tasks = restless, "tasks were cut off; they go on after the next start");
+        }
+        let control = core.control_socket();
+        let closing = Arc::clone(&core);
+        let closed = tokio::task::spawn_blocking(move || {
+            let mut problems = Vec::new();
+            for mut server in servers {
+                if let Err(error) = server.shutdown() {
+                    problems.push(error.to_string());
+                }
+            }
+            drop(merger);
+            for entry in closing.registry.all() {
+                if let EntryState::Up(volume) = entry.view().state
+                    && let Err(error) = volume.close()
+                {
+                    problems.push(format!("volume {}: {error}", entry.name));
+                }
+            }
+            problems
+        });
+        match closed.await {
+            Ok(found) => problems.extend(found),
+            Err(error) => problems.push(error.to_string()),
+        }
+        if let Err(error) = std::fs::remove_file(&control)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %control.display(), %error, "the control socket is left");
+        }
+        drop(core);
+        drop(lock);
+        if problems.is_empty() {
+            tracing::info!("stopped");
+            Ok(())
+        } else {
+            Err(DaemonError::UncleanStop(problems.join("; ")))
+        }
+    }
+}
+
+/// Everything up to the open volumes; blocks.
+fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>), DaemonError> {
+    let data_dir = std::path::absolute(&config.data_dir).map_err(file_error("find", &config.data_dir))?;
+    files::make_dir(&data_dir).map_err(file_error("make", &data_dir))?;
+    let lock = DirLock::take(&data_dir)?;
+    // A directory that was made by hand may be open to others.
+    std::fs::set_permissions(&data_dir, std::fs::Permissions::from_mode(0o700))
+        .map_err(file_error("restrict the mode of", &data_dir))?;
+    for dir in [data_dir.join("volumes"), tasks_dir(&data_dir)] {
+        files::make_dir(&dir).map_err(file_error("make", &dir))?;
+    }
+    make_io_flusher();
+    let db = Db::open(&data_dir.join("blockd.db"))?;
+    let cluster = db.cluster_id()?;
+    let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let secrets = Secrets::load(&data_dir, systemd.as_deref());
+    if let Some(problem) = secrets.problem() {
+        tracing::error!(error = %problem, "credentials cannot be used");
+    }
+    let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
+    let mut options = OpenOptions::default();
+    options.recovery = recovery;
+    let registry = reconcile(&db, &data_dir, &options)?;
+    let core = Core {
+        tasks: Tasks::new(config.task_concurrency),
+        config,
+        data_dir,
+        db: Arc::new(db),
+        secrets,
+        registry: Arc::new(registry),
+        repositories: Repositories::default(),
+        cluster,
+        node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        started: Instant::now(),
+        stopping: CancelToken::new(),
+        merger: Arc::new(Wake::default()),
+        admission: tokio::sync::Mutex::new(()),
+        #[cfg(test)]
+        dies_at: parking_lot::Mutex::new(None),
+    };
+    Ok((lock, Arc::new(core)))
+}
+
+/// Tells the kernel that this process writes what others wait for, so that it may use the last memory to do so.
+fn make_io_flusher() {
+    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+        tracing::debug!(%error, "not marked as an I/O flusher: that needs CAP_SYS_RESOURCE");
+    }
+}
+
+fn start_nbd(core: &Core, config: &Config) -> Result<Vec<Server>, DaemonError> {
+    let exports: Arc<dyn blockd_nbd::ExportCatalog> = Arc::new(Exports::new(Arc::clone(&core.registry)));
+    let mut tcp = Vec::new();
+    let mut unix = vec![core.nbd_socket()];
+    for address in &config.nbd_listen {
+        match address {
+            NbdAddress::Tcp(address) => tcp.push(*address),
+            NbdAddress::Unix(path) => {
+                check_socket_path(path)?;
+                unix.push(path.clone());
+            }
+        }
+    }
+    let mut servers = Vec::new();
+    for path in unix {
+        let mut settings = ServerConfig {
+            unix_path: Some(path),
+            // All TCP addresses are served by the first one.
+            tcp: std::mem::take(&mut tcp),
+            worker_threads: config.nbd_workers,
+            max_connections: config.nbd_connections,
+            ..ServerConfig::default()
+        };
+        if config.ring_threads > 0 {
+            settings.ring_threads = config.ring_threads;
+        }
+        servers.push(Server::start(settings, Arc::clone(&exports))?);
+    }
+    Ok(servers)
+}
+
+fn check_socket_path(path: &Path) -> Result<(), DaemonError> {
+    let len_bytes = path.as_os_str().len();
+    if len_bytes > MAX_SOCKET_PATH_BYTES {
+        return Err(DaemonError::SocketPath { path: path.to_owned(), len_bytes });
+    }
+    Ok(())
+}
+
+/// Listens for control requests. The directory is locked by this process, so a socket that is there is a dead one.
+fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(file_error("remove", path)(error)),
+        _ => {}
+    }
+    // Nobody else gets into the directory (mode 0700) before the socket's own mode is set.
+    let listener = UnixListener::bind(path).map_err(file_error("listen at", path))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(file_error("restrict the mode of", path))?;
+    Ok(listener)
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd is not told");
+    }
+}

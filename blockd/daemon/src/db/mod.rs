@@ -1,0 +1,229 @@
+//! What the daemon remembers, in SQLite: volumes, snapshots, credentials, chains, tasks, and a cache of manifests.
+//!
+//! One connection behind a lock and short transactions only. Every function here blocks: asynchronous code goes
+//! through [`Db::run`].
+
+mod catalog;
+mod chains;
+mod credentials;
+mod migrations;
+mod snapshots;
+mod tasks;
+mod volumes;
+
+pub use catalog::Catalog;
+pub use chains::Chain;
+pub use credentials::{CredentialRow, ProviderRow};
+pub use snapshots::{SnapshotRow, SnapshotState};
+pub use tasks::{TaskDetail, TaskKind, TaskRow, TaskState};
+pub use volumes::{UnknownWord, VolumeRow, VolumeState};
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, Transaction, TransactionBehavior, types::Type};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+use uuid::Uuid;
+
+/// A failure of the database.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DbError {
+    /// The file could not be opened.
+    #[error("cannot open database {}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A newer blockd has changed the tables.
+    #[error("database {} has version {found}, this blockd knows up to {known}: use the newer blockd that last ran here", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest that is understood.
+        known: i64,
+    },
+    /// A migration failed; nothing of it was kept.
+    #[error("cannot bring database {} to version {version}: {source}", path.display())]
+    Migration {
+        /// The file.
+        path: PathBuf,
+        /// To which version.
+        version: i64,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A statement failed.
+    #[error("database: {0}")]
+    Sql(#[from] rusqlite::Error),
+    /// The thread that ran the statement is gone.
+    #[error("database: the request was cut off: {0}")]
+    Cut(String),
+    /// A value cannot be stored.
+    #[error("database: cannot encode {what}: {source}")]
+    Encode {
+        /// Of what.
+        what: &'static str,
+        /// Why not.
+        source: serde_json::Error,
+    },
+}
+
+impl DbError {
+    /// Whether trying again can help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Sql(error) => matches!(
+                error.sqlite_error_code(),
+                Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DiskFull)
+            ),
+            _ => false,
+        }
+    }
+
+    /// Whether a row was refused because another one has the same name.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Sql(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation))
+    }
+}
+
+/// The database.
+#[derive(Debug)]
+pub struct Db {
+    connection: Mutex<Connection>,
+}
+
+impl Db {
+    /// Opens the database, makes it if there is none, and brings its tables up to date.
+    ///
+    /// # Errors
+    /// It cannot be opened, it is newer than this program, or a migration fails.
+    pub fn open(path: &Path) -> Result<Self, DbError> {
+        let open = |source| DbError::Open { path: path.to_owned(), source };
+        let mut connection = Connection::open(path).map_err(open)?;
+        connection.busy_timeout(Duration::from_secs(5)).map_err(open)?;
+        let mode: String =
+            connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(open)?;
+        if mode != "wal" {
+            tracing::warn!(%mode, "the database does not use a write-ahead log");
+        }
+        connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;").map_err(open)?;
+        migrations::apply(&mut connection, path)?;
+        Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    /// Runs `work` in one transaction: all of it is kept, durably, or nothing.
+    ///
+    /// # Errors
+    /// Those of `work`, and of the commit.
+    pub fn transaction<R, E: From<DbError>>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let mut connection = self.connection.lock();
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(DbError::from)?;
+        let result = work(&transaction)?;
+        transaction.commit().map_err(DbError::from)?;
+        Ok(result)
+    }
+
+    /// [`transaction`](Self::transaction), for asynchronous code.
+    ///
+    /// # Errors
+    /// As there; or the thread was cut off by a stop.
+    pub async fn run<R, E>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Transaction<'_>) -> Result<R, E> + Send + 'static,
+    ) -> Result<R, E>
+    where
+        R: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let db = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || db.transaction(work)).await {
+            Ok(result) => result,
+            Err(error) => Err(DbError::Cut(error.to_string()).into()),
+        }
+    }
+
+    /// The id of this installation; drawn when the database is made.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn cluster_id(&self) -> Result<Uuid, DbError> {
+        self.transaction(|tx| {
+            let drawn = Uuid::new_v4().to_string();
+            tx.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('cluster_id', ?1)", [drawn])?;
+            let id = tx.query_row("SELECT value FROM meta WHERE key = 'cluster_id'", [], |row| parsed(row, 0))?;
+            Ok(id)
+        })
+    }
+}
+
+/// A column of text, parsed.
+fn parsed<T: FromStr>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text: String = row.get(column)?;
+    text.parse().map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
+}
+
+/// A column of JSON, parsed.
+fn json<T: serde::de::DeserializeOwned>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    serde_json::from_str(&text)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
+}
+
+/// A column of a non-negative number.
+fn number(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let value: i64 = row.get(column)?;
+    u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
+}
+
+/// A number as SQLite takes it; what does not fit is cut to the largest that does.
+fn stored(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn to_json<T: serde::Serialize>(what: &'static str, value: &T) -> Result<String, DbError> {
+    serde_json::to_string(value).map_err(|source| DbError::Encode { what, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cluster_id_is_drawn_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blockd.db");
+        let id = Db::open(&path).unwrap().cluster_id().unwrap();
+        assert_eq!(Db::open(&path).unwrap().cluster_id().unwrap(), id);
+    }
+
+    #[test]
+    fn a_failed_transaction_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let result: Result<(), DbError> = db.transaction(|tx| {
+            tx.execute("INSERT INTO meta VALUES ('a', 'b')", [])?;
+            tx.execute("INSERT INTO meta VALUES ('a', 'c')", [])?;
+            Ok(())
+        });
+        assert!(result.unwrap_err().is_conflict());
+        let rows: i64 = db
+            .transaction::<_, DbError>(|tx| Ok(tx.query_row("SELECT count(*) FROM meta", [], |row| row.get(0))?))
+            .unwrap();
+        assert_eq!(rows, 0);
+    }
+}

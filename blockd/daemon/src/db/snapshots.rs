@@ -1,0 +1,158 @@
+//! Rows of snapshots.
+
+use super::volumes::UnknownWord;
+use super::{DbError, number, parsed, stored};
+use blockd_api::SnapshotName;
+use blockd_extent::{Epoch, SnapshotId, VolumeId};
+use jiff::Timestamp;
+use rusqlite::{Row, Transaction, params};
+use std::str::FromStr;
+
+/// How far a snapshot's row and its volume agree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SnapshotState {
+    /// The volume may or may not have it yet; nobody was told of it.
+    Creating,
+    /// It is there.
+    Ready,
+    /// The volume may or may not have it still.
+    Deleting,
+}
+
+impl SnapshotState {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Ready => "ready",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+impl FromStr for SnapshotState {
+    type Err = UnknownWord;
+    fn from_str(text: &str) -> Result<Self, UnknownWord> {
+        [Self::Creating, Self::Ready, Self::Deleting]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| UnknownWord(text.to_owned()))
+    }
+}
+
+/// A snapshot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotRow {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Its name, unique in its volume.
+    pub name: SnapshotName,
+    /// When it was taken.
+    pub created: Timestamp,
+    /// How far it has come.
+    pub state: SnapshotState,
+    /// Whether a backup made it for itself: such a one is not shown.
+    pub internal: bool,
+    /// The epoch that its freeze ended; 0 while it is being made.
+    pub epoch: Epoch,
+    /// What was dirtied since the freeze before.
+    pub dirty_bytes: u64,
+    /// How long writes stood still.
+    pub freeze_stall_micros: u64,
+}
+
+const COLUMNS: &str = "id, volume, name, created, state, internal, epoch, dirty_bytes, freeze_stall_micros";
+
+impl SnapshotRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: parsed(row, 0)?,
+            volume: parsed(row, 1)?,
+            name: parsed(row, 2)?,
+            created: parsed(row, 3)?,
+            state: parsed(row, 4)?,
+            internal: row.get(5)?,
+            epoch: Epoch(number(row, 6)?),
+            dirty_bytes: number(row, 7)?,
+            freeze_stall_micros: number(row, 8)?,
+        })
+    }
+
+    /// All snapshots, oldest first; of one volume, if it is given.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>, volume: Option<VolumeId>) -> Result<Vec<Self>, DbError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM snapshots WHERE ?1 IS NULL OR volume = ?1 ORDER BY volume, epoch, created, id"
+        );
+        let mut statement = tx.prepare(&sql)?;
+        let rows = statement
+            .query_map([volume.map(|id| id.to_string())], Self::read)?
+            .collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// Adds the row.
+    ///
+    /// # Errors
+    /// The database fails; a conflict if the volume has a snapshot of that name.
+    pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "INSERT INTO snapshots (id, volume, name, created, state, internal, epoch, dirty_bytes, freeze_stall_micros)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![
+                self.id.to_string(),
+                self.volume.to_string(),
+                self.name.as_str(),
+                self.created.to_string(),
+                self.state.as_str(),
+                self.internal,
+                stored(self.epoch.0),
+                stored(self.dirty_bytes),
+                stored(self.freeze_stall_micros)
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Stores time, state, epoch and measurements of this row.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn update(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE snapshots SET created = ?2, state = ?3, epoch = ?4, dirty_bytes = ?5, freeze_stall_micros = ?6
+             WHERE id = ?1",
+            params![
+                self.id.to_string(),
+                self.created.to_string(),
+                self.state.as_str(),
+                stored(self.epoch.0),
+                stored(self.dirty_bytes),
+                stored(self.freeze_stall_micros)
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Sets how far a snapshot has come.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_state(tx: &Transaction<'_>, id: SnapshotId, state: SnapshotState) -> Result<(), DbError> {
+        tx.execute("UPDATE snapshots SET state = ?2 WHERE id = ?1", params![id.to_string(), state.as_str()])?;
+        Ok(())
+    }
+
+    /// Removes the row.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn remove(tx: &Transaction<'_>, id: SnapshotId) -> Result<(), DbError> {
+        tx.execute("DELETE FROM snapshots WHERE id = ?1", [id.to_string()])?;
+        Ok(())
+    }
+}

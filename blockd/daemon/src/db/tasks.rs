@@ -1,0 +1,308 @@
+//! Rows of tasks.
+
+use super::volumes::UnknownWord;
+use super::{DbError, json, parsed, to_json};
+use blockd_api::{ApiError, VolumeName};
+use blockd_cloud::{BackupType, CloudsnapId, store::RequestCounts};
+use blockd_extent::{SnapshotId, VolumeId};
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+use uuid::Uuid;
+
+/// What a task does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TaskKind {
+    /// Brings a volume's content to a store.
+    Backup,
+    /// Makes a volume from a cloud snapshot.
+    Restore,
+    /// Removes a cloud snapshot.
+    Delete,
+}
+
+impl TaskKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::Restore => "restore",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for TaskKind {
+    type Err = UnknownWord;
+    fn from_str(text: &str) -> Result<Self, UnknownWord> {
+        [Self::Backup, Self::Restore, Self::Delete]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or_else(|| UnknownWord(text.to_owned()))
+    }
+}
+
+/// How far a task has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TaskState {
+    /// Not begun, or waiting for others to end.
+    Pending,
+    /// At work.
+    Active,
+    /// Ended well.
+    Done,
+    /// Ended with an error.
+    Failed,
+}
+
+impl TaskState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether nothing more will happen.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Failed)
+    }
+}
+
+impl FromStr for TaskState {
+    type Err = UnknownWord;
+    fn from_str(text: &str) -> Result<Self, UnknownWord> {
+        [Self::Pending, Self::Active, Self::Done, Self::Failed]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| UnknownWord(text.to_owned()))
+    }
+}
+
+/// What a task tells about itself and needs to go on after a restart.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TaskDetail {
+    /// The volume's name when the task was made; none for a delete.
+    pub volume_name: Option<VolumeName>,
+    /// The credential's name when the task was made.
+    pub credential_name: String,
+    /// What it is at.
+    pub phase: String,
+    /// Bytes that it is about.
+    pub bytes_total: u64,
+    /// How many of them are behind it.
+    pub bytes_processed: u64,
+    /// Bytes sent to the store.
+    pub bytes_uploaded: u64,
+    /// Bytes fetched from the store.
+    pub bytes_downloaded: u64,
+    /// Bytes dirtied since the backup that this one builds on; the data of the volume for a full one.
+    pub bytes_dirty: u64,
+    /// Requests made.
+    pub requests: RequestCounts,
+    /// Whether the point in time that a backup holds is fixed.
+    pub frozen: bool,
+    /// How long the freeze held writes up.
+    pub freeze_stall_micros: u64,
+    /// When it ended.
+    pub completed: Option<Timestamp>,
+    /// Full or incremental, once that is decided.
+    pub backup_type: Option<BackupType>,
+    /// Something that people should know, such as why a full backup was made.
+    pub note: Option<String>,
+    /// Why it failed.
+    pub error: Option<ApiError>,
+    /// How often it was taken up again after a restart.
+    pub resumed: u32,
+    /// Somebody asked for a full backup.
+    pub force_full: bool,
+    /// Grows with each change.
+    pub version: u64,
+}
+
+/// A task.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TaskRow {
+    /// Its id.
+    pub id: Uuid,
+    /// What it does.
+    pub kind: TaskKind,
+    /// How far it is.
+    pub state: TaskState,
+    /// The volume on this host that it works with.
+    pub volume: Option<VolumeId>,
+    /// The snapshot on this host that it works with.
+    pub snapshot: Option<SnapshotId>,
+    /// The credential.
+    pub credential: Uuid,
+    /// The cloud snapshot that it makes, reads or removes.
+    pub cloudsnap: CloudsnapId,
+    /// The cloud snapshot that an incremental builds on.
+    pub base: Option<CloudsnapId>,
+    /// When it was asked for.
+    pub created: Timestamp,
+    /// The rest.
+    pub detail: TaskDetail,
+}
+
+const COLUMNS: &str = "id, kind, state, volume, snapshot, credential, cloudsnap, base, created, detail";
+
+fn optional<T: FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    match row.get_ref(column)? {
+        rusqlite::types::ValueRef::Null => Ok(None),
+        _ => parsed(row, column).map(Some),
+    }
+}
+
+impl TaskRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: parsed(row, 0)?,
+            kind: parsed(row, 1)?,
+            state: parsed(row, 2)?,
+            volume: optional(row, 3)?,
+            snapshot: optional(row, 4)?,
+            credential: parsed(row, 5)?,
+            cloudsnap: parsed(row, 6)?,
+            base: optional(row, 7)?,
+            created: parsed(row, 8)?,
+            detail: json(row, 9)?,
+        })
+    }
+
+    /// The task of this id.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn find(tx: &Transaction<'_>, id: Uuid) -> Result<Option<Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM tasks WHERE id = ?1");
+        Ok(tx.query_row(&sql, [id.to_string()], Self::read).optional()?)
+    }
+
+    /// The tasks that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn unfinished(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM tasks WHERE state IN ('pending', 'active') ORDER BY created");
+        let mut statement = tx.prepare(&sql)?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// All tasks, newest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM tasks ORDER BY created DESC, id"))?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// Adds or replaces the row.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "INSERT OR REPLACE INTO tasks (id, kind, state, volume, snapshot, credential, cloudsnap, base, created, detail)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            params![
+                self.id.to_string(),
+                self.kind.as_str(),
+                self.state.as_str(),
+                self.volume.map(|id| id.to_string()),
+                self.snapshot.map(|id| id.to_string()),
+                self.credential.to_string(),
+                self.cloudsnap.to_string(),
+                self.base.as_ref().map(ToString::to_string),
+                self.created.to_string(),
+                to_json("task", &self.detail)?
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Replaces the row unless it has ended meanwhile: progress that is stored late must not bring a task back.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn put_progress(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        match Self::find(tx, self.id)? {
+            Some(stored) if !stored.state.is_final() => self.put(tx),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets the oldest finished tasks, so that at most `keep` of them are left.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn prune(tx: &Transaction<'_>, keep: u32) -> Result<(), DbError> {
+        tx.execute(
+            "DELETE FROM tasks WHERE state IN ('done', 'failed') AND id NOT IN
+             (SELECT id FROM tasks WHERE state IN ('done', 'failed') ORDER BY created DESC LIMIT ?1)",
+            [keep],
+        )?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Db;
+    use super::*;
+
+    fn task(second: i64, state: TaskState) -> TaskRow {
+        TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Backup,
+            state,
+            volume: Some(VolumeId::from_u64(1)),
+            snapshot: Some(SnapshotId::from_u64(u64::MAX)),
+            credential: Uuid::new_v4(),
+            cloudsnap: CloudsnapId {
+                cluster: Uuid::new_v4(),
+                volume: VolumeId::from_u64(1),
+                snapshot: SnapshotId::from_u64(2),
+                incremental: true,
+            },
+            base: None,
+            created: Timestamp::from_second(second).unwrap(),
+            detail: TaskDetail { bytes_total: 7, note: Some("x".into()), ..TaskDetail::default() },
+        }
+    }
+
+    #[test]
+    fn rows_read_back_and_old_ones_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        db.transaction::<_, DbError>(|tx| {
+            let tasks: Vec<_> = (0..5).map(|n| task(n, TaskState::Done)).collect();
+            let active = task(0, TaskState::Active);
+            for task in tasks.iter().chain([&active]) {
+                task.put(tx)?;
+            }
+            assert_eq!(TaskRow::find(tx, tasks[0].id)?, Some(tasks[0].clone()));
+            TaskRow { state: TaskState::Active, ..tasks[4].clone() }.put_progress(tx)?;
+            TaskRow::prune(tx, 2)?;
+            assert_eq!(TaskRow::all(tx)?, vec![tasks[4].clone(), tasks[3].clone(), active.clone()]);
+            assert_eq!(TaskRow::unfinished(tx)?, vec![active]);
+            Ok(())
+        })
+        .unwrap();
+    }
+}

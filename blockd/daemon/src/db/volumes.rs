@@ -1,0 +1,164 @@
+//! Rows of volumes.
+
+use super::{DbError, json, number, parsed, stored, to_json};
+use blockd_api::{Labels, VolumeName};
+use blockd_extent::VolumeId;
+use jiff::Timestamp;
+use rusqlite::{Row, Transaction, params};
+use std::{fmt, str::FromStr};
+
+/// How far a volume's row and its files agree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VolumeState {
+    /// Its files are being made; nobody was told of it yet.
+    Creating,
+    /// A restore task fills it.
+    Restoring,
+    /// It is there.
+    Up,
+    /// Its files are being removed.
+    Deleting,
+}
+
+impl VolumeState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Restoring => "restoring",
+            Self::Up => "up",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// A word that the database must not hold.
+#[derive(Debug)]
+pub struct UnknownWord(pub String);
+
+impl fmt::Display for UnknownWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is not known here", self.0)
+    }
+}
+
+impl std::error::Error for UnknownWord {}
+
+impl FromStr for VolumeState {
+    type Err = UnknownWord;
+    fn from_str(text: &str) -> Result<Self, UnknownWord> {
+        [Self::Creating, Self::Restoring, Self::Up, Self::Deleting]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| UnknownWord(text.to_owned()))
+    }
+}
+
+/// A volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeRow {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name, which is also that of its export.
+    pub name: VolumeName,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its labels.
+    pub labels: Labels,
+    /// When it was made.
+    pub created: Timestamp,
+    /// How far it has come.
+    pub state: VolumeState,
+}
+
+const COLUMNS: &str = "id, name, size_bytes, labels, created, state";
+
+impl VolumeRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: parsed(row, 0)?,
+            name: parsed(row, 1)?,
+            size_bytes: number(row, 2)?,
+            labels: json(row, 3)?,
+            created: parsed(row, 4)?,
+            state: parsed(row, 5)?,
+        })
+    }
+
+    /// All volumes, by name.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM volumes ORDER BY name"))?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// Adds the row.
+    ///
+    /// # Errors
+    /// The database fails; a conflict if the name is taken.
+    pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "INSERT INTO volumes (id, name, size_bytes, labels, created, state) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![
+                self.id.to_string(),
+                self.name.as_str(),
+                stored(self.size_bytes),
+                to_json("labels", &self.labels)?,
+                self.created.to_string(),
+                self.state.as_str()
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Sets how far a volume has come.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_state(tx: &Transaction<'_>, id: VolumeId, state: VolumeState) -> Result<(), DbError> {
+        tx.execute("UPDATE volumes SET state = ?2 WHERE id = ?1", params![id.to_string(), state.as_str()])?;
+        Ok(())
+    }
+
+    /// Removes the row, with those of its snapshots and chains.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn remove(tx: &Transaction<'_>, id: VolumeId) -> Result<(), DbError> {
+        tx.execute("DELETE FROM volumes WHERE id = ?1", [id.to_string()])?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Db;
+    use super::*;
+
+    #[test]
+    fn a_row_reads_back_and_names_are_unique() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let row = VolumeRow {
+            id: VolumeId::from_u64(u64::MAX),
+            name: "data".parse().unwrap(),
+            size_bytes: 64 << 40,
+            labels: "a=b=c".parse().unwrap(),
+            created: Timestamp::UNIX_EPOCH,
+            state: VolumeState::Creating,
+        };
+        db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
+        let again = VolumeRow { id: VolumeId::from_u64(7), ..row.clone() };
+        assert!(db.transaction::<_, DbError>(|tx| again.insert(tx)).unwrap_err().is_conflict());
+        db.transaction::<_, DbError>(|tx| {
+            VolumeRow::set_state(tx, row.id, VolumeState::Up)?;
+            assert_eq!(VolumeRow::all(tx)?, vec![VolumeRow { state: VolumeState::Up, ..row.clone() }]);
+            VolumeRow::remove(tx, row.id)?;
+            assert_eq!(VolumeRow::all(tx)?, vec![]);
+            Ok(())
+        })
+        .unwrap();
+    }
+}

@@ -1,0 +1,220 @@
+//! One error for everything that the daemon does on request, and the one place where it becomes an [`ApiError`].
+
+use crate::{db::DbError, secrets::SecretsError};
+use blockd_api::{ApiError, ErrorCode};
+use blockd_cloud::{
+    CloudError,
+    store::{ProbeError, StoreError, StoreErrorKind},
+};
+use blockd_volume::{VolumeError, VolumeErrorKind};
+use std::path::PathBuf;
+
+/// Why something that was asked for was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// Refused by the daemon itself, with its words for the caller.
+    #[error("{0}")]
+    Refused(#[from] ApiError),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// A volume failed.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The cloud side failed.
+    #[error(transparent)]
+    Cloud(Box<CloudError>),
+    /// A store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A store does not do what is needed.
+    #[error(transparent)]
+    Probe(Box<ProbeError>),
+    /// Secrets cannot be sealed or opened.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    /// A file of the daemon's own failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The daemon is stopping; what was begun goes on after the next start.
+    #[error("the daemon is stopping")]
+    Stopping,
+    /// A fault of the daemon.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl From<CloudError> for ServiceError {
+    fn from(error: CloudError) -> Self {
+        match error {
+            CloudError::Store(error) => Self::Store(error),
+            error => Self::Cloud(Box::new(error)),
+        }
+    }
+}
+
+impl From<ProbeError> for ServiceError {
+    fn from(error: ProbeError) -> Self {
+        Self::Probe(Box::new(error))
+    }
+}
+
+impl From<blockd_api::NameError> for ServiceError {
+    fn from(error: blockd_api::NameError) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+impl ServiceError {
+    /// A refusal.
+    pub fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Refused(ApiError::new(code, message))
+    }
+
+    /// Whether the same request can succeed later without anybody doing anything about it.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Refused(error) => error.is_retryable(),
+            Self::Db(error) => error.is_retryable(),
+            Self::Volume(error) => error.is_retryable(),
+            Self::Cloud(error) => error.is_retryable(),
+            Self::Store(error) => error.is_retryable(),
+            Self::Probe(error) => error.store_error().is_some_and(StoreError::is_retryable),
+            Self::Secrets(error) => error.is_retryable(),
+            Self::Stopping => true,
+            Self::File { .. } | Self::Internal(_) => false,
+        }
+    }
+
+    /// Whether it means that a task was told to stop, rather than that something failed.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Stopping => true,
+            Self::Cloud(error) => matches!(**error, CloudError::Cancelled),
+            _ => false,
+        }
+    }
+
+    /// The error as callers see it.
+    pub fn to_api(&self) -> ApiError {
+        let code = match self {
+            Self::Refused(error) => return error.clone(),
+            Self::Db(_) | Self::Internal(_) => ErrorCode::Internal,
+            Self::File { source, .. } => io_code(source, ErrorCode::Internal),
+            Self::Volume(error) => volume_code(error),
+            Self::Cloud(error) => cloud_code(error),
+            Self::Store(error) => store_code(error),
+            Self::Probe(error) => error.store_error().map_or(ErrorCode::StoreFailed, store_code),
+            Self::Secrets(_) => ErrorCode::SecretUnavailable,
+            Self::Stopping => ErrorCode::ShuttingDown,
+        };
+        ApiError { code, message: one_line(&self.to_string()), hint: hint(code).map(str::to_owned) }
+    }
+}
+
+/// Line breaks in messages of others become spaces: a message is one line.
+fn one_line(message: &str) -> String {
+    message.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn io_code(error: &std::io::Error, otherwise: ErrorCode) -> ErrorCode {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorCode::NoSpace,
+        _ => otherwise,
+    }
+}
+
+fn volume_code(error: &VolumeError) -> ErrorCode {
+    match error.kind() {
+        VolumeErrorKind::InvalidInput => ErrorCode::InvalidRequest,
+        VolumeErrorKind::NoSpace => ErrorCode::NoSpace,
+        VolumeErrorKind::NotFound => ErrorCode::SnapshotNotFound,
+        VolumeErrorKind::Busy => ErrorCode::SnapshotInUse,
+        VolumeErrorKind::Closed => ErrorCode::ShuttingDown,
+        _ => ErrorCode::VolumeFailed,
+    }
+}
+
+fn cloud_code(error: &CloudError) -> ErrorCode {
+    match error {
+        CloudError::Store(error) => store_code(error),
+        CloudError::WrongPassphrase { .. } | CloudError::UnknownKey { .. } => ErrorCode::WrongPassphrase,
+        CloudError::EncryptedRepository { .. } => ErrorCode::PassphraseRequired,
+        CloudError::PlainRepository { .. } => ErrorCode::RepositoryNotEncrypted,
+        CloudError::Damaged { .. } | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,
+        CloudError::SnapshotNotFound { .. } | CloudError::BaseDeleted { .. } => ErrorCode::CloudsnapNotFound,
+        CloudError::BadId { .. } | CloudError::InvalidRequest { .. } => ErrorCode::InvalidRequest,
+        CloudError::TooManyKeys { .. } | CloudError::Conflict { .. } => ErrorCode::StoreFailed,
+        CloudError::ReadVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
+        CloudError::WriteVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
+        CloudError::Journal { source, .. } => io_code(source, ErrorCode::Internal),
+        CloudError::Cancelled => ErrorCode::TaskStopped,
+        _ => ErrorCode::Internal,
+    }
+}
+
+fn store_code(error: &StoreError) -> ErrorCode {
+    match error.kind {
+        StoreErrorKind::Unauthorized => ErrorCode::StoreUnauthorized,
+        StoreErrorKind::BucketMissing => ErrorCode::BucketMissing,
+        StoreErrorKind::Unreachable => ErrorCode::StoreUnreachable,
+        StoreErrorKind::Timeout | StoreErrorKind::Throttled => ErrorCode::StoreTimeout,
+        StoreErrorKind::NoSpace => ErrorCode::StoreFull,
+        StoreErrorKind::BadKey | StoreErrorKind::Misconfigured => ErrorCode::InvalidRequest,
+        _ => ErrorCode::StoreFailed,
+    }
+}
+
+fn hint(code: ErrorCode) -> Option<&'static str> {
+    Some(match code {
+        ErrorCode::StoreUnauthorized => "look at --s3-access-key and --s3-secret-key",
+        ErrorCode::BucketMissing => "make the bucket or directory first, or look at --bucket, --path and --disable-path-style",
+        ErrorCode::StoreUnreachable => "look at --s3-endpoint and --s3-disable-ssl, and whether the server runs",
+        ErrorCode::WrongPassphrase => "look at --encryption-passphrase or --encryption-passphrase-file",
+        ErrorCode::PassphraseRequired => "give --encryption-passphrase or --encryption-passphrase-file",
+        ErrorCode::RepositoryNotEncrypted => "leave --encryption-passphrase away, or use another bucket or directory",
+        ErrorCode::NoSpace => "make room on the filesystem of the data directory",
+        _ => return None,
+    })
+}
+
+/// Runs blocking work on a thread that may block.
+///
+/// # Errors
+/// Those of the work; or it panicked.
+pub async fn blocking<R, E>(work: impl FnOnce() -> Result<R, E> + Send + 'static) -> Result<R, ServiceError>
+where
+    R: Send + 'static,
+    E: Into<ServiceError> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(error) => Err(ServiceError::Internal(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_one_line_and_codes_are_told_apart() {
+        assert_eq!(one_line("a\n  b\n\nc "), "a b c");
+        let full = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        let error = ServiceError::File { action: "write", path: "/x".into(), source: full };
+        assert_eq!(error.to_api().code, ErrorCode::NoSpace);
+        let wrong = CloudError::WrongPassphrase { store: "s".into(), slots: 1 };
+        let api = ServiceError::from(wrong).to_api();
+        assert_eq!(api.code, ErrorCode::WrongPassphrase);
+        assert!(api.hint.is_some_and(|hint| hint.contains("--encryption-passphrase")));
+        assert!(ServiceError::from(CloudError::Cancelled).is_cancelled());
+    }
+}

@@ -1,0 +1,42 @@
+//! Cloud snapshots.
+
+use super::{Answer, Asked, Body, Reply, detached};
+use crate::core::Core;
+use axum::extract::State;
+use blockd_api::{
+    cloudsnaps::{
+        CloudsnapDetail, CloudsnapList, InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete,
+        StartRestore,
+    },
+    tasks::TaskStarted,
+};
+use std::sync::Arc;
+
+pub(super) async fn list(
+    State(core): State<Arc<Core>>,
+    Asked(query): Asked<ListCloudsnaps>,
+) -> Answer<CloudsnapList> {
+    Ok(Reply(core.list_cloudsnaps(&query).await?))
+}
+
+pub(super) async fn inspect(
+    State(core): State<Arc<Core>>,
+    Asked(query): Asked<InspectCloudsnap>,
+) -> Answer<CloudsnapDetail> {
+    Ok(Reply(core.inspect_cloudsnap(&query).await?))
+}
+
+pub(super) async fn backup(State(core): State<Arc<Core>>, Body(request): Body<StartBackup>) -> Answer<TaskStarted> {
+    detached(async move { core.start_backup(&request).await }).await
+}
+
+pub(super) async fn restore(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<StartRestore>,
+) -> Answer<RestoreStarted> {
+    detached(async move { core.start_restore(&request).await }).await
+}
+
+pub(super) async fn delete(State(core): State<Arc<Core>>, Body(request): Body<StartDelete>) -> Answer<TaskStarted> {
+    detached(async move { core.start_delete(&request).await }).await
+}

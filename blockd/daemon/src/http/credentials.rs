@@ -1,0 +1,35 @@
+//! Credentials.
+
+use super::{Answer, Body, Named, Reply, detached};
+use crate::core::Core;
+use axum::extract::State;
+use blockd_api::{
+    CredentialRef, Deleted,
+    credentials::{CreateCredential, Credential, CredentialList},
+};
+use std::sync::Arc;
+
+pub(super) async fn create(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<CreateCredential>,
+) -> Answer<Credential> {
+    detached(async move { core.create_credential(request).await }).await
+}
+
+pub(super) async fn list(State(core): State<Arc<Core>>) -> Answer<CredentialList> {
+    Ok(Reply(core.list_credentials().await?))
+}
+
+pub(super) async fn validate(
+    State(core): State<Arc<Core>>,
+    Named(credential): Named<CredentialRef>,
+) -> Answer<Credential> {
+    detached(async move { core.validate_credential(&credential).await }).await
+}
+
+pub(super) async fn delete(
+    State(core): State<Arc<Core>>,
+    Named(credential): Named<CredentialRef>,
+) -> Answer<Deleted> {
+    detached(async move { core.delete_credential(&credential).await }).await
+}

@@ -1,0 +1,211 @@
+//! The control API: HTTP over a unix socket, JSON in and out.
+//!
+//! What changes something runs apart from the connection that asked for it, so that a client that goes away does not
+//! cut it off half way. Every error leaves here as the same JSON body.
+
+mod cloudsnaps;
+mod credentials;
+mod snapshots;
+mod status;
+mod tasks;
+mod volumes;
+
+use crate::{core::Core, error::ServiceError};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State, rejection::BytesRejection},
+    http::{StatusCode, header::CONTENT_TYPE, request::Parts},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use blockd_api::{ApiError, ErrorBody, ErrorCode, paths};
+use blockd_cloud::CancelToken;
+use futures::FutureExt;
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+use tokio::net::UnixListener;
+use tracing::Instrument;
+
+/// The longest request body: names, labels and secrets, nothing larger.
+const MAX_REQUEST_BYTES: usize = 1 << 20;
+
+/// Serves until told to stop, then ends when the requests under way are answered.
+pub async fn serve(listener: UnixListener, core: Arc<Core>, stop: CancelToken) {
+    let served = axum::serve(listener, router(core)).with_graceful_shutdown(async move { stop.cancelled().await });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the control socket is no longer served");
+    }
+}
+
+fn router(core: Arc<Core>) -> Router {
+    Router::new()
+        .route(paths::STATUS, get(status::show))
+        .route(paths::VOLUMES, get(volumes::list).post(volumes::create))
+        .route(paths::VOLUME, get(volumes::inspect).delete(volumes::delete))
+        .route(paths::VOLUME_SNAPSHOTS, post(snapshots::create))
+        .route(paths::SNAPSHOTS, get(snapshots::list))
+        .route(paths::SNAPSHOT, axum::routing::delete(snapshots::delete))
+        .route(paths::CREDENTIALS, get(credentials::list).post(credentials::create))
+        .route(paths::CREDENTIAL, axum::routing::delete(credentials::delete))
+        .route(paths::CREDENTIAL_VALIDATE, post(credentials::validate))
+        .route(paths::CLOUDSNAPS, get(cloudsnaps::list))
+        .route(paths::CLOUDSNAP_BACKUP, post(cloudsnaps::backup))
+        .route(paths::CLOUDSNAP_INSPECT, get(cloudsnaps::inspect))
+        .route(paths::CLOUDSNAP_RESTORE, post(cloudsnaps::restore))
+        .route(paths::CLOUDSNAP_DELETE, post(cloudsnaps::delete))
+        .route(paths::TASKS, get(tasks::list))
+        .route(paths::TASK, get(tasks::show))
+        .fallback(no_such_address)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .layer(from_fn_with_state(Arc::new(AtomicU64::new(1)), watch))
+        .with_state(core)
+}
+
+/// Numbers and logs each request, and turns a panic into an error.
+async fn watch(State(next): State<Arc<AtomicU64>>, request: Request, then: Next) -> Response {
+    let number = next.fetch_add(1, Ordering::Relaxed);
+    let span = tracing::info_span!("request", number, method = %request.method(), path = request.uri().path());
+    let began = Instant::now();
+    async move {
+        let response = AssertUnwindSafe(then.run(request)).catch_unwind().await;
+        let response = response.unwrap_or_else(|_| Failure(ServiceError::Internal("a request panicked; see the log".into())).into_response());
+        let status = response.status().as_u16();
+        let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        tracing::debug!(status, micros, "answered");
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+async fn no_such_address(request: Request) -> Failure {
+    let message = format!("there is nothing at {}: blockctl and blockd may be of different versions", request.uri().path());
+    Failure(ServiceError::refused(ErrorCode::NoSuchAddress, message))
+}
+
+async fn wrong_method(request: Request) -> Failure {
+    let message = format!("{} is not possible at {}: blockctl and blockd may be of different versions", request.method(), request.uri().path());
+    Failure(ServiceError::refused(ErrorCode::MethodNotAllowed, message))
+}
+
+/// An error on its way out.
+struct Failure(ServiceError);
+
+impl<E: Into<ServiceError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let error = self.0.to_api();
+        let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if status.is_server_error() {
+            tracing::warn!(code = %error.code, error = %error.message, "the request failed");
+        } else {
+            tracing::debug!(code = %error.code, error = %error.message, "the request was refused");
+        }
+        json(status, &ErrorBody { error })
+    }
+}
+
+fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => (status, [(CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// A reply.
+struct Reply<T>(T);
+
+impl<T: Serialize> IntoResponse for Reply<T> {
+    fn into_response(self) -> Response {
+        json(StatusCode::OK, &self.0)
+    }
+}
+
+type Answer<T> = Result<Reply<T>, Failure>;
+
+/// Runs a change apart from its connection, and waits for it.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+) -> Answer<T> {
+    match tokio::spawn(work.in_current_span()).await {
+        Ok(result) => Ok(Reply(result?)),
+        Err(error) => Err(Failure(ServiceError::Internal(error.to_string()))),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure(ServiceError::Refused(ApiError::new(ErrorCode::InvalidRequest, message)))
+}
+
+/// A JSON body. An empty one stands for `{}`.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| body_failure(&error))?;
+        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        // The text of the error may quote what was given where that is a name or number; secrets are plain strings,
+        // which no error quotes.
+        serde_json::from_slice(bytes).map(Self).map_err(|error| invalid(format!("the request is not understood: {error}")))
+    }
+}
+
+fn body_failure(error: &BytesRejection) -> Failure {
+    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let message = format!("the request is too large: at most {MAX_REQUEST_BYTES} bytes are taken");
+        return Failure(ServiceError::refused(ErrorCode::RequestTooLarge, message));
+    }
+    invalid(format!("the request cannot be read: {}", error.body_text()))
+}
+
+/// The query of the address.
+struct Asked<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        match Query::<T>::from_request_parts(parts, state).await {
+            Ok(Query(query)) => Ok(Self(query)),
+            Err(error) => Err(invalid(format!("the query is not understood: {}", error.body_text()))),
+        }
+    }
+}
+
+/// The part of the address that names something.
+struct Named<T>(T);
+
+impl<T, S> FromRequestParts<S> for Named<T>
+where
+    T: FromStr,
+    T::Err: std::fmt::Display,
+    S: Send + Sync,
+{
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(text)) => text.parse().map(Self).map_err(|error: T::Err| invalid(error.to_string())),
+            Err(error) => Err(invalid(error.body_text())),
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Snapshots.
+
+use super::{Answer, Asked, Body, Named, Reply, detached};
+use crate::core::Core;
+use axum::extract::State;
+use blockd_api::{
+    Deleted, SnapshotRef, VolumeRef,
+    snapshots::{CreateSnapshot, ListSnapshots, Snapshot, SnapshotList},
+};
+use std::sync::Arc;
+
+pub(super) async fn create(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+    Body(request): Body<CreateSnapshot>,
+) -> Answer<Snapshot> {
+    detached(async move { core.create_snapshot(&volume, request).await }).await
+}
+
+pub(super) async fn list(State(core): State<Arc<Core>>, Asked(query): Asked<ListSnapshots>) -> Answer<SnapshotList> {
+    Ok(Reply(core.list_snapshots(&query).await?))
+}
+
+pub(super) async fn delete(State(core): State<Arc<Core>>, Named(snapshot): Named<SnapshotRef>) -> Answer<Deleted> {
+    detached(async move { core.delete_snapshot(&snapshot).await }).await
+}

@@ -1,0 +1,41 @@
+//! What the daemon says of itself.
+
+use super::{Answer, Reply};
+use crate::{
+    config::NbdAddress,
+    core::Core,
+    db::{CredentialRow, DbError, SnapshotRow},
+    registry::EntryState,
+};
+use axum::extract::State;
+use blockd_api::status::{Counts, Status};
+use std::sync::Arc;
+
+pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
+    let rows = core.db.run(|tx| -> Result<_, DbError> { Ok((SnapshotRow::all(tx, None)?, CredentialRow::all(tx)?)) });
+    let (snapshots, credentials) = rows.await?;
+    let volumes: Vec<_> = core.registry.all().iter().map(|entry| entry.view()).collect();
+    let failed = volumes.iter().filter(|view| view.fault.is_some() || matches!(view.state, EntryState::Failed(_)));
+    let mut nbd = vec![blockd_api::nbd_unix_uri("", &core.nbd_socket())];
+    nbd.extend(core.config.nbd_listen.iter().map(|address| match address {
+        NbdAddress::Tcp(address) => blockd_api::nbd_tcp_uri("", &address.to_string()),
+        NbdAddress::Unix(path) => blockd_api::nbd_unix_uri("", path),
+    }));
+    let counts = Counts {
+        volumes: volumes.len() as u64,
+        volumes_failed: failed.count() as u64,
+        snapshots: snapshots.iter().filter(|row| !row.internal).count() as u64,
+        credentials: credentials.len() as u64,
+        tasks_active: core.tasks.running().len() as u64,
+        connections: volumes.iter().map(|view| view.connections).sum(),
+    };
+    Ok(Reply(Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        cluster_id: core.cluster,
+        node: core.node.clone(),
+        data_dir: core.data_dir.clone(),
+        nbd,
+        uptime_seconds: core.started.elapsed().as_secs(),
+        counts,
+    }))
+}

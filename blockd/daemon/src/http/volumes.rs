@@ -1,0 +1,26 @@
+//! Volumes.
+
+use super::{Answer, Asked, Body, Named, Reply, detached};
+use crate::core::Core;
+use axum::extract::State;
+use blockd_api::{
+    Deleted, VolumeRef,
+    volumes::{CreateVolume, ListVolumes, Volume, VolumeList},
+};
+use std::sync::Arc;
+
+pub(super) async fn create(State(core): State<Arc<Core>>, Body(request): Body<CreateVolume>) -> Answer<Volume> {
+    detached(async move { core.create_volume(request).await }).await
+}
+
+pub(super) async fn list(State(core): State<Arc<Core>>, Asked(query): Asked<ListVolumes>) -> Answer<VolumeList> {
+    Ok(Reply(core.list_volumes(&query).await?))
+}
+
+pub(super) async fn inspect(State(core): State<Arc<Core>>, Named(volume): Named<VolumeRef>) -> Answer<Volume> {
+    Ok(Reply(core.inspect_volume(&volume).await?))
+}
+
+pub(super) async fn delete(State(core): State<Arc<Core>>, Named(volume): Named<VolumeRef>) -> Answer<Deleted> {
+    detached(async move { core.delete_volume(&volume).await }).await
+}

@@ -1,0 +1,28 @@
+//! The blockd daemon: volumes behind NBD, their backups to object storage, and the control API over both.
+//!
+//! This crate is where the others meet: `daemon` starts and stops them, `core` is what they share, and each of
+//! `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http` serves.
+
+pub mod cli;
+mod cloud;
+mod cloudsnaps;
+pub mod config;
+pub mod core;
+mod credentials;
+pub mod daemon;
+pub mod db;
+pub mod error;
+mod exports;
+mod files;
+mod http;
+pub mod lock;
+pub mod logging;
+mod merger;
+mod reconcile;
+pub mod registry;
+#[cfg(test)]
+mod scenarios;
+pub mod secrets;
+mod snapshots;
+pub mod tasks;
+mod volumes;

@@ -1,0 +1,317 @@
+//! Bringing rows and disk together at the start: what an earlier run began and did not end is finished or undone, and
+//! every volume that should be there is opened.
+
+use crate::{
+    core::{tasks_dir, volume_dir},
+    db::{Db, DbError, SnapshotRow, SnapshotState, TaskKind, TaskRow, VolumeRow, VolumeState},
+    registry::{EntryState, Registry, VolumeEntry},
+    tasks::restore::remove_half,
+};
+use blockd_volume::{OpenOptions, Volume, VolumeError, VolumeErrorKind};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use uuid::Uuid;
+
+/// Opens the volumes and puts in order what was left. A volume that cannot be opened is in the registry with the reason.
+///
+/// # Errors
+/// The database fails.
+pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Registry, DbError> {
+    let (volumes, snapshots, unfinished) = db.transaction(|tx| -> Result<_, DbError> {
+        Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?, TaskRow::unfinished(tx)?))
+    })?;
+    let registry = Registry::default();
+    let mut to_open = Vec::new();
+    for row in volumes {
+        let being_restored =
+            unfinished.iter().any(|task| task.kind == TaskKind::Restore && task.volume == Some(row.id));
+        match row.state {
+            VolumeState::Up => to_open.push(row),
+            VolumeState::Restoring if being_restored => {
+                registry.insert(VolumeEntry::new(&row, EntryState::Restoring));
+            }
+            VolumeState::Creating | VolumeState::Deleting | VolumeState::Restoring => {
+                remove_volume(db, data_dir, &row, &registry)?;
+            }
+        }
+    }
+    for (row, opened) in open_all(data_dir, to_open, options) {
+        let state = match opened {
+            Ok(volume) => {
+                reconcile_snapshots(db, &row, &volume, &snapshots)?;
+                EntryState::Up(volume)
+            }
+            Err(error) => {
+                tracing::error!(volume = %row.id, name = %row.name, %error, "the volume cannot be opened");
+                EntryState::Failed(error.to_string())
+            }
+        };
+        registry.insert(VolumeEntry::new(&row, state));
+    }
+    remove_leftover_tasks(data_dir, &unfinished);
+    report_unknown_files(data_dir, &registry);
+    Ok(registry)
+}
+
+/// Ends the creation, restore or deletion of a volume that was cut off: nobody was told that it is there.
+fn remove_volume(db: &Db, data_dir: &Path, row: &VolumeRow, registry: &Registry) -> Result<(), DbError> {
+    match remove_half(&volume_dir(data_dir, row.id)) {
+        Ok(()) => {
+            tracing::info!(volume = %row.id, name = %row.name, "removed what was left of the volume");
+            db.transaction(|tx| VolumeRow::remove(tx, row.id))
+        }
+        Err(error) => {
+            tracing::error!(volume = %row.id, name = %row.name, %error, "what is left of the volume cannot be removed");
+            registry.insert(VolumeEntry::new(row, EntryState::Failed(format!("its removal failed: {error}"))));
+            Ok(())
+        }
+    }
+}
+
+type Opened = (VolumeRow, Result<Arc<Volume>, VolumeError>);
+
+/// Opens volumes on several threads: each reads its own files.
+fn open_all(data_dir: &Path, rows: Vec<VolumeRow>, options: &OpenOptions) -> Vec<Opened> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).saturating_mul(2).min(rows.len());
+    let next = AtomicUsize::new(0);
+    let open_some = || {
+        let mut opened = Vec::new();
+        while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let dir = volume_dir(data_dir, row.id);
+            let volume = Volume::open(&dir, options).and_then(|volume| {
+                if volume.id() == row.id && volume.size_bytes() == row.size_bytes {
+                    return Ok(volume);
+                }
+                let what = format!("it is volume {} of {} bytes, not the one that belongs here", volume.id(), volume.size_bytes());
+                Err(VolumeError::Damaged { path: dir.clone(), what })
+            });
+            opened.push((row.clone(), volume));
+        }
+        opened
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(open_some)).collect();
+        let mut all = open_some();
+        for thread in others {
+            match thread.join() {
+                Ok(opened) => all.extend(opened),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        all
+    })
+}
+
+/// Snapshots that were being taken are undone, those that were being deleted are deleted, and those that nobody knows too.
+fn reconcile_snapshots(
+    db: &Db,
+    row: &VolumeRow,
+    volume: &Volume,
+    snapshots: &[SnapshotRow],
+) -> Result<(), DbError> {
+    let rows: Vec<_> = snapshots.iter().filter(|snapshot| snapshot.volume == row.id).collect();
+    for snapshot in &rows {
+        if snapshot.state == SnapshotState::Ready {
+            if !volume.snapshots().iter().any(|info| info.id == snapshot.id) {
+                tracing::error!(volume = %row.id, snapshot = %snapshot.id, name = %snapshot.name, "the volume has lost this snapshot");
+                db.transaction(|tx| SnapshotRow::remove(tx, snapshot.id))?;
+            }
+            continue;
+        }
+        match volume.delete_snapshot(snapshot.id) {
+            Err(error) if error.kind() != VolumeErrorKind::NotFound => {
+                tracing::warn!(volume = %row.id, snapshot = %snapshot.id, %error, "the snapshot cannot be removed for now");
+            }
+            _ => db.transaction(|tx| SnapshotRow::remove(tx, snapshot.id))?,
+        }
+    }
+    for info in volume.snapshots() {
+        if rows.iter().any(|snapshot| snapshot.id == info.id) {
+            continue;
+        }
+        tracing::warn!(volume = %row.id, snapshot = %info.id, "removing a snapshot that is in no list");
+        if let Err(error) = volume.delete_snapshot(info.id) {
+            tracing::warn!(volume = %row.id, snapshot = %info.id, %error, "the snapshot cannot be removed for now");
+        }
+    }
+    Ok(())
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+fn remove_leftover_tasks(data_dir: &Path, unfinished: &[TaskRow]) {
+    let kept: BTreeSet<Uuid> = unfinished.iter().map(|task| task.id).collect();
+    let dir = tasks_dir(data_dir);
+    for name in names(&dir) {
+        if name.parse::<Uuid>().is_ok_and(|id| !kept.contains(&id))
+            && let Err(error) = crate::files::remove_dir(&dir.join(&name))
+        {
+            tracing::warn!(task = name, %error, "files of a task that has ended cannot be removed");
+        }
+    }
+}
+
+/// Files that belong to no volume are left alone: they may be all that somebody has of one.
+fn report_unknown_files(data_dir: &Path, registry: &Registry) {
+    let dir = data_dir.join("volumes");
+    for name in names(&dir) {
+        let id = name.split('.').next().unwrap_or_default();
+        if id.parse().ok().and_then(|id| registry.by_id(id)).is_none() {
+            tracing::warn!(path = %dir.join(&name).display(), "this belongs to no volume in the database and is left alone");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{Epoch, SnapshotId, VolumeId};
+    use jiff::Timestamp;
+
+    const SIZE_BYTES: u64 = 1 << 20;
+
+    struct Host {
+        dir: tempfile::TempDir,
+        db: Db,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("volumes")).unwrap();
+            std::fs::create_dir(dir.path().join("tasks")).unwrap();
+            let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+            Self { dir, db }
+        }
+
+        fn row(&self, number: u64, name: &str, state: VolumeState) -> VolumeId {
+            let id = VolumeId::from_u64(number);
+            let row = VolumeRow {
+                id,
+                name: name.parse().unwrap(),
+                size_bytes: SIZE_BYTES,
+                labels: Default::default(),
+                created: Timestamp::UNIX_EPOCH,
+                state,
+            };
+            self.db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
+            id
+        }
+
+        fn files(&self, id: VolumeId) -> Arc<Volume> {
+            Volume::create(&volume_dir(self.dir.path(), id), id, SIZE_BYTES).unwrap()
+        }
+
+        fn snapshot(&self, volume: VolumeId, number: u64, state: SnapshotState) {
+            let row = SnapshotRow {
+                id: SnapshotId::from_u64(number),
+                volume,
+                name: format!("s{number}").parse().unwrap(),
+                created: Timestamp::UNIX_EPOCH,
+                state,
+                internal: false,
+                epoch: Epoch(1),
+                dirty_bytes: 0,
+                freeze_stall_micros: 0,
+            };
+            self.db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
+        }
+
+        fn start(&self) -> Registry {
+            reconcile(&self.db, self.dir.path(), &OpenOptions::default()).unwrap()
+        }
+
+        fn rows(&self) -> (Vec<VolumeRow>, Vec<SnapshotRow>) {
+            self.db
+                .transaction::<_, DbError>(|tx| Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?)))
+                .unwrap()
+        }
+    }
+
+    #[test]
+    fn what_was_cut_off_is_undone_or_finished_and_the_rest_is_served() {
+        let host = Host::new();
+        let up = host.row(1, "up", VolumeState::Up);
+        drop(host.files(up));
+        let creating = host.row(2, "creating", VolumeState::Creating);
+        drop(host.files(creating));
+        host.row(3, "creating-without-files", VolumeState::Creating);
+        let deleting = host.row(4, "deleting", VolumeState::Deleting);
+        drop(host.files(deleting));
+        let restoring = host.row(5, "restoring-without-task", VolumeState::Restoring);
+        std::fs::create_dir(host.dir.path().join("volumes/5.restoring")).unwrap();
+        host.row(6, "lost", VolumeState::Up);
+
+        let registry = host.start();
+        assert!(matches!(registry.by_name("up").unwrap().view().state, EntryState::Up(_)));
+        let EntryState::Failed(reason) = registry.by_name("lost").unwrap().view().state else { panic!("it is served") };
+        assert!(reason.contains("volumes/6"), "{reason}");
+        assert_eq!(registry.all().len(), 2);
+        let names: Vec<_> = host.rows().0.iter().map(|row| row.name.to_string()).collect();
+        assert_eq!(names, ["lost", "up"]);
+        for id in [creating, deleting, restoring] {
+            assert!(!volume_dir(host.dir.path(), id).exists());
+        }
+        assert!(!host.dir.path().join("volumes/5.restoring").exists());
+    }
+
+    #[test]
+    fn snapshots_of_rows_and_disk_agree_afterwards() {
+        let host = Host::new();
+        let id = host.row(1, "data", VolumeState::Up);
+        let volume = host.files(id);
+        for (number, state) in [
+            (11, Some(SnapshotState::Ready)),
+            (12, Some(SnapshotState::Creating)),
+            (13, Some(SnapshotState::Deleting)),
+            (14, None),
+        ] {
+            volume.freeze(SnapshotId::from_u64(number)).unwrap();
+            if let Some(state) = state {
+                host.snapshot(id, number, state);
+            }
+        }
+        host.snapshot(id, 15, SnapshotState::Creating);
+        host.snapshot(id, 16, SnapshotState::Deleting);
+        host.snapshot(id, 17, SnapshotState::Ready);
+        drop(volume);
+
+        let registry = host.start();
+        let EntryState::Up(volume) = registry.by_name("data").unwrap().view().state else { panic!("it is not up") };
+        let left: Vec<_> = volume.snapshots().iter().map(|info| info.id.as_u64()).collect();
+        assert_eq!(left, [11]);
+        let rows: Vec<_> = host.rows().1.iter().map(|row| row.id.as_u64()).collect();
+        assert_eq!(rows, [11]);
+    }
+
+    #[test]
+    fn files_of_ended_tasks_go_and_unknown_volumes_stay() {
+        let host = Host::new();
+        let task = host.dir.path().join("tasks").join(Uuid::new_v4().to_string());
+        std::fs::create_dir(&task).unwrap();
+        let unknown = VolumeId::from_u64(9);
+        drop(host.files(unknown));
+        host.start();
+        assert!(!task.exists());
+        assert!(volume_dir(host.dir.path(), unknown).exists());
+    }
+
+    #[test]
+    fn files_of_another_volume_are_not_served() {
+        let host = Host::new();
+        host.row(1, "data", VolumeState::Up);
+        let other = VolumeId::from_u64(2);
+        drop(Volume::create(&volume_dir(host.dir.path(), VolumeId::from_u64(1)), other, SIZE_BYTES).unwrap());
+        let registry = host.start();
+        assert!(matches!(registry.by_name("data").unwrap().view().state, EntryState::Failed(_)));
+    }
+}

@@ -1,0 +1,292 @@
+//! The volumes of this host as they are now: which are open, which are being filled, which failed, and who uses them.
+//!
+//! An entry's state and its count of connections change under one lock, so that a volume is never taken away from
+//! a client that was just let in.
+
+use crate::{db::VolumeRow, error::ServiceError};
+use blockd_api::{ApiError, ErrorCode, Labels, VolumeName, VolumeRef};
+use blockd_extent::VolumeId;
+use blockd_volume::Volume;
+use jiff::Timestamp;
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// What can be done with a volume.
+#[derive(Clone)]
+pub enum EntryState {
+    /// It is open.
+    Up(Arc<Volume>),
+    /// A restore fills it.
+    Restoring,
+    /// It could not be opened.
+    Failed(String),
+    /// It is being removed.
+    Deleting,
+}
+
+struct Inner {
+    state: EntryState,
+    connections: u64,
+    /// Why it stopped taking writes, if it did after it was opened.
+    fault: Option<String>,
+}
+
+/// A volume.
+pub struct VolumeEntry {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its labels.
+    pub labels: Labels,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Held while layers are merged or files removed: never both at once.
+    pub upkeep: Mutex<()>,
+    /// Tells a merge to come to an end.
+    pub stop_upkeep: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+impl std::fmt::Debug for VolumeEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VolumeEntry").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// How a volume stands, for a reply.
+pub struct EntryView {
+    /// What can be done with it.
+    pub state: EntryState,
+    /// Clients connected.
+    pub connections: u64,
+    /// Why it stopped taking writes.
+    pub fault: Option<String>,
+}
+
+impl VolumeEntry {
+    /// An entry for this row.
+    pub fn new(row: &VolumeRow, state: EntryState) -> Arc<Self> {
+        Arc::new(Self {
+            id: row.id,
+            name: row.name.clone(),
+            size_bytes: row.size_bytes,
+            labels: row.labels.clone(),
+            created: row.created,
+            upkeep: Mutex::new(()),
+            stop_upkeep: AtomicBool::new(false),
+            inner: Mutex::new(Inner { state, connections: 0, fault: None }),
+        })
+    }
+
+    /// How it stands.
+    pub fn view(&self) -> EntryView {
+        let inner = self.inner.lock();
+        EntryView { state: inner.state.clone(), connections: inner.connections, fault: inner.fault.clone() }
+    }
+
+    /// The open volume.
+    ///
+    /// # Errors
+    /// It is not open, and why.
+    pub fn volume(&self) -> Result<Arc<Volume>, ApiError> {
+        self.volume_of(&self.inner.lock().state)
+    }
+
+    fn volume_of(&self, state: &EntryState) -> Result<Arc<Volume>, ApiError> {
+        let name = &self.name;
+        let (code, message) = match state {
+            EntryState::Up(volume) => return Ok(Arc::clone(volume)),
+            EntryState::Restoring => (ErrorCode::VolumeNotReady, format!("volume {name} is still being restored")),
+            EntryState::Failed(reason) => (ErrorCode::VolumeFailed, format!("volume {name} cannot be used: {reason}")),
+            EntryState::Deleting => (ErrorCode::VolumeInUse, format!("volume {name} is being deleted")),
+        };
+        Err(ApiError::new(code, message))
+    }
+
+    /// Lets a client in: the open volume, and a mark that counts until it is dropped.
+    ///
+    /// # Errors
+    /// It is not open, and why.
+    pub fn attach(self: &Arc<Self>) -> Result<(Arc<Volume>, Attachment), ApiError> {
+        let mut inner = self.inner.lock();
+        let volume = self.volume_of(&inner.state)?;
+        inner.connections += 1;
+        Ok((volume, Attachment { entry: Arc::clone(self) }))
+    }
+
+    /// Sets what can be done with it.
+    pub fn set_state(&self, state: EntryState) {
+        self.inner.lock().state = state;
+    }
+
+    /// Notes that an open volume takes no more writes; the first reason stays.
+    pub fn note_fault(&self, reason: &str) {
+        let mut inner = self.inner.lock();
+        if inner.fault.is_none() {
+            tracing::error!(volume = %self.id, name = %self.name, reason, "the volume failed");
+            inner.fault = Some(reason.to_owned());
+        }
+    }
+
+    /// Closes the door for a delete: nobody gets in any more. Returns the volume, if it was open.
+    ///
+    /// # Errors
+    /// Clients are connected, or it is being restored or deleted already.
+    pub fn begin_delete(&self) -> Result<Option<Arc<Volume>>, ApiError> {
+        let mut inner = self.inner.lock();
+        let name = &self.name;
+        if inner.connections > 0 {
+            let clients = inner.connections;
+            let plural = if clients == 1 { "" } else { "s" };
+            let message = format!("volume {name} has {clients} NBD connection{plural}: disconnect first");
+            return Err(ApiError::new(ErrorCode::VolumeInUse, message));
+        }
+        let volume = match &inner.state {
+            EntryState::Up(volume) => Some(Arc::clone(volume)),
+            EntryState::Failed(_) => None,
+            EntryState::Restoring => {
+                let message = format!("volume {name} is being restored: wait for that task to end");
+                return Err(ApiError::new(ErrorCode::VolumeInUse, message));
+            }
+            EntryState::Deleting => {
+                return Err(ApiError::new(ErrorCode::VolumeInUse, format!("volume {name} is being deleted")));
+            }
+        };
+        inner.state = EntryState::Deleting;
+        self.stop_upkeep.store(true, Ordering::Relaxed);
+        Ok(volume)
+    }
+}
+
+/// A client's hold on a volume.
+#[derive(Debug)]
+pub struct Attachment {
+    entry: Arc<VolumeEntry>,
+}
+
+impl Attachment {
+    /// The volume's entry.
+    pub fn entry(&self) -> &Arc<VolumeEntry> {
+        &self.entry
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let mut inner = self.entry.inner.lock();
+        inner.connections = inner.connections.saturating_sub(1);
+    }
+}
+
+/// All volumes of this host.
+#[derive(Debug, Default)]
+pub struct Registry {
+    entries: RwLock<BTreeMap<VolumeName, Arc<VolumeEntry>>>,
+}
+
+impl Registry {
+    /// Adds a volume, in place of one of the same name.
+    pub fn insert(&self, entry: Arc<VolumeEntry>) {
+        self.entries.write().insert(entry.name.clone(), entry);
+    }
+
+    /// Adds a volume if its name is free.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn reserve(&self, entry: &Arc<VolumeEntry>) -> Result<(), ApiError> {
+        let mut entries = self.entries.write();
+        if entries.contains_key(&entry.name) {
+            let message = format!("there is a volume {} already: choose another name", entry.name);
+            return Err(ApiError::new(ErrorCode::VolumeExists, message));
+        }
+        entries.insert(entry.name.clone(), Arc::clone(entry));
+        Ok(())
+    }
+
+    /// Removes a volume.
+    pub fn remove(&self, entry: &VolumeEntry) {
+        self.entries.write().remove(&entry.name);
+    }
+
+    /// All volumes, by name.
+    pub fn all(&self) -> Vec<Arc<VolumeEntry>> {
+        self.entries.read().values().cloned().collect()
+    }
+
+    /// The volume of this name.
+    pub fn by_name(&self, name: &str) -> Option<Arc<VolumeEntry>> {
+        let name: VolumeName = name.parse().ok()?;
+        self.entries.read().get(&name).cloned()
+    }
+
+    /// The volume of this id.
+    pub fn by_id(&self, id: VolumeId) -> Option<Arc<VolumeEntry>> {
+        self.entries.read().values().find(|entry| entry.id == id).cloned()
+    }
+
+    /// The volume that is meant.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find(&self, wanted: &VolumeRef) -> Result<Arc<VolumeEntry>, ServiceError> {
+        let found = match wanted {
+            VolumeRef::Id(id) => self.by_id(*id),
+            VolumeRef::Name(name) => self.entries.read().get(name).cloned(),
+        };
+        found.ok_or_else(|| {
+            ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {wanted}"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::VolumeState;
+
+    fn entry(name: &str, state: EntryState) -> Arc<VolumeEntry> {
+        let row = VolumeRow {
+            id: VolumeId::from_u64(7),
+            name: name.parse().unwrap(),
+            size_bytes: 4096,
+            labels: Labels::default(),
+            created: Timestamp::UNIX_EPOCH,
+            state: VolumeState::Up,
+        };
+        VolumeEntry::new(&row, state)
+    }
+
+    #[test]
+    fn a_connected_volume_is_not_taken_away_and_a_closed_door_stays_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::create(&dir.path().join("7"), VolumeId::from_u64(7), 1 << 20).unwrap();
+        let entry = entry("data", EntryState::Up(volume));
+        let (_, attachment) = entry.attach().unwrap();
+        let error = entry.begin_delete().err().unwrap();
+        assert_eq!((error.code, error.message.contains("1 NBD connection:")), (ErrorCode::VolumeInUse, true));
+        drop(attachment);
+        assert!(entry.begin_delete().unwrap().is_some());
+        assert!(entry.attach().is_err());
+        assert!(entry.begin_delete().is_err());
+    }
+
+    #[test]
+    fn names_are_reserved_once() {
+        let registry = Registry::default();
+        registry.reserve(&entry("data", EntryState::Restoring)).unwrap();
+        let error = registry.reserve(&entry("data", EntryState::Restoring)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::VolumeExists);
+        assert!(registry.find(&"7".parse().unwrap()).is_ok());
+        assert!(registry.find(&"other".parse().unwrap()).is_err());
+    }
+}

@@ -1,0 +1,539 @@
+//! Tests of whole daemons in this process: real sockets, real volumes, a local directory as the store.
+//!
+//! A daemon is told to die at a step: its task stops there as if it had been killed, and the next daemon on the same
+//! directory must bring the task to its end.
+
+use crate::{config::Config, core::Core, daemon::Daemon, db::SnapshotRow, registry::EntryState};
+use blockd_api::{
+    Client, ClientError, ErrorCode,
+    cloudsnaps::{Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
+    credentials::{CreateCredential, ProviderRequest},
+    snapshots::{CreateSnapshot, ListSnapshots},
+    tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
+    volumes::{CreateVolume, ListVolumes},
+};
+use blockd_volume::Volume;
+use std::{path::Path, sync::Arc};
+use uuid::Uuid;
+
+const SIZE_BYTES: u64 = 64 << 20;
+const BLOCK: u64 = 4096;
+
+struct Host {
+    daemon: Option<Daemon>,
+    client: Client,
+    dir: tempfile::TempDir,
+    store: Arc<tempfile::TempDir>,
+}
+
+fn config(dir: &Path) -> Config {
+    Config { data_dir: dir.join("data"), ring_threads: 1, nbd_workers: 2, cpu_threads: 2, ..Config::default() }
+}
+
+impl Host {
+    async fn new() -> Self {
+        Self::with_store(Arc::new(tempfile::tempdir().unwrap())).await
+    }
+
+    async fn with_store(store: Arc<tempfile::TempDir>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let client = Client::new(dir.path().join("data/blockd.sock"));
+        let mut host = Self { daemon: None, client, dir, store };
+        host.start().await;
+        host
+    }
+
+    async fn start(&mut self) {
+        self.daemon = Some(Daemon::start(config(self.dir.path()), false).await.unwrap());
+    }
+
+    async fn stop(&mut self) {
+        self.daemon.take().unwrap().stop().await.unwrap();
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        self.daemon.as_ref().unwrap().core()
+    }
+
+    fn volume(&self, name: &str) -> Arc<Volume> {
+        self.core().registry.by_name(name).unwrap().volume().unwrap()
+    }
+
+    async fn create_volume(&self, name: &str) -> Arc<Volume> {
+        let labels = "app=mysql,tier=db".parse().unwrap();
+        let request = CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels };
+        self.client.create_volume(&request).await.unwrap();
+        self.volume(name)
+    }
+
+    fn credential(&self, name: &str, passphrase: Option<&str>) -> CreateCredential {
+        CreateCredential {
+            name: name.parse().unwrap(),
+            provider: ProviderRequest::Local { path: self.store.path().to_owned() },
+            encryption_passphrase: passphrase.map(|text| blockd_api::Secret::new(text.into())),
+        }
+    }
+
+    async fn create_credential(&self) -> Uuid {
+        self.client.create_credential(&self.credential("nas", None)).await.unwrap().uuid
+    }
+
+    async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
+        let request = StartBackup { volume: volume.parse().unwrap(), full, cred_id: None };
+        self.client.start_backup(&request).await.unwrap().task
+    }
+
+    /// Long polls until the task has ended.
+    async fn wait(&self, task: Uuid) -> Task {
+        let mut version = 0;
+        loop {
+            let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(version) };
+            let seen = self.client.task(task, &wait).await.unwrap();
+            if seen.state.stage.is_over() {
+                return seen;
+            }
+            assert!(seen.version >= version);
+            version = seen.version;
+        }
+    }
+
+    async fn done(&self, task: Uuid) -> Task {
+        let task = self.wait(task).await;
+        assert_eq!((task.state.stage, &task.error), (TaskStage::Done, &None), "{task:?}");
+        task
+    }
+
+    async fn backup(&self, volume: &str, full: bool) -> Task {
+        self.done(self.start_backup(volume, full).await).await
+    }
+
+    async fn restore(&self, snap: &str, name: &str) -> Arc<Volume> {
+        let request = StartRestore { snap: snap.parse().unwrap(), volume: Some(name.parse().unwrap()), cred_id: None };
+        let started = self.client.start_restore(&request).await.unwrap();
+        self.done(started.task).await;
+        self.volume(name)
+    }
+
+    async fn list(&self) -> Vec<Cloudsnap> {
+        let query = ListCloudsnaps { all: true, ..ListCloudsnaps::default() };
+        let list = self.client.list_cloudsnaps(&query).await.unwrap();
+        assert_eq!((list.damaged.len(), list.failed_credentials.len()), (0, 0), "{list:?}");
+        list.cloudsnaps
+    }
+
+    /// Waits until the daemon was told to die at its step and its tasks have come to rest, and replaces it.
+    async fn die_and_start(&mut self) {
+        self.core().stopping.cancelled().await;
+        self.stop().await;
+        self.start().await;
+    }
+
+    /// No snapshots, intervals' snapshots or task files are left by tasks that ended.
+    fn assert_tidy(&self) {
+        let rows = self.core().db.transaction(|tx| SnapshotRow::all(tx, None)).unwrap();
+        assert_eq!(rows, vec![]);
+        for entry in self.core().registry.all() {
+            assert_eq!(entry.volume().unwrap().snapshots().len(), 0, "{}", entry.name);
+        }
+        assert_eq!(std::fs::read_dir(self.dir.path().join("data/tasks")).unwrap().count(), 0);
+    }
+}
+
+/// Some content that differs from block to block, and compresses badly.
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// A volume's expected content.
+#[derive(Clone)]
+struct Model(Vec<u8>);
+
+impl Model {
+    fn new() -> Self {
+        Self(vec![0; SIZE_BYTES as usize])
+    }
+
+    fn write(&mut self, volume: &Volume, offset: u64, seed: u64, len: usize) {
+        let data = pattern(seed, len);
+        volume.write(offset, &data, false).unwrap();
+        self.0[offset as usize..][..len].copy_from_slice(&data);
+    }
+
+    fn trim(&mut self, volume: &Volume, offset: u64, len: u64) {
+        volume.write_zeroes(offset, len, false, false).unwrap();
+        self.0[offset as usize..][..len as usize].fill(0);
+    }
+
+    fn assert_is(&self, volume: &Volume) {
+        let mut content = vec![0; SIZE_BYTES as usize];
+        volume.read(0, &mut content).unwrap();
+        let differs = content.iter().zip(&self.0).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "the first byte that differs");
+    }
+}
+
+fn api_code<T: std::fmt::Debug>(result: Result<T, ClientError>) -> ErrorCode {
+    match result.unwrap_err() {
+        ClientError::Api(error) => {
+            assert!(!error.message.contains('\n'), "{}", error.message);
+            error.code
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_main_job() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.client.create_credential(&host.credential("nas", Some("correct horse"))).await.unwrap();
+    let mut model = Model::new();
+    model.write(&volume, 1000, 1, 9 << 20);
+    model.write(&volume, SIZE_BYTES - 5000, 2, 5000);
+
+    let full = host.backup("data", false).await;
+    assert_eq!(full.backup_type, Some(BackupType::Full));
+    assert!(full.bytes_uploaded >= 9 << 20 && full.freeze_stall_micros.is_some());
+    assert_eq!(full.requests.list + full.requests.head, 0);
+    let first = model.clone();
+    host.assert_tidy();
+
+    model.write(&volume, 40 << 20, 3, 100_000);
+    model.trim(&volume, 2 << 20, 1 << 20);
+    let incremental = host.backup("data", false).await;
+    assert_eq!(incremental.backup_type, Some(BackupType::Incremental));
+    assert!(incremental.bytes_uploaded < 200_000, "{incremental:?}");
+    let ids: Vec<String> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
+    assert_eq!(ids, [full.source_volume.clone().unwrap(), incremental.source_volume.clone().unwrap()]);
+    assert!(ids[1].ends_with("-incr"));
+    let seen = host.client.volume(&"data".parse().unwrap()).await.unwrap();
+    assert_eq!(seen.last_backups[0].cloudsnap_id, ids[1]);
+    assert_eq!(seen.last_backups[0].incrementals_since_full, 1);
+
+    first.assert_is(&*host.restore(&ids[0], "one").await);
+    model.assert_is(&*host.restore(&ids[1], "two").await);
+    let restored = host.client.volume(&"two".parse().unwrap()).await.unwrap();
+    assert_eq!(restored.labels.to_string(), "app=mysql,tier=db");
+
+    // After a clean stop the chain goes on, and nothing is dirty that was not written.
+    host.stop().await;
+    host.start().await;
+    let volume = host.volume("data");
+    model.write(&volume, 5 * BLOCK, 4, 1);
+    let third = host.backup("data", false).await;
+    assert_eq!((third.backup_type, third.bytes_dirty), (Some(BackupType::Incremental), BLOCK));
+    let third_id = third.source_volume.unwrap();
+
+    // Deleting in the middle of the chain takes nothing from the others; deleting its tip makes the next one full.
+    for (id, next) in [(&ids[1], BackupType::Incremental), (&third_id, BackupType::Full)] {
+        let request = StartDelete { snap: id.parse().unwrap(), cred_id: None };
+        if next == BackupType::Full {
+            model.assert_is(&*host.restore(id, "three").await);
+        }
+        host.done(host.client.start_delete(&request).await.unwrap().task).await;
+        assert_eq!(api_code(host.client.start_delete(&request).await), ErrorCode::CloudsnapNotFound);
+    }
+    first.assert_is(&*host.restore(&ids[0], "four").await);
+    assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Full));
+    host.assert_tidy();
+
+    // Another host with the same credential sees and restores everything.
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    let wrong = other.credential("wrong", Some("incorrect horse"));
+    assert_eq!(api_code(other.client.create_credential(&wrong).await), ErrorCode::WrongPassphrase);
+    let none = other.credential("none", None);
+    assert_eq!(api_code(other.client.create_credential(&none).await), ErrorCode::PassphraseRequired);
+    other.client.create_credential(&other.credential("nas", Some("correct horse"))).await.unwrap();
+    let list = other.list().await;
+    assert_eq!(list.len(), 2);
+    first.assert_is(&*other.restore(&list[0].id.to_string(), "here").await);
+    model.assert_is(&*other.restore(&list[1].id.to_string(), "there").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_survives_death_between_any_two_steps() {
+    for step in ["backup accepted", "backup frozen", "backup planned", "backup in the store", "backup committed"] {
+        let mut host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        let mut model = Model::new();
+        model.write(&volume, 0, 1, 3 << 20);
+        host.backup("data", false).await;
+        model.write(&volume, 1 << 20, 2, 1 << 20);
+        let frozen = model.clone();
+
+        *host.core().dies_at.lock() = Some(step);
+        let task = host.start_backup("data", false).await;
+        host.core().stopping.cancelled().await;
+        if step != "backup accepted" {
+            // The point in time is fixed: what is written later is not in it.
+            model.write(&volume, 30 << 20, 3, 1 << 20);
+        }
+        drop(volume);
+        host.die_and_start().await;
+        let done = host.done(task).await;
+        assert_eq!(done.backup_type, Some(BackupType::Incremental), "{step}");
+        let committed = step == "backup committed";
+        assert_eq!(done.resumed, u64::from(!committed), "{step}");
+        host.assert_tidy();
+        let id = done.source_volume.unwrap();
+        assert_eq!(host.list().await.len(), 2, "{step}");
+        frozen.assert_is(&*host.restore(&id, "copy").await);
+
+        // The next one builds on it.
+        let next = host.backup("data", false).await;
+        assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
+        assert!(next.bytes_dirty <= 1 << 20, "{step}: {}", next.bytes_dirty);
+        model.assert_is(&*host.restore(&next.source_volume.unwrap(), "next").await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_survives_death_between_any_two_steps() {
+    for step in ["restore accepted", "restore in place", "restore committed"] {
+        let mut host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        let mut model = Model::new();
+        model.write(&volume, 7, 1, 3 << 20);
+        let id = host.backup("data", false).await.source_volume.unwrap();
+        drop(volume);
+
+        *host.core().dies_at.lock() = Some(step);
+        let request = StartRestore { snap: id.parse().unwrap(), volume: None, cred_id: None };
+        let started = host.client.start_restore(&request).await.unwrap();
+        assert_eq!(started.volume.as_str(), "data-restored-1");
+        host.die_and_start().await;
+        host.done(started.task).await;
+        model.assert_is(&host.volume("data-restored-1"));
+        assert_eq!(host.client.list_volumes(&ListVolumes::default()).await.unwrap().volumes.len(), 2);
+        host.assert_tidy();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_survives_death_between_any_two_steps() {
+    for step in ["delete accepted", "delete out of the store"] {
+        let mut host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        Model::new().write(&volume, 0, 1, 3 << 20);
+        let id = host.backup("data", false).await.source_volume.unwrap();
+        drop(volume);
+        *host.core().dies_at.lock() = Some(step);
+        let request = StartDelete { snap: id.parse().unwrap(), cred_id: None };
+        let task = host.client.start_delete(&request).await.unwrap().task;
+        host.die_and_start().await;
+        host.done(task).await;
+        assert_eq!(host.list().await, vec![]);
+        let data = host.store.path().join("blockd/data");
+        let left = walk(&data);
+        assert_eq!(left, Vec::<String>::new(), "{step}");
+        assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Full));
+        host.assert_tidy();
+    }
+}
+
+fn walk(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .flat_map(|entry| match entry.path().is_dir() {
+            true => walk(&entry.path()),
+            false => vec![entry.path().display().to_string()],
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_told_and_leave_nothing() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let backup = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None };
+    assert_eq!(api_code(host.client.start_backup(&backup).await), ErrorCode::CredentialRequired);
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    let id = host.backup("data", false).await.source_volume.unwrap();
+
+    // A damaged pack fails the restore, which leaves no volume.
+    let pack = walk(host.store.path()).into_iter().find(|path| path.contains("/pack-")).unwrap();
+    let good = std::fs::read(&pack).unwrap();
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    std::fs::write(&pack, &bad).unwrap();
+    let request = StartRestore { snap: id.parse().unwrap(), volume: Some("copy".parse().unwrap()), cred_id: None };
+    let failed = host.wait(host.client.start_restore(&request).await.unwrap().task).await;
+    assert_eq!(failed.state.to_string(), "Restore-Failed");
+    let error = failed.error.unwrap();
+    assert!(error.code == ErrorCode::CloudsnapDamaged && error.message.contains("pack-"), "{error:?}");
+    assert!(host.core().registry.by_name("copy").is_none());
+    host.assert_tidy();
+    std::fs::write(&pack, &good).unwrap();
+
+    // A store that is gone fails the backup; the volume and the chain are as before.
+    let away = host.store.path().with_extension("away");
+    std::fs::rename(host.store.path(), &away).unwrap();
+    let failed = host.wait(host.start_backup("data", false).await).await;
+    assert_eq!(failed.state.to_string(), "Backup-Failed");
+    assert!(failed.error.unwrap().message.contains(host.store.path().to_str().unwrap()));
+    host.assert_tidy();
+    std::fs::rename(&away, host.store.path()).unwrap();
+    assert_eq!(host.list().await.len(), 1);
+    assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
+
+    // The base is gone from the store: the next one is full.
+    let tip = host.backup("data", false).await.source_volume.unwrap();
+    std::fs::remove_file(host.store.path().join("blockd/manifests").join(&tip)).unwrap();
+    let full = host.backup("data", false).await;
+    assert_eq!(full.backup_type, Some(BackupType::Full));
+    model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);
+
+    // Names, sizes, ids.
+    let taken = CreateVolume { name: "data".parse().unwrap(), size_bytes: 1 << 20, labels: Default::default() };
+    assert_eq!(api_code(host.client.create_volume(&taken).await), ErrorCode::VolumeExists);
+    let odd = CreateVolume { name: "odd".parse().unwrap(), size_bytes: 4097, labels: Default::default() };
+    assert_eq!(api_code(host.client.create_volume(&odd).await), ErrorCode::InvalidRequest);
+    assert!(host.core().registry.by_name("odd").is_none());
+    let zero = CreateVolume { name: "zero".parse().unwrap(), size_bytes: 0, labels: Default::default() };
+    assert_eq!(api_code(host.client.create_volume(&zero).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.volume(&"none".parse().unwrap()).await), ErrorCode::VolumeNotFound);
+    let unknown = format!("{}/1-2", Uuid::nil());
+    let request = StartRestore { snap: unknown.parse().unwrap(), volume: None, cred_id: None };
+    assert_eq!(api_code(host.client.start_restore(&request).await), ErrorCode::CloudsnapNotFound);
+    assert_eq!(api_code(host.client.task(Uuid::nil(), &WaitTask::default()).await), ErrorCode::TaskNotFound);
+    let missing = CreateCredential {
+        name: "missing".parse().unwrap(),
+        provider: ProviderRequest::Local { path: "/nonexistent/store".into() },
+        encryption_passphrase: None,
+    };
+    assert_eq!(api_code(host.client.create_credential(&missing).await), ErrorCode::BucketMissing);
+    drop(volume);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_use_is_not_taken_away() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    let id = host.backup("data", false).await.source_volume.unwrap();
+
+    let entry = host.core().registry.by_name("data").unwrap();
+    let (_, attachment) = entry.attach().unwrap();
+    assert_eq!(api_code(host.client.delete_volume(&"data".parse().unwrap()).await), ErrorCode::VolumeInUse);
+    drop(attachment);
+
+    // A task that rests at a step is a task at work to everybody else.
+    *host.core().dies_at.lock() = Some("backup planned");
+    let task = host.start_backup("data", false).await;
+    host.core().stopping.cancelled().await;
+    let again = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None };
+    let core = Arc::clone(host.core());
+    let code = |error: crate::error::ServiceError| error.to_api().code;
+    assert_eq!(code(core.start_backup(&again).await.unwrap_err()), ErrorCode::VolumeInUse);
+    assert_eq!(code(core.delete_volume(&"data".parse().unwrap()).await.unwrap_err()), ErrorCode::VolumeInUse);
+    assert_eq!(code(core.delete_credential(&"nas".parse().unwrap()).await.unwrap_err()), ErrorCode::CredentialInUse);
+    let delete = StartDelete { snap: id.parse().unwrap(), cred_id: None };
+    assert_eq!(code(core.start_delete(&delete).await.unwrap_err()), ErrorCode::CloudsnapInUse);
+    drop((core, entry, volume));
+    host.die_and_start().await;
+    host.done(task).await;
+
+    // Now all of it may go; what is in the store stays.
+    host.client.delete_volume(&"data".parse().unwrap()).await.unwrap();
+    assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
+    assert_eq!(host.list().await.len(), 2);
+    host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
+    host.create_credential().await;
+    model.assert_is(&*host.restore(&id, "data").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_listed_and_deleted_by_name_and_id() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    Model::new().write(&volume, 0, 1, 10_000);
+    let by_name = CreateSnapshot { name: Some("monday".parse().unwrap()) };
+    let first = host.client.create_snapshot(&"data".parse().unwrap(), &by_name).await.unwrap();
+    assert_eq!(first.dirty_bytes, 3 * BLOCK);
+    assert_eq!(
+        api_code(host.client.create_snapshot(&"data".parse().unwrap(), &by_name).await),
+        ErrorCode::SnapshotExists
+    );
+    let second = host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
+    let list = host.client.list_snapshots(&ListSnapshots::default()).await.unwrap().snapshots;
+    assert_eq!(list, [first, second.clone()]);
+    host.client.delete_snapshot(&"data@monday".parse().unwrap()).await.unwrap();
+    host.client.delete_snapshot(&second.id.to_string().parse().unwrap()).await.unwrap();
+    assert_eq!(
+        api_code(host.client.delete_snapshot(&"data@monday".parse().unwrap()).await),
+        ErrorCode::SnapshotNotFound
+    );
+    let seen = host.client.volume(&"data".parse().unwrap()).await.unwrap();
+    assert_eq!(seen.snapshot_count, 0);
+    host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_cannot_be_opened_does_not_keep_the_others_down() {
+    let mut host = Host::new().await;
+    let good = host.create_volume("good").await;
+    let bad = host.create_volume("bad").await;
+    let mut model = Model::new();
+    model.write(&good, 0, 1, 5000);
+    let dir = host.core().volume_dir(bad.id());
+    drop((good, bad));
+    host.stop().await;
+    std::fs::rename(&dir, dir.with_extension("hidden")).unwrap();
+    host.start().await;
+    model.assert_is(&host.volume("good"));
+    assert!(matches!(host.core().registry.by_name("bad").unwrap().view().state, EntryState::Failed(_)));
+    let seen = host.client.volume(&"bad".parse().unwrap()).await.unwrap();
+    assert!(seen.state_reason.unwrap().contains(dir.to_str().unwrap()));
+    assert_eq!(host.client.status().await.unwrap().counts.volumes_failed, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_key_costs_only_the_credentials() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    host.backup("data", false).await;
+    drop(volume);
+    host.stop().await;
+    std::fs::write(host.dir.path().join("data/secret.key"), [3; 32]).unwrap();
+    host.start().await;
+    host.volume("data").write(0, &[1], false).unwrap();
+    let failed = host.wait(host.start_backup("data", false).await).await;
+    let error = failed.error.unwrap();
+    assert!(error.code == ErrorCode::SecretUnavailable && error.message.contains("nas"), "{error:?}");
+    assert_eq!(api_code(host.client.list_cloudsnaps(&ListCloudsnaps::default()).await), ErrorCode::SecretUnavailable);
+    host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_is_refused_and_tasks_are_remembered() {
+    let mut host = Host::new().await;
+    let error = Daemon::start(config(host.dir.path()), false).await.unwrap_err().to_string();
+    assert!(error.contains("in use by another blockd"), "{error}");
+    host.create_volume("data").await;
+    host.create_credential().await;
+    let task = host.backup("data", true).await;
+    host.stop().await;
+    host.start().await;
+    let query = ListTasks { name: Some(task.name.to_string()[..8].to_owned()) };
+    let tasks = host.client.list_tasks(&query).await.unwrap().tasks;
+    assert_eq!(tasks, [task]);
+}

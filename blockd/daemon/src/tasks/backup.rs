@@ -1,0 +1,374 @@
+//! A backup: freeze, decide, plan, upload, commit.
+//!
+//! What is durable after each step, and where a run that was cut off goes on:
+//!
+//! 1. the task's row, with the id of the snapshot to be taken: nothing else happened yet, so freeze;
+//! 2. the snapshot's row, `ready`: the point in time is fixed, so decide and plan;
+//! 3. the plan's file: what is uploaded is fixed, byte for byte, so upload what the journal does not have;
+//! 4. the manifest in the store: the backup exists; putting the same one again is found to be no conflict;
+//! 5. one transaction: chain, catalog, task done, snapshot `deleting`; what is left is cleaned up by every start.
+
+use super::{
+    LiveTask, clean_files,
+    plan::{Decision, Plan, decide},
+};
+use crate::{
+    cloud,
+    core::Core,
+    credentials::is_gone_or_damaged,
+    db::{Catalog, Chain, CredentialRow, DbError, SnapshotRow, SnapshotState, TaskRow},
+    error::{ServiceError, blocking},
+    registry::VolumeEntry,
+};
+use blockd_api::{ErrorCode, SnapshotName};
+use blockd_cloud::{
+    BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding, Manifest,
+    ManifestCache, Progress, Repository, new_delta_salt,
+};
+use blockd_extent::{Extent, SnapshotId, VolumeId};
+use blockd_volume::{SnapshotView, Volume, VolumeError, VolumeErrorKind};
+use jiff::Timestamp;
+use parking_lot::RwLock;
+use std::{io, path::Path, sync::Arc};
+use uuid::Uuid;
+
+/// A snapshot as the cloud side reads it. The view is dropped when told, not when the last thread lets go.
+struct Reader {
+    view: RwLock<Option<SnapshotView>>,
+}
+
+impl Reader {
+    fn close(&self) {
+        *self.view.write() = None;
+    }
+}
+
+impl BlockReader for Reader {
+    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+        let view = self.view.read();
+        let view = view.as_ref().ok_or_else(|| io::Error::other("the backup is over"))?;
+        view.read_extents(extents, buf).map_err(to_io)
+    }
+}
+
+/// A volume's error as an I/O error; the kind of a full disk is kept.
+pub(super) fn to_io(error: VolumeError) -> io::Error {
+    let kind = match error.kind() {
+        VolumeErrorKind::NoSpace => io::ErrorKind::StorageFull,
+        VolumeErrorKind::InvalidInput => io::ErrorKind::InvalidInput,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
+
+fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError> {
+    match (row.volume, row.snapshot) {
+        (Some(volume), Some(snapshot)) => Ok((volume, snapshot)),
+        _ => Err(ServiceError::Internal("a backup without volume or snapshot".into())),
+    }
+}
+
+pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let (volume_id, snapshot_id) = ids(&row)?;
+    let entry = core.registry.by_id(volume_id).ok_or_else(|| {
+        ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {volume_id} any more"))
+    })?;
+    let volume = entry.volume()?;
+    core.reached("backup accepted")?;
+    let snapshot = frozen(core, live, &entry, snapshot_id).await?;
+    live.detail(|detail| {
+        detail.frozen = true;
+        detail.freeze_stall_micros = snapshot.freeze_stall_micros;
+    });
+    core.store_progress(live).await;
+    core.reached("backup frozen")?;
+
+    let _slot = core.tasks.slot(&core.stopping).await?;
+    let (repository, requests) = core.task_repository(row.credential).await?;
+    let progress = Arc::new(Progress::new(requests));
+    live.begin(Arc::clone(&progress));
+    let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
+    let (plan, base) = planned(core, live, &volume, &snapshot, &repository, &catalog).await?;
+    core.reached("backup planned")?;
+
+    let spec = Arc::new(BackupSpec {
+        cluster: core.cluster,
+        volume: volume_id,
+        snapshot: snapshot_id,
+        volume_name: entry.name.to_string(),
+        snapshot_name: snapshot.name.to_string(),
+        labels: entry.labels.as_map().clone(),
+        size_bytes: entry.size_bytes,
+        created: snapshot.created,
+        started: plan.started,
+        data: plan.data,
+        zero: plan.zero,
+        base,
+        delta_salt: plan.salt,
+        freeze_stall_micros: snapshot.freeze_stall_micros,
+        trigger: "Manual".into(),
+    });
+    live.update(|row| {
+        row.cloudsnap = spec.id();
+        row.base = spec.base.as_ref().map(Manifest::id);
+        row.detail.backup_type =
+            Some(if spec.base.is_some() { BackupType::Incremental } else { BackupType::Full });
+        row.detail.bytes_dirty = spec.data.len_bytes() + spec.zero.len_bytes();
+    });
+    core.store_progress(live).await;
+
+    let manifest = upload(core, &volume, &spec, &repository, progress, row.id).await;
+    if let Err(ServiceError::Cloud(error)) = &manifest
+        && let CloudError::BaseDeleted { base } = **error
+    {
+        forget_chain(core, row.credential, base).await?;
+    }
+    let manifest = manifest?;
+    core.reached("backup in the store")?;
+    let done = commit(core, live, &snapshot, manifest).await?;
+    core.reached("backup committed")?;
+    if let Err(error) = clean_up(core, &done).await {
+        tracing::warn!(%error, "what the backup left behind is removed at the next start");
+    }
+    Ok(done)
+}
+
+/// The snapshot that is backed up: the one that an earlier run took, or a new one.
+async fn frozen(
+    core: &Core,
+    live: &LiveTask,
+    entry: &Arc<VolumeEntry>,
+    id: SnapshotId,
+) -> Result<SnapshotRow, ServiceError> {
+    let volume = entry.id;
+    let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(volume))).await?;
+    if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
+        return Ok(row);
+    }
+    let name: SnapshotName = format!("backup-{}", live.id).parse()?;
+    core.freeze(entry, id, name, true).await
+}
+
+/// The plan that an earlier run kept, or a new one, and the manifest that it builds on.
+async fn planned(
+    core: &Core,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+    snapshot: &SnapshotRow,
+    repository: &Repository,
+    catalog: &Catalog,
+) -> Result<(Plan, Option<Manifest>), ServiceError> {
+    let (task, volume_id, dir) = (live.id, snapshot.volume, core.task_dir(live.id));
+    let kept = blocking(move || Plan::load(&dir, task, volume_id)).await?;
+    if let Some(plan) = kept {
+        let base = match plan.base {
+            Some(id) => Some(base_manifest(repository, catalog, id).await?),
+            None => None,
+        };
+        return Ok((plan, base));
+    }
+    let (plan, base, note) = make_plan(core, live, volume, snapshot, repository).await?;
+    tracing::info!(
+        data_blocks = plan.data.len_blocks(),
+        zero_blocks = plan.zero.len_blocks(),
+        base = plan.base.map(tracing::field::display),
+        why = note,
+        "backup planned"
+    );
+    live.detail(|detail| detail.note = Some(note.to_owned()));
+    let (saved, dir) = (plan.clone(), core.task_dir(live.id));
+    blocking(move || saved.save(&dir)).await?;
+    Ok((plan, base))
+}
+
+async fn base_manifest(
+    repository: &Repository,
+    catalog: &Catalog,
+    id: CloudsnapId,
+) -> Result<Manifest, ServiceError> {
+    let (cache, key) = (catalog.clone(), id.manifest_key());
+    let cached = blocking(move || Ok::<_, ServiceError>(cache.load(&key))).await?;
+    match cached {
+        Some(manifest) => Ok(manifest),
+        None => Ok(repository.manifest(&id).await?),
+    }
+}
+
+async fn make_plan(
+    core: &Core,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+    snapshot: &SnapshotRow,
+    repository: &Repository,
+) -> Result<(Plan, Option<Manifest>, &'static str), ServiceError> {
+    let row = live.view();
+    let (volume_id, credential, until) = (snapshot.volume, row.credential, snapshot.epoch);
+    let chain = core.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
+    let decision = decide(chain.as_ref(), row.detail.force_full, core.config.full_every, until);
+    let mut note = "builds on the backup before";
+    let mut found = None;
+    match decision {
+        Decision::Full { why } => note = why,
+        Decision::Incremental { base } => {
+            // One GET proves that what the incremental would build on is still there.
+            match repository.manifest(&base.cloudsnap).await {
+                Ok(manifest) => {
+                    let (volume, since) = (Arc::clone(volume), base.epoch);
+                    let changes = blocking(move || volume.changes(Some(since), until)).await;
+                    match changes {
+                        Ok(changes) => found = Some((changes, Some(manifest))),
+                        Err(ServiceError::Volume(error)) if error.kind() == VolumeErrorKind::IntervalsGone => {
+                            note = "the blocks changed since the last backup are no longer known";
+                            tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                Err(error) if is_gone_or_damaged(&error) => {
+                    note = "the last backup is gone from the store or cannot be read";
+                    tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
+                    forget_chain(core, credential, base.cloudsnap).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let (changes, base) = match found {
+        Some(found) => found,
+        None => {
+            let volume = Arc::clone(volume);
+            (blocking(move || volume.changes(None, until)).await?, None)
+        }
+    };
+    let plan = Plan {
+        task: live.id,
+        base: base.as_ref().map(Manifest::id),
+        salt: new_delta_salt()?,
+        // To the microsecond, as the plan's file has it: every run must put the same time into the manifest.
+        started: Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or(snapshot.created),
+        data: changes.data,
+        zero: changes.zero,
+    };
+    Ok((plan, base, note))
+}
+
+async fn forget_chain(core: &Core, credential: Uuid, tip: CloudsnapId) -> Result<(), ServiceError> {
+    core.db
+        .run(move |tx| -> Result<(), DbError> {
+            Chain::remove_tip(tx, &tip)?;
+            Catalog::remove(tx, credential, &tip.manifest_key())
+        })
+        .await?;
+    Ok(())
+}
+
+async fn upload(
+    core: &Core,
+    volume: &Arc<Volume>,
+    spec: &Arc<BackupSpec>,
+    repository: &Repository,
+    progress: Arc<Progress>,
+    task: Uuid,
+) -> Result<Manifest, ServiceError> {
+    let (volume, snapshot) = (Arc::clone(volume), spec.snapshot);
+    let path = core.task_dir(task).join("journal");
+    let binding = JournalBinding::of(repository, spec);
+    let (reader, journal) = blocking(move || -> Result<_, ServiceError> {
+        let view = volume.view(snapshot)?;
+        Ok((Arc::new(Reader { view: RwLock::new(Some(view)) }), open_journal(&path, &binding)?))
+    })
+    .await?;
+    let options =
+        BackupOptions { upload_concurrency: core.config.upload_concurrency, cpu_threads: core.config.cpu_threads };
+    let result = cloud::backup(
+        repository.clone(),
+        Arc::clone(spec),
+        Arc::clone(&reader) as Arc<dyn BlockReader>,
+        Arc::new(journal),
+        options,
+        progress,
+        core.stopping.clone(),
+    );
+    let result = result.await;
+    blocking(move || {
+        reader.close();
+        Ok::<_, ServiceError>(())
+    })
+    .await?;
+    result
+}
+
+/// The journal of this backup. One that belongs to another plan or is damaged is begun anew: it only saves work.
+fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, CloudError> {
+    match FileJournal::open(path, binding) {
+        Err(CloudError::ForeignJournal { .. }) => {
+            tracing::warn!(path = %path.display(), "the journal of the backup is not usable: everything is sent again");
+            std::fs::remove_file(path).map_err(|source| CloudError::Journal {
+                path: path.to_owned(),
+                what: "removing it",
+                source,
+            })?;
+            FileJournal::open(path, binding)
+        }
+        other => other,
+    }
+}
+
+async fn commit(
+    core: &Core,
+    live: &LiveTask,
+    snapshot: &SnapshotRow,
+    manifest: Manifest,
+) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let id = manifest.id();
+    let chain = Chain {
+        volume: snapshot.volume,
+        credential: row.credential,
+        epoch: snapshot.epoch,
+        cloudsnap: id,
+        // One delta for the full backup at the bottom, and one for each incremental since.
+        incrementals: manifest.chain.len() as u64,
+        finished: snapshot.created,
+    };
+    let measured = measured_write_speed(live);
+    let snapshot = snapshot.id;
+    core.finish(live, move |tx| {
+        chain.put(tx)?;
+        Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
+        if let Some(bytes_per_s) = measured {
+            CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
+        }
+        SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)
+    })
+    .await
+}
+
+/// How fast the store took data, if enough was sent to tell.
+fn measured_write_speed(live: &LiveTask) -> Option<u64> {
+    const ENOUGH_BYTES: u64 = 16 << 20;
+    let (bytes, seconds) = live.upload();
+    (bytes >= ENOUGH_BYTES && seconds > 0.0).then(|| (bytes as f64 / seconds) as u64)
+}
+
+pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Result<(), DbError> {
+    match row.snapshot {
+        Some(snapshot) => SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting),
+        None => Ok(()),
+    }
+}
+
+/// Drops the snapshot that was taken for the backup, the block sets that nobody needs any more, and the task's files.
+pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
+    let (volume, snapshot) = ids(row)?;
+    let mut dropped = Ok(());
+    if let Some(entry) = core.registry.by_id(volume)
+        && let Ok(volume) = entry.volume()
+    {
+        dropped = core.drop_snapshot(volume, snapshot).await;
+        core.forget_intervals(&entry).await;
+    }
+    clean_files(core, row.id).await?;
+    dropped
+}

@@ -1,0 +1,96 @@
+//! Deleting a cloud snapshot: its manifest first, then the data that no other snapshot needs.
+//!
+//! The manifest is kept in the task's directory before it is deleted from the store, so that a delete which was cut
+//! off still knows what to remove.
+
+use super::{LiveTask, clean_files};
+use crate::{
+    core::Core,
+    db::{Catalog, Chain, TaskKind, TaskRow},
+    error::{ServiceError, blocking},
+    files,
+};
+use blockd_cloud::{Manifest, Progress, Repository, delete_with_manifest};
+use blockd_extent::SnapshotId;
+use std::{path::Path, sync::Arc};
+
+pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let (repository, requests) = core.task_repository(row.credential).await?;
+    let progress = Arc::new(Progress::new(requests));
+    live.begin(progress);
+    core.store_progress(live).await;
+    let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
+    let manifest = kept_manifest(core, live, &repository, &row).await?;
+    core.reached("delete accepted")?;
+    let protected = protected(core, &row);
+    let delete = delete_with_manifest(&repository, &manifest, &protected, &catalog);
+    let report = tokio::select! {
+        report = delete => report?,
+        // Everything that was done so far is harmless to do again.
+        () = core.stopping.cancelled() => return Err(ServiceError::Stopping),
+    };
+    tracing::info!(
+        deltas_deleted = report.deltas_deleted,
+        objects_deleted = report.objects_deleted,
+        kept = report.kept.len(),
+        kept_reason = report.kept_reason,
+        "cloud snapshot deleted"
+    );
+    core.reached("delete out of the store")?;
+    let (id, credential) = (row.cloudsnap, row.credential);
+    let done = core
+        .finish(live, move |tx| {
+            Chain::remove_tip(tx, &id)?;
+            Catalog::remove(tx, credential, &id.manifest_key())
+        })
+        .await?;
+    if let Some(entry) = core.registry.by_id(id.volume) {
+        core.forget_intervals(&entry).await;
+    }
+    if let Err(error) = clean_files(core, done.id).await {
+        tracing::warn!(%error, "what the delete left behind is removed at the next start");
+    }
+    Ok(done)
+}
+
+/// The manifest, kept on this host from now on.
+async fn kept_manifest(
+    core: &Core,
+    live: &LiveTask,
+    repository: &Repository,
+    row: &TaskRow,
+) -> Result<Manifest, ServiceError> {
+    let dir = core.task_dir(live.id);
+    let path = dir.join("manifest.json");
+    let (load, wanted) = (path.clone(), row.cloudsnap);
+    let kept = blocking(move || read_manifest(&load)).await?;
+    if let Some(manifest) = kept.filter(|manifest| manifest.id() == wanted) {
+        return Ok(manifest);
+    }
+    let manifest = repository.manifest(&row.cloudsnap).await?;
+    let text = serde_json::to_vec(&manifest).map_err(|error| ServiceError::Internal(format!("cannot encode a manifest: {error}")))?;
+    blocking(move || {
+        let written = files::make_dir(&dir).and_then(|()| files::write_atomically(&path, &text));
+        written.map_err(|source| ServiceError::File { action: "write", path, source })
+    })
+    .await?;
+    Ok(manifest)
+}
+
+fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
+    match std::fs::read(path) {
+        // One that is not whole is fetched again.
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ServiceError::File { action: "read", path: path.to_owned(), source }),
+    }
+}
+
+/// The deltas that backups under way on the same volume build on, or make.
+fn protected(core: &Core, row: &TaskRow) -> Vec<SnapshotId> {
+    let backups = core.tasks.running().into_iter().filter(|task| {
+        task.kind == TaskKind::Backup && core.cluster == row.cloudsnap.cluster && task.volume == Some(row.cloudsnap.volume)
+    });
+    backups.flat_map(|task| task.snapshot.into_iter().chain(task.base.map(|base| base.snapshot))).collect()
+}

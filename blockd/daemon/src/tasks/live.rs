@@ -1,0 +1,173 @@
+//! A task that has not ended, as the rest of the daemon sees it while it runs.
+
+use crate::db::{TaskDetail, TaskKind, TaskRow, TaskState};
+use blockd_api::ApiError;
+use blockd_cloud::{Progress, store::RequestCounts};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{sync::Arc, time::Instant};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// A run's counters, and what earlier runs of the same task had counted.
+struct Run {
+    progress: Arc<Progress>,
+    since: Instant,
+    before_uploaded: u64,
+    before_downloaded: u64,
+    before_requests: RequestCounts,
+}
+
+struct State {
+    row: TaskRow,
+    run: Option<Run>,
+}
+
+/// A task that has not ended.
+pub struct LiveTask {
+    /// Its id.
+    pub id: Uuid,
+    /// What it does.
+    pub kind: TaskKind,
+    state: Mutex<State>,
+    version: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for LiveTask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LiveTask").field("id", &self.id).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+fn add(a: RequestCounts, b: RequestCounts) -> RequestCounts {
+    RequestCounts {
+        put: a.put + b.put,
+        get: a.get + b.get,
+        list: a.list + b.list,
+        delete: a.delete + b.delete,
+        multipart: a.multipart + b.multipart,
+        bytes_up: a.bytes_up + b.bytes_up,
+        bytes_down: a.bytes_down + b.bytes_down,
+    }
+}
+
+impl State {
+    /// Takes the run's counters over into the row; true if that changed something.
+    fn refresh(&mut self) -> bool {
+        let Some(run) = &self.run else { return false };
+        let now = run.progress.snapshot();
+        let detail = &mut self.row.detail;
+        let before = (detail.phase.clone(), detail.bytes_processed, detail.bytes_total, detail.requests);
+        detail.phase = now.phase.to_string();
+        detail.bytes_total = now.bytes_total;
+        detail.bytes_processed = now.bytes_processed;
+        detail.bytes_uploaded = run.before_uploaded + now.bytes_uploaded;
+        detail.bytes_downloaded = run.before_downloaded + now.bytes_downloaded;
+        detail.requests = add(run.before_requests, now.requests);
+        before != (detail.phase.clone(), detail.bytes_processed, detail.bytes_total, detail.requests)
+    }
+}
+
+impl LiveTask {
+    /// A task in this state.
+    pub fn new(row: TaskRow) -> Self {
+        let (version, _) = watch::channel(row.detail.version);
+        Self { id: row.id, kind: row.kind, state: Mutex::new(State { row, run: None }), version }
+    }
+
+    /// The task as it is now.
+    pub fn view(&self) -> TaskRow {
+        let mut state = self.state.lock();
+        state.refresh();
+        state.row.clone()
+    }
+
+    fn bump(&self, state: &mut State) {
+        state.row.detail.version += 1;
+        self.version.send_replace(state.row.detail.version);
+    }
+
+    /// Changes the row.
+    pub fn update(&self, change: impl FnOnce(&mut TaskRow)) {
+        let mut state = self.state.lock();
+        change(&mut state.row);
+        self.bump(&mut state);
+    }
+
+    /// Changes what is told of the task.
+    pub fn detail(&self, change: impl FnOnce(&mut TaskDetail)) {
+        self.update(|row| change(&mut row.detail));
+    }
+
+    /// It goes to work: these counters are its own from now on.
+    pub fn begin(&self, progress: Arc<Progress>) {
+        let mut state = self.state.lock();
+        state.row.state = TaskState::Active;
+        let detail = &state.row.detail;
+        state.run = Some(Run {
+            progress,
+            since: Instant::now(),
+            before_uploaded: detail.bytes_uploaded,
+            before_downloaded: detail.bytes_downloaded,
+            before_requests: detail.requests,
+        });
+        state.refresh();
+        self.bump(&mut state);
+    }
+
+    /// Bytes that this run uploaded, and in how many seconds so far.
+    pub fn upload(&self) -> (u64, f64) {
+        let state = self.state.lock();
+        state.run.as_ref().map_or((0, 0.0), |run| (run.progress.snapshot().bytes_uploaded, run.since.elapsed().as_secs_f64()))
+    }
+
+    /// Looks at the counters; true if they moved.
+    pub fn refresh(&self) -> bool {
+        let mut state = self.state.lock();
+        let changed = state.refresh();
+        if changed {
+            self.bump(&mut state);
+        }
+        changed
+    }
+
+    /// The run is over: its counters stay as they are now.
+    pub fn detach(&self) {
+        let mut state = self.state.lock();
+        state.refresh();
+        state.run = None;
+    }
+
+    /// The row that ends the task, well or with an error; not yet seen by others.
+    pub fn final_row(&self, error: Option<ApiError>) -> TaskRow {
+        let mut row = self.view();
+        row.state = if error.is_some() { TaskState::Failed } else { TaskState::Done };
+        if error.is_none() {
+            row.detail.phase = "done".into();
+        }
+        row.detail.error = error;
+        row.detail.completed = Some(Timestamp::now());
+        row.detail.version += 1;
+        row
+    }
+
+    /// Makes this the row that others see; the run is over.
+    pub fn set_row(&self, row: TaskRow) {
+        let mut state = self.state.lock();
+        state.run = None;
+        state.row = row;
+    }
+
+    /// Tells those who wait.
+    pub fn wake_all(&self) {
+        let version = self.state.lock().row.detail.version;
+        self.version.send_replace(version);
+    }
+
+    /// Waits until the version is above this one.
+    pub async fn changed_since(&self, version: u64) {
+        let mut watched = self.version.subscribe();
+        // The sender lives as long as `self`, so the wait cannot be cut off.
+        let _ = watched.wait_for(|now| *now > version).await;
+    }
+}

@@ -1,0 +1,336 @@
+//! Background tasks: backups, restores and deletes of cloud snapshots.
+//!
+//! A task's row is in the database before anything else happens, so that whatever cuts it off, the next start finds it
+//! and goes on. Each step is made such that doing it again is harmless: rows first, then disk or store, then rows.
+
+pub mod backup;
+pub mod delete;
+pub mod plan;
+mod live;
+pub mod restore;
+
+pub use live::LiveTask;
+
+use crate::{
+    core::Core,
+    db::{DbError, TaskKind, TaskRow, TaskState},
+    error::ServiceError,
+};
+use blockd_api::{
+    ErrorCode, MAX_WAIT_MS,
+    tasks::{self as api, ListTasks, Requests, TaskList, WaitTask},
+};
+use blockd_cloud::CancelToken;
+use futures::FutureExt;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    time::Duration,
+};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    task::JoinSet,
+};
+use tracing::Instrument;
+use uuid::Uuid;
+
+/// How often a task's progress is looked at.
+const LOOK_MS: u64 = 200;
+/// Every how many looks it is stored.
+const LOOKS_PER_STORE: u32 = 5;
+
+/// The tasks that have not ended.
+#[derive(Debug)]
+pub struct Tasks {
+    live: Mutex<HashMap<Uuid, Arc<LiveTask>>>,
+    running: Mutex<JoinSet<()>>,
+    slots: Semaphore,
+    closed: AtomicBool,
+}
+
+impl Tasks {
+    /// No tasks yet; at most `concurrency` of them will move data at once.
+    pub fn new(concurrency: usize) -> Self {
+        Self {
+            live: Mutex::default(),
+            running: Mutex::new(JoinSet::new()),
+            slots: Semaphore::new(concurrency),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// All tasks that have not ended.
+    pub fn running(&self) -> Vec<TaskRow> {
+        let live: Vec<_> = self.live.lock().values().cloned().collect();
+        live.iter().map(|task| task.view()).collect()
+    }
+
+    /// Waits for its turn to move data.
+    ///
+    /// # Errors
+    /// The daemon stops.
+    async fn slot(&self, stopping: &CancelToken) -> Result<SemaphorePermit<'_>, ServiceError> {
+        tokio::select! {
+            permit = self.slots.acquire() => permit.map_err(|_| ServiceError::Stopping),
+            () = stopping.cancelled() => Err(ServiceError::Stopping),
+        }
+    }
+
+    /// Takes no more tasks and waits until those that run have come to rest; the daemon's stop token must be cancelled.
+    /// Returns how many did not in this time.
+    pub async fn stop(&self, patience: Duration) -> usize {
+        self.closed.store(true, Ordering::SeqCst);
+        let mut running = std::mem::take(&mut *self.running.lock());
+        let all = async { while running.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(patience, all).await;
+        let left = running.len();
+        running.abort_all();
+        left
+    }
+}
+
+impl Core {
+    /// Stores a new task's row in `tx` of the caller's making and then starts it.
+    pub(crate) fn launch(self: &Arc<Self>, row: TaskRow) {
+        let span = tracing::info_span!("task", task = %row.id, kind = %row.kind, volume = row.volume.map(tracing::field::display));
+        let live = Arc::new(LiveTask::new(row));
+        self.tasks.live.lock().insert(live.id, Arc::clone(&live));
+        if self.tasks.closed.load(Ordering::SeqCst) {
+            // It is in the database: the next start takes it up.
+            return;
+        }
+        let core = Arc::clone(self);
+        let mut running = self.tasks.running.lock();
+        while running.try_join_next().is_some() {}
+        running.spawn(async move { run(&core, &live).await }.instrument(span));
+    }
+
+    /// Takes up what an earlier run of the daemon left unfinished.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn resume_tasks(self: &Arc<Self>) -> Result<(), ServiceError> {
+        for mut row in self.db.run(TaskRow::unfinished).await? {
+            row.detail.resumed += 1;
+            row.state = TaskState::Pending;
+            tracing::info!(task = %row.id, kind = %row.kind, resumed = row.detail.resumed, "taking the task up again");
+            let stored = row.clone();
+            self.db.run(move |tx| stored.put(tx)).await?;
+            self.launch(row);
+        }
+        Ok(())
+    }
+
+    /// One task; waits for a change first, if that is wanted.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub async fn task(&self, id: Uuid, wait: &WaitTask) -> Result<api::Task, ServiceError> {
+        let live = self.tasks.live.lock().get(&id).cloned();
+        if let Some(live) = live {
+            let patience = Duration::from_millis(wait.wait_ms.unwrap_or(0).min(MAX_WAIT_MS));
+            tokio::select! {
+                () = live.changed_since(wait.since_version.unwrap_or(0)) => {}
+                () = tokio::time::sleep(patience) => {}
+                () = self.stopping.cancelled() => {}
+            }
+            return Ok(self.task_to_api(&live.view()));
+        }
+        let row = self.db.run(move |tx| TaskRow::find(tx, id)).await?;
+        row.map(|row| self.task_to_api(&row))
+            .ok_or_else(|| ServiceError::refused(ErrorCode::TaskNotFound, format!("there is no task {id}")))
+    }
+
+    /// All tasks that are remembered, newest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_tasks(&self, query: &ListTasks) -> Result<TaskList, ServiceError> {
+        let mut rows = self.db.run(TaskRow::all).await?;
+        // What runs is newer in memory.
+        let live = self.tasks.live.lock().clone();
+        for row in &mut rows {
+            if let Some(live) = live.get(&row.id) {
+                *row = live.view();
+            }
+        }
+        let prefix = query.name.as_deref().unwrap_or_default();
+        let wanted = rows.iter().filter(|row| row.id.to_string().starts_with(prefix));
+        Ok(TaskList { tasks: wanted.map(|row| self.task_to_api(row)).collect() })
+    }
+
+    fn task_to_api(&self, row: &TaskRow) -> api::Task {
+        let kind = match row.kind {
+            TaskKind::Backup => api::TaskKind::Backup,
+            TaskKind::Restore => api::TaskKind::Restore,
+            TaskKind::Delete => api::TaskKind::Delete,
+        };
+        let stage = match row.state {
+            TaskState::Pending => api::TaskStage::Pending,
+            TaskState::Active => api::TaskStage::Active,
+            TaskState::Done => api::TaskStage::Done,
+            TaskState::Failed => api::TaskStage::Failed,
+        };
+        let detail = &row.detail;
+        let end = detail.completed.unwrap_or_else(Timestamp::now);
+        let decided = row.kind != TaskKind::Backup || detail.backup_type.is_some();
+        api::Task {
+            name: row.id,
+            kind,
+            source_volume: decided.then(|| row.cloudsnap.to_string()),
+            volume: detail.volume_name.clone(),
+            state: api::TaskState { kind, stage },
+            node: self.node.clone(),
+            credential: row.credential,
+            credential_name: detail.credential_name.parse().ok(),
+            phase: detail.phase.clone(),
+            bytes_total: detail.bytes_total,
+            bytes_processed: detail.bytes_processed,
+            bytes_uploaded: detail.bytes_uploaded,
+            bytes_downloaded: detail.bytes_downloaded,
+            bytes_dirty: detail.bytes_dirty,
+            requests: Requests {
+                put: detail.requests.put + detail.requests.multipart,
+                get: detail.requests.get,
+                list: detail.requests.list,
+                delete: detail.requests.delete,
+                head: 0,
+            },
+            freeze_stall_micros: (row.kind == TaskKind::Backup && detail.frozen).then_some(detail.freeze_stall_micros),
+            started: row.created,
+            completed: detail.completed,
+            time_elapsed: end.duration_since(row.created).as_secs_f64().max(0.0),
+            backup_type: detail.backup_type.map(backup_type),
+            error: detail.error.clone(),
+            resumed: detail.resumed.into(),
+            version: detail.version,
+        }
+    }
+
+    /// Stores how far a task is. A failure is only logged: the row that is there is still true, if older.
+    async fn store_progress(&self, live: &LiveTask) {
+        let view = live.view();
+        if let Err(error) = self.db.run(move |tx| view.put_progress(tx)).await {
+            tracing::warn!(%error, "the progress of the task is not stored");
+        }
+    }
+
+    /// Ends a task: `with` is done in the same transaction as its last row.
+    pub(crate) async fn finish(
+        &self,
+        live: &LiveTask,
+        with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
+    ) -> Result<TaskRow, ServiceError> {
+        let row = live.final_row(None);
+        let (stored, keep) = (row.clone(), self.config.task_history);
+        self.db
+            .run(move |tx| {
+                with(tx)?;
+                stored.put(tx)?;
+                TaskRow::prune(tx, keep)
+            })
+            .await?;
+        Ok(row)
+    }
+}
+
+/// The type of a backup, as replies have it.
+pub(crate) fn backup_type(from: blockd_cloud::BackupType) -> api::BackupType {
+    match from {
+        blockd_cloud::BackupType::Full => api::BackupType::Full,
+        blockd_cloud::BackupType::Incremental => api::BackupType::Incremental,
+    }
+}
+
+async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
+    let work = async {
+        match live.kind {
+            TaskKind::Backup => backup::run(core, live).boxed().await,
+            TaskKind::Restore => restore::run(core, live).boxed().await,
+            TaskKind::Delete => delete::run(core, live).boxed().await,
+        }
+    };
+    let watch = async {
+        let mut looks = 0u32;
+        loop {
+            tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
+            let changed = live.refresh();
+            looks += 1;
+            if changed && looks >= LOOKS_PER_STORE {
+                looks = 0;
+                core.store_progress(live).await;
+            }
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
+        () = watch => return,
+    };
+    let outcome = outcome.unwrap_or_else(|_| Err(ServiceError::Internal("the task panicked; see the log".into())));
+    match outcome {
+        Ok(row) => {
+            let detail = &row.detail;
+            tracing::info!(
+                cloudsnap = %row.cloudsnap,
+                bytes_processed = detail.bytes_processed,
+                bytes_uploaded = detail.bytes_uploaded,
+                bytes_downloaded = detail.bytes_downloaded,
+                requests = detail.requests.total(),
+                "task done"
+            );
+            live.set_row(row);
+        }
+        Err(error) if core.stopping.is_cancelled() && error.is_cancelled() => {
+            tracing::info!("the task goes on after the next start");
+            live.detach();
+            core.store_progress(live).await;
+            return;
+        }
+        Err(error) => fail(core, live, &error).await,
+    }
+    core.tasks.live.lock().remove(&live.id);
+    live.wake_all();
+}
+
+/// Ends a task that cannot go on: first its rows, then what it leaves behind.
+async fn fail(core: &Arc<Core>, live: &LiveTask, error: &ServiceError) {
+    let error = error.to_api();
+    tracing::error!(code = %error.code, error = %error.message, "task failed");
+    let row = live.final_row(Some(error));
+    let (stored, keep) = (row.clone(), core.config.task_history);
+    let kept = core.db.run(move |tx| -> Result<(), DbError> {
+        match stored.kind {
+            TaskKind::Backup => backup::mark_failed(tx, &stored)?,
+            TaskKind::Restore => restore::mark_failed(tx, &stored)?,
+            TaskKind::Delete => {}
+        }
+        stored.put(tx)?;
+        TaskRow::prune(tx, keep)
+    });
+    if let Err(error) = kept.await {
+        // The row still says that it runs: the next start takes it up again.
+        tracing::error!(%error, "the end of the task is not stored");
+    } else {
+        let cleaned = match row.kind {
+            TaskKind::Backup => backup::clean_up(core, &row).await,
+            TaskKind::Restore => restore::clean_up(core, &row).await,
+            TaskKind::Delete => clean_files(core, row.id).await,
+        };
+        if let Err(error) = cleaned {
+            tracing::warn!(%error, "what the failed task left behind is removed at the next start");
+        }
+    }
+    live.set_row(row);
+}
+
+/// Removes the files of a task that has ended.
+async fn clean_files(core: &Core, id: Uuid) -> Result<(), ServiceError> {
+    let path = core.task_dir(id);
+    crate::error::blocking(move || {
+        crate::files::remove_dir(&path).map_err(|source| ServiceError::File { action: "remove", path, source })
+    })
+    .await
+}

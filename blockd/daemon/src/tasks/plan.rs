@@ -1,0 +1,271 @@
+//! The plan of a backup, kept in a file from before the first upload until the commit: a run that was cut off goes on
+//! with exactly the same blocks, salt and base, so that what it sent before is still good.
+//!
+//! Layout, little-endian:
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 8 | magic `BLKDPLAN` |
+//! | 8 | 2 | version, 1 |
+//! | 10 | 1 | 0 full, 1 incremental on a full one, 2 incremental on an incremental one |
+//! | 11 | 5 | zero |
+//! | 16 | 16 | the task |
+//! | 32 | 32 | salt of the delta |
+//! | 64 | 16 | cluster of the base (zero for a full one) |
+//! | 80 | 8 | snapshot of the base (zero for a full one) |
+//! | 88 | 8 | when the backup began, microseconds since 1970 (signed) |
+//! | 96 | 8 | length d of the set of data blocks |
+//! | 104 | 8 | length z of the set of zero blocks |
+//! | 112 | d + z | both sets |
+//! | 112 + d + z | 8 | xxh3-64 of all before |
+
+use crate::{db::Chain, error::ServiceError, files};
+use blockd_cloud::CloudsnapId;
+use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
+use jiff::Timestamp;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+const MAGIC: &[u8; 8] = b"BLKDPLAN";
+const VERSION: u16 = 1;
+const HEADER_BYTES: usize = 112;
+
+/// Full, or on what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision<'a> {
+    /// Everything, and why.
+    Full {
+        /// In words for people.
+        why: &'static str,
+    },
+    /// What changed since this one.
+    Incremental {
+        /// The backup before.
+        base: &'a Chain,
+    },
+}
+
+/// Full or incremental: the first is full, then come `full_every - 1` incrementals, then a full one again.
+pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: Epoch) -> Decision<'_> {
+    let Some(base) = chain else {
+        return Decision::Full { why: "the first backup of this volume to this credential" };
+    };
+    if force_full {
+        return Decision::Full { why: "a full backup was asked for" };
+    }
+    if base.incrementals + 1 >= u64::from(full_every) {
+        return Decision::Full { why: "its turn in the cycle of full and incremental backups" };
+    }
+    if base.epoch >= frozen {
+        return Decision::Full { why: "the volume is older than its last backup" };
+    }
+    Decision::Incremental { base }
+}
+
+/// What a backup carries.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Plan {
+    /// The task it belongs to.
+    pub task: Uuid,
+    /// What an incremental builds on.
+    pub base: Option<CloudsnapId>,
+    /// Salt of the delta's keys.
+    pub salt: [u8; 32],
+    /// When the backup began.
+    pub started: Timestamp,
+    /// Blocks to be read.
+    pub data: BlockSet,
+    /// Blocks known to be zero.
+    pub zero: BlockSet,
+}
+
+fn path(dir: &Path) -> PathBuf {
+    dir.join("plan")
+}
+
+impl Plan {
+    fn encode(&self) -> Vec<u8> {
+        let (data, zero) = (self.data.to_bytes(), self.zero.to_bytes());
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + data.len() + zero.len() + 8);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.push(self.base.map_or(0, |base| 1 + u8::from(base.incremental)));
+        bytes.extend_from_slice(&[0; 5]);
+        bytes.extend_from_slice(self.task.as_bytes());
+        bytes.extend_from_slice(&self.salt);
+        bytes.extend_from_slice(self.base.map_or(Uuid::nil(), |base| base.cluster).as_bytes());
+        bytes.extend_from_slice(&self.base.map_or(0, |base| base.snapshot.as_u64()).to_le_bytes());
+        bytes.extend_from_slice(&self.started.as_microsecond().to_le_bytes());
+        bytes.extend_from_slice(&(data.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&(zero.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&data);
+        bytes.extend_from_slice(&zero);
+        bytes.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8], task: Uuid, volume: VolumeId) -> Result<Self, &'static str> {
+        let (body, sum) = bytes.split_last_chunk::<8>().ok_or("it is too short")?;
+        if body.len() < HEADER_BYTES || body[..8] != *MAGIC {
+            return Err("it is no plan of a backup");
+        }
+        if body[8..10] != VERSION.to_le_bytes() {
+            return Err("it is of another version of blockd");
+        }
+        if xxh3_64(body) != u64::from_le_bytes(*sum) {
+            return Err("its checksum does not hold");
+        }
+        let number = |at: usize| {
+            let bytes = body.get(at..).and_then(|rest| rest.first_chunk::<8>());
+            bytes.map(|bytes| u64::from_le_bytes(*bytes)).ok_or("it is too short")
+        };
+        if body[16..32] != *task.as_bytes() {
+            return Err("it belongs to another task");
+        }
+        let base = match body[10] {
+            0 => None,
+            kind @ (1 | 2) => Some(CloudsnapId {
+                cluster: Uuid::from_slice(&body[64..80]).map_err(|_| "its base is no id")?,
+                volume,
+                snapshot: SnapshotId::from_u64(number(80)?),
+                incremental: kind == 2,
+            }),
+            _ => return Err("its type is not known"),
+        };
+        let data_len = usize::try_from(number(96)?).map_err(|_| "its lengths do not fit")?;
+        let zero_len = usize::try_from(number(104)?).map_err(|_| "its lengths do not fit")?;
+        if data_len.checked_add(zero_len) != Some(body.len() - HEADER_BYTES) {
+            return Err("its lengths do not fit");
+        }
+        let (data, zero) = body[HEADER_BYTES..].split_at(data_len);
+        let mut salt = [0; 32];
+        salt.copy_from_slice(&body[32..64]);
+        // The 8 bytes of a signed number are those of an unsigned one.
+        let started = Timestamp::from_microsecond(i64::from_le_bytes(number(88)?.to_le_bytes()));
+        Ok(Self {
+            task,
+            base,
+            salt,
+            started: started.map_err(|_| "its time is none")?,
+            data: BlockSet::from_bytes(data).map_err(|_| "its set of data blocks is damaged")?,
+            zero: BlockSet::from_bytes(zero).map_err(|_| "its set of zero blocks is damaged")?,
+        })
+    }
+
+    /// Keeps the plan, durably.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<(), ServiceError> {
+        let file = |action, path: &Path, source| ServiceError::File { action, path: path.to_owned(), source };
+        files::make_dir(dir).map_err(|source| file("make", dir, source))?;
+        files::write_atomically(&path(dir), &self.encode()).map_err(|source| file("write", &path(dir), source))
+    }
+
+    /// The plan that was kept, if there is one that is whole. One that is not is left to be made anew: nothing was
+    /// committed with it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn load(dir: &Path, task: Uuid, volume: VolumeId) -> Result<Option<Self>, ServiceError> {
+        let path = path(dir);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(ServiceError::File { action: "read", path, source }),
+        };
+        match Self::decode(&bytes, task, volume) {
+            Ok(plan) => Ok(Some(plan)),
+            Err(what) => {
+                tracing::warn!(path = %path.display(), what, "the kept plan of a backup is not used");
+                Ok(None)
+            }
+        }
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{BlockIndex, Extent};
+
+    fn chain(incrementals: u64) -> Chain {
+        Chain {
+            volume: VolumeId::from_u64(1),
+            credential: Uuid::nil(),
+            epoch: Epoch(5),
+            cloudsnap: id(incrementals > 0),
+            incrementals,
+            finished: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn id(incremental: bool) -> CloudsnapId {
+        let snapshot = SnapshotId::from_u64(0x0102_0304_0506_0708);
+        CloudsnapId { cluster: Uuid::from_u128(7), volume: VolumeId::from_u64(1), snapshot, incremental }
+    }
+
+    #[test]
+    fn every_seventh_is_full_and_others_build_on_the_one_before() {
+        let mut kinds = String::new();
+        let mut tip: Option<Chain> = None;
+        for _ in 0..16 {
+            match decide(tip.as_ref(), false, 7, Epoch(9)) {
+                Decision::Full { .. } => {
+                    kinds.push('F');
+                    tip = Some(chain(0));
+                }
+                Decision::Incremental { base } => {
+                    kinds.push('i');
+                    tip = Some(chain(base.incrementals + 1));
+                }
+            }
+        }
+        assert_eq!(kinds, "FiiiiiiFiiiiiiFi");
+        assert!(matches!(decide(Some(&chain(0)), true, 7, Epoch(9)), Decision::Full { .. }));
+        assert!(matches!(decide(Some(&chain(0)), false, 1, Epoch(9)), Decision::Full { .. }));
+        assert!(matches!(decide(Some(&chain(0)), false, 7, Epoch(5)), Decision::Full { .. }));
+    }
+
+    fn plan() -> Plan {
+        let mut data = BlockSet::new();
+        data.insert_extent(Extent::new(BlockIndex(3), 70));
+        let mut zero = BlockSet::new();
+        zero.insert(BlockIndex(1 << 33));
+        Plan {
+            task: Uuid::from_u128(9),
+            base: Some(id(true)),
+            salt: [0xA5; 32],
+            started: Timestamp::from_microsecond(1_700_000_000_000_001).unwrap(),
+            data,
+            zero,
+        }
+    }
+
+    #[test]
+    fn the_layout_is_stable() {
+        let golden = include_bytes!("../../tests/golden/plan-v1.bin");
+        assert_eq!(plan().encode(), golden);
+        assert_eq!(Plan::decode(golden, plan().task, VolumeId::from_u64(1)), Ok(plan()));
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_plan_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = VolumeId::from_u64(1);
+        let plan = plan();
+        assert!(Plan::load(dir.path(), plan.task, volume).unwrap().is_none());
+        plan.save(dir.path()).unwrap();
+        assert_eq!(Plan::load(dir.path(), plan.task, volume).unwrap(), Some(plan.clone()));
+        assert!(Plan::load(dir.path(), Uuid::nil(), volume).unwrap().is_none());
+        let good = plan.encode();
+        for byte in 0..good.len() {
+            let mut bad = good.clone();
+            bad[byte] ^= 1;
+            assert!(Plan::decode(&bad, plan.task, volume).is_err(), "byte {byte}");
+            assert!(Plan::decode(&good[..byte], plan.task, volume).is_err(), "{byte} bytes");
+        }
+    }
+}

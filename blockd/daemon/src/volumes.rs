@@ -1,0 +1,209 @@
+//! Creating, describing and deleting volumes.
+
+use crate::{
+    core::{Core, random_id},
+    db::{Chain, CredentialRow, SnapshotRow, VolumeRow, VolumeState},
+    error::{ServiceError, blocking},
+    registry::{EntryState, VolumeEntry},
+};
+use blockd_api::{
+    Deleted, ErrorCode, VolumeRef, check_volume_size,
+    volumes::{self as api, CreateVolume, LastBackup, ListVolumes, VolumeIo, VolumeList},
+};
+use blockd_extent::VolumeId;
+use blockd_volume::Volume;
+use jiff::Timestamp;
+use std::sync::Arc;
+
+impl Core {
+    /// Makes a volume; it is durable and served when this returns.
+    ///
+    /// # Errors
+    /// The name is taken, the size is none, or the files cannot be made.
+    pub async fn create_volume(&self, request: CreateVolume) -> Result<api::Volume, ServiceError> {
+        check_volume_size(request.size_bytes).map_err(blockd_api::ApiError::from)?;
+        let row = VolumeRow {
+            id: VolumeId::from_u64(random_id()?),
+            name: request.name,
+            size_bytes: request.size_bytes,
+            labels: request.labels,
+            created: Timestamp::now(),
+            state: VolumeState::Creating,
+        };
+        // Until it is up, nobody can use it; the name is taken from now on.
+        let entry = VolumeEntry::new(&row, EntryState::Failed("it is still being made".into()));
+        self.registry.reserve(&entry)?;
+        match self.make_volume(row).await {
+            Ok(volume) => entry.set_state(EntryState::Up(volume)),
+            Err(error) => {
+                self.registry.remove(&entry);
+                return Err(error);
+            }
+        }
+        tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = entry.size_bytes, "volume created");
+        self.describe(&entry).await
+    }
+
+    /// Row, then files, then row: a crash between leaves a row that says what to undo.
+    async fn make_volume(&self, row: VolumeRow) -> Result<Arc<Volume>, ServiceError> {
+        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.volume_dir(row.id));
+        self.db.run(move |tx| row.insert(tx)).await?;
+        let made = blocking(move || Volume::create(&dir, id, size_bytes)).await;
+        let dir = self.volume_dir(id);
+        match made {
+            Ok(volume) => {
+                self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await?;
+                Ok(volume)
+            }
+            Err(error) => {
+                if let Err(cleanup) = blocking(move || Volume::delete_files(&dir)).await {
+                    tracing::warn!(volume = %id, error = %cleanup, "files of a volume that could not be made are left");
+                }
+                self.db.run(move |tx| VolumeRow::remove(tx, id)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The volumes that have these labels.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_volumes(&self, query: &ListVolumes) -> Result<VolumeList, ServiceError> {
+        let facts = self.facts(None).await?;
+        let wanted = |entry: &Arc<VolumeEntry>| query.label.as_ref().is_none_or(|label| entry.labels.matches(label));
+        let entries = self.registry.all().into_iter().filter(wanted);
+        Ok(VolumeList { volumes: entries.map(|entry| self.to_api(&entry, &facts)).collect() })
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn inspect_volume(&self, wanted: &VolumeRef) -> Result<api::Volume, ServiceError> {
+        let entry = self.registry.find(wanted)?;
+        self.describe(&entry).await
+    }
+
+    async fn describe(&self, entry: &VolumeEntry) -> Result<api::Volume, ServiceError> {
+        let facts = self.facts(Some(entry.id)).await?;
+        Ok(self.to_api(entry, &facts))
+    }
+
+    async fn facts(&self, volume: Option<VolumeId>) -> Result<Facts, ServiceError> {
+        let facts = self.db.run(move |tx| -> Result<Facts, crate::db::DbError> {
+            Ok(Facts {
+                snapshots: SnapshotRow::all(tx, volume)?,
+                chains: Chain::all(tx, volume)?,
+                credentials: CredentialRow::all(tx)?,
+            })
+        });
+        Ok(facts.await?)
+    }
+
+    fn to_api(&self, entry: &VolumeEntry, facts: &Facts) -> api::Volume {
+        let view = entry.view();
+        let stats = match &view.state {
+            EntryState::Up(volume) => Some(volume.stats()),
+            _ => None,
+        };
+        let (state, state_reason) = match (view.state, view.fault) {
+            (_, Some(fault)) => (api::VolumeState::Failed, Some(fault)),
+            (EntryState::Up(_), None) => (api::VolumeState::Up, None),
+            (EntryState::Restoring, None) => (api::VolumeState::Restoring, None),
+            (EntryState::Failed(reason), None) => (api::VolumeState::Failed, Some(reason)),
+            (EntryState::Deleting, None) => (api::VolumeState::Failed, Some("it is being deleted".into())),
+        };
+        let shown = |row: &&SnapshotRow| row.volume == entry.id && !row.internal;
+        let snapshot_count = facts.snapshots.iter().filter(shown).count() as u64;
+        let last_backups = facts.chains.iter().filter(|chain| chain.volume == entry.id);
+        let last_backups = last_backups.map(|chain| LastBackup {
+            credential: chain.credential,
+            credential_name: facts.credential_name(chain.credential),
+            cloudsnap_id: chain.cloudsnap.to_string(),
+            time: chain.finished,
+            incrementals_since_full: chain.incrementals,
+        });
+        api::Volume {
+            id: entry.id,
+            name: entry.name.clone(),
+            size_bytes: entry.size_bytes,
+            labels: entry.labels.clone(),
+            created: entry.created,
+            state,
+            state_reason,
+            uri: blockd_api::nbd_unix_uri(entry.name.as_str(), &self.nbd_socket()),
+            connections: view.connections,
+            dirty_bytes: stats.as_ref().map_or(0, |stats| stats.head_dirty_bytes),
+            allocated_bytes: stats.as_ref().map_or(0, |stats| stats.allocated_bytes),
+            snapshot_count,
+            layers: stats.as_ref().map_or(0, |stats| stats.layers as u64),
+            io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
+                reads: stats.reads,
+                writes: stats.writes,
+                bytes_read: stats.bytes_read,
+                bytes_written: stats.bytes_written,
+                flushes: stats.flushes,
+            }),
+            last_backups: last_backups.collect(),
+        }
+    }
+
+    /// Removes a volume with its snapshots; its backups stay in the store.
+    ///
+    /// # Errors
+    /// Clients are connected, or a task works on it.
+    pub async fn delete_volume(&self, wanted: &VolumeRef) -> Result<Deleted, ServiceError> {
+        let admission = self.admission.lock().await;
+        let entry = self.registry.find(wanted)?;
+        if let Some(task) = self.tasks.running().into_iter().find(|task| task.volume == Some(entry.id)) {
+            let message =
+                format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        let volume = entry.begin_delete()?;
+        drop(admission);
+        let id = entry.id;
+        // From here on the volume is gone whatever happens: the next start finishes what this one leaves.
+        self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await?;
+        self.remove_volume_files(&entry, volume).await?;
+        self.registry.remove(&entry);
+        tracing::info!(volume = %id, name = %entry.name, "volume deleted");
+        Ok(Deleted { id: id.to_string(), name: entry.name.to_string() })
+    }
+
+    async fn remove_volume_files(
+        &self,
+        entry: &Arc<VolumeEntry>,
+        volume: Option<Arc<Volume>>,
+    ) -> Result<(), ServiceError> {
+        let (dir, id) = (self.volume_dir(entry.id), entry.id);
+        let entry = Arc::clone(entry);
+        let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
+            let _upkeep = entry.upkeep.lock();
+            if let Some(volume) = volume
+                && let Err(error) = volume.close()
+            {
+                // Its content is about to be removed: only its end matters.
+                tracing::debug!(volume = %entry.id, %error, "closing before the removal");
+            }
+            Volume::delete_files(&dir)
+        });
+        removed.await?;
+        Ok(self.db.run(move |tx| VolumeRow::remove(tx, id)).await?)
+    }
+}
+
+/// What the database knows about volumes, read at once.
+struct Facts {
+    snapshots: Vec<SnapshotRow>,
+    chains: Vec<Chain>,
+    credentials: Vec<CredentialRow>,
+}
+
+impl Facts {
+    fn credential_name(&self, uuid: uuid::Uuid) -> String {
+        let found = self.credentials.iter().find(|row| row.uuid == uuid);
+        found.map_or_else(|| uuid.to_string(), |row| row.name.to_string())
+    }
+}

@@ -1,0 +1,130 @@
+//! Buffers for payloads, and a bounded store of them for reuse.
+
+/// Alignment of a payload in memory: what direct I/O on any disk asks for.
+const ALIGN_BYTES: usize = 4096;
+/// Room before the payload for the reply's header, so that both go out in one piece.
+pub(crate) const HEADROOM_BYTES: usize = 16;
+/// The smallest buffer is 4 KiB; each class is twice the one before, up to 32 MiB.
+const SMALLEST_BYTES: usize = 4096;
+const CLASSES: usize = 14;
+
+/// Memory for one payload, which starts at a multiple of 4096 and has 16 bytes of room before it.
+///
+/// A `Vec` that never grows: its memory stays where it is when the buffer itself moves, and unlike a `Box` it
+/// makes no claim to be the only way to that memory while the kernel works on it.
+pub(crate) struct Buffer {
+    memory: Vec<u8>,
+    payload_start: usize,
+}
+
+impl Buffer {
+    /// A buffer for payloads up to `capacity_bytes`.
+    pub(crate) fn new(capacity_bytes: usize) -> Self {
+        let memory = vec![0_u8; capacity_bytes + HEADROOM_BYTES + ALIGN_BYTES];
+        let first = memory.as_ptr().addr() + HEADROOM_BYTES;
+        let payload_start = HEADROOM_BYTES + (first.next_multiple_of(ALIGN_BYTES) - first);
+        Self { memory, payload_start }
+    }
+
+    /// How much payload fits, in bytes.
+    pub(crate) fn capacity_bytes(&self) -> usize {
+        self.memory.len() - HEADROOM_BYTES - ALIGN_BYTES
+    }
+
+    /// All of the payload's room.
+    pub(crate) fn payload(&self) -> &[u8] {
+        &self.memory[self.payload_start..]
+    }
+
+    /// All of the payload's room.
+    pub(crate) fn payload_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.payload_start..]
+    }
+
+    /// Header and payload as one slice: the payload starts at index 16.
+    #[cfg(test)]
+    pub(crate) fn framed(&self) -> &[u8] {
+        &self.memory[self.payload_start - HEADROOM_BYTES..]
+    }
+
+    /// Header and payload as one slice: the payload starts at index 16.
+    pub(crate) fn framed_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.payload_start - HEADROOM_BYTES..]
+    }
+}
+
+/// Buffers that are not in use, sorted by size; keeps no more than it was told to.
+pub(crate) struct BufferPool {
+    classes: [Vec<Buffer>; CLASSES],
+    kept_bytes: usize,
+    max_kept_bytes: usize,
+}
+
+impl BufferPool {
+    pub(crate) fn new(max_kept_bytes: usize) -> Self {
+        Self { classes: [const { Vec::new() }; CLASSES], kept_bytes: 0, max_kept_bytes }
+    }
+
+    /// A buffer for at least `len_bytes` of payload. Its content is whatever was in it last.
+    pub(crate) fn take(&mut self, len_bytes: usize) -> Buffer {
+        let capacity_bytes = len_bytes.max(SMALLEST_BYTES).next_power_of_two();
+        match self.classes.get_mut(class_of(capacity_bytes)).and_then(Vec::pop) {
+            Some(buffer) => {
+                self.kept_bytes -= buffer.capacity_bytes();
+                buffer
+            }
+            None => Buffer::new(capacity_bytes),
+        }
+    }
+
+    /// Keeps the buffer for later, or frees it if enough are kept.
+    pub(crate) fn give(&mut self, buffer: Buffer) {
+        let capacity_bytes = buffer.capacity_bytes();
+        if self.kept_bytes + capacity_bytes > self.max_kept_bytes {
+            return;
+        }
+        if let Some(class) = self.classes.get_mut(class_of(capacity_bytes)) {
+            self.kept_bytes += capacity_bytes;
+            class.push(buffer);
+        }
+    }
+}
+
+fn class_of(capacity_bytes: usize) -> usize {
+    (capacity_bytes / SMALLEST_BYTES).trailing_zeros() as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_are_aligned_and_framed() {
+        for len_bytes in [1, 4096, 4097, 1 << 20, 32 << 20] {
+            let mut buffer = BufferPool::new(0).take(len_bytes);
+            assert!(buffer.payload().len() >= len_bytes);
+            assert_eq!(buffer.payload().as_ptr().addr() % ALIGN_BYTES, 0);
+            buffer.payload_mut()[0] = 7;
+            assert_eq!(buffer.framed()[HEADROOM_BYTES], 7);
+            assert_eq!(buffer.framed_mut().len(), buffer.payload().len() + HEADROOM_BYTES);
+        }
+    }
+
+    #[test]
+    fn buffers_come_back_up_to_the_bound() {
+        let mut pool = BufferPool::new(20_000);
+        let mut buffer = pool.take(8000);
+        buffer.payload_mut()[0] = 42;
+        pool.give(buffer);
+        assert_eq!(pool.kept_bytes, 8192);
+        let again = pool.take(5000);
+        assert_eq!(again.payload()[0], 42);
+        assert_eq!(pool.kept_bytes, 0);
+        pool.give(again);
+        pool.give(Buffer::new(16384));
+        assert_eq!(pool.kept_bytes, 8192, "the second one would exceed the bound");
+        pool.give(Buffer::new(8192));
+        assert_eq!(pool.kept_bytes, 16384);
+        assert_eq!(pool.take(16384).payload()[0], 0);
+    }
+}

@@ -1,0 +1,360 @@
+//! One connection from its greeting to its end, without I/O: it says what to receive and what to send, and is told
+//! what became of that. Receives stop while too much is in flight, so a client that does not read costs no more than
+//! its limit.
+
+use std::io;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use crate::budget::Budget;
+use crate::buffer_pool::{Buffer, BufferPool};
+use crate::flow::{Context, Flow, Wake};
+use crate::handshake::{Answer, Handshake, Step};
+use crate::inbox::{INBOX_BYTES, Inbox};
+use crate::outbox::Chunk;
+use crate::ring::Transfer;
+use crate::transmission::{self, Pause, Transmission};
+use crate::worker::{Done, Work};
+
+/// Times and bounds of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionLimits {
+    pub(crate) handshake_timeout: Duration,
+    /// How long a connection that is ending may take to send its last replies.
+    pub(crate) drain_timeout: Duration,
+    /// How long one send may take while others wait for the memory that it holds.
+    pub(crate) stalled_send_timeout: Duration,
+    pub(crate) in_flight_bytes: u64,
+}
+
+enum Phase {
+    Handshake(Handshake),
+    Transmission(Box<Transmission>),
+    /// No more input is taken.
+    Over,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Life {
+    Open,
+    /// Takes nothing new; ends when the requests in flight are answered.
+    Draining,
+    /// Ends as soon as nothing uses its buffers.
+    Aborted,
+}
+
+/// A send under way.
+struct Sending {
+    range: Range<usize>,
+    charge_bytes: u64,
+    /// When to look whether it blocks others.
+    check_at: Instant,
+}
+
+/// One connection.
+pub(crate) struct Connection {
+    span: tracing::Span,
+    limits: ConnectionLimits,
+    life: Life,
+    phase: Phase,
+    inbox: Inbox,
+    flow: Flow,
+    receiving: bool,
+    sending: Option<Sending>,
+    /// The rest of a send that was cut short.
+    rest: Option<Chunk>,
+    /// Nothing more is taken until everything is sent: the negotiation goes step by step.
+    in_step: bool,
+    /// A request waits until others have finished.
+    full: bool,
+    deadline: Option<Instant>,
+}
+
+impl Connection {
+    /// A connection that begins with the greeting.
+    pub(crate) fn new(span: tracing::Span, limits: ConnectionLimits, cx: &mut Context<'_>) -> Self {
+        let mut flow = Flow::new(limits.in_flight_bytes);
+        flow.outbox.push_bytes(&Handshake::greeting(), cx.pool);
+        Self {
+            span,
+            limits,
+            life: Life::Open,
+            phase: Phase::Handshake(Handshake::new()),
+            inbox: Inbox::new(cx.pool),
+            flow,
+            receiving: false,
+            sending: None,
+            rest: None,
+            in_step: true,
+            full: false,
+            deadline: cx.now.checked_add(limits.handshake_timeout),
+        }
+    }
+
+    /// The receive to start now, if there is one.
+    pub(crate) fn start_receive(&mut self) -> Option<Transfer> {
+        if self.life != Life::Open || self.receiving || self.full || self.in_step {
+            return None;
+        }
+        let transfer = match &mut self.phase {
+            Phase::Handshake(_) if self.flow.jobs > 0 => None,
+            Phase::Handshake(_) => self.inbox.start_receive(INBOX_BYTES),
+            Phase::Transmission(transmission) => transmission.start_receive(&mut self.inbox),
+            Phase::Over => None,
+        };
+        self.receiving = transfer.is_some();
+        transfer
+    }
+
+    /// The receive is over.
+    pub(crate) fn end_receive(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
+        self.receiving = false;
+        let len_bytes = *result.as_ref().unwrap_or(&0);
+        match &mut self.phase {
+            Phase::Transmission(transmission) => {
+                transmission.end_receive(&mut self.inbox, buffer, len_bytes);
+            }
+            Phase::Handshake(_) => self.inbox.end_receive(buffer, len_bytes),
+            Phase::Over => cx.pool.give(buffer),
+        }
+        if self.life != Life::Open {
+            return;
+        }
+        match result {
+            Ok(0) => self.drain("the client closed the connection", cx),
+            Ok(_) => self.advance(cx),
+            Err(error) => self.abort(&format!("receiving failed: {error}"), cx),
+        }
+    }
+
+    /// The send to start now, if there is one.
+    pub(crate) fn start_send(&mut self, now: Instant) -> Option<Transfer> {
+        if self.sending.is_some() || self.life == Life::Aborted {
+            return None;
+        }
+        let chunk = self.rest.take().or_else(|| self.flow.outbox.pop())?;
+        let check_at = now.checked_add(self.limits.stalled_send_timeout).unwrap_or(now);
+        self.sending =
+            Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes, check_at });
+        Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
+    }
+
+    /// The send is over.
+    pub(crate) fn end_send(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
+        let Some(Sending { mut range, charge_bytes, .. }) = self.sending.take() else {
+            return;
+        };
+        match result {
+            Ok(len_bytes) if len_bytes < range.len() => {
+                range.start += len_bytes;
+                self.rest = Some(Chunk { buffer, range, charge_bytes });
+            }
+            Ok(_) => {
+                cx.pool.give(buffer);
+                self.flow.release(charge_bytes, cx);
+                if self.in_step && self.flow.outbox.is_empty() {
+                    self.in_step = false;
+                    self.advance(cx);
+                } else if self.full {
+                    self.advance(cx);
+                }
+            }
+            Err(error) => {
+                cx.pool.give(buffer);
+                self.flow.release(charge_bytes, cx);
+                self.abort(&format!("sending failed: {error}"), cx);
+            }
+        }
+    }
+
+    /// Work that this connection handed out is done.
+    pub(crate) fn work_done(&mut self, done: Done, cx: &mut Context<'_>) {
+        self.flow.jobs -= 1;
+        match done {
+            Done::Request(done) => {
+                if let (Phase::Transmission(transmission), Err(failure)) = (&mut self.phase, &done.result) {
+                    let _entered = self.span.enter();
+                    transmission.report(failure);
+                }
+                transmission::finish(done, &mut self.flow, cx);
+                if self.life == Life::Aborted {
+                    self.flow.outbox.clear(cx.pool);
+                }
+            }
+            Done::Answer(answer) if self.life == Life::Open => self.answer(answer, cx),
+            Done::Answer(_) => {}
+        }
+    }
+
+    /// Takes up requests that waited for bytes in flight to be released.
+    pub(crate) fn retry(&mut self, cx: &mut Context<'_>) {
+        if self.full {
+            self.advance(cx);
+        }
+    }
+
+    /// Takes nothing new, and ends when the requests in flight are answered, or after the drain timeout.
+    pub(crate) fn drain(&mut self, why: &str, cx: &mut Context<'_>) {
+        if self.life != Life::Open {
+            return;
+        }
+        if !matches!(self.phase, Phase::Over) {
+            tracing::debug!(parent: &self.span, reason = why, "the connection ends");
+        }
+        self.life = Life::Draining;
+        self.phase = Phase::Over;
+        self.full = false;
+        self.deadline = cx.now.checked_add(self.limits.drain_timeout);
+    }
+
+    /// Ends at once; what is in flight is not answered.
+    pub(crate) fn abort(&mut self, why: &str, cx: &mut Context<'_>) {
+        if self.life == Life::Aborted {
+            return;
+        }
+        tracing::debug!(parent: &self.span, reason = why, "the connection is dropped");
+        self.life = Life::Aborted;
+        self.phase = Phase::Over;
+        self.full = false;
+        self.deadline = None;
+        self.rest = None;
+        self.flow.outbox.clear(cx.pool);
+    }
+
+    /// Looks whether something took too long.
+    pub(crate) fn check_time(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now;
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            let what = if self.life == Life::Open {
+                "the negotiation took too long"
+            } else {
+                "the end took too long"
+            };
+            self.abort(what, cx);
+            return;
+        }
+        if let Some(sending) = &mut self.sending
+            && sending.check_at <= now
+            && self.life != Life::Aborted
+        {
+            if cx.budget.is_exhausted() {
+                self.abort("the client does not read its replies, and others wait for their memory", cx);
+            } else {
+                sending.check_at = now.checked_add(self.limits.stalled_send_timeout).unwrap_or(now);
+            }
+        }
+    }
+
+    /// When [`check_time`](Self::check_time) should be called next.
+    pub(crate) fn next_check(&self) -> Option<Instant> {
+        let sending = self.sending.as_ref().filter(|_| self.life != Life::Aborted);
+        self.deadline.into_iter().chain(sending.map(|sending| sending.check_at)).min()
+    }
+
+    /// The socket is to be shut down for receiving: what is under way will not be used.
+    pub(crate) fn refuses_input(&self) -> bool {
+        self.life != Life::Open && self.receiving
+    }
+
+    /// The socket is to be shut down both ways.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.life == Life::Aborted
+    }
+
+    /// Nothing is under way and nothing is left to do.
+    pub(crate) fn is_finished(&self) -> bool {
+        let idle = !self.receiving && self.sending.is_none() && self.flow.jobs == 0;
+        let sent = self.rest.is_none() && self.flow.outbox.is_empty();
+        idle && match self.life {
+            Life::Open => false,
+            Life::Draining => sent,
+            Life::Aborted => true,
+        }
+    }
+
+    /// Requests are under way on other threads.
+    pub(crate) fn has_work(&self) -> bool {
+        self.flow.jobs > 0
+    }
+
+    /// Gives back what the connection holds.
+    pub(crate) fn release(mut self, pool: &mut BufferPool, budget: &Budget<Wake>) {
+        self.inbox.discard(pool);
+        self.flow.outbox.clear(pool);
+        self.flow.release_all(budget);
+    }
+
+    /// Takes from the inbox what can be taken.
+    fn advance(&mut self, cx: &mut Context<'_>) {
+        if self.life != Life::Open || self.in_step {
+            return;
+        }
+        match &mut self.phase {
+            Phase::Handshake(_) => self.negotiate(cx),
+            Phase::Transmission(transmission) => {
+                let pause = {
+                    let _entered = self.span.enter();
+                    transmission.consume(&mut self.inbox, &mut self.flow, cx)
+                };
+                self.full = pause == Pause::Full;
+                match pause {
+                    Pause::Input | Pause::Full => {}
+                    Pause::Disconnect => self.drain("the client disconnected", cx),
+                    Pause::Broken(why) => self.drain(why, cx),
+                }
+            }
+            Phase::Over => {}
+        }
+    }
+
+    fn negotiate(&mut self, cx: &mut Context<'_>) {
+        while let Phase::Handshake(handshake) = &mut self.phase {
+            if self.life != Life::Open || self.in_step || self.flow.jobs > 0 {
+                return;
+            }
+            let mut out = Vec::new();
+            let (consumed_bytes, step) = handshake.feed(self.inbox.unread(), &mut out);
+            self.inbox.consume(consumed_bytes);
+            if matches!(step, Step::NeedInput) {
+                return;
+            }
+            self.step(step, &out, cx);
+        }
+    }
+
+    fn answer(&mut self, answer: Answer, cx: &mut Context<'_>) {
+        if let Phase::Handshake(handshake) = &mut self.phase {
+            let mut out = Vec::new();
+            let step = handshake.answer(answer, &mut out);
+            self.step(step, &out, cx);
+            self.advance(cx);
+        }
+    }
+
+    fn step(&mut self, step: Step, out: &[u8], cx: &mut Context<'_>) {
+        if !out.is_empty() {
+            self.flow.outbox.push_bytes(out, cx.pool);
+            self.in_step = true;
+        }
+        match step {
+            Step::NeedInput | Step::Continue => {}
+            Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup), cx),
+            Step::Close(reason) => self.drain(&reason.to_string(), cx),
+            Step::Transmit(opened) => {
+                let Some(device) = opened.device else {
+                    return self.drain("the export came without its device", cx);
+                };
+                self.span.record("export", opened.name.as_str());
+                tracing::info!(
+                    parent: &self.span,
+                    size_bytes = opened.size_bytes,
+                    read_only = opened.read_only,
+                    "the client entered transmission"
+                );
+                self.deadline = None;
+                let transmission = Transmission::new(device, opened.size_bytes, opened.read_only);
+                self.phase = Phase::Transmission(Box::new(transmission));
+            }
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! Connections driven without sockets: bytes arrive in any pieces, sends go out in any pieces, work is done in any
+//! order, and the replies are the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use crate::budget::Budget;
+use crate::buffer_pool::BufferPool;
+use crate::connection::{Connection, ConnectionLimits};
+use crate::constants::*;
+use crate::device::{BlockDevice, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress};
+use crate::flow::{Context, REQUEST_OVERHEAD_BYTES, Wake};
+use crate::request::Request;
+use crate::worker::{Done, Work};
+
+const DEVICE_BYTES: usize = 4 << 20;
+const LIMITS: ConnectionLimits = ConnectionLimits {
+    handshake_timeout: Duration::from_secs(10),
+    drain_timeout: Duration::from_secs(30),
+    stalled_send_timeout: Duration::from_secs(60),
+    in_flight_bytes: 1 << 20,
+};
+
+/// Memory that answers at once, or not, depending on the place.
+struct Memory(Mutex<Vec<u8>>);
+
+impl Memory {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new((0..DEVICE_BYTES).map(|index| (index / 7 % 251) as u8).collect())))
+    }
+}
+
+fn at_once(offset_bytes: u64) -> bool {
+    !(offset_bytes / 512).is_multiple_of(3)
+}
+
+impl BlockDevice for Memory {
+    fn size_bytes(&self) -> u64 {
+        DEVICE_BYTES as u64
+    }
+    fn is_read_only(&self) -> bool {
+        false
+    }
+    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        if !at_once(offset_bytes) {
+            return Ok(Progress::WouldBlock);
+        }
+        self.read(offset_bytes, buf).map(|()| Progress::Done)
+    }
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        buf.copy_from_slice(&self.0.lock()[offset_bytes as usize..][..buf.len()]);
+        Ok(())
+    }
+    fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
+        if !at_once(offset_bytes) {
+            return Ok(Progress::WouldBlock);
+        }
+        self.write(offset_bytes, data, false).map(|()| Progress::Done)
+    }
+    fn write(&self, offset_bytes: u64, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
+        self.0.lock()[offset_bytes as usize..][..data.len()].copy_from_slice(data);
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, _: bool, _: bool) -> Result<(), DeviceError> {
+        self.0.lock()[offset_bytes as usize..][..len_bytes as usize].fill(0);
+        Ok(())
+    }
+}
+
+struct Single(Arc<Memory>);
+
+impl ExportCatalog for Single {
+    fn open(&self, _: &str) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        Ok(Arc::clone(&self.0) as Arc<dyn BlockDevice>)
+    }
+    fn list(&self) -> Vec<ExportInfo> {
+        Vec::new()
+    }
+}
+
+/// A connection with everything around it.
+struct Driver {
+    connection: Connection,
+    catalog: Single,
+    pool: BufferPool,
+    budget: Budget<Wake>,
+    work: Vec<Work>,
+    sent: Vec<u8>,
+    now: Instant,
+}
+
+impl Driver {
+    fn new() -> Self {
+        Self::with_limits(LIMITS)
+    }
+
+    fn with_limits(limits: ConnectionLimits) -> Self {
+        let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
+        let now = Instant::now();
+        let mut cx =
+            Context { pool: &mut pool, budget: &budget, wait_for_budget: &|| {}, work: &mut work, now };
+        let connection = Connection::new(tracing::Span::none(), limits, &mut cx);
+        Self { connection, catalog: Single(Memory::new()), pool, budget, work, sent: Vec::new(), now }
+    }
+
+    /// One that has been through the negotiation.
+    fn attached(limits: ConnectionLimits) -> Self {
+        let mut driver = Self::with_limits(limits);
+        let mut hello = 3_u32.to_be_bytes().to_vec();
+        hello.extend(OPTION_MAGIC.to_be_bytes());
+        hello.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
+        hello.extend(0_u32.to_be_bytes());
+        driver.run(&hello, &[1 << 20]);
+        driver.sent.clear();
+        driver
+    }
+
+    fn tell(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
+        act(
+            &mut self.connection,
+            &mut Context {
+                pool: &mut self.pool,
+                budget: &self.budget,
+                wait_for_budget: &|| {},
+                work: &mut self.work,
+                now: self.now,
+            },
+        );
+    }
+
+    fn send_some(&mut self, max_bytes: usize) -> bool {
+        let Some(transfer) = self.connection.start_send(self.now) else {
+            return false;
+        };
+        let len = transfer.range.len().min(max_bytes);
+        self.sent.extend_from_slice(&transfer.buffer.framed()[transfer.range][..len]);
+        self.tell(|connection, cx| connection.end_send(transfer.buffer, Ok(len), cx));
+        true
+    }
+
+    fn work_some(&mut self, choice: usize) -> bool {
+        if self.work.is_empty() {
+            return false;
+        }
+        let work = self.work.swap_remove(choice % self.work.len());
+        let done = match work {
+            Work::Request(request) => Done::Request(request.run()),
+            Work::Lookup(lookup) => Done::Answer(lookup.resolve(&self.catalog)),
+        };
+        self.tell(|connection, cx| connection.work_done(done, cx));
+        true
+    }
+
+    /// Receives some of `input`; how many bytes.
+    fn receive_some(&mut self, input: &[u8], max_bytes: usize) -> Option<usize> {
+        let mut transfer = self.connection.start_receive()?;
+        let len = transfer.range.len().min(max_bytes).min(input.len());
+        if len == 0 && !input.is_empty() {
+            return None;
+        }
+        transfer.buffer.framed_mut()[transfer.range][..len].copy_from_slice(&input[..len]);
+        self.tell(|connection, cx| connection.end_receive(transfer.buffer, Ok(len), cx));
+        Some(len)
+    }
+
+    /// Runs `input` through the connection with steps of the given sizes, until nothing more happens.
+    fn run(&mut self, mut input: &[u8], steps: &[usize]) {
+        let mut idle = 0;
+        for index in 0.. {
+            let step = steps[index % steps.len()].max(1);
+            let progress = match (index + step) % 3 {
+                0 => self.send_some(step),
+                1 => self.work_some(step),
+                _ if input.is_empty() => false,
+                _ => match self.receive_some(input, step) {
+                    Some(len) => {
+                        input = &input[len..];
+                        true
+                    }
+                    None => false,
+                },
+            };
+            idle = if progress { 0 } else { idle + 1 };
+            // Every kind of event has been tried, whatever the sizes.
+            if idle > 3 * steps.len() + 3 {
+                let more = self.send_some(step) || self.work_some(step);
+                if !more && (input.is_empty() || self.connection.is_finished()) {
+                    return;
+                }
+                if !more && let Some(len) = self.receive_some(input, step) {
+                    input = &input[len..];
+                } else {
+                    assert!(more, "stuck with {} bytes to receive", input.len());
+                }
+                idle = 0;
+            }
+        }
+    }
+}
+
+/// Replies by cookie.
+fn replies(mut sent: &[u8], reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32, Vec<u8>)> {
+    let mut replies = BTreeMap::new();
+    while !sent.is_empty() {
+        assert_eq!(sent[0..4], SIMPLE_REPLY_MAGIC.to_be_bytes());
+        let errno = u32::from_be_bytes(sent[4..8].try_into().unwrap());
+        let cookie = u64::from_be_bytes(sent[8..16].try_into().unwrap());
+        let len = if errno == 0 { reads.get(&cookie).copied().unwrap_or(0) } else { 0 };
+        let before = replies.insert(cookie, (errno, sent[16..16 + len].to_vec()));
+        assert!(before.is_none(), "two replies to request {cookie}");
+        sent = &sent[16 + len..];
+    }
+    replies
+}
+
+/// Requests that touch different places, so that their order does not matter.
+fn any_requests() -> impl Strategy<Value = Vec<(u16, u16, usize, usize)>> {
+    let command = prop_oneof![3 => Just(NBD_CMD_READ), 3 => Just(NBD_CMD_WRITE), 1 => 3_u16..9];
+    let flags = prop_oneof![4 => Just(0_u16), 1 => 0_u16..4];
+    let len = prop_oneof![0_usize..100, 100_usize..9000, 30_000_usize..34_000, 100_000_usize..140_000];
+    proptest::collection::vec((command, flags, 0_usize..1200, len), 1..24)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn replies_do_not_depend_on_timing(
+        requests in any_requests(),
+        steps in proptest::collection::vec(prop_oneof![1_usize..50, 1_usize..200_000], 1..20),
+    ) {
+        let (mut input, mut reads) = (Vec::new(), BTreeMap::new());
+        for (index, (command, flags, shift, len)) in requests.iter().enumerate() {
+            // Every 7th one lies beyond the end.
+            let place = if index % 7 == 6 { DEVICE_BYTES } else { index * (DEVICE_BYTES / 24) };
+            let request = Request {
+                flags: *flags,
+                command: *command,
+                cookie: index as u64,
+                offset_bytes: (place + shift) as u64,
+                len_bytes: *len as u32,
+            };
+            if *command == NBD_CMD_DISC {
+                continue;
+            }
+            input.extend(request.encode());
+            if *command == NBD_CMD_WRITE {
+                input.extend((0..*len).map(|at| (at % 253) as u8 ^ index as u8));
+            }
+            if *command == NBD_CMD_READ {
+                reads.insert(index as u64, *len);
+            }
+        }
+        let run = |steps: &[usize]| {
+            let mut driver = Driver::attached(LIMITS);
+            driver.run(&input, steps);
+            let data = driver.catalog.0.0.lock().clone();
+            (replies(&driver.sent, &reads), data)
+        };
+        let (whole, whole_data) = run(&[1 << 20]);
+        let (cut, cut_data) = run(&steps);
+        prop_assert_eq!(whole.len(), requests.iter().filter(|request| request.0 != NBD_CMD_DISC).count());
+        prop_assert!(whole == cut, "replies differ");
+        prop_assert!(whole_data == cut_data, "contents differ");
+    }
+
+    #[test]
+    fn noise_ends_a_connection_and_leaves_nothing(
+        noise in proptest::collection::vec(any::<u8>(), 0..3000),
+        good in any::<bool>(),
+        steps in proptest::collection::vec(1_usize..5000, 1..8),
+    ) {
+        let mut driver = if good { Driver::attached(LIMITS) } else { Driver::new() };
+        driver.run(&noise, &steps);
+        driver.tell(|connection, cx| connection.abort("the test is over", cx));
+        prop_assert!(driver.connection.is_finished());
+        driver.connection.release(&mut driver.pool, &driver.budget);
+        prop_assert!(!driver.budget.is_exhausted());
+        prop_assert!(driver.budget.used_bytes() == 0, "{} bytes are left charged", driver.budget.used_bytes());
+        prop_assert_eq!(Arc::strong_count(&driver.catalog.0), 1);
+    }
+}
+
+fn read_request(cookie: u64, len_bytes: u32) -> [u8; REQUEST_LEN_BYTES] {
+    Request { flags: 0, command: NBD_CMD_READ, cookie, offset_bytes: 512, len_bytes }.encode()
+}
+
+/// Sends `request` until the connection takes no more, with no reply ever sent; how many bytes it took, and charged.
+fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
+    let mut taken_bytes = 0;
+    let input = request.repeat(20_000);
+    while let Some(len) = driver.receive_some(&input, usize::MAX) {
+        taken_bytes += len;
+        while driver.work_some(0) {}
+        assert!(taken_bytes < 100 << 20, "it takes for ever");
+    }
+    (taken_bytes, driver.budget.used_bytes())
+}
+
+#[test]
+fn a_client_that_does_not_read_is_bounded() {
+    for len_bytes in [1, 4096, 100_000, 300_000] {
+        let mut driver = Driver::attached(LIMITS);
+        let (_, charged) = flood(&mut driver, &read_request(1, len_bytes));
+        let one = u64::from(len_bytes) + REQUEST_OVERHEAD_BYTES;
+        assert!(charged <= LIMITS.in_flight_bytes && charged > LIMITS.in_flight_bytes - one, "{charged}");
+        // Once it reads, the rest is served.
+        while driver.send_some(usize::MAX) || driver.work_some(0) {}
+        assert!(driver.connection.start_receive().is_some());
+    }
+    // Refusals count as well.
+    let mut driver = Driver::attached(LIMITS);
+    let nonsense = Request { flags: 0, command: 77, cookie: 0, offset_bytes: 0, len_bytes: 0 }.encode();
+    assert_eq!(flood(&mut driver, &nonsense).1, LIMITS.in_flight_bytes);
+}
+
+#[test]
+fn a_request_larger_than_the_limit_is_taken_alone() {
+    let limits = ConnectionLimits { in_flight_bytes: 100_000, ..LIMITS };
+    let mut driver = Driver::attached(limits);
+    driver.run(&[read_request(1, 2 << 20), read_request(2, 2 << 20)].concat(), &[1 << 20]);
+    assert_eq!(driver.sent.len(), 2 * (16 + (2 << 20)));
+    assert_eq!(driver.budget.used_bytes(), 0);
+}
+
+#[test]
+fn after_a_large_write_only_the_next_header_is_received() {
+    let mut driver = Driver::attached(LIMITS);
+    let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 300_000 };
+    driver.run(&[&write.encode()[..], &vec![1; 300_000]].concat(), &[1 << 20]);
+    let transfer = driver.connection.start_receive().unwrap();
+    assert_eq!(transfer.range.len(), REQUEST_LEN_BYTES);
+    driver.tell(|connection, cx| {
+        let mut buffer = transfer.buffer;
+        buffer.framed_mut()[transfer.range].copy_from_slice(&write.encode());
+        connection.end_receive(buffer, Ok(REQUEST_LEN_BYTES), cx);
+    });
+    let payload = driver.connection.start_receive().unwrap();
+    assert_eq!(payload.range.len(), 300_000, "straight into its own buffer");
+    assert!(payload.all);
+}
+
+#[test]
+fn times_are_kept() {
+    let mut driver = Driver::new();
+    let at = |driver: &mut Driver, seconds: u64| {
+        driver.now += Duration::from_secs(seconds);
+        driver.tell(Connection::check_time);
+        driver.connection.is_aborted()
+    };
+    assert!(!at(&mut driver, 9));
+    assert!(at(&mut driver, 2), "negotiating for 11 s");
+
+    let mut driver = Driver::attached(LIMITS);
+    assert!(!at(&mut driver, 3600));
+    driver.run(&read_request(1, 100), &[1]);
+    let transfer = driver.receive_some(&read_request(2, 100), 1000);
+    assert_eq!(transfer, Some(28));
+    let _sending = driver.connection.start_send(driver.now).unwrap();
+    assert!(!at(&mut driver, 61), "a slow reader hurts nobody");
+    driver.budget.wait(1, || Box::new(|| {}));
+    assert!(!at(&mut driver, 59));
+    assert!(at(&mut driver, 2), "others wait for it");
+
+    let mut driver = Driver::attached(LIMITS);
+    driver.receive_some(&read_request(1, 300_000), 1000);
+    driver.tell(|connection, cx| connection.drain("the test ends it", cx));
+    assert!(!at(&mut driver, 29));
+    assert!(!driver.connection.is_finished(), "a request is in flight");
+    assert!(at(&mut driver, 2));
+    assert!(!driver.connection.is_finished(), "and still is");
+    driver.work_some(0);
+    assert!(driver.connection.is_finished());
+}

@@ -1,0 +1,83 @@
+//! What a connection has in flight: replies to be sent, requests being carried out, and the bytes charged for both.
+
+use std::time::Instant;
+
+use crate::budget::Budget;
+use crate::buffer_pool::BufferPool;
+use crate::outbox::Outbox;
+use crate::worker::Work;
+
+/// Charged for every request on top of its payload: bounds the number of requests in flight, not only their bytes.
+pub(crate) const REQUEST_OVERHEAD_BYTES: u64 = 4096;
+/// What a connection may have in flight even when all connections together have used up theirs, in bytes: slow ones
+/// cannot bring the others to a halt.
+pub(crate) const GUARANTEED_BYTES: u64 = 256 << 10;
+
+/// Wakes the ring thread that waits for the budget.
+pub(crate) type Wake = Box<dyn Fn() + Send>;
+
+/// What a connection may use while it handles an event.
+pub(crate) struct Context<'a> {
+    pub(crate) pool: &'a mut BufferPool,
+    pub(crate) budget: &'a Budget<Wake>,
+    /// Registers this thread as waiting for the budget.
+    pub(crate) wait_for_budget: &'a dyn Fn(),
+    /// Work for the threads that may block.
+    pub(crate) work: &'a mut Vec<Work>,
+    pub(crate) now: Instant,
+}
+
+/// See the module.
+pub(crate) struct Flow {
+    pub(crate) outbox: Outbox,
+    /// Work handed out and not yet done.
+    pub(crate) jobs: usize,
+    charged_bytes: u64,
+    limit_bytes: u64,
+}
+
+impl Flow {
+    pub(crate) fn new(limit_bytes: u64) -> Self {
+        Self { outbox: Outbox::default(), jobs: 0, charged_bytes: 0, limit_bytes }
+    }
+
+    /// Charges a request's bytes, or returns `false`: then the request must wait until something is released.
+    pub(crate) fn admit(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
+        let after = self.charged_bytes.saturating_add(bytes);
+        if self.charged_bytes != 0 && after > self.limit_bytes {
+            return false;
+        }
+        if after <= GUARANTEED_BYTES {
+            cx.budget.charge(bytes);
+        } else if !cx.budget.try_charge(bytes) {
+            (cx.wait_for_budget)();
+            if !cx.budget.try_charge(bytes) {
+                return false;
+            }
+        }
+        self.charged_bytes = after;
+        true
+    }
+
+    /// Gives a request's bytes back.
+    pub(crate) fn release(&mut self, bytes: u64, cx: &Context<'_>) {
+        self.charged_bytes -= bytes;
+        cx.budget.release(bytes);
+    }
+
+    /// Gives everything back.
+    pub(crate) fn release_all(&mut self, budget: &Budget<Wake>) {
+        budget.release(std::mem::take(&mut self.charged_bytes));
+    }
+
+    /// Hands work out.
+    pub(crate) fn start(&mut self, work: Work, cx: &mut Context<'_>) {
+        self.jobs += 1;
+        cx.work.push(work);
+    }
+
+    /// Queues a reply without data.
+    pub(crate) fn reply(&mut self, errno: u32, cookie: u64, charge_bytes: u64, cx: &mut Context<'_>) {
+        self.outbox.push_simple(errno, cookie, charge_bytes, cx.pool);
+    }
+}

@@ -1,0 +1,365 @@
+//! The negotiation of one connection as a state machine without I/O: bytes go in, replies and decisions come out.
+//! Where it needs the export catalog it says so with a [`Lookup`], which may be resolved on another thread.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::constants::*;
+use crate::device::{BlockDevice, ExportCatalog, ExportError, ExportInfo};
+use crate::options::{self, InfoRequest, Refusal};
+
+/// The negotiation of one connection.
+#[derive(Debug)]
+pub struct Handshake {
+    state: State,
+    no_zeroes: bool,
+    fixed_newstyle: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    ClientFlags,
+    Option,
+    /// The data of an option that is too long is being thrown away.
+    Discard {
+        option: u32,
+        len_bytes: u32,
+        remaining_bytes: u32,
+    },
+    /// The catalog has been asked.
+    List,
+    ExportName,
+    Info {
+        option: u32,
+        request: InfoRequest,
+    },
+    Over,
+}
+
+/// What comes next in a negotiation.
+#[derive(Debug)]
+pub enum Step {
+    /// More bytes are needed; nothing was consumed.
+    NeedInput,
+    /// Bytes were consumed and replies may have been written: call again once those are sent.
+    Continue,
+    /// Resolve this and give the result to [`Handshake::answer`]; until then no more input is taken.
+    Lookup(Lookup),
+    /// Send what was written, then enter transmission.
+    Transmit(Opened),
+    /// Send what was written, then close.
+    Close(CloseReason),
+}
+
+/// Why a connection is closed during its negotiation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client asked for it.
+    Aborted,
+    /// The client flags have bits that no protocol of ours defines.
+    UnknownClientFlags(u32),
+    /// An option request did not start with its magic.
+    BadOptionMagic,
+    /// A client that does not speak fixed newstyle sent an option other than EXPORT_NAME.
+    NotFixedNewstyle(u32),
+    /// An option announced more data than is worth throwing away.
+    OptionTooLong(u32),
+    /// EXPORT_NAME asked for what cannot be had; that option knows no error reply.
+    ExportRefused,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aborted => f.write_str("the client ended the negotiation"),
+            Self::UnknownClientFlags(flags) => write!(f, "unknown client flags {flags:#x}"),
+            Self::BadOptionMagic => f.write_str("an option did not start with its magic"),
+            Self::NotFixedNewstyle(option) => {
+                write!(f, "option {option} from a client that does not speak fixed newstyle")
+            }
+            Self::OptionTooLong(len_bytes) => write!(f, "an option announced {len_bytes} bytes"),
+            Self::ExportRefused => f.write_str("the export asked for by EXPORT_NAME cannot be served"),
+        }
+    }
+}
+
+/// A question to the export catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// All exports.
+    List,
+    /// One export.
+    Open {
+        /// Its name.
+        name: String,
+        /// The device is wanted, not only its description.
+        keep_device: bool,
+        /// The entry of the list is wanted too.
+        describe: bool,
+    },
+}
+
+/// What the catalog said.
+#[derive(Debug)]
+pub enum Answer {
+    /// To [`Lookup::List`].
+    List(Vec<ExportInfo>),
+    /// To [`Lookup::Open`].
+    Open(Result<Opened, ExportError>),
+}
+
+/// An export that can be had.
+#[derive(Debug)]
+pub struct Opened {
+    /// The device, if it is to be kept.
+    pub device: Option<Arc<dyn BlockDevice>>,
+    /// The name that was asked for.
+    pub name: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Whether writing commands are refused.
+    pub read_only: bool,
+    /// The export's entry in the list, if it was wanted and is there.
+    pub info: Option<ExportInfo>,
+}
+
+impl Lookup {
+    /// Asks the catalog; may block.
+    #[must_use]
+    pub fn resolve(self, catalog: &dyn ExportCatalog) -> Answer {
+        match self {
+            Self::List => Answer::List(catalog.list()),
+            Self::Open { name, keep_device, describe } => Answer::Open(catalog.open(&name).map(|device| {
+                let info = if describe { find_info(catalog.list(), &name) } else { None };
+                Opened {
+                    size_bytes: device.size_bytes(),
+                    read_only: device.is_read_only(),
+                    device: keep_device.then_some(device),
+                    name,
+                    info,
+                }
+            })),
+        }
+    }
+
+    /// The answer when the catalog could not be asked.
+    #[must_use]
+    pub fn fail(self, reason: &str) -> Answer {
+        match self {
+            Self::List => Answer::List(Vec::new()),
+            Self::Open { .. } => Answer::Open(Err(ExportError::Unavailable { reason: reason.to_owned() })),
+        }
+    }
+}
+
+/// The entry of `name`. The empty name is the only export's, if it opened and there is only one.
+fn find_info(mut list: Vec<ExportInfo>, name: &str) -> Option<ExportInfo> {
+    let position = list.iter().position(|info| info.name == name);
+    let only = if name.is_empty() && list.len() == 1 { Some(0) } else { None };
+    position.or(only).map(|index| list.swap_remove(index))
+}
+
+impl Default for Handshake {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Handshake {
+    /// A negotiation that waits for the client flags.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { state: State::ClientFlags, no_zeroes: false, fixed_newstyle: false }
+    }
+
+    /// What the server sends before anything is received.
+    #[must_use]
+    pub fn greeting() -> [u8; GREETING_LEN_BYTES] {
+        let mut bytes = [0; GREETING_LEN_BYTES];
+        bytes[0..8].copy_from_slice(&NBD_MAGIC.to_be_bytes());
+        bytes[8..16].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
+        bytes[16..18].copy_from_slice(&(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES).to_be_bytes());
+        bytes
+    }
+
+    /// Takes at most one message from the front of `input`, appends the replies to `out`, and returns how many
+    /// bytes were consumed. A message is up to [`MAX_OPTION_LEN_BYTES`] + 16 bytes long: `input` must be able to
+    /// grow that far.
+    pub fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Step) {
+        match &mut self.state {
+            State::ClientFlags => match input.first_chunk::<4>() {
+                None => (0, Step::NeedInput),
+                Some(bytes) => (4, self.client_flags(u32::from_be_bytes(*bytes))),
+            },
+            State::Option => self.option(input, out),
+            State::Discard { option, len_bytes, remaining_bytes } => {
+                if input.is_empty() {
+                    return (0, Step::NeedInput);
+                }
+                let consumed = input.len().min(*remaining_bytes as usize);
+                // At most `remaining_bytes`, which is a u32.
+                *remaining_bytes -= consumed as u32;
+                if *remaining_bytes == 0 {
+                    let message = format!(
+                        "the option's data is {len_bytes} bytes long: at most {MAX_OPTION_LEN_BYTES} are allowed"
+                    );
+                    options::put_refusal(out, *option, &Refusal::new(NBD_REP_ERR_TOO_BIG, message));
+                    self.state = State::Option;
+                }
+                (consumed, Step::Continue)
+            }
+            State::List | State::ExportName | State::Info { .. } | State::Over => (0, Step::NeedInput),
+        }
+    }
+
+    fn client_flags(&mut self, flags: u32) -> Step {
+        let unknown = flags & !(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES);
+        if unknown != 0 {
+            return self.close(CloseReason::UnknownClientFlags(unknown));
+        }
+        self.fixed_newstyle = flags & NBD_FLAG_C_FIXED_NEWSTYLE != 0;
+        self.no_zeroes = flags & NBD_FLAG_C_NO_ZEROES != 0;
+        self.state = State::Option;
+        Step::Continue
+    }
+
+    fn option(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Step) {
+        let Some(header) = input.first_chunk::<OPTION_HEADER_LEN_BYTES>() else {
+            return (0, Step::NeedInput);
+        };
+        let Some((option, len_bytes)) = options::decode_header(header) else {
+            return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::BadOptionMagic));
+        };
+        if !self.fixed_newstyle && option != NBD_OPT_EXPORT_NAME {
+            return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::NotFixedNewstyle(option)));
+        }
+        if len_bytes > MAX_OPTION_LEN_BYTES {
+            // EXPORT_NAME has no reply that could say so.
+            if option == NBD_OPT_EXPORT_NAME || len_bytes > MAX_OPTION_DISCARD_BYTES {
+                return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::OptionTooLong(len_bytes)));
+            }
+            self.state = State::Discard { option, len_bytes, remaining_bytes: len_bytes };
+            return (OPTION_HEADER_LEN_BYTES, Step::Continue);
+        }
+        let total_len_bytes = OPTION_HEADER_LEN_BYTES + len_bytes as usize;
+        let Some(data) = input.get(OPTION_HEADER_LEN_BYTES..total_len_bytes) else {
+            return (0, Step::NeedInput);
+        };
+        (total_len_bytes, self.whole_option(option, data, out))
+    }
+
+    fn whole_option(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Step {
+        let refusal = match option {
+            NBD_OPT_EXPORT_NAME => {
+                let Ok(name) = options::decode_name(data) else {
+                    return self.close(CloseReason::ExportRefused);
+                };
+                self.state = State::ExportName;
+                return Step::Lookup(Lookup::Open { name, keep_device: true, describe: false });
+            }
+            NBD_OPT_ABORT => {
+                options::put_reply(out, option, NBD_REP_ACK, &[]);
+                return self.close(CloseReason::Aborted);
+            }
+            NBD_OPT_LIST if data.is_empty() => {
+                self.state = State::List;
+                return Step::Lookup(Lookup::List);
+            }
+            NBD_OPT_LIST => Refusal::new(NBD_REP_ERR_INVALID, "NBD_OPT_LIST takes no data"),
+            NBD_OPT_INFO | NBD_OPT_GO => match options::decode_info_request(data) {
+                Ok(request) => {
+                    let lookup = Lookup::Open {
+                        name: request.name.clone(),
+                        keep_device: option == NBD_OPT_GO,
+                        describe: request.wants_name || request.wants_description,
+                    };
+                    self.state = State::Info { option, request };
+                    return Step::Lookup(lookup);
+                }
+                Err(refusal) => refusal,
+            },
+            _ => Refusal::new(NBD_REP_ERR_UNSUP, format!("option {option} is not served")),
+        };
+        options::put_refusal(out, option, &refusal);
+        Step::Continue
+    }
+
+    /// Goes on with what the catalog said to the last [`Step::Lookup`]. An answer that was not asked for changes nothing.
+    pub fn answer(&mut self, answer: Answer, out: &mut Vec<u8>) -> Step {
+        match (std::mem::replace(&mut self.state, State::Option), answer) {
+            (State::List, Answer::List(list)) => {
+                for info in &list {
+                    options::put_server(out, info);
+                }
+                options::put_reply(out, NBD_OPT_LIST, NBD_REP_ACK, &[]);
+                Step::Continue
+            }
+            (State::ExportName, Answer::Open(Ok(opened))) => {
+                out.extend_from_slice(&opened.size_bytes.to_be_bytes());
+                out.extend_from_slice(&options::transmission_flags(opened.read_only).to_be_bytes());
+                if !self.no_zeroes {
+                    out.extend_from_slice(&[0; EXPORT_NAME_ZEROES_LEN_BYTES]);
+                }
+                self.state = State::Over;
+                Step::Transmit(opened)
+            }
+            (State::ExportName, Answer::Open(Err(_))) => self.close(CloseReason::ExportRefused),
+            (State::Info { option, request }, Answer::Open(result)) => {
+                self.info_answer(option, &request, result, out)
+            }
+            (state, _) => {
+                self.state = state;
+                Step::NeedInput
+            }
+        }
+    }
+
+    fn info_answer(
+        &mut self,
+        option: u32,
+        request: &InfoRequest,
+        result: Result<Opened, ExportError>,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let opened = match result {
+            Ok(opened) => opened,
+            Err(error) => {
+                options::put_refusal(out, option, &refuse_export(&request.name, &error));
+                return Step::Continue;
+            }
+        };
+        options::put_info_export(out, option, opened.size_bytes, opened.read_only);
+        if let Some(info) = &opened.info {
+            if request.wants_name {
+                options::put_info_text(out, option, NBD_INFO_NAME, &info.name);
+            }
+            if request.wants_description && !info.description.is_empty() {
+                options::put_info_text(out, option, NBD_INFO_DESCRIPTION, &info.description);
+            }
+        }
+        options::put_info_block_size(out, option);
+        options::put_reply(out, option, NBD_REP_ACK, &[]);
+        if option == NBD_OPT_GO {
+            self.state = State::Over;
+            return Step::Transmit(opened);
+        }
+        Step::Continue
+    }
+
+    fn close(&mut self, reason: CloseReason) -> Step {
+        self.state = State::Over;
+        Step::Close(reason)
+    }
+}
+
+fn refuse_export(name: &str, error: &ExportError) -> Refusal {
+    match error {
+        ExportError::Unknown if name.is_empty() => {
+            Refusal::new(NBD_REP_ERR_UNKNOWN, "there is no default export: name one")
+        }
+        ExportError::Unknown => Refusal::new(NBD_REP_ERR_UNKNOWN, format!("there is no export {name:?}")),
+        ExportError::Unavailable { reason } => {
+            Refusal::new(NBD_REP_ERR_POLICY, format!("export {name:?} cannot be served now: {reason}"))
+        }
+    }
+}

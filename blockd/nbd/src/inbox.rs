@@ -1,0 +1,95 @@
+//! The receive buffer of a connection.
+
+use crate::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
+use crate::ring::Transfer;
+
+/// Capacity of the receive buffer, in bytes: room for the longest option, and for a good many small writes.
+pub(crate) const INBOX_BYTES: usize = 128 << 10;
+
+/// Bytes received and not yet taken. While a receive is under way the buffer is away.
+pub(crate) struct Inbox {
+    buffer: Option<Buffer>,
+    start: usize,
+    end: usize,
+}
+
+impl Inbox {
+    pub(crate) fn new(pool: &mut BufferPool) -> Self {
+        Self { buffer: Some(pool.take(INBOX_BYTES)), start: 0, end: 0 }
+    }
+
+    /// What has been received and not been consumed; empty while a receive is under way.
+    pub(crate) fn unread(&self) -> &[u8] {
+        self.buffer.as_ref().map_or(&[], |buffer| &buffer.payload()[self.start..self.end])
+    }
+
+    /// Drops `len_bytes` from the front.
+    pub(crate) fn consume(&mut self, len_bytes: usize) {
+        debug_assert!(self.start + len_bytes <= self.end);
+        self.start = (self.start + len_bytes).min(self.end);
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Starts a receive behind the unread bytes, of at most `max_bytes`. `None` if there is no room or one is
+    /// under way.
+    pub(crate) fn start_receive(&mut self, max_bytes: usize) -> Option<Transfer> {
+        let mut buffer = self.buffer.take()?;
+        if self.start > 0 {
+            buffer.payload_mut().copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let room = max_bytes.min(INBOX_BYTES - self.end);
+        if room == 0 {
+            self.buffer = Some(buffer);
+            return None;
+        }
+        let from = HEADROOM_BYTES + self.end;
+        Some(Transfer { buffer, range: from..from + room, all: false })
+    }
+
+    /// The receive is over and has added `len_bytes`.
+    pub(crate) fn end_receive(&mut self, buffer: Buffer, len_bytes: usize) {
+        self.buffer = Some(buffer);
+        self.end = (self.end + len_bytes).min(INBOX_BYTES);
+    }
+
+    /// Gives the buffer up.
+    pub(crate) fn discard(&mut self, pool: &mut BufferPool) {
+        if let Some(buffer) = self.buffer.take() {
+            pool.give(buffer);
+        }
+        self.start = 0;
+        self.end = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_queue_up_and_make_room() {
+        let mut pool = BufferPool::new(0);
+        let mut inbox = Inbox::new(&mut pool);
+        let put = |inbox: &mut Inbox, bytes: &[u8]| {
+            let mut transfer = inbox.start_receive(usize::MAX).unwrap();
+            assert!(inbox.start_receive(1).is_none(), "under way");
+            transfer.buffer.framed_mut()[transfer.range][..bytes.len()].copy_from_slice(bytes);
+            inbox.end_receive(transfer.buffer, bytes.len());
+        };
+        put(&mut inbox, b"abc");
+        put(&mut inbox, b"def");
+        inbox.consume(2);
+        assert_eq!(inbox.unread(), b"cdef");
+        put(&mut inbox, b"g");
+        assert_eq!(inbox.unread(), b"cdefg");
+        put(&mut inbox, &vec![7; INBOX_BYTES - 5]);
+        assert!(inbox.start_receive(usize::MAX).is_none(), "no room");
+        inbox.consume(5);
+        assert_eq!(inbox.start_receive(usize::MAX).unwrap().range.len(), 5);
+    }
+}

@@ -1,0 +1,184 @@
+//! Listening sockets: making them, and what an accepted connection needs.
+
+use std::fmt;
+use std::fs::Metadata;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+};
+
+use crate::error::NbdError;
+
+const BACKLOG: i32 = 1024;
+/// A TCP peer that has vanished without a word is given up after about two minutes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// A listening socket.
+pub(crate) struct Listener {
+    pub(crate) socket: Arc<OwnedFd>,
+    is_tcp: bool,
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Peer {
+    Unix,
+    Tcp(Option<SocketAddr>),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix => f.write_str("unix"),
+            Self::Tcp(Some(addr)) => write!(f, "tcp://{addr}"),
+            Self::Tcp(None) => f.write_str("tcp"),
+        }
+    }
+}
+
+impl Listener {
+    /// Listens on a TCP address; returns the address that it got.
+    pub(crate) fn tcp(addr: SocketAddr) -> Result<(Self, SocketAddr), NbdError> {
+        let bound = TcpListener::bind(addr).and_then(|socket| Ok((socket.local_addr()?, socket)));
+        let (local_addr, socket) = bound.map_err(|source| NbdError::BindTcp { addr, source })?;
+        Ok((Self { socket: Arc::new(OwnedFd::from(socket)), is_tcp: true }, local_addr))
+    }
+
+    /// Listens on a unix socket that only its owner can connect to. A socket at the path that nobody answers on is
+    /// replaced.
+    pub(crate) fn unix(path: &Path) -> Result<(Self, UnixSocketFile), NbdError> {
+        let failed =
+            |doing| move |source: io::Error| NbdError::BindUnix { path: path.to_owned(), doing, source };
+        let addr = SocketAddrUnix::new(path)
+            .map_err(io::Error::from)
+            .map_err(failed("a path of a socket is at most 107 bytes long and without NUL"))?;
+        make_way(path)?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(io::Error::from)
+            .map_err(failed("no socket could be made"))?;
+        // The file takes its mode from the socket, so it is never open to others, not even for a moment.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR)
+            .map_err(io::Error::from)
+            .map_err(failed("the socket's mode could not be set to 0600"))?;
+        bind(&socket, &addr)
+            .map_err(io::Error::from)
+            .map_err(failed("the directory must exist and be writable"))?;
+        let metadata = path.symlink_metadata().map_err(failed("the new socket could not be looked at"))?;
+        let file = UnixSocketFile { path: path.to_owned(), identity: identity(&metadata) };
+        listen(&socket, BACKLOG).map_err(io::Error::from).map_err(failed("listening failed"))?;
+        Ok((Self { socket: Arc::new(socket), is_tcp: false }, file))
+    }
+
+    /// Sets an accepted connection up; says who it is.
+    pub(crate) fn prepare(&self, socket: &OwnedFd) -> Peer {
+        if !self.is_tcp {
+            return Peer::Unix;
+        }
+        if let Err(error) = set_tcp_options(socket) {
+            tracing::debug!(%error, "a connection's options could not be set");
+        }
+        let addr = rustix::net::getpeername(socket).ok().flatten();
+        Peer::Tcp(addr.and_then(|addr| SocketAddr::try_from(addr).ok()))
+    }
+}
+
+fn set_tcp_options(socket: &OwnedFd) -> rustix::io::Result<()> {
+    let socket = socket.as_fd();
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    sockopt::set_socket_keepalive(socket, true)
+}
+
+/// Removes what an earlier server left at `path`.
+fn make_way(path: &Path) -> Result<(), NbdError> {
+    let failed = |doing| move |source: io::Error| NbdError::BindUnix { path: path.to_owned(), doing, source };
+    let metadata = match path.symlink_metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("the path cannot be looked at")(error)),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(NbdError::NotASocket { path: path.to_owned() });
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(NbdError::SocketInUse { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(failed("a socket that nobody answers on could not be removed"))
+        }
+        Err(error) => Err(failed("it could not be found out whether another server answers there")(error)),
+    }
+}
+
+/// The file of a unix socket; removed when dropped, if it is still the one that was made.
+#[derive(Debug)]
+pub(crate) struct UnixSocketFile {
+    path: PathBuf,
+    identity: [i64; 4],
+}
+
+/// What tells a file from another one that took its place and got its inode.
+fn identity(metadata: &Metadata) -> [i64; 4] {
+    [metadata.dev().cast_signed(), metadata.ino().cast_signed(), metadata.mtime(), metadata.mtime_nsec()]
+}
+
+impl Drop for UnixSocketFile {
+    fn drop(&mut self) {
+        let is_ours = self.path.symlink_metadata().is_ok_and(|found| identity(&found) == self.identity);
+        if is_ours && let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the socket could not be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn unix_socket_is_private_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nbd.sock");
+        let (listener, file) = Listener::unix(&path).unwrap();
+        assert_eq!(path.symlink_metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(matches!(Listener::unix(&path), Err(NbdError::SocketInUse { .. })));
+        drop(listener);
+        assert!(path.exists());
+        // Keeps the inode, so that the second file cannot get it.
+        std::fs::hard_link(&path, dir.path().join("kept")).unwrap();
+        let (_listener, second) = Listener::unix(&path).expect("nobody answers there any more");
+        drop(file);
+        assert!(path.exists(), "the file is the second one's");
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        std::fs::write(&path, b"precious").unwrap();
+        assert!(matches!(Listener::unix(&path), Err(NbdError::NotASocket { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        let missing = dir.path().join("missing/nbd.sock");
+        let error = Listener::unix(&missing).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("missing/nbd.sock"), "{error}");
+        let long = dir.path().join("x".repeat(200));
+        let error = Listener::unix(&long).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("107 bytes"), "{error}");
+    }
+}

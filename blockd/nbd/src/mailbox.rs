@@ -1,0 +1,93 @@
+//! How other threads reach a ring thread: a queue, and an eventfd that wakes the thread if it sleeps.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam::queue::SegQueue;
+use rustix::event::{EventfdFlags, eventfd};
+
+/// A queue into a ring thread. It has no bound of its own: senders are bounded by the in-flight budget
+/// (results of requests) and by the limit on connections (sockets).
+pub(crate) struct Mailbox<M> {
+    queue: SegQueue<M>,
+    /// The thread is awake, or its eventfd has been written to.
+    awake: AtomicBool,
+    eventfd: Arc<OwnedFd>,
+}
+
+impl<M> Mailbox<M> {
+    pub(crate) fn new() -> io::Result<Self> {
+        // A blocking one: io_uring completes a read of a non-blocking one at once.
+        let eventfd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        Ok(Self { queue: SegQueue::new(), awake: AtomicBool::new(true), eventfd })
+    }
+
+    /// What the ring thread reads 8 bytes from to be woken.
+    pub(crate) fn eventfd(&self) -> &Arc<OwnedFd> {
+        &self.eventfd
+    }
+
+    pub(crate) fn post(&self, message: M) {
+        self.queue.push(message);
+        if !self.awake.swap(true, Ordering::SeqCst)
+            && let Err(error) = rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes())
+        {
+            tracing::error!(%error, "a server thread could not be woken");
+        }
+    }
+
+    pub(crate) fn take(&self) -> Option<M> {
+        self.queue.pop()
+    }
+
+    /// The thread is about to sleep: from here on, posting wakes it. `false` if there is something to do first.
+    pub(crate) fn may_sleep(&self) -> bool {
+        self.awake.store(false, Ordering::SeqCst);
+        if self.queue.is_empty() {
+            return true;
+        }
+        self.awake.store(true, Ordering::SeqCst);
+        false
+    }
+
+    /// The thread is awake, and will look into its queue before it sleeps again.
+    pub(crate) fn woke(&self) {
+        self.awake.store(true, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wakes(mailbox: &Mailbox<u32>) -> u64 {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&mailbox.eventfd, PollFlags::IN)];
+        if poll(&mut fds, Some(&zero)).unwrap() == 0 {
+            return 0;
+        }
+        let mut count = [0; 8];
+        rustix::io::read(&mailbox.eventfd, &mut count).unwrap();
+        u64::from_ne_bytes(count)
+    }
+
+    #[test]
+    fn only_a_sleeping_thread_is_woken_and_only_once() {
+        let mailbox = Mailbox::new().unwrap();
+        mailbox.post(1);
+        assert_eq!(wakes(&mailbox), 0, "awake");
+        assert!(!mailbox.may_sleep(), "there is something to do");
+        assert_eq!(mailbox.take(), Some(1));
+        assert!(mailbox.may_sleep());
+        mailbox.post(2);
+        mailbox.post(3);
+        assert_eq!(wakes(&mailbox), 1);
+        mailbox.woke();
+        mailbox.post(4);
+        assert_eq!(wakes(&mailbox), 0);
+        assert!(std::iter::from_fn(|| mailbox.take()).eq([2, 3, 4]));
+    }
+}

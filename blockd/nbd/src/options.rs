@@ -1,0 +1,230 @@
+//! Options of the negotiation: decoding their data and encoding their replies.
+
+use crate::constants::*;
+use crate::device::ExportInfo;
+use crate::wire::Reader;
+
+/// What a client asks for with `NBD_OPT_INFO` or `NBD_OPT_GO`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InfoRequest {
+    /// The export's name; empty for the default one.
+    pub(crate) name: String,
+    /// The client wants `NBD_INFO_NAME`.
+    pub(crate) wants_name: bool,
+    /// The client wants `NBD_INFO_DESCRIPTION`.
+    pub(crate) wants_description: bool,
+}
+
+/// Why an option is refused: the reply's type and its message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) reply_type: u32,
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(reply_type: u32, message: impl Into<String>) -> Self {
+        Self { reply_type, message: message.into() }
+    }
+
+    fn malformed() -> Self {
+        Self::new(NBD_REP_ERR_INVALID, "the lengths in the option's data do not add up to its length")
+    }
+}
+
+/// The number of an option's request header: its type and the length of the data that follows.
+/// `None` if the magic is wrong.
+pub(crate) fn decode_header(bytes: &[u8; OPTION_HEADER_LEN_BYTES]) -> Option<(u32, u32)> {
+    let mut reader = Reader::new(bytes);
+    if reader.u64()? != OPTION_MAGIC {
+        return None;
+    }
+    Some((reader.u32()?, reader.u32()?))
+}
+
+/// Checks an export's name as it came over the wire.
+pub(crate) fn decode_name(bytes: &[u8]) -> Result<String, Refusal> {
+    if bytes.len() > MAX_NAME_LEN_BYTES {
+        return Err(Refusal::new(
+            NBD_REP_ERR_TOO_BIG,
+            format!(
+                "the export name is {} bytes long: at most {MAX_NAME_LEN_BYTES} are allowed",
+                bytes.len()
+            ),
+        ));
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(name) => Ok(name.to_owned()),
+        Err(_) => Err(Refusal::new(NBD_REP_ERR_INVALID, "the export name is not UTF-8")),
+    }
+}
+
+/// Decodes the data of `NBD_OPT_INFO` and `NBD_OPT_GO`: u32 length, name, u16 count, u16 × count.
+pub(crate) fn decode_info_request(data: &[u8]) -> Result<InfoRequest, Refusal> {
+    let mut reader = Reader::new(data);
+    let name_len_bytes = reader.u32().ok_or_else(Refusal::malformed)?;
+    let name = reader.take(name_len_bytes as usize).ok_or_else(Refusal::malformed)?;
+    let count = reader.u16().ok_or_else(Refusal::malformed)?;
+    let mut request = InfoRequest { name: String::new(), wants_name: false, wants_description: false };
+    for _ in 0..count {
+        match reader.u16().ok_or_else(Refusal::malformed)? {
+            NBD_INFO_NAME => request.wants_name = true,
+            NBD_INFO_DESCRIPTION => request.wants_description = true,
+            // The export and its block sizes are always told; a type that is not known is passed over.
+            _ => {}
+        }
+    }
+    if !reader.is_empty() {
+        return Err(Refusal::malformed());
+    }
+    request.name = decode_name(name)?;
+    Ok(request)
+}
+
+/// Appends one option reply: magic, option, type, length, data (given in parts).
+pub(crate) fn put_reply(out: &mut Vec<u8>, option: u32, reply_type: u32, parts: &[&[u8]]) {
+    let len_bytes: usize = parts.iter().map(|part| part.len()).sum();
+    out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
+    out.extend_from_slice(&option.to_be_bytes());
+    out.extend_from_slice(&reply_type.to_be_bytes());
+    out.extend_from_slice(&wire_len(len_bytes).to_be_bytes());
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+}
+
+/// Appends an error reply with its message.
+pub(crate) fn put_refusal(out: &mut Vec<u8>, option: u32, refusal: &Refusal) {
+    put_reply(out, option, refusal.reply_type, &[clip(&refusal.message).as_bytes()]);
+}
+
+/// Appends the `NBD_REP_SERVER` of one export. One with a name that the protocol cannot carry is left out.
+pub(crate) fn put_server(out: &mut Vec<u8>, info: &ExportInfo) {
+    if info.name.len() > MAX_NAME_LEN_BYTES {
+        return;
+    }
+    let name_len = wire_len(info.name.len()).to_be_bytes();
+    let parts = [&name_len, info.name.as_bytes(), clip(&info.description).as_bytes()];
+    put_reply(out, NBD_OPT_LIST, NBD_REP_SERVER, &parts);
+}
+
+/// Appends the `NBD_INFO_EXPORT` of an export.
+pub(crate) fn put_info_export(out: &mut Vec<u8>, option: u32, size_bytes: u64, read_only: bool) {
+    let parts = [
+        &NBD_INFO_EXPORT.to_be_bytes()[..],
+        &size_bytes.to_be_bytes(),
+        &transmission_flags(read_only).to_be_bytes(),
+    ];
+    put_reply(out, option, NBD_REP_INFO, &parts);
+}
+
+/// Appends the `NBD_INFO_BLOCK_SIZE` that every export has.
+pub(crate) fn put_info_block_size(out: &mut Vec<u8>, option: u32) {
+    let parts = [
+        &NBD_INFO_BLOCK_SIZE.to_be_bytes()[..],
+        &MIN_BLOCK_BYTES.to_be_bytes(),
+        &PREFERRED_BLOCK_BYTES.to_be_bytes(),
+        &MAX_PAYLOAD_BYTES.to_be_bytes(),
+    ];
+    put_reply(out, option, NBD_REP_INFO, &parts);
+}
+
+/// Appends an information that is text: `NBD_INFO_NAME` or `NBD_INFO_DESCRIPTION`.
+pub(crate) fn put_info_text(out: &mut Vec<u8>, option: u32, info_type: u16, text: &str) {
+    put_reply(out, option, NBD_REP_INFO, &[&info_type.to_be_bytes(), clip(text).as_bytes()]);
+}
+
+/// What transmission with an export allows.
+pub(crate) fn transmission_flags(read_only: bool) -> u16 {
+    let always = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN;
+    always | if read_only { NBD_FLAG_READ_ONLY } else { NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES }
+}
+
+/// Strings of the protocol are at most 4096 bytes long.
+fn clip(text: &str) -> &str {
+    let mut end = text.len().min(MAX_NAME_LEN_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// Every part of a reply is at most a few clipped strings long.
+fn wire_len(len_bytes: usize) -> u32 {
+    debug_assert!(len_bytes <= 4 * MAX_NAME_LEN_BYTES);
+    len_bytes as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info_data(name: &[u8], infos: &[u16]) -> Vec<u8> {
+        let mut data = (name.len() as u32).to_be_bytes().to_vec();
+        data.extend_from_slice(name);
+        data.extend_from_slice(&(infos.len() as u16).to_be_bytes());
+        data.extend(infos.iter().flat_map(|info| info.to_be_bytes()));
+        data
+    }
+
+    #[test]
+    fn info_request_is_decoded() {
+        let request =
+            decode_info_request(&info_data(b"vol", &[NBD_INFO_NAME, 77, NBD_INFO_BLOCK_SIZE])).unwrap();
+        assert_eq!(
+            request,
+            InfoRequest { name: "vol".to_owned(), wants_name: true, wants_description: false }
+        );
+        assert_eq!(decode_info_request(&info_data(b"", &[])).unwrap().name, "");
+    }
+
+    #[test]
+    fn info_request_of_wrong_shape_is_refused() {
+        let good = info_data(b"vol", &[NBD_INFO_NAME]);
+        for len in 0..good.len() {
+            let refusal = decode_info_request(&good[..len]).unwrap_err();
+            assert_eq!(refusal.reply_type, NBD_REP_ERR_INVALID, "cut at {len}");
+        }
+        let mut long = good.clone();
+        long.push(0);
+        assert_eq!(decode_info_request(&long).unwrap_err().reply_type, NBD_REP_ERR_INVALID);
+        let mut huge = good;
+        huge[0] = 0xff;
+        assert_eq!(decode_info_request(&huge).unwrap_err().reply_type, NBD_REP_ERR_INVALID);
+        let refusal = decode_info_request(&info_data(&[b'a'; 4097], &[])).unwrap_err();
+        assert_eq!(refusal.reply_type, NBD_REP_ERR_TOO_BIG);
+        assert!(decode_info_request(&info_data(&[b'a'; 4096], &[])).is_ok());
+        let refusal = decode_info_request(&info_data(&[0xff], &[])).unwrap_err();
+        assert_eq!(refusal.reply_type, NBD_REP_ERR_INVALID);
+    }
+
+    #[test]
+    fn golden_replies() {
+        let mut out = Vec::new();
+        put_info_export(&mut out, NBD_OPT_GO, 0x0102_0304, false);
+        assert_eq!(
+            out,
+            [
+                0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9, 0, 0, 0, 7, 0, 0, 0, 3, 0, 0, 0, 12, // header
+                0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 0x01, 0x6d, // info type, size, flags
+            ]
+        );
+        out.clear();
+        put_info_block_size(&mut out, NBD_OPT_INFO);
+        assert_eq!(out[20..], [0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 2, 0, 0, 0]);
+        out.clear();
+        let info =
+            ExportInfo { name: "v".into(), description: "d é".into(), size_bytes: 1, read_only: false };
+        put_server(&mut out, &info);
+        assert_eq!(out[16..], [0, 0, 0, 9, 0, 0, 0, 1, b'v', b'd', b' ', 0xc3, 0xa9]);
+        assert_eq!(transmission_flags(true), 0x010f);
+    }
+
+    #[test]
+    fn long_text_is_clipped_at_a_character() {
+        let text = "é".repeat(3000);
+        assert_eq!(clip(&text).len(), 4096);
+        let shifted = format!("a{text}");
+        assert_eq!(clip(&shifted).len(), 4095);
+    }
+}

@@ -1,0 +1,421 @@
+//! A safe face of io_uring for sockets: every operation takes its buffer and gives it back with the completion.
+//! This is the only module with `unsafe` code.
+//!
+//! An operation's buffer and descriptor are put in the in-flight table before the operation is pushed, and leave it
+//! when its completion has been reaped. A ring that is dropped cancels what is in flight and waits for it; should
+//! that fail, the table is leaked rather than freed under the kernel.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+
+use crate::buffer_pool::Buffer;
+
+const SUBMISSIONS: u32 = 256;
+const COMPLETIONS: u32 = 2048;
+/// Completions of cancellations carry this instead of an index; nobody waits for them.
+const CANCELLATION: u64 = u64::MAX;
+/// How often a dropped ring looks for the last completions, and how long each time.
+const DRAIN_ROUNDS: usize = 50;
+const DRAIN_WAIT: Duration = Duration::from_millis(100);
+
+/// Bytes to be moved between a socket and a range of a buffer's frame (see [`Buffer::framed`]).
+pub(crate) struct Transfer {
+    pub(crate) buffer: Buffer,
+    pub(crate) range: Range<usize>,
+    /// Complete only when all of the range was moved, or the connection failed.
+    pub(crate) all: bool,
+}
+
+/// What became of an operation.
+pub(crate) struct Completion {
+    /// As given when it was started.
+    pub(crate) tag: u64,
+    pub(crate) outcome: Outcome,
+}
+
+pub(crate) enum Outcome {
+    /// Bytes moved; the buffer is the operation's.
+    Transferred { buffer: Buffer, result: io::Result<usize> },
+    /// A new connection.
+    Accepted(io::Result<OwnedFd>),
+}
+
+struct InFlight {
+    tag: u64,
+    /// `None` for an accept.
+    buffer: Option<Buffer>,
+    /// Kept open until the kernel is done with it, so that its number cannot come to mean another file.
+    _fd: Arc<OwnedFd>,
+}
+
+/// An io_uring with its in-flight table. To be used on the thread that made it.
+pub(crate) struct Ring {
+    uring: IoUring,
+    in_flight: ManuallyDrop<Vec<Option<InFlight>>>,
+    free: Vec<usize>,
+    /// Operations that could not be handed to the kernel; they complete with an error at the next wait.
+    refused: Vec<Completion>,
+}
+
+impl Ring {
+    /// Sets a ring up.
+    ///
+    /// # Errors
+    /// When the kernel has no io_uring, forbids it, or is too old for it.
+    pub(crate) fn new() -> io::Result<Self> {
+        let uring = setup()?;
+        let params = uring.params();
+        if !params.is_feature_nodrop() || !params.is_feature_ext_arg() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is too old"));
+        }
+        Ok(Self { uring, in_flight: ManuallyDrop::new(Vec::new()), free: Vec::new(), refused: Vec::new() })
+    }
+
+    /// Receives into the transfer's range.
+    pub(crate) fn recv(&mut self, fd: &Arc<OwnedFd>, transfer: Transfer, tag: u64) {
+        let flags = if transfer.all { RecvFlags::WAITALL } else { RecvFlags::empty() };
+        self.transfer(fd, transfer, tag, |fd, pointer, len| {
+            opcode::Recv::new(fd, pointer, len).flags(flags.bits().cast_signed()).build()
+        });
+    }
+
+    /// Sends the transfer's range; a peer that is gone is an error, not a signal.
+    pub(crate) fn send(&mut self, fd: &Arc<OwnedFd>, transfer: Transfer, tag: u64) {
+        let mut flags = SendFlags::NOSIGNAL;
+        if transfer.all {
+            // io_uring takes the flag on sends too (Linux 5.19); older kernels make short sends.
+            flags |= SendFlags::from_bits_retain(RecvFlags::WAITALL.bits());
+        }
+        self.transfer(fd, transfer, tag, |fd, pointer, len| {
+            opcode::Send::new(fd, pointer.cast_const(), len).flags(flags.bits().cast_signed()).build()
+        });
+    }
+
+    /// Reads from a descriptor that is no socket into the transfer's range.
+    pub(crate) fn read(&mut self, fd: &Arc<OwnedFd>, transfer: Transfer, tag: u64) {
+        self.transfer(fd, transfer, tag, |fd, pointer, len| opcode::Read::new(fd, pointer, len).build());
+    }
+
+    /// Waits for one connection on a listening socket.
+    pub(crate) fn accept(&mut self, fd: &Arc<OwnedFd>, tag: u64) {
+        let flags = SocketFlags::CLOEXEC.bits().cast_signed();
+        let entry = opcode::Accept::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), std::ptr::null_mut())
+            .flags(flags)
+            .build();
+        let index = self.insert(InFlight { tag, buffer: None, _fd: Arc::clone(fd) });
+        self.push(index, entry);
+    }
+
+    /// Asks the kernel to give up the operations with this tag; they complete with an error, if they still can.
+    pub(crate) fn cancel(&mut self, tag: u64) {
+        for index in 0..self.in_flight.len() {
+            if self.in_flight[index].as_ref().is_some_and(|operation| operation.tag == tag) {
+                self.push_cancellation(index);
+            }
+        }
+    }
+
+    /// Hands everything that was started to the kernel, waits until something completes or the time is over,
+    /// and appends the completions.
+    ///
+    /// # Errors
+    /// When the kernel refuses to go on with this ring.
+    pub(crate) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        completions.append(&mut self.refused);
+        let timeout = if completions.is_empty() { timeout } else { Some(Duration::ZERO) };
+        let result = match timeout {
+            None => self.uring.submit_and_wait(1),
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+            }
+        };
+        self.reap(completions);
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) if is_passing(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn transfer(
+        &mut self,
+        fd: &Arc<OwnedFd>,
+        mut transfer: Transfer,
+        tag: u64,
+        build: impl FnOnce(Fd, *mut u8, u32) -> squeue::Entry,
+    ) {
+        // Slicing checks the range, so pointer and length stay inside the buffer.
+        let bytes = &mut transfer.buffer.framed_mut()[transfer.range];
+        // Longer ones are moved in several steps.
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let entry = build(Fd(fd.as_raw_fd()), bytes.as_mut_ptr(), len);
+        let index = self.insert(InFlight { tag, buffer: Some(transfer.buffer), _fd: Arc::clone(fd) });
+        self.push(index, entry);
+    }
+
+    fn insert(&mut self, operation: InFlight) -> usize {
+        match self.free.pop() {
+            Some(index) => {
+                self.in_flight[index] = Some(operation);
+                index
+            }
+            None => {
+                self.in_flight.push(Some(operation));
+                self.in_flight.len() - 1
+            }
+        }
+    }
+
+    fn push(&mut self, index: usize, entry: squeue::Entry) {
+        let entry = entry.user_data(index as u64);
+        // SAFETY: the entry's pointer leads into the buffer that the in-flight table owns under `index`; the table
+        // keeps it, and the descriptor, until the completion with this index has been reaped, also when the ring
+        // is dropped (see `Drop`). Nothing touches the buffer in between: it is reachable through the table only.
+        let pushed = unsafe { push_or_submit(&mut self.uring, &entry) };
+        if let Err(error) = pushed
+            && let Some(operation) = self.remove(index)
+        {
+            self.refused.push(complete(operation, Err(error)));
+        }
+    }
+
+    fn push_cancellation(&mut self, index: usize) {
+        let entry = opcode::AsyncCancel::new(index as u64).build().user_data(CANCELLATION);
+        // SAFETY: a cancellation refers to no memory.
+        let pushed = unsafe { push_or_submit(&mut self.uring, &entry) };
+        if let Err(error) = pushed {
+            tracing::debug!(%error, "an operation could not be cancelled");
+        }
+    }
+
+    fn remove(&mut self, index: usize) -> Option<InFlight> {
+        let operation = self.in_flight.get_mut(index)?.take()?;
+        self.free.push(index);
+        Some(operation)
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        loop {
+            let Some((user_data, result)) =
+                self.uring.completion().next().map(|entry| (entry.user_data(), entry.result()))
+            else {
+                return;
+            };
+            if user_data == CANCELLATION {
+                continue;
+            }
+            let Some(operation) = usize::try_from(user_data).ok().and_then(|index| self.remove(index)) else {
+                continue;
+            };
+            let result = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) };
+            completions.push(complete(operation, result));
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.free.len() == self.in_flight.len()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        for index in 0..self.in_flight.len() {
+            if self.in_flight[index].is_some() {
+                self.push_cancellation(index);
+            }
+        }
+        let mut completions = Vec::new();
+        for _ in 0..DRAIN_ROUNDS {
+            if self.is_idle() || self.wait(Some(DRAIN_WAIT), &mut completions).is_err() {
+                break;
+            }
+            completions.clear();
+        }
+        if self.is_idle() {
+            // SAFETY: the table is not used again; this is the end of `drop`.
+            unsafe { ManuallyDrop::drop(&mut self.in_flight) };
+        } else {
+            tracing::error!("operations did not end with their ring: their buffers are leaked");
+        }
+    }
+}
+
+fn complete(operation: InFlight, result: io::Result<i32>) -> Completion {
+    let outcome = match operation.buffer {
+        Some(buffer) => {
+            // The kernel's result is not negative here.
+            Outcome::Transferred { buffer, result: result.map(|len| len.unsigned_abs() as usize) }
+        }
+        None => Outcome::Accepted(result.map(|fd: RawFd| {
+            // SAFETY: the result of a successful accept is a descriptor that nobody else knows of.
+            unsafe { OwnedFd::from_raw_fd(fd) }
+        })),
+    };
+    Completion { tag: operation.tag, outcome }
+}
+
+/// Pushes an entry; if the queue is full, hands it to the kernel first.
+///
+/// # Safety
+/// What the entry points to must stay valid until its completion.
+unsafe fn push_or_submit(uring: &mut IoUring, entry: &squeue::Entry) -> io::Result<()> {
+    // SAFETY: the caller's promise.
+    if unsafe { uring.submission().push(entry) }.is_ok() {
+        return Ok(());
+    }
+    uring.submit()?;
+    // SAFETY: the caller's promise.
+    unsafe { uring.submission().push(entry) }
+        .map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, "the submission queue stays full"))
+}
+
+/// A ring with completions that interrupt nobody, as far as this kernel knows how.
+fn setup() -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_cqsize(COMPLETIONS).dontfork();
+    let mut deferred = builder.clone();
+    let deferred = deferred.setup_single_issuer().setup_defer_taskrun().build(SUBMISSIONS);
+    if deferred.is_ok() {
+        return deferred;
+    }
+    let mut cooperative = builder.clone();
+    let cooperative = cooperative.setup_coop_taskrun().build(SUBMISSIONS);
+    if cooperative.is_ok() { cooperative } else { builder.build(SUBMISSIONS) }
+}
+
+/// Whether a failed wait only means that nothing completed, or that completions have to be reaped first.
+fn is_passing(error: &io::Error) -> bool {
+    let passing =
+        [rustix::io::Errno::INTR, rustix::io::Errno::TIME, rustix::io::Errno::BUSY, rustix::io::Errno::AGAIN];
+    error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::buffer_pool::BufferPool;
+
+    fn transfer(range: Range<usize>, fill: &[u8]) -> Transfer {
+        let mut buffer = BufferPool::new(0).take(range.end);
+        buffer.framed_mut()[range.start..][..fill.len()].copy_from_slice(fill);
+        Transfer { buffer, range, all: false }
+    }
+
+    fn wait_one(ring: &mut Ring) -> Completion {
+        let mut completions = Vec::new();
+        while completions.is_empty() {
+            ring.wait(None, &mut completions).unwrap();
+        }
+        assert_eq!(completions.len(), 1);
+        completions.remove(0)
+    }
+
+    #[test]
+    fn moves_bytes_and_returns_the_buffers() {
+        let mut ring = Ring::new().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Arc::new(OwnedFd::from(ours));
+        ring.send(&ours, transfer(3..8, b"hello"), 1);
+        let done = wait_one(&mut ring);
+        assert_eq!(done.tag, 1);
+        assert!(matches!(done.outcome, Outcome::Transferred { result: Ok(5), .. }));
+        let mut got = [0; 5];
+        theirs.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"hello");
+
+        ring.recv(&ours, transfer(10..20, b""), 2);
+        theirs.write_all(b"world").unwrap();
+        let Outcome::Transferred { buffer, result } = wait_one(&mut ring).outcome else {
+            panic!("not a transfer")
+        };
+        assert_eq!(result.unwrap(), 5);
+        assert_eq!(&buffer.framed()[10..15], b"world");
+        assert!(ring.is_idle());
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_an_error_and_no_signal() {
+        let mut ring = Ring::new().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let ours = Arc::new(OwnedFd::from(ours));
+        drop(theirs);
+        ring.send(&ours, transfer(0..1, b"x"), 1);
+        let Outcome::Transferred { result, .. } = wait_one(&mut ring).outcome else {
+            panic!("not a transfer")
+        };
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        ring.recv(&ours, transfer(0..1, b""), 2);
+        let Outcome::Transferred { result, .. } = wait_one(&mut ring).outcome else {
+            panic!("not a transfer")
+        };
+        assert_eq!(result.unwrap(), 0);
+    }
+
+    #[test]
+    fn accepts_and_cancels() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = Arc::new(OwnedFd::from(UnixListener::bind(&path).unwrap()));
+        let mut ring = Ring::new().unwrap();
+        ring.accept(&listener, 9);
+        let _client = UnixStream::connect(&path).unwrap();
+        assert!(matches!(wait_one(&mut ring).outcome, Outcome::Accepted(Ok(_))));
+        ring.accept(&listener, 10);
+        ring.wait(Some(Duration::ZERO), &mut Vec::new()).unwrap();
+        ring.cancel(10);
+        assert!(matches!(wait_one(&mut ring).outcome, Outcome::Accepted(Err(_))));
+    }
+
+    #[test]
+    fn more_operations_than_the_queue_holds() {
+        let mut ring = Ring::new().unwrap();
+        let pairs: Vec<_> = (0..3 * u64::from(SUBMISSIONS))
+            .map(|tag| {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                let ours = Arc::new(OwnedFd::from(ours));
+                ring.recv(&ours, transfer(0..4, b""), tag);
+                (ours, theirs)
+            })
+            .collect();
+        for (_, theirs) in &pairs {
+            (&mut &*theirs).write_all(b"data").unwrap();
+        }
+        let mut completions = Vec::new();
+        while completions.len() < pairs.len() {
+            ring.wait(None, &mut completions).unwrap();
+        }
+        let mut tags: Vec<u64> = completions.iter().map(|completion| completion.tag).collect();
+        tags.sort_unstable();
+        assert!(tags.into_iter().eq(0..pairs.len() as u64));
+    }
+
+    #[test]
+    fn a_dropped_ring_takes_its_operations_with_it() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Arc::new(OwnedFd::from(ours));
+        let mut ring = Ring::new().unwrap();
+        ring.recv(&ours, transfer(0..4, b""), 1);
+        ring.wait(Some(Duration::ZERO), &mut Vec::new()).unwrap();
+        assert_eq!(Arc::strong_count(&ours), 2);
+        drop(ring);
+        assert_eq!(Arc::strong_count(&ours), 1, "the table was freed");
+        drop(ours);
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "and the kernel let go of the socket");
+    }
+}

@@ -1,0 +1,471 @@
+//! The loop of one ring thread: waits for completions and messages, tells the connections, and starts what they ask for.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown};
+
+use crate::budget::Budget;
+use crate::buffer_pool::{Buffer, BufferPool};
+use crate::connection::{Connection, ConnectionLimits};
+use crate::flow::{Context, Wake};
+use crate::listener::{Listener, Peer};
+use crate::mailbox::Mailbox;
+use crate::ring::{Completion, Outcome, Ring, Transfer};
+use crate::worker::{Done, Job, Queues, Work};
+
+/// How long to leave a listening socket alone when the system has no resources for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long connections that were aborted at the end of a shutdown may take to let go of the ring.
+const ABORT_GRACE: Duration = Duration::from_secs(1);
+
+/// What other threads tell a ring thread.
+pub(crate) enum Message {
+    /// Serve this connection.
+    Adopt(OwnedFd, Peer),
+    /// Work is done.
+    Done(ConnectionKey, Done),
+    /// Bytes in flight were released.
+    Retry,
+    /// Stop: end all connections, by this time.
+    Stop(Instant),
+}
+
+/// A connection of one ring thread; the generation tells it from earlier ones at the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionKey {
+    index: u32,
+    generation: u32,
+}
+
+/// What the threads of a server share.
+pub(crate) struct Shared {
+    pub(crate) budget: Budget<Wake>,
+    pub(crate) limits: ConnectionLimits,
+    pub(crate) mailboxes: Vec<Arc<Mailbox<Message>>>,
+    pub(crate) connections: AtomicUsize,
+    pub(crate) max_connections: usize,
+    pub(crate) next_id: AtomicUsize,
+    /// What the buffer pool of each ring thread may keep, in bytes.
+    pub(crate) pool_bytes: usize,
+}
+
+/// Counts a connection for as long as it lives.
+struct ConnectionCount(Arc<Shared>);
+
+impl Drop for ConnectionCount {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Entry {
+    connection: Connection,
+    socket: Arc<OwnedFd>,
+    shut_down: Option<Shutdown>,
+    _count: ConnectionCount,
+}
+
+struct Slot {
+    generation: u32,
+    entry: Option<Entry>,
+}
+
+/// What a completion belongs to, packed into its tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tag {
+    Wake,
+    Accept(usize),
+    Receive(usize),
+    Send(usize),
+}
+
+impl Tag {
+    fn pack(self) -> u64 {
+        let (kind, index) = match self {
+            Self::Wake => (0, 0),
+            Self::Accept(index) => (1, index),
+            Self::Receive(index) => (2, index),
+            Self::Send(index) => (3, index),
+        };
+        (index as u64) << 2 | kind
+    }
+
+    fn unpack(tag: u64) -> Self {
+        let index = (tag >> 2) as usize;
+        match tag & 3 {
+            0 => Self::Wake,
+            1 => Self::Accept(index),
+            2 => Self::Receive(index),
+            _ => Self::Send(index),
+        }
+    }
+}
+
+/// One ring thread.
+pub(crate) struct RingThread {
+    id: usize,
+    ring: Ring,
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox<Message>>,
+    queues: Queues,
+    pool: BufferPool,
+    work: Vec<Work>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    live: usize,
+    listeners: Vec<Listener>,
+    /// Accepts under way.
+    accepting: usize,
+    /// Listeners to be taken up again, and when.
+    paused: Vec<usize>,
+    next_thread: usize,
+    /// The earliest moment at which something has to be looked at.
+    next_check: Option<Instant>,
+    stop_at: Option<Instant>,
+    now: Instant,
+}
+
+impl RingThread {
+    /// A thread's state; to be called on the thread itself, as the ring belongs to it.
+    ///
+    /// # Errors
+    /// When the kernel gives no ring.
+    pub(crate) fn new(
+        id: usize,
+        shared: Arc<Shared>,
+        mailbox: Arc<Mailbox<Message>>,
+        queues: Queues,
+        listeners: Vec<Listener>,
+    ) -> io::Result<Self> {
+        let pool = BufferPool::new(shared.pool_bytes);
+        Ok(Self {
+            id,
+            ring: Ring::new()?,
+            shared,
+            mailbox,
+            queues,
+            pool,
+            work: Vec::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            live: 0,
+            listeners,
+            accepting: 0,
+            paused: Vec::new(),
+            next_thread: 0,
+            next_check: None,
+            stop_at: None,
+            now: Instant::now(),
+        })
+    }
+
+    /// Serves until told to stop.
+    pub(crate) fn run(&mut self) {
+        self.listen_for_messages(Buffer::new(8));
+        for index in 0..self.listeners.len() {
+            self.accept(index);
+        }
+        let mut completions = Vec::new();
+        loop {
+            while let Some(message) = self.mailbox.take() {
+                self.message(message);
+            }
+            self.check_times();
+            if self.is_done() {
+                return;
+            }
+            let timeout = if self.mailbox.may_sleep() {
+                self.next_check.map(|check| check.saturating_duration_since(self.now))
+            } else {
+                Some(Duration::ZERO)
+            };
+            let result = self.ring.wait(timeout, &mut completions);
+            self.mailbox.woke();
+            self.now = Instant::now();
+            if let Err(error) = result {
+                tracing::error!(thread = self.id, %error, "the ring failed; its connections are dropped");
+                return;
+            }
+            for completion in completions.drain(..) {
+                self.completion(completion);
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let Some(stop_at) = self.stop_at else {
+            return false;
+        };
+        (self.live == 0 && self.accepting == 0)
+            || self.now >= stop_at.checked_add(ABORT_GRACE).unwrap_or(stop_at)
+    }
+
+    fn completion(&mut self, completion: Completion) {
+        match (Tag::unpack(completion.tag), completion.outcome) {
+            (Tag::Wake, Outcome::Transferred { buffer, .. }) => self.listen_for_messages(buffer),
+            (Tag::Accept(index), Outcome::Accepted(result)) => self.accepted(index, result),
+            (Tag::Receive(index), Outcome::Transferred { buffer, result }) => {
+                self.with_connection(index, |connection, cx| connection.end_receive(buffer, result, cx));
+            }
+            (Tag::Send(index), Outcome::Transferred { buffer, result }) => {
+                self.with_connection(index, |connection, cx| connection.end_send(buffer, result, cx));
+            }
+            (tag, _) => tracing::error!(?tag, "a completion of the wrong kind"),
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Adopt(socket, peer) => self.adopt(socket, peer),
+            Message::Done(key, done) => {
+                let slot = self.slots.get(key.index as usize);
+                if slot.is_some_and(|slot| slot.generation == key.generation) {
+                    self.with_connection(key.index as usize, |connection, cx| connection.work_done(done, cx));
+                }
+            }
+            Message::Retry => {
+                for index in 0..self.slots.len() {
+                    self.with_connection(index, Connection::retry);
+                }
+            }
+            Message::Stop(by) => self.stop(by),
+        }
+    }
+
+    fn stop(&mut self, by: Instant) {
+        self.stop_at = Some(by);
+        self.check_at(by);
+        self.paused.clear();
+        for index in 0..self.listeners.len() {
+            self.ring.cancel(Tag::Accept(index).pack());
+        }
+        for index in 0..self.slots.len() {
+            self.with_connection(index, |connection, cx| connection.drain("the server stops", cx));
+        }
+    }
+
+    fn listen_for_messages(&mut self, buffer: Buffer) {
+        let transfer = Transfer { buffer, range: 0..8, all: false };
+        self.ring.read(self.mailbox.eventfd(), transfer, Tag::Wake.pack());
+    }
+
+    fn accept(&mut self, index: usize) {
+        if let Some(listener) = self.listeners.get(index) {
+            self.ring.accept(&listener.socket, Tag::Accept(index).pack());
+            self.accepting += 1;
+        }
+    }
+
+    fn accepted(&mut self, index: usize, result: io::Result<OwnedFd>) {
+        self.accepting -= 1;
+        if self.stop_at.is_some() {
+            return;
+        }
+        match result {
+            Ok(socket) => {
+                self.hand_out(index, socket);
+                self.accept(index);
+            }
+            Err(error) if is_about_one_connection(&error) => {
+                tracing::debug!(%error, "a connection was not accepted");
+                self.accept(index);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connections cannot be accepted now");
+                self.paused.push(index);
+                if let Some(later) = self.now.checked_add(ACCEPT_PAUSE) {
+                    self.check_at(later);
+                }
+            }
+        }
+    }
+
+    /// Gives a new connection to the next thread.
+    fn hand_out(&mut self, index: usize, socket: OwnedFd) {
+        let Some(listener) = self.listeners.get(index) else {
+            return;
+        };
+        let peer = listener.prepare(&socket);
+        let open = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        if open >= self.shared.max_connections {
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(%peer, open, "the connection is refused: no more are allowed");
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
+        match shared.mailboxes.get(self.next_thread) {
+            Some(mailbox) if self.next_thread != self.id => mailbox.post(Message::Adopt(socket, peer)),
+            _ => self.adopt(socket, peer),
+        }
+    }
+
+    fn adopt(&mut self, socket: OwnedFd, peer: Peer) {
+        let count = ConnectionCount(Arc::clone(&self.shared));
+        if self.stop_at.is_some() {
+            return;
+        }
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, entry: None });
+            // There are no more slots than connections, whose number is bounded.
+            (self.slots.len() - 1) as u32
+        }) as usize;
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::info_span!("nbd", connection = id, %peer, export = tracing::field::Empty);
+        tracing::debug!(parent: &span, "connected");
+        let limits = self.shared.limits;
+        let connection = self.with_context(|cx| Connection::new(span, limits, cx));
+        let entry = Entry { connection, socket: Arc::new(socket), shut_down: None, _count: count };
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.entry = Some(entry);
+            self.live += 1;
+        }
+        self.pump(index);
+    }
+
+    fn with_context<T>(&mut self, act: impl FnOnce(&mut Context<'_>) -> T) -> T {
+        let (shared, mailbox, id) = (&self.shared, &self.mailbox, self.id);
+        let wait_for_budget = || {
+            shared.budget.wait(id, || {
+                let mailbox = Arc::clone(mailbox);
+                Box::new(move || mailbox.post(Message::Retry))
+            });
+        };
+        act(&mut Context {
+            pool: &mut self.pool,
+            budget: &shared.budget,
+            wait_for_budget: &wait_for_budget,
+            work: &mut self.work,
+            now: self.now,
+        })
+    }
+
+    /// Tells a connection something, and does what it wants then.
+    fn with_connection(&mut self, index: usize, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
+        let Some(mut entry) = self.slots.get_mut(index).and_then(|slot| slot.entry.take()) else {
+            return;
+        };
+        self.with_context(|cx| act(&mut entry.connection, cx));
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.entry = Some(entry);
+        }
+        self.pump(index);
+    }
+
+    /// Starts what a connection wants; removes it if it is at its end.
+    fn pump(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        let key = ConnectionKey { index: index as u32, generation: slot.generation };
+        for work in self.work.drain(..) {
+            self.queues.send(Job { work, key, mailbox: Arc::clone(&self.mailbox) });
+        }
+        let Some(entry) = &mut slot.entry else {
+            return;
+        };
+        let connection = &mut entry.connection;
+        if let Some(transfer) = connection.start_send(self.now) {
+            self.ring.send(&entry.socket, transfer, Tag::Send(index).pack());
+        }
+        if let Some(transfer) = connection.start_receive() {
+            self.ring.recv(&entry.socket, transfer, Tag::Receive(index).pack());
+        }
+        let wanted = if connection.is_aborted() {
+            Some(Shutdown::Both)
+        } else if connection.refuses_input() {
+            Some(Shutdown::Read)
+        } else {
+            None
+        };
+        if let Some(how) = wanted
+            && entry.shut_down != wanted
+        {
+            // Ends what is under way on the socket; if the peer has done so already, all the better.
+            let _ = shutdown(&entry.socket, how);
+            entry.shut_down = wanted;
+        }
+        if connection.is_finished() {
+            self.remove(index);
+        } else if let Some(check) = connection.next_check() {
+            self.check_at(check);
+        }
+    }
+
+    fn remove(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        if let Some(entry) = slot.entry.take() {
+            slot.generation = slot.generation.wrapping_add(1);
+            self.free.push(index as u32);
+            self.live -= 1;
+            entry.connection.release(&mut self.pool, &self.shared.budget);
+        }
+    }
+
+    fn check_at(&mut self, at: Instant) {
+        self.next_check = Some(self.next_check.map_or(at, |check| check.min(at)));
+    }
+
+    fn check_times(&mut self) {
+        if self.next_check.is_none_or(|check| check > self.now) {
+            return;
+        }
+        self.next_check = None;
+        for index in std::mem::take(&mut self.paused) {
+            self.accept(index);
+        }
+        let stop_at = self.stop_at;
+        if let Some(stop_at) = stop_at {
+            let end = stop_at.checked_add(ABORT_GRACE).unwrap_or(stop_at);
+            self.check_at(if stop_at > self.now { stop_at } else { end });
+        }
+        let over = stop_at.is_some_and(|stop_at| stop_at <= self.now);
+        for index in 0..self.slots.len() {
+            self.with_connection(index, |connection, cx| {
+                if over {
+                    connection.abort("the server does not wait any longer", cx);
+                } else {
+                    connection.check_time(cx);
+                }
+            });
+        }
+    }
+}
+
+impl Drop for RingThread {
+    fn drop(&mut self) {
+        let left = self
+            .slots
+            .iter()
+            .filter(|slot| slot.entry.as_ref().is_some_and(|entry| entry.connection.has_work()))
+            .count();
+        if left > 0 {
+            tracing::warn!(connections = left, "a server thread ends while devices still work for it");
+        }
+    }
+}
+
+/// Whether a failed accept says nothing about the next one.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    let about_one = [Errno::CONNABORTED, Errno::INTR, Errno::PROTO, Errno::AGAIN];
+    error.raw_os_error().is_some_and(|code| about_one.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_survive_packing() {
+        for tag in [Tag::Wake, Tag::Accept(1), Tag::Receive(0), Tag::Send(u32::MAX as usize)] {
+            assert_eq!(Tag::unpack(tag.pack()), tag);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Clients that break the protocol or die: they get the protocol's error or are dropped, and the server goes on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use blockd_nbd::constants::*;
+use blockd_nbd::request::Request;
+use common::*;
+use proptest::prelude::*;
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn requests_that_cannot_be_served_get_the_protocols_error() {
+    let server = TestServer::instant(MIB);
+    let mut client = server.attach();
+    let end = MIB as u64;
+    assert_eq!(client.command(NBD_CMD_READ, 0, 1 << 63, 4096), NBD_EINVAL);
+    assert_eq!(client.command(NBD_CMD_READ, 0, u64::MAX, u32::MAX), NBD_EINVAL);
+    assert_eq!(client.command(NBD_CMD_READ, 0, end - 1, 2), NBD_EINVAL);
+    assert_eq!(client.command(NBD_CMD_READ, 0, 0, MAX_PAYLOAD_BYTES + 1), NBD_EINVAL);
+    assert_eq!(client.write(0, 1 << 63, &[1; 4096]), NBD_ENOSPC);
+    assert_eq!(client.write(0, end - 1, &[1; 300_000]), NBD_ENOSPC);
+    assert_eq!(client.write(0, 0, &vec![1; MAX_PAYLOAD_BYTES as usize + 1]), NBD_EINVAL);
+    assert_eq!(client.command(NBD_CMD_TRIM, 0, end, 1), NBD_EINVAL);
+    assert_eq!(client.command(NBD_CMD_WRITE_ZEROES, 0, 1 << 63, u32::MAX), NBD_ENOSPC);
+    assert_eq!(client.command(NBD_CMD_FLUSH, 0, 1, 1), NBD_EINVAL);
+    for command in [5, 7, 8, 99, 0xffff] {
+        assert_eq!(client.command(command, 0, 0, 4096), NBD_EINVAL);
+    }
+    for flags in [NBD_CMD_FLAG_NO_HOLE, 1 << 2, 1 << 15] {
+        assert_eq!(client.command(NBD_CMD_READ, flags, 0, 1), NBD_EINVAL);
+        assert_eq!(client.write(flags, 0, b"refused"), NBD_EINVAL);
+    }
+    assert_eq!(client.read(0, 7), (0, vec![0; 7]), "nothing was written, and the stream is in step");
+    client.disconnect();
+}
+
+#[test]
+fn what_cannot_be_answered_costs_the_connection() {
+    let server = TestServer::instant(MIB);
+    let mut too_long = server.attach();
+    too_long.request(NBD_CMD_WRITE, 0, 0, MAX_DISCARD_BYTES + 1);
+    too_long.assert_closed();
+
+    let mut wrong_magic = server.attach();
+    wrong_magic.send(&[0x42; 28]);
+    wrong_magic.assert_closed();
+
+    let mut unknown_flags = server.connect();
+    unknown_flags.hello(0x8000_0003);
+    unknown_flags.assert_closed();
+
+    let mut wrong_option_magic = server.connect();
+    wrong_option_magic.hello(3);
+    wrong_option_magic.send(&[0x42; 16]);
+    wrong_option_magic.assert_closed();
+
+    let mut old = server.connect();
+    old.hello(0);
+    old.send_option(NBD_OPT_LIST, b"");
+    old.assert_closed();
+
+    for (option, len) in [(NBD_OPT_EXPORT_NAME, 4097), (NBD_OPT_EXPORT_NAME, 65_537)] {
+        let mut long_name = server.connect();
+        long_name.hello(3);
+        // The server may close before it has received all.
+        let _ = long_name.stream.write_all(&option_request(option, &vec![b'x'; len]));
+        long_name.assert_closed();
+    }
+    let mut endless = server.connect();
+    endless.hello(3);
+    let mut header = option_request(NBD_OPT_GO, b"");
+    header[12..16].copy_from_slice(&u32::MAX.to_be_bytes());
+    endless.send(&header);
+    endless.assert_closed();
+
+    let mut http = server.connect();
+    http.receive(18);
+    http.send(b"GET / HTTP/1.1\r\nHost: nbd\r\n\r\n");
+    http.assert_closed();
+    server.assert_serves();
+    server.wait_until_detached();
+}
+
+/// A session with a bit of everything, as the client sends it.
+fn session() -> Vec<u8> {
+    let request = |command, flags, offset_bytes, len_bytes: u32| {
+        Request { flags, command, cookie: 1, offset_bytes, len_bytes }.encode()
+    };
+    let mut bytes = 3_u32.to_be_bytes().to_vec();
+    bytes.extend(option_request(NBD_OPT_LIST, b""));
+    bytes.extend(option_request(NBD_OPT_INFO, &info_request(b"vol", &[1, 2, 3])));
+    bytes.extend(option_request(NBD_OPT_GO, &info_request(b"vol", &[])));
+    bytes.extend(request(NBD_CMD_WRITE, 0, 10, 100));
+    bytes.extend([7; 100]);
+    bytes.extend(request(NBD_CMD_READ, 0, 0, 200));
+    bytes.extend(request(NBD_CMD_WRITE, 0, 1 << 40, 50));
+    bytes.extend([7; 50]);
+    bytes.extend(request(NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 10, 100));
+    bytes.extend([8; 100]);
+    bytes.extend(request(NBD_CMD_FLUSH, 0, 0, 0));
+    bytes.extend(request(NBD_CMD_WRITE, 0, 1000, 40_000));
+    bytes.extend([9; 40_000]);
+    bytes.extend(request(NBD_CMD_DISC, 0, 0, 0));
+    bytes
+}
+
+#[test]
+fn sessions_cut_at_every_byte() {
+    let server = TestServer::start(MemDevice::new(MIB, Mood::Mixed));
+    let session = session();
+    let cuts = (0..1000).chain((1000..session.len()).step_by(997)).chain([session.len() - 1, session.len()]);
+    for (index, cut) in cuts.enumerate() {
+        let mut stream = UnixStream::connect(&server.socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&session[..cut.min(session.len())]).unwrap();
+        if index % 2 == 0 {
+            // Says that it is done, and listens to the end.
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest);
+            assert!(rest.starts_with(b"NBDMAGICIHAVEOPT"));
+        }
+        // Otherwise it vanishes without a word.
+    }
+    server.assert_serves();
+    server.wait_until_detached();
+}
+
+#[test]
+fn a_whole_session_in_one_go_is_answered_to_the_end() {
+    let server = TestServer::start(MemDevice::new(MIB, Mood::Mixed));
+    let mut stream = UnixStream::connect(&server.socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(&session()).unwrap();
+    let mut answers = Vec::new();
+    stream.read_to_end(&mut answers).unwrap();
+    let replies = answers.windows(4).filter(|bytes| *bytes == SIMPLE_REPLY_MAGIC.to_be_bytes()).count();
+    assert_eq!(replies, 6, "DISC comes after six requests, all of which are answered");
+    assert!(server.device.data.lock().unwrap()[1000..41_000].iter().all(|byte| *byte == 9));
+}
+
+#[test]
+fn a_client_that_vanishes_with_much_in_flight() {
+    let server = TestServer::start(MemDevice::new(8 * MIB, Mood::Blocking));
+    server.device.gate.close();
+    for _ in 0..8 {
+        let mut client = server.attach();
+        for _ in 0..30 {
+            client.request(NBD_CMD_READ, 0, 0, 1 << 20);
+        }
+        client.request(NBD_CMD_WRITE, 0, 0, 1 << 20);
+        client.send(&[1; 1000]);
+    }
+    server.device.gate.wait_for(4);
+    server.device.gate.open();
+    server.wait_until_detached();
+    server.assert_serves();
+}
+
+#[test]
+fn half_a_header_and_then_silence_costs_nothing() {
+    let server = TestServer::with(MemDevice::new(MIB, Mood::Instant), |config| config.ring_threads = 1);
+    let mut silent: Vec<Client> = (0..20).map(|_| server.attach()).collect();
+    for (index, client) in silent.iter_mut().enumerate() {
+        let request = Request { flags: 0, command: 1, cookie: 9, offset_bytes: 0, len_bytes: 100_000 };
+        client.send(&request.encode()[..index + 1]);
+    }
+    server.assert_serves();
+    for (index, client) in silent.iter_mut().enumerate() {
+        let request = Request { flags: 0, command: 1, cookie: 9, offset_bytes: 0, len_bytes: 100_000 };
+        client.send(&request.encode()[index + 1..]);
+        client.send(&vec![3; 100_000]);
+        assert_eq!(client.reply(), (0, 9));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Whatever comes after a good beginning, the server goes on.
+    #[test]
+    fn garbage_does_not_hurt(
+        prefix in 0_usize..900,
+        garbage in proptest::collection::vec(any::<u8>(), 0..2000),
+    ) {
+        static SERVER: std::sync::LazyLock<TestServer> = std::sync::LazyLock::new(|| {
+            TestServer::with(MemDevice::new(MIB, Mood::Mixed), |config| {
+                config.handshake_timeout = Duration::from_secs(5);
+            })
+        });
+        let mut stream = UnixStream::connect(&SERVER.socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(&session()[..prefix]);
+        let _ = stream.write_all(&garbage);
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+        drop(stream);
+        SERVER.assert_serves();
+    }
+}

@@ -1,0 +1,115 @@
+//! The negotiation without sockets: whatever the bytes and however they are cut, it answers the same and never panics.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+mod common;
+
+use std::sync::Arc;
+
+use blockd_nbd::constants::*;
+use blockd_nbd::handshake::{Handshake, Step};
+use common::*;
+use proptest::prelude::*;
+
+/// Feeds `input` in pieces; what was answered, how many bytes were taken, and how it ended.
+fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, String) {
+    let device = Arc::new(MemDevice::new(4096, Mood::Instant));
+    let catalog = Catalog(vec![("vol".to_owned(), device)]);
+    let mut handshake = Handshake::new();
+    let (mut out, mut taken, mut seen) = (Vec::new(), 0, 0);
+    loop {
+        let (consumed, mut step) = handshake.feed(&input[taken..seen], &mut out);
+        assert!(consumed <= seen - taken);
+        taken += consumed;
+        if let Step::Lookup(lookup) = step {
+            step = handshake.answer(lookup.resolve(&catalog), &mut out);
+        }
+        match step {
+            Step::NeedInput if seen == input.len() => return (out, taken, "more".to_owned()),
+            Step::NeedInput => {
+                assert_eq!(consumed, 0);
+                seen = (seen + cuts().max(1)).min(input.len());
+            }
+            Step::Continue => assert!(consumed > 0 || taken > 0),
+            Step::Lookup(_) => panic!("an answer leads to no other question"),
+            Step::Transmit(opened) => return (out, taken, format!("transmit {}", opened.name)),
+            Step::Close(reason) => return (out, taken, reason.to_string()),
+        }
+    }
+}
+
+fn any_option() -> impl Strategy<Value = Vec<u8>> {
+    let name =
+        prop_oneof![Just(b"vol".to_vec()), Just(b"".to_vec()), Just(b"busy".to_vec()), any::<Vec<u8>>()];
+    let option = prop_oneof![Just(1_u32), Just(2), Just(3), Just(6), Just(7), Just(5), any::<u32>()];
+    let infos = proptest::collection::vec(0_u16..5, 0..4);
+    (option, name, infos, any::<Option<Vec<u8>>>(), 0..30_usize).prop_map(
+        |(option, name, infos, raw, long)| {
+            let data = match option {
+                _ if long == 0 => vec![0; 70_000],
+                NBD_OPT_EXPORT_NAME => name,
+                NBD_OPT_LIST | NBD_OPT_ABORT => Vec::new(),
+                _ => raw.unwrap_or_else(|| info_request(&name, &infos)),
+            };
+            option_request(option, &data)
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn the_same_whatever_the_cuts(
+        flags in prop_oneof![Just(3_u32), Just(1), Just(0), any::<u32>()],
+        options in proptest::collection::vec(any_option(), 0..6),
+        garbage in any::<Vec<u8>>(),
+        cuts in proptest::collection::vec(1_usize..40, 1..50),
+    ) {
+        let mut input = flags.to_be_bytes().to_vec();
+        input.extend(options.concat());
+        input.extend(garbage);
+        let whole = negotiate(&input, || usize::MAX / 2);
+        let mut index = 0;
+        let cut = negotiate(&input, || {
+            index += 1;
+            cuts[index % cuts.len()] * if input.len() > 60_000 { 1000 } else { 1 }
+        });
+        prop_assert!(whole == cut, "{:?} but cut {:?}", whole.2, cut.2);
+    }
+
+    #[test]
+    fn noise_is_taken_in_stride(input in proptest::collection::vec(any::<u8>(), 0..500), cut in 1_usize..64) {
+        prop_assert_eq!(negotiate(&input, || usize::MAX / 2), negotiate(&input, || cut));
+    }
+}
+
+#[test]
+fn what_ends_a_negotiation() {
+    let end = |input: &[u8]| negotiate(input, || 3).2;
+    assert_eq!(end(&4_u32.to_be_bytes()), "unknown client flags 0x4");
+    assert_eq!(
+        end(&[0, 0, 0, 3, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]),
+        "an option did not start with its magic"
+    );
+    let option = |flags: u32, option, data: &[u8]| {
+        let bytes = [&flags.to_be_bytes()[..], &option_request(option, data)].concat();
+        end(&bytes)
+    };
+    assert_eq!(option(0, NBD_OPT_GO, b""), "option 7 from a client that does not speak fixed newstyle");
+    assert_eq!(option(3, NBD_OPT_EXPORT_NAME, &[b'x'; 65_537]), "an option announced 65537 bytes");
+    assert_eq!(
+        option(3, NBD_OPT_EXPORT_NAME, &[b'x'; 4097]),
+        "the export asked for by EXPORT_NAME cannot be served"
+    );
+    assert_eq!(option(3, NBD_OPT_ABORT, b""), "the client ended the negotiation");
+    assert_eq!(option(1, NBD_OPT_EXPORT_NAME, b"vol"), "transmit vol");
+}
+
+#[test]
+fn golden_session() {
+    let mut input = 3_u32.to_be_bytes().to_vec();
+    input.extend(option_request(NBD_OPT_GO, &info_request(b"vol", &[])));
+    let (out, taken, end) = negotiate(&input, || 1);
+    assert_eq!(taken, input.len());
+    assert_eq!(end, "transmit vol");
+    let golden: &[u8] = include_bytes!("golden/go_reply.bin");
+    assert_eq!(out, golden);
+}

@@ -1,0 +1,240 @@
+//! `blockctl` as a user of scripts sees it: arguments in, one JSON document and an exit status out.
+
+use crate::process::{die_with_parent, program};
+use serde_json::Value;
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// A `blockctl` for one daemon.
+#[derive(Clone, Debug)]
+pub struct Ctl {
+    socket: PathBuf,
+    env: Vec<(String, String)>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Run {
+    /// Exit status.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it said beside that.
+    pub stderr: String,
+}
+
+/// A command without the variables of whoever runs the tests.
+pub fn clean(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for name in [
+        "BLOCKD_SOCKET",
+        "BLOCKD_LOG",
+        "BLOCKD_ENCRYPTION_PASSPHRASE",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "NOTIFY_SOCKET",
+        "CREDENTIALS_DIRECTORY",
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+impl Ctl {
+    /// Drives the daemon behind this socket.
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), env: Vec::new() }
+    }
+
+    /// The same with a variable set.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs it with these arguments.
+    pub fn run(&self, args: &[&str]) -> Run {
+        let mut command = clean(program("blockctl"));
+        command.env("BLOCKD_SOCKET", &self.socket).envs(self.env.iter().cloned()).args(args).stdin(Stdio::null());
+        let output = die_with_parent(&mut command).output().expect("blockctl");
+        Run {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8 on stdout"),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Runs it with `--json`, whatever the exit status: that, and the one document.
+    pub fn document(&self, args: &[&str]) -> (i32, Value) {
+        let mut all = vec!["--json"];
+        all.extend(args);
+        let run = self.run(&all);
+        let document = serde_json::from_str(&run.stdout)
+            .unwrap_or_else(|error| panic!("blockctl {all:?}: stdout is not one JSON document ({error}): {run:?}"));
+        (run.code, document)
+    }
+
+    /// Runs it with `--json`; it must succeed.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let (code, document) = self.document(args);
+        assert_eq!(code, 0, "blockctl {args:?} failed: {document:#}");
+        document
+    }
+
+    /// Runs it with `--json`; it must fail with this status. Gives the error.
+    pub fn fails(&self, args: &[&str], code: i32) -> Value {
+        let (got, document) = self.document(args);
+        assert_eq!(got, code, "blockctl {args:?}: {document:#}");
+        let error = &document["error"];
+        let message = error["message"].as_str().unwrap_or_else(|| panic!("no error.message in {document:#}"));
+        assert!(!message.is_empty() && !message.contains('\n'), "not one line: {message:?}");
+        error.clone()
+    }
+
+    /// Makes a volume.
+    pub fn create_volume(&self, name: &str, size: &str) -> Value {
+        self.json(&["volume", "create", name, "--size", size])
+    }
+
+    /// A volume.
+    pub fn volume(&self, name: &str) -> Value {
+        self.json(&["volume", "inspect", name])
+    }
+
+    /// A directory as a store, encrypted if there is a passphrase.
+    pub fn add_local(&self, name: &str, dir: &Path, passphrase: Option<&str>) -> Value {
+        let dir = dir.to_str().expect("UTF-8");
+        let mut args = vec!["credentials", "create", name, "--provider", "local", "--path", dir];
+        args.extend(passphrase.map(|text| ["--encryption-passphrase", text]).into_iter().flatten());
+        self.json(&args)
+    }
+
+    /// Backs a volume up and waits; it must succeed.
+    pub fn backup(&self, volume: &str) -> Task {
+        self.backup_with(volume, &[])
+    }
+
+    /// The same with further flags.
+    pub fn backup_with(&self, volume: &str, flags: &[&str]) -> Task {
+        let mut args = vec!["cloudsnap", "backup", volume, "--wait"];
+        args.extend(flags);
+        let task = Task(self.json(&args));
+        assert_eq!(task.state(), "Backup-Done", "{task:?}");
+        task
+    }
+
+    /// Starts a backup, and gives the id of its task.
+    pub fn start_backup(&self, volume: &str) -> String {
+        let started = self.json(&["cloudsnap", "backup", volume]);
+        started["task"].as_str().expect("the id of the task").to_owned()
+    }
+
+    /// A task as it is now.
+    pub fn task(&self, id: &str) -> Task {
+        let list = self.json(&["cloudsnap", "status", "--name", id]);
+        assert_eq!(list.as_array().map(Vec::len), Some(1), "{list:#}");
+        Task(list[0].clone())
+    }
+
+    /// Waits for a task to end, however it ends.
+    pub fn wait_task(&self, id: &str) -> Task {
+        let (code, document) = self.document(&["cloudsnap", "status", "--name", id, "--wait"]);
+        let task = Task(document);
+        assert_eq!(code == 0, task.state().ends_with("-Done"), "the exit status {code} is not the task's: {task:?}");
+        task
+    }
+
+    /// Restores into a new volume and waits; it must succeed.
+    pub fn restore(&self, snap: &str, volume: &str) -> Task {
+        let task = Task(self.json(&["cloudsnap", "restore", "--snap", snap, "--volume", volume, "--wait"]));
+        assert_eq!(task.state(), "Restore-Done", "{task:?}");
+        task
+    }
+
+    /// Restores into a new volume, which must fail; the error. There is no such volume afterwards.
+    pub fn restore_fails(&self, snap: &str, volume: &str) -> Value {
+        let (code, document) =
+            self.document(&["cloudsnap", "restore", "--snap", snap, "--volume", volume, "--wait"]);
+        assert_ne!(code, 0, "a restore that must fail did not: {document:#}");
+        self.fails(&["volume", "inspect", volume], 4);
+        let error = &document["error"];
+        assert!(error["message"].is_string(), "no error in {document:#}");
+        error.clone()
+    }
+
+    /// A restore of what does not exist must be refused, at once or by its task.
+    pub fn restore_fails_at_once(&self, snap: &str) {
+        let (code, document) = self.document(&["cloudsnap", "restore", "--snap", snap, "--volume", "never", "--wait"]);
+        assert_ne!(code, 0, "{document:#}");
+        assert_eq!(document["error"]["code"], "cloudsnap_not_found", "{document:#}");
+        self.fails(&["volume", "inspect", "never"], 4);
+    }
+
+    /// The cloud snapshots of all clusters that are Done, oldest first.
+    pub fn done_cloudsnaps(&self) -> Vec<String> {
+        let list = self.json(&["cloudsnap", "list", "--all"]);
+        let done = list.as_array().expect("a list").iter().filter(|entry| entry["Status"] == "Done");
+        done.map(|entry| entry["ID"].as_str().expect("an ID").to_owned()).collect()
+    }
+}
+
+/// A task as JSON has it.
+#[derive(Clone, Debug)]
+pub struct Task(pub Value);
+
+impl Task {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        self.text("name")
+    }
+
+    /// `Backup-Done` and such.
+    pub fn state(&self) -> &str {
+        self.text("state")
+    }
+
+    /// The cloud snapshot that it is about.
+    pub fn snap(&self) -> &str {
+        self.text("sourceVolume")
+    }
+
+    /// Whether it made an incremental.
+    pub fn is_incremental(&self) -> bool {
+        self.text("backupType") == "incremental"
+    }
+
+    /// A field of text.
+    pub fn text(&self, field: &str) -> &str {
+        self.0[field].as_str().unwrap_or_else(|| panic!("no text {field} in {:#}", self.0))
+    }
+
+    /// A field that is a number.
+    pub fn number(&self, field: &str) -> u64 {
+        self.0[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {:#}", self.0))
+    }
+
+    /// Requests of one kind.
+    pub fn requests(&self, kind: &str) -> u64 {
+        self.0["requests"][kind].as_u64().unwrap_or_else(|| panic!("no requests.{kind} in {:#}", self.0))
+    }
+
+    /// Whether the point in time that it backs up is fixed.
+    pub fn is_frozen(&self) -> bool {
+        self.0["freezeStallMicros"].is_u64()
+    }
+
+    /// Whether it ended.
+    pub fn is_over(&self) -> bool {
+        self.state().ends_with("-Done") || self.state().ends_with("-Failed")
+    }
+}

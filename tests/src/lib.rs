@@ -1,0 +1,56 @@
+//! Harness of the end-to-end tests: it starts real daemons in directories of their own, drives them with `blockctl`, and
+//! talks NBD to them.
+//!
+//! It uses nothing of the other crates, so that what the tests hold the programs to is what users see. A tool that is
+//! missing fails the test with the name of the package that brings it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "in a test harness every surprise ends the test"
+)]
+
+pub mod bed;
+pub mod crash;
+pub mod ctl;
+pub mod daemon;
+pub mod fio;
+pub mod model;
+pub mod nbd;
+pub mod process;
+pub mod proxy;
+pub mod rng;
+pub mod seaweed;
+pub mod store;
+
+pub use bed::Bed;
+pub use ctl::{Ctl, Task};
+pub use daemon::{Daemon, Setup};
+pub use model::{Model, assert_same};
+pub use nbd::Nbd;
+pub use rng::Rng;
+pub use store::Store;
+
+use std::time::{Duration, Instant};
+
+/// Far beyond what any step takes: what would hang fails instead.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One kibibyte, in bytes.
+pub const KIB: u64 = 1 << 10;
+/// One mebibyte, in bytes.
+pub const MIB: u64 = 1 << 20;
+/// The unit of tracking, in bytes.
+pub const BLOCK: u64 = 4096;
+
+/// Polls until `probe` finds something; panics after [`PATIENCE`].
+pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "gave up waiting for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,81 @@
+//! Child processes that never outlive the test, and the tools that the tests need.
+
+use std::{
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+/// Makes the child die with the thread that starts it: a test that is killed leaves nothing behind.
+pub fn die_with_parent(command: &mut Command) -> &mut Command {
+    let bind = || rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(Into::into);
+    // SAFETY: the closure runs between fork and exec and makes one system call, which is async-signal-safe; it allocates
+    // nothing and takes no lock.
+    unsafe { command.pre_exec(bind) }
+}
+
+/// Where the programs of this build are: beside the test's own directory.
+///
+/// # Panics
+/// If they were not built.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the path of the test");
+    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
+    let program = profile.join(name);
+    assert!(
+        program.exists(),
+        "{} is missing: build it with `cargo build -p blockd -p blockctl`",
+        program.display()
+    );
+    program
+}
+
+/// The top directory of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the parent of tests/").to_owned()
+}
+
+/// A tool that is found in the search path.
+///
+/// # Panics
+/// If it is not there; the message names the Debian package.
+pub fn tool(name: &str) -> PathBuf {
+    let package = match name {
+        "fio" => "fio",
+        "nbdinfo" | "nbdcopy" => "libnbd-bin",
+        "qemu-img" | "qemu-io" => "qemu-utils",
+        "unshare" => "util-linux",
+        _ => panic!("nobody said which package brings {name}"),
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is missing: install the Debian package {package}, or run tools/test, which does"))
+}
+
+/// Runs a tool to its end.
+pub fn run_tool(name: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(tool(name));
+    die_with_parent(command.args(args).stdin(Stdio::null())).output().unwrap_or_else(|error| panic!("cannot start {name}: {error}"))
+}
+
+/// Runs a tool that must succeed; gives its stdout.
+pub fn must_run(name: &str, args: &[&str]) -> String {
+    let output = run_tool(name, args);
+    assert!(output.status.success(), "{name} {args:?} failed with {}:\n{}", output.status, both(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What a process said on both streams.
+pub fn both(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Bytes that the process read: from files by system calls, and from disks by whatever way.
+pub fn bytes_read(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("/proc/<pid>/io");
+    let field = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a field of /proc/<pid>/io");
+        line.trim_start_matches(':').trim().parse().expect("a number")
+    };
+    field("rchar") + field("read_bytes")
+}

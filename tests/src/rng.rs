@@ -1,0 +1,58 @@
+//! Random numbers that a seed repeats.
+
+use std::hash::{BuildHasher, RandomState};
+
+/// A splitmix64 generator.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// The generator of a test: `BLOCKD_TEST_SEED` sets its seed, which is printed.
+    pub fn of_test(name: &str) -> Self {
+        let seed = match std::env::var("BLOCKD_TEST_SEED") {
+            Ok(text) => text.parse().expect("BLOCKD_TEST_SEED must be a decimal number"),
+            Err(_) => RandomState::new().hash_one(name),
+        };
+        eprintln!("{name}: repeat this run with BLOCKD_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// A generator for data where no run differs from another.
+    pub fn fixed(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next_u64() % end
+    }
+
+    /// A number from `from` to `to`, both included.
+    pub fn between(&mut self, from: u64, to: u64) -> u64 {
+        from + self.below(to - from + 1)
+    }
+
+    /// Whether something happens that happens once in `n` times.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// Bytes that do not compress.
+    pub fn bytes(&mut self, len_bytes: u64) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len_bytes as usize + 8);
+        while (bytes.len() as u64) < len_bytes {
+            bytes.extend_from_slice(&self.next_u64().to_le_bytes());
+        }
+        bytes.truncate(len_bytes as usize);
+        bytes
+    }
+}

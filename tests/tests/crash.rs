@@ -1,0 +1,295 @@
+//! The daemon is killed, or stopped, at random moments: nothing that was acknowledged is lost, and what was begun goes on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    BLOCK, Bed, Ctl, Daemon, MIB, Rng, Store, assert_same, crash::Region, fio::Fio, store, wait_for,
+};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+fn written(ctl: &Ctl, volume: &str) -> u64 {
+    ctl.volume(volume)["io"]["writes"].as_u64().unwrap()
+}
+
+/// Restores the cloud snapshot and compares it with the volume as it is.
+fn restores_as_it_is(ctl: &Ctl, daemon: &Daemon, snap: &str, volume: &str) {
+    ctl.restore(snap, "compare");
+    assert_same("what was restored", &daemon.content("compare"), &daemon.content(volume));
+    ctl.json(&["volume", "delete", "compare"]);
+}
+
+#[test]
+fn acknowledged_writes_survive_kills() {
+    let mut rng = Rng::of_test("acknowledged_writes_survive_kills");
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let mut setup = bed.daemon("a");
+    const WRITERS: u64 = 3;
+    const REGION: u64 = 8 * MIB;
+    let mut regions: Vec<Region> = (0..WRITERS).map(|nth| Region::new(nth * REGION, REGION)).collect();
+    for round in 0..6 {
+        let daemon = setup.start();
+        let ctl = daemon.ctl();
+        if round == 0 {
+            ctl.add_local("nas", store.dir(), Some("passphrase"));
+            ctl.create_volume("vol", &format!("{}MiB", WRITERS * REGION / MIB));
+        } else {
+            let mut client = daemon.nbd("vol");
+            regions.iter_mut().for_each(|region| region.check(&mut client));
+            client.close();
+            // Done or not when the daemon was killed: a backup that was begun comes to its end.
+            for task in ctl.json(&["cloudsnap", "status"]).as_array().unwrap() {
+                let task = ctl.wait_task(task["name"].as_str().unwrap());
+                assert_eq!(task.state(), "Backup-Done", "{task:?}");
+            }
+            let task = ctl.backup("vol");
+            restores_as_it_is(&ctl, &daemon, task.snap(), "vol");
+        }
+        let count = AtomicU64::new(0);
+        let (socket, until) = (daemon.nbd_socket(), rng.between(100, 2500));
+        setup = std::thread::scope(|scope| {
+            for region in &mut regions {
+                let mut rng = Rng::fixed(rng.next_u64());
+                let (socket, count) = (&socket, &count);
+                scope.spawn(move || region.write_until_broken(socket, "vol", &mut rng, count));
+            }
+            if round % 3 == 1 {
+                wait_for("some writes", || (count.load(Ordering::SeqCst) > until / 2).then_some(()));
+                ctl.json(&["snapshot", "create", "vol"]);
+            }
+            if round % 3 == 2 {
+                wait_for("some writes", || (count.load(Ordering::SeqCst) > until / 2).then_some(()));
+                ctl.start_backup("vol");
+            }
+            wait_for("the writes", || (count.load(Ordering::SeqCst) >= until).then_some(()));
+            daemon.kill()
+        });
+    }
+    let daemon = setup.start();
+    let mut client = daemon.nbd("vol");
+    regions.iter_mut().for_each(|region| region.check(&mut client));
+}
+
+#[test]
+fn fio_verifies_after_kills() {
+    let mut rng = Rng::of_test("fio_verifies_after_kills");
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let mut daemon = bed.daemon("a").start();
+    daemon.ctl().add_local("nas", store.dir(), None);
+    daemon.ctl().create_volume("vol", "64MiB");
+    for _ in 0..4 {
+        // With one request at a time the order is the seed's, so that the number of acknowledged writes says which ones.
+        let seed = format!("--randseed={}", rng.below(1 << 31));
+        let common = ["--rw=randwrite", "--bsrange=512-64k", "--bs_unaligned=0", "--verify=crc32c", "--size=64M", "--iodepth=1", "--do_verify=0", &seed];
+        let before = written(&daemon.ctl(), "vol");
+        let fio = Fio::start(bed.dir(), &daemon.uri("vol"), &common);
+        let until = before + rng.between(50, 1200);
+        wait_for("fio to write", || (written(&daemon.ctl(), "vol") >= until).then_some(()));
+        let setup = daemon.kill();
+        let ended = fio.wait();
+        ended.must_not_have_read_wrong_data();
+        let acknowledged = ended.writes();
+        assert!(acknowledged + before >= until, "fio knows of {acknowledged} writes only:\n{}", ended.text());
+        daemon = setup.start();
+        let number = format!("--number_ios={acknowledged}");
+        let mut again: Vec<&str> = common.iter().copied().filter(|arg| !arg.starts_with("--do_verify")).collect();
+        again.extend(["--verify_only=1", &number]);
+        Fio::start(bed.dir(), &daemon.uri("vol"), &again).wait().must_succeed();
+        let ctl = daemon.ctl();
+        let task = ctl.backup("vol");
+        restores_as_it_is(&ctl, &daemon, task.snap(), "vol");
+    }
+}
+
+#[test]
+fn fio_with_many_requests_reads_nothing_wrong() {
+    let mut rng = Rng::of_test("fio_with_many_requests_reads_nothing_wrong");
+    let bed = Bed::new();
+    let mut daemon = bed.daemon("a").start();
+    daemon.ctl().create_volume("vol", "96MiB");
+    for _ in 0..3 {
+        let seed = format!("--randseed={}", rng.below(1 << 31));
+        let load = ["--rw=randwrite", "--bsrange=4k-128k", "--size=96M", "--iodepth=32", "--verify=crc32c", "--verify_backlog=256", "--fsync=64", &seed];
+        let fio = Fio::start(bed.dir(), &daemon.uri("vol"), &load);
+        let until = written(&daemon.ctl(), "vol") + rng.between(50, 800);
+        wait_for("fio to write", || (written(&daemon.ctl(), "vol") >= until).then_some(()));
+        daemon = daemon.kill().start();
+        fio.wait().must_not_have_read_wrong_data();
+        // Once more, undisturbed.
+        Fio::start(bed.dir(), &daemon.uri("vol"), &load).wait().must_succeed();
+    }
+}
+
+/// Packs that are complete, by their versions.
+fn packs(store: &Store) -> BTreeMap<String, store::Version> {
+    store.objects("blockd/data/").into_iter().filter(|(key, _)| store::name(key).starts_with("pack-")).collect()
+}
+
+#[test]
+fn a_killed_backup_goes_on_without_sending_again() {
+    let mut rng = Rng::of_test("a_killed_backup_goes_on_without_sending_again");
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let mut daemon = bed.daemon("a").config("upload_concurrency = 1").start();
+    daemon.ctl().add_local("nas", store.dir(), Some("passphrase"));
+    const PACKS: u64 = 6;
+    daemon.ctl().create_volume("vol", &format!("{}MiB", PACKS * 32));
+    let mut client = daemon.nbd("vol");
+    for offset in (0..PACKS * 32 * MIB).step_by(MIB as usize) {
+        client.write(offset, &rng.bytes(MIB));
+    }
+    client.close();
+    let task = daemon.ctl().start_backup("vol");
+    let mut kept = BTreeMap::new();
+    let mut kills = 0;
+    for wanted in [2, 4] {
+        wait_for("packs in the store", || (packs(&store).len() >= wanted).then_some(()));
+        daemon = daemon.kill().start();
+        kills += 1;
+        // One pack may have been put and not been noted; it is sent once more, and then is another file.
+        let known: Vec<_> = packs(&store).into_iter().collect();
+        kept.extend(known.into_iter().take(wanted - 1));
+    }
+    let ctl = daemon.ctl();
+    assert!(store.keys("blockd/manifests/").is_empty() || ctl.task(&task).is_over(), "a manifest before the end");
+    let task = ctl.wait_task(&task);
+    assert_eq!(task.state(), "Backup-Done", "{task:?}");
+    assert_eq!(task.number("resumed"), kills, "{task:?}");
+    let now = packs(&store);
+    assert_eq!(now.len() as u64, PACKS);
+    for (key, version) in &kept {
+        assert_eq!(now.get(key), Some(version), "{key} was sent again");
+    }
+    restores_as_it_is(&ctl, &daemon, task.snap(), "vol");
+}
+
+#[test]
+fn backups_and_restores_killed_anywhere_come_to_their_end() {
+    let mut rng = Rng::of_test("backups_and_restores_killed_anywhere_come_to_their_end");
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let mut daemon = bed.daemon("a").start();
+    daemon.ctl().add_local("nas", store.dir(), None);
+    daemon.ctl().create_volume("vol", "40MiB");
+    for round in 0..6 {
+        let mut client = daemon.nbd("vol");
+        for _ in 0..rng.between(1, 12) {
+            let data = rng.bytes(MIB);
+            client.write(rng.below(40) * MIB, &data);
+        }
+        client.close();
+        let ctl = daemon.ctl();
+        let backup = ctl.start_backup("vol");
+        // The moment is told by what the daemon answers, not by a clock.
+        for _ in 0..rng.below(6) {
+            ctl.task(&backup);
+        }
+        daemon = daemon.kill().start();
+        let ctl = daemon.ctl();
+        let backup = ctl.wait_task(&backup);
+        assert_eq!(backup.state(), "Backup-Done", "round {round}: {backup:?}");
+        let listed = ctl.done_cloudsnaps();
+        assert_eq!(listed.len(), round + 1, "one backup, one cloud snapshot");
+        assert!(listed.iter().any(|id| id == backup.snap()));
+
+        let started = ctl.json(&["cloudsnap", "restore", "--snap", backup.snap(), "--volume", "compare"]);
+        let restore = started["task"].as_str().unwrap().to_owned();
+        for _ in 0..rng.below(4) {
+            ctl.task(&restore);
+        }
+        daemon = daemon.kill().start();
+        let ctl = daemon.ctl();
+        let restore = ctl.wait_task(&restore);
+        assert_eq!(restore.state(), "Restore-Done", "round {round}: {restore:?}");
+        assert_same("what was restored", &daemon.content("compare"), &daemon.content("vol"));
+        let volumes = ctl.json(&["volume", "list"]);
+        assert_eq!(volumes.as_array().map(Vec::len), Some(2), "{volumes:#}");
+        ctl.json(&["volume", "delete", "compare"]);
+        assert!(ctl.json(&["snapshot", "list"]).as_array().unwrap().is_empty(), "a snapshot of a backup is left");
+    }
+}
+
+#[test]
+fn a_stop_keeps_the_dirty_set_exact() {
+    let mut rng = Rng::of_test("a_stop_keeps_the_dirty_set_exact");
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let mut daemon = bed.daemon("a").start();
+    daemon.ctl().add_local("nas", store.dir(), None);
+    daemon.ctl().create_volume("vol", "256MiB");
+    for _ in 0..3 {
+        daemon.ctl().backup("vol");
+        let mut client = daemon.nbd("vol");
+        let mut blocks = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let block = rng.below(256 * MIB / BLOCK);
+            // A few bytes of a block make it dirty, and no other one.
+            client.write(block * BLOCK + rng.below(BLOCK - 8), &rng.bytes(8));
+            blocks.insert(block);
+        }
+        let dirty = blocks.len() as u64 * BLOCK;
+        assert_eq!(daemon.ctl().volume("vol")["dirtyBytes"], dirty, "while it runs");
+        // The client is still there: the stop does not wait for it for ever.
+        let before = client.read_all();
+        daemon = daemon.stop().start();
+        drop(client);
+        assert!(!daemon.log().to_lowercase().contains("recover"), "a clean stop needs no recovery:\n{}", daemon.log());
+        assert_eq!(daemon.ctl().volume("vol")["dirtyBytes"], dirty, "after the stop");
+        assert_same("after the stop", &daemon.content("vol"), &before);
+        let task = daemon.ctl().backup("vol");
+        assert_eq!((task.is_incremental(), task.number("bytesDirty")), (true, dirty));
+    }
+}
+
+#[test]
+fn a_stop_under_load_loses_nothing() {
+    let mut rng = Rng::of_test("a_stop_under_load_loses_nothing");
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let daemon = bed.daemon("a").start();
+    daemon.ctl().add_local("nas", store.dir(), None);
+    daemon.ctl().create_volume("vol", "16MiB");
+    daemon.ctl().backup("vol");
+    let mut regions = [Region::new(0, 8 * MIB), Region::new(8 * MIB, 8 * MIB)];
+    let (socket, count) = (daemon.nbd_socket(), AtomicU64::new(0));
+    let setup = std::thread::scope(|scope| {
+        for region in &mut regions {
+            let mut rng = Rng::fixed(rng.next_u64());
+            let (socket, count) = (&socket, &count);
+            scope.spawn(move || region.write_until_broken(socket, "vol", &mut rng, count));
+        }
+        wait_for("some writes", || (count.load(Ordering::SeqCst) > 500).then_some(()));
+        daemon.stop()
+    });
+    let daemon = setup.start();
+    assert!(!daemon.log().to_lowercase().contains("recover"), "a clean stop needs no recovery:\n{}", daemon.log());
+    let mut client = daemon.nbd("vol");
+    regions.iter_mut().for_each(|region| region.check(&mut client));
+    let task = daemon.ctl().backup("vol");
+    assert!(task.is_incremental());
+    restores_as_it_is(&daemon.ctl(), &daemon, task.snap(), "vol");
+}
+
+#[test]
+fn a_backup_that_is_stopped_goes_on() {
+    let mut rng = Rng::of_test("a_backup_that_is_stopped_goes_on");
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let daemon = bed.daemon("a").config("upload_concurrency = 1").start();
+    daemon.ctl().add_local("nas", store.dir(), None);
+    daemon.ctl().create_volume("vol", "128MiB");
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &rng.bytes(128 * MIB));
+    let task = daemon.ctl().start_backup("vol");
+    wait_for("a pack in the store", || (!packs(&store).is_empty()).then_some(()));
+    let setup = daemon.stop();
+    drop(client);
+    let daemon = setup.start();
+    let ctl = daemon.ctl();
+    let task = ctl.wait_task(&task);
+    assert_eq!(task.state(), "Backup-Done", "{task:?}");
+    restores_as_it_is(&ctl, &daemon, task.snap(), "vol");
+}

@@ -1,0 +1,70 @@
+//! A restore is identical: ten generations of random requests, each restored to its own content.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{Bed, Ctl, MIB, Model, Rng, Task, assert_same, wait_for};
+
+const GENERATIONS: usize = 10;
+const STEPS: usize = 120;
+/// Not a whole number of blocks, and not even of sectors.
+const SIZE: u64 = 12 * MIB + 1001;
+
+fn restore_and_compare(ctl: &Ctl, daemon: &blockd_tests::Daemon, snaps: &[(Task, Model)], where_to: &str) {
+    for (nth, (task, model)) in snaps.iter().enumerate() {
+        let name = format!("gen-{nth}");
+        ctl.restore(task.snap(), &name);
+        assert_same(&format!("generation {nth} restored {where_to}"), &daemon.content(&name), &model.bytes);
+        ctl.json(&["volume", "delete", &name]);
+    }
+}
+
+fn ten_generations(test: &str, passphrase: Option<&str>) {
+    let mut rng = Rng::of_test(test);
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), passphrase);
+    let size = SIZE.to_string();
+    ctl.create_volume("vol", &format!("{size}B"));
+    let mut client = daemon.nbd("vol");
+    assert_eq!(client.size_bytes(), SIZE);
+    let mut model = Model::new(SIZE);
+    let mut snaps: Vec<(Task, Model)> = Vec::new();
+    for generation in 0..GENERATIONS {
+        for _ in 0..STEPS {
+            model.step(&mut client, &mut rng);
+        }
+        let frozen = model.clone();
+        let id = ctl.start_backup("vol");
+        wait_for("the freeze", || ctl.task(&id).is_frozen().then_some(()));
+        // What is written from here on is not in the snapshot, though it is read while this goes on.
+        for _ in 0..STEPS / 4 {
+            model.step(&mut client, &mut rng);
+        }
+        let task = ctl.wait_task(&id);
+        assert_eq!(task.state(), "Backup-Done", "{task:?}");
+        assert_eq!(task.is_incremental(), generation % 7 != 0, "generation {generation}: every 7th is full");
+        snaps.push((task, frozen));
+        assert_same("the volume itself", &client.read_all(), &model.bytes);
+    }
+    client.close();
+    restore_and_compare(&ctl, &daemon, &snaps, "on the same daemon");
+    drop(daemon);
+
+    let fresh = bed.daemon("b").start();
+    let ctl = fresh.ctl();
+    ctl.add_local("nas", store.dir(), passphrase);
+    let known: Vec<&str> = snaps.iter().map(|(task, _)| task.snap()).collect();
+    assert_eq!(ctl.done_cloudsnaps(), known, "what a fresh daemon lists");
+    restore_and_compare(&ctl, &fresh, &snaps, "on a fresh daemon");
+}
+
+#[test]
+fn ten_generations_encrypted() {
+    ten_generations("ten_generations_encrypted", Some("a passphrase of the tests"));
+}
+
+#[test]
+fn ten_generations_unencrypted() {
+    ten_generations("ten_generations_unencrypted", None);
+}

@@ -1,0 +1,214 @@
+//! The main job against a real S3 server, and with a network that fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    Bed, Ctl, Daemon, KIB, MIB, Model, Rng, Task, assert_same,
+    proxy::{Fault, Proxy, Seen},
+    seaweed::{self, Seaweed},
+};
+use serde_json::Value;
+use std::net::SocketAddr;
+
+const PASSPHRASE: &str = "planted-passphrase-0c77";
+
+fn add(ctl: &Ctl, endpoint: SocketAddr) {
+    let (code, document) = Seaweed::add_credentials(ctl, "s3", endpoint, &[("--encryption-passphrase", PASSPHRASE)]);
+    assert_eq!(code, 0, "{document:#}");
+}
+
+fn refused(ctl: &Ctl, server: &Seaweed, changes: &[(&str, &str)]) -> Value {
+    let (code, document) = Seaweed::add_credentials(ctl, "s3", server.address(), changes);
+    assert_eq!(code, 1, "{changes:?}: {document:#}");
+    let text = document.to_string();
+    assert!(!text.contains(seaweed::SECRET_KEY) && !text.contains(PASSPHRASE), "{text}");
+    assert_eq!(ctl.json(&["credentials", "list"]).as_array().unwrap().len(), 0, "credentials that do not work are kept");
+    document["error"].clone()
+}
+
+#[test]
+fn the_main_job() {
+    if seaweed::is_switched_off() {
+        return;
+    }
+    let mut rng = Rng::of_test("the_main_job");
+    let bed = Bed::new();
+    let server = Seaweed::start(&bed.path("weed"));
+    let daemon = bed.daemon("a").config("store_attempts = 3").start();
+    let ctl = daemon.ctl();
+
+    let error = refused(&ctl, &server, &[("--s3-secret-key", "another one")]);
+    assert_eq!(error["code"], "store_unauthorized", "{error:#}");
+    let error = refused(&ctl, &server, &[("--s3-access-key", "nobody")]);
+    assert_eq!(error["code"], "store_unauthorized", "{error:#}");
+    let error = refused(&ctl, &server, &[("--bucket", "no-such-bucket")]);
+    assert_eq!(error["code"], "bucket_missing", "{error:#}");
+    assert!(error["message"].as_str().unwrap().contains("no-such-bucket"), "{error:#}");
+
+    add(&ctl, server.address());
+    let credentials = ctl.json(&["credentials", "list"]);
+    assert_eq!((&credentials[0]["encryption"], &credentials[0]["conditionalPut"]), (&true.into(), &true.into()));
+    assert_eq!(credentials[0]["bucket"], seaweed::BUCKET);
+    const SIZE: u64 = 40 * MIB;
+    ctl.json(&["volume", "create", "vol", "--size", "40MiB", "--label", "app=db,tier=gold"]);
+    let mut client = daemon.nbd("vol");
+    let mut model = Model::new(SIZE);
+    model.bytes = rng.bytes(SIZE);
+    client.write_long(0, &model.bytes);
+    let mut snaps: Vec<(Task, Model)> = vec![(ctl.backup("vol"), model.clone())];
+    for _ in 0..3 {
+        for _ in 0..60 {
+            model.step(&mut client, &mut rng);
+        }
+        let task = ctl.backup("vol");
+        assert!(task.is_incremental());
+        let limit = task.number("bytesDirty") * 105 / 100 + 64 * KIB;
+        assert!(task.number("bytesUploaded") <= limit, "{task:?}");
+        assert_eq!((task.requests("list"), task.requests("head")), (0, 0), "{task:?}");
+        snaps.push((task, model.clone()));
+    }
+    client.close();
+    let (gone, _) = snaps.remove(1);
+    ctl.json(&["cloudsnap", "delete", "--snap", gone.snap(), "--wait"]);
+
+    let fresh = bed.daemon("b").start();
+    let ctl = fresh.ctl();
+    let error = refused(&ctl, &server, &[("--encryption-passphrase", "another one")]);
+    assert_eq!(error["code"], "wrong_passphrase", "{error:#}");
+    let error = refused(&ctl, &server, &[]);
+    assert_eq!(error["code"], "passphrase_required", "{error:#}");
+    add(&ctl, server.address());
+    let known: Vec<&str> = snaps.iter().map(|(task, _)| task.snap()).collect();
+    assert_eq!(ctl.done_cloudsnaps(), known);
+    assert_eq!(ctl.json(&["cloudsnap", "list", "--all", "--label", "app=db"]).as_array().unwrap().len(), 3);
+    for (nth, (task, model)) in snaps.iter().enumerate() {
+        let name = format!("again-{nth}");
+        ctl.restore(task.snap(), &name);
+        assert_same(&name, &fresh.content(&name), &model.bytes);
+        assert_eq!(ctl.volume(&name)["labels"]["tier"], "gold", "labels come back");
+    }
+    for (task, _) in &snaps {
+        ctl.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);
+    }
+    assert_eq!(ctl.done_cloudsnaps(), Vec::<String>::new());
+}
+
+fn is_pack(seen: &Seen) -> bool {
+    seen.method == "PUT" && seen.path.contains("/pack-")
+}
+
+fn filled(ctl: &Ctl, daemon: &Daemon, rng: &mut Rng, packs: u64) -> Vec<u8> {
+    ctl.create_volume("vol", &format!("{}MiB", packs * 32));
+    let content = rng.bytes(packs * 32 * MIB);
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &content);
+    client.close();
+    content
+}
+
+#[test]
+fn a_killed_backup_goes_on_without_sending_again() {
+    if seaweed::is_switched_off() {
+        return;
+    }
+    let mut rng = Rng::of_test("a_killed_backup_goes_on_without_sending_again");
+    let bed = Bed::new();
+    let server = Seaweed::start(&bed.path("weed"));
+    let proxy = Proxy::start(server.address());
+    let daemon = bed.daemon("a").config("upload_concurrency = 2").start();
+    add(&daemon.ctl(), proxy.address());
+    let content = filled(&daemon.ctl(), &daemon, &mut rng, 6);
+    // Three packs go through, the two after them get stuck on their way.
+    let packs_before = |seen: &Seen, _: usize| {
+        let nth: Option<u32> = seen.path.rsplit('-').next().and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        (is_pack(seen) && nth.is_some_and(|nth| nth >= 3)).then_some(Fault::Hold)
+    };
+    proxy.judge(packs_before);
+    let task = daemon.ctl().start_backup("vol");
+    proxy.wait_for_held(2);
+    let committed: Vec<Seen> = proxy.seen().into_iter().filter(|seen| is_pack(seen)).take(3).collect();
+    let setup = daemon.kill();
+    proxy.judge(|_, _| None);
+    let daemon = setup.start();
+    let ctl = daemon.ctl();
+    let task = ctl.wait_task(&task);
+    assert_eq!((task.state(), task.number("resumed")), ("Backup-Done", 1), "{task:?}");
+    let sent_again: Vec<Seen> = proxy.seen().into_iter().filter(is_pack).collect();
+    assert_eq!(sent_again.len(), 3, "the packs that were not committed: {sent_again:?}");
+    for seen in &committed {
+        assert!(!sent_again.contains(seen), "{seen:?} was sent again");
+    }
+    proxy.let_go();
+    ctl.restore(task.snap(), "again");
+    assert_same("what was restored", &daemon.content("again"), &content);
+}
+
+#[test]
+fn a_network_that_fails() {
+    if seaweed::is_switched_off() {
+        return;
+    }
+    let mut rng = Rng::of_test("a_network_that_fails");
+    let bed = Bed::new();
+    let server = Seaweed::start(&bed.path("weed"));
+    let proxy = Proxy::start(server.address());
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    add(&ctl, proxy.address());
+    let content = filled(&ctl, &daemon, &mut rng, 2);
+    // Every first PUT fails, before it is carried out or after: the manifest's as well.
+    proxy.judge(|seen, nth| match (seen.method.as_str(), nth % 3) {
+        ("PUT", 0) => Some(Fault::Unavailable),
+        ("PUT", 1) => Some(Fault::LostReply),
+        _ => None,
+    });
+    let task = ctl.backup("vol");
+    proxy.judge(|seen, _| (seen.method == "PUT" && seen.path.contains("/manifests/")).then_some(Fault::LostReply));
+    daemon.nbd("vol").write(0, &content[MIB as usize..MIB as usize + 4096]);
+    let wanted = daemon.content("vol");
+    // The reply to the commit is lost every time: whatever the task says, the list must say the same.
+    let (code, document) = ctl.document(&["cloudsnap", "backup", "vol", "--wait"]);
+    proxy.judge(|_, _| None);
+    let listed = ctl.done_cloudsnaps();
+    assert_eq!(listed.len() == 2, code == 0, "the task says {document:#}, the list {listed:?}");
+    proxy.judge(|seen, nth| match (seen.method.as_str(), nth % 4) {
+        ("GET", 0) => Some(Fault::CutReply),
+        ("GET", 1) => Some(Fault::Unavailable),
+        _ => None,
+    });
+    ctl.restore(task.snap(), "again");
+    assert_same("what was restored", &daemon.content("again"), &content);
+    // A store that always fails: the backup fails, says why, and the next one carries what it should have.
+    proxy.judge(|seen, _| (seen.method == "PUT").then_some(Fault::Unavailable));
+    drop(ctl);
+    let daemon = daemon.stop().config("store_attempts = 2").start();
+    let ctl = daemon.ctl();
+    let before = ctl.volume("vol")["lastBackups"].clone();
+    let (code, document) = ctl.document(&["cloudsnap", "backup", "vol", "--wait"]);
+    assert_eq!((code, &document["state"]), (1, &"Backup-Failed".into()), "{document:#}");
+    assert!(document["error"]["message"].as_str().unwrap().contains(&proxy.address().to_string()), "{document:#}");
+    assert_eq!(ctl.volume("vol")["lastBackups"], before);
+    proxy.judge(|_, _| None);
+    let last = ctl.backup("vol");
+    ctl.restore(last.snap(), "last");
+    assert_same("the last one", &daemon.content("last"), &wanted);
+}
+
+#[test]
+fn damage_is_found() {
+    if seaweed::is_switched_off() {
+        return;
+    }
+    let mut rng = Rng::of_test("damage_is_found");
+    let bed = Bed::new();
+    let server = Seaweed::start(&bed.path("weed"));
+    // A reply that always breaks off is a truncated object to the reader.
+    let proxy = Proxy::start(server.address());
+    let daemon = bed.daemon("a").config("store_attempts = 2").start();
+    let ctl = daemon.ctl();
+    add(&ctl, proxy.address());
+    filled(&ctl, &daemon, &mut rng, 1);
+    let task = ctl.backup("vol");
+    proxy.judge(|seen, _| (seen.method == "GET" && seen.path.contains("/pack-")).then_some(Fault::CutReply));
+    let error = ctl.restore_fails(task.snap(), "again");
+    assert!(error["message"].as_str().unwrap().contains("pack-00000000"), "{error:#}");
+}

@@ -1,0 +1,305 @@
+//! `blockctl cloudsnap …`
+
+use blockd_api::{
+    CredentialRef, LabelSelector, VolumeName, VolumeRef,
+    cloudsnaps::{CloudsnapId, CloudsnapStatus},
+};
+use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
+use uuid::Uuid;
+
+const BACKUP_HELP: &str = "\
+The first backup of a volume to a place is full, those after it are incremental, and every 7th is \
+full again (a setting of blockd). The backup runs in blockd and survives its restart; the id that \
+is printed is its task.
+
+Examples:
+  blockctl cloudsnap backup db
+  blockctl cloudsnap backup db --full --cred-id nas --wait
+  blockctl -j cs backup --volume db --wait";
+
+const LIST_HELP: &str = "\
+Examples:
+  blockctl cloudsnap list
+  blockctl cs list --src db --max 3
+  blockctl cs list --all --label app=web
+  blockctl -j cs list --cloudsnap-id ID";
+
+const INSPECT_HELP: &str = "\
+Examples:
+  blockctl cloudsnap inspect ID
+  blockctl -j cs inspect --snap ID";
+
+const STATUS_HELP: &str = "\
+Examples:
+  blockctl cloudsnap status
+  blockctl cs status --name 3f4f0a67-e12a-4d35-81ad-985657757352
+  blockctl cs status --name 3f4f --wait";
+
+const RESTORE_HELP: &str = "\
+The restore makes a new volume with the size and the labels of the old one; it is served when \
+the restore is done.
+
+Examples:
+  blockctl cloudsnap restore --snap ID --volume db-restored
+  blockctl cs restore -s ID -v db-restored --cred-id nas --wait";
+
+const DELETE_HELP: &str = "\
+No cloud snapshot needs another one to exist: any of them can be deleted, and the data that \
+others share stays.
+
+Examples:
+  blockctl cloudsnap delete --snap ID
+  blockctl cs delete --snap ID --cred-id nas --wait";
+
+/// What to do with cloud snapshots.
+#[derive(Debug, Subcommand)]
+pub enum CloudsnapCommand {
+    /// Backup a volume to cloud
+    #[command(after_help = BACKUP_HELP)]
+    Backup(BackupArgs),
+    /// List snapshots in cloud
+    #[command(visible_alias = "l", after_help = LIST_HELP)]
+    List(Box<ListArgs>),
+    /// Show all about a snapshot in cloud
+    #[command(after_help = INSPECT_HELP)]
+    Inspect(InspectArgs),
+    /// Report status of backups, restores and deletes
+    #[command(after_help = STATUS_HELP)]
+    Status(StatusArgs),
+    /// Restore a snapshot in cloud to a new volume
+    #[command(visible_alias = "r", after_help = RESTORE_HELP)]
+    Restore(RestoreArgs),
+    /// Delete a snapshot from the cloud. This is not reversible
+    #[command(after_help = DELETE_HELP)]
+    Delete(DeleteArgs),
+}
+
+/// `cloudsnap backup`
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Name or id of the volume
+    #[arg(value_name = "VOLUME", required_unless_present = "volume", conflicts_with = "volume")]
+    source: Option<VolumeRef>,
+    /// The same as a flag
+    #[arg(short, long, value_name = "VOLUME")]
+    volume: Option<VolumeRef>,
+    /// Force a full backup
+    #[arg(short, long)]
+    pub full: bool,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+impl BackupArgs {
+    /// The volume, however it was given; the parser sees to it that there is one.
+    pub fn volume(&self) -> Option<&VolumeRef> {
+        self.source.as_ref().or(self.volume.as_ref())
+    }
+}
+
+/// `cloudsnap list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// List those of all clusters
+    #[arg(short, long, conflicts_with = "cluster")]
+    pub all: bool,
+    /// List those of this volume only, by the name or id it had
+    #[arg(short, long, value_name = "VOLUME")]
+    pub src: Option<VolumeRef>,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+    /// List those of this cluster; that of blockd without it
+    #[arg(short, long, value_name = "UUID")]
+    pub cluster: Option<Uuid>,
+    /// List those in this state; Done without it
+    #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
+    pub status: Option<CloudsnapStatus>,
+    /// List those whose volume had all these labels
+    #[arg(long, value_name = "K=V,…")]
+    pub label: Option<LabelSelector>,
+    /// List this one only
+    #[arg(short = 'i', long, value_name = "ID")]
+    pub cloudsnap_id: Option<CloudsnapId>,
+    /// List the newest so many only
+    #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max: Option<u32>,
+}
+
+/// `cloudsnap inspect`
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Id of the cloud snapshot
+    #[arg(value_name = "ID", required_unless_present = "snap", conflicts_with = "snap")]
+    id: Option<CloudsnapId>,
+    /// The same as a flag
+    #[arg(short, long, value_name = "ID", alias = "cloudsnap-id", short_alias = 'i')]
+    snap: Option<CloudsnapId>,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+}
+
+impl InspectArgs {
+    /// The id, however it was given; the parser sees to it that there is one.
+    pub fn id(&self) -> Option<CloudsnapId> {
+        self.id.or(self.snap)
+    }
+}
+
+/// `cloudsnap status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this task, by its id or the beginning of it
+    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
+    pub name: Option<String>,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+/// `cloudsnap restore`
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Id of the cloud snapshot
+    #[arg(short, long, value_name = "ID")]
+    pub snap: CloudsnapId,
+    /// Name of the volume to be made; blockd chooses one without it
+    #[arg(short, long, value_name = "NAME")]
+    pub volume: Option<VolumeName>,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+/// `cloudsnap delete`
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Id of the cloud snapshot
+    #[arg(short, long, value_name = "ID")]
+    pub snap: CloudsnapId,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+/// Which credentials to use.
+#[derive(Debug, Args)]
+pub struct CredentialArg {
+    /// Name or UUID of the credentials; may be left out when there is one
+    #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
+    pub cred_id: Option<CredentialRef>,
+}
+
+/// Whether to wait for the task.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct WaitArg {
+    /// Wait for the task, show its progress, and exit as it ends
+    #[arg(long)]
+    pub wait: bool,
+}
+
+fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
+    PossibleValuesParser::new(CloudsnapStatus::ALL.map(CloudsnapStatus::as_str)).map(|text| {
+        // The parser before lets nothing else through, in whatever case.
+        let same = |status: &CloudsnapStatus| status.as_str().eq_ignore_ascii_case(&text);
+        CloudsnapStatus::ALL.into_iter().find(same).unwrap_or_default()
+    })
+}
+
+fn parse_task(text: &str) -> Result<String, String> {
+    let text = text.to_ascii_lowercase();
+    let hex = |c: char| c.is_ascii_hexdigit() || c == '-';
+    match (1..=36).contains(&text.len()) && text.chars().all(hex) {
+        true => Ok(text),
+        false => {
+            Err("expected the id of a task, or the beginning of one, as `cloudsnap status` shows it"
+                .to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command, tests::parse};
+
+    const ID: &str = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr";
+
+    fn cloudsnap(line: &str) -> CloudsnapCommand {
+        match parse(&line.replace("ID", ID)).map(|Cli { command, .. }| command) {
+            Ok(Command::Cloudsnap(command)) => command,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn backup_takes_its_volume_both_ways() {
+        for line in [
+            "cloudsnap backup vol --full --cred-id nas",
+            "cs backup --volume vol -f --cr nas",
+            "cs backup -v vol --cred-id=nas -f",
+            "cs backup -fv vol --cr=nas",
+        ] {
+            let CloudsnapCommand::Backup(args) = cloudsnap(line) else { panic!("{line}") };
+            assert_eq!(args.volume().unwrap().to_string(), "vol", "{line}");
+            assert!(args.full && args.credential.cred_id.unwrap().to_string() == "nas" && !args.wait.wait);
+        }
+        for line in ["cs backup", "cs backup vol --volume vol", "cs backup a b"] {
+            assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn list_has_its_short_flags() {
+        let line = "cs l -s vol -c 2e4d4b67-95d7-481e-aec5-14223ac55170 -t Failed -i ID -x 3 --label a=b";
+        let CloudsnapCommand::List(args) = cloudsnap(line) else { panic!() };
+        assert_eq!(args.status, Some(CloudsnapStatus::Failed));
+        assert_eq!((args.max, args.cloudsnap_id.unwrap().to_string().as_str()), (Some(3), ID));
+        assert!(args.src.is_some() && args.cluster.is_some() && args.label.is_some());
+        for line in [
+            "cs list -x 0",
+            "cs list --all --cluster 2e4d4b67-95d7-481e-aec5-14223ac55170",
+            "cs list -t gone",
+            "cs list -i 7",
+        ] {
+            assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_rest_is_taken_as_people_type_it() {
+        assert!(
+            matches!(cloudsnap("cs r -s ID -v new --wait"), CloudsnapCommand::Restore(args) if args.wait.wait)
+        );
+        assert!(
+            matches!(cloudsnap("cs restore --snap ID"), CloudsnapCommand::Restore(args) if args.volume.is_none())
+        );
+        assert!(matches!(cloudsnap("cloudsnap delete --snap ID --wait"), CloudsnapCommand::Delete(_)));
+        for line in ["cs inspect ID", "cs inspect -s ID", "cs inspect -i ID", "cs inspect --cloudsnap-id ID"]
+        {
+            assert!(
+                matches!(cloudsnap(line), CloudsnapCommand::Inspect(args) if args.id().is_some()),
+                "{line}"
+            );
+        }
+        assert!(
+            matches!(cloudsnap("cs status -n 3F4F"), CloudsnapCommand::Status(args) if args.name.as_deref() == Some("3f4f"))
+        );
+        for line in
+            ["cs restore", "cs delete", "cs restore -s nonsense", "cs status -n nonsense", "cs inspect"]
+        {
+            assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What can be typed.
+
+pub mod cloudsnap;
+pub mod credentials;
+pub mod extras;
+pub mod snapshot;
+pub mod volume;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::{
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+};
+
+/// Where the control socket is when nothing says otherwise.
+pub const DEFAULT_SOCKET: &str = "/var/lib/blockd/blockd.sock";
+
+const GLOBAL: &str = "Global options";
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0    done
+  1    failed (with --wait: the task failed)
+  2    the command line, or what it asks for, is wrong
+  3    blockd cannot be reached
+  4    not found
+  5    exists already, or is in use
+  130  Ctrl-C while waiting; the task goes on
+
+Environment:
+  BLOCKD_SOCKET                   control socket of blockd
+  BLOCKD_ENCRYPTION_PASSPHRASE    passphrase for `credentials create`
+  AWS_ACCESS_KEY_ID               S3 access key for `credentials create`
+  AWS_SECRET_ACCESS_KEY           S3 secret key for `credentials create`
+  NO_COLOR                        no colours, if it is set
+
+Examples:
+  blockctl volume create db --size 8GiB
+  blockctl credentials create nas --provider local --path /srv/backup
+  blockctl cloudsnap backup db --wait
+  blockctl cloudsnap list
+  blockctl cloudsnap restore --snap ID --volume db-restored --wait";
+
+/// Drives blockd: volumes, snapshots, and backups of them in object storage.
+#[derive(Debug, Parser)]
+#[command(name = "blockctl", version, after_help = AFTER_HELP, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What holds for every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Control socket of blockd
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", env = "BLOCKD_SOCKET", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print one JSON document on stdout and nothing else there
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
+    pub json: bool,
+    /// Colours in tables; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
+    pub color: ColorChoice,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    // On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<ColorChoice> for clap::ColorChoice {
+    fn from(choice: ColorChoice) -> Self {
+        match choice {
+            ColorChoice::Auto => Self::Auto,
+            ColorChoice::Always => Self::Always,
+            ColorChoice::Never => Self::Never,
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Volumes: create, list, inspect, delete, and where they are served
+    #[command(subcommand, visible_alias = "v")]
+    Volume(volume::VolumeCommand),
+    /// Local snapshots of volumes
+    #[command(subcommand, visible_alias = "snap")]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Where backups go, and what opens that place
+    #[command(subcommand, visible_alias = "cred", alias = "creds")]
+    Credentials(credentials::CredentialsCommand),
+    /// Backup and restore snapshots to/from cloud
+    #[command(subcommand, visible_alias = "cs")]
+    Cloudsnap(cloudsnap::CloudsnapCommand),
+    /// What blockd says of itself
+    #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
+    Status,
+    /// Print a completion script for a shell
+    #[command(after_help = extras::COMPLETIONS_HELP)]
+    Completions(extras::CompletionsArgs),
+    /// Print the manual page, or write all of them to a directory
+    #[command(after_help = extras::MAN_HELP)]
+    Man(extras::ManArgs),
+}
+
+/// The parser.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// What must be known before the command line is parsed: how to show what is wrong with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prescan {
+    /// `-j` or `--json` is there.
+    pub json: bool,
+    /// What `--color` says.
+    pub color: ColorChoice,
+}
+
+impl Prescan {
+    /// Looks through the arguments, without the program's name.
+    pub fn of<'a>(args: impl Iterator<Item = &'a OsString>) -> Self {
+        let mut found = Self::default();
+        let mut args = args.map(OsString::as_os_str).take_while(|arg| *arg != "--");
+        while let Some(arg) = args.next().and_then(OsStr::to_str) {
+            let switches = arg.strip_prefix('-').filter(|rest| !rest.starts_with('-'));
+            // Only switches without a value can stand together before a `j`.
+            let clustered =
+                switches.is_some_and(|rest| rest.contains('j') && rest.chars().all(|c| "jfah".contains(c)));
+            if arg == "--json" || clustered {
+                found.json = true;
+            }
+            let color = match arg.strip_prefix("--color=") {
+                Some(value) => Some(value),
+                None if arg == "--color" => args.next().and_then(OsStr::to_str),
+                None => None,
+            };
+            if let Some(choice) = color.and_then(|value| ColorChoice::from_str(value, false).ok()) {
+                found.color = choice;
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parses a command line as a shell would split it, without quotes.
+    pub fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("blockctl").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_parser_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_help_text_with_examples() {
+        fn walk(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path} has no help");
+            if !command.has_subcommands() || path == " blockctl" {
+                let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(after.contains("Examples:\n"), "{path} has no examples");
+            }
+            for arg in command.get_arguments() {
+                assert!(arg.get_help().is_some(), "{path}: {} has no help", arg.get_id());
+            }
+            command.get_subcommands().for_each(|sub| walk(sub, &path));
+        }
+        walk(&command(), "");
+    }
+
+    #[test]
+    fn json_and_colour_are_found_before_parsing() {
+        let scan = |line: &str| {
+            let args: Vec<OsString> = line.split_whitespace().map(Into::into).collect();
+            Prescan::of(args.iter())
+        };
+        for line in ["-j volume", "volume x --json", "cs backup -fj v", "cs list -ja"] {
+            assert!(scan(line).json, "{line}");
+        }
+        for line in ["volume create --name j", "-x j", "-vj", "-- -j", "--jsonx", "-"] {
+            assert!(!scan(line).json, "{line}");
+        }
+        assert_eq!(scan("volume --color=never").color, ColorChoice::Never);
+        assert_eq!(scan("--color always volume").color, ColorChoice::Always);
+        assert_eq!(scan("--color").color, ColorChoice::Auto);
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        for line in
+            ["-j --socket /s volume list", "volume -j list --socket /s", "volume list --json --socket=/s"]
+        {
+            let cli = parse(line).unwrap();
+            assert!(cli.global.json && cli.global.socket.as_os_str() == "/s", "{line}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! `blockctl volume …`
+
+use blockd_api::{ByteSize, LabelSelector, Labels, VolumeName, VolumeRef, check_volume_size};
+use clap::{Args, Subcommand};
+
+const CREATE_HELP: &str = "\
+Sizes: a number and K, M, G or T (or KiB, MiB, GiB, TiB), in powers of \
+1024; KB, MB, GB and TB are powers of 1000.
+
+Examples:
+  blockctl volume create db --size 8GiB
+  blockctl volume create logs --size 1.5TiB --label app=web,tier=log";
+
+const LIST_HELP: &str = "\
+Examples:
+  blockctl volume list
+  blockctl volume list --label app=web
+  blockctl -j volume list";
+
+const INSPECT_HELP: &str = "\
+Examples:
+  blockctl volume inspect db
+  blockctl -j volume inspect 590114184663672482";
+
+const DELETE_HELP: &str = "\
+The volume and its local snapshots are gone at once; its cloud snapshots stay.
+
+Examples:
+  blockctl volume delete db";
+
+const URI_HELP: &str = "\
+Examples:
+  blockctl volume uri db
+  nbdinfo \"$(blockctl volume uri db)\"
+  qemu-img info \"$(blockctl volume uri db)\"";
+
+/// What to do with volumes.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Create a volume
+    #[command(visible_alias = "c", after_help = CREATE_HELP)]
+    Create(CreateArgs),
+    /// List volumes
+    #[command(visible_alias = "l", after_help = LIST_HELP)]
+    List(ListArgs),
+    /// Show all about a volume
+    #[command(visible_alias = "i", after_help = INSPECT_HELP)]
+    Inspect(OneVolume),
+    /// Delete a volume and its local snapshots
+    #[command(visible_alias = "d", after_help = DELETE_HELP)]
+    Delete(OneVolume),
+    /// Print the NBD URI of a volume
+    #[command(after_help = URI_HELP)]
+    Uri(OneVolume),
+}
+
+/// `volume create`
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Name of the volume and of its export
+    pub name: VolumeName,
+    /// Size of the volume, such as 8GiB
+    #[arg(short, long, value_parser = parse_size)]
+    pub size: ByteSize,
+    /// Labels of the volume
+    #[arg(short, long, value_name = "K=V,…", default_value_t)]
+    pub label: Labels,
+}
+
+/// `volume list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only volumes that have all these labels
+    #[arg(short, long, value_name = "K=V,…")]
+    pub label: Option<LabelSelector>,
+}
+
+/// A volume
+#[derive(Debug, Args)]
+pub struct OneVolume {
+    /// Name or id of the volume
+    pub volume: VolumeRef,
+}
+
+fn parse_size(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error: blockd_api::SizeError| error.to_string())?;
+    check_volume_size(size.as_bytes()).map_err(|error| error.to_string())?;
+    if size.as_bytes() < 4096 && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(format!("a size without a unit is in bytes: did you mean {text}GiB?"));
+    }
+    Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command, tests::parse};
+
+    fn volume(line: &str) -> VolumeCommand {
+        match parse(line).map(|Cli { command, .. }| command) {
+            Ok(Command::Volume(command)) => command,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn create_takes_its_flags_anywhere() {
+        for line in [
+            "volume create db --size 8GiB --label a=b,c=d",
+            "volume c --label=a=b,c=d --size=8G db",
+            "v create -s 8192MiB -l a=b,c=d db",
+        ] {
+            let VolumeCommand::Create(args) = volume(line) else { panic!("{line}") };
+            assert_eq!((args.name.as_str(), args.size.as_bytes()), ("db", 8 << 30), "{line}");
+            assert_eq!(args.label.to_string(), "a=b,c=d");
+        }
+    }
+
+    #[test]
+    fn wrong_lines_say_what_is_right() {
+        for (line, part) in [
+            ("volume create db", "--size"),
+            ("volume create 42 --size 1G", "looks like an id"),
+            ("volume create a/b --size 1G", "only A-Z"),
+            ("volume create db --size 8", "did you mean 8GiB?"),
+            ("volume create db --size 65TiB", "expected 1 byte to 64 TiB"),
+            ("volume create db --size 8XB", "such as 8GiB"),
+            ("volume create db --size 1G --label x", "expected key=value"),
+            ("volume inspect 042", "not an id of a volume"),
+            ("volume uri", "VOLUME"),
+            ("volume uri a b", "unexpected argument"),
+        ] {
+            let error = parse(line).map(drop).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(part), "{line}: {error}");
+        }
+        assert!(
+            parse("volume create db --size 512").is_err() && parse("volume create db --size 512B").is_ok()
+        );
+    }
+}

@@ -1,0 +1,315 @@
+//! `blockctl cloudsnap …`
+
+use super::{Context, counted, or_dash};
+use crate::{
+    cli::cloudsnap::{
+        BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
+    },
+    failure::{EXIT_DONE, EXIT_FAILED, Failure},
+    table::{Facts, Table},
+    wait,
+};
+use blockd_api::{
+    ApiError, ByteSize, ErrorCode,
+    cloudsnaps::{
+        CloudsnapDetail, CloudsnapId, CloudsnapList, CloudsnapStatus, DamagedCloudsnap, InspectCloudsnap,
+        ListCloudsnaps, StartBackup, StartDelete, StartRestore,
+    },
+    format_duration, format_time,
+    tasks::{ListTasks, Task, TaskKind, TaskStage},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8, Failure> {
+    match command {
+        CloudsnapCommand::Backup(args) => backup(context, args).await,
+        CloudsnapCommand::List(args) => list(context, *args).await,
+        CloudsnapCommand::Inspect(args) => inspect(context, args).await,
+        CloudsnapCommand::Status(args) => status(context, args).await,
+        CloudsnapCommand::Restore(args) => restore(context, args).await,
+        CloudsnapCommand::Delete(args) => delete(context, args).await,
+    }
+}
+
+async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> {
+    let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
+    let request = StartBackup { volume, full: args.full, cred_id: args.credential.cred_id };
+    let started = context.client.start_backup(&request).await?;
+    let line = format!("Cloudsnap backup started successfully with id: {}", started.task);
+    begun(context, started.task, &started, &line, args.wait.wait).await
+}
+
+async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure> {
+    let request = StartRestore { snap: args.snap, volume: args.volume, cred_id: args.credential.cred_id };
+    let started = context.client.start_restore(&request).await?;
+    let line = format!(
+        "Cloudsnap restore started successfully on volume: {} with task name:{}",
+        started.volume_id, started.task
+    );
+    begun(context, started.task, &started, &line, args.wait.wait).await
+}
+
+async fn delete(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure> {
+    let request = StartDelete { snap: args.snap, cred_id: args.credential.cred_id };
+    let started = context.client.start_delete(&request).await?;
+    let line = format!("Cloudsnap delete started successfully with task name:{}", started.task);
+    begun(context, started.task, &started, &line, args.wait.wait).await
+}
+
+/// Says that a task was started, and follows it if that is wanted.
+async fn begun<T: Serialize>(
+    context: &Context<'_>,
+    task: Uuid,
+    started: &T,
+    line: &str,
+    wait: bool,
+) -> Result<u8, Failure> {
+    let output = context.output;
+    match (output.is_json(), wait) {
+        (true, false) => output.document(started)?,
+        (false, _) => output.line(line)?,
+        (true, true) => {}
+    }
+    if wait { follow(context, task).await } else { Ok(EXIT_DONE) }
+}
+
+/// Waits for a task, says how it ended, and exits as it did.
+async fn follow(context: &Context<'_>, task: Uuid) -> Result<u8, Failure> {
+    let output = context.output;
+    let task = wait::follow(&context.client, task, output).await?;
+    let done = task.state.stage == TaskStage::Done;
+    if output.is_json() {
+        output.document(&task)?;
+    } else if done {
+        output.line(ending(&task))?;
+    } else {
+        let (reason, hint) = reason(&task);
+        output.error(&format!("Cloudsnap {} failed: {reason}", noun(&task)), hint);
+    }
+    Ok(if done { EXIT_DONE } else { EXIT_FAILED })
+}
+
+fn noun(task: &Task) -> String {
+    task.kind.title().to_ascii_lowercase()
+}
+
+fn reason(task: &Task) -> (&str, Option<&str>) {
+    match &task.error {
+        Some(error) => (&error.message, error.hint.as_deref()),
+        None => ("blockd gave no reason", None),
+    }
+}
+
+/// How a task ended that is done: what it made, what it cost.
+fn ending(task: &Task) -> String {
+    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+    let snap = task.source_volume.as_deref().unwrap_or("-");
+    let elapsed = format_duration(task.time_elapsed);
+    let requests = task.requests;
+    let requests =
+        counted(requests.put + requests.get + requests.list + requests.delete + requests.head, "request");
+    match task.kind {
+        TaskKind::Backup => format!(
+            "Cloudsnap backup completed: {snap} ({}, {} processed, {} uploaded, {requests}, freeze {} µs, {elapsed})",
+            or_dash(task.backup_type),
+            size(task.bytes_processed),
+            size(task.bytes_uploaded),
+            or_dash(task.freeze_stall_micros),
+        ),
+        TaskKind::Restore => format!(
+            "Cloudsnap restore completed: volume {} ({} processed, {} downloaded, {requests}, {elapsed})",
+            or_dash(task.volume.as_ref()),
+            size(task.bytes_processed),
+            size(task.bytes_downloaded),
+        ),
+        _ => format!("Cloudsnap deleted successfully: {snap} ({requests}, {elapsed})"),
+    }
+}
+
+async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
+    let query = ListCloudsnaps {
+        cred_id: args.credential.cred_id,
+        src: args.src,
+        cluster: args.cluster,
+        all: args.all,
+        status: args.status,
+        label: args.label,
+        cloudsnap_id: args.cloudsnap_id,
+        max: args.max,
+    };
+    let list = context.client.list_cloudsnaps(&query).await?;
+    let own_cluster_only = !query.all && query.cluster.is_none() && query.cloudsnap_id.is_none();
+    let output = context.output;
+    if output.is_json() {
+        output.document(&entries(&list)?)?;
+    } else {
+        output.table(&list_table(&list))?;
+    }
+    for damaged in &list.damaged {
+        output.note(format!("warning: {} is damaged and cannot be restored: {}", damaged.id, damaged.reason));
+    }
+    for failed in &list.failed_credentials {
+        output.note(format!(
+            "warning: the list lacks what is under credentials {}: {}",
+            failed.name, failed.error
+        ));
+    }
+    let nothing = list.cloudsnaps.is_empty() && list.damaged.is_empty() && list.failed_credentials.is_empty();
+    if nothing && own_cluster_only && !output.is_json() {
+        output.note("Nothing in this cluster; --all lists cloud snapshots of all clusters.");
+    }
+    let shown = list.cloudsnaps.len() as u64;
+    if shown < list.total && !output.is_json() {
+        output.note(format!("The newest {shown} of {} are shown.", list.total));
+    }
+    // What is shown is right, but it is not all there is.
+    Ok(if list.failed_credentials.is_empty() { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// The entries, and those that are damaged in the same form.
+fn entries(list: &CloudsnapList) -> Result<Vec<Value>, Failure> {
+    let entry = |entry| serde_json::to_value(entry).map_err(|error| Failure::Stdout { source: error.into() });
+    let mut entries = list.cloudsnaps.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+    entries.extend(list.damaged.iter().map(|damaged| {
+        let status = CloudsnapStatus::Damaged;
+        json!({
+            "ID": damaged.id,
+            "SrcVolumeID": volume_id(damaged).unwrap_or_default(),
+            "SrcVolumeName": "",
+            "Timestamp": null,
+            "Metadata": { "status": status, "reason": damaged.reason, "credential": damaged.credential },
+            "Status": status,
+        })
+    }));
+    Ok(entries)
+}
+
+/// Id of the volume of a damaged entry, if its name is whole.
+fn volume_id(damaged: &DamagedCloudsnap) -> Option<String> {
+    damaged.id.parse::<CloudsnapId>().ok().map(|id| id.volume.to_string())
+}
+
+fn list_table(list: &CloudsnapList) -> Table {
+    let mut table =
+        Table::new(&["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS"]);
+    for entry in &list.cloudsnaps {
+        table.row([
+            entry.src_volume_name.clone(),
+            entry.src_volume_id.to_string(),
+            entry.id.to_string(),
+            format_time(entry.timestamp),
+            entry.metadata.cloudsnap_type.clone(),
+            entry.status.to_string(),
+        ]);
+    }
+    for damaged in &list.damaged {
+        let dash = || "-".to_owned();
+        let volume = volume_id(damaged);
+        table.row([
+            dash(),
+            or_dash(volume),
+            damaged.id.clone(),
+            dash(),
+            dash(),
+            CloudsnapStatus::Damaged.to_string(),
+        ]);
+    }
+    table
+}
+
+async fn inspect(context: &Context<'_>, args: InspectArgs) -> Result<u8, Failure> {
+    let id = args.id().ok_or_else(|| Failure::usage("name the cloud snapshot to inspect"))?;
+    let query = InspectCloudsnap { id, cred_id: args.credential.cred_id };
+    let detail = context.client.inspect_cloudsnap(&query).await?;
+    match context.output.is_json() {
+        true => context.output.document(&detail),
+        false => context.output.raw(facts(&detail).render().as_bytes()),
+    }?;
+    Ok(EXIT_DONE)
+}
+
+fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
+    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+    let metadata = &entry.metadata;
+    let mut facts = Facts::default();
+    facts
+        .add("Cloud snapshot", entry.id)
+        .add("Source volume", format!("{} ({})", entry.src_volume_name, entry.src_volume_id))
+        .add("Volume size", size(detail.volume_size_bytes))
+        .add("Labels", if detail.labels.is_empty() { "-".to_owned() } else { detail.labels.to_string() })
+        .add("Snapshot", &detail.snapshot_name)
+        .add("Created", format_time(entry.timestamp))
+        .add("Type", format!("{}, {}", metadata.cloudsnap_type, metadata.backup_type))
+        .add("Status", entry.status)
+        .add("Started", &metadata.starttime)
+        .add("Completed", &metadata.updatetime)
+        .add("Credentials", format!("{} ({})", metadata.credential_name, metadata.credential))
+        .add("Format", format!("{}, {}", metadata.version, metadata.compression))
+        .add("Encrypted", metadata.encrypted)
+        .add("Dirty", size(metadata.dirty_bytes))
+        .add("Data", format!("{} in {}", size(metadata.size_bytes), counted(detail.data_blocks, "block")))
+        .add("Zeroed", counted(detail.zero_blocks, "block"))
+        .add("Stored", format!("{} in {}", size(metadata.stored_bytes), counted(detail.packs, "pack")))
+        .add("Freeze", format!("{} µs", metadata.freeze_stall_micros))
+        .add("Restore reads", size(detail.chain_stored_bytes));
+    for (nth, id) in detail.chain.iter().enumerate() {
+        facts.add(if nth == 0 { "Shares data of" } else { "" }, id);
+    }
+    facts
+}
+
+async fn status(context: &Context<'_>, args: StatusArgs) -> Result<u8, Failure> {
+    let tasks = context.client.list_tasks(&ListTasks { name: args.name.clone() }).await?.tasks;
+    if let (Some(name), true) = (&args.name, tasks.is_empty()) {
+        let error =
+            ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
+        return Err(blockd_api::ClientError::Api(error).into());
+    }
+    if args.wait.wait {
+        return match (&args.name, tasks.as_slice()) {
+            (Some(_), [task]) => follow(context, task.name).await,
+            (Some(name), _) => Err(Failure::usage(format!(
+                "{} begin with {name}: give more of the id to wait for one",
+                counted(tasks.len() as u64, "task")
+            ))),
+            (None, _) => Err(Failure::usage("--wait needs --name TASK: one task is waited for")),
+        };
+    }
+    let output = context.output;
+    if output.is_json() {
+        output.document(&tasks)?;
+        return Ok(EXIT_DONE);
+    }
+    output.table(&status_table(&tasks))?;
+    for task in tasks.iter().filter(|task| task.state.stage == TaskStage::Failed) {
+        let (reason, hint) = reason(task);
+        output.error(&format!("{} {} failed: {reason}", noun(task), task.name), hint);
+    }
+    Ok(EXIT_DONE)
+}
+
+fn status_table(tasks: &[Task]) -> Table {
+    let mut table = Table::new(&[
+        "NAME",
+        "SOURCEVOLUME",
+        "STATE",
+        "NODE",
+        "BYTES-PROCESSED",
+        "TIME-ELAPSED",
+        "COMPLETED",
+    ]);
+    for task in tasks {
+        table.row([
+            task.name.to_string(),
+            or_dash(task.source_volume.as_ref()),
+            task.state.to_string(),
+            task.node.clone(),
+            task.bytes_processed.to_string(),
+            format_duration(task.time_elapsed),
+            task.completed.map(format_time).unwrap_or_default(),
+        ]);
+    }
+    table
+}

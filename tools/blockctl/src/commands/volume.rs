@@ -1,0 +1,123 @@
+//! `blockctl volume …`
+
+use super::{Context, counted, or_dash};
+use crate::{
+    cli::volume::{CreateArgs, ListArgs, VolumeCommand},
+    failure::{EXIT_DONE, Failure},
+    table::{Facts, Table},
+};
+use blockd_api::{
+    ByteSize, VolumeRef, format_time,
+    volumes::{CreateVolume, ListVolumes, Volume, VolumeState},
+};
+use serde_json::json;
+
+pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Failure> {
+    match command {
+        VolumeCommand::Create(args) => create(context, args).await,
+        VolumeCommand::List(args) => list(context, args).await,
+        VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
+        VolumeCommand::Delete(args) => delete(context, &args.volume).await,
+        VolumeCommand::Uri(args) => uri(context, &args.volume).await,
+    }?;
+    Ok(EXIT_DONE)
+}
+
+async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
+    let request = CreateVolume { name: args.name, size_bytes: args.size.as_bytes(), labels: args.label };
+    let volume = context.client.create_volume(&request).await?;
+    if context.output.is_json() {
+        return context.output.document(&volume);
+    }
+    context.output.line(format!("Volume successfully created: {}", volume.id))
+}
+
+async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
+    let list = context.client.list_volumes(&ListVolumes { label: args.label }).await?;
+    if context.output.is_json() {
+        return context.output.document(&list.volumes);
+    }
+    let mut table = Table::new(&["ID", "NAME", "SIZE", "USED", "DIRTY", "SNAPSHOTS", "STATUS"]);
+    for volume in &list.volumes {
+        table.row([
+            volume.id.to_string(),
+            volume.name.to_string(),
+            ByteSize::from_bytes(volume.size_bytes).to_string(),
+            ByteSize::from_bytes(volume.allocated_bytes).to_string(),
+            ByteSize::from_bytes(volume.dirty_bytes).to_string(),
+            volume.snapshot_count.to_string(),
+            status(volume),
+        ]);
+    }
+    context.output.table(&table)
+}
+
+fn status(volume: &Volume) -> String {
+    match (volume.state, &volume.state_reason) {
+        (VolumeState::Up, _) if volume.connections > 0 => "up - attached".to_owned(),
+        (VolumeState::Up, _) => "up - detached".to_owned(),
+        (state, Some(reason)) => format!("{state} - {reason}"),
+        (state, None) => state.to_string(),
+    }
+}
+
+async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
+    let volume = context.client.volume(volume).await?;
+    if context.output.is_json() {
+        return context.output.document(&volume);
+    }
+    context.output.raw(facts(&volume).render().as_bytes())
+}
+
+fn facts(volume: &Volume) -> Facts {
+    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+    let io = &volume.io;
+    let mut facts = Facts::default();
+    facts
+        .add("Volume", volume.id)
+        .add("Name", &volume.name)
+        .add("Size", size(volume.size_bytes))
+        .add("Labels", if volume.labels.is_empty() { "-".to_owned() } else { volume.labels.to_string() })
+        .add("Created", format_time(volume.created))
+        .add("Status", status(volume))
+        .add("URI", &volume.uri)
+        .add("Connections", volume.connections)
+        .add(
+            "Used on disk",
+            format!("{} in {}", size(volume.allocated_bytes), counted(volume.layers, "layer")),
+        )
+        .add("Dirty", size(volume.dirty_bytes))
+        .add("Snapshots", volume.snapshot_count)
+        .add("Reads", format!("{}, {}", io.reads, size(io.bytes_read)))
+        .add("Writes", format!("{}, {}", io.writes, size(io.bytes_written)))
+        .add("Flushes", io.flushes);
+    if volume.last_backups.is_empty() {
+        facts.add("Last backup", or_dash(None::<&str>));
+    }
+    for backup in &volume.last_backups {
+        let since = match backup.incrementals_since_full {
+            0 => "full".to_owned(),
+            count => format!("{} since the last full", counted(count, "incremental")),
+        };
+        let place = &backup.credential_name;
+        let when = format_time(backup.time);
+        facts.add("Last backup", format!("{} to {place}, {when}, {since}", backup.cloudsnap_id));
+    }
+    facts
+}
+
+async fn delete(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
+    let deleted = context.client.delete_volume(volume).await?;
+    if context.output.is_json() {
+        return context.output.document(&deleted);
+    }
+    context.output.line(format!("Volume {} successfully deleted.", deleted.name))
+}
+
+async fn uri(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
+    let volume = context.client.volume(volume).await?;
+    if context.output.is_json() {
+        return context.output.document(&json!({ "uri": volume.uri }));
+    }
+    context.output.line(&volume.uri)
+}

@@ -1,0 +1,206 @@
+//! Everything that can go wrong, with its exit status and its form in JSON.
+
+use blockd_api::{ClientError, ErrorCode};
+use serde::Serialize;
+use std::{io, path::PathBuf};
+use uuid::Uuid;
+
+/// The command did what it should.
+pub const EXIT_DONE: u8 = 0;
+/// The command failed.
+pub const EXIT_FAILED: u8 = 1;
+/// What was typed is wrong.
+pub const EXIT_USAGE: u8 = 2;
+/// The daemon cannot be reached.
+pub const EXIT_UNREACHABLE: u8 = 3;
+/// The user pressed Ctrl-C.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// What was typed is wrong.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong, and what would be right.
+        message: String,
+        /// What else helps.
+        hint: Option<String>,
+    },
+    /// A call failed.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A secret could not be read.
+    #[error("cannot read the {what} from {from}: {reason}")]
+    Secret {
+        /// Which secret.
+        what: &'static str,
+        /// The file, `stdin`, or the variable.
+        from: String,
+        /// Why.
+        reason: String,
+    },
+    /// A file could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Stdout could not be written.
+    #[error("cannot write to stdout: {source}")]
+    Stdout {
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no runtime for calls.
+    #[error("cannot start: {source}")]
+    Runtime {
+        /// Why.
+        source: io::Error,
+    },
+    /// Ctrl-C while waiting for a task.
+    #[error("stopped waiting: task {task} goes on")]
+    Interrupted {
+        /// The task.
+        task: Uuid,
+    },
+    /// The daemon went away while waiting for a task, and stayed away.
+    #[error("lost blockd while waiting for task {task}: {source}")]
+    Lost {
+        /// The task.
+        task: Uuid,
+        /// The last error.
+        source: ClientError,
+    },
+}
+
+/// A failure in JSON: `{"error": {"code": …, "message": …, "hint": …}}`.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct FailureDocument {
+    error: FailureBody,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct FailureBody {
+    code: String,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A usage error without a hint.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::Usage { message: message.into(), hint: None }
+    }
+
+    /// A usage error as the parser of the command line found it.
+    pub fn from_clap(error: &clap::Error) -> Self {
+        use clap::error::ErrorKind;
+        if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            let hint = Some("see `blockctl --help`".to_owned());
+            return Self::Usage { message: "a command is missing".to_owned(), hint };
+        }
+        let text = error.render().to_string();
+        let mut paragraphs =
+            text.split("\n\n").map(|lines| lines.split_whitespace().collect::<Vec<_>>().join(" "));
+        let message = paragraphs.next().unwrap_or_default();
+        let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
+        let hint = paragraphs.find(|text| text.starts_with("tip: ") || text.starts_with("Usage: "));
+        Self::Usage { message, hint: hint.map(|hint| hint.trim_start_matches("tip: ").to_owned()) }
+    }
+
+    /// The exit status.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Usage { .. } | Self::Secret { .. } => EXIT_USAGE,
+            Self::Client(error) => client_exit_status(error),
+            Self::Lost { .. } => EXIT_UNREACHABLE,
+            Self::Interrupted { .. } => EXIT_INTERRUPTED,
+            Self::Write { .. } | Self::Stdout { .. } | Self::Runtime { .. } => EXIT_FAILED,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Usage { hint, .. } => hint.clone(),
+            Self::Client(error) => error.hint().map(str::to_owned),
+            Self::Interrupted { task } => Some(look_at(*task)),
+            Self::Lost { task, .. } => {
+                Some(format!("the task goes on when blockd is back; {}", look_at(*task)))
+            }
+            _ => None,
+        }
+    }
+
+    fn code(&self) -> &str {
+        match self {
+            Self::Usage { .. } => "usage",
+            Self::Secret { .. } => "unreadable_secret",
+            Self::Client(ClientError::Api(error)) => error.code.as_str(),
+            Self::Client(error) if error.is_unreachable() => "unreachable",
+            Self::Client(ClientError::Timeout { .. }) => "timeout",
+            Self::Client(ClientError::Broken { .. }) => "connection_lost",
+            Self::Client(_) => "bad_reply",
+            Self::Write { .. } | Self::Stdout { .. } => "cannot_write",
+            Self::Runtime { .. } => ErrorCode::Internal.as_str(),
+            Self::Interrupted { .. } => "interrupted",
+            Self::Lost { .. } => "connection_lost",
+        }
+    }
+
+    /// The failure as JSON.
+    pub fn document(&self) -> FailureDocument {
+        let error =
+            FailureBody { code: self.code().to_owned(), message: self.to_string(), hint: self.hint() };
+        FailureDocument { error }
+    }
+}
+
+fn look_at(task: Uuid) -> String {
+    format!(
+        "look at it with `blockctl cloudsnap status --name {task}`, or wait again with `blockctl cloudsnap status --name {task} --wait`"
+    )
+}
+
+fn client_exit_status(error: &ClientError) -> u8 {
+    match error {
+        ClientError::Api(error) => error.code.exit_status(),
+        ClientError::Timeout { .. } | ClientError::Broken { .. } => EXIT_UNREACHABLE,
+        error if error.is_unreachable() => EXIT_UNREACHABLE,
+        _ => EXIT_FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_api::ApiError;
+
+    #[test]
+    fn exit_statuses_follow_the_error() {
+        let api = |code| Failure::Client(ApiError::new(code, "x").into()).exit_status();
+        assert_eq!(api(ErrorCode::VolumeNotFound), 4);
+        assert_eq!(api(ErrorCode::VolumeInUse), 5);
+        assert_eq!(api(ErrorCode::InvalidRequest), 2);
+        assert_eq!(api(ErrorCode::StoreUnreachable), 1);
+        let missing = Failure::Client(ClientError::SocketMissing { path: "/x".into() });
+        assert_eq!((missing.exit_status(), missing.code()), (3, "unreachable"));
+        assert_eq!(Failure::Interrupted { task: Uuid::nil() }.exit_status(), 130);
+    }
+
+    #[test]
+    fn what_the_parser_says_becomes_one_line() {
+        let error =
+            crate::cli::command().try_get_matches_from(["blockctl", "volume", "creat", "x"]).unwrap_err();
+        let Failure::Usage { message, hint } = Failure::from_clap(&error) else {
+            panic!("not a usage error")
+        };
+        assert_eq!(message, "unrecognized subcommand 'creat'");
+        assert!(hint.unwrap().contains("create"));
+        let error = crate::cli::command().try_get_matches_from(["blockctl"]).unwrap_err();
+        assert_eq!(Failure::from_clap(&error).to_string(), "a command is missing");
+    }
+}

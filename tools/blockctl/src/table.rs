@@ -1,0 +1,161 @@
+//! Tables without borders, left-aligned, never wrapped; and lists of facts.
+
+use crate::output::printable;
+use comfy_table::{Cell, Color, Table as Grid, presets};
+
+/// How a cell is to look where there are colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    /// All is well.
+    Good,
+    /// Under way.
+    Busy,
+    /// Something is wrong.
+    Bad,
+}
+
+impl Tone {
+    /// The tone of a state that is written such as `Done`, `Backup-Active` or `failed - disk full`.
+    pub fn of_state(state: &str) -> Option<Self> {
+        let word = state.split(' ').next().unwrap_or_default().rsplit('-').next().unwrap_or_default();
+        match word.to_ascii_lowercase().as_str() {
+            "done" | "up" | "ready" => Some(Self::Good),
+            "active" | "pending" | "restoring" | "deleting" => Some(Self::Busy),
+            "failed" | "damaged" => Some(Self::Bad),
+            _ => None,
+        }
+    }
+
+    const fn color(self) -> Color {
+        match self {
+            Self::Good => Color::Green,
+            Self::Busy => Color::Yellow,
+            Self::Bad => Color::Red,
+        }
+    }
+}
+
+/// A table: a header and rows of text.
+#[derive(Debug)]
+pub struct Table {
+    header: &'static [&'static str],
+    rows: Vec<Vec<String>>,
+    tone_column: Option<usize>,
+}
+
+impl Table {
+    /// An empty table.
+    pub fn new(header: &'static [&'static str]) -> Self {
+        let tone_column = header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
+        Self { header, rows: Vec::new(), tone_column }
+    }
+
+    /// Adds a row, with as many cells as the header.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        let row: Vec<_> = cells.into_iter().map(|cell| printable(&cell)).collect();
+        debug_assert_eq!(row.len(), self.header.len(), "a row has the columns of its header");
+        self.rows.push(row);
+    }
+
+    /// The table as text, each line ended.
+    pub fn render(&self, color: bool) -> String {
+        let mut grid = Grid::new();
+        grid.load_style(presets::NOTHING);
+        if color {
+            grid.enforce_styling();
+            grid.style_text_only();
+        } else {
+            grid.force_no_tty();
+        }
+        grid.set_header(self.header.iter().map(Cell::new).collect::<Vec<_>>());
+        for row in &self.rows {
+            grid.add_row(row.iter().enumerate().map(|(column, text)| {
+                let tone = (Some(column) == self.tone_column).then(|| Tone::of_state(text)).flatten();
+                match tone {
+                    Some(tone) => Cell::new(text).fg(tone.color()),
+                    None => Cell::new(text),
+                }
+            }));
+        }
+        for column in grid.column_iter_mut() {
+            column.set_padding((0, 3));
+        }
+        grid.trim_fmt() + "\n"
+    }
+}
+
+/// Facts about one thing, one a line: `Name    : value`.
+#[derive(Debug, Default)]
+pub struct Facts(Vec<(&'static str, String)>);
+
+impl Facts {
+    /// Adds a fact.
+    #[allow(clippy::needless_pass_by_value, reason = "callers pass what they have, owned or not")]
+    pub fn add(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
+        self.0.push((name, printable(&value.to_string())));
+        self
+    }
+
+    /// The facts as text, each line ended.
+    pub fn render(&self) -> String {
+        let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        self.0
+            .iter()
+            .map(|(name, value)| format!("{name:<width$} : {value}").trim_end().to_owned() + "\n")
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let mut table = Table::new(&["ID", "NAME", "STATUS"]);
+        table.row(["1".into(), "ä".into(), "up - detached".into()]);
+        table.row(["1234".into(), "x".repeat(300), "failed - no space".into()]);
+        table
+    }
+
+    #[test]
+    fn columns_are_aligned_and_never_wrapped() {
+        let text = table().render(false);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        let column = |line: &str, word: &str| line.find(word).map(|at| line[..at].chars().count());
+        assert_eq!(column(lines[0], "STATUS"), column(lines[1], "up"));
+        assert_eq!(column(lines[0], "STATUS"), column(lines[2], "failed"));
+        assert!(lines.iter().all(|line| *line == line.trim_end()) && !text.contains('\u{1b}'));
+        assert!(lines[0].starts_with("ID     NAME "));
+    }
+
+    #[test]
+    fn colours_do_not_move_columns() {
+        let colored = table().render(true);
+        assert!(colored.contains("\u{1b}["));
+        let mut plain = String::new();
+        let mut rest = colored.as_str();
+        while let Some((before, after)) = rest.split_once('\u{1b}') {
+            plain.push_str(before);
+            rest = after.split_once('m').map_or("", |(_, rest)| rest);
+        }
+        plain.push_str(rest);
+        assert_eq!(plain, table().render(false));
+    }
+
+    #[test]
+    fn states_have_tones() {
+        assert_eq!(Tone::of_state("Backup-Done"), Some(Tone::Good));
+        assert_eq!(Tone::of_state("Restore-Active"), Some(Tone::Busy));
+        assert_eq!(Tone::of_state("failed - up to no good"), Some(Tone::Bad));
+        assert_eq!(Tone::of_state("up - attached"), Some(Tone::Good));
+        assert_eq!(Tone::of_state(""), None);
+    }
+
+    #[test]
+    fn facts_are_aligned() {
+        let mut facts = Facts::default();
+        facts.add("Name", "v").add("Labels", "");
+        assert_eq!(facts.render(), "Name   : v\nLabels :\n");
+    }
+}

@@ -1,0 +1,353 @@
+//! What commands print, and what they ask of the daemon.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{CREDENTIAL, Fake, TASK, cloudsnap, credential, ok, snap, task, volume};
+
+#[test]
+fn volumes_are_listed() {
+    let mut failed = volume("980081626967128253", "e");
+    failed["state"] = json!("failed");
+    failed["stateReason"] = json!("the head is gone\u{1b}[2J");
+    let list = json!({ "volumes": [volume("56706279008755778", "NewVol"), failed] });
+    let fake = Fake::start(vec![("GET /v1/volumes", ok(list))]);
+    let ran = fake.run("volume list --label app=mysql,x=y");
+    assert_eq!(
+        ran.stdout,
+        "\
+ID                   NAME     SIZE    USED      DIRTY    SNAPSHOTS   STATUS
+56706279008755778    NewVol   4 GiB   1.5 GiB   40 MiB   2           up - attached
+980081626967128253   e        4 GiB   1.5 GiB   40 MiB   2           failed - the head is gone\\u{1b}[2J
+"
+    );
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    assert_eq!(fake.seen()[0].line, "GET /v1/volumes?label=app%3Dmysql%2Cx%3Dy");
+
+    let colored = fake.run("volume list --color always").stdout;
+    assert!(colored.contains("\u{1b}[") && colored.contains("up - attached"));
+    assert!(!fake.run("volume list --color never").stdout.contains("\u{1b}"));
+
+    let ran = fake.run("-j --color always volume list");
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    assert_eq!(ran.json()[0]["id"], "56706279008755778");
+}
+
+#[test]
+fn a_volume_is_made_shown_and_deleted() {
+    let fake = Fake::start(vec![
+        ("POST /v1/volumes", ok(volume("59", "db"))),
+        ("GET /v1/volumes/db", ok(volume("59", "db"))),
+        ("DELETE /v1/volumes/db", ok(json!({"id": "59", "name": "db"}))),
+    ]);
+    assert_eq!(
+        fake.run("volume create db --size 8GiB --label a=b").stdout,
+        "Volume successfully created: 59\n"
+    );
+    assert_eq!(fake.seen()[0].body, json!({"name": "db", "sizeBytes": 8u64 << 30, "labels": {"a": "b"}}));
+    assert_eq!(fake.run("volume uri db").stdout, "nbd+unix:///db?socket=/d/nbd.sock\n");
+    assert_eq!(fake.run("volume uri db -j").json(), json!({"uri": "nbd+unix:///db?socket=/d/nbd.sock"}));
+    assert_eq!(fake.run("volume delete db").stdout, "Volume db successfully deleted.\n");
+    assert_eq!(fake.run("volume delete db -j").json(), json!({"id": "59", "name": "db"}));
+    assert_eq!(
+        fake.run("volume inspect db").stdout,
+        format!(
+            "\
+Volume       : 59
+Name         : db
+Size         : 4 GiB
+Labels       : app=mysql
+Created      : Wed, 16 Jan 2019 21:51:53 UTC
+Status       : up - attached
+URI          : nbd+unix:///db?socket=/d/nbd.sock
+Connections  : 1
+Used on disk : 1.5 GiB in 3 layers
+Dirty        : 40 MiB
+Snapshots    : 2
+Reads        : 1, 4 KiB
+Writes       : 2, 8 KiB
+Flushes      : 3
+Last backup  : {} to nas, Wed, 16 Jan 2019 22:27:13 UTC, 1 incremental since the last full
+",
+            snap("59-61-incr")
+        )
+    );
+}
+
+#[test]
+fn snapshots_are_made_listed_and_deleted() {
+    let snapshot = json!({
+        "id": "61", "volume": "db", "volumeId": "59", "name": "monday", "created": "2019-01-16T21:51:53Z", "epoch": 3,
+        "freezeStallMicros": 42, "dirtyBytes": 4096, "state": "ready"
+    });
+    let fake = Fake::start(vec![
+        ("POST /v1/volumes/db/snapshots", ok(snapshot.clone())),
+        ("GET /v1/snapshots", ok(json!({ "snapshots": [snapshot] }))),
+        ("DELETE /v1/snapshots/db@monday", ok(json!({"id": "61", "name": "monday"}))),
+    ]);
+    let ran = fake.run("snapshot create db --name monday");
+    assert_eq!(ran.stdout, "Snapshot successfully created: 61 (db@monday, writes held back for 42 µs)\n");
+    assert_eq!(
+        fake.run("snapshot list db").stdout,
+        "\
+ID   VOLUME   NAME     CREATED-TIME                    DIRTY   FREEZE   STATUS
+61   db       monday   Wed, 16 Jan 2019 21:51:53 UTC   4 KiB   42 µs    ready
+"
+    );
+    assert_eq!(fake.run("snapshot delete db@monday").stdout, "Snapshot monday successfully deleted.\n");
+    assert_eq!(fake.run("-j snapshot list").json()[0]["epoch"], 3);
+    let lines: Vec<_> = fake.seen().into_iter().map(|seen| seen.line).collect();
+    assert_eq!(
+        lines,
+        [
+            "POST /v1/volumes/db/snapshots",
+            "GET /v1/snapshots?volume=db",
+            "DELETE /v1/snapshots/db@monday",
+            "GET /v1/snapshots"
+        ]
+    );
+    assert_eq!(fake.seen()[0].body, json!({"name": "monday"}));
+}
+
+#[test]
+fn credentials_are_listed_by_provider() {
+    let both = json!({ "credentials": [credential("nas", "local"), credential("my-s3-cred", "s3")] });
+    let fake = Fake::start(vec![
+        ("GET /v1/credentials", ok(both)),
+        ("GET /v1/credentials", ok(json!({ "credentials": [] }))),
+        ("POST /v1/credentials/nas/validate", ok(credential("nas", "local"))),
+        ("DELETE /v1/credentials/nas", ok(json!({"id": CREDENTIAL, "name": "nas"}))),
+    ]);
+    let ran = fake.run("cred list");
+    assert_eq!(
+        ran.stdout,
+        "\
+S3 Credentials
+UUID                                   NAME         REGION      ENDPOINT           ACCESS KEY             SSL ENABLED   ENCRYPTION   BUCKET   WRITE THROUGHPUT (KBPS)
+af563a4d-afd7-48df-90f7-8e8f9414ff77   my-s3-cred   us-east-1   70.0.99.121:9010   AB6R80F3SY0VW9NS6HYQ   false         true         bkt      1979
+
+Local Credentials
+UUID                                   NAME   PATH          ENCRYPTION   WRITE THROUGHPUT (KBPS)
+af563a4d-afd7-48df-90f7-8e8f9414ff77   nas    /srv/backup   false        -
+"
+    );
+    let ran = fake.run("creds list");
+    assert!(ran.stdout.is_empty() && ran.stderr.contains("credentials create --help"), "{ran:?}");
+    assert_eq!(fake.run("-j creds list").json(), json!([]));
+    assert_eq!(
+        fake.run("credentials validate nas").stdout,
+        format!("Credentials validated successfully, UUID:{CREDENTIAL}\n")
+    );
+    assert_eq!(
+        fake.run("credentials delete nas").stdout,
+        format!("Credentials deleted successfully, UUID:{CREDENTIAL}\n")
+    );
+}
+
+#[test]
+fn secrets_reach_the_daemon_and_nothing_else() {
+    use std::{io::Write, process::Stdio};
+    let fake = Fake::start(vec![("POST /v1/credentials", ok(credential("s", "s3")))]);
+    let line = "cred create s --provider s3 --s3-endpoint http://h:1 --bucket b --s3-secret-key-file -";
+    let mut child = fake
+        .command(line)
+        .env("AWS_ACCESS_KEY_ID", "AKIA")
+        .env("AWS_SECRET_ACCESS_KEY", "not this one")
+        .env("BLOCKD_ENCRYPTION_PASSPHRASE", "hunter3")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"hunter2\n").unwrap();
+    let ran = support::Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.stdout, format!("Credentials created successfully, UUID:{CREDENTIAL}\n"));
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    assert_eq!(
+        fake.seen()[0].body,
+        json!({
+            "name": "s",
+            "provider": {
+                "type": "s3", "endpoint": "h:1", "region": "us-east-1", "bucket": "b", "accessKey": "AKIA",
+                "secretKey": "hunter2", "disableSsl": true, "disablePathStyle": false
+            },
+            "encryptionPassphrase": "hunter3"
+        })
+    );
+    let help =
+        support::blockctl("cred create --help").env("AWS_SECRET_ACCESS_KEY", "hunter2").output().unwrap();
+    assert!(!String::from_utf8_lossy(&help.stdout).contains("hunter2"));
+
+    let ran = fake.run("cred create n --provider local --path /srv/backup");
+    assert_eq!(ran.status, 0);
+    let body = &fake.seen()[1].body;
+    assert_eq!(body["provider"], json!({"type": "local", "path": "/srv/backup"}));
+    assert_eq!(body["encryptionPassphrase"], Value::Null);
+}
+
+#[test]
+fn cloudsnaps_are_listed_with_what_is_wrong() {
+    let list = json!({
+        "cloudsnaps": [cloudsnap("59-60"), cloudsnap("59-61-incr")],
+        "damaged": [{"id": snap("59-62-incr"), "credential": CREDENTIAL, "reason": "a bit is flipped"}],
+        "failedCredentials": [], "total": 5
+    });
+    let partial = json!({
+        "cloudsnaps": [], "damaged": [], "total": 0, "failedCredentials": [{
+            "credential": CREDENTIAL, "name": "s3",
+            "error": {"code": "store_unreachable", "message": "nobody answers at h:1", "hint": null}
+        }]
+    });
+    let fake = Fake::start(vec![
+        ("GET /v1/cloudsnaps", ok(list.clone())),
+        ("GET /v1/cloudsnaps", ok(list)),
+        ("GET /v1/cloudsnaps", ok(partial)),
+        (
+            "GET /v1/cloudsnaps",
+            ok(json!({ "cloudsnaps": [], "damaged": [], "failedCredentials": [], "total": 0 })),
+        ),
+    ]);
+    let ran = fake.run("cs list --src vol -x 2 --status failed --cred-id nas");
+    assert_eq!(
+        ran.stdout,
+        "\
+SOURCEVOLUME   SOURCEVOLUMEID   CLOUD-SNAP-ID                                     CREATED-TIME                    TYPE     STATUS
+vol            59               2e4d4b67-95d7-481e-aec5-14223ac55170/59-60        Wed, 16 Jan 2019 21:51:53 UTC   Manual   Done
+vol            59               2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr   Wed, 16 Jan 2019 21:51:53 UTC   Manual   Done
+-              59               2e4d4b67-95d7-481e-aec5-14223ac55170/59-62-incr   -                               -        Damaged
+"
+    );
+    assert_eq!(ran.status, 0);
+    assert_eq!(
+        ran.stderr,
+        format!(
+            "warning: {} is damaged and cannot be restored: a bit is flipped\nThe newest 2 of 5 are shown.\n",
+            snap("59-62-incr")
+        )
+    );
+    assert_eq!(fake.seen()[0].line, "GET /v1/cloudsnaps?all=false&credId=nas&max=2&src=vol&status=Failed");
+
+    let entries = fake.run("-j cs list").json();
+    let statuses: Vec<_> =
+        entries.as_array().unwrap().iter().map(|entry| entry["Status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["Done", "Done", "Damaged"]);
+    assert_eq!(entries[0]["Metadata"]["sizeBytes"], "2152751104");
+    assert_eq!(entries[2]["Metadata"]["reason"], "a bit is flipped");
+
+    let ran = fake.run("-j cs list");
+    assert_eq!((ran.status, ran.json()), (1, json!([])));
+    assert!(ran.stderr.contains("lacks what is under credentials s3: nobody answers at h:1"));
+
+    let ran = fake.run("cs list");
+    assert!(ran.status == 0 && ran.stdout.lines().count() == 1 && ran.stderr.contains("--all"), "{ran:?}");
+    assert_eq!(fake.run("cs list --all").stderr, "");
+}
+
+#[test]
+fn a_cloudsnap_is_shown_in_full() {
+    let mut detail = cloudsnap("59-61-incr");
+    detail["Detail"] = json!({
+        "volumeSizeBytes": 4u64 << 30, "labels": {}, "snapshotName": "s", "packs": 1, "dataBlocks": 2, "zeroBlocks": 3,
+        "chain": [snap("59-60")], "chainStoredBytes": 2 << 20
+    });
+    let fake = Fake::start(vec![("GET /v1/cloudsnaps/inspect", ok(detail.clone()))]);
+    let ran = fake.run(&format!("cs inspect {} --cr nas", snap("59-61-incr")));
+    assert_eq!(ran.status, 0);
+    for line in [
+        "Source volume  : vol (59)",
+        "Stored         : 1 MiB in 1 pack",
+        "Shares data of : 2e4d4b67",
+        "Encrypted      : true",
+    ] {
+        assert!(ran.stdout.contains(line), "{line}: {}", ran.stdout);
+    }
+    assert_eq!(
+        fake.seen()[0].line,
+        "GET /v1/cloudsnaps/inspect?credId=nas&id=2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr"
+    );
+    assert_eq!(fake.run(&format!("-j cs inspect {}", snap("59-61-incr"))).json(), detail);
+}
+
+#[test]
+fn tasks_are_started_and_their_ids_printed() {
+    let fake = Fake::start(vec![
+        ("POST /v1/cloudsnaps/backup", ok(json!({ "task": TASK }))),
+        (
+            "POST /v1/cloudsnaps/restore",
+            ok(json!({ "task": TASK, "volumeId": "104172750626071399", "volume": "new" })),
+        ),
+        ("POST /v1/cloudsnaps/delete", ok(json!({ "task": TASK }))),
+    ]);
+    let id = snap("59-60");
+    assert_eq!(
+        fake.run("cloudsnap backup vol --full --cr nas").stdout,
+        "Cloudsnap backup started successfully with id: 3f4f0a67-e12a-4d35-81ad-985657757352\n"
+    );
+    assert_eq!(
+        fake.run(&format!("cloudsnap restore --snap {id} --volume new")).stdout,
+        "Cloudsnap restore started successfully on volume: 104172750626071399 with task name:3f4f0a67-e12a-4d35-81ad-985657757352\n"
+    );
+    assert_eq!(
+        fake.run(&format!("cloudsnap delete --snap {id}")).stdout,
+        "Cloudsnap delete started successfully with task name:3f4f0a67-e12a-4d35-81ad-985657757352\n"
+    );
+    assert_eq!(fake.run("-j cs backup vol").json(), json!({ "task": TASK }));
+    let bodies: Vec<_> = fake.seen().into_iter().map(|seen| seen.body).collect();
+    assert_eq!(bodies[0], json!({"volume": "vol", "full": true, "credId": "nas"}));
+    assert_eq!(bodies[1], json!({"snap": id, "volume": "new", "credId": null}));
+    assert_eq!(bodies[2], json!({"snap": id, "credId": null}));
+}
+
+#[test]
+fn tasks_are_listed() {
+    let tasks =
+        json!({ "tasks": [task("Backup-Active", 1), task("Restore-Failed", 2), task("Backup-Done", 3)] });
+    let fake = Fake::start(vec![("GET /v1/tasks", ok(tasks)), ("GET /v1/tasks", ok(json!({ "tasks": [] })))]);
+    let ran = fake.run("cs status");
+    let lines: Vec<_> = ran.stdout.lines().collect();
+    assert_eq!(
+        lines[0].split_whitespace().collect::<Vec<_>>(),
+        ["NAME", "SOURCEVOLUME", "STATE", "NODE", "BYTES-PROCESSED", "TIME-ELAPSED", "COMPLETED"]
+    );
+    assert_eq!(
+        lines[3],
+        "3f4f0a67-e12a-4d35-81ad-985657757352   2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr   Backup-Done      host   420044800         17.46s         Wed, 16 Jan 2019 22:27:30 UTC"
+    );
+    assert!(lines[1].ends_with("Backup-Active    host   105011200         17.46s"), "{:?}", lines[1]);
+    assert_eq!(
+        ran.stderr,
+        format!("error: restore {TASK} failed: the directory /srv is full\nhint: make room there\n")
+    );
+    assert_eq!(ran.status, 0);
+    let ran = fake.run("cs status --name 3f4f");
+    assert_eq!((ran.status, ran.stdout.as_str()), (4, ""));
+    assert_eq!(ran.stderr, "error: no task has an id that begins with 3f4f\n");
+}
+
+#[test]
+fn the_daemon_is_shown() {
+    let status = json!({
+        "version": "0.1.0", "clusterId": support::CLUSTER, "node": "host", "dataDir": "/d",
+        "nbd": ["nbd+unix:///?socket=/d/nbd.sock"], "uptimeSeconds": 3725,
+        "counts": {"volumes": 3, "volumesFailed": 1, "snapshots": 2, "credentials": 1, "tasksActive": 1, "connections": 1}
+    });
+    let fake = Fake::start(vec![("GET /v1/status", ok(status.clone()))]);
+    assert_eq!(
+        fake.run("status").stdout,
+        "\
+Version        : 0.1.0
+Cluster        : 2e4d4b67-95d7-481e-aec5-14223ac55170
+Node           : host
+Data directory : /d
+NBD            : nbd+unix:///?socket=/d/nbd.sock
+Uptime         : 1h2m5s
+Volumes        : 3 (1 failed), 1 connection
+Snapshots      : 2
+Credentials    : 1
+Active tasks   : 1
+"
+    );
+    assert_eq!(fake.run("status -j").json(), status);
+}
