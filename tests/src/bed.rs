@@ -20,6 +20,12 @@ impl Bed {
         Self { dir: tempfile::Builder::new().prefix("bt").tempdir().expect("a temporary directory") }
     }
 
+    /// As [`new`](Self::new), but in a place that is kept on a disk, where reads can be counted.
+    pub fn on_disk() -> Self {
+        let dir = tempfile::Builder::new().prefix("bt").tempdir_in("/var/tmp");
+        Self { dir: dir.expect("a temporary directory in /var/tmp") }
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -178,6 +178,24 @@ impl Daemon {
         bytes
     }
 
+    /// Makes the kernel forget what it has cached of the volumes' files, so that every read of them is one of the disk.
+    pub fn drop_caches(&self) {
+        let mut dirs = vec![self.seen_data_dir().join("volumes")];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(&dir).expect("the volumes").flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    dirs.push(path);
+                    continue;
+                }
+                // A file may be merged away while the tree is walked.
+                let Ok(file) = File::open(&path) else { continue };
+                file.sync_all().expect("sync");
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("fadvise");
+            }
+        }
+    }
+
     /// What it has logged since it was started.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()

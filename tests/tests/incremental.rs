@@ -21,7 +21,7 @@ fn dirty(client: &mut blockd_tests::Nbd, rng: &mut Rng, blocks: u64) -> u64 {
 #[test]
 fn an_incremental_uploads_and_reads_what_is_dirty() {
     let mut rng = Rng::of_test("an_incremental_uploads_and_reads_what_is_dirty");
-    let bed = Bed::new();
+    let bed = Bed::on_disk();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -31,6 +31,7 @@ fn an_incremental_uploads_and_reads_what_is_dirty() {
     let mut client = daemon.nbd("vol");
     client.write_long(0, &rng.bytes(SIZE));
     client.flush();
+    daemon.drop_caches();
     let before = bytes_read(daemon.pid());
     let full = ctl.backup("vol");
     assert!(!full.is_incremental());
@@ -40,6 +41,7 @@ fn an_incremental_uploads_and_reads_what_is_dirty() {
     for blocks in [1, 10, 1000, 0] {
         let bytes = dirty(&mut client, &mut rng, blocks);
         let stored_before = store.len_bytes();
+        daemon.drop_caches();
         let read_before = bytes_read(daemon.pid());
         let task = ctl.backup("vol");
         let read = bytes_read(daemon.pid()) - read_before;
@@ -108,7 +110,7 @@ fn zeroes_cost_nothing() {
 #[test]
 fn sixteen_tebibytes_with_few_blocks() {
     let mut rng = Rng::of_test("sixteen_tebibytes_with_few_blocks");
-    let bed = Bed::new();
+    let bed = Bed::on_disk();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -127,6 +129,7 @@ fn sixteen_tebibytes_with_few_blocks() {
         client.write(*place, &data);
         contents.push((*place, data));
     }
+    daemon.drop_caches();
     let read_before = bytes_read(daemon.pid());
     let full = ctl.backup("huge");
     assert_eq!(full.number("bytesDirty"), places.len() as u64 * BLOCK);

@@ -118,14 +118,15 @@ fn a_killed_backup_goes_on_without_sending_again() {
     add(&daemon.ctl(), proxy.address());
     let content = filled(&daemon.ctl(), &daemon, &mut rng, 6);
     // Three packs go through, the two after them get stuck on their way.
-    let packs_before = |seen: &Seen, _: usize| {
-        let nth: Option<u32> = seen.path.rsplit('-').next().and_then(|hex| u32::from_str_radix(hex, 16).ok());
-        (is_pack(seen) && nth.is_some_and(|nth| nth >= 3)).then_some(Fault::Hold)
+    let gets_stuck = |seen: &Seen| {
+        let nth = seen.path.rsplit('-').next().and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        is_pack(seen) && nth.is_some_and(|nth| nth >= 3)
     };
-    proxy.judge(packs_before);
+    proxy.judge(move |seen, _| gets_stuck(seen).then_some(Fault::Hold));
     let task = daemon.ctl().start_backup("vol");
     proxy.wait_for_held(2);
-    let committed: Vec<Seen> = proxy.seen().into_iter().filter(|seen| is_pack(seen)).take(3).collect();
+    let committed: Vec<Seen> = proxy.seen().into_iter().filter(|seen| is_pack(seen) && !gets_stuck(seen)).collect();
+    assert_eq!(committed.len(), 3, "{committed:?}");
     let setup = daemon.kill();
     proxy.judge(|_, _| None);
     let daemon = setup.start();

@@ -1,8 +1,8 @@
 //! Making a snapshot in the store: packs side by side, then the index, then the manifest.
 //!
 //! Memory is bounded whatever the volume: at most `upload_concurrency` packs exist at once (33 MiB each), two of them
-//! with their raw blocks beside them, so 4 * 33 + 2 * 32 + 64 MiB for the index is the most by default; besides that
-//! 8 bytes for each 32 MiB of blocks, and the block sets themselves.
+//! with their raw blocks beside them, so 4 * 33 + 2 * 32 MiB, or 100 MiB for a piece of the index after that, is the
+//! most by default; besides that some dozen bytes for each 32 MiB of blocks, and the block sets themselves.
 
 use crate::{
     CloudError, CloudsnapId, FORMAT_VERSION,
@@ -302,19 +302,19 @@ impl Job {
         let sealed = try_join_all(chunks).await?;
         let stored: usize = sealed.iter().map(|chunk| chunk.bytes.len()).sum();
         let lens = sealed.iter().flat_map(|chunk| chunk.lens.iter().copied()).collect();
-        let body = (stored > 0).then(|| {
+        if stored == 0 {
+            return Ok((raw_len, None, lens));
+        }
+        let header = object_header(ObjectKind::Pack(pack_no), &self.key, &self.spec.delta_id());
+        let body = run_blocking(move || {
             let mut body = Vec::with_capacity(OBJECT_HEADER_LEN + stored);
-            body.extend_from_slice(&object_header(
-                ObjectKind::Pack(pack_no),
-                &self.key,
-                &self.spec.delta_id(),
-            ));
+            body.extend_from_slice(&header);
             for chunk in sealed {
                 body.extend_from_slice(&chunk.bytes);
             }
-            Bytes::from(body)
+            Ok(Bytes::from(body))
         });
-        Ok((raw_len, body, lens))
+        Ok((raw_len, Some(body.await?), lens))
     }
 
     async fn seal(
@@ -376,7 +376,7 @@ impl Job {
             chain,
         };
         let object = manifest.encode(&self.key, &random()?)?;
-        repo.put_manifest(&manifest, object.into()).await?;
+        let manifest = repo.put_manifest(manifest, object.into()).await?;
         if let Some(base) = &spec.base {
             self.check_base(&manifest, base).await?;
         }

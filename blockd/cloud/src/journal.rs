@@ -65,7 +65,7 @@ impl JournalBinding {
 
 /// A journal in a file: a header, then a record for each pack, each with a checksum and each made durable by itself.
 ///
-/// In memory it takes 8 bytes for each 32 MiB of blocks.
+/// In memory it takes some dozen bytes for each pack, that is, for each 32 MiB of blocks.
 #[derive(Debug)]
 pub struct FileJournal {
     path: PathBuf,

@@ -84,7 +84,7 @@ pub(crate) fn seal_frames(sealer: &Sealer, first_frame: u64, sizes: &[usize], ra
     let mut writer = FrameWriter::default();
     let mut sealed = SealedFrames {
         // The headroom is what lz4 wants to have beyond the worst case of the last frame.
-        bytes: Vec::with_capacity(raw.len() + sizes.len() * 21 + 1024),
+        bytes: Vec::with_capacity(raw.len() + sizes.len() * 21 + (16 << 10)),
         lens: Vec::with_capacity(sizes.len()),
     };
     let mut rest = raw;

@@ -6,7 +6,7 @@ use crate::{
     manifest::{MANIFEST_LEN_MOST, Manifest},
     names::{KEYS_PREFIX, MANIFESTS_PREFIX, parse_uuid},
     seal::EncryptionMode,
-    store::{ObjectStore, PutMode, StoreErrorKind},
+    store::{ObjectStore, PutMode, StoreError, StoreErrorKind},
 };
 use blockd_extent::VolumeId;
 use bytes::Bytes;
@@ -92,7 +92,7 @@ impl Repository {
         let made = move || create_slot(passphrase.as_ref().map(|text| text.as_str()), kdf, created);
         let (key, slot) = run_blocking(made).await?;
         let object = format!("{KEYS_PREFIX}{}", key.key_id());
-        match store.put(&object, slot.into(), PutMode::CreateIfAbsent).await {
+        match create(store, &object, slot.into()).await {
             Ok(()) => Ok(key),
             // The name is random: if it is there, an earlier attempt of this very request made it.
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ok(key),
@@ -266,20 +266,42 @@ impl Repository {
         Ok(found.filter_map(|listed| async move { listed }).collect().await)
     }
 
-    /// Puts a manifest; the commit.
-    pub(crate) async fn put_manifest(&self, manifest: &Manifest, object: Bytes) -> Result<(), CloudError> {
+    /// Puts a manifest, which is the commit; returns the one that is there then.
+    pub(crate) async fn put_manifest(
+        &self,
+        manifest: Manifest,
+        object: Bytes,
+    ) -> Result<Manifest, CloudError> {
         let path = manifest.id().manifest_key();
-        match self.store.put(&path, object, PutMode::CreateIfAbsent).await {
-            Ok(()) => Ok(()),
+        match create(&*self.store, &path, object).await {
+            Ok(()) => Ok(manifest),
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
                 // An earlier attempt, or an earlier run, may have been carried out without its answer arriving.
                 let found = self.manifest(&manifest.id()).await?;
                 let same =
                     found.delta.salt == manifest.delta.salt && found.delta.key_id == manifest.delta.key_id;
-                if same { Ok(()) } else { Err(CloudError::Conflict { key: path }) }
+                if same { Ok(found) } else { Err(CloudError::Conflict { key: path }) }
             }
-            Err(error) => Err(error.into()),
+            // All attempts may have been carried out without an answer arriving: then it is a snapshot.
+            Err(error) => match self.manifest(&manifest.id()).await {
+                Ok(found)
+                    if found.delta.salt == manifest.delta.salt && found.delta.key_id == manifest.delta.key_id =>
+                {
+                    Ok(found)
+                }
+                _ => Err(error.into()),
+            },
         }
+    }
+}
+
+/// Puts an object whose name nobody else uses: only if it is absent, where the store knows that.
+async fn create(store: &dyn ObjectStore, key: &str, body: Bytes) -> Result<(), StoreError> {
+    match store.put(key, body.clone(), PutMode::CreateIfAbsent).await {
+        Err(error) if error.kind == StoreErrorKind::Unsupported => {
+            store.put(key, body, PutMode::Overwrite).await
+        }
+        result => result,
     }
 }
 

@@ -25,6 +25,7 @@ async fn local_store() {
 #[tokio::test]
 async fn on_a_runtime_of_one_thread() {
     repository_suite(Arc::new(MemoryStore::ignoring_conditions()), None).await;
+    repository_suite(Arc::new(MemoryStore::refusing_conditions()), None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

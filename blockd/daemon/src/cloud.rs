@@ -18,8 +18,9 @@ where
     F: Future<Output = Result<T, CloudError>>,
 {
     let span = tracing::Span::current();
-    let thread =
-        tokio::task::spawn_blocking(move || tokio::runtime::Handle::current().block_on(make().instrument(span)));
+    let thread = tokio::task::spawn_blocking(move || {
+        tokio::runtime::Handle::current().block_on(make().instrument(span))
+    });
     match thread.await {
         Ok(result) => Ok(result?),
         Err(error) => Err(ServiceError::Internal(error.to_string())),

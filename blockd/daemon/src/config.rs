@@ -88,7 +88,9 @@ impl FromStr for NbdAddress {
         }
         match text.strip_prefix("unix://") {
             Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
-            _ => Err(format!("`{text}` is no NBD address: write tcp://ADDRESS:PORT or unix:///ABSOLUTE/PATH")),
+            _ => {
+                Err(format!("`{text}` is no NBD address: write tcp://ADDRESS:PORT or unix:///ABSOLUTE/PATH"))
+            }
         }
     }
 }
@@ -194,7 +196,9 @@ impl Config {
     fn read(path: &Path, must_exist: bool) -> Result<Self, ConfigError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => return Ok(Self::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => {
+                return Ok(Self::default());
+            }
             Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
         };
         Self::parse(&text, path)
@@ -276,10 +280,21 @@ mod tests {
     fn the_command_line_wins_over_the_file_and_the_file_over_the_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
-        std::fs::write(&path, "data_dir = \"/a\"\nfull_every = 3\nlog_level = \"warn\"\nnbd_listen = [\"tcp://127.0.0.1:1\"]\n")
-            .unwrap();
+        std::fs::write(
+            &path,
+            "data_dir = \"/a\"\nfull_every = 3\nlog_level = \"warn\"\nnbd_listen = [\"tcp://127.0.0.1:1\"]\n",
+        )
+        .unwrap();
         let path_text = path.to_str().unwrap();
-        let cli = Cli::parse_from(["blockd", "--config", path_text, "--data-dir", "/b", "--nbd-listen", "tcp://[::1]:2"]);
+        let cli = Cli::parse_from([
+            "blockd",
+            "--config",
+            path_text,
+            "--data-dir",
+            "/b",
+            "--nbd-listen",
+            "tcp://[::1]:2",
+        ]);
         let config = Config::load(&cli).unwrap();
         assert_eq!(config.data_dir, Path::new("/b"));
         assert_eq!(config.full_every, 3);

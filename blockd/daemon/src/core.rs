@@ -1,13 +1,15 @@
 //! What every part of the running daemon shares.
 
 use crate::{
-    config::Config, credentials::Repositories, db::Db, merger::Wake, registry::Registry, secrets::Secrets, tasks::Tasks,
+    config::Config, credentials::Repositories, db::Db, merger::Wake, registry::Registry, secrets::Secrets,
+    tasks::Tasks,
 };
 use blockd_cloud::{CancelToken, store::RetryPolicy};
 use blockd_extent::VolumeId;
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 use uuid::Uuid;
@@ -37,6 +39,8 @@ pub struct Core {
     pub started: Instant,
     /// Cancelled when the daemon stops.
     pub stopping: CancelToken,
+    /// The TCP addresses that NBD is served at, once it is.
+    pub nbd_tcp: OnceLock<Vec<SocketAddr>>,
     /// Wakes the thread that merges layers.
     pub merger: Arc<Wake>,
     /// Held while something is admitted that excludes something else: a task on a volume and the volume's deletion.

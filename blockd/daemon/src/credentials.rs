@@ -56,7 +56,8 @@ fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
     let mut encoded = Zeroizing::new(Vec::new());
     for key in keys {
         let bytes = key.to_bytes();
-        let len = u16::try_from(bytes.len()).map_err(|_| ServiceError::Internal("a data key is too long".into()))?;
+        let len = u16::try_from(bytes.len())
+            .map_err(|_| ServiceError::Internal("a data key is too long".into()))?;
         encoded.extend_from_slice(&len.to_le_bytes());
         encoded.extend_from_slice(&bytes);
     }
@@ -140,7 +141,8 @@ impl Core {
 
         let uuid = Uuid::new_v4();
         let secret = secret.as_ref().map(|secret| secret.expose().as_bytes());
-        let store_secret = secret.map(|secret| self.secrets.seal(uuid, Purpose::StoreSecret, secret)).transpose()?;
+        let store_secret =
+            secret.map(|secret| self.secrets.seal(uuid, Purpose::StoreSecret, secret)).transpose()?;
         let row = CredentialRow {
             uuid,
             name: request.name,
@@ -190,7 +192,10 @@ impl Core {
         let _admission = self.admission.lock().await;
         let row = self.credential(Some(wanted)).await?;
         if let Some(task) = self.tasks.running().into_iter().find(|task| task.credential == row.uuid) {
-            let message = format!("credential {} is used by {} task {}: wait for it to end", row.name, task.kind, task.id);
+            let message = format!(
+                "credential {} is used by {} task {}: wait for it to end",
+                row.name, task.kind, task.id
+            );
             return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
         }
         let uuid = row.uuid;
@@ -265,7 +270,10 @@ impl Core {
             ServiceError::refused(ErrorCode::SecretUnavailable, message)
         };
         let sealed = row.store_secret.as_deref();
-        let secret = sealed.map(|sealed| self.secrets.open(uuid, Purpose::StoreSecret, sealed)).transpose().map_err(context)?;
+        let secret = sealed
+            .map(|sealed| self.secrets.open(uuid, Purpose::StoreSecret, sealed))
+            .transpose()
+            .map_err(context)?;
         let keys = self.secrets.open(uuid, Purpose::DataKeys, &row.data_keys).map_err(context)?;
         let keys = decode_keys(&keys)?;
         let provider = row.provider;
@@ -280,7 +288,10 @@ impl Core {
 
 /// Whether a manifest cannot be had because it is not there or not whole: nothing can build on it.
 pub(crate) fn is_gone_or_damaged(error: &CloudError) -> bool {
-    matches!(error, CloudError::SnapshotNotFound { .. } | CloudError::Damaged { .. } | CloudError::UnknownKey { .. })
+    matches!(
+        error,
+        CloudError::SnapshotNotFound { .. } | CloudError::Damaged { .. } | CloudError::UnknownKey { .. }
+    )
 }
 
 fn to_api(row: &CredentialRow) -> Credential {

@@ -21,16 +21,18 @@ use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, ServerConfig};
 use blockd_volume::{OpenOptions, Recovery};
 use std::{
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 use tokio::{net::UnixListener, task::JoinHandle};
 
 /// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// How long an NBD address may be in use before that is an error, and how often it is tried meanwhile.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
+const LISTEN_RETRY: Duration = Duration::from_millis(50);
 
 /// Why the daemon could not start, or not stop cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +45,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Db(#[from] DbError),
     /// NBD cannot be served.
-    #[error("cannot serve NBD: {0}")]
-    Nbd(#[from] NbdError),
+    #[error("cannot serve NBD: {}", with_sources(.0))]
+    Nbd(NbdError),
     /// A file, directory or socket cannot be made.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
@@ -118,12 +120,14 @@ impl Daemon {
         for path in [&control, &core.nbd_socket()] {
             check_socket_path(path)?;
         }
-        let servers = start_nbd(&core, &config)?;
+        let servers = start_nbd(&core, &config).await?;
+        let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
+        let _ = core.nbd_tcp.set(addresses);
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
-        let merger =
-            Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger)).map_err(DaemonError::Thread)?;
+        let merger = Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger))
+            .map_err(DaemonError::Thread)?;
         if let Err(error) = core.resume_tasks().await {
             tracing::error!(%error, "unfinished tasks are not taken up");
         }
@@ -143,11 +147,6 @@ impl Daemon {
         &self.core
     }
 
-    /// The TCP addresses that NBD is served at.
-    pub fn nbd_tcp_addresses(&self) -> Vec<SocketAddr> {
-        self.servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect()
-    }
-
     /// Stops cleanly: everything acknowledged is durable, and no dirty set is rebuilt at the next start.
     ///
     /// # Errors
@@ -160,11 +159,12 @@ impl Daemon {
         http_stop.cancel();
         core.stopping.cancel();
         let http_abort = http.abort_handle();
-        if tokio::time::timeout(patience, http).await.is_err() {
+        let (answered, restless) =
+            tokio::join!(tokio::time::timeout(patience, http), core.tasks.stop(patience));
+        if answered.is_err() {
             http_abort.abort();
             tracing::warn!("requests under way were cut off");
         }
-        let restless = core.tasks.stop(patience).await;
         if restless > 0 {
             tracing::warn!(tasks = restless, "tasks were cut off; they go on after the next start");
         }
@@ -174,7 +174,7 @@ impl Daemon {
             let mut problems = Vec::new();
             for mut server in servers {
                 if let Err(error) = server.shutdown() {
-                    problems.push(error.to_string());
+                    problems.push(with_sources(&error));
                 }
             }
             drop(merger);
@@ -218,7 +218,6 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
     for dir in [data_dir.join("volumes"), tasks_dir(&data_dir)] {
         files::make_dir(&dir).map_err(file_error("make", &dir))?;
     }
-    make_io_flusher();
     let db = Db::open(&data_dir.join("blockd.db"))?;
     let cluster = db.cluster_id()?;
     let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -227,9 +226,7 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
         tracing::error!(error = %problem, "credentials cannot be used");
     }
     let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
-    let mut options = OpenOptions::default();
-    options.recovery = recovery;
-    let registry = reconcile(&db, &data_dir, &options)?;
+    let registry = reconcile(&db, &data_dir, &OpenOptions { recovery })?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
         config,
@@ -242,6 +239,7 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
         node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         started: Instant::now(),
         stopping: CancelToken::new(),
+        nbd_tcp: OnceLock::new(),
         merger: Arc::new(Wake::default()),
         admission: tokio::sync::Mutex::new(()),
         #[cfg(test)]
@@ -250,14 +248,17 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
     Ok((lock, Arc::new(core)))
 }
 
-/// Tells the kernel that this process writes what others wait for, so that it may use the last memory to do so.
-fn make_io_flusher() {
+/// Tells the kernel that this thread, and those that it will start, write what others wait for: they may use the last
+/// memory to do so, and never wait for writes to themselves. Must be called before any other thread is there.
+pub fn make_io_flusher() {
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         tracing::debug!(%error, "not marked as an I/O flusher: that needs CAP_SYS_RESOURCE");
     }
 }
 
-fn start_nbd(core: &Core, config: &Config) -> Result<Vec<Server>, DaemonError> {
+async fn start_nbd(core: &Core, config: &Config) -> Result<Vec<Server>, DaemonError> {
+    // The directory is locked by this process: whatever still answers at its socket belongs to a dead one.
+    remove_socket(&core.nbd_socket())?;
     let exports: Arc<dyn blockd_nbd::ExportCatalog> = Arc::new(Exports::new(Arc::clone(&core.registry)));
     let mut tcp = Vec::new();
     let mut unix = vec![core.nbd_socket()];
@@ -283,9 +284,42 @@ fn start_nbd(core: &Core, config: &Config) -> Result<Vec<Server>, DaemonError> {
         if config.ring_threads > 0 {
             settings.ring_threads = config.ring_threads;
         }
-        servers.push(Server::start(settings, Arc::clone(&exports))?);
+        servers.push(start_server(&settings, &exports).await?);
     }
     Ok(servers)
+}
+
+/// Starts one NBD server. After a kill the kernel takes a while to cancel what the dead process had submitted to its
+/// rings, and its listening sockets live until then: an address in use is tried again before it is believed.
+async fn start_server(
+    settings: &ServerConfig,
+    exports: &Arc<dyn blockd_nbd::ExportCatalog>,
+) -> Result<Server, DaemonError> {
+    let deadline = Instant::now() + LISTEN_PATIENCE;
+    loop {
+        match Server::start(settings.clone(), Arc::clone(exports)) {
+            Ok(server) => return Ok(server),
+            Err(error @ (NbdError::SocketInUse { .. } | NbdError::BindTcp { .. }))
+                if error.is_retryable() && Instant::now() < deadline =>
+            {
+                tracing::debug!(error = %with_sources(&error), "waiting for the address");
+                tokio::time::sleep(LISTEN_RETRY).await;
+            }
+            Err(error) => return Err(DaemonError::Nbd(error)),
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
 }
 
 fn check_socket_path(path: &Path) -> Result<(), DaemonError> {
@@ -296,12 +330,19 @@ fn check_socket_path(path: &Path) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// Removes a socket that an earlier daemon left; anything else in its place is left alone.
+fn remove_socket(path: &Path) -> Result<(), DaemonError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => {
+            std::fs::remove_file(path).map_err(file_error("remove", path))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Listens for control requests. The directory is locked by this process, so a socket that is there is a dead one.
 fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(file_error("remove", path)(error)),
-        _ => {}
-    }
+    remove_socket(path)?;
     // Nobody else gets into the directory (mode 0700) before the socket's own mode is set.
     let listener = UnixListener::bind(path).map_err(file_error("listen at", path))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))

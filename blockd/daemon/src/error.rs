@@ -176,11 +176,17 @@ fn store_code(error: &StoreError) -> ErrorCode {
 fn hint(code: ErrorCode) -> Option<&'static str> {
     Some(match code {
         ErrorCode::StoreUnauthorized => "look at --s3-access-key and --s3-secret-key",
-        ErrorCode::BucketMissing => "make the bucket or directory first, or look at --bucket, --path and --disable-path-style",
-        ErrorCode::StoreUnreachable => "look at --s3-endpoint and --s3-disable-ssl, and whether the server runs",
+        ErrorCode::BucketMissing => {
+            "make the bucket or directory first, or look at --bucket, --path and --disable-path-style"
+        }
+        ErrorCode::StoreUnreachable => {
+            "look at --s3-endpoint and --s3-disable-ssl, and whether the server runs"
+        }
         ErrorCode::WrongPassphrase => "look at --encryption-passphrase or --encryption-passphrase-file",
         ErrorCode::PassphraseRequired => "give --encryption-passphrase or --encryption-passphrase-file",
-        ErrorCode::RepositoryNotEncrypted => "leave --encryption-passphrase away, or use another bucket or directory",
+        ErrorCode::RepositoryNotEncrypted => {
+            "leave --encryption-passphrase away, or use another bucket or directory"
+        }
         ErrorCode::NoSpace => "make room on the filesystem of the data directory",
         _ => return None,
     })

@@ -2,7 +2,9 @@
 //! where there is exactly one.
 
 use crate::registry::{Attachment, EntryState, Registry};
-use blockd_nbd::{BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress};
+use blockd_nbd::{
+    BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
+};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
 use std::sync::Arc;
 
@@ -111,7 +113,13 @@ impl BlockDevice for Device {
         self.done(self.volume.trim(offset_bytes, len_bytes, fua))
     }
 
-    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, no_hole: bool, fua: bool) -> Result<(), DeviceError> {
+    fn write_zeroes(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        no_hole: bool,
+        fua: bool,
+    ) -> Result<(), DeviceError> {
         self.done(self.volume.write_zeroes(offset_bytes, len_bytes, no_hole, fua))
     }
 }

@@ -8,7 +8,9 @@ use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// Not a level and not a filter.
-    #[error("log level `{given}` is not understood ({what}): use error, warn, info, debug, trace or a filter such as info,blockd_cloud=debug")]
+    #[error(
+        "log level `{given}` is not understood ({what}): use error, warn, info, debug, trace or a filter such as info,blockd_cloud=debug"
+    )]
     BadFilter {
         /// What was given.
         given: String,

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     if let Err(error) = logging::init(&config) {
         return failed(&error, EXIT_USAGE);
     }
+    blockd::daemon::make_io_flusher();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error, 1),

@@ -41,7 +41,7 @@ pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Regi
             }
         }
     }
-    for (row, opened) in open_all(data_dir, to_open, options) {
+    for (row, opened) in open_all(data_dir, &to_open, options) {
         let state = match opened {
             Ok(volume) => {
                 reconcile_snapshots(db, &row, &volume, &snapshots)?;
@@ -68,7 +68,8 @@ fn remove_volume(db: &Db, data_dir: &Path, row: &VolumeRow, registry: &Registry)
         }
         Err(error) => {
             tracing::error!(volume = %row.id, name = %row.name, %error, "what is left of the volume cannot be removed");
-            registry.insert(VolumeEntry::new(row, EntryState::Failed(format!("its removal failed: {error}"))));
+            registry
+                .insert(VolumeEntry::new(row, EntryState::Failed(format!("its removal failed: {error}"))));
             Ok(())
         }
     }
@@ -77,8 +78,9 @@ fn remove_volume(db: &Db, data_dir: &Path, row: &VolumeRow, registry: &Registry)
 type Opened = (VolumeRow, Result<Arc<Volume>, VolumeError>);
 
 /// Opens volumes on several threads: each reads its own files.
-fn open_all(data_dir: &Path, rows: Vec<VolumeRow>, options: &OpenOptions) -> Vec<Opened> {
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).saturating_mul(2).min(rows.len());
+fn open_all(data_dir: &Path, rows: &[VolumeRow], options: &OpenOptions) -> Vec<Opened> {
+    let threads =
+        std::thread::available_parallelism().map_or(2, usize::from).saturating_mul(2).min(rows.len());
     let next = AtomicUsize::new(0);
     let open_some = || {
         let mut opened = Vec::new();
@@ -88,7 +90,11 @@ fn open_all(data_dir: &Path, rows: Vec<VolumeRow>, options: &OpenOptions) -> Vec
                 if volume.id() == row.id && volume.size_bytes() == row.size_bytes {
                     return Ok(volume);
                 }
-                let what = format!("it is volume {} of {} bytes, not the one that belongs here", volume.id(), volume.size_bytes());
+                let what = format!(
+                    "it is volume {} of {} bytes, not the one that belongs here",
+                    volume.id(),
+                    volume.size_bytes()
+                );
                 Err(VolumeError::Damaged { path: dir.clone(), what })
             });
             opened.push((row.clone(), volume));
@@ -253,7 +259,9 @@ mod tests {
 
         let registry = host.start();
         assert!(matches!(registry.by_name("up").unwrap().view().state, EntryState::Up(_)));
-        let EntryState::Failed(reason) = registry.by_name("lost").unwrap().view().state else { panic!("it is served") };
+        let EntryState::Failed(reason) = registry.by_name("lost").unwrap().view().state else {
+            panic!("it is served")
+        };
         assert!(reason.contains("volumes/6"), "{reason}");
         assert_eq!(registry.all().len(), 2);
         let names: Vec<_> = host.rows().0.iter().map(|row| row.name.to_string()).collect();
@@ -286,7 +294,9 @@ mod tests {
         drop(volume);
 
         let registry = host.start();
-        let EntryState::Up(volume) = registry.by_name("data").unwrap().view().state else { panic!("it is not up") };
+        let EntryState::Up(volume) = registry.by_name("data").unwrap().view().state else {
+            panic!("it is not up")
+        };
         let left: Vec<_> = volume.snapshots().iter().map(|info| info.id.as_u64()).collect();
         assert_eq!(left, [11]);
         let rows: Vec<_> = host.rows().1.iter().map(|row| row.id.as_u64()).collect();

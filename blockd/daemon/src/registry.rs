@@ -105,8 +105,12 @@ impl VolumeEntry {
         let name = &self.name;
         let (code, message) = match state {
             EntryState::Up(volume) => return Ok(Arc::clone(volume)),
-            EntryState::Restoring => (ErrorCode::VolumeNotReady, format!("volume {name} is still being restored")),
-            EntryState::Failed(reason) => (ErrorCode::VolumeFailed, format!("volume {name} cannot be used: {reason}")),
+            EntryState::Restoring => {
+                (ErrorCode::VolumeNotReady, format!("volume {name} is still being restored"))
+            }
+            EntryState::Failed(reason) => {
+                (ErrorCode::VolumeFailed, format!("volume {name} cannot be used: {reason}"))
+            }
             EntryState::Deleting => (ErrorCode::VolumeInUse, format!("volume {name} is being deleted")),
         };
         Err(ApiError::new(code, message))

@@ -27,7 +27,13 @@ struct Host {
 }
 
 fn config(dir: &Path) -> Config {
-    Config { data_dir: dir.join("data"), ring_threads: 1, nbd_workers: 2, cpu_threads: 2, ..Config::default() }
+    Config {
+        data_dir: dir.join("data"),
+        ring_threads: 1,
+        nbd_workers: 2,
+        cpu_threads: 2,
+        ..Config::default()
+    }
 }
 
 impl Host {
@@ -108,7 +114,8 @@ impl Host {
     }
 
     async fn restore(&self, snap: &str, name: &str) -> Arc<Volume> {
-        let request = StartRestore { snap: snap.parse().unwrap(), volume: Some(name.parse().unwrap()), cred_id: None };
+        let request =
+            StartRestore { snap: snap.parse().unwrap(), volume: Some(name.parse().unwrap()), cred_id: None };
         let started = self.client.start_restore(&request).await.unwrap();
         self.done(started.task).await;
         self.volume(name)
@@ -261,7 +268,9 @@ async fn the_main_job() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_survives_death_between_any_two_steps() {
-    for step in ["backup accepted", "backup frozen", "backup planned", "backup in the store", "backup committed"] {
+    for step in
+        ["backup accepted", "backup frozen", "backup planned", "backup in the store", "backup committed"]
+    {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
         host.create_credential().await;
@@ -371,7 +380,8 @@ async fn failures_are_told_and_leave_nothing() {
     let middle = bad.len() / 2;
     bad[middle] ^= 1;
     std::fs::write(&pack, &bad).unwrap();
-    let request = StartRestore { snap: id.parse().unwrap(), volume: Some("copy".parse().unwrap()), cred_id: None };
+    let request =
+        StartRestore { snap: id.parse().unwrap(), volume: Some("copy".parse().unwrap()), cred_id: None };
     let failed = host.wait(host.client.start_restore(&request).await.unwrap().task).await;
     assert_eq!(failed.state.to_string(), "Restore-Failed");
     let error = failed.error.unwrap();
@@ -399,7 +409,8 @@ async fn failures_are_told_and_leave_nothing() {
     model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);
 
     // Names, sizes, ids.
-    let taken = CreateVolume { name: "data".parse().unwrap(), size_bytes: 1 << 20, labels: Default::default() };
+    let taken =
+        CreateVolume { name: "data".parse().unwrap(), size_bytes: 1 << 20, labels: Default::default() };
     assert_eq!(api_code(host.client.create_volume(&taken).await), ErrorCode::VolumeExists);
     let odd = CreateVolume { name: "odd".parse().unwrap(), size_bytes: 4097, labels: Default::default() };
     assert_eq!(api_code(host.client.create_volume(&odd).await), ErrorCode::InvalidRequest);
@@ -444,7 +455,10 @@ async fn what_is_in_use_is_not_taken_away() {
     let code = |error: crate::error::ServiceError| error.to_api().code;
     assert_eq!(code(core.start_backup(&again).await.unwrap_err()), ErrorCode::VolumeInUse);
     assert_eq!(code(core.delete_volume(&"data".parse().unwrap()).await.unwrap_err()), ErrorCode::VolumeInUse);
-    assert_eq!(code(core.delete_credential(&"nas".parse().unwrap()).await.unwrap_err()), ErrorCode::CredentialInUse);
+    assert_eq!(
+        code(core.delete_credential(&"nas".parse().unwrap()).await.unwrap_err()),
+        ErrorCode::CredentialInUse
+    );
     let delete = StartDelete { snap: id.parse().unwrap(), cred_id: None };
     assert_eq!(code(core.start_delete(&delete).await.unwrap_err()), ErrorCode::CloudsnapInUse);
     drop((core, entry, volume));
@@ -472,7 +486,8 @@ async fn snapshots_are_listed_and_deleted_by_name_and_id() {
         api_code(host.client.create_snapshot(&"data".parse().unwrap(), &by_name).await),
         ErrorCode::SnapshotExists
     );
-    let second = host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
+    let second =
+        host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
     let list = host.client.list_snapshots(&ListSnapshots::default()).await.unwrap().snapshots;
     assert_eq!(list, [first, second.clone()]);
     host.client.delete_snapshot(&"data@monday".parse().unwrap()).await.unwrap();
@@ -519,7 +534,10 @@ async fn a_changed_key_costs_only_the_credentials() {
     let failed = host.wait(host.start_backup("data", false).await).await;
     let error = failed.error.unwrap();
     assert!(error.code == ErrorCode::SecretUnavailable && error.message.contains("nas"), "{error:?}");
-    assert_eq!(api_code(host.client.list_cloudsnaps(&ListCloudsnaps::default()).await), ErrorCode::SecretUnavailable);
+    assert_eq!(
+        api_code(host.client.list_cloudsnaps(&ListCloudsnaps::default()).await),
+        ErrorCode::SecretUnavailable
+    );
     host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
 }
 

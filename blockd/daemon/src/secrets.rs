@@ -79,7 +79,9 @@ pub enum SecretsError {
         path: PathBuf,
     },
     /// The sealed bytes are not what was written for this credential.
-    #[error("the stored secrets of credential {credential} are damaged ({what}): delete the credential and create it again")]
+    #[error(
+        "the stored secrets of credential {credential} are damaged ({what}): delete the credential and create it again"
+    )]
     Damaged {
         /// Whose they are.
         credential: Uuid,
@@ -125,7 +127,7 @@ impl SealingKey {
 }
 
 enum State {
-    Ready(SealingKey),
+    Ready(Box<SealingKey>),
     /// No key file yet: it is made when the first secret is sealed.
     Absent,
     Unusable(SecretsError),
@@ -151,12 +153,13 @@ impl Secrets {
             && path.exists()
         {
             // systemd keeps that directory to the service; the mode shown there is that of its access list.
-            let state = read_key(&path, false).map_or_else(State::Unusable, State::Ready);
+            let state =
+                read_key(&path, false).map_or_else(State::Unusable, |key| State::Ready(Box::new(key)));
             return Self { path, state: Mutex::new(state) };
         }
         let path = data_dir.join("secret.key");
         let state = if path.exists() {
-            read_key(&path, true).map_or_else(State::Unusable, State::Ready)
+            read_key(&path, true).map_or_else(State::Unusable, |key| State::Ready(Box::new(key)))
         } else {
             State::Absent
         };
@@ -178,7 +181,7 @@ impl Secrets {
     pub fn seal(&self, credential: Uuid, purpose: Purpose, secret: &[u8]) -> Result<Vec<u8>, SecretsError> {
         let mut state = self.state.lock();
         if matches!(*state, State::Absent) {
-            *state = State::Ready(make_key(&self.path)?);
+            *state = State::Ready(Box::new(make_key(&self.path)?));
         }
         let key = match &*state {
             State::Ready(key) => key,
@@ -206,7 +209,12 @@ impl Secrets {
     ///
     /// # Errors
     /// The key is lost, another one, or not usable; or the bytes are not what was sealed for this credential.
-    pub fn open(&self, credential: Uuid, purpose: Purpose, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretsError> {
+    pub fn open(
+        &self,
+        credential: Uuid,
+        purpose: Purpose,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SecretsError> {
         let damaged = |what| SecretsError::Damaged { credential, what };
         let (header, rest) = sealed.split_at_checked(HEADER_BYTES).ok_or_else(|| damaged("too short"))?;
         let (nonce, body) = rest.split_at_checked(NONCE_BYTES).ok_or_else(|| damaged("too short"))?;
@@ -292,12 +300,18 @@ mod tests {
 
         let again = Secrets::load(dir.path(), None);
         assert_eq!(again.open(id, Purpose::StoreSecret, &sealed).unwrap().as_slice(), SECRET);
-        assert!(matches!(again.open(Uuid::new_v4(), Purpose::StoreSecret, &sealed), Err(SecretsError::Damaged { .. })));
+        assert!(matches!(
+            again.open(Uuid::new_v4(), Purpose::StoreSecret, &sealed),
+            Err(SecretsError::Damaged { .. })
+        ));
         assert!(matches!(again.open(id, Purpose::DataKeys, &sealed), Err(SecretsError::Damaged { .. })));
 
         std::fs::write(&path, [7; 32]).unwrap();
         let other = Secrets::load(dir.path(), None);
-        assert!(matches!(other.open(id, Purpose::StoreSecret, &sealed), Err(SecretsError::KeyChanged { .. })));
+        assert!(matches!(
+            other.open(id, Purpose::StoreSecret, &sealed),
+            Err(SecretsError::KeyChanged { .. })
+        ));
         std::fs::remove_file(&path).unwrap();
         let none = Secrets::load(dir.path(), None);
         assert!(matches!(none.open(id, Purpose::StoreSecret, &sealed), Err(SecretsError::KeyLost { .. })));
@@ -355,6 +369,9 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         let golden = include_bytes!("../tests/golden/sealed-secret-v1.bin");
         let secrets = Secrets::load(dir.path(), None);
-        assert_eq!(secrets.open(Uuid::from_u128(1), Purpose::StoreSecret, golden).unwrap().as_slice(), SECRET);
+        assert_eq!(
+            secrets.open(Uuid::from_u128(1), Purpose::StoreSecret, golden).unwrap().as_slice(),
+            SECRET
+        );
     }
 }

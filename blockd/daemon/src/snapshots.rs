@@ -11,7 +11,7 @@ use blockd_api::{
     snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotList},
 };
 use blockd_extent::{Epoch, SnapshotId};
-use blockd_volume::{VolumeErrorKind, Volume};
+use blockd_volume::{Volume, VolumeErrorKind};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -134,7 +134,11 @@ impl Core {
     }
 
     /// Takes a snapshot whose row is `deleting` off its volume, then removes the row.
-    pub(crate) async fn drop_snapshot(&self, volume: Arc<Volume>, id: SnapshotId) -> Result<(), ServiceError> {
+    pub(crate) async fn drop_snapshot(
+        &self,
+        volume: Arc<Volume>,
+        id: SnapshotId,
+    ) -> Result<(), ServiceError> {
         let gone = blocking(move || match volume.delete_snapshot(id) {
             Err(error) if error.kind() == VolumeErrorKind::NotFound => Ok(()),
             other => other,
@@ -189,4 +193,9 @@ fn to_api(row: &SnapshotRow, entry: &VolumeEntry) -> api::Snapshot {
         dirty_bytes: row.dirty_bytes,
         state,
     }
+}
+
+/// Whole microseconds, rounded up: a stall that was measured is never shown as none.
+fn micros_up(stall: std::time::Duration) -> u64 {
+    u64::try_from(stall.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
 }

@@ -71,7 +71,8 @@ impl Core {
     /// The database fails.
     pub async fn list_volumes(&self, query: &ListVolumes) -> Result<VolumeList, ServiceError> {
         let facts = self.facts(None).await?;
-        let wanted = |entry: &Arc<VolumeEntry>| query.label.as_ref().is_none_or(|label| entry.labels.matches(label));
+        let wanted =
+            |entry: &Arc<VolumeEntry>| query.label.as_ref().is_none_or(|label| entry.labels.matches(label));
         let entries = self.registry.all().into_iter().filter(wanted);
         Ok(VolumeList { volumes: entries.map(|entry| self.to_api(&entry, &facts)).collect() })
     }
@@ -137,7 +138,7 @@ impl Core {
             dirty_bytes: stats.as_ref().map_or(0, |stats| stats.head_dirty_bytes),
             allocated_bytes: stats.as_ref().map_or(0, |stats| stats.allocated_bytes),
             snapshot_count,
-            layers: stats.as_ref().map_or(0, |stats| stats.layers as u64),
+            layers: stats.as_ref().map_or(0, |stats| stats.layers),
             io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
                 reads: stats.reads,
                 writes: stats.writes,
@@ -166,7 +167,11 @@ impl Core {
         let id = entry.id;
         // From here on the volume is gone whatever happens: the next start finishes what this one leaves.
         self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await?;
-        self.remove_volume_files(&entry, volume).await?;
+        if let Err(error) = self.remove_volume_files(&entry, volume).await {
+            // Asking again goes on where this ended.
+            entry.set_state(EntryState::Failed(format!("its removal failed: {error}")));
+            return Err(error);
+        }
         self.registry.remove(&entry);
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
         Ok(Deleted { id: id.to_string(), name: entry.name.to_string() })

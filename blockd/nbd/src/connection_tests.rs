@@ -232,7 +232,7 @@ fn any_requests() -> impl Strategy<Value = Vec<(u16, u16, usize, usize)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(80))]
 
     #[test]
     fn replies_do_not_depend_on_timing(
@@ -381,4 +381,54 @@ fn times_are_kept() {
     assert!(!driver.connection.is_finished(), "and still is");
     driver.work_some(0);
     assert!(driver.connection.is_finished());
+}
+
+#[test]
+fn a_leaving_client_gets_every_reply() {
+    let mut driver = Driver::attached(LIMITS);
+    let bye = Request { flags: 0, command: NBD_CMD_DISC, cookie: 9, offset_bytes: 0, len_bytes: 0 }.encode();
+    let requests = [read_request(1, 200_000), read_request(2, 200_000), read_request(3, 10), bye].concat();
+    assert_eq!(driver.receive_some(&requests, usize::MAX), Some(requests.len()));
+    while !driver.connection.is_finished() {
+        assert!(driver.send_some(70_000) || driver.work_some(0), "stuck");
+    }
+    assert_eq!(driver.sent.len(), 3 * SIMPLE_REPLY_LEN_BYTES + 400_010);
+}
+
+#[test]
+fn beyond_the_bound_of_all_only_a_little_is_taken() {
+    let mut driver = Driver::attached(LIMITS);
+    // Others have used everything up.
+    driver.budget.charge(1 << 30);
+    assert_eq!(driver.receive_some(&read_request(1, 300_000), 100), Some(28));
+    assert!(driver.work.is_empty());
+    assert!(driver.connection.start_receive().is_none(), "it waits");
+    driver.budget.release(1 << 30);
+    driver.tell(Connection::retry);
+    while driver.send_some(usize::MAX) || driver.work_some(0) {}
+    assert_eq!(driver.sent.len(), SIMPLE_REPLY_LEN_BYTES + 300_000);
+
+    let mut driver = Driver::attached(LIMITS);
+    driver.budget.charge(1 << 30);
+    let (_, charged) = flood(&mut driver, &read_request(1, 4096));
+    assert_eq!(charged - (1 << 30), crate::flow::GUARANTEED_BYTES);
+}
+
+#[test]
+fn the_negotiation_is_answered_before_any_request() {
+    let mut driver = Driver::new();
+    assert!(driver.send_some(usize::MAX), "the greeting");
+    let mut input = 3_u32.to_be_bytes().to_vec();
+    input.extend(OPTION_MAGIC.to_be_bytes());
+    input.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
+    input.extend(0_u32.to_be_bytes());
+    // Answered from its own buffer, at once: it must not overtake.
+    input.extend(read_request(1, 200_000));
+    assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
+    while driver.work_some(0) {}
+    while driver.send_some(usize::MAX) || driver.work_some(0) {}
+    let answer = &driver.sent[GREETING_LEN_BYTES..];
+    assert_eq!(answer[..8], (DEVICE_BYTES as u64).to_be_bytes());
+    assert_eq!(answer.len(), 10 + SIMPLE_REPLY_LEN_BYTES + 200_000);
+    assert_eq!(answer[10..14], SIMPLE_REPLY_MAGIC.to_be_bytes());
 }

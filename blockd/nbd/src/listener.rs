@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::fs::Metadata;
-use std::io;
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, fchmod};
 use rustix::net::{
@@ -23,6 +23,12 @@ const BACKLOG: i32 = 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
+
+/// The kernel takes the ring of a killed server down some time after the process is gone. Until then its sockets keep
+/// their addresses and even take connections, but nobody greets.
+const TEARDOWN_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 10_000 });
+const GREETING_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
+const TEARDOWN_POLL: Duration = Duration::from_millis(20);
 
 /// A listening socket.
 pub(crate) struct Listener {
@@ -50,7 +56,16 @@ impl fmt::Display for Peer {
 impl Listener {
     /// Listens on a TCP address; returns the address that it got.
     pub(crate) fn tcp(addr: SocketAddr) -> Result<(Self, SocketAddr), NbdError> {
-        let bound = TcpListener::bind(addr).and_then(|socket| Ok((socket.local_addr()?, socket)));
+        let deadline = Instant::now() + TEARDOWN_PATIENCE;
+        let bound = loop {
+            match TcpListener::bind(addr) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    std::thread::sleep(TEARDOWN_POLL);
+                }
+                result => break result,
+            }
+        };
+        let bound = bound.and_then(|socket| Ok((socket.local_addr()?, socket)));
         let (local_addr, socket) = bound.map_err(|source| NbdError::BindTcp { addr, source })?;
         Ok((Self { socket: Arc::new(OwnedFd::from(socket)), is_tcp: true }, local_addr))
     }
@@ -113,13 +128,27 @@ fn make_way(path: &Path) -> Result<(), NbdError> {
     if !metadata.file_type().is_socket() {
         return Err(NbdError::NotASocket { path: path.to_owned() });
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(NbdError::SocketInUse { path: path.to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(failed("a socket that nobody answers on could not be removed"))
+    let deadline = Instant::now() + TEARDOWN_PATIENCE;
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) if greets(&stream) || Instant::now() >= deadline => {
+                return Err(NbdError::SocketInUse { path: path.to_owned() });
+            }
+            Ok(_) => std::thread::sleep(TEARDOWN_POLL),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return std::fs::remove_file(path)
+                    .map_err(failed("a socket that nobody answers on could not be removed"));
+            }
+            Err(error) => {
+                return Err(failed("it could not be found out whether another server answers there")(error));
+            }
         }
-        Err(error) => Err(failed("it could not be found out whether another server answers there")(error)),
     }
+}
+
+/// Whether a server is there, which speaks first in this protocol.
+fn greets(mut stream: &UnixStream) -> bool {
+    stream.set_read_timeout(Some(GREETING_PATIENCE)).is_ok() && stream.read_exact(&mut [0; 8]).is_ok()
 }
 
 /// The file of a unix socket; removed when dropped, if it is still the one that was made.

@@ -131,6 +131,7 @@ mod tests {
         assert!(outbox.is_empty());
         outbox.reserve(100, &mut pool);
         assert!(outbox.is_empty(), "reserved is not committed");
+        assert!(sent(&mut outbox).is_none());
         outbox.push_simple(22, 5, 10, &mut pool);
         outbox.push_copied(6, b"data", 20, &mut pool);
         assert!(!outbox.is_empty());

@@ -110,8 +110,10 @@ fn phase(task: &Task) -> &str {
 fn line(task: &Task, bytes_per_second: f64) -> String {
     let done = ByteSize::from_bytes(task.bytes_processed);
     let head = crate::output::printable(&format!("{}: {}", task.state, phase(task)));
-    if task.bytes_total == 0 {
-        return format!("{head} ({done})");
+    match (task.bytes_total, task.bytes_processed) {
+        (0, 0) => return head,
+        (0, _) => return format!("{head} ({done})"),
+        _ => {}
     }
     let percent = u128::from(task.bytes_processed) * 100 / u128::from(task.bytes_total);
     let total = ByteSize::from_bytes(task.bytes_total);
@@ -145,6 +147,7 @@ mod tests {
 
     #[test]
     fn lines_say_how_far_and_how_long() {
+        assert_eq!(line(&task(0, 0), 5.0), "Backup-Active: uploading");
         assert_eq!(line(&task(0, 4096), 5.0), "Backup-Active: uploading (4 KiB)");
         assert_eq!(
             line(&task(10 << 30, 1 << 30), f64::from(128 << 20)),

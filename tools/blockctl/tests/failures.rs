@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::json;
 use std::os::unix::net::UnixListener;
-use support::{Fake, Ran, blockctl, fail, ok};
+use support::{Fake, Ran, Reply, blockctl, fail, ok};
 
 fn run(line: &str) -> Ran {
     Ran::of(blockctl(line).output().unwrap())
@@ -48,6 +48,15 @@ fn a_daemon_that_is_not_there_is_exit_status_3() {
         assert_eq!((ran.status, &ran.json()["error"]["code"]), (3, &json!("unreachable")));
         assert!(ran.stderr.is_empty());
     }
+}
+
+#[test]
+fn a_daemon_that_dies_in_mid_request_is_exit_status_3() {
+    let fake = Fake::start(vec![("GET /v1/volumes", Reply::Close)]);
+    let ran = fake.run("volume list");
+    assert_eq!((ran.status, ran.stdout.as_str()), (3, ""));
+    assert!(ran.stderr.contains("broke during GET /v1/volumes"), "{ran:?}");
+    assert_eq!(fake.run("volume list -j").json()["error"]["code"], "connection_lost");
 }
 
 #[test]

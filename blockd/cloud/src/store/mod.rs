@@ -121,6 +121,8 @@ pub enum StoreErrorKind {
     TooLarge,
     /// The key is not one that a store may be asked for.
     BadKey,
+    /// The store does not know how to do that.
+    Unsupported,
     /// How the store was set up cannot be right.
     Misconfigured,
     /// Anything else.
@@ -138,7 +140,7 @@ impl StoreErrorKind {
             Self::NotFound => "there is no such object",
             Self::AlreadyExists => "the object already exists",
             Self::Unauthorized => {
-                "access denied: check the access key, the secret key, and that they may read, write, list and delete there"
+                "access denied: check the credentials, and that they may read, write, list and delete there"
             }
             Self::BucketMissing => "the bucket or directory does not exist: create it, or correct its name",
             Self::Unreachable => "cannot be reached: check the address, the port, TLS, and the network",
@@ -151,6 +153,7 @@ impl StoreErrorKind {
             Self::BadKey => {
                 "the key is not valid: letters, digits, '-', '_', '.' in parts separated by '/' are expected"
             }
+            Self::Unsupported => "the store does not support this",
             Self::Misconfigured => "the settings of the store are not right",
             Self::Other => "failed",
         }

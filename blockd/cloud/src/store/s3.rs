@@ -263,11 +263,14 @@ fn classify(error: &S3Error) -> (StoreErrorKind, String) {
         | "InsufficientCapacity"
         | "ServiceQuotaExceeded" => Kind::NoSpace,
         "InvalidRange" => Kind::RangeBeyondEnd,
+        "NotImplemented" => Kind::Unsupported,
         "PreconditionFailed" => Kind::AlreadyExists,
         _ => match error {
             S3Error::NotFound { .. } => Kind::NotFound,
             S3Error::AlreadyExists { .. } | S3Error::Precondition { .. } => Kind::AlreadyExists,
+            S3Error::NotImplemented { .. } | S3Error::NotSupported { .. } => Kind::Unsupported,
             S3Error::PermissionDenied { .. } | S3Error::Unauthenticated { .. } => Kind::Unauthorized,
+            _ if status("501") => Kind::Unsupported,
             _ if status("507") => Kind::NoSpace,
             _ if status("416") => Kind::RangeBeyondEnd,
             _ if ["429", "500", "502", "503", "504"].into_iter().any(status) => Kind::Throttled,

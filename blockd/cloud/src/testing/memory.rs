@@ -8,18 +8,31 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Conditions {
+    #[default]
+    Kept,
+    Ignored,
+    Refused,
+}
+
 /// Objects in a map.
 #[derive(Default)]
 pub struct MemoryStore {
     objects: Mutex<BTreeMap<String, Bytes>>,
     uploads: Mutex<BTreeMap<String, BTreeMap<u32, Bytes>>>,
-    ignores_conditions: bool,
+    conditions: Conditions,
 }
 
 impl MemoryStore {
     /// A store that takes create-if-absent and overwrites all the same.
     pub fn ignoring_conditions() -> Self {
-        Self { ignores_conditions: true, ..Self::default() }
+        Self { conditions: Conditions::Ignored, ..Self::default() }
+    }
+
+    /// A store that says that it cannot do create-if-absent.
+    pub fn refusing_conditions() -> Self {
+        Self { conditions: Conditions::Refused, ..Self::default() }
     }
 
     /// A copy of all objects.
@@ -63,8 +76,14 @@ impl ObjectStore for MemoryStore {
                 return Err(Self::error(StoreErrorKind::BadKey, "PUT", key));
             }
             let mut objects = self.objects.lock();
-            if mode == PutMode::CreateIfAbsent && !self.ignores_conditions && objects.contains_key(key) {
-                return Err(Self::error(StoreErrorKind::AlreadyExists, "PUT", key));
+            match (mode, self.conditions) {
+                (PutMode::CreateIfAbsent, Conditions::Refused) => {
+                    return Err(Self::error(StoreErrorKind::Unsupported, "PUT", key));
+                }
+                (PutMode::CreateIfAbsent, Conditions::Kept) if objects.contains_key(key) => {
+                    return Err(Self::error(StoreErrorKind::AlreadyExists, "PUT", key));
+                }
+                _ => {}
             }
             objects.insert(key.to_owned(), body);
             Ok(())

@@ -23,7 +23,12 @@ impl Catalog {
     ///
     /// # Errors
     /// The database fails.
-    pub fn put(tx: &Transaction<'_>, credential: Uuid, key: &str, manifest: &Manifest) -> Result<(), DbError> {
+    pub fn put(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        key: &str,
+        manifest: &Manifest,
+    ) -> Result<(), DbError> {
         tx.execute(
             "INSERT OR REPLACE INTO catalog (credential, key, manifest) VALUES (?1, ?2, ?3)",
             params![credential.to_string(), key, to_json("manifest", manifest)?],
@@ -36,7 +41,10 @@ impl Catalog {
     /// # Errors
     /// The database fails.
     pub fn remove(tx: &Transaction<'_>, credential: Uuid, key: &str) -> Result<(), DbError> {
-        tx.execute("DELETE FROM catalog WHERE credential = ?1 AND key = ?2", params![credential.to_string(), key])?;
+        tx.execute(
+            "DELETE FROM catalog WHERE credential = ?1 AND key = ?2",
+            params![credential.to_string(), key],
+        )?;
         Ok(())
     }
 

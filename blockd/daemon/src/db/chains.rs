@@ -52,11 +52,11 @@ impl Chain {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>, volume: Option<VolumeId>) -> Result<Vec<Self>, DbError> {
-        let sql = format!("SELECT {COLUMNS} FROM chains WHERE ?1 IS NULL OR volume = ?1 ORDER BY finished DESC");
+        let sql =
+            format!("SELECT {COLUMNS} FROM chains WHERE ?1 IS NULL OR volume = ?1 ORDER BY finished DESC");
         let mut statement = tx.prepare(&sql)?;
-        let rows = statement
-            .query_map([volume.map(|id| id.to_string())], Self::read)?
-            .collect::<Result<_, _>>()?;
+        let rows =
+            statement.query_map([volume.map(|id| id.to_string())], Self::read)?.collect::<Result<_, _>>()?;
         Ok(rows)
     }
 

@@ -108,7 +108,11 @@ impl CredentialRow {
     ///
     /// # Errors
     /// The database fails.
-    pub fn set_capabilities(tx: &Transaction<'_>, uuid: Uuid, found: &StoreCapabilities) -> Result<(), DbError> {
+    pub fn set_capabilities(
+        tx: &Transaction<'_>,
+        uuid: Uuid,
+        found: &StoreCapabilities,
+    ) -> Result<(), DbError> {
         tx.execute(
             "UPDATE credentials SET capabilities = ?2 WHERE uuid = ?1",
             params![uuid.to_string(), to_json("capabilities", found)?],

@@ -56,7 +56,11 @@ mod tests {
     fn a_failed_migration_leaves_the_old_version_whole() {
         let mut connection = Connection::open_in_memory().unwrap();
         let path = Path::new("x.db");
-        let error = apply_all(&mut connection, path, &["CREATE TABLE a (x)", "CREATE TABLE b (x); CREATE TABLE a (x)"]);
+        let error = apply_all(
+            &mut connection,
+            path,
+            &["CREATE TABLE a (x)", "CREATE TABLE b (x); CREATE TABLE a (x)"],
+        );
         assert!(error.unwrap_err().to_string().contains("to version 2"));
         assert_eq!(version(&connection), 1);
         assert!(connection.execute("INSERT INTO b VALUES (1)", []).is_err());

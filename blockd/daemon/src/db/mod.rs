@@ -162,7 +162,8 @@ impl Db {
         self.transaction(|tx| {
             let drawn = Uuid::new_v4().to_string();
             tx.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('cluster_id', ?1)", [drawn])?;
-            let id = tx.query_row("SELECT value FROM meta WHERE key = 'cluster_id'", [], |row| parsed(row, 0))?;
+            let id =
+                tx.query_row("SELECT value FROM meta WHERE key = 'cluster_id'", [], |row| parsed(row, 0))?;
             Ok(id)
         })
     }
@@ -174,7 +175,8 @@ where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
     let text: String = row.get(column)?;
-    text.parse().map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
+    text.parse()
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
 }
 
 /// A column of JSON, parsed.
@@ -222,7 +224,9 @@ mod tests {
         });
         assert!(result.unwrap_err().is_conflict());
         let rows: i64 = db
-            .transaction::<_, DbError>(|tx| Ok(tx.query_row("SELECT count(*) FROM meta", [], |row| row.get(0))?))
+            .transaction::<_, DbError>(|tx| {
+                Ok(tx.query_row("SELECT count(*) FROM meta", [], |row| row.get(0))?)
+            })
             .unwrap();
         assert_eq!(rows, 0);
     }

@@ -89,9 +89,8 @@ impl SnapshotRow {
             "SELECT {COLUMNS} FROM snapshots WHERE ?1 IS NULL OR volume = ?1 ORDER BY volume, epoch, created, id"
         );
         let mut statement = tx.prepare(&sql)?;
-        let rows = statement
-            .query_map([volume.map(|id| id.to_string())], Self::read)?
-            .collect::<Result<_, _>>()?;
+        let rows =
+            statement.query_map([volume.map(|id| id.to_string())], Self::read)?.collect::<Result<_, _>>()?;
         Ok(rows)
     }
 

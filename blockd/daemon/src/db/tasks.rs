@@ -196,7 +196,8 @@ impl TaskRow {
     /// # Errors
     /// The database fails.
     pub fn unfinished(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let sql = format!("SELECT {COLUMNS} FROM tasks WHERE state IN ('pending', 'active') ORDER BY created");
+        let sql =
+            format!("SELECT {COLUMNS} FROM tasks WHERE state IN ('pending', 'active') ORDER BY created");
         let mut statement = tx.prepare(&sql)?;
         let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
         Ok(rows)

@@ -5,8 +5,8 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     cloudsnaps::{
-        CloudsnapDetail, CloudsnapList, InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete,
-        StartRestore,
+        CloudsnapDetail, CloudsnapList, InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup,
+        StartDelete, StartRestore,
     },
     tasks::TaskStarted,
 };
@@ -26,7 +26,10 @@ pub(super) async fn inspect(
     Ok(Reply(core.inspect_cloudsnap(&query).await?))
 }
 
-pub(super) async fn backup(State(core): State<Arc<Core>>, Body(request): Body<StartBackup>) -> Answer<TaskStarted> {
+pub(super) async fn backup(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<StartBackup>,
+) -> Answer<TaskStarted> {
     detached(async move { core.start_backup(&request).await }).await
 }
 
@@ -37,6 +40,9 @@ pub(super) async fn restore(
     detached(async move { core.start_restore(&request).await }).await
 }
 
-pub(super) async fn delete(State(core): State<Arc<Core>>, Body(request): Body<StartDelete>) -> Answer<TaskStarted> {
+pub(super) async fn delete(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<StartDelete>,
+) -> Answer<TaskStarted> {
     detached(async move { core.start_delete(&request).await }).await
 }

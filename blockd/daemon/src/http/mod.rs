@@ -14,7 +14,10 @@ use crate::{core::Core, error::ServiceError};
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State, rejection::BytesRejection},
+    extract::{
+        DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
+        rejection::BytesRejection,
+    },
     http::{StatusCode, header::CONTENT_TYPE, request::Parts},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
@@ -42,7 +45,8 @@ const MAX_REQUEST_BYTES: usize = 1 << 20;
 
 /// Serves until told to stop, then ends when the requests under way are answered.
 pub async fn serve(listener: UnixListener, core: Arc<Core>, stop: CancelToken) {
-    let served = axum::serve(listener, router(core)).with_graceful_shutdown(async move { stop.cancelled().await });
+    let served =
+        axum::serve(listener, router(core)).with_graceful_shutdown(async move { stop.cancelled().await });
     if let Err(error) = served.await {
         tracing::error!(%error, "the control socket is no longer served");
     }
@@ -76,11 +80,14 @@ fn router(core: Arc<Core>) -> Router {
 /// Numbers and logs each request, and turns a panic into an error.
 async fn watch(State(next): State<Arc<AtomicU64>>, request: Request, then: Next) -> Response {
     let number = next.fetch_add(1, Ordering::Relaxed);
-    let span = tracing::info_span!("request", number, method = %request.method(), path = request.uri().path());
+    let span =
+        tracing::info_span!("request", number, method = %request.method(), path = request.uri().path());
     let began = Instant::now();
     async move {
         let response = AssertUnwindSafe(then.run(request)).catch_unwind().await;
-        let response = response.unwrap_or_else(|_| Failure(ServiceError::Internal("a request panicked; see the log".into())).into_response());
+        let response = response.unwrap_or_else(|_| {
+            Failure(ServiceError::Internal("a request panicked; see the log".into())).into_response()
+        });
         let status = response.status().as_u16();
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         tracing::debug!(status, micros, "answered");
@@ -91,12 +98,19 @@ async fn watch(State(next): State<Arc<AtomicU64>>, request: Request, then: Next)
 }
 
 async fn no_such_address(request: Request) -> Failure {
-    let message = format!("there is nothing at {}: blockctl and blockd may be of different versions", request.uri().path());
+    let message = format!(
+        "there is nothing at {}: blockctl and blockd may be of different versions",
+        request.uri().path()
+    );
     Failure(ServiceError::refused(ErrorCode::NoSuchAddress, message))
 }
 
 async fn wrong_method(request: Request) -> Failure {
-    let message = format!("{} is not possible at {}: blockctl and blockd may be of different versions", request.method(), request.uri().path());
+    let message = format!(
+        "{} is not possible at {}: blockctl and blockd may be of different versions",
+        request.method(),
+        request.uri().path()
+    );
     Failure(ServiceError::refused(ErrorCode::MethodNotAllowed, message))
 }
 
@@ -112,9 +126,13 @@ impl<E: Into<ServiceError>> From<E> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let error = self.0.to_api();
-        let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if status.is_server_error() {
             tracing::warn!(code = %error.code, error = %error.message, "the request failed");
+        } else if error.code == ErrorCode::InvalidRequest {
+            // The message may quote what was given, and that may be a secret in the wrong place.
+            tracing::debug!(code = %error.code, "the request was refused");
         } else {
             tracing::debug!(code = %error.code, error = %error.message, "the request was refused");
         }
@@ -163,9 +181,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let bytes = Bytes::from_request(request, state).await.map_err(|error| body_failure(&error))?;
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        // The text of the error may quote what was given where that is a name or number; secrets are plain strings,
-        // which no error quotes.
-        serde_json::from_slice(bytes).map(Self).map_err(|error| invalid(format!("the request is not understood: {error}")))
+        serde_json::from_slice(bytes)
+            .map(Self)
+            .map_err(|error| invalid(format!("the request is not understood: {error}")))
     }
 }
 

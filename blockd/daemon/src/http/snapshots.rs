@@ -17,10 +17,16 @@ pub(super) async fn create(
     detached(async move { core.create_snapshot(&volume, request).await }).await
 }
 
-pub(super) async fn list(State(core): State<Arc<Core>>, Asked(query): Asked<ListSnapshots>) -> Answer<SnapshotList> {
+pub(super) async fn list(
+    State(core): State<Arc<Core>>,
+    Asked(query): Asked<ListSnapshots>,
+) -> Answer<SnapshotList> {
     Ok(Reply(core.list_snapshots(&query).await?))
 }
 
-pub(super) async fn delete(State(core): State<Arc<Core>>, Named(snapshot): Named<SnapshotRef>) -> Answer<Deleted> {
+pub(super) async fn delete(
+    State(core): State<Arc<Core>>,
+    Named(snapshot): Named<SnapshotRef>,
+) -> Answer<Deleted> {
     detached(async move { core.delete_snapshot(&snapshot).await }).await
 }

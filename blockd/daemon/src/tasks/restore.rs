@@ -12,7 +12,7 @@ use crate::{
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::ErrorCode;
-use blockd_cloud::{BlockWriter, ManifestCache, Manifest, Progress, RestoreOptions};
+use blockd_cloud::{BlockWriter, Manifest, ManifestCache, Progress, RestoreOptions};
 use blockd_extent::{BlockIndex, VolumeId};
 use blockd_volume::{OpenOptions, RestoreTarget, Volume, VolumeError};
 use parking_lot::RwLock;
@@ -42,10 +42,9 @@ fn volume_id(row: &TaskRow) -> Result<VolumeId, ServiceError> {
 pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let id = volume_id(&row)?;
-    let entry = core
-        .registry
-        .by_id(id)
-        .ok_or_else(|| ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {id} any more")))?;
+    let entry = core.registry.by_id(id).ok_or_else(|| {
+        ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {id} any more"))
+    })?;
     let dir = core.volume_dir(id);
     core.reached("restore accepted")?;
     let volume = match already_whole(dir.clone()).await? {

@@ -110,13 +110,13 @@ fn ending(task: &Task) -> String {
     let requests = task.requests;
     let requests =
         counted(requests.put + requests.get + requests.list + requests.delete + requests.head, "request");
+    let freeze = task.freeze_stall_micros.map(|stall| format!(", freeze {stall} µs")).unwrap_or_default();
     match task.kind {
         TaskKind::Backup => format!(
-            "Cloudsnap backup completed: {snap} ({}, {} processed, {} uploaded, {requests}, freeze {} µs, {elapsed})",
+            "Cloudsnap backup completed: {snap} ({}, {} processed, {} uploaded, {requests}{freeze}, {elapsed})",
             or_dash(task.backup_type),
             size(task.bytes_processed),
             size(task.bytes_uploaded),
-            or_dash(task.freeze_stall_micros),
         ),
         TaskKind::Restore => format!(
             "Cloudsnap restore completed: volume {} ({} processed, {} downloaded, {requests}, {elapsed})",

@@ -1,0 +1,150 @@
+//! The clients that people use: qemu, libnbd's tools and fio, over unix sockets and TCP.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{Bed, Daemon, MIB, Nbd, Rng, assert_same, fio::Fio, nbd::errno, nbd::Failure, process::must_run};
+use serde_json::Value;
+use std::net::{SocketAddr, TcpListener};
+
+const SIZE: u64 = 32 * MIB;
+
+fn served(bed: &Bed) -> Daemon {
+    let daemon = bed.daemon("a").start();
+    daemon.ctl().create_volume("vol", "32MiB");
+    daemon
+}
+
+#[test]
+fn nbdinfo() {
+    let bed = Bed::new();
+    let daemon = served(&bed);
+    let printed = daemon.ctl().run(&["volume", "uri", "vol"]).stdout;
+    let info: Value = serde_json::from_str(&must_run("nbdinfo", &["--json", printed.trim_end()])).unwrap();
+    assert_eq!(info["protocol"], "newstyle-fixed");
+    let export = &info["exports"][0];
+    assert_eq!((&export["export-name"], &export["export-size"]), (&"vol".into(), &SIZE.into()), "{info:#}");
+    for field in ["can_flush", "can_fua", "can_trim", "can_zero", "can_multi_conn"] {
+        assert_eq!(export[field], true, "{field}: {info:#}");
+    }
+    assert_eq!(export["is_read_only"], false);
+    // The empty name is the only volume, as long as it is the only one.
+    let nameless = daemon.uri("");
+    let info: Value = serde_json::from_str(&must_run("nbdinfo", &["--json", &nameless])).unwrap();
+    assert_eq!(info["exports"][0]["export-size"], SIZE);
+    daemon.ctl().create_volume("other", "1MiB");
+    let failure = Nbd::try_open(&daemon.nbd_socket(), "").err().expect("no default export among two");
+    assert!(failure.to_string().contains("refuses"), "{failure}");
+    let list: Value = serde_json::from_str(&must_run("nbdinfo", &["--json", "--list", &nameless])).unwrap();
+    let names: Vec<&str> = list["exports"].as_array().unwrap().iter().filter_map(|e| e["export-name"].as_str()).collect();
+    assert_eq!(names, ["other", "vol"], "{list:#}");
+}
+
+#[test]
+fn nbdcopy_both_ways() {
+    let bed = Bed::new();
+    let daemon = served(&bed);
+    let mut content = Rng::fixed(3).bytes(SIZE);
+    content[8 * MIB as usize..20 * MIB as usize].fill(0);
+    let (source, target) = (bed.path("source"), bed.path("target"));
+    std::fs::write(&source, &content).unwrap();
+    let uri = daemon.uri("vol");
+    must_run("nbdcopy", &["--flush", source.to_str().unwrap(), &uri]);
+    assert_same("copied in", &daemon.content("vol"), &content);
+    must_run("nbdcopy", &[&uri, target.to_str().unwrap()]);
+    assert_same("copied out", &std::fs::read(&target).unwrap(), &content);
+    must_run("qemu-img", &["compare", "-f", "raw", "-F", "raw", source.to_str().unwrap(), &uri]);
+    let allocated = daemon.ctl().volume("vol")["allocatedBytes"].as_u64().unwrap();
+    assert!(allocated <= 24 * MIB, "zeroes take space: {allocated} bytes");
+}
+
+#[test]
+fn qemu() {
+    let bed = Bed::new();
+    let daemon = served(&bed);
+    let uri = daemon.uri("vol");
+    let said = must_run(
+        "qemu-io",
+        &[
+            "-f", "raw",
+            "-c", "write -P 0xa5 1000 3000",
+            "-c", "write -P 0x5a 4M 5M",
+            "-c", "write -z 5M 1M",
+            "-c", "discard 6M 1M",
+            "-c", "write -f -P 0x77 31M 1M",
+            "-c", "flush",
+            "-c", "read -P 0 0 1000",
+            "-c", "read -P 0xa5 1000 3000",
+            "-c", "read -P 0x5a 4M 1M",
+            "-c", "read -P 0 5M 1M",
+            "-c", "read -P 0 6M 1M",
+            "-c", "read -P 0x77 31M 1M",
+            &uri,
+        ],
+    );
+    assert!(!said.contains("verification failed"), "{said}");
+    let content = daemon.content("vol");
+    assert_eq!((content[999], content[1000], content[3999], content[4000]), (0, 0xa5, 0xa5, 0));
+    let image = bed.path("image.qcow2");
+    must_run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, image.to_str().unwrap()]);
+    must_run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &uri, image.to_str().unwrap()]);
+    daemon.ctl().create_volume("copy", "32MiB");
+    must_run("qemu-img", &["convert", "-n", "-f", "qcow2", "-O", "raw", image.to_str().unwrap(), &daemon.uri("copy")]);
+    assert_same("converted", &daemon.content("copy"), &content);
+}
+
+#[test]
+fn fio_verifies() {
+    let bed = Bed::new();
+    let daemon = served(&bed);
+    let uri = daemon.uri("vol");
+    let common = ["--size=32M", "--verify=crc32c", "--do_verify=1", "--randseed=5"];
+    let run = |more: &[&str]| Fio::start(bed.dir(), &uri, &[&common[..], more].concat()).wait().must_succeed();
+    run(&["--rw=randwrite", "--bsrange=4k-128k", "--iodepth=32", "--verify_backlog=256", "--fsync=64"]);
+    run(&["--rw=randwrite", "--bs=512", "--iodepth=16", "--io_size=4M"]);
+    // With more in flight fio itself lets a trim and a write of one block overtake each other.
+    run(&["--rw=trimwrite", "--bs=4k", "--iodepth=1", "--io_size=8M"]);
+    run(&["--rw=write", "--bs=1M", "--iodepth=8"]);
+}
+
+#[test]
+fn tcp_and_many_connections() {
+    let mut rng = Rng::of_test("tcp_and_many_connections");
+    let bed = Bed::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    drop(listener);
+    let further = bed.path("further.sock");
+    let daemon = bed
+        .daemon("a")
+        .arg("--nbd-listen")
+        .arg(&format!("tcp://{address}"))
+        .arg("--nbd-listen")
+        .arg(&format!("unix://{}", further.display()))
+        .start();
+    daemon.ctl().create_volume("vol", "32MiB");
+    let mut by_tcp = Nbd::try_open_tcp(address, "vol").unwrap();
+    let mut by_socket = daemon.nbd("vol");
+    let mut by_further = Nbd::open(&further, "vol");
+    // What was acknowledged on one connection is seen on every other at once.
+    for nth in 0..200 {
+        let data = rng.bytes(4096);
+        let offset = rng.below(SIZE - 4096);
+        let [writer, one, other] = match nth % 3 {
+            0 => [&mut by_tcp, &mut by_socket, &mut by_further],
+            1 => [&mut by_socket, &mut by_further, &mut by_tcp],
+            _ => [&mut by_further, &mut by_tcp, &mut by_socket],
+        };
+        writer.write(offset, &data);
+        assert_same("on another connection", &one.read(offset, 4096), &data);
+        assert_same("on the third connection", &other.read(offset, 4096), &data);
+    }
+    assert_eq!(daemon.ctl().volume("vol")["connections"], 3);
+    let copy = bed.path("copy");
+    must_run("nbdcopy", &["--connections=4", &format!("nbd://{address}/vol"), copy.to_str().unwrap()]);
+    assert_same("copied over TCP", &std::fs::read(&copy).unwrap(), &by_socket.read_all());
+    // The longest request there is, and one that is longer.
+    let data = rng.bytes(32 * MIB);
+    by_tcp.write(0, &data);
+    assert_same("32 MiB at once", &by_socket.try_read(0, 32 * MIB).unwrap(), &data);
+    let refused = by_socket.try_read(0, 32 * MIB + 1);
+    assert!(matches!(refused, Err(Failure::Refused(errno::EINVAL | errno::EOVERFLOW))), "{:?}", refused.map(|_| ()));
+}
