@@ -51,7 +51,8 @@ fn insert(c: &mut Criterion) {
 }
 
 fn plan(c: &mut Criterion) {
-    let fragmented: BlockSet = scattered(1_000_000, 16 * TIB_BLOCKS).into_iter().map(|b| Extent::new(b, 1)).collect();
+    let fragmented: BlockSet =
+        scattered(1_000_000, 16 * TIB_BLOCKS).into_iter().map(|b| Extent::new(b, 1)).collect();
     c.bench_function("extents of 1,000,000 blocks scattered over 16 TiB", |b| {
         b.iter(|| black_box(&fragmented).extents().map(|extent| extent.len_blocks).sum::<u64>());
     });

@@ -50,7 +50,12 @@ impl Region {
     pub fn new(first_byte: u64, len_bytes: u64) -> Self {
         assert!(first_byte.is_multiple_of(SECTOR) && len_bytes.is_multiple_of(SECTOR), "whole sectors");
         let sectors = (len_bytes / SECTOR) as usize;
-        Self { first_sector: first_byte / SECTOR, acknowledged: vec![0; sectors], uncertain: Vec::new(), next_number: 1 }
+        Self {
+            first_sector: first_byte / SECTOR,
+            acknowledged: vec![0; sectors],
+            uncertain: Vec::new(),
+            next_number: 1,
+        }
     }
 
     /// Writes, zeroes and flushes with many requests in flight until the connection breaks; counts what was acknowledged.
@@ -88,8 +93,9 @@ impl Region {
             let cookie = if number == 0 {
                 client.start(command::WRITE_ZEROES, fua, offset, len_bytes, &[])?
             } else {
-                let data: Vec<u8> =
-                    (from..to).flat_map(|sector| sector_content(self.first_sector + sector, number)).collect();
+                let data: Vec<u8> = (from..to)
+                    .flat_map(|sector| sector_content(self.first_sector + sector, number))
+                    .collect();
                 client.start(command::WRITE, fua, offset, len_bytes, &data)?
             };
             if let Some(step) = batch.last_mut() {
@@ -116,13 +122,16 @@ impl Region {
         let content = client.read(self.first_sector * SECTOR, self.acknowledged.len() as u64 * SECTOR);
         for (nth, got) in content.chunks_exact(SECTOR as usize).enumerate() {
             let sector = self.first_sector + nth as u64;
-            let under_way = self.uncertain.iter().filter(|(from, to, _)| (*from..*to).contains(&(nth as u64)));
+            let under_way =
+                self.uncertain.iter().filter(|(from, to, _)| (*from..*to).contains(&(nth as u64)));
             let mut allowed = vec![self.acknowledged[nth]];
             allowed.extend(under_way.map(|(_, _, number)| *number));
             let found = allowed.iter().find(|number| sector_content(sector, **number) == got);
             let Some(found) = found else {
                 let number = u64::from_le_bytes(got[..8].try_into().expect("8 bytes"));
-                panic!("sector {sector} holds write {number} (0 = zeroes), but must hold one of {allowed:?}: acknowledged data is lost");
+                panic!(
+                    "sector {sector} holds write {number} (0 = zeroes), but must hold one of {allowed:?}: acknowledged data is lost"
+                );
             };
             self.acknowledged[nth] = *found;
         }

@@ -65,7 +65,11 @@ impl Ctl {
     /// Runs it with these arguments.
     pub fn run(&self, args: &[&str]) -> Run {
         let mut command = clean(program("blockctl"));
-        command.env("BLOCKD_SOCKET", &self.socket).envs(self.env.iter().cloned()).args(args).stdin(Stdio::null());
+        command
+            .env("BLOCKD_SOCKET", &self.socket)
+            .envs(self.env.iter().cloned())
+            .args(args)
+            .stdin(Stdio::null());
         let output = die_with_parent(&mut command).output().expect("blockctl");
         Run {
             code: output.status.code().unwrap_or(-1),
@@ -79,8 +83,9 @@ impl Ctl {
         let mut all = vec!["--json"];
         all.extend(args);
         let run = self.run(&all);
-        let document = serde_json::from_str(&run.stdout)
-            .unwrap_or_else(|error| panic!("blockctl {all:?}: stdout is not one JSON document ({error}): {run:?}"));
+        let document = serde_json::from_str(&run.stdout).unwrap_or_else(|error| {
+            panic!("blockctl {all:?}: stdout is not one JSON document ({error}): {run:?}")
+        });
         (run.code, document)
     }
 
@@ -150,7 +155,11 @@ impl Ctl {
     pub fn wait_task(&self, id: &str) -> Task {
         let (code, document) = self.document(&["cloudsnap", "status", "--name", id, "--wait"]);
         let task = Task(document);
-        assert_eq!(code == 0, task.state().ends_with("-Done"), "the exit status {code} is not the task's: {task:?}");
+        assert_eq!(
+            code == 0,
+            task.state().ends_with("-Done"),
+            "the exit status {code} is not the task's: {task:?}"
+        );
         task
     }
 
@@ -174,7 +183,8 @@ impl Ctl {
 
     /// A restore of what does not exist must be refused, at once or by its task.
     pub fn restore_fails_at_once(&self, snap: &str) {
-        let (code, document) = self.document(&["cloudsnap", "restore", "--snap", snap, "--volume", "never", "--wait"]);
+        let (code, document) =
+            self.document(&["cloudsnap", "restore", "--snap", snap, "--volume", "never", "--wait"]);
         assert_ne!(code, 0, "{document:#}");
         assert_eq!(document["error"]["code"], "cloudsnap_not_found", "{document:#}");
         self.fails(&["volume", "inspect", "never"], 4);

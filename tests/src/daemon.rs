@@ -29,7 +29,14 @@ impl Setup {
     /// A daemon whose data directory is `home/data`, with its logs and configuration beside it.
     pub fn new(home: &Path) -> Self {
         std::fs::create_dir_all(home).expect("the home of a daemon");
-        Self { home: home.to_owned(), config: String::new(), args: Vec::new(), env: Vec::new(), tmpfs: None, starts: 0 }
+        Self {
+            home: home.to_owned(),
+            config: String::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            tmpfs: None,
+            starts: 0,
+        }
     }
 
     /// Adds a line to its configuration.
@@ -94,7 +101,8 @@ impl Setup {
     /// # Panics
     /// If it does not come up.
     pub fn start(self) -> Daemon {
-        self.try_start().unwrap_or_else(|(status, log)| panic!("blockd ended with {status} instead of serving:\n{log}"))
+        self.try_start()
+            .unwrap_or_else(|(status, log)| panic!("blockd ended with {status} instead of serving:\n{log}"))
     }
 
     /// Starts it; if it ends before it serves, how and with what on stderr.
@@ -108,7 +116,8 @@ impl Setup {
             }
             let serves = |socket: &Path| UnixStream::connect(socket).is_ok();
             // Another daemon may serve the very same sockets: only who has the lock is asked.
-            let owner = std::fs::read_to_string(daemon.seen_data_dir().join("blockd.lock")).unwrap_or_default();
+            let owner =
+                std::fs::read_to_string(daemon.seen_data_dir().join("blockd.lock")).unwrap_or_default();
             let is_owner = owner.trim() == daemon.pid().to_string();
             (is_owner && serves(&daemon.socket()) && serves(&daemon.nbd_socket())).then_some(None)
         });

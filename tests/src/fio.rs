@@ -19,8 +19,18 @@ impl Fio {
     /// Starts it on this URI with these further arguments; whatever it writes carries checksums.
     pub fn start(dir: &std::path::Path, uri: &str, args: &[&str]) -> Self {
         let mut command = Command::new(tool("fio"));
-        command.current_dir(dir).args(["--name=v", "--ioengine=nbd", "--output-format=json", "--verify_fatal=1"]);
-        command.arg(format!("--uri={uri}")).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.current_dir(dir).args([
+            "--name=v",
+            "--ioengine=nbd",
+            "--output-format=json",
+            "--verify_fatal=1",
+        ]);
+        command
+            .arg(format!("--uri={uri}"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         Self { child: die_with_parent(&mut command).spawn().expect("fio") }
     }
 
@@ -44,7 +54,10 @@ impl Ended {
     /// It may have lost its server, but must not have read wrong data.
     pub fn must_not_have_read_wrong_data(&self) {
         let text = self.text();
-        assert!(!text.contains("verify: bad") && !text.contains("verify failed"), "fio read wrong data:\n{text}");
+        assert!(
+            !text.contains("verify: bad") && !text.contains("verify failed"),
+            "fio read wrong data:\n{text}"
+        );
     }
 
     /// Writes that were acknowledged.
@@ -53,7 +66,10 @@ impl Ended {
         // Messages may stand before the document.
         let document = text.find('{').map(|at| &text[at..]).unwrap_or_default();
         let mut values = serde_json::Deserializer::from_str(document).into_iter::<Value>();
-        let report = values.next().and_then(Result::ok).unwrap_or_else(|| panic!("fio printed no report:\n{}", self.text()));
+        let report = values
+            .next()
+            .and_then(Result::ok)
+            .unwrap_or_else(|| panic!("fio printed no report:\n{}", self.text()));
         // The count of requests takes in the one that failed; those with a latency were answered.
         report["jobs"][0]["write"]["clat_ns"]["N"].as_u64().unwrap_or_default()
     }

@@ -68,7 +68,10 @@ impl Model {
             3 => client.flush(),
             4 => {
                 let got = client.read(offset, len);
-                assert!(got == *self.range(offset, len), "a read of {len} bytes at {offset} gave other content than was written");
+                assert!(
+                    got == *self.range(offset, len),
+                    "a read of {len} bytes at {offset} gave other content than was written"
+                );
             }
             kind => {
                 let data = match kind {
@@ -90,8 +93,13 @@ pub fn assert_same(what: &str, got: &[u8], wanted: &[u8]) {
         return;
     }
     let block = BLOCK as usize;
-    let differing: Vec<usize> =
-        got.chunks(block).zip(wanted.chunks(block)).enumerate().filter(|(_, (g, w))| g != w).map(|(nth, _)| nth).collect();
+    let differing: Vec<usize> = got
+        .chunks(block)
+        .zip(wanted.chunks(block))
+        .enumerate()
+        .filter(|(_, (g, w))| g != w)
+        .map(|(nth, _)| nth)
+        .collect();
     let first = differing[0] * block;
     let at = first + got[first..].iter().zip(&wanted[first..]).take_while(|(g, w)| g == w).count();
     panic!(

@@ -126,7 +126,8 @@ impl Nbd {
     /// # Panics
     /// If that fails.
     pub fn open(socket: &Path, export: &str) -> Self {
-        Self::try_open(socket, export).unwrap_or_else(|error| panic!("cannot open export {export:?}: {error}"))
+        Self::try_open(socket, export)
+            .unwrap_or_else(|error| panic!("cannot open export {export:?}: {error}"))
     }
 
     /// As [`open`](Self::open), with an error.
@@ -211,7 +212,14 @@ impl Nbd {
     }
 
     /// Sends a request and does not wait for its reply; gives its cookie.
-    pub fn start(&mut self, command: u16, flags: u16, offset_bytes: u64, len_bytes: u64, payload: &[u8]) -> io::Result<u64> {
+    pub fn start(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset_bytes: u64,
+        len_bytes: u64,
+        payload: &[u8],
+    ) -> io::Result<u64> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let len = u32::try_from(len_bytes).expect("a length of 32 bits");
@@ -229,7 +237,14 @@ impl Nbd {
     }
 
     /// Sends a request and takes its reply.
-    pub fn call(&mut self, command: u16, flags: u16, offset_bytes: u64, len_bytes: u64, payload: &[u8]) -> Result<(), Failure> {
+    pub fn call(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset_bytes: u64,
+        len_bytes: u64,
+        payload: &[u8],
+    ) -> Result<(), Failure> {
         let sent = self.start(command, flags, offset_bytes, len_bytes, payload)?;
         let (errno, cookie) = self.reply()?;
         assert_eq!(cookie, sent, "the reply to another request");

@@ -8,7 +8,10 @@ use std::{
 
 /// Makes the child die with the thread that starts it: a test that is killed leaves nothing behind.
 pub fn die_with_parent(command: &mut Command) -> &mut Command {
-    let bind = || rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(Into::into);
+    let bind = || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(Into::into)
+    };
     // SAFETY: the closure runs between fork and exec and makes one system call, which is async-signal-safe; it allocates
     // nothing and takes no lock.
     unsafe { command.pre_exec(bind) }
@@ -49,13 +52,17 @@ pub fn tool(name: &str) -> PathBuf {
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("{name} is missing: install the Debian package {package}, or run tools/test, which does"))
+    found.unwrap_or_else(|| {
+        panic!("{name} is missing: install the Debian package {package}, or run tools/test, which does")
+    })
 }
 
 /// Runs a tool to its end.
 pub fn run_tool(name: &str, args: &[&str]) -> Output {
     let mut command = Command::new(tool(name));
-    die_with_parent(command.args(args).stdin(Stdio::null())).output().unwrap_or_else(|error| panic!("cannot start {name}: {error}"))
+    die_with_parent(command.args(args).stdin(Stdio::null()))
+        .output()
+        .unwrap_or_else(|error| panic!("cannot start {name}: {error}"))
 }
 
 /// Runs a tool that must succeed; gives its stdout.

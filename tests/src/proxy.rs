@@ -58,8 +58,13 @@ impl Proxy {
     pub fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = listener.local_addr().expect("its address");
-        let state =
-            State { seen: Vec::new(), held: 0, letting_go: false, closed: false, judge: Arc::new(|_, _| None) };
+        let state = State {
+            seen: Vec::new(),
+            held: 0,
+            letting_go: false,
+            closed: false,
+            judge: Arc::new(|_, _| None),
+        };
         let shared = Arc::new(Shared { target, state: Mutex::new(state), changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -97,7 +102,8 @@ impl Proxy {
     /// Waits until so many requests are held.
     pub fn wait_for_held(&self, count: usize) {
         let state = self.shared.lock();
-        let waited = self.shared.changed.wait_timeout_while(state, crate::PATIENCE, |state| state.held < count);
+        let waited =
+            self.shared.changed.wait_timeout_while(state, crate::PATIENCE, |state| state.held < count);
         assert!(!waited.expect("the lock").1.timed_out(), "{count} requests never came to be held");
     }
 
@@ -139,7 +145,9 @@ impl Shared {
         let mut to_client = client;
         match fault {
             Some(Fault::Unavailable) => {
-                return to_client.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                return to_client.write_all(
+                    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                );
             }
             Some(Fault::Hold) => self.hold(),
             Some(Fault::LostReply | Fault::CutReply) | None => {}

@@ -78,7 +78,13 @@ impl Seaweed {
         let log = File::create(dir.join("log")).expect("the log of SeaweedFS");
         let mut command = Command::new(program());
         command.arg("mini").arg(format!("-dir={}", dir.join("data").display()));
-        command.args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false"]);
+        command.args([
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-master.telemetry=false",
+            "-admin.ui=false",
+            "-webdav=false",
+        ]);
         command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);
         command.arg(format!("-bucket={BUCKET}")).arg(format!("-s3.config={}", config.display()));
         for (flag, port) in ["s3.port", "master.port", "volume.port", "filer.port"].iter().zip(&ports) {
@@ -103,7 +109,12 @@ impl Seaweed {
     }
 
     /// Makes credentials for this server, reached at `endpoint`; the document, or the error with its exit status.
-    pub fn add_credentials(ctl: &Ctl, name: &str, endpoint: SocketAddr, changes: &[(&str, &str)]) -> (i32, Value) {
+    pub fn add_credentials(
+        ctl: &Ctl,
+        name: &str,
+        endpoint: SocketAddr,
+        changes: &[(&str, &str)],
+    ) -> (i32, Value) {
         let endpoint = endpoint.to_string();
         let mut flags = vec![
             ("--s3-endpoint", endpoint.as_str()),

@@ -50,8 +50,14 @@ impl Store {
                     dirs.push(path);
                     continue;
                 }
-                let key = path.strip_prefix(&self.dir).expect("below the store").to_str().expect("UTF-8").to_owned();
-                let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+                let key = path
+                    .strip_prefix(&self.dir)
+                    .expect("below the store")
+                    .to_str()
+                    .expect("UTF-8")
+                    .to_owned();
+                let modified_ns =
+                    i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
                 if key.starts_with(prefix) {
                     found.insert(key, Version { inode: metadata.ino(), modified_ns });
                 }
@@ -80,7 +86,8 @@ impl Store {
     /// Keys of the data objects that belong to a cloud snapshot: its packs in order, then its index.
     pub fn data_of(&self, snap: &str) -> Vec<String> {
         let (cluster, rest) = snap.split_once('/').expect("an id of a cloud snapshot");
-        let (volume, snapshot) = rest.trim_end_matches("-incr").split_once('-').expect("an id of a cloud snapshot");
+        let (volume, snapshot) =
+            rest.trim_end_matches("-incr").split_once('-').expect("an id of a cloud snapshot");
         let mut keys = self.keys(&format!("blockd/data/{cluster}/{volume}/{snapshot}/"));
         keys.sort_by_key(|key| (!name(key).starts_with("pack-"), key.clone()));
         keys
@@ -108,7 +115,10 @@ impl Store {
 
     /// Bytes of all objects.
     pub fn len_bytes(&self) -> u64 {
-        self.keys("").iter().map(|key| fs::metadata(self.path(key)).map_or(0, |metadata| metadata.len())).sum()
+        self.keys("")
+            .iter()
+            .map(|key| fs::metadata(self.path(key)).map_or(0, |metadata| metadata.len()))
+            .sum()
     }
 }
 

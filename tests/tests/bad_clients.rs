@@ -135,7 +135,10 @@ fn options_that_cannot_be() {
     assert_eq!(ask(0x1234_5678, &[1, 2, 3]).0, ERR_UNSUP);
     let (kind, message) = ask(7, &info_data("nobody"));
     assert_eq!(kind, ERR_UNKNOWN);
-    assert!(String::from_utf8_lossy(&message).contains("nobody"), "the message does not name the export: {message:?}");
+    assert!(
+        String::from_utf8_lossy(&message).contains("nobody"),
+        "the message does not name the export: {message:?}"
+    );
     for data in [&b""[..], &[0, 0, 0, 9], &[0xff; 6], &[0, 0, 0, 0, 0, 9], &info_data(&"x".repeat(5000))] {
         let (kind, _) = ask(7, data);
         assert!(kind >= ERR_UNSUP, "GO with {data:?} is answered with {kind:#x}");
@@ -151,24 +154,42 @@ fn requests_that_cannot_be() {
     let served = Served::start();
     let mut client = served.daemon.nbd("vol");
     for offset in [SIZE, SIZE - 1, 1 << 32, 1 << 62, 1 << 63, u64::MAX, u64::MAX - 4095] {
-        assert_eq!(refused_with(&mut client, command::READ, 0, offset, 4096), errno::EINVAL, "read at {offset}");
+        assert_eq!(
+            refused_with(&mut client, command::READ, 0, offset, 4096),
+            errno::EINVAL,
+            "read at {offset}"
+        );
         for command in [command::TRIM, command::WRITE_ZEROES] {
             let got = refused_with(&mut client, command, 0, offset, 4096);
             assert!([errno::EINVAL, errno::ENOSPC].contains(&got), "command {command} at {offset}: {got}");
         }
         let done = client.call(command::WRITE, 0, offset, 4096, &[7; 4096]);
-        assert!(matches!(done, Err(Failure::Refused(errno::ENOSPC | errno::EINVAL))), "write at {offset}: {done:?}");
+        assert!(
+            matches!(done, Err(Failure::Refused(errno::ENOSPC | errno::EINVAL))),
+            "write at {offset}: {done:?}"
+        );
     }
     for unknown in [8, 9, 100, 0x7fff, u16::MAX] {
         assert_eq!(refused_with(&mut client, unknown, 0, 0, 0), errno::EINVAL, "command {unknown}");
     }
     for flags in [1 << 4, 1 << 15, 0xfff0] {
-        assert_eq!(refused_with(&mut client, command::READ, flags, 0, 512), errno::EINVAL, "flags {flags:#x}");
+        assert_eq!(
+            refused_with(&mut client, command::READ, flags, 0, 512),
+            errno::EINVAL,
+            "flags {flags:#x}"
+        );
         assert_eq!(refused_with(&mut client, command::FLUSH, flags, 0, 0), errno::EINVAL, "flags {flags:#x}");
         let done = client.call(command::WRITE, flags, 0, 512, &[7; 512]);
-        assert!(matches!(done, Err(Failure::Refused(errno::EINVAL))), "a write with flags {flags:#x}: {done:?}");
+        assert!(
+            matches!(done, Err(Failure::Refused(errno::EINVAL))),
+            "a write with flags {flags:#x}: {done:?}"
+        );
     }
-    assert_eq!(refused_with(&mut client, command::TRIM, flag::NO_HOLE, 0, 4096), errno::EINVAL, "a trim without hole");
+    assert_eq!(
+        refused_with(&mut client, command::TRIM, flag::NO_HOLE, 0, 4096),
+        errno::EINVAL,
+        "a trim without hole"
+    );
     let got = refused_with(&mut client, command::READ, 0, 0, u32::MAX);
     assert!([errno::EINVAL, errno::EOVERFLOW].contains(&got), "a read of 4 GiB: {got}");
     // The connection goes on.
@@ -188,7 +209,9 @@ fn clients_that_read_no_replies() {
     let stuck: Vec<UnixStream> = (0..4)
         .map(|_| {
             let mut stream = UnixStream::connect(served.daemon.nbd_socket()).unwrap();
-            stream.write_all(&[3u32.to_be_bytes().to_vec(), option_request(7, &info_data("vol"))].concat()).unwrap();
+            stream
+                .write_all(&[3u32.to_be_bytes().to_vec(), option_request(7, &info_data("vol"))].concat())
+                .unwrap();
             stream.set_nonblocking(true).unwrap();
             let ask = request(command::READ, 0, 1, 0, 1 << 20);
             // Until the server takes no more of this client: then there is a bound.

@@ -1,7 +1,9 @@
 //! The clients that people use: qemu, libnbd's tools and fio, over unix sockets and TCP.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{Bed, Daemon, MIB, Nbd, Rng, assert_same, fio::Fio, nbd::errno, nbd::Failure, process::must_run};
+use blockd_tests::{
+    Bed, Daemon, MIB, Nbd, Rng, assert_same, fio::Fio, nbd::Failure, nbd::errno, process::must_run,
+};
 use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
 
@@ -34,7 +36,8 @@ fn nbdinfo() {
     let failure = Nbd::try_open(&daemon.nbd_socket(), "").err().expect("no default export among two");
     assert!(failure.to_string().contains("refuses"), "{failure}");
     let list: Value = serde_json::from_str(&must_run("nbdinfo", &["--json", "--list", &nameless])).unwrap();
-    let names: Vec<&str> = list["exports"].as_array().unwrap().iter().filter_map(|e| e["export-name"].as_str()).collect();
+    let names: Vec<&str> =
+        list["exports"].as_array().unwrap().iter().filter_map(|e| e["export-name"].as_str()).collect();
     assert_eq!(names, ["other", "vol"], "{list:#}");
 }
 
@@ -64,19 +67,32 @@ fn qemu() {
     let said = must_run(
         "qemu-io",
         &[
-            "-f", "raw",
-            "-c", "write -P 0xa5 1000 3000",
-            "-c", "write -P 0x5a 4M 5M",
-            "-c", "write -z 5M 1M",
-            "-c", "discard 6M 1M",
-            "-c", "write -f -P 0x77 31M 1M",
-            "-c", "flush",
-            "-c", "read -P 0 0 1000",
-            "-c", "read -P 0xa5 1000 3000",
-            "-c", "read -P 0x5a 4M 1M",
-            "-c", "read -P 0 5M 1M",
-            "-c", "read -P 0 6M 1M",
-            "-c", "read -P 0x77 31M 1M",
+            "-f",
+            "raw",
+            "-c",
+            "write -P 0xa5 1000 3000",
+            "-c",
+            "write -P 0x5a 4M 5M",
+            "-c",
+            "write -z 5M 1M",
+            "-c",
+            "discard 6M 1M",
+            "-c",
+            "write -f -P 0x77 31M 1M",
+            "-c",
+            "flush",
+            "-c",
+            "read -P 0 0 1000",
+            "-c",
+            "read -P 0xa5 1000 3000",
+            "-c",
+            "read -P 0x5a 4M 1M",
+            "-c",
+            "read -P 0 5M 1M",
+            "-c",
+            "read -P 0 6M 1M",
+            "-c",
+            "read -P 0x77 31M 1M",
             &uri,
         ],
     );
@@ -87,7 +103,10 @@ fn qemu() {
     must_run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, image.to_str().unwrap()]);
     must_run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &uri, image.to_str().unwrap()]);
     daemon.ctl().create_volume("copy", "32MiB");
-    must_run("qemu-img", &["convert", "-n", "-f", "qcow2", "-O", "raw", image.to_str().unwrap(), &daemon.uri("copy")]);
+    must_run(
+        "qemu-img",
+        &["convert", "-n", "-f", "qcow2", "-O", "raw", image.to_str().unwrap(), &daemon.uri("copy")],
+    );
     assert_same("converted", &daemon.content("copy"), &content);
 }
 
@@ -97,7 +116,8 @@ fn fio_verifies() {
     let daemon = served(&bed);
     let uri = daemon.uri("vol");
     let common = ["--size=32M", "--verify=crc32c", "--do_verify=1", "--randseed=5"];
-    let run = |more: &[&str]| Fio::start(bed.dir(), &uri, &[&common[..], more].concat()).wait().must_succeed();
+    let run =
+        |more: &[&str]| Fio::start(bed.dir(), &uri, &[&common[..], more].concat()).wait().must_succeed();
     run(&["--rw=randwrite", "--bsrange=4k-128k", "--iodepth=32", "--verify_backlog=256", "--fsync=64"]);
     run(&["--rw=randwrite", "--bs=512", "--iodepth=16", "--io_size=4M"]);
     // With more in flight fio itself lets a trim and a write of one block overtake each other.
@@ -146,5 +166,9 @@ fn tcp_and_many_connections() {
     by_tcp.write(0, &data);
     assert_same("32 MiB at once", &by_socket.try_read(0, 32 * MIB).unwrap(), &data);
     let refused = by_socket.try_read(0, 32 * MIB + 1);
-    assert!(matches!(refused, Err(Failure::Refused(errno::EINVAL | errno::EOVERFLOW))), "{:?}", refused.map(|_| ()));
+    assert!(
+        matches!(refused, Err(Failure::Refused(errno::EINVAL | errno::EOVERFLOW))),
+        "{:?}",
+        refused.map(|_| ())
+    );
 }

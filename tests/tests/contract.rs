@@ -34,9 +34,10 @@ fn the_places_of_a_data_directory() {
 fn a_second_daemon_is_refused() {
     let bed = Bed::new();
     let setup = bed.daemon("a");
-    let first = setup.clone().start();
+    let first = setup.start();
     let data_dir = first.seen_data_dir();
-    let Err((status, log)) = bed.daemon("b").arg("--data-dir").arg(data_dir.to_str().unwrap()).try_start() else {
+    let Err((status, log)) = bed.daemon("b").arg("--data-dir").arg(data_dir.to_str().unwrap()).try_start()
+    else {
         panic!("two daemons on one directory")
     };
     // Given twice, the argument itself is wrong; what counts is the next one.
@@ -86,12 +87,18 @@ fn it_tells_systemd_when_it_is_ready() {
     let notify = bed.path("notify");
     let socket = UnixDatagram::bind(&notify).unwrap();
     socket.set_read_timeout(Some(blockd_tests::PATIENCE)).unwrap();
-    let daemon = bed.daemon("a").env("NOTIFY_SOCKET", notify.to_str().unwrap()).arg("--log-format").arg("json").start();
+    let daemon = bed
+        .daemon("a")
+        .env("NOTIFY_SOCKET", notify.to_str().unwrap())
+        .arg("--log-format")
+        .arg("json")
+        .start();
     let mut told = String::new();
     let mut hear = |wanted: &str| {
         while !told.contains(wanted) {
             let mut message = [0; 4096];
-            let len = socket.recv(&mut message).unwrap_or_else(|error| panic!("no {wanted} but {told:?}: {error}"));
+            let len =
+                socket.recv(&mut message).unwrap_or_else(|error| panic!("no {wanted} but {told:?}: {error}"));
             told += std::str::from_utf8(&message[..len]).unwrap();
         }
     };
@@ -138,7 +145,10 @@ fn exit_statuses_and_documents() {
     ] {
         let (code, document) = ctl.document(args);
         // Without any credentials a backup cannot begin, whatever the volume.
-        assert!(code == 2 || (args.contains(&"backup") && [2, 4].contains(&code)), "{args:?}: {code} {document:#}");
+        assert!(
+            code == 2 || (args.contains(&"backup") && [2, 4].contains(&code)),
+            "{args:?}: {code} {document:#}"
+        );
         assert!(document["error"]["message"].is_string(), "{args:?}: {document:#}");
     }
     ctl.create_volume("vol", "1MiB");
@@ -195,7 +205,10 @@ fn commands_as_people_know_them() {
     assert_eq!(uri.trim_end(), daemon.uri("vol"));
     daemon.nbd("vol").write(0, &[1; 8192]);
     let said = text(&["cloudsnap", "backup", "vol"]);
-    let task = said.trim_end().strip_prefix("Cloudsnap backup started successfully with id: ").unwrap_or_else(|| panic!("{said}"));
+    let task = said
+        .trim_end()
+        .strip_prefix("Cloudsnap backup started successfully with id: ")
+        .unwrap_or_else(|| panic!("{said}"));
     let task = ctl.wait_task(task);
     assert_eq!(task.state(), "Backup-Done");
     let said = text(&["cs", "backup", "--volume", "vol", "--full", "--wait"]);
@@ -206,14 +219,20 @@ fn commands_as_people_know_them() {
     assert_eq!(table.lines().count(), 3, "{table}");
     let table = text(&["cloudsnap", "status"]);
     let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
-    assert_eq!(head, ["NAME", "SOURCEVOLUME", "STATE", "NODE", "BYTES-PROCESSED", "TIME-ELAPSED", "COMPLETED"]);
+    assert_eq!(
+        head,
+        ["NAME", "SOURCEVOLUME", "STATE", "NODE", "BYTES-PROCESSED", "TIME-ELAPSED", "COMPLETED"]
+    );
 
     let entry = &ctl.json(&["cs", "list", "--max", "1"])[0];
     for field in ["ID", "SrcVolumeID", "SrcVolumeName", "Timestamp", "Metadata", "Status"] {
         assert!(!entry[field].is_null(), "{field} is missing in {entry:#}");
     }
     let (cluster, rest) = entry["ID"].as_str().unwrap().split_once('/').unwrap();
-    assert_eq!(cluster, ctl.json(&["status"])["clusterId"].as_str().or(ctl.json(&["status"])["cluster"].as_str()).unwrap());
+    assert_eq!(
+        cluster,
+        ctl.json(&["status"])["clusterId"].as_str().or(ctl.json(&["status"])["cluster"].as_str()).unwrap()
+    );
     assert!(rest.starts_with(entry["SrcVolumeID"].as_str().unwrap()));
     for field in ["bytesProcessed", "bytesUploaded", "bytesDirty", "freezeStallMicros"] {
         assert!(task.0[field].is_u64(), "{field} is missing in {:#}", task.0);
@@ -246,7 +265,8 @@ fn the_credentials_may_be_left_out_if_they_are_the_only_ones() {
     assert_eq!(ctl.fails(&["cs", "backup", "vol"], 2)["code"], "credential_required");
     assert_eq!(ctl.fails(&["cs", "restore", "--snap", first.snap()], 2)["code"], "credential_required");
     let second = ctl.backup_with("vol", &["--cred-id", "two"]);
-    let restored = ctl.json(&["cs", "restore", "--snap", second.snap(), "--volume", "again", "--cr", "two", "--wait"]);
+    let restored =
+        ctl.json(&["cs", "restore", "--snap", second.snap(), "--volume", "again", "--cr", "two", "--wait"]);
     assert_eq!(restored["state"], "Restore-Done");
     let all = ctl.json(&["cs", "list"]);
     assert_eq!(all.as_array().unwrap().len(), 2, "a list takes in every place: {all:#}");
@@ -275,9 +295,15 @@ fn local_snapshots() {
         ctl.json(&["snapshot", "delete", name]);
     }
     let task = ctl.backup("vol");
-    assert_eq!(task.number("bytesDirty"), 4 * 64 * KIB, "snapshots of people change nothing of what a backup carries");
+    assert_eq!(
+        task.number("bytesDirty"),
+        4 * 64 * KIB,
+        "snapshots of people change nothing of what a backup carries"
+    );
     // One snapshot is kept: its layer and what lies above stay apart, all else becomes one.
-    wait_for("the layers to be merged", || (ctl.volume("vol")["layers"].as_u64().unwrap() <= 3).then_some(()));
+    wait_for("the layers to be merged", || {
+        (ctl.volume("vol")["layers"].as_u64().unwrap() <= 3).then_some(())
+    });
     assert_same("after the merge", &client.read_all(), &before);
     ctl.restore(task.snap(), "again");
     assert_same("what was restored", &daemon.content("again"), &before);
@@ -329,14 +355,40 @@ fn secrets_stay_secret() {
     run(&ctl, &[&local[..], &["--encryption-passphrase-file", file.to_str().unwrap()]].concat(), 0);
     let other = ["credentials", "create", "env", "--provider", "local", "--path", dir];
     run(&ctl.clone().env("BLOCKD_ENCRYPTION_PASSPHRASE", PASSPHRASE), &other, 0);
-    let s3 = ["credentials", "create", "s3", "--provider", "s3", "--s3-endpoint", "127.0.0.1:9", "--bucket", "b", "--s3-disable-ssl"];
-    run(&ctl, &[&s3[..], &["--s3-access-key", "key", "--s3-secret-key", SECRET, "--encryption-passphrase", PASSPHRASE]].concat(), 1);
+    let s3 = [
+        "credentials",
+        "create",
+        "s3",
+        "--provider",
+        "s3",
+        "--s3-endpoint",
+        "127.0.0.1:9",
+        "--bucket",
+        "b",
+        "--s3-disable-ssl",
+    ];
+    run(
+        &ctl,
+        &[
+            &s3[..],
+            &["--s3-access-key", "key", "--s3-secret-key", SECRET, "--encryption-passphrase", PASSPHRASE],
+        ]
+        .concat(),
+        1,
+    );
     run(&ctl.clone().env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", SECRET), &s3, 1);
     ctl.create_volume("vol", "1MiB");
     daemon.nbd("vol").write(0, &[3; 4096]);
     let flags = ["--cred-id", "nas"];
     let task = ctl.backup_with("vol", &flags);
-    for args in [&["credentials", "list"][..], &["credentials", "validate", "nas"], &["status"], &["cs", "list"], &["cs", "status"], &["cs", "inspect", task.snap()]] {
+    for args in [
+        &["credentials", "list"][..],
+        &["credentials", "validate", "nas"],
+        &["status"],
+        &["cs", "list"],
+        &["cs", "status"],
+        &["cs", "inspect", task.snap()],
+    ] {
         run(&ctl, args, 0);
     }
     assert_free_of_secrets("the output of blockctl", said.as_bytes());

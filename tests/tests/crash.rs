@@ -83,7 +83,16 @@ fn fio_verifies_after_kills() {
     for _ in 0..4 {
         // With one request at a time the order is the seed's, so that the number of acknowledged writes says which ones.
         let seed = format!("--randseed={}", rng.below(1 << 31));
-        let common = ["--rw=randwrite", "--bsrange=512-64k", "--bs_unaligned=0", "--verify=crc32c", "--size=64M", "--iodepth=1", "--do_verify=0", &seed];
+        let common = [
+            "--rw=randwrite",
+            "--bsrange=512-64k",
+            "--bs_unaligned=0",
+            "--verify=crc32c",
+            "--size=64M",
+            "--iodepth=1",
+            "--do_verify=0",
+            &seed,
+        ];
         let before = written(&daemon.ctl(), "vol");
         let fio = Fio::start(bed.dir(), &daemon.uri("vol"), &common);
         let until = before + rng.between(50, 1200);
@@ -95,7 +104,8 @@ fn fio_verifies_after_kills() {
         assert!(acknowledged + before >= until, "fio knows of {acknowledged} writes only:\n{}", ended.text());
         daemon = setup.start();
         let number = format!("--number_ios={acknowledged}");
-        let mut again: Vec<&str> = common.iter().copied().filter(|arg| !arg.starts_with("--do_verify")).collect();
+        let mut again: Vec<&str> =
+            common.iter().copied().filter(|arg| !arg.starts_with("--do_verify")).collect();
         again.extend(["--verify_only=1", &number]);
         Fio::start(bed.dir(), &daemon.uri("vol"), &again).wait().must_succeed();
         let ctl = daemon.ctl();
@@ -112,7 +122,16 @@ fn fio_with_many_requests_reads_nothing_wrong() {
     daemon.ctl().create_volume("vol", "96MiB");
     for _ in 0..3 {
         let seed = format!("--randseed={}", rng.below(1 << 31));
-        let load = ["--rw=randwrite", "--bsrange=4k-128k", "--size=96M", "--iodepth=32", "--verify=crc32c", "--verify_backlog=256", "--fsync=64", &seed];
+        let load = [
+            "--rw=randwrite",
+            "--bsrange=4k-128k",
+            "--size=96M",
+            "--iodepth=32",
+            "--verify=crc32c",
+            "--verify_backlog=256",
+            "--fsync=64",
+            &seed,
+        ];
         let fio = Fio::start(bed.dir(), &daemon.uri("vol"), &load);
         let until = written(&daemon.ctl(), "vol") + rng.between(50, 800);
         wait_for("fio to write", || (written(&daemon.ctl(), "vol") >= until).then_some(()));
@@ -125,7 +144,11 @@ fn fio_with_many_requests_reads_nothing_wrong() {
 
 /// Packs that are complete, by their versions.
 fn packs(store: &Store) -> BTreeMap<String, store::Version> {
-    store.objects("blockd/data/").into_iter().filter(|(key, _)| store::name(key).starts_with("pack-")).collect()
+    store
+        .objects("blockd/data/")
+        .into_iter()
+        .filter(|(key, _)| store::name(key).starts_with("pack-"))
+        .collect()
 }
 
 #[test]
@@ -154,7 +177,10 @@ fn a_killed_backup_goes_on_without_sending_again() {
         kept.extend(known.into_iter().take(wanted - 1));
     }
     let ctl = daemon.ctl();
-    assert!(store.keys("blockd/manifests/").is_empty() || ctl.task(&task).is_over(), "a manifest before the end");
+    assert!(
+        store.keys("blockd/manifests/").is_empty() || ctl.task(&task).is_over(),
+        "a manifest before the end"
+    );
     let task = ctl.wait_task(&task);
     assert_eq!(task.state(), "Backup-Done", "{task:?}");
     assert_eq!(task.number("resumed"), kills, "{task:?}");
@@ -208,7 +234,10 @@ fn backups_and_restores_killed_anywhere_come_to_their_end() {
         let volumes = ctl.json(&["volume", "list"]);
         assert_eq!(volumes.as_array().map(Vec::len), Some(2), "{volumes:#}");
         ctl.json(&["volume", "delete", "compare"]);
-        assert!(ctl.json(&["snapshot", "list"]).as_array().unwrap().is_empty(), "a snapshot of a backup is left");
+        assert!(
+            ctl.json(&["snapshot", "list"]).as_array().unwrap().is_empty(),
+            "a snapshot of a backup is left"
+        );
     }
 }
 
@@ -236,7 +265,11 @@ fn a_stop_keeps_the_dirty_set_exact() {
         let before = client.read_all();
         daemon = daemon.stop().start();
         drop(client);
-        assert!(!daemon.log().to_lowercase().contains("recover"), "a clean stop needs no recovery:\n{}", daemon.log());
+        assert!(
+            !daemon.log().to_lowercase().contains("recover"),
+            "a clean stop needs no recovery:\n{}",
+            daemon.log()
+        );
         assert_eq!(daemon.ctl().volume("vol")["dirtyBytes"], dirty, "after the stop");
         assert_same("after the stop", &daemon.content("vol"), &before);
         let task = daemon.ctl().backup("vol");
@@ -265,7 +298,11 @@ fn a_stop_under_load_loses_nothing() {
         daemon.stop()
     });
     let daemon = setup.start();
-    assert!(!daemon.log().to_lowercase().contains("recover"), "a clean stop needs no recovery:\n{}", daemon.log());
+    assert!(
+        !daemon.log().to_lowercase().contains("recover"),
+        "a clean stop needs no recovery:\n{}",
+        daemon.log()
+    );
     let mut client = daemon.nbd("vol");
     regions.iter_mut().for_each(|region| region.check(&mut client));
     let task = daemon.ctl().backup("vol");

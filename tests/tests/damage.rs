@@ -79,7 +79,8 @@ impl Damaged {
 /// Bits all over an object: in its head, its middle, and its end.
 fn places(content: &[u8], rng: &mut Rng) -> Vec<u64> {
     let bits = content.len() as u64 * 8;
-    let mut places: Vec<u64> = [0, 8 * 9, 8 * 13, 8 * 30, 8 * 63 + 7, 8 * 64, 8 * 90].into_iter().filter(|at| *at < bits).collect();
+    let mut places: Vec<u64> =
+        [0, 8 * 9, 8 * 13, 8 * 30, 8 * 63 + 7, 8 * 64, 8 * 90].into_iter().filter(|at| *at < bits).collect();
     places.extend([bits / 2, bits - 8 * 20, bits - 1]);
     places.extend((0..3).map(|_| rng.below(bits)));
     places
@@ -92,7 +93,11 @@ fn every_kind_of_object(test: &str, passphrase: Option<&'static str>) {
     let full = store.data_of(damaged.full.snap());
     let incremental = store.data_of(damaged.incremental.snap());
     assert_eq!((full.len(), incremental.len()), (3, 2), "packs and index: {full:?} {incremental:?}");
-    for (key, victim) in full.iter().map(|key| (key, &damaged.full)).chain(incremental.iter().map(|key| (key, &damaged.incremental))) {
+    for (key, victim) in full
+        .iter()
+        .map(|key| (key, &damaged.full))
+        .chain(incremental.iter().map(|key| (key, &damaged.incremental)))
+    {
         let whole = store.read(key);
         for bit in places(&whole, &mut rng) {
             store.flip(key, bit);
@@ -114,7 +119,10 @@ fn every_kind_of_object(test: &str, passphrase: Option<&'static str>) {
             store.flip(&key, bit);
             eprintln!("bit {bit} of {key}");
             damaged.forget();
-            assert!(!damaged.ctl().done_cloudsnaps().iter().any(|id| id == victim.snap()), "listed as Done: {key}");
+            assert!(
+                !damaged.ctl().done_cloudsnaps().iter().any(|id| id == victim.snap()),
+                "listed as Done: {key}"
+            );
             let error = damaged.ctl().restore_fails(victim.snap(), "broken");
             assert_names(&error, &[victim.snap()]);
             store.replace(&key, &whole);
@@ -157,7 +165,12 @@ fn truncated_missing_and_swapped_objects() {
         let store = &damaged.store;
         let full = store.data_of(damaged.full.snap());
         let incremental = store.data_of(damaged.incremental.snap());
-        for (key, victim) in [(&full[0], &damaged.full), (&full[1], &damaged.full), (&full[2], &damaged.full), (&incremental[1], &damaged.incremental)] {
+        for (key, victim) in [
+            (&full[0], &damaged.full),
+            (&full[1], &damaged.full),
+            (&full[2], &damaged.full),
+            (&incremental[1], &damaged.incremental),
+        ] {
             let whole = store.read(key);
             for len in [0, 1, 63, 64, whole.len() / 2, whole.len() - 1] {
                 store.replace(key, &whole[..len]);
@@ -192,7 +205,11 @@ fn truncated_missing_and_swapped_objects() {
         store.replace(&manifests[0], &b);
         store.replace(&manifests[1], &a);
         damaged.forget();
-        assert_eq!(damaged.ctl().done_cloudsnaps(), Vec::<String>::new(), "manifests in each other's place are listed");
+        assert_eq!(
+            damaged.ctl().done_cloudsnaps(),
+            Vec::<String>::new(),
+            "manifests in each other's place are listed"
+        );
         for task in [&damaged.full, &damaged.incremental] {
             let error = damaged.ctl().restore_fails(task.snap(), "broken");
             assert_names(&error, &[task.snap()]);
@@ -221,7 +238,11 @@ fn passphrases() {
         args.extend(more);
         let error = ctl.fails(&args, 1);
         assert_eq!(error["code"], code, "{error:#}");
-        assert_eq!(ctl.json(&["credentials", "list"]).as_array().unwrap().len(), 0, "credentials that do not work are kept");
+        assert_eq!(
+            ctl.json(&["credentials", "list"]).as_array().unwrap().len(),
+            0,
+            "credentials that do not work are kept"
+        );
         error
     };
     let error = create(&store, &["--encryption-passphrase", "the wrong one"], "wrong_passphrase");
@@ -246,7 +267,22 @@ fn stores_that_are_not_there() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = listener.local_addr().unwrap().to_string();
     drop(listener);
-    let s3 = ["credentials", "create", "s3", "--provider", "s3", "--s3-endpoint", &endpoint, "--s3-access-key", "k", "--s3-secret-key", "planted-secret", "--bucket", "b", "--s3-disable-ssl"];
+    let s3 = [
+        "credentials",
+        "create",
+        "s3",
+        "--provider",
+        "s3",
+        "--s3-endpoint",
+        &endpoint,
+        "--s3-access-key",
+        "k",
+        "--s3-secret-key",
+        "planted-secret",
+        "--bucket",
+        "b",
+        "--s3-disable-ssl",
+    ];
     let error = ctl.fails(&s3, 1);
     assert_eq!(error["code"], "store_unreachable", "{error:#}");
     assert_names(&error, &[&endpoint]);
@@ -269,7 +305,10 @@ fn stores_that_are_not_there() {
     assert_eq!(ctl.fails(&["credentials", "validate", "nas"], 1)["code"], "bucket_missing");
     std::fs::rename(&away, store.dir()).unwrap();
     assert_eq!(ctl.done_cloudsnaps(), [full.snap()], "a backup that failed is listed");
-    assert!(ctl.json(&["snapshot", "list"]).as_array().unwrap().is_empty(), "a snapshot of a failed backup is left");
+    assert!(
+        ctl.json(&["snapshot", "list"]).as_array().unwrap().is_empty(),
+        "a snapshot of a failed backup is left"
+    );
     // What the failed one should have carried is still dirty.
     let next = ctl.backup("vol");
     assert_eq!((next.is_incremental(), next.number("bytesDirty")), (true, 4096));
@@ -293,10 +332,14 @@ fn the_store_is_full() {
     assert_eq!(document["error"]["code"], "store_full", "{document:#}");
     assert_names(&document["error"], &[small.to_str().unwrap()]);
     assert_eq!(ctl.done_cloudsnaps(), Vec::<String>::new());
-    assert!(ctl.json(&["snapshot", "list"]).as_array().unwrap().is_empty(), "a snapshot of a failed backup is left");
+    assert!(
+        ctl.json(&["snapshot", "list"]).as_array().unwrap().is_empty(),
+        "a snapshot of a failed backup is left"
+    );
     // With less to carry there is room, when what is left of the failed one is out of the way.
     client.zero(0, 46 * MIB);
-    let seen = std::path::PathBuf::from(format!("/proc/{}/root", daemon.pid())).join(small.strip_prefix("/").unwrap());
+    let seen = std::path::PathBuf::from(format!("/proc/{}/root", daemon.pid()))
+        .join(small.strip_prefix("/").unwrap());
     let left = Store::create(&seen);
     for key in left.keys("blockd/data/") {
         std::fs::remove_file(left.path(&key)).unwrap();
@@ -330,10 +373,19 @@ fn the_data_directory_is_full() {
     ctl.create_volume("vol", "96MiB");
     let mut client = daemon.nbd("vol");
     let mut content = vec![0; 96 * MIB as usize];
-    assert_eq!(write_until_full(&mut client, &mut rng, &mut content), errno::ENOSPC, "a full disk must be told as such");
-    let acknowledged = content.chunks(MIB as usize).take_while(|piece| piece.iter().any(|byte| *byte != 0)).count() as u64;
+    assert_eq!(
+        write_until_full(&mut client, &mut rng, &mut content),
+        errno::ENOSPC,
+        "a full disk must be told as such"
+    );
+    let acknowledged =
+        content.chunks(MIB as usize).take_while(|piece| piece.iter().any(|byte| *byte != 0)).count() as u64;
     assert!(acknowledged >= 16, "only {acknowledged} MiB of 48 could be used");
-    assert_same("what was acknowledged", &client.read(0, acknowledged * MIB), &content[..(acknowledged * MIB) as usize]);
+    assert_same(
+        "what was acknowledged",
+        &client.read(0, acknowledged * MIB),
+        &content[..(acknowledged * MIB) as usize],
+    );
     ctl.json(&["status"]);
     // Space that is given back can be used again.
     client.trim(0, 96 * MIB);

@@ -55,8 +55,15 @@ fn an_incremental_uploads_and_reads_what_is_dirty() {
         assert!(stored <= limit, "{blocks} blocks: {stored} bytes were stored, more than {limit}");
         // Both ways of counting may see the same read, and tasks, catalog and manifests are read as well.
         let most = 2 * bytes + 8 * MIB;
-        assert!(read <= most, "{blocks} blocks: {read} bytes were read, more than {most}: is the volume scanned?");
-        assert_eq!((task.requests("list"), task.requests("head")), (0, 0), "a backup lists and asks for nothing");
+        assert!(
+            read <= most,
+            "{blocks} blocks: {read} bytes were read, more than {most}: is the volume scanned?"
+        );
+        assert_eq!(
+            (task.requests("list"), task.requests("head")),
+            (0, 0),
+            "a backup lists and asks for nothing"
+        );
         assert!(task.requests("put") <= 4, "{blocks} blocks: {task:?}");
     }
     let last = ctl.backup("vol");
@@ -149,7 +156,11 @@ fn sixteen_tebibytes_with_few_blocks() {
         assert_same(&format!("the block at {place}"), &restored.read(*place, BLOCK), data);
         let beside = if *place >= BLOCK { place - BLOCK } else { place + BLOCK };
         if !places.contains(&beside) {
-            assert_same("a block that was never written", &restored.read(beside, BLOCK), &[0; BLOCK as usize]);
+            assert_same(
+                "a block that was never written",
+                &restored.read(beside, BLOCK),
+                &[0; BLOCK as usize],
+            );
         }
     }
     let allocated = ctl.volume("again")["allocatedBytes"].as_u64().unwrap();
@@ -171,15 +182,24 @@ fn the_policy_of_full_backups() {
         ctl.backup_with("vol", flags).is_incremental()
     };
     let kinds: Vec<bool> = (0..7).map(|_| next(&[])).collect();
-    assert_eq!(kinds, [false, true, true, false, true, true, false], "every 3rd is full, as the setting says");
+    assert_eq!(
+        kinds,
+        [false, true, true, false, true, true, false],
+        "every 3rd is full, as the setting says"
+    );
     assert!(next(&[]) && !next(&["--full"]), "--full makes a full one at will");
     assert_eq!([next(&[]), next(&[]), next(&[])], [true, true, false], "and the count starts anew");
     // Another place has a chain of its own.
     ctl.add_local("other", other.dir(), None);
     assert!(!next(&["--cred-id", "other"]), "the first one to a place is full");
     assert!(next(&["--cred-id", "other"]) && next(&["--cred-id", "nas"]));
-    let ids: Vec<String> = ctl.json(&["cloudsnap", "list", "--cred-id", "nas"]).as_array().unwrap().iter()
-        .map(|entry| entry["ID"].as_str().unwrap().to_owned()).collect();
+    let ids: Vec<String> = ctl
+        .json(&["cloudsnap", "list", "--cred-id", "nas"])
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["ID"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(ids.len(), 13);
     assert_eq!(ids.iter().filter(|id| id.ends_with("-incr")).count(), 8, "{ids:?}");
 }

@@ -12,7 +12,8 @@ use std::net::SocketAddr;
 const PASSPHRASE: &str = "planted-passphrase-0c77";
 
 fn add(ctl: &Ctl, endpoint: SocketAddr) {
-    let (code, document) = Seaweed::add_credentials(ctl, "s3", endpoint, &[("--encryption-passphrase", PASSPHRASE)]);
+    let (code, document) =
+        Seaweed::add_credentials(ctl, "s3", endpoint, &[("--encryption-passphrase", PASSPHRASE)]);
     assert_eq!(code, 0, "{document:#}");
 }
 
@@ -21,7 +22,11 @@ fn refused(ctl: &Ctl, server: &Seaweed, changes: &[(&str, &str)]) -> Value {
     assert_eq!(code, 1, "{changes:?}: {document:#}");
     let text = document.to_string();
     assert!(!text.contains(seaweed::SECRET_KEY) && !text.contains(PASSPHRASE), "{text}");
-    assert_eq!(ctl.json(&["credentials", "list"]).as_array().unwrap().len(), 0, "credentials that do not work are kept");
+    assert_eq!(
+        ctl.json(&["credentials", "list"]).as_array().unwrap().len(),
+        0,
+        "credentials that do not work are kept"
+    );
     document["error"].clone()
 }
 
@@ -46,7 +51,10 @@ fn the_main_job() {
 
     add(&ctl, server.address());
     let credentials = ctl.json(&["credentials", "list"]);
-    assert_eq!((&credentials[0]["encryption"], &credentials[0]["conditionalPut"]), (&true.into(), &true.into()));
+    assert_eq!(
+        (&credentials[0]["encryption"], &credentials[0]["conditionalPut"]),
+        (&true.into(), &true.into())
+    );
     assert_eq!(credentials[0]["bucket"], seaweed::BUCKET);
     const SIZE: u64 = 40 * MIB;
     ctl.json(&["volume", "create", "vol", "--size", "40MiB", "--label", "app=db,tier=gold"]);
@@ -125,7 +133,8 @@ fn a_killed_backup_goes_on_without_sending_again() {
     proxy.judge(move |seen, _| gets_stuck(seen).then_some(Fault::Hold));
     let task = daemon.ctl().start_backup("vol");
     proxy.wait_for_held(2);
-    let committed: Vec<Seen> = proxy.seen().into_iter().filter(|seen| is_pack(seen) && !gets_stuck(seen)).collect();
+    let committed: Vec<Seen> =
+        proxy.seen().into_iter().filter(|seen| is_pack(seen) && !gets_stuck(seen)).collect();
     assert_eq!(committed.len(), 3, "{committed:?}");
     let setup = daemon.kill();
     proxy.judge(|_, _| None);
@@ -163,7 +172,9 @@ fn a_network_that_fails() {
         _ => None,
     });
     let task = ctl.backup("vol");
-    proxy.judge(|seen, _| (seen.method == "PUT" && seen.path.contains("/manifests/")).then_some(Fault::LostReply));
+    proxy.judge(|seen, _| {
+        (seen.method == "PUT" && seen.path.contains("/manifests/")).then_some(Fault::LostReply)
+    });
     daemon.nbd("vol").write(0, &content[MIB as usize..MIB as usize + 4096]);
     let wanted = daemon.content("vol");
     // The reply to the commit is lost every time: whatever the task says, the list must say the same.
@@ -186,7 +197,10 @@ fn a_network_that_fails() {
     let before = ctl.volume("vol")["lastBackups"].clone();
     let (code, document) = ctl.document(&["cloudsnap", "backup", "vol", "--wait"]);
     assert_eq!((code, &document["state"]), (1, &"Backup-Failed".into()), "{document:#}");
-    assert!(document["error"]["message"].as_str().unwrap().contains(&proxy.address().to_string()), "{document:#}");
+    assert!(
+        document["error"]["message"].as_str().unwrap().contains(&proxy.address().to_string()),
+        "{document:#}"
+    );
     assert_eq!(ctl.volume("vol")["lastBackups"], before);
     proxy.judge(|_, _| None);
     let last = ctl.backup("vol");

@@ -457,7 +457,7 @@ impl Core {
                 task.base == Some(id) || undecided || task.cloudsnap.snapshot == id.snapshot
             }
         };
-        if let Some(task) = self.tasks.running().into_iter().find(uses).filter(|_| false) {
+        if let Some(task) = self.tasks.running().into_iter().find(uses) {
             let message =
                 format!("cloud snapshot {id} is used by {} task {}: wait for it to end", task.kind, task.id);
             return Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message));

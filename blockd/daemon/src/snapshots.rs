@@ -71,7 +71,7 @@ impl Core {
                 row.created = now;
                 row.epoch = frozen.epoch;
                 row.dirty_bytes = frozen.dirty_blocks * blockd_extent::BLOCK_SIZE_BYTES;
-                row.freeze_stall_micros = u64::try_from(frozen.stall.as_micros()).unwrap_or(u64::MAX);
+                row.freeze_stall_micros = micros_up(frozen.stall);
                 let ready = row.clone();
                 self.db.run(move |tx| ready.update(tx)).await?;
                 Ok(row)

@@ -446,6 +446,8 @@ mod tests {
     async fn behaves_like_a_store() {
         let dir = tempfile::tempdir().unwrap();
         crate::testing::store_suite(&LocalStore::open(dir.path()).unwrap()).await;
+        let found = crate::store::probe(&LocalStore::open(dir.path()).unwrap()).await.unwrap();
+        assert!(found.conditional_put);
         let left = walk(dir.path());
         assert!(left.iter().all(|name| !name.starts_with('.')), "left behind: {left:?}");
     }
