@@ -109,10 +109,10 @@ pub struct ListCloudsnaps {
     /// Only of this volume, which need not exist any more: its name or id as the backup has it.
     #[serde(default)]
     pub src: Option<VolumeRef>,
-    /// Of this cluster; of the daemon's own otherwise.
+    /// Only of this cluster; of all clusters otherwise.
     #[serde(default)]
     pub cluster: Option<Uuid>,
-    /// Of all clusters.
+    /// Of all clusters, as without `cluster`: what a host lists that was just set up to bring another one's volumes back.
     #[serde(default)]
     pub all: bool,
     /// Only those in this state; [`CloudsnapStatus::Done`] otherwise.

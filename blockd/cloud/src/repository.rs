@@ -285,7 +285,8 @@ impl Repository {
             // All attempts may have been carried out without an answer arriving: then it is a snapshot.
             Err(error) => match self.manifest(&manifest.id()).await {
                 Ok(found)
-                    if found.delta.salt == manifest.delta.salt && found.delta.key_id == manifest.delta.key_id =>
+                    if found.delta.salt == manifest.delta.salt
+                        && found.delta.key_id == manifest.delta.key_id =>
                 {
                     Ok(found)
                 }

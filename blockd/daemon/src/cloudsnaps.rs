@@ -94,8 +94,8 @@ impl Core {
         };
         let cluster = match (&query.cloudsnap_id, query.cluster) {
             (Some(id), _) => Some(id.cluster),
-            (None, Some(cluster)) => Some(cluster),
-            (None, None) => (!query.all).then_some(self.cluster),
+            // Without one: whoever has the bucket and the passphrase sees what is in it.
+            (None, cluster) => cluster,
         };
         let volume = match (&query.cloudsnap_id, &query.src) {
             (Some(id), _) => Some(id.volume),

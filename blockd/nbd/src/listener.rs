@@ -26,8 +26,8 @@ const KEEPALIVE_PROBES: u32 = 4;
 
 /// The kernel takes the ring of a killed server down some time after the process is gone. Until then its sockets keep
 /// their addresses and even take connections, but nobody greets.
-const TEARDOWN_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 10_000 });
-const GREETING_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
+const TEARDOWN_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 3_000 });
+const GREETING_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 300 });
 const TEARDOWN_POLL: Duration = Duration::from_millis(20);
 
 /// A listening socket.

@@ -231,7 +231,7 @@ mod tests {
     #[tokio::test]
     async fn each_failing_step_is_named() {
         for (operation, word) in
-            [(0, "store an object"), (1, "as it was stored"), (2, "range"), (3, "replace")]
+            [(0, "list"), (1, "store an object"), (2, "as it was stored"), (3, "range"), (4, "replace")]
         {
             let faults = FaultStore::new(Arc::new(MemoryStore::default()));
             faults.fail_at(operation, Fault::BeforeApply);
@@ -241,7 +241,7 @@ mod tests {
             assert_eq!(faults.list("").await.unwrap(), [], "left behind after failing to {word}");
         }
         let faults = FaultStore::new(Arc::new(MemoryStore::default()));
-        faults.fail_at(1, Fault::FlipBit);
+        faults.fail_at(2, Fault::FlipBit);
         let error = probe(&faults).await.unwrap_err();
         assert!(error.to_string().contains("other bytes came back"), "{error}");
     }

@@ -21,7 +21,7 @@ const LIST_HELP: &str = "\
 Examples:
   blockctl cloudsnap list
   blockctl cs list --src db --max 3
-  blockctl cs list --all --label app=web
+  blockctl cs list --label app=web
   blockctl -j cs list --cloudsnap-id ID";
 
 const INSPECT_HELP: &str = "\
@@ -104,7 +104,7 @@ impl BackupArgs {
 /// `cloudsnap list`
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// List those of all clusters
+    /// List those of all clusters: the default
     #[arg(short, long, conflicts_with = "cluster")]
     pub all: bool,
     /// List those of this volume only, by the name or id it had
@@ -113,7 +113,7 @@ pub struct ListArgs {
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,
-    /// List those of this cluster; that of blockd without it
+    /// List those of this cluster only
     #[arg(short, long, value_name = "UUID")]
     pub cluster: Option<Uuid>,
     /// List those in this state; Done without it

@@ -140,7 +140,6 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
         max: args.max,
     };
     let list = context.client.list_cloudsnaps(&query).await?;
-    let own_cluster_only = !query.all && query.cluster.is_none() && query.cloudsnap_id.is_none();
     let output = context.output;
     if output.is_json() {
         output.document(&entries(&list)?)?;
@@ -155,10 +154,6 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
             "warning: the list lacks what is under credentials {}: {}",
             failed.name, failed.error
         ));
-    }
-    let nothing = list.cloudsnaps.is_empty() && list.damaged.is_empty() && list.failed_credentials.is_empty();
-    if nothing && own_cluster_only && !output.is_json() {
-        output.note("Nothing in this cluster; --all lists cloud snapshots of all clusters.");
     }
     let shown = list.cloudsnaps.len() as u64;
     if shown < list.total && !output.is_json() {
