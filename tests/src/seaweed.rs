@@ -98,7 +98,10 @@ impl Seaweed {
             let ended = server.child.try_wait().expect("wait");
             let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
             assert!(ended.is_none(), "SeaweedFS ended:\n{}", log());
-            is_healthy(address).then_some(())
+            // The bucket is made after the server is up; the server's own files tell when.
+            let filer = SocketAddr::from(([127, 0, 0, 1], ports[3]));
+            let serves = answers(address, "/healthz") && answers(filer, &format!("/buckets/{BUCKET}/"));
+            serves.then_some(())
         });
         server
     }
@@ -133,11 +136,15 @@ impl Seaweed {
     }
 }
 
-fn is_healthy(address: SocketAddr) -> bool {
+/// Whether a GET of this path is answered with 200.
+fn answers(address: SocketAddr, path: &str) -> bool {
     let ask = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes())?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply)?;
         Ok(reply.starts_with("HTTP/1.1 200"))
