@@ -47,16 +47,31 @@ impl Flusher {
         state.begun += 1;
         let number = state.begun;
         drop(state);
+        let mut end = End { flusher: self, number, succeeded: false };
         let result = sync();
-        let mut state = self.state.lock();
+        end.succeeded = result.is_ok();
+        drop(end);
+        Ok(result)
+    }
+}
+
+/// Ends a sync, also when it panics: those who wait must not wait for ever.
+struct End<'a> {
+    flusher: &'a Flusher,
+    number: u64,
+    succeeded: bool,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        let mut state = self.flusher.state.lock();
         state.running = false;
-        state.ended = number;
-        if result.is_err() {
-            state.failed = number;
+        state.ended = self.number;
+        if !self.succeeded {
+            state.failed = self.number;
         }
         drop(state);
-        self.changed.notify_all();
-        Ok(result)
+        self.flusher.changed.notify_all();
     }
 }
 

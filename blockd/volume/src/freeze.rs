@@ -16,7 +16,7 @@ use crate::{
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId};
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -54,8 +54,8 @@ impl Volume {
     /// If the volume is closed or has failed, the id is taken, or the disk is full or fails. There is no snapshot then,
     /// and the volume goes on with nothing lost and no dirty block forgotten.
     pub fn freeze(&self, snapshot: SnapshotId) -> Result<Frozen, VolumeError> {
-        self.check_usable()?;
         let mut admin = self.admin.lock();
+        self.check_usable()?;
         if admin.snapshots.iter().any(|entry| entry.id == snapshot) {
             return Err(VolumeError::Busy(format!("volume {} has a snapshot {snapshot} already", self.id)));
         }
@@ -154,6 +154,7 @@ impl Volume {
         meta.intervals.sort_unstable();
         meta.snapshots.extend(snapshot);
         meta.store(&self.dir)?;
+        self.snapshot_count.store(meta.snapshots.len() as u64, Ordering::Relaxed);
         *admin = meta;
 
         let frozen =
@@ -208,6 +209,7 @@ impl Volume {
     /// If there is no such snapshot, somebody reads it, or the disk fails.
     pub fn delete_snapshot(&self, snapshot: SnapshotId) -> Result<(), VolumeError> {
         let mut admin = self.admin.lock();
+        self.check_usable()?;
         let entry = self.find_snapshot(&admin, snapshot)?;
         if self.pins.are_on(entry.epoch) {
             return Err(VolumeError::Busy(format!(
@@ -218,6 +220,7 @@ impl Volume {
         let mut meta = admin.clone();
         meta.snapshots.retain(|entry| entry.id != snapshot);
         meta.store(&self.dir)?;
+        self.snapshot_count.store(meta.snapshots.len() as u64, Ordering::Relaxed);
         *admin = meta;
         Ok(())
     }

@@ -52,6 +52,8 @@ pub(crate) struct Head {
     log: Mutex<HeadLog>,
     /// Whether anything was written since the data was last synced.
     unsynced: AtomicBool,
+    /// Whether a sync failed; set and asked under the lock of the log.
+    lost: AtomicBool,
 }
 
 /// The blocks that the head holds.
@@ -87,17 +89,32 @@ impl Head {
         let data = DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         let map_path = files::map_path(place.dir, epoch);
+        // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
+        // next open: the bits then speak of data that is gone, just as after a power cut.
+        let believe_map = believe_map
+            && match data.sync() {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
+                    crate::data_files::remove_if_there(&map_path)?;
+                    false
+                }
+            };
         let found = match believe_map {
             true => LiveMap::open(&map_path, place.volume, epoch, place.blocks())?,
             false => None,
         };
         let mut unlogged = BlockSet::new();
         let map = match found {
-            Some(found) if found.clean => found.map,
             Some(found) => {
                 unlogged = found.map.held_set();
                 unlogged.subtract(&logged);
-                tracing::info!(volume = %place.volume, blocks = unlogged.len_blocks(), "took over the unsynced blocks of a process that died");
+                if found.clean && !unlogged.is_empty() {
+                    tracing::error!(volume = %place.volume, blocks = unlogged.len_blocks(), "the log lacks blocks of a head that was closed cleanly; the map has them");
+                }
+                if !found.clean {
+                    tracing::info!(volume = %place.volume, blocks = unlogged.len_blocks(), "took over the unsynced blocks of a process that died");
+                }
                 found.map
             }
             None => LiveMap::create(&map_path, place.volume, epoch, place.blocks())?,
@@ -121,6 +138,7 @@ impl Head {
             tracked: Mutex::new(tracked),
             log: Mutex::new(log),
             unsynced: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         }
     }
 
@@ -174,7 +192,11 @@ impl Head {
     /// Sets the bits of blocks whose data is in the page cache: from here on they are found by readers, by the process
     /// after this one, and by the next sync.
     fn note_held(&self, extent: Extent) {
-        self.map.set_held(extent, |new| self.tracked.lock().unlogged.insert_extent(new));
+        if !self.map.holds_all(extent) {
+            // The lock first: whoever finds a bit set may be sure that the next sync knows of its block.
+            let mut tracked = self.tracked.lock();
+            self.map.set_held(extent, |new| tracked.unlogged.insert_extent(new));
+        }
         self.unsynced.store(true, Ordering::Release);
     }
 
@@ -193,6 +215,13 @@ impl Head {
     /// Makes everything acknowledged so far survive a power cut: first the data, then the blocks that have it.
     pub(crate) fn sync(&self) -> Result<(), SyncFailure> {
         let mut log = self.log.lock();
+        if self.lost.load(Ordering::Acquire) {
+            return Err(SyncFailure::Lost(VolumeError::Io {
+                action: "sync",
+                path: std::path::PathBuf::from("a head whose data was lost"),
+                source: rustix::io::Errno::IO.into(),
+            }));
+        }
         // Every block in here has its data in the page cache already, so the sync below covers it.
         let new = {
             let mut tracked = self.tracked.lock();
@@ -201,7 +230,7 @@ impl Head {
             new
         };
         if self.unsynced.swap(false, Ordering::AcqRel) || !new.is_empty() {
-            self.data.sync().map_err(SyncFailure::Lost)?;
+            self.data.sync().map_err(|error| self.lose(error))?;
         }
         if new.is_empty() {
             return Ok(());
@@ -213,7 +242,7 @@ impl Head {
             self.unsynced.store(true, Ordering::Release);
             return Err(match error.kind() {
                 crate::VolumeErrorKind::NoSpace => SyncFailure::Refused(error),
-                _ => SyncFailure::Lost(error),
+                _ => self.lose(error),
             });
         }
         let all = self.tracked.lock();
@@ -225,6 +254,13 @@ impl Head {
             }
         }
         Ok(())
+    }
+
+    /// Data may be lost: whoever waits for this sync or comes later must hear of it, in this process and in the next.
+    fn lose(&self, error: VolumeError) -> SyncFailure {
+        self.lost.store(true, Ordering::Release);
+        self.map.disown();
+        SyncFailure::Lost(error)
     }
 
     /// The sets of a head that takes no more writes and was synced.

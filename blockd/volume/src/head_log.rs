@@ -36,6 +36,8 @@ const HEADER_BYTES: usize = 64;
 const RECORD_HEADER_BYTES: usize = 24;
 /// A log below this size is never worth rewriting.
 const COMPACT_ABOVE_BYTES: u64 = 1 << 20;
+/// How much space is taken beyond the end of the log.
+const ROOM_BYTES: u64 = 256 << 10;
 
 /// The open log of a head.
 pub(crate) struct HeadLog {
@@ -44,6 +46,8 @@ pub(crate) struct HeadLog {
     identity: Identity,
     end_bytes: u64,
     next_record: u64,
+    /// The file was renamed into place, and that is not known to be durable.
+    dir_unsynced: bool,
 }
 
 /// What a log belongs to.
@@ -115,7 +119,24 @@ impl HeadLog {
             .during("create", path)?;
         file.write_all_at(&identity.header(), 0).during("write", path)?;
         file.sync_all().during("sync", path)?;
-        Ok(Self { file, path: path.to_owned(), identity, end_bytes: HEADER_BYTES as u64, next_record: 0 })
+        let log = Self {
+            file,
+            path: path.to_owned(),
+            identity,
+            end_bytes: HEADER_BYTES as u64,
+            next_record: 0,
+            dir_unsynced: false,
+        };
+        log.keep_room();
+        Ok(log)
+    }
+
+    /// Takes space for the next records while there is some, so that a full disk refuses writes rather than flushes.
+    fn keep_room(&self) {
+        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+        if let Err(error) = rustix::fs::fallocate(&self.file, flags, self.end_bytes, ROOM_BYTES) {
+            tracing::debug!(%error, "no room could be kept for the log of the head");
+        }
     }
 
     /// Opens a log and returns all blocks that it names.
@@ -132,8 +153,14 @@ impl HeadLog {
         if bytes.get(..HEADER_BYTES) != Some(&identity.header()) {
             return Err(damaged("its header is not that of this head's log".into()));
         }
-        let mut log =
-            Self { file, path: path.to_owned(), identity, end_bytes: HEADER_BYTES as u64, next_record: 0 };
+        let mut log = Self {
+            file,
+            path: path.to_owned(),
+            identity,
+            end_bytes: HEADER_BYTES as u64,
+            next_record: 0,
+            dir_unsynced: false,
+        };
         let mut held = BlockSet::new();
         while let Some((set, len)) = identity.parse(&bytes[log.end_bytes as usize..], log.next_record) {
             held.union_with(&set);
@@ -142,6 +169,9 @@ impl HeadLog {
         }
         log.refuse_hidden_records(&bytes[log.end_bytes as usize..])?;
         log.file.set_len(log.end_bytes).during("cut the torn end off", path)?;
+        // A record may have been read from the page cache of a process that died before its own sync.
+        log.file.sync_all().during("sync", path)?;
+        log.keep_room();
         Ok((log, held))
     }
 
@@ -168,8 +198,12 @@ impl HeadLog {
         let record = self.identity.record(self.next_record, blocks);
         self.file.write_all_at(&record, self.end_bytes).during("append to", &self.path)?;
         self.file.sync_data().during("sync", &self.path)?;
+        self.sync_name()?;
         self.end_bytes += record.len() as u64;
         self.next_record += 1;
+        if self.end_bytes / ROOM_BYTES != (self.end_bytes - record.len() as u64) / ROOM_BYTES {
+            self.keep_room();
+        }
         Ok(())
     }
 
@@ -184,11 +218,19 @@ impl HeadLog {
         let mut new = Self::create(&new_path, self.identity)?;
         new.append(all)?;
         std::fs::rename(&new_path, &self.path).during("rename", &new_path)?;
-        if let Some(dir) = self.path.parent() {
-            crate::files::sync_dir(dir)?;
-        }
+        // From here on the new file is the log, whatever happens: nobody would find what is appended to the old one.
         new.path.clone_from(&self.path);
+        new.dir_unsynced = true;
         *self = new;
+        self.sync_name()
+    }
+
+    /// Makes the file's name durable, if it is not known to be: nothing appended is found otherwise.
+    fn sync_name(&mut self) -> Result<(), VolumeError> {
+        if let Some(dir) = self.path.parent().filter(|_| self.dir_unsynced) {
+            crate::files::sync_dir(dir)?;
+            self.dir_unsynced = false;
+        }
         Ok(())
     }
 }

@@ -86,6 +86,7 @@ impl Volume {
     /// If the disk fails.
     pub fn forget_intervals(&self, keep_after: Option<Epoch>) -> Result<(), VolumeError> {
         let mut admin = self.admin.lock();
+        self.check_usable()?;
         let mut meta = admin.clone();
         meta.intervals.retain(|&epoch| keep_after.is_some_and(|limit| epoch > limit));
         if meta.intervals == admin.intervals {

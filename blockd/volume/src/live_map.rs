@@ -211,6 +211,23 @@ impl LiveMap {
         Ok(())
     }
 
+    /// Makes the map be disbelieved by every later process, because data that its bits speak of was lost.
+    #[allow(unsafe_code)]
+    pub(crate) fn disown(&self) {
+        // SAFETY: the byte is inside the mapping, is not part of a bitmap, and is only accessed here, atomically.
+        let first = unsafe { AtomicU8::from_ptr(self.map.as_ptr().add(BOOT_ID_AT).cast_mut()) };
+        first.store(0, Ordering::Release);
+        // Without its name it is not found either. The mapping itself stays usable for readers.
+        if let Err(error) = crate::data_files::remove_if_there(&self.path) {
+            tracing::error!(%error, "the map of a head whose data was lost could not be removed");
+        }
+    }
+
+    /// Whether every block of a run is held.
+    pub(crate) fn holds_all(&self, extent: Extent) -> bool {
+        words(extent).all(|(index, mask)| self.load(Plane::Held, index) & mask == mask)
+    }
+
     /// Gives disk space to the bits of these blocks in both planes, so that setting them cannot fail.
     pub(crate) fn reserve(&self, extent: Extent) -> Result<(), VolumeError> {
         if extent.is_empty() {

@@ -33,8 +33,8 @@ impl Volume {
     /// # Errors
     /// If the disk is full or fails; nothing is changed then, and it may be called again.
     pub fn merge_next(&self, stop: &AtomicBool) -> Result<bool, VolumeError> {
-        self.check_usable()?;
         let _alone = self.merging.lock();
+        self.check_usable()?;
         let Some((upper, lower, is_bottom)) = self.find_pair() else { return Ok(false) };
         let only_lower = {
             let mut only = lower.set.held.clone();

@@ -73,6 +73,8 @@ impl Volume {
     /// If a file is missing, damaged or from a newer blockd, or the filesystem fails; the error names the file.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Arc<Self>, VolumeError> {
         let meta = Meta::load(dir)?;
+        // What the process before renamed may not be durable yet, and what comes rests on it.
+        files::sync_dir(dir)?;
         remove_unnamed_files(dir, &meta)?;
         let place = Place { dir, volume: meta.volume, size_bytes: meta.size_bytes };
         let believe_map = options.recovery == Recovery::Auto;
@@ -107,7 +109,10 @@ impl Volume {
         }
         match std::fs::remove_dir_all(&doomed) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other.during("remove", &doomed),
+            other => {
+                other.during("remove", &doomed)?;
+                sync_parent(dir)
+            }
         }
     }
 }

@@ -17,6 +17,9 @@ const DEPTH: usize = 64;
 /// One read is at most this long, so that one long extent keeps the disk as busy as many short ones.
 const READ_MAX_BYTES: u64 = 256 << 10;
 
+/// How long to wait before asking the kernel again.
+const SHORTAGE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+
 /// A ring, or nothing where the kernel has none.
 pub(crate) struct RingReader {
     ring: Option<IoUring>,
@@ -108,7 +111,7 @@ impl<'a> Flight<'_, 'a> {
         loop {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => return Ok(()),
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INTR.raw_os_error()) => {}
+                Err(error) if is_passing(&error) => std::thread::sleep(SHORTAGE_PAUSE),
                 Err(error) => {
                     return Err(error).during("wait for reads of", std::path::Path::new("the volume"));
                 }
@@ -159,6 +162,13 @@ impl Drop for Flight<'_, '_> {
             }
         }
     }
+}
+
+/// Whether the kernel was only interrupted or short of memory or room for completions.
+fn is_passing(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 /// Cuts a piece at segment borders and into reads of bounded length.

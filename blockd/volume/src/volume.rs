@@ -35,6 +35,8 @@ pub struct Volume {
     pub(crate) admin: Mutex<Meta>,
     /// One merge at a time; taken before `admin`.
     pub(crate) merging: Mutex<()>,
+    /// So that counting them need not wait for a freeze.
+    pub(crate) snapshot_count: AtomicU64,
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
     flusher: Flusher,
@@ -125,6 +127,7 @@ impl Volume {
             id: meta.volume,
             size_bytes: meta.size_bytes,
             stack: RwLock::new(Arc::new(stack)),
+            snapshot_count: AtomicU64::new(meta.snapshots.len() as u64),
             admin: Mutex::new(meta),
             merging: Mutex::new(()),
             pins: Arc::default(),
@@ -215,6 +218,9 @@ impl Volume {
     }
 
     fn sync_once(&self) -> Result<(), VolumeError> {
+        if let Some(reason) = self.failed.get() {
+            return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
+        }
         let stack = self.current();
         // Bottom up, so that no block of a newer layer is durable before an older layer's.
         for layer in stack.layers.iter().rev() {
@@ -247,8 +253,15 @@ impl Volume {
         }
         // Whoever entered did so before; nobody enters any more.
         drop(self.stack.write());
+        // A merge or a freeze that is under way ends first; a later one is refused.
+        let _no_merge = self.merging.lock();
+        let _no_freeze = self.admin.lock();
         let stack = self.current();
-        head_of(&stack).writers.wait_until_done();
+        for layer in &stack.layers {
+            if let Layer::Open(head) = layer {
+                head.writers.wait_until_done();
+            }
+        }
         if let Some(reason) = self.failed.get() {
             return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
         }
@@ -263,7 +276,6 @@ impl Volume {
 
     /// The state of the volume in numbers.
     pub fn stats(&self) -> VolumeStats {
-        let snapshots = self.admin.lock().snapshots.len() as u64;
         let stack = self.current();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let tracking = |layer: &Layer| match layer {
@@ -276,7 +288,7 @@ impl Volume {
             size_bytes: self.size_bytes,
             head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,
             layers: stack.layers.len() as u64,
-            snapshots,
+            snapshots: self.snapshot_count.load(Ordering::Relaxed),
             allocated_bytes: stack.layers.iter().map(|layer| layer.data().allocated_bytes()).sum(),
             tracking_bytes: stack.layers.iter().map(tracking).sum(),
             reads: count(&self.counters.reads),
