@@ -190,9 +190,9 @@ impl Ctl {
         self.fails(&["volume", "inspect", "never"], 4);
     }
 
-    /// The cloud snapshots of all clusters that are Done, oldest first.
+    /// The cloud snapshots that are Done, whoever made them, oldest first.
     pub fn done_cloudsnaps(&self) -> Vec<String> {
-        let list = self.json(&["cloudsnap", "list", "--all"]);
+        let list = self.json(&["cloudsnap", "list"]);
         let done = list.as_array().expect("a list").iter().filter(|entry| entry["Status"] == "Done");
         done.map(|entry| entry["ID"].as_str().expect("an ID").to_owned()).collect()
     }

@@ -234,6 +234,9 @@ fn commands_as_people_know_them() {
         ctl.json(&["status"])["clusterId"].as_str().or(ctl.json(&["status"])["cluster"].as_str()).unwrap()
     );
     assert!(rest.starts_with(entry["SrcVolumeID"].as_str().unwrap()));
+    let count = |flags: &[&str]| ctl.json(&[&["cs", "list"], flags].concat()).as_array().unwrap().len();
+    assert_eq!((count(&["--all"]), count(&["--cluster", cluster])), (2, 2));
+    assert_eq!(count(&["--cluster", "2e4d4b67-95d7-481e-aec5-14223ac55170"]), 0);
     for field in ["bytesProcessed", "bytesUploaded", "bytesDirty", "freezeStallMicros"] {
         assert!(task.0[field].is_u64(), "{field} is missing in {:#}", task.0);
     }

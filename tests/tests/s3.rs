@@ -87,7 +87,7 @@ fn the_main_job() {
     add(&ctl, server.address());
     let known: Vec<&str> = snaps.iter().map(|(task, _)| task.snap()).collect();
     assert_eq!(ctl.done_cloudsnaps(), known);
-    assert_eq!(ctl.json(&["cloudsnap", "list", "--all", "--label", "app=db"]).as_array().unwrap().len(), 3);
+    assert_eq!(ctl.json(&["cloudsnap", "list", "--label", "app=db"]).as_array().unwrap().len(), 3);
     for (nth, (task, model)) in snaps.iter().enumerate() {
         let name = format!("again-{nth}");
         ctl.restore(task.snap(), &name);

@@ -175,7 +175,8 @@ pub(crate) struct Job {
 /// Backs up a frozen point of a volume: reads the blocks of the spec, and nothing else, and stores them as a snapshot.
 ///
 /// It lists nothing and asks for no object's metadata. What the journal says is in the store is not read or sent
-/// again. After the commit of an incremental the base's manifest is asked for once: should another host have deleted
+/// again; one byte of each such pack is fetched before the commit, because much may have happened since it was stored,
+/// and a pack that is gone is made again. After the commit of an incremental the base's manifest is asked for once: should another host have deleted
 /// it meanwhile, deltas that this one needs may be gone too, so the new manifest is taken back.
 ///
 /// # Errors
@@ -240,7 +241,9 @@ async fn run(
 impl Job {
     async fn packs(self: &Arc<Self>, concurrency: usize) -> Result<(), CloudError> {
         let mut done = vec![false; self.layout.pack_count as usize];
-        for pack_no in self.journal.completed() {
+        let mut before = self.journal.completed();
+        before.retain(|pack_no| *pack_no < self.layout.pack_count);
+        for &pack_no in &before {
             if let Some(done) = done.get_mut(pack_no as usize) {
                 *done = true;
                 let (first, end) = self.layout.pack_frames(pack_no);
@@ -253,13 +256,51 @@ impl Job {
         let mut packs =
             futures::stream::iter(missing).map(|pack_no| self.pack(pack_no)).buffer_unordered(concurrency);
         while let Some(pack) = packs.next().await {
+            self.progress.processed(pack? as u64);
+        }
+        drop(packs);
+        // As late as possible: the packs of this run take long.
+        let mut before = futures::stream::iter(before)
+            .map(|pack_no| async move { Ok::<_, CloudError>((pack_no, self.is_stored(pack_no).await?)) })
+            .buffer_unordered(concurrency);
+        let mut lost = Vec::new();
+        while let Some(pack) = before.next().await {
+            let (pack_no, is_stored) = pack?;
+            if !is_stored {
+                lost.push(pack_no);
+            }
+        }
+        if !lost.is_empty() {
+            tracing::warn!(
+                packs = lost.len(),
+                "packs that were stored are gone from the store: they are sent again"
+            );
+        }
+        let mut packs =
+            futures::stream::iter(lost).map(|pack_no| self.pack(pack_no)).buffer_unordered(concurrency);
+        while let Some(pack) = packs.next().await {
             pack?;
         }
         Ok(())
     }
 
-    /// Reads, seals, stores and records one pack.
-    async fn pack(self: &Arc<Self>, pack_no: u32) -> Result<(), CloudError> {
+    /// Whether a pack that an earlier run recorded is still in the store.
+    async fn is_stored(self: &Arc<Self>, pack_no: u32) -> Result<bool, CloudError> {
+        let journal = self.journal.clone();
+        let lens = run_blocking(move || journal.frame_lens(pack_no)).await?;
+        if lens.unwrap_or_default().iter().all(|len| *len == 0) {
+            // There is no object for blocks that are all zero.
+            return Ok(true);
+        }
+        match self.store.get_range(&self.spec.delta_id().pack_key(pack_no), 0, 1).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads, seals, stores and records one pack; returns how many bytes of blocks it holds.
+    async fn pack(self: &Arc<Self>, pack_no: u32) -> Result<usize, CloudError> {
         let permit = self.building.acquire().await;
         let (raw_len, body, lens) = self.build(pack_no).await?;
         drop(permit);
@@ -270,8 +311,7 @@ impl Job {
         }
         let journal = self.journal.clone();
         run_blocking(move || journal.record(pack_no, &lens)).await?;
-        self.progress.processed(raw_len as u64);
-        Ok(())
+        Ok(raw_len)
     }
 
     /// The object of a pack (none if all its blocks are zero) and the stored lengths of its frames.
@@ -387,7 +427,8 @@ impl Job {
     ///
     /// Whoever deletes a snapshot removes its manifest first, then lists the manifests that are left, then removes
     /// the deltas that none of them names. If the base's manifest is still there now, that listing is yet to come
-    /// and will show this snapshot; if it is gone, the listing may have been made before the commit.
+    /// and will show this snapshot; if it is gone, the listing may have been made before the commit. If nothing can be
+    /// learned, the snapshot stays: it is listed, and a backup that is listed must not be told to have failed.
     async fn check_base(&self, manifest: &Manifest, base: &Manifest) -> Result<(), CloudError> {
         let path = base.id().manifest_key();
         match self.store.get_range(&path, 0, 1).await {
@@ -396,7 +437,11 @@ impl Job {
                 self.store.delete(&manifest.id().manifest_key()).await?;
                 Err(CloudError::BaseDeleted { base: base.id() })
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                // The snapshot is committed, and the base was there when the backup was planned.
+                tracing::warn!(snapshot = %manifest.id(), base = %base.id(), %error, "the snapshot is in the store, but whether its base still is cannot be told");
+                Ok(())
+            }
         }
     }
 }

@@ -61,6 +61,24 @@ pub enum CloudError {
         /// How many are read.
         most: usize,
     },
+    /// The slot of the key that backups use is not where it was put.
+    #[error(
+        "{store} is not what these credentials were made for: {key} is missing; is the disk mounted, is it the right bucket? Without that object no other host can restore what is stored there"
+    )]
+    KeySlotMissing {
+        /// The store.
+        store: String,
+        /// The slot's object.
+        key: String,
+    },
+    /// There are snapshots, but nothing that their keys could be had from.
+    #[error(
+        "{store} holds cloud snapshots but no key slot: what was below blockd/keys/ was deleted or not copied; put it back, without it they cannot be opened"
+    )]
+    KeySlotsGone {
+        /// The store.
+        store: String,
+    },
     /// An object was made with a key that this repository was not opened with.
     #[error(
         "{object} was made with key {key_id}, which is not among the opened keys: open the repository again with the passphrase it was made with"

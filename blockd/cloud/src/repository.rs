@@ -74,11 +74,32 @@ impl Repository {
             return Err(CloudError::TooManyKeys { store, found: slots.len(), most: SLOTS_MOST });
         }
         let keys = if slots.is_empty() {
+            if !store.list(MANIFESTS_PREFIX).await?.is_empty() {
+                return Err(CloudError::KeySlotsGone { store: store.describe().to_owned() });
+            }
             vec![Self::create(&*store, passphrase, options).await?]
         } else {
             Self::open_slots(&*store, &slots, passphrase).await?
         };
         Ok(Self { store, keys: Arc::new(keys) })
+    }
+
+    /// Makes sure that the store is the one that was opened and that others can open what is stored there: the slot of
+    /// the key that new backups use is in its place. One GET.
+    ///
+    /// # Errors
+    /// [`CloudError::KeySlotMissing`] if it is not there; [`CloudError::Damaged`]; whatever the store reports.
+    pub async fn prove_key_slot(&self) -> Result<(), CloudError> {
+        let key_id = self.key().key_id();
+        let object = format!("{KEYS_PREFIX}{key_id}");
+        match self.store.get(&object, SLOT_LEN_BYTES as u64).await {
+            Ok(bytes) if KeySlot::parse(&object, &bytes)?.key_id == key_id => Ok(()),
+            Ok(_) => Err(CloudError::damaged(&object, 0, "it holds another key")),
+            Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::BucketMissing) => {
+                Err(CloudError::KeySlotMissing { store: self.store.describe().to_owned(), key: object })
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn create(
@@ -248,14 +269,15 @@ impl Repository {
             if filter.volume.is_some_and(|volume| volume != id.volume) {
                 return None;
             }
-            let manifest = match cache.load(&object.key).filter(|manifest| manifest.id() == id) {
+            let cached = cache.load_version(&object.key, &object.version);
+            let manifest = match cached.filter(|manifest| manifest.id() == id) {
                 Some(manifest) => Ok(manifest),
                 None => match self.manifest(&id).await {
                     // Deleted between the listing and now.
                     Err(CloudError::SnapshotNotFound { .. }) => return None,
                     Err(error) => Err(error),
                     Ok(manifest) => {
-                        cache.store(&object.key, &manifest);
+                        cache.store_version(&object.key, &object.version, &manifest);
                         Ok(manifest)
                     }
                 },
@@ -335,10 +357,12 @@ pub struct ListedManifest {
 
 /// Remembers manifests by key; they never change. Only manifests that were read and authenticated are stored in it.
 pub trait ManifestCache: Send + Sync {
-    /// What was stored under the key.
+    /// What was stored under the key, whatever is there now.
     fn load(&self, key: &str) -> Option<Manifest>;
-    /// Remembers a manifest, or does not.
-    fn store(&self, key: &str, manifest: &Manifest);
+    /// What was stored under the key, if it was read from an object of this version.
+    fn load_version(&self, key: &str, version: &str) -> Option<Manifest>;
+    /// Remembers a manifest that was read from an object of this version, or does not.
+    fn store_version(&self, key: &str, version: &str, manifest: &Manifest);
 }
 
 /// Remembers nothing.
@@ -349,20 +373,27 @@ impl ManifestCache for NoCache {
     fn load(&self, _key: &str) -> Option<Manifest> {
         None
     }
-    fn store(&self, _key: &str, _manifest: &Manifest) {}
+    fn load_version(&self, _key: &str, _version: &str) -> Option<Manifest> {
+        None
+    }
+    fn store_version(&self, _key: &str, _version: &str, _manifest: &Manifest) {}
 }
 
 /// Remembers in memory.
 #[derive(Default, Debug)]
 pub struct MemoryCache {
-    manifests: Mutex<HashMap<String, Manifest>>,
+    manifests: Mutex<HashMap<String, (String, Manifest)>>,
 }
 
 impl ManifestCache for MemoryCache {
     fn load(&self, key: &str) -> Option<Manifest> {
-        self.manifests.lock().get(key).cloned()
+        self.manifests.lock().get(key).map(|(_, manifest)| manifest.clone())
     }
-    fn store(&self, key: &str, manifest: &Manifest) {
-        self.manifests.lock().insert(key.to_owned(), manifest.clone());
+    fn load_version(&self, key: &str, version: &str) -> Option<Manifest> {
+        let manifests = self.manifests.lock();
+        manifests.get(key).filter(|(stored, _)| stored == version).map(|(_, manifest)| manifest.clone())
+    }
+    fn store_version(&self, key: &str, version: &str, manifest: &Manifest) {
+        self.manifests.lock().insert(key.to_owned(), (version.to_owned(), manifest.clone()));
     }
 }

@@ -101,6 +101,35 @@ async fn an_interrupted_backup_goes_on() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packs_that_went_missing_between_two_runs_are_sent_again() {
+    let (live, data) = volume();
+    for gone in [vec![], vec![0], vec![0, 1, 3]] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let inner = Arc::new(MemoryStore::default());
+        let faults = Arc::new(FaultStore::new(inner.clone()));
+        let repo = fixed(faults.clone(), EncryptionMode::Aes256GcmSiv);
+        let spec = spec(7, SIZE, data.clone(), set([]), None);
+        let cancel = CancelToken::new();
+        // All packs and the index are there, the manifest is not.
+        faults.fail_from(4, Fault::BeforeApply);
+        let first = journal(&path, &repo, &spec);
+        run_with(&repo, spec.clone(), Arc::new(live.fork()), first, &cancel).await.err().unwrap();
+        faults.heal();
+        for pack in &gone {
+            let objects = inner.objects();
+            let name = format!("/pack-{pack:08}");
+            let key = objects.keys().find(|key| key.contains(&name)).unwrap();
+            inner.delete(key).await.unwrap();
+        }
+        let second = journal(&path, &repo, &spec);
+        let done = run_with(&repo, spec, Arc::new(live.fork()), second, &cancel).await.unwrap();
+        assert_eq!((done.requests.get, done.requests.put), (3, gone.len() as u64 + 2), "{gone:?}");
+        assert_eq!(restored(&repo, &done.manifest).await.unwrap(), live.content(), "{gone:?}");
+    }
+}
+
 /// Cancels, or fails, in the middle of the reads.
 struct Interrupting {
     live: MemoryVolume,

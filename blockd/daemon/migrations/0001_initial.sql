@@ -69,6 +69,7 @@ CREATE INDEX tasks_by_created ON tasks (created);
 CREATE TABLE catalog (
     credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
     key        TEXT NOT NULL,
+    version    TEXT,                        -- of the object that it was read from; NULL: this host wrote it
     manifest   TEXT NOT NULL,               -- JSON
     PRIMARY KEY (credential, key)
 ) STRICT;

@@ -304,7 +304,7 @@ impl Core {
         entry.volume()?;
         let credential = self.credential(request.cred_id.as_ref()).await?;
         let busy = |task: &TaskRow| task.kind == TaskKind::Backup && task.volume == Some(entry.id);
-        if let Some(task) = self.tasks.running().into_iter().find(busy) {
+        if let Some(task) = self.unfinished_tasks().await?.into_iter().find(busy) {
             let message =
                 format!("backup task {} works on volume {}: wait for it to end", task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
@@ -368,7 +368,7 @@ impl Core {
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
-        self.refuse_if_deleting(&id)?;
+        self.refuse_if_deleting(&id).await?;
         let row = VolumeRow {
             id: VolumeId::from_u64(random_id()?),
             name: match &request.volume {
@@ -422,9 +422,9 @@ impl Core {
         Err(ServiceError::Internal("no free volume name".into()))
     }
 
-    fn refuse_if_deleting(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+    async fn refuse_if_deleting(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
         let deleting = |task: &TaskRow| task.kind == TaskKind::Delete && task.cloudsnap == *id;
-        match self.tasks.running().into_iter().find(deleting) {
+        match self.unfinished_tasks().await?.into_iter().find(deleting) {
             Some(task) => Err(ServiceError::refused(
                 ErrorCode::CloudsnapInUse,
                 format!("cloud snapshot {id} is being deleted by task {}", task.id),
@@ -445,7 +445,7 @@ impl Core {
             return Err(error.into());
         }
         let _admission = self.admission.lock().await;
-        self.refuse_if_deleting(&id)?;
+        self.refuse_if_deleting(&id).await?;
         let chains = self.db.run(|tx| crate::db::Chain::all(tx, None)).await?;
         let uses = |task: &TaskRow| match task.kind {
             TaskKind::Restore => task.cloudsnap == id,
@@ -457,7 +457,7 @@ impl Core {
                 task.base == Some(id) || undecided || task.cloudsnap.snapshot == id.snapshot
             }
         };
-        if let Some(task) = self.tasks.running().into_iter().find(uses) {
+        if let Some(task) = self.unfinished_tasks().await?.into_iter().find(uses) {
             let message =
                 format!("cloud snapshot {id} is used by {} task {}: wait for it to end", task.kind, task.id);
             return Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message));

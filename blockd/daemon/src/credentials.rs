@@ -17,7 +17,7 @@ use blockd_cloud::{
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -76,13 +76,24 @@ fn decode_keys(mut encoded: &[u8]) -> Result<Vec<DataKey>, ServiceError> {
     Ok(keys)
 }
 
-fn check_provider(request: &ProviderRequest) -> Result<(), ServiceError> {
+fn check_provider(request: &ProviderRequest, data_dir: &Path) -> Result<(), ServiceError> {
     let invalid = |message: String| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
     match request {
         ProviderRequest::Local { path } if !path.is_absolute() => {
             invalid(format!("the path {} is relative: give an absolute one", path.display()))
         }
-        ProviderRequest::Local { .. } => Ok(()),
+        ProviderRequest::Local { path } => {
+            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            let (path, data_dir) = (real(path), real(data_dir));
+            if path.starts_with(&data_dir) {
+                return invalid(format!(
+                    "{} lies in blockd's own data directory {}: a backup there is lost with it; choose a directory on another disk",
+                    path.display(),
+                    data_dir.display()
+                ));
+            }
+            Ok(())
+        }
         ProviderRequest::S3 { endpoint, region, bucket, access_key, secret_key, .. } => {
             for (what, given) in [
                 ("--s3-endpoint", endpoint.as_str()),
@@ -106,7 +117,7 @@ impl Core {
     /// # Errors
     /// The name is taken, the store does not do what it must, or the passphrase does not open the repository.
     pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
-        check_provider(&request.provider)?;
+        check_provider(&request.provider, &self.data_dir)?;
         if request.encryption_passphrase.as_ref().is_some_and(blockd_api::Secret::is_empty) {
             let message = "the encryption passphrase is empty: give one, or leave the flag away";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
@@ -115,8 +126,12 @@ impl Core {
             let message = format!("there is a credential {name} already: choose another name");
             ServiceError::refused(ErrorCode::CredentialExists, message)
         };
-        if self.credential_rows().await?.iter().any(|row| row.name == request.name) {
+        let rows = self.credential_rows().await?;
+        if rows.iter().any(|row| row.name == request.name) {
             return Err(taken(&request.name));
+        }
+        if !rows.is_empty() {
+            self.secrets.must_not_be_new()?;
         }
         let (provider, secret) = match request.provider {
             ProviderRequest::Local { path } => (ProviderRow::Local { path }, None),
@@ -177,6 +192,7 @@ impl Core {
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         let mut row = self.credential(Some(wanted)).await?;
         let (repository, _) = self.task_repository(row.uuid).await?;
+        repository.prove_key_slot().await?;
         let capabilities = probe(repository.store().as_ref()).await?;
         row.capabilities = capabilities.clone();
         let uuid = row.uuid;
@@ -191,7 +207,9 @@ impl Core {
     pub async fn delete_credential(&self, wanted: &CredentialRef) -> Result<Deleted, ServiceError> {
         let _admission = self.admission.lock().await;
         let row = self.credential(Some(wanted)).await?;
-        if let Some(task) = self.tasks.running().into_iter().find(|task| task.credential == row.uuid) {
+        if let Some(task) =
+            self.unfinished_tasks().await?.into_iter().find(|task| task.credential == row.uuid)
+        {
             let message = format!(
                 "credential {} is used by {} task {}: wait for it to end",
                 row.name, task.kind, task.id

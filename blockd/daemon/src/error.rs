@@ -152,7 +152,10 @@ fn cloud_code(error: &CloudError) -> ErrorCode {
         CloudError::Damaged { .. } | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,
         CloudError::SnapshotNotFound { .. } | CloudError::BaseDeleted { .. } => ErrorCode::CloudsnapNotFound,
         CloudError::BadId { .. } | CloudError::InvalidRequest { .. } => ErrorCode::InvalidRequest,
-        CloudError::TooManyKeys { .. } | CloudError::Conflict { .. } => ErrorCode::StoreFailed,
+        CloudError::TooManyKeys { .. }
+        | CloudError::Conflict { .. }
+        | CloudError::KeySlotMissing { .. }
+        | CloudError::KeySlotsGone { .. } => ErrorCode::StoreFailed,
         CloudError::ReadVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
         CloudError::WriteVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
         CloudError::Journal { source, .. } => io_code(source, ErrorCode::Internal),

@@ -1,6 +1,6 @@
 //! The background thread that merges layers which no snapshot keeps apart any more.
 //!
-//! One thread of low priority for all volumes; it sleeps until a snapshot was deleted.
+//! One thread of low priority for all volumes; it sleeps until a snapshot was deleted, or for a minute if a merge failed.
 
 use crate::registry::{EntryState, Registry, VolumeEntry};
 use parking_lot::{Condvar, Mutex};
@@ -10,7 +10,11 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
+
+/// After how long a merge that failed is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Wakes and stops the thread.
 #[derive(Debug, Default)]
@@ -27,10 +31,18 @@ impl Wake {
         self.changed.notify_one();
     }
 
-    fn wait(&self) {
+    /// Waits until it is woken, and at most for this long.
+    fn wait(&self, patience: Option<Duration>) {
         let mut wanted = self.wanted.lock();
         while !*wanted && !self.stop.load(Ordering::Relaxed) {
-            self.changed.wait(&mut wanted);
+            match patience {
+                None => self.changed.wait(&mut wanted),
+                Some(patience) => {
+                    if self.changed.wait_for(&mut wanted, patience).timed_out() {
+                        break;
+                    }
+                }
+            }
         }
         *wanted = false;
     }
@@ -79,31 +91,32 @@ fn run(registry: &Registry, wake: &Wake) {
     if let Err(error) = rustix::process::setpriority_process(None, 10) {
         tracing::debug!(%error, "merging runs at normal priority");
     }
+    let mut patience = None;
     loop {
-        wake.wait();
+        wake.wait(patience);
         if wake.stop.load(Ordering::Relaxed) {
             return;
         }
-        for entry in registry.all() {
-            merge(&entry, wake);
-        }
+        let failed = registry.all().iter().filter(|entry| !merge(entry, wake)).count();
+        patience = (failed > 0).then_some(TRY_AGAIN);
     }
 }
 
-fn merge(entry: &VolumeEntry, wake: &Wake) {
+/// Merges what can be merged on a volume; false if that failed.
+fn merge(entry: &VolumeEntry, wake: &Wake) -> bool {
     loop {
         // Taken anew for each pair, so that a delete need not wait for all of them.
         let _upkeep = entry.upkeep.lock();
-        let EntryState::Up(volume) = entry.view().state else { return };
+        let EntryState::Up(volume) = entry.view().state else { return true };
         if wake.stop.load(Ordering::Relaxed) || entry.stop_upkeep.load(Ordering::Relaxed) {
-            return;
+            return true;
         }
         match volume.merge_next(&entry.stop_upkeep) {
             Ok(true) => tracing::debug!(volume = %entry.id, "merged two layers"),
-            Ok(false) => return,
+            Ok(false) => return true,
             Err(error) => {
                 tracing::warn!(volume = %entry.id, %error, "layers are not merged for now");
-                return;
+                return false;
             }
         }
     }

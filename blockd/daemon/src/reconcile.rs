@@ -55,7 +55,7 @@ pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Regi
         registry.insert(VolumeEntry::new(&row, state));
     }
     remove_leftover_tasks(data_dir, &unfinished);
-    report_unknown_files(data_dir, &registry);
+    look_at_unknown_files(data_dir, &registry);
     Ok(registry)
 }
 
@@ -166,13 +166,26 @@ fn remove_leftover_tasks(data_dir: &Path, unfinished: &[TaskRow]) {
     }
 }
 
-/// Files that belong to no volume are left alone: they may be all that somebody has of one.
-fn report_unknown_files(data_dir: &Path, registry: &Registry) {
+/// Files that belong to no volume are left alone: they may be all that somebody has of one. What a removal or a restore
+/// that was cut off left is removed.
+fn look_at_unknown_files(data_dir: &Path, registry: &Registry) {
     let dir = data_dir.join("volumes");
     for name in names(&dir) {
-        let id = name.split('.').next().unwrap_or_default();
-        if id.parse().ok().and_then(|id| registry.by_id(id)).is_none() {
-            tracing::warn!(path = %dir.join(&name).display(), "this belongs to no volume in the database and is left alone");
+        let (id, kind) = name.split_once('.').unwrap_or((&name, ""));
+        let id = id.parse().ok();
+        if id.and_then(|id| registry.by_id(id)).is_some() {
+            continue;
+        }
+        let path = dir.join(&name);
+        if id.is_some() && matches!(kind, "deleted" | "restoring") {
+            match crate::files::remove_dir(&path) {
+                Ok(()) => tracing::info!(path = %path.display(), "removed what was left of a volume"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "what is left of a volume cannot be removed");
+                }
+            }
+        } else {
+            tracing::warn!(path = %path.display(), "this belongs to no volume in the database and is left alone");
         }
     }
 }
@@ -310,8 +323,14 @@ mod tests {
         std::fs::create_dir(&task).unwrap();
         let unknown = VolumeId::from_u64(9);
         drop(host.files(unknown));
+        let volumes = host.dir.path().join("volumes");
+        for name in ["7.deleted", "8.restoring", "notes.deleted"] {
+            std::fs::create_dir(volumes.join(name)).unwrap();
+        }
         host.start();
         assert!(!task.exists());
+        assert!(!volumes.join("7.deleted").exists() && !volumes.join("8.restoring").exists());
+        assert!(volumes.join("notes.deleted").exists());
         assert!(volume_dir(host.dir.path(), unknown).exists());
     }
 

@@ -22,6 +22,8 @@ use std::{
 pub enum EntryState {
     /// It is open.
     Up(Arc<Volume>),
+    /// Its files are being made.
+    Creating,
     /// A restore fills it.
     Restoring,
     /// It could not be opened.
@@ -105,6 +107,7 @@ impl VolumeEntry {
         let name = &self.name;
         let (code, message) = match state {
             EntryState::Up(volume) => return Ok(Arc::clone(volume)),
+            EntryState::Creating => (ErrorCode::VolumeNotReady, format!("volume {name} is still being made")),
             EntryState::Restoring => {
                 (ErrorCode::VolumeNotReady, format!("volume {name} is still being restored"))
             }
@@ -141,11 +144,11 @@ impl VolumeEntry {
         }
     }
 
-    /// Closes the door for a delete: nobody gets in any more. Returns the volume, if it was open.
+    /// Closes the door for a delete: nobody gets in any more. Returns the state before, for [`Self::undo_delete`].
     ///
     /// # Errors
-    /// Clients are connected, or it is being restored or deleted already.
-    pub fn begin_delete(&self) -> Result<Option<Arc<Volume>>, ApiError> {
+    /// Clients are connected, or it is being made, restored or deleted already.
+    pub fn begin_delete(&self) -> Result<EntryState, ApiError> {
         let mut inner = self.inner.lock();
         let name = &self.name;
         if inner.connections > 0 {
@@ -154,9 +157,12 @@ impl VolumeEntry {
             let message = format!("volume {name} has {clients} NBD connection{plural}: disconnect first");
             return Err(ApiError::new(ErrorCode::VolumeInUse, message));
         }
-        let volume = match &inner.state {
-            EntryState::Up(volume) => Some(Arc::clone(volume)),
-            EntryState::Failed(_) => None,
+        match &inner.state {
+            EntryState::Up(_) | EntryState::Failed(_) => {}
+            EntryState::Creating => {
+                let message = format!("volume {name} is still being made: wait until it is there");
+                return Err(ApiError::new(ErrorCode::VolumeInUse, message));
+            }
             EntryState::Restoring => {
                 let message = format!("volume {name} is being restored: wait for that task to end");
                 return Err(ApiError::new(ErrorCode::VolumeInUse, message));
@@ -164,10 +170,17 @@ impl VolumeEntry {
             EntryState::Deleting => {
                 return Err(ApiError::new(ErrorCode::VolumeInUse, format!("volume {name} is being deleted")));
             }
-        };
-        inner.state = EntryState::Deleting;
+        }
+        let before = std::mem::replace(&mut inner.state, EntryState::Deleting);
         self.stop_upkeep.store(true, Ordering::Relaxed);
-        Ok(volume)
+        Ok(before)
+    }
+
+    /// Opens the door again after a delete that did not begin: the volume is as it was before.
+    pub fn undo_delete(&self, before: EntryState) {
+        let mut inner = self.inner.lock();
+        inner.state = before;
+        self.stop_upkeep.store(false, Ordering::Relaxed);
     }
 }
 
@@ -279,9 +292,19 @@ mod tests {
         let error = entry.begin_delete().err().unwrap();
         assert_eq!((error.code, error.message.contains("1 NBD connection:")), (ErrorCode::VolumeInUse, true));
         drop(attachment);
-        assert!(entry.begin_delete().unwrap().is_some());
+        let before = entry.begin_delete().unwrap();
+        assert!(matches!(before, EntryState::Up(_)));
         assert!(entry.attach().is_err());
         assert!(entry.begin_delete().is_err());
+        entry.undo_delete(before);
+        assert!(entry.attach().is_ok() && !entry.stop_upkeep.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_volume_that_is_being_made_is_not_taken_away() {
+        let entry = entry("data", EntryState::Creating);
+        assert_eq!(entry.begin_delete().err().unwrap().code, ErrorCode::VolumeInUse);
+        assert_eq!(entry.attach().err().unwrap().code, ErrorCode::VolumeNotReady);
     }
 
     #[test]

@@ -3,7 +3,13 @@
 //! A daemon is told to die at a step: its task stops there as if it had been killed, and the next daemon on the same
 //! directory must bring the task to its end.
 
-use crate::{config::Config, core::Core, daemon::Daemon, db::SnapshotRow, registry::EntryState};
+use crate::{
+    config::Config,
+    core::Core,
+    daemon::Daemon,
+    db::{DbError, SnapshotRow, TaskRow, TaskState},
+    registry::EntryState,
+};
 use blockd_api::{
     Client, ClientError, ErrorCode,
     cloudsnaps::{Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
@@ -12,7 +18,8 @@ use blockd_api::{
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
     volumes::{CreateVolume, ListVolumes},
 };
-use blockd_volume::Volume;
+use blockd_extent::SnapshotId;
+use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
@@ -126,6 +133,11 @@ impl Host {
         let list = self.client.list_cloudsnaps(&query).await.unwrap();
         assert_eq!((list.damaged.len(), list.failed_credentials.len()), (0, 0), "{list:?}");
         list.cloudsnaps
+    }
+
+    fn sql(&self, statements: &str) {
+        let run = |tx: &rusqlite::Transaction<'_>| Ok::<_, DbError>(tx.execute_batch(statements)?);
+        self.core().db.transaction(run).unwrap();
     }
 
     /// Waits until the daemon was told to die at its step and its tasks have come to rest, and replaces it.
@@ -304,6 +316,136 @@ async fn a_backup_survives_death_between_any_two_steps() {
         assert!(next.bytes_dirty <= 1 << 20, "{step}: {}", next.bytes_dirty);
         model.assert_is(&*host.restore(&next.source_volume.unwrap(), "next").await);
     }
+}
+
+/// Ends of tasks cannot be stored while it is there, as if the disk of the database were full.
+const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON tasks WHEN NEW.state IN ('done', 'failed')
+    BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_in_the_store_waits_for_the_database_and_is_protected_meanwhile() {
+    for restart in [false, true] {
+        let mut host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        let mut model = Model::new();
+        model.write(&volume, 0, 1, 1 << 20);
+        let base = host.backup("data", false).await.source_volume.unwrap();
+        model.write(&volume, 1 << 20, 2, 1 << 20);
+
+        host.sql(NO_END);
+        let task = host.start_backup("data", false).await;
+        let mut seen = host.client.task(task, &WaitTask::default()).await.unwrap();
+        while seen.phase != "done" {
+            let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(seen.version) };
+            seen = host.client.task(task, &wait).await.unwrap();
+        }
+        assert_eq!((seen.state.stage, seen.error), (TaskStage::Active, None));
+        let made = seen.source_volume.unwrap();
+        for id in [&base, &made] {
+            let request = StartDelete { snap: id.parse().unwrap(), cred_id: None };
+            assert_eq!(api_code(host.client.start_delete(&request).await), ErrorCode::CloudsnapInUse);
+        }
+        drop(volume);
+        if restart {
+            host.stop().await;
+            host.start().await;
+        }
+        host.sql("DROP TRIGGER no_end");
+        let done = host.done(task).await;
+        assert_eq!((done.resumed, done.source_volume.as_ref()), (u64::from(restart), Some(&made)));
+        assert_eq!(host.list().await.len(), 2);
+        model.assert_is(&*host.restore(&made, "copy").await);
+        assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
+        host.assert_tidy();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_task_runs_until_its_end_is_stored() {
+    let host = Host::new().await;
+    host.create_volume("data").await;
+    host.create_credential().await;
+    let away = host.store.path().with_extension("away");
+    std::fs::rename(host.store.path(), &away).unwrap();
+    host.sql(NO_END);
+    let task = host.start_backup("data", false).await;
+    let again = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None };
+    assert_eq!(api_code(host.client.start_backup(&again).await), ErrorCode::VolumeInUse);
+    host.sql("DROP TRIGGER no_end");
+    assert_eq!(host.wait(task).await.state.stage, TaskStage::Failed);
+    host.assert_tidy();
+    std::fs::rename(&away, host.store.path()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_only_the_database_knows_protects_what_it_uses() {
+    let host = Host::new().await;
+    host.create_volume("data").await;
+    host.create_credential().await;
+    let task = host.backup("data", false).await;
+    let id: blockd_cloud::CloudsnapId = task.source_volume.unwrap().parse().unwrap();
+    let snapshot = SnapshotId::from_u64(77);
+    let store = |state| {
+        let find = task.name;
+        host.core().db.transaction(move |tx| {
+            let mut row = TaskRow::find(tx, find)?.unwrap();
+            row.id = Uuid::from_u128(5);
+            row.state = state;
+            row.snapshot = Some(snapshot);
+            row.cloudsnap.snapshot = snapshot;
+            row.base = Some(id);
+            row.put(tx)
+        })
+    };
+    store(TaskState::Active).unwrap();
+    let delete = StartDelete { snap: id.to_string().parse().unwrap(), cred_id: None };
+    assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapInUse);
+    assert_eq!(api_code(host.client.delete_volume(&"data".parse().unwrap()).await), ErrorCode::VolumeInUse);
+    assert_eq!(
+        api_code(host.client.delete_credential(&"nas".parse().unwrap()).await),
+        ErrorCode::CredentialInUse
+    );
+    store(TaskState::Failed).unwrap();
+    host.done(host.client.start_delete(&delete).await.unwrap().task).await;
+    host.client.delete_volume(&"data".parse().unwrap()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_database_refuses_is_undone() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let name = "data".parse().unwrap();
+    host.sql(
+        "CREATE TRIGGER not_ready BEFORE UPDATE ON snapshots WHEN NEW.state = 'ready'
+         BEGIN SELECT RAISE(ABORT, 'the disk is full'); END;
+         CREATE TRIGGER not_deleting BEFORE UPDATE ON volumes WHEN NEW.state = 'deleting'
+         BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    let refused = host.client.create_snapshot(&name, &CreateSnapshot::default()).await;
+    assert_eq!(api_code(refused), ErrorCode::Internal);
+    host.assert_tidy();
+    assert_eq!(api_code(host.client.delete_volume(&name).await), ErrorCode::Internal);
+    let entry = host.core().registry.by_name("data").unwrap();
+    assert!(entry.attach().is_ok());
+    assert!(!entry.stop_upkeep.load(std::sync::atomic::Ordering::Relaxed));
+    host.sql("DROP TRIGGER not_ready; DROP TRIGGER not_deleting");
+    drop((volume, entry));
+    host.client.delete_volume(&name).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_of_a_volume_that_is_never_backed_up_leave_no_block_sets_behind() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let mut epochs = Vec::new();
+    for block in 0..2 {
+        Model::new().write(&volume, block * BLOCK, 1, 10);
+        let taken = host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await;
+        epochs.push(taken.unwrap().epoch);
+    }
+    let error = volume.changes(Some(epochs[0]), epochs[1]).unwrap_err();
+    assert_eq!(error.kind(), VolumeErrorKind::IntervalsGone, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

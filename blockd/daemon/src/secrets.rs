@@ -174,6 +174,18 @@ impl Secrets {
         }
     }
 
+    /// Refuses if there is no key yet: for whoever has secrets that were sealed with one.
+    ///
+    /// # Errors
+    /// The key is gone, or cannot be used.
+    pub fn must_not_be_new(&self) -> Result<(), SecretsError> {
+        match &*self.state.lock() {
+            State::Ready(_) => Ok(()),
+            State::Unusable(error) => Err(error.clone()),
+            State::Absent => Err(SecretsError::KeyLost { path: self.path.clone() }),
+        }
+    }
+
     /// Seals a secret of this credential. Makes the key file if there is none.
     ///
     /// # Errors

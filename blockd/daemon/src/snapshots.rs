@@ -2,7 +2,7 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Chain, DbError, SnapshotRow, SnapshotState},
+    db::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
 };
@@ -29,6 +29,7 @@ impl Core {
         let id = SnapshotId::from_u64(random_id()?);
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
         let row = self.freeze(&entry, id, name, false).await?;
+        self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
         Ok(to_api(&row, &entry))
     }
@@ -64,7 +65,9 @@ impl Core {
             }
         })?;
         // The time stands for the instant of the freeze, so it is taken beside it.
-        let frozen = blocking(move || volume.freeze(id).map(|frozen| (frozen, Timestamp::now()))).await;
+        let frozen_volume = Arc::clone(&volume);
+        let frozen =
+            blocking(move || frozen_volume.freeze(id).map(|frozen| (frozen, Timestamp::now()))).await;
         match frozen {
             Ok((frozen, now)) => {
                 row.state = SnapshotState::Ready;
@@ -73,7 +76,13 @@ impl Core {
                 row.dirty_bytes = frozen.dirty_blocks * blockd_extent::BLOCK_SIZE_BYTES;
                 row.freeze_stall_micros = micros_up(frozen.stall);
                 let ready = row.clone();
-                self.db.run(move |tx| ready.update(tx)).await?;
+                if let Err(error) = self.db.run(move |tx| ready.update(tx)).await {
+                    // Nobody was told of it. What cannot be undone now is undone by the next start.
+                    if let Err(undo) = self.drop_snapshot(volume, id).await {
+                        tracing::warn!(volume = %entry.id, snapshot = %id, error = %undo, "a snapshot that could not be recorded is left until the next start");
+                    }
+                    return Err(error.into());
+                }
                 Ok(row)
             }
             Err(error) => {
@@ -129,6 +138,7 @@ impl Core {
             }
             return Err(error);
         }
+        self.forget_intervals(&entry).await;
         tracing::info!(volume = %row.volume, snapshot = %id, name = %row.name, "snapshot deleted");
         Ok(Deleted { id: id.to_string(), name: row.name.to_string() })
     }
@@ -153,15 +163,12 @@ impl Core {
     pub(crate) async fn forget_intervals(&self, entry: &Arc<VolumeEntry>) {
         let Ok(volume) = entry.volume() else { return };
         let id = entry.id;
-        let running: Vec<SnapshotId> = self
-            .tasks
-            .running()
-            .into_iter()
-            .filter(|task| task.volume == Some(id))
-            .filter_map(|task| task.snapshot)
-            .collect();
+        let running = self.tasks.running();
         let needed = self.db.run(move |tx| -> Result<Option<Epoch>, DbError> {
             // A backup under way will be the base of the next one.
+            let tasks = running.into_iter().chain(TaskRow::unfinished(tx)?);
+            let running: Vec<SnapshotId> =
+                tasks.filter(|task| task.volume == Some(id)).filter_map(|task| task.snapshot).collect();
             let snapshots = SnapshotRow::all(tx, Some(id))?.into_iter();
             let underway = snapshots.filter(|row| running.contains(&row.id)).map(|row| row.epoch);
             Ok(Chain::all(tx, Some(id))?.into_iter().map(|chain| chain.epoch).chain(underway).min())

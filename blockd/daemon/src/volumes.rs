@@ -31,7 +31,7 @@ impl Core {
             state: VolumeState::Creating,
         };
         // Until it is up, nobody can use it; the name is taken from now on.
-        let entry = VolumeEntry::new(&row, EntryState::Failed("it is still being made".into()));
+        let entry = VolumeEntry::new(&row, EntryState::Creating);
         self.registry.reserve(&entry)?;
         match self.make_volume(row).await {
             Ok(volume) => entry.set_state(EntryState::Up(volume)),
@@ -113,6 +113,7 @@ impl Core {
             (EntryState::Up(_), None) => (api::VolumeState::Up, None),
             (EntryState::Restoring, None) => (api::VolumeState::Restoring, None),
             (EntryState::Failed(reason), None) => (api::VolumeState::Failed, Some(reason)),
+            (EntryState::Creating, None) => (api::VolumeState::Failed, Some("it is still being made".into())),
             (EntryState::Deleting, None) => (api::VolumeState::Failed, Some("it is being deleted".into())),
         };
         let shown = |row: &&SnapshotRow| row.volume == entry.id && !row.internal;
@@ -157,16 +158,26 @@ impl Core {
     pub async fn delete_volume(&self, wanted: &VolumeRef) -> Result<Deleted, ServiceError> {
         let admission = self.admission.lock().await;
         let entry = self.registry.find(wanted)?;
-        if let Some(task) = self.tasks.running().into_iter().find(|task| task.volume == Some(entry.id)) {
+        if let Some(task) =
+            self.unfinished_tasks().await?.into_iter().find(|task| task.volume == Some(entry.id))
+        {
             let message =
                 format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
-        let volume = entry.begin_delete()?;
+        let before = entry.begin_delete()?;
         drop(admission);
         let id = entry.id;
+        if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await {
+            entry.undo_delete(before);
+            self.merger.wake();
+            return Err(error.into());
+        }
         // From here on the volume is gone whatever happens: the next start finishes what this one leaves.
-        self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await?;
+        let volume = match before {
+            EntryState::Up(volume) => Some(volume),
+            _ => None,
+        };
         if let Err(error) = self.remove_volume_files(&entry, volume).await {
             // Asking again goes on where this ended.
             entry.set_state(EntryState::Failed(format!("its removal failed: {error}")));

@@ -16,7 +16,10 @@ use rustix::{
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::{fd::AsRawFd, unix::fs::FileExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -422,7 +425,16 @@ fn list(place: &Place) -> Result<Vec<ObjectInfo>, StoreError> {
                 }
             } else if kind.is_file() && key.starts_with(prefix) {
                 match entry.metadata() {
-                    Ok(found) => objects.push(ObjectInfo { key, size_bytes: found.len() }),
+                    Ok(found) => {
+                        let version = format!(
+                            "{}-{}-{}.{:09}",
+                            found.ino(),
+                            found.len(),
+                            found.ctime(),
+                            found.ctime_nsec()
+                        );
+                        objects.push(ObjectInfo { key, size_bytes: found.len(), version });
+                    }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                     Err(error) => return Err(place.io(error)),
                 }

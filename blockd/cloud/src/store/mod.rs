@@ -41,6 +41,9 @@ pub struct ObjectInfo {
     pub key: String,
     /// Its length in bytes.
     pub size_bytes: u64,
+    /// Changes whenever the object is replaced or altered, as far as the store can tell: an entity tag, or what a
+    /// filesystem says of the file.
+    pub version: String,
 }
 
 /// What every operation of a store returns.

@@ -366,7 +366,9 @@ impl ObjectStore for S3Store {
                 };
                 let key = found.location.to_string();
                 if key.starts_with(prefix) {
-                    objects.push(ObjectInfo { key, size_bytes: found.size });
+                    let tag = found.e_tag.unwrap_or_default();
+                    let version = format!("{tag}-{}-{}", found.size, found.last_modified.timestamp_millis());
+                    objects.push(ObjectInfo { key, size_bytes: found.size, version });
                 }
                 if objects.len() > LIST_MAX_OBJECTS {
                     return Err(StoreError::new(StoreErrorKind::TooLarge, "LIST", prefix, &self.description)

@@ -123,7 +123,11 @@ impl ObjectStore for MemoryStore {
             let objects = self.objects.lock();
             let found = objects.iter().filter(|(key, _)| key.starts_with(prefix));
             Ok(found
-                .map(|(key, body)| ObjectInfo { key: key.clone(), size_bytes: body.len() as u64 })
+                .map(|(key, body)| ObjectInfo {
+                    key: key.clone(),
+                    size_bytes: body.len() as u64,
+                    version: format!("{:016x}", xxhash_rust::xxh3::xxh3_64(body)),
+                })
                 .collect())
         })
     }

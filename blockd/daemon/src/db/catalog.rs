@@ -78,8 +78,28 @@ impl ManifestCache for Catalog {
         })
     }
 
-    fn store(&self, key: &str, manifest: &Manifest) {
-        if let Err(error) = self.db.transaction(|tx| Self::put(tx, self.credential, key, manifest)) {
+    fn load_version(&self, key: &str, version: &str) -> Option<Manifest> {
+        let found = self.db.transaction::<_, DbError>(|tx| {
+            let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key = ?2 AND version = ?3";
+            let params = params![self.credential.to_string(), key, version];
+            Ok(tx.query_row(sql, params, |row| json(row, 0)).optional()?)
+        });
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, key, "a cached manifest is not used");
+            None
+        })
+    }
+
+    fn store_version(&self, key: &str, version: &str, manifest: &Manifest) {
+        let stored = self.db.transaction(|tx| -> Result<(), DbError> {
+            Self::put(tx, self.credential, key, manifest)?;
+            tx.execute(
+                "UPDATE catalog SET version = ?3 WHERE credential = ?1 AND key = ?2",
+                params![self.credential.to_string(), key, version],
+            )?;
+            Ok(())
+        });
+        if let Err(error) = stored {
             tracing::warn!(%error, key, "a manifest is not cached");
         }
     }

@@ -161,7 +161,17 @@ async fn planned(
 ) -> Result<(Plan, Option<Manifest>), ServiceError> {
     let (task, volume_id, dir) = (live.id, snapshot.volume, core.task_dir(live.id));
     let kept = blocking(move || Plan::load(&dir, task, volume_id)).await?;
-    if let Some(plan) = kept {
+    if let Some(plan) = &kept
+        && !plan.is_of(snapshot)
+    {
+        tracing::warn!(
+            planned = %plan.epoch,
+            frozen = %snapshot.epoch,
+            "the kept plan of the backup is of another freeze: it is made anew, and everything is sent again"
+        );
+        clean_files(core, task).await?;
+    }
+    if let Some(plan) = kept.filter(|plan| plan.is_of(snapshot)) {
         let base = match plan.base {
             Some(id) => Some(base_manifest(repository, catalog, id).await?),
             None => None,
@@ -245,6 +255,8 @@ async fn make_plan(
     };
     let plan = Plan {
         task: live.id,
+        epoch: until,
+        frozen: snapshot.created,
         base: base.as_ref().map(Manifest::id),
         salt: new_delta_salt()?,
         // To the microsecond, as the plan's file has it: every run must put the same time into the manifest.
@@ -295,11 +307,14 @@ async fn upload(
         core.stopping.clone(),
     );
     let result = result.await;
-    blocking(move || {
+    let closed = blocking(move || {
         reader.close();
         Ok::<_, ServiceError>(())
-    })
-    .await?;
+    });
+    if let Err(error) = closed.await {
+        // The snapshot may be in the store: that must not be forgotten because of this.
+        tracing::warn!(%error, "the snapshot of the backup is not closed");
+    }
     result
 }
 
@@ -319,6 +334,8 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
     }
 }
 
+/// The store lists the backup, so it must not fail any more: this ends when it is stored here too. If the daemon stops
+/// before, the next start does the rest.
 async fn commit(
     core: &Core,
     live: &LiveTask,
@@ -338,13 +355,16 @@ async fn commit(
     };
     let measured = measured_write_speed(live);
     let snapshot = snapshot.id;
-    core.finish(live, move |tx| {
-        chain.put(tx)?;
-        Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
-        if let Some(bytes_per_s) = measured {
-            CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
-        }
-        SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)
+    core.until_stored("the backup that is in the store", || {
+        let (chain, manifest) = (chain.clone(), manifest.clone());
+        core.finish(live, move |tx| {
+            chain.put(tx)?;
+            Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
+            if let Some(bytes_per_s) = measured {
+                CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
+            }
+            SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)
+        })
     })
     .await
 }

@@ -23,7 +23,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
     let manifest = kept_manifest(core, live, &repository, &row).await?;
     core.reached("delete accepted")?;
-    let protected = protected(core, &row);
+    let protected = protected(core, &row).await?;
     let delete = delete_with_manifest(&repository, &manifest, &protected, &catalog);
     let report = tokio::select! {
         report = delete => report?,
@@ -89,11 +89,13 @@ fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
 }
 
 /// The deltas that backups under way on the same volume build on, or make.
-fn protected(core: &Core, row: &TaskRow) -> Vec<SnapshotId> {
-    let backups = core.tasks.running().into_iter().filter(|task| {
+async fn protected(core: &Core, row: &TaskRow) -> Result<Vec<SnapshotId>, ServiceError> {
+    let backups = core.unfinished_tasks().await?.into_iter().filter(|task| {
         task.kind == TaskKind::Backup
             && core.cluster == row.cloudsnap.cluster
             && task.volume == Some(row.cloudsnap.volume)
     });
-    backups.flat_map(|task| task.snapshot.into_iter().chain(task.base.map(|base| base.snapshot))).collect()
+    let deltas =
+        backups.flat_map(|task| task.snapshot.into_iter().chain(task.base.map(|base| base.snapshot)));
+    Ok(deltas.collect())
 }

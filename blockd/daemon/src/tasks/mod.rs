@@ -25,7 +25,8 @@ use futures::FutureExt;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    future::Future,
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
     time::Duration,
@@ -41,6 +42,8 @@ use uuid::Uuid;
 const LOOK_MS: u64 = 200;
 /// Every how many looks it is stored.
 const LOOKS_PER_STORE: u32 = 5;
+/// How long to wait before what must not be lost is given to the database once more.
+const STORE_AGAIN_MS: u64 = if cfg!(test) { 20 } else { 3_000 };
 
 /// The tasks that have not ended.
 #[derive(Debug)]
@@ -122,6 +125,45 @@ impl Core {
             self.launch(row);
         }
         Ok(())
+    }
+
+    /// All tasks that have not ended, those included that only the database knows of: they go on after the next start.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) async fn unfinished_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
+        // What runs is newer in memory.
+        let mut tasks = self.tasks.running();
+        let running: HashSet<Uuid> = tasks.iter().map(|task| task.id).collect();
+        let stored = self.db.run(TaskRow::unfinished).await?;
+        tasks.extend(stored.into_iter().filter(|row| !running.contains(&row.id)));
+        Ok(tasks)
+    }
+
+    /// Does `attempt` again and again until it succeeds: for what must not be lost because the database fails for a
+    /// while.
+    ///
+    /// # Errors
+    /// The daemon stops.
+    async fn until_stored<T, F>(
+        &self,
+        what: &'static str,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, ServiceError>
+    where
+        F: Future<Output = Result<T, ServiceError>>,
+    {
+        loop {
+            let error = match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            tracing::error!(%error, what, again_ms = STORE_AGAIN_MS, "cannot be stored for now");
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(STORE_AGAIN_MS)) => {}
+                () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
+            }
+        }
     }
 
     /// One task; waits for a change first, if that is wanted.
@@ -291,41 +333,54 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
             core.store_progress(live).await;
             return;
         }
-        Err(error) => fail(core, live, &error).await,
+        Err(error) => {
+            if fail(core, live, &error).await.is_err() {
+                tracing::info!("the task goes on after the next start: its end could not be stored");
+                live.detach();
+                return;
+            }
+        }
     }
     core.tasks.live.lock().remove(&live.id);
     live.wake_all();
 }
 
-/// Ends a task that cannot go on: first its rows, then what it leaves behind.
-async fn fail(core: &Arc<Core>, live: &LiveTask, error: &ServiceError) {
+/// Ends a task that cannot go on: first its rows, then what it leaves behind. Until its rows are stored it counts as
+/// running, because the next start would take it up again.
+///
+/// # Errors
+/// The daemon stops before the rows are stored.
+async fn fail(core: &Arc<Core>, live: &LiveTask, error: &ServiceError) -> Result<(), ServiceError> {
     let error = error.to_api();
     tracing::error!(code = %error.code, error = %error.message, "task failed");
     let row = live.final_row(Some(error));
-    let (stored, keep) = (row.clone(), core.config.task_history);
-    let kept = core.db.run(move |tx| -> Result<(), DbError> {
-        match stored.kind {
-            TaskKind::Backup => backup::mark_failed(tx, &stored)?,
-            TaskKind::Restore => restore::mark_failed(tx, &stored)?,
-            TaskKind::Delete => {}
+    let keep = core.config.task_history;
+    core.until_stored("the end of the task", || {
+        let stored = row.clone();
+        async move {
+            let kept = core.db.run(move |tx| -> Result<(), DbError> {
+                match stored.kind {
+                    TaskKind::Backup => backup::mark_failed(tx, &stored)?,
+                    TaskKind::Restore => restore::mark_failed(tx, &stored)?,
+                    TaskKind::Delete => {}
+                }
+                stored.put(tx)?;
+                TaskRow::prune(tx, keep)
+            });
+            Ok(kept.await?)
         }
-        stored.put(tx)?;
-        TaskRow::prune(tx, keep)
-    });
-    if let Err(error) = kept.await {
-        // The row still says that it runs: the next start takes it up again.
-        tracing::error!(%error, "the end of the task is not stored");
-    } else {
-        let cleaned = match row.kind {
-            TaskKind::Backup => backup::clean_up(core, &row).await,
-            TaskKind::Restore => restore::clean_up(core, &row).await,
-            TaskKind::Delete => clean_files(core, row.id).await,
-        };
-        if let Err(error) = cleaned {
-            tracing::warn!(%error, "what the failed task left behind is removed at the next start");
-        }
+    })
+    .await?;
+    let cleaned = match row.kind {
+        TaskKind::Backup => backup::clean_up(core, &row).await,
+        TaskKind::Restore => restore::clean_up(core, &row).await,
+        TaskKind::Delete => clean_files(core, row.id).await,
+    };
+    if let Err(error) = cleaned {
+        tracing::warn!(%error, "what the failed task left behind is removed at the next start");
     }
     live.set_row(row);
+    Ok(())
 }
 
 /// Removes the files of a task that has ended.

@@ -14,12 +14,18 @@
 //! | 64 | 16 | cluster of the base (zero for a full one) |
 //! | 80 | 8 | snapshot of the base (zero for a full one) |
 //! | 88 | 8 | when the backup began, microseconds since 1970 (signed) |
-//! | 96 | 8 | length d of the set of data blocks |
-//! | 104 | 8 | length z of the set of zero blocks |
-//! | 112 | d + z | both sets |
-//! | 112 + d + z | 8 | xxh3-64 of all before |
+//! | 96 | 8 | epoch that the freeze ended |
+//! | 104 | 8 | when that was, microseconds since 1970 (signed) |
+//! | 112 | 8 | length d of the set of data blocks |
+//! | 120 | 8 | length z of the set of zero blocks |
+//! | 128 | d + z | both sets |
+//! | 128 + d + z | 8 | xxh3-64 of all before |
 
-use crate::{db::Chain, error::ServiceError, files};
+use crate::{
+    db::{Chain, SnapshotRow},
+    error::ServiceError,
+    files,
+};
 use blockd_cloud::CloudsnapId;
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -29,7 +35,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDPLAN";
 const VERSION: u16 = 1;
-const HEADER_BYTES: usize = 112;
+const HEADER_BYTES: usize = 128;
 
 /// Full, or on what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,6 +74,10 @@ pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: 
 pub struct Plan {
     /// The task it belongs to.
     pub task: Uuid,
+    /// The epoch that the freeze ended.
+    pub epoch: Epoch,
+    /// When that was; kept to the microsecond.
+    pub frozen: Timestamp,
     /// What an incremental builds on.
     pub base: Option<CloudsnapId>,
     /// Salt of the delta's keys.
@@ -85,6 +95,12 @@ fn path(dir: &Path) -> PathBuf {
 }
 
 impl Plan {
+    /// Whether it was made for this freeze: block sets of another one say nothing about it.
+    pub fn is_of(&self, snapshot: &SnapshotRow) -> bool {
+        let frozen = (snapshot.epoch, snapshot.created.as_microsecond());
+        (self.epoch, self.frozen.as_microsecond()) == frozen
+    }
+
     fn encode(&self) -> Vec<u8> {
         let (data, zero) = (self.data.to_bytes(), self.zero.to_bytes());
         let mut bytes = Vec::with_capacity(HEADER_BYTES + data.len() + zero.len() + 8);
@@ -97,6 +113,8 @@ impl Plan {
         bytes.extend_from_slice(self.base.map_or(Uuid::nil(), |base| base.cluster).as_bytes());
         bytes.extend_from_slice(&self.base.map_or(0, |base| base.snapshot.as_u64()).to_le_bytes());
         bytes.extend_from_slice(&self.started.as_microsecond().to_le_bytes());
+        bytes.extend_from_slice(&self.epoch.0.to_le_bytes());
+        bytes.extend_from_slice(&self.frozen.as_microsecond().to_le_bytes());
         bytes.extend_from_slice(&(data.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&(zero.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&data);
@@ -133,8 +151,8 @@ impl Plan {
             }),
             _ => return Err("its type is not known"),
         };
-        let data_len = usize::try_from(number(96)?).map_err(|_| "its lengths do not fit")?;
-        let zero_len = usize::try_from(number(104)?).map_err(|_| "its lengths do not fit")?;
+        let data_len = usize::try_from(number(112)?).map_err(|_| "its lengths do not fit")?;
+        let zero_len = usize::try_from(number(120)?).map_err(|_| "its lengths do not fit")?;
         if data_len.checked_add(zero_len) != Some(body.len() - HEADER_BYTES) {
             return Err("its lengths do not fit");
         }
@@ -142,12 +160,17 @@ impl Plan {
         let mut salt = [0; 32];
         salt.copy_from_slice(&body[32..64]);
         // The 8 bytes of a signed number are those of an unsigned one.
-        let started = Timestamp::from_microsecond(i64::from_le_bytes(number(88)?.to_le_bytes()));
+        let time = |at| {
+            let micros = i64::from_le_bytes(number(at)?.to_le_bytes());
+            Timestamp::from_microsecond(micros).map_err(|_| "a time of it is none")
+        };
         Ok(Self {
             task,
+            epoch: Epoch(number(96)?),
+            frozen: time(104)?,
             base,
             salt,
-            started: started.map_err(|_| "its time is none")?,
+            started: time(88)?,
             data: BlockSet::from_bytes(data).map_err(|_| "its set of data blocks is damaged")?,
             zero: BlockSet::from_bytes(zero).map_err(|_| "its set of zero blocks is damaged")?,
         })
@@ -236,6 +259,8 @@ mod tests {
         zero.insert(BlockIndex(1 << 33));
         Plan {
             task: Uuid::from_u128(9),
+            epoch: Epoch(0x0A0B),
+            frozen: Timestamp::from_microsecond(1_699_999_999_999_999).unwrap(),
             base: Some(id(true)),
             salt: [0xA5; 32],
             started: Timestamp::from_microsecond(1_700_000_000_000_001).unwrap(),
@@ -249,6 +274,26 @@ mod tests {
         let golden = include_bytes!("../../tests/golden/plan-v1.bin");
         assert_eq!(plan().encode(), golden);
         assert_eq!(Plan::decode(golden, plan().task, VolumeId::from_u64(1)), Ok(plan()));
+    }
+
+    #[test]
+    fn a_plan_is_of_one_freeze() {
+        let plan = plan();
+        let snapshot = SnapshotRow {
+            id: SnapshotId::from_u64(1),
+            volume: VolumeId::from_u64(1),
+            name: "s".parse().unwrap(),
+            // The row is finer than the file.
+            created: plan.frozen + jiff::SignedDuration::from_nanos(700),
+            state: crate::db::SnapshotState::Ready,
+            internal: true,
+            epoch: plan.epoch,
+            dirty_bytes: 0,
+            freeze_stall_micros: 0,
+        };
+        assert!(plan.is_of(&snapshot));
+        assert!(!plan.is_of(&SnapshotRow { epoch: Epoch(plan.epoch.0 + 1), ..snapshot.clone() }));
+        assert!(!plan.is_of(&SnapshotRow { created: Timestamp::UNIX_EPOCH, ..snapshot }));
     }
 
     #[test]
