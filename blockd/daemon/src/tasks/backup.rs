@@ -86,6 +86,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
 
     let _slot = core.tasks.slot(&core.stopping).await?;
     let (repository, requests) = core.task_repository(row.credential).await?;
+    // A disk that is not mounted is an empty directory, and takes everything.
+    repository.prove_key_slot().await?;
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
