@@ -24,6 +24,8 @@ pub(crate) struct ConnectionLimits {
     pub(crate) drain_timeout: Duration,
     /// How long one send may take while others wait for the memory that it holds.
     pub(crate) stalled_send_timeout: Duration,
+    /// How long nothing of an announced payload may come while others wait for the memory that it was promised.
+    pub(crate) stalled_receive_timeout: Duration,
     pub(crate) in_flight_bytes: u64,
 }
 
@@ -43,6 +45,12 @@ enum Life {
     Aborted,
 }
 
+/// A receive under way. It ends with the first bytes that come.
+struct Receiving {
+    /// When to look whether it blocks others; `None` if it holds no memory that others wait for.
+    check_at: Option<Instant>,
+}
+
 /// A send under way.
 struct Sending {
     range: Range<usize>,
@@ -59,7 +67,7 @@ pub(crate) struct Connection {
     phase: Phase,
     inbox: Inbox,
     flow: Flow,
-    receiving: bool,
+    receiving: Option<Receiving>,
     sending: Option<Sending>,
     /// The rest of a send that was cut short.
     rest: Option<Chunk>,
@@ -82,7 +90,7 @@ impl Connection {
             phase: Phase::Handshake(Handshake::new()),
             inbox: Inbox::new(cx.pool),
             flow,
-            receiving: false,
+            receiving: None,
             sending: None,
             rest: None,
             in_step: true,
@@ -92,23 +100,29 @@ impl Connection {
     }
 
     /// The receive to start now, if there is one.
-    pub(crate) fn start_receive(&mut self) -> Option<Transfer> {
-        if self.life != Life::Open || self.receiving || self.full || self.in_step {
+    pub(crate) fn start_receive(&mut self, now: Instant) -> Option<Transfer> {
+        if self.life != Life::Open || self.receiving.is_some() || self.full || self.in_step {
             return None;
         }
+        let mut check_at = None;
         let transfer = match &mut self.phase {
             Phase::Handshake(_) if self.flow.jobs > 0 => None,
             Phase::Handshake(_) => self.inbox.start_receive(INBOX_BYTES),
-            Phase::Transmission(transmission) => transmission.start_receive(&mut self.inbox),
+            Phase::Transmission(transmission) => {
+                if transmission.awaits_payload() {
+                    check_at = Some(later(now, self.limits.stalled_receive_timeout));
+                }
+                transmission.start_receive(&mut self.inbox)
+            }
             Phase::Over => None,
-        };
-        self.receiving = transfer.is_some();
-        transfer
+        }?;
+        self.receiving = Some(Receiving { check_at });
+        Some(transfer)
     }
 
     /// The receive is over.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
-        self.receiving = false;
+        self.receiving = None;
         let len_bytes = *result.as_ref().unwrap_or(&0);
         match &mut self.phase {
             Phase::Transmission(transmission) => {
@@ -133,7 +147,7 @@ impl Connection {
             return None;
         }
         let chunk = self.rest.take().or_else(|| self.flow.outbox.pop())?;
-        let check_at = now.checked_add(self.limits.stalled_send_timeout).unwrap_or(now);
+        let check_at = later(now, self.limits.stalled_send_timeout);
         self.sending =
             Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes, check_at });
         Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
@@ -240,7 +254,19 @@ impl Connection {
             if cx.budget.is_exhausted() {
                 self.abort("the client does not read its replies, and others wait for their memory", cx);
             } else {
-                sending.check_at = now.checked_add(self.limits.stalled_send_timeout).unwrap_or(now);
+                sending.check_at = later(now, self.limits.stalled_send_timeout);
+            }
+        }
+        if let Some(Receiving { check_at: Some(check_at) }) = &mut self.receiving
+            && *check_at <= now
+            && self.life == Life::Open
+        {
+            if cx.budget.is_exhausted() {
+                let why =
+                    "the client does not send the payload that it announced, and others wait for its memory";
+                self.abort(why, cx);
+            } else {
+                *check_at = later(now, self.limits.stalled_receive_timeout);
             }
         }
     }
@@ -248,12 +274,18 @@ impl Connection {
     /// When [`check_time`](Self::check_time) should be called next.
     pub(crate) fn next_check(&self) -> Option<Instant> {
         let sending = self.sending.as_ref().filter(|_| self.life != Life::Aborted);
-        self.deadline.into_iter().chain(sending.map(|sending| sending.check_at)).min()
+        let receiving = self.receiving.as_ref().filter(|_| self.life == Life::Open);
+        let checks = [
+            self.deadline,
+            sending.map(|sending| sending.check_at),
+            receiving.and_then(|receiving| receiving.check_at),
+        ];
+        checks.into_iter().flatten().min()
     }
 
     /// The socket is to be shut down for receiving: what is under way will not be used.
     pub(crate) fn refuses_input(&self) -> bool {
-        self.life != Life::Open && self.receiving
+        self.life != Life::Open && self.receiving.is_some()
     }
 
     /// The socket is to be shut down both ways.
@@ -263,7 +295,7 @@ impl Connection {
 
     /// Nothing is under way and nothing is left to do.
     pub(crate) fn is_finished(&self) -> bool {
-        let idle = !self.receiving && self.sending.is_none() && self.flow.jobs == 0;
+        let idle = self.receiving.is_none() && self.sending.is_none() && self.flow.jobs == 0;
         let sent = self.rest.is_none() && self.flow.outbox.is_empty();
         idle && match self.life {
             Life::Open => false,
@@ -357,4 +389,8 @@ impl Connection {
             }
         }
     }
+}
+
+fn later(now: Instant, timeout: Duration) -> Instant {
+    now.checked_add(timeout).unwrap_or(now)
 }

@@ -22,6 +22,7 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     handshake_timeout: Duration::from_secs(10),
     drain_timeout: Duration::from_secs(30),
     stalled_send_timeout: Duration::from_secs(60),
+    stalled_receive_timeout: Duration::from_secs(10),
     in_flight_bytes: 1 << 20,
 };
 
@@ -163,7 +164,7 @@ impl Driver {
 
     /// Receives some of `input`; how many bytes.
     fn receive_some(&mut self, input: &[u8], max_bytes: usize) -> Option<usize> {
-        let mut transfer = self.connection.start_receive()?;
+        let mut transfer = self.connection.start_receive(self.now)?;
         let len = transfer.range.len().min(max_bytes).min(input.len());
         if len == 0 && !input.is_empty() {
             return None;
@@ -316,7 +317,7 @@ fn a_client_that_does_not_read_is_bounded() {
         assert!(charged <= LIMITS.in_flight_bytes && charged > LIMITS.in_flight_bytes - one, "{charged}");
         // Once it reads, the rest is served.
         while driver.send_some(usize::MAX) || driver.work_some(0) {}
-        assert!(driver.connection.start_receive().is_some());
+        assert!(driver.connection.start_receive(driver.now).is_some());
     }
     // Refusals count as well.
     let mut driver = Driver::attached(LIMITS);
@@ -338,16 +339,15 @@ fn after_a_large_write_only_the_next_header_is_received() {
     let mut driver = Driver::attached(LIMITS);
     let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 300_000 };
     driver.run(&[&write.encode()[..], &vec![1; 300_000]].concat(), &[1 << 20]);
-    let transfer = driver.connection.start_receive().unwrap();
+    let transfer = driver.connection.start_receive(driver.now).unwrap();
     assert_eq!(transfer.range.len(), REQUEST_LEN_BYTES);
     driver.tell(|connection, cx| {
         let mut buffer = transfer.buffer;
         buffer.framed_mut()[transfer.range].copy_from_slice(&write.encode());
         connection.end_receive(buffer, Ok(REQUEST_LEN_BYTES), cx);
     });
-    let payload = driver.connection.start_receive().unwrap();
+    let payload = driver.connection.start_receive(driver.now).unwrap();
     assert_eq!(payload.range.len(), 300_000, "straight into its own buffer");
-    assert!(payload.all);
 }
 
 #[test]
@@ -384,6 +384,46 @@ fn times_are_kept() {
 }
 
 #[test]
+fn a_payload_that_others_wait_for_must_come() {
+    let at = |driver: &mut Driver, seconds: u64| {
+        driver.now += Duration::from_secs(seconds);
+        driver.tell(Connection::check_time);
+        driver.connection.is_aborted()
+    };
+    // One payload is kept in a buffer of its own, the other one is thrown away.
+    for offset_bytes in [0, DEVICE_BYTES as u64] {
+        let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes, len_bytes: 300_000 };
+        let mut driver = Driver::attached(LIMITS);
+        assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
+        let _first = driver.connection.start_receive(driver.now).unwrap();
+        let soon = driver.now + Duration::from_secs(10);
+        assert_eq!(driver.connection.next_check(), Some(soon));
+        assert!(!at(&mut driver, 11), "nobody waits");
+        driver.budget.wait(1, || Box::new(|| {}));
+        assert!(!at(&mut driver, 9));
+        assert!(at(&mut driver, 1), "others wait");
+        assert_eq!(driver.connection.next_check(), None);
+
+        let mut driver = Driver::attached(LIMITS);
+        driver.budget.wait(1, || Box::new(|| {}));
+        assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
+        for _ in 0..100 {
+            let mut slow = driver.connection.start_receive(driver.now).unwrap();
+            slow.buffer.framed_mut()[slow.range.start] = 7;
+            assert!(!at(&mut driver, 9), "it comes slowly");
+            driver.tell(|connection, cx| connection.end_receive(slow.buffer, Ok(1), cx));
+        }
+        assert_eq!(driver.receive_some(&[7; 299_900], usize::MAX).map(|len| len > 0), Some(true));
+    }
+    // Between requests nothing is held that others could wait for.
+    let mut driver = Driver::attached(LIMITS);
+    driver.budget.wait(1, || Box::new(|| {}));
+    let _idle = driver.connection.start_receive(driver.now).unwrap();
+    assert_eq!(driver.connection.next_check(), None);
+    assert!(!at(&mut driver, 3600));
+}
+
+#[test]
 fn a_leaving_client_gets_every_reply() {
     let mut driver = Driver::attached(LIMITS);
     let bye = Request { flags: 0, command: NBD_CMD_DISC, cookie: 9, offset_bytes: 0, len_bytes: 0 }.encode();
@@ -402,7 +442,7 @@ fn beyond_the_bound_of_all_only_a_little_is_taken() {
     driver.budget.charge(1 << 30);
     assert_eq!(driver.receive_some(&read_request(1, 300_000), 100), Some(28));
     assert!(driver.work.is_empty());
-    assert!(driver.connection.start_receive().is_none(), "it waits");
+    assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
     driver.budget.release(1 << 30);
     driver.tell(Connection::retry);
     while driver.send_some(usize::MAX) || driver.work_some(0) {}

@@ -30,7 +30,8 @@ const DRAIN_WAIT: Duration = Duration::from_millis(100);
 pub(crate) struct Transfer {
     pub(crate) buffer: Buffer,
     pub(crate) range: Range<usize>,
-    /// Complete only when all of the range was moved, or the connection failed.
+    /// A send is complete only when all of the range was moved, or the connection failed. A receive never waits for
+    /// all of it: that would hide whether anything comes.
     pub(crate) all: bool,
 }
 
@@ -79,12 +80,9 @@ impl Ring {
         Ok(Self { uring, in_flight: ManuallyDrop::new(Vec::new()), free: Vec::new(), refused: Vec::new() })
     }
 
-    /// Receives into the transfer's range.
+    /// Receives into the transfer's range, as much as there is.
     pub(crate) fn recv(&mut self, fd: &Arc<OwnedFd>, transfer: Transfer, tag: u64) {
-        let flags = if transfer.all { RecvFlags::WAITALL } else { RecvFlags::empty() };
-        self.transfer(fd, transfer, tag, |fd, pointer, len| {
-            opcode::Recv::new(fd, pointer, len).flags(flags.bits().cast_signed()).build()
-        });
+        self.transfer(fd, transfer, tag, |fd, pointer, len| opcode::Recv::new(fd, pointer, len).build());
     }
 
     /// Sends the transfer's range; a peer that is gone is an error, not a signal.

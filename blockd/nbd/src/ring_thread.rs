@@ -373,7 +373,7 @@ impl RingThread {
         if let Some(transfer) = connection.start_send(self.now) {
             self.ring.send(&entry.socket, transfer, Tag::Send(index).pack());
         }
-        if let Some(transfer) = connection.start_receive() {
+        if let Some(transfer) = connection.start_receive(self.now) {
             self.ring.recv(&entry.socket, transfer, Tag::Receive(index).pack());
         }
         let wanted = if connection.is_aborted() {

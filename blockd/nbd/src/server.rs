@@ -46,6 +46,9 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// How long a send may take while others wait for the memory that it holds. Default 60 s.
     pub stalled_send_timeout: Duration,
+    /// How long a client that has announced a payload may send nothing of it while others wait for the memory that
+    /// is kept for it. Default 10 s.
+    pub stalled_receive_timeout: Duration,
     /// How long [`Server::shutdown`] lets requests in flight finish. Default 10 s.
     pub shutdown_timeout: Duration,
     /// Payload bytes, plus 4 KiB a request, that one connection may have in flight; it is not received from beyond
@@ -66,6 +69,7 @@ impl Default for ServerConfig {
             handshake_timeout: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(30),
             stalled_send_timeout: Duration::from_secs(60),
+            stalled_receive_timeout: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(10),
             in_flight_bytes_per_connection: 64 << 20,
             in_flight_bytes_total: 512 << 20,
@@ -315,6 +319,7 @@ fn share(config: &ServerConfig, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared
             handshake_timeout: config.handshake_timeout,
             drain_timeout: config.drain_timeout,
             stalled_send_timeout: config.stalled_send_timeout,
+            stalled_receive_timeout: config.stalled_receive_timeout,
             in_flight_bytes: config.in_flight_bytes_per_connection,
         },
         mailboxes,

@@ -74,13 +74,18 @@ impl Transmission {
             Input::Payload { request, buffer, filled_bytes, .. } => {
                 let buffer = buffer.take()?;
                 let range = HEADROOM_BYTES + *filled_bytes..HEADROOM_BYTES + request.len_bytes as usize;
-                Some(Transfer { buffer, range, all: true })
+                Some(Transfer { buffer, range, all: false })
             }
             Input::Requests if self.expects_large && inbox.unread().is_empty() => {
                 inbox.start_receive(REQUEST_LEN_BYTES)
             }
             Input::Requests | Input::Discard { .. } => inbox.start_receive(INBOX_BYTES),
         }
+    }
+
+    /// The next bytes are the payload of a request that has been admitted.
+    pub(crate) fn awaits_payload(&self) -> bool {
+        !matches!(self.input, Input::Requests)
     }
 
     /// A receive is over.

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use blockd_nbd::constants::*;
+use blockd_nbd::request::Request;
 use blockd_nbd::{DeviceErrorKind, NbdError, Server, ServerConfig};
 use common::*;
 
@@ -323,6 +324,58 @@ fn who_holds_memory_and_does_not_read_is_dropped_when_others_need_it() {
     let mut rest = Vec::new();
     let end = greedy.stream.read_to_end(&mut rest);
     assert!(end.is_err() || rest.len() < 4 << 20, "the greedy one was dropped");
+}
+
+/// Sends a request behind a small read and takes the reply to that: the request has been seen by then, and either
+/// been charged to the bound of all or been refused by it.
+fn request_seen(client: &mut Client, command: u16, len_bytes: u32) {
+    let small = Request { flags: 0, command: NBD_CMD_READ, cookie: 1000, offset_bytes: 0, len_bytes: 1 };
+    let request = Request { flags: 0, command, cookie: 1001, offset_bytes: 0, len_bytes };
+    client.send(&[small.encode(), request.encode()].concat());
+    assert_eq!(client.reply(), (0, 1000));
+    client.receive(1);
+}
+
+#[test]
+fn who_announces_payloads_and_does_not_send_them_is_dropped_when_others_need_the_memory() {
+    let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Instant), |config| {
+        config.in_flight_bytes_total = 7 << 20;
+        config.stalled_receive_timeout = Duration::from_millis(100);
+    });
+    let mut stalled = [server.attach(), server.attach(), server.attach()];
+    for client in &mut stalled {
+        request_seen(client, NBD_CMD_WRITE, 2 << 20);
+    }
+    stalled[2].send(&[1; 300_000]);
+    // Needs all there is.
+    let mut other = server.attach();
+    assert_eq!(other.read(0, 8 << 20), (0, vec![0; 8 << 20]));
+    for client in &mut stalled {
+        client.assert_closed();
+    }
+}
+
+#[test]
+fn a_payload_that_comes_slowly_is_waited_for() {
+    let timeout = Duration::from_secs(1);
+    let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Instant), |config| {
+        config.in_flight_bytes_total = 4 << 20;
+        config.stalled_receive_timeout = timeout;
+    });
+    let mut slow = server.attach();
+    request_seen(&mut slow, NBD_CMD_WRITE, 1 << 20);
+    let mut other = server.attach();
+    request_seen(&mut other, NBD_CMD_READ, 4 << 20);
+    let data = pattern(5, MIB);
+    let (mut pieces, started) = (data.chunks(64), std::time::Instant::now());
+    while started.elapsed() < timeout * 3 {
+        slow.send(pieces.next().unwrap());
+        std::thread::sleep(timeout / 50);
+    }
+    slow.send(&pieces.collect::<Vec<_>>().concat());
+    assert_eq!(slow.reply(), (0, 1001));
+    assert_eq!(other.reply(), (0, 1001));
+    assert!(other.receive(4 << 20)[..MIB] == data, "the read waited for the write");
 }
 
 #[test]
