@@ -424,9 +424,14 @@ fn the_key_of_stored_secrets_can_be_lost() {
     assert_eq!((code, &document["error"]["code"]), (1, &"secret_unavailable".into()), "{document:#}");
     // Everything else goes on.
     assert_same("the volume", &daemon.nbd("vol").read(0, 4096), &[9; 4096]);
+    // A new key in the place of the lost one would make putting that back a loss, too.
+    let path = other.dir().to_str().unwrap();
+    let create = ["credentials", "create", "other", "--provider", "local", "--path", path];
+    let (code, document) = ctl.document(&create);
+    assert_eq!((code, &document["error"]["code"]), (1, &"secret_unavailable".into()), "{document:#}");
+    ctl.json(&["credentials", "delete", "nas"]);
     ctl.add_local("other", other.dir(), Some("passphrase"));
     ctl.backup_with("vol", &["--cred-id", "other"]);
-    ctl.json(&["credentials", "delete", "nas"]);
     ctl.add_local("nas", store.dir(), Some("passphrase"));
     assert_eq!(ctl.json(&["cs", "list", "--cred-id", "nas"]).as_array().unwrap().len(), 1);
 }
