@@ -95,7 +95,7 @@ impl Repository {
         match self.store.get(&object, SLOT_LEN_BYTES as u64).await {
             Ok(bytes) if KeySlot::parse(&object, &bytes)?.key_id == key_id => Ok(()),
             Ok(_) => Err(CloudError::damaged(&object, 0, "it holds another key")),
-            Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::BucketMissing) => {
+            Err(error) if error.kind == StoreErrorKind::NotFound => {
                 Err(CloudError::KeySlotMissing { store: self.store.describe().to_owned(), key: object })
             }
             Err(error) => Err(error.into()),
