@@ -3,7 +3,8 @@
 
 use crate::registry::{Attachment, EntryState, Registry};
 use blockd_nbd::{
-    BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
+    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
+    ZeroFlags,
 };
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ impl Exports {
 }
 
 impl ExportCatalog for Exports {
-    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, ExportError> {
+    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
         let entry = if name.is_empty() {
             let mut all = self.registry.all();
             match (all.pop(), all.is_empty()) {
@@ -39,7 +40,7 @@ impl ExportCatalog for Exports {
         }
     }
 
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _: &Client) -> Vec<ExportInfo> {
         let entries = self.registry.all().into_iter();
         entries
             .filter(|entry| matches!(entry.view().state, EntryState::Up(_)))
@@ -93,8 +94,8 @@ impl BlockDevice for Device {
         self.tried(self.volume.try_read(offset_bytes, buf))
     }
 
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
-        self.done(self.volume.read(offset_bytes, buf))
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        self.done(self.volume.read(offset_bytes, buf)).map(|()| Progress::Done)
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
@@ -113,14 +114,8 @@ impl BlockDevice for Device {
         self.done(self.volume.trim(offset_bytes, len_bytes, fua))
     }
 
-    fn write_zeroes(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        no_hole: bool,
-        fua: bool,
-    ) -> Result<(), DeviceError> {
-        self.done(self.volume.write_zeroes(offset_bytes, len_bytes, no_hole, fua))
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
+        self.done(self.volume.write_zeroes(offset_bytes, len_bytes, flags.no_hole, flags.fua))
     }
 }
 
@@ -154,25 +149,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(Registry::default());
         let exports = Exports::new(Arc::clone(&registry));
-        assert!(matches!(exports.open(""), Err(ExportError::Unknown)));
+        assert!(matches!(exports.open("", &Client::default()), Err(ExportError::Unknown)));
         let first = add(&registry, dir.path(), 1, "one");
-        let device = exports.open("").unwrap();
+        let device = exports.open("", &Client::default()).unwrap();
         assert_eq!(first.view().connections, 1);
         device.write(1000, &[7; 3000], true).unwrap();
         let mut read = [0; 3000];
-        exports.open("one").unwrap().read(1000, &mut read).unwrap();
+        exports.open("one", &Client::default()).unwrap().read(1000, &mut read).unwrap();
         assert_eq!(read, [7; 3000]);
         assert_eq!(device.write(1 << 20, &[1], false).unwrap_err().kind(), DeviceErrorKind::InvalidInput);
         drop(device);
         assert_eq!(first.view().connections, 0);
 
         add(&registry, dir.path(), 2, "two");
-        assert!(matches!(exports.open(""), Err(ExportError::Unknown)));
-        assert!(matches!(exports.open("three"), Err(ExportError::Unknown)));
+        assert!(matches!(exports.open("", &Client::default()), Err(ExportError::Unknown)));
+        assert!(matches!(exports.open("three", &Client::default()), Err(ExportError::Unknown)));
         first.set_state(EntryState::Failed("its disk is gone".into()));
-        let Err(ExportError::Unavailable { reason }) = exports.open("one") else { panic!("it was served") };
+        let Err(ExportError::Unavailable { reason }) = exports.open("one", &Client::default()) else {
+            panic!("it was served")
+        };
         assert!(reason.contains("its disk is gone"), "{reason}");
-        let names: Vec<_> = exports.list().into_iter().map(|export| export.name).collect();
+        let names: Vec<_> = exports.list(&Client::default()).into_iter().map(|export| export.name).collect();
         assert_eq!(names, ["two"]);
     }
 }

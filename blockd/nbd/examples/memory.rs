@@ -5,7 +5,8 @@ use std::error::Error;
 use std::sync::Arc;
 
 use blockd_nbd::{
-    BlockDevice, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, Server, ServerConfig,
+    BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, Server, ServerConfig,
+    ZeroFlags,
 };
 
 const STRIPE_BYTES: usize = 1 << 20;
@@ -47,14 +48,14 @@ impl BlockDevice for Memory {
         if !self.instant {
             return Ok(Progress::WouldBlock);
         }
-        self.read(offset_bytes, buf).map(|()| Progress::Done)
+        self.read(offset_bytes, buf)
     }
 
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         self.pieces(offset_bytes, buf.len() as u64, |stripe, from, to, len| {
             buf[to..to + len].copy_from_slice(&self.stripes[stripe].read()[from..from + len]);
         });
-        Ok(())
+        Ok(Progress::Done)
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
@@ -76,16 +77,10 @@ impl BlockDevice for Memory {
     }
 
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
-        self.write_zeroes(offset_bytes, len_bytes, false, fua)
+        self.write_zeroes(offset_bytes, len_bytes, ZeroFlags { fua, ..ZeroFlags::default() })
     }
 
-    fn write_zeroes(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        _no_hole: bool,
-        _fua: bool,
-    ) -> Result<(), DeviceError> {
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, _: ZeroFlags) -> Result<(), DeviceError> {
         self.pieces(offset_bytes, len_bytes, |stripe, to, _, len| {
             self.stripes[stripe].write()[to..to + len].fill(0);
         });
@@ -96,7 +91,7 @@ impl BlockDevice for Memory {
 struct Single(Arc<Memory>);
 
 impl ExportCatalog for Single {
-    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, ExportError> {
+    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
         if name.is_empty() {
             Ok(Arc::clone(&self.0) as Arc<dyn BlockDevice>)
         } else {
@@ -104,7 +99,7 @@ impl ExportCatalog for Single {
         }
     }
 
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _: &Client) -> Vec<ExportInfo> {
         let size_bytes = self.0.size_bytes();
         vec![ExportInfo {
             name: String::new(),

@@ -4,10 +4,12 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::budget::Budget;
 use crate::buffer_pool::{Buffer, BufferPool};
+use crate::device::Client;
 use crate::flow::{Context, Flow, Wake};
 use crate::handshake::{Answer, Handshake, Step};
 use crate::inbox::{INBOX_BYTES, Inbox};
@@ -62,6 +64,7 @@ struct Sending {
 /// One connection.
 pub(crate) struct Connection {
     span: tracing::Span,
+    client: Arc<Client>,
     limits: ConnectionLimits,
     life: Life,
     phase: Phase,
@@ -80,11 +83,17 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// A connection that begins with the greeting.
-    pub(crate) fn new(span: tracing::Span, limits: ConnectionLimits, cx: &mut Context<'_>) -> Self {
+    pub(crate) fn new(
+        span: tracing::Span,
+        client: Client,
+        limits: ConnectionLimits,
+        cx: &mut Context<'_>,
+    ) -> Self {
         let mut flow = Flow::new(limits.in_flight_bytes);
         flow.outbox.push_bytes(&Handshake::greeting(), cx.pool);
         Self {
             span,
+            client: Arc::new(client),
             limits,
             life: Life::Open,
             phase: Phase::Handshake(Handshake::new()),
@@ -370,7 +379,7 @@ impl Connection {
         }
         match step {
             Step::NeedInput | Step::Continue => {}
-            Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup), cx),
+            Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup, Arc::clone(&self.client)), cx),
             Step::Close(reason) => self.drain(&reason.to_string(), cx),
             Step::Transmit(opened) => {
                 let Some(device) = opened.device else {

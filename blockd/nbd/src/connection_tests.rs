@@ -12,7 +12,9 @@ use crate::budget::Budget;
 use crate::buffer_pool::BufferPool;
 use crate::connection::{Connection, ConnectionLimits};
 use crate::constants::*;
-use crate::device::{BlockDevice, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress};
+use crate::device::{
+    BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, ZeroFlags,
+};
 use crate::flow::{Context, REQUEST_OVERHEAD_BYTES, Wake};
 use crate::request::Request;
 use crate::worker::{Done, Work};
@@ -50,11 +52,11 @@ impl BlockDevice for Memory {
         if !at_once(offset_bytes) {
             return Ok(Progress::WouldBlock);
         }
-        self.read(offset_bytes, buf).map(|()| Progress::Done)
+        self.read(offset_bytes, buf)
     }
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         buf.copy_from_slice(&self.0.lock()[offset_bytes as usize..][..buf.len()]);
-        Ok(())
+        Ok(Progress::Done)
     }
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
         if !at_once(offset_bytes) {
@@ -72,7 +74,7 @@ impl BlockDevice for Memory {
     fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
         Ok(())
     }
-    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, _: bool, _: bool) -> Result<(), DeviceError> {
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, _: ZeroFlags) -> Result<(), DeviceError> {
         self.0.lock()[offset_bytes as usize..][..len_bytes as usize].fill(0);
         Ok(())
     }
@@ -81,10 +83,10 @@ impl BlockDevice for Memory {
 struct Single(Arc<Memory>);
 
 impl ExportCatalog for Single {
-    fn open(&self, _: &str) -> Result<Arc<dyn BlockDevice>, ExportError> {
+    fn open(&self, _: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
         Ok(Arc::clone(&self.0) as Arc<dyn BlockDevice>)
     }
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _: &Client) -> Vec<ExportInfo> {
         Vec::new()
     }
 }
@@ -110,7 +112,7 @@ impl Driver {
         let now = Instant::now();
         let mut cx =
             Context { pool: &mut pool, budget: &budget, wait_for_budget: &|| {}, work: &mut work, now };
-        let connection = Connection::new(tracing::Span::none(), limits, &mut cx);
+        let connection = Connection::new(tracing::Span::none(), Client::default(), limits, &mut cx);
         Self { connection, catalog: Single(Memory::new()), pool, budget, work, sent: Vec::new(), now }
     }
 
@@ -156,7 +158,7 @@ impl Driver {
         let work = self.work.swap_remove(choice % self.work.len());
         let done = match work {
             Work::Request(request) => Done::Request(request.run()),
-            Work::Lookup(lookup) => Done::Answer(lookup.resolve(&self.catalog)),
+            Work::Lookup(lookup, client) => Done::Answer(lookup.resolve(&self.catalog, &client)),
         };
         self.tell(|connection, cx| connection.work_done(done, cx));
         true

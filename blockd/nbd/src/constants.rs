@@ -29,10 +29,20 @@ pub const NBD_OPT_EXPORT_NAME: u32 = 1;
 pub const NBD_OPT_ABORT: u32 = 2;
 /// List the exports.
 pub const NBD_OPT_LIST: u32 = 3;
+/// Go on encrypted.
+pub const NBD_OPT_STARTTLS: u32 = 5;
 /// Describe an export.
 pub const NBD_OPT_INFO: u32 = 6;
 /// Describe an export and enter transmission.
 pub const NBD_OPT_GO: u32 = 7;
+/// Answer with structured replies.
+pub const NBD_OPT_STRUCTURED_REPLY: u32 = 8;
+/// List the metadata contexts of an export.
+pub const NBD_OPT_LIST_META_CONTEXT: u32 = 9;
+/// Choose the metadata contexts that block status reports.
+pub const NBD_OPT_SET_META_CONTEXT: u32 = 10;
+/// Use requests and replies with 64-bit lengths.
+pub const NBD_OPT_EXTENDED_HEADERS: u32 = 11;
 
 // "Option reply types"
 
@@ -42,16 +52,22 @@ pub const NBD_REP_ACK: u32 = 1;
 pub const NBD_REP_SERVER: u32 = 2;
 /// One piece of information on an export.
 pub const NBD_REP_INFO: u32 = 3;
+/// One metadata context.
+pub const NBD_REP_META_CONTEXT: u32 = 4;
 /// The option is not known here.
 pub const NBD_REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 /// The server does not allow it now.
 pub const NBD_REP_ERR_POLICY: u32 = (1 << 31) + 2;
 /// The option's data is malformed.
 pub const NBD_REP_ERR_INVALID: u32 = (1 << 31) + 3;
+/// The client must start TLS first.
+pub const NBD_REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
 /// The export does not exist.
 pub const NBD_REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 /// The option's data is too long.
 pub const NBD_REP_ERR_TOO_BIG: u32 = (1 << 31) + 9;
+/// The option makes no sense once extended headers were agreed on.
+pub const NBD_REP_ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 
 // "NBD_OPT_INFO and NBD_OPT_GO": information types
 
@@ -78,15 +94,48 @@ pub const NBD_FLAG_SEND_FUA: u16 = 1 << 3;
 pub const NBD_FLAG_SEND_TRIM: u16 = 1 << 5;
 /// `NBD_CMD_WRITE_ZEROES` is served.
 pub const NBD_FLAG_SEND_WRITE_ZEROES: u16 = 1 << 6;
+/// Structured reads may not be split when `NBD_CMD_FLAG_DF` asks for it.
+pub const NBD_FLAG_SEND_DF: u16 = 1 << 7;
 /// A flush on one connection covers writes answered on all of them.
 pub const NBD_FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
+/// `NBD_CMD_CACHE` is served.
+pub const NBD_FLAG_SEND_CACHE: u16 = 1 << 10;
+/// `NBD_CMD_FLAG_FAST_ZERO` is served.
+pub const NBD_FLAG_SEND_FAST_ZERO: u16 = 1 << 11;
+/// Block status takes a payload that chooses among the contexts (extended headers only).
+pub const NBD_FLAG_BLOCK_STAT_PAYLOAD: u16 = 1 << 12;
 
 // "Request message"
 
 /// First field of every request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// First field of every request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// First field of every simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+/// First field of every chunk of a structured reply.
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// First field of every chunk of a structured reply with an extended header.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
+
+// "Structured reply flags" and "Structured reply types"
+
+/// The last chunk of its reply.
+pub const NBD_REPLY_FLAG_DONE: u16 = 1 << 0;
+/// No data.
+pub const NBD_REPLY_TYPE_NONE: u16 = 0;
+/// Where, and the data.
+pub const NBD_REPLY_TYPE_OFFSET_DATA: u16 = 1;
+/// Where, and how many zeroes.
+pub const NBD_REPLY_TYPE_OFFSET_HOLE: u16 = 2;
+/// A context's number, and (u32 length, u32 flags) for each extent.
+pub const NBD_REPLY_TYPE_BLOCK_STATUS: u16 = 5;
+/// A context's number, a count, and (u64 length, u64 flags) for each extent.
+pub const NBD_REPLY_TYPE_BLOCK_STATUS_EXT: u16 = 6;
+/// An error number and a message.
+pub const NBD_REPLY_TYPE_ERROR: u16 = (1 << 15) + 1;
+/// An error number, a message, and where it happened.
+pub const NBD_REPLY_TYPE_ERROR_OFFSET: u16 = (1 << 15) + 2;
 
 // "Request types"
 
@@ -100,8 +149,12 @@ pub const NBD_CMD_DISC: u16 = 2;
 pub const NBD_CMD_FLUSH: u16 = 3;
 /// Discard a range.
 pub const NBD_CMD_TRIM: u16 = 4;
+/// Bring a range near.
+pub const NBD_CMD_CACHE: u16 = 5;
 /// Fill a range with zeroes.
 pub const NBD_CMD_WRITE_ZEROES: u16 = 6;
+/// Report what the chosen metadata contexts say of a range.
+pub const NBD_CMD_BLOCK_STATUS: u16 = 7;
 
 // "Command flags"
 
@@ -109,6 +162,27 @@ pub const NBD_CMD_WRITE_ZEROES: u16 = 6;
 pub const NBD_CMD_FLAG_FUA: u16 = 1 << 0;
 /// Zeroes must keep their space allocated.
 pub const NBD_CMD_FLAG_NO_HOLE: u16 = 1 << 1;
+/// A structured read's data must come in one chunk.
+pub const NBD_CMD_FLAG_DF: u16 = 1 << 2;
+/// Block status is wanted for one extent only.
+pub const NBD_CMD_FLAG_REQ_ONE: u16 = 1 << 3;
+/// Zeroes must fail rather than be slow.
+pub const NBD_CMD_FLAG_FAST_ZERO: u16 = 1 << 4;
+/// The length of an extended request is that of its payload.
+pub const NBD_CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
+
+// "Metadata contexts"
+
+/// The context that tells holes and zeroes.
+pub const BASE_ALLOCATION: &str = "base:allocation";
+/// What the names of dirty bitmaps begin with, as qemu defines them (`docs/interop/nbd.txt`).
+pub const DIRTY_BITMAP_PREFIX: &str = "qemu:dirty-bitmap:";
+/// `base:allocation`: no space is allocated.
+pub const STATE_HOLE: u32 = 1 << 0;
+/// `base:allocation`: it reads as zeroes.
+pub const STATE_ZERO: u32 = 1 << 1;
+/// `qemu:dirty-bitmap`: it was written since.
+pub const STATE_DIRTY: u32 = 1 << 0;
 
 // "Error values"
 
@@ -120,6 +194,10 @@ pub const NBD_EIO: u32 = 5;
 pub const NBD_EINVAL: u32 = 22;
 /// No space left on device.
 pub const NBD_ENOSPC: u32 = 28;
+/// A value does not fit; for a read with `NBD_CMD_FLAG_DF`, one chunk does not suffice.
+pub const NBD_EOVERFLOW: u32 = 75;
+/// Not supported.
+pub const NBD_ENOTSUP: u32 = 95;
 /// The server is shutting down.
 pub const NBD_ESHUTDOWN: u32 = 108;
 
@@ -131,6 +209,8 @@ pub const GREETING_LEN_BYTES: usize = 18;
 pub const OPTION_HEADER_LEN_BYTES: usize = 16;
 /// Bytes of a request before its payload.
 pub const REQUEST_LEN_BYTES: usize = 28;
+/// Bytes of a request with an extended header before its payload.
+pub const EXTENDED_REQUEST_LEN_BYTES: usize = 32;
 /// Bytes of a simple reply before its payload.
 pub const SIMPLE_REPLY_LEN_BYTES: usize = 16;
 /// Zeroes after the reply to `NBD_OPT_EXPORT_NAME`, unless both sides agreed to leave them out.
@@ -143,10 +223,10 @@ pub const MIN_BLOCK_BYTES: u32 = 1;
 /// Request granularity that performs best, in bytes.
 pub const PREFERRED_BLOCK_BYTES: u32 = 4096;
 /// Largest payload of a read or a write, in bytes.
-pub const MAX_PAYLOAD_BYTES: u32 = 32 << 20;
+pub const MAX_PAYLOAD_BYTES: u32 = 64 << 20;
 /// Longest payload of a refused write that is received and thrown away, in bytes; one that
 /// announces more loses its connection.
-pub const MAX_DISCARD_BYTES: u32 = 64 << 20;
+pub const MAX_DISCARD_BYTES: u32 = 128 << 20;
 /// Longest export name that the protocol allows, in bytes.
 pub const MAX_NAME_LEN_BYTES: usize = 4096;
 /// Longest data of an option that is looked at, in bytes; longer data is thrown away and refused.

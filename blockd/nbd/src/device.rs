@@ -3,21 +3,56 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::constants::{NBD_EINVAL, NBD_EIO, NBD_ENOSPC, NBD_EPERM, NBD_ESHUTDOWN};
+use crate::constants::{
+    BASE_ALLOCATION, NBD_EINVAL, NBD_EIO, NBD_ENOSPC, NBD_ENOTSUP, NBD_EPERM, NBD_ESHUTDOWN,
+};
 
 /// Whether a request was carried out at once or must go to a thread that may block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Carried out.
     Done,
+    /// Carried out; every byte of the range reads as zero. Only [`BlockDevice::try_read`] and [`BlockDevice::read`] may
+    /// say so, and may then leave `buf` as it was: a client that knows holes is sent no data at all.
+    Zeroes,
     /// It would have to wait for storage or the network; nothing was done.
     WouldBlock,
+}
+
+/// How [`BlockDevice::write_zeroes`] is to be carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZeroFlags {
+    /// The range's space stays allocated.
+    pub no_hole: bool,
+    /// Refuse with [`DeviceErrorKind::NotSupported`] rather than take as long as a write of zeroes would.
+    pub fast: bool,
+    /// Durable on return.
+    pub fua: bool,
+}
+
+/// A run of bytes with the same status in one metadata context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusExtent {
+    /// Its length in bytes, at least 1.
+    pub len_bytes: u64,
+    /// What the context says of it; for `base:allocation`, [`STATE_HOLE`](crate::constants::STATE_HOLE) and
+    /// [`STATE_ZERO`](crate::constants::STATE_ZERO).
+    pub flags: u32,
+}
+
+/// Who asks for an export.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// Where the connection comes from, for logs: `unix`, `tcp://192.0.2.7:4321`.
+    pub peer: String,
+    /// The names in the certificate that the client has proved to hold; empty without one.
+    pub certificate_names: Vec<String>,
 }
 
 /// One device behind one or more connections.
 ///
 /// The server has checked every request before it gets here: ranges lie within `size_bytes()`, reads and
-/// writes are 1 byte to 32 MiB long, a read-only device is never written. Requests run concurrently and in
+/// writes are 1 byte to 64 MiB long, a read-only device is never written. Requests run concurrently and in
 /// any order, from any number of threads. The `Arc` of a device is held from the moment its connection enters
 /// transmission until the connection is gone and its last request has finished; it may be dropped on any of
 /// the server's threads, so dropping must not block.
@@ -26,7 +61,8 @@ pub enum Progress {
 /// fit for direct I/O where offset and length are. Buffers of [`try_read`](Self::try_read) and
 /// [`try_write`](Self::try_write) have no alignment.
 pub trait BlockDevice: Send + Sync + 'static {
-    /// Size in bytes; must not change while a connection holds the device.
+    /// Size in bytes. It may grow while connections hold the device, but never shrink: requests beyond the size that
+    /// a client was told are served as soon as the device has grown.
     fn size_bytes(&self) -> u64;
 
     /// Whether writing commands are refused.
@@ -42,11 +78,11 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(Progress::WouldBlock)
     }
 
-    /// Fills `buf`; may block.
+    /// Fills `buf`; may block. Never returns [`Progress::WouldBlock`].
     ///
     /// # Errors
     /// When the data cannot be had; the client is told the kind.
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError>;
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError>;
 
     /// Writes `data` without waiting for storage or network, or does nothing and returns
     /// [`Progress::WouldBlock`]. Never called for a write with FUA. Called on the thread that serves the sockets.
@@ -76,17 +112,46 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// When the device failed.
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError>;
 
-    /// Makes the range read as zeroes; with `no_hole`, its space stays allocated.
+    /// Makes the range read as zeroes.
     ///
     /// # Errors
     /// When the range could not be zeroed.
-    fn write_zeroes(
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError>;
+
+    /// The client will read the range soon: brings it near, as far as that pays. May block. Does nothing by default.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        let _ = (offset_bytes, len_bytes);
+        Ok(())
+    }
+
+    /// The metadata contexts that [`block_status`](Self::block_status) knows, each as `namespace:name`, at most 4096
+    /// bytes long. May block. By default only `base:allocation`.
+    fn meta_contexts(&self) -> Vec<String> {
+        vec![BASE_ALLOCATION.to_owned()]
+    }
+
+    /// Appends the status of the range in one metadata context: runs in ascending order, which begin at
+    /// `offset_bytes` and lie within the range. It may stop before the end, but not before the first run, and appends at
+    /// most `max_extents`. Neighbours of the same status should be one run. May block. By default all of the range is
+    /// data.
+    ///
+    /// # Errors
+    /// When the context is not, or no longer, known, or the device failed.
+    fn block_status(
         &self,
+        context: &str,
         offset_bytes: u64,
         len_bytes: u64,
-        no_hole: bool,
-        fua: bool,
-    ) -> Result<(), DeviceError>;
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        let _ = (context, offset_bytes, max_extents);
+        extents.push(StatusExtent { len_bytes, flags: 0 });
+        Ok(())
+    }
 }
 
 /// What kind of failure a device reports; decides the error number that the client gets.
@@ -103,6 +168,8 @@ pub enum DeviceErrorKind {
     Permission,
     /// The device is being taken away: `NBD_ESHUTDOWN`.
     Shutdown,
+    /// The device cannot do that in the way that was asked for: `NBD_ENOTSUP`.
+    NotSupported,
 }
 
 impl DeviceErrorKind {
@@ -114,6 +181,7 @@ impl DeviceErrorKind {
             Self::InvalidInput => NBD_EINVAL,
             Self::Permission => NBD_EPERM,
             Self::Shutdown => NBD_ESHUTDOWN,
+            Self::NotSupported => NBD_ENOTSUP,
         }
     }
 }
@@ -149,7 +217,9 @@ impl DeviceError {
     pub fn is_retryable(&self) -> bool {
         match self.kind {
             DeviceErrorKind::Io | DeviceErrorKind::NoSpace | DeviceErrorKind::Shutdown => true,
-            DeviceErrorKind::InvalidInput | DeviceErrorKind::Permission => false,
+            DeviceErrorKind::InvalidInput | DeviceErrorKind::Permission | DeviceErrorKind::NotSupported => {
+                false
+            }
         }
     }
 }
@@ -173,10 +243,10 @@ pub trait ExportCatalog: Send + Sync + 'static {
     ///
     /// # Errors
     /// When there is none, or it cannot be had now; the client is told why.
-    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, ExportError>;
+    fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError>;
 
-    /// All exports that a client may see.
-    fn list(&self) -> Vec<ExportInfo>;
+    /// All exports that the client may see.
+    fn list(&self, client: &Client) -> Vec<ExportInfo>;
 }
 
 /// Why an export cannot be opened.
@@ -190,6 +260,12 @@ pub enum ExportError {
     #[error("the export cannot be served now: {reason}")]
     Unavailable {
         /// What prevents it, in one line that the client is shown.
+        reason: String,
+    },
+    /// This client may not have it.
+    #[error("this client may not open the export: {reason}")]
+    Denied {
+        /// What it would take, in one line that the client is shown.
         reason: String,
     },
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::constants::*;
-use crate::device::{BlockDevice, ExportCatalog, ExportError, ExportInfo};
+use crate::device::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
 use crate::options::{self, InfoRequest, Refusal};
 
 /// The negotiation of one connection.
@@ -126,19 +126,21 @@ pub struct Opened {
 impl Lookup {
     /// Asks the catalog; may block.
     #[must_use]
-    pub fn resolve(self, catalog: &dyn ExportCatalog) -> Answer {
+    pub fn resolve(self, catalog: &dyn ExportCatalog, client: &Client) -> Answer {
         match self {
-            Self::List => Answer::List(catalog.list()),
-            Self::Open { name, keep_device, describe } => Answer::Open(catalog.open(&name).map(|device| {
-                let info = if describe { find_info(catalog.list(), &name) } else { None };
-                Opened {
-                    size_bytes: device.size_bytes(),
-                    read_only: device.is_read_only(),
-                    device: keep_device.then_some(device),
-                    name,
-                    info,
-                }
-            })),
+            Self::List => Answer::List(catalog.list(client)),
+            Self::Open { name, keep_device, describe } => {
+                Answer::Open(catalog.open(&name, client).map(|device| {
+                    let info = if describe { find_info(catalog.list(client), &name) } else { None };
+                    Opened {
+                        size_bytes: device.size_bytes(),
+                        read_only: device.is_read_only(),
+                        device: keep_device.then_some(device),
+                        name,
+                        info,
+                    }
+                }))
+            }
         }
     }
 
@@ -358,6 +360,9 @@ fn refuse_export(name: &str, error: &ExportError) -> Refusal {
             Refusal::new(NBD_REP_ERR_UNKNOWN, "there is no default export: name one")
         }
         ExportError::Unknown => Refusal::new(NBD_REP_ERR_UNKNOWN, format!("there is no export {name:?}")),
+        ExportError::Denied { reason } => {
+            Refusal::new(NBD_REP_ERR_POLICY, format!("the export {name:?} may not be opened: {reason}"))
+        }
         ExportError::Unavailable { reason } => {
             Refusal::new(NBD_REP_ERR_POLICY, format!("export {name:?} cannot be served now: {reason}"))
         }

@@ -40,7 +40,8 @@ mod wire;
 mod worker;
 
 pub use device::{
-    BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
+    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
+    StatusExtent, ZeroFlags,
 };
 pub use error::NbdError;
 pub use server::{Server, ServerConfig};

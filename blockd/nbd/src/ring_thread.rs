@@ -12,6 +12,7 @@ use rustix::net::{Shutdown, shutdown};
 use crate::budget::Budget;
 use crate::buffer_pool::{Buffer, BufferPool};
 use crate::connection::{Connection, ConnectionLimits};
+use crate::device::Client;
 use crate::flow::{Context, Wake};
 use crate::listener::{Listener, Peer};
 use crate::mailbox::Mailbox;
@@ -319,7 +320,8 @@ impl RingThread {
         let span = tracing::info_span!("nbd", connection = id, %peer, export = tracing::field::Empty);
         tracing::debug!(parent: &span, "connected");
         let limits = self.shared.limits;
-        let connection = self.with_context(|cx| Connection::new(span, limits, cx));
+        let client = Client { peer: peer.to_string(), certificate_names: Vec::new() };
+        let connection = self.with_context(|cx| Connection::new(span, client, limits, cx));
         let entry = Entry { connection, socket: Arc::new(socket), shut_down: None, _count: count };
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);

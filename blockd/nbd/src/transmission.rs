@@ -205,7 +205,7 @@ impl Transmission {
             call_device(|| self.device.try_write(request.offset_bytes, data))
         };
         match at_once {
-            Ok(Progress::Done) => flow.reply(0, request.cookie, charge_bytes, cx),
+            Ok(Progress::Done | Progress::Zeroes) => flow.reply(0, request.cookie, charge_bytes, cx),
             Ok(Progress::WouldBlock) => {
                 let mut buffer = cx.pool.take(len);
                 buffer.payload_mut()[..len].copy_from_slice(data);
@@ -236,7 +236,7 @@ impl Transmission {
                 self.start(request, Operation::Write { fua }, Some(buffer), charge_bytes, flow, cx);
                 return;
             }
-            Ok(Progress::Done) => flow.reply(0, request.cookie, charge_bytes, cx),
+            Ok(_) => flow.reply(0, request.cookie, charge_bytes, cx),
             Err(failure) => self.fail(request.cookie, &failure, charge_bytes, flow, cx),
         }
         cx.pool.give(buffer);
@@ -261,7 +261,10 @@ impl Transmission {
             let room = flow.outbox.reserve(SIMPLE_REPLY_LEN_BYTES + len, cx.pool);
             let (header, payload) = room.split_at_mut(SIMPLE_REPLY_LEN_BYTES);
             match call_device(|| self.device.try_read(request.offset_bytes, payload)) {
-                Ok(Progress::Done) => {
+                Ok(progress @ (Progress::Done | Progress::Zeroes)) => {
+                    if progress == Progress::Zeroes {
+                        payload.fill(0);
+                    }
                     header.copy_from_slice(&simple_reply(0, request.cookie));
                     flow.outbox.commit(SIMPLE_REPLY_LEN_BYTES + len, charge_bytes);
                 }
@@ -280,7 +283,12 @@ impl Transmission {
             call_device(|| self.device.try_read(request.offset_bytes, &mut buffer.payload_mut()[..len]))
         };
         match at_once {
-            Ok(Progress::Done) => flow.outbox.push_large(request.cookie, buffer, len, charge_bytes),
+            Ok(progress @ (Progress::Done | Progress::Zeroes)) => {
+                if progress == Progress::Zeroes {
+                    buffer.payload_mut()[..len].fill(0);
+                }
+                flow.outbox.push_large(request.cookie, buffer, len, charge_bytes);
+            }
             Ok(Progress::WouldBlock) => {
                 self.start(request, Operation::Read, Some(buffer), charge_bytes, flow, cx);
             }

@@ -10,7 +10,7 @@ use crossbeam::channel::{Receiver, Sender};
 
 use crate::buffer_pool::Buffer;
 use crate::constants::NBD_EIO;
-use crate::device::{BlockDevice, DeviceError, ExportCatalog};
+use crate::device::{BlockDevice, Client, DeviceError, ExportCatalog, Progress, ZeroFlags};
 use crate::handshake::{Answer, Lookup};
 use crate::mailbox::Mailbox;
 use crate::request::Operation;
@@ -19,7 +19,8 @@ use crate::ring_thread::{ConnectionKey, Message};
 /// Something that may block.
 pub(crate) enum Work {
     Request(RequestWork),
-    Lookup(Lookup),
+    /// With who asks.
+    Lookup(Lookup, Arc<Client>),
 }
 
 /// A request, with what it needs.
@@ -89,12 +90,16 @@ impl RequestWork {
         let payload =
             self.buffer.as_mut().map_or(&mut [][..], |buffer| &mut buffer.payload_mut()[..payload_len]);
         let result = call_device(|| match self.operation {
-            Operation::Read => device.read(offset_bytes, payload),
+            Operation::Read => device.read(offset_bytes, payload).map(|progress| {
+                if progress == Progress::Zeroes {
+                    payload.fill(0);
+                }
+            }),
             Operation::Write { fua } => device.write(offset_bytes, payload, fua),
             Operation::Flush => device.flush(),
             Operation::Trim { fua } => device.trim(offset_bytes, len_bytes, fua),
             Operation::WriteZeroes { no_hole, fua } => {
-                device.write_zeroes(offset_bytes, len_bytes, no_hole, fua)
+                device.write_zeroes(offset_bytes, len_bytes, ZeroFlags { no_hole, fua, fast: false })
             }
         });
         RequestDone {
@@ -112,8 +117,8 @@ impl Work {
     fn run(self, catalog: &dyn ExportCatalog) -> Done {
         match self {
             Self::Request(request) => Done::Request(request.run()),
-            Self::Lookup(lookup) => {
-                let answer = catch_unwind(AssertUnwindSafe(|| lookup.clone().resolve(catalog)));
+            Self::Lookup(lookup, client) => {
+                let answer = catch_unwind(AssertUnwindSafe(|| lookup.clone().resolve(catalog, &client)));
                 Done::Answer(answer.unwrap_or_else(|panic| {
                     tracing::error!(message = panic_message(panic.as_ref()), "the export catalog panicked");
                     lookup.fail("the server failed to look it up")
@@ -142,7 +147,7 @@ impl Queues {
     pub(crate) fn send(&self, job: Job) {
         let queue = match job.work {
             Work::Request(_) => &self.requests,
-            Work::Lookup(_) => &self.lookups,
+            Work::Lookup(..) => &self.lookups,
         };
         if queue.send(job).is_err() {
             tracing::error!("the worker threads are gone");

@@ -21,7 +21,7 @@ fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, 
         assert!(consumed <= seen - taken);
         taken += consumed;
         if let Step::Lookup(lookup) = step {
-            step = handshake.answer(lookup.resolve(&catalog), &mut out);
+            step = handshake.answer(lookup.resolve(&catalog, &blockd_nbd::Client::default()), &mut out);
         }
         match step {
             Step::NeedInput if seen == input.len() => return (out, taken, "more".to_owned()),

@@ -14,7 +14,7 @@ use blockd_nbd::constants::*;
 use blockd_nbd::request::Request;
 use blockd_nbd::{
     BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress, Server,
-    ServerConfig,
+    ServerConfig, ZeroFlags,
 };
 
 /// Far beyond what any step takes: a test that would hang fails instead.
@@ -162,11 +162,11 @@ impl BlockDevice for MemDevice {
         Ok(progress)
     }
 
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         self.check_alignment(buf);
         self.later()?;
         self.copy_out(offset_bytes, buf);
-        Ok(())
+        Ok(Progress::Done)
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
@@ -192,21 +192,15 @@ impl BlockDevice for MemDevice {
     }
 
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
-        self.write_zeroes(offset_bytes, len_bytes, false, fua)
+        self.write_zeroes(offset_bytes, len_bytes, ZeroFlags { fua, ..ZeroFlags::default() })
     }
 
-    fn write_zeroes(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        no_hole: bool,
-        fua: bool,
-    ) -> Result<(), DeviceError> {
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
         self.later()?;
         let from = offset_bytes as usize;
         self.data.lock().unwrap()[from..from + len_bytes as usize].fill(0);
-        self.no_hole_zeroes.fetch_add(usize::from(no_hole), Ordering::SeqCst);
-        self.fua_writes.fetch_add(usize::from(fua), Ordering::SeqCst);
+        self.no_hole_zeroes.fetch_add(usize::from(flags.no_hole), Ordering::SeqCst);
+        self.fua_writes.fetch_add(usize::from(flags.fua), Ordering::SeqCst);
         Ok(())
     }
 }
@@ -215,7 +209,7 @@ impl BlockDevice for MemDevice {
 pub struct Catalog(pub Vec<(String, Arc<MemDevice>)>);
 
 impl ExportCatalog for Catalog {
-    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, ExportError> {
+    fn open(&self, name: &str, _: &blockd_nbd::Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
         assert!(name != "panic", "a panic that was asked for");
         if name == "busy" {
             return Err(ExportError::Unavailable { reason: "it is being restored".to_owned() });
@@ -225,7 +219,7 @@ impl ExportCatalog for Catalog {
         found.map(|(_, device)| Arc::clone(device) as Arc<dyn BlockDevice>).ok_or(ExportError::Unknown)
     }
 
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _: &blockd_nbd::Client) -> Vec<ExportInfo> {
         let info = |(name, device): &(String, Arc<MemDevice>)| ExportInfo {
             name: name.clone(),
             description: format!("the volume {name}"),
