@@ -3,12 +3,12 @@
 /// Alignment of a payload in memory: what direct I/O on any disk asks for.
 const ALIGN_BYTES: usize = 4096;
 /// Room before the payload for the reply's header, so that both go out in one piece.
-pub(crate) const HEADROOM_BYTES: usize = 16;
-/// The smallest buffer is 4 KiB; each class is twice the one before, up to 32 MiB.
+pub(crate) const HEADROOM_BYTES: usize = 64;
+/// The smallest buffer is 4 KiB; each class is twice the one before, up to 64 MiB.
 const SMALLEST_BYTES: usize = 4096;
-const CLASSES: usize = 14;
+const CLASSES: usize = 15;
 
-/// Memory for one payload, which starts at a multiple of 4096 and has 16 bytes of room before it.
+/// Memory for one payload, which starts at a multiple of 4096 and has 64 bytes of room before it.
 ///
 /// A `Vec` that never grows: its memory stays where it is when the buffer itself moves, and unlike a `Box` it
 /// makes no claim to be the only way to that memory while the kernel works on it.
@@ -41,13 +41,13 @@ impl Buffer {
         &mut self.memory[self.payload_start..]
     }
 
-    /// Header and payload as one slice: the payload starts at index 16.
+    /// Header and payload as one slice: the payload starts at index [`HEADROOM_BYTES`].
     #[cfg(test)]
     pub(crate) fn framed(&self) -> &[u8] {
         &self.memory[self.payload_start - HEADROOM_BYTES..]
     }
 
-    /// Header and payload as one slice: the payload starts at index 16.
+    /// Header and payload as one slice: the payload starts at index [`HEADROOM_BYTES`].
     pub(crate) fn framed_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.payload_start - HEADROOM_BYTES..]
     }
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn payloads_are_aligned_and_framed() {
-        for len_bytes in [1, 4096, 4097, 1 << 20, 32 << 20] {
+        for len_bytes in [1, 4096, 4097, 1 << 20, 64 << 20] {
             let mut buffer = BufferPool::new(0).take(len_bytes);
             assert!(buffer.payload().len() >= len_bytes);
             assert_eq!(buffer.payload().as_ptr().addr() % ALIGN_BYTES, 0);

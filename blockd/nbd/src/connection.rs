@@ -381,7 +381,7 @@ impl Connection {
             Step::NeedInput | Step::Continue => {}
             Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup, Arc::clone(&self.client)), cx),
             Step::Close(reason) => self.drain(&reason.to_string(), cx),
-            Step::Transmit(opened) => {
+            Step::Transmit(opened, agreed) => {
                 let Some(device) = opened.device else {
                     return self.drain("the export came without its device", cx);
                 };
@@ -393,7 +393,7 @@ impl Connection {
                     "the client entered transmission"
                 );
                 self.deadline = None;
-                let transmission = Transmission::new(device, opened.size_bytes, opened.read_only);
+                let transmission = Transmission::new(device, opened.size_bytes, opened.read_only, agreed);
                 self.phase = Phase::Transmission(Box::new(transmission));
             }
         }

@@ -13,9 +13,11 @@ use crate::buffer_pool::BufferPool;
 use crate::connection::{Connection, ConnectionLimits};
 use crate::constants::*;
 use crate::device::{
-    BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, ZeroFlags,
+    BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, StatusExtent,
+    ZeroFlags,
 };
 use crate::flow::{Context, REQUEST_OVERHEAD_BYTES, Wake};
+use crate::reply::ReplyMode;
 use crate::request::Request;
 use crate::worker::{Done, Work};
 
@@ -68,6 +70,25 @@ impl BlockDevice for Memory {
         self.0.lock()[offset_bytes as usize..][..data.len()].copy_from_slice(data);
         Ok(())
     }
+    fn block_status(
+        &self,
+        _: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        let data = self.0.lock();
+        let end = offset_bytes + len_bytes;
+        let mut at = offset_bytes;
+        while at < end && extents.len() < max_extents {
+            let next = (at / 20_000 * 20_000 + 20_000).min(end);
+            let is_zero = data[at as usize..next as usize].iter().all(|byte| *byte == 0);
+            extents.push(StatusExtent { len_bytes: next - at, flags: 3 * u32::from(is_zero) });
+            at = next;
+        }
+        Ok(())
+    }
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -118,8 +139,27 @@ impl Driver {
 
     /// One that has been through the negotiation.
     fn attached(limits: ConnectionLimits) -> Self {
+        Self::attached_in(ReplyMode::Simple, limits)
+    }
+
+    fn attached_in(mode: ReplyMode, limits: ConnectionLimits) -> Self {
         let mut driver = Self::with_limits(limits);
         let mut hello = 3_u32.to_be_bytes().to_vec();
+        let option = match mode {
+            ReplyMode::Simple => None,
+            ReplyMode::Structured => Some(NBD_OPT_STRUCTURED_REPLY),
+            ReplyMode::Extended => Some(NBD_OPT_EXTENDED_HEADERS),
+        };
+        if let Some(option) = option {
+            hello.extend(OPTION_MAGIC.to_be_bytes());
+            hello.extend(option.to_be_bytes());
+            hello.extend(0_u32.to_be_bytes());
+            hello.extend(OPTION_MAGIC.to_be_bytes());
+            hello.extend(NBD_OPT_SET_META_CONTEXT.to_be_bytes());
+            hello.extend(27_u32.to_be_bytes());
+            hello.extend([0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 15]);
+            hello.extend(BASE_ALLOCATION.as_bytes());
+        }
         hello.extend(OPTION_MAGIC.to_be_bytes());
         hello.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
         hello.extend(0_u32.to_be_bytes());
@@ -211,6 +251,60 @@ impl Driver {
     }
 }
 
+/// What structured replies say, by cookie: the error number, and the data, put together, or what else came.
+fn chunks(mut sent: &[u8], extended: bool, reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32, Vec<u8>)> {
+    let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    let (mut open, mut replies) = (BTreeMap::new(), BTreeMap::new());
+    while !sent.is_empty() {
+        if number(&sent[..4]) == u64::from(SIMPLE_REPLY_MAGIC) {
+            assert!(!extended && number(&sent[4..8]) == 0);
+            assert!(replies.insert(number(&sent[8..16]), (0, Vec::new())).is_none());
+            sent = &sent[16..];
+            continue;
+        }
+        let header_len = if extended { 32 } else { 20 };
+        let done = number(&sent[4..6]) == 1;
+        let chunk_type = number(&sent[6..8]) as u16;
+        let cookie = number(&sent[8..16]);
+        let len = number(&sent[if extended { 24..32 } else { 16..20 }]) as usize;
+        let payload = &sent[header_len..header_len + len];
+        sent = &sent[header_len + len..];
+        let (errno, data) = open
+            .remove(&cookie)
+            .unwrap_or_else(|| (0_u32, vec![0xdd_u8; reads.get(&cookie).copied().unwrap_or(0)]));
+        let (mut errno, mut data): (u32, Vec<u8>) = (errno, data);
+        let base = cookie as usize * (DEVICE_BYTES / 24);
+        match chunk_type {
+            NBD_REPLY_TYPE_OFFSET_DATA => {
+                let at = number(&payload[..8]) as usize - base - shift_of(cookie);
+                data[at..at + len - 8].copy_from_slice(&payload[8..]);
+            }
+            NBD_REPLY_TYPE_OFFSET_HOLE => {
+                let at = number(&payload[..8]) as usize - base - shift_of(cookie);
+                data[at..at + number(&payload[8..]) as usize].fill(0);
+            }
+            NBD_REPLY_TYPE_ERROR => {
+                errno = number(&payload[..4]) as u32;
+                data.clear();
+            }
+            NBD_REPLY_TYPE_NONE => {}
+            _ => data = payload.to_vec(),
+        }
+        if done {
+            assert!(replies.insert(cookie, (errno, data)).is_none(), "two replies to request {cookie}");
+        } else {
+            open.insert(cookie, (errno, data));
+        }
+    }
+    assert!(open.is_empty(), "replies without an end");
+    replies
+}
+
+/// How far a request lies from the start of its place.
+fn shift_of(cookie: u64) -> usize {
+    (cookie as usize * 397) % 1200
+}
+
 /// Replies by cookie.
 fn replies(mut sent: &[u8], reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32, Vec<u8>)> {
     let mut replies = BTreeMap::new();
@@ -227,11 +321,11 @@ fn replies(mut sent: &[u8], reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32,
 }
 
 /// Requests that touch different places, so that their order does not matter.
-fn any_requests() -> impl Strategy<Value = Vec<(u16, u16, usize, usize)>> {
+fn any_requests() -> impl Strategy<Value = Vec<(u16, u16, usize)>> {
     let command = prop_oneof![3 => Just(NBD_CMD_READ), 3 => Just(NBD_CMD_WRITE), 1 => 3_u16..9];
-    let flags = prop_oneof![4 => Just(0_u16), 1 => 0_u16..4];
+    let flags = prop_oneof![4 => Just(0_u16), 1 => 0_u16..32];
     let len = prop_oneof![0_usize..100, 100_usize..9000, 30_000_usize..34_000, 100_000_usize..140_000];
-    proptest::collection::vec((command, flags, 0_usize..1200, len), 1..24)
+    proptest::collection::vec((command, flags, len), 1..24)
 }
 
 proptest! {
@@ -240,24 +334,34 @@ proptest! {
     #[test]
     fn replies_do_not_depend_on_timing(
         requests in any_requests(),
+        mode in prop_oneof![Just(ReplyMode::Simple), Just(ReplyMode::Structured), Just(ReplyMode::Extended)],
         steps in proptest::collection::vec(prop_oneof![1_usize..50, 1_usize..200_000], 1..20),
     ) {
         let (mut input, mut reads) = (Vec::new(), BTreeMap::new());
-        for (index, (command, flags, shift, len)) in requests.iter().enumerate() {
+        for (index, (command, flags, len)) in requests.iter().enumerate() {
             // Every 7th one lies beyond the end.
             let place = if index % 7 == 6 { DEVICE_BYTES } else { index * (DEVICE_BYTES / 24) };
+            let extended = mode == ReplyMode::Extended;
+            let is_write = *command == NBD_CMD_WRITE;
+            let mut flags = flags & !NBD_CMD_FLAG_PAYLOAD_LEN;
+            if extended && is_write && index % 5 != 4 {
+                flags |= NBD_CMD_FLAG_PAYLOAD_LEN;
+            }
             let request = Request {
-                flags: *flags,
+                flags,
                 command: *command,
                 cookie: index as u64,
-                offset_bytes: (place + shift) as u64,
-                len_bytes: *len as u32,
+                offset_bytes: (place + shift_of(index as u64)) as u64,
+                len_bytes: *len as u64,
             };
             if *command == NBD_CMD_DISC {
                 continue;
             }
-            input.extend(request.encode());
-            if *command == NBD_CMD_WRITE {
+            match extended {
+                true => input.extend(request.encode_extended()),
+                false => input.extend(request.encode()),
+            }
+            if request.payload_len_bytes(mode) > 0 {
                 input.extend((0..*len).map(|at| (at % 253) as u8 ^ index as u8));
             }
             if *command == NBD_CMD_READ {
@@ -265,10 +369,14 @@ proptest! {
             }
         }
         let run = |steps: &[usize]| {
-            let mut driver = Driver::attached(LIMITS);
+            let mut driver = Driver::attached_in(mode, LIMITS);
             driver.run(&input, steps);
             let data = driver.catalog.0.0.lock().clone();
-            (replies(&driver.sent, &reads), data)
+            let replies = match mode {
+                ReplyMode::Simple => replies(&driver.sent, &reads),
+                _ => chunks(&driver.sent, mode == ReplyMode::Extended, &reads),
+            };
+            (replies, data)
         };
         let (whole, whole_data) = run(&[1 << 20]);
         let (cut, cut_data) = run(&steps);
@@ -295,7 +403,8 @@ proptest! {
 }
 
 fn read_request(cookie: u64, len_bytes: u32) -> [u8; REQUEST_LEN_BYTES] {
-    Request { flags: 0, command: NBD_CMD_READ, cookie, offset_bytes: 512, len_bytes }.encode()
+    Request { flags: 0, command: NBD_CMD_READ, cookie, offset_bytes: 512, len_bytes: u64::from(len_bytes) }
+        .encode()
 }
 
 /// Sends `request` until the connection takes no more, with no reply ever sent; how many bytes it took, and charged.

@@ -227,6 +227,14 @@ pub const MAX_PAYLOAD_BYTES: u32 = 64 << 20;
 /// Longest payload of a refused write that is received and thrown away, in bytes; one that
 /// announces more loses its connection.
 pub const MAX_DISCARD_BYTES: u32 = 128 << 20;
+/// Shortest payload of a block status request: the length of its range.
+pub const STATUS_PAYLOAD_MIN_BYTES: u64 = 8;
+/// Longest payload of a block status request, in bytes: its range's length and as many contexts as can be chosen.
+pub const MAX_STATUS_PAYLOAD_BYTES: u64 = 8 + 4 * MAX_CONTEXTS as u64;
+/// Most metadata contexts that a client can choose.
+pub const MAX_CONTEXTS: usize = 1024;
+/// Most extents that a block status reply has, all contexts together; a client asks again for the rest.
+pub const MAX_STATUS_EXTENTS: usize = 8000;
 /// Longest export name that the protocol allows, in bytes.
 pub const MAX_NAME_LEN_BYTES: usize = 4096;
 /// Longest data of an option that is looked at, in bytes; longer data is thrown away and refused.

@@ -57,8 +57,8 @@ pub struct Client {
 /// transmission until the connection is gone and its last request has finished; it may be dropped on any of
 /// the server's threads, so dropping must not block.
 ///
-/// Buffers given to [`read`](Self::read) and [`write`](Self::write) start at a multiple of 4096 in memory,
-/// fit for direct I/O where offset and length are. Buffers of [`try_read`](Self::try_read) and
+/// Buffers given to [`read`](Self::read) and [`write`](Self::write) start at a multiple of 4096 in memory if the
+/// client's request begins at one, fit for direct I/O where offset and length are. Buffers of [`try_read`](Self::try_read) and
 /// [`try_write`](Self::try_write) have no alignment.
 pub trait BlockDevice: Send + Sync + 'static {
     /// Size in bytes. It may grow while connections hold the device, but never shrink: requests beyond the size that

@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::budget::Budget;
 use crate::buffer_pool::BufferPool;
 use crate::outbox::Outbox;
+use crate::reply::{ReplyTo, errno_text};
 use crate::worker::Work;
 
 /// Charged for every request on top of its payload: bounds the number of requests in flight, not only their bytes.
@@ -77,7 +78,11 @@ impl Flow {
     }
 
     /// Queues a reply without data.
-    pub(crate) fn reply(&mut self, errno: u32, cookie: u64, charge_bytes: u64, cx: &mut Context<'_>) {
-        self.outbox.push_simple(errno, cookie, charge_bytes, cx.pool);
+    pub(crate) fn reply(&mut self, to: &ReplyTo, errno: u32, charge_bytes: u64, cx: &mut Context<'_>) {
+        if errno == 0 {
+            self.outbox.push_small([&to.success(), &[]], charge_bytes, cx.pool);
+        } else {
+            self.outbox.push_small([&to.error(errno, errno_text(errno)), &[]], charge_bytes, cx.pool);
+        }
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use crate::constants::*;
 use crate::device::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
+use crate::meta_context::{self, MetaContext, MetaRequest};
 use crate::options::{self, InfoRequest, Refusal};
+use crate::reply::ReplyMode;
 
 /// The negotiation of one connection.
 #[derive(Debug)]
@@ -14,6 +16,9 @@ pub struct Handshake {
     state: State,
     no_zeroes: bool,
     fixed_newstyle: bool,
+    mode: ReplyMode,
+    /// The export that metadata contexts were chosen for, and which.
+    contexts: Option<(String, Vec<MetaContext>)>,
 }
 
 #[derive(Debug)]
@@ -33,6 +38,10 @@ enum State {
         option: u32,
         request: InfoRequest,
     },
+    Contexts {
+        option: u32,
+        request: MetaRequest,
+    },
     Over,
 }
 
@@ -46,9 +55,18 @@ pub enum Step {
     /// Resolve this and give the result to [`Handshake::answer`]; until then no more input is taken.
     Lookup(Lookup),
     /// Send what was written, then enter transmission.
-    Transmit(Opened),
+    Transmit(Opened, Agreed),
     /// Send what was written, then close.
     Close(CloseReason),
+}
+
+/// What the two sides have agreed on for the transmission phase.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// Headers and replies.
+    pub mode: ReplyMode,
+    /// What block status reports.
+    pub contexts: Vec<MetaContext>,
 }
 
 /// Why a connection is closed during its negotiation.
@@ -97,6 +115,11 @@ pub enum Lookup {
         /// The entry of the list is wanted too.
         describe: bool,
     },
+    /// The metadata contexts of one export.
+    Contexts {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// What the catalog said.
@@ -106,6 +129,8 @@ pub enum Answer {
     List(Vec<ExportInfo>),
     /// To [`Lookup::Open`].
     Open(Result<Opened, ExportError>),
+    /// To [`Lookup::Contexts`].
+    Contexts(Result<Vec<String>, ExportError>),
 }
 
 /// An export that can be had.
@@ -141,15 +166,20 @@ impl Lookup {
                     }
                 }))
             }
+            Self::Contexts { name } => {
+                Answer::Contexts(catalog.open(&name, client).map(|device| device.meta_contexts()))
+            }
         }
     }
 
     /// The answer when the catalog could not be asked.
     #[must_use]
     pub fn fail(self, reason: &str) -> Answer {
+        let error = ExportError::Unavailable { reason: reason.to_owned() };
         match self {
             Self::List => Answer::List(Vec::new()),
-            Self::Open { .. } => Answer::Open(Err(ExportError::Unavailable { reason: reason.to_owned() })),
+            Self::Open { .. } => Answer::Open(Err(error)),
+            Self::Contexts { .. } => Answer::Contexts(Err(error)),
         }
     }
 }
@@ -171,7 +201,13 @@ impl Handshake {
     /// A negotiation that waits for the client flags.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: State::ClientFlags, no_zeroes: false, fixed_newstyle: false }
+        Self {
+            state: State::ClientFlags,
+            no_zeroes: false,
+            fixed_newstyle: false,
+            mode: ReplyMode::Simple,
+            contexts: None,
+        }
     }
 
     /// What the server sends before anything is received.
@@ -210,7 +246,9 @@ impl Handshake {
                 }
                 (consumed, Step::Continue)
             }
-            State::List | State::ExportName | State::Info { .. } | State::Over => (0, Step::NeedInput),
+            State::List | State::ExportName | State::Info { .. } | State::Contexts { .. } | State::Over => {
+                (0, Step::NeedInput)
+            }
         }
     }
 
@@ -280,10 +318,88 @@ impl Handshake {
                 }
                 Err(refusal) => refusal,
             },
+            NBD_OPT_STRUCTURED_REPLY | NBD_OPT_EXTENDED_HEADERS => match self.agree_on_mode(option, data) {
+                Ok(()) => {
+                    options::put_reply(out, option, NBD_REP_ACK, &[]);
+                    return Step::Continue;
+                }
+                Err(refusal) => refusal,
+            },
+            NBD_OPT_LIST_META_CONTEXT | NBD_OPT_SET_META_CONTEXT => match self.meta_request(option, data) {
+                Ok(request) => {
+                    let lookup = Lookup::Contexts { name: request.name.clone() };
+                    self.state = State::Contexts { option, request };
+                    return Step::Lookup(lookup);
+                }
+                Err(refusal) => refusal,
+            },
             _ => Refusal::new(NBD_REP_ERR_UNSUP, format!("option {option} is not served")),
         };
         options::put_refusal(out, option, &refusal);
         Step::Continue
+    }
+
+    fn agree_on_mode(&mut self, option: u32, data: &[u8]) -> Result<(), Refusal> {
+        if !data.is_empty() {
+            return Err(Refusal::new(NBD_REP_ERR_INVALID, "the option takes no data"));
+        }
+        match (option, self.mode) {
+            (NBD_OPT_EXTENDED_HEADERS, _) => self.mode = ReplyMode::Extended,
+            (_, ReplyMode::Extended) => {
+                let message = "extended headers were agreed on, which include structured replies";
+                return Err(Refusal::new(NBD_REP_ERR_EXT_HEADER_REQD, message));
+            }
+            _ => self.mode = ReplyMode::Structured,
+        }
+        Ok(())
+    }
+
+    fn meta_request(&mut self, option: u32, data: &[u8]) -> Result<MetaRequest, Refusal> {
+        if option == NBD_OPT_SET_META_CONTEXT {
+            // Whatever comes of it, the choice before is over.
+            self.contexts = None;
+        }
+        if self.mode == ReplyMode::Simple {
+            let message =
+                "metadata contexts need structured replies or extended headers: ask for those first";
+            return Err(Refusal::new(NBD_REP_ERR_INVALID, message));
+        }
+        meta_context::decode_meta_request(data)
+    }
+
+    fn contexts_answer(
+        &mut self,
+        option: u32,
+        request: MetaRequest,
+        result: Result<Vec<String>, ExportError>,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        match result {
+            Err(error) => {
+                options::put_refusal(out, option, &refuse_export(&request.name, &error));
+                return Step::Continue;
+            }
+            Ok(contexts) if option == NBD_OPT_LIST_META_CONTEXT => {
+                for name in meta_context::list(&contexts, &request.queries) {
+                    meta_context::put_context(out, option, 0, name);
+                }
+            }
+            Ok(contexts) => {
+                let chosen = meta_context::select(contexts, &request.queries);
+                for context in &chosen {
+                    meta_context::put_context(out, option, context.id, &context.name);
+                }
+                self.contexts = Some((request.name, chosen));
+            }
+        }
+        options::put_reply(out, option, NBD_REP_ACK, &[]);
+        Step::Continue
+    }
+
+    /// What holds for the transmission phase with an export. Contexts that were chosen for another one do not.
+    fn agreed(&mut self, name: &str) -> Agreed {
+        let chosen = self.contexts.take().filter(|(chosen_for, _)| chosen_for == name);
+        Agreed { mode: self.mode, contexts: chosen.map(|(_, contexts)| contexts).unwrap_or_default() }
     }
 
     /// Goes on with what the catalog said to the last [`Step::Lookup`]. An answer that was not asked for changes nothing.
@@ -298,16 +414,21 @@ impl Handshake {
             }
             (State::ExportName, Answer::Open(Ok(opened))) => {
                 out.extend_from_slice(&opened.size_bytes.to_be_bytes());
-                out.extend_from_slice(&options::transmission_flags(opened.read_only).to_be_bytes());
+                let flags = options::transmission_flags(opened.read_only, self.mode);
+                out.extend_from_slice(&flags.to_be_bytes());
                 if !self.no_zeroes {
                     out.extend_from_slice(&[0; EXPORT_NAME_ZEROES_LEN_BYTES]);
                 }
                 self.state = State::Over;
-                Step::Transmit(opened)
+                let agreed = self.agreed(&opened.name);
+                Step::Transmit(opened, agreed)
             }
             (State::ExportName, Answer::Open(Err(_))) => self.close(CloseReason::ExportRefused),
             (State::Info { option, request }, Answer::Open(result)) => {
                 self.info_answer(option, &request, result, out)
+            }
+            (State::Contexts { option, request }, Answer::Contexts(result)) => {
+                self.contexts_answer(option, request, result, out)
             }
             (state, _) => {
                 self.state = state;
@@ -330,7 +451,8 @@ impl Handshake {
                 return Step::Continue;
             }
         };
-        options::put_info_export(out, option, opened.size_bytes, opened.read_only);
+        let flags = options::transmission_flags(opened.read_only, self.mode);
+        options::put_info_export(out, option, opened.size_bytes, flags);
         if let Some(info) = &opened.info {
             if request.wants_name {
                 options::put_info_text(out, option, NBD_INFO_NAME, &info.name);
@@ -343,7 +465,8 @@ impl Handshake {
         options::put_reply(out, option, NBD_REP_ACK, &[]);
         if option == NBD_OPT_GO {
             self.state = State::Over;
-            return Step::Transmit(opened);
+            let agreed = self.agreed(&opened.name);
+            return Step::Transmit(opened, agreed);
         }
         Step::Continue
     }

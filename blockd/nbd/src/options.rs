@@ -2,6 +2,7 @@
 
 use crate::constants::*;
 use crate::device::ExportInfo;
+use crate::reply::ReplyMode;
 use crate::wire::Reader;
 
 /// What a client asks for with `NBD_OPT_INFO` or `NBD_OPT_GO`.
@@ -27,7 +28,7 @@ impl Refusal {
         Self { reply_type, message: message.into() }
     }
 
-    fn malformed() -> Self {
+    pub(crate) fn malformed() -> Self {
         Self::new(NBD_REP_ERR_INVALID, "the lengths in the option's data do not add up to its length")
     }
 }
@@ -109,12 +110,8 @@ pub(crate) fn put_server(out: &mut Vec<u8>, info: &ExportInfo) {
 }
 
 /// Appends the `NBD_INFO_EXPORT` of an export.
-pub(crate) fn put_info_export(out: &mut Vec<u8>, option: u32, size_bytes: u64, read_only: bool) {
-    let parts = [
-        &NBD_INFO_EXPORT.to_be_bytes()[..],
-        &size_bytes.to_be_bytes(),
-        &transmission_flags(read_only).to_be_bytes(),
-    ];
+pub(crate) fn put_info_export(out: &mut Vec<u8>, option: u32, size_bytes: u64, flags: u16) {
+    let parts = [&NBD_INFO_EXPORT.to_be_bytes()[..], &size_bytes.to_be_bytes(), &flags.to_be_bytes()];
     put_reply(out, option, NBD_REP_INFO, &parts);
 }
 
@@ -135,9 +132,22 @@ pub(crate) fn put_info_text(out: &mut Vec<u8>, option: u32, info_type: u16, text
 }
 
 /// What transmission with an export allows.
-pub(crate) fn transmission_flags(read_only: bool) -> u16 {
-    let always = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN;
-    always | if read_only { NBD_FLAG_READ_ONLY } else { NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES }
+pub(crate) fn transmission_flags(read_only: bool, mode: ReplyMode) -> u16 {
+    let always = NBD_FLAG_HAS_FLAGS
+        | NBD_FLAG_SEND_FLUSH
+        | NBD_FLAG_SEND_FUA
+        | NBD_FLAG_CAN_MULTI_CONN
+        | NBD_FLAG_SEND_CACHE;
+    let writing = match read_only {
+        true => NBD_FLAG_READ_ONLY,
+        false => NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO,
+    };
+    let negotiated = match mode {
+        ReplyMode::Simple => 0,
+        ReplyMode::Structured => NBD_FLAG_SEND_DF,
+        ReplyMode::Extended => NBD_FLAG_SEND_DF | NBD_FLAG_BLOCK_STAT_PAYLOAD,
+    };
+    always | writing | negotiated
 }
 
 /// Strings of the protocol are at most 4096 bytes long.
@@ -201,7 +211,7 @@ mod tests {
     #[test]
     fn golden_replies() {
         let mut out = Vec::new();
-        put_info_export(&mut out, NBD_OPT_GO, 0x0102_0304, false);
+        put_info_export(&mut out, NBD_OPT_GO, 0x0102_0304, 0x016d);
         assert_eq!(
             out,
             [
@@ -211,13 +221,16 @@ mod tests {
         );
         out.clear();
         put_info_block_size(&mut out, NBD_OPT_INFO);
-        assert_eq!(out[20..], [0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 2, 0, 0, 0]);
+        assert_eq!(out[20..], [0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 4, 0, 0, 0]);
         out.clear();
         let info =
             ExportInfo { name: "v".into(), description: "d é".into(), size_bytes: 1, read_only: false };
         put_server(&mut out, &info);
         assert_eq!(out[16..], [0, 0, 0, 9, 0, 0, 0, 1, b'v', b'd', b' ', 0xc3, 0xa9]);
-        assert_eq!(transmission_flags(true), 0x010f);
+        assert_eq!(transmission_flags(true, ReplyMode::Simple), 0x050f);
+        assert_eq!(transmission_flags(false, ReplyMode::Simple), 0x0d6d);
+        assert_eq!(transmission_flags(false, ReplyMode::Structured), 0x0ded);
+        assert_eq!(transmission_flags(false, ReplyMode::Extended), 0x1ded);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
-use crate::reply::simple_reply;
 
 /// Capacity of a batch, in bytes.
 pub(crate) const BATCH_BYTES: usize = 128 << 10;
@@ -57,32 +56,33 @@ impl Outbox {
         }
     }
 
-    /// Appends a reply without data.
-    pub(crate) fn push_simple(&mut self, errno: u32, cookie: u64, charge_bytes: u64, pool: &mut BufferPool) {
-        let reply = simple_reply(errno, cookie);
-        self.reserve(reply.len(), pool).copy_from_slice(&reply);
-        self.commit(reply.len(), charge_bytes);
-    }
-
-    /// Appends a successful read's reply by copying its data.
-    pub(crate) fn push_copied(&mut self, cookie: u64, data: &[u8], charge_bytes: u64, pool: &mut BufferPool) {
-        let len_bytes = HEADROOM_BYTES + data.len();
-        let (header, payload) = self.reserve(len_bytes, pool).split_at_mut(HEADROOM_BYTES);
-        header.copy_from_slice(&simple_reply(0, cookie));
-        payload.copy_from_slice(data);
+    /// Appends a reply, or a chunk of one, of at most [`BATCH_BYTES`]: by copying, all in one batch.
+    pub(crate) fn push_small(&mut self, parts: [&[u8]; 2], charge_bytes: u64, pool: &mut BufferPool) {
+        let [header, data] = parts;
+        let len_bytes = header.len() + data.len();
+        let (header_room, data_room) = self.reserve(len_bytes, pool).split_at_mut(header.len());
+        header_room.copy_from_slice(header);
+        data_room.copy_from_slice(data);
         self.commit(len_bytes, charge_bytes);
     }
 
-    /// Appends a successful read's reply that goes out from `buffer`, which holds `len_bytes` of data.
+    /// Appends a successful read's reply that goes out from `buffer`, which holds `len_bytes` of data. The header takes
+    /// the room before the payload, so it is at most [`HEADROOM_BYTES`] long.
     pub(crate) fn push_large(
         &mut self,
-        cookie: u64,
+        header: &[u8],
         mut buffer: Buffer,
         len_bytes: usize,
         charge_bytes: u64,
     ) {
-        buffer.framed_mut()[..HEADROOM_BYTES].copy_from_slice(&simple_reply(0, cookie));
-        self.large.push_back(Chunk { buffer, range: 0..HEADROOM_BYTES + len_bytes, charge_bytes });
+        let start = HEADROOM_BYTES - header.len();
+        buffer.framed_mut()[start..HEADROOM_BYTES].copy_from_slice(header);
+        self.push_framed(buffer, start..HEADROOM_BYTES + len_bytes, charge_bytes);
+    }
+
+    /// Appends a reply that stands ready in a buffer's frame.
+    pub(crate) fn push_framed(&mut self, buffer: Buffer, range: Range<usize>, charge_bytes: u64) {
+        self.large.push_back(Chunk { buffer, range, charge_bytes });
     }
 
     /// Appends bytes of the negotiation; they go out in order.
@@ -132,13 +132,10 @@ mod tests {
         outbox.reserve(100, &mut pool);
         assert!(outbox.is_empty(), "reserved is not committed");
         assert!(sent(&mut outbox).is_none());
-        outbox.push_simple(22, 5, 10, &mut pool);
-        outbox.push_copied(6, b"data", 20, &mut pool);
+        outbox.push_small([b"error", b""], 10, &mut pool);
+        outbox.push_small([b"header", b"data"], 20, &mut pool);
         assert!(!outbox.is_empty());
-        let mut expected = simple_reply(22, 5).to_vec();
-        expected.extend(simple_reply(0, 6));
-        expected.extend(b"data");
-        assert_eq!(sent(&mut outbox), Some((expected, 30)));
+        assert_eq!(sent(&mut outbox), Some((b"errorheaderdata".to_vec(), 30)));
         assert!(outbox.is_empty());
         assert_eq!(sent(&mut outbox), None);
     }
@@ -150,9 +147,9 @@ mod tests {
         for cookie in 0..3 {
             let mut buffer = pool.take(4096);
             buffer.payload_mut()[..4].copy_from_slice(b"full");
-            outbox.push_large(cookie, buffer, 4, 1);
+            outbox.push_large(&[cookie; 16], buffer, 4, 1);
         }
-        outbox.push_simple(0, 7, 2, &mut pool);
+        outbox.push_small([&[7; 16], b""], 2, &mut pool);
         let lens: Vec<usize> =
             std::iter::from_fn(|| sent(&mut outbox)).map(|(bytes, _)| bytes.len()).collect();
         assert_eq!(lens, [16, 20, 20, 20]);

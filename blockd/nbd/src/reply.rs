@@ -1,26 +1,296 @@
-//! Replies of the transmission phase, byte for byte.
+//! Replies of the transmission phase, byte for byte: simple ones, and the chunks of structured ones with compact or
+//! extended headers. Which kind a client gets was negotiated; [`ReplyTo`] carries that with the request's cookie.
 
-use crate::constants::{SIMPLE_REPLY_LEN_BYTES, SIMPLE_REPLY_MAGIC};
+use std::ops::Deref;
 
-/// A simple reply's 16 bytes: magic, error number (0 = success), the request's cookie. The data of a successful
-/// read follows it.
-pub fn simple_reply(errno: u32, cookie: u64) -> [u8; SIMPLE_REPLY_LEN_BYTES] {
-    let mut bytes = [0; SIMPLE_REPLY_LEN_BYTES];
-    bytes[0..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
-    bytes[4..8].copy_from_slice(&errno.to_be_bytes());
-    bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
-    bytes
+use crate::constants::*;
+use crate::device::StatusExtent;
+
+/// What kind of headers and replies were negotiated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReplyMode {
+    /// Compact requests, simple replies.
+    #[default]
+    Simple,
+    /// Compact requests; reads, block status and errors are answered with structured replies.
+    Structured,
+    /// Extended requests and replies.
+    Extended,
+}
+
+/// The longest header that stands before a read's data, in bytes: an extended chunk and its offset.
+pub const MAX_DATA_HEADER_BYTES: usize = 40;
+/// The longest reply without data or message, in bytes.
+const MAX_HEADER_BYTES: usize = 48;
+
+/// Whom a reply is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyTo {
+    /// What was negotiated.
+    pub mode: ReplyMode,
+    /// The request's cookie.
+    pub cookie: u64,
+    /// The request's offset, which extended replies repeat.
+    pub offset_bytes: u64,
+}
+
+/// A few bytes of a reply, on the stack.
+#[derive(Clone, Copy, Debug)]
+pub struct Header {
+    bytes: [u8; MAX_HEADER_BYTES],
+    len: usize,
+}
+
+impl Deref for Header {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl Header {
+    fn new() -> Self {
+        Self { bytes: [0; MAX_HEADER_BYTES], len: 0 }
+    }
+
+    fn put(mut self, bytes: &[u8]) -> Self {
+        // Every caller's parts are of fixed length: 32 bytes of a chunk's header and at most 12 more.
+        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+        self
+    }
+}
+
+impl ReplyMode {
+    /// Bytes that stand before the data of a read that is answered in one piece.
+    #[must_use]
+    pub fn data_header_len_bytes(self) -> usize {
+        match self {
+            Self::Simple => 16,
+            Self::Structured => 28,
+            Self::Extended => 40,
+        }
+    }
+}
+
+impl ReplyTo {
+    /// Success, without data.
+    #[must_use]
+    pub fn success(&self) -> Header {
+        match self.mode {
+            // A client that knows structured replies takes simple ones for all but reads and block status.
+            ReplyMode::Simple | ReplyMode::Structured => self.simple(0),
+            ReplyMode::Extended => self.chunk(true, NBD_REPLY_TYPE_NONE, 0),
+        }
+    }
+
+    /// Success of a read of no bytes, which a structured client is owed a structured reply for.
+    #[must_use]
+    pub fn empty_read(&self) -> Header {
+        match self.mode {
+            ReplyMode::Simple => self.simple(0),
+            ReplyMode::Structured | ReplyMode::Extended => self.chunk(true, NBD_REPLY_TYPE_NONE, 0),
+        }
+    }
+
+    /// An error; `message` is for people, and cut at 200 bytes.
+    #[must_use]
+    pub fn error(&self, errno: u32, message: &str) -> Vec<u8> {
+        if self.mode == ReplyMode::Simple {
+            return self.simple(errno).to_vec();
+        }
+        let mut end = message.len().min(200);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        let message = &message.as_bytes()[..end];
+        // At most 200 bytes.
+        let message_len = message.len() as u16;
+        let mut bytes = self.chunk(true, NBD_REPLY_TYPE_ERROR, 6 + u64::from(message_len)).to_vec();
+        bytes.extend_from_slice(&errno.to_be_bytes());
+        bytes.extend_from_slice(&message_len.to_be_bytes());
+        bytes.extend_from_slice(message);
+        bytes
+    }
+
+    /// What stands before `len_bytes` of a read's data that lie at `offset_bytes`; `done` if nothing follows them. A
+    /// simple reply has all of its data in one piece.
+    #[must_use]
+    pub fn data(&self, offset_bytes: u64, len_bytes: usize, done: bool) -> Header {
+        match self.mode {
+            ReplyMode::Simple => self.simple(0),
+            ReplyMode::Structured | ReplyMode::Extended => self
+                .chunk(done, NBD_REPLY_TYPE_OFFSET_DATA, 8 + len_bytes as u64)
+                .put(&offset_bytes.to_be_bytes()),
+        }
+    }
+
+    /// Says that `len_bytes` of a read are zeroes. Not for simple replies.
+    #[must_use]
+    pub fn hole(&self, offset_bytes: u64, len_bytes: u32, done: bool) -> Header {
+        debug_assert!(self.mode != ReplyMode::Simple);
+        self.chunk(done, NBD_REPLY_TYPE_OFFSET_HOLE, 12)
+            .put(&offset_bytes.to_be_bytes())
+            .put(&len_bytes.to_be_bytes())
+    }
+
+    /// What one metadata context says. Not for simple replies.
+    #[must_use]
+    pub fn block_status(&self, context_id: u32, extents: &[StatusExtent], done: bool) -> Vec<u8> {
+        debug_assert!(self.mode != ReplyMode::Simple);
+        let mut bytes = Vec::with_capacity(64 + 16 * extents.len());
+        if self.mode == ReplyMode::Extended {
+            let len_bytes = 8 + 16 * extents.len() as u64;
+            bytes.extend_from_slice(&self.chunk(done, NBD_REPLY_TYPE_BLOCK_STATUS_EXT, len_bytes));
+            bytes.extend_from_slice(&context_id.to_be_bytes());
+            // Their number is bounded far below 2^32 (`MAX_STATUS_EXTENTS`).
+            bytes.extend_from_slice(&(extents.len() as u32).to_be_bytes());
+            for extent in extents {
+                bytes.extend_from_slice(&extent.len_bytes.to_be_bytes());
+                bytes.extend_from_slice(&u64::from(extent.flags).to_be_bytes());
+            }
+        } else {
+            let len_bytes = 4 + 8 * extents.len() as u64;
+            bytes.extend_from_slice(&self.chunk(done, NBD_REPLY_TYPE_BLOCK_STATUS, len_bytes));
+            bytes.extend_from_slice(&context_id.to_be_bytes());
+            for extent in extents {
+                // An extent lies within its request, whose length has 32 bits here.
+                let len_bytes = u32::try_from(extent.len_bytes).unwrap_or(u32::MAX);
+                bytes.extend_from_slice(&len_bytes.to_be_bytes());
+                bytes.extend_from_slice(&extent.flags.to_be_bytes());
+            }
+        }
+        bytes
+    }
+
+    fn simple(&self, errno: u32) -> Header {
+        Header::new()
+            .put(&SIMPLE_REPLY_MAGIC.to_be_bytes())
+            .put(&errno.to_be_bytes())
+            .put(&self.cookie.to_be_bytes())
+    }
+
+    fn chunk(&self, done: bool, chunk_type: u16, len_bytes: u64) -> Header {
+        let extended = self.mode == ReplyMode::Extended;
+        let magic = if extended { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC };
+        let flags = if done { NBD_REPLY_FLAG_DONE } else { 0 };
+        let header = Header::new()
+            .put(&magic.to_be_bytes())
+            .put(&flags.to_be_bytes())
+            .put(&chunk_type.to_be_bytes())
+            .put(&self.cookie.to_be_bytes());
+        if extended {
+            header.put(&self.offset_bytes.to_be_bytes()).put(&len_bytes.to_be_bytes())
+        } else {
+            // No chunk is longer than a payload and its header.
+            header.put(&(len_bytes as u32).to_be_bytes())
+        }
+    }
+}
+
+/// What an error number means, for people.
+#[must_use]
+pub fn errno_text(errno: u32) -> &'static str {
+    match errno {
+        NBD_EPERM => "not permitted: the export is read-only",
+        NBD_EIO => "input/output error: the server's log says more",
+        NBD_EINVAL => "invalid request: unknown command or flag, or a range that the export does not have",
+        NBD_ENOSPC => "no space left: the server's disk is full, or the write ends beyond the export",
+        NBD_EOVERFLOW => "too large for one piece",
+        NBD_ENOTSUP => "not supported in the way that was asked for",
+        NBD_ESHUTDOWN => "the export is being taken away",
+        _ => "failed",
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn to(mode: ReplyMode) -> ReplyTo {
+        ReplyTo { mode, cookie: 0x0102_0304_0506_0708, offset_bytes: 0x1000 }
+    }
+
     #[test]
-    fn simple_reply_matches_the_protocol() {
+    fn golden_simple_replies() {
+        let to = to(ReplyMode::Simple);
+        assert_eq!(to.error(22, "no"), [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 22, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(to.success()[4..8], [0; 4]);
+        assert_eq!(to.data(0, 4096, true)[..], to.success()[..]);
+        assert_eq!(to.empty_read()[..], to.success()[..]);
+    }
+
+    #[test]
+    fn golden_structured_replies() {
+        let to = to(ReplyMode::Structured);
+        assert_eq!(to.success().len(), SIMPLE_REPLY_LEN_BYTES);
         assert_eq!(
-            simple_reply(22, 0x0102_0304_0506_0708),
-            [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 22, 1, 2, 3, 4, 5, 6, 7, 8]
+            to.data(0x2000, 512, false)[..],
+            [
+                0x66, 0x8e, 0x33, 0xef, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 2, 8, 0, 0, 0, 0, 0, 0,
+                0x20, 0
+            ]
         );
+        assert_eq!(
+            to.hole(0x2000, 4096, true)[..],
+            [
+                0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 2, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 12, 0, 0, 0, 0, 0, 0,
+                0x20, 0, 0, 0, 0x10, 0
+            ]
+        );
+        assert_eq!(
+            to.error(5, "é"),
+            [
+                0x66, 0x8e, 0x33, 0xef, 0, 1, 0x80, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 8, 0, 0, 0, 5, 0, 2,
+                0xc3, 0xa9
+            ]
+        );
+        assert_eq!(to.error(5, &"é".repeat(300)).len(), 20 + 6 + 200);
+        assert_eq!(to.error(5, &format!("a{}", "é".repeat(300))).len(), 20 + 6 + 199);
+        let extents = [StatusExtent { len_bytes: 4096, flags: 3 }, StatusExtent { len_bytes: 1, flags: 0 }];
+        assert_eq!(
+            to.block_status(9, &extents, true),
+            [
+                0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 5, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 20, 0, 0, 0, 9, 0, 0,
+                0x10, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0
+            ]
+        );
+        assert_eq!(to.empty_read().len(), 20);
+    }
+
+    #[test]
+    fn golden_extended_replies() {
+        let to = to(ReplyMode::Extended);
+        let start = |flags: u8, chunk_type: [u8; 2], len_bytes: u8| {
+            let mut bytes = vec![0x6e, 0x8a, 0x27, 0x8c, 0, flags, chunk_type[0], chunk_type[1]];
+            bytes.extend([1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, len_bytes]);
+            bytes
+        };
+        assert_eq!(to.success()[..], start(1, [0, 0], 0));
+        let mut data = start(0, [0, 1], 8 + 16);
+        data.extend(0x2000_u64.to_be_bytes());
+        assert_eq!(to.data(0x2000, 16, false)[..], data);
+        let mut hole = start(1, [0, 2], 12);
+        hole.extend(0x2000_u64.to_be_bytes());
+        hole.extend(4096_u32.to_be_bytes());
+        assert_eq!(to.hole(0x2000, 4096, true)[..], hole);
+        let mut status = start(1, [0, 6], 24);
+        status.extend([0, 0, 0, 9, 0, 0, 0, 1]);
+        status.extend((1_u64 << 40).to_be_bytes());
+        status.extend(3_u64.to_be_bytes());
+        let extents = [StatusExtent { len_bytes: 1 << 40, flags: 3 }];
+        assert_eq!(to.block_status(9, &extents, true), status);
+        let mut error = start(1, [0x80, 1], 8);
+        error.extend([0, 0, 0, 28, 0, 2, b'n', b'o']);
+        assert_eq!(to.error(28, "no"), error);
+    }
+
+    #[test]
+    fn data_headers_have_the_announced_length() {
+        for mode in [ReplyMode::Simple, ReplyMode::Structured, ReplyMode::Extended] {
+            assert_eq!(to(mode).data(0, 1, true).len(), mode.data_header_len_bytes());
+            assert!(mode.data_header_len_bytes() <= MAX_DATA_HEADER_BYTES);
+        }
     }
 }

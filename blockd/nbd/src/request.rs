@@ -1,10 +1,13 @@
-//! Requests of the transmission phase: decoding the 28 bytes, and deciding whether they may be carried out.
-//! The decision needs nothing but the export's size and whether it is read-only, so it can be tested without one.
+//! Requests of the transmission phase: decoding their headers, and deciding whether they may be carried out.
+//! The decision needs nothing but the export's size, whether it is read-only, and what was negotiated, so it can be
+//! tested without an export.
 
 use crate::constants::*;
+use crate::device::ZeroFlags;
+use crate::reply::ReplyMode;
 use crate::wire::Reader;
 
-/// A request's 28 bytes, decoded and not yet judged.
+/// A request's header, decoded and not yet judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// `NBD_CMD_FLAG_*`.
@@ -15,12 +18,26 @@ pub struct Request {
     pub cookie: u64,
     /// Where, in bytes.
     pub offset_bytes: u64,
-    /// How much, in bytes.
-    pub len_bytes: u32,
+    /// How much, in bytes. Not more than `u32::MAX` unless extended headers were negotiated.
+    pub len_bytes: u64,
+}
+
+/// What a request is judged against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The export's size, in bytes.
+    pub size_bytes: u64,
+    /// Whether writing commands are refused.
+    pub read_only: bool,
+    /// What headers and replies were agreed on.
+    pub mode: ReplyMode,
+    /// Metadata contexts were chosen.
+    pub has_contexts: bool,
 }
 
 impl Request {
-    /// Decodes a request, or returns `None` if the magic is wrong (the stream is out of step and cannot be used on).
+    /// Decodes a request with a compact header, or returns `None` if the magic is wrong (the stream is out of step and
+    /// cannot be used on).
     #[must_use]
     pub fn decode(bytes: &[u8; REQUEST_LEN_BYTES]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
@@ -32,11 +49,27 @@ impl Request {
             command: reader.u16()?,
             cookie: reader.u64()?,
             offset_bytes: reader.u64()?,
-            len_bytes: reader.u32()?,
+            len_bytes: u64::from(reader.u32()?),
         })
     }
 
-    /// The request as a client sends it.
+    /// Decodes a request with an extended header, or returns `None` if the magic is wrong.
+    #[must_use]
+    pub fn decode_extended(bytes: &[u8; EXTENDED_REQUEST_LEN_BYTES]) -> Option<Self> {
+        let mut reader = Reader::new(bytes);
+        if reader.u32()? != EXTENDED_REQUEST_MAGIC {
+            return None;
+        }
+        Some(Self {
+            flags: reader.u16()?,
+            command: reader.u16()?,
+            cookie: reader.u64()?,
+            offset_bytes: reader.u64()?,
+            len_bytes: reader.u64()?,
+        })
+    }
+
+    /// The request as a client sends it with a compact header, which has the low 32 bits of the length only.
     #[must_use]
     pub fn encode(&self) -> [u8; REQUEST_LEN_BYTES] {
         let mut bytes = [0; REQUEST_LEN_BYTES];
@@ -45,64 +78,129 @@ impl Request {
         bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
         bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         bytes[16..24].copy_from_slice(&self.offset_bytes.to_be_bytes());
-        bytes[24..28].copy_from_slice(&self.len_bytes.to_be_bytes());
+        bytes[24..28].copy_from_slice(&self.len_bytes.to_be_bytes()[4..]);
+        bytes
+    }
+
+    /// The request as a client sends it with an extended header.
+    #[must_use]
+    pub fn encode_extended(&self) -> [u8; EXTENDED_REQUEST_LEN_BYTES] {
+        let mut bytes = [0; EXTENDED_REQUEST_LEN_BYTES];
+        bytes[0..4].copy_from_slice(&EXTENDED_REQUEST_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.offset_bytes.to_be_bytes());
+        bytes[24..32].copy_from_slice(&self.len_bytes.to_be_bytes());
         bytes
     }
 
     /// Bytes of data that follow the request on the wire.
+    ///
+    /// With extended headers that is what `NBD_CMD_FLAG_PAYLOAD_LEN` says, but a write's data is there without it as well:
+    /// qemu 10.0 leaves the flag out.
     #[must_use]
-    pub fn payload_len_bytes(&self) -> u32 {
-        if self.command == NBD_CMD_WRITE { self.len_bytes } else { 0 }
+    pub fn payload_len_bytes(&self, mode: ReplyMode) -> u64 {
+        let has_payload = match mode {
+            ReplyMode::Extended => {
+                self.command == NBD_CMD_WRITE || self.flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0
+            }
+            ReplyMode::Simple | ReplyMode::Structured => self.command == NBD_CMD_WRITE,
+        };
+        if has_payload { self.len_bytes } else { 0 }
     }
 
-    /// Judges the request against the export that it is for.
+    /// Judges the request.
     #[must_use]
-    pub fn judge(&self, size_bytes: u64, read_only: bool) -> Verdict {
+    pub fn judge(&self, terms: &Terms) -> Verdict {
         if self.command == NBD_CMD_DISC {
             return Verdict::Disconnect;
         }
-        match self.operation(size_bytes, read_only) {
+        match self.operation(terms) {
             Ok(operation) => Verdict::Execute(operation),
-            Err(_) if self.payload_len_bytes() > MAX_DISCARD_BYTES => Verdict::PayloadTooLong,
+            Err(_) if self.payload_len_bytes(terms.mode) > u64::from(MAX_DISCARD_BYTES) => {
+                Verdict::PayloadTooLong
+            }
             Err(errno) => Verdict::Refuse { errno },
         }
     }
 
-    fn operation(&self, size_bytes: u64, read_only: bool) -> Result<Operation, u32> {
-        // FUA may come with any command: clients are known to set it on reads.
-        let known_flags = match self.command {
-            NBD_CMD_WRITE_ZEROES => NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE,
-            NBD_CMD_READ | NBD_CMD_WRITE | NBD_CMD_FLUSH | NBD_CMD_TRIM => NBD_CMD_FLAG_FUA,
-            _ => return Err(NBD_EINVAL),
-        };
-        if self.flags & !known_flags != 0 {
+    fn operation(&self, terms: &Terms) -> Result<Operation, u32> {
+        if self.flags & !self.known_flags(terms)? != 0 {
             return Err(NBD_EINVAL);
+        }
+        if self.command == NBD_CMD_BLOCK_STATUS {
+            return self.block_status(terms, self.flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0);
         }
         if self.command == NBD_CMD_FLUSH {
             let reserved_are_zero = self.offset_bytes == 0 && self.len_bytes == 0;
             return if reserved_are_zero { Ok(Operation::Flush) } else { Err(NBD_EINVAL) };
         }
-        if self.command != NBD_CMD_READ && read_only {
+        let only_reads = matches!(self.command, NBD_CMD_READ | NBD_CMD_CACHE);
+        if !only_reads && terms.read_only {
             return Err(NBD_EPERM);
         }
-        let has_payload = matches!(self.command, NBD_CMD_READ | NBD_CMD_WRITE);
-        if has_payload && self.len_bytes > MAX_PAYLOAD_BYTES {
+        let moves_data = matches!(self.command, NBD_CMD_READ | NBD_CMD_WRITE);
+        if moves_data && self.len_bytes > u64::from(MAX_PAYLOAD_BYTES) {
             return Err(NBD_EINVAL);
         }
-        let fits =
-            self.offset_bytes.checked_add(u64::from(self.len_bytes)).is_some_and(|end| end <= size_bytes);
-        if !fits {
+        if !self.fits(terms) {
             let grows = matches!(self.command, NBD_CMD_WRITE | NBD_CMD_WRITE_ZEROES);
             return Err(if grows { NBD_ENOSPC } else { NBD_EINVAL });
         }
-        let fua = self.flags & NBD_CMD_FLAG_FUA != 0;
-        let no_hole = self.flags & NBD_CMD_FLAG_NO_HOLE != 0;
+        let has = |flag| self.flags & flag != 0;
         Ok(match self.command {
-            NBD_CMD_READ => Operation::Read,
-            NBD_CMD_WRITE => Operation::Write { fua },
-            NBD_CMD_TRIM => Operation::Trim { fua },
-            _ => Operation::WriteZeroes { no_hole, fua },
+            NBD_CMD_READ => Operation::Read { whole: has(NBD_CMD_FLAG_DF) },
+            NBD_CMD_WRITE => Operation::Write { fua: has(NBD_CMD_FLAG_FUA) },
+            NBD_CMD_TRIM => Operation::Trim { fua: has(NBD_CMD_FLAG_FUA) },
+            NBD_CMD_CACHE => Operation::Cache,
+            _ => Operation::WriteZeroes(ZeroFlags {
+                no_hole: has(NBD_CMD_FLAG_NO_HOLE),
+                fast: has(NBD_CMD_FLAG_FAST_ZERO),
+                fua: has(NBD_CMD_FLAG_FUA),
+            }),
         })
+    }
+
+    /// The flags that the command may have. FUA may come with any: clients are known to set it on reads.
+    fn known_flags(&self, terms: &Terms) -> Result<u16, u32> {
+        let extended = terms.mode == ReplyMode::Extended;
+        let own = match self.command {
+            NBD_CMD_READ if terms.mode != ReplyMode::Simple => NBD_CMD_FLAG_DF,
+            NBD_CMD_WRITE if extended => NBD_CMD_FLAG_PAYLOAD_LEN,
+            NBD_CMD_BLOCK_STATUS if extended => NBD_CMD_FLAG_REQ_ONE | NBD_CMD_FLAG_PAYLOAD_LEN,
+            NBD_CMD_BLOCK_STATUS => NBD_CMD_FLAG_REQ_ONE,
+            NBD_CMD_WRITE_ZEROES => NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+            NBD_CMD_READ | NBD_CMD_WRITE | NBD_CMD_FLUSH | NBD_CMD_TRIM | NBD_CMD_CACHE => 0,
+            _ => return Err(NBD_EINVAL),
+        };
+        Ok(NBD_CMD_FLAG_FUA | own)
+    }
+
+    fn block_status(&self, terms: &Terms, has_payload: bool) -> Result<Operation, u32> {
+        let one = self.flags & NBD_CMD_FLAG_REQ_ONE != 0;
+        if !terms.has_contexts {
+            return Err(NBD_EINVAL);
+        }
+        if has_payload {
+            // The range is in the payload, and is checked when that is there.
+            let makes_sense = (STATUS_PAYLOAD_MIN_BYTES..=MAX_STATUS_PAYLOAD_BYTES).contains(&self.len_bytes);
+            return if makes_sense {
+                Ok(Operation::BlockStatus { one, chosen: true })
+            } else {
+                Err(NBD_EINVAL)
+            };
+        }
+        if self.len_bytes == 0 || !self.fits(terms) {
+            return Err(NBD_EINVAL);
+        }
+        Ok(Operation::BlockStatus { one, chosen: false })
+    }
+
+    /// Whether the range lies within the export.
+    #[must_use]
+    pub fn fits(&self, terms: &Terms) -> bool {
+        self.offset_bytes.checked_add(self.len_bytes).is_some_and(|end| end <= terms.size_bytes)
     }
 }
 
@@ -126,7 +224,10 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Read data.
-    Read,
+    Read {
+        /// In one piece.
+        whole: bool,
+    },
     /// Write the payload.
     Write {
         /// Durable before the reply.
@@ -140,11 +241,15 @@ pub enum Operation {
         fua: bool,
     },
     /// Fill with zeroes.
-    WriteZeroes {
-        /// Keep the space allocated.
-        no_hole: bool,
-        /// Durable before the reply.
-        fua: bool,
+    WriteZeroes(ZeroFlags),
+    /// Bring near.
+    Cache,
+    /// Report what the metadata contexts say.
+    BlockStatus {
+        /// Of one extent only.
+        one: bool,
+        /// Length and contexts are in the payload.
+        chosen: bool,
     },
 }
 
@@ -156,12 +261,16 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    fn terms(size_bytes: u64, read_only: bool) -> Terms {
+        Terms { size_bytes, read_only, mode: ReplyMode::Simple, has_contexts: false }
+    }
+
     fn request(command: u16, flags: u16, offset_bytes: u64, len_bytes: u32) -> Request {
-        Request { flags, command, cookie: 7, offset_bytes, len_bytes }
+        Request { flags, command, cookie: 7, offset_bytes, len_bytes: u64::from(len_bytes) }
     }
 
     fn judge(command: u16, flags: u16, offset_bytes: u64, len_bytes: u32) -> Verdict {
-        request(command, flags, offset_bytes, len_bytes).judge(128 * MIB, false)
+        request(command, flags, offset_bytes, len_bytes).judge(&terms(128 * MIB, false))
     }
 
     const fn refuse(errno: u32) -> Verdict {
@@ -189,18 +298,21 @@ mod tests {
 
     #[test]
     fn good_requests_are_executed() {
-        assert_eq!(judge(NBD_CMD_READ, 0, 0, 4096), Verdict::Execute(Operation::Read));
-        assert_eq!(judge(NBD_CMD_READ, NBD_CMD_FLAG_FUA, 1, 1), Verdict::Execute(Operation::Read));
-        assert_eq!(judge(NBD_CMD_WRITE, 1, 5, 32 << 20), Verdict::Execute(Operation::Write { fua: true }));
+        assert_eq!(judge(NBD_CMD_READ, 0, 0, 4096), Verdict::Execute(Operation::Read { whole: false }));
+        assert_eq!(
+            judge(NBD_CMD_READ, NBD_CMD_FLAG_FUA, 1, 1),
+            Verdict::Execute(Operation::Read { whole: false })
+        );
+        assert_eq!(judge(NBD_CMD_WRITE, 1, 5, 64 << 20), Verdict::Execute(Operation::Write { fua: true }));
         assert_eq!(judge(NBD_CMD_FLUSH, 0, 0, 0), Verdict::Execute(Operation::Flush));
         assert_eq!(judge(NBD_CMD_TRIM, 0, 0, 128 << 20), Verdict::Execute(Operation::Trim { fua: false }));
         assert_eq!(
             judge(NBD_CMD_WRITE_ZEROES, 3, 0, 128 << 20),
-            Verdict::Execute(Operation::WriteZeroes { no_hole: true, fua: true })
+            Verdict::Execute(Operation::WriteZeroes(ZeroFlags { no_hole: true, fast: false, fua: true }))
         );
-        let huge = request(NBD_CMD_WRITE_ZEROES, 0, 0, u32::MAX).judge(64 << 40, false);
-        assert_eq!(huge, Verdict::Execute(Operation::WriteZeroes { no_hole: false, fua: false }));
-        assert_eq!(judge(NBD_CMD_READ, 0, 128 * MIB, 0), Verdict::Execute(Operation::Read));
+        let huge = request(NBD_CMD_WRITE_ZEROES, 0, 0, u32::MAX).judge(&terms(64 << 40, false));
+        assert_eq!(huge, Verdict::Execute(Operation::WriteZeroes(ZeroFlags::default())));
+        assert_eq!(judge(NBD_CMD_READ, 0, 128 * MIB, 0), Verdict::Execute(Operation::Read { whole: false }));
         assert_eq!(judge(NBD_CMD_DISC, 0xffff, 9, 9), Verdict::Disconnect);
     }
 
@@ -219,10 +331,10 @@ mod tests {
     fn flags_commands_and_lengths_are_checked() {
         assert_eq!(judge(NBD_CMD_READ, NBD_CMD_FLAG_NO_HOLE, 0, 1), refuse(NBD_EINVAL));
         assert_eq!(judge(NBD_CMD_READ, 1 << 2, 0, 1), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_WRITE_ZEROES, 1 << 4, 0, 1), refuse(NBD_EINVAL));
+        assert_eq!(judge(NBD_CMD_WRITE_ZEROES, 1 << 2, 0, 1), refuse(NBD_EINVAL));
         assert_eq!(judge(NBD_CMD_FLUSH, 0, 0, 1), refuse(NBD_EINVAL));
         assert_eq!(judge(NBD_CMD_FLUSH, 0, 512, 0), refuse(NBD_EINVAL));
-        for command in [5, 7, 8, 0x7fff, 0xffff] {
+        for command in [7, 8, 0x7fff, 0xffff] {
             assert_eq!(judge(command, 0, 0, u32::MAX), refuse(NBD_EINVAL));
         }
         assert_eq!(judge(NBD_CMD_READ, 0, 0, MAX_PAYLOAD_BYTES + 1), refuse(NBD_EINVAL));
@@ -232,12 +344,75 @@ mod tests {
     }
 
     #[test]
+    fn what_was_negotiated_decides() {
+        let judge = |mode, has_contexts, command, flags, offset_bytes, len_bytes| {
+            let terms = Terms { size_bytes: 8 << 40, read_only: false, mode, has_contexts };
+            Request { flags, command, cookie: 7, offset_bytes, len_bytes }.judge(&terms)
+        };
+        let (simple, structured, extended) = (ReplyMode::Simple, ReplyMode::Structured, ReplyMode::Extended);
+        assert_eq!(judge(simple, false, NBD_CMD_READ, NBD_CMD_FLAG_DF, 0, 1), refuse(NBD_EINVAL));
+        for mode in [structured, extended] {
+            let whole = Verdict::Execute(Operation::Read { whole: true });
+            assert_eq!(judge(mode, false, NBD_CMD_READ, NBD_CMD_FLAG_DF, 0, 1), whole);
+            let status = judge(mode, true, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 5, 7);
+            assert_eq!(status, Verdict::Execute(Operation::BlockStatus { one: true, chosen: false }));
+            assert_eq!(judge(mode, false, NBD_CMD_BLOCK_STATUS, 0, 0, 1), refuse(NBD_EINVAL));
+            assert_eq!(judge(mode, true, NBD_CMD_BLOCK_STATUS, 0, 0, 0), refuse(NBD_EINVAL));
+            assert_eq!(judge(mode, true, NBD_CMD_BLOCK_STATUS, 0, (8 << 40) - 1, 2), refuse(NBD_EINVAL));
+        }
+        let has_payload = NBD_CMD_FLAG_PAYLOAD_LEN;
+        assert_eq!(judge(structured, true, NBD_CMD_BLOCK_STATUS, has_payload, 0, 8), refuse(NBD_EINVAL));
+        assert_eq!(judge(structured, true, NBD_CMD_WRITE, has_payload, 0, 8), refuse(NBD_EINVAL));
+        let write = Verdict::Execute(Operation::Write { fua: false });
+        assert_eq!(judge(extended, false, NBD_CMD_WRITE, has_payload, 0, 8), write);
+        assert_eq!(judge(extended, false, NBD_CMD_WRITE, 0, 0, 8), write, "as qemu sends it");
+        assert_eq!(judge(extended, false, NBD_CMD_READ, has_payload, 0, 8), refuse(NBD_EINVAL));
+        assert_eq!(judge(extended, false, NBD_CMD_READ, has_payload, 0, 1 << 40), Verdict::PayloadTooLong);
+        let zeroes = judge(extended, false, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_FAST_ZERO, 4096, 6 << 40);
+        let fast = ZeroFlags { fast: true, ..ZeroFlags::default() };
+        assert_eq!(zeroes, Verdict::Execute(Operation::WriteZeroes(fast)));
+        assert_eq!(judge(extended, false, NBD_CMD_CACHE, 0, 0, 8 << 40), Verdict::Execute(Operation::Cache));
+        let chosen = Verdict::Execute(Operation::BlockStatus { one: false, chosen: true });
+        assert_eq!(judge(extended, true, NBD_CMD_BLOCK_STATUS, has_payload, 0, 12), chosen);
+        for wrong_len in [0, 7, 4 << 20] {
+            let verdict = judge(extended, true, NBD_CMD_BLOCK_STATUS, has_payload, 0, wrong_len);
+            assert_eq!(verdict, refuse(NBD_EINVAL), "{wrong_len}");
+        }
+    }
+
+    #[test]
+    fn golden_extended_request() {
+        let bytes = [
+            0x21, 0xe4, 0x1c, 0x71, 0, 0x10, 0, 6, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0,
+            1, 0, 0, 0, 2, 0,
+        ];
+        let request = Request {
+            flags: NBD_CMD_FLAG_FAST_ZERO,
+            command: NBD_CMD_WRITE_ZEROES,
+            cookie: 0x0102_0304_0506_0708,
+            offset_bytes: 4096,
+            len_bytes: 0x0100_0000_0200,
+        };
+        assert_eq!(Request::decode_extended(&bytes), Some(request));
+        assert_eq!(request.encode_extended(), bytes);
+        let mut wrong = bytes;
+        wrong[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        assert_eq!(Request::decode_extended(&wrong), None);
+    }
+
+    #[test]
     fn a_read_only_export_is_not_written() {
         for command in [NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES] {
-            assert_eq!(request(command, 0, 0, 512).judge(MIB, true), refuse(NBD_EPERM));
+            assert_eq!(request(command, 0, 0, 512).judge(&terms(MIB, true)), refuse(NBD_EPERM));
         }
-        assert_eq!(request(NBD_CMD_READ, 0, 0, 1).judge(MIB, true), Verdict::Execute(Operation::Read));
-        assert_eq!(request(NBD_CMD_FLUSH, 0, 0, 0).judge(MIB, true), Verdict::Execute(Operation::Flush));
+        assert_eq!(
+            request(NBD_CMD_READ, 0, 0, 1).judge(&terms(MIB, true)),
+            Verdict::Execute(Operation::Read { whole: false })
+        );
+        assert_eq!(
+            request(NBD_CMD_FLUSH, 0, 0, 0).judge(&terms(MIB, true)),
+            Verdict::Execute(Operation::Flush)
+        );
     }
 
     proptest! {
@@ -252,12 +427,13 @@ mod tests {
             bytes[5] %= 4;
             let request = Request::decode(&bytes).unwrap();
             prop_assert_eq!(request.encode(), bytes);
-            if let Verdict::Execute(operation) = request.judge(size_bytes, read_only) {
+            if let Verdict::Execute(operation) = request.judge(&terms(size_bytes, read_only)) {
                 let end = u128::from(request.offset_bytes) + u128::from(request.len_bytes);
                 prop_assert!(end <= u128::from(size_bytes) || operation == Operation::Flush);
-                prop_assert!(!read_only || matches!(operation, Operation::Read | Operation::Flush));
-                if matches!(operation, Operation::Read | Operation::Write { .. }) {
-                    prop_assert!(request.len_bytes <= MAX_PAYLOAD_BYTES);
+                let only_reads = matches!(operation, Operation::Read { .. } | Operation::Flush | Operation::Cache);
+                prop_assert!(!read_only || only_reads);
+                if matches!(operation, Operation::Read { .. } | Operation::Write { .. }) {
+                    prop_assert!(request.len_bytes <= u64::from(MAX_PAYLOAD_BYTES));
                 }
             }
         }

@@ -7,11 +7,14 @@ use crate::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::constants::*;
 use crate::device::{BlockDevice, Progress};
 use crate::flow::{Context, Flow, REQUEST_OVERHEAD_BYTES};
+use crate::handshake::Agreed;
 use crate::inbox::{INBOX_BYTES, Inbox};
-use crate::reply::simple_reply;
-use crate::request::{Operation, Request, Verdict};
+use crate::meta_context::MetaContext;
+use crate::reply::{ReplyMode, ReplyTo};
+use crate::request::{Operation, Request, Terms, Verdict};
 use crate::ring::Transfer;
-use crate::worker::{DeviceFailure, RequestDone, RequestWork, Work, call_device};
+use crate::wire::Reader;
+use crate::worker::{DeviceFailure, RequestDone, RequestWork, Success, Work, call_device};
 
 /// A write up to this long is received whole into the inbox; a longer one is received into its own buffer.
 const INBOX_PAYLOAD_BYTES: usize = 32 << 10;
@@ -23,8 +26,8 @@ const INLINE_BYTES: usize = 256 << 10;
 /// The transmission phase of one connection.
 pub(crate) struct Transmission {
     device: Arc<dyn BlockDevice>,
-    size_bytes: u64,
-    read_only: bool,
+    terms: Terms,
+    contexts: Arc<[MetaContext]>,
     input: Input,
     /// The last request was a write with a buffer of its own, and the next one likely is: receive no more than its
     /// header, so that its payload need not be copied out of the inbox.
@@ -46,7 +49,7 @@ enum Input {
     Discard {
         remaining_bytes: usize,
         errno: u32,
-        cookie: u64,
+        to: ReplyTo,
     },
 }
 
@@ -64,12 +67,38 @@ pub(crate) enum Pause {
 }
 
 impl Transmission {
-    pub(crate) fn new(device: Arc<dyn BlockDevice>, size_bytes: u64, read_only: bool) -> Self {
-        Self { device, size_bytes, read_only, input: Input::Requests, expects_large: false, warned: false }
+    pub(crate) fn new(
+        device: Arc<dyn BlockDevice>,
+        size_bytes: u64,
+        read_only: bool,
+        agreed: Agreed,
+    ) -> Self {
+        let Agreed { mode, contexts } = agreed;
+        let terms = Terms { size_bytes, read_only, mode, has_contexts: !contexts.is_empty() };
+        Self {
+            device,
+            terms,
+            contexts: contexts.into(),
+            input: Input::Requests,
+            expects_large: false,
+            warned: false,
+        }
+    }
+
+    fn header_len_bytes(&self) -> usize {
+        match self.terms.mode {
+            ReplyMode::Simple | ReplyMode::Structured => REQUEST_LEN_BYTES,
+            ReplyMode::Extended => EXTENDED_REQUEST_LEN_BYTES,
+        }
+    }
+
+    fn reply_to(&self, request: &Request) -> ReplyTo {
+        ReplyTo { mode: self.terms.mode, cookie: request.cookie, offset_bytes: request.offset_bytes }
     }
 
     /// Starts the receive of what is needed next.
     pub(crate) fn start_receive(&mut self, inbox: &mut Inbox) -> Option<Transfer> {
+        let header_len_bytes = self.header_len_bytes();
         match &mut self.input {
             Input::Payload { request, buffer, filled_bytes, .. } => {
                 let buffer = buffer.take()?;
@@ -77,7 +106,7 @@ impl Transmission {
                 Some(Transfer { buffer, range, all: false })
             }
             Input::Requests if self.expects_large && inbox.unread().is_empty() => {
-                inbox.start_receive(REQUEST_LEN_BYTES)
+                inbox.start_receive(header_len_bytes)
             }
             Input::Requests | Input::Discard { .. } => inbox.start_receive(INBOX_BYTES),
         }
@@ -115,14 +144,14 @@ impl Transmission {
                     }
                     None
                 }
-                Input::Discard { remaining_bytes, errno, cookie } => {
+                Input::Discard { remaining_bytes, errno, to } => {
                     let len_bytes = inbox.unread().len().min(*remaining_bytes);
                     inbox.consume(len_bytes);
                     *remaining_bytes -= len_bytes;
                     if *remaining_bytes > 0 {
                         return Pause::Input;
                     }
-                    flow.reply(*errno, *cookie, REQUEST_OVERHEAD_BYTES, cx);
+                    flow.reply(to, *errno, REQUEST_OVERHEAD_BYTES, cx);
                     self.input = Input::Requests;
                     None
                 }
@@ -133,32 +162,59 @@ impl Transmission {
         }
     }
 
+    /// The next request, if its header is there; `None` if it makes no sense.
+    fn decode(&self, bytes: &[u8]) -> Option<Result<Request, ()>> {
+        let request = match self.terms.mode {
+            ReplyMode::Simple | ReplyMode::Structured => Request::decode(bytes.first_chunk()?),
+            ReplyMode::Extended => Request::decode_extended(bytes.first_chunk()?),
+        };
+        Some(request.ok_or(()))
+    }
+
+    fn judge(&mut self, request: &Request) -> Verdict {
+        if !request.fits(&self.terms) {
+            // It may have grown since the client was told.
+            self.terms.size_bytes = self.terms.size_bytes.max(self.device.size_bytes());
+        }
+        request.judge(&self.terms)
+    }
+
     fn next_request(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Option<Pause> {
-        let Some(header) = inbox.unread().first_chunk::<REQUEST_LEN_BYTES>() else {
-            return Some(Pause::Input);
+        let request = match self.decode(inbox.unread()) {
+            None => return Some(Pause::Input),
+            Some(Err(())) => return Some(Pause::Broken("a request did not start with its magic")),
+            Some(Ok(request)) => request,
         };
-        let Some(request) = Request::decode(header) else {
-            return Some(Pause::Broken("a request did not start with its magic"));
+        let verdict = self.judge(&request);
+        let payload_len_bytes = request.payload_len_bytes(self.terms.mode);
+        let is_taken_whole = match verdict {
+            Verdict::Execute(Operation::Write { .. }) => payload_len_bytes <= INBOX_PAYLOAD_BYTES as u64,
+            Verdict::Execute(Operation::BlockStatus { .. }) => true,
+            _ => false,
         };
-        let len = request.len_bytes as usize;
-        let verdict = request.judge(self.size_bytes, self.read_only);
-        let is_write = matches!(verdict, Verdict::Execute(Operation::Write { .. }));
-        if is_write && len <= INBOX_PAYLOAD_BYTES && inbox.unread().len() < REQUEST_LEN_BYTES + len {
+        // A payload that is taken whole is short, and fits into the inbox.
+        let missing =
+            is_taken_whole && inbox.unread().len() < self.header_len_bytes() + payload_len_bytes as usize;
+        if missing {
             return Some(Pause::Input);
         }
-        let data_bytes = match verdict {
+        let charge_bytes = match verdict {
             Verdict::Disconnect => return Some(Pause::Disconnect),
-            Verdict::PayloadTooLong => return Some(Pause::Broken("a write is too long to be refused")),
-            Verdict::Execute(Operation::Read | Operation::Write { .. }) => u64::from(request.len_bytes),
-            Verdict::Execute(_) | Verdict::Refuse { .. } => 0,
+            Verdict::PayloadTooLong => return Some(Pause::Broken("a payload is too long to be refused")),
+            Verdict::Execute(operation) => charge(&request, operation),
+            Verdict::Refuse { .. } => REQUEST_OVERHEAD_BYTES,
         };
-        if !flow.admit(REQUEST_OVERHEAD_BYTES + data_bytes, cx) {
+        if !flow.admit(charge_bytes, cx) {
             return Some(Pause::Full);
         }
-        inbox.consume(REQUEST_LEN_BYTES);
+        inbox.consume(self.header_len_bytes());
         tracing::trace!(?request, ?verdict, "request");
         match verdict {
             Verdict::Execute(Operation::Write { fua }) => self.write(&request, fua, inbox, flow, cx),
+            Verdict::Execute(Operation::BlockStatus { one, chosen: true }) => {
+                self.expects_large = false;
+                self.chosen_block_status(&request, one, inbox, flow, cx);
+            }
             Verdict::Execute(operation) => {
                 self.expects_large = false;
                 self.execute(&request, operation, flow, cx);
@@ -166,9 +222,10 @@ impl Transmission {
             Verdict::Refuse { errno } => {
                 self.expects_large = false;
                 self.input = Input::Discard {
-                    remaining_bytes: request.payload_len_bytes() as usize,
+                    // A longer one than is thrown away has cost the connection.
+                    remaining_bytes: payload_len_bytes as usize,
                     errno,
-                    cookie: request.cookie,
+                    to: self.reply_to(&request),
                 };
             }
             Verdict::Disconnect | Verdict::PayloadTooLong => {}
@@ -196,7 +253,7 @@ impl Transmission {
             return;
         };
         self.expects_large = false;
-        let charge_bytes = charge(request, true);
+        let charge_bytes = charge(request, Operation::Write { fua });
         let at_once = if len == 0 {
             Ok(Progress::Done)
         } else if fua || len > INLINE_BYTES {
@@ -205,13 +262,13 @@ impl Transmission {
             call_device(|| self.device.try_write(request.offset_bytes, data))
         };
         match at_once {
-            Ok(Progress::Done | Progress::Zeroes) => flow.reply(0, request.cookie, charge_bytes, cx),
+            Ok(Progress::Done | Progress::Zeroes) => flow.reply(&self.reply_to(request), 0, charge_bytes, cx),
             Ok(Progress::WouldBlock) => {
                 let mut buffer = cx.pool.take(len);
                 buffer.payload_mut()[..len].copy_from_slice(data);
-                self.start(request, Operation::Write { fua }, Some(buffer), charge_bytes, flow, cx);
+                self.start(request, Operation::Write { fua }, Some(buffer), flow, cx);
             }
-            Err(failure) => self.fail(request.cookie, &failure, charge_bytes, flow, cx),
+            Err(failure) => self.fail(request, &failure, charge_bytes, flow, cx),
         }
         inbox.consume(len);
     }
@@ -225,7 +282,7 @@ impl Transmission {
         cx: &mut Context<'_>,
     ) {
         let len = request.len_bytes as usize;
-        let charge_bytes = charge(request, true);
+        let charge_bytes = charge(request, Operation::Write { fua });
         let at_once = if fua || len > INLINE_BYTES {
             Ok(Progress::WouldBlock)
         } else {
@@ -233,46 +290,95 @@ impl Transmission {
         };
         match at_once {
             Ok(Progress::WouldBlock) => {
-                self.start(request, Operation::Write { fua }, Some(buffer), charge_bytes, flow, cx);
+                self.start(request, Operation::Write { fua }, Some(buffer), flow, cx);
                 return;
             }
-            Ok(_) => flow.reply(0, request.cookie, charge_bytes, cx),
-            Err(failure) => self.fail(request.cookie, &failure, charge_bytes, flow, cx),
+            Ok(_) => flow.reply(&self.reply_to(request), 0, charge_bytes, cx),
+            Err(failure) => self.fail(request, &failure, charge_bytes, flow, cx),
         }
         cx.pool.give(buffer);
     }
 
     /// Carries out what has no payload to receive.
     fn execute(&mut self, request: &Request, operation: Operation, flow: &mut Flow, cx: &mut Context<'_>) {
-        let is_read = operation == Operation::Read;
-        let charge_bytes = charge(request, is_read);
-        if request.len_bytes == 0 && operation != Operation::Flush {
-            flow.reply(0, request.cookie, charge_bytes, cx);
-        } else if is_read {
-            self.read(request, charge_bytes, flow, cx);
-        } else {
-            self.start(request, operation, None, charge_bytes, flow, cx);
+        let charge_bytes = charge(request, operation);
+        match operation {
+            Operation::Read { .. } if request.len_bytes == 0 => {
+                flow.outbox.push_small([&self.reply_to(request).empty_read(), &[]], charge_bytes, cx.pool);
+            }
+            Operation::Read { .. } => self.read(request, operation, flow, cx),
+            Operation::Flush => self.start(request, operation, None, flow, cx),
+            _ if request.len_bytes == 0 => flow.reply(&self.reply_to(request), 0, charge_bytes, cx),
+            _ => self.start(request, operation, None, flow, cx),
         }
     }
 
-    fn read(&mut self, request: &Request, charge_bytes: u64, flow: &mut Flow, cx: &mut Context<'_>) {
+    /// A block status request whose payload, which is in the inbox, has the length of the range and the contexts.
+    fn chosen_block_status(
+        &mut self,
+        request: &Request,
+        one: bool,
+        inbox: &mut Inbox,
+        flow: &mut Flow,
+        cx: &mut Context<'_>,
+    ) {
+        let operation = Operation::BlockStatus { one, chosen: true };
+        let charge_bytes = charge(request, operation);
+        // At most `MAX_STATUS_PAYLOAD_BYTES`.
+        let payload_len = request.len_bytes as usize;
+        let chosen = inbox.unread().get(..payload_len).and_then(|payload| self.choose(payload));
+        inbox.consume(payload_len);
+        let fits = |len_bytes: u64| len_bytes > 0 && Request { len_bytes, ..*request }.fits(&self.terms);
+        match chosen {
+            Some((len_bytes, contexts)) if fits(len_bytes) => {
+                let mut work = self.work(request, operation, None);
+                work.len_bytes = len_bytes;
+                work.contexts = contexts;
+                flow.start(Work::Request(work), cx);
+            }
+            _ => flow.reply(&self.reply_to(request), NBD_EINVAL, charge_bytes, cx),
+        }
+    }
+
+    /// What a block status payload asks for; `None` if it makes no sense, or a context was not negotiated.
+    fn choose(&self, payload: &[u8]) -> Option<(u64, Arc<[MetaContext]>)> {
+        let mut reader = Reader::new(payload);
+        let len_bytes = reader.u64()?;
+        let mut contexts: Vec<MetaContext> = Vec::new();
+        while !reader.is_empty() {
+            let id = reader.u32()?;
+            let context = self.contexts.iter().find(|context| context.id == id)?;
+            if !contexts.contains(context) {
+                contexts.push(context.clone());
+            }
+        }
+        (!contexts.is_empty()).then(|| (len_bytes, contexts.into()))
+    }
+
+    fn read(&mut self, request: &Request, operation: Operation, flow: &mut Flow, cx: &mut Context<'_>) {
+        // Judged to be at most `MAX_PAYLOAD_BYTES`.
         let len = request.len_bytes as usize;
+        let (to, charge_bytes) = (self.reply_to(request), charge(request, operation));
         if len <= BATCH_READ_BYTES {
-            let room = flow.outbox.reserve(SIMPLE_REPLY_LEN_BYTES + len, cx.pool);
-            let (header, payload) = room.split_at_mut(SIMPLE_REPLY_LEN_BYTES);
+            let header_len = to.mode.data_header_len_bytes();
+            let room = flow.outbox.reserve(header_len + len, cx.pool);
+            let (header, payload) = room.split_at_mut(header_len);
             match call_device(|| self.device.try_read(request.offset_bytes, payload)) {
+                Ok(Progress::Zeroes) if to.mode != ReplyMode::Simple => {
+                    push_zeroes(&to, len, charge_bytes, flow, cx);
+                }
                 Ok(progress @ (Progress::Done | Progress::Zeroes)) => {
                     if progress == Progress::Zeroes {
                         payload.fill(0);
                     }
-                    header.copy_from_slice(&simple_reply(0, request.cookie));
-                    flow.outbox.commit(SIMPLE_REPLY_LEN_BYTES + len, charge_bytes);
+                    header.copy_from_slice(&to.data(to.offset_bytes, len, true));
+                    flow.outbox.commit(header_len + len, charge_bytes);
                 }
                 Ok(Progress::WouldBlock) => {
                     let buffer = cx.pool.take(len);
-                    self.start(request, Operation::Read, Some(buffer), charge_bytes, flow, cx);
+                    self.start(request, operation, Some(buffer), flow, cx);
                 }
-                Err(failure) => self.fail(request.cookie, &failure, charge_bytes, flow, cx),
+                Err(failure) => self.fail(request, &failure, charge_bytes, flow, cx),
             }
             return;
         }
@@ -283,19 +389,25 @@ impl Transmission {
             call_device(|| self.device.try_read(request.offset_bytes, &mut buffer.payload_mut()[..len]))
         };
         match at_once {
-            Ok(progress @ (Progress::Done | Progress::Zeroes)) => {
-                if progress == Progress::Zeroes {
-                    buffer.payload_mut()[..len].fill(0);
-                }
-                flow.outbox.push_large(request.cookie, buffer, len, charge_bytes);
-            }
-            Ok(Progress::WouldBlock) => {
-                self.start(request, Operation::Read, Some(buffer), charge_bytes, flow, cx);
-            }
+            Ok(Progress::WouldBlock) => self.start(request, operation, Some(buffer), flow, cx),
+            Ok(progress) => push_read(&to, buffer, len, progress == Progress::Zeroes, charge_bytes, flow, cx),
             Err(failure) => {
                 cx.pool.give(buffer);
-                self.fail(request.cookie, &failure, charge_bytes, flow, cx);
+                self.fail(request, &failure, charge_bytes, flow, cx);
             }
+        }
+    }
+
+    fn work(&self, request: &Request, operation: Operation, buffer: Option<Buffer>) -> RequestWork {
+        RequestWork {
+            device: Arc::clone(&self.device),
+            operation,
+            to: self.reply_to(request),
+            offset_bytes: request.offset_bytes,
+            len_bytes: request.len_bytes,
+            buffer,
+            contexts: Arc::clone(&self.contexts),
+            charge_bytes: charge(request, operation),
         }
     }
 
@@ -304,32 +416,22 @@ impl Transmission {
         request: &Request,
         operation: Operation,
         buffer: Option<Buffer>,
-        charge_bytes: u64,
         flow: &mut Flow,
         cx: &mut Context<'_>,
     ) {
-        let work = RequestWork {
-            device: Arc::clone(&self.device),
-            operation,
-            cookie: request.cookie,
-            offset_bytes: request.offset_bytes,
-            len_bytes: request.len_bytes,
-            buffer,
-            charge_bytes,
-        };
-        flow.start(Work::Request(work), cx);
+        flow.start(Work::Request(self.work(request, operation, buffer)), cx);
     }
 
     fn fail(
         &mut self,
-        cookie: u64,
+        request: &Request,
         failure: &DeviceFailure,
         charge_bytes: u64,
         flow: &mut Flow,
         cx: &mut Context<'_>,
     ) {
         self.report(failure);
-        flow.reply(failure.errno, cookie, charge_bytes, cx);
+        flow.reply(&self.reply_to(request), failure.errno, charge_bytes, cx);
     }
 
     /// Logs the first failure of a device on this connection; the rest would flood the log.
@@ -346,32 +448,81 @@ impl Transmission {
     }
 }
 
-/// What a request was charged when it was admitted.
-fn charge(request: &Request, has_data: bool) -> u64 {
-    REQUEST_OVERHEAD_BYTES + if has_data { u64::from(request.len_bytes) } else { 0 }
+/// What a request is charged when it is admitted: the memory that it and its reply may take.
+fn charge(request: &Request, operation: Operation) -> u64 {
+    REQUEST_OVERHEAD_BYTES
+        + match operation {
+            Operation::Read { .. } | Operation::Write { .. } => request.len_bytes,
+            Operation::BlockStatus { .. } => 16 * MAX_STATUS_EXTENTS as u64,
+            Operation::Flush | Operation::Trim { .. } | Operation::WriteZeroes(_) | Operation::Cache => 0,
+        }
+}
+
+/// Queues the reply to a structured read of nothing but zeroes.
+fn push_zeroes(to: &ReplyTo, len: usize, charge_bytes: u64, flow: &mut Flow, cx: &mut Context<'_>) {
+    // No read is longer than 64 MiB.
+    let hole = to.hole(to.offset_bytes, len as u32, true);
+    flow.outbox.push_small([&hole, &[]], charge_bytes, cx.pool);
+}
+
+/// Queues the reply to a read whose data, if it is not all zeroes, is in `buffer`.
+fn push_read(
+    to: &ReplyTo,
+    mut buffer: Buffer,
+    len: usize,
+    is_zero: bool,
+    charge_bytes: u64,
+    flow: &mut Flow,
+    cx: &mut Context<'_>,
+) {
+    if is_zero && to.mode != ReplyMode::Simple {
+        push_zeroes(to, len, charge_bytes, flow, cx);
+        cx.pool.give(buffer);
+        return;
+    }
+    if is_zero {
+        buffer.payload_mut()[..len].fill(0);
+    }
+    let header = to.data(to.offset_bytes, len, true);
+    if len > BATCH_READ_BYTES {
+        flow.outbox.push_large(&header, buffer, len, charge_bytes);
+    } else {
+        flow.outbox.push_small([&header, &buffer.payload()[..len]], charge_bytes, cx.pool);
+        cx.pool.give(buffer);
+    }
 }
 
 /// Queues the reply to a request that a worker has carried out.
 pub(crate) fn finish(done: RequestDone, flow: &mut Flow, cx: &mut Context<'_>) {
-    let errno = match &done.result {
-        Ok(()) => 0,
-        Err(failure) => failure.errno,
+    let RequestDone { operation, to, len_bytes, buffer, charge_bytes, result } = done;
+    let is_read = matches!(operation, Operation::Read { .. });
+    let unused = match (result, buffer) {
+        (Ok(success @ (Success::Plain | Success::Zeroes)), Some(buffer)) if is_read => {
+            let is_zero = success == Success::Zeroes;
+            // Judged to be at most `MAX_PAYLOAD_BYTES`.
+            return push_read(&to, buffer, len_bytes as usize, is_zero, charge_bytes, flow, cx);
+        }
+        (Ok(Success::Framed(range)), Some(buffer)) => {
+            return flow.outbox.push_framed(buffer, range, charge_bytes);
+        }
+        (Ok(Success::Chunks(chunks)), buffer) => {
+            let mut charge_bytes = charge_bytes;
+            for chunk in &chunks {
+                // All of it goes with the first one, which is there: a block status has at least one context.
+                flow.outbox.push_small([chunk, &[]], std::mem::take(&mut charge_bytes), cx.pool);
+            }
+            buffer
+        }
+        (Ok(_), buffer) => {
+            flow.reply(&to, 0, charge_bytes, cx);
+            buffer
+        }
+        (Err(failure), buffer) => {
+            flow.reply(&to, failure.errno, charge_bytes, cx);
+            buffer
+        }
     };
-    let len = done.len_bytes as usize;
-    match done.buffer {
-        Some(buffer) if errno == 0 && done.operation == Operation::Read => {
-            if len > BATCH_READ_BYTES {
-                flow.outbox.push_large(done.cookie, buffer, len, done.charge_bytes);
-                return;
-            }
-            flow.outbox.push_copied(done.cookie, &buffer.payload()[..len], done.charge_bytes, cx.pool);
-            cx.pool.give(buffer);
-        }
-        buffer => {
-            flow.reply(errno, done.cookie, done.charge_bytes, cx);
-            if let Some(buffer) = buffer {
-                cx.pool.give(buffer);
-            }
-        }
+    if let Some(buffer) = unused {
+        cx.pool.give(buffer);
     }
 }

@@ -3,18 +3,24 @@
 //! in-flight budget, every lookup belongs to one of a bounded number of connections.
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender};
 
 use crate::buffer_pool::Buffer;
-use crate::constants::NBD_EIO;
-use crate::device::{BlockDevice, Client, DeviceError, ExportCatalog, Progress, ZeroFlags};
+use crate::constants::{MAX_STATUS_EXTENTS, NBD_EIO};
+use crate::device::{
+    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, Progress, StatusExtent,
+};
 use crate::handshake::{Answer, Lookup};
 use crate::mailbox::Mailbox;
+use crate::meta_context::MetaContext;
+use crate::reply::ReplyTo;
 use crate::request::Operation;
 use crate::ring_thread::{ConnectionKey, Message};
+use crate::sparse_read::read_with_holes;
 
 /// Something that may block.
 pub(crate) enum Work {
@@ -27,11 +33,13 @@ pub(crate) enum Work {
 pub(crate) struct RequestWork {
     pub(crate) device: Arc<dyn BlockDevice>,
     pub(crate) operation: Operation,
-    pub(crate) cookie: u64,
+    pub(crate) to: ReplyTo,
     pub(crate) offset_bytes: u64,
-    pub(crate) len_bytes: u32,
+    pub(crate) len_bytes: u64,
     /// For reads and writes.
     pub(crate) buffer: Option<Buffer>,
+    /// For block status.
+    pub(crate) contexts: Arc<[MetaContext]>,
     pub(crate) charge_bytes: u64,
 }
 
@@ -44,11 +52,24 @@ pub(crate) enum Done {
 /// What became of a request; the device is no longer held.
 pub(crate) struct RequestDone {
     pub(crate) operation: Operation,
-    pub(crate) cookie: u64,
-    pub(crate) len_bytes: u32,
+    pub(crate) to: ReplyTo,
+    pub(crate) len_bytes: u64,
     pub(crate) buffer: Option<Buffer>,
     pub(crate) charge_bytes: u64,
-    pub(crate) result: Result<(), DeviceFailure>,
+    pub(crate) result: Result<Success, DeviceFailure>,
+}
+
+/// What a request that succeeded has to show.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Success {
+    /// Nothing, or the data in the buffer.
+    Plain,
+    /// All of the range is zeroes, whatever the buffer has.
+    Zeroes,
+    /// Chunks that stand ready in this range of the buffer's frame.
+    Framed(Range<usize>),
+    /// Chunks of their own, to be sent in this order.
+    Chunks(Vec<Vec<u8>>),
 }
 
 /// A device refused a request or panicked.
@@ -84,33 +105,73 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 impl RequestWork {
     pub(crate) fn run(mut self) -> RequestDone {
-        let (offset_bytes, len_bytes) = (self.offset_bytes, u64::from(self.len_bytes));
-        let device = &*self.device;
-        let payload_len = self.len_bytes as usize;
-        let payload =
-            self.buffer.as_mut().map_or(&mut [][..], |buffer| &mut buffer.payload_mut()[..payload_len]);
-        let result = call_device(|| match self.operation {
-            Operation::Read => device.read(offset_bytes, payload).map(|progress| {
-                if progress == Progress::Zeroes {
-                    payload.fill(0);
-                }
-            }),
-            Operation::Write { fua } => device.write(offset_bytes, payload, fua),
-            Operation::Flush => device.flush(),
-            Operation::Trim { fua } => device.trim(offset_bytes, len_bytes, fua),
-            Operation::WriteZeroes { no_hole, fua } => {
-                device.write_zeroes(offset_bytes, len_bytes, ZeroFlags { no_hole, fua, fast: false })
-            }
-        });
+        let mut buffer = self.buffer.take();
+        let result = call_device(|| self.carry_out(buffer.as_mut()));
         RequestDone {
             operation: self.operation,
-            cookie: self.cookie,
+            to: self.to,
             len_bytes: self.len_bytes,
-            buffer: self.buffer,
+            buffer,
             charge_bytes: self.charge_bytes,
             result,
         }
     }
+
+    fn carry_out(&self, buffer: Option<&mut Buffer>) -> Result<Success, DeviceError> {
+        let (offset_bytes, len_bytes) = (self.offset_bytes, self.len_bytes);
+        let device = &*self.device;
+        // Reads and writes are at most 64 MiB long; the others have no buffer.
+        let payload_len = len_bytes as usize;
+        match (self.operation, buffer) {
+            (Operation::Read { whole }, Some(buffer)) => {
+                if !whole && let Some(success) = read_with_holes(device, &self.to, len_bytes, buffer)? {
+                    return Ok(success);
+                }
+                return Ok(match device.read(offset_bytes, &mut buffer.payload_mut()[..payload_len])? {
+                    Progress::Zeroes => Success::Zeroes,
+                    Progress::Done | Progress::WouldBlock => Success::Plain,
+                });
+            }
+            (Operation::Write { fua }, Some(buffer)) => {
+                device.write(offset_bytes, &buffer.payload()[..payload_len], fua)?;
+            }
+            (Operation::Read { .. } | Operation::Write { .. }, None) => {
+                return Err(DeviceError::new(DeviceErrorKind::Io, "a request came without its buffer"));
+            }
+            (Operation::Flush, _) => device.flush()?,
+            (Operation::Trim { fua }, _) => device.trim(offset_bytes, len_bytes, fua)?,
+            (Operation::WriteZeroes(flags), _) => device.write_zeroes(offset_bytes, len_bytes, flags)?,
+            (Operation::Cache, _) => device.cache(offset_bytes, len_bytes)?,
+            (Operation::BlockStatus { one, .. }, _) => return self.block_status(one),
+        }
+        Ok(Success::Plain)
+    }
+
+    fn block_status(&self, one: bool) -> Result<Success, DeviceError> {
+        let max_extents = if one { 1 } else { (MAX_STATUS_EXTENTS / self.contexts.len().max(1)).max(1) };
+        let mut chunks = Vec::with_capacity(self.contexts.len());
+        let mut extents = Vec::new();
+        for (index, context) in self.contexts.iter().enumerate() {
+            extents.clear();
+            let (offset_bytes, len_bytes) = (self.offset_bytes, self.len_bytes);
+            self.device.block_status(&context.name, offset_bytes, len_bytes, max_extents, &mut extents)?;
+            if !lie_within(&extents, len_bytes) || extents.len() > max_extents {
+                let message = format!("the device gave wrong extents for {}", context.name);
+                return Err(DeviceError::new(DeviceErrorKind::Io, message));
+            }
+            let is_last = index + 1 == self.contexts.len();
+            chunks.push(self.to.block_status(context.id, &extents, is_last));
+        }
+        Ok(Success::Chunks(chunks))
+    }
+}
+
+/// Whether there is an extent, none is empty, and all of them lie within `len_bytes`.
+fn lie_within(extents: &[StatusExtent], len_bytes: u64) -> bool {
+    let total = extents.iter().try_fold(0_u64, |total, extent| total.checked_add(extent.len_bytes));
+    !extents.is_empty()
+        && extents.iter().all(|extent| extent.len_bytes > 0)
+        && total.is_some_and(|total| total <= len_bytes)
 }
 
 impl Work {

@@ -31,7 +31,7 @@ fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, 
             }
             Step::Continue => assert!(consumed > 0 || taken > 0),
             Step::Lookup(_) => panic!("an answer leads to no other question"),
-            Step::Transmit(opened) => return (out, taken, format!("transmit {}", opened.name)),
+            Step::Transmit(opened, _) => return (out, taken, format!("transmit {}", opened.name)),
             Step::Close(reason) => return (out, taken, reason.to_string()),
         }
     }
@@ -40,7 +40,7 @@ fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, 
 fn any_option() -> impl Strategy<Value = Vec<u8>> {
     let name =
         prop_oneof![Just(b"vol".to_vec()), Just(b"".to_vec()), Just(b"busy".to_vec()), any::<Vec<u8>>()];
-    let option = prop_oneof![Just(1_u32), Just(2), Just(3), Just(6), Just(7), Just(5), any::<u32>()];
+    let option = prop_oneof![1 => Just(2_u32), 1 => any::<u32>(), 12 => 1_u32..13];
     let infos = proptest::collection::vec(0_u16..5, 0..4);
     (option, name, infos, any::<Option<Vec<u8>>>(), 0..30_usize).prop_map(
         |(option, name, infos, raw, long)| {
@@ -48,6 +48,9 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
                 _ if long == 0 => vec![0; 70_000],
                 NBD_OPT_EXPORT_NAME => name,
                 NBD_OPT_LIST | NBD_OPT_ABORT => Vec::new(),
+                NBD_OPT_STRUCTURED_REPLY | NBD_OPT_EXTENDED_HEADERS => raw.unwrap_or_default(),
+                NBD_OPT_LIST_META_CONTEXT | NBD_OPT_SET_META_CONTEXT => raw
+                    .unwrap_or_else(|| meta_request(&name, &["base:allocation", "qemu:", ""][..infos.len()])),
                 _ => raw.unwrap_or_else(|| info_request(&name, &infos)),
             };
             option_request(option, &data)

@@ -14,7 +14,7 @@ use blockd_nbd::constants::*;
 use blockd_nbd::request::Request;
 use blockd_nbd::{
     BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress, Server,
-    ServerConfig, ZeroFlags,
+    ServerConfig, StatusExtent, ZeroFlags,
 };
 
 /// Far beyond what any step takes: a test that would hang fails instead.
@@ -84,6 +84,8 @@ pub struct MemDevice {
     pub flushes: AtomicUsize,
     pub fua_writes: AtomicUsize,
     pub no_hole_zeroes: AtomicUsize,
+    pub fast_zeroes: AtomicUsize,
+    pub cached_bytes: AtomicUsize,
     pub misaligned: AtomicBool,
     pub turn: AtomicUsize,
 }
@@ -98,6 +100,8 @@ impl MemDevice {
             flushes: AtomicUsize::new(0),
             fua_writes: AtomicUsize::new(0),
             no_hole_zeroes: AtomicUsize::new(0),
+            fast_zeroes: AtomicUsize::new(0),
+            cached_bytes: AtomicUsize::new(0),
             misaligned: AtomicBool::new(false),
             turn: AtomicUsize::new(0),
         }
@@ -123,6 +127,11 @@ impl MemDevice {
             Mood::Panicking | Mood::PanickingLater => panic!("a panic that was asked for"),
             Mood::Instant | Mood::Blocking | Mood::Mixed => Ok(()),
         }
+    }
+
+    fn is_zero(&self, offset_bytes: u64, len: usize) -> bool {
+        let from = offset_bytes as usize;
+        self.data.lock().unwrap()[from..from + len].iter().all(|byte| *byte == 0)
     }
 
     fn copy_out(&self, offset_bytes: u64, buf: &mut [u8]) {
@@ -153,11 +162,14 @@ impl BlockDevice for MemDevice {
 
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         let progress = self.at_once()?;
-        if progress == Progress::Done {
+        if progress == Progress::Done && !self.is_zero(offset_bytes, buf.len()) {
             self.copy_out(offset_bytes, buf);
         } else {
             // What is in the buffer must not reach the client.
             buf.fill(0xee);
+            if progress == Progress::Done {
+                return Ok(Progress::Zeroes);
+            }
         }
         Ok(progress)
     }
@@ -165,6 +177,10 @@ impl BlockDevice for MemDevice {
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         self.check_alignment(buf);
         self.later()?;
+        if self.is_zero(offset_bytes, buf.len()) {
+            buf.fill(0xee);
+            return Ok(Progress::Zeroes);
+        }
         self.copy_out(offset_bytes, buf);
         Ok(Progress::Done)
     }
@@ -197,10 +213,57 @@ impl BlockDevice for MemDevice {
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
         self.later()?;
+        if flags.fast && !offset_bytes.is_multiple_of(4096) {
+            return Err(DeviceError::new(DeviceErrorKind::NotSupported, "that would be slow"));
+        }
         let from = offset_bytes as usize;
         self.data.lock().unwrap()[from..from + len_bytes as usize].fill(0);
+        self.fast_zeroes.fetch_add(usize::from(flags.fast), Ordering::SeqCst);
         self.no_hole_zeroes.fetch_add(usize::from(flags.no_hole), Ordering::SeqCst);
         self.fua_writes.fetch_add(usize::from(flags.fua), Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn cache(&self, _: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        self.later()?;
+        self.cached_bytes.fetch_add(len_bytes as usize, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn meta_contexts(&self) -> Vec<String> {
+        vec!["base:allocation".to_owned(), "qemu:dirty-bitmap:7".to_owned()]
+    }
+
+    /// By blocks of 4 KiB: zeroes are holes, and every third block is dirty.
+    fn block_status(
+        &self,
+        context: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        self.later()?;
+        let end = offset_bytes + len_bytes;
+        let size = self.data.lock().unwrap().len() as u64;
+        let mut at = offset_bytes;
+        while at < end {
+            let block = at / 4096;
+            let next = ((block + 1) * 4096).min(end);
+            let flags = if context == "base:allocation" {
+                let block_end = ((block + 1) * 4096).min(size);
+                3 * u32::from(self.is_zero(block * 4096, (block_end - block * 4096) as usize))
+            } else {
+                u32::from(block.is_multiple_of(3))
+            };
+            let is_full = extents.len() == max_extents;
+            match extents.last_mut() {
+                Some(last) if last.flags == flags => last.len_bytes += next - at,
+                _ if is_full => return Ok(()),
+                _ => extents.push(StatusExtent { len_bytes: next - at, flags }),
+            }
+            at = next;
+        }
         Ok(())
     }
 }
@@ -389,7 +452,9 @@ impl Client {
     pub fn request(&mut self, command: u16, flags: u16, offset_bytes: u64, len_bytes: u32) -> u64 {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
-        self.send(&Request { flags, command, cookie, offset_bytes, len_bytes }.encode());
+        self.send(
+            &Request { flags, command, cookie, offset_bytes, len_bytes: u64::from(len_bytes) }.encode(),
+        );
         cookie
     }
 
@@ -447,6 +512,14 @@ pub fn option_request(option: u32, data: &[u8]) -> Vec<u8> {
     bytes.extend((data.len() as u32).to_be_bytes());
     bytes.extend(data);
     bytes
+}
+
+pub fn meta_request(name: &[u8], queries: &[&str]) -> Vec<u8> {
+    let string = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
+    let mut data = string(name);
+    data.extend((queries.len() as u32).to_be_bytes());
+    data.extend(queries.iter().flat_map(|query| string(query.as_bytes())));
+    data
 }
 
 pub fn info_request(name: &[u8], infos: &[u16]) -> Vec<u8> {
