@@ -99,7 +99,7 @@ mod tests {
             );
         }
         assert!(decode_meta_request(&[&good[..], &[0]].concat()).is_err());
-        let mut many = good.clone();
+        let mut many = good;
         many[7..11].fill(0xff);
         assert!(decode_meta_request(&many).is_err());
     }
