@@ -128,9 +128,13 @@ fn options_that_cannot_be() {
         client.send(&option_request(option, data)).unwrap();
         client.option_reply().unwrap()
     };
-    for option in [5, 8, 9, 10, 11, 77, u32::MAX] {
+    for option in [5, 9, 10, 77, u32::MAX] {
         let (kind, _) = ask(option, &[]);
         assert!(kind >= ERR_UNSUP, "option {option} is answered with {kind:#x}");
+    }
+    for option in [5, 8, 9, 10, 11] {
+        let (kind, _) = ask(option, &[1, 2, 3]);
+        assert!(kind >= ERR_UNSUP, "option {option} with wrong data is answered with {kind:#x}");
     }
     assert_eq!(ask(0x1234_5678, &[1, 2, 3]).0, ERR_UNSUP);
     let (kind, message) = ask(7, &info_data("nobody"));
