@@ -1,0 +1,269 @@
+"""tools/bench nbd: blockd's NBD server beside nbdkit and qemu-nbd."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import report
+import servers
+import workloads
+
+EPILOG = """\
+Every round takes every server in turn, so that whatever else the machine does hits all alike. The client is fio's
+nbd engine over a unix socket; the random numbers are the same for all. A pass on a new disk (or behind
+snapshots) ends when every block was touched once. CPU is that of the server's process with all its threads, and
+that of fio, for each operation; what the kernel does later in its own threads is in neither.
+
+Goals: {best} x the best file-backed peer that answers FLUSH with an fdatasync (the null plugin is no such peer),
+or {null} x the null plugin; with 8 snapshots {snapshots} x without (on the same kind of disk: every block written before).
+
+workloads:
+{workloads}
+states:
+{states}
+servers:
+  {blockd:<14}each binary given by --blockd
+{peers}
+"""
+
+
+def arguments():
+    def table(pairs):
+        return "\n".join(f"  {name:<14}{text}" for name, text in pairs)
+
+    parser = argparse.ArgumentParser(
+        prog="tools/bench nbd",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures blockd's NBD server beside nbdkit and qemu-nbd, interleaved, on one disk.",
+        epilog=EPILOG.format(
+            best=report.BEST_PEER_FACTOR,
+            null=report.NULL_FACTOR,
+            snapshots=report.SNAPSHOT_FACTOR,
+            workloads=table((one.name, one.text) for one in workloads.WORKLOADS),
+            states=table(workloads.STATES.items()),
+            blockd="blockd",
+            peers=table((name, text) for name, (_, text) in servers.PEERS.items()),
+        ),
+    )
+    parser.add_argument("--quick", action="store_true", help="short passes on a small disk: 2 rounds of 1 s, 256 MiB")
+    parser.add_argument("--rounds", type=int, help="passes of each kind [3]")
+    parser.add_argument("--seconds", type=float, help="the longest that one pass takes [4]")
+    parser.add_argument("--size", type=size, help="size of the disk, such as 512M [2G]; it should fit into memory 8 times")
+    parser.add_argument("--workloads", type=names, help="which, by name, with commas [all]")
+    parser.add_argument("--states", type=names, help="which, by name, with commas [all]")
+    parser.add_argument("--servers", type=names, help="which, by name, with commas [all]")
+    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
+    parser.add_argument("--json", help="where the figures go [nbd-bench.json below the build directory]")
+    parser.add_argument(
+        "--blockd",
+        action="append",
+        metavar="[LABEL=]PATH",
+        help="the binary, with blockctl beside it; again, for others to compare with [the release build]",
+    )
+    given = parser.parse_args()
+    quick = given.quick
+    given.rounds = given.rounds or (2 if quick else 3)
+    given.seconds = given.seconds or (1 if quick else 4)
+    given.size = given.size or ((256 << 20) if quick else (2 << 30))
+    for what, known in (
+        ("workloads", [one.name for one in workloads.WORKLOADS]),
+        ("states", list(workloads.STATES)),
+        ("servers", ["blockd", *servers.PEERS]),
+    ):
+        chosen = getattr(given, what) or known
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            parser.error(f"--{what}: nothing is called {', '.join(unknown)}; there are {', '.join(known)}")
+        setattr(given, what, chosen)
+    target = Path(os.environ.get("BLOCKD_BENCH_TARGET", "target/release"))
+    given.blockd = binaries(parser, given.blockd or [str(target / "blockd")], target)
+    given.json = given.json or str(target.parent / "nbd-bench.json")
+    return given
+
+
+def binaries(parser, specs, target):
+    """label -> (blockd, blockctl)"""
+    found = {}
+    for spec in specs:
+        label, _, path = spec.rpartition("=")
+        label = f"blockd-{label}" if label else "blockd"
+        path = Path(path).resolve()
+        beside = path.with_name("blockctl")
+        blockctl = beside if beside.exists() else target / "blockctl"
+        for binary in (path, blockctl):
+            if not os.access(binary, os.X_OK):
+                parser.error(f"{binary} is not there: cargo build --release -p blockd -p blockctl")
+        if label in found:
+            parser.error(f"--blockd: two binaries are called {label}; give one as NAME={path}")
+        found[label] = (path, blockctl)
+    return found
+
+
+def names(text):
+    return [name for name in text.split(",") if name]
+
+
+def size(text):
+    units = {"K": 10, "M": 20, "G": 30}
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in units else (text, None)
+    if not digits.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is no size: a number and K, M or G")
+    value = int(digits) << units.get(unit, 0)
+    if value < 64 << 20 or value % (4 << 20):
+        raise argparse.ArgumentTypeError("at least 64M, and a multiple of 4M")
+    return value
+
+
+def make_servers(given, directory):
+    """Starts what runs all the time; what was started is in the list even if a later one fails."""
+    made = []
+    try:
+        for name in given.servers:
+            if name == "blockd":
+                for label, (blockd, blockctl) in given.blockd.items():
+                    made.append(servers.Blockd(label, directory, given.size, blockd, blockctl))
+            else:
+                made.append(servers.PEERS[name][0](name, directory, given.size))
+    except BaseException:
+        stop_all(made)
+        raise
+    return made
+
+
+def stop_all(running):
+    for server in running:
+        server.stop()
+
+
+def one_pass(server, workload, state, given):
+    uri = server.prepare(state)
+    try:
+        workloads.settle()
+        before = server.cpu_us()
+        figures = workloads.measure(uri, workload, state, given.size, given.seconds)
+        figures["server_cpu_us_per_op"] = (server.cpu_us() - before) / figures["operations"]
+    finally:
+        server.release(state)
+    return figures
+
+
+def run(given, running, passes):
+    chosen = [one for one in workloads.WORKLOADS if one.name in given.workloads]
+    plan = [(workload, state) for workload in chosen for state in workloads.STATES if state in given.states]
+    for number, (workload, state) in enumerate(plan):
+        taking_part = [server for server in running if state in server.states]
+        if not taking_part:
+            continue
+        for round_number in range(given.rounds):
+            # Each round begins with another server: none always comes right after the same one.
+            first = round_number % len(taking_part)
+            for server in taking_part[first:] + taking_part[:first]:
+                where = f"[{number + 1}/{len(plan)}] {workload.name}, {state}, round {round_number + 1}, {server.label}"
+                print(f"\r\033[K{where}" if sys.stderr.isatty() else where, end="", file=sys.stderr, flush=True)
+                figures = one_pass(server, workload, state, given)
+                key = {"workload": workload.name, "state": state, "server": server.label, "round": round_number + 1}
+                passes.append({**key, **figures})
+                unit = f"{figures['mib_per_s']:,.0f} MiB/s" if workload.in_mib else f"{figures['iops']:,.0f} IOPS"
+                end = "" if sys.stderr.isatty() else f": {unit}, {figures['server_cpu_us_per_op']:.1f} us/op\n"
+                print(end, end="", file=sys.stderr, flush=True)
+    print("\r\033[K" if sys.stderr.isatty() else "", end="", file=sys.stderr)
+
+
+def version(*command):
+    try:
+        text = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        return text.splitlines()[0] if text else "unknown"
+    except OSError:
+        return "unknown"
+
+
+def about(given, directory):
+    filesystem = version("findmnt", "-no", "FSTYPE,SOURCE", "-T", str(directory))
+    return {
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "filesystem": filesystem,
+        "fio": version("fio", "--version"),
+        "nbdkit": version("nbdkit", "--version"),
+        "qemu-nbd": version("qemu-nbd", "--version"),
+        "blockd": {label: version(str(paths[0]), "--version") for label, paths in given.blockd.items()},
+        "rounds": given.rounds,
+        "seconds": given.seconds,
+        "size_bytes": given.size,
+        "load_average_at_start": os.getloadavg()[0],
+    }
+
+
+def write_json(path, told, running, passes, table, found):
+    document = {
+        "about": told,
+        "servers": [
+            {
+                "server": server.label,
+                "file_backed": server.is_file_backed,
+                "flush_is_durable": server.flush_is_durable,
+                "survives_kill": server.survives_kill,
+            }
+            for server in running
+        ],
+        "medians": [
+            {"workload": workload, "state": state, "server": server, **figures}
+            for (workload, state, server), figures in table.items()
+        ],
+        "goals": found,
+        "passes": passes,
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def main():
+    given = arguments()
+    missing = servers.missing_packages()
+    if missing:
+        sys.exit(f"bench: these Debian packages are missing: apt-get install {' '.join(missing)}")
+    # An ordinary end, with everything stopped and removed, also when something else ends the bench.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    parent = given.dir or os.environ.get("TMPDIR") or "/var/tmp"
+    directory = Path(tempfile.mkdtemp(prefix="blockd-bench.", dir=parent))
+    running, passes = [], []
+    interrupted = False
+    try:
+        told = about(given, directory)
+        if told["filesystem"].split()[:1] in (["tmpfs"], ["overlay"]):
+            print(f"bench: {directory} is on {told['filesystem']}: no disk is measured there", file=sys.stderr)
+        running = make_servers(given, directory)
+        print(", ".join(f"{name}: {value}" for name, value in told.items() if name != "blockd"))
+        report.print_durability(running)
+        try:
+            run(given, running, passes)
+        except KeyboardInterrupt:
+            interrupted = True
+            print("\ninterrupted; what there is so far:", file=sys.stderr)
+    except (servers.ServerFailed, workloads.FioFailed, subprocess.CalledProcessError) as error:
+        sys.exit(f"bench: {error}")
+    finally:
+        stop_all(running)
+        shutil.rmtree(directory, ignore_errors=True)
+    table = report.medians(passes)
+    subjects = [server.label for server in running if server.label in given.blockd]
+    found = report.goals(table, running, subjects[0]) if subjects else []
+    report.print_medians(table, running)
+    report.print_goals(found)
+    write_json(given.json, told, running, passes, table, found)
+    print(f"\nfigures: {given.json}")
+    if interrupted:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""The servers that are compared. Each has one export under measurement at a time, made ready in a given state."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import workloads
+
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+START_TIMEOUT_S = 30
+SNAPSHOT_COUNT = 8
+
+
+class ServerFailed(Exception):
+    """A server did not do what it was started for."""
+
+
+def cpu_us(pid):
+    """User and system time of a process, all its threads, those of io_uring included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) * 1_000_000 // CLOCK_TICKS
+
+
+class Process:
+    """A server process; ends with the bench, however that ends."""
+
+    def __init__(self, command, log_path, ready):
+        self.log_path = Path(log_path)
+        with open(log_path, "ab") as log:
+            # setpriv: if the bench itself is killed, the kernel ends the server. A session of its own: Ctrl-C
+            # reaches the bench alone, which ends its servers in order.
+            self.child = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready.is_socket():
+            if self.child.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise ServerFailed(f"{command[0]} did not start: {self.log_path.read_text()[-1000:]}")
+            time.sleep(0.01)
+
+    @property
+    def pid(self):
+        return self.child.pid
+
+    def stop(self):
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+            try:
+                self.child.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.child.kill()
+                self.child.wait()
+
+
+class Server:
+    """What the bench asks of a server. `label` names it in the output."""
+
+    # Answers FLUSH with an fdatasync of what it wrote.
+    flush_is_durable = True
+    # What it acknowledged is found again when the process is killed.
+    survives_kill = True
+    is_file_backed = True
+    states = (workloads.FRESH, workloads.ALLOCATED)
+
+    def __init__(self, label, directory, size_bytes):
+        self.label = label
+        self.directory = Path(directory)
+        self.size_bytes = size_bytes
+        self.process = None
+
+    def prepare(self, state):
+        """Makes an export in this state and returns its URI; what the disk held before is gone, except that an
+        allocated disk may be used again."""
+        raise NotImplementedError
+
+    def release(self, state):
+        """The pass is over."""
+
+    def stop(self):
+        if self.process:
+            self.process.stop()
+            self.process = None
+
+    def cpu_us(self):
+        return cpu_us(self.process.pid)
+
+
+class FileServer(Server):
+    """A peer that serves one file, in a process of its own for each pass."""
+
+    def command(self, socket, image):
+        raise NotImplementedError
+
+    def create(self, image):
+        with open(image, "wb") as file:
+            file.truncate(self.size_bytes)
+
+    def start(self, image):
+        socket = self.directory / f"{self.label}.sock"
+        socket.unlink(missing_ok=True)
+        command = self.command(socket, image)
+        self.process = Process(command, self.directory / f"{self.label}.log", socket)
+        return f"nbd+unix:///?socket={socket}"
+
+    def prepare(self, state):
+        image = self.directory / f"{self.label}.{state}"
+        is_new = state == workloads.FRESH or not image.exists()
+        if is_new:
+            image.unlink(missing_ok=True)
+            self.create(image)
+        uri = self.start(image)
+        if is_new and state == workloads.ALLOCATED:
+            workloads.fill(uri, self.size_bytes)
+        return uri
+
+    def release(self, state):
+        self.stop()
+        if state == workloads.FRESH:
+            (self.directory / f"{self.label}.{state}").unlink(missing_ok=True)
+
+
+class NbdkitFile(FileServer):
+    def command(self, socket, image):
+        return ["nbdkit", "-f", "-U", socket, "file", image]
+
+
+class NbdkitNull(FileServer):
+    """Neither disk nor memory behind it: what the protocol alone costs here."""
+
+    flush_is_durable = False
+    survives_kill = False
+    is_file_backed = False
+    states = (workloads.FRESH,)
+
+    def create(self, image):
+        pass
+
+    def command(self, socket, image):
+        return ["nbdkit", "-f", "-U", socket, "null", f"size={self.size_bytes}"]
+
+
+class QemuNbd(FileServer):
+    """`--persistent` keeps it when a client leaves, `--shared` lets several in at once."""
+
+    image_format = "raw"
+    cache = ("--cache=writeback",)
+
+    def command(self, socket, image):
+        shared = ["--persistent", "--shared=8", "--discard=unmap"]
+        return ["qemu-nbd", *shared, "-k", socket, "-f", self.image_format, *self.cache, image]
+
+
+class QemuDirect(QemuNbd):
+    cache = ("--cache=none", "--aio=io_uring")
+
+
+class QemuQcow2(QemuNbd):
+    image_format = "qcow2"
+    # Where a new block lies is known to the process alone until a flush.
+    survives_kill = False
+
+    def create(self, image):
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", str(image), str(self.size_bytes)]
+        subprocess.run(command, check=True)
+
+
+class Blockd(Server):
+    """One daemon for the whole run, a new volume for each pass that needs one."""
+
+    states = tuple(workloads.STATES)
+
+    def __init__(self, label, directory, size_bytes, blockd, blockctl):
+        super().__init__(label, directory, size_bytes)
+        self.blockctl_path = blockctl
+        self.data = self.directory / label
+        self.data.mkdir()
+        self.made = 0
+        self.volumes = {}
+        self.process = Process(
+            [blockd, "--data-dir", self.data, "--log-level", "warn"],
+            self.directory / f"{label}.log",
+            self.data / "blockd.sock",
+        )
+
+    def blockctl(self, *arguments):
+        command = [str(self.blockctl_path), "--socket", str(self.data / "blockd.sock"), *arguments]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode != 0:
+            raise ServerFailed(f"{' '.join(command)}: {run.stderr.strip()}")
+        return run.stdout.strip()
+
+    def prepare(self, state):
+        if state in self.volumes:
+            return self.blockctl("volume", "uri", self.volumes[state])
+        self.made += 1
+        name = f"{state}-{self.made}"
+        self.blockctl("volume", "create", name, "--size", str(self.size_bytes))
+        self.volumes[state] = name
+        uri = self.blockctl("volume", "uri", name)
+        if state != workloads.FRESH:
+            workloads.fill(uri, self.size_bytes)
+        if state == workloads.SNAPSHOTS:
+            for number in range(SNAPSHOT_COUNT):
+                workloads.scatter(uri, self.size_bytes, seed=number + 1)
+                self.blockctl("snapshot", "create", name)
+        return uri
+
+    def release(self, state):
+        if state == workloads.ALLOCATED:
+            return
+        name = self.volumes.pop(state, None)
+        if name:
+            self.delete(name)
+
+    def delete(self, name):
+        # The last connection may be on its way out.
+        for attempt in range(50):
+            try:
+                self.blockctl("volume", "delete", name)
+                return
+            except ServerFailed:
+                if attempt == 49:
+                    raise
+                time.sleep(0.1)
+
+
+PEERS = {
+    "nbdkit-null": (NbdkitNull, "nbdkit's null plugin: the protocol alone"),
+    "nbdkit-file": (NbdkitFile, "nbdkit's file plugin, through the page cache"),
+    "qemu-raw": (QemuNbd, "qemu-nbd, raw file, --cache=writeback"),
+    "qemu-direct": (QemuDirect, "qemu-nbd, raw file, --cache=none --aio=io_uring"),
+    "qemu-qcow2": (QemuQcow2, "qemu-nbd, qcow2 file, --cache=writeback"),
+}
+
+TOOLS = {
+    "fio": "fio",
+    "nbdkit": "nbdkit",
+    "qemu-nbd": "qemu-utils",
+    "qemu-img": "qemu-utils",
+    "setpriv": "util-linux",
+}
+
+
+def missing_packages():
+    return sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})

@@ -1,0 +1,125 @@
+"""What is measured: the workloads, the states of the disk under them, and one pass of fio."""
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A load that fio's nbd engine puts on one export."""
+
+    name: str
+    text: str
+    fio: tuple
+    in_mib: bool = False
+
+    @property
+    def writes(self):
+        return not any(option in ("--rw=randread", "--rw=read") for option in self.fio)
+
+
+WORKLOADS = [
+    Workload("randwrite", "4k randwrite, depth 32", ("--rw=randwrite", "--bs=4k", "--iodepth=32")),
+    Workload("randread", "4k randread, depth 32", ("--rw=randread", "--bs=4k", "--iodepth=32")),
+    Workload("depth1", "4k randrw, depth 1", ("--rw=randrw", "--bs=4k", "--iodepth=1")),
+    Workload(
+        "fsync32",
+        "4k randwrite, fsync every 32",
+        ("--rw=randwrite", "--bs=4k", "--iodepth=32", "--fsync=32"),
+    ),
+    Workload("write1m", "1M write, depth 8", ("--rw=write", "--bs=1M", "--iodepth=8"), in_mib=True),
+    Workload("read1m", "1M read, depth 8", ("--rw=read", "--bs=1M", "--iodepth=8"), in_mib=True),
+    Workload(
+        "mix",
+        "70/30 mix, 4-64k, 4 connections",
+        ("--rw=randrw", "--rwmixread=70", "--bsrange=4k-64k", "--iodepth=8", "--numjobs=4"),
+    ),
+]
+
+# The state of the disk when a pass begins.
+FRESH = "fresh"
+ALLOCATED = "allocated"
+SNAPSHOTS = "snapshots"
+STATES = {
+    FRESH: "a new sparse disk",
+    ALLOCATED: "every block written before",
+    SNAPSHOTS: "every block written before, then 8 snapshots with scattered writes between them: "
+    "the first touch of each block redirects (blockd only)",
+}
+
+COMMON = ("--name=bench", "--ioengine=nbd", "--group_reporting", "--randrepeat=1", "--randseed=42")
+WARMTH_NOTE = "what was written before a pass is in the page cache, for every server alike"
+
+
+class FioFailed(Exception):
+    """fio could not do its load."""
+
+
+def fio(uri, options, size_bytes, seconds=None):
+    """Runs fio once and returns its group's figures; `seconds` bounds the time, `size_bytes` the range."""
+    command = ["fio", *COMMON, f"--uri={uri}", f"--size={size_bytes}", "--output-format=json", *options]
+    if seconds:
+        command.append(f"--runtime={seconds}")
+    # Its own session: Ctrl-C reaches the bench, which stops things in order.
+    run = subprocess.run(command, capture_output=True, text=True, start_new_session=True, cwd="/")
+    start = run.stdout.find("{")
+    if run.returncode != 0 or start < 0:
+        text = (run.stderr or run.stdout).strip()[-2000:]
+        raise FioFailed(f"{' '.join(command)}\nended with {run.returncode}: {text}")
+    return json.loads(run.stdout[start:])["jobs"][0]
+
+
+def measure(uri, workload, state, size_bytes, seconds):
+    """One pass. Where first touches count, it ends when every block was touched, or after `seconds`."""
+    options = list(workload.fio)
+    touches_once = state in (FRESH, SNAPSHOTS) and workload.writes
+    if not touches_once:
+        options.append("--time_based")
+    elif "--numjobs=4" in options:
+        # Together the jobs touch as much as the disk holds.
+        options.append(f"--io_size={size_bytes // 4}")
+    job = fio(uri, options, size_bytes, seconds)
+    directions = [job["read"], job["write"]]
+    operations = sum(direction["total_ios"] for direction in directions)
+    runtime_ms = max(direction["runtime"] for direction in directions)
+    if operations == 0 or runtime_ms == 0:
+        raise FioFailed(f"fio did nothing on {uri}")
+    bytes_moved = sum(direction["io_bytes"] for direction in directions)
+    # With group_reporting the share of the CPU is the mean of the jobs.
+    jobs = 4 if "--numjobs=4" in options else 1
+    client_us = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] * 1000
+    latency = max(directions, key=lambda direction: direction["total_ios"])["clat_ns"]
+    return {
+        "operations": operations,
+        "syncs": job.get("sync", {}).get("total_ios", 0),
+        "bytes": bytes_moved,
+        "runtime_ms": runtime_ms,
+        "iops": operations * 1000 / runtime_ms,
+        "mib_per_s": bytes_moved / MIB * 1000 / runtime_ms,
+        "client_cpu_us_per_op": client_us / operations,
+        "latency_us": {
+            name: latency.get("percentile", {}).get(key, 0) / 1000
+            for name, key in (("p50", "50.000000"), ("p99", "99.000000"), ("p999", "99.900000"))
+        },
+    }
+
+
+def fill(uri, size_bytes):
+    """Writes every block once, with data that is not all zeroes, and flushes."""
+    fio(uri, ["--rw=write", "--bs=1M", "--iodepth=8", "--end_fsync=1"], size_bytes)
+
+
+def scatter(uri, size_bytes, seed):
+    """Overwrites scattered blocks: one in a hundred."""
+    count = max(size_bytes // 4096 // 100, 1)
+    options = ["--rw=randwrite", "--bs=4k", "--iodepth=32", f"--number_ios={count}", f"--randseed={seed}", "--end_fsync=1"]
+    fio(uri, options, size_bytes)
+
+
+def settle():
+    """Lets the disk come to rest: dirty pages of one pass must not be written back during the next."""
+    os.sync()
