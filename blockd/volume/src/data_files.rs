@@ -66,17 +66,43 @@ impl DataFiles {
         Ok(Self { segments })
     }
 
-    /// Opens existing files and checks that none is missing or of the wrong length.
+    /// Opens existing files and checks that none is missing or too short. One that is too long is what a merge of a
+    /// larger layer left that did not get to its end; it is cut.
     pub(crate) fn open(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
         let mut segments = Vec::new();
         for (number, len) in segment_lens(size_bytes).enumerate() {
             let path = segment_path(base, number as u64);
             let file = OpenOptions::new().read(true).write(true).open(&path).during("open", &path)?;
             let found = file.metadata().during("look at", &path)?.len();
-            if found != len {
+            if found < len {
                 let what = format!("it is {found} bytes long, it must be {len}");
                 return Err(VolumeError::Damaged { path, what });
             }
+            if found > len {
+                file.set_len(len).during("set the length of", &path)?;
+            }
+            segments.push(Segment { file, path });
+        }
+        Ok(Self { segments })
+    }
+
+    /// Opens existing files of a layer that had `old_bytes` and makes them `new_bytes` long; what is new is zeroes. The
+    /// caller syncs the directory.
+    pub(crate) fn extend(base: &Path, old_bytes: u64, new_bytes: u64) -> Result<Self, VolumeError> {
+        let old_segments = segment_lens(old_bytes).count();
+        let mut segments = Vec::new();
+        for (number, len) in segment_lens(new_bytes).enumerate() {
+            let path = segment_path(base, number as u64);
+            let is_new = number >= old_segments;
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(is_new)
+                .truncate(is_new)
+                .open(&path)
+                .during("open", &path)?;
+            file.set_len(len).during("set the length of", &path)?;
+            file.sync_all().during("sync", &path)?;
             segments.push(Segment { file, path });
         }
         Ok(Self { segments })
@@ -141,22 +167,44 @@ impl DataFiles {
     }
 
     /// Makes a range read as zeroes and gives its space back.
-    pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        self.zero(offset_bytes, len_bytes, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE)
+    pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64, fast: bool) -> Result<(), VolumeError> {
+        self.zero(offset_bytes, len_bytes, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, fast)
     }
 
     /// Makes a range read as zeroes and keeps (or takes) its space.
-    pub(crate) fn zero_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        self.zero(offset_bytes, len_bytes, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE)
+    pub(crate) fn zero_range(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        fast: bool,
+    ) -> Result<(), VolumeError> {
+        self.zero(offset_bytes, len_bytes, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, fast)
     }
 
-    fn zero(&self, offset_bytes: u64, len_bytes: u64, how: FallocateFlags) -> Result<(), VolumeError> {
+    /// With `fast`, the filesystem's word that it cannot do it is the caller's answer.
+    fn zero(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        how: FallocateFlags,
+        fast: bool,
+    ) -> Result<(), VolumeError> {
         for part in self.parts(offset_bytes, len_bytes) {
             match fallocate(part.file, how, part.offset_bytes, part.len_bytes) {
                 Ok(()) => {}
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => write_zeroes(&part)?,
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) if !fast => write_zeroes(&part)?,
                 Err(errno) => return Err(errno).during("zero a range of", part.path),
             }
+        }
+        Ok(())
+    }
+
+    /// Asks the kernel to read a range into the page cache; nobody waits for it, and it may decline.
+    pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        for part in self.parts(offset_bytes, len_bytes) {
+            let len = std::num::NonZeroU64::new(part.len_bytes);
+            rustix::fs::fadvise(part.file, part.offset_bytes, len, rustix::fs::Advice::WillNeed)
+                .during("read ahead in", part.path)?;
         }
         Ok(())
     }
@@ -209,7 +257,7 @@ mod tests {
         let mut back = vec![0; 8192];
         files.read(SEGMENT_BYTES - 4096, &mut back).unwrap();
         assert_eq!(back, data);
-        files.punch(SEGMENT_BYTES - 4096, 8192).unwrap();
+        files.punch(SEGMENT_BYTES - 4096, 8192, true).unwrap();
         files.read(SEGMENT_BYTES - 4096, &mut back).unwrap();
         assert!(back.iter().all(|&byte| byte == 0));
         drop(files);
@@ -217,5 +265,25 @@ mod tests {
         std::fs::OpenOptions::new().write(true).open(&base).unwrap().set_len(5).unwrap();
         let message = DataFiles::open(&base, size).err().unwrap().to_string();
         assert!(message.contains("5 bytes long"), "{message}");
+    }
+
+    #[test]
+    fn files_are_extended_with_zeroes_and_cut_back_if_nothing_came_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("d");
+        drop(DataFiles::create(&base, 8192).unwrap());
+        let longer = SEGMENT_BYTES + 4096;
+        let files = DataFiles::extend(&base, 8192, longer).unwrap();
+        files.write(SEGMENT_BYTES - 5, &[7; 10]).unwrap();
+        let mut back = vec![1; 20];
+        files.read(SEGMENT_BYTES - 10, &mut back).unwrap();
+        assert_eq!(back, [[0; 5], [7; 5], [7; 5], [0; 5]].concat());
+        drop(files);
+        DataFiles::open(&base, 8192).unwrap();
+        assert_eq!(base.metadata().unwrap().len(), 8192);
+        // What the attempt before wrote there must not come back.
+        let files = DataFiles::extend(&base, 8192, longer).unwrap();
+        files.read(SEGMENT_BYTES - 10, &mut back).unwrap();
+        assert_eq!(back, [0; 20]);
     }
 }

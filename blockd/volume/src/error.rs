@@ -24,6 +24,8 @@ pub enum VolumeErrorKind {
     Failed,
     /// The block sets that an incremental would need are not kept any more.
     IntervalsGone,
+    /// The filesystem under the volume cannot do it in the way that was asked for.
+    Unsupported,
 }
 
 /// A failure of an operation on a volume.
@@ -105,6 +107,7 @@ impl VolumeError {
             Self::Io { source, .. } => match source.raw_os_error() {
                 // Both mean "this filesystem takes no more": full, or over quota.
                 Some(code) if is_out_of_space(code) => VolumeErrorKind::NoSpace,
+                Some(code) if is_unsupported(code) => VolumeErrorKind::Unsupported,
                 _ => VolumeErrorKind::Io,
             },
             Self::Damaged { .. } | Self::NewerFormat { .. } => VolumeErrorKind::Damaged,
@@ -120,6 +123,10 @@ impl VolumeError {
     pub fn is_retryable(&self) -> bool {
         matches!(self.kind(), VolumeErrorKind::NoSpace | VolumeErrorKind::Busy)
     }
+}
+
+fn is_unsupported(code: i32) -> bool {
+    [rustix::io::Errno::OPNOTSUPP, rustix::io::Errno::NOSYS].iter().any(|errno| errno.raw_os_error() == code)
 }
 
 fn is_out_of_space(code: i32) -> bool {

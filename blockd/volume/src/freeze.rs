@@ -8,7 +8,7 @@
 use crate::{
     error::VolumeError,
     files,
-    head::Head,
+    head::{Head, Place},
     layer_set::SetIdentity,
     meta::{LayerEntry, Meta, SnapshotEntry},
     stack::{FrozenLayer, Layer, Stack},
@@ -17,7 +17,7 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId};
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// What a freeze did.
@@ -60,22 +60,8 @@ impl Volume {
             return Err(VolumeError::Busy(format!("volume {} has a snapshot {snapshot} already", self.id)));
         }
         self.finish_open_layers(&mut admin)?;
-        let new_head = self.prepare_head(&mut admin)?;
-
-        // Only holders of `admin` replace the stack, so it can be built before the barrier.
-        let old = self.current();
-        let mut layers = Vec::with_capacity(old.layers.len() + 1);
-        layers.push(Layer::Open(new_head));
-        layers.extend(old.layers.iter().cloned());
-        let new = Arc::new(Stack { layers });
-        let asked = Instant::now();
-        {
-            let mut current = self.stack.write();
-            *current = new;
-        }
-        let stall = asked.elapsed();
-
-        let old_head = head_of(&old).clone();
+        let new_head = self.prepare_head(&mut admin, self.size_bytes())?;
+        let (old_head, stall) = self.begin_epoch(new_head);
         let created_unix_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let entry = SnapshotEntry {
@@ -88,14 +74,28 @@ impl Volume {
         Ok(Frozen { epoch: old_head.epoch, stall, dirty_blocks })
     }
 
-    /// Makes the next head and commits that it is there. An empty head on top changes nothing that anybody reads.
-    fn prepare_head(&self, admin: &mut Meta) -> Result<Arc<Head>, VolumeError> {
+    /// Lets writes go to a new head; the old one, and how long writers could not enter. The caller holds `admin`.
+    pub(crate) fn begin_epoch(&self, new_head: Arc<Head>) -> (Arc<Head>, Duration) {
+        // Only holders of `admin` replace the stack, so it can be built before the barrier.
+        let old = self.current();
+        let mut layers = Vec::with_capacity(old.layers.len() + 1);
+        layers.push(Layer::Open(new_head));
+        layers.extend(old.layers.iter().cloned());
+        let stall = self.exchange(Arc::new(Stack { layers }));
+        (head_of(&old).clone(), stall)
+    }
+
+    /// Makes the next head, of this size, and commits that it is there. An empty head on top changes nothing that anybody
+    /// reads.
+    pub(crate) fn prepare_head(&self, admin: &mut Meta, size_bytes: u64) -> Result<Arc<Head>, VolumeError> {
         let epoch = admin.next_epoch;
-        let made = Head::create(self.place(), epoch).and_then(|head| {
+        let place = Place { size_bytes, ..self.place() };
+        let made = Head::create(place, epoch).and_then(|head| {
             files::sync_dir(&self.dir)?;
             let mut meta = admin.clone();
             meta.next_epoch = epoch.next();
-            meta.layers.insert(0, LayerEntry { epoch, file: epoch, generation: 0, open: true });
+            meta.size_bytes = size_bytes;
+            meta.layers.insert(0, LayerEntry { epoch, file: epoch, generation: 0, open: true, size_bytes });
             meta.store(&self.dir)?;
             Ok((head, meta))
         });
@@ -107,7 +107,7 @@ impl Volume {
             Err(error) => {
                 // The failed commit may have reached the disk all the same: its files go only once the old one stands.
                 if admin.store(&self.dir).is_ok() {
-                    let _ = Head::remove_files(self.place(), epoch);
+                    let _ = Head::remove_files(place, epoch);
                 }
                 Err(error)
             }
@@ -127,7 +127,7 @@ impl Volume {
 
     /// Turns an old head into a frozen layer once its last write is done, and commits that, with the snapshot that it is
     /// made for if any; says how many blocks were dirtied in its epoch.
-    fn finish_open_layer(
+    pub(crate) fn finish_open_layer(
         &self,
         admin: &mut Meta,
         head: &Arc<Head>,
@@ -141,7 +141,7 @@ impl Volume {
             volume: self.id,
             file: head.epoch,
             generation: 0,
-            blocks: self.size_bytes / BLOCK_SIZE_BYTES,
+            blocks: head.size_bytes / BLOCK_SIZE_BYTES,
         };
         set.store(&self.dir, identity)?;
         let mut meta = admin.clone();
@@ -157,8 +157,14 @@ impl Volume {
         self.snapshot_count.store(meta.snapshots.len() as u64, Ordering::Relaxed);
         *admin = meta;
 
-        let frozen =
-            FrozenLayer { epoch: head.epoch, file: head.epoch, generation: 0, data: head.data.clone(), set };
+        let frozen = FrozenLayer {
+            epoch: head.epoch,
+            file: head.epoch,
+            generation: 0,
+            size_bytes: head.size_bytes,
+            data: head.data.clone(),
+            set,
+        };
         let frozen = Layer::Frozen(Arc::new(frozen));
         self.replace_layers(|layer| match layer.epoch() == head.epoch {
             true => Some(frozen.clone()),

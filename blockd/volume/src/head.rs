@@ -44,12 +44,16 @@ impl Place<'_> {
 /// A layer that writes go to, or went to until a freeze that is not finished.
 pub(crate) struct Head {
     pub(crate) epoch: Epoch,
+    /// How long the volume is while it is the head.
+    pub(crate) size_bytes: u64,
     pub(crate) data: Arc<DataFiles>,
     pub(crate) map: LiveMap,
     pub(crate) regions: Regions,
     pub(crate) writers: Writers,
     tracked: Mutex<Tracked>,
     log: Mutex<HeadLog>,
+    /// Blocks that were zeroed with their space kept. Not stored: after a restart nobody knows.
+    kept: Mutex<BlockSet>,
     /// Whether anything was written since the data was last synced.
     unsynced: AtomicBool,
     /// Whether a sync failed; set and asked under the lock of the log.
@@ -63,6 +67,15 @@ struct Tracked {
     logged: BlockSet,
     /// Those that came since; disjoint from `logged`.
     unlogged: BlockSet,
+}
+
+/// How blocks are made to read as zeroes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ZeroHow {
+    /// Their space stays allocated.
+    pub(crate) keep_space: bool,
+    /// Fail rather than write zeroes where the filesystem can neither punch nor zero a range.
+    pub(crate) fast: bool,
 }
 
 /// Why a sync did not succeed.
@@ -79,7 +92,7 @@ impl Head {
         let data = DataFiles::create(&files::data_path(place.dir, epoch), place.size_bytes)?;
         let map = LiveMap::create(&files::map_path(place.dir, epoch), place.volume, epoch, place.blocks())?;
         let log = HeadLog::create(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
-        Ok(Self::with(epoch, data, map, log, Tracked::default()))
+        Ok(Self::with(place, epoch, data, map, log, Tracked::default()))
     }
 
     /// Finds a head again, after a clean stop, the death of the process, or a power cut.
@@ -123,20 +136,29 @@ impl Head {
             map.reserve(extent)?;
             map.set_held(extent, |_| {});
         }
-        let head = Self::with(epoch, data, map, log, Tracked { logged, unlogged });
+        let head = Self::with(place, epoch, data, map, log, Tracked { logged, unlogged });
         head.unsynced.store(true, Ordering::Release);
         Ok(head)
     }
 
-    fn with(epoch: Epoch, data: DataFiles, map: LiveMap, log: HeadLog, tracked: Tracked) -> Self {
+    fn with(
+        place: Place<'_>,
+        epoch: Epoch,
+        data: DataFiles,
+        map: LiveMap,
+        log: HeadLog,
+        tracked: Tracked,
+    ) -> Self {
         Self {
             epoch,
+            size_bytes: place.size_bytes,
             data: Arc::new(data),
             map,
             regions: Regions::new(),
             writers: Writers::default(),
             tracked: Mutex::new(tracked),
             log: Mutex::new(log),
+            kept: Mutex::default(),
             unsynced: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         }
@@ -171,15 +193,18 @@ impl Head {
         &self,
         extent: Extent,
         marked: &[Extent],
-        keep_space: bool,
+        how: ZeroHow,
     ) -> Result<(), VolumeError> {
         for &run in marked {
             self.map.reserve(run)?;
         }
-        if keep_space {
-            self.data.zero_range(extent.offset_bytes(), extent.len_bytes())?;
+        let (offset_bytes, len_bytes) = (extent.offset_bytes(), extent.len_bytes());
+        if how.keep_space {
+            self.data.zero_range(offset_bytes, len_bytes, how.fast)?;
+            self.kept.lock().insert_extent(extent);
         } else {
-            self.data.punch(extent.offset_bytes(), extent.len_bytes())?;
+            self.data.punch(offset_bytes, len_bytes, how.fast)?;
+            self.kept.lock().remove_extent(extent);
         }
         for &run in marked {
             self.map.set_zero(run);
@@ -287,6 +312,11 @@ impl Head {
 
     pub(crate) fn holds(&self, block: BlockIndex) -> bool {
         self.map.is_held(block)
+    }
+
+    /// Those blocks of a range that were zeroed with their space kept, as far as is known, whatever became of them since.
+    pub(crate) fn kept_space(&self, range: Extent) -> BlockSet {
+        self.kept.lock().slice(range)
     }
 
     /// The runs of a range by state.

@@ -69,14 +69,14 @@ impl Volume {
             if admin.intervals.binary_search(&epoch).is_err() {
                 return Err(VolumeError::IntervalsGone { volume: self.id, after: since, until });
             }
-            total.cover_with(&LayerSet::load(&self.dir, self.interval_identity(epoch))?);
+            total.cover_with(&LayerSet::load_of_any_size(&self.dir, self.interval_identity(epoch))?);
         }
         drop(admin);
         Ok(Changes { data: total.data(), zero: total.zero })
     }
 
     fn interval_identity(&self, epoch: Epoch) -> SetIdentity {
-        let blocks = self.size_bytes / BLOCK_SIZE_BYTES;
+        let blocks = self.size_bytes() / BLOCK_SIZE_BYTES;
         SetIdentity { volume: self.id, file: epoch, generation: 0, blocks }
     }
 

@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 const MAGIC: &[u8; 8] = b"BLKDSET1";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 56;
+const BLOCKS_AT: usize = 32;
 
 /// The sets of one layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,7 @@ pub(crate) struct SetIdentity {
     pub(crate) volume: VolumeId,
     pub(crate) file: Epoch,
     pub(crate) generation: u32,
+    /// How many blocks the volume had then.
     pub(crate) blocks: u64,
 }
 
@@ -100,6 +102,23 @@ impl LayerSet {
     }
 
     pub(crate) fn load(dir: &Path, id: SetIdentity) -> Result<Self, VolumeError> {
+        Self::load_with(dir, id, |_| id)
+    }
+
+    /// The same for a set whose volume may have had fewer blocks when it was written than `id` says.
+    pub(crate) fn load_of_any_size(dir: &Path, id: SetIdentity) -> Result<Self, VolumeError> {
+        Self::load_with(dir, id, |bytes| {
+            let raw = bytes.get(BLOCKS_AT..BLOCKS_AT + 8).and_then(|raw| raw.try_into().ok());
+            let found = raw.map_or(id.blocks, u64::from_le_bytes);
+            SetIdentity { blocks: found.min(id.blocks), ..id }
+        })
+    }
+
+    fn load_with(
+        dir: &Path,
+        id: SetIdentity,
+        identity: impl FnOnce(&[u8]) -> SetIdentity,
+    ) -> Result<Self, VolumeError> {
         let path = files::set_path(dir, id.file, id.generation);
         let bytes = std::fs::read(&path).during("read", &path)?;
         if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
@@ -108,7 +127,7 @@ impl LayerSet {
                 return Err(VolumeError::NewerFormat { path, found, known: VERSION });
             }
         }
-        Self::decode(&bytes, id).map_err(|what| VolumeError::Damaged { path, what })
+        Self::decode(&bytes, identity(&bytes)).map_err(|what| VolumeError::Damaged { path, what })
     }
 
     /// Takes in a layer that lies above this one: what is above wins.
@@ -156,6 +175,17 @@ mod tests {
             assert!(LayerSet::decode(&bytes[..at], ID).is_err(), "cut at {at}");
         }
         assert!(LayerSet::decode(&bytes, SetIdentity { generation: 3, ..ID }).is_err());
+    }
+
+    #[test]
+    fn a_set_of_a_volume_that_grew_since_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        example().store(dir.path(), ID).unwrap();
+        let grown = SetIdentity { blocks: ID.blocks * 2, ..ID };
+        assert_eq!(LayerSet::load_of_any_size(dir.path(), grown).unwrap(), example());
+        assert!(LayerSet::load(dir.path(), grown).is_err());
+        let shrunk = SetIdentity { blocks: ID.blocks / 2, ..ID };
+        assert!(LayerSet::load_of_any_size(dir.path(), shrunk).is_err());
     }
 
     #[test]

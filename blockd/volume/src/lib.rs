@@ -5,11 +5,13 @@
 //! between two freezes, and merges layers that no snapshot needs apart. `FORMAT.md` beside this crate describes the
 //! files and argues why neither the death of the process nor a power cut can break what was promised.
 
+mod block_status;
 mod data_files;
 mod error;
 mod files;
 mod flusher;
 mod freeze;
+mod grow;
 mod head;
 mod head_log;
 mod intervals;
@@ -29,8 +31,10 @@ mod write;
 
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::{Frozen, SnapshotInfo};
+pub use block_status::{Allocation, AllocationRun, DirtyRun};
 pub use intervals::Changes;
 pub use open::{OpenOptions, Recovery};
+pub use read::Content;
 pub use restore::RestoreTarget;
 pub use view::SnapshotView;
 pub use volume::{Volume, VolumeStats};

@@ -41,15 +41,17 @@ impl Volume {
             only.subtract(&upper.set.held);
             only
         };
-        let (target, copied) = if upper.set.held.len_blocks() <= only_lower.len_blocks() {
-            (&lower, copy(&upper, &upper.set.held, &lower.data, stop)?)
+        let (target, data, copied) = if upper.set.held.len_blocks() <= only_lower.len_blocks() {
+            let data = self.long_enough(&lower, upper.size_bytes)?;
+            let copied = copy(&upper, &upper.set.held, &data, stop)?;
+            (&lower, data, copied)
         } else {
-            (&upper, copy(&lower, &only_lower, &upper.data, stop)?)
+            (&upper, upper.data.clone(), copy(&lower, &only_lower, &upper.data, stop)?)
         };
         if !copied {
             return Ok(false);
         }
-        target.data.sync()?;
+        data.sync()?;
         let mut set = lower.set.clone();
         set.cover_with(&upper.set);
         if is_bottom {
@@ -62,11 +64,23 @@ impl Volume {
             epoch: upper.epoch,
             file: target.file,
             generation: target.generation + 1,
-            data: target.data.clone(),
+            size_bytes: upper.size_bytes,
+            data,
             set,
         };
         self.commit_merge(&upper, &lower, merged)?;
         Ok(true)
+    }
+
+    /// The data files of a layer, made as long as the volume is in the layer that it takes in.
+    fn long_enough(&self, layer: &FrozenLayer, size_bytes: u64) -> Result<Arc<DataFiles>, VolumeError> {
+        if layer.size_bytes == size_bytes {
+            return Ok(layer.data.clone());
+        }
+        let base = files::data_path(&self.dir, layer.file);
+        let data = DataFiles::extend(&base, layer.size_bytes, size_bytes)?;
+        files::sync_dir(&self.dir)?;
+        Ok(Arc::new(data))
     }
 
     /// The highest pair whose lower layer no snapshot and no reader needs as a point of its own.
@@ -93,7 +107,7 @@ impl Volume {
         lower: &FrozenLayer,
         merged: FrozenLayer,
     ) -> Result<(), VolumeError> {
-        let blocks = self.size_bytes / BLOCK_SIZE_BYTES;
+        let blocks = merged.size_bytes / BLOCK_SIZE_BYTES;
         let identity =
             SetIdentity { volume: self.id, file: merged.file, generation: merged.generation, blocks };
         merged.set.store(&self.dir, identity)?;
@@ -108,12 +122,13 @@ impl Volume {
                     file: merged.file,
                     generation: merged.generation,
                     open: false,
+                    size_bytes: merged.size_bytes,
                 };
             }
         }
         meta.store(&self.dir)?;
         *admin = meta;
-        let gone_file = if merged.file == upper.file { lower.file } else { upper.file };
+        let gone = if merged.file == upper.file { lower } else { upper };
         let merged = Layer::Frozen(Arc::new(merged));
         self.replace_layers(|layer| match layer.epoch() {
             epoch if epoch == upper.epoch => Some(merged.clone()),
@@ -122,7 +137,7 @@ impl Volume {
         });
         // The open files of older stacks and views stay readable until those are gone.
         let removed =
-            DataFiles::remove(&files::data_path(&self.dir, gone_file), self.size_bytes).and_then(|()| {
+            DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes).and_then(|()| {
                 for old in [upper, lower] {
                     let is_interval = old.generation == 0 && admin.intervals.contains(&old.file);
                     if !is_interval {
@@ -152,7 +167,7 @@ fn copy(
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        to.punch(run.offset_bytes(), run.len_bytes())?;
+        to.punch(run.offset_bytes(), run.len_bytes(), false)?;
     }
     let mut data = blocks.clone();
     data.subtract(&zero);

@@ -7,22 +7,24 @@
 //! | bytes | what |
 //! |---|---|
 //! | 0–7 | magic `BLKDVOL1` |
-//! | 8–11 | version, 1 |
+//! | 8–11 | version: 1 if every layer has the size of the volume, otherwise 2 |
 //! | 12–15 | zero |
 //! | 16–23 | volume id |
-//! | 24–31 | size in bytes |
+//! | 24–31 | size in bytes, which is the size of the topmost layer |
 //! | 32–39 | the epoch that the next freeze begins |
 //! | 40–43 | number of layers |
 //! | 44–47 | number of snapshots |
 //! | 48–51 | number of kept intervals |
 //! | 52–55 | zero |
 //! | 24 a layer, top first | epoch u64, file epoch u64, generation u32, state u32 (0 open: has a map and a log; 1 frozen: has a set) |
+//! | in version 2, 8 more a layer | the layer's size in bytes u64 |
 //! | 32 a snapshot | id u64, epoch u64, made at (unix ms) u64, stall in ns u64 |
 //! | 8 an interval | epoch u64, whose set is generation 0 of the layer made in that epoch |
 //! | 8 | xxh3-64 of everything before it |
 //!
-//! A snapshot is the layer with its epoch and all below it. Layers' epochs descend; of the open layers the topmost is
-//! the head, and those below it were heads at a freeze that did not finish.
+//! A snapshot is the layer with its epoch and all below it, and has that layer's size. Layers' epochs descend, and so do
+//! their sizes, because a volume only grows; of the open layers the topmost is the head, and those below it were heads at
+//! a freeze or a growth that did not finish.
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -33,7 +35,10 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDVOL1";
-const VERSION: u32 = 1;
+/// All layers have the size of the volume: what every volume has that never grew, so that an older blockd can read it.
+const VERSION_ONE_SIZE: u32 = 1;
+/// Each layer has a size of its own. The newest version.
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 56;
 
 /// What the file says.
@@ -57,6 +62,8 @@ pub(crate) struct LayerEntry {
     pub(crate) file: Epoch,
     pub(crate) generation: u32,
     pub(crate) open: bool,
+    /// How long the volume was when the layer was its head.
+    pub(crate) size_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +76,12 @@ pub(crate) struct SnapshotEntry {
 
 impl Meta {
     pub(crate) fn encode(&self) -> Vec<u8> {
+        let one_size = self.layers.iter().all(|layer| layer.size_bytes == self.size_bytes);
+        let version = if one_size { VERSION_ONE_SIZE } else { VERSION };
         let mut out = Vec::new();
         out.extend_from_slice(MAGIC);
         let mut word = |value: u64| out.extend_from_slice(&value.to_le_bytes());
-        word(u64::from(VERSION));
+        word(u64::from(version));
         word(self.volume.as_u64());
         word(self.size_bytes);
         word(self.next_epoch.0);
@@ -82,6 +91,9 @@ impl Meta {
             word(layer.epoch.0);
             word(layer.file.0);
             word(u64::from(layer.generation) | u64::from(!layer.open) << 32);
+            if version > VERSION_ONE_SIZE {
+                word(layer.size_bytes);
+            }
         }
         for snapshot in &self.snapshots {
             word(snapshot.id.as_u64());
@@ -114,8 +126,12 @@ impl Meta {
             u64::from_le_bytes(word)
         });
         let mut word = || words.next().ok_or("it is cut short");
-        if word()?.to_le_bytes() != *MAGIC || word()? != u64::from(VERSION) {
-            return Err("it is not a volume of version 1".into());
+        if word()?.to_le_bytes() != *MAGIC {
+            return Err("it is not a volume".into());
+        }
+        let version = word()?;
+        if ![u64::from(VERSION_ONE_SIZE), u64::from(VERSION)].contains(&version) {
+            return Err(format!("it has version {version}, which there never was"));
         }
         let volume = VolumeId::from_u64(word()?);
         let size_bytes = word()?;
@@ -127,7 +143,9 @@ impl Meta {
             Self { volume, size_bytes, next_epoch, layers: vec![], snapshots: vec![], intervals: vec![] };
         for _ in 0..layer_count {
             let (epoch, file, rest) = (Epoch(word()?), Epoch(word()?), word()?);
-            meta.layers.push(LayerEntry { epoch, file, generation: rest as u32, open: rest >> 32 == 0 });
+            let size_bytes = if version > u64::from(VERSION_ONE_SIZE) { word()? } else { size_bytes };
+            let (generation, open) = (rest as u32, rest >> 32 == 0);
+            meta.layers.push(LayerEntry { epoch, file, generation, open, size_bytes });
         }
         for _ in 0..snapshot_count {
             meta.snapshots.push(SnapshotEntry {
@@ -155,6 +173,11 @@ impl Meta {
         if !descending || !head.open || head.epoch >= self.next_epoch {
             return Err("its layers are out of order".into());
         }
+        let shrinking = self.layers.windows(2).all(|pair| pair[0].size_bytes >= pair[1].size_bytes);
+        if !shrinking || head.size_bytes != self.size_bytes {
+            return Err("its layers' sizes are wrong".into());
+        }
+        self.layers.iter().try_for_each(|layer| check_size(layer.size_bytes))?;
         let frozen = |epoch| self.layers.iter().any(|layer| layer.epoch == epoch && !layer.open);
         match self.snapshots.iter().find(|snapshot| !frozen(snapshot.epoch)) {
             Some(orphan) => Err(format!("snapshot {} has no layer", orphan.id)),
@@ -199,6 +222,7 @@ mod tests {
             file: Epoch(file),
             generation,
             open,
+            size_bytes: 8 << 30,
         };
         Meta {
             volume: VolumeId::from_u64(590_114_184_663_672_482),
@@ -232,6 +256,32 @@ mod tests {
         let golden = include_bytes!("../tests/golden/volume-v1.meta");
         assert_eq!(Meta::decode(golden), Ok(example()));
         assert_eq!(example().encode(), golden);
+    }
+
+    fn grown() -> Meta {
+        let mut meta = example();
+        meta.layers[1].size_bytes = 4 << 30;
+        meta.layers[2].size_bytes = 4096;
+        meta
+    }
+
+    #[test]
+    fn a_volume_that_grew_is_written_in_the_second_version() {
+        let golden = include_bytes!("../tests/golden/volume-v2.meta");
+        assert_eq!(Meta::decode(golden), Ok(grown()));
+        assert_eq!(grown().encode(), golden);
+        for at in 0..golden.len() {
+            let mut bad = golden.to_vec();
+            bad[at] ^= 1;
+            assert!(Meta::decode(&bad).is_err(), "byte {at}");
+            assert!(Meta::decode(&golden[..at]).is_err(), "cut at {at}");
+        }
+        let mut shrunk = grown();
+        shrunk.layers[2].size_bytes = 5 << 30;
+        assert!(Meta::decode(&shrunk.encode()).unwrap_err().contains("sizes"));
+        let mut odd = grown();
+        odd.layers[2].size_bytes = 4097;
+        assert!(Meta::decode(&odd.encode()).is_err());
     }
 
     #[test]

@@ -48,7 +48,8 @@ impl Volume {
         let first = Epoch(1);
         let place = Place { dir, volume: id, size_bytes };
         let made = Head::create(place, first).and_then(|head| {
-            let layers = vec![LayerEntry { epoch: first, file: first, generation: 0, open: true }];
+            let entry = LayerEntry { epoch: first, file: first, generation: 0, open: true, size_bytes };
+            let layers = vec![entry];
             let meta = Meta {
                 volume: id,
                 size_bytes,
@@ -76,14 +77,14 @@ impl Volume {
         // What the process before renamed may not be durable yet, and what comes rests on it.
         files::sync_dir(dir)?;
         remove_unnamed_files(dir, &meta)?;
-        let place = Place { dir, volume: meta.volume, size_bytes: meta.size_bytes };
+        let place = |entry: &LayerEntry| Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
         let believe_map = options.recovery == Recovery::Auto;
         let layers = meta
             .layers
             .iter()
             .map(|entry| match entry.open {
-                true => Ok(Layer::Open(Arc::new(Head::recover(place, entry.file, believe_map)?))),
-                false => Ok(Layer::Frozen(Arc::new(load_frozen(place, *entry)?))),
+                true => Ok(Layer::Open(Arc::new(Head::recover(place(entry), entry.file, believe_map)?))),
+                false => Ok(Layer::Frozen(Arc::new(load_frozen(place(entry), *entry)?))),
             })
             .collect::<Result<Vec<_>, VolumeError>>()?;
         let volume = Self::assemble(dir.to_owned(), meta, Stack { layers });
@@ -143,6 +144,7 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
         epoch: entry.epoch,
         file: entry.file,
         generation: entry.generation,
+        size_bytes: entry.size_bytes,
         data: Arc::new(DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?),
         set: LayerSet::load(place.dir, identity)?,
     })

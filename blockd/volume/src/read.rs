@@ -9,13 +9,32 @@ use crate::{
 use blockd_extent::Extent;
 use std::sync::{Arc, atomic::Ordering};
 
+/// What a range turned out to hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Data, which is in the buffer.
+    Data,
+    /// Zeroes and nothing else, known without looking at any data; the buffer was not touched.
+    Zeroes,
+}
+
 impl Volume {
     /// Fills `buf` with the volume's content from `offset_bytes` on.
     ///
     /// # Errors
     /// If the range does not lie inside the volume, the volume is closed, or the disk fails.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
-        self.read_with(offset_bytes, buf, |data, at, part| data.read(at, part).map(|()| true)).map(|_| ())
+        self.read_or_zeroes(offset_bytes, buf).map(|content| filled(content, buf))
+    }
+
+    /// The same, but a range without any data is only reported, and `buf` stays as it was.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_or_zeroes(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Content, VolumeError> {
+        let content = self.read_with(offset_bytes, buf, from_disk)?;
+        // What comes from the disk is always complete.
+        Ok(content.unwrap_or(Content::Data))
     }
 
     /// The same from memory only: `false`, with `buf` in an unknown state, if the disk would have to be asked.
@@ -23,7 +42,20 @@ impl Volume {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
-        self.read_with(offset_bytes, buf, |data, at, part| data.try_read(at, part))
+        let content = self.try_read_or_zeroes(offset_bytes, buf)?;
+        Ok(content.map(|content| filled(content, buf)).is_some())
+    }
+
+    /// The same as [`read_or_zeroes`](Self::read_or_zeroes) from memory only: `None` if the disk would have to be asked.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn try_read_or_zeroes(
+        &self,
+        offset_bytes: u64,
+        buf: &mut [u8],
+    ) -> Result<Option<Content>, VolumeError> {
+        self.read_with(offset_bytes, buf, from_memory)
     }
 
     fn read_with(
@@ -31,42 +63,66 @@ impl Volume {
         offset_bytes: u64,
         buf: &mut [u8],
         fetch: impl FnMut(&DataFiles, u64, &mut [u8]) -> Result<bool, VolumeError>,
-    ) -> Result<bool, VolumeError> {
+    ) -> Result<Option<Content>, VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, buf.len() as u64)?;
-        let complete = read_stack(&self.current(), 0, offset_bytes, buf, fetch)?;
-        if complete {
+        let content = read_stack(&self.current(), 0, offset_bytes, buf, fetch)?;
+        if content.is_some() {
             self.counters.reads.fetch_add(1, Ordering::Relaxed);
             self.counters.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
         }
-        Ok(complete)
+        Ok(content)
     }
 }
 
-/// Fills `buf` from the layers from number `level` down; `false` as soon as `fetch` says so.
+/// Fetches from a layer, waiting for the disk.
+pub(crate) fn from_disk(data: &DataFiles, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
+    data.read(offset_bytes, buf).map(|()| true)
+}
+
+/// Fetches from a layer what is in the page cache.
+pub(crate) fn from_memory(data: &DataFiles, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
+    data.try_read(offset_bytes, buf)
+}
+
+/// Puts into the buffer what was only reported.
+pub(crate) fn filled(content: Content, buf: &mut [u8]) {
+    if content == Content::Zeroes {
+        buf.fill(0);
+    }
+}
+
+/// Fills `buf` from the layers from number `level` down; `None` as soon as `fetch` says so. A buffer that would be all
+/// zeroes is left as it is.
 pub(crate) fn read_stack(
     stack: &Stack,
     level: usize,
     offset_bytes: u64,
     buf: &mut [u8],
     mut fetch: impl FnMut(&DataFiles, u64, &mut [u8]) -> Result<bool, VolumeError>,
-) -> Result<bool, VolumeError> {
+) -> Result<Option<Content>, VolumeError> {
     let end = offset_bytes + buf.len() as u64;
     let mut complete = true;
+    let mut content = Content::Zeroes;
     let mut copy = |run: Extent, source: Source<'_>| {
         // The first and the last block may be wanted in part.
         let from = run.offset_bytes().max(offset_bytes);
         let to = (run.offset_bytes() + run.len_bytes()).min(end);
+        if source.is_some() && content == Content::Zeroes {
+            content = Content::Data;
+            buf[..(from - offset_bytes) as usize].fill(0);
+        }
         let part = &mut buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize];
         match source {
+            None if content == Content::Zeroes => {}
             None => part.fill(0),
             Some(data) if complete => complete = fetch(data, from, part)?,
             Some(_) => {}
         }
-        Ok(())
+        Ok::<(), VolumeError>(())
     };
     stack.resolve_from(level, Extent::touching(offset_bytes, end - offset_bytes), &mut copy)?;
-    Ok(complete)
+    Ok(complete.then_some(content))
 }
 
 /// One piece of a list of extents: where it goes in the buffer and where it comes from.
@@ -96,7 +152,7 @@ pub(crate) fn plan(stack: &Stack, extents: &[Extent], buf: &mut [u8]) -> Result<
                 }
             }
             at += len_bytes;
-            Ok(())
+            Ok::<(), VolumeError>(())
         })?;
     }
     Ok(pieces)

@@ -85,7 +85,8 @@ impl RestoreTarget {
         LayerSet { held, zero: BlockSet::new() }.store(&self.building, identity)?;
         let place = Place { dir: &self.building, volume: self.id, size_bytes: self.size_bytes };
         drop(Head::create(place, HEAD)?);
-        let entry = |epoch, open| LayerEntry { epoch, file: epoch, generation: 0, open };
+        let size_bytes = self.size_bytes;
+        let entry = |epoch, open| LayerEntry { epoch, file: epoch, generation: 0, open, size_bytes };
         let meta = Meta {
             volume: self.id,
             size_bytes: self.size_bytes,

@@ -2,12 +2,12 @@
 
 use crate::{
     error::VolumeError,
-    read::plan,
+    read::{Content, from_disk, from_memory, plan, read_stack},
     ring_reader::RingReader,
     stack::{Layer, Stack},
     volume::{Pins, Volume},
 };
-use blockd_extent::{Epoch, Extent, SnapshotId};
+use blockd_extent::{Epoch, Extent, SnapshotId, VolumeId};
 use parking_lot::Mutex;
 use std::sync::{
     Arc,
@@ -16,8 +16,11 @@ use std::sync::{
 
 /// A snapshot that is open for reading; while it lives, its layers are not merged away.
 pub struct SnapshotView {
-    stack: Stack,
+    pub(crate) stack: Stack,
+    pub(crate) volume: VolumeId,
     epoch: Epoch,
+    /// The snapshots that are not newer, as they were when the view was opened.
+    pub(crate) points: Vec<(SnapshotId, Epoch)>,
     size_bytes: u64,
     blocks_read: AtomicU64,
     /// Rings that no read is using.
@@ -37,10 +40,15 @@ impl Volume {
         *self.pins.0.lock().entry(epoch).or_insert(0) += 1;
         let layers: Vec<Layer> =
             self.current().layers.iter().filter(|layer| layer.epoch() <= epoch).cloned().collect();
+        // The snapshot's own layer is the topmost one; the volume may have grown since.
+        let size_bytes = layers.first().map_or(0, Layer::size_bytes);
+        let points = admin.snapshots.iter().map(|entry| (entry.id, entry.epoch));
         Ok(SnapshotView {
+            volume: self.id,
+            points: points.filter(|point| point.1 <= epoch).collect(),
             stack: Stack { layers },
             epoch,
-            size_bytes: self.size_bytes,
+            size_bytes,
             blocks_read: AtomicU64::new(0),
             rings: Mutex::default(),
             pins: self.pins.clone(),
@@ -49,7 +57,7 @@ impl Volume {
 }
 
 impl SnapshotView {
-    /// The size of the volume, in bytes.
+    /// The size that the volume had when the snapshot was made, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
@@ -62,6 +70,35 @@ impl SnapshotView {
     /// How many blocks were asked for since the view was opened.
     pub fn blocks_read(&self) -> u64 {
         self.blocks_read.load(Ordering::Relaxed)
+    }
+
+    /// Fills `buf` with the content from `offset_bytes` on, any alignment; a range without any data is only reported.
+    ///
+    /// # Errors
+    /// If the range does not lie inside the snapshot, or the disk fails.
+    pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Content, VolumeError> {
+        self.check_range(offset_bytes, buf.len() as u64)?;
+        let content = read_stack(&self.stack, 0, offset_bytes, buf, from_disk)?;
+        Ok(content.unwrap_or(Content::Data))
+    }
+
+    /// The same from memory only: `None` if the disk would have to be asked.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Option<Content>, VolumeError> {
+        self.check_range(offset_bytes, buf.len() as u64)?;
+        read_stack(&self.stack, 0, offset_bytes, buf, from_memory)
+    }
+
+    pub(crate) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        match offset_bytes.checked_add(len_bytes) {
+            Some(end) if end <= self.size_bytes => Ok(()),
+            _ => Err(VolumeError::InvalidInput(format!(
+                "{len_bytes} bytes at offset {offset_bytes} do not lie inside a snapshot of {} bytes",
+                self.size_bytes
+            ))),
+        }
     }
 
     /// Fills `buf` with the content of the extents, one after the other. Many reads are under way at once, through

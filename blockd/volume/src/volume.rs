@@ -20,6 +20,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 /// A volume that is open for reading and writing.
@@ -28,7 +29,8 @@ use std::{
 pub struct Volume {
     pub(crate) dir: PathBuf,
     pub(crate) id: VolumeId,
-    pub(crate) size_bytes: u64,
+    /// Only ever grows, and only under the write lock of `stack`: whoever has seen a size enters a head that has it.
+    size_bytes: AtomicU64,
     /// Replaced, never changed. Entering the head's writers happens under the read lock, so that after the write lock was
     /// held nobody enters the old head any more: that is the whole barrier of a freeze.
     pub(crate) stack: RwLock<Arc<Stack>>,
@@ -70,7 +72,7 @@ pub(crate) struct Counters {
 pub struct VolumeStats {
     /// Its size, in bytes.
     pub size_bytes: u64,
-    /// What was dirtied since the last freeze, in bytes of whole blocks.
+    /// What was dirtied since the last freeze or growth, in bytes of whole blocks.
     pub head_dirty_bytes: u64,
     /// How many layers it has, the head included.
     pub layers: u64,
@@ -125,7 +127,7 @@ impl Volume {
         Arc::new(Self {
             dir,
             id: meta.volume,
-            size_bytes: meta.size_bytes,
+            size_bytes: AtomicU64::new(meta.size_bytes),
             stack: RwLock::new(Arc::new(stack)),
             snapshot_count: AtomicU64::new(meta.snapshots.len() as u64),
             admin: Mutex::new(meta),
@@ -143,9 +145,9 @@ impl Volume {
         self.id
     }
 
-    /// The size of the volume, in bytes.
+    /// The size of the volume, in bytes. It may [grow](Self::grow), never shrink.
     pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.load(Ordering::Acquire)
     }
 
     /// The folder that holds the volume's files.
@@ -154,7 +156,22 @@ impl Volume {
     }
 
     pub(crate) fn place(&self) -> Place<'_> {
-        Place { dir: &self.dir, volume: self.id, size_bytes: self.size_bytes }
+        Place { dir: &self.dir, volume: self.id, size_bytes: self.size_bytes() }
+    }
+
+    /// Puts a stack with a new head in place: the barrier. Says how long writers could not enter.
+    pub(crate) fn exchange(&self, new: Arc<Stack>) -> Duration {
+        let size_bytes = head_of(&new).size_bytes;
+        let asked = Instant::now();
+        let old = {
+            let mut current = self.stack.write();
+            let old = std::mem::replace(&mut *current, new);
+            self.size_bytes.store(size_bytes, Ordering::Release);
+            old
+        };
+        let stall = asked.elapsed();
+        drop(old);
+        stall
     }
 
     pub(crate) fn current(&self) -> Arc<Stack> {
@@ -184,10 +201,11 @@ impl Volume {
     /// Refuses a range that does not lie inside the volume.
     pub(crate) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         match offset_bytes.checked_add(len_bytes) {
-            Some(end) if end <= self.size_bytes => Ok(()),
+            Some(end) if end <= self.size_bytes() => Ok(()),
             _ => Err(VolumeError::InvalidInput(format!(
                 "{len_bytes} bytes at offset {offset_bytes} do not lie inside volume {}, which has {} bytes",
-                self.id, self.size_bytes
+                self.id,
+                self.size_bytes()
             ))),
         }
     }
@@ -285,7 +303,7 @@ impl Volume {
             }
         };
         VolumeStats {
-            size_bytes: self.size_bytes,
+            size_bytes: self.size_bytes(),
             head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,
             layers: stack.layers.len() as u64,
             snapshots: self.snapshot_count.load(Ordering::Relaxed),

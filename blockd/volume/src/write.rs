@@ -6,9 +6,9 @@
 
 use crate::{
     error::VolumeError,
-    head::Head,
+    head::{Head, ZeroHow},
     live_map::BlockState,
-    read::read_stack,
+    read::{from_disk, read_stack},
     stack::{Layer, Stack},
     volume::{Entered, Volume},
 };
@@ -74,7 +74,7 @@ impl Volume {
     /// As [`write`](Self::write).
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
-        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), false)?;
+        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), ZeroHow::default())?;
         if fua { self.flush() } else { Ok(()) }
     }
 
@@ -89,18 +89,40 @@ impl Volume {
         no_hole: bool,
         fua: bool,
     ) -> Result<(), VolumeError> {
+        self.zero_range(offset_bytes, len_bytes, ZeroHow { keep_space: no_hole, fast: false })?;
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// The same if it takes no longer than a punched hole does, which neither depends on what was there nor writes it.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); [`VolumeErrorKind::Unsupported`](crate::VolumeErrorKind::Unsupported) if the
+    /// filesystem can only write zeroes.
+    pub fn write_zeroes_fast(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        no_hole: bool,
+        fua: bool,
+    ) -> Result<(), VolumeError> {
+        self.zero_range(offset_bytes, len_bytes, ZeroHow { keep_space: no_hole, fast: true })?;
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    fn zero_range(&self, offset_bytes: u64, len_bytes: u64, how: ZeroHow) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
+        // First, because it is what `fast` may refuse.
+        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), how)?;
         let end = offset_bytes + len_bytes;
         for edge in partial_blocks(offset_bytes, len_bytes) {
             let from = edge.offset().0.max(offset_bytes);
             let to = (edge.offset().0 + BLOCK_SIZE_BYTES).min(end);
             self.write_if(from, &vec![0; (to - from) as usize], true)?;
         }
-        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), no_hole)?;
-        if fua { self.flush() } else { Ok(()) }
+        Ok(())
     }
 
-    fn zero_blocks(&self, extent: Extent, keep_space: bool) -> Result<(), VolumeError> {
+    fn zero_blocks(&self, extent: Extent, how: ZeroHow) -> Result<(), VolumeError> {
         let mut at = extent.start;
         while at < extent.end() {
             let end = BlockIndex(at.0 + ZERO_AT_ONCE_BLOCKS).min(extent.end());
@@ -109,7 +131,7 @@ impl Volume {
             let head = entered.head();
             let _alone = head.regions.exclusive(piece);
             let marked = not_yet_zero(&entered, piece)?;
-            head.zero(piece, &marked, keep_space)?;
+            head.zero(piece, &marked, how)?;
             at = end;
         }
         self.check_usable()?;
@@ -142,9 +164,8 @@ fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeEr
         return Ok(());
     }
     let mut content = [0; BLOCK_SIZE_BYTES as usize];
-    read_stack(stack, 1, one.offset_bytes(), &mut content, |data, at, part| {
-        data.read(at, part).map(|()| true)
-    })?;
+    // Zeroes that are only reported are in `content` already.
+    read_stack(stack, 1, one.offset_bytes(), &mut content, from_disk)?;
     head.write(one.offset_bytes(), &content)
 }
 
@@ -163,7 +184,7 @@ fn not_yet_zero(entered: &Entered, range: Extent) -> Result<Vec<Extent>, VolumeE
                 if source.is_some() {
                     add(below);
                 }
-                Ok(())
+                Ok::<(), VolumeError>(())
             })?,
         }
     }

@@ -3,14 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
-use blockd_volume::{OpenOptions, Recovery, RestoreTarget, Volume, VolumeErrorKind};
+use blockd_volume::{
+    Allocation, Content, OpenOptions, Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
+};
 use proptest::prelude::*;
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
 
+/// The size at the start, and the largest one.
 const SIZE_BYTES: u64 = 3 << 20;
+const MOST_BYTES: u64 = 6 << 20;
 const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
 
 #[derive(Clone, Debug)]
@@ -31,6 +35,8 @@ enum Step {
         no_hole: bool,
     },
     Flush,
+    /// Makes the volume longer by so many blocks, if it may be.
+    Grow(u64),
     Freeze,
     /// Deletes the snapshot with this number, modulo how many there are.
     Delete(usize),
@@ -42,17 +48,20 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     // Few places, so that writes overlap; ends at odd bytes, and some at block borders.
     let at = prop_oneof![
-        0..SIZE_BYTES,
+        // Beyond the end, it is taken from the start again.
+        0..MOST_BYTES,
+        (0..5u64).prop_map(|b| SIZE_BYTES - 4096 + b * 2048),
         (0..40u64).prop_map(|b| b * 4096),
         (0..40u64).prop_map(|b| b * 4096 + 511)
     ];
     let len = prop_oneof![1..3000u64, Just(4096u64), 1..40_000u64, Just(1u64 << 20)];
-    let range = (at, len).prop_map(|(at, len)| (at, len.min(SIZE_BYTES - at)));
+    let range = (at, len);
     prop_oneof![
         8 => (range.clone(), 1..=255u8, prop::bool::weighted(0.1)).prop_map(|((at, len), fill, fua)| Step::Write { at, len, fill, fua }),
         2 => range.clone().prop_map(|(at, len)| Step::Trim { at, len }),
         2 => (range, any::<bool>()).prop_map(|((at, len), no_hole)| Step::Zero { at, len, no_hole }),
         1 => Just(Step::Flush),
+        1 => (1..300u64).prop_map(Step::Grow),
         3 => Just(Step::Freeze),
         2 => any::<usize>().prop_map(Step::Delete),
         2 => Just(Step::Merge),
@@ -65,12 +74,29 @@ struct Frozen {
     id: SnapshotId,
     epoch: Epoch,
     content: Vec<u8>,
+    /// What each block was at the freeze.
+    blocks: Vec<Block>,
+    /// Blocks dirtied since, those in front of the end.
+    dirty: Vec<bool>,
+    /// The same at the freezes of newer snapshots.
+    dirty_until: Vec<(SnapshotId, Vec<bool>)>,
+}
+
+/// What a volume must know of a block.
+#[derive(Clone, Copy, Default)]
+struct Block {
+    has_data: bool,
+    /// It was zeroed with its space kept, and since then there was neither a freeze nor a restart.
+    kept: bool,
+    /// The head holds it.
+    in_head: bool,
 }
 
 struct Run {
     dir: PathBuf,
     volume: Arc<Volume>,
     model: Vec<u8>,
+    blocks: Vec<Block>,
     snapshots: Vec<Frozen>,
     /// Contents at all freezes, deleted snapshots included: the interval sets must cover those too.
     history: Vec<(Epoch, Vec<u8>)>,
@@ -89,15 +115,57 @@ impl Run {
             dir,
             volume,
             model: vec![0; SIZE_BYTES as usize],
+            blocks: vec![Block::default(); BLOCKS as usize],
             snapshots: vec![],
             history: vec![],
             next_id: 1,
         }
     }
 
+    fn size(&self) -> u64 {
+        self.model.len() as u64
+    }
+
+    fn inside(&self, at: u64, len: u64) -> (u64, u64) {
+        let at = at % self.size();
+        (at, len.min(self.size() - at))
+    }
+
+    fn touch(&mut self, blocks: Extent, change: impl Fn(&mut Block)) {
+        for block in blocks.start.0 as usize..blocks.end().0 as usize {
+            change(&mut self.blocks[block]);
+            if self.blocks[block].in_head {
+                for snapshot in &mut self.snapshots {
+                    snapshot.dirty[block] = true;
+                }
+            }
+        }
+    }
+
+    fn touch_written(&mut self, at: u64, len: u64) {
+        self.touch(Extent::touching(at, len), |block| {
+            *block = Block { has_data: true, kept: false, in_head: true };
+        });
+    }
+
+    fn touch_zeroed(&mut self, at: u64, len: u64, kept: bool) {
+        self.touch(Extent::inside(at, len), |block| {
+            *block = Block { has_data: false, kept, in_head: block.in_head || block.has_data };
+        });
+    }
+
+    /// A new head begins.
+    fn new_head(&mut self) {
+        for block in &mut self.blocks {
+            *block = Block { has_data: block.has_data, ..Block::default() };
+        }
+    }
+
     fn apply(&mut self, step: &Step) {
         match *step {
             Step::Write { at, len, fill, fua } => {
+                let (at, len) = self.inside(at, len);
+                self.touch_written(at, len);
                 let data: Vec<u8> = (0..len).map(|i| fill.wrapping_add(i as u8) | 1).collect();
                 let done = !fua && self.volume.try_write(at, &data).unwrap();
                 if !done {
@@ -106,19 +174,58 @@ impl Run {
                 self.model[at as usize..(at + len) as usize].copy_from_slice(&data);
             }
             Step::Trim { at, len } => {
+                let (at, len) = self.inside(at, len);
+                self.touch_zeroed(at, len, false);
                 self.volume.trim(at, len, false).unwrap();
                 self.model[trimmed(at, len)].fill(0);
             }
             Step::Zero { at, len, no_hole } => {
-                self.volume.write_zeroes(at, len, no_hole, false).unwrap();
+                let (at, len) = self.inside(at, len);
+                self.touch_zeroed(at, len, no_hole);
+                let end = at + len;
+                for edge in [at, end] {
+                    let block = edge / 4096 * 4096;
+                    if !edge.is_multiple_of(4096) {
+                        self.touch_written(block, 4096);
+                    }
+                }
+                if !no_hole || self.volume.write_zeroes_fast(at, len, no_hole, false).is_err() {
+                    self.volume.write_zeroes(at, len, no_hole, false).unwrap();
+                }
                 self.model[at as usize..(at + len) as usize].fill(0);
             }
             Step::Flush => self.volume.flush().unwrap(),
+            Step::Grow(blocks) => {
+                let new = self.size() + blocks * BLOCK_SIZE_BYTES;
+                assert_eq!(self.volume.grow(self.size()).ok(), Some(()), "to what it is");
+                let error = self.volume.grow(self.size() - BLOCK_SIZE_BYTES).unwrap_err();
+                assert_eq!(error.kind(), VolumeErrorKind::InvalidInput);
+                if new <= MOST_BYTES {
+                    self.volume.grow(new).unwrap();
+                    self.new_head();
+                    self.model.resize(new as usize, 0);
+                    self.blocks.resize((new / BLOCK_SIZE_BYTES) as usize, Block::default());
+                    for snapshot in &mut self.snapshots {
+                        snapshot.dirty.resize(self.blocks.len(), false);
+                    }
+                }
+            }
             Step::Freeze => {
                 let id = SnapshotId::from_u64(self.next_id);
                 self.next_id += 1;
                 let frozen = self.volume.freeze(id).unwrap();
-                self.snapshots.push(Frozen { id, epoch: frozen.epoch, content: self.model.clone() });
+                for older in &mut self.snapshots {
+                    older.dirty_until.push((id, older.dirty.clone()));
+                }
+                self.snapshots.push(Frozen {
+                    id,
+                    epoch: frozen.epoch,
+                    content: self.model.clone(),
+                    blocks: self.blocks.iter().map(|block| Block { kept: false, ..*block }).collect(),
+                    dirty: vec![false; self.blocks.len()],
+                    dirty_until: vec![],
+                });
+                self.new_head();
                 self.history.push((frozen.epoch, self.model.clone()));
             }
             Step::Delete(number) => {
@@ -152,10 +259,16 @@ impl Run {
 
     fn reopen(&mut self, recovery: Recovery) {
         self.volume = Volume::open(&self.dir, &OpenOptions { recovery }).unwrap();
+        for block in &mut self.blocks {
+            // Which blocks of the head are zeroes is not believed.
+            block.has_data |= block.in_head;
+            block.kept = false;
+        }
     }
 
     fn check(&self) {
-        let mut found = vec![0xee; SIZE_BYTES as usize];
+        assert_eq!(self.volume.size_bytes(), self.size());
+        let mut found = vec![0xee; self.model.len()];
         self.volume.read(0, &mut found).unwrap();
         assert!(
             found == self.model,
@@ -165,14 +278,37 @@ impl Run {
         if self.volume.try_read(1000, &mut found[..5000]).unwrap() {
             assert!(found[..5000] == self.model[1000..6000]);
         }
+        check_reads(&self.model, &self.blocks, |at, buf| self.volume.read_or_zeroes(at, buf));
+        check_runs(&self.blocks, |at, len, most| allocation(self.volume.allocation(at, len, most)));
         for snapshot in &self.snapshots {
             let view = self.volume.view(snapshot.id).unwrap();
-            let extents: Vec<Extent> = (0..BLOCKS)
+            assert_eq!(view.size_bytes(), snapshot.content.len() as u64);
+            let blocks = view.size_bytes() / BLOCK_SIZE_BYTES;
+            let extents: Vec<Extent> = (0..blocks)
                 .step_by(7)
-                .map(|b| Extent::new(blockd_extent::BlockIndex(b), 7.min(BLOCKS - b)))
+                .map(|b| Extent::new(blockd_extent::BlockIndex(b), 7.min(blocks - b)))
                 .collect();
+            found.resize(snapshot.content.len(), 0);
             view.read_extents(&extents, &mut found).unwrap();
             assert!(found == snapshot.content, "snapshot {} differs", snapshot.id);
+            check_reads(&snapshot.content, &snapshot.blocks, |at, buf| view.read(at, buf));
+            if let Some(content) = view.try_read(500, &mut found[..10_000]).unwrap() {
+                if content == Content::Zeroes {
+                    found[..10_000].fill(0);
+                }
+                assert!(found[..10_000] == snapshot.content[500..10_500]);
+            }
+            assert!(view.read(view.size_bytes() - 1, &mut [0; 2]).is_err());
+            check_runs(&snapshot.blocks, |at, len, most| allocation(view.allocation(at, len, most)));
+            check_runs(&snapshot.dirty, |at, len, most| {
+                dirty(self.volume.dirty_since(snapshot.id, at, len, most))
+            });
+            for (newer, then) in &snapshot.dirty_until {
+                if let Ok(view) = self.volume.view(*newer) {
+                    check_runs(then, |at, len, most| dirty(view.dirty_since(snapshot.id, at, len, most)));
+                    assert!(view.dirty_since(SnapshotId::from_u64(u64::MAX), 0, 1, 1).is_err());
+                }
+            }
             let full = self.volume.changes(None, snapshot.epoch).unwrap();
             assert!(full.zero.is_empty());
             assert_covers(&vec![0; SIZE_BYTES as usize], &snapshot.content, &full.data, &full.zero);
@@ -190,13 +326,93 @@ impl Run {
     }
 }
 
+/// What an answer about a range consists of.
+type FoundRuns<T> = Vec<(u64, T)>;
+
+fn allocation(runs: Result<Vec<blockd_volume::AllocationRun>, VolumeError>) -> FoundRuns<Allocation> {
+    runs.unwrap().into_iter().map(|run| (run.len_bytes, run.allocation)).collect()
+}
+
+fn dirty(runs: Result<Vec<blockd_volume::DirtyRun>, VolumeError>) -> FoundRuns<bool> {
+    runs.unwrap().into_iter().map(|run| (run.len_bytes, run.dirty)).collect()
+}
+
+/// What the model says of a block, as the volume would say it.
+trait Says<T> {
+    fn says(&self) -> T;
+}
+
+impl Says<Allocation> for Block {
+    fn says(&self) -> Allocation {
+        match (self.has_data, self.kept) {
+            (true, _) => Allocation::Data,
+            (false, true) => Allocation::Zero,
+            (false, false) => Allocation::Hole,
+        }
+    }
+}
+
+impl Says<bool> for bool {
+    fn says(&self) -> bool {
+        *self
+    }
+}
+
+/// Asks for ranges of all alignments, for many and for few runs at once, and compares with what is said block by block.
+fn check_runs<T, B>(model: &[B], ask: impl Fn(u64, u64, usize) -> FoundRuns<T>)
+where
+    T: Copy + PartialEq + std::fmt::Debug,
+    B: Says<T>,
+{
+    let size = model.len() as u64 * BLOCK_SIZE_BYTES;
+    for (start, end, most) in [(0, size, usize::MAX), (1, size - 1, 3), (5000, 60_001, 1), (4095, 4097, 9)] {
+        let mut at = start;
+        while at < end {
+            let runs = ask(at, end - at, most);
+            assert!(!runs.is_empty() && runs.len() <= most);
+            assert!(runs.windows(2).all(|pair| pair[0].1 != pair[1].1), "neighbours of the same kind");
+            for (len, what) in runs {
+                assert!(len > 0 && at + len <= end, "{len} bytes at {at} beyond {end}");
+                for block in at / 4096..(at + len).div_ceil(4096) {
+                    assert_eq!(what, model[block as usize].says(), "block {block}");
+                }
+                at += len;
+            }
+        }
+        if most == usize::MAX {
+            assert_eq!(at, end, "with enough room, one call tells all");
+        }
+    }
+}
+
+/// Zeroes are reported exactly where no block has data, and the buffer is not touched then.
+fn check_reads(
+    content: &[u8],
+    blocks: &[Block],
+    read: impl Fn(u64, &mut [u8]) -> Result<Content, VolumeError>,
+) {
+    for at in (0..content.len()).step_by(30_011) {
+        let mut found = vec![0xee; 10_000.min(content.len() - at)];
+        let all = at..at + found.len();
+        let has_data = blocks[at / 4096..all.end.div_ceil(4096)].iter().any(|block| block.has_data);
+        match read(at as u64, &mut found).unwrap() {
+            Content::Data => assert!(has_data && found == content[all]),
+            Content::Zeroes => {
+                assert!(!has_data && found.iter().all(|&byte| byte == 0xee));
+                assert!(content[all].iter().all(|&byte| byte == 0));
+            }
+        }
+    }
+}
+
 fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     a.iter().zip(b).position(|(x, y)| x != y)
 }
 
 /// Every block that differs is named, and a block that is named as zero is zero.
 fn assert_covers(before: &[u8], after: &[u8], data: &BlockSet, zero: &BlockSet) {
-    for block in 0..BLOCKS {
+    let before = [before, &vec![0; after.len().saturating_sub(before.len())]].concat();
+    for block in 0..after.len() as u64 / BLOCK_SIZE_BYTES {
         let range = (block * BLOCK_SIZE_BYTES) as usize..((block + 1) * BLOCK_SIZE_BYTES) as usize;
         let index = blockd_extent::BlockIndex(block);
         let (in_data, in_zero) = (data.contains(index), zero.contains(index));
@@ -240,9 +456,10 @@ proptest! {
             run.apply(&Step::Write { at: block * 4096, len: 4096, fill, fua: false });
         }
         run.reopen(Recovery::AfterPowerLoss);
-        let mut found = vec![0; SIZE_BYTES as usize];
+        let mut found = vec![0; run.model.len()];
+        prop_assert_eq!(run.volume.size_bytes(), run.size());
         run.volume.read(0, &mut found).unwrap();
-        for block in 0..BLOCKS as usize {
+        for block in 0..run.blocks.len() {
             let range = block * 4096..(block + 1) * 4096;
             let unflushed = after.iter().any(|&(at, _)| at as usize == block);
             let old = found[range.clone()] == flushed[range.clone()];
