@@ -153,8 +153,8 @@ impl FromStr for Device {
     fn from_str(text: &str) -> Result<Self, DeviceError> {
         let wrong = || DeviceError { given: text.to_owned() };
         let number = text.strip_prefix("/dev/").unwrap_or(text).strip_prefix("nbd").ok_or_else(wrong)?;
-        let plain = number.bytes().all(|byte| byte.is_ascii_digit())
-            && (number == "0" || !number.starts_with('0'));
+        let plain =
+            number.bytes().all(|byte| byte.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
         // The kernel's minor numbers end far below.
         match number.parse() {
             Ok(index) if plain && index < 1 << 20 => Ok(Self { index }),
@@ -179,7 +179,9 @@ mod tests {
     fn devices_are_written_in_one_way() {
         assert_eq!("/dev/nbd12".parse::<Device>().unwrap(), Device::new(12));
         assert_eq!("nbd0".parse::<Device>().unwrap().to_string(), "/dev/nbd0");
-        for wrong in ["", "/dev/nbd", "/dev/nbd01", "/dev/nbd0p1", "/dev/nbd+1", "/dev/sda", "/dev/nbd99999999999"] {
+        for wrong in
+            ["", "/dev/nbd", "/dev/nbd01", "/dev/nbd0p1", "/dev/nbd+1", "/dev/sda", "/dev/nbd99999999999"]
+        {
             assert!(wrong.parse::<Device>().is_err(), "{wrong}");
         }
         assert_eq!(serde_json::to_string(&Device::new(3)).unwrap(), "\"/dev/nbd3\"");

@@ -33,7 +33,8 @@ pub struct Dialed {
 /// There is no server, or it does not serve the export.
 pub fn dial(path: &Path, export: &str, wanted: usize) -> Result<Dialed, DialError> {
     let first = negotiate(path, export)?;
-    let mut dialed = Dialed { sockets: vec![first.stream.into()], size_bytes: first.size_bytes, flags: first.flags };
+    let mut dialed =
+        Dialed { sockets: vec![first.stream.into()], size_bytes: first.size_bytes, flags: first.flags };
     let wanted = if dialed.flags & NBD_FLAG_CAN_MULTI_CONN == 0 { 1 } else { wanted };
     while dialed.sockets.len() < wanted {
         let next = negotiate(path, export)?;
@@ -201,7 +202,12 @@ mod tests {
     #[test]
     fn size_and_flags_are_learnt() {
         let info = [0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 1, 0x6d];
-        let says = [greeting(), reply(NBD_REP_INFO, &[0, 3, 9, 9]), reply(NBD_REP_INFO, &info), reply(NBD_REP_ACK, &[])];
+        let says = [
+            greeting(),
+            reply(NBD_REP_INFO, &[0, 3, 9, 9]),
+            reply(NBD_REP_INFO, &info),
+            reply(NBD_REP_ACK, &[]),
+        ];
         let (result, heard) = run(says.concat());
         assert_eq!(result.unwrap(), (1 << 30, 0x16d));
         assert_eq!(heard, b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x09\0\0\0\x03vol\0\0");

@@ -7,16 +7,22 @@ use std::{io, path::PathBuf};
 #[non_exhaustive]
 pub enum KernelError {
     /// The driver is not there.
-    #[error("the kernel's nbd module is not loaded: run `modprobe nbd`, and put a line `nbd` into /etc/modules-load.d/nbd.conf for the next boot")]
+    #[error(
+        "the kernel's nbd module is not loaded: run `modprobe nbd`, and put a line `nbd` into /etc/modules-load.d/nbd.conf for the next boot"
+    )]
     NoModule,
     /// It takes more rights.
-    #[error("the kernel does not let this process {doing}: it needs CAP_SYS_ADMIN (run as root, or give the service that capability)")]
+    #[error(
+        "the kernel does not let this process {doing}: it needs CAP_SYS_ADMIN (run as root, or give the service that capability)"
+    )]
     Denied {
         /// What was asked for.
         doing: String,
     },
     /// Someone else has the device.
-    #[error("/dev/nbd{index} is in use by another NBD client: choose another device, or none to get a free one")]
+    #[error(
+        "/dev/nbd{index} is in use by another NBD client: choose another device, or none to get a free one"
+    )]
     Busy {
         /// The device.
         index: u32,

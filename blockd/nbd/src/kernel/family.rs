@@ -45,7 +45,9 @@ const DEVICE_CONNECTED: u16 = 2;
 
 /// Asks for the number of the family and of its group.
 pub(super) fn get_family(sequence: u32) -> Vec<u8> {
-    Request::new(CONTROL_FAMILY, CTRL_CMD_GETFAMILY, 1, sequence).text(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME).finish()
+    Request::new(CONTROL_FAMILY, CTRL_CMD_GETFAMILY, 1, sequence)
+        .text(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME)
+        .finish()
 }
 
 /// The number of the family, and of its group.
@@ -208,8 +210,12 @@ mod tests {
             .u32(CTRL_ATTR_FAMILY_ID, if cfg!(target_endian = "little") { 33 } else { 33 << 16 })
             .nested(CTRL_ATTR_MCAST_GROUPS, |groups| {
                 groups
-                    .nested(1, |group| group.u32(CTRL_ATTR_MCAST_GRP_ID, 5).text(CTRL_ATTR_MCAST_GRP_NAME, "other"))
-                    .nested(2, |group| group.u32(CTRL_ATTR_MCAST_GRP_ID, 6).text(CTRL_ATTR_MCAST_GRP_NAME, GROUP_NAME))
+                    .nested(1, |group| {
+                        group.u32(CTRL_ATTR_MCAST_GRP_ID, 5).text(CTRL_ATTR_MCAST_GRP_NAME, "other")
+                    })
+                    .nested(2, |group| {
+                        group.u32(CTRL_ATTR_MCAST_GRP_ID, 6).text(CTRL_ATTR_MCAST_GRP_NAME, GROUP_NAME)
+                    })
             })
             .finish();
         assert_eq!(family(attributes(&reply)), Some((33, Some(6))));

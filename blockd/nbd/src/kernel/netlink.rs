@@ -14,7 +14,7 @@ use rustix::{
 };
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -51,7 +51,8 @@ impl Kernel {
     /// [`KernelError::NoModule`] where the driver is not loaded; or netlink cannot be used.
     pub fn open() -> Result<Self, KernelError> {
         let socket = open_socket()?;
-        let mut kernel = Self { socket, family: 0, group: None, sequence: 0, datagram: vec![0; DATAGRAM_LEN_BYTES] };
+        let mut kernel =
+            Self { socket, family: 0, group: None, sequence: 0, datagram: vec![0; DATAGRAM_LEN_BYTES] };
         let sequence = kernel.next_sequence();
         let found = kernel.call(&family::get_family(sequence), family::CONTROL_FAMILY, family::family);
         match found {
@@ -80,15 +81,8 @@ impl Kernel {
     ) -> Result<u32, KernelError> {
         let flags = if read_only { dialed.flags | NBD_FLAG_READ_ONLY } else { dialed.flags };
         let sequence = self.next_sequence();
-        let request = family::connect(
-            self.family,
-            sequence,
-            index,
-            dialed.size_bytes,
-            flags,
-            options,
-            &dialed.sockets,
-        );
+        let request =
+            family::connect(self.family, sequence, index, dialed.size_bytes, flags, options, &dialed.sockets);
         let doing = || match index {
             Some(index) => format!("attach /dev/nbd{index}"),
             None => "attach a free device".to_owned(),
@@ -96,9 +90,10 @@ impl Kernel {
         match self.call(&request, self.family, family::index) {
             Ok(Some(index)) => Ok(index),
             Ok(None) => Err(KernelError::Garbled { doing: doing() }),
-            Err(Failed::Errno(errno)) if errno == Errno::BUSY => {
-                index.map_or_else(|| Err(Failed::Errno(errno).during(doing)), |index| Err(KernelError::Busy { index }))
-            }
+            Err(Failed::Errno(errno)) if errno == Errno::BUSY => index.map_or_else(
+                || Err(Failed::Errno(errno).during(doing)),
+                |index| Err(KernelError::Busy { index }),
+            ),
             Err(failed) => Err(failed.during(doing)),
         }
     }
@@ -141,7 +136,8 @@ impl Kernel {
         let sequence = self.next_sequence();
         let request = family::status(self.family, sequence, None);
         let reply = self.call(&request, self.family, |attributes| Some(family::devices(attributes)));
-        let devices = reply.map_err(|failed| failed.during(|| "list the nbd devices".into()))?.unwrap_or_default();
+        let devices =
+            reply.map_err(|failed| failed.during(|| "list the nbd devices".into()))?.unwrap_or_default();
         let mut connected: Vec<_> =
             devices.into_iter().filter_map(|(index, connected)| connected.then_some(index)).collect();
         connected.sort_unstable();
@@ -153,9 +149,12 @@ impl Kernel {
     /// # Errors
     /// The kernel has no such news, or does not give them to this process.
     pub fn watch(&self) -> Result<LinkWatch, KernelError> {
-        let group = self.group.ok_or_else(|| KernelError::Garbled { doing: "look for the group of dead links".into() })?;
+        let group = self
+            .group
+            .ok_or_else(|| KernelError::Garbled { doing: "look for the group of dead links".into() })?;
         let socket = open_socket()?;
-        join(&socket, group).map_err(|source| KernelError::Socket { doing: "join the group of dead links", source })?;
+        join(&socket, group)
+            .map_err(|source| KernelError::Socket { doing: "join the group of dead links", source })?;
         Ok(LinkWatch { socket, family: self.family, datagram: vec![0; 64 << 10] })
     }
 
@@ -191,7 +190,11 @@ impl Kernel {
             for message in messages(datagram) {
                 match message {
                     Message::Outcome { sequence, errno } if sequence == wanted => {
-                        return if errno == 0 { Ok(found) } else { Err(Failed::Errno(Errno::from_raw_os_error(errno))) };
+                        return if errno == 0 {
+                            Ok(found)
+                        } else {
+                            Err(Failed::Errno(Errno::from_raw_os_error(errno)))
+                        };
                     }
                     Message::Generic { sequence, family: from, attributes, .. }
                         if sequence == wanted && from == family =>
@@ -209,11 +212,10 @@ impl Kernel {
 /// One datagram of the kernel's; what others send is not looked at.
 fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8]) -> Result<&'a [u8], Failed> {
     loop {
-        let (_, len_bytes, from) =
-            match rustix::net::recvfrom(socket, &mut *room, RecvFlags::TRUNC) {
-                Err(Errno::INTR) => continue,
-                other => other.map_err(Failed::Receive)?,
-            };
+        let (_, len_bytes, from) = match rustix::net::recvfrom(socket, &mut *room, RecvFlags::TRUNC) {
+            Err(Errno::INTR) => continue,
+            other => other.map_err(Failed::Receive)?,
+        };
         let from_kernel = from
             .and_then(|from| netlink::SocketAddrNetlink::try_from(from).ok())
             .is_some_and(|from| from.pid() == 0);
@@ -252,31 +254,39 @@ pub struct LinkWatch {
 }
 
 impl LinkWatch {
-    /// Waits at most so long for news: the devices that lost a connection. `None` says that news were lost, so that any
+    /// Waits at most so long for news, or until `wake` can be read: the devices that lost a connection. `None` says that news were lost, so that any
     /// device may have lost one.
     ///
     /// # Errors
     /// The socket failed.
-    pub fn wait(&mut self, timeout: Duration) -> Result<Option<Vec<u32>>, KernelError> {
-        let failed = |errno: Errno| KernelError::Socket { doing: "wait for dead links", source: errno.into() };
+    pub fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError> {
+        let failed =
+            |errno: Errno| KernelError::Socket { doing: "wait for dead links", source: errno.into() };
         let timeout = Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         };
-        let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN)];
+        let news = PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN);
+        let mut fds = [news, PollFd::from_borrowed_fd(wake, PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {
-            Ok(0) | Err(Errno::INTR) => return Ok(Some(Vec::new())),
-            Ok(_) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(failed(errno)),
+        }
+        if fds.first().is_none_or(|news| news.revents().is_empty()) {
+            return Ok(Some(Vec::new()));
         }
         let datagram = match receive(&self.socket, &mut self.datagram) {
             Ok(datagram) => datagram,
             // The kernel had more to say than the socket could hold.
             Err(Failed::Receive(Errno::NOBUFS)) => return Ok(None),
-            Err(Failed::Receive(errno) | Failed::Send(errno) | Failed::Errno(errno)) => return Err(failed(errno)),
+            Err(Failed::Receive(errno) | Failed::Send(errno) | Failed::Errno(errno)) => {
+                return Err(failed(errno));
+            }
         };
         let dead = messages(datagram).filter_map(|message| match message {
-            Message::Generic { family, command: family::CMD_LINK_DEAD, attributes, .. } if family == self.family => {
+            Message::Generic { family, command: family::CMD_LINK_DEAD, attributes, .. }
+                if family == self.family =>
+            {
                 family::index(attributes)
             }
             _ => None,

@@ -142,12 +142,14 @@ fn parse(message: &[u8]) -> Message<'_> {
             Some(number) => Message::Outcome { sequence, errno: number.cast_signed().saturating_neg() },
             None => Message::Other,
         },
-        family => match (message.get(HEADER_LEN_BYTES), message.get(HEADER_LEN_BYTES + GENERIC_LEN_BYTES..)) {
-            (Some(command), Some(rest)) => {
-                Message::Generic { sequence, family, command: *command, attributes: Attributes { rest } }
+        family => {
+            match (message.get(HEADER_LEN_BYTES), message.get(HEADER_LEN_BYTES + GENERIC_LEN_BYTES..)) {
+                (Some(command), Some(rest)) => {
+                    Message::Generic { sequence, family, command: *command, attributes: Attributes { rest } }
+                }
+                _ => Message::Other,
             }
-            _ => Message::Other,
-        },
+        }
     }
 }
 
@@ -250,7 +252,10 @@ mod tests {
         assert_eq!(attributes.find(1).and_then(Attribute::u32), Some(u32::MAX));
         assert_eq!(attributes.find(2).and_then(Attribute::text), Some("x"));
         let nested = attributes.find(3).unwrap().nested().find(1).unwrap().nested();
-        assert_eq!(nested.find(1).and_then(Attribute::u32), Some(if cfg!(target_endian = "little") { 5 } else { 0 }));
+        assert_eq!(
+            nested.find(1).and_then(Attribute::u32),
+            Some(if cfg!(target_endian = "little") { 5 } else { 0 })
+        );
         assert!(attributes.find(4).is_none());
     }
 
@@ -267,7 +272,10 @@ mod tests {
             bytes.extend([0; 16]);
         }
         let all: Vec<_> = messages(&bytes).collect();
-        assert_eq!(all, [Message::Outcome { sequence: 3, errno: 0 }, Message::Outcome { sequence: 4, errno: 16 }]);
+        assert_eq!(
+            all,
+            [Message::Outcome { sequence: 3, errno: 0 }, Message::Outcome { sequence: 4, errno: 16 }]
+        );
     }
 
     proptest! {
