@@ -4,6 +4,7 @@
 
 use crate::{
     ApiError, CredentialRef, Deleted, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
+    attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     cloudsnaps::{
         CloudsnapDetail, CloudsnapList, InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup,
         StartDelete, StartRestore,
@@ -33,6 +34,8 @@ use zeroize::Zeroizing;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take that only asks the daemon.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a detach may take, in which the kernel writes back what is dirty.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a call may take in which the daemon talks to a store, with its retries.
 const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(900);
 
@@ -197,6 +200,24 @@ impl Client {
     /// Deletes a volume and its snapshots; what is in the cloud stays.
     pub async fn delete_volume(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::volume(volume)).await
+    }
+
+    /// Makes a volume a device of the kernel.
+    pub async fn attach_volume(
+        &self,
+        volume: &VolumeRef,
+        request: &AttachVolume,
+    ) -> Result<Attachment, ClientError> {
+        self.post(&paths::volume_attach(volume), request, CALL_TIMEOUT).await
+    }
+
+    /// Takes a volume's device away.
+    pub async fn detach_volume(
+        &self,
+        volume: &VolumeRef,
+        request: &DetachVolume,
+    ) -> Result<Detached, ClientError> {
+        self.post(&paths::volume_detach(volume), request, DETACH_TIMEOUT).await
     }
 
     /// Freezes a volume.

@@ -68,6 +68,18 @@ error_codes! {
     CredentialExists, "credential_exists", 409, 5, false;
     /// The volume has connections, or a task works on it.
     VolumeInUse, "volume_in_use", 409, 5, true;
+    /// The volume is attached already, in another way.
+    VolumeAttached, "volume_attached", 409, 5, false;
+    /// The volume is not attached.
+    VolumeNotAttached, "volume_not_attached", 409, 5, false;
+    /// The device is mounted or held, or belongs to somebody else.
+    DeviceInUse, "device_in_use", 409, 5, true;
+    /// The kernel has no nbd driver.
+    NbdModuleMissing, "nbd_module_missing", 501, 1, false;
+    /// The daemon lacks the rights for it.
+    NotPermitted, "not_permitted", 403, 1, false;
+    /// The kernel refused.
+    DeviceFailed, "device_failed", 500, 1, false;
     /// The snapshot is being read by a task.
     SnapshotInUse, "snapshot_in_use", 409, 5, true;
     /// A task uses the credential.

@@ -4,6 +4,7 @@
 //! [`Client`] speaks them. Names, sizes, labels and ids are checked here, so that both sides refuse the same things
 //! with the same words.
 
+pub mod attachments;
 pub mod client;
 pub mod cloudsnaps;
 pub mod credentials;

@@ -14,6 +14,10 @@ pub const STATUS: &str = "/v1/status";
 pub const VOLUMES: &str = "/v1/volumes";
 /// `GET`: [`crate::volumes::Volume`]; `DELETE`: [`crate::Deleted`]. `{volume}` is a [`crate::VolumeRef`].
 pub const VOLUME: &str = "/v1/volumes/{volume}";
+/// `POST` of [`crate::attachments::AttachVolume`]: [`crate::attachments::Attachment`].
+pub const VOLUME_ATTACH: &str = "/v1/volumes/{volume}/attach";
+/// `POST` of [`crate::attachments::DetachVolume`]: [`crate::attachments::Detached`].
+pub const VOLUME_DETACH: &str = "/v1/volumes/{volume}/detach";
 /// `POST` of [`crate::snapshots::CreateSnapshot`]: [`crate::snapshots::Snapshot`].
 pub const VOLUME_SNAPSHOTS: &str = "/v1/volumes/{volume}/snapshots";
 /// `GET` with [`crate::snapshots::ListSnapshots`]: [`crate::snapshots::SnapshotList`].
@@ -64,6 +68,16 @@ fn fill(pattern: &str, placeholder: &str, value: impl Display) -> String {
 /// Address of one volume.
 pub fn volume(volume: &crate::VolumeRef) -> String {
     fill(VOLUME, "{volume}", volume)
+}
+
+/// Address at which one volume is attached.
+pub fn volume_attach(volume: &crate::VolumeRef) -> String {
+    fill(VOLUME_ATTACH, "{volume}", volume)
+}
+
+/// Address at which one volume is detached.
+pub fn volume_detach(volume: &crate::VolumeRef) -> String {
+    fill(VOLUME_DETACH, "{volume}", volume)
 }
 
 /// Address of the snapshots of one volume.

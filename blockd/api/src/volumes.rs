@@ -1,6 +1,6 @@
 //! Volumes: create, list, inspect, delete.
 
-use crate::{LabelSelector, Labels, VolumeId, VolumeName};
+use crate::{LabelSelector, Labels, VolumeId, VolumeName, attachments::Attachment};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -58,6 +58,9 @@ pub struct Volume {
     pub uri: String,
     /// NBD connections to it.
     pub connections: u64,
+    /// Its device on this host, if it is attached.
+    #[serde(default)]
+    pub attachment: Option<Attachment>,
     /// Bytes dirtied since the last freeze.
     pub dirty_bytes: u64,
     /// Bytes that its layers take on disk.

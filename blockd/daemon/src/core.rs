@@ -1,8 +1,8 @@
 //! What every part of the running daemon shares.
 
 use crate::{
-    config::Config, credentials::Repositories, db::Db, merger::Wake, registry::Registry, secrets::Secrets,
-    tasks::Tasks,
+    attachments::Attachments, config::Config, credentials::Repositories, db::Db, merger::Wake,
+    registry::Registry, secrets::Secrets, tasks::Tasks,
 };
 use blockd_cloud::{CancelToken, store::RetryPolicy};
 use blockd_extent::VolumeId;
@@ -27,6 +27,8 @@ pub struct Core {
     pub secrets: Secrets,
     /// The volumes.
     pub registry: Arc<Registry>,
+    /// The volumes that are devices of the kernel.
+    pub attachments: Attachments,
     /// Opened repositories.
     pub repositories: Repositories,
     /// Background tasks.

@@ -1,9 +1,10 @@
 //! Starting and stopping, in the order that loses nothing.
 //!
-//! Start: directory, lock, database, volumes, NBD, control socket, ready, then what was left unfinished. Stop: no more
+//! Start: directory, lock, database, volumes, NBD, attached devices, control socket, ready, then what was left unfinished. Stop: no more
 //! requests, tasks to rest at a point they can go on from, no more NBD, merging, then the volumes are flushed and closed.
 
 use crate::{
+    attachments::Attachments,
     config::{Config, NbdAddress},
     core::{Core, tasks_dir},
     credentials::Repositories,
@@ -20,6 +21,7 @@ use crate::{
 use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, ServerConfig};
 use blockd_volume::{OpenOptions, Recovery};
+use rustix::mm::{MlockAllFlags, mlockall};
 use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -123,6 +125,9 @@ impl Daemon {
         let servers = start_nbd(&core, &config).await?;
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
         let _ = core.nbd_tcp.set(addresses);
+        if let Err(error) = core.take_up_attachments().await {
+            tracing::error!(%error, "attached volumes are not taken up");
+        }
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
@@ -172,6 +177,7 @@ impl Daemon {
         let closing = Arc::clone(&core);
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();
+            closing.attachments.rest();
             for mut server in servers {
                 if let Err(error) = server.shutdown() {
                     problems.push(with_sources(&error));
@@ -229,6 +235,7 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
     let registry = reconcile(&db, &data_dir, &OpenOptions { recovery })?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
+        attachments: Attachments::new(cluster, data_dir.join("nbd.sock")),
         config,
         data_dir,
         db: Arc::new(db),
@@ -253,6 +260,23 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
 pub fn make_io_flusher() {
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         tracing::debug!(%error, "not marked as an I/O flusher: that needs CAP_SYS_RESOURCE");
+    }
+}
+
+/// Keeps what this process touches in memory: pages that were taken away might have to come back while all memory waits
+/// for this very process to write. Only where nothing limits it, because at a limit later allocations would fail.
+pub fn lock_memory() {
+    let unlimited = rustix::process::getrlimit(rustix::process::Resource::Memlock).current.is_none();
+    let privileged = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::IPC_LOCK));
+    if !unlimited && !privileged {
+        tracing::debug!("memory is not locked: that needs LimitMEMLOCK=infinity or CAP_IPC_LOCK");
+        return;
+    }
+    // As it is touched: the room that threads have for their stacks is not taken at once.
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    if let Err(error) = mlockall(flags) {
+        tracing::warn!(%error, "memory is not locked");
     }
 }
 

@@ -3,6 +3,7 @@
 //! This crate is where the others meet: `daemon` starts and stops them, `core` is what they share, and each of
 //! `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http` serves.
 
+pub mod attachments;
 pub mod cli;
 mod cloud;
 mod cloudsnaps;

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         return failed(&error, EXIT_USAGE);
     }
     blockd::daemon::make_io_flusher();
+    blockd::daemon::lock_memory();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error, 1),

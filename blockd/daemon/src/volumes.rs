@@ -136,6 +136,7 @@ impl Core {
             state_reason,
             uri: blockd_api::nbd_unix_uri(entry.name.as_str(), &self.nbd_socket()),
             connections: view.connections,
+            attachment: self.attachments.describe(entry.id),
             dirty_bytes: stats.as_ref().map_or(0, |stats| stats.head_dirty_bytes),
             allocated_bytes: stats.as_ref().map_or(0, |stats| stats.allocated_bytes),
             snapshot_count,
@@ -165,6 +166,7 @@ impl Core {
                 format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
+        self.attachments.check_delete(entry.id)?;
         let before = entry.begin_delete()?;
         drop(admission);
         let id = entry.id;

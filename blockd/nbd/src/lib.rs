@@ -4,7 +4,7 @@
 //! sends the replies. What may block goes to worker threads and comes back through the ring thread's mailbox.
 //!
 //! ```text
-//! Server ── listener (unix, TCP) ──► ring_thread 0..N ── ring (io_uring, the only unsafe code)
+//! Server ── listener (unix, TCP) ──► ring_thread 0..N ── ring (io_uring)
 //!                                        │
 //!                                    connection ── handshake ── options          negotiation
 //!                                        └──────── transmission ── request       transmission
@@ -26,6 +26,7 @@ mod error;
 mod flow;
 pub mod handshake;
 mod inbox;
+pub mod kernel;
 mod listener;
 mod mailbox;
 pub mod meta_context;

@@ -1,5 +1,5 @@
 //! A safe face of io_uring for sockets: every operation takes its buffer and gives it back with the completion.
-//! This is the only module with `unsafe` code.
+//! All `unsafe` code of the server is here.
 //!
 //! An operation's buffer and descriptor are put in the in-flight table before the operation is pushed, and leave it
 //! when its completion has been reaped. A ring that is dropped cancels what is in flight and waits for it; should

@@ -3,6 +3,7 @@
 //! One connection behind a lock and short transactions only. Every function here blocks: asynchronous code goes
 //! through [`Db::run`].
 
+mod attachments;
 mod catalog;
 mod chains;
 mod credentials;
@@ -11,6 +12,7 @@ mod snapshots;
 mod tasks;
 mod volumes;
 
+pub use attachments::{AttachmentRow, AttachmentState};
 pub use catalog::Catalog;
 pub use chains::Chain;
 pub use credentials::{CredentialRow, ProviderRow};

@@ -3,6 +3,7 @@
 //! What changes something runs apart from the connection that asked for it, so that a client that goes away does not
 //! cut it off half way. Every error leaves here as the same JSON body.
 
+mod attachments;
 mod cloudsnaps;
 mod credentials;
 mod snapshots;
@@ -57,6 +58,8 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::STATUS, get(status::show))
         .route(paths::VOLUMES, get(volumes::list).post(volumes::create))
         .route(paths::VOLUME, get(volumes::inspect).delete(volumes::delete))
+        .route(paths::VOLUME_ATTACH, post(attachments::attach))
+        .route(paths::VOLUME_DETACH, post(attachments::detach))
         .route(paths::VOLUME_SNAPSHOTS, post(snapshots::create))
         .route(paths::SNAPSHOTS, get(snapshots::list))
         .route(paths::SNAPSHOT, axum::routing::delete(snapshots::delete))

@@ -1,6 +1,8 @@
 //! `blockctl volume …`
 
-use blockd_api::{ByteSize, LabelSelector, Labels, VolumeName, VolumeRef, check_volume_size};
+use blockd_api::{
+    ByteSize, LabelSelector, Labels, VolumeName, VolumeRef, attachments::Device, check_volume_size,
+};
 use clap::{Args, Subcommand};
 
 const CREATE_HELP: &str = "\
@@ -28,6 +30,26 @@ The volume and its local snapshots are gone at once; its cloud snapshots stay.
 Examples:
   blockctl volume delete db";
 
+const ATTACH_HELP: &str = "\
+The device lives in the kernel: while blockd is restarted, whoever uses it waits. It needs the kernel's nbd module \
+(`modprobe nbd`) and a blockd that may use it (root, or CAP_SYS_ADMIN). A volume that is attached in the same way \
+already stays as it is.
+
+Examples:
+  blockctl volume attach db
+  blockctl volume attach db --device /dev/nbd7 --persistent
+  blockctl volume attach db --read-only
+  blockctl volume attach db --timeout 1m --dead-timeout 30m --connections 2";
+
+const DETACH_HELP: &str = "\
+Refused while the device is mounted, used for swap, or held by another device. With --force, whoever uses it gets \
+errors, and what was not yet written to it is lost.
+
+Examples:
+  blockctl volume detach db
+  blockctl volume detach /dev/nbd7
+  blockctl volume detach db --force";
+
 const URI_HELP: &str = "\
 Examples:
   blockctl volume uri db
@@ -49,6 +71,12 @@ pub enum VolumeCommand {
     /// Delete a volume and its local snapshots
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
     Delete(OneVolume),
+    /// Attach a volume as a device /dev/nbdN of this host
+    #[command(visible_alias = "a", after_help = ATTACH_HELP)]
+    Attach(AttachArgs),
+    /// Detach a volume from its device
+    #[command(after_help = DETACH_HELP)]
+    Detach(DetachArgs),
     /// Print the NBD URI of a volume
     #[command(after_help = URI_HELP)]
     Uri(OneVolume),
@@ -73,6 +101,83 @@ pub struct ListArgs {
     /// Only volumes that have all these labels
     #[arg(short, long, value_name = "K=V,…")]
     pub label: Option<LabelSelector>,
+}
+
+/// `volume attach`
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// Name or id of the volume
+    pub volume: VolumeRef,
+    /// The device, such as /dev/nbd7 [default: a free one]
+    #[arg(long)]
+    pub device: Option<Device>,
+    /// Refuse writes to the device
+    #[arg(long)]
+    pub read_only: bool,
+    /// Attach it again when blockd starts after a boot
+    #[arg(long)]
+    pub persistent: bool,
+    /// Send a request again when it has no reply after this long, 1s to 1h [default: 30s]
+    #[arg(long, value_parser = parse_seconds)]
+    pub timeout: Option<u64>,
+    /// Fail requests when blockd is gone for this long, 1s to 7d [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    pub dead_timeout: Option<u64>,
+    /// Connections of the device, 1 to 16 [default: 4]
+    #[arg(long, value_name = "N")]
+    pub connections: Option<u32>,
+    /// Logical block size of the device: 512, 1024, 2048 or 4096 bytes [default: 4096]
+    #[arg(long, value_name = "BYTES")]
+    pub block_size: Option<u32>,
+}
+
+/// `volume detach`
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// Name or id of the volume, or its device
+    #[arg(value_name = "VOLUME|DEVICE")]
+    pub target: DetachTarget,
+    /// Detach although the device is in use
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// What is to be detached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetachTarget {
+    /// A volume.
+    Volume(VolumeRef),
+    /// Whatever has this device.
+    Device(Device),
+}
+
+impl std::str::FromStr for DetachTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return text
+                .parse()
+                .map(Self::Device)
+                .map_err(|error: blockd_api::attachments::DeviceError| error.to_string());
+        }
+        text.parse().map(Self::Volume).map_err(|error: blockd_api::NameError| error.to_string())
+    }
+}
+
+/// A time in whole seconds: a number and s, m, h or d.
+fn parse_seconds(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no time: write such as 30s, 10m, 1h or 2d");
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit_s = match text.strip_prefix(digits).unwrap_or_default() {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit_s).ok_or_else(wrong)
 }
 
 /// A volume
@@ -117,6 +222,31 @@ mod tests {
     }
 
     #[test]
+    fn attach_and_detach_take_devices_and_times() {
+        let VolumeCommand::Attach(args) =
+            volume("volume attach db --device /dev/nbd7 --timeout 45 --dead-timeout 1h")
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (args.device, args.timeout, args.dead_timeout),
+            (Some(Device::new(7)), Some(45), Some(3600))
+        );
+        let target = |line| match volume(line) {
+            VolumeCommand::Detach(args) => args.target,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(target("volume detach /dev/nbd7"), DetachTarget::Device(Device::new(7)));
+        assert_eq!(target("volume detach nbd7"), DetachTarget::Volume("nbd7".parse().unwrap()));
+        assert_eq!(parse_seconds("2d"), Ok(172_800));
+        assert!(
+            parse_seconds("-1s").is_err()
+                && parse_seconds("").is_err()
+                && parse_seconds("99999999999999999d").is_err()
+        );
+    }
+
+    #[test]
     fn wrong_lines_say_what_is_right() {
         for (line, part) in [
             ("volume create db", "--size"),
@@ -127,6 +257,9 @@ mod tests {
             ("volume create db --size 8XB", "such as 8GiB"),
             ("volume create db --size 1G --label x", "expected key=value"),
             ("volume inspect 042", "not an id of a volume"),
+            ("volume attach db --timeout soon", "such as 30s"),
+            ("volume attach db --device /dev/sda", "/dev/nbd0"),
+            ("volume detach /dev/sda", "/dev/nbd0"),
             ("volume uri", "VOLUME"),
             ("volume uri a b", "unexpected argument"),
         ] {

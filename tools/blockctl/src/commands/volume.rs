@@ -2,12 +2,14 @@
 
 use super::{Context, counted, or_dash};
 use crate::{
-    cli::volume::{CreateArgs, ListArgs, VolumeCommand},
+    cli::volume::{AttachArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, VolumeCommand},
     failure::{EXIT_DONE, Failure},
     table::{Facts, Table},
 };
 use blockd_api::{
-    ByteSize, VolumeRef, format_time,
+    ApiError, ByteSize, ErrorCode, VolumeRef,
+    attachments::{AttachVolume, Attachment, DetachVolume, Device},
+    format_time,
     volumes::{CreateVolume, ListVolumes, Volume, VolumeState},
 };
 use serde_json::json;
@@ -18,6 +20,8 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Fa
         VolumeCommand::List(args) => list(context, args).await,
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
         VolumeCommand::Delete(args) => delete(context, &args.volume).await,
+        VolumeCommand::Attach(args) => attach(context, args).await,
+        VolumeCommand::Detach(args) => detach(context, args).await,
         VolumeCommand::Uri(args) => uri(context, &args.volume).await,
     }?;
     Ok(EXIT_DONE)
@@ -37,7 +41,7 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.output.document(&list.volumes);
     }
-    let mut table = Table::new(&["ID", "NAME", "SIZE", "USED", "DIRTY", "SNAPSHOTS", "STATUS"]);
+    let mut table = Table::new(&["ID", "NAME", "SIZE", "USED", "DIRTY", "SNAPSHOTS", "DEVICE", "STATUS"]);
     for volume in &list.volumes {
         table.row([
             volume.id.to_string(),
@@ -46,6 +50,7 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
             ByteSize::from_bytes(volume.allocated_bytes).to_string(),
             ByteSize::from_bytes(volume.dirty_bytes).to_string(),
             volume.snapshot_count.to_string(),
+            or_dash(volume.attachment.as_ref().and_then(|attachment| attachment.device)),
             status(volume),
         ]);
     }
@@ -82,6 +87,7 @@ fn facts(volume: &Volume) -> Facts {
         .add("Status", status(volume))
         .add("URI", &volume.uri)
         .add("Connections", volume.connections)
+        .add("Device", volume.attachment.as_ref().map_or_else(|| "-".to_owned(), device))
         .add(
             "Used on disk",
             format!("{} in {}", size(volume.allocated_bytes), counted(volume.layers, "layer")),
@@ -104,6 +110,72 @@ fn facts(volume: &Volume) -> Facts {
         facts.add("Last backup", format!("{} to {place}, {when}, {since}", backup.cloudsnap_id));
     }
     facts
+}
+
+/// A device and how it is attached, in one line.
+fn device(attachment: &Attachment) -> String {
+    let mut parts = vec![or_dash(attachment.device)];
+    if let Some(problem) = &attachment.problem {
+        parts.push(format!("not connected: {problem}"));
+    }
+    if attachment.read_only {
+        parts.push("read-only".to_owned());
+    }
+    if attachment.persistent {
+        parts.push("persistent".to_owned());
+    }
+    parts.push(counted(attachment.connections.into(), "connection"));
+    parts.push(format!("blocks of {} bytes", attachment.block_size_bytes));
+    parts.push(format!("timeout {} s, dead timeout {} s", attachment.timeout_s, attachment.dead_timeout_s));
+    parts.join(", ")
+}
+
+async fn attach(context: &Context<'_>, args: AttachArgs) -> Result<(), Failure> {
+    let request = AttachVolume {
+        device: args.device,
+        read_only: args.read_only,
+        persistent: args.persistent,
+        timeout_s: args.timeout,
+        dead_timeout_s: args.dead_timeout,
+        connections: args.connections,
+        block_size_bytes: args.block_size,
+    };
+    request.check().map_err(Failure::usage)?;
+    let attachment = context.client.attach_volume(&args.volume, &request).await?;
+    if context.output.is_json() {
+        return context.output.document(&attachment);
+    }
+    context.output.line(format!(
+        "Volume {} successfully attached at {}.",
+        args.volume,
+        or_dash(attachment.device)
+    ))
+}
+
+async fn detach(context: &Context<'_>, args: DetachArgs) -> Result<(), Failure> {
+    let volume = match args.target {
+        DetachTarget::Volume(volume) => volume,
+        DetachTarget::Device(device) => volume_at(context, device).await?,
+    };
+    let detached = context.client.detach_volume(&volume, &DetachVolume { force: args.force }).await?;
+    if context.output.is_json() {
+        return context.output.document(&detached);
+    }
+    let place = detached.device.map_or_else(String::new, |device| format!(" from {device}"));
+    context.output.line(format!("Volume {} successfully detached{place}.", detached.name))
+}
+
+/// The volume that has a device.
+async fn volume_at(context: &Context<'_>, device: Device) -> Result<VolumeRef, Failure> {
+    let list = context.client.list_volumes(&ListVolumes::default()).await?;
+    let found = list.volumes.into_iter().find(|volume| {
+        volume.attachment.as_ref().is_some_and(|attachment| attachment.device == Some(device))
+    });
+    found.map(|volume| VolumeRef::Id(volume.id)).ok_or_else(|| {
+        Failure::Client(
+            ApiError::new(ErrorCode::VolumeNotAttached, format!("no volume is attached at {device}")).into(),
+        )
+    })
 }
 
 async fn delete(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {

@@ -1,0 +1,182 @@
+//! What the system knows of a `/dev/nbdN`: whose it is, and who uses it. Read from `/sys`, `/proc` and the device itself.
+
+use blockd_api::attachments::Device;
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+/// Where the system's files are; another place in tests.
+#[derive(Clone, Debug)]
+pub(super) struct System {
+    root: PathBuf,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self { root: "/".into() }
+    }
+}
+
+impl System {
+    fn block(&self, device: Device) -> PathBuf {
+        self.root.join("sys/block").join(device.name())
+    }
+
+    /// The devices that are connected, by what the kernel was told of their backends.
+    pub(super) fn backends(&self) -> BTreeMap<String, Device> {
+        let entries = std::fs::read_dir(self.root.join("sys/block")).into_iter().flatten().flatten();
+        let devices = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<Device>().ok());
+        devices.filter_map(|device| Some((self.backend(device)?, device))).collect()
+    }
+
+    /// The backend of a device that is connected.
+    pub(super) fn backend(&self, device: Device) -> Option<String> {
+        let dir = self.block(device);
+        // The backend's name stays a moment longer than the connection.
+        if !dir.join("pid").exists() {
+            return None;
+        }
+        Some(std::fs::read_to_string(dir.join("backend")).ok()?.trim().to_owned())
+    }
+
+    /// Whether the device is connected, to whatever.
+    pub(super) fn is_connected(&self, device: Device) -> bool {
+        self.block(device).join("pid").exists()
+    }
+
+    /// The size of a device.
+    pub(super) fn size_bytes(&self, device: Device) -> Option<u64> {
+        let sectors: u64 =
+            std::fs::read_to_string(self.block(device).join("size")).ok()?.trim().parse().ok()?;
+        sectors.checked_mul(512)
+    }
+
+    /// Who uses a device or a partition of it, in words: mounts, swap, other devices on top.
+    pub(super) fn users(&self, device: Device) -> Vec<String> {
+        let dir = self.block(device);
+        let mut parts = vec![(device.name(), dir.clone())];
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if let Ok(name) = entry.file_name().into_string()
+                && name.starts_with(&device.name())
+            {
+                parts.push((name, entry.path()));
+            }
+        }
+        let mounts = std::fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default();
+        let swaps = std::fs::read_to_string(self.root.join("proc/swaps")).unwrap_or_default();
+        let mut users = Vec::new();
+        for (name, dir) in parts {
+            let path = format!("/dev/{name}");
+            let number = std::fs::read_to_string(dir.join("dev")).unwrap_or_default();
+            for place in mount_points(&mounts, number.trim(), &path) {
+                users.push(format!("{path} is mounted at {place}"));
+            }
+            if swaps.lines().any(|line| line.split_whitespace().next() == Some(&path)) {
+                users.push(format!("{path} is used for swap"));
+            }
+            for holder in std::fs::read_dir(dir.join("holders")).into_iter().flatten().flatten() {
+                users.push(format!("{} is on {path}", Path::new("/dev").join(holder.file_name()).display()));
+            }
+        }
+        users
+    }
+
+    /// Takes a device for oneself: nobody can mount it while the descriptor is open. `None` if somebody else has.
+    ///
+    /// # Errors
+    /// It cannot be opened at all.
+    pub(super) fn claim(&self, device: Device) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match rustix::fs::open(self.root.join("dev").join(device.name()), flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::BUSY) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Where a device is mounted, by its number or, where a filesystem has numbers of its own, by its path.
+fn mount_points(mountinfo: &str, number: &str, path: &str) -> Vec<String> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        // 36 35 98:0 /root /mount/point options … - type source superoptions
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ').skip(2);
+        let (found, place) = (before.next()?, before.nth(1)?);
+        let source = after.split(' ').nth(1)?;
+        ((!number.is_empty() && found == number) || source == path).then(|| unescaped(place))
+    });
+    mounts.collect()
+}
+
+/// `mountinfo` writes blanks and such as three octal digits.
+fn unescaped(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn system(files: &[(&str, &str)]) -> (tempfile::TempDir, System) {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let system = System { root: dir.path().to_owned() };
+        (dir, system)
+    }
+
+    #[test]
+    fn users_are_found_by_number_by_path_and_on_partitions() {
+        let (_dir, system) = system(&[
+            ("sys/block/nbd3/dev", "43:96\n"),
+            ("sys/block/nbd3/holders/dm-0", ""),
+            ("sys/block/nbd3/nbd3p1/dev", "43:97\n"),
+            ("sys/block/nbd3/nbd3p1/partition", "1\n"),
+            (
+                "proc/self/mountinfo",
+                "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 43:97 / /mnt/my\\040data rw shared:1 - ext4 /dev/nbd3p1 rw\n\
+                 31 22 0:44 / /btr rw - btrfs /dev/nbd3 rw\n32 22 43:9 / /other rw - ext4 /dev/nbd0 rw\n",
+            ),
+            (
+                "proc/swaps",
+                "Filename Type Size Used Priority\n/dev/nbd30 partition 1 0 -2\n/dev/nbd3p1 partition 1 0 -2\n",
+            ),
+        ]);
+        let mut users = system.users(Device::new(3));
+        users.sort();
+        assert_eq!(
+            users,
+            [
+                "/dev/dm-0 is on /dev/nbd3",
+                "/dev/nbd3 is mounted at /btr",
+                "/dev/nbd3p1 is mounted at /mnt/my data",
+                "/dev/nbd3p1 is used for swap",
+            ]
+        );
+        assert!(system.users(Device::new(4)).is_empty());
+    }
+
+    #[test]
+    fn only_connected_devices_have_a_backend() {
+        let (_dir, system) = system(&[
+            ("sys/block/nbd0/backend", "me:1\n"),
+            ("sys/block/nbd1/backend", "me:2\n"),
+            ("sys/block/nbd1/pid", "77\n"),
+            ("sys/block/nbd1/size", "2048\n"),
+            ("sys/block/sda/size", "1\n"),
+        ]);
+        assert_eq!(system.backends(), BTreeMap::from([("me:2".to_owned(), Device::new(1))]));
+        assert_eq!(system.size_bytes(Device::new(1)), Some(1 << 20));
+        assert_eq!(system.backend(Device::new(0)), None);
+    }
+}

@@ -1,0 +1,225 @@
+//! Attaching and detaching on request.
+
+use super::{AttachError, Held, Shared};
+use crate::{
+    core::Core,
+    db::{AttachmentRow, AttachmentState},
+    error::{ServiceError, blocking},
+};
+use blockd_api::{
+    ErrorCode, VolumeName, VolumeRef,
+    attachments::{
+        self as api, AttachVolume, DEFAULT_BLOCK_SIZE_BYTES, DEFAULT_CONNECTIONS, DEFAULT_DEAD_TIMEOUT_S,
+        DEFAULT_TIMEOUT_S, DetachVolume, Detached, Device,
+    },
+};
+use blockd_extent::VolumeId;
+use blockd_nbd::kernel::Kernel;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long a device may take to let go of its connections after it was disconnected.
+const DISCONNECT_PATIENCE: Duration = Duration::from_secs(30);
+const DISCONNECT_POLL: Duration = Duration::from_millis(10);
+
+impl Core {
+    /// Makes a volume a device of the kernel. A volume that is attached in the same way already stays as it is.
+    ///
+    /// # Errors
+    /// The kernel has no nbd driver, the device is in use, or the volume is attached in another way.
+    pub async fn attach_volume(
+        self: &Arc<Self>,
+        wanted: &VolumeRef,
+        request: AttachVolume,
+    ) -> Result<api::Attachment, ServiceError> {
+        request.check().map_err(|what| ServiceError::refused(ErrorCode::InvalidRequest, what))?;
+        let _changes = self.attachments.changes.lock().await;
+        // A deletion that begins now finds the volume attached; one that has begun is found here.
+        let admission = self.admission.lock().await;
+        let entry = self.registry.find(wanted)?;
+        entry.volume()?;
+        let row = AttachmentRow {
+            volume: entry.id,
+            state: AttachmentState::Attaching,
+            device: request.device.map(Device::index),
+            pinned: request.device.is_some(),
+            read_only: request.read_only,
+            persistent: request.persistent,
+            timeout_s: request.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S),
+            dead_timeout_s: request.dead_timeout_s.unwrap_or(DEFAULT_DEAD_TIMEOUT_S),
+            connections: request.connections.unwrap_or(DEFAULT_CONNECTIONS),
+            block_size_bytes: request.block_size_bytes.unwrap_or(DEFAULT_BLOCK_SIZE_BYTES),
+        };
+        if let Some(attached) = self.attachments.describe(entry.id)
+            && attached.connected
+        {
+            return same_or_refused(&entry.name, attached, &row);
+        }
+        let held =
+            Held { name: entry.name.clone(), row: row.clone(), problem: Some("it is being attached".into()) };
+        let before = self.attachments.shared.held.lock().insert(entry.id, held.clone());
+        drop(admission);
+        let result = self.attach_row(held).await;
+        match &result {
+            Ok(attached) => {
+                let device = attached.device.map(|device| device.to_string());
+                tracing::info!(volume = %entry.id, name = %entry.name, device, "volume attached");
+            }
+            Err(_) => self.restore_row(entry.id, before).await?,
+        }
+        result
+    }
+
+    /// Row, then device, then row: a crash between leaves a row by which the device is found.
+    async fn attach_row(self: &Arc<Self>, mut held: Held) -> Result<api::Attachment, ServiceError> {
+        let mut row = held.row.clone();
+        let noted = row.clone();
+        self.db.run(move |tx| noted.put(tx)).await?;
+        let (core, wanted) = (Arc::clone(self), held.clone());
+        let device = blocking(move || -> Result<Device, ServiceError> {
+            let attach = || -> Result<Device, AttachError> {
+                let mut kernel = Kernel::open()?;
+                core.attachments.start_keeper(&kernel)?;
+                core.attachments.shared.connect(&mut kernel, &wanted, wanted.row.device)
+            };
+            attach().map_err(|error| ServiceError::Refused(error.to_api()))
+        });
+        row.device = Some(device.await?.index());
+        row.state = AttachmentState::Attached;
+        held.row = row.clone();
+        held.problem = None;
+        let volume = row.volume;
+        self.attachments.shared.held.lock().insert(volume, held.clone());
+        self.db.run(move |tx| row.put(tx)).await?;
+        Ok(self.attachments.shared.to_api(volume, &held))
+    }
+
+    async fn restore_row(&self, volume: VolumeId, before: Option<Held>) -> Result<(), ServiceError> {
+        match before {
+            Some(before) => {
+                let row = before.row.clone();
+                self.attachments.shared.held.lock().insert(volume, before);
+                self.db.run(move |tx| row.put(tx)).await?;
+            }
+            None => {
+                self.attachments.shared.held.lock().remove(&volume);
+                self.db.run(move |tx| AttachmentRow::remove(tx, volume)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a volume's device away.
+    ///
+    /// # Errors
+    /// It is not attached, or the device is in use and this is not forced.
+    pub async fn detach_volume(
+        self: &Arc<Self>,
+        wanted: &VolumeRef,
+        request: &DetachVolume,
+    ) -> Result<Detached, ServiceError> {
+        let _changes = self.attachments.changes.lock().await;
+        let entry = self.registry.find(wanted)?;
+        let id = entry.id;
+        let held = self.attachments.shared.held.lock().get(&id).cloned();
+        let Some(held) = held else {
+            let message = format!("volume {} is not attached", entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeNotAttached, message));
+        };
+        let force = request.force;
+        let core = Arc::clone(self);
+        let gone = held.clone();
+        blocking(move || core.disconnect(&gone, force)).await?;
+        self.attachments.shared.held.lock().remove(&id);
+        self.db.run(move |tx| AttachmentRow::remove(tx, id)).await?;
+        let device = held.device();
+        tracing::info!(volume = %id, name = %entry.name, force, "volume detached");
+        Ok(Detached { name: entry.name.to_string(), device })
+    }
+
+    fn disconnect(&self, held: &Held, force: bool) -> Result<(), ServiceError> {
+        let shared = &self.attachments.shared;
+        let volume = held.row.volume;
+        let backend = shared.backend(volume);
+        let Some(device) =
+            held.device().filter(|device| shared.system.backend(*device).as_ref() == Some(&backend))
+        else {
+            return Ok(());
+        };
+        // Nobody can begin to use the device while this is open.
+        let claim = if force { None } else { shared.claim(device)? };
+        let row = AttachmentRow { state: AttachmentState::Detaching, ..held.row.clone() };
+        self.db.transaction(|tx| row.put(tx))?;
+        let disconnected = Kernel::open().and_then(|mut kernel| kernel.disconnect(device.index()));
+        if let Err(error) = disconnected {
+            self.db.transaction(|tx| held.row.put(tx))?;
+            return Err(ServiceError::Refused(AttachError::from(error).to_api()));
+        }
+        drop(claim);
+        // The kernel lets go of the connections by itself; who detaches to delete the volume needs them gone.
+        let deadline = Instant::now() + DISCONNECT_PATIENCE;
+        while shared.system.is_connected(device) {
+            if Instant::now() >= deadline {
+                tracing::warn!(%volume, name = %held.name, %device, "the device is still open somewhere");
+                break;
+            }
+            std::thread::sleep(DISCONNECT_POLL);
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Takes a device for oneself and has what is dirty written to the volume.
+    fn claim(&self, device: Device) -> Result<Option<std::os::fd::OwnedFd>, ServiceError> {
+        let users = self.system.users(device);
+        let claimed = if users.is_empty() { self.system.claim(device) } else { Ok(None) };
+        match claimed {
+            Ok(Some(claim)) => {
+                rustix::fs::fsync(&claim).map_err(|errno| {
+                    let message = format!("what was written to {device} cannot be made durable ({errno}); `--force` detaches it all the same");
+                    ServiceError::refused(ErrorCode::DeviceFailed, message)
+                })?;
+                Ok(Some(claim))
+            }
+            Ok(None) => {
+                let who = if users.is_empty() {
+                    format!("{device} is mounted in another namespace, or held by another program")
+                } else {
+                    users.join(", ")
+                };
+                let message = format!("{who}: unmount or stop that first");
+                Err(ServiceError::refused(ErrorCode::DeviceInUse, message))
+            }
+            Err(error) => {
+                // Without a way to the device there is still what the kernel lists, and it lists nobody.
+                tracing::warn!(%device, %error, "the device cannot be opened; who uses it is taken from /proc and /sys alone");
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// An attachment that is there already answers a request for the same.
+fn same_or_refused(
+    name: &VolumeName,
+    attached: api::Attachment,
+    row: &AttachmentRow,
+) -> Result<api::Attachment, ServiceError> {
+    let device_fits = row.device.is_none() || row.device == attached.device.map(Device::index);
+    let same = device_fits
+        && attached.read_only == row.read_only
+        && attached.persistent == row.persistent
+        && attached.timeout_s == row.timeout_s
+        && attached.dead_timeout_s == row.dead_timeout_s
+        && attached.connections == row.connections
+        && attached.block_size_bytes == row.block_size_bytes;
+    if same {
+        return Ok(attached);
+    }
+    let place = attached.device.map_or_else(String::new, |device| format!(" at {device}"));
+    let message = format!("volume {name} is attached{place} already, in another way: detach it first");
+    Err(ServiceError::refused(ErrorCode::VolumeAttached, message))
+}

@@ -1,0 +1,168 @@
+//! Rows of attachments: which volumes are devices of the kernel, and how.
+
+use super::{DbError, UnknownWord, number, parsed, stored};
+use blockd_extent::VolumeId;
+use rusqlite::{Row, Transaction, params};
+use std::str::FromStr;
+
+/// How far an attachment's row and the kernel agree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AttachmentState {
+    /// The kernel is being asked for the device; nobody was told of it yet.
+    Attaching,
+    /// The kernel has the device, or shall have it.
+    Attached,
+    /// The device is being taken away.
+    Detaching,
+}
+
+impl AttachmentState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Attaching => "attaching",
+            Self::Attached => "attached",
+            Self::Detaching => "detaching",
+        }
+    }
+}
+
+impl FromStr for AttachmentState {
+    type Err = UnknownWord;
+    fn from_str(text: &str) -> Result<Self, UnknownWord> {
+        [Self::Attaching, Self::Attached, Self::Detaching]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| UnknownWord(text.to_owned()))
+    }
+}
+
+/// A volume's attachment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttachmentRow {
+    /// The volume.
+    pub volume: VolumeId,
+    /// How far it has come.
+    pub state: AttachmentState,
+    /// The device that it has, last had, or shall have.
+    pub device: Option<u32>,
+    /// It must be that device.
+    pub pinned: bool,
+    /// The device refuses writes.
+    pub read_only: bool,
+    /// It comes back after a boot.
+    pub persistent: bool,
+    /// After how long without a reply a request is sent again.
+    pub timeout_s: u64,
+    /// How long requests wait for a connection.
+    pub dead_timeout_s: u64,
+    /// How many connections it has.
+    pub connections: u32,
+    /// Its logical block size.
+    pub block_size_bytes: u32,
+}
+
+const COLUMNS: &str = "volume, state, device, pinned, read_only, persistent, timeout_s, dead_timeout_s, connections, block_size_bytes";
+
+impl AttachmentRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            volume: parsed(row, 0)?,
+            state: parsed(row, 1)?,
+            device: row.get(2)?,
+            pinned: row.get(3)?,
+            read_only: row.get(4)?,
+            persistent: row.get(5)?,
+            timeout_s: number(row, 6)?,
+            dead_timeout_s: number(row, 7)?,
+            connections: row.get(8)?,
+            block_size_bytes: row.get(9)?,
+        })
+    }
+
+    /// All attachments.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM attachments ORDER BY volume"))?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// Makes this the attachment of its volume.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            &format!("INSERT OR REPLACE INTO attachments ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"),
+            params![
+                self.volume.to_string(),
+                self.state.as_str(),
+                self.device,
+                self.pinned,
+                self.read_only,
+                self.persistent,
+                stored(self.timeout_s),
+                stored(self.dead_timeout_s),
+                self.connections,
+                self.block_size_bytes
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Removes the attachment of a volume.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn remove(tx: &Transaction<'_>, volume: VolumeId) -> Result<(), DbError> {
+        tx.execute("DELETE FROM attachments WHERE volume = ?1", [volume.to_string()])?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Db, VolumeRow, VolumeState};
+    use super::*;
+
+    #[test]
+    fn a_row_reads_back_and_goes_with_its_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let volume = VolumeRow {
+            id: VolumeId::from_u64(7),
+            name: "data".parse().unwrap(),
+            size_bytes: 4096,
+            labels: Default::default(),
+            created: jiff::Timestamp::UNIX_EPOCH,
+            state: VolumeState::Up,
+        };
+        let row = AttachmentRow {
+            volume: volume.id,
+            state: AttachmentState::Attaching,
+            device: None,
+            pinned: false,
+            read_only: true,
+            persistent: true,
+            timeout_s: 30,
+            dead_timeout_s: 600,
+            connections: 4,
+            block_size_bytes: 4096,
+        };
+        db.transaction::<_, DbError>(|tx| {
+            assert!(row.put(tx).is_err(), "an attachment of no volume");
+            volume.insert(tx)?;
+            row.put(tx)?;
+            assert_eq!(AttachmentRow::all(tx)?, [row.clone()]);
+            let attached = AttachmentRow { state: AttachmentState::Attached, device: Some(3), ..row.clone() };
+            attached.put(tx)?;
+            assert_eq!(AttachmentRow::all(tx)?, [attached]);
+            VolumeRow::remove(tx, volume.id)?;
+            assert_eq!(AttachmentRow::all(tx)?, []);
+            Ok(())
+        })
+        .unwrap();
+    }
+}

@@ -1,0 +1,26 @@
+//! Attaching and detaching.
+
+use super::{Answer, Body, Named, detached};
+use crate::core::Core;
+use axum::extract::State;
+use blockd_api::{
+    VolumeRef,
+    attachments::{AttachVolume, Attachment, DetachVolume, Detached},
+};
+use std::sync::Arc;
+
+pub(super) async fn attach(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+    Body(request): Body<AttachVolume>,
+) -> Answer<Attachment> {
+    detached(async move { core.attach_volume(&volume, request).await }).await
+}
+
+pub(super) async fn detach(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+    Body(request): Body<DetachVolume>,
+) -> Answer<Detached> {
+    detached(async move { core.detach_volume(&volume, &request).await }).await
+}

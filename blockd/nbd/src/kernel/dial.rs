@@ -1,0 +1,233 @@
+//! The client's side of the negotiation: connections to a server's unix socket that are in transmission.
+//!
+//! Simple replies only: the kernel's driver knows no others.
+
+use super::error::DialError;
+use crate::constants::*;
+use std::{
+    io::{self, Read, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
+    time::Duration,
+};
+
+/// How long the server may take for each step.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest reply to an option that is taken, in bytes.
+const MAX_REPLY_LEN_BYTES: u32 = 64 << 10;
+
+/// Connections in transmission.
+#[derive(Debug)]
+pub struct Dialed {
+    /// The sockets.
+    pub sockets: Vec<OwnedFd>,
+    /// Size of the export.
+    pub size_bytes: u64,
+    /// Its transmission flags.
+    pub flags: u16,
+}
+
+/// Opens connections to an export: `wanted` of them if the server says that several are safe, else one.
+///
+/// # Errors
+/// There is no server, or it does not serve the export.
+pub fn dial(path: &Path, export: &str, wanted: usize) -> Result<Dialed, DialError> {
+    let first = negotiate(path, export)?;
+    let mut dialed =
+        Dialed { sockets: vec![first.stream.into()], size_bytes: first.size_bytes, flags: first.flags };
+    let wanted = if dialed.flags & NBD_FLAG_CAN_MULTI_CONN == 0 { 1 } else { wanted };
+    while dialed.sockets.len() < wanted {
+        let next = negotiate(path, export)?;
+        // A volume that grows just now: the kernel is told the size that all connections know.
+        dialed.size_bytes = dialed.size_bytes.min(next.size_bytes);
+        dialed.sockets.push(next.stream.into());
+    }
+    Ok(dialed)
+}
+
+struct Negotiated {
+    stream: UnixStream,
+    size_bytes: u64,
+    flags: u16,
+}
+
+fn negotiate(path: &Path, export: &str) -> Result<Negotiated, DialError> {
+    let socket = |doing| move |source| DialError::Socket { doing, path: path.to_owned(), source };
+    let mut stream = UnixStream::connect(path).map_err(socket("connect to"))?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(socket("set up"))?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(socket("set up"))?;
+    let (size_bytes, flags) = match go(&mut stream, export) {
+        Ok(found) => found,
+        Err(Bad::Io(source)) => return Err(socket("negotiate at")(source)),
+        Err(Bad::Protocol(what)) => return Err(DialError::Protocol { path: path.to_owned(), what }),
+        Err(Bad::Refused(reason)) => return Err(DialError::Refused { export: export.to_owned(), reason }),
+    };
+    // The kernel waits on the socket in its own ways.
+    stream.set_read_timeout(None).map_err(socket("set up"))?;
+    stream.set_write_timeout(None).map_err(socket("set up"))?;
+    Ok(Negotiated { stream, size_bytes, flags })
+}
+
+#[derive(Debug)]
+enum Bad {
+    Io(io::Error),
+    Protocol(&'static str),
+    Refused(String),
+}
+
+impl From<io::Error> for Bad {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Greeting, GO, replies: the size and the transmission flags.
+fn go(stream: &mut (impl Read + Write), export: &str) -> Result<(u64, u16), Bad> {
+    let (magic, option_magic, flags): ([u8; 8], [u8; 8], [u8; 2]) =
+        (take(stream)?, take(stream)?, take(stream)?);
+    if u64::from_be_bytes(magic) != NBD_MAGIC || u64::from_be_bytes(option_magic) != OPTION_MAGIC {
+        return Err(Bad::Protocol("it does not greet like a newstyle server"));
+    }
+    let flags = u16::from_be_bytes(flags);
+    if flags & NBD_FLAG_FIXED_NEWSTYLE == 0 {
+        return Err(Bad::Protocol("it does not speak fixed newstyle"));
+    }
+    let mut client_flags = NBD_FLAG_C_FIXED_NEWSTYLE;
+    if flags & NBD_FLAG_NO_ZEROES != 0 {
+        client_flags |= NBD_FLAG_C_NO_ZEROES;
+    }
+    let name = export.as_bytes();
+    let name_len = u32::try_from(name.len()).map_err(|_| Bad::Refused("the name is too long".into()))?;
+    let mut request = client_flags.to_be_bytes().to_vec();
+    request.extend(OPTION_MAGIC.to_be_bytes());
+    request.extend(NBD_OPT_GO.to_be_bytes());
+    request.extend((name_len.saturating_add(6)).to_be_bytes());
+    request.extend(name_len.to_be_bytes());
+    request.extend(name);
+    // No further information is asked for: size and flags always come.
+    request.extend(0u16.to_be_bytes());
+    stream.write_all(&request)?;
+    let mut found = None;
+    loop {
+        let (kind, data) = option_reply(stream)?;
+        match kind {
+            NBD_REP_ACK => {
+                return found.ok_or(Bad::Protocol("it opens the export without saying its size"));
+            }
+            NBD_REP_INFO => {
+                if let [0, 0, size @ .., high, low] = &data[..]
+                    && let Ok(size) = size.try_into()
+                {
+                    found = Some((u64::from_be_bytes(size), u16::from_be_bytes([*high, *low])));
+                }
+            }
+            _ if kind & (1 << 31) != 0 => {
+                let text = String::from_utf8_lossy(&data).replace('\n', " ");
+                return Err(Bad::Refused(if text.is_empty() { format!("error {kind:#x}") } else { text }));
+            }
+            _ => return Err(Bad::Protocol("it answers an option with something else")),
+        }
+    }
+}
+
+fn option_reply(stream: &mut impl Read) -> Result<(u32, Vec<u8>), Bad> {
+    let (magic, _option, kind, len): ([u8; 8], [u8; 4], [u8; 4], [u8; 4]) =
+        (take(stream)?, take(stream)?, take(stream)?, take(stream)?);
+    if u64::from_be_bytes(magic) != OPTION_REPLY_MAGIC {
+        return Err(Bad::Protocol("a reply does not start with its magic"));
+    }
+    let len_bytes = u32::from_be_bytes(len);
+    if len_bytes > MAX_REPLY_LEN_BYTES {
+        return Err(Bad::Protocol("a reply to an option is too long"));
+    }
+    let mut data = vec![0; len_bytes as usize];
+    stream.read_exact(&mut data)?;
+    Ok((u32::from_be_bytes(kind), data))
+}
+
+fn take<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A server that has said all it will say, and what it was told.
+    struct Script {
+        says: io::Cursor<Vec<u8>>,
+        heard: Vec<u8>,
+    }
+
+    impl Read for Script {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.says.read(buf)
+        }
+    }
+
+    impl Write for Script {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.heard.extend(buf);
+            Ok(buf.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn run(says: Vec<u8>) -> (Result<(u64, u16), Bad>, Vec<u8>) {
+        let mut script = Script { says: io::Cursor::new(says), heard: Vec::new() };
+        let result = go(&mut script, "vol");
+        (result, script.heard)
+    }
+
+    fn greeting() -> Vec<u8> {
+        let mut bytes = b"NBDMAGICIHAVEOPT".to_vec();
+        bytes.extend([0, 3]);
+        bytes
+    }
+
+    fn reply(kind: u32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+        bytes.extend(NBD_OPT_GO.to_be_bytes());
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend((data.len() as u32).to_be_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    #[test]
+    fn size_and_flags_are_learnt() {
+        let info = [0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 1, 0x6d];
+        let says = [
+            greeting(),
+            reply(NBD_REP_INFO, &[0, 3, 9, 9]),
+            reply(NBD_REP_INFO, &info),
+            reply(NBD_REP_ACK, &[]),
+        ];
+        let (result, heard) = run(says.concat());
+        assert_eq!(result.unwrap(), (1 << 30, 0x16d));
+        assert_eq!(heard, b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x09\0\0\0\x03vol\0\0");
+    }
+
+    #[test]
+    fn a_refusal_has_the_words_of_the_server() {
+        let (result, _) = run([greeting(), reply(NBD_REP_ERR_UNKNOWN, b"no such export")].concat());
+        assert!(matches!(result, Err(Bad::Refused(reason)) if reason == "no such export"));
+        let (result, _) = run([greeting(), reply(NBD_REP_ACK, &[])].concat());
+        assert!(matches!(result, Err(Bad::Protocol(_))));
+        let (result, _) = run(b"SSH-2.0-OpenSSH_9.2p1 Debian".to_vec());
+        assert!(matches!(result, Err(Bad::Protocol(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_server_is_survived(tail in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = run([greeting(), tail.clone()].concat());
+            let _ = run(tail);
+        }
+    }
+}

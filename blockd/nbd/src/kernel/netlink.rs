@@ -1,0 +1,330 @@
+//! The conversation with the kernel. Each call waits for its acknowledgement.
+
+use super::{
+    AttachOptions, Dialed,
+    error::KernelError,
+    family,
+    wire::{Attributes, Message, messages},
+};
+use crate::constants::NBD_FLAG_READ_ONLY;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink},
+};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+/// Room for any message of the kernel's: the longest is the status of all devices, 20 bytes each.
+const DATAGRAM_LEN_BYTES: usize = 256 << 10;
+
+/// A conversation with the kernel's nbd driver.
+#[derive(Debug)]
+pub struct Kernel {
+    socket: OwnedFd,
+    family: u16,
+    group: Option<u32>,
+    sequence: u32,
+    datagram: Vec<u8>,
+}
+
+fn open_socket() -> Result<OwnedFd, KernelError> {
+    let failed = |doing| move |errno: Errno| KernelError::Socket { doing, source: errno.into() };
+    let socket = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(netlink::GENERIC),
+    )
+    .map_err(failed("open a socket"))?;
+    rustix::net::bind(&socket, &netlink::SocketAddrNetlink::new(0, 0)).map_err(failed("bind the socket"))?;
+    Ok(socket)
+}
+
+impl Kernel {
+    /// Begins a conversation.
+    ///
+    /// # Errors
+    /// [`KernelError::NoModule`] where the driver is not loaded; or netlink cannot be used.
+    pub fn open() -> Result<Self, KernelError> {
+        let socket = open_socket()?;
+        let mut kernel =
+            Self { socket, family: 0, group: None, sequence: 0, datagram: vec![0; DATAGRAM_LEN_BYTES] };
+        let sequence = kernel.next_sequence();
+        let found = kernel.call(&family::get_family(sequence), family::CONTROL_FAMILY, family::family);
+        match found {
+            Ok(Some((id, group))) => {
+                kernel.family = id;
+                kernel.group = group;
+                Ok(kernel)
+            }
+            Ok(None) => Err(KernelError::Garbled { doing: "look for the nbd driver".into() }),
+            Err(Failed::Errno(errno)) if errno == Errno::NOENT => Err(KernelError::NoModule),
+            Err(failed) => Err(failed.during(|| "look for the nbd driver".into())),
+        }
+    }
+
+    /// Attaches connections as a device: the one with this number, or a free one. Gives its number. The kernel keeps the
+    /// sockets.
+    ///
+    /// # Errors
+    /// The device is in use, or the kernel refuses.
+    pub fn connect(
+        &mut self,
+        index: Option<u32>,
+        dialed: &Dialed,
+        read_only: bool,
+        options: &AttachOptions,
+    ) -> Result<u32, KernelError> {
+        let flags = if read_only { dialed.flags | NBD_FLAG_READ_ONLY } else { dialed.flags };
+        let sequence = self.next_sequence();
+        let request =
+            family::connect(self.family, sequence, index, dialed.size_bytes, flags, options, &dialed.sockets);
+        let doing = || match index {
+            Some(index) => format!("attach /dev/nbd{index}"),
+            None => "attach a free device".to_owned(),
+        };
+        match self.call(&request, self.family, family::index) {
+            Ok(Some(index)) => Ok(index),
+            Ok(None) => Err(KernelError::Garbled { doing: doing() }),
+            Err(Failed::Errno(errno)) if errno == Errno::BUSY => index.map_or_else(
+                || Err(Failed::Errno(errno).during(doing)),
+                |index| Err(KernelError::Busy { index }),
+            ),
+            Err(failed) => Err(failed.during(doing)),
+        }
+    }
+
+    /// Gives a device these sockets in place of dead ones. Those that are not needed are closed by the kernel: as many as it
+    /// has connections can be given at any time.
+    ///
+    /// # Errors
+    /// The device is not connected, belongs to another backend, or the kernel refuses.
+    pub fn reconnect(&mut self, index: u32, backend: &str, sockets: &[OwnedFd]) -> Result<(), KernelError> {
+        let sequence = self.next_sequence();
+        let request = family::reconfigure(self.family, sequence, index, backend, None, sockets);
+        self.change(&request, index, "give other connections to")
+    }
+
+    /// Tells a device its new size.
+    ///
+    /// # Errors
+    /// The device is not connected, belongs to another backend, or the kernel refuses.
+    pub fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError> {
+        let sequence = self.next_sequence();
+        let request = family::reconfigure(self.family, sequence, index, backend, Some(size_bytes), &[]);
+        self.change(&request, index, "change the size of")
+    }
+
+    /// Takes a device away, whoever uses it.
+    ///
+    /// # Errors
+    /// There is no such device, or the kernel refuses.
+    pub fn disconnect(&mut self, index: u32) -> Result<(), KernelError> {
+        let sequence = self.next_sequence();
+        self.change(&family::disconnect(self.family, sequence, index), index, "detach")
+    }
+
+    /// The numbers of the devices that are connected, ascending.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn connected(&mut self) -> Result<Vec<u32>, KernelError> {
+        let sequence = self.next_sequence();
+        let request = family::status(self.family, sequence, None);
+        let reply = self.call(&request, self.family, |attributes| Some(family::devices(attributes)));
+        let devices =
+            reply.map_err(|failed| failed.during(|| "list the nbd devices".into()))?.unwrap_or_default();
+        let mut connected: Vec<_> =
+            devices.into_iter().filter_map(|(index, connected)| connected.then_some(index)).collect();
+        connected.sort_unstable();
+        Ok(connected)
+    }
+
+    /// Begins to listen for connections that die.
+    ///
+    /// # Errors
+    /// The kernel has no such news, or does not give them to this process.
+    pub fn watch(&self) -> Result<LinkWatch, KernelError> {
+        let group = self
+            .group
+            .ok_or_else(|| KernelError::Garbled { doing: "look for the group of dead links".into() })?;
+        let socket = open_socket()?;
+        join(&socket, group)
+            .map_err(|source| KernelError::Socket { doing: "join the group of dead links", source })?;
+        Ok(LinkWatch { socket, family: self.family, datagram: vec![0; 64 << 10] })
+    }
+
+    fn change(&mut self, request: &[u8], index: u32, doing: &'static str) -> Result<(), KernelError> {
+        let doing = || format!("{doing} /dev/nbd{index}");
+        match self.call(request, self.family, |_| Some(())) {
+            Ok(_) => Ok(()),
+            Err(Failed::Errno(errno)) if errno == Errno::INVAL || errno == Errno::NODEV => {
+                Err(KernelError::NoDevice { index })
+            }
+            Err(failed) => Err(failed.during(doing)),
+        }
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        // 0 stands for what nobody asked for.
+        self.sequence = self.sequence.wrapping_add(1).max(1);
+        self.sequence
+    }
+
+    /// Sends a request that has the current sequence number, and waits for its acknowledgement.
+    fn call<T>(
+        &mut self,
+        request: &[u8],
+        family: u16,
+        read: impl Fn(Attributes<'_>) -> Option<T>,
+    ) -> Result<Option<T>, Failed> {
+        rustix::net::send(&self.socket, request, SendFlags::empty()).map_err(Failed::Send)?;
+        let wanted = self.sequence;
+        let mut found = None;
+        loop {
+            let datagram = receive(&self.socket, &mut self.datagram)?;
+            for message in messages(datagram) {
+                match message {
+                    Message::Outcome { sequence, errno } if sequence == wanted => {
+                        return if errno == 0 {
+                            Ok(found)
+                        } else {
+                            Err(Failed::Errno(Errno::from_raw_os_error(errno)))
+                        };
+                    }
+                    Message::Generic { sequence, family: from, attributes, .. }
+                        if sequence == wanted && from == family =>
+                    {
+                        found = read(attributes);
+                    }
+                    // What an earlier call that failed half way left.
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// One datagram of the kernel's; what others send is not looked at.
+fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8]) -> Result<&'a [u8], Failed> {
+    loop {
+        let (_, len_bytes, from) = match rustix::net::recvfrom(socket, &mut *room, RecvFlags::TRUNC) {
+            Err(Errno::INTR) => continue,
+            other => other.map_err(Failed::Receive)?,
+        };
+        let from_kernel = from
+            .and_then(|from| netlink::SocketAddrNetlink::try_from(from).ok())
+            .is_some_and(|from| from.pid() == 0);
+        if !from_kernel {
+            continue;
+        }
+        return room.get(..len_bytes).ok_or(Failed::Receive(Errno::MSGSIZE));
+    }
+}
+
+enum Failed {
+    Send(Errno),
+    Receive(Errno),
+    Errno(Errno),
+}
+
+impl Failed {
+    fn during(self, doing: impl FnOnce() -> String) -> KernelError {
+        match self {
+            Self::Send(errno) => KernelError::Socket { doing: "send", source: errno.into() },
+            Self::Receive(errno) => KernelError::Socket { doing: "receive", source: errno.into() },
+            Self::Errno(errno) if errno == Errno::PERM || errno == Errno::ACCESS => {
+                KernelError::Denied { doing: doing() }
+            }
+            Self::Errno(errno) => KernelError::Refused { doing: doing(), source: errno.into() },
+        }
+    }
+}
+
+/// News of connections that died.
+#[derive(Debug)]
+pub struct LinkWatch {
+    socket: OwnedFd,
+    family: u16,
+    datagram: Vec<u8>,
+}
+
+impl LinkWatch {
+    /// Waits at most so long for news, or until `wake` can be read: the devices that lost a connection. `None` says that news were lost, so that any
+    /// device may have lost one.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError> {
+        let failed =
+            |errno: Errno| KernelError::Socket { doing: "wait for dead links", source: errno.into() };
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        let news = PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN);
+        let mut fds = [news, PollFd::from_borrowed_fd(wake, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+        if fds.first().is_none_or(|news| news.revents().is_empty()) {
+            return Ok(Some(Vec::new()));
+        }
+        let datagram = match receive(&self.socket, &mut self.datagram) {
+            Ok(datagram) => datagram,
+            // The kernel had more to say than the socket could hold.
+            Err(Failed::Receive(Errno::NOBUFS)) => return Ok(None),
+            Err(Failed::Receive(errno) | Failed::Send(errno) | Failed::Errno(errno)) => {
+                return Err(failed(errno));
+            }
+        };
+        let dead = messages(datagram).filter_map(|message| match message {
+            Message::Generic { family, command: family::CMD_LINK_DEAD, attributes, .. }
+                if family == self.family =>
+            {
+                family::index(attributes)
+            }
+            _ => None,
+        });
+        Ok(Some(dead.collect()))
+    }
+}
+
+/// Joins a multicast group: they are numbered beyond what an address has room for.
+#[allow(unsafe_code)]
+fn join(socket: &OwnedFd, group: u32) -> io::Result<()> {
+    // SAFETY: the option takes a pointer to four bytes, which live until the call returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_ADD_MEMBERSHIP,
+            (&raw const group).cast(),
+            libc::socklen_t::try_from(size_of_val(&group)).unwrap_or(4),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_answers_with_a_driver_or_with_what_to_load() {
+        match Kernel::open() {
+            Ok(mut kernel) => {
+                kernel.connected().unwrap();
+            }
+            Err(KernelError::NoModule) => {
+                assert!(KernelError::NoModule.to_string().contains("modprobe nbd"));
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+}

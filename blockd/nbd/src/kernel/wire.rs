@@ -1,0 +1,299 @@
+//! Generic netlink messages as bytes: headers and attributes, both ways, without I/O.
+//!
+//! Everything is in the machine's byte order and padded to four bytes. What is parsed may be anything: a message that is
+//! cut short or lies about its length ends the parsing, it never reads beyond it.
+
+/// `NLMSG_NOOP`: to be skipped.
+const NLMSG_NOOP: u16 = 1;
+/// `NLMSG_ERROR`: an acknowledgement, or why there is none.
+const NLMSG_ERROR: u16 = 2;
+/// `NLMSG_DONE`: the end of a message in parts.
+const NLMSG_DONE: u16 = 3;
+/// `NLM_F_REQUEST`: a request.
+const NLM_F_REQUEST: u16 = 1;
+/// `NLM_F_ACK`: an acknowledgement is wanted.
+const NLM_F_ACK: u16 = 4;
+/// Marks an attribute that holds attributes.
+const NLA_F_NESTED: u16 = 1 << 15;
+/// The bits of an attribute's type that are its type.
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+const HEADER_LEN_BYTES: usize = 16;
+const GENERIC_LEN_BYTES: usize = 4;
+const ATTRIBUTE_LEN_BYTES: usize = 4;
+
+/// A request that is being put together.
+#[derive(Debug)]
+pub(super) struct Request {
+    bytes: Vec<u8>,
+}
+
+impl Request {
+    /// A request with an acknowledgement.
+    pub(super) fn new(family: u16, command: u8, version: u8, sequence: u32) -> Self {
+        let mut bytes = Vec::with_capacity(256);
+        // The length is known at the end.
+        bytes.extend(0u32.to_ne_bytes());
+        bytes.extend(family.to_ne_bytes());
+        bytes.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+        bytes.extend(sequence.to_ne_bytes());
+        // The port of the sender: the kernel fills it in.
+        bytes.extend(0u32.to_ne_bytes());
+        bytes.extend([command, version, 0, 0]);
+        Self { bytes }
+    }
+
+    fn attribute(&mut self, kind: u16, payload: &[u8]) {
+        let len_bytes = ATTRIBUTE_LEN_BYTES + payload.len();
+        self.bytes.extend(u16::try_from(len_bytes).unwrap_or(u16::MAX).to_ne_bytes());
+        self.bytes.extend(kind.to_ne_bytes());
+        self.bytes.extend(payload);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// A number of 32 bits.
+    pub(super) fn u32(mut self, kind: u16, value: u32) -> Self {
+        self.attribute(kind, &value.to_ne_bytes());
+        self
+    }
+
+    /// A number of 64 bits.
+    pub(super) fn u64(mut self, kind: u16, value: u64) -> Self {
+        self.attribute(kind, &value.to_ne_bytes());
+        self
+    }
+
+    /// A text, ended by a zero.
+    pub(super) fn text(mut self, kind: u16, value: &str) -> Self {
+        let mut payload = value.as_bytes().to_vec();
+        payload.push(0);
+        self.attribute(kind, &payload);
+        self
+    }
+
+    /// Attributes in an attribute.
+    pub(super) fn nested(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
+        let start = self.bytes.len();
+        self.attribute(kind | NLA_F_NESTED, &[]);
+        let mut filled = fill(self);
+        let len_bytes = u16::try_from(filled.bytes.len() - start).unwrap_or(u16::MAX);
+        if let Some(place) = filled.bytes.get_mut(start..start + 2) {
+            place.copy_from_slice(&len_bytes.to_ne_bytes());
+        }
+        filled
+    }
+
+    /// The bytes to send.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        let len_bytes = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        if let Some(place) = self.bytes.first_chunk_mut() {
+            *place = len_bytes.to_ne_bytes();
+        }
+        self.bytes
+    }
+}
+
+/// A message that was received.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Message<'a> {
+    /// What a request led to: 0, or an error number.
+    Outcome {
+        /// Of which request.
+        sequence: u32,
+        /// The error number, positive; 0 if it succeeded.
+        errno: i32,
+    },
+    /// A message of a family.
+    Generic {
+        /// The request that it answers; 0 for what was not asked for.
+        sequence: u32,
+        /// Of which family.
+        family: u16,
+        /// What it is.
+        command: u8,
+        /// What it says.
+        attributes: Attributes<'a>,
+    },
+    /// The end of a message in parts, or one that says nothing.
+    Other,
+}
+
+/// The messages in one datagram.
+pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let len_bytes = usize::try_from(u32_at(rest, 0)?).ok()?;
+        if len_bytes < HEADER_LEN_BYTES {
+            return None;
+        }
+        let message = rest.get(..len_bytes)?;
+        rest = rest.get(len_bytes.next_multiple_of(4)..).unwrap_or_default();
+        Some(parse(message))
+    })
+}
+
+fn parse(message: &[u8]) -> Message<'_> {
+    let (Some(kind), Some(sequence)) = (u16_at(message, 4), u32_at(message, 8)) else {
+        return Message::Other;
+    };
+    match kind {
+        NLMSG_NOOP | NLMSG_DONE => Message::Other,
+        NLMSG_ERROR => match u32_at(message, HEADER_LEN_BYTES) {
+            Some(number) => Message::Outcome { sequence, errno: number.cast_signed().saturating_neg() },
+            None => Message::Other,
+        },
+        family => {
+            match (message.get(HEADER_LEN_BYTES), message.get(HEADER_LEN_BYTES + GENERIC_LEN_BYTES..)) {
+                (Some(command), Some(rest)) => {
+                    Message::Generic { sequence, family, command: *command, attributes: Attributes { rest } }
+                }
+                _ => Message::Other,
+            }
+        }
+    }
+}
+
+/// Attributes, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Attributes<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Attributes<'a> {
+    /// The first attribute of a type.
+    pub(super) fn find(self, kind: u16) -> Option<Attribute<'a>> {
+        let mut all = self;
+        all.find_map(|(found, attribute)| (found == kind).then_some(attribute))
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, Attribute<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (len_bytes, kind) = (usize::from(u16_at(self.rest, 0)?), u16_at(self.rest, 2)?);
+        let payload = self.rest.get(ATTRIBUTE_LEN_BYTES..len_bytes)?;
+        self.rest = self.rest.get(len_bytes.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & NLA_TYPE_MASK, Attribute { payload }))
+    }
+}
+
+/// What an attribute holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Attribute<'a> {
+    payload: &'a [u8],
+}
+
+impl<'a> Attribute<'a> {
+    /// A number of 8 bits.
+    pub(super) fn u8(self) -> Option<u8> {
+        self.payload.first().copied()
+    }
+
+    /// A number of 16 bits.
+    pub(super) fn u16(self) -> Option<u16> {
+        u16_at(self.payload, 0)
+    }
+
+    /// A number of 32 bits.
+    pub(super) fn u32(self) -> Option<u32> {
+        u32_at(self.payload, 0)
+    }
+
+    /// A text; without the zero at its end.
+    pub(super) fn text(self) -> Option<&'a str> {
+        let end = self.payload.iter().position(|byte| *byte == 0).unwrap_or(self.payload.len());
+        std::str::from_utf8(self.payload.get(..end)?).ok()
+    }
+
+    /// Attributes.
+    pub(super) fn nested(self) -> Attributes<'a> {
+        Attributes { rest: self.payload }
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn a_request_is_laid_out_as_the_kernel_reads_it() {
+        let request = Request::new(0x1c, 1, 1, 7).text(2, "nbd").nested(7, |list| list.u32(1, 5)).finish();
+        let expected = [
+            40, 0, 0, 0, 0x1c, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0, // header
+            1, 1, 0, 0, // command and version
+            8, 0, 2, 0, b'n', b'b', b'd', 0, // a text with its zero
+            12, 0, 7, 0x80, 8, 0, 1, 0, 5, 0, 0, 0, // attributes in an attribute
+        ];
+        assert_eq!(request, expected);
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let bytes = Request::new(40, 3, 1, 9)
+            .u32(1, u32::MAX)
+            .text(2, "x")
+            .nested(3, |list| list.nested(1, |item| item.u64(1, 5)))
+            .finish();
+        let all: Vec<_> = messages(&bytes).collect();
+        let [Message::Generic { sequence: 9, family: 40, command: 3, attributes }] = all[..] else {
+            panic!("{all:?}")
+        };
+        assert_eq!(attributes.find(1).and_then(Attribute::u32), Some(u32::MAX));
+        assert_eq!(attributes.find(2).and_then(Attribute::text), Some("x"));
+        let nested = attributes.find(3).unwrap().nested().find(1).unwrap().nested();
+        assert_eq!(
+            nested.find(1).and_then(Attribute::u32),
+            Some(if cfg!(target_endian = "little") { 5 } else { 0 })
+        );
+        assert!(attributes.find(4).is_none());
+    }
+
+    #[test]
+    fn an_error_is_told_from_an_acknowledgement() {
+        let mut bytes = Vec::new();
+        for (sequence, errno) in [(3u32, 0i32), (4, -16)] {
+            bytes.extend(36u32.to_ne_bytes());
+            bytes.extend(2u16.to_ne_bytes());
+            bytes.extend(0u16.to_ne_bytes());
+            bytes.extend(sequence.to_ne_bytes());
+            bytes.extend(0u32.to_ne_bytes());
+            bytes.extend(errno.to_ne_bytes());
+            bytes.extend([0; 16]);
+        }
+        let all: Vec<_> = messages(&bytes).collect();
+        assert_eq!(
+            all,
+            [Message::Outcome { sequence: 3, errno: 0 }, Message::Outcome { sequence: 4, errno: 16 }]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn anything_is_parsed_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), len in 0u32..400) {
+            if let Some(place) = bytes.first_chunk_mut() {
+                *place = len.to_ne_bytes();
+            }
+            for message in messages(&bytes) {
+                if let Message::Generic { attributes, .. } = message {
+                    for (_, attribute) in attributes {
+                        let _ = (attribute.u8(), attribute.u16(), attribute.u32(), attribute.text());
+                        for (_, inner) in attribute.nested() {
+                            let _ = inner.text();
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
