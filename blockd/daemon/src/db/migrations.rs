@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use std::path::Path;
 
 /// `MIGRATIONS[n]` leads from version n to n + 1. Files that were released are never changed.
-const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_initial.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("../../migrations/0001_initial.sql"), include_str!("../../migrations/0002_read_only.sql")];
 
 pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {
     apply_all(connection, path, MIGRATIONS)

@@ -56,7 +56,7 @@ fn router(core: Arc<Core>) -> Router {
     Router::new()
         .route(paths::STATUS, get(status::show))
         .route(paths::VOLUMES, get(volumes::list).post(volumes::create))
-        .route(paths::VOLUME, get(volumes::inspect).delete(volumes::delete))
+        .route(paths::VOLUME, get(volumes::inspect).patch(volumes::update).delete(volumes::delete))
         .route(paths::VOLUME_SNAPSHOTS, post(snapshots::create))
         .route(paths::SNAPSHOTS, get(snapshots::list))
         .route(paths::SNAPSHOT, axum::routing::delete(snapshots::delete))
