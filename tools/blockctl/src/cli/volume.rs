@@ -113,7 +113,7 @@ pub struct UpdateArgs {
     /// Name or id of the volume
     pub volume: VolumeRef,
     /// Whether clients may only read the volume
-    #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+    #[arg(long, value_name = "on|off", value_parser = parse_switch, action = clap::ArgAction::Set)]
     pub read_only: bool,
 }
 
