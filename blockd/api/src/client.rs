@@ -14,7 +14,7 @@ use crate::{
     snapshots::{CreateSnapshot, ListSnapshots, Snapshot, SnapshotList},
     status::Status,
     tasks::{ListTasks, Task, TaskList, TaskStarted, WaitTask},
-    volumes::{CreateVolume, ListVolumes, Volume, VolumeList},
+    volumes::{CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeList},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -197,6 +197,15 @@ impl Client {
         self.get(&paths::volume(volume), CALL_TIMEOUT).await
     }
 
+    /// Changes a volume.
+    pub async fn update_volume(
+        &self,
+        volume: &VolumeRef,
+        request: &UpdateVolume,
+    ) -> Result<Volume, ClientError> {
+        self.send(Method::PATCH, &paths::volume(volume), request, CALL_TIMEOUT).await
+    }
+
     /// Deletes a volume and its snapshots; what is in the cloud stays.
     pub async fn delete_volume(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::volume(volume)).await
@@ -322,11 +331,21 @@ impl Client {
         body: &B,
         patience: Duration,
     ) -> Result<R, ClientError> {
-        let bad = |source| ClientError::BadRequest { what: format!("POST {address}"), source };
+        self.send(Method::POST, address, body, patience).await
+    }
+
+    async fn send<B: Serialize, R: DeserializeOwned>(
+        &self,
+        method: Method,
+        address: &str,
+        body: &B,
+        patience: Duration,
+    ) -> Result<R, ClientError> {
+        let bad = |source| ClientError::BadRequest { what: format!("{method} {address}"), source };
         // A body can hold secrets: it is wiped when it was sent, and begins large enough not to be moved about.
         let mut json = Zeroizing::new(Vec::with_capacity(16 << 10));
         serde_json::to_writer(&mut *json, body).map_err(bad)?;
-        self.call(Method::POST, address, Bytes::from_owner(json), patience).await
+        self.call(method, address, Bytes::from_owner(json), patience).await
     }
 
     async fn call<R: DeserializeOwned>(

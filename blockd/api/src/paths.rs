@@ -12,7 +12,8 @@ pub const STATUS: &str = "/v1/status";
 /// `GET` with [`crate::volumes::ListVolumes`]: [`crate::volumes::VolumeList`]; `POST` of
 /// [`crate::volumes::CreateVolume`]: [`crate::volumes::Volume`].
 pub const VOLUMES: &str = "/v1/volumes";
-/// `GET`: [`crate::volumes::Volume`]; `DELETE`: [`crate::Deleted`]. `{volume}` is a [`crate::VolumeRef`].
+/// `GET`: [`crate::volumes::Volume`]; `PATCH` of [`crate::volumes::UpdateVolume`]: [`crate::volumes::Volume`];
+/// `DELETE`: [`crate::Deleted`]. `{volume}` is a [`crate::VolumeRef`].
 pub const VOLUME: &str = "/v1/volumes/{volume}";
 /// `POST` of [`crate::attachments::AttachVolume`]: [`crate::attachments::Attachment`].
 pub const VOLUME_ATTACH: &str = "/v1/volumes/{volume}/attach";

@@ -1,4 +1,4 @@
-//! Volumes: create, list, inspect, delete.
+//! Volumes: create, list, inspect, change, delete.
 
 use crate::{LabelSelector, Labels, VolumeId, VolumeName, attachments::Attachment};
 use jiff::Timestamp;
@@ -17,6 +17,19 @@ pub struct CreateVolume {
     /// Its labels.
     #[serde(default)]
     pub labels: Labels,
+}
+
+/// Body of `PATCH /v1/volumes/{volume}`: what is to be changed, and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdateVolume {
+    /// A larger size in bytes; see [`crate::check_volume_size`]. A volume never shrinks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// Whether NBD clients may only read it. Those that are connected keep what they were told, but what they write is
+    /// refused from then on, or taken again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
 }
 
 /// Query of `GET /v1/volumes`.
@@ -46,6 +59,9 @@ pub struct Volume {
     pub name: VolumeName,
     /// Its size in bytes.
     pub size_bytes: u64,
+    /// Whether NBD clients may only read it.
+    #[serde(default)]
+    pub read_only: bool,
     /// Its labels.
     pub labels: Labels,
     /// When it was made.
@@ -61,7 +77,7 @@ pub struct Volume {
     /// Its device on this host, if it is attached.
     #[serde(default)]
     pub attachment: Option<Attachment>,
-    /// Bytes dirtied since the last freeze.
+    /// Bytes dirtied since the last freeze or growth.
     pub dirty_bytes: u64,
     /// Bytes that its layers take on disk.
     pub allocated_bytes: u64,

@@ -1,13 +1,23 @@
-//! Volumes as NBD exports: the name of the export is the name of the volume, and the empty name is the only volume
-//! where there is exactly one.
+//! Volumes and their snapshots as NBD exports.
+//!
+//! The name of a volume's export is the name of the volume, and the empty name is the only volume where there is exactly
+//! one. `VOLUME@SNAPSHOT` is a snapshot, read-only: by its name, by its id, or `latest` for the newest. Each volume has a
+//! metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a snapshot has one for each older one.
 
-use crate::registry::{Attachment, EntryState, Registry};
+use crate::registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry};
+use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
-    ZeroFlags,
+    StatusExtent, ZeroFlags,
+    constants::{BASE_ALLOCATION, DIRTY_BITMAP_PREFIX, STATE_DIRTY, STATE_HOLE, STATE_ZERO},
 };
-use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
+use blockd_volume::{
+    Allocation, AllocationRun, Content, DirtyRun, SnapshotView, Volume, VolumeError, VolumeErrorKind,
+};
 use std::sync::Arc;
+
+/// The name of the newest snapshot, where none has it for its own.
+const LATEST: &str = "latest";
 
 /// The registry, as the NBD server sees it.
 #[derive(Debug, Clone)]
@@ -20,89 +30,181 @@ impl Exports {
     pub fn new(registry: Arc<Registry>) -> Self {
         Self { registry }
     }
+
+    fn volume_entry(&self, name: &str) -> Option<Arc<VolumeEntry>> {
+        if !name.is_empty() {
+            return self.registry.by_name(name);
+        }
+        let mut all = self.registry.all();
+        match (all.pop(), all.is_empty()) {
+            (Some(only), true) => Some(only),
+            _ => None,
+        }
+    }
+}
+
+fn unavailable(error: ApiError) -> ExportError {
+    ExportError::Unavailable { reason: error.message }
 }
 
 impl ExportCatalog for Exports {
     fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
-        let entry = if name.is_empty() {
-            let mut all = self.registry.all();
-            match (all.pop(), all.is_empty()) {
-                (Some(only), true) => Some(only),
-                _ => None,
-            }
-        } else {
-            self.registry.by_name(name)
+        let (volume_name, snapshot) = match name.split_once('@') {
+            Some((volume, snapshot)) => (volume, Some(snapshot)),
+            None => (name, None),
         };
-        let entry = entry.ok_or(ExportError::Unknown)?;
-        match entry.attach() {
-            Ok((volume, attachment)) => Ok(Arc::new(Device { volume, attachment })),
-            Err(error) => Err(ExportError::Unavailable { reason: error.message }),
+        let entry = self.volume_entry(volume_name).ok_or(ExportError::Unknown)?;
+        let (volume, attachment) = entry.attach().map_err(unavailable)?;
+        match snapshot {
+            None => Ok(Arc::new(VolumeDevice { volume, attachment })),
+            Some(wanted) => open_snapshot(&volume, attachment, wanted),
         }
     }
 
     fn list(&self, _: &Client) -> Vec<ExportInfo> {
         let entries = self.registry.all().into_iter();
-        entries
-            .filter(|entry| matches!(entry.view().state, EntryState::Up(_)))
-            .map(|entry| ExportInfo {
-                name: entry.name.to_string(),
-                description: format!("volume {}", entry.id),
-                size_bytes: entry.size_bytes,
-                read_only: false,
+        let up: Vec<_> = entries.filter(|entry| matches!(entry.view().state, EntryState::Up(_))).collect();
+        let volumes = up.iter().map(|entry| ExportInfo {
+            name: entry.name.to_string(),
+            description: format!("volume {}", entry.id),
+            size_bytes: entry.size_bytes(),
+            read_only: entry.is_read_only(),
+        });
+        let snapshots = up.iter().flat_map(|entry| {
+            entry.snapshots().into_iter().map(|point| ExportInfo {
+                name: format!("{}@{}", entry.name, point.name),
+                description: format!(
+                    "snapshot {} of volume {}, taken {}",
+                    point.id,
+                    entry.name,
+                    format_time(point.created)
+                ),
+                size_bytes: point.size_bytes,
+                read_only: true,
             })
-            .collect()
+        });
+        volumes.chain(snapshots).collect()
     }
 }
 
+fn open_snapshot(
+    volume: &Volume,
+    attachment: Attachment,
+    wanted: &str,
+) -> Result<Arc<dyn BlockDevice>, ExportError> {
+    let points = attachment.entry().snapshots();
+    let named = points.iter().find(|point| point.name.as_str() == wanted || point.id.to_string() == wanted);
+    let point = named.or_else(|| points.last().filter(|_| wanted == LATEST)).ok_or(ExportError::Unknown)?;
+    let view = volume.view(point.id).map_err(|error| match error.kind() {
+        // It was deleted a moment ago.
+        VolumeErrorKind::NotFound => ExportError::Unknown,
+        _ => unavailable(ApiError::new(ErrorCode::VolumeFailed, error.to_string())),
+    })?;
+    let older = points.iter().filter(|older| older.epoch < point.epoch).cloned().collect();
+    Ok(Arc::new(SnapshotDevice { view, older, _attachment: attachment }))
+}
+
+fn device_error(error: &VolumeError) -> DeviceError {
+    let kind = match error.kind() {
+        VolumeErrorKind::InvalidInput | VolumeErrorKind::NotFound => DeviceErrorKind::InvalidInput,
+        VolumeErrorKind::NoSpace => DeviceErrorKind::NoSpace,
+        VolumeErrorKind::Closed => DeviceErrorKind::Shutdown,
+        VolumeErrorKind::Unsupported => DeviceErrorKind::NotSupported,
+        _ => DeviceErrorKind::Io,
+    };
+    DeviceError::new(kind, error.to_string())
+}
+
+fn progress(content: Content) -> Progress {
+    match content {
+        Content::Data => Progress::Done,
+        Content::Zeroes => Progress::Zeroes,
+    }
+}
+
+fn allocation_extent(run: AllocationRun) -> StatusExtent {
+    let flags = match run.allocation {
+        Allocation::Data => 0,
+        Allocation::Hole => STATE_HOLE | STATE_ZERO,
+        Allocation::Zero => STATE_ZERO,
+    };
+    StatusExtent { len_bytes: run.len_bytes, flags }
+}
+
+fn dirty_extent(run: DirtyRun) -> StatusExtent {
+    StatusExtent { len_bytes: run.len_bytes, flags: if run.dirty { STATE_DIRTY } else { 0 } }
+}
+
+fn contexts(points: &[SnapshotPoint]) -> Vec<String> {
+    let bitmaps = points.iter().map(|point| format!("{DIRTY_BITMAP_PREFIX}{}", point.name));
+    std::iter::once(BASE_ALLOCATION.to_owned()).chain(bitmaps).collect()
+}
+
+/// The snapshot whose bitmap a context is.
+fn point_of<'a>(points: &'a [SnapshotPoint], context: &str) -> Result<&'a SnapshotPoint, DeviceError> {
+    let name = context.strip_prefix(DIRTY_BITMAP_PREFIX);
+    points.iter().find(|point| name == Some(point.name.as_str())).ok_or_else(|| {
+        let message = format!("there is no metadata context {context}: its snapshot may have been deleted");
+        DeviceError::new(DeviceErrorKind::InvalidInput, message)
+    })
+}
+
 /// One connection's volume.
-struct Device {
+struct VolumeDevice {
     volume: Arc<Volume>,
     attachment: Attachment,
 }
 
-impl Device {
+impl VolumeDevice {
+    fn entry(&self) -> &VolumeEntry {
+        self.attachment.entry()
+    }
+
     fn done<T>(&self, result: Result<T, VolumeError>) -> Result<T, DeviceError> {
         result.map_err(|error| {
-            let kind = match error.kind() {
-                VolumeErrorKind::InvalidInput => DeviceErrorKind::InvalidInput,
-                VolumeErrorKind::NoSpace => DeviceErrorKind::NoSpace,
-                VolumeErrorKind::Closed => DeviceErrorKind::Shutdown,
-                _ => DeviceErrorKind::Io,
-            };
-            if error.kind() == VolumeErrorKind::Failed {
-                self.attachment.entry().note_fault(&error.to_string());
+            if let Some(reason) = self.volume.failure() {
+                self.entry().note_fault(reason);
             }
-            DeviceError::new(kind, error.to_string())
+            device_error(&error)
         })
     }
 
-    fn tried(&self, result: Result<bool, VolumeError>) -> Result<Progress, DeviceError> {
-        self.done(result).map(|done| if done { Progress::Done } else { Progress::WouldBlock })
+    /// Refuses what writes when the volume is read-only, also for clients that were told otherwise when they came.
+    fn check_writable(&self) -> Result<(), DeviceError> {
+        if !self.entry().is_read_only() {
+            return Ok(());
+        }
+        let message = format!("volume {} is read-only", self.entry().name);
+        Err(DeviceError::new(DeviceErrorKind::Permission, message))
     }
 }
 
-impl BlockDevice for Device {
+impl BlockDevice for VolumeDevice {
     fn size_bytes(&self) -> u64 {
         self.volume.size_bytes()
     }
 
     fn is_read_only(&self) -> bool {
-        false
+        self.entry().is_read_only()
     }
 
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        self.tried(self.volume.try_read(offset_bytes, buf))
+        let content = self.done(self.volume.try_read_or_zeroes(offset_bytes, buf))?;
+        Ok(content.map_or(Progress::WouldBlock, progress))
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        self.done(self.volume.read(offset_bytes, buf)).map(|()| Progress::Done)
+        self.done(self.volume.read_or_zeroes(offset_bytes, buf)).map(progress)
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
-        self.tried(self.volume.try_write(offset_bytes, data))
+        self.check_writable()?;
+        let done = self.done(self.volume.try_write(offset_bytes, data))?;
+        Ok(if done { Progress::Done } else { Progress::WouldBlock })
     }
 
     fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
+        self.check_writable()?;
         self.done(self.volume.write(offset_bytes, data, fua))
     }
 
@@ -111,11 +213,117 @@ impl BlockDevice for Device {
     }
 
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
+        self.check_writable()?;
         self.done(self.volume.trim(offset_bytes, len_bytes, fua))
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
-        self.done(self.volume.write_zeroes(offset_bytes, len_bytes, flags.no_hole, flags.fua))
+        self.check_writable()?;
+        let ZeroFlags { no_hole, fast, fua } = flags;
+        self.done(match fast {
+            true => self.volume.write_zeroes_fast(offset_bytes, len_bytes, no_hole, fua),
+            false => self.volume.write_zeroes(offset_bytes, len_bytes, no_hole, fua),
+        })
+    }
+
+    fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        self.done(self.volume.prefetch(offset_bytes, len_bytes))
+    }
+
+    fn meta_contexts(&self) -> Vec<String> {
+        contexts(&self.entry().snapshots())
+    }
+
+    fn block_status(
+        &self,
+        context: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        if context == BASE_ALLOCATION {
+            let runs = self.done(self.volume.allocation(offset_bytes, len_bytes, max_extents))?;
+            extents.extend(runs.into_iter().map(allocation_extent));
+        } else {
+            let since = point_of(&self.entry().snapshots(), context)?.id;
+            let runs = self.done(self.volume.dirty_since(since, offset_bytes, len_bytes, max_extents))?;
+            extents.extend(runs.into_iter().map(dirty_extent));
+        }
+        Ok(())
+    }
+}
+
+/// One connection's snapshot. While it is open, the snapshot is not deleted, and neither is its volume.
+struct SnapshotDevice {
+    view: SnapshotView,
+    older: Vec<SnapshotPoint>,
+    _attachment: Attachment,
+}
+
+fn read_only<T>() -> Result<T, DeviceError> {
+    Err(DeviceError::new(DeviceErrorKind::Permission, "a snapshot is read-only"))
+}
+
+impl BlockDevice for SnapshotDevice {
+    fn size_bytes(&self) -> u64 {
+        self.view.size_bytes()
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        let content = self.view.try_read(offset_bytes, buf).map_err(|error| device_error(&error))?;
+        Ok(content.map_or(Progress::WouldBlock, progress))
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        self.view.read(offset_bytes, buf).map(progress).map_err(|error| device_error(&error))
+    }
+
+    fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), DeviceError> {
+        read_only()
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
+        read_only()
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: ZeroFlags) -> Result<(), DeviceError> {
+        read_only()
+    }
+
+    fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        self.view.prefetch(offset_bytes, len_bytes).map_err(|error| device_error(&error))
+    }
+
+    fn meta_contexts(&self) -> Vec<String> {
+        contexts(&self.older)
+    }
+
+    fn block_status(
+        &self,
+        context: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        if context == BASE_ALLOCATION {
+            let runs = self.view.allocation(offset_bytes, len_bytes, max_extents);
+            extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(allocation_extent));
+        } else {
+            let since = point_of(&self.older, context)?.id;
+            let runs = self.view.dirty_since(since, offset_bytes, len_bytes, max_extents);
+            extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(dirty_extent));
+        }
+        Ok(())
     }
 }
 
@@ -123,10 +331,10 @@ impl BlockDevice for Device {
 mod tests {
     use super::*;
     use crate::{
-        db::{VolumeRow, VolumeState},
+        db::{SnapshotRow, SnapshotState, VolumeRow, VolumeState},
         registry::VolumeEntry,
     };
-    use blockd_extent::VolumeId;
+    use blockd_extent::{SnapshotId, VolumeId};
 
     fn add(registry: &Registry, dir: &std::path::Path, number: u64, name: &str) -> Arc<VolumeEntry> {
         let id = VolumeId::from_u64(number);
@@ -137,6 +345,7 @@ mod tests {
             labels: Default::default(),
             created: jiff::Timestamp::UNIX_EPOCH,
             state: VolumeState::Up,
+            read_only: false,
         };
         let volume = Volume::create(&dir.join(name), id, 1 << 20).unwrap();
         let entry = VolumeEntry::new(&row, EntryState::Up(volume));
@@ -171,5 +380,117 @@ mod tests {
         assert!(reason.contains("its disk is gone"), "{reason}");
         let names: Vec<_> = exports.list(&Client::default()).into_iter().map(|export| export.name).collect();
         assert_eq!(names, ["two"]);
+    }
+    fn take(entry: &VolumeEntry, number: u64, name: &str) -> SnapshotId {
+        let id = SnapshotId::from_u64(number);
+        let epoch = entry.volume().unwrap().freeze(id).unwrap().epoch;
+        entry.show_snapshot(&SnapshotRow {
+            id,
+            volume: entry.id,
+            name: name.parse().unwrap(),
+            created: jiff::Timestamp::UNIX_EPOCH,
+            state: SnapshotState::Ready,
+            internal: name.starts_with("backup-"),
+            epoch,
+            dirty_bytes: 0,
+            freeze_stall_micros: 0,
+        });
+        id
+    }
+
+    fn status(device: &dyn BlockDevice, context: &str, offset_bytes: u64) -> Vec<(u64, u32)> {
+        let mut extents = Vec::new();
+        let len_bytes = device.size_bytes() - offset_bytes;
+        device.block_status(context, offset_bytes, len_bytes, 10, &mut extents).unwrap();
+        extents.into_iter().map(|extent| (extent.len_bytes, extent.flags)).collect()
+    }
+
+    #[test]
+    fn snapshots_are_exports_and_bitmaps() {
+        const MIB: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Registry::default());
+        let exports = Exports::new(Arc::clone(&registry));
+        let entry = add(&registry, dir.path(), 1, "one");
+        let open = |name: &str| exports.open(name, &Client::default());
+        let device = open("one").unwrap();
+        device.write(8192, &[7; 4096], false).unwrap();
+        let first = take(&entry, 11, "first");
+        device.write(0, &[8; 4096], false).unwrap();
+        take(&entry, 12, "backup-x");
+        take(&entry, 13, "second");
+        device.trim(8192, 4096, false).unwrap();
+        entry.volume().unwrap().grow(2 * MIB).unwrap();
+        device.write(MIB, &[9; 4096], false).unwrap();
+
+        let names: Vec<_> =
+            exports.list(&Client::default()).into_iter().map(|e| (e.name, e.size_bytes)).collect();
+        let expected = [("one", 2 * MIB), ("one@first", MIB), ("one@second", MIB)];
+        assert_eq!(names, expected.map(|(name, size)| (name.to_owned(), size)));
+        let contexts = ["base:allocation", "qemu:dirty-bitmap:first", "qemu:dirty-bitmap:second"];
+        assert_eq!(device.meta_contexts(), contexts);
+        let hole = STATE_HOLE | STATE_ZERO;
+        let expected = [(4096, 0), (MIB - 4096, hole), (4096, 0), (MIB - 4096, hole)];
+        assert_eq!(status(&*device, "base:allocation", 0), expected);
+        let expected = [(4095, 1), (4096, 0), (4096, 1), (MIB - 12288, 0), (4096, 1), (MIB - 4096, 0)];
+        assert_eq!(status(&*device, "qemu:dirty-bitmap:first", 1), expected);
+        let mut extents = Vec::new();
+        assert!(device.block_status("qemu:dirty-bitmap:11", 0, 1, 1, &mut extents).is_err());
+
+        for name in ["one@11", "one@first", "@first"] {
+            let snapshot = open(name).unwrap();
+            assert!(snapshot.is_read_only() && snapshot.size_bytes() == MIB);
+            assert_eq!(snapshot.meta_contexts(), ["base:allocation"]);
+            let mut found = [1; 6];
+            assert_eq!(snapshot.read(8190, &mut found).unwrap(), Progress::Done);
+            assert_eq!(found, [0, 0, 7, 7, 7, 7]);
+            assert_eq!(snapshot.read(100, &mut found).unwrap(), Progress::Zeroes);
+            assert_eq!(snapshot.write(0, &[1], false).unwrap_err().kind(), DeviceErrorKind::Permission);
+        }
+        let latest = open("one@latest").unwrap();
+        assert_eq!(latest.meta_contexts(), contexts[..2]);
+        assert_eq!(status(&*latest, contexts[1], 0), [(4096, 1), (MIB - 4096, 0)]);
+        assert!(matches!(open("one@none"), Err(ExportError::Unknown)));
+        assert!(matches!(open("two@first"), Err(ExportError::Unknown)));
+
+        // An open snapshot stays; one that was deleted is no context any more.
+        let pinned = open("one@first").unwrap();
+        let volume = entry.volume().unwrap();
+        assert_eq!(volume.delete_snapshot(first).unwrap_err().kind(), VolumeErrorKind::Busy);
+        drop(pinned);
+        volume.delete_snapshot(first).unwrap();
+        entry.hide_snapshot(first);
+        assert_eq!(device.meta_contexts(), [contexts[0], contexts[2]]);
+        let gone = device.block_status(contexts[1], 0, MIB, 10, &mut extents).unwrap_err();
+        assert_eq!(gone.kind(), DeviceErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_read_only_volume_refuses_what_writes_from_everybody() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Registry::default());
+        let exports = Exports::new(Arc::clone(&registry));
+        let entry = add(&registry, dir.path(), 1, "one");
+        let device = exports.open("one", &Client::default()).unwrap();
+        assert!(!device.is_read_only());
+        device.write(0, &[7; 4096], false).unwrap();
+        entry.set_read_only(true);
+        assert!(exports.open("one", &Client::default()).unwrap().is_read_only());
+        assert!(exports.list(&Client::default())[0].read_only);
+        let refused = [
+            device.write(0, &[8; 10], false),
+            device.try_write(0, &[8; 10]).map(drop),
+            device.trim(0, 4096, false),
+            device.write_zeroes(0, 4096, ZeroFlags::default()),
+        ];
+        for result in refused {
+            assert_eq!(result.unwrap_err().kind(), DeviceErrorKind::Permission);
+        }
+        device.flush().unwrap();
+        let mut found = [0; 10];
+        device.read(0, &mut found).unwrap();
+        assert_eq!(found, [7; 10]);
+        entry.set_read_only(false);
+        device.write(0, &[8; 10], true).unwrap();
     }
 }

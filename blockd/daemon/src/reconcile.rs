@@ -44,6 +44,9 @@ pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Regi
     for (row, opened) in open_all(data_dir, &to_open, options) {
         let state = match opened {
             Ok(volume) => {
+                if volume.size_bytes() != row.size_bytes {
+                    db.transaction(|tx| VolumeRow::grow(tx, row.id, volume.size_bytes()))?;
+                }
                 reconcile_snapshots(db, &row, &volume, &snapshots)?;
                 EntryState::Up(volume)
             }
@@ -52,7 +55,11 @@ pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Regi
                 EntryState::Failed(error.to_string())
             }
         };
-        registry.insert(VolumeEntry::new(&row, state));
+        let entry = VolumeEntry::new(&row, state);
+        for snapshot in snapshots.iter().filter(|snapshot| snapshot.volume == row.id) {
+            entry.show_snapshot(snapshot);
+        }
+        registry.insert(entry);
     }
     remove_leftover_tasks(data_dir, &unfinished);
     look_at_unknown_files(data_dir, &registry);
@@ -87,7 +94,8 @@ fn open_all(data_dir: &Path, rows: &[VolumeRow], options: &OpenOptions) -> Vec<O
         while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
             let dir = volume_dir(data_dir, row.id);
             let volume = Volume::open(&dir, options).and_then(|volume| {
-                if volume.id() == row.id && volume.size_bytes() == row.size_bytes {
+                // It may be larger: it grew, and the row was not written any more.
+                if volume.id() == row.id && volume.size_bytes() >= row.size_bytes {
                     return Ok(volume);
                 }
                 let what = format!(
@@ -221,6 +229,7 @@ mod tests {
                 labels: Default::default(),
                 created: Timestamp::UNIX_EPOCH,
                 state,
+                read_only: false,
             };
             self.db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
             id

@@ -3,9 +3,12 @@
 //! An entry's state and its count of connections change under one lock, so that a volume is never taken away from
 //! a client that was just let in.
 
-use crate::{db::VolumeRow, error::ServiceError};
-use blockd_api::{ApiError, ErrorCode, Labels, VolumeName, VolumeRef};
-use blockd_extent::VolumeId;
+use crate::{
+    db::{SnapshotRow, SnapshotState, VolumeRow},
+    error::ServiceError,
+};
+use blockd_api::{ApiError, ErrorCode, Labels, SnapshotName, VolumeName, VolumeRef};
+use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
@@ -45,17 +48,35 @@ pub struct VolumeEntry {
     pub id: VolumeId,
     /// Its name.
     pub name: VolumeName,
-    /// Its size.
-    pub size_bytes: u64,
     /// Its labels.
     pub labels: Labels,
     /// When it was made.
     pub created: Timestamp,
     /// Held while layers are merged or files removed: never both at once.
     pub upkeep: Mutex<()>,
+    /// The size that its row had.
+    row_size_bytes: u64,
+    read_only: AtomicBool,
+    /// The snapshots that people made, for those who may not wait for the database or for a freeze.
+    snapshots: Mutex<Vec<SnapshotPoint>>,
     /// Tells a merge to come to an end.
     pub stop_upkeep: AtomicBool,
     inner: Mutex<Inner>,
+}
+
+/// A snapshot of a volume, as clients know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotPoint {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: SnapshotName,
+    /// The last epoch that is in it.
+    pub epoch: Epoch,
+    /// When it was made.
+    pub created: Timestamp,
+    /// The size that the volume had then.
+    pub size_bytes: u64,
 }
 
 impl std::fmt::Debug for VolumeEntry {
@@ -80,13 +101,62 @@ impl VolumeEntry {
         Arc::new(Self {
             id: row.id,
             name: row.name.clone(),
-            size_bytes: row.size_bytes,
+            row_size_bytes: row.size_bytes,
+            read_only: AtomicBool::new(row.read_only),
+            snapshots: Mutex::default(),
             labels: row.labels.clone(),
             created: row.created,
             upkeep: Mutex::new(()),
             stop_upkeep: AtomicBool::new(false),
             inner: Mutex::new(Inner { state, connections: 0, fault: None }),
         })
+    }
+
+    /// Its size.
+    pub fn size_bytes(&self) -> u64 {
+        match &self.inner.lock().state {
+            EntryState::Up(volume) => volume.size_bytes(),
+            _ => self.row_size_bytes,
+        }
+    }
+
+    /// Whether NBD clients may only read it.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Sets that, for clients that are connected as well.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Release);
+    }
+
+    /// Lets clients see a snapshot, if it is there and was made by people.
+    pub fn show_snapshot(&self, row: &SnapshotRow) {
+        if row.internal || row.state != SnapshotState::Ready {
+            return;
+        }
+        let EntryState::Up(volume) = self.view().state else { return };
+        let Some(info) = volume.snapshots().into_iter().find(|info| info.id == row.id) else { return };
+        let mut points = self.snapshots.lock();
+        points.retain(|point| point.id != row.id);
+        points.push(SnapshotPoint {
+            id: row.id,
+            name: row.name.clone(),
+            epoch: info.epoch,
+            created: row.created,
+            size_bytes: info.size_bytes,
+        });
+        points.sort_unstable_by_key(|point| point.epoch);
+    }
+
+    /// Hides a snapshot from clients that look for it from now on.
+    pub fn hide_snapshot(&self, id: SnapshotId) {
+        self.snapshots.lock().retain(|point| point.id != id);
+    }
+
+    /// The snapshots that people made, oldest first.
+    pub fn snapshots(&self) -> Vec<SnapshotPoint> {
+        self.snapshots.lock().clone()
     }
 
     /// How it stands.
@@ -204,16 +274,39 @@ impl Drop for Attachment {
     }
 }
 
+/// Is told that a volume has a new size, in bytes. It must not block.
+pub type Resized = Box<dyn Fn(&VolumeEntry, u64) + Send + Sync>;
+
 /// All volumes of this host.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Registry {
     entries: RwLock<BTreeMap<VolumeName, Arc<VolumeEntry>>>,
+    resized: RwLock<Vec<Resized>>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("entries", &self.entries).finish_non_exhaustive()
+    }
 }
 
 impl Registry {
     /// Adds a volume, in place of one of the same name.
     pub fn insert(&self, entry: Arc<VolumeEntry>) {
         self.entries.write().insert(entry.name.clone(), entry);
+    }
+
+    /// Has `listener` called after each growth of a volume, when the new size is durable.
+    pub fn on_resized(&self, listener: Resized) {
+        self.resized.write().push(listener);
+    }
+
+    /// Tells everybody who wants to know that a volume has a new size.
+    pub fn announce_size(&self, entry: &VolumeEntry) {
+        let size_bytes = entry.size_bytes();
+        for listener in self.resized.read().iter() {
+            listener(entry, size_bytes);
+        }
     }
 
     /// Adds a volume if its name is free.
@@ -279,6 +372,7 @@ mod tests {
             labels: Labels::default(),
             created: Timestamp::UNIX_EPOCH,
             state: VolumeState::Up,
+            read_only: false,
         };
         VolumeEntry::new(&row, state)
     }

@@ -16,7 +16,7 @@ use blockd_api::{
     credentials::{CreateCredential, ProviderRequest},
     snapshots::{CreateSnapshot, ListSnapshots},
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
-    volumes::{CreateVolume, ListVolumes},
+    volumes::{CreateVolume, ListVolumes, UpdateVolume},
 };
 use blockd_extent::SnapshotId;
 use blockd_volume::{Volume, VolumeErrorKind};
@@ -193,7 +193,8 @@ impl Model {
     }
 
     fn assert_is(&self, volume: &Volume) {
-        let mut content = vec![0; SIZE_BYTES as usize];
+        assert_eq!(volume.size_bytes(), self.0.len() as u64);
+        let mut content = vec![0; self.0.len()];
         volume.read(0, &mut content).unwrap();
         let differs = content.iter().zip(&self.0).position(|(a, b)| a != b);
         assert_eq!(differs, None, "the first byte that differs");
@@ -696,4 +697,81 @@ async fn a_second_daemon_is_refused_and_tasks_are_remembered() {
     let query = ListTasks { name: Some(task.name.to_string()[..8].to_owned()) };
     let tasks = host.client.list_tasks(&query).await.unwrap().tasks;
     assert_eq!(tasks, [task]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_grows_is_backed_up_incrementally_and_restored() {
+    const GROWN_BYTES: u64 = SIZE_BYTES + (9 << 20) + BLOCK;
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 3 << 20);
+    model.write(&volume, SIZE_BYTES - BLOCK, 2, BLOCK as usize);
+    let before = model.clone();
+    let full = host.backup("data", false).await.source_volume.unwrap();
+    // Dirtied before the growth and after the backup: the incremental must carry it as well.
+    model.write(&volume, 5 << 20, 3, 10_000);
+
+    let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let told = Arc::clone(&sizes);
+    let listener = move |entry: &crate::registry::VolumeEntry, size| told.lock().push((entry.id, size));
+    host.core().registry.on_resized(Box::new(listener));
+    let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only };
+    let name = "data".parse().unwrap();
+    let seen = host.client.update_volume(&name, &update(Some(GROWN_BYTES), None)).await.unwrap();
+    assert_eq!((seen.size_bytes, sizes.lock().clone()), (GROWN_BYTES, vec![(volume.id(), GROWN_BYTES)]));
+    for wrong in [Some(SIZE_BYTES), Some(GROWN_BYTES + 1), Some(0), Some(u64::MAX), None] {
+        let refused = host.client.update_volume(&name, &update(wrong, None)).await;
+        assert_eq!(api_code(refused), ErrorCode::InvalidRequest, "{wrong:?}");
+    }
+    model.0.resize(GROWN_BYTES as usize, 0);
+    model.assert_is(&volume);
+    model.write(&volume, SIZE_BYTES - 100, 4, 5000);
+    model.write(&volume, GROWN_BYTES - BLOCK, 5, BLOCK as usize);
+    let task = host.backup("data", false).await;
+    assert_eq!(task.backup_type, Some(BackupType::Incremental));
+    let grown = task.source_volume.unwrap();
+    model.assert_is(&*host.restore(&grown, "grown").await);
+    before.assert_is(&*host.restore(&full, "before").await);
+
+    // The row is behind the volume if the daemon dies between the two.
+    drop(volume);
+    host.sql(&format!("UPDATE volumes SET size_bytes = {SIZE_BYTES}, read_only = 1 WHERE name = 'data'"));
+    host.stop().await;
+    host.start().await;
+    let seen = host.client.volume(&name).await.unwrap();
+    assert_eq!((seen.size_bytes, seen.read_only, seen.state_reason), (GROWN_BYTES, true, None));
+    model.assert_is(&host.volume("data"));
+    let seen = host.client.update_volume(&name, &update(None, Some(false))).await.unwrap();
+    assert!(!seen.read_only);
+    model.write(&host.volume("data"), GROWN_BYTES - 2 * BLOCK, 6, BLOCK as usize);
+    let task = host.backup("data", false).await;
+    assert_eq!(task.backup_type, Some(BackupType::Incremental));
+    model.assert_is(&*host.restore(&task.source_volume.unwrap(), "again").await);
+    host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_being_read_over_nbd_is_not_deleted() {
+    use blockd_nbd::{Client as NbdClient, ExportCatalog};
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    volume.write(0, &[7; 4096], false).unwrap();
+    let request = CreateSnapshot { name: Some("monday".parse().unwrap()) };
+    host.client.create_snapshot(&"data".parse().unwrap(), &request).await.unwrap();
+    drop(volume);
+    host.stop().await;
+    host.start().await;
+    let exports = crate::exports::Exports::new(Arc::clone(&host.core().registry));
+    let open = || exports.open("data@monday", &NbdClient::default());
+    let device = open().unwrap();
+    let monday = "data@monday".parse().unwrap();
+    let refused = host.client.delete_snapshot(&monday).await;
+    assert_eq!(api_code(refused), ErrorCode::SnapshotInUse);
+    // It is still there for others, and goes when the last one has gone.
+    drop(open().unwrap());
+    drop(device);
+    host.client.delete_snapshot(&monday).await.unwrap();
+    assert!(open().is_err());
 }

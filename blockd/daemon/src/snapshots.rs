@@ -83,6 +83,7 @@ impl Core {
                     }
                     return Err(error.into());
                 }
+                entry.show_snapshot(&row);
                 Ok(row)
             }
             Err(error) => {
@@ -131,10 +132,12 @@ impl Core {
         let volume = entry.volume()?;
         let id = row.id;
         self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Deleting)).await?;
+        entry.hide_snapshot(id);
         if let Err(error) = self.drop_snapshot(volume, id).await {
             let busy = matches!(&error, ServiceError::Volume(error) if error.kind() == VolumeErrorKind::Busy);
             if busy {
                 self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Ready)).await?;
+                entry.show_snapshot(&row);
             }
             return Err(error);
         }

@@ -7,8 +7,8 @@ use crate::{
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
-    Deleted, ErrorCode, VolumeRef, check_volume_size,
-    volumes::{self as api, CreateVolume, LastBackup, ListVolumes, VolumeIo, VolumeList},
+    ByteSize, Deleted, ErrorCode, VolumeRef, check_volume_size,
+    volumes::{self as api, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList},
 };
 use blockd_extent::VolumeId;
 use blockd_volume::Volume;
@@ -29,6 +29,7 @@ impl Core {
             labels: request.labels,
             created: Timestamp::now(),
             state: VolumeState::Creating,
+            read_only: false,
         };
         // Until it is up, nobody can use it; the name is taken from now on.
         let entry = VolumeEntry::new(&row, EntryState::Creating);
@@ -40,7 +41,7 @@ impl Core {
                 return Err(error);
             }
         }
-        tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = entry.size_bytes, "volume created");
+        tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = entry.size_bytes(), "volume created");
         self.describe(&entry).await
     }
 
@@ -129,7 +130,8 @@ impl Core {
         api::Volume {
             id: entry.id,
             name: entry.name.clone(),
-            size_bytes: entry.size_bytes,
+            size_bytes: entry.size_bytes(),
+            read_only: entry.is_read_only(),
             labels: entry.labels.clone(),
             created: entry.created,
             state,
@@ -150,6 +152,60 @@ impl Core {
             }),
             last_backups: last_backups.collect(),
         }
+    }
+
+    /// Changes what was asked for, size first: the volume is longer and durably so when this returns.
+    ///
+    /// # Errors
+    /// There is nothing to change, the volume cannot be used, the size is smaller than the present one, or the disk fails.
+    pub async fn update_volume(
+        &self,
+        wanted: &VolumeRef,
+        request: UpdateVolume,
+    ) -> Result<api::Volume, ServiceError> {
+        let entry = self.registry.find(wanted)?;
+        if request == UpdateVolume::default() {
+            let message = "nothing is to be changed: give sizeBytes or readOnly";
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        if let Some(size_bytes) = request.size_bytes {
+            self.grow_volume(&entry, size_bytes).await?;
+        }
+        if let Some(read_only) = request.read_only {
+            let id = entry.id;
+            self.db.run(move |tx| VolumeRow::set_read_only(tx, id, read_only)).await?;
+            entry.set_read_only(read_only);
+            tracing::info!(volume = %entry.id, name = %entry.name, read_only, "volume updated");
+        }
+        self.describe(&entry).await
+    }
+
+    /// The volume, then the row: if the row is not written any more, the next start does it.
+    async fn grow_volume(&self, entry: &Arc<VolumeEntry>, size_bytes: u64) -> Result<(), ServiceError> {
+        check_volume_size(size_bytes).map_err(blockd_api::ApiError::from)?;
+        let volume = entry.volume()?;
+        let present = volume.size_bytes();
+        if size_bytes < present {
+            let message = format!(
+                "volume {} has {} and cannot shrink to {}: a volume only grows",
+                entry.name,
+                ByteSize::from_bytes(present),
+                ByteSize::from_bytes(size_bytes)
+            );
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        if size_bytes == present {
+            return Ok(());
+        }
+        let grown = blocking(move || volume.grow(size_bytes)).await;
+        // Also after a failure: it may have come from what follows the commit.
+        let (id, now) = (entry.id, entry.size_bytes());
+        if now > present {
+            self.db.run(move |tx| VolumeRow::grow(tx, id, now)).await?;
+            self.registry.announce_size(entry);
+            tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = now, "volume grown");
+        }
+        grown
     }
 
     /// Removes a volume with its snapshots; its backups stay in the store.

@@ -41,6 +41,8 @@ pub struct SnapshotInfo {
     pub epoch: Epoch,
     /// When it was made, in milliseconds since 1970.
     pub created_unix_ms: u64,
+    /// The size that the volume had then, in bytes.
+    pub size_bytes: u64,
     /// How long its freeze kept writers waiting.
     pub stall: Duration,
     /// Data that its own layer holds, in bytes: what the snapshot costs as long as nothing is merged into it.
@@ -188,9 +190,9 @@ impl Volume {
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
         let admin = self.admin.lock();
         let stack = self.current();
-        let layer_bytes = |epoch| {
+        let layer_of = |epoch| {
             stack.layers.iter().find_map(|layer| match layer {
-                Layer::Frozen(layer) if layer.epoch == epoch => Some(layer.set.data().len_bytes()),
+                Layer::Frozen(layer) if layer.epoch == epoch => Some(layer),
                 _ => None,
             })
         };
@@ -202,7 +204,8 @@ impl Volume {
                 epoch: entry.epoch,
                 created_unix_ms: entry.created_unix_ms,
                 stall: Duration::from_nanos(entry.stall_ns),
-                layer_bytes: layer_bytes(entry.epoch).unwrap_or(0),
+                size_bytes: layer_of(entry.epoch).map_or(0, |layer| layer.size_bytes),
+                layer_bytes: layer_of(entry.epoch).map_or(0, |layer| layer.set.data().len_bytes()),
             })
             .collect();
         all.sort_unstable_by_key(|snapshot| snapshot.epoch);

@@ -189,12 +189,7 @@ impl Head {
 
     /// Makes blocks read as zeroes. The caller has locked their regions exclusively; `marked` are the runs of `extent`
     /// that would otherwise read as something else.
-    pub(crate) fn zero(
-        &self,
-        extent: Extent,
-        marked: &[Extent],
-        how: ZeroHow,
-    ) -> Result<(), VolumeError> {
+    pub(crate) fn zero(&self, extent: Extent, marked: &[Extent], how: ZeroHow) -> Result<(), VolumeError> {
         for &run in marked {
             self.map.reserve(run)?;
         }

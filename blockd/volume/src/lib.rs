@@ -29,9 +29,9 @@ mod view;
 mod volume;
 mod write;
 
+pub use block_status::{Allocation, AllocationRun, DirtyRun};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::{Frozen, SnapshotInfo};
-pub use block_status::{Allocation, AllocationRun, DirtyRun};
 pub use intervals::Changes;
 pub use open::{OpenOptions, Recovery};
 pub use read::Content;

@@ -132,8 +132,23 @@ impl SnapshotView {
     }
 }
 
+impl SnapshotView {
+    /// Layers that were merged away meanwhile: closing the last handle of a removed file frees all of its blocks, which
+    /// can take long.
+    fn close_removed_files(&mut self) {
+        let layers = std::mem::take(&mut self.stack.layers).into_iter();
+        let last: Vec<Layer> = layers.filter(|layer| Arc::strong_count(layer.data()) == 1).collect();
+        if last.is_empty() {
+            return;
+        }
+        // Where no thread can be had, it is done here.
+        let _ = std::thread::Builder::new().name("closer".into()).spawn(move || drop(last));
+    }
+}
+
 impl Drop for SnapshotView {
     fn drop(&mut self) {
+        self.close_removed_files();
         let mut pins = self.pins.0.lock();
         if let Some(count) = pins.get_mut(&self.epoch) {
             *count -= 1;

@@ -187,6 +187,11 @@ impl Volume {
         Ok(Entered(stack.clone()))
     }
 
+    /// Why the volume acknowledges nothing more, if a sync failed.
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
+    }
+
     /// Refuses when the volume is closed or has failed.
     pub(crate) fn check_usable(&self) -> Result<(), VolumeError> {
         if let Some(reason) = self.failed.get() {

@@ -147,3 +147,59 @@ fn zeroing_and_writing_the_same_block_leaves_one_or_the_other() {
         thread.join().unwrap();
     }
 }
+
+/// Writers go on in what is there while the volume grows block by block under freezes: nothing is refused, and nothing is
+/// lost at the end that was.
+#[test]
+fn writes_go_on_while_the_volume_grows() {
+    const GROWTHS: u64 = 200;
+    let dir = fast_dir();
+    let path = dir.path().join("v");
+    let volume = Volume::create(&path, VolumeId::from_u64(1), 4096).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..4u64)
+        .map(|lane| {
+            let (volume, stop) = (volume.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let mut last = vec![0u64; GROWTHS as usize + 1];
+                for round in 1.. {
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    // The last block most often.
+                    let blocks = volume.size_bytes() / 4096;
+                    let block = blocks - 1 - (round % 3).min(blocks - 1);
+                    let data = round.to_le_bytes().repeat(128);
+                    volume.write(block * 4096 + lane * 1024, &data, false).unwrap();
+                    last[block as usize] = round;
+                }
+                last
+            })
+        })
+        .collect();
+    for number in 1..=GROWTHS {
+        volume.grow((number + 1) * 4096).unwrap();
+        if number % 5 == 0 {
+            let id = SnapshotId::from_u64(number);
+            volume.freeze(id).unwrap();
+            assert_eq!(volume.view(id).unwrap().size_bytes(), (number + 1) * 4096);
+            volume.delete_snapshot(id).unwrap();
+            while volume.merge_next(&AtomicBool::new(false)).unwrap() {}
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    let written: Vec<Vec<u64>> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
+    let check = |volume: &Volume| {
+        assert_eq!(volume.size_bytes(), (GROWTHS + 1) * 4096);
+        for (lane, last) in written.iter().enumerate() {
+            for (block, round) in last.iter().enumerate() {
+                let mut part = [0; 1024];
+                volume.read(block as u64 * 4096 + lane as u64 * 1024, &mut part).unwrap();
+                assert!(part.chunks_exact(8).all(|word| word == round.to_le_bytes()), "block {block}");
+            }
+        }
+    };
+    check(&volume);
+    drop(volume);
+    check(&Volume::open(&path, &OpenOptions::default()).unwrap());
+}

@@ -572,3 +572,19 @@ fn a_missing_or_altered_file_is_named() {
         Volume::open(&path, &OpenOptions::default()).unwrap();
     }
 }
+
+#[test]
+fn kept_space_is_told_from_holes_until_it_is_punched_or_frozen() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8 * 4096).unwrap();
+    let runs = || allocation(volume.allocation(0, 8 * 4096, 9));
+    volume.write_zeroes(4096, 3 * 4096, true, false).unwrap();
+    let expected = [(4096, Allocation::Hole), (3 * 4096, Allocation::Zero), (4 * 4096, Allocation::Hole)];
+    assert_eq!(runs(), expected);
+    volume.write(4096, &[1; 4096], false).unwrap();
+    volume.trim(4096, 2 * 4096, false).unwrap();
+    let expected = [(3 * 4096, Allocation::Hole), (4096, Allocation::Zero), (4 * 4096, Allocation::Hole)];
+    assert_eq!(runs(), expected);
+    volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    assert_eq!(runs(), [(8 * 4096, Allocation::Hole)]);
+}

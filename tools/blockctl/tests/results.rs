@@ -58,6 +58,7 @@ fn a_volume_is_made_shown_and_deleted() {
 Volume       : 59
 Name         : db
 Size         : 4 GiB
+Read-only    : no
 Labels       : app=mysql
 Created      : Wed, 16 Jan 2019 21:51:53 UTC
 Status       : up - attached
@@ -74,6 +75,18 @@ Last backup  : {} to nas, Wed, 16 Jan 2019 22:27:13 UTC, 1 incremental since the
             snap("59-61-incr")
         )
     );
+}
+
+#[test]
+fn a_volume_is_resized_and_made_read_only() {
+    let mut changed = volume("59", "db");
+    changed["readOnly"] = json!(true);
+    let fake = Fake::start(vec![("PATCH /v1/volumes/db", ok(changed))]);
+    assert_eq!(fake.run("volume resize db --size 4GiB").stdout, "Volume db successfully resized to 4 GiB.\n");
+    assert_eq!(fake.run("volume update db --read-only on").stdout, "Volume db is now read-only.\n");
+    assert_eq!(fake.run("volume update db --read-only on -j").json()["readOnly"], true);
+    let bodies: Vec<_> = fake.seen().into_iter().map(|seen| seen.body).collect();
+    assert_eq!(bodies[..2], [json!({"sizeBytes": 4u64 << 30}), json!({"readOnly": true})]);
 }
 
 #[test]

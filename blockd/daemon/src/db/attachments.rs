@@ -135,6 +135,7 @@ mod tests {
             id: VolumeId::from_u64(7),
             name: "data".parse().unwrap(),
             size_bytes: 4096,
+            read_only: false,
             labels: Default::default(),
             created: jiff::Timestamp::UNIX_EPOCH,
             state: VolumeState::Up,

@@ -68,9 +68,11 @@ pub struct VolumeRow {
     pub created: Timestamp,
     /// How far it has come.
     pub state: VolumeState,
+    /// Whether NBD clients may only read it.
+    pub read_only: bool,
 }
 
-const COLUMNS: &str = "id, name, size_bytes, labels, created, state";
+const COLUMNS: &str = "id, name, size_bytes, labels, created, state, read_only";
 
 impl VolumeRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -81,6 +83,7 @@ impl VolumeRow {
             labels: json(row, 3)?,
             created: parsed(row, 4)?,
             state: parsed(row, 5)?,
+            read_only: row.get(6)?,
         })
     }
 
@@ -100,14 +103,16 @@ impl VolumeRow {
     /// The database fails; a conflict if the name is taken.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT INTO volumes (id, name, size_bytes, labels, created, state) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO volumes (id, name, size_bytes, labels, created, state, read_only)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             params![
                 self.id.to_string(),
                 self.name.as_str(),
                 stored(self.size_bytes),
                 to_json("labels", &self.labels)?,
                 self.created.to_string(),
-                self.state.as_str()
+                self.state.as_str(),
+                self.read_only
             ],
         )?;
         Ok(())
@@ -119,6 +124,27 @@ impl VolumeRow {
     /// The database fails.
     pub fn set_state(tx: &Transaction<'_>, id: VolumeId, state: VolumeState) -> Result<(), DbError> {
         tx.execute("UPDATE volumes SET state = ?2 WHERE id = ?1", params![id.to_string(), state.as_str()])?;
+        Ok(())
+    }
+
+    /// Notes that a volume has grown; a size that is smaller than what is there already says nothing.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn grow(tx: &Transaction<'_>, id: VolumeId, size_bytes: u64) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE volumes SET size_bytes = max(size_bytes, ?2) WHERE id = ?1",
+            params![id.to_string(), stored(size_bytes)],
+        )?;
+        Ok(())
+    }
+
+    /// Sets whether NBD clients may only read a volume.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_read_only(tx: &Transaction<'_>, id: VolumeId, read_only: bool) -> Result<(), DbError> {
+        tx.execute("UPDATE volumes SET read_only = ?2 WHERE id = ?1", params![id.to_string(), read_only])?;
         Ok(())
     }
 
@@ -148,13 +174,16 @@ mod tests {
             labels: "a=b=c".parse().unwrap(),
             created: Timestamp::UNIX_EPOCH,
             state: VolumeState::Creating,
+            read_only: false,
         };
         db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
         let again = VolumeRow { id: VolumeId::from_u64(7), ..row.clone() };
         assert!(db.transaction::<_, DbError>(|tx| again.insert(tx)).unwrap_err().is_conflict());
         db.transaction::<_, DbError>(|tx| {
             VolumeRow::set_state(tx, row.id, VolumeState::Up)?;
-            assert_eq!(VolumeRow::all(tx)?, vec![VolumeRow { state: VolumeState::Up, ..row.clone() }]);
+            VolumeRow::set_read_only(tx, row.id, true)?;
+            let expected = VolumeRow { state: VolumeState::Up, read_only: true, ..row.clone() };
+            assert_eq!(VolumeRow::all(tx)?, vec![expected]);
             VolumeRow::remove(tx, row.id)?;
             assert_eq!(VolumeRow::all(tx)?, vec![]);
             Ok(())

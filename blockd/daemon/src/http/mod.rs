@@ -57,7 +57,7 @@ fn router(core: Arc<Core>) -> Router {
     Router::new()
         .route(paths::STATUS, get(status::show))
         .route(paths::VOLUMES, get(volumes::list).post(volumes::create))
-        .route(paths::VOLUME, get(volumes::inspect).delete(volumes::delete))
+        .route(paths::VOLUME, get(volumes::inspect).patch(volumes::update).delete(volumes::delete))
         .route(paths::VOLUME_ATTACH, post(attachments::attach))
         .route(paths::VOLUME_DETACH, post(attachments::detach))
         .route(paths::VOLUME_SNAPSHOTS, post(snapshots::create))

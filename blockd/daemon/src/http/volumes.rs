@@ -5,7 +5,7 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, VolumeRef,
-    volumes::{CreateVolume, ListVolumes, Volume, VolumeList},
+    volumes::{CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeList},
 };
 use std::sync::Arc;
 
@@ -28,6 +28,14 @@ pub(super) async fn inspect(
     Named(volume): Named<VolumeRef>,
 ) -> Answer<Volume> {
     Ok(Reply(core.inspect_volume(&volume).await?))
+}
+
+pub(super) async fn update(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+    Body(request): Body<UpdateVolume>,
+) -> Answer<Volume> {
+    detached(async move { core.update_volume(&volume, request).await }).await
 }
 
 pub(super) async fn delete(

@@ -94,6 +94,9 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let (plan, base) = planned(core, live, &volume, &snapshot, &repository, &catalog).await?;
     core.reached("backup planned")?;
 
+    // The volume may have grown since the freeze.
+    let frozen_volume = Arc::clone(&volume);
+    let size_bytes = blocking(move || frozen_volume.view(snapshot_id).map(|view| view.size_bytes())).await?;
     let spec = Arc::new(BackupSpec {
         cluster: core.cluster,
         volume: volume_id,
@@ -101,7 +104,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         volume_name: entry.name.to_string(),
         snapshot_name: snapshot.name.to_string(),
         labels: entry.labels.as_map().clone(),
-        size_bytes: entry.size_bytes,
+        size_bytes,
         created: snapshot.created,
         started: plan.started,
         data: plan.data,

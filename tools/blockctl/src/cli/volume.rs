@@ -49,6 +49,21 @@ Examples:
   blockctl volume detach db
   blockctl volume detach /dev/nbd7
   blockctl volume detach db --force";
+const RESIZE_HELP: &str = "\
+The volume may be in use: clients that look see the new size, and a filesystem \
+in it can then be grown. A volume never shrinks. Snapshots keep the size that \
+the volume had when they were taken.
+
+Examples:
+  blockctl volume resize db --size 16GiB";
+
+const UPDATE_HELP: &str = "\
+A client that is connected when a volume becomes read-only is not told; from \
+then on what it writes is refused (EPERM).
+
+Examples:
+  blockctl volume update db --read-only on
+  blockctl volume update db --read-only off";
 
 const URI_HELP: &str = "\
 Examples:
@@ -68,6 +83,12 @@ pub enum VolumeCommand {
     /// Show all about a volume
     #[command(visible_alias = "i", after_help = INSPECT_HELP)]
     Inspect(OneVolume),
+    /// Make a volume larger
+    #[command(after_help = RESIZE_HELP)]
+    Resize(ResizeArgs),
+    /// Change properties of a volume
+    #[command(after_help = UPDATE_HELP)]
+    Update(UpdateArgs),
     /// Delete a volume and its local snapshots
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
     Delete(OneVolume),
@@ -180,6 +201,34 @@ fn parse_seconds(text: &str) -> Result<u64, String> {
     number.checked_mul(unit_s).ok_or_else(wrong)
 }
 
+/// `volume resize`
+#[derive(Debug, Args)]
+pub struct ResizeArgs {
+    /// Name or id of the volume
+    pub volume: VolumeRef,
+    /// New size of the volume, such as 16GiB
+    #[arg(short, long, value_parser = parse_size)]
+    pub size: ByteSize,
+}
+
+/// `volume update`
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Name or id of the volume
+    pub volume: VolumeRef,
+    /// Whether clients may only read the volume
+    #[arg(long, value_name = "on|off", value_parser = parse_switch, action = clap::ArgAction::Set)]
+    pub read_only: bool,
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".into()),
+    }
+}
+
 /// A volume
 #[derive(Debug, Args)]
 pub struct OneVolume {
@@ -247,6 +296,17 @@ mod tests {
     }
 
     #[test]
+    fn resize_and_update_take_their_flags() {
+        let VolumeCommand::Resize(args) = volume("volume resize db --size 16GiB") else { panic!() };
+        assert_eq!((args.volume.to_string(), args.size.as_bytes()), ("db".into(), 16 << 30));
+        for (word, expected) in [("on", true), ("off", false)] {
+            let line = format!("volume update db --read-only {word}");
+            let VolumeCommand::Update(args) = volume(&line) else { panic!("{line}") };
+            assert_eq!(args.read_only, expected);
+        }
+    }
+
+    #[test]
     fn wrong_lines_say_what_is_right() {
         for (line, part) in [
             ("volume create db", "--size"),
@@ -260,6 +320,10 @@ mod tests {
             ("volume attach db --timeout soon", "such as 30s"),
             ("volume attach db --device /dev/sda", "/dev/nbd0"),
             ("volume detach /dev/sda", "/dev/nbd0"),
+            ("volume resize db", "--size"),
+            ("volume resize db --size 8", "did you mean 8GiB?"),
+            ("volume update db", "--read-only"),
+            ("volume update db --read-only maybe", "expected on or off"),
             ("volume uri", "VOLUME"),
             ("volume uri a b", "unexpected argument"),
         ] {

@@ -2,7 +2,9 @@
 
 use super::{Context, counted, or_dash};
 use crate::{
-    cli::volume::{AttachArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, VolumeCommand},
+    cli::volume::{
+        AttachArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, ResizeArgs, UpdateArgs, VolumeCommand,
+    },
     failure::{EXIT_DONE, Failure},
     table::{Facts, Table},
 };
@@ -10,7 +12,7 @@ use blockd_api::{
     ApiError, ByteSize, ErrorCode, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Device},
     format_time,
-    volumes::{CreateVolume, ListVolumes, Volume, VolumeState},
+    volumes::{CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeState},
 };
 use serde_json::json;
 
@@ -19,6 +21,8 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Fa
         VolumeCommand::Create(args) => create(context, args).await,
         VolumeCommand::List(args) => list(context, args).await,
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
+        VolumeCommand::Resize(args) => resize(context, args).await,
+        VolumeCommand::Update(args) => update(context, args).await,
         VolumeCommand::Delete(args) => delete(context, &args.volume).await,
         VolumeCommand::Attach(args) => attach(context, args).await,
         VolumeCommand::Detach(args) => detach(context, args).await,
@@ -82,6 +86,7 @@ fn facts(volume: &Volume) -> Facts {
         .add("Volume", volume.id)
         .add("Name", &volume.name)
         .add("Size", size(volume.size_bytes))
+        .add("Read-only", if volume.read_only { "yes" } else { "no" })
         .add("Labels", if volume.labels.is_empty() { "-".to_owned() } else { volume.labels.to_string() })
         .add("Created", format_time(volume.created))
         .add("Status", status(volume))
@@ -176,6 +181,26 @@ async fn volume_at(context: &Context<'_>, device: Device) -> Result<VolumeRef, F
             ApiError::new(ErrorCode::VolumeNotAttached, format!("no volume is attached at {device}")).into(),
         )
     })
+}
+
+async fn resize(context: &Context<'_>, args: ResizeArgs) -> Result<(), Failure> {
+    let request = UpdateVolume { size_bytes: Some(args.size.as_bytes()), ..UpdateVolume::default() };
+    let volume = context.client.update_volume(&args.volume, &request).await?;
+    if context.output.is_json() {
+        return context.output.document(&volume);
+    }
+    let size = ByteSize::from_bytes(volume.size_bytes);
+    context.output.line(format!("Volume {} successfully resized to {size}.", volume.name))
+}
+
+async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> {
+    let request = UpdateVolume { read_only: Some(args.read_only), ..UpdateVolume::default() };
+    let volume = context.client.update_volume(&args.volume, &request).await?;
+    if context.output.is_json() {
+        return context.output.document(&volume);
+    }
+    let now = if volume.read_only { "read-only" } else { "writable" };
+    context.output.line(format!("Volume {} is now {now}.", volume.name))
 }
 
 async fn delete(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
