@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod rng;
 pub mod seaweed;
 pub mod store;
+pub mod vm;
 
 pub use bed::Bed;
 pub use ctl::{Ctl, Task};

@@ -1,0 +1,156 @@
+//! What a machine is made of: the kernel, the emulator and busybox that `tools/test-vm-image` fetched, and a disk with the
+//! programs under test on it.
+
+use super::cpio::Archive;
+use crate::process::{die_with_parent, program, repository};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// What the guest runs beside the programs under test.
+const TOOLS: [&str; 4] = ["bash", "fio", "mke2fs", "e2fsck"];
+/// Size of the guest's disk; the file is sparse.
+const DISK_BYTES: u64 = 6 << 30;
+/// The exit status of `tools/test-vm-image` where there can be no machine.
+const CANNOT: i32 = 3;
+
+/// Where the fetched parts are.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    dir: PathBuf,
+}
+
+impl Parts {
+    /// Fetches what is missing; `None`, said loudly, where that is impossible.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn fetch() -> Option<Self> {
+        if std::env::var_os("BLOCKD_TEST_WITHOUT_VM").is_some_and(|value| value == "1") {
+            eprintln!(
+                "LEFT OUT: no virtual machine (BLOCKD_TEST_WITHOUT_VM=1); the kernel's driver is not tested"
+            );
+            return None;
+        }
+        let mut command = Command::new(repository().join("tools/test-vm-image"));
+        let output = die_with_parent(command.stdin(Stdio::null())).output().expect("tools/test-vm-image");
+        let said = crate::process::both(&output);
+        if output.status.code() == Some(CANNOT) {
+            eprintln!("LEFT OUT: no virtual machine; the kernel's driver is not tested: {said}");
+            return None;
+        }
+        assert!(output.status.success(), "tools/test-vm-image failed with {}:\n{said}", output.status);
+        Some(Self { dir: repository().join("target/vm") })
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> PathBuf {
+        self.dir.join("kernel/vmlinuz")
+    }
+
+    /// The emulator: the installed one, or the unpacked one with its libraries.
+    pub fn emulator(&self) -> Command {
+        let unpacked = self.dir.join("qemu/usr");
+        let binary = unpacked.join("bin/qemu-system-x86_64");
+        if !binary.exists() {
+            return Command::new(find("qemu-system-x86_64").expect("qemu-system-x86_64"));
+        }
+        let libraries = unpacked.join("lib/x86_64-linux-gnu");
+        let mut path = OsString::from(&libraries);
+        for more in ["pulseaudio", "ceph"] {
+            path.push(":");
+            path.push(libraries.join(more));
+        }
+        path.push(":");
+        path.push(self.dir.join("qemu/lib"));
+        let mut command = Command::new(binary);
+        command.env("LD_LIBRARY_PATH", path).env("QEMU_MODULE_DIR", libraries.join("qemu"));
+        for roms in ["share/qemu", "share/seabios"] {
+            command.arg("-L").arg(unpacked.join(roms));
+        }
+        command
+    }
+
+    /// Busybox, the modules, and the script that mounts the disk and goes on there.
+    pub fn initramfs(&self) -> Vec<u8> {
+        let read =
+            |path: &Path| std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let list = read(&self.dir.join("kernel/modules"));
+        let mut archive = Archive::default();
+        for dir in ["bin", "dev", "proc", "sys", "lib", "disk"] {
+            archive.dir(dir);
+        }
+        archive.file("bin/busybox", &read(&self.dir.join("busybox")));
+        for module in String::from_utf8_lossy(&list).lines() {
+            archive.file(&format!("lib/{module}"), &read(&self.dir.join("kernel").join(module)));
+        }
+        archive.file("modules", &list);
+        archive.file("init", include_bytes!("guest/init.sh"));
+        archive.finish()
+    }
+
+    /// A disk with the programs and the scripts on it.
+    pub fn make_disk(&self, work: &Path) -> PathBuf {
+        let stage = work.join("stage");
+        for dir in ["bin", "usr/bin", "busybox", "data", "store", "mnt", "mnt2", "dev", "proc", "sys", "tmp"]
+        {
+            std::fs::create_dir_all(stage.join(dir)).expect("a directory of the guest");
+        }
+        copy(&self.dir.join("busybox"), &stage.join("bin/busybox"));
+        copy(&self.dir.join("kernel/nbd.ko"), &stage.join("nbd.ko"));
+        let mut programs = vec![program("blockd"), program("blockctl")];
+        programs.extend(
+            TOOLS
+                .iter()
+                .map(|name| find(name).unwrap_or_else(|| panic!("{name} is missing: run tools/test"))),
+        );
+        let mut libraries = BTreeSet::new();
+        for path in programs {
+            let place = stage.join("usr/bin").join(path.file_name().expect("a name"));
+            // Without their debugging information they load several times as fast.
+            let stripped = Command::new("strip").arg("-o").arg(&place).arg(&path).status();
+            if !stripped.is_ok_and(|status| status.success()) {
+                copy(&path, &place);
+            }
+            libraries.extend(libraries_of(&path));
+        }
+        for library in libraries {
+            copy(&library, &stage.join(library.strip_prefix("/").expect("an absolute path")));
+        }
+        for (name, script) in [
+            ("lib.sh", include_str!("guest/lib.sh")),
+            ("life.sh", include_str!("guest/life.sh")),
+            ("after.sh", include_str!("guest/after.sh")),
+        ] {
+            std::fs::write(stage.join(name), script).expect("a script of the guest");
+        }
+        let disk = work.join("disk.img");
+        std::fs::File::create(&disk).and_then(|file| file.set_len(DISK_BYTES)).expect("the disk");
+        let mut command = Command::new(find("mke2fs").expect("mke2fs"));
+        command.args(["-q", "-t", "ext4", "-d"]).arg(&stage).arg(&disk);
+        assert!(die_with_parent(&mut command).status().expect("mke2fs").success(), "mke2fs failed");
+        disk
+    }
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    dirs.map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to.parent().expect("a directory")).expect("a directory of the guest");
+    std::fs::copy(from, to).unwrap_or_else(|error| panic!("cannot copy {}: {error}", from.display()));
+}
+
+/// The libraries that a program is linked with, and its loader.
+fn libraries_of(program: &Path) -> Vec<PathBuf> {
+    let output = Command::new("ldd").arg(program).output().expect("ldd");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    paths.map(PathBuf::from).collect()
+}

@@ -1,0 +1,29 @@
+//! The kernel's own NBD client, `/dev/nbdN`, in a virtual machine: attach, file systems, crashes of the daemon under load, more dirty
+//! data than memory, a power cut.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    Bed,
+    vm::{Machine, Parts},
+};
+
+/// The guest's memory: little, so that more is soon dirtied than there is.
+const MEMORY_MIB: u32 = 320;
+/// How many files are synced before the power is cut.
+const SYNCED: usize = 20;
+
+#[test]
+fn an_attached_volume_lives_through_crashes_pressure_and_a_power_cut() {
+    let Some(parts) = Parts::fetch() else { return };
+    let bed = Bed::on_disk();
+    let machine = Machine::new(parts, bed.dir(), MEMORY_MIB);
+
+    let mut guest = machine.boot("life", &[]);
+    guest.wait_for("VM-STEP the power is cut");
+    guest.wait_for(&format!("VM-SYNCED {SYNCED}"));
+    let console = guest.cut_power();
+    // Lines that were on their way when the power was cut count: the guest had written them after its sync.
+    let synced = console.iter().filter_map(|line| line.strip_prefix("VM-SYNCED ")?.parse().ok()).max();
+    let synced: usize = synced.expect("files that were synced");
+    machine.boot("after", &[format!("VM_SYNCED={synced}")]).finish();
+}
