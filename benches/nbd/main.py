@@ -23,7 +23,8 @@ snapshots) ends when every block was touched once. CPU is that of the server's p
 that of fio, for each operation; what the kernel does later in its own threads is in neither.
 
 Goals: {best} x the best file-backed peer that answers FLUSH with an fdatasync (the null plugin is no such peer),
-or {null} x the null plugin; with 8 snapshots {snapshots} x without (on the same kind of disk: every block written before).
+or {null} x the null plugin. With 8 snapshots {snapshots} x without: for reads on an allocated disk; for writes, whose first
+touches take new memory and disk space, on a fresh one or an allocated one (both ratios are printed).
 
 workloads:
 {workloads}
@@ -231,8 +232,8 @@ def main():
     missing = servers.missing_packages()
     if missing:
         sys.exit(f"bench: these Debian packages are missing: apt-get install {' '.join(missing)}")
-    # An ordinary end, with everything stopped and removed, also when something else ends the bench.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # As Ctrl-C: everything is stopped and removed, and what was measured so far is printed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = given.dir or os.environ.get("TMPDIR") or "/var/tmp"
     directory = Path(tempfile.mkdtemp(prefix="blockd-bench.", dir=parent))
     running, passes = [], []
