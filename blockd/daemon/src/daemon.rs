@@ -128,6 +128,7 @@ impl Daemon {
         if let Err(error) = core.take_up_attachments().await {
             tracing::error!(%error, "attached volumes are not taken up");
         }
+        grow_devices_with_volumes(&core);
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
@@ -253,6 +254,23 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
         dies_at: parking_lot::Mutex::new(None),
     };
     Ok((lock, Arc::new(core)))
+}
+
+/// Has a device grow when its volume does. The kernel is told on a thread of its own: it may take its time.
+fn grow_devices_with_volumes(core: &Arc<Core>) {
+    let weak = Arc::downgrade(core);
+    core.registry.on_resized(Box::new(move |entry, size_bytes| {
+        let (weak, volume) = (weak.clone(), entry.id);
+        let tell = move || {
+            let Some(core) = weak.upgrade() else { return };
+            if let Err(error) = core.attachments.resized(volume, size_bytes) {
+                tracing::error!(%volume, %error, "the device keeps its old size: detach and attach the volume");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("resize".to_owned()).spawn(tell) {
+            tracing::error!(%volume, %error, "the device keeps its old size: detach and attach the volume");
+        }
+    }));
 }
 
 /// Tells the kernel that this thread, and those that it will start, write what others wait for: they may use the last

@@ -18,9 +18,9 @@ fn volumes_are_listed() {
     assert_eq!(
         ran.stdout,
         "\
-ID                   NAME     SIZE    USED      DIRTY    SNAPSHOTS   STATUS
-56706279008755778    NewVol   4 GiB   1.5 GiB   40 MiB   2           up - attached
-980081626967128253   e        4 GiB   1.5 GiB   40 MiB   2           failed - the head is gone\\u{1b}[2J
+ID                   NAME     SIZE    USED      DIRTY    SNAPSHOTS   DEVICE   STATUS
+56706279008755778    NewVol   4 GiB   1.5 GiB   40 MiB   2           -        up - attached
+980081626967128253   e        4 GiB   1.5 GiB   40 MiB   2           -        failed - the head is gone\\u{1b}[2J
 "
     );
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
@@ -64,6 +64,7 @@ Created      : Wed, 16 Jan 2019 21:51:53 UTC
 Status       : up - attached
 URI          : nbd+unix:///db?socket=/d/nbd.sock
 Connections  : 1
+Device       : -
 Used on disk : 1.5 GiB in 3 layers
 Dirty        : 40 MiB
 Snapshots    : 2
