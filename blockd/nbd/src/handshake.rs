@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::constants::*;
 use crate::device::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
 use crate::options::{self, InfoRequest, Refusal};
+use crate::tls_option::{self, TlsStage, TlsVerdict};
 
 /// The negotiation of one connection.
 #[derive(Debug)]
@@ -14,6 +15,7 @@ pub struct Handshake {
     state: State,
     no_zeroes: bool,
     fixed_newstyle: bool,
+    tls: TlsStage,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub enum Step {
     Lookup(Lookup),
     /// Send what was written, then enter transmission.
     Transmit(Opened),
+    /// Send what was written, start TLS, and call [`Handshake::secured`].
+    StartTls,
     /// Send what was written, then close.
     Close(CloseReason),
 }
@@ -66,6 +70,8 @@ pub enum CloseReason {
     OptionTooLong(u32),
     /// EXPORT_NAME asked for what cannot be had; that option knows no error reply.
     ExportRefused,
+    /// EXPORT_NAME came before TLS was started; that option knows no error reply.
+    TlsRequired,
 }
 
 impl fmt::Display for CloseReason {
@@ -79,6 +85,7 @@ impl fmt::Display for CloseReason {
             }
             Self::OptionTooLong(len_bytes) => write!(f, "an option announced {len_bytes} bytes"),
             Self::ExportRefused => f.write_str("the export asked for by EXPORT_NAME cannot be served"),
+            Self::TlsRequired => f.write_str("EXPORT_NAME without the TLS that is required here"),
         }
     }
 }
@@ -168,10 +175,23 @@ impl Default for Handshake {
 }
 
 impl Handshake {
-    /// A negotiation that waits for the client flags.
+    /// A negotiation that waits for the client flags, without TLS.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: State::ClientFlags, no_zeroes: false, fixed_newstyle: false }
+        Self::with_tls(TlsStage::Unavailable)
+    }
+
+    /// A negotiation that waits for the client flags.
+    #[must_use]
+    pub fn with_tls(tls: TlsStage) -> Self {
+        Self { state: State::ClientFlags, no_zeroes: false, fixed_newstyle: false, tls }
+    }
+
+    /// TLS has been started: what was agreed on before, save the client flags, could be somebody else's wish and is
+    /// forgotten.
+    pub fn secured(&mut self) {
+        let (no_zeroes, fixed_newstyle) = (self.no_zeroes, self.fixed_newstyle);
+        *self = Self { state: State::Option, no_zeroes, fixed_newstyle, ..Self::with_tls(TlsStage::Active) };
     }
 
     /// What the server sends before anything is received.
@@ -251,6 +271,9 @@ impl Handshake {
     }
 
     fn whole_option(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Step {
+        if let Some(step) = self.tls_step(option, data.len(), out) {
+            return step;
+        }
         let refusal = match option {
             NBD_OPT_EXPORT_NAME => {
                 let Ok(name) = options::decode_name(data) else {
@@ -284,6 +307,24 @@ impl Handshake {
         };
         options::put_refusal(out, option, &refusal);
         Step::Continue
+    }
+
+    /// What is to be done with an option that must not be served, for reasons of TLS.
+    fn tls_step(&mut self, option: u32, data_len_bytes: usize, out: &mut Vec<u8>) -> Option<Step> {
+        Some(match tls_option::judge(self.tls, option, data_len_bytes) {
+            TlsVerdict::Pass => return None,
+            TlsVerdict::Refuse(refusal) => {
+                options::put_refusal(out, option, &refusal);
+                Step::Continue
+            }
+            TlsVerdict::Start => {
+                options::put_reply(out, option, NBD_REP_ACK, &[]);
+                // Nothing is taken until TLS is there.
+                self.state = State::Over;
+                Step::StartTls
+            }
+            TlsVerdict::Close => self.close(CloseReason::TlsRequired),
+        })
     }
 
     /// Goes on with what the catalog said to the last [`Step::Lookup`]. An answer that was not asked for changes nothing.
