@@ -15,6 +15,9 @@ use crate::handshake::{Answer, Handshake, Step};
 use crate::inbox::{INBOX_BYTES, Inbox};
 use crate::outbox::Chunk;
 use crate::ring::Transfer;
+use crate::tls::{Opened, TlsSession};
+use crate::tls_identity::TlsIdentity;
+use crate::tls_option::TlsStage;
 use crate::transmission::{self, Pause, Transmission};
 use crate::worker::{Done, Work};
 
@@ -29,6 +32,24 @@ pub(crate) struct ConnectionLimits {
     /// How long nothing of an announced payload may come while others wait for the memory that it was promised.
     pub(crate) stalled_receive_timeout: Duration,
     pub(crate) in_flight_bytes: u64,
+    /// How long a connection in transmission may have nothing to do.
+    pub(crate) idle_timeout: Option<Duration>,
+}
+
+/// The TLS that a connection can or must use.
+#[derive(Clone)]
+pub(crate) enum TlsOffer {
+    Off,
+    Allow(Arc<TlsIdentity>),
+    Require(Arc<TlsIdentity>),
+}
+
+/// How a connection's bytes get to the socket.
+enum Security {
+    Plain,
+    /// TLS begins when the acknowledgement has been sent.
+    Starting,
+    Tls(Box<TlsSession>),
 }
 
 enum Phase {
@@ -68,6 +89,8 @@ pub(crate) struct Connection {
     limits: ConnectionLimits,
     life: Life,
     phase: Phase,
+    tls: TlsOffer,
+    security: Security,
     inbox: Inbox,
     flow: Flow,
     receiving: Option<Receiving>,
@@ -79,6 +102,8 @@ pub(crate) struct Connection {
     /// A request waits until others have finished.
     full: bool,
     deadline: Option<Instant>,
+    /// When something was received or sent last.
+    active_at: Instant,
 }
 
 impl Connection {
@@ -86,9 +111,15 @@ impl Connection {
     pub(crate) fn new(
         span: tracing::Span,
         client: Client,
+        tls: TlsOffer,
         limits: ConnectionLimits,
         cx: &mut Context<'_>,
     ) -> Self {
+        let stage = match tls {
+            TlsOffer::Off => TlsStage::Unavailable,
+            TlsOffer::Allow(_) => TlsStage::Offered,
+            TlsOffer::Require(_) => TlsStage::Required,
+        };
         let mut flow = Flow::new(limits.in_flight_bytes);
         flow.outbox.push_bytes(&Handshake::greeting(), cx.pool);
         Self {
@@ -96,7 +127,9 @@ impl Connection {
             client: Arc::new(client),
             limits,
             life: Life::Open,
-            phase: Phase::Handshake(Handshake::new()),
+            phase: Phase::Handshake(Handshake::with_tls(stage)),
+            tls,
+            security: Security::Plain,
             inbox: Inbox::new(cx.pool),
             flow,
             receiving: None,
@@ -105,6 +138,7 @@ impl Connection {
             in_step: true,
             full: false,
             deadline: cx.now.checked_add(limits.handshake_timeout),
+            active_at: cx.now,
         }
     }
 
@@ -114,25 +148,42 @@ impl Connection {
             return None;
         }
         let mut check_at = None;
-        let transfer = match &mut self.phase {
-            Phase::Handshake(_) if self.flow.jobs > 0 => None,
-            Phase::Handshake(_) => self.inbox.start_receive(INBOX_BYTES),
-            Phase::Transmission(transmission) => {
-                if transmission.awaits_payload() {
-                    check_at = Some(later(now, self.limits.stalled_receive_timeout));
-                }
-                transmission.start_receive(&mut self.inbox)
-            }
-            Phase::Over => None,
+        if let Phase::Transmission(transmission) = &self.phase
+            && transmission.awaits_payload()
+        {
+            check_at = Some(later(now, self.limits.stalled_receive_timeout));
+        }
+        let wants_input = self.wants_input();
+        let transfer = match &mut self.security {
+            Security::Tls(session) if wants_input => session.start_receive(),
+            Security::Tls(_) => None,
+            Security::Plain | Security::Starting => self.place_for_input(),
         }?;
         self.receiving = Some(Receiving { check_at });
         Some(transfer)
     }
 
-    /// The receive is over.
-    pub(crate) fn end_receive(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
-        self.receiving = None;
-        let len_bytes = *result.as_ref().unwrap_or(&0);
+    /// Whether the phase takes input now.
+    fn wants_input(&self) -> bool {
+        match &self.phase {
+            Phase::Handshake(_) => self.flow.jobs == 0,
+            Phase::Transmission(_) => true,
+            Phase::Over => false,
+        }
+    }
+
+    /// Where the phase wants its next input.
+    fn place_for_input(&mut self) -> Option<Transfer> {
+        match &mut self.phase {
+            Phase::Handshake(_) if self.flow.jobs > 0 => None,
+            Phase::Handshake(_) => self.inbox.start_receive(INBOX_BYTES),
+            Phase::Transmission(transmission) => transmission.start_receive(&mut self.inbox),
+            Phase::Over => None,
+        }
+    }
+
+    /// Gives the phase its input.
+    fn put_input(&mut self, buffer: Buffer, len_bytes: usize, cx: &mut Context<'_>) {
         match &mut self.phase {
             Phase::Transmission(transmission) => {
                 transmission.end_receive(&mut self.inbox, buffer, len_bytes);
@@ -140,26 +191,107 @@ impl Connection {
             Phase::Handshake(_) => self.inbox.end_receive(buffer, len_bytes),
             Phase::Over => cx.pool.give(buffer),
         }
+    }
+
+    /// The receive is over.
+    pub(crate) fn end_receive(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
+        self.receiving = None;
+        self.active_at = cx.now;
+        let len_bytes = *result.as_ref().unwrap_or(&0);
+        match &mut self.security {
+            Security::Tls(session) => session.end_receive(buffer, len_bytes),
+            Security::Plain | Security::Starting => self.put_input(buffer, len_bytes, cx),
+        }
         if self.life != Life::Open {
             return;
         }
         match result {
             Ok(0) => self.drain("the client closed the connection", cx),
-            Ok(_) => self.advance(cx),
+            Ok(_) => self.take_input(cx),
             Err(error) => self.abort(&format!("receiving failed: {error}"), cx),
         }
     }
 
+    /// Takes up what was received.
+    fn take_input(&mut self, cx: &mut Context<'_>) {
+        self.advance(cx);
+        if matches!(self.security, Security::Tls(_)) {
+            self.decrypt(cx);
+        }
+    }
+
+    /// Decrypts for as long as there is somebody to take it.
+    fn decrypt(&mut self, cx: &mut Context<'_>) {
+        while self.life == Life::Open && !self.full && !self.in_step {
+            let Some(mut place) = self.place_for_input() else {
+                return;
+            };
+            let Security::Tls(session) = &mut self.security else {
+                return;
+            };
+            let opened = session.open(&mut place.buffer.framed_mut()[place.range]);
+            let len_bytes = if let Ok(Opened::Plain(len_bytes)) = opened { len_bytes } else { 0 };
+            if let Some(certificate_names) = session.established() {
+                let suite = session.describe();
+                let span = &self.span;
+                tracing::debug!(parent: span, suite, names = ?certificate_names, "TLS is in use");
+                self.client = Arc::new(Client { certificate_names, ..Client::clone(&self.client) });
+            }
+            let is_clogged = session.is_clogged();
+            self.put_input(place.buffer, len_bytes, cx);
+            match opened {
+                Ok(Opened::Plain(_)) => self.advance(cx),
+                Ok(Opened::NeedInput) if is_clogged => {
+                    return self.abort("a TLS handshake message is too long", cx);
+                }
+                Ok(Opened::NeedInput) => return,
+                Ok(Opened::Closed) => self.drain("the client closed the TLS session", cx),
+                Err(error) => {
+                    tracing::info!(parent: &self.span, %error, "the TLS session failed");
+                    // The alert that says so goes out; replies cannot.
+                    self.flow.outbox.clear(cx.pool);
+                    self.drain("the TLS session failed", cx);
+                }
+            }
+        }
+    }
+
     /// The send to start now, if there is one.
-    pub(crate) fn start_send(&mut self, now: Instant) -> Option<Transfer> {
+    pub(crate) fn start_send(&mut self, now: Instant, pool: &mut BufferPool) -> Option<Transfer> {
         if self.sending.is_some() || self.life == Life::Aborted {
             return None;
         }
-        let chunk = self.rest.take().or_else(|| self.flow.outbox.pop())?;
+        let chunk = match self.rest.take() {
+            Some(rest) => rest,
+            None if matches!(self.security, Security::Tls(_)) => self.encrypt(pool)?,
+            None => self.flow.outbox.pop()?,
+        };
         let check_at = later(now, self.limits.stalled_send_timeout);
         self.sending =
             Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes, check_at });
         Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
+    }
+
+    /// The next replies, encrypted; behind the last ones of a connection that ends, the announcement of that.
+    fn encrypt(&mut self, pool: &mut BufferPool) -> Option<Chunk> {
+        let Security::Tls(session) = &mut self.security else {
+            return None;
+        };
+        let is_last = self.life == Life::Draining && self.flow.jobs == 0;
+        match session.seal(&mut self.flow.outbox, pool, is_last) {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                self.drop_all(error.0, pool);
+                None
+            }
+        }
+    }
+
+    /// Everything that was to be sent is on its way or sent.
+    fn is_flushed(&self) -> bool {
+        self.rest.is_none()
+            && self.flow.outbox.is_empty()
+            && if let Security::Tls(session) = &self.security { session.is_flushed() } else { true }
     }
 
     /// The send is over.
@@ -167,6 +299,7 @@ impl Connection {
         let Some(Sending { mut range, charge_bytes, .. }) = self.sending.take() else {
             return;
         };
+        self.active_at = cx.now;
         match result {
             Ok(len_bytes) if len_bytes < range.len() => {
                 range.start += len_bytes;
@@ -175,11 +308,14 @@ impl Connection {
             Ok(_) => {
                 cx.pool.give(buffer);
                 self.flow.release(charge_bytes, cx);
-                if self.in_step && self.flow.outbox.is_empty() {
+                if self.in_step && self.is_flushed() {
                     self.in_step = false;
-                    self.advance(cx);
+                    if matches!(self.security, Security::Starting) {
+                        self.start_tls(cx);
+                    }
+                    self.take_input(cx);
                 } else if self.full {
-                    self.advance(cx);
+                    self.take_input(cx);
                 }
             }
             Err(error) => {
@@ -200,7 +336,11 @@ impl Connection {
                     transmission.report(failure);
                 }
                 transmission::finish(done, &mut self.flow, cx);
-                if self.life == Life::Aborted {
+                let is_over = match &self.security {
+                    Security::Tls(session) => session.is_over(),
+                    Security::Plain | Security::Starting => false,
+                };
+                if is_over || self.life == Life::Aborted {
                     self.flow.outbox.clear(cx.pool);
                 }
             }
@@ -212,7 +352,7 @@ impl Connection {
     /// Takes up requests that waited for bytes in flight to be released.
     pub(crate) fn retry(&mut self, cx: &mut Context<'_>) {
         if self.full {
-            self.advance(cx);
+            self.take_input(cx);
         }
     }
 
@@ -232,6 +372,10 @@ impl Connection {
 
     /// Ends at once; what is in flight is not answered.
     pub(crate) fn abort(&mut self, why: &str, cx: &mut Context<'_>) {
+        self.drop_all(why, cx.pool);
+    }
+
+    fn drop_all(&mut self, why: &str, pool: &mut BufferPool) {
         if self.life == Life::Aborted {
             return;
         }
@@ -240,8 +384,13 @@ impl Connection {
         self.phase = Phase::Over;
         self.full = false;
         self.deadline = None;
-        self.rest = None;
-        self.flow.outbox.clear(cx.pool);
+        if let Some(rest) = self.rest.take() {
+            pool.give(rest.buffer);
+        }
+        self.flow.outbox.clear(pool);
+        if let Security::Tls(session) = &mut self.security {
+            session.clear(pool);
+        }
     }
 
     /// Looks whether something took too long.
@@ -255,6 +404,13 @@ impl Connection {
             };
             self.abort(what, cx);
             return;
+        }
+        if self.idle_until().is_some_and(|until| until <= now) {
+            if self.is_idle() {
+                self.drain("it was idle for too long", cx);
+            } else {
+                self.active_at = now;
+            }
         }
         if let Some(sending) = &mut self.sending
             && sending.check_at <= now
@@ -286,10 +442,22 @@ impl Connection {
         let receiving = self.receiving.as_ref().filter(|_| self.life == Life::Open);
         let checks = [
             self.deadline,
+            self.idle_until(),
             sending.map(|sending| sending.check_at),
             receiving.and_then(|receiving| receiving.check_at),
         ];
         checks.into_iter().flatten().min()
+    }
+
+    /// When an idle connection ends.
+    fn idle_until(&self) -> Option<Instant> {
+        let is_waiting = self.life == Life::Open && matches!(self.phase, Phase::Transmission(_));
+        let timeout = self.limits.idle_timeout.filter(|_| is_waiting)?;
+        self.active_at.checked_add(timeout)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flow.jobs == 0 && self.sending.is_none() && !self.full && self.is_flushed()
     }
 
     /// The socket is to be shut down for receiving: what is under way will not be used.
@@ -305,7 +473,8 @@ impl Connection {
     /// Nothing is under way and nothing is left to do.
     pub(crate) fn is_finished(&self) -> bool {
         let idle = self.receiving.is_none() && self.sending.is_none() && self.flow.jobs == 0;
-        let sent = self.rest.is_none() && self.flow.outbox.is_empty();
+        let closed = if let Security::Tls(session) = &self.security { session.is_over() } else { true };
+        let sent = closed && self.is_flushed();
         idle && match self.life {
             Life::Open => false,
             Life::Draining => sent,
@@ -321,6 +490,9 @@ impl Connection {
     /// Gives back what the connection holds.
     pub(crate) fn release(mut self, pool: &mut BufferPool, budget: &Budget<Wake>) {
         self.inbox.discard(pool);
+        if let Security::Tls(session) = self.security {
+            session.discard(pool);
+        }
         self.flow.outbox.clear(pool);
         self.flow.release_all(budget);
     }
@@ -368,7 +540,24 @@ impl Connection {
             let mut out = Vec::new();
             let step = handshake.answer(answer, &mut out);
             self.step(step, &out, cx);
-            self.advance(cx);
+            self.take_input(cx);
+        }
+    }
+
+    /// The client has been told that TLS may begin.
+    fn start_tls(&mut self, cx: &mut Context<'_>) {
+        let session = match &self.tls {
+            TlsOffer::Allow(identity) | TlsOffer::Require(identity) => identity.accept(),
+            TlsOffer::Off => return self.abort("there is no TLS here", cx),
+        };
+        match session {
+            Ok(session) => {
+                self.security = Security::Tls(Box::new(TlsSession::new(session, cx.pool)));
+                if let Phase::Handshake(handshake) = &mut self.phase {
+                    handshake.secured();
+                }
+            }
+            Err(error) => self.abort(&format!("TLS could not be started: {error}"), cx),
         }
     }
 
@@ -380,6 +569,11 @@ impl Connection {
         match step {
             Step::NeedInput | Step::Continue => {}
             Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup, Arc::clone(&self.client)), cx),
+            // What came behind the option, in clear, is not the client's doing, or not what it wants.
+            Step::StartTls if !self.inbox.unread().is_empty() => {
+                self.abort("bytes came between STARTTLS and its acknowledgement", cx);
+            }
+            Step::StartTls => self.security = Security::Starting,
             Step::Close(reason) => self.drain(&reason.to_string(), cx),
             Step::Transmit(opened, agreed) => {
                 let Some(device) = opened.device else {

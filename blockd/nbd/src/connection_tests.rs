@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use crate::budget::Budget;
 use crate::buffer_pool::BufferPool;
-use crate::connection::{Connection, ConnectionLimits};
+use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::constants::*;
 use crate::device::{
     BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, StatusExtent,
@@ -21,6 +21,9 @@ use crate::reply::ReplyMode;
 use crate::request::Request;
 use crate::worker::{Done, Work};
 
+#[path = "tls_tests.rs"]
+mod tls_tests;
+
 const DEVICE_BYTES: usize = 4 << 20;
 const LIMITS: ConnectionLimits = ConnectionLimits {
     handshake_timeout: Duration::from_secs(10),
@@ -28,6 +31,7 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     stalled_send_timeout: Duration::from_secs(60),
     stalled_receive_timeout: Duration::from_secs(10),
     in_flight_bytes: 1 << 20,
+    idle_timeout: None,
 };
 
 /// Memory that answers at once, or not, depending on the place.
@@ -129,11 +133,15 @@ impl Driver {
     }
 
     fn with_limits(limits: ConnectionLimits) -> Self {
+        Self::with_tls(limits, TlsOffer::Off)
+    }
+
+    fn with_tls(limits: ConnectionLimits, tls: TlsOffer) -> Self {
         let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
         let now = Instant::now();
         let mut cx =
             Context { pool: &mut pool, budget: &budget, wait_for_budget: &|| {}, work: &mut work, now };
-        let connection = Connection::new(tracing::Span::none(), Client::default(), limits, &mut cx);
+        let connection = Connection::new(tracing::Span::none(), Client::default(), tls, limits, &mut cx);
         Self { connection, catalog: Single(Memory::new()), pool, budget, work, sent: Vec::new(), now }
     }
 
@@ -182,7 +190,7 @@ impl Driver {
     }
 
     fn send_some(&mut self, max_bytes: usize) -> bool {
-        let Some(transfer) = self.connection.start_send(self.now) else {
+        let Some(transfer) = self.connection.start_send(self.now, &mut self.pool) else {
             return false;
         };
         let len = transfer.range.len().min(max_bytes);
@@ -477,7 +485,7 @@ fn times_are_kept() {
     driver.run(&read_request(1, 100), &[1]);
     let transfer = driver.receive_some(&read_request(2, 100), 1000);
     assert_eq!(transfer, Some(28));
-    let _sending = driver.connection.start_send(driver.now).unwrap();
+    let _sending = driver.connection.start_send(driver.now, &mut driver.pool).unwrap();
     assert!(!at(&mut driver, 61), "a slow reader hurts nobody");
     driver.budget.wait(1, || Box::new(|| {}));
     assert!(!at(&mut driver, 59));

@@ -47,6 +47,8 @@ pub struct Client {
     pub peer: String,
     /// The names in the certificate that the client has proved to hold; empty without one.
     pub certificate_names: Vec<String>,
+    /// It came through a unix socket, which lets in only the server's own user and root.
+    pub is_local: bool,
 }
 
 /// One device behind one or more connections.

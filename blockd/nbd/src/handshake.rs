@@ -9,6 +9,7 @@ use crate::device::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo}
 use crate::meta_context::{self, MetaContext, MetaRequest};
 use crate::options::{self, InfoRequest, Refusal};
 use crate::reply::ReplyMode;
+use crate::tls_option::{self, TlsStage, TlsVerdict};
 
 /// The negotiation of one connection.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub struct Handshake {
     mode: ReplyMode,
     /// The export that metadata contexts were chosen for, and which.
     contexts: Option<(String, Vec<MetaContext>)>,
+    tls: TlsStage,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,8 @@ pub enum Step {
     Lookup(Lookup),
     /// Send what was written, then enter transmission.
     Transmit(Opened, Agreed),
+    /// Send what was written, start TLS, and call [`Handshake::secured`].
+    StartTls,
     /// Send what was written, then close.
     Close(CloseReason),
 }
@@ -84,6 +88,8 @@ pub enum CloseReason {
     OptionTooLong(u32),
     /// EXPORT_NAME asked for what cannot be had; that option knows no error reply.
     ExportRefused,
+    /// EXPORT_NAME came before TLS was started; that option knows no error reply.
+    TlsRequired,
 }
 
 impl fmt::Display for CloseReason {
@@ -97,6 +103,7 @@ impl fmt::Display for CloseReason {
             }
             Self::OptionTooLong(len_bytes) => write!(f, "an option announced {len_bytes} bytes"),
             Self::ExportRefused => f.write_str("the export asked for by EXPORT_NAME cannot be served"),
+            Self::TlsRequired => f.write_str("EXPORT_NAME without the TLS that is required here"),
         }
     }
 }
@@ -198,16 +205,30 @@ impl Default for Handshake {
 }
 
 impl Handshake {
-    /// A negotiation that waits for the client flags.
+    /// A negotiation that waits for the client flags, without TLS.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_tls(TlsStage::Unavailable)
+    }
+
+    /// A negotiation that waits for the client flags.
+    #[must_use]
+    pub fn with_tls(tls: TlsStage) -> Self {
         Self {
             state: State::ClientFlags,
             no_zeroes: false,
             fixed_newstyle: false,
             mode: ReplyMode::Simple,
             contexts: None,
+            tls,
         }
+    }
+
+    /// TLS has been started: what was agreed on before, save the client flags, could be somebody else's wish and is
+    /// forgotten.
+    pub fn secured(&mut self) {
+        let (no_zeroes, fixed_newstyle) = (self.no_zeroes, self.fixed_newstyle);
+        *self = Self { state: State::Option, no_zeroes, fixed_newstyle, ..Self::with_tls(TlsStage::Active) };
     }
 
     /// What the server sends before anything is received.
@@ -289,6 +310,9 @@ impl Handshake {
     }
 
     fn whole_option(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Step {
+        if let Some(step) = self.tls_step(option, data.len(), out) {
+            return step;
+        }
         let refusal = match option {
             NBD_OPT_EXPORT_NAME => {
                 let Ok(name) = options::decode_name(data) else {
@@ -400,6 +424,24 @@ impl Handshake {
     fn agreed(&mut self, name: &str) -> Agreed {
         let chosen = self.contexts.take().filter(|(chosen_for, _)| chosen_for == name);
         Agreed { mode: self.mode, contexts: chosen.map(|(_, contexts)| contexts).unwrap_or_default() }
+    }
+
+    /// What is to be done with an option that must not be served, for reasons of TLS.
+    fn tls_step(&mut self, option: u32, data_len_bytes: usize, out: &mut Vec<u8>) -> Option<Step> {
+        Some(match tls_option::judge(self.tls, option, data_len_bytes) {
+            TlsVerdict::Pass => return None,
+            TlsVerdict::Refuse(refusal) => {
+                options::put_refusal(out, option, &refusal);
+                Step::Continue
+            }
+            TlsVerdict::Start => {
+                options::put_reply(out, option, NBD_REP_ACK, &[]);
+                // Nothing is taken until TLS is there.
+                self.state = State::Over;
+                Step::StartTls
+            }
+            TlsVerdict::Close => self.close(CloseReason::TlsRequired),
+        })
     }
 
     /// Goes on with what the catalog said to the last [`Step::Lookup`]. An answer that was not asked for changes nothing.

@@ -7,9 +7,10 @@
 //! Server ── listener (unix, TCP) ──► ring_thread 0..N ── ring (io_uring)
 //!                                        │
 //!                                    connection ── handshake ── options          negotiation
-//!                                        └──────── transmission ── request       transmission
-//!                                                      ├─ outbox ── reply
-//!                                                      └─ worker 0..M ── BlockDevice, ExportCatalog
+//!                                        ├──────── transmission ── request       transmission
+//!                                        │             ├─ outbox ── reply
+//!                                        │             └─ worker 0..M ── BlockDevice, ExportCatalog
+//!                                        └──────── tls ── tls_identity           after STARTTLS
 //! ```
 //!
 //! Everything from `connection` downwards is without I/O: it is given bytes and results, and says what to do next.
@@ -38,6 +39,13 @@ mod ring;
 mod ring_thread;
 mod server;
 mod sparse_read;
+#[cfg(test)]
+#[path = "../tests/common/certs.rs"]
+mod test_certs;
+mod tls;
+mod tls_identity;
+mod tls_names;
+mod tls_option;
 mod transmission;
 mod wire;
 mod worker;
@@ -48,3 +56,5 @@ pub use device::{
 };
 pub use error::NbdError;
 pub use server::{Server, ServerConfig};
+pub use tls_identity::{TlsError, TlsFiles, TlsIdentity, TlsMode};
+pub use tls_option::TlsStage;

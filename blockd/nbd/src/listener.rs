@@ -2,18 +2,18 @@
 
 use std::fmt;
 use std::fs::Metadata;
-use std::io::{self, Read};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
 };
 
 use crate::error::NbdError;
@@ -24,16 +24,10 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// The kernel takes the ring of a killed server down some time after the process is gone. Until then its sockets keep
-/// their addresses and even take connections, but nobody greets.
-const TEARDOWN_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 3_000 });
-const GREETING_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 300 });
-const TEARDOWN_POLL: Duration = Duration::from_millis(20);
-
 /// A listening socket.
 pub(crate) struct Listener {
     pub(crate) socket: Arc<OwnedFd>,
-    is_tcp: bool,
+    pub(crate) is_tcp: bool,
 }
 
 /// Who is at the other end.
@@ -54,17 +48,10 @@ impl fmt::Display for Peer {
 }
 
 impl Listener {
-    /// Listens on a TCP address; returns the address that it got.
+    /// Listens on a TCP address; returns the address that it got. It is tried once: after a kill the kernel takes the
+    /// ring of the dead process down some time later, and until then its sockets keep their addresses.
     pub(crate) fn tcp(addr: SocketAddr) -> Result<(Self, SocketAddr), NbdError> {
-        let deadline = Instant::now() + TEARDOWN_PATIENCE;
-        let bound = loop {
-            match TcpListener::bind(addr) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
-                    std::thread::sleep(TEARDOWN_POLL);
-                }
-                result => break result,
-            }
-        };
+        let bound = TcpListener::bind(addr);
         let bound = bound.and_then(|socket| Ok((socket.local_addr()?, socket)));
         let (local_addr, socket) = bound.map_err(|source| NbdError::BindTcp { addr, source })?;
         Ok((Self { socket: Arc::new(OwnedFd::from(socket)), is_tcp: true }, local_addr))
@@ -128,27 +115,24 @@ fn make_way(path: &Path) -> Result<(), NbdError> {
     if !metadata.file_type().is_socket() {
         return Err(NbdError::NotASocket { path: path.to_owned() });
     }
-    let deadline = Instant::now() + TEARDOWN_PATIENCE;
-    loop {
-        match UnixStream::connect(path) {
-            Ok(stream) if greets(&stream) || Instant::now() >= deadline => {
-                return Err(NbdError::SocketInUse { path: path.to_owned() });
-            }
-            Ok(_) => std::thread::sleep(TEARDOWN_POLL),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                return std::fs::remove_file(path)
-                    .map_err(failed("a socket that nobody answers on could not be removed"));
-            }
-            Err(error) => {
-                return Err(failed("it could not be found out whether another server answers there")(error));
-            }
+    match is_answered(path) {
+        Ok(true) => Err(NbdError::SocketInUse { path: path.to_owned() }),
+        Ok(false) => {
+            std::fs::remove_file(path).map_err(failed("a socket that nobody answers on could not be removed"))
         }
+        Err(error) => Err(failed("it could not be found out whether another server answers there")(error)),
     }
 }
 
-/// Whether a server is there, which speaks first in this protocol.
-fn greets(mut stream: &UnixStream) -> bool {
-    stream.set_read_timeout(Some(GREETING_PATIENCE)).is_ok() && stream.read_exact(&mut [0; 8]).is_ok()
+/// Whether somebody listens on a unix socket; does not wait for a listener that is slow to accept.
+fn is_answered(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The file of a unix socket; removed when dropped, if it is still the one that was made.

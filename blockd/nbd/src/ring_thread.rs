@@ -11,7 +11,7 @@ use rustix::net::{Shutdown, shutdown};
 
 use crate::budget::Budget;
 use crate::buffer_pool::{Buffer, BufferPool};
-use crate::connection::{Connection, ConnectionLimits};
+use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::device::Client;
 use crate::flow::{Context, Wake};
 use crate::listener::{Listener, Peer};
@@ -27,13 +27,20 @@ const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// What other threads tell a ring thread.
 pub(crate) enum Message {
     /// Serve this connection.
-    Adopt(OwnedFd, Peer),
+    Adopt(Newcomer),
     /// Work is done.
     Done(ConnectionKey, Done),
     /// Bytes in flight were released.
     Retry,
     /// Stop: end all connections, by this time.
     Stop(Instant),
+}
+
+/// An accepted connection.
+pub(crate) struct Newcomer {
+    socket: OwnedFd,
+    peer: Peer,
+    tls: TlsOffer,
 }
 
 /// A connection of one ring thread; the generation tells it from earlier ones at the same place.
@@ -51,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) connections: AtomicUsize,
     pub(crate) max_connections: usize,
     pub(crate) next_id: AtomicUsize,
+    pub(crate) tcp_tls: TlsOffer,
+    pub(crate) unix_tls: TlsOffer,
     /// What the buffer pool of each ring thread may keep, in bytes.
     pub(crate) pool_bytes: usize,
 }
@@ -222,7 +231,7 @@ impl RingThread {
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Adopt(socket, peer) => self.adopt(socket, peer),
+            Message::Adopt(newcomer) => self.adopt(newcomer),
             Message::Done(key, done) => {
                 let slot = self.slots.get(key.index as usize);
                 if slot.is_some_and(|slot| slot.generation == key.generation) {
@@ -299,14 +308,17 @@ impl RingThread {
             return;
         }
         let shared = Arc::clone(&self.shared);
+        let tls = if listener.is_tcp { &shared.tcp_tls } else { &shared.unix_tls };
+        let newcomer = Newcomer { socket, peer, tls: tls.clone() };
         self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
         match shared.mailboxes.get(self.next_thread) {
-            Some(mailbox) if self.next_thread != self.id => mailbox.post(Message::Adopt(socket, peer)),
-            _ => self.adopt(socket, peer),
+            Some(mailbox) if self.next_thread != self.id => mailbox.post(Message::Adopt(newcomer)),
+            _ => self.adopt(newcomer),
         }
     }
 
-    fn adopt(&mut self, socket: OwnedFd, peer: Peer) {
+    fn adopt(&mut self, newcomer: Newcomer) {
+        let Newcomer { socket, peer, tls } = newcomer;
         let count = ConnectionCount(Arc::clone(&self.shared));
         if self.stop_at.is_some() {
             return;
@@ -320,8 +332,9 @@ impl RingThread {
         let span = tracing::info_span!("nbd", connection = id, %peer, export = tracing::field::Empty);
         tracing::debug!(parent: &span, "connected");
         let limits = self.shared.limits;
-        let client = Client { peer: peer.to_string(), certificate_names: Vec::new() };
-        let connection = self.with_context(|cx| Connection::new(span, client, limits, cx));
+        let is_local = matches!(peer, Peer::Unix);
+        let client = Client { peer: peer.to_string(), certificate_names: Vec::new(), is_local };
+        let connection = self.with_context(|cx| Connection::new(span, client, tls, limits, cx));
         let entry = Entry { connection, socket: Arc::new(socket), shut_down: None, _count: count };
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
@@ -372,7 +385,7 @@ impl RingThread {
             return;
         };
         let connection = &mut entry.connection;
-        if let Some(transfer) = connection.start_send(self.now) {
+        if let Some(transfer) = connection.start_send(self.now, &mut self.pool) {
             self.ring.send(&entry.socket, transfer, Tag::Send(index).pack());
         }
         if let Some(transfer) = connection.start_receive(self.now) {

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::budget::Budget;
-use crate::connection::ConnectionLimits;
+use crate::connection::{ConnectionLimits, TlsOffer};
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
 use crate::listener::{Listener, UnixSocketFile};
 use crate::mailbox::Mailbox;
 use crate::ring_thread::{Message, RingThread, Shared};
+use crate::tls_identity::{TlsIdentity, TlsMode};
 use crate::worker::{self, Job, Queues};
 
 /// The most that buffer pools keep for reuse on one ring thread, in bytes.
@@ -41,6 +42,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// How long a client may take to get from connecting to transmission. Default 10 s.
     pub handshake_timeout: Duration,
+    /// How long a connection in transmission may receive and answer nothing before it is closed. Default: for ever.
+    pub idle_timeout: Option<Duration>,
     /// How long a connection that is ending, because the client disconnects, may take to carry out its last
     /// requests and send their replies. Default 30 s.
     pub drain_timeout: Duration,
@@ -56,6 +59,12 @@ pub struct ServerConfig {
     pub in_flight_bytes_per_connection: u64,
     /// The same for all connections together; each may have 256 KiB beyond it. Default 512 MiB.
     pub in_flight_bytes_total: u64,
+    /// Certificates for TLS.
+    pub tls: Option<Arc<TlsIdentity>>,
+    /// Whether TCP is served over TLS. Default: it is not, so anybody who gets there can read and write everything.
+    pub tcp_tls: TlsMode,
+    /// Whether the unix socket is served over TLS. Default: it is not.
+    pub unix_tls: TlsMode,
 }
 
 impl Default for ServerConfig {
@@ -67,12 +76,16 @@ impl Default for ServerConfig {
             worker_threads: 8,
             max_connections: 1024,
             handshake_timeout: Duration::from_secs(10),
+            idle_timeout: None,
             drain_timeout: Duration::from_secs(30),
             stalled_send_timeout: Duration::from_secs(60),
             stalled_receive_timeout: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(10),
             in_flight_bytes_per_connection: 64 << 20,
             in_flight_bytes_total: 512 << 20,
+            tls: None,
+            tcp_tls: TlsMode::Off,
+            unix_tls: TlsMode::Off,
         }
     }
 }
@@ -100,7 +113,24 @@ impl ServerConfig {
                 wanted: "set at least one of them",
             });
         }
+        for (setting, mode) in [("tcp_tls", self.tcp_tls), ("unix_tls", self.unix_tls)] {
+            if mode != TlsMode::Off && self.tls.is_none() {
+                return Err(NbdError::InvalidConfig {
+                    setting,
+                    value: format!("{mode:?}"),
+                    wanted: "give it a certificate",
+                });
+            }
+        }
         Ok(())
+    }
+
+    fn offer(&self, mode: TlsMode) -> TlsOffer {
+        match (mode, &self.tls) {
+            (TlsMode::Require, Some(identity)) => TlsOffer::Require(Arc::clone(identity)),
+            (TlsMode::Allow, Some(identity)) => TlsOffer::Allow(Arc::clone(identity)),
+            _ => TlsOffer::Off,
+        }
     }
 }
 
@@ -321,11 +351,14 @@ fn share(config: &ServerConfig, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared
             stalled_send_timeout: config.stalled_send_timeout,
             stalled_receive_timeout: config.stalled_receive_timeout,
             in_flight_bytes: config.in_flight_bytes_per_connection,
+            idle_timeout: config.idle_timeout,
         },
         mailboxes,
         connections: AtomicUsize::new(0),
         max_connections: config.max_connections,
         next_id: AtomicUsize::new(1),
+        tcp_tls: config.offer(config.tcp_tls),
+        unix_tls: config.offer(config.unix_tls),
         pool_bytes: usize::try_from(per_thread.min(MAX_POOL_BYTES)).unwrap_or(0),
     }
 }

@@ -32,6 +32,7 @@ fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, 
             Step::Continue => assert!(consumed > 0 || taken > 0),
             Step::Lookup(_) => panic!("an answer leads to no other question"),
             Step::Transmit(opened, _) => return (out, taken, format!("transmit {}", opened.name)),
+            Step::StartTls => panic!("TLS was not offered"),
             Step::Close(reason) => return (out, taken, reason.to_string()),
         }
     }

@@ -1,0 +1,213 @@
+//! Who the server is, and whom it trusts: certificate, key and the clients' authorities, read from PEM files and read
+//! again when they were renewed.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection, WebPkiClientVerifier};
+
+/// Where the server's certificate and key are, and the authorities that it trusts; all PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, followed by those that lead to an authority.
+    pub certificate: PathBuf,
+    /// The certificate's private key; others must not be able to read it.
+    pub key: PathBuf,
+    /// The authorities of client certificates. If set, a client must have a certificate of one of them.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Whether a listening socket is served over TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Never.
+    #[default]
+    Off,
+    /// If the client asks for it.
+    Allow,
+    /// Always.
+    Require,
+}
+
+/// Certificates or keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("cannot read the {what} {path}")]
+    Read {
+        /// What it should hold.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Others can read the private key.
+    #[error("the private key {path} has mode {mode:04o}, so others may read it: chmod 600 it")]
+    KeyMode {
+        /// Where.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A file does not hold what it should.
+    #[error("the {what} {path} cannot be used: {reason}")]
+    Content {
+        /// What it should hold.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Certificate and key are fine, but not together.
+    #[error("the certificate {certificate} cannot be used with the private key {key}: {source}")]
+    Pair {
+        /// The certificate.
+        certificate: PathBuf,
+        /// The key.
+        key: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+impl TlsError {
+    /// Whether the same call may succeed later, without anybody changing the files.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::Interrupted)
+    }
+}
+
+/// What a server is and trusts. Connections take what was loaded last.
+#[derive(Debug)]
+pub struct TlsIdentity {
+    files: TlsFiles,
+    current: RwLock<Arc<rustls::ServerConfig>>,
+    /// What tells the loaded files from later ones.
+    seen: Mutex<Vec<Option<FileStamp>>>,
+}
+
+type FileStamp = (u64, u64, i64, i64, u64);
+
+impl TlsIdentity {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// When one cannot be read or used, or others can read the key.
+    pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
+        let seen = Mutex::new(stamps(&files));
+        let current = RwLock::new(Arc::new(read(&files)?));
+        Ok(Self { files, current, seen })
+    }
+
+    /// Reads the files again, for connections that begin from now on. Those that are there go on as they are.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); then what was loaded before stays in use.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        // Taken first: a file that changes meanwhile looks new the next time.
+        let stamps = stamps(&self.files);
+        *self.seen.lock() = stamps;
+        let config = Arc::new(read(&self.files)?);
+        *self.current.write() = config;
+        Ok(())
+    }
+
+    /// Whether a file is not the one that was tried to load last.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        *self.seen.lock() != stamps(&self.files)
+    }
+
+    /// Whether clients must have certificates.
+    #[must_use]
+    pub fn wants_client_certificates(&self) -> bool {
+        self.files.client_ca.is_some()
+    }
+
+    /// The server's side of a new session.
+    pub(crate) fn accept(&self) -> Result<UnbufferedServerConnection, rustls::Error> {
+        let config = Arc::clone(&self.current.read());
+        UnbufferedServerConnection::new(config)
+    }
+}
+
+fn stamps(files: &TlsFiles) -> Vec<Option<FileStamp>> {
+    let stamp = |meta: Metadata| (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size());
+    let paths = [Some(&files.certificate), Some(&files.key), files.client_ca.as_ref()];
+    paths.into_iter().map(|path| path?.metadata().ok().map(stamp)).collect()
+}
+
+fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError> {
+    let chain = certificates("server certificate", &files.certificate)?;
+    let key = private_key(&files.key)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let pair =
+        |source| TlsError::Pair { certificate: files.certificate.clone(), key: files.key.clone(), source };
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(pair)?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let what = "clients' authority";
+            let unusable = |reason: String| TlsError::Content { what, path: path.clone(), reason };
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(what, path)? {
+                roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .map_err(|error| unusable(error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(pair)?;
+    // Connections last, so resumption saves little; and who resumes would not be asked for a certificate again.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text =
+        std::fs::read(path).map_err(|source| TlsError::Read { what, path: path.to_owned(), source })?;
+    let unusable = |reason: String| TlsError::Content { what, path: path.to_owned(), reason };
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unusable(error.to_string()))?;
+    if found.is_empty() {
+        return Err(unusable("there is no CERTIFICATE in it".to_owned()));
+    }
+    Ok(found)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let what = "private key";
+    let failed = |source| TlsError::Read { what, path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
+    // A group that may read keys is common (`ssl-cert`); everybody is not.
+    if mode & 0o007 != 0 {
+        return Err(TlsError::KeyMode { path: path.to_owned(), mode });
+    }
+    let mut text = Vec::new();
+    io::Read::read_to_end(&mut file, &mut text).map_err(failed)?;
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| TlsError::Content {
+        what,
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}

@@ -1,0 +1,173 @@
+//! The names in a client's certificate: its subject's common name, and its alternative names that are DNS names, e-mail
+//! addresses or URIs. The certificate has been verified before, so whatever is odd here is left out, not reported.
+
+/// DER tags.
+const BOOLEAN: u8 = 0x01;
+const OCTET_STRING: u8 = 0x04;
+const OBJECT_ID: u8 = 0x06;
+const UTF8_STRING: u8 = 0x0c;
+const PRINTABLE_STRING: u8 = 0x13;
+const IA5_STRING: u8 = 0x16;
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
+const VERSION: u8 = 0xa0;
+const EXTENSIONS: u8 = 0xa3;
+/// Kinds of alternative names.
+const EMAIL: u8 = 0x81;
+const DNS: u8 = 0x82;
+const URI: u8 = 0x86;
+
+/// id-at-commonName, 2.5.4.3.
+const COMMON_NAME: &[u8] = &[0x55, 4, 3];
+/// id-ce-subjectAltName, 2.5.29.17.
+const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
+
+/// A certificate that names more is cut off here.
+const MAX_NAMES: usize = 64;
+
+/// The names in a certificate, each once.
+pub(crate) fn certificate_names(der: &[u8]) -> Vec<String> {
+    let mut names = Vec::new();
+    // A part that cannot be read ends the search; the names before it are as good as they were.
+    let _ = collect(der, &mut names);
+    names
+}
+
+fn collect(der: &[u8], names: &mut Vec<String>) -> Option<()> {
+    let certificate = Der(der).expect(SEQUENCE)?;
+    let mut fields = Der(Der(certificate).expect(SEQUENCE)?);
+    if fields.peek() == Some(VERSION) {
+        fields.next()?;
+    }
+    // Serial number, signature algorithm, issuer, validity.
+    for _ in 0..4 {
+        fields.next()?;
+    }
+    let mut subject = Der(fields.expect(SEQUENCE)?);
+    while !subject.is_empty() {
+        let mut attributes = Der(subject.expect(SET)?);
+        while !attributes.is_empty() {
+            let mut attribute = Der(attributes.expect(SEQUENCE)?);
+            let is_name = attribute.expect(OBJECT_ID)? == COMMON_NAME;
+            let (tag, value) = attribute.next()?;
+            if is_name && matches!(tag, UTF8_STRING | PRINTABLE_STRING | IA5_STRING) {
+                add(names, value);
+            }
+        }
+    }
+    // The public key, unique identifiers, extensions.
+    while let Some((tag, value)) = fields.next() {
+        if tag == EXTENSIONS {
+            alternative_names(Der(Der(value).expect(SEQUENCE)?), names)?;
+        }
+    }
+    Some(())
+}
+
+fn alternative_names(mut extensions: Der<'_>, names: &mut Vec<String>) -> Option<()> {
+    while !extensions.is_empty() {
+        let mut extension = Der(extensions.expect(SEQUENCE)?);
+        if extension.expect(OBJECT_ID)? != SUBJECT_ALT_NAME {
+            continue;
+        }
+        if extension.peek() == Some(BOOLEAN) {
+            extension.next()?;
+        }
+        let mut list = Der(Der(extension.expect(OCTET_STRING)?).expect(SEQUENCE)?);
+        while !list.is_empty() {
+            let (tag, value) = list.next()?;
+            if matches!(tag, EMAIL | DNS | URI) && value.is_ascii() {
+                add(names, value);
+            }
+        }
+    }
+    Some(())
+}
+
+/// Adds a name, unless it has characters that would make it look like another one.
+fn add(names: &mut Vec<String>, value: &[u8]) {
+    let Ok(name) = std::str::from_utf8(value) else {
+        return;
+    };
+    let is_plain = !name.is_empty() && !name.chars().any(char::is_control);
+    if is_plain && names.len() < MAX_NAMES && !names.iter().any(|known| known == name) {
+        names.push(name.to_owned());
+    }
+}
+
+/// Reads elements of DER: a tag, a length in its shortest form, and that many bytes.
+struct Der<'a>(&'a [u8]);
+
+impl<'a> Der<'a> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.0.first().copied()
+    }
+
+    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+        let (&[tag, first], mut rest) = self.0.split_first_chunk::<2>()?;
+        let mut len_bytes = usize::from(first);
+        if first >= 0x80 {
+            let count = usize::from(first & 0x7f);
+            if count == 0 || count > 3 {
+                return None;
+            }
+            let (digits, after) = rest.split_at_checked(count)?;
+            len_bytes = digits.iter().fold(0, |len, digit| len << 8 | usize::from(*digit));
+            rest = after;
+        }
+        let (value, after) = rest.split_at_checked(len_bytes)?;
+        self.0 = after;
+        Some((tag, value))
+    }
+
+    fn expect(&mut self, wanted: u8) -> Option<&'a [u8]> {
+        let (tag, value) = self.next()?;
+        (tag == wanted).then_some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair, SanType};
+
+    fn certificate() -> Vec<u8> {
+        let mut params =
+            CertificateParams::new(vec!["db.example".to_owned(), "192.0.2.1".to_owned()]).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "not a name");
+        params.distinguished_name.push(DnType::CommonName, "Bärbel");
+        params.subject_alt_names.push(SanType::Rfc822Name("a@b.example".try_into().unwrap()));
+        params.subject_alt_names.push(SanType::URI("spiffe://x/db".try_into().unwrap()));
+        params.subject_alt_names.push(SanType::DnsName("db.example".try_into().unwrap()));
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn names_are_found_and_others_left_out() {
+        let names = certificate_names(&certificate());
+        assert_eq!(names, ["Bärbel", "db.example", "a@b.example", "spiffe://x/db"]);
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, DnValue::Utf8String("admin\0.evil".to_owned()));
+        let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        assert_eq!(certificate_names(der.der()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn nothing_that_is_cut_or_changed_panics() {
+        let good = certificate();
+        for len in 0..good.len() {
+            certificate_names(&good[..len]);
+            for value in [0, 0x30, 0x7f, 0x80, 0x83, 0x84, 0xff] {
+                let mut bad = good.clone();
+                bad[len] = value;
+                certificate_names(&bad);
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! `NBD_OPT_STARTTLS`, and what is refused until it has been used: the modes `NOTLS`, `SELECTIVETLS` and `FORCEDTLS` of
+//! the protocol document.
+
+use crate::constants::*;
+use crate::options::Refusal;
+
+/// How far a negotiation is with TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsStage {
+    /// It cannot be had here.
+    Unavailable,
+    /// The client may start it.
+    Offered,
+    /// The client must start it before anything else.
+    Required,
+    /// It is in use.
+    Active,
+}
+
+/// What to do with an option, as far as TLS is concerned.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum TlsVerdict {
+    /// Serve it.
+    Pass,
+    Refuse(Refusal),
+    /// Acknowledge it, and go on encrypted.
+    Start,
+    /// It knows no reply that could refuse it.
+    Close,
+}
+
+/// Judges one option, whose data is `data_len_bytes` long.
+pub(crate) fn judge(stage: TlsStage, option: u32, data_len_bytes: usize) -> TlsVerdict {
+    let refuse = |reply_type, message| TlsVerdict::Refuse(Refusal::new(reply_type, message));
+    match (option, stage) {
+        (NBD_OPT_STARTTLS, TlsStage::Unavailable) => refuse(NBD_REP_ERR_POLICY, "this address has no TLS"),
+        (NBD_OPT_STARTTLS, TlsStage::Active) => refuse(NBD_REP_ERR_INVALID, "TLS is in use already"),
+        (NBD_OPT_STARTTLS, _) if data_len_bytes > 0 => {
+            refuse(NBD_REP_ERR_INVALID, "NBD_OPT_STARTTLS takes no data")
+        }
+        (NBD_OPT_STARTTLS, _) => TlsVerdict::Start,
+        (NBD_OPT_ABORT, _) => TlsVerdict::Pass,
+        (NBD_OPT_EXPORT_NAME, TlsStage::Required) => TlsVerdict::Close,
+        (_, TlsStage::Required) => refuse(NBD_REP_ERR_TLS_REQD, "this address is served over TLS only"),
+        _ => TlsVerdict::Pass,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stage_has_its_answer() {
+        let code = |stage, option, len| match judge(stage, option, len) {
+            TlsVerdict::Refuse(refusal) => refusal.reply_type,
+            TlsVerdict::Pass => 0,
+            TlsVerdict::Start => 1,
+            TlsVerdict::Close => 2,
+        };
+        use TlsStage::*;
+        for (stage, start, with_data, export_name, list) in [
+            (Unavailable, NBD_REP_ERR_POLICY, NBD_REP_ERR_POLICY, 0, 0),
+            (Offered, 1, NBD_REP_ERR_INVALID, 0, 0),
+            (Required, 1, NBD_REP_ERR_INVALID, 2, NBD_REP_ERR_TLS_REQD),
+            (Active, NBD_REP_ERR_INVALID, NBD_REP_ERR_INVALID, 0, 0),
+        ] {
+            assert_eq!(code(stage, NBD_OPT_STARTTLS, 0), start, "{stage:?}");
+            assert_eq!(code(stage, NBD_OPT_STARTTLS, 1), with_data, "{stage:?}");
+            assert_eq!(code(stage, NBD_OPT_EXPORT_NAME, 3), export_name, "{stage:?}");
+            assert_eq!(code(stage, NBD_OPT_ABORT, 0), 0, "{stage:?}");
+            for option in [NBD_OPT_LIST, NBD_OPT_INFO, NBD_OPT_GO, NBD_OPT_STRUCTURED_REPLY, 4242] {
+                assert_eq!(code(stage, option, 0), list, "{stage:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! Connections over TLS without sockets, with a rustls client at the other end: the same promises as without TLS.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use rustls::ClientConnection;
+
+use super::*;
+use crate::test_certs::Authority;
+use crate::tls_identity::{TlsFiles, TlsIdentity};
+
+struct World {
+    authority: Authority,
+    identity: Arc<TlsIdentity>,
+    alice: PathBuf,
+}
+
+static WORLD: LazyLock<World> = LazyLock::new(|| {
+    let authority = Authority::new();
+    let (certificate, key) = authority.server();
+    let files = TlsFiles { certificate, key, client_ca: Some(authority.ca()) };
+    let identity = Arc::new(TlsIdentity::load(files).unwrap());
+    let alice = authority.client_dir("alice", false);
+    World { authority, identity, alice }
+});
+
+/// The client's side of a connection.
+struct TlsDriver {
+    driver: Driver,
+    client: ClientConnection,
+    /// Sealed, and not yet received by the connection.
+    to_server: Vec<u8>,
+    /// What the client has read.
+    received: Vec<u8>,
+    /// Sent by the connection, and already read.
+    seen_bytes: usize,
+    client_reads: bool,
+    failure: Option<rustls::Error>,
+    peer_closed: bool,
+}
+
+fn option(option: u32) -> Vec<u8> {
+    [&OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &[0; 4]].concat()
+}
+
+fn offered() -> Driver {
+    Driver::with_tls(LIMITS, TlsOffer::Require(Arc::clone(&WORLD.identity)))
+}
+
+impl TlsDriver {
+    /// One whose client has been told to go ahead.
+    fn started(version: &'static rustls::SupportedProtocolVersion) -> Self {
+        let mut driver = offered();
+        let hello = [&3_u32.to_be_bytes()[..], &option(NBD_OPT_STARTTLS)].concat();
+        driver.run(&hello, &[1 << 20]);
+        let reply = &driver.sent[GREETING_LEN_BYTES..];
+        assert_eq!(reply[12..], [0, 0, 0, 1, 0, 0, 0, 0], "ACK");
+        driver.sent.clear();
+        let config = WORLD.authority.client_config_of(Some(&WORLD.alice), &[version]);
+        let mut client = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+        client.set_buffer_limit(None);
+        Self {
+            driver,
+            client,
+            to_server: Vec::new(),
+            received: Vec::new(),
+            seen_bytes: 0,
+            client_reads: true,
+            failure: None,
+            peer_closed: false,
+        }
+    }
+
+    /// One in transmission.
+    fn attached(version: &'static rustls::SupportedProtocolVersion) -> Self {
+        let mut this = Self::started(version);
+        this.run(&option(NBD_OPT_EXPORT_NAME), &[1 << 20]);
+        assert_eq!(this.received.len(), 10);
+        this.received.clear();
+        this
+    }
+
+    fn client_turn(&mut self) -> bool {
+        let mut progress = false;
+        while self.client.wants_write() {
+            progress |= self.client.write_tls(&mut self.to_server).unwrap() > 0;
+        }
+        while self.client_reads && self.seen_bytes < self.driver.sent.len() {
+            self.seen_bytes += self.client.read_tls(&mut &self.driver.sent[self.seen_bytes..]).unwrap();
+            progress = true;
+            match self.client.process_new_packets() {
+                Ok(state) => self.peer_closed |= state.peer_has_closed(),
+                Err(error) => {
+                    self.failure.get_or_insert(error);
+                    self.seen_bytes = self.driver.sent.len();
+                }
+            }
+            let mut buffer = [0; 20_000];
+            while let Ok(len) = self.client.reader().read(&mut buffer)
+                && len > 0
+            {
+                self.received.extend_from_slice(&buffer[..len]);
+            }
+        }
+        progress
+    }
+
+    fn server_turn(&mut self, step: usize) -> bool {
+        if self.to_server.is_empty() {
+            return false;
+        }
+        match self.driver.receive_some(&self.to_server, step) {
+            Some(len) if len > 0 => {
+                self.to_server.drain(..len);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn say(&mut self, input: &mut &[u8], step: usize) -> bool {
+        let (now, later) = input.split_at(input.len().min(step));
+        self.client.writer().write_all(now).unwrap();
+        *input = later;
+        !now.is_empty()
+    }
+
+    /// Has the client say `input`, in pieces, and runs both until nothing more happens.
+    fn run(&mut self, mut input: &[u8], steps: &[usize]) {
+        let mut idle = 0;
+        for index in 0.. {
+            let step = steps[index % steps.len()].max(1);
+            let progress = match (index + step) % 5 {
+                0 => self.driver.send_some(step),
+                1 => self.driver.work_some(step),
+                2 => self.client_turn(),
+                3 => self.say(&mut input, step),
+                _ => self.server_turn(step),
+            };
+            idle = if progress { 0 } else { idle + 1 };
+            // Every kind of event has been tried, whatever the sizes.
+            if idle > 5 * steps.len() + 5 {
+                let more = self.driver.send_some(step)
+                    || self.driver.work_some(step)
+                    || self.client_turn()
+                    || self.server_turn(step)
+                    || self.say(&mut input, step);
+                if !more {
+                    return;
+                }
+                idle = 0;
+            }
+        }
+    }
+
+    /// The connection is at its end, or gets there once the client is gone, and has kept nothing.
+    fn assert_ends(mut self) {
+        if !self.driver.connection.is_finished() {
+            if let Some(transfer) = self.driver.connection.start_receive(self.driver.now) {
+                self.driver.tell(|connection, cx| connection.end_receive(transfer.buffer, Ok(0), cx));
+            }
+            while self.driver.send_some(usize::MAX) || self.driver.work_some(0) {}
+        }
+        assert!(self.driver.connection.is_finished());
+        self.driver.connection.release(&mut self.driver.pool, &self.driver.budget);
+        assert_eq!(self.driver.budget.used_bytes(), 0);
+        assert_eq!(Arc::strong_count(&self.driver.catalog.0), 1);
+    }
+}
+
+/// Requests with their payloads, and the lengths of the reads.
+fn conversation(requests: &[(u16, u16, usize)]) -> (Vec<u8>, BTreeMap<u64, usize>) {
+    let (mut input, mut reads) = (Vec::new(), BTreeMap::new());
+    for (index, (command, flags, len)) in requests.iter().enumerate() {
+        let place = if index % 7 == 6 { DEVICE_BYTES } else { index * (DEVICE_BYTES / 24) };
+        let request = Request {
+            flags: *flags,
+            command: *command,
+            cookie: index as u64,
+            offset_bytes: (place + (index * 397) % 1200) as u64,
+            len_bytes: *len as u64,
+        };
+        if *command == NBD_CMD_DISC {
+            continue;
+        }
+        input.extend(request.encode());
+        if *command == NBD_CMD_WRITE {
+            input.extend((0..*len).map(|at| (at % 253) as u8 ^ index as u8));
+        }
+        if *command == NBD_CMD_READ {
+            reads.insert(index as u64, *len);
+        }
+    }
+    (input, reads)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// The replies over TLS, cut anywhere, with new keys now and then, are those without TLS.
+    #[test]
+    fn replies_are_those_without_tls(
+        requests in any_requests(),
+        steps in proptest::collection::vec(prop_oneof![1 => 1_usize..50, 2 => 1_usize..200_000], 8..20),
+        is_old in any::<bool>(),
+        new_keys_at in 0_usize..300_000,
+    ) {
+        let (input, reads) = conversation(&requests);
+        let mut plain = Driver::attached(LIMITS);
+        plain.run(&input, &[1 << 20]);
+        let version = if is_old { &rustls::version::TLS12 } else { &rustls::version::TLS13 };
+        let mut secure = TlsDriver::attached(version);
+        let (before, after) = input.split_at(new_keys_at.min(input.len()));
+        secure.run(before, &steps);
+        if !is_old {
+            secure.client.refresh_traffic_keys().unwrap();
+        }
+        secure.run(after, &steps);
+        prop_assert!(secure.failure.is_none(), "{:?}", secure.failure);
+        prop_assert!(replies(&plain.sent, &reads) == replies(&secure.received, &reads), "replies differ");
+        prop_assert!(*plain.catalog.0.0.lock() == *secure.driver.catalog.0.0.lock(), "contents differ");
+        secure.client.send_close_notify();
+        secure.run(&[], &steps);
+        prop_assert!(secure.peer_closed, "our end was not announced");
+        secure.assert_ends();
+    }
+
+    /// A bit that was changed on the way ends the connection, and nothing of it is carried out.
+    #[test]
+    fn what_was_tampered_with_is_not_carried_out(at in 0_usize..9_000, step in 1_usize..3_000) {
+        let mut secure = TlsDriver::attached(&rustls::version::TLS13);
+        let data = secure.driver.catalog.0.0.lock().clone();
+        let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 512, len_bytes: 9_000 };
+        secure.client.writer().write_all(&[&write.encode()[..], &[0xaa; 9_000]].concat()).unwrap();
+        while secure.client.write_tls(&mut secure.to_server).unwrap() > 0 {}
+        secure.to_server[5 + at] ^= 1;
+        secure.run(&[], &[step]);
+        prop_assert!(secure.received.is_empty());
+        prop_assert!(*secure.driver.catalog.0.0.lock() == data);
+        prop_assert!(matches!(secure.failure, Some(rustls::Error::AlertReceived(_))), "{:?}", secure.failure);
+        prop_assert!(secure.driver.connection.is_finished());
+        secure.assert_ends();
+    }
+}
+
+#[test]
+fn sessions_cut_at_every_byte_leave_nothing() {
+    let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 500 };
+    let input =
+        [&option(NBD_OPT_EXPORT_NAME)[..], &write.encode(), &[1; 500], &read_request(2, 100)].concat();
+    for cut in 0.. {
+        let mut secure = TlsDriver::started(&rustls::version::TLS13);
+        secure.client.writer().write_all(&input).unwrap();
+        let mut said_bytes = 0;
+        let mut is_whole = true;
+        loop {
+            while secure.client_turn() {}
+            let len = secure.to_server.len();
+            if said_bytes + len > cut {
+                secure.to_server.truncate(cut - said_bytes);
+                is_whole = false;
+            }
+            said_bytes += secure.to_server.len();
+            let mut progress = false;
+            while secure.server_turn(usize::MAX)
+                || secure.driver.send_some(usize::MAX)
+                || secure.driver.work_some(0)
+            {
+                progress = true;
+            }
+            if !progress || !is_whole {
+                break;
+            }
+        }
+        secure.assert_ends();
+        if is_whole {
+            assert!(cut > 1200, "the session was over after {cut} bytes");
+            return;
+        }
+    }
+}
+
+#[test]
+fn noise_instead_of_tls_is_answered_with_an_alert() {
+    for noise in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], &option(NBD_OPT_LIST), &[22, 3, 1, 0xff, 0xff, 0], &[0; 3000]]
+    {
+        let mut secure = TlsDriver::started(&rustls::version::TLS13);
+        assert!(secure.driver.receive_some(noise, usize::MAX).is_some());
+        while secure.driver.send_some(usize::MAX) {}
+        assert_eq!(secure.driver.sent.first(), Some(&21), "an alert");
+        assert!(secure.driver.connection.is_finished());
+        secure.assert_ends();
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_is_bounded_over_tls() {
+    for len_bytes in [1, 4096, 300_000] {
+        let mut secure = TlsDriver::attached(&rustls::version::TLS13);
+        // One send is under way for ever.
+        secure.client.writer().write_all(&read_request(0, len_bytes)).unwrap();
+        secure.client_turn();
+        while secure.server_turn(usize::MAX) || secure.driver.work_some(0) {}
+        let stuck = secure.driver.connection.start_send(secure.driver.now, &mut secure.driver.pool).unwrap();
+        assert!(secure.driver.budget.used_bytes() > 0, "what is being sent is charged");
+        let mut taken_bytes = 0;
+        loop {
+            secure.client.writer().write_all(&read_request(1, len_bytes).repeat(100)).unwrap();
+            secure.client_turn();
+            let before = taken_bytes;
+            let waiting_bytes = secure.to_server.len();
+            while secure.server_turn(usize::MAX) {
+                while secure.driver.work_some(0) {}
+            }
+            taken_bytes += waiting_bytes - secure.to_server.len();
+            if taken_bytes == before {
+                break;
+            }
+            assert!(taken_bytes < 10 << 20, "it takes for ever");
+        }
+        let charged = secure.driver.budget.used_bytes();
+        assert!(charged <= LIMITS.in_flight_bytes, "{charged}");
+        // It reads: everything that was taken is answered.
+        let len = stuck.range.len();
+        secure.driver.sent.extend_from_slice(&stuck.buffer.framed()[stuck.range]);
+        secure.driver.tell(|connection, cx| connection.end_send(stuck.buffer, Ok(len), cx));
+        secure.run(&[], &[1 << 20]);
+        assert!(secure.failure.is_none());
+        assert_eq!(secure.received.len() % (SIMPLE_REPLY_LEN_BYTES + len_bytes as usize), 0);
+        assert_eq!(secure.driver.budget.used_bytes(), 0);
+        assert!(secure.to_server.is_empty());
+    }
+}
+
+#[test]
+fn replies_share_a_send() {
+    let mut secure = TlsDriver::attached(&rustls::version::TLS13);
+    // At places that are answered at once.
+    secure.client.writer().write_all(&read_request(1, 30_000).repeat(8)).unwrap();
+    secure.client_turn();
+    while secure.server_turn(usize::MAX) {}
+    let before = secure.driver.sent.len();
+    assert!(secure.driver.send_some(usize::MAX));
+    let len = secure.driver.sent.len() - before;
+    assert!(len > 200_000, "{len} bytes in the first send");
+}
+
+#[test]
+fn what_comes_with_starttls_in_clear_is_an_attack() {
+    let mut driver = offered();
+    let hello = [&3_u32.to_be_bytes()[..], &option(NBD_OPT_STARTTLS), &option(NBD_OPT_LIST)].concat();
+    assert!(driver.send_some(usize::MAX));
+    driver.receive_some(&hello, usize::MAX);
+    assert!(driver.connection.is_aborted());
+    assert!(!driver.send_some(usize::MAX));
+    // So it is when it comes one after the other, before the acknowledgement is sent.
+    let mut driver = offered();
+    assert!(driver.send_some(usize::MAX));
+    driver.receive_some(&hello[..20], usize::MAX);
+    assert!(driver.connection.start_receive(driver.now).is_none(), "nothing is taken in clear any more");
+}
+
+#[test]
+fn tls_cannot_be_started_twice() {
+    let mut secure = TlsDriver::started(&rustls::version::TLS13);
+    secure.run(&option(NBD_OPT_STARTTLS), &[7]);
+    assert_eq!(secure.received[12..16], NBD_REP_ERR_INVALID.to_be_bytes());
+    secure.received.clear();
+    secure.run(&option(NBD_OPT_ABORT), &[7]);
+    assert_eq!(secure.received[12..16], NBD_REP_ACK.to_be_bytes());
+    assert!(secure.peer_closed);
+    assert!(secure.driver.connection.is_finished());
+}
+
+#[test]
+fn a_slow_tls_handshake_runs_into_the_same_deadline() {
+    let mut secure = TlsDriver::started(&rustls::version::TLS13);
+    secure.client_turn();
+    secure.driver.receive_some(&secure.to_server, 100);
+    secure.driver.now += Duration::from_secs(9);
+    secure.driver.tell(Connection::check_time);
+    assert!(!secure.driver.connection.is_aborted());
+    secure.driver.now += Duration::from_secs(1);
+    secure.driver.tell(Connection::check_time);
+    assert!(secure.driver.connection.is_aborted());
+}
+
+#[test]
+fn an_idle_connection_ends_if_that_is_asked_for() {
+    let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
+    let wait = |driver: &mut Driver, seconds: u64| {
+        driver.now += Duration::from_secs(seconds);
+        driver.tell(Connection::check_time);
+    };
+    let mut driver = Driver::attached(limits);
+    wait(&mut driver, 59);
+    driver.run(&read_request(1, 100), &[1000]);
+    wait(&mut driver, 59);
+    assert!(driver.connection.start_receive(driver.now).is_some(), "it was not idle");
+    assert_eq!(driver.connection.next_check(), Some(driver.now + Duration::from_secs(1)));
+    wait(&mut driver, 1);
+    assert!(driver.connection.refuses_input());
+
+    // A request that takes long is not idleness.
+    let mut driver = Driver::attached(limits);
+    driver.receive_some(&read_request(1, 300_000), 1000);
+    wait(&mut driver, 61);
+    assert!(!driver.work.is_empty());
+    assert!(driver.connection.start_receive(driver.now).is_some());
+    assert!(driver.connection.next_check() > Some(driver.now), "or it would be looked at again and again");
+}

@@ -1,0 +1,112 @@
+//! Certificates for tests, made on the spot: an authority, a server, and clients in directories as libnbd and qemu want
+//! them.
+#![allow(dead_code, reason = "every test binary uses some of it")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "these are tests")]
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, date_time_ymd,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// An authority, with a directory for what it signs.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    pub dir: tempfile::TempDir,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "an authority for tests");
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        let this = Self { issuer: Issuer::new(params, key), pem, dir: tempfile::tempdir().unwrap() };
+        std::fs::write(this.ca(), &this.pem).unwrap();
+        this
+    }
+
+    pub fn ca(&self) -> PathBuf {
+        self.dir.path().join("ca-cert.pem")
+    }
+
+    /// Signs a certificate; as PEM, with its key.
+    pub fn sign(&self, common_name: &str, alternative_names: &[&str], is_expired: bool) -> (String, String) {
+        let names: Vec<String> = alternative_names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = if is_expired { date_time_ymd(2021, 1, 1) } else { date_time_ymd(2049, 1, 1) };
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// Puts the server's certificate and key there; the paths of both.
+    pub fn server(&self) -> (PathBuf, PathBuf) {
+        let (certificate, key) = self.sign("the server", &["localhost", "127.0.0.1"], false);
+        let paths = (self.dir.path().join("server-cert.pem"), self.dir.path().join("server-key.pem"));
+        std::fs::write(&paths.0, certificate).unwrap();
+        write_key(&paths.1, &key);
+        paths
+    }
+
+    /// A directory with what a client of this name needs.
+    pub fn client_dir(&self, name: &str, is_expired: bool) -> PathBuf {
+        let dir = self.dir.path().join(format!("client-{name}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (certificate, key) = self.sign(name, &[], is_expired);
+        std::fs::write(dir.join("ca-cert.pem"), &self.pem).unwrap();
+        std::fs::write(dir.join("client-cert.pem"), certificate).unwrap();
+        write_key(&dir.join("client-key.pem"), &key);
+        dir
+    }
+
+    /// A directory with the authority only.
+    pub fn anonymous_dir(&self) -> PathBuf {
+        let dir = self.dir.path().join("anonymous");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("ca-cert.pem"), &self.pem).unwrap();
+        dir
+    }
+
+    /// The settings of a rustls client with the certificate in `dir`, or with none.
+    pub fn client_config(&self, dir: Option<&Path>) -> Arc<rustls::ClientConfig> {
+        self.client_config_of(dir, &[&rustls::version::TLS13, &rustls::version::TLS12])
+    }
+
+    pub fn client_config_of(
+        &self,
+        dir: Option<&Path>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Arc<rustls::ClientConfig> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots);
+        Arc::new(match dir {
+            None => builder.with_no_client_auth(),
+            Some(dir) => {
+                let certificate = CertificateDer::from_pem_file(dir.join("client-cert.pem")).unwrap();
+                let key = PrivateKeyDer::from_pem_file(dir.join("client-key.pem")).unwrap();
+                builder.with_client_auth_cert(vec![certificate], key).unwrap()
+            }
+        })
+    }
+}
+
+fn write_key(path: &Path, key: &str) {
+    std::fs::write(path, key).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
