@@ -155,7 +155,7 @@ mod tests {
             assert!(row.put(tx).is_err(), "an attachment of no volume");
             volume.insert(tx)?;
             row.put(tx)?;
-            assert_eq!(AttachmentRow::all(tx)?, [row.clone()]);
+            assert_eq!(AttachmentRow::all(tx)?, std::slice::from_ref(&row));
             let attached = AttachmentRow { state: AttachmentState::Attached, device: Some(3), ..row.clone() };
             attached.put(tx)?;
             assert_eq!(AttachmentRow::all(tx)?, [attached]);
