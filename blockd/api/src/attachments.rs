@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The number of connections that a device gets unless another is asked for.
-pub const DEFAULT_CONNECTIONS: u32 = 4;
+/// The fewest and the most connections that a device gets unless a number is asked for: one per core, within these.
+pub const DEFAULT_CONNECTIONS: std::ops::RangeInclusive<u32> = 2..=4;
 /// The logical block size of a device unless another is asked for, in bytes.
 pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 4096;
 /// After how long without a reply a request is sent again, unless another time is asked for, in seconds.

@@ -7,20 +7,62 @@ mod support;
 use serde_json::{Value, json};
 use support::{CREDENTIAL, Fake, TASK, cloudsnap, credential, ok, snap, task, volume};
 
+fn attachment() -> Value {
+    json!({
+        "device": "/dev/nbd3", "connected": true, "problem": null, "readOnly": true, "persistent": true,
+        "timeoutS": 30, "deadTimeoutS": 600, "connections": 2, "blockSizeBytes": 4096,
+    })
+}
+
+#[test]
+fn a_volume_is_attached_and_detached_by_name_or_device() {
+    let mut attached = volume("59", "db");
+    attached["attachment"] = attachment();
+    let fake = Fake::start(vec![
+        ("POST /v1/volumes/db/attach", ok(attachment())),
+        ("POST /v1/volumes/db/detach", ok(json!({"name": "db", "device": "/dev/nbd3"}))),
+        ("POST /v1/volumes/59/detach", ok(json!({"name": "db", "device": "/dev/nbd3"}))),
+        ("GET /v1/volumes/db", ok(attached.clone())),
+        ("GET /v1/volumes", ok(json!({ "volumes": [attached] }))),
+    ]);
+    let ran =
+        fake.run("volume attach db --device /dev/nbd3 --read-only --persistent --timeout 1m --connections 2");
+    assert_eq!((ran.stdout.as_str(), ran.status), ("Volume db successfully attached at /dev/nbd3.\n", 0));
+    let asked = json!({
+        "device": "/dev/nbd3", "readOnly": true, "persistent": true, "timeoutS": 60, "deadTimeoutS": null,
+        "connections": 2, "blockSizeBytes": null,
+    });
+    assert_eq!(fake.seen()[0].body, asked);
+    assert_eq!(fake.run("volume attach db -j").json(), attachment());
+    assert_eq!(fake.run("volume attach db --connections 99").status, 2);
+    assert_eq!(fake.run("volume detach db").stdout, "Volume db successfully detached from /dev/nbd3.\n");
+    assert_eq!(
+        fake.run("volume detach /dev/nbd3 --force").stdout,
+        "Volume db successfully detached from /dev/nbd3.\n"
+    );
+    assert_eq!(fake.seen().last().unwrap().body, json!({"force": true}));
+    let error = fake.run("volume detach /dev/nbd4 -j");
+    assert_eq!((error.status, error.json()["error"]["code"].as_str()), (5, Some("volume_not_attached")));
+    let device = "Device       : /dev/nbd3, read-only, persistent, 2 connections, blocks of 4096 bytes, timeout 30 s, dead timeout 600 s";
+    assert!(fake.run("volume inspect db").stdout.contains(device));
+}
+
 #[test]
 fn volumes_are_listed() {
     let mut failed = volume("980081626967128253", "e");
     failed["state"] = json!("failed");
     failed["stateReason"] = json!("the head is gone\u{1b}[2J");
-    let list = json!({ "volumes": [volume("56706279008755778", "NewVol"), failed] });
+    let mut attached = volume("56706279008755778", "NewVol");
+    attached["attachment"] = attachment();
+    let list = json!({ "volumes": [attached, failed] });
     let fake = Fake::start(vec![("GET /v1/volumes", ok(list))]);
     let ran = fake.run("volume list --label app=mysql,x=y");
     assert_eq!(
         ran.stdout,
         "\
-ID                   NAME     SIZE    USED      DIRTY    SNAPSHOTS   DEVICE   STATUS
-56706279008755778    NewVol   4 GiB   1.5 GiB   40 MiB   2           -        up - attached
-980081626967128253   e        4 GiB   1.5 GiB   40 MiB   2           -        failed - the head is gone\\u{1b}[2J
+ID                   NAME     SIZE    USED      DIRTY    SNAPSHOTS   DEVICE      STATUS
+56706279008755778    NewVol   4 GiB   1.5 GiB   40 MiB   2           /dev/nbd3   up - attached
+980081626967128253   e        4 GiB   1.5 GiB   40 MiB   2           -           failed - the head is gone\\u{1b}[2J
 "
     );
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));

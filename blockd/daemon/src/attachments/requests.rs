@@ -49,7 +49,7 @@ impl Core {
             persistent: request.persistent,
             timeout_s: request.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S),
             dead_timeout_s: request.dead_timeout_s.unwrap_or(DEFAULT_DEAD_TIMEOUT_S),
-            connections: request.connections.unwrap_or(DEFAULT_CONNECTIONS),
+            connections: request.connections.unwrap_or_else(default_connections),
             block_size_bytes: request.block_size_bytes.unwrap_or(DEFAULT_BLOCK_SIZE_BYTES),
         };
         if let Some(attached) = self.attachments.describe(entry.id)
@@ -200,6 +200,13 @@ impl Shared {
             }
         }
     }
+}
+
+/// More connections than cores only cost; and where one dies, another should be left.
+fn default_connections() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (fewest, most) = (*DEFAULT_CONNECTIONS.start(), *DEFAULT_CONNECTIONS.end());
+    u32::try_from(cores).unwrap_or(most).clamp(fewest, most)
 }
 
 /// An attachment that is there already answers a request for the same.

@@ -28,7 +28,7 @@ pub enum KernelError {
         index: u32,
     },
     /// The kernel knows no such device.
-    #[error("there is no device /dev/nbd{index}, or it is not connected")]
+    #[error("/dev/nbd{index} is not connected, or belongs to somebody else")]
     NoDevice {
         /// The device.
         index: u32,

@@ -35,11 +35,16 @@ stop_daemon() { # stop_daemon SIGNAL
     wait "$daemon"
 }
 
-# wait_load PID: its exit status; says every few seconds that the device moves
+# wait_load PID: its exit status; says every few seconds how far the device is, and fails when it stands still
 wait_load() {
+    before= still=0
     while kill -0 "$1" 2>/dev/null; do
         sleep 3
-        echo "nbd0: $(awk '{ print $1 " reads, " $5 " writes, " $9 " under way" }' /sys/block/nbd0/stat)"
+        now=$(awk '{ print $1 " reads, " $5 " writes, " $9 " under way" }' /sys/block/nbd0/stat)
+        echo "nbd0: $now"
+        if [ "$now" = "$before" ]; then still=$((still + 1)); else still=0; fi
+        [ $still -lt 15 ] || fail "the device stands still"
+        before=$now
     done
     wait "$1"
 }

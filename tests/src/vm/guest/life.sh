@@ -77,7 +77,12 @@ dirty_mib=$((total_kib / 1024 + 64))
 fio --directory=/mnt --bs=64k --rw=write --verify=crc32c --verify_fatal=1 --size=$((dirty_mib / 2))M --output=/fio2.out \
     --name=cached --ioengine=psync --name=mapped --ioengine=mmap >/dev/null 2>&1 || fail "fio: $(cat /fio2.out)"
 echo "dirtied $dirty_mib MiB in a guest of $((total_kib / 1024)) MiB"
-grep VmLck "/proc/$daemon/status"
+# PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets and threads inherit.
+for thread in /proc/$daemon/task/*; do
+    flags=$(sed 's/.*) //' "$thread/stat" | cut -d ' ' -f 7)
+    [ $((flags & 0x180000)) = $((0x180000)) ] || fail "$(cat "$thread/comm") is no I/O flusher: $flags"
+done
+[ "$(awk '/^VmLck/ { print $2 }' "/proc/$daemon/status")" -gt 0 ] || fail "the daemon's memory is not locked"
 check_kernel_log
 rm -f /mnt/cached.* /mnt/mapped.*
 

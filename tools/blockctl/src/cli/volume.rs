@@ -144,7 +144,7 @@ pub struct AttachArgs {
     /// Fail requests when blockd is gone for this long, 1s to 7d [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
     pub dead_timeout: Option<u64>,
-    /// Connections of the device, 1 to 16 [default: 4]
+    /// Connections of the device, 1 to 16 [default: one per core, 2 to 4]
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
     /// Logical block size of the device: 512, 1024, 2048 or 4096 bytes [default: 4096]
