@@ -1,7 +1,10 @@
 //! Volumes as NBD exports: the name of the export is the name of the volume, and the empty name is the only volume
 //! where there is exactly one.
 
-use crate::registry::{Attachment, EntryState, Registry};
+use crate::{
+    access::Access,
+    registry::{Attachment, EntryState, Registry},
+};
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
     ZeroFlags,
@@ -13,17 +16,23 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Exports {
     registry: Arc<Registry>,
+    access: Arc<Access>,
 }
 
 impl Exports {
-    /// The exports of this registry.
+    /// The exports of this registry, for everybody.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry }
+        Self { registry, access: Arc::default() }
+    }
+
+    /// The same for some only.
+    pub fn with_access(self, access: Arc<Access>) -> Self {
+        Self { access, ..self }
     }
 }
 
 impl ExportCatalog for Exports {
-    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+    fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
         let entry = if name.is_empty() {
             let mut all = self.registry.all();
             match (all.pop(), all.is_empty()) {
@@ -34,16 +43,18 @@ impl ExportCatalog for Exports {
             self.registry.by_name(name)
         };
         let entry = entry.ok_or(ExportError::Unknown)?;
-        match entry.attach() {
+        self.access.check(entry.name.as_str(), client)?;
+        match entry.attach_up_to(self.access.max_connections()) {
             Ok((volume, attachment)) => Ok(Arc::new(Device { volume, attachment })),
             Err(error) => Err(ExportError::Unavailable { reason: error.message }),
         }
     }
 
-    fn list(&self, _: &Client) -> Vec<ExportInfo> {
+    fn list(&self, client: &Client) -> Vec<ExportInfo> {
         let entries = self.registry.all().into_iter();
         entries
             .filter(|entry| matches!(entry.view().state, EntryState::Up(_)))
+            .filter(|entry| self.access.allows(entry.name.as_str(), client))
             .map(|entry| ExportInfo {
                 name: entry.name.to_string(),
                 description: format!("volume {}", entry.id),
@@ -171,5 +182,31 @@ mod tests {
         assert!(reason.contains("its disk is gone"), "{reason}");
         let names: Vec<_> = exports.list(&Client::default()).into_iter().map(|export| export.name).collect();
         assert_eq!(names, ["two"]);
+    }
+
+    #[test]
+    fn exports_are_for_those_who_may_and_for_so_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Registry::default());
+        add(&registry, dir.path(), 1, "one");
+        add(&registry, dir.path(), 2, "two");
+        let lists = [("one".to_owned(), vec!["alice".to_owned()])].into();
+        let exports = Exports::new(registry).with_access(Arc::new(Access::new(lists, 2)));
+        let client = |name: &str| Client { certificate_names: vec![name.to_owned()], ..Client::default() };
+        let names = |client: &Client| -> Vec<_> {
+            exports.list(client).into_iter().map(|export| export.name).collect()
+        };
+        assert_eq!(names(&client("alice")), ["one", "two"]);
+        assert_eq!(names(&client("bob")), ["two"]);
+        assert!(matches!(exports.open("one", &client("bob")), Err(ExportError::Denied { .. })));
+        let first = exports.open("one", &client("alice")).unwrap();
+        let _second = exports.open("one", &client("alice")).unwrap();
+        let Err(ExportError::Unavailable { reason }) = exports.open("one", &client("alice")) else {
+            panic!("a third one was let in")
+        };
+        assert!(reason.contains("2 NBD connections"), "{reason}");
+        drop(first);
+        assert!(exports.open("one", &client("alice")).is_ok());
+        assert!(exports.open("two", &client("bob")).is_ok(), "each volume has its own count");
     }
 }
