@@ -56,10 +56,24 @@ Keys of the configuration file (defaults in brackets):
   ring_threads          threads that serve NBD sockets; 0 = one per core [0]
   nbd_workers           threads for NBD requests that must wait for storage [8]
   nbd_connections       NBD connections at once [1024]
+  nbd_connections_per_volume      NBD connections of one volume at once [64]
+  nbd_handshake_timeout_ms        time that an NBD client has to choose its volume, a TLS handshake included [10000]
+  nbd_idle_timeout_ms             time after which an NBD connection with nothing to do is closed; 0 = never [0]
+  nbd_connection_in_flight_bytes  payload that one NBD connection may have in flight [67108864]
+  nbd_in_flight_bytes             payload that all NBD connections together may have in flight [536870912]
+  nbd_tls               TCP over TLS: \"off\", \"allow\", \"require\" [\"require\" with a certificate, else \"off\"]
+  nbd_tls_certificate   the server's certificate, and those that lead to its authority, PEM []
+  nbd_tls_key           its private key, PEM; nobody else may be able to read it []
+  nbd_tls_client_ca     authorities of client certificates, PEM; if set, clients must have one []
+  nbd_allow_plaintext   serve TCP addresses that other hosts can reach without requiring TLS [false]
   store_attempts        attempts of one request to an object store [6]
   store_timeout_ms      time that one request to an object store may take, before its body [60000]
   stop_timeout_ms       time that a stop gives running tasks and clients to come to rest [30000]
   task_history          finished tasks that `cloudsnap status` remembers [1000]
+  [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
+                        TCP; `*` stands for any characters; volumes that are not listed are for all [empty]
+
+Certificates are read again on SIGHUP, and within a minute after their files changed.
 
 Environment:
   BLOCKD_LOG             as --log-level

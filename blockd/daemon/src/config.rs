@@ -3,8 +3,10 @@
 //! A key that is not known is an error that names it: a typo must not turn into a silently used default.
 
 use crate::cli::Cli;
+use blockd_nbd::{TlsFiles, TlsMode};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -46,6 +48,14 @@ pub enum ConfigError {
         given: String,
         /// What it may be.
         wanted: &'static str,
+    },
+    /// Others would read along.
+    #[error(
+        "nbd_listen has tcp://{address}, which other hosts can reach, without requiring TLS: set nbd_tls_certificate and nbd_tls_key, or nbd_allow_plaintext = true if the network is trusted"
+    )]
+    Plaintext {
+        /// The address.
+        address: SocketAddr,
     },
 }
 
@@ -117,6 +127,28 @@ impl fmt::Display for NbdAddress {
     }
 }
 
+/// Whether TCP addresses are served over TLS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NbdTls {
+    /// Never.
+    Off,
+    /// If the client asks for it.
+    Allow,
+    /// Always.
+    Require,
+}
+
+impl From<NbdTls> for TlsMode {
+    fn from(tls: NbdTls) -> Self {
+        match tls {
+            NbdTls::Off => Self::Off,
+            NbdTls::Allow => Self::Allow,
+            NbdTls::Require => Self::Require,
+        }
+    }
+}
+
 /// Everything that can be set.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -145,6 +177,26 @@ pub struct Config {
     pub nbd_workers: usize,
     /// NBD connections at once.
     pub nbd_connections: usize,
+    /// NBD connections of one volume at once.
+    pub nbd_connections_per_volume: u64,
+    /// Time that an NBD client has to choose its volume, a TLS handshake included.
+    pub nbd_handshake_timeout_ms: u64,
+    /// Time after which an NBD connection with nothing to do is closed; 0 = never.
+    pub nbd_idle_timeout_ms: u64,
+    /// Payload that one NBD connection may have in flight.
+    pub nbd_connection_in_flight_bytes: u64,
+    /// Payload that all NBD connections together may have in flight.
+    pub nbd_in_flight_bytes: u64,
+    /// Whether TCP addresses are served over TLS. Not set: they are if there is a certificate.
+    pub nbd_tls: Option<NbdTls>,
+    /// The server's certificate chain, PEM.
+    pub nbd_tls_certificate: Option<PathBuf>,
+    /// The server's private key, PEM.
+    pub nbd_tls_key: Option<PathBuf>,
+    /// The authorities of client certificates, PEM; if set, clients must have one.
+    pub nbd_tls_client_ca: Option<PathBuf>,
+    /// Whether TCP addresses that other hosts can reach may be served without requiring TLS.
+    pub nbd_allow_plaintext: bool,
     /// Attempts of one request to an object store.
     pub store_attempts: u32,
     /// Time that one request to an object store may take, before its body.
@@ -153,6 +205,8 @@ pub struct Config {
     pub stop_timeout_ms: u64,
     /// Finished tasks that are remembered.
     pub task_history: u32,
+    /// By volume: the names in client certificates that may have it over TCP. Last, as it is a table.
+    pub nbd_access: BTreeMap<String, Vec<String>>,
 }
 
 impl Default for Config {
@@ -170,10 +224,21 @@ impl Default for Config {
             ring_threads: 0,
             nbd_workers: 8,
             nbd_connections: 1024,
+            nbd_connections_per_volume: 64,
+            nbd_handshake_timeout_ms: 10_000,
+            nbd_idle_timeout_ms: 0,
+            nbd_connection_in_flight_bytes: 64 << 20,
+            nbd_in_flight_bytes: 512 << 20,
+            nbd_tls: None,
+            nbd_tls_certificate: None,
+            nbd_tls_key: None,
+            nbd_tls_client_ca: None,
+            nbd_allow_plaintext: false,
             store_attempts: 6,
             store_timeout_ms: 60_000,
             stop_timeout_ms: 30_000,
             task_history: 1000,
+            nbd_access: BTreeMap::new(),
         }
     }
 }
@@ -247,10 +312,67 @@ impl Config {
         range("ring_threads", self.ring_threads as u64, 0, 256, "0 (one per core) to 256")?;
         range("nbd_workers", self.nbd_workers as u64, 1, 1024, "1 to 1024")?;
         range("nbd_connections", self.nbd_connections as u64, 1, 65_536, "1 to 65536")?;
+        range("nbd_connections_per_volume", self.nbd_connections_per_volume, 1, 65_536, "1 to 65536")?;
+        range("nbd_handshake_timeout_ms", self.nbd_handshake_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
+        if self.nbd_idle_timeout_ms != 0 {
+            let wanted = "0 (never) or 1000 to 86400000";
+            range("nbd_idle_timeout_ms", self.nbd_idle_timeout_ms, 1000, 86_400_000, wanted)?;
+        }
+        let (low, high, wanted) = (1 << 20, 1 << 40, "1048576 (1 MiB) to 1099511627776 (1 TiB)");
+        range("nbd_connection_in_flight_bytes", self.nbd_connection_in_flight_bytes, low, high, wanted)?;
+        range("nbd_in_flight_bytes", self.nbd_in_flight_bytes, low, high, wanted)?;
+        self.check_tls()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
         range("stop_timeout_ms", self.stop_timeout_ms, 0, 3_600_000, "0 to 3600000")?;
         range("task_history", self.task_history.into(), 1, 1_000_000, "1 to 1000000")
+    }
+
+    fn check_tls(&self) -> Result<(), ConfigError> {
+        let wrong =
+            |key, given: &str, wanted| Err(ConfigError::Range { key, given: given.to_owned(), wanted });
+        let has_certificate = self.nbd_tls_certificate.is_some();
+        if has_certificate != self.nbd_tls_key.is_some() {
+            let key = if has_certificate { "nbd_tls_key" } else { "nbd_tls_certificate" };
+            return wrong(key, "not set", "set: certificate and key belong together");
+        }
+        if self.tls_mode() != NbdTls::Off && !has_certificate {
+            return wrong("nbd_tls_certificate", "not set", "set for nbd_tls to be anything but \"off\"");
+        }
+        if self.nbd_tls_client_ca.is_some() && self.tls_mode() == NbdTls::Off {
+            return wrong("nbd_tls_client_ca", "set", "left out without TLS");
+        }
+        if !self.nbd_access.is_empty() && self.nbd_tls_client_ca.is_none() {
+            return wrong("nbd_tls_client_ca", "not set", "set for nbd_access to know whom it lets in");
+        }
+        if self.tls_mode() != NbdTls::Require && !self.nbd_allow_plaintext {
+            for address in &self.nbd_listen {
+                if let NbdAddress::Tcp(address) = address
+                    && !address.ip().to_canonical().is_loopback()
+                {
+                    return Err(ConfigError::Plaintext { address: *address });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether TCP addresses are served over TLS.
+    pub fn tls_mode(&self) -> NbdTls {
+        let by_certificate = if self.nbd_tls_certificate.is_some() { NbdTls::Require } else { NbdTls::Off };
+        self.nbd_tls.unwrap_or(by_certificate)
+    }
+
+    /// The files for TLS, if it is served.
+    pub fn tls_files(&self) -> Option<TlsFiles> {
+        if self.tls_mode() == NbdTls::Off {
+            return None;
+        }
+        Some(TlsFiles {
+            certificate: self.nbd_tls_certificate.clone()?,
+            key: self.nbd_tls_key.clone()?,
+            client_ca: self.nbd_tls_client_ca.clone(),
+        })
     }
 
     /// The configuration as a TOML document.
@@ -319,6 +441,42 @@ mod tests {
     fn what_is_printed_reads_back() {
         let config = Config { nbd_listen: vec!["unix:///run/x.sock".parse().unwrap()], ..Config::default() };
         assert_eq!(parse(&config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn others_read_along_only_if_that_was_asked_for() {
+        let with = |text: &str| {
+            let config = parse(text).unwrap();
+            config.check().map(|()| config.tls_mode()).map_err(|error| error.to_string())
+        };
+        let certificate = "nbd_tls_certificate = \"/c\"\nnbd_tls_key = \"/k\"\n";
+        let open = "nbd_listen = [\"tcp://127.0.0.1:1\", \"tcp://0.0.0.0:1\"]\n";
+        let error = with(open).unwrap_err();
+        assert!(error.contains("0.0.0.0:1") && error.contains("nbd_allow_plaintext"), "{error}");
+        assert_eq!(with(&format!("{open}nbd_allow_plaintext = true")), Ok(NbdTls::Off));
+        assert_eq!(with(&format!("{open}{certificate}")), Ok(NbdTls::Require), "it is used if it is there");
+        let allow = format!("{open}{certificate}nbd_tls = \"allow\"\n");
+        assert!(with(&allow).unwrap_err().contains("nbd_allow_plaintext"), "a client in clear could come");
+        assert_eq!(with(&format!("{allow}nbd_allow_plaintext = true")), Ok(NbdTls::Allow));
+        for address in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert_eq!(with(&format!("nbd_listen = [\"tcp://{address}\"]")), Ok(NbdTls::Off));
+        }
+        for (text, named) in [
+            ("nbd_tls = \"require\"", "nbd_tls_certificate"),
+            ("nbd_tls_certificate = \"/c\"", "nbd_tls_key"),
+            ("nbd_tls_key = \"/k\"", "nbd_tls_certificate"),
+            ("nbd_tls_client_ca = \"/ca\"", "nbd_tls_client_ca"),
+            ("[nbd_access]\nvol = [\"alice\"]", "nbd_tls_client_ca"),
+            ("nbd_idle_timeout_ms = 5", "nbd_idle_timeout_ms"),
+        ] {
+            let error = with(text).unwrap_err();
+            assert!(error.starts_with(&format!("{named} is ")), "{text}: {error}");
+        }
+        let full =
+            format!("{certificate}nbd_tls_client_ca = \"/ca\"\n[nbd_access]\n\"db-*\" = [\"alice\"]\n");
+        assert_eq!(with(&full), Ok(NbdTls::Require));
+        let config = parse(&full).unwrap();
+        assert_eq!(parse(&config.to_toml()).unwrap(), config, "what is printed reads back");
     }
 
     #[test]

@@ -5,21 +5,21 @@
 
 use crate::{
     attachments::Attachments,
-    config::{Config, NbdAddress},
+    config::Config,
     core::{Core, tasks_dir},
     credentials::Repositories,
     db::{Db, DbError},
-    exports::Exports,
     files, http,
     lock::{DirLock, LockError},
     merger::{Merger, Wake},
+    nbd::{self, Certificates},
     reconcile::reconcile,
     registry::EntryState,
     secrets::Secrets,
     tasks::Tasks,
 };
 use blockd_cloud::CancelToken;
-use blockd_nbd::{NbdError, Server, ServerConfig};
+use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_volume::{OpenOptions, Recovery};
 use rustix::mm::{MlockAllFlags, mlockall};
 use std::{
@@ -32,9 +32,6 @@ use tokio::{net::UnixListener, task::JoinHandle};
 
 /// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
-/// How long an NBD address may be in use before that is an error, and how often it is tried meanwhile.
-const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
-const LISTEN_RETRY: Duration = Duration::from_millis(50);
 
 /// Why the daemon could not start, or not stop cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +46,9 @@ pub enum DaemonError {
     /// NBD cannot be served.
     #[error("cannot serve NBD: {}", with_sources(.0))]
     Nbd(NbdError),
+    /// NBD cannot be served over TLS.
+    #[error("cannot serve NBD: {}", with_sources(.0))]
+    Tls(TlsError),
     /// A file, directory or socket cannot be made.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
@@ -94,6 +94,7 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) 
 pub struct Daemon {
     core: Arc<Core>,
     servers: Vec<Server>,
+    certificates: Option<Certificates>,
     http: JoinHandle<()>,
     http_stop: CancelToken,
     merger: Merger,
@@ -122,7 +123,7 @@ impl Daemon {
         for path in [&control, &core.nbd_socket()] {
             check_socket_path(path)?;
         }
-        let servers = start_nbd(&core, &config).await?;
+        let nbd::Nbd { servers, certificates } = nbd::start(&core, &config).await?;
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
         let _ = core.nbd_tcp.set(addresses);
         if let Err(error) = core.take_up_attachments().await {
@@ -145,12 +146,22 @@ impl Daemon {
             start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "ready"
         );
-        Ok(Self { core, servers, http, http_stop, merger, _lock: lock })
+        Ok(Self { core, servers, certificates, http, http_stop, merger, _lock: lock })
     }
 
     /// What the daemon's parts share.
     pub fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    /// Reads the TLS certificates again, if they changed or it `must`. Connections that are there go on.
+    pub async fn renew_certificates(&self, must: bool) {
+        let Some(certificates) = self.certificates.clone() else {
+            return;
+        };
+        if let Err(error) = tokio::task::spawn_blocking(move || certificates.renew(must)).await {
+            tracing::error!(%error, "the TLS certificates were not looked at");
+        }
     }
 
     /// Stops cleanly: everything acknowledged is durable, and no dirty set is rebuilt at the next start.
@@ -159,7 +170,7 @@ impl Daemon {
     /// Something did not come to rest in time, or a volume could not be flushed.
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
-        let Self { core, servers, http, http_stop, merger, _lock: lock } = self;
+        let Self { core, servers, http, http_stop, merger, _lock: lock, .. } = self;
         let patience = Duration::from_millis(core.config.stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
@@ -298,62 +309,8 @@ pub fn lock_memory() {
     }
 }
 
-async fn start_nbd(core: &Core, config: &Config) -> Result<Vec<Server>, DaemonError> {
-    // The directory is locked by this process: whatever still answers at its socket belongs to a dead one.
-    remove_socket(&core.nbd_socket())?;
-    let exports: Arc<dyn blockd_nbd::ExportCatalog> = Arc::new(Exports::new(Arc::clone(&core.registry)));
-    let mut tcp = Vec::new();
-    let mut unix = vec![core.nbd_socket()];
-    for address in &config.nbd_listen {
-        match address {
-            NbdAddress::Tcp(address) => tcp.push(*address),
-            NbdAddress::Unix(path) => {
-                check_socket_path(path)?;
-                unix.push(path.clone());
-            }
-        }
-    }
-    let mut servers = Vec::new();
-    for path in unix {
-        let mut settings = ServerConfig {
-            unix_path: Some(path),
-            // All TCP addresses are served by the first one.
-            tcp: std::mem::take(&mut tcp),
-            worker_threads: config.nbd_workers,
-            max_connections: config.nbd_connections,
-            ..ServerConfig::default()
-        };
-        if config.ring_threads > 0 {
-            settings.ring_threads = config.ring_threads;
-        }
-        servers.push(start_server(&settings, &exports).await?);
-    }
-    Ok(servers)
-}
-
-/// Starts one NBD server. After a kill the kernel takes a while to cancel what the dead process had submitted to its
-/// rings, and its listening sockets live until then: an address in use is tried again before it is believed.
-async fn start_server(
-    settings: &ServerConfig,
-    exports: &Arc<dyn blockd_nbd::ExportCatalog>,
-) -> Result<Server, DaemonError> {
-    let deadline = Instant::now() + LISTEN_PATIENCE;
-    loop {
-        match Server::start(settings.clone(), Arc::clone(exports)) {
-            Ok(server) => return Ok(server),
-            Err(error @ (NbdError::SocketInUse { .. } | NbdError::BindTcp { .. }))
-                if error.is_retryable() && Instant::now() < deadline =>
-            {
-                tracing::debug!(error = %with_sources(&error), "waiting for the address");
-                tokio::time::sleep(LISTEN_RETRY).await;
-            }
-            Err(error) => return Err(DaemonError::Nbd(error)),
-        }
-    }
-}
-
 /// An error and what caused it, in one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -364,7 +321,7 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     line
 }
 
-fn check_socket_path(path: &Path) -> Result<(), DaemonError> {
+pub(crate) fn check_socket_path(path: &Path) -> Result<(), DaemonError> {
     let len_bytes = path.as_os_str().len();
     if len_bytes > MAX_SOCKET_PATH_BYTES {
         return Err(DaemonError::SocketPath { path: path.to_owned(), len_bytes });
@@ -373,7 +330,7 @@ fn check_socket_path(path: &Path) -> Result<(), DaemonError> {
 }
 
 /// Removes a socket that an earlier daemon left; anything else in its place is left alone.
-fn remove_socket(path: &Path) -> Result<(), DaemonError> {
+pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => {
             std::fs::remove_file(path).map_err(file_error("remove", path))

@@ -4,7 +4,10 @@
 //! one. `VOLUME@SNAPSHOT` is a snapshot, read-only: by its name, by its id, or `latest` for the newest. Each volume has a
 //! metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a snapshot has one for each older one.
 
-use crate::registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry};
+use crate::{
+    access::Access,
+    registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
+};
 use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
@@ -23,12 +26,18 @@ const LATEST: &str = "latest";
 #[derive(Debug, Clone)]
 pub struct Exports {
     registry: Arc<Registry>,
+    access: Arc<Access>,
 }
 
 impl Exports {
-    /// The exports of this registry.
+    /// The exports of this registry, for everybody.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry }
+        Self { registry, access: Arc::default() }
+    }
+
+    /// The same for some only.
+    pub fn with_access(self, access: Arc<Access>) -> Self {
+        Self { access, ..self }
     }
 
     fn volume_entry(&self, name: &str) -> Option<Arc<VolumeEntry>> {
@@ -48,22 +57,26 @@ fn unavailable(error: ApiError) -> ExportError {
 }
 
 impl ExportCatalog for Exports {
-    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+    fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
         let (volume_name, snapshot) = match name.split_once('@') {
             Some((volume, snapshot)) => (volume, Some(snapshot)),
             None => (name, None),
         };
         let entry = self.volume_entry(volume_name).ok_or(ExportError::Unknown)?;
-        let (volume, attachment) = entry.attach().map_err(unavailable)?;
+        self.access.check(entry.name.as_str(), client)?;
+        let (volume, attachment) = entry.attach_up_to(self.access.max_connections()).map_err(unavailable)?;
         match snapshot {
             None => Ok(Arc::new(VolumeDevice { volume, attachment })),
             Some(wanted) => open_snapshot(&volume, attachment, wanted),
         }
     }
 
-    fn list(&self, _: &Client) -> Vec<ExportInfo> {
+    fn list(&self, client: &Client) -> Vec<ExportInfo> {
         let entries = self.registry.all().into_iter();
-        let up: Vec<_> = entries.filter(|entry| matches!(entry.view().state, EntryState::Up(_))).collect();
+        let up: Vec<_> = entries
+            .filter(|entry| matches!(entry.view().state, EntryState::Up(_)))
+            .filter(|entry| self.access.allows(entry.name.as_str(), client))
+            .collect();
         let volumes = up.iter().map(|entry| ExportInfo {
             name: entry.name.to_string(),
             description: format!("volume {}", entry.id),
@@ -492,5 +505,31 @@ mod tests {
         assert_eq!(found, [7; 10]);
         entry.set_read_only(false);
         device.write(0, &[8; 10], true).unwrap();
+    }
+
+    #[test]
+    fn exports_are_for_those_who_may_and_for_so_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Registry::default());
+        add(&registry, dir.path(), 1, "one");
+        add(&registry, dir.path(), 2, "two");
+        let lists = [("one".to_owned(), vec!["alice".to_owned()])].into();
+        let exports = Exports::new(registry).with_access(Arc::new(Access::new(lists, 2)));
+        let client = |name: &str| Client { certificate_names: vec![name.to_owned()], ..Client::default() };
+        let names = |client: &Client| -> Vec<_> {
+            exports.list(client).into_iter().map(|export| export.name).collect()
+        };
+        assert_eq!(names(&client("alice")), ["one", "two"]);
+        assert_eq!(names(&client("bob")), ["two"]);
+        assert!(matches!(exports.open("one", &client("bob")), Err(ExportError::Denied { .. })));
+        let first = exports.open("one", &client("alice")).unwrap();
+        let _second = exports.open("one", &client("alice")).unwrap();
+        let Err(ExportError::Unavailable { reason }) = exports.open("one", &client("alice")) else {
+            panic!("a third one was let in")
+        };
+        assert!(reason.contains("2 NBD connections"), "{reason}");
+        drop(first);
+        assert!(exports.open("one", &client("alice")).is_ok());
+        assert!(exports.open("two", &client("bob")).is_ok(), "each volume has its own count");
     }
 }

@@ -3,6 +3,7 @@
 //! This crate is where the others meet: `daemon` starts and stops them, `core` is what they share, and each of
 //! `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http` serves.
 
+mod access;
 pub mod attachments;
 pub mod cli;
 mod cloud;
@@ -19,6 +20,7 @@ mod http;
 pub mod lock;
 pub mod logging;
 mod merger;
+mod nbd;
 mod reconcile;
 pub mod registry;
 #[cfg(test)]

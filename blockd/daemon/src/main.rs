@@ -1,12 +1,15 @@
-//! The `blockd` binary: reads the configuration, starts the daemon, and stops it on SIGTERM or SIGINT.
+//! The `blockd` binary: reads the configuration, starts the daemon, reads TLS certificates again on SIGHUP, and stops
+//! it on SIGTERM or SIGINT.
 
 use blockd::{cli::Cli, config::Config, daemon::Daemon, logging};
 use clap::Parser;
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The command line or the configuration is wrong.
 const EXIT_USAGE: u8 = 2;
+/// How often it is looked whether TLS certificates were renewed.
+const CERTIFICATE_POLL: Duration = Duration::from_secs(60);
 
 fn failed(error: &dyn std::error::Error, status: u8) -> ExitCode {
     let line = error.to_string().replace('\n', " ");
@@ -46,10 +49,21 @@ async fn serve(config: Config, after_power_loss: bool) -> Result<(), Box<dyn std
     // Before the start, so that a signal during a long one is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let daemon = Daemon::start(config, after_power_loss).await?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
-        _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {
+                tracing::info!("stopping on SIGTERM");
+                break;
+            }
+            _ = interrupt.recv() => {
+                tracing::info!("stopping on SIGINT");
+                break;
+            }
+            _ = hangup.recv() => daemon.renew_certificates(true).await,
+            () = tokio::time::sleep(CERTIFICATE_POLL) => daemon.renew_certificates(false).await,
+        }
     }
     daemon.stop().await?;
     Ok(())

@@ -194,8 +194,26 @@ impl VolumeEntry {
     /// # Errors
     /// It is not open, and why.
     pub fn attach(self: &Arc<Self>) -> Result<(Arc<Volume>, Attachment), ApiError> {
+        self.attach_up_to(u64::MAX)
+    }
+
+    /// Lets a client in, unless so many are in already.
+    ///
+    /// # Errors
+    /// It is not open, and why; or there are too many.
+    pub fn attach_up_to(
+        self: &Arc<Self>,
+        max_connections: u64,
+    ) -> Result<(Arc<Volume>, Attachment), ApiError> {
         let mut inner = self.inner.lock();
         let volume = self.volume_of(&inner.state)?;
+        if inner.connections >= max_connections {
+            let name = &self.name;
+            let message = format!(
+                "volume {name} has {max_connections} NBD connections, and nbd_connections_per_volume allows no more"
+            );
+            return Err(ApiError::new(ErrorCode::VolumeInUse, message));
+        }
         inner.connections += 1;
         Ok((volume, Attachment { entry: Arc::clone(self) }))
     }

@@ -1,0 +1,142 @@
+//! Who may have which volume over NBD: by the names in a client's certificate, and by how many are connected already.
+
+use blockd_nbd::{Client, ExportError};
+use std::collections::BTreeMap;
+
+/// The access lists of the configuration.
+#[derive(Debug, Clone)]
+pub struct Access {
+    lists: BTreeMap<String, Vec<String>>,
+    max_connections: u64,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self::new(BTreeMap::new(), u64::MAX)
+    }
+}
+
+impl Access {
+    /// Lists of names by volume, `*` standing for any characters on both sides, and how many connections one volume
+    /// may have.
+    pub fn new(lists: BTreeMap<String, Vec<String>>, max_connections: u64) -> Self {
+        Self { lists, max_connections }
+    }
+
+    /// How many connections one volume may have.
+    pub fn max_connections(&self) -> u64 {
+        self.max_connections
+    }
+
+    /// Whether a client may have a volume. A volume that no list is for is everybody's; one that several are for is
+    /// for the names in any of them. Clients of unix sockets belong to this host's administrator and may have all.
+    pub fn allows(&self, volume: &str, client: &Client) -> bool {
+        if client.is_local {
+            return true;
+        }
+        let mut lists = self
+            .lists
+            .iter()
+            .filter(|(pattern, _)| matches(pattern, volume))
+            .map(|(_, names)| names)
+            .peekable();
+        lists.peek().is_none()
+            || lists.flatten().any(|wanted| client.certificate_names.iter().any(|name| matches(wanted, name)))
+    }
+
+    /// As [`allows`](Self::allows), with the words for a client that may not.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn check(&self, volume: &str, client: &Client) -> Result<(), ExportError> {
+        if self.allows(volume, client) {
+            return Ok(());
+        }
+        tracing::warn!(volume, peer = client.peer, names = ?client.certificate_names, "a client was denied");
+        let reason = if client.certificate_names.is_empty() {
+            "it is for clients with certificates".to_owned()
+        } else {
+            format!("it is not for {}", client.certificate_names.join(", "))
+        };
+        Err(ExportError::Denied { reason })
+    }
+}
+
+/// Whether `text` is what `pattern` says, in which `*` stands for any characters, or none.
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        // The first place is as good as any later one: it leaves the most.
+        let Some(at) = rest.find(part) else {
+            return false;
+        };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(names: &[&str]) -> Client {
+        let certificate_names = names.iter().map(|name| (*name).to_owned()).collect();
+        Client { peer: "tcp://192.0.2.1:5".into(), certificate_names, is_local: false }
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, text, expected) in [
+            ("db", "db", true),
+            ("db", "db1", false),
+            ("db", "adb", false),
+            ("db*", "db", true),
+            ("db*", "db-1", true),
+            ("*", "", true),
+            ("*", "anything", true),
+            ("*.example", "a.b.example", true),
+            ("*.example", "a.example.org", false),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "acb", false),
+            ("ab*ba", "aba", false),
+            ("a**a", "aa", true),
+            ("", "", true),
+            ("", "x", false),
+            ("é*", "éa", true),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn lists_are_for_the_named_only_and_volumes_without_one_for_all() {
+        let list = |volume: &str, names: &[&str]| {
+            (volume.to_owned(), names.iter().map(|name| (*name).to_owned()).collect())
+        };
+        let lists =
+            [list("db*", &["db-client", "*.db.example"]), list("*-shared", &["web"]), list("closed", &[])];
+        let access = Access::new(lists.into(), 64);
+        assert!(access.allows("other", &client(&[])));
+        assert!(access.allows("db", &client(&["x", "db-client"])));
+        assert!(access.allows("db", &client(&["a.db.example"])));
+        assert!(!access.allows("db", &client(&["web"])));
+        assert!(access.allows("db-shared", &client(&["web"])), "either list will do");
+        assert!(access.allows("db-shared", &client(&["db-client"])));
+        assert!(!access.allows("closed", &client(&["db-client"])));
+        assert!(access.allows("closed", &Client { is_local: true, ..client(&[]) }));
+        let Err(ExportError::Denied { reason }) = access.check("db", &client(&["web"])) else {
+            panic!("it was let in")
+        };
+        assert_eq!(reason, "it is not for web");
+        assert!(!access.allows("db", &client(&[])));
+        // A star in a certificate is a star, not a wildcard.
+        assert!(!access.allows("db", &client(&["*"])));
+    }
+}

@@ -1,0 +1,122 @@
+//! Serving NBD: from the configuration to running servers, and certificates that are renewed meanwhile.
+
+use crate::{
+    access::Access,
+    config::{Config, NbdAddress},
+    core::Core,
+    daemon::{DaemonError, check_socket_path, remove_socket, with_sources},
+    exports::Exports,
+};
+use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsFiles, TlsIdentity};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long an NBD address may be in use before that is an error, and how often it is tried meanwhile.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
+const LISTEN_RETRY: Duration = Duration::from_millis(50);
+
+/// What serves NBD.
+#[derive(Debug)]
+pub(crate) struct Nbd {
+    pub(crate) servers: Vec<Server>,
+    pub(crate) certificates: Option<Certificates>,
+}
+
+/// The certificates of NBD, which can be renewed.
+#[derive(Debug, Clone)]
+pub(crate) struct Certificates(Arc<TlsIdentity>);
+
+impl Certificates {
+    /// Reads the files again, if they changed or it `must`; what cannot be used is reported, and the old ones stay.
+    pub(crate) fn renew(&self, must: bool) {
+        if !must && !self.0.has_changed() {
+            return;
+        }
+        match self.0.reload() {
+            Ok(()) => tracing::info!("the TLS certificates were read again"),
+            Err(error) => {
+                let error = with_sources(&error);
+                tracing::error!(error, "the new TLS certificates cannot be used: the old ones stay in use");
+            }
+        }
+    }
+}
+
+/// Starts the NBD servers.
+///
+/// # Errors
+/// Certificates cannot be used, or an address not be listened on.
+pub(crate) async fn start(core: &Core, config: &Config) -> Result<Nbd, DaemonError> {
+    // The directory is locked by this process: whatever still answers at its socket belongs to a dead one.
+    remove_socket(&core.nbd_socket())?;
+    let identity = match config.tls_files() {
+        Some(files) => Some(load(files).await?),
+        None => None,
+    };
+    let access = Arc::new(Access::new(config.nbd_access.clone(), config.nbd_connections_per_volume));
+    let exports: Arc<dyn ExportCatalog> =
+        Arc::new(Exports::new(Arc::clone(&core.registry)).with_access(access));
+    let mut tcp = Vec::new();
+    let mut unix = vec![core.nbd_socket()];
+    for address in &config.nbd_listen {
+        match address {
+            NbdAddress::Tcp(address) => tcp.push(*address),
+            NbdAddress::Unix(path) => {
+                check_socket_path(path)?;
+                unix.push(path.clone());
+            }
+        }
+    }
+    let mut servers = Vec::new();
+    for path in unix {
+        let mut settings = ServerConfig {
+            unix_path: Some(path),
+            // All TCP addresses are served by the first one.
+            tcp: std::mem::take(&mut tcp),
+            worker_threads: config.nbd_workers,
+            max_connections: config.nbd_connections,
+            handshake_timeout: Duration::from_millis(config.nbd_handshake_timeout_ms),
+            idle_timeout: (config.nbd_idle_timeout_ms > 0)
+                .then(|| Duration::from_millis(config.nbd_idle_timeout_ms)),
+            in_flight_bytes_per_connection: config.nbd_connection_in_flight_bytes,
+            in_flight_bytes_total: config.nbd_in_flight_bytes,
+            tls: identity.clone(),
+            tcp_tls: config.tls_mode().into(),
+            ..ServerConfig::default()
+        };
+        if config.ring_threads > 0 {
+            settings.ring_threads = config.ring_threads;
+        }
+        servers.push(start_server(&settings, &exports).await?);
+    }
+    Ok(Nbd { servers, certificates: identity.map(Certificates) })
+}
+
+async fn load(files: TlsFiles) -> Result<Arc<TlsIdentity>, DaemonError> {
+    let loaded = tokio::task::spawn_blocking(move || TlsIdentity::load(files)).await;
+    let loaded = loaded.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))?;
+    loaded.map(Arc::new).map_err(DaemonError::Tls)
+}
+
+/// Starts one NBD server. After a kill the kernel takes a while to cancel what the dead process had submitted to its
+/// rings, and its listening sockets live until then: an address in use is tried again before it is believed.
+async fn start_server(
+    settings: &ServerConfig,
+    exports: &Arc<dyn ExportCatalog>,
+) -> Result<Server, DaemonError> {
+    let deadline = Instant::now() + LISTEN_PATIENCE;
+    loop {
+        match Server::start(settings.clone(), Arc::clone(exports)) {
+            Ok(server) => return Ok(server),
+            Err(error @ (NbdError::SocketInUse { .. } | NbdError::BindTcp { .. }))
+                if error.is_retryable() && Instant::now() < deadline =>
+            {
+                tracing::debug!(error = %with_sources(&error), "waiting for the address");
+                tokio::time::sleep(LISTEN_RETRY).await;
+            }
+            Err(error) => return Err(DaemonError::Nbd(error)),
+        }
+    }
+}
