@@ -53,6 +53,15 @@ impl TlsServer {
     fn try_connect(&self, config: Arc<rustls::ClientConfig>) -> Result<Client, std::io::Error> {
         let mut client = Client::tcp(self.addr());
         client.hello(3);
+        self.start_tls(client, config)
+    }
+
+    /// Starts TLS on a connection that is in its negotiation.
+    fn start_tls(
+        &self,
+        mut client: Client,
+        config: Arc<rustls::ClientConfig>,
+    ) -> Result<Client, std::io::Error> {
         assert_eq!(client.option(NBD_OPT_STARTTLS, b""), [(NBD_REP_ACK, Vec::new())]);
         let session = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
         let mut stream =
@@ -317,4 +326,17 @@ fn files_are_checked() {
     };
     let error = Server::start(config, Arc::new(Catalog(Vec::new()))).unwrap_err();
     assert!(matches!(error, NbdError::InvalidConfig { setting: "tcp_tls", .. }), "{error}");
+}
+
+#[test]
+fn what_was_agreed_on_in_clear_is_forgotten() {
+    let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Allow, false);
+    let mut client = Client::tcp(server.addr());
+    client.hello(3);
+    assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"")[0].0, NBD_REP_ACK);
+    let mut client = server.start_tls(client, server.authority.client_config(None)).unwrap();
+    client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
+    // A simple reply, which `read` checks: nobody asked for another one within TLS.
+    assert_eq!(client.read(0, 7), (0, vec![0; 7]));
+    client.disconnect();
 }
