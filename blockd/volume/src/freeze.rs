@@ -80,10 +80,7 @@ impl Volume {
     pub(crate) fn begin_epoch(&self, new_head: Arc<Head>) -> (Arc<Head>, Duration) {
         // Only holders of `admin` replace the stack, so it can be built before the barrier.
         let old = self.current();
-        let mut layers = Vec::with_capacity(old.layers.len() + 1);
-        layers.push(Layer::Open(new_head));
-        layers.extend(old.layers.iter().cloned());
-        let stall = self.exchange(Arc::new(Stack { layers }));
+        let stall = self.exchange(Arc::new(old.below(new_head)));
         (head_of(&old).clone(), stall)
     }
 
@@ -119,7 +116,7 @@ impl Volume {
     /// Freezes those layers that a failed or interrupted freeze left open below the head.
     pub(crate) fn finish_open_layers(&self, admin: &mut Meta) -> Result<(), VolumeError> {
         let stack = self.current();
-        for layer in stack.layers[1..].iter().rev() {
+        for layer in stack.layers()[1..].iter().rev() {
             if let Layer::Open(head) = layer {
                 self.finish_open_layer(admin, head, None)?;
             }
@@ -180,8 +177,9 @@ impl Volume {
 
     /// Puts a stack in place whose layers are what `change` makes of the present ones. The caller holds `admin`.
     pub(crate) fn replace_layers(&self, change: impl FnMut(&Layer) -> Option<Layer>) {
-        let layers = self.current().layers.iter().filter_map(change).collect();
-        let new = Arc::new(Stack { layers });
+        let old = self.current();
+        let layers = old.layers().iter().filter_map(change).collect();
+        let new = Arc::new(Stack::new(layers, &old));
         let old = std::mem::replace(&mut *self.stack.write(), new);
         drop(old);
     }
@@ -191,7 +189,7 @@ impl Volume {
         let admin = self.admin.lock();
         let stack = self.current();
         let layer_of = |epoch| {
-            stack.layers.iter().find_map(|layer| match layer {
+            stack.layers().iter().find_map(|layer| match layer {
                 Layer::Frozen(layer) if layer.epoch == epoch => Some(layer),
                 _ => None,
             })

@@ -314,6 +314,11 @@ impl Head {
         self.kept.lock().slice(range)
     }
 
+    /// The state of one block; a block beyond the end of a head that is shorter than the volume is absent.
+    pub(crate) fn state(&self, block: BlockIndex) -> BlockState {
+        self.map.state_of(block)
+    }
+
     /// The runs of a range by state.
     pub(crate) fn states(&self, range: Extent) -> impl Iterator<Item = (Extent, BlockState)> + '_ {
         self.map.states(range)

@@ -43,7 +43,7 @@ impl Volume {
         let stack = self.current();
         let mut total = LayerSet::default();
         let mut found = false;
-        for layer in stack.layers.iter().rev().filter(|layer| layer.epoch() <= until) {
+        for layer in stack.layers().iter().rev().filter(|layer| layer.epoch() <= until) {
             if let Layer::Frozen(layer) = layer {
                 total.cover_with(&layer.set);
                 found |= layer.epoch == until;

@@ -6,6 +6,7 @@
 //! files and argues why neither the death of the process nor a power cut can break what was promised.
 
 mod block_status;
+mod cover;
 mod data_files;
 mod error;
 mod files;

@@ -312,6 +312,11 @@ impl LiveMap {
         })
     }
 
+    /// The state of one block; absent beyond the end.
+    pub(crate) fn state_of(&self, block: BlockIndex) -> BlockState {
+        if block.0 < self.blocks { self.state(block.0) } else { BlockState::Absent }
+    }
+
     fn state(&self, block: u64) -> BlockState {
         let (index, bit) = (block / 64, block % 64);
         let held = self.load(Plane::Held, index) >> bit & 1 == 1;

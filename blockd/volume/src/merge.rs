@@ -91,10 +91,10 @@ impl Volume {
             admin.snapshots.iter().any(|snapshot| snapshot.epoch == layer.epoch)
                 || self.pins.are_on(layer.epoch)
         };
-        (0..stack.layers.len().saturating_sub(1)).find_map(|at| {
-            match (&stack.layers[at], &stack.layers[at + 1]) {
+        (0..stack.layers().len().saturating_sub(1)).find_map(|at| {
+            match (&stack.layers()[at], &stack.layers()[at + 1]) {
                 (Layer::Frozen(upper), Layer::Frozen(lower)) if !needed(lower) => {
-                    Some((upper.clone(), lower.clone(), at + 2 == stack.layers.len()))
+                    Some((upper.clone(), lower.clone(), at + 2 == stack.layers().len()))
                 }
                 _ => None,
             }

@@ -60,7 +60,7 @@ impl Volume {
             };
             meta.store(dir)?;
             sync_parent(dir)?;
-            Ok(Self::assemble(dir.to_owned(), meta, Stack { layers: vec![Layer::Open(Arc::new(head))] }))
+            Ok(Self::assemble(dir.to_owned(), meta, Stack::default().below(Arc::new(head))))
         });
         if made.is_err() {
             let _ = std::fs::remove_dir_all(dir);
@@ -87,7 +87,7 @@ impl Volume {
                 false => Ok(Layer::Frozen(Arc::new(load_frozen(place(entry), *entry)?))),
             })
             .collect::<Result<Vec<_>, VolumeError>>()?;
-        let volume = Self::assemble(dir.to_owned(), meta, Stack { layers });
+        let volume = Self::assemble(dir.to_owned(), meta, Stack::new(layers, &Stack::default()));
         let finished = volume.finish_open_layers(&mut volume.admin.lock());
         if let Err(error) = finished {
             tracing::warn!(volume = %volume.id, %error, "a freeze that was interrupted could not be finished yet");

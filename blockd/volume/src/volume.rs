@@ -115,7 +115,7 @@ impl Drop for Entered {
 
 /// The head of a volume's stack.
 pub(crate) fn head_of(stack: &Stack) -> &Arc<Head> {
-    match stack.layers.first() {
+    match stack.layers().first() {
         Some(Layer::Open(head)) => head,
         // A volume's stack is only ever built by `open`, `freeze` and `merge`, all of which put an open layer on top.
         _ => unreachable!("the topmost layer of a volume is its head"),
@@ -246,7 +246,7 @@ impl Volume {
         }
         let stack = self.current();
         // Bottom up, so that no block of a newer layer is durable before an older layer's.
-        for layer in stack.layers.iter().rev() {
+        for layer in stack.layers().iter().rev() {
             if let Layer::Open(head) = layer {
                 self.sync_head(head)?;
             }
@@ -280,7 +280,7 @@ impl Volume {
         let _no_merge = self.merging.lock();
         let _no_freeze = self.admin.lock();
         let stack = self.current();
-        for layer in &stack.layers {
+        for layer in stack.layers() {
             if let Layer::Open(head) = layer {
                 head.writers.wait_until_done();
             }
@@ -289,7 +289,7 @@ impl Volume {
             return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
         }
         self.sync_open_layers()?;
-        for layer in &stack.layers {
+        for layer in stack.layers() {
             if let Layer::Open(head) = layer {
                 head.mark_clean();
             }
@@ -310,10 +310,10 @@ impl Volume {
         VolumeStats {
             size_bytes: self.size_bytes(),
             head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,
-            layers: stack.layers.len() as u64,
+            layers: stack.layers().len() as u64,
             snapshots: self.snapshot_count.load(Ordering::Relaxed),
-            allocated_bytes: stack.layers.iter().map(|layer| layer.data().allocated_bytes()).sum(),
-            tracking_bytes: stack.layers.iter().map(tracking).sum(),
+            allocated_bytes: stack.layers().iter().map(|layer| layer.data().allocated_bytes()).sum(),
+            tracking_bytes: stack.layers().iter().map(tracking).sum::<u64>() + stack.cover_bytes(),
             reads: count(&self.counters.reads),
             writes: count(&self.counters.writes),
             flushes: count(&self.counters.flushes),
