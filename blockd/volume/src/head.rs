@@ -58,6 +58,8 @@ pub(crate) struct Head {
     unsynced: AtomicBool,
     /// Whether a sync failed; set and asked under the lock of the log.
     lost: AtomicBool,
+    #[cfg(feature = "untracked")]
+    pub(crate) untracked: AtomicBool,
 }
 
 /// The blocks that the head holds.
@@ -161,6 +163,8 @@ impl Head {
             kept: Mutex::default(),
             unsynced: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            #[cfg(feature = "untracked")]
+            untracked: AtomicBool::new(false),
         }
     }
 
@@ -178,6 +182,11 @@ impl Head {
 
     /// Writes bytes of blocks that are wholly written or held already. The caller has locked their regions.
     pub(crate) fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<(), VolumeError> {
+        #[cfg(feature = "untracked")]
+        if self.untracked.load(Ordering::Relaxed) {
+            self.unsynced.store(true, Ordering::Release);
+            return self.data.write(offset_bytes, data);
+        }
         let touched = Extent::touching(offset_bytes, data.len() as u64);
         self.map.reserve(touched)?;
         // Before the data: a reader then finds either the zeroes or the new data in the file.

@@ -297,6 +297,13 @@ impl Volume {
         Ok(())
     }
 
+    /// Leaves the tracking of writes out until the next freeze, or takes it up: only to measure what it costs. What is
+    /// written meanwhile is lost.
+    #[cfg(feature = "untracked")]
+    pub fn set_tracking(&self, tracked: bool) {
+        head_of(&self.current()).untracked.store(!tracked, Ordering::Relaxed);
+    }
+
     /// The state of the volume in numbers.
     pub fn stats(&self) -> VolumeStats {
         let stack = self.current();
