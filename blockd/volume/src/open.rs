@@ -11,6 +11,7 @@ use crate::{
     layer_set::{LayerSet, SetIdentity},
     meta::{self, LayerEntry, Meta},
     stack::{FrozenLayer, Layer, Stack},
+    storage,
     volume::Volume,
 };
 use blockd_extent::{Epoch, VolumeId};
@@ -44,7 +45,7 @@ impl Volume {
     /// If the size is no positive multiple of 4096 up to 64 TiB, the folder exists, or the filesystem fails.
     pub fn create(dir: &Path, id: VolumeId, size_bytes: u64) -> Result<Arc<Self>, VolumeError> {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
-        std::fs::create_dir(dir).during("create", dir)?;
+        storage::create_dir(dir).during("create", dir)?;
         let first = Epoch(1);
         let place = Place { dir, volume: id, size_bytes };
         let made = Head::create(place, first).and_then(|head| {
@@ -63,7 +64,7 @@ impl Volume {
             Ok(Self::assemble(dir.to_owned(), meta, Stack { layers: vec![Layer::Open(Arc::new(head))] }))
         });
         if made.is_err() {
-            let _ = std::fs::remove_dir_all(dir);
+            let _ = storage::remove_dir_all(dir);
         }
         made
     }
@@ -101,14 +102,14 @@ impl Volume {
     /// If the filesystem fails; calling it again goes on.
     pub fn delete_files(dir: &Path) -> Result<(), VolumeError> {
         let doomed = sibling(dir, "deleted");
-        match std::fs::rename(dir, &doomed) {
+        match storage::rename(dir, &doomed) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             other => {
                 other.during("rename", dir)?;
                 sync_parent(dir)?;
             }
         }
-        match std::fs::remove_dir_all(&doomed) {
+        match storage::remove_dir_all(&doomed) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => {
                 other.during("remove", &doomed)?;
