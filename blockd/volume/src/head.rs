@@ -102,22 +102,19 @@ impl Head {
         let data = DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         let map_path = files::map_path(place.dir, epoch);
-        // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
-        // next open: the bits then speak of data that is gone, just as after a power cut.
-        let synced = data.sync();
-        let believe_map = believe_map
-            && match &synced {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
-                    crate::data_files::remove_if_there(&map_path)?;
-                    false
-                }
-            };
-        let found = match believe_map {
+        let mut found = match believe_map {
             true => LiveMap::open(&map_path, place.volume, epoch, place.blocks())?,
             false => None,
         };
+        // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
+        // next open, and only that one: the bits then speak of data that is gone, just as after a power cut. The map is
+        // open by then, because wiping its mark through the mapping is what a failing disk cannot prevent.
+        if let Err(error) = data.sync() {
+            tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
+            if let Some(lost) = found.take() {
+                lost.map.disown();
+            }
+        }
         let mut unlogged = BlockSet::new();
         let map = match found {
             Some(found) => {

@@ -227,9 +227,9 @@ impl Disk {
         std::mem::take(&mut state.hits)
     }
 
-    /// Whether a call has failed since the last [`mend`](Self::mend).
-    pub fn has_failed(&self) -> bool {
-        !self.state.lock().hits.is_empty()
+    /// The calls that have failed since the last [`mend`](Self::mend).
+    pub fn failed(&self) -> Vec<Operation> {
+        self.state.lock().hits.clone()
     }
 
     /// Carries out what a test does to look around: its calls neither fail nor count.

@@ -5,7 +5,7 @@ pub mod model;
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use blockd_volume::{
     OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind,
-    testing::{Attached, Bug, Disk, Rng},
+    testing::{Attached, Bug, Disk, OpKind, Operation, Rng},
 };
 use model::{Model, SECTOR_BYTES, content_of};
 use std::{
@@ -48,6 +48,8 @@ pub struct Sim {
     root: tempfile::TempDir,
     generation: u64,
     bugs: Vec<Bug>,
+    /// Since the volume was last open, data was lost.
+    lost_power: bool,
     pub disk: Attached,
     pub volume: Option<Arc<Volume>>,
     pub model: Model,
@@ -76,7 +78,7 @@ impl Sim {
         std::fs::create_dir(&first).unwrap();
         let disk = Disk::attach(&first, seed).unwrap();
         let (model, rng) = (Model::default(), Rng::new(seed));
-        Self { root, generation: 0, bugs: vec![], disk, volume: None, model, rng }
+        Self { root, generation: 0, bugs: vec![], lost_power: false, disk, volume: None, model, rng }
     }
 
     pub fn plant(&mut self, bug: Bug) {
@@ -103,10 +105,15 @@ impl Sim {
         Ok(())
     }
 
-    /// Opens the volume as it lies there; `lost_power` says that the model counts what was not flushed as lost.
+    /// Opens the volume as it lies there; `lost_power` says that what was not flushed may be lost.
     pub fn open(&mut self, recovery: Recovery, lost_power: bool) -> Result<(), VolumeError> {
-        self.volume = Some(Volume::open(&self.dir(), &OpenOptions { recovery })?);
-        if lost_power {
+        self.lost_power |= lost_power;
+        let result = Volume::open(&self.dir(), &OpenOptions { recovery });
+        // What the process before could not write back, the first sync of the next one may be the first to hear of.
+        let is_data = |call: &Operation| call.path.extension().is_some_and(|end| end == "data");
+        self.lost_power |= self.disk.failed().iter().any(|call| call.kind == OpKind::Sync && is_data(call));
+        self.volume = Some(result?);
+        if self.lost_power {
             self.model.lose_power();
         }
         Ok(())
@@ -188,15 +195,15 @@ impl Sim {
                 if let (Ok(()), Some(_)) = (&closed, &self.volume) {
                     self.model.flush();
                 }
-                let lost = self.volume.take().is_some_and(|volume| volume.failure().is_some());
-                self.open(Recovery::Auto, lost)?;
-                self.decide(lost);
+                let has_failed = self.volume.take().is_some_and(|volume| volume.failure().is_some());
+                self.open(Recovery::Auto, has_failed)?;
+                self.decide();
                 closed
             }
             Step::Kill => {
                 self.volume = None;
                 self.open(Recovery::Auto, false)?;
-                self.decide(false);
+                self.decide();
                 Ok(())
             }
         }
@@ -214,10 +221,11 @@ impl Sim {
     }
 
     /// The volume was just opened.
-    pub fn decide(&mut self, lost_power: bool) {
+    pub fn decide(&mut self) {
         let volume = self.volume().clone();
         if volume.failure().is_none() {
-            self.disk.aside(|| self.model.decide(&volume, lost_power));
+            self.disk.aside(|| self.model.decide(&volume, self.lost_power));
+            self.lost_power = false;
         }
     }
 
