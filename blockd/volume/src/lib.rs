@@ -26,6 +26,9 @@ mod regions;
 mod restore;
 mod ring_reader;
 mod stack;
+mod storage;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod view;
 mod volume;
 mod write;
