@@ -87,6 +87,10 @@ impl Volume {
     /// Makes the next head, of this size, and commits that it is there. An empty head on top changes nothing that anybody
     /// reads.
     pub(crate) fn prepare_head(&self, admin: &mut Meta, size_bytes: u64) -> Result<Arc<Head>, VolumeError> {
+        if self.rolling_back.load(Ordering::Relaxed) {
+            let what = format!("volume {} is being rolled back to a snapshot: try again later", self.id);
+            return Err(VolumeError::Busy(what));
+        }
         // The commit of an attempt before may stand, and names the files that are made here.
         self.settle(admin)?;
         let epoch = admin.next_epoch;

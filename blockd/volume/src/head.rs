@@ -300,16 +300,25 @@ impl Head {
         SyncFailure::Lost(error)
     }
 
-    /// The sets of a head that takes no more writes and was synced.
-    pub(crate) fn final_set(&self) -> LayerSet {
-        let mut held = {
+    /// The sets as they are now; while writes are under way, of some moment for each block.
+    pub(crate) fn present_set(&self) -> LayerSet {
+        let held = {
             let tracked = self.tracked.lock();
             let mut all = tracked.logged.clone();
             all.union_with(&tracked.unlogged);
             all
         };
-        let mut zero = self.map.zero_set();
-        zero.intersect_with(&held);
+        let mut zero = BlockSet::new();
+        if !held.is_empty() {
+            zero = self.map.zero_set();
+            zero.intersect_with(&held);
+        }
+        LayerSet { held, zero }
+    }
+
+    /// The sets of a head that takes no more writes and was synced.
+    pub(crate) fn final_set(&self) -> LayerSet {
+        let LayerSet { mut held, mut zero } = self.present_set();
         held.optimize();
         zero.optimize();
         LayerSet { held, zero }

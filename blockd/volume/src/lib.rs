@@ -6,8 +6,10 @@
 //! files and argues why neither the death of the process nor a power cut can break what was promised.
 
 mod block_status;
+mod copy;
 mod cover;
 mod data_files;
+mod diff;
 mod error;
 mod files;
 mod flusher;
@@ -25,6 +27,8 @@ mod read;
 mod regions;
 mod restore;
 mod ring_reader;
+mod rollback;
+mod space;
 mod stack;
 mod storage;
 #[cfg(feature = "testing")]
@@ -34,11 +38,14 @@ mod volume;
 mod write;
 
 pub use block_status::{Allocation, AllocationRun, DirtyRun};
+pub use diff::{Difference, DifferenceRun};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::{Frozen, SnapshotInfo};
 pub use intervals::Changes;
 pub use open::{OpenOptions, Recovery};
 pub use read::Content;
 pub use restore::RestoreTarget;
+pub use rollback::RolledBack;
+pub use space::SnapshotSpace;
 pub use view::SnapshotView;
 pub use volume::{Volume, VolumeStats};

@@ -7,6 +7,7 @@
 //! it was and the work is simply done again, after it, what is left over is garbage.
 
 use crate::{
+    copy::Copier,
     data_files::{DataFiles, remove_if_there},
     error::VolumeError,
     files,
@@ -15,14 +16,11 @@ use crate::{
     stack::{FrozenLayer, Layer},
     volume::Volume,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
-
-/// How much is copied between two looks at the stop flag.
-const COPY_AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
 
 impl Volume {
     /// Merges one pair of layers, if there is one that no snapshot needs apart; says whether it did.
@@ -161,11 +159,12 @@ fn copy(
     to: &DataFiles,
     stop: &AtomicBool,
 ) -> Result<bool, VolumeError> {
-    let mut buf = vec![0; (COPY_AT_ONCE_BLOCKS * BLOCK_SIZE_BYTES) as usize];
+    let go_on = || !stop.load(Ordering::Relaxed);
+    let mut copier = Copier::new(&go_on);
     let mut zero = from.set.zero.clone();
     zero.intersect_with(blocks);
     for run in zero.extents() {
-        if stop.load(Ordering::Relaxed) {
+        if !copier.goes_on() {
             return Ok(false);
         }
         to.punch(run.offset_bytes(), run.len_bytes(), false)?;
@@ -173,16 +172,8 @@ fn copy(
     let mut data = blocks.clone();
     data.subtract(&zero);
     for run in data.extents() {
-        let mut at = run.start;
-        while at < run.end() {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(false);
-            }
-            let piece = Extent::between(at, BlockIndex(at.0 + COPY_AT_ONCE_BLOCKS).min(run.end()));
-            let part = &mut buf[..piece.len_bytes() as usize];
-            from.data.read(piece.offset_bytes(), part)?;
-            to.write(piece.offset_bytes(), part)?;
-            at = piece.end();
+        if !copier.copy(&from.data, run, to)? {
+            return Ok(false);
         }
     }
     Ok(true)

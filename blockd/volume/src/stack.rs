@@ -11,7 +11,7 @@ use crate::{
     live_map::BlockState,
 };
 use blockd_extent::{Epoch, Extent};
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 /// A layer that never changes again.
 pub(crate) struct FrozenLayer {
@@ -46,6 +46,14 @@ impl Layer {
         match self {
             Self::Open(head) => head.size_bytes,
             Self::Frozen(layer) => layer.size_bytes,
+        }
+    }
+
+    /// The sets of the layer as they are now.
+    pub(crate) fn set(&self) -> Cow<'_, LayerSet> {
+        match self {
+            Self::Open(head) => Cow::Owned(head.present_set()),
+            Self::Frozen(layer) => Cow::Borrowed(&layer.set),
         }
     }
 

@@ -44,6 +44,8 @@ pub struct Volume {
     flusher: Flusher,
     /// A commit failed that may have replaced `volume.meta` all the same; changed and asked under `admin`.
     meta_in_doubt: AtomicBool,
+    /// A rollback builds its layer: no new epoch may begin meanwhile. Changed and asked under `admin`.
+    pub(crate) rolling_back: AtomicBool,
     closed: AtomicBool,
     /// Closing got to its end.
     closed_cleanly: AtomicBool,
@@ -140,6 +142,7 @@ impl Volume {
             counters: Counters::default(),
             flusher: Flusher::default(),
             meta_in_doubt: AtomicBool::new(false),
+            rolling_back: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             closed_cleanly: AtomicBool::new(false),
             failed: OnceLock::new(),
@@ -244,6 +247,12 @@ impl Volume {
                 })
             }
         }
+    }
+
+    /// Stops the volume: it acknowledges nothing more until it is opened again.
+    pub(crate) fn fail(&self, reason: String) {
+        tracing::error!(volume = %self.id, reason, "the volume stops");
+        let _ = self.failed.set(reason);
     }
 
     fn sync_once(&self) -> Result<(), VolumeError> {

@@ -1,0 +1,229 @@
+//! Rolling a volume back: it becomes again what it was at a snapshot.
+//!
+//! Nothing is thrown away. A new frozen layer is laid on top of all others that holds every block which changed since the
+//! snapshot, with the content that it had then; what was zeroes costs nothing. So the blocks that went back count as
+//! dirty since every earlier point, and the next incremental backup carries them without a scan. One commit puts the
+//! layer and a fresh head on top; before it, the volume is as it was, and what was made is garbage.
+
+use crate::{
+    copy::Copier,
+    data_files::{DataFiles, remove_if_there},
+    error::VolumeError,
+    files,
+    head::{Head, Place},
+    layer_set::{LayerSet, SetIdentity},
+    meta::{LayerEntry, Meta},
+    stack::{FrozenLayer, Layer, Stack},
+    view::SnapshotView,
+    volume::{Volume, head_of},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent, SnapshotId};
+use std::sync::{Arc, atomic::Ordering};
+
+/// What a rollback did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RolledBack {
+    /// The epoch of the layer that holds what went back.
+    pub epoch: Epoch,
+    /// How many blocks went back to what they were.
+    pub changed_blocks: u64,
+    /// How many of them have data, which was copied.
+    pub copied_blocks: u64,
+}
+
+/// Lets new epochs begin again.
+struct Rolling<'a>(&'a Volume);
+
+impl Drop for Rolling<'_> {
+    fn drop(&mut self) {
+        let _admin = self.0.admin.lock();
+        self.0.rolling_back.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What the files of a rollback are called, and for which head they were made.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// The empty head that the layer takes the place of.
+    old_head: Epoch,
+    layer: Epoch,
+    new_head: Epoch,
+    size_bytes: u64,
+}
+
+impl Volume {
+    /// Makes the volume read as it did at a snapshot; durable when the call returns. A volume that has grown since keeps its
+    /// size, and reads as zeroes there. Snapshots stay, newer ones too; the state before is in none unless it was frozen.
+    ///
+    /// Nobody may write meanwhile: if somebody does, it is refused at its end. Reads go on. `go_on` is asked now and then.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, `go_on` said no or somebody wrote meanwhile ([`VolumeError::Busy`]), or the disk is full
+    /// or fails; the volume is as it was then. Where it cannot be told which of the two it is, it acknowledges nothing more
+    /// until it is opened again ([`VolumeError::Failed`]).
+    pub fn roll_back(
+        &self,
+        snapshot: SnapshotId,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<RolledBack, VolumeError> {
+        let _no_merge = self.merging.lock();
+        // Keeps its layers' files open.
+        let view = self.view(snapshot)?;
+        let (plan, _rolling) = self.begin_rollback()?;
+        let made = self.make_rollback(plan, &view, go_on).and_then(|(layer, head)| {
+            let done = RolledBack {
+                epoch: layer.epoch,
+                changed_blocks: layer.set.held.len_blocks(),
+                copied_blocks: layer.set.held.len_blocks() - layer.set.zero.len_blocks(),
+            };
+            self.commit_rollback(plan, layer, head).map(|()| done)
+        });
+        let garbage = match &made {
+            Ok(_) => Head::remove_files(self.place(), plan.old_head),
+            // What a commit in doubt may have named stays for the next start to decide.
+            Err(_) if self.failure().is_some() => Ok(()),
+            Err(_) => self.remove_rollback(plan),
+        };
+        if let Err(error) = garbage {
+            tracing::warn!(volume = %self.id, %error, "files of a rollback stay until the next start");
+        }
+        made
+    }
+
+    /// Makes the head an empty one, which no other takes the place of from now on.
+    fn begin_rollback(&self) -> Result<(Plan, Rolling<'_>), VolumeError> {
+        let mut admin = self.admin.lock();
+        self.check_usable()?;
+        self.finish_open_layers(&mut admin)?;
+        let old = head_of(&self.current()).clone();
+        if old.dirty_blocks() > 0 || !old.writers.are_done() {
+            let new_head = self.prepare_head(&mut admin, self.size_bytes())?;
+            let (old, _) = self.begin_epoch(new_head);
+            self.finish_open_layer(&mut admin, &old, None)?;
+        }
+        // The commit of an attempt before may stand, and names the files that are about to be made.
+        self.settle(&admin)?;
+        self.rolling_back.store(true, Ordering::Relaxed);
+        let layer = admin.next_epoch;
+        let old_head = head_of(&self.current()).epoch;
+        let plan = Plan { old_head, layer, new_head: layer.next(), size_bytes: self.size_bytes() };
+        drop(admin);
+        Ok((plan, Rolling(self)))
+    }
+
+    fn rollback_identity(&self, file: Epoch, plan: Plan) -> SetIdentity {
+        SetIdentity { volume: self.id, file, generation: 0, blocks: plan.size_bytes / BLOCK_SIZE_BYTES }
+    }
+
+    /// Makes the layer and the head that go on top, complete and synced.
+    fn make_rollback(
+        &self,
+        plan: Plan,
+        view: &SnapshotView,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<(FrozenLayer, Head), VolumeError> {
+        let mut set = LayerSet::default();
+        for layer in self.current().layers().iter().filter(|layer| layer.epoch() > view.epoch()) {
+            if let Layer::Frozen(layer) = layer {
+                set.held.union_with(&layer.set.held);
+            }
+        }
+        let data = DataFiles::create(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;
+        let mut copier = Copier::new(go_on);
+        // What lies beyond the snapshot's end was not there.
+        let end = Extent::whole(view.size_bytes()).end();
+        let beyond = BlockIndex(plan.size_bytes / BLOCK_SIZE_BYTES).max(end);
+        set.zero = set.held.slice(Extent::between(end, beyond));
+        let (held, zero) = (&set.held, &mut set.zero);
+        for run in held.extents_in(Extent::whole(view.size_bytes())) {
+            view.stack.resolve(run, &mut |part, source| {
+                let Some(from) = source else {
+                    zero.insert_extent(part);
+                    return Ok(());
+                };
+                match copier.copy(from, part, &data)? {
+                    true => Ok(()),
+                    false => Err(self.interrupted("it was stopped")),
+                }
+            })?;
+        }
+        data.sync()?;
+        set.held.optimize();
+        set.zero.optimize();
+        set.store(&self.dir, self.rollback_identity(plan.layer, plan))?;
+        // In the epoch of the old head, nothing was dirtied.
+        LayerSet::default().store(&self.dir, self.rollback_identity(plan.old_head, plan))?;
+        let head = Head::create(Place { size_bytes: plan.size_bytes, ..self.place() }, plan.new_head)?;
+        files::sync_dir(&self.dir)?;
+        let layer = FrozenLayer {
+            epoch: plan.layer,
+            file: plan.layer,
+            generation: 0,
+            size_bytes: plan.size_bytes,
+            data: Arc::new(data),
+            set,
+        };
+        Ok((layer, head))
+    }
+
+    fn interrupted(&self, why: &str) -> VolumeError {
+        VolumeError::Busy(format!(
+            "volume {} was not rolled back, because {why}: nothing has changed, try again",
+            self.id
+        ))
+    }
+
+    /// Puts both on top, in the place of the old head.
+    fn commit_rollback(&self, plan: Plan, layer: FrozenLayer, head: Head) -> Result<(), VolumeError> {
+        let mut admin = self.admin.lock();
+        let mut current = self.stack.write();
+        self.check_usable()?;
+        let old_head = head_of(&current).clone();
+        // Nobody enters while the stack is locked. What was written to the old head would be lost below the new layer.
+        let is_untouched = old_head.writers.are_done() && old_head.dirty_blocks() == 0;
+        if old_head.epoch != plan.old_head || !is_untouched {
+            return Err(self.interrupted("somebody wrote to it meanwhile"));
+        }
+        let entry = |epoch, open| LayerEntry {
+            epoch,
+            file: epoch,
+            generation: 0,
+            open,
+            size_bytes: plan.size_bytes,
+        };
+        let mut meta: Meta = admin.clone();
+        meta.next_epoch = plan.new_head.next();
+        meta.layers.retain(|layer| layer.epoch != plan.old_head);
+        meta.layers.splice(0..0, [entry(plan.new_head, true), entry(plan.layer, false)]);
+        meta.intervals.extend([plan.old_head, plan.layer]);
+        meta.intervals.sort_unstable();
+        if let Err(error) = self.commit(&mut admin, meta) {
+            // The commit may stand all the same. As long as that is not known, nothing may be written: it would go to a
+            // head that the next start might find below the layer, or not at all.
+            if let Err(settling) = self.settle(&admin) {
+                self.fail(format!("a rollback was cut off by an error ({error}), and then {settling}"));
+            }
+            return Err(error);
+        }
+        let layers = current.layers().iter().filter(|layer| layer.epoch() != plan.old_head).cloned();
+        let top = [Layer::Open(Arc::new(head)), Layer::Frozen(Arc::new(layer))];
+        let new = Arc::new(Stack::new(top.into_iter().chain(layers).collect(), &current));
+        let old = std::mem::replace(&mut *current, new);
+        drop(current);
+        drop(old);
+        Ok(())
+    }
+
+    /// Removes what was made for nothing.
+    fn remove_rollback(&self, plan: Plan) -> Result<(), VolumeError> {
+        // Under the lock, so that no other epoch has these names by now.
+        let _admin = self.admin.lock();
+        Head::remove_files(Place { size_bytes: plan.size_bytes, ..self.place() }, plan.new_head)?;
+        DataFiles::remove(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;
+        for file in [plan.layer, plan.old_head] {
+            remove_if_there(&files::set_path(&self.dir, file, 0))?;
+        }
+        Ok(())
+    }
+}
