@@ -11,7 +11,10 @@ use crate::{
     },
     credentials::{CreateCredential, Credential, CredentialList},
     paths,
-    snapshots::{CreateSnapshot, ListSnapshots, Snapshot, SnapshotList},
+    snapshots::{
+        CreateSnapshot, DiffSnapshots, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList,
+        SnapshotRestored,
+    },
     status::Status,
     tasks::{ListTasks, Task, TaskList, TaskStarted, WaitTask},
     volumes::{CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeList},
@@ -36,6 +39,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a detach may take, in which the kernel writes back what is dirty.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a rollback may take, in which the daemon copies what changed.
+const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// How long a call may take in which the daemon talks to a store, with its retries.
 const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(900);
 
@@ -241,6 +246,24 @@ impl Client {
     /// The snapshots.
     pub async fn list_snapshots(&self, query: &ListSnapshots) -> Result<SnapshotList, ClientError> {
         self.query(paths::SNAPSHOTS, query, CALL_TIMEOUT).await
+    }
+
+    /// What changed from a snapshot to another one, or to now.
+    pub async fn diff_snapshots(
+        &self,
+        volume: &VolumeRef,
+        query: &DiffSnapshots,
+    ) -> Result<SnapshotDiff, ClientError> {
+        self.query(&paths::volume_diff(volume), query, CALL_TIMEOUT).await
+    }
+
+    /// Rolls a volume back to a snapshot.
+    pub async fn restore_snapshot(
+        &self,
+        volume: &VolumeRef,
+        request: &RestoreSnapshot,
+    ) -> Result<SnapshotRestored, ClientError> {
+        self.post(&paths::volume_rollback(volume), request, ROLLBACK_TIMEOUT).await
     }
 
     /// Deletes a snapshot; its layer is merged in the background.

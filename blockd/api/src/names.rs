@@ -194,6 +194,12 @@ impl SnapshotName {
     pub fn from_time(time: Timestamp) -> Self {
         Self(format!("snap-{}", time.strftime("%Y%m%dT%H%M%S.%3fZ")))
     }
+
+    /// The name of the snapshot that keeps what a volume was before it was rolled back:
+    /// `before-restore-20190116T215153.042Z`.
+    pub fn before_restore(time: Timestamp) -> Self {
+        Self(format!("before-restore-{}", time.strftime("%Y%m%dT%H%M%S.%3fZ")))
+    }
 }
 
 /// A volume, by its id or by its name.

@@ -21,6 +21,10 @@ pub const VOLUME_ATTACH: &str = "/v1/volumes/{volume}/attach";
 pub const VOLUME_DETACH: &str = "/v1/volumes/{volume}/detach";
 /// `POST` of [`crate::snapshots::CreateSnapshot`]: [`crate::snapshots::Snapshot`].
 pub const VOLUME_SNAPSHOTS: &str = "/v1/volumes/{volume}/snapshots";
+/// `GET` with [`crate::snapshots::DiffSnapshots`]: [`crate::snapshots::SnapshotDiff`].
+pub const VOLUME_DIFF: &str = "/v1/volumes/{volume}/diff";
+/// `POST` of [`crate::snapshots::RestoreSnapshot`]: [`crate::snapshots::SnapshotRestored`].
+pub const VOLUME_ROLLBACK: &str = "/v1/volumes/{volume}/rollback";
 /// `GET` with [`crate::snapshots::ListSnapshots`]: [`crate::snapshots::SnapshotList`].
 pub const SNAPSHOTS: &str = "/v1/snapshots";
 /// `DELETE`: [`crate::Deleted`]. `{snapshot}` is a [`crate::SnapshotRef`].
@@ -84,6 +88,16 @@ pub fn volume_detach(volume: &crate::VolumeRef) -> String {
 /// Address of the snapshots of one volume.
 pub fn volume_snapshots(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_SNAPSHOTS, "{volume}", volume)
+}
+
+/// Address of what changed in one volume.
+pub fn volume_diff(volume: &crate::VolumeRef) -> String {
+    fill(VOLUME_DIFF, "{volume}", volume)
+}
+
+/// Address at which one volume is rolled back.
+pub fn volume_rollback(volume: &crate::VolumeRef) -> String {
+    fill(VOLUME_ROLLBACK, "{volume}", volume)
 }
 
 /// Address of one snapshot.

@@ -23,6 +23,7 @@ mod merger;
 mod nbd;
 mod reconcile;
 pub mod registry;
+mod rollback;
 #[cfg(test)]
 mod scenarios;
 pub mod secrets;

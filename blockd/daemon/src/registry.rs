@@ -38,6 +38,8 @@ pub enum EntryState {
 struct Inner {
     state: EntryState,
     connections: u64,
+    /// Nobody gets in, because it is being rolled back.
+    rolling_back: bool,
     /// Why it stopped taking writes, if it did after it was opened.
     fault: Option<String>,
 }
@@ -108,7 +110,7 @@ impl VolumeEntry {
             created: row.created,
             upkeep: Mutex::new(()),
             stop_upkeep: AtomicBool::new(false),
-            inner: Mutex::new(Inner { state, connections: 0, fault: None }),
+            inner: Mutex::new(Inner { state, connections: 0, rolling_back: false, fault: None }),
         })
     }
 
@@ -207,6 +209,7 @@ impl VolumeEntry {
     ) -> Result<(Arc<Volume>, Attachment), ApiError> {
         let mut inner = self.inner.lock();
         let volume = self.volume_of(&inner.state)?;
+        self.check_not_rolling_back(&inner)?;
         if inner.connections >= max_connections {
             let name = &self.name;
             let message = format!(
@@ -239,12 +242,7 @@ impl VolumeEntry {
     pub fn begin_delete(&self) -> Result<EntryState, ApiError> {
         let mut inner = self.inner.lock();
         let name = &self.name;
-        if inner.connections > 0 {
-            let clients = inner.connections;
-            let plural = if clients == 1 { "" } else { "s" };
-            let message = format!("volume {name} has {clients} NBD connection{plural}: disconnect first");
-            return Err(ApiError::new(ErrorCode::VolumeInUse, message));
-        }
+        self.check_unused(&inner)?;
         match &inner.state {
             EntryState::Up(_) | EntryState::Failed(_) => {}
             EntryState::Creating => {
@@ -264,11 +262,54 @@ impl VolumeEntry {
         Ok(before)
     }
 
+    fn check_unused(&self, inner: &Inner) -> Result<(), ApiError> {
+        self.check_not_rolling_back(inner)?;
+        let (name, clients) = (&self.name, inner.connections);
+        if clients == 0 {
+            return Ok(());
+        }
+        let plural = if clients == 1 { "" } else { "s" };
+        let message = format!("volume {name} has {clients} NBD connection{plural}: disconnect first");
+        Err(ApiError::new(ErrorCode::VolumeInUse, message))
+    }
+
+    fn check_not_rolling_back(&self, inner: &Inner) -> Result<(), ApiError> {
+        if !inner.rolling_back {
+            return Ok(());
+        }
+        let message = format!("volume {} is being rolled back to a snapshot: try again later", self.name);
+        Err(ApiError::new(ErrorCode::VolumeInUse, message))
+    }
+
+    /// Closes the door for a rollback, until the mark is dropped.
+    ///
+    /// # Errors
+    /// Clients are connected, it is not open, or it is being rolled back already.
+    pub fn begin_rollback(self: &Arc<Self>) -> Result<(Arc<Volume>, RollbackMark), ApiError> {
+        let mut inner = self.inner.lock();
+        let volume = self.volume_of(&inner.state)?;
+        self.check_unused(&inner)?;
+        inner.rolling_back = true;
+        Ok((volume, RollbackMark { entry: Arc::clone(self) }))
+    }
+
     /// Opens the door again after a delete that did not begin: the volume is as it was before.
     pub fn undo_delete(&self, before: EntryState) {
         let mut inner = self.inner.lock();
         inner.state = before;
         self.stop_upkeep.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Keeps clients out of a volume that is being rolled back.
+#[derive(Debug)]
+pub struct RollbackMark {
+    entry: Arc<VolumeEntry>,
+}
+
+impl Drop for RollbackMark {
+    fn drop(&mut self) {
+        self.entry.inner.lock().rolling_back = false;
     }
 }
 
@@ -410,6 +451,16 @@ mod tests {
         assert!(entry.begin_delete().is_err());
         entry.undo_delete(before);
         assert!(entry.attach().is_ok() && !entry.stop_upkeep.load(Ordering::Relaxed));
+        let (_, attachment) = entry.attach().unwrap();
+        assert_eq!(entry.begin_rollback().err().unwrap().code, ErrorCode::VolumeInUse);
+        drop(attachment);
+        let (_, mark) = entry.begin_rollback().unwrap();
+        for refused in [entry.attach().err(), entry.begin_rollback().err(), entry.begin_delete().err()] {
+            let refused = refused.unwrap();
+            assert!(refused.code == ErrorCode::VolumeInUse && refused.message.contains("rolled back"));
+        }
+        drop(mark);
+        assert!(entry.attach().is_ok());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use blockd_api::{
     snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotList},
 };
 use blockd_extent::{Epoch, SnapshotId};
-use blockd_volume::{Volume, VolumeErrorKind};
+use blockd_volume::{SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl Core {
         let row = self.freeze(&entry, id, name, false).await?;
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
-        Ok(to_api(&row, &entry))
+        Ok(to_api(&row, &entry, None))
     }
 
     /// Row, then freeze, then row: a crash between leaves a row that says what to undo.
@@ -106,7 +106,16 @@ impl Core {
             let shown = |row: &&SnapshotRow| {
                 row.volume == entry.id && !row.internal && row.state != SnapshotState::Creating
             };
-            snapshots.extend(rows.iter().filter(shown).map(|row| to_api(row, &entry)));
+            let shown: Vec<_> = rows.iter().filter(shown).collect();
+            if shown.is_empty() {
+                continue;
+            }
+            // Walks over all sets of the volume: not for the threads that serve requests.
+            let volume = entry.volume().ok();
+            let space =
+                blocking(move || Ok::<_, VolumeError>(volume.map(|volume| volume.snapshot_space()))).await?;
+            let of = |row: &SnapshotRow| space.iter().flatten().find(|space| space.id == row.id);
+            snapshots.extend(shown.into_iter().map(|row| to_api(row, &entry, of(row))));
         }
         Ok(SnapshotList { snapshots })
     }
@@ -186,7 +195,11 @@ impl Core {
     }
 }
 
-fn to_api(row: &SnapshotRow, entry: &VolumeEntry) -> api::Snapshot {
+pub(crate) fn to_api(
+    row: &SnapshotRow,
+    entry: &VolumeEntry,
+    space: Option<&SnapshotSpace>,
+) -> api::Snapshot {
     let state = match (row.state, entry.view().state) {
         (SnapshotState::Deleting, _) => api::SnapshotState::Deleting,
         (_, EntryState::Failed(_)) => api::SnapshotState::Failed,
@@ -201,6 +214,8 @@ fn to_api(row: &SnapshotRow, entry: &VolumeEntry) -> api::Snapshot {
         epoch: row.epoch,
         freeze_stall_micros: row.freeze_stall_micros,
         dirty_bytes: row.dirty_bytes,
+        exclusive_bytes: space.map(|space| space.exclusive_bytes),
+        shared_bytes: space.map(|space| space.shared_bytes),
         state,
     }
 }

@@ -4,7 +4,7 @@
 
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
-    Allocation, Content, OpenOptions, Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
+    Allocation, Content, Difference, OpenOptions, Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
 };
 use proptest::prelude::*;
 use std::{
@@ -41,6 +41,8 @@ enum Step {
     /// Deletes the snapshot with this number, modulo how many there are.
     Delete(usize),
     Merge,
+    /// Rolls back to the snapshot with this number, modulo how many there are.
+    RollBack(usize),
     CleanRestart,
     Kill,
 }
@@ -65,6 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Freeze),
         2 => any::<usize>().prop_map(Step::Delete),
         2 => Just(Step::Merge),
+        1 => any::<usize>().prop_map(Step::RollBack),
         1 => Just(Step::CleanRestart),
         1 => Just(Step::Kill),
     ]
@@ -90,6 +93,8 @@ struct Block {
     kept: bool,
     /// The head holds it.
     in_head: bool,
+    /// Tells its data from all other data that was ever written, on the disk.
+    version: u64,
 }
 
 struct Run {
@@ -101,6 +106,7 @@ struct Run {
     /// Contents at all freezes, deleted snapshots included: the interval sets must cover those too.
     history: Vec<(Epoch, Vec<u8>)>,
     next_id: u64,
+    last_version: u64,
 }
 
 fn trimmed(at: u64, len: u64) -> std::ops::Range<usize> {
@@ -119,6 +125,7 @@ impl Run {
             snapshots: vec![],
             history: vec![],
             next_id: 1,
+            last_version: 0,
         }
     }
 
@@ -143,21 +150,24 @@ impl Run {
     }
 
     fn touch_written(&mut self, at: u64, len: u64) {
+        self.last_version += 1;
+        let version = self.last_version;
         self.touch(Extent::touching(at, len), |block| {
-            *block = Block { has_data: true, kept: false, in_head: true };
+            *block = Block { has_data: true, kept: false, in_head: true, version };
         });
     }
 
     fn touch_zeroed(&mut self, at: u64, len: u64, kept: bool) {
         self.touch(Extent::inside(at, len), |block| {
-            *block = Block { has_data: false, kept, in_head: block.in_head || block.has_data };
+            let in_head = block.in_head || block.has_data;
+            *block = Block { has_data: false, kept, in_head, version: 0 };
         });
     }
 
     /// A new head begins.
     fn new_head(&mut self) {
         for block in &mut self.blocks {
-            *block = Block { has_data: block.has_data, ..Block::default() };
+            *block = Block { has_data: block.has_data, version: block.version, ..Block::default() };
         }
     }
 
@@ -237,6 +247,7 @@ impl Run {
             Step::Merge => {
                 self.volume.merge_next(&AtomicBool::new(false)).unwrap();
             }
+            Step::RollBack(number) => self.roll_back(number),
             Step::CleanRestart => {
                 let dirty = self.volume.stats().head_dirty_bytes;
                 self.volume.close().unwrap();
@@ -257,11 +268,89 @@ impl Run {
         }
     }
 
+    fn roll_back(&mut self, number: usize) {
+        let Some(number) = number.checked_rem(self.snapshots.len()) else { return };
+        let snapshot = &self.snapshots[number];
+        let done = self.volume.roll_back(snapshot.id, &|| true).unwrap();
+        let changed = snapshot.dirty.clone();
+        self.last_version += 1;
+        for block in (0..changed.len()).filter(|&block| changed[block]) {
+            let range = block * 4096..(block + 1) * 4096;
+            let was = snapshot.blocks.get(block).copied().unwrap_or_default();
+            match was.has_data {
+                true => self.model[range.clone()].copy_from_slice(&snapshot.content[range]),
+                false => self.model[range].fill(0),
+            }
+            // The copy is data of its own.
+            let version = if was.has_data { self.last_version } else { 0 };
+            self.blocks[block] = Block { version, ..was };
+        }
+        let has_data = |block: &usize| snapshot.blocks.get(*block).is_some_and(|block| block.has_data);
+        let blocks = || (0..changed.len()).filter(|&block| changed[block]);
+        assert_eq!(done.changed_blocks, blocks().count() as u64);
+        assert_eq!(done.copied_blocks, blocks().filter(has_data).count() as u64);
+        let then = &snapshot.content;
+        assert_eq!(first_difference(&self.model, then), None, "the model is what it was at the snapshot");
+        assert!(self.model[then.len()..].iter().all(|&byte| byte == 0));
+        // What went back is dirty since every earlier point.
+        for snapshot in &mut self.snapshots {
+            for (dirty, _) in snapshot.dirty.iter_mut().zip(&changed).filter(|pair| *pair.1) {
+                *dirty = true;
+            }
+        }
+        self.new_head();
+        self.history.push((done.epoch, self.model.clone()));
+    }
+
+    /// What each snapshot costs, asking every block of every point.
+    fn check_space(&self) {
+        let found = self.volume.snapshot_space();
+        assert_eq!(found.len(), self.snapshots.len());
+        for (space, snapshot) in found.iter().zip(&self.snapshots) {
+            assert_eq!(space.id, snapshot.id, "oldest first");
+            let others = || self.snapshots.iter().filter(|other| other.id != snapshot.id);
+            let is_elsewhere = |at: usize, version| {
+                let has = |blocks: &[Block]| {
+                    blocks.get(at).is_some_and(|block| block.has_data && block.version == version)
+                };
+                has(&self.blocks) || others().any(|other| has(&other.blocks))
+            };
+            let (mut exclusive, mut shared) = (0, 0);
+            for (at, block) in snapshot.blocks.iter().enumerate().filter(|pair| pair.1.has_data) {
+                match is_elsewhere(at, block.version) {
+                    true => shared += BLOCK_SIZE_BYTES,
+                    false => exclusive += BLOCK_SIZE_BYTES,
+                }
+            }
+            let bytes = (space.exclusive_bytes, space.shared_bytes);
+            assert_eq!(bytes, (exclusive, shared), "exclusive and shared bytes of {}", snapshot.id);
+        }
+    }
+
+    /// What changed between any two points, block by block.
+    fn check_differences(&self) {
+        for (number, from) in self.snapshots.iter().enumerate() {
+            let now = self.volume.difference(from.id, None).unwrap();
+            check_difference(&now, &from.dirty, &self.blocks);
+            assert_eq!((now.from_size_bytes, now.to_size_bytes), (from.content.len() as u64, self.size()));
+            for to in &self.snapshots[number + 1..] {
+                let then = from.dirty_until.iter().find(|point| point.0 == to.id).unwrap();
+                let found = self.volume.difference(from.id, Some(to.id)).unwrap();
+                check_difference(&found, &then.1, &to.blocks);
+                let error = self.volume.difference(to.id, Some(from.id)).unwrap_err();
+                assert_eq!(error.kind(), VolumeErrorKind::InvalidInput, "{error}");
+            }
+        }
+    }
+
     fn reopen(&mut self, recovery: Recovery) {
         self.volume = Volume::open(&self.dir, &OpenOptions { recovery }).unwrap();
+        self.last_version += 1;
         for block in &mut self.blocks {
             // Which blocks of the head are zeroes is not believed.
-            block.has_data |= block.in_head;
+            if block.in_head && !block.has_data {
+                (block.has_data, block.version) = (true, self.last_version);
+            }
             block.kept = false;
         }
     }
@@ -313,6 +402,8 @@ impl Run {
             assert!(full.zero.is_empty());
             assert_covers(&vec![0; SIZE_BYTES as usize], &snapshot.content, &full.data, &full.zero);
         }
+        self.check_space();
+        self.check_differences();
         for pair in self.history.windows(2) {
             let changes = self.volume.changes(Some(pair[0].0), pair[1].0).unwrap();
             assert_covers(&pair[0].1, &pair[1].1, &changes.data, &changes.zero);
@@ -324,6 +415,25 @@ impl Run {
             assert_covers(&first.1, &last.1, &changes.data, &changes.zero);
         }
     }
+}
+
+fn check_difference(found: &Difference, changed: &[bool], then: &[Block]) {
+    let mut expected = vec![None; changed.len()];
+    for (at, block) in then.iter().enumerate().filter(|pair| changed[pair.0]) {
+        expected[at] = Some(block.has_data);
+    }
+    let mut named = vec![None; changed.len()];
+    let (mut data_bytes, mut zero_bytes, mut last) = (0, 0, None);
+    for run in found.runs_in(Extent::whole(changed.len() as u64 * BLOCK_SIZE_BYTES)) {
+        let range = run.extent.start.0 as usize..run.extent.end().0 as usize;
+        let is_next = |(end, kind): (usize, bool)| end < range.start || (end == range.start && kind != run.has_data);
+        assert!(last.is_none_or(is_next), "ascending, and as long as can be");
+        last = Some((range.end, run.has_data));
+        named[range].fill(Some(run.has_data));
+        *(if run.has_data { &mut data_bytes } else { &mut zero_bytes }) += run.extent.len_bytes();
+    }
+    assert_eq!(named, expected);
+    assert_eq!((found.data_bytes(), found.zero_bytes()), (data_bytes, zero_bytes));
 }
 
 /// What an answer about a range consists of.
@@ -405,6 +515,7 @@ fn check_reads(
     }
 }
 
+/// Where the two differ first, in front of the end of the shorter one.
 fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     a.iter().zip(b).position(|(x, y)| x != y)
 }

@@ -23,6 +23,7 @@ fn a_volume_is_attached_and_detached_by_name_or_device() {
         ("POST /v1/volumes/db/detach", ok(json!({"name": "db", "device": "/dev/nbd3"}))),
         ("POST /v1/volumes/59/detach", ok(json!({"name": "db", "device": "/dev/nbd3"}))),
         ("GET /v1/volumes/db", ok(attached.clone())),
+        ("GET /v1/snapshots", ok(json!({ "snapshots": [] }))),
         ("GET /v1/volumes", ok(json!({ "volumes": [attached] }))),
     ]);
     let ran =
@@ -82,6 +83,7 @@ fn a_volume_is_made_shown_and_deleted() {
     let fake = Fake::start(vec![
         ("POST /v1/volumes", ok(volume("59", "db"))),
         ("GET /v1/volumes/db", ok(volume("59", "db"))),
+        ("GET /v1/snapshots", ok(json!({ "snapshots": [snapshot()] }))),
         ("DELETE /v1/volumes/db", ok(json!({"id": "59", "name": "db"}))),
     ]);
     assert_eq!(
@@ -114,10 +116,13 @@ Reads        : 1, 4 KiB
 Writes       : 2, 8 KiB
 Flushes      : 3
 Last backup  : {} to nas, Wed, 16 Jan 2019 22:27:13 UTC, 1 incremental since the last full
+Snapshot     : monday, 8 KiB exclusive, 1 MiB shared
 ",
             snap("59-61-incr")
         )
     );
+    let document = fake.run("-j volume inspect db").json();
+    assert_eq!((&document["name"], &document["snapshots"]), (&json!("db"), &json!([snapshot()])));
 }
 
 #[test]
@@ -132,12 +137,70 @@ fn a_volume_is_resized_and_made_read_only() {
     assert_eq!(bodies[..2], [json!({"sizeBytes": 4u64 << 30}), json!({"readOnly": true})]);
 }
 
+fn snapshot() -> Value {
+    json!({
+        "id": "61", "volume": "db", "volumeId": "59", "name": "monday", "created": "2019-01-16T21:51:53Z", "epoch": 3,
+        "freezeStallMicros": 42, "dirtyBytes": 4096, "exclusiveBytes": 8192, "sharedBytes": 1048576, "state": "ready"
+    })
+}
+
+#[test]
+fn what_changed_is_listed_page_by_page() {
+    let page = |offset: u64, kind: &str, next: Option<u64>| {
+        json!({
+            "volume": "db", "from": "monday", "to": null, "fromSizeBytes": 1 << 20, "toSizeBytes": 2 << 20,
+            "dataBytes": 8192, "zeroBytes": 4096, "nextOffsetBytes": next,
+            "extents": [{"offsetBytes": offset, "lengthBytes": 8192 >> (offset >> 20), "kind": kind}],
+        })
+    };
+    let fake = Fake::start(vec![
+        ("GET /v1/volumes/db/diff", ok(page(4096, "data", Some(1 << 20)))),
+        ("GET /v1/volumes/db/diff", ok(page(1 << 20, "zero", None))),
+    ]);
+    let ran = fake.run("snapshot diff db monday");
+    let table = "OFFSET    LENGTH   KIND\n4096      8192     data\n1048576   4096     zero\n";
+    assert_eq!((ran.stdout.as_str(), ran.status), (table, 0));
+    assert!(ran.stderr.contains("2 extents: 8 KiB of data, 4 KiB of zeroes"), "{}", ran.stderr);
+    let lines: Vec<_> = fake.seen().into_iter().map(|seen| seen.line).collect();
+    let first = "GET /v1/volumes/db/diff?from=db%40monday";
+    assert_eq!(lines, [first.to_owned(), "GET /v1/volumes/db/diff?from=db%40monday&offsetBytes=1048576".to_owned()]);
+    let document = fake.run("-j snapshot diff db 61 now").json();
+    assert_eq!((document["zeroBytes"].as_u64(), document["nextOffsetBytes"].is_null()), (Some(4096), true));
+    fake.run("snapshot diff db other@monday 62");
+    assert_eq!(fake.seen().last().unwrap().line, "GET /v1/volumes/db/diff?from=other%40monday&to=62");
+    assert_eq!(fake.run("snapshot diff db").status, 2);
+}
+
+#[test]
+fn a_volume_is_rolled_back() {
+    let restored = |kept: Option<Value>| {
+        ok(json!({
+            "volume": "db", "snapshot": "monday", "kept": kept, "changedBytes": 8192, "copiedBytes": 4096
+        }))
+    };
+    let fake = Fake::start(vec![
+        ("POST /v1/volumes/db/rollback", restored(Some(snapshot()))),
+        ("POST /v1/volumes/db/rollback", restored(None)),
+    ]);
+    assert_eq!(
+        fake.run("snapshot restore db --snapshot monday").stdout,
+        "Volume db successfully restored to snapshot monday (8 KiB changed back; what it was before is db@monday).\n"
+    );
+    assert_eq!(
+        fake.run("snapshot restore db --snapshot 61 --discard").stdout,
+        "Volume db successfully restored to snapshot monday (8 KiB changed back).\n"
+    );
+    assert_eq!(fake.run("-j snapshot restore db -s monday").json()["copiedBytes"], 4096);
+    let bodies: Vec<_> = fake.seen().into_iter().map(|seen| seen.body).collect();
+    assert_eq!(
+        bodies[..2],
+        [json!({"snapshot": "db@monday", "discard": false}), json!({"snapshot": "61", "discard": true})]
+    );
+}
+
 #[test]
 fn snapshots_are_made_listed_and_deleted() {
-    let snapshot = json!({
-        "id": "61", "volume": "db", "volumeId": "59", "name": "monday", "created": "2019-01-16T21:51:53Z", "epoch": 3,
-        "freezeStallMicros": 42, "dirtyBytes": 4096, "state": "ready"
-    });
+    let snapshot = snapshot();
     let fake = Fake::start(vec![
         ("POST /v1/volumes/db/snapshots", ok(snapshot.clone())),
         ("GET /v1/snapshots", ok(json!({ "snapshots": [snapshot] }))),
@@ -148,8 +211,8 @@ fn snapshots_are_made_listed_and_deleted() {
     assert_eq!(
         fake.run("snapshot list db").stdout,
         "\
-ID   VOLUME   NAME     CREATED-TIME                    DIRTY   FREEZE   STATUS
-61   db       monday   Wed, 16 Jan 2019 21:51:53 UTC   4 KiB   42 µs    ready
+ID   VOLUME   NAME     CREATED-TIME                    DIRTY   EXCLUSIVE   SHARED   FREEZE   STATUS
+61   db       monday   Wed, 16 Jan 2019 21:51:53 UTC   4 KiB   8 KiB       1 MiB    42 µs    ready
 "
     );
     assert_eq!(fake.run("snapshot delete db@monday").stdout, "Snapshot monday successfully deleted.\n");

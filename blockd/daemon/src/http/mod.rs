@@ -61,6 +61,8 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::VOLUME_ATTACH, post(attachments::attach))
         .route(paths::VOLUME_DETACH, post(attachments::detach))
         .route(paths::VOLUME_SNAPSHOTS, post(snapshots::create))
+        .route(paths::VOLUME_DIFF, get(snapshots::diff))
+        .route(paths::VOLUME_ROLLBACK, post(snapshots::restore))
         .route(paths::SNAPSHOTS, get(snapshots::list))
         .route(paths::SNAPSHOT, axum::routing::delete(snapshots::delete))
         .route(paths::CREDENTIALS, get(credentials::list).post(credentials::create))

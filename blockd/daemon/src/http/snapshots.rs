@@ -5,7 +5,10 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, SnapshotRef, VolumeRef,
-    snapshots::{CreateSnapshot, ListSnapshots, Snapshot, SnapshotList},
+    snapshots::{
+        CreateSnapshot, DiffSnapshots, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList,
+        SnapshotRestored,
+    },
 };
 use std::sync::Arc;
 
@@ -22,6 +25,22 @@ pub(super) async fn list(
     Asked(query): Asked<ListSnapshots>,
 ) -> Answer<SnapshotList> {
     Ok(Reply(core.list_snapshots(&query).await?))
+}
+
+pub(super) async fn diff(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+    Asked(query): Asked<DiffSnapshots>,
+) -> Answer<SnapshotDiff> {
+    Ok(Reply(core.diff_snapshots(&volume, &query).await?))
+}
+
+pub(super) async fn restore(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+    Body(request): Body<RestoreSnapshot>,
+) -> Answer<SnapshotRestored> {
+    detached(async move { core.restore_snapshot(&volume, &request).await }).await
 }
 
 pub(super) async fn delete(

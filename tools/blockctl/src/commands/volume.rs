@@ -12,8 +12,10 @@ use blockd_api::{
     ApiError, ByteSize, ErrorCode, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Device},
     format_time,
+    snapshots::{ListSnapshots, Snapshot},
     volumes::{CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeState},
 };
+use serde::Serialize;
 use serde_json::json;
 
 pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Failure> {
@@ -70,12 +72,28 @@ fn status(volume: &Volume) -> String {
     }
 }
 
+/// The document of `volume inspect`: the volume, and what its snapshots cost.
+#[derive(Serialize)]
+struct Inspected<'a> {
+    #[serde(flatten)]
+    volume: &'a Volume,
+    snapshots: &'a [Snapshot],
+}
+
 async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
     let volume = context.client.volume(volume).await?;
+    let query = ListSnapshots { volume: Some(VolumeRef::Id(volume.id)) };
+    let snapshots = context.client.list_snapshots(&query).await?.snapshots;
     if context.output.is_json() {
-        return context.output.document(&volume);
+        return context.output.document(&Inspected { volume: &volume, snapshots: &snapshots });
     }
-    context.output.raw(facts(&volume).render().as_bytes())
+    let mut facts = facts(&volume);
+    for snapshot in &snapshots {
+        let size = |len_bytes: Option<u64>| or_dash(len_bytes.map(ByteSize::from_bytes));
+        let (exclusive, shared) = (size(snapshot.exclusive_bytes), size(snapshot.shared_bytes));
+        facts.add("Snapshot", format!("{}, {exclusive} exclusive, {shared} shared", snapshot.name));
+    }
+    context.output.raw(facts.render().as_bytes())
 }
 
 fn facts(volume: &Volume) -> Facts {

@@ -1,0 +1,89 @@
+//! What users do with the layers of a volume: compare snapshots, see what they cost, and go back to one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{BLOCK, Bed, Ctl, MIB, Rng};
+
+/// The extents of a diff: offset, length, kind.
+fn diff(ctl: &Ctl, args: &[&str]) -> Vec<(u64, u64, String)> {
+    let mut all = vec!["snapshot", "diff", "vol"];
+    all.extend(args);
+    let document = ctl.json(&all);
+    let extents = document["extents"].as_array().unwrap().iter().map(|extent| {
+        let number = |field: &str| extent[field].as_u64().unwrap();
+        (number("offsetBytes"), number("lengthBytes"), extent["kind"].as_str().unwrap().to_owned())
+    });
+    extents.collect()
+}
+
+fn space(ctl: &Ctl) -> Vec<(String, u64, u64)> {
+    let list = ctl.json(&["snapshot", "list", "vol"]);
+    let snapshots = list.as_array().unwrap().iter().map(|snapshot| {
+        let number = |field: &str| snapshot[field].as_u64().unwrap();
+        let name = snapshot["name"].as_str().unwrap().to_owned();
+        (name, number("exclusiveBytes"), number("sharedBytes"))
+    });
+    snapshots.collect()
+}
+
+#[test]
+fn a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right() {
+    let mut rng = Rng::of_test("a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right");
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), None);
+    ctl.create_volume("vol", "64MiB");
+    let mut client = daemon.nbd("vol");
+    let first = rng.bytes(4 * MIB);
+    client.write_long(0, &first);
+    client.flush();
+    ctl.json(&["snapshot", "create", "vol", "--name", "good"]);
+    assert!(!ctl.backup("vol").is_incremental());
+    client.write(MIB, &rng.bytes(2 * BLOCK));
+    client.write(8 * MIB, &rng.bytes(BLOCK));
+    ctl.json(&["snapshot", "create", "vol", "--name", "bad"]);
+    client.write(8 * MIB, &rng.bytes(BLOCK));
+    client.flush();
+    let data = |offset, blocks: u64| (offset, blocks * BLOCK, "data".to_owned());
+    assert_eq!(diff(&ctl, &["good", "bad"]), [data(MIB, 2), data(8 * MIB, 1)]);
+    assert_eq!(diff(&ctl, &["bad"]), [data(8 * MIB, 1)]);
+    assert_eq!(diff(&ctl, &["bad", "now"]), diff(&ctl, &["bad"]));
+    ctl.fails(&["snapshot", "diff", "vol", "bad", "good"], 2);
+    ctl.fails(&["snapshot", "diff", "vol", "never"], 4);
+    // A backup may keep a snapshot of its own of the same content: what is exclusive to `bad` is not shared with it.
+    let bad = space(&ctl).into_iter().find(|found| found.0 == "bad").unwrap();
+    assert_eq!((bad.1, bad.1 + bad.2), (BLOCK, 4 * MIB + BLOCK));
+
+    let refused = ctl.fails(&["snapshot", "restore", "vol", "--snapshot", "good"], 5);
+    assert!(refused["message"].as_str().unwrap().contains("NBD connection"), "{refused:#}");
+    drop(client);
+    blockd_tests::wait_for("the end of the connection", || {
+        (ctl.volume("vol")["connections"] == 0).then_some(())
+    });
+    ctl.fails(&["snapshot", "restore", "vol", "--snapshot", "never"], 4);
+    let restored = ctl.json(&["snapshot", "restore", "vol", "--snapshot", "good"]);
+    assert_eq!((restored["changedBytes"].as_u64(), restored["copiedBytes"].as_u64()), (Some(3 * BLOCK), Some(2 * BLOCK)));
+    let kept = restored["kept"]["name"].as_str().unwrap().to_owned();
+    assert!(kept.starts_with("before-restore-"), "{kept}");
+    let mut expected = first;
+    expected.resize(64 << 20, 0);
+    assert!(daemon.nbd("vol").read_all() == expected);
+
+    let task = ctl.backup("vol");
+    assert!(task.is_incremental());
+    ctl.restore(task.snap(), "copy");
+    assert!(daemon.nbd("copy").read_all() == expected);
+
+    // And forward again.
+    blockd_tests::wait_for("the end of the connection", || {
+        (ctl.volume("vol")["connections"] == 0).then_some(())
+    });
+    let names = |ctl: &Ctl| space(ctl).into_iter().map(|found| found.0).collect::<Vec<_>>();
+    let before = names(&ctl);
+    let forward = ctl.json(&["snapshot", "restore", "vol", "--snapshot", &kept, "--discard"]);
+    assert!(forward["kept"].is_null() && names(&ctl) == before);
+    assert!(daemon.nbd("vol").read_all() != expected);
+    let task = ctl.backup("vol");
+    assert!(task.is_incremental());
+}
