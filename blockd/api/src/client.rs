@@ -17,7 +17,7 @@ use crate::{
     },
     status::Status,
     tasks::{ListTasks, Task, TaskList, TaskStarted, WaitTask},
-    volumes::{CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeList},
+    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeList},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -246,6 +246,15 @@ impl Client {
     /// The snapshots.
     pub async fn list_snapshots(&self, query: &ListSnapshots) -> Result<SnapshotList, ClientError> {
         self.query(paths::SNAPSHOTS, query, CALL_TIMEOUT).await
+    }
+
+    /// Makes a volume that begins as what another one was at a snapshot.
+    pub async fn clone_volume(
+        &self,
+        volume: &VolumeRef,
+        request: &CloneVolume,
+    ) -> Result<Volume, ClientError> {
+        self.post(&paths::volume_clone(volume), request, CALL_TIMEOUT).await
     }
 
     /// What changed from a snapshot to another one, or to now.

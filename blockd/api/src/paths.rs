@@ -21,6 +21,8 @@ pub const VOLUME_ATTACH: &str = "/v1/volumes/{volume}/attach";
 pub const VOLUME_DETACH: &str = "/v1/volumes/{volume}/detach";
 /// `POST` of [`crate::snapshots::CreateSnapshot`]: [`crate::snapshots::Snapshot`].
 pub const VOLUME_SNAPSHOTS: &str = "/v1/volumes/{volume}/snapshots";
+/// `POST` of [`crate::volumes::CloneVolume`]: [`crate::volumes::Volume`].
+pub const VOLUME_CLONE: &str = "/v1/volumes/{volume}/clone";
 /// `GET` with [`crate::snapshots::DiffSnapshots`]: [`crate::snapshots::SnapshotDiff`].
 pub const VOLUME_DIFF: &str = "/v1/volumes/{volume}/diff";
 /// `POST` of [`crate::snapshots::RestoreSnapshot`]: [`crate::snapshots::SnapshotRestored`].
@@ -88,6 +90,11 @@ pub fn volume_detach(volume: &crate::VolumeRef) -> String {
 /// Address of the snapshots of one volume.
 pub fn volume_snapshots(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_SNAPSHOTS, "{volume}", volume)
+}
+
+/// Address at which one volume is cloned.
+pub fn volume_clone(volume: &crate::VolumeRef) -> String {
+    fill(VOLUME_CLONE, "{volume}", volume)
 }
 
 /// Address of what changed in one volume.

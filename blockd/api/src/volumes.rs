@@ -1,6 +1,6 @@
 //! Volumes: create, list, inspect, change, delete.
 
-use crate::{LabelSelector, Labels, VolumeId, VolumeName, attachments::Attachment};
+use crate::{LabelSelector, Labels, SnapshotRef, VolumeId, VolumeName, attachments::Attachment};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -30,6 +30,19 @@ pub struct UpdateVolume {
     /// refused from then on, or taken again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+}
+
+/// Body of `POST /v1/volumes/{volume}/clone`: a new volume that begins as what `{volume}` was at a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CloneVolume {
+    /// The name of the new volume, and of its export.
+    pub name: VolumeName,
+    /// The snapshot.
+    pub snapshot: SnapshotRef,
+    /// Labels of the new volume.
+    #[serde(default)]
+    pub labels: Labels,
 }
 
 /// Query of `GET /v1/volumes`.
@@ -79,8 +92,11 @@ pub struct Volume {
     pub attachment: Option<Attachment>,
     /// Bytes dirtied since the last freeze or growth.
     pub dirty_bytes: u64,
-    /// Bytes that its layers take on disk.
+    /// Bytes that its layers take on disk, and that no other volume shares.
     pub allocated_bytes: u64,
+    /// Bytes on disk that it shares with clones, or with the volume that it is a clone of.
+    #[serde(default)]
+    pub shared_bytes: u64,
     /// Snapshots that people made of it.
     pub snapshot_count: u64,
     /// Layers in its stack, the head included.

@@ -83,7 +83,7 @@ impl Core {
     }
 
     /// The row of a snapshot that people made of this volume.
-    async fn snapshot_of(
+    pub(crate) async fn snapshot_of(
         &self,
         entry: &VolumeEntry,
         wanted: &SnapshotRef,

@@ -8,10 +8,10 @@ use crate::{
 };
 use blockd_api::{
     ByteSize, Deleted, ErrorCode, VolumeRef, check_volume_size,
-    volumes::{self as api, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList},
+    volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList},
 };
 use blockd_extent::VolumeId;
-use blockd_volume::Volume;
+use blockd_volume::{Volume, VolumeError};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -31,25 +31,67 @@ impl Core {
             state: VolumeState::Creating,
             read_only: false,
         };
-        // Until it is up, nobody can use it; the name is taken from now on.
+        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.volume_dir(row.id));
+        let entry = self.add_volume(row, move || Volume::create(&dir, id, size_bytes)).await?;
+        tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = entry.size_bytes(), "volume created");
+        self.describe(&entry).await
+    }
+
+    /// Makes a volume that begins as what another one was at a snapshot; it is durable and served when this returns.
+    ///
+    /// # Errors
+    /// The name is taken, there is no such snapshot, or the files cannot be shared or made.
+    pub async fn clone_volume(
+        &self,
+        wanted: &VolumeRef,
+        request: CloneVolume,
+    ) -> Result<api::Volume, ServiceError> {
+        let parent = self.registry.find(wanted)?;
+        let snapshot = self.snapshot_of(&parent, &request.snapshot).await?.id;
+        let volume = parent.volume()?;
+        let size_bytes = volume.snapshots().iter().find(|info| info.id == snapshot).map(|info| info.size_bytes);
+        let row = VolumeRow {
+            id: VolumeId::from_u64(random_id()?),
+            name: request.name,
+            size_bytes: size_bytes.unwrap_or_else(|| volume.size_bytes()),
+            labels: request.labels,
+            created: Timestamp::now(),
+            state: VolumeState::Creating,
+            read_only: false,
+        };
+        let (id, dir) = (row.id, self.volume_dir(row.id));
+        let entry = self.add_volume(row, move || volume.clone_to(snapshot, &dir, id)).await?;
+        tracing::info!(volume = %entry.id, name = %entry.name, parent = %parent.id, %snapshot, "volume cloned");
+        self.describe(&entry).await
+    }
+
+    /// Adds a volume whose files `make` makes. Until it is up, nobody can use it; the name is taken from now on.
+    async fn add_volume(
+        &self,
+        row: VolumeRow,
+        make: impl FnOnce() -> Result<Arc<Volume>, VolumeError> + Send + 'static,
+    ) -> Result<Arc<VolumeEntry>, ServiceError> {
         let entry = VolumeEntry::new(&row, EntryState::Creating);
         self.registry.reserve(&entry)?;
-        match self.make_volume(row).await {
+        match self.make_volume(row, make).await {
             Ok(volume) => entry.set_state(EntryState::Up(volume)),
             Err(error) => {
                 self.registry.remove(&entry);
                 return Err(error);
             }
         }
-        tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = entry.size_bytes(), "volume created");
-        self.describe(&entry).await
+        Ok(entry)
     }
 
     /// Row, then files, then row: a crash between leaves a row that says what to undo.
-    async fn make_volume(&self, row: VolumeRow) -> Result<Arc<Volume>, ServiceError> {
-        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.volume_dir(row.id));
+    async fn make_volume(
+        &self,
+        row: VolumeRow,
+        make: impl FnOnce() -> Result<Arc<Volume>, VolumeError> + Send + 'static,
+    ) -> Result<Arc<Volume>, ServiceError> {
+        let id = row.id;
         self.db.run(move |tx| row.insert(tx)).await?;
-        let made = blocking(move || Volume::create(&dir, id, size_bytes)).await;
+        let made = blocking(make).await;
         let dir = self.volume_dir(id);
         match made {
             Ok(volume) => {
@@ -140,6 +182,7 @@ impl Core {
             connections: view.connections,
             attachment: self.attachments.describe(entry.id),
             dirty_bytes: stats.as_ref().map_or(0, |stats| stats.head_dirty_bytes),
+            shared_bytes: stats.as_ref().map_or(0, |stats| stats.shared_bytes),
             allocated_bytes: stats.as_ref().map_or(0, |stats| stats.allocated_bytes),
             snapshot_count,
             layers: stats.as_ref().map_or(0, |stats| stats.layers),
@@ -242,6 +285,8 @@ impl Core {
             return Err(error);
         }
         self.registry.remove(&entry);
+        // What it shared with others may be theirs alone now, and can be merged.
+        self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
         Ok(Deleted { id: id.to_string(), name: entry.name.to_string() })
     }

@@ -5,6 +5,7 @@
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
+    shared,
     storage::{self, File},
 };
 use std::path::{Path, PathBuf};
@@ -24,6 +25,22 @@ pub(crate) struct DataFiles {
 struct Segment {
     file: File,
     path: PathBuf,
+    open: shared::Open,
+}
+
+impl Segment {
+    fn new(file: File, path: PathBuf) -> Result<Self, VolumeError> {
+        let identity = file.identity().during("look at", &path)?;
+        let open = shared::Open::new(identity, path.parent().unwrap_or(Path::new("")));
+        Ok(Self { file, path, open })
+    }
+
+    /// Whether another volume may read the file: it has another name, or another volume has it open although it has
+    /// removed its name, because somebody there still reads a snapshot.
+    fn is_shared(&self) -> Result<bool, VolumeError> {
+        let links = self.file.links().during("look at", &self.path)?;
+        Ok(links > 1 || self.open.by_others())
+    }
 }
 
 fn segment_path(base: &Path, number: u64) -> PathBuf {
@@ -56,13 +73,13 @@ impl DataFiles {
             let file = File::create(&path).during("create", &path)?;
             file.set_len(len).during("set the length of", &path)?;
             file.sync_all().during("sync", &path)?;
-            segments.push(Segment { file, path });
+            segments.push(Segment::new(file, path)?);
         }
         Ok(Self { segments })
     }
 
     /// Opens existing files and checks that none is missing or too short. One that is too long is what a merge of a
-    /// larger layer left that did not get to its end; it is cut.
+    /// larger layer left that did not get to its end; it is cut, unless another volume shares it.
     pub(crate) fn open(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
         let mut segments = Vec::new();
         for (number, len) in segment_lens(size_bytes).enumerate() {
@@ -73,10 +90,11 @@ impl DataFiles {
                 let what = format!("it is {found} bytes long, it must be {len}");
                 return Err(VolumeError::Damaged { path, what });
             }
-            if found > len {
-                file.set_len(len).during("set the length of", &path)?;
+            let segment = Segment::new(file, path)?;
+            if found > len && !segment.is_shared()? {
+                segment.file.set_len(len).during("set the length of", &segment.path)?;
             }
-            segments.push(Segment { file, path });
+            segments.push(segment);
         }
         Ok(Self { segments })
     }
@@ -94,9 +112,31 @@ impl DataFiles {
             };
             file.set_len(len).during("set the length of", &path)?;
             file.sync_all().during("sync", &path)?;
-            segments.push(Segment { file, path });
+            segments.push(Segment::new(file, path)?);
         }
         Ok(Self { segments })
+    }
+
+    /// Whether another volume may read one of the files, so that nothing may be written to them.
+    pub(crate) fn are_shared(&self) -> Result<bool, VolumeError> {
+        self.segments.iter().try_fold(false, |shared, segment| Ok(shared || segment.is_shared()?))
+    }
+
+    /// Gives the files names of another volume, too: `base` stands for theirs.
+    pub(crate) fn link_to(&self, base: &Path) -> Result<(), VolumeError> {
+        for (number, segment) in self.segments.iter().enumerate() {
+            let path = segment_path(base, number as u64);
+            storage::hard_link(&segment.path, &path).map_err(|source| {
+                let errno = source.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+                match errno {
+                    Some(rustix::io::Errno::XDEV | rustix::io::Errno::MLINK | rustix::io::Errno::PERM) => {
+                        VolumeError::NotShareable { path: segment.path.clone(), source }
+                    }
+                    _ => VolumeError::Io { action: "share with a clone", path: segment.path.clone(), source },
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// Where the files of a layer are.

@@ -63,6 +63,14 @@ pub enum VolumeError {
         /// The newest version that is understood.
         known: u32,
     },
+    /// A data file cannot be shared with a clone.
+    #[error("cannot share {} with a clone: {source}; a clone must be in the same filesystem, and that must allow hard links", path.display())]
+    NotShareable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The volume has no such snapshot.
     #[error("volume {volume} has no snapshot {snapshot}")]
     NoSuchSnapshot {
@@ -110,6 +118,7 @@ impl VolumeError {
                 Some(code) if is_unsupported(code) => VolumeErrorKind::Unsupported,
                 _ => VolumeErrorKind::Io,
             },
+            Self::NotShareable { .. } => VolumeErrorKind::Unsupported,
             Self::Damaged { .. } | Self::NewerFormat { .. } => VolumeErrorKind::Damaged,
             Self::NoSuchSnapshot { .. } => VolumeErrorKind::NotFound,
             Self::Busy(_) => VolumeErrorKind::Busy,

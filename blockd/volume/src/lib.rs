@@ -6,6 +6,7 @@
 //! files and argues why neither the death of the process nor a power cut can break what was promised.
 
 mod block_status;
+mod clone;
 mod copy;
 mod cover;
 mod data_files;
@@ -28,6 +29,7 @@ mod regions;
 mod restore;
 mod ring_reader;
 mod rollback;
+mod shared;
 mod space;
 mod stack;
 mod storage;

@@ -41,7 +41,12 @@ impl Volume {
             only.subtract(&upper.set.held);
             only
         };
-        let (target, data, copied) = if upper.set.held.len_blocks() <= only_lower.len_blocks() {
+        // Nothing may be written to what a clone shares; `find_pair` has found a pair that has one of its own.
+        let is_down = match (upper.data.are_shared()?, lower.data.are_shared()?) {
+            (false, false) => upper.set.held.len_blocks() <= only_lower.len_blocks(),
+            (upper_is_shared, _) => upper_is_shared,
+        };
+        let (target, data, copied) = if is_down {
             let data = self.long_enough(&lower, upper.size_bytes)?;
             let copied = copy(&upper, &upper.set.held, &data, stop)?;
             (&lower, data, copied)
@@ -83,7 +88,8 @@ impl Volume {
         Ok(Arc::new(data))
     }
 
-    /// The highest pair whose lower layer no snapshot and no reader needs as a point of its own.
+    /// The highest pair whose lower layer no snapshot and no reader needs as a point of its own, and of which another volume
+    /// shares at most one. What is shared stays so until `merging` is free: only a clone shares more.
     fn find_pair(&self) -> Option<(Arc<FrozenLayer>, Arc<FrozenLayer>, bool)> {
         let admin = self.admin.lock();
         let stack = self.current();
@@ -91,9 +97,13 @@ impl Volume {
             admin.snapshots.iter().any(|snapshot| snapshot.epoch == layer.epoch)
                 || self.pins.are_on(layer.epoch)
         };
+        // What cannot be told is not written to.
+        let is_shared = |layer: &FrozenLayer| layer.data.are_shared().unwrap_or(true);
         (0..stack.layers().len().saturating_sub(1)).find_map(|at| {
             match (&stack.layers()[at], &stack.layers()[at + 1]) {
-                (Layer::Frozen(upper), Layer::Frozen(lower)) if !needed(lower) => {
+                (Layer::Frozen(upper), Layer::Frozen(lower))
+                    if !needed(lower) && !(is_shared(upper) && is_shared(lower)) =>
+                {
                     Some((upper.clone(), lower.clone(), at + 2 == stack.layers().len()))
                 }
                 _ => None,

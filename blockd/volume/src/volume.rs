@@ -84,8 +84,10 @@ pub struct VolumeStats {
     pub layers: u64,
     /// How many snapshots it has.
     pub snapshots: u64,
-    /// Disk space that the data of its layers takes, in bytes.
+    /// Disk space that the data of its layers takes and that no other volume shares, in bytes.
     pub allocated_bytes: u64,
+    /// Disk space of data that it shares with clones or with the volume that it is a clone of, in bytes.
+    pub shared_bytes: u64,
     /// About how much memory its block sets take, in bytes.
     pub tracking_bytes: u64,
     /// Reads since it was opened.
@@ -350,12 +352,19 @@ impl Volume {
                 layer.set.held.heap_bytes_estimate() + layer.set.zero.heap_bytes_estimate()
             }
         };
+        let (mut allocated_bytes, mut shared_bytes) = (0, 0);
+        for layer in stack.layers() {
+            let data = layer.data();
+            let is_shared = data.are_shared().unwrap_or(false);
+            *(if is_shared { &mut shared_bytes } else { &mut allocated_bytes }) += data.allocated_bytes();
+        }
         VolumeStats {
             size_bytes: self.size_bytes(),
             head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,
             layers: stack.layers().len() as u64,
             snapshots: self.snapshot_count.load(Ordering::Relaxed),
-            allocated_bytes: stack.layers().iter().map(|layer| layer.data().allocated_bytes()).sum(),
+            allocated_bytes,
+            shared_bytes,
             tracking_bytes: stack.layers().iter().map(tracking).sum::<u64>() + stack.cover_bytes(),
             reads: count(&self.counters.reads),
             writes: count(&self.counters.writes),

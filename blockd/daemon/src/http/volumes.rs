@@ -5,7 +5,7 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, VolumeRef,
-    volumes::{CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeList},
+    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeList},
 };
 use std::sync::Arc;
 
@@ -14,6 +14,14 @@ pub(super) async fn create(
     Body(request): Body<CreateVolume>,
 ) -> Answer<Volume> {
     detached(async move { core.create_volume(request).await }).await
+}
+
+pub(super) async fn clone(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+    Body(request): Body<CloneVolume>,
+) -> Answer<Volume> {
+    detached(async move { core.clone_volume(&volume, request).await }).await
 }
 
 pub(super) async fn list(

@@ -50,6 +50,8 @@ pub(crate) enum Op<'a> {
     Sync,
     SyncDir,
     Rename(&'a Path),
+    /// Gives a file another name.
+    Link(&'a Path),
     Remove,
     RemoveTree,
     /// Takes what is in memory and clean out of it.
@@ -163,6 +165,17 @@ impl File {
         Ok(self.inner.metadata()?.len())
     }
 
+    /// How many names the file has.
+    pub(crate) fn links(&self) -> io::Result<u64> {
+        Ok(self.inner.metadata()?.nlink())
+    }
+
+    /// What tells the file from all others: its device and its number there.
+    pub(crate) fn identity(&self) -> io::Result<(u64, u64)> {
+        let found = self.inner.metadata()?;
+        Ok((found.dev(), found.ino()))
+    }
+
     /// How much of the disk the file takes.
     pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
         Ok(self.inner.metadata()?.blocks() * 512)
@@ -193,6 +206,11 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
 /// Puts a file or folder in the place of another one.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     Watch::of(from).run(Op::Rename(to), || std::fs::rename(from, to))
+}
+
+/// Gives a file another name, in the same filesystem.
+pub(crate) fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
+    Watch::of(from).run(Op::Link(to), || std::fs::hard_link(from, to))
 }
 
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {

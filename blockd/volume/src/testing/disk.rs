@@ -35,6 +35,7 @@ pub enum OpKind {
     Sync,
     SyncDir,
     Rename,
+    Link,
     Remove,
     RemoveTree,
 }
@@ -64,6 +65,7 @@ fn kind_of(op: &Op<'_>) -> Option<OpKind> {
         Op::Sync => OpKind::Sync,
         Op::SyncDir => OpKind::SyncDir,
         Op::Rename(_) => OpKind::Rename,
+        Op::Link(_) => OpKind::Link,
         Op::Remove => OpKind::Remove,
         Op::RemoveTree => OpKind::RemoveTree,
         // Advice, which cannot fail.
@@ -307,7 +309,7 @@ impl Disk {
         }
         let value = real()?;
         let to = match op {
-            Op::Rename(to) => relative(to),
+            Op::Rename(to) | Op::Link(to) => relative(to),
             _ => None,
         };
         state.follow(&name, node, &op, to.as_deref())?;
@@ -401,6 +403,11 @@ impl State {
                     self.bind(to, node);
                 }
                 self.bind(name, None);
+            }
+            Op::Link(_) => {
+                if let Some(to) = to {
+                    self.bind(to, node);
+                }
             }
             Op::Remove | Op::RemoveTree => self.bind(name, None),
             Op::DropCache(file) => {

@@ -1,7 +1,7 @@
 //! `blockctl volume …`
 
 use blockd_api::{
-    ByteSize, LabelSelector, Labels, VolumeName, VolumeRef, attachments::Device, check_volume_size,
+    ByteSize, LabelSelector, Labels, SnapshotRef, VolumeName, VolumeRef, attachments::Device, check_volume_size,
 };
 use clap::{Args, Subcommand};
 
@@ -12,6 +12,15 @@ Sizes: a number and K, M, G or T (or KiB, MiB, GiB, TiB), in powers of \
 Examples:
   blockctl volume create db --size 8GiB
   blockctl volume create logs --size 1.5TiB --label app=web,tier=log";
+
+const CLONE_HELP: &str = "\
+The clone is there at once, writable, and takes no space until it is written to: \
+it shares the data with the volume that it was made from. Both can be changed \
+and deleted in any order, and the snapshot too. Its first backup is a full one.
+
+Examples:
+  blockctl volume clone db-test --from db@before-upgrade
+  blockctl volume clone db-test --from 725134927222077463 --label app=test";
 
 const LIST_HELP: &str = "\
 Examples:
@@ -77,6 +86,9 @@ pub enum VolumeCommand {
     /// Create a volume
     #[command(visible_alias = "c", after_help = CREATE_HELP)]
     Create(CreateArgs),
+    /// Make a writable volume from a snapshot, without copying data
+    #[command(after_help = CLONE_HELP)]
+    Clone(CloneArgs),
     /// List volumes
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List(ListArgs),
@@ -112,6 +124,19 @@ pub struct CreateArgs {
     #[arg(short, long, value_parser = parse_size)]
     pub size: ByteSize,
     /// Labels of the volume
+    #[arg(short, long, value_name = "K=V,…", default_value_t)]
+    pub label: Labels,
+}
+
+/// `volume clone`
+#[derive(Debug, Args)]
+pub struct CloneArgs {
+    /// Name of the new volume and of its export
+    pub name: VolumeName,
+    /// The snapshot: VOLUME@NAME, or its id
+    #[arg(short, long, value_name = "SNAPSHOT")]
+    pub from: SnapshotRef,
+    /// Labels of the new volume
     #[arg(short, long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
 }

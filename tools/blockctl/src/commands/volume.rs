@@ -3,17 +3,17 @@
 use super::{Context, counted, or_dash};
 use crate::{
     cli::volume::{
-        AttachArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, ResizeArgs, UpdateArgs, VolumeCommand,
+        AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, ResizeArgs, UpdateArgs, VolumeCommand,
     },
     failure::{EXIT_DONE, Failure},
     table::{Facts, Table},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, VolumeRef,
+    ApiError, ByteSize, ErrorCode, SnapshotId, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Device},
     format_time,
     snapshots::{ListSnapshots, Snapshot},
-    volumes::{CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeState},
+    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeState},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -21,6 +21,7 @@ use serde_json::json;
 pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Failure> {
     match command {
         VolumeCommand::Create(args) => create(context, args).await,
+        VolumeCommand::Clone(args) => clone(context, args).await,
         VolumeCommand::List(args) => list(context, args).await,
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
         VolumeCommand::Resize(args) => resize(context, args).await,
@@ -40,6 +41,29 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
         return context.output.document(&volume);
     }
     context.output.line(format!("Volume successfully created: {}", volume.id))
+}
+
+async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<(), Failure> {
+    let parent = match &args.from {
+        SnapshotRef::Named { volume, .. } => volume.clone(),
+        SnapshotRef::Id(id) => volume_of(context, *id).await?,
+    };
+    let request = CloneVolume { name: args.name, snapshot: args.from, labels: args.label };
+    let volume = context.client.clone_volume(&parent, &request).await?;
+    if context.output.is_json() {
+        return context.output.document(&volume);
+    }
+    context.output.line(format!("Volume successfully cloned: {} ({})", volume.id, volume.name))
+}
+
+/// The volume that has a snapshot.
+async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, Failure> {
+    let list = context.client.list_snapshots(&ListSnapshots::default()).await?;
+    let found = list.snapshots.into_iter().find(|snapshot| snapshot.id == id);
+    found.map(|snapshot| VolumeRef::Id(snapshot.volume_id)).ok_or_else(|| {
+        let message = format!("there is no snapshot {id}");
+        Failure::Client(ApiError::new(ErrorCode::SnapshotNotFound, message).into())
+    })
 }
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
@@ -115,6 +139,7 @@ fn facts(volume: &Volume) -> Facts {
             "Used on disk",
             format!("{} in {}", size(volume.allocated_bytes), counted(volume.layers, "layer")),
         )
+        .add("Shared", size(volume.shared_bytes))
         .add("Dirty", size(volume.dirty_bytes))
         .add("Snapshots", volume.snapshot_count)
         .add("Reads", format!("{}, {}", io.reads, size(io.bytes_read)))
