@@ -87,3 +87,49 @@ fn a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right() {
     let task = ctl.backup("vol");
     assert!(task.is_incremental());
 }
+
+#[test]
+fn a_clone_is_there_at_once_and_outlives_its_parent() {
+    let mut rng = Rng::of_test("a_clone_is_there_at_once_and_outlives_its_parent");
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), None);
+    ctl.create_volume("vol", "16MiB");
+    let first = rng.bytes(4 * MIB);
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &first);
+    ctl.json(&["snapshot", "create", "vol", "--name", "s"]);
+    client.write(0, &rng.bytes(BLOCK));
+    client.flush();
+    drop(client);
+    ctl.json(&["volume", "clone", "copy", "--from", "vol@s", "--label", "app=test"]);
+    ctl.fails(&["volume", "clone", "copy", "--from", "vol@s"], 5);
+    ctl.fails(&["volume", "clone", "other", "--from", "vol@never"], 4);
+    let copy = ctl.volume("copy");
+    assert_eq!((copy["dirtyBytes"].as_u64(), copy["sharedBytes"].as_u64()), (Some(0), Some(4 * MIB)));
+    let mut client = daemon.nbd("copy");
+    assert!(client.read(0, 4 * MIB) == first);
+    let own = rng.bytes(2 * BLOCK);
+    client.write(MIB, &own);
+    client.flush();
+    drop(client);
+    for name in ["vol", "copy"] {
+        let checked = ctl.json(&["volume", "check", name]);
+        assert_eq!((&checked["sound"], &checked["findings"]), (&true.into(), &serde_json::json!([])), "{checked:#}");
+    }
+    ctl.json(&["snapshot", "delete", "vol@s"]);
+    blockd_tests::wait_for("the end of all connections", || {
+        (ctl.volume("vol")["connections"] == 0).then_some(())
+    });
+    ctl.json(&["volume", "delete", "vol"]);
+    let mut expected = first;
+    expected.resize(16 << 20, 0);
+    expected[MIB as usize..][..own.len()].copy_from_slice(&own);
+    assert!(daemon.nbd("copy").read_all() == expected);
+    assert_eq!(ctl.volume("copy")["sharedBytes"].as_u64(), Some(0));
+    assert!(!ctl.backup("copy").is_incremental());
+    let daemon = daemon.stop().start();
+    assert!(daemon.nbd("copy").read_all() == expected);
+}

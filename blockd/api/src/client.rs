@@ -17,7 +17,7 @@ use crate::{
     },
     status::Status,
     tasks::{ListTasks, Task, TaskList, TaskStarted, WaitTask},
-    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeList},
+    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -246,6 +246,12 @@ impl Client {
     /// The snapshots.
     pub async fn list_snapshots(&self, query: &ListSnapshots) -> Result<SnapshotList, ClientError> {
         self.query(paths::SNAPSHOTS, query, CALL_TIMEOUT).await
+    }
+
+    /// Checks everything of a volume but its data.
+    pub async fn check_volume(&self, volume: &VolumeRef) -> Result<VolumeCheck, ClientError> {
+        let nothing = serde_json::json!({});
+        self.post(&paths::volume_check(volume), &nothing, STORE_CALL_TIMEOUT).await
     }
 
     /// Makes a volume that begins as what another one was at a snapshot.

@@ -21,6 +21,8 @@ pub const VOLUME_ATTACH: &str = "/v1/volumes/{volume}/attach";
 pub const VOLUME_DETACH: &str = "/v1/volumes/{volume}/detach";
 /// `POST` of [`crate::snapshots::CreateSnapshot`]: [`crate::snapshots::Snapshot`].
 pub const VOLUME_SNAPSHOTS: &str = "/v1/volumes/{volume}/snapshots";
+/// `POST` without a body: [`crate::volumes::VolumeCheck`].
+pub const VOLUME_CHECK: &str = "/v1/volumes/{volume}/check";
 /// `POST` of [`crate::volumes::CloneVolume`]: [`crate::volumes::Volume`].
 pub const VOLUME_CLONE: &str = "/v1/volumes/{volume}/clone";
 /// `GET` with [`crate::snapshots::DiffSnapshots`]: [`crate::snapshots::SnapshotDiff`].
@@ -90,6 +92,11 @@ pub fn volume_detach(volume: &crate::VolumeRef) -> String {
 /// Address of the snapshots of one volume.
 pub fn volume_snapshots(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_SNAPSHOTS, "{volume}", volume)
+}
+
+/// Address at which one volume is checked.
+pub fn volume_check(volume: &crate::VolumeRef) -> String {
+    fill(VOLUME_CHECK, "{volume}", volume)
 }
 
 /// Address at which one volume is cloned.

@@ -45,6 +45,24 @@ pub struct CloneVolume {
     pub labels: Labels,
 }
 
+/// Reply to `POST /v1/volumes/{volume}/check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeCheck {
+    /// Name of the volume.
+    pub volume: VolumeName,
+    /// Whether nothing is wrong.
+    pub sound: bool,
+    /// Layers that were looked at.
+    pub layers: u64,
+    /// Layers that share data with another volume.
+    pub shared_layers: u64,
+    /// Kept block sets of past epochs that were looked at.
+    pub intervals: u64,
+    /// What is wrong, a line each.
+    pub findings: Vec<String>,
+}
+
 /// Query of `GET /v1/volumes`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

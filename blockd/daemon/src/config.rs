@@ -163,6 +163,8 @@ pub struct Config {
     pub log_level: String,
     /// Every how many backups of a volume to a credential one is full; 1 = always.
     pub full_every: u32,
+    /// How many bytes a second merging layers in the background may copy, over all volumes; 0: as many as it can.
+    pub merge_limit_bytes_per_s: u64,
     /// Backups and restores that move data at once.
     pub task_concurrency: usize,
     /// Packs that one backup uploads at once.
@@ -217,6 +219,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             log_level: "info".into(),
             full_every: 7,
+            merge_limit_bytes_per_s: 0,
             task_concurrency: 2,
             upload_concurrency: 4,
             download_concurrency: 4,
@@ -305,6 +308,10 @@ impl Config {
             return Err(ConfigError::Range { key: "data_dir", given: "empty".into(), wanted: "a directory" });
         }
         range("full_every", self.full_every.into(), 1, 1000, "1 to 1000")?;
+        if self.merge_limit_bytes_per_s != 0 {
+            let wanted = "0 (no limit), or 1048576 (1 MiB a second) to 1099511627776";
+            range("merge_limit_bytes_per_s", self.merge_limit_bytes_per_s, 1 << 20, 1 << 40, wanted)?;
+        }
         range("task_concurrency", self.task_concurrency as u64, 1, 64, "1 to 64")?;
         range("upload_concurrency", self.upload_concurrency as u64, 1, 64, "1 to 64")?;
         range("download_concurrency", self.download_concurrency as u64, 1, 64, "1 to 64")?;

@@ -133,7 +133,8 @@ impl Daemon {
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
-        let merger = Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger))
+        let limit = core.config.merge_limit_bytes_per_s;
+        let merger = Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger), limit)
             .map_err(DaemonError::Thread)?;
         if let Err(error) = core.resume_tasks().await {
             tracing::error!(%error, "unfinished tasks are not taken up");

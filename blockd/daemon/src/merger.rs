@@ -10,11 +10,14 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// After how long a merge that failed is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often a merge that waits for its turn looks whether it shall stop.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Wakes and stops the thread.
 #[derive(Debug, Default)]
@@ -61,11 +64,11 @@ impl Merger {
     ///
     /// # Errors
     /// The system starts no more threads.
-    pub fn start(registry: Arc<Registry>, wake: Arc<Wake>) -> std::io::Result<Self> {
+    pub fn start(registry: Arc<Registry>, wake: Arc<Wake>, limit_bytes_per_s: u64) -> std::io::Result<Self> {
         let (thread_registry, thread_wake) = (Arc::clone(&registry), Arc::clone(&wake));
         let thread = std::thread::Builder::new()
             .name("merger".into())
-            .spawn(move || run(&thread_registry, &thread_wake))?;
+            .spawn(move || run(&thread_registry, &thread_wake, &Pace::new(limit_bytes_per_s)))?;
         wake.wake();
         Ok(Self { wake, registry, thread: Some(thread) })
     }
@@ -86,7 +89,39 @@ impl Drop for Merger {
     }
 }
 
-fn run(registry: &Registry, wake: &Wake) {
+/// Lets only so many bytes a second pass.
+struct Pace {
+    limit_bytes_per_s: u64,
+    /// From when on the next piece may be copied.
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new(limit_bytes_per_s: u64) -> Self {
+        Self { limit_bytes_per_s, next: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits until so many bytes may be copied; `false`, at once, when `stop` says so.
+    fn pass(&self, bytes: u64, stop: &dyn Fn() -> bool) -> bool {
+        if self.limit_bytes_per_s == 0 || bytes == 0 {
+            return !stop();
+        }
+        let mut next = self.next.lock();
+        loop {
+            let now = Instant::now();
+            if stop() {
+                return false;
+            }
+            if *next <= now {
+                *next = now + Duration::from_secs_f64(bytes as f64 / self.limit_bytes_per_s as f64);
+                return true;
+            }
+            std::thread::sleep(LOOK_EVERY.min(*next - now));
+        }
+    }
+}
+
+fn run(registry: &Registry, wake: &Wake, pace: &Pace) {
     // On Linux this lowers the calling thread only. Merging is never urgent.
     if let Err(error) = rustix::process::setpriority_process(None, 10) {
         tracing::debug!(%error, "merging runs at normal priority");
@@ -97,13 +132,13 @@ fn run(registry: &Registry, wake: &Wake) {
         if wake.stop.load(Ordering::Relaxed) {
             return;
         }
-        let failed = registry.all().iter().filter(|entry| !merge(entry, wake)).count();
+        let failed = registry.all().iter().filter(|entry| !merge(entry, wake, pace)).count();
         patience = (failed > 0).then_some(TRY_AGAIN);
     }
 }
 
 /// Merges what can be merged on a volume; false if that failed.
-fn merge(entry: &VolumeEntry, wake: &Wake) -> bool {
+fn merge(entry: &VolumeEntry, wake: &Wake, pace: &Pace) -> bool {
     loop {
         // Taken anew for each pair, so that a delete need not wait for all of them.
         let _upkeep = entry.upkeep.lock();
@@ -111,7 +146,8 @@ fn merge(entry: &VolumeEntry, wake: &Wake) -> bool {
         if wake.stop.load(Ordering::Relaxed) || entry.stop_upkeep.load(Ordering::Relaxed) {
             return true;
         }
-        match volume.merge_next(&entry.stop_upkeep) {
+        let stop = || entry.stop_upkeep.load(Ordering::Relaxed);
+        match volume.merge_next_paced(&|bytes| pace.pass(bytes, &stop)) {
             Ok(true) => tracing::debug!(volume = %entry.id, "merged two layers"),
             Ok(false) => return true,
             Err(error) => {

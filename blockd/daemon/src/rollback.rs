@@ -132,6 +132,8 @@ impl Core {
         let (stopping, id) = (self.stopping.clone(), snapshot.id);
         let done = blocking(move || volume.roll_back(id, &|| !stopping.is_cancelled())).await;
         drop(mark);
+        // A merge may have made way.
+        self.merger.wake();
         let done = match done {
             Ok(done) => done,
             Err(error) => {
@@ -140,7 +142,6 @@ impl Core {
             }
         };
         self.forget_intervals(&entry).await;
-        self.merger.wake();
         let restored = SnapshotRestored {
             volume: entry.name.clone(),
             snapshot: snapshot.name,

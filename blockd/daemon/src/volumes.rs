@@ -60,9 +60,32 @@ impl Core {
             read_only: false,
         };
         let (id, dir) = (row.id, self.volume_dir(row.id));
-        let entry = self.add_volume(row, move || volume.clone_to(snapshot, &dir, id)).await?;
+        let made = self.add_volume(row, move || volume.clone_to(snapshot, &dir, id)).await;
+        // It may have made way.
+        self.merger.wake();
+        let entry = made?;
         tracing::info!(volume = %entry.id, name = %entry.name, parent = %parent.id, %snapshot, "volume cloned");
         self.describe(&entry).await
+    }
+
+    /// Looks whether what lies in a volume's folder is what it believes to have.
+    ///
+    /// # Errors
+    /// The volume is not open.
+    pub async fn check_volume(&self, wanted: &VolumeRef) -> Result<api::VolumeCheck, ServiceError> {
+        let entry = self.registry.find(wanted)?;
+        let volume = entry.volume()?;
+        let found = blocking(move || Ok::<_, VolumeError>(volume.check())).await?;
+        // A merge may have made way.
+        self.merger.wake();
+        Ok(api::VolumeCheck {
+            volume: entry.name.clone(),
+            sound: found.findings.is_empty(),
+            layers: found.layers,
+            shared_layers: found.shared_layers,
+            intervals: found.intervals,
+            findings: found.findings,
+        })
     }
 
     /// Adds a volume whose files `make` makes. Until it is up, nobody can use it; the name is taken from now on.

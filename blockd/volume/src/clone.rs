@@ -31,7 +31,7 @@ impl Volume {
     /// no clone then.
     pub fn clone_to(&self, snapshot: SnapshotId, dir: &Path, id: VolumeId) -> Result<Arc<Self>, VolumeError> {
         // While a file gets its second name, nobody may write to it because it had only one.
-        let _no_merge = self.merging.lock();
+        let _no_merge = self.keep_merges_out();
         self.check_usable()?;
         if dir.exists() {
             return Err(VolumeError::Busy(format!("{} exists already", dir.display())));

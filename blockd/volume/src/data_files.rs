@@ -117,6 +117,24 @@ impl DataFiles {
         Ok(Self { segments })
     }
 
+    /// Adds what is wrong with the files by their names: one that is gone, too short, or another one than is open.
+    pub(crate) fn check(&self, size_bytes: u64, findings: &mut Vec<String>) {
+        for (segment, len) in self.segments.iter().zip(segment_lens(size_bytes)) {
+            let path = segment.path.display();
+            let named = storage::identity_and_len(&segment.path);
+            match (named, segment.file.identity()) {
+                (Err(error), _) | (_, Err(error)) => findings.push(format!("cannot look at {path}: {error}")),
+                (Ok((named, _)), Ok(open)) if named != open => {
+                    findings.push(format!("{path} is another file than the one that the volume has open"));
+                }
+                (Ok((_, found)), Ok(_)) if found < len => {
+                    findings.push(format!("{path} is {found} bytes long, it must be {len}"));
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Whether another volume may read one of the files, so that nothing may be written to them.
     pub(crate) fn are_shared(&self) -> Result<bool, VolumeError> {
         self.segments.iter().try_fold(false, |shared, segment| Ok(shared || segment.is_shared()?))

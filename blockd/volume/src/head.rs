@@ -316,6 +316,19 @@ impl Head {
         LayerSet { held, zero }
     }
 
+    /// How many blocks the map and what is noted for the log disagree about. Writes may be under way.
+    pub(crate) fn disagreements(&self) -> u64 {
+        // Bits are set under this lock, so nothing moves in between.
+        let tracked = self.tracked.lock();
+        let mut noted = tracked.logged.clone();
+        noted.union_with(&tracked.unlogged);
+        let map = self.map.held_set();
+        let (mut only_noted, mut only_map) = (noted.clone(), map.clone());
+        only_noted.subtract(&map);
+        only_map.subtract(&noted);
+        only_noted.len_blocks() + only_map.len_blocks()
+    }
+
     /// The sets of a head that takes no more writes and was synced.
     pub(crate) fn final_set(&self) -> LayerSet {
         let LayerSet { mut held, mut zero } = self.present_set();

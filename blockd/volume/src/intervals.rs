@@ -75,7 +75,7 @@ impl Volume {
         Ok(Changes { data: total.data(), zero: total.zero })
     }
 
-    fn interval_identity(&self, epoch: Epoch) -> SetIdentity {
+    pub(crate) fn interval_identity(&self, epoch: Epoch) -> SetIdentity {
         let blocks = self.size_bytes() / BLOCK_SIZE_BYTES;
         SetIdentity { volume: self.id, file: epoch, generation: 0, blocks }
     }

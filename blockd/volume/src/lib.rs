@@ -6,6 +6,7 @@
 //! files and argues why neither the death of the process nor a power cut can break what was promised.
 
 mod block_status;
+mod check;
 mod clone;
 mod copy;
 mod cover;
@@ -40,6 +41,7 @@ mod volume;
 mod write;
 
 pub use block_status::{Allocation, AllocationRun, DirtyRun};
+pub use check::Checked;
 pub use diff::{Difference, DifferenceRun};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::{Frozen, SnapshotInfo};

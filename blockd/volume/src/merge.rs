@@ -9,14 +9,14 @@
 use crate::{
     copy::Copier,
     data_files::{DataFiles, remove_if_there},
-    error::VolumeError,
+    error::{VolumeError, VolumeErrorKind},
     files,
     layer_set::SetIdentity,
     meta::LayerEntry,
     stack::{FrozenLayer, Layer},
     volume::Volume,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -31,7 +31,22 @@ impl Volume {
     /// # Errors
     /// If the disk is full or fails; nothing is changed then, and it may be called again.
     pub fn merge_next(&self, stop: &AtomicBool) -> Result<bool, VolumeError> {
-        let _alone = self.merging.lock();
+        self.merge_next_paced(&|_| !stop.load(Ordering::Relaxed))
+    }
+
+    /// The same for a thread that has other reasons to stop, or wants to go slowly: `go_on` is asked before each piece of
+    /// at most 1 MiB is copied, is told its length in bytes, and may take its time; with 0 it is only asked.
+    ///
+    /// It also returns `false` when somebody waits for the merge to make way. A merge that was stopped goes on where it
+    /// was, as long as the volume stays open.
+    ///
+    /// # Errors
+    /// As [`merge_next`](Self::merge_next). If the disk is full, the space that the merge took is given back first.
+    pub fn merge_next_paced(&self, go_on: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
+        let mut progress = self.merging.lock();
+        // Whatever fails from here on, it is done again from the start.
+        let last = progress.take();
+        let go_on = |bytes| self.merge_makes_way.load(Ordering::Relaxed) == 0 && go_on(bytes);
         self.check_usable()?;
         let Some((upper, lower, is_bottom)) = self.find_pair() else { return Ok(false) };
         // The commit of an attempt before may stand, and then it is other blocks that nobody sees.
@@ -46,17 +61,33 @@ impl Volume {
             (false, false) => upper.set.held.len_blocks() <= only_lower.len_blocks(),
             (upper_is_shared, _) => upper_is_shared,
         };
-        let (target, data, copied) = if is_down {
-            let data = self.long_enough(&lower, upper.size_bytes)?;
-            let copied = copy(&upper, &upper.set.held, &data, stop)?;
-            (&lower, data, copied)
-        } else {
-            (&upper, upper.data.clone(), copy(&lower, &only_lower, &upper.data, stop)?)
+        let (from, target, blocks) = match is_down {
+            true => (&upper, &lower, &upper.set.held),
+            false => (&lower, &upper, &only_lower),
         };
-        if !copied {
-            return Ok(false);
+        let data = match is_down {
+            true => self.long_enough(&lower, upper.size_bytes)?,
+            false => upper.data.clone(),
+        };
+        let pair = Pair::of(from, target);
+        let start = last.filter(|last| last.pair == pair).map_or(BlockIndex(0), |last| last.next);
+        let copied = copy(from, blocks, &data, start, &go_on).and_then(|stopped| match stopped {
+            None => data.sync().map(|()| None),
+            stopped => Ok(stopped),
+        });
+        match copied {
+            Ok(None) => {}
+            Ok(Some(next)) => {
+                *progress = Some(Progress { pair, next });
+                return Ok(false);
+            }
+            Err(error) => {
+                if error.kind() == VolumeErrorKind::NoSpace {
+                    give_back(target, blocks, &data);
+                }
+                return Err(error);
+            }
         }
-        data.sync()?;
         let mut set = lower.set.clone();
         set.cover_with(&upper.set);
         if is_bottom {
@@ -162,29 +193,61 @@ impl Volume {
     }
 }
 
-/// Copies blocks of a layer into another one's file; `false` if it was stopped.
+/// How far a merge has come that was stopped.
+pub(crate) struct Progress {
+    pair: Pair,
+    /// The data of all blocks below this one was copied.
+    next: BlockIndex,
+}
+
+/// What is merged into what: file and generation of both.
+#[derive(PartialEq, Eq)]
+struct Pair([(Epoch, u32); 2]);
+
+impl Pair {
+    fn of(from: &FrozenLayer, to: &FrozenLayer) -> Self {
+        Self([(from.file, from.generation), (to.file, to.generation)])
+    }
+}
+
+/// Gives the space back that blocks took which the target of a merge does not hold: writers need it more.
+fn give_back(target: &FrozenLayer, blocks: &BlockSet, data: &DataFiles) {
+    let mut taken = blocks.clone();
+    taken.subtract(&target.set.held);
+    for run in taken.extents() {
+        if let Err(error) = data.punch(run.offset_bytes(), run.len_bytes(), true) {
+            tracing::warn!(%error, "space that a merge took is not given back");
+            return;
+        }
+    }
+}
+
+/// Copies blocks of a layer into another one's file, their data from `start` on; the block that it came to, if it was
+/// stopped.
 fn copy(
     from: &FrozenLayer,
     blocks: &BlockSet,
     to: &DataFiles,
-    stop: &AtomicBool,
-) -> Result<bool, VolumeError> {
-    let go_on = || !stop.load(Ordering::Relaxed);
-    let mut copier = Copier::new(&go_on);
+    start: BlockIndex,
+    go_on: &dyn Fn(u64) -> bool,
+) -> Result<Option<BlockIndex>, VolumeError> {
+    let mut copier = Copier::new(go_on);
+    copier.done_below = start;
     let mut zero = from.set.zero.clone();
     zero.intersect_with(blocks);
     for run in zero.extents() {
         if !copier.goes_on() {
-            return Ok(false);
+            return Ok(Some(start));
         }
         to.punch(run.offset_bytes(), run.len_bytes(), false)?;
     }
     let mut data = blocks.clone();
     data.subtract(&zero);
-    for run in data.extents() {
+    let end = BlockIndex(from.size_bytes / BLOCK_SIZE_BYTES).max(start);
+    for run in data.extents_in(Extent::between(start, end)) {
         if !copier.copy(&from.data, run, to)? {
-            return Ok(false);
+            return Ok(Some(copier.done_below));
         }
     }
-    Ok(true)
+    Ok(None)
 }

@@ -151,8 +151,8 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
     })
 }
 
-/// Removes what was begun and never committed, or replaced and not yet removed.
-fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
+/// What lies in the folder and is not named: what was begun and never committed, or replaced and not yet removed.
+pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, VolumeError> {
     let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META)]);
     for layer in &meta.layers {
         named.extend(DataFiles::paths(&files::data_path(dir, layer.file), layer.size_bytes));
@@ -164,12 +164,20 @@ fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
         }
     }
     named.extend(meta.intervals.iter().map(|&epoch| files::set_path(dir, epoch, 0)));
+    let mut unnamed = Vec::new();
     for entry in std::fs::read_dir(dir).during("list", dir)? {
         let path = entry.during("list", dir)?.path();
         if !named.contains(&path) {
-            tracing::debug!(file = %path.display(), "removing what an interrupted operation left");
-            crate::data_files::remove_if_there(&path)?;
+            unnamed.push(path);
         }
+    }
+    Ok(unnamed)
+}
+
+fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
+    for path in unnamed_files(dir, meta)? {
+        tracing::debug!(file = %path.display(), "removing what an interrupted operation left");
+        crate::data_files::remove_if_there(&path)?;
     }
     Ok(())
 }

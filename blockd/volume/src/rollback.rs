@@ -67,7 +67,7 @@ impl Volume {
         snapshot: SnapshotId,
         go_on: &dyn Fn() -> bool,
     ) -> Result<RolledBack, VolumeError> {
-        let _no_merge = self.merging.lock();
+        let _no_merge = self.keep_merges_out();
         // Keeps its layers' files open.
         let view = self.view(snapshot)?;
         let (plan, _rolling) = self.begin_rollback()?;
@@ -130,7 +130,8 @@ impl Volume {
             }
         }
         let data = DataFiles::create(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;
-        let mut copier = Copier::new(go_on);
+        let go_on = |_| go_on();
+        let mut copier = Copier::new(&go_on);
         // What lies beyond the snapshot's end was not there.
         let end = Extent::whole(view.size_bytes()).end();
         let beyond = BlockIndex(plan.size_bytes / BLOCK_SIZE_BYTES).max(end);
@@ -217,7 +218,7 @@ impl Volume {
 
     /// Removes what was made for nothing.
     fn remove_rollback(&self, plan: Plan) -> Result<(), VolumeError> {
-        // Under the lock, so that no other epoch has these names by now.
+        // No other epoch has these names: none begins before this is done.
         let _admin = self.admin.lock();
         Head::remove_files(Place { size_bytes: plan.size_bytes, ..self.place() }, plan.new_head)?;
         DataFiles::remove(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;

@@ -8,11 +8,12 @@ use crate::{
     error::VolumeError,
     flusher::{Flusher, SharedFailure},
     head::{Head, Place, SyncFailure},
+    merge::Progress,
     meta::Meta,
     stack::{Layer, Stack},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, VolumeId};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -35,8 +36,10 @@ pub struct Volume {
     /// held nobody enters the old head any more: that is the whole barrier of a freeze.
     pub(crate) stack: RwLock<Arc<Stack>>,
     pub(crate) admin: Mutex<Meta>,
-    /// One merge at a time; taken before `admin`.
-    pub(crate) merging: Mutex<()>,
+    /// One merge at a time, or what excludes merges; taken before `admin`. How far a merge has come that was stopped.
+    pub(crate) merging: Mutex<Option<Progress>>,
+    /// How many wait for a merge to make way.
+    pub(crate) merge_makes_way: AtomicU64,
     /// So that counting them need not wait for a freeze.
     pub(crate) snapshot_count: AtomicU64,
     pub(crate) pins: Arc<Pins>,
@@ -139,7 +142,8 @@ impl Volume {
             stack: RwLock::new(Arc::new(stack)),
             snapshot_count: AtomicU64::new(meta.snapshots.len() as u64),
             admin: Mutex::new(meta),
-            merging: Mutex::new(()),
+            merging: Mutex::new(None),
+            merge_makes_way: AtomicU64::new(0),
             pins: Arc::default(),
             counters: Counters::default(),
             flusher: Flusher::default(),
@@ -271,6 +275,14 @@ impl Volume {
         Ok(())
     }
 
+    /// Keeps merges out; one that is under way makes way, and goes on later where it was.
+    pub(crate) fn keep_merges_out(&self) -> MutexGuard<'_, Option<Progress>> {
+        self.merge_makes_way.fetch_add(1, Ordering::Relaxed);
+        let alone = self.merging.lock();
+        self.merge_makes_way.fetch_sub(1, Ordering::Relaxed);
+        alone
+    }
+
     pub(crate) fn sync_head(&self, head: &Head) -> Result<(), VolumeError> {
         match head.sync() {
             Ok(()) => Ok(()),
@@ -302,6 +314,11 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether `volume.meta` may say something else than `admin`.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.meta_in_doubt.load(Ordering::Relaxed)
+    }
+
     /// Flushes, and refuses everything from now on; the next open finds all sets exact without looking at the map.
     ///
     /// # Errors
@@ -311,7 +328,7 @@ impl Volume {
         // Whoever entered did so before; nobody enters any more.
         drop(self.stack.write());
         // A merge or a freeze that is under way ends first; a later one is refused.
-        let _no_merge = self.merging.lock();
+        let _no_merge = self.keep_merges_out();
         let _no_freeze = self.admin.lock();
         if self.closed_cleanly.load(Ordering::Relaxed) {
             return Ok(());

@@ -61,6 +61,7 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::VOLUME_ATTACH, post(attachments::attach))
         .route(paths::VOLUME_DETACH, post(attachments::detach))
         .route(paths::VOLUME_SNAPSHOTS, post(snapshots::create))
+        .route(paths::VOLUME_CHECK, post(volumes::check))
         .route(paths::VOLUME_CLONE, post(volumes::clone))
         .route(paths::VOLUME_DIFF, get(snapshots::diff))
         .route(paths::VOLUME_ROLLBACK, post(snapshots::restore))

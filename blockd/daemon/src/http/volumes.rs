@@ -5,7 +5,7 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, VolumeRef,
-    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeList},
+    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList},
 };
 use std::sync::Arc;
 
@@ -14,6 +14,13 @@ pub(super) async fn create(
     Body(request): Body<CreateVolume>,
 ) -> Answer<Volume> {
     detached(async move { core.create_volume(request).await }).await
+}
+
+pub(super) async fn check(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+) -> Answer<VolumeCheck> {
+    Ok(Reply(core.check_volume(&volume).await?))
 }
 
 pub(super) async fn clone(

@@ -199,6 +199,12 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Watch::of(path).run(Op::Read, || std::fs::read(path))
 }
 
+/// Device and number of a file, and its length.
+pub(crate) fn identity_and_len(path: &Path) -> io::Result<((u64, u64), u64)> {
+    let found = Watch::of(path).run(Op::Read, || std::fs::metadata(path))?;
+    Ok(((found.dev(), found.ino()), found.len()))
+}
+
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     Watch::of(path).run(Op::CreateDir, || std::fs::create_dir(path))
 }

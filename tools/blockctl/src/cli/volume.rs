@@ -22,6 +22,15 @@ Examples:
   blockctl volume clone db-test --from db@before-upgrade
   blockctl volume clone db-test --from 725134927222077463 --label app=test";
 
+const CHECK_HELP: &str = "\
+Compares everything but the data with what the daemon believes: metadata, block \
+sets, lengths and names of data files, the map of the head. The volume may be in \
+use. Exit status: 0 if it is sound, 1 if something is wrong, which is printed.
+
+Examples:
+  blockctl volume check db
+  blockctl -j volume check db";
+
 const LIST_HELP: &str = "\
 Examples:
   blockctl volume list
@@ -89,6 +98,9 @@ pub enum VolumeCommand {
     /// Make a writable volume from a snapshot, without copying data
     #[command(after_help = CLONE_HELP)]
     Clone(CloneArgs),
+    /// Check everything of a volume but its data
+    #[command(after_help = CHECK_HELP)]
+    Check(OneVolume),
     /// List volumes
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List(ListArgs),

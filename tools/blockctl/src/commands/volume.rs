@@ -5,7 +5,7 @@ use crate::{
     cli::volume::{
         AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, ResizeArgs, UpdateArgs, VolumeCommand,
     },
-    failure::{EXIT_DONE, Failure},
+    failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::{Facts, Table},
 };
 use blockd_api::{
@@ -21,6 +21,7 @@ use serde_json::json;
 pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Failure> {
     match command {
         VolumeCommand::Create(args) => create(context, args).await,
+        VolumeCommand::Check(args) => return check(context, &args.volume).await,
         VolumeCommand::Clone(args) => clone(context, args).await,
         VolumeCommand::List(args) => list(context, args).await,
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
@@ -41,6 +42,21 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
         return context.output.document(&volume);
     }
     context.output.line(format!("Volume successfully created: {}", volume.id))
+}
+
+async fn check(context: &Context<'_>, volume: &VolumeRef) -> Result<u8, Failure> {
+    let check = context.client.check_volume(volume).await?;
+    if context.output.is_json() {
+        context.output.document(&check)?;
+    } else if check.sound {
+        let (layers, sets) = (counted(check.layers, "layer"), counted(check.intervals, "kept block set"));
+        context.output.line(format!("Volume {} is sound: {layers}, {sets}.", check.volume))?;
+    } else {
+        for finding in &check.findings {
+            context.output.line(finding)?;
+        }
+    }
+    Ok(if check.sound { EXIT_DONE } else { EXIT_FAILED })
 }
 
 async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<(), Failure> {
