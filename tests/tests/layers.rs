@@ -63,7 +63,10 @@ fn a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right() {
     });
     ctl.fails(&["snapshot", "restore", "vol", "--snapshot", "never"], 4);
     let restored = ctl.json(&["snapshot", "restore", "vol", "--snapshot", "good"]);
-    assert_eq!((restored["changedBytes"].as_u64(), restored["copiedBytes"].as_u64()), (Some(3 * BLOCK), Some(2 * BLOCK)));
+    assert_eq!(
+        (restored["changedBytes"].as_u64(), restored["copiedBytes"].as_u64()),
+        (Some(3 * BLOCK), Some(2 * BLOCK))
+    );
     let kept = restored["kept"]["name"].as_str().unwrap().to_owned();
     assert!(kept.starts_with("before-restore-"), "{kept}");
     let mut expected = first;
@@ -117,7 +120,11 @@ fn a_clone_is_there_at_once_and_outlives_its_parent() {
     drop(client);
     for name in ["vol", "copy"] {
         let checked = ctl.json(&["volume", "check", name]);
-        assert_eq!((&checked["sound"], &checked["findings"]), (&true.into(), &serde_json::json!([])), "{checked:#}");
+        assert_eq!(
+            (&checked["sound"], &checked["findings"]),
+            (&true.into(), &serde_json::json!([])),
+            "{checked:#}"
+        );
     }
     ctl.json(&["snapshot", "delete", "vol@s"]);
     blockd_tests::wait_for("the end of all connections", || {

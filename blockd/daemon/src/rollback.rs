@@ -41,10 +41,8 @@ impl Core {
         if let Some(to) = &to
             && to.epoch <= from.epoch
         {
-            let message = format!(
-                "snapshot {} is not older than {}: name the older one first",
-                from.name, to.name
-            );
+            let message =
+                format!("snapshot {} is not older than {}: name the older one first", from.name, to.name);
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         let volume = entry.volume()?;

@@ -195,11 +195,7 @@ impl Core {
     }
 }
 
-pub(crate) fn to_api(
-    row: &SnapshotRow,
-    entry: &VolumeEntry,
-    space: Option<&SnapshotSpace>,
-) -> api::Snapshot {
+pub(crate) fn to_api(row: &SnapshotRow, entry: &VolumeEntry, space: Option<&SnapshotSpace>) -> api::Snapshot {
     let state = match (row.state, entry.view().state) {
         (SnapshotState::Deleting, _) => api::SnapshotState::Deleting,
         (_, EntryState::Failed(_)) => api::SnapshotState::Failed,

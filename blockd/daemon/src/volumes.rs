@@ -8,7 +8,9 @@ use crate::{
 };
 use blockd_api::{
     ByteSize, Deleted, ErrorCode, VolumeRef, check_volume_size,
-    volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList},
+    volumes::{
+        self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
+    },
 };
 use blockd_extent::VolumeId;
 use blockd_volume::{Volume, VolumeError};
@@ -49,7 +51,8 @@ impl Core {
         let parent = self.registry.find(wanted)?;
         let snapshot = self.snapshot_of(&parent, &request.snapshot).await?.id;
         let volume = parent.volume()?;
-        let size_bytes = volume.snapshots().iter().find(|info| info.id == snapshot).map(|info| info.size_bytes);
+        let size_bytes =
+            volume.snapshots().iter().find(|info| info.id == snapshot).map(|info| info.size_bytes);
         let row = VolumeRow {
             id: VolumeId::from_u64(random_id()?),
             name: request.name,

@@ -4,7 +4,14 @@
 //! of the data files, the head's map against what is noted for its log. Data has no checksums of its own. Reads and writes
 //! go on meanwhile; a merge makes way.
 
-use crate::{files, layer_set::{LayerSet, SetIdentity}, meta::Meta, open::unnamed_files, stack::Layer, volume::Volume};
+use crate::{
+    files,
+    layer_set::{LayerSet, SetIdentity},
+    meta::Meta,
+    open::unnamed_files,
+    stack::Layer,
+    volume::Volume,
+};
 use blockd_extent::BLOCK_SIZE_BYTES;
 
 /// What was found.
@@ -54,9 +61,11 @@ impl Volume {
             Err(error) => found.findings.push(error.to_string()),
             // A commit in doubt may name them.
             Ok(_) if self.is_in_doubt() => {}
-            Ok(unnamed) => found.findings.extend(unnamed.iter().map(|path| {
-                format!("{} belongs to nothing; the next start removes it", path.display())
-            })),
+            Ok(unnamed) => found.findings.extend(
+                unnamed
+                    .iter()
+                    .map(|path| format!("{} belongs to nothing; the next start removes it", path.display())),
+            ),
         }
         found
     }

@@ -74,8 +74,14 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
         });
     }
     drop(Head::create(Place { dir: building, volume: id, size_bytes }, head)?);
-    let meta =
-        Meta { volume: id, size_bytes, next_epoch: head.next(), layers, snapshots: vec![], intervals: vec![] };
+    let meta = Meta {
+        volume: id,
+        size_bytes,
+        next_epoch: head.next(),
+        layers,
+        snapshots: vec![],
+        intervals: vec![],
+    };
     // Also makes the names durable: it syncs the folder.
     meta.store(building)
 }

@@ -63,7 +63,9 @@ impl Volume {
             total.cover_with(&slice);
             let own = slice.data();
             let data_blocks = total.held.len_blocks() - total.zero.len_blocks();
-            found.extend(waiting.replace(Waiting { id, own, data_blocks }).map(|last| last.priced(&slice.held)));
+            found.extend(
+                waiting.replace(Waiting { id, own, data_blocks }).map(|last| last.priced(&slice.held)),
+            );
         }
         if let Some(last) = waiting {
             let mut held = BlockSet::new();

@@ -194,7 +194,9 @@ fn a_reader_of_a_volume_that_has_let_go_is_not_written_under() {
     view.read(0, &mut found).unwrap();
     assert!(found == expected, "the clone's merge wrote to what a reader of the parent reads");
     let mine = content(&clone);
-    assert!(mine[..4096].iter().all(|&byte| byte == 9) && mine[4096..10 * 4096].iter().all(|&byte| byte == 1));
+    assert!(
+        mine[..4096].iter().all(|&byte| byte == 9) && mine[4096..10 * 4096].iter().all(|&byte| byte == 1)
+    );
 }
 
 #[test]
@@ -245,7 +247,10 @@ fn a_clone_that_fails_leaves_nothing_and_can_be_repeated() {
         assert!(content(&clone) == expected, "{number:?}");
         let names: Vec<_> =
             std::fs::read_dir(&next).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(names.iter().all(|name| ["p", "c", "c.restoring"].iter().any(|known| name == known)), "{names:?}");
+        assert!(
+            names.iter().all(|name| ["p", "c", "c.restoring"].iter().any(|known| name == known)),
+            "{names:?}"
+        );
         calls
     };
     let calls = make(None);
@@ -264,7 +269,10 @@ fn what_cannot_be_shared_is_said_clearly() {
     let dir = tempfile::tempdir().unwrap();
     let (parent, _clone) = shared_pair(dir.path());
     let there = dir.path().join("clone");
-    assert_eq!(parent.clone_to(id(1), &there, VolumeId::from_u64(5)).err().unwrap().kind(), VolumeErrorKind::Busy);
+    assert_eq!(
+        parent.clone_to(id(1), &there, VolumeId::from_u64(5)).err().unwrap().kind(),
+        VolumeErrorKind::Busy
+    );
     let new = dir.path().join("new");
     let none = parent.clone_to(id(9), &new, VolumeId::from_u64(5)).err().unwrap();
     assert_eq!(none.kind(), VolumeErrorKind::NotFound);
@@ -313,5 +321,8 @@ fn five_hundred_and_twelve_snapshots_read_right_and_merge_to_one_layer() {
     merge_all(&volume);
     assert_eq!(volume.stats().layers, 2, "one layer and the head");
     check(&|at, buf| drop(volume.read(at, buf).unwrap()), 511);
-    assert_eq!(volume.difference(id(1), None).err().map(|error| error.kind()), Some(VolumeErrorKind::NotFound));
+    assert_eq!(
+        volume.difference(id(1), None).err().map(|error| error.kind()),
+        Some(VolumeErrorKind::NotFound)
+    );
 }

@@ -4,7 +4,8 @@
 
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
-    Allocation, Content, Difference, OpenOptions, Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
+    Allocation, Content, Difference, OpenOptions, Recovery, RestoreTarget, Volume, VolumeError,
+    VolumeErrorKind,
 };
 use proptest::prelude::*;
 use std::{
@@ -426,7 +427,8 @@ fn check_difference(found: &Difference, changed: &[bool], then: &[Block]) {
     let (mut data_bytes, mut zero_bytes, mut last) = (0, 0, None);
     for run in found.runs_in(Extent::whole(changed.len() as u64 * BLOCK_SIZE_BYTES)) {
         let range = run.extent.start.0 as usize..run.extent.end().0 as usize;
-        let is_next = |(end, kind): (usize, bool)| end < range.start || (end == range.start && kind != run.has_data);
+        let is_next =
+            |(end, kind): (usize, bool)| end < range.start || (end == range.start && kind != run.has_data);
         assert!(last.is_none_or(is_next), "ascending, and as long as can be");
         last = Some((range.end, run.has_data));
         named[range].fill(Some(run.has_data));

@@ -179,7 +179,10 @@ fn fail_each_call(error: FaultError, persistent: bool) {
             bed.disk.mend();
             let volume = bed.volume.take().unwrap();
             if let Err(error) = &done {
-                assert!(error.to_string().contains("disk-0") || error.kind() == VolumeErrorKind::Failed, "{error}");
+                assert!(
+                    error.to_string().contains("disk-0") || error.kind() == VolumeErrorKind::Failed,
+                    "{error}"
+                );
             }
             let has_failed = volume.failure().is_some();
             if matches!(how, End::GoOn) && !has_failed {

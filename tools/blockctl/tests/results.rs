@@ -164,7 +164,10 @@ fn what_changed_is_listed_page_by_page() {
     assert!(ran.stderr.contains("2 extents: 8 KiB of data, 4 KiB of zeroes"), "{}", ran.stderr);
     let lines: Vec<_> = fake.seen().into_iter().map(|seen| seen.line).collect();
     let first = "GET /v1/volumes/db/diff?from=db%40monday";
-    assert_eq!(lines, [first.to_owned(), "GET /v1/volumes/db/diff?from=db%40monday&offsetBytes=1048576".to_owned()]);
+    assert_eq!(
+        lines,
+        [first.to_owned(), "GET /v1/volumes/db/diff?from=db%40monday&offsetBytes=1048576".to_owned()]
+    );
     let document = fake.run("-j snapshot diff db 61 now").json();
     assert_eq!((document["zeroBytes"].as_u64(), document["nextOffsetBytes"].is_null()), (Some(4096), true));
     fake.run("snapshot diff db other@monday 62");

@@ -132,7 +132,8 @@ impl std::str::FromStr for Point {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let is_full = text.contains('@') || (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+        let is_full =
+            text.contains('@') || (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
         if is_full { text.parse().map(Self::Full) } else { text.parse().map(Self::Name) }
     }
 }

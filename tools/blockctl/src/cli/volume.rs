@@ -1,7 +1,8 @@
 //! `blockctl volume …`
 
 use blockd_api::{
-    ByteSize, LabelSelector, Labels, SnapshotRef, VolumeName, VolumeRef, attachments::Device, check_volume_size,
+    ByteSize, LabelSelector, Labels, SnapshotRef, VolumeName, VolumeRef, attachments::Device,
+    check_volume_size,
 };
 use clap::{Args, Subcommand};
 

@@ -30,18 +30,17 @@ pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, 
                 output.document(&list.snapshots)?;
                 return Ok(EXIT_DONE);
             }
-            let mut table =
-                Table::new(&[
-                    "ID",
-                    "VOLUME",
-                    "NAME",
-                    "CREATED-TIME",
-                    "DIRTY",
-                    "EXCLUSIVE",
-                    "SHARED",
-                    "FREEZE",
-                    "STATUS",
-                ]);
+            let mut table = Table::new(&[
+                "ID",
+                "VOLUME",
+                "NAME",
+                "CREATED-TIME",
+                "DIRTY",
+                "EXCLUSIVE",
+                "SHARED",
+                "FREEZE",
+                "STATUS",
+            ]);
             for snapshot in &list.snapshots {
                 table.row([
                     snapshot.id.to_string(),
@@ -108,7 +107,9 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<(), Failure
     if context.output.is_json() {
         return context.output.document(&restored);
     }
-    let kept = restored.kept.map_or_else(String::new, |kept| format!("; what it was before is {}@{}", kept.volume, kept.name));
+    let kept = restored
+        .kept
+        .map_or_else(String::new, |kept| format!("; what it was before is {}@{}", kept.volume, kept.name));
     context.output.line(format!(
         "Volume {} successfully restored to snapshot {} ({} changed back{kept}).",
         restored.volume,

@@ -3,7 +3,8 @@
 use super::{Context, counted, or_dash};
 use crate::{
     cli::volume::{
-        AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, ResizeArgs, UpdateArgs, VolumeCommand,
+        AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, ResizeArgs, UpdateArgs,
+        VolumeCommand,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::{Facts, Table},
