@@ -16,6 +16,7 @@ use crate::device::Client;
 use crate::flow::{Context, Wake};
 use crate::listener::{Listener, Peer};
 use crate::mailbox::Mailbox;
+use crate::patience::Patience;
 use crate::ring::{Completion, Outcome, Ring, Transfer};
 use crate::worker::{Done, Job, Queues, Work};
 
@@ -120,6 +121,7 @@ impl Tag {
 pub(crate) struct RingThread {
     id: usize,
     ring: Ring,
+    patience: Patience,
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox<Message>>,
     queues: Queues,
@@ -156,6 +158,7 @@ impl RingThread {
         Ok(Self {
             id,
             ring: Ring::new()?,
+            patience: Patience::default(),
             shared,
             mailbox,
             queues,
@@ -194,7 +197,7 @@ impl RingThread {
             } else {
                 Some(Duration::ZERO)
             };
-            let result = self.ring.wait(timeout, &mut completions);
+            let result = self.ring.wait(timeout, &mut self.patience, &mut completions);
             self.mailbox.woke();
             self.now = Instant::now();
             if let Err(error) = result {

@@ -91,7 +91,7 @@ fn allocation(
     max_runs: usize,
 ) -> impl Iterator<Item = AllocationRun> {
     let mut runs = Runs::new(offset_bytes, len_bytes, max_runs);
-    let head = match stack.layers.first() {
+    let head = match stack.layers().first() {
         Some(Layer::Open(head)) => Some(head),
         _ => None,
     };

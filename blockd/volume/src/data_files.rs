@@ -3,14 +3,11 @@
 //! ext4 ends at 16 TiB a file, a volume at 64 TiB, so the data is cut into segments of 8 TiB; a volume of up to 8 TiB
 //! has one file. All I/O goes through the page cache: see `kernel-notes/page-cache.md` for what was measured.
 
-use crate::error::{IoContext, VolumeError};
-use rustix::fs::{FallocateFlags, fallocate};
-use std::{
-    fs::{File, OpenOptions},
-    io::IoSliceMut,
-    os::unix::fs::{FileExt, MetadataExt},
-    path::{Path, PathBuf},
+use crate::{
+    error::{IoContext, VolumeError, VolumeErrorKind},
+    storage::{self, File},
 };
+use std::path::{Path, PathBuf};
 
 /// How much of a volume one data file covers.
 const SEGMENT_BYTES: u64 = 8 << 40;
@@ -56,13 +53,7 @@ impl DataFiles {
         let mut segments = Vec::new();
         for (number, len) in segment_lens(size_bytes).enumerate() {
             let path = segment_path(base, number as u64);
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .open(&path)
-                .during("create", &path)?;
+            let file = File::create(&path).during("create", &path)?;
             file.set_len(len).during("set the length of", &path)?;
             file.sync_all().during("sync", &path)?;
             segments.push(Segment { file, path });
@@ -76,8 +67,8 @@ impl DataFiles {
         let mut segments = Vec::new();
         for (number, len) in segment_lens(size_bytes).enumerate() {
             let path = segment_path(base, number as u64);
-            let file = OpenOptions::new().read(true).write(true).open(&path).during("open", &path)?;
-            let found = file.metadata().during("look at", &path)?.len();
+            let file = File::open(&path).during("open", &path)?;
+            let found = file.len_bytes().during("look at", &path)?;
             if found < len {
                 let what = format!("it is {found} bytes long, it must be {len}");
                 return Err(VolumeError::Damaged { path, what });
@@ -97,14 +88,10 @@ impl DataFiles {
         let mut segments = Vec::new();
         for (number, len) in segment_lens(new_bytes).enumerate() {
             let path = segment_path(base, number as u64);
-            let is_new = number >= old_segments;
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(is_new)
-                .truncate(is_new)
-                .open(&path)
-                .during("open", &path)?;
+            let file = match number >= old_segments {
+                true => File::create(&path).during("create", &path)?,
+                false => File::open(&path).during("open", &path)?,
+            };
             file.set_len(len).during("set the length of", &path)?;
             file.sync_all().during("sync", &path)?;
             segments.push(Segment { file, path });
@@ -112,12 +99,14 @@ impl DataFiles {
         Ok(Self { segments })
     }
 
+    /// Where the files of a layer are.
+    pub(crate) fn paths(base: &Path, size_bytes: u64) -> impl Iterator<Item = PathBuf> {
+        segment_lens(size_bytes).enumerate().map(move |(number, _)| segment_path(base, number as u64))
+    }
+
     /// Removes the files of a layer, those that are there.
     pub(crate) fn remove(base: &Path, size_bytes: u64) -> Result<(), VolumeError> {
-        for (number, _) in segment_lens(size_bytes).enumerate() {
-            remove_if_there(&segment_path(base, number as u64))?;
-        }
-        Ok(())
+        Self::paths(base, size_bytes).try_for_each(|path| remove_if_there(&path))
     }
 
     /// Cuts a range at segment borders.
@@ -149,9 +138,7 @@ impl DataFiles {
     pub(crate) fn try_read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<bool, VolumeError> {
         for part in self.parts(offset_bytes, buf.len() as u64) {
             let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
-            let flags = rustix::io::ReadWriteFlags::NOWAIT;
-            let mut slices = [IoSliceMut::new(now)];
-            match rustix::io::preadv2(part.file, &mut slices, part.offset_bytes, flags) {
+            match part.file.read_cached_at(now, part.offset_bytes) {
                 Ok(count) if count as u64 == part.len_bytes => {}
                 Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::OPNOTSUPP) => return Ok(false),
                 Err(errno) => return Err(errno).during("read", part.path),
@@ -179,7 +166,7 @@ impl DataFiles {
 
     /// Makes a range read as zeroes and gives its space back.
     pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64, fast: bool) -> Result<(), VolumeError> {
-        self.zero(offset_bytes, len_bytes, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, fast)
+        self.zero(offset_bytes, len_bytes, File::punch, fast)
     }
 
     /// Makes a range read as zeroes and keeps (or takes) its space.
@@ -189,7 +176,7 @@ impl DataFiles {
         len_bytes: u64,
         fast: bool,
     ) -> Result<(), VolumeError> {
-        self.zero(offset_bytes, len_bytes, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, fast)
+        self.zero(offset_bytes, len_bytes, File::zero_range, fast)
     }
 
     /// With `fast`, the filesystem's word that it cannot do it is the caller's answer.
@@ -197,14 +184,14 @@ impl DataFiles {
         &self,
         offset_bytes: u64,
         len_bytes: u64,
-        how: FallocateFlags,
+        how: impl Fn(&File, u64, u64) -> std::io::Result<()>,
         fast: bool,
     ) -> Result<(), VolumeError> {
         for part in self.parts(offset_bytes, len_bytes) {
-            match fallocate(part.file, how, part.offset_bytes, part.len_bytes) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) if !fast => write_zeroes(&part)?,
-                Err(errno) => return Err(errno).during("zero a range of", part.path),
+            let done = how(part.file, part.offset_bytes, part.len_bytes).during("zero a range of", part.path);
+            match done {
+                Err(error) if error.kind() == VolumeErrorKind::Unsupported && !fast => write_zeroes(&part)?,
+                other => other?,
             }
         }
         Ok(())
@@ -213,9 +200,7 @@ impl DataFiles {
     /// Asks the kernel to read a range into the page cache; nobody waits for it, and it may decline.
     pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         for part in self.parts(offset_bytes, len_bytes) {
-            let len = std::num::NonZeroU64::new(part.len_bytes);
-            rustix::fs::fadvise(part.file, part.offset_bytes, len, rustix::fs::Advice::WillNeed)
-                .during("read ahead in", part.path)?;
+            part.file.will_need(part.offset_bytes, part.len_bytes).during("read ahead in", part.path)?;
         }
         Ok(())
     }
@@ -228,9 +213,17 @@ impl DataFiles {
         Ok(())
     }
 
+    /// Takes what is clean out of memory, so that the next read asks the disk.
+    pub(crate) fn drop_cache(&self) -> Result<(), VolumeError> {
+        for segment in &self.segments {
+            segment.file.drop_cache().during("drop the cache of", &segment.path)?;
+        }
+        Ok(())
+    }
+
     /// How much of the disk the files take.
     pub(crate) fn allocated_bytes(&self) -> u64 {
-        self.segments.iter().filter_map(|s| s.file.metadata().ok()).map(|m| m.blocks() * 512).sum()
+        self.segments.iter().filter_map(|segment| segment.file.allocated_bytes().ok()).sum()
     }
 }
 
@@ -252,7 +245,7 @@ fn write_zeroes(part: &FilePart<'_>) -> Result<(), VolumeError> {
 }
 
 pub(crate) fn remove_if_there(path: &Path) -> Result<(), VolumeError> {
-    match std::fs::remove_file(path) {
+    match storage::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).during("remove", path),
         _ => Ok(()),
     }

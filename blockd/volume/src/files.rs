@@ -9,13 +9,12 @@
 //!
 //! `<file>` is the epoch in which the layer was made, as 16 hexadecimal digits.
 
-use crate::error::{IoContext, VolumeError};
-use blockd_extent::Epoch;
-use std::{
-    fs::File,
-    io::Write,
-    path::{Path, PathBuf},
+use crate::{
+    error::{IoContext, VolumeError},
+    storage::{self, File},
 };
+use blockd_extent::Epoch;
+use std::path::{Path, PathBuf};
 
 pub(crate) const META: &str = "volume.meta";
 
@@ -37,7 +36,7 @@ pub(crate) fn set_path(dir: &Path, file: Epoch, generation: u32) -> PathBuf {
 
 /// Makes names that were created, renamed or removed in a directory survive a power cut.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), VolumeError> {
-    File::open(dir).during("open", dir)?.sync_all().during("sync", dir)
+    storage::sync_dir(dir).during("sync", dir)
 }
 
 /// Writes a file under another name, syncs it, and renames it into place; syncs the directory.
@@ -45,10 +44,10 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> 
     let mut new_name = path.as_os_str().to_owned();
     new_name.push(".new");
     let new_path = PathBuf::from(new_name);
-    let mut file = File::create(&new_path).during("create", &new_path)?;
-    file.write_all(bytes).during("write", &new_path)?;
+    let file = File::create(&new_path).during("create", &new_path)?;
+    file.write_all_at(bytes, 0).during("write", &new_path)?;
     file.sync_all().during("sync", &new_path)?;
-    std::fs::rename(&new_path, path).during("rename", &new_path)?;
+    storage::rename(&new_path, path).during("rename", &new_path)?;
     match path.parent() {
         Some(dir) => sync_dir(dir),
         None => Ok(()),

@@ -80,16 +80,15 @@ impl Volume {
     pub(crate) fn begin_epoch(&self, new_head: Arc<Head>) -> (Arc<Head>, Duration) {
         // Only holders of `admin` replace the stack, so it can be built before the barrier.
         let old = self.current();
-        let mut layers = Vec::with_capacity(old.layers.len() + 1);
-        layers.push(Layer::Open(new_head));
-        layers.extend(old.layers.iter().cloned());
-        let stall = self.exchange(Arc::new(Stack { layers }));
+        let stall = self.exchange(Arc::new(old.below(new_head)));
         (head_of(&old).clone(), stall)
     }
 
     /// Makes the next head, of this size, and commits that it is there. An empty head on top changes nothing that anybody
     /// reads.
     pub(crate) fn prepare_head(&self, admin: &mut Meta, size_bytes: u64) -> Result<Arc<Head>, VolumeError> {
+        // The commit of an attempt before may stand, and names the files that are made here.
+        self.settle(admin)?;
         let epoch = admin.next_epoch;
         let place = Place { size_bytes, ..self.place() };
         let made = Head::create(place, epoch).and_then(|head| {
@@ -98,28 +97,20 @@ impl Volume {
             meta.next_epoch = epoch.next();
             meta.size_bytes = size_bytes;
             meta.layers.insert(0, LayerEntry { epoch, file: epoch, generation: 0, open: true, size_bytes });
-            meta.store(&self.dir)?;
-            Ok((head, meta))
+            self.commit(admin, meta)?;
+            Ok(Arc::new(head))
         });
-        match made {
-            Ok((head, meta)) => {
-                *admin = meta;
-                Ok(Arc::new(head))
-            }
-            Err(error) => {
-                // The failed commit may have reached the disk all the same: its files go only once the old one stands.
-                if admin.store(&self.dir).is_ok() {
-                    let _ = Head::remove_files(place, epoch);
-                }
-                Err(error)
-            }
+        // The failed commit may have reached the disk all the same: its files go only once the old one stands.
+        if made.is_err() && self.settle(admin).is_ok() {
+            let _ = Head::remove_files(place, epoch);
         }
+        made
     }
 
     /// Freezes those layers that a failed or interrupted freeze left open below the head.
     pub(crate) fn finish_open_layers(&self, admin: &mut Meta) -> Result<(), VolumeError> {
         let stack = self.current();
-        for layer in stack.layers[1..].iter().rev() {
+        for layer in stack.layers()[1..].iter().rev() {
             if let Layer::Open(head) = layer {
                 self.finish_open_layer(admin, head, None)?;
             }
@@ -155,9 +146,8 @@ impl Volume {
         meta.intervals.push(head.epoch);
         meta.intervals.sort_unstable();
         meta.snapshots.extend(snapshot);
-        meta.store(&self.dir)?;
-        self.snapshot_count.store(meta.snapshots.len() as u64, Ordering::Relaxed);
-        *admin = meta;
+        self.commit(admin, meta)?;
+        self.snapshot_count.store(admin.snapshots.len() as u64, Ordering::Relaxed);
 
         let frozen = FrozenLayer {
             epoch: head.epoch,
@@ -180,8 +170,9 @@ impl Volume {
 
     /// Puts a stack in place whose layers are what `change` makes of the present ones. The caller holds `admin`.
     pub(crate) fn replace_layers(&self, change: impl FnMut(&Layer) -> Option<Layer>) {
-        let layers = self.current().layers.iter().filter_map(change).collect();
-        let new = Arc::new(Stack { layers });
+        let old = self.current();
+        let layers = old.layers().iter().filter_map(change).collect();
+        let new = Arc::new(Stack::new(layers, &old));
         let old = std::mem::replace(&mut *self.stack.write(), new);
         drop(old);
     }
@@ -191,7 +182,7 @@ impl Volume {
         let admin = self.admin.lock();
         let stack = self.current();
         let layer_of = |epoch| {
-            stack.layers.iter().find_map(|layer| match layer {
+            stack.layers().iter().find_map(|layer| match layer {
                 Layer::Frozen(layer) if layer.epoch == epoch => Some(layer),
                 _ => None,
             })
@@ -228,9 +219,8 @@ impl Volume {
         }
         let mut meta = admin.clone();
         meta.snapshots.retain(|entry| entry.id != snapshot);
-        meta.store(&self.dir)?;
-        self.snapshot_count.store(meta.snapshots.len() as u64, Ordering::Relaxed);
-        *admin = meta;
+        self.commit(&mut admin, meta)?;
+        self.snapshot_count.store(admin.snapshots.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 

@@ -58,6 +58,8 @@ pub(crate) struct Head {
     unsynced: AtomicBool,
     /// Whether a sync failed; set and asked under the lock of the log.
     lost: AtomicBool,
+    #[cfg(feature = "untracked")]
+    pub(crate) untracked: AtomicBool,
 }
 
 /// The blocks that the head holds.
@@ -102,21 +104,19 @@ impl Head {
         let data = DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         let map_path = files::map_path(place.dir, epoch);
-        // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
-        // next open: the bits then speak of data that is gone, just as after a power cut.
-        let believe_map = believe_map
-            && match data.sync() {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
-                    crate::data_files::remove_if_there(&map_path)?;
-                    false
-                }
-            };
-        let found = match believe_map {
+        let mut found = match believe_map {
             true => LiveMap::open(&map_path, place.volume, epoch, place.blocks())?,
             false => None,
         };
+        // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
+        // next open, and only that one: the bits then speak of data that is gone, just as after a power cut. The map is
+        // open by then, because wiping its mark through the mapping is what a failing disk cannot prevent.
+        if let Err(error) = data.sync() {
+            tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
+            if let Some(lost) = found.take() {
+                lost.map.disown();
+            }
+        }
         let mut unlogged = BlockSet::new();
         let map = match found {
             Some(found) => {
@@ -130,7 +130,12 @@ impl Head {
                 }
                 found.map
             }
-            None => LiveMap::create(&map_path, place.volume, epoch, place.blocks())?,
+            None => {
+                // Pages that could not be written back are in memory all the same and count as clean: they would read as
+                // what was written until they are evicted, and as something older from then on.
+                data.drop_cache()?;
+                LiveMap::create(&map_path, place.volume, epoch, place.blocks())?
+            }
         };
         for extent in logged.extents() {
             map.reserve(extent)?;
@@ -161,6 +166,8 @@ impl Head {
             kept: Mutex::default(),
             unsynced: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            #[cfg(feature = "untracked")]
+            untracked: AtomicBool::new(false),
         }
     }
 
@@ -178,11 +185,19 @@ impl Head {
 
     /// Writes bytes of blocks that are wholly written or held already. The caller has locked their regions.
     pub(crate) fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<(), VolumeError> {
+        #[cfg(feature = "untracked")]
+        if self.untracked.load(Ordering::Relaxed) {
+            self.unsynced.store(true, Ordering::Release);
+            return self.data.write(offset_bytes, data);
+        }
         let touched = Extent::touching(offset_bytes, data.len() as u64);
         self.map.reserve(touched)?;
         // Before the data: a reader then finds either the zeroes or the new data in the file.
         self.map.clear_zero(touched);
-        self.data.write(offset_bytes, data)?;
+        let written = self.data.write(offset_bytes, data);
+        // Also if it failed: a part may have got into blocks that are held, which a freeze would call durable otherwise.
+        self.unsynced.store(true, Ordering::Release);
+        written?;
         self.note_held(touched);
         Ok(())
     }
@@ -194,18 +209,21 @@ impl Head {
             self.map.reserve(run)?;
         }
         let (offset_bytes, len_bytes) = (extent.offset_bytes(), extent.len_bytes());
-        if how.keep_space {
-            self.data.zero_range(offset_bytes, len_bytes, how.fast)?;
-            self.kept.lock().insert_extent(extent);
-        } else {
-            self.data.punch(offset_bytes, len_bytes, how.fast)?;
-            self.kept.lock().remove_extent(extent);
+        let zeroed = match how.keep_space {
+            true => self.data.zero_range(offset_bytes, len_bytes, how.fast),
+            false => self.data.punch(offset_bytes, len_bytes, how.fast),
+        };
+        // Also if it failed, as for a write.
+        self.unsynced.store(true, Ordering::Release);
+        zeroed?;
+        match how.keep_space {
+            true => self.kept.lock().insert_extent(extent),
+            false => self.kept.lock().remove_extent(extent),
         }
         for &run in marked {
             self.map.set_zero(run);
             self.note_held(run);
         }
-        self.unsynced.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -217,7 +235,6 @@ impl Head {
             let mut tracked = self.tracked.lock();
             self.map.set_held(extent, |new| tracked.unlogged.insert_extent(new));
         }
-        self.unsynced.store(true, Ordering::Release);
     }
 
     /// How many blocks were dirtied since the last freeze.
@@ -312,6 +329,11 @@ impl Head {
     /// Those blocks of a range that were zeroed with their space kept, as far as is known, whatever became of them since.
     pub(crate) fn kept_space(&self, range: Extent) -> BlockSet {
         self.kept.lock().slice(range)
+    }
+
+    /// The state of one block; a block beyond the end of a head that is shorter than the volume is absent.
+    pub(crate) fn state(&self, block: BlockIndex) -> BlockState {
+        self.map.state_of(block)
     }
 
     /// The runs of a range by state.

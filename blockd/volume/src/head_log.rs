@@ -20,13 +20,12 @@
 //! All integers are little-endian. What follows the last valid record is the torn end of a record whose flush was never
 //! answered, and is cut off; but a valid record behind a damaged one means that the file was altered.
 
-use crate::error::{IoContext, VolumeError};
-use blockd_extent::{BlockSet, Epoch, VolumeId};
-use std::{
-    fs::{File, OpenOptions},
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+use crate::{
+    error::{IoContext, VolumeError},
+    storage::{self, File},
 };
+use blockd_extent::{BlockSet, Epoch, VolumeId};
+use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 const MAGIC: &[u8; 8] = b"BLKDLOG1";
@@ -110,13 +109,7 @@ impl Identity {
 impl HeadLog {
     /// Makes an empty log, synced; the caller syncs the directory.
     pub(crate) fn create(path: &Path, identity: Identity) -> Result<Self, VolumeError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)
-            .during("create", path)?;
+        let file = File::create(path).during("create", path)?;
         file.write_all_at(&identity.header(), 0).during("write", path)?;
         file.sync_all().during("sync", path)?;
         let log = Self {
@@ -133,16 +126,15 @@ impl HeadLog {
 
     /// Takes space for the next records while there is some, so that a full disk refuses writes rather than flushes.
     fn keep_room(&self) {
-        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
-        if let Err(error) = rustix::fs::fallocate(&self.file, flags, self.end_bytes, ROOM_BYTES) {
+        if let Err(error) = self.file.reserve(self.end_bytes, ROOM_BYTES) {
             tracing::debug!(%error, "no room could be kept for the log of the head");
         }
     }
 
     /// Opens a log and returns all blocks that it names.
     pub(crate) fn open(path: &Path, identity: Identity) -> Result<(Self, BlockSet), VolumeError> {
-        let file = OpenOptions::new().read(true).write(true).open(path).during("open", path)?;
-        let bytes = std::fs::read(path).during("read", path)?;
+        let file = File::open(path).during("open", path)?;
+        let bytes = storage::read(path).during("read", path)?;
         let damaged = |what: String| VolumeError::Damaged { path: path.to_owned(), what };
         if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
             let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
@@ -162,14 +154,19 @@ impl HeadLog {
             dir_unsynced: false,
         };
         let mut held = BlockSet::new();
+        let mut last_start = log.end_bytes;
         while let Some((set, len)) = identity.parse(&bytes[log.end_bytes as usize..], log.next_record) {
             held.union_with(&set);
+            last_start = log.end_bytes;
             log.end_bytes += len as u64;
             log.next_record += 1;
         }
         log.refuse_hidden_records(&bytes[log.end_bytes as usize..])?;
         log.file.set_len(log.end_bytes).during("cut the torn end off", path)?;
-        // A record may have been read from the page cache of a process that died before its own sync.
+        // The last record may have been read from the page cache alone: its process died before its sync, or the sync failed
+        // and the kernel calls the page clean, so that only what is written once more is sure to be covered by this one.
+        let last_record = &bytes[last_start as usize..log.end_bytes as usize];
+        log.file.write_all_at(last_record, last_start).during("write", path)?;
         log.file.sync_all().during("sync", path)?;
         log.keep_room();
         Ok((log, held))
@@ -217,7 +214,7 @@ impl HeadLog {
         let new_path = self.path.with_extension("log.new");
         let mut new = Self::create(&new_path, self.identity)?;
         new.append(all)?;
-        std::fs::rename(&new_path, &self.path).during("rename", &new_path)?;
+        storage::rename(&new_path, &self.path).during("rename", &new_path)?;
         // From here on the new file is the log, whatever happens: nobody would find what is appended to the old one.
         new.path.clone_from(&self.path);
         new.dir_unsynced = true;

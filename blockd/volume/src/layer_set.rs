@@ -11,7 +11,7 @@
 
 use crate::{
     error::{IoContext, VolumeError},
-    files,
+    files, storage,
 };
 use blockd_extent::{BlockSet, Epoch, VolumeId};
 use std::path::Path;
@@ -120,7 +120,7 @@ impl LayerSet {
         identity: impl FnOnce(&[u8]) -> SetIdentity,
     ) -> Result<Self, VolumeError> {
         let path = files::set_path(dir, id.file, id.generation);
-        let bytes = std::fs::read(&path).during("read", &path)?;
+        let bytes = storage::read(&path).during("read", &path)?;
         if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
             let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
             if found > VERSION {

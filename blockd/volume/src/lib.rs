@@ -6,6 +6,7 @@
 //! files and argues why neither the death of the process nor a power cut can break what was promised.
 
 mod block_status;
+mod cover;
 mod data_files;
 mod error;
 mod files;
@@ -27,6 +28,9 @@ mod regions;
 mod restore;
 mod ring_reader;
 mod stack;
+mod storage;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod view;
 mod volume;
 mod write;

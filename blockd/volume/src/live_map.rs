@@ -27,13 +27,14 @@
 //! | 4096– | `held`: bit `b & 63` of the little-endian u64 number `b / 64` is block `b`; padded to 64 KiB |
 //! | then | `zero`, the same way |
 
-use crate::error::{IoContext, VolumeError};
+use crate::{
+    error::{IoContext, VolumeError},
+    storage::File,
+};
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
 use memmap2::{MmapMut, MmapOptions};
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, fallocate};
 use std::{
-    fs::{File, OpenOptions},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU8, AtomicU64, Ordering},
 };
@@ -94,8 +95,7 @@ impl LiveMap {
         blocks: u64,
     ) -> Result<Self, VolumeError> {
         crate::data_files::remove_if_there(path)?;
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).open(path).during("create", path)?;
+        let file = File::create_new(path).during("create", path)?;
         let mut header = vec![0u8; HEADER_BYTES as usize];
         header[..8].copy_from_slice(MAGIC);
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -105,7 +105,7 @@ impl LiveMap {
         let boot = boot_id()?;
         let text = boot.as_bytes().get(..BOOT_ID_BYTES).unwrap_or_default();
         header[BOOT_ID_AT..BOOT_ID_AT + text.len()].copy_from_slice(text);
-        std::os::unix::fs::FileExt::write_all_at(&file, &header, 0).during("write", path)?;
+        file.write_all_at(&header, 0).during("write", path)?;
         Self::map(file, path, blocks)
     }
 
@@ -116,13 +116,15 @@ impl LiveMap {
         epoch: Epoch,
         blocks: u64,
     ) -> Result<Option<Found>, VolumeError> {
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
+        let file = match File::open(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.during("open", path)?,
         };
         let mut header = vec![0u8; 128];
-        if std::os::unix::fs::FileExt::read_exact_at(&file, &mut header, 0).is_err() {
-            return Ok(None);
+        match file.read_exact_at(&mut header, 0) {
+            // A process died while it made the file.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+            other => other.during("read", path)?,
         }
         let boot = boot_id()?;
         let ours = &header[..8] == MAGIC
@@ -137,9 +139,7 @@ impl LiveMap {
         let clean = header[CLEAN_AT] == 1;
         let plane_bytes = plane_bytes(blocks);
         // What `zero` says is forgotten: it is never needed and would have to be proven.
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fallocate(&file, flags, HEADER_BYTES + plane_bytes, plane_bytes)
-            .during("clear the zero map of", path)?;
+        file.punch(HEADER_BYTES + plane_bytes, plane_bytes).during("clear the zero map of", path)?;
         let map = Self::map(file, path, blocks)?;
         map.note_inherited()?;
         map.set_clean(false);
@@ -150,7 +150,7 @@ impl LiveMap {
     fn map(file: File, path: &Path, blocks: u64) -> Result<Self, VolumeError> {
         let plane_bytes = plane_bytes(blocks);
         let len = HEADER_BYTES + 2 * plane_bytes;
-        if file.metadata().during("look at", path)?.len() != len {
+        if file.len_bytes().during("look at", path)? != len {
             file.set_len(len).during("set the length of", path)?;
         }
         // SAFETY: the file lies in the volume's private directory, which the daemon holds under a lock; nobody else
@@ -253,8 +253,7 @@ impl LiveMap {
                 continue;
             }
             let at = HEADER_BYTES + chunk * CHUNK_BYTES;
-            fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, CHUNK_BYTES)
-                .during("allocate space in", &self.path)?;
+            self.file.reserve(at, CHUNK_BYTES).during("allocate space in", &self.path)?;
             slot.store(RESERVED, Ordering::Release);
         }
         Ok(())
@@ -310,6 +309,11 @@ impl LiveMap {
             at = self.same_until(start, end, state);
             Some((Extent::between(BlockIndex(start), BlockIndex(at)), state))
         })
+    }
+
+    /// The state of one block; absent beyond the end.
+    pub(crate) fn state_of(&self, block: BlockIndex) -> BlockState {
+        if block.0 < self.blocks { self.state(block.0) } else { BlockState::Absent }
     }
 
     fn state(&self, block: u64) -> BlockState {
@@ -528,8 +532,8 @@ mod tests {
         assert!(open(7, 4).is_none(), "the map of another epoch was taken");
         assert!(open(7, 3).unwrap().clean);
         assert!(!open(7, 3).unwrap().clean, "opening it must take the clean mark away");
-        let file = OpenOptions::new().write(true).open(&path).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, b"0", BOOT_ID_AT as u64).unwrap();
+        let file = File::open(&path).unwrap();
+        file.write_all_at(b"0", BOOT_ID_AT as u64).unwrap();
         assert!(open(7, 3).is_none(), "the map of another boot was taken");
     }
 }

@@ -28,7 +28,7 @@
 
 use crate::{
     error::{IoContext, VolumeError},
-    files,
+    files, storage,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use std::path::Path;
@@ -191,7 +191,7 @@ impl Meta {
 
     pub(crate) fn load(dir: &Path) -> Result<Self, VolumeError> {
         let path = dir.join(files::META);
-        let bytes = std::fs::read(&path).during("read", &path)?;
+        let bytes = storage::read(&path).during("read", &path)?;
         if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
             let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
             if found > VERSION {

@@ -11,6 +11,7 @@ use crate::{
     layer_set::{LayerSet, SetIdentity},
     meta::{self, LayerEntry, Meta},
     stack::{FrozenLayer, Layer, Stack},
+    storage,
     volume::Volume,
 };
 use blockd_extent::{Epoch, VolumeId};
@@ -44,7 +45,7 @@ impl Volume {
     /// If the size is no positive multiple of 4096 up to 64 TiB, the folder exists, or the filesystem fails.
     pub fn create(dir: &Path, id: VolumeId, size_bytes: u64) -> Result<Arc<Self>, VolumeError> {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
-        std::fs::create_dir(dir).during("create", dir)?;
+        storage::create_dir(dir).during("create", dir)?;
         let first = Epoch(1);
         let place = Place { dir, volume: id, size_bytes };
         let made = Head::create(place, first).and_then(|head| {
@@ -60,10 +61,10 @@ impl Volume {
             };
             meta.store(dir)?;
             sync_parent(dir)?;
-            Ok(Self::assemble(dir.to_owned(), meta, Stack { layers: vec![Layer::Open(Arc::new(head))] }))
+            Ok(Self::assemble(dir.to_owned(), meta, Stack::default().below(Arc::new(head))))
         });
         if made.is_err() {
-            let _ = std::fs::remove_dir_all(dir);
+            let _ = storage::remove_dir_all(dir);
         }
         made
     }
@@ -87,7 +88,7 @@ impl Volume {
                 false => Ok(Layer::Frozen(Arc::new(load_frozen(place(entry), *entry)?))),
             })
             .collect::<Result<Vec<_>, VolumeError>>()?;
-        let volume = Self::assemble(dir.to_owned(), meta, Stack { layers });
+        let volume = Self::assemble(dir.to_owned(), meta, Stack::new(layers, &Stack::default()));
         let finished = volume.finish_open_layers(&mut volume.admin.lock());
         if let Err(error) = finished {
             tracing::warn!(volume = %volume.id, %error, "a freeze that was interrupted could not be finished yet");
@@ -101,14 +102,14 @@ impl Volume {
     /// If the filesystem fails; calling it again goes on.
     pub fn delete_files(dir: &Path) -> Result<(), VolumeError> {
         let doomed = sibling(dir, "deleted");
-        match std::fs::rename(dir, &doomed) {
+        match storage::rename(dir, &doomed) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             other => {
                 other.during("rename", dir)?;
                 sync_parent(dir)?;
             }
         }
-        match std::fs::remove_dir_all(&doomed) {
+        match storage::remove_dir_all(&doomed) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => {
                 other.during("remove", &doomed)?;
@@ -153,9 +154,8 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
 /// Removes what was begun and never committed, or replaced and not yet removed.
 fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
     let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META)]);
-    let mut data_names = Vec::new();
     for layer in &meta.layers {
-        data_names.push(files::data_path(dir, layer.file));
+        named.extend(DataFiles::paths(&files::data_path(dir, layer.file), layer.size_bytes));
         if layer.open {
             named.insert(files::map_path(dir, layer.file));
             named.insert(files::log_path(dir, layer.file));
@@ -166,9 +166,7 @@ fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
     named.extend(meta.intervals.iter().map(|&epoch| files::set_path(dir, epoch, 0)));
     for entry in std::fs::read_dir(dir).during("list", dir)? {
         let path = entry.during("list", dir)?.path();
-        let text = path.as_os_str().as_encoded_bytes();
-        let is_data = data_names.iter().any(|name| text.starts_with(name.as_os_str().as_encoded_bytes()));
-        if !named.contains(&path) && !is_data {
+        if !named.contains(&path) {
             tracing::debug!(file = %path.display(), "removing what an interrupted operation left");
             crate::data_files::remove_if_there(&path)?;
         }

@@ -66,7 +66,7 @@ impl Volume {
     ) -> Result<Option<Content>, VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, buf.len() as u64)?;
-        let content = read_stack(&self.current(), 0, offset_bytes, buf, fetch)?;
+        let content = read_stack(&self.current(), Start::Top, offset_bytes, buf, fetch)?;
         if content.is_some() {
             self.counters.reads.fetch_add(1, Ordering::Relaxed);
             self.counters.bytes_read.fetch_add(buf.len() as u64, Ordering::Relaxed);
@@ -92,11 +92,18 @@ pub(crate) fn filled(content: Content, buf: &mut [u8]) {
     }
 }
 
-/// Fills `buf` from the layers from number `level` down; `None` as soon as `fetch` says so. A buffer that would be all
-/// zeroes is left as it is.
+/// Where in a stack a read begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    Top,
+    BelowHead,
+}
+
+/// Fills `buf` from the layers of a stack; `None` as soon as `fetch` says so. A buffer that would be all zeroes is left as
+/// it is.
 pub(crate) fn read_stack(
     stack: &Stack,
-    level: usize,
+    start: Start,
     offset_bytes: u64,
     buf: &mut [u8],
     mut fetch: impl FnMut(&DataFiles, u64, &mut [u8]) -> Result<bool, VolumeError>,
@@ -121,7 +128,11 @@ pub(crate) fn read_stack(
         }
         Ok::<(), VolumeError>(())
     };
-    stack.resolve_from(level, Extent::touching(offset_bytes, end - offset_bytes), &mut copy)?;
+    let range = Extent::touching(offset_bytes, end - offset_bytes);
+    match start {
+        Start::Top => stack.resolve(range, &mut copy)?,
+        Start::BelowHead => stack.resolve_below_head(range, &mut copy)?,
+    }
     Ok(complete.then_some(content))
 }
 

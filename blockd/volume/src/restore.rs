@@ -11,6 +11,7 @@ use crate::{
     layer_set::{LayerSet, SetIdentity},
     meta::{self, LayerEntry, Meta},
     open::{OpenOptions, sibling, sync_parent},
+    storage,
     volume::Volume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
@@ -45,7 +46,7 @@ impl RestoreTarget {
         }
         let building = Self::building_dir(dir);
         remove_tree(&building)?;
-        std::fs::create_dir(&building).during("create", &building)?;
+        storage::create_dir(&building).during("create", &building)?;
         let data = DataFiles::create(&files::data_path(&building, BASE), size_bytes)?;
         Ok(Self { dir: dir.to_owned(), building, id, size_bytes, data, held: Mutex::default() })
     }
@@ -96,9 +97,13 @@ impl RestoreTarget {
             intervals: vec![],
         };
         meta.store(&self.building)?;
-        std::fs::rename(&self.building, &self.dir).during("rename", &self.building)?;
-        sync_parent(&self.dir)?;
-        Volume::open(&self.dir, &OpenOptions::default())
+        storage::rename(&self.building, &self.dir).during("rename", &self.building)?;
+        let opened = sync_parent(&self.dir).and_then(|()| Volume::open(&self.dir, &OpenOptions::default()));
+        if opened.is_err() {
+            // Whoever is told of a failure must be able to begin again.
+            let _ = storage::rename(&self.dir, &self.building);
+        }
+        opened
     }
 
     /// Throws away what was written.
@@ -119,7 +124,7 @@ impl RestoreTarget {
 }
 
 fn remove_tree(dir: &Path) -> Result<(), VolumeError> {
-    match std::fs::remove_dir_all(dir) {
+    match storage::remove_dir_all(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other.during("remove", dir),
     }

@@ -75,6 +75,7 @@ impl<'a> Flight<'_, 'a> {
         while self.busy > 0 || wanted.peek().is_some() {
             while self.busy < DEPTH {
                 let Some(slot) = wanted.next() else { break };
+                slot.part.file.before_read().during("read", slot.part.path)?;
                 self.submit(slot, buf);
             }
             self.wait()?;

@@ -3,7 +3,13 @@
 //! A stack is immutable; a freeze or a merge puts a new one in its place, and whoever holds the old one reads on from
 //! it. A read takes each block from the topmost layer that holds it, and zeroes where none does.
 
-use crate::{data_files::DataFiles, head::Head, layer_set::LayerSet, live_map::BlockState};
+use crate::{
+    cover::{self, Cover},
+    data_files::DataFiles,
+    head::Head,
+    layer_set::LayerSet,
+    live_map::BlockState,
+};
 use blockd_extent::{Epoch, Extent};
 use std::sync::Arc;
 
@@ -52,58 +58,58 @@ impl Layer {
 }
 
 /// Layers, top first.
+#[derive(Default)]
 pub(crate) struct Stack {
-    pub(crate) layers: Vec<Layer>,
+    layers: Vec<Layer>,
+    covers: Vec<Cover>,
 }
 
 /// Where a run of blocks is read from: a layer's data, or nowhere, because it is zeroes.
 pub(crate) type Source<'a> = Option<&'a Arc<DataFiles>>;
 
 impl Stack {
+    /// A stack of these layers, top first. What was worked out for `old`, a stack that has most of them, is used again.
+    pub(crate) fn new(layers: Vec<Layer>, old: &Self) -> Self {
+        let covers = Cover::build(&layers, &old.covers);
+        Self { layers, covers }
+    }
+
+    /// The same layers below a new head.
+    pub(crate) fn below(&self, head: Arc<Head>) -> Self {
+        let mut layers = Vec::with_capacity(self.layers.len() + 1);
+        layers.push(Layer::Open(head.clone()));
+        layers.extend(self.layers.iter().cloned());
+        let mut covers = Vec::with_capacity(self.covers.len() + 1);
+        covers.push(Cover::Open(head));
+        covers.extend(self.covers.iter().cloned());
+        Self { layers, covers }
+    }
+
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// About how much memory is taken by what is worked out over several layers.
+    pub(crate) fn cover_bytes(&self) -> u64 {
+        cover::heap_bytes(&self.covers)
+    }
+
     /// Tells, in ascending order, where each run of a range is read from.
     pub(crate) fn resolve<'a, E>(
         &'a self,
         range: Extent,
         found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.resolve_from(0, range, found)
+        cover::resolve(&self.covers, range, found)
     }
 
-    /// The same, as if the layers above the one with number `level` were not there.
-    pub(crate) fn resolve_from<'a, E>(
+    /// The same, as if the topmost layer were not there, which must be an open one.
+    pub(crate) fn resolve_below_head<'a, E>(
         &'a self,
-        level: usize,
         range: Extent,
         found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        match self.layers.get(level) {
-            None => found(range, None),
-            Some(Layer::Open(head)) => {
-                let mut at = range.start;
-                for (run, state) in head.states(range) {
-                    at = run.end();
-                    match state {
-                        BlockState::Absent => self.resolve_from(level + 1, run, found)?,
-                        BlockState::Data => found(run, Some(&head.data))?,
-                        BlockState::Zero => found(run, None)?,
-                    }
-                }
-                // An open layer below the head may be shorter than the volume, which has grown since.
-                self.resolve_from(level + 1, Extent::between(at, range.end()), found)
-            }
-            Some(Layer::Frozen(layer)) => {
-                let mut at = range.start;
-                for run in layer.set.held.extents_in(range) {
-                    self.resolve_from(level + 1, Extent::between(at, run.start), found)?;
-                    at = run.end();
-                    resolve_held(layer, run, found)?;
-                }
-                self.resolve_from(level + 1, Extent::between(at, range.end()), found)
-            }
-        }
+        cover::resolve(self.covers.get(1..).unwrap_or_default(), range, found)
     }
 
     /// Tells, in ascending order, which runs of a range a layer after this epoch holds: those that were dirtied since.
@@ -151,7 +157,7 @@ impl Stack {
 }
 
 /// Cuts a run that a frozen layer holds into zeroes and data.
-fn resolve_held<'a, E>(
+pub(crate) fn resolve_held<'a, E>(
     layer: &'a FrozenLayer,
     run: Extent,
     found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,

@@ -2,7 +2,7 @@
 
 use crate::{
     error::VolumeError,
-    read::{Content, from_disk, from_memory, plan, read_stack},
+    read::{Content, Start, from_disk, from_memory, plan, read_stack},
     ring_reader::RingReader,
     stack::{Layer, Stack},
     volume::{Pins, Volume},
@@ -38,15 +38,16 @@ impl Volume {
         let epoch = self.find_snapshot(&admin, snapshot)?.epoch;
         // Under `admin`, so that no merge chooses the layer before the pin is there.
         *self.pins.0.lock().entry(epoch).or_insert(0) += 1;
+        let current = self.current();
         let layers: Vec<Layer> =
-            self.current().layers.iter().filter(|layer| layer.epoch() <= epoch).cloned().collect();
+            current.layers().iter().filter(|layer| layer.epoch() <= epoch).cloned().collect();
         // The snapshot's own layer is the topmost one; the volume may have grown since.
         let size_bytes = layers.first().map_or(0, Layer::size_bytes);
         let points = admin.snapshots.iter().map(|entry| (entry.id, entry.epoch));
         Ok(SnapshotView {
             volume: self.id,
             points: points.filter(|point| point.1 <= epoch).collect(),
-            stack: Stack { layers },
+            stack: Stack::new(layers, &current),
             epoch,
             size_bytes,
             blocks_read: AtomicU64::new(0),
@@ -78,7 +79,7 @@ impl SnapshotView {
     /// If the range does not lie inside the snapshot, or the disk fails.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Content, VolumeError> {
         self.check_range(offset_bytes, buf.len() as u64)?;
-        let content = read_stack(&self.stack, 0, offset_bytes, buf, from_disk)?;
+        let content = read_stack(&self.stack, Start::Top, offset_bytes, buf, from_disk)?;
         Ok(content.unwrap_or(Content::Data))
     }
 
@@ -88,7 +89,7 @@ impl SnapshotView {
     /// As [`read`](Self::read).
     pub fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Option<Content>, VolumeError> {
         self.check_range(offset_bytes, buf.len() as u64)?;
-        read_stack(&self.stack, 0, offset_bytes, buf, from_memory)
+        read_stack(&self.stack, Start::Top, offset_bytes, buf, from_memory)
     }
 
     pub(crate) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
@@ -136,13 +137,11 @@ impl SnapshotView {
     /// Layers that were merged away meanwhile: closing the last handle of a removed file frees all of its blocks, which
     /// can take long.
     fn close_removed_files(&mut self) {
-        let layers = std::mem::take(&mut self.stack.layers).into_iter();
-        let last: Vec<Layer> = layers.filter(|layer| Arc::strong_count(layer.data()) == 1).collect();
-        if last.is_empty() {
-            return;
+        let stack = std::mem::take(&mut self.stack);
+        if stack.layers().iter().any(|layer| Arc::strong_count(layer.data()) == 1) {
+            // Where no thread can be had, it is done here.
+            let _ = std::thread::Builder::new().name("closer".into()).spawn(move || drop(stack));
         }
-        // Where no thread can be had, it is done here.
-        let _ = std::thread::Builder::new().name("closer".into()).spawn(move || drop(last));
     }
 }
 

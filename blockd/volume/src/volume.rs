@@ -42,7 +42,11 @@ pub struct Volume {
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
     flusher: Flusher,
+    /// A commit failed that may have replaced `volume.meta` all the same; changed and asked under `admin`.
+    meta_in_doubt: AtomicBool,
     closed: AtomicBool,
+    /// Closing got to its end.
+    closed_cleanly: AtomicBool,
     failed: OnceLock<String>,
 }
 
@@ -115,7 +119,7 @@ impl Drop for Entered {
 
 /// The head of a volume's stack.
 pub(crate) fn head_of(stack: &Stack) -> &Arc<Head> {
-    match stack.layers.first() {
+    match stack.layers().first() {
         Some(Layer::Open(head)) => head,
         // A volume's stack is only ever built by `open`, `freeze` and `merge`, all of which put an open layer on top.
         _ => unreachable!("the topmost layer of a volume is its head"),
@@ -135,7 +139,9 @@ impl Volume {
             pins: Arc::default(),
             counters: Counters::default(),
             flusher: Flusher::default(),
+            meta_in_doubt: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            closed_cleanly: AtomicBool::new(false),
             failed: OnceLock::new(),
         })
     }
@@ -246,7 +252,7 @@ impl Volume {
         }
         let stack = self.current();
         // Bottom up, so that no block of a newer layer is durable before an older layer's.
-        for layer in stack.layers.iter().rev() {
+        for layer in stack.layers().iter().rev() {
             if let Layer::Open(head) = layer {
                 self.sync_head(head)?;
             }
@@ -266,21 +272,41 @@ impl Volume {
         }
     }
 
+    /// Makes `new` what `volume.meta` says.
+    pub(crate) fn commit(&self, admin: &mut Meta, new: Meta) -> Result<(), VolumeError> {
+        self.meta_in_doubt.store(true, Ordering::Relaxed);
+        new.store(&self.dir)?;
+        self.meta_in_doubt.store(false, Ordering::Relaxed);
+        *admin = new;
+        Ok(())
+    }
+
+    /// Makes sure that `volume.meta` says what `admin` does: to be called before files are made or changed that a commit
+    /// which failed may have named.
+    pub(crate) fn settle(&self, admin: &Meta) -> Result<(), VolumeError> {
+        if self.meta_in_doubt.load(Ordering::Relaxed) {
+            admin.store(&self.dir)?;
+            self.meta_in_doubt.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Flushes, and refuses everything from now on; the next open finds all sets exact without looking at the map.
     ///
     /// # Errors
-    /// If the flush fails. The volume is closed all the same.
+    /// If the flush fails. The volume is closed all the same; another call tries the flush again.
     pub fn close(&self) -> Result<(), VolumeError> {
-        if self.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
+        self.closed.store(true, Ordering::Release);
         // Whoever entered did so before; nobody enters any more.
         drop(self.stack.write());
         // A merge or a freeze that is under way ends first; a later one is refused.
         let _no_merge = self.merging.lock();
         let _no_freeze = self.admin.lock();
+        if self.closed_cleanly.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let stack = self.current();
-        for layer in &stack.layers {
+        for layer in stack.layers() {
             if let Layer::Open(head) = layer {
                 head.writers.wait_until_done();
             }
@@ -289,12 +315,20 @@ impl Volume {
             return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
         }
         self.sync_open_layers()?;
-        for layer in &stack.layers {
+        for layer in stack.layers() {
             if let Layer::Open(head) = layer {
                 head.mark_clean();
             }
         }
+        self.closed_cleanly.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Leaves the tracking of writes out until the next freeze, or takes it up: only to measure what it costs. What is
+    /// written meanwhile is lost.
+    #[cfg(feature = "untracked")]
+    pub fn set_tracking(&self, tracked: bool) {
+        head_of(&self.current()).untracked.store(!tracked, Ordering::Relaxed);
     }
 
     /// The state of the volume in numbers.
@@ -310,10 +344,10 @@ impl Volume {
         VolumeStats {
             size_bytes: self.size_bytes(),
             head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,
-            layers: stack.layers.len() as u64,
+            layers: stack.layers().len() as u64,
             snapshots: self.snapshot_count.load(Ordering::Relaxed),
-            allocated_bytes: stack.layers.iter().map(|layer| layer.data().allocated_bytes()).sum(),
-            tracking_bytes: stack.layers.iter().map(tracking).sum(),
+            allocated_bytes: stack.layers().iter().map(|layer| layer.data().allocated_bytes()).sum(),
+            tracking_bytes: stack.layers().iter().map(tracking).sum::<u64>() + stack.cover_bytes(),
             reads: count(&self.counters.reads),
             writes: count(&self.counters.writes),
             flushes: count(&self.counters.flushes),

@@ -8,7 +8,7 @@ use crate::{
     error::VolumeError,
     head::{Head, ZeroHow},
     live_map::BlockState,
-    read::{from_disk, read_stack},
+    read::{Start, from_disk, read_stack},
     stack::{Layer, Stack},
     volume::{Entered, Volume},
 };
@@ -153,7 +153,7 @@ fn partial_blocks(offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = Blo
 
 /// Brings a block that the head does not hold into it, with the content that it has.
 fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeError> {
-    for layer in &stack.layers[1..] {
+    for layer in &stack.layers()[1..] {
         if let Layer::Open(old_head) = layer {
             old_head.writers.wait_until_done();
         }
@@ -165,7 +165,7 @@ fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeEr
     }
     let mut content = [0; BLOCK_SIZE_BYTES as usize];
     // Zeroes that are only reported are in `content` already.
-    read_stack(stack, 1, one.offset_bytes(), &mut content, from_disk)?;
+    read_stack(stack, Start::BelowHead, one.offset_bytes(), &mut content, from_disk)?;
     head.write(one.offset_bytes(), &content)
 }
 
@@ -180,7 +180,7 @@ fn not_yet_zero(entered: &Entered, range: Extent) -> Result<Vec<Extent>, VolumeE
     for (run, state) in entered.head().states(range) {
         match state {
             BlockState::Data | BlockState::Zero => add(run),
-            BlockState::Absent => entered.stack().resolve_from(1, run, &mut |below, source| {
+            BlockState::Absent => entered.stack().resolve_below_head(run, &mut |below, source| {
                 if source.is_some() {
                     add(below);
                 }

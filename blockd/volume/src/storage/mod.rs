@@ -1,0 +1,216 @@
+//! Every system call that reads, changes or syncs a volume's files, in one place.
+//!
+//! In a normal build each function is the call and nothing else. With the feature `testing`, a
+//! [`Disk`](crate::testing::Disk) that is attached to the folder is asked first: it fails calls, remembers what a power
+//! cut would leave, or turns a [planted bug](crate::testing::Bug) on. Two kinds of access do not pass through here: the
+//! stores into the live map, which are no calls, and the reads of the io_uring, which [`File::before_read`] announces.
+
+mod bug;
+#[cfg(not(feature = "testing"))]
+mod unwatched;
+
+#[cfg(feature = "testing")]
+use crate::testing::Watch;
+pub use bug::Bug;
+use rustix::fs::{FallocateFlags, fallocate};
+use std::{
+    fs::OpenOptions,
+    io::{self, IoSliceMut},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        unix::fs::{FileExt, MetadataExt},
+    },
+    path::Path,
+};
+#[cfg(not(feature = "testing"))]
+use unwatched::Watch;
+
+/// What is about to be done to a file or a name.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "only a test's disk looks inside"))]
+pub(crate) enum Op<'a> {
+    CreateDir,
+    /// An old file of that name is emptied.
+    Create,
+    Open,
+    Read,
+    Write {
+        file: &'a std::fs::File,
+        offset_bytes: u64,
+        data: &'a [u8],
+    },
+    SetLen(u64),
+    /// Takes space; no content changes.
+    Reserve,
+    /// Makes a range read as zeroes; no length changes.
+    Zero {
+        offset_bytes: u64,
+        len_bytes: u64,
+    },
+    Sync,
+    SyncDir,
+    Rename(&'a Path),
+    Remove,
+    RemoveTree,
+    /// Takes what is in memory and clean out of it.
+    DropCache(&'a std::fs::File),
+}
+
+/// An open file.
+pub(crate) struct File {
+    inner: std::fs::File,
+    watch: Watch,
+}
+
+impl File {
+    /// Makes an empty file; an old one of that name is emptied.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let mut how = OpenOptions::new();
+        Self::open_with(path, Op::Create, how.read(true).write(true).create(true).truncate(true))
+    }
+
+    /// Makes a file where there is none.
+    pub(crate) fn create_new(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, Op::Create, OpenOptions::new().read(true).write(true).create_new(true))
+    }
+
+    /// Opens an existing file for reading and writing.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, Op::Open, OpenOptions::new().read(true).write(true))
+    }
+
+    fn open_with(path: &Path, op: Op<'_>, how: &OpenOptions) -> io::Result<Self> {
+        let watch = Watch::of(path);
+        let inner = watch.run(op, || how.open(path))?;
+        Ok(Self { inner, watch: watch.opened() })
+    }
+
+    #[inline]
+    pub(crate) fn write_all_at(&self, data: &[u8], offset_bytes: u64) -> io::Result<()> {
+        let op = Op::Write { file: &self.inner, offset_bytes, data };
+        self.watch.run(op, || self.inner.write_all_at(data, offset_bytes))
+    }
+
+    #[inline]
+    pub(crate) fn read_exact_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
+        self.watch.run(Op::Read, || self.inner.read_exact_at(buf, offset_bytes))
+    }
+
+    /// Reads what the page cache holds.
+    #[inline]
+    pub(crate) fn read_cached_at(&self, buf: &mut [u8], offset_bytes: u64) -> rustix::io::Result<usize> {
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        rustix::io::preadv2(&self.inner, &mut [IoSliceMut::new(buf)], offset_bytes, flags)
+    }
+
+    /// To be called before a read that does not go through here.
+    #[inline]
+    pub(crate) fn before_read(&self) -> io::Result<()> {
+        self.watch.run(Op::Read, || Ok(()))
+    }
+
+    pub(crate) fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.watch.run(Op::SetLen(len_bytes), || self.inner.set_len(len_bytes))
+    }
+
+    /// Takes space for a range and leaves what is in it, and the file's length.
+    pub(crate) fn reserve(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        let flags = FallocateFlags::KEEP_SIZE;
+        self.watch.run(Op::Reserve, || Ok(fallocate(&self.inner, flags, offset_bytes, len_bytes)?))
+    }
+
+    /// Makes a range read as zeroes and gives its space back.
+    pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        self.zero(FallocateFlags::PUNCH_HOLE, offset_bytes, len_bytes)
+    }
+
+    /// Makes a range read as zeroes and keeps (or takes) its space.
+    pub(crate) fn zero_range(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        self.zero(FallocateFlags::ZERO_RANGE, offset_bytes, len_bytes)
+    }
+
+    fn zero(&self, how: FallocateFlags, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        let flags = how | FallocateFlags::KEEP_SIZE;
+        self.watch.run(Op::Zero { offset_bytes, len_bytes }, || {
+            Ok(fallocate(&self.inner, flags, offset_bytes, len_bytes)?)
+        })
+    }
+
+    /// Makes the content, and what is needed to reach it, survive a power cut.
+    pub(crate) fn sync_data(&self) -> io::Result<()> {
+        self.watch.sync(Op::Sync, || self.inner.sync_data())
+    }
+
+    /// The same with everything else that is known of the file, but its name.
+    pub(crate) fn sync_all(&self) -> io::Result<()> {
+        self.watch.sync(Op::Sync, || self.inner.sync_all())
+    }
+
+    /// Asks the kernel to read a range into memory.
+    pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        let len = std::num::NonZeroU64::new(len_bytes);
+        Ok(rustix::fs::fadvise(&self.inner, offset_bytes, len, rustix::fs::Advice::WillNeed)?)
+    }
+
+    /// Takes what is in memory and clean out of it, so that the next read asks the disk.
+    pub(crate) fn drop_cache(&self) -> io::Result<()> {
+        self.watch.run(Op::DropCache(&self.inner), || {
+            Ok(rustix::fs::fadvise(&self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
+        })
+    }
+
+    pub(crate) fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.inner.metadata()?.len())
+    }
+
+    /// How much of the disk the file takes.
+    pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.inner.metadata()?.blocks() * 512)
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+impl AsRawFd for File {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inner.as_raw_fd()
+    }
+}
+
+/// The whole content of a file.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    Watch::of(path).run(Op::Read, || std::fs::read(path))
+}
+
+pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
+    Watch::of(path).run(Op::CreateDir, || std::fs::create_dir(path))
+}
+
+/// Puts a file or folder in the place of another one.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    Watch::of(from).run(Op::Rename(to), || std::fs::rename(from, to))
+}
+
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    Watch::of(path).run(Op::Remove, || std::fs::remove_file(path))
+}
+
+pub(crate) fn remove_dir_all(path: &Path) -> io::Result<()> {
+    Watch::of(path).run(Op::RemoveTree, || std::fs::remove_dir_all(path))
+}
+
+/// Makes names that were created, renamed or removed in a directory survive a power cut.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    let handle = Watch::of(dir).run(Op::Open, || std::fs::File::open(dir))?;
+    Watch::of(dir).sync(Op::SyncDir, || handle.sync_all())
+}
+
+/// Whether a test has planted this bug in the folder; in a normal build, nobody has.
+#[inline(always)]
+pub(crate) fn has(bug: Bug, path: &Path) -> bool {
+    Watch::of(path).has(bug)
+}

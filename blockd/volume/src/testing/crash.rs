@@ -1,0 +1,61 @@
+//! What a power cut leaves.
+
+use super::{
+    Rng,
+    disk::{Disk, State, is_mapped},
+    node::Node,
+};
+use std::{fs, io, path::Path};
+
+impl Disk {
+    /// Lays down in `into`, which must not exist, what may be on the disk at this moment: everything durable, and of
+    /// everything else what the generator draws.
+    ///
+    /// # Errors
+    /// If the filesystem below fails.
+    pub fn power_cut(&self, rng: &mut Rng, into: &Path) -> io::Result<()> {
+        self.state.lock().lay_down(0, &self.root, into, rng)
+    }
+}
+
+impl State {
+    fn lay_down(&self, dir: usize, seen: &Path, into: &Path, rng: &mut Rng) -> io::Result<()> {
+        fs::create_dir(into)?;
+        let Some(Node::Dir(names)) = self.nodes.get(dir) else { return Ok(()) };
+        // All names old, all new, or each for itself.
+        let all = rng.below(4);
+        for (name, history) in names {
+            let newest = history.len() - 1;
+            let version = match all {
+                0 => 0,
+                1 => newest,
+                _ => rng.below(newest as u64 + 1) as usize,
+            };
+            let Some(number) = history[version] else { continue };
+            let (seen, into) = (seen.join(name), into.join(name));
+            match &self.nodes[number] {
+                Node::Dir(_) => self.lay_down(number, &seen, &into, rng)?,
+                Node::File(_) if is_mapped(&into) => fs::write(&into, mangled(&seen, rng))?,
+                Node::File(file) => fs::write(&into, file.survivor(rng))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A live map as anything between what it was and nonsense.
+fn mangled(seen: &Path, rng: &mut Rng) -> Vec<u8> {
+    let mut content = fs::read(seen).unwrap_or_default();
+    let how = rng.below(4);
+    for page in content.chunks_mut(4096) {
+        match (how, rng.below(3)) {
+            (0, _) | (1, 0) => page.fill(0),
+            (2, 0) => page.fill(0xff),
+            _ => {}
+        }
+    }
+    if how == 1 {
+        content.truncate(rng.below(content.len() as u64 + 1) as usize);
+    }
+    content
+}

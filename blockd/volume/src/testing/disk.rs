@@ -1,0 +1,500 @@
+//! The disk: counts calls, fails them, and follows what they do.
+
+use super::{
+    Rng,
+    node::{Change, FileNode, Node},
+};
+use crate::storage::{Bug, Op};
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    ops::Deref,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Those that are attached. Tests run in parallel, each in a folder of its own.
+static DISKS: RwLock<Vec<Arc<Disk>>> = RwLock::new(Vec::new());
+
+const PAGE_BYTES: u64 = 4096;
+
+/// What kind of call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "each is the call of that name")]
+pub enum OpKind {
+    CreateDir,
+    Create,
+    Open,
+    Read,
+    Write,
+    SetLen,
+    Reserve,
+    Zero,
+    Sync,
+    SyncDir,
+    Rename,
+    Remove,
+    RemoveTree,
+}
+
+impl OpKind {
+    /// Whether a full disk may be the answer.
+    pub fn takes_space(self) -> bool {
+        !matches!(self, Self::Open | Self::Read | Self::Remove | Self::RemoveTree)
+    }
+
+    /// Whether it is a sync of a file or a folder.
+    pub fn is_sync(self) -> bool {
+        matches!(self, Self::Sync | Self::SyncDir)
+    }
+}
+
+fn kind_of(op: &Op<'_>) -> Option<OpKind> {
+    Some(match op {
+        Op::CreateDir => OpKind::CreateDir,
+        Op::Create => OpKind::Create,
+        Op::Open => OpKind::Open,
+        Op::Read => OpKind::Read,
+        Op::Write { .. } => OpKind::Write,
+        Op::SetLen(_) => OpKind::SetLen,
+        Op::Reserve => OpKind::Reserve,
+        Op::Zero { .. } => OpKind::Zero,
+        Op::Sync => OpKind::Sync,
+        Op::SyncDir => OpKind::SyncDir,
+        Op::Rename(_) => OpKind::Rename,
+        Op::Remove => OpKind::Remove,
+        Op::RemoveTree => OpKind::RemoveTree,
+        // Advice, which cannot fail.
+        Op::DropCache(_) => return None,
+    })
+}
+
+/// A call that was made.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// What it was.
+    pub kind: OpKind,
+    /// On what.
+    pub path: PathBuf,
+}
+
+/// What a call is answered instead of being carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultError {
+    /// The device failed.
+    Io,
+    /// The filesystem is full.
+    NoSpace,
+    /// The quota is used up.
+    Quota,
+}
+
+impl FaultError {
+    fn error(self) -> io::Error {
+        match self {
+            Self::Io => rustix::io::Errno::IO,
+            Self::NoSpace => rustix::io::Errno::NOSPC,
+            Self::Quota => rustix::io::Errno::DQUOT,
+        }
+        .into()
+    }
+}
+
+/// Which calls fail, and how.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// Of these kinds only; empty: of all.
+    pub kinds: Vec<OpKind>,
+    /// On paths that contain this.
+    pub path_contains: String,
+    /// So many matching calls are let through first.
+    pub skip: u64,
+    /// Every later matching call fails, too.
+    pub persistent: bool,
+    /// The answer.
+    pub error: FaultError,
+    /// So much of a write is carried out all the same.
+    pub partial_bytes: usize,
+}
+
+impl Fault {
+    /// Every call fails with this from now on.
+    pub fn every(error: FaultError) -> Self {
+        Self {
+            kinds: vec![],
+            path_contains: String::new(),
+            skip: 0,
+            persistent: true,
+            error,
+            partial_bytes: 0,
+        }
+    }
+
+    /// The call with this number from now on, counted from 0, fails.
+    pub fn at(number: u64, error: FaultError) -> Self {
+        Self { skip: number, persistent: false, ..Self::every(error) }
+    }
+
+    fn matches(&self, kind: OpKind, path: &Path) -> bool {
+        let kind_fits = if self.kinds.is_empty() {
+            self.error == FaultError::Io || kind.takes_space()
+        } else {
+            self.kinds.contains(&kind)
+        };
+        kind_fits && path.to_string_lossy().contains(&self.path_contains)
+    }
+}
+
+/// A disk under a folder.
+pub struct Disk {
+    pub(super) root: PathBuf,
+    pub(super) state: Mutex<State>,
+}
+
+pub(super) struct State {
+    operations: Vec<Operation>,
+    faults: Vec<Fault>,
+    hits: Vec<Operation>,
+    cut_at: Option<u64>,
+    is_off: bool,
+    is_aside: bool,
+    bugs: HashSet<Bug>,
+    /// The first one is the root.
+    pub(super) nodes: Vec<Node>,
+    rng: Rng,
+}
+
+/// Keeps a disk attached while it lives.
+pub struct Attached(Arc<Disk>);
+
+impl Deref for Attached {
+    type Target = Disk;
+    fn deref(&self) -> &Disk {
+        &self.0
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        DISKS.write().retain(|disk| !Arc::ptr_eq(disk, &self.0));
+    }
+}
+
+impl Disk {
+    /// Puts a disk under a folder; what is in the folder is durable. The seed decides what a failed sync leaves.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn attach(root: &Path, seed: u64) -> io::Result<Attached> {
+        let mut nodes = vec![Node::Dir(BTreeMap::new())];
+        scan(root, 0, &mut nodes)?;
+        let state = State {
+            operations: vec![],
+            faults: vec![],
+            hits: vec![],
+            cut_at: None,
+            is_off: false,
+            is_aside: false,
+            bugs: HashSet::new(),
+            nodes,
+            rng: Rng::new(seed),
+        };
+        let disk = Arc::new(Self { root: root.to_owned(), state: Mutex::new(state) });
+        DISKS.write().push(disk.clone());
+        Ok(Attached(disk))
+    }
+
+    pub(super) fn of(path: &Path) -> Option<Arc<Self>> {
+        DISKS.read().iter().find(|disk| path.starts_with(&disk.root)).cloned()
+    }
+
+    /// All calls since it was attached.
+    pub fn operations(&self) -> Vec<Operation> {
+        self.state.lock().operations.clone()
+    }
+
+    /// Lets calls fail, in addition to those that do already.
+    pub fn inject(&self, fault: Fault) {
+        self.state.lock().faults.push(fault);
+    }
+
+    /// Lets calls succeed again; those that failed are returned.
+    pub fn mend(&self) -> Vec<Operation> {
+        let mut state = self.state.lock();
+        state.faults.clear();
+        std::mem::take(&mut state.hits)
+    }
+
+    /// The calls that have failed since the last [`mend`](Self::mend).
+    pub fn failed(&self) -> Vec<Operation> {
+        self.state.lock().hits.clone()
+    }
+
+    /// Carries out what a test does to look around: its calls neither fail nor count.
+    pub fn aside<T>(&self, look: impl FnOnce() -> T) -> T {
+        self.state.lock().is_aside = true;
+        let found = look();
+        self.state.lock().is_aside = false;
+        found
+    }
+
+    /// Cuts the power right before the call with this number, counted from 0 since the disk was attached: it and all later
+    /// ones do nothing and fail.
+    pub fn cut_power_before(&self, number: u64) {
+        self.state.lock().cut_at = Some(number);
+    }
+
+    /// Whether the power is cut.
+    pub fn is_off(&self) -> bool {
+        self.state.lock().is_off
+    }
+
+    /// Turns a bug on.
+    pub fn plant(&self, bug: Bug) {
+        self.state.lock().bugs.insert(bug);
+    }
+
+    pub(super) fn has(&self, bug: Bug) -> bool {
+        self.state.lock().bugs.contains(&bug)
+    }
+
+    /// Takes everything clean out of memory: what a failed sync dropped is gone for readers, too.
+    ///
+    /// # Errors
+    /// If the filesystem below fails.
+    pub fn evict(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let mut files = Vec::new();
+        state.stale_files(0, &self.root, &mut files);
+        for (path, number) in files {
+            let file = fs::OpenOptions::new().write(true).open(path)?;
+            state.evict(number, &file)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn node_at(&self, path: &Path) -> Option<usize> {
+        self.state.lock().find(path.strip_prefix(&self.root).ok()?)
+    }
+
+    /// Carries a call out, or not.
+    pub(super) fn run<T>(
+        &self,
+        path: &Path,
+        node: Option<usize>,
+        op: Op<'_>,
+        real: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let relative = |path: &Path| path.strip_prefix(&self.root).map(Path::to_owned).ok();
+        let name = relative(path).unwrap_or_default();
+        let mut state = self.state.lock();
+        let node = node.or_else(|| state.find(&name));
+        if let Some(kind) = kind_of(&op).filter(|_| !state.is_aside) {
+            let number = state.operations.len() as u64;
+            state.operations.push(Operation { kind, path: path.to_owned() });
+            state.is_off |= state.cut_at == Some(number);
+            if state.is_off {
+                return Err(FaultError::Io.error());
+            }
+            if let Some(fault) = state.fault(kind, path) {
+                state.fail(node, &op, &fault)?;
+                return Err(fault.error.error());
+            }
+        } else if state.is_off {
+            return Ok(real()?);
+        }
+        let value = real()?;
+        let to = match op {
+            Op::Rename(to) => relative(to),
+            _ => None,
+        };
+        state.follow(&name, node, &op, to.as_deref())?;
+        Ok(value)
+    }
+}
+
+impl State {
+    fn fault(&mut self, kind: OpKind, path: &Path) -> Option<Fault> {
+        let mut hit = None;
+        for (number, fault) in self.faults.iter_mut().enumerate() {
+            if fault.matches(kind, path) {
+                match fault.skip.checked_sub(1) {
+                    Some(left) => fault.skip = left,
+                    None => hit = hit.or(Some(number)),
+                }
+            }
+        }
+        let number = hit?;
+        self.hits.push(Operation { kind, path: path.to_owned() });
+        Some(match self.faults[number].persistent {
+            true => self.faults[number].clone(),
+            false => self.faults.remove(number),
+        })
+    }
+
+    /// What a failing call does all the same.
+    fn fail(&mut self, node: Option<usize>, op: &Op<'_>, fault: &Fault) -> io::Result<()> {
+        match *op {
+            Op::Write { file, offset_bytes, data } => {
+                let data = &data[..fault.partial_bytes.min(data.len())];
+                file.write_all_at(data, offset_bytes)?;
+                self.follow(Path::new(""), node, &Op::Write { file, offset_bytes, data }, None)
+            }
+            Op::Sync => {
+                let mut rng = self.rng.clone();
+                if let Some(file) = self.file(node) {
+                    file.lose(&mut rng);
+                }
+                self.rng = rng;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn follow(&mut self, name: &Path, node: Option<usize>, op: &Op<'_>, to: Option<&Path>) -> io::Result<()> {
+        match *op {
+            Op::Open | Op::Read | Op::Reserve => {}
+            Op::CreateDir => self.make(name, Node::Dir(BTreeMap::new())),
+            Op::Create => match self.file(node) {
+                Some(file) => file.push(Change::SetLen(0)),
+                None => self.make(name, Node::File(FileNode::new(vec![], is_mapped(name)))),
+            },
+            Op::Write { file, offset_bytes, data } => {
+                if let Some(node) = self.file(node) {
+                    let (offset, data) = match node.is_stale {
+                        // What is dirty is whole pages, with what was wrongly called clean.
+                        true => pages_around(file, offset_bytes, data.len() as u64)?,
+                        false => (offset_bytes, data.to_vec()),
+                    };
+                    node.push(Change::Write { offset_bytes: offset as usize, data });
+                }
+            }
+            Op::SetLen(len) => {
+                if let Some(file) = self.file(node) {
+                    file.push(Change::SetLen(len as usize));
+                }
+            }
+            Op::Zero { offset_bytes, len_bytes } => {
+                if let Some(file) = self.file(node) {
+                    let (offset_bytes, len_bytes) = (offset_bytes as usize, len_bytes as usize);
+                    file.push(Change::Zero { offset_bytes, len_bytes });
+                }
+            }
+            Op::Sync => {
+                if let Some(file) = self.file(node) {
+                    file.sync();
+                }
+            }
+            Op::SyncDir => {
+                if let Some(Node::Dir(names)) = node.and_then(|node| self.nodes.get_mut(node)) {
+                    for history in names.values_mut() {
+                        history.drain(..history.len() - 1);
+                    }
+                    names.retain(|_, history| history != &[None]);
+                }
+            }
+            Op::Rename(_) => {
+                if let Some(to) = to {
+                    self.bind(to, node);
+                }
+                self.bind(name, None);
+            }
+            Op::Remove | Op::RemoveTree => self.bind(name, None),
+            Op::DropCache(file) => {
+                if let Some(node) = node {
+                    self.evict(node, file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, node: Option<usize>) -> Option<&mut FileNode> {
+        match self.nodes.get_mut(node?)? {
+            Node::File(file) => Some(file),
+            Node::Dir(_) => None,
+        }
+    }
+
+    fn make(&mut self, name: &Path, node: Node) {
+        self.nodes.push(node);
+        self.bind(name, Some(self.nodes.len() - 1));
+    }
+
+    /// Lets a name stand for something else.
+    fn bind(&mut self, name: &Path, node: Option<usize>) {
+        let dir = name.parent().and_then(|parent| self.find(parent));
+        if let (Some(Node::Dir(names)), Some(last)) =
+            (dir.and_then(|dir| self.nodes.get_mut(dir)), name.file_name())
+        {
+            names.entry(last.to_owned()).or_insert_with(|| vec![None]).push(node);
+        }
+    }
+
+    /// What a path below the root stands for.
+    fn find(&self, name: &Path) -> Option<usize> {
+        name.components().try_fold(0, |dir, part| match self.nodes.get(dir)? {
+            Node::Dir(names) => names.get(part.as_os_str()).and_then(|history| history.last().copied())?,
+            Node::File(_) => None,
+        })
+    }
+
+    fn stale_files(&self, dir: usize, path: &Path, found: &mut Vec<(PathBuf, usize)>) {
+        let Some(Node::Dir(names)) = self.nodes.get(dir) else { return };
+        for (name, history) in names {
+            let Some(Some(node)) = history.last() else { continue };
+            match &self.nodes[*node] {
+                Node::Dir(_) => self.stale_files(*node, &path.join(name), found),
+                Node::File(file) if file.is_stale && !file.is_mapped => found.push((path.join(name), *node)),
+                Node::File(_) => {}
+            }
+        }
+    }
+
+    fn evict(&mut self, node: usize, real: &fs::File) -> io::Result<()> {
+        let Some(file) = self.file(Some(node)).filter(|file| file.is_stale && !file.is_mapped) else {
+            return Ok(());
+        };
+        let content = file.newest();
+        real.set_len(content.len() as u64)?;
+        real.write_all_at(&content, 0)?;
+        file.is_stale = false;
+        Ok(())
+    }
+}
+
+pub(super) fn is_mapped(name: &Path) -> bool {
+    name.extension().is_some_and(|extension| extension == "map")
+}
+
+fn pages_around(file: &fs::File, offset_bytes: u64, len_bytes: u64) -> io::Result<(u64, Vec<u8>)> {
+    let start = offset_bytes / PAGE_BYTES * PAGE_BYTES;
+    let end = ((offset_bytes + len_bytes).div_ceil(PAGE_BYTES) * PAGE_BYTES).min(file.metadata()?.len());
+    let mut data = vec![0; end.saturating_sub(start) as usize];
+    file.read_exact_at(&mut data, start)?;
+    Ok((start, data))
+}
+
+/// Takes what is in a folder for durable.
+fn scan(path: &Path, dir: usize, nodes: &mut Vec<Node>) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let path = entry.path();
+        let number = nodes.len();
+        if entry.file_type()?.is_dir() {
+            nodes.push(Node::Dir(BTreeMap::new()));
+            scan(&path, number, nodes)?;
+        } else {
+            let is_mapped = is_mapped(&path);
+            let content = if is_mapped { vec![] } else { fs::read(&path)? };
+            nodes.push(Node::File(FileNode::new(content, is_mapped)));
+        }
+        if let Some(Node::Dir(names)) = nodes.get_mut(dir) {
+            names.insert(entry.file_name(), vec![Some(number)]);
+        }
+    }
+    Ok(())
+}
