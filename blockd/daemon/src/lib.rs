@@ -21,6 +21,7 @@ pub mod lock;
 pub mod logging;
 mod merger;
 mod nbd;
+pub mod open_files;
 mod reconcile;
 pub mod registry;
 #[cfg(test)]

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
     }
     blockd::daemon::make_io_flusher();
     blockd::daemon::lock_memory();
+    blockd::open_files::raise(&config);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error, 1),

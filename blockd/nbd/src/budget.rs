@@ -65,7 +65,7 @@ impl<W: Fn()> Budget<W> {
         self.has_waiters.store(true, Ordering::SeqCst);
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::SeqCst)
     }

@@ -482,6 +482,12 @@ impl Connection {
         }
     }
 
+    /// How much memory the replies in waiting take, in bytes.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.flow.outbox.held_bytes()
+    }
+
     /// Requests are under way on other threads.
     pub(crate) fn has_work(&self) -> bool {
         self.flow.jobs > 0

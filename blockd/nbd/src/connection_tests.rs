@@ -3,23 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
-use crate::budget::Budget;
-use crate::buffer_pool::BufferPool;
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::constants::*;
 use crate::device::{
     BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, StatusExtent,
     ZeroFlags,
 };
-use crate::flow::{Context, REQUEST_OVERHEAD_BYTES, Wake};
+use crate::flow::REQUEST_OVERHEAD_BYTES;
 use crate::reply::ReplyMode;
 use crate::request::Request;
-use crate::worker::{Done, Work};
 
 #[path = "tls_tests.rs"]
 mod tls_tests;
@@ -116,16 +113,7 @@ impl ExportCatalog for Single {
     }
 }
 
-/// A connection with everything around it.
-struct Driver {
-    connection: Connection,
-    catalog: Single,
-    pool: BufferPool,
-    budget: Budget<Wake>,
-    work: Vec<Work>,
-    sent: Vec<u8>,
-    now: Instant,
-}
+type Driver = crate::fuzzing::Driver<Single>;
 
 impl Driver {
     fn new() -> Self {
@@ -137,12 +125,7 @@ impl Driver {
     }
 
     fn with_tls(limits: ConnectionLimits, tls: TlsOffer) -> Self {
-        let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
-        let now = Instant::now();
-        let mut cx =
-            Context { pool: &mut pool, budget: &budget, wait_for_budget: &|| {}, work: &mut work, now };
-        let connection = Connection::new(tracing::Span::none(), Client::default(), tls, limits, &mut cx);
-        Self { connection, catalog: Single(Memory::new()), pool, budget, work, sent: Vec::new(), now }
+        Self::over(Single(Memory::new()), limits, tls)
     }
 
     /// One that has been through the negotiation.
@@ -174,88 +157,6 @@ impl Driver {
         driver.run(&hello, &[1 << 20]);
         driver.sent.clear();
         driver
-    }
-
-    fn tell(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
-        act(
-            &mut self.connection,
-            &mut Context {
-                pool: &mut self.pool,
-                budget: &self.budget,
-                wait_for_budget: &|| {},
-                work: &mut self.work,
-                now: self.now,
-            },
-        );
-    }
-
-    fn send_some(&mut self, max_bytes: usize) -> bool {
-        let Some(transfer) = self.connection.start_send(self.now, &mut self.pool) else {
-            return false;
-        };
-        let len = transfer.range.len().min(max_bytes);
-        self.sent.extend_from_slice(&transfer.buffer.framed()[transfer.range][..len]);
-        self.tell(|connection, cx| connection.end_send(transfer.buffer, Ok(len), cx));
-        true
-    }
-
-    fn work_some(&mut self, choice: usize) -> bool {
-        if self.work.is_empty() {
-            return false;
-        }
-        let work = self.work.swap_remove(choice % self.work.len());
-        let done = match work {
-            Work::Request(request) => Done::Request(request.run()),
-            Work::Lookup(lookup, client) => Done::Answer(lookup.resolve(&self.catalog, &client)),
-        };
-        self.tell(|connection, cx| connection.work_done(done, cx));
-        true
-    }
-
-    /// Receives some of `input`; how many bytes.
-    fn receive_some(&mut self, input: &[u8], max_bytes: usize) -> Option<usize> {
-        let mut transfer = self.connection.start_receive(self.now)?;
-        let len = transfer.range.len().min(max_bytes).min(input.len());
-        if len == 0 && !input.is_empty() {
-            return None;
-        }
-        transfer.buffer.framed_mut()[transfer.range][..len].copy_from_slice(&input[..len]);
-        self.tell(|connection, cx| connection.end_receive(transfer.buffer, Ok(len), cx));
-        Some(len)
-    }
-
-    /// Runs `input` through the connection with steps of the given sizes, until nothing more happens.
-    fn run(&mut self, mut input: &[u8], steps: &[usize]) {
-        let mut idle = 0;
-        for index in 0.. {
-            let step = steps[index % steps.len()].max(1);
-            let progress = match (index + step) % 3 {
-                0 => self.send_some(step),
-                1 => self.work_some(step),
-                _ if input.is_empty() => false,
-                _ => match self.receive_some(input, step) {
-                    Some(len) => {
-                        input = &input[len..];
-                        true
-                    }
-                    None => false,
-                },
-            };
-            idle = if progress { 0 } else { idle + 1 };
-            // Every kind of event has been tried, whatever the sizes.
-            if idle > 3 * steps.len() + 3 {
-                let more = self.send_some(step) || self.work_some(step);
-                if !more && (input.is_empty() || self.connection.is_finished()) {
-                    return;
-                }
-                if !more && let Some(len) = self.receive_some(input, step) {
-                    input = &input[len..];
-                } else {
-                    assert!(more, "stuck with {} bytes to receive", input.len());
-                }
-                idle = 0;
-            }
-        }
     }
 }
 

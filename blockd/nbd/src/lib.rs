@@ -25,6 +25,8 @@ pub mod constants;
 mod device;
 mod error;
 mod flow;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 pub mod handshake;
 mod inbox;
 pub mod kernel;

@@ -12,6 +12,8 @@ mod error;
 mod files;
 mod flusher;
 mod freeze;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 mod grow;
 mod head;
 mod head_log;
