@@ -64,7 +64,8 @@ impl ExportCatalog for Exports {
         };
         let entry = self.volume_entry(volume_name).ok_or(ExportError::Unknown)?;
         self.access.check(entry.name.as_str(), client)?;
-        let (volume, attachment) = entry.attach_up_to(self.access.max_connections()).map_err(unavailable)?;
+        let max_connections = self.access.max_connections(client);
+        let (volume, attachment) = entry.attach_up_to(max_connections).map_err(unavailable)?;
         match snapshot {
             None => Ok(Arc::new(VolumeDevice { volume, attachment })),
             Some(wanted) => open_snapshot(&volume, attachment, wanted),
@@ -528,7 +529,9 @@ mod tests {
             panic!("a third one was let in")
         };
         assert!(reason.contains("2 NBD connections"), "{reason}");
-        drop(first);
+        let local = Client { is_local: true, ..Client::default() };
+        let this_hosts = [(); 3].map(|()| exports.open("one", &local).unwrap());
+        drop((first, this_hosts));
         assert!(exports.open("one", &client("alice")).is_ok());
         assert!(exports.open("two", &client("bob")).is_ok(), "each volume has its own count");
     }

@@ -19,6 +19,7 @@
 mod budget;
 mod buffer_pool;
 mod connection;
+mod connection_count;
 #[cfg(test)]
 mod connection_tests;
 pub mod constants;

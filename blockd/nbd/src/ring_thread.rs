@@ -12,6 +12,7 @@ use rustix::net::{Shutdown, shutdown};
 use crate::budget::Budget;
 use crate::buffer_pool::{Buffer, BufferPool};
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
+use crate::connection_count::{Connections, Place, Reports};
 use crate::device::Client;
 use crate::flow::{Context, Wake};
 use crate::listener::{Listener, Peer};
@@ -41,6 +42,7 @@ pub(crate) struct Newcomer {
     socket: OwnedFd,
     peer: Peer,
     tls: TlsOffer,
+    place: Place,
 }
 
 /// A connection of one ring thread; the generation tells it from earlier ones at the same place.
@@ -55,8 +57,7 @@ pub(crate) struct Shared {
     pub(crate) budget: Budget<Wake>,
     pub(crate) limits: ConnectionLimits,
     pub(crate) mailboxes: Vec<Arc<Mailbox<Message>>>,
-    pub(crate) connections: AtomicUsize,
-    pub(crate) max_connections: usize,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) next_id: AtomicUsize,
     pub(crate) tcp_tls: TlsOffer,
     pub(crate) unix_tls: TlsOffer,
@@ -64,20 +65,11 @@ pub(crate) struct Shared {
     pub(crate) pool_bytes: usize,
 }
 
-/// Counts a connection for as long as it lives.
-struct ConnectionCount(Arc<Shared>);
-
-impl Drop for ConnectionCount {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 struct Entry {
     connection: Connection,
     socket: Arc<OwnedFd>,
     shut_down: Option<Shutdown>,
-    _count: ConnectionCount,
+    _place: Place,
 }
 
 struct Slot {
@@ -134,6 +126,7 @@ pub(crate) struct RingThread {
     /// Listeners to be taken up again, and when.
     paused: Vec<usize>,
     next_thread: usize,
+    refusals: Reports,
     /// The earliest moment at which something has to be looked at.
     next_check: Option<Instant>,
     stop_at: Option<Instant>,
@@ -168,6 +161,7 @@ impl RingThread {
             accepting: 0,
             paused: Vec::new(),
             next_thread: 0,
+            refusals: Reports::default(),
             next_check: None,
             stop_at: None,
             now: Instant::now(),
@@ -301,15 +295,15 @@ impl RingThread {
             return;
         };
         let peer = listener.prepare(&socket);
-        let open = self.shared.connections.fetch_add(1, Ordering::Relaxed);
-        if open >= self.shared.max_connections {
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-            tracing::warn!(%peer, open, "the connection is refused: no more are allowed");
+        let Some(place) = self.shared.connections.enter(listener.is_tcp) else {
+            if let Some(refused) = self.refusals.count(self.now) {
+                tracing::warn!(%peer, refused, "connections are refused: no more are allowed");
+            }
             return;
-        }
+        };
         let shared = Arc::clone(&self.shared);
         let tls = if listener.is_tcp { &shared.tcp_tls } else { &shared.unix_tls };
-        let newcomer = Newcomer { socket, peer, tls: tls.clone() };
+        let newcomer = Newcomer { socket, peer, tls: tls.clone(), place };
         self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
         match shared.mailboxes.get(self.next_thread) {
             Some(mailbox) if self.next_thread != self.id => mailbox.post(Message::Adopt(newcomer)),
@@ -318,8 +312,7 @@ impl RingThread {
     }
 
     fn adopt(&mut self, newcomer: Newcomer) {
-        let Newcomer { socket, peer, tls } = newcomer;
-        let count = ConnectionCount(Arc::clone(&self.shared));
+        let Newcomer { socket, peer, tls, place } = newcomer;
         if self.stop_at.is_some() {
             return;
         }
@@ -335,7 +328,7 @@ impl RingThread {
         let is_local = matches!(peer, Peer::Unix);
         let client = Client { peer: peer.to_string(), certificate_names: Vec::new(), is_local };
         let connection = self.with_context(|cx| Connection::new(span, client, tls, limits, cx));
-        let entry = Entry { connection, socket: Arc::new(socket), shut_down: None, _count: count };
+        let entry = Entry { connection, socket: Arc::new(socket), shut_down: None, _place: place };
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
             self.live += 1;

@@ -12,6 +12,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded}
 
 use crate::budget::Budget;
 use crate::connection::{ConnectionLimits, TlsOffer};
+use crate::connection_count::Connections;
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
 use crate::listener::{Listener, UnixSocketFile};
@@ -38,7 +39,8 @@ pub struct ServerConfig {
     pub ring_threads: usize,
     /// Threads for requests that may block. Default 8.
     pub worker_threads: usize,
-    /// Connections beyond this many are closed at once. Default 1024.
+    /// Connections beyond this many are closed at once; a quarter of them, at most 64, is kept for the unix socket.
+    /// Default 1024.
     pub max_connections: usize,
     /// How long a client may take to get from connecting to transmission. Default 10 s.
     pub handshake_timeout: Duration,
@@ -354,8 +356,7 @@ fn share(config: &ServerConfig, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared
             idle_timeout: config.idle_timeout,
         },
         mailboxes,
-        connections: AtomicUsize::new(0),
-        max_connections: config.max_connections,
+        connections: Arc::new(Connections::new(config.max_connections)),
         next_id: AtomicUsize::new(1),
         tcp_tls: config.offer(config.tcp_tls),
         unix_tls: config.offer(config.unix_tls),
