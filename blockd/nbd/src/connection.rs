@@ -367,11 +367,13 @@ impl Connection {
         self.life = Life::Draining;
         self.phase = Phase::Over;
         self.full = false;
+        self.flow.stop_waiting(cx.budget);
         self.deadline = cx.now.checked_add(self.limits.drain_timeout);
     }
 
     /// Ends at once; what is in flight is not answered.
     pub(crate) fn abort(&mut self, why: &str, cx: &mut Context<'_>) {
+        self.flow.stop_waiting(cx.budget);
         self.drop_all(why, cx.pool);
     }
 
@@ -416,7 +418,7 @@ impl Connection {
             && sending.check_at <= now
             && self.life != Life::Aborted
         {
-            if cx.budget.is_exhausted() {
+            if self.flow.others_wait(cx.budget) {
                 self.abort("the client does not read its replies, and others wait for their memory", cx);
             } else {
                 sending.check_at = later(now, self.limits.stalled_send_timeout);
@@ -426,7 +428,7 @@ impl Connection {
             && *check_at <= now
             && self.life == Life::Open
         {
-            if cx.budget.is_exhausted() {
+            if self.flow.others_wait(cx.budget) {
                 let why =
                     "the client does not send the payload that it announced, and others wait for its memory";
                 self.abort(why, cx);
@@ -480,6 +482,11 @@ impl Connection {
             Life::Draining => sent,
             Life::Aborted => true,
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.flow.charged_bytes()
     }
 
     /// Requests are under way on other threads.

@@ -140,7 +140,7 @@ impl Driver {
         let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
         let now = Instant::now();
         let mut cx =
-            Context { pool: &mut pool, budget: &budget, wait_for_budget: &|| {}, work: &mut work, now };
+            Context { pool: &mut pool, budget: &budget, wake: &|| Box::new(|| {}), work: &mut work, now };
         let connection = Connection::new(tracing::Span::none(), Client::default(), tls, limits, &mut cx);
         Self { connection, catalog: Single(Memory::new()), pool, budget, work, sent: Vec::new(), now }
     }
@@ -182,7 +182,7 @@ impl Driver {
             &mut Context {
                 pool: &mut self.pool,
                 budget: &self.budget,
-                wait_for_budget: &|| {},
+                wake: &|| Box::new(|| {}),
                 work: &mut self.work,
                 now: self.now,
             },
@@ -424,7 +424,7 @@ fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
         while driver.work_some(0) {}
         assert!(taken_bytes < 100 << 20, "it takes for ever");
     }
-    (taken_bytes, driver.budget.used_bytes())
+    (taken_bytes, driver.connection.charged_bytes())
 }
 
 #[test]
@@ -487,7 +487,7 @@ fn times_are_kept() {
     assert_eq!(transfer, Some(28));
     let _sending = driver.connection.start_send(driver.now, &mut driver.pool).unwrap();
     assert!(!at(&mut driver, 61), "a slow reader hurts nobody");
-    driver.budget.wait(1, || Box::new(|| {}));
+    driver.budget.wait_for_ever(Box::new(|| {}));
     assert!(!at(&mut driver, 59));
     assert!(at(&mut driver, 2), "others wait for it");
 
@@ -518,14 +518,14 @@ fn a_payload_that_others_wait_for_must_come() {
         let soon = driver.now + Duration::from_secs(10);
         assert_eq!(driver.connection.next_check(), Some(soon));
         assert!(!at(&mut driver, 11), "nobody waits");
-        driver.budget.wait(1, || Box::new(|| {}));
+        driver.budget.wait_for_ever(Box::new(|| {}));
         assert!(!at(&mut driver, 9));
         assert!(at(&mut driver, 1), "others wait");
         assert_eq!(driver.connection.next_check(), None);
 
         let mut driver = Driver::attached(LIMITS);
-        driver.budget.wait(1, || Box::new(|| {}));
         assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
+        driver.budget.wait_for_ever(Box::new(|| {}));
         for _ in 0..100 {
             let mut slow = driver.connection.start_receive(driver.now).unwrap();
             slow.buffer.framed_mut()[slow.range.start] = 7;
@@ -536,7 +536,7 @@ fn a_payload_that_others_wait_for_must_come() {
     }
     // Between requests nothing is held that others could wait for.
     let mut driver = Driver::attached(LIMITS);
-    driver.budget.wait(1, || Box::new(|| {}));
+    driver.budget.wait_for_ever(Box::new(|| {}));
     let _idle = driver.connection.start_receive(driver.now).unwrap();
     assert_eq!(driver.connection.next_check(), None);
     assert!(!at(&mut driver, 3600));
@@ -558,7 +558,7 @@ fn a_leaving_client_gets_every_reply() {
 fn beyond_the_bound_of_all_only_a_little_is_taken() {
     let mut driver = Driver::attached(LIMITS);
     // Others have used everything up.
-    driver.budget.charge(1 << 30);
+    driver.budget.exhaust();
     assert_eq!(driver.receive_some(&read_request(1, 300_000), 100), Some(28));
     assert!(driver.work.is_empty());
     assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
@@ -568,9 +568,13 @@ fn beyond_the_bound_of_all_only_a_little_is_taken() {
     assert_eq!(driver.sent.len(), SIMPLE_REPLY_LEN_BYTES + 300_000);
 
     let mut driver = Driver::attached(LIMITS);
-    driver.budget.charge(1 << 30);
+    driver.budget.exhaust();
     let (_, charged) = flood(&mut driver, &read_request(1, 4096));
-    assert_eq!(charged - (1 << 30), crate::flow::GUARANTEED_BYTES);
+    assert_eq!(charged, crate::flow::GUARANTEED_BYTES);
+    assert!(driver.budget.is_exhausted(), "it waits for more");
+    // Whoever goes waits no longer, and holds nobody up.
+    driver.tell(|connection, cx| connection.abort("the test ends it", cx));
+    assert!(!driver.budget.is_exhausted());
 }
 
 #[test]

@@ -337,17 +337,15 @@ impl RingThread {
     }
 
     fn with_context<T>(&mut self, act: impl FnOnce(&mut Context<'_>) -> T) -> T {
-        let (shared, mailbox, id) = (&self.shared, &self.mailbox, self.id);
-        let wait_for_budget = || {
-            shared.budget.wait(id, || {
-                let mailbox = Arc::clone(mailbox);
-                Box::new(move || mailbox.post(Message::Retry))
-            });
+        let mailbox = &self.mailbox;
+        let wake = || -> Wake {
+            let mailbox = Arc::clone(mailbox);
+            Box::new(move || mailbox.post(Message::Retry))
         };
         act(&mut Context {
             pool: &mut self.pool,
-            budget: &shared.budget,
-            wait_for_budget: &wait_for_budget,
+            budget: &self.shared.budget,
+            wake: &wake,
             work: &mut self.work,
             now: self.now,
         })

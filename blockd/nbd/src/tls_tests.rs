@@ -304,7 +304,7 @@ fn a_client_that_does_not_read_is_bounded_over_tls() {
         secure.client_turn();
         while secure.server_turn(usize::MAX) || secure.driver.work_some(0) {}
         let stuck = secure.driver.connection.start_send(secure.driver.now, &mut secure.driver.pool).unwrap();
-        assert!(secure.driver.budget.used_bytes() > 0, "what is being sent is charged");
+        assert!(secure.driver.connection.charged_bytes() > 0, "what is being sent is charged");
         let mut taken_bytes = 0;
         loop {
             secure.client.writer().write_all(&read_request(1, len_bytes).repeat(100)).unwrap();
@@ -320,7 +320,7 @@ fn a_client_that_does_not_read_is_bounded_over_tls() {
             }
             assert!(taken_bytes < 10 << 20, "it takes for ever");
         }
-        let charged = secure.driver.budget.used_bytes();
+        let charged = secure.driver.connection.charged_bytes();
         assert!(charged <= LIMITS.in_flight_bytes, "{charged}");
         // It reads: everything that was taken is answered.
         let len = stuck.range.len();
