@@ -9,6 +9,7 @@ use crate::{
     registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
 };
 use blockd_api::{ApiError, ErrorCode, format_time};
+use blockd_extent::SnapshotId;
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
     StatusExtent, ZeroFlags,
@@ -155,9 +156,11 @@ fn contexts(points: &[SnapshotPoint]) -> Vec<String> {
 }
 
 /// The snapshot whose bitmap a context is.
-fn point_of<'a>(points: &'a [SnapshotPoint], context: &str) -> Result<&'a SnapshotPoint, DeviceError> {
-    let name = context.strip_prefix(DIRTY_BITMAP_PREFIX);
-    points.iter().find(|point| name == Some(point.name.as_str())).ok_or_else(|| {
+fn snapshot_of(
+    context: &str,
+    find: impl FnOnce(&str) -> Option<SnapshotId>,
+) -> Result<SnapshotId, DeviceError> {
+    context.strip_prefix(DIRTY_BITMAP_PREFIX).and_then(find).ok_or_else(|| {
         let message = format!("there is no metadata context {context}: its snapshot may have been deleted");
         DeviceError::new(DeviceErrorKind::InvalidInput, message)
     })
@@ -260,7 +263,7 @@ impl BlockDevice for VolumeDevice {
             let runs = self.done(self.volume.allocation(offset_bytes, len_bytes, max_extents))?;
             extents.extend(runs.into_iter().map(allocation_extent));
         } else {
-            let since = point_of(&self.entry().snapshots(), context)?.id;
+            let since = snapshot_of(context, |name| self.entry().snapshot_named(name))?;
             let runs = self.done(self.volume.dirty_since(since, offset_bytes, len_bytes, max_extents))?;
             extents.extend(runs.into_iter().map(dirty_extent));
         }
@@ -333,7 +336,8 @@ impl BlockDevice for SnapshotDevice {
             let runs = self.view.allocation(offset_bytes, len_bytes, max_extents);
             extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(allocation_extent));
         } else {
-            let since = point_of(&self.older, context)?.id;
+            let of_name = |name: &str| self.older.iter().find(|point| point.name.as_str() == name);
+            let since = snapshot_of(context, |name| of_name(name).map(|point| point.id))?;
             let runs = self.view.dirty_since(since, offset_bytes, len_bytes, max_extents);
             extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(dirty_extent));
         }
@@ -348,7 +352,7 @@ mod tests {
         db::{SnapshotRow, SnapshotState, VolumeRow, VolumeState},
         registry::VolumeEntry,
     };
-    use blockd_extent::{SnapshotId, VolumeId};
+    use blockd_extent::VolumeId;
 
     fn add(registry: &Registry, dir: &std::path::Path, number: u64, name: &str) -> Arc<VolumeEntry> {
         let id = VolumeId::from_u64(number);

@@ -344,11 +344,14 @@ impl Transmission {
     fn choose(&self, payload: &[u8]) -> Option<(u64, Arc<[MetaContext]>)> {
         let mut reader = Reader::new(payload);
         let len_bytes = reader.u64()?;
-        let mut contexts: Vec<MetaContext> = Vec::new();
+        let mut contexts = Vec::new();
+        let mut is_chosen = vec![false; self.contexts.len()];
         while !reader.is_empty() {
             let id = reader.u32()?;
-            let context = self.contexts.iter().find(|context| context.id == id)?;
-            if !contexts.contains(context) {
+            // They are numbered from 1.
+            let index = (id as usize).checked_sub(1)?;
+            let context = self.contexts.get(index).filter(|context| context.id == id)?;
+            if !std::mem::replace(is_chosen.get_mut(index)?, true) {
                 contexts.push(context.clone());
             }
         }
