@@ -49,7 +49,7 @@ fn at_once(offset_bytes: u64) -> bool {
 
 impl BlockDevice for Memory {
     fn size_bytes(&self) -> u64 {
-        DEVICE_BYTES as u64
+        self.0.lock().len() as u64
     }
     fn is_read_only(&self) -> bool {
         false

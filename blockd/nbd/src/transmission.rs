@@ -172,11 +172,16 @@ impl Transmission {
     }
 
     fn judge(&mut self, request: &Request) -> Verdict {
+        self.fits(request);
+        request.judge(&self.terms)
+    }
+
+    /// Whether a request lies within the device, which may have grown since the client was told its size.
+    fn fits(&mut self, request: &Request) -> bool {
         if !request.fits(&self.terms) {
-            // It may have grown since the client was told.
             self.terms.size_bytes = self.terms.size_bytes.max(self.device.size_bytes());
         }
-        request.judge(&self.terms)
+        request.fits(&self.terms)
     }
 
     fn next_request(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Option<Pause> {
@@ -328,10 +333,11 @@ impl Transmission {
         let payload_len = request.len_bytes as usize;
         let chosen = inbox.unread().get(..payload_len).and_then(|payload| self.choose(payload));
         inbox.consume(payload_len);
-        let fits = |len_bytes: u64| len_bytes > 0 && Request { len_bytes, ..*request }.fits(&self.terms);
         match chosen {
-            Some((len_bytes, contexts)) if fits(len_bytes) => {
-                let mut work = self.work(request, operation, None);
+            Some((len_bytes, contexts))
+                if len_bytes > 0 && self.fits(&Request { len_bytes, ..*request }) =>
+            {
+                let mut work = self.work(request, operation, None, flow);
                 work.len_bytes = len_bytes;
                 work.contexts = contexts;
                 flow.start(Work::Request(work), cx);
