@@ -299,6 +299,7 @@ impl Handshake {
             if option == NBD_OPT_EXPORT_NAME || len_bytes > MAX_OPTION_DISCARD_BYTES {
                 return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::OptionTooLong(len_bytes)));
             }
+            self.forget_contexts(option);
             self.state = State::Discard { option, len_bytes, remaining_bytes: len_bytes };
             return (OPTION_HEADER_LEN_BYTES, Step::Continue);
         }
@@ -379,16 +380,20 @@ impl Handshake {
     }
 
     fn meta_request(&mut self, option: u32, data: &[u8]) -> Result<MetaRequest, Refusal> {
-        if option == NBD_OPT_SET_META_CONTEXT {
-            // Whatever comes of it, the choice before is over.
-            self.contexts = None;
-        }
+        self.forget_contexts(option);
         if self.mode == ReplyMode::Simple {
             let message =
                 "metadata contexts need structured replies or extended headers: ask for those first";
             return Err(Refusal::new(NBD_REP_ERR_INVALID, message));
         }
         meta_context::decode_meta_request(data)
+    }
+
+    /// Whatever comes of a new choice, the one before is over.
+    fn forget_contexts(&mut self, option: u32) {
+        if option == NBD_OPT_SET_META_CONTEXT {
+            self.contexts = None;
+        }
     }
 
     fn contexts_answer(
