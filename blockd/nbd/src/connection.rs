@@ -343,6 +343,9 @@ impl Connection {
                 if is_over || self.life == Life::Aborted {
                     self.flow.outbox.clear(cx.pool);
                 }
+                if self.full {
+                    self.take_input(cx);
+                }
             }
             Done::Answer(answer) if self.life == Life::Open => self.answer(answer, cx),
             Done::Answer(_) => {}
@@ -383,6 +386,7 @@ impl Connection {
         }
         tracing::debug!(parent: &self.span, reason = why, "the connection is dropped");
         self.life = Life::Aborted;
+        self.flow.abandon();
         self.phase = Phase::Over;
         self.full = false;
         self.deadline = None;

@@ -16,7 +16,7 @@ use crate::device::{
     BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, StatusExtent,
     ZeroFlags,
 };
-use crate::flow::{Context, REQUEST_OVERHEAD_BYTES, Wake};
+use crate::flow::{Context, MAX_JOBS, REQUEST_OVERHEAD_BYTES, Wake};
 use crate::reply::ReplyMode;
 use crate::request::Request;
 use crate::worker::{Done, Work};
@@ -594,4 +594,44 @@ fn the_negotiation_is_answered_before_any_request() {
     assert_eq!(answer[..8], (DEVICE_BYTES as u64).to_be_bytes());
     assert_eq!(answer.len(), 10 + SIMPLE_REPLY_LEN_BYTES + 200_000);
     assert_eq!(answer[10..14], SIMPLE_REPLY_MAGIC.to_be_bytes());
+}
+
+#[test]
+fn one_connection_does_not_occupy_all_workers() {
+    let trim = Request { flags: 0, command: NBD_CMD_TRIM, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
+    let mut driver = Driver::attached(LIMITS);
+    let input = trim.encode().repeat(3 * MAX_JOBS);
+    assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
+    assert_eq!(driver.work.len(), MAX_JOBS);
+    assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
+    driver.work_some(0);
+    assert_eq!(driver.work.len(), MAX_JOBS, "one was done, the next one came");
+    while driver.work_some(0) || driver.send_some(usize::MAX) {}
+    assert_eq!(driver.sent.len(), 3 * MAX_JOBS * SIMPLE_REPLY_LEN_BYTES);
+    assert!(driver.connection.start_receive(driver.now).is_some());
+}
+
+#[test]
+fn nothing_more_is_done_for_a_connection_that_was_dropped() {
+    let zeroes = Request { flags: 0, command: NBD_CMD_WRITE_ZEROES, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
+    let mut driver = Driver::attached(LIMITS);
+    let before = driver.catalog.0.0.lock().clone();
+    driver.receive_some(&zeroes.encode(), usize::MAX);
+    driver.tell(|connection, cx| connection.abort("the test ends it", cx));
+    assert!(driver.work_some(0), "it was handed out already");
+    assert!(*driver.catalog.0.0.lock() == before);
+    assert!(driver.connection.is_finished());
+}
+
+#[test]
+fn a_block_status_with_payload_sees_that_the_export_grew() {
+    let mut driver = Driver::attached_in(ReplyMode::Extended, LIMITS);
+    driver.catalog.0.0.lock().extend([0; 40_000]);
+    let offset_bytes = DEVICE_BYTES as u64 - 20_000;
+    let flags = NBD_CMD_FLAG_PAYLOAD_LEN;
+    let request = Request { flags, command: NBD_CMD_BLOCK_STATUS, cookie: 1, offset_bytes, len_bytes: 12 };
+    let input = [&request.encode_extended()[..], &60_000_u64.to_be_bytes(), &1_u32.to_be_bytes()].concat();
+    driver.run(&input, &[1 << 20]);
+    let reply = chunks(&driver.sent, true, &BTreeMap::new());
+    assert_eq!(reply[&1].0, 0, "no error");
 }

@@ -1,5 +1,7 @@
 //! What a connection has in flight: replies to be sent, requests being carried out, and the bytes charged for both.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::budget::{Budget, Ticket};
@@ -13,6 +15,9 @@ pub(crate) const REQUEST_OVERHEAD_BYTES: u64 = 4096;
 /// What a connection may have in flight even when all connections together have used up theirs, in bytes: slow ones
 /// cannot bring the others to a halt.
 pub(crate) const GUARANTEED_BYTES: u64 = 256 << 10;
+/// Requests of one connection that may wait for a worker or be with one. Some take long and cost next to no bytes: more
+/// of them would keep the workers from everybody else.
+pub(crate) const MAX_JOBS: usize = 64;
 
 /// Wakes the ring thread of a connection that waits for the budget.
 pub(crate) type Wake = Box<dyn Fn() + Send>;
@@ -33,6 +38,8 @@ pub(crate) struct Flow {
     pub(crate) outbox: Outbox,
     /// Work handed out and not yet done.
     pub(crate) jobs: usize,
+    /// Nobody wants to know what becomes of the work that was handed out.
+    pub(crate) abandoned: Arc<AtomicBool>,
     charged_bytes: u64,
     /// While a request waits for the budget.
     ticket: Option<Ticket>,
@@ -41,7 +48,17 @@ pub(crate) struct Flow {
 
 impl Flow {
     pub(crate) fn new(limit_bytes: u64) -> Self {
-        Self { outbox: Outbox::default(), jobs: 0, charged_bytes: 0, ticket: None, limit_bytes }
+        Self { outbox: Outbox::default(), jobs: 0, abandoned: Arc::default(), charged_bytes: 0, ticket: None, limit_bytes }
+    }
+
+    /// As much work is handed out as may be.
+    pub(crate) fn has_all_jobs(&self) -> bool {
+        self.jobs >= MAX_JOBS
+    }
+
+    /// Work that was handed out need not be carried out any more.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
     }
 
     /// Charges a request's bytes, or returns `false`: then the request must wait until something is released.

@@ -185,6 +185,9 @@ impl Transmission {
     }
 
     fn next_request(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Option<Pause> {
+        if flow.has_all_jobs() {
+            return Some(Pause::Full);
+        }
         let request = match self.decode(inbox.unread()) {
             None => return Some(Pause::Input),
             Some(Err(())) => return Some(Pause::Broken("a request did not start with its magic")),
@@ -407,7 +410,13 @@ impl Transmission {
         }
     }
 
-    fn work(&self, request: &Request, operation: Operation, buffer: Option<Buffer>) -> RequestWork {
+    fn work(
+        &self,
+        request: &Request,
+        operation: Operation,
+        buffer: Option<Buffer>,
+        flow: &Flow,
+    ) -> RequestWork {
         RequestWork {
             device: Arc::clone(&self.device),
             operation,
@@ -417,6 +426,7 @@ impl Transmission {
             buffer,
             contexts: Arc::clone(&self.contexts),
             charge_bytes: charge(request, operation),
+            abandoned: Arc::clone(&flow.abandoned),
         }
     }
 
@@ -428,7 +438,8 @@ impl Transmission {
         flow: &mut Flow,
         cx: &mut Context<'_>,
     ) {
-        flow.start(Work::Request(self.work(request, operation, buffer)), cx);
+        let work = self.work(request, operation, buffer, flow);
+        flow.start(Work::Request(work), cx);
     }
 
     fn fail(
