@@ -51,6 +51,8 @@ pub(crate) struct TlsSession {
     /// What is left of a chunk that did not fit into one send.
     sealing: Option<Chunk>,
     is_established: bool,
+    /// The client has said that it sends nothing more. The session says so once, to whoever asks it for anything.
+    peer_closed: bool,
     /// Nothing more can be encrypted: our end was announced, or the session is broken.
     is_over: bool,
 }
@@ -86,6 +88,7 @@ impl TlsSession {
             records: Vec::new(),
             sealing: None,
             is_established: false,
+            peer_closed: false,
             is_over: false,
         }
     }
@@ -119,6 +122,9 @@ impl TlsSession {
         }
         self.plain.clear();
         self.plain_start = 0;
+        if self.peer_closed {
+            return Ok(Opened::Closed);
+        }
         match self.drive(Some(plain), Seal::Nothing) {
             Ok(Driven::Plain(len_bytes)) => Ok(Opened::Plain(len_bytes)),
             Ok(Driven::Closed) => Ok(Opened::Closed),
@@ -333,8 +339,12 @@ impl TlsSession {
                         Seal::Close(room) => sealed(&traffic.queue_close_notify(room)),
                     });
                 }
-                ConnectionState::PeerClosed if matches!(seal, Seal::Nothing) => driven = Some(Driven::Closed),
-                ConnectionState::PeerClosed => {}
+                ConnectionState::PeerClosed => {
+                    self.peer_closed = true;
+                    if matches!(seal, Seal::Nothing) {
+                        driven = Some(Driven::Closed);
+                    }
+                }
                 ConnectionState::Closed => driven = Some(Driven::Closed),
                 // Early data is not offered.
                 _ => driven = Some(Driven::Idle),
