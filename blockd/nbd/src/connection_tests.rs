@@ -495,6 +495,16 @@ fn times_are_kept() {
     driver.receive_some(&read_request(1, 300_000), 1000);
     driver.tell(|connection, cx| connection.drain("the test ends it", cx));
     assert!(!at(&mut driver, 29));
+    // One that reads a little now and then is no better.
+    let mut driver = Driver::attached(LIMITS);
+    driver.receive_some(&read_request(1, 300_000), 1000);
+    driver.work_some(0);
+    driver.budget.wait_for_ever(Box::new(|| {}));
+    for second in 0..60 {
+        assert!(driver.send_some(1));
+        assert_eq!(at(&mut driver, 1), second == 59);
+    }
+
     assert!(!driver.connection.is_finished(), "a request is in flight");
     assert!(at(&mut driver, 2));
     assert!(!driver.connection.is_finished(), "and still is");
@@ -526,13 +536,21 @@ fn a_payload_that_others_wait_for_must_come() {
         let mut driver = Driver::attached(LIMITS);
         assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
         driver.budget.wait_for_ever(Box::new(|| {}));
-        for _ in 0..100 {
+        for second in 0..10 {
             let mut slow = driver.connection.start_receive(driver.now).unwrap();
             slow.buffer.framed_mut()[slow.range.start] = 7;
-            assert!(!at(&mut driver, 9), "it comes slowly");
+            assert_eq!(at(&mut driver, 1), second == 9, "a byte a second, for {second} s");
             driver.tell(|connection, cx| connection.end_receive(slow.buffer, Ok(1), cx));
         }
-        assert_eq!(driver.receive_some(&[7; 299_900], usize::MAX).map(|len| len > 0), Some(true));
+    }
+    // One that gets on may take its time.
+    let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 3 << 20 };
+    let mut driver = Driver::attached(LIMITS);
+    assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
+    driver.budget.wait_for_ever(Box::new(|| {}));
+    for _ in 0..6 {
+        assert_eq!(driver.receive_some(&[7; 1 << 19], usize::MAX), Some(1 << 19));
+        assert!(!at(&mut driver, 4));
     }
     // Between requests nothing is held that others could wait for.
     let mut driver = Driver::attached(LIMITS);

@@ -34,6 +34,7 @@ mod mailbox;
 pub mod meta_context;
 mod options;
 mod outbox;
+mod patience;
 pub mod reply;
 pub mod request;
 mod ring;

@@ -49,10 +49,11 @@ pub struct ServerConfig {
     /// How long a connection that is ending, because the client disconnects, may take to carry out its last
     /// requests and send their replies. Default 30 s.
     pub drain_timeout: Duration,
-    /// How long a send may take while others wait for the memory that it holds. Default 60 s.
+    /// How long a client may take to read 1 MiB of its replies, or the rest of them, while others wait for the memory that
+    /// they hold. Default 60 s.
     pub stalled_send_timeout: Duration,
-    /// How long a client that has announced a payload may send nothing of it while others wait for the memory that
-    /// is kept for it. Default 10 s.
+    /// How long a client that has announced a payload may take to send 1 MiB of it, or the rest, while others wait for the
+    /// memory that is kept for it. Default 10 s.
     pub stalled_receive_timeout: Duration,
     /// How long [`Server::shutdown`] lets requests in flight finish. Default 10 s.
     pub shutdown_timeout: Duration,

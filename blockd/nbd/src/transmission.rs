@@ -33,6 +33,8 @@ pub(crate) struct Transmission {
     /// header, so that its payload need not be copied out of the inbox.
     expects_large: bool,
     warned: bool,
+    /// How many payloads have been waited for.
+    payloads: u64,
 }
 
 /// What the next received bytes are.
@@ -82,6 +84,7 @@ impl Transmission {
             input: Input::Requests,
             expects_large: false,
             warned: false,
+            payloads: 0,
         }
     }
 
@@ -112,9 +115,9 @@ impl Transmission {
         }
     }
 
-    /// The next bytes are the payload of a request that has been admitted.
-    pub(crate) fn awaits_payload(&self) -> bool {
-        !matches!(self.input, Input::Requests)
+    /// If the next bytes are the payload of a request that has been admitted: which one.
+    pub(crate) fn awaited_payload(&self) -> Option<u64> {
+        (!matches!(self.input, Input::Requests)).then_some(self.payloads)
     }
 
     /// A receive is over.
@@ -229,6 +232,7 @@ impl Transmission {
             }
             Verdict::Refuse { errno } => {
                 self.expects_large = false;
+                self.payloads += 1;
                 self.input = Input::Discard {
                     // A longer one than is thrown away has cost the connection.
                     remaining_bytes: payload_len_bytes as usize,
@@ -257,6 +261,7 @@ impl Transmission {
             buffer.payload_mut()[..filled_bytes].copy_from_slice(unread);
             inbox.consume(filled_bytes);
             self.expects_large = true;
+            self.payloads += 1;
             self.input = Input::Payload { request: *request, fua, buffer: Some(buffer), filled_bytes };
             return;
         };
