@@ -33,7 +33,7 @@ pub(crate) struct ConnectionLimits {
     /// How long next to nothing of an announced payload may come while others wait for the memory that it was promised.
     pub(crate) stalled_receive_timeout: Duration,
     pub(crate) in_flight_bytes: u64,
-    /// How long a connection in transmission may have nothing to do.
+    /// How long a connection in transmission may have nothing to do, unless it is from this host.
     pub(crate) idle_timeout: Option<Duration>,
 }
 
@@ -476,7 +476,10 @@ impl Connection {
 
     /// When an idle connection ends.
     fn idle_until(&self) -> Option<Instant> {
-        let is_waiting = self.life == Life::Open && matches!(self.phase, Phase::Transmission(_));
+        // This host's devices are idle when nobody uses them, and must be there when somebody does.
+        let is_waiting = self.life == Life::Open
+            && matches!(self.phase, Phase::Transmission(_))
+            && !self.client.is_local;
         let timeout = self.limits.idle_timeout.filter(|_| is_waiting)?;
         self.active_at.checked_add(timeout)
     }

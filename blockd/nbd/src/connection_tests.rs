@@ -137,11 +137,15 @@ impl Driver {
     }
 
     fn with_tls(limits: ConnectionLimits, tls: TlsOffer) -> Self {
+        Self::of_client(limits, tls, Client::default())
+    }
+
+    fn of_client(limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
         let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
         let now = Instant::now();
         let mut cx =
             Context { pool: &mut pool, budget: &budget, wake: &|| Box::new(|| {}), work: &mut work, now };
-        let connection = Connection::new(tracing::Span::none(), Client::default(), tls, limits, &mut cx);
+        let connection = Connection::new(tracing::Span::none(), client, tls, limits, &mut cx);
         Self { connection, catalog: Single(Memory::new()), pool, budget, work, sent: Vec::new(), now }
     }
 
@@ -491,10 +495,6 @@ fn times_are_kept() {
     assert!(!at(&mut driver, 59));
     assert!(at(&mut driver, 2), "others wait for it");
 
-    let mut driver = Driver::attached(LIMITS);
-    driver.receive_some(&read_request(1, 300_000), 1000);
-    driver.tell(|connection, cx| connection.drain("the test ends it", cx));
-    assert!(!at(&mut driver, 29));
     // One that reads a little now and then is no better.
     let mut driver = Driver::attached(LIMITS);
     driver.receive_some(&read_request(1, 300_000), 1000);
@@ -505,6 +505,10 @@ fn times_are_kept() {
         assert_eq!(at(&mut driver, 1), second == 59);
     }
 
+    let mut driver = Driver::attached(LIMITS);
+    driver.receive_some(&read_request(1, 300_000), 1000);
+    driver.tell(|connection, cx| connection.drain("the test ends it", cx));
+    assert!(!at(&mut driver, 29));
     assert!(!driver.connection.is_finished(), "a request is in flight");
     assert!(at(&mut driver, 2));
     assert!(!driver.connection.is_finished(), "and still is");
@@ -652,4 +656,41 @@ fn a_block_status_with_payload_sees_that_the_export_grew() {
     driver.run(&input, &[1 << 20]);
     let reply = chunks(&driver.sent, true, &BTreeMap::new());
     assert_eq!(reply[&1].0, 0, "no error");
+}
+
+#[test]
+fn a_choice_of_contexts_that_is_too_long_leaves_none() {
+    let mut driver = Driver::new();
+    let mut hello = 3_u32.to_be_bytes().to_vec();
+    let mut option = |option: u32, data: &[u8]| {
+        hello.extend(OPTION_MAGIC.to_be_bytes());
+        hello.extend(option.to_be_bytes());
+        hello.extend((data.len() as u32).to_be_bytes());
+        hello.extend(data);
+    };
+    option(NBD_OPT_STRUCTURED_REPLY, &[]);
+    let base = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 15], BASE_ALLOCATION.as_bytes()].concat();
+    option(NBD_OPT_SET_META_CONTEXT, &base);
+    option(NBD_OPT_SET_META_CONTEXT, &[0; 70_000]);
+    option(NBD_OPT_EXPORT_NAME, &[]);
+    driver.run(&hello, &[1 << 20]);
+    driver.sent.clear();
+    let status =
+        Request { flags: 0, command: NBD_CMD_BLOCK_STATUS, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
+    driver.run(&status.encode(), &[1 << 20]);
+    assert_eq!(chunks(&driver.sent, false, &BTreeMap::new())[&1].0, NBD_EINVAL);
+}
+
+#[test]
+fn an_idle_device_of_this_host_stays() {
+    let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
+    for is_local in [false, true] {
+        let client = Client { is_local, ..Client::default() };
+        let mut driver = Driver::of_client(limits, TlsOffer::Off, client);
+        let go = [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
+        driver.run(&go, &[1 << 20]);
+        driver.now += Duration::from_secs(61);
+        driver.tell(Connection::check_time);
+        assert_eq!(driver.connection.start_receive(driver.now).is_some(), is_local);
+    }
 }

@@ -44,7 +44,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// How long a client may take to get from connecting to transmission. Default 10 s.
     pub handshake_timeout: Duration,
-    /// How long a connection in transmission may receive and answer nothing before it is closed. Default: for ever.
+    /// How long a connection in transmission may receive and answer nothing before it is closed; those of unix sockets, which
+    /// may be this host's devices, are not. Default: for ever.
     pub idle_timeout: Option<Duration>,
     /// How long a connection that is ending, because the client disconnects, may take to carry out its last
     /// requests and send their replies. Default 30 s.
