@@ -25,6 +25,7 @@ use crate::worker::{Done, Work};
 mod tls_tests;
 
 const DEVICE_BYTES: usize = 4 << 20;
+const EXPORTS: usize = 3000;
 const LIMITS: ConnectionLimits = ConnectionLimits {
     handshake_timeout: Duration::from_secs(10),
     drain_timeout: Duration::from_secs(30),
@@ -112,7 +113,13 @@ impl ExportCatalog for Single {
         Ok(Arc::clone(&self.0) as Arc<dyn BlockDevice>)
     }
     fn list(&self, _: &Client) -> Vec<ExportInfo> {
-        Vec::new()
+        let export = |number| ExportInfo {
+            name: format!("export {number}"),
+            description: "d".repeat(if number < 100 { 4000 } else { 40 }),
+            size_bytes: DEVICE_BYTES as u64,
+            read_only: false,
+        };
+        (0..EXPORTS).map(export).collect()
     }
 }
 
@@ -693,4 +700,34 @@ fn an_idle_device_of_this_host_stays() {
         driver.tell(Connection::check_time);
         assert_eq!(driver.connection.start_receive(driver.now).is_some(), is_local);
     }
+}
+
+#[test]
+fn a_long_list_is_made_as_it_is_read() {
+    let mut driver = Driver::new();
+    let hello = [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &NBD_OPT_LIST.to_be_bytes(), &[0; 4]];
+    let hello = hello.concat();
+    assert!(driver.send_some(usize::MAX), "the greeting");
+    driver.sent.clear();
+    assert_eq!(driver.receive_some(&hello, usize::MAX), Some(hello.len()));
+    let mut parts = 0;
+    while driver.work_some(0) {
+        assert!(driver.work.is_empty(), "nothing more is asked for before that is sent");
+        let before = driver.sent.len();
+        while driver.send_some(50_000) {}
+        assert!(driver.sent.len() - before < 140 << 10);
+        parts += 1;
+    }
+    assert!(parts > 5);
+    let number = |bytes: &[u8]| bytes.iter().fold(0_usize, |number, byte| number << 8 | usize::from(*byte));
+    let (mut rest, mut names) = (&driver.sent[..], Vec::new());
+    while number(&rest[12..16]) == NBD_REP_SERVER as usize {
+        let (len, name_len) = (number(&rest[16..20]), number(&rest[20..24]));
+        names.push(String::from_utf8(rest[24..24 + name_len].to_vec()).unwrap());
+        rest = &rest[20 + len..];
+    }
+    assert_eq!(number(&rest[12..16]), NBD_REP_ACK as usize);
+    assert_eq!(rest.len(), 20);
+    assert!(names.into_iter().eq((0..EXPORTS).map(|number| format!("export {number}"))));
+    assert!(driver.connection.start_receive(driver.now).is_some(), "the next option");
 }

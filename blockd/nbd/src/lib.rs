@@ -31,6 +31,7 @@ mod inbox;
 pub mod kernel;
 mod listener;
 mod mailbox;
+mod lookup;
 pub mod meta_context;
 mod options;
 mod outbox;
