@@ -100,6 +100,8 @@ pub(crate) struct Connection {
     patience: Option<Patience>,
     /// The rest of a send that was cut short.
     rest: Option<Chunk>,
+    /// The client has closed its side.
+    has_ended: bool,
     /// Nothing more is taken until everything is sent: the negotiation goes step by step.
     in_step: bool,
     /// A request waits until others have finished.
@@ -140,6 +142,7 @@ impl Connection {
             sending: None,
             patience: None,
             rest: None,
+            has_ended: false,
             in_step: true,
             full: false,
             deadline: cx.now.checked_add(limits.handshake_timeout),
@@ -204,6 +207,7 @@ impl Connection {
     pub(crate) fn end_receive(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
         self.is_receiving = false;
         self.active_at = cx.now;
+        self.has_ended |= matches!(result, Ok(0));
         let len_bytes = *result.as_ref().unwrap_or(&0);
         if let Some(payload) = &mut self.payload {
             payload.patience.moved(len_bytes as u64, cx.now);
@@ -488,7 +492,12 @@ impl Connection {
         self.flow.jobs == 0 && self.sending.is_none() && !self.full && self.is_flushed()
     }
 
-    /// The socket is to be shut down for receiving: what is under way will not be used.
+    /// A client that sees its replies, and then the end, may still have to come: it has not closed its side.
+    pub(crate) fn may_linger(&self) -> bool {
+        self.life == Life::Draining && !self.has_ended
+    }
+
+    /// The receive is to be cancelled: what it brings will not be used.
     pub(crate) fn refuses_input(&self) -> bool {
         self.life != Life::Open && self.is_receiving
     }

@@ -15,6 +15,7 @@ use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::connection_count::{Connections, Place, Reports};
 use crate::device::Client;
 use crate::flow::{Context, Wake};
+use crate::linger::{Lingering, SCRAP_BYTES};
 use crate::listener::{Listener, Peer};
 use crate::mailbox::Mailbox;
 use crate::ring::{Completion, Outcome, Ring, Transfer};
@@ -68,8 +69,10 @@ pub(crate) struct Shared {
 struct Entry {
     connection: Connection,
     socket: Arc<OwnedFd>,
-    shut_down: Option<Shutdown>,
-    _place: Place,
+    /// Its receive was cancelled.
+    is_cancelled: bool,
+    is_shut_down: bool,
+    place: Place,
 }
 
 struct Slot {
@@ -84,6 +87,8 @@ enum Tag {
     Accept(usize),
     Receive(usize),
     Send(usize),
+    /// A receive of a connection that is otherwise gone.
+    Linger(usize),
 }
 
 impl Tag {
@@ -93,17 +98,19 @@ impl Tag {
             Self::Accept(index) => (1, index),
             Self::Receive(index) => (2, index),
             Self::Send(index) => (3, index),
+            Self::Linger(index) => (4, index),
         };
-        (index as u64) << 2 | kind
+        (index as u64) << 3 | kind
     }
 
     fn unpack(tag: u64) -> Self {
-        let index = (tag >> 2) as usize;
-        match tag & 3 {
+        let index = (tag >> 3) as usize;
+        match tag & 7 {
             0 => Self::Wake,
             1 => Self::Accept(index),
             2 => Self::Receive(index),
-            _ => Self::Send(index),
+            3 => Self::Send(index),
+            _ => Self::Linger(index),
         }
     }
 }
@@ -120,6 +127,7 @@ pub(crate) struct RingThread {
     slots: Vec<Slot>,
     free: Vec<u32>,
     live: usize,
+    lingering: Lingering,
     listeners: Vec<Listener>,
     /// Accepts under way.
     accepting: usize,
@@ -157,6 +165,7 @@ impl RingThread {
             slots: Vec::new(),
             free: Vec::new(),
             live: 0,
+            lingering: Lingering::default(),
             listeners,
             accepting: 0,
             paused: Vec::new(),
@@ -205,7 +214,7 @@ impl RingThread {
         let Some(stop_at) = self.stop_at else {
             return false;
         };
-        (self.live == 0 && self.accepting == 0)
+        (self.live == 0 && self.accepting == 0 && self.lingering.is_empty())
             || self.now >= stop_at.checked_add(ABORT_GRACE).unwrap_or(stop_at)
     }
 
@@ -219,6 +228,7 @@ impl RingThread {
             (Tag::Send(index), Outcome::Transferred { buffer, result }) => {
                 self.with_connection(index, |connection, cx| connection.end_send(buffer, result, cx));
             }
+            (Tag::Linger(index), Outcome::Transferred { buffer, result }) => self.lingered(index, buffer, result),
             (tag, _) => tracing::error!(?tag, "a completion of the wrong kind"),
         }
     }
@@ -328,7 +338,7 @@ impl RingThread {
         let is_local = matches!(peer, Peer::Unix);
         let client = Client { peer: peer.to_string(), certificate_names: Vec::new(), is_local };
         let connection = self.with_context(|cx| Connection::new(span, client, tls, limits, cx));
-        let entry = Entry { connection, socket: Arc::new(socket), shut_down: None, _place: place };
+        let entry = Entry { connection, socket: Arc::new(socket), is_cancelled: false, is_shut_down: false, place };
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
             self.live += 1;
@@ -382,19 +392,13 @@ impl RingThread {
         if let Some(transfer) = connection.start_receive(self.now) {
             self.ring.recv(&entry.socket, transfer, Tag::Receive(index).pack());
         }
-        let wanted = if connection.is_aborted() {
-            Some(Shutdown::Both)
-        } else if connection.refuses_input() {
-            Some(Shutdown::Read)
-        } else {
-            None
-        };
-        if let Some(how) = wanted
-            && entry.shut_down != wanted
-        {
-            // Ends what is under way on the socket; if the peer has done so already, all the better.
-            let _ = shutdown(&entry.socket, how);
-            entry.shut_down = wanted;
+        if connection.is_aborted() {
+            if !std::mem::replace(&mut entry.is_shut_down, true) {
+                // Ends what is under way on the socket; if the peer has done so already, all the better.
+                let _ = shutdown(&entry.socket, Shutdown::Both);
+            }
+        } else if connection.refuses_input() && !std::mem::replace(&mut entry.is_cancelled, true) {
+            self.ring.cancel(Tag::Receive(index).pack());
         }
         if connection.is_finished() {
             self.remove(index);
@@ -411,7 +415,29 @@ impl RingThread {
             slot.generation = slot.generation.wrapping_add(1);
             self.free.push(index as u32);
             self.live -= 1;
+            let may_linger = entry.connection.may_linger();
             entry.connection.release(&mut self.pool, &self.shared.budget);
+            if may_linger && shutdown(&entry.socket, Shutdown::Write).is_ok() {
+                let socket = Arc::clone(&entry.socket);
+                let (index, until) = self.lingering.insert(entry.socket, entry.place, self.now);
+                let buffer = self.pool.take(SCRAP_BYTES);
+                self.throw_away(&socket, buffer, index);
+                self.check_at(until);
+            }
+        }
+    }
+
+    /// Receives what nobody wants.
+    fn throw_away(&mut self, socket: &Arc<OwnedFd>, buffer: Buffer, index: usize) {
+        let transfer = Transfer { buffer, range: 0..SCRAP_BYTES, all: false };
+        self.ring.recv(socket, transfer, Tag::Linger(index).pack());
+    }
+
+    fn lingered(&mut self, index: usize, buffer: Buffer, result: io::Result<usize>) {
+        let has_ended = !matches!(result, Ok(len_bytes) if len_bytes > 0);
+        match self.lingering.received(index, has_ended, self.now).map(Arc::clone) {
+            Some(socket) => self.throw_away(&socket, buffer, index),
+            None => self.pool.give(buffer),
         }
     }
 
@@ -433,6 +459,13 @@ impl RingThread {
             self.check_at(if stop_at > self.now { stop_at } else { end });
         }
         let over = stop_at.is_some_and(|stop_at| stop_at <= self.now);
+        for socket in self.lingering.overdue(self.now, over) {
+            // Ends its receive; if the peer has done so already, all the better.
+            let _ = shutdown(&socket, Shutdown::Both);
+        }
+        if let Some(check) = self.lingering.next_check() {
+            self.check_at(check);
+        }
         for index in 0..self.slots.len() {
             self.with_connection(index, |connection, cx| {
                 if over {
@@ -470,7 +503,7 @@ mod tests {
 
     #[test]
     fn tags_survive_packing() {
-        for tag in [Tag::Wake, Tag::Accept(1), Tag::Receive(0), Tag::Send(u32::MAX as usize)] {
+        for tag in [Tag::Wake, Tag::Accept(1), Tag::Receive(0), Tag::Send(u32::MAX as usize), Tag::Linger(7)] {
             assert_eq!(Tag::unpack(tag.pack()), tag);
         }
     }

@@ -447,3 +447,19 @@ fn settings_and_addresses_are_checked() {
     let error = Server::start(config, catalog()).unwrap_err();
     assert!(matches!(error, NbdError::SocketInUse { .. }), "{error}");
 }
+
+#[test]
+fn replies_are_not_lost_to_a_client_that_goes_on_sending() {
+    let server = TestServer::instant(MIB);
+    let mut client = server.attach();
+    client.request(NBD_CMD_READ, 0, 0, 4096);
+    client.request(NBD_CMD_DISC, 0, 0, 0);
+    // More than is received with the requests, and than the socket holds.
+    client.send(&pattern(1, MIB / 2));
+    assert_eq!(client.reply().0, 0);
+    client.receive(4096);
+    let mut rest = [0];
+    let end = std::io::Read::read(&mut client.stream, &mut rest).unwrap();
+    assert_eq!(end, 0, "the end, not a reset");
+    server.wait_until_detached();
+}
