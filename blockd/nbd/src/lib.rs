@@ -46,6 +46,7 @@ mod sparse_read;
 #[cfg(test)]
 #[path = "../tests/common/certs.rs"]
 mod test_certs;
+mod thread_end;
 mod tls;
 mod tls_identity;
 mod tls_names;
@@ -60,5 +61,6 @@ pub use device::{
 };
 pub use error::NbdError;
 pub use server::{Server, ServerConfig};
+pub use thread_end::FailureListener;
 pub use tls_identity::{TlsError, TlsFiles, TlsIdentity, TlsMode};
 pub use tls_option::TlsStage;

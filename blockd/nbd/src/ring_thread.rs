@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -36,6 +37,9 @@ pub(crate) enum Message {
     Retry,
     /// Stop: end all connections, by this time.
     Stop(Instant),
+    /// Panic.
+    #[cfg(test)]
+    Die,
 }
 
 /// An accepted connection.
@@ -178,7 +182,10 @@ impl RingThread {
     }
 
     /// Serves until told to stop.
-    pub(crate) fn run(&mut self) {
+    ///
+    /// # Errors
+    /// The ring failed; its connections are lost.
+    pub(crate) fn run(&mut self) -> io::Result<()> {
         self.listen_for_messages(Buffer::new(8));
         for index in 0..self.listeners.len() {
             self.accept(index);
@@ -190,7 +197,7 @@ impl RingThread {
             }
             self.check_times();
             if self.is_done() {
-                return;
+                return Ok(());
             }
             let timeout = if self.mailbox.may_sleep() {
                 self.next_check.map(|check| check.saturating_duration_since(self.now))
@@ -200,10 +207,7 @@ impl RingThread {
             let result = self.ring.wait(timeout, &mut completions);
             self.mailbox.woke();
             self.now = Instant::now();
-            if let Err(error) = result {
-                tracing::error!(thread = self.id, %error, "the ring failed; its connections are dropped");
-                return;
-            }
+            result?;
             for completion in completions.drain(..) {
                 self.completion(completion);
             }
@@ -228,7 +232,9 @@ impl RingThread {
             (Tag::Send(index), Outcome::Transferred { buffer, result }) => {
                 self.with_connection(index, |connection, cx| connection.end_send(buffer, result, cx));
             }
-            (Tag::Linger(index), Outcome::Transferred { buffer, result }) => self.lingered(index, buffer, result),
+            (Tag::Linger(index), Outcome::Transferred { buffer, result }) => {
+                self.lingered(index, buffer, result)
+            }
             (tag, _) => tracing::error!(?tag, "a completion of the wrong kind"),
         }
     }
@@ -248,6 +254,8 @@ impl RingThread {
                 }
             }
             Message::Stop(by) => self.stop(by),
+            #[cfg(test)]
+            Message::Die => resume_unwind(Box::new("the test wants it")),
         }
     }
 
@@ -299,7 +307,7 @@ impl RingThread {
         }
     }
 
-    /// Gives a new connection to the next thread.
+    /// Gives a new connection to the next thread that lives.
     fn hand_out(&mut self, index: usize, socket: OwnedFd) {
         let Some(listener) = self.listeners.get(index) else {
             return;
@@ -314,11 +322,19 @@ impl RingThread {
         let shared = Arc::clone(&self.shared);
         let tls = if listener.is_tcp { &shared.tcp_tls } else { &shared.unix_tls };
         let newcomer = Newcomer { socket, peer, tls: tls.clone(), place };
-        self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
-        match shared.mailboxes.get(self.next_thread) {
-            Some(mailbox) if self.next_thread != self.id => mailbox.post(Message::Adopt(newcomer)),
-            _ => self.adopt(newcomer),
+        for _ in 0..shared.mailboxes.len() {
+            self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
+            if self.next_thread == self.id {
+                break;
+            }
+            if let Some(mailbox) = shared.mailboxes.get(self.next_thread)
+                && !mailbox.is_dead()
+            {
+                mailbox.post(Message::Adopt(newcomer));
+                return;
+            }
         }
+        self.adopt(newcomer);
     }
 
     fn adopt(&mut self, newcomer: Newcomer) {
@@ -338,7 +354,8 @@ impl RingThread {
         let is_local = matches!(peer, Peer::Unix);
         let client = Client { peer: peer.to_string(), certificate_names: Vec::new(), is_local };
         let connection = self.with_context(|cx| Connection::new(span, client, tls, limits, cx));
-        let entry = Entry { connection, socket: Arc::new(socket), is_cancelled: false, is_shut_down: false, place };
+        let entry =
+            Entry { connection, socket: Arc::new(socket), is_cancelled: false, is_shut_down: false, place };
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
             self.live += 1;
@@ -366,9 +383,13 @@ impl RingThread {
         let Some(mut entry) = self.slots.get_mut(index).and_then(|slot| slot.entry.take()) else {
             return;
         };
-        self.with_context(|cx| act(&mut entry.connection, cx));
+        let acted = catch_unwind(AssertUnwindSafe(|| self.with_context(|cx| act(&mut entry.connection, cx))));
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
+        }
+        if let Err(panic) = acted {
+            // The thread is at its end, and gives back what this connection holds with all others.
+            resume_unwind(panic);
         }
         self.pump(index);
     }
@@ -488,6 +509,10 @@ impl Drop for RingThread {
         if left > 0 {
             tracing::warn!(connections = left, "a server thread ends while devices still work for it");
         }
+        // Other threads' connections wait for what these have charged.
+        for entry in self.slots.iter_mut().filter_map(|slot| slot.entry.take()) {
+            entry.connection.release(&mut self.pool, &self.shared.budget);
+        }
     }
 }
 
@@ -503,7 +528,8 @@ mod tests {
 
     #[test]
     fn tags_survive_packing() {
-        for tag in [Tag::Wake, Tag::Accept(1), Tag::Receive(0), Tag::Send(u32::MAX as usize), Tag::Linger(7)] {
+        for tag in [Tag::Wake, Tag::Accept(1), Tag::Receive(0), Tag::Send(u32::MAX as usize), Tag::Linger(7)]
+        {
             assert_eq!(Tag::unpack(tag.pack()), tag);
         }
     }
