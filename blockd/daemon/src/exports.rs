@@ -82,8 +82,7 @@ impl ExportCatalog for Exports {
     fn list_part(&self, client: &Client, skip: usize, max: usize) -> Vec<ExportInfo> {
         let entries = self.registry.all().into_iter();
         let visible: Vec<_> = entries.filter(|entry| self.is_visible(entry, client)).collect();
-        let mut part: Vec<_> =
-            visible.iter().skip(skip).take(max).map(|entry| volume_info(entry)).collect();
+        let mut part: Vec<_> = visible.iter().skip(skip).take(max).map(|entry| volume_info(entry)).collect();
         let mut skip = skip.saturating_sub(visible.len());
         for entry in &visible {
             if part.len() >= max {
@@ -497,7 +496,10 @@ mod tests {
         let described = |name: &str| exports.describe(name, &Client::default());
         assert_eq!(described("one@first").as_ref(), all.get(1));
         assert_eq!(described("@latest").as_ref(), all.get(2));
-        assert_eq!((described("").as_ref(), described("two"), described("one@none")), (all.first(), None, None));
+        assert_eq!(
+            (described("").as_ref(), described("two"), described("one@none")),
+            (all.first(), None, None)
+        );
         let contexts = ["base:allocation", "qemu:dirty-bitmap:first", "qemu:dirty-bitmap:second"];
         assert_eq!(device.meta_contexts(), contexts);
         let hole = STATE_HOLE | STATE_ZERO;

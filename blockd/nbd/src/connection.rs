@@ -481,9 +481,8 @@ impl Connection {
     /// When an idle connection ends.
     fn idle_until(&self) -> Option<Instant> {
         // This host's devices are idle when nobody uses them, and must be there when somebody does.
-        let is_waiting = self.life == Life::Open
-            && matches!(self.phase, Phase::Transmission(_))
-            && !self.client.is_local;
+        let is_waiting =
+            self.life == Life::Open && matches!(self.phase, Phase::Transmission(_)) && !self.client.is_local;
         let timeout = self.limits.idle_timeout.filter(|_| is_waiting)?;
         self.active_at.checked_add(timeout)
     }

@@ -642,7 +642,8 @@ fn one_connection_does_not_occupy_all_workers() {
 
 #[test]
 fn nothing_more_is_done_for_a_connection_that_was_dropped() {
-    let zeroes = Request { flags: 0, command: NBD_CMD_WRITE_ZEROES, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
+    let zeroes =
+        Request { flags: 0, command: NBD_CMD_WRITE_ZEROES, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
     let mut driver = Driver::attached(LIMITS);
     let before = driver.catalog.0.0.lock().clone();
     driver.receive_some(&zeroes.encode(), usize::MAX);

@@ -48,7 +48,14 @@ pub(crate) struct Flow {
 
 impl Flow {
     pub(crate) fn new(limit_bytes: u64) -> Self {
-        Self { outbox: Outbox::default(), jobs: 0, abandoned: Arc::default(), charged_bytes: 0, ticket: None, limit_bytes }
+        Self {
+            outbox: Outbox::default(),
+            jobs: 0,
+            abandoned: Arc::default(),
+            charged_bytes: 0,
+            ticket: None,
+            limit_bytes,
+        }
     }
 
     /// As much work is handed out as may be.

@@ -193,9 +193,11 @@ impl Handshake {
                 self.state = State::List { skip };
                 (0, Step::Lookup(Lookup::List { skip }))
             }
-            State::List { .. } | State::ExportName | State::Info { .. } | State::Contexts { .. } | State::Over => {
-                (0, Step::NeedInput)
-            }
+            State::List { .. }
+            | State::ExportName
+            | State::Info { .. }
+            | State::Contexts { .. }
+            | State::Over => (0, Step::NeedInput),
         }
     }
 

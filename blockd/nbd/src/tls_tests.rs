@@ -58,10 +58,7 @@ impl TlsDriver {
         Self::started_with(LIMITS, version)
     }
 
-    fn started_with(
-        limits: ConnectionLimits,
-        version: &'static rustls::SupportedProtocolVersion,
-    ) -> Self {
+    fn started_with(limits: ConnectionLimits, version: &'static rustls::SupportedProtocolVersion) -> Self {
         let mut driver = offered_with(limits);
         let hello = [&3_u32.to_be_bytes()[..], &option(NBD_OPT_STARTTLS)].concat();
         driver.run(&hello, &[1 << 20]);
@@ -88,10 +85,7 @@ impl TlsDriver {
         Self::attached_with(LIMITS, version)
     }
 
-    fn attached_with(
-        limits: ConnectionLimits,
-        version: &'static rustls::SupportedProtocolVersion,
-    ) -> Self {
+    fn attached_with(limits: ConnectionLimits, version: &'static rustls::SupportedProtocolVersion) -> Self {
         let mut this = Self::started_with(limits, version);
         this.run(&option(NBD_OPT_EXPORT_NAME), &[1 << 20]);
         assert_eq!(this.received.len(), 10);

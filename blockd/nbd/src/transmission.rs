@@ -342,9 +342,7 @@ impl Transmission {
         let chosen = inbox.unread().get(..payload_len).and_then(|payload| self.choose(payload));
         inbox.consume(payload_len);
         match chosen {
-            Some((len_bytes, contexts))
-                if len_bytes > 0 && self.fits(&Request { len_bytes, ..*request }) =>
-            {
+            Some((len_bytes, contexts)) if len_bytes > 0 && self.fits(&Request { len_bytes, ..*request }) => {
                 let mut work = self.work(request, operation, None, flow);
                 work.len_bytes = len_bytes;
                 work.contexts = contexts;
