@@ -58,7 +58,7 @@ Keys of the configuration file (defaults in brackets):
   nbd_connections       NBD connections at once [1024]
   nbd_connections_per_volume      NBD connections of one volume at once [64]
   nbd_handshake_timeout_ms        time that an NBD client has to choose its volume, a TLS handshake included [10000]
-  nbd_idle_timeout_ms             time after which an NBD connection with nothing to do is closed; 0 = never [0]
+  nbd_idle_timeout_ms             time after which a TCP connection of NBD with nothing to do is closed; 0 = never [0]
   nbd_connection_in_flight_bytes  payload that one NBD connection may have in flight [67108864]
   nbd_in_flight_bytes             payload that all NBD connections together may have in flight [536870912]
   nbd_tls               TCP over TLS: \"off\", \"allow\", \"require\" [\"require\" with a certificate, else \"off\"]

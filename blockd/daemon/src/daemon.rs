@@ -28,7 +28,7 @@ use std::{
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
-use tokio::{net::UnixListener, task::JoinHandle};
+use tokio::{net::UnixListener, sync::Notify, task::JoinHandle};
 
 /// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -70,6 +70,9 @@ pub enum DaemonError {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    /// NBD is not served any more.
+    #[error("stopped, because NBD could not be served any more: the log says why")]
+    NbdFailed,
     /// A stop that was not clean: the next start recovers.
     #[error("stopped, but not cleanly: {0}")]
     UncleanStop(String),
@@ -94,6 +97,7 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) 
 pub struct Daemon {
     core: Arc<Core>,
     servers: Vec<Server>,
+    nbd_failed: Arc<Notify>,
     certificates: Option<Certificates>,
     http: JoinHandle<()>,
     http_stop: CancelToken,
@@ -124,6 +128,11 @@ impl Daemon {
             check_socket_path(path)?;
         }
         let nbd::Nbd { servers, certificates } = nbd::start(&core, &config).await?;
+        let nbd_failed = Arc::new(Notify::new());
+        for server in &servers {
+            let nbd_failed = Arc::clone(&nbd_failed);
+            server.on_failure(Box::new(move || nbd_failed.notify_one()));
+        }
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
         let _ = core.nbd_tcp.set(addresses);
         if let Err(error) = core.take_up_attachments().await {
@@ -146,7 +155,7 @@ impl Daemon {
             start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "ready"
         );
-        Ok(Self { core, servers, certificates, http, http_stop, merger, _lock: lock })
+        Ok(Self { core, servers, nbd_failed, certificates, http, http_stop, merger, _lock: lock })
     }
 
     /// What the daemon's parts share.
@@ -162,6 +171,12 @@ impl Daemon {
         if let Err(error) = tokio::task::spawn_blocking(move || certificates.renew(must)).await {
             tracing::error!(%error, "the TLS certificates were not looked at");
         }
+    }
+
+    /// Waits until NBD is not served any more, although nobody stopped it: the daemon is of no use then, and should end,
+    /// so that it can be started again.
+    pub async fn nbd_failed(&self) {
+        self.nbd_failed.notified().await;
     }
 
     /// Stops cleanly: everything acknowledged is durable, and no dirty set is rebuilt at the next start.

@@ -159,6 +159,16 @@ impl VolumeEntry {
         self.snapshots.lock().clone()
     }
 
+    /// How many snapshots people made.
+    pub fn snapshot_count(&self) -> usize {
+        self.snapshots.lock().len()
+    }
+
+    /// The snapshot of this name that people made.
+    pub fn snapshot_named(&self, name: &str) -> Option<SnapshotId> {
+        self.snapshots.lock().iter().find(|point| point.name.as_str() == name).map(|point| point.id)
+    }
+
     /// How it stands.
     pub fn view(&self) -> EntryView {
         let inner = self.inner.lock();

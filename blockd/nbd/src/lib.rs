@@ -19,6 +19,7 @@
 mod budget;
 mod buffer_pool;
 mod connection;
+mod connection_count;
 #[cfg(test)]
 mod connection_tests;
 pub mod constants;
@@ -30,7 +31,9 @@ pub mod fuzzing;
 pub mod handshake;
 mod inbox;
 pub mod kernel;
+mod linger;
 mod listener;
+mod lookup;
 mod mailbox;
 pub mod meta_context;
 mod options;
@@ -42,9 +45,11 @@ mod ring;
 mod ring_thread;
 mod server;
 mod sparse_read;
+mod spin;
 #[cfg(test)]
 #[path = "../tests/common/certs.rs"]
 mod test_certs;
+mod thread_end;
 mod tls;
 mod tls_identity;
 mod tls_names;
@@ -59,5 +64,6 @@ pub use device::{
 };
 pub use error::NbdError;
 pub use server::{Server, ServerConfig};
+pub use thread_end::FailureListener;
 pub use tls_identity::{TlsError, TlsFiles, TlsIdentity, TlsMode};
 pub use tls_option::TlsStage;

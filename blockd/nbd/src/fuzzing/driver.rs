@@ -23,12 +23,12 @@ pub(crate) struct Driver<C> {
 
 impl<C: ExportCatalog> Driver<C> {
     /// One that is about to send the greeting.
-    pub(crate) fn over(catalog: C, limits: ConnectionLimits, tls: TlsOffer) -> Self {
+    pub(crate) fn over(catalog: C, limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
         let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
         let now = Instant::now();
         let mut cx =
-            Context { pool: &mut pool, budget: &budget, wait_for_budget: &|| {}, work: &mut work, now };
-        let connection = Connection::new(tracing::Span::none(), Client::default(), tls, limits, &mut cx);
+            Context { pool: &mut pool, budget: &budget, wake: &|| Box::new(|| {}), work: &mut work, now };
+        let connection = Connection::new(tracing::Span::none(), client, tls, limits, &mut cx);
         Self { connection, catalog, pool, budget, work, sent: Vec::new(), now }
     }
 
@@ -38,7 +38,7 @@ impl<C: ExportCatalog> Driver<C> {
             &mut Context {
                 pool: &mut self.pool,
                 budget: &self.budget,
-                wait_for_budget: &|| {},
+                wake: &|| Box::new(|| {}),
                 work: &mut self.work,
                 now: self.now,
             },

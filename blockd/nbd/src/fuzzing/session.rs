@@ -100,7 +100,7 @@ fn converse(mut stream: Vec<u8>, plan: &Plan<'_>) {
         asked = requests::number_requests(&mut tail, terms);
         stream.extend(tail);
     }
-    let mut driver = Driver::over(Exports::new(), LIMITS, TlsOffer::Off);
+    let mut driver = Driver::over(Exports::new(), LIMITS, TlsOffer::Off, Client::default());
     let whole = plan.end == End::Closed;
     if whole {
         driver.run_checked(&stream, &plan.steps, assert_bounded);
