@@ -11,6 +11,7 @@ mod error;
 mod files;
 mod flusher;
 mod freeze;
+mod group;
 mod grow;
 mod head;
 mod head_log;
@@ -32,6 +33,9 @@ mod write;
 pub use block_status::{Allocation, AllocationRun, DirtyRun};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::{Frozen, SnapshotInfo};
+#[cfg(feature = "testing")]
+pub use group::freeze_one_by_one;
+pub use group::{GroupError, GroupFrozen, freeze_group};
 pub use intervals::Changes;
 pub use open::{OpenOptions, Recovery};
 pub use read::Content;
