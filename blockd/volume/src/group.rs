@@ -65,7 +65,22 @@ pub struct GroupError {
 /// the volumes has its snapshot then, and all of them go on with nothing lost and no dirty block forgotten. Should the
 /// disk refuse even the removal of a snapshot that was made already, that one stays listed and can be deleted later.
 pub fn freeze_group(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
-    freeze_with(members, barrier)
+    freeze_group_around(members, || Ok(()), || ())
+}
+
+/// The same with something to be done right before the barrier, when all that takes time is ready for it, and right after
+/// it: whoever keeps applications or filesystems at rest keeps them so no longer than needed.
+///
+/// `after` is called once `before` has succeeded, and before the snapshots are durable.
+///
+/// # Errors
+/// As [`freeze_group`]; or `before` fails, and then it is as if nothing had been asked for.
+pub fn freeze_group_around<E: From<GroupError>>(
+    members: &[(&Volume, SnapshotId)],
+    before: impl FnOnce() -> Result<(), E>,
+    after: impl FnOnce(),
+) -> Result<GroupFrozen, E> {
+    freeze_with(members, before, barrier, after)
 }
 
 /// The same with a barrier for each volume by itself: what a group's freeze must not be. Tests that look for effects
@@ -75,7 +90,7 @@ pub fn freeze_group(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, Gr
 /// As [`freeze_group`].
 #[cfg(feature = "testing")]
 pub fn freeze_one_by_one(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
-    freeze_with(members, |exchanges| exchanges.chunks_mut(1).map(barrier).sum())
+    freeze_with(members, || Ok(()), |exchanges| exchanges.chunks_mut(1).map(barrier).sum(), || ())
 }
 
 /// A volume between the making of its new head and the end of the freeze.
@@ -115,10 +130,12 @@ fn barrier(exchanges: &mut [Exchange<'_>]) -> Duration {
     began.elapsed()
 }
 
-fn freeze_with(
+fn freeze_with<E: From<GroupError>>(
     members: &[(&Volume, SnapshotId)],
+    before: impl FnOnce() -> Result<(), E>,
     barrier: impl Fn(&mut [Exchange<'_>]) -> Duration,
-) -> Result<GroupFrozen, GroupError> {
+    after: impl FnOnce(),
+) -> Result<GroupFrozen, E> {
     let order = lock_order(members)?;
     let mut locks: Vec<_> = order.iter().map(|&at| members[at].0.admin.lock()).collect();
     let mut group = Vec::with_capacity(order.len());
@@ -129,19 +146,27 @@ fn freeze_with(
         group.push(member);
     }
 
-    let new_heads = prepare(&mut group)?;
+    let prepared = prepare(&mut group)?;
     let now = Instant::now();
     let mut exchanges: Vec<_> = group
         .iter()
-        .zip(&new_heads)
-        .map(|(member, head)| Exchange {
+        .zip(&prepared)
+        .map(|(member, (_, head))| Exchange {
             volume: member.volume,
             stack: stack_under(member.volume, head),
             asked: now,
             stall: Duration::ZERO,
         })
         .collect();
+    if let Err(error) = before() {
+        drop(exchanges);
+        for (member, (meta, head)) in group.iter_mut().zip(prepared) {
+            take_back_head(member, meta, &head);
+        }
+        return Err(error);
+    }
     let stall = barrier(&mut exchanges);
+    after();
     let created_unix_ms =
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
 
@@ -179,17 +204,18 @@ fn check(member: &Member<'_>) -> Result<(), VolumeError> {
     }
 }
 
+/// What a volume was before its new head was committed, and that head.
+type Prepared = (Meta, Arc<Head>);
+
 /// Makes the new heads of all members, or of none.
-fn prepare(group: &mut [Member<'_>]) -> Result<Vec<Arc<Head>>, GroupError> {
+fn prepare(group: &mut [Member<'_>]) -> Result<Vec<Prepared>, GroupError> {
     let prepared = in_parallel(group, |member| {
         member.volume.finish_open_layers(member.admin)?;
         let before = member.admin.clone();
         let head = member.volume.prepare_head(member.admin, member.volume.size_bytes())?;
         Ok((before, head))
     });
-    let prepared =
-        all_or_undo(group, prepared, |member, (before, head)| take_back_head(member, before, &head))?;
-    Ok(prepared.into_iter().map(|(_, head)| head).collect())
+    all_or_undo(group, prepared, |member, (before, head)| take_back_head(member, before, &head))
 }
 
 /// Removes a head that nobody has entered. The epoch's number is free again: every number that is used up has a set.

@@ -35,7 +35,7 @@ pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::{Frozen, SnapshotInfo};
 #[cfg(feature = "testing")]
 pub use group::freeze_one_by_one;
-pub use group::{GroupError, GroupFrozen, freeze_group};
+pub use group::{GroupError, GroupFrozen, freeze_group, freeze_group_around};
 pub use intervals::Changes;
 pub use open::{OpenOptions, Recovery};
 pub use read::Content;

@@ -4,7 +4,8 @@
 
 use blockd_extent::{BlockIndex, Epoch, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
-    GroupError, GroupFrozen, OpenOptions, Volume, VolumeErrorKind, freeze_group, freeze_one_by_one,
+    GroupError, GroupFrozen, OpenOptions, Volume, VolumeErrorKind, freeze_group, freeze_group_around,
+    freeze_one_by_one,
 };
 use std::{
     path::{Path, PathBuf},
@@ -303,6 +304,52 @@ fn a_failure_before_the_barrier_leaves_all_volumes_as_they_were() {
     write_some(&volumes, 2, 2);
     std::fs::remove_dir(in_the_way).unwrap();
     check_nothing_forgotten(volumes, &base, &[1, 2]);
+}
+
+#[test]
+fn what_goes_before_the_barrier_can_stop_it_and_what_comes_after_is_not_done_then() {
+    let dir = fast_dir();
+    let volumes = make(dir.path(), 3, 8);
+    let base = freeze_group(&with_id(&volumes, 1)).unwrap();
+    write_some(&volumes, 1, 1);
+    let before: Vec<_> = volumes.iter().map(|volume| state(volume)).collect();
+    let stopped = freeze_group_around(
+        &with_id(&volumes, 2),
+        || Err(Stopped(None)),
+        || panic!("what comes after was done without what goes before"),
+    );
+    assert!(matches!(stopped, Err(Stopped(None))));
+    assert_eq!(before, volumes.iter().map(|volume| state(volume)).collect::<Vec<_>>());
+
+    // What is written between the two is in the snapshot if it was answered before the barrier, and not after it.
+    let write = |byte| write_some(&volumes, 2, byte);
+    let frozen = freeze_group_around(
+        &with_id(&volumes, 2),
+        || {
+            write(2);
+            Ok::<_, Stopped>(())
+        },
+        || write(3),
+    );
+    assert_eq!(frozen.unwrap().members.len(), 3);
+    for volume in &volumes {
+        let mut content = vec![0; 4096];
+        let block = [Extent::new(BlockIndex(2), 1)];
+        volume.view(SnapshotId::from_u64(2)).unwrap().read_extents(&block, &mut content).unwrap();
+        assert_eq!(content, [2; 4096]);
+        volume.delete_snapshot(SnapshotId::from_u64(2)).unwrap();
+    }
+    write(2);
+    check_nothing_forgotten(volumes, &base, &[1, 2]);
+}
+
+#[derive(Debug)]
+struct Stopped(Option<GroupError>);
+
+impl From<GroupError> for Stopped {
+    fn from(error: GroupError) -> Self {
+        Self(Some(error))
+    }
 }
 
 #[test]
