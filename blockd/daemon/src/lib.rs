@@ -16,6 +16,7 @@ pub mod db;
 pub mod error;
 mod exports;
 mod files;
+mod groups;
 mod http;
 pub mod lock;
 pub mod logging;

@@ -103,7 +103,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         snapshot: snapshot_id,
         volume_name: entry.name.to_string(),
         snapshot_name: snapshot.name.to_string(),
-        labels: entry.labels.as_map().clone(),
+        labels: entry.tags().labels.as_map().clone(),
         size_bytes,
         created: snapshot.created,
         started: plan.started,
