@@ -34,6 +34,11 @@ impl Quiesce {
         !self.freeze_fs && self.pre_command.is_none() && self.post_command.is_none()
     }
 
+    /// Whether anything is to be done once the snapshot is there.
+    pub fn is_something_after(&self) -> bool {
+        self.post_command.is_some()
+    }
+
     /// What is wrong with it, if anything is.
     ///
     /// # Errors

@@ -24,6 +24,10 @@ impl Core {
         &self,
         request: CreateGroupSnapshot,
     ) -> Result<GroupSnapshot, ServiceError> {
+        request
+            .quiesce
+            .check()
+            .map_err(|message| ServiceError::refused(ErrorCode::InvalidRequest, message))?;
         let entries = self.members(&request)?;
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
         let group = SnapshotGroup {
@@ -36,7 +40,13 @@ impl Core {
         for entry in &entries {
             members.push((Arc::clone(entry), SnapshotId::from_u64(random_id()?)));
         }
-        let wanted = Wanted { members, name: name.clone(), internal: false, group: Some(group.clone()) };
+        let wanted = Wanted {
+            members,
+            name: name.clone(),
+            internal: false,
+            group: Some(group.clone()),
+            quiesce: request.quiesce,
+        };
         let rows = self.freeze_together(wanted).await?;
         for entry in &entries {
             self.forget_intervals(entry).await;

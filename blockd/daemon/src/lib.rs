@@ -22,6 +22,7 @@ pub mod lock;
 pub mod logging;
 mod merger;
 mod nbd;
+mod quiesce;
 mod reconcile;
 pub mod registry;
 #[cfg(test)]

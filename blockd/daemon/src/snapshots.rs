@@ -4,14 +4,16 @@ use crate::{
     core::{Core, random_id},
     db::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
+    quiesce::{Members, Rest},
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
     Deleted, ErrorCode, GroupRef, SnapshotName, SnapshotRef, VolumeRef,
+    quiesce::{Quiesce, QuiesceReport},
     snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
 };
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
-use blockd_volume::{GroupError, GroupFrozen, Volume, VolumeError, VolumeErrorKind, freeze_group_around};
+use blockd_volume::{GroupError, GroupFrozen, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -25,6 +27,8 @@ pub(crate) struct Wanted {
     pub(crate) internal: bool,
     /// What they have in common, if they were asked for as a group.
     pub(crate) group: Option<SnapshotGroup>,
+    /// What is to be done around them.
+    pub(crate) quiesce: Quiesce,
 }
 
 impl Wanted {
@@ -44,6 +48,41 @@ impl Wanted {
         }
     }
 
+    /// What commands around the freeze are told.
+    fn env(&self) -> Vec<(String, String)> {
+        let volumes: Vec<_> = self.members.iter().map(|(entry, _)| entry.name.as_str()).collect();
+        let mut env = vec![
+            ("BLOCKD_VOLUMES".to_owned(), volumes.join(" ")),
+            ("BLOCKD_SNAPSHOT".to_owned(), self.name.to_string()),
+        ];
+        if let Some(group) = &self.group {
+            env.push(("BLOCKD_GROUP_ID".to_owned(), group.group_id.to_string()));
+        }
+        env
+    }
+
+    /// Writes down in the rows what the freeze did.
+    fn note(
+        &self,
+        rows: &mut [SnapshotRow],
+        frozen: &GroupFrozen,
+        now: Timestamp,
+        report: Option<QuiesceReport>,
+    ) {
+        for (row, member) in rows.iter_mut().zip(&frozen.members) {
+            row.state = SnapshotState::Ready;
+            row.created = now;
+            row.epoch = member.epoch;
+            row.dirty_bytes = member.dirty_blocks * blockd_extent::BLOCK_SIZE_BYTES;
+            row.freeze_stall_micros = micros_up(member.stall);
+            row.taken_with = self
+                .group
+                .clone()
+                .map(|group| SnapshotGroup { group_stall_micros: micros_up(frozen.stall), ..group });
+            row.quiesce.clone_from(&report);
+        }
+    }
+
     /// Of several volumes: the one at which it failed, by its name.
     fn say_which(&self, failed: FreezeFailed) -> ServiceError {
         let (volume, source) = match failed {
@@ -60,11 +99,17 @@ impl Wanted {
 }
 
 /// Why volumes were not frozen.
-enum FreezeFailed {
+pub(crate) enum FreezeFailed {
     /// One of them failed.
     Volume(VolumeId, VolumeError),
     /// Something else did.
     Other(ServiceError),
+}
+
+impl From<GroupError> for FreezeFailed {
+    fn from(GroupError { volume, source }: GroupError) -> Self {
+        Self::Volume(volume, source)
+    }
 }
 
 impl Core {
@@ -80,23 +125,28 @@ impl Core {
         let entry = self.registry.find(wanted)?;
         let id = SnapshotId::from_u64(random_id()?);
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
-        let row = self.freeze(&entry, id, name, false).await?;
+        request
+            .quiesce
+            .check()
+            .map_err(|message| ServiceError::refused(ErrorCode::InvalidRequest, message))?;
+        let members = vec![(Arc::clone(&entry), id)];
+        let wanted = Wanted { members, name, internal: false, group: None, quiesce: request.quiesce };
+        let row = first(self.freeze_together(wanted).await?)?;
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
         Ok(to_api(&row, &entry))
     }
 
-    /// Freezes a point of one volume, for people or for a backup.
+    /// Freezes a point of one volume for a backup.
     pub(crate) async fn freeze(
         &self,
         entry: &Arc<VolumeEntry>,
         id: SnapshotId,
         name: SnapshotName,
-        internal: bool,
     ) -> Result<SnapshotRow, ServiceError> {
-        let wanted = Wanted { members: vec![(Arc::clone(entry), id)], name, internal, group: None };
-        let rows = self.freeze_together(wanted).await?;
-        rows.into_iter().next().ok_or_else(|| ServiceError::Internal("a freeze left no snapshot".into()))
+        let (members, quiesce) = (vec![(Arc::clone(entry), id)], Quiesce::default());
+        let wanted = Wanted { members, name, internal: true, group: None, quiesce };
+        first(self.freeze_together(wanted).await?)
     }
 
     /// The snapshots of one instant.
@@ -109,39 +159,62 @@ impl Core {
             volumes.push((entry.volume()?, *id));
         }
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
+        let mounts = match wanted.quiesce.freeze_fs {
+            true => self.filesystems_of(&volumes)?,
+            false => Vec::new(),
+        };
+        let rest = Rest::new(wanted.quiesce.clone(), mounts, wanted.env());
         self.insert_snapshots(&wanted, rows.clone()).await?;
-        match freeze_volumes(volumes.clone()).await {
+        let (frozen, rest) = self.freeze_at_rest(&volumes, rest).await?;
+        let taken = match frozen {
             Ok((frozen, now)) => {
-                let group_stall_micros = micros_up(frozen.stall);
-                for (row, frozen) in rows.iter_mut().zip(&frozen.members) {
-                    row.state = SnapshotState::Ready;
-                    row.created = now;
-                    row.epoch = frozen.epoch;
-                    row.dirty_bytes = frozen.dirty_blocks * blockd_extent::BLOCK_SIZE_BYTES;
-                    row.freeze_stall_micros = micros_up(frozen.stall);
-                    if let Some(group) = &mut row.taken_with {
-                        group.group_stall_micros = group_stall_micros;
-                    }
-                }
+                wanted.note(&mut rows, &frozen, now, rest.report());
                 self.reached("group frozen")?;
                 let ready = rows.clone();
-                if let Err(error) =
-                    self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await
-                {
-                    // Nobody was told of them.
-                    self.undo_snapshots(volumes).await;
-                    return Err(error.into());
-                }
-                for ((entry, _), row) in wanted.members.iter().zip(&rows) {
-                    entry.show_snapshot(row);
-                }
-                Ok(rows)
+                let noted = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await;
+                noted.map_err(ServiceError::from)
             }
-            Err(error) => {
-                self.undo_snapshots(volumes).await;
-                Err(wanted.say_which(error))
+            Err(error) => Err(wanted.say_which(error)),
+        };
+        let (is_taken, nothing_more) = (taken.is_ok(), !wanted.quiesce.is_something_after());
+        let rest = blocking(move || {
+            let mut rest = rest;
+            rest.end(is_taken);
+            Ok::<_, ServiceError>(rest)
+        });
+        let rest = rest.await;
+        if let Err(error) = taken {
+            // Nobody was told of them.
+            self.undo_snapshots(volumes).await;
+            return Err(error);
+        }
+        if !nothing_more {
+            let report = rest?.report();
+            rows.iter_mut().for_each(|row| row.quiesce.clone_from(&report));
+            let ready = rows.clone();
+            // They are there, whatever becomes of what is said of them.
+            if let Err(error) = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await {
+                tracing::warn!(%error, "what ran after the snapshot is not kept");
             }
         }
+        for ((entry, _), row) in wanted.members.iter().zip(&rows) {
+            entry.show_snapshot(row);
+        }
+        Ok(rows)
+    }
+
+    /// Freezes volumes on a thread that may block, with what is to be done around it.
+    async fn freeze_at_rest(
+        &self,
+        volumes: &Members,
+        mut rest: Rest,
+    ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeFailed>, Rest), ServiceError> {
+        let (data_dir, volumes) = (self.data_dir.clone(), volumes.clone());
+        blocking(move || {
+            let frozen = rest.freeze(&data_dir, &volumes);
+            Ok::<_, ServiceError>((frozen, rest))
+        })
+        .await
     }
 
     /// Adds the rows of snapshots that are about to be taken: all of them, or none.
@@ -166,7 +239,7 @@ impl Core {
     }
 
     /// Takes back what a freeze left that did not come about. What cannot be undone now is undone by the next start.
-    async fn undo_snapshots(&self, volumes: Vec<(Arc<Volume>, SnapshotId)>) {
+    async fn undo_snapshots(&self, volumes: Members) {
         for (volume, id) in volumes {
             let volume_id = volume.id();
             if let Err(error) = self.drop_snapshot(volume, id).await {
@@ -292,22 +365,9 @@ impl Core {
     }
 }
 
-/// Freezes volumes on a thread that may block.
-async fn freeze_volumes(
-    volumes: Vec<(Arc<Volume>, SnapshotId)>,
-) -> Result<(GroupFrozen, Timestamp), FreezeFailed> {
-    let frozen = blocking(move || {
-        let members: Vec<_> = volumes.iter().map(|(volume, id)| (&**volume, *id)).collect();
-        // The time stands for the instant of the freeze, so it is taken beside it.
-        let mut now = Timestamp::UNIX_EPOCH;
-        let frozen = freeze_group_around(&members, || Ok::<(), GroupError>(()), || now = Timestamp::now());
-        Ok::<_, ServiceError>(frozen.map(|frozen| (frozen, now)))
-    });
-    match frozen.await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(GroupError { volume, source })) => Err(FreezeFailed::Volume(volume, source)),
-        Err(error) => Err(FreezeFailed::Other(error)),
-    }
+/// The only one.
+fn first(rows: Vec<SnapshotRow>) -> Result<SnapshotRow, ServiceError> {
+    rows.into_iter().next().ok_or_else(|| ServiceError::Internal("a freeze left no snapshot".into()))
 }
 
 pub(crate) fn to_api(row: &SnapshotRow, entry: &VolumeEntry) -> api::Snapshot {

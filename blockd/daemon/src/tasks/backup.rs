@@ -152,7 +152,7 @@ async fn frozen(
         return Ok(row);
     }
     let name: SnapshotName = format!("backup-{}", live.id).parse()?;
-    core.freeze(entry, id, name, true).await
+    core.freeze(entry, id, name).await
 }
 
 /// The plan that an earlier run kept, or a new one, and the manifest that it builds on.

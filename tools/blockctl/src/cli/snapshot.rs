@@ -1,22 +1,34 @@
 //! `blockctl snapshot …`
 
-use blockd_api::{GroupName, GroupRef, LabelSelector, SnapshotName, SnapshotRef, VolumeRef};
+use blockd_api::{
+    GroupName, GroupRef, LabelSelector, SnapshotName, SnapshotRef, VolumeRef, quiesce::Quiesce,
+};
 use clap::{Args, Subcommand};
 
 const CREATE_HELP: &str = "\
+Commands are run by blockd, as its user, with /bin/sh. They find BLOCKD_VOLUMES \
+and BLOCKD_SNAPSHOT in their environment, and the one after it BLOCKD_TAKEN: \
+yes or no. If the command before fails or takes too long, there is no snapshot. \
+The command after runs in any case. --freeze-fs freezes what is mounted from \
+the volume's device on this host, for as long as the barrier takes.
+
 Examples:
   blockctl snapshot create db
-  blockctl snapshot create db --name before-upgrade";
+  blockctl snapshot create db --name before-upgrade
+  blockctl snapshot create db --freeze-fs
+  blockctl snapshot create db --pre-command 'systemctl stop shop' --post-command 'systemctl start shop'";
 
 const CREATE_GROUP_HELP: &str = "\
 The volumes are frozen at one instant: for any two writes to any of them, if \
 the first was answered before the second was issued and the second is in the \
 snapshots, so is the first. All of them get their snapshot, or none does.
 
+--freeze-fs and the commands are those of `snapshot create`.
+
 Examples:
   blockctl snapshot create-group --group shop
   blockctl snapshot create-group --label app=shop --name before-upgrade
-  blockctl snapshot create-group --volumes db,wal";
+  blockctl snapshot create-group --volumes db,wal --freeze-fs";
 
 const LIST_HELP: &str = "\
 With --group: those that were taken together of that group of volumes, or at \
@@ -66,6 +78,37 @@ pub struct CreateArgs {
     /// Name of the snapshot; snap-TIME without it
     #[arg(short, long)]
     pub name: Option<SnapshotName>,
+    /// What is to be done around it.
+    #[command(flatten)]
+    pub quiesce: QuiesceArgs,
+}
+
+/// Bringing applications and filesystems to rest.
+#[derive(Debug, Args)]
+pub struct QuiesceArgs {
+    /// Freeze the filesystems that are mounted from the device
+    #[arg(long)]
+    pub freeze_fs: bool,
+    /// Command to run before
+    #[arg(long, value_name = "COMMAND")]
+    pub pre_command: Option<String>,
+    /// Command to run after, whatever fails
+    #[arg(long, value_name = "COMMAND")]
+    pub post_command: Option<String>,
+    /// How long each command may take, 1s to 10m [default: 1m]
+    #[arg(long, value_name = "TIME", value_parser = super::volume::parse_seconds)]
+    pub command_timeout: Option<u64>,
+}
+
+impl From<QuiesceArgs> for Quiesce {
+    fn from(args: QuiesceArgs) -> Self {
+        Self {
+            freeze_fs: args.freeze_fs,
+            pre_command: args.pre_command,
+            post_command: args.post_command,
+            command_timeout_s: args.command_timeout,
+        }
+    }
 }
 
 /// `snapshot create-group`
@@ -84,6 +127,9 @@ pub struct CreateGroupArgs {
     /// Name of each of the snapshots; snap-TIME without it
     #[arg(short, long)]
     pub name: Option<SnapshotName>,
+    /// What is to be done around them.
+    #[command(flatten)]
+    pub quiesce: QuiesceArgs,
 }
 
 /// `snapshot inspect`

@@ -8,7 +8,7 @@ use crate::{
 };
 use blockd_api::{
     ByteSize, SnapshotRef, format_time,
-    quiesce::{Quiesce, QuiesceReport, QuiesceStep},
+    quiesce::{QuiesceReport, QuiesceStep},
     snapshots::{CreateGroupSnapshot, CreateSnapshot, ListSnapshots, Snapshot, SnapshotGroup},
 };
 
@@ -24,7 +24,8 @@ pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, 
 }
 
 async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
-    let request = CreateSnapshot { name: args.name, quiesce: Quiesce::default() };
+    let request = CreateSnapshot { name: args.name, quiesce: args.quiesce.into() };
+    request.quiesce.check().map_err(Failure::usage)?;
     let snapshot = context.client.create_snapshot(&args.volume, &request).await?;
     if context.output.is_json() {
         return context.output.document(&snapshot);
@@ -44,8 +45,9 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<()
         label: args.label,
         volumes: args.volumes,
         name: args.name,
-        quiesce: Quiesce::default(),
+        quiesce: args.quiesce.into(),
     };
+    request.quiesce.check().map_err(Failure::usage)?;
     let taken = context.client.create_group_snapshot(&request).await?;
     if context.output.is_json() {
         return context.output.document(&taken);
