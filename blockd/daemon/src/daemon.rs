@@ -139,6 +139,7 @@ impl Daemon {
             tracing::error!(%error, "attached volumes are not taken up");
         }
         grow_devices_with_volumes(&core);
+        core.let_go_of_what_is_at_rest();
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));

@@ -405,6 +405,7 @@ mod tests {
             created: jiff::Timestamp::UNIX_EPOCH,
             state: VolumeState::Up,
             read_only: false,
+            group: None,
         };
         let volume = Volume::create(&dir.join(name), id, 1 << 20).unwrap();
         let entry = VolumeEntry::new(&row, EntryState::Up(volume));
@@ -453,6 +454,8 @@ mod tests {
             epoch,
             dirty_bytes: 0,
             freeze_stall_micros: 0,
+            taken_with: None,
+            quiesce: None,
         });
         id
     }

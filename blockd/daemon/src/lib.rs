@@ -16,12 +16,14 @@ pub mod db;
 pub mod error;
 mod exports;
 mod files;
+mod groups;
 mod http;
 pub mod lock;
 pub mod logging;
 mod merger;
 mod nbd;
 pub mod open_files;
+mod quiesce;
 mod reconcile;
 pub mod registry;
 #[cfg(test)]

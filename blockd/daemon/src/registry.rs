@@ -7,7 +7,7 @@ use crate::{
     db::{SnapshotRow, SnapshotState, VolumeRow},
     error::ServiceError,
 };
-use blockd_api::{ApiError, ErrorCode, Labels, SnapshotName, VolumeName, VolumeRef};
+use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeName, VolumeRef};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use jiff::Timestamp;
@@ -48,10 +48,9 @@ pub struct VolumeEntry {
     pub id: VolumeId,
     /// Its name.
     pub name: VolumeName,
-    /// Its labels.
-    pub labels: Labels,
     /// When it was made.
     pub created: Timestamp,
+    tags: Mutex<Tags>,
     /// Held while layers are merged or files removed: never both at once.
     pub upkeep: Mutex<()>,
     /// The size that its row had.
@@ -62,6 +61,15 @@ pub struct VolumeEntry {
     /// Tells a merge to come to an end.
     pub stop_upkeep: AtomicBool,
     inner: Mutex<Inner>,
+}
+
+/// What volumes are chosen by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tags {
+    /// Its labels.
+    pub labels: Labels,
+    /// The group that it is frozen with.
+    pub group: Option<GroupName>,
 }
 
 /// A snapshot of a volume, as clients know it.
@@ -104,7 +112,7 @@ impl VolumeEntry {
             row_size_bytes: row.size_bytes,
             read_only: AtomicBool::new(row.read_only),
             snapshots: Mutex::default(),
-            labels: row.labels.clone(),
+            tags: Mutex::new(Tags { labels: row.labels.clone(), group: row.group.clone() }),
             created: row.created,
             upkeep: Mutex::new(()),
             stop_upkeep: AtomicBool::new(false),
@@ -128,6 +136,16 @@ impl VolumeEntry {
     /// Sets that, for clients that are connected as well.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.store(read_only, Ordering::Release);
+    }
+
+    /// What it is chosen by.
+    pub fn tags(&self) -> Tags {
+        self.tags.lock().clone()
+    }
+
+    /// Sets that.
+    pub fn set_tags(&self, tags: Tags) {
+        *self.tags.lock() = tags;
     }
 
     /// Lets clients see a snapshot, if it is there and was made by people.
@@ -401,6 +419,7 @@ mod tests {
             created: Timestamp::UNIX_EPOCH,
             state: VolumeState::Up,
             read_only: false,
+            group: None,
         };
         VolumeEntry::new(&row, state)
     }

@@ -14,7 +14,7 @@ use blockd_api::{
     Client, ClientError, ErrorCode,
     cloudsnaps::{Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
     credentials::{CreateCredential, ProviderRequest},
-    snapshots::{CreateSnapshot, ListSnapshots},
+    snapshots::{CreateGroupSnapshot, CreateSnapshot, GroupSnapshot, ListSnapshots},
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
 };
@@ -74,7 +74,8 @@ impl Host {
 
     async fn create_volume(&self, name: &str) -> Arc<Volume> {
         let labels = "app=mysql,tier=db".parse().unwrap();
-        let request = CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels };
+        let request =
+            CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group: None };
         self.client.create_volume(&request).await.unwrap();
         self.volume(name)
     }
@@ -552,13 +553,27 @@ async fn failures_are_told_and_leave_nothing() {
     model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);
 
     // Names, sizes, ids.
-    let taken =
-        CreateVolume { name: "data".parse().unwrap(), size_bytes: 1 << 20, labels: Default::default() };
+    let taken = CreateVolume {
+        name: "data".parse().unwrap(),
+        size_bytes: 1 << 20,
+        labels: Default::default(),
+        group: None,
+    };
     assert_eq!(api_code(host.client.create_volume(&taken).await), ErrorCode::VolumeExists);
-    let odd = CreateVolume { name: "odd".parse().unwrap(), size_bytes: 4097, labels: Default::default() };
+    let odd = CreateVolume {
+        name: "odd".parse().unwrap(),
+        size_bytes: 4097,
+        labels: Default::default(),
+        group: None,
+    };
     assert_eq!(api_code(host.client.create_volume(&odd).await), ErrorCode::InvalidRequest);
     assert!(host.core().registry.by_name("odd").is_none());
-    let zero = CreateVolume { name: "zero".parse().unwrap(), size_bytes: 0, labels: Default::default() };
+    let zero = CreateVolume {
+        name: "zero".parse().unwrap(),
+        size_bytes: 0,
+        labels: Default::default(),
+        group: None,
+    };
     assert_eq!(api_code(host.client.create_volume(&zero).await), ErrorCode::InvalidRequest);
     assert_eq!(api_code(host.client.volume(&"none".parse().unwrap()).await), ErrorCode::VolumeNotFound);
     let unknown = format!("{}/1-2", Uuid::nil());
@@ -622,7 +637,7 @@ async fn snapshots_are_listed_and_deleted_by_name_and_id() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     Model::new().write(&volume, 0, 1, 10_000);
-    let by_name = CreateSnapshot { name: Some("monday".parse().unwrap()) };
+    let by_name = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
     let first = host.client.create_snapshot(&"data".parse().unwrap(), &by_name).await.unwrap();
     assert_eq!(first.dirty_bytes, 3 * BLOCK);
     assert_eq!(
@@ -717,7 +732,7 @@ async fn a_volume_that_grows_is_backed_up_incrementally_and_restored() {
     let told = Arc::clone(&sizes);
     let listener = move |entry: &crate::registry::VolumeEntry, size| told.lock().push((entry.id, size));
     host.core().registry.on_resized(Box::new(listener));
-    let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only };
+    let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only, ..Default::default() };
     let name = "data".parse().unwrap();
     let seen = host.client.update_volume(&name, &update(Some(GROWN_BYTES), None)).await.unwrap();
     assert_eq!((seen.size_bytes, sizes.lock().clone()), (GROWN_BYTES, vec![(volume.id(), GROWN_BYTES)]));
@@ -758,7 +773,7 @@ async fn a_snapshot_that_is_being_read_over_nbd_is_not_deleted() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     volume.write(0, &[7; 4096], false).unwrap();
-    let request = CreateSnapshot { name: Some("monday".parse().unwrap()) };
+    let request = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
     host.client.create_snapshot(&"data".parse().unwrap(), &request).await.unwrap();
     drop(volume);
     host.stop().await;
@@ -774,4 +789,71 @@ async fn a_snapshot_that_is_being_read_over_nbd_is_not_deleted() {
     drop(device);
     host.client.delete_snapshot(&monday).await.unwrap();
     assert!(open().is_err());
+}
+
+impl Host {
+    /// Volumes a, b and c in one group, with something in each.
+    async fn create_group(&self) -> Vec<Arc<Volume>> {
+        let mut volumes = Vec::new();
+        for name in ["a", "b", "c"] {
+            let group = Some("shop".parse().unwrap());
+            let labels = Default::default();
+            let request = CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group };
+            self.client.create_volume(&request).await.unwrap();
+            volumes.push(self.volume(name));
+            volumes[volumes.len() - 1].write(0, &[7; 4096], false).unwrap();
+        }
+        volumes
+    }
+
+    async fn freeze_group(&self, name: &str) -> Result<GroupSnapshot, ClientError> {
+        let request = CreateGroupSnapshot {
+            group: Some("shop".parse().unwrap()),
+            name: Some(name.parse().unwrap()),
+            ..Default::default()
+        };
+        self.client.create_group_snapshot(&request).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_is_frozen_whole_or_not_at_all_when_the_daemon_dies() {
+    let mut host = Host::new().await;
+    drop(host.create_group().await);
+    let first = host.freeze_group("first").await.unwrap();
+    assert_eq!((first.snapshots.len(), first.group.members), (3, 3));
+    // All volumes have their snapshot and no row says so yet.
+    *host.core().dies_at.lock() = Some("group frozen");
+    assert!(host.freeze_group("second").await.is_err());
+    for entry in host.core().registry.all() {
+        assert_eq!(entry.volume().unwrap().snapshots().len(), 2, "{}", entry.name);
+    }
+    host.die_and_start().await;
+    let list = host.client.list_snapshots(&ListSnapshots::default()).await.unwrap().snapshots;
+    assert_eq!(list, first.snapshots);
+    for entry in host.core().registry.all() {
+        assert_eq!(entry.volume().unwrap().snapshots().len(), 1, "{}", entry.name);
+    }
+    // The name is free again.
+    host.freeze_group("second").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_fails_leaves_no_other_with_a_snapshot() {
+    let host = Host::new().await;
+    let volumes = host.create_group().await;
+    for (file, name) in
+        [("layer-0000000000000002.data", "before"), ("layer-0000000000000001.g0.set", "after")]
+    {
+        let in_the_way = volumes[1].dir().join(file);
+        std::fs::create_dir(&in_the_way).unwrap();
+        let Err(ClientError::Api(error)) = host.freeze_group(name).await else { panic!("it was frozen") };
+        assert_eq!(error.code, ErrorCode::VolumeFailed);
+        assert!(error.message.starts_with("no volume was frozen, because volume b failed: "), "{error}");
+        host.assert_tidy();
+        std::fs::remove_dir(in_the_way).unwrap();
+    }
+    volumes[2].close().unwrap();
+    assert_eq!(api_code(host.freeze_group("closed").await), ErrorCode::ShuttingDown);
+    host.assert_tidy();
 }

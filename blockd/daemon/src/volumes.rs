@@ -7,7 +7,7 @@ use crate::{
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
-    ByteSize, Deleted, ErrorCode, VolumeRef, check_volume_size,
+    ByteSize, Deleted, ErrorCode, GroupName, Labels, VolumeRef, check_volume_size,
     volumes::{self as api, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList},
 };
 use blockd_extent::VolumeId;
@@ -30,6 +30,7 @@ impl Core {
             created: Timestamp::now(),
             state: VolumeState::Creating,
             read_only: false,
+            group: request.group,
         };
         // Until it is up, nobody can use it; the name is taken from now on.
         let entry = VolumeEntry::new(&row, EntryState::Creating);
@@ -72,8 +73,11 @@ impl Core {
     /// The database fails.
     pub async fn list_volumes(&self, query: &ListVolumes) -> Result<VolumeList, ServiceError> {
         let facts = self.facts(None).await?;
-        let wanted =
-            |entry: &Arc<VolumeEntry>| query.label.as_ref().is_none_or(|label| entry.labels.matches(label));
+        let wanted = |entry: &Arc<VolumeEntry>| {
+            let tags = entry.tags();
+            query.label.as_ref().is_none_or(|label| tags.labels.matches(label))
+                && (query.group.is_none() || query.group == tags.group)
+        };
         let entries = self.registry.all().into_iter().filter(wanted);
         Ok(VolumeList { volumes: entries.map(|entry| self.to_api(&entry, &facts)).collect() })
     }
@@ -104,7 +108,7 @@ impl Core {
     }
 
     fn to_api(&self, entry: &VolumeEntry, facts: &Facts) -> api::Volume {
-        let view = entry.view();
+        let (view, tags) = (entry.view(), entry.tags());
         let stats = match &view.state {
             EntryState::Up(volume) => Some(volume.stats()),
             _ => None,
@@ -132,7 +136,8 @@ impl Core {
             name: entry.name.clone(),
             size_bytes: entry.size_bytes(),
             read_only: entry.is_read_only(),
-            labels: entry.labels.clone(),
+            labels: tags.labels,
+            group: tags.group,
             created: entry.created,
             state,
             state_reason,
@@ -165,7 +170,7 @@ impl Core {
     ) -> Result<api::Volume, ServiceError> {
         let entry = self.registry.find(wanted)?;
         if request == UpdateVolume::default() {
-            let message = "nothing is to be changed: give sizeBytes or readOnly";
+            let message = "nothing is to be changed: give sizeBytes, readOnly, labels or group";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         if let Some(size_bytes) = request.size_bytes {
@@ -177,7 +182,28 @@ impl Core {
             entry.set_read_only(read_only);
             tracing::info!(volume = %entry.id, name = %entry.name, read_only, "volume updated");
         }
+        if request.labels.is_some() || request.group.is_some() {
+            self.update_tags(&entry, request.labels, request.group).await?;
+        }
         self.describe(&entry).await
+    }
+
+    async fn update_tags(
+        &self,
+        entry: &VolumeEntry,
+        labels: Option<Labels>,
+        group: Option<Option<GroupName>>,
+    ) -> Result<(), ServiceError> {
+        // One at a time, or one of two changes at once could be undone by the other.
+        let _admission = self.admission.lock().await;
+        let mut tags = entry.tags();
+        tags.labels = labels.unwrap_or(tags.labels);
+        tags.group = group.unwrap_or(tags.group);
+        let (id, new) = (entry.id, tags.clone());
+        self.db.run(move |tx| VolumeRow::set_tags(tx, id, &new.labels, new.group.as_ref())).await?;
+        entry.set_tags(tags);
+        tracing::info!(volume = %entry.id, name = %entry.name, "labels and group updated");
+        Ok(())
     }
 
     /// The volume, then the row: if the row is not written any more, the next start does it.

@@ -14,6 +14,7 @@ mod flusher;
 mod freeze;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
+mod group;
 mod grow;
 mod head;
 mod head_log;
@@ -38,6 +39,9 @@ mod write;
 pub use block_status::{Allocation, AllocationRun, DirtyRun};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::{Frozen, SnapshotInfo};
+#[cfg(feature = "testing")]
+pub use group::freeze_one_by_one;
+pub use group::{GroupError, GroupFrozen, freeze_group, freeze_group_around};
 pub use intervals::Changes;
 pub use open::{OpenOptions, Recovery};
 pub use read::Content;

@@ -58,8 +58,8 @@ impl System {
         sectors.checked_mul(512)
     }
 
-    /// Who uses a device or a partition of it, in words: mounts, swap, other devices on top.
-    pub(super) fn users(&self, device: Device) -> Vec<String> {
+    /// A device and its partitions, by name.
+    fn parts(&self, device: Device) -> Vec<(String, PathBuf)> {
         let dir = self.block(device);
         let mut parts = vec![(device.name(), dir.clone())];
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
@@ -69,7 +69,27 @@ impl System {
                 parts.push((name, entry.path()));
             }
         }
-        let mounts = std::fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default();
+        parts
+    }
+
+    fn mountinfo(&self) -> String {
+        std::fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default()
+    }
+
+    /// The filesystems that are mounted from a device and its partitions: one mount point of each.
+    pub(super) fn filesystems(&self, device: Device) -> Vec<PathBuf> {
+        let mounts = self.mountinfo();
+        let first_of = |(name, dir): (String, PathBuf)| {
+            let number = std::fs::read_to_string(dir.join("dev")).unwrap_or_default();
+            mount_points(&mounts, number.trim(), &format!("/dev/{name}")).into_iter().next()
+        };
+        self.parts(device).into_iter().filter_map(first_of).map(PathBuf::from).collect()
+    }
+
+    /// Who uses a device or a partition of it, in words: mounts, swap, other devices on top.
+    pub(super) fn users(&self, device: Device) -> Vec<String> {
+        let parts = self.parts(device);
+        let mounts = self.mountinfo();
         let swaps = std::fs::read_to_string(self.root.join("proc/swaps")).unwrap_or_default();
         let mut users = Vec::new();
         for (name, dir) in parts {
@@ -145,7 +165,8 @@ mod tests {
             (
                 "proc/self/mountinfo",
                 "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 43:97 / /mnt/my\\040data rw shared:1 - ext4 /dev/nbd3p1 rw\n\
-                 31 22 0:44 / /btr rw - btrfs /dev/nbd3 rw\n32 22 43:9 / /other rw - ext4 /dev/nbd0 rw\n",
+                 31 22 0:44 / /btr rw - btrfs /dev/nbd3 rw\n\
+                 33 22 43:97 /sub /bound rw - ext4 /dev/nbd3p1 rw\n32 22 43:9 / /other rw - ext4 /dev/nbd0 rw\n",
             ),
             (
                 "proc/swaps",
@@ -159,11 +180,15 @@ mod tests {
             [
                 "/dev/dm-0 is on /dev/nbd3",
                 "/dev/nbd3 is mounted at /btr",
+                "/dev/nbd3p1 is mounted at /bound",
                 "/dev/nbd3p1 is mounted at /mnt/my data",
                 "/dev/nbd3p1 is used for swap",
             ]
         );
         assert!(system.users(Device::new(4)).is_empty());
+        let mut filesystems = system.filesystems(Device::new(3));
+        filesystems.sort();
+        assert_eq!(filesystems, [Path::new("/btr"), Path::new("/mnt/my data")]);
     }
 
     #[test]

@@ -98,6 +98,14 @@ impl Attachments {
         Some(self.shared.to_api(volume, &held))
     }
 
+    /// The filesystems that are mounted from a volume's device or its partitions, each by one of its mount points.
+    pub fn filesystems(&self, volume: VolumeId) -> Vec<PathBuf> {
+        let Some(held) = self.shared.held.lock().get(&volume).cloned() else { return Vec::new() };
+        let backend = self.shared.backend(volume);
+        let device = held.device().filter(|device| self.shared.system.backend(*device) == Some(backend));
+        device.map_or_else(Vec::new, |device| self.shared.system.filesystems(device))
+    }
+
     /// Why a volume cannot be deleted, if it is attached.
     ///
     /// # Errors

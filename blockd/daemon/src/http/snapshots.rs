@@ -5,7 +5,7 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, SnapshotRef, VolumeRef,
-    snapshots::{CreateSnapshot, ListSnapshots, Snapshot, SnapshotList},
+    snapshots::{CreateGroupSnapshot, CreateSnapshot, GroupSnapshot, ListSnapshots, Snapshot, SnapshotList},
 };
 use std::sync::Arc;
 
@@ -15,6 +15,20 @@ pub(super) async fn create(
     Body(request): Body<CreateSnapshot>,
 ) -> Answer<Snapshot> {
     detached(async move { core.create_snapshot(&volume, request).await }).await
+}
+
+pub(super) async fn create_group(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<CreateGroupSnapshot>,
+) -> Answer<GroupSnapshot> {
+    detached(async move { core.create_group_snapshot(request).await }).await
+}
+
+pub(super) async fn inspect(
+    State(core): State<Arc<Core>>,
+    Named(snapshot): Named<SnapshotRef>,
+) -> Answer<Snapshot> {
+    Ok(Reply(core.inspect_snapshot(&snapshot).await?))
 }
 
 pub(super) async fn list(

@@ -32,7 +32,12 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Fa
 }
 
 async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
-    let request = CreateVolume { name: args.name, size_bytes: args.size.as_bytes(), labels: args.label };
+    let request = CreateVolume {
+        name: args.name,
+        size_bytes: args.size.as_bytes(),
+        labels: args.label,
+        group: args.group,
+    };
     let volume = context.client.create_volume(&request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
@@ -41,7 +46,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
 }
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
-    let list = context.client.list_volumes(&ListVolumes { label: args.label }).await?;
+    let list = context.client.list_volumes(&ListVolumes { label: args.label, group: args.group }).await?;
     if context.output.is_json() {
         return context.output.document(&list.volumes);
     }
@@ -88,6 +93,7 @@ fn facts(volume: &Volume) -> Facts {
         .add("Size", size(volume.size_bytes))
         .add("Read-only", if volume.read_only { "yes" } else { "no" })
         .add("Labels", if volume.labels.is_empty() { "-".to_owned() } else { volume.labels.to_string() })
+        .add("Group", or_dash(volume.group.as_ref()))
         .add("Created", format_time(volume.created))
         .add("Status", status(volume))
         .add("URI", &volume.uri)
@@ -194,13 +200,29 @@ async fn resize(context: &Context<'_>, args: ResizeArgs) -> Result<(), Failure> 
 }
 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> {
-    let request = UpdateVolume { read_only: Some(args.read_only), ..UpdateVolume::default() };
+    let group = if args.no_group { Some(None) } else { args.group.map(Some) };
+    let request = UpdateVolume { size_bytes: None, read_only: args.read_only, labels: args.label, group };
     let volume = context.client.update_volume(&args.volume, &request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
     }
-    let now = if volume.read_only { "read-only" } else { "writable" };
-    context.output.line(format!("Volume {} is now {now}.", volume.name))
+    let mut now = Vec::new();
+    if request.read_only.is_some() {
+        now.push(if volume.read_only { "is now read-only" } else { "is now writable" }.to_owned());
+    }
+    if request.labels.is_some() {
+        now.push(match volume.labels.is_empty() {
+            true => "has no labels now".to_owned(),
+            false => format!("has the labels {} now", volume.labels),
+        });
+    }
+    if request.group.is_some() {
+        now.push(match &volume.group {
+            None => "is in no group now".to_owned(),
+            Some(group) => format!("is in group {group} now"),
+        });
+    }
+    context.output.line(format!("Volume {} {}.", volume.name, now.join(", ")))
 }
 
 async fn delete(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
