@@ -4,7 +4,7 @@
 //! requests, tasks to rest at a point they can go on from, no more NBD, merging, then the volumes are flushed and closed.
 
 use crate::{
-    attachments::Attachments,
+    attachments::{Attachments, System},
     config::Config,
     core::{Core, tasks_dir},
     credentials::Repositories,
@@ -113,10 +113,19 @@ impl Daemon {
     /// # Errors
     /// The directory is in use, or something in it, or a socket, cannot be used.
     pub async fn start(config: Config, after_power_loss: bool) -> Result<Self, DaemonError> {
+        Self::start_on(System::default(), config, after_power_loss).await
+    }
+
+    /// [`start`](Self::start) on a system that may be another than the one that this runs on.
+    pub(crate) async fn start_on(
+        system: System,
+        config: Config,
+        after_power_loss: bool,
+    ) -> Result<Self, DaemonError> {
         let started = Instant::now();
         let (lock, core) = {
             let config = config.clone();
-            let prepared = tokio::task::spawn_blocking(move || prepare(config, after_power_loss));
+            let prepared = tokio::task::spawn_blocking(move || prepare(system, config, after_power_loss));
             prepared.await.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))??
         };
         let control = core.control_socket();
@@ -226,7 +235,11 @@ impl Daemon {
 }
 
 /// Everything up to the open volumes; blocks.
-fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>), DaemonError> {
+fn prepare(
+    system: System,
+    config: Config,
+    after_power_loss: bool,
+) -> Result<(DirLock, Arc<Core>), DaemonError> {
     let data_dir = std::path::absolute(&config.data_dir).map_err(file_error("find", &config.data_dir))?;
     files::make_dir(&data_dir).map_err(file_error("make", &data_dir))?;
     let lock = DirLock::take(&data_dir)?;
@@ -247,7 +260,7 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
     let registry = reconcile(&db, &data_dir, &OpenOptions { recovery })?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
-        attachments: Attachments::new(cluster, data_dir.join("nbd.sock")),
+        attachments: Attachments::new(cluster, data_dir.join("nbd.sock"), system),
         config,
         data_dir,
         db: Arc::new(db),

@@ -1,9 +1,9 @@
 //! The thread that gives devices other connections when some die while the daemon runs: one that timed out, one that an
 //! earlier daemon's death closed only after its successor had started.
 
-use super::{AttachError, Shared};
+use super::{AttachError, Shared, driver::Watch};
 use blockd_extent::VolumeId;
-use blockd_nbd::kernel::{Kernel, KernelError, LinkWatch};
+use blockd_nbd::kernel::KernelError;
 use rustix::event::{EventfdFlags, eventfd};
 use std::{
     collections::BTreeSet,
@@ -30,7 +30,7 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn start(shared: Arc<Shared>, watch: LinkWatch) -> Result<Self, KernelError> {
+    pub(super) fn start(shared: Arc<Shared>, watch: Box<dyn Watch>) -> Result<Self, KernelError> {
         let failed = |source| KernelError::Socket { doing: "start the thread that listens", source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
         let (stop, wake) = (Arc::new(AtomicBool::new(false)), Arc::new(wake));
@@ -54,7 +54,7 @@ impl Drop for Keeper {
     }
 }
 
-fn keep(shared: &Shared, mut watch: LinkWatch, stop: &AtomicBool, wake: &OwnedFd) {
+fn keep(shared: &Shared, mut watch: Box<dyn Watch>, stop: &AtomicBool, wake: &OwnedFd) {
     let mut due = BTreeSet::new();
     loop {
         let patience = if due.is_empty() { IDLE } else { RETRY };
@@ -84,9 +84,11 @@ fn volumes(shared: &Shared, wanted: impl Fn(u32) -> bool) -> Vec<VolumeId> {
 fn reconnect(shared: &Shared, volume: VolumeId) -> bool {
     let Some(held) = shared.held.lock().get(&volume).cloned() else { return true };
     let Some(device) = held.device() else { return true };
-    let result = Kernel::open()
+    let result = shared
+        .system
+        .open_driver()
         .map_err(AttachError::from)
-        .and_then(|mut kernel| shared.reconnect(&mut kernel, &held, device));
+        .and_then(|mut kernel| shared.reconnect(&mut *kernel, &held, device));
     match result {
         Ok(()) => {
             tracing::info!(volume = %volume, name = %held.name, %device, "dead connections of the device replaced");

@@ -5,9 +5,14 @@
 //! connections, so that its restart is a pause; a thread does the same for single connections that die.
 
 mod device;
+#[cfg(test)]
+mod double;
+mod driver;
 mod keeper;
 mod requests;
 mod start;
+#[cfg(test)]
+mod tests;
 
 use crate::db::AttachmentRow;
 use blockd_api::{
@@ -15,8 +20,9 @@ use blockd_api::{
     attachments::{self as api, Device},
 };
 use blockd_extent::VolumeId;
-use blockd_nbd::kernel::{AttachOptions, DialError, Kernel, KernelError, dial};
-use device::System;
+use blockd_nbd::kernel::{AttachOptions, DialError, KernelError, dial};
+pub use device::System;
+use driver::Conversation;
 use keeper::Keeper;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
@@ -86,9 +92,8 @@ impl AttachError {
 
 impl Attachments {
     /// No attachments yet.
-    pub fn new(cluster: Uuid, nbd_socket: PathBuf) -> Self {
-        let (system, held) = (System::default(), Mutex::default());
-        let shared = Arc::new(Shared { cluster, nbd_socket, system, held });
+    pub fn new(cluster: Uuid, nbd_socket: PathBuf, system: System) -> Self {
+        let shared = Arc::new(Shared { cluster, nbd_socket, system, held: Mutex::default() });
         Self { shared, keeper: Mutex::new(None), changes: tokio::sync::Mutex::new(()) }
     }
 
@@ -130,13 +135,16 @@ impl Attachments {
             return Ok(());
         };
         let size_bytes = whole_blocks(size_bytes, held.row.block_size_bytes);
-        let resized =
-            Kernel::open().and_then(|mut kernel| kernel.resize(device.index(), &backend, size_bytes));
+        let resized = self
+            .shared
+            .system
+            .open_driver()
+            .and_then(|mut kernel| kernel.resize(device.index(), &backend, size_bytes));
         resized.map_err(|error| AttachError::from(error).to_api())
     }
 
     /// Starts the thread that reconnects, unless it runs.
-    fn start_keeper(&self, kernel: &Kernel) -> Result<(), KernelError> {
+    fn start_keeper(&self, kernel: &dyn Conversation) -> Result<(), KernelError> {
         let mut keeper = self.keeper.lock();
         if keeper.is_none() {
             *keeper = Some(Keeper::start(Arc::clone(&self.shared), kernel.watch()?)?);
@@ -176,7 +184,12 @@ impl Shared {
     }
 
     /// Makes a volume a device; gives which one.
-    fn connect(&self, kernel: &mut Kernel, held: &Held, index: Option<u32>) -> Result<Device, AttachError> {
+    fn connect(
+        &self,
+        kernel: &mut dyn Conversation,
+        held: &Held,
+        index: Option<u32>,
+    ) -> Result<Device, AttachError> {
         let row = &held.row;
         let mut dialed = dial(&self.nbd_socket, held.name.as_str(), row.connections as usize)?;
         let size_bytes = dialed.size_bytes;
@@ -195,7 +208,12 @@ impl Shared {
     }
 
     /// Gives a device other connections in place of dead ones, and the volume's present size.
-    fn reconnect(&self, kernel: &mut Kernel, held: &Held, device: Device) -> Result<(), AttachError> {
+    fn reconnect(
+        &self,
+        kernel: &mut dyn Conversation,
+        held: &Held,
+        device: Device,
+    ) -> Result<(), AttachError> {
         let backend = self.backend(held.row.volume);
         if self.system.backend(device).as_ref() != Some(&backend) {
             return Err(AttachError::Gone { device });

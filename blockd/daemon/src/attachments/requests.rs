@@ -14,14 +14,11 @@ use blockd_api::{
     },
 };
 use blockd_extent::VolumeId;
-use blockd_nbd::kernel::Kernel;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-/// How long a device may take to let go of its connections after it was disconnected.
-const DISCONNECT_PATIENCE: Duration = Duration::from_secs(30);
 const DISCONNECT_POLL: Duration = Duration::from_millis(10);
 
 impl Core {
@@ -57,6 +54,7 @@ impl Core {
         {
             return same_or_refused(&entry.name, attached, &row);
         }
+        self.attachments.shared.check_closed(&entry.name, entry.id)?;
         let held =
             Held { name: entry.name.clone(), row: row.clone(), problem: Some("it is being attached".into()) };
         let before = self.attachments.shared.held.lock().insert(entry.id, held.clone());
@@ -80,9 +78,9 @@ impl Core {
         let (core, wanted) = (Arc::clone(self), held.clone());
         let device = blocking(move || -> Result<Device, ServiceError> {
             let attach = || -> Result<Device, AttachError> {
-                let mut kernel = Kernel::open()?;
-                core.attachments.start_keeper(&kernel)?;
-                core.attachments.shared.connect(&mut kernel, &wanted, wanted.row.device)
+                let mut kernel = core.attachments.shared.system.open_driver()?;
+                core.attachments.start_keeper(&*kernel)?;
+                core.attachments.shared.connect(&mut *kernel, &wanted, wanted.row.device)
             };
             attach().map_err(|error| ServiceError::Refused(error.to_api()))
         });
@@ -152,14 +150,15 @@ impl Core {
         let claim = if force { None } else { shared.claim(device)? };
         let row = AttachmentRow { state: AttachmentState::Detaching, ..held.row.clone() };
         self.db.transaction(|tx| row.put(tx))?;
-        let disconnected = Kernel::open().and_then(|mut kernel| kernel.disconnect(device.index()));
+        let disconnected =
+            shared.system.open_driver().and_then(|mut kernel| kernel.disconnect(device.index()));
         if let Err(error) = disconnected {
             self.db.transaction(|tx| held.row.put(tx))?;
             return Err(ServiceError::Refused(AttachError::from(error).to_api()));
         }
         drop(claim);
         // The kernel lets go of the connections by itself; who detaches to delete the volume needs them gone.
-        let deadline = Instant::now() + DISCONNECT_PATIENCE;
+        let deadline = Instant::now() + shared.system.disconnect_patience;
         while shared.system.is_connected(device) {
             if Instant::now() >= deadline {
                 tracing::warn!(%volume, name = %held.name, %device, "the device is still open somewhere");
@@ -172,6 +171,27 @@ impl Core {
 }
 
 impl Shared {
+    /// Refuses a volume that a device of before still carries: what that one has yet to write must not come into it.
+    fn check_closed(&self, name: &VolumeName, volume: VolumeId) -> Result<(), ServiceError> {
+        let named = self.held.lock().get(&volume).and_then(Held::device);
+        let carriers = self.system.backends().remove(&self.backend(volume)).unwrap_or_default();
+        let Some(device) = carriers.into_iter().find(|device| Some(*device) != named) else { return Ok(()) };
+        let users = self.users_in_words(device);
+        let message = format!(
+            "{device} was detached from volume {name} while it was open, and is still open: {users}: unmount or stop that first"
+        );
+        Err(ServiceError::refused(ErrorCode::DeviceInUse, message))
+    }
+
+    /// Who has a device that cannot be claimed.
+    fn users_in_words(&self, device: Device) -> String {
+        let users = self.system.users(device);
+        if users.is_empty() {
+            return format!("{device} is mounted in another namespace, or held by another program");
+        }
+        users.join(", ")
+    }
+
     /// Takes a device for oneself and has what is dirty written to the volume.
     fn claim(&self, device: Device) -> Result<Option<std::os::fd::OwnedFd>, ServiceError> {
         let users = self.system.users(device);
@@ -185,12 +205,7 @@ impl Shared {
                 Ok(Some(claim))
             }
             Ok(None) => {
-                let who = if users.is_empty() {
-                    format!("{device} is mounted in another namespace, or held by another program")
-                } else {
-                    users.join(", ")
-                };
-                let message = format!("{who}: unmount or stop that first");
+                let message = format!("{}: unmount or stop that first", self.users_in_words(device));
                 Err(ServiceError::refused(ErrorCode::DeviceInUse, message))
             }
             Err(error) => {

@@ -1,14 +1,17 @@
 //! Taking up what an earlier daemon attached.
 
-use super::{AttachError, Held};
+use super::{AttachError, Held, driver::Conversation};
 use crate::{
     core::Core,
     db::{AttachmentRow, AttachmentState},
     error::{ServiceError, blocking},
 };
 use blockd_api::attachments::Device;
-use blockd_nbd::kernel::{Kernel, KernelError};
-use std::{collections::BTreeMap, sync::Arc};
+use blockd_nbd::kernel::KernelError;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// What has become of an attachment.
 enum Taken {
@@ -38,9 +41,9 @@ impl Core {
     fn take_up_blocking(&self, rows: Vec<AttachmentRow>) -> Result<(), ServiceError> {
         let attachments = &self.attachments;
         // The news begin before the first device is given connections: what dies later is heard of.
-        let mut kernel = Kernel::open();
+        let mut kernel = attachments.shared.system.open_driver();
         if let Ok(kernel) = &kernel
-            && let Err(error) = attachments.start_keeper(kernel)
+            && let Err(error) = attachments.start_keeper(&**kernel)
         {
             tracing::error!(%error, "connections of devices that die are not replaced");
         }
@@ -77,13 +80,17 @@ impl Core {
 
     fn take_up_one(
         &self,
-        kernel: &mut Result<Kernel, KernelError>,
+        kernel: &mut Result<Box<dyn Conversation>, KernelError>,
         held: &Held,
-        found: &BTreeMap<String, Device>,
+        found: &BTreeMap<String, BTreeSet<Device>>,
     ) -> Taken {
         let shared = &self.attachments.shared;
         let row = &held.row;
-        let device = found.get(&shared.backend(row.volume)).copied();
+        let carriers = found.get(&shared.backend(row.volume)).cloned().unwrap_or_default();
+        let device = match choose(held, &carriers) {
+            Ok(device) => device,
+            Err(problem) => return Taken::Down(problem),
+        };
         match (device, row.state) {
             (None, AttachmentState::Attaching) => return Taken::Over("nobody was told of it"),
             (None, AttachmentState::Detaching) => return Taken::Over("it was being detached"),
@@ -93,7 +100,7 @@ impl Core {
             _ => {}
         }
         let kernel = match kernel {
-            Ok(kernel) => kernel,
+            Ok(kernel) => &mut **kernel,
             Err(error) => return Taken::Down(error.to_string()),
         };
         let taken = match device {
@@ -117,6 +124,28 @@ impl Core {
         match taken {
             Ok(device) => Taken::Up(device),
             Err(error) => Taken::Down(error.to_string()),
+        }
+    }
+}
+
+/// Which of the devices that carry a volume's backend is its device. One that was taken away by force while it was open
+/// carries it too, until it is closed, and what is still to be written there is of a time before: it must never come
+/// into the volume.
+fn choose(held: &Held, carriers: &BTreeSet<Device>) -> Result<Option<Device>, String> {
+    match (held.device(), held.row.state) {
+        (Some(named), _) if carriers.contains(&named) => return Ok(Some(named)),
+        // It got no device, or has none any more: the others are from before.
+        (Some(_), AttachmentState::Attaching | AttachmentState::Detaching) => return Ok(None),
+        _ => {}
+    }
+    let mut carriers_in_order = carriers.iter();
+    match (carriers_in_order.next(), carriers_in_order.next()) {
+        (only, None) => Ok(only.copied()),
+        _ => {
+            let devices = carriers.iter().map(Device::to_string).collect::<Vec<_>>().join(", ");
+            Err(format!(
+                "{devices} all claim to be this volume's device: unmount them, then detach and attach the volume"
+            ))
         }
     }
 }

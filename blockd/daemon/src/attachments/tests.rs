@@ -1,0 +1,161 @@
+//! Tests of daemons in this process whose kernel is a double: real sockets and volumes, devices that are files.
+
+use super::double::Double;
+use crate::{
+    config::Config,
+    core::Core,
+    daemon::Daemon,
+    db::{AttachmentRow, AttachmentState, DbError},
+};
+use blockd_api::{
+    ApiError, ErrorCode, VolumeRef,
+    attachments::{AttachVolume, Attachment, DetachVolume, Device},
+    volumes::CreateVolume,
+};
+use std::sync::Arc;
+
+const SIZE_BYTES: u64 = 8 << 20;
+
+struct Host {
+    daemon: Option<Daemon>,
+    kernel: Arc<Double>,
+    dir: tempfile::TempDir,
+}
+
+fn named(name: &str) -> VolumeRef {
+    name.parse().unwrap()
+}
+
+impl Host {
+    async fn new() -> Self {
+        let mut host = Self { daemon: None, kernel: Double::new(), dir: tempfile::tempdir().unwrap() };
+        host.start().await;
+        host
+    }
+
+    async fn start(&mut self) {
+        let config = Config {
+            data_dir: self.dir.path().join("data"),
+            ring_threads: 1,
+            nbd_workers: 2,
+            cpu_threads: 2,
+            ..Config::default()
+        };
+        self.daemon = Some(Daemon::start_on(self.kernel.system(), config, false).await.unwrap());
+    }
+
+    async fn restart(&mut self) {
+        self.daemon.take().unwrap().stop().await.unwrap();
+        self.start().await;
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        self.daemon.as_ref().unwrap().core()
+    }
+
+    async fn create(&self, name: &str) {
+        let request =
+            CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels: Default::default() };
+        self.core().create_volume(request).await.unwrap();
+    }
+
+    async fn attach_with(&self, name: &str, request: AttachVolume) -> Result<Attachment, ApiError> {
+        self.core().attach_volume(&named(name), request).await.map_err(|error| error.to_api())
+    }
+
+    async fn attach(&self, name: &str) -> Result<u32, ApiError> {
+        let attached = self.attach_with(name, AttachVolume::default()).await?;
+        Ok(attached.device.unwrap().index())
+    }
+
+    async fn detach(&self, name: &str, force: bool) -> Result<(), ApiError> {
+        let detached = self.core().detach_volume(&named(name), &DetachVolume { force }).await;
+        detached.map(|_| ()).map_err(|error| error.to_api())
+    }
+
+    /// The volume's attachment, as callers see it.
+    fn seen(&self, name: &str) -> Option<Attachment> {
+        let entry = self.core().registry.by_name(name).unwrap();
+        self.core().attachments.describe(entry.id)
+    }
+
+    /// The volume's device, if it is one.
+    fn device(&self, name: &str) -> Option<u32> {
+        self.seen(name).filter(|seen| seen.connected)?.device.map(Device::index)
+    }
+
+    fn rows(&self) -> Vec<AttachmentRow> {
+        self.core().db.transaction(AttachmentRow::all).unwrap()
+    }
+
+    fn change_rows(&self, change: impl Fn(&mut AttachmentRow)) {
+        for mut row in self.rows() {
+            change(&mut row);
+            self.core().db.transaction(|tx| row.put(tx)).unwrap();
+        }
+    }
+
+    fn sql(&self, statements: &str) {
+        let run = |tx: &rusqlite::Transaction<'_>| Ok::<_, DbError>(tx.execute_batch(statements)?);
+        self.core().db.transaction(run).unwrap();
+    }
+}
+
+fn backend(host: &Host, name: &str) -> String {
+    let entry = host.core().registry.by_name(name).unwrap();
+    host.core().attachments.shared.backend(entry.id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_was_taken_away_by_force_never_becomes_the_volumes_again() {
+    let mut host = Host::new().await;
+    host.create("data").await;
+    assert_eq!(host.attach("data").await, Ok(0));
+    host.kernel.mount(0, true);
+    assert_eq!(host.detach("data", false).await.unwrap_err().code, ErrorCode::DeviceInUse);
+    host.detach("data", true).await.unwrap();
+    assert_eq!(host.seen("data"), None);
+    let refused = host.attach("data").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::DeviceInUse);
+    assert!(refused.message.contains("/dev/nbd0 is mounted at /mnt: unmount"), "{refused}");
+    host.kernel.mount(0, false);
+    assert_eq!(host.attach("data").await, Ok(0));
+
+    // Where one that is left comes from a daemon that did not refuse, or is opened later, the row says which is meant.
+    let backend = backend(&host, "data");
+    host.kernel.put(3, &backend, SIZE_BYTES);
+    host.restart().await;
+    assert_eq!(host.device("data"), Some(0));
+    host.kernel.put(1, "another", SIZE_BYTES);
+    host.change_rows(|row| row.device = Some(1));
+    host.restart().await;
+    assert_eq!(host.device("data"), None);
+    let problem = host.seen("data").unwrap().problem.unwrap();
+    assert!(problem.contains("/dev/nbd0, /dev/nbd3 all claim"), "{problem}");
+    // What was not attached to the end, or was detached already, is not looked for elsewhere.
+    for state in [AttachmentState::Attaching, AttachmentState::Detaching] {
+        host.kernel.vanish(3);
+        host.kernel.put(3, &backend, SIZE_BYTES);
+        host.change_rows(|row| row.state = state);
+        host.restart().await;
+        assert_eq!(host.seen("data"), None, "{state:?}");
+        let row = AttachmentRow { state, ..row(&host) };
+        host.core().db.transaction(|tx| row.put(tx)).unwrap();
+    }
+}
+
+/// A row of volume `data` as a request for no device in particular leaves it.
+fn row(host: &Host) -> AttachmentRow {
+    AttachmentRow {
+        volume: host.core().registry.by_name("data").unwrap().id,
+        state: AttachmentState::Attached,
+        device: Some(1),
+        pinned: false,
+        read_only: false,
+        persistent: false,
+        timeout_s: 30,
+        dead_timeout_s: 600,
+        connections: 2,
+        block_size_bytes: 4096,
+    }
+}
