@@ -144,6 +144,29 @@ async fn a_device_that_was_taken_away_by_force_never_becomes_the_volumes_again()
     }
 }
 
+/// A finished attachment cannot be stored while it is there.
+const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON attachments WHEN NEW.state = 'attached'
+    BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_cannot_be_recorded_is_taken_away_again_or_stays_known() {
+    let mut host = Host::new().await;
+    host.create("data").await;
+    host.sql(NO_END);
+    assert_eq!(host.attach("data").await.unwrap_err().code, ErrorCode::Internal);
+    assert_eq!((host.kernel.connected(), host.seen("data"), host.rows()), (vec![], None, vec![]));
+
+    host.kernel.refuse("disconnect", true);
+    assert_eq!(host.attach("data").await.unwrap_err().code, ErrorCode::Internal);
+    assert_eq!((host.kernel.connected(), host.device("data")), (vec![0], Some(0)));
+    host.sql("DROP TRIGGER no_end");
+    host.restart().await;
+    assert_eq!((host.device("data"), host.rows().len()), (Some(0), 1));
+    host.kernel.refuse("disconnect", false);
+    host.detach("data", false).await.unwrap();
+    assert_eq!((host.kernel.connected(), host.rows()), (vec![], vec![]));
+}
+
 /// A row of volume `data` as a request for no device in particular leaves it.
 fn row(host: &Host) -> AttachmentRow {
     AttachmentRow {
