@@ -230,7 +230,7 @@ impl Shared {
     }
 
     /// Takes a device for oneself and has what is dirty written to the volume.
-    fn claim(&self, device: Device) -> Result<Option<std::os::fd::OwnedFd>, ServiceError> {
+    pub(super) fn claim(&self, device: Device) -> Result<Option<std::os::fd::OwnedFd>, ServiceError> {
         let users = self.system.users(device);
         let claimed = if users.is_empty() { self.system.claim(device) } else { Ok(None) };
         match claimed {

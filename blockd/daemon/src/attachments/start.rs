@@ -1,6 +1,6 @@
 //! Taking up what an earlier daemon attached.
 
-use super::{AttachError, Held, driver::Conversation};
+use super::{AttachError, Held, Shared, driver::Conversation};
 use crate::{
     core::Core,
     db::{AttachmentRow, AttachmentState},
@@ -28,17 +28,21 @@ impl Core {
     /// NBD must be served already. A device that cannot be had is logged and marked.
     ///
     /// # Errors
-    /// The database fails.
+    /// The rows cannot be read.
     pub async fn take_up_attachments(self: &Arc<Self>) -> Result<(), ServiceError> {
         let rows = self.db.run(AttachmentRow::all).await?;
         if rows.is_empty() {
             return Ok(());
         }
         let core = Arc::clone(self);
-        blocking(move || core.take_up_blocking(rows)).await
+        blocking(move || -> Result<(), ServiceError> {
+            core.take_up_blocking(rows);
+            Ok(())
+        })
+        .await
     }
 
-    fn take_up_blocking(&self, rows: Vec<AttachmentRow>) -> Result<(), ServiceError> {
+    fn take_up_blocking(&self, mut rows: Vec<AttachmentRow>) {
         let attachments = &self.attachments;
         // The news begin before the first device is given connections: what dies later is heard of.
         let mut kernel = attachments.shared.system.open_driver();
@@ -48,6 +52,8 @@ impl Core {
             tracing::error!(%error, "connections of devices that die are not replaced");
         }
         let found = attachments.shared.system.backends();
+        // A device that must be a certain one is not given to one that may be any.
+        rows.sort_by_key(|row| !row.pinned);
         for mut row in rows {
             let Some(entry) = self.registry.by_id(row.volume) else { continue };
             let mut held = Held { name: entry.name.clone(), row: row.clone(), problem: None };
@@ -65,17 +71,21 @@ impl Core {
                 }
                 Taken::Over(why) => {
                     tracing::info!(%volume, name = %entry.name, why, "the volume is not attached any more");
-                    self.db.transaction(|tx| AttachmentRow::remove(tx, volume))?;
+                    if let Err(error) = self.db.transaction(|tx| AttachmentRow::remove(tx, volume)) {
+                        tracing::warn!(%volume, name = %entry.name, %error, "the row of an attachment that is over is left until the next start");
+                    }
                     continue;
                 }
             }
             if row != held.row {
-                self.db.transaction(|tx| row.put(tx))?;
+                // What the kernel has is what counts: the next start finds the device without the row.
+                if let Err(error) = self.db.transaction(|tx| row.put(tx)) {
+                    tracing::warn!(%volume, name = %entry.name, %error, "the row of an attachment is left as it was before this start");
+                }
                 held.row = row;
             }
             attachments.shared.held.lock().insert(volume, held);
         }
-        Ok(())
     }
 
     fn take_up_one(
@@ -105,10 +115,7 @@ impl Core {
         };
         let taken = match device {
             Some(device) if row.state == AttachmentState::Detaching => {
-                return match kernel.disconnect(device.index()) {
-                    Ok(()) => Taken::Over("it was being detached"),
-                    Err(error) => Taken::Down(error.to_string()),
-                };
+                return shared.finish_detach(kernel, held, device);
             }
             Some(device) => shared.reconnect(kernel, held, device).map(|()| device),
             None => {
@@ -124,6 +131,36 @@ impl Core {
         match taken {
             Ok(device) => Taken::Up(device),
             Err(error) => Taken::Down(error.to_string()),
+        }
+    }
+}
+
+impl Shared {
+    /// Goes on with a detach that was cut off, unless somebody has begun to use the device since, or it was forced and
+    /// somebody still does: nobody was told that it is gone.
+    fn finish_detach(&self, kernel: &mut dyn Conversation, held: &Held, device: Device) -> Taken {
+        let over = Taken::Over("it was being detached");
+        // Without connections, who uses the device would wait for them, and so would what is still to be written.
+        match self.reconnect(kernel, held, device) {
+            Ok(()) => {}
+            // The kernel has been told already and waits for whoever has it open.
+            Err(AttachError::Gone { .. } | AttachError::Kernel(KernelError::NoDevice { .. })) => return over,
+            Err(error) => return Taken::Down(error.to_string()),
+        }
+        let (volume, name) = (held.row.volume, &held.name);
+        let _claim = match self.claim(device) {
+            Ok(claim) => claim,
+            Err(error) => {
+                tracing::warn!(%volume, %name, %device, %error, "the volume was being detached, and stays attached");
+                return Taken::Up(device);
+            }
+        };
+        match kernel.disconnect(device.index()) {
+            Ok(()) => over,
+            Err(error) => {
+                tracing::warn!(%volume, %name, %device, %error, "the volume was being detached, and stays attached");
+                Taken::Up(device)
+            }
         }
     }
 }

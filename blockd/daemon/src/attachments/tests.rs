@@ -167,6 +167,64 @@ async fn a_device_that_cannot_be_recorded_is_taken_away_again_or_stays_known() {
     assert_eq!((host.kernel.connected(), host.rows()), (vec![], vec![]));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detach_that_was_cut_off_goes_on_only_if_nobody_uses_the_device() {
+    let mut host = Host::new().await;
+    host.create("data").await;
+    assert_eq!(host.attach("data").await, Ok(0));
+    host.change_rows(|row| row.state = AttachmentState::Detaching);
+    host.kernel.mount(0, true);
+    host.restart().await;
+    assert_eq!((host.device("data"), host.kernel.connected()), (Some(0), vec![0]));
+    assert_eq!(host.rows()[0].state, AttachmentState::Attached);
+
+    host.change_rows(|row| row.state = AttachmentState::Detaching);
+    host.kernel.mount(0, false);
+    host.kernel.take_done();
+    host.restart().await;
+    assert_eq!(host.kernel.take_done(), ["reconnect 0", "disconnect 0"]);
+    assert_eq!((host.seen("data"), host.rows()), (None, vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_stored_keeps_no_other_volume_from_its_device() {
+    let mut host = Host::new().await;
+    for name in ["one", "two", "three"] {
+        host.create(name).await;
+        host.attach(name).await.unwrap();
+    }
+    host.change_rows(|row| row.state = AttachmentState::Attaching);
+    host.kernel.vanish(0);
+    host.sql(NO_END);
+    host.sql("CREATE TRIGGER no_removal BEFORE DELETE ON attachments BEGIN SELECT RAISE(ABORT, 'the disk is full'); END");
+    host.restart().await;
+    assert_eq!((host.device("one"), host.device("two"), host.device("three")), (None, Some(1), Some(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_must_be_a_certain_one_is_not_given_to_another_volume_after_a_boot() {
+    let mut host = Host::new().await;
+    let names = ["a", "b", "c", "d", "e"];
+    for name in names {
+        host.create(name).await;
+    }
+    for name in names {
+        let device = (name == "c").then(|| Device::new(40));
+        let request = AttachVolume { persistent: true, device, ..AttachVolume::default() };
+        host.attach_with(name, request).await.unwrap();
+    }
+    // Rows come in the order of the volumes' ids, which are random: all but one want the same device.
+    host.change_rows(|row| row.device = Some(40));
+    for index in [0, 1, 2, 3, 40] {
+        host.kernel.vanish(index);
+    }
+    host.restart().await;
+    assert_eq!(host.device("c"), Some(40));
+    for name in names {
+        assert!(host.device(name).is_some(), "{name}");
+    }
+}
+
 /// A row of volume `data` as a request for no device in particular leaves it.
 fn row(host: &Host) -> AttachmentRow {
     AttachmentRow {
