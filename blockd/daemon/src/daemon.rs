@@ -283,12 +283,11 @@ fn prepare(
 /// Has a device grow when its volume does. The kernel is told on a thread of its own: it may take its time.
 fn grow_devices_with_volumes(core: &Arc<Core>) {
     let weak = Arc::downgrade(core);
-    core.registry.on_resized(Box::new(move |entry, size_bytes| {
+    core.registry.on_resized(Box::new(move |entry, _| {
         let (weak, volume) = (weak.clone(), entry.id);
         let tell = move || {
-            let Some(core) = weak.upgrade() else { return };
-            if let Err(error) = core.attachments.resized(volume, size_bytes) {
-                tracing::error!(%volume, %error, "the device keeps its old size: detach and attach the volume");
+            if let Some(core) = weak.upgrade() {
+                core.attachments.resized(&core.registry, volume);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("resize".to_owned()).spawn(tell) {

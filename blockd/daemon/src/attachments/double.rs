@@ -222,7 +222,10 @@ impl Conversation for Handle {
 
     fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError> {
         self.0.check_owner(index, backend)?;
-        std::fs::write(self.0.block(index).join("size"), (size_bytes / 512).to_string()).unwrap();
+        let refused = self.0.inner.lock().refused.contains("resize");
+        if !refused {
+            std::fs::write(self.0.block(index).join("size"), (size_bytes / 512).to_string()).unwrap();
+        }
         self.0.note(format!("resize {index} {size_bytes}"))
     }
 

@@ -71,6 +71,13 @@ impl Core {
             self.undo_attach(held, before).await;
             return Err(error.into());
         }
+        // A growth meanwhile found no device to tell.
+        let (core, volume) = (Arc::clone(self), entry.id);
+        let told = blocking(move || -> Result<(), ServiceError> {
+            core.attachments.resized(&core.registry, volume);
+            Ok(())
+        });
+        told.await?;
         let attached = self.attachments.shared.to_api(entry.id, &held);
         let device = attached.device.map(|device| device.to_string());
         tracing::info!(volume = %entry.id, name = %entry.name, device, "volume attached");

@@ -8,10 +8,7 @@ use crate::{
 };
 use blockd_api::attachments::Device;
 use blockd_nbd::kernel::KernelError;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 /// What has become of an attachment.
 enum Taken {
@@ -25,7 +22,7 @@ enum Taken {
 
 impl Core {
     /// Gives the devices of an earlier daemon connections to this one, and attaches after a boot what is to come back.
-    /// NBD must be served already. A device that cannot be had is logged and marked.
+    /// NBD must be served already. A device that cannot be had is logged and marked, and one that the kernel has is tried again.
     ///
     /// # Errors
     /// The rows cannot be read.
@@ -58,7 +55,12 @@ impl Core {
             let Some(entry) = self.registry.by_id(row.volume) else { continue };
             let mut held = Held { name: entry.name.clone(), row: row.clone(), problem: None };
             let volume = row.volume;
-            match self.take_up_one(&mut kernel, &held, &found) {
+            let carriers = found.get(&attachments.shared.backend(volume)).cloned().unwrap_or_default();
+            let (device, taken) = match choose(&held, &carriers) {
+                Ok(device) => (device, self.take_up_one(&mut kernel, &held, device)),
+                Err(problem) => (None, Taken::Down(problem)),
+            };
+            match taken {
                 Taken::Up(device) => {
                     tracing::info!(%volume, name = %entry.name, %device, "attached again");
                     row.device = Some(device.index());
@@ -68,6 +70,9 @@ impl Core {
                     tracing::error!(%volume, name = %entry.name, problem, "the volume cannot be attached again");
                     row.state = AttachmentState::Attached;
                     held.problem = Some(problem);
+                    if device.is_some() {
+                        row.device = device.map(Device::index);
+                    }
                 }
                 Taken::Over(why) => {
                     tracing::info!(%volume, name = %entry.name, why, "the volume is not attached any more");
@@ -84,7 +89,11 @@ impl Core {
                 }
                 held.row = row;
             }
+            let waits = held.problem.is_some() && device.is_some();
             attachments.shared.held.lock().insert(volume, held);
+            if waits {
+                attachments.retry(volume);
+            }
         }
     }
 
@@ -92,15 +101,10 @@ impl Core {
         &self,
         kernel: &mut Result<Box<dyn Conversation>, KernelError>,
         held: &Held,
-        found: &BTreeMap<String, BTreeSet<Device>>,
+        device: Option<Device>,
     ) -> Taken {
         let shared = &self.attachments.shared;
         let row = &held.row;
-        let carriers = found.get(&shared.backend(row.volume)).cloned().unwrap_or_default();
-        let device = match choose(held, &carriers) {
-            Ok(device) => device,
-            Err(problem) => return Taken::Down(problem),
-        };
         match (device, row.state) {
             (None, AttachmentState::Attaching) => return Taken::Over("nobody was told of it"),
             (None, AttachmentState::Detaching) => return Taken::Over("it was being detached"),

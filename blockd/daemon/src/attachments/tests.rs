@@ -10,7 +10,7 @@ use crate::{
 use blockd_api::{
     ApiError, ErrorCode, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Device},
-    volumes::CreateVolume,
+    volumes::{CreateVolume, UpdateVolume},
 };
 use std::sync::Arc;
 
@@ -223,6 +223,84 @@ async fn a_device_that_must_be_a_certain_one_is_not_given_to_another_volume_afte
     for name in names {
         assert!(host.device(name).is_some(), "{name}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_cannot_be_reconnected_at_the_start_is_tried_again() {
+    let mut host = Host::new().await;
+    host.create("data").await;
+    host.attach("data").await.unwrap();
+    // As a daemon leaves it that died before it could store the device.
+    host.change_rows(|row| {
+        *row = AttachmentRow { state: AttachmentState::Attaching, device: None, ..row.clone() }
+    });
+    host.kernel.take_done();
+    host.kernel.refuse("reconnect", true);
+    host.restart().await;
+    let rows: Vec<_> = host.rows().into_iter().map(|row| (row.state, row.device)).collect();
+    assert_eq!(rows, [(AttachmentState::Attached, Some(0))]);
+    host.kernel.wait_for("refused: reconnect 0");
+    host.kernel.refuse("reconnect", false);
+    host.kernel.wait_for("reconnect 0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_thread_that_reconnects_listens_anew_where_it_hears_nothing_any_more() {
+    let host = Host::new().await;
+    for name in ["one", "two", "three", "four"] {
+        host.create(name).await;
+    }
+    host.attach("one").await.unwrap();
+    host.attach("two").await.unwrap();
+    assert_eq!(host.kernel.watches(), 1);
+    host.kernel.reload();
+    host.kernel.set_deaf(true);
+    host.attach("three").await.unwrap();
+    assert_eq!(host.kernel.watches(), 2);
+    // That one's news fail at once, and it ends.
+    host.kernel.set_deaf(false);
+    let keeper = &host.core().attachments.keeper;
+    while !keeper.lock().as_ref().unwrap().has_ended() {
+        std::thread::yield_now();
+    }
+    host.attach("four").await.unwrap();
+    assert_eq!(host.kernel.watches(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_has_the_size_that_its_volume_has_last() {
+    const LARGER_BYTES: u64 = SIZE_BYTES * 2;
+    const LARGEST_BYTES: u64 = SIZE_BYTES * 3;
+    let mut host = Host::new().await;
+    host.create("data").await;
+    // It grows after the kernel was told its size, and before anybody knows the device.
+    let core = Arc::clone(host.core());
+    host.kernel.on_connect(move || {
+        let entry = core.registry.by_name("data").unwrap();
+        entry.volume().unwrap().grow(LARGER_BYTES).unwrap();
+        core.registry.announce_size(&entry);
+    });
+    host.attach("data").await.unwrap();
+    assert_eq!(host.kernel.size_bytes(0), LARGER_BYTES);
+
+    // What the kernel refuses it is told again.
+    host.kernel.take_done();
+    host.kernel.refuse("resize", true);
+    let update = |size_bytes| UpdateVolume { size_bytes: Some(size_bytes), ..UpdateVolume::default() };
+    host.core().update_volume(&named("data"), update(LARGEST_BYTES)).await.unwrap();
+    host.kernel.wait_for(&format!("refused: resize 0 {LARGEST_BYTES}"));
+    host.kernel.refuse("resize", false);
+    host.kernel.wait_for(&format!("resize 0 {LARGEST_BYTES}"));
+    assert_eq!(host.kernel.size_bytes(0), LARGEST_BYTES);
+
+    // It never becomes smaller, and is not told twice.
+    host.kernel.take_done();
+    let entry = host.core().registry.by_name("data").unwrap();
+    host.core().attachments.resized(&host.core().registry, entry.id);
+    drop(entry);
+    assert_eq!(host.kernel.take_done(), Vec::<String>::new());
+    host.restart().await;
+    assert_eq!(host.kernel.size_bytes(0), LARGEST_BYTES);
 }
 
 /// A row of volume `data` as a request for no device in particular leaves it.
