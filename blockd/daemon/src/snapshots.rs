@@ -83,7 +83,7 @@ impl Core {
                     }
                     return Err(error.into());
                 }
-                entry.show_snapshot(&row);
+                show(entry, &row).await;
                 Ok(row)
             }
             Err(error) => {
@@ -137,7 +137,7 @@ impl Core {
             let busy = matches!(&error, ServiceError::Volume(error) if error.kind() == VolumeErrorKind::Busy);
             if busy {
                 self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Ready)).await?;
-                entry.show_snapshot(&row);
+                show(&entry, &row).await;
             }
             return Err(error);
         }
@@ -183,6 +183,19 @@ impl Core {
         if let Err(error) = forgotten {
             tracing::warn!(volume = %id, %error, "block sets that are no longer needed are kept");
         }
+    }
+}
+
+/// Lets clients see a snapshot. The volume is asked for it, which may have to wait for a freeze and its disk.
+async fn show(entry: &Arc<VolumeEntry>, row: &SnapshotRow) {
+    let (entry, row) = (Arc::clone(entry), row.clone());
+    let (volume, snapshot) = (entry.id, row.id);
+    let shown = blocking(move || -> Result<(), ServiceError> {
+        entry.show_snapshot(&row);
+        Ok(())
+    });
+    if let Err(error) = shown.await {
+        tracing::error!(%volume, %snapshot, %error, "clients do not see the snapshot until the next start");
     }
 }
 
