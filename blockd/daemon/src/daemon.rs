@@ -4,7 +4,7 @@
 //! requests, tasks to rest at a point they can go on from, no more NBD, merging, then the volumes are flushed and closed.
 
 use crate::{
-    attachments::Attachments,
+    attachments::{Attachments, System},
     config::Config,
     core::{Core, tasks_dir},
     credentials::Repositories,
@@ -117,10 +117,19 @@ impl Daemon {
     /// # Errors
     /// The directory is in use, or something in it, or a socket, cannot be used.
     pub async fn start(config: Config, after_power_loss: bool) -> Result<Self, DaemonError> {
+        Self::start_on(System::default(), config, after_power_loss).await
+    }
+
+    /// [`start`](Self::start) on a system that may be another than the one that this runs on.
+    pub(crate) async fn start_on(
+        system: System,
+        config: Config,
+        after_power_loss: bool,
+    ) -> Result<Self, DaemonError> {
         let started = Instant::now();
         let (lock, core) = {
             let config = config.clone();
-            let prepared = tokio::task::spawn_blocking(move || prepare(config, after_power_loss));
+            let prepared = tokio::task::spawn_blocking(move || prepare(system, config, after_power_loss));
             prepared.await.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))??
         };
         let control = core.control_socket();
@@ -242,7 +251,11 @@ impl Daemon {
 }
 
 /// Everything up to the open volumes; blocks.
-fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>), DaemonError> {
+fn prepare(
+    system: System,
+    config: Config,
+    after_power_loss: bool,
+) -> Result<(DirLock, Arc<Core>), DaemonError> {
     let data_dir = std::path::absolute(&config.data_dir).map_err(file_error("find", &config.data_dir))?;
     files::make_dir(&data_dir).map_err(file_error("make", &data_dir))?;
     let lock = DirLock::take(&data_dir)?;
@@ -263,7 +276,7 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
     let registry = reconcile(&db, &data_dir, &OpenOptions { recovery })?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
-        attachments: Attachments::new(cluster, data_dir.join("nbd.sock")),
+        attachments: Attachments::new(cluster, data_dir.join("nbd.sock"), system),
         config,
         data_dir,
         db: Arc::new(db),
@@ -286,12 +299,11 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
 /// Has a device grow when its volume does. The kernel is told on a thread of its own: it may take its time.
 fn grow_devices_with_volumes(core: &Arc<Core>) {
     let weak = Arc::downgrade(core);
-    core.registry.on_resized(Box::new(move |entry, size_bytes| {
+    core.registry.on_resized(Box::new(move |entry, _| {
         let (weak, volume) = (weak.clone(), entry.id);
         let tell = move || {
-            let Some(core) = weak.upgrade() else { return };
-            if let Err(error) = core.attachments.resized(volume, size_bytes) {
-                tracing::error!(%volume, %error, "the device keeps its old size: detach and attach the volume");
+            if let Some(core) = weak.upgrade() {
+                core.attachments.resized(&core.registry, volume);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("resize".to_owned()).spawn(tell) {

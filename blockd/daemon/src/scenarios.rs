@@ -437,6 +437,72 @@ async fn what_the_database_refuses_is_undone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_cannot_be_recorded_leaves_nothing() {
+    let host = Host::new().await;
+    host.sql(
+        "CREATE TRIGGER not_up BEFORE UPDATE ON volumes WHEN NEW.state = 'up'
+         BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    let request =
+        CreateVolume { name: "data".parse().unwrap(), size_bytes: SIZE_BYTES, labels: Default::default() };
+    assert_eq!(api_code(host.client.create_volume(&request).await), ErrorCode::Internal);
+    assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
+    host.sql("DROP TRIGGER not_up");
+    host.client.create_volume(&request).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_whose_row_may_say_that_it_is_deleted_takes_no_writes() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 5000);
+    let name = "data".parse().unwrap();
+    host.sql(
+        "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    assert_eq!(api_code(host.client.delete_volume(&name).await), ErrorCode::Internal);
+    let seen = host.client.volume(&name).await.unwrap();
+    assert!(seen.state_reason.unwrap().contains("restart blockd to see"));
+    assert!(volume.write(0, &[1], false).is_err());
+    drop(volume);
+    host.sql("DROP TRIGGER no_change");
+    // The row was not changed: the volume is there, with all that was written.
+    host.stop().await;
+    host.start().await;
+    model.assert_is(&host.volume("data"));
+    host.client.delete_volume(&name).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_growth_is_told_whatever_becomes_of_its_row_and_leaves_layers_to_merge() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let told = Arc::clone(&sizes);
+    host.core().registry.on_resized(Box::new(move |_, size_bytes| told.lock().push(size_bytes)));
+    let name = "data".parse().unwrap();
+    let grow = |times| UpdateVolume { size_bytes: Some(SIZE_BYTES * times), ..UpdateVolume::default() };
+    host.sql(
+        "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    assert_eq!(api_code(host.client.update_volume(&name, &grow(2)).await), ErrorCode::Internal);
+    assert_eq!(*sizes.lock(), [SIZE_BYTES * 2]);
+    host.sql("DROP TRIGGER no_change");
+    for times in [2, 3] {
+        Model::new().write(&volume, times * BLOCK, times, 10);
+        host.client.update_volume(&name, &grow(times)).await.unwrap();
+    }
+    assert_eq!(*sizes.lock(), [2, 2, 3].map(|times| SIZE_BYTES * times));
+    let merged = async {
+        while volume.stats().layers > 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), merged).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn snapshots_of_a_volume_that_is_never_backed_up_leave_no_block_sets_behind() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;

@@ -198,7 +198,7 @@ impl Core {
             }
         }
         for ((entry, _), row) in wanted.members.iter().zip(&rows) {
-            entry.show_snapshot(row);
+            show(entry, row).await;
         }
         Ok(rows)
     }
@@ -316,7 +316,7 @@ impl Core {
             let busy = matches!(&error, ServiceError::Volume(error) if error.kind() == VolumeErrorKind::Busy);
             if busy {
                 self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Ready)).await?;
-                entry.show_snapshot(&row);
+                show(&entry, &row).await;
             }
             return Err(error);
         }

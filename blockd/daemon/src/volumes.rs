@@ -2,7 +2,7 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Chain, CredentialRow, SnapshotRow, VolumeRow, VolumeState},
+    db::{Chain, CredentialRow, DbError, SnapshotRow, VolumeRow, VolumeState},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
 };
@@ -50,20 +50,37 @@ impl Core {
     async fn make_volume(&self, row: VolumeRow) -> Result<Arc<Volume>, ServiceError> {
         let (id, size_bytes, dir) = (row.id, row.size_bytes, self.volume_dir(row.id));
         self.db.run(move |tx| row.insert(tx)).await?;
-        let made = blocking(move || Volume::create(&dir, id, size_bytes)).await;
-        let dir = self.volume_dir(id);
-        match made {
-            Ok(volume) => {
-                self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await?;
-                Ok(volume)
-            }
+        let volume = match blocking(move || Volume::create(&dir, id, size_bytes)).await {
+            Ok(volume) => volume,
             Err(error) => {
-                if let Err(cleanup) = blocking(move || Volume::delete_files(&dir)).await {
-                    tracing::warn!(volume = %id, error = %cleanup, "files of a volume that could not be made are left");
-                }
-                self.db.run(move |tx| VolumeRow::remove(tx, id)).await?;
-                Err(error)
+                self.unmake_volume(id, None).await;
+                return Err(error);
             }
+        };
+        if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await {
+            self.unmake_volume(id, Some(volume)).await;
+            return Err(error.into());
+        }
+        Ok(volume)
+    }
+
+    /// Removes what there is of a volume that could not be made. What is left is removed by the next start.
+    async fn unmake_volume(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
+        let dir = self.volume_dir(id);
+        let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
+            if let Some(volume) = volume
+                && let Err(error) = volume.close()
+            {
+                // Nobody has written to it: only its end matters.
+                tracing::debug!(volume = %id, %error, "closing before the removal");
+            }
+            Volume::delete_files(&dir)
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(volume = %id, %error, "files of a volume that could not be made are left");
+        }
+        if let Err(error) = self.db.run(move |tx| VolumeRow::remove(tx, id)).await {
+            tracing::warn!(volume = %id, %error, "the row of a volume that could not be made is left");
         }
     }
 
@@ -97,7 +114,7 @@ impl Core {
     }
 
     async fn facts(&self, volume: Option<VolumeId>) -> Result<Facts, ServiceError> {
-        let facts = self.db.run(move |tx| -> Result<Facts, crate::db::DbError> {
+        let facts = self.db.run(move |tx| -> Result<Facts, DbError> {
             Ok(Facts {
                 snapshots: SnapshotRow::all(tx, volume)?,
                 chains: Chain::all(tx, volume)?,
@@ -221,14 +238,19 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         if size_bytes == present {
+            // Whoever was not told, or did not hear, is told again: asking again is how one sees to that.
+            self.registry.announce_size(entry);
             return Ok(());
         }
         let grown = blocking(move || volume.grow(size_bytes)).await;
         // Also after a failure: it may have come from what follows the commit.
         let (id, now) = (entry.id, entry.size_bytes());
         if now > present {
-            self.db.run(move |tx| VolumeRow::grow(tx, id, now)).await?;
+            // The volume has that size whatever becomes of the row.
             self.registry.announce_size(entry);
+            // The head of before has become a layer that no snapshot keeps.
+            self.merger.wake();
+            self.db.run(move |tx| VolumeRow::grow(tx, id, now)).await?;
             tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = now, "volume grown");
         }
         grown
@@ -253,8 +275,7 @@ impl Core {
         drop(admission);
         let id = entry.id;
         if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await {
-            entry.undo_delete(before);
-            self.merger.wake();
+            self.take_back_delete(&entry, before, &error).await;
             return Err(error.into());
         }
         // From here on the volume is gone whatever happens: the next start finishes what this one leaves.
@@ -270,6 +291,31 @@ impl Core {
         self.registry.remove(&entry);
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
         Ok(Deleted { id: id.to_string(), name: entry.name.to_string() })
+    }
+
+    /// Opens a volume again whose row may or may not say that it is being deleted: a commit that failed may have become
+    /// durable all the same, and then the next start would delete what was written since. If the row cannot be set
+    /// back, nothing more is written.
+    async fn take_back_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &DbError) {
+        let id = entry.id;
+        let volume = match before {
+            EntryState::Up(volume) => volume,
+            // It takes no writes anyway.
+            before => return entry.undo_delete(before),
+        };
+        let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await else {
+            entry.undo_delete(EntryState::Up(volume));
+            self.merger.wake();
+            return;
+        };
+        tracing::error!(volume = %id, name = %entry.name, %error, "whether the volume is to be deleted is not known");
+        entry.set_state(EntryState::Failed(format!(
+            "whether its deletion was recorded is not known ({why}): delete it again, or restart blockd to see"
+        )));
+        let closed = blocking(move || volume.close()).await;
+        if let Err(error) = closed {
+            tracing::warn!(volume = %id, name = %entry.name, %error, "the volume is not closed cleanly");
+        }
     }
 
     async fn remove_volume_files(

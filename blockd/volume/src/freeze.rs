@@ -217,7 +217,7 @@ impl Volume {
     pub(crate) fn forget_snapshot(&self, admin: &mut Meta, snapshot: SnapshotId) -> Result<(), VolumeError> {
         let mut meta = admin.clone();
         meta.snapshots.retain(|entry| entry.id != snapshot);
-        self.commit(&mut admin, meta)?;
+        self.commit(admin, meta)?;
         self.snapshot_count.store(admin.snapshots.len() as u64, Ordering::Relaxed);
         Ok(())
     }

@@ -221,10 +221,11 @@ fn prepare(group: &mut [Member<'_>]) -> Result<Vec<Prepared>, GroupError> {
 /// Removes a head that nobody has entered. The epoch's number is free again: every number that is used up has a set.
 fn take_back_head(member: &mut Member<'_>, before: Meta, head: &Head) {
     let volume = member.volume;
-    *member.admin = before;
     // If the disk refuses, it may still name the head, and then its files must stay. It is empty, so a start that finds
-    // it reads the same; and whatever is committed next does not name it any more.
-    match member.admin.store(&volume.dir) {
+    // it reads the same; and whatever is committed next, before the number is used again, does not name it any more.
+    let restored = volume.commit(member.admin, before.clone());
+    *member.admin = before;
+    match restored {
         Ok(()) => {
             let place = Place { size_bytes: head.size_bytes, ..volume.place() };
             if let Err(error) = Head::remove_files(place, head.epoch) {
@@ -239,11 +240,7 @@ fn take_back_head(member: &mut Member<'_>, before: Meta, head: &Head) {
 
 /// The volume's stack with a new head on top. Only holders of `admin` replace the stack, so this stays right.
 fn stack_under(volume: &Volume, head: &Arc<Head>) -> Arc<Stack> {
-    let old = volume.current();
-    let mut layers = Vec::with_capacity(old.layers.len() + 1);
-    layers.push(Layer::Open(Arc::clone(head)));
-    layers.extend(old.layers.iter().cloned());
-    Arc::new(Stack { layers })
+    Arc::new(volume.current().below(Arc::clone(head)))
 }
 
 /// Finishes the old heads and commits the snapshots: all of them, or none.

@@ -1,39 +1,60 @@
 //! What the system knows of a `/dev/nbdN`: whose it is, and who uses it. Read from `/sys`, `/proc` and the device itself.
 
+use super::driver::{Conversation, Driver, OfThisKernel};
 use blockd_api::attachments::Device;
+use blockd_nbd::kernel::KernelError;
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
-/// Where the system's files are; another place in tests.
+const DISCONNECT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the system's files are and who speaks for its nbd driver; another place and another one in tests.
 #[derive(Clone, Debug)]
-pub(super) struct System {
-    root: PathBuf,
+pub struct System {
+    pub(super) root: PathBuf,
+    pub(super) driver: Arc<dyn Driver>,
+    /// How long a device may take to let go of its connections after it was disconnected.
+    pub(super) disconnect_patience: Duration,
 }
 
 impl Default for System {
     fn default() -> Self {
-        Self { root: "/".into() }
+        Self { root: "/".into(), driver: Arc::new(OfThisKernel), disconnect_patience: DISCONNECT_PATIENCE }
     }
 }
 
 impl System {
+    /// Begins a conversation with the driver.
+    pub(super) fn open_driver(&self) -> Result<Box<dyn Conversation>, KernelError> {
+        self.driver.open()
+    }
+
     fn block(&self, device: Device) -> PathBuf {
         self.root.join("sys/block").join(device.name())
     }
 
-    /// The devices that are connected, by what the kernel was told of their backends.
-    pub(super) fn backends(&self) -> BTreeMap<String, Device> {
+    /// The devices that the kernel shows, by what it was told of their backends. One backend may have several: a device
+    /// that was disconnected while it was open is shown until it is closed.
+    pub(super) fn backends(&self) -> BTreeMap<String, BTreeSet<Device>> {
         let entries = std::fs::read_dir(self.root.join("sys/block")).into_iter().flatten().flatten();
         let devices = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<Device>().ok());
-        devices.filter_map(|device| Some((self.backend(device)?, device))).collect()
+        let mut backends = BTreeMap::<_, BTreeSet<_>>::new();
+        for device in devices {
+            if let Some(backend) = self.backend(device) {
+                backends.entry(backend).or_default().insert(device);
+            }
+        }
+        backends
     }
 
     /// The backend of a device that is connected.
@@ -151,7 +172,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        let system = System { root: dir.path().to_owned() };
+        let system = System { root: dir.path().to_owned(), ..System::default() };
         (dir, system)
     }
 
@@ -200,7 +221,8 @@ mod tests {
             ("sys/block/nbd1/size", "2048\n"),
             ("sys/block/sda/size", "1\n"),
         ]);
-        assert_eq!(system.backends(), BTreeMap::from([("me:2".to_owned(), Device::new(1))]));
+        let of_me = |number, index| (format!("me:{number}"), BTreeSet::from([Device::new(index)]));
+        assert_eq!(system.backends(), BTreeMap::from([of_me(2, 1)]));
         assert_eq!(system.size_bytes(Device::new(1)), Some(1 << 20));
         assert_eq!(system.backend(Device::new(0)), None);
     }

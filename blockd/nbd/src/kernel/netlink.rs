@@ -67,6 +67,13 @@ impl Kernel {
         }
     }
 
+    /// The numbers of the driver's family and of its news. They are others after the driver was unloaded and loaded again,
+    /// and a [`LinkWatch`] from before hears nothing any more.
+    #[must_use]
+    pub fn numbers(&self) -> (u16, Option<u32>) {
+        (self.family, self.group)
+    }
+
     /// Attaches connections as a device: the one with this number, or a free one. Gives its number. The kernel keeps the
     /// sockets.
     ///

@@ -66,9 +66,15 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
     context.output.table(&table)
 }
 
+/// How a volume stands. Attached is one that is a device of this host; other NBD clients are told apart from that.
 fn status(volume: &Volume) -> String {
     match (volume.state, &volume.state_reason) {
-        (VolumeState::Up, _) if volume.connections > 0 => "up - attached".to_owned(),
+        (VolumeState::Up, _) if volume.attachment.as_ref().is_some_and(|attachment| attachment.connected) => {
+            "up - attached".to_owned()
+        }
+        (VolumeState::Up, _) if volume.connections > 0 => {
+            format!("up - {}", counted(volume.connections, "connection"))
+        }
         (VolumeState::Up, _) => "up - detached".to_owned(),
         (state, Some(reason)) => format!("{state} - {reason}"),
         (state, None) => state.to_string(),
