@@ -236,7 +236,7 @@ impl RingThread {
                 self.with_connection(index, |connection, cx| connection.end_send(buffer, result, cx));
             }
             (Tag::Linger(index), Outcome::Transferred { buffer, result }) => {
-                self.lingered(index, buffer, result)
+                self.lingered(index, buffer, !result.is_ok_and(|len_bytes| len_bytes > 0));
             }
             (tag, _) => tracing::error!(?tag, "a completion of the wrong kind"),
         }
@@ -457,8 +457,7 @@ impl RingThread {
         self.ring.recv(socket, transfer, Tag::Linger(index).pack());
     }
 
-    fn lingered(&mut self, index: usize, buffer: Buffer, result: io::Result<usize>) {
-        let has_ended = !matches!(result, Ok(len_bytes) if len_bytes > 0);
+    fn lingered(&mut self, index: usize, buffer: Buffer, has_ended: bool) {
         match self.lingering.received(index, has_ended, self.now).map(Arc::clone) {
             Some(socket) => self.throw_away(&socket, buffer, index),
             None => self.pool.give(buffer),
