@@ -99,12 +99,14 @@ impl DataFiles {
         Ok(Self { segments })
     }
 
+    /// Where the files of a layer are.
+    pub(crate) fn paths(base: &Path, size_bytes: u64) -> impl Iterator<Item = PathBuf> {
+        segment_lens(size_bytes).enumerate().map(move |(number, _)| segment_path(base, number as u64))
+    }
+
     /// Removes the files of a layer, those that are there.
     pub(crate) fn remove(base: &Path, size_bytes: u64) -> Result<(), VolumeError> {
-        for (number, _) in segment_lens(size_bytes).enumerate() {
-            remove_if_there(&segment_path(base, number as u64))?;
-        }
-        Ok(())
+        Self::paths(base, size_bytes).try_for_each(|path| remove_if_there(&path))
     }
 
     /// Cuts a range at segment borders.
@@ -207,6 +209,14 @@ impl DataFiles {
     pub(crate) fn sync(&self) -> Result<(), VolumeError> {
         for segment in &self.segments {
             segment.file.sync_data().during("sync", &segment.path)?;
+        }
+        Ok(())
+    }
+
+    /// Takes what is clean out of memory, so that the next read asks the disk.
+    pub(crate) fn drop_cache(&self) -> Result<(), VolumeError> {
+        for segment in &self.segments {
+            segment.file.drop_cache().during("drop the cache of", &segment.path)?;
         }
         Ok(())
     }

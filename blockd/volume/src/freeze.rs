@@ -90,6 +90,8 @@ impl Volume {
     /// Makes the next head, of this size, and commits that it is there. An empty head on top changes nothing that anybody
     /// reads.
     pub(crate) fn prepare_head(&self, admin: &mut Meta, size_bytes: u64) -> Result<Arc<Head>, VolumeError> {
+        // The commit of an attempt before may stand, and names the files that are made here.
+        self.settle(admin)?;
         let epoch = admin.next_epoch;
         let place = Place { size_bytes, ..self.place() };
         let made = Head::create(place, epoch).and_then(|head| {
@@ -98,22 +100,14 @@ impl Volume {
             meta.next_epoch = epoch.next();
             meta.size_bytes = size_bytes;
             meta.layers.insert(0, LayerEntry { epoch, file: epoch, generation: 0, open: true, size_bytes });
-            meta.store(&self.dir)?;
-            Ok((head, meta))
+            self.commit(admin, meta)?;
+            Ok(Arc::new(head))
         });
-        match made {
-            Ok((head, meta)) => {
-                *admin = meta;
-                Ok(Arc::new(head))
-            }
-            Err(error) => {
-                // The failed commit may have reached the disk all the same: its files go only once the old one stands.
-                if admin.store(&self.dir).is_ok() {
-                    let _ = Head::remove_files(place, epoch);
-                }
-                Err(error)
-            }
+        // The failed commit may have reached the disk all the same: its files go only once the old one stands.
+        if made.is_err() && self.settle(admin).is_ok() {
+            let _ = Head::remove_files(place, epoch);
         }
+        made
     }
 
     /// Freezes those layers that a failed or interrupted freeze left open below the head.
@@ -155,9 +149,8 @@ impl Volume {
         meta.intervals.push(head.epoch);
         meta.intervals.sort_unstable();
         meta.snapshots.extend(snapshot);
-        meta.store(&self.dir)?;
-        self.snapshot_count.store(meta.snapshots.len() as u64, Ordering::Relaxed);
-        *admin = meta;
+        self.commit(admin, meta)?;
+        self.snapshot_count.store(admin.snapshots.len() as u64, Ordering::Relaxed);
 
         let frozen = FrozenLayer {
             epoch: head.epoch,
@@ -228,9 +221,8 @@ impl Volume {
         }
         let mut meta = admin.clone();
         meta.snapshots.retain(|entry| entry.id != snapshot);
-        meta.store(&self.dir)?;
-        self.snapshot_count.store(meta.snapshots.len() as u64, Ordering::Relaxed);
-        *admin = meta;
+        self.commit(&mut admin, meta)?;
+        self.snapshot_count.store(admin.snapshots.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 

@@ -102,21 +102,19 @@ impl Head {
         let data = DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         let map_path = files::map_path(place.dir, epoch);
-        // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
-        // next open: the bits then speak of data that is gone, just as after a power cut.
-        let believe_map = believe_map
-            && match data.sync() {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
-                    crate::data_files::remove_if_there(&map_path)?;
-                    false
-                }
-            };
-        let found = match believe_map {
+        let mut found = match believe_map {
             true => LiveMap::open(&map_path, place.volume, epoch, place.blocks())?,
             false => None,
         };
+        // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
+        // next open, and only that one: the bits then speak of data that is gone, just as after a power cut. The map is
+        // open by then, because wiping its mark through the mapping is what a failing disk cannot prevent.
+        if let Err(error) = data.sync() {
+            tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
+            if let Some(lost) = found.take() {
+                lost.map.disown();
+            }
+        }
         let mut unlogged = BlockSet::new();
         let map = match found {
             Some(found) => {
@@ -130,7 +128,12 @@ impl Head {
                 }
                 found.map
             }
-            None => LiveMap::create(&map_path, place.volume, epoch, place.blocks())?,
+            None => {
+                // Pages that could not be written back are in memory all the same and count as clean: they would read as
+                // what was written until they are evicted, and as something older from then on.
+                data.drop_cache()?;
+                LiveMap::create(&map_path, place.volume, epoch, place.blocks())?
+            }
         };
         for extent in logged.extents() {
             map.reserve(extent)?;
@@ -182,7 +185,10 @@ impl Head {
         self.map.reserve(touched)?;
         // Before the data: a reader then finds either the zeroes or the new data in the file.
         self.map.clear_zero(touched);
-        self.data.write(offset_bytes, data)?;
+        let written = self.data.write(offset_bytes, data);
+        // Also if it failed: a part may have got into blocks that are held, which a freeze would call durable otherwise.
+        self.unsynced.store(true, Ordering::Release);
+        written?;
         self.note_held(touched);
         Ok(())
     }
@@ -194,18 +200,21 @@ impl Head {
             self.map.reserve(run)?;
         }
         let (offset_bytes, len_bytes) = (extent.offset_bytes(), extent.len_bytes());
-        if how.keep_space {
-            self.data.zero_range(offset_bytes, len_bytes, how.fast)?;
-            self.kept.lock().insert_extent(extent);
-        } else {
-            self.data.punch(offset_bytes, len_bytes, how.fast)?;
-            self.kept.lock().remove_extent(extent);
+        let zeroed = match how.keep_space {
+            true => self.data.zero_range(offset_bytes, len_bytes, how.fast),
+            false => self.data.punch(offset_bytes, len_bytes, how.fast),
+        };
+        // Also if it failed, as for a write.
+        self.unsynced.store(true, Ordering::Release);
+        zeroed?;
+        match how.keep_space {
+            true => self.kept.lock().insert_extent(extent),
+            false => self.kept.lock().remove_extent(extent),
         }
         for &run in marked {
             self.map.set_zero(run);
             self.note_held(run);
         }
-        self.unsynced.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -217,7 +226,6 @@ impl Head {
             let mut tracked = self.tracked.lock();
             self.map.set_held(extent, |new| tracked.unlogged.insert_extent(new));
         }
-        self.unsynced.store(true, Ordering::Release);
     }
 
     /// How many blocks were dirtied since the last freeze.

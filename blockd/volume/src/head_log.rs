@@ -154,14 +154,19 @@ impl HeadLog {
             dir_unsynced: false,
         };
         let mut held = BlockSet::new();
+        let mut last_start = log.end_bytes;
         while let Some((set, len)) = identity.parse(&bytes[log.end_bytes as usize..], log.next_record) {
             held.union_with(&set);
+            last_start = log.end_bytes;
             log.end_bytes += len as u64;
             log.next_record += 1;
         }
         log.refuse_hidden_records(&bytes[log.end_bytes as usize..])?;
         log.file.set_len(log.end_bytes).during("cut the torn end off", path)?;
-        // A record may have been read from the page cache of a process that died before its own sync.
+        // The last record may have been read from the page cache alone: its process died before its sync, or the sync failed
+        // and the kernel calls the page clean, so that only what is written once more is sure to be covered by this one.
+        let last_record = &bytes[last_start as usize..log.end_bytes as usize];
+        log.file.write_all_at(last_record, last_start).during("write", path)?;
         log.file.sync_all().during("sync", path)?;
         log.keep_room();
         Ok((log, held))

@@ -92,10 +92,9 @@ impl Volume {
         if meta.intervals == admin.intervals {
             return Ok(());
         }
-        meta.store(&self.dir)?;
         let dropped: Vec<Epoch> =
             admin.intervals.iter().copied().filter(|epoch| !meta.intervals.contains(epoch)).collect();
-        *admin = meta;
+        self.commit(&mut admin, meta)?;
         for epoch in dropped {
             // A layer that was never merged reads from the same file.
             let in_use = admin.layers.iter().any(|layer| layer.file == epoch && layer.generation == 0);

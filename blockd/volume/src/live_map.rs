@@ -121,8 +121,10 @@ impl LiveMap {
             other => other.during("open", path)?,
         };
         let mut header = vec![0u8; 128];
-        if file.read_exact_at(&mut header, 0).is_err() {
-            return Ok(None);
+        match file.read_exact_at(&mut header, 0) {
+            // A process died while it made the file.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+            other => other.during("read", path)?,
         }
         let boot = boot_id()?;
         let ours = &header[..8] == MAGIC

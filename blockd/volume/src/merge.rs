@@ -36,6 +36,8 @@ impl Volume {
         let _alone = self.merging.lock();
         self.check_usable()?;
         let Some((upper, lower, is_bottom)) = self.find_pair() else { return Ok(false) };
+        // The commit of an attempt before may stand, and then it is other blocks that nobody sees.
+        self.settle(&self.admin.lock())?;
         let only_lower = {
             let mut only = lower.set.held.clone();
             only.subtract(&upper.set.held);
@@ -126,8 +128,7 @@ impl Volume {
                 };
             }
         }
-        meta.store(&self.dir)?;
-        *admin = meta;
+        self.commit(&mut admin, meta)?;
         let gone = if merged.file == upper.file { lower } else { upper };
         let merged = Layer::Frozen(Arc::new(merged));
         self.replace_layers(|layer| match layer.epoch() {

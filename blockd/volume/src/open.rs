@@ -154,9 +154,8 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
 /// Removes what was begun and never committed, or replaced and not yet removed.
 fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
     let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META)]);
-    let mut data_names = Vec::new();
     for layer in &meta.layers {
-        data_names.push(files::data_path(dir, layer.file));
+        named.extend(DataFiles::paths(&files::data_path(dir, layer.file), layer.size_bytes));
         if layer.open {
             named.insert(files::map_path(dir, layer.file));
             named.insert(files::log_path(dir, layer.file));
@@ -167,9 +166,7 @@ fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
     named.extend(meta.intervals.iter().map(|&epoch| files::set_path(dir, epoch, 0)));
     for entry in std::fs::read_dir(dir).during("list", dir)? {
         let path = entry.during("list", dir)?.path();
-        let text = path.as_os_str().as_encoded_bytes();
-        let is_data = data_names.iter().any(|name| text.starts_with(name.as_os_str().as_encoded_bytes()));
-        if !named.contains(&path) && !is_data {
+        if !named.contains(&path) {
             tracing::debug!(file = %path.display(), "removing what an interrupted operation left");
             crate::data_files::remove_if_there(&path)?;
         }

@@ -98,8 +98,12 @@ impl RestoreTarget {
         };
         meta.store(&self.building)?;
         storage::rename(&self.building, &self.dir).during("rename", &self.building)?;
-        sync_parent(&self.dir)?;
-        Volume::open(&self.dir, &OpenOptions::default())
+        let opened = sync_parent(&self.dir).and_then(|()| Volume::open(&self.dir, &OpenOptions::default()));
+        if opened.is_err() {
+            // Whoever is told of a failure must be able to begin again.
+            let _ = storage::rename(&self.dir, &self.building);
+        }
+        opened
     }
 
     /// Throws away what was written.

@@ -42,7 +42,11 @@ pub struct Volume {
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
     flusher: Flusher,
+    /// A commit failed that may have replaced `volume.meta` all the same; changed and asked under `admin`.
+    meta_in_doubt: AtomicBool,
     closed: AtomicBool,
+    /// Closing got to its end.
+    closed_cleanly: AtomicBool,
     failed: OnceLock<String>,
 }
 
@@ -135,7 +139,9 @@ impl Volume {
             pins: Arc::default(),
             counters: Counters::default(),
             flusher: Flusher::default(),
+            meta_in_doubt: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            closed_cleanly: AtomicBool::new(false),
             failed: OnceLock::new(),
         })
     }
@@ -266,19 +272,39 @@ impl Volume {
         }
     }
 
+    /// Makes `new` what `volume.meta` says.
+    pub(crate) fn commit(&self, admin: &mut Meta, new: Meta) -> Result<(), VolumeError> {
+        self.meta_in_doubt.store(true, Ordering::Relaxed);
+        new.store(&self.dir)?;
+        self.meta_in_doubt.store(false, Ordering::Relaxed);
+        *admin = new;
+        Ok(())
+    }
+
+    /// Makes sure that `volume.meta` says what `admin` does: to be called before files are made or changed that a commit
+    /// which failed may have named.
+    pub(crate) fn settle(&self, admin: &Meta) -> Result<(), VolumeError> {
+        if self.meta_in_doubt.load(Ordering::Relaxed) {
+            admin.store(&self.dir)?;
+            self.meta_in_doubt.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Flushes, and refuses everything from now on; the next open finds all sets exact without looking at the map.
     ///
     /// # Errors
-    /// If the flush fails. The volume is closed all the same.
+    /// If the flush fails. The volume is closed all the same; another call tries the flush again.
     pub fn close(&self) -> Result<(), VolumeError> {
-        if self.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
+        self.closed.store(true, Ordering::Release);
         // Whoever entered did so before; nobody enters any more.
         drop(self.stack.write());
         // A merge or a freeze that is under way ends first; a later one is refused.
         let _no_merge = self.merging.lock();
         let _no_freeze = self.admin.lock();
+        if self.closed_cleanly.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let stack = self.current();
         for layer in &stack.layers {
             if let Layer::Open(head) = layer {
@@ -294,6 +320,7 @@ impl Volume {
                 head.mark_clean();
             }
         }
+        self.closed_cleanly.store(true, Ordering::Relaxed);
         Ok(())
     }
 

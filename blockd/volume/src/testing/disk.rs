@@ -159,6 +159,7 @@ pub(super) struct State {
     hits: Vec<Operation>,
     cut_at: Option<u64>,
     is_off: bool,
+    is_aside: bool,
     bugs: HashSet<Bug>,
     /// The first one is the root.
     pub(super) nodes: Vec<Node>,
@@ -195,6 +196,7 @@ impl Disk {
             hits: vec![],
             cut_at: None,
             is_off: false,
+            is_aside: false,
             bugs: HashSet::new(),
             nodes,
             rng: Rng::new(seed),
@@ -225,9 +227,17 @@ impl Disk {
         std::mem::take(&mut state.hits)
     }
 
-    /// Whether a call has failed since the last [`mend`](Self::mend).
-    pub fn has_failed(&self) -> bool {
-        !self.state.lock().hits.is_empty()
+    /// The calls that have failed since the last [`mend`](Self::mend).
+    pub fn failed(&self) -> Vec<Operation> {
+        self.state.lock().hits.clone()
+    }
+
+    /// Carries out what a test does to look around: its calls neither fail nor count.
+    pub fn aside<T>(&self, look: impl FnOnce() -> T) -> T {
+        self.state.lock().is_aside = true;
+        let found = look();
+        self.state.lock().is_aside = false;
+        found
     }
 
     /// Cuts the power right before the call with this number, counted from 0 since the disk was attached: it and all later
@@ -281,7 +291,7 @@ impl Disk {
         let name = relative(path).unwrap_or_default();
         let mut state = self.state.lock();
         let node = node.or_else(|| state.find(&name));
-        if let Some(kind) = kind_of(&op) {
+        if let Some(kind) = kind_of(&op).filter(|_| !state.is_aside) {
             let number = state.operations.len() as u64;
             state.operations.push(Operation { kind, path: path.to_owned() });
             state.is_off |= state.cut_at == Some(number);

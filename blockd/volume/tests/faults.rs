@@ -1,0 +1,294 @@
+//! Every single call on a volume's files is failed once, and for good, while a volume goes through its life.
+//!
+//! A run counts the calls; then, for each of them, the same life is led again on a disk that fails that one, or all from
+//! that one on until two steps have failed. Whatever fails: no panic, an error that names the file, nothing that was
+//! answered is forgotten, and the step can be repeated once the disk is mended.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod sim;
+
+use blockd_extent::{BlockIndex, SnapshotId};
+use blockd_volume::{
+    Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
+    testing::{Fault, FaultError, Operation, Rng},
+};
+use sim::{ID, Sim, Step, assert_sticky, names_in, seed_of_test};
+
+const BLOCKS: u64 = 24;
+
+/// A life with everything in it. Sectors have 512 bytes, blocks eight of them.
+const LIFE: &[Step] = &[
+    Step::Write { start: 0, len: 64, fua: false },
+    Step::Write { start: 3, len: 2, fua: false },
+    Step::Flush,
+    Step::Write { start: 100, len: 9, fua: true },
+    Step::Trim { start: 8, len: 16 },
+    Step::Zero { start: 30, len: 21, no_hole: false },
+    Step::Write { start: 16, len: 8, fua: false },
+    Step::Freeze(1),
+    Step::Write { start: 1, len: 1, fua: false },
+    Step::Write { start: 16, len: 24, fua: false },
+    Step::Kill,
+    Step::Zero { start: 96, len: 16, no_hole: true },
+    Step::Flush,
+    Step::Write { start: 96, len: 8, fua: false },
+    Step::Freeze(2),
+    Step::Trim { start: 0, len: 16 },
+    Step::Write { start: 120, len: 40, fua: false },
+    Step::Grow(40),
+    Step::Write { start: 190, len: 10, fua: false },
+    Step::Write { start: 120, len: 3, fua: true },
+    Step::Freeze(3),
+    Step::Write { start: 250, len: 30, fua: false },
+    Step::Delete(1),
+    Step::Merge,
+    Step::Restart,
+    Step::Write { start: 255, len: 2, fua: false },
+    Step::Delete(2),
+    Step::Merge,
+    Step::Freeze(4),
+    Step::Write { start: 0, len: 8, fua: false },
+    Step::Flush,
+    Step::Delete(3),
+    Step::Merge,
+    Step::Restart,
+];
+
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    fault: Option<(u64, FaultError)>,
+    persistent: bool,
+    /// After a failed sync the power is cut; otherwise just the process is started again.
+    cut_power: bool,
+    seed: u64,
+}
+
+impl Run {
+    /// Leads the life; all calls that it made.
+    fn lead(self) -> Vec<Operation> {
+        let mut sim = Sim::new(self.seed);
+        if let Some((number, error)) = self.fault {
+            let partial_bytes = sim.rng.below(12) as usize * 512;
+            let fault = Fault { persistent: self.persistent, partial_bytes, ..Fault::at(number, error) };
+            sim.disk.inject(fault);
+        }
+        let mut failures = 0;
+        while let Err(error) = sim.create(BLOCKS) {
+            self.failed(&mut sim, &error, &mut failures);
+            if sim.dir().exists() {
+                sim.disk.aside(|| Volume::delete_files(&sim.dir())).unwrap();
+            }
+        }
+        for &step in LIFE {
+            while let Err(error) = sim.apply(step) {
+                let is_gone = matches!(step, Step::Delete(_)) && error.kind() == VolumeErrorKind::NotFound;
+                if is_gone {
+                    break;
+                }
+                self.failed(&mut sim, &error, &mut failures);
+                self.open_again(&mut sim, &mut failures);
+            }
+            self.look(&mut sim);
+        }
+        sim.disk.mend();
+        let operations = sim.disk.operations();
+        sim.check();
+        self.end(&mut sim);
+        operations
+    }
+
+    fn failed(self, sim: &mut Sim, error: &VolumeError, failures: &mut u64) {
+        assert!(!sim.disk.failed().is_empty(), "{error}");
+        let message = error.to_string();
+        let names_a_file = message.contains(&*sim.disk_root().to_string_lossy());
+        assert!(names_a_file || error.kind() == VolumeErrorKind::Failed, "{message}");
+        *failures += 1;
+        assert!(*failures < 20, "it cannot be repeated: {message}");
+        if !self.persistent || *failures >= 2 {
+            let hits = sim.disk.mend();
+            let is_full = self.fault.is_some_and(|(_, error)| error != FaultError::Io);
+            if is_full && !hits.iter().any(|hit| hit.kind.is_sync()) {
+                assert_eq!(error.kind(), VolumeErrorKind::NoSpace, "{message}");
+                let failure = sim.volume.as_ref().and_then(|volume| volume.failure());
+                assert_eq!(failure, None, "a full disk is no failed sync");
+            }
+        }
+    }
+
+    /// Opens a volume again that has failed, or that could not be opened.
+    fn open_again(self, sim: &mut Sim, failures: &mut u64) {
+        let has_failed = sim.volume.as_ref().is_some_and(|volume| volume.failure().is_some());
+        if has_failed {
+            assert_sticky(sim.volume());
+            assert!(sim.volume().close().is_err(), "what failed is not closed cleanly");
+            sim.disk.mend();
+            if self.cut_power {
+                sim.cut_power();
+                sim.open(Recovery::AfterPowerLoss, true).unwrap();
+            } else {
+                sim.volume = None;
+                sim.open(Recovery::Auto, true).unwrap();
+            }
+            sim.decide();
+        }
+        while sim.volume.is_none() {
+            match sim.open(Recovery::Auto, false) {
+                Ok(()) => sim.decide(),
+                Err(error) => self.failed(sim, &error, failures),
+            }
+        }
+        self.look(sim);
+    }
+
+    /// Looks at what can be read.
+    fn look(self, sim: &mut Sim) {
+        if sim.volume().failure().is_none() {
+            sim.observe();
+            // Whatever is clean in memory is the same on the disk.
+            sim.disk.evict().unwrap();
+            sim.check();
+        }
+    }
+
+    /// What was flushed survives, whatever happened before; and the volume works.
+    fn end(self, sim: &mut Sim) {
+        if sim.volume().failure().is_some() {
+            self.open_again(sim, &mut 0);
+        }
+        sim.apply(Step::Flush).unwrap();
+        sim.cut_power();
+        sim.open(Recovery::AfterPowerLoss, true).unwrap();
+        sim.decide();
+        sim.check();
+        sim.check_for_leaks();
+        let rest = [
+            Step::Write { start: 5, len: 20, fua: false },
+            Step::Freeze(50),
+            Step::Write { start: 5, len: 3, fua: false },
+            Step::Delete(50),
+            Step::Freeze(51),
+            Step::Merge,
+            Step::Restart,
+        ];
+        for step in rest {
+            sim.apply(step).unwrap();
+            sim.check();
+        }
+        sim.check_for_leaks();
+    }
+}
+
+/// Fails each call in turn. A panic tells which.
+fn fail_each_call(name: &str, error: FaultError, persistent: bool) {
+    let seed = seed_of_test(name);
+    let calm = Run { fault: None, persistent, cut_power: false, seed };
+    let calls = calm.lead();
+    let calls = calls.iter().filter(|call| error == FaultError::Io || call.kind.takes_space()).count() as u64;
+    let mut rng = Rng::new(seed);
+    let mut failed = Vec::new();
+    for number in 0..calls {
+        // A disk that fails only sometimes is tried with both ends.
+        let ends: &[bool] = if persistent { &[rng.one_in(2)] } else { &[false, true] };
+        for &cut_power in ends {
+            let run = Run { fault: Some((number, error)), cut_power, ..calm };
+            if std::panic::catch_unwind(|| run.lead()).is_err() {
+                eprintln!("that was {run:?}");
+                failed.push((number, cut_power));
+            }
+        }
+    }
+    assert!(
+        failed.is_empty(),
+        "{} of {calls} calls, and whether the power was cut: {failed:?}",
+        failed.len()
+    );
+}
+
+#[test]
+fn a_call_that_fails_once_breaks_nothing() {
+    fail_each_call("a_call_that_fails_once_breaks_nothing", FaultError::Io, false);
+}
+
+#[test]
+fn a_disk_that_goes_on_failing_breaks_nothing() {
+    fail_each_call("a_disk_that_goes_on_failing_breaks_nothing", FaultError::Io, true);
+}
+
+#[test]
+fn a_disk_that_is_full_for_one_call_breaks_nothing() {
+    fail_each_call("a_disk_that_is_full_for_one_call_breaks_nothing", FaultError::NoSpace, false);
+}
+
+#[test]
+fn a_full_disk_breaks_nothing_and_the_volume_goes_on_when_there_is_space() {
+    let name = "a_full_disk_breaks_nothing_and_the_volume_goes_on_when_there_is_space";
+    fail_each_call(name, FaultError::Quota, true);
+}
+
+#[test]
+fn a_restore_that_fails_leaves_no_volume_and_can_be_repeated() {
+    let restore = |sim: &Sim| -> Result<std::sync::Arc<Volume>, VolumeError> {
+        let target = RestoreTarget::create(&sim.dir(), ID, BLOCKS * 4096)?;
+        target.write_blocks(BlockIndex(2), &[7; 8192])?;
+        target.write_blocks(BlockIndex(9), &[8; 4096])?;
+        target.finish()
+    };
+    let seed = seed_of_test("a_restore_that_fails_leaves_no_volume_and_can_be_repeated");
+    let sim = Sim::new(seed);
+    restore(&sim).unwrap();
+    let calls = sim.disk.operations().len() as u64;
+    for (number, error, persistent) in (0..calls).flat_map(|number| {
+        [FaultError::Io, FaultError::NoSpace].into_iter().flat_map(move |error| {
+            [false, true].into_iter().map(move |persistent| (number, error, persistent))
+        })
+    }) {
+        let mut sim = Sim::new(seed);
+        sim.disk.inject(Fault { persistent, ..Fault::at(number, error) });
+        let result = restore(&sim);
+        sim.disk.mend();
+        if let Err(error) = result {
+            assert!(error.to_string().contains("disk-0"), "{error}");
+            // A disk that is dead for good leaves what it leaves.
+            if sim.dir().exists() {
+                assert!(persistent, "call {number}: there is a volume all the same: {error}");
+                Volume::delete_files(&sim.dir()).unwrap();
+            }
+            restore(&sim).unwrap();
+        }
+        sim.cut_power();
+        sim.open(Recovery::AfterPowerLoss, false).unwrap();
+        let mut found = vec![0; (BLOCKS * 4096) as usize];
+        sim.volume().read(0, &mut found).unwrap();
+        assert!(found[8192..16384].iter().all(|&byte| byte == 7), "call {number}");
+        assert!(found[9 * 4096..10 * 4096].iter().all(|&byte| byte == 8));
+        assert_eq!(sim.volume().stats().head_dirty_bytes, 0);
+        sim.check_for_leaks();
+    }
+}
+
+#[test]
+fn what_fails_to_be_made_leaves_nothing() {
+    let sim = Sim::new(seed_of_test("what_fails_to_be_made_leaves_nothing"));
+    sim.disk.inject(Fault { path_contains: ".log".into(), ..Fault::every(FaultError::NoSpace) });
+    let error = Volume::create(&sim.dir(), ID, 4096).err().unwrap();
+    assert_eq!(error.kind(), VolumeErrorKind::NoSpace);
+    assert!(names_in(sim.dir().parent().unwrap()).is_empty());
+}
+
+#[test]
+fn a_snapshot_view_tells_of_a_disk_that_cannot_be_read() {
+    let mut sim = Sim::new(seed_of_test("a_snapshot_view_tells_of_a_disk_that_cannot_be_read"));
+    sim.create(BLOCKS).unwrap();
+    sim.apply(Step::Write { start: 0, len: 64, fua: false }).unwrap();
+    sim.apply(Step::Freeze(1)).unwrap();
+    let view = sim.volume().view(SnapshotId::from_u64(1)).unwrap();
+    sim.disk.inject(Fault::every(FaultError::Io));
+    let extents = [0, 2, 4].map(|start| blockd_extent::Extent::new(BlockIndex(start), 1));
+    let error = view.read_extents(&extents, &mut [0; 3 * 4096]).unwrap_err();
+    assert!(error.to_string().contains(".data"), "{error}");
+    sim.disk.mend();
+    view.read_extents(&extents, &mut [0; 3 * 4096]).unwrap();
+    drop(view);
+    sim.check();
+}

@@ -1,0 +1,273 @@
+//! A volume on a disk that does as it is told, beside a model of what it may hold.
+
+pub mod model;
+
+use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
+use blockd_volume::{
+    OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind,
+    testing::{Attached, Bug, Disk, OpKind, Operation, Rng},
+};
+use model::{Model, SECTOR_BYTES, content_of};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+/// Something done to a volume; positions and lengths are sectors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    Write {
+        start: u64,
+        len: u64,
+        fua: bool,
+    },
+    Trim {
+        start: u64,
+        len: u64,
+    },
+    Zero {
+        start: u64,
+        len: u64,
+        no_hole: bool,
+    },
+    Flush,
+    Freeze(u64),
+    Delete(u64),
+    /// Merges all that can be merged.
+    Merge,
+    /// To so many blocks.
+    Grow(u64),
+    /// Closes and opens again.
+    Restart,
+    /// The process dies and another one opens the volume.
+    Kill,
+}
+
+/// A volume under test.
+pub struct Sim {
+    root: tempfile::TempDir,
+    generation: u64,
+    bugs: Vec<Bug>,
+    /// Since the volume was last open, data was lost.
+    lost_power: bool,
+    pub disk: Attached,
+    pub volume: Option<Arc<Volume>>,
+    pub model: Model,
+    pub rng: Rng,
+}
+
+pub const ID: VolumeId = VolumeId::from_u64(77);
+
+/// The seed of a test, which it prints; `BLOCKD_TEST_SEED` repeats it.
+pub fn seed_of_test(name: &str) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    let seed = match std::env::var("BLOCKD_TEST_SEED") {
+        Ok(text) => text.parse().expect("BLOCKD_TEST_SEED must be a decimal number"),
+        Err(_) => RandomState::new().hash_one(name) >> 16,
+    };
+    eprintln!("{name}: repeat this run with BLOCKD_TEST_SEED={seed}");
+    seed
+}
+
+impl Sim {
+    /// A disk without a volume.
+    pub fn new(seed: u64) -> Self {
+        // In memory where there is such a place: an ext4 writes a file out when another one is renamed over it.
+        let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let first = root.path().join("disk-0");
+        std::fs::create_dir(&first).unwrap();
+        let disk = Disk::attach(&first, seed).unwrap();
+        let (model, rng) = (Model::default(), Rng::new(seed));
+        Self { root, generation: 0, bugs: vec![], lost_power: false, disk, volume: None, model, rng }
+    }
+
+    pub fn plant(&mut self, bug: Bug) {
+        self.bugs.push(bug);
+        self.disk.plant(bug);
+    }
+
+    pub fn disk_root(&self) -> PathBuf {
+        self.root.path().join(format!("disk-{}", self.generation))
+    }
+
+    /// Where the volume is.
+    pub fn dir(&self) -> PathBuf {
+        self.disk_root().join("v")
+    }
+
+    pub fn volume(&self) -> &Arc<Volume> {
+        self.volume.as_ref().unwrap()
+    }
+
+    pub fn create(&mut self, blocks: u64) -> Result<(), VolumeError> {
+        self.model = Model::new(blocks * BLOCK_SIZE_BYTES);
+        self.volume = Some(Volume::create(&self.dir(), ID, blocks * BLOCK_SIZE_BYTES)?);
+        Ok(())
+    }
+
+    /// Opens the volume as it lies there; `lost_power` says that what was not flushed may be lost.
+    pub fn open(&mut self, recovery: Recovery, lost_power: bool) -> Result<(), VolumeError> {
+        self.lost_power |= lost_power;
+        let result = Volume::open(&self.dir(), &OpenOptions { recovery });
+        // What the process before could not write back, the first sync of the next one may be the first to hear of.
+        let is_data = |call: &Operation| call.path.extension().is_some_and(|end| end == "data");
+        self.lost_power |= self.disk.failed().iter().any(|call| call.kind == OpKind::Sync && is_data(call));
+        self.volume = Some(result?);
+        if self.lost_power {
+            self.model.lose_power();
+        }
+        Ok(())
+    }
+
+    /// Cuts the power, and goes on with a disk that has what was left. The volume is not opened.
+    pub fn cut_power(&mut self) {
+        self.volume = None;
+        self.generation += 1;
+        let next = self.disk_root();
+        self.disk.power_cut(&mut self.rng, &next).unwrap();
+        self.disk = Disk::attach(&next, self.rng.next_u64()).unwrap();
+        for &bug in &self.bugs {
+            self.disk.plant(bug);
+        }
+    }
+
+    /// Does something, and tells the model how it went. After a `Restart` or `Kill` that failed there is no volume.
+    pub fn apply(&mut self, step: Step) -> Result<(), VolumeError> {
+        match step {
+            Step::Write { start, len, fua } => {
+                let version = self.model.next_version();
+                let data: Vec<u8> =
+                    (start..start + len).flat_map(|sector| content_of(sector, version)).collect();
+                let result = self.volume().write(start * SECTOR_BYTES, &data, fua);
+                self.model.write(start, len, version, result.is_ok());
+                if fua && result.is_ok() {
+                    self.model.flush();
+                }
+                result
+            }
+            Step::Trim { start, len } => {
+                let result = self.volume().trim(start * SECTOR_BYTES, len * SECTOR_BYTES, false);
+                let inside = blockd_extent::Extent::inside(start * SECTOR_BYTES, len * SECTOR_BYTES);
+                let (from, bytes) = (inside.offset_bytes() / SECTOR_BYTES, inside.len_bytes());
+                self.model.write(from, bytes / SECTOR_BYTES, 0, result.is_ok());
+                result
+            }
+            Step::Zero { start, len, no_hole } => {
+                let (at, bytes) = (start * SECTOR_BYTES, len * SECTOR_BYTES);
+                let result = self.volume().write_zeroes(at, bytes, no_hole, false);
+                self.model.write(start, len, 0, result.is_ok());
+                result
+            }
+            Step::Flush => {
+                let result = self.volume().flush();
+                if result.is_ok() {
+                    self.model.flush();
+                }
+                result
+            }
+            Step::Freeze(id) => {
+                let result = self.volume().freeze(SnapshotId::from_u64(id));
+                self.model.freeze(id, result.is_ok());
+                result.map(|_| ())
+            }
+            Step::Delete(id) => {
+                let result = self.volume().delete_snapshot(SnapshotId::from_u64(id));
+                self.model.delete(id, result.is_ok());
+                result
+            }
+            Step::Merge => {
+                while self.volume().merge_next(&AtomicBool::new(false))? {}
+                Ok(())
+            }
+            Step::Grow(blocks) => {
+                let result = self.volume().grow(blocks * BLOCK_SIZE_BYTES);
+                let found = self.volume().size_bytes() / SECTOR_BYTES;
+                let asked = blocks * BLOCK_SIZE_BYTES / SECTOR_BYTES;
+                assert!(result.is_err() || found == asked);
+                self.model.grow(asked, found);
+                result
+            }
+            Step::Restart => {
+                let closed = match &self.volume {
+                    Some(volume) => volume.close(),
+                    None => Ok(()),
+                };
+                if let (Ok(()), Some(_)) = (&closed, &self.volume) {
+                    self.model.flush();
+                }
+                let has_failed = self.volume.take().is_some_and(|volume| volume.failure().is_some());
+                self.open(Recovery::Auto, has_failed)?;
+                self.decide();
+                closed
+            }
+            Step::Kill => {
+                self.volume = None;
+                self.open(Recovery::Auto, false)?;
+                self.decide();
+                Ok(())
+            }
+        }
+    }
+
+    /// Compares everything that can be read with the model.
+    pub fn check(&mut self) {
+        let volume = self.volume().clone();
+        self.disk.aside(|| self.model.check(&volume));
+    }
+
+    pub fn observe(&mut self) {
+        let volume = self.volume().clone();
+        self.disk.aside(|| self.model.observe(&volume));
+    }
+
+    /// The volume was just opened.
+    pub fn decide(&mut self) {
+        let volume = self.volume().clone();
+        if volume.failure().is_none() {
+            self.disk.aside(|| self.model.decide(&volume, self.lost_power));
+            self.lost_power = false;
+        }
+    }
+
+    /// Nothing lies in the folder that the volume does not need; it must have been opened since anything failed.
+    pub fn check_for_leaks(&self) {
+        let stats = self.volume().stats();
+        let files = names_in(&self.dir());
+        let count = |end: &str| files.iter().filter(|name| name.ends_with(end)).count() as u64;
+        assert_eq!(count(".data"), stats.layers, "{files:?}");
+        assert_eq!((count(".map"), count(".log")), (1, 1), "{files:?}");
+        assert_eq!(
+            count(".data") + count(".map") + count(".log") + count(".set") + count("volume.meta"),
+            files.len() as u64,
+            "{files:?}"
+        );
+        assert_eq!(names_in(&self.disk_root()), ["v"]);
+    }
+}
+
+pub fn names_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Once a sync has failed, nothing is acknowledged any more.
+pub fn assert_sticky(volume: &Volume) {
+    let mut buf = [0; 512];
+    let errors = [
+        volume.flush().unwrap_err(),
+        volume.write(0, &buf, false).unwrap_err(),
+        volume.write(0, &buf, true).unwrap_err(),
+        volume.trim(0, 4096, false).unwrap_err(),
+        volume.write_zeroes(0, 512, false, true).unwrap_err(),
+        volume.freeze(SnapshotId::from_u64(u64::MAX)).unwrap_err(),
+        volume.grow(64 << 20).unwrap_err(),
+        volume.read(0, &mut buf).unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), VolumeErrorKind::Failed, "{error}");
+    }
+}
