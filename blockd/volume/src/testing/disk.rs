@@ -267,7 +267,7 @@ impl Disk {
     pub fn evict(&self) -> io::Result<()> {
         let mut state = self.state.lock();
         let mut files = Vec::new();
-        state.live_files(0, &self.root, &mut files);
+        state.stale_files(0, &self.root, &mut files);
         for (path, number) in files {
             let file = fs::OpenOptions::new().write(true).open(path)?;
             state.evict(number, &file)?;
@@ -442,13 +442,14 @@ impl State {
         })
     }
 
-    fn live_files(&self, dir: usize, path: &Path, found: &mut Vec<(PathBuf, usize)>) {
+    fn stale_files(&self, dir: usize, path: &Path, found: &mut Vec<(PathBuf, usize)>) {
         let Some(Node::Dir(names)) = self.nodes.get(dir) else { return };
         for (name, history) in names {
             let Some(Some(node)) = history.last() else { continue };
             match &self.nodes[*node] {
-                Node::Dir(_) => self.live_files(*node, &path.join(name), found),
-                Node::File(_) => found.push((path.join(name), *node)),
+                Node::Dir(_) => self.stale_files(*node, &path.join(name), found),
+                Node::File(file) if file.is_stale && !file.is_mapped => found.push((path.join(name), *node)),
+                Node::File(_) => {}
             }
         }
     }
