@@ -12,6 +12,7 @@ use crate::{
     layer_set::SetIdentity,
     meta::{LayerEntry, Meta, SnapshotEntry},
     stack::{FrozenLayer, Layer, Stack},
+    storage::Bug,
     volume::{Volume, head_of},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId};
@@ -100,7 +101,10 @@ impl Volume {
             meta.next_epoch = epoch.next();
             meta.size_bytes = size_bytes;
             meta.layers.insert(0, LayerEntry { epoch, file: epoch, generation: 0, open: true, size_bytes });
-            self.commit(admin, meta)?;
+            match head.data.has(Bug::HeadNotCommitted) {
+                true => *admin = meta,
+                false => self.commit(admin, meta)?,
+            }
             Ok(Arc::new(head))
         });
         // The failed commit may have reached the disk all the same: its files go only once the old one stands.
@@ -130,7 +134,9 @@ impl Volume {
         snapshot: Option<SnapshotEntry>,
     ) -> Result<u64, VolumeError> {
         head.writers.wait_until_done();
-        self.sync_head(head)?;
+        if !head.data.has(Bug::FreezeWithoutSync) {
+            self.sync_head(head)?;
+        }
         let set = head.final_set();
         let dirty_blocks = set.held.len_blocks();
         let identity = SetIdentity {

@@ -13,6 +13,7 @@ use crate::{
     layer_set::SetIdentity,
     meta::LayerEntry,
     stack::{FrozenLayer, Layer},
+    storage::Bug,
     volume::Volume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
@@ -53,9 +54,15 @@ impl Volume {
         if !copied {
             return Ok(false);
         }
-        data.sync()?;
+        if !data.has(Bug::MergeWithoutSync) {
+            data.sync()?;
+        }
         let mut set = lower.set.clone();
         set.cover_with(&upper.set);
+        if data.has(Bug::MergeForgetsZeroes) {
+            set.held.subtract(&upper.set.zero);
+            set.zero.subtract(&upper.set.zero);
+        }
         if is_bottom {
             // Below there is nothing that the zeroes would have to hide.
             set.held.subtract(&set.zero);
@@ -128,8 +135,11 @@ impl Volume {
                 };
             }
         }
-        self.commit(&mut admin, meta)?;
         let gone = if merged.file == upper.file { lower } else { upper };
+        if merged.data.has(Bug::RemoveBeforeCommit) {
+            DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes)?;
+        }
+        self.commit(&mut admin, meta)?;
         let merged = Layer::Frozen(Arc::new(merged));
         self.replace_layers(|layer| match layer.epoch() {
             epoch if epoch == upper.epoch => Some(merged.clone()),

@@ -159,6 +159,12 @@ impl File {
         })
     }
 
+    /// Whether a test has planted this bug here; in a normal build, nobody has.
+    #[inline(always)]
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        self.watch.has(bug)
+    }
+
     pub(crate) fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.inner.metadata()?.len())
     }
@@ -207,10 +213,4 @@ pub(crate) fn remove_dir_all(path: &Path) -> io::Result<()> {
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     let handle = Watch::of(dir).run(Op::Open, || std::fs::File::open(dir))?;
     Watch::of(dir).sync(Op::SyncDir, || handle.sync_all())
-}
-
-/// Whether a test has planted this bug in the folder; in a normal build, nobody has.
-#[inline(always)]
-pub(crate) fn has(bug: Bug, path: &Path) -> bool {
-    Watch::of(path).has(bug)
 }

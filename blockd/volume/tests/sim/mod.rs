@@ -1,5 +1,7 @@
 //! A volume on a disk that does as it is told, beside a model of what it may hold.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 pub mod model;
 
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
