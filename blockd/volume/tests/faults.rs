@@ -13,47 +13,7 @@ use blockd_volume::{
     Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
     testing::{Fault, FaultError, Operation, Rng},
 };
-use sim::{ID, Sim, Step, assert_sticky, names_in, seed_of_test};
-
-const BLOCKS: u64 = 24;
-
-/// A life with everything in it. Sectors have 512 bytes, blocks eight of them.
-const LIFE: &[Step] = &[
-    Step::Write { start: 0, len: 64, fua: false },
-    Step::Write { start: 3, len: 2, fua: false },
-    Step::Flush,
-    Step::Write { start: 100, len: 9, fua: true },
-    Step::Trim { start: 8, len: 16 },
-    Step::Zero { start: 30, len: 21, no_hole: false },
-    Step::Write { start: 16, len: 8, fua: false },
-    Step::Freeze(1),
-    Step::Write { start: 1, len: 1, fua: false },
-    Step::Write { start: 16, len: 24, fua: false },
-    Step::Kill,
-    Step::Zero { start: 96, len: 16, no_hole: true },
-    Step::Flush,
-    Step::Write { start: 96, len: 8, fua: false },
-    Step::Freeze(2),
-    Step::Trim { start: 0, len: 16 },
-    Step::Write { start: 120, len: 40, fua: false },
-    Step::Grow(40),
-    Step::Write { start: 190, len: 10, fua: false },
-    Step::Write { start: 120, len: 3, fua: true },
-    Step::Freeze(3),
-    Step::Write { start: 250, len: 30, fua: false },
-    Step::Delete(1),
-    Step::Merge,
-    Step::Restart,
-    Step::Write { start: 255, len: 2, fua: false },
-    Step::Delete(2),
-    Step::Merge,
-    Step::Freeze(4),
-    Step::Write { start: 0, len: 8, fua: false },
-    Step::Flush,
-    Step::Delete(3),
-    Step::Merge,
-    Step::Restart,
-];
+use sim::{BLOCKS, ID, LIFE, Sim, Step, assert_sticky, names_in, seed_of_test};
 
 #[derive(Clone, Copy, Debug)]
 struct Run {

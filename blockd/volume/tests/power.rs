@@ -9,8 +9,12 @@
 
 mod sim;
 
-use blockd_volume::{Recovery, testing::Bug};
-use sim::{Sim, Step, seed_of_test};
+use blockd_volume::{
+    Recovery, Volume, VolumeErrorKind,
+    testing::{Bug, Fault, FaultError},
+};
+use sim::{BLOCKS, LIFE, Sim, Step, assert_sticky, seed_of_test};
+
 use std::{
     panic::catch_unwind,
     time::{Duration, Instant},
@@ -18,24 +22,33 @@ use std::{
 
 /// Sectors a block.
 const BLOCK: u64 = 8;
-const BLOCKS: u64 = 12;
+const FIRST_BLOCKS: u64 = 12;
 const MOST_BLOCKS: u64 = 30;
 const MOST_SNAPSHOTS: usize = 4;
+
+/// A random life.
+#[derive(Clone, Copy, Default)]
+struct Plan<'a> {
+    /// Calls fail in it, too.
+    faults: bool,
+    bugs: &'a [Bug],
+}
 
 /// Draws what a volume goes through.
 struct Life {
     sim: Sim,
     next_id: u64,
+    faults: bool,
 }
 
 impl Life {
-    fn new(seed: u64, bugs: &[Bug]) -> Self {
+    fn new(seed: u64, plan: Plan<'_>) -> Self {
         let mut sim = Sim::new(seed);
-        for &bug in bugs {
+        for &bug in plan.bugs {
             sim.plant(bug);
         }
-        sim.create(BLOCKS).unwrap();
-        Self { sim, next_id: 1 }
+        sim.create(FIRST_BLOCKS).unwrap();
+        Self { sim, next_id: 1, faults: plan.faults }
     }
 
     fn draw(&mut self) -> Step {
@@ -82,69 +95,173 @@ impl Life {
         let cut = self.sim.rng.below(steps * 6);
         self.sim.disk.cut_power_before(self.sim.disk.operations().len() as u64 + cut);
         for _ in 0..steps {
-            let step = self.draw();
-            if let Err(error) = self.sim.apply(step) {
-                assert!(self.sim.disk.is_off(), "{step:?}: {error}");
-                break;
+            if self.faults && self.sim.rng.one_in(3) {
+                self.inject();
             }
+            let step = self.draw();
+            let result = self.sim.apply(step);
             if self.sim.disk.is_off() {
                 break;
             }
+            if let Err(error) = result {
+                // A freeze that failed may have made its snapshot or not.
+                let is_gone = matches!(step, Step::Delete(_)) && error.kind() == VolumeErrorKind::NotFound;
+                assert!(is_gone || !self.sim.disk.failed().is_empty(), "{step:?}: {error}");
+                self.recover();
+                if self.sim.disk.is_off() {
+                    break;
+                }
+            }
         }
-        self.come_back();
+        come_back(&mut self.sim);
     }
 
-    /// Cuts the power and opens what is left; the opening may be cut off, too.
-    fn come_back(&mut self) {
-        self.sim.cut_power();
-        if self.sim.rng.one_in(3) {
-            let cut = self.sim.rng.below(30);
-            self.sim.disk.cut_power_before(cut);
-            let opened = self.sim.open(Recovery::AfterPowerLoss, true);
-            assert!(opened.is_ok() || self.sim.disk.is_off(), "{opened:?}", opened = opened.err());
-            self.sim.cut_power();
+    fn inject(&mut self) {
+        let rng = &mut self.sim.rng;
+        let error = [FaultError::Io, FaultError::NoSpace, FaultError::Quota][rng.below(3) as usize];
+        let persistent = rng.one_in(4);
+        let partial_bytes = rng.below(12) as usize * 512;
+        let fault = Fault { persistent, partial_bytes, ..Fault::at(rng.below(20), error) };
+        self.sim.disk.inject(fault);
+    }
+
+    /// After a failed call: the disk may be mended now or later; a volume that has failed is opened again.
+    fn recover(&mut self) {
+        let has_failed = self.sim.volume.as_ref().is_some_and(|volume| volume.failure().is_some());
+        if has_failed {
+            assert_sticky(self.sim.volume());
+            self.sim.volume = None;
         }
-        self.sim.open(Recovery::AfterPowerLoss, true).unwrap();
-        self.sim.decide();
+        if has_failed || self.sim.volume.is_none() || self.sim.rng.one_in(2) {
+            self.sim.disk.mend();
+        }
+        if self.sim.volume.is_none() {
+            let opened = self.sim.open(Recovery::Auto, has_failed);
+            if self.sim.disk.is_off() {
+                return;
+            }
+            opened.unwrap();
+            self.sim.decide();
+            self.sim.disk.evict().unwrap();
+        }
         self.sim.check();
-        self.sim.check_for_leaks();
     }
 }
 
+/// Cuts the power and opens what is left; the opening may be cut off, too.
+fn come_back(sim: &mut Sim) {
+    sim.cut_power();
+    while sim.rng.one_in(3) {
+        let cut = sim.rng.below(40);
+        sim.disk.cut_power_before(cut);
+        let opened = sim.open(Recovery::AfterPowerLoss, true);
+        assert!(opened.is_ok() || sim.disk.is_off(), "{opened:?}", opened = opened.err());
+        sim.cut_power();
+    }
+    sim.open(Recovery::AfterPowerLoss, true).unwrap();
+    sim.decide();
+    sim.check();
+    sim.check_for_leaks();
+}
+
 /// Some generations of a life.
-fn live(seed: u64, bugs: &[Bug]) {
-    let mut life = Life::new(seed, bugs);
+fn live(seed: u64, plan: Plan<'_>) {
+    let mut life = Life::new(seed, plan);
     for _ in 0..2 + seed % 4 {
         life.generation();
     }
 }
 
 /// Leads lives until one fails or the time is over; how many, and the seed of the one that failed.
-fn live_many(first_seed: u64, most: u64, time: Duration, bugs: &[Bug]) -> (u64, Option<u64>) {
+fn live_many(first_seed: u64, most: u64, time: Duration, plan: Plan<'_>) -> (u64, Option<u64>) {
     let start = Instant::now();
     for number in 0..most {
         if start.elapsed() > time {
             return (number, None);
         }
         let seed = first_seed.wrapping_add(number);
-        if catch_unwind(|| live(seed, bugs)).is_err() {
+        if catch_unwind(|| live(seed, plan)).is_err() {
             return (number, Some(seed));
         }
     }
     (most, None)
 }
 
+/// Leads lives for a test of this name.
+fn live_for(name: &str, time: Duration, plan: Plan<'_>) {
+    let seed = seed_of_test(name);
+    if std::env::var_os("BLOCKD_TEST_SEED").is_some() {
+        return live(seed, plan);
+    }
+    let start = Instant::now();
+    let (count, failed) = live_many(seed, 300, time, plan);
+    assert_eq!(failed, None, "repeat this life with BLOCKD_TEST_SEED={}", failed.unwrap_or_default());
+    eprintln!("{name}: {count} lives in {:?}", start.elapsed());
+}
+
 #[test]
 fn whatever_a_power_cut_leaves_the_volume_stands() {
     let name = "whatever_a_power_cut_leaves_the_volume_stands";
-    let seed = seed_of_test(name);
-    if std::env::var_os("BLOCKD_TEST_SEED").is_some() {
-        return live(seed, &[]);
+    live_for(name, Duration::from_secs(10), Plan::default());
+}
+
+#[test]
+fn power_cuts_and_failing_calls_together_break_nothing() {
+    let name = "power_cuts_and_failing_calls_together_break_nothing";
+    live_for(name, Duration::from_secs(10), Plan { faults: true, bugs: &[] });
+}
+
+/// Leads the scripted life and cuts the power right before the call with this number; how many calls it took.
+fn cut_before(call: u64, seed: u64) -> u64 {
+    let mut sim = Sim::new(seed);
+    sim.disk.cut_power_before(call);
+    if sim.create(BLOCKS).is_err() {
+        sim.cut_power();
+        // It was never answered, so that there may be nothing, or a part, or all of it.
+        if sim.open(Recovery::AfterPowerLoss, true).is_err() {
+            Volume::delete_files(&sim.dir()).unwrap();
+            sim.create(BLOCKS).unwrap();
+        }
+        sim.decide();
     }
-    let start = Instant::now();
-    let (count, failed) = live_many(seed, 400, Duration::from_secs(15), &[]);
-    assert_eq!(failed, None, "repeat this life with BLOCKD_TEST_SEED={}", failed.unwrap_or_default());
-    eprintln!("{name}: {count} lives in {:?}", start.elapsed());
+    let mut calls = sim.disk.operations().len() as u64;
+    for &step in LIFE {
+        let is_off = sim.apply(step).is_err() || sim.disk.is_off();
+        if is_off {
+            assert!(sim.disk.is_off(), "{step:?} failed by itself");
+            come_back(&mut sim);
+            let is_done = match step {
+                Step::Freeze(id) => sim.model.snapshots.contains_key(&id),
+                Step::Delete(id) => !sim.model.snapshots.contains_key(&id),
+                _ => false,
+            };
+            if !is_done {
+                sim.apply(step).unwrap();
+            }
+            sim.check();
+        } else {
+            calls = sim.disk.operations().len() as u64;
+        }
+    }
+    sim.check();
+    come_back(&mut sim);
+    calls
+}
+
+#[test]
+fn a_cut_at_any_call_of_a_scripted_life_leaves_old_or_new() {
+    let name = "a_cut_at_any_call_of_a_scripted_life_leaves_old_or_new";
+    let seed = seed_of_test(name);
+    let draws = std::env::var("BLOCKD_SOAK_DRAWS").map_or(1, |text| text.parse().expect("a decimal number"));
+    let calls = cut_before(u64::MAX, seed);
+    for call in 0..calls {
+        for draw in 0..draws {
+            let seed = seed.wrapping_add(draw * calls + call);
+            let result = catch_unwind(|| cut_before(call, seed));
+            assert!(result.is_ok(), "cut before call {call} of {calls}, seed {seed}");
+        }
+    }
+    eprintln!("{name}: {calls} calls, {draws} times each");
 }
 
 /// A test that finds nothing proves nothing.
@@ -153,7 +270,8 @@ fn each_planted_bug_is_found() {
     let seed = seed_of_test("each_planted_bug_is_found");
     for bug in Bug::FOUND_BY_POWER_CUTS {
         let start = Instant::now();
-        let (count, failed) = live_many(seed, 300, Duration::from_secs(30), &[bug]);
+        let (count, failed) =
+            live_many(seed, 300, Duration::from_secs(30), Plan { faults: false, bugs: &[bug] });
         assert!(failed.is_some(), "{bug:?} was not found in {count} lives");
         eprintln!("{bug:?}: found in life {count}, after {:?}", start.elapsed());
     }
@@ -167,6 +285,7 @@ fn soak() {
         std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a decimal number"))
     };
     let (most, threads) = (number("BLOCKD_SOAK_SEEDS", 10_000), number("BLOCKD_SOAK_THREADS", 1).max(1));
+    let plan = Plan { faults: std::env::var_os("BLOCKD_SOAK_FAULTS").is_some(), bugs: &[] };
     let seed = seed_of_test("soak");
     let start = Instant::now();
     let each = most.div_ceil(threads);
@@ -174,7 +293,7 @@ fn soak() {
         let all: Vec<_> = (0..threads)
             .map(|thread| {
                 let first = seed.wrapping_add(thread * each);
-                scope.spawn(move || live_many(first, each, Duration::MAX, &[]))
+                scope.spawn(move || live_many(first, each, Duration::MAX, plan))
             })
             .collect();
         all.into_iter().map(|thread| thread.join().unwrap()).collect()

@@ -45,6 +45,47 @@ pub enum Step {
     Kill,
 }
 
+/// How many blocks a volume with the scripted life begins with.
+pub const BLOCKS: u64 = 24;
+
+/// A life with everything in it. Sectors have 512 bytes, blocks eight of them.
+pub const LIFE: &[Step] = &[
+    Step::Write { start: 0, len: 64, fua: false },
+    Step::Write { start: 3, len: 2, fua: false },
+    Step::Flush,
+    Step::Write { start: 100, len: 9, fua: true },
+    Step::Trim { start: 8, len: 16 },
+    Step::Zero { start: 30, len: 21, no_hole: false },
+    Step::Write { start: 16, len: 8, fua: false },
+    Step::Freeze(1),
+    Step::Write { start: 1, len: 1, fua: false },
+    Step::Write { start: 16, len: 24, fua: false },
+    Step::Kill,
+    Step::Zero { start: 96, len: 16, no_hole: true },
+    Step::Flush,
+    Step::Write { start: 96, len: 8, fua: false },
+    Step::Freeze(2),
+    Step::Trim { start: 0, len: 16 },
+    Step::Write { start: 120, len: 40, fua: false },
+    Step::Grow(40),
+    Step::Write { start: 190, len: 10, fua: false },
+    Step::Write { start: 120, len: 3, fua: true },
+    Step::Freeze(3),
+    Step::Write { start: 250, len: 30, fua: false },
+    Step::Delete(1),
+    Step::Merge,
+    Step::Restart,
+    Step::Write { start: 255, len: 2, fua: false },
+    Step::Delete(2),
+    Step::Merge,
+    Step::Freeze(4),
+    Step::Write { start: 0, len: 8, fua: false },
+    Step::Flush,
+    Step::Delete(3),
+    Step::Merge,
+    Step::Restart,
+];
+
 /// A volume under test.
 pub struct Sim {
     root: tempfile::TempDir,
