@@ -11,7 +11,7 @@ mod sim;
 use blockd_extent::{BlockIndex, SnapshotId};
 use blockd_volume::{
     Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
-    testing::{Fault, FaultError, Operation, Rng},
+    testing::{Bug, Fault, FaultError, OpKind, Operation, Rng},
 };
 use sim::{BLOCKS, ID, LIFE, Sim, Step, assert_sticky, names_in, seed_of_test};
 
@@ -22,12 +22,16 @@ struct Run {
     /// After a failed sync the power is cut; otherwise just the process is started again.
     cut_power: bool,
     seed: u64,
+    bug: Option<Bug>,
 }
 
 impl Run {
     /// Leads the life; all calls that it made.
     fn lead(self) -> Vec<Operation> {
         let mut sim = Sim::new(self.seed);
+        if let Some(bug) = self.bug {
+            sim.plant(bug);
+        }
         if let Some((number, error)) = self.fault {
             let partial_bytes = sim.rng.below(12) as usize * 512;
             let fault = Fault { persistent: self.persistent, partial_bytes, ..Fault::at(number, error) };
@@ -142,7 +146,7 @@ impl Run {
 /// Fails each call in turn. A panic tells which.
 fn fail_each_call(name: &str, error: FaultError, persistent: bool) {
     let seed = seed_of_test(name);
-    let calm = Run { fault: None, persistent, cut_power: false, seed };
+    let calm = Run { fault: None, persistent, cut_power: false, seed, bug: None };
     let calls = calm.lead();
     let calls = calls.iter().filter(|call| error == FaultError::Io || call.kind.takes_space()).count() as u64;
     let mut rng = Rng::new(seed);
@@ -184,6 +188,20 @@ fn a_disk_that_is_full_for_one_call_breaks_nothing() {
 fn a_full_disk_breaks_nothing_and_the_volume_goes_on_when_there_is_space() {
     let name = "a_full_disk_breaks_nothing_and_the_volume_goes_on_when_there_is_space";
     fail_each_call(name, FaultError::Quota, true);
+}
+
+/// A test that finds nothing proves nothing.
+#[test]
+fn a_failed_sync_that_is_forgotten_is_noticed() {
+    let seed = seed_of_test("a_failed_sync_that_is_forgotten_is_noticed");
+    let bug = Some(Bug::FailedSyncForgotten);
+    let calm = Run { fault: None, persistent: false, cut_power: true, seed, bug };
+    let calls = calm.lead();
+    let is_data = |call: &Operation| call.path.extension().is_some_and(|end| end == "data");
+    let syncs = (0..).zip(&calls).filter(|(_, call)| call.kind == OpKind::Sync && is_data(call));
+    let noticed = syncs.map(|(number, _)| Run { fault: Some((number, FaultError::Io)), ..calm });
+    let noticed = noticed.filter(|run| std::panic::catch_unwind(|| run.lead()).is_err()).count();
+    assert!(noticed > 0, "nobody noticed");
 }
 
 #[test]

@@ -26,6 +26,10 @@ const FIRST_BLOCKS: u64 = 12;
 const MOST_BLOCKS: u64 = 30;
 const MOST_SNAPSHOTS: usize = 4;
 
+/// The tests that lead random lives.
+const WITH_CUTS: &str = "whatever_a_power_cut_leaves_the_volume_stands";
+const WITH_FAULTS: &str = "power_cuts_and_failing_calls_together_break_nothing";
+
 /// A random life.
 #[derive(Clone, Copy, Default)]
 struct Plan<'a> {
@@ -44,10 +48,10 @@ struct Life {
 impl Life {
     fn new(seed: u64, plan: Plan<'_>) -> Self {
         let mut sim = Sim::new(seed);
+        sim.create(FIRST_BLOCKS).unwrap();
         for &bug in plan.bugs {
             sim.plant(bug);
         }
-        sim.create(FIRST_BLOCKS).unwrap();
         Self { sim, next_id: 1, faults: plan.faults }
     }
 
@@ -69,20 +73,20 @@ impl Life {
         let len = len.min(sectors - start);
         let snapshots: Vec<u64> = self.sim.model.snapshots.keys().copied().collect();
         match rng.below(40) {
-            0..=15 => Step::Write { start, len, fua: rng.one_in(8) },
-            16..=19 => Step::Trim { start, len: (len + BLOCK).min(sectors - start) },
-            20..=22 => Step::Zero { start, len, no_hole: rng.one_in(3) },
-            23..=26 => Step::Flush,
-            27..=30 if snapshots.len() < MOST_SNAPSHOTS => {
+            0..=12 => Step::Write { start, len, fua: rng.one_in(8) },
+            13..=17 => Step::Trim { start, len: (len + BLOCK).min(sectors - start) },
+            18..=20 => Step::Zero { start, len, no_hole: rng.one_in(3) },
+            21..=23 => Step::Flush,
+            24..=29 if snapshots.len() < MOST_SNAPSHOTS => {
                 self.next_id += 1;
                 Step::Freeze(self.next_id)
             }
-            27..=32 if !snapshots.is_empty() => {
+            24..=32 if !snapshots.is_empty() => {
                 Step::Delete(snapshots[rng.below(snapshots.len() as u64) as usize])
             }
-            33..=35 => Step::Merge,
-            36 => Step::Grow((sectors / BLOCK + rng.below(6)).min(MOST_BLOCKS)),
-            37 => Step::Restart,
+            33..=36 => Step::Merge,
+            37 => Step::Grow((sectors / BLOCK + rng.below(6)).min(MOST_BLOCKS)),
+            38 if rng.one_in(2) => Step::Restart,
             38 => Step::Kill,
             _ => Step::Flush,
         }
@@ -90,7 +94,7 @@ impl Life {
 
     /// Lives until the power is cut in the midst of it, and comes back.
     fn generation(&mut self) {
-        let steps = 1 + self.sim.rng.below(24);
+        let steps = 1 + self.sim.rng.below(40);
         // About three calls a step; where none is hit, the power is cut between two steps.
         let cut = self.sim.rng.below(steps * 6);
         self.sim.disk.cut_power_before(self.sim.disk.operations().len() as u64 + cut);
@@ -195,20 +199,18 @@ fn live_for(name: &str, time: Duration, plan: Plan<'_>) {
     }
     let start = Instant::now();
     let (count, failed) = live_many(seed, 300, time, plan);
-    assert_eq!(failed, None, "repeat this life with BLOCKD_TEST_SEED={}", failed.unwrap_or_default());
+    assert_eq!(failed, None, "this repeats it: BLOCKD_TEST_SEED={} {name}", failed.unwrap_or_default());
     eprintln!("{name}: {count} lives in {:?}", start.elapsed());
 }
 
 #[test]
 fn whatever_a_power_cut_leaves_the_volume_stands() {
-    let name = "whatever_a_power_cut_leaves_the_volume_stands";
-    live_for(name, Duration::from_secs(10), Plan::default());
+    live_for(WITH_CUTS, Duration::from_secs(10), Plan::default());
 }
 
 #[test]
 fn power_cuts_and_failing_calls_together_break_nothing() {
-    let name = "power_cuts_and_failing_calls_together_break_nothing";
-    live_for(name, Duration::from_secs(10), Plan { faults: true, bugs: &[] });
+    live_for(WITH_FAULTS, Duration::from_secs(10), Plan { faults: true, bugs: &[] });
 }
 
 /// Leads the scripted life and cuts the power right before the call with this number; how many calls it took.
@@ -271,7 +273,7 @@ fn each_planted_bug_is_found() {
     for bug in Bug::FOUND_BY_POWER_CUTS {
         let start = Instant::now();
         let (count, failed) =
-            live_many(seed, 300, Duration::from_secs(30), Plan { faults: false, bugs: &[bug] });
+            live_many(seed, 1000, Duration::from_secs(30), Plan { faults: false, bugs: &[bug] });
         assert!(failed.is_some(), "{bug:?} was not found in {count} lives");
         eprintln!("{bug:?}: found in life {count}, after {:?}", start.elapsed());
     }
@@ -285,7 +287,10 @@ fn soak() {
         std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a decimal number"))
     };
     let (most, threads) = (number("BLOCKD_SOAK_SEEDS", 10_000), number("BLOCKD_SOAK_THREADS", 1).max(1));
-    let plan = Plan { faults: std::env::var_os("BLOCKD_SOAK_FAULTS").is_some(), bugs: &[] };
+    let faults = std::env::var_os("BLOCKD_SOAK_FAULTS").is_some();
+    let plan = Plan { faults, bugs: &[] };
+    // The test that repeats one of these lives.
+    let name = if faults { WITH_FAULTS } else { WITH_CUTS };
     let seed = seed_of_test("soak");
     let start = Instant::now();
     let each = most.div_ceil(threads);
@@ -302,6 +307,6 @@ fn soak() {
     let seconds = start.elapsed().as_secs_f64();
     eprintln!("soak: {count} lives in {seconds:.1} s, {:.0} a second", count as f64 / seconds);
     for (_, failed) in results {
-        assert_eq!(failed, None, "repeat this life with BLOCKD_TEST_SEED={}", failed.unwrap_or_default());
+        assert_eq!(failed, None, "this repeats it: BLOCKD_TEST_SEED={} {name}", failed.unwrap_or_default());
     }
 }
