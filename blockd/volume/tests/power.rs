@@ -11,7 +11,7 @@ mod sim;
 
 use blockd_volume::{
     Recovery, Volume, VolumeErrorKind,
-    testing::{Bug, Fault, FaultError},
+    testing::{Bug, Fault, FaultError, OpKind},
 };
 use sim::{BLOCKS, LIFE, Sim, Step, assert_sticky, seed_of_test};
 
@@ -123,9 +123,14 @@ impl Life {
     fn inject(&mut self) {
         let rng = &mut self.sim.rng;
         let error = [FaultError::Io, FaultError::NoSpace, FaultError::Quota][rng.below(3) as usize];
-        let persistent = rng.one_in(4);
+        let persistent = rng.one_in(3);
         let partial_bytes = rng.below(12) as usize * 512;
-        let fault = Fault { persistent, partial_bytes, ..Fault::at(rng.below(20), error) };
+        let kinds = [OpKind::Write, OpKind::Sync, OpKind::SyncDir, OpKind::Rename, OpKind::Create];
+        let (kinds, skip) = match rng.below(3) {
+            0 => (vec![], rng.below(20)),
+            _ => (vec![kinds[rng.below(kinds.len() as u64) as usize]], rng.below(4)),
+        };
+        let fault = Fault { kinds, persistent, partial_bytes, ..Fault::at(skip, error) };
         self.sim.disk.inject(fault);
     }
 
@@ -264,6 +269,28 @@ fn a_cut_at_any_call_of_a_scripted_life_leaves_old_or_new() {
         }
     }
     eprintln!("{name}: {calls} calls, {draws} times each");
+}
+
+/// A commit that fails may stand on the disk: what comes next must not pull its files away.
+#[test]
+fn a_commit_in_doubt_is_settled_before_its_files_are_made_anew() {
+    let seed = seed_of_test("a_commit_in_doubt_is_settled_before_its_files_are_made_anew");
+    for (next, call, draw) in [Step::Freeze(1), Step::Grow(BLOCKS + 9)]
+        .into_iter()
+        .flat_map(|next| (0..40).flat_map(move |call| (0..4).map(move |draw| (next, call, draw))))
+    {
+        let mut sim = Sim::new(seed.wrapping_add(call * 4 + draw));
+        sim.create(BLOCKS).unwrap();
+        sim.apply(Step::Write { start: 3, len: 20, fua: true }).unwrap();
+        // The names of the new head are synced; the commit that names it, and its withdrawal, are not.
+        let fault = Fault { kinds: vec![OpKind::SyncDir], skip: 1, ..Fault::every(FaultError::Io) };
+        sim.disk.inject(fault);
+        assert!(sim.apply(next).is_err());
+        sim.disk.mend();
+        sim.disk.cut_power_before(sim.disk.operations().len() as u64 + call);
+        let _ = sim.apply(next);
+        come_back(&mut sim);
+    }
 }
 
 /// A test that finds nothing proves nothing.
