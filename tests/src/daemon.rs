@@ -22,7 +22,7 @@ pub struct Setup {
     args: Vec<String>,
     env: Vec<(String, String)>,
     tmpfs: Option<(PathBuf, u64)>,
-    open_files: Option<u64>,
+    open_files: Option<(u64, Option<u64>)>,
     starts: u32,
 }
 
@@ -70,10 +70,17 @@ impl Setup {
         self
     }
 
-    /// Starts it with this soft limit of open files.
+    /// Starts it with this soft limit of open files, which it may raise.
     #[must_use]
     pub fn open_files(mut self, soft: u64) -> Self {
-        self.open_files = Some(soft);
+        self.open_files = Some((soft, None));
+        self
+    }
+
+    /// Starts it with this limit of open files, which it cannot raise.
+    #[must_use]
+    pub fn open_files_at_most(mut self, hard: u64) -> Self {
+        self.open_files = Some((hard, Some(hard)));
         self
     }
 
@@ -102,8 +109,8 @@ impl Setup {
         command.envs(self.env.iter().cloned()).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(&log).expect("the log"));
         die_with_parent(&mut command);
-        if let Some(soft) = self.open_files {
-            limit_open_files(&mut command, soft);
+        if let Some((soft, hard)) = self.open_files {
+            limit_open_files(&mut command, soft, hard);
         }
         (command, log)
     }

@@ -17,10 +17,10 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(bind) }
 }
 
-/// Has the child begin with this soft limit of open files.
-pub fn limit_open_files(command: &mut Command, soft: u64) -> &mut Command {
+/// Has the child begin with this soft limit of open files, and this hard one if it is given.
+pub fn limit_open_files(command: &mut Command, soft: u64, hard: Option<u64>) -> &mut Command {
     let limit = move || {
-        let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        let hard = hard.or(rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum);
         let limit = rustix::process::Rlimit { current: Some(soft), maximum: hard };
         rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).map_err(Into::into)
     };

@@ -44,10 +44,13 @@ impl Model {
         } else {
             self.content[bytes].fill(0);
         }
-        self.allocation[blocks.clone()].fill(what);
-        for (_, dirty) in self.snapshots.values_mut() {
-            dirty[blocks.clone()].fill(true);
+        for block in blocks.clone() {
+            // What is zeroes already does not change by being made zeroes.
+            if what == DATA || self.allocation[block] == DATA {
+                self.snapshots.values_mut().for_each(|(_, dirty)| dirty[block] = true);
+            }
         }
+        self.allocation[blocks].fill(what);
     }
 
     fn snapshot(&mut self, daemon: &Daemon, name: &str) {
