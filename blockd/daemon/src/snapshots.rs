@@ -391,6 +391,19 @@ pub(crate) fn to_api(row: &SnapshotRow, entry: &VolumeEntry) -> api::Snapshot {
     }
 }
 
+/// Lets clients see a snapshot. The volume is asked for it, which may have to wait for a freeze and its disk.
+async fn show(entry: &Arc<VolumeEntry>, row: &SnapshotRow) {
+    let (entry, row) = (Arc::clone(entry), row.clone());
+    let (volume, snapshot) = (entry.id, row.id);
+    let shown = blocking(move || -> Result<(), ServiceError> {
+        entry.show_snapshot(&row);
+        Ok(())
+    });
+    if let Err(error) = shown.await {
+        tracing::error!(%volume, %snapshot, %error, "clients do not see the snapshot until the next start");
+    }
+}
+
 /// Whole microseconds, rounded up: a stall that was measured is never shown as none.
 pub(crate) fn micros_up(stall: std::time::Duration) -> u64 {
     u64::try_from(stall.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)

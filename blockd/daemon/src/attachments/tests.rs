@@ -54,8 +54,12 @@ impl Host {
     }
 
     async fn create(&self, name: &str) {
-        let request =
-            CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels: Default::default() };
+        let request = CreateVolume {
+            name: name.parse().unwrap(),
+            size_bytes: SIZE_BYTES,
+            labels: Default::default(),
+            group: None,
+        };
         self.core().create_volume(request).await.unwrap();
     }
 
