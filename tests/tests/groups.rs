@@ -1,7 +1,7 @@
 //! Volumes that are frozen together: real writers on many connections, a real disk that fills up, and a daemon that dies.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Daemon, MIB, Nbd, nbd::command};
+use blockd_tests::{BLOCK, Bed, Daemon, MIB, Nbd, nbd::command, wait_for};
 use serde_json::Value;
 use std::{
     path::Path,
@@ -174,6 +174,76 @@ fn members_are_chosen_by_group_label_or_name_and_stay_so_over_a_restart() {
     assert_eq!((&left["group"], &left["labels"]), (&Value::Null, &serde_json::json!({})));
     let alone = daemon.ctl().json(&["snapshot", "create-group", "--group", "shop"]);
     assert_eq!(alone["members"], 1);
+}
+
+#[test]
+fn commands_run_around_a_snapshot_and_what_became_of_them_stays_with_it() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    for volume in ["db", "wal"] {
+        ctl.json(&["volume", "create", volume, "--size", "1MiB", "--group", "shop"]);
+    }
+    let log = bed.path("log");
+    let log_text = || std::fs::read_to_string(&log).unwrap_or_default();
+    let note = |what: &str| format!("echo {what} >> {}", log.display());
+    let pre = note("pre $BLOCKD_SNAPSHOT of $BLOCKD_VOLUMES");
+    let post = note("post $BLOCKD_TAKEN");
+    let base = ["snapshot", "create-group", "--group", "shop", "--post-command", &post];
+    let with =
+        |more: &[&str]| -> Vec<String> { base.iter().chain(more).map(|arg| (*arg).to_owned()).collect() };
+
+    let line = with(&["--name", "one", "--pre-command", &pre]);
+    let taken = ctl.json(&line.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(log_text(), "pre one of db wal\npost yes\n");
+    let shown = ctl.json(&["snapshot", "inspect", "wal@one"]);
+    assert_eq!(shown, taken["snapshots"][1]);
+    let steps = shown["quiesce"]["steps"].as_array().unwrap();
+    let kinds: Vec<_> =
+        steps.iter().map(|step| (step["kind"].as_str().unwrap(), &step["exitStatus"])).collect();
+    assert_eq!(kinds, [("pre-command", &Value::from(0)), ("post-command", &Value::from(0))]);
+    assert!(steps.iter().all(|step| step["durationMicros"].as_u64().unwrap() > 0));
+
+    // One that fails, one that takes too long, and filesystems that are not there: no snapshot, and the end is the same.
+    for (more, part) in [
+        (vec!["--pre-command", "echo locked >&2; exit 3"], "the pre-command failed (exit status 3: locked)"),
+        (vec!["--pre-command", "sleep 600", "--command-timeout", "1s"], "it was killed after 1 s"),
+    ] {
+        std::fs::remove_file(&log).unwrap();
+        let line = with(&[vec!["--name", "two"], more].concat());
+        let error = ctl.fails(&line.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+        assert_eq!(error["code"], "quiesce_failed", "{error}");
+        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+        assert_eq!(log_text(), "post no\n");
+        assert_eq!(ctl.json(&["snapshot", "list"]).as_array().unwrap().len(), 2);
+    }
+    let error = ctl.fails(&["snapshot", "create", "db", "--freeze-fs"], 1);
+    assert!(error["message"].as_str().unwrap().contains("leave --freeze-fs away"), "{error}");
+    ctl.fails(&["snapshot", "create", "db", "--pre-command", " "], 2);
+    // A command after that fails is told, and the snapshot stays.
+    let taken = ctl.json(&["snapshot", "create", "db", "--name", "three", "--post-command", "exit 5"]);
+    let step = &taken["quiesce"]["steps"][0];
+    assert_eq!((&step["exitStatus"], step["error"].as_str()), (&Value::from(5), Some("exit status 5")));
+}
+
+/// A daemon that is killed while an application is at rest lets it go at its next start.
+#[test]
+fn what_was_at_rest_when_the_daemon_was_killed_is_let_go() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    daemon.ctl().json(&["volume", "create", "db", "--size", "1MiB"]);
+    let (begun, resumed) = (bed.path("begun"), bed.path("resumed"));
+    let pre = format!("touch {}; sleep 600", begun.display());
+    let post = format!("touch {}", resumed.display());
+    let ctl = daemon.ctl();
+    let asking = thread::spawn(move || {
+        ctl.run(&["snapshot", "create", "db", "--pre-command", &pre, "--post-command", &post])
+    });
+    wait_for("the command before", || begun.exists().then_some(()));
+    let daemon = daemon.kill().start();
+    assert_ne!(asking.join().unwrap().code, 0);
+    wait_for("the command after", || resumed.exists().then_some(()));
+    assert_eq!(daemon.ctl().json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
 }
 
 /// A disk that has room for some of the new heads and not for all: nobody is frozen, nothing is left, and with room it works.
