@@ -259,8 +259,11 @@ fn a_full_disk_leaves_no_member_with_a_snapshot() {
     }
     ctl.json(&["volume", "create", "ballast", "--size", "1GiB"]);
     let mut ballast = daemon.nbd("ballast");
-    let mut failed = 0;
-    let mut at = 0;
+    let (mut failed, mut at, mut attempt) = (0, 0, 0);
+    let mut try_group = || {
+        attempt += 1;
+        try_group(&daemon, &format!("s{attempt}"))
+    };
     // Less and less room, a block at a time near the end.
     for step in [MIB, 64 * 1024, BLOCK] {
         while ballast.call(command::WRITE, 0, at, step, &vec![7; step as usize]).is_ok() {
@@ -268,15 +271,15 @@ fn a_full_disk_leaves_no_member_with_a_snapshot() {
             if step == MIB {
                 continue;
             }
-            failed += u64::from(!try_group(&daemon));
+            failed += u64::from(!try_group());
         }
     }
     for _ in 0..3 {
-        failed += u64::from(!try_group(&daemon));
+        failed += u64::from(!try_group());
     }
     assert!(failed > 0, "the disk was never full");
     ballast.trim(0, at);
-    assert!(try_group(&daemon), "with room it works again");
+    assert!(try_group(), "with room it works again");
     for volume in 0..8 {
         let mut client = daemon.nbd(&name(volume));
         assert_eq!(client.read(0, BLOCK), [1; BLOCK as usize]);
@@ -284,11 +287,12 @@ fn a_full_disk_leaves_no_member_with_a_snapshot() {
 }
 
 /// Takes a group snapshot and removes it again; whether it came about. All have it then, or none.
-fn try_group(daemon: &Daemon) -> bool {
+fn try_group(daemon: &Daemon, name: &str) -> bool {
     let ctl = daemon.ctl();
-    let (code, taken) = ctl.document(&["snapshot", "create-group", "--group", "all", "--name", "s"]);
+    let (code, taken) = ctl.document(&["snapshot", "create-group", "--group", "all", "--name", name]);
     let list = ctl.json(&["snapshot", "list"]);
-    let snapshots = list.as_array().unwrap();
+    let of_this = list.as_array().unwrap().iter().filter(|snapshot| snapshot["name"] == name);
+    let snapshots: Vec<_> = of_this.collect();
     let ready = snapshots.iter().filter(|snapshot| snapshot["state"] == "ready").count();
     assert_eq!(ready, if code == 0 { 8 } else { 0 }, "{taken:#} {list:#}");
     if code != 0 {
@@ -299,7 +303,7 @@ fn try_group(daemon: &Daemon) -> bool {
     for snapshot in snapshots {
         // A deletion needs a little room of its own.
         let volume = snapshot["volume"].as_str().unwrap();
-        ctl.run(&["snapshot", "delete", &format!("{volume}@s")]);
+        ctl.run(&["snapshot", "delete", &format!("{volume}@{name}")]);
     }
     true
 }
