@@ -1,7 +1,7 @@
 //! Volumes that are frozen together: real writers on many connections, a real disk that fills up, and a daemon that dies.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Daemon, MIB, Nbd, nbd::command};
+use blockd_tests::{BLOCK, Bed, Daemon, MIB, Nbd, nbd::command, wait_for};
 use serde_json::Value;
 use std::{
     path::Path,
@@ -176,6 +176,76 @@ fn members_are_chosen_by_group_label_or_name_and_stay_so_over_a_restart() {
     assert_eq!(alone["members"], 1);
 }
 
+#[test]
+fn commands_run_around_a_snapshot_and_what_became_of_them_stays_with_it() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    for volume in ["db", "wal"] {
+        ctl.json(&["volume", "create", volume, "--size", "1MiB", "--group", "shop"]);
+    }
+    let log = bed.path("log");
+    let log_text = || std::fs::read_to_string(&log).unwrap_or_default();
+    let note = |what: &str| format!("echo {what} >> {}", log.display());
+    let pre = note("pre $BLOCKD_SNAPSHOT of $BLOCKD_VOLUMES");
+    let post = note("post $BLOCKD_TAKEN");
+    let base = ["snapshot", "create-group", "--group", "shop", "--post-command", &post];
+    let with =
+        |more: &[&str]| -> Vec<String> { base.iter().chain(more).map(|arg| (*arg).to_owned()).collect() };
+
+    let line = with(&["--name", "one", "--pre-command", &pre]);
+    let taken = ctl.json(&line.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(log_text(), "pre one of db wal\npost yes\n");
+    let shown = ctl.json(&["snapshot", "inspect", "wal@one"]);
+    assert_eq!(shown, taken["snapshots"][1]);
+    let steps = shown["quiesce"]["steps"].as_array().unwrap();
+    let kinds: Vec<_> =
+        steps.iter().map(|step| (step["kind"].as_str().unwrap(), &step["exitStatus"])).collect();
+    assert_eq!(kinds, [("pre-command", &Value::from(0)), ("post-command", &Value::from(0))]);
+    assert!(steps.iter().all(|step| step["durationMicros"].as_u64().unwrap() > 0));
+
+    // One that fails, one that takes too long, and filesystems that are not there: no snapshot, and the end is the same.
+    for (more, part) in [
+        (vec!["--pre-command", "echo locked >&2; exit 3"], "the pre-command failed (exit status 3: locked)"),
+        (vec!["--pre-command", "sleep 600", "--command-timeout", "1s"], "it was killed after 1 s"),
+    ] {
+        std::fs::remove_file(&log).unwrap();
+        let line = with(&[vec!["--name", "two"], more].concat());
+        let error = ctl.fails(&line.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+        assert_eq!(error["code"], "quiesce_failed", "{error}");
+        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+        assert_eq!(log_text(), "post no\n");
+        assert_eq!(ctl.json(&["snapshot", "list"]).as_array().unwrap().len(), 2);
+    }
+    let error = ctl.fails(&["snapshot", "create", "db", "--freeze-fs"], 1);
+    assert!(error["message"].as_str().unwrap().contains("leave --freeze-fs away"), "{error}");
+    ctl.fails(&["snapshot", "create", "db", "--pre-command", " "], 2);
+    // A command after that fails is told, and the snapshot stays.
+    let taken = ctl.json(&["snapshot", "create", "db", "--name", "three", "--post-command", "exit 5"]);
+    let step = &taken["quiesce"]["steps"][0];
+    assert_eq!((&step["exitStatus"], step["error"].as_str()), (&Value::from(5), Some("exit status 5")));
+}
+
+/// A daemon that is killed while an application is at rest lets it go at its next start.
+#[test]
+fn what_was_at_rest_when_the_daemon_was_killed_is_let_go() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    daemon.ctl().json(&["volume", "create", "db", "--size", "1MiB"]);
+    let (begun, resumed) = (bed.path("begun"), bed.path("resumed"));
+    let pre = format!("touch {}; sleep 600", begun.display());
+    let post = format!("touch {}", resumed.display());
+    let ctl = daemon.ctl();
+    let asking = thread::spawn(move || {
+        ctl.run(&["snapshot", "create", "db", "--pre-command", &pre, "--post-command", &post])
+    });
+    wait_for("the command before", || begun.exists().then_some(()));
+    let daemon = daemon.kill().start();
+    assert_ne!(asking.join().unwrap().code, 0);
+    wait_for("the command after", || resumed.exists().then_some(()));
+    assert_eq!(daemon.ctl().json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
+}
+
 /// A disk that has room for some of the new heads and not for all: nobody is frozen, nothing is left, and with room it works.
 #[test]
 fn a_full_disk_leaves_no_member_with_a_snapshot() {
@@ -189,8 +259,11 @@ fn a_full_disk_leaves_no_member_with_a_snapshot() {
     }
     ctl.json(&["volume", "create", "ballast", "--size", "1GiB"]);
     let mut ballast = daemon.nbd("ballast");
-    let mut failed = 0;
-    let mut at = 0;
+    let (mut failed, mut at, mut attempt) = (0, 0, 0);
+    let mut try_group = || {
+        attempt += 1;
+        try_group(&daemon, &format!("s{attempt}"))
+    };
     // Less and less room, a block at a time near the end.
     for step in [MIB, 64 * 1024, BLOCK] {
         while ballast.call(command::WRITE, 0, at, step, &vec![7; step as usize]).is_ok() {
@@ -198,15 +271,15 @@ fn a_full_disk_leaves_no_member_with_a_snapshot() {
             if step == MIB {
                 continue;
             }
-            failed += u64::from(!try_group(&daemon));
+            failed += u64::from(!try_group());
         }
     }
     for _ in 0..3 {
-        failed += u64::from(!try_group(&daemon));
+        failed += u64::from(!try_group());
     }
     assert!(failed > 0, "the disk was never full");
     ballast.trim(0, at);
-    assert!(try_group(&daemon), "with room it works again");
+    assert!(try_group(), "with room it works again");
     for volume in 0..8 {
         let mut client = daemon.nbd(&name(volume));
         assert_eq!(client.read(0, BLOCK), [1; BLOCK as usize]);
@@ -214,11 +287,12 @@ fn a_full_disk_leaves_no_member_with_a_snapshot() {
 }
 
 /// Takes a group snapshot and removes it again; whether it came about. All have it then, or none.
-fn try_group(daemon: &Daemon) -> bool {
+fn try_group(daemon: &Daemon, name: &str) -> bool {
     let ctl = daemon.ctl();
-    let (code, taken) = ctl.document(&["snapshot", "create-group", "--group", "all", "--name", "s"]);
+    let (code, taken) = ctl.document(&["snapshot", "create-group", "--group", "all", "--name", name]);
     let list = ctl.json(&["snapshot", "list"]);
-    let snapshots = list.as_array().unwrap();
+    let of_this = list.as_array().unwrap().iter().filter(|snapshot| snapshot["name"] == name);
+    let snapshots: Vec<_> = of_this.collect();
     let ready = snapshots.iter().filter(|snapshot| snapshot["state"] == "ready").count();
     assert_eq!(ready, if code == 0 { 8 } else { 0 }, "{taken:#} {list:#}");
     if code != 0 {
@@ -229,7 +303,7 @@ fn try_group(daemon: &Daemon) -> bool {
     for snapshot in snapshots {
         // A deletion needs a little room of its own.
         let volume = snapshot["volume"].as_str().unwrap();
-        ctl.run(&["snapshot", "delete", &format!("{volume}@s")]);
+        ctl.run(&["snapshot", "delete", &format!("{volume}@{name}")]);
     }
     true
 }

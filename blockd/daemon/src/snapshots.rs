@@ -89,11 +89,11 @@ impl Wanted {
             FreezeFailed::Other(error) => return error,
             FreezeFailed::Volume(volume, source) => (volume, source),
         };
-        let name = self.members.iter().find(|(entry, _)| entry.id == volume).map(|(entry, _)| &entry.name);
+        let found = self.members.iter().find(|(entry, _)| entry.id == volume);
+        let (Some((entry, _)), Some(_)) = (found, &self.group) else { return source.into() };
         let mut error = ServiceError::from(source).to_api();
-        if let (Some(name), Some(_)) = (name, &self.group) {
-            error.message = format!("no volume was frozen, because volume {name} failed: {}", error.message);
-        }
+        error.message =
+            format!("no volume was frozen, because volume {} failed: {}", entry.name, error.message);
         ServiceError::Refused(error)
     }
 }

@@ -27,6 +27,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
     let request = CreateSnapshot { name: args.name, quiesce: args.quiesce.into() };
     request.quiesce.check().map_err(Failure::usage)?;
     let snapshot = context.client.create_snapshot(&args.volume, &request).await?;
+    warn(context, snapshot.quiesce.as_ref());
     if context.output.is_json() {
         return context.output.document(&snapshot);
     }
@@ -49,6 +50,7 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<()
     };
     request.quiesce.check().map_err(Failure::usage)?;
     let taken = context.client.create_group_snapshot(&request).await?;
+    warn(context, taken.snapshots.first().and_then(|snapshot| snapshot.quiesce.as_ref()));
     if context.output.is_json() {
         return context.output.document(&taken);
     }
@@ -60,6 +62,15 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<()
         micros(taken.group.group_stall_micros)
     ))?;
     context.output.table(&table(&taken.snapshots))
+}
+
+/// Says what failed around a snapshot that is there all the same.
+fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
+    for step in report.into_iter().flat_map(|QuiesceReport { steps }| steps) {
+        if let Some(error) = &step.error {
+            context.output.note(format!("warning: {} {}: {error}", step.kind, step.target));
+        }
+    }
 }
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
