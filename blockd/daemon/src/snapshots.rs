@@ -67,7 +67,7 @@ impl Wanted {
         rows: &mut [SnapshotRow],
         frozen: &GroupFrozen,
         now: Timestamp,
-        report: Option<QuiesceReport>,
+        report: Option<&QuiesceReport>,
     ) {
         for (row, member) in rows.iter_mut().zip(&frozen.members) {
             row.state = SnapshotState::Ready;
@@ -79,7 +79,7 @@ impl Wanted {
                 .group
                 .clone()
                 .map(|group| SnapshotGroup { group_stall_micros: micros_up(frozen.stall), ..group });
-            row.quiesce.clone_from(&report);
+            row.quiesce = report.cloned();
         }
     }
 
@@ -168,7 +168,7 @@ impl Core {
         let (frozen, rest) = self.freeze_at_rest(&volumes, rest).await?;
         let taken = match frozen {
             Ok((frozen, now)) => {
-                wanted.note(&mut rows, &frozen, now, rest.report());
+                wanted.note(&mut rows, &frozen, now, rest.report().as_ref());
                 self.reached("group frozen")?;
                 let ready = rows.clone();
                 let noted = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await;

@@ -17,7 +17,7 @@ use crate::{
     freeze::Frozen,
     head::{Head, Place},
     meta::{Meta, SnapshotEntry},
-    stack::{Layer, Stack},
+    stack::Stack,
     volume::{Volume, head_of},
 };
 use blockd_extent::{SnapshotId, VolumeId};

@@ -72,7 +72,6 @@ pub(crate) fn let_go(data_dir: &Path, freezer: &dyn Freezer) {
             continue;
         }
         let marker: Marker = match std::fs::read(&path)
-            .map_err(io::Error::from)
             .and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from))
         {
             Ok(marker) => marker,
