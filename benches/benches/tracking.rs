@@ -21,7 +21,7 @@ const ROUNDS: usize = 9;
 
 struct Served(Arc<Volume>);
 
-fn failed(error: VolumeError) -> DeviceError {
+fn failed(error: &VolumeError) -> DeviceError {
     DeviceError::new(DeviceErrorKind::Io, error.to_string())
 }
 
@@ -42,28 +42,28 @@ impl BlockDevice for Served {
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        self.0.read_or_zeroes(offset_bytes, buf).map(progress).map_err(failed)
+        self.0.read_or_zeroes(offset_bytes, buf).map(progress).map_err(|error| failed(&error))
     }
 
     fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
-        self.0.write(offset_bytes, data, fua).map_err(failed)
+        self.0.write(offset_bytes, data, fua).map_err(|error| failed(&error))
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
-        let done = self.0.try_write(offset_bytes, data).map_err(failed)?;
+        let done = self.0.try_write(offset_bytes, data).map_err(|error| failed(&error))?;
         Ok(if done { Progress::Done } else { Progress::WouldBlock })
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.0.flush().map_err(failed)
+        self.0.flush().map_err(|error| failed(&error))
     }
 
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
-        self.0.trim(offset_bytes, len_bytes, fua).map_err(failed)
+        self.0.trim(offset_bytes, len_bytes, fua).map_err(|error| failed(&error))
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
-        self.0.write_zeroes(offset_bytes, len_bytes, flags.no_hole, flags.fua).map_err(failed)
+        self.0.write_zeroes(offset_bytes, len_bytes, flags.no_hole, flags.fua).map_err(|error| failed(&error))
     }
 }
 

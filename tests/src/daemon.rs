@@ -3,7 +3,7 @@
 use crate::{
     Ctl, Nbd,
     ctl::clean,
-    process::{die_with_parent, program, tool},
+    process::{die_with_parent, limit_open_files, program, tool},
     wait_for,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -22,6 +22,7 @@ pub struct Setup {
     args: Vec<String>,
     env: Vec<(String, String)>,
     tmpfs: Option<(PathBuf, u64)>,
+    open_files: Option<(u64, Option<u64>)>,
     starts: u32,
 }
 
@@ -35,6 +36,7 @@ impl Setup {
             args: Vec::new(),
             env: Vec::new(),
             tmpfs: None,
+            open_files: None,
             starts: 0,
         }
     }
@@ -68,6 +70,20 @@ impl Setup {
         self
     }
 
+    /// Starts it with this soft limit of open files, which it may raise.
+    #[must_use]
+    pub fn open_files(mut self, soft: u64) -> Self {
+        self.open_files = Some((soft, None));
+        self
+    }
+
+    /// Starts it with this limit of open files, which it cannot raise.
+    #[must_use]
+    pub fn open_files_at_most(mut self, hard: u64) -> Self {
+        self.open_files = Some((hard, Some(hard)));
+        self
+    }
+
     /// Its data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.home.join("data")
@@ -93,6 +109,9 @@ impl Setup {
         command.envs(self.env.iter().cloned()).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(&log).expect("the log"));
         die_with_parent(&mut command);
+        if let Some((soft, hard)) = self.open_files {
+            limit_open_files(&mut command, soft, hard);
+        }
         (command, log)
     }
 

@@ -14,6 +14,7 @@ pub mod bed;
 pub mod crash;
 pub mod ctl;
 pub mod daemon;
+pub mod fault;
 pub mod fio;
 pub mod model;
 pub mod nbd;

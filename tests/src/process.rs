@@ -17,6 +17,38 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(bind) }
 }
 
+/// Has the child begin with this soft limit of open files, and this hard one if it is given.
+pub fn limit_open_files(command: &mut Command, soft: u64, hard: Option<u64>) -> &mut Command {
+    let limit = move || {
+        let hard = hard.or(rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum);
+        let limit = rustix::process::Rlimit { current: Some(soft), maximum: hard };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).map_err(Into::into)
+    };
+    // SAFETY: the closure runs between fork and exec and makes two system calls, which are async-signal-safe; it allocates
+    // nothing and takes no lock.
+    unsafe { command.pre_exec(limit) }
+}
+
+/// Lets this process have as many files open as the system allows.
+pub fn raise_open_files() {
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let limit = rustix::process::Rlimit { current: hard, maximum: hard };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("the limit of open files");
+}
+
+/// A number of kibibytes from `/proc/<pid>/status`, such as `VmRSS` and `VmHWM`, in bytes.
+pub fn memory_bytes(pid: u32, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("/proc/<pid>/status");
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("a field of /proc/<pid>/status");
+    let kib: u64 = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number");
+    kib << 10
+}
+
+/// How many files a process has open.
+pub fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("/proc/<pid>/fd").count()
+}
+
 /// Where the programs of this build are: beside the test's own directory.
 ///
 /// # Panics

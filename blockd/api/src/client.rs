@@ -12,8 +12,8 @@ use crate::{
     credentials::{CreateCredential, Credential, CredentialList},
     paths,
     snapshots::{
-        CreateSnapshot, DiffSnapshots, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList,
-        SnapshotRestored,
+        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
+        Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
     },
     status::Status,
     tasks::{ListTasks, Task, TaskList, TaskStarted, WaitTask},
@@ -37,6 +37,8 @@ use zeroize::Zeroizing;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take that only asks the daemon.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a freeze may take, with the commands before and after it.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(1800);
 /// How long a detach may take, in which the kernel writes back what is dirty.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a rollback may take, in which the daemon copies what changed.
@@ -240,7 +242,20 @@ impl Client {
         volume: &VolumeRef,
         request: &CreateSnapshot,
     ) -> Result<Snapshot, ClientError> {
-        self.post(&paths::volume_snapshots(volume), request, CALL_TIMEOUT).await
+        self.post(&paths::volume_snapshots(volume), request, FREEZE_TIMEOUT).await
+    }
+
+    /// Freezes several volumes at one instant.
+    pub async fn create_group_snapshot(
+        &self,
+        request: &CreateGroupSnapshot,
+    ) -> Result<GroupSnapshot, ClientError> {
+        self.post(paths::SNAPSHOT_GROUP, request, FREEZE_TIMEOUT).await
+    }
+
+    /// One snapshot.
+    pub async fn snapshot(&self, snapshot: &SnapshotRef) -> Result<Snapshot, ClientError> {
+        self.get(&paths::snapshot(snapshot), CALL_TIMEOUT).await
     }
 
     /// The snapshots.

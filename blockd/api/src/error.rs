@@ -80,6 +80,8 @@ error_codes! {
     NotPermitted, "not_permitted", 403, 1, false;
     /// The kernel refused.
     DeviceFailed, "device_failed", 500, 1, false;
+    /// A command that was to run before the snapshot failed, or a filesystem could not be frozen: there is no snapshot.
+    QuiesceFailed, "quiesce_failed", 422, 1, false;
     /// The snapshot is being read by a task.
     SnapshotInUse, "snapshot_in_use", 409, 5, true;
     /// A task uses the credential.

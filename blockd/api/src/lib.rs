@@ -12,6 +12,7 @@ mod error;
 mod names;
 mod pairs;
 pub mod paths;
+pub mod quiesce;
 mod secret;
 mod size;
 pub mod snapshots;
@@ -24,7 +25,10 @@ pub mod volumes;
 pub use blockd_extent::{Epoch, SnapshotId, VolumeId};
 pub use client::{Client, ClientError};
 pub use error::{ApiError, ErrorBody, ErrorCode};
-pub use names::{CredentialName, CredentialRef, NameError, SnapshotName, SnapshotRef, VolumeName, VolumeRef};
+pub use names::{
+    CredentialName, CredentialRef, GroupName, GroupRef, NameError, SnapshotName, SnapshotRef, VolumeName,
+    VolumeRef,
+};
 pub use pairs::{LabelSelector, Labels, PairsError};
 pub use secret::Secret;
 pub use size::{ByteSize, SizeError, check_volume_size};

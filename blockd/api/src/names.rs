@@ -107,6 +107,18 @@ fn check_not_digits(what: &'static str, text: &str) -> Result<(), NameError> {
     Ok(())
 }
 
+fn check_group_name(what: &'static str, text: &str) -> Result<(), NameError> {
+    check_not_digits(what, text)?;
+    if Uuid::parse_str(text).is_ok() {
+        return Err(NameError::LooksLikeId {
+            what,
+            given: text.to_owned(),
+            hint: "ids of group snapshots are UUIDs, so a name must not be one",
+        });
+    }
+    Ok(())
+}
+
 fn check_credential_name(what: &'static str, text: &str) -> Result<(), NameError> {
     check_not_digits(what, text)?;
     if Uuid::parse_str(text).is_ok() {
@@ -187,6 +199,11 @@ name_type! {
 name_type! {
     /// Name of a credential; the same rules as for a volume, and it must not be a UUID.
     CredentialName, "credential name", check_credential_name
+}
+
+name_type! {
+    /// Name of a group of volumes; the same rules as for a volume, and it must not be a UUID.
+    GroupName, "group name", check_group_name
 }
 
 impl SnapshotName {
@@ -305,6 +322,37 @@ impl fmt::Display for CredentialRef {
 
 as_text!(CredentialRef);
 
+/// Snapshots that were taken together: by the UUID of that one time, or by the group of volumes they were taken of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum GroupRef {
+    /// Those of one time.
+    Id(Uuid),
+    /// Those of a group of volumes, whenever they were taken.
+    Name(GroupName),
+}
+
+impl FromStr for GroupRef {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match Uuid::parse_str(text) {
+            Ok(id) => Ok(Self::Id(id)),
+            Err(_) => text.parse().map(Self::Name),
+        }
+    }
+}
+
+impl fmt::Display for GroupRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+as_text!(GroupRef);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,6 +401,9 @@ mod tests {
         let id = "af563a4d-afd7-48df-90f7-8e8f9414ff77";
         assert_eq!(id.parse(), Ok(CredentialRef::Id(id.parse().unwrap())));
         assert!(matches!("nas".parse(), Ok(CredentialRef::Name(_))));
+        assert_eq!(id.parse(), Ok(GroupRef::Id(id.parse().unwrap())));
+        assert!(matches!("shop".parse(), Ok(GroupRef::Name(_))));
+        assert!(id.parse::<GroupName>().is_err());
     }
 
     #[test]

@@ -31,7 +31,9 @@ pub const VOLUME_DIFF: &str = "/v1/volumes/{volume}/diff";
 pub const VOLUME_ROLLBACK: &str = "/v1/volumes/{volume}/rollback";
 /// `GET` with [`crate::snapshots::ListSnapshots`]: [`crate::snapshots::SnapshotList`].
 pub const SNAPSHOTS: &str = "/v1/snapshots";
-/// `DELETE`: [`crate::Deleted`]. `{snapshot}` is a [`crate::SnapshotRef`].
+/// `POST` of [`crate::snapshots::CreateGroupSnapshot`]: [`crate::snapshots::GroupSnapshot`].
+pub const SNAPSHOT_GROUP: &str = "/v1/snapshots/group";
+/// `GET`: [`crate::snapshots::Snapshot`]; `DELETE`: [`crate::Deleted`]. `{snapshot}` is a [`crate::SnapshotRef`].
 pub const SNAPSHOT: &str = "/v1/snapshots/{snapshot}";
 /// `GET`: [`crate::credentials::CredentialList`]; `POST` of [`crate::credentials::CreateCredential`]:
 /// [`crate::credentials::Credential`].

@@ -1,8 +1,8 @@
 //! Volumes: create, list, inspect, change, delete.
 
-use crate::{LabelSelector, Labels, SnapshotRef, VolumeId, VolumeName, attachments::Attachment};
+use crate::{GroupName, LabelSelector, Labels, SnapshotRef, VolumeId, VolumeName, attachments::Attachment};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use uuid::Uuid;
 
@@ -17,6 +17,9 @@ pub struct CreateVolume {
     /// Its labels.
     #[serde(default)]
     pub labels: Labels,
+    /// The group that it is frozen with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
 }
 
 /// Body of `PATCH /v1/volumes/{volume}`: what is to be changed, and nothing else.
@@ -30,6 +33,17 @@ pub struct UpdateVolume {
     /// refused from then on, or taken again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+    /// The labels that it has from now on, in place of all that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
+    /// The group that it is frozen with from now on; `null`: none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
+    pub group: Option<Option<GroupName>>,
+}
+
+/// A field that was given, be it as `null`.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<GroupName>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 /// Body of `POST /v1/volumes/{volume}/clone`: a new volume that begins as what `{volume}` was at a snapshot.
@@ -70,6 +84,9 @@ pub struct ListVolumes {
     /// Only volumes that have all these labels.
     #[serde(default)]
     pub label: Option<LabelSelector>,
+    /// Only volumes of this group.
+    #[serde(default)]
+    pub group: Option<GroupName>,
 }
 
 /// Reply to `GET /v1/volumes`, by name.
@@ -95,6 +112,9 @@ pub struct Volume {
     pub read_only: bool,
     /// Its labels.
     pub labels: Labels,
+    /// The group that it is frozen with.
+    #[serde(default)]
+    pub group: Option<GroupName>,
     /// When it was made.
     pub created: Timestamp,
     /// Whether it is served.

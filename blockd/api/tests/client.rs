@@ -79,7 +79,8 @@ async fn requests_are_http_with_json() {
     );
     assert!(!head.contains("content-type"), "{head}");
 
-    let request = CreateVolume { name: "db".parse().unwrap(), size_bytes: 1, labels: Default::default() };
+    let request =
+        CreateVolume { name: "db".parse().unwrap(), size_bytes: 1, labels: Default::default(), group: None };
     let _ = server.client().create_volume(&request).await;
     let head = server.heads.recv().unwrap().to_ascii_lowercase();
     assert!(head.contains("content-type: application/json") && head.contains("content-length: "), "{head}");

@@ -23,9 +23,10 @@ impl Access {
         Self { lists, max_connections }
     }
 
-    /// How many connections one volume may have.
-    pub fn max_connections(&self) -> u64 {
-        self.max_connections
+    /// How many connections one volume may have for this client to get another. There is no bound for clients of unix
+    /// sockets: others, who may need no right at all, must not lock this host's own devices out.
+    pub fn max_connections(&self, client: &Client) -> u64 {
+        if client.is_local { u64::MAX } else { self.max_connections }
     }
 
     /// Whether a client may have a volume. A volume that no list is for is everybody's; one that several are for is

@@ -198,7 +198,7 @@ impl Core {
             let name = row.detail.volume_name.as_ref().map(ToString::to_string).unwrap_or_default();
             let volume = row.volume.and_then(|id| self.registry.by_id(id));
             let (size_bytes, labels) =
-                volume.map_or((0, Labels::default()), |volume| (volume.size_bytes(), volume.labels.clone()));
+                volume.map_or((0, Labels::default()), |volume| (volume.size_bytes(), volume.tags().labels));
             found.entries.push(Cloudsnap {
                 id: to_api_id(&row.cloudsnap),
                 src_volume_id: row.cloudsnap.volume,
@@ -380,6 +380,7 @@ impl Core {
             created: Timestamp::now(),
             state: VolumeState::Restoring,
             read_only: false,
+            group: None,
         };
         let entry = VolumeEntry::new(&row, EntryState::Restoring);
         self.registry.reserve(&entry)?;

@@ -177,13 +177,13 @@ pub struct Config {
     pub ring_threads: usize,
     /// Threads for NBD requests that must wait for storage.
     pub nbd_workers: usize,
-    /// NBD connections at once.
+    /// NBD connections at once; a quarter of them, at most 64, is for unix sockets only.
     pub nbd_connections: usize,
-    /// NBD connections of one volume at once.
+    /// NBD connections of one volume at once, for clients that come over TCP.
     pub nbd_connections_per_volume: u64,
     /// Time that an NBD client has to choose its volume, a TLS handshake included.
     pub nbd_handshake_timeout_ms: u64,
-    /// Time after which an NBD connection with nothing to do is closed; 0 = never.
+    /// Time after which an NBD connection over TCP with nothing to do is closed; 0 = never.
     pub nbd_idle_timeout_ms: u64,
     /// Payload that one NBD connection may have in flight.
     pub nbd_connection_in_flight_bytes: u64,

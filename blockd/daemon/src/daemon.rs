@@ -4,7 +4,7 @@
 //! requests, tasks to rest at a point they can go on from, no more NBD, merging, then the volumes are flushed and closed.
 
 use crate::{
-    attachments::Attachments,
+    attachments::{Attachments, System},
     config::Config,
     core::{Core, tasks_dir},
     credentials::Repositories,
@@ -28,7 +28,7 @@ use std::{
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
-use tokio::{net::UnixListener, task::JoinHandle};
+use tokio::{net::UnixListener, sync::Notify, task::JoinHandle};
 
 /// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -70,6 +70,9 @@ pub enum DaemonError {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    /// NBD is not served any more.
+    #[error("stopped, because NBD could not be served any more: the log says why")]
+    NbdFailed,
     /// A stop that was not clean: the next start recovers.
     #[error("stopped, but not cleanly: {0}")]
     UncleanStop(String),
@@ -94,6 +97,7 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) 
 pub struct Daemon {
     core: Arc<Core>,
     servers: Vec<Server>,
+    nbd_failed: Arc<Notify>,
     certificates: Option<Certificates>,
     http: JoinHandle<()>,
     http_stop: CancelToken,
@@ -113,10 +117,19 @@ impl Daemon {
     /// # Errors
     /// The directory is in use, or something in it, or a socket, cannot be used.
     pub async fn start(config: Config, after_power_loss: bool) -> Result<Self, DaemonError> {
+        Self::start_on(System::default(), config, after_power_loss).await
+    }
+
+    /// [`start`](Self::start) on a system that may be another than the one that this runs on.
+    pub(crate) async fn start_on(
+        system: System,
+        config: Config,
+        after_power_loss: bool,
+    ) -> Result<Self, DaemonError> {
         let started = Instant::now();
         let (lock, core) = {
             let config = config.clone();
-            let prepared = tokio::task::spawn_blocking(move || prepare(config, after_power_loss));
+            let prepared = tokio::task::spawn_blocking(move || prepare(system, config, after_power_loss));
             prepared.await.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))??
         };
         let control = core.control_socket();
@@ -124,12 +137,18 @@ impl Daemon {
             check_socket_path(path)?;
         }
         let nbd::Nbd { servers, certificates } = nbd::start(&core, &config).await?;
+        let nbd_failed = Arc::new(Notify::new());
+        for server in &servers {
+            let nbd_failed = Arc::clone(&nbd_failed);
+            server.on_failure(Box::new(move || nbd_failed.notify_one()));
+        }
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
         let _ = core.nbd_tcp.set(addresses);
         if let Err(error) = core.take_up_attachments().await {
             tracing::error!(%error, "attached volumes are not taken up");
         }
         grow_devices_with_volumes(&core);
+        core.let_go_of_what_is_at_rest();
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
@@ -147,7 +166,7 @@ impl Daemon {
             start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "ready"
         );
-        Ok(Self { core, servers, certificates, http, http_stop, merger, _lock: lock })
+        Ok(Self { core, servers, nbd_failed, certificates, http, http_stop, merger, _lock: lock })
     }
 
     /// What the daemon's parts share.
@@ -163,6 +182,12 @@ impl Daemon {
         if let Err(error) = tokio::task::spawn_blocking(move || certificates.renew(must)).await {
             tracing::error!(%error, "the TLS certificates were not looked at");
         }
+    }
+
+    /// Waits until NBD is not served any more, although nobody stopped it: the daemon is of no use then, and should end,
+    /// so that it can be started again.
+    pub async fn nbd_failed(&self) {
+        self.nbd_failed.notified().await;
     }
 
     /// Stops cleanly: everything acknowledged is durable, and no dirty set is rebuilt at the next start.
@@ -227,7 +252,11 @@ impl Daemon {
 }
 
 /// Everything up to the open volumes; blocks.
-fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>), DaemonError> {
+fn prepare(
+    system: System,
+    config: Config,
+    after_power_loss: bool,
+) -> Result<(DirLock, Arc<Core>), DaemonError> {
     let data_dir = std::path::absolute(&config.data_dir).map_err(file_error("find", &config.data_dir))?;
     files::make_dir(&data_dir).map_err(file_error("make", &data_dir))?;
     let lock = DirLock::take(&data_dir)?;
@@ -248,7 +277,7 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
     let registry = reconcile(&db, &data_dir, &OpenOptions { recovery })?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
-        attachments: Attachments::new(cluster, data_dir.join("nbd.sock")),
+        attachments: Attachments::new(cluster, data_dir.join("nbd.sock"), system),
         config,
         data_dir,
         db: Arc::new(db),
@@ -271,12 +300,11 @@ fn prepare(config: Config, after_power_loss: bool) -> Result<(DirLock, Arc<Core>
 /// Has a device grow when its volume does. The kernel is told on a thread of its own: it may take its time.
 fn grow_devices_with_volumes(core: &Arc<Core>) {
     let weak = Arc::downgrade(core);
-    core.registry.on_resized(Box::new(move |entry, size_bytes| {
+    core.registry.on_resized(Box::new(move |entry, _| {
         let (weak, volume) = (weak.clone(), entry.id);
         let tell = move || {
-            let Some(core) = weak.upgrade() else { return };
-            if let Err(error) = core.attachments.resized(volume, size_bytes) {
-                tracing::error!(%volume, %error, "the device keeps its old size: detach and attach the volume");
+            if let Some(core) = weak.upgrade() {
+                core.attachments.resized(&core.registry, volume);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("resize".to_owned()).spawn(tell) {

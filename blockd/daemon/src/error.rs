@@ -107,6 +107,7 @@ impl ServiceError {
     pub fn to_api(&self) -> ApiError {
         let code = match self {
             Self::Refused(error) => return error.clone(),
+            Self::Db(error) if error.is_full() => ErrorCode::NoSpace,
             Self::Db(_) | Self::Internal(_) => ErrorCode::Internal,
             Self::File { source, .. } => io_code(source, ErrorCode::Internal),
             Self::Volume(error) => volume_code(error),

@@ -9,6 +9,7 @@ use crate::{
     registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
 };
 use blockd_api::{ApiError, ErrorCode, format_time};
+use blockd_extent::SnapshotId;
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
     StatusExtent, ZeroFlags,
@@ -50,6 +51,11 @@ impl Exports {
             _ => None,
         }
     }
+
+    /// Whether a volume is served, and the client may know of it.
+    fn is_visible(&self, entry: &VolumeEntry, client: &Client) -> bool {
+        matches!(entry.view().state, EntryState::Up(_)) && self.access.allows(entry.name.as_str(), client)
+    }
 }
 
 fn unavailable(error: ApiError) -> ExportError {
@@ -58,13 +64,11 @@ fn unavailable(error: ApiError) -> ExportError {
 
 impl ExportCatalog for Exports {
     fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
-        let (volume_name, snapshot) = match name.split_once('@') {
-            Some((volume, snapshot)) => (volume, Some(snapshot)),
-            None => (name, None),
-        };
+        let (volume_name, snapshot) = split_name(name);
         let entry = self.volume_entry(volume_name).ok_or(ExportError::Unknown)?;
         self.access.check(entry.name.as_str(), client)?;
-        let (volume, attachment) = entry.attach_up_to(self.access.max_connections()).map_err(unavailable)?;
+        let max_connections = self.access.max_connections(client);
+        let (volume, attachment) = entry.attach_up_to(max_connections).map_err(unavailable)?;
         match snapshot {
             None => Ok(Arc::new(VolumeDevice { volume, attachment })),
             Some(wanted) => open_snapshot(&volume, attachment, wanted),
@@ -72,32 +76,72 @@ impl ExportCatalog for Exports {
     }
 
     fn list(&self, client: &Client) -> Vec<ExportInfo> {
-        let entries = self.registry.all().into_iter();
-        let up: Vec<_> = entries
-            .filter(|entry| matches!(entry.view().state, EntryState::Up(_)))
-            .filter(|entry| self.access.allows(entry.name.as_str(), client))
-            .collect();
-        let volumes = up.iter().map(|entry| ExportInfo {
-            name: entry.name.to_string(),
-            description: format!("volume {}", entry.id),
-            size_bytes: entry.size_bytes(),
-            read_only: entry.is_read_only(),
-        });
-        let snapshots = up.iter().flat_map(|entry| {
-            entry.snapshots().into_iter().map(|point| ExportInfo {
-                name: format!("{}@{}", entry.name, point.name),
-                description: format!(
-                    "snapshot {} of volume {}, taken {}",
-                    point.id,
-                    entry.name,
-                    format_time(point.created)
-                ),
-                size_bytes: point.size_bytes,
-                read_only: true,
-            })
-        });
-        volumes.chain(snapshots).collect()
+        self.list_part(client, 0, usize::MAX)
     }
+
+    fn list_part(&self, client: &Client, skip: usize, max: usize) -> Vec<ExportInfo> {
+        let entries = self.registry.all().into_iter();
+        let visible: Vec<_> = entries.filter(|entry| self.is_visible(entry, client)).collect();
+        let mut part: Vec<_> = visible.iter().skip(skip).take(max).map(|entry| volume_info(entry)).collect();
+        let mut skip = skip.saturating_sub(visible.len());
+        for entry in &visible {
+            if part.len() >= max {
+                break;
+            }
+            let count = entry.snapshot_count();
+            if count <= skip {
+                skip -= count;
+                continue;
+            }
+            let points = entry.snapshots();
+            let wanted = points.iter().skip(skip).take(max - part.len());
+            part.extend(wanted.map(|point| snapshot_info(entry, point)));
+            skip = 0;
+        }
+        part
+    }
+
+    fn describe(&self, name: &str, client: &Client) -> Option<ExportInfo> {
+        let (volume_name, snapshot) = split_name(name);
+        let entry = self.volume_entry(volume_name).filter(|entry| self.is_visible(entry, client))?;
+        match snapshot {
+            None => Some(volume_info(&entry)),
+            Some(wanted) => find_point(&entry.snapshots(), wanted).map(|point| snapshot_info(&entry, point)),
+        }
+    }
+}
+
+/// The names of the volume and of the snapshot, if one is meant, in the name of an export.
+fn split_name(name: &str) -> (&str, Option<&str>) {
+    match name.split_once('@') {
+        Some((volume, snapshot)) => (volume, Some(snapshot)),
+        None => (name, None),
+    }
+}
+
+fn volume_info(entry: &VolumeEntry) -> ExportInfo {
+    ExportInfo {
+        name: entry.name.to_string(),
+        description: format!("volume {}", entry.id),
+        size_bytes: entry.size_bytes(),
+        read_only: entry.is_read_only(),
+    }
+}
+
+fn snapshot_info(entry: &VolumeEntry, point: &SnapshotPoint) -> ExportInfo {
+    let taken = format_time(point.created);
+    ExportInfo {
+        name: format!("{}@{}", entry.name, point.name),
+        description: format!("snapshot {} of volume {}, taken {taken}", point.id, entry.name),
+        size_bytes: point.size_bytes,
+        read_only: true,
+    }
+}
+
+/// The snapshot that a client means.
+fn find_point<'a>(points: &'a [SnapshotPoint], wanted: &str) -> Option<&'a SnapshotPoint> {
+    let named = points.iter().find(|point| point.name.as_str() == wanted || point.id.to_string() == wanted);
+    named.or_else(|| points.last().filter(|_| wanted == LATEST))
 }
 
 fn open_snapshot(
@@ -106,8 +150,7 @@ fn open_snapshot(
     wanted: &str,
 ) -> Result<Arc<dyn BlockDevice>, ExportError> {
     let points = attachment.entry().snapshots();
-    let named = points.iter().find(|point| point.name.as_str() == wanted || point.id.to_string() == wanted);
-    let point = named.or_else(|| points.last().filter(|_| wanted == LATEST)).ok_or(ExportError::Unknown)?;
+    let point = find_point(&points, wanted).ok_or(ExportError::Unknown)?;
     let view = volume.view(point.id).map_err(|error| match error.kind() {
         // It was deleted a moment ago.
         VolumeErrorKind::NotFound => ExportError::Unknown,
@@ -154,9 +197,11 @@ fn contexts(points: &[SnapshotPoint]) -> Vec<String> {
 }
 
 /// The snapshot whose bitmap a context is.
-fn point_of<'a>(points: &'a [SnapshotPoint], context: &str) -> Result<&'a SnapshotPoint, DeviceError> {
-    let name = context.strip_prefix(DIRTY_BITMAP_PREFIX);
-    points.iter().find(|point| name == Some(point.name.as_str())).ok_or_else(|| {
+fn snapshot_of(
+    context: &str,
+    find: impl FnOnce(&str) -> Option<SnapshotId>,
+) -> Result<SnapshotId, DeviceError> {
+    context.strip_prefix(DIRTY_BITMAP_PREFIX).and_then(find).ok_or_else(|| {
         let message = format!("there is no metadata context {context}: its snapshot may have been deleted");
         DeviceError::new(DeviceErrorKind::InvalidInput, message)
     })
@@ -259,7 +304,7 @@ impl BlockDevice for VolumeDevice {
             let runs = self.done(self.volume.allocation(offset_bytes, len_bytes, max_extents))?;
             extents.extend(runs.into_iter().map(allocation_extent));
         } else {
-            let since = point_of(&self.entry().snapshots(), context)?.id;
+            let since = snapshot_of(context, |name| self.entry().snapshot_named(name))?;
             let runs = self.done(self.volume.dirty_since(since, offset_bytes, len_bytes, max_extents))?;
             extents.extend(runs.into_iter().map(dirty_extent));
         }
@@ -332,7 +377,8 @@ impl BlockDevice for SnapshotDevice {
             let runs = self.view.allocation(offset_bytes, len_bytes, max_extents);
             extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(allocation_extent));
         } else {
-            let since = point_of(&self.older, context)?.id;
+            let of_name = |name: &str| self.older.iter().find(|point| point.name.as_str() == name);
+            let since = snapshot_of(context, |name| of_name(name).map(|point| point.id))?;
             let runs = self.view.dirty_since(since, offset_bytes, len_bytes, max_extents);
             extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(dirty_extent));
         }
@@ -347,7 +393,7 @@ mod tests {
         db::{SnapshotRow, SnapshotState, VolumeRow, VolumeState},
         registry::VolumeEntry,
     };
-    use blockd_extent::{SnapshotId, VolumeId};
+    use blockd_extent::VolumeId;
 
     fn add(registry: &Registry, dir: &std::path::Path, number: u64, name: &str) -> Arc<VolumeEntry> {
         let id = VolumeId::from_u64(number);
@@ -359,6 +405,7 @@ mod tests {
             created: jiff::Timestamp::UNIX_EPOCH,
             state: VolumeState::Up,
             read_only: false,
+            group: None,
         };
         let volume = Volume::create(&dir.join(name), id, 1 << 20).unwrap();
         let entry = VolumeEntry::new(&row, EntryState::Up(volume));
@@ -407,6 +454,8 @@ mod tests {
             epoch,
             dirty_bytes: 0,
             freeze_stall_micros: 0,
+            taken_with: None,
+            quiesce: None,
         });
         id
     }
@@ -440,6 +489,20 @@ mod tests {
             exports.list(&Client::default()).into_iter().map(|e| (e.name, e.size_bytes)).collect();
         let expected = [("one", 2 * MIB), ("one@first", MIB), ("one@second", MIB)];
         assert_eq!(names, expected.map(|(name, size)| (name.to_owned(), size)));
+        let all = exports.list(&Client::default());
+        for max in 1..4 {
+            for skip in 0..5 {
+                let part: Vec<_> = all.iter().skip(skip).take(max).cloned().collect();
+                assert_eq!(exports.list_part(&Client::default(), skip, max), part);
+            }
+        }
+        let described = |name: &str| exports.describe(name, &Client::default());
+        assert_eq!(described("one@first").as_ref(), all.get(1));
+        assert_eq!(described("@latest").as_ref(), all.get(2));
+        assert_eq!(
+            (described("").as_ref(), described("two"), described("one@none")),
+            (all.first(), None, None)
+        );
         let contexts = ["base:allocation", "qemu:dirty-bitmap:first", "qemu:dirty-bitmap:second"];
         assert_eq!(device.meta_contexts(), contexts);
         let hole = STATE_HOLE | STATE_ZERO;
@@ -528,7 +591,9 @@ mod tests {
             panic!("a third one was let in")
         };
         assert!(reason.contains("2 NBD connections"), "{reason}");
-        drop(first);
+        let local = Client { is_local: true, ..Client::default() };
+        let this_hosts = [(); 3].map(|()| exports.open("one", &local).unwrap());
+        drop((first, this_hosts));
         assert!(exports.open("one", &client("alice")).is_ok());
         assert!(exports.open("two", &client("bob")).is_ok(), "each volume has its own count");
     }

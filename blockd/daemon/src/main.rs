@@ -1,7 +1,12 @@
 //! The `blockd` binary: reads the configuration, starts the daemon, reads TLS certificates again on SIGHUP, and stops
 //! it on SIGTERM or SIGINT.
 
-use blockd::{cli::Cli, config::Config, daemon::Daemon, logging};
+use blockd::{
+    cli::Cli,
+    config::Config,
+    daemon::{Daemon, DaemonError},
+    logging,
+};
 use clap::Parser;
 use std::{process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,6 +37,7 @@ fn main() -> ExitCode {
     }
     blockd::daemon::make_io_flusher();
     blockd::daemon::lock_memory();
+    blockd::open_files::raise(&config);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error, 1),
@@ -51,6 +57,7 @@ async fn serve(config: Config, after_power_loss: bool) -> Result<(), Box<dyn std
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let daemon = Daemon::start(config, after_power_loss).await?;
+    let mut result = Ok(());
     loop {
         tokio::select! {
             _ = terminate.recv() => {
@@ -61,10 +68,15 @@ async fn serve(config: Config, after_power_loss: bool) -> Result<(), Box<dyn std
                 tracing::info!("stopping on SIGINT");
                 break;
             }
+            () = daemon.nbd_failed() => {
+                tracing::error!("NBD is not served any more: stopping");
+                result = Err(DaemonError::NbdFailed);
+                break;
+            }
             _ = hangup.recv() => daemon.renew_certificates(true).await,
             () = tokio::time::sleep(CERTIFICATE_POLL) => daemon.renew_certificates(false).await,
         }
     }
     daemon.stop().await?;
-    Ok(())
+    Ok(result?)
 }

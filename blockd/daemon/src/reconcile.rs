@@ -230,6 +230,7 @@ mod tests {
                 created: Timestamp::UNIX_EPOCH,
                 state,
                 read_only: false,
+                group: None,
             };
             self.db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
             id
@@ -250,6 +251,8 @@ mod tests {
                 epoch: Epoch(1),
                 dirty_bytes: 0,
                 freeze_stall_micros: 0,
+                taken_with: None,
+                quiesce: None,
             };
             self.db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
         }

@@ -7,7 +7,7 @@ use crate::{
     db::{SnapshotRow, SnapshotState, VolumeRow},
     error::ServiceError,
 };
-use blockd_api::{ApiError, ErrorCode, Labels, SnapshotName, VolumeName, VolumeRef};
+use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeName, VolumeRef};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use jiff::Timestamp;
@@ -50,10 +50,9 @@ pub struct VolumeEntry {
     pub id: VolumeId,
     /// Its name.
     pub name: VolumeName,
-    /// Its labels.
-    pub labels: Labels,
     /// When it was made.
     pub created: Timestamp,
+    tags: Mutex<Tags>,
     /// Held while layers are merged or files removed: never both at once.
     pub upkeep: Mutex<()>,
     /// The size that its row had.
@@ -64,6 +63,15 @@ pub struct VolumeEntry {
     /// Tells a merge to come to an end.
     pub stop_upkeep: AtomicBool,
     inner: Mutex<Inner>,
+}
+
+/// What volumes are chosen by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tags {
+    /// Its labels.
+    pub labels: Labels,
+    /// The group that it is frozen with.
+    pub group: Option<GroupName>,
 }
 
 /// A snapshot of a volume, as clients know it.
@@ -106,7 +114,7 @@ impl VolumeEntry {
             row_size_bytes: row.size_bytes,
             read_only: AtomicBool::new(row.read_only),
             snapshots: Mutex::default(),
-            labels: row.labels.clone(),
+            tags: Mutex::new(Tags { labels: row.labels.clone(), group: row.group.clone() }),
             created: row.created,
             upkeep: Mutex::new(()),
             stop_upkeep: AtomicBool::new(false),
@@ -130,6 +138,16 @@ impl VolumeEntry {
     /// Sets that, for clients that are connected as well.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.store(read_only, Ordering::Release);
+    }
+
+    /// What it is chosen by.
+    pub fn tags(&self) -> Tags {
+        self.tags.lock().clone()
+    }
+
+    /// Sets that.
+    pub fn set_tags(&self, tags: Tags) {
+        *self.tags.lock() = tags;
     }
 
     /// Lets clients see a snapshot, if it is there and was made by people.
@@ -159,6 +177,16 @@ impl VolumeEntry {
     /// The snapshots that people made, oldest first.
     pub fn snapshots(&self) -> Vec<SnapshotPoint> {
         self.snapshots.lock().clone()
+    }
+
+    /// How many snapshots people made.
+    pub fn snapshot_count(&self) -> usize {
+        self.snapshots.lock().len()
+    }
+
+    /// The snapshot of this name that people made.
+    pub fn snapshot_named(&self, name: &str) -> Option<SnapshotId> {
+        self.snapshots.lock().iter().find(|point| point.name.as_str() == name).map(|point| point.id)
     }
 
     /// How it stands.
@@ -432,6 +460,7 @@ mod tests {
             created: Timestamp::UNIX_EPOCH,
             state: VolumeState::Up,
             read_only: false,
+            group: None,
         };
         VolumeEntry::new(&row, state)
     }

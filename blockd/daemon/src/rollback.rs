@@ -9,10 +9,11 @@ use crate::{
     db::{SnapshotRow, SnapshotState},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
-    snapshots::to_api,
+    snapshots::{Wanted, first, to_api},
 };
 use blockd_api::{
     ErrorCode, SnapshotName, SnapshotRef, VolumeRef,
+    quiesce::Quiesce,
     snapshots::{DiffExtent, DiffKind, DiffSnapshots, RestoreSnapshot, SnapshotDiff, SnapshotRestored},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent, SnapshotId};
@@ -124,7 +125,14 @@ impl Core {
             true => None,
             false => {
                 let id = SnapshotId::from_u64(random_id()?);
-                Some(self.freeze(&entry, id, SnapshotName::before_restore(Timestamp::now()), false).await?)
+                let wanted = Wanted {
+                    members: vec![(Arc::clone(&entry), id)],
+                    name: SnapshotName::before_restore(Timestamp::now()),
+                    internal: false,
+                    group: None,
+                    quiesce: Quiesce::default(),
+                };
+                Some(first(self.freeze_together(wanted).await?)?)
             }
         };
         let (stopping, id) = (self.stopping.clone(), snapshot.id);

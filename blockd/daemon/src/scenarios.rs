@@ -23,6 +23,8 @@ use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
+mod groups;
+
 const SIZE_BYTES: u64 = 64 << 20;
 const BLOCK: u64 = 4096;
 
@@ -74,7 +76,8 @@ impl Host {
 
     async fn create_volume(&self, name: &str) -> Arc<Volume> {
         let labels = "app=mysql,tier=db".parse().unwrap();
-        let request = CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels };
+        let request =
+            CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group: None };
         self.client.create_volume(&request).await.unwrap();
         self.volume(name)
     }
@@ -436,6 +439,76 @@ async fn what_the_database_refuses_is_undone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_cannot_be_recorded_leaves_nothing() {
+    let host = Host::new().await;
+    host.sql(
+        "CREATE TRIGGER not_up BEFORE UPDATE ON volumes WHEN NEW.state = 'up'
+         BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    let request = CreateVolume {
+        name: "data".parse().unwrap(),
+        size_bytes: SIZE_BYTES,
+        labels: Default::default(),
+        group: None,
+    };
+    assert_eq!(api_code(host.client.create_volume(&request).await), ErrorCode::Internal);
+    assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
+    host.sql("DROP TRIGGER not_up");
+    host.client.create_volume(&request).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_whose_row_may_say_that_it_is_deleted_takes_no_writes() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 5000);
+    let name = "data".parse().unwrap();
+    host.sql(
+        "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    assert_eq!(api_code(host.client.delete_volume(&name).await), ErrorCode::Internal);
+    let seen = host.client.volume(&name).await.unwrap();
+    assert!(seen.state_reason.unwrap().contains("restart blockd to see"));
+    assert!(volume.write(0, &[1], false).is_err());
+    drop(volume);
+    host.sql("DROP TRIGGER no_change");
+    // The row was not changed: the volume is there, with all that was written.
+    host.stop().await;
+    host.start().await;
+    model.assert_is(&host.volume("data"));
+    host.client.delete_volume(&name).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_growth_is_told_whatever_becomes_of_its_row_and_leaves_layers_to_merge() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let told = Arc::clone(&sizes);
+    host.core().registry.on_resized(Box::new(move |_, size_bytes| told.lock().push(size_bytes)));
+    let name = "data".parse().unwrap();
+    let grow = |times| UpdateVolume { size_bytes: Some(SIZE_BYTES * times), ..UpdateVolume::default() };
+    host.sql(
+        "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    assert_eq!(api_code(host.client.update_volume(&name, &grow(2)).await), ErrorCode::Internal);
+    assert_eq!(*sizes.lock(), [SIZE_BYTES * 2]);
+    host.sql("DROP TRIGGER no_change");
+    for times in [2, 3] {
+        Model::new().write(&volume, times * BLOCK, times, 10);
+        host.client.update_volume(&name, &grow(times)).await.unwrap();
+    }
+    assert_eq!(*sizes.lock(), [2, 2, 3].map(|times| SIZE_BYTES * times));
+    let merged = async {
+        while volume.stats().layers > 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), merged).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn snapshots_of_a_volume_that_is_never_backed_up_leave_no_block_sets_behind() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
@@ -552,13 +625,27 @@ async fn failures_are_told_and_leave_nothing() {
     model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);
 
     // Names, sizes, ids.
-    let taken =
-        CreateVolume { name: "data".parse().unwrap(), size_bytes: 1 << 20, labels: Default::default() };
+    let taken = CreateVolume {
+        name: "data".parse().unwrap(),
+        size_bytes: 1 << 20,
+        labels: Default::default(),
+        group: None,
+    };
     assert_eq!(api_code(host.client.create_volume(&taken).await), ErrorCode::VolumeExists);
-    let odd = CreateVolume { name: "odd".parse().unwrap(), size_bytes: 4097, labels: Default::default() };
+    let odd = CreateVolume {
+        name: "odd".parse().unwrap(),
+        size_bytes: 4097,
+        labels: Default::default(),
+        group: None,
+    };
     assert_eq!(api_code(host.client.create_volume(&odd).await), ErrorCode::InvalidRequest);
     assert!(host.core().registry.by_name("odd").is_none());
-    let zero = CreateVolume { name: "zero".parse().unwrap(), size_bytes: 0, labels: Default::default() };
+    let zero = CreateVolume {
+        name: "zero".parse().unwrap(),
+        size_bytes: 0,
+        labels: Default::default(),
+        group: None,
+    };
     assert_eq!(api_code(host.client.create_volume(&zero).await), ErrorCode::InvalidRequest);
     assert_eq!(api_code(host.client.volume(&"none".parse().unwrap()).await), ErrorCode::VolumeNotFound);
     let unknown = format!("{}/1-2", Uuid::nil());
@@ -622,7 +709,7 @@ async fn snapshots_are_listed_and_deleted_by_name_and_id() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     Model::new().write(&volume, 0, 1, 10_000);
-    let by_name = CreateSnapshot { name: Some("monday".parse().unwrap()) };
+    let by_name = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
     let first = host.client.create_snapshot(&"data".parse().unwrap(), &by_name).await.unwrap();
     assert_eq!(first.dirty_bytes, 3 * BLOCK);
     assert_eq!(
@@ -717,7 +804,7 @@ async fn a_volume_that_grows_is_backed_up_incrementally_and_restored() {
     let told = Arc::clone(&sizes);
     let listener = move |entry: &crate::registry::VolumeEntry, size| told.lock().push((entry.id, size));
     host.core().registry.on_resized(Box::new(listener));
-    let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only };
+    let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only, ..Default::default() };
     let name = "data".parse().unwrap();
     let seen = host.client.update_volume(&name, &update(Some(GROWN_BYTES), None)).await.unwrap();
     assert_eq!((seen.size_bytes, sizes.lock().clone()), (GROWN_BYTES, vec![(volume.id(), GROWN_BYTES)]));
@@ -758,7 +845,7 @@ async fn a_snapshot_that_is_being_read_over_nbd_is_not_deleted() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     volume.write(0, &[7; 4096], false).unwrap();
-    let request = CreateSnapshot { name: Some("monday".parse().unwrap()) };
+    let request = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
     host.client.create_snapshot(&"data".parse().unwrap(), &request).await.unwrap();
     drop(volume);
     host.stop().await;

@@ -4,16 +4,113 @@ use crate::{
     core::{Core, random_id},
     db::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
+    quiesce::{Members, Rest},
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
-    Deleted, ErrorCode, SnapshotName, SnapshotRef, VolumeRef,
-    snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotList},
+    Deleted, ErrorCode, GroupRef, SnapshotName, SnapshotRef, VolumeRef,
+    quiesce::{Quiesce, QuiesceReport},
+    snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
 };
-use blockd_extent::{Epoch, SnapshotId};
-use blockd_volume::{SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
+use blockd_extent::{Epoch, SnapshotId, VolumeId};
+use blockd_volume::{GroupError, GroupFrozen, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use std::sync::Arc;
+
+/// Snapshots that are to be taken at one instant.
+pub(crate) struct Wanted {
+    /// Of which volumes, and the id that each one gets.
+    pub(crate) members: Vec<(Arc<VolumeEntry>, SnapshotId)>,
+    /// The name of each.
+    pub(crate) name: SnapshotName,
+    /// Whether a backup makes them for itself.
+    pub(crate) internal: bool,
+    /// What they have in common, if they were asked for as a group.
+    pub(crate) group: Option<SnapshotGroup>,
+    /// What is to be done around them.
+    pub(crate) quiesce: Quiesce,
+}
+
+impl Wanted {
+    fn row(&self, entry: &VolumeEntry, id: SnapshotId) -> SnapshotRow {
+        SnapshotRow {
+            id,
+            volume: entry.id,
+            name: self.name.clone(),
+            created: Timestamp::now(),
+            state: SnapshotState::Creating,
+            internal: self.internal,
+            epoch: Epoch(0),
+            dirty_bytes: 0,
+            freeze_stall_micros: 0,
+            taken_with: self.group.clone(),
+            quiesce: None,
+        }
+    }
+
+    /// What commands around the freeze are told.
+    fn env(&self) -> Vec<(String, String)> {
+        let volumes: Vec<_> = self.members.iter().map(|(entry, _)| entry.name.as_str()).collect();
+        let mut env = vec![
+            ("BLOCKD_VOLUMES".to_owned(), volumes.join(" ")),
+            ("BLOCKD_SNAPSHOT".to_owned(), self.name.to_string()),
+        ];
+        if let Some(group) = &self.group {
+            env.push(("BLOCKD_GROUP_ID".to_owned(), group.group_id.to_string()));
+        }
+        env
+    }
+
+    /// Writes down in the rows what the freeze did.
+    fn note(
+        &self,
+        rows: &mut [SnapshotRow],
+        frozen: &GroupFrozen,
+        now: Timestamp,
+        report: Option<&QuiesceReport>,
+    ) {
+        for (row, member) in rows.iter_mut().zip(&frozen.members) {
+            row.state = SnapshotState::Ready;
+            row.created = now;
+            row.epoch = member.epoch;
+            row.dirty_bytes = member.dirty_blocks * blockd_extent::BLOCK_SIZE_BYTES;
+            row.freeze_stall_micros = micros_up(member.stall);
+            row.taken_with = self
+                .group
+                .clone()
+                .map(|group| SnapshotGroup { group_stall_micros: micros_up(frozen.stall), ..group });
+            row.quiesce = report.cloned();
+        }
+    }
+
+    /// Of several volumes: the one at which it failed, by its name.
+    fn say_which(&self, failed: FreezeFailed) -> ServiceError {
+        let (volume, source) = match failed {
+            FreezeFailed::Other(error) => return error,
+            FreezeFailed::Volume(volume, source) => (volume, source),
+        };
+        let found = self.members.iter().find(|(entry, _)| entry.id == volume);
+        let (Some((entry, _)), Some(_)) = (found, &self.group) else { return source.into() };
+        let mut error = ServiceError::from(source).to_api();
+        error.message =
+            format!("no volume was frozen, because volume {} failed: {}", entry.name, error.message);
+        ServiceError::Refused(error)
+    }
+}
+
+/// Why volumes were not frozen.
+pub(crate) enum FreezeFailed {
+    /// One of them failed.
+    Volume(VolumeId, VolumeError),
+    /// Something else did.
+    Other(ServiceError),
+}
+
+impl From<GroupError> for FreezeFailed {
+    fn from(GroupError { volume, source }: GroupError) -> Self {
+        Self::Volume(volume, source)
+    }
+}
 
 impl Core {
     /// Freezes a point of a volume.
@@ -28,67 +125,125 @@ impl Core {
         let entry = self.registry.find(wanted)?;
         let id = SnapshotId::from_u64(random_id()?);
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
-        let row = self.freeze(&entry, id, name, false).await?;
+        request
+            .quiesce
+            .check()
+            .map_err(|message| ServiceError::refused(ErrorCode::InvalidRequest, message))?;
+        let members = vec![(Arc::clone(&entry), id)];
+        let wanted = Wanted { members, name, internal: false, group: None, quiesce: request.quiesce };
+        let row = first(self.freeze_together(wanted).await?)?;
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
         Ok(to_api(&row, &entry, None))
     }
 
-    /// Row, then freeze, then row: a crash between leaves a row that says what to undo.
+    /// Freezes a point of one volume for a backup.
     pub(crate) async fn freeze(
         &self,
         entry: &Arc<VolumeEntry>,
         id: SnapshotId,
         name: SnapshotName,
-        internal: bool,
     ) -> Result<SnapshotRow, ServiceError> {
-        let volume = entry.volume()?;
-        let mut row = SnapshotRow {
-            id,
-            volume: entry.id,
-            name,
-            created: Timestamp::now(),
-            state: SnapshotState::Creating,
-            internal,
-            epoch: Epoch(0),
-            dirty_bytes: 0,
-            freeze_stall_micros: 0,
+        let (members, quiesce) = (vec![(Arc::clone(entry), id)], Quiesce::default());
+        let wanted = Wanted { members, name, internal: true, group: None, quiesce };
+        first(self.freeze_together(wanted).await?)
+    }
+
+    /// The snapshots of one instant.
+    ///
+    /// Rows, then freeze, then rows, each time all of them in one transaction: a crash between leaves rows that say what to
+    /// undo, and after the last one all snapshots are there.
+    pub(crate) async fn freeze_together(&self, wanted: Wanted) -> Result<Vec<SnapshotRow>, ServiceError> {
+        let mut volumes = Vec::with_capacity(wanted.members.len());
+        for (entry, id) in &wanted.members {
+            volumes.push((entry.volume()?, *id));
+        }
+        let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
+        let mounts = match wanted.quiesce.freeze_fs {
+            true => self.filesystems_of(&volumes)?,
+            false => Vec::new(),
         };
-        let new = row.clone();
-        self.db.run(move |tx| new.insert(tx)).await.map_err(|error: DbError| {
-            if error.is_conflict() {
-                let message =
-                    format!("volume {} has a snapshot {} already: choose another name", entry.name, row.name);
-                ServiceError::refused(ErrorCode::SnapshotExists, message)
-            } else {
-                error.into()
-            }
-        })?;
-        // The time stands for the instant of the freeze, so it is taken beside it.
-        let frozen_volume = Arc::clone(&volume);
-        let frozen =
-            blocking(move || frozen_volume.freeze(id).map(|frozen| (frozen, Timestamp::now()))).await;
-        match frozen {
+        let rest = Rest::new(wanted.quiesce.clone(), mounts, wanted.env());
+        self.insert_snapshots(&wanted, rows.clone()).await?;
+        let (frozen, rest) = self.freeze_at_rest(&volumes, rest).await?;
+        let taken = match frozen {
             Ok((frozen, now)) => {
-                row.state = SnapshotState::Ready;
-                row.created = now;
-                row.epoch = frozen.epoch;
-                row.dirty_bytes = frozen.dirty_blocks * blockd_extent::BLOCK_SIZE_BYTES;
-                row.freeze_stall_micros = micros_up(frozen.stall);
-                let ready = row.clone();
-                if let Err(error) = self.db.run(move |tx| ready.update(tx)).await {
-                    // Nobody was told of it. What cannot be undone now is undone by the next start.
-                    if let Err(undo) = self.drop_snapshot(volume, id).await {
-                        tracing::warn!(volume = %entry.id, snapshot = %id, error = %undo, "a snapshot that could not be recorded is left until the next start");
-                    }
-                    return Err(error.into());
-                }
-                entry.show_snapshot(&row);
-                Ok(row)
+                wanted.note(&mut rows, &frozen, now, rest.report().as_ref());
+                self.reached("group frozen")?;
+                let ready = rows.clone();
+                let noted = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await;
+                noted.map_err(ServiceError::from)
             }
-            Err(error) => {
-                self.db.run(move |tx| SnapshotRow::remove(tx, id)).await?;
-                Err(error)
+            Err(error) => Err(wanted.say_which(error)),
+        };
+        let (is_taken, nothing_more) = (taken.is_ok(), !wanted.quiesce.is_something_after());
+        let rest = blocking(move || {
+            let mut rest = rest;
+            rest.end(is_taken);
+            Ok::<_, ServiceError>(rest)
+        });
+        let rest = rest.await;
+        if let Err(error) = taken {
+            // Nobody was told of them.
+            self.undo_snapshots(volumes).await;
+            return Err(error);
+        }
+        if !nothing_more {
+            let report = rest?.report();
+            rows.iter_mut().for_each(|row| row.quiesce.clone_from(&report));
+            let ready = rows.clone();
+            // They are there, whatever becomes of what is said of them.
+            if let Err(error) = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await {
+                tracing::warn!(%error, "what ran after the snapshot is not kept");
+            }
+        }
+        for ((entry, _), row) in wanted.members.iter().zip(&rows) {
+            show(entry, row).await;
+        }
+        Ok(rows)
+    }
+
+    /// Freezes volumes on a thread that may block, with what is to be done around it.
+    async fn freeze_at_rest(
+        &self,
+        volumes: &Members,
+        mut rest: Rest,
+    ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeFailed>, Rest), ServiceError> {
+        let (data_dir, volumes) = (self.data_dir.clone(), volumes.clone());
+        blocking(move || {
+            let frozen = rest.freeze(&data_dir, &volumes);
+            Ok::<_, ServiceError>((frozen, rest))
+        })
+        .await
+    }
+
+    /// Adds the rows of snapshots that are about to be taken: all of them, or none.
+    async fn insert_snapshots(&self, wanted: &Wanted, rows: Vec<SnapshotRow>) -> Result<(), ServiceError> {
+        let names: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();
+        let inserted = self.db.run(move |tx| -> Result<(), ServiceError> {
+            for (row, volume) in rows.iter().zip(names) {
+                row.insert(tx).map_err(|error: DbError| {
+                    if error.is_conflict() {
+                        let message = format!(
+                            "volume {volume} has a snapshot {} already: choose another name",
+                            row.name
+                        );
+                        return ServiceError::refused(ErrorCode::SnapshotExists, message);
+                    }
+                    error.into()
+                })?;
+            }
+            Ok(())
+        });
+        inserted.await
+    }
+
+    /// Takes back what a freeze left that did not come about. What cannot be undone now is undone by the next start.
+    async fn undo_snapshots(&self, volumes: Members) {
+        for (volume, id) in volumes {
+            let volume_id = volume.id();
+            if let Err(error) = self.drop_snapshot(volume, id).await {
+                tracing::warn!(volume = %volume_id, snapshot = %id, %error, "a snapshot that did not come about is left until the next start");
             }
         }
     }
@@ -101,30 +256,43 @@ impl Core {
         let volume = query.volume.as_ref().map(|wanted| self.registry.find(wanted)).transpose()?;
         let volume = volume.map(|entry| entry.id);
         let rows = self.db.run(move |tx| SnapshotRow::all(tx, volume)).await?;
+        let of_group = |row: &SnapshotRow| match (&query.group, &row.taken_with) {
+            (None, _) => true,
+            (Some(GroupRef::Id(id)), Some(group)) => group.group_id == *id,
+            (Some(GroupRef::Name(name)), Some(group)) => group.group.as_ref() == Some(name),
+            (Some(_), None) => false,
+        };
         let mut snapshots = Vec::new();
         for entry in self.registry.all() {
             let shown = |row: &&SnapshotRow| {
-                row.volume == entry.id && !row.internal && row.state != SnapshotState::Creating
+                row.volume == entry.id
+                    && !row.internal
+                    && row.state != SnapshotState::Creating
+                    && of_group(row)
             };
             let shown: Vec<_> = rows.iter().filter(shown).collect();
             if shown.is_empty() {
                 continue;
             }
-            // Walks over all sets of the volume: not for the threads that serve requests.
-            let volume = entry.volume().ok();
-            let space =
-                blocking(move || Ok::<_, VolumeError>(volume.map(|volume| volume.snapshot_space()))).await?;
-            let of = |row: &SnapshotRow| space.iter().flatten().find(|space| space.id == row.id);
+            let space = space_of(&entry).await?;
+            let of = |row: &SnapshotRow| space.iter().find(|space| space.id == row.id);
             snapshots.extend(shown.into_iter().map(|row| to_api(row, &entry, of(row))));
         }
         Ok(SnapshotList { snapshots })
     }
 
-    /// Deletes a snapshot; its layer is merged in the background.
+    /// One snapshot that people made.
     ///
     /// # Errors
-    /// There is none, or somebody reads it.
-    pub async fn delete_snapshot(&self, wanted: &SnapshotRef) -> Result<Deleted, ServiceError> {
+    /// There is none.
+    pub async fn inspect_snapshot(&self, wanted: &SnapshotRef) -> Result<api::Snapshot, ServiceError> {
+        let row = self.find_snapshot(wanted).await?;
+        let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
+        let space = space_of(&entry).await?;
+        Ok(to_api(&row, &entry, space.iter().find(|space| space.id == row.id)))
+    }
+
+    async fn find_snapshot(&self, wanted: &SnapshotRef) -> Result<SnapshotRow, ServiceError> {
         let volume = match wanted {
             SnapshotRef::Named { volume, .. } => Some(self.registry.find(volume)?.id),
             SnapshotRef::Id(_) => None,
@@ -134,9 +302,18 @@ impl Core {
             SnapshotRef::Id(id) => row.id == *id,
             SnapshotRef::Named { name, .. } => row.name == *name,
         };
-        let row = rows.into_iter().find(|row| !row.internal && is_wanted(row)).ok_or_else(|| {
+        let shown = |row: &SnapshotRow| !row.internal && row.state != SnapshotState::Creating;
+        rows.into_iter().find(|row| shown(row) && is_wanted(row)).ok_or_else(|| {
             ServiceError::refused(ErrorCode::SnapshotNotFound, format!("there is no snapshot {wanted}"))
-        })?;
+        })
+    }
+
+    /// Deletes a snapshot; its layer is merged in the background.
+    ///
+    /// # Errors
+    /// There is none, or somebody reads it.
+    pub async fn delete_snapshot(&self, wanted: &SnapshotRef) -> Result<Deleted, ServiceError> {
+        let row = self.find_snapshot(wanted).await?;
         let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
         let volume = entry.volume()?;
         let id = row.id;
@@ -146,7 +323,7 @@ impl Core {
             let busy = matches!(&error, ServiceError::Volume(error) if error.kind() == VolumeErrorKind::Busy);
             if busy {
                 self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Ready)).await?;
-                entry.show_snapshot(&row);
+                show(&entry, &row).await;
             }
             return Err(error);
         }
@@ -195,6 +372,18 @@ impl Core {
     }
 }
 
+/// The only one.
+pub(crate) fn first(rows: Vec<SnapshotRow>) -> Result<SnapshotRow, ServiceError> {
+    rows.into_iter().next().ok_or_else(|| ServiceError::Internal("a freeze left no snapshot".into()))
+}
+
+/// What the snapshots of a volume cost; nothing if it cannot be asked.
+async fn space_of(entry: &VolumeEntry) -> Result<Vec<SnapshotSpace>, ServiceError> {
+    let Ok(volume) = entry.volume() else { return Ok(Vec::new()) };
+    // Walks over all sets of the volume: not for the threads that serve requests.
+    blocking(move || Ok::<_, VolumeError>(volume.snapshot_space())).await
+}
+
 pub(crate) fn to_api(row: &SnapshotRow, entry: &VolumeEntry, space: Option<&SnapshotSpace>) -> api::Snapshot {
     let state = match (row.state, entry.view().state) {
         (SnapshotState::Deleting, _) => api::SnapshotState::Deleting,
@@ -213,10 +402,25 @@ pub(crate) fn to_api(row: &SnapshotRow, entry: &VolumeEntry, space: Option<&Snap
         exclusive_bytes: space.map(|space| space.exclusive_bytes),
         shared_bytes: space.map(|space| space.shared_bytes),
         state,
+        taken_with: row.taken_with.clone(),
+        quiesce: row.quiesce.clone(),
+    }
+}
+
+/// Lets clients see a snapshot. The volume is asked for it, which may have to wait for a freeze and its disk.
+async fn show(entry: &Arc<VolumeEntry>, row: &SnapshotRow) {
+    let (entry, row) = (Arc::clone(entry), row.clone());
+    let (volume, snapshot) = (entry.id, row.id);
+    let shown = blocking(move || -> Result<(), ServiceError> {
+        entry.show_snapshot(&row);
+        Ok(())
+    });
+    if let Err(error) = shown.await {
+        tracing::error!(%volume, %snapshot, %error, "clients do not see the snapshot until the next start");
     }
 }
 
 /// Whole microseconds, rounded up: a stall that was measured is never shown as none.
-fn micros_up(stall: std::time::Duration) -> u64 {
+pub(crate) fn micros_up(stall: std::time::Duration) -> u64 {
     u64::try_from(stall.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
 }

@@ -2,12 +2,12 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Chain, CredentialRow, SnapshotRow, VolumeRow, VolumeState},
+    db::{Chain, CredentialRow, DbError, SnapshotRow, VolumeRow, VolumeState},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
-    ByteSize, Deleted, ErrorCode, VolumeRef, check_volume_size,
+    ByteSize, Deleted, ErrorCode, GroupName, Labels, VolumeRef, check_volume_size,
     volumes::{
         self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
     },
@@ -32,6 +32,7 @@ impl Core {
             created: Timestamp::now(),
             state: VolumeState::Creating,
             read_only: false,
+            group: request.group,
         };
         let (id, size_bytes, dir) = (row.id, row.size_bytes, self.volume_dir(row.id));
         let entry = self.add_volume(row, move || Volume::create(&dir, id, size_bytes)).await?;
@@ -61,6 +62,7 @@ impl Core {
             created: Timestamp::now(),
             state: VolumeState::Creating,
             read_only: false,
+            group: None,
         };
         let (id, dir) = (row.id, self.volume_dir(row.id));
         let made = self.add_volume(row, move || volume.clone_to(snapshot, &dir, id)).await;
@@ -117,20 +119,37 @@ impl Core {
     ) -> Result<Arc<Volume>, ServiceError> {
         let id = row.id;
         self.db.run(move |tx| row.insert(tx)).await?;
-        let made = blocking(make).await;
-        let dir = self.volume_dir(id);
-        match made {
-            Ok(volume) => {
-                self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await?;
-                Ok(volume)
-            }
+        let volume = match blocking(make).await {
+            Ok(volume) => volume,
             Err(error) => {
-                if let Err(cleanup) = blocking(move || Volume::delete_files(&dir)).await {
-                    tracing::warn!(volume = %id, error = %cleanup, "files of a volume that could not be made are left");
-                }
-                self.db.run(move |tx| VolumeRow::remove(tx, id)).await?;
-                Err(error)
+                self.unmake_volume(id, None).await;
+                return Err(error);
             }
+        };
+        if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await {
+            self.unmake_volume(id, Some(volume)).await;
+            return Err(error.into());
+        }
+        Ok(volume)
+    }
+
+    /// Removes what there is of a volume that could not be made. What is left is removed by the next start.
+    async fn unmake_volume(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
+        let dir = self.volume_dir(id);
+        let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
+            if let Some(volume) = volume
+                && let Err(error) = volume.close()
+            {
+                // Nobody has written to it: only its end matters.
+                tracing::debug!(volume = %id, %error, "closing before the removal");
+            }
+            Volume::delete_files(&dir)
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(volume = %id, %error, "files of a volume that could not be made are left");
+        }
+        if let Err(error) = self.db.run(move |tx| VolumeRow::remove(tx, id)).await {
+            tracing::warn!(volume = %id, %error, "the row of a volume that could not be made is left");
         }
     }
 
@@ -140,8 +159,11 @@ impl Core {
     /// The database fails.
     pub async fn list_volumes(&self, query: &ListVolumes) -> Result<VolumeList, ServiceError> {
         let facts = self.facts(None).await?;
-        let wanted =
-            |entry: &Arc<VolumeEntry>| query.label.as_ref().is_none_or(|label| entry.labels.matches(label));
+        let wanted = |entry: &Arc<VolumeEntry>| {
+            let tags = entry.tags();
+            query.label.as_ref().is_none_or(|label| tags.labels.matches(label))
+                && (query.group.is_none() || query.group == tags.group)
+        };
         let entries = self.registry.all().into_iter().filter(wanted);
         Ok(VolumeList { volumes: entries.map(|entry| self.to_api(&entry, &facts)).collect() })
     }
@@ -161,7 +183,7 @@ impl Core {
     }
 
     async fn facts(&self, volume: Option<VolumeId>) -> Result<Facts, ServiceError> {
-        let facts = self.db.run(move |tx| -> Result<Facts, crate::db::DbError> {
+        let facts = self.db.run(move |tx| -> Result<Facts, DbError> {
             Ok(Facts {
                 snapshots: SnapshotRow::all(tx, volume)?,
                 chains: Chain::all(tx, volume)?,
@@ -172,7 +194,7 @@ impl Core {
     }
 
     fn to_api(&self, entry: &VolumeEntry, facts: &Facts) -> api::Volume {
-        let view = entry.view();
+        let (view, tags) = (entry.view(), entry.tags());
         let stats = match &view.state {
             EntryState::Up(volume) => Some(volume.stats()),
             _ => None,
@@ -200,7 +222,8 @@ impl Core {
             name: entry.name.clone(),
             size_bytes: entry.size_bytes(),
             read_only: entry.is_read_only(),
-            labels: entry.labels.clone(),
+            labels: tags.labels,
+            group: tags.group,
             created: entry.created,
             state,
             state_reason,
@@ -234,7 +257,7 @@ impl Core {
     ) -> Result<api::Volume, ServiceError> {
         let entry = self.registry.find(wanted)?;
         if request == UpdateVolume::default() {
-            let message = "nothing is to be changed: give sizeBytes or readOnly";
+            let message = "nothing is to be changed: give sizeBytes, readOnly, labels or group";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         if let Some(size_bytes) = request.size_bytes {
@@ -246,7 +269,28 @@ impl Core {
             entry.set_read_only(read_only);
             tracing::info!(volume = %entry.id, name = %entry.name, read_only, "volume updated");
         }
+        if request.labels.is_some() || request.group.is_some() {
+            self.update_tags(&entry, request.labels, request.group).await?;
+        }
         self.describe(&entry).await
+    }
+
+    async fn update_tags(
+        &self,
+        entry: &VolumeEntry,
+        labels: Option<Labels>,
+        group: Option<Option<GroupName>>,
+    ) -> Result<(), ServiceError> {
+        // One at a time, or one of two changes at once could be undone by the other.
+        let _admission = self.admission.lock().await;
+        let mut tags = entry.tags();
+        tags.labels = labels.unwrap_or(tags.labels);
+        tags.group = group.unwrap_or(tags.group);
+        let (id, new) = (entry.id, tags.clone());
+        self.db.run(move |tx| VolumeRow::set_tags(tx, id, &new.labels, new.group.as_ref())).await?;
+        entry.set_tags(tags);
+        tracing::info!(volume = %entry.id, name = %entry.name, "labels and group updated");
+        Ok(())
     }
 
     /// The volume, then the row: if the row is not written any more, the next start does it.
@@ -264,14 +308,19 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         if size_bytes == present {
+            // Whoever was not told, or did not hear, is told again: asking again is how one sees to that.
+            self.registry.announce_size(entry);
             return Ok(());
         }
         let grown = blocking(move || volume.grow(size_bytes)).await;
         // Also after a failure: it may have come from what follows the commit.
         let (id, now) = (entry.id, entry.size_bytes());
         if now > present {
-            self.db.run(move |tx| VolumeRow::grow(tx, id, now)).await?;
+            // The volume has that size whatever becomes of the row.
             self.registry.announce_size(entry);
+            // The head of before has become a layer that no snapshot keeps.
+            self.merger.wake();
+            self.db.run(move |tx| VolumeRow::grow(tx, id, now)).await?;
             tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = now, "volume grown");
         }
         grown
@@ -296,8 +345,7 @@ impl Core {
         drop(admission);
         let id = entry.id;
         if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await {
-            entry.undo_delete(before);
-            self.merger.wake();
+            self.take_back_delete(&entry, before, &error).await;
             return Err(error.into());
         }
         // From here on the volume is gone whatever happens: the next start finishes what this one leaves.
@@ -315,6 +363,31 @@ impl Core {
         self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
         Ok(Deleted { id: id.to_string(), name: entry.name.to_string() })
+    }
+
+    /// Opens a volume again whose row may or may not say that it is being deleted: a commit that failed may have become
+    /// durable all the same, and then the next start would delete what was written since. If the row cannot be set
+    /// back, nothing more is written.
+    async fn take_back_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &DbError) {
+        let id = entry.id;
+        let volume = match before {
+            EntryState::Up(volume) => volume,
+            // It takes no writes anyway.
+            before => return entry.undo_delete(before),
+        };
+        let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await else {
+            entry.undo_delete(EntryState::Up(volume));
+            self.merger.wake();
+            return;
+        };
+        tracing::error!(volume = %id, name = %entry.name, %error, "whether the volume is to be deleted is not known");
+        entry.set_state(EntryState::Failed(format!(
+            "whether its deletion was recorded is not known ({why}): delete it again, or restart blockd to see"
+        )));
+        let closed = blocking(move || volume.close()).await;
+        if let Err(error) = closed {
+            tracing::warn!(volume = %id, name = %entry.name, %error, "the volume is not closed cleanly");
+        }
     }
 
     async fn remove_volume_files(

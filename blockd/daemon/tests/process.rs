@@ -99,7 +99,8 @@ impl Running {
     }
 
     async fn create_volume(&self, name: &str, size_bytes: u64) {
-        let request = CreateVolume { name: name.parse().unwrap(), size_bytes, labels: Default::default() };
+        let request =
+            CreateVolume { name: name.parse().unwrap(), size_bytes, labels: Default::default(), group: None };
         self.client.create_volume(&request).await.unwrap();
     }
 

@@ -57,8 +57,12 @@ impl Running {
         }
         let client = Client::new(data.join("blockd.sock"));
         for name in ["one", "two"] {
-            let request =
-                CreateVolume { name: name.parse().unwrap(), size_bytes: 8 << 20, labels: Default::default() };
+            let request = CreateVolume {
+                name: name.parse().unwrap(),
+                size_bytes: 8 << 20,
+                labels: Default::default(),
+                group: None,
+            };
             client.create_volume(&request).await.unwrap();
         }
         Self { child, data, log, port }

@@ -5,6 +5,8 @@
 
 mod block;
 mod block_set;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 mod ids;
 
 pub use block::{

@@ -1,20 +1,39 @@
-//! The bound on what all connections together may have in flight.
+//! The bound on what all connections together may have in flight, beyond the share that each has anyway.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-/// Counts bytes in flight; whoever finds too many waits for some to be released.
+/// Counts bytes in flight; whoever finds too many waits for some to be released, in order of arrival: while somebody
+/// waits, nobody else takes anything, so what is in flight becomes less until the first one's bytes fit, however many
+/// they are.
 ///
-/// `W` wakes a waiting thread. A thread that was refused registers with [`wait`](Self::wait) and tries once more
-/// before it sleeps; the next release after that wakes it. Hence no release is missed: it either came before the
-/// second try, which then succeeds, or it sees the waiter.
+/// `W` wakes the thread of the first one. No release is missed: it either came before the last try of who waits, which
+/// then succeeded, or it sees that there is somebody.
 pub(crate) struct Budget<W> {
     limit_bytes: u64,
     used_bytes: AtomicU64,
     has_waiters: AtomicBool,
-    waiters: Mutex<Vec<(usize, W)>>,
+    queue: Mutex<Queue<W>>,
 }
+
+struct Queue<W> {
+    waiters: VecDeque<Waiter<W>>,
+    next_ticket: u64,
+}
+
+struct Waiter<W> {
+    ticket: Ticket,
+    bytes: u64,
+    wake: W,
+    /// It has been woken, and not tried since.
+    is_woken: bool,
+}
+
+/// A place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket(u64);
 
 impl<W: Fn()> Budget<W> {
     pub(crate) fn new(limit_bytes: u64) -> Self {
@@ -22,91 +41,199 @@ impl<W: Fn()> Budget<W> {
             limit_bytes,
             used_bytes: AtomicU64::new(0),
             has_waiters: AtomicBool::new(false),
-            waiters: Mutex::new(Vec::new()),
+            queue: Mutex::new(Queue { waiters: VecDeque::new(), next_ticket: 0 }),
         }
     }
 
-    /// Takes `bytes` if they fit. If nothing is in flight, anything fits.
-    pub(crate) fn try_charge(&self, bytes: u64) -> bool {
+    /// Takes `bytes` if they fit and nobody waits who came before; else whoever asks waits, with a ticket that is theirs
+    /// until they get what they wait for or [leave](Self::leave). If nothing is in flight, anything fits.
+    pub(crate) fn charge(&self, bytes: u64, ticket: &mut Option<Ticket>, wake: impl FnOnce() -> W) -> bool {
+        if ticket.is_none() && !self.has_waiters.load(Ordering::SeqCst) && self.try_charge(bytes) {
+            return true;
+        }
+        let mut queue = self.queue.lock();
+        let queue = &mut *queue;
+        let mine = *ticket.get_or_insert_with(|| {
+            let ticket = Ticket(queue.next_ticket);
+            queue.next_ticket += 1;
+            queue.waiters.push_back(Waiter { ticket, bytes, wake: wake(), is_woken: false });
+            ticket
+        });
+        // Before the try: a release after it finds the waiter.
+        self.has_waiters.store(true, Ordering::SeqCst);
+        let Some(first) = queue.waiters.front_mut().filter(|first| first.ticket == mine) else {
+            return false;
+        };
+        first.is_woken = false;
+        first.bytes = bytes;
+        if !self.try_charge(bytes) {
+            return false;
+        }
+        queue.waiters.pop_front();
+        *ticket = None;
+        self.first_changed(queue);
+        true
+    }
+
+    fn try_charge(&self, bytes: u64) -> bool {
         self.used_bytes
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |used| {
-                let after = used.checked_add(bytes)?;
-                (used == 0 || after <= self.limit_bytes).then_some(after)
+                self.fits(used, bytes).then(|| used.saturating_add(bytes))
             })
             .is_ok()
     }
 
-    /// Takes `bytes` whether they fit or not.
-    pub(crate) fn charge(&self, bytes: u64) {
-        self.used_bytes.fetch_add(bytes, Ordering::SeqCst);
+    fn fits(&self, used: u64, bytes: u64) -> bool {
+        used == 0 || used.saturating_add(bytes) <= self.limit_bytes
     }
 
-    /// Gives `bytes` back and wakes those who wait.
+    /// Gives `bytes` back, and wakes who waits for them.
     pub(crate) fn release(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
         self.used_bytes.fetch_sub(bytes, Ordering::SeqCst);
         if self.has_waiters.load(Ordering::SeqCst) {
-            let waiters = {
-                let mut waiters = self.waiters.lock();
-                self.has_waiters.store(false, Ordering::SeqCst);
-                std::mem::take(&mut *waiters)
-            };
-            for (_, wake) in waiters {
-                wake();
-            }
+            self.wake_first(&mut self.queue.lock());
         }
     }
 
-    /// Has the thread `id` woken at the next release.
-    pub(crate) fn wait(&self, id: usize, wake: impl FnOnce() -> W) {
-        let mut waiters = self.waiters.lock();
-        if !waiters.iter().any(|(waiting, _)| *waiting == id) {
-            waiters.push((id, wake()));
-        }
-        self.has_waiters.store(true, Ordering::SeqCst);
+    /// Whoever has the ticket waits no longer.
+    pub(crate) fn leave(&self, ticket: &mut Option<Ticket>) {
+        let Some(left) = ticket.take() else {
+            return;
+        };
+        let mut queue = self.queue.lock();
+        queue.waiters.retain(|waiter| waiter.ticket != left);
+        self.first_changed(&mut queue);
     }
 
-    #[cfg(test)]
+    fn first_changed(&self, queue: &mut Queue<W>) {
+        if queue.waiters.is_empty() {
+            self.has_waiters.store(false, Ordering::SeqCst);
+        }
+        self.wake_first(queue);
+    }
+
+    fn wake_first(&self, queue: &mut Queue<W>) {
+        if let Some(first) = queue.waiters.front_mut()
+            && !first.is_woken
+            && self.fits(self.used_bytes.load(Ordering::SeqCst), first.bytes)
+        {
+            first.is_woken = true;
+            (first.wake)();
+        }
+    }
+
+    /// Whether somebody waits for bytes to be released, other than who has this ticket.
+    pub(crate) fn is_short_for_others(&self, ticket: Option<Ticket>) -> bool {
+        self.has_waiters.load(Ordering::SeqCst)
+            && self.queue.lock().waiters.iter().any(|waiter| Some(waiter.ticket) != ticket)
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl<W: Fn()> Budget<W> {
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::SeqCst)
     }
+}
 
-    /// Whether somebody waits for bytes to be released.
+#[cfg(test)]
+impl<W: Fn()> Budget<W> {
     pub(crate) fn is_exhausted(&self) -> bool {
-        self.has_waiters.load(Ordering::SeqCst)
+        self.is_short_for_others(None)
+    }
+
+    /// Somebody else takes all there is.
+    pub(crate) fn exhaust(&self) {
+        self.used_bytes.fetch_add(self.limit_bytes, Ordering::SeqCst);
+    }
+
+    /// Somebody else waits for what will never be.
+    pub(crate) fn wait_for_ever(&self, wake: W) {
+        let ticket = Ticket(u64::MAX);
+        self.queue.lock().waiters.push_back(Waiter { ticket, bytes: u64::MAX, wake, is_woken: true });
+        self.has_waiters.store(true, Ordering::SeqCst);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
+    use std::cell::Cell;
+    use std::rc::Rc;
 
     use super::*;
 
+    type Wake = Box<dyn Fn()>;
+
+    /// Somebody who asks, and how often they were woken.
+    #[derive(Default)]
+    struct Asker {
+        ticket: Option<Ticket>,
+        woken: Rc<Cell<usize>>,
+    }
+
+    impl Asker {
+        fn ask(&mut self, budget: &Budget<Wake>, bytes: u64) -> bool {
+            let woken = Rc::clone(&self.woken);
+            budget.charge(bytes, &mut self.ticket, || Box::new(move || woken.set(woken.get() + 1)))
+        }
+    }
+
     #[test]
-    fn bytes_are_bounded_and_waiters_woken_once() {
-        let budget = Budget::new(100);
-        let woken = Arc::new(AtomicUsize::new(0));
-        let wake = || {
-            let woken = Arc::clone(&woken);
-            move || {
-                woken.fetch_add(1, Ordering::SeqCst);
-            }
-        };
-        assert!(budget.try_charge(1000), "an empty budget takes anything");
-        assert!(!budget.try_charge(1));
-        budget.wait(0, wake);
-        budget.wait(0, wake);
+    fn bytes_are_bounded_and_who_waits_is_woken_once_they_fit() {
+        let budget = Budget::<Wake>::new(100);
+        let mut asker = Asker::default();
+        assert!(asker.ask(&budget, 1000), "an empty budget takes anything");
+        assert!(!asker.ask(&budget, 60));
+        assert!(!asker.ask(&budget, 60), "it may ask again");
         assert!(budget.is_exhausted());
+        assert!(!budget.is_short_for_others(asker.ticket));
         budget.release(950);
-        assert_eq!(woken.load(Ordering::SeqCst), 1);
+        assert_eq!(asker.woken.get(), 0, "not yet");
+        budget.release(10);
+        budget.release(1);
+        assert_eq!(asker.woken.get(), 1, "and not again");
+        assert!(asker.ask(&budget, 60));
         assert!(!budget.is_exhausted());
-        budget.release(0);
-        assert_eq!(woken.load(Ordering::SeqCst), 1);
-        assert!(budget.try_charge(50));
-        assert!(!budget.try_charge(1));
-        budget.charge(5);
-        budget.release(104);
-        assert!(budget.try_charge(99));
+        budget.release(1);
+        assert_eq!(asker.woken.get(), 1);
+        assert_eq!(budget.used_bytes(), 98);
+    }
+
+    #[test]
+    fn small_requests_do_not_overtake_a_large_one() {
+        let budget = Budget::<Wake>::new(100);
+        let (mut large, mut small, mut other) = (Asker::default(), Asker::default(), Asker::default());
+        assert!(small.ask(&budget, 50));
+        assert!(!large.ask(&budget, 80));
+        assert!(!small.ask(&budget, 10), "it would fit, but another one was first");
+        assert!(!other.ask(&budget, 10));
+        budget.release(50);
+        assert_eq!([large.woken.get(), small.woken.get(), other.woken.get()], [1, 0, 0]);
+        assert!(!small.ask(&budget, 10));
+        assert!(large.ask(&budget, 80));
+        assert_eq!([small.woken.get(), other.woken.get()], [1, 0], "the next one's turn");
+        assert!(!other.ask(&budget, 10));
+        assert!(small.ask(&budget, 10));
+        assert!(other.ask(&budget, 10));
+        assert!(!budget.is_exhausted());
+    }
+
+    #[test]
+    fn who_leaves_holds_nobody_up() {
+        let budget = Budget::<Wake>::new(100);
+        let (mut first, mut second) = (Asker::default(), Asker::default());
+        budget.exhaust();
+        assert!(!first.ask(&budget, 80));
+        assert!(!second.ask(&budget, 20));
+        budget.release(20);
+        assert_eq!([first.woken.get(), second.woken.get()], [0, 0]);
+        budget.leave(&mut first.ticket);
+        assert_eq!([first.woken.get(), second.woken.get()], [0, 1]);
+        budget.leave(&mut second.ticket);
+        budget.leave(&mut second.ticket);
+        assert!(!budget.is_exhausted());
     }
 }

@@ -42,7 +42,7 @@ impl Buffer {
     }
 
     /// Header and payload as one slice: the payload starts at index [`HEADROOM_BYTES`].
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn framed(&self) -> &[u8] {
         &self.memory[self.payload_start - HEADROOM_BYTES..]
     }

@@ -14,6 +14,7 @@ use crate::flow::{Context, Flow, Wake};
 use crate::handshake::{Answer, Handshake, Step};
 use crate::inbox::{INBOX_BYTES, Inbox};
 use crate::outbox::Chunk;
+use crate::patience::Patience;
 use crate::ring::Transfer;
 use crate::tls::{Opened, TlsSession};
 use crate::tls_identity::TlsIdentity;
@@ -27,12 +28,12 @@ pub(crate) struct ConnectionLimits {
     pub(crate) handshake_timeout: Duration,
     /// How long a connection that is ending may take to send its last replies.
     pub(crate) drain_timeout: Duration,
-    /// How long one send may take while others wait for the memory that it holds.
+    /// How long a client may read next to nothing of its replies while others wait for the memory that they hold.
     pub(crate) stalled_send_timeout: Duration,
-    /// How long nothing of an announced payload may come while others wait for the memory that it was promised.
+    /// How long next to nothing of an announced payload may come while others wait for the memory that it was promised.
     pub(crate) stalled_receive_timeout: Duration,
     pub(crate) in_flight_bytes: u64,
-    /// How long a connection in transmission may have nothing to do.
+    /// How long a connection in transmission may have nothing to do, unless it is from this host.
     pub(crate) idle_timeout: Option<Duration>,
 }
 
@@ -68,18 +69,16 @@ enum Life {
     Aborted,
 }
 
-/// A receive under way. It ends with the first bytes that come.
-struct Receiving {
-    /// When to look whether it blocks others; `None` if it holds no memory that others wait for.
-    check_at: Option<Instant>,
+/// The payload that is to be received; its memory may be what others wait for.
+struct Payload {
+    number: u64,
+    patience: Patience,
 }
 
 /// A send under way.
 struct Sending {
     range: Range<usize>,
     charge_bytes: u64,
-    /// When to look whether it blocks others.
-    check_at: Instant,
 }
 
 /// One connection.
@@ -93,10 +92,16 @@ pub(crate) struct Connection {
     security: Security,
     inbox: Inbox,
     flow: Flow,
-    receiving: Option<Receiving>,
+    /// A receive is under way. It ends with the first bytes that come.
+    is_receiving: bool,
+    payload: Option<Payload>,
     sending: Option<Sending>,
+    /// For the client to read what there is to send.
+    patience: Option<Patience>,
     /// The rest of a send that was cut short.
     rest: Option<Chunk>,
+    /// The client has closed its side.
+    has_ended: bool,
     /// Nothing more is taken until everything is sent: the negotiation goes step by step.
     in_step: bool,
     /// A request waits until others have finished.
@@ -132,9 +137,12 @@ impl Connection {
             security: Security::Plain,
             inbox: Inbox::new(cx.pool),
             flow,
-            receiving: None,
+            is_receiving: false,
+            payload: None,
             sending: None,
+            patience: None,
             rest: None,
+            has_ended: false,
             in_step: true,
             full: false,
             deadline: cx.now.checked_add(limits.handshake_timeout),
@@ -144,14 +152,16 @@ impl Connection {
 
     /// The receive to start now, if there is one.
     pub(crate) fn start_receive(&mut self, now: Instant) -> Option<Transfer> {
-        if self.life != Life::Open || self.receiving.is_some() || self.full || self.in_step {
+        if self.life != Life::Open || self.is_receiving || self.full || self.in_step {
             return None;
         }
-        let mut check_at = None;
-        if let Phase::Transmission(transmission) = &self.phase
-            && transmission.awaits_payload()
-        {
-            check_at = Some(later(now, self.limits.stalled_receive_timeout));
+        let awaited = match &self.phase {
+            Phase::Transmission(transmission) => transmission.awaited_payload(),
+            Phase::Handshake(_) | Phase::Over => None,
+        };
+        if self.payload.as_ref().map(|payload| payload.number) != awaited {
+            let patience = Patience::new(self.limits.stalled_receive_timeout, now);
+            self.payload = awaited.map(|number| Payload { number, patience });
         }
         let wants_input = self.wants_input();
         let transfer = match &mut self.security {
@@ -159,7 +169,7 @@ impl Connection {
             Security::Tls(_) => None,
             Security::Plain | Security::Starting => self.place_for_input(),
         }?;
-        self.receiving = Some(Receiving { check_at });
+        self.is_receiving = true;
         Some(transfer)
     }
 
@@ -195,9 +205,13 @@ impl Connection {
 
     /// The receive is over.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
-        self.receiving = None;
+        self.is_receiving = false;
         self.active_at = cx.now;
+        self.has_ended |= matches!(result, Ok(0));
         let len_bytes = *result.as_ref().unwrap_or(&0);
+        if let Some(payload) = &mut self.payload {
+            payload.patience.moved(len_bytes as u64, cx.now);
+        }
         match &mut self.security {
             Security::Tls(session) => session.end_receive(buffer, len_bytes),
             Security::Plain | Security::Starting => self.put_input(buffer, len_bytes, cx),
@@ -266,9 +280,8 @@ impl Connection {
             None if matches!(self.security, Security::Tls(_)) => self.encrypt(pool)?,
             None => self.flow.outbox.pop()?,
         };
-        let check_at = later(now, self.limits.stalled_send_timeout);
-        self.sending =
-            Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes, check_at });
+        self.patience.get_or_insert_with(|| Patience::new(self.limits.stalled_send_timeout, now));
+        self.sending = Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes });
         Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
     }
 
@@ -296,18 +309,27 @@ impl Connection {
 
     /// The send is over.
     pub(crate) fn end_send(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
-        let Some(Sending { mut range, charge_bytes, .. }) = self.sending.take() else {
+        let Some(Sending { mut range, charge_bytes }) = self.sending.take() else {
             return;
         };
         self.active_at = cx.now;
+        let len_bytes = *result.as_ref().unwrap_or(&0);
+        if let Some(patience) = &mut self.patience {
+            // Short replies give back more than their length.
+            let given_back = if len_bytes < range.len() { 0 } else { charge_bytes };
+            patience.moved(given_back.max(len_bytes as u64), cx.now);
+        }
         match result {
-            Ok(len_bytes) if len_bytes < range.len() => {
+            Ok(_) if len_bytes < range.len() => {
                 range.start += len_bytes;
                 self.rest = Some(Chunk { buffer, range, charge_bytes });
             }
             Ok(_) => {
                 cx.pool.give(buffer);
                 self.flow.release(charge_bytes, cx);
+                if self.is_flushed() {
+                    self.patience = None;
+                }
                 if self.in_step && self.is_flushed() {
                     self.in_step = false;
                     if matches!(self.security, Security::Starting) {
@@ -343,6 +365,9 @@ impl Connection {
                 if is_over || self.life == Life::Aborted {
                     self.flow.outbox.clear(cx.pool);
                 }
+                if self.full {
+                    self.take_input(cx);
+                }
             }
             Done::Answer(answer) if self.life == Life::Open => self.answer(answer, cx),
             Done::Answer(_) => {}
@@ -367,11 +392,13 @@ impl Connection {
         self.life = Life::Draining;
         self.phase = Phase::Over;
         self.full = false;
+        self.flow.stop_waiting(cx.budget);
         self.deadline = cx.now.checked_add(self.limits.drain_timeout);
     }
 
     /// Ends at once; what is in flight is not answered.
     pub(crate) fn abort(&mut self, why: &str, cx: &mut Context<'_>) {
+        self.flow.stop_waiting(cx.budget);
         self.drop_all(why, cx.pool);
     }
 
@@ -381,6 +408,7 @@ impl Connection {
         }
         tracing::debug!(parent: &self.span, reason = why, "the connection is dropped");
         self.life = Life::Aborted;
+        self.flow.abandon();
         self.phase = Phase::Over;
         self.full = false;
         self.deadline = None;
@@ -412,46 +440,49 @@ impl Connection {
                 self.active_at = now;
             }
         }
-        if let Some(sending) = &mut self.sending
-            && sending.check_at <= now
-            && self.life != Life::Aborted
+        if self.life != Life::Aborted
+            && let Some(patience) = &mut self.patience
+            && patience.ends_at() <= now
         {
-            if cx.budget.is_exhausted() {
+            if self.flow.others_wait(cx.budget) {
                 self.abort("the client does not read its replies, and others wait for their memory", cx);
             } else {
-                sending.check_at = later(now, self.limits.stalled_send_timeout);
+                patience.renew(now);
             }
         }
-        if let Some(Receiving { check_at: Some(check_at) }) = &mut self.receiving
-            && *check_at <= now
-            && self.life == Life::Open
+        if self.life == Life::Open
+            && self.is_receiving
+            && let Some(payload) = &mut self.payload
+            && payload.patience.ends_at() <= now
         {
-            if cx.budget.is_exhausted() {
+            if self.flow.others_wait(cx.budget) {
                 let why =
                     "the client does not send the payload that it announced, and others wait for its memory";
                 self.abort(why, cx);
             } else {
-                *check_at = later(now, self.limits.stalled_receive_timeout);
+                payload.patience.renew(now);
             }
         }
     }
 
     /// When [`check_time`](Self::check_time) should be called next.
     pub(crate) fn next_check(&self) -> Option<Instant> {
-        let sending = self.sending.as_ref().filter(|_| self.life != Life::Aborted);
-        let receiving = self.receiving.as_ref().filter(|_| self.life == Life::Open);
+        let sending = self.patience.as_ref().filter(|_| self.life != Life::Aborted);
+        let receiving = self.payload.as_ref().filter(|_| self.life == Life::Open && self.is_receiving);
         let checks = [
             self.deadline,
             self.idle_until(),
-            sending.map(|sending| sending.check_at),
-            receiving.and_then(|receiving| receiving.check_at),
+            sending.map(Patience::ends_at),
+            receiving.map(|payload| payload.patience.ends_at()),
         ];
         checks.into_iter().flatten().min()
     }
 
     /// When an idle connection ends.
     fn idle_until(&self) -> Option<Instant> {
-        let is_waiting = self.life == Life::Open && matches!(self.phase, Phase::Transmission(_));
+        // This host's devices are idle when nobody uses them, and must be there when somebody does.
+        let is_waiting =
+            self.life == Life::Open && matches!(self.phase, Phase::Transmission(_)) && !self.client.is_local;
         let timeout = self.limits.idle_timeout.filter(|_| is_waiting)?;
         self.active_at.checked_add(timeout)
     }
@@ -460,9 +491,14 @@ impl Connection {
         self.flow.jobs == 0 && self.sending.is_none() && !self.full && self.is_flushed()
     }
 
-    /// The socket is to be shut down for receiving: what is under way will not be used.
+    /// A client that sees its replies, and then the end, may still have to come: it has not closed its side.
+    pub(crate) fn may_linger(&self) -> bool {
+        self.life == Life::Draining && !self.has_ended
+    }
+
+    /// The receive is to be cancelled: what it brings will not be used.
     pub(crate) fn refuses_input(&self) -> bool {
-        self.life != Life::Open && self.receiving.is_some()
+        self.life != Life::Open && self.is_receiving
     }
 
     /// The socket is to be shut down both ways.
@@ -472,7 +508,7 @@ impl Connection {
 
     /// Nothing is under way and nothing is left to do.
     pub(crate) fn is_finished(&self) -> bool {
-        let idle = self.receiving.is_none() && self.sending.is_none() && self.flow.jobs == 0;
+        let idle = !self.is_receiving && self.sending.is_none() && self.flow.jobs == 0;
         let closed = if let Security::Tls(session) = &self.security { session.is_over() } else { true };
         let sent = closed && self.is_flushed();
         idle && match self.life {
@@ -480,6 +516,17 @@ impl Connection {
             Life::Draining => sent,
             Life::Aborted => true,
         }
+    }
+
+    /// How much memory the replies in waiting take, in bytes.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.flow.outbox.held_bytes()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.flow.charged_bytes()
     }
 
     /// Requests are under way on other threads.
@@ -592,8 +639,4 @@ impl Connection {
             }
         }
     }
-}
-
-fn later(now: Instant, timeout: Duration) -> Instant {
-    now.checked_add(timeout).unwrap_or(now)
 }

@@ -3,28 +3,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
-use crate::budget::Budget;
-use crate::buffer_pool::BufferPool;
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::constants::*;
 use crate::device::{
     BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, StatusExtent,
     ZeroFlags,
 };
-use crate::flow::{Context, REQUEST_OVERHEAD_BYTES, Wake};
+use crate::flow::{MAX_JOBS, REQUEST_OVERHEAD_BYTES};
 use crate::reply::ReplyMode;
 use crate::request::Request;
-use crate::worker::{Done, Work};
 
 #[path = "tls_tests.rs"]
 mod tls_tests;
 
 const DEVICE_BYTES: usize = 4 << 20;
+const EXPORTS: usize = 3000;
 const LIMITS: ConnectionLimits = ConnectionLimits {
     handshake_timeout: Duration::from_secs(10),
     drain_timeout: Duration::from_secs(30),
@@ -49,7 +47,7 @@ fn at_once(offset_bytes: u64) -> bool {
 
 impl BlockDevice for Memory {
     fn size_bytes(&self) -> u64 {
-        DEVICE_BYTES as u64
+        self.0.lock().len() as u64
     }
     fn is_read_only(&self) -> bool {
         false
@@ -112,20 +110,17 @@ impl ExportCatalog for Single {
         Ok(Arc::clone(&self.0) as Arc<dyn BlockDevice>)
     }
     fn list(&self, _: &Client) -> Vec<ExportInfo> {
-        Vec::new()
+        let export = |number| ExportInfo {
+            name: format!("export {number}"),
+            description: "d".repeat(if number < 100 { 4000 } else { 40 }),
+            size_bytes: DEVICE_BYTES as u64,
+            read_only: false,
+        };
+        (0..EXPORTS).map(export).collect()
     }
 }
 
-/// A connection with everything around it.
-struct Driver {
-    connection: Connection,
-    catalog: Single,
-    pool: BufferPool,
-    budget: Budget<Wake>,
-    work: Vec<Work>,
-    sent: Vec<u8>,
-    now: Instant,
-}
+type Driver = crate::fuzzing::Driver<Single>;
 
 impl Driver {
     fn new() -> Self {
@@ -137,12 +132,11 @@ impl Driver {
     }
 
     fn with_tls(limits: ConnectionLimits, tls: TlsOffer) -> Self {
-        let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
-        let now = Instant::now();
-        let mut cx =
-            Context { pool: &mut pool, budget: &budget, wait_for_budget: &|| {}, work: &mut work, now };
-        let connection = Connection::new(tracing::Span::none(), Client::default(), tls, limits, &mut cx);
-        Self { connection, catalog: Single(Memory::new()), pool, budget, work, sent: Vec::new(), now }
+        Self::of_client(limits, tls, Client::default())
+    }
+
+    fn of_client(limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
+        Self::over(Single(Memory::new()), limits, tls, client)
     }
 
     /// One that has been through the negotiation.
@@ -174,88 +168,6 @@ impl Driver {
         driver.run(&hello, &[1 << 20]);
         driver.sent.clear();
         driver
-    }
-
-    fn tell(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
-        act(
-            &mut self.connection,
-            &mut Context {
-                pool: &mut self.pool,
-                budget: &self.budget,
-                wait_for_budget: &|| {},
-                work: &mut self.work,
-                now: self.now,
-            },
-        );
-    }
-
-    fn send_some(&mut self, max_bytes: usize) -> bool {
-        let Some(transfer) = self.connection.start_send(self.now, &mut self.pool) else {
-            return false;
-        };
-        let len = transfer.range.len().min(max_bytes);
-        self.sent.extend_from_slice(&transfer.buffer.framed()[transfer.range][..len]);
-        self.tell(|connection, cx| connection.end_send(transfer.buffer, Ok(len), cx));
-        true
-    }
-
-    fn work_some(&mut self, choice: usize) -> bool {
-        if self.work.is_empty() {
-            return false;
-        }
-        let work = self.work.swap_remove(choice % self.work.len());
-        let done = match work {
-            Work::Request(request) => Done::Request(request.run()),
-            Work::Lookup(lookup, client) => Done::Answer(lookup.resolve(&self.catalog, &client)),
-        };
-        self.tell(|connection, cx| connection.work_done(done, cx));
-        true
-    }
-
-    /// Receives some of `input`; how many bytes.
-    fn receive_some(&mut self, input: &[u8], max_bytes: usize) -> Option<usize> {
-        let mut transfer = self.connection.start_receive(self.now)?;
-        let len = transfer.range.len().min(max_bytes).min(input.len());
-        if len == 0 && !input.is_empty() {
-            return None;
-        }
-        transfer.buffer.framed_mut()[transfer.range][..len].copy_from_slice(&input[..len]);
-        self.tell(|connection, cx| connection.end_receive(transfer.buffer, Ok(len), cx));
-        Some(len)
-    }
-
-    /// Runs `input` through the connection with steps of the given sizes, until nothing more happens.
-    fn run(&mut self, mut input: &[u8], steps: &[usize]) {
-        let mut idle = 0;
-        for index in 0.. {
-            let step = steps[index % steps.len()].max(1);
-            let progress = match (index + step) % 3 {
-                0 => self.send_some(step),
-                1 => self.work_some(step),
-                _ if input.is_empty() => false,
-                _ => match self.receive_some(input, step) {
-                    Some(len) => {
-                        input = &input[len..];
-                        true
-                    }
-                    None => false,
-                },
-            };
-            idle = if progress { 0 } else { idle + 1 };
-            // Every kind of event has been tried, whatever the sizes.
-            if idle > 3 * steps.len() + 3 {
-                let more = self.send_some(step) || self.work_some(step);
-                if !more && (input.is_empty() || self.connection.is_finished()) {
-                    return;
-                }
-                if !more && let Some(len) = self.receive_some(input, step) {
-                    input = &input[len..];
-                } else {
-                    assert!(more, "stuck with {} bytes to receive", input.len());
-                }
-                idle = 0;
-            }
-        }
     }
 }
 
@@ -424,7 +336,7 @@ fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
         while driver.work_some(0) {}
         assert!(taken_bytes < 100 << 20, "it takes for ever");
     }
-    (taken_bytes, driver.budget.used_bytes())
+    (taken_bytes, driver.connection.charged_bytes())
 }
 
 #[test]
@@ -487,9 +399,19 @@ fn times_are_kept() {
     assert_eq!(transfer, Some(28));
     let _sending = driver.connection.start_send(driver.now, &mut driver.pool).unwrap();
     assert!(!at(&mut driver, 61), "a slow reader hurts nobody");
-    driver.budget.wait(1, || Box::new(|| {}));
+    driver.budget.wait_for_ever(Box::new(|| {}));
     assert!(!at(&mut driver, 59));
     assert!(at(&mut driver, 2), "others wait for it");
+
+    // One that reads a little now and then is no better.
+    let mut driver = Driver::attached(LIMITS);
+    driver.receive_some(&read_request(1, 300_000), 1000);
+    driver.work_some(0);
+    driver.budget.wait_for_ever(Box::new(|| {}));
+    for second in 0..60 {
+        assert!(driver.send_some(1));
+        assert_eq!(at(&mut driver, 1), second == 59);
+    }
 
     let mut driver = Driver::attached(LIMITS);
     driver.receive_some(&read_request(1, 300_000), 1000);
@@ -518,25 +440,33 @@ fn a_payload_that_others_wait_for_must_come() {
         let soon = driver.now + Duration::from_secs(10);
         assert_eq!(driver.connection.next_check(), Some(soon));
         assert!(!at(&mut driver, 11), "nobody waits");
-        driver.budget.wait(1, || Box::new(|| {}));
+        driver.budget.wait_for_ever(Box::new(|| {}));
         assert!(!at(&mut driver, 9));
         assert!(at(&mut driver, 1), "others wait");
         assert_eq!(driver.connection.next_check(), None);
 
         let mut driver = Driver::attached(LIMITS);
-        driver.budget.wait(1, || Box::new(|| {}));
         assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
-        for _ in 0..100 {
+        driver.budget.wait_for_ever(Box::new(|| {}));
+        for second in 0..10 {
             let mut slow = driver.connection.start_receive(driver.now).unwrap();
             slow.buffer.framed_mut()[slow.range.start] = 7;
-            assert!(!at(&mut driver, 9), "it comes slowly");
+            assert_eq!(at(&mut driver, 1), second == 9, "a byte a second, for {second} s");
             driver.tell(|connection, cx| connection.end_receive(slow.buffer, Ok(1), cx));
         }
-        assert_eq!(driver.receive_some(&[7; 299_900], usize::MAX).map(|len| len > 0), Some(true));
+    }
+    // One that gets on may take its time.
+    let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 3 << 20 };
+    let mut driver = Driver::attached(LIMITS);
+    assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
+    driver.budget.wait_for_ever(Box::new(|| {}));
+    for _ in 0..6 {
+        assert_eq!(driver.receive_some(&[7; 1 << 19], usize::MAX), Some(1 << 19));
+        assert!(!at(&mut driver, 4));
     }
     // Between requests nothing is held that others could wait for.
     let mut driver = Driver::attached(LIMITS);
-    driver.budget.wait(1, || Box::new(|| {}));
+    driver.budget.wait_for_ever(Box::new(|| {}));
     let _idle = driver.connection.start_receive(driver.now).unwrap();
     assert_eq!(driver.connection.next_check(), None);
     assert!(!at(&mut driver, 3600));
@@ -558,7 +488,7 @@ fn a_leaving_client_gets_every_reply() {
 fn beyond_the_bound_of_all_only_a_little_is_taken() {
     let mut driver = Driver::attached(LIMITS);
     // Others have used everything up.
-    driver.budget.charge(1 << 30);
+    driver.budget.exhaust();
     assert_eq!(driver.receive_some(&read_request(1, 300_000), 100), Some(28));
     assert!(driver.work.is_empty());
     assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
@@ -568,9 +498,13 @@ fn beyond_the_bound_of_all_only_a_little_is_taken() {
     assert_eq!(driver.sent.len(), SIMPLE_REPLY_LEN_BYTES + 300_000);
 
     let mut driver = Driver::attached(LIMITS);
-    driver.budget.charge(1 << 30);
+    driver.budget.exhaust();
     let (_, charged) = flood(&mut driver, &read_request(1, 4096));
-    assert_eq!(charged - (1 << 30), crate::flow::GUARANTEED_BYTES);
+    assert_eq!(charged, crate::flow::GUARANTEED_BYTES);
+    assert!(driver.budget.is_exhausted(), "it waits for more");
+    // Whoever goes waits no longer, and holds nobody up.
+    driver.tell(|connection, cx| connection.abort("the test ends it", cx));
+    assert!(!driver.budget.is_exhausted());
 }
 
 #[test]
@@ -590,4 +524,112 @@ fn the_negotiation_is_answered_before_any_request() {
     assert_eq!(answer[..8], (DEVICE_BYTES as u64).to_be_bytes());
     assert_eq!(answer.len(), 10 + SIMPLE_REPLY_LEN_BYTES + 200_000);
     assert_eq!(answer[10..14], SIMPLE_REPLY_MAGIC.to_be_bytes());
+}
+
+#[test]
+fn one_connection_does_not_occupy_all_workers() {
+    let trim = Request { flags: 0, command: NBD_CMD_TRIM, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
+    let mut driver = Driver::attached(LIMITS);
+    let input = trim.encode().repeat(3 * MAX_JOBS);
+    assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
+    assert_eq!(driver.work.len(), MAX_JOBS);
+    assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
+    driver.work_some(0);
+    assert_eq!(driver.work.len(), MAX_JOBS, "one was done, the next one came");
+    while driver.work_some(0) || driver.send_some(usize::MAX) {}
+    assert_eq!(driver.sent.len(), 3 * MAX_JOBS * SIMPLE_REPLY_LEN_BYTES);
+    assert!(driver.connection.start_receive(driver.now).is_some());
+}
+
+#[test]
+fn nothing_more_is_done_for_a_connection_that_was_dropped() {
+    let zeroes =
+        Request { flags: 0, command: NBD_CMD_WRITE_ZEROES, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
+    let mut driver = Driver::attached(LIMITS);
+    let before = driver.catalog.0.0.lock().clone();
+    driver.receive_some(&zeroes.encode(), usize::MAX);
+    driver.tell(|connection, cx| connection.abort("the test ends it", cx));
+    assert!(driver.work_some(0), "it was handed out already");
+    assert!(*driver.catalog.0.0.lock() == before);
+    assert!(driver.connection.is_finished());
+}
+
+#[test]
+fn a_block_status_with_payload_sees_that_the_export_grew() {
+    let mut driver = Driver::attached_in(ReplyMode::Extended, LIMITS);
+    driver.catalog.0.0.lock().extend([0; 40_000]);
+    let offset_bytes = DEVICE_BYTES as u64 - 20_000;
+    let flags = NBD_CMD_FLAG_PAYLOAD_LEN;
+    let request = Request { flags, command: NBD_CMD_BLOCK_STATUS, cookie: 1, offset_bytes, len_bytes: 12 };
+    let input = [&request.encode_extended()[..], &60_000_u64.to_be_bytes(), &1_u32.to_be_bytes()].concat();
+    driver.run(&input, &[1 << 20]);
+    let reply = chunks(&driver.sent, true, &BTreeMap::new());
+    assert_eq!(reply[&1].0, 0, "no error");
+}
+
+#[test]
+fn a_choice_of_contexts_that_is_too_long_leaves_none() {
+    let mut driver = Driver::new();
+    let mut hello = 3_u32.to_be_bytes().to_vec();
+    let mut option = |option: u32, data: &[u8]| {
+        hello.extend(OPTION_MAGIC.to_be_bytes());
+        hello.extend(option.to_be_bytes());
+        hello.extend((data.len() as u32).to_be_bytes());
+        hello.extend(data);
+    };
+    option(NBD_OPT_STRUCTURED_REPLY, &[]);
+    let base = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 15], BASE_ALLOCATION.as_bytes()].concat();
+    option(NBD_OPT_SET_META_CONTEXT, &base);
+    option(NBD_OPT_SET_META_CONTEXT, &[0; 70_000]);
+    option(NBD_OPT_EXPORT_NAME, &[]);
+    driver.run(&hello, &[1 << 20]);
+    driver.sent.clear();
+    let status =
+        Request { flags: 0, command: NBD_CMD_BLOCK_STATUS, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
+    driver.run(&status.encode(), &[1 << 20]);
+    assert_eq!(chunks(&driver.sent, false, &BTreeMap::new())[&1].0, NBD_EINVAL);
+}
+
+#[test]
+fn an_idle_device_of_this_host_stays() {
+    let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
+    for is_local in [false, true] {
+        let client = Client { is_local, ..Client::default() };
+        let mut driver = Driver::of_client(limits, TlsOffer::Off, client);
+        let go = [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
+        driver.run(&go, &[1 << 20]);
+        driver.now += Duration::from_secs(61);
+        driver.tell(Connection::check_time);
+        assert_eq!(driver.connection.start_receive(driver.now).is_some(), is_local);
+    }
+}
+
+#[test]
+fn a_long_list_is_made_as_it_is_read() {
+    let mut driver = Driver::new();
+    let hello = [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &NBD_OPT_LIST.to_be_bytes(), &[0; 4]];
+    let hello = hello.concat();
+    assert!(driver.send_some(usize::MAX), "the greeting");
+    driver.sent.clear();
+    assert_eq!(driver.receive_some(&hello, usize::MAX), Some(hello.len()));
+    let mut parts = 0;
+    while driver.work_some(0) {
+        assert!(driver.work.is_empty(), "nothing more is asked for before that is sent");
+        let before = driver.sent.len();
+        while driver.send_some(50_000) {}
+        assert!(driver.sent.len() - before < 140 << 10);
+        parts += 1;
+    }
+    assert!(parts > 5);
+    let number = |bytes: &[u8]| bytes.iter().fold(0_usize, |number, byte| number << 8 | usize::from(*byte));
+    let (mut rest, mut names) = (&driver.sent[..], Vec::new());
+    while number(&rest[12..16]) == NBD_REP_SERVER as usize {
+        let (len, name_len) = (number(&rest[16..20]), number(&rest[20..24]));
+        names.push(String::from_utf8(rest[24..24 + name_len].to_vec()).unwrap());
+        rest = &rest[20 + len..];
+    }
+    assert_eq!(number(&rest[12..16]), NBD_REP_ACK as usize);
+    assert_eq!(rest.len(), 20);
+    assert!(names.into_iter().eq((0..EXPORTS).map(|number| format!("export {number}"))));
+    assert!(driver.connection.start_receive(driver.now).is_some(), "the next option");
 }

@@ -249,6 +249,21 @@ pub trait ExportCatalog: Send + Sync + 'static {
 
     /// All exports that the client may see.
     fn list(&self, client: &Client) -> Vec<ExportInfo>;
+
+    /// A part of [`list`](Self::list), which a client is sent part by part: at most `max` exports behind the first `skip`,
+    /// fewer only at the end. To be implemented by a catalog that may have many.
+    fn list_part(&self, client: &Client, skip: usize, max: usize) -> Vec<ExportInfo> {
+        self.list(client).into_iter().skip(skip).take(max).collect()
+    }
+
+    /// One export's entry in [`list`](Self::list); for the empty name, that of the default export, if it is in it. To be
+    /// implemented by a catalog that may have many.
+    fn describe(&self, name: &str, client: &Client) -> Option<ExportInfo> {
+        let mut list = self.list(client);
+        let position = list.iter().position(|info| info.name == name);
+        let only = (name.is_empty() && list.len() == 1).then_some(0);
+        position.or(only).map(|index| list.swap_remove(index))
+    }
 }
 
 /// Why an export cannot be opened.

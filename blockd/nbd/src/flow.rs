@@ -1,8 +1,10 @@
 //! What a connection has in flight: replies to be sent, requests being carried out, and the bytes charged for both.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Ticket};
 use crate::buffer_pool::BufferPool;
 use crate::outbox::Outbox;
 use crate::reply::{ReplyTo, errno_text};
@@ -13,16 +15,19 @@ pub(crate) const REQUEST_OVERHEAD_BYTES: u64 = 4096;
 /// What a connection may have in flight even when all connections together have used up theirs, in bytes: slow ones
 /// cannot bring the others to a halt.
 pub(crate) const GUARANTEED_BYTES: u64 = 256 << 10;
+/// Requests of one connection that may wait for a worker or be with one. Some take long and cost next to no bytes: more
+/// of them would keep the workers from everybody else.
+pub(crate) const MAX_JOBS: usize = 64;
 
-/// Wakes the ring thread that waits for the budget.
+/// Wakes the ring thread of a connection that waits for the budget.
 pub(crate) type Wake = Box<dyn Fn() + Send>;
 
 /// What a connection may use while it handles an event.
 pub(crate) struct Context<'a> {
     pub(crate) pool: &'a mut BufferPool,
     pub(crate) budget: &'a Budget<Wake>,
-    /// Registers this thread as waiting for the budget.
-    pub(crate) wait_for_budget: &'a dyn Fn(),
+    /// What wakes this thread when it is a connection's turn to take from the budget.
+    pub(crate) wake: &'a dyn Fn() -> Wake,
     /// Work for the threads that may block.
     pub(crate) work: &'a mut Vec<Work>,
     pub(crate) now: Instant,
@@ -33,28 +38,48 @@ pub(crate) struct Flow {
     pub(crate) outbox: Outbox,
     /// Work handed out and not yet done.
     pub(crate) jobs: usize,
+    /// Nobody wants to know what becomes of the work that was handed out.
+    pub(crate) abandoned: Arc<AtomicBool>,
     charged_bytes: u64,
+    /// While a request waits for the budget.
+    ticket: Option<Ticket>,
     limit_bytes: u64,
 }
 
 impl Flow {
     pub(crate) fn new(limit_bytes: u64) -> Self {
-        Self { outbox: Outbox::default(), jobs: 0, charged_bytes: 0, limit_bytes }
+        Self {
+            outbox: Outbox::default(),
+            jobs: 0,
+            abandoned: Arc::default(),
+            charged_bytes: 0,
+            ticket: None,
+            limit_bytes,
+        }
+    }
+
+    /// As much work is handed out as may be.
+    pub(crate) fn has_all_jobs(&self) -> bool {
+        self.jobs >= MAX_JOBS
+    }
+
+    /// Work that was handed out need not be carried out any more.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
     }
 
     /// Charges a request's bytes, or returns `false`: then the request must wait until something is released.
+    /// Up to the guaranteed share it never waits for others.
     pub(crate) fn admit(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
         let after = self.charged_bytes.saturating_add(bytes);
         if self.charged_bytes != 0 && after > self.limit_bytes {
             return false;
         }
-        if after <= GUARANTEED_BYTES {
-            cx.budget.charge(bytes);
-        } else if !cx.budget.try_charge(bytes) {
-            (cx.wait_for_budget)();
-            if !cx.budget.try_charge(bytes) {
-                return false;
-            }
+        let shared_bytes = shared(after) - shared(self.charged_bytes);
+        if shared_bytes == 0 {
+            self.stop_waiting(cx.budget);
+        } else if !cx.budget.charge(shared_bytes, &mut self.ticket, cx.wake) {
+            return false;
         }
         self.charged_bytes = after;
         true
@@ -62,13 +87,30 @@ impl Flow {
 
     /// Gives a request's bytes back.
     pub(crate) fn release(&mut self, bytes: u64, cx: &Context<'_>) {
+        let before = self.charged_bytes;
         self.charged_bytes -= bytes;
-        cx.budget.release(bytes);
+        cx.budget.release(shared(before) - shared(self.charged_bytes));
+    }
+
+    /// No request waits for the budget any longer.
+    pub(crate) fn stop_waiting(&mut self, budget: &Budget<Wake>) {
+        budget.leave(&mut self.ticket);
+    }
+
+    /// Whether other connections wait for the budget.
+    pub(crate) fn others_wait(&self, budget: &Budget<Wake>) -> bool {
+        budget.is_short_for_others(self.ticket)
     }
 
     /// Gives everything back.
     pub(crate) fn release_all(&mut self, budget: &Budget<Wake>) {
-        budget.release(std::mem::take(&mut self.charged_bytes));
+        self.stop_waiting(budget);
+        budget.release(shared(std::mem::take(&mut self.charged_bytes)));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.charged_bytes
     }
 
     /// Hands work out.
@@ -85,4 +127,9 @@ impl Flow {
             self.outbox.push_small([&to.error(errno, errno_text(errno)), &[]], charge_bytes, cx.pool);
         }
     }
+}
+
+/// How much of what a connection has charged is taken from the budget of all.
+fn shared(charged_bytes: u64) -> u64 {
+    charged_bytes.saturating_sub(GUARANTEED_BYTES)
 }

@@ -2,14 +2,18 @@
 //! Where it needs the export catalog it says so with a [`Lookup`], which may be resolved on another thread.
 
 use std::fmt;
-use std::sync::Arc;
 
 use crate::constants::*;
-use crate::device::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
+use crate::device::ExportError;
+use crate::lookup::LIST_PART;
+pub use crate::lookup::{Answer, Lookup, Opened};
 use crate::meta_context::{self, MetaContext, MetaRequest};
 use crate::options::{self, InfoRequest, Refusal};
 use crate::reply::ReplyMode;
 use crate::tls_option::{self, TlsStage, TlsVerdict};
+
+/// What is sent at once of a list of exports, and at most one export beyond it.
+const LIST_PART_BYTES: usize = 128 << 10;
 
 /// The negotiation of one connection.
 #[derive(Debug)]
@@ -34,7 +38,14 @@ enum State {
         remaining_bytes: u32,
     },
     /// The catalog has been asked.
-    List,
+    List {
+        /// How many exports were listed before.
+        skip: usize,
+    },
+    /// A part of the list has been written; the catalog is asked for more when it is sent.
+    ListMore {
+        skip: usize,
+    },
     ExportName,
     Info {
         option: u32,
@@ -108,96 +119,6 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// A question to the export catalog.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lookup {
-    /// All exports.
-    List,
-    /// One export.
-    Open {
-        /// Its name.
-        name: String,
-        /// The device is wanted, not only its description.
-        keep_device: bool,
-        /// The entry of the list is wanted too.
-        describe: bool,
-    },
-    /// The metadata contexts of one export.
-    Contexts {
-        /// Its name.
-        name: String,
-    },
-}
-
-/// What the catalog said.
-#[derive(Debug)]
-pub enum Answer {
-    /// To [`Lookup::List`].
-    List(Vec<ExportInfo>),
-    /// To [`Lookup::Open`].
-    Open(Result<Opened, ExportError>),
-    /// To [`Lookup::Contexts`].
-    Contexts(Result<Vec<String>, ExportError>),
-}
-
-/// An export that can be had.
-#[derive(Debug)]
-pub struct Opened {
-    /// The device, if it is to be kept.
-    pub device: Option<Arc<dyn BlockDevice>>,
-    /// The name that was asked for.
-    pub name: String,
-    /// Size in bytes.
-    pub size_bytes: u64,
-    /// Whether writing commands are refused.
-    pub read_only: bool,
-    /// The export's entry in the list, if it was wanted and is there.
-    pub info: Option<ExportInfo>,
-}
-
-impl Lookup {
-    /// Asks the catalog; may block.
-    #[must_use]
-    pub fn resolve(self, catalog: &dyn ExportCatalog, client: &Client) -> Answer {
-        match self {
-            Self::List => Answer::List(catalog.list(client)),
-            Self::Open { name, keep_device, describe } => {
-                Answer::Open(catalog.open(&name, client).map(|device| {
-                    let info = if describe { find_info(catalog.list(client), &name) } else { None };
-                    Opened {
-                        size_bytes: device.size_bytes(),
-                        read_only: device.is_read_only(),
-                        device: keep_device.then_some(device),
-                        name,
-                        info,
-                    }
-                }))
-            }
-            Self::Contexts { name } => {
-                Answer::Contexts(catalog.open(&name, client).map(|device| device.meta_contexts()))
-            }
-        }
-    }
-
-    /// The answer when the catalog could not be asked.
-    #[must_use]
-    pub fn fail(self, reason: &str) -> Answer {
-        let error = ExportError::Unavailable { reason: reason.to_owned() };
-        match self {
-            Self::List => Answer::List(Vec::new()),
-            Self::Open { .. } => Answer::Open(Err(error)),
-            Self::Contexts { .. } => Answer::Contexts(Err(error)),
-        }
-    }
-}
-
-/// The entry of `name`. The empty name is the only export's, if it opened and there is only one.
-fn find_info(mut list: Vec<ExportInfo>, name: &str) -> Option<ExportInfo> {
-    let position = list.iter().position(|info| info.name == name);
-    let only = if name.is_empty() && list.len() == 1 { Some(0) } else { None };
-    position.or(only).map(|index| list.swap_remove(index))
-}
-
 impl Default for Handshake {
     fn default() -> Self {
         Self::new()
@@ -267,9 +188,16 @@ impl Handshake {
                 }
                 (consumed, Step::Continue)
             }
-            State::List | State::ExportName | State::Info { .. } | State::Contexts { .. } | State::Over => {
-                (0, Step::NeedInput)
+            State::ListMore { skip } => {
+                let skip = *skip;
+                self.state = State::List { skip };
+                (0, Step::Lookup(Lookup::List { skip }))
             }
+            State::List { .. }
+            | State::ExportName
+            | State::Info { .. }
+            | State::Contexts { .. }
+            | State::Over => (0, Step::NeedInput),
         }
     }
 
@@ -299,6 +227,7 @@ impl Handshake {
             if option == NBD_OPT_EXPORT_NAME || len_bytes > MAX_OPTION_DISCARD_BYTES {
                 return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::OptionTooLong(len_bytes)));
             }
+            self.forget_contexts(option);
             self.state = State::Discard { option, len_bytes, remaining_bytes: len_bytes };
             return (OPTION_HEADER_LEN_BYTES, Step::Continue);
         }
@@ -326,8 +255,8 @@ impl Handshake {
                 return self.close(CloseReason::Aborted);
             }
             NBD_OPT_LIST if data.is_empty() => {
-                self.state = State::List;
-                return Step::Lookup(Lookup::List);
+                self.state = State::List { skip: 0 };
+                return Step::Lookup(Lookup::List { skip: 0 });
             }
             NBD_OPT_LIST => Refusal::new(NBD_REP_ERR_INVALID, "NBD_OPT_LIST takes no data"),
             NBD_OPT_INFO | NBD_OPT_GO => match options::decode_info_request(data) {
@@ -379,16 +308,20 @@ impl Handshake {
     }
 
     fn meta_request(&mut self, option: u32, data: &[u8]) -> Result<MetaRequest, Refusal> {
-        if option == NBD_OPT_SET_META_CONTEXT {
-            // Whatever comes of it, the choice before is over.
-            self.contexts = None;
-        }
+        self.forget_contexts(option);
         if self.mode == ReplyMode::Simple {
             let message =
                 "metadata contexts need structured replies or extended headers: ask for those first";
             return Err(Refusal::new(NBD_REP_ERR_INVALID, message));
         }
         meta_context::decode_meta_request(data)
+    }
+
+    /// Whatever comes of a new choice, the one before is over.
+    fn forget_contexts(&mut self, option: u32) {
+        if option == NBD_OPT_SET_META_CONTEXT {
+            self.contexts = None;
+        }
     }
 
     fn contexts_answer(
@@ -447,11 +380,20 @@ impl Handshake {
     /// Goes on with what the catalog said to the last [`Step::Lookup`]. An answer that was not asked for changes nothing.
     pub fn answer(&mut self, answer: Answer, out: &mut Vec<u8>) -> Step {
         match (std::mem::replace(&mut self.state, State::Option), answer) {
-            (State::List, Answer::List(list)) => {
+            (State::List { skip }, Answer::List(list)) => {
+                let mut listed = 0;
                 for info in &list {
+                    if out.len() >= LIST_PART_BYTES {
+                        break;
+                    }
                     options::put_server(out, info);
+                    listed += 1;
                 }
-                options::put_reply(out, NBD_OPT_LIST, NBD_REP_ACK, &[]);
+                if listed < list.len() || list.len() >= LIST_PART {
+                    self.state = State::ListMore { skip: skip + listed };
+                } else {
+                    options::put_reply(out, NBD_OPT_LIST, NBD_REP_ACK, &[]);
+                }
                 Step::Continue
             }
             (State::ExportName, Answer::Open(Ok(opened))) => {

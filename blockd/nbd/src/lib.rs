@@ -19,16 +19,21 @@
 mod budget;
 mod buffer_pool;
 mod connection;
+mod connection_count;
 #[cfg(test)]
 mod connection_tests;
 pub mod constants;
 mod device;
 mod error;
 mod flow;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 pub mod handshake;
 mod inbox;
 pub mod kernel;
+mod linger;
 mod listener;
+mod lookup;
 mod mailbox;
 pub mod meta_context;
 mod options;
@@ -40,9 +45,11 @@ mod ring;
 mod ring_thread;
 mod server;
 mod sparse_read;
+mod spin;
 #[cfg(test)]
 #[path = "../tests/common/certs.rs"]
 mod test_certs;
+mod thread_end;
 mod tls;
 mod tls_identity;
 mod tls_names;
@@ -57,5 +64,6 @@ pub use device::{
 };
 pub use error::NbdError;
 pub use server::{Server, ServerConfig};
+pub use thread_end::FailureListener;
 pub use tls_identity::{TlsError, TlsFiles, TlsIdentity, TlsMode};
 pub use tls_option::TlsStage;

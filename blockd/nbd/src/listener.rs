@@ -23,6 +23,8 @@ const BACKLOG: i32 = 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
+/// So is one that does not acknowledge what it was sent: there is no keep-alive while something is on its way.
+const UNACKNOWLEDGED_MS: u32 = 120_000;
 
 /// A listening socket.
 pub(crate) struct Listener {
@@ -101,6 +103,7 @@ fn set_tcp_options(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    sockopt::set_tcp_user_timeout(socket, UNACKNOWLEDGED_MS)?;
     sockopt::set_socket_keepalive(socket, true)
 }
 
@@ -178,6 +181,17 @@ mod tests {
         assert!(path.exists(), "the file is the second one's");
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_tcp_peer_that_vanishes_is_given_up() {
+        let (listener, addr) = Listener::tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let client = std::net::TcpStream::connect(addr).unwrap();
+        let socket = rustix::net::accept(&listener.socket).unwrap();
+        let peer = listener.prepare(&socket);
+        assert_eq!(peer.to_string(), format!("tcp://{}", client.local_addr().unwrap()));
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), UNACKNOWLEDGED_MS);
+        assert!(sockopt::socket_keepalive(&socket).unwrap());
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub(crate) struct Mailbox<M> {
     queue: SegQueue<M>,
     /// The thread is awake, or its eventfd has been written to.
     awake: AtomicBool,
+    /// The thread is gone: nobody will ever look.
+    dead: AtomicBool,
     eventfd: Arc<OwnedFd>,
 }
 
@@ -21,7 +23,12 @@ impl<M> Mailbox<M> {
     pub(crate) fn new() -> io::Result<Self> {
         // A blocking one: io_uring completes a read of a non-blocking one at once.
         let eventfd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        Ok(Self { queue: SegQueue::new(), awake: AtomicBool::new(true), eventfd })
+        Ok(Self {
+            queue: SegQueue::new(),
+            awake: AtomicBool::new(true),
+            dead: AtomicBool::new(false),
+            eventfd,
+        })
     }
 
     /// What the ring thread reads 8 bytes from to be woken.
@@ -31,11 +38,29 @@ impl<M> Mailbox<M> {
 
     pub(crate) fn post(&self, message: M) {
         self.queue.push(message);
+        if self.is_dead() {
+            self.discard();
+            return;
+        }
         if !self.awake.swap(true, Ordering::SeqCst)
             && let Err(error) = rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes())
         {
             tracing::error!(%error, "a server thread could not be woken");
         }
+    }
+
+    /// The thread is gone: what is posted is dropped from now on.
+    pub(crate) fn close(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        self.discard();
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
+    fn discard(&self) {
+        while self.queue.pop().is_some() {}
     }
 
     pub(crate) fn take(&self) -> Option<M> {
@@ -89,5 +114,16 @@ mod tests {
         mailbox.post(4);
         assert_eq!(wakes(&mailbox), 0);
         assert!(std::iter::from_fn(|| mailbox.take()).eq([2, 3, 4]));
+    }
+
+    #[test]
+    fn a_dead_thread_keeps_nothing() {
+        let mailbox = Mailbox::new().unwrap();
+        mailbox.post(1);
+        assert!(!mailbox.is_dead());
+        mailbox.close();
+        mailbox.post(2);
+        assert!(mailbox.is_dead());
+        assert_eq!(mailbox.take(), None);
     }
 }

@@ -3,6 +3,8 @@
 //! A query is the full name of a context, `namespace:name`. In a list it may also end with a colon, and then means
 //! everything that begins with it: `base:`, `qemu:`, `qemu:dirty-bitmap:`.
 
+use std::collections::HashSet;
+
 use crate::constants::*;
 use crate::options::{Refusal, decode_name, put_reply};
 use crate::wire::Reader;
@@ -34,9 +36,12 @@ pub(crate) fn decode_meta_request(data: &[u8]) -> Result<MetaRequest, Refusal> {
     };
     let name = string(&mut reader)?;
     let count = reader.u32().ok_or_else(Refusal::malformed)?;
+    if count as usize > MAX_CONTEXTS {
+        let message = format!("{count} contexts are asked for: at most {MAX_CONTEXTS} are allowed");
+        return Err(Refusal::new(NBD_REP_ERR_TOO_BIG, message));
+    }
     let mut queries = Vec::new();
     for _ in 0..count {
-        // Every query takes at least four bytes of the data, which is bounded.
         queries.push(string(&mut reader)?);
     }
     if !reader.is_empty() {
@@ -58,7 +63,8 @@ pub(crate) fn list<'a>(contexts: &'a [String], queries: &[String]) -> Vec<&'a st
 
 /// The contexts that are chosen: those whose full name is asked for, at most [`MAX_CONTEXTS`].
 pub(crate) fn select(contexts: Vec<String>, queries: &[String]) -> Vec<MetaContext> {
-    let chosen = contexts.into_iter().filter(|context| queries.contains(context)).take(MAX_CONTEXTS);
+    let wanted: HashSet<&String> = queries.iter().collect();
+    let chosen = contexts.into_iter().filter(|context| wanted.contains(context)).take(MAX_CONTEXTS);
     // Their number is bounded, so it fits. Zero is left out: it tells a forgotten id from a real one.
     (1..).zip(chosen).map(|(id, name)| MetaContext { id, name }).collect()
 }
@@ -101,7 +107,10 @@ mod tests {
         assert!(decode_meta_request(&[&good[..], &[0]].concat()).is_err());
         let mut many = good;
         many[7..11].fill(0xff);
-        assert!(decode_meta_request(&many).is_err());
+        assert_eq!(decode_meta_request(&many).unwrap_err().reply_type, NBD_REP_ERR_TOO_BIG);
+        assert!(decode_meta_request(&data("vol", &[""; MAX_CONTEXTS])).is_ok());
+        let refusal = decode_meta_request(&data("vol", &[""; MAX_CONTEXTS + 1])).unwrap_err();
+        assert_eq!(refusal.reply_type, NBD_REP_ERR_TOO_BIG);
     }
 
     #[test]

@@ -107,6 +107,13 @@ impl Outbox {
         self.full.pop_front().or_else(|| self.open.take_if(|chunk| !chunk.range.is_empty()))
     }
 
+    /// How much memory the replies in waiting take, in bytes.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn held_bytes(&self) -> usize {
+        let chunks = self.open.iter().chain(&self.full).chain(&self.large);
+        chunks.map(|chunk| chunk.buffer.capacity_bytes()).sum()
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&mut self, pool: &mut BufferPool) {
         for chunk in self.open.take().into_iter().chain(self.full.drain(..)).chain(self.large.drain(..)) {

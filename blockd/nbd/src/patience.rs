@@ -1,91 +1,62 @@
-//! Whether a ring thread with nothing to do looks again for a moment before it sleeps.
-//!
-//! A client with one request at a time answers within microseconds, while putting a thread to sleep and waking it costs
-//! more than the request itself (`kernel-notes/nbd-server.md`). So the thread looks for a moment first; it keeps doing so
-//! as long as that pays, and after each time in vain it sleeps at once for twice as many waits as the time before.
+//! How long a client may take over bytes that hold memory, when others wait for that memory. What counts is that it gets
+//! on: a byte now and then, or one short send after the other, must not keep the memory for ever.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long to look before sleeping: what waking a thread costs on a busy virtual machine. Waiting as long as the sleep
-/// would have cost is never worse than twice the best.
-const LOOK: Duration = Duration::from_micros(0);
-/// The most waits that go to sleep at once after a look in vain.
-const MAX_SKIPPED: u32 = 256;
+/// What has to move for the time to begin again, unless all of it has.
+const HEADWAY_BYTES: u64 = 1 << 20;
 
-/// Decides, from how the last looks ended, whether the next one is worth it.
-#[derive(Debug, Default)]
+/// The time that is left for some bytes.
+#[derive(Debug)]
 pub(crate) struct Patience {
-    /// Waits that are still to sleep at once.
-    skip: u32,
-    /// How many waits were skipped after the last look in vain.
-    backoff: u32,
+    timeout: Duration,
+    ends_at: Instant,
+    moved_bytes: u64,
 }
 
 impl Patience {
-    /// How long the coming wait looks before it sleeps.
-    pub(crate) fn next_look(&mut self) -> Duration {
-        if self.skip == 0 {
-            return LOOK;
-        }
-        self.skip -= 1;
-        Duration::ZERO
+    pub(crate) fn new(timeout: Duration, now: Instant) -> Self {
+        Self { timeout, ends_at: later(now, timeout), moved_bytes: 0 }
     }
 
-    /// A look ended: something came, or it was in vain.
-    pub(crate) fn looked(&mut self, something_came: bool) {
-        if something_came {
-            self.backoff /= 2;
-        } else {
-            self.backoff = (self.backoff * 2).clamp(1, MAX_SKIPPED);
-            self.skip = self.backoff;
+    /// So many bytes were moved, or given back.
+    pub(crate) fn moved(&mut self, bytes: u64, now: Instant) {
+        self.moved_bytes = self.moved_bytes.saturating_add(bytes);
+        if self.moved_bytes >= HEADWAY_BYTES {
+            self.renew(now);
         }
     }
+
+    /// Begins anew.
+    pub(crate) fn renew(&mut self, now: Instant) {
+        *self = Self::new(self.timeout, now);
+    }
+
+    /// When the time is over.
+    pub(crate) fn ends_at(&self) -> Instant {
+        self.ends_at
+    }
+}
+
+fn later(now: Instant, timeout: Duration) -> Instant {
+    now.checked_add(timeout).unwrap_or(now)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// How many of 10,000 waits look first, when every n-th look finds something.
-    fn looks(finds: impl Fn(u32) -> bool) -> u32 {
-        let mut patience = Patience::default();
-        let mut looks = 0;
-        for _ in 0..10_000 {
-            if patience.next_look() > Duration::ZERO {
-                looks += 1;
-                patience.looked(finds(looks));
-            }
-        }
-        looks
-    }
-
     #[test]
-    fn it_looks_as_long_as_that_pays() {
-        assert_eq!(looks(|_| true), 10_000);
-        assert!(looks(|n| n % 4 != 0) > 5_000, "three of four find something");
-        assert!(looks(|_| false) < 60, "in vain");
-        assert!(looks(|n| n % 4 == 0) < 1_000, "one of four finds something");
-    }
-
-    #[test]
-    fn it_comes_back_to_looking_when_that_pays_again() {
-        let mut patience = Patience::default();
-        for _ in 0..10_000 {
-            if patience.next_look() > Duration::ZERO {
-                patience.looked(false);
-            }
-        }
-        let mut waits = 0;
-        let mut in_a_row = 0;
-        while in_a_row < 100 {
-            waits += 1;
-            if patience.next_look() > Duration::ZERO {
-                in_a_row += 1;
-                patience.looked(true);
-            } else {
-                in_a_row = 0;
-            }
-        }
-        assert!(waits < 500, "{waits}");
+    fn only_headway_gives_more_time() {
+        let start = Instant::now();
+        let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
+        let mut patience = Patience::new(minute, start);
+        patience.moved(1, start + second);
+        patience.moved(HEADWAY_BYTES - 2, start + 2 * second);
+        assert_eq!(patience.ends_at(), start + minute);
+        patience.moved(1, start + 3 * second);
+        assert_eq!(patience.ends_at(), start + 3 * second + minute);
+        patience.moved(HEADWAY_BYTES - 1, start + 4 * second);
+        assert_eq!(patience.ends_at(), start + 3 * second + minute);
     }
 }

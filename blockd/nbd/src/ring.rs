@@ -17,7 +17,7 @@ use io_uring::{IoUring, opcode, squeue};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
 use crate::buffer_pool::Buffer;
-use crate::patience::Patience;
+use crate::spin::Spin;
 
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 2048;
@@ -123,23 +123,23 @@ impl Ring {
     }
 
     /// Hands everything that was started to the kernel, waits until something completes or the time is over,
-    /// and appends the completions. Before it sleeps it looks for completions as long as `patience` says.
+    /// and appends the completions. Before it sleeps it looks for completions as long as `spin` says.
     ///
     /// # Errors
     /// When the kernel refuses to go on with this ring.
     pub(crate) fn wait(
         &mut self,
         timeout: Option<Duration>,
-        patience: &mut Patience,
+        spin: &mut Spin,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
         completions.append(&mut self.refused);
         let timeout = if completions.is_empty() { timeout } else { Some(Duration::ZERO) };
         if timeout != Some(Duration::ZERO) {
-            let look = patience.next_look();
+            let look = spin.next_look();
             if !look.is_zero() {
                 if let Some(looked_long) = self.look(look, completions)? {
-                    patience.looked(!completions.is_empty());
+                    spin.looked(!completions.is_empty());
                     tracing::trace!(?looked_long, found = completions.len());
                 }
                 if !completions.is_empty() {
@@ -269,9 +269,9 @@ impl Drop for Ring {
             }
         }
         let mut completions = Vec::new();
-        let mut patience = Patience::default();
+        let mut spin = Spin::default();
         for _ in 0..DRAIN_ROUNDS {
-            if self.is_idle() || self.wait(Some(DRAIN_WAIT), &mut patience, &mut completions).is_err() {
+            if self.is_idle() || self.wait(Some(DRAIN_WAIT), &mut spin, &mut completions).is_err() {
                 break;
             }
             completions.clear();
@@ -360,7 +360,7 @@ mod tests {
     fn wait_one(ring: &mut Ring) -> Completion {
         let mut completions = Vec::new();
         while completions.is_empty() {
-            ring.wait(None, &mut Patience::default(), &mut completions).unwrap();
+            ring.wait(None, &mut Spin::default(), &mut completions).unwrap();
         }
         assert_eq!(completions.len(), 1);
         completions.remove(0)
@@ -417,7 +417,7 @@ mod tests {
         let _client = UnixStream::connect(&path).unwrap();
         assert!(matches!(wait_one(&mut ring).outcome, Outcome::Accepted(Ok(_))));
         ring.accept(&listener, 10);
-        ring.wait(Some(Duration::ZERO), &mut Patience::default(), &mut Vec::new()).unwrap();
+        ring.wait(Some(Duration::ZERO), &mut Spin::default(), &mut Vec::new()).unwrap();
         ring.cancel(10);
         assert!(matches!(wait_one(&mut ring).outcome, Outcome::Accepted(Err(_))));
     }
@@ -438,7 +438,7 @@ mod tests {
         }
         let mut completions = Vec::new();
         while completions.len() < pairs.len() {
-            ring.wait(None, &mut Patience::default(), &mut completions).unwrap();
+            ring.wait(None, &mut Spin::default(), &mut completions).unwrap();
         }
         assert!(
             completions.iter().all(|completion| {
@@ -456,7 +456,7 @@ mod tests {
         let ours = Arc::new(OwnedFd::from(ours));
         let mut ring = Ring::new().unwrap();
         ring.recv(&ours, transfer(0..4, b""), 1);
-        ring.wait(Some(Duration::ZERO), &mut Patience::default(), &mut Vec::new()).unwrap();
+        ring.wait(Some(Duration::ZERO), &mut Spin::default(), &mut Vec::new()).unwrap();
         assert_eq!(Arc::strong_count(&ours), 2);
         drop(ring);
         assert_eq!(Arc::strong_count(&ours), 1, "the table was freed");

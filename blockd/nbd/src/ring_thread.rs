@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -12,12 +13,14 @@ use rustix::net::{Shutdown, shutdown};
 use crate::budget::Budget;
 use crate::buffer_pool::{Buffer, BufferPool};
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
+use crate::connection_count::{Connections, Place, Reports};
 use crate::device::Client;
 use crate::flow::{Context, Wake};
+use crate::linger::{Lingering, SCRAP_BYTES};
 use crate::listener::{Listener, Peer};
 use crate::mailbox::Mailbox;
-use crate::patience::Patience;
 use crate::ring::{Completion, Outcome, Ring, Transfer};
+use crate::spin::Spin;
 use crate::worker::{Done, Job, Queues, Work};
 
 /// How long to leave a listening socket alone when the system has no resources for another connection.
@@ -35,6 +38,9 @@ pub(crate) enum Message {
     Retry,
     /// Stop: end all connections, by this time.
     Stop(Instant),
+    /// Panic.
+    #[cfg(test)]
+    Die,
 }
 
 /// An accepted connection.
@@ -42,6 +48,7 @@ pub(crate) struct Newcomer {
     socket: OwnedFd,
     peer: Peer,
     tls: TlsOffer,
+    place: Place,
 }
 
 /// A connection of one ring thread; the generation tells it from earlier ones at the same place.
@@ -56,8 +63,7 @@ pub(crate) struct Shared {
     pub(crate) budget: Budget<Wake>,
     pub(crate) limits: ConnectionLimits,
     pub(crate) mailboxes: Vec<Arc<Mailbox<Message>>>,
-    pub(crate) connections: AtomicUsize,
-    pub(crate) max_connections: usize,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) next_id: AtomicUsize,
     pub(crate) tcp_tls: TlsOffer,
     pub(crate) unix_tls: TlsOffer,
@@ -65,20 +71,13 @@ pub(crate) struct Shared {
     pub(crate) pool_bytes: usize,
 }
 
-/// Counts a connection for as long as it lives.
-struct ConnectionCount(Arc<Shared>);
-
-impl Drop for ConnectionCount {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 struct Entry {
     connection: Connection,
     socket: Arc<OwnedFd>,
-    shut_down: Option<Shutdown>,
-    _count: ConnectionCount,
+    /// Its receive was cancelled.
+    is_cancelled: bool,
+    is_shut_down: bool,
+    place: Place,
 }
 
 struct Slot {
@@ -93,6 +92,8 @@ enum Tag {
     Accept(usize),
     Receive(usize),
     Send(usize),
+    /// A receive of a connection that is otherwise gone.
+    Linger(usize),
 }
 
 impl Tag {
@@ -102,17 +103,19 @@ impl Tag {
             Self::Accept(index) => (1, index),
             Self::Receive(index) => (2, index),
             Self::Send(index) => (3, index),
+            Self::Linger(index) => (4, index),
         };
-        (index as u64) << 2 | kind
+        (index as u64) << 3 | kind
     }
 
     fn unpack(tag: u64) -> Self {
-        let index = (tag >> 2) as usize;
-        match tag & 3 {
+        let index = (tag >> 3) as usize;
+        match tag & 7 {
             0 => Self::Wake,
             1 => Self::Accept(index),
             2 => Self::Receive(index),
-            _ => Self::Send(index),
+            3 => Self::Send(index),
+            _ => Self::Linger(index),
         }
     }
 }
@@ -121,7 +124,7 @@ impl Tag {
 pub(crate) struct RingThread {
     id: usize,
     ring: Ring,
-    patience: Patience,
+    spin: Spin,
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox<Message>>,
     queues: Queues,
@@ -130,12 +133,14 @@ pub(crate) struct RingThread {
     slots: Vec<Slot>,
     free: Vec<u32>,
     live: usize,
+    lingering: Lingering,
     listeners: Vec<Listener>,
     /// Accepts under way.
     accepting: usize,
     /// Listeners to be taken up again, and when.
     paused: Vec<usize>,
     next_thread: usize,
+    refusals: Reports,
     /// The earliest moment at which something has to be looked at.
     next_check: Option<Instant>,
     stop_at: Option<Instant>,
@@ -158,7 +163,7 @@ impl RingThread {
         Ok(Self {
             id,
             ring: Ring::new()?,
-            patience: Patience::default(),
+            spin: Spin::default(),
             shared,
             mailbox,
             queues,
@@ -167,10 +172,12 @@ impl RingThread {
             slots: Vec::new(),
             free: Vec::new(),
             live: 0,
+            lingering: Lingering::default(),
             listeners,
             accepting: 0,
             paused: Vec::new(),
             next_thread: 0,
+            refusals: Reports::default(),
             next_check: None,
             stop_at: None,
             now: Instant::now(),
@@ -178,7 +185,10 @@ impl RingThread {
     }
 
     /// Serves until told to stop.
-    pub(crate) fn run(&mut self) {
+    ///
+    /// # Errors
+    /// The ring failed; its connections are lost.
+    pub(crate) fn run(&mut self) -> io::Result<()> {
         self.listen_for_messages(Buffer::new(8));
         for index in 0..self.listeners.len() {
             self.accept(index);
@@ -190,20 +200,17 @@ impl RingThread {
             }
             self.check_times();
             if self.is_done() {
-                return;
+                return Ok(());
             }
             let timeout = if self.mailbox.may_sleep() {
                 self.next_check.map(|check| check.saturating_duration_since(self.now))
             } else {
                 Some(Duration::ZERO)
             };
-            let result = self.ring.wait(timeout, &mut self.patience, &mut completions);
+            let result = self.ring.wait(timeout, &mut self.spin, &mut completions);
             self.mailbox.woke();
             self.now = Instant::now();
-            if let Err(error) = result {
-                tracing::error!(thread = self.id, %error, "the ring failed; its connections are dropped");
-                return;
-            }
+            result?;
             for completion in completions.drain(..) {
                 self.completion(completion);
             }
@@ -214,7 +221,7 @@ impl RingThread {
         let Some(stop_at) = self.stop_at else {
             return false;
         };
-        (self.live == 0 && self.accepting == 0)
+        (self.live == 0 && self.accepting == 0 && self.lingering.is_empty())
             || self.now >= stop_at.checked_add(ABORT_GRACE).unwrap_or(stop_at)
     }
 
@@ -227,6 +234,9 @@ impl RingThread {
             }
             (Tag::Send(index), Outcome::Transferred { buffer, result }) => {
                 self.with_connection(index, |connection, cx| connection.end_send(buffer, result, cx));
+            }
+            (Tag::Linger(index), Outcome::Transferred { buffer, result }) => {
+                self.lingered(index, buffer, !result.is_ok_and(|len_bytes| len_bytes > 0));
             }
             (tag, _) => tracing::error!(?tag, "a completion of the wrong kind"),
         }
@@ -247,6 +257,8 @@ impl RingThread {
                 }
             }
             Message::Stop(by) => self.stop(by),
+            #[cfg(test)]
+            Message::Die => resume_unwind(Box::new("the test wants it")),
         }
     }
 
@@ -298,31 +310,38 @@ impl RingThread {
         }
     }
 
-    /// Gives a new connection to the next thread.
+    /// Gives a new connection to the next thread that lives.
     fn hand_out(&mut self, index: usize, socket: OwnedFd) {
         let Some(listener) = self.listeners.get(index) else {
             return;
         };
         let peer = listener.prepare(&socket);
-        let open = self.shared.connections.fetch_add(1, Ordering::Relaxed);
-        if open >= self.shared.max_connections {
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-            tracing::warn!(%peer, open, "the connection is refused: no more are allowed");
+        let Some(place) = self.shared.connections.enter(listener.is_tcp) else {
+            if let Some(refused) = self.refusals.count(self.now) {
+                tracing::warn!(%peer, refused, "connections are refused: no more are allowed");
+            }
             return;
-        }
+        };
         let shared = Arc::clone(&self.shared);
         let tls = if listener.is_tcp { &shared.tcp_tls } else { &shared.unix_tls };
-        let newcomer = Newcomer { socket, peer, tls: tls.clone() };
-        self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
-        match shared.mailboxes.get(self.next_thread) {
-            Some(mailbox) if self.next_thread != self.id => mailbox.post(Message::Adopt(newcomer)),
-            _ => self.adopt(newcomer),
+        let newcomer = Newcomer { socket, peer, tls: tls.clone(), place };
+        for _ in 0..shared.mailboxes.len() {
+            self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
+            if self.next_thread == self.id {
+                break;
+            }
+            if let Some(mailbox) = shared.mailboxes.get(self.next_thread)
+                && !mailbox.is_dead()
+            {
+                mailbox.post(Message::Adopt(newcomer));
+                return;
+            }
         }
+        self.adopt(newcomer);
     }
 
     fn adopt(&mut self, newcomer: Newcomer) {
-        let Newcomer { socket, peer, tls } = newcomer;
-        let count = ConnectionCount(Arc::clone(&self.shared));
+        let Newcomer { socket, peer, tls, place } = newcomer;
         if self.stop_at.is_some() {
             return;
         }
@@ -338,7 +357,8 @@ impl RingThread {
         let is_local = matches!(peer, Peer::Unix);
         let client = Client { peer: peer.to_string(), certificate_names: Vec::new(), is_local };
         let connection = self.with_context(|cx| Connection::new(span, client, tls, limits, cx));
-        let entry = Entry { connection, socket: Arc::new(socket), shut_down: None, _count: count };
+        let entry =
+            Entry { connection, socket: Arc::new(socket), is_cancelled: false, is_shut_down: false, place };
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
             self.live += 1;
@@ -347,17 +367,15 @@ impl RingThread {
     }
 
     fn with_context<T>(&mut self, act: impl FnOnce(&mut Context<'_>) -> T) -> T {
-        let (shared, mailbox, id) = (&self.shared, &self.mailbox, self.id);
-        let wait_for_budget = || {
-            shared.budget.wait(id, || {
-                let mailbox = Arc::clone(mailbox);
-                Box::new(move || mailbox.post(Message::Retry))
-            });
+        let mailbox = &self.mailbox;
+        let wake = || -> Wake {
+            let mailbox = Arc::clone(mailbox);
+            Box::new(move || mailbox.post(Message::Retry))
         };
         act(&mut Context {
             pool: &mut self.pool,
-            budget: &shared.budget,
-            wait_for_budget: &wait_for_budget,
+            budget: &self.shared.budget,
+            wake: &wake,
             work: &mut self.work,
             now: self.now,
         })
@@ -368,9 +386,13 @@ impl RingThread {
         let Some(mut entry) = self.slots.get_mut(index).and_then(|slot| slot.entry.take()) else {
             return;
         };
-        self.with_context(|cx| act(&mut entry.connection, cx));
+        let acted = catch_unwind(AssertUnwindSafe(|| self.with_context(|cx| act(&mut entry.connection, cx))));
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
+        }
+        if let Err(panic) = acted {
+            // The thread is at its end, and gives back what this connection holds with all others.
+            resume_unwind(panic);
         }
         self.pump(index);
     }
@@ -394,19 +416,13 @@ impl RingThread {
         if let Some(transfer) = connection.start_receive(self.now) {
             self.ring.recv(&entry.socket, transfer, Tag::Receive(index).pack());
         }
-        let wanted = if connection.is_aborted() {
-            Some(Shutdown::Both)
-        } else if connection.refuses_input() {
-            Some(Shutdown::Read)
-        } else {
-            None
-        };
-        if let Some(how) = wanted
-            && entry.shut_down != wanted
-        {
-            // Ends what is under way on the socket; if the peer has done so already, all the better.
-            let _ = shutdown(&entry.socket, how);
-            entry.shut_down = wanted;
+        if connection.is_aborted() {
+            if !std::mem::replace(&mut entry.is_shut_down, true) {
+                // Ends what is under way on the socket; if the peer has done so already, all the better.
+                let _ = shutdown(&entry.socket, Shutdown::Both);
+            }
+        } else if connection.refuses_input() && !std::mem::replace(&mut entry.is_cancelled, true) {
+            self.ring.cancel(Tag::Receive(index).pack());
         }
         if connection.is_finished() {
             self.remove(index);
@@ -423,7 +439,28 @@ impl RingThread {
             slot.generation = slot.generation.wrapping_add(1);
             self.free.push(index as u32);
             self.live -= 1;
+            let may_linger = entry.connection.may_linger();
             entry.connection.release(&mut self.pool, &self.shared.budget);
+            if may_linger && shutdown(&entry.socket, Shutdown::Write).is_ok() {
+                let socket = Arc::clone(&entry.socket);
+                let (index, until) = self.lingering.insert(entry.socket, entry.place, self.now);
+                let buffer = self.pool.take(SCRAP_BYTES);
+                self.throw_away(&socket, buffer, index);
+                self.check_at(until);
+            }
+        }
+    }
+
+    /// Receives what nobody wants.
+    fn throw_away(&mut self, socket: &Arc<OwnedFd>, buffer: Buffer, index: usize) {
+        let transfer = Transfer { buffer, range: 0..SCRAP_BYTES, all: false };
+        self.ring.recv(socket, transfer, Tag::Linger(index).pack());
+    }
+
+    fn lingered(&mut self, index: usize, buffer: Buffer, has_ended: bool) {
+        match self.lingering.received(index, has_ended, self.now).map(Arc::clone) {
+            Some(socket) => self.throw_away(&socket, buffer, index),
+            None => self.pool.give(buffer),
         }
     }
 
@@ -445,6 +482,13 @@ impl RingThread {
             self.check_at(if stop_at > self.now { stop_at } else { end });
         }
         let over = stop_at.is_some_and(|stop_at| stop_at <= self.now);
+        for socket in self.lingering.overdue(self.now, over) {
+            // Ends its receive; if the peer has done so already, all the better.
+            let _ = shutdown(&socket, Shutdown::Both);
+        }
+        if let Some(check) = self.lingering.next_check() {
+            self.check_at(check);
+        }
         for index in 0..self.slots.len() {
             self.with_connection(index, |connection, cx| {
                 if over {
@@ -467,6 +511,10 @@ impl Drop for RingThread {
         if left > 0 {
             tracing::warn!(connections = left, "a server thread ends while devices still work for it");
         }
+        // Other threads' connections wait for what these have charged.
+        for entry in self.slots.iter_mut().filter_map(|slot| slot.entry.take()) {
+            entry.connection.release(&mut self.pool, &self.shared.budget);
+        }
     }
 }
 
@@ -482,7 +530,8 @@ mod tests {
 
     #[test]
     fn tags_survive_packing() {
-        for tag in [Tag::Wake, Tag::Accept(1), Tag::Receive(0), Tag::Send(u32::MAX as usize)] {
+        for tag in [Tag::Wake, Tag::Accept(1), Tag::Receive(0), Tag::Send(u32::MAX as usize), Tag::Linger(7)]
+        {
             assert_eq!(Tag::unpack(tag.pack()), tag);
         }
     }

@@ -12,11 +12,13 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded}
 
 use crate::budget::Budget;
 use crate::connection::{ConnectionLimits, TlsOffer};
+use crate::connection_count::Connections;
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
 use crate::listener::{Listener, UnixSocketFile};
 use crate::mailbox::Mailbox;
 use crate::ring_thread::{Message, RingThread, Shared};
+use crate::thread_end::{Failure, FailureListener, ThreadEnd};
 use crate::tls_identity::{TlsIdentity, TlsMode};
 use crate::worker::{self, Job, Queues};
 
@@ -38,19 +40,22 @@ pub struct ServerConfig {
     pub ring_threads: usize,
     /// Threads for requests that may block. Default 8.
     pub worker_threads: usize,
-    /// Connections beyond this many are closed at once. Default 1024.
+    /// Connections beyond this many are closed at once; a quarter of them, at most 64, is kept for the unix socket.
+    /// Default 1024.
     pub max_connections: usize,
     /// How long a client may take to get from connecting to transmission. Default 10 s.
     pub handshake_timeout: Duration,
-    /// How long a connection in transmission may receive and answer nothing before it is closed. Default: for ever.
+    /// How long a connection in transmission may receive and answer nothing before it is closed; those of unix sockets, which
+    /// may be this host's devices, are not. Default: for ever.
     pub idle_timeout: Option<Duration>,
     /// How long a connection that is ending, because the client disconnects, may take to carry out its last
     /// requests and send their replies. Default 30 s.
     pub drain_timeout: Duration,
-    /// How long a send may take while others wait for the memory that it holds. Default 60 s.
+    /// How long a client may take to read 1 MiB of its replies, or the rest of them, while others wait for the memory that
+    /// they hold. Default 60 s.
     pub stalled_send_timeout: Duration,
-    /// How long a client that has announced a payload may send nothing of it while others wait for the memory that
-    /// is kept for it. Default 10 s.
+    /// How long a client that has announced a payload may take to send 1 MiB of it, or the rest, while others wait for the
+    /// memory that is kept for it. Default 10 s.
     pub stalled_receive_timeout: Duration,
     /// How long [`Server::shutdown`] lets requests in flight finish. Default 10 s.
     pub shutdown_timeout: Duration,
@@ -135,13 +140,13 @@ impl ServerConfig {
 }
 
 /// A running server. Dropping it shuts it down.
-#[derive(Debug)]
 pub struct Server {
     tcp_addrs: Vec<SocketAddr>,
     unix_path: Option<PathBuf>,
     shutdown_timeout: Duration,
     socket_file: Option<UnixSocketFile>,
     running: Option<Running>,
+    failure: Arc<Failure>,
 }
 
 struct Running {
@@ -150,6 +155,16 @@ struct Running {
     threads: Vec<JoinHandle<()>>,
     /// Every thread holds a sender: when all are gone, the receiver says so.
     alive: Receiver<Infallible>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("tcp_addrs", &self.tcp_addrs)
+            .field("unix_path", &self.unix_path)
+            .field("running", &self.running)
+            .finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Running {
@@ -195,6 +210,7 @@ impl Server {
             shutdown_timeout: config.shutdown_timeout,
             socket_file,
             running: Some(Running { mailboxes: mailboxes.clone(), queues, threads: Vec::new(), alive }),
+            failure: Arc::default(),
         };
         // From here on, dropping the server ends the threads that were started.
         server.start_workers("nbd-worker", config.worker_threads, &catalog, &request_queue, &alive_sender)?;
@@ -244,18 +260,29 @@ impl Server {
             let (shared, mailbox, queues) = (Arc::clone(shared), Arc::clone(mailbox), queues.clone());
             let (ready, alive) = (ready_sender.clone(), alive.clone());
             let listeners = listeners.take().unwrap_or_default();
+            let mut end = ThreadEnd {
+                thread: index,
+                mailbox: Arc::clone(&mailbox),
+                failure: Arc::clone(&self.failure),
+                is_expected: true,
+            };
             self.spawn(format!("nbd-ring-{index}"), move || {
                 match RingThread::new(index, shared, mailbox, queues, listeners) {
                     Ok(mut thread) => {
                         // Whoever starts the server waits for this, or has given up.
                         let _ = ready.send(Ok(()));
                         drop(ready);
-                        thread.run();
+                        end.is_expected = false;
+                        match thread.run() {
+                            Ok(()) => end.is_expected = true,
+                            Err(error) => tracing::error!(thread = index, %error, "the ring failed"),
+                        }
                     }
                     Err(source) => {
                         let _ = ready.send(Err(source));
                     }
                 }
+                drop(end);
                 drop(alive);
             })?;
         }
@@ -296,6 +323,12 @@ impl Server {
     #[must_use]
     pub fn unix_path(&self) -> Option<&std::path::Path> {
         self.unix_path.as_deref()
+    }
+
+    /// Has `listener` called when the server accepts no more connections although nobody stopped it; at once if it is
+    /// so already. It is then to be shut down: what it still serves ends with its connections.
+    pub fn on_failure(&self, listener: FailureListener) {
+        self.failure.listen(listener);
     }
 
     /// Stops: accepts no more connections and takes no more requests, lets those in flight finish and be answered
@@ -354,11 +387,64 @@ fn share(config: &ServerConfig, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared
             idle_timeout: config.idle_timeout,
         },
         mailboxes,
-        connections: AtomicUsize::new(0),
-        max_connections: config.max_connections,
+        connections: Arc::new(Connections::new(config.max_connections)),
         next_id: AtomicUsize::new(1),
         tcp_tls: config.offer(config.tcp_tls),
         unix_tls: config.offer(config.unix_tls),
         pool_bytes: usize::try_from(per_thread.min(MAX_POOL_BYTES)).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::constants::GREETING_LEN_BYTES;
+    use crate::device::{BlockDevice, Client, ExportError, ExportInfo};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    struct Nothing;
+
+    impl ExportCatalog for Nothing {
+        fn open(&self, _: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+            Err(ExportError::Unknown)
+        }
+        fn list(&self, _: &Client) -> Vec<ExportInfo> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn a_thread_that_dies_is_not_given_connections_and_the_first_one_is_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nbd.sock");
+        let config =
+            ServerConfig { unix_path: Some(path.clone()), ring_threads: 3, ..ServerConfig::default() };
+        let mut server = Server::start(config, Arc::new(Nothing)).unwrap();
+        let mailboxes = server.running.as_ref().unwrap().mailboxes.clone();
+        let (sender, failed) = bounded(1);
+        server.on_failure(Box::new(move || sender.send(()).unwrap()));
+        mailboxes[1].post(Message::Die);
+        let deadline = Instant::now() + PATIENCE;
+        while !mailboxes[1].is_dead() {
+            assert!(Instant::now() < deadline, "it lives");
+            std::thread::yield_now();
+        }
+        for _ in 0..6 {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.read_exact(&mut [0; GREETING_LEN_BYTES]).unwrap();
+        }
+        assert!(failed.try_recv().is_err());
+        mailboxes[0].post(Message::Die);
+        failed.recv_timeout(PATIENCE).unwrap();
+        // Whoever asks too late is told all the same.
+        let (sender, failed) = bounded(1);
+        server.on_failure(Box::new(move || sender.send(()).unwrap()));
+        failed.recv_timeout(PATIENCE).unwrap();
+        server.shutdown().unwrap();
     }
 }

@@ -51,6 +51,8 @@ pub(crate) struct TlsSession {
     /// What is left of a chunk that did not fit into one send.
     sealing: Option<Chunk>,
     is_established: bool,
+    /// The client has said that it sends nothing more. The session says so once, to whoever asks it for anything.
+    peer_closed: bool,
     /// Nothing more can be encrypted: our end was announced, or the session is broken.
     is_over: bool,
 }
@@ -86,6 +88,7 @@ impl TlsSession {
             records: Vec::new(),
             sealing: None,
             is_established: false,
+            peer_closed: false,
             is_over: false,
         }
     }
@@ -119,6 +122,9 @@ impl TlsSession {
         }
         self.plain.clear();
         self.plain_start = 0;
+        if self.peer_closed {
+            return Ok(Opened::Closed);
+        }
         match self.drive(Some(plain), Seal::Nothing) {
             Ok(Driven::Plain(len_bytes)) => Ok(Opened::Plain(len_bytes)),
             Ok(Driven::Closed) => Ok(Opened::Closed),
@@ -126,6 +132,8 @@ impl TlsSession {
             Err(error) => {
                 self.take_alert();
                 self.is_over = true;
+                // The rest of a reply cannot be encrypted any more, and must not keep the alert back.
+                self.sealing = None;
                 Err(error)
             }
         }
@@ -215,16 +223,11 @@ impl TlsSession {
     ) -> Result<(), SealError> {
         self.flush_records(sealed);
         while let Some(mut chunk) = next.take().or_else(|| if self.is_over { None } else { outbox.pop() }) {
-            let len_bytes = sealed.plain_room_bytes().min(chunk.range.len());
-            let range = chunk.range.start..chunk.range.start + len_bytes;
-            let written = if len_bytes == 0 || !self.records.is_empty() {
-                None
-            } else {
-                let plain = &chunk.buffer.framed_mut()[range];
-                self.seal_into(sealed, |room| Seal::Data(plain, room))?
-            };
-            if written.is_some() {
-                chunk.range.start += len_bytes;
+            let mut written = self.seal_some(sealed, &mut chunk)?;
+            if written.is_none() && !self.records.is_empty() {
+                // The session had something to say first.
+                self.flush_records(sealed);
+                written = self.seal_some(sealed, &mut chunk)?;
             }
             if chunk.range.is_empty() {
                 sealed.charge_bytes += chunk.charge_bytes;
@@ -241,7 +244,24 @@ impl TlsSession {
             // Before the handshake is done there is nothing that could be closed.
             self.is_over = !matches!(self.seal_into(sealed, Seal::Close), Ok(None));
         }
+        self.flush_records(sealed);
         Ok(())
+    }
+
+    /// Encrypts as much of a chunk as there is room for, behind what is there; `None` if there is none, or records must
+    /// go first.
+    fn seal_some(&mut self, sealed: &mut Sealed, chunk: &mut Chunk) -> Result<Option<usize>, SealError> {
+        let len_bytes = sealed.plain_room_bytes().min(chunk.range.len());
+        if len_bytes == 0 || !self.records.is_empty() {
+            return Ok(None);
+        }
+        let range = chunk.range.start..chunk.range.start + len_bytes;
+        let plain = &chunk.buffer.framed_mut()[range];
+        let written = self.seal_into(sealed, |room| Seal::Data(plain, room))?;
+        if written.is_some() {
+            chunk.range.start += len_bytes;
+        }
+        Ok(written)
     }
 
     /// Encrypts behind what is there; `None` if it does not fit.
@@ -333,8 +353,12 @@ impl TlsSession {
                         Seal::Close(room) => sealed(&traffic.queue_close_notify(room)),
                     });
                 }
-                ConnectionState::PeerClosed if matches!(seal, Seal::Nothing) => driven = Some(Driven::Closed),
-                ConnectionState::PeerClosed => {}
+                ConnectionState::PeerClosed => {
+                    self.peer_closed = true;
+                    if matches!(seal, Seal::Nothing) {
+                        driven = Some(Driven::Closed);
+                    }
+                }
                 ConnectionState::Closed => driven = Some(Driven::Closed),
                 // Early data is not offered.
                 _ => driven = Some(Driven::Idle),

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
-use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection, WebPkiClientVerifier};
+use rustls::{RootCertStore, SupportedCipherSuite};
 
 /// Where the server's certificate and key are, and the authorities that it trusts; all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,10 +151,21 @@ fn stamps(files: &TlsFiles) -> Vec<Option<FileStamp>> {
     paths.into_iter().map(|path| path?.metadata().ok().map(stamp)).collect()
 }
 
+/// What there is to encrypt with. TLS 1.2 has no way to change keys, and with AES-GCM they are used up after 2^24 records,
+/// which is 256 GiB: only ChaCha20 lasts there. TLS 1.3 changes them by itself.
+fn provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| match suite {
+        SupportedCipherSuite::Tls13(_) => true,
+        SupportedCipherSuite::Tls12(suite) => suite.common.confidentiality_limit == u64::MAX,
+    });
+    provider
+}
+
 fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError> {
     let chain = certificates("server certificate", &files.certificate)?;
     let key = private_key(&files.key)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(provider());
     let pair =
         |source| TlsError::Pair { certificate: files.certificate.clone(), key: files.key.clone(), source };
     let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))

@@ -45,13 +45,21 @@ fn option(option: u32) -> Vec<u8> {
 }
 
 fn offered() -> Driver {
-    Driver::with_tls(LIMITS, TlsOffer::Require(Arc::clone(&WORLD.identity)))
+    offered_with(LIMITS)
+}
+
+fn offered_with(limits: ConnectionLimits) -> Driver {
+    Driver::with_tls(limits, TlsOffer::Require(Arc::clone(&WORLD.identity)))
 }
 
 impl TlsDriver {
     /// One whose client has been told to go ahead.
     fn started(version: &'static rustls::SupportedProtocolVersion) -> Self {
-        let mut driver = offered();
+        Self::started_with(LIMITS, version)
+    }
+
+    fn started_with(limits: ConnectionLimits, version: &'static rustls::SupportedProtocolVersion) -> Self {
+        let mut driver = offered_with(limits);
         let hello = [&3_u32.to_be_bytes()[..], &option(NBD_OPT_STARTTLS)].concat();
         driver.run(&hello, &[1 << 20]);
         let reply = &driver.sent[GREETING_LEN_BYTES..];
@@ -74,7 +82,11 @@ impl TlsDriver {
 
     /// One in transmission.
     fn attached(version: &'static rustls::SupportedProtocolVersion) -> Self {
-        let mut this = Self::started(version);
+        Self::attached_with(LIMITS, version)
+    }
+
+    fn attached_with(limits: ConnectionLimits, version: &'static rustls::SupportedProtocolVersion) -> Self {
+        let mut this = Self::started_with(limits, version);
         this.run(&option(NBD_OPT_EXPORT_NAME), &[1 << 20]);
         assert_eq!(this.received.len(), 10);
         this.received.clear();
@@ -304,7 +316,7 @@ fn a_client_that_does_not_read_is_bounded_over_tls() {
         secure.client_turn();
         while secure.server_turn(usize::MAX) || secure.driver.work_some(0) {}
         let stuck = secure.driver.connection.start_send(secure.driver.now, &mut secure.driver.pool).unwrap();
-        assert!(secure.driver.budget.used_bytes() > 0, "what is being sent is charged");
+        assert!(secure.driver.connection.charged_bytes() > 0, "what is being sent is charged");
         let mut taken_bytes = 0;
         loop {
             secure.client.writer().write_all(&read_request(1, len_bytes).repeat(100)).unwrap();
@@ -320,7 +332,7 @@ fn a_client_that_does_not_read_is_bounded_over_tls() {
             }
             assert!(taken_bytes < 10 << 20, "it takes for ever");
         }
-        let charged = secure.driver.budget.used_bytes();
+        let charged = secure.driver.connection.charged_bytes();
         assert!(charged <= LIMITS.in_flight_bytes, "{charged}");
         // It reads: everything that was taken is answered.
         let len = stuck.range.len();
@@ -332,6 +344,68 @@ fn a_client_that_does_not_read_is_bounded_over_tls() {
         assert_eq!(secure.driver.budget.used_bytes(), 0);
         assert!(secure.to_server.is_empty());
     }
+}
+
+/// One that takes no second request, and was sent two, each with a reply that needs several sends.
+fn with_a_request_that_waits(version: &'static rustls::SupportedProtocolVersion) -> TlsDriver {
+    let limits = ConnectionLimits { in_flight_bytes: 1, ..LIMITS };
+    let mut secure = TlsDriver::attached_with(limits, version);
+    for cookie in 1..=2 {
+        secure.client.writer().write_all(&read_request(cookie, 300_000)).unwrap();
+    }
+    secure
+}
+
+#[test]
+fn an_end_that_was_announced_behind_a_request_that_waits_is_not_lost() {
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let mut secure = with_a_request_that_waits(version);
+        secure.client.send_close_notify();
+        secure.client_turn();
+        assert!(secure.server_turn(usize::MAX));
+        assert!(secure.to_server.is_empty(), "all of it in one receive");
+        secure.run(&[], &[1 << 20]);
+        assert_eq!(secure.received.len(), 2 * (SIMPLE_REPLY_LEN_BYTES + 300_000));
+        assert!(secure.peer_closed);
+        assert!(secure.driver.connection.is_finished());
+        secure.assert_ends();
+    }
+}
+
+#[test]
+fn new_keys_that_were_asked_for_behind_a_request_that_waits_are_told_first() {
+    let mut secure = with_a_request_that_waits(&rustls::version::TLS13);
+    secure.client.refresh_traffic_keys().unwrap();
+    secure.client_turn();
+    assert!(secure.server_turn(usize::MAX));
+    assert!(secure.to_server.is_empty(), "all of it in one receive");
+    secure.run(&[], &[1 << 20]);
+    assert!(secure.failure.is_none());
+    assert_eq!(secure.received.len(), 2 * (SIMPLE_REPLY_LEN_BYTES + 300_000));
+    secure.assert_ends();
+}
+
+#[test]
+fn an_alert_is_sent_although_a_reply_is_half_sent() {
+    let mut secure = TlsDriver::attached(&rustls::version::TLS13);
+    secure.client.writer().write_all(&read_request(1, 600_000)).unwrap();
+    secure.client_turn();
+    while secure.server_turn(usize::MAX) || secure.driver.work_some(0) {}
+    assert!(secure.driver.send_some(usize::MAX), "the first part");
+    let noise = [&[23, 3, 3, 0, 40][..], &[0; 40]].concat();
+    assert_eq!(secure.driver.receive_some(&noise, usize::MAX), Some(noise.len()));
+    secure.run(&[], &[1 << 20]);
+    assert!(matches!(secure.failure, Some(rustls::Error::AlertReceived(_))), "{:?}", secure.failure);
+    assert!(secure.driver.connection.is_finished());
+    secure.assert_ends();
+}
+
+#[test]
+fn keys_that_cannot_be_changed_do_not_wear_out() {
+    let secure = TlsDriver::attached(&rustls::version::TLS12);
+    let suite = secure.client.negotiated_cipher_suite().unwrap().suite();
+    assert!(suite.as_str().unwrap().contains("CHACHA20"), "{suite:?}");
+    TlsDriver::attached(&rustls::version::TLS13).assert_ends();
 }
 
 #[test]

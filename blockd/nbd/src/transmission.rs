@@ -33,6 +33,8 @@ pub(crate) struct Transmission {
     /// header, so that its payload need not be copied out of the inbox.
     expects_large: bool,
     warned: bool,
+    /// How many payloads have been waited for.
+    payloads: u64,
 }
 
 /// What the next received bytes are.
@@ -82,6 +84,7 @@ impl Transmission {
             input: Input::Requests,
             expects_large: false,
             warned: false,
+            payloads: 0,
         }
     }
 
@@ -112,9 +115,9 @@ impl Transmission {
         }
     }
 
-    /// The next bytes are the payload of a request that has been admitted.
-    pub(crate) fn awaits_payload(&self) -> bool {
-        !matches!(self.input, Input::Requests)
+    /// If the next bytes are the payload of a request that has been admitted: which one.
+    pub(crate) fn awaited_payload(&self) -> Option<u64> {
+        (!matches!(self.input, Input::Requests)).then_some(self.payloads)
     }
 
     /// A receive is over.
@@ -172,14 +175,22 @@ impl Transmission {
     }
 
     fn judge(&mut self, request: &Request) -> Verdict {
-        if !request.fits(&self.terms) {
-            // It may have grown since the client was told.
-            self.terms.size_bytes = self.terms.size_bytes.max(self.device.size_bytes());
-        }
+        self.fits(request);
         request.judge(&self.terms)
     }
 
+    /// Whether a request lies within the device, which may have grown since the client was told its size.
+    fn fits(&mut self, request: &Request) -> bool {
+        if !request.fits(&self.terms) {
+            self.terms.size_bytes = self.terms.size_bytes.max(self.device.size_bytes());
+        }
+        request.fits(&self.terms)
+    }
+
     fn next_request(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Option<Pause> {
+        if flow.has_all_jobs() {
+            return Some(Pause::Full);
+        }
         let request = match self.decode(inbox.unread()) {
             None => return Some(Pause::Input),
             Some(Err(())) => return Some(Pause::Broken("a request did not start with its magic")),
@@ -221,6 +232,7 @@ impl Transmission {
             }
             Verdict::Refuse { errno } => {
                 self.expects_large = false;
+                self.payloads += 1;
                 self.input = Input::Discard {
                     // A longer one than is thrown away has cost the connection.
                     remaining_bytes: payload_len_bytes as usize,
@@ -249,6 +261,7 @@ impl Transmission {
             buffer.payload_mut()[..filled_bytes].copy_from_slice(unread);
             inbox.consume(filled_bytes);
             self.expects_large = true;
+            self.payloads += 1;
             self.input = Input::Payload { request: *request, fua, buffer: Some(buffer), filled_bytes };
             return;
         };
@@ -328,10 +341,9 @@ impl Transmission {
         let payload_len = request.len_bytes as usize;
         let chosen = inbox.unread().get(..payload_len).and_then(|payload| self.choose(payload));
         inbox.consume(payload_len);
-        let fits = |len_bytes: u64| len_bytes > 0 && Request { len_bytes, ..*request }.fits(&self.terms);
         match chosen {
-            Some((len_bytes, contexts)) if fits(len_bytes) => {
-                let mut work = self.work(request, operation, None);
+            Some((len_bytes, contexts)) if len_bytes > 0 && self.fits(&Request { len_bytes, ..*request }) => {
+                let mut work = self.work(request, operation, None, flow);
                 work.len_bytes = len_bytes;
                 work.contexts = contexts;
                 flow.start(Work::Request(work), cx);
@@ -344,11 +356,14 @@ impl Transmission {
     fn choose(&self, payload: &[u8]) -> Option<(u64, Arc<[MetaContext]>)> {
         let mut reader = Reader::new(payload);
         let len_bytes = reader.u64()?;
-        let mut contexts: Vec<MetaContext> = Vec::new();
+        let mut contexts = Vec::new();
+        let mut is_chosen = vec![false; self.contexts.len()];
         while !reader.is_empty() {
             let id = reader.u32()?;
-            let context = self.contexts.iter().find(|context| context.id == id)?;
-            if !contexts.contains(context) {
+            // They are numbered from 1.
+            let index = (id as usize).checked_sub(1)?;
+            let context = self.contexts.get(index).filter(|context| context.id == id)?;
+            if !std::mem::replace(is_chosen.get_mut(index)?, true) {
                 contexts.push(context.clone());
             }
         }
@@ -398,7 +413,13 @@ impl Transmission {
         }
     }
 
-    fn work(&self, request: &Request, operation: Operation, buffer: Option<Buffer>) -> RequestWork {
+    fn work(
+        &self,
+        request: &Request,
+        operation: Operation,
+        buffer: Option<Buffer>,
+        flow: &Flow,
+    ) -> RequestWork {
         RequestWork {
             device: Arc::clone(&self.device),
             operation,
@@ -408,6 +429,7 @@ impl Transmission {
             buffer,
             contexts: Arc::clone(&self.contexts),
             charge_bytes: charge(request, operation),
+            abandoned: Arc::clone(&flow.abandoned),
         }
     }
 
@@ -419,7 +441,8 @@ impl Transmission {
         flow: &mut Flow,
         cx: &mut Context<'_>,
     ) {
-        flow.start(Work::Request(self.work(request, operation, buffer)), cx);
+        let work = self.work(request, operation, buffer, flow);
+        flow.start(Work::Request(work), cx);
     }
 
     fn fail(

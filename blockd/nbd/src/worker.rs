@@ -1,16 +1,17 @@
 //! The threads on which requests may block, and those that look exports up: apart, so that clients can connect while
-//! every worker waits for a slow device. The queues have no bound of their own: every request was charged to the
-//! in-flight budget, every lookup belongs to one of a bounded number of connections.
+//! every worker waits for a slow device. The queues have no bound of their own: a connection has
+//! a bounded number of requests in them, every lookup belongs to one of a bounded number of connections.
 
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::channel::{Receiver, Sender};
 
 use crate::buffer_pool::Buffer;
-use crate::constants::{MAX_STATUS_EXTENTS, NBD_EIO};
+use crate::constants::{MAX_STATUS_EXTENTS, NBD_EIO, NBD_ESHUTDOWN};
 use crate::device::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, Progress, StatusExtent,
 };
@@ -41,6 +42,8 @@ pub(crate) struct RequestWork {
     /// For block status.
     pub(crate) contexts: Arc<[MetaContext]>,
     pub(crate) charge_bytes: u64,
+    /// Set once the connection has been dropped.
+    pub(crate) abandoned: Arc<AtomicBool>,
 }
 
 /// What became of some work.
@@ -106,7 +109,12 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 impl RequestWork {
     pub(crate) fn run(mut self) -> RequestDone {
         let mut buffer = self.buffer.take();
-        let result = call_device(|| self.carry_out(buffer.as_mut()));
+        // A device that is slow has others waiting: it is not bothered for somebody who is gone.
+        let result = if self.abandoned.load(Ordering::Relaxed) {
+            Err(DeviceFailure { errno: NBD_ESHUTDOWN, message: "the connection was dropped".to_owned() })
+        } else {
+            call_device(|| self.carry_out(buffer.as_mut()))
+        };
         RequestDone {
             operation: self.operation,
             to: self.to,

@@ -6,7 +6,7 @@
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
     shared,
-    storage::{self, File},
+    storage::{self, Bug, File},
 };
 use std::path::{Path, PathBuf};
 
@@ -277,6 +277,11 @@ impl DataFiles {
             segment.file.drop_cache().during("drop the cache of", &segment.path)?;
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        self.segments.first().is_some_and(|segment| segment.file.has(bug))
     }
 
     /// How much of the disk the files take.

@@ -12,6 +12,7 @@ use crate::{
     layer_set::LayerSet,
     live_map::{BlockState, LiveMap},
     regions::Regions,
+    storage::Bug,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
 use parking_lot::{Condvar, Mutex};
@@ -104,7 +105,7 @@ impl Head {
         let data = DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         let map_path = files::map_path(place.dir, epoch);
-        let mut found = match believe_map {
+        let mut found = match believe_map || data.has(Bug::MapBelieved) {
             true => LiveMap::open(&map_path, place.volume, epoch, place.blocks())?,
             false => None,
         };
@@ -266,10 +267,14 @@ impl Head {
             tracked.logged.union_with(&new);
             new
         };
-        if self.unsynced.swap(false, Ordering::AcqRel) || !new.is_empty() {
+        if self.data.has(Bug::LogBeforeData) && !new.is_empty() {
+            let _ = log.append(&new);
+        }
+        if (self.unsynced.swap(false, Ordering::AcqRel) || !new.is_empty()) && !self.data.has(Bug::NoDataSync)
+        {
             self.data.sync().map_err(|error| self.lose(error))?;
         }
-        if new.is_empty() {
+        if new.is_empty() || self.data.has(Bug::LogBeforeData) {
             return Ok(());
         }
         if let Err(error) = log.append(&new) {
@@ -295,6 +300,9 @@ impl Head {
 
     /// Data may be lost: whoever waits for this sync or comes later must hear of it, in this process and in the next.
     fn lose(&self, error: VolumeError) -> SyncFailure {
+        if self.data.has(Bug::FailedSyncForgotten) {
+            return SyncFailure::Refused(error);
+        }
         self.lost.store(true, Ordering::Release);
         self.map.disown();
         SyncFailure::Lost(error)

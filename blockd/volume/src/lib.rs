@@ -16,6 +16,9 @@ mod error;
 mod files;
 mod flusher;
 mod freeze;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
+mod group;
 mod grow;
 mod head;
 mod head_log;
@@ -45,6 +48,9 @@ pub use check::Checked;
 pub use diff::{Difference, DifferenceRun};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::{Frozen, SnapshotInfo};
+#[cfg(feature = "testing")]
+pub use group::freeze_one_by_one;
+pub use group::{GroupError, GroupFrozen, freeze_group, freeze_group_around};
 pub use intervals::Changes;
 pub use open::{OpenOptions, Recovery};
 pub use read::Content;

@@ -14,6 +14,7 @@ use crate::{
     layer_set::SetIdentity,
     meta::LayerEntry,
     stack::{FrozenLayer, Layer},
+    storage::Bug,
     volume::Volume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
@@ -72,6 +73,7 @@ impl Volume {
         let pair = Pair::of(from, target);
         let start = last.filter(|last| last.pair == pair).map_or(BlockIndex(0), |last| last.next);
         let copied = copy(from, blocks, &data, start, &go_on).and_then(|stopped| match stopped {
+            None if data.has(Bug::MergeWithoutSync) => Ok(None),
             None => data.sync().map(|()| None),
             stopped => Ok(stopped),
         });
@@ -90,6 +92,10 @@ impl Volume {
         }
         let mut set = lower.set.clone();
         set.cover_with(&upper.set);
+        if data.has(Bug::MergeForgetsZeroes) {
+            set.held.subtract(&upper.set.zero);
+            set.zero.subtract(&upper.set.zero);
+        }
         if is_bottom {
             // Below there is nothing that the zeroes would have to hide.
             set.held.subtract(&set.zero);
@@ -167,8 +173,11 @@ impl Volume {
                 };
             }
         }
-        self.commit(&mut admin, meta)?;
         let gone = if merged.file == upper.file { lower } else { upper };
+        if merged.data.has(Bug::RemoveBeforeCommit) {
+            DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes)?;
+        }
+        self.commit(&mut admin, meta)?;
         let merged = Layer::Frozen(Arc::new(merged));
         self.replace_layers(|layer| match layer.epoch() {
             epoch if epoch == upper.epoch => Some(merged.clone()),

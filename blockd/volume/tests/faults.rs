@@ -11,49 +11,10 @@ mod sim;
 use blockd_extent::{BlockIndex, SnapshotId};
 use blockd_volume::{
     Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
-    testing::{Fault, FaultError, Operation, Rng},
+    testing::{Bug, Fault, FaultError, OpKind, Operation, Rng},
 };
-use sim::{ID, Sim, Step, assert_sticky, names_in, seed_of_test};
-
-const BLOCKS: u64 = 24;
-
-/// A life with everything in it. Sectors have 512 bytes, blocks eight of them.
-const LIFE: &[Step] = &[
-    Step::Write { start: 0, len: 64, fua: false },
-    Step::Write { start: 3, len: 2, fua: false },
-    Step::Flush,
-    Step::Write { start: 100, len: 9, fua: true },
-    Step::Trim { start: 8, len: 16 },
-    Step::Zero { start: 30, len: 21, no_hole: false },
-    Step::Write { start: 16, len: 8, fua: false },
-    Step::Freeze(1),
-    Step::Write { start: 1, len: 1, fua: false },
-    Step::Write { start: 16, len: 24, fua: false },
-    Step::Kill,
-    Step::Zero { start: 96, len: 16, no_hole: true },
-    Step::Flush,
-    Step::Write { start: 96, len: 8, fua: false },
-    Step::Freeze(2),
-    Step::Trim { start: 0, len: 16 },
-    Step::Write { start: 120, len: 40, fua: false },
-    Step::Grow(40),
-    Step::Write { start: 190, len: 10, fua: false },
-    Step::Write { start: 120, len: 3, fua: true },
-    Step::Freeze(3),
-    Step::Write { start: 250, len: 30, fua: false },
-    Step::Delete(1),
-    Step::Merge,
-    Step::Restart,
-    Step::Write { start: 255, len: 2, fua: false },
-    Step::Delete(2),
-    Step::Merge,
-    Step::Freeze(4),
-    Step::Write { start: 0, len: 8, fua: false },
-    Step::Flush,
-    Step::Delete(3),
-    Step::Merge,
-    Step::Restart,
-];
+use sim::{BLOCKS, ID, LIFE, Sim, Step, assert_sticky, names_in, seed_of_test};
+use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug)]
 struct Run {
@@ -62,12 +23,16 @@ struct Run {
     /// After a failed sync the power is cut; otherwise just the process is started again.
     cut_power: bool,
     seed: u64,
+    bug: Option<Bug>,
 }
 
 impl Run {
     /// Leads the life; all calls that it made.
     fn lead(self) -> Vec<Operation> {
         let mut sim = Sim::new(self.seed);
+        if let Some(bug) = self.bug {
+            sim.plant(bug);
+        }
         if let Some((number, error)) = self.fault {
             let partial_bytes = sim.rng.below(12) as usize * 512;
             let fault = Fault { persistent: self.persistent, partial_bytes, ..Fault::at(number, error) };
@@ -182,15 +147,16 @@ impl Run {
 /// Fails each call in turn. A panic tells which.
 fn fail_each_call(name: &str, error: FaultError, persistent: bool) {
     let seed = seed_of_test(name);
-    let calm = Run { fault: None, persistent, cut_power: false, seed };
+    let calm = Run { fault: None, persistent, cut_power: false, seed, bug: None };
     let calls = calm.lead();
     let calls = calls.iter().filter(|call| error == FaultError::Io || call.kind.takes_space()).count() as u64;
     let mut rng = Rng::new(seed);
     let mut failed = Vec::new();
+    let thorough = std::env::var_os("BLOCKD_SOAK_DRAWS").is_some();
     for number in 0..calls {
-        // A disk that fails only sometimes is tried with both ends.
-        let ends: &[bool] = if persistent { &[rng.one_in(2)] } else { &[false, true] };
-        for &cut_power in ends {
+        // One of the two ends, or both where there is time.
+        let ends = if thorough { vec![false, true] } else { vec![rng.one_in(2)] };
+        for cut_power in ends {
             let run = Run { fault: Some((number, error)), cut_power, ..calm };
             if std::panic::catch_unwind(|| run.lead()).is_err() {
                 eprintln!("that was {run:?}");
@@ -226,19 +192,54 @@ fn a_full_disk_breaks_nothing_and_the_volume_goes_on_when_there_is_space() {
     fail_each_call(name, FaultError::Quota, true);
 }
 
+/// A test that finds nothing proves nothing.
 #[test]
-fn a_restore_that_fails_leaves_no_volume_and_can_be_repeated() {
-    let restore = |sim: &Sim| -> Result<std::sync::Arc<Volume>, VolumeError> {
-        let target = RestoreTarget::create(&sim.dir(), ID, BLOCKS * 4096)?;
-        target.write_blocks(BlockIndex(2), &[7; 8192])?;
-        target.write_blocks(BlockIndex(9), &[8; 4096])?;
-        target.finish()
-    };
-    let seed = seed_of_test("a_restore_that_fails_leaves_no_volume_and_can_be_repeated");
+fn a_failed_sync_that_is_forgotten_is_noticed() {
+    let seed = seed_of_test("a_failed_sync_that_is_forgotten_is_noticed");
+    let bug = Some(Bug::FailedSyncForgotten);
+    let calm = Run { fault: None, persistent: false, cut_power: true, seed, bug };
+    let calls = calm.lead();
+    let is_data = |call: &Operation| call.path.extension().is_some_and(|end| end == "data");
+    let syncs = (0..).zip(&calls).filter(|(_, call)| call.kind == OpKind::Sync && is_data(call));
+    let syncs: Vec<u64> = syncs.map(|(number, _)| number).collect();
+    // What a failed sync leaves is drawn; it may be everything.
+    let is_noticed = (0..30).any(|draw| {
+        syncs.iter().any(|&number| {
+            let seed = seed.wrapping_add(draw);
+            let run = Run { fault: Some((number, FaultError::Io)), seed, ..calm };
+            std::panic::catch_unwind(|| run.lead()).is_err()
+        })
+    });
+    assert!(is_noticed);
+}
+
+fn restore(sim: &Sim) -> Result<Arc<Volume>, VolumeError> {
+    let target = RestoreTarget::create(&sim.dir(), ID, BLOCKS * 4096)?;
+    target.write_blocks(BlockIndex(2), &[7; 8192])?;
+    target.write_blocks(BlockIndex(9), &[8; 4096])?;
+    target.finish()
+}
+
+fn assert_restored(volume: &Volume) {
+    let mut found = vec![0; (BLOCKS * 4096) as usize];
+    volume.read(0, &mut found).unwrap();
+    let mut expected = vec![0; found.len()];
+    expected[8192..16384].fill(7);
+    expected[9 * 4096..10 * 4096].fill(8);
+    assert!(found == expected);
+    assert_eq!(volume.stats().head_dirty_bytes, 0);
+}
+
+fn calls_of_a_restore(seed: u64) -> u64 {
     let sim = Sim::new(seed);
     restore(&sim).unwrap();
-    let calls = sim.disk.operations().len() as u64;
-    for (number, error, persistent) in (0..calls).flat_map(|number| {
+    sim.disk.operations().len() as u64
+}
+
+#[test]
+fn a_restore_that_fails_leaves_no_volume_and_can_be_repeated() {
+    let seed = seed_of_test("a_restore_that_fails_leaves_no_volume_and_can_be_repeated");
+    for (number, error, persistent) in (0..calls_of_a_restore(seed)).flat_map(|number| {
         [FaultError::Io, FaultError::NoSpace].into_iter().flat_map(move |error| {
             [false, true].into_iter().map(move |persistent| (number, error, persistent))
         })
@@ -258,13 +259,69 @@ fn a_restore_that_fails_leaves_no_volume_and_can_be_repeated() {
         }
         sim.cut_power();
         sim.open(Recovery::AfterPowerLoss, false).unwrap();
-        let mut found = vec![0; (BLOCKS * 4096) as usize];
-        sim.volume().read(0, &mut found).unwrap();
-        assert!(found[8192..16384].iter().all(|&byte| byte == 7), "call {number}");
-        assert!(found[9 * 4096..10 * 4096].iter().all(|&byte| byte == 8));
-        assert_eq!(sim.volume().stats().head_dirty_bytes, 0);
+        assert_restored(sim.volume());
         sim.check_for_leaks();
     }
+}
+
+#[test]
+fn a_restore_that_is_cut_off_leaves_all_or_nothing() {
+    let seed = seed_of_test("a_restore_that_is_cut_off_leaves_all_or_nothing");
+    for (call, draw) in (0..calls_of_a_restore(seed)).flat_map(|call| (0..4).map(move |draw| (call, draw))) {
+        let mut sim = Sim::new(seed.wrapping_add(call * 4 + draw));
+        sim.disk.cut_power_before(call);
+        assert!(restore(&sim).is_err());
+        sim.cut_power();
+        if sim.dir().exists() {
+            sim.open(Recovery::AfterPowerLoss, true).unwrap();
+            assert_restored(sim.volume());
+        } else {
+            assert_restored(&restore(&sim).unwrap());
+        }
+    }
+}
+
+/// The kernel tells of lost data once. Whoever hears of it and then fails must not leave a map that is believed.
+#[test]
+fn lost_data_is_not_forgotten_by_an_open_that_fails() {
+    let seed = seed_of_test("lost_data_is_not_forgotten_by_an_open_that_fails");
+    for draw in 0..16 {
+        let mut sim = Sim::new(seed.wrapping_add(draw));
+        sim.create(BLOCKS).unwrap();
+        sim.apply(Step::Write { start: 0, len: 80, fua: false }).unwrap();
+        // Where the new head has lost a block and says that it holds it, that reads as zeroes.
+        sim.apply(Step::Freeze(1)).unwrap();
+        sim.apply(Step::Write { start: 8, len: 64, fua: false }).unwrap();
+        sim.volume = None;
+        let data = Fault { path_contains: ".data".into(), ..Fault::every(FaultError::Io) };
+        sim.disk.inject(Fault { kinds: vec![OpKind::Sync], ..data });
+        sim.disk.inject(Fault { kinds: vec![OpKind::Remove], ..Fault::every(FaultError::Io) });
+        assert!(sim.open(Recovery::Auto, false).is_err());
+        sim.disk.mend();
+        sim.open(Recovery::Auto, false).unwrap();
+        sim.decide();
+        sim.disk.evict().unwrap();
+        sim.check();
+    }
+}
+
+#[test]
+fn a_close_that_failed_can_be_repeated() {
+    let mut sim = Sim::new(seed_of_test("a_close_that_failed_can_be_repeated"));
+    sim.create(BLOCKS).unwrap();
+    sim.apply(Step::Write { start: 0, len: 40, fua: false }).unwrap();
+    let log = Fault { path_contains: ".log".into(), ..Fault::every(FaultError::NoSpace) };
+    sim.disk.inject(log);
+    for _ in 0..2 {
+        assert_eq!(sim.volume().close().unwrap_err().kind(), VolumeErrorKind::NoSpace);
+    }
+    sim.disk.mend();
+    sim.volume().close().unwrap();
+    sim.model.flush();
+    sim.cut_power();
+    sim.open(Recovery::AfterPowerLoss, true).unwrap();
+    sim.decide();
+    sim.check();
 }
 
 #[test]

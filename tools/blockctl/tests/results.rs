@@ -55,7 +55,10 @@ fn volumes_are_listed() {
     failed["stateReason"] = json!("the head is gone\u{1b}[2J");
     let mut attached = volume("56706279008755778", "NewVol");
     attached["attachment"] = attachment();
-    let list = json!({ "volumes": [attached, failed] });
+    let mut lost = volume("7", "lost");
+    (lost["attachment"], lost["connections"]) = (attachment(), json!(0));
+    (lost["attachment"]["connected"], lost["attachment"]["device"]) = (json!(false), Value::Null);
+    let list = json!({ "volumes": [attached, failed, volume("8", "remote"), lost] });
     let fake = Fake::start(vec![("GET /v1/volumes", ok(list))]);
     let ran = fake.run("volume list --label app=mysql,x=y");
     assert_eq!(
@@ -64,6 +67,8 @@ fn volumes_are_listed() {
 ID                   NAME     SIZE    USED      DIRTY    SNAPSHOTS   DEVICE      STATUS
 56706279008755778    NewVol   4 GiB   1.5 GiB   40 MiB   2           /dev/nbd3   up - attached
 980081626967128253   e        4 GiB   1.5 GiB   40 MiB   2           -           failed - the head is gone\\u{1b}[2J
+8                    remote   4 GiB   1.5 GiB   40 MiB   2           -           up - 1 connection
+7                    lost     4 GiB   1.5 GiB   40 MiB   2           -           up - detached
 "
     );
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
@@ -105,7 +110,7 @@ Size         : 4 GiB
 Read-only    : no
 Labels       : app=mysql
 Created      : Wed, 16 Jan 2019 21:51:53 UTC
-Status       : up - attached
+Status       : up - 1 connection
 URI          : nbd+unix:///db?socket=/d/nbd.sock
 Connections  : 1
 Device       : -

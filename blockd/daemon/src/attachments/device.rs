@@ -1,39 +1,60 @@
 //! What the system knows of a `/dev/nbdN`: whose it is, and who uses it. Read from `/sys`, `/proc` and the device itself.
 
+use super::driver::{Conversation, Driver, OfThisKernel};
 use blockd_api::attachments::Device;
+use blockd_nbd::kernel::KernelError;
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
-/// Where the system's files are; another place in tests.
+const DISCONNECT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where the system's files are and who speaks for its nbd driver; another place and another one in tests.
 #[derive(Clone, Debug)]
-pub(super) struct System {
-    root: PathBuf,
+pub struct System {
+    pub(super) root: PathBuf,
+    pub(super) driver: Arc<dyn Driver>,
+    /// How long a device may take to let go of its connections after it was disconnected.
+    pub(super) disconnect_patience: Duration,
 }
 
 impl Default for System {
     fn default() -> Self {
-        Self { root: "/".into() }
+        Self { root: "/".into(), driver: Arc::new(OfThisKernel), disconnect_patience: DISCONNECT_PATIENCE }
     }
 }
 
 impl System {
+    /// Begins a conversation with the driver.
+    pub(super) fn open_driver(&self) -> Result<Box<dyn Conversation>, KernelError> {
+        self.driver.open()
+    }
+
     fn block(&self, device: Device) -> PathBuf {
         self.root.join("sys/block").join(device.name())
     }
 
-    /// The devices that are connected, by what the kernel was told of their backends.
-    pub(super) fn backends(&self) -> BTreeMap<String, Device> {
+    /// The devices that the kernel shows, by what it was told of their backends. One backend may have several: a device
+    /// that was disconnected while it was open is shown until it is closed.
+    pub(super) fn backends(&self) -> BTreeMap<String, BTreeSet<Device>> {
         let entries = std::fs::read_dir(self.root.join("sys/block")).into_iter().flatten().flatten();
         let devices = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<Device>().ok());
-        devices.filter_map(|device| Some((self.backend(device)?, device))).collect()
+        let mut backends = BTreeMap::<_, BTreeSet<_>>::new();
+        for device in devices {
+            if let Some(backend) = self.backend(device) {
+                backends.entry(backend).or_default().insert(device);
+            }
+        }
+        backends
     }
 
     /// The backend of a device that is connected.
@@ -58,8 +79,8 @@ impl System {
         sectors.checked_mul(512)
     }
 
-    /// Who uses a device or a partition of it, in words: mounts, swap, other devices on top.
-    pub(super) fn users(&self, device: Device) -> Vec<String> {
+    /// A device and its partitions, by name.
+    fn parts(&self, device: Device) -> Vec<(String, PathBuf)> {
         let dir = self.block(device);
         let mut parts = vec![(device.name(), dir.clone())];
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
@@ -69,7 +90,27 @@ impl System {
                 parts.push((name, entry.path()));
             }
         }
-        let mounts = std::fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default();
+        parts
+    }
+
+    fn mountinfo(&self) -> String {
+        std::fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default()
+    }
+
+    /// The filesystems that are mounted from a device and its partitions: one mount point of each.
+    pub(super) fn filesystems(&self, device: Device) -> Vec<PathBuf> {
+        let mounts = self.mountinfo();
+        let first_of = |(name, dir): (String, PathBuf)| {
+            let number = std::fs::read_to_string(dir.join("dev")).unwrap_or_default();
+            mount_points(&mounts, number.trim(), &format!("/dev/{name}")).into_iter().next()
+        };
+        self.parts(device).into_iter().filter_map(first_of).map(PathBuf::from).collect()
+    }
+
+    /// Who uses a device or a partition of it, in words: mounts, swap, other devices on top.
+    pub(super) fn users(&self, device: Device) -> Vec<String> {
+        let parts = self.parts(device);
+        let mounts = self.mountinfo();
         let swaps = std::fs::read_to_string(self.root.join("proc/swaps")).unwrap_or_default();
         let mut users = Vec::new();
         for (name, dir) in parts {
@@ -131,7 +172,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        let system = System { root: dir.path().to_owned() };
+        let system = System { root: dir.path().to_owned(), ..System::default() };
         (dir, system)
     }
 
@@ -145,7 +186,8 @@ mod tests {
             (
                 "proc/self/mountinfo",
                 "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 43:97 / /mnt/my\\040data rw shared:1 - ext4 /dev/nbd3p1 rw\n\
-                 31 22 0:44 / /btr rw - btrfs /dev/nbd3 rw\n32 22 43:9 / /other rw - ext4 /dev/nbd0 rw\n",
+                 31 22 0:44 / /btr rw - btrfs /dev/nbd3 rw\n\
+                 33 22 43:97 /sub /bound rw - ext4 /dev/nbd3p1 rw\n32 22 43:9 / /other rw - ext4 /dev/nbd0 rw\n",
             ),
             (
                 "proc/swaps",
@@ -159,11 +201,15 @@ mod tests {
             [
                 "/dev/dm-0 is on /dev/nbd3",
                 "/dev/nbd3 is mounted at /btr",
+                "/dev/nbd3p1 is mounted at /bound",
                 "/dev/nbd3p1 is mounted at /mnt/my data",
                 "/dev/nbd3p1 is used for swap",
             ]
         );
         assert!(system.users(Device::new(4)).is_empty());
+        let mut filesystems = system.filesystems(Device::new(3));
+        filesystems.sort();
+        assert_eq!(filesystems, [Path::new("/btr"), Path::new("/mnt/my data")]);
     }
 
     #[test]
@@ -175,7 +221,8 @@ mod tests {
             ("sys/block/nbd1/size", "2048\n"),
             ("sys/block/sda/size", "1\n"),
         ]);
-        assert_eq!(system.backends(), BTreeMap::from([("me:2".to_owned(), Device::new(1))]));
+        let of_me = |number, index| (format!("me:{number}"), BTreeSet::from([Device::new(index)]));
+        assert_eq!(system.backends(), BTreeMap::from([of_me(2, 1)]));
         assert_eq!(system.size_bytes(Device::new(1)), Some(1 << 20));
         assert_eq!(system.backend(Device::new(0)), None);
     }

@@ -5,21 +5,27 @@
 //! connections, so that its restart is a pause; a thread does the same for single connections that die.
 
 mod device;
+#[cfg(test)]
+mod double;
+mod driver;
 mod keeper;
 mod requests;
 mod start;
+#[cfg(test)]
+mod tests;
 
-use crate::db::AttachmentRow;
+use crate::{db::AttachmentRow, registry::Registry};
 use blockd_api::{
     ApiError, ErrorCode, VolumeName,
     attachments::{self as api, Device},
 };
 use blockd_extent::VolumeId;
-use blockd_nbd::kernel::{AttachOptions, DialError, Kernel, KernelError, dial};
-use device::System;
-use keeper::Keeper;
+use blockd_nbd::kernel::{AttachOptions, DialError, KernelError, dial};
+pub use device::System;
+use driver::Conversation;
+use keeper::{Due, Keeper};
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 use uuid::Uuid;
 
 /// The attachments of this host.
@@ -38,6 +44,10 @@ struct Shared {
     nbd_socket: PathBuf,
     system: System,
     held: Mutex<BTreeMap<VolumeId, Held>>,
+    /// The volumes whose devices are to be given connections, and when.
+    due: Mutex<BTreeMap<VolumeId, Due>>,
+    /// Held while a device's size is compared and changed: the size that comes last is the largest.
+    sizes: Mutex<()>,
 }
 
 /// A volume that is, or should be, attached.
@@ -86,9 +96,9 @@ impl AttachError {
 
 impl Attachments {
     /// No attachments yet.
-    pub fn new(cluster: Uuid, nbd_socket: PathBuf) -> Self {
-        let (system, held) = (System::default(), Mutex::default());
-        let shared = Arc::new(Shared { cluster, nbd_socket, system, held });
+    pub fn new(cluster: Uuid, nbd_socket: PathBuf, system: System) -> Self {
+        let (held, due, sizes) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { cluster, nbd_socket, system, held, due, sizes });
         Self { shared, keeper: Mutex::new(None), changes: tokio::sync::Mutex::new(()) }
     }
 
@@ -96,6 +106,14 @@ impl Attachments {
     pub fn describe(&self, volume: VolumeId) -> Option<api::Attachment> {
         let held = self.shared.held.lock().get(&volume).cloned()?;
         Some(self.shared.to_api(volume, &held))
+    }
+
+    /// The filesystems that are mounted from a volume's device or its partitions, each by one of its mount points.
+    pub fn filesystems(&self, volume: VolumeId) -> Vec<PathBuf> {
+        let Some(held) = self.shared.held.lock().get(&volume).cloned() else { return Vec::new() };
+        let backend = self.shared.backend(volume);
+        let device = held.device().filter(|device| self.shared.system.backend(*device) == Some(backend));
+        device.map_or_else(Vec::new, |device| self.shared.system.filesystems(device))
     }
 
     /// Why a volume cannot be deleted, if it is attached.
@@ -117,11 +135,17 @@ impl Attachments {
         drop(self.keeper.lock().take());
     }
 
-    /// Tells the kernel that a volume has another size now; nothing to do if it is not attached. Blocks.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn resized(&self, volume: VolumeId, size_bytes: u64) -> Result<(), ApiError> {
+    /// Tells the kernel the size that a volume has now; nothing to do if it is not attached, or the kernel knows. Where
+    /// the kernel refuses, it is told again later. Blocks.
+    pub fn resized(&self, registry: &Registry, volume: VolumeId) {
+        if let Err(error) = self.resize(registry, volume) {
+            tracing::error!(%volume, %error, "the device keeps its old size for now");
+            self.retry(volume);
+        }
+    }
+
+    fn resize(&self, registry: &Registry, volume: VolumeId) -> Result<(), AttachError> {
+        let _sizes = self.shared.sizes.lock();
         let Some(held) = self.shared.held.lock().get(&volume).cloned() else { return Ok(()) };
         let backend = self.shared.backend(volume);
         let Some(device) =
@@ -129,17 +153,30 @@ impl Attachments {
         else {
             return Ok(());
         };
-        let size_bytes = whole_blocks(size_bytes, held.row.block_size_bytes);
-        let resized =
-            Kernel::open().and_then(|mut kernel| kernel.resize(device.index(), &backend, size_bytes));
-        resized.map_err(|error| AttachError::from(error).to_api())
+        let Some(entry) = registry.by_id(volume) else { return Ok(()) };
+        let size_bytes = whole_blocks(entry.size_bytes(), held.row.block_size_bytes);
+        if self.shared.system.size_bytes(device).is_some_and(|known| known >= size_bytes) {
+            return Ok(());
+        }
+        self.shared.system.open_driver()?.resize(device.index(), &backend, size_bytes)?;
+        Ok(())
     }
 
-    /// Starts the thread that reconnects, unless it runs.
-    fn start_keeper(&self, kernel: &Kernel) -> Result<(), KernelError> {
+    /// Has a device be given connections, and its volume's size, by the thread that does so; again and again.
+    fn retry(&self, volume: VolumeId) {
+        self.shared.due.lock().entry(volume).or_insert_with(|| Due::at(Instant::now()));
+        if let Some(keeper) = self.keeper.lock().as_ref()
+            && let Err(error) = keeper.wake()
+        {
+            tracing::warn!(%volume, %error, "the thread that reconnects devices is not woken");
+        }
+    }
+
+    /// Starts the thread that reconnects, unless it runs and hears of the driver that is loaded now.
+    fn start_keeper(&self, kernel: &dyn Conversation) -> Result<(), KernelError> {
         let mut keeper = self.keeper.lock();
-        if keeper.is_none() {
-            *keeper = Some(Keeper::start(Arc::clone(&self.shared), kernel.watch()?)?);
+        if keeper.as_ref().is_none_or(|keeper| !keeper.hears(kernel)) {
+            *keeper = Some(Keeper::start(Arc::clone(&self.shared), kernel)?);
         }
         Ok(())
     }
@@ -176,7 +213,12 @@ impl Shared {
     }
 
     /// Makes a volume a device; gives which one.
-    fn connect(&self, kernel: &mut Kernel, held: &Held, index: Option<u32>) -> Result<Device, AttachError> {
+    fn connect(
+        &self,
+        kernel: &mut dyn Conversation,
+        held: &Held,
+        index: Option<u32>,
+    ) -> Result<Device, AttachError> {
         let row = &held.row;
         let mut dialed = dial(&self.nbd_socket, held.name.as_str(), row.connections as usize)?;
         let size_bytes = dialed.size_bytes;
@@ -195,13 +237,19 @@ impl Shared {
     }
 
     /// Gives a device other connections in place of dead ones, and the volume's present size.
-    fn reconnect(&self, kernel: &mut Kernel, held: &Held, device: Device) -> Result<(), AttachError> {
+    fn reconnect(
+        &self,
+        kernel: &mut dyn Conversation,
+        held: &Held,
+        device: Device,
+    ) -> Result<(), AttachError> {
         let backend = self.backend(held.row.volume);
         if self.system.backend(device).as_ref() != Some(&backend) {
             return Err(AttachError::Gone { device });
         }
         let dialed = dial(&self.nbd_socket, held.name.as_str(), held.row.connections as usize)?;
         kernel.reconnect(device.index(), &backend, &dialed.sockets)?;
+        let _sizes = self.sizes.lock();
         let size_bytes = whole_blocks(dialed.size_bytes, held.row.block_size_bytes);
         if self.system.size_bytes(device).is_some_and(|known| known < size_bytes) {
             kernel.resize(device.index(), &backend, size_bytes)?;

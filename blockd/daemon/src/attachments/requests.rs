@@ -14,14 +14,11 @@ use blockd_api::{
     },
 };
 use blockd_extent::VolumeId;
-use blockd_nbd::kernel::Kernel;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-/// How long a device may take to let go of its connections after it was disconnected.
-const DISCONNECT_PATIENCE: Duration = Duration::from_secs(30);
 const DISCONNECT_POLL: Duration = Duration::from_millis(10);
 
 impl Core {
@@ -57,58 +54,96 @@ impl Core {
         {
             return same_or_refused(&entry.name, attached, &row);
         }
+        self.attachments.shared.check_closed(&entry.name, entry.id)?;
         let held =
             Held { name: entry.name.clone(), row: row.clone(), problem: Some("it is being attached".into()) };
         let before = self.attachments.shared.held.lock().insert(entry.id, held.clone());
         drop(admission);
-        let result = self.attach_row(held).await;
-        match &result {
-            Ok(attached) => {
-                let device = attached.device.map(|device| device.to_string());
-                tracing::info!(volume = %entry.id, name = %entry.name, device, "volume attached");
+        let held = match self.make_device(held).await {
+            Ok(held) => held,
+            Err(error) => {
+                self.restore_row(entry.id, before).await;
+                return Err(error);
             }
-            Err(_) => self.restore_row(entry.id, before).await?,
+        };
+        let row = held.row.clone();
+        if let Err(error) = self.db.run(move |tx| row.put(tx)).await {
+            self.undo_attach(held, before).await;
+            return Err(error.into());
         }
-        result
+        // A growth meanwhile found no device to tell.
+        let (core, volume) = (Arc::clone(self), entry.id);
+        let told = blocking(move || -> Result<(), ServiceError> {
+            core.attachments.resized(&core.registry, volume);
+            Ok(())
+        });
+        told.await?;
+        let attached = self.attachments.shared.to_api(entry.id, &held);
+        let device = attached.device.map(|device| device.to_string());
+        tracing::info!(volume = %entry.id, name = %entry.name, device, "volume attached");
+        Ok(attached)
     }
 
-    /// Row, then device, then row: a crash between leaves a row by which the device is found.
-    async fn attach_row(self: &Arc<Self>, mut held: Held) -> Result<api::Attachment, ServiceError> {
-        let mut row = held.row.clone();
-        let noted = row.clone();
+    /// Row, then device; the row with the device is for the caller to store. A crash between leaves a row by which the
+    /// device is found.
+    async fn make_device(self: &Arc<Self>, mut held: Held) -> Result<Held, ServiceError> {
+        let noted = held.row.clone();
         self.db.run(move |tx| noted.put(tx)).await?;
         let (core, wanted) = (Arc::clone(self), held.clone());
         let device = blocking(move || -> Result<Device, ServiceError> {
             let attach = || -> Result<Device, AttachError> {
-                let mut kernel = Kernel::open()?;
-                core.attachments.start_keeper(&kernel)?;
-                core.attachments.shared.connect(&mut kernel, &wanted, wanted.row.device)
+                let mut kernel = core.attachments.shared.system.open_driver()?;
+                core.attachments.start_keeper(&*kernel)?;
+                core.attachments.shared.connect(&mut *kernel, &wanted, wanted.row.device)
             };
             attach().map_err(|error| ServiceError::Refused(error.to_api()))
         });
-        row.device = Some(device.await?.index());
-        row.state = AttachmentState::Attached;
-        held.row = row.clone();
+        held.row.device = Some(device.await?.index());
+        held.row.state = AttachmentState::Attached;
         held.problem = None;
-        let volume = row.volume;
-        self.attachments.shared.held.lock().insert(volume, held.clone());
-        self.db.run(move |tx| row.put(tx)).await?;
-        Ok(self.attachments.shared.to_api(volume, &held))
+        self.attachments.shared.held.lock().insert(held.row.volume, held.clone());
+        Ok(held)
     }
 
-    async fn restore_row(&self, volume: VolumeId, before: Option<Held>) -> Result<(), ServiceError> {
-        match before {
-            Some(before) => {
-                let row = before.row.clone();
-                self.attachments.shared.held.lock().insert(volume, before);
-                self.db.run(move |tx| row.put(tx)).await?;
-            }
-            None => {
-                self.attachments.shared.held.lock().remove(&volume);
-                self.db.run(move |tx| AttachmentRow::remove(tx, volume)).await?;
+    /// Takes a device away that could not be stored: nobody was told of it. One that the kernel does not give back stays
+    /// known, with the row of before it was made, so that it can be detached, and is found by the next start.
+    async fn undo_attach(self: &Arc<Self>, held: Held, before: Option<Held>) {
+        let (volume, name, device) = (held.row.volume, held.name.clone(), held.device());
+        let core = Arc::clone(self);
+        let gone = blocking(move || -> Result<(), ServiceError> {
+            let Some(device) = device else { return Ok(()) };
+            let shared = &core.attachments.shared;
+            let disconnected =
+                shared.system.open_driver().and_then(|mut kernel| kernel.disconnect(device.index()));
+            disconnected.map_err(|error| ServiceError::Refused(AttachError::from(error).to_api()))?;
+            shared.wait_until_gone(&held, device);
+            Ok(())
+        });
+        match gone.await {
+            Ok(()) => self.restore_row(volume, before).await,
+            Err(error) => {
+                tracing::error!(%volume, %name, device = device.map(|device| device.to_string()), %error, "a device that could not be recorded is left: detach the volume");
             }
         }
-        Ok(())
+    }
+
+    /// Puts an attachment back to what it was. What cannot be stored is put right by the next start.
+    async fn restore_row(&self, volume: VolumeId, before: Option<Held>) {
+        let row = before.as_ref().map(|before| before.row.clone());
+        {
+            let mut held = self.attachments.shared.held.lock();
+            match before {
+                Some(before) => held.insert(volume, before),
+                None => held.remove(&volume),
+            };
+        }
+        let restored = self.db.run(move |tx| match row {
+            Some(row) => row.put(tx),
+            None => AttachmentRow::remove(tx, volume),
+        });
+        if let Err(error) = restored.await {
+            tracing::warn!(%volume, %error, "the row of an attachment that was not made is left until the next start");
+        }
     }
 
     /// Takes a volume's device away.
@@ -152,28 +187,57 @@ impl Core {
         let claim = if force { None } else { shared.claim(device)? };
         let row = AttachmentRow { state: AttachmentState::Detaching, ..held.row.clone() };
         self.db.transaction(|tx| row.put(tx))?;
-        let disconnected = Kernel::open().and_then(|mut kernel| kernel.disconnect(device.index()));
+        let disconnected =
+            shared.system.open_driver().and_then(|mut kernel| kernel.disconnect(device.index()));
         if let Err(error) = disconnected {
-            self.db.transaction(|tx| held.row.put(tx))?;
+            // A row that stays as it is costs nothing: the next start looks whether the device is in use.
+            if let Err(error) = self.db.transaction(|tx| held.row.put(tx)) {
+                tracing::warn!(%volume, name = %held.name, %error, "the row of a volume that is still attached says that it is being detached");
+            }
             return Err(ServiceError::Refused(AttachError::from(error).to_api()));
         }
         drop(claim);
-        // The kernel lets go of the connections by itself; who detaches to delete the volume needs them gone.
-        let deadline = Instant::now() + DISCONNECT_PATIENCE;
-        while shared.system.is_connected(device) {
-            if Instant::now() >= deadline {
-                tracing::warn!(%volume, name = %held.name, %device, "the device is still open somewhere");
-                break;
-            }
-            std::thread::sleep(DISCONNECT_POLL);
-        }
+        shared.wait_until_gone(held, device);
         Ok(())
     }
 }
 
 impl Shared {
+    /// The kernel lets go of the connections by itself; who detaches to delete the volume needs them gone.
+    fn wait_until_gone(&self, held: &Held, device: Device) {
+        let deadline = Instant::now() + self.system.disconnect_patience;
+        while self.system.is_connected(device) {
+            if Instant::now() >= deadline {
+                tracing::warn!(volume = %held.row.volume, name = %held.name, %device, "the device is still open somewhere");
+                break;
+            }
+            std::thread::sleep(DISCONNECT_POLL);
+        }
+    }
+
+    /// Refuses a volume that a device of before still carries: what that one has yet to write must not come into it.
+    fn check_closed(&self, name: &VolumeName, volume: VolumeId) -> Result<(), ServiceError> {
+        let named = self.held.lock().get(&volume).and_then(Held::device);
+        let carriers = self.system.backends().remove(&self.backend(volume)).unwrap_or_default();
+        let Some(device) = carriers.into_iter().find(|device| Some(*device) != named) else { return Ok(()) };
+        let users = self.users_in_words(device);
+        let message = format!(
+            "{device} was detached from volume {name} while it was open, and is still open: {users}: unmount or stop that first"
+        );
+        Err(ServiceError::refused(ErrorCode::DeviceInUse, message))
+    }
+
+    /// Who has a device that cannot be claimed.
+    fn users_in_words(&self, device: Device) -> String {
+        let users = self.system.users(device);
+        if users.is_empty() {
+            return format!("{device} is mounted in another namespace, or held by another program");
+        }
+        users.join(", ")
+    }
+
     /// Takes a device for oneself and has what is dirty written to the volume.
-    fn claim(&self, device: Device) -> Result<Option<std::os::fd::OwnedFd>, ServiceError> {
+    pub(super) fn claim(&self, device: Device) -> Result<Option<std::os::fd::OwnedFd>, ServiceError> {
         let users = self.system.users(device);
         let claimed = if users.is_empty() { self.system.claim(device) } else { Ok(None) };
         match claimed {
@@ -185,12 +249,7 @@ impl Shared {
                 Ok(Some(claim))
             }
             Ok(None) => {
-                let who = if users.is_empty() {
-                    format!("{device} is mounted in another namespace, or held by another program")
-                } else {
-                    users.join(", ")
-                };
-                let message = format!("{who}: unmount or stop that first");
+                let message = format!("{}: unmount or stop that first", self.users_in_words(device));
                 Err(ServiceError::refused(ErrorCode::DeviceInUse, message))
             }
             Err(error) => {

@@ -136,6 +136,7 @@ mod tests {
             name: "data".parse().unwrap(),
             size_bytes: 4096,
             read_only: false,
+            group: None,
             labels: Default::default(),
             created: jiff::Timestamp::UNIX_EPOCH,
             state: VolumeState::Up,

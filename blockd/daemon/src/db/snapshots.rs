@@ -1,8 +1,8 @@
 //! Rows of snapshots.
 
 use super::volumes::UnknownWord;
-use super::{DbError, number, parsed, stored};
-use blockd_api::SnapshotName;
+use super::{DbError, json_if_there, number, parsed, stored, to_json};
+use blockd_api::{SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
@@ -61,9 +61,13 @@ pub struct SnapshotRow {
     pub dirty_bytes: u64,
     /// How long writes stood still.
     pub freeze_stall_micros: u64,
+    /// What it has in common with those that were taken at the same instant.
+    pub taken_with: Option<SnapshotGroup>,
+    /// What was done around it.
+    pub quiesce: Option<QuiesceReport>,
 }
 
-const COLUMNS: &str = "id, volume, name, created, state, internal, epoch, dirty_bytes, freeze_stall_micros";
+const COLUMNS: &str = "id, volume, name, created, state, internal, epoch, dirty_bytes, freeze_stall_micros, taken_with, quiesce";
 
 impl SnapshotRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -77,6 +81,8 @@ impl SnapshotRow {
             epoch: Epoch(number(row, 6)?),
             dirty_bytes: number(row, 7)?,
             freeze_stall_micros: number(row, 8)?,
+            taken_with: json_if_there(row, 9)?,
+            quiesce: json_if_there(row, 10)?,
         })
     }
 
@@ -100,8 +106,8 @@ impl SnapshotRow {
     /// The database fails; a conflict if the volume has a snapshot of that name.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT INTO snapshots (id, volume, name, created, state, internal, epoch, dirty_bytes, freeze_stall_micros)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO snapshots (id, volume, name, created, state, internal, epoch, dirty_bytes, freeze_stall_micros, taken_with, quiesce)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             params![
                 self.id.to_string(),
                 self.volume.to_string(),
@@ -111,27 +117,31 @@ impl SnapshotRow {
                 self.internal,
                 stored(self.epoch.0),
                 stored(self.dirty_bytes),
-                stored(self.freeze_stall_micros)
+                stored(self.freeze_stall_micros),
+                self.taken_with.as_ref().map(|group| to_json("group", group)).transpose()?,
+                self.quiesce.as_ref().map(|report| to_json("report", report)).transpose()?
             ],
         )?;
         Ok(())
     }
 
-    /// Stores time, state, epoch and measurements of this row.
+    /// Stores everything that is not known before the freeze.
     ///
     /// # Errors
     /// The database fails.
     pub fn update(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "UPDATE snapshots SET created = ?2, state = ?3, epoch = ?4, dirty_bytes = ?5, freeze_stall_micros = ?6
-             WHERE id = ?1",
+            "UPDATE snapshots SET created = ?2, state = ?3, epoch = ?4, dirty_bytes = ?5, freeze_stall_micros = ?6,
+             taken_with = ?7, quiesce = ?8 WHERE id = ?1",
             params![
                 self.id.to_string(),
                 self.created.to_string(),
                 self.state.as_str(),
                 stored(self.epoch.0),
                 stored(self.dirty_bytes),
-                stored(self.freeze_stall_micros)
+                stored(self.freeze_stall_micros),
+                self.taken_with.as_ref().map(|group| to_json("group", group)).transpose()?,
+                self.quiesce.as_ref().map(|report| to_json("report", report)).transpose()?
             ],
         )?;
         Ok(())

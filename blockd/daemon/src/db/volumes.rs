@@ -1,7 +1,7 @@
 //! Rows of volumes.
 
-use super::{DbError, json, number, parsed, stored, to_json};
-use blockd_api::{Labels, VolumeName};
+use super::{DbError, json, number, parsed, parsed_if_there, stored, to_json};
+use blockd_api::{GroupName, Labels, VolumeName};
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
@@ -70,9 +70,11 @@ pub struct VolumeRow {
     pub state: VolumeState,
     /// Whether NBD clients may only read it.
     pub read_only: bool,
+    /// The group that it is frozen with.
+    pub group: Option<GroupName>,
 }
 
-const COLUMNS: &str = "id, name, size_bytes, labels, created, state, read_only";
+const COLUMNS: &str = "id, name, size_bytes, labels, created, state, read_only, group_name";
 
 impl VolumeRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -84,6 +86,7 @@ impl VolumeRow {
             created: parsed(row, 4)?,
             state: parsed(row, 5)?,
             read_only: row.get(6)?,
+            group: parsed_if_there(row, 7)?,
         })
     }
 
@@ -103,8 +106,8 @@ impl VolumeRow {
     /// The database fails; a conflict if the name is taken.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT INTO volumes (id, name, size_bytes, labels, created, state, read_only)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO volumes (id, name, size_bytes, labels, created, state, read_only, group_name)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 self.id.to_string(),
                 self.name.as_str(),
@@ -112,7 +115,8 @@ impl VolumeRow {
                 to_json("labels", &self.labels)?,
                 self.created.to_string(),
                 self.state.as_str(),
-                self.read_only
+                self.read_only,
+                self.group.as_ref().map(GroupName::as_str)
             ],
         )?;
         Ok(())
@@ -148,6 +152,23 @@ impl VolumeRow {
         Ok(())
     }
 
+    /// Sets what volumes are chosen by: their labels and their group.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_tags(
+        tx: &Transaction<'_>,
+        id: VolumeId,
+        labels: &Labels,
+        group: Option<&GroupName>,
+    ) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE volumes SET labels = ?2, group_name = ?3 WHERE id = ?1",
+            params![id.to_string(), to_json("labels", labels)?, group.map(GroupName::as_str)],
+        )?;
+        Ok(())
+    }
+
     /// Removes the row, with those of its snapshots and chains.
     ///
     /// # Errors
@@ -175,6 +196,7 @@ mod tests {
             created: Timestamp::UNIX_EPOCH,
             state: VolumeState::Creating,
             read_only: false,
+            group: Some("shop".parse().unwrap()),
         };
         db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
         let again = VolumeRow { id: VolumeId::from_u64(7), ..row.clone() };
@@ -183,7 +205,10 @@ mod tests {
             VolumeRow::set_state(tx, row.id, VolumeState::Up)?;
             VolumeRow::set_read_only(tx, row.id, true)?;
             let expected = VolumeRow { state: VolumeState::Up, read_only: true, ..row.clone() };
-            assert_eq!(VolumeRow::all(tx)?, vec![expected]);
+            assert_eq!(VolumeRow::all(tx)?, vec![expected.clone()]);
+            let labels = "x=y".parse().unwrap();
+            VolumeRow::set_tags(tx, row.id, &labels, None)?;
+            assert_eq!(VolumeRow::all(tx)?, vec![VolumeRow { labels, group: None, ..expected }]);
             VolumeRow::remove(tx, row.id)?;
             assert_eq!(VolumeRow::all(tx)?, vec![]);
             Ok(())

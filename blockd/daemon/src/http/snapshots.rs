@@ -6,8 +6,8 @@ use axum::extract::State;
 use blockd_api::{
     Deleted, SnapshotRef, VolumeRef,
     snapshots::{
-        CreateSnapshot, DiffSnapshots, ListSnapshots, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList,
-        SnapshotRestored,
+        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
+        Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
     },
 };
 use std::sync::Arc;
@@ -18,6 +18,20 @@ pub(super) async fn create(
     Body(request): Body<CreateSnapshot>,
 ) -> Answer<Snapshot> {
     detached(async move { core.create_snapshot(&volume, request).await }).await
+}
+
+pub(super) async fn create_group(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<CreateGroupSnapshot>,
+) -> Answer<GroupSnapshot> {
+    detached(async move { core.create_group_snapshot(request).await }).await
+}
+
+pub(super) async fn inspect(
+    State(core): State<Arc<Core>>,
+    Named(snapshot): Named<SnapshotRef>,
+) -> Answer<Snapshot> {
+    Ok(Reply(core.inspect_snapshot(&snapshot).await?))
 }
 
 pub(super) async fn list(

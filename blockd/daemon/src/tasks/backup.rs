@@ -103,7 +103,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         snapshot: snapshot_id,
         volume_name: entry.name.to_string(),
         snapshot_name: snapshot.name.to_string(),
-        labels: entry.labels.as_map().clone(),
+        labels: entry.tags().labels.as_map().clone(),
         size_bytes,
         created: snapshot.created,
         started: plan.started,
@@ -152,7 +152,7 @@ async fn frozen(
         return Ok(row);
     }
     let name: SnapshotName = format!("backup-{}", live.id).parse()?;
-    core.freeze(entry, id, name, true).await
+    core.freeze(entry, id, name).await
 }
 
 /// The plan that an earlier run kept, or a new one, and the manifest that it builds on.

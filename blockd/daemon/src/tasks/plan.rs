@@ -290,6 +290,8 @@ mod tests {
             epoch: plan.epoch,
             dirty_bytes: 0,
             freeze_stall_micros: 0,
+            taken_with: None,
+            quiesce: None,
         };
         assert!(plan.is_of(&snapshot));
         assert!(!plan.is_of(&SnapshotRow { epoch: Epoch(plan.epoch.0 + 1), ..snapshot.clone() }));

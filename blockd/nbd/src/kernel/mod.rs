@@ -25,3 +25,31 @@ pub struct AttachOptions {
     /// What tells that the device belongs to its owner; without zeroes.
     pub backend: String,
 }
+
+/// Reads a datagram in every way that one is read, for fuzzing: how many messages it has, and how many bytes of text
+/// and lists of devices.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn read_anything(datagram: &[u8]) -> (usize, usize) {
+    let (mut count, mut bytes) = (0, 0);
+    for message in wire::messages(datagram) {
+        count += 1;
+        let wire::Message::Generic { attributes, .. } = message else {
+            continue;
+        };
+        let _ = (family::family(attributes), family::index(attributes));
+        // A device takes two attributes of at least 8 bytes; their last byte may be missing.
+        let devices = family::devices(attributes);
+        bytes += devices.len() * 8;
+        for (kind, attribute) in attributes {
+            let _ = (attribute.u8(), attribute.u16(), attribute.u32());
+            // A list of devices has been counted.
+            if devices.is_empty() || kind != 9 {
+                bytes += attribute.text().map_or(0, str::len);
+            }
+            for (_, inner) in attribute.nested() {
+                let _ = (inner.text(), inner.nested().count());
+            }
+        }
+    }
+    (count, bytes)
+}

@@ -67,6 +67,13 @@ impl Kernel {
         }
     }
 
+    /// The numbers of the driver's family and of its news. They are others after the driver was unloaded and loaded again,
+    /// and a [`LinkWatch`] from before hears nothing any more.
+    #[must_use]
+    pub fn numbers(&self) -> (u16, Option<u32>) {
+        (self.family, self.group)
+    }
+
     /// Attaches connections as a device: the one with this number, or a free one. Gives its number. The kernel keeps the
     /// sockets.
     ///
@@ -162,7 +169,7 @@ impl Kernel {
         let doing = || format!("{doing} /dev/nbd{index}");
         match self.call(request, self.family, |_| Some(())) {
             Ok(_) => Ok(()),
-            Err(Failed::Errno(errno)) if errno == Errno::INVAL || errno == Errno::NODEV => {
+            Err(Failed::Errno(errno)) if is_no_device(errno, index, || self.connected().ok()) => {
                 Err(KernelError::NoDevice { index })
             }
             Err(failed) => Err(failed.during(doing)),
@@ -186,7 +193,7 @@ impl Kernel {
         let wanted = self.sequence;
         let mut found = None;
         loop {
-            let datagram = receive(&self.socket, &mut self.datagram)?;
+            let datagram = receive(&self.socket, &mut self.datagram, RecvFlags::empty())?;
             for message in messages(datagram) {
                 match message {
                     Message::Outcome { sequence, errno } if sequence == wanted => {
@@ -209,10 +216,19 @@ impl Kernel {
     }
 }
 
+/// Whether the kernel refused because there is no such device. `EINVAL` can mean that, or that it does not like the request.
+fn is_no_device(errno: Errno, index: u32, connected: impl FnOnce() -> Option<Vec<u32>>) -> bool {
+    match errno {
+        Errno::NODEV => true,
+        Errno::INVAL => connected().is_some_and(|connected| !connected.contains(&index)),
+        _ => false,
+    }
+}
+
 /// One datagram of the kernel's; what others send is not looked at.
-fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8]) -> Result<&'a [u8], Failed> {
+fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8], flags: RecvFlags) -> Result<&'a [u8], Failed> {
     loop {
-        let (_, len_bytes, from) = match rustix::net::recvfrom(socket, &mut *room, RecvFlags::TRUNC) {
+        let (_, len_bytes, from) = match rustix::net::recvfrom(socket, &mut *room, flags | RecvFlags::TRUNC) {
             Err(Errno::INTR) => continue,
             other => other.map_err(Failed::Receive)?,
         };
@@ -275,8 +291,10 @@ impl LinkWatch {
         if fds.first().is_none_or(|news| news.revents().is_empty()) {
             return Ok(Some(Vec::new()));
         }
-        let datagram = match receive(&self.socket, &mut self.datagram) {
+        // What made the socket readable may have been another's, which is passed over: it must not be waited for more.
+        let datagram = match receive(&self.socket, &mut self.datagram, RecvFlags::DONTWAIT) {
             Ok(datagram) => datagram,
+            Err(Failed::Receive(Errno::AGAIN)) => return Ok(Some(Vec::new())),
             // The kernel had more to say than the socket could hold.
             Err(Failed::Receive(Errno::NOBUFS)) => return Ok(None),
             Err(Failed::Receive(errno) | Failed::Send(errno) | Failed::Errno(errno)) => {
@@ -314,6 +332,30 @@ fn join(socket: &OwnedFd, group: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_no_missing_device() {
+        let connected = || Some(vec![1, 3]);
+        assert!(is_no_device(Errno::NODEV, 1, connected));
+        assert!(is_no_device(Errno::INVAL, 2, connected));
+        assert!(!is_no_device(Errno::INVAL, 3, connected));
+        assert!(!is_no_device(Errno::INVAL, 2, || None), "nobody knows");
+        assert!(!is_no_device(Errno::BUSY, 2, connected));
+    }
+
+    #[test]
+    fn what_others_send_is_passed_over_without_waiting() {
+        let (ours, theirs) = (open_socket().unwrap(), open_socket().unwrap());
+        let address = rustix::net::getsockname(&ours).unwrap();
+        let address = netlink::SocketAddrNetlink::try_from(address).unwrap();
+        let (wake, _kept) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut watch = LinkWatch { socket: ours, family: 0, datagram: vec![0; 4096] };
+        if rustix::net::sendto(&theirs, b"not the kernel's", SendFlags::empty(), &address).is_err() {
+            // The system lets no process send to another one: nobody is to be passed over.
+            return;
+        }
+        assert_eq!(watch.wait(Duration::from_secs(60), wake.as_fd()).unwrap(), Some(Vec::new()));
+    }
 
     #[test]
     fn the_kernel_answers_with_a_driver_or_with_what_to_load() {

@@ -4,6 +4,46 @@
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Bug {
-    /// A flush names blocks in the log whose data was not synced.
+    /// A flush names blocks in the log whose data was never synced.
     NoDataSync,
+    /// A flush names blocks in the log first and syncs their data then.
+    LogBeforeData,
+    /// A flush does not sync the log.
+    NoLogSync,
+    /// A file that was renamed into place is not synced in its folder.
+    NoDirSync,
+    /// A file is renamed into place without having been synced.
+    NoFileSync,
+    /// A freeze declares an old head frozen that was not synced.
+    FreezeWithoutSync,
+    /// A freeze or growth lets writes enter a head that `volume.meta` does not name yet.
+    HeadNotCommitted,
+    /// A merge takes in the data of the upper layer and forgets its zeroes.
+    MergeForgetsZeroes,
+    /// A merge is committed without the data that was copied being synced.
+    MergeWithoutSync,
+    /// The live map is believed after a power cut.
+    MapBelieved,
+    /// A merge removes the files of the layers that it merged before the new ones are committed.
+    RemoveBeforeCommit,
+    /// After a failed sync of data, the next one is believed.
+    FailedSyncForgotten,
+}
+
+#[cfg(feature = "testing")]
+impl Bug {
+    /// Those that a power cut brings to light.
+    pub const FOUND_BY_POWER_CUTS: [Self; 11] = [
+        Self::NoDataSync,
+        Self::LogBeforeData,
+        Self::NoLogSync,
+        Self::NoDirSync,
+        Self::NoFileSync,
+        Self::FreezeWithoutSync,
+        Self::HeadNotCommitted,
+        Self::MergeForgetsZeroes,
+        Self::MergeWithoutSync,
+        Self::MapBelieved,
+        Self::RemoveBeforeCommit,
+    ];
 }

@@ -118,7 +118,7 @@ impl File {
     /// Takes space for a range and leaves what is in it, and the file's length.
     pub(crate) fn reserve(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let flags = FallocateFlags::KEEP_SIZE;
-        self.watch.run(Op::Reserve, || Ok(fallocate(&self.inner, flags, offset_bytes, len_bytes)?))
+        self.watch.costly(Op::Reserve, || Ok(fallocate(&self.inner, flags, offset_bytes, len_bytes)?))
     }
 
     /// Makes a range read as zeroes and gives its space back.
@@ -140,12 +140,12 @@ impl File {
 
     /// Makes the content, and what is needed to reach it, survive a power cut.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
-        self.watch.sync(Op::Sync, || self.inner.sync_data())
+        self.watch.costly(Op::Sync, || self.inner.sync_data())
     }
 
     /// The same with everything else that is known of the file, but its name.
     pub(crate) fn sync_all(&self) -> io::Result<()> {
-        self.watch.sync(Op::Sync, || self.inner.sync_all())
+        self.watch.costly(Op::Sync, || self.inner.sync_all())
     }
 
     /// Asks the kernel to read a range into memory.
@@ -159,6 +159,12 @@ impl File {
         self.watch.run(Op::DropCache(&self.inner), || {
             Ok(rustix::fs::fadvise(&self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
         })
+    }
+
+    /// Whether a test has planted this bug here; in a normal build, nobody has.
+    #[inline(always)]
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        self.watch.has(bug)
     }
 
     pub(crate) fn len_bytes(&self) -> io::Result<u64> {
@@ -230,11 +236,5 @@ pub(crate) fn remove_dir_all(path: &Path) -> io::Result<()> {
 /// Makes names that were created, renamed or removed in a directory survive a power cut.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     let handle = Watch::of(dir).run(Op::Open, || std::fs::File::open(dir))?;
-    Watch::of(dir).sync(Op::SyncDir, || handle.sync_all())
-}
-
-/// Whether a test has planted this bug in the folder; in a normal build, nobody has.
-#[inline(always)]
-pub(crate) fn has(bug: Bug, path: &Path) -> bool {
-    Watch::of(path).has(bug)
+    Watch::of(dir).costly(Op::SyncDir, || handle.sync_all())
 }

@@ -23,7 +23,7 @@ impl Watch {
     }
 
     #[inline(always)]
-    pub(super) fn sync(self, _op: Op<'_>, real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    pub(super) fn costly(self, _op: Op<'_>, real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         real()
     }
 

@@ -5,7 +5,9 @@ use super::{
     disk::{Disk, State, is_mapped},
     node::Node,
 };
-use std::{fs, io, path::Path};
+use std::{fs, io, os::unix::fs::FileExt, path::Path};
+
+const PAGE_BYTES: usize = 4096;
 
 impl Disk {
     /// Lays down in `into`, which must not exist, what may be on the disk at this moment: everything durable, and of
@@ -35,19 +37,30 @@ impl State {
             let (seen, into) = (seen.join(name), into.join(name));
             match &self.nodes[number] {
                 Node::Dir(_) => self.lay_down(number, &seen, &into, rng)?,
-                Node::File(_) if is_mapped(&into) => fs::write(&into, mangled(&seen, rng))?,
-                Node::File(file) => fs::write(&into, file.survivor(rng))?,
+                Node::File(_) if is_mapped(&into) => write_sparse(&into, &mangled(&seen, rng))?,
+                Node::File(file) => write_sparse(&into, &file.survivor(rng))?,
             }
         }
         Ok(())
     }
 }
 
+fn write_sparse(path: &Path, content: &[u8]) -> io::Result<()> {
+    let file = fs::File::create(path)?;
+    file.set_len(content.len() as u64)?;
+    for (number, page) in content.chunks(PAGE_BYTES).enumerate() {
+        if page.iter().any(|&byte| byte != 0) {
+            file.write_all_at(page, (number * PAGE_BYTES) as u64)?;
+        }
+    }
+    Ok(())
+}
+
 /// A live map as anything between what it was and nonsense.
 fn mangled(seen: &Path, rng: &mut Rng) -> Vec<u8> {
     let mut content = fs::read(seen).unwrap_or_default();
     let how = rng.below(4);
-    for page in content.chunks_mut(4096) {
+    for page in content.chunks_mut(PAGE_BYTES) {
         match (how, rng.below(3)) {
             (0, _) | (1, 0) => page.fill(0),
             (2, 0) => page.fill(0xff),

@@ -305,7 +305,7 @@ impl Disk {
                 return Err(fault.error.error());
             }
         } else if state.is_off {
-            return Ok(real()?);
+            return real();
         }
         let value = real()?;
         let to = match op {

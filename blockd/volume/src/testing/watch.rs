@@ -39,8 +39,8 @@ impl Watch {
         }
     }
 
-    /// The disk's memory is what is durable, so nothing has to wait for a real one.
-    pub(crate) fn sync(&self, op: Op<'_>, real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    /// For calls that change nothing that can be read: the disk notes them, and the real one is spared.
+    pub(crate) fn costly(&self, op: Op<'_>, real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         match &self.0 {
             None => real(),
             Some(watched) => watched.disk.run(&watched.path, watched.node, op, || Ok(())),

@@ -1,5 +1,7 @@
 //! A volume on a disk that does as it is told, beside a model of what it may hold.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 pub mod model;
 
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
@@ -43,13 +45,56 @@ pub enum Step {
     Kill,
 }
 
+/// How many blocks a volume with the scripted life begins with.
+pub const BLOCKS: u64 = 24;
+
+/// A life with everything in it. Sectors have 512 bytes, blocks eight of them.
+pub const LIFE: &[Step] = &[
+    Step::Write { start: 0, len: 64, fua: false },
+    Step::Write { start: 3, len: 2, fua: false },
+    Step::Flush,
+    Step::Write { start: 100, len: 9, fua: true },
+    Step::Trim { start: 8, len: 16 },
+    Step::Zero { start: 30, len: 21, no_hole: false },
+    Step::Write { start: 16, len: 8, fua: false },
+    Step::Freeze(1),
+    Step::Write { start: 1, len: 1, fua: false },
+    Step::Write { start: 16, len: 24, fua: false },
+    Step::Kill,
+    Step::Zero { start: 96, len: 16, no_hole: true },
+    Step::Flush,
+    Step::Write { start: 96, len: 8, fua: false },
+    Step::Freeze(2),
+    Step::Trim { start: 0, len: 16 },
+    Step::Write { start: 120, len: 40, fua: false },
+    Step::Grow(40),
+    Step::Write { start: 190, len: 10, fua: false },
+    Step::Write { start: 120, len: 3, fua: true },
+    Step::Freeze(3),
+    Step::Write { start: 250, len: 30, fua: false },
+    Step::Delete(1),
+    Step::Merge,
+    Step::Restart,
+    Step::Write { start: 255, len: 2, fua: false },
+    Step::Delete(2),
+    Step::Merge,
+    Step::Freeze(4),
+    Step::Write { start: 0, len: 8, fua: false },
+    Step::Flush,
+    Step::Delete(3),
+    Step::Merge,
+    Step::Restart,
+];
+
 /// A volume under test.
 pub struct Sim {
     root: tempfile::TempDir,
     generation: u64,
     bugs: Vec<Bug>,
-    /// Since the volume was last open, data was lost.
+    /// Since the volume was last open, data may have been lost,
     lost_power: bool,
+    /// because the power was cut: what is found then is on the disk, and not just in memory.
+    was_cut: bool,
     pub disk: Attached,
     pub volume: Option<Arc<Volume>>,
     pub model: Model,
@@ -78,7 +123,17 @@ impl Sim {
         std::fs::create_dir(&first).unwrap();
         let disk = Disk::attach(&first, seed).unwrap();
         let (model, rng) = (Model::default(), Rng::new(seed));
-        Self { root, generation: 0, bugs: vec![], lost_power: false, disk, volume: None, model, rng }
+        Self {
+            root,
+            generation: 0,
+            bugs: vec![],
+            lost_power: false,
+            was_cut: false,
+            disk,
+            volume: None,
+            model,
+            rng,
+        }
     }
 
     pub fn plant(&mut self, bug: Bug) {
@@ -108,10 +163,20 @@ impl Sim {
     /// Opens the volume as it lies there; `lost_power` says that what was not flushed may be lost.
     pub fn open(&mut self, recovery: Recovery, lost_power: bool) -> Result<(), VolumeError> {
         self.lost_power |= lost_power;
+        let before = self.disk.failed().len();
         let result = Volume::open(&self.dir(), &OpenOptions { recovery });
         // What the process before could not write back, the first sync of the next one may be the first to hear of.
         let is_data = |call: &Operation| call.path.extension().is_some_and(|end| end == "data");
-        self.lost_power |= self.disk.failed().iter().any(|call| call.kind == OpKind::Sync && is_data(call));
+        self.lost_power |=
+            self.disk.failed()[before..].iter().any(|call| call.kind == OpKind::Sync && is_data(call));
+        self.tell(|sim| {
+            let error = result.as_ref().err();
+            eprintln!(
+                "opened {recovery:?}, lost power {}, failed {:?}: {error:?}",
+                sim.lost_power,
+                sim.disk.failed()
+            );
+        });
         self.volume = Some(result?);
         if self.lost_power {
             self.model.lose_power();
@@ -122,6 +187,8 @@ impl Sim {
     /// Cuts the power, and goes on with a disk that has what was left. The volume is not opened.
     pub fn cut_power(&mut self) {
         self.volume = None;
+        self.was_cut = true;
+        self.tell(|sim| eprintln!("power cut at call {}", sim.disk.operations().len()));
         self.generation += 1;
         let next = self.disk_root();
         self.disk.power_cut(&mut self.rng, &next).unwrap();
@@ -133,6 +200,23 @@ impl Sim {
 
     /// Does something, and tells the model how it went. After a `Restart` or `Kill` that failed there is no volume.
     pub fn apply(&mut self, step: Step) -> Result<(), VolumeError> {
+        let first_call = self.disk.operations().len();
+        let result = self.carry_out(step);
+        self.tell(|sim| {
+            let calls = sim.disk.operations().len();
+            eprintln!("{step:?}, calls {first_call} to {calls}: {:?}", result.as_ref().err());
+        });
+        result
+    }
+
+    /// With `BLOCKD_TEST_TRACE` set, the life is told step by step.
+    fn tell(&self, what: impl FnOnce(&Self)) {
+        if std::env::var_os("BLOCKD_TEST_TRACE").is_some() {
+            what(self);
+        }
+    }
+
+    fn carry_out(&mut self, step: Step) -> Result<(), VolumeError> {
         match step {
             Step::Write { start, len, fua } => {
                 let version = self.model.next_version();
@@ -224,8 +308,8 @@ impl Sim {
     pub fn decide(&mut self) {
         let volume = self.volume().clone();
         if volume.failure().is_none() {
-            self.disk.aside(|| self.model.decide(&volume, self.lost_power));
-            self.lost_power = false;
+            self.disk.aside(|| self.model.decide(&volume, self.was_cut));
+            (self.lost_power, self.was_cut) = (false, false);
         }
     }
 

@@ -175,10 +175,10 @@ impl Model {
     }
 
     /// The volume was opened again: what was in doubt is decided.
-    pub fn decide(&mut self, volume: &Volume, lost_power: bool) {
+    pub fn decide(&mut self, volume: &Volume, is_durable: bool) {
         self.observe(volume);
         self.sizes = vec![self.sectors.len()];
-        if lost_power {
+        if is_durable {
             self.flush();
         }
         let found: Vec<u64> = volume.snapshots().iter().map(|snapshot| snapshot.id.as_u64()).collect();

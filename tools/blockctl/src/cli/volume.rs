@@ -1,7 +1,7 @@
 //! `blockctl volume …`
 
 use blockd_api::{
-    ByteSize, LabelSelector, Labels, SnapshotRef, VolumeName, VolumeRef, attachments::Device,
+    ByteSize, GroupName, LabelSelector, Labels, SnapshotRef, VolumeName, VolumeRef, attachments::Device,
     check_volume_size,
 };
 use clap::{Args, Subcommand};
@@ -12,7 +12,8 @@ Sizes: a number and K, M, G or T (or KiB, MiB, GiB, TiB), in powers of \
 
 Examples:
   blockctl volume create db --size 8GiB
-  blockctl volume create logs --size 1.5TiB --label app=web,tier=log";
+  blockctl volume create logs --size 1.5TiB --label app=web,tier=log
+  blockctl volume create wal --size 1GiB --group shop";
 
 const CLONE_HELP: &str = "\
 The clone is there at once, writable, and takes no space until it is written to: \
@@ -36,6 +37,7 @@ const LIST_HELP: &str = "\
 Examples:
   blockctl volume list
   blockctl volume list --label app=web
+  blockctl volume list --group shop
   blockctl -j volume list";
 
 const INSPECT_HELP: &str = "\
@@ -77,12 +79,18 @@ Examples:
   blockctl volume resize db --size 16GiB";
 
 const UPDATE_HELP: &str = "\
+The labels that are given take the place of all that the volume has; an empty \
+list takes them all away. A volume is in one group or in none; `snapshot \
+create-group` freezes all volumes of a group at one instant.
+
 A client that is connected when a volume becomes read-only is not told; from \
 then on what it writes is refused (EPERM).
 
 Examples:
   blockctl volume update db --read-only on
-  blockctl volume update db --read-only off";
+  blockctl volume update db --read-only off
+  blockctl volume update db --group shop --label app=shop,tier=db
+  blockctl volume update db --no-group --label ''";
 
 const URI_HELP: &str = "\
 Examples:
@@ -139,6 +147,9 @@ pub struct CreateArgs {
     /// Labels of the volume
     #[arg(short, long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
+    /// Group that the volume is frozen with
+    #[arg(short, long)]
+    pub group: Option<GroupName>,
 }
 
 /// `volume clone`
@@ -160,6 +171,9 @@ pub struct ListArgs {
     /// Only volumes that have all these labels
     #[arg(short, long, value_name = "K=V,…")]
     pub label: Option<LabelSelector>,
+    /// Only volumes of this group
+    #[arg(short, long)]
+    pub group: Option<GroupName>,
 }
 
 /// `volume attach`
@@ -225,7 +239,7 @@ impl std::str::FromStr for DetachTarget {
 }
 
 /// A time in whole seconds: a number and s, m, h or d.
-fn parse_seconds(text: &str) -> Result<u64, String> {
+pub(super) fn parse_seconds(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no time: write such as 30s, 10m, 1h or 2d");
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let unit_s = match text.strip_prefix(digits).unwrap_or_default() {
@@ -251,12 +265,22 @@ pub struct ResizeArgs {
 
 /// `volume update`
 #[derive(Debug, Args)]
+#[group(id = "changes", required = true, multiple = true, args = ["read_only", "label", "group", "no_group"])]
 pub struct UpdateArgs {
     /// Name or id of the volume
     pub volume: VolumeRef,
     /// Whether clients may only read the volume
     #[arg(long, value_name = "on|off", value_parser = parse_switch, action = clap::ArgAction::Set)]
-    pub read_only: bool,
+    pub read_only: Option<bool>,
+    /// Labels of the volume, in place of all that it has
+    #[arg(short, long, value_name = "K=V,…")]
+    pub label: Option<Labels>,
+    /// Group that the volume is frozen with
+    #[arg(short, long, conflicts_with = "no_group")]
+    pub group: Option<GroupName>,
+    /// Take the volume out of its group
+    #[arg(long)]
+    pub no_group: bool,
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {
@@ -340,8 +364,15 @@ mod tests {
         for (word, expected) in [("on", true), ("off", false)] {
             let line = format!("volume update db --read-only {word}");
             let VolumeCommand::Update(args) = volume(&line) else { panic!("{line}") };
-            assert_eq!(args.read_only, expected);
+            assert_eq!(args.read_only, Some(expected));
         }
+        let VolumeCommand::Update(args) = volume("volume update db --group shop --label a=b") else {
+            panic!()
+        };
+        assert_eq!((args.group.unwrap().as_str(), args.label.unwrap().to_string()), ("shop", "a=b".into()));
+        assert!(args.read_only.is_none() && !args.no_group);
+        let VolumeCommand::Update(args) = volume("volume update db --no-group --label=") else { panic!() };
+        assert!(args.no_group && args.label.unwrap().is_empty());
     }
 
     #[test]
@@ -362,6 +393,8 @@ mod tests {
             ("volume resize db --size 8", "did you mean 8GiB?"),
             ("volume update db", "--read-only"),
             ("volume update db --read-only maybe", "expected on or off"),
+            ("volume update db --group a --no-group", "cannot be used with"),
+            ("volume update db --group 42", "looks like an id"),
             ("volume uri", "VOLUME"),
             ("volume uri a b", "unexpected argument"),
         ] {

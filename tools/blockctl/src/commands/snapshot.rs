@@ -2,71 +2,170 @@
 
 use super::{Context, counted, or_dash};
 use crate::{
-    cli::snapshot::{DiffArgs, RestoreArgs, SnapshotCommand},
+    cli::snapshot::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand},
     failure::{EXIT_DONE, Failure},
-    table::Table,
+    table::{Facts, Table},
 };
 use blockd_api::{
-    ByteSize, format_time,
-    snapshots::{CreateSnapshot, DiffSnapshots, ListSnapshots, RestoreSnapshot},
+    ByteSize, SnapshotRef, format_time,
+    quiesce::{QuiesceReport, QuiesceStep},
+    snapshots::{
+        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, ListSnapshots, RestoreSnapshot, Snapshot,
+        SnapshotGroup,
+    },
 };
 
 pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, Failure> {
-    let Context { client, output } = context;
     match command {
-        SnapshotCommand::Create(args) => {
-            let snapshot = client.create_snapshot(&args.volume, &CreateSnapshot { name: args.name }).await?;
-            match output.is_json() {
-                true => output.document(&snapshot),
-                false => output.line(format!(
-                    "Snapshot successfully created: {} ({}@{}, writes held back for {} µs)",
-                    snapshot.id, snapshot.volume, snapshot.name, snapshot.freeze_stall_micros
-                )),
-            }?;
-        }
-        SnapshotCommand::List(args) => {
-            let list = client.list_snapshots(&ListSnapshots { volume: args.volume }).await?;
-            if output.is_json() {
-                output.document(&list.snapshots)?;
-                return Ok(EXIT_DONE);
-            }
-            let mut table = Table::new(&[
-                "ID",
-                "VOLUME",
-                "NAME",
-                "CREATED-TIME",
-                "DIRTY",
-                "EXCLUSIVE",
-                "SHARED",
-                "FREEZE",
-                "STATUS",
-            ]);
-            for snapshot in &list.snapshots {
-                table.row([
-                    snapshot.id.to_string(),
-                    snapshot.volume.to_string(),
-                    snapshot.name.to_string(),
-                    format_time(snapshot.created),
-                    ByteSize::from_bytes(snapshot.dirty_bytes).to_string(),
-                    or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)),
-                    or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)),
-                    format!("{} µs", snapshot.freeze_stall_micros),
-                    snapshot.state.to_string(),
-                ]);
-            }
-            output.table(&table)?;
-        }
-        SnapshotCommand::Diff(args) => diff(context, args).await?,
-        SnapshotCommand::Restore(args) => restore(context, args).await?,
-        SnapshotCommand::Delete(args) => {
-            let deleted = client.delete_snapshot(&args.snapshot).await?;
-            match output.is_json() {
-                true => output.document(&deleted),
-                false => output.line(format!("Snapshot {} successfully deleted.", deleted.name)),
-            }?;
+        SnapshotCommand::Create(args) => create(context, args).await,
+        SnapshotCommand::CreateGroup(args) => create_group(context, args).await,
+        SnapshotCommand::List(args) => list(context, args).await,
+        SnapshotCommand::Inspect(args) => inspect(context, &args.snapshot).await,
+        SnapshotCommand::Diff(args) => diff(context, args).await,
+        SnapshotCommand::Restore(args) => restore(context, args).await,
+        SnapshotCommand::Delete(args) => delete(context, &args.snapshot).await,
+    }?;
+    Ok(EXIT_DONE)
+}
+
+async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
+    let request = CreateSnapshot { name: args.name, quiesce: args.quiesce.into() };
+    request.quiesce.check().map_err(Failure::usage)?;
+    let snapshot = context.client.create_snapshot(&args.volume, &request).await?;
+    warn(context, snapshot.quiesce.as_ref());
+    if context.output.is_json() {
+        return context.output.document(&snapshot);
+    }
+    context.output.line(format!(
+        "Snapshot successfully created: {} ({}@{}, writes held back for {})",
+        snapshot.id,
+        snapshot.volume,
+        snapshot.name,
+        micros(snapshot.freeze_stall_micros)
+    ))
+}
+
+async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<(), Failure> {
+    let request = CreateGroupSnapshot {
+        group: args.group,
+        label: args.label,
+        volumes: args.volumes,
+        name: args.name,
+        quiesce: args.quiesce.into(),
+    };
+    request.quiesce.check().map_err(Failure::usage)?;
+    let taken = context.client.create_group_snapshot(&request).await?;
+    warn(context, taken.snapshots.first().and_then(|snapshot| snapshot.quiesce.as_ref()));
+    if context.output.is_json() {
+        return context.output.document(&taken);
+    }
+    context.output.line(format!(
+        "Group snapshot successfully created with groupID:{} ({}, {}, writes held back for {})",
+        taken.group.group_id,
+        counted(taken.group.members, "volume"),
+        taken.name,
+        micros(taken.group.group_stall_micros)
+    ))?;
+    context.output.table(&table(&taken.snapshots))
+}
+
+/// Says what failed around a snapshot that is there all the same.
+fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
+    for step in report.into_iter().flat_map(|QuiesceReport { steps }| steps) {
+        if let Some(error) = &step.error {
+            context.output.note(format!("warning: {} {}: {error}", step.kind, step.target));
         }
     }
-    Ok(EXIT_DONE)
+}
+
+async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
+    let query = ListSnapshots { volume: args.volume, group: args.group };
+    let list = context.client.list_snapshots(&query).await?;
+    if context.output.is_json() {
+        return context.output.document(&list.snapshots);
+    }
+    context.output.table(&table(&list.snapshots))
+}
+
+fn table(snapshots: &[Snapshot]) -> Table {
+    let mut table = Table::new(&[
+        "ID",
+        "VOLUME",
+        "NAME",
+        "CREATED-TIME",
+        "DIRTY",
+        "EXCLUSIVE",
+        "SHARED",
+        "FREEZE",
+        "GROUP",
+        "STATUS",
+    ]);
+    for snapshot in snapshots {
+        table.row([
+            snapshot.id.to_string(),
+            snapshot.volume.to_string(),
+            snapshot.name.to_string(),
+            format_time(snapshot.created),
+            ByteSize::from_bytes(snapshot.dirty_bytes).to_string(),
+            or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)),
+            or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)),
+            micros(snapshot.freeze_stall_micros),
+            or_dash(snapshot.taken_with.as_ref().map(group_name)),
+            snapshot.state.to_string(),
+        ]);
+    }
+    table
+}
+
+async fn inspect(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<(), Failure> {
+    let snapshot = context.client.snapshot(snapshot).await?;
+    if context.output.is_json() {
+        return context.output.document(&snapshot);
+    }
+    context.output.raw(facts(&snapshot).render().as_bytes())
+}
+
+fn facts(snapshot: &Snapshot) -> Facts {
+    let mut facts = Facts::default();
+    facts
+        .add("Snapshot", snapshot.id)
+        .add("Name", &snapshot.name)
+        .add("Volume", format!("{} ({})", snapshot.volume, snapshot.volume_id))
+        .add("Created", format_time(snapshot.created))
+        .add("Status", snapshot.state)
+        .add("Epoch", snapshot.epoch)
+        .add("Dirty", ByteSize::from_bytes(snapshot.dirty_bytes))
+        .add("Exclusive", or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)))
+        .add("Shared", or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)))
+        .add("Writes held back", micros(snapshot.freeze_stall_micros));
+    if let Some(group) = &snapshot.taken_with {
+        facts
+            .add("Group", or_dash(group.group.as_ref()))
+            .add("Group snapshot", group.group_id)
+            .add("Taken with", format!("{} in all", counted(group.members, "volume")))
+            .add("Group held back", micros(group.group_stall_micros));
+    }
+    for step in snapshot.quiesce.iter().flat_map(|QuiesceReport { steps }| steps) {
+        facts.add(step_name(step), step_text(step));
+    }
+    facts
+}
+
+fn step_name(step: &QuiesceStep) -> &'static str {
+    use blockd_api::quiesce::QuiesceKind;
+    match step.kind {
+        QuiesceKind::PreCommand => "Pre-command",
+        QuiesceKind::FreezeFs => "Filesystem frozen",
+        QuiesceKind::ThawFs => "Filesystem thawed",
+        QuiesceKind::PostCommand => "Post-command",
+        _ => "Step",
+    }
+}
+
+fn step_text(step: &QuiesceStep) -> String {
+    let status = step.exit_status.map_or_else(String::new, |status| format!(", exit status {status}"));
+    let error = step.error.as_ref().map_or_else(String::new, |error| format!(", failed: {error}"));
+    format!("{} ({}{status}{error})", step.target, micros(step.duration_micros))
 }
 
 async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<(), Failure> {
@@ -116,4 +215,25 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<(), Failure
         restored.snapshot,
         ByteSize::from_bytes(restored.changed_bytes)
     ))
+}
+
+async fn delete(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<(), Failure> {
+    let deleted = context.client.delete_snapshot(snapshot).await?;
+    if context.output.is_json() {
+        return context.output.document(&deleted);
+    }
+    context.output.line(format!("Snapshot {} successfully deleted.", deleted.name))
+}
+
+/// The group of volumes, or the id of the one time where volumes were named otherwise.
+fn group_name(group: &SnapshotGroup) -> String {
+    group.group.as_ref().map_or_else(|| group.group_id.to_string(), ToString::to_string)
+}
+
+fn micros(micros: u64) -> String {
+    match micros {
+        0..10_000 => format!("{micros} µs"),
+        10_000..10_000_000 => format!("{} ms", micros / 1000),
+        _ => format!("{} s", micros / 1_000_000),
+    }
 }

@@ -37,7 +37,12 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Fa
 }
 
 async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
-    let request = CreateVolume { name: args.name, size_bytes: args.size.as_bytes(), labels: args.label };
+    let request = CreateVolume {
+        name: args.name,
+        size_bytes: args.size.as_bytes(),
+        labels: args.label,
+        group: args.group,
+    };
     let volume = context.client.create_volume(&request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
@@ -84,7 +89,7 @@ async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, F
 }
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
-    let list = context.client.list_volumes(&ListVolumes { label: args.label }).await?;
+    let list = context.client.list_volumes(&ListVolumes { label: args.label, group: args.group }).await?;
     if context.output.is_json() {
         return context.output.document(&list.volumes);
     }
@@ -104,9 +109,15 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
     context.output.table(&table)
 }
 
+/// How a volume stands. Attached is one that is a device of this host; other NBD clients are told apart from that.
 fn status(volume: &Volume) -> String {
     match (volume.state, &volume.state_reason) {
-        (VolumeState::Up, _) if volume.connections > 0 => "up - attached".to_owned(),
+        (VolumeState::Up, _) if volume.attachment.as_ref().is_some_and(|attachment| attachment.connected) => {
+            "up - attached".to_owned()
+        }
+        (VolumeState::Up, _) if volume.connections > 0 => {
+            format!("up - {}", counted(volume.connections, "connection"))
+        }
         (VolumeState::Up, _) => "up - detached".to_owned(),
         (state, Some(reason)) => format!("{state} - {reason}"),
         (state, None) => state.to_string(),
@@ -123,7 +134,7 @@ struct Inspected<'a> {
 
 async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
     let volume = context.client.volume(volume).await?;
-    let query = ListSnapshots { volume: Some(VolumeRef::Id(volume.id)) };
+    let query = ListSnapshots { volume: Some(VolumeRef::Id(volume.id)), group: None };
     let snapshots = context.client.list_snapshots(&query).await?.snapshots;
     if context.output.is_json() {
         return context.output.document(&Inspected { volume: &volume, snapshots: &snapshots });
@@ -147,6 +158,7 @@ fn facts(volume: &Volume) -> Facts {
         .add("Size", size(volume.size_bytes))
         .add("Read-only", if volume.read_only { "yes" } else { "no" })
         .add("Labels", if volume.labels.is_empty() { "-".to_owned() } else { volume.labels.to_string() })
+        .add("Group", or_dash(volume.group.as_ref()))
         .add("Created", format_time(volume.created))
         .add("Status", status(volume))
         .add("URI", &volume.uri)
@@ -254,13 +266,29 @@ async fn resize(context: &Context<'_>, args: ResizeArgs) -> Result<(), Failure> 
 }
 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> {
-    let request = UpdateVolume { read_only: Some(args.read_only), ..UpdateVolume::default() };
+    let group = if args.no_group { Some(None) } else { args.group.map(Some) };
+    let request = UpdateVolume { size_bytes: None, read_only: args.read_only, labels: args.label, group };
     let volume = context.client.update_volume(&args.volume, &request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
     }
-    let now = if volume.read_only { "read-only" } else { "writable" };
-    context.output.line(format!("Volume {} is now {now}.", volume.name))
+    let mut now = Vec::new();
+    if request.read_only.is_some() {
+        now.push(if volume.read_only { "is now read-only" } else { "is now writable" }.to_owned());
+    }
+    if request.labels.is_some() {
+        now.push(match volume.labels.is_empty() {
+            true => "has no labels now".to_owned(),
+            false => format!("has the labels {} now", volume.labels),
+        });
+    }
+    if request.group.is_some() {
+        now.push(match &volume.group {
+            None => "is in no group now".to_owned(),
+            Some(group) => format!("is in group {group} now"),
+        });
+    }
+    context.output.line(format!("Volume {} {}.", volume.name, now.join(", ")))
 }
 
 async fn delete(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {

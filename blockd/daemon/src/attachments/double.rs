@@ -1,0 +1,263 @@
+//! A driver for tests: devices are files in a directory, as the kernel would show them, and it fails as it is told to.
+
+use super::{
+    device::System,
+    driver::{Conversation, Driver, Watch},
+};
+use blockd_nbd::kernel::{AttachOptions, Dialed, KernelError};
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{BorrowedFd, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+/// Such a driver, and the directory that is `/` to whoever asks it.
+#[derive(Debug)]
+pub(super) struct Double {
+    root: tempfile::TempDir,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    devices: BTreeMap<u32, Vec<OwnedFd>>,
+    /// Devices that somebody has open: they stay visible after they were disconnected.
+    opened: BTreeSet<u32>,
+    /// What is refused: words that begin what was asked for.
+    refused: BTreeSet<&'static str>,
+    /// All that was done.
+    done: Vec<String>,
+    watches: usize,
+    /// Whether watches fail at once.
+    deaf: bool,
+    family: u16,
+    on_connect: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("done", &self.done).finish_non_exhaustive()
+    }
+}
+
+impl Double {
+    pub(super) fn new() -> Arc<Self> {
+        let root = tempfile::tempdir().unwrap();
+        for dir in ["sys/block", "proc/self", "dev"] {
+            std::fs::create_dir_all(root.path().join(dir)).unwrap();
+        }
+        Arc::new(Self { root, inner: Mutex::default(), changed: Condvar::new() })
+    }
+
+    pub(super) fn system(self: &Arc<Self>) -> System {
+        System {
+            root: self.root.path().to_owned(),
+            driver: Arc::new(Handle(Arc::clone(self))),
+            disconnect_patience: Duration::ZERO,
+        }
+    }
+
+    fn block(&self, index: u32) -> PathBuf {
+        self.root.path().join(format!("sys/block/nbd{index}"))
+    }
+
+    /// A connected device that somebody else made.
+    pub(super) fn put(&self, index: u32, backend: &str, size_bytes: u64) {
+        let dir = self.block(index);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("backend"), backend).unwrap();
+        std::fs::write(dir.join("size"), (size_bytes / 512).to_string()).unwrap();
+        std::fs::write(dir.join("pid"), "1").unwrap();
+        std::fs::write(self.root.path().join(format!("dev/nbd{index}")), "").unwrap();
+    }
+
+    /// Takes a device away without being asked, as a boot would.
+    pub(super) fn vanish(&self, index: u32) {
+        self.inner.lock().devices.remove(&index);
+        std::fs::remove_dir_all(self.block(index)).unwrap();
+    }
+
+    /// Has a device be mounted, or not any more. One that was disconnected goes with its last mount.
+    pub(super) fn mount(&self, index: u32, mounted: bool) {
+        let mut inner = self.inner.lock();
+        let line = format!("30 22 43:{index} / /mnt rw - ext4 /dev/nbd{index} rw\n");
+        let text = if mounted { line } else { String::new() };
+        std::fs::write(self.root.path().join("proc/self/mountinfo"), text).unwrap();
+        if mounted {
+            inner.opened.insert(index);
+        } else {
+            inner.opened.remove(&index);
+            if !inner.devices.contains_key(&index) {
+                let _ = std::fs::remove_dir_all(self.block(index));
+            }
+        }
+    }
+
+    /// Whether requests that begin with this word are refused.
+    pub(super) fn refuse(&self, word: &'static str, refused: bool) {
+        let mut inner = self.inner.lock();
+        if refused {
+            inner.refused.insert(word);
+        } else {
+            inner.refused.remove(word);
+        }
+    }
+
+    pub(super) fn on_connect(&self, run: impl FnOnce() + Send + 'static) {
+        self.inner.lock().on_connect = Some(Box::new(run));
+    }
+
+    /// The driver is loaded again, under another number.
+    pub(super) fn reload(&self) {
+        self.inner.lock().family += 1;
+    }
+
+    pub(super) fn set_deaf(&self, deaf: bool) {
+        self.inner.lock().deaf = deaf;
+    }
+
+    pub(super) fn watches(&self) -> usize {
+        self.inner.lock().watches
+    }
+
+    /// The devices that have connections.
+    pub(super) fn connected(&self) -> Vec<u32> {
+        self.inner.lock().devices.keys().copied().collect()
+    }
+
+    pub(super) fn size_bytes(&self, index: u32) -> u64 {
+        let text = std::fs::read_to_string(self.block(index).join("size")).unwrap();
+        text.parse::<u64>().unwrap() * 512
+    }
+
+    /// What was done since this was asked last.
+    pub(super) fn take_done(&self) -> Vec<String> {
+        std::mem::take(&mut self.inner.lock().done)
+    }
+
+    /// Waits until this was done, or was refused.
+    pub(super) fn wait_for(&self, what: &str) {
+        let mut inner = self.inner.lock();
+        while !inner.done.iter().any(|done| done == what) {
+            let waited = self.changed.wait_for(&mut inner, Duration::from_secs(30));
+            assert!(!waited.timed_out(), "waited for {what:?}, saw {:?}", inner.done);
+        }
+    }
+
+    /// Notes a request, and refuses it if it is to be.
+    fn note(&self, what: String) -> Result<(), KernelError> {
+        let mut inner = self.inner.lock();
+        let refused = inner.refused.iter().any(|word| what.starts_with(word));
+        inner.done.push(if refused { format!("refused: {what}") } else { what.clone() });
+        self.changed.notify_all();
+        if refused {
+            let source = std::io::Error::from_raw_os_error(rustix::io::Errno::NOMEM.raw_os_error());
+            return Err(KernelError::Refused { doing: what, source });
+        }
+        Ok(())
+    }
+
+    fn check_owner(&self, index: u32, backend: &str) -> Result<(), KernelError> {
+        let owner = std::fs::read_to_string(self.block(index).join("backend")).unwrap_or_default();
+        // Like the kernel: one that was disconnected takes no other connections, whoever has it open.
+        let bound = self.inner.lock().devices.contains_key(&index);
+        if bound && owner == backend { Ok(()) } else { Err(KernelError::NoDevice { index }) }
+    }
+}
+
+#[derive(Debug)]
+struct Handle(Arc<Double>);
+
+impl Driver for Handle {
+    fn open(&self) -> Result<Box<dyn Conversation>, KernelError> {
+        Ok(Box::new(Self(Arc::clone(&self.0))))
+    }
+}
+
+fn cloned(sockets: &[OwnedFd]) -> Vec<OwnedFd> {
+    sockets.iter().map(|socket| socket.try_clone().unwrap()).collect()
+}
+
+impl Conversation for Handle {
+    fn numbers(&self) -> (u16, Option<u32>) {
+        (self.0.inner.lock().family, Some(7))
+    }
+
+    fn connect(
+        &mut self,
+        index: Option<u32>,
+        dialed: &Dialed,
+        _read_only: bool,
+        options: &AttachOptions,
+    ) -> Result<u32, KernelError> {
+        let taken = |index: &u32| self.0.block(*index).join("pid").exists();
+        if let Some(index) = index.filter(taken) {
+            return Err(KernelError::Busy { index });
+        }
+        let index = index.or_else(|| (0..).find(|index| !taken(index))).unwrap();
+        self.0.note(format!("connect {index}"))?;
+        self.0.put(index, &options.backend, dialed.size_bytes);
+        let run = {
+            let mut inner = self.0.inner.lock();
+            inner.devices.insert(index, cloned(&dialed.sockets));
+            inner.on_connect.take()
+        };
+        if let Some(run) = run {
+            run();
+        }
+        Ok(index)
+    }
+
+    fn reconnect(&mut self, index: u32, backend: &str, sockets: &[OwnedFd]) -> Result<(), KernelError> {
+        self.0.check_owner(index, backend)?;
+        self.0.note(format!("reconnect {index}"))?;
+        self.0.inner.lock().devices.insert(index, cloned(sockets));
+        Ok(())
+    }
+
+    fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError> {
+        self.0.check_owner(index, backend)?;
+        let refused = self.0.inner.lock().refused.contains("resize");
+        if !refused {
+            std::fs::write(self.0.block(index).join("size"), (size_bytes / 512).to_string()).unwrap();
+        }
+        self.0.note(format!("resize {index} {size_bytes}"))
+    }
+
+    fn disconnect(&mut self, index: u32) -> Result<(), KernelError> {
+        self.0.note(format!("disconnect {index}"))?;
+        let mut inner = self.0.inner.lock();
+        inner.devices.remove(&index);
+        if !inner.opened.contains(&index) {
+            std::fs::remove_dir_all(self.0.block(index)).unwrap();
+        }
+        Ok(())
+    }
+
+    fn watch(&self) -> Result<Box<dyn Watch>, KernelError> {
+        let mut inner = self.0.inner.lock();
+        inner.watches += 1;
+        Ok(Box::new(NoNews { deaf: inner.deaf }))
+    }
+}
+
+/// Hears of no connection that died.
+struct NoNews {
+    deaf: bool,
+}
+
+impl Watch for NoNews {
+    fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError> {
+        if self.deaf {
+            return Err(KernelError::Socket { doing: "wait", source: std::io::Error::other("deaf") });
+        }
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&timeout)).unwrap();
+        Ok(Some(Vec::new()))
+    }
+}

@@ -1,0 +1,83 @@
+//! The kernel's nbd driver as this module sees it, so that tests can have one without a kernel that has it.
+
+use blockd_nbd::kernel::{AttachOptions, Dialed, Kernel, KernelError, LinkWatch};
+use std::{
+    fmt::Debug,
+    os::fd::{BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+/// A driver to speak to.
+pub(super) trait Driver: Debug + Send + Sync {
+    /// Begins a conversation; see [`Kernel::open`].
+    fn open(&self) -> Result<Box<dyn Conversation>, KernelError>;
+}
+
+/// A conversation with the driver; each call as that of [`Kernel`].
+pub(super) trait Conversation {
+    fn numbers(&self) -> (u16, Option<u32>);
+    fn connect(
+        &mut self,
+        index: Option<u32>,
+        dialed: &Dialed,
+        read_only: bool,
+        options: &AttachOptions,
+    ) -> Result<u32, KernelError>;
+    fn reconnect(&mut self, index: u32, backend: &str, sockets: &[OwnedFd]) -> Result<(), KernelError>;
+    fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError>;
+    fn disconnect(&mut self, index: u32) -> Result<(), KernelError>;
+    fn watch(&self) -> Result<Box<dyn Watch>, KernelError>;
+}
+
+/// News of connections that died; see [`LinkWatch`].
+pub(super) trait Watch: Send {
+    fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError>;
+}
+
+/// The driver of the kernel that this runs on.
+#[derive(Debug)]
+pub(super) struct OfThisKernel;
+
+impl Driver for OfThisKernel {
+    fn open(&self) -> Result<Box<dyn Conversation>, KernelError> {
+        Ok(Box::new(Kernel::open()?))
+    }
+}
+
+impl Conversation for Kernel {
+    fn numbers(&self) -> (u16, Option<u32>) {
+        Kernel::numbers(self)
+    }
+
+    fn connect(
+        &mut self,
+        index: Option<u32>,
+        dialed: &Dialed,
+        read_only: bool,
+        options: &AttachOptions,
+    ) -> Result<u32, KernelError> {
+        Kernel::connect(self, index, dialed, read_only, options)
+    }
+
+    fn reconnect(&mut self, index: u32, backend: &str, sockets: &[OwnedFd]) -> Result<(), KernelError> {
+        Kernel::reconnect(self, index, backend, sockets)
+    }
+
+    fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError> {
+        Kernel::resize(self, index, backend, size_bytes)
+    }
+
+    fn disconnect(&mut self, index: u32) -> Result<(), KernelError> {
+        Kernel::disconnect(self, index)
+    }
+
+    fn watch(&self) -> Result<Box<dyn Watch>, KernelError> {
+        Ok(Box::new(Kernel::watch(self)?))
+    }
+}
+
+impl Watch for LinkWatch {
+    fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError> {
+        LinkWatch::wait(self, timeout, wake)
+    }
+}

@@ -1,0 +1,324 @@
+//! Tests of daemons in this process whose kernel is a double: real sockets and volumes, devices that are files.
+
+use super::double::Double;
+use crate::{
+    config::Config,
+    core::Core,
+    daemon::Daemon,
+    db::{AttachmentRow, AttachmentState, DbError},
+};
+use blockd_api::{
+    ApiError, ErrorCode, VolumeRef,
+    attachments::{AttachVolume, Attachment, DetachVolume, Device},
+    volumes::{CreateVolume, UpdateVolume},
+};
+use std::sync::Arc;
+
+const SIZE_BYTES: u64 = 8 << 20;
+
+struct Host {
+    daemon: Option<Daemon>,
+    kernel: Arc<Double>,
+    dir: tempfile::TempDir,
+}
+
+fn named(name: &str) -> VolumeRef {
+    name.parse().unwrap()
+}
+
+impl Host {
+    async fn new() -> Self {
+        let mut host = Self { daemon: None, kernel: Double::new(), dir: tempfile::tempdir().unwrap() };
+        host.start().await;
+        host
+    }
+
+    async fn start(&mut self) {
+        let config = Config {
+            data_dir: self.dir.path().join("data"),
+            ring_threads: 1,
+            nbd_workers: 2,
+            cpu_threads: 2,
+            ..Config::default()
+        };
+        self.daemon = Some(Daemon::start_on(self.kernel.system(), config, false).await.unwrap());
+    }
+
+    async fn restart(&mut self) {
+        self.daemon.take().unwrap().stop().await.unwrap();
+        self.start().await;
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        self.daemon.as_ref().unwrap().core()
+    }
+
+    async fn create(&self, name: &str) {
+        let request = CreateVolume {
+            name: name.parse().unwrap(),
+            size_bytes: SIZE_BYTES,
+            labels: Default::default(),
+            group: None,
+        };
+        self.core().create_volume(request).await.unwrap();
+    }
+
+    async fn attach_with(&self, name: &str, request: AttachVolume) -> Result<Attachment, ApiError> {
+        self.core().attach_volume(&named(name), request).await.map_err(|error| error.to_api())
+    }
+
+    async fn attach(&self, name: &str) -> Result<u32, ApiError> {
+        let attached = self.attach_with(name, AttachVolume::default()).await?;
+        Ok(attached.device.unwrap().index())
+    }
+
+    async fn detach(&self, name: &str, force: bool) -> Result<(), ApiError> {
+        let detached = self.core().detach_volume(&named(name), &DetachVolume { force }).await;
+        detached.map(|_| ()).map_err(|error| error.to_api())
+    }
+
+    /// The volume's attachment, as callers see it.
+    fn seen(&self, name: &str) -> Option<Attachment> {
+        let entry = self.core().registry.by_name(name).unwrap();
+        self.core().attachments.describe(entry.id)
+    }
+
+    /// The volume's device, if it is one.
+    fn device(&self, name: &str) -> Option<u32> {
+        self.seen(name).filter(|seen| seen.connected)?.device.map(Device::index)
+    }
+
+    fn rows(&self) -> Vec<AttachmentRow> {
+        self.core().db.transaction(AttachmentRow::all).unwrap()
+    }
+
+    fn change_rows(&self, change: impl Fn(&mut AttachmentRow)) {
+        for mut row in self.rows() {
+            change(&mut row);
+            self.core().db.transaction(|tx| row.put(tx)).unwrap();
+        }
+    }
+
+    fn sql(&self, statements: &str) {
+        let run = |tx: &rusqlite::Transaction<'_>| Ok::<_, DbError>(tx.execute_batch(statements)?);
+        self.core().db.transaction(run).unwrap();
+    }
+}
+
+fn backend(host: &Host, name: &str) -> String {
+    let entry = host.core().registry.by_name(name).unwrap();
+    host.core().attachments.shared.backend(entry.id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_was_taken_away_by_force_never_becomes_the_volumes_again() {
+    let mut host = Host::new().await;
+    host.create("data").await;
+    assert_eq!(host.attach("data").await, Ok(0));
+    host.kernel.mount(0, true);
+    assert_eq!(host.detach("data", false).await.unwrap_err().code, ErrorCode::DeviceInUse);
+    host.detach("data", true).await.unwrap();
+    assert_eq!(host.seen("data"), None);
+    let refused = host.attach("data").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::DeviceInUse);
+    assert!(refused.message.contains("/dev/nbd0 is mounted at /mnt: unmount"), "{refused}");
+    host.kernel.mount(0, false);
+    assert_eq!(host.attach("data").await, Ok(0));
+
+    // Where one that is left comes from a daemon that did not refuse, or is opened later, the row says which is meant.
+    let backend = backend(&host, "data");
+    host.kernel.put(3, &backend, SIZE_BYTES);
+    host.restart().await;
+    assert_eq!(host.device("data"), Some(0));
+    host.kernel.put(1, "another", SIZE_BYTES);
+    host.change_rows(|row| row.device = Some(1));
+    host.restart().await;
+    assert_eq!(host.device("data"), None);
+    let problem = host.seen("data").unwrap().problem.unwrap();
+    assert!(problem.contains("/dev/nbd0, /dev/nbd3 all claim"), "{problem}");
+    // What was not attached to the end, or was detached already, is not looked for elsewhere.
+    for state in [AttachmentState::Attaching, AttachmentState::Detaching] {
+        host.kernel.vanish(3);
+        host.kernel.put(3, &backend, SIZE_BYTES);
+        host.change_rows(|row| row.state = state);
+        host.restart().await;
+        assert_eq!(host.seen("data"), None, "{state:?}");
+        let row = AttachmentRow { state, ..row(&host) };
+        host.core().db.transaction(|tx| row.put(tx)).unwrap();
+    }
+}
+
+/// A finished attachment cannot be stored while it is there.
+const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON attachments WHEN NEW.state = 'attached'
+    BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_cannot_be_recorded_is_taken_away_again_or_stays_known() {
+    let mut host = Host::new().await;
+    host.create("data").await;
+    host.sql(NO_END);
+    assert_eq!(host.attach("data").await.unwrap_err().code, ErrorCode::Internal);
+    assert_eq!((host.kernel.connected(), host.seen("data"), host.rows()), (vec![], None, vec![]));
+
+    host.kernel.refuse("disconnect", true);
+    assert_eq!(host.attach("data").await.unwrap_err().code, ErrorCode::Internal);
+    assert_eq!((host.kernel.connected(), host.device("data")), (vec![0], Some(0)));
+    host.sql("DROP TRIGGER no_end");
+    host.restart().await;
+    assert_eq!((host.device("data"), host.rows().len()), (Some(0), 1));
+    host.kernel.refuse("disconnect", false);
+    host.detach("data", false).await.unwrap();
+    assert_eq!((host.kernel.connected(), host.rows()), (vec![], vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detach_that_was_cut_off_goes_on_only_if_nobody_uses_the_device() {
+    let mut host = Host::new().await;
+    host.create("data").await;
+    assert_eq!(host.attach("data").await, Ok(0));
+    host.change_rows(|row| row.state = AttachmentState::Detaching);
+    host.kernel.mount(0, true);
+    host.restart().await;
+    assert_eq!((host.device("data"), host.kernel.connected()), (Some(0), vec![0]));
+    assert_eq!(host.rows()[0].state, AttachmentState::Attached);
+
+    host.change_rows(|row| row.state = AttachmentState::Detaching);
+    host.kernel.mount(0, false);
+    host.kernel.take_done();
+    host.restart().await;
+    assert_eq!(host.kernel.take_done(), ["reconnect 0", "disconnect 0"]);
+    assert_eq!((host.seen("data"), host.rows()), (None, vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_stored_keeps_no_other_volume_from_its_device() {
+    let mut host = Host::new().await;
+    for name in ["one", "two", "three"] {
+        host.create(name).await;
+        host.attach(name).await.unwrap();
+    }
+    host.change_rows(|row| row.state = AttachmentState::Attaching);
+    host.kernel.vanish(0);
+    host.sql(NO_END);
+    host.sql("CREATE TRIGGER no_removal BEFORE DELETE ON attachments BEGIN SELECT RAISE(ABORT, 'the disk is full'); END");
+    host.restart().await;
+    assert_eq!((host.device("one"), host.device("two"), host.device("three")), (None, Some(1), Some(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_must_be_a_certain_one_is_not_given_to_another_volume_after_a_boot() {
+    let mut host = Host::new().await;
+    let names = ["a", "b", "c", "d", "e"];
+    for name in names {
+        host.create(name).await;
+    }
+    for name in names {
+        let device = (name == "c").then(|| Device::new(40));
+        let request = AttachVolume { persistent: true, device, ..AttachVolume::default() };
+        host.attach_with(name, request).await.unwrap();
+    }
+    // Rows come in the order of the volumes' ids, which are random: all but one want the same device.
+    host.change_rows(|row| row.device = Some(40));
+    for index in [0, 1, 2, 3, 40] {
+        host.kernel.vanish(index);
+    }
+    host.restart().await;
+    assert_eq!(host.device("c"), Some(40));
+    for name in names {
+        assert!(host.device(name).is_some(), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_cannot_be_reconnected_at_the_start_is_tried_again() {
+    let mut host = Host::new().await;
+    host.create("data").await;
+    host.attach("data").await.unwrap();
+    // As a daemon leaves it that died before it could store the device.
+    host.change_rows(|row| {
+        *row = AttachmentRow { state: AttachmentState::Attaching, device: None, ..row.clone() }
+    });
+    host.kernel.take_done();
+    host.kernel.refuse("reconnect", true);
+    host.restart().await;
+    let rows: Vec<_> = host.rows().into_iter().map(|row| (row.state, row.device)).collect();
+    assert_eq!(rows, [(AttachmentState::Attached, Some(0))]);
+    host.kernel.wait_for("refused: reconnect 0");
+    host.kernel.refuse("reconnect", false);
+    host.kernel.wait_for("reconnect 0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_thread_that_reconnects_listens_anew_where_it_hears_nothing_any_more() {
+    let host = Host::new().await;
+    for name in ["one", "two", "three", "four"] {
+        host.create(name).await;
+    }
+    host.attach("one").await.unwrap();
+    host.attach("two").await.unwrap();
+    assert_eq!(host.kernel.watches(), 1);
+    host.kernel.reload();
+    host.kernel.set_deaf(true);
+    host.attach("three").await.unwrap();
+    assert_eq!(host.kernel.watches(), 2);
+    // That one's news fail at once, and it ends.
+    host.kernel.set_deaf(false);
+    let keeper = &host.core().attachments.keeper;
+    while !keeper.lock().as_ref().unwrap().has_ended() {
+        std::thread::yield_now();
+    }
+    host.attach("four").await.unwrap();
+    assert_eq!(host.kernel.watches(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_has_the_size_that_its_volume_has_last() {
+    const LARGER_BYTES: u64 = SIZE_BYTES * 2;
+    const LARGEST_BYTES: u64 = SIZE_BYTES * 3;
+    let mut host = Host::new().await;
+    host.create("data").await;
+    // It grows after the kernel was told its size, and before anybody knows the device.
+    let core = Arc::clone(host.core());
+    host.kernel.on_connect(move || {
+        let entry = core.registry.by_name("data").unwrap();
+        entry.volume().unwrap().grow(LARGER_BYTES).unwrap();
+        core.registry.announce_size(&entry);
+    });
+    host.attach("data").await.unwrap();
+    assert_eq!(host.kernel.size_bytes(0), LARGER_BYTES);
+
+    // What the kernel refuses it is told again.
+    host.kernel.take_done();
+    host.kernel.refuse("resize", true);
+    let update = |size_bytes| UpdateVolume { size_bytes: Some(size_bytes), ..UpdateVolume::default() };
+    host.core().update_volume(&named("data"), update(LARGEST_BYTES)).await.unwrap();
+    host.kernel.wait_for(&format!("refused: resize 0 {LARGEST_BYTES}"));
+    host.kernel.refuse("resize", false);
+    host.kernel.wait_for(&format!("resize 0 {LARGEST_BYTES}"));
+    assert_eq!(host.kernel.size_bytes(0), LARGEST_BYTES);
+
+    // It never becomes smaller, and is not told twice.
+    host.kernel.take_done();
+    let entry = host.core().registry.by_name("data").unwrap();
+    host.core().attachments.resized(&host.core().registry, entry.id);
+    drop(entry);
+    assert_eq!(host.kernel.take_done(), Vec::<String>::new());
+    host.restart().await;
+    assert_eq!(host.kernel.size_bytes(0), LARGEST_BYTES);
+}
+
+/// A row of volume `data` as a request for no device in particular leaves it.
+fn row(host: &Host) -> AttachmentRow {
+    AttachmentRow {
+        volume: host.core().registry.by_name("data").unwrap().id,
+        state: AttachmentState::Attached,
+        device: Some(1),
+        pinned: false,
+        read_only: false,
+        persistent: false,
+        timeout_s: 30,
+        dead_timeout_s: 600,
+        connections: 2,
+        block_size_bytes: 4096,
+    }
+}

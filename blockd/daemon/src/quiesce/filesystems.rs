@@ -1,0 +1,312 @@
+//! Filesystems at rest: frozen together, thawed whatever happens.
+//!
+//! A frozen filesystem keeps everybody waiting who writes to it, so there are four who thaw it: the one who froze it, when
+//! the barrier is passed; the end of the value that says it is frozen; a watchdog thread, should both hang; and the next
+//! start of the daemon, told by a [marker](super::marker).
+
+use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
+use parking_lot::{Condvar, Mutex};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What the kernel can do with a filesystem; something else in tests.
+pub(crate) trait Freezer: Send + Sync {
+    /// Writes back what is dirty, so that the freeze has little to wait for.
+    fn sync(&self, mount: &Path) -> io::Result<()>;
+    /// Brings the filesystem to rest: all is written, and who writes to it waits.
+    fn freeze(&self, mount: &Path) -> io::Result<()>;
+    /// Lets it go.
+    fn thaw(&self, mount: &Path) -> io::Result<()>;
+}
+
+/// Filesystems that are to be at rest for a moment.
+pub(crate) struct Filesystems {
+    shared: Arc<Shared>,
+    mounts: Vec<PathBuf>,
+    patience: Duration,
+}
+
+struct Shared {
+    freezer: Arc<dyn Freezer>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// In the order in which they were frozen.
+    frozen: Vec<PathBuf>,
+    steps: Vec<QuiesceStep>,
+    /// They are wanted no more: what is frozen from now on is thawed at once.
+    ended: bool,
+    /// The watchdog has thawed them.
+    expired: bool,
+    /// One could not be thawed.
+    stuck: bool,
+}
+
+/// Why filesystems are not at rest, in one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NotAtRest(String);
+
+/// How it ended.
+pub(crate) struct Ended {
+    /// What was done.
+    pub(crate) steps: Vec<QuiesceStep>,
+    /// All of them are thawed.
+    pub(crate) all_thawed: bool,
+    /// They were thawed before they were to be: nothing can be said of what was frozen meanwhile.
+    pub(crate) expired: bool,
+}
+
+impl Filesystems {
+    /// These filesystems, each by one of its mount points; nothing is frozen yet. Once it is, the watchdog has patience
+    /// for so long.
+    pub(crate) fn new(freezer: Arc<dyn Freezer>, mounts: Vec<PathBuf>, patience: Duration) -> Self {
+        let shared = Shared { freezer, state: Mutex::default(), changed: Condvar::new() };
+        Self { shared: Arc::new(shared), mounts, patience }
+    }
+
+    /// Writes back what is dirty. A failure only makes the freeze take longer.
+    pub(crate) fn sync(&self) {
+        for mount in &self.mounts {
+            if let Err(error) = self.shared.freezer.sync(mount) {
+                tracing::debug!(mount = %mount.display(), %error, "not written back before the freeze");
+            }
+        }
+    }
+
+    /// Brings all of them to rest, or none.
+    ///
+    /// # Errors
+    /// One of them cannot be frozen; the others are thawed again.
+    pub(crate) fn freeze(&self) -> Result<(), NotAtRest> {
+        if self.mounts.is_empty() {
+            return Ok(());
+        }
+        self.watch().map_err(|error| NotAtRest(format!("cannot start a thread that thaws: {error}")))?;
+        for mount in &self.mounts {
+            // Without the lock: should this hang, the watchdog can still thaw the others.
+            let began = Instant::now();
+            let result = self.shared.freezer.freeze(mount);
+            let mut state = self.shared.state.lock();
+            state.steps.push(step(QuiesceKind::FreezeFs, mount, began, result.as_ref().err()));
+            match result {
+                Ok(()) => state.frozen.push(mount.clone()),
+                Err(error) => {
+                    self.shared.thaw(&mut state);
+                    return Err(NotAtRest(format!(
+                        "cannot freeze the filesystem at {}: {error}",
+                        mount.display()
+                    )));
+                }
+            }
+            if state.ended {
+                self.shared.thaw(&mut state);
+                return Err(NotAtRest(format!("freezing {} took too long", mount.display())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets all of them go.
+    pub(crate) fn thaw(&self) {
+        self.shared.thaw(&mut self.shared.state.lock());
+    }
+
+    /// What was done; nothing is frozen any more.
+    pub(crate) fn end(self) -> Ended {
+        self.thaw();
+        let mut state = self.shared.state.lock();
+        let steps = std::mem::take(&mut state.steps);
+        Ended { steps, all_thawed: !state.stuck, expired: state.expired }
+    }
+
+    fn watch(&self) -> io::Result<()> {
+        let (shared, patience) = (Arc::clone(&self.shared), self.patience);
+        let watchdog = move || {
+            let deadline = Instant::now() + patience;
+            let mut state = shared.state.lock();
+            while !state.ended {
+                if shared.changed.wait_until(&mut state, deadline).timed_out() && !state.ended {
+                    tracing::error!("filesystems were frozen for too long and are thawed");
+                    state.expired = true;
+                    shared.thaw(&mut state);
+                }
+            }
+        };
+        std::thread::Builder::new().name("thaw-watchdog".into()).spawn(watchdog).map(drop)
+    }
+}
+
+impl Drop for Filesystems {
+    fn drop(&mut self) {
+        self.thaw();
+    }
+}
+
+impl Shared {
+    /// Thaws what is frozen, the last one first.
+    fn thaw(&self, state: &mut State) {
+        state.ended = true;
+        for mount in std::mem::take(&mut state.frozen).into_iter().rev() {
+            let began = Instant::now();
+            let result = self.freezer.thaw(&mount);
+            if let Err(error) = &result {
+                tracing::error!(mount = %mount.display(), %error, "a filesystem cannot be thawed: try `fsfreeze --unfreeze`");
+                state.stuck = true;
+            }
+            state.steps.push(step(QuiesceKind::ThawFs, &mount, began, result.as_ref().err()));
+        }
+        self.changed.notify_all();
+    }
+}
+
+fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<&io::Error>) -> QuiesceStep {
+    QuiesceStep {
+        kind,
+        target: mount.display().to_string(),
+        duration_micros: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+        exit_status: None,
+        error: error.map(ToString::to_string),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Notes what is asked of it; freezing what is called `bad` fails, and so does thawing what is called `stuck`.
+    #[derive(Default)]
+    struct Double {
+        calls: Mutex<Vec<String>>,
+        /// Freezing what is called `slow` waits for this.
+        gate: Mutex<Option<mpsc::Receiver<()>>>,
+    }
+
+    impl Double {
+        fn note(&self, what: &str, mount: &Path, fails: &str) -> io::Result<()> {
+            self.calls.lock().push(format!("{what} {}", mount.display()));
+            match mount.to_str() == Some(fails) {
+                true => Err(io::ErrorKind::PermissionDenied.into()),
+                false => Ok(()),
+            }
+        }
+
+        fn calls(&self) -> Vec<String> {
+            self.calls.lock().clone()
+        }
+
+        fn wait_for(&self, call: &str) {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !self.calls().iter().any(|found| found == call) {
+                assert!(Instant::now() < deadline, "never: {call}, but {:?}", self.calls());
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    impl Freezer for Double {
+        fn sync(&self, mount: &Path) -> io::Result<()> {
+            self.note("sync", mount, "")
+        }
+
+        fn freeze(&self, mount: &Path) -> io::Result<()> {
+            if mount.to_str() == Some("slow")
+                && let Some(gate) = self.gate.lock().take()
+            {
+                gate.recv().unwrap();
+            }
+            self.note("freeze", mount, "bad")
+        }
+
+        fn thaw(&self, mount: &Path) -> io::Result<()> {
+            self.note("thaw", mount, "stuck")
+        }
+    }
+
+    fn with(mounts: &[&str], patience: Duration) -> (Arc<Double>, Filesystems) {
+        let double = Arc::new(Double::default());
+        let mounts = mounts.iter().map(PathBuf::from).collect();
+        (double.clone(), Filesystems::new(double, mounts, patience))
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn all_are_synced_then_frozen_and_thawed_in_reverse_once() {
+        let (double, filesystems) = with(&["a", "b"], LONG);
+        filesystems.sync();
+        filesystems.freeze().unwrap();
+        filesystems.thaw();
+        filesystems.thaw();
+        let ended = filesystems.end();
+        assert_eq!(double.calls(), ["sync a", "sync b", "freeze a", "freeze b", "thaw b", "thaw a"]);
+        let steps: Vec<_> = ended.steps.iter().map(|step| format!("{} {}", step.kind, step.target)).collect();
+        assert_eq!(steps, ["freeze-fs a", "freeze-fs b", "thaw-fs b", "thaw-fs a"]);
+        assert!(ended.all_thawed && !ended.expired);
+    }
+
+    #[test]
+    fn one_that_cannot_be_frozen_lets_the_others_go() {
+        let (double, filesystems) = with(&["a", "bad", "c"], LONG);
+        let error = filesystems.freeze().unwrap_err().to_string();
+        assert!(error.starts_with("cannot freeze the filesystem at bad: "), "{error}");
+        assert_eq!(double.calls(), ["freeze a", "freeze bad", "thaw a"]);
+        assert!(filesystems.end().steps[1].error.is_some());
+    }
+
+    #[test]
+    fn whoever_forgets_to_thaw_thaws_all_the_same() {
+        let (double, filesystems) = with(&["a"], LONG);
+        filesystems.freeze().unwrap();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _filesystems = filesystems;
+            panic!("in between");
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(double.calls(), ["freeze a", "thaw a"]);
+    }
+
+    #[test]
+    fn the_watchdog_thaws_when_nobody_does() {
+        let (double, filesystems) = with(&["a", "b"], Duration::from_millis(20));
+        filesystems.freeze().unwrap();
+        // Nobody thaws: the task hangs here.
+        double.wait_for("thaw a");
+        let ended = filesystems.end();
+        assert!(ended.expired && ended.all_thawed);
+        assert_eq!(double.calls(), ["freeze a", "freeze b", "thaw b", "thaw a"]);
+    }
+
+    #[test]
+    fn the_watchdog_thaws_the_others_while_one_hangs_in_the_kernel() {
+        let (double, filesystems) = with(&["a", "slow"], Duration::from_millis(20));
+        let (open, gate) = mpsc::channel();
+        *double.gate.lock() = Some(gate);
+        let hanging = std::thread::spawn(move || {
+            let error = filesystems.freeze().unwrap_err().to_string();
+            (error, filesystems.end().expired)
+        });
+        double.wait_for("thaw a");
+        open.send(()).unwrap();
+        let (error, expired) = hanging.join().unwrap();
+        assert!(expired && error.contains("took too long"), "{error}");
+        assert_eq!(double.calls(), ["freeze a", "thaw a", "freeze slow", "thaw slow"]);
+    }
+
+    #[test]
+    fn one_that_cannot_be_thawed_is_told_and_the_others_are_thawed() {
+        let (double, filesystems) = with(&["a", "stuck"], LONG);
+        filesystems.freeze().unwrap();
+        let ended = filesystems.end();
+        assert!(!ended.all_thawed);
+        assert_eq!(double.calls().last().unwrap(), "thaw a");
+    }
+}

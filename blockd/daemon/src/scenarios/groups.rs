@@ -1,0 +1,71 @@
+//! Snapshots of groups: of all members or of none, whenever the daemon dies.
+
+use super::*;
+use blockd_api::snapshots::{CreateGroupSnapshot, GroupSnapshot};
+
+impl Host {
+    /// Volumes a, b and c in one group, with something in each.
+    async fn create_group(&self) -> Vec<Arc<Volume>> {
+        let mut volumes = Vec::new();
+        for name in ["a", "b", "c"] {
+            let group = Some("shop".parse().unwrap());
+            let labels = Default::default();
+            let request = CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group };
+            self.client.create_volume(&request).await.unwrap();
+            volumes.push(self.volume(name));
+            volumes[volumes.len() - 1].write(0, &[7; 4096], false).unwrap();
+        }
+        volumes
+    }
+
+    async fn freeze_group(&self, name: &str) -> Result<GroupSnapshot, ClientError> {
+        let request = CreateGroupSnapshot {
+            group: Some("shop".parse().unwrap()),
+            name: Some(name.parse().unwrap()),
+            ..Default::default()
+        };
+        self.client.create_group_snapshot(&request).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_is_frozen_whole_or_not_at_all_when_the_daemon_dies() {
+    let mut host = Host::new().await;
+    drop(host.create_group().await);
+    let first = host.freeze_group("first").await.unwrap();
+    assert_eq!((first.snapshots.len(), first.group.members), (3, 3));
+    // All volumes have their snapshot and no row says so yet.
+    *host.core().dies_at.lock() = Some("group frozen");
+    assert!(host.freeze_group("second").await.is_err());
+    for entry in host.core().registry.all() {
+        assert_eq!(entry.volume().unwrap().snapshots().len(), 2, "{}", entry.name);
+    }
+    host.die_and_start().await;
+    let list = host.client.list_snapshots(&ListSnapshots::default()).await.unwrap().snapshots;
+    assert_eq!(list, first.snapshots);
+    for entry in host.core().registry.all() {
+        assert_eq!(entry.volume().unwrap().snapshots().len(), 1, "{}", entry.name);
+    }
+    // The name is free again.
+    host.freeze_group("second").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_fails_leaves_no_other_with_a_snapshot() {
+    let host = Host::new().await;
+    let volumes = host.create_group().await;
+    for (file, name) in
+        [("layer-0000000000000002.data", "before"), ("layer-0000000000000001.g0.set", "after")]
+    {
+        let in_the_way = volumes[1].dir().join(file);
+        std::fs::create_dir(&in_the_way).unwrap();
+        let Err(ClientError::Api(error)) = host.freeze_group(name).await else { panic!("it was frozen") };
+        assert_eq!(error.code, ErrorCode::VolumeFailed);
+        assert!(error.message.starts_with("no volume was frozen, because volume b failed: "), "{error}");
+        host.assert_tidy();
+        std::fs::remove_dir(in_the_way).unwrap();
+    }
+    volumes[2].close().unwrap();
+    assert_eq!(api_code(host.freeze_group("closed").await), ErrorCode::ShuttingDown);
+    host.assert_tidy();
+}

@@ -1,0 +1,259 @@
+//! The device behind fuzzed connections, in memory: it keeps a log of what changed, answers at once or not depending on
+//! the place, and has places where it fails.
+
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
+
+use parking_lot::Mutex;
+
+use crate::constants::{BASE_ALLOCATION, STATE_DIRTY, STATE_HOLE, STATE_ZERO};
+use crate::device::{
+    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
+    StatusExtent, ZeroFlags,
+};
+
+/// Its size: large enough for every way in which a read or write is carried out.
+pub(super) const SIZE_BYTES: usize = 320 << 10;
+/// Its granularity.
+pub(super) const BLOCK_BYTES: usize = 4096;
+/// What it knows beside `base:allocation`: one bitmap in which every other block is dirty, one that is all clean.
+pub(super) const BITMAPS: [&str; 2] = ["qemu:dirty-bitmap:odd", "qemu:dirty-bitmap:none"];
+/// Reads and trims of this place fail.
+pub(super) const BAD: Range<usize> = 70 * BLOCK_BYTES..71 * BLOCK_BYTES;
+/// Writes and zeroes to this place fail.
+pub(super) const FULL: Range<usize> = 75 * BLOCK_BYTES..76 * BLOCK_BYTES;
+/// Longer zeroes are not fast.
+pub(super) const FAST_ZERO_BYTES: u64 = 64 << 10;
+
+static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let is_data = |block| !matches!(block, 16..32 | 48..60 | 62..68);
+    let byte = |index: usize| if is_data(index / BLOCK_BYTES) { (index / 7 % 251) as u8 + 1 } else { 0 };
+    (0..SIZE_BYTES).map(byte).collect()
+});
+
+/// What every device holds at first.
+pub(super) fn first_content() -> Vec<u8> {
+    CONTENT.clone()
+}
+
+/// Whether a range touches a place.
+pub(super) fn touches(place: &Range<usize>, offset_bytes: u64, len_bytes: u64) -> bool {
+    offset_bytes < place.end as u64 && offset_bytes + len_bytes > place.start as u64
+}
+
+/// Something that changed the content.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(super) enum Change {
+    Data { offset_bytes: u64, data: Vec<u8> },
+    Zeroes { offset_bytes: u64, len_bytes: u64 },
+}
+
+impl Change {
+    pub(super) fn apply(&self, content: &mut [u8]) {
+        match self {
+            Self::Data { offset_bytes, data } => {
+                content[*offset_bytes as usize..][..data.len()].copy_from_slice(data);
+            }
+            Self::Zeroes { offset_bytes, len_bytes } => {
+                content[*offset_bytes as usize..][..*len_bytes as usize].fill(0);
+            }
+        }
+    }
+
+    pub(super) fn range(&self) -> Range<usize> {
+        let (start, len) = match self {
+            Self::Data { offset_bytes, data } => (*offset_bytes as usize, data.len()),
+            Self::Zeroes { offset_bytes, len_bytes } => (*offset_bytes as usize, *len_bytes as usize),
+        };
+        start..start + len
+    }
+}
+
+#[derive(Default)]
+struct State {
+    content: Vec<u8>,
+    log: Vec<Change>,
+}
+
+/// See the module.
+pub(super) struct FuzzDevice {
+    read_only: bool,
+    state: Mutex<State>,
+}
+
+impl FuzzDevice {
+    fn new(read_only: bool) -> Arc<Self> {
+        Arc::new(Self { read_only, state: Mutex::new(State { content: first_content(), log: Vec::new() }) })
+    }
+
+    /// What changed, in order.
+    pub(super) fn log(&self) -> Vec<Change> {
+        self.state.lock().log.clone()
+    }
+
+    fn change(&self, change: Change) -> Result<(), DeviceError> {
+        assert!(!self.read_only, "a read-only device is never written");
+        let range = change.range();
+        assert!(range.end <= SIZE_BYTES && !range.is_empty(), "the server checks ranges: {range:?}");
+        if touches(&FULL, range.start as u64, range.len() as u64) {
+            return Err(DeviceError::new(DeviceErrorKind::NoSpace, "full"));
+        }
+        let mut state = self.state.lock();
+        change.apply(&mut state.content);
+        state.log.push(change);
+        Ok(())
+    }
+}
+
+fn at_once(offset_bytes: u64) -> bool {
+    !(offset_bytes / 512).is_multiple_of(3)
+}
+
+/// Whether a bitmap says that a block is dirty.
+pub(super) fn is_dirty(context: &str, block: usize) -> bool {
+    context == BITMAPS[0] && block % 2 == 1
+}
+
+/// What a context says of a block of `content`.
+pub(super) fn flags_of(context: &str, content: &[u8], block: usize) -> u32 {
+    if context == BASE_ALLOCATION {
+        let is_zero = content[block * BLOCK_BYTES..][..BLOCK_BYTES].iter().all(|byte| *byte == 0);
+        return if is_zero { STATE_HOLE | STATE_ZERO } else { 0 };
+    }
+    if is_dirty(context, block) { STATE_DIRTY } else { 0 }
+}
+
+impl BlockDevice for FuzzDevice {
+    fn size_bytes(&self) -> u64 {
+        SIZE_BYTES as u64
+    }
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        // Whatever is left behind must not be seen.
+        buf.fill(0xee);
+        if at_once(offset_bytes) { self.read(offset_bytes, buf) } else { Ok(Progress::WouldBlock) }
+    }
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        assert!(!buf.is_empty() && offset_bytes + buf.len() as u64 <= SIZE_BYTES as u64);
+        if touches(&BAD, offset_bytes, buf.len() as u64) {
+            return Err(DeviceError::new(DeviceErrorKind::Io, "bad"));
+        }
+        let state = self.state.lock();
+        let data = &state.content[offset_bytes as usize..][..buf.len()];
+        if data.iter().all(|byte| *byte == 0) {
+            buf.fill(0xee);
+            return Ok(Progress::Zeroes);
+        }
+        buf.copy_from_slice(data);
+        Ok(Progress::Done)
+    }
+    fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
+        if !at_once(offset_bytes) {
+            return Ok(Progress::WouldBlock);
+        }
+        self.write(offset_bytes, data, false).map(|()| Progress::Done)
+    }
+    fn write(&self, offset_bytes: u64, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
+        self.change(Change::Data { offset_bytes, data: data.to_vec() })
+    }
+    fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn trim(&self, offset_bytes: u64, len_bytes: u64, _: bool) -> Result<(), DeviceError> {
+        if touches(&BAD, offset_bytes, len_bytes) {
+            return Err(DeviceError::new(DeviceErrorKind::Io, "bad"));
+        }
+        self.change(Change::Zeroes { offset_bytes, len_bytes })
+    }
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
+        if flags.fast && len_bytes > FAST_ZERO_BYTES {
+            return Err(DeviceError::new(DeviceErrorKind::NotSupported, "slow"));
+        }
+        self.change(Change::Zeroes { offset_bytes, len_bytes })
+    }
+    fn meta_contexts(&self) -> Vec<String> {
+        [&[BASE_ALLOCATION], &BITMAPS[..]].concat().into_iter().map(str::to_owned).collect()
+    }
+    fn block_status(
+        &self,
+        context: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        let state = self.state.lock();
+        let (mut at, end) = (offset_bytes as usize, (offset_bytes + len_bytes) as usize);
+        while at < end {
+            let block = at / BLOCK_BYTES;
+            let next = ((block + 1) * BLOCK_BYTES).min(end);
+            let flags = flags_of(context, &state.content, block);
+            let is_full = extents.len() == max_extents;
+            match extents.last_mut() {
+                Some(last) if last.flags == flags => last.len_bytes += (next - at) as u64,
+                _ if is_full => break,
+                _ => extents.push(StatusExtent { len_bytes: (next - at) as u64, flags }),
+            }
+            at = next;
+        }
+        Ok(())
+    }
+}
+
+/// What an export's name leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Export {
+    Writable,
+    ReadOnly,
+    /// It exists and cannot be had.
+    Refused,
+    Unknown,
+}
+
+/// The export of a name. The default one is writable.
+pub(super) fn export(name: &str) -> Export {
+    match name {
+        "" | "a" => Export::Writable,
+        "ro" => Export::ReadOnly,
+        "busy" | "secret" => Export::Refused,
+        _ => Export::Unknown,
+    }
+}
+
+/// The exports that a list shows.
+pub(super) const LISTED: [&str; 3] = ["a", "ro", "busy"];
+
+/// The exports of a fuzzed connection.
+pub(super) struct Exports {
+    pub(super) writable: Arc<FuzzDevice>,
+    pub(super) read_only: Arc<FuzzDevice>,
+}
+
+impl Exports {
+    pub(super) fn new() -> Self {
+        Self { writable: FuzzDevice::new(false), read_only: FuzzDevice::new(true) }
+    }
+}
+
+impl ExportCatalog for Exports {
+    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        match (export(name), name) {
+            (Export::Writable, _) => Ok(Arc::clone(&self.writable) as Arc<dyn BlockDevice>),
+            (Export::ReadOnly, _) => Ok(Arc::clone(&self.read_only) as Arc<dyn BlockDevice>),
+            (Export::Refused, "busy") => Err(ExportError::Unavailable { reason: "busy".into() }),
+            (Export::Refused, _) => Err(ExportError::Denied { reason: "secret".into() }),
+            (Export::Unknown, _) => Err(ExportError::Unknown),
+        }
+    }
+    fn list(&self, _: &Client) -> Vec<ExportInfo> {
+        let info = |name: &&str| ExportInfo {
+            name: (*name).to_owned(),
+            description: format!("the export {name}"),
+            size_bytes: SIZE_BYTES as u64,
+            read_only: *name == "ro",
+        };
+        LISTED.iter().map(info).collect()
+    }
+}

@@ -1,0 +1,48 @@
+//! How an input is to be taken: its first bytes say in what pieces, and how the connection ends.
+
+/// What becomes of a connection when the input is at its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// The client closes it.
+    Closed,
+    /// A receive fails.
+    ReceiveFails,
+    /// A send fails.
+    SendFails,
+    /// The server drops it.
+    Aborted,
+}
+
+/// See the module.
+pub(super) struct Plan<'a> {
+    /// Bits that choose among what a target can do.
+    pub(super) choice: u8,
+    pub(super) end: End,
+    /// Sizes of receives and sends.
+    pub(super) steps: Vec<usize>,
+    /// The rest of the input.
+    pub(super) rest: &'a [u8],
+}
+
+impl<'a> Plan<'a> {
+    /// A byte of choices, one of the end and the number of steps, and two bytes for each step.
+    pub(super) fn of(data: &'a [u8]) -> Option<Self> {
+        let [choice, shape, rest @ ..] = data else {
+            return None;
+        };
+        let end = match shape >> 5 {
+            0 => End::ReceiveFails,
+            1 => End::SendFails,
+            2 => End::Aborted,
+            // As it mostly ends.
+            _ => End::Closed,
+        };
+        let (raw, rest) = rest.split_at_checked(2 * (usize::from(shape % 16) + 1))?;
+        let size = |raw: &[u8]| match u16::from_le_bytes([raw[0], raw[1]]) {
+            // All there is.
+            0xff00.. => 1 << 20,
+            size => usize::from(size) + 1,
+        };
+        Some(Self { choice: *choice, end, steps: raw.chunks_exact(2).map(size).collect(), rest })
+    }
+}

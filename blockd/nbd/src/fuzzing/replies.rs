@@ -1,0 +1,221 @@
+//! What a server's bytes say in the transmission phase, read from the protocol document alone, and whether that answers
+//! what was asked.
+
+use std::collections::HashMap;
+
+use super::device::{Change, first_content, flags_of};
+use super::requests::{Asked, BLOCK_STATUS, Bytes, DF, READ, REQ_ONE, Terms};
+use crate::reply::ReplyMode;
+
+const MAX_STATUS_EXTENTS: usize = 8000;
+
+/// What has come of one request.
+#[derive(Default)]
+struct Answer {
+    is_over: bool,
+    errno: Option<u32>,
+    /// Of a read: where, and what; zeroes for a hole.
+    pieces: Vec<(u64, Vec<u8>)>,
+    /// Of a block status: a context's id, and its runs.
+    statuses: Vec<(u32, Vec<(u64, u64)>)>,
+    chunks: usize,
+}
+
+/// Reads what a server sent. `whole`: the server has had the time to answer everything, and nothing may be missing.
+pub(super) fn check(sent: &[u8], asked: &[Asked], terms: &Terms, changes: &[Change], whole: bool) {
+    let mut answers: Vec<Answer> = asked.iter().map(|_| Answer::default()).collect();
+    let mut bytes = Bytes(sent);
+    while !bytes.0.is_empty() {
+        if next_reply(&mut bytes, asked, terms, &mut answers).is_none() {
+            assert!(!whole, "a reply is cut short");
+            break;
+        }
+    }
+    for (request, answer) in asked.iter().zip(&answers) {
+        assert!(answer.is_over || !whole, "no reply to {request:?}");
+        if answer.is_over {
+            judge(request, answer);
+        }
+    }
+    check_changes(asked, &answers, changes);
+    check_content(asked, &answers, terms, changes);
+}
+
+fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &mut [Answer]) -> Option<()> {
+    let magic = bytes.number(4)?;
+    if magic == 0x6744_6698 {
+        let (errno, cookie) = (bytes.number(4)? as u32, bytes.number(8)? as usize);
+        let request = asked.get(cookie).expect("the cookie of a request");
+        let answer = &mut answers[cookie];
+        assert!(!answer.is_over && answer.chunks == 0, "two replies to {request:?}");
+        let is_data = [READ, BLOCK_STATUS].contains(&request.command);
+        match terms.mode {
+            ReplyMode::Simple => {}
+            ReplyMode::Structured => assert!(errno == 0 && !is_data, "a simple reply to {request:?}"),
+            ReplyMode::Extended => panic!("a simple reply with extended headers"),
+        }
+        if errno != 0 {
+            answer.errno = Some(errno);
+        } else if request.command == READ && request.len_bytes > 0 {
+            answer.pieces.push((request.offset_bytes, bytes.take(request.len_bytes as usize)?.to_vec()));
+        }
+        answer.is_over = true;
+        return Some(());
+    }
+    let extended = terms.mode == ReplyMode::Extended;
+    assert_eq!(magic, if extended { 0x6e8a_278c } else { 0x668e_33ef }, "the magic of a reply");
+    assert!(terms.mode != ReplyMode::Simple, "a structured reply to a client that does not know them");
+    let (flags, kind, cookie) = (bytes.number(2)?, bytes.number(2)?, bytes.number(8)? as usize);
+    let offset_bytes = if extended { Some(bytes.number(8)?) } else { None };
+    let len = bytes.number(if extended { 8 } else { 4 })?;
+    let mut payload = Bytes(bytes.take(usize::try_from(len).expect("a length"))?);
+    let request = asked.get(cookie).expect("the cookie of a request");
+    let answer = &mut answers[cookie];
+    assert!(!answer.is_over, "something behind the end of the reply to {request:?}");
+    assert!(offset_bytes.is_none_or(|offset| offset == request.offset_bytes), "the offset is repeated");
+    assert!(flags <= 1, "the flags of a chunk");
+    answer.chunks += 1;
+    answer.is_over = flags == 1;
+    // A chunk is there as a whole: from here on nothing may be missing.
+    match kind {
+        0 => assert!(len == 0 && flags == 1, "a chunk that says nothing is the last one"),
+        1 => {
+            let at = payload.number(8).expect("an offset");
+            assert!(request.command == READ && !payload.0.is_empty(), "data for {request:?}");
+            answer.pieces.push((at, payload.0.to_vec()));
+        }
+        2 => {
+            let (at, hole) = (payload.number(8).expect("an offset"), payload.number(4).expect("a length"));
+            assert!(request.command == READ && hole > 0 && payload.0.is_empty(), "a hole for {request:?}");
+            assert!(hole <= request.len_bytes);
+            answer.pieces.push((at, vec![0; hole as usize]));
+        }
+        5 | 6 => {
+            assert!(request.command == BLOCK_STATUS && extended == (kind == 6), "status for {request:?}");
+            let id = payload.number(4).expect("an id") as u32;
+            let width = if extended { 8 } else { 4 };
+            let count = if extended { Some(payload.number(4).expect("a number")) } else { None };
+            assert!(payload.0.len() % (2 * width) == 0);
+            let mut runs = Vec::new();
+            while let (Some(len), Some(flags)) = (payload.number(width), payload.number(width)) {
+                runs.push((len, flags));
+            }
+            assert!(count.is_none_or(|count| count == runs.len() as u64), "the number of extents");
+            answer.statuses.push((id, runs));
+        }
+        0x8001 => {
+            let errno = payload.number(4).expect("an error") as u32;
+            let len = payload.number(2).expect("a length") as usize;
+            assert!(errno != 0 && payload.0.len() == len && std::str::from_utf8(payload.0).is_ok());
+            assert!(answer.errno.replace(errno).is_none(), "two errors for {request:?}");
+        }
+        _ => panic!("a chunk of type {kind:#x}"),
+    }
+    Some(())
+}
+
+/// Whether an answer is one that the request may have, whatever the content.
+fn judge(request: &Asked, answer: &Answer) {
+    if let Some(errno) = answer.errno {
+        assert!(request.errors.contains(&errno), "error {errno} for {request:?}");
+        return;
+    }
+    assert!(request.may_succeed, "success for {request:?}");
+    if request.command == READ {
+        let mut next = request.offset_bytes;
+        for (at, data) in &answer.pieces {
+            assert_eq!(*at, next, "pieces are in order and leave nothing out: {request:?}");
+            next += data.len() as u64;
+        }
+        assert_eq!(next, request.offset_bytes + request.len_bytes, "{request:?}");
+        assert!(request.flags & DF == 0 || answer.pieces.len() <= 1, "{request:?} is not in one piece");
+    }
+    if request.command == BLOCK_STATUS {
+        let mut ids: Vec<u32> = answer.statuses.iter().map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        let mut wanted = request.contexts.clone();
+        wanted.sort_unstable();
+        assert_eq!(ids, wanted, "{request:?}");
+        let extents: usize = answer.statuses.iter().map(|(_, runs)| runs.len()).sum();
+        assert!(extents <= MAX_STATUS_EXTENTS.max(ids.len()));
+        for (_, runs) in &answer.statuses {
+            let covered: u64 = runs.iter().map(|(len, _)| len).sum();
+            assert!(!runs.is_empty() && runs.iter().all(|(len, _)| *len > 0));
+            assert!(covered <= request.len_bytes, "beyond {request:?}");
+            let is_one = request.flags & REQ_ONE != 0;
+            assert!(if is_one { runs.len() == 1 } else { covered == request.len_bytes }, "{request:?}");
+        }
+    }
+}
+
+/// Every change of the device was asked for, as often as it happened, and what succeeded has happened.
+fn check_changes(asked: &[Asked], answers: &[Answer], changes: &[Change]) {
+    let mut counts: HashMap<&Change, [usize; 3]> = HashMap::new();
+    for change in changes {
+        counts.entry(change).or_default()[0] += 1;
+    }
+    for (request, answer) in asked.iter().zip(answers) {
+        if let Some(change) = &request.change {
+            let count = counts.entry(change).or_default();
+            count[1] += usize::from(answer.is_over && answer.errno.is_none());
+            count[2] += 1;
+        }
+    }
+    for (change, [happened, acknowledged, asked]) in counts {
+        let what = change.range();
+        assert!(happened <= asked, "{what:?} changed {happened} times, {asked} were asked for");
+        assert!(acknowledged <= happened, "{what:?} changed {happened} times, {acknowledged} were answered");
+    }
+}
+
+/// What was read is what the device held at some moment.
+fn check_content(asked: &[Asked], answers: &[Answer], terms: &Terms, changes: &[Change]) {
+    let mut content = first_content();
+    let mut pending: Vec<(&Asked, &Answer)> = asked
+        .iter()
+        .zip(answers)
+        .filter(|(_, answer)| answer.is_over && answer.errno.is_none())
+        .filter(|(_, answer)| !answer.pieces.is_empty() || !answer.statuses.is_empty())
+        .collect();
+    let matches = |(request, answer): (&Asked, &Answer), content: &[u8]| {
+        let data = answer.pieces.iter().all(|(at, data)| content[*at as usize..].starts_with(data));
+        let status = answer.statuses.iter().all(|(id, runs)| {
+            let context = &terms.contexts[*id as usize - 1];
+            is_status(context, request.offset_bytes, runs, content)
+        });
+        data && status
+    };
+    pending.retain(|pair| !matches(*pair, &content));
+    for change in changes {
+        change.apply(&mut content);
+        let range = change.range();
+        // The runs of a block status may reach as far as a whole block.
+        let touched = |request: &Asked| {
+            let start = request.offset_bytes.saturating_sub(4096);
+            let end = request.offset_bytes + request.len_bytes + 4096;
+            (range.start as u64) < end && range.end as u64 > start
+        };
+        pending.retain(|pair| !touched(pair.0) || !matches(*pair, &content));
+    }
+    if let Some((request, _)) = pending.first() {
+        panic!("the device never held what was read: {request:?}");
+    }
+}
+
+/// Whether runs are what a context says of a content, each as long as can be.
+fn is_status(context: &str, offset_bytes: u64, runs: &[(u64, u64)], content: &[u8]) -> bool {
+    let mut at = offset_bytes as usize;
+    let mut before = None;
+    for (len, flags) in runs {
+        let end = at + *len as usize;
+        let mut blocks = at / 4096..end.div_ceil(4096);
+        if before == Some(*flags)
+            || !blocks.all(|block| u64::from(flags_of(context, content, block)) == *flags)
+        {
+            return false;
+        }
+        before = Some(*flags);
+        at = end;
+    }
+    true
+}

@@ -1,0 +1,282 @@
+//! What a client's bytes ask for in the transmission phase, and what `PROTOCOL.md` allows in answer.
+
+use super::device::{BAD, Change, FAST_ZERO_BYTES, FULL, SIZE_BYTES, touches};
+use crate::reply::ReplyMode;
+
+pub(super) const READ: u16 = 0;
+pub(super) const WRITE: u16 = 1;
+const DISC: u16 = 2;
+const FLUSH: u16 = 3;
+const TRIM: u16 = 4;
+const CACHE: u16 = 5;
+const WRITE_ZEROES: u16 = 6;
+pub(super) const BLOCK_STATUS: u16 = 7;
+
+const FUA: u16 = 1;
+const NO_HOLE: u16 = 2;
+pub(super) const DF: u16 = 4;
+pub(super) const REQ_ONE: u16 = 8;
+const FAST_ZERO: u16 = 16;
+const PAYLOAD_LEN: u16 = 32;
+
+const EPERM: u32 = 1;
+const EIO: u32 = 5;
+const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
+const ENOTSUP: u32 = 95;
+
+const MAX_PAYLOAD_BYTES: u64 = 64 << 20;
+const MAX_DISCARD_BYTES: u64 = 128 << 20;
+/// As much as all reads of an input together may answer: an input that asks for more is cut.
+const MAX_READ_BYTES: u64 = 2 << 20;
+
+/// What was agreed on when the transmission phase began.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    pub(super) mode: ReplyMode,
+    pub(super) read_only: bool,
+    /// The contexts that were chosen, by their ids from 1 on.
+    pub(super) contexts: Vec<String>,
+}
+
+/// A request that came whole.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) command: u16,
+    pub(super) flags: u16,
+    pub(super) offset_bytes: u64,
+    pub(super) len_bytes: u64,
+    /// The ids of the contexts that a block status is to be of.
+    pub(super) contexts: Vec<u32>,
+    /// What it does to the device, if it succeeds.
+    pub(super) change: Option<Change>,
+    /// The errors that may be the answer.
+    pub(super) errors: Vec<u32>,
+    /// Whether success may be the answer.
+    pub(super) may_succeed: bool,
+}
+
+/// Numbers off the front of a slice.
+pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
+
+impl<'a> Bytes<'a> {
+    pub(super) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(head)
+    }
+
+    pub(super) fn number(&mut self, len: usize) -> Option<u64> {
+        Some(self.take(len)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    }
+}
+
+/// Takes what a client sends apart into requests. Gives each a cookie of its own, its place among them, in `stream`, so
+/// that every reply can be told; cuts `stream` where it asks for too much.
+pub(super) fn number_requests(stream: &mut Vec<u8>, terms: &Terms) -> Vec<Asked> {
+    let header_len = if terms.mode == ReplyMode::Extended { 32 } else { 28 };
+    let magic = if terms.mode == ReplyMode::Extended { 0x21e4_1c71 } else { 0x2560_9513 };
+    let (mut asked, mut at, mut read_bytes) = (Vec::new(), 0, 0);
+    while let Some(header) = stream.get(at..at + header_len) {
+        let mut bytes = Bytes(header);
+        let mut number = |len| bytes.number(len).unwrap();
+        if number(4) != magic {
+            break;
+        }
+        let (flags, command) = (number(2) as u16, number(2) as u16);
+        let _cookie = number(8);
+        let offset_bytes = number(8);
+        let len_bytes = number(header_len - 24);
+        stream[at + 8..at + 16].copy_from_slice(&(asked.len() as u64).to_be_bytes());
+        if command == DISC {
+            break;
+        }
+        let announced = command == WRITE || (terms.mode == ReplyMode::Extended && flags & PAYLOAD_LEN != 0);
+        let payload_len = if announced { len_bytes } else { 0 };
+        let mut request = Asked {
+            command,
+            flags,
+            offset_bytes,
+            len_bytes,
+            contexts: (1..=terms.contexts.len() as u32).collect(),
+            change: None,
+            errors: Vec::new(),
+            may_succeed: false,
+        };
+        request.refuse(terms);
+        let payload_at = at + header_len;
+        let payload = usize::try_from(payload_len).ok().and_then(|len| stream.get(payload_at..)?.get(..len));
+        let Some(payload) = payload else {
+            // Not there as a whole, or too long to be thrown away: no answer.
+            let _too_long = !request.errors.is_empty() && payload_len > MAX_DISCARD_BYTES;
+            break;
+        };
+        if request.errors.is_empty() {
+            request.serve(payload);
+            if command == READ {
+                read_bytes += len_bytes;
+            }
+        }
+        if read_bytes > MAX_READ_BYTES {
+            stream.truncate(at);
+            break;
+        }
+        at = payload_at + payload.len();
+        asked.push(request);
+    }
+    asked
+}
+
+impl Asked {
+    fn has(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+
+    fn fits(&self) -> bool {
+        self.offset_bytes.checked_add(self.len_bytes).is_some_and(|end| end <= SIZE_BYTES as u64)
+    }
+
+    /// Every error that stands in the way.
+    fn refuse(&mut self, terms: &Terms) {
+        let extended = terms.mode == ReplyMode::Extended;
+        let known = match self.command {
+            READ if terms.mode != ReplyMode::Simple => DF,
+            WRITE if extended => PAYLOAD_LEN,
+            WRITE_ZEROES => NO_HOLE | FAST_ZERO,
+            BLOCK_STATUS if extended => REQ_ONE | PAYLOAD_LEN,
+            BLOCK_STATUS => REQ_ONE,
+            READ | WRITE | FLUSH | TRIM | CACHE => 0,
+            _ => {
+                self.errors.push(EINVAL);
+                return;
+            }
+        };
+        let mut refuse_if = |applies: bool, errno| {
+            if applies {
+                self.errors.push(errno);
+            }
+        };
+        let (command, len_bytes) = (self.command, self.len_bytes);
+        let fits = self.offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= SIZE_BYTES as u64);
+        let chosen = self.flags & PAYLOAD_LEN != 0;
+        refuse_if(self.flags & !(known | FUA) != 0, EINVAL);
+        refuse_if(terms.read_only && [WRITE, TRIM, WRITE_ZEROES].contains(&command), EPERM);
+        refuse_if([READ, TRIM, CACHE].contains(&command) && !fits, EINVAL);
+        refuse_if([WRITE, WRITE_ZEROES].contains(&command) && !fits, ENOSPC);
+        refuse_if([READ, WRITE].contains(&command) && len_bytes > MAX_PAYLOAD_BYTES, EINVAL);
+        refuse_if(command == FLUSH && (self.offset_bytes, len_bytes) != (0, 0), EINVAL);
+        if command == BLOCK_STATUS {
+            refuse_if(terms.contexts.is_empty(), EINVAL);
+            refuse_if(!chosen && (len_bytes == 0 || !fits), EINVAL);
+            refuse_if(chosen && !(8..=8 + 4 * 1024).contains(&len_bytes), EINVAL);
+        }
+    }
+
+    /// It is carried out: what it does, and how the device may fail.
+    fn serve(&mut self, payload: &[u8]) {
+        self.may_succeed = true;
+        if self.command == BLOCK_STATUS {
+            if self.has(PAYLOAD_LEN) {
+                self.choose(payload);
+            }
+            return;
+        }
+        if self.len_bytes == 0 {
+            return;
+        }
+        let (offset_bytes, len_bytes) = (self.offset_bytes, self.len_bytes);
+        let zeroes = Change::Zeroes { offset_bytes, len_bytes };
+        let (bad, full) = (touches(&BAD, offset_bytes, len_bytes), touches(&FULL, offset_bytes, len_bytes));
+        match self.command {
+            READ if bad => self.errors.push(EIO),
+            WRITE => {
+                self.change = Some(Change::Data { offset_bytes, data: payload.to_vec() });
+                self.fails_with(full.then_some(ENOSPC));
+            }
+            TRIM => {
+                self.change = Some(zeroes);
+                self.fails_with(if bad { Some(EIO) } else { full.then_some(ENOSPC) });
+            }
+            WRITE_ZEROES => {
+                self.change = Some(zeroes);
+                let slow = self.has(FAST_ZERO) && len_bytes > FAST_ZERO_BYTES;
+                self.fails_with(if slow { Some(ENOTSUP) } else { full.then_some(ENOSPC) });
+            }
+            _ => {}
+        }
+    }
+
+    fn fails_with(&mut self, errno: Option<u32>) {
+        self.may_succeed = errno.is_none();
+        self.errors.extend(errno);
+    }
+
+    /// The payload of a block status: the length of the range, and ids.
+    fn choose(&mut self, payload: &[u8]) {
+        let mut bytes = Bytes(payload);
+        self.len_bytes = bytes.number(8).unwrap();
+        let known = std::mem::take(&mut self.contexts);
+        let makes_sense = bytes.0.len() % 4 == 0 && !bytes.0.is_empty() && self.len_bytes > 0 && self.fits();
+        while let Some(id) = bytes.number(4) {
+            let id = id as u32;
+            if !known.contains(&id) {
+                self.fails_with(Some(EINVAL));
+            } else if !self.contexts.contains(&id) {
+                self.contexts.push(id);
+            }
+        }
+        if !makes_sense {
+            self.fails_with(Some(EINVAL));
+        }
+    }
+}
+
+/// Makes a client's bytes of a few bytes for each request, so that most of them mean something: a command, flags, a place,
+/// a length and a number that the payload follows from.
+pub(super) fn compose(mut short: &[u8], mode: ReplyMode) -> Vec<u8> {
+    let mut stream = Vec::new();
+    while let [what, flags, place_low, place_high, len_low, len_high, seed, rest @ ..] = short {
+        short = rest;
+        if stream.len() > 1 << 20 {
+            break;
+        }
+        let command = match what % 16 {
+            8..=10 => READ,
+            11..=13 => WRITE,
+            14 => BLOCK_STATUS,
+            15 => DISC,
+            command => u16::from(command),
+        };
+        let place = u64::from(u16::from_le_bytes([*place_low, *place_high]));
+        let len = u64::from(u16::from_le_bytes([*len_low, *len_high]));
+        // Fine and short, or coarse and long.
+        let (offset_bytes, mut len_bytes) =
+            if what & 0x40 == 0 { (place * 8 + u64::from(seed % 8), len) } else { (place * 512, len * 8) };
+        let mut flags = u16::from(*flags) & 0x3f;
+        // Flags that a mode does not have are tried less often than others.
+        if what & 0x80 == 0 {
+            flags &= if mode == ReplyMode::Extended { 0x3d } else { 0x0d };
+        }
+        let is_write = command == WRITE;
+        let mut payload = Vec::new();
+        if is_write {
+            payload = (0..len_bytes).map(|at| (at % 249) as u8 ^ seed).collect();
+        } else if mode == ReplyMode::Extended && flags & PAYLOAD_LEN != 0 {
+            payload.extend(len_bytes.to_be_bytes());
+            payload.extend((1..=u32::from(seed % 5)).flat_map(u32::to_be_bytes));
+            len_bytes = payload.len() as u64;
+        }
+        let magic: u32 = if mode == ReplyMode::Extended { 0x21e4_1c71 } else { 0x2560_9513 };
+        stream.extend(magic.to_be_bytes());
+        stream.extend(flags.to_be_bytes());
+        stream.extend(command.to_be_bytes());
+        stream.extend([0; 8]);
+        stream.extend(offset_bytes.to_be_bytes());
+        match mode {
+            ReplyMode::Extended => stream.extend(len_bytes.to_be_bytes()),
+            ReplyMode::Simple | ReplyMode::Structured => stream.extend((len_bytes as u32).to_be_bytes()),
+        }
+        stream.extend(payload);
+    }
+    stream
+}

@@ -1,0 +1,108 @@
+//! Connections at their end that have said everything. They are closed for writing, and what the client still sends is
+//! received and thrown away until it closes too, for a moment at most: closing a socket with something unread resets the
+//! connection, and the client could lose replies that are on their way.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::connection_count::Place;
+
+/// How long a client may take to close its side.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What is received at once.
+pub(crate) const SCRAP_BYTES: usize = 16 << 10;
+
+struct Entry {
+    socket: Arc<OwnedFd>,
+    until: Instant,
+    is_over: bool,
+    _place: Place,
+}
+
+/// The sockets of such connections; each has a receive under way.
+#[derive(Default)]
+pub(crate) struct Lingering {
+    entries: Vec<Option<Entry>>,
+    free: Vec<usize>,
+}
+
+impl Lingering {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.free.len() == self.entries.len()
+    }
+
+    /// Adds a socket; its index, and when to look at it again.
+    pub(crate) fn insert(&mut self, socket: Arc<OwnedFd>, place: Place, now: Instant) -> (usize, Instant) {
+        let until = now.checked_add(PATIENCE).unwrap_or(now);
+        let entry = Some(Entry { socket, until, is_over: false, _place: place });
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.entries.len() - 1
+        });
+        if let Some(slot) = self.entries.get_mut(index) {
+            *slot = entry;
+        }
+        (index, until)
+    }
+
+    /// A receive is over: the socket, if there is to be another one.
+    pub(crate) fn received(&mut self, index: usize, has_ended: bool, now: Instant) -> Option<&Arc<OwnedFd>> {
+        let slot = self.entries.get_mut(index)?;
+        let is_over = slot.as_ref().is_none_or(|entry| has_ended || entry.is_over || entry.until <= now);
+        if is_over {
+            if slot.take().is_some() {
+                self.free.push(index);
+            }
+            return None;
+        }
+        slot.as_ref().map(|entry| &entry.socket)
+    }
+
+    /// The sockets whose time is over, or all of them; each is named once. They are to be shut down.
+    pub(crate) fn overdue(&mut self, now: Instant, all: bool) -> Vec<Arc<OwnedFd>> {
+        let entries = self.entries.iter_mut().flatten();
+        let overdue = entries.filter(|entry| !entry.is_over && (all || entry.until <= now)).map(|entry| {
+            entry.is_over = true;
+            Arc::clone(&entry.socket)
+        });
+        overdue.collect()
+    }
+
+    /// When to look for overdue ones next.
+    pub(crate) fn next_check(&self) -> Option<Instant> {
+        self.entries.iter().flatten().filter(|entry| !entry.is_over).map(|entry| entry.until).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection_count::Connections;
+
+    #[test]
+    fn each_lingers_until_it_ends_or_its_time_is_over() {
+        let connections = Arc::new(Connections::new(4));
+        let now = Instant::now();
+        let mut lingering = Lingering::default();
+        let add = |lingering: &mut Lingering| {
+            let socket = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+            lingering.insert(socket, connections.enter(false).unwrap(), now)
+        };
+        let (first, until) = add(&mut lingering);
+        let (second, _) = add(&mut lingering);
+        assert!(lingering.received(first, false, now).is_some(), "thrown away");
+        assert_eq!(lingering.next_check(), Some(until));
+        assert!(lingering.received(first, true, now).is_none());
+        assert_eq!(add(&mut lingering).0, first);
+        assert!(lingering.overdue(now, false).is_empty());
+        assert_eq!(lingering.overdue(until, false).len(), 2);
+        assert!(lingering.overdue(until, true).is_empty(), "once");
+        assert_eq!(lingering.next_check(), None);
+        assert!(lingering.received(first, false, now).is_none());
+        assert!(lingering.received(second, false, now).is_none());
+        assert!(lingering.is_empty());
+        let places: Vec<_> = std::iter::from_fn(|| connections.enter(false)).collect();
+        assert_eq!(places.len(), 4, "their places are free again");
+    }
+}

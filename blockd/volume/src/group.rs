@@ -1,0 +1,322 @@
+//! Freezing several volumes at one instant.
+//!
+//! The barrier of a [freeze](crate::freeze) is the exchange of a pointer under a lock. The barrier of a group is the same
+//! for all of its volumes, with all the locks held together at one instant: a write that was acknowledged before another
+//! one was issued entered its head before the other one entered its own, so it is not possible that the later one lies
+//! before the instant and the earlier one behind it, whichever volumes and connections they were on.
+//!
+//! Everything that takes time happens before or after: the new heads are made and committed before, several at a time,
+//! and the old heads are finished after. What fails before the instant leaves everything as it was; what fails after it
+//! takes the snapshots of the others back, whose layers are merged later like any that no snapshot needs.
+//!
+//! Locks are taken in the order of the volumes' ids, so that two groups that share volumes cannot wait for each other.
+//! Everybody else holds the `admin` of one volume at a time and waits for no other volume's.
+
+use crate::{
+    error::VolumeError,
+    freeze::Frozen,
+    head::{Head, Place},
+    meta::{Meta, SnapshotEntry},
+    stack::Stack,
+    volume::{Volume, head_of},
+};
+use blockd_extent::{SnapshotId, VolumeId};
+use parking_lot::Mutex;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// How many volumes of a group have their files made or synced at the same time.
+const MAX_THREADS: usize = 16;
+
+/// What the freeze of a group did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct GroupFrozen {
+    /// What it did to each volume, in the order in which they were given.
+    pub members: Vec<Frozen>,
+    /// From the moment the first lock was asked for until the last one was released.
+    pub stall: Duration,
+    /// When that was, in milliseconds since 1970.
+    pub created_unix_ms: u64,
+}
+
+/// Why a group was not frozen: none of its volumes has the snapshot then.
+#[derive(Debug, thiserror::Error)]
+#[error("volume {volume}: {source}")]
+pub struct GroupError {
+    /// The volume at which it failed.
+    pub volume: VolumeId,
+    /// What failed there.
+    pub source: VolumeError,
+}
+
+/// Makes a snapshot of each volume, all of the same instant: for any two writes to any of the volumes, if the first was
+/// answered before the second was issued, and the second is in the snapshots, so is the first. The snapshots are durable
+/// when the call returns.
+///
+/// # Errors
+/// If a volume is given twice, is closed or has failed, has a snapshot of that id, or its disk is full or fails. None of
+/// the volumes has its snapshot then, and all of them go on with nothing lost and no dirty block forgotten. Should the
+/// disk refuse even the removal of a snapshot that was made already, that one stays listed and can be deleted later.
+pub fn freeze_group(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
+    freeze_group_around(members, || Ok(()), || ())
+}
+
+/// The same with something to be done right before the barrier, when all that takes time is ready for it, and right after
+/// it: whoever keeps applications or filesystems at rest keeps them so no longer than needed.
+///
+/// `after` is called once `before` has succeeded, and before the snapshots are durable.
+///
+/// # Errors
+/// As [`freeze_group`]; or `before` fails, and then it is as if nothing had been asked for.
+pub fn freeze_group_around<E: From<GroupError>>(
+    members: &[(&Volume, SnapshotId)],
+    before: impl FnOnce() -> Result<(), E>,
+    after: impl FnOnce(),
+) -> Result<GroupFrozen, E> {
+    freeze_with(members, before, barrier, after)
+}
+
+/// The same with a barrier for each volume by itself: what a group's freeze must not be. Tests that look for effects
+/// without their causes have to find it.
+///
+/// # Errors
+/// As [`freeze_group`].
+#[cfg(feature = "testing")]
+pub fn freeze_one_by_one(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
+    freeze_with(members, || Ok(()), |exchanges| exchanges.chunks_mut(1).map(barrier).sum(), || ())
+}
+
+/// A volume between the making of its new head and the end of the freeze.
+struct Member<'a> {
+    volume: &'a Volume,
+    snapshot: SnapshotId,
+    admin: &'a mut Meta,
+}
+
+/// What the barrier does to one volume.
+struct Exchange<'a> {
+    volume: &'a Volume,
+    /// Before the barrier the new stack, after it the old one.
+    stack: Arc<Stack>,
+    asked: Instant,
+    stall: Duration,
+}
+
+/// Exchanges all stacks at one instant; says how long it was from the first lock that was asked for to the last release.
+///
+/// Writers wait meanwhile: nothing is allocated, freed or read in here.
+fn barrier(exchanges: &mut [Exchange<'_>]) -> Duration {
+    let mut held = Vec::with_capacity(exchanges.len());
+    let began = Instant::now();
+    for exchange in exchanges.iter_mut() {
+        exchange.asked = Instant::now();
+        held.push(exchange.volume.stack.write());
+    }
+    // This is the instant.
+    for (current, exchange) in held.iter_mut().zip(exchanges.iter_mut()) {
+        std::mem::swap(&mut **current, &mut exchange.stack);
+    }
+    for (current, exchange) in held.into_iter().zip(exchanges) {
+        drop(current);
+        exchange.stall = exchange.asked.elapsed();
+    }
+    began.elapsed()
+}
+
+fn freeze_with<E: From<GroupError>>(
+    members: &[(&Volume, SnapshotId)],
+    before: impl FnOnce() -> Result<(), E>,
+    barrier: impl Fn(&mut [Exchange<'_>]) -> Duration,
+    after: impl FnOnce(),
+) -> Result<GroupFrozen, E> {
+    let order = lock_order(members)?;
+    let mut locks: Vec<_> = order.iter().map(|&at| members[at].0.admin.lock()).collect();
+    let mut group = Vec::with_capacity(order.len());
+    for (&at, admin) in order.iter().zip(&mut locks) {
+        let (volume, snapshot) = members[at];
+        let member = Member { volume, snapshot, admin };
+        check(&member).map_err(|source| GroupError { volume: volume.id, source })?;
+        group.push(member);
+    }
+
+    let prepared = prepare(&mut group)?;
+    let now = Instant::now();
+    let mut exchanges: Vec<_> = group
+        .iter()
+        .zip(&prepared)
+        .map(|(member, (_, head))| Exchange {
+            volume: member.volume,
+            stack: stack_under(member.volume, head),
+            asked: now,
+            stall: Duration::ZERO,
+        })
+        .collect();
+    if let Err(error) = before() {
+        drop(exchanges);
+        for (member, (meta, head)) in group.iter_mut().zip(prepared) {
+            take_back_head(member, meta, &head);
+        }
+        return Err(error);
+    }
+    let stall = barrier(&mut exchanges);
+    after();
+    let created_unix_ms =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+
+    let frozen = finish(&mut group, &exchanges, created_unix_ms)?;
+    let mut in_order: Vec<_> = order.into_iter().zip(frozen).collect();
+    in_order.sort_unstable_by_key(|(at, _)| *at);
+    Ok(GroupFrozen {
+        members: in_order.into_iter().map(|(_, frozen)| frozen).collect(),
+        stall,
+        created_unix_ms,
+    })
+}
+
+/// The positions of the members in the order in which they are locked.
+fn lock_order(members: &[(&Volume, SnapshotId)]) -> Result<Vec<usize>, GroupError> {
+    let mut order: Vec<usize> = (0..members.len()).collect();
+    order.sort_unstable_by_key(|&at| members[at].0.id);
+    match order.windows(2).find(|pair| members[pair[0]].0.id == members[pair[1]].0.id) {
+        Some(pair) => {
+            let volume = members[pair[0]].0.id;
+            let source =
+                VolumeError::InvalidInput("it is given twice: name each volume of a group once".into());
+            Err(GroupError { volume, source })
+        }
+        None => Ok(order),
+    }
+}
+
+fn check(member: &Member<'_>) -> Result<(), VolumeError> {
+    let Member { volume, snapshot, admin } = member;
+    volume.check_usable()?;
+    match admin.snapshots.iter().any(|entry| entry.id == *snapshot) {
+        true => Err(VolumeError::Busy(format!("volume {} has a snapshot {snapshot} already", volume.id))),
+        false => Ok(()),
+    }
+}
+
+/// What a volume was before its new head was committed, and that head.
+type Prepared = (Meta, Arc<Head>);
+
+/// Makes the new heads of all members, or of none.
+fn prepare(group: &mut [Member<'_>]) -> Result<Vec<Prepared>, GroupError> {
+    let prepared = in_parallel(group, |member| {
+        member.volume.finish_open_layers(member.admin)?;
+        let before = member.admin.clone();
+        let head = member.volume.prepare_head(member.admin, member.volume.size_bytes())?;
+        Ok((before, head))
+    });
+    all_or_undo(group, prepared, |member, (before, head)| take_back_head(member, before, &head))
+}
+
+/// Removes a head that nobody has entered. The epoch's number is free again: every number that is used up has a set.
+fn take_back_head(member: &mut Member<'_>, before: Meta, head: &Head) {
+    let volume = member.volume;
+    // If the disk refuses, it may still name the head, and then its files must stay. It is empty, so a start that finds
+    // it reads the same; and whatever is committed next, before the number is used again, does not name it any more.
+    let restored = volume.commit(member.admin, before.clone());
+    *member.admin = before;
+    match restored {
+        Ok(()) => {
+            let place = Place { size_bytes: head.size_bytes, ..volume.place() };
+            if let Err(error) = Head::remove_files(place, head.epoch) {
+                tracing::warn!(volume = %volume.id, %error, "files of an unused head stay until the next freeze or start");
+            }
+        }
+        Err(error) => {
+            tracing::warn!(volume = %volume.id, %error, "an unused head stays until the next freeze or start");
+        }
+    }
+}
+
+/// The volume's stack with a new head on top. Only holders of `admin` replace the stack, so this stays right.
+fn stack_under(volume: &Volume, head: &Arc<Head>) -> Arc<Stack> {
+    Arc::new(volume.current().below(Arc::clone(head)))
+}
+
+/// Finishes the old heads and commits the snapshots: all of them, or none.
+fn finish(
+    group: &mut [Member<'_>],
+    exchanges: &[Exchange<'_>],
+    created_unix_ms: u64,
+) -> Result<Vec<Frozen>, GroupError> {
+    let mut work: Vec<_> = group.iter_mut().zip(exchanges).collect();
+    let finished = in_parallel(&mut work, |(member, exchange)| {
+        let old_head = head_of(&exchange.stack);
+        let entry = SnapshotEntry {
+            id: member.snapshot,
+            epoch: old_head.epoch,
+            created_unix_ms,
+            stall_ns: u64::try_from(exchange.stall.as_nanos()).unwrap_or(u64::MAX),
+        };
+        let dirty_blocks = member.volume.finish_open_layer(member.admin, old_head, Some(entry))?;
+        Ok(Frozen { epoch: old_head.epoch, stall: exchange.stall, dirty_blocks })
+    });
+    all_or_undo(group, finished, |member, _| take_back_snapshot(member))
+}
+
+/// Forgets a snapshot that was committed for a group that did not come about. Its epoch and interval stay.
+fn take_back_snapshot(member: &mut Member<'_>) {
+    let (volume, snapshot) = (member.volume, member.snapshot);
+    if let Err(error) = volume.forget_snapshot(member.admin, snapshot) {
+        tracing::warn!(volume = %volume.id, %snapshot, %error, "a snapshot of a group that failed stays until it is deleted");
+    }
+}
+
+/// What all members have, if none of them failed; otherwise takes it back from those that have it.
+fn all_or_undo<R>(
+    group: &mut [Member<'_>],
+    results: Vec<Result<R, VolumeError>>,
+    undo: impl Fn(&mut Member<'_>, R),
+) -> Result<Vec<R>, GroupError> {
+    let mut done = Vec::with_capacity(group.len());
+    let mut failed = None;
+    for (member, result) in group.iter_mut().zip(results) {
+        match result {
+            Ok(result) => done.push((member, result)),
+            Err(source) => {
+                failed.get_or_insert(GroupError { volume: member.volume.id, source });
+            }
+        }
+    }
+    match failed {
+        None => Ok(done.into_iter().map(|(_, result)| result).collect()),
+        Some(error) => {
+            done.into_iter().for_each(|(member, result)| undo(member, result));
+            Err(error)
+        }
+    }
+}
+
+/// Does the work for every item on several threads, this one among them; the results are in the order of the items.
+fn in_parallel<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
+    let threads = items.len().min(MAX_THREADS);
+    let slots: Vec<_> = items.iter_mut().map(|item| Mutex::new((item, None))).collect();
+    let next = AtomicUsize::new(0);
+    let do_some = || {
+        while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut slot = slot.lock();
+            let result = work(slot.0);
+            slot.1 = Some(result);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            // Where there are no more threads to be had, the others do more.
+            if thread::Builder::new().name("freeze".into()).spawn_scoped(scope, do_some).is_err() {
+                break;
+            }
+        }
+        do_some();
+    });
+    slots.into_iter().filter_map(|slot| slot.into_inner().1).collect()
+}

@@ -1,0 +1,339 @@
+//! Power cuts at any moment, and volumes that have to go on with what the disk has left.
+//!
+//! A volume leads a random life on a disk that remembers what is durable. At a random call the power is cut; what was not
+//! synced survives in part, in any order, torn at sectors; and the volume is opened again and lives on, several times.
+//! Scripted lives are cut at every single call. `BLOCKD_TEST_SEED` repeats one random life, which a failure names;
+//! `tools/soak-volume` leads many more of them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod sim;
+
+use blockd_volume::{
+    Recovery, Volume, VolumeErrorKind,
+    testing::{Bug, Fault, FaultError, OpKind},
+};
+use sim::{BLOCKS, LIFE, Sim, Step, assert_sticky, seed_of_test};
+
+use std::{
+    panic::catch_unwind,
+    time::{Duration, Instant},
+};
+
+/// Sectors a block.
+const BLOCK: u64 = 8;
+const FIRST_BLOCKS: u64 = 12;
+const MOST_BLOCKS: u64 = 30;
+const MOST_SNAPSHOTS: usize = 4;
+
+/// The tests that lead random lives.
+const WITH_CUTS: &str = "whatever_a_power_cut_leaves_the_volume_stands";
+const WITH_FAULTS: &str = "power_cuts_and_failing_calls_together_break_nothing";
+
+/// A random life.
+#[derive(Clone, Copy, Default)]
+struct Plan<'a> {
+    /// Calls fail in it, too.
+    faults: bool,
+    bugs: &'a [Bug],
+}
+
+/// Draws what a volume goes through.
+struct Life {
+    sim: Sim,
+    next_id: u64,
+    faults: bool,
+}
+
+impl Life {
+    fn new(seed: u64, plan: Plan<'_>) -> Self {
+        let mut sim = Sim::new(seed);
+        sim.create(FIRST_BLOCKS).unwrap();
+        for &bug in plan.bugs {
+            sim.plant(bug);
+        }
+        Self { sim, next_id: 1, faults: plan.faults }
+    }
+
+    fn draw(&mut self) -> Step {
+        let sectors = self.sim.model.sectors();
+        let rng = &mut self.sim.rng;
+        // Few places, so that writes meet each other.
+        let whole = rng.one_in(2);
+        let start = match whole {
+            true => rng.below(sectors / BLOCK) * BLOCK,
+            false => rng.below(sectors),
+        };
+        let len = match rng.below(4) {
+            0 => 1,
+            1 => 1 + rng.below(7),
+            2 => BLOCK,
+            _ => 1 + rng.below(5 * BLOCK),
+        };
+        let len = len.min(sectors - start);
+        let snapshots: Vec<u64> = self.sim.model.snapshots.keys().copied().collect();
+        match rng.below(40) {
+            0..=12 => Step::Write { start, len, fua: rng.one_in(8) },
+            13..=17 => Step::Trim { start, len: (len + BLOCK).min(sectors - start) },
+            18..=20 => Step::Zero { start, len, no_hole: rng.one_in(3) },
+            21..=23 => Step::Flush,
+            24..=29 if snapshots.len() < MOST_SNAPSHOTS => {
+                self.next_id += 1;
+                Step::Freeze(self.next_id)
+            }
+            24..=32 if !snapshots.is_empty() => {
+                Step::Delete(snapshots[rng.below(snapshots.len() as u64) as usize])
+            }
+            33..=36 => Step::Merge,
+            37 => Step::Grow((sectors / BLOCK + rng.below(6)).min(MOST_BLOCKS)),
+            38 if rng.one_in(2) => Step::Restart,
+            38 => Step::Kill,
+            _ => Step::Flush,
+        }
+    }
+
+    /// Lives until the power is cut in the midst of it, and comes back.
+    fn generation(&mut self) {
+        let steps = 1 + self.sim.rng.below(40);
+        // About three calls a step; where none is hit, the power is cut between two steps.
+        let cut = self.sim.rng.below(steps * 6);
+        self.sim.disk.cut_power_before(self.sim.disk.operations().len() as u64 + cut);
+        for _ in 0..steps {
+            if self.faults && self.sim.rng.one_in(3) {
+                self.inject();
+            }
+            let step = self.draw();
+            let result = self.sim.apply(step);
+            if self.sim.disk.is_off() {
+                break;
+            }
+            if let Err(error) = result {
+                // A freeze that failed may have made its snapshot or not.
+                let is_gone = matches!(step, Step::Delete(_)) && error.kind() == VolumeErrorKind::NotFound;
+                assert!(is_gone || !self.sim.disk.failed().is_empty(), "{step:?}: {error}");
+                self.recover();
+                if self.sim.disk.is_off() {
+                    break;
+                }
+            }
+        }
+        come_back(&mut self.sim);
+    }
+
+    fn inject(&mut self) {
+        let rng = &mut self.sim.rng;
+        let error = [FaultError::Io, FaultError::NoSpace, FaultError::Quota][rng.below(3) as usize];
+        let persistent = rng.one_in(3);
+        let partial_bytes = rng.below(12) as usize * 512;
+        let kinds = [OpKind::Write, OpKind::Sync, OpKind::SyncDir, OpKind::Rename, OpKind::Create];
+        let (kinds, skip) = match rng.below(3) {
+            0 => (vec![], rng.below(20)),
+            _ => (vec![kinds[rng.below(kinds.len() as u64) as usize]], rng.below(4)),
+        };
+        let fault = Fault { kinds, persistent, partial_bytes, ..Fault::at(skip, error) };
+        self.sim.disk.inject(fault);
+    }
+
+    /// After a failed call: the disk may be mended now or later; a volume that has failed is opened again.
+    fn recover(&mut self) {
+        let has_failed = self.sim.volume.as_ref().is_some_and(|volume| volume.failure().is_some());
+        if has_failed {
+            assert_sticky(self.sim.volume());
+            self.sim.volume = None;
+        }
+        if has_failed || self.sim.volume.is_none() || self.sim.rng.one_in(2) {
+            self.sim.disk.mend();
+        }
+        if self.sim.volume.is_none() {
+            let opened = self.sim.open(Recovery::Auto, has_failed);
+            if self.sim.disk.is_off() {
+                return;
+            }
+            opened.unwrap();
+            self.sim.decide();
+            self.sim.disk.evict().unwrap();
+        }
+        self.sim.check();
+    }
+}
+
+/// Cuts the power and opens what is left; the opening may be cut off, too.
+fn come_back(sim: &mut Sim) {
+    sim.cut_power();
+    while sim.rng.one_in(3) {
+        let cut = sim.rng.below(40);
+        sim.disk.cut_power_before(cut);
+        let opened = sim.open(Recovery::AfterPowerLoss, true);
+        assert!(opened.is_ok() || sim.disk.is_off(), "{opened:?}", opened = opened.err());
+        sim.cut_power();
+    }
+    sim.open(Recovery::AfterPowerLoss, true).unwrap();
+    sim.decide();
+    sim.check();
+    sim.check_for_leaks();
+}
+
+/// Some generations of a life.
+fn live(seed: u64, plan: Plan<'_>) {
+    let mut life = Life::new(seed, plan);
+    for _ in 0..2 + seed % 4 {
+        life.generation();
+    }
+}
+
+/// Leads lives until one fails or the time is over; how many, and the seed of the one that failed.
+fn live_many(first_seed: u64, most: u64, time: Duration, plan: Plan<'_>) -> (u64, Option<u64>) {
+    let start = Instant::now();
+    for number in 0..most {
+        if start.elapsed() > time {
+            return (number, None);
+        }
+        let seed = first_seed.wrapping_add(number);
+        if catch_unwind(|| live(seed, plan)).is_err() {
+            return (number, Some(seed));
+        }
+    }
+    (most, None)
+}
+
+/// Leads lives for a test of this name.
+fn live_for(name: &str, time: Duration, plan: Plan<'_>) {
+    let seed = seed_of_test(name);
+    if std::env::var_os("BLOCKD_TEST_SEED").is_some() {
+        return live(seed, plan);
+    }
+    let start = Instant::now();
+    let (count, failed) = live_many(seed, 300, time, plan);
+    assert_eq!(failed, None, "this repeats it: BLOCKD_TEST_SEED={} {name}", failed.unwrap_or_default());
+    eprintln!("{name}: {count} lives in {:?}", start.elapsed());
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_the_volume_stands() {
+    live_for(WITH_CUTS, Duration::from_secs(10), Plan::default());
+}
+
+#[test]
+fn power_cuts_and_failing_calls_together_break_nothing() {
+    live_for(WITH_FAULTS, Duration::from_secs(10), Plan { faults: true, bugs: &[] });
+}
+
+/// Leads the scripted life and cuts the power right before the call with this number; how many calls it took.
+fn cut_before(call: u64, seed: u64) -> u64 {
+    let mut sim = Sim::new(seed);
+    sim.disk.cut_power_before(call);
+    if sim.create(BLOCKS).is_err() {
+        sim.cut_power();
+        // It was never answered, so that there may be nothing, or a part, or all of it.
+        if sim.open(Recovery::AfterPowerLoss, true).is_err() {
+            Volume::delete_files(&sim.dir()).unwrap();
+            sim.create(BLOCKS).unwrap();
+        }
+        sim.decide();
+    }
+    let mut calls = sim.disk.operations().len() as u64;
+    for &step in LIFE {
+        let is_off = sim.apply(step).is_err() || sim.disk.is_off();
+        if is_off {
+            assert!(sim.disk.is_off(), "{step:?} failed by itself");
+            come_back(&mut sim);
+            let is_done = match step {
+                Step::Freeze(id) => sim.model.snapshots.contains_key(&id),
+                Step::Delete(id) => !sim.model.snapshots.contains_key(&id),
+                _ => false,
+            };
+            if !is_done {
+                sim.apply(step).unwrap();
+            }
+            sim.check();
+        } else {
+            calls = sim.disk.operations().len() as u64;
+        }
+    }
+    sim.check();
+    come_back(&mut sim);
+    calls
+}
+
+#[test]
+fn a_cut_at_any_call_of_a_scripted_life_leaves_old_or_new() {
+    let name = "a_cut_at_any_call_of_a_scripted_life_leaves_old_or_new";
+    let seed = seed_of_test(name);
+    let draws = std::env::var("BLOCKD_SOAK_DRAWS").map_or(1, |text| text.parse().expect("a decimal number"));
+    let calls = cut_before(u64::MAX, seed);
+    for call in 0..calls {
+        for draw in 0..draws {
+            let seed = seed.wrapping_add(draw * calls + call);
+            let result = catch_unwind(|| cut_before(call, seed));
+            assert!(result.is_ok(), "cut before call {call} of {calls}, seed {seed}");
+        }
+    }
+    eprintln!("{name}: {calls} calls, {draws} times each");
+}
+
+/// A commit that fails may stand on the disk: what comes next must not pull its files away.
+#[test]
+fn a_commit_in_doubt_is_settled_before_its_files_are_made_anew() {
+    let seed = seed_of_test("a_commit_in_doubt_is_settled_before_its_files_are_made_anew");
+    for (next, call, draw) in [Step::Freeze(1), Step::Grow(BLOCKS + 9)]
+        .into_iter()
+        .flat_map(|next| (0..40).flat_map(move |call| (0..4).map(move |draw| (next, call, draw))))
+    {
+        let mut sim = Sim::new(seed.wrapping_add(call * 4 + draw));
+        sim.create(BLOCKS).unwrap();
+        sim.apply(Step::Write { start: 3, len: 20, fua: true }).unwrap();
+        // The names of the new head are synced; the commit that names it, and its withdrawal, are not.
+        let fault = Fault { kinds: vec![OpKind::SyncDir], skip: 1, ..Fault::every(FaultError::Io) };
+        sim.disk.inject(fault);
+        assert!(sim.apply(next).is_err());
+        sim.disk.mend();
+        sim.disk.cut_power_before(sim.disk.operations().len() as u64 + call);
+        let _ = sim.apply(next);
+        come_back(&mut sim);
+    }
+}
+
+/// A test that finds nothing proves nothing.
+#[test]
+fn each_planted_bug_is_found() {
+    let seed = seed_of_test("each_planted_bug_is_found");
+    for bug in Bug::FOUND_BY_POWER_CUTS {
+        let start = Instant::now();
+        let (count, failed) =
+            live_many(seed, 1000, Duration::from_secs(30), Plan { faults: false, bugs: &[bug] });
+        assert!(failed.is_some(), "{bug:?} was not found in {count} lives");
+        eprintln!("{bug:?}: found in life {count}, after {:?}", start.elapsed());
+    }
+}
+
+/// For `tools/soak-volume`.
+#[test]
+#[ignore = "takes as long as it is told to"]
+fn soak() {
+    let number = |name: &str, otherwise: u64| {
+        std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a decimal number"))
+    };
+    let (most, threads) = (number("BLOCKD_SOAK_SEEDS", 10_000), number("BLOCKD_SOAK_THREADS", 1).max(1));
+    let faults = std::env::var_os("BLOCKD_SOAK_FAULTS").is_some();
+    let plan = Plan { faults, bugs: &[] };
+    // The test that repeats one of these lives.
+    let name = if faults { WITH_FAULTS } else { WITH_CUTS };
+    let seed = seed_of_test("soak");
+    let start = Instant::now();
+    let each = most.div_ceil(threads);
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads)
+            .map(|thread| {
+                let first = seed.wrapping_add(thread * each);
+                scope.spawn(move || live_many(first, each, Duration::MAX, plan))
+            })
+            .collect();
+        all.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let count: u64 = results.iter().map(|result| result.0).sum();
+    let seconds = start.elapsed().as_secs_f64();
+    eprintln!("soak: {count} lives in {seconds:.1} s, {:.0} a second", count as f64 / seconds);
+    for (_, failed) in results {
+        assert_eq!(failed, None, "this repeats it: BLOCKD_TEST_SEED={} {name}", failed.unwrap_or_default());
+    }
+}

@@ -1,0 +1,4 @@
+//! Manifests, indexes, frames and key slots.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_cloud::testing::fuzz_objects(data));

@@ -1,0 +1,172 @@
+//! Where a volume has data, and what changed since a snapshot, as other people's tools see it: exact to the block, against
+//! a model.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    BLOCK, Bed, Daemon, MIB, Nbd, Rng, assert_same, nbd::command, nbd::flag, process::must_run,
+};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+const SIZE: u64 = 16 * MIB;
+const BLOCKS: usize = (SIZE / BLOCK) as usize;
+
+/// What the tools call a hole, and zeroes with space.
+const DATA: u64 = 0;
+const HOLE: u64 = 3;
+const ZERO: u64 = 2;
+
+/// What a volume must hold, and what must be known of each of its blocks.
+struct Model {
+    content: Vec<u8>,
+    allocation: Vec<u64>,
+    /// By snapshot: its content, and what was dirtied since.
+    snapshots: BTreeMap<String, (Vec<u8>, Vec<bool>)>,
+}
+
+impl Model {
+    fn change(&mut self, client: &mut Nbd, rng: &mut Rng) {
+        let len = rng.between(1, 24);
+        let first = rng.below(BLOCKS as u64 - len);
+        let blocks = first as usize..(first + len) as usize;
+        let (offset, len) = (first * BLOCK, len * BLOCK);
+        let bytes = offset as usize..(offset + len) as usize;
+        let (command, flags, what) = match rng.below(6) {
+            0 => (command::TRIM, 0, HOLE),
+            1 => (command::WRITE_ZEROES, 0, HOLE),
+            2 => (command::WRITE_ZEROES, flag::NO_HOLE, ZERO),
+            _ => (command::WRITE, 0, DATA),
+        };
+        let data = if what == DATA { rng.bytes(len) } else { Vec::new() };
+        client.call(command, flags, offset, len, &data).unwrap();
+        if what == DATA {
+            self.content[bytes].copy_from_slice(&data);
+        } else {
+            self.content[bytes].fill(0);
+        }
+        for block in blocks.clone() {
+            // What is zeroes already does not change by being made zeroes.
+            if what == DATA || self.allocation[block] == DATA {
+                self.snapshots.values_mut().for_each(|(_, dirty)| dirty[block] = true);
+            }
+        }
+        self.allocation[blocks].fill(what);
+    }
+
+    fn snapshot(&mut self, daemon: &Daemon, name: &str) {
+        daemon.ctl().json(&["snapshot", "create", "vol", "--name", name]);
+        self.snapshots.insert(name.to_owned(), (self.content.clone(), vec![false; BLOCKS]));
+        // Space that was kept is of no use in a layer that nobody writes to any more.
+        self.allocation.iter_mut().filter(|what| **what == ZERO).for_each(|what| *what = HOLE);
+    }
+}
+
+/// The runs of a tool's map, as one value for each block; fails if they do not tile the volume at block borders.
+fn blocks_of(map: &Value, start: &str, value: impl Fn(&Value) -> u64) -> Vec<u64> {
+    let mut blocks = Vec::new();
+    for run in map.as_array().unwrap() {
+        let (at, len) = (run[start].as_u64().unwrap(), run["length"].as_u64().unwrap());
+        assert_eq!(at, blocks.len() as u64 * BLOCK, "a gap in {map:#}");
+        assert!(len > 0 && len.is_multiple_of(BLOCK), "{run:#}");
+        blocks.extend(std::iter::repeat_n(value(run), (len / BLOCK) as usize));
+    }
+    assert_eq!(blocks.len(), BLOCKS, "the end is missing in {map:#}");
+    blocks
+}
+
+fn nbdinfo_map(daemon: &Daemon, export: &str, context: &str) -> Vec<u64> {
+    let said = must_run("nbdinfo", &[&format!("--map={context}"), "--json", &daemon.uri(export)]);
+    blocks_of(&serde_json::from_str(&said).unwrap(), "offset", |run| run["type"].as_u64().unwrap())
+}
+
+/// qemu reads the bits of a dirty bitmap as those of `base:allocation`: what is dirty has no data.
+fn qemu_dirty_map(daemon: &Daemon, snapshot: &str) -> Vec<u64> {
+    let socket = daemon.nbd_socket();
+    let image = format!(
+        "driver=nbd,server.type=unix,server.path={},export=vol,x-dirty-bitmap=qemu:dirty-bitmap:{snapshot}",
+        socket.display()
+    );
+    let said = must_run("qemu-img", &["map", "--output=json", "--image-opts", &image]);
+    blocks_of(&serde_json::from_str(&said).unwrap(), "start", |run| u64::from(run["data"] == false))
+}
+
+fn qemu_map(daemon: &Daemon) -> Vec<u64> {
+    let said = must_run("qemu-img", &["map", "--output=json", "-f", "raw", &daemon.uri("vol")]);
+    let value = |run: &Value| if run["zero"] == true { HOLE } else { DATA };
+    blocks_of(&serde_json::from_str(&said).unwrap(), "start", value)
+}
+
+fn assert_blocks(what: &str, got: &[u64], wanted: &[u64]) {
+    let differing: Vec<usize> = (0..BLOCKS).filter(|block| got[*block] != wanted[*block]).collect();
+    let Some(first) = differing.first() else { return };
+    panic!(
+        "{what}: {} blocks differ, the first is {first}: {} and should be {}",
+        differing.len(),
+        got[*first],
+        wanted[*first]
+    );
+}
+
+fn check(bed: &Bed, daemon: &Daemon, model: &Model) {
+    assert_same("the content", &daemon.content("vol"), &model.content);
+    assert_blocks("base:allocation", &nbdinfo_map(daemon, "vol", "base:allocation"), &model.allocation);
+    // qemu tells data from zeroes, and no kinds of zeroes apart.
+    let as_qemu: Vec<u64> =
+        model.allocation.iter().map(|what| if *what == DATA { DATA } else { HOLE }).collect();
+    assert_blocks("qemu-img map", &qemu_map(daemon), &as_qemu);
+    for (name, (content, dirty)) in &model.snapshots {
+        let dirty: Vec<u64> = dirty.iter().map(|dirty| u64::from(*dirty)).collect();
+        let context = format!("qemu:dirty-bitmap:{name}");
+        assert_blocks(&context, &nbdinfo_map(daemon, "vol", &context), &dirty);
+        assert_blocks(&format!("qemu-img map of {context}"), &qemu_dirty_map(daemon, name), &dirty);
+        let copy = bed.path("copy");
+        must_run("nbdcopy", &[&daemon.uri(&format!("vol@{name}")), copy.to_str().unwrap()]);
+        assert_same(&format!("nbdcopy of vol@{name}"), &std::fs::read(&copy).unwrap(), content);
+        // A snapshot has no data where it reads as zeroes, and data everywhere else.
+        let map = nbdinfo_map(daemon, &format!("vol@{name}"), "base:allocation");
+        for (block, what) in map.iter().enumerate() {
+            let bytes = &content[block * BLOCK as usize..][..BLOCK as usize];
+            let is_zero = bytes.iter().all(|byte| *byte == 0);
+            assert_eq!(*what, if is_zero { HOLE } else { DATA }, "block {block} of vol@{name}");
+        }
+    }
+}
+
+#[test]
+fn maps_are_exact_to_the_block() {
+    let mut rng = Rng::of_test("maps_are_exact_to_the_block");
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    daemon.ctl().create_volume("vol", "16MiB");
+    let mut model =
+        Model { content: vec![0; SIZE as usize], allocation: vec![HOLE; BLOCKS], snapshots: BTreeMap::new() };
+    let mut client = daemon.nbd("vol");
+    for name in ["first", "second", "third"] {
+        for _ in 0..40 {
+            model.change(&mut client, &mut rng);
+        }
+        check(&bed, &daemon, &model);
+        model.snapshot(&daemon, name);
+        check(&bed, &daemon, &model);
+    }
+    for _ in 0..20 {
+        model.change(&mut client, &mut rng);
+    }
+    check(&bed, &daemon, &model);
+    // What changed before the oldest snapshot that is left is nobody's business; the rest stays as it is.
+    daemon.ctl().json(&["snapshot", "delete", "vol@second"]);
+    model.snapshots.remove("second");
+    check(&bed, &daemon, &model);
+    client.flush();
+    client.close();
+    let setup = daemon.stop();
+    let daemon = setup.start();
+    // That space was kept is forgotten with the process: what is left are zeroes, with space or without.
+    let found = nbdinfo_map(&daemon, "vol", "base:allocation");
+    for (what, found) in model.allocation.iter_mut().zip(found).filter(|(what, _)| **what == ZERO) {
+        assert!([DATA, HOLE].contains(&found));
+        *what = found;
+    }
+    check(&bed, &daemon, &model);
+    let _ = daemon.stop();
+}

@@ -1,0 +1,164 @@
+//! Disks that are full and disks that fail, under a daemon that runs: clients get the error that it was, nothing that was
+//! flushed is lost, and nothing is called flushed that may not be.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    Bed, Daemon, MIB, Nbd, Rng, assert_same,
+    fault::FailingDisk,
+    nbd::{Failure, command, errno, flag},
+    process::{both, die_with_parent},
+};
+use std::process::Command;
+
+/// What libnbd says that the last of these calls of its Python module failed with; `none` if it did not.
+fn libnbd_errno(daemon: &Daemon, calls: &str) -> String {
+    let script = format!(
+        "import nbd, errno\nh = nbd.NBD()\nh.connect_uri({:?})\ntry:\n    {calls}\n    print('none')\n\
+         except nbd.Error as error:\n    print(error.errno or errno.errorcode.get(error.errnum))\n",
+        daemon.uri("vol")
+    );
+    let mut command = Command::new("/usr/bin/python3");
+    let output = die_with_parent(command.args(["-c", &script])).output().expect("Debian's python3");
+    assert!(output.status.success(), "install the Debian package python3-libnbd: {}", both(&output));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn refused(done: Result<(), Failure>) -> u32 {
+    match done {
+        Err(Failure::Refused(errno)) => errno,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn flush(client: &mut Nbd) -> Result<(), Failure> {
+    client.call(command::FLUSH, 0, 0, 0, &[])
+}
+
+fn write(client: &mut Nbd, flags: u16, offset: u64, data: &[u8]) -> Result<(), Failure> {
+    client.call(command::WRITE, flags, offset, data.len() as u64, data)
+}
+
+#[test]
+fn a_sync_that_fails_stops_the_volume_until_a_restart() {
+    let bed = Bed::new();
+    let disk = FailingDisk::build(bed.dir());
+    let daemon = disk.under(bed.daemon("a")).start();
+    daemon.ctl().create_volume("vol", "8MiB");
+    daemon.ctl().create_volume("other", "1MiB");
+    let flushed = Rng::fixed(6).bytes(2 * MIB);
+    let (mut one, mut two, mut other) = (daemon.nbd("vol"), daemon.nbd("vol"), daemon.nbd("other"));
+    one.write_long(0, &flushed);
+    one.flush();
+
+    let volume = daemon.ctl().volume("vol")["id"].as_str().unwrap().to_owned();
+    disk.fail("fdatasync", errno::EIO, &volume);
+    write(&mut one, 0, 4 * MIB, &[1; 4096]).expect("nothing says yet that it cannot be kept");
+    assert_eq!(refused(flush(&mut one)), errno::EIO);
+    // The kernel drops what it could not write and calls the next sync a success: that proves nothing.
+    disk.heal();
+    for (client, name) in [(&mut one, "the same connection"), (&mut two, "another one")] {
+        assert_eq!(refused(flush(client)), errno::EIO, "FLUSH on {name}");
+        assert_eq!(refused(write(client, flag::FUA, 0, &[2; 4096])), errno::EIO, "FUA on {name}");
+    }
+    for calls in
+        ["h.flush()", "h.pwrite(bytes(4096), 0, nbd.CMD_FLAG_FUA)", "h.zero(4096, 0, nbd.CMD_FLAG_FUA)"]
+    {
+        assert_eq!(libnbd_errno(&daemon, calls), "EIO", "{calls} on a new connection");
+    }
+    let shown = daemon.ctl().volume("vol");
+    let list = daemon.ctl().json(&["volume", "list"]);
+    let listed = list.as_array().unwrap().iter().find(|volume| volume["name"] == "vol").unwrap();
+    for volume in [&shown, listed] {
+        assert_eq!(volume["state"], "failed", "{volume:#}");
+        let reason = volume["stateReason"].as_str().unwrap_or_default();
+        assert!(reason.contains("sync") && reason.contains("Input/output error"), "{volume:#}");
+    }
+    // Another volume on the same disk goes on.
+    other.write(0, &[3; 4096]);
+    other.flush();
+    assert_eq!(daemon.ctl().volume("other")["state"], "up");
+
+    let daemon = daemon.kill().start();
+    assert_eq!(daemon.ctl().volume("vol")["state"], "up");
+    let mut client = daemon.nbd("vol");
+    let kept = client.read(0, flushed.len() as u64);
+    assert_same("what was flushed before", &kept, &flushed);
+    client.write(0, &[4; 4096]);
+    client.flush();
+    assert_same("after the restart", &client.read(0, 4096), &[4; 4096]);
+    assert_same("the other volume", &daemon.nbd("other").read(0, 4096), &[3; 4096]);
+    client.close();
+    let _ = daemon.stop();
+}
+
+#[test]
+fn a_write_that_fails_is_told_and_the_volume_goes_on() {
+    let bed = Bed::new();
+    let disk = FailingDisk::build(bed.dir());
+    let daemon = disk.under(bed.daemon("a")).start();
+    daemon.ctl().create_volume("vol", "8MiB");
+    let mut client = daemon.nbd("vol");
+    client.write(0, &[1; 8192]);
+    client.flush();
+    let volume = daemon.ctl().volume("vol")["id"].as_str().unwrap().to_owned();
+    for (code, name) in [(errno::EIO, "EIO"), (errno::ENOSPC, "ENOSPC")] {
+        disk.fail("pwrite", code, &volume);
+        assert_eq!(refused(write(&mut client, 0, MIB, &[2; 65536])), code);
+        assert_eq!(libnbd_errno(&daemon, "h.pwrite(bytes([5]) * 4096, 1 << 20)"), name);
+        disk.heal();
+        assert_same("what was there", &client.read(0, 8192), &[1; 8192]);
+        client.write(MIB, &[3; 65536]);
+        client.flush();
+        assert_same("what was written again", &client.read(MIB, 65536), &[3; 65536]);
+    }
+    assert_eq!(daemon.ctl().volume("vol")["state"], "up");
+    client.close();
+    let setup = daemon.stop();
+    let daemon = setup.start();
+    assert_same("after a restart", &daemon.nbd("vol").read(MIB, 65536), &[3; 65536]);
+    let _ = daemon.stop();
+}
+
+#[test]
+fn a_full_disk_refuses_writes_until_there_is_room() {
+    let bed = Bed::new();
+    let setup = bed.daemon("a");
+    let data = setup.data_dir();
+    let daemon = setup.tmpfs(&data, 48 * MIB).start();
+    daemon.ctl().create_volume("vol", "64MiB");
+    let content = Rng::fixed(7).bytes(8 * MIB);
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &content);
+    client.flush();
+    // Somebody else's file takes the rest.
+    let other = daemon.seen_data_dir().join("others");
+    let mut room = 64 * MIB;
+    let file = std::fs::File::create(&other).unwrap();
+    while room >= 65536 {
+        let at = file.metadata().unwrap().len();
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at, room) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::NOSPC) => room /= 2,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let full =
+        (8..64).find_map(|nth| write(&mut client, 0, nth * MIB, &content[..1 << 20]).err().map(|e| (nth, e)));
+    let (nth, failure) = full.expect("the disk is full");
+    assert_eq!(refused(Err(failure)), errno::ENOSPC);
+    let calls = format!("h.pwrite(bytes([9]) * 1048576, {})", nth * MIB);
+    assert_eq!(libnbd_errno(&daemon, &calls), "ENOSPC");
+    assert_same("what was flushed", &client.read(0, content.len() as u64), &content);
+    client.flush();
+    assert_eq!(daemon.ctl().volume("vol")["state"], "up", "a full disk is no failure");
+
+    std::fs::remove_file(&other).unwrap();
+    drop(file);
+    client.write_long(16 * MIB, &content);
+    client.flush();
+    assert_eq!(libnbd_errno(&daemon, &calls), "none");
+    assert_same("without a restart", &client.read(16 * MIB, content.len() as u64), &content);
+    assert_same("and before", &client.read(0, content.len() as u64), &content);
+    client.close();
+    let _ = daemon.stop();
+}

@@ -1,0 +1,309 @@
+//! Volumes that are frozen together: real writers on many connections, a real disk that fills up, and a daemon that dies.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{BLOCK, Bed, Daemon, MIB, Nbd, nbd::command, wait_for};
+use serde_json::Value;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+};
+
+const VOLUMES: u64 = 4;
+const CHAINS: u64 = 6;
+
+fn name(volume: u64) -> String {
+    format!("v{volume}")
+}
+
+/// A chain of writes over all volumes, each issued after the one before was answered, each volume on a connection of its
+/// own: write number n goes to the volume whose turn it is and says n.
+fn write_chain(socket: &Path, chain: u64, stop: &AtomicBool, answered: &AtomicU64) {
+    let mut clients: Vec<Nbd> = (0..VOLUMES).map(|volume| Nbd::open(socket, &name(volume))).collect();
+    for number in 1u64.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let block = number.to_le_bytes().repeat(BLOCK as usize / 8);
+        clients[volume_of(chain, number)].write(chain * BLOCK, &block);
+        answered.store(number, Ordering::SeqCst);
+    }
+}
+
+fn volume_of(chain: u64, write: u64) -> usize {
+    let step = if chain.is_multiple_of(2) { 1 } else { VOLUMES - 1 };
+    ((write * step + chain) % VOLUMES) as usize
+}
+
+/// What a chain must have left in each volume when its last write was this one.
+fn cells_after(chain: u64, last: u64) -> Vec<u64> {
+    let mut cells = vec![0; VOLUMES as usize];
+    for write in last.saturating_sub(VOLUMES - 1).max(1)..=last {
+        cells[volume_of(chain, write)] = write;
+    }
+    cells
+}
+
+fn snapshots_of(taken: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let all = taken["snapshots"].as_array().unwrap();
+    all.iter().map(|snapshot| (text(&snapshot["volume"]), text(&snapshot["name"]))).collect()
+}
+
+#[test]
+fn causes_come_with_their_effects_over_many_connections() {
+    const FREEZES: u64 = 100;
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    for volume in 0..VOLUMES {
+        ctl.json(&["volume", "create", &name(volume), "--size", "1MiB", "--group", "shop"]);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let answered: Arc<Vec<AtomicU64>> = Arc::new((0..CHAINS).map(|_| AtomicU64::new(0)).collect());
+    let writers: Vec<_> = (0..CHAINS)
+        .map(|chain| {
+            let (socket, stop, answered) = (daemon.nbd_socket(), stop.clone(), answered.clone());
+            thread::spawn(move || write_chain(&socket, chain, &stop, &answered[chain as usize]))
+        })
+        .collect();
+    for round in 0..FREEZES {
+        let before: Vec<u64> = answered.iter().map(|last| last.load(Ordering::SeqCst)).collect();
+        let snap = format!("s{round}");
+        let taken = ctl.json(&["snapshot", "create-group", "--group", "shop", "--name", &snap]);
+        let after: Vec<u64> = answered.iter().map(|last| last.load(Ordering::SeqCst)).collect();
+        assert_eq!(taken["members"], VOLUMES);
+        assert!(taken["groupStallMicros"].as_u64().unwrap() > 0);
+        let mut clients: Vec<Nbd> =
+            (0..VOLUMES).map(|volume| daemon.nbd(&format!("{}@{snap}", name(volume)))).collect();
+        for chain in 0..CHAINS {
+            let cells: Vec<u64> = clients
+                .iter_mut()
+                .map(|client| u64::from_le_bytes(client.read(chain * BLOCK, 8)[..8].try_into().unwrap()))
+                .collect();
+            let last = cells.iter().copied().max().unwrap();
+            assert_eq!(cells, cells_after(chain, last), "chain {chain} has an effect without its cause");
+            let (at_least, at_most) = (before[chain as usize], after[chain as usize] + 1);
+            assert!((at_least..=at_most).contains(&last), "chain {chain}: {last} of {at_least} to {at_most}");
+        }
+        clients.into_iter().for_each(Nbd::close);
+        for volume in 0..VOLUMES {
+            ctl.json(&["snapshot", "delete", &format!("{}@{snap}", name(volume))]);
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    for last in answered.iter() {
+        assert!(last.load(Ordering::SeqCst) > FREEZES, "the writers hardly ran");
+    }
+}
+
+#[test]
+fn members_are_chosen_by_group_label_or_name_and_stay_so_over_a_restart() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    ctl.json(&["volume", "create", "db", "--size", "1MiB", "--group", "shop", "--label", "app=shop,tier=db"]);
+    ctl.json(&["volume", "create", "wal", "--size", "1MiB", "--label", "app=shop"]);
+    ctl.json(&["volume", "create", "other", "--size", "1MiB"]);
+    let updated = ctl.json(&["volume", "update", "wal", "--group", "shop", "--label", "app=shop,tier=log"]);
+    assert_eq!((updated["group"].as_str(), updated["labels"]["tier"].as_str()), (Some("shop"), Some("log")));
+    let listed = ctl.json(&["volume", "list", "--group", "shop"]);
+    let names: Vec<_> = listed.as_array().unwrap().iter().map(|volume| volume["name"].clone()).collect();
+    assert_eq!(names, ["db", "wal"]);
+
+    let by_group = ctl.json(&["snapshot", "create-group", "--group", "shop", "--name", "one"]);
+    let expect = |volumes: &[&str], snap: &str| -> Vec<(String, String)> {
+        volumes.iter().map(|volume| ((*volume).to_owned(), snap.to_owned())).collect()
+    };
+    assert_eq!(snapshots_of(&by_group), expect(&["db", "wal"], "one"));
+    let by_label = ctl.json(&["snapshot", "create-group", "--label", "app=shop,tier=db", "--name", "two"]);
+    assert_eq!(snapshots_of(&by_label), expect(&["db"], "two"));
+    let by_name = ctl.json(&["snapshot", "create-group", "--volumes", "wal,other", "--name", "three"]);
+    assert_eq!(snapshots_of(&by_name), expect(&["other", "wal"], "three"));
+    assert_eq!(by_name["group"], Value::Null);
+
+    // One that has a snapshot of that name already keeps all of them from being taken.
+    let error = ctl.fails(&["snapshot", "create-group", "--group", "shop", "--name", "two"], 5);
+    assert!(error["message"].as_str().unwrap().contains("volume db has a snapshot two already"), "{error}");
+    for (args, code, part) in [
+        (vec!["--group", "nobody"], 4, "no volume is in group nobody"),
+        (vec!["--label", "app=nobody"], 4, "no volume has the labels app=nobody"),
+        (vec!["--volumes", "db,db"], 2, "volume db is named twice"),
+        (vec!["--volumes", "db,missing"], 4, "there is no volume missing"),
+    ] {
+        let line = [vec!["snapshot", "create-group"], args].concat();
+        let error = ctl.fails(&line, code);
+        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+    }
+
+    let check = |daemon: &Daemon| {
+        let ctl = daemon.ctl();
+        let of = |args: &[&str]| -> Vec<String> {
+            let list = ctl.json(&[&["snapshot", "list"], args].concat());
+            let named = |snapshot: &Value| {
+                format!("{}@{}", snapshot["volume"].as_str().unwrap(), snapshot["name"].as_str().unwrap())
+            };
+            list.as_array().unwrap().iter().map(named).collect()
+        };
+        assert_eq!(of(&["--group", "shop"]), ["db@one", "wal@one"]);
+        assert_eq!(of(&["--group", by_name["groupId"].as_str().unwrap()]), ["other@three", "wal@three"]);
+        assert_eq!(of(&["wal", "--group", "shop"]), ["wal@one"]);
+        assert_eq!(of(&[]), ["db@one", "db@two", "other@three", "wal@one", "wal@three"]);
+        let shown = ctl.json(&["snapshot", "inspect", "wal@one"]);
+        assert_eq!(shown, by_group["snapshots"][1]);
+        assert_eq!(shown["takenWith"]["groupId"], by_group["groupId"]);
+        assert!(shown["freezeStallMicros"].as_u64().unwrap() > 0);
+        assert!(shown["takenWith"]["groupStallMicros"].as_u64() >= shown["freezeStallMicros"].as_u64());
+        let volume = ctl.volume("wal");
+        assert_eq!(
+            (volume["group"].as_str(), volume["labels"]["tier"].as_str()),
+            (Some("shop"), Some("log"))
+        );
+    };
+    check(&daemon);
+    let daemon = daemon.kill().start();
+    check(&daemon);
+    let text = daemon.ctl().run(&["snapshot", "inspect", "wal@one"]).stdout;
+    assert!(text.contains("Group            : shop\n") && text.contains("Writes held back : "), "{text}");
+
+    let left = daemon.ctl().json(&["volume", "update", "wal", "--no-group", "--label", ""]);
+    assert_eq!((&left["group"], &left["labels"]), (&Value::Null, &serde_json::json!({})));
+    let alone = daemon.ctl().json(&["snapshot", "create-group", "--group", "shop"]);
+    assert_eq!(alone["members"], 1);
+}
+
+#[test]
+fn commands_run_around_a_snapshot_and_what_became_of_them_stays_with_it() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    for volume in ["db", "wal"] {
+        ctl.json(&["volume", "create", volume, "--size", "1MiB", "--group", "shop"]);
+    }
+    let log = bed.path("log");
+    let log_text = || std::fs::read_to_string(&log).unwrap_or_default();
+    let note = |what: &str| format!("echo {what} >> {}", log.display());
+    let pre = note("pre $BLOCKD_SNAPSHOT of $BLOCKD_VOLUMES");
+    let post = note("post $BLOCKD_TAKEN");
+    let base = ["snapshot", "create-group", "--group", "shop", "--post-command", &post];
+    let with =
+        |more: &[&str]| -> Vec<String> { base.iter().chain(more).map(|arg| (*arg).to_owned()).collect() };
+
+    let line = with(&["--name", "one", "--pre-command", &pre]);
+    let taken = ctl.json(&line.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(log_text(), "pre one of db wal\npost yes\n");
+    let shown = ctl.json(&["snapshot", "inspect", "wal@one"]);
+    assert_eq!(shown, taken["snapshots"][1]);
+    let steps = shown["quiesce"]["steps"].as_array().unwrap();
+    let kinds: Vec<_> =
+        steps.iter().map(|step| (step["kind"].as_str().unwrap(), &step["exitStatus"])).collect();
+    assert_eq!(kinds, [("pre-command", &Value::from(0)), ("post-command", &Value::from(0))]);
+    assert!(steps.iter().all(|step| step["durationMicros"].as_u64().unwrap() > 0));
+
+    // One that fails, one that takes too long, and filesystems that are not there: no snapshot, and the end is the same.
+    for (more, part) in [
+        (vec!["--pre-command", "echo locked >&2; exit 3"], "the pre-command failed (exit status 3: locked)"),
+        (vec!["--pre-command", "sleep 600", "--command-timeout", "1s"], "it was killed after 1 s"),
+    ] {
+        std::fs::remove_file(&log).unwrap();
+        let line = with(&[vec!["--name", "two"], more].concat());
+        let error = ctl.fails(&line.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+        assert_eq!(error["code"], "quiesce_failed", "{error}");
+        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+        assert_eq!(log_text(), "post no\n");
+        assert_eq!(ctl.json(&["snapshot", "list"]).as_array().unwrap().len(), 2);
+    }
+    let error = ctl.fails(&["snapshot", "create", "db", "--freeze-fs"], 1);
+    assert!(error["message"].as_str().unwrap().contains("leave --freeze-fs away"), "{error}");
+    ctl.fails(&["snapshot", "create", "db", "--pre-command", " "], 2);
+    // A command after that fails is told, and the snapshot stays.
+    let taken = ctl.json(&["snapshot", "create", "db", "--name", "three", "--post-command", "exit 5"]);
+    let step = &taken["quiesce"]["steps"][0];
+    assert_eq!((&step["exitStatus"], step["error"].as_str()), (&Value::from(5), Some("exit status 5")));
+}
+
+/// A daemon that is killed while an application is at rest lets it go at its next start.
+#[test]
+fn what_was_at_rest_when_the_daemon_was_killed_is_let_go() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    daemon.ctl().json(&["volume", "create", "db", "--size", "1MiB"]);
+    let (begun, resumed) = (bed.path("begun"), bed.path("resumed"));
+    let pre = format!("touch {}; sleep 600", begun.display());
+    let post = format!("touch {}", resumed.display());
+    let ctl = daemon.ctl();
+    let asking = thread::spawn(move || {
+        ctl.run(&["snapshot", "create", "db", "--pre-command", &pre, "--post-command", &post])
+    });
+    wait_for("the command before", || begun.exists().then_some(()));
+    let daemon = daemon.kill().start();
+    assert_ne!(asking.join().unwrap().code, 0);
+    wait_for("the command after", || resumed.exists().then_some(()));
+    assert_eq!(daemon.ctl().json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
+}
+
+/// A disk that has room for some of the new heads and not for all: nobody is frozen, nothing is left, and with room it works.
+#[test]
+fn a_full_disk_leaves_no_member_with_a_snapshot() {
+    let bed = Bed::new();
+    let home = bed.path("a");
+    let daemon = bed.daemon("a").tmpfs(&home.join("data"), 32 * MIB).start();
+    let ctl = daemon.ctl();
+    for volume in 0..8 {
+        ctl.json(&["volume", "create", &name(volume), "--size", "1GiB", "--group", "all"]);
+        daemon.nbd(&name(volume)).write(0, &[1; BLOCK as usize]);
+    }
+    ctl.json(&["volume", "create", "ballast", "--size", "1GiB"]);
+    let mut ballast = daemon.nbd("ballast");
+    let (mut failed, mut at, mut attempt) = (0, 0, 0);
+    let mut try_group = || {
+        attempt += 1;
+        try_group(&daemon, &format!("s{attempt}"))
+    };
+    // Less and less room, a block at a time near the end.
+    for step in [MIB, 64 * 1024, BLOCK] {
+        while ballast.call(command::WRITE, 0, at, step, &vec![7; step as usize]).is_ok() {
+            at += step;
+            if step == MIB {
+                continue;
+            }
+            failed += u64::from(!try_group());
+        }
+    }
+    for _ in 0..3 {
+        failed += u64::from(!try_group());
+    }
+    assert!(failed > 0, "the disk was never full");
+    ballast.trim(0, at);
+    assert!(try_group(), "with room it works again");
+    for volume in 0..8 {
+        let mut client = daemon.nbd(&name(volume));
+        assert_eq!(client.read(0, BLOCK), [1; BLOCK as usize]);
+    }
+}
+
+/// Takes a group snapshot and removes it again; whether it came about. All have it then, or none.
+fn try_group(daemon: &Daemon, name: &str) -> bool {
+    let ctl = daemon.ctl();
+    let (code, taken) = ctl.document(&["snapshot", "create-group", "--group", "all", "--name", name]);
+    let list = ctl.json(&["snapshot", "list"]);
+    let of_this = list.as_array().unwrap().iter().filter(|snapshot| snapshot["name"] == name);
+    let snapshots: Vec<_> = of_this.collect();
+    let ready = snapshots.iter().filter(|snapshot| snapshot["state"] == "ready").count();
+    assert_eq!(ready, if code == 0 { 8 } else { 0 }, "{taken:#} {list:#}");
+    if code != 0 {
+        let message = taken["error"]["message"].as_str().unwrap();
+        assert_eq!(taken["error"]["code"], "no_space", "{message}");
+        return false;
+    }
+    for snapshot in snapshots {
+        // A deletion needs a little room of its own.
+        let volume = snapshot["volume"].as_str().unwrap();
+        ctl.run(&["snapshot", "delete", &format!("{volume}@{name}")]);
+    }
+    true
+}
