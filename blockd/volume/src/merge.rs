@@ -139,7 +139,7 @@ impl Volume {
         (0..stack.layers().len().saturating_sub(1)).find_map(|at| {
             match (&stack.layers()[at], &stack.layers()[at + 1]) {
                 (Layer::Frozen(upper), Layer::Frozen(lower))
-                    if !needed(lower) && !(is_shared(upper) && is_shared(lower)) =>
+                    if !(needed(lower) || is_shared(upper) && is_shared(lower)) =>
                 {
                     Some((upper.clone(), lower.clone(), at + 2 == stack.layers().len()))
                 }

@@ -160,17 +160,17 @@ fn a_merge_writes_only_to_what_is_not_shared() {
     assert_eq!((parent.stats().layers, second.stats().layers), (3, 3));
     clone.close().unwrap();
     parent.close().unwrap();
-    let expected = content_after_reopen(second, &[clone, parent]);
+    let expected = content_after_reopen(&second, &[clone, parent]);
     assert!(expected[..4096].iter().all(|&byte| byte == 3));
 }
 
 /// Deletes the others, and merges what is left.
-fn content_after_reopen(volume: Arc<Volume>, others: &[Arc<Volume>]) -> Vec<u8> {
-    let before = content(&volume);
+fn content_after_reopen(volume: &Arc<Volume>, others: &[Arc<Volume>]) -> Vec<u8> {
+    let before = content(volume);
     for other in others {
         Volume::delete_files(other.dir()).unwrap();
     }
-    merge_all(&volume);
+    merge_all(volume);
     assert_eq!(volume.stats().layers, 3, "the others still have the files open");
     volume.close().unwrap();
     before
