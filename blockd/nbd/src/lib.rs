@@ -45,7 +45,6 @@ mod ring;
 mod ring_thread;
 mod server;
 mod sparse_read;
-mod spin;
 #[cfg(test)]
 #[path = "../tests/common/certs.rs"]
 mod test_certs;

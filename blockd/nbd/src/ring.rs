@@ -10,14 +10,13 @@ use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
 use crate::buffer_pool::Buffer;
-use crate::spin::Spin;
 
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 2048;
@@ -123,30 +122,17 @@ impl Ring {
     }
 
     /// Hands everything that was started to the kernel, waits until something completes or the time is over,
-    /// and appends the completions. Before it sleeps it looks for completions as long as `spin` says.
+    /// and appends the completions.
     ///
     /// # Errors
     /// When the kernel refuses to go on with this ring.
     pub(crate) fn wait(
         &mut self,
         timeout: Option<Duration>,
-        spin: &mut Spin,
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
         completions.append(&mut self.refused);
         let timeout = if completions.is_empty() { timeout } else { Some(Duration::ZERO) };
-        if timeout != Some(Duration::ZERO) {
-            let look = spin.next_look();
-            if !look.is_zero() {
-                if let Some(looked_long) = self.look(look, completions)? {
-                    spin.looked(!completions.is_empty());
-                    tracing::trace!(?looked_long, found = completions.len());
-                }
-                if !completions.is_empty() {
-                    return Ok(());
-                }
-            }
-        }
         let result = match timeout {
             None => self.uring.submit_and_wait(1),
             Some(timeout) => {
@@ -155,29 +141,10 @@ impl Ring {
             }
         };
         self.reap(completions);
-        passing(result)
-    }
-
-    /// Hands everything that was started to the kernel and looks for completions for a while without sleeping; other
-    /// threads that want the processor get it. Says how long it looked, `None` if there was something at once.
-    fn look(&mut self, look: Duration, completions: &mut Vec<Completion>) -> io::Result<Option<Duration>> {
-        passing(self.uring.submit())?;
-        self.reap(completions);
-        if !completions.is_empty() {
-            return Ok(None);
-        }
-        let began = Instant::now();
-        loop {
-            rustix::thread::sched_yield();
-            // Without a flag that says so there is nothing to be run: this enters the kernel only if there is.
-            if self.uring.submission().taskrun() {
-                passing(self.uring.submit())?;
-            }
-            self.reap(completions);
-            let looked = began.elapsed();
-            if !completions.is_empty() || looked >= look {
-                return Ok(Some(looked));
-            }
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) if is_passing(&error) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -269,9 +236,8 @@ impl Drop for Ring {
             }
         }
         let mut completions = Vec::new();
-        let mut spin = Spin::default();
         for _ in 0..DRAIN_ROUNDS {
-            if self.is_idle() || self.wait(Some(DRAIN_WAIT), &mut spin, &mut completions).is_err() {
+            if self.is_idle() || self.wait(Some(DRAIN_WAIT), &mut completions).is_err() {
                 break;
             }
             completions.clear();
@@ -319,24 +285,16 @@ fn setup() -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(COMPLETIONS).dontfork();
     let mut deferred = builder.clone();
-    let deferred =
-        deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(SUBMISSIONS);
+    let deferred = deferred.setup_single_issuer().setup_defer_taskrun().build(SUBMISSIONS);
     if deferred.is_ok() {
         return deferred;
     }
     let mut cooperative = builder.clone();
-    let cooperative = cooperative.setup_coop_taskrun().setup_taskrun_flag().build(SUBMISSIONS);
+    let cooperative = cooperative.setup_coop_taskrun().build(SUBMISSIONS);
     if cooperative.is_ok() { cooperative } else { builder.build(SUBMISSIONS) }
 }
 
-/// Makes nothing of a failure that only means that nothing completed, or that completions have to be reaped first.
-fn passing(result: io::Result<usize>) -> io::Result<()> {
-    match result {
-        Err(error) if !is_passing(&error) => Err(error),
-        _ => Ok(()),
-    }
-}
-
+/// Whether a failed wait only means that nothing completed, or that completions have to be reaped first.
 fn is_passing(error: &io::Error) -> bool {
     let passing =
         [rustix::io::Errno::INTR, rustix::io::Errno::TIME, rustix::io::Errno::BUSY, rustix::io::Errno::AGAIN];
@@ -360,7 +318,7 @@ mod tests {
     fn wait_one(ring: &mut Ring) -> Completion {
         let mut completions = Vec::new();
         while completions.is_empty() {
-            ring.wait(None, &mut Spin::default(), &mut completions).unwrap();
+            ring.wait(None, &mut completions).unwrap();
         }
         assert_eq!(completions.len(), 1);
         completions.remove(0)
@@ -417,7 +375,7 @@ mod tests {
         let _client = UnixStream::connect(&path).unwrap();
         assert!(matches!(wait_one(&mut ring).outcome, Outcome::Accepted(Ok(_))));
         ring.accept(&listener, 10);
-        ring.wait(Some(Duration::ZERO), &mut Spin::default(), &mut Vec::new()).unwrap();
+        ring.wait(Some(Duration::ZERO), &mut Vec::new()).unwrap();
         ring.cancel(10);
         assert!(matches!(wait_one(&mut ring).outcome, Outcome::Accepted(Err(_))));
     }
@@ -438,7 +396,7 @@ mod tests {
         }
         let mut completions = Vec::new();
         while completions.len() < pairs.len() {
-            ring.wait(None, &mut Spin::default(), &mut completions).unwrap();
+            ring.wait(None, &mut completions).unwrap();
         }
         assert!(
             completions.iter().all(|completion| {
@@ -456,7 +414,7 @@ mod tests {
         let ours = Arc::new(OwnedFd::from(ours));
         let mut ring = Ring::new().unwrap();
         ring.recv(&ours, transfer(0..4, b""), 1);
-        ring.wait(Some(Duration::ZERO), &mut Spin::default(), &mut Vec::new()).unwrap();
+        ring.wait(Some(Duration::ZERO), &mut Vec::new()).unwrap();
         assert_eq!(Arc::strong_count(&ours), 2);
         drop(ring);
         assert_eq!(Arc::strong_count(&ours), 1, "the table was freed");

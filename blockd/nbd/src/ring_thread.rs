@@ -20,7 +20,6 @@ use crate::linger::{Lingering, SCRAP_BYTES};
 use crate::listener::{Listener, Peer};
 use crate::mailbox::Mailbox;
 use crate::ring::{Completion, Outcome, Ring, Transfer};
-use crate::spin::Spin;
 use crate::worker::{Done, Job, Queues, Work};
 
 /// How long to leave a listening socket alone when the system has no resources for another connection.
@@ -124,7 +123,6 @@ impl Tag {
 pub(crate) struct RingThread {
     id: usize,
     ring: Ring,
-    spin: Spin,
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox<Message>>,
     queues: Queues,
@@ -163,7 +161,6 @@ impl RingThread {
         Ok(Self {
             id,
             ring: Ring::new()?,
-            spin: Spin::default(),
             shared,
             mailbox,
             queues,
@@ -207,7 +204,7 @@ impl RingThread {
             } else {
                 Some(Duration::ZERO)
             };
-            let result = self.ring.wait(timeout, &mut self.spin, &mut completions);
+            let result = self.ring.wait(timeout, &mut completions);
             self.mailbox.woke();
             self.now = Instant::now();
             result?;
