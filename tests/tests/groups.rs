@@ -154,7 +154,7 @@ fn members_are_chosen_by_group_label_or_name_and_stay_so_over_a_restart() {
         assert_eq!(of(&["wal", "--group", "shop"]), ["wal@one"]);
         assert_eq!(of(&[]), ["db@one", "db@two", "other@three", "wal@one", "wal@three"]);
         let shown = ctl.json(&["snapshot", "inspect", "wal@one"]);
-        assert_eq!(shown, by_group["snapshots"][1]);
+        assert_eq!(as_made(&shown), as_made(&by_group["snapshots"][1]));
         assert_eq!(shown["takenWith"]["groupId"], by_group["groupId"]);
         assert!(shown["freezeStallMicros"].as_u64().unwrap() > 0);
         assert!(shown["takenWith"]["groupStallMicros"].as_u64() >= shown["freezeStallMicros"].as_u64());
@@ -174,6 +174,14 @@ fn members_are_chosen_by_group_label_or_name_and_stay_so_over_a_restart() {
     assert_eq!((&left["group"], &left["labels"]), (&Value::Null, &serde_json::json!({})));
     let alone = daemon.ctl().json(&["snapshot", "create-group", "--group", "shop"]);
     assert_eq!(alone["members"], 1);
+}
+
+/// A snapshot without what it costs, which changes with what is written, and which making it does not tell.
+fn as_made(snapshot: &Value) -> Value {
+    let mut snapshot = snapshot.clone();
+    let fields = snapshot.as_object_mut().unwrap();
+    fields.retain(|name, _| !["exclusiveBytes", "sharedBytes"].contains(&name.as_str()));
+    snapshot
 }
 
 #[test]
@@ -197,7 +205,7 @@ fn commands_run_around_a_snapshot_and_what_became_of_them_stays_with_it() {
     let taken = ctl.json(&line.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(log_text(), "pre one of db wal\npost yes\n");
     let shown = ctl.json(&["snapshot", "inspect", "wal@one"]);
-    assert_eq!(shown, taken["snapshots"][1]);
+    assert_eq!(as_made(&shown), as_made(&taken["snapshots"][1]));
     let steps = shown["quiesce"]["steps"].as_array().unwrap();
     let kinds: Vec<_> =
         steps.iter().map(|step| (step["kind"].as_str().unwrap(), &step["exitStatus"])).collect();

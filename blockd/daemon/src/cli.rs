@@ -52,6 +52,7 @@ Keys of the configuration file (defaults in brackets):
   task_concurrency      backups and restores that move data at once; the others wait [2]
   upload_concurrency    packs that one backup uploads at once [4]
   download_concurrency  requests that one restore makes at once [4]
+  merge_limit_bytes_per_s  what merging layers may copy in a second; 0 = no limit [0]
   cpu_threads           threads that compress and seal; 0 = one per core [0]
   ring_threads          threads that serve NBD sockets; 0 = one per core [0]
   nbd_workers           threads for NBD requests that must wait for storage [8]

@@ -109,6 +109,7 @@ Name         : db
 Size         : 4 GiB
 Read-only    : no
 Labels       : app=mysql
+Group        : -
 Created      : Wed, 16 Jan 2019 21:51:53 UTC
 Status       : up - 1 connection
 URI          : nbd+unix:///db?socket=/d/nbd.sock
@@ -220,8 +221,8 @@ fn snapshots_are_made_listed_and_deleted() {
     assert_eq!(
         fake.run("snapshot list db").stdout,
         "\
-ID   VOLUME   NAME     CREATED-TIME                    DIRTY   EXCLUSIVE   SHARED   FREEZE   STATUS
-61   db       monday   Wed, 16 Jan 2019 21:51:53 UTC   4 KiB   8 KiB       1 MiB    42 µs    ready
+ID   VOLUME   NAME     CREATED-TIME                    DIRTY   EXCLUSIVE   SHARED   FREEZE   GROUP   STATUS
+61   db       monday   Wed, 16 Jan 2019 21:51:53 UTC   4 KiB   8 KiB       1 MiB    42 µs    -       ready
 "
     );
     assert_eq!(fake.run("snapshot delete db@monday").stdout, "Snapshot monday successfully deleted.\n");

@@ -42,7 +42,7 @@ async fn a_group_is_frozen_whole_or_not_at_all_when_the_daemon_dies() {
     }
     host.die_and_start().await;
     let list = host.client.list_snapshots(&ListSnapshots::default()).await.unwrap().snapshots;
-    assert_eq!(list, first.snapshots);
+    assert_eq!(as_made(list), first.snapshots);
     for entry in host.core().registry.all() {
         assert_eq!(entry.volume().unwrap().snapshots().len(), 1, "{}", entry.name);
     }

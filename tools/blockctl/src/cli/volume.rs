@@ -394,7 +394,7 @@ mod tests {
             ("volume update db", "--read-only"),
             ("volume update db --read-only maybe", "expected on or off"),
             ("volume update db --group a --no-group", "cannot be used with"),
-            ("volume update db --group 42", "looks like an id"),
+            ("volume update db --group af563a4d-afd7-48df-90f7-8e8f9414ff77", "looks like an id"),
             ("volume uri", "VOLUME"),
             ("volume uri a b", "unexpected argument"),
         ] {
