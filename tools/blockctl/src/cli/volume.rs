@@ -265,10 +265,18 @@ pub struct ResizeArgs {
 
 /// `volume update`
 #[derive(Debug, Args)]
-#[group(id = "changes", required = true, multiple = true, args = ["read_only", "label", "group", "no_group"])]
 pub struct UpdateArgs {
     /// Name or id of the volume
     pub volume: VolumeRef,
+    /// What to change.
+    #[command(flatten)]
+    pub changes: Changes,
+}
+
+/// What `volume update` changes: at least one thing.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct Changes {
     /// Whether clients may only read the volume
     #[arg(long, value_name = "on|off", value_parser = parse_switch, action = clap::ArgAction::Set)]
     pub read_only: Option<bool>,
@@ -364,15 +372,18 @@ mod tests {
         for (word, expected) in [("on", true), ("off", false)] {
             let line = format!("volume update db --read-only {word}");
             let VolumeCommand::Update(args) = volume(&line) else { panic!("{line}") };
-            assert_eq!(args.read_only, Some(expected));
+            assert_eq!(args.changes.read_only, Some(expected));
         }
         let VolumeCommand::Update(args) = volume("volume update db --group shop --label a=b") else {
             panic!()
         };
-        assert_eq!((args.group.unwrap().as_str(), args.label.unwrap().to_string()), ("shop", "a=b".into()));
-        assert!(args.read_only.is_none() && !args.no_group);
+        assert_eq!(
+            (args.changes.group.unwrap().as_str(), args.changes.label.unwrap().to_string()),
+            ("shop", "a=b".into())
+        );
+        assert!(args.changes.read_only.is_none() && !args.changes.no_group);
         let VolumeCommand::Update(args) = volume("volume update db --no-group --label=") else { panic!() };
-        assert!(args.no_group && args.label.unwrap().is_empty());
+        assert!(args.changes.no_group && args.changes.label.unwrap().is_empty());
     }
 
     #[test]

@@ -266,8 +266,10 @@ async fn resize(context: &Context<'_>, args: ResizeArgs) -> Result<(), Failure> 
 }
 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> {
-    let group = if args.no_group { Some(None) } else { args.group.map(Some) };
-    let request = UpdateVolume { size_bytes: None, read_only: args.read_only, labels: args.label, group };
+    let changes = args.changes;
+    let group = if changes.no_group { Some(None) } else { changes.group.map(Some) };
+    let request =
+        UpdateVolume { size_bytes: None, read_only: changes.read_only, labels: changes.label, group };
     let volume = context.client.update_volume(&args.volume, &request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
