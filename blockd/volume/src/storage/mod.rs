@@ -1,8 +1,8 @@
 //! Every system call that reads, changes or syncs a volume's files, in one place.
 //!
 //! In a normal build each function is the call and nothing else. With the feature `testing`, a
-//! [`Disk`](crate::testing::Disk) that is attached to the folder is asked first: it fails calls, remembers what a power
-//! cut would leave, or turns a [planted bug](crate::testing::Bug) on. Two kinds of access do not pass through here: the
+//! `testing::Disk` that is attached to the folder is asked first: it fails calls, remembers what a power
+//! cut would leave, or turns a planted bug on. Two kinds of access do not pass through here: the
 //! stores into the live map, which are no calls, and the reads of the io_uring, which [`File::before_read`] announces.
 
 mod bug;
