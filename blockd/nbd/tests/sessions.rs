@@ -363,11 +363,13 @@ fn a_payload_that_trickles_is_given_up_for_others() {
         config.in_flight_bytes_total = 4 << 20;
         config.stalled_receive_timeout = timeout;
     });
+    let data = pattern(5, MIB);
+    // From before the memory is taken: the server's clock for it starts with the request, however slow this thread is.
+    let started = std::time::Instant::now();
     let mut slow = server.attach();
     request_seen(&mut slow, NBD_CMD_WRITE, 1 << 20);
     let mut other = server.attach();
     request_seen(&mut other, NBD_CMD_READ, 4 << 20);
-    let (data, started) = (pattern(5, MIB), std::time::Instant::now());
     // A little at a time, until the connection is gone.
     for piece in data.chunks(64) {
         if std::io::Write::write_all(&mut slow.stream, piece).is_err() {
