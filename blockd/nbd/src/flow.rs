@@ -30,6 +30,8 @@ pub(crate) struct Context<'a> {
     pub(crate) wake: &'a dyn Fn() -> Wake,
     /// Work for the threads that may block.
     pub(crate) work: &'a mut Vec<Work>,
+    /// Counts the requests that were taken up.
+    pub(crate) requests: &'a mut usize,
     pub(crate) now: Instant,
 }
 

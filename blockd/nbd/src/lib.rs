@@ -54,6 +54,7 @@ mod tls_identity;
 mod tls_names;
 mod tls_option;
 mod transmission;
+mod vigil;
 mod wire;
 mod worker;
 

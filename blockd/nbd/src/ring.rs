@@ -121,6 +121,21 @@ impl Ring {
         }
     }
 
+    /// Hands everything that was started to the kernel, and returns what tells, at the cost of a look into memory,
+    /// whether a wait would end at once.
+    ///
+    /// # Errors
+    /// When the kernel refuses to go on with this ring.
+    pub(crate) fn start_and_look(&mut self) -> io::Result<impl FnMut() -> bool> {
+        match self.uring.submit() {
+            Err(error) if !is_passing(&error) => return Err(error),
+            _ => {}
+        }
+        let has_refused = !self.refused.is_empty();
+        let uring = &mut self.uring;
+        Ok(move || has_refused || !uring.completion().is_empty() || uring.submission().taskrun())
+    }
+
     /// Hands everything that was started to the kernel, waits until something completes or the time is over,
     /// and appends the completions.
     ///
@@ -285,12 +300,13 @@ fn setup() -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(COMPLETIONS).dontfork();
     let mut deferred = builder.clone();
-    let deferred = deferred.setup_single_issuer().setup_defer_taskrun().build(SUBMISSIONS);
+    let deferred =
+        deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(SUBMISSIONS);
     if deferred.is_ok() {
         return deferred;
     }
     let mut cooperative = builder.clone();
-    let cooperative = cooperative.setup_coop_taskrun().build(SUBMISSIONS);
+    let cooperative = cooperative.setup_coop_taskrun().setup_taskrun_flag().build(SUBMISSIONS);
     if cooperative.is_ok() { cooperative } else { builder.build(SUBMISSIONS) }
 }
 

@@ -20,6 +20,7 @@ use crate::linger::{Lingering, SCRAP_BYTES};
 use crate::listener::{Listener, Peer};
 use crate::mailbox::Mailbox;
 use crate::ring::{Completion, Outcome, Ring, Transfer};
+use crate::vigil::{Vigil, Watchman};
 use crate::worker::{Done, Job, Queues, Work};
 
 /// How long to leave a listening socket alone when the system has no resources for another connection.
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) unix_tls: TlsOffer,
     /// What the buffer pool of each ring thread may keep, in bytes.
     pub(crate) pool_bytes: usize,
+    /// Whose turn it is to stay awake.
+    pub(crate) watchman: Watchman,
 }
 
 struct Entry {
@@ -128,6 +131,9 @@ pub(crate) struct RingThread {
     queues: Queues,
     pool: BufferPool,
     work: Vec<Work>,
+    /// Requests that were taken up since the last wait.
+    requests: usize,
+    vigil: Vigil,
     slots: Vec<Slot>,
     free: Vec<u32>,
     live: usize,
@@ -166,6 +172,8 @@ impl RingThread {
             queues,
             pool,
             work: Vec::new(),
+            requests: 0,
+            vigil: Vigil::default(),
             slots: Vec::new(),
             free: Vec::new(),
             live: 0,
@@ -204,6 +212,12 @@ impl RingThread {
             } else {
                 Some(Duration::ZERO)
             };
+            let requests = std::mem::take(&mut self.requests);
+            if timeout != Some(Duration::ZERO)
+                && let Some(kept) = self.vigil.begin(requests, &self.shared.watchman)
+            {
+                kept.until(self.ring.start_and_look()?);
+            }
             let result = self.ring.wait(timeout, &mut completions);
             self.mailbox.woke();
             self.now = Instant::now();
@@ -374,6 +388,7 @@ impl RingThread {
             budget: &self.shared.budget,
             wake: &wake,
             work: &mut self.work,
+            requests: &mut self.requests,
             now: self.now,
         })
     }

@@ -219,6 +219,7 @@ impl Transmission {
             return Some(Pause::Full);
         }
         inbox.consume(self.header_len_bytes());
+        *cx.requests += 1;
         tracing::trace!(?request, ?verdict, "request");
         match verdict {
             Verdict::Execute(Operation::Write { fua }) => self.write(&request, fua, inbox, flow, cx),

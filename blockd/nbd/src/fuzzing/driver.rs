@@ -26,8 +26,14 @@ impl<C: ExportCatalog> Driver<C> {
     pub(crate) fn over(catalog: C, limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
         let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
         let now = Instant::now();
-        let mut cx =
-            Context { pool: &mut pool, budget: &budget, wake: &|| Box::new(|| {}), work: &mut work, now };
+        let mut cx = Context {
+            pool: &mut pool,
+            budget: &budget,
+            wake: &|| Box::new(|| {}),
+            work: &mut work,
+            requests: &mut 0,
+            now,
+        };
         let connection = Connection::new(tracing::Span::none(), client, tls, limits, &mut cx);
         Self { connection, catalog, pool, budget, work, sent: Vec::new(), now }
     }
@@ -40,6 +46,7 @@ impl<C: ExportCatalog> Driver<C> {
                 budget: &self.budget,
                 wake: &|| Box::new(|| {}),
                 work: &mut self.work,
+                requests: &mut 0,
                 now: self.now,
             },
         );
