@@ -17,14 +17,18 @@
 //! | 16–23 | xxh3-64, seeded with the volume id xor the epoch, of bytes 0–15 and the payload |
 //! | 24– | the payload: a block set in its own encoding |
 //!
-//! All integers are little-endian. What follows the last valid record is the torn end of a record whose flush was never
-//! answered, and is cut off; but a valid record behind a damaged one means that the file was altered.
+//! All integers are little-endian. What follows the last valid record is zeroes that were written ahead, or the torn end
+//! of a record whose flush was never answered, and is cut off; but a valid record behind a damaged one means that the
+//! file was altered.
+//!
+//! The zeroes are there for speed: a record that only overwrites what is written and within the file's size leaves the
+//! filesystem nothing but data to sync, where a record that made the file grow would cost a commit of its journal.
 
 use crate::{
     error::{IoContext, VolumeError},
     storage::{self, Bug, File},
 };
-use blockd_extent::{BlockSet, Epoch, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, VolumeId};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -37,6 +41,8 @@ const RECORD_HEADER_BYTES: usize = 24;
 const COMPACT_ABOVE_BYTES: u64 = 1 << 20;
 /// How much space is taken beyond the end of the log.
 const ROOM_BYTES: u64 = 256 << 10;
+/// How many zeroes are written ahead of the records: some hundred flushes of scattered writes.
+const ZEROES_BYTES: usize = 64 << 10;
 
 /// The open log of a head.
 pub(crate) struct HeadLog {
@@ -44,6 +50,8 @@ pub(crate) struct HeadLog {
     path: PathBuf,
     identity: Identity,
     end_bytes: u64,
+    /// Up to where zeroes are written ahead.
+    zeroed_to_bytes: u64,
     next_record: u64,
     /// The file was renamed into place, and that is not known to be durable.
     dir_unsynced: bool,
@@ -110,16 +118,18 @@ impl HeadLog {
     /// Makes an empty log, synced; the caller syncs the directory.
     pub(crate) fn create(path: &Path, identity: Identity) -> Result<Self, VolumeError> {
         let file = File::create(path).during("create", path)?;
-        file.write_all_at(&identity.header(), 0).during("write", path)?;
-        file.sync_all().during("sync", path)?;
-        let log = Self {
+        let mut log = Self {
             file,
             path: path.to_owned(),
             identity,
-            end_bytes: HEADER_BYTES as u64,
+            end_bytes: 0,
+            zeroed_to_bytes: 0,
             next_record: 0,
             dir_unsynced: false,
         };
+        log.write_behind(&identity.header())?;
+        log.end_bytes = HEADER_BYTES as u64;
+        log.file.sync_all().during("sync", path)?;
         log.keep_room();
         Ok(log)
     }
@@ -150,6 +160,7 @@ impl HeadLog {
             path: path.to_owned(),
             identity,
             end_bytes: HEADER_BYTES as u64,
+            zeroed_to_bytes: 0,
             next_record: 0,
             dir_unsynced: false,
         };
@@ -190,10 +201,25 @@ impl HeadLog {
         Ok(())
     }
 
+    /// Writes behind what is there, with zeroes after it if none are left; `end_bytes` moves when that is durable.
+    fn write_behind(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
+        let end_bytes = self.end_bytes + bytes.len() as u64;
+        if end_bytes > self.zeroed_to_bytes {
+            let mut with_zeroes = bytes.to_vec();
+            with_zeroes.resize((bytes.len() + ZEROES_BYTES).next_multiple_of(BLOCK_SIZE_BYTES as usize), 0);
+            if self.file.write_all_at(&with_zeroes, self.end_bytes).is_ok() {
+                self.zeroed_to_bytes = self.end_bytes + with_zeroes.len() as u64;
+                return Ok(());
+            }
+            // There may still be space for what matters.
+        }
+        self.file.write_all_at(bytes, self.end_bytes).during("append to", &self.path)
+    }
+
     /// Adds blocks whose data is synced, and syncs the log.
     pub(crate) fn append(&mut self, blocks: &BlockSet) -> Result<(), VolumeError> {
         let record = self.identity.record(self.next_record, blocks);
-        self.file.write_all_at(&record, self.end_bytes).during("append to", &self.path)?;
+        self.write_behind(&record)?;
         if !self.file.has(Bug::NoLogSync) {
             self.file.sync_data().during("sync", &self.path)?;
         }
@@ -253,8 +279,11 @@ mod tests {
         log.append(&set(5, 10)).unwrap();
         let first_end = log.end_bytes as usize;
         log.append(&set(100, 3)).unwrap();
+        let end = log.end_bytes as usize;
         drop(log);
-        let whole = std::fs::read(&path).unwrap();
+        let ahead = std::fs::read(&path).unwrap();
+        assert!(ahead.len() >= ZEROES_BYTES && ahead[end..].iter().all(|byte| *byte == 0));
+        let whole = ahead[..end].to_vec();
         let mut both = set(5, 10);
         both.union_with(&set(100, 3));
 
