@@ -7,7 +7,7 @@
 use blockd_tests::{
     Rng,
     replay::{
-        filesystem::{Filesystem, missing, private_mounts},
+        filesystem::{Filesystem, hide_mount_numbers, missing, private_mounts},
         load::{Life, Omission, record},
         recorder::{Recording, Survivors},
         verify::verify,
@@ -24,18 +24,23 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 /// Runs in a thread with mounts of its own, or says why not.
-fn with_mounts(name: &str, act: impl FnOnce(&Path, &mut Rng) + Send) {
+fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &mut Rng) + Send) {
+    let skip = |what: String| eprintln!("=== {name} is SKIPPED: it wants {what} ===");
     if let Some(what) = missing() {
-        eprintln!("=== {name} is SKIPPED: it wants {what} ===");
-        return;
+        return skip(what);
     }
     let act = || {
-        let mut rng = Rng::of_test(name);
-        private_mounts();
+        if let Err(what) = private_mounts() {
+            return skip(what);
+        }
         // In memory where there is such a place.
         let mut builder = tempfile::Builder::new();
         let dir = builder.prefix("bt").tempdir_in("/dev/shm").or_else(|_| builder.tempdir());
-        act(dir.expect("a temporary directory").path(), &mut rng);
+        let dir = dir.expect("a temporary directory");
+        if let Some(what) = filesystem.why_not(dir.path()) {
+            return skip(what);
+        }
+        act(dir.path(), &mut Rng::of_test(name));
     };
     if let Err(panic) = std::thread::scope(|scope| scope.spawn(act).join()) {
         std::panic::resume_unwind(panic);
@@ -60,12 +65,23 @@ fn all_cuts(recording: &Recording, rng: &mut Rng) -> Vec<(usize, Survivors)> {
     cuts
 }
 
-/// Looks at some states; the first that is wrong, and after how many. `keep` is where the disk is kept then.
-fn look(life: &Life, most: usize, dir: &Path, keep: &Path, rng: &mut Rng) -> Result<usize, String> {
-    let mut cuts = all_cuts(&life.recording, rng);
+/// Some of them, in the same order.
+fn some_cuts(recording: &Recording, most: usize, rng: &mut Rng) -> Vec<(usize, Survivors)> {
+    let mut cuts = all_cuts(recording, rng);
     while cuts.len() > most {
         cuts.remove(rng.below(cuts.len() as u64) as usize);
     }
+    cuts
+}
+
+/// Looks at what these cuts leave; what is wrong first. `keep` is where the disk is kept then.
+fn look(
+    life: &Life,
+    cuts: &[(usize, Survivors)],
+    dir: &Path,
+    keep: &Path,
+    rng: &mut Rng,
+) -> Result<usize, String> {
     let mut replay = life.recording.replay();
     for (nth, &(cut, survivors)) in cuts.iter().enumerate() {
         let image = replay.cut(cut, survivors, rng);
@@ -91,7 +107,7 @@ fn kept(name: &str) -> std::path::PathBuf {
 }
 
 fn replay(name: &str, filesystem: Filesystem) {
-    with_mounts(name, |dir, rng| {
+    with_mounts(name, filesystem, |dir, rng| {
         let most = match std::env::var("BLOCKD_REPLAY_STATES").as_deref() {
             Ok("all") => usize::MAX,
             Ok(text) => text.parse().expect("a decimal number, or all"),
@@ -106,7 +122,8 @@ fn replay(name: &str, filesystem: Filesystem) {
             life.steps
         );
         assert!(flushes > 0, "the filesystem never flushed its disk");
-        match look(&life, most, dir, &kept(name), rng) {
+        let cuts = some_cuts(&life.recording, most, rng);
+        match look(&life, &cuts, dir, &kept(name), rng) {
             Ok(count) => eprintln!("{name}: {count} states are sound"),
             Err(what) => panic!("{what}"),
         }
@@ -127,16 +144,39 @@ fn whatever_a_power_cut_leaves_of_xfs_the_volumes_stand() {
 #[test]
 fn a_sync_that_is_left_out_is_found() {
     let name = "a_sync_that_is_left_out_is_found";
-    with_mounts(name, |dir, rng| {
-        for part in [".data", ".log"] {
-            let dir = dir.join(&part[1..]);
+    with_mounts(name, Filesystem::Ext4, |dir, rng| {
+        let omissions = [
+            (Filesystem::Ext4, Omission { operation: "fdatasync", part: ".data" }),
+            (Filesystem::Ext4, Omission { operation: "fdatasync", part: ".log" }),
+            (Filesystem::Xfs, Omission { operation: "fsync", part: "volumes/" }),
+        ];
+        for (nth, (filesystem, omission)) in omissions.into_iter().enumerate() {
+            let dir = dir.join(nth.to_string());
             std::fs::create_dir(&dir).unwrap();
-            let omission = Omission { operation: "fdatasync", part };
-            let life = record(Filesystem::Ext4, &dir, FEW_STEPS, rng.next_u64(), Some(omission));
-            match look(&life, 100, &dir, &kept(name), rng) {
+            let life = record(filesystem, &dir, FEW_STEPS, rng.next_u64(), Some(omission));
+            let cuts = some_cuts(&life.recording, 100, rng);
+            match look(&life, &cuts, &dir, &kept(name), rng) {
                 Ok(count) => panic!("{omission:?} was not found in {count} states"),
                 Err(what) => eprintln!("{omission:?}: {}", what.lines().next().unwrap_or_default()),
             }
+        }
+    });
+}
+
+/// A live map that is believed after a power cut says that there is data where there is none: this is what the daemon would
+/// do if it could not tell that its folder was mounted anew.
+#[test]
+fn a_map_that_is_believed_after_a_power_cut_is_found() {
+    let name = "a_map_that_is_believed_after_a_power_cut_is_found";
+    with_mounts(name, Filesystem::Ext4, |dir, rng| {
+        let life = record(Filesystem::Ext4, dir, 2 * FEW_STEPS, rng.next_u64(), None);
+        let cuts: Vec<_> = life.early_maps.iter().map(|&cut| (cut, Survivors::All)).collect();
+        let sound = look(&life, &cuts, dir, &kept(name), rng);
+        sound.unwrap_or_else(|what| panic!("as it should be: {what}"));
+        hide_mount_numbers();
+        match look(&life, &cuts, dir, &kept(name), rng) {
+            Ok(count) => panic!("it was not found in {count} states"),
+            Err(what) => eprintln!("{}", what.lines().next().unwrap_or_default()),
         }
     });
 }

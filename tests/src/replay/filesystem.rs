@@ -21,7 +21,7 @@ pub enum Filesystem {
     Xfs,
 }
 
-/// What is missing here to mount filesystems: who has nothing missing can.
+/// What is missing here to mount filesystems.
 pub fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("root: only it may mount".into());
@@ -31,27 +31,31 @@ pub fn missing() -> Option<String> {
             return Some(format!("{device}: the kernel or the container has none"));
         }
     }
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let tools =
         [("nbdfuse", "libnbd-bin"), ("mount", "mount"), ("mkfs.ext4", "e2fsprogs"), ("mkfs.xfs", "xfsprogs")];
     let path = std::env::var_os("PATH").unwrap_or_default();
-    for (tool, package) in tools {
-        if !std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
-            return Some(format!("{tool}: install the Debian package {package}"));
-        }
-    }
-    let missing = ["ext4", "xfs"].into_iter().find(|name| !known.lines().any(|line| line.trim() == *name));
-    missing.map(|name| format!("{name}: the kernel does not have it, or its module is not loaded"))
+    let is_there = |tool: &str| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
+    let missing = tools.into_iter().find(|(tool, _)| !is_there(tool));
+    missing.map(|(tool, package)| format!("{tool}: install the Debian package {package}"))
 }
 
-/// Gives this thread, and those that it starts, mounts of their own.
+/// Gives this thread, and those that it starts, mounts of their own; why not, if that is not allowed.
+pub fn private_mounts() -> Result<(), String> {
+    // SAFETY: the table of open files stays shared; only what paths mean changes, and for this thread alone.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+        .map_err(|errno| format!("a mount namespace: {errno}"))?;
+    run("mount", &["--make-rprivate", "/"])
+}
+
+/// Takes the folders away in which ext4 and XFS show what is mounted: who wants to tell one mount from the next cannot.
+/// For this thread and those that it starts.
 ///
 /// # Panics
 /// If that is not allowed.
-pub fn private_mounts() {
-    // SAFETY: the table of open files stays shared; only what paths mean changes, and for this thread alone.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.expect("a mount namespace");
-    must("mount", &["--make-rprivate", "/"]);
+pub fn hide_mount_numbers() {
+    for dir in ["/sys/fs/ext4", "/sys/fs/xfs"] {
+        must("mount", &["-t", "tmpfs", "none", dir]);
+    }
 }
 
 fn must(tool: &str, args: &[&str]) {
@@ -75,6 +79,16 @@ fn text(path: &Path) -> &str {
 }
 
 impl Filesystem {
+    /// Why a filesystem of this kind cannot be mounted here, if it cannot. The mounts of this thread must be its own.
+    pub fn why_not(self, dir: &Path) -> Option<String> {
+        let image = dir.join("probe.img");
+        self.make(&image);
+        let mounted = Mount::of(&image, &dir.join("probe")).and_then(Mount::end);
+        // It takes the space of its journal.
+        std::fs::remove_file(&image).expect("remove an image");
+        mounted.err()
+    }
+
     /// Makes an empty filesystem in a new file.
     ///
     /// # Panics

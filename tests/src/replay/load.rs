@@ -31,8 +31,8 @@ pub struct Life {
     pub volumes: Vec<VolumeHistory>,
     /// How often each kind of step was taken.
     pub steps: Vec<(&'static str, u64)>,
-    /// Position at which the daemon was told to stop for good.
-    pub end: usize,
+    /// Positions right after a live map was written out with bits whose data was not.
+    pub early_maps: Vec<usize>,
 }
 
 /// Calls that do nothing and say that they succeeded: which, on which files.
@@ -63,6 +63,7 @@ struct Load<'a> {
     last_version: u64,
     last_name: u64,
     steps: Vec<(&'static str, u64)>,
+    early_maps: Vec<usize>,
 }
 
 /// Leads a life of so many steps, in `dir`, which is empty. The mounts of this thread must be its own.
@@ -94,17 +95,20 @@ pub fn record(filesystem: Filesystem, dir: &Path, steps: u64, seed: u64, omissio
         last_version: 0,
         last_name: 0,
         steps: Vec::new(),
+        early_maps: Vec::new(),
     };
     load.create();
-    for _ in 0..steps {
-        load.step();
+    for nth in 1..=steps {
+        match nth.is_multiple_of(10) {
+            true => load.write_maps_early(),
+            false => load.step(),
+        }
     }
-    let Load { volumes, steps, daemon, clients, .. } = load;
-    let end = recorder.position();
+    let Load { volumes, steps, early_maps, daemon, clients, .. } = load;
     drop((clients, daemon));
     mount.end().expect("unmount the recorded disk");
     drop(file);
-    Life { recording: recorder.end(), volumes, steps, end }
+    Life { recording: recorder.end(), volumes, steps, early_maps }
 }
 
 impl Load<'_> {
@@ -375,6 +379,17 @@ impl Load<'_> {
         }
     }
 
+    /// The files of all volumes.
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for volume in std::fs::read_dir(self.data_dir.join("volumes")).expect("the volumes").flatten() {
+            let entries = std::fs::read_dir(volume.path()).into_iter().flatten().flatten();
+            files.extend(entries.map(|entry| entry.path()));
+        }
+        files.sort();
+        files
+    }
+
     /// Does what the kernel may do at any time: writes a file out, or all of them.
     fn write_back(&mut self) {
         self.count("write-backs");
@@ -382,16 +397,24 @@ impl Load<'_> {
             let dir = File::open(&self.data_dir).expect("the data directory");
             return rustix::fs::syncfs(&dir).expect("syncfs");
         }
-        let mut files = Vec::new();
-        for volume in std::fs::read_dir(self.data_dir.join("volumes")).expect("the volumes").flatten() {
-            let entries = std::fs::read_dir(volume.path()).into_iter().flatten().flatten();
-            files.extend(entries.map(|entry| entry.path()));
-        }
-        files.sort();
+        let files = self.files();
         let path = &files[self.rng.below(files.len() as u64) as usize];
         // It may have been merged away meanwhile.
         if let Ok(file) = File::open(path) {
             file.sync_all().expect("sync");
+        }
+    }
+
+    /// The same in the most dangerous order: bits of blocks that were just written, before their data.
+    fn write_maps_early(&mut self) {
+        self.count("maps written early");
+        let batch = self.send_batch();
+        self.collect(batch);
+        for path in self.files().iter().filter(|path| path.extension().is_some_and(|end| end == "map")) {
+            if let Ok(file) = File::open(path) {
+                file.sync_all().expect("sync");
+                self.early_maps.push(self.recorder.position());
+            }
         }
     }
 }
