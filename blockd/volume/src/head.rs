@@ -146,7 +146,7 @@ impl Head {
             map.reserve(extent)?;
             map.set_held(extent, |_| {});
         }
-        if let Err(error) = find_zeroes(&data, &map, place.size_bytes) {
+        if let Err(error) = find_zeroes(&data, &map, [&logged, &unlogged], place.size_bytes) {
             tracing::warn!(volume = %place.volume, %error, "what was zeroed is reported as data");
         }
         let head = Self::with(place, epoch, data, map, log, Tracked { logged, unlogged });
@@ -380,13 +380,18 @@ impl Head {
 }
 
 /// Marks those held blocks as zeroes that the data file has no data for. Nobody may write yet.
-fn find_zeroes(data: &DataFiles, map: &LiveMap, size_bytes: u64) -> Result<(), VolumeError> {
-    let held = map.held_set();
-    if held.is_empty() {
+fn find_zeroes(
+    data: &DataFiles,
+    map: &LiveMap,
+    held: [&BlockSet; 2],
+    size_bytes: u64,
+) -> Result<(), VolumeError> {
+    if held.iter().all(|set| set.is_empty()) {
         return Ok(());
     }
     for hole in data.holes(size_bytes, MOST_RANGES)? {
-        for extent in held.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {
+        let blocks = Extent::inside(hole.start, hole.end - hole.start);
+        for extent in held.iter().flat_map(|set| set.extents_in(blocks)) {
             map.reserve(extent)?;
             map.set_zero(extent);
         }
