@@ -1,7 +1,8 @@
 /* A disk that fails on request: preloaded into a process, it makes system calls on files fail as a control file says.
  *
  * BLOCKD_TEST_FAULTS names the control file. Each of its lines is OPERATION ERRNO PART: the operation (pwrite, fdatasync
- * or fsync) fails with the number ERRNO on files whose path contains PART. Without such a line the real call is made. */
+ * or fsync) fails with the number ERRNO on files whose path contains PART; with 0, it does nothing and says that it
+ * succeeded. Without such a line the real call is made. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -11,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The error that a call must fail with, or 0. */
+/* The error that a call must fail with, 0 if it must do nothing, or -1 for the real call. */
 static int fault(const char *operation, int fd)
 {
     const char *control = getenv("BLOCKD_TEST_FAULTS");
@@ -21,16 +22,16 @@ static int fault(const char *operation, int fd)
     char *line, *rest = text;
 
     if (control == NULL || (control_fd = open(control, O_RDONLY | O_CLOEXEC)) < 0)
-        return 0;
+        return -1;
     len = read(control_fd, text, sizeof text - 1);
     close(control_fd);
     if (len <= 0)
-        return 0;
+        return -1;
     text[len] = 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     len = readlink(link, path, sizeof path - 1);
     if (len <= 0)
-        return 0;
+        return -1;
     path[len] = 0;
     while ((line = strsep(&rest, "\n")) != NULL) {
         char name[32], part[256];
@@ -40,14 +41,16 @@ static int fault(const char *operation, int fd)
             && strstr(path, part) != NULL)
             return number;
     }
-    return 0;
+    return -1;
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
-#define FAIL_OR(operation, fd, call)          \
+#define FAIL_OR(operation, fd, done, call)    \
     do {                                      \
         int number = fault(operation, fd);    \
-        if (number != 0) {                    \
+        if (number == 0)                      \
+            return done;                      \
+        if (number > 0) {                     \
             errno = number;                   \
             return -1;                        \
         }                                     \
@@ -56,20 +59,20 @@ static int fault(const char *operation, int fd)
 
 ssize_t pwrite(int fd, const void *data, size_t len, off_t at)
 {
-    FAIL_OR("pwrite", fd, REAL(pwrite)(fd, data, len, at));
+    FAIL_OR("pwrite", fd, (ssize_t)len, REAL(pwrite)(fd, data, len, at));
 }
 
 ssize_t pwrite64(int fd, const void *data, size_t len, off64_t at)
 {
-    FAIL_OR("pwrite", fd, REAL(pwrite64)(fd, data, len, at));
+    FAIL_OR("pwrite", fd, (ssize_t)len, REAL(pwrite64)(fd, data, len, at));
 }
 
 int fdatasync(int fd)
 {
-    FAIL_OR("fdatasync", fd, REAL(fdatasync)(fd));
+    FAIL_OR("fdatasync", fd, 0, REAL(fdatasync)(fd));
 }
 
 int fsync(int fd)
 {
-    FAIL_OR("fsync", fd, REAL(fsync)(fd));
+    FAIL_OR("fsync", fd, 0, REAL(fsync)(fd));
 }

@@ -46,6 +46,11 @@ impl FailingDisk {
         self.set(&format!("{operation} {errno} {part}\n"));
     }
 
+    /// From now on `operation` does nothing on files whose path contains `part`, and says that it succeeded.
+    pub fn omit(&self, operation: &str, part: &str) {
+        self.set(&format!("{operation} 0 {part}\n"));
+    }
+
     /// Nothing fails any more.
     pub fn heal(&self) {
         self.set("");

@@ -20,6 +20,7 @@ pub mod model;
 pub mod nbd;
 pub mod process;
 pub mod proxy;
+pub mod replay;
 pub mod rng;
 pub mod seaweed;
 pub mod store;

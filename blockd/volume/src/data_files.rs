@@ -8,7 +8,10 @@ use crate::{
     shared,
     storage::{self, Bug, File},
 };
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 /// How much of a volume one data file covers.
 const SEGMENT_BYTES: u64 = 8 << 40;
@@ -279,6 +282,27 @@ impl DataFiles {
         Ok(())
     }
 
+    /// Holes, which read as zeroes, ascending: all of them up to the range of data with the number `most`.
+    pub(crate) fn holes(&self, size_bytes: u64, most: usize) -> Result<Vec<Range<u64>>, VolumeError> {
+        let mut holes = Vec::new();
+        let mut left = most;
+        for ((number, segment), len) in (0u64..).zip(&self.segments).zip(segment_lens(size_bytes)) {
+            let base = number * SEGMENT_BYTES;
+            let mut at = 0;
+            for data in data_ranges(&segment.file, &segment.path, 0..len) {
+                let data = data?;
+                holes.push(base + at..base + data.start);
+                at = data.end;
+                left = left.saturating_sub(1);
+                if left == 0 {
+                    return Ok(holes);
+                }
+            }
+            holes.push(base + at..base + len);
+        }
+        Ok(holes)
+    }
+
     #[inline(always)]
     pub(crate) fn has(&self, bug: Bug) -> bool {
         self.segments.first().is_some_and(|segment| segment.file.has(bug))
@@ -288,6 +312,31 @@ impl DataFiles {
     pub(crate) fn allocated_bytes(&self) -> u64 {
         self.segments.iter().filter_map(|segment| segment.file.allocated_bytes().ok()).sum()
     }
+}
+
+/// The ranges of a file that are not holes, ascending.
+pub(crate) fn data_ranges<'a>(
+    file: &'a File,
+    path: &'a Path,
+    within: Range<u64>,
+) -> impl Iterator<Item = Result<Range<u64>, VolumeError>> + 'a {
+    let mut at = within.start;
+    std::iter::from_fn(move || {
+        if at >= within.end {
+            return None;
+        }
+        let start = match file.seek_data(at) {
+            Ok(Some(start)) if start < within.end => start,
+            Ok(_) => return None,
+            Err(error) => return Some(Err(error).during("find the data of", path)),
+        };
+        let end = match file.seek_hole(start) {
+            Ok(end) => end.min(within.end),
+            Err(error) => return Some(Err(error).during("find the holes of", path)),
+        };
+        at = end;
+        Some(Ok(start..end))
+    })
 }
 
 /// How much of a write goes out in one call: up to the next multiple of [`PIECE_BYTES`].
@@ -366,6 +415,24 @@ mod tests {
         std::fs::OpenOptions::new().write(true).open(&base).unwrap().set_len(5).unwrap();
         let message = DataFiles::open(&base, size).err().unwrap().to_string();
         assert!(message.contains("5 bytes long"), "{message}");
+    }
+
+    #[test]
+    fn holes_are_found_across_a_segment_border() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = SEGMENT_BYTES + (1 << 20);
+        let files = DataFiles::create(&dir.path().join("d"), size).unwrap();
+        let (first, second) = (1 << 20, SEGMENT_BYTES + (1 << 19));
+        for at in [first, second] {
+            files.write(at, &[1; 4096]).unwrap();
+        }
+        // A filesystem may call more of it data than was written.
+        let holes = files.holes(size, 10).unwrap();
+        let is_hole = |at: u64| holes.iter().any(|hole| hole.contains(&at));
+        assert!(is_hole(0) && is_hole(SEGMENT_BYTES - 4096) && is_hole(SEGMENT_BYTES) && is_hole(size - 1));
+        assert!(!is_hole(first) && !is_hole(first + 4095) && !is_hole(second));
+        let cut_short = files.holes(size, 1).unwrap();
+        assert_eq!((cut_short.len(), cut_short[0].clone()), (1, 0..first));
     }
 
     #[test]

@@ -24,6 +24,10 @@ use std::{
     },
 };
 
+/// How many ranges of data a start looks at to find what was zeroed: a head that is in more pieces reports the rest of its
+/// zeroes as data, and does not hold the start up.
+const MOST_RANGES: usize = 4096;
+
 /// Where a volume's files are and what they belong to.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
@@ -141,6 +145,9 @@ impl Head {
         for extent in logged.extents() {
             map.reserve(extent)?;
             map.set_held(extent, |_| {});
+        }
+        if let Err(error) = find_zeroes(&data, &map, [&logged, &unlogged], place.size_bytes) {
+            tracing::warn!(volume = %place.volume, %error, "what was zeroed is reported as data");
         }
         let head = Self::with(place, epoch, data, map, log, Tracked { logged, unlogged });
         head.unsynced.store(true, Ordering::Release);
@@ -370,6 +377,26 @@ impl Head {
     pub(crate) fn states(&self, range: Extent) -> impl Iterator<Item = (Extent, BlockState)> + '_ {
         self.map.states(range)
     }
+}
+
+/// Marks those held blocks as zeroes that the data file has no data for. Nobody may write yet.
+fn find_zeroes(
+    data: &DataFiles,
+    map: &LiveMap,
+    held: [&BlockSet; 2],
+    size_bytes: u64,
+) -> Result<(), VolumeError> {
+    if held.iter().all(|set| set.is_empty()) {
+        return Ok(());
+    }
+    for hole in data.holes(size_bytes, MOST_RANGES)? {
+        let blocks = Extent::inside(hole.start, hole.end - hole.start);
+        for extent in held.iter().flat_map(|set| set.extents_in(blocks)) {
+            map.reserve(extent)?;
+            map.set_zero(extent);
+        }
+    }
+    Ok(())
 }
 
 /// Counts the writes that are under way in a head.

@@ -3,7 +3,7 @@
 //!
 //! Nothing here knows NBD or the cloud: a volume reads, writes, flushes, trims, freezes itself, says which blocks changed
 //! between two freezes, and merges layers that no snapshot needs apart. `FORMAT.md` beside this crate describes the
-//! files and argues why neither the death of the process nor a power cut can break what was promised.
+//! files; `DURABILITY.md` argues why neither the death of the process nor a power cut can break what was promised.
 
 mod block_status;
 mod check;
@@ -27,6 +27,7 @@ mod layer_set;
 mod live_map;
 mod merge;
 mod meta;
+mod mount;
 mod open;
 mod read;
 mod regions;

@@ -5,8 +5,9 @@
 //! page cache; the page cache outlives the process, so whatever was acknowledged is found again after `kill -9`.
 //!
 //! The kernel may write the map to disk at any time, before the data that a bit speaks of. The map is therefore
-//! believed only by the boot that wrote it (its header holds the boot id); after a power cut the head's log decides
-//! ([`crate::head_log`]). `zero` is never believed after a restart: the data file has those zeroes anyway.
+//! believed only by the boot that wrote it, and only while the filesystem stays mounted ([`crate::mount`]): its header holds
+//! the boot id and the number of the mount. After a power cut the head's log decides ([`crate::head_log`]). `zero` is never
+//! believed after a restart: the data file has those zeroes anyway, and its holes show most of them.
 //!
 //! Storing through a map into a hole of a full filesystem kills the process with SIGBUS, so space is allocated,
 //! 64 KiB of a bitmap at a time (2 GiB of volume), before the first bit in it is set: a full disk is an error there.
@@ -23,18 +24,23 @@
 //! | 24–31 | epoch |
 //! | 32–39 | blocks of the volume |
 //! | 40–75 | boot id, as the text the kernel gives |
-//! | 76–4095 | zero |
+//! | 76–79 | zero |
+//! | 80–87 | number of the mount ([`crate::mount`]), 0 if it is not known |
+//! | 88–4095 | zero |
 //! | 4096– | `held`: bit `b & 63` of the little-endian u64 number `b / 64` is block `b`; padded to 64 KiB |
 //! | then | `zero`, the same way |
 
 use crate::{
+    data_files::data_ranges,
     error::{IoContext, VolumeError},
+    mount::{may_be_the_same, mount_number},
     storage::File,
 };
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
 use memmap2::{MmapMut, MmapOptions};
 use parking_lot::Mutex;
 use std::{
+    num::NonZeroU64,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU8, AtomicU64, Ordering},
 };
@@ -45,6 +51,7 @@ const HEADER_BYTES: u64 = 4096;
 const CLEAN_AT: usize = 12;
 const BOOT_ID_AT: usize = 40;
 const BOOT_ID_BYTES: usize = 36;
+const MOUNT_AT: usize = 80;
 /// How much of a bitmap is given disk space at once.
 const CHUNK_BYTES: u64 = 64 << 10;
 const BLOCKS_PER_CHUNK: u64 = CHUNK_BYTES * 8;
@@ -105,11 +112,13 @@ impl LiveMap {
         let boot = boot_id()?;
         let text = boot.as_bytes().get(..BOOT_ID_BYTES).unwrap_or_default();
         header[BOOT_ID_AT..BOOT_ID_AT + text.len()].copy_from_slice(text);
+        let mount = mount_number(&file).map_or(0, NonZeroU64::get);
+        header[MOUNT_AT..MOUNT_AT + 8].copy_from_slice(&mount.to_le_bytes());
         file.write_all_at(&header, 0).during("write", path)?;
         Self::map(file, path, blocks)
     }
 
-    /// Opens the map of an earlier process, if this boot of the kernel wrote it.
+    /// Opens the map of an earlier process, if this boot of the kernel wrote it and its filesystem was mounted ever since.
     pub(crate) fn open(
         path: &Path,
         volume: VolumeId,
@@ -134,6 +143,12 @@ impl LiveMap {
             && header[32..40] == blocks.to_le_bytes()
             && header[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES].iter().eq(boot.as_bytes());
         if !ours {
+            return Ok(None);
+        }
+        let mut mount = [0; 8];
+        mount.copy_from_slice(&header[MOUNT_AT..MOUNT_AT + 8]);
+        if !may_be_the_same(NonZeroU64::new(u64::from_le_bytes(mount)), mount_number(&file)) {
+            tracing::warn!(map = %path.display(), "the filesystem was unmounted since this map was written: going back to what was flushed");
             return Ok(None);
         }
         let clean = header[CLEAN_AT] == 1;
@@ -199,11 +214,11 @@ impl LiveMap {
 
     /// Finds out which chunks an earlier process set bits in.
     fn note_inherited(&self) -> Result<(), VolumeError> {
-        for (start, end) in
-            data_ranges(&self.file, &self.path, HEADER_BYTES, HEADER_BYTES + self.plane_bytes)?
-        {
-            let first = (start - HEADER_BYTES) / CHUNK_BYTES;
-            let last = (end - HEADER_BYTES).div_ceil(CHUNK_BYTES);
+        let held = HEADER_BYTES..HEADER_BYTES + self.plane_bytes;
+        for range in data_ranges(&self.file, &self.path, held) {
+            let range = range?;
+            let first = (range.start - HEADER_BYTES) / CHUNK_BYTES;
+            let last = (range.end - HEADER_BYTES).div_ceil(CHUNK_BYTES);
             for chunk in first..last {
                 self.chunks[chunk as usize].store(INHERITED, Ordering::Relaxed);
             }
@@ -429,27 +444,6 @@ fn runs_of_word(mut word: u64, mut found: impl FnMut(u64, u64)) {
     }
 }
 
-/// The ranges of a file that are not holes.
-fn data_ranges(file: &File, path: &Path, from: u64, to: u64) -> Result<Vec<(u64, u64)>, VolumeError> {
-    let mut ranges = Vec::new();
-    let mut at = from;
-    while at < to {
-        let start = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
-            Ok(start) => start.min(to),
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(errno) => return Err(errno).during("find the data of", path),
-        };
-        if start >= to {
-            break;
-        }
-        let end =
-            rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start)).during("find the holes of", path)?;
-        ranges.push((start, end.min(to)));
-        at = end;
-    }
-    Ok(ranges)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -533,6 +527,12 @@ mod tests {
         assert!(open(7, 3).unwrap().clean);
         assert!(!open(7, 3).unwrap().clean, "opening it must take the clean mark away");
         let file = File::open(&path).unwrap();
+        // Where the mount has no number, one that was left there cannot be compared with anything.
+        let other_mount = u64::MAX.to_le_bytes();
+        file.write_all_at(&other_mount, MOUNT_AT as u64).unwrap();
+        assert_eq!(open(7, 3).is_none(), mount_number(&file).is_some(), "a map of another mount");
+        file.write_all_at(&[0; 8], MOUNT_AT as u64).unwrap();
+        assert!(open(7, 3).is_some(), "a map of an unknown mount");
         file.write_all_at(b"0", BOOT_ID_AT as u64).unwrap();
         assert!(open(7, 3).is_none(), "the map of another boot was taken");
     }

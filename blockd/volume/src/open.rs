@@ -31,7 +31,7 @@ pub struct OpenOptions {
 /// What an unclean stop was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recovery {
-    /// The boot id tells: the same boot means that just the process died, another one that the machine did.
+    /// The boot and the mount tell: if both are the same, just the process died, otherwise the machine or the disk did.
     #[default]
     Auto,
     /// A power cut, whatever the boot id says: for a folder that comes from an image or a disk that lost its cache.
@@ -75,8 +75,9 @@ impl Volume {
     /// If a file is missing, damaged or from a newer blockd, or the filesystem fails; the error names the file.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Arc<Self>, VolumeError> {
         let meta = Meta::load(dir)?;
-        // What the process before renamed may not be durable yet, and what comes rests on it.
+        // What the process before renamed may not be durable yet, the folder itself among it, and what comes rests on it.
         files::sync_dir(dir)?;
+        sync_parent(dir)?;
         remove_unnamed_files(dir, &meta)?;
         let place = |entry: &LayerEntry| Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
         let believe_map = options.recovery == Recovery::Auto;

@@ -9,6 +9,7 @@ use blockd_volume::{
 };
 use proptest::prelude::*;
 use std::{
+    fs::File,
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
@@ -347,13 +348,20 @@ impl Run {
     fn reopen(&mut self, recovery: Recovery) {
         self.volume = Volume::open(&self.dir, &OpenOptions { recovery }).unwrap();
         self.last_version += 1;
-        for block in &mut self.blocks {
-            // Which blocks of the head are zeroes is not believed.
-            if block.in_head && !block.has_data {
+        let file = File::open(self.head_file()).unwrap();
+        for (number, block) in self.blocks.iter_mut().enumerate() {
+            // Which blocks of the head are zeroes is not believed, but found out again from the file's holes.
+            if block.in_head && !block.has_data && !is_hole(&file, number as u64) {
                 (block.has_data, block.version) = (true, self.last_version);
             }
             block.kept = false;
         }
+    }
+
+    /// The data file of the newest layer.
+    fn head_file(&self) -> PathBuf {
+        let names = std::fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().path());
+        names.filter(|path| path.extension().is_some_and(|end| end == "data")).max().unwrap()
     }
 
     fn check(&self) {
@@ -514,6 +522,14 @@ fn check_reads(
                 assert!(content[all].iter().all(|&byte| byte == 0));
             }
         }
+    }
+}
+
+fn is_hole(file: &File, block: u64) -> bool {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(block * BLOCK_SIZE_BYTES)) {
+        Ok(next) => next >= (block + 1) * BLOCK_SIZE_BYTES,
+        Err(rustix::io::Errno::NXIO) => true,
+        Err(errno) => panic!("lseek: {errno}"),
     }
 }
 

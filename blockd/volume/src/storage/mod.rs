@@ -12,7 +12,7 @@ mod unwatched;
 #[cfg(feature = "testing")]
 use crate::testing::Watch;
 pub use bug::Bug;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use std::{
     fs::OpenOptions,
     io::{self, IoSliceMut},
@@ -159,6 +159,19 @@ impl File {
         self.watch.run(Op::DropCache(&self.inner), || {
             Ok(rustix::fs::fadvise(&self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
         })
+    }
+
+    /// Where the next data is, at or after an offset.
+    pub(crate) fn seek_data(&self, offset_bytes: u64) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(&self.inner, SeekFrom::Data(offset_bytes)) {
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            other => Ok(Some(other?)),
+        }
+    }
+
+    /// Where the next hole is, at or after an offset: at the latest the end of the file.
+    pub(crate) fn seek_hole(&self, offset_bytes: u64) -> io::Result<u64> {
+        Ok(rustix::fs::seek(&self.inner, SeekFrom::Hole(offset_bytes))?)
     }
 
     /// Whether a test has planted this bug here; in a normal build, nobody has.

@@ -161,6 +161,8 @@ pub(super) struct State {
     hits: Vec<Operation>,
     cut_at: Option<u64>,
     is_off: bool,
+    /// What the live maps are when it goes off: a dead process stores nothing more in them.
+    maps: Option<Vec<(PathBuf, Vec<u8>)>>,
     is_aside: bool,
     bugs: HashSet<Bug>,
     /// The first one is the root.
@@ -198,6 +200,7 @@ impl Disk {
             hits: vec![],
             cut_at: None,
             is_off: false,
+            maps: None,
             is_aside: false,
             bugs: HashSet::new(),
             nodes,
@@ -248,6 +251,21 @@ impl Disk {
         self.state.lock().cut_at = Some(number);
     }
 
+    /// Lets another process go on after one that died where [`cut_power_before`](Self::cut_power_before) said, with the power
+    /// on: what is in memory stays. Whatever the dead one had open must be closed.
+    ///
+    /// # Errors
+    /// If the filesystem below fails.
+    pub fn go_on_without_the_process(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        (state.cut_at, state.is_off) = (None, false);
+        // It may have thought that a sync failed, and have disowned its maps.
+        for (path, content) in state.maps.take().into_iter().flatten() {
+            fs::OpenOptions::new().write(true).open(path)?.write_all_at(&content, 0)?;
+        }
+        Ok(())
+    }
+
     /// Whether the power is cut.
     pub fn is_off(&self) -> bool {
         self.state.lock().is_off
@@ -296,7 +314,10 @@ impl Disk {
         if let Some(kind) = kind_of(&op).filter(|_| !state.is_aside) {
             let number = state.operations.len() as u64;
             state.operations.push(Operation { kind, path: path.to_owned() });
-            state.is_off |= state.cut_at == Some(number);
+            if state.cut_at == Some(number) {
+                state.is_off = true;
+                state.maps = Some(maps_below(&self.root)?);
+            }
             if state.is_off {
                 return Err(FaultError::Io.error());
             }
@@ -471,6 +492,22 @@ impl State {
         file.is_stale = false;
         Ok(())
     }
+}
+
+/// All live maps and what they are.
+fn maps_below(dir: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut maps = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            maps.append(&mut maps_below(&path)?);
+        } else if is_mapped(&path) {
+            let content = fs::read(&path)?;
+            maps.push((path, content));
+        }
+    }
+    Ok(maps)
 }
 
 pub(super) fn is_mapped(name: &Path) -> bool {

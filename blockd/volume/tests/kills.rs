@@ -1,0 +1,219 @@
+//! The process dies at any call, the machine does not: everything that was answered is found by the next process, and what
+//! that one is told to keep rests on nothing that only memory has.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod sim;
+
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, SnapshotId};
+use blockd_volume::{OpenOptions, Recovery, RestoreTarget, Volume};
+use sim::{BLOCKS, ID, LIFE, Sim, Step, seed_of_test};
+use std::panic::catch_unwind;
+
+/// The next process of the same boot opens the volume.
+fn open_after_death(sim: &mut Sim) {
+    sim.volume = None;
+    sim.disk.go_on_without_the_process().unwrap();
+    sim.open(Recovery::Auto, false).unwrap();
+    sim.decide();
+    sim.check();
+}
+
+/// Something is written and flushed, and then the power is cut.
+fn flush_and_lose_power(sim: &mut Sim) {
+    sim.apply(Step::Write { start: 11, len: 30, fua: false }).unwrap();
+    sim.apply(Step::Flush).unwrap();
+    sim.cut_power();
+    sim.open(Recovery::AfterPowerLoss, true).unwrap();
+    sim.decide();
+    sim.check();
+    sim.check_for_leaks();
+}
+
+/// Leads the scripted life; the process dies right before the call with this number. How many calls it took.
+fn die_before(call: u64, seed: u64) -> u64 {
+    let mut sim = Sim::new(seed);
+    sim.disk.cut_power_before(call);
+    if sim.create(BLOCKS).is_err() {
+        sim.disk.go_on_without_the_process().unwrap();
+        // It was never answered, so there is nothing, or a part, or all of it.
+        if sim.open(Recovery::Auto, false).is_err() {
+            Volume::delete_files(&sim.dir()).unwrap();
+            sim.create(BLOCKS).unwrap();
+        }
+        sim.decide();
+        flush_and_lose_power(&mut sim);
+    }
+    let mut calls = sim.disk.operations().len() as u64;
+    for &step in LIFE {
+        let failed = sim.apply(step).is_err();
+        if !sim.disk.is_off() {
+            assert!(!failed, "{step:?} failed by itself");
+            calls = sim.disk.operations().len() as u64;
+            continue;
+        }
+        open_after_death(&mut sim);
+        let is_done = match step {
+            Step::Freeze(id) => sim.model.snapshots.contains_key(&id),
+            Step::Delete(id) => !sim.model.snapshots.contains_key(&id),
+            _ => !failed,
+        };
+        flush_and_lose_power(&mut sim);
+        if !is_done {
+            sim.apply(step).unwrap();
+        }
+        sim.check();
+    }
+    sim.check();
+    flush_and_lose_power(&mut sim);
+    calls
+}
+
+#[test]
+fn a_process_that_dies_at_any_call_is_followed_by_one_that_can_be_believed() {
+    let name = "a_process_that_dies_at_any_call_is_followed_by_one_that_can_be_believed";
+    let seed = seed_of_test(name);
+    let calls = die_before(u64::MAX, seed);
+    for call in 0..calls {
+        let seed = seed.wrapping_add(call);
+        let result = catch_unwind(|| die_before(call, seed));
+        assert!(result.is_ok(), "dead before call {call} of {calls}, seed {seed}");
+    }
+    eprintln!("{name}: {calls} calls");
+}
+
+/// How often each call is the last one.
+const DRAWS: u64 = 4;
+/// What a restore or a clone is made of, and what it must hold.
+const CONTENT: [u8; BLOCK_SIZE_BYTES as usize] = [7; BLOCK_SIZE_BYTES as usize];
+
+/// A volume that appears by a rename: whoever finds it after the maker's death may keep it, and then a power cut must not
+/// take it back.
+fn die_while_a_volume_is_made(name: &str, make: impl Fn(&Sim) -> Option<()> + std::panic::RefUnwindSafe) {
+    let seed = seed_of_test(name);
+    let (mut found, mut calls) = (0, u64::MAX);
+    for (call, draw) in (0..).flat_map(|call| (0..DRAWS).map(move |draw| (call, draw))) {
+        if call > calls {
+            break;
+        }
+        let seed = seed.wrapping_add(call * DRAWS + draw);
+        let result = catch_unwind(|| die_while_making(call, seed, &make));
+        let (is_there, took) = result.unwrap_or_else(|_| panic!("dead before call {call}, seed {seed}"));
+        found += u64::from(is_there);
+        calls = took.map_or(calls, |took| took.min(calls));
+    }
+    assert!(found > DRAWS, "nobody died between the rename and the end");
+}
+
+/// Whether the volume was there after the death, and how many calls it took if nobody died.
+fn die_while_making(call: u64, seed: u64, make: impl Fn(&Sim) -> Option<()>) -> (bool, Option<u64>) {
+    let mut sim = Sim::new(seed);
+    sim.create(BLOCKS).unwrap();
+    sim.volume().write(0, &CONTENT, false).unwrap();
+    sim.volume().freeze(SnapshotId::from_u64(1)).unwrap();
+    let before = sim.disk.operations().len() as u64;
+    sim.disk.cut_power_before(before + call);
+    let is_done = make(&sim).is_some();
+    let took = sim.disk.operations().len() as u64 - before;
+    sim.volume = None;
+    sim.disk.go_on_without_the_process().unwrap();
+    let is_there = new_dir(&sim).exists();
+    assert!(is_there || !is_done);
+    if is_there {
+        let volume = Volume::open(&new_dir(&sim), &OpenOptions::default()).unwrap();
+        volume.write(BLOCK_SIZE_BYTES, &CONTENT, true).unwrap();
+        drop(volume);
+        sim.cut_power();
+        let options = OpenOptions { recovery: Recovery::AfterPowerLoss };
+        let volume = Volume::open(&new_dir(&sim), &options).unwrap();
+        let mut bytes = [0; 2 * BLOCK_SIZE_BYTES as usize];
+        volume.read(0, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|&byte| byte == 7), "what was flushed is gone");
+    }
+    (is_there, is_done.then_some(took))
+}
+
+fn new_dir(sim: &Sim) -> std::path::PathBuf {
+    sim.disk_root().join("new")
+}
+
+#[test]
+fn a_restored_volume_that_is_found_after_a_death_stays() {
+    die_while_a_volume_is_made("a_restored_volume_that_is_found_after_a_death_stays", |sim| {
+        let target = RestoreTarget::create(&new_dir(sim), ID, 4 * BLOCK_SIZE_BYTES).ok()?;
+        target.write_blocks(BlockIndex(0), &CONTENT).ok()?;
+        target.finish().ok().map(|_| ())
+    });
+}
+
+#[test]
+fn a_clone_that_is_found_after_a_death_stays() {
+    die_while_a_volume_is_made("a_clone_that_is_found_after_a_death_stays", |sim| {
+        sim.volume().clone_to(SnapshotId::from_u64(1), &new_dir(sim), ID).ok().map(|_| ())
+    });
+}
+
+fn content_of(volume: &Volume) -> Vec<u8> {
+    let mut bytes = vec![0; volume.size_bytes() as usize];
+    volume.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// The process dies before a call of a rollback: the volume is what it was, or what it was to become, and stays it. How many
+/// calls it took if nobody died.
+fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
+    const BLOCK: u64 = BLOCK_SIZE_BYTES;
+    let mut sim = Sim::new(seed);
+    sim.create(BLOCKS).unwrap();
+    let write = |sim: &Sim, block: u64, fill: u8, blocks: u64| {
+        sim.volume().write(block * BLOCK, &vec![fill; (blocks * BLOCK) as usize], false).unwrap();
+    };
+    let snapshot = SnapshotId::from_u64(1);
+    write(&sim, 0, 1, 6);
+    sim.volume().freeze(snapshot).unwrap();
+    let then = content_of(sim.volume());
+    write(&sim, 4, 2, 6);
+    sim.volume().freeze(SnapshotId::from_u64(2)).unwrap();
+    sim.volume().grow((BLOCKS + 4) * BLOCK).unwrap();
+    sim.volume().trim(0, 2 * BLOCK, false).unwrap();
+    write(&sim, BLOCKS, 3, 2);
+    let before = content_of(sim.volume());
+    let mut after = then.clone();
+    after.resize(before.len(), 0);
+
+    let first = sim.disk.operations().len() as u64;
+    sim.disk.cut_power_before(first + call);
+    let is_done = sim.volume().roll_back(snapshot, &|| true).is_ok();
+    let took = sim.disk.operations().len() as u64 - first;
+    sim.volume = None;
+    sim.disk.go_on_without_the_process().unwrap();
+    let volume = Volume::open(&sim.dir(), &OpenOptions::default()).unwrap();
+    let mut found = content_of(&volume);
+    assert!(found == after || (found == before && !is_done), "neither before nor after");
+    volume.write(7 * BLOCK, &[9; BLOCK as usize], true).unwrap();
+    found[7 * BLOCK as usize..8 * BLOCK as usize].fill(9);
+    drop(volume);
+    sim.cut_power();
+    let volume = Volume::open(&sim.dir(), &OpenOptions { recovery: Recovery::AfterPowerLoss }).unwrap();
+    assert!(content_of(&volume) == found, "what was flushed is gone");
+    let mut frozen = vec![0; then.len()];
+    volume.view(snapshot).unwrap().read(0, &mut frozen).unwrap();
+    assert!(frozen == then, "a snapshot changed");
+    is_done.then_some(took)
+}
+
+#[test]
+fn a_rollback_that_a_death_cuts_off_is_done_or_not() {
+    let seed = seed_of_test("a_rollback_that_a_death_cuts_off_is_done_or_not");
+    let mut calls = u64::MAX;
+    for (call, draw) in (0..).flat_map(|call| (0..DRAWS).map(move |draw| (call, draw))) {
+        if call > calls {
+            break;
+        }
+        let seed = seed.wrapping_add(call * DRAWS + draw);
+        let took = catch_unwind(|| die_while_rolling_back(call, seed))
+            .unwrap_or_else(|_| panic!("dead before call {call}, seed {seed}"));
+        calls = took.map_or(calls, |took| took.min(calls));
+    }
+    assert!(calls > 20, "a rollback of {calls} calls");
+}

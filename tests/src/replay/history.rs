@@ -1,0 +1,228 @@
+//! What was done to the volumes of a daemon and when: the model that what a power cut leaves is held to.
+//!
+//! Time is the length of the recorded disk's log. Whatever was answered when the log had so many requests rests on these
+//! alone; whatever was asked for when it had so many cannot be seen in what came before.
+
+/// The unit that may be torn, and that holds one version.
+pub const SECTOR_BYTES: u64 = 512;
+/// Not yet.
+pub const NEVER: usize = usize::MAX;
+
+/// When something was asked for, and when it was answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// How long the log was before it was asked for.
+    pub asked: usize,
+    /// How long the log was after it was answered.
+    pub answered: usize,
+}
+
+impl Span {
+    /// Whether a power cut at `cut` must leave it done.
+    pub fn is_certain(self, cut: usize) -> bool {
+        self.answered <= cut
+    }
+
+    /// Whether a power cut at `cut` may leave it done.
+    pub fn is_possible(self, cut: usize) -> bool {
+        self.asked < cut
+    }
+}
+
+/// What a write put into a sector.
+#[derive(Clone, Copy, Debug)]
+pub struct Content {
+    /// Which write; 0 for zeroes.
+    pub version: u64,
+    /// How long the log was before it was sent.
+    pub sent: usize,
+    /// How long the log was after a flush of it was answered.
+    pub flushed: usize,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug)]
+pub struct SnapshotHistory {
+    /// Its name.
+    pub name: String,
+    /// Its making.
+    pub made: Span,
+    /// Its deletion.
+    pub deleted: Option<Span>,
+    /// The version of each sector.
+    pub versions: Vec<u64>,
+}
+
+/// A volume.
+#[derive(Clone, Debug)]
+pub struct VolumeHistory {
+    /// Its name.
+    pub name: String,
+    /// Its making.
+    pub made: Span,
+    /// Its deletion.
+    pub deleted: Option<Span>,
+    /// The sizes that it was given, and when; the first when it was made.
+    pub sizes: Vec<(Span, u64)>,
+    /// What each sector held, oldest first; the first is what it was made with.
+    pub sectors: Vec<Vec<Content>>,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<SnapshotHistory>,
+    /// Which contents were answered and not flushed: the sector, and which of its contents.
+    unflushed: Vec<(usize, usize)>,
+}
+
+/// What a power cut may leave of something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Presence {
+    /// It must be there.
+    Must,
+    /// It may be there.
+    May,
+    /// It cannot be there.
+    Cannot,
+}
+
+fn presence(made: Span, deleted: Option<Span>, cut: usize) -> Presence {
+    let gone = |test: fn(Span, usize) -> bool| deleted.is_some_and(|span| test(span, cut));
+    if !made.is_possible(cut) || gone(Span::is_certain) {
+        Presence::Cannot
+    } else if made.is_certain(cut) && !gone(Span::is_possible) {
+        Presence::Must
+    } else {
+        Presence::May
+    }
+}
+
+impl VolumeHistory {
+    /// A volume that begins with these versions.
+    pub fn new(name: &str, made: Span, versions: &[u64]) -> Self {
+        let first = |&version| vec![Content { version, sent: made.asked, flushed: 0 }];
+        Self {
+            name: name.to_owned(),
+            made,
+            deleted: None,
+            sizes: vec![(made, versions.len() as u64 * SECTOR_BYTES)],
+            sectors: versions.iter().map(first).collect(),
+            snapshots: Vec::new(),
+            unflushed: Vec::new(),
+        }
+    }
+
+    /// How many sectors it has now.
+    pub fn len(&self) -> u64 {
+        self.sectors.len() as u64
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.sectors.is_empty()
+    }
+
+    /// Notes a write that is about to be sent.
+    pub fn write(&mut self, from: u64, to: u64, version: u64, sent: usize) {
+        for (number, contents) in self.sectors.iter_mut().enumerate().take(to as usize).skip(from as usize) {
+            self.unflushed.push((number, contents.len()));
+            contents.push(Content { version, sent, flushed: NEVER });
+        }
+    }
+
+    /// Notes that a range, whose last write was answered, is durable.
+    pub fn flushed_range(&mut self, from: u64, to: u64, at: usize) {
+        for contents in &mut self.sectors[from as usize..to as usize] {
+            if let Some(last) = contents.last_mut() {
+                last.flushed = last.flushed.min(at);
+            }
+        }
+    }
+
+    /// How far the writes have come that no flush covers yet: for [`flushed`](Self::flushed).
+    pub fn written(&self) -> usize {
+        self.unflushed.len()
+    }
+
+    /// Notes that the first `written` of the writes that no flush covered are durable.
+    pub fn flushed(&mut self, written: usize, at: usize) {
+        for (number, nth) in self.unflushed.drain(..written) {
+            let content = &mut self.sectors[number][nth];
+            content.flushed = content.flushed.min(at);
+        }
+    }
+
+    /// Notes a growth.
+    pub fn grown(&mut self, sectors: u64, span: Span) {
+        self.sizes.push((span, sectors * SECTOR_BYTES));
+        self.sectors.resize(sectors as usize, vec![Content { version: 0, sent: span.asked, flushed: 0 }]);
+    }
+
+    /// Notes that the volume went back to these versions; what lies beyond them is zeroes.
+    pub fn went_back(&mut self, versions: &[u64], span: Span) {
+        for (number, contents) in self.sectors.iter_mut().enumerate() {
+            let version = versions.get(number).copied().unwrap_or(0);
+            contents.push(Content { version, sent: span.asked, flushed: span.answered });
+        }
+        self.unflushed.clear();
+    }
+
+    /// The snapshots that there are now.
+    pub fn present_snapshots(&self) -> Vec<usize> {
+        let all = self.snapshots.iter().enumerate();
+        all.filter(|(_, snapshot)| snapshot.deleted.is_none()).map(|(nth, _)| nth).collect()
+    }
+
+    /// Whether a power cut at `cut` may leave it.
+    pub fn presence(&self, cut: usize) -> Presence {
+        presence(self.made, self.deleted, cut)
+    }
+
+    /// The sizes that it may have after a power cut at `cut`.
+    pub fn possible_sizes(&self, cut: usize) -> Vec<u64> {
+        let certain = self.sizes.iter().rposition(|(span, _)| span.is_certain(cut)).unwrap_or(0);
+        let later = self.sizes[certain + 1..].iter().filter(|(span, _)| span.is_possible(cut));
+        std::iter::once(&self.sizes[certain]).chain(later).map(|(_, size)| *size).collect()
+    }
+
+    /// The versions that a sector may hold after a power cut at `cut`.
+    pub fn possible_versions(&self, sector: usize, cut: usize) -> impl Iterator<Item = u64> + '_ {
+        let contents = &self.sectors[sector];
+        let certain = contents.iter().rposition(|content| content.flushed <= cut).unwrap_or(0);
+        let later = contents[certain + 1..].iter().filter(move |content| content.sent < cut);
+        std::iter::once(&contents[certain]).chain(later).map(|content| content.version)
+    }
+}
+
+impl SnapshotHistory {
+    /// Whether a power cut at `cut` may leave it.
+    pub fn presence(&self, cut: usize) -> Presence {
+        presence(self.made, self.deleted, cut)
+    }
+}
+
+/// What a write of a version puts into a sector.
+pub fn sector_content(sector: u64, version: u64) -> [u8; SECTOR_BYTES as usize] {
+    let mut content = [0; SECTOR_BYTES as usize];
+    if version != 0 {
+        let mut pair = [0; 16];
+        pair[..8].copy_from_slice(&version.to_le_bytes());
+        pair[8..].copy_from_slice(&sector.to_le_bytes());
+        for part in content.chunks_exact_mut(16) {
+            part.copy_from_slice(&pair);
+        }
+    }
+    content
+}
+
+/// The versions of the sectors of some content, which must hold nothing else.
+pub fn versions_in(bytes: &[u8]) -> Result<Vec<u64>, String> {
+    let mut versions = Vec::with_capacity(bytes.len() / SECTOR_BYTES as usize);
+    for (number, sector) in bytes.chunks_exact(SECTOR_BYTES as usize).enumerate() {
+        let mut first = [0; 8];
+        first.copy_from_slice(&sector[..8]);
+        let version = u64::from_le_bytes(first);
+        if *sector != sector_content(number as u64, version) {
+            return Err(format!("sector {number} holds no version of itself: {:02x?}…", &sector[..16]));
+        }
+        versions.push(version);
+    }
+    Ok(versions)
+}

@@ -1,0 +1,171 @@
+//! Starts a daemon on what a power cut left and holds it to the history.
+
+use super::{
+    filesystem::Mount,
+    history::{Presence, VolumeHistory, versions_in},
+    image::Image,
+};
+use crate::{BLOCK, Ctl, Daemon, Setup};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+const SECTORS_PER_BLOCK: usize = 8;
+
+/// Checks what a power cut at `cut` left; the first thing that is wrong.
+///
+/// `dir` is used for mount points, and is free again afterwards.
+pub fn verify(volumes: &[VolumeHistory], cut: usize, image: &Image, dir: &Path) -> Result<(), String> {
+    // The harness ends a test where something is not as it should be; here that is a finding.
+    let checked = catch_unwind(AssertUnwindSafe(|| verify_image(volumes, cut, image, dir)));
+    checked.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(text.unwrap_or_else(|| "a panic that says nothing".into()))
+    })
+}
+
+fn verify_image(volumes: &[VolumeHistory], cut: usize, image: &Image, dir: &Path) -> Result<(), String> {
+    let file = dir.join("image");
+    image.store(&file).map_err(|error| format!("cannot lay down an image: {error}"))?;
+    let setup = Setup::new(&dir.join("after"));
+    let mount = Mount::of(&file, &setup.data_dir())?;
+    let daemon = setup.try_start().map_err(|(status, log)| format!("blockd ended with {status}:\n{log}"))?;
+    let checked = verify_daemon(volumes, cut, &daemon);
+    let log = daemon.log();
+    drop(daemon);
+    mount.end()?;
+    checked.map_err(|what| format!("{what}\n--- log of blockd:\n{log}---"))
+}
+
+fn names(list: &Value) -> Vec<String> {
+    let entries = list.as_array().into_iter().flatten();
+    entries.map(|entry| entry["name"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// Compares what is there with what may be; what is there of what was ever made.
+fn present<'a, T>(
+    what: &str,
+    all: impl Iterator<Item = (&'a str, Presence, T)>,
+    found: &[String],
+) -> Result<Vec<T>, String> {
+    let mut there = Vec::new();
+    let mut known = 0;
+    for (name, presence, item) in all {
+        let is_there = found.iter().any(|found| found == name);
+        match (presence, is_there) {
+            (Presence::Must, false) => return Err(format!("{what} {name} is gone")),
+            (Presence::Cannot, true) => return Err(format!("{what} {name} cannot be there")),
+            _ => {}
+        }
+        if is_there {
+            known += 1;
+            there.push(item);
+        }
+    }
+    match known == found.len() {
+        true => Ok(there),
+        false => Err(format!("nobody made all of these: {what} {found:?}")),
+    }
+}
+
+fn verify_daemon(volumes: &[VolumeHistory], cut: usize, daemon: &Daemon) -> Result<(), String> {
+    let ctl = daemon.ctl();
+    let list = ctl.json(&["volume", "list"]);
+    let all = volumes.iter().map(|volume| (volume.name.as_str(), volume.presence(cut), volume));
+    for volume in present("volume", all, &names(&list))? {
+        verify_volume(volume, cut, daemon, &ctl).map_err(|what| format!("volume {}: {what}", volume.name))?;
+    }
+    Ok(())
+}
+
+fn verify_volume(volume: &VolumeHistory, cut: usize, daemon: &Daemon, ctl: &Ctl) -> Result<(), String> {
+    let name = &volume.name;
+    let shown = ctl.volume(name);
+    if shown["state"] != "up" {
+        return Err(format!("it is not up: {shown:#}"));
+    }
+    let sizes = volume.possible_sizes(cut);
+    let current = daemon.content(name);
+    if !sizes.contains(&(current.len() as u64)) {
+        return Err(format!("it has {} bytes, it may have {sizes:?}", current.len()));
+    }
+    let current = versions_in(&current)?;
+    for (sector, version) in current.iter().enumerate() {
+        if !volume.possible_versions(sector, cut).any(|possible| possible == *version) {
+            let possible: Vec<u64> = volume.possible_versions(sector, cut).collect();
+            return Err(format!("sector {sector} has version {version}, it may have {possible:?}"));
+        }
+    }
+    let list = ctl.json(&["snapshot", "list", name]);
+    let all =
+        volume.snapshots.iter().map(|snapshot| (snapshot.name.as_str(), snapshot.presence(cut), snapshot));
+    let snapshots = present("snapshot", all, &names(&list))?;
+    for snapshot in &snapshots {
+        let found = versions_in(&daemon.content(&format!("{name}@{}", snapshot.name)))
+            .map_err(|what| format!("snapshot {}: {what}", snapshot.name))?;
+        if found != snapshot.versions {
+            let first = found.iter().zip(&snapshot.versions).position(|(a, b)| a != b);
+            return Err(format!(
+                "snapshot {} is not what was frozen, first at sector {first:?}",
+                snapshot.name
+            ));
+        }
+        covers(ctl, name, &snapshot.name, None, &snapshot.versions, &current)?;
+    }
+    for pair in snapshots.windows(2) {
+        let (from, to) = (pair[0], pair[1]);
+        covers(ctl, name, &from.name, Some(&to.name), &from.versions, &to.versions)?;
+    }
+    let (code, checked) = ctl.document(&["volume", "check", name]);
+    match (code, &checked["sound"]) {
+        (0, Value::Bool(true)) => verify_use(daemon, name, &current),
+        _ => Err(format!("it is not sound: {checked:#}")),
+    }
+}
+
+/// Whether the tracked changes from one point to another have all that differs.
+fn covers(
+    ctl: &Ctl,
+    volume: &str,
+    from: &str,
+    to: Option<&str>,
+    old: &[u64],
+    new: &[u64],
+) -> Result<(), String> {
+    let mut args = vec!["snapshot", "diff", volume, from];
+    args.extend(to);
+    let document = ctl.json(&args);
+    let mut tracked: BTreeMap<u64, u64> = BTreeMap::new();
+    for extent in document["extents"].as_array().into_iter().flatten() {
+        let number = |field: &str| extent[field].as_u64().unwrap_or_default();
+        tracked.insert(number("offsetBytes"), number("offsetBytes") + number("lengthBytes"));
+    }
+    for (number, sectors) in new.chunks(SECTORS_PER_BLOCK).enumerate() {
+        let first = number * SECTORS_PER_BLOCK;
+        let before = (first..first + sectors.len()).map(|at| old.get(at).copied().unwrap_or(0));
+        let at = number as u64 * BLOCK;
+        let is_tracked = tracked.range(..=at).next_back().is_some_and(|(_, end)| at < *end);
+        if !is_tracked && !before.eq(sectors.iter().copied()) {
+            let to = to.unwrap_or("now");
+            return Err(format!("block {number} differs between {from} and {to} and is not tracked"));
+        }
+    }
+    Ok(())
+}
+
+/// The volume takes writes.
+fn verify_use(daemon: &Daemon, name: &str, current: &[u64]) -> Result<(), String> {
+    let mut client = daemon.nbd(name);
+    let at = (current.len() as u64 / 2) * 512;
+    let data = [0x5a; 700];
+    client.write(at, &data);
+    client.flush();
+    match client.read(at, data.len() as u64) == data {
+        true => Ok(()),
+        false => Err("what was just written does not read back".into()),
+    }
+}

@@ -1,0 +1,182 @@
+//! Power cuts under a real filesystem: see `blockd_tests::replay`. Skipped where filesystems cannot be mounted.
+//!
+//! A few states of each filesystem, drawn anew in each run. `tools/crash-replay` replays every flush and more, by
+//! `BLOCKD_REPLAY_STATES` (how many states, or `all`) and `BLOCKD_REPLAY_STEPS` (how long the recorded life is).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    Rng,
+    replay::{
+        filesystem::{Filesystem, hide_mount_numbers, missing, private_mounts},
+        load::{Life, Omission, record},
+        recorder::{Recording, Survivors},
+        verify::verify,
+    },
+};
+use std::path::Path;
+
+/// States of a filesystem unless told otherwise.
+const FEW_STATES: usize = 10;
+const FEW_STEPS: u64 = 60;
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a decimal number"))
+}
+
+/// Runs in a thread with mounts of its own, or says why not.
+fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &mut Rng) + Send) {
+    let skip = |what: String| eprintln!("=== {name} is SKIPPED: it wants {what} ===");
+    if let Some(what) = missing() {
+        return skip(what);
+    }
+    let act = || {
+        if let Err(what) = private_mounts() {
+            return skip(what);
+        }
+        // In memory where there is such a place.
+        let mut builder = tempfile::Builder::new();
+        let dir = builder.prefix("bt").tempdir_in("/dev/shm").or_else(|_| builder.tempdir());
+        let dir = dir.expect("a temporary directory");
+        if let Some(what) = filesystem.why_not(dir.path()) {
+            return skip(what);
+        }
+        act(dir.path(), &mut Rng::of_test(name));
+    };
+    if let Err(panic) = std::thread::scope(|scope| scope.spawn(act).join()) {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Where the power is cut: right after each flush, and once between each two where there is anything between.
+fn all_cuts(recording: &Recording, rng: &mut Rng) -> Vec<(usize, Survivors)> {
+    let mut cuts = Vec::new();
+    let mut last = 0;
+    for boundary in recording.flush_boundaries() {
+        if boundary - 1 > last {
+            let kinds = [Survivors::All, Survivors::Requests, Survivors::Pages, Survivors::Sectors];
+            cuts.push((
+                rng.between(last as u64 + 1, boundary as u64 - 1) as usize,
+                kinds[rng.below(4) as usize],
+            ));
+        }
+        cuts.push((boundary, Survivors::All));
+        last = boundary;
+    }
+    cuts
+}
+
+/// Some of them, in the same order.
+fn some_cuts(recording: &Recording, most: usize, rng: &mut Rng) -> Vec<(usize, Survivors)> {
+    let mut cuts = all_cuts(recording, rng);
+    while cuts.len() > most {
+        cuts.remove(rng.below(cuts.len() as u64) as usize);
+    }
+    cuts
+}
+
+/// Looks at what these cuts leave; what is wrong first. `keep` is where the disk is kept then.
+fn look(
+    life: &Life,
+    cuts: &[(usize, Survivors)],
+    dir: &Path,
+    keep: &Path,
+    rng: &mut Rng,
+) -> Result<usize, String> {
+    let mut replay = life.recording.replay();
+    for (nth, &(cut, survivors)) in cuts.iter().enumerate() {
+        let image = replay.cut(cut, survivors, rng);
+        if let Err(what) = verify(&life.volumes, cut, &image, dir) {
+            let volatile = replay.volatile(cut);
+            image.store(keep).expect("keep the disk");
+            return Err(format!(
+                "state {nth}: the power was cut at request {cut} of {}, {survivors:?} of the {volatile} requests that no flush covers are \
+                 there: {what}\nThe disk is kept in {}",
+                life.recording.len(),
+                keep.display()
+            ));
+        }
+        if (nth + 1).is_multiple_of(50) {
+            eprintln!("  {} of {} states are sound", nth + 1, cuts.len());
+        }
+    }
+    Ok(cuts.len())
+}
+
+fn kept(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.img"))
+}
+
+fn replay(name: &str, filesystem: Filesystem) {
+    with_mounts(name, filesystem, |dir, rng| {
+        let most = match std::env::var("BLOCKD_REPLAY_STATES").as_deref() {
+            Ok("all") => usize::MAX,
+            Ok(text) => text.parse().expect("a decimal number, or all"),
+            Err(_) => FEW_STATES,
+        };
+        let steps = number("BLOCKD_REPLAY_STEPS", FEW_STEPS);
+        let life = record(filesystem, dir, steps, rng.next_u64(), None);
+        let flushes = life.recording.flush_boundaries().len();
+        eprintln!(
+            "{name}: {} requests of the disk, {flushes} of them flushes, by {:?}",
+            life.recording.len(),
+            life.steps
+        );
+        assert!(flushes > 0, "the filesystem never flushed its disk");
+        let cuts = some_cuts(&life.recording, most, rng);
+        match look(&life, &cuts, dir, &kept(name), rng) {
+            Ok(count) => eprintln!("{name}: {count} states are sound"),
+            Err(what) => panic!("{what}"),
+        }
+    });
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_of_ext4_the_volumes_stand() {
+    replay("whatever_a_power_cut_leaves_of_ext4_the_volumes_stand", Filesystem::Ext4);
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_of_xfs_the_volumes_stand() {
+    replay("whatever_a_power_cut_leaves_of_xfs_the_volumes_stand", Filesystem::Xfs);
+}
+
+/// A test that finds nothing proves nothing.
+#[test]
+fn a_sync_that_is_left_out_is_found() {
+    let name = "a_sync_that_is_left_out_is_found";
+    with_mounts(name, Filesystem::Ext4, |dir, rng| {
+        let omissions = [
+            (Filesystem::Ext4, Omission { operation: "fdatasync", part: ".data" }),
+            (Filesystem::Ext4, Omission { operation: "fdatasync", part: ".log" }),
+            (Filesystem::Xfs, Omission { operation: "fsync", part: "volumes/" }),
+        ];
+        for (nth, (filesystem, omission)) in omissions.into_iter().enumerate() {
+            let dir = dir.join(nth.to_string());
+            std::fs::create_dir(&dir).unwrap();
+            let life = record(filesystem, &dir, FEW_STEPS, rng.next_u64(), Some(omission));
+            let cuts = some_cuts(&life.recording, 100, rng);
+            match look(&life, &cuts, &dir, &kept(name), rng) {
+                Ok(count) => panic!("{omission:?} was not found in {count} states"),
+                Err(what) => eprintln!("{omission:?}: {}", what.lines().next().unwrap_or_default()),
+            }
+        }
+    });
+}
+
+/// A live map that is believed after a power cut says that there is data where there is none: this is what the daemon would
+/// do if it could not tell that its folder was mounted anew.
+#[test]
+fn a_map_that_is_believed_after_a_power_cut_is_found() {
+    let name = "a_map_that_is_believed_after_a_power_cut_is_found";
+    with_mounts(name, Filesystem::Ext4, |dir, rng| {
+        let life = record(Filesystem::Ext4, dir, 2 * FEW_STEPS, rng.next_u64(), None);
+        let cuts: Vec<_> = life.early_maps.iter().map(|&cut| (cut, Survivors::All)).collect();
+        let sound = look(&life, &cuts, dir, &kept(name), rng);
+        sound.unwrap_or_else(|what| panic!("as it should be: {what}"));
+        hide_mount_numbers();
+        match look(&life, &cuts, dir, &kept(name), rng) {
+            Ok(count) => panic!("it was not found in {count} states"),
+            Err(what) => eprintln!("{}", what.lines().next().unwrap_or_default()),
+        }
+    });
+}
