@@ -20,10 +20,15 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// What the system says.
 pub fn make_dir(dir: &Path) -> io::Result<()> {
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
     if dir.is_dir() {
+        // A process that died right after making it has not seen to that. Where it was there before, its parent may be
+        // nobody's business: of another user, or of a filesystem that cannot do this.
+        if let Err(error) = sync_dir(parent.unwrap_or(Path::new("."))) {
+            tracing::debug!(dir = %dir.display(), %error, "the folder above could not be synced");
+        }
         return Ok(());
     }
-    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
     if let Some(parent) = parent {
         make_dir(parent)?;
     }
