@@ -116,6 +116,7 @@ URI          : nbd+unix:///db?socket=/d/nbd.sock
 Connections  : 1
 Device       : -
 Used on disk : 1.5 GiB in 3 layers
+Merging      : -
 Shared       : 0 B
 Dirty        : 40 MiB
 Snapshots    : 2
