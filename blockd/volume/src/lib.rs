@@ -26,6 +26,7 @@ mod head_log;
 mod intervals;
 mod layer_set;
 mod live_map;
+mod memo;
 mod merge;
 mod merge_note;
 mod meta;
