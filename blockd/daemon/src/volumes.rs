@@ -239,6 +239,10 @@ impl Core {
                 let MergeStats { layers, done_bytes, total_bytes, .. } = merge;
                 api::Merging { layers, done_bytes, total_bytes }
             }),
+            rolling_back: stats.as_ref().filter(|stats| stats.rollback_total_bytes > 0).map(|stats| {
+                let (done_bytes, total_bytes) = (stats.rollback_done_bytes, stats.rollback_total_bytes);
+                api::RollingBack { done_bytes, total_bytes }
+            }),
             io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
                 reads: stats.reads,
                 writes: stats.writes,

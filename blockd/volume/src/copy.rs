@@ -6,6 +6,7 @@ use crate::{
     error::VolumeError,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How much is copied between two looks at whether to go on.
 const COPY_AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
@@ -19,13 +20,14 @@ pub(crate) struct Copier<'a> {
     buf: Vec<u8>,
     go_on: &'a dyn Fn(u64) -> bool,
     can_share: bool,
+    shown: &'a Shown,
     /// Every block below this one was copied, of those that were asked for in ascending order.
     pub(crate) done_below: BlockIndex,
 }
 
 impl<'a> Copier<'a> {
-    pub(crate) fn new(go_on: &'a dyn Fn(u64) -> bool) -> Self {
-        Self { buf: vec![], go_on, can_share: true, done_below: BlockIndex(0) }
+    pub(crate) fn new(go_on: &'a dyn Fn(u64) -> bool, shown: &'a Shown) -> Self {
+        Self { buf: vec![], go_on, can_share: true, shown, done_below: BlockIndex(0) }
     }
 
     /// Whether nobody wants it to stop.
@@ -59,6 +61,7 @@ impl<'a> Copier<'a> {
             }
             at = done.end();
             self.done_below = at;
+            self.shown.add(done.len_bytes());
         }
         Ok(true)
     }
@@ -71,5 +74,34 @@ impl<'a> Copier<'a> {
         let shared = to.share_from(from, piece.offset_bytes(), piece.len_bytes())?;
         self.can_share = shared != Shared::Never;
         Ok(shared == Shared::Done)
+    }
+}
+
+/// How far copying is, for those who may not wait for it; in bytes.
+#[derive(Default)]
+pub(crate) struct Shown {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Shown {
+    /// It begins, or goes on where so much is done.
+    pub(crate) fn begin(&self, done_bytes: u64, total_bytes: u64) {
+        self.done.store(done_bytes, Ordering::Relaxed);
+        self.total.store(total_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.begin(0, 0);
+    }
+
+    /// How much is done and how much there is in all; nothing if no copying is under way.
+    pub(crate) fn read(&self) -> (u64, u64) {
+        let total = self.total.load(Ordering::Relaxed);
+        (self.done.load(Ordering::Relaxed).min(total), total)
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, Ordering},
 };
 
 /// After so many bytes a merge syncs what it has copied and writes down how far it is: the most that is copied twice.
@@ -290,33 +290,6 @@ pub struct MergeStats {
     pub total_bytes: u64,
 }
 
-/// How far the merge under way is, for those who may not wait for it.
-#[derive(Default)]
-pub(crate) struct MergeShown {
-    done_bytes: AtomicU64,
-    total_bytes: AtomicU64,
-}
-
-impl MergeShown {
-    fn begin(&self, done_bytes: u64, total_bytes: u64) {
-        self.done_bytes.store(done_bytes, Ordering::Relaxed);
-        self.total_bytes.store(total_bytes, Ordering::Relaxed);
-    }
-
-    fn add(&self, bytes: u64) {
-        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn end(&self) {
-        self.begin(0, 0);
-    }
-
-    fn read(&self) -> (u64, u64) {
-        let total_bytes = self.total_bytes.load(Ordering::Relaxed);
-        (self.done_bytes.load(Ordering::Relaxed).min(total_bytes), total_bytes)
-    }
-}
-
 /// The data that a merge copies.
 struct Work<'a> {
     volume: &'a Volume,
@@ -334,7 +307,8 @@ impl Work<'_> {
         start: BlockIndex,
         go_on: &dyn Fn(u64) -> bool,
     ) -> Result<Option<BlockIndex>, VolumeError> {
-        let mut copier = Copier::new(go_on);
+        let shown = &self.volume.merge_shown;
+        let mut copier = Copier::new(go_on, shown);
         copier.done_below = start;
         let mut zero = self.from.set.zero.clone();
         zero.intersect_with(self.blocks);
@@ -349,7 +323,6 @@ impl Work<'_> {
         let end = BlockIndex(self.from.size_bytes / BLOCK_SIZE_BYTES).max(start);
         let rest = Extent::between(start, end);
         let total_bytes = data.len_bytes();
-        let shown = &self.volume.merge_shown;
         shown.begin(total_bytes - data.intersection_len(rest) * BLOCK_SIZE_BYTES, total_bytes);
         let note_every_blocks = (self.note_every_bytes / BLOCK_SIZE_BYTES).max(1);
         let mut unnoted_blocks = 0;
@@ -358,9 +331,7 @@ impl Work<'_> {
             while at < run.end() {
                 let room = BlockIndex(at.0 + (note_every_blocks - unnoted_blocks));
                 let part = Extent::between(at, room.min(run.end()));
-                let went_on = copier.copy(&self.from.data, part, self.data)?;
-                shown.add((copier.done_below.max(at).0 - at.0) * BLOCK_SIZE_BYTES);
-                if !went_on {
+                if !copier.copy(&self.from.data, part, self.data)? {
                     return Ok(Some(copier.done_below));
                 }
                 at = part.end();

@@ -112,6 +112,7 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
 /// How a volume stands. Attached is one that is a device of this host; other NBD clients are told apart from that.
 fn status(volume: &Volume) -> String {
     match (volume.state, &volume.state_reason) {
+        (VolumeState::Up, _) if volume.rolling_back.is_some() => "up - rolling back".to_owned(),
         (VolumeState::Up, _) if volume.attachment.as_ref().is_some_and(|attachment| attachment.connected) => {
             "up - attached".to_owned()
         }
