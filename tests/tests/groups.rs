@@ -120,6 +120,9 @@ fn members_are_chosen_by_group_label_or_name_and_stay_so_over_a_restart() {
         volumes.iter().map(|volume| ((*volume).to_owned(), snap.to_owned())).collect()
     };
     assert_eq!(snapshots_of(&by_group), expect(&["db", "wal"], "one"));
+    for snapshot in by_group["snapshots"].as_array().unwrap() {
+        assert!(snapshot["exclusiveBytes"].is_u64() && snapshot["sharedBytes"].is_u64(), "{snapshot}");
+    }
     let by_label = ctl.json(&["snapshot", "create-group", "--label", "app=shop,tier=db", "--name", "two"]);
     assert_eq!(snapshots_of(&by_label), expect(&["db"], "two"));
     let by_name = ctl.json(&["snapshot", "create-group", "--volumes", "wal,other", "--name", "three"]);
@@ -176,7 +179,7 @@ fn members_are_chosen_by_group_label_or_name_and_stay_so_over_a_restart() {
     assert_eq!(alone["members"], 1);
 }
 
-/// A snapshot without what it costs, which changes with what is written, and which making it does not tell.
+/// A snapshot without what it costs, which changes with what is written.
 fn as_made(snapshot: &Value) -> Value {
     let mut snapshot = snapshot.clone();
     let fields = snapshot.as_object_mut().unwrap();

@@ -1,7 +1,7 @@
 //! What users do with the layers of a volume: compare snapshots, see what they cost, and go back to one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Ctl, MIB, Rng};
+use blockd_tests::{BLOCK, Bed, Ctl, MIB, Rng, wait_for};
 
 /// The extents of a diff: offset, length, kind.
 fn diff(ctl: &Ctl, args: &[&str]) -> Vec<(u64, u64, String)> {
@@ -58,9 +58,7 @@ fn a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right() {
     let refused = ctl.fails(&["snapshot", "restore", "vol", "--snapshot", "good"], 5);
     assert!(refused["message"].as_str().unwrap().contains("NBD connection"), "{refused:#}");
     drop(client);
-    blockd_tests::wait_for("the end of the connection", || {
-        (ctl.volume("vol")["connections"] == 0).then_some(())
-    });
+    wait_for("the end of the connection", || (ctl.volume("vol")["connections"] == 0).then_some(()));
     ctl.fails(&["snapshot", "restore", "vol", "--snapshot", "never"], 4);
     let restored = ctl.json(&["snapshot", "restore", "vol", "--snapshot", "good"]);
     assert_eq!(
@@ -79,9 +77,7 @@ fn a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right() {
     assert!(daemon.nbd("copy").read_all() == expected);
 
     // And forward again.
-    blockd_tests::wait_for("the end of the connection", || {
-        (ctl.volume("vol")["connections"] == 0).then_some(())
-    });
+    wait_for("the end of the connection", || (ctl.volume("vol")["connections"] == 0).then_some(()));
     let names = |ctl: &Ctl| space(ctl).into_iter().map(|found| found.0).collect::<Vec<_>>();
     let before = names(&ctl);
     let forward = ctl.json(&["snapshot", "restore", "vol", "--snapshot", &kept, "--discard"]);
@@ -127,9 +123,7 @@ fn a_clone_is_there_at_once_and_outlives_its_parent() {
         );
     }
     ctl.json(&["snapshot", "delete", "vol@s"]);
-    blockd_tests::wait_for("the end of all connections", || {
-        (ctl.volume("vol")["connections"] == 0).then_some(())
-    });
+    wait_for("the end of all connections", || (ctl.volume("vol")["connections"] == 0).then_some(()));
     ctl.json(&["volume", "delete", "vol"]);
     let mut expected = first;
     expected.resize(16 << 20, 0);
@@ -139,4 +133,54 @@ fn a_clone_is_there_at_once_and_outlives_its_parent() {
     assert!(!ctl.backup("copy").is_incremental());
     let daemon = daemon.stop().start();
     assert!(daemon.nbd("copy").read_all() == expected);
+}
+
+/// How much of the merge under way is done, and of how much; `None` if nothing is to be merged.
+fn merging(ctl: &Ctl) -> Option<(u64, u64)> {
+    let volume = ctl.volume("vol");
+    let number = |field: &str| volume["merging"][field].as_u64();
+    number("layers").map(|_| (number("doneBytes").unwrap(), number("totalBytes").unwrap()))
+}
+
+/// The daemon is killed in the middle of a merge: the next one goes on by itself, and not from the start.
+#[test]
+fn a_merge_goes_on_by_itself_after_a_kill() {
+    const LOWER: u64 = 80 * MIB;
+    let mut rng = Rng::of_test("a_merge_goes_on_by_itself_after_a_kill");
+    let bed = Bed::new();
+    // Five seconds for the merge, but where the filesystem shares extents.
+    let daemon = bed.daemon("a").config("merge_limit_bytes_per_s = 16777216").start();
+    let ctl = daemon.ctl();
+    ctl.create_volume("vol", "256MiB");
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &rng.bytes(LOWER));
+    ctl.json(&["snapshot", "create", "vol", "--name", "old"]);
+    client.write_long(100 * MIB, &rng.bytes(LOWER + MIB));
+    client.write(8 * MIB, &rng.bytes(BLOCK));
+    ctl.json(&["snapshot", "create", "vol", "--name", "new"]);
+    let expected = client.read_all();
+    drop(client);
+    assert_eq!(merging(&ctl), None);
+    ctl.json(&["snapshot", "delete", "vol@old"]);
+    let total = LOWER - BLOCK;
+    let seen = wait_for("most of the merge", || match merging(&ctl) {
+        Some((done, _)) if done < 68 * MIB => None,
+        found => Some(found),
+    });
+    let daemon = daemon.kill().start();
+    let ctl = daemon.ctl();
+    match seen {
+        None => {
+            eprintln!("the filesystem shares extents: the merge was over before anything could be killed");
+        }
+        Some(seen) => {
+            assert_eq!(seen.1, total);
+            let again = wait_for("the merge to go on", || merging(&ctl).filter(|found| found.1 > 0));
+            assert!(again.0 >= 64 * MIB && again.1 == total, "{again:?}");
+        }
+    }
+    wait_for("the end of the merge", || merging(&ctl).is_none().then_some(()));
+    assert_eq!(ctl.volume("vol")["layers"], 2);
+    assert!(daemon.nbd("vol").read_all() == expected);
+    assert_eq!(ctl.json(&["volume", "check", "vol"])["sound"], true);
 }

@@ -139,10 +139,38 @@ pub struct Volume {
     pub snapshot_count: u64,
     /// Layers in its stack, the head included.
     pub layers: u64,
+    /// The layers that are being merged, because no snapshot needs them any more; `None`: there are none.
+    #[serde(default)]
+    pub merging: Option<Merging>,
+    /// How far a rollback is that is under way; `None`: none is.
+    #[serde(default)]
+    pub rolling_back: Option<RollingBack>,
     /// What was read and written since it was opened.
     pub io: VolumeIo,
     /// The last backup under each credential.
     pub last_backups: Vec<LastBackup>,
+}
+
+/// Layers that are being merged in the background, by this daemon or by the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Merging {
+    /// How many there are; they are merged one after the other.
+    pub layers: u64,
+    /// Bytes that the merge which is under way has copied, or moved without copying.
+    pub done_bytes: u64,
+    /// Bytes that it copies in all; 0 if none is under way.
+    pub total_bytes: u64,
+}
+
+/// A rollback to a snapshot that is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RollingBack {
+    /// Bytes of those that have to go back which are done.
+    pub done_bytes: u64,
+    /// Bytes that have to go back.
+    pub total_bytes: u64,
 }
 
 /// Whether a volume is served.

@@ -37,6 +37,11 @@ pub struct Cli {
     #[arg(long)]
     pub after_power_loss: bool,
 
+    /// Check the files of these volumes (of all, if none is named) without starting, change nothing, and exit: with 0 if
+    /// nothing is wrong, with 1 otherwise
+    #[arg(long, value_name = "VOLUME", num_args = 0.., conflicts_with = "check_config")]
+    pub check_volumes: Option<Vec<String>>,
+
     /// Print the configuration that would be used, as TOML, and exit
     #[arg(long)]
     pub check_config: bool,

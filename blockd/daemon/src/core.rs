@@ -5,7 +5,7 @@ use crate::{
     registry::Registry, secrets::Secrets, tasks::Tasks,
 };
 use blockd_cloud::{CancelToken, store::RetryPolicy};
-use blockd_extent::VolumeId;
+use blockd_extent::{SnapshotId, VolumeId};
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -47,6 +47,8 @@ pub struct Core {
     pub merger: Arc<Wake>,
     /// Held while something is admitted that excludes something else: a task on a volume and the volume's deletion.
     pub admission: tokio::sync::Mutex<()>,
+    /// Snapshots that did not come about and could not be taken back yet.
+    pub(crate) to_undo: parking_lot::Mutex<Vec<(VolumeId, SnapshotId)>>,
     /// The step at which a test wants the daemon to die.
     #[cfg(test)]
     pub(crate) dies_at: parking_lot::Mutex<Option<&'static str>>,

@@ -291,6 +291,7 @@ fn prepare(
         nbd_tcp: OnceLock::new(),
         merger: Arc::new(Wake::default()),
         admission: tokio::sync::Mutex::new(()),
+        to_undo: parking_lot::Mutex::default(),
         #[cfg(test)]
         dies_at: parking_lot::Mutex::new(None),
     };

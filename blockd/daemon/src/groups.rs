@@ -4,7 +4,7 @@ use crate::{
     core::{Core, random_id},
     error::ServiceError,
     registry::VolumeEntry,
-    snapshots::{Wanted, to_api},
+    snapshots::{Wanted, space_of, to_api},
 };
 use blockd_api::{
     ErrorCode, SnapshotName,
@@ -54,7 +54,11 @@ impl Core {
         let first = rows.first().ok_or_else(|| ServiceError::Internal("a freeze left no snapshot".into()))?;
         let (group, created) = (first.taken_with.clone().unwrap_or(group), first.created);
         tracing::info!(group = %group.group_id, %name, members = group.members, stall_micros = group.group_stall_micros, "group snapshot taken");
-        let snapshots = rows.iter().zip(&entries).map(|(row, entry)| to_api(row, entry, None)).collect();
+        let mut snapshots = Vec::with_capacity(rows.len());
+        for (row, entry) in rows.iter().zip(&entries) {
+            let space = space_of(entry).await?;
+            snapshots.push(to_api(row, entry, space.iter().find(|space| space.id == row.id)));
+        }
         Ok(GroupSnapshot { group, name, created, snapshots })
     }
 

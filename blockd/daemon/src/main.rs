@@ -13,6 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// The command line or the configuration is wrong.
 const EXIT_USAGE: u8 = 2;
+/// Something is wrong with a volume that was checked.
+const EXIT_UNSOUND: u8 = 1;
+/// Volumes could not be checked.
+const EXIT_CANNOT_CHECK: u8 = 3;
 /// How often it is looked whether TLS certificates were renewed.
 const CERTIFICATE_POLL: Duration = Duration::from_secs(60);
 
@@ -31,6 +35,13 @@ fn main() -> ExitCode {
     if cli.check_config {
         print!("{}", config.to_toml());
         return ExitCode::SUCCESS;
+    }
+    if let Some(volumes) = &cli.check_volumes {
+        return match blockd::check::check_volumes(&config.data_dir, volumes, &mut std::io::stdout().lock()) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(EXIT_UNSOUND),
+            Err(error) => failed(&error, EXIT_CANNOT_CHECK),
+        };
     }
     if let Err(error) = logging::init(&config) {
         return failed(&error, EXIT_USAGE);

@@ -132,27 +132,54 @@ fn run(registry: &Registry, wake: &Wake, pace: &Pace) {
         if wake.stop.load(Ordering::Relaxed) {
             return;
         }
-        let failed = registry.all().iter().filter(|entry| !merge(entry, wake, pace)).count();
-        patience = (failed > 0).then_some(TRY_AGAIN);
+        // A merge may let go of a file that another volume shares, whose layers can be merged then. Each pass but the last has
+        // one layer less, so there is an end.
+        let mut failed = true;
+        let mut merged = true;
+        while merged && !wake.stop.load(Ordering::Relaxed) {
+            (failed, merged) = (false, false);
+            for entry in registry.all() {
+                match merge(&entry, wake, pace) {
+                    Merged::All { pairs } => merged |= pairs > 0,
+                    Merged::Failed => failed = true,
+                }
+            }
+        }
+        patience = failed.then_some(TRY_AGAIN);
     }
 }
 
-/// Merges what can be merged on a volume; false if that failed.
-fn merge(entry: &VolumeEntry, wake: &Wake, pace: &Pace) -> bool {
+/// What became of the merges of a volume.
+enum Merged {
+    /// Nothing is left that can be merged now.
+    All {
+        /// How many pairs of layers were merged.
+        pairs: u64,
+    },
+    /// One failed; trying again later may help.
+    Failed,
+}
+
+/// Merges what can be merged on a volume.
+fn merge(entry: &VolumeEntry, wake: &Wake, pace: &Pace) -> Merged {
+    let mut pairs = 0;
     loop {
         // Taken anew for each pair, so that a delete need not wait for all of them.
         let _upkeep = entry.upkeep.lock();
-        let EntryState::Up(volume) = entry.view().state else { return true };
+        let EntryState::Up(volume) = entry.view().state else { return Merged::All { pairs } };
         if wake.stop.load(Ordering::Relaxed) || entry.stop_upkeep.load(Ordering::Relaxed) {
-            return true;
+            return Merged::All { pairs };
         }
         let stop = || entry.stop_upkeep.load(Ordering::Relaxed);
         match volume.merge_next_paced(&|bytes| pace.pass(bytes, &stop)) {
-            Ok(true) => tracing::debug!(volume = %entry.id, "merged two layers"),
-            Ok(false) => return true,
+            Ok(true) => {
+                tracing::debug!(volume = %entry.id, "merged two layers");
+                pairs += 1;
+            }
+            Ok(false) => return Merged::All { pairs },
             Err(error) => {
                 tracing::warn!(volume = %entry.id, %error, "layers are not merged for now");
-                return false;
+                return Merged::Failed;
             }
         }
     }

@@ -84,10 +84,12 @@ fn remove_volume(db: &Db, data_dir: &Path, row: &VolumeRow, registry: &Registry)
 
 type Opened = (VolumeRow, Result<Arc<Volume>, VolumeError>);
 
+/// How many volumes are opened at once: each waits for its disk most of the time, and their syncs go together.
+const OPEN_AT_ONCE: usize = 32;
+
 /// Opens volumes on several threads: each reads its own files.
 fn open_all(data_dir: &Path, rows: &[VolumeRow], options: &OpenOptions) -> Vec<Opened> {
-    let threads =
-        std::thread::available_parallelism().map_or(2, usize::from).saturating_mul(2).min(rows.len());
+    let threads = OPEN_AT_ONCE.min(rows.len());
     let next = AtomicUsize::new(0);
     let open_some = || {
         let mut opened = Vec::new();

@@ -24,6 +24,7 @@ use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
 mod groups;
+mod layers;
 
 const SIZE_BYTES: u64 = 64 << 20;
 const BLOCK: u64 = 4096;

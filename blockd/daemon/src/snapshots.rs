@@ -164,6 +164,7 @@ impl Core {
             false => Vec::new(),
         };
         let rest = Rest::new(wanted.quiesce.clone(), mounts, wanted.env());
+        self.undo_rest().await;
         self.insert_snapshots(&wanted, rows.clone()).await?;
         let (frozen, rest) = self.freeze_at_rest(&volumes, rest).await?;
         let taken = match frozen {
@@ -238,13 +239,27 @@ impl Core {
         inserted.await
     }
 
-    /// Takes back what a freeze left that did not come about. What cannot be undone now is undone by the next start.
+    /// Takes back what a freeze left that did not come about. What cannot be undone now, because the disk is full, is undone
+    /// before the next snapshot is taken, or by the next start.
     async fn undo_snapshots(&self, volumes: Members) {
         for (volume, id) in volumes {
             let volume_id = volume.id();
             if let Err(error) = self.drop_snapshot(volume, id).await {
-                tracing::warn!(volume = %volume_id, snapshot = %id, %error, "a snapshot that did not come about is left until the next start");
+                tracing::warn!(volume = %volume_id, snapshot = %id, %error, "a snapshot that did not come about is left for now");
+                self.to_undo.lock().push((volume_id, id));
             }
+        }
+    }
+
+    /// Takes back what could not be taken back before: its row keeps a name that nobody has.
+    async fn undo_rest(&self) {
+        let rest = std::mem::take(&mut *self.to_undo.lock());
+        for (volume, id) in rest {
+            // One that is deleted or cannot be opened takes its snapshots along, or leaves them to the next start.
+            let Some(volume) = self.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
+                continue;
+            };
+            self.undo_snapshots(vec![(volume, id)]).await;
         }
     }
 
@@ -380,7 +395,7 @@ pub(crate) fn first(rows: Vec<SnapshotRow>) -> Result<SnapshotRow, ServiceError>
 }
 
 /// What the snapshots of a volume cost; nothing if it cannot be asked.
-async fn space_of(entry: &VolumeEntry) -> Result<Vec<SnapshotSpace>, ServiceError> {
+pub(crate) async fn space_of(entry: &VolumeEntry) -> Result<Vec<SnapshotSpace>, ServiceError> {
     let Ok(volume) = entry.volume() else { return Ok(Vec::new()) };
     // Walks over all sets of the volume: not for the threads that serve requests.
     blocking(move || Ok::<_, VolumeError>(volume.snapshot_space())).await

@@ -13,7 +13,7 @@ use blockd_api::{
     },
 };
 use blockd_extent::VolumeId;
-use blockd_volume::{Volume, VolumeError};
+use blockd_volume::{MergeStats, Volume, VolumeError};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -235,6 +235,14 @@ impl Core {
             allocated_bytes: stats.as_ref().map_or(0, |stats| stats.allocated_bytes),
             snapshot_count,
             layers: stats.as_ref().map_or(0, |stats| stats.layers),
+            merging: stats.as_ref().map(|stats| stats.merge).filter(|merge| merge.layers > 0).map(|merge| {
+                let MergeStats { layers, done_bytes, total_bytes, .. } = merge;
+                api::Merging { layers, done_bytes, total_bytes }
+            }),
+            rolling_back: stats.as_ref().filter(|stats| stats.rollback_total_bytes > 0).map(|stats| {
+                let (done_bytes, total_bytes) = (stats.rollback_done_bytes, stats.rollback_total_bytes);
+                api::RollingBack { done_bytes, total_bytes }
+            }),
             io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
                 reads: stats.reads,
                 writes: stats.writes,

@@ -242,6 +242,33 @@ fn the_command_line_is_checked() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_checked_while_no_daemon_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path(), &[]);
+    running.create_volume("data", 1 << 20).await;
+    let data_dir = running.dir.clone();
+    let check = |volumes: &[&str]| {
+        run(&[&["--data-dir", data_dir.to_str().unwrap(), "--check-volumes"][..], volumes].concat())
+    };
+    assert!(refusal(&check(&[]), 3).contains("in use"));
+    running.kill();
+    let sound = "Volume data is sound: 1 layer, 0 kept block sets.\n";
+    for volumes in [vec![], vec!["data"]] {
+        let output = check(&volumes);
+        assert_eq!(
+            (output.status.code(), String::from_utf8(output.stdout).unwrap()),
+            (Some(0), sound.into())
+        );
+    }
+    assert!(refusal(&check(&["other"]), 3).contains("no volume other"));
+    let id = std::fs::read_dir(data_dir.join("volumes")).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(id.join("volume.meta"), b"nothing").unwrap();
+    let output = check(&["data"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.code() == Some(1) && text.contains("volume.meta is damaged"), "{text}");
+}
+
 #[test]
 fn a_start_that_cannot_be_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();

@@ -26,6 +26,8 @@ pub struct Checked {
     pub intervals: u64,
     /// What is wrong, a line each; empty if nothing is.
     pub findings: Vec<String>,
+    /// What the next start puts in order and nobody misses, a line each: what an interruption left.
+    pub leftovers: Vec<String>,
 }
 
 impl Volume {

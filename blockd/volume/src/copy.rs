@@ -1,24 +1,33 @@
-//! Copying blocks from one layer's data files to another's, a piece at a time.
+//! Moving blocks from one layer's data files to another's, a piece at a time: where the filesystem lets files share
+//! extents, whole extents without copying them, elsewhere through a buffer.
 
-use crate::{data_files::DataFiles, error::VolumeError};
+use crate::{
+    data_files::{DataFiles, Shared},
+    error::VolumeError,
+};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How much is copied between two looks at whether to go on.
-const AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
+const COPY_AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
+/// How much is shared by one call. Both files are locked for reads meanwhile.
+const SHARE_AT_ONCE_BLOCKS: u64 = (16 << 20) / BLOCK_SIZE_BYTES;
 
 /// Copies runs of blocks; asks before each piece whether it shall go on, and says how many bytes come next. Whoever is
-/// asked may take its time, which is how copying is slowed down.
+/// asked may take its time, which is how copying is slowed down. What is shared is asked for with 0 bytes.
 pub(crate) struct Copier<'a> {
+    /// Made when something is copied for the first time.
     buf: Vec<u8>,
     go_on: &'a dyn Fn(u64) -> bool,
+    can_share: bool,
+    shown: &'a Shown,
     /// Every block below this one was copied, of those that were asked for in ascending order.
     pub(crate) done_below: BlockIndex,
 }
 
 impl<'a> Copier<'a> {
-    pub(crate) fn new(go_on: &'a dyn Fn(u64) -> bool) -> Self {
-        let buf = vec![0; (AT_ONCE_BLOCKS * BLOCK_SIZE_BYTES) as usize];
-        Self { buf, go_on, done_below: BlockIndex(0) }
+    pub(crate) fn new(go_on: &'a dyn Fn(u64) -> bool, shown: &'a Shown) -> Self {
+        Self { buf: vec![], go_on, can_share: true, shown, done_below: BlockIndex(0) }
     }
 
     /// Whether nobody wants it to stop.
@@ -35,16 +44,64 @@ impl<'a> Copier<'a> {
     ) -> Result<bool, VolumeError> {
         let mut at = run.start;
         while at < run.end() {
-            let piece = Extent::between(at, BlockIndex(at.0 + AT_ONCE_BLOCKS).min(run.end()));
-            if !(self.go_on)(piece.len_bytes()) {
+            let piece = |blocks| Extent::between(at, BlockIndex(at.0 + blocks).min(run.end()));
+            let mut done = piece(SHARE_AT_ONCE_BLOCKS);
+            if self.can_share && !self.goes_on() {
                 return Ok(false);
             }
-            let part = &mut self.buf[..piece.len_bytes() as usize];
-            from.read(piece.offset_bytes(), part)?;
-            to.write(piece.offset_bytes(), part)?;
-            at = piece.end();
+            if !self.share(from, done, to)? {
+                done = piece(COPY_AT_ONCE_BLOCKS);
+                if !(self.go_on)(done.len_bytes()) {
+                    return Ok(false);
+                }
+                self.buf.resize((COPY_AT_ONCE_BLOCKS * BLOCK_SIZE_BYTES) as usize, 0);
+                let part = &mut self.buf[..done.len_bytes() as usize];
+                from.read(done.offset_bytes(), part)?;
+                to.write(done.offset_bytes(), part)?;
+            }
+            at = done.end();
             self.done_below = at;
+            self.shown.add(done.len_bytes());
         }
         Ok(true)
+    }
+
+    /// Lets a piece be shared, if that can be.
+    fn share(&mut self, from: &DataFiles, piece: Extent, to: &DataFiles) -> Result<bool, VolumeError> {
+        if !self.can_share {
+            return Ok(false);
+        }
+        let shared = to.share_from(from, piece.offset_bytes(), piece.len_bytes())?;
+        self.can_share = shared != Shared::Never;
+        Ok(shared == Shared::Done)
+    }
+}
+
+/// How far copying is, for those who may not wait for it; in bytes.
+#[derive(Default)]
+pub(crate) struct Shown {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Shown {
+    /// It begins, or goes on where so much is done.
+    pub(crate) fn begin(&self, done_bytes: u64, total_bytes: u64) {
+        self.done.store(done_bytes, Ordering::Relaxed);
+        self.total.store(total_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.begin(0, 0);
+    }
+
+    /// How much is done and how much there is in all; nothing if no copying is under way.
+    pub(crate) fn read(&self) -> (u64, u64) {
+        let total = self.total.load(Ordering::Relaxed);
+        (self.done.load(Ordering::Relaxed).min(total), total)
     }
 }

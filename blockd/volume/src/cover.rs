@@ -120,7 +120,7 @@ fn group(members: &[Cover]) -> Group {
 }
 
 /// Where one block is read from.
-fn source_of(mut covers: &[Cover], block: BlockIndex) -> Source<'_> {
+pub(crate) fn source_of(mut covers: &[Cover], block: BlockIndex) -> Source<'_> {
     while let Some((first, below)) = covers.split_first() {
         covers = below;
         match first {

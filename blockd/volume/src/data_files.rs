@@ -67,6 +67,17 @@ pub(crate) struct FilePart<'a> {
     pub(crate) len_bytes: u64,
 }
 
+/// What became of a request to share extents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shared {
+    /// The range is the other one's now.
+    Done,
+    /// This range must be copied.
+    NotThis,
+    /// Between these files, every range must be copied.
+    Never,
+}
+
 impl DataFiles {
     /// Makes empty files; the caller syncs the directory.
     pub(crate) fn create(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
@@ -136,6 +147,22 @@ impl DataFiles {
                 _ => {}
             }
         }
+    }
+
+    /// The same for files that nobody has open; how many names the one with the most has.
+    pub(crate) fn check_closed(base: &Path, size_bytes: u64, findings: &mut Vec<String>) -> u64 {
+        let mut most_links = 0;
+        for (number, len) in segment_lens(size_bytes).enumerate() {
+            let path = segment_path(base, number as u64);
+            match storage::len_and_links(&path) {
+                Err(error) => findings.push(format!("cannot look at {}: {error}", path.display())),
+                Ok((found, _)) if found < len => {
+                    findings.push(format!("{} is {found} bytes long, it must be {len}", path.display()));
+                }
+                Ok((_, links)) => most_links = most_links.max(links),
+            }
+        }
+        most_links
     }
 
     /// Whether another volume may read one of the files, so that nothing may be written to them.
@@ -223,6 +250,24 @@ impl DataFiles {
             data = rest;
         }
         Ok(())
+    }
+
+    /// Makes a range be the same one of other files, without copying data.
+    pub(crate) fn share_from(
+        &self,
+        from: &Self,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Shared, VolumeError> {
+        let parts = self.parts(offset_bytes, len_bytes).zip(from.parts(offset_bytes, len_bytes));
+        for (to, from) in parts {
+            match to.file.share_from(from.file, to.offset_bytes, to.len_bytes) {
+                Err(error) if storage::cannot_share(&error) => return Ok(Shared::Never),
+                Err(error) if storage::cannot_share_range(&error) => return Ok(Shared::NotThis),
+                other => other.during("share extents with", to.path)?,
+            }
+        }
+        Ok(Shared::Done)
     }
 
     /// Makes a range read as zeroes and gives its space back.

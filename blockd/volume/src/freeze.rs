@@ -144,7 +144,6 @@ impl Volume {
         meta.intervals.sort_unstable();
         meta.snapshots.extend(snapshot);
         self.commit(admin, meta)?;
-        self.snapshot_count.store(admin.snapshots.len() as u64, Ordering::Relaxed);
 
         let frozen = FrozenLayer {
             epoch: head.epoch,
@@ -222,7 +221,6 @@ impl Volume {
         let mut meta = admin.clone();
         meta.snapshots.retain(|entry| entry.id != snapshot);
         self.commit(admin, meta)?;
-        self.snapshot_count.store(admin.snapshots.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 

@@ -114,6 +114,61 @@ impl Identity {
     }
 }
 
+/// What a log says.
+struct Parsed {
+    held: BlockSet,
+    /// Where the last valid record begins and ends; both are the end of the header if there is none.
+    last_start_bytes: usize,
+    end_bytes: usize,
+    next_record: u64,
+}
+
+impl Parsed {
+    fn from(path: &Path, bytes: &[u8], identity: Identity) -> Result<Self, VolumeError> {
+        let damaged = |what: String| VolumeError::Damaged { path: path.to_owned(), what };
+        if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
+            let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+            if found > VERSION {
+                return Err(VolumeError::NewerFormat { path: path.to_owned(), found, known: VERSION });
+            }
+        }
+        if bytes.get(..HEADER_BYTES) != Some(&identity.header()) {
+            return Err(damaged("its header is not that of this head's log".into()));
+        }
+        let mut parsed = Self {
+            held: BlockSet::new(),
+            last_start_bytes: HEADER_BYTES,
+            end_bytes: HEADER_BYTES,
+            next_record: 0,
+        };
+        while let Some((set, len)) = identity.parse(&bytes[parsed.end_bytes..], parsed.next_record) {
+            parsed.held.union_with(&set);
+            parsed.last_start_bytes = parsed.end_bytes;
+            parsed.end_bytes += len;
+            parsed.next_record += 1;
+        }
+        parsed.refuse_hidden_records(&bytes[parsed.end_bytes..], identity).map_err(damaged)?;
+        Ok(parsed)
+    }
+
+    /// Looks behind a damaged record for one that was written later: then this is damage, not a torn end.
+    fn refuse_hidden_records(&self, rest: &[u8], identity: Identity) -> Result<(), String> {
+        let candidates = (1..rest.len().saturating_sub(RECORD_HEADER_BYTES))
+            .filter(|&at| &rest[at..at + 4] == RECORD_MAGIC);
+        for at in candidates {
+            let raw: [u8; 8] = rest[at + 8..at + 16].try_into().unwrap_or_default();
+            let number = u64::from_le_bytes(raw);
+            if number > self.next_record && identity.parse(&rest[at..], number).is_some() {
+                return Err(format!(
+                    "record {} at byte {} is not valid, though record {number} behind it is",
+                    self.next_record, self.end_bytes
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl HeadLog {
     /// Makes an empty log, synced; the caller syncs the directory.
     pub(crate) fn create(path: &Path, identity: Identity) -> Result<Self, VolumeError> {
@@ -145,60 +200,33 @@ impl HeadLog {
     pub(crate) fn open(path: &Path, identity: Identity) -> Result<(Self, BlockSet), VolumeError> {
         let file = File::open(path).during("open", path)?;
         let bytes = storage::read(path).during("read", path)?;
-        let damaged = |what: String| VolumeError::Damaged { path: path.to_owned(), what };
-        if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
-            let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
-            if found > VERSION {
-                return Err(VolumeError::NewerFormat { path: path.to_owned(), found, known: VERSION });
-            }
-        }
-        if bytes.get(..HEADER_BYTES) != Some(&identity.header()) {
-            return Err(damaged("its header is not that of this head's log".into()));
-        }
-        let mut log = Self {
+        let found = Parsed::from(path, &bytes, identity)?;
+        let log = Self {
             file,
             path: path.to_owned(),
             identity,
-            end_bytes: HEADER_BYTES as u64,
+            end_bytes: found.end_bytes as u64,
             zeroed_to_bytes: 0,
-            next_record: 0,
+            next_record: found.next_record,
             dir_unsynced: false,
         };
-        let mut held = BlockSet::new();
-        let mut last_start = log.end_bytes;
-        while let Some((set, len)) = identity.parse(&bytes[log.end_bytes as usize..], log.next_record) {
-            held.union_with(&set);
-            last_start = log.end_bytes;
-            log.end_bytes += len as u64;
-            log.next_record += 1;
-        }
-        log.refuse_hidden_records(&bytes[log.end_bytes as usize..])?;
         log.file.set_len(log.end_bytes).during("cut the torn end off", path)?;
         // The last record may have been read from the page cache alone: its process died before its sync, or the sync failed
         // and the kernel calls the page clean, so that only what is written once more is sure to be covered by this one.
-        let last_record = &bytes[last_start as usize..log.end_bytes as usize];
-        log.file.write_all_at(last_record, last_start).during("write", path)?;
+        let last_record = &bytes[found.last_start_bytes..found.end_bytes];
+        log.file.write_all_at(last_record, found.last_start_bytes as u64).during("write", path)?;
         log.file.sync_all().during("sync", path)?;
         log.keep_room();
-        Ok((log, held))
+        Ok((log, found.held))
     }
 
-    /// Looks behind a damaged record for one that was written later: then this is damage, not a torn end.
-    fn refuse_hidden_records(&self, rest: &[u8]) -> Result<(), VolumeError> {
-        let candidates = (1..rest.len().saturating_sub(RECORD_HEADER_BYTES))
-            .filter(|&at| &rest[at..at + 4] == RECORD_MAGIC);
-        for at in candidates {
-            let raw: [u8; 8] = rest[at + 8..at + 16].try_into().unwrap_or_default();
-            let number = u64::from_le_bytes(raw);
-            if number > self.next_record && self.identity.parse(&rest[at..], number).is_some() {
-                let what = format!(
-                    "record {} at byte {} is not valid, though record {number} behind it is",
-                    self.next_record, self.end_bytes
-                );
-                return Err(VolumeError::Damaged { path: self.path.clone(), what });
-            }
-        }
-        Ok(())
+    /// Reads a log and changes nothing: all blocks that it names, and how long its torn end is, in bytes.
+    pub(crate) fn look(path: &Path, identity: Identity) -> Result<(BlockSet, u64), VolumeError> {
+        let bytes = storage::read(path).during("read", path)?;
+        let found = Parsed::from(path, &bytes, identity)?;
+        // Zeroes are written ahead.
+        let torn = bytes[found.end_bytes..].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        Ok((found.held, torn as u64))
     }
 
     /// Writes behind what is there, with zeroes after it if none are left; `end_bytes` moves when that is durable.

@@ -7,6 +7,7 @@
 
 mod block_status;
 mod check;
+mod check_offline;
 mod clone;
 mod copy;
 mod cover;
@@ -25,7 +26,9 @@ mod head_log;
 mod intervals;
 mod layer_set;
 mod live_map;
+mod memo;
 mod merge;
+mod merge_note;
 mod meta;
 mod mount;
 mod open;
@@ -53,6 +56,7 @@ pub use freeze::{Frozen, SnapshotInfo};
 pub use group::freeze_one_by_one;
 pub use group::{GroupError, GroupFrozen, freeze_group, freeze_group_around};
 pub use intervals::Changes;
+pub use merge::MergeStats;
 pub use open::{OpenOptions, Recovery};
 pub use read::Content;
 pub use restore::RestoreTarget;

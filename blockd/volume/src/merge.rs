@@ -4,7 +4,8 @@
 //! that has to copy less does. *Down*: the upper layer's blocks overwrite the lower one's, which nobody sees, because
 //! the upper one lies above them until the commit. *Up*: blocks that only the lower one holds go into the upper one's
 //! file, where its set does not name them until the commit. The commit is one `volume.meta`; before it, everything is as
-//! it was and the work is simply done again, after it, what is left over is garbage.
+//! it was, and the work goes on where it was last [written down](crate::merge_note) or is done again; after it, what is
+//! left over is garbage.
 
 use crate::{
     copy::Copier,
@@ -12,16 +13,21 @@ use crate::{
     error::{VolumeError, VolumeErrorKind},
     files,
     layer_set::SetIdentity,
+    merge_note::{LayerVersion, Pair, Progress},
     meta::LayerEntry,
-    stack::{FrozenLayer, Layer},
+    stack::{FrozenLayer, Layer, Stack},
     storage::Bug,
-    volume::Volume,
+    volume::{Pins, Volume},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
+
+/// After so many bytes a merge syncs what it has copied and writes down how far it is: the most that is copied twice.
+/// Small enough that whoever waits for a merge to make way does not wait long for the sync.
+const NOTE_EVERY_BYTES: u64 = 64 << 20;
 
 impl Volume {
     /// Merges one pair of layers, if there is one that no snapshot needs apart; says whether it did.
@@ -39,17 +45,37 @@ impl Volume {
     /// at most 1 MiB is copied, is told its length in bytes, and may take its time; with 0 it is only asked.
     ///
     /// It also returns `false` when somebody waits for the merge to make way. A merge that was stopped goes on where it
-    /// was, as long as the volume stays open.
+    /// was; one that the process did not survive, where it was up to 64 MiB before.
     ///
     /// # Errors
     /// As [`merge_next`](Self::merge_next). If the disk is full, the space that the merge took is given back first.
     pub fn merge_next_paced(&self, go_on: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
+        self.merge_pair(go_on, NOTE_EVERY_BYTES)
+    }
+
+    /// The same, and it is written down after other amounts how far it is: for tests, whose volumes are small.
+    ///
+    /// # Errors
+    /// As [`merge_next`](Self::merge_next).
+    #[cfg(feature = "testing")]
+    pub fn merge_next_noting(
+        &self,
+        go_on: &dyn Fn(u64) -> bool,
+        every_bytes: u64,
+    ) -> Result<bool, VolumeError> {
+        self.merge_pair(go_on, every_bytes)
+    }
+
+    fn merge_pair(&self, go_on: &dyn Fn(u64) -> bool, note_every_bytes: u64) -> Result<bool, VolumeError> {
         let mut progress = self.merging.lock();
-        // Whatever fails from here on, it is done again from the start.
-        let last = progress.take();
         let go_on = |bytes| self.merge_makes_way.load(Ordering::Relaxed) == 0 && go_on(bytes);
         self.check_usable()?;
-        let Some((upper, lower, is_bottom)) = self.find_pair() else { return Ok(false) };
+        let Some((upper, lower, is_bottom)) = self.find_pair(progress.map(|last| last.pair)) else {
+            self.merge_shown.end();
+            return Ok(false);
+        };
+        // Whatever fails from here on, it is done again from the start.
+        let last = progress.take();
         // The commit of an attempt before may stand, and then it is other blocks that nobody sees.
         self.settle(&self.admin.lock())?;
         let only_lower = {
@@ -70,9 +96,13 @@ impl Volume {
             true => self.long_enough(&lower, upper.size_bytes)?,
             false => upper.data.clone(),
         };
-        let pair = Pair::of(from, target);
-        let start = last.filter(|last| last.pair == pair).map_or(BlockIndex(0), |last| last.next);
-        let copied = copy(from, blocks, &data, start, &go_on).and_then(|stopped| match stopped {
+        let pair = Pair { from: LayerVersion::of(from), to: LayerVersion::of(target) };
+        // What lies beyond the target's own end was cut off again when it was opened or made longer.
+        let target_end = BlockIndex(target.size_bytes / BLOCK_SIZE_BYTES);
+        let start =
+            last.filter(|last| last.pair == pair).map_or(BlockIndex(0), |last| last.next.min(target_end));
+        let work = Work { volume: self, pair, from, blocks, data: &data, note_every_bytes };
+        let copied = work.copy(start, &go_on).and_then(|stopped| match stopped {
             None if data.has(Bug::MergeWithoutSync) => Ok(None),
             None => data.sync().map(|()| None),
             stopped => Ok(stopped),
@@ -84,8 +114,9 @@ impl Volume {
                 return Ok(false);
             }
             Err(error) => {
+                self.merge_shown.end();
                 if error.kind() == VolumeErrorKind::NoSpace {
-                    give_back(target, blocks, &data);
+                    self.give_back(target, blocks, &data);
                 }
                 return Err(error);
             }
@@ -110,8 +141,9 @@ impl Volume {
             data,
             set,
         };
-        self.commit_merge(&upper, &lower, merged)?;
-        Ok(true)
+        let committed = self.commit_merge(&upper, &lower, merged);
+        self.merge_shown.end();
+        committed.map(|()| true)
     }
 
     /// The data files of a layer, made as long as the volume is in the layer that it takes in.
@@ -126,26 +158,48 @@ impl Volume {
     }
 
     /// The highest pair whose lower layer no snapshot and no reader needs as a point of its own, and of which another volume
-    /// shares at most one. What is shared stays so until `merging` is free: only a clone shares more.
-    fn find_pair(&self) -> Option<(Arc<FrozenLayer>, Arc<FrozenLayer>, bool)> {
+    /// shares at most one; the one that a merge was stopped in before all others. What is shared stays so until `merging`
+    /// is free: only a clone shares more.
+    fn find_pair(&self, begun: Option<Pair>) -> Option<(Arc<FrozenLayer>, Arc<FrozenLayer>, bool)> {
         let admin = self.admin.lock();
         let stack = self.current();
-        let needed = |layer: &FrozenLayer| {
-            admin.snapshots.iter().any(|snapshot| snapshot.epoch == layer.epoch)
-                || self.pins.are_on(layer.epoch)
+        let is_kept = |epoch| admin.snapshots.iter().any(|snapshot| snapshot.epoch == epoch);
+        let pairs = || {
+            let bottom = stack.layers().len().saturating_sub(1);
+            mergeable(&stack, &self.pins, &is_kept)
+                .map(move |(at, upper, lower)| (upper.clone(), lower.clone(), at + 1 == bottom))
         };
-        // What cannot be told is not written to.
-        let is_shared = |layer: &FrozenLayer| layer.data.are_shared().unwrap_or(true);
-        (0..stack.layers().len().saturating_sub(1)).find_map(|at| {
-            match (&stack.layers()[at], &stack.layers()[at + 1]) {
-                (Layer::Frozen(upper), Layer::Frozen(lower))
-                    if !(needed(lower) || is_shared(upper) && is_shared(lower)) =>
-                {
-                    Some((upper.clone(), lower.clone(), at + 2 == stack.layers().len()))
-                }
-                _ => None,
+        let is_begun = |upper: &FrozenLayer, lower: &FrozenLayer| {
+            let (upper, lower) = (LayerVersion::of(upper), LayerVersion::of(lower));
+            begun
+                .is_some_and(|Pair { from, to }| (from, to) == (upper, lower) || (from, to) == (lower, upper))
+        };
+        pairs().find(|(upper, lower, _)| is_begun(upper, lower)).or_else(|| pairs().next())
+    }
+
+    /// What is left to be merged, as far as that is known without waiting for anybody.
+    pub(crate) fn merge_stats(&self, stack: &Stack) -> MergeStats {
+        let kept = self.kept_epochs.read();
+        let layers = mergeable(stack, &self.pins, &|epoch| kept.contains(&epoch)).count() as u64;
+        let (done_bytes, total_bytes) = self.merge_shown.read();
+        MergeStats { layers, done_bytes, total_bytes }
+    }
+
+    /// Gives the space back that blocks took which the target of a merge does not hold: writers need it more.
+    fn give_back(&self, target: &FrozenLayer, blocks: &BlockSet, data: &DataFiles) {
+        // A note says that they are there.
+        if let Err(error) = Progress::forget(&self.dir) {
+            tracing::warn!(volume = %self.id, %error, "space that a merge took is not given back");
+            return;
+        }
+        let mut taken = blocks.clone();
+        taken.subtract(&target.set.held);
+        for run in taken.extents() {
+            if let Err(error) = data.punch(run.offset_bytes(), run.len_bytes(), true) {
+                tracing::warn!(volume = %self.id, %error, "space that a merge took is not given back");
+                return;
             }
-        })
+        }
     }
 
     fn commit_merge(
@@ -187,6 +241,7 @@ impl Volume {
         // The open files of older stacks and views stay readable until those are gone.
         let removed =
             DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes).and_then(|()| {
+                remove_if_there(&Progress::path(&self.dir))?;
                 for old in [upper, lower] {
                     let is_interval = old.generation == 0 && admin.intervals.contains(&old.file);
                     if !is_interval {
@@ -202,61 +257,103 @@ impl Volume {
     }
 }
 
-/// How far a merge has come that was stopped.
-pub(crate) struct Progress {
+/// Pairs of neighbours, top first, of which `is_kept` and `pins` say that the lower one is no point that anybody needs, and of
+/// which at most one is shared; with the place of the upper one.
+fn mergeable<'a>(
+    stack: &'a Stack,
+    pins: &'a Pins,
+    is_kept: &'a dyn Fn(Epoch) -> bool,
+) -> impl Iterator<Item = (usize, &'a Arc<FrozenLayer>, &'a Arc<FrozenLayer>)> {
+    // What cannot be told is not written to.
+    let is_shared = |layer: &FrozenLayer| layer.data.are_shared().unwrap_or(true);
+    stack.layers().windows(2).enumerate().filter_map(move |(at, two)| match two {
+        [Layer::Frozen(upper), Layer::Frozen(lower)]
+            if !(is_kept(lower.epoch)
+                || pins.are_on(lower.epoch)
+                || is_shared(upper) && is_shared(lower)) =>
+        {
+            Some((at, upper, lower))
+        }
+        _ => None,
+    })
+}
+
+/// The merging that a volume has before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MergeStats {
+    /// How many layers nobody needs apart from the one above them; they are merged one after the other.
+    pub layers: u64,
+    /// How much of the data of the merge that is under way was copied, by earlier processes too; in bytes.
+    pub done_bytes: u64,
+    /// How much data that merge copies in all, in bytes; 0 if none is under way.
+    pub total_bytes: u64,
+}
+
+/// The data that a merge copies.
+struct Work<'a> {
+    volume: &'a Volume,
     pair: Pair,
-    /// The data of all blocks below this one was copied.
-    next: BlockIndex,
+    from: &'a FrozenLayer,
+    blocks: &'a BlockSet,
+    data: &'a DataFiles,
+    note_every_bytes: u64,
 }
 
-/// What is merged into what: file and generation of both.
-#[derive(PartialEq, Eq)]
-struct Pair([(Epoch, u32); 2]);
-
-impl Pair {
-    fn of(from: &FrozenLayer, to: &FrozenLayer) -> Self {
-        Self([(from.file, from.generation), (to.file, to.generation)])
-    }
-}
-
-/// Gives the space back that blocks took which the target of a merge does not hold: writers need it more.
-fn give_back(target: &FrozenLayer, blocks: &BlockSet, data: &DataFiles) {
-    let mut taken = blocks.clone();
-    taken.subtract(&target.set.held);
-    for run in taken.extents() {
-        if let Err(error) = data.punch(run.offset_bytes(), run.len_bytes(), true) {
-            tracing::warn!(%error, "space that a merge took is not given back");
-            return;
+impl Work<'_> {
+    /// Copies the blocks into the target's files, their data from `start` on; the block that it came to, if it was stopped.
+    fn copy(
+        &self,
+        start: BlockIndex,
+        go_on: &dyn Fn(u64) -> bool,
+    ) -> Result<Option<BlockIndex>, VolumeError> {
+        let shown = &self.volume.merge_shown;
+        let mut copier = Copier::new(go_on, shown);
+        copier.done_below = start;
+        let mut zero = self.from.set.zero.clone();
+        zero.intersect_with(self.blocks);
+        for run in zero.extents() {
+            if !copier.goes_on() {
+                return Ok(Some(start));
+            }
+            self.data.punch(run.offset_bytes(), run.len_bytes(), false)?;
         }
+        let mut data = self.blocks.clone();
+        data.subtract(&zero);
+        let end = BlockIndex(self.from.size_bytes / BLOCK_SIZE_BYTES).max(start);
+        let rest = Extent::between(start, end);
+        let total_bytes = data.len_bytes();
+        shown.begin(total_bytes - data.intersection_len(rest) * BLOCK_SIZE_BYTES, total_bytes);
+        let note_every_blocks = (self.note_every_bytes / BLOCK_SIZE_BYTES).max(1);
+        let mut unnoted_blocks = 0;
+        for run in data.extents_in(rest) {
+            let mut at = run.start;
+            while at < run.end() {
+                let room = BlockIndex(at.0 + (note_every_blocks - unnoted_blocks));
+                let part = Extent::between(at, room.min(run.end()));
+                if !copier.copy(&self.from.data, part, self.data)? {
+                    return Ok(Some(copier.done_below));
+                }
+                at = part.end();
+                unnoted_blocks += part.len_blocks;
+                if unnoted_blocks == note_every_blocks {
+                    self.note(at)?;
+                    unnoted_blocks = 0;
+                }
+            }
+        }
+        Ok(None)
     }
-}
 
-/// Copies blocks of a layer into another one's file, their data from `start` on; the block that it came to, if it was
-/// stopped.
-fn copy(
-    from: &FrozenLayer,
-    blocks: &BlockSet,
-    to: &DataFiles,
-    start: BlockIndex,
-    go_on: &dyn Fn(u64) -> bool,
-) -> Result<Option<BlockIndex>, VolumeError> {
-    let mut copier = Copier::new(go_on);
-    copier.done_below = start;
-    let mut zero = from.set.zero.clone();
-    zero.intersect_with(blocks);
-    for run in zero.extents() {
-        if !copier.goes_on() {
-            return Ok(Some(start));
+    /// Syncs what was copied and writes down how far that is. A note that cannot be written costs no more than time.
+    fn note(&self, next: BlockIndex) -> Result<(), VolumeError> {
+        if !self.data.has(Bug::NoteBeforeSync) {
+            self.data.sync()?;
         }
-        to.punch(run.offset_bytes(), run.len_bytes(), false)?;
-    }
-    let mut data = blocks.clone();
-    data.subtract(&zero);
-    let end = BlockIndex(from.size_bytes / BLOCK_SIZE_BYTES).max(start);
-    for run in data.extents_in(Extent::between(start, end)) {
-        if !copier.copy(&from.data, run, to)? {
-            return Ok(Some(copier.done_below));
+        let note = Progress { pair: self.pair, next };
+        if let Err(error) = note.store(&self.volume.dir, self.volume.id) {
+            tracing::debug!(volume = %self.volume.id, %error, "how far a merge is was not written down");
         }
+        Ok(())
     }
-    Ok(None)
 }

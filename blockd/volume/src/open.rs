@@ -9,6 +9,7 @@ use crate::{
     files,
     head::{Head, Place},
     layer_set::{LayerSet, SetIdentity},
+    merge_note::Progress,
     meta::{self, LayerEntry, Meta},
     stack::{FrozenLayer, Layer, Stack},
     storage,
@@ -89,7 +90,9 @@ impl Volume {
                 false => Ok(Layer::Frozen(Arc::new(load_frozen(place(entry), *entry)?))),
             })
             .collect::<Result<Vec<_>, VolumeError>>()?;
+        let progress = Progress::load(dir, &meta)?;
         let volume = Self::assemble(dir.to_owned(), meta, Stack::new(layers, &Stack::default()));
+        *volume.merging.lock() = progress;
         let finished = volume.finish_open_layers(&mut volume.admin.lock());
         if let Err(error) = finished {
             tracing::warn!(volume = %volume.id, %error, "a freeze that was interrupted could not be finished yet");
@@ -163,6 +166,9 @@ pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, Vol
         } else {
             named.insert(files::set_path(dir, layer.file, layer.generation));
         }
+    }
+    if Progress::load(dir, meta)?.is_some() {
+        named.insert(Progress::path(dir));
     }
     named.extend(meta.intervals.iter().map(|&epoch| files::set_path(dir, epoch, 0)));
     let mut unnamed = Vec::new();

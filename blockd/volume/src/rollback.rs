@@ -37,6 +37,7 @@ struct Rolling<'a>(&'a Volume);
 
 impl Drop for Rolling<'_> {
     fn drop(&mut self) {
+        self.0.rollback_shown.end();
         let _admin = self.0.admin.lock();
         self.0.rolling_back.store(false, Ordering::Relaxed);
     }
@@ -131,7 +132,9 @@ impl Volume {
         }
         let data = DataFiles::create(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;
         let go_on = |_| go_on();
-        let mut copier = Copier::new(&go_on);
+        let shown = &self.rollback_shown;
+        shown.begin(0, set.held.len_bytes());
+        let mut copier = Copier::new(&go_on, shown);
         // What lies beyond the snapshot's end was not there.
         let end = Extent::whole(view.size_bytes()).end();
         let beyond = BlockIndex(plan.size_bytes / BLOCK_SIZE_BYTES).max(end);
@@ -141,6 +144,7 @@ impl Volume {
             view.stack.resolve(run, &mut |part, source| {
                 let Some(from) = source else {
                     zero.insert_extent(part);
+                    shown.add(part.len_bytes());
                     return Ok(());
                 };
                 match copier.copy(from, part, &data)? {

@@ -9,8 +9,9 @@ use crate::{
     head::Head,
     layer_set::LayerSet,
     live_map::BlockState,
+    memo::{Found, Memo},
 };
-use blockd_extent::{Epoch, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent};
 use std::{borrow::Cow, sync::Arc};
 
 /// A layer that never changes again.
@@ -65,11 +66,19 @@ impl Layer {
     }
 }
 
+/// From how many frozen layers on it is worth it to remember where a block was found.
+const DEEP_LAYERS: usize = 3;
+
+/// Up to how many blocks at once are looked for one by one, by what is remembered of each.
+const FEW_BLOCKS: u64 = 16;
+
 /// Layers, top first.
 #[derive(Default)]
 pub(crate) struct Stack {
     layers: Vec<Layer>,
     covers: Vec<Cover>,
+    /// Where blocks of the frozen layers were found, if there are enough of those.
+    memo: Option<Memo>,
 }
 
 /// Where a run of blocks is read from: a layer's data, or nowhere, because it is zeroes.
@@ -79,7 +88,16 @@ impl Stack {
     /// A stack of these layers, top first. What was worked out for `old`, a stack that has most of them, is used again.
     pub(crate) fn new(layers: Vec<Layer>, old: &Self) -> Self {
         let covers = Cover::build(&layers, &old.covers);
-        Self { layers, covers }
+        let open = layers.iter().take_while(|layer| matches!(layer, Layer::Open(_))).count();
+        // An open one among them, which could change, is what only a failed freeze leaves.
+        let is_deep = layers.len() - open >= DEEP_LAYERS
+            && layers[open..].iter().all(|layer| matches!(layer, Layer::Frozen(_)));
+        let blocks = layers.first().map_or(0, Layer::size_bytes) / BLOCK_SIZE_BYTES;
+        let memo = is_deep.then(|| match &old.memo {
+            Some(memo) => memo.next(blocks),
+            None => Memo::new(blocks),
+        });
+        Self { layers, covers, memo }
     }
 
     /// The same layers below a new head.
@@ -90,7 +108,7 @@ impl Stack {
         let mut covers = Vec::with_capacity(self.covers.len() + 1);
         covers.push(Cover::Open(head));
         covers.extend(self.covers.iter().cloned());
-        Self { layers, covers }
+        Self { layers, covers, memo: self.memo.clone() }
     }
 
     pub(crate) fn layers(&self) -> &[Layer] {
@@ -99,7 +117,7 @@ impl Stack {
 
     /// About how much memory is taken by what is worked out over several layers.
     pub(crate) fn cover_bytes(&self) -> u64 {
-        cover::heap_bytes(&self.covers)
+        cover::heap_bytes(&self.covers) + self.memo.as_ref().map_or(0, Memo::heap_bytes)
     }
 
     /// Tells, in ascending order, where each run of a range is read from.
@@ -108,7 +126,7 @@ impl Stack {
         range: Extent,
         found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
-        cover::resolve(&self.covers, range, found)
+        self.resolve_in(&self.covers, range, found)
     }
 
     /// The same, as if the topmost layer were not there, which must be an open one.
@@ -117,7 +135,60 @@ impl Stack {
         range: Extent,
         found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
-        cover::resolve(self.covers.get(1..).unwrap_or_default(), range, found)
+        self.resolve_in(self.covers.get(1..).unwrap_or_default(), range, found)
+    }
+
+    fn resolve_in<'a, E>(
+        &'a self,
+        covers: &'a [Cover],
+        range: Extent,
+        found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(memo) = self.memo.as_ref().filter(|_| (1..=FEW_BLOCKS).contains(&range.len_blocks)) else {
+            return cover::resolve(covers, range, found);
+        };
+        let mut run = Extent::new(range.start, 1);
+        let mut source = self.source_of(covers, memo, range.start);
+        for block in range.start.0 + 1..range.end().0 {
+            let next = self.source_of(covers, memo, BlockIndex(block));
+            if next.map(Arc::as_ptr) == source.map(Arc::as_ptr) {
+                run.len_blocks += 1;
+            } else {
+                found(run, source)?;
+                (run, source) = (Extent::new(BlockIndex(block), 1), next);
+            }
+        }
+        found(run, source)
+    }
+
+    /// Where one block is read from, by what is remembered if it is not in an open layer.
+    fn source_of<'a>(&'a self, mut covers: &'a [Cover], memo: &Memo, block: BlockIndex) -> Source<'a> {
+        while let Some((Cover::Open(head), below)) = covers.split_first() {
+            match head.state(block) {
+                BlockState::Absent => covers = below,
+                BlockState::Data => return Some(&head.data),
+                BlockState::Zero => return None,
+            }
+        }
+        let bottom = self.layers.len() - 1;
+        match memo.get(block) {
+            Some(Found::Zeroes) => return None,
+            Some(Found::Layer(height)) if height <= bottom => {
+                return Some(self.layers[bottom - height].data());
+            }
+            _ => {}
+        }
+        let source = cover::source_of(covers, block);
+        let is_source = |layer: &Layer, data: &Arc<DataFiles>| Arc::ptr_eq(layer.data(), data);
+        match source {
+            None => memo.put(block, Found::Zeroes),
+            Some(data) => {
+                if let Some(at) = self.layers.iter().position(|layer| is_source(layer, data)) {
+                    memo.put(block, Found::Layer(bottom - at));
+                }
+            }
+        }
+        source
     }
 
     /// Tells, in ascending order, which runs of a range a layer after this epoch holds: those that were dirtied since.

@@ -5,10 +5,12 @@
 //! new stack in the place of the old one.
 
 use crate::{
+    copy::Shown,
     error::VolumeError,
     flusher::{Flusher, SharedFailure},
     head::{Head, Place, SyncFailure},
-    merge::Progress,
+    merge::MergeStats,
+    merge_note::Progress,
     meta::Meta,
     stack::{Layer, Stack},
 };
@@ -40,8 +42,10 @@ pub struct Volume {
     pub(crate) merging: Mutex<Option<Progress>>,
     /// How many wait for a merge to make way.
     pub(crate) merge_makes_way: AtomicU64,
-    /// So that counting them need not wait for a freeze.
-    pub(crate) snapshot_count: AtomicU64,
+    pub(crate) merge_shown: Shown,
+    pub(crate) rollback_shown: Shown,
+    /// The epochs of the snapshots, for those who may not wait for a freeze.
+    pub(crate) kept_epochs: RwLock<Vec<Epoch>>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
     flusher: Flusher,
@@ -87,6 +91,12 @@ pub struct VolumeStats {
     pub layers: u64,
     /// How many snapshots it has.
     pub snapshots: u64,
+    /// What is left to be merged.
+    pub merge: MergeStats,
+    /// How much of a rollback is done that is under way, in bytes of what has to go back.
+    pub rollback_done_bytes: u64,
+    /// How much has to go back in a rollback that is under way, in bytes; 0 if none is.
+    pub rollback_total_bytes: u64,
     /// Disk space that the data of its layers takes and that no other volume shares, in bytes.
     pub allocated_bytes: u64,
     /// Disk space of data that it shares with clones or with the volume that it is a clone of, in bytes.
@@ -133,6 +143,10 @@ pub(crate) fn head_of(stack: &Stack) -> &Arc<Head> {
     }
 }
 
+fn kept_epochs(meta: &Meta) -> Vec<Epoch> {
+    meta.snapshots.iter().map(|snapshot| snapshot.epoch).collect()
+}
+
 impl Volume {
     pub(crate) fn assemble(dir: PathBuf, meta: Meta, stack: Stack) -> Arc<Self> {
         Arc::new(Self {
@@ -140,7 +154,9 @@ impl Volume {
             id: meta.volume,
             size_bytes: AtomicU64::new(meta.size_bytes),
             stack: RwLock::new(Arc::new(stack)),
-            snapshot_count: AtomicU64::new(meta.snapshots.len() as u64),
+            kept_epochs: RwLock::new(kept_epochs(&meta)),
+            merge_shown: Shown::default(),
+            rollback_shown: Shown::default(),
             admin: Mutex::new(meta),
             merging: Mutex::new(None),
             merge_makes_way: AtomicU64::new(0),
@@ -300,6 +316,7 @@ impl Volume {
         self.meta_in_doubt.store(true, Ordering::Relaxed);
         new.store(&self.dir)?;
         self.meta_in_doubt.store(false, Ordering::Relaxed);
+        *self.kept_epochs.write() = kept_epochs(&new);
         *admin = new;
         Ok(())
     }
@@ -375,11 +392,15 @@ impl Volume {
             let is_shared = data.are_shared().unwrap_or(false);
             *(if is_shared { &mut shared_bytes } else { &mut allocated_bytes }) += data.allocated_bytes();
         }
+        let (rollback_done_bytes, rollback_total_bytes) = self.rollback_shown.read();
         VolumeStats {
             size_bytes: self.size_bytes(),
             head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,
             layers: stack.layers().len() as u64,
-            snapshots: self.snapshot_count.load(Ordering::Relaxed),
+            snapshots: self.kept_epochs.read().len() as u64,
+            merge: self.merge_stats(&stack),
+            rollback_done_bytes,
+            rollback_total_bytes,
             allocated_bytes,
             shared_bytes,
             tracking_bytes: stack.layers().iter().map(tracking).sum::<u64>() + stack.cover_bytes(),

@@ -20,6 +20,18 @@ pub enum Progress {
     Lines(Lines),
 }
 
+/// What is under way, and how far it is.
+pub struct Seen<'a> {
+    /// What a plain line begins with.
+    pub head: String,
+    /// What a bar is called; a change is worth a line.
+    pub phase: &'a str,
+    /// How much is done, in bytes.
+    pub done_bytes: u64,
+    /// How much there is in all, in bytes; 0 if that is not known.
+    pub total_bytes: u64,
+}
+
 /// What was written last.
 pub struct Lines {
     began: Instant,
@@ -41,16 +53,26 @@ impl Progress {
 
     /// Shows the task as it is now.
     pub fn update(&mut self, task: &Task) {
+        self.show(&Seen {
+            head: format!("{}: {}", task.state, phase(task)),
+            phase: phase(task),
+            done_bytes: task.bytes_processed,
+            total_bytes: task.bytes_total,
+        });
+    }
+
+    /// Shows something as it is now.
+    pub fn show(&mut self, seen: &Seen<'_>) {
         match self {
             Self::Silent => {}
             Self::Bar(bar) => {
-                let template = if task.bytes_total > 0 {
+                let template = if seen.total_bytes > 0 {
                     "{msg:12!} [{bar:30}] {percent:>3}%  {bytes} of {total_bytes}  {bytes_per_sec}  ETA {eta}"
                 } else {
                     "{msg:12!} {spinner} {bytes}  {elapsed}"
                 };
-                if bar.length() != (task.bytes_total > 0).then_some(task.bytes_total) {
-                    match task.bytes_total {
+                if bar.length() != (seen.total_bytes > 0).then_some(seen.total_bytes) {
+                    match seen.total_bytes {
                         0 => bar.unset_length(),
                         total => bar.set_length(total),
                     }
@@ -58,23 +80,23 @@ impl Progress {
                 if let Ok(style) = ProgressStyle::with_template(template) {
                     bar.set_style(style.progress_chars("=> "));
                 }
-                bar.set_message(crate::output::printable(phase(task)));
-                bar.set_position(task.bytes_processed);
+                bar.set_message(crate::output::printable(seen.phase));
+                bar.set_position(seen.done_bytes);
                 bar.tick();
             }
             Self::Lines(lines) => {
                 let now = Instant::now();
-                let first = *lines.first_bytes.get_or_insert(task.bytes_processed);
+                let first = *lines.first_bytes.get_or_insert(seen.done_bytes);
                 let due = match &lines.last {
-                    Some((when, shown)) => *shown != task.phase || now.duration_since(*when) >= LINE_INTERVAL,
+                    Some((when, shown)) => *shown != seen.phase || now.duration_since(*when) >= LINE_INTERVAL,
                     None => true,
                 };
                 if due {
-                    let done = task.bytes_processed.saturating_sub(first);
+                    let done = seen.done_bytes.saturating_sub(first);
                     let rate = done as f64 / now.duration_since(lines.began).as_secs_f64().max(0.001);
-                    lines.last = Some((now, task.phase.clone()));
+                    lines.last = Some((now, seen.phase.to_owned()));
                     // Nothing can be done about a closed stderr.
-                    let _ = writeln!(io::stderr().lock(), "{}", line(task, rate));
+                    let _ = writeln!(io::stderr().lock(), "{}", line(seen, rate));
                 }
             }
         }
@@ -107,18 +129,18 @@ fn phase(task: &Task) -> &str {
 }
 
 /// One plain line: `Backup-Active: uploading 12% (1.2 GiB of 10 GiB, 120 MiB/s, ETA 1m20s)`.
-fn line(task: &Task, bytes_per_second: f64) -> String {
-    let done = ByteSize::from_bytes(task.bytes_processed);
-    let head = crate::output::printable(&format!("{}: {}", task.state, phase(task)));
-    match (task.bytes_total, task.bytes_processed) {
+fn line(seen: &Seen<'_>, bytes_per_second: f64) -> String {
+    let done = ByteSize::from_bytes(seen.done_bytes);
+    let head = crate::output::printable(&seen.head);
+    match (seen.total_bytes, seen.done_bytes) {
         (0, 0) => return head,
         (0, _) => return format!("{head} ({done})"),
         _ => {}
     }
-    let percent = u128::from(task.bytes_processed) * 100 / u128::from(task.bytes_total);
-    let total = ByteSize::from_bytes(task.bytes_total);
+    let percent = u128::from(seen.done_bytes) * 100 / u128::from(seen.total_bytes);
+    let total = ByteSize::from_bytes(seen.total_bytes);
     let mut text = format!("{head} {}% ({done} of {total}", percent.min(100));
-    let left = task.bytes_total.saturating_sub(task.bytes_processed);
+    let left = seen.total_bytes.saturating_sub(seen.done_bytes);
     if bytes_per_second >= 1.0 && left > 0 {
         let rate = ByteSize::from_bytes(bytes_per_second as u64);
         let eta_s = (left as f64 / bytes_per_second).round();
@@ -130,30 +152,20 @@ fn line(task: &Task, bytes_per_second: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
-    fn task(total: u64, processed: u64) -> Task {
-        serde_json::from_value(json!({
-            "name": "3f4f0a67-e12a-4d35-81ad-985657757352", "type": "backup", "sourceVolume": null, "volume": "v",
-            "state": "Backup-Active", "node": "n", "credential": "00000000-0000-0000-0000-000000000000",
-            "credentialName": null, "phase": "uploading", "bytesTotal": total, "bytesProcessed": processed,
-            "bytesUploaded": 0, "bytesDownloaded": 0, "bytesDirty": 0,
-            "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null,
-            "started": "2019-01-16T21:51:53Z", "completed": null, "timeElapsed": 1.0, "backupType": "full",
-            "error": null, "resumed": 0, "version": 1
-        }))
-        .unwrap()
+    fn seen(total_bytes: u64, done_bytes: u64) -> Seen<'static> {
+        Seen { head: "Backup-Active: uploading".to_owned(), phase: "uploading", done_bytes, total_bytes }
     }
 
     #[test]
     fn lines_say_how_far_and_how_long() {
-        assert_eq!(line(&task(0, 0), 5.0), "Backup-Active: uploading");
-        assert_eq!(line(&task(0, 4096), 5.0), "Backup-Active: uploading (4 KiB)");
+        assert_eq!(line(&seen(0, 0), 5.0), "Backup-Active: uploading");
+        assert_eq!(line(&seen(0, 4096), 5.0), "Backup-Active: uploading (4 KiB)");
         assert_eq!(
-            line(&task(10 << 30, 1 << 30), f64::from(128 << 20)),
+            line(&seen(10 << 30, 1 << 30), f64::from(128 << 20)),
             "Backup-Active: uploading 10% (1 GiB of 10 GiB, 128 MiB/s, ETA 1m12s)"
         );
-        assert_eq!(line(&task(10, 20), 5.0), "Backup-Active: uploading 100% (20 B of 10 B)");
-        assert_eq!(line(&task(u64::MAX, 0), 0.0), "Backup-Active: uploading 0% (0 B of 16 EiB)");
+        assert_eq!(line(&seen(10, 20), 5.0), "Backup-Active: uploading 100% (20 B of 10 B)");
+        assert_eq!(line(&seen(u64::MAX, 0), 0.0), "Backup-Active: uploading 0% (0 B of 16 EiB)");
     }
 }

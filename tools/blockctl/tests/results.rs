@@ -5,7 +5,8 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{CREDENTIAL, Fake, TASK, cloudsnap, credential, ok, snap, task, volume};
+use std::sync::{Arc, Barrier};
+use support::{CREDENTIAL, Fake, Reply, TASK, cloudsnap, credential, ok, snap, task, volume};
 
 fn attachment() -> Value {
     json!({
@@ -116,6 +117,7 @@ URI          : nbd+unix:///db?socket=/d/nbd.sock
 Connections  : 1
 Device       : -
 Used on disk : 1.5 GiB in 3 layers
+Merging      : -
 Shared       : 0 B
 Dirty        : 40 MiB
 Snapshots    : 2
@@ -179,6 +181,41 @@ fn what_changed_is_listed_page_by_page() {
     fake.run("snapshot diff db other@monday 62");
     assert_eq!(fake.seen().last().unwrap().line, "GET /v1/volumes/db/diff?from=other%40monday&to=62");
     assert_eq!(fake.run("snapshot diff db").status, 2);
+}
+
+#[test]
+fn what_is_merged_in_the_background_is_shown() {
+    let mut merging = volume("59", "db");
+    merging["merging"] = json!({"layers": 2, "doneBytes": 1 << 20, "totalBytes": 4 << 20});
+    let mut waiting = merging.clone();
+    waiting["merging"] = json!({"layers": 1, "doneBytes": 0, "totalBytes": 0});
+    let fake = Fake::start(vec![
+        ("GET /v1/volumes/db", ok(merging)),
+        ("GET /v1/volumes/db", ok(waiting)),
+        ("GET /v1/snapshots", ok(json!({ "snapshots": [] }))),
+    ]);
+    let shown = fake.run("volume inspect db").stdout;
+    assert!(shown.contains("\nMerging      : 2 layers, 1 MiB of 4 MiB of the first one done\n"), "{shown}");
+    let shown = fake.run("volume inspect db").stdout;
+    assert!(shown.contains("\nMerging      : 1 layer\n"), "{shown}");
+}
+
+#[test]
+fn a_rollback_that_takes_a_while_shows_how_far_it_is() {
+    let mut db = volume("59", "db");
+    db["rollingBack"] = json!({"doneBytes": 1 << 20, "totalBytes": 4 << 20});
+    let restored = json!({
+        "volume": "db", "snapshot": "monday", "kept": null, "changedBytes": 8192, "copiedBytes": 4096
+    });
+    // It ends after somebody has asked for the volume.
+    let both = Arc::new(Barrier::new(2));
+    let fake = Fake::start(vec![
+        ("POST /v1/volumes/db/rollback", Reply::Together(both.clone(), restored)),
+        ("GET /v1/volumes/db", Reply::Together(both, db)),
+    ]);
+    let ran = fake.run("snapshot restore db --snapshot monday --discard");
+    assert_eq!(ran.stderr, "Rolling back: 25% (1 MiB of 4 MiB)\n");
+    assert_eq!(ran.stdout, "Volume db successfully restored to snapshot monday (8 KiB changed back).\n");
 }
 
 #[test]

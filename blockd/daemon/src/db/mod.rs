@@ -18,10 +18,10 @@ pub use chains::Chain;
 pub use credentials::{CredentialRow, ProviderRow};
 pub use snapshots::{SnapshotRow, SnapshotState};
 pub use tasks::{TaskDetail, TaskKind, TaskRow, TaskState};
-pub use volumes::{UnknownWord, VolumeRow, VolumeState};
+pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, Transaction, TransactionBehavior, types::Type};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, types::Type};
 use std::{
     path::{Path, PathBuf},
     str::FromStr,
@@ -124,6 +124,22 @@ impl Db {
         connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;").map_err(open)?;
         migrations::apply(&mut connection, path)?;
         Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    /// Reads which volumes a database has, of any version, and changes nothing; nobody else may have it open.
+    ///
+    /// # Errors
+    /// It cannot be opened or read.
+    pub fn look_for_volumes(path: &Path) -> Result<Vec<KnownVolume>, DbError> {
+        let open = |source| DbError::Open { path: path.to_owned(), source };
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(open)?;
+        let mut statement =
+            connection.prepare("SELECT id, name, size_bytes, state FROM volumes ORDER BY name")?;
+        let rows = statement.query_map([], |row| {
+            let (id, name) = (parsed(row, 0)?, parsed(row, 1)?);
+            Ok(KnownVolume { id, name, size_bytes: number(row, 2)?, state: parsed(row, 3)? })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Runs `work` in one transaction: all of it is kept, durably, or nothing.

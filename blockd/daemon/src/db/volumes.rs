@@ -74,6 +74,19 @@ pub struct VolumeRow {
     pub group: Option<GroupName>,
 }
 
+/// What every version of the database knows about a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KnownVolume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size, in bytes; its files may say more, not less.
+    pub size_bytes: u64,
+    /// How far it has come.
+    pub state: VolumeState,
+}
+
 const COLUMNS: &str = "id, name, size_bytes, labels, created, state, read_only, group_name";
 
 impl VolumeRow {

@@ -22,6 +22,8 @@ pub enum Bug {
     MergeForgetsZeroes,
     /// A merge is committed without the data that was copied being synced.
     MergeWithoutSync,
+    /// How far a merge is gets written down before what it has copied is synced.
+    NoteBeforeSync,
     /// The live map is believed after a power cut.
     MapBelieved,
     /// A merge removes the files of the layers that it merged before the new ones are committed.
@@ -33,7 +35,7 @@ pub enum Bug {
 #[cfg(feature = "testing")]
 impl Bug {
     /// Those that a power cut brings to light.
-    pub const FOUND_BY_POWER_CUTS: [Self; 11] = [
+    pub const FOUND_BY_POWER_CUTS: [Self; 12] = [
         Self::NoDataSync,
         Self::LogBeforeData,
         Self::NoLogSync,
@@ -43,6 +45,7 @@ impl Bug {
         Self::HeadNotCommitted,
         Self::MergeForgetsZeroes,
         Self::MergeWithoutSync,
+        Self::NoteBeforeSync,
         Self::MapBelieved,
         Self::RemoveBeforeCommit,
     ];

@@ -6,6 +6,7 @@
 //! stores into the live map, which are no calls, and the reads of the io_uring, which [`File::before_read`] announces.
 
 mod bug;
+mod share;
 #[cfg(not(feature = "testing"))]
 mod unwatched;
 
@@ -44,6 +45,13 @@ pub(crate) enum Op<'a> {
     Reserve,
     /// Makes a range read as zeroes; no length changes.
     Zero {
+        offset_bytes: u64,
+        len_bytes: u64,
+    },
+    /// Makes a range of a file be that of another one.
+    Share {
+        from: &'a std::fs::File,
+        to: &'a std::fs::File,
         offset_bytes: u64,
         len_bytes: u64,
     },
@@ -138,6 +146,13 @@ impl File {
         })
     }
 
+    /// Makes a range be the same one of another file, without copying it. Where that cannot be, the error is
+    /// [`cannot_share`] or [`cannot_share_range`].
+    pub(crate) fn share_from(&self, from: &Self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        let op = Op::Share { from: &from.inner, to: &self.inner, offset_bytes, len_bytes };
+        self.watch.share(op, || share::share_range(&from.inner, &self.inner, offset_bytes, len_bytes))
+    }
+
     /// Makes the content, and what is needed to reach it, survive a power cut.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
         self.watch.costly(Op::Sync, || self.inner.sync_data())
@@ -213,6 +228,20 @@ impl AsRawFd for File {
     }
 }
 
+/// Whether an error of [`File::share_from`] says that it will never work between these files.
+pub(crate) fn cannot_share(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    // A kernel or filesystem that does not know the call answers with one of the middle three.
+    let never = [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS, Errno::PERM];
+    never.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Whether an error of [`File::share_from`] says that it does not work with this range: it is not aligned to the
+/// filesystem's blocks.
+pub(crate) fn cannot_share_range(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
+}
+
 /// The whole content of a file.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Watch::of(path).run(Op::Read, || std::fs::read(path))
@@ -222,6 +251,12 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 pub(crate) fn identity_and_len(path: &Path) -> io::Result<((u64, u64), u64)> {
     let found = Watch::of(path).run(Op::Read, || std::fs::metadata(path))?;
     Ok(((found.dev(), found.ino()), found.len()))
+}
+
+/// The length of a file, and how many names it has.
+pub(crate) fn len_and_links(path: &Path) -> io::Result<(u64, u64)> {
+    let found = Watch::of(path).run(Op::Read, || std::fs::metadata(path))?;
+    Ok((found.len(), found.nlink()))
 }
 
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {

@@ -32,6 +32,7 @@ pub enum OpKind {
     SetLen,
     Reserve,
     Zero,
+    Share,
     Sync,
     SyncDir,
     Rename,
@@ -62,6 +63,7 @@ fn kind_of(op: &Op<'_>) -> Option<OpKind> {
         Op::SetLen(_) => OpKind::SetLen,
         Op::Reserve => OpKind::Reserve,
         Op::Zero { .. } => OpKind::Zero,
+        Op::Share { .. } => OpKind::Share,
         Op::Sync => OpKind::Sync,
         Op::SyncDir => OpKind::SyncDir,
         Op::Rename(_) => OpKind::Rename,
@@ -164,6 +166,7 @@ pub(super) struct State {
     /// What the live maps are when it goes off: a dead process stores nothing more in them.
     maps: Option<Vec<(PathBuf, Vec<u8>)>>,
     is_aside: bool,
+    shares_extents: bool,
     bugs: HashSet<Bug>,
     /// The first one is the root.
     pub(super) nodes: Vec<Node>,
@@ -202,6 +205,7 @@ impl Disk {
             is_off: false,
             maps: None,
             is_aside: false,
+            shares_extents: false,
             bugs: HashSet::new(),
             nodes,
             rng: Rng::new(seed),
@@ -271,6 +275,11 @@ impl Disk {
         self.state.lock().is_off
     }
 
+    /// Whether files can share extents from now on, as on XFS; at first they cannot, as on ext4.
+    pub fn set_shares_extents(&self, shares_extents: bool) {
+        self.state.lock().shares_extents = shares_extents;
+    }
+
     /// Turns a bug on.
     pub fn plant(&self, bug: Bug) {
         self.state.lock().bugs.insert(bug);
@@ -297,6 +306,19 @@ impl Disk {
 
     pub(super) fn node_at(&self, path: &Path) -> Option<usize> {
         self.state.lock().find(path.strip_prefix(&self.root).ok()?)
+    }
+
+    /// Carries out a sharing of extents by copying, for the files lie wherever the tests run.
+    pub(super) fn share(&self, path: &Path, node: Option<usize>, op: Op<'_>) -> io::Result<()> {
+        let Op::Share { from, to, offset_bytes, len_bytes } = op else { return Ok(()) };
+        if !self.state.lock().shares_extents {
+            return Err(rustix::io::Errno::OPNOTSUPP.into());
+        }
+        self.run(path, node, op, || {
+            let mut data = vec![0; len_bytes as usize];
+            from.read_exact_at(&mut data, offset_bytes)?;
+            to.write_all_at(&data, offset_bytes)
+        })
     }
 
     /// Carries a call out, or not.
@@ -393,6 +415,14 @@ impl State {
                         false => (offset_bytes, data.to_vec()),
                     };
                     node.push(Change::Write { offset_bytes: offset as usize, data });
+                }
+            }
+            // Until the next sync, any sector may be the old one.
+            Op::Share { to, offset_bytes, len_bytes, .. } => {
+                if let Some(file) = self.file(node) {
+                    let mut data = vec![0; len_bytes as usize];
+                    to.read_exact_at(&mut data, offset_bytes)?;
+                    file.push(Change::Write { offset_bytes: offset_bytes as usize, data });
                 }
             }
             Op::SetLen(len) => {

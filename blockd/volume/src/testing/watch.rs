@@ -47,6 +47,14 @@ impl Watch {
         }
     }
 
+    /// For a call that only some filesystems have: a disk does it by copying, or does not have it.
+    pub(crate) fn share(&self, op: Op<'_>, real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match &self.0 {
+            None => real(),
+            Some(watched) => watched.disk.share(&watched.path, watched.node, op),
+        }
+    }
+
     pub(crate) fn has(&self, bug: Bug) -> bool {
         self.0.as_ref().is_some_and(|watched| watched.disk.has(bug))
     }

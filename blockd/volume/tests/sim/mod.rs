@@ -12,7 +12,7 @@ use blockd_volume::{
 use model::{Model, SECTOR_BYTES, content_of};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
 };
 
 /// Something done to a volume; positions and lengths are sectors.
@@ -44,6 +44,9 @@ pub enum Step {
     /// The process dies and another one opens the volume.
     Kill,
 }
+
+/// After how many blocks a merge writes down how far it is: with each seed another one of these.
+const NOTE_EVERY_BLOCKS: [u64; 3] = [1, 3, 100];
 
 /// How many blocks a volume with the scripted life begins with.
 pub const BLOCKS: u64 = 24;
@@ -91,6 +94,9 @@ pub struct Sim {
     root: tempfile::TempDir,
     generation: u64,
     bugs: Vec<Bug>,
+    /// Whether the filesystem can do that: of half of the seeds.
+    shares_extents: bool,
+    note_every_bytes: u64,
     /// Since the volume was last open, data may have been lost,
     lost_power: bool,
     /// because the power was cut: what is found then is on the disk, and not just in memory.
@@ -122,11 +128,15 @@ impl Sim {
         let first = root.path().join("disk-0");
         std::fs::create_dir(&first).unwrap();
         let disk = Disk::attach(&first, seed).unwrap();
+        let shares_extents = seed % 2 == 1;
+        disk.set_shares_extents(shares_extents);
         let (model, rng) = (Model::default(), Rng::new(seed));
         Self {
             root,
             generation: 0,
             bugs: vec![],
+            shares_extents,
+            note_every_bytes: NOTE_EVERY_BLOCKS[(seed / 2 % 3) as usize] * BLOCK_SIZE_BYTES,
             lost_power: false,
             was_cut: false,
             disk,
@@ -193,6 +203,7 @@ impl Sim {
         let next = self.disk_root();
         self.disk.power_cut(&mut self.rng, &next).unwrap();
         self.disk = Disk::attach(&next, self.rng.next_u64()).unwrap();
+        self.disk.set_shares_extents(self.shares_extents);
         for &bug in &self.bugs {
             self.disk.plant(bug);
         }
@@ -260,7 +271,7 @@ impl Sim {
                 result
             }
             Step::Merge => {
-                while self.volume().merge_next(&AtomicBool::new(false))? {}
+                while self.volume().merge_next_noting(&|_| true, self.note_every_bytes)? {}
                 Ok(())
             }
             Step::Grow(blocks) => {
@@ -321,7 +332,12 @@ impl Sim {
         assert_eq!(count(".data"), stats.layers, "{files:?}");
         assert_eq!((count(".map"), count(".log")), (1, 1), "{files:?}");
         assert_eq!(
-            count(".data") + count(".map") + count(".log") + count(".set") + count("volume.meta"),
+            count(".data")
+                + count(".map")
+                + count(".log")
+                + count(".set")
+                + count("volume.meta")
+                + count("volume.merge"),
             files.len() as u64,
             "{files:?}"
         );

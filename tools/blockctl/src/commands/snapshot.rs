@@ -4,16 +4,23 @@ use super::{Context, counted, or_dash};
 use crate::{
     cli::snapshot::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand},
     failure::{EXIT_DONE, Failure},
+    progress::{Progress, Seen},
     table::{Facts, Table},
 };
 use blockd_api::{
-    ByteSize, SnapshotRef, format_time,
+    ByteSize, ClientError, SnapshotRef, VolumeRef, format_time,
     quiesce::{QuiesceReport, QuiesceStep},
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, ListSnapshots, RestoreSnapshot, Snapshot,
         SnapshotGroup,
     },
 };
+use std::time::Duration;
+
+/// After how long it is shown how far a rollback is.
+const SHOW_AFTER: Duration = Duration::from_secs(1);
+/// And how often from then on.
+const SHOW_EVERY: Duration = Duration::from_millis(500);
 
 pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, Failure> {
     match command {
@@ -202,7 +209,8 @@ async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<(), Failure> {
 
 async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<(), Failure> {
     let request = RestoreSnapshot { snapshot: args.snapshot.of(&args.volume), discard: args.discard };
-    let restored = context.client.restore_snapshot(&args.volume, &request).await?;
+    let restored =
+        watched(context, &args.volume, context.client.restore_snapshot(&args.volume, &request)).await?;
     if context.output.is_json() {
         return context.output.document(&restored);
     }
@@ -215,6 +223,35 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<(), Failure
         restored.snapshot,
         ByteSize::from_bytes(restored.changed_bytes)
     ))
+}
+
+/// Waits for a rollback, and shows how far it is when it takes a while.
+async fn watched<T>(
+    context: &Context<'_>,
+    volume: &VolumeRef,
+    rollback: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    let mut rollback = std::pin::pin!(rollback);
+    let mut progress = Progress::new(context.output.is_json());
+    let mut pause = SHOW_AFTER;
+    let done = loop {
+        if let Ok(done) = tokio::time::timeout(pause, &mut rollback).await {
+            break done;
+        }
+        pause = SHOW_EVERY;
+        // That it cannot be told how far it is does not matter: how it ends does.
+        let asked = tokio::time::timeout(SHOW_AFTER, context.client.volume(volume));
+        if let Some(now) = asked.await.ok().and_then(Result::ok).and_then(|volume| volume.rolling_back) {
+            progress.show(&Seen {
+                head: "Rolling back:".to_owned(),
+                phase: "rolling back",
+                done_bytes: now.done_bytes,
+                total_bytes: now.total_bytes,
+            });
+        }
+    };
+    progress.finish();
+    done
 }
 
 async fn delete(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ use blockd_api::{
     attachments::{AttachVolume, Attachment, DetachVolume, Device},
     format_time,
     snapshots::{ListSnapshots, Snapshot},
-    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeState},
+    volumes::{CloneVolume, CreateVolume, ListVolumes, Merging, UpdateVolume, Volume, VolumeState},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -112,6 +112,7 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
 /// How a volume stands. Attached is one that is a device of this host; other NBD clients are told apart from that.
 fn status(volume: &Volume) -> String {
     match (volume.state, &volume.state_reason) {
+        (VolumeState::Up, _) if volume.rolling_back.is_some() => "up - rolling back".to_owned(),
         (VolumeState::Up, _) if volume.attachment.as_ref().is_some_and(|attachment| attachment.connected) => {
             "up - attached".to_owned()
         }
@@ -168,6 +169,7 @@ fn facts(volume: &Volume) -> Facts {
             "Used on disk",
             format!("{} in {}", size(volume.allocated_bytes), counted(volume.layers, "layer")),
         )
+        .add("Merging", volume.merging.as_ref().map_or_else(|| "-".to_owned(), merging))
         .add("Shared", size(volume.shared_bytes))
         .add("Dirty", size(volume.dirty_bytes))
         .add("Snapshots", volume.snapshot_count)
@@ -187,6 +189,16 @@ fn facts(volume: &Volume) -> Facts {
         facts.add("Last backup", format!("{} to {place}, {when}, {since}", backup.cloudsnap_id));
     }
     facts
+}
+
+/// What is merged in the background, in one line.
+fn merging(merging: &Merging) -> String {
+    let layers = counted(merging.layers, "layer");
+    if merging.total_bytes == 0 {
+        return layers;
+    }
+    let (done, total) = (ByteSize::from_bytes(merging.done_bytes), ByteSize::from_bytes(merging.total_bytes));
+    format!("{layers}, {done} of {total} of the first one done")
 }
 
 /// A device and how it is attached, in one line.

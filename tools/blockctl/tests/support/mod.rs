@@ -9,7 +9,7 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     process::{Command, Output, Stdio},
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Barrier, Mutex, mpsc},
     thread,
 };
 
@@ -20,6 +20,8 @@ pub enum Reply {
     Json(u16, Value),
     /// Closes the connection without an answer.
     Close,
+    /// Answers with this body when all who share the barrier have been asked.
+    Together(Arc<Barrier>, Value),
     /// Never answers.
     Hold,
 }
@@ -163,6 +165,10 @@ fn serve(
     let _ = arrived.send(line.clone());
     let (status, body) = match reply {
         Some(Reply::Json(status, body)) => (status, body),
+        Some(Reply::Together(barrier, body)) => {
+            barrier.wait();
+            (200, body)
+        }
         Some(Reply::Close) => return,
         Some(Reply::Hold) => loop {
             thread::park();

@@ -1,0 +1,125 @@
+//! Random reads of 4 KiB from volumes of 1, 8, 64 and 512 frozen layers below an empty head, each block in another layer
+//! than its neighbours, beside the same reads from as many plain files: what the depth costs, and how much of that is
+//! the kernel's. The volumes take turns, so that whatever else the machine does meets all of them.
+//!
+//! `first reads` are those of blocks that were not read since the volume was opened or frozen: they must be looked for.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_volume::{OpenOptions, Volume};
+use std::{
+    fs::File,
+    hint::black_box,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = (256 << 20) / BLOCK;
+const DEPTHS: [u64; 4] = [1, 8, 64, 512];
+const ROUNDS: usize = 41;
+const READS_A_TURN: u64 = 20_000;
+/// Every block once, in an order without a pattern: odd, so that it has no divisor in common with the blocks.
+const STRIDE: u64 = 40_503;
+
+/// A folder that goes with the run.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Deep {
+    layers: u64,
+    volume: Arc<Volume>,
+    files: Vec<File>,
+    next: u64,
+    first: Vec<Duration>,
+    later: Vec<Duration>,
+    plain: Vec<Duration>,
+}
+
+impl Deep {
+    fn new(dir: &Path, layers: u64) -> Self {
+        let volume =
+            Volume::create(&dir.join(format!("v{layers}")), VolumeId::from_u64(layers), BLOCKS * BLOCK)
+                .unwrap();
+        let mut files = Vec::new();
+        for layer in 0..layers {
+            let path = dir.join(format!("plain-{layers}-{layer}"));
+            let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+            file.set_len(BLOCKS * BLOCK).unwrap();
+            for block in (layer..BLOCKS).step_by(layers as usize) {
+                volume.write(block * BLOCK, &[layer as u8 | 1; BLOCK as usize], false).unwrap();
+                file.write_all_at(&[layer as u8 | 1; BLOCK as usize], block * BLOCK).unwrap();
+            }
+            volume.freeze(SnapshotId::from_u64(layer + 1)).unwrap();
+            file.sync_all().unwrap();
+            files.push(file);
+        }
+        assert_eq!(volume.stats().layers, layers + 1);
+        Self { layers, volume, files, next: 0, first: vec![], later: vec![], plain: vec![] }
+    }
+
+    /// Reads some blocks, twice, and from the plain files.
+    fn turn(&mut self) {
+        let mut buf = [0; BLOCK as usize];
+        let start = self.next;
+        let blocks = || (start..start + READS_A_TURN).map(|nth| nth * STRIDE % BLOCKS);
+        // Where blocks are is not remembered beyond this.
+        self.volume.close().unwrap();
+        self.volume = Volume::open(self.volume.dir(), &OpenOptions::default()).unwrap();
+        for times in [&mut self.first, &mut self.later] {
+            let began = Instant::now();
+            blocks().for_each(|block| self.volume.read(block * BLOCK, &mut buf).unwrap());
+            times.push(began.elapsed());
+        }
+        // Here, too, what counts is the second time.
+        for times in [None, Some(&mut self.plain)] {
+            let began = Instant::now();
+            for block in blocks() {
+                let file = &self.files[(block % self.layers) as usize];
+                file.read_exact_at(&mut buf, block * BLOCK).unwrap();
+            }
+            times.into_iter().for_each(|times| times.push(began.elapsed()));
+        }
+        black_box(&buf);
+        self.next += READS_A_TURN;
+    }
+}
+
+/// The median of a read, in nanoseconds.
+fn median_ns(times: &mut [Duration]) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_nanos() as f64 / READS_A_TURN as f64
+}
+
+fn main() {
+    let parent = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
+    let dir = Scratch(parent.join(format!("blockd-depth-{}", std::process::id())));
+    std::fs::create_dir(&dir.0).unwrap();
+    let mut volumes: Vec<Deep> = DEPTHS.iter().map(|&layers| Deep::new(&dir.0, layers)).collect();
+    for _ in 0..ROUNDS {
+        volumes.iter_mut().for_each(Deep::turn);
+    }
+    println!("4 KiB random reads, {ROUNDS} interleaved rounds of {READS_A_TURN} reads, medians");
+    println!("layers  first reads  later reads  of one layer  plain files  of one file  tracking");
+    let mut one = None;
+    for deep in &mut volumes {
+        let (first, later) = (median_ns(&mut deep.first), median_ns(&mut deep.later));
+        let plain = median_ns(&mut deep.plain);
+        let (one_later, one_plain) = *one.get_or_insert((later, plain));
+        println!(
+            "{:6}  {first:8.0} ns  {later:8.0} ns  {:12.2}  {plain:8.0} ns  {:11.2}  {:4.1} MiB",
+            deep.layers,
+            one_later / later,
+            one_plain / plain,
+            deep.volume.stats().tracking_bytes as f64 / f64::from(1 << 20),
+        );
+    }
+}

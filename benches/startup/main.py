@@ -1,0 +1,169 @@
+"""tools/bench startup: from exec to ready with many large volumes whose heads are fragmented, and the memory it takes."""
+
+import argparse
+import concurrent.futures
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+GIB = 1 << 30
+
+EPILOG = """\
+The volumes are made by the daemon itself; their heads get --blocks blocks of 4 KiB each, no two of them neighbours, spread
+over the first --spread-gib of the volume. Their data is thrown away: opening does not look at it.
+
+CLEAN is a start after SIGTERM, KILLED one after SIGKILL in the same boot. RSS is all of the daemon's resident memory when it
+is ready, ANON the part that is not files: the live maps are files, at most 64 MiB per TiB of volume, and the kernel
+may take their pages back.
+
+Goal: a start takes less than 10 seconds.
+"""
+GOAL_S = 10
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="tools/bench startup",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures how long the daemon takes from exec to ready.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--volumes", type=int, default=1000, help="how many volumes [1000]")
+    parser.add_argument("--size-gib", type=int, default=1024, help="their size [1024]")
+    parser.add_argument("--blocks", type=int, default=4000, help="scattered blocks in each head [4000]")
+    parser.add_argument("--spread-gib", type=int, default=64, help="over how much of the volume [64]")
+    parser.add_argument("--starts", type=int, default=3, help="starts of each kind [3]")
+    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
+    parser.add_argument("--json", help="where the figures go [startup-bench.json below the build directory]")
+    parser.add_argument("--blockd", help="the daemon's binary [it is built]")
+    parser.add_argument("--filler", help="the binary that fills heads [it is built]")
+    return parser.parse_args()
+
+
+def build(target, package, binary):
+    root = Path(__file__).resolve().parents[2]
+    command = ["cargo", "build", "--release", "--locked", "-p", package, "--bin", binary]
+    subprocess.run(command, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
+    return target / binary
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__("blockd", timeout=60)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+class Daemon:
+    """A daemon that is ready; `seconds` is how long that took."""
+
+    def __init__(self, binary, data_dir):
+        self.data_dir = data_dir
+        notify_path = data_dir.parent / "notify"
+        notify_path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(str(notify_path))
+            notify.settimeout(1)
+            log = open(data_dir.parent / "log", "ab")
+            began = time.monotonic()
+            self.process = subprocess.Popen(
+                [binary, "--data-dir", data_dir],
+                env={**os.environ, "NOTIFY_SOCKET": str(notify_path)},
+                stdout=log,
+                stderr=log,
+            )
+            while True:
+                try:
+                    if b"READY=1" in notify.recv(4096):
+                        break
+                except TimeoutError:
+                    if self.process.poll() is not None:
+                        sys.exit(f"bench: blockd ended with {self.process.returncode}: see {log.name}")
+            self.seconds = time.monotonic() - began
+
+    def memory(self):
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return {name: int(re.search(rf"{name}:\s+(\d+) kB", text)[1]) << 10 for name in ("VmRSS", "RssAnon")}
+
+    def create_volume(self, name, size_bytes):
+        connection = UnixConnection(self.data_dir / "blockd.sock")
+        body = json.dumps({"name": name, "sizeBytes": size_bytes})
+        connection.request("POST", "/v1/volumes", body, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        text = reply.read()
+        if reply.status >= 300:
+            sys.exit(f"bench: {reply.status}: {text.decode()}")
+
+    def end(self, how):
+        began = time.monotonic()
+        self.process.send_signal(how)
+        self.process.wait()
+        return time.monotonic() - began
+
+
+def prepare(given, blockd, filler, data_dir):
+    daemon = Daemon(blockd, data_dir)
+    names = [f"v{number:04}" for number in range(given.volumes)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: daemon.create_volume(name, given.size_gib * GIB), names))
+    daemon.end(signal.SIGTERM)
+    subprocess.run([filler, data_dir, str(given.blocks), str(given.spread_gib * GIB)], check=True)
+
+
+def measure(given, blockd, data_dir):
+    found = {"clean": [], "killed": []}
+    for _ in range(given.starts):
+        for kind, end in (("clean", signal.SIGKILL), ("killed", signal.SIGTERM)):
+            daemon = Daemon(blockd, data_dir)
+            one = {"seconds": daemon.seconds, **daemon.memory()}
+            one["stopSeconds"] = daemon.end(end)
+            found[kind].append(one)
+    return found
+
+
+def report(given, found, target):
+    print(f"{given.volumes} volumes of {given.size_gib} GiB, {given.blocks} blocks scattered over {given.spread_gib} GiB")
+    print("start   seconds  slowest    RSS MiB  ANON MiB")
+    met = True
+    for kind, starts in found.items():
+        seconds = [one["seconds"] for one in starts]
+        rss, anon = (statistics.median(one[name] for one in starts) / (1 << 20) for name in ("VmRSS", "RssAnon"))
+        print(f"{kind:7} {statistics.median(seconds):7.2f}  {max(seconds):7.2f}  {rss:9.0f}  {anon:8.0f}")
+        met &= statistics.median(seconds) < GOAL_S
+    print(f"goal, less than {GOAL_S} s: {'met' if met else 'MISSED'}")
+    out = Path(given.json) if given.json else target.parent / "startup-bench.json"
+    out.write_text(json.dumps({"arguments": vars(given), "starts": found}, indent=1, default=str) + "\n")
+    print(f"everything that was seen: {out}", flush=True)
+
+
+def main():
+    given = arguments()
+    target = Path(os.environ["BLOCKD_BENCH_TARGET"])
+    blockd = given.blockd or build(target, "blockd", "blockd")
+    filler = given.filler or build(target, "blockd-benches", "fill_heads")
+    work = Path(tempfile.mkdtemp(prefix="blockd-startup-", dir=given.dir or os.environ.get("TMPDIR", "/var/tmp")))
+    try:
+        data_dir = work / "data"
+        data_dir.mkdir()
+        prepare(given, blockd, filler, data_dir)
+        report(given, measure(given, blockd, data_dir), target)
+    finally:
+        # A thousand volumes take their time to go.
+        shutil.rmtree(work, ignore_errors=True)
+
+
+main()

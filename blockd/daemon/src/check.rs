@@ -1,0 +1,255 @@
+//! `blockd --check-volumes`: looks at the files of volumes while no daemon runs, and changes nothing.
+//!
+//! It takes the lock of the data directory, so that no daemon begins meanwhile, and is refused where one runs. Names come
+//! from the database, which is only read; where that is not possible, the volumes are the folders that are there.
+
+use crate::{
+    core::volume_dir,
+    db::{Db, DbError, KnownVolume, VolumeState},
+    lock::{DirLock, LockError},
+};
+use blockd_api::VolumeRef;
+use blockd_extent::VolumeId;
+use blockd_volume::{Checked, Volume};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// Why volumes could not be checked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// There is no such data directory.
+    #[error("there is no data directory {}", .0.display())]
+    NoDirectory(PathBuf),
+    /// A daemon runs, or the lock cannot be taken.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A volume was named that is not there.
+    #[error("there is no volume {0} in this data directory")]
+    NoSuchVolume(String),
+    /// A name that no volume can have.
+    #[error("`{given}` is no volume: {why}")]
+    BadName {
+        /// What was given.
+        given: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What was found cannot be written.
+    #[error("cannot write what was found: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl CheckError {
+    /// Whether trying again can help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Lock(error) if error.is_retryable())
+    }
+}
+
+/// A volume to be looked at: what it is called, and what its row says.
+struct Wanted {
+    id: VolumeId,
+    name: String,
+    row: Option<KnownVolume>,
+}
+
+/// Checks the volumes of a data directory, those that are named or all, and writes what it finds, a line each; says whether
+/// nothing is wrong.
+///
+/// # Errors
+/// A daemon uses the directory, a volume is not there, or `out` cannot be written to.
+pub fn check_volumes(data_dir: &Path, named: &[String], out: &mut dyn Write) -> Result<bool, CheckError> {
+    if !data_dir.is_dir() {
+        return Err(CheckError::NoDirectory(data_dir.to_owned()));
+    }
+    let _lock = DirLock::take(data_dir)?;
+    let mut sound = true;
+    let volumes = match Db::look_for_volumes(&data_dir.join("blockd.db")) {
+        Ok(rows) => rows.into_iter().map(from_row).collect(),
+        Err(error) => {
+            sound = false;
+            tell_of_database(&error, out)?;
+            from_folders(data_dir)
+        }
+    };
+    for volume in choose(volumes, named)? {
+        let dir = volume_dir(data_dir, volume.id);
+        if let Some(state) =
+            volume.row.as_ref().map(|row| row.state).filter(|&state| state != VolumeState::Up)
+        {
+            writeln!(
+                out,
+                "Volume {} is not there yet or any more ({state:?}): the next start decides.",
+                volume.name
+            )?;
+            continue;
+        }
+        let mut checked = Volume::check_files(&dir);
+        let findings = &mut checked.findings;
+        if let (Some(row), Some((id, size_bytes))) = (&volume.row, Volume::identity_of(&dir)) {
+            if id != row.id {
+                findings.push(format!("{} holds volume {id}, not the one that belongs there", dir.display()));
+            }
+            if size_bytes < row.size_bytes {
+                findings.push(format!(
+                    "{} holds a volume of {size_bytes} bytes, it must have {}",
+                    dir.display(),
+                    row.size_bytes
+                ));
+            }
+        }
+        sound &= checked.findings.is_empty();
+        tell(&volume.name, &checked, out)?;
+    }
+    Ok(sound)
+}
+
+fn from_row(row: KnownVolume) -> Wanted {
+    Wanted { id: row.id, name: row.name.to_string(), row: Some(row) }
+}
+
+fn from_folders(data_dir: &Path) -> Vec<Wanted> {
+    let entries = std::fs::read_dir(data_dir.join("volumes")).into_iter().flatten().flatten();
+    let mut ids: Vec<VolumeId> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    ids.sort_unstable();
+    ids.into_iter().map(|id| Wanted { id, name: id.to_string(), row: None }).collect()
+}
+
+fn choose(volumes: Vec<Wanted>, named: &[String]) -> Result<Vec<Wanted>, CheckError> {
+    if named.is_empty() {
+        return Ok(volumes);
+    }
+    let mut wanted = Vec::new();
+    for given in named {
+        let bad = |error: &dyn std::fmt::Display| CheckError::BadName {
+            given: given.clone(),
+            why: error.to_string(),
+        };
+        let reference: VolumeRef = given.parse().map_err(|error| bad(&error))?;
+        let is_meant = |volume: &&Wanted| match &reference {
+            VolumeRef::Id(id) => volume.id == *id,
+            VolumeRef::Name(name) => volume.name == name.as_str(),
+        };
+        let found = volumes.iter().find(is_meant).ok_or_else(|| CheckError::NoSuchVolume(given.clone()))?;
+        wanted.push(Wanted { id: found.id, name: found.name.clone(), row: found.row.clone() });
+    }
+    Ok(wanted)
+}
+
+fn tell_of_database(error: &DbError, out: &mut dyn Write) -> Result<(), CheckError> {
+    let error = crate::daemon::with_sources(error);
+    writeln!(out, "The database cannot be read, volumes are known by their numbers only: {error}")?;
+    Ok(())
+}
+
+fn tell(name: &str, checked: &Checked, out: &mut dyn Write) -> Result<(), CheckError> {
+    for finding in &checked.findings {
+        writeln!(out, "Volume {name}: {finding}")?;
+    }
+    if checked.findings.is_empty() {
+        let (layers, intervals) = (checked.layers, checked.intervals);
+        let plural = |count: u64| if count == 1 { "" } else { "s" };
+        writeln!(
+            out,
+            "Volume {name} is sound: {layers} layer{}, {intervals} kept block set{}.",
+            plural(layers),
+            plural(intervals)
+        )?;
+    }
+    for leftover in &checked.leftovers {
+        writeln!(out, "Volume {name}, left by an interruption: {leftover}")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::VolumeRow;
+    use jiff::Timestamp;
+
+    const SIZE_BYTES: u64 = 1 << 20;
+
+    fn data_dir() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("volumes")).unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        for (number, name) in [(1, "good"), (2, "bad"), (3, "half")] {
+            let id = VolumeId::from_u64(number);
+            let state = if name == "half" { VolumeState::Creating } else { VolumeState::Up };
+            let row = VolumeRow {
+                id,
+                name: name.parse().unwrap(),
+                size_bytes: SIZE_BYTES,
+                labels: Default::default(),
+                created: Timestamp::UNIX_EPOCH,
+                state,
+                read_only: false,
+                group: None,
+            };
+            db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
+            if state == VolumeState::Up {
+                let volume = Volume::create(&volume_dir(dir.path(), id), id, SIZE_BYTES).unwrap();
+                volume.freeze(blockd_extent::SnapshotId::from_u64(9)).unwrap();
+            }
+        }
+        std::fs::remove_file(dir.path().join("volumes/2/layer-0000000000000001.data")).unwrap();
+        dir
+    }
+
+    fn check(dir: &Path, named: &[&str]) -> (bool, String) {
+        let named: Vec<String> = named.iter().map(|&name| name.to_owned()).collect();
+        let mut out = Vec::new();
+        let sound = check_volumes(dir, &named, &mut out).unwrap();
+        (sound, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn good_and_bad_volumes_are_told_apart() {
+        let dir = data_dir();
+        assert_eq!(
+            check(dir.path(), &["good"]),
+            (true, "Volume good is sound: 2 layers, 1 kept block set.\n".to_owned())
+        );
+        assert_eq!(check(dir.path(), &["1"]).1, check(dir.path(), &["good"]).1);
+        let (sound, text) = check(dir.path(), &[]);
+        assert!(!sound);
+        assert!(text.contains("Volume good is sound"), "{text}");
+        assert!(text.contains("Volume bad: cannot look at"), "{text}");
+        assert!(text.contains("Volume half is not there yet"), "{text}");
+        let none = check_volumes(dir.path(), &["never".to_owned()], &mut Vec::new()).unwrap_err();
+        assert!(none.to_string().contains("no volume never"), "{none}");
+    }
+
+    #[test]
+    fn a_volume_in_the_wrong_place_or_too_small_is_noticed() {
+        let dir = data_dir();
+        std::fs::remove_dir_all(dir.path().join("volumes/2")).unwrap();
+        let other = VolumeId::from_u64(7);
+        drop(Volume::create(&dir.path().join("volumes/2"), other, SIZE_BYTES / 2).unwrap());
+        let (sound, text) = check(dir.path(), &["bad"]);
+        assert!(!sound && text.contains("holds volume 7") && text.contains("524288 bytes"), "{text}");
+    }
+
+    #[test]
+    fn without_a_database_volumes_are_known_by_their_numbers() {
+        let dir = data_dir();
+        std::fs::write(dir.path().join("blockd.db"), b"no database").unwrap();
+        let (sound, text) = check(dir.path(), &["1"]);
+        assert!(!sound && text.contains("Volume 1 is sound"), "{text}");
+    }
+
+    #[test]
+    fn it_is_refused_while_a_daemon_has_the_directory() {
+        let dir = data_dir();
+        let _lock = DirLock::take(dir.path()).unwrap();
+        let error = check_volumes(dir.path(), &[], &mut Vec::new()).unwrap_err();
+        assert!(error.is_retryable() && error.to_string().contains("in use"), "{error}");
+        let missing = check_volumes(&dir.path().join("missing"), &[], &mut Vec::new()).unwrap_err();
+        assert!(missing.to_string().contains("no data directory"), "{missing}");
+    }
+}

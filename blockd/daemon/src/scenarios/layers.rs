@@ -1,0 +1,52 @@
+//! Layers that several volumes share.
+
+use super::*;
+use blockd_api::volumes::CloneVolume;
+
+impl Host {
+    async fn take(&self, volume: &str, name: &str) {
+        let request = CreateSnapshot { name: Some(name.parse().unwrap()), ..Default::default() };
+        self.client.create_snapshot(&volume.parse().unwrap(), &request).await.unwrap();
+    }
+
+    async fn drop_snapshot(&self, snapshot: &str) {
+        self.client.delete_snapshot(&snapshot.parse().unwrap()).await.unwrap();
+    }
+}
+
+/// Neither of two volumes merges what both have; when one lets go of it, the other one does at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_a_clone_lets_go_of_are_merged_by_its_parent() {
+    let host = Host::new().await;
+    // The merger looks at it before it looks at the clone.
+    let parent = host.create_volume("a").await;
+    for (block, name) in [(0, "old"), (1, "new")] {
+        parent.write(block * BLOCK, &[7; BLOCK as usize], false).unwrap();
+        host.take("a", name).await;
+    }
+    let (name, snapshot) = ("b".parse().unwrap(), "a@new".parse().unwrap());
+    let request = CloneVolume { name, snapshot, labels: Default::default() };
+    host.client.clone_volume(&"a".parse().unwrap(), &request).await.unwrap();
+    host.drop_snapshot("a@old").await;
+    let clone = host.volume("b");
+    assert_eq!((parent.stats().merge.layers, clone.stats().merge.layers), (0, 0), "both need both files");
+    assert_eq!(parent.stats().layers, 3);
+    for name in ["first", "second"] {
+        clone.write(2 * BLOCK, &[8; BLOCK as usize], false).unwrap();
+        host.take("b", name).await;
+    }
+    host.drop_snapshot("b@first").await;
+    let merged = async {
+        while parent.stats().layers > 2 || clone.stats().layers > 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), merged).await.unwrap();
+    assert_eq!((parent.stats().shared_bytes, clone.stats().shared_bytes), (0, 0));
+    for (volume, expected) in [(&parent, [7, 7, 0]), (&clone, [7, 7, 8])] {
+        let mut found = vec![0; 3 * BLOCK as usize];
+        volume.read(0, &mut found).unwrap();
+        let firsts: Vec<u8> = found.chunks(BLOCK as usize).map(|block| block[0]).collect();
+        assert_eq!(firsts, expected);
+    }
+}

@@ -1,0 +1,99 @@
+//! Looking at a volume that nobody has open, without changing anything: what the next start would find.
+//!
+//! `volume.meta`, the sets, the logs of open layers and the lengths of the data files are read. Data has no checksums of its
+//! own, and a live map needs none: where it cannot be believed, the log decides.
+
+use crate::{
+    Checked,
+    data_files::DataFiles,
+    error::VolumeError,
+    files,
+    head_log::{HeadLog, Identity},
+    layer_set::{LayerSet, SetIdentity},
+    meta::{LayerEntry, Meta},
+    open::unnamed_files,
+    volume::Volume,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, VolumeId};
+use std::path::Path;
+
+impl Volume {
+    /// Which volume a folder holds and its size in bytes, if that can be read; nobody need have it open.
+    pub fn identity_of(dir: &Path) -> Option<(VolumeId, u64)> {
+        Meta::load(dir).ok().map(|meta| (meta.volume, meta.size_bytes))
+    }
+
+    /// Checks the files of a volume that nobody may have open, everything but the data, and changes nothing.
+    ///
+    /// The caller sees to it that nobody opens it meanwhile. What an interruption left is not wrong.
+    pub fn check_files(dir: &Path) -> Checked {
+        let mut found = Checked::default();
+        let meta = match Meta::load(dir) {
+            Ok(meta) => meta,
+            Err(error) => {
+                found.findings.push(error.to_string());
+                return found;
+            }
+        };
+        for layer in &meta.layers {
+            found.layers += 1;
+            let base = files::data_path(dir, layer.file);
+            let links = DataFiles::check_closed(&base, layer.size_bytes, &mut found.findings);
+            found.shared_layers += u64::from(links > 1);
+            let tracking = match layer.open {
+                true => check_open(dir, &meta, layer, &mut found.leftovers),
+                false => check_set(dir, &meta, layer),
+            };
+            found.findings.extend(tracking.err().map(|error| error.to_string()));
+        }
+        for &epoch in &meta.intervals {
+            found.intervals += 1;
+            let is_of_layer =
+                |layer: &LayerEntry| !layer.open && (layer.file, layer.generation) == (epoch, 0);
+            if meta.layers.iter().any(is_of_layer) {
+                // Looked at already.
+                continue;
+            }
+            let blocks = meta.size_bytes / BLOCK_SIZE_BYTES;
+            let identity = SetIdentity { volume: meta.volume, file: epoch, generation: 0, blocks };
+            let loaded = LayerSet::load_of_any_size(dir, identity);
+            found.findings.extend(loaded.err().map(|error| error.to_string()));
+        }
+        match unnamed_files(dir, &meta) {
+            Err(error) => found.findings.push(error.to_string()),
+            Ok(unnamed) => found.leftovers.extend(
+                unnamed
+                    .iter()
+                    .map(|path| format!("{} belongs to nothing; the next start removes it", path.display())),
+            ),
+        }
+        found
+    }
+}
+
+fn check_set(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Result<(), VolumeError> {
+    let identity = SetIdentity {
+        volume: meta.volume,
+        file: layer.file,
+        generation: layer.generation,
+        blocks: layer.size_bytes / BLOCK_SIZE_BYTES,
+    };
+    LayerSet::load(dir, identity).map(|_| ())
+}
+
+fn check_open(
+    dir: &Path,
+    meta: &Meta,
+    layer: &LayerEntry,
+    leftovers: &mut Vec<String>,
+) -> Result<(), VolumeError> {
+    let blocks = layer.size_bytes / BLOCK_SIZE_BYTES;
+    let identity = Identity { volume: meta.volume, epoch: layer.file, blocks };
+    let path = files::log_path(dir, layer.file);
+    let (_, torn_bytes) = HeadLog::look(&path, identity)?;
+    if torn_bytes > 0 {
+        let what = "of a record that was never answered; the next start cuts them off";
+        leftovers.push(format!("{} ends in {torn_bytes} bytes {what}", path.display()));
+    }
+    Ok(())
+}

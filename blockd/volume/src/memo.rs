@@ -1,0 +1,160 @@
+//! Where blocks were found when they were last looked for, so that a read of a deep volume asks one entry of a table in
+//! place of layer after layer.
+//!
+//! Only frozen layers are remembered, and only for one arrangement of them: each arrangement has a number, which stands
+//! in every entry, so that a freeze or a merge forgets everything at once and costs nothing. The first read of a block
+//! after that looks for it and notes what it found. The table belongs to all arrangements of one volume, its snapshots
+//! included; it is made when the first deep read comes, and has one place of eight bytes for each block of the volume, but
+//! at most 8 MiB: blocks 4 GiB apart share a place then, and the one read last has it.
+
+use blockd_extent::BlockIndex;
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// The most places of a table.
+const MOST_ENTRIES: u64 = 1 << 20;
+
+/// An entry is a block, the number of an arrangement, and what was found; 0 is none, because numbers begin at 1.
+const FOUND_BITS: u32 = 12;
+const NUMBER_BITS: u32 = 18;
+
+/// How many layers can be told apart.
+const MOST_LAYERS: usize = (1 << FOUND_BITS) - 1;
+
+/// Where a block is read from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    /// Nowhere: it is zeroes.
+    Zeroes,
+    /// From this layer, counted from the bottom.
+    Layer(usize),
+}
+
+/// What is remembered about one arrangement of layers.
+#[derive(Clone)]
+pub(crate) struct Memo {
+    table: Arc<Table>,
+    number: u64,
+}
+
+struct Table {
+    blocks: u64,
+    entries: OnceLock<Box<[AtomicU64]>>,
+    last_number: AtomicU64,
+}
+
+impl Memo {
+    /// For a volume that has so many blocks. It takes no memory yet.
+    pub(crate) fn new(blocks: u64) -> Self {
+        let table = Table { blocks, entries: OnceLock::new(), last_number: AtomicU64::new(1) };
+        Self { table: Arc::new(table), number: 1 }
+    }
+
+    /// For another arrangement of layers of the same volume, which may have more blocks now. It knows nothing yet.
+    pub(crate) fn next(&self, blocks: u64) -> Self {
+        let number = self.table.last_number.fetch_add(1, Ordering::Relaxed) + 1;
+        // Growth is rare, and so is the end of the numbers.
+        if blocks > self.table.blocks || number >= 1 << NUMBER_BITS {
+            return Self::new(blocks);
+        }
+        Self { table: self.table.clone(), number }
+    }
+
+    fn key(&self, block: BlockIndex) -> u64 {
+        // 34 bits are enough for the blocks of 64 TiB.
+        (block.0 << NUMBER_BITS | self.number) << FOUND_BITS
+    }
+
+    fn place<'a>(&self, entries: &'a [AtomicU64], block: BlockIndex) -> Option<&'a AtomicU64> {
+        // There are a power of two of them.
+        entries.get(block.0 as usize & (entries.len() - 1))
+    }
+
+    /// Where a block is, if that is remembered.
+    pub(crate) fn get(&self, block: BlockIndex) -> Option<Found> {
+        let place = self.place(self.table.entries.get()?, block)?;
+        // An entry is complete in itself: nothing else has to be seen with it.
+        let found = place.load(Ordering::Relaxed).checked_sub(self.key(block))?;
+        match found {
+            0 => Some(Found::Zeroes),
+            _ if found <= MOST_LAYERS as u64 => Some(Found::Layer(found as usize - 1)),
+            _ => None,
+        }
+    }
+
+    /// Remembers where a block is.
+    pub(crate) fn put(&self, block: BlockIndex, found: Found) {
+        let found = match found {
+            Found::Zeroes => 0,
+            Found::Layer(layer) if layer < MOST_LAYERS => layer as u64 + 1,
+            Found::Layer(_) => return,
+        };
+        let entries = self.table.entries.get_or_init(|| {
+            let count = self.table.blocks.next_power_of_two().min(MOST_ENTRIES);
+            (0..count).map(|_| AtomicU64::new(0)).collect()
+        });
+        if let Some(place) = self.place(entries, block) {
+            place.store(self.key(block) + found, Ordering::Relaxed);
+        }
+    }
+
+    /// How much memory the table takes, in bytes.
+    pub(crate) fn heap_bytes(&self) -> u64 {
+        self.table.entries.get().map_or(0, |entries| size_of_val::<[AtomicU64]>(entries) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_is_found_by_the_same_arrangement_only() {
+        let memo = Memo::new(1 << 34);
+        let last = BlockIndex((1 << 34) - 1);
+        assert_eq!((memo.get(last), memo.heap_bytes()), (None, 0));
+        for (block, found) in [
+            (BlockIndex(0), Found::Zeroes),
+            (BlockIndex(1), Found::Layer(0)),
+            (last, Found::Layer(MOST_LAYERS - 1)),
+        ] {
+            memo.put(block, found);
+            assert_eq!(memo.get(block), Some(found));
+            assert_eq!(memo.get(BlockIndex(block.0 ^ 1 << 33)), None, "another block of the same place");
+        }
+        assert_eq!(memo.heap_bytes(), 8 << 20);
+        let next = memo.next(1 << 34);
+        assert_eq!(next.get(last), None);
+        next.put(last, Found::Layer(3));
+        assert_eq!((memo.get(last), next.get(last)), (None, Some(Found::Layer(3))));
+        memo.put(BlockIndex(9), Found::Layer(MOST_LAYERS));
+        assert_eq!(memo.get(BlockIndex(9)), None);
+    }
+
+    #[test]
+    fn neighbouring_numbers_and_layers_are_told_apart() {
+        let first = Memo::new(64);
+        let second = first.next(64);
+        first.put(BlockIndex(5), Found::Layer(MOST_LAYERS - 1));
+        assert_eq!(second.get(BlockIndex(5)), None);
+        second.put(BlockIndex(5), Found::Zeroes);
+        assert_eq!(first.get(BlockIndex(5)), None);
+        assert_eq!(second.get(BlockIndex(5)), Some(Found::Zeroes));
+    }
+
+    #[test]
+    fn a_table_is_left_when_it_is_too_small_or_its_numbers_are_used_up() {
+        let mut memo = Memo::new(100);
+        memo.put(BlockIndex(1), Found::Zeroes);
+        assert_eq!(memo.heap_bytes(), 128 * 8);
+        assert_eq!(memo.next(101).heap_bytes(), 0);
+        for _ in 0..1 << NUMBER_BITS {
+            memo = memo.next(100);
+            assert!(memo.number < 1 << NUMBER_BITS);
+            assert_eq!(memo.get(BlockIndex(1)), None);
+        }
+        assert_eq!(memo.heap_bytes(), 0, "another one");
+    }
+}

@@ -1,0 +1,42 @@
+//! Sharing of extents between two files, where the filesystem can do it (XFS with reflink, btrfs).
+
+use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+use std::{fs::File, io, os::fd::AsRawFd};
+
+/// `struct file_clone_range` of `linux/fs.h`.
+#[repr(C)]
+struct FileCloneRange {
+    src_fd: i64,
+    src_offset_bytes: u64,
+    src_len_bytes: u64,
+    dest_offset_bytes: u64,
+}
+
+const FICLONERANGE: Opcode = opcode::write::<FileCloneRange>(0x94, 13);
+
+/// Makes a range of one file be the same range of another one, in content and, until one of them is written to, on disk.
+pub(super) fn share_range(from: &File, to: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+    let range = FileCloneRange {
+        src_fd: from.as_raw_fd().into(),
+        src_offset_bytes: offset_bytes,
+        src_len_bytes: len_bytes,
+        dest_offset_bytes: offset_bytes,
+    };
+    // SAFETY: the number is that of FICLONERANGE, which reads a `struct file_clone_range`, as `range` is laid out, and
+    // writes to no memory of ours. Both files stay open until it returns.
+    #[allow(unsafe_code)]
+    unsafe {
+        ioctl(to, Setter::<FICLONERANGE, _>::new(range))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_is_the_kernels() {
+        assert_eq!(FICLONERANGE, 0x4020_940d);
+    }
+}

@@ -1,0 +1,212 @@
+//! A merge that was stopped, killed or cut off by a full disk, and what it goes on with.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
+use blockd_volume::{
+    MergeStats, OpenOptions, Volume, VolumeErrorKind,
+    testing::{Attached, Disk, Fault, FaultError, OpKind},
+};
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const BLOCKS: u64 = 64;
+/// Merges write down how far they are after so many blocks.
+const NOTE_BLOCKS: u64 = 4;
+
+/// What a block holds that was written in this round.
+fn content(block: u64, round: u64) -> Vec<u8> {
+    let mut data = vec![0; BLOCK_SIZE_BYTES as usize];
+    data[..8].copy_from_slice(&(block << 8 | round).to_le_bytes());
+    data[4088..].copy_from_slice(&(block << 8 | round).to_le_bytes());
+    data
+}
+
+struct Bed {
+    _root: tempfile::TempDir,
+    dir: PathBuf,
+    disk: Attached,
+    volume: Option<Arc<Volume>>,
+}
+
+impl Bed {
+    /// A volume in which a layer of the even blocks, of a time when it had fewer blocks, lies below one of every so many
+    /// blocks; nobody needs them apart, and merging the upper one into the lower one copies less.
+    fn new(first_blocks: u64, step: usize) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::attach(root.path(), 1).unwrap();
+        let dir = root.path().join("v");
+        let volume = Volume::create(&dir, VolumeId::from_u64(5), first_blocks * BLOCK_SIZE_BYTES).unwrap();
+        for block in (0..first_blocks).step_by(2) {
+            volume.write(block * BLOCK_SIZE_BYTES, &content(block, 1), false).unwrap();
+        }
+        volume.freeze(SnapshotId::from_u64(1)).unwrap();
+        if first_blocks < BLOCKS {
+            volume.grow(BLOCKS * BLOCK_SIZE_BYTES).unwrap();
+        }
+        for block in (0..BLOCKS).step_by(step) {
+            volume.write(block * BLOCK_SIZE_BYTES, &content(block, 2), false).unwrap();
+        }
+        volume.freeze(SnapshotId::from_u64(2)).unwrap();
+        volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
+        Self { _root: root, dir, disk, volume: Some(volume) }
+    }
+
+    fn volume(&self) -> &Volume {
+        self.volume.as_ref().unwrap()
+    }
+
+    /// Another process opens the volume, which the one before left as it was.
+    fn kill(&mut self) {
+        self.volume = None;
+        self.volume = Some(Volume::open(&self.dir, &OpenOptions::default()).unwrap());
+    }
+
+    /// Merges until so many blocks were copied in this call; how many were, and whether the merge came to its end.
+    fn merge(&self, at_most_blocks: u64) -> (u64, bool) {
+        self.merge_noting(at_most_blocks, NOTE_BLOCKS)
+    }
+
+    fn merge_noting(&self, at_most_blocks: u64, note_blocks: u64) -> (u64, bool) {
+        let copied = Cell::new(0);
+        let go_on = |bytes: u64| {
+            let goes_on = copied.get() + bytes / BLOCK_SIZE_BYTES <= at_most_blocks;
+            copied.set(copied.get() + if goes_on { bytes / BLOCK_SIZE_BYTES } else { 0 });
+            goes_on
+        };
+        let done = self.volume().merge_next_noting(&go_on, note_blocks * BLOCK_SIZE_BYTES).unwrap();
+        (copied.get(), done)
+    }
+
+    fn stats(&self) -> MergeStats {
+        self.volume().stats().merge
+    }
+
+    fn note(&self) -> bool {
+        self.dir.join("volume.merge").exists()
+    }
+
+    fn check(&self, first_blocks: u64, step: u64) {
+        let mut found = vec![0; BLOCK_SIZE_BYTES as usize];
+        for block in 0..BLOCKS {
+            self.volume().read(block * BLOCK_SIZE_BYTES, &mut found).unwrap();
+            let expected = match (block % step, block % 2) {
+                (0, _) => content(block, 2),
+                (_, 0) if block < first_blocks => content(block, 1),
+                _ => vec![0; BLOCK_SIZE_BYTES as usize],
+            };
+            assert!(found == expected, "block {block}");
+        }
+    }
+}
+
+fn files(dir: &Path, end: &str) -> usize {
+    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().ends_with(end)).count()
+}
+
+#[test]
+fn a_killed_merge_goes_on_where_it_was_written_down() {
+    let mut bed = Bed::new(BLOCKS, 4);
+    assert_eq!((bed.stats().layers, bed.stats().total_bytes), (1, 0));
+    assert_eq!(bed.merge(11), (11, false));
+    let stats = bed.stats();
+    assert_eq!(
+        (stats.layers, stats.done_bytes, stats.total_bytes),
+        (1, 11 * BLOCK_SIZE_BYTES, 16 * BLOCK_SIZE_BYTES)
+    );
+    assert!(bed.note() && bed.volume().check().findings.is_empty());
+    bed.kill();
+    assert_eq!(bed.stats().layers, 1);
+    // What was copied after the note is copied again; here again a note comes after four blocks.
+    assert_eq!(bed.merge(2), (2, false));
+    assert_eq!(bed.stats().done_bytes, 10 * BLOCK_SIZE_BYTES);
+    bed.kill();
+    assert_eq!(bed.merge(u64::MAX), (8, true));
+    assert_eq!(bed.stats(), MergeStats::default());
+    assert!(!bed.note(), "the note goes with the merge");
+    bed.check(BLOCKS, 4);
+    bed.kill();
+    bed.check(BLOCKS, 4);
+    assert_eq!((files(&bed.dir, ".data"), bed.volume().check().findings.len()), (2, 0));
+}
+
+#[test]
+fn a_merge_that_made_way_goes_on_where_it_was() {
+    let bed = Bed::new(BLOCKS, 4);
+    assert_eq!(bed.merge(11), (11, false));
+    assert_eq!(bed.merge(u64::MAX), (5, true));
+    bed.check(BLOCKS, 4);
+}
+
+/// Where the disk can share extents, nothing is copied.
+#[test]
+fn what_can_be_shared_is_not_copied() {
+    let mut bed = Bed::new(BLOCKS, 4);
+    bed.disk.set_shares_extents(true);
+    assert_eq!(bed.merge(u64::MAX), (0, true));
+    bed.check(BLOCKS, 4);
+    bed.kill();
+    bed.check(BLOCKS, 4);
+    let shared = bed.disk.operations().iter().filter(|call| call.kind == OpKind::Share).count();
+    assert_eq!(shared, 16);
+}
+
+/// The lower layer's file is made longer for what the upper one holds there; the next process cuts it again.
+#[test]
+fn what_lies_beyond_the_end_of_the_lower_layer_is_copied_again() {
+    const FIRST: u64 = 40;
+    let mut bed = Bed::new(FIRST, 8);
+    assert_eq!(bed.merge(u64::MAX), (0, true), "the growth left an empty layer");
+    assert_eq!(bed.merge_noting(7, 1), (7, false), "block 48 is there");
+    bed.kill();
+    assert_eq!(bed.merge_noting(2, 1), (2, false), "blocks 40 and 48 were cut off");
+    assert_eq!(bed.merge_noting(u64::MAX, 1), (3, true), "in the same process as well");
+    bed.check(FIRST, 8);
+    bed.kill();
+    bed.check(FIRST, 8);
+}
+
+#[test]
+fn a_note_does_not_outlive_the_space_that_is_given_back() {
+    let mut bed = Bed::new(BLOCKS, 4);
+    assert_eq!(bed.merge(9), (9, false));
+    assert!(bed.note());
+    let full = Fault {
+        kinds: vec![OpKind::Write],
+        path_contains: ".data".into(),
+        ..Fault::every(FaultError::NoSpace)
+    };
+    bed.disk.inject(full);
+    let error = bed.volume().merge_next_noting(&|_| true, BLOCK_SIZE_BYTES).unwrap_err();
+    assert_eq!(error.kind(), VolumeErrorKind::NoSpace);
+    assert!(!bed.note(), "it speaks of blocks that are punched out");
+    assert_eq!(bed.stats().total_bytes, 0);
+    bed.disk.mend();
+    bed.kill();
+    assert_eq!(bed.merge(u64::MAX), (16, true));
+    bed.check(BLOCKS, 4);
+}
+
+#[test]
+fn a_note_that_cannot_be_written_or_read_costs_time_only() {
+    let mut bed = Bed::new(BLOCKS, 4);
+    let full = Fault { path_contains: "volume.merge".into(), ..Fault::every(FaultError::NoSpace) };
+    bed.disk.inject(full);
+    assert_eq!(bed.merge(11), (11, false));
+    bed.disk.mend();
+    bed.kill();
+    assert_eq!(bed.merge(11), (11, false));
+    bed.volume = None;
+    let note = bed.dir.join("volume.merge");
+    let mut bytes = std::fs::read(&note).unwrap();
+    bytes[50] ^= 4;
+    std::fs::write(&note, bytes).unwrap();
+    bed.kill();
+    assert!(!bed.note(), "what cannot be read is garbage");
+    assert_eq!(bed.merge(u64::MAX), (16, true));
+    bed.check(BLOCKS, 4);
+}

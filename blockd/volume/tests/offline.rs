@@ -1,0 +1,92 @@
+//! Checking the files of a volume that nobody has open.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_volume::Volume;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+/// A volume with two frozen layers and a head, which its process left without closing it.
+fn left_behind(root: &Path) -> PathBuf {
+    let dir = root.join("v");
+    let volume = Volume::create(&dir, VolumeId::from_u64(8), 4 << 20).unwrap();
+    for round in 0..3u64 {
+        volume.write(round * 8192, &[round as u8 + 1; 12288], true).unwrap();
+        if round < 2 {
+            volume.freeze(SnapshotId::from_u64(round + 1)).unwrap();
+        }
+    }
+    volume.write(1 << 20, &[9; 4096], false).unwrap();
+    volume.flush().unwrap();
+    dir
+}
+
+fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .map(|path| {
+            let changed = path.metadata().unwrap().modified().unwrap();
+            (path.clone(), (std::fs::read(path).unwrap(), changed))
+        })
+        .collect()
+}
+
+fn the_one(dir: &Path, contains: &str) -> PathBuf {
+    files(dir).into_keys().find(|path| path.to_string_lossy().contains(contains)).unwrap()
+}
+
+#[test]
+fn nothing_is_wrong_with_what_a_dead_process_left_and_nothing_is_changed() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = left_behind(root.path());
+    std::fs::write(dir.join("layer-0000000000000009.g0.set"), b"begun").unwrap();
+    let log = the_one(&dir, ".log");
+    let whole = std::fs::read(&log).unwrap();
+    std::fs::write(&log, [&whole[..], b"BREC torn"].concat()).unwrap();
+    let before = files(&dir);
+    let checked = Volume::check_files(&dir);
+    assert_eq!(checked.findings, Vec::<String>::new());
+    assert_eq!((checked.layers, checked.shared_layers, checked.intervals), (3, 0, 2));
+    assert_eq!(checked.leftovers.len(), 2, "{:?}", checked.leftovers);
+    assert!(checked.leftovers[0].contains("9 bytes"), "{:?}", checked.leftovers);
+    assert!(checked.leftovers[1].contains("belongs to nothing"), "{:?}", checked.leftovers);
+    assert!(files(&dir) == before);
+}
+
+#[test]
+fn what_is_damaged_is_named() {
+    type Damage = fn(&Path);
+    let flip: Damage = |path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        // In the log this is the first record, and there is one behind it.
+        let at = bytes.len().min(80) - 1;
+        bytes[at] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    let remove: Damage = |path| std::fs::remove_file(path).unwrap();
+    let cut: Damage =
+        |path| std::fs::File::options().write(true).open(path).unwrap().set_len(1 << 20).unwrap();
+    let cases = [
+        ("volume.meta", flip),
+        ("volume.meta", remove),
+        ("0001.data", cut),
+        ("0002.data", remove),
+        ("0001.g0.set", flip),
+        ("0002.g0.set", remove),
+        ("0003.log", flip),
+        ("0003.log", remove),
+    ];
+    for (name, damage) in cases {
+        let root = tempfile::tempdir().unwrap();
+        let dir = left_behind(root.path());
+        let path = the_one(&dir, name);
+        damage(&path);
+        let findings = Volume::check_files(&dir).findings;
+        assert!(findings.iter().any(|line| line.contains(name)), "{name}: {findings:?}");
+        assert!(findings.iter().all(|line| line.contains(name)), "{name}: {findings:?}");
+    }
+}

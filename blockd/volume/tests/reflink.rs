@@ -1,0 +1,143 @@
+//! Merges on a real XFS that shares extents: they take no space, because nothing is copied.
+//!
+//! Needs root, loop devices and `mkfs.xfs`; says so and proves nothing where they are missing.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_volume::{OpenOptions, Volume, VolumeErrorKind};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::AtomicBool,
+};
+
+const MIB: u64 = 1 << 20;
+/// The smallest that `mkfs.xfs` makes.
+const FILESYSTEM_BYTES: u64 = 300 * MIB;
+
+/// An XFS in a file, mounted while this lives.
+struct Xfs {
+    root: tempfile::TempDir,
+}
+
+impl Xfs {
+    /// `None` where it cannot be made, with a word about why.
+    fn mount(reflink: bool) -> Option<Self> {
+        let root = tempfile::tempdir().unwrap();
+        let image = root.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(FILESYSTEM_BYTES).unwrap();
+        std::fs::create_dir(root.path().join("mnt")).unwrap();
+        let reflink = format!("reflink={}", u8::from(reflink));
+        let fs = Self { root };
+        let image = image.to_str().unwrap();
+        let mounted = run("mkfs.xfs", &["-q", "-m", &reflink, image])
+            .and_then(|()| run("mount", &["-o", "loop", image, fs.dir().to_str().unwrap()]));
+        match mounted {
+            Ok(()) => Some(fs),
+            Err(why) => {
+                eprintln!("skipped: no XFS can be mounted here: {why}");
+                None
+            }
+        }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.root.path().join("mnt")
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let found = rustix::fs::statvfs(self.dir()).unwrap();
+        found.f_bavail * found.f_frsize
+    }
+
+    /// Leaves only so much free.
+    fn fill_up_to(&self, free_bytes: u64) {
+        let filler = std::fs::File::create(self.dir().join("filler")).unwrap();
+        let flags = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(&filler, flags, 0, self.free_bytes() - free_bytes).unwrap();
+    }
+}
+
+impl Drop for Xfs {
+    fn drop(&mut self) {
+        let _ = run("umount", &[self.dir().to_str().unwrap()]);
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> Result<(), String> {
+    let output = Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+    }
+}
+
+/// A volume whose lower layer holds 64 MiB that the upper one, with 80 MiB, does not: they can only be merged upwards.
+fn volume_in(dir: &Path) -> std::sync::Arc<Volume> {
+    let volume = Volume::create(&dir.join("v"), VolumeId::from_u64(3), 256 * MIB).unwrap();
+    fill(&volume, 0, 64, 1);
+    volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    fill(&volume, 64, 80, 2);
+    volume.freeze(SnapshotId::from_u64(2)).unwrap();
+    volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
+    volume
+}
+
+fn piece(number: u64, round: u64) -> Vec<u8> {
+    (0..MIB / 8).flat_map(|word| (number << 40 | word << 8 | round).to_le_bytes()).collect()
+}
+
+fn fill(volume: &Volume, start_mib: u64, len_mib: u64, round: u64) {
+    for number in start_mib..start_mib + len_mib {
+        volume.write(number * MIB, &piece(number, round), false).unwrap();
+    }
+}
+
+fn check(volume: &Volume) {
+    let mut found = vec![0; MIB as usize];
+    for number in 0..144 {
+        volume.read(number * MIB, &mut found).unwrap();
+        assert!(found == piece(number, if number < 64 { 1 } else { 2 }), "MiB {number}");
+    }
+}
+
+#[test]
+fn a_merge_moves_extents_and_takes_no_space() {
+    let Some(xfs) = Xfs::mount(true) else { return };
+    let volume = volume_in(&xfs.dir());
+    xfs.fill_up_to(24 * MIB);
+    let copied = std::cell::Cell::new(0);
+    let merged = volume.merge_next_paced(&|bytes| {
+        copied.set(copied.get() + bytes);
+        true
+    });
+    assert!(merged.unwrap());
+    assert_eq!(copied.get(), 0);
+    check(&volume);
+    // What is shared with a file that is gone belongs to one volume alone, and is not shared again.
+    volume.close().unwrap();
+    drop(volume);
+    let volume = Volume::open(&xfs.dir().join("v"), &OpenOptions::default()).unwrap();
+    check(&volume);
+    // On top of what was shared: the filesystem gives the block a place of its own.
+    fill(&volume, 3, 1, 9);
+    volume.flush().unwrap();
+    let back = volume.roll_back(SnapshotId::from_u64(2), &|| true).unwrap();
+    assert_eq!(back.changed_blocks, 256);
+    check(&volume);
+}
+
+/// The same where extents cannot be shared: it is copied, and there is no room for that.
+#[test]
+fn without_sharing_there_is_no_room_for_a_copy() {
+    let Some(xfs) = Xfs::mount(false) else { return };
+    let volume = volume_in(&xfs.dir());
+    xfs.fill_up_to(24 * MIB);
+    let error = volume.merge_next(&AtomicBool::new(false)).unwrap_err();
+    assert_eq!(error.kind(), VolumeErrorKind::NoSpace, "{error}");
+    check(&volume);
+    std::fs::remove_file(xfs.dir().join("filler")).unwrap();
+    assert!(volume.merge_next(&AtomicBool::new(false)).unwrap());
+    check(&volume);
+}
