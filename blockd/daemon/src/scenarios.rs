@@ -13,7 +13,7 @@ use crate::{
 use blockd_api::{
     Client, ClientError, ErrorCode,
     cloudsnaps::{Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
-    credentials::{CreateCredential, ProviderRequest},
+    credentials::{Connection, CreateCredential, ProviderRequest},
     snapshots::{CreateSnapshot, ListSnapshots, Snapshot},
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
@@ -86,6 +86,7 @@ impl Host {
         CreateCredential {
             name: name.parse().unwrap(),
             provider: ProviderRequest::Local { path: self.store.path().to_owned() },
+            connection: Connection::default(),
             encryption_passphrase: passphrase.map(|text| blockd_api::Secret::new(text.into())),
         }
     }
@@ -664,6 +665,7 @@ async fn failures_are_told_and_leave_nothing() {
     let missing = CreateCredential {
         name: "missing".parse().unwrap(),
         provider: ProviderRequest::Local { path: "/nonexistent/store".into() },
+        connection: Connection::default(),
         encryption_passphrase: None,
     };
     assert_eq!(api_code(host.client.create_credential(&missing).await), ErrorCode::BucketMissing);

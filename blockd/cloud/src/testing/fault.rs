@@ -10,6 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 /// A way to fail.
@@ -27,6 +28,8 @@ pub enum Fault {
     NoSpace,
     /// No answer, ever.
     Hang,
+    /// Nothing is done, and the store asks to be left alone for so long.
+    RetryAfter(Duration),
 }
 
 /// A store in front of another one that fails on purpose; it counts its operations from 0.
@@ -104,6 +107,11 @@ impl FaultStore {
                     error(StoreErrorKind::ShortBody)
                 }
                 Some(Fault::FlipBit) => work.await.map(spoil),
+                Some(Fault::RetryAfter(pause)) => {
+                    let throttled =
+                        StoreError::new(StoreErrorKind::Throttled, operation, key, "faulty store");
+                    Err(StoreError { retry_after: Some(pause), ..throttled })
+                }
                 Some(Fault::Hang) => std::future::pending().await,
             }
         })
