@@ -22,6 +22,7 @@ pub mod process;
 pub mod proxy;
 pub mod rng;
 pub mod seaweed;
+pub mod servers;
 pub mod store;
 pub mod vm;
 

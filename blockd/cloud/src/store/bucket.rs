@@ -83,7 +83,7 @@ impl BucketStore {
             Ok(value) => Ok((value, hints)),
             Err(error) => {
                 let mut error = self.error(operation, key, error);
-                error.retry_after = hints.retry_after;
+                error.retry_after_s = hints.retry_after_s;
                 Err(error)
             }
         }

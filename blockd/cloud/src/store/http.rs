@@ -108,8 +108,8 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
 /// What answers said beside their body, kept for the operation that is under way.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(super) struct Hints {
-    /// How long the store wants to be left alone.
-    pub retry_after: Option<Duration>,
+    /// For how many seconds the store wants to be left alone.
+    pub retry_after_s: Option<u16>,
     /// The MD5 of what the store stored, by its own account.
     pub stored_md5: Option<[u8; 16]>,
 }
@@ -168,7 +168,7 @@ impl HttpService for Watched {
 fn read_hints(status: StatusCode, headers: &header::HeaderMap) -> Hints {
     let mut hints = Hints::default();
     if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-        hints.retry_after = retry_after(headers);
+        hints.retry_after_s = retry_after_s(headers);
     }
     if status.is_success() {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -178,15 +178,16 @@ fn read_hints(status: StatusCode, headers: &header::HeaderMap) -> Hints {
     hints
 }
 
-/// The pause that an answer asks for: seconds, or a date.
-pub(super) fn retry_after(headers: &header::HeaderMap) -> Option<Duration> {
+/// The pause that an answer asks for, in seconds; it may say so by a date. Very long ones are cut short.
+pub(super) fn retry_after_s(headers: &header::HeaderMap) -> Option<u16> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
+        return Some(seconds.try_into().unwrap_or(u16::MAX));
     }
     let date = jiff::fmt::rfc2822::parse(text).ok()?;
     let until: SystemTime = date.timestamp().into();
-    Some(until.duration_since(SystemTime::now()).unwrap_or_default())
+    let pause = until.duration_since(SystemTime::now()).unwrap_or_default();
+    Some(pause.as_secs().try_into().unwrap_or(u16::MAX))
 }
 
 /// Sixteen bytes out of base64 with padding; none if it is anything else.
@@ -239,17 +240,17 @@ mod tests {
     #[test]
     fn pauses_are_read_as_seconds_and_as_dates() {
         let mut headers = header::HeaderMap::new();
-        assert_eq!(retry_after(&headers), None);
+        assert_eq!(retry_after_s(&headers), None);
         headers.insert(header::RETRY_AFTER, "7".parse().unwrap());
-        assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
+        assert_eq!(retry_after_s(&headers), Some(7));
         headers.insert(header::RETRY_AFTER, "Wed, 21 Oct 2015 07:28:00 GMT".parse().unwrap());
-        assert_eq!(retry_after(&headers), Some(Duration::ZERO), "that time is over");
+        assert_eq!(retry_after_s(&headers), Some(0), "that time is over");
         headers.insert(header::RETRY_AFTER, "Fri, 21 Oct 2089 07:28:00 GMT".parse().unwrap());
-        assert!(retry_after(&headers).is_some_and(|pause| pause > Duration::from_secs(1 << 25)));
+        assert_eq!(retry_after_s(&headers), Some(u16::MAX));
         headers.insert(header::RETRY_AFTER, "soon".parse().unwrap());
-        assert_eq!(retry_after(&headers), None);
+        assert_eq!(retry_after_s(&headers), None);
         let hints = read_hints(StatusCode::OK, &headers);
-        assert_eq!(hints.retry_after, None);
+        assert_eq!(hints.retry_after_s, None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub use swift::{SwiftAccess, SwiftOptions, SwiftStore};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 /// The size of every part of a multipart upload but the last, in bytes.
 pub const PART_LEN_BYTES: usize = 16 << 20;
@@ -201,8 +201,8 @@ pub struct StoreError {
     pub store: String,
     /// More about it, on one line; may be empty.
     pub detail: String,
-    /// How long the store asked to be left alone, if it did.
-    pub retry_after: Option<Duration>,
+    /// For how many seconds the store asked to be left alone, if it did.
+    pub retry_after_s: Option<u16>,
     /// What caused it.
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
@@ -216,7 +216,7 @@ impl StoreError {
             key: key.to_owned(),
             store: store.to_owned(),
             detail: String::new(),
-            retry_after: None,
+            retry_after_s: None,
             source: None,
         }
     }

@@ -10,7 +10,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
-    time::Duration,
 };
 
 /// A way to fail.
@@ -28,8 +27,8 @@ pub enum Fault {
     NoSpace,
     /// No answer, ever.
     Hang,
-    /// Nothing is done, and the store asks to be left alone for so long.
-    RetryAfter(Duration),
+    /// Nothing is done, and the store asks to be left alone for so many seconds.
+    RetryAfter(u16),
 }
 
 /// A store in front of another one that fails on purpose; it counts its operations from 0.
@@ -110,7 +109,7 @@ impl FaultStore {
                 Some(Fault::RetryAfter(pause)) => {
                     let throttled =
                         StoreError::new(StoreErrorKind::Throttled, operation, key, "faulty store");
-                    Err(StoreError { retry_after: Some(pause), ..throttled })
+                    Err(StoreError { retry_after_s: Some(pause), ..throttled })
                 }
                 Some(Fault::Hang) => std::future::pending().await,
             }

@@ -137,7 +137,7 @@ async fn serve(mut stream: TcpStream, answer: &Answer, log: &Mutex<Vec<HttpReque
 
 async fn read(stream: &mut TcpStream) -> std::io::Result<Option<HttpRequest>> {
     let mut bytes = Vec::new();
-    let mut piece = [0; 16 << 10];
+    let mut piece = vec![0; 16 << 10];
     let mut head_len = None;
     loop {
         if head_len.is_none() {

@@ -1,7 +1,7 @@
 //! What a request for credentials asks for: flags, a file, the environment, and secrets from where they are.
 
 use crate::{
-    cli::credentials::{CreateArgs, Provider, Setting, Settings},
+    cli::credentials::{CreateArgs, Provider, Settings},
     failure::Failure,
     secrets::{Sources, read_file},
 };
@@ -73,14 +73,14 @@ fn read_settings(path: &Path) -> Result<Settings, Failure> {
 }
 
 fn refuse_what_belongs_to_others(settings: &Settings, chosen: Provider) -> Result<(), Failure> {
-    let groups: [(Provider, &str, Vec<(&str, &dyn Setting)>); 5] = [
+    let groups = [
         (Provider::Local, "local", settings.local()),
         (Provider::S3, "s3", settings.s3()),
         (Provider::Azure, "azure", settings.azure()),
         (Provider::Google, "google", settings.google()),
         (Provider::Swift, "swift", settings.swift()),
     ];
-    let name_of = |wanted| groups.iter().find(|(one, ..)| *one == wanted).map_or("", |(_, name, _)| name);
+    let name_of = |wanted| groups.iter().find(|(one, ..)| *one == wanted).map_or("", |(_, name, _)| *name);
     let refuse = |flag: &str, owner: &str| {
         let chosen = name_of(chosen);
         Err(Failure::usage(format!(

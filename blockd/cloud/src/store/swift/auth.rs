@@ -2,7 +2,7 @@
 
 use crate::store::{
     StoreError, StoreErrorKind,
-    http::{chain, retry_after},
+    http::{chain, retry_after_s},
 };
 use jiff::Timestamp;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
@@ -135,7 +135,7 @@ impl Authority {
             }
             SwiftAccess::V1 { auth_url, user, key } => {
                 let request = self.client.get(auth_url).header("X-Auth-User", user);
-                v1(self.ask(request.header("X-Auth-Key", key.as_str())).await?, at)?
+                v1(&self.ask(request.header("X-Auth-Key", key.as_str())).await?, at)?
             }
             SwiftAccess::V2 { auth_url, user, password, tenant_name, tenant_id, region } => {
                 let mut auth = json!({
@@ -207,7 +207,7 @@ impl Authority {
             _ => StoreErrorKind::Throttled,
         };
         let mut error = fail(kind, at, format!("the identity service answered {status}"));
-        error.retry_after = retry_after(answer.headers());
+        error.retry_after_s = retry_after_s(answer.headers());
         Err(error)
     }
 }
@@ -246,11 +246,11 @@ fn session(token: Zeroizing<String>, url: &str, lasts: Option<Duration>) -> Sess
     }
 }
 
-fn v1(answer: Response, at: &str) -> Result<Session, StoreError> {
-    let token = header(&answer, "x-auth-token").or_else(|| header(&answer, "x-storage-token"));
+fn v1(answer: &Response, at: &str) -> Result<Session, StoreError> {
+    let token = header(answer, "x-auth-token").or_else(|| header(answer, "x-storage-token"));
     let token = token.map(Zeroizing::new).ok_or_else(|| odd(at, "it gave no X-Auth-Token"))?;
-    let url = header(&answer, "x-storage-url").ok_or_else(|| odd(at, "it gave no X-Storage-Url"))?;
-    let lasts = header(&answer, "x-auth-token-expires").and_then(|text| text.parse().ok());
+    let url = header(answer, "x-storage-url").ok_or_else(|| odd(at, "it gave no X-Storage-Url"))?;
+    let lasts = header(answer, "x-auth-token-expires").and_then(|text| text.parse().ok());
     Ok(session(token, &url, lasts.map(Duration::from_secs)))
 }
 

@@ -15,7 +15,7 @@ use self::auth::Authority;
 use super::{
     LIST_MAX_OBJECTS, ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
     check_key, check_prefix,
-    http::{HttpOptions, chain, misconfigured, retry_after},
+    http::{HttpOptions, chain, misconfigured, retry_after_s},
 };
 use bytes::{Bytes, BytesMut};
 use md5::{Digest, Md5};
@@ -199,7 +199,7 @@ impl SwiftStore {
         };
         let detail = if kind == Kind::Unauthorized { String::new() } else { status.to_string() };
         let mut error = self.fail(kind, operation, key, detail);
-        error.retry_after = retry_after(answer.headers());
+        error.retry_after_s = retry_after_s(answer.headers());
         error
     }
 

@@ -157,8 +157,8 @@ async fn bodies_that_are_altered_cut_or_late_are_found() {
         let error = v1(&server, "planted").get(KEY, 10).await.unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
         assert!(error.is_retryable());
-        let pause = (kind == StoreErrorKind::Throttled).then(|| Duration::from_secs(7));
-        assert_eq!(error.retry_after, pause);
+        let pause = (kind == StoreErrorKind::Throttled).then_some(7);
+        assert_eq!(error.retry_after_s, pause);
     }
     // What was altered on its way there is refused by the server, which is given the checksum.
     let server = cloud(|request| {
