@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Stands between blockd and fake-gcs-server, which is an emulator: neither of them is Google Cloud Storage.
 
-The emulator refuses the puts of the XML API, so they are turned into those of the JSON API; and it asks nobody for a
+The emulator refuses the puts of the XML API, so they are turned into those of the JSON API; it answers 500 where a bucket is
+missing, which becomes what Google says; and it asks nobody for a
 password, so tokens are looked at here: the key they were signed with must be the one that is named on the command line
 (the signature itself is not checked).
 
@@ -55,7 +56,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "PUT":
             return self.put(body)
         headers = {name: value for name, value in self.headers.items() if name.lower() in ("range", "accept")}
-        return self.answer(*self.forward(self.command, self.path, headers, body))
+        status, headers, reply = self.forward(self.command, self.path, headers, body)
+        if status == 500 and b"no bucket named" in reply:
+            # Google says it like this.
+            error = b"<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist.</Message></Error>"
+            status, headers, reply = 404, [("Content-Type", "application/xml")], error
+        return self.answer(status, headers, reply)
 
     def put(self, body):
         bucket, _, key = urllib.parse.unquote(self.path.split("?")[0]).lstrip("/").partition("/")

@@ -141,7 +141,7 @@ impl Server {
         let mut command = Command::new("node");
         command.arg(installed("azurite/node_modules/azurite/dist/src/blob/main.js"));
         command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "--location"]).arg(dir);
-        command.args(["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--inMemoryPersistence"]);
+        command.args(["--silent", "--disableTelemetry", "--skipApiVersionCheck"]);
         command.env("AZURITE_ACCOUNTS", format!("{AZURE_ACCOUNT}:{AZURE_KEY}"));
         let mut server = Self::new("azure", vec![start(&mut command, dir, "log")]);
         server.wait("Azurite to serve", dir, || status(local(port), "GET", "/", "").is_some());
@@ -215,7 +215,13 @@ impl Server {
         });
         let mut command = Command::new(emulator.expect("a fake-gcs-server for this machine"));
         command.args(["-scheme", "http", "-host", "127.0.0.1", "-backend", "memory"]);
-        command.args(["-port", &emulator_port.to_string()]);
+        // It serves the paths of the XML API under this name only.
+        command.args([
+            "-port",
+            &emulator_port.to_string(),
+            "-public-host",
+            &local(emulator_port).to_string(),
+        ]);
         let mut server = Self::new("google", vec![start(&mut command, dir, "log")]);
         let bucket = format!(r#"{{"name":"{BUCKET}"}}"#);
         server.wait("the emulator to serve", dir, || {

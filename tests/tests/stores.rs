@@ -96,6 +96,65 @@ fn main_job(test: &str, bed: &Bed, server: &Server) {
     }
 }
 
+/// A data directory is copied, and both daemons go on with the same volume into the same store: what each of them backs up
+/// is what its own volume held, whoever asks for it.
+fn two_copies(test: &str, bed: &Bed, add: &dyn Fn(&Ctl)) {
+    let mut rng = Rng::of_test(test);
+    let first = bed.daemon("first").start();
+    let ctl = first.ctl();
+    add(&ctl);
+    ctl.create_volume("vol", "40MiB");
+    let mut model = Model::new(SIZE);
+    model.bytes = rng.bytes(SIZE);
+    first.nbd("vol").write_long(0, &model.bytes);
+    let mut snaps = vec![(ctl.backup("vol").snap().to_owned(), model.clone())];
+    drop(ctl);
+    let first = first.stop();
+    let copy = bed.daemon("copy");
+    let copied =
+        std::process::Command::new("cp").arg("-a").arg(first.data_dir()).arg(copy.data_dir()).status();
+    assert!(copied.unwrap().success());
+
+    let mut daemons = [(first.start(), model.clone()), (copy.start(), model)];
+    for _ in 0..2 {
+        let mut tasks = Vec::new();
+        for (daemon, model) in &mut daemons {
+            let mut client = daemon.nbd("vol");
+            for _ in 0..20 {
+                model.step(&mut client, &mut rng);
+            }
+            client.close();
+            tasks.push(daemon.ctl().start_backup("vol"));
+        }
+        for ((daemon, model), task) in daemons.iter().zip(tasks) {
+            let task = daemon.ctl().wait_task(&task);
+            assert_eq!((task.state(), task.is_incremental()), ("Backup-Done", true), "{task:?}");
+            snaps.push((task.snap().to_owned(), model.clone()));
+        }
+    }
+    let fresh = bed.daemon("fresh").start();
+    let ctl = fresh.ctl();
+    add(&ctl);
+    assert_eq!(ctl.done_cloudsnaps().len(), snaps.len());
+    // One of them deletes what both build on: what is left needs nothing of it.
+    let (gone, _) = snaps.remove(0);
+    daemons[0].0.ctl().json(&["cloudsnap", "delete", "--snap", &gone, "--wait"]);
+    for (nth, (snap, model)) in snaps.iter().enumerate() {
+        let name = format!("again-{nth}");
+        ctl.restore(snap, &name);
+        assert_same(&name, &fresh.content(&name), &model.bytes);
+    }
+}
+
+#[test]
+fn two_copies_of_a_daemon() {
+    let bed = Bed::new();
+    let store = bed.store("store");
+    two_copies("two_copies_of_a_daemon", &bed, &|ctl| {
+        ctl.add_local("nas", store.dir(), Some(PASSPHRASE));
+    });
+}
+
 #[test]
 fn azure() {
     if servers::is_switched_off("AZURE") {
@@ -133,6 +192,8 @@ fn swift() {
     let bed = Bed::new();
     let server = Server::swift(&bed.path("swift"));
     main_job("swift", &bed, &server);
+    // On a store that replaces objects without a word.
+    two_copies("swift", &bed, &|ctl| add(ctl, &server));
 }
 
 /// fake-gcs-server behind a shim: an emulator, and not Google Cloud Storage.

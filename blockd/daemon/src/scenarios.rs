@@ -23,6 +23,7 @@ use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
+mod copies;
 mod groups;
 
 const SIZE_BYTES: u64 = 64 << 20;

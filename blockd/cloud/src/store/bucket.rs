@@ -300,3 +300,95 @@ impl ObjectStore for BucketStore {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        store::{HttpOptions, S3Access, S3Options},
+        testing::{HttpDouble, HttpReply},
+    };
+
+    fn options(endpoint: &str) -> S3Options {
+        S3Options {
+            endpoint: Some(endpoint.to_owned()),
+            region: "us-east-1".into(),
+            bucket: "bkt".into(),
+            access: S3Access::Key {
+                access_key: "AKIAEXAMPLE".to_owned().into(),
+                secret_key: "very-secret".to_owned().into(),
+            },
+            disable_ssl: false,
+            virtual_hosted_style: false,
+            storage_class: Some("STANDARD_IA".into()),
+            http: HttpOptions { stall_timeout: Duration::from_millis(100), ..HttpOptions::default() },
+        }
+    }
+
+    fn object() -> HttpReply {
+        HttpReply::status(200)
+            .header("ETag", "\"tag\"")
+            .header("Last-Modified", "Sat, 21 Nov 2026 12:00:00 GMT")
+            .body("hello")
+    }
+
+    async fn put(reply: HttpReply) -> (Result<(), StoreError>, HttpDouble) {
+        let server = HttpDouble::start(move |_| reply.clone()).await;
+        let store = options(&server.url()).open().unwrap();
+        (store.put("a/b", Bytes::from_static(b"hello"), PutMode::Overwrite).await, server)
+    }
+
+    #[tokio::test]
+    async fn what_the_store_stored_is_compared_with_what_was_sent() {
+        let stored = |name, value: &str| HttpReply::status(200).header("ETag", "\"t\"").header(name, value);
+        let (result, server) = put(stored("Content-MD5", "XUFAKrxLKna5cZ2REBfFkg==")).await;
+        result.unwrap();
+        assert_eq!(server.seen()[0].header("x-amz-storage-class"), "STANDARD_IA");
+        put(stored("x-goog-hash", "crc32c=mnG7TA==,md5=XUFAKrxLKna5cZ2REBfFkg==")).await.0.unwrap();
+        put(stored("x-other", "")).await.0.unwrap();
+        for (name, value) in [
+            ("Content-MD5", "1B2M2Y8AsgTpgAmY7PhCfg=="),
+            ("x-goog-hash", "crc32c=mnG7TA==, md5=1B2M2Y8AsgTpgAmY7PhCfg=="),
+        ] {
+            let error = put(stored(name, value)).await.0.unwrap_err();
+            assert_eq!(error.kind, StoreErrorKind::Altered, "{error}");
+            assert!(error.is_retryable());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pause_that_the_store_asks_for_is_in_the_error() {
+        for (status, pause) in [(503, Some(7)), (429, Some(7)), (500, None), (403, None)] {
+            let (result, _) = put(HttpReply::status(status).header("Retry-After", "7")).await;
+            assert_eq!(result.unwrap_err().retry_after_s, pause, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bodies_that_stall_or_end_early_are_given_up() {
+        for (reply, kind) in [
+            (HttpReply { stall: Duration::from_secs(60), ..object() }, StoreErrorKind::Timeout),
+            (HttpReply { cut_bytes: 2, ..object() }, StoreErrorKind::ShortBody),
+        ] {
+            let server = HttpDouble::start(move |_| reply.clone()).await;
+            let error = options(&server.url()).open().unwrap().get("a", 100).await.unwrap_err();
+            assert_eq!(error.kind, kind, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_proxy_is_asked_in_place_of_the_store() {
+        let proxy = HttpDouble::start(|_| object()).await;
+        let mut options = options("http://store.example:9000");
+        options.http.proxy = Some(proxy.url());
+        assert_eq!(options.open().unwrap().get("a/b", 100).await.unwrap(), b"hello"[..]);
+        assert_eq!(proxy.seen()[0].path, "http://store.example:9000/bkt/a/b");
+        // Redirections are not followed: they would carry what proves who asks to somebody else.
+        let elsewhere = HttpDouble::start(|_| object()).await;
+        let to = elsewhere.url();
+        let proxy = HttpDouble::start(move |_| HttpReply::status(307).header("Location", to.clone())).await;
+        options.http.proxy = Some(proxy.url());
+        assert!(options.open().unwrap().get("a/b", 100).await.is_err());
+        assert!(elsewhere.seen().is_empty());
+    }
+}

@@ -86,6 +86,7 @@ pub(super) fn classify(error: &ClientError) -> (StoreErrorKind, String) {
             ClientError::AlreadyExists { .. } | ClientError::Precondition { .. } => Kind::AlreadyExists,
             ClientError::NotImplemented { .. } | ClientError::NotSupported { .. } => Kind::Unsupported,
             ClientError::PermissionDenied { .. } | ClientError::Unauthenticated { .. } => Kind::Unauthorized,
+            _ if status("404") => Kind::NotFound,
             _ if status("501") => Kind::Unsupported,
             _ if status("507") => Kind::NoSpace,
             _ if status("416") => Kind::RangeBeyondEnd,
