@@ -23,6 +23,7 @@ pub mod proxy;
 pub mod replay;
 pub mod rng;
 pub mod seaweed;
+pub mod servers;
 pub mod store;
 pub mod vm;
 

@@ -311,6 +311,11 @@ impl Client {
         self.get(paths::CREDENTIALS, CALL_TIMEOUT).await
     }
 
+    /// One credential, without its secrets.
+    pub async fn credential(&self, credential: &CredentialRef) -> Result<Credential, ClientError> {
+        self.get(&paths::credential(credential), CALL_TIMEOUT).await
+    }
+
     /// Proves again that a store works.
     pub async fn validate_credential(&self, credential: &CredentialRef) -> Result<Credential, ClientError> {
         self.call(Method::POST, &paths::credential_validate(credential), Bytes::new(), STORE_CALL_TIMEOUT)

@@ -16,9 +16,26 @@ pub struct CreateCredential {
     pub name: CredentialName,
     /// Where backups go.
     pub provider: ProviderRequest,
+    /// How one gets there.
+    #[serde(default)]
+    pub connection: Connection,
     /// Encrypts all that is stored; without one it is checksummed only.
     #[serde(default)]
     pub encryption_passphrase: Option<Secret>,
+}
+
+/// How a store is reached, whatever its kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Connection {
+    /// Certificates of further authorities that are trusted, as PEM.
+    pub ca_certificates: Option<String>,
+    /// URL of a proxy, without a password; without one, what the daemon's environment says.
+    pub proxy: Option<String>,
+    /// Bytes a second that are sent at most, by all tasks together.
+    pub limit_upload_bytes_per_s: Option<u64>,
+    /// Bytes a second that are received at most, by all tasks together.
+    pub limit_download_bytes_per_s: Option<u64>,
 }
 
 /// Where backups go, with what is needed to get there.
@@ -38,16 +55,146 @@ pub enum ProviderRequest {
         region: String,
         /// The bucket, which must exist.
         bucket: String,
-        /// Id of the access key.
-        access_key: String,
-        /// The secret access key.
-        secret_key: Secret,
+        /// Id of the access key; needed unless `use_iam` is set.
+        #[serde(default)]
+        access_key: Option<String>,
+        /// The secret access key; needed unless `use_iam` is set.
+        #[serde(default)]
+        secret_key: Option<Secret>,
+        /// Ask the instance metadata service who the machine is, in place of a key.
+        #[serde(default)]
+        use_iam: bool,
         /// Talk plain HTTP.
         #[serde(default)]
         disable_ssl: bool,
         /// Address the bucket as `bucket.host`, not as `host/bucket`.
         #[serde(default)]
         disable_path_style: bool,
+        /// Storage class of new objects, such as `STANDARD_IA`.
+        #[serde(default)]
+        storage_class: Option<String>,
+    },
+    /// A container of Azure Blob Storage.
+    Azure {
+        /// The storage account.
+        account: String,
+        /// The container, which must exist.
+        container: String,
+        /// What proves who asks.
+        auth: AzureAuth,
+        /// `host:port` or `host` of a server that is not Azure's own.
+        #[serde(default)]
+        endpoint: Option<String>,
+        /// Talk plain HTTP to the endpoint.
+        #[serde(default)]
+        disable_ssl: bool,
+    },
+    /// A bucket of Google Cloud Storage.
+    Google {
+        /// The project, for information.
+        #[serde(default)]
+        project: Option<String>,
+        /// The bucket, which must exist.
+        bucket: String,
+        /// Content of a service account's key file; without it, the identity of the machine.
+        #[serde(default)]
+        json_key: Option<Secret>,
+        /// Ask the machine who it is, in place of a key.
+        #[serde(default)]
+        use_iam: bool,
+        /// `host:port` or `host` of a server that is not Google's own.
+        #[serde(default)]
+        endpoint: Option<String>,
+        /// Talk plain HTTP to the endpoint.
+        #[serde(default)]
+        disable_ssl: bool,
+    },
+    /// A container of OpenStack Swift.
+    Swift {
+        /// The container, which must exist.
+        container: String,
+        /// What proves who asks.
+        auth: SwiftAuth,
+    },
+}
+
+/// What proves to Azure who asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum AzureAuth {
+    /// A key of the account.
+    AccountKey {
+        /// The key, in base64.
+        key: Secret,
+    },
+    /// A shared access signature.
+    Sas {
+        /// The query of a SAS URL.
+        token: Secret,
+    },
+    /// The managed identity of the machine.
+    ManagedIdentity {
+        /// Which one, if it has several.
+        #[serde(default)]
+        client_id: Option<String>,
+    },
+}
+
+/// What proves to Swift who asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum SwiftAuth {
+    /// Auth v1.
+    V1 {
+        /// URL of the auth service.
+        auth_url: String,
+        /// The user, often `ACCOUNT:USER`.
+        user: String,
+        /// The user's key.
+        key: Secret,
+    },
+    /// Keystone v2.
+    V2 {
+        /// URL of Keystone, such as `https://HOST:5000/v2.0`.
+        auth_url: String,
+        /// The user.
+        user: String,
+        /// The user's password.
+        password: Secret,
+        /// Name of the tenant.
+        #[serde(default)]
+        tenant_name: Option<String>,
+        /// Id of the tenant.
+        #[serde(default)]
+        tenant_id: Option<String>,
+        /// Region; the first of the catalog without it.
+        #[serde(default)]
+        region: Option<String>,
+    },
+    /// Keystone v3.
+    V3 {
+        /// URL of Keystone, such as `https://HOST:5000/v3`.
+        auth_url: String,
+        /// The user.
+        user: String,
+        /// The user's password.
+        password: Secret,
+        /// Domain of the user.
+        user_domain: String,
+        /// The project.
+        project: String,
+        /// Domain of the project.
+        project_domain: String,
+        /// Region; the first of the catalog without it.
+        #[serde(default)]
+        region: Option<String>,
+    },
+    /// A ready token, which is good until it ends.
+    Token {
+        /// URL of the account.
+        storage_url: String,
+        /// The token.
+        token: Secret,
     },
 }
 
@@ -60,6 +207,12 @@ pub enum ProviderKind {
     Local,
     /// A bucket of an S3 server.
     S3,
+    /// A container of Azure Blob Storage.
+    Azure,
+    /// A bucket of Google Cloud Storage.
+    Google,
+    /// A container of OpenStack Swift.
+    Swift,
 }
 
 impl fmt::Display for ProviderKind {
@@ -67,6 +220,9 @@ impl fmt::Display for ProviderKind {
         f.pad(match self {
             Self::Local => "local",
             Self::S3 => "s3",
+            Self::Azure => "azure",
+            Self::Google => "google",
+            Self::Swift => "swift",
         })
     }
 }
@@ -91,18 +247,37 @@ pub struct Credential {
     pub provider: ProviderKind,
     /// The directory, for a local store.
     pub path: Option<PathBuf>,
-    /// The server, for S3.
+    /// The server: for S3, for others one that is not the provider's own, for Swift the URL that is asked first.
     pub endpoint: Option<String>,
-    /// The region, for S3.
+    /// The region, for S3 and Keystone.
     pub region: Option<String>,
-    /// The bucket, for S3.
+    /// The bucket or container.
     pub bucket: Option<String>,
     /// Id of the access key, for S3; it is no secret.
     pub access_key: Option<String>,
-    /// Whether it talks TLS, for S3.
+    /// The account, for Azure.
+    pub account: Option<String>,
+    /// The project, for Google and Keystone v3; the tenant, for Keystone v2.
+    pub project: Option<String>,
+    /// The user, for Swift.
+    pub user: Option<String>,
+    /// What proves who asks, in words, such as `access key`.
+    pub auth: Option<String>,
+    /// Whether it talks TLS.
     pub ssl_enabled: Option<bool>,
     /// Whether the bucket is addressed as `host/bucket`, for S3.
     pub path_style: Option<bool>,
+    /// Storage class of new objects, for S3.
+    pub storage_class: Option<String>,
+    /// The proxy.
+    pub proxy: Option<String>,
+    /// Whether certificates of further authorities are trusted.
+    #[serde(default)]
+    pub has_ca_certificates: bool,
+    /// Bytes a second that are sent at most.
+    pub limit_upload_bytes_per_s: Option<u64>,
+    /// Bytes a second that are received at most.
+    pub limit_download_bytes_per_s: Option<u64>,
     /// Whether what is stored is encrypted.
     pub encryption: bool,
     /// Whether the store was seen to hold create-if-absent.
@@ -126,12 +301,26 @@ mod tests {
         else {
             panic!("not S3")
         };
+        let secret_key = secret_key.as_ref().unwrap();
         assert_eq!((secret_key.expose(), *disable_ssl, *disable_path_style), ("hunter2", true, false));
         assert!(!format!("{request:?}").contains("hunter"), "{request:?}");
         let again = serde_json::to_string(&request).unwrap();
         assert_eq!(serde_json::from_str::<CreateCredential>(&again).unwrap(), request);
         let local = r#"{"name":"n","provider":{"type":"local","path":"/srv"}}"#;
         assert!(serde_json::from_str::<CreateCredential>(local).is_ok());
+        for json in [
+            r#"{"type":"azure","account":"a","container":"c","auth":{"kind":"accountKey","key":"hunter2"}}"#,
+            r#"{"type":"azure","account":"a","container":"c","auth":{"kind":"managedIdentity"},"endpoint":"h:1"}"#,
+            r#"{"type":"google","project":"p","bucket":"b","jsonKey":"hunter2"}"#,
+            r#"{"type":"swift","container":"c","auth":{"kind":"v1","authUrl":"u","user":"u","key":"hunter2"}}"#,
+            r#"{"type":"swift","container":"c","auth":{"kind":"v3","authUrl":"u","user":"u","password":"hunter2",
+                "userDomain":"d","project":"p","projectDomain":"d"}}"#,
+        ] {
+            let provider: ProviderRequest = serde_json::from_str(json).unwrap();
+            assert!(!format!("{provider:?}").contains("hunter"), "{provider:?}");
+            let again = serde_json::to_string(&provider).unwrap();
+            assert_eq!(serde_json::from_str::<ProviderRequest>(&again).unwrap(), provider);
+        }
     }
 
     #[test]

@@ -137,11 +137,14 @@ pub struct BackupOptions {
     pub upload_concurrency: usize,
     /// Threads that compress and seal; 0 is one for each core.
     pub cpu_threads: usize,
+    /// Objects are created, never replaced: what is there already must be what would have been stored. To be set where
+    /// the store was seen to create objects only if they are absent.
+    pub write_once: bool,
 }
 
 impl Default for BackupOptions {
     fn default() -> Self {
-        Self { upload_concurrency: 4, cpu_threads: 0 }
+        Self { upload_concurrency: 4, cpu_threads: 0, write_once: false }
     }
 }
 
@@ -170,6 +173,7 @@ pub(crate) struct Job {
     progress: Arc<Progress>,
     building: Semaphore,
     cores: Arc<Semaphore>,
+    write_once: bool,
 }
 
 /// Backs up a frozen point of a volume: reads the blocks of the spec, and nothing else, and stores them as a snapshot.
@@ -227,6 +231,7 @@ async fn run(
         progress,
         building: Semaphore::new(BUILD_CONCURRENCY),
         cores: Arc::new(Semaphore::new(cpu_threads(options.cpu_threads))),
+        write_once: options.write_once,
     });
     job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
     job.packs(options.upload_concurrency.max(1)).await?;
@@ -306,12 +311,32 @@ impl Job {
         drop(permit);
         if let Some(body) = body {
             let object = self.spec.delta_id().pack_key(pack_no);
-            // No other task writes this key, and every attempt of this one writes the same bytes.
-            self.store.put(&object, body, PutMode::Overwrite).await?;
+            self.put(&object, body).await?;
         }
         let journal = self.journal.clone();
         run_blocking(move || journal.record(pack_no, &lens)).await?;
         Ok(raw_len)
+    }
+
+    /// Stores an object of the delta.
+    ///
+    /// No other task writes its key, and every attempt of this one writes the same bytes. Should this task be running twice
+    /// all the same (its daemon was copied), objects that can be written only once keep the two from mixing: whoever
+    /// commits has seen that each of them is what it made itself.
+    pub(crate) async fn put(&self, object: &str, body: Bytes) -> Result<(), CloudError> {
+        if !self.write_once {
+            return Ok(self.store.put(object, body, PutMode::Overwrite).await?);
+        }
+        match self.store.put(object, body.clone(), PutMode::CreateIfAbsent).await {
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
+                match self.store.get(object, body.len() as u64).await {
+                    Ok(found) if found == body => Ok(()),
+                    Err(error) if error.kind != StoreErrorKind::TooLarge => Err(error.into()),
+                    _ => Err(CloudError::Conflict { key: object.to_owned() }),
+                }
+            }
+            result => Ok(result?),
+        }
     }
 
     /// The object of a pack (none if all its blocks are zero) and the stored lengths of its frames.

@@ -121,10 +121,12 @@ pub enum CloudError {
         /// What is wrong and what would be right.
         what: String,
     },
-    /// The object of the snapshot's id holds another snapshot.
-    #[error("{key} already holds another snapshot: take a new snapshot and back that up")]
+    /// An object of the snapshot is there already, and holds something else.
+    #[error(
+        "{key} already holds something else: is a copy of this daemon making the same backup? Start the backup again, which gives it a new name"
+    )]
     Conflict {
-        /// Key of the manifest.
+        /// Key of the object.
         key: String,
     },
     /// The snapshot that an incremental builds on was deleted while the incremental was being made.

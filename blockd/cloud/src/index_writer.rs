@@ -11,7 +11,7 @@ use crate::{
     plan::{PACK_FRAMES, PageSpan},
     repository::run_blocking,
     seal::Domain,
-    store::{PART_LEN_BYTES, PutMode},
+    store::PART_LEN_BYTES,
 };
 use blockd_extent::{BlockSet, Extent};
 use sha2::{Digest, Sha256};
@@ -131,7 +131,7 @@ impl IndexUpload {
     async fn finish(&mut self) -> Result<(), CloudError> {
         let rest = std::mem::take(&mut self.buffer);
         if self.upload.is_none() {
-            return Ok(self.job.store.put(&self.object, rest.into(), PutMode::Overwrite).await?);
+            return self.job.put(&self.object, rest.into()).await;
         }
         self.send(rest).await?;
         if let Some((id, tags)) = &self.upload {

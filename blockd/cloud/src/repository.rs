@@ -300,18 +300,15 @@ impl Repository {
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
                 // An earlier attempt, or an earlier run, may have been carried out without its answer arriving.
                 let found = self.manifest(&manifest.id()).await?;
-                let same =
-                    found.delta.salt == manifest.delta.salt && found.delta.key_id == manifest.delta.key_id;
-                if same { Ok(found) } else { Err(CloudError::Conflict { key: path }) }
+                if found.delta == manifest.delta {
+                    Ok(found)
+                } else {
+                    Err(CloudError::Conflict { key: path })
+                }
             }
             // All attempts may have been carried out without an answer arriving: then it is a snapshot.
             Err(error) => match self.manifest(&manifest.id()).await {
-                Ok(found)
-                    if found.delta.salt == manifest.delta.salt
-                        && found.delta.key_id == manifest.delta.key_id =>
-                {
-                    Ok(found)
-                }
+                Ok(found) if found.delta == manifest.delta => Ok(found),
                 _ => Err(error.into()),
             },
         }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 use blockd_cloud::{
-    store::{LocalStore, ObjectStore, RetryPolicy, S3Options, S3Store, probe, task_store},
+    store::{HttpOptions, LocalStore, ObjectStore, RetryPolicy, S3Access, S3Options, probe, task_store},
     testing::{Fault, FaultStore, MemoryStore, repository_suite, store_suite},
 };
 use std::sync::Arc;
@@ -54,12 +54,16 @@ async fn s3_server() {
         endpoint: Some(endpoint),
         region: setting("REGION").unwrap_or_else(|| "us-east-1".into()),
         bucket: setting("BUCKET").expect("BLOCKD_TEST_S3_BUCKET"),
-        access_key: setting("ACCESS_KEY").expect("BLOCKD_TEST_S3_ACCESS_KEY").into(),
-        secret_key: setting("SECRET_KEY").expect("BLOCKD_TEST_S3_SECRET_KEY").into(),
+        access: S3Access::Key {
+            access_key: setting("ACCESS_KEY").expect("BLOCKD_TEST_S3_ACCESS_KEY").into(),
+            secret_key: setting("SECRET_KEY").expect("BLOCKD_TEST_S3_SECRET_KEY").into(),
+        },
         disable_ssl: true,
         virtual_hosted_style: false,
+        storage_class: None,
+        http: HttpOptions::default(),
     };
-    let store = S3Store::open(&options).unwrap();
+    let store = options.open().unwrap();
     store_suite(&store).await;
     let capabilities = probe(&store).await.unwrap();
     eprintln!("{capabilities:?}");
@@ -72,12 +76,22 @@ async fn s3_server() {
     let refused = |change: fn(&mut S3Options)| {
         let mut options = options.clone();
         change(&mut options);
-        async move { S3Store::open(&options).unwrap().list("blockd/keys/").await.unwrap_err() }
+        async move { options.open().unwrap().list("blockd/keys/").await.unwrap_err() }
     };
     use blockd_cloud::store::StoreErrorKind as Kind;
-    let error = refused(|o| o.secret_key = "wrong".to_owned().into()).await;
+    let error = refused(|o| {
+        if let S3Access::Key { secret_key, .. } = &mut o.access {
+            *secret_key = "wrong".to_owned().into();
+        }
+    });
+    let error = error.await;
     assert_eq!(error.kind, Kind::Unauthorized, "{error}");
-    let error = refused(|o| o.access_key = "wrong".to_owned().into()).await;
+    let error = refused(|o| {
+        if let S3Access::Key { access_key, .. } = &mut o.access {
+            *access_key = "wrong".to_owned().into();
+        }
+    });
+    let error = error.await;
     assert_eq!(error.kind, Kind::Unauthorized, "{error}");
     let error = refused(|o| o.bucket = "no-such-bucket-here".into()).await;
     assert_eq!(error.kind, Kind::BucketMissing, "{error}");

@@ -3,51 +3,34 @@
 use crate::{
     cloud,
     core::Core,
-    db::{CredentialRow, DbError, ProviderRow},
+    db::{CredentialRow, DbError},
     error::{ServiceError, blocking},
+    providers,
     secrets::Purpose,
 };
 use blockd_api::{
     CredentialRef, Deleted, ErrorCode,
-    credentials::{CreateCredential, Credential, CredentialList, ProviderKind, ProviderRequest},
+    credentials::{CreateCredential, Credential, CredentialList},
 };
 use blockd_cloud::{
     CloudError, DataKey, Repository,
-    store::{LocalStore, ObjectStore, Requests, S3Options, S3Store, probe, task_store},
+    store::{Bandwidth, LimitStore, Requests, probe, task_store},
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 /// Repositories that were opened since the start, by credential.
 #[derive(Default)]
 pub struct Repositories {
-    opened: Mutex<HashMap<Uuid, Repository>>,
+    opened: Mutex<HashMap<Uuid, (Repository, Arc<Bandwidth>)>>,
 }
 
 impl std::fmt::Debug for Repositories {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Repositories").finish_non_exhaustive()
-    }
-}
-
-fn open_store(provider: &ProviderRow, secret: Option<&str>) -> Result<Arc<dyn ObjectStore>, ServiceError> {
-    match provider {
-        ProviderRow::Local { path } => Ok(Arc::new(LocalStore::open(path)?)),
-        ProviderRow::S3 { endpoint, region, bucket, access_key, disable_ssl, disable_path_style } => {
-            let options = S3Options {
-                endpoint: Some(endpoint.clone()),
-                region: region.clone(),
-                bucket: bucket.clone(),
-                access_key: Zeroizing::new(access_key.clone()),
-                secret_key: Zeroizing::new(secret.unwrap_or_default().to_owned()),
-                disable_ssl: *disable_ssl,
-                virtual_hosted_style: *disable_path_style,
-            };
-            Ok(Arc::new(S3Store::open(&options)?))
-        }
     }
 }
 
@@ -76,48 +59,14 @@ fn decode_keys(mut encoded: &[u8]) -> Result<Vec<DataKey>, ServiceError> {
     Ok(keys)
 }
 
-fn check_provider(request: &ProviderRequest, data_dir: &Path) -> Result<(), ServiceError> {
-    let invalid = |message: String| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-    match request {
-        ProviderRequest::Local { path } if !path.is_absolute() => {
-            invalid(format!("the path {} is relative: give an absolute one", path.display()))
-        }
-        ProviderRequest::Local { path } => {
-            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-            let (path, data_dir) = (real(path), real(data_dir));
-            if path.starts_with(&data_dir) {
-                return invalid(format!(
-                    "{} lies in blockd's own data directory {}: a backup there is lost with it; choose a directory on another disk",
-                    path.display(),
-                    data_dir.display()
-                ));
-            }
-            Ok(())
-        }
-        ProviderRequest::S3 { endpoint, region, bucket, access_key, secret_key, .. } => {
-            for (what, given) in [
-                ("--s3-endpoint", endpoint.as_str()),
-                ("--s3-region", region),
-                ("--bucket", bucket),
-                ("--s3-access-key", access_key),
-                ("--s3-secret-key", secret_key.expose()),
-            ] {
-                if given.trim().is_empty() {
-                    return invalid(format!("{what} is empty: an S3 store needs it"));
-                }
-            }
-            Ok(())
-        }
-    }
-}
-
 impl Core {
     /// Proves that a store works, opens or makes its repository, and keeps the credential.
     ///
     /// # Errors
     /// The name is taken, the store does not do what it must, or the passphrase does not open the repository.
     pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
-        check_provider(&request.provider, &self.data_dir)?;
+        let kind = providers::kind_of(&request.provider);
+        let (store_row, secret) = providers::take(request.provider, request.connection, &self.data_dir)?;
         if request.encryption_passphrase.as_ref().is_some_and(blockd_api::Secret::is_empty) {
             let message = "the encryption passphrase is empty: give one, or leave the flag away";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
@@ -133,26 +82,12 @@ impl Core {
         if !rows.is_empty() {
             self.secrets.must_not_be_new()?;
         }
-        let (provider, secret) = match request.provider {
-            ProviderRequest::Local { path } => (ProviderRow::Local { path }, None),
-            ProviderRequest::S3 {
-                endpoint,
-                region,
-                bucket,
-                access_key,
-                secret_key,
-                disable_ssl,
-                disable_path_style,
-            } => {
-                let row =
-                    ProviderRow::S3 { endpoint, region, bucket, access_key, disable_ssl, disable_path_style };
-                (row, Some(secret_key))
-            }
-        };
-        let base = open_store(&provider, secret.as_ref().map(|secret| secret.expose()))?;
+        let explain = |error: ServiceError| error.with_hint(|code| providers::hint(kind, code));
+        let base =
+            providers::open(&store_row, secret.as_ref().map(|secret| secret.expose())).map_err(explain)?;
         let (store, _) = task_store(Arc::clone(&base), self.retry_policy());
-        let capabilities = probe(store.as_ref()).await?;
-        let repository = cloud::open(store, request.encryption_passphrase).await?;
+        let capabilities = probe(store.as_ref()).await.map_err(|error| explain(error.into()))?;
+        let repository = cloud::open(store, request.encryption_passphrase).await.map_err(explain)?;
 
         let uuid = Uuid::new_v4();
         let secret = secret.as_ref().map(|secret| secret.expose().as_bytes());
@@ -162,17 +97,18 @@ impl Core {
             uuid,
             name: request.name,
             created: Timestamp::now(),
-            provider,
+            store: store_row,
             store_secret,
             data_keys: self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(repository.keys())?)?,
             encrypted: repository.is_encrypted(),
             capabilities,
         };
-        let reply = to_api(&row);
+        let reply = providers::describe(&row);
+        let bandwidth = providers::bandwidth(&row.store);
         let name = row.name.clone();
         let inserted = self.db.run(move |tx| row.insert(tx)).await;
         inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
-        self.repositories.opened.lock().insert(uuid, repository.with_store(base));
+        self.repositories.opened.lock().insert(uuid, (repository.with_store(base), bandwidth));
         tracing::info!(credential = %uuid, name = %name, encrypted = reply.encryption, "credential created");
         Ok(reply)
     }
@@ -182,7 +118,17 @@ impl Core {
     /// # Errors
     /// The database fails.
     pub async fn list_credentials(&self) -> Result<CredentialList, ServiceError> {
-        Ok(CredentialList { credentials: self.credential_rows().await?.iter().map(to_api).collect() })
+        Ok(CredentialList {
+            credentials: self.credential_rows().await?.iter().map(providers::describe).collect(),
+        })
+    }
+
+    /// One credential.
+    ///
+    /// # Errors
+    /// There is none of that name; the database fails.
+    pub async fn inspect_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
+        Ok(providers::describe(&self.credential(Some(wanted)).await?))
     }
 
     /// Proves again that a credential's store works and that its keys can be opened.
@@ -192,12 +138,14 @@ impl Core {
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         let mut row = self.credential(Some(wanted)).await?;
         let (repository, _) = self.task_repository(row.uuid).await?;
-        repository.prove_key_slot().await?;
-        let capabilities = probe(repository.store().as_ref()).await?;
+        let kind = providers::kind(&row.store.provider);
+        let explain = |error: ServiceError| error.with_hint(|code| providers::hint(kind, code));
+        repository.prove_key_slot().await.map_err(|error| explain(error.into()))?;
+        let capabilities = probe(repository.store().as_ref()).await.map_err(|error| explain(error.into()))?;
         row.capabilities = capabilities.clone();
         let uuid = row.uuid;
         self.db.run(move |tx| CredentialRow::set_capabilities(tx, uuid, &capabilities)).await?;
-        Ok(to_api(&row))
+        Ok(providers::describe(&row))
     }
 
     /// Forgets a credential, with what is known of its backups; the store keeps them.
@@ -268,20 +216,24 @@ impl Core {
     /// The credential is gone, or its secrets cannot be opened.
     pub async fn task_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Requests>), ServiceError> {
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
-        let repository = match opened {
-            Some(repository) => repository,
+        let (repository, bandwidth) = match opened {
+            Some(opened) => opened,
             None => {
-                let repository = self.reopen(uuid).await?;
-                self.repositories.opened.lock().insert(uuid, repository.clone());
-                repository
+                let reopened = self.reopen(uuid).await?;
+                // Another task may have been faster: they share one bandwidth.
+                self.repositories.opened.lock().entry(uuid).or_insert(reopened).clone()
             }
         };
         let (store, requests) = task_store(Arc::clone(repository.store()), self.retry_policy());
+        let store = match bandwidth.is_limited() {
+            true => Arc::new(LimitStore::new(store, bandwidth)),
+            false => store,
+        };
         Ok((repository.with_store(store), requests))
     }
 
     /// Opens a stored credential again; makes no request.
-    async fn reopen(&self, uuid: Uuid) -> Result<Repository, ServiceError> {
+    async fn reopen(&self, uuid: Uuid) -> Result<(Repository, Arc<Bandwidth>), ServiceError> {
         let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
         let context = |error: crate::secrets::SecretsError| {
             let message = format!("credential {}: {error}", row.name);
@@ -294,13 +246,14 @@ impl Core {
             .map_err(context)?;
         let keys = self.secrets.open(uuid, Purpose::DataKeys, &row.data_keys).map_err(context)?;
         let keys = decode_keys(&keys)?;
-        let provider = row.provider;
+        let store = row.store;
+        let bandwidth = providers::bandwidth(&store);
         let repository = blocking(move || -> Result<Repository, ServiceError> {
             let secret = secret.as_ref().map(|secret| std::str::from_utf8(secret)).transpose();
             let secret = secret.map_err(|_| ServiceError::Internal("a stored secret is no text".into()))?;
-            Ok(Repository::from_saved_keys(open_store(&provider, secret)?, keys)?)
+            Ok(Repository::from_saved_keys(providers::open(&store, secret)?, keys)?)
         });
-        repository.await
+        Ok((repository.await?, bandwidth))
     }
 }
 
@@ -310,39 +263,4 @@ pub(crate) fn is_gone_or_damaged(error: &CloudError) -> bool {
         error,
         CloudError::SnapshotNotFound { .. } | CloudError::Damaged { .. } | CloudError::UnknownKey { .. }
     )
-}
-
-fn to_api(row: &CredentialRow) -> Credential {
-    let mut reply = Credential {
-        uuid: row.uuid,
-        name: row.name.clone(),
-        provider: ProviderKind::Local,
-        path: None,
-        endpoint: None,
-        region: None,
-        bucket: None,
-        access_key: None,
-        ssl_enabled: None,
-        path_style: None,
-        encryption: row.encrypted,
-        conditional_put: row.capabilities.conditional_put,
-        created: row.created,
-        write_throughput_kbps: match row.capabilities.write_bytes_per_s {
-            0 => None,
-            measured => Some((measured / 1000).max(1)),
-        },
-    };
-    match &row.provider {
-        ProviderRow::Local { path } => reply.path = Some(path.clone()),
-        ProviderRow::S3 { endpoint, region, bucket, access_key, disable_ssl, disable_path_style } => {
-            reply.provider = ProviderKind::S3;
-            reply.endpoint = Some(endpoint.clone());
-            reply.region = Some(region.clone());
-            reply.bucket = Some(bucket.clone());
-            reply.access_key = Some(access_key.clone());
-            reply.ssl_enabled = Some(!disable_ssl);
-            reply.path_style = Some(!disable_path_style);
-        }
-    }
-    reply
 }

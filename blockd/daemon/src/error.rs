@@ -103,6 +103,19 @@ impl ServiceError {
         }
     }
 
+    /// The same with a hint that fits what was being done, where there is one for its code.
+    #[must_use]
+    pub fn with_hint(self, hint: impl FnOnce(ErrorCode) -> Option<&'static str>) -> Self {
+        let mut error = self.to_api();
+        match hint(error.code) {
+            Some(hint) => {
+                error.hint = Some(hint.to_owned());
+                Self::Refused(error)
+            }
+            None => self,
+        }
+    }
+
     /// The error as callers see it.
     pub fn to_api(&self) -> ApiError {
         let code = match self {
@@ -179,13 +192,13 @@ fn store_code(error: &StoreError) -> ErrorCode {
 
 fn hint(code: ErrorCode) -> Option<&'static str> {
     Some(match code {
-        ErrorCode::StoreUnauthorized => "look at --s3-access-key and --s3-secret-key",
+        ErrorCode::StoreUnauthorized => {
+            "the store refuses what the credentials were made with: try `blockctl credentials validate`"
+        }
         ErrorCode::BucketMissing => {
             "make the bucket or directory first, or look at --bucket, --path and --disable-path-style"
         }
-        ErrorCode::StoreUnreachable => {
-            "look at --s3-endpoint and --s3-disable-ssl, and whether the server runs"
-        }
+        ErrorCode::StoreUnreachable => "look at whether the server runs, and `blockctl credentials inspect`",
         ErrorCode::WrongPassphrase => "look at --encryption-passphrase or --encryption-passphrase-file",
         ErrorCode::PassphraseRequired => "give --encryption-passphrase or --encryption-passphrase-file",
         ErrorCode::RepositoryNotEncrypted => {

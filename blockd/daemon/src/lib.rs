@@ -24,6 +24,7 @@ pub mod logging;
 mod merger;
 mod nbd;
 pub mod open_files;
+mod providers;
 mod quiesce;
 mod reconcile;
 pub mod registry;

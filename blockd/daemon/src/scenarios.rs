@@ -13,7 +13,7 @@ use crate::{
 use blockd_api::{
     Client, ClientError, ErrorCode,
     cloudsnaps::{Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
-    credentials::{CreateCredential, ProviderRequest},
+    credentials::{Connection, CreateCredential, ProviderRequest},
     snapshots::{CreateSnapshot, ListSnapshots, Snapshot},
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
@@ -23,6 +23,7 @@ use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
+mod copies;
 mod groups;
 mod layers;
 
@@ -87,6 +88,7 @@ impl Host {
         CreateCredential {
             name: name.parse().unwrap(),
             provider: ProviderRequest::Local { path: self.store.path().to_owned() },
+            connection: Connection::default(),
             encryption_passphrase: passphrase.map(|text| blockd_api::Secret::new(text.into())),
         }
     }
@@ -665,6 +667,7 @@ async fn failures_are_told_and_leave_nothing() {
     let missing = CreateCredential {
         name: "missing".parse().unwrap(),
         provider: ProviderRequest::Local { path: "/nonexistent/store".into() },
+        connection: Connection::default(),
         encryption_passphrase: None,
     };
     assert_eq!(api_code(host.client.create_credential(&missing).await), ErrorCode::BucketMissing);

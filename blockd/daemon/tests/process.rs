@@ -109,6 +109,7 @@ impl Running {
         let request = CreateCredential {
             name: "nas".parse().unwrap(),
             provider: ProviderRequest::Local { path: store.to_owned() },
+            connection: blockd_api::credentials::Connection::default(),
             encryption_passphrase: Some(blockd_api::Secret::new("correct horse".into())),
         };
         self.client.create_credential(&request).await.unwrap();

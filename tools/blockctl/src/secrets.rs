@@ -57,6 +57,18 @@ impl Sources<'_> {
     }
 }
 
+/// Reads what a file holds, `-` being stdin.
+///
+/// # Errors
+/// It cannot be read, or is empty.
+pub fn read_file(what: &'static str, path: &Path) -> Result<Secret, Failure> {
+    let sources = Sources { what, flag: None, file: Some(path), variable: "" };
+    match sources.read()? {
+        Some(text) => Ok(text),
+        None => Err(sources.unreadable(&path.display().to_string(), "it is empty")),
+    }
+}
+
 /// Reads a secret to the end; one line end there is not part of it.
 fn read_text(source: impl Read) -> io::Result<Secret> {
     let mut text = String::with_capacity(1 << 10);

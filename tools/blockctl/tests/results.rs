@@ -283,6 +283,7 @@ fn credentials_are_listed_by_provider() {
     let fake = Fake::start(vec![
         ("GET /v1/credentials", ok(both)),
         ("GET /v1/credentials", ok(json!({ "credentials": [] }))),
+        ("GET /v1/credentials/my-s3-cred", ok(credential("my-s3-cred", "s3"))),
         ("POST /v1/credentials/nas/validate", ok(credential("nas", "local"))),
         ("DELETE /v1/credentials/nas", ok(json!({"id": CREDENTIAL, "name": "nas"}))),
     ]);
@@ -291,17 +292,22 @@ fn credentials_are_listed_by_provider() {
         ran.stdout,
         "\
 S3 Credentials
-UUID                                   NAME         REGION      ENDPOINT           ACCESS KEY             SSL ENABLED   ENCRYPTION   BUCKET   WRITE THROUGHPUT (KBPS)
-af563a4d-afd7-48df-90f7-8e8f9414ff77   my-s3-cred   us-east-1   70.0.99.121:9010   AB6R80F3SY0VW9NS6HYQ   false         true         bkt      1979
+UUID                                   NAME         REGION      ENDPOINT           ACCESS KEY             SSL ENABLED   ENCRYPTION   BUCKET   CREATE IF ABSENT   WRITE THROUGHPUT (KBPS)
+af563a4d-afd7-48df-90f7-8e8f9414ff77   my-s3-cred   us-east-1   70.0.99.121:9010   AB6R80F3SY0VW9NS6HYQ   false         true         bkt      true               1979
 
 Local Credentials
-UUID                                   NAME   PATH          ENCRYPTION   WRITE THROUGHPUT (KBPS)
-af563a4d-afd7-48df-90f7-8e8f9414ff77   nas    /srv/backup   false        -
+UUID                                   NAME   PATH          ENCRYPTION   CREATE IF ABSENT   WRITE THROUGHPUT (KBPS)
+af563a4d-afd7-48df-90f7-8e8f9414ff77   nas    /srv/backup   false        true               -
 "
     );
     let ran = fake.run("creds list");
     assert!(ran.stdout.is_empty() && ran.stderr.contains("credentials create --help"), "{ran:?}");
     assert_eq!(fake.run("-j creds list").json(), json!([]));
+    let shown = fake.run("cred inspect my-s3-cred").stdout;
+    assert!(
+        shown.contains("Access key") && shown.contains("Create if absent        : yes, as tried"),
+        "{shown}"
+    );
     assert_eq!(
         fake.run("credentials validate nas").stdout,
         format!("Credentials validated successfully, UUID:{CREDENTIAL}\n")
@@ -337,7 +343,12 @@ fn secrets_reach_the_daemon_and_nothing_else() {
             "name": "s",
             "provider": {
                 "type": "s3", "endpoint": "h:1", "region": "us-east-1", "bucket": "b", "accessKey": "AKIA",
-                "secretKey": "hunter2", "disableSsl": true, "disablePathStyle": false
+                "secretKey": "hunter2", "useIam": false, "disableSsl": true, "disablePathStyle": false,
+                "storageClass": null
+            },
+            "connection": {
+                "caCertificates": null, "proxy": null, "limitUploadBytesPerS": null,
+                "limitDownloadBytesPerS": null
             },
             "encryptionPassphrase": "hunter3"
         })

@@ -1,19 +1,33 @@
 //! Object stores: the six things that a backup needs of a bucket, and what can be wrong with one.
 //!
-//! [`LocalStore`] and [`S3Store`] hold objects; [`CountingStore`] counts what is asked of a store and [`RetryStore`]
-//! asks again, with bounds. They stack: a task has one counter and one retrier of its own over a shared store.
+//! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] hold objects; [`CountingStore`] counts what is
+//! asked of a store, [`RetryStore`] asks again, with bounds, and [`LimitStore`] holds back what would exceed a bandwidth. They stack: a task has one counter and one retrier of its own over a shared store.
 
+mod azure;
+mod bucket;
+mod classify;
 mod counting;
+mod endpoint;
+mod google;
+mod http;
+mod limit;
 mod local;
 mod probe;
 mod retry;
 mod s3;
+mod swift;
 
+pub use azure::{AzureAccess, AzureOptions};
+pub use bucket::BucketStore;
 pub use counting::{CountingStore, RequestCounts, Requests};
+pub use google::{GoogleAccess, GoogleOptions};
+pub use http::HttpOptions;
+pub use limit::{Bandwidth, LimitStore};
 pub use local::LocalStore;
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use retry::{RetryPolicy, RetryStore, task_store};
-pub use s3::{S3Options, S3Store};
+pub use s3::{S3Access, S3Options};
+pub use swift::{SwiftAccess, SwiftOptions, SwiftStore};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -118,6 +132,8 @@ pub enum StoreErrorKind {
     Throttled,
     /// The answer was cut short.
     ShortBody,
+    /// What was stored or read is not what was sent, by its checksum.
+    Altered,
     /// The object ends before the range that was asked for.
     RangeBeyondEnd,
     /// The object is longer than the caller takes.
@@ -135,7 +151,15 @@ pub enum StoreErrorKind {
 impl StoreErrorKind {
     /// Whether asking again can help.
     pub const fn is_retryable(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Timeout | Self::Throttled | Self::ShortBody | Self::Other)
+        matches!(
+            self,
+            Self::Unreachable
+                | Self::Timeout
+                | Self::Throttled
+                | Self::ShortBody
+                | Self::Altered
+                | Self::Other
+        )
     }
 
     const fn text(self) -> &'static str {
@@ -151,6 +175,7 @@ impl StoreErrorKind {
             Self::NoSpace => "no space left there: free some, or raise its quota",
             Self::Throttled => "it is overloaded or temporarily unavailable",
             Self::ShortBody => "the answer was cut short",
+            Self::Altered => "the bytes were altered on their way",
             Self::RangeBeyondEnd => "the object is shorter than expected",
             Self::TooLarge => "the object is longer than expected",
             Self::BadKey => {
@@ -176,6 +201,8 @@ pub struct StoreError {
     pub store: String,
     /// More about it, on one line; may be empty.
     pub detail: String,
+    /// For how many seconds the store asked to be left alone, if it did.
+    pub retry_after_s: Option<u16>,
     /// What caused it.
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
@@ -189,6 +216,7 @@ impl StoreError {
             key: key.to_owned(),
             store: store.to_owned(),
             detail: String::new(),
+            retry_after_s: None,
             source: None,
         }
     }

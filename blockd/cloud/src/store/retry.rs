@@ -9,6 +9,9 @@ use std::{future::Future, sync::Arc, time::Duration};
 /// The slowest rate at which a body is still waited for, in bytes per second.
 const SLOWEST_BYTES_PER_S: u64 = 64 << 10;
 
+/// The longest pause that a store can ask for.
+const RETRY_AFTER_MOST: Duration = Duration::from_secs(300);
+
 /// How often and how patiently a store is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RetryPolicy {
@@ -89,7 +92,9 @@ impl RetryStore {
             if !error.is_retryable() || failures >= self.policy.attempts {
                 return Err(error);
             }
-            let pause = self.policy.pause(failures);
+            let asked =
+                Duration::from_secs(error.retry_after_s.unwrap_or_default().into()).min(RETRY_AFTER_MOST);
+            let pause = self.policy.pause(failures).max(asked);
             tracing::debug!(%error, failures, pause_ms = pause.as_millis() as u64, "the store failed, trying again");
             tokio::time::sleep(pause).await;
         }
@@ -198,6 +203,18 @@ mod tests {
         let (store, requests) = task_store(Arc::new(MemoryStore::default()), quick(5));
         assert_eq!(store.get("nothing", 10).await.unwrap_err().kind, StoreErrorKind::NotFound);
         assert_eq!(requests.snapshot().get, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_asks_for_a_pause_gets_it_within_bounds() {
+        for (asked_s, pause_s) in [(7, 7), (10_000, 300)] {
+            let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+            faults.fail_at(0, Fault::RetryAfter(asked_s));
+            let began = tokio::time::Instant::now();
+            let store = RetryStore::new(faults, quick(2));
+            store.put("a", Bytes::new(), PutMode::Overwrite).await.unwrap();
+            assert_eq!(began.elapsed().as_secs(), pause_s);
+        }
     }
 
     #[tokio::test]

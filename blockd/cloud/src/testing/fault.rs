@@ -27,6 +27,8 @@ pub enum Fault {
     NoSpace,
     /// No answer, ever.
     Hang,
+    /// Nothing is done, and the store asks to be left alone for so many seconds.
+    RetryAfter(u16),
 }
 
 /// A store in front of another one that fails on purpose; it counts its operations from 0.
@@ -104,6 +106,11 @@ impl FaultStore {
                     error(StoreErrorKind::ShortBody)
                 }
                 Some(Fault::FlipBit) => work.await.map(spoil),
+                Some(Fault::RetryAfter(pause)) => {
+                    let throttled =
+                        StoreError::new(StoreErrorKind::Throttled, operation, key, "faulty store");
+                    Err(StoreError { retry_after_s: Some(pause), ..throttled })
+                }
                 Some(Fault::Hang) => std::future::pending().await,
             }
         })

@@ -4,11 +4,13 @@ mod fault;
 mod frames;
 #[allow(clippy::expect_used, clippy::panic, reason = "what does not hold is to be found")]
 mod fuzz;
+mod http;
 mod memory;
 mod suite;
 
 pub use fault::{Fault, FaultStore};
 pub use frames::FrameBench;
 pub use fuzz::objects as fuzz_objects;
+pub use http::{HttpDouble, HttpReply, HttpRequest};
 pub use memory::MemoryStore;
 pub use suite::{MemoryVolume, repository_suite, store_suite};

@@ -1,7 +1,7 @@
 //! Rows of credentials.
 
 use super::{DbError, json, parsed, to_json};
-use blockd_api::CredentialName;
+use blockd_api::{CredentialName, credentials::Connection};
 use blockd_cloud::store::StoreCapabilities;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
@@ -9,7 +9,18 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use uuid::Uuid;
 
-/// Everything of a store that is no secret.
+/// Everything of a store that is no secret. What earlier versions did not know has a default.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoreRow {
+    /// Which store.
+    #[serde(flatten)]
+    pub provider: ProviderRow,
+    /// How it is reached.
+    #[serde(default)]
+    pub connection: Connection,
+}
+
+/// Which store.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ProviderRow {
@@ -26,12 +37,112 @@ pub enum ProviderRow {
         region: String,
         /// The bucket.
         bucket: String,
-        /// The id of the access key.
+        /// The id of the access key; empty with `use_iam`.
         access_key: String,
         /// Plain HTTP.
         disable_ssl: bool,
         /// The bucket is part of the host name.
         disable_path_style: bool,
+        /// The identity of the machine, in place of a key.
+        #[serde(default)]
+        use_iam: bool,
+        /// Storage class of new objects.
+        #[serde(default)]
+        storage_class: Option<String>,
+    },
+    /// A container of Azure.
+    Azure {
+        /// The storage account.
+        account: String,
+        /// The container.
+        container: String,
+        /// What proves who asks.
+        auth: AzureAuthRow,
+        /// A server that is not Azure's own.
+        endpoint: Option<String>,
+        /// Plain HTTP to it.
+        disable_ssl: bool,
+    },
+    /// A bucket of Google.
+    Google {
+        /// The project.
+        project: Option<String>,
+        /// The bucket.
+        bucket: String,
+        /// The identity of the machine, in place of a key.
+        use_iam: bool,
+        /// A server that is not Google's own.
+        endpoint: Option<String>,
+        /// Plain HTTP to it.
+        disable_ssl: bool,
+    },
+    /// A container of Swift.
+    Swift {
+        /// The container.
+        container: String,
+        /// What proves who asks.
+        auth: SwiftAuthRow,
+    },
+}
+
+/// What proves to Azure who asks, without the secret.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum AzureAuthRow {
+    /// A key of the account.
+    AccountKey,
+    /// A shared access signature.
+    Sas,
+    /// The managed identity of the machine.
+    ManagedIdentity {
+        /// Which one.
+        client_id: Option<String>,
+    },
+}
+
+/// What proves to Swift who asks, without the secret.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SwiftAuthRow {
+    /// Auth v1.
+    V1 {
+        /// URL of the auth service.
+        auth_url: String,
+        /// The user.
+        user: String,
+    },
+    /// Keystone v2.
+    V2 {
+        /// URL of Keystone.
+        auth_url: String,
+        /// The user.
+        user: String,
+        /// Name of the tenant.
+        tenant_name: Option<String>,
+        /// Id of the tenant.
+        tenant_id: Option<String>,
+        /// Region of the catalog.
+        region: Option<String>,
+    },
+    /// Keystone v3.
+    V3 {
+        /// URL of Keystone.
+        auth_url: String,
+        /// The user.
+        user: String,
+        /// Domain of the user.
+        user_domain: String,
+        /// The project.
+        project: String,
+        /// Domain of the project.
+        project_domain: String,
+        /// Region of the catalog.
+        region: Option<String>,
+    },
+    /// A ready token.
+    Token {
+        /// URL of the account.
+        storage_url: String,
     },
 }
 
@@ -45,7 +156,7 @@ pub struct CredentialRow {
     /// When it was made.
     pub created: Timestamp,
     /// The store.
-    pub provider: ProviderRow,
+    pub store: StoreRow,
     /// The account's secret, sealed.
     pub store_secret: Option<Vec<u8>>,
     /// The repository's keys, sealed.
@@ -64,7 +175,7 @@ impl CredentialRow {
             uuid: parsed(row, 0)?,
             name: parsed(row, 1)?,
             created: parsed(row, 2)?,
-            provider: json(row, 3)?,
+            store: json(row, 3)?,
             store_secret: row.get(4)?,
             data_keys: row.get(5)?,
             encrypted: row.get(6)?,
@@ -94,7 +205,7 @@ impl CredentialRow {
                 self.uuid.to_string(),
                 self.name.as_str(),
                 self.created.to_string(),
-                to_json("provider", &self.provider)?,
+                to_json("provider", &self.store)?,
                 self.store_secret,
                 self.data_keys,
                 self.encrypted,
@@ -137,5 +248,25 @@ impl CredentialRow {
     pub fn remove(tx: &Transaction<'_>, uuid: Uuid) -> Result<(), DbError> {
         tx.execute("DELETE FROM credentials WHERE uuid = ?1", [uuid.to_string()])?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_earlier_versions_are_read() {
+        let old = r#"{"type":"s3","endpoint":"h:1","region":"r","bucket":"b","access_key":"a","disable_ssl":true,
+            "disable_path_style":false}"#;
+        let row: StoreRow = serde_json::from_str(old).unwrap();
+        assert_eq!(row.connection, Connection::default());
+        let ProviderRow::S3 { use_iam, storage_class, .. } = &row.provider else { panic!("{row:?}") };
+        assert_eq!((*use_iam, storage_class), (false, &None));
+        let auth = SwiftAuthRow::V1 { auth_url: "u".into(), user: "u".into() };
+        let connection = Connection { proxy: Some("http://p:1".into()), ..Connection::default() };
+        let row = StoreRow { provider: ProviderRow::Swift { container: "c".into(), auth }, connection };
+        let again = serde_json::to_string(&row).unwrap();
+        assert_eq!(serde_json::from_str::<StoreRow>(&again).unwrap(), row);
     }
 }

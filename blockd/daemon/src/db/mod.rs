@@ -15,7 +15,7 @@ mod volumes;
 pub use attachments::{AttachmentRow, AttachmentState};
 pub use catalog::Catalog;
 pub use chains::Chain;
-pub use credentials::{CredentialRow, ProviderRow};
+pub use credentials::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow};
 pub use snapshots::{SnapshotRow, SnapshotState};
 pub use tasks::{TaskDetail, TaskKind, TaskRow, TaskState};
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};

@@ -20,6 +20,13 @@ pub(super) async fn list(State(core): State<Arc<Core>>) -> Answer<CredentialList
     Ok(Reply(core.list_credentials().await?))
 }
 
+pub(super) async fn inspect(
+    State(core): State<Arc<Core>>,
+    Named(credential): Named<CredentialRef>,
+) -> Answer<Credential> {
+    Ok(Reply(core.inspect_credential(&credential).await?))
+}
+
 pub(super) async fn validate(
     State(core): State<Arc<Core>>,
     Named(credential): Named<CredentialRef>,

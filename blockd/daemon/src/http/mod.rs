@@ -69,7 +69,7 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::SNAPSHOT_GROUP, post(snapshots::create_group))
         .route(paths::SNAPSHOT, get(snapshots::inspect).delete(snapshots::delete))
         .route(paths::CREDENTIALS, get(credentials::list).post(credentials::create))
-        .route(paths::CREDENTIAL, axum::routing::delete(credentials::delete))
+        .route(paths::CREDENTIAL, get(credentials::inspect).delete(credentials::delete))
         .route(paths::CREDENTIAL_VALIDATE, post(credentials::validate))
         .route(paths::CLOUDSNAPS, get(cloudsnaps::list))
         .route(paths::CLOUDSNAP_BACKUP, post(cloudsnaps::backup))

@@ -20,7 +20,7 @@ use crate::{
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };
-use blockd_api::{ErrorCode, SnapshotName};
+use blockd_api::{CredentialRef, ErrorCode, SnapshotName};
 use blockd_cloud::{
     BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding,
     Manifest, ManifestCache, Progress, Repository, new_delta_salt,
@@ -88,6 +88,12 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let (repository, requests) = core.task_repository(row.credential).await?;
     // A disk that is not mounted is an empty directory, and takes everything.
     repository.prove_key_slot().await?;
+    let write_once =
+        core.credential(Some(&CredentialRef::Id(row.credential))).await?.capabilities.conditional_put;
+    let committed = match write_once {
+        true => None,
+        false => committed_before(core, live, &repository).await?,
+    };
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
@@ -123,7 +129,10 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     });
     core.store_progress(live).await;
 
-    let manifest = upload(core, &volume, &spec, &repository, progress, row.id).await;
+    let manifest = match committed {
+        Some(manifest) => Ok(manifest),
+        None => upload(core, &volume, &spec, &repository, progress, row.id, write_once).await,
+    };
     if let Err(ServiceError::Cloud(error)) = &manifest
         && let CloudError::BaseDeleted { base } = **error
     {
@@ -137,6 +146,37 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         tracing::warn!(%error, "what the backup left behind is removed at the next start");
     }
     Ok(done)
+}
+
+/// The manifest that an earlier run put into a store whose objects can be replaced, if it did.
+///
+/// There, nothing tells a daemon that goes on after a restart from a copy of it that does the same: what else may be in the
+/// store already is given up. The next backup has another name there and carries everything.
+async fn committed_before(
+    core: &Core,
+    live: &LiveTask,
+    repository: &Repository,
+) -> Result<Option<Manifest>, ServiceError> {
+    let task = live.view();
+    let (volume, snapshot) = ids(&task)?;
+    let dir = core.task_dir(live.id);
+    let plan = match task.detail.resumed {
+        0 => None,
+        _ => blocking(move || Plan::load(&dir, task.id, volume)).await?,
+    };
+    let Some(plan) = plan else { return Ok(None) };
+    let id = CloudsnapId { cluster: core.cluster, volume, snapshot, incremental: plan.base.is_some() };
+    match repository.manifest(&id).await {
+        Ok(manifest) if manifest.delta.salt == plan.salt => Ok(Some(manifest)),
+        Err(error) if !is_gone_or_damaged(&error) => Err(error.into()),
+        _ => {
+            let message = format!(
+                "the backup was interrupted, and {} cannot create an object only if it is absent, so that it is not safe to go on with it: start it again",
+                repository.store().describe()
+            );
+            Err(ServiceError::refused(ErrorCode::StoreFailed, message))
+        }
+    }
 }
 
 /// The snapshot that is backed up: the one that an earlier run took, or a new one.
@@ -289,6 +329,7 @@ async fn upload(
     repository: &Repository,
     progress: Arc<Progress>,
     task: Uuid,
+    write_once: bool,
 ) -> Result<Manifest, ServiceError> {
     let (volume, snapshot) = (Arc::clone(volume), spec.snapshot);
     let path = core.task_dir(task).join("journal");
@@ -301,6 +342,7 @@ async fn upload(
     let options = BackupOptions {
         upload_concurrency: core.config.upload_concurrency,
         cpu_threads: core.config.cpu_threads,
+        write_once,
     };
     let result = cloud::backup(
         repository.clone(),

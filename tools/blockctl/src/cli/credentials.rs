@@ -1,14 +1,19 @@
 //! `blockctl credentials …`
 
-use blockd_api::{CredentialName, CredentialRef, Secret};
+use blockd_api::{ByteSize, CredentialName, CredentialRef, Secret};
 use clap::{Args, Subcommand, ValueEnum};
+use serde::{Deserialize, Deserializer};
 use std::{convert::Infallible, path::PathBuf};
 
 const CREATE_HELP: &str = "\
 Creating credentials proves that they work: blockd writes, reads and deletes a small object there. \
 Secrets are stored encrypted and never shown. A secret on the command line can be seen by other \
 users of the host and stays in the shell's history: better give a file, `-` to read it from stdin, \
-or the variable. One line end at the end of a file is dropped.
+or the variable. One line end at the end of a file is dropped. All of it may stand in a file \
+(--file), which should have mode 0600.
+
+Whether the store can create an object only if it is absent is tried out and shown in the list; \
+blockd does without where it cannot (Swift, some S3 servers).
 
 Examples:
   blockctl credentials create nas --provider local --path /srv/backup
@@ -17,7 +22,19 @@ Examples:
   blockctl credentials create s3 --provider s3 --s3-endpoint s3.amazonaws.com \\
       --s3-region us-east-1 --bucket my-bucket --s3-access-key AKIA… --s3-secret-key-file ./key
   AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… blockctl credentials create weed \\
-      --provider s3 --s3-endpoint 127.0.0.1:8333 --s3-disable-ssl --bucket bkt";
+      --provider s3 --s3-endpoint 127.0.0.1:8333 --s3-disable-ssl --bucket bkt
+  blockctl credentials create az --provider azure --azure-account-name acct --bucket backups \\
+      --azure-account-key-file ./key
+  blockctl credentials create gs --provider google --google-project-id px-test \\
+      --google-json-key-file px-test.json --bucket backups
+  ST_AUTH=https://swift/auth/v1.0 ST_USER=acct:me ST_KEY=… blockctl credentials create sw \\
+      --provider swift --bucket backups
+  blockctl credentials create offsite --file offsite.toml";
+
+const INSPECT_HELP: &str = "\
+Examples:
+  blockctl credentials inspect nas
+  blockctl -j cred inspect nas";
 
 const LIST_HELP: &str = "\
 Examples:
@@ -44,6 +61,9 @@ pub enum CredentialsCommand {
     /// List credentials, without their secrets
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List,
+    /// Show one of them, without its secrets
+    #[command(visible_alias = "i", after_help = INSPECT_HELP)]
+    Inspect(OneCredential),
     /// Prove that credentials still work
     #[command(visible_alias = "v", after_help = VALIDATE_HELP)]
     Validate(OneCredential),
@@ -53,10 +73,14 @@ pub enum CredentialsCommand {
 }
 
 /// Kind of the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Provider {
     Local,
     S3,
+    Azure,
+    Google,
+    Swift,
 }
 
 /// `credentials create`
@@ -64,9 +88,27 @@ pub enum Provider {
 pub struct CreateArgs {
     /// Name of the credentials
     pub name: CredentialName,
-    /// Where backups go: a directory on the host of blockd, or a bucket of an S3 server
+    /// TOML or JSON file with any of the options below, by their names without dashes before them; what is typed counts more
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// What the file may hold as well.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What describes a store, on the command line or in a file.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where backups go: a directory on the host of blockd, or a kind of object store
     #[arg(long, value_enum)]
-    pub provider: Provider,
+    pub provider: Option<Provider>,
+    /// Bucket or container, which must exist (s3, azure, google, swift)
+    #[arg(long, value_name = "BUCKET")]
+    pub bucket: Option<String>,
+    /// Ask the machine who it is, in place of a key: instance role, managed identity (s3, azure, google)
+    #[arg(long)]
+    pub use_iam: bool,
     /// Directory for the backups (local)
     #[arg(long, value_name = "DIR", help_heading = "Local")]
     pub path: Option<PathBuf>,
@@ -85,15 +127,104 @@ pub struct CreateArgs {
     /// Region, us-east-1 without it (s3)
     #[arg(long, value_name = "REGION", help_heading = "S3")]
     pub s3_region: Option<String>,
-    /// Bucket, which must exist (s3)
-    #[arg(long, value_name = "BUCKET", help_heading = "S3")]
-    pub bucket: Option<String>,
+    /// Storage class of new objects, such as STANDARD_IA (s3)
+    #[arg(long, value_name = "CLASS", help_heading = "S3")]
+    pub s3_storage_class: Option<String>,
     /// Talk plain HTTP (s3)
     #[arg(long, help_heading = "S3")]
     pub s3_disable_ssl: bool,
     /// Address the bucket as BUCKET.HOST, not HOST/BUCKET (s3)
     #[arg(long, help_heading = "S3")]
     pub disable_path_style: bool,
+    /// Storage account [env: AZURE_STORAGE_ACCOUNT] (azure)
+    #[arg(long, value_name = "NAME", help_heading = "Azure")]
+    pub azure_account_name: Option<String>,
+    /// Key of the account [env: AZURE_STORAGE_KEY] (azure)
+    #[arg(long, value_name = "KEY", value_parser = parse_secret, help_heading = "Azure")]
+    pub azure_account_key: Option<Secret>,
+    /// File with the key of the account, - for stdin (azure)
+    #[arg(long, value_name = "FILE", conflicts_with = "azure_account_key", help_heading = "Azure")]
+    pub azure_account_key_file: Option<PathBuf>,
+    /// Shared access signature: the query of a SAS URL [env: AZURE_STORAGE_SAS_TOKEN] (azure)
+    #[arg(long, value_name = "QUERY", value_parser = parse_secret, help_heading = "Azure")]
+    pub azure_sas_token: Option<Secret>,
+    /// File with the shared access signature, - for stdin (azure)
+    #[arg(long, value_name = "FILE", conflicts_with = "azure_sas_token", help_heading = "Azure")]
+    pub azure_sas_token_file: Option<PathBuf>,
+    /// Which managed identity, with --use-iam (azure)
+    #[arg(long, value_name = "ID", help_heading = "Azure")]
+    pub azure_client_id: Option<String>,
+    /// Server that is not Azure's own, as URL or host:port (azure)
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Azure")]
+    pub azure_endpoint: Option<String>,
+    /// Project (google)
+    #[arg(long, value_name = "ID", help_heading = "Google")]
+    pub google_project_id: Option<String>,
+    /// Key file of a service account, - for stdin [env: GOOGLE_APPLICATION_CREDENTIALS] (google)
+    #[arg(long, value_name = "FILE", help_heading = "Google")]
+    pub google_json_key_file: Option<PathBuf>,
+    /// Server that is not Google's own, as URL or host:port (google)
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Google")]
+    pub google_endpoint: Option<String>,
+    /// Version of the auth service: 1, 2 or 3; told from what is given without it (swift)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3), help_heading = "Swift")]
+    pub swift_auth_version: Option<u8>,
+    /// URL of the auth service [env: ST_AUTH, OS_AUTH_URL] (swift)
+    #[arg(long, value_name = "URL", help_heading = "Swift")]
+    pub swift_auth_url: Option<String>,
+    /// User [env: ST_USER, OS_USERNAME] (swift)
+    #[arg(long, value_name = "USER", help_heading = "Swift")]
+    pub swift_user: Option<String>,
+    /// Key or password of the user [env: ST_KEY, OS_PASSWORD] (swift)
+    #[arg(long, value_name = "KEY", value_parser = parse_secret, help_heading = "Swift")]
+    pub swift_key: Option<Secret>,
+    /// File with the key or password, - for stdin (swift)
+    #[arg(long, value_name = "FILE", conflicts_with = "swift_key", help_heading = "Swift")]
+    pub swift_key_file: Option<PathBuf>,
+    /// Region in Keystone's catalog [env: OS_REGION_NAME] (swift)
+    #[arg(long, value_name = "REGION", help_heading = "Swift")]
+    pub swift_region: Option<String>,
+    /// Tenant, by name, for Keystone v2 [env: OS_TENANT_NAME] (swift)
+    #[arg(long, value_name = "NAME", help_heading = "Swift")]
+    pub swift_tenant_name: Option<String>,
+    /// Tenant, by id, for Keystone v2 [env: OS_TENANT_ID] (swift)
+    #[arg(long, value_name = "ID", help_heading = "Swift")]
+    pub swift_tenant_id: Option<String>,
+    /// Domain of the user, for Keystone v3 [env: OS_USER_DOMAIN_NAME] (swift)
+    #[arg(long, value_name = "NAME", help_heading = "Swift")]
+    pub swift_user_domain_name: Option<String>,
+    /// Project, for Keystone v3 [env: OS_PROJECT_NAME] (swift)
+    #[arg(long, value_name = "NAME", help_heading = "Swift")]
+    pub swift_project_name: Option<String>,
+    /// Domain of the project, for Keystone v3 [env: OS_PROJECT_DOMAIN_NAME] (swift)
+    #[arg(long, value_name = "NAME", help_heading = "Swift")]
+    pub swift_project_domain_name: Option<String>,
+    /// URL of the account, with a token in place of a user [env: OS_STORAGE_URL] (swift)
+    #[arg(long, value_name = "URL", help_heading = "Swift")]
+    pub swift_storage_url: Option<String>,
+    /// Ready token, good until it ends [env: OS_AUTH_TOKEN] (swift)
+    #[arg(long, value_name = "TOKEN", value_parser = parse_secret, help_heading = "Swift")]
+    pub swift_token: Option<Secret>,
+    /// File with the token, - for stdin (swift)
+    #[arg(long, value_name = "FILE", conflicts_with = "swift_token", help_heading = "Swift")]
+    pub swift_token_file: Option<PathBuf>,
+    /// PEM file with certificates of authorities to trust beside the system's
+    #[arg(long, value_name = "FILE", help_heading = "Connection")]
+    pub ca_certificate: Option<PathBuf>,
+    /// Proxy, as http://HOST:PORT, without a password; without it, what blockd's environment says
+    #[arg(long, value_name = "URL", help_heading = "Connection")]
+    pub proxy: Option<String>,
+    /// Use the proxy that HTTPS_PROXY names here
+    #[arg(long, conflicts_with = "proxy", help_heading = "Connection")]
+    pub use_proxy: bool,
+    /// Bytes a second that all tasks together send at most, such as 20MiB
+    #[arg(long, value_name = "SIZE", help_heading = "Connection")]
+    #[serde(deserialize_with = "size_of_file")]
+    pub limit_upload: Option<ByteSize>,
+    /// Bytes a second that all tasks together receive at most, such as 20MiB
+    #[arg(long, value_name = "SIZE", help_heading = "Connection")]
+    #[serde(deserialize_with = "size_of_file")]
+    pub limit_download: Option<ByteSize>,
     /// Passphrase that encrypts the backups [env: BLOCKD_ENCRYPTION_PASSPHRASE]
     #[arg(
         long,
@@ -108,11 +239,152 @@ pub struct CreateArgs {
     pub encryption_passphrase_file: Option<PathBuf>,
 }
 
+/// Which settings were given: the name of each, and whether it was.
+type Given<'a> = Vec<(&'static str, &'a dyn Setting)>;
+
+/// One setting, whatever its type.
+pub trait Setting {
+    /// Whether it was given.
+    fn is_given(&self) -> bool;
+}
+
+impl<T> Setting for Option<T> {
+    fn is_given(&self) -> bool {
+        self.is_some()
+    }
+}
+
+impl Setting for bool {
+    fn is_given(&self) -> bool {
+        *self
+    }
+}
+
+/// Takes what the first one lacks from the second one.
+trait Merge: Setting {
+    fn merge(&mut self, other: Self);
+}
+
+impl<T> Merge for Option<T> {
+    fn merge(&mut self, other: Self) {
+        if self.is_none() {
+            *self = other;
+        }
+    }
+}
+
+impl Merge for bool {
+    fn merge(&mut self, other: Self) {
+        *self |= other;
+    }
+}
+
+/// Each setting of a provider is named once: here.
+macro_rules! settings {
+    (all: $($all:ident),+; $($group:ident: $($field:ident = $flag:literal),+;)+) => {
+        impl Settings {
+            /// Takes what was not given from a file.
+            ///
+            /// A secret that was typed or has a file of its own does not compete with another source of it in `file`.
+            pub fn complete(&mut self, mut file: Self) {
+                for (typed, other) in [
+                    (self.s3_secret_key.is_some(), &mut file.s3_secret_key_file),
+                    (self.azure_account_key.is_some(), &mut file.azure_account_key_file),
+                    (self.azure_sas_token.is_some(), &mut file.azure_sas_token_file),
+                    (self.swift_key.is_some(), &mut file.swift_key_file),
+                    (self.swift_token.is_some(), &mut file.swift_token_file),
+                    (self.encryption_passphrase.is_some(), &mut file.encryption_passphrase_file),
+                ] {
+                    if typed {
+                        *other = None;
+                    }
+                }
+                for (named, other) in [
+                    (self.s3_secret_key_file.is_some(), &mut file.s3_secret_key),
+                    (self.azure_account_key_file.is_some(), &mut file.azure_account_key),
+                    (self.azure_sas_token_file.is_some(), &mut file.azure_sas_token),
+                    (self.swift_key_file.is_some(), &mut file.swift_key),
+                    (self.swift_token_file.is_some(), &mut file.swift_token),
+                    (self.encryption_passphrase_file.is_some(), &mut file.encryption_passphrase),
+                ] {
+                    if named {
+                        *other = None;
+                    }
+                }
+                $(self.$all.merge(file.$all);)+
+                $($(self.$field.merge(file.$field);)+)+
+            }
+
+            $(
+                /// The settings of this group.
+                pub fn $group(&self) -> Given<'_> {
+                    vec![$(($flag, &self.$field)),+]
+                }
+            )+
+        }
+    };
+}
+
+settings! {
+    all: provider, encryption_passphrase, encryption_passphrase_file, limit_upload, limit_download;
+    network:
+        bucket = "--bucket",
+        ca_certificate = "--ca-certificate",
+        proxy = "--proxy",
+        use_proxy = "--use-proxy";
+    identity:
+        use_iam = "--use-iam";
+    local:
+        path = "--path";
+    s3:
+        s3_endpoint = "--s3-endpoint",
+        s3_access_key = "--s3-access-key",
+        s3_secret_key = "--s3-secret-key",
+        s3_secret_key_file = "--s3-secret-key-file",
+        s3_region = "--s3-region",
+        s3_storage_class = "--s3-storage-class",
+        s3_disable_ssl = "--s3-disable-ssl",
+        disable_path_style = "--disable-path-style";
+    azure:
+        azure_account_name = "--azure-account-name",
+        azure_account_key = "--azure-account-key",
+        azure_account_key_file = "--azure-account-key-file",
+        azure_sas_token = "--azure-sas-token",
+        azure_sas_token_file = "--azure-sas-token-file",
+        azure_client_id = "--azure-client-id",
+        azure_endpoint = "--azure-endpoint";
+    google:
+        google_project_id = "--google-project-id",
+        google_json_key_file = "--google-json-key-file",
+        google_endpoint = "--google-endpoint";
+    swift:
+        swift_auth_version = "--swift-auth-version",
+        swift_auth_url = "--swift-auth-url",
+        swift_user = "--swift-user",
+        swift_key = "--swift-key",
+        swift_key_file = "--swift-key-file",
+        swift_region = "--swift-region",
+        swift_tenant_name = "--swift-tenant-name",
+        swift_tenant_id = "--swift-tenant-id",
+        swift_user_domain_name = "--swift-user-domain-name",
+        swift_project_name = "--swift-project-name",
+        swift_project_domain_name = "--swift-project-domain-name",
+        swift_storage_url = "--swift-storage-url",
+        swift_token = "--swift-token",
+        swift_token_file = "--swift-token-file";
+}
+
 /// Credentials
 #[derive(Debug, Args)]
 pub struct OneCredential {
     /// Name or UUID of the credentials
     pub credential: CredentialRef,
+}
+
+/// A size in a file is text, as it is on the command line.
+fn size_of_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 fn parse_secret(text: &str) -> Result<Secret, Infallible> {
@@ -129,8 +401,9 @@ mod tests {
             "cred create n --provider s3 --s3-secret-key a --s3-secret-key-file b",
             "creds create n --provider local --encryption-passphrase a --encryption-passphrase-file b",
             "credentials create n --provider tape",
+            "cred create n --provider swift --swift-auth-version 4",
+            "cred create n --provider azure --azure-sas-token a --azure-sas-token-file b",
             "credentials create --provider local --path /x",
-            "credentials create n --path /x",
             "credentials create af563a4d-afd7-48df-90f7-8e8f9414ff77 --provider local --path /x",
         ] {
             assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");

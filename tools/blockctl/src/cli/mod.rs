@@ -32,6 +32,7 @@ Environment:
   BLOCKD_ENCRYPTION_PASSPHRASE    passphrase for `credentials create`
   AWS_ACCESS_KEY_ID               S3 access key for `credentials create`
   AWS_SECRET_ACCESS_KEY           S3 secret key for `credentials create`
+  AZURE_…, GOOGLE_…, ST_…, OS_…   the same for Azure, Google and Swift: `credentials create --help`
   NO_COLOR                        no colours, if it is set
 
 Examples:

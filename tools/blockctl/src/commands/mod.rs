@@ -5,6 +5,7 @@ mod credentials;
 mod extras;
 mod snapshot;
 mod status;
+mod stores;
 mod volume;
 
 use crate::{

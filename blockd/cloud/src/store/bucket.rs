@@ -1,0 +1,397 @@
+//! A bucket behind one of the clients of `object_store`.
+//!
+//! Its requests are made with explicit credentials always, unless instance identity was asked for (the library would
+//! otherwise ask the instance metadata service), and without its retries: [`RetryStore`](super::RetryStore) does
+//! that, and counts. What the library drops of answers (when to ask again, what was stored) comes from the HTTP client.
+
+use super::{
+    LIST_MAX_OBJECTS, ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
+    check_key, check_prefix,
+    classify::classify,
+    http::{Hints, with_hints},
+};
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt};
+use md5::{Digest, Md5};
+use object_store::{
+    Attribute, Attributes, BackoffConfig, GetOptions, GetRange, ObjectStoreExt as _, PutMultipartOptions,
+    PutOptions, PutPayload, RetryConfig,
+    multipart::{MultipartStore, PartId},
+    path::Path,
+};
+use std::{future::Future, sync::Arc, time::Duration};
+
+/// What the library's clients have in common.
+pub(super) trait BucketClient: object_store::ObjectStore + MultipartStore {}
+
+impl<T: object_store::ObjectStore + MultipartStore> BucketClient for T {}
+
+/// The library makes each request once.
+pub(super) fn no_retries() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_secs(1) }
+}
+
+/// A bucket of S3 or Google, or a container of Azure.
+pub struct BucketStore {
+    client: Arc<dyn BucketClient>,
+    description: String,
+    attributes: Attributes,
+    stall_timeout: Duration,
+}
+
+impl BucketStore {
+    pub(super) fn new(
+        client: impl BucketClient,
+        description: String,
+        storage_class: Option<&str>,
+        stall_timeout: Duration,
+    ) -> Self {
+        let mut attributes = Attributes::new();
+        if let Some(class) = storage_class {
+            attributes.insert(Attribute::StorageClass, class.to_owned().into());
+        }
+        Self { client: Arc::new(client), description, attributes, stall_timeout }
+    }
+
+    fn path(&self, operation: &'static str, key: &str) -> Result<Path, StoreError> {
+        let bad = || StoreError::new(StoreErrorKind::BadKey, operation, key, &self.description);
+        if !check_key(key) {
+            return Err(bad());
+        }
+        Path::parse(key).map_err(|_| bad())
+    }
+
+    fn error(&self, operation: &'static str, key: &str, error: object_store::Error) -> StoreError {
+        let (kind, detail) = classify(&error);
+        let mut out = StoreError::new(kind, operation, key, &self.description).with_detail(detail);
+        // The answer's text is not kept: some servers repeat the request's signature in it.
+        if !matches!(kind, StoreErrorKind::Unauthorized) {
+            out.source = Some(Arc::new(error));
+        }
+        out
+    }
+
+    /// Runs one operation of the client; what its answers say beside goes into the error, or comes back.
+    async fn ask<T>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        work: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<(T, Hints), StoreError> {
+        let (result, hints) = with_hints(work).await;
+        match result {
+            Ok(value) => Ok((value, hints)),
+            Err(error) => {
+                let mut error = self.error(operation, key, error);
+                error.retry_after_s = hints.retry_after_s;
+                Err(error)
+            }
+        }
+    }
+
+    /// Compares what the store says that it stored with what was sent, where it says so.
+    async fn check_stored(
+        &self,
+        operation: &'static str,
+        key: &str,
+        sent: Bytes,
+        hints: Hints,
+    ) -> Result<(), StoreError> {
+        let Some(stored) = hints.stored_md5 else { return Ok(()) };
+        let sent: [u8; 16] =
+            blocking(operation, key, &self.description, move || Ok(Md5::digest(&sent).into())).await?;
+        if sent == stored {
+            return Ok(());
+        }
+        Err(StoreError::new(StoreErrorKind::Altered, operation, key, &self.description)
+            .with_detail("the store's MD5 of what it stored is not that of what was sent"))
+    }
+
+    async fn fetch(
+        &self,
+        key: &str,
+        range: Option<std::ops::Range<u64>>,
+        max_len_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        let path = self.path("GET", key)?;
+        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
+        let (answer, _) = self.ask("GET", key, self.client.get_opts(&path, options)).await?;
+        let len_bytes = answer.range.end.saturating_sub(answer.range.start);
+        let fail =
+            |kind, detail: String| StoreError::new(kind, "GET", key, &self.description).with_detail(detail);
+        if range.is_some_and(|range| range != answer.range) {
+            return Err(fail(
+                StoreErrorKind::RangeBeyondEnd,
+                format!("the object has {} bytes", answer.meta.size),
+            ));
+        }
+        if len_bytes > max_len_bytes {
+            return Err(fail(
+                StoreErrorKind::TooLarge,
+                format!("{len_bytes} bytes, at most {max_len_bytes} are expected"),
+            ));
+        }
+        let mut body = BytesMut::with_capacity(len_bytes as usize);
+        let mut stream = answer.into_stream();
+        loop {
+            let Ok(next) = tokio::time::timeout(self.stall_timeout, stream.next()).await else {
+                let waited = self.stall_timeout.as_secs();
+                let detail =
+                    format!("nothing arrived for {waited} s after {} of {len_bytes} bytes", body.len());
+                return Err(fail(StoreErrorKind::Timeout, detail));
+            };
+            let Some(piece) = next else { break };
+            let piece = piece.map_err(|error| self.error("GET", key, error))?;
+            if (body.len() + piece.len()) as u64 > len_bytes {
+                return Err(fail(
+                    StoreErrorKind::Other,
+                    "the body is longer than its announced length".into(),
+                ));
+            }
+            body.extend_from_slice(&piece);
+        }
+        if body.len() as u64 != len_bytes {
+            return Err(fail(
+                StoreErrorKind::ShortBody,
+                format!("{} of {len_bytes} bytes arrived", body.len()),
+            ));
+        }
+        Ok(body.freeze())
+    }
+}
+
+impl ObjectStore for BucketStore {
+    fn describe(&self) -> &str {
+        &self.description
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let path = self.path("PUT", key)?;
+            let mode = match mode {
+                PutMode::CreateIfAbsent => object_store::PutMode::Create,
+                PutMode::Overwrite => object_store::PutMode::Overwrite,
+            };
+            let options = PutOptions { mode, attributes: self.attributes.clone(), ..PutOptions::default() };
+            let put = self.client.put_opts(&path, PutPayload::from(body.clone()), options);
+            match self.ask("PUT", key, put).await {
+                Ok((_, hints)) => self.check_stored("PUT", key, body, hints).await,
+                // A bucket that is not there answers a put with "not found", and nothing else can.
+                Err(mut error) if error.kind == StoreErrorKind::NotFound => {
+                    error.kind = StoreErrorKind::BucketMissing;
+                    Err(error)
+                }
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(self.fetch(key, None, max_len_bytes))
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            if len_bytes == 0 {
+                return Ok(Bytes::new());
+            }
+            self.fetch(key, Some(offset_bytes..offset_bytes.saturating_add(len_bytes)), len_bytes).await
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let path = self.path("DELETE", key)?;
+            match self.ask("DELETE", key, self.client.delete(&path)).await {
+                // S3 does not tell whether there was one.
+                Ok(_) => Ok(true),
+                Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        Box::pin(async move {
+            if !check_prefix(prefix) {
+                return Err(StoreError::new(StoreErrorKind::BadKey, "LIST", prefix, &self.description));
+            }
+            // The client lists by whole names between slashes: the rest of the prefix is compared here.
+            let above = prefix.rfind('/').map(|at| &prefix[..at]);
+            let above = above.map(|above| self.path("LIST", above)).transpose()?;
+            let mut pages = self.client.list(above.as_ref());
+            let mut objects = Vec::new();
+            loop {
+                let found = match self.ask("LIST", prefix, pages.try_next()).await {
+                    Ok((Some(found), _)) => found,
+                    Ok((None, _)) => break,
+                    Err(mut error) if error.kind == StoreErrorKind::NotFound => {
+                        error.kind = StoreErrorKind::BucketMissing;
+                        return Err(error);
+                    }
+                    Err(error) => return Err(error),
+                };
+                let key = found.location.to_string();
+                if key.starts_with(prefix) {
+                    let tag = found.e_tag.unwrap_or_default();
+                    let version = format!("{tag}-{}-{}", found.size, found.last_modified.timestamp_millis());
+                    objects.push(ObjectInfo { key, size_bytes: found.size, version });
+                }
+                if objects.len() > LIST_MAX_OBJECTS {
+                    return Err(StoreError::new(StoreErrorKind::TooLarge, "LIST", prefix, &self.description)
+                        .with_detail(format!("more than {LIST_MAX_OBJECTS} objects")));
+                }
+            }
+            // Not every server sorts, and pages may overlap while objects come and go.
+            objects.sort();
+            objects.dedup();
+            Ok(objects)
+        })
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            let path = self.path("MULTIPART", key)?;
+            let options =
+                PutMultipartOptions { attributes: self.attributes.clone(), ..PutMultipartOptions::default() };
+            let start = self.client.create_multipart_opts(&path, options);
+            Ok(self.ask("MULTIPART", key, start).await?.0)
+        })
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            let path = self.path("MULTIPART", key)?;
+            let upload_id = upload_id.to_owned();
+            let payload = PutPayload::from(body.clone());
+            let put = self.client.put_part(&path, &upload_id, part_no as usize, payload);
+            let (part, hints) = self.ask("MULTIPART", key, put).await?;
+            self.check_stored("MULTIPART", key, body, hints).await?;
+            Ok(part.content_id)
+        })
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let path = self.path("MULTIPART", key)?;
+            let parts = tags.iter().map(|tag| PartId { content_id: tag.clone() }).collect();
+            let upload_id = upload_id.to_owned();
+            let complete = self.client.complete_multipart(&path, &upload_id, parts);
+            self.ask("MULTIPART", key, complete).await.map(drop)
+        })
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let path = self.path("MULTIPART", key)?;
+            let upload_id = upload_id.to_owned();
+            self.ask("MULTIPART", key, self.client.abort_multipart(&path, &upload_id)).await.map(drop)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        store::{HttpOptions, S3Access, S3Options},
+        testing::{HttpDouble, HttpReply},
+    };
+
+    fn options(endpoint: &str) -> S3Options {
+        S3Options {
+            endpoint: Some(endpoint.to_owned()),
+            region: "us-east-1".into(),
+            bucket: "bkt".into(),
+            access: S3Access::Key {
+                access_key: "AKIAEXAMPLE".to_owned().into(),
+                secret_key: "very-secret".to_owned().into(),
+            },
+            disable_ssl: false,
+            virtual_hosted_style: false,
+            storage_class: Some("STANDARD_IA".into()),
+            http: HttpOptions { stall_timeout: Duration::from_millis(100), ..HttpOptions::default() },
+        }
+    }
+
+    fn object() -> HttpReply {
+        HttpReply::status(200)
+            .header("ETag", "\"tag\"")
+            .header("Last-Modified", "Sat, 21 Nov 2026 12:00:00 GMT")
+            .body("hello")
+    }
+
+    async fn put(reply: HttpReply) -> (Result<(), StoreError>, HttpDouble) {
+        let server = HttpDouble::start(move |_| reply.clone()).await;
+        let store = options(&server.url()).open().unwrap();
+        (store.put("a/b", Bytes::from_static(b"hello"), PutMode::Overwrite).await, server)
+    }
+
+    #[tokio::test]
+    async fn what_the_store_stored_is_compared_with_what_was_sent() {
+        let stored = |name, value: &str| HttpReply::status(200).header("ETag", "\"t\"").header(name, value);
+        let (result, server) = put(stored("Content-MD5", "XUFAKrxLKna5cZ2REBfFkg==")).await;
+        result.unwrap();
+        assert_eq!(server.seen()[0].header("x-amz-storage-class"), "STANDARD_IA");
+        put(stored("x-goog-hash", "crc32c=mnG7TA==,md5=XUFAKrxLKna5cZ2REBfFkg==")).await.0.unwrap();
+        put(stored("x-other", "")).await.0.unwrap();
+        for (name, value) in [
+            ("Content-MD5", "1B2M2Y8AsgTpgAmY7PhCfg=="),
+            ("x-goog-hash", "crc32c=mnG7TA==, md5=1B2M2Y8AsgTpgAmY7PhCfg=="),
+        ] {
+            let error = put(stored(name, value)).await.0.unwrap_err();
+            assert_eq!(error.kind, StoreErrorKind::Altered, "{error}");
+            assert!(error.is_retryable());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pause_that_the_store_asks_for_is_in_the_error() {
+        for (status, pause) in [(503, Some(7)), (429, Some(7)), (500, None), (403, None)] {
+            let (result, _) = put(HttpReply::status(status).header("Retry-After", "7")).await;
+            assert_eq!(result.unwrap_err().retry_after_s, pause, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bodies_that_stall_or_end_early_are_given_up() {
+        for (reply, kind) in [
+            (HttpReply { stall: Duration::from_secs(60), ..object() }, StoreErrorKind::Timeout),
+            (HttpReply { cut_bytes: 2, ..object() }, StoreErrorKind::ShortBody),
+        ] {
+            let server = HttpDouble::start(move |_| reply.clone()).await;
+            let error = options(&server.url()).open().unwrap().get("a", 100).await.unwrap_err();
+            assert_eq!(error.kind, kind, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_proxy_is_asked_in_place_of_the_store() {
+        let proxy = HttpDouble::start(|_| object()).await;
+        let mut options = options("http://store.example:9000");
+        options.http.proxy = Some(proxy.url());
+        assert_eq!(options.open().unwrap().get("a/b", 100).await.unwrap(), b"hello"[..]);
+        assert_eq!(proxy.seen()[0].path, "http://store.example:9000/bkt/a/b");
+    }
+
+    #[tokio::test]
+    async fn redirections_are_not_followed() {
+        // They would carry what proves who asks to somebody else.
+        let elsewhere = HttpDouble::start(|_| object()).await;
+        let to = format!("{}/bkt/a/b", elsewhere.url());
+        let server = HttpDouble::start(move |_| HttpReply::status(307).header("Location", to.clone())).await;
+        assert!(options(&server.url()).open().unwrap().get("a/b", 100).await.is_err());
+        assert!(elsewhere.seen().is_empty());
+    }
+}

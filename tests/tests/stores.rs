@@ -1,0 +1,208 @@
+//! The main job on each store beside S3: Azurite, OpenStack Swift, and an emulator of Google's behind a shim.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    Bed, Ctl, MIB, Model, Rng, Task, assert_same,
+    servers::{self, Server},
+};
+use serde_json::Value;
+
+const PASSPHRASE: &str = "planted-passphrase-0c77";
+const SIZE: u64 = 40 * MIB;
+
+fn add(ctl: &Ctl, server: &Server) {
+    let (code, document) = server.add_credentials(ctl, "store", &[("--encryption-passphrase", PASSPHRASE)]);
+    assert_eq!(code, 0, "{document:#}");
+    assert_eq!(document["conditionalPut"], server.conditional_put, "{document:#}");
+    let shown = ctl.json(&["credentials", "inspect", "store"]);
+    assert_eq!(shown, ctl.json(&["credentials", "list"])[0]);
+    assert_eq!(shown["bucket"], servers::BUCKET);
+    assert!(!shown.to_string().contains(&server.secret), "{shown:#}");
+}
+
+fn refused(ctl: &Ctl, server: &Server, changes: &[(&str, &str)]) -> Value {
+    let (code, document) = server.add_credentials(ctl, "store", changes);
+    assert_eq!(code, 1, "{changes:?}: {document:#}");
+    let text = document.to_string();
+    assert!(!text.contains(&server.secret) && !text.contains(PASSPHRASE), "{text}");
+    assert_eq!(
+        ctl.json(&["credentials", "list"]).as_array().unwrap().len(),
+        0,
+        "kept though it does not work"
+    );
+    document["error"].clone()
+}
+
+/// A full backup and incrementals, listed and restored by a host that only has the bucket, then deleted.
+fn main_job(test: &str, bed: &Bed, server: &Server) {
+    let mut rng = Rng::of_test(test);
+    let daemon = bed.daemon("a").config("store_attempts = 2").start();
+    let ctl = daemon.ctl();
+
+    let (flag, value) = &server.wrong;
+    let error = refused(&ctl, server, &[(*flag, value)]);
+    assert_eq!(error["code"], "store_unauthorized", "{error:#}");
+    assert!(
+        error["hint"].as_str().is_some_and(|hint| hint.contains(flag)),
+        "it does not name {flag}: {error:#}"
+    );
+    let error = refused(&ctl, server, &[("--bucket", "no-such-bucket")]);
+    assert_eq!(error["code"], "bucket_missing", "{error:#}");
+    assert!(error["message"].as_str().unwrap().contains("no-such-bucket"), "{error:#}");
+
+    add(&ctl, server);
+    ctl.create_volume("vol", "40MiB");
+    let mut client = daemon.nbd("vol");
+    let mut model = Model::new(SIZE);
+    model.bytes = rng.bytes(SIZE);
+    client.write_long(0, &model.bytes);
+    let mut snaps: Vec<(Task, Model)> = vec![(ctl.backup("vol"), model.clone())];
+    for _ in 0..2 {
+        for _ in 0..40 {
+            model.step(&mut client, &mut rng);
+        }
+        if server.memcached.is_some() {
+            // The daemon's token is worth nothing any more: it must get itself another one.
+            server.forget_tokens();
+        }
+        let task = ctl.backup("vol");
+        assert!(task.is_incremental());
+        assert_eq!(task.requests("list"), 0, "{task:?}");
+        snaps.push((task, model.clone()));
+    }
+    client.close();
+    let (gone, _) = snaps.remove(1);
+    ctl.json(&["cloudsnap", "delete", "--snap", gone.snap(), "--wait"]);
+    ctl.json(&["credentials", "validate", "store"]);
+
+    let fresh = bed.daemon("b").start();
+    let other = fresh.ctl();
+    let error = refused(&other, server, &[("--encryption-passphrase", "another one")]);
+    assert_eq!(error["code"], "wrong_passphrase", "{error:#}");
+    add(&other, server);
+    let known: Vec<&str> = snaps.iter().map(|(task, _)| task.snap()).collect();
+    assert_eq!(other.done_cloudsnaps(), known);
+    for (nth, (task, model)) in snaps.iter().enumerate() {
+        let name = format!("again-{nth}");
+        other.restore(task.snap(), &name);
+        assert_same(&name, &fresh.content(&name), &model.bytes);
+    }
+    for (task, _) in &snaps {
+        other.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);
+    }
+    assert_eq!(other.done_cloudsnaps(), Vec::<String>::new());
+    for daemon in [&daemon, &fresh] {
+        assert!(!daemon.log().contains(&server.secret), "a secret is in the log");
+    }
+}
+
+/// A data directory is copied, and both daemons go on with the same volume into the same store: what each of them backs up
+/// is what its own volume held, whoever asks for it.
+fn two_copies(test: &str, bed: &Bed, add: &dyn Fn(&Ctl)) {
+    let mut rng = Rng::of_test(test);
+    let first = bed.daemon("first").start();
+    let ctl = first.ctl();
+    add(&ctl);
+    ctl.create_volume("vol", "40MiB");
+    let mut model = Model::new(SIZE);
+    model.bytes = rng.bytes(SIZE);
+    first.nbd("vol").write_long(0, &model.bytes);
+    let mut snaps = vec![(ctl.backup("vol").snap().to_owned(), model.clone())];
+    drop(ctl);
+    let first = first.stop();
+    let copy = bed.daemon("copy");
+    let copied =
+        std::process::Command::new("cp").arg("-a").arg(first.data_dir()).arg(copy.data_dir()).status();
+    assert!(copied.unwrap().success());
+
+    let mut daemons = [(first.start(), model.clone()), (copy.start(), model)];
+    for _ in 0..2 {
+        let mut tasks = Vec::new();
+        for (daemon, model) in &mut daemons {
+            let mut client = daemon.nbd("vol");
+            for _ in 0..20 {
+                model.step(&mut client, &mut rng);
+            }
+            client.close();
+            tasks.push(daemon.ctl().start_backup("vol"));
+        }
+        for ((daemon, model), task) in daemons.iter().zip(tasks) {
+            let task = daemon.ctl().wait_task(&task);
+            assert_eq!((task.state(), task.is_incremental()), ("Backup-Done", true), "{task:?}");
+            snaps.push((task.snap().to_owned(), model.clone()));
+        }
+    }
+    let fresh = bed.daemon("fresh").start();
+    let ctl = fresh.ctl();
+    add(&ctl);
+    assert_eq!(ctl.done_cloudsnaps().len(), snaps.len());
+    // One of them deletes what both build on: what is left needs nothing of it.
+    let (gone, _) = snaps.remove(0);
+    daemons[0].0.ctl().json(&["cloudsnap", "delete", "--snap", &gone, "--wait"]);
+    for (nth, (snap, model)) in snaps.iter().enumerate() {
+        let name = format!("again-{nth}");
+        ctl.restore(snap, &name);
+        assert_same(&name, &fresh.content(&name), &model.bytes);
+    }
+}
+
+#[test]
+fn two_copies_of_a_daemon() {
+    let bed = Bed::new();
+    let store = bed.store("store");
+    two_copies("two_copies_of_a_daemon", &bed, &|ctl| {
+        ctl.add_local("nas", store.dir(), Some(PASSPHRASE));
+    });
+}
+
+#[test]
+fn azure() {
+    if servers::is_switched_off("AZURE") {
+        return;
+    }
+    let bed = Bed::new();
+    let server = Server::azure(&bed.path("azurite"));
+    main_job("azure", &bed, &server);
+    // The same container by a shared access signature, and by one that was tampered with.
+    let sas = Server::azure_sas();
+    let daemon = bed.daemon("c").start();
+    let ctl = daemon.ctl();
+    let by_sas = |token: &str| {
+        let changes = [
+            ("--azure-account-key", ""),
+            ("--azure-sas-token", token),
+            ("--encryption-passphrase", PASSPHRASE),
+        ];
+        server.add_credentials(&ctl, "sas", &changes)
+    };
+    let (code, document) = by_sas(&sas.replacen("sig=", "sig=AAAA", 1));
+    assert_eq!((code, &document["error"]["code"]), (1, &"store_unauthorized".into()), "{document:#}");
+    assert!(!document.to_string().contains("AAAA"), "{document:#}");
+    let (code, document) = by_sas(&sas);
+    assert_eq!((code, &document["auth"]), (0, &"shared access signature".into()), "{document:#}");
+    ctl.create_volume("vol", "1MiB");
+    ctl.backup("vol");
+}
+
+#[test]
+fn swift() {
+    if servers::is_switched_off("SWIFT") {
+        return;
+    }
+    let bed = Bed::new();
+    let server = Server::swift(&bed.path("swift"));
+    main_job("swift", &bed, &server);
+    // On a store that replaces objects without a word.
+    two_copies("swift", &bed, &|ctl| add(ctl, &server));
+}
+
+/// fake-gcs-server behind a shim: an emulator, and not Google Cloud Storage.
+#[test]
+fn google_emulator() {
+    if servers::is_switched_off("GOOGLE") {
+        return;
+    }
+    let bed = Bed::new();
+    let server = Server::google(&bed.path("google"));
+    main_job("google_emulator", &bed, &server);
+}

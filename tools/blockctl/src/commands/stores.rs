@@ -1,0 +1,568 @@
+//! What a request for credentials asks for: flags, a file, the environment, and secrets from where they are.
+
+use crate::{
+    cli::credentials::{CreateArgs, Provider, Settings},
+    failure::Failure,
+    secrets::{Sources, read_file},
+};
+use blockd_api::{
+    ByteSize, Secret,
+    credentials::{AzureAuth, Connection, CreateCredential, ProviderRequest, SwiftAuth},
+};
+use std::path::{Path, PathBuf};
+
+/// The region where none is given.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// What the flags and the file ask for, with secrets read from where they are.
+///
+/// # Errors
+/// What is missing, contradicts itself or cannot be read.
+pub(super) fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
+    let CreateArgs { name, file, mut settings } = args;
+    if let Some(file) = &file {
+        settings.complete(read_settings(file)?);
+    }
+    let provider = settings
+        .provider
+        .ok_or_else(|| Failure::usage("--provider is missing: local, s3, azure, google or swift"))?;
+    refuse_what_belongs_to_others(&settings, provider)?;
+    refuse_two_on_stdin(&settings, file.as_deref())?;
+    let encryption_passphrase = Sources {
+        what: "encryption passphrase",
+        flag: settings.encryption_passphrase.as_ref(),
+        file: settings.encryption_passphrase_file.as_deref(),
+        variable: "BLOCKD_ENCRYPTION_PASSPHRASE",
+    }
+    .read()?;
+    let connection = connection(&settings)?;
+    let provider = match provider {
+        Provider::Local => local(&settings)?,
+        Provider::S3 => s3(&settings)?,
+        Provider::Azure => azure(&settings)?,
+        Provider::Google => google(&settings)?,
+        Provider::Swift => swift(&settings)?,
+    };
+    Ok(CreateCredential { name, provider, connection, encryption_passphrase })
+}
+
+/// Settings out of TOML, or out of JSON if that is what it looks like.
+fn read_settings(path: &Path) -> Result<Settings, Failure> {
+    let text = read_file("settings", path)?;
+    let is_json = text.expose().trim_start().starts_with('{');
+    let (line, what) = if is_json {
+        match serde_json::from_str(text.expose()) {
+            Ok(settings) => return Ok(settings),
+            Err(error) => (error.line(), error.to_string()),
+        }
+    } else {
+        match toml::from_str(text.expose()) {
+            Ok(settings) => return Ok(settings),
+            Err(error) => {
+                let before = error.span().and_then(|span| text.expose().get(..span.start));
+                (before.map_or(1, |before| before.matches('\n').count() + 1), error.message().to_owned())
+            }
+        }
+    };
+    // Only this complaint quotes no value, which may be a secret.
+    let what = match what.strip_prefix("unknown field ").and_then(|rest| rest.split(',').next()) {
+        Some(field) => format!("it has an unknown setting {field}"),
+        None => "it is not understood".to_owned(),
+    };
+    Err(Failure::usage(format!("--file {}: line {line}: {what}", path.display())))
+}
+
+fn refuse_what_belongs_to_others(settings: &Settings, chosen: Provider) -> Result<(), Failure> {
+    let groups = [
+        (Provider::Local, "local", settings.local()),
+        (Provider::S3, "s3", settings.s3()),
+        (Provider::Azure, "azure", settings.azure()),
+        (Provider::Google, "google", settings.google()),
+        (Provider::Swift, "swift", settings.swift()),
+    ];
+    let name_of = |wanted| groups.iter().find(|(one, ..)| *one == wanted).map_or("", |(_, name, _)| *name);
+    let refuse = |flag: &str, owner: &str| {
+        let chosen = name_of(chosen);
+        Err(Failure::usage(format!(
+            "{flag} belongs to --provider {owner}, and --provider {chosen} was given"
+        )))
+    };
+    for (provider, name, settings) in &groups {
+        if let Some((flag, _)) =
+            settings.iter().find(|(_, setting)| *provider != chosen && setting.is_given())
+        {
+            return refuse(flag, name);
+        }
+    }
+    let mut foreign = Vec::new();
+    if chosen == Provider::Local {
+        foreign.extend(settings.network());
+    }
+    if matches!(chosen, Provider::Local | Provider::Swift) {
+        foreign.extend(settings.identity());
+    }
+    match foreign.into_iter().find(|(_, setting)| setting.is_given()) {
+        Some(("--use-iam", _)) => refuse("--use-iam", "s3, azure or google"),
+        Some((flag, _)) => refuse(flag, "s3, azure, google or swift"),
+        None => Ok(()),
+    }
+}
+
+fn refuse_two_on_stdin(settings: &Settings, file: Option<&Path>) -> Result<(), Failure> {
+    let on_stdin = [
+        file,
+        settings.s3_secret_key_file.as_deref(),
+        settings.azure_account_key_file.as_deref(),
+        settings.azure_sas_token_file.as_deref(),
+        settings.google_json_key_file.as_deref(),
+        settings.swift_key_file.as_deref(),
+        settings.swift_token_file.as_deref(),
+        settings.encryption_passphrase_file.as_deref(),
+    ];
+    if on_stdin.into_iter().flatten().filter(|path| path.as_os_str() == "-").count() > 1 {
+        return Err(Failure::usage(
+            "two secrets cannot both be read from stdin: give a file for one of them",
+        ));
+    }
+    Ok(())
+}
+
+fn connection(settings: &Settings) -> Result<Connection, Failure> {
+    let ca_certificates = settings.ca_certificate.as_deref().map(|path| read_file("CA certificate", path));
+    let proxy =
+        match (&settings.proxy, settings.use_proxy) {
+            (Some(proxy), false) => Some(proxy.clone()),
+            (None, false) => None,
+            (None, true) => {
+                let found = variable(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]);
+                Some(found.ok_or_else(|| {
+                    Failure::usage("--use-proxy: there is no HTTPS_PROXY in the environment")
+                })?)
+            }
+            (Some(_), true) => {
+                return Err(Failure::usage("--proxy and --use-proxy are both given: drop one of them"));
+            }
+        };
+    Ok(Connection {
+        ca_certificates: ca_certificates.transpose()?.map(|text| text.expose().to_owned()),
+        proxy,
+        limit_upload_bytes_per_s: settings.limit_upload.map(ByteSize::as_bytes),
+        limit_download_bytes_per_s: settings.limit_download.map(ByteSize::as_bytes),
+    })
+}
+
+/// The first of these variables that is set to something.
+fn variable(names: &[&str]) -> Option<String> {
+    names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+/// What was given, or else what the environment says.
+fn given_or(given: &Option<String>, variables: &[&str]) -> Option<String> {
+    given.clone().filter(|value| !value.is_empty()).or_else(|| variable(variables))
+}
+
+fn needs(provider: &str, what: &str) -> Failure {
+    Failure::usage(format!("--provider {provider} needs {what}"))
+}
+
+fn bucket(settings: &Settings, provider: &str) -> Result<String, Failure> {
+    let bucket = settings.bucket.clone().filter(|bucket| !bucket.is_empty());
+    bucket.ok_or_else(|| needs(provider, "--bucket BUCKET"))
+}
+
+fn local(settings: &Settings) -> Result<ProviderRequest, Failure> {
+    let path = settings.path.as_ref().ok_or_else(|| Failure::usage("--provider local needs --path DIR"))?;
+    // The daemon runs in another directory.
+    let absolute = std::path::absolute(path)
+        .map_err(|error| Failure::usage(format!("--path {}: {error}", path.display())))?;
+    if absolute.to_str().is_none() {
+        return Err(Failure::usage(format!("--path {} is not UTF-8", absolute.display())));
+    }
+    Ok(ProviderRequest::Local { path: absolute })
+}
+
+fn s3(settings: &Settings) -> Result<ProviderRequest, Failure> {
+    let needs = |what: &str| needs("s3", what);
+    let endpoint = settings.s3_endpoint.as_deref().ok_or_else(|| needs("--s3-endpoint HOST:PORT"))?;
+    let (endpoint, disable_ssl) = plain_endpoint("--s3-endpoint", endpoint, settings.s3_disable_ssl)?;
+    let bucket = bucket(settings, "s3")?;
+    let (mut access_key, mut secret_key) = (settings.s3_access_key.clone(), settings.s3_secret_key.clone());
+    if !settings.use_iam {
+        let found = given_or(&access_key, &["AWS_ACCESS_KEY_ID"]);
+        let missing = "--s3-access-key KEY, or AWS_ACCESS_KEY_ID in the environment, or --use-iam";
+        access_key = Some(found.ok_or_else(|| needs(missing))?);
+        let sources = Sources {
+            what: "S3 secret key",
+            flag: settings.s3_secret_key.as_ref(),
+            file: settings.s3_secret_key_file.as_deref(),
+            variable: "AWS_SECRET_ACCESS_KEY",
+        };
+        secret_key = Some(sources.read()?.ok_or_else(|| {
+            needs(
+                "--s3-secret-key-file FILE, --s3-secret-key KEY, or AWS_SECRET_ACCESS_KEY in the environment",
+            )
+        })?);
+    } else if access_key.is_some() || secret_key.is_some() || settings.s3_secret_key_file.is_some() {
+        return Err(Failure::usage("--use-iam and an access key are both given: drop one of them"));
+    }
+    Ok(ProviderRequest::S3 {
+        endpoint,
+        region: settings.s3_region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned()),
+        bucket,
+        access_key,
+        secret_key,
+        use_iam: settings.use_iam,
+        disable_ssl,
+        disable_path_style: settings.disable_path_style,
+        storage_class: settings.s3_storage_class.clone(),
+    })
+}
+
+/// A server that is not the provider's own.
+fn own_endpoint(flag: &str, given: Option<&String>) -> Result<(Option<String>, bool), Failure> {
+    match given {
+        Some(given) => {
+            let (endpoint, disable_ssl) = plain_endpoint(flag, given, false)?;
+            Ok((Some(endpoint), disable_ssl))
+        }
+        None => Ok((None, false)),
+    }
+}
+
+fn azure(settings: &Settings) -> Result<ProviderRequest, Failure> {
+    let needs = |what: &str| needs("azure", what);
+    let account = given_or(&settings.azure_account_name, &["AZURE_STORAGE_ACCOUNT"]);
+    let account = account.ok_or_else(|| needs("--azure-account-name NAME, or AZURE_STORAGE_ACCOUNT"))?;
+    let (endpoint, disable_ssl) = own_endpoint("--azure-endpoint", settings.azure_endpoint.as_ref())?;
+    let container = bucket(settings, "azure")?;
+    let has_key = settings.azure_account_key.is_some() || settings.azure_account_key_file.is_some();
+    let has_sas = settings.azure_sas_token.is_some() || settings.azure_sas_token_file.is_some();
+    if u8::from(has_key) + u8::from(has_sas) + u8::from(settings.use_iam) > 1 {
+        let message =
+            "--azure-account-key, --azure-sas-token and --use-iam exclude each other: give one of them";
+        return Err(Failure::usage(message));
+    }
+    if settings.azure_client_id.is_some() && !settings.use_iam {
+        return Err(Failure::usage("--azure-client-id belongs to --use-iam"));
+    }
+    let key = Sources {
+        what: "Azure account key",
+        flag: settings.azure_account_key.as_ref(),
+        file: settings.azure_account_key_file.as_deref(),
+        variable: "AZURE_STORAGE_KEY",
+    };
+    let sas = Sources {
+        what: "Azure shared access signature",
+        flag: settings.azure_sas_token.as_ref(),
+        file: settings.azure_sas_token_file.as_deref(),
+        variable: "AZURE_STORAGE_SAS_TOKEN",
+    };
+    let auth = if settings.use_iam {
+        AzureAuth::ManagedIdentity { client_id: settings.azure_client_id.clone() }
+    } else if has_sas {
+        AzureAuth::Sas { token: sas.read()?.ok_or_else(|| needs("--azure-sas-token-file FILE"))? }
+    } else if let Some(key) = key.read()? {
+        AzureAuth::AccountKey { key }
+    } else if let Some(token) = sas.read()? {
+        AzureAuth::Sas { token }
+    } else {
+        return Err(needs(
+            "--azure-account-key-file FILE, --azure-sas-token-file FILE, AZURE_STORAGE_KEY in the environment, or --use-iam",
+        ));
+    };
+    Ok(ProviderRequest::Azure { account, container, auth, endpoint, disable_ssl })
+}
+
+fn google(settings: &Settings) -> Result<ProviderRequest, Failure> {
+    let (endpoint, disable_ssl) = own_endpoint("--google-endpoint", settings.google_endpoint.as_ref())?;
+    let bucket = bucket(settings, "google")?;
+    if settings.use_iam && settings.google_json_key_file.is_some() {
+        return Err(Failure::usage("--use-iam and --google-json-key-file are both given: drop one of them"));
+    }
+    let mut json_key = None;
+    if !settings.use_iam {
+        let file = settings.google_json_key_file.clone();
+        let file = file.or_else(|| variable(&["GOOGLE_APPLICATION_CREDENTIALS"]).map(PathBuf::from));
+        let file = file.ok_or_else(|| {
+            needs("google", "--google-json-key-file FILE, or GOOGLE_APPLICATION_CREDENTIALS, or --use-iam")
+        })?;
+        json_key = Some(read_file("Google key file", &file)?);
+    }
+    Ok(ProviderRequest::Google {
+        project: settings.google_project_id.clone(),
+        bucket,
+        json_key,
+        use_iam: settings.use_iam,
+        endpoint,
+        disable_ssl,
+    })
+}
+
+fn swift(settings: &Settings) -> Result<ProviderRequest, Failure> {
+    let container = bucket(settings, "swift")?;
+    Ok(ProviderRequest::Swift { container, auth: swift_auth(settings)? })
+}
+
+fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
+    let needs = |what: &str| needs("swift", what);
+    let has_token_flag = settings.swift_token.is_some()
+        || settings.swift_token_file.is_some()
+        || settings.swift_storage_url.is_some();
+    let has_user_flag = settings.swift_auth_url.is_some() || settings.swift_user.is_some();
+    if has_token_flag && has_user_flag {
+        return Err(Failure::usage(
+            "--swift-token takes the place of --swift-auth-url and --swift-user: drop one of them",
+        ));
+    }
+    let env_token = variable(&["OS_AUTH_TOKEN"]).is_some() && variable(&["OS_STORAGE_URL"]).is_some();
+    if has_token_flag || (env_token && !has_user_flag) {
+        let url = given_or(&settings.swift_storage_url, &["OS_STORAGE_URL"]);
+        let token = Sources {
+            what: "Swift token",
+            flag: settings.swift_token.as_ref(),
+            file: settings.swift_token_file.as_deref(),
+            variable: "OS_AUTH_TOKEN",
+        };
+        return Ok(SwiftAuth::Token {
+            storage_url: url.ok_or_else(|| needs("--swift-storage-url URL, or OS_STORAGE_URL"))?,
+            token: token.read()?.ok_or_else(|| needs("--swift-token-file FILE, or OS_AUTH_TOKEN"))?,
+        });
+    }
+    let version = settings.swift_auth_version.or_else(|| guess_version(settings));
+    let version = version.ok_or_else(|| {
+        needs("--swift-auth-version 1, 2 or 3: what is given (or ST_… and OS_… in the environment) does not tell which")
+    })?;
+    let v1 = version == 1;
+    let url = given_or(&settings.swift_auth_url, if v1 { &["ST_AUTH"] } else { &["OS_AUTH_URL"] });
+    let auth_url = url.ok_or_else(|| needs("--swift-auth-url URL, or ST_AUTH or OS_AUTH_URL"))?;
+    let user = given_or(&settings.swift_user, if v1 { &["ST_USER"] } else { &["OS_USERNAME"] });
+    let user = user.ok_or_else(|| needs("--swift-user USER, or ST_USER or OS_USERNAME"))?;
+    let secret = Sources {
+        what: "Swift key",
+        flag: settings.swift_key.as_ref(),
+        file: settings.swift_key_file.as_deref(),
+        variable: if v1 { "ST_KEY" } else { "OS_PASSWORD" },
+    };
+    let secret: Secret =
+        secret.read()?.ok_or_else(|| needs("--swift-key-file FILE, or ST_KEY or OS_PASSWORD"))?;
+    let region = given_or(&settings.swift_region, &["OS_REGION_NAME"]);
+    Ok(match version {
+        1 => SwiftAuth::V1 { auth_url, user, key: secret },
+        2 => SwiftAuth::V2 {
+            auth_url,
+            user,
+            password: secret,
+            tenant_name: given_or(&settings.swift_tenant_name, &["OS_TENANT_NAME"]),
+            tenant_id: given_or(&settings.swift_tenant_id, &["OS_TENANT_ID"]),
+            region,
+        },
+        _ => {
+            let domain =
+                |given, variable: &str| given_or(given, &[variable]).unwrap_or_else(|| "Default".to_owned());
+            let project = given_or(&settings.swift_project_name, &["OS_PROJECT_NAME", "OS_TENANT_NAME"]);
+            SwiftAuth::V3 {
+                auth_url,
+                user,
+                password: secret,
+                user_domain: domain(&settings.swift_user_domain_name, "OS_USER_DOMAIN_NAME"),
+                project: project.ok_or_else(|| needs("--swift-project-name NAME, or OS_PROJECT_NAME"))?,
+                project_domain: domain(&settings.swift_project_domain_name, "OS_PROJECT_DOMAIN_NAME"),
+                region,
+            }
+        }
+    })
+}
+
+/// The version of the auth service, by its URL or by what only one of them needs.
+fn guess_version(settings: &Settings) -> Option<u8> {
+    let os_url = variable(&["OS_AUTH_URL"]);
+    let url = match &settings.swift_auth_url {
+        Some(url) => url.clone(),
+        None if variable(&["ST_AUTH"]).is_some() => return Some(1),
+        None => os_url?,
+    };
+    let url = url.trim_end_matches('/');
+    for (ends, version) in [("/v3", 3), ("/v2.0", 2), ("/v1.0", 1), ("/v1", 1)] {
+        if url.ends_with(ends) {
+            return Some(version);
+        }
+    }
+    let given = |flag: &Option<String>, name: &str| flag.is_some() || variable(&[name]).is_some();
+    if given(&settings.swift_user_domain_name, "OS_USER_DOMAIN_NAME")
+        || given(&settings.swift_project_domain_name, "OS_PROJECT_DOMAIN_NAME")
+        || given(&settings.swift_project_name, "OS_PROJECT_NAME")
+    {
+        return Some(3);
+    }
+    (given(&settings.swift_tenant_name, "OS_TENANT_NAME") || given(&settings.swift_tenant_id, "OS_TENANT_ID"))
+        .then_some(2)
+}
+
+/// The endpoint as `host:port`, and whether to talk plain HTTP: a scheme says so as well as the flag does.
+fn plain_endpoint(flag: &str, given: &str, disable_ssl: bool) -> Result<(String, bool), Failure> {
+    let wrong = |why: &str| Failure::usage(format!("{flag} {given:?} {why}: expected HOST or HOST:PORT"));
+    let (host, disable_ssl) = match given.split_once("://") {
+        Some(("http", host)) => (host, true),
+        Some(("https", _)) if disable_ssl => return Err(wrong("contradicts --s3-disable-ssl")),
+        Some(("https", host)) => (host, false),
+        Some(_) => return Err(wrong("has an unknown scheme")),
+        None => (given, disable_ssl),
+    };
+    let host = host.strip_suffix('/').unwrap_or(host);
+    if host.is_empty() {
+        return Err(wrong("has no host"));
+    }
+    if host.contains(',') {
+        return Err(wrong("names several servers"));
+    }
+    if host
+        .contains(|c: char| matches!(c, '/' | '?' | '#' | '@' | '\\') || c.is_whitespace() || c.is_control())
+    {
+        return Err(wrong("has more than a host and a port"));
+    }
+    Ok((host.to_owned(), disable_ssl))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::credentials::CredentialsCommand;
+    use clap::Parser;
+
+    fn ask(line: &str) -> Result<CreateCredential, Failure> {
+        let words = ["blockctl", "cred", "create", "n"].into_iter().chain(line.split_whitespace());
+        match crate::cli::Cli::try_parse_from(words).unwrap().command {
+            crate::cli::Command::Credentials(CredentialsCommand::Create(args)) => request(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn endpoints_are_a_host_and_a_port() {
+        for (given, flag, endpoint, disable_ssl) in [
+            ("s3.amazonaws.com", false, "s3.amazonaws.com", false),
+            ("127.0.0.1:8333", true, "127.0.0.1:8333", true),
+            ("http://127.0.0.1:8333/", false, "127.0.0.1:8333", true),
+            ("https://s3.example.org", false, "s3.example.org", false),
+            ("[::1]:9000", false, "[::1]:9000", false),
+        ] {
+            assert_eq!(
+                plain_endpoint("--s3-endpoint", given, flag).unwrap(),
+                (endpoint.to_owned(), disable_ssl),
+                "{given}"
+            );
+        }
+        for given in ["", "http://", "ftp://x", "a,b", "host/bucket", "u@h", "a b"] {
+            assert!(plain_endpoint("--s3-endpoint", given, false).is_err(), "{given}");
+        }
+        assert!(plain_endpoint("--s3-endpoint", "https://x", true).is_err());
+    }
+
+    #[test]
+    fn flags_belong_to_their_provider() {
+        for (line, part) in [
+            ("--provider local", "needs --path"),
+            ("--provider local --path /x --bucket b", "--bucket belongs to --provider s3"),
+            ("--provider local --path /x --s3-disable-ssl", "--s3-disable-ssl belongs"),
+            ("--provider s3 --path /x", "--path belongs to --provider local"),
+            ("--provider s3 --bucket b", "needs --s3-endpoint"),
+            ("--provider s3 --s3-endpoint e", "needs --bucket"),
+            ("--path /x", "--provider is missing"),
+            ("--provider local --path /x --use-iam", "--use-iam belongs to --provider s3, azure or google"),
+            ("--provider local --path /x --proxy http://p:1", "--proxy belongs to"),
+            ("--provider s3 --azure-account-name a", "--azure-account-name belongs to --provider azure"),
+            ("--provider swift --use-iam --bucket b", "--use-iam belongs"),
+            ("--provider azure --bucket b", "--azure-account-name"),
+            ("--provider azure --azure-account-name a --bucket b --azure-client-id c", "--azure-client-id"),
+            (
+                "--provider azure --azure-account-name a --bucket b --use-iam --azure-account-key k",
+                "exclude each other",
+            ),
+            ("--provider google --bucket b", "--google-json-key-file"),
+            ("--provider swift --bucket b --swift-auth-url https://h", "--swift-auth-version"),
+            (
+                "--provider swift --bucket b --swift-auth-url https://h/v3 --swift-user u --swift-key k",
+                "--swift-project-name",
+            ),
+            ("--provider swift --bucket b --swift-token t --swift-user u", "drop one of them"),
+            (
+                "--provider s3 --s3-secret-key-file - --encryption-passphrase-file -",
+                "cannot both be read from stdin",
+            ),
+        ] {
+            let failure = ask(line).unwrap_err();
+            assert_eq!(failure.exit_status(), 2, "{line}");
+            assert!(failure.to_string().contains(part), "{line}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_relative_directory_is_made_absolute() {
+        let request = ask("--provider local --path some/dir").unwrap();
+        let ProviderRequest::Local { path } = request.provider else { panic!() };
+        assert_eq!(path, std::env::current_dir().unwrap().join("some/dir"));
+    }
+
+    #[test]
+    fn the_way_into_swift_is_told_from_what_is_given() {
+        let ask = |flags: &str| match ask(&format!("--provider swift --bucket b {flags}")).unwrap().provider {
+            ProviderRequest::Swift { auth, .. } => auth,
+            other => panic!("{other:?}"),
+        };
+        let user = "--swift-user u --swift-key k --swift-auth-url";
+        assert!(matches!(ask(&format!("{user} https://h/auth/v1.0")), SwiftAuth::V1 { .. }));
+        assert!(matches!(ask(&format!("{user} https://h/v2.0/ --swift-tenant-id t")), SwiftAuth::V2 { .. }));
+        assert!(matches!(ask(&format!("{user} https://h --swift-tenant-name t")), SwiftAuth::V2 { .. }));
+        let v3 = ask(&format!("{user} https://h --swift-project-name p"));
+        let SwiftAuth::V3 { user_domain, .. } = v3 else { panic!("{v3:?}") };
+        assert_eq!(user_domain, "Default");
+        assert!(matches!(ask("--swift-token t --swift-storage-url https://h/v1/a"), SwiftAuth::Token { .. }));
+    }
+
+    #[test]
+    fn a_file_says_what_is_not_typed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        let toml = "provider = \"azure\"\nbucket = \"b\"\nazure-account-name = \"a\"\n\
+            azure-account-key = \"planted\"\nlimit-upload = \"20MiB\"\nencryption-passphrase = \"pp\"\n";
+        let json = r#"{"provider": "azure", "bucket": "b", "azure-account-name": "a", "azure-account-key": "planted",
+            "limit-upload": "20MiB", "encryption-passphrase": "pp"}"#;
+        for text in [toml, json] {
+            std::fs::write(&file, text).unwrap();
+            let request = ask(&format!("--file {} --bucket typed", file.display())).unwrap();
+            assert_eq!(request.connection.limit_upload_bytes_per_s, Some(20 << 20));
+            assert_eq!(request.encryption_passphrase.unwrap().expose(), "pp");
+            let ProviderRequest::Azure { container, auth: AzureAuth::AccountKey { key }, .. } =
+                request.provider
+            else {
+                panic!("not what the file says")
+            };
+            assert_eq!((container.as_str(), key.expose()), ("typed", "planted"));
+        }
+        for (text, part) in [
+            ("a = 1\nplanted = 2", "line 1: it has an unknown setting `a`"),
+            ("bucket = \"b\"\nuse-iam = \"planted\"", "line 2: it is not understood"),
+            ("{\"use-iam\": \"planted\"}", "line 1: it is not understood"),
+            ("planted", "line 1: it is not understood"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let failure = ask(&format!("--file {}", file.display())).unwrap_err().to_string();
+            assert!(failure.contains(part) && !failure.contains("planted"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn secrets_come_from_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        std::fs::write(&file, "s3cret\n").unwrap();
+        let file = file.display();
+        let line = format!(
+            "--provider s3 --s3-endpoint e --bucket b --s3-access-key a --s3-secret-key-file {file} --encryption-passphrase-file {file}"
+        );
+        let request = ask(&line).unwrap();
+        assert_eq!(request.encryption_passphrase.unwrap().expose(), "s3cret");
+        let ProviderRequest::S3 { secret_key, region, .. } = request.provider else { panic!() };
+        assert_eq!((secret_key.unwrap().expose(), region.as_str()), ("s3cret", "us-east-1"));
+    }
+}
