@@ -443,30 +443,37 @@ impl Job {
         let object = manifest.encode(&self.key, &random()?)?;
         let manifest = repo.put_manifest(manifest, object.into()).await?;
         if let Some(base) = &spec.base {
-            self.check_base(&manifest, base).await?;
+            check_base(self.store.as_ref(), &manifest, base).await?;
         }
         Ok(manifest)
     }
+}
 
-    /// Makes sure that nobody deleted the base, and with it deltas that this snapshot needs, before the commit.
-    ///
-    /// Whoever deletes a snapshot removes its manifest first, then lists the manifests that are left, then removes
-    /// the deltas that none of them names. If the base's manifest is still there now, that listing is yet to come
-    /// and will show this snapshot; if it is gone, the listing may have been made before the commit. If nothing can be
-    /// learned, the snapshot stays: it is listed, and a backup that is listed must not be told to have failed.
-    async fn check_base(&self, manifest: &Manifest, base: &Manifest) -> Result<(), CloudError> {
-        let path = base.id().manifest_key();
-        match self.store.get_range(&path, 0, 1).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind == StoreErrorKind::NotFound => {
-                self.store.delete(&manifest.id().manifest_key()).await?;
-                Err(CloudError::BaseDeleted { base: base.id() })
-            }
-            Err(error) => {
-                // The snapshot is committed, and the base was there when the backup was planned.
-                tracing::warn!(snapshot = %manifest.id(), base = %base.id(), %error, "the snapshot is in the store, but whether its base still is cannot be told");
-                Ok(())
-            }
+/// Makes sure that nobody deleted the base of a committed snapshot, and with it deltas that the snapshot needs, before
+/// the commit.
+///
+/// Whoever deletes a snapshot removes its manifest first, then lists the manifests that are left, then removes
+/// the deltas that none of them names. If the base's manifest is still there now, that listing is yet to come
+/// and will show this snapshot; if it is gone, the listing may have been made before the commit. If nothing can be
+/// learned, the snapshot stays: it is listed, and a backup that is listed must not be told to have failed.
+///
+/// # Errors
+/// [`CloudError::BaseDeleted`]; the snapshot's manifest is deleted then. The store fails to do that.
+pub async fn check_base(
+    store: &dyn ObjectStore,
+    manifest: &Manifest,
+    base: &Manifest,
+) -> Result<(), CloudError> {
+    match store.get_range(&base.id().manifest_key(), 0, 1).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind == StoreErrorKind::NotFound => {
+            store.delete(&manifest.id().manifest_key()).await?;
+            Err(CloudError::BaseDeleted { base: base.id() })
+        }
+        Err(error) => {
+            // The snapshot is committed, and the base was there when the backup was planned.
+            tracing::warn!(snapshot = %manifest.id(), base = %base.id(), %error, "the snapshot is in the store, but whether its base still is cannot be told");
+            Ok(())
         }
     }
 }

@@ -28,7 +28,7 @@ pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use backup::{BackupOptions, BackupSpec, BlockReader, backup, new_delta_salt};
+pub use backup::{BackupOptions, BackupSpec, BlockReader, backup, check_base, new_delta_salt};
 pub use delete::{DeleteReport, delete_snapshot, delete_with_manifest};
 pub use error::CloudError;
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};

@@ -113,12 +113,18 @@ impl Repository {
         let made = move || create_slot(passphrase.as_ref().map(|text| text.as_str()), kdf, created);
         let (key, slot) = run_blocking(made).await?;
         let object = format!("{KEYS_PREFIX}{}", key.key_id());
-        match create(store, &object, slot.into()).await {
-            Ok(()) => Ok(key),
-            // The name is random: if it is there, an earlier attempt of this very request made it.
-            Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ok(key),
-            Err(error) => Err(error.into()),
+        let slot = bytes::Bytes::from(slot);
+        match create(store, &object, slot.clone()).await {
+            Ok(()) => {}
+            // The name is random: if it is there, an earlier attempt of this very request made it, perhaps badly.
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
+                if !matches!(store.get(&object, SLOT_LEN_BYTES as u64).await, Ok(there) if there == slot) {
+                    store.put(&object, slot, PutMode::Overwrite).await?;
+                }
+            }
+            Err(error) => return Err(error.into()),
         }
+        Ok(key)
     }
 
     async fn open_slots(

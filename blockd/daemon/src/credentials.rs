@@ -137,7 +137,10 @@ impl Core {
     /// What does not work.
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         let mut row = self.credential(Some(wanted)).await?;
-        let (repository, _) = self.task_repository(row.uuid).await?;
+        // Without the limits of its bandwidth: what is to be seen is the store.
+        let (opened, _) = self.opened_repository(row.uuid).await?;
+        let (store, _) = task_store(Arc::clone(opened.store()), self.retry_policy());
+        let repository = opened.with_store(store);
         let kind = providers::kind(&row.store.provider);
         let explain = |error: ServiceError| error.with_hint(|code| providers::hint(kind, code));
         repository.prove_key_slot().await.map_err(|error| explain(error.into()))?;
@@ -215,21 +218,25 @@ impl Core {
     /// # Errors
     /// The credential is gone, or its secrets cannot be opened.
     pub async fn task_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Requests>), ServiceError> {
-        let opened = self.repositories.opened.lock().get(&uuid).cloned();
-        let (repository, bandwidth) = match opened {
-            Some(opened) => opened,
-            None => {
-                let reopened = self.reopen(uuid).await?;
-                // Another task may have been faster: they share one bandwidth.
-                self.repositories.opened.lock().entry(uuid).or_insert(reopened).clone()
-            }
-        };
+        let (repository, bandwidth) = self.opened_repository(uuid).await?;
         let (store, requests) = task_store(Arc::clone(repository.store()), self.retry_policy());
         let store = match bandwidth.is_limited() {
             true => Arc::new(LimitStore::new(store, bandwidth)),
             false => store,
         };
         Ok((repository.with_store(store), requests))
+    }
+
+    async fn opened_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Bandwidth>), ServiceError> {
+        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        match opened {
+            Some(opened) => Ok(opened),
+            None => {
+                let reopened = self.reopen(uuid).await?;
+                // Another task may have been faster: they share one bandwidth.
+                Ok(self.repositories.opened.lock().entry(uuid).or_insert(reopened).clone())
+            }
+        }
     }
 
     /// Opens a stored credential again; makes no request.

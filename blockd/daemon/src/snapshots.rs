@@ -164,7 +164,7 @@ impl Core {
             false => Vec::new(),
         };
         let rest = Rest::new(wanted.quiesce.clone(), mounts, wanted.env());
-        self.undo_rest().await;
+        self.undo_rest(&volumes).await;
         self.insert_snapshots(&wanted, rows.clone()).await?;
         let (frozen, rest) = self.freeze_at_rest(&volumes, rest).await?;
         let taken = match frozen {
@@ -251,9 +251,11 @@ impl Core {
         }
     }
 
-    /// Takes back what could not be taken back before: its row keeps a name that nobody has.
-    async fn undo_rest(&self) {
-        let rest = std::mem::take(&mut *self.to_undo.lock());
+    /// Takes back what could not be taken back before, of these volumes: its row keeps a name that nobody has.
+    async fn undo_rest(&self, volumes: &[(Arc<Volume>, SnapshotId)]) {
+        let is_meant =
+            |&mut (id, _): &mut (VolumeId, SnapshotId)| volumes.iter().any(|(volume, _)| volume.id() == id);
+        let rest: Vec<_> = self.to_undo.lock().extract_if(.., is_meant).collect();
         for (volume, id) in rest {
             // One that is deleted or cannot be opened takes its snapshots along, or leaves them to the next start.
             let Some(volume) = self.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {

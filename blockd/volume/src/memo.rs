@@ -4,8 +4,9 @@
 //! Only frozen layers are remembered, and only for one arrangement of them: each arrangement has a number, which stands
 //! in every entry, so that a freeze or a merge forgets everything at once and costs nothing. The first read of a block
 //! after that looks for it and notes what it found. The table belongs to all arrangements of one volume, its snapshots
-//! included; it is made when the first deep read comes, and has one place of eight bytes for each block of the volume, but
-//! at most 8 MiB: blocks 4 GiB apart share a place then, and the one read last has it.
+//! included, and has one place of eight bytes for each block of the volume, but at most 8 MiB: blocks 4 GiB apart share a
+//! place then, and the one read last has it. Its pages, each for 2 MiB of the volume, are made when something is to be
+//! noted in them.
 
 use blockd_extent::BlockIndex;
 use std::sync::{
@@ -15,6 +16,8 @@ use std::sync::{
 
 /// The most places of a table.
 const MOST_ENTRIES: u64 = 1 << 20;
+/// How many of them are made at once.
+const PAGE_ENTRIES: usize = 512;
 
 /// An entry is a block, the number of an arrangement, and what was found; 0 is none, because numbers begin at 1.
 const FOUND_BITS: u32 = 12;
@@ -39,16 +42,19 @@ pub(crate) struct Memo {
     number: u64,
 }
 
+/// Neighbouring places.
+type Page = OnceLock<Box<[AtomicU64; PAGE_ENTRIES]>>;
+
 struct Table {
     blocks: u64,
-    entries: OnceLock<Box<[AtomicU64]>>,
+    pages: OnceLock<Box<[Page]>>,
     last_number: AtomicU64,
 }
 
 impl Memo {
     /// For a volume that has so many blocks. It takes no memory yet.
     pub(crate) fn new(blocks: u64) -> Self {
-        let table = Table { blocks, entries: OnceLock::new(), last_number: AtomicU64::new(1) };
+        let table = Table { blocks, pages: OnceLock::new(), last_number: AtomicU64::new(1) };
         Self { table: Arc::new(table), number: 1 }
     }
 
@@ -67,16 +73,18 @@ impl Memo {
         (block.0 << NUMBER_BITS | self.number) << FOUND_BITS
     }
 
-    fn place<'a>(&self, entries: &'a [AtomicU64], block: BlockIndex) -> Option<&'a AtomicU64> {
+    /// The page of a block, and its place there.
+    fn place(pages: &[Page], block: BlockIndex) -> Option<(&Page, usize)> {
+        let at = block.0 as usize;
         // There are a power of two of them.
-        entries.get(block.0 as usize & (entries.len() - 1))
+        Some((pages.get((at / PAGE_ENTRIES) & (pages.len() - 1))?, at % PAGE_ENTRIES))
     }
 
     /// Where a block is, if that is remembered.
     pub(crate) fn get(&self, block: BlockIndex) -> Option<Found> {
-        let place = self.place(self.table.entries.get()?, block)?;
+        let (page, at) = Self::place(self.table.pages.get()?, block)?;
         // An entry is complete in itself: nothing else has to be seen with it.
-        let found = place.load(Ordering::Relaxed).checked_sub(self.key(block))?;
+        let found = page.get()?.get(at)?.load(Ordering::Relaxed).checked_sub(self.key(block))?;
         match found {
             0 => Some(Found::Zeroes),
             _ if found <= MOST_LAYERS as u64 => Some(Found::Layer(found as usize - 1)),
@@ -91,18 +99,21 @@ impl Memo {
             Found::Layer(layer) if layer < MOST_LAYERS => layer as u64 + 1,
             Found::Layer(_) => return,
         };
-        let entries = self.table.entries.get_or_init(|| {
-            let count = self.table.blocks.next_power_of_two().min(MOST_ENTRIES);
-            (0..count).map(|_| AtomicU64::new(0)).collect()
+        let pages = self.table.pages.get_or_init(|| {
+            let entries = self.table.blocks.next_power_of_two().min(MOST_ENTRIES) as usize;
+            (0..entries.div_ceil(PAGE_ENTRIES)).map(|_| Page::new()).collect()
         });
-        if let Some(place) = self.place(entries, block) {
-            place.store(self.key(block) + found, Ordering::Relaxed);
+        if let Some((page, at)) = Self::place(pages, block) {
+            let page = page.get_or_init(|| Box::new([const { AtomicU64::new(0) }; PAGE_ENTRIES]));
+            page[at].store(self.key(block) + found, Ordering::Relaxed);
         }
     }
 
     /// How much memory the table takes, in bytes.
     pub(crate) fn heap_bytes(&self) -> u64 {
-        self.table.entries.get().map_or(0, |entries| size_of_val::<[AtomicU64]>(entries) as u64)
+        let Some(pages) = self.table.pages.get() else { return 0 };
+        let made = pages.iter().filter(|page| page.get().is_some()).count();
+        (size_of_val::<[Page]>(pages) + made * size_of::<[AtomicU64; PAGE_ENTRIES]>()) as u64
     }
 }
 
@@ -124,7 +135,8 @@ mod tests {
             assert_eq!(memo.get(block), Some(found));
             assert_eq!(memo.get(BlockIndex(block.0 ^ 1 << 33)), None, "another block of the same place");
         }
-        assert_eq!(memo.heap_bytes(), 8 << 20);
+        let (all, touched) = (MOST_ENTRIES / PAGE_ENTRIES as u64 * size_of::<Page>() as u64, 2 * 4096);
+        assert_eq!(memo.heap_bytes(), all + touched);
         let next = memo.next(1 << 34);
         assert_eq!(next.get(last), None);
         next.put(last, Found::Layer(3));

@@ -99,8 +99,14 @@ impl Volume {
         let pair = Pair { from: LayerVersion::of(from), to: LayerVersion::of(target) };
         // What lies beyond the target's own end was cut off again when it was opened or made longer.
         let target_end = BlockIndex(target.size_bytes / BLOCK_SIZE_BYTES);
-        let start =
-            last.filter(|last| last.pair == pair).map_or(BlockIndex(0), |last| last.next.min(target_end));
+        let start = match last.filter(|last| last.pair == pair) {
+            Some(last) => last.next.min(target_end),
+            None => {
+                // A note of another merge speaks of blocks that this one may write over.
+                Progress::forget_if_there(&self.dir)?;
+                BlockIndex(0)
+            }
+        };
         let work = Work { volume: self, pair, from, blocks, data: &data, note_every_bytes };
         let copied = work.copy(start, &go_on).and_then(|stopped| match stopped {
             None if data.has(Bug::MergeWithoutSync) => Ok(None),

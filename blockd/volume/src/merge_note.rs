@@ -24,7 +24,7 @@
 
 use crate::{
     data_files::remove_if_there,
-    error::{IoContext, VolumeError},
+    error::VolumeError,
     files,
     meta::{LayerEntry, Meta},
     stack::FrozenLayer,
@@ -119,11 +119,16 @@ impl Progress {
     }
 
     /// What was written down about two neighbouring layers of this volume, if anything was.
-    pub(crate) fn load(dir: &Path, meta: &Meta) -> Result<Option<Self>, VolumeError> {
+    /// One that cannot be read counts as none.
+    pub(crate) fn load(dir: &Path, meta: &Meta) -> Option<Self> {
         let path = Self::path(dir);
         let bytes = match storage::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other.during("read", &path)?,
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the note of a merge cannot be read: the merge begins anew");
+                return None;
+            }
         };
         let fits = |note: &Self| {
             meta.layers.windows(2).any(|two| {
@@ -131,12 +136,20 @@ impl Progress {
                 from.is(&two[0]) && to.is(&two[1]) || from.is(&two[1]) && to.is(&two[0])
             })
         };
-        Ok(Self::decode(&bytes, meta.volume).filter(fits))
+        Self::decode(&bytes, meta.volume).filter(fits)
     }
 
     /// Where it is written down.
     pub(crate) fn path(dir: &Path) -> PathBuf {
         dir.join(NAME)
+    }
+
+    /// The same, at no cost if there is nothing.
+    pub(crate) fn forget_if_there(dir: &Path) -> Result<(), VolumeError> {
+        match Self::path(dir).exists() {
+            true => Self::forget(dir),
+            false => Ok(()),
+        }
     }
 
     /// Removes what was written down, if there is anything, durably.
@@ -196,14 +209,14 @@ mod tests {
             snapshots: vec![],
             intervals: vec![],
         };
-        assert_eq!(Progress::load(dir.path(), &meta).unwrap(), None, "there is none");
+        assert_eq!(Progress::load(dir.path(), &meta), None, "there is none");
         example().store(dir.path(), VOLUME).unwrap();
-        assert_eq!(Progress::load(dir.path(), &meta).unwrap(), Some(example()));
+        assert_eq!(Progress::load(dir.path(), &meta), Some(example()));
         meta.layers[2].generation = 4;
-        assert_eq!(Progress::load(dir.path(), &meta).unwrap(), None, "the merge was committed");
+        assert_eq!(Progress::load(dir.path(), &meta), None, "the merge was committed");
         meta.layers[2].generation = 3;
         meta.layers.insert(2, layer(6, 6, 0, false));
-        assert_eq!(Progress::load(dir.path(), &meta).unwrap(), None, "they are no neighbours");
+        assert_eq!(Progress::load(dir.path(), &meta), None, "they are no neighbours");
         Progress::forget(dir.path()).unwrap();
         Progress::forget(dir.path()).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -90,7 +90,7 @@ impl Volume {
                 false => Ok(Layer::Frozen(Arc::new(load_frozen(place(entry), *entry)?))),
             })
             .collect::<Result<Vec<_>, VolumeError>>()?;
-        let progress = Progress::load(dir, &meta)?;
+        let progress = Progress::load(dir, &meta);
         let volume = Self::assemble(dir.to_owned(), meta, Stack::new(layers, &Stack::default()));
         *volume.merging.lock() = progress;
         let finished = volume.finish_open_layers(&mut volume.admin.lock());
@@ -167,7 +167,7 @@ pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, Vol
             named.insert(files::set_path(dir, layer.file, layer.generation));
         }
     }
-    if Progress::load(dir, meta)?.is_some() {
+    if Progress::load(dir, meta).is_some() {
         named.insert(Progress::path(dir));
     }
     named.extend(meta.intervals.iter().map(|&epoch| files::set_path(dir, epoch, 0)));

@@ -393,12 +393,16 @@ impl Volume {
             *(if is_shared { &mut shared_bytes } else { &mut allocated_bytes }) += data.allocated_bytes();
         }
         let (rollback_done_bytes, rollback_total_bytes) = self.rollback_shown.read();
+        // One after the other: whoever holds the lock of `kept_epochs` for reading and takes it again waits for a writer that
+        // waits for him.
+        let merge = self.merge_stats(&stack);
+        let snapshots = self.kept_epochs.read().len() as u64;
         VolumeStats {
             size_bytes: self.size_bytes(),
             head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,
             layers: stack.layers().len() as u64,
-            snapshots: self.kept_epochs.read().len() as u64,
-            merge: self.merge_stats(&stack),
+            snapshots,
+            merge,
             rollback_done_bytes,
             rollback_total_bytes,
             allocated_bytes,

@@ -62,7 +62,7 @@ impl BucketStore {
     }
 
     fn error(&self, operation: &'static str, key: &str, error: object_store::Error) -> StoreError {
-        let (kind, detail) = classify(&error);
+        let (kind, detail) = classify(operation, &error);
         let mut out = StoreError::new(kind, operation, key, &self.description).with_detail(detail);
         // The answer's text is not kept: some servers repeat the request's signature in it.
         if !matches!(kind, StoreErrorKind::Unauthorized) {

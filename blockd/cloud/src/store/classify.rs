@@ -14,8 +14,8 @@ fn between<'a>(text: &'a str, tag: &str) -> Option<&'a str> {
     Some(&text[start..end])
 }
 
-/// What an error of the client means, and one line about it.
-pub(super) fn classify(error: &ClientError) -> (StoreErrorKind, String) {
+/// What an error of the client means that it gave in an operation, and one line about it.
+pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind, String) {
     use StoreErrorKind as Kind;
     let mut chain = Vec::new();
     let mut at: Option<&(dyn StdError + 'static)> = Some(error);
@@ -86,7 +86,8 @@ pub(super) fn classify(error: &ClientError) -> (StoreErrorKind, String) {
             ClientError::AlreadyExists { .. } | ClientError::Precondition { .. } => Kind::AlreadyExists,
             ClientError::NotImplemented { .. } | ClientError::NotSupported { .. } => Kind::Unsupported,
             ClientError::PermissionDenied { .. } | ClientError::Unauthenticated { .. } => Kind::Unauthorized,
-            _ if status("404") => Kind::NotFound,
+            // Elsewhere it has an error of its own, and this is the answer of a service that gives out tokens.
+            _ if operation == "LIST" && status("404") => Kind::NotFound,
             _ if status("501") => Kind::Unsupported,
             _ if status("507") => Kind::NoSpace,
             _ if status("416") => Kind::RangeBeyondEnd,

@@ -13,10 +13,8 @@ impl Endpoint {
         let given = given.trim();
         let (tls, host) = match given.split_once("://") {
             Some(("http", host)) => (false, host),
-            Some(("https", host)) if disable_ssl => {
-                return Err(format!(
-                    "the endpoint {host} says https, but TLS is disabled: drop one of the two"
-                ));
+            Some(("https", _)) if disable_ssl => {
+                return Err("the endpoint says https, but TLS is disabled: drop one of the two".into());
             }
             Some(("https", host)) => (true, host),
             Some((scheme, _)) => {

@@ -5,7 +5,7 @@ use object_store::{
     ClientOptions,
     client::{HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService},
 };
-use reqwest::{NoProxy, Proxy, StatusCode, header, redirect::Policy, tls::Certificate};
+use reqwest::{Proxy, StatusCode, header, redirect::Policy, tls::Certificate};
 use std::{
     cell::Cell,
     future::Future,
@@ -20,7 +20,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// After how long an idle peer is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Where machines ask who they are: never through a proxy.
-const METADATA_HOSTS: &str = "169.254.169.254,169.254.170.2,metadata,metadata.google.internal";
+const METADATA_HOSTS: [&str; 4] =
+    ["169.254.169.254", "169.254.170.2", "metadata", "metadata.google.internal"];
 
 /// How a store is reached over HTTP.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +46,14 @@ impl HttpOptions {
     /// # Errors
     /// One line on which of the options cannot be right.
     pub(super) fn client(&self, allow_http: bool) -> Result<reqwest::Client, String> {
+        let mut builder = self.builder(allow_http)?;
+        if let Some(url) = &self.proxy {
+            builder = builder.proxy(proxy(url)?);
+        }
+        build(builder)
+    }
+
+    fn builder(&self, allow_http: bool) -> Result<reqwest::ClientBuilder, String> {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("blockd/", env!("CARGO_PKG_VERSION")))
             .http1_only()
@@ -63,16 +72,18 @@ impl HttpOptions {
             }
             builder = builder.tls_certs_merge(certificates);
         }
-        if let Some(url) = &self.proxy {
-            builder = builder.proxy(proxy(url)?);
-        }
-        builder.build().map_err(|error| format!("the HTTP client cannot be made: {}", chain(&error)))
+        Ok(builder)
     }
 
     /// The same as the clients of `object_store` get it.
     pub(super) fn connector(&self, allow_http: bool) -> Result<Connector, String> {
-        Ok(Connector { client: self.client(allow_http)? })
+        // Metadata services speak plain HTTP; the environment may name proxies too.
+        Ok(Connector { client: self.client(allow_http)?, direct: build(self.builder(true)?.no_proxy())? })
     }
+}
+
+fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, String> {
+    builder.build().map_err(|error| format!("the HTTP client cannot be made: {}", chain(&error)))
 }
 
 fn proxy(url: &str) -> Result<Proxy, String> {
@@ -87,8 +98,7 @@ fn proxy(url: &str) -> Result<Proxy, String> {
     if parsed.host_str().is_none_or(str::is_empty) {
         return Err(shown("it has no host"));
     }
-    let proxy = Proxy::all(parsed).map_err(|error| shown(&error.to_string()))?;
-    Ok(proxy.no_proxy(NoProxy::from_string(METADATA_HOSTS)))
+    Proxy::all(parsed).map_err(|error| shown(&error.to_string()))
 }
 
 /// An error with its causes, on one line, without addresses (which may hold signatures).
@@ -131,11 +141,13 @@ pub(super) async fn with_hints<T>(work: impl Future<Output = T>) -> (T, Hints) {
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     client: reqwest::Client,
+    /// For metadata services.
+    direct: reqwest::Client,
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Watched { client: self.client.clone() }))
+        Ok(HttpClient::new(Watched { client: self.client.clone(), direct: self.direct.clone() }))
     }
 }
 
@@ -143,6 +155,16 @@ impl HttpConnector for Connector {
 #[derive(Debug)]
 struct Watched {
     client: reqwest::Client,
+    direct: reqwest::Client,
+}
+
+impl Watched {
+    fn client_for(&self, host: Option<&str>) -> &reqwest::Client {
+        match host {
+            Some(host) if METADATA_HOSTS.contains(&host) => &self.direct,
+            _ => &self.client,
+        }
+    }
 }
 
 impl HttpService for Watched {
@@ -155,7 +177,7 @@ impl HttpService for Watched {
         Self: 'run,
     {
         Box::pin(async move {
-            let answer = self.client.call(request).await?;
+            let answer = self.client_for(request.uri().host()).call(request).await?;
             let hints = read_hints(answer.status(), answer.headers());
             // Tokens may be fetched outside any operation: there is nobody to tell then.
             let _ = HINTS.try_with(|cell| cell.set(hints));
@@ -172,7 +194,11 @@ fn read_hints(status: StatusCode, headers: &header::HeaderMap) -> Hints {
     }
     if status.is_success() {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let google = || text("x-goog-hash")?.split(',').find_map(|part| part.trim().strip_prefix("md5="));
+        // One line with both sums, or a line for each.
+        let google = || {
+            let lines = headers.get_all("x-goog-hash").iter().filter_map(|line| line.to_str().ok());
+            lines.flat_map(|line| line.split(',')).find_map(|part| part.trim().strip_prefix("md5="))
+        };
         hints.stored_md5 = text("content-md5").or_else(google).and_then(from_base64);
     }
     hints
@@ -251,6 +277,31 @@ mod tests {
         assert_eq!(retry_after_s(&headers), None);
         let hints = read_hints(StatusCode::OK, &headers);
         assert_eq!(hints.retry_after_s, None);
+    }
+
+    #[test]
+    fn googles_sums_are_read_from_one_line_and_from_two() {
+        let empty = Some(*b"\xd4\x1d\x8c\xd9\x8f\x00\xb2\x04\xe9\x80\x09\x98\xec\xf8\x42\x7e");
+        for lines in [
+            &["crc32c=AAAAAA==,md5=1B2M2Y8AsgTpgAmY7PhCfg=="][..],
+            &["crc32c=AAAAAA==", "md5=1B2M2Y8AsgTpgAmY7PhCfg=="],
+        ] {
+            let mut headers = header::HeaderMap::new();
+            for line in lines {
+                headers.append("x-goog-hash", line.parse().unwrap());
+            }
+            assert_eq!(read_hints(StatusCode::OK, &headers).stored_md5, empty, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn metadata_services_are_asked_directly() {
+        let options = HttpOptions { proxy: Some("http://127.0.0.1:1".into()), ..HttpOptions::default() };
+        let Connector { client, direct } = options.connector(false).unwrap();
+        let watched = Watched { client, direct };
+        assert!(std::ptr::eq(watched.client_for(Some("169.254.169.254")), &watched.direct));
+        assert!(std::ptr::eq(watched.client_for(Some("storage.googleapis.com")), &watched.client));
+        assert!(std::ptr::eq(watched.client_for(None), &watched.client));
     }
 
     #[test]

@@ -161,8 +161,15 @@ impl Probe<'_> {
                 Err(error) => Err(failed(error)),
             }
         };
-        let key = self.key("once");
-        if !create(&key, b"first").await? || create(&key, b"again").await? {
+        let mut key = self.key("once");
+        if !create(&key, b"first").await? {
+            // An earlier attempt of the same request may have made it and its answer been lost.
+            key = self.key("once-more");
+            if !create(&key, b"first").await? {
+                return Ok(false);
+            }
+        }
+        if create(&key, b"again").await? {
             return Ok(false);
         }
         if self.store.get(&key, 64).await.map_err(failed)? != b"first"[..] {

@@ -1,7 +1,7 @@
 //! The cached manifests of one credential.
 
 use super::{Db, DbError, json, to_json};
-use blockd_cloud::{Manifest, ManifestCache};
+use blockd_cloud::{CloudsnapId, Manifest, ManifestCache};
 use rusqlite::{OptionalExtension, Transaction, params};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -46,6 +46,24 @@ impl Catalog {
             params![credential.to_string(), key],
         )?;
         Ok(())
+    }
+
+    /// The cached manifests of the volume that a snapshot is of, in its cluster.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn of_volume(&self, snapshot: &CloudsnapId) -> Result<Vec<Manifest>, DbError> {
+        let key = snapshot.manifest_key();
+        let volume = format!("{}/{}-", snapshot.cluster, snapshot.volume);
+        let prefix = key.find(&volume).map_or(key.as_str(), |at| &key[..at + volume.len()]);
+        self.db.transaction(|tx| {
+            let sql =
+                "SELECT manifest FROM catalog WHERE credential = ?1 AND substr(key, 1, length(?2)) = ?2";
+            let mut statement = tx.prepare(sql)?;
+            let rows =
+                statement.query_map(params![self.credential.to_string(), prefix], |row| json(row, 0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
     }
 
     /// Removes the manifests whose keys are not among these: what is no longer in the store.

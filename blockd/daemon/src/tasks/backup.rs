@@ -23,7 +23,7 @@ use crate::{
 use blockd_api::{CredentialRef, ErrorCode, SnapshotName};
 use blockd_cloud::{
     BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding,
-    Manifest, ManifestCache, Progress, Repository, new_delta_salt,
+    Manifest, ManifestCache, Progress, Repository, check_base, new_delta_salt,
 };
 use blockd_extent::{Extent, SnapshotId, VolumeId};
 use blockd_volume::{SnapshotView, Volume, VolumeError, VolumeErrorKind};
@@ -130,7 +130,13 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     core.store_progress(live).await;
 
     let manifest = match committed {
-        Some(manifest) => Ok(manifest),
+        Some(manifest) => match &spec.base {
+            Some(base) => {
+                let checked = check_base(repository.store().as_ref(), &manifest, base).await;
+                checked.map(|()| manifest).map_err(ServiceError::from)
+            }
+            None => Ok(manifest),
+        },
         None => upload(core, &volume, &spec, &repository, progress, row.id, write_once).await,
     };
     if let Err(ServiceError::Cloud(error)) = &manifest
@@ -160,23 +166,23 @@ async fn committed_before(
     let task = live.view();
     let (volume, snapshot) = ids(&task)?;
     let dir = core.task_dir(live.id);
-    let plan = match task.detail.resumed {
-        0 => None,
-        _ => blocking(move || Plan::load(&dir, task.id, volume)).await?,
-    };
-    let Some(plan) = plan else { return Ok(None) };
-    let id = CloudsnapId { cluster: core.cluster, volume, snapshot, incremental: plan.base.is_some() };
-    match repository.manifest(&id).await {
-        Ok(manifest) if manifest.delta.salt == plan.salt => Ok(Some(manifest)),
-        Err(error) if !is_gone_or_damaged(&error) => Err(error.into()),
-        _ => {
-            let message = format!(
-                "the backup was interrupted, and {} cannot create an object only if it is absent, so that it is not safe to go on with it: start it again",
-                repository.store().describe()
-            );
-            Err(ServiceError::refused(ErrorCode::StoreFailed, message))
+    if task.detail.resumed == 0 {
+        return Ok(None);
+    }
+    // Without a plan nothing was put yet, but the copy has the same id, and would make a plan of its own.
+    if let Some(plan) = blocking(move || Plan::load(&dir, task.id, volume)).await? {
+        let id = CloudsnapId { cluster: core.cluster, volume, snapshot, incremental: plan.base.is_some() };
+        match repository.manifest(&id).await {
+            Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),
+            Err(error) if !is_gone_or_damaged(&error) => return Err(error.into()),
+            _ => {}
         }
     }
+    let message = format!(
+        "the backup was interrupted, and {} cannot create an object only if it is absent, so that it is not safe to go on with it: start it again",
+        repository.store().describe()
+    );
+    Err(ServiceError::refused(ErrorCode::StoreFailed, message))
 }
 
 /// The snapshot that is backed up: the one that an earlier run took, or a new one.

@@ -6,6 +6,7 @@
 use super::{LiveTask, clean_files};
 use crate::{
     core::Core,
+    credentials::is_gone_or_damaged,
     db::{Catalog, Chain, TaskKind, TaskRow},
     error::{ServiceError, blocking},
     files,
@@ -23,7 +24,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
     let manifest = kept_manifest(core, live, &repository, &row).await?;
     core.reached("delete accepted")?;
-    let protected = protected(core, &row).await?;
+    let mut protected = protected(core, &row).await?;
+    protected.extend(known_to_be_needed(core, &row, &repository, &catalog).await?);
     let delete = delete_with_manifest(&repository, &manifest, &protected, &catalog);
     let report = tokio::select! {
         report = delete => report?,
@@ -98,4 +100,29 @@ async fn protected(core: &Core, row: &TaskRow) -> Result<Vec<SnapshotId>, Servic
     let deltas =
         backups.flat_map(|task| task.snapshot.into_iter().chain(task.base.map(|base| base.snapshot)));
     Ok(deltas.collect())
+}
+
+/// The deltas that this host's own backups of the same volume need, as far as it remembers them: the listing of some
+/// stores lags behind what was stored (Swift), and must not be what a delta is lost by.
+async fn known_to_be_needed(
+    core: &Core,
+    row: &TaskRow,
+    repository: &Repository,
+    catalog: &Catalog,
+) -> Result<Vec<SnapshotId>, ServiceError> {
+    let (gone, credential) = (row.cloudsnap, row.credential);
+    let cache = catalog.clone();
+    let mut manifests = blocking(move || Ok::<_, ServiceError>(cache.of_volume(&gone)?)).await?;
+    let tip = core.db.run(move |tx| Chain::find(tx, gone.volume, credential)).await?;
+    if let Some(tip) = tip.map(|tip| tip.cloudsnap).filter(|tip| tip.cluster == gone.cluster && *tip != gone)
+        && manifests.iter().all(|known| known.id() != tip)
+    {
+        match repository.manifest(&tip).await {
+            Ok(manifest) => manifests.push(manifest),
+            Err(error) if is_gone_or_damaged(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let left = manifests.iter().filter(|manifest| manifest.id() != gone);
+    Ok(left.flat_map(Manifest::deltas).map(|delta| delta.snapshot).collect())
 }

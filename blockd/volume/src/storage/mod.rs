@@ -236,10 +236,11 @@ pub(crate) fn cannot_share(error: &io::Error) -> bool {
     never.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Whether an error of [`File::share_from`] says that it does not work with this range: it is not aligned to the
-/// filesystem's blocks.
+/// Whether an error of [`File::share_from`] leaves it to be tried whether this range can be copied: it is not aligned to the
+/// filesystem's blocks, or what XFS keeps back for its own records is used up, which it calls a full disk though there is
+/// space for data.
 pub(crate) fn cannot_share_range(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
+    error.raw_os_error() != Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// The whole content of a file.

@@ -400,7 +400,7 @@ fn guess_version(settings: &Settings) -> Option<u8> {
 
 /// The endpoint as `host:port`, and whether to talk plain HTTP: a scheme says so as well as the flag does.
 fn plain_endpoint(flag: &str, given: &str, disable_ssl: bool) -> Result<(String, bool), Failure> {
-    let wrong = |why: &str| Failure::usage(format!("{flag} {given:?} {why}: expected HOST or HOST:PORT"));
+    let wrong = |why: &str| Failure::usage(format!("{flag} {why}: expected HOST or HOST:PORT"));
     let (host, disable_ssl) = match given.split_once("://") {
         Some(("http", host)) => (host, true),
         Some(("https", _)) if disable_ssl => return Err(wrong("contradicts --s3-disable-ssl")),

@@ -78,7 +78,7 @@ impl SwiftOptions {
         };
         *url = url.trim().trim_end_matches('/').to_owned();
         let parsed = Url::parse(url)
-            .map_err(|error| wrong(format!("{url:?} is not a URL like https://HOST/PATH: {error}")))?;
+            .map_err(|error| wrong(format!("the address is not a URL like https://HOST/PATH: {error}")))?;
         let allow_http = match parsed.scheme() {
             "https" => false,
             "http" => true,
@@ -287,10 +287,12 @@ impl SwiftStore {
                     )
                 })?,
             };
-            // The next page must begin after this one's last name, or there would be no end.
-            let Some(last) = page.last().map(|last| last.name.clone()).filter(|last| *last > marker) else {
-                break;
-            };
+            let Some(last) = page.last().map(|last| last.name.clone()) else { break };
+            if last <= marker {
+                // There would be no end, and half a list is worse than none: whoever deletes would believe it.
+                let detail = "the pages of the listing do not go on from each other".to_owned();
+                return Err(self.fail(StoreErrorKind::Other, "LIST", prefix, detail));
+            }
             if !check_key(&last) {
                 // What is not ours could not be put into a query as it is.
                 let detail = "there are objects below the prefix whose names are none of blockd's".to_owned();
