@@ -160,7 +160,7 @@ mod tests {
     fn a_table_is_left_when_it_is_too_small_or_its_numbers_are_used_up() {
         let mut memo = Memo::new(100);
         memo.put(BlockIndex(1), Found::Zeroes);
-        assert_eq!(memo.heap_bytes(), 128 * 8);
+        assert_eq!(memo.heap_bytes(), (size_of::<Page>() + PAGE_ENTRIES * 8) as u64);
         assert_eq!(memo.next(101).heap_bytes(), 0);
         for _ in 0..1 << NUMBER_BITS {
             memo = memo.next(100);
