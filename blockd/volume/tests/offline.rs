@@ -46,7 +46,9 @@ fn nothing_is_wrong_with_what_a_dead_process_left_and_nothing_is_changed() {
     std::fs::write(dir.join("layer-0000000000000009.g0.set"), b"begun").unwrap();
     let log = the_one(&dir, ".log");
     let whole = std::fs::read(&log).unwrap();
-    std::fs::write(&log, [&whole[..], b"BREC torn"].concat()).unwrap();
+    // Zeroes are written ahead of the records.
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    std::fs::write(&log, [&whole[..end], b"BREC torn", &[0; 512]].concat()).unwrap();
     let before = files(&dir);
     let checked = Volume::check_files(&dir);
     assert_eq!(checked.findings, Vec::<String>::new());
