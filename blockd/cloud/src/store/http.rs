@@ -28,7 +28,8 @@ const METADATA_HOSTS: [&str; 4] =
 pub struct HttpOptions {
     /// Certificates of further authorities that are trusted, as PEM.
     pub ca_certificates_pem: Option<String>,
-    /// A proxy for every request, as a URL without a password; without one, what the environment says.
+    /// A proxy for every request but those to a metadata service, as a URL without a password; without one, what the
+    /// environment says.
     pub proxy: Option<String>,
     /// A transfer on which nothing moves for so long is given up.
     pub stall_timeout: Duration,
