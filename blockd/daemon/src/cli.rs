@@ -71,6 +71,7 @@ Keys of the configuration file (defaults in brackets):
   nbd_tls_certificate   the server's certificate, and those that lead to its authority, PEM []
   nbd_tls_key           its private key, PEM; nobody else may be able to read it []
   nbd_tls_client_ca     authorities of client certificates, PEM; if set, clients must have one []
+  nbd_tls_client_crl    their revocation lists, PEM; then there must be one of each authority []
   nbd_allow_plaintext   serve TCP addresses that other hosts can reach without requiring TLS [false]
   store_attempts        attempts of one request to an object store [6]
   store_timeout_ms      time that one request to an object store may take, before its body [60000]

@@ -197,6 +197,8 @@ pub struct Config {
     pub nbd_tls_key: Option<PathBuf>,
     /// The authorities of client certificates, PEM; if set, clients must have one.
     pub nbd_tls_client_ca: Option<PathBuf>,
+    /// The authorities' revocation lists, PEM; if set, a client's certificate must not be in them.
+    pub nbd_tls_client_crl: Option<PathBuf>,
     /// Whether TCP addresses that other hosts can reach may be served without requiring TLS.
     pub nbd_allow_plaintext: bool,
     /// Attempts of one request to an object store.
@@ -236,6 +238,7 @@ impl Default for Config {
             nbd_tls_certificate: None,
             nbd_tls_key: None,
             nbd_tls_client_ca: None,
+            nbd_tls_client_crl: None,
             nbd_allow_plaintext: false,
             store_attempts: 6,
             store_timeout_ms: 60_000,
@@ -349,6 +352,9 @@ impl Config {
         if self.nbd_tls_client_ca.is_some() && self.tls_mode() == NbdTls::Off {
             return wrong("nbd_tls_client_ca", "set", "left out without TLS");
         }
+        if self.nbd_tls_client_crl.is_some() && self.nbd_tls_client_ca.is_none() {
+            return wrong("nbd_tls_client_ca", "not set", "set for nbd_tls_client_crl to mean anything");
+        }
         if !self.nbd_access.is_empty() && self.nbd_tls_client_ca.is_none() {
             return wrong("nbd_tls_client_ca", "not set", "set for nbd_access to know whom it lets in");
         }
@@ -379,6 +385,7 @@ impl Config {
             certificate: self.nbd_tls_certificate.clone()?,
             key: self.nbd_tls_key.clone()?,
             client_ca: self.nbd_tls_client_ca.clone(),
+            client_crl: self.nbd_tls_client_crl.clone(),
         })
     }
 
@@ -473,6 +480,7 @@ mod tests {
             ("nbd_tls_certificate = \"/c\"", "nbd_tls_key"),
             ("nbd_tls_key = \"/k\"", "nbd_tls_certificate"),
             ("nbd_tls_client_ca = \"/ca\"", "nbd_tls_client_ca"),
+            ("nbd_tls_client_crl = \"/crl\"", "nbd_tls_client_ca"),
             ("[nbd_access]\nvol = [\"alice\"]", "nbd_tls_client_ca"),
             ("nbd_idle_timeout_ms = 5", "nbd_idle_timeout_ms"),
         ] {
