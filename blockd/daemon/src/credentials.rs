@@ -28,6 +28,14 @@ pub struct Repositories {
     opened: Mutex<HashMap<Uuid, (Repository, Arc<Bandwidth>)>>,
 }
 
+#[cfg(test)]
+impl Repositories {
+    /// Opens them anew when they are needed again.
+    pub fn forget_all(&self) {
+        self.opened.lock().clear();
+    }
+}
+
 impl std::fmt::Debug for Repositories {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Repositories").finish_non_exhaustive()
@@ -155,7 +163,10 @@ impl Core {
     ///
     /// # Errors
     /// A task uses it.
-    pub async fn delete_credential(&self, wanted: &CredentialRef) -> Result<Deleted, ServiceError> {
+    pub async fn delete_credential(
+        self: &Arc<Self>,
+        wanted: &CredentialRef,
+    ) -> Result<Deleted, ServiceError> {
         let _admission = self.admission.lock().await;
         let row = self.credential(Some(wanted)).await?;
         if let Some(task) =
@@ -168,6 +179,7 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
         }
         let uuid = row.uuid;
+        self.give_up_kept(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
         for entry in self.registry.all() {

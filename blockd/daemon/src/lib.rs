@@ -5,6 +5,7 @@
 
 mod access;
 pub mod attachments;
+mod care;
 pub mod check;
 pub mod cli;
 mod cloud;
@@ -34,4 +35,5 @@ mod scenarios;
 pub mod secrets;
 mod snapshots;
 pub mod tasks;
+mod upkeep;
 mod volumes;

@@ -26,6 +26,7 @@ use uuid::Uuid;
 mod copies;
 mod groups;
 mod layers;
+mod undone;
 
 const SIZE_BYTES: u64 = 64 << 20;
 const BLOCK: u64 = 4096;
@@ -127,8 +128,12 @@ impl Host {
     }
 
     async fn restore(&self, snap: &str, name: &str) -> Arc<Volume> {
-        let request =
-            StartRestore { snap: snap.parse().unwrap(), volume: Some(name.parse().unwrap()), cred_id: None };
+        let request = StartRestore {
+            snap: snap.parse().unwrap(),
+            volume: Some(name.parse().unwrap()),
+            skip_damaged: false,
+            cred_id: None,
+        };
         let started = self.client.start_restore(&request).await.unwrap();
         self.done(started.task).await;
         self.volume(name)
@@ -546,7 +551,8 @@ async fn a_restore_survives_death_between_any_two_steps() {
         drop(volume);
 
         *host.core().dies_at.lock() = Some(step);
-        let request = StartRestore { snap: id.parse().unwrap(), volume: None, cred_id: None };
+        let request =
+            StartRestore { snap: id.parse().unwrap(), volume: None, skip_damaged: false, cred_id: None };
         let started = host.client.start_restore(&request).await.unwrap();
         assert_eq!(started.volume.as_str(), "data-restored-1");
         host.die_and_start().await;
@@ -608,8 +614,12 @@ async fn failures_are_told_and_leave_nothing() {
     let middle = bad.len() / 2;
     bad[middle] ^= 1;
     std::fs::write(&pack, &bad).unwrap();
-    let request =
-        StartRestore { snap: id.parse().unwrap(), volume: Some("copy".parse().unwrap()), cred_id: None };
+    let request = StartRestore {
+        snap: id.parse().unwrap(),
+        volume: Some("copy".parse().unwrap()),
+        skip_damaged: false,
+        cred_id: None,
+    };
     let failed = host.wait(host.client.start_restore(&request).await.unwrap().task).await;
     assert_eq!(failed.state.to_string(), "Restore-Failed");
     let error = failed.error.unwrap();
@@ -661,7 +671,8 @@ async fn failures_are_told_and_leave_nothing() {
     assert_eq!(api_code(host.client.create_volume(&zero).await), ErrorCode::InvalidRequest);
     assert_eq!(api_code(host.client.volume(&"none".parse().unwrap()).await), ErrorCode::VolumeNotFound);
     let unknown = format!("{}/1-2", Uuid::nil());
-    let request = StartRestore { snap: unknown.parse().unwrap(), volume: None, cred_id: None };
+    let request =
+        StartRestore { snap: unknown.parse().unwrap(), volume: None, skip_damaged: false, cred_id: None };
     assert_eq!(api_code(host.client.start_restore(&request).await), ErrorCode::CloudsnapNotFound);
     assert_eq!(api_code(host.client.task(Uuid::nil(), &WaitTask::default()).await), ErrorCode::TaskNotFound);
     let missing = CreateCredential {

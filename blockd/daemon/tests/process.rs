@@ -134,8 +134,12 @@ impl Running {
     }
 
     async fn restore(&self, id: &str, name: &str) {
-        let request =
-            StartRestore { snap: id.parse().unwrap(), volume: Some(name.parse().unwrap()), cred_id: None };
+        let request = StartRestore {
+            snap: id.parse().unwrap(),
+            volume: Some(name.parse().unwrap()),
+            skip_damaged: false,
+            cred_id: None,
+        };
         let task = self.client.start_restore(&request).await.unwrap().task;
         self.done(task).await;
     }

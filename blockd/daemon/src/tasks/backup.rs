@@ -16,7 +16,7 @@ use crate::{
     cloud,
     core::Core,
     credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, CredentialRow, DbError, SnapshotRow, SnapshotState, TaskRow},
+    db::{Catalog, Chain, CredentialRow, DbError, Proof, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };
@@ -25,8 +25,8 @@ use blockd_cloud::{
     BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding,
     Manifest, ManifestCache, Progress, Repository, check_base, new_delta_salt,
 };
-use blockd_extent::{Extent, SnapshotId, VolumeId};
-use blockd_volume::{SnapshotView, Volume, VolumeError, VolumeErrorKind};
+use blockd_extent::{Epoch, Extent, SnapshotId, VolumeId};
+use blockd_volume::{Changes, SnapshotView, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use parking_lot::RwLock;
 use std::{io, path::Path, sync::Arc};
@@ -84,7 +84,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     core.store_progress(live).await;
     core.reached("backup frozen")?;
 
-    let _slot = core.tasks.slot(&core.stopping).await?;
+    let _slot = core.tasks.slot(&live.cancel).await?;
     let (repository, requests) = core.task_repository(row.credential).await?;
     // A disk that is not mounted is an empty directory, and takes everything.
     repository.prove_key_slot().await?;
@@ -137,7 +137,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
             }
             None => Ok(manifest),
         },
-        None => upload(core, &volume, &spec, &repository, progress, row.id, write_once).await,
+        None => upload(core, &volume, &spec, &repository, progress, live, write_once).await,
     };
     if let Err(ServiceError::Cloud(error)) = &manifest
         && let CloudError::BaseDeleted { base } = **error
@@ -166,7 +166,7 @@ async fn committed_before(
     let task = live.view();
     let (volume, snapshot) = ids(&task)?;
     let dir = core.task_dir(live.id);
-    if task.detail.resumed == 0 {
+    if task.detail.run == Some(core.run) {
         return Ok(None);
     }
     // Without a plan nothing was put yet, but the copy has the same id, and would make a plan of its own.
@@ -275,10 +275,13 @@ async fn make_plan(
             // One GET proves that what the incremental would build on is still there.
             match repository.manifest(&base.cloudsnap).await {
                 Ok(manifest) => {
-                    let (volume, since) = (Arc::clone(volume), base.epoch);
-                    let changes = blocking(move || volume.changes(Some(since), until)).await;
+                    let (changed, since) = (Arc::clone(volume), base.epoch);
+                    let changes = blocking(move || changed.changes(Some(since), until)).await;
                     match changes {
-                        Ok(changes) => found = Some((changes, Some(manifest))),
+                        Ok(changes) => {
+                            let changes = heal(core, volume, &row, base.cloudsnap, until, changes).await?;
+                            found = Some((changes, Some(manifest)));
+                        }
                         Err(ServiceError::Volume(error))
                             if error.kind() == VolumeErrorKind::IntervalsGone =>
                         {
@@ -318,6 +321,32 @@ async fn make_plan(
     Ok((plan, base, note))
 }
 
+/// Adds to what changed the blocks that the base has lost, as far as a verification found out: the volume has them.
+async fn heal(
+    core: &Core,
+    volume: &Arc<Volume>,
+    row: &TaskRow,
+    base: CloudsnapId,
+    until: Epoch,
+    mut changes: Changes,
+) -> Result<Changes, ServiceError> {
+    let credential = row.credential;
+    let proofs = core.db.run(move |tx| Proof::all(tx, credential)).await?;
+    let lost = proofs.into_iter().find(|proof| proof.cloudsnap == base).map(|proof| proof.damaged);
+    let Some(mut lost) = lost.filter(|lost| !lost.is_empty()) else { return Ok(changes) };
+    let volume = Arc::clone(volume);
+    let all = blocking(move || volume.changes(None, until)).await?;
+    lost.subtract(&changes.data);
+    lost.subtract(&changes.zero);
+    tracing::info!(%base, blocks = lost.len_blocks(), "blocks that the backup before has lost are carried again");
+    let mut data = lost.clone();
+    data.intersect_with(&all.data);
+    lost.subtract(&data);
+    changes.data.union_with(&data);
+    changes.zero.union_with(&lost);
+    Ok(changes)
+}
+
 async fn forget_chain(core: &Core, credential: Uuid, tip: CloudsnapId) -> Result<(), ServiceError> {
     core.db
         .run(move |tx| -> Result<(), DbError> {
@@ -334,9 +363,10 @@ async fn upload(
     spec: &Arc<BackupSpec>,
     repository: &Repository,
     progress: Arc<Progress>,
-    task: Uuid,
+    live: &LiveTask,
     write_once: bool,
 ) -> Result<Manifest, ServiceError> {
+    let (task, cancel) = (live.id, live.cancel.clone());
     let (volume, snapshot) = (Arc::clone(volume), spec.snapshot);
     let path = core.task_dir(task).join("journal");
     let binding = JournalBinding::of(repository, spec);
@@ -357,7 +387,7 @@ async fn upload(
         Arc::new(journal),
         options,
         progress,
-        core.stopping.clone(),
+        cancel,
     );
     let result = result.await;
     let closed = blocking(move || {
@@ -434,6 +464,15 @@ pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Resu
         Some(snapshot) => SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting),
         None => Ok(()),
     }
+}
+
+/// Takes the snapshot off its volume that a task made for itself.
+pub(super) async fn drop_snapshot_of(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
+    let (volume, snapshot) = ids(row)?;
+    let Some(volume) = core.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
+        return Ok(());
+    };
+    core.drop_snapshot(volume, snapshot).await
 }
 
 /// Drops the snapshot that was taken for the backup, the block sets that nobody needs any more, and the task's files.

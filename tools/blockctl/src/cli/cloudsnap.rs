@@ -1,5 +1,6 @@
 //! `blockctl cloudsnap …`
 
+use super::care::{GC_HELP, GcArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP, VerifyArgs};
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
     cloudsnaps::{CloudsnapId, CloudsnapStatus},
@@ -72,6 +73,18 @@ pub enum CloudsnapCommand {
     /// Delete a snapshot from the cloud. This is not reversible
     #[command(after_help = DELETE_HELP)]
     Delete(DeleteArgs),
+    /// Stop an active backup, restore, delete or verify
+    #[command(after_help = STOP_HELP)]
+    Stop(StopArgs),
+    /// Take up a task again that was stopped or failed
+    #[command(after_help = RESUME_HELP)]
+    Resume(ResumeArgs),
+    /// Prove that snapshots in cloud can be read
+    #[command(after_help = VERIFY_HELP)]
+    Verify(VerifyArgs),
+    /// Delete what abandoned backups left in cloud
+    #[command(after_help = GC_HELP)]
+    Gc(GcArgs),
 }
 
 /// `cloudsnap backup`
@@ -171,6 +184,9 @@ pub struct RestoreArgs {
     /// Name of the volume to be made; blockd chooses one without it
     #[arg(short, long, value_name = "NAME")]
     pub volume: Option<VolumeName>,
+    /// Go on past what is damaged: it reads as zeroes, and is listed
+    #[arg(long)]
+    pub skip_damaged: bool,
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,
@@ -217,7 +233,7 @@ fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
     })
 }
 
-fn parse_task(text: &str) -> Result<String, String> {
+pub(super) fn parse_task(text: &str) -> Result<String, String> {
     let text = text.to_ascii_lowercase();
     let hex = |c: char| c.is_ascii_hexdigit() || c == '-';
     match (1..=36).contains(&text.len()) && text.chars().all(hex) {

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+pub mod care;
 pub mod cloudsnap;
 pub mod credentials;
 pub mod extras;
