@@ -6,10 +6,10 @@ use crate::{
     ApiError, CredentialRef, Deleted, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     cloudsnaps::{
-        CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap, ListCloudsnaps,
-        RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap,
+        ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
     },
-    credentials::{CreateCredential, Credential, CredentialList},
+    credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
     paths,
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
@@ -322,13 +322,22 @@ impl Client {
             .await
     }
 
-    /// Forgets a credential; what is in the store stays.
+    /// Changes the passphrase or the data key of what is stored.
+    pub async fn rekey_credential(
+        &self,
+        credential: &CredentialRef,
+        request: &RekeyCredential,
+    ) -> Result<CredentialRekeyed, ClientError> {
+        self.post(&paths::credential_rekey(credential), request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Forgets a credential; the store keeps what is in it.
     pub async fn delete_credential(&self, credential: &CredentialRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::credential(credential)).await
     }
 
     /// Starts a backup.
-    pub async fn start_backup(&self, request: &StartBackup) -> Result<TaskStarted, ClientError> {
+    pub async fn start_backup(&self, request: &StartBackup) -> Result<BackupStarted, ClientError> {
         self.post(paths::CLOUDSNAP_BACKUP, request, STORE_CALL_TIMEOUT).await
     }
 

@@ -97,6 +97,20 @@ pub struct StartBackup {
     /// Where to; may be left out when there is one credential.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
+    /// Where to besides: the same point in time, read once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<CredentialRef>,
+}
+
+/// Reply to `POST /v1/cloudsnaps/backup`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupStarted {
+    /// The task, of the first place.
+    pub task: Uuid,
+    /// The tasks of the places besides, in the order in which they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Uuid>,
 }
 
 /// Query of `GET /v1/cloudsnaps`.

@@ -42,9 +42,11 @@ pub const CREDENTIALS: &str = "/v1/credentials";
 pub const CREDENTIAL: &str = "/v1/credentials/{credential}";
 /// `POST` without a body: [`crate::credentials::Credential`].
 pub const CREDENTIAL_VALIDATE: &str = "/v1/credentials/{credential}/validate";
+/// `POST` of [`crate::credentials::RekeyCredential`]: [`crate::credentials::CredentialRekeyed`].
+pub const CREDENTIAL_REKEY: &str = "/v1/credentials/{credential}/rekey";
 /// `GET` with [`crate::cloudsnaps::ListCloudsnaps`]: [`crate::cloudsnaps::CloudsnapList`].
 pub const CLOUDSNAPS: &str = "/v1/cloudsnaps";
-/// `POST` of [`crate::cloudsnaps::StartBackup`]: [`crate::tasks::TaskStarted`].
+/// `POST` of [`crate::cloudsnaps::StartBackup`]: [`crate::cloudsnaps::BackupStarted`].
 pub const CLOUDSNAP_BACKUP: &str = "/v1/cloudsnaps/backup";
 /// `GET` with [`crate::cloudsnaps::InspectCloudsnap`]: [`crate::cloudsnaps::CloudsnapDetail`].
 pub const CLOUDSNAP_INSPECT: &str = "/v1/cloudsnaps/inspect";
@@ -137,6 +139,11 @@ pub fn credential(credential: &crate::CredentialRef) -> String {
 /// Address at which one credential is validated.
 pub fn credential_validate(credential: &crate::CredentialRef) -> String {
     fill(CREDENTIAL_VALIDATE, "{credential}", credential)
+}
+
+/// Address at which one credential's keys are changed.
+pub fn credential_rekey(credential: &crate::CredentialRef) -> String {
+    fill(CREDENTIAL_REKEY, "{credential}", credential)
 }
 
 /// Address of one task.

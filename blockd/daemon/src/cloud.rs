@@ -7,8 +7,8 @@ use crate::error::ServiceError;
 use blockd_api::Secret;
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockCheck, BlockReader, BlockWriter, CancelToken, CloudError,
-    CloudsnapId, Manifest, ManifestCache, OpenOptions, Progress, Repository, RestoreOptions, RestoreRequest,
-    RestoreSummary, VerifyOptions, VerifyReport, restore_what_is_left, store::ObjectStore,
+    CloudsnapId, Manifest, ManifestCache, OpenOptions, Progress, Rekey, Rekeyed, Repository, RestoreOptions,
+    RestoreRequest, RestoreSummary, VerifyOptions, VerifyReport, restore_what_is_left, store::ObjectStore,
 };
 use std::{future::Future, sync::Arc};
 use tracing::Instrument;
@@ -38,6 +38,14 @@ pub(crate) async fn open(
         Repository::open(store, passphrase, &OpenOptions::default()).await
     })
     .await
+}
+
+/// Changes what protects a repository.
+pub(crate) async fn rekey(
+    store: Arc<dyn ObjectStore>,
+    request: Rekey,
+) -> Result<(Repository, Rekeyed), ServiceError> {
+    drive(move || async move { blockd_cloud::rekey(store, &request).await }).await
 }
 
 /// Makes a backup.

@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 /// Repositories that were opened since the start, by credential.
 #[derive(Default)]
 pub struct Repositories {
-    opened: Mutex<HashMap<Uuid, (Repository, Arc<Bandwidth>)>>,
+    pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<Bandwidth>)>>,
 }
 
 #[cfg(test)]
@@ -43,7 +43,7 @@ impl std::fmt::Debug for Repositories {
 }
 
 /// The keys as one secret: for each its length (u16, little-endian) and its bytes.
-fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
+pub(crate) fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
     let mut encoded = Zeroizing::new(Vec::new());
     for key in keys {
         let bytes = key.to_bytes();
@@ -239,7 +239,10 @@ impl Core {
         Ok((repository.with_store(store), requests))
     }
 
-    async fn opened_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Bandwidth>), ServiceError> {
+    pub(crate) async fn opened_repository(
+        &self,
+        uuid: Uuid,
+    ) -> Result<(Repository, Arc<Bandwidth>), ServiceError> {
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
         match opened {
             Some(opened) => Ok(opened),

@@ -29,6 +29,7 @@ mod providers;
 mod quiesce;
 mod reconcile;
 pub mod registry;
+mod rekey;
 mod rollback;
 #[cfg(test)]
 mod scenarios;

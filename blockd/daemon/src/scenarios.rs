@@ -99,7 +99,7 @@ impl Host {
     }
 
     async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
-        let request = StartBackup { volume: volume.parse().unwrap(), full, cred_id: None };
+        let request = StartBackup { volume: volume.parse().unwrap(), full, cred_id: None, also: Vec::new() };
         self.client.start_backup(&request).await.unwrap().task
     }
 
@@ -391,7 +391,7 @@ async fn a_failed_task_runs_until_its_end_is_stored() {
     std::fs::rename(host.store.path(), &away).unwrap();
     host.sql(NO_END);
     let task = host.start_backup("data", false).await;
-    let again = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None };
+    let again = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None, also: Vec::new() };
     assert_eq!(api_code(host.client.start_backup(&again).await), ErrorCode::VolumeInUse);
     host.sql("DROP TRIGGER no_end");
     assert_eq!(host.wait(task).await.state.stage, TaskStage::Failed);
@@ -600,7 +600,8 @@ fn walk(dir: &Path) -> Vec<String> {
 async fn failures_are_told_and_leave_nothing() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
-    let backup = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None };
+    let backup =
+        StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None, also: Vec::new() };
     assert_eq!(api_code(host.client.start_backup(&backup).await), ErrorCode::CredentialRequired);
     host.create_credential().await;
     let mut model = Model::new();
@@ -704,7 +705,7 @@ async fn what_is_in_use_is_not_taken_away() {
     *host.core().dies_at.lock() = Some("backup planned");
     let task = host.start_backup("data", false).await;
     host.core().stopping.cancelled().await;
-    let again = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None };
+    let again = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None, also: Vec::new() };
     let core = Arc::clone(host.core());
     let code = |error: crate::error::ServiceError| error.to_api().code;
     assert_eq!(code(core.start_backup(&again).await.unwrap_err()), ErrorCode::VolumeInUse);

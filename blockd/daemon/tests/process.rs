@@ -116,7 +116,8 @@ impl Running {
     }
 
     async fn start_backup(&self, volume: &str) -> Uuid {
-        let request = StartBackup { volume: volume.parse().unwrap(), full: false, cred_id: None };
+        let request =
+            StartBackup { volume: volume.parse().unwrap(), full: false, cred_id: None, also: Vec::new() };
         self.client.start_backup(&request).await.unwrap().task
     }
 

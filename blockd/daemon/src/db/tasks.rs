@@ -247,6 +247,19 @@ impl TaskRow {
         Ok(rows)
     }
 
+    /// Whether a task other than this one needs a snapshot on this host, now or when it is taken up again.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn others_need(tx: &Transaction<'_>, task: Uuid, snapshot: SnapshotId) -> Result<bool, DbError> {
+        let sql = format!(
+            "SELECT count(*) FROM tasks WHERE snapshot = ?1 AND id <> ?2
+             AND (state IN ('pending', 'active') OR ({KEPT}))"
+        );
+        let others: i64 = tx.query_row(&sql, [snapshot.to_string(), task.to_string()], |row| row.get(0))?;
+        Ok(others > 0)
+    }
+
     /// All tasks, newest first.
     ///
     /// # Errors

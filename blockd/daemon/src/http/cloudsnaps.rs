@@ -5,8 +5,8 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     cloudsnaps::{
-        CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap, ListCloudsnaps,
-        RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap,
+        ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
     },
     tasks::TaskStarted,
 };
@@ -29,7 +29,7 @@ pub(super) async fn inspect(
 pub(super) async fn backup(
     State(core): State<Arc<Core>>,
     Body(request): Body<StartBackup>,
-) -> Answer<TaskStarted> {
+) -> Answer<BackupStarted> {
     detached(async move { core.start_backup(&request).await }).await
 }
 

@@ -71,6 +71,7 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::CREDENTIALS, get(credentials::list).post(credentials::create))
         .route(paths::CREDENTIAL, get(credentials::inspect).delete(credentials::delete))
         .route(paths::CREDENTIAL_VALIDATE, post(credentials::validate))
+        .route(paths::CREDENTIAL_REKEY, post(credentials::rekey))
         .route(paths::CLOUDSNAPS, get(cloudsnaps::list))
         .route(paths::CLOUDSNAP_BACKUP, post(cloudsnaps::backup))
         .route(paths::CLOUDSNAP_INSPECT, get(cloudsnaps::inspect))

@@ -124,7 +124,8 @@ async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_no
     // One that nobody takes up again for a week is given up.
     host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
     host.limited(Some(40 << 20), None).await;
-    let request = StartBackup { volume: "data".parse().unwrap(), full: true, cred_id: None };
+    let request =
+        StartBackup { volume: "data".parse().unwrap(), full: true, cred_id: None, also: Vec::new() };
     let task = host.client.start_backup(&request).await.unwrap().task;
     host.until_processed(task, 1).await;
     host.client.stop_task(task, &KEEP).await.unwrap();
@@ -370,4 +371,80 @@ async fn garbage_is_collected_when_it_is_old_enough_and_nobody_here_needs_it() {
     assert_eq!(report.objects_deleted, packs as u64);
     model.assert_is(&*host.restore(&id, "copy").await);
     drop(volume);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_places_get_one_point_and_each_ends_by_itself() {
+    let mut host = Host::new().await;
+    let (volume, mut model) = host.fill("data").await;
+    host.create_credential().await;
+    let second = tempfile::tempdir().unwrap();
+    let offsite = CreateCredential {
+        name: "offsite".parse().unwrap(),
+        provider: ProviderRequest::Local { path: second.path().to_owned() },
+        ..host.credential("offsite", None)
+    };
+    host.client.create_credential(&offsite).await.unwrap();
+    let request = |names: &[&str]| StartBackup {
+        volume: "data".parse().unwrap(),
+        full: false,
+        cred_id: Some(names[0].parse().unwrap()),
+        also: names[1..].iter().map(|name| name.parse().unwrap()).collect(),
+    };
+    let both = request(&["nas", "offsite"]);
+    assert_eq!(
+        api_code(host.client.start_backup(&request(&["nas", "nas"])).await),
+        ErrorCode::InvalidRequest
+    );
+    let started = host.client.start_backup(&both).await.unwrap();
+    assert_eq!(started.also.len(), 1);
+    let (one, two) = (host.done(started.task).await, host.done(started.also[0]).await);
+    assert_ne!(one.source_volume, two.source_volume);
+    host.assert_tidy();
+    for (task, name) in [(&one, "one"), (&two, "two")] {
+        let request = StartRestore {
+            snap: task.source_volume.clone().unwrap().parse().unwrap(),
+            volume: Some(name.parse().unwrap()),
+            skip_damaged: false,
+            cred_id: Some(task.credential.to_string().parse().unwrap()),
+        };
+        host.done(host.client.start_restore(&request).await.unwrap().task).await;
+        model.assert_is(&host.volume(name));
+    }
+
+    // One of the two places is gone: the other one has the point, and the failed one goes on with it later.
+    model.write(&volume, 1 << 20, 5, 9 << 20);
+    let frozen = model.clone();
+    let data = second.path().join("blockd/data");
+    std::fs::rename(&data, data.with_extension("away")).unwrap();
+    std::fs::write(&data, "in the way").unwrap();
+    let started = host.client.start_backup(&both).await.unwrap();
+    assert_eq!(host.done(started.task).await.backup_type, Some(BackupType::Incremental));
+    let failed = host.wait(started.also[0]).await;
+    assert_eq!((failed.state.stage, failed.resumable), (TaskStage::Failed, true), "{failed:?}");
+    assert_eq!(volume.snapshots().len(), 1, "it reads the point still");
+    model.write(&volume, 30 << 20, 6, 1 << 20);
+    std::fs::remove_file(&data).unwrap();
+    std::fs::rename(data.with_extension("away"), &data).unwrap();
+    drop(volume);
+    host.stop().await;
+    host.start().await;
+    host.client.resume_task(started.also[0]).await.unwrap();
+    let done = host.done(started.also[0]).await;
+    host.assert_tidy();
+    let request = StartRestore {
+        snap: done.source_volume.unwrap().parse().unwrap(),
+        volume: Some("again".parse().unwrap()),
+        skip_damaged: false,
+        cred_id: Some("offsite".parse().unwrap()),
+    };
+    host.done(host.client.start_restore(&request).await.unwrap().task).await;
+    frozen.assert_is(&host.volume("again"));
+    // The chains go on, each from where it is.
+    let started = host.client.start_backup(&both).await.unwrap();
+    for task in [started.task, started.also[0]] {
+        let done = host.done(task).await;
+        assert_eq!((done.backup_type, done.bytes_dirty), (Some(BackupType::Incremental), 1 << 20));
+    }
+    host.assert_tidy();
 }

@@ -25,31 +25,11 @@ use blockd_cloud::{
     BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding,
     Manifest, ManifestCache, Progress, Repository, check_base, new_delta_salt,
 };
-use blockd_extent::{Epoch, Extent, SnapshotId, VolumeId};
-use blockd_volume::{Changes, SnapshotView, Volume, VolumeError, VolumeErrorKind};
+use blockd_extent::{Epoch, SnapshotId, VolumeId};
+use blockd_volume::{Changes, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
-use parking_lot::RwLock;
 use std::{io, path::Path, sync::Arc};
 use uuid::Uuid;
-
-/// A snapshot as the cloud side reads it. The view is dropped when told, not when the last thread lets go.
-struct Reader {
-    view: RwLock<Option<SnapshotView>>,
-}
-
-impl Reader {
-    fn close(&self) {
-        *self.view.write() = None;
-    }
-}
-
-impl BlockReader for Reader {
-    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
-        let view = self.view.read();
-        let view = view.as_ref().ok_or_else(|| io::Error::other("the backup is over"))?;
-        view.read_extents(extents, buf).map_err(to_io)
-    }
-}
 
 /// A volume's error as an I/O error; the kind of a full disk is kept.
 pub(super) fn to_io(error: VolumeError) -> io::Error {
@@ -106,7 +86,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let spec = Arc::new(BackupSpec {
         cluster: core.cluster,
         volume: volume_id,
-        snapshot: snapshot_id,
+        snapshot: row.cloudsnap.snapshot,
         volume_name: entry.name.to_string(),
         snapshot_name: snapshot.name.to_string(),
         labels: entry.tags().labels.as_map().clone(),
@@ -164,14 +144,14 @@ async fn committed_before(
     repository: &Repository,
 ) -> Result<Option<Manifest>, ServiceError> {
     let task = live.view();
-    let (volume, snapshot) = ids(&task)?;
+    let (volume, _) = ids(&task)?;
     let dir = core.task_dir(live.id);
     if task.detail.run == Some(core.run) {
         return Ok(None);
     }
     // Without a plan nothing was put yet, but the copy has the same id, and would make a plan of its own.
     if let Some(plan) = blocking(move || Plan::load(&dir, task.id, volume)).await? {
-        let id = CloudsnapId { cluster: core.cluster, volume, snapshot, incremental: plan.base.is_some() };
+        let id = CloudsnapId { incremental: plan.base.is_some(), ..task.cloudsnap };
         match repository.manifest(&id).await {
             Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),
             Err(error) if !is_gone_or_damaged(&error) => return Err(error.into()),
@@ -193,6 +173,7 @@ async fn frozen(
     id: SnapshotId,
 ) -> Result<SnapshotRow, ServiceError> {
     let volume = entry.id;
+    let _freezing = core.tasks.freezing.lock().await;
     let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(volume))).await?;
     if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
         return Ok(row);
@@ -367,16 +348,18 @@ async fn upload(
     write_once: bool,
 ) -> Result<Manifest, ServiceError> {
     let (task, cancel) = (live.id, live.cancel.clone());
-    let (volume, snapshot) = (Arc::clone(volume), spec.snapshot);
+    let (volume, (_, snapshot)) = (Arc::clone(volume), ids(&live.view())?);
+    let readers = Arc::clone(&core.tasks.readers);
     let path = core.task_dir(task).join("journal");
     let binding = JournalBinding::of(repository, spec);
     let (reader, journal) = blocking(move || -> Result<_, ServiceError> {
-        let view = volume.view(snapshot)?;
-        Ok((Arc::new(Reader { view: RwLock::new(Some(view)) }), open_journal(&path, &binding)?))
+        let journal = open_journal(&path, &binding)?;
+        Ok((Arc::new(readers.join(snapshot, || volume.view(snapshot))?), journal))
     })
     .await?;
     let options = BackupOptions {
-        upload_concurrency: core.config.upload_concurrency,
+        // Memory is bounded for all places together.
+        upload_concurrency: (core.config.upload_concurrency / core.tasks.sharing(snapshot).max(1)).max(1),
         cpu_threads: core.config.cpu_threads,
         write_once,
     };
@@ -437,7 +420,7 @@ async fn commit(
         finished: snapshot.created,
     };
     let measured = measured_write_speed(live);
-    let snapshot = snapshot.id;
+    let (snapshot, task) = (snapshot.id, live.id);
     core.until_stored("the backup that is in the store", || {
         let (chain, manifest) = (chain.clone(), manifest.clone());
         core.finish(live, move |tx| {
@@ -446,10 +429,18 @@ async fn commit(
             if let Some(bytes_per_s) = measured {
                 CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
             }
-            SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)
+            release_snapshot(tx, task, snapshot)
         })
     })
     .await
+}
+
+/// Lets go of the snapshot that was taken for a backup, unless another backup goes on with it or may.
+fn release_snapshot(tx: &rusqlite::Transaction<'_>, task: Uuid, snapshot: SnapshotId) -> Result<(), DbError> {
+    match TaskRow::others_need(tx, task, snapshot)? {
+        true => Ok(()),
+        false => SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting),
+    }
 }
 
 /// How fast the store took data, if enough was sent to tell.
@@ -461,7 +452,7 @@ fn measured_write_speed(live: &LiveTask) -> Option<u64> {
 
 pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Result<(), DbError> {
     match row.snapshot {
-        Some(snapshot) => SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting),
+        Some(snapshot) => release_snapshot(tx, row.id, snapshot),
         None => Ok(()),
     }
 }
@@ -482,7 +473,13 @@ pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceEr
     if let Some(entry) = core.registry.by_id(volume)
         && let Ok(volume) = entry.volume()
     {
-        dropped = core.drop_snapshot(volume, snapshot).await;
+        let id = entry.id;
+        let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
+        let is_ready = |row: &SnapshotRow| row.id == snapshot && row.state == SnapshotState::Ready;
+        // Another backup reads it still.
+        if !rows.iter().any(is_ready) {
+            dropped = core.drop_snapshot(volume, snapshot).await;
+        }
         core.forget_intervals(&entry).await;
     }
     clean_files(core, row.id).await?;

@@ -98,8 +98,8 @@ async fn protected(core: &Core, row: &TaskRow) -> Result<Vec<SnapshotId>, Servic
             && core.cluster == row.cloudsnap.cluster
             && task.volume == Some(row.cloudsnap.volume)
     });
-    let deltas =
-        backups.flat_map(|task| task.snapshot.into_iter().chain(task.base.map(|base| base.snapshot)));
+    let deltas = backups
+        .flat_map(|task| [Some(task.cloudsnap), task.base].into_iter().flatten().map(|id| id.snapshot));
     Ok(deltas.collect())
 }
 

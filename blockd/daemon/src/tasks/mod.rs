@@ -11,10 +11,12 @@ mod live;
 pub mod plan;
 pub mod restore;
 mod restored;
+mod shared_reader;
 mod stop;
 mod verify;
 
 pub use live::LiveTask;
+use shared_reader::Readers;
 
 use crate::{
     core::Core,
@@ -26,6 +28,7 @@ use blockd_api::{
     tasks::{self as api, ListTasks, Requests, TaskList, WaitTask},
 };
 use blockd_cloud::CancelToken;
+use blockd_extent::SnapshotId;
 use futures::FutureExt;
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -57,6 +60,10 @@ pub struct Tasks {
     running: Mutex<JoinSet<()>>,
     slots: Semaphore,
     closed: AtomicBool,
+    /// The frozen points that backups read.
+    readers: Arc<Readers>,
+    /// Held while a backup freezes: of several with one point, the first one does.
+    freezing: tokio::sync::Mutex<()>,
 }
 
 impl Tasks {
@@ -67,6 +74,8 @@ impl Tasks {
             running: Mutex::new(JoinSet::new()),
             slots: Semaphore::new(concurrency),
             closed: AtomicBool::new(false),
+            readers: Arc::default(),
+            freezing: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -74,6 +83,11 @@ impl Tasks {
     pub fn running(&self) -> Vec<TaskRow> {
         let live: Vec<_> = self.live.lock().values().cloned().collect();
         live.iter().map(|task| task.view()).collect()
+    }
+
+    /// How many tasks that have not ended share a snapshot on this host.
+    fn sharing(&self, snapshot: SnapshotId) -> usize {
+        self.live.lock().values().filter(|task| task.view().snapshot == Some(snapshot)).count()
     }
 
     /// Waits for its turn to move data.

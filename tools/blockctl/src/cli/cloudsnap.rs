@@ -16,6 +16,7 @@ is printed is its task.
 Examples:
   blockctl cloudsnap backup db
   blockctl cloudsnap backup db --full --cred-id nas --wait
+  blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
   blockctl -j cs backup --volume db --wait";
 
 const LIST_HELP: &str = "\
@@ -99,9 +100,9 @@ pub struct BackupArgs {
     /// Force a full backup
     #[arg(short, long)]
     pub full: bool,
-    /// Where it is kept.
-    #[command(flatten)]
-    pub credential: CredentialArg,
+    /// Name or UUID of the credentials; may be left out when there is one. Several times: the same point in time to each
+    #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
+    pub cred_id: Vec<CredentialRef>,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArg,
@@ -269,7 +270,7 @@ mod tests {
         ] {
             let CloudsnapCommand::Backup(args) = cloudsnap(line) else { panic!("{line}") };
             assert_eq!(args.volume().unwrap().to_string(), "vol", "{line}");
-            assert!(args.full && args.credential.cred_id.unwrap().to_string() == "nas" && !args.wait.wait);
+            assert!(args.full && args.cred_id[0].to_string() == "nas" && !args.wait.wait);
         }
         for line in ["cs backup", "cs backup vol --volume vol", "cs backup a b"] {
             assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");

@@ -4,6 +4,7 @@ pub mod care;
 pub mod cloudsnap;
 pub mod credentials;
 pub mod extras;
+pub mod rekey;
 pub mod snapshot;
 pub mod volume;
 

@@ -39,10 +39,38 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
 
 async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> {
     let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
-    let request = StartBackup { volume, full: args.full, cred_id: args.credential.cred_id };
+    let mut places = args.cred_id.into_iter();
+    let (cred_id, also) = (places.next(), places.collect());
+    let request = StartBackup { volume, full: args.full, cred_id, also };
     let started = context.client.start_backup(&request).await?;
-    let line = format!("Cloudsnap backup started successfully with id: {}", started.task);
-    begun(context, started.task, &started, &line, args.wait.wait).await
+    let line = |task| format!("Cloudsnap backup started successfully with id: {task}");
+    if started.also.is_empty() {
+        return begun(context, started.task, &started, &line(started.task), args.wait.wait).await;
+    }
+    let tasks: Vec<Uuid> = std::iter::once(started.task).chain(started.also.iter().copied()).collect();
+    let output = context.output;
+    if output.is_json() && !args.wait.wait {
+        output.document(&started)?;
+    } else if !output.is_json() {
+        tasks.iter().try_for_each(|task| output.line(line(*task)))?;
+    }
+    if !args.wait.wait {
+        return Ok(EXIT_DONE);
+    }
+    // Each succeeds or fails by itself; what fails decides how this ends.
+    let (mut exit, mut ended) = (EXIT_DONE, Vec::new());
+    for task in tasks {
+        let task = wait::follow(&context.client, task, output).await?;
+        exit = exit.max(if task.state.stage == TaskStage::Done { EXIT_DONE } else { EXIT_FAILED });
+        match output.is_json() {
+            true => ended.push(task),
+            false => tell(context, &task)?,
+        }
+    }
+    if output.is_json() {
+        output.document(&ended)?;
+    }
+    Ok(exit)
 }
 
 async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure> {
@@ -88,32 +116,32 @@ pub(super) async fn begun<T: Serialize>(
 async fn follow(context: &Context<'_>, task: Uuid) -> Result<u8, Failure> {
     let output = context.output;
     let task = wait::follow(&context.client, task, output).await?;
-    let done = task.state.stage == TaskStage::Done;
-    if output.is_json() {
-        output.document(&task)?;
-    } else {
-        if let Some(findings) = &task.findings {
-            care::show_findings(output, findings)?;
-        }
-        match task.state.stage {
-            TaskStage::Done => output.line(ending(&task))?,
-            TaskStage::Stopped => {
-                let hint = format!("`blockctl cloudsnap resume --name {}` takes it up again", task.name);
-                output.error(&format!("Cloudsnap {} was stopped", noun(&task)), Some(&hint));
-            }
-            _ => {
-                let (reason, hint) = reason(&task);
-                output.error(&format!("Cloudsnap {} failed: {reason}", noun(&task)), hint);
-                if task.resumable {
-                    output.note(format!(
-                        "hint: `blockctl cloudsnap resume --name {}` takes it up again where it was",
-                        task.name
-                    ));
-                }
+    match output.is_json() {
+        true => output.document(&task)?,
+        false => tell(context, &task)?,
+    }
+    Ok(if task.state.stage == TaskStage::Done { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// Says how a task ended.
+fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
+    let output = context.output;
+    if let Some(findings) = &task.findings {
+        care::show_findings(output, findings)?;
+    }
+    let resume = format!("`blockctl cloudsnap resume --name {}` takes it up again where it was", task.name);
+    match task.state.stage {
+        TaskStage::Done => output.line(ending(task))?,
+        TaskStage::Stopped => output.error(&format!("Cloudsnap {} was stopped", noun(task)), Some(&resume)),
+        _ => {
+            let (reason, hint) = reason(task);
+            output.error(&format!("Cloudsnap {} failed: {reason}", noun(task)), hint);
+            if task.resumable {
+                output.note(format!("hint: {resume}"));
             }
         }
     }
-    Ok(if done { EXIT_DONE } else { EXIT_FAILED })
+    Ok(())
 }
 
 fn noun(task: &Task) -> String {
