@@ -5,6 +5,7 @@
 //! in `FORMAT.md`; volumes are known here only as block sets and as whoever reads and writes blocks.
 
 mod backup;
+mod cached;
 mod damage;
 mod delete;
 mod error;
@@ -36,6 +37,7 @@ pub use backup::{
     BACKUP_LIFETIME_S, BackupOptions, BackupSpec, BlockReader, CLOCK_SKEW_MOST_S, backup, check_base,
     new_delta_salt,
 };
+pub use cached::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
 pub use damage::{DAMAGE_DESCRIBED_MOST, Damage, DamagedPiece};
 pub use delete::{DeleteReport, delete_snapshot, delete_with_manifest};
 pub use error::CloudError;
