@@ -76,6 +76,8 @@ Keys of the configuration file (defaults in brackets):
   store_attempts        attempts of one request to an object store [6]
   store_timeout_ms      time that one request to an object store may take, before its body [60000]
   stop_timeout_ms       time that a stop gives running tasks and clients to come to rest [30000]
+  gc_every_hours        every how many hours what abandoned backups left in the stores is deleted; 0 = never [24]
+  verify_bytes_per_day  how much is read a day to verify cloud snapshots in the background; 0 = nothing [0]
   task_history          finished tasks that `cloudsnap status` remembers [1000]
   [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
                         TCP; `*` stands for any characters; volumes that are not listed are for all [empty]

@@ -207,6 +207,10 @@ pub struct Config {
     pub store_timeout_ms: u64,
     /// Time that a stop gives tasks and clients.
     pub stop_timeout_ms: u64,
+    /// Every how many hours it is looked for what abandoned backups left in the stores; 0: never.
+    pub gc_every_hours: u32,
+    /// How much of the stores' content is read a day to verify cloud snapshots in the background; 0: nothing.
+    pub verify_bytes_per_day: u64,
     /// Finished tasks that are remembered.
     pub task_history: u32,
     /// By volume: the names in client certificates that may have it over TCP. Last, as it is a table.
@@ -243,6 +247,8 @@ impl Default for Config {
             store_attempts: 6,
             store_timeout_ms: 60_000,
             stop_timeout_ms: 30_000,
+            gc_every_hours: 24,
+            verify_bytes_per_day: 0,
             task_history: 1000,
             nbd_access: BTreeMap::new(),
         }
@@ -335,6 +341,11 @@ impl Config {
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
         range("stop_timeout_ms", self.stop_timeout_ms, 0, 3_600_000, "0 to 3600000")?;
+        range("gc_every_hours", self.gc_every_hours.into(), 0, 8760, "0 (never) to 8760")?;
+        if self.verify_bytes_per_day != 0 {
+            let wanted = "0 (nothing), or 104857600 (100 MiB) to 1125899906842624 (1 PiB)";
+            range("verify_bytes_per_day", self.verify_bytes_per_day, 100 << 20, 1 << 50, wanted)?;
+        }
         range("task_history", self.task_history.into(), 1, 1_000_000, "1 to 1000000")
     }
 

@@ -1,8 +1,10 @@
 //! What can be typed.
 
+pub mod care;
 pub mod cloudsnap;
 pub mod credentials;
 pub mod extras;
+pub mod rekey;
 pub mod snapshot;
 pub mod volume;
 

@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod care;
 mod cloudsnap;
 mod credentials;
 mod extras;
