@@ -32,7 +32,7 @@ fn to_api_id(id: &CloudsnapId) -> api::CloudsnapId {
     }
 }
 
-fn from_api_id(id: &api::CloudsnapId) -> CloudsnapId {
+pub(crate) fn from_api_id(id: &api::CloudsnapId) -> CloudsnapId {
     CloudsnapId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot, incremental: id.incremental }
 }
 
@@ -484,7 +484,7 @@ impl Core {
     }
 }
 
-fn is_not_found(error: &ServiceError) -> bool {
+pub(crate) fn is_not_found(error: &ServiceError) -> bool {
     matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
 }
 

@@ -170,6 +170,7 @@ impl Core {
         let uuid = row.uuid;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
+        self.browse.forget(uuid);
         for entry in self.registry.all() {
             self.forget_intervals(&entry).await;
         }

@@ -5,6 +5,7 @@
 
 mod access;
 pub mod attachments;
+pub mod browse;
 pub mod check;
 pub mod cli;
 mod cloud;

@@ -4,6 +4,7 @@
 //! cut it off half way. Every error leaves here as the same JSON body.
 
 mod attachments;
+mod browse;
 mod cloudsnaps;
 mod credentials;
 mod snapshots;
@@ -76,6 +77,10 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::CLOUDSNAP_INSPECT, get(cloudsnaps::inspect))
         .route(paths::CLOUDSNAP_RESTORE, post(cloudsnaps::restore))
         .route(paths::CLOUDSNAP_DELETE, post(cloudsnaps::delete))
+        .route(paths::CLOUDSNAP_FILES, get(browse::list_files))
+        .route(paths::CLOUDSNAP_FILE, get(browse::read_file))
+        .route(paths::BROWSE_MOUNTS, get(browse::mounts).post(browse::mount))
+        .route(paths::BROWSE_UNMOUNT, post(browse::unmount))
         .route(paths::TASKS, get(tasks::list))
         .route(paths::TASK, get(tasks::show))
         .fallback(no_such_address)

@@ -1,5 +1,6 @@
 //! `blockctl cloudsnap …`
 
+use super::files;
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
     cloudsnaps::{CloudsnapId, CloudsnapStatus},
@@ -72,6 +73,18 @@ pub enum CloudsnapCommand {
     /// Delete a snapshot from the cloud. This is not reversible
     #[command(after_help = DELETE_HELP)]
     Delete(DeleteArgs),
+    /// List the files inside a snapshot in cloud
+    #[command(after_help = files::CATALOG_HELP)]
+    Catalog(files::CatalogArgs),
+    /// Write files inside a snapshot in cloud to stdout
+    #[command(after_help = files::CAT_HELP)]
+    Cat(files::CatArgs),
+    /// Copy files and directories out of a snapshot in cloud
+    #[command(after_help = files::CP_HELP)]
+    Cp(files::CpArgs),
+    /// Say what differs between two snapshots in cloud
+    #[command(after_help = files::DIFF_HELP)]
+    Diff(files::DiffFilesArgs),
 }
 
 /// `cloudsnap backup`

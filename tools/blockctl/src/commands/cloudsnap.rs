@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, counted, or_dash};
+use super::{Context, copy_files, counted, files, or_dash};
 use crate::{
     cli::cloudsnap::{
         BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
@@ -30,6 +30,10 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Status(args) => status(context, args).await,
         CloudsnapCommand::Restore(args) => restore(context, args).await,
         CloudsnapCommand::Delete(args) => delete(context, args).await,
+        CloudsnapCommand::Catalog(args) => files::catalog(context, args).await,
+        CloudsnapCommand::Cat(args) => files::cat(context, args).await,
+        CloudsnapCommand::Cp(args) => copy_files::run(context, args).await,
+        CloudsnapCommand::Diff(args) => files::diff(context, args).await,
     }
 }
 
