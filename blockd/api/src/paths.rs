@@ -58,6 +58,14 @@ pub const CLOUDSNAP_DELETE: &str = "/v1/cloudsnaps/delete";
 pub const CLOUDSNAP_VERIFY: &str = "/v1/cloudsnaps/verify";
 /// `POST` of [`crate::cloudsnaps::CollectGarbage`]: [`crate::cloudsnaps::GarbageCollected`].
 pub const CLOUDSNAP_GC: &str = "/v1/cloudsnaps/gc";
+/// `GET` with [`crate::browse::ListFiles`]: [`crate::browse::FileList`].
+pub const CLOUDSNAP_FILES: &str = "/v1/cloudsnaps/files";
+/// `GET` with [`crate::browse::ReadFile`]: the bytes.
+pub const CLOUDSNAP_FILE: &str = "/v1/cloudsnaps/file";
+/// `GET`: [`crate::browse::BrowseMountList`]; `POST` of [`crate::browse::MountBrowse`]: [`crate::browse::BrowseMount`].
+pub const BROWSE_MOUNTS: &str = "/v1/browse/mounts";
+/// `POST` of [`crate::browse::UnmountBrowse`]: [`crate::browse::Unmounted`].
+pub const BROWSE_UNMOUNT: &str = "/v1/browse/unmount";
 /// `GET` with [`crate::tasks::ListTasks`]: [`crate::tasks::TaskList`].
 pub const TASKS: &str = "/v1/tasks";
 /// `GET` with [`crate::tasks::WaitTask`]: [`crate::tasks::Task`]. `{task}` is a UUID.

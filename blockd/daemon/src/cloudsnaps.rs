@@ -557,7 +557,7 @@ impl Core {
     }
 }
 
-fn is_not_found(error: &ServiceError) -> bool {
+pub(crate) fn is_not_found(error: &ServiceError) -> bool {
     matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
 }
 

@@ -182,6 +182,7 @@ impl Core {
         self.give_up_kept(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
+        self.browse.forget(uuid);
         for entry in self.registry.all() {
             self.forget_intervals(&entry).await;
         }

@@ -5,6 +5,7 @@
 
 use crate::{
     attachments::{Attachments, System},
+    browse::Browse,
     config::Config,
     core::{Core, tasks_dir},
     credentials::Repositories,
@@ -162,6 +163,7 @@ impl Daemon {
             tracing::error!(%error, "unfinished tasks are not taken up");
         }
         let upkeep = upkeep::start(&core);
+        core.start_browsing();
         notify(sd_notify::NotifyState::Ready);
         tracing::info!(
             data_dir = %core.data_dir.display(),
@@ -225,6 +227,7 @@ impl Daemon {
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();
             closing.attachments.rest();
+            closing.stop_browsing();
             for mut server in servers {
                 if let Err(error) = server.shutdown() {
                     problems.push(with_sources(&error));
@@ -299,6 +302,7 @@ fn prepare(
         started: Instant::now(),
         stopping: CancelToken::new(),
         nbd_tcp: OnceLock::new(),
+        browse: Browse::default(),
         merger: Arc::new(Wake::default()),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),

@@ -5,6 +5,7 @@
 
 mod access;
 pub mod attachments;
+pub mod browse;
 mod care;
 pub mod check;
 pub mod cli;

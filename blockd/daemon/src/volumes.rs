@@ -349,6 +349,7 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         self.attachments.check_delete(entry.id)?;
+        self.browse.let_go(entry.id);
         let before = entry.begin_delete()?;
         // What was kept of backups can never be taken up again.
         let volume_id = entry.id;

@@ -1,6 +1,9 @@
 //! `blockctl cloudsnap …`
 
-use super::care::{GC_HELP, GcArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP, VerifyArgs};
+use super::{
+    care::{GC_HELP, GcArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP, VerifyArgs},
+    files,
+};
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
     cloudsnaps::{CloudsnapId, CloudsnapStatus},
@@ -86,6 +89,18 @@ pub enum CloudsnapCommand {
     /// Delete what abandoned backups left in cloud
     #[command(after_help = GC_HELP)]
     Gc(GcArgs),
+    /// List the files inside a snapshot in cloud
+    #[command(after_help = files::CATALOG_HELP)]
+    Catalog(files::CatalogArgs),
+    /// Write files inside a snapshot in cloud to stdout
+    #[command(after_help = files::CAT_HELP)]
+    Cat(files::CatArgs),
+    /// Copy files and directories out of a snapshot in cloud
+    #[command(after_help = files::CP_HELP)]
+    Cp(files::CpArgs),
+    /// Say what differs between two snapshots in cloud
+    #[command(after_help = files::DIFF_HELP)]
+    Diff(files::DiffFilesArgs),
 }
 
 /// `cloudsnap backup`

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, care, counted, or_dash};
+use super::{Context, care, copy_files, counted, files, or_dash};
 use crate::{
     cli::cloudsnap::{
         BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
@@ -34,6 +34,10 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Resume(args) => care::resume(context, args).await,
         CloudsnapCommand::Verify(args) => care::verify(context, args).await,
         CloudsnapCommand::Gc(args) => care::gc(context, args).await,
+        CloudsnapCommand::Catalog(args) => files::catalog(context, args).await,
+        CloudsnapCommand::Cat(args) => files::cat(context, args).await,
+        CloudsnapCommand::Cp(args) => copy_files::run(context, args).await,
+        CloudsnapCommand::Diff(args) => files::diff(context, args).await,
     }
 }
 
