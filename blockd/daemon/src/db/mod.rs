@@ -7,6 +7,7 @@ mod attachments;
 mod catalog;
 mod chains;
 mod credentials;
+mod lazy;
 mod migrations;
 mod snapshots;
 mod tasks;
@@ -16,8 +17,9 @@ pub use attachments::{AttachmentRow, AttachmentState};
 pub use catalog::Catalog;
 pub use chains::Chain;
 pub use credentials::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow};
+pub use lazy::LazyRow;
 pub use snapshots::{SnapshotRow, SnapshotState};
-pub use tasks::{TaskDetail, TaskKind, TaskRow, TaskState};
+pub use tasks::{InPlace, TaskDetail, TaskKind, TaskRow, TaskState};
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 
 use parking_lot::Mutex;

@@ -15,6 +15,7 @@ use crate::{
     core::Core,
     db::{DbError, TaskKind, TaskRow, TaskState},
     error::ServiceError,
+    lazy::{hydrate, in_place},
 };
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
@@ -75,7 +76,7 @@ impl Tasks {
     ///
     /// # Errors
     /// The daemon stops.
-    async fn slot(&self, stopping: &CancelToken) -> Result<SemaphorePermit<'_>, ServiceError> {
+    pub(crate) async fn slot(&self, stopping: &CancelToken) -> Result<SemaphorePermit<'_>, ServiceError> {
         tokio::select! {
             permit = self.slots.acquire() => permit.map_err(|_| ServiceError::Stopping),
             () = stopping.cancelled() => Err(ServiceError::Stopping),
@@ -254,7 +255,7 @@ impl Core {
     }
 
     /// Stores how far a task is. A failure is only logged: the row that is there is still true, if older.
-    async fn store_progress(&self, live: &LiveTask) {
+    pub(crate) async fn store_progress(&self, live: &LiveTask) {
         let view = live.view();
         if let Err(error) = self.db.run(move |tx| view.put_progress(tx)).await {
             tracing::warn!(%error, "the progress of the task is not stored");
@@ -292,6 +293,10 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
     let work = async {
         match live.kind {
             TaskKind::Backup => backup::run(core, live).boxed().await,
+            TaskKind::Restore if live.view().detail.in_place.is_some() => {
+                in_place::run(core, live).boxed().await
+            }
+            TaskKind::Restore if live.view().detail.lazy => hydrate::run(core, live).boxed().await,
             TaskKind::Restore => restore::run(core, live).boxed().await,
             TaskKind::Delete => delete::run(core, live).boxed().await,
         }
@@ -361,6 +366,7 @@ async fn fail(core: &Arc<Core>, live: &LiveTask, error: &ServiceError) -> Result
             let kept = core.db.run(move |tx| -> Result<(), DbError> {
                 match stored.kind {
                     TaskKind::Backup => backup::mark_failed(tx, &stored)?,
+                    TaskKind::Restore if stored.detail.is_of_volume_in_use() => {}
                     TaskKind::Restore => restore::mark_failed(tx, &stored)?,
                     TaskKind::Delete => {}
                 }
@@ -373,6 +379,11 @@ async fn fail(core: &Arc<Core>, live: &LiveTask, error: &ServiceError) -> Result
     .await?;
     let cleaned = match row.kind {
         TaskKind::Backup => backup::clean_up(core, &row).await,
+        // The volume is in use, with what was fetched.
+        TaskKind::Restore if row.detail.is_of_volume_in_use() => {
+            in_place::let_go(core, &row);
+            Ok(())
+        }
         TaskKind::Restore => restore::clean_up(core, &row).await,
         TaskKind::Delete => clean_files(core, row.id).await,
     };
