@@ -3,6 +3,7 @@
 pub mod cloudsnap;
 pub mod credentials;
 pub mod extras;
+pub mod lazy;
 pub mod snapshot;
 pub mod volume;
 

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, counted, or_dash};
+use super::{Context, counted, lazy, or_dash};
 use crate::{
     cli::cloudsnap::{
         BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
@@ -29,6 +29,7 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Inspect(args) => inspect(context, args).await,
         CloudsnapCommand::Status(args) => status(context, args).await,
         CloudsnapCommand::Restore(args) => restore(context, args).await,
+        CloudsnapCommand::Clone(args) => lazy::clone(context, args).await,
         CloudsnapCommand::Delete(args) => delete(context, args).await,
     }
 }
@@ -42,6 +43,9 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
 }
 
 async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure> {
+    if args.how.lazy || args.how.in_place.is_some() {
+        return lazy::restore(context, args).await;
+    }
     let request = StartRestore { snap: args.snap, volume: args.volume, cred_id: args.credential.cred_id };
     let started = context.client.start_restore(&request).await?;
     let line = format!(
@@ -59,7 +63,7 @@ async fn delete(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure> 
 }
 
 /// Says that a task was started, and follows it if that is wanted.
-async fn begun<T: Serialize>(
+pub(super) async fn begun<T: Serialize>(
     context: &Context<'_>,
     task: Uuid,
     started: &T,

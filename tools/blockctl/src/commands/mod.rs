@@ -3,6 +3,7 @@
 mod cloudsnap;
 mod credentials;
 mod extras;
+mod lazy;
 mod snapshot;
 mod status;
 mod stores;
