@@ -139,6 +139,7 @@ impl Volume {
             set.zero = BlockSet::new();
         }
         set.held.optimize();
+        set.zero.optimize();
         let merged = FrozenLayer {
             epoch: upper.epoch,
             file: target.file,
