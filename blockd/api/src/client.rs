@@ -13,6 +13,7 @@ use crate::{
         ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
     },
     credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
+    lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     paths,
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
@@ -357,6 +358,16 @@ impl Client {
     /// Starts a restore into a new volume.
     pub async fn start_restore(&self, request: &StartRestore) -> Result<RestoreStarted, ClientError> {
         self.post(paths::CLOUDSNAP_RESTORE, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Makes a volume that is served at once and fetches what is read.
+    pub async fn start_lazy_restore(&self, request: &StartLazyRestore) -> Result<LazyRestored, ClientError> {
+        self.post(paths::CLOUDSNAP_RESTORE_LAZY, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Starts a rollback of a volume to a cloud snapshot.
+    pub async fn start_in_place(&self, request: &StartInPlace) -> Result<RestoreStarted, ClientError> {
+        self.post(paths::CLOUDSNAP_RESTORE_IN_PLACE, request, STORE_CALL_TIMEOUT).await
     }
 
     /// Starts the deletion of a cloud snapshot.

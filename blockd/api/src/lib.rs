@@ -10,6 +10,7 @@ pub mod client;
 pub mod cloudsnaps;
 pub mod credentials;
 mod error;
+pub mod lazy;
 mod names;
 mod pairs;
 pub mod paths;

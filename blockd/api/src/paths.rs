@@ -52,6 +52,10 @@ pub const CLOUDSNAP_BACKUP: &str = "/v1/cloudsnaps/backup";
 pub const CLOUDSNAP_INSPECT: &str = "/v1/cloudsnaps/inspect";
 /// `POST` of [`crate::cloudsnaps::StartRestore`]: [`crate::cloudsnaps::RestoreStarted`].
 pub const CLOUDSNAP_RESTORE: &str = "/v1/cloudsnaps/restore";
+/// `POST` of [`crate::lazy::StartLazyRestore`]: [`crate::lazy::LazyRestored`].
+pub const CLOUDSNAP_RESTORE_LAZY: &str = "/v1/cloudsnaps/restore-lazy";
+/// `POST` of [`crate::lazy::StartInPlace`]: [`crate::cloudsnaps::RestoreStarted`].
+pub const CLOUDSNAP_RESTORE_IN_PLACE: &str = "/v1/cloudsnaps/restore-in-place";
 /// `POST` of [`crate::cloudsnaps::StartDelete`]: [`crate::tasks::TaskStarted`].
 pub const CLOUDSNAP_DELETE: &str = "/v1/cloudsnaps/delete";
 /// `POST` of [`crate::cloudsnaps::StartVerify`]: [`crate::tasks::TaskStarted`].

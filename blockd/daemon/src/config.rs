@@ -202,6 +202,14 @@ pub struct Config {
     pub merge_limit_bytes_per_s: u64,
     /// Backups and restores that move data at once.
     pub task_concurrency: usize,
+    /// How many bytes a second the hydration of one lazy volume may fetch; 0: as many as it can.
+    pub hydration_limit_bytes_per_s: u64,
+    /// Fetches of at most 4 MiB that the hydration of one lazy volume makes at once.
+    pub hydration_concurrency: usize,
+    /// How long reads of a lazy volume wait for a store that is gone, if they are to stall.
+    pub lazy_stall_ms: u64,
+    /// The same if they are to fail.
+    pub lazy_error_ms: u64,
     /// Packs that one backup uploads at once.
     pub upload_concurrency: usize,
     /// Requests that one restore makes at once.
@@ -264,6 +272,10 @@ impl Default for Config {
             full_every: 7,
             merge_limit_bytes_per_s: 0,
             task_concurrency: 2,
+            hydration_limit_bytes_per_s: 0,
+            hydration_concurrency: 8,
+            lazy_stall_ms: 600_000,
+            lazy_error_ms: 20_000,
             upload_concurrency: 4,
             download_concurrency: 4,
             cpu_threads: 0,
@@ -360,6 +372,13 @@ impl Config {
             range("merge_limit_bytes_per_s", self.merge_limit_bytes_per_s, 1 << 20, 1 << 40, wanted)?;
         }
         range("task_concurrency", self.task_concurrency as u64, 1, 64, "1 to 64")?;
+        if self.hydration_limit_bytes_per_s != 0 {
+            let wanted = "0 (no limit), or 1048576 (1 MiB a second) to 1099511627776";
+            range("hydration_limit_bytes_per_s", self.hydration_limit_bytes_per_s, 1 << 20, 1 << 40, wanted)?;
+        }
+        range("hydration_concurrency", self.hydration_concurrency as u64, 1, 64, "1 to 64")?;
+        range("lazy_stall_ms", self.lazy_stall_ms, 1000, 86_400_000, "1000 to 86400000")?;
+        range("lazy_error_ms", self.lazy_error_ms, 100, 3_600_000, "100 to 3600000")?;
         range("upload_concurrency", self.upload_concurrency as u64, 1, 64, "1 to 64")?;
         range("download_concurrency", self.download_concurrency as u64, 1, 64, "1 to 64")?;
         range("cpu_threads", self.cpu_threads as u64, 0, 1024, "0 (one per core) to 1024")?;

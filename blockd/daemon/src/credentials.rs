@@ -169,6 +169,7 @@ impl Core {
     ) -> Result<Deleted, ServiceError> {
         let _admission = self.admission.lock().await;
         let row = self.credential(Some(wanted)).await?;
+        self.refuse_if_credential_needed(row.uuid, row.name.as_str()).await?;
         if let Some(task) =
             self.unfinished_tasks().await?.into_iter().find(|task| task.credential == row.uuid)
         {

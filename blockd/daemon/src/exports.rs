@@ -14,13 +14,15 @@ use crate::{
 use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_extent::SnapshotId;
 use blockd_nbd::{
-    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
-    StatusExtent, ZeroFlags,
+    self as nbd, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo,
+    Progress, StatusExtent, WhenNear, ZeroFlags,
     constants::{BASE_ALLOCATION, DIRTY_BITMAP_PREFIX, STATE_DIRTY, STATE_HOLE, STATE_ZERO},
 };
 use blockd_volume::{
-    Allocation, AllocationRun, Content, DirtyRun, SnapshotView, Volume, VolumeError, VolumeErrorKind,
+    self as volume, Allocation, AllocationRun, Content, DirtyRun, SnapshotView, Volume, VolumeError,
+    VolumeErrorKind,
 };
+use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// The name of the newest snapshot, where none has it for its own.
@@ -257,7 +259,42 @@ impl VolumeDevice {
     }
 }
 
+/// Has a lazy volume fetch what a request needs; `ask` is the volume's or the snapshot's way to do so.
+fn bring_near(
+    access: nbd::Access,
+    then: WhenNear,
+    ask: impl FnOnce(volume::Access, volume::WhenNear) -> Option<volume::WhenNear>,
+) -> Option<WhenNear> {
+    let access = match access {
+        nbd::Access::Read => volume::Access::Read,
+        nbd::Access::Write => volume::Access::Write,
+    };
+    let then = Arc::new(Mutex::new(Some(then)));
+    let kept = Arc::clone(&then);
+    let told = move |result: Result<(), VolumeError>| {
+        if let Some(then) = kept.lock().take() {
+            then(result.map_err(|error| device_error(&error)));
+        }
+    };
+    // What was given back is only the wrapping.
+    ask(access, Box::new(told)).and_then(|_| then.lock().take())
+}
+
 impl BlockDevice for VolumeDevice {
+    fn may_be_far(&self) -> bool {
+        self.volume.is_lazy()
+    }
+
+    fn bring_near(
+        &self,
+        access: nbd::Access,
+        offset_bytes: u64,
+        len_bytes: u64,
+        then: WhenNear,
+    ) -> Option<WhenNear> {
+        bring_near(access, then, |access, then| self.volume.when_near(access, offset_bytes, len_bytes, then))
+    }
+
     fn size_bytes(&self) -> u64 {
         self.volume.size_bytes()
     }
@@ -344,6 +381,23 @@ fn read_only<T>() -> Result<T, DeviceError> {
 }
 
 impl BlockDevice for SnapshotDevice {
+    fn may_be_far(&self) -> bool {
+        self.view.is_lazy()
+    }
+
+    fn bring_near(
+        &self,
+        access: nbd::Access,
+        offset_bytes: u64,
+        len_bytes: u64,
+        then: WhenNear,
+    ) -> Option<WhenNear> {
+        bring_near(access, then, |access, then| match access {
+            volume::Access::Read => self.view.when_near(offset_bytes, len_bytes, then),
+            volume::Access::Write => Some(then),
+        })
+    }
+
     fn size_bytes(&self) -> u64 {
         self.view.size_bytes()
     }

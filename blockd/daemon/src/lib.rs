@@ -21,6 +21,7 @@ mod exports;
 mod files;
 mod groups;
 mod http;
+pub mod lazy;
 pub mod lock;
 pub mod logging;
 mod merger;

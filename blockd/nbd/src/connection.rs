@@ -698,6 +698,9 @@ impl Connection {
                     "the client entered transmission"
                 );
                 self.deadline = None;
+                if device.may_be_far() {
+                    self.flow.allow_for_far_data();
+                }
                 let transmission = Transmission::new(device, opened.size_bytes, opened.read_only, agreed);
                 self.phase = Phase::Transmission(Box::new(transmission));
             }

@@ -77,6 +77,8 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::CLOUDSNAP_BACKUP, post(cloudsnaps::backup))
         .route(paths::CLOUDSNAP_INSPECT, get(cloudsnaps::inspect))
         .route(paths::CLOUDSNAP_RESTORE, post(cloudsnaps::restore))
+        .route(paths::CLOUDSNAP_RESTORE_LAZY, post(cloudsnaps::restore_lazy))
+        .route(paths::CLOUDSNAP_RESTORE_IN_PLACE, post(cloudsnaps::restore_in_place))
         .route(paths::CLOUDSNAP_DELETE, post(cloudsnaps::delete))
         .route(paths::CLOUDSNAP_VERIFY, post(cloudsnaps::verify))
         .route(paths::CLOUDSNAP_GC, post(cloudsnaps::collect_garbage))

@@ -6,6 +6,7 @@ pub mod cloudsnap;
 pub mod credentials;
 pub mod extras;
 pub mod files;
+pub mod lazy;
 pub mod rekey;
 pub mod snapshot;
 pub mod volume;

@@ -7,6 +7,7 @@ mod copy_files;
 mod credentials;
 mod extras;
 mod files;
+mod lazy;
 mod snapshot;
 mod status;
 mod stores;
