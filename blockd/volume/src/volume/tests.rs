@@ -7,30 +7,28 @@ fn statistics_do_not_wait_for_themselves() {
     let root = tempfile::tempdir().unwrap();
     let volume = Volume::create(&root.path().join("v"), VolumeId::from_u64(5), 1 << 20).unwrap();
     let (ended, has_ended) = mpsc::channel();
-    let asks = Arc::new(AtomicBool::new(true));
-    let asking: Vec<_> = (0..2)
-        .map(|_| {
-            let (volume, asks, ended) = (volume.clone(), asks.clone(), ended.clone());
-            thread::spawn(move || {
-                while asks.load(Ordering::Relaxed) {
-                    assert_eq!(volume.stats().snapshots, 0);
-                }
-                ended.send(()).unwrap();
-            })
+    let is_over = Arc::new(AtomicBool::new(false));
+    let committing = {
+        let (volume, is_over, ended) = (volume.clone(), is_over.clone(), ended.clone());
+        thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                // What a commit does.
+                *volume.kept.write() = Vec::new();
+            }
+            ended.send(()).unwrap();
         })
-        .collect();
-    let writing = thread::spawn(move || {
-        for _ in 0..20_000 {
-            // What a commit does.
-            *volume.kept.write() = Vec::new();
+    };
+    let asking = thread::spawn(move || {
+        for _ in 0..100_000 {
+            assert_eq!(volume.stats().snapshots, 0);
         }
-        asks.store(false, Ordering::Relaxed);
+        is_over.store(true, Ordering::Relaxed);
         ended.send(()).unwrap();
     });
-    for _ in 0..3 {
+    for _ in 0..2 {
         has_ended.recv_timeout(Duration::from_secs(60)).expect("the threads wait for each other");
     }
-    for thread in asking.into_iter().chain([writing]) {
+    for thread in [asking, committing] {
         thread.join().unwrap();
     }
 }
