@@ -150,6 +150,7 @@ impl Daemon {
         }
         grow_devices_with_volumes(&core);
         core.let_go_of_what_is_at_rest();
+        core.start_browsing();
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
@@ -159,7 +160,6 @@ impl Daemon {
         if let Err(error) = core.resume_tasks().await {
             tracing::error!(%error, "unfinished tasks are not taken up");
         }
-        core.start_browsing();
         notify(sd_notify::NotifyState::Ready);
         tracing::info!(
             data_dir = %core.data_dir.display(),
