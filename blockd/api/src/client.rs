@@ -9,17 +9,17 @@ use crate::{
         BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
-        CloudsnapDetail, CloudsnapList, InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup,
-        StartDelete, StartRestore,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap,
+        ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
     },
-    credentials::{CreateCredential, Credential, CredentialList},
+    credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
     paths,
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
         Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
     },
     status::Status,
-    tasks::{ListTasks, Task, TaskList, TaskStarted, WaitTask},
+    tasks::{ListTasks, StopTask, Task, TaskList, TaskStarted, WaitTask},
     volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList},
 };
 use bytes::Bytes;
@@ -325,13 +325,22 @@ impl Client {
             .await
     }
 
-    /// Forgets a credential; what is in the store stays.
+    /// Changes the passphrase or the data key of what is stored.
+    pub async fn rekey_credential(
+        &self,
+        credential: &CredentialRef,
+        request: &RekeyCredential,
+    ) -> Result<CredentialRekeyed, ClientError> {
+        self.post(&paths::credential_rekey(credential), request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Forgets a credential; the store keeps what is in it.
     pub async fn delete_credential(&self, credential: &CredentialRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::credential(credential)).await
     }
 
     /// Starts a backup.
-    pub async fn start_backup(&self, request: &StartBackup) -> Result<TaskStarted, ClientError> {
+    pub async fn start_backup(&self, request: &StartBackup) -> Result<BackupStarted, ClientError> {
         self.post(paths::CLOUDSNAP_BACKUP, request, STORE_CALL_TIMEOUT).await
     }
 
@@ -353,6 +362,26 @@ impl Client {
     /// Starts the deletion of a cloud snapshot.
     pub async fn start_delete(&self, request: &StartDelete) -> Result<TaskStarted, ClientError> {
         self.post(paths::CLOUDSNAP_DELETE, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Starts a verification.
+    pub async fn start_verify(&self, request: &StartVerify) -> Result<TaskStarted, ClientError> {
+        self.post(paths::CLOUDSNAP_VERIFY, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Deletes what abandoned backups left in a store, or says what that would be.
+    pub async fn collect_garbage(&self, request: &CollectGarbage) -> Result<GarbageCollected, ClientError> {
+        self.post(paths::CLOUDSNAP_GC, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Stops a task; the reply comes when it has come to rest.
+    pub async fn stop_task(&self, task: Uuid, request: &StopTask) -> Result<Task, ClientError> {
+        self.post(&paths::task_stop(task), request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Takes up a task again that was stopped or failed.
+    pub async fn resume_task(&self, task: Uuid) -> Result<Task, ClientError> {
+        self.post(&paths::task_resume(task), &serde_json::json!({}), CALL_TIMEOUT).await
     }
 
     /// A file inside a cloud snapshot, and what is in it.
@@ -383,7 +412,7 @@ impl Client {
         self.post(paths::BROWSE_UNMOUNT, request, CALL_TIMEOUT).await
     }
 
-    /// The tasks.
+    /// The tasks, newest first.
     pub async fn list_tasks(&self, query: &ListTasks) -> Result<TaskList, ClientError> {
         self.query(paths::TASKS, query, CALL_TIMEOUT).await
     }

@@ -126,6 +126,8 @@ error_codes! {
     SecretUnavailable, "secret_unavailable", 500, 1, false;
     /// The task was stopped before it was done.
     TaskStopped, "task_stopped", 409, 1, true;
+    /// The task has ended, or nothing of it was kept to take it up again.
+    TaskEnded, "task_ended", 409, 5, false;
     /// The daemon is stopping.
     ShuttingDown, "shutting_down", 503, 3, true;
     /// A fault of the daemon itself.

@@ -35,6 +35,8 @@ pub struct Core {
     pub tasks: Tasks,
     /// The id of this installation.
     pub cluster: Uuid,
+    /// The id of this run of the daemon.
+    pub run: Uuid,
     /// The name of this host.
     pub node: String,
     /// Since when it runs.

@@ -97,7 +97,13 @@ fn allocation(
     };
     // That there is enough is no failure.
     let _ = stack.resolve(runs.range(), &mut |run, source| match source {
-        Some(_) => runs.add(run, Allocation::Data),
+        Some(data) => match data.lazy() {
+            // What is not fetched yet may be data.
+            Some(base) => base.cut(run, &mut |part, is_zero| {
+                runs.add(part, if is_zero { Allocation::Hole } else { Allocation::Data })
+            }),
+            None => runs.add(run, Allocation::Data),
+        },
         None => add_zeroes(&mut runs, head.map(AsRef::as_ref), run),
     });
     runs.found.into_iter().map(|(len_bytes, allocation)| AllocationRun { len_bytes, allocation })
@@ -161,11 +167,11 @@ impl Volume {
     ) -> Result<Vec<DirtyRun>, VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, len_bytes)?;
-        let (epoch, stack) = {
-            // The stack under the same lock: a layer that a later merge takes away would be missing from the answer.
-            let admin = self.admin.lock();
-            (self.find_snapshot(&admin, snapshot)?.epoch, self.current())
-        };
+        // First the stack: a snapshot that is still there afterwards has kept the layers above it apart from those below.
+        // `admin` would do as well, but it is held while a freeze waits for its disk.
+        let stack = self.current();
+        let found = self.kept.read().iter().find(|point| point.0 == snapshot).map(|point| point.1);
+        let epoch = found.ok_or(VolumeError::NoSuchSnapshot { volume: self.id, snapshot })?;
         Ok(dirty_after(&stack, epoch, offset_bytes, len_bytes, max_runs).collect())
     }
 

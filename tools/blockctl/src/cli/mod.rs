@@ -1,10 +1,12 @@
 //! What can be typed.
 
 pub mod browse;
+pub mod care;
 pub mod cloudsnap;
 pub mod credentials;
 pub mod extras;
 pub mod files;
+pub mod rekey;
 pub mod snapshot;
 pub mod volume;
 

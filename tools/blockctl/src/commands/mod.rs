@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod browse;
+mod care;
 mod cloudsnap;
 mod copy_files;
 mod credentials;
