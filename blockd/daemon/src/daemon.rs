@@ -160,6 +160,7 @@ impl Daemon {
         }
         grow_devices_with_volumes(&core);
         core.let_go_of_what_is_at_rest();
+        core.start_browsing();
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
@@ -170,7 +171,6 @@ impl Daemon {
             tracing::error!(%error, "unfinished tasks are not taken up");
         }
         let upkeep = upkeep::start(&core);
-        core.start_browsing();
         if let Err(error) = core.resume_hydrations().await {
             tracing::error!(%error, "lazy volumes are not hydrated");
         }
