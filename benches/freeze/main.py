@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,13 +17,15 @@ HOLD_ONE_NS, HOLD_GROUP_NS = 100_000, 1_000_000
 ADDED_IDLE_NS, ADDED_LOADED_NS = 1_000_000, 5_000_000
 
 EPILOG = """\
-Each freeze is one barrier over all volumes, in one process, without sockets. HOLD is how long the barrier was held,
-from the first lock asked for to the last one released. WRITE is the longest 4 KiB write that was under way during
-the barrier, CONTROL that at as many instants without one: their difference is what the freeze adds. CALL is how long
-the whole freeze took, which is mostly syncs, and during which writers go on.
+Each freeze is one barrier over all volumes, in one process, without sockets; writers overwrite 4096 blocks of each volume
+at random, spread over all of it. HOLD is how long the barrier was held, from the first lock asked for to the last one
+released. WRITE is the longest 4 KiB write that was under way during the barrier, CONTROL that at as many instants without
+one: their difference is what the freeze adds. CALL is how long the whole freeze took, which is mostly syncs, and during
+which writers go on: QUIET-P99 and CALL-P99 are 99 % of all writes outside of freezes and during them. Lines are printed
+as they are measured.
 
 qemu: one transaction of block-dirty-bitmap-add for all disks, sent over QMP to a qemu-storage-daemon whose disks are
-written over NBD; CALL is the time until it is answered. Left out where there is no qemu-storage-daemon.
+written over NBD; CALL is the time until it is answered, WRITE is about that. Left out where there is no qemu-storage-daemon.
 
 Goals: HOLD p99 up to 100 us for one volume and 1 ms for a group; added to writes p99 up to 1 ms with one writer,
 5 ms under full load; whatever the size.
@@ -38,8 +39,8 @@ def arguments():
         description="Measures how long freezing groups of volumes holds writers back.",
         epilog=EPILOG,
     )
-    parser.add_argument("--quick", action="store_true", help="20 freezes of each kind instead of 200")
-    parser.add_argument("--freezes", type=int, help="freezes of each kind [200]")
+    parser.add_argument("--quick", action="store_true", help="3 seconds of each kind")
+    parser.add_argument("--seconds", type=int, help="how long each kind is frozen again and again [20; qemu: half of that]")
     parser.add_argument("--volumes", default="1,8,32", help="sizes of groups, with commas [1,8,32]")
     parser.add_argument("--writers", type=int, default=os.cpu_count(), help="threads under full load [one per core]")
     parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
@@ -47,7 +48,7 @@ def arguments():
     parser.add_argument("--engine", help="the engine's binary [it is built]")
     parser.add_argument("--no-qemu", action="store_true", help="leave qemu out")
     given = parser.parse_args()
-    given.freezes = given.freezes or (20 if given.quick else 200)
+    given.seconds = given.seconds or (3 if given.quick else 20)
     given.volumes = [int(text) for text in given.volumes.split(",")]
     return given
 
@@ -75,57 +76,42 @@ def size_text(size):
     return f"{size // TIB} TiB" if size >= TIB else f"{size // GIB} GiB"
 
 
-def blockd_row(found):
+def row_of(found):
+    """What is printed of one kind: a cell for each column."""
     freezes = found["freezes"]
-    holds = [one["holdNs"] for one in freezes]
     writes = [one["worstWriteNs"] for one in freezes]
-    added = max(0, percentile(writes, 99) - percentile(found["controlWorstWriteNs"], 99))
+    control = percentile(found["controlWorstWriteNs"], 99)
+    added = max(0, percentile(writes, 99) - control)
+    holds = [one["holdNs"] for one in freezes if "holdNs" in one]
     hold_goal = HOLD_ONE_NS if found["volumes"] == 1 else HOLD_GROUP_NS
     added_goal = ADDED_IDLE_NS if found["writers"] == 1 else ADDED_LOADED_NS
-    met = percentile(holds, 99) <= hold_goal and added <= added_goal
-    found["summary"] = {"holdP99Ns": percentile(holds, 99), "addedP99Ns": added, "met": met}
+    found["summary"] = {"addedP99Ns": added}
+    if holds:
+        met = percentile(holds, 99) <= hold_goal and added <= added_goal
+        found["summary"] |= {"holdP99Ns": percentile(holds, 99), "met": met}
     return [
-        "blockd",
+        found["who"],
         str(found["volumes"]),
         size_text(found["sizeBytes"]),
         str(found["writers"]),
-        *(time_text(percentile(holds, percent)) for percent in (50, 99, 100)),
-        *(time_text(percentile(writes, percent)) for percent in (50, 99)),
-        time_text(percentile(found["controlWorstWriteNs"], 99)),
-        time_text(added),
-        time_text(percentile([one["callNs"] for one in freezes], 50)),
-        "yes" if met else "NO",
-    ]
-
-
-def qemu_row(found):
-    calls = [one["callNs"] for one in found["freezes"]]
-    writes = [one["worstWriteNs"] for one in found["freezes"]]
-    control = percentile(found["controlWorstWriteNs"], 99)
-    return [
-        "qemu",
-        str(found["volumes"]),
-        size_text(found["sizeBytes"]),
-        str(found["writers"]),
-        "-",
-        "-",
-        "-",
+        str(len(freezes)),
+        *(time_text(percentile(holds, percent)) if holds else "-" for percent in (50, 99, 100)),
         *(time_text(percentile(writes, percent)) for percent in (50, 99)),
         time_text(control),
-        time_text(max(0, percentile(writes, 99) - control)),
-        time_text(percentile(calls, 50)),
-        "-",
+        time_text(added),
+        time_text(percentile([one["callNs"] for one in freezes], 50)),
+        *(time_text(found[kind]["p99"]) if kind in found else "-" for kind in ("quietWriteNs", "duringWriteNs")),
+        f"{found['writesPerSecond'] / 1000:.0f}k",
+        ("yes" if met else "NO") if holds else "-",
     ]
 
 
-HEADER = ["WHO", "VOLUMES", "SIZE", "WRITERS", "HOLD-P50", "HOLD-P99", "HOLD-MAX"]
-HEADER += ["WRITE-P50", "WRITE-P99", "CONTROL-P99", "ADDED-P99", "CALL-P50", "GOAL"]
+HEADER = ["WHO", "VOLUMES", "SIZE", "WRITERS", "FREEZES", "HOLD-P50", "HOLD-P99", "HOLD-MAX"]
+HEADER += ["WRITE-P50", "WRITE-P99", "CONTROL-P99", "ADDED-P99", "CALL-P50", "QUIET-P99", "CALL-P99", "WRITES/S", "GOAL"]
 
 
-def table(rows):
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    for row in rows:
-        print("   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+def show(row):
+    print("  ".join(cell.ljust(max(7, len(name))) for cell, name in zip(row, HEADER)).rstrip(), flush=True)
 
 
 def main():
@@ -133,34 +119,39 @@ def main():
     target = Path(os.environ["BLOCKD_BENCH_TARGET"])
     engine = Path(given.engine) if given.engine else build(target)
     work = Path(tempfile.mkdtemp(prefix="blockd-bench-", dir=given.dir or os.environ.get("TMPDIR", "/var/tmp")))
-    rows, all_found = [HEADER], []
+    all_found = []
     peer = None if given.no_qemu else shutil.which("qemu-storage-daemon")
+
+    def measured(who, measure, count, size, writers):
+        place = work / who
+        place.mkdir()
+        found = {"who": who, **measure(place, count, size, writers)}
+        shutil.rmtree(place)
+        all_found.append(found)
+        show(row_of(found))
+
+    def blockd(place, count, size, writers):
+        command = [engine, place, count, size, given.seconds, writers]
+        done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE)
+        return json.loads(done.stdout)
+
+    def qemu_peer(place, count, size, writers):
+        return qemu.measure(place, count, size, max(1, given.seconds // 2), writers)
+
     try:
+        show(HEADER)
         for count in given.volumes:
             for size in (GIB, 16 * TIB):
                 for writers in sorted({1, given.writers}):
-                    print(f"{count} x {size_text(size)}, {writers} writers", file=sys.stderr)
-                    place = work / "blockd"
-                    place.mkdir()
-                    command = [engine, place, count, size, given.freezes, writers]
-                    done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE)
-                    shutil.rmtree(place)
-                    found = {"who": "blockd", **json.loads(done.stdout)}
-                    rows.append(blockd_row(found))
-                    all_found.append(found)
+                    measured("blockd", blockd, count, size, writers)
                     if peer and writers == given.writers:
-                        place.mkdir()
-                        found = {"who": "qemu", **qemu.measure(place, count, size, given.freezes, writers)}
-                        shutil.rmtree(place)
-                        rows.append(qemu_row(found))
-                        all_found.append(found)
+                        measured("qemu", qemu_peer, count, size, writers)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    table(rows)
+        path = Path(given.json) if given.json else target.parent / "freeze-bench.json"
+        path.write_text(json.dumps(all_found))
     if not peer:
         print("qemu-storage-daemon is not there, so qemu is left out: apt-get install qemu-utils")
-    path = Path(given.json) if given.json else target.parent / "freeze-bench.json"
-    path.write_text(json.dumps(all_found))
     print(f"All figures: {path}")
 
 

@@ -74,7 +74,7 @@ class Qmp:
                 return reply["return"]
 
 
-def measure(place, count, size, freezes, writers):
+def measure(place, count, size, seconds, writers):
     size = min(size, LARGEST_FILE)
     exports = [f"d{number}" for number in range(count)]
     server, qmp = place / "nbd.sock", place / "qmp.sock"
@@ -102,11 +102,12 @@ def measure(place, count, size, freezes, writers):
             workers.append(worker)
         monitor = Qmp(qmp)
         calls, controls = [], []
-        for number in range(freezes):
+        started = time.monotonic()
+        while time.monotonic() < started + seconds:
             time.sleep(0.02)
             controls.append((time.monotonic_ns(),) * 2)
             time.sleep(0.02)
-            name = f"b{number}"
+            name = f"b{len(calls)}"
             bitmaps = [{"node": export, "name": name} for export in exports]
             began = time.monotonic_ns()
             actions = [{"type": "block-dirty-bitmap-add", "data": bitmap} for bitmap in bitmaps]
@@ -115,6 +116,7 @@ def measure(place, count, size, freezes, writers):
             for bitmap in bitmaps:
                 monitor.call("block-dirty-bitmap-remove", **bitmap)
         stop.set()
+        lasted = time.monotonic() - started
         found = [results.get(timeout=60) for _ in workers]
     finally:
         stop.set()
@@ -132,6 +134,7 @@ def measure(place, count, size, freezes, writers):
         "volumes": count,
         "sizeBytes": size if size < LARGEST_FILE else 16 << 40,
         "writers": writers,
+        "writesPerSecond": sum(count for count, _ in found) / lasted,
         "controlWorstWriteNs": [worst(span) for span in controls],
         "freezes": [{"callNs": end - began, "worstWriteNs": worst((began, end))} for began, end in calls],
     }

@@ -1,6 +1,10 @@
-//! Random reads of 4 KiB from volumes of 1, 8, 64 and 512 frozen layers below an empty head, each block in another layer
-//! than its neighbours, beside the same reads from as many plain files: what the depth costs, and how much of that is
-//! the kernel's. The volumes take turns, so that whatever else the machine does meets all of them.
+//! Random reads of 4 KiB from volumes of 1, 8, 64 and 512 frozen layers below an empty head, beside the same reads from as
+//! many plain files with the same blocks: what the depth costs, and how much of that is the kernel's. The volumes take
+//! turns, so that whatever else the machine does meets all of them.
+//!
+//! `run` is how many neighbouring blocks lie in one layer: with 1 each block is in another layer than its neighbours, the
+//! worst there can be, also for the kernel, whose page cache of a file then has one page a node; 64 blocks (256 KiB) are
+//! more like what writers leave.
 //!
 //! `first reads` are those of blocks that were not read since the volume was opened or frozen: they must be looked for.
 
@@ -20,7 +24,8 @@ use std::{
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = (256 << 20) / BLOCK;
 const DEPTHS: [u64; 4] = [1, 8, 64, 512];
-const ROUNDS: usize = 41;
+const RUNS: [u64; 2] = [1, 64];
+const ROUNDS: usize = 21;
 const READS_A_TURN: u64 = 20_000;
 /// Every block once, in an order without a pattern: odd, so that it has no divisor in common with the blocks.
 const STRIDE: u64 = 40_503;
@@ -36,6 +41,7 @@ impl Drop for Scratch {
 
 struct Deep {
     layers: u64,
+    run: u64,
     volume: Arc<Volume>,
     files: Vec<File>,
     next: u64,
@@ -45,16 +51,16 @@ struct Deep {
 }
 
 impl Deep {
-    fn new(dir: &Path, layers: u64) -> Self {
+    fn new(dir: &Path, layers: u64, run: u64) -> Self {
         let volume =
-            Volume::create(&dir.join(format!("v{layers}")), VolumeId::from_u64(layers), BLOCKS * BLOCK)
+            Volume::create(&dir.join(format!("v{layers}-{run}")), VolumeId::from_u64(layers), BLOCKS * BLOCK)
                 .unwrap();
         let mut files = Vec::new();
         for layer in 0..layers {
-            let path = dir.join(format!("plain-{layers}-{layer}"));
+            let path = dir.join(format!("plain-{layers}-{run}-{layer}"));
             let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
             file.set_len(BLOCKS * BLOCK).unwrap();
-            for block in (layer..BLOCKS).step_by(layers as usize) {
+            for block in (0..BLOCKS).filter(|block| block / run % layers == layer) {
                 volume.write(block * BLOCK, &[layer as u8 | 1; BLOCK as usize], false).unwrap();
                 file.write_all_at(&[layer as u8 | 1; BLOCK as usize], block * BLOCK).unwrap();
             }
@@ -63,7 +69,7 @@ impl Deep {
             files.push(file);
         }
         assert_eq!(volume.stats().layers, layers + 1);
-        Self { layers, volume, files, next: 0, first: vec![], later: vec![], plain: vec![] }
+        Self { layers, run, volume, files, next: 0, first: vec![], later: vec![], plain: vec![] }
     }
 
     /// Reads some blocks, twice, and from the plain files.
@@ -83,7 +89,7 @@ impl Deep {
         for times in [None, Some(&mut self.plain)] {
             let began = Instant::now();
             for block in blocks() {
-                let file = &self.files[(block % self.layers) as usize];
+                let file = &self.files[(block / self.run % self.layers) as usize];
                 file.read_exact_at(&mut buf, block * BLOCK).unwrap();
             }
             times.into_iter().for_each(|times| times.push(began.elapsed()));
@@ -103,19 +109,24 @@ fn main() {
     let parent = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = Scratch(parent.join(format!("blockd-depth-{}", std::process::id())));
     std::fs::create_dir(&dir.0).unwrap();
-    let mut volumes: Vec<Deep> = DEPTHS.iter().map(|&layers| Deep::new(&dir.0, layers)).collect();
+    let kinds = RUNS.iter().flat_map(|&run| DEPTHS.map(|layers| (layers, run)));
+    let mut volumes: Vec<Deep> = kinds.map(|(layers, run)| Deep::new(&dir.0, layers, run)).collect();
     for _ in 0..ROUNDS {
         volumes.iter_mut().for_each(Deep::turn);
     }
     println!("4 KiB random reads, {ROUNDS} interleaved rounds of {READS_A_TURN} reads, medians");
-    println!("layers  first reads  later reads  of one layer  plain files  of one file  tracking");
+    println!("run  layers  first reads  later reads  of one layer  plain files  of one file  tracking");
     let mut one = None;
     for deep in &mut volumes {
         let (first, later) = (median_ns(&mut deep.first), median_ns(&mut deep.later));
         let plain = median_ns(&mut deep.plain);
-        let (one_later, one_plain) = *one.get_or_insert((later, plain));
+        if deep.layers == 1 {
+            one = Some((later, plain));
+        }
+        let (one_later, one_plain) = one.unwrap_or((later, plain));
         println!(
-            "{:6}  {first:8.0} ns  {later:8.0} ns  {:12.2}  {plain:8.0} ns  {:11.2}  {:4.1} MiB",
+            "{:3}  {:6}  {first:8.0} ns  {later:8.0} ns  {:12.2}  {plain:8.0} ns  {:11.2}  {:4.1} MiB",
+            deep.run,
             deep.layers,
             one_later / later,
             one_plain / plain,

@@ -1,14 +1,21 @@
 //! For `tools/bench startup`: fills the heads of all volumes of a data directory, which no daemon may have open, with
-//! scattered blocks. The data itself is thrown away, so that a thousand volumes take little room: only what is tracked stays.
+//! scattered blocks. So that a thousand volumes take little room, all of them share the data of the first one: what is
+//! tracked is each volume's own, and a start finds data where blocks are held.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot measure ends with a panic")]
 
 use blockd_volume::{OpenOptions, Volume};
-use std::{fs::File, path::Path};
+use std::path::{Path, PathBuf};
 
 const BLOCK_BYTES: u64 = 4096;
 /// Odd, so that it has no divisor in common with a power of two.
 const STRIDE: u64 = 2_654_435_761;
+
+/// The data files of a volume's head, which are its newest.
+fn head_data(dir: &Path) -> PathBuf {
+    let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "data")).max().unwrap()
+}
 
 /// Writes so many blocks, spread over the first part of the volume.
 fn fill(dir: &Path, blocks: u64, spread_bytes: u64) {
@@ -18,15 +25,6 @@ fn fill(dir: &Path, blocks: u64, spread_bytes: u64) {
         let block = nth.wrapping_mul(STRIDE) % places * 2;
         volume.write(block * BLOCK_BYTES, &[1; BLOCK_BYTES as usize], false).unwrap();
     }
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "data") {
-            let file = File::options().write(true).open(path).unwrap();
-            let len_bytes = file.metadata().unwrap().len();
-            file.set_len(0).unwrap();
-            file.set_len(len_bytes).unwrap();
-        }
-    }
     volume.close().unwrap();
 }
 
@@ -35,7 +33,17 @@ fn main() {
     let data_dir = args.next().unwrap();
     let blocks: u64 = args.next().unwrap().parse().unwrap();
     let spread_bytes: u64 = args.next().unwrap().parse().unwrap();
+    let mut first: Option<PathBuf> = None;
     for entry in std::fs::read_dir(Path::new(&data_dir).join("volumes")).unwrap() {
-        fill(&entry.unwrap().path(), blocks, spread_bytes);
+        let dir = entry.unwrap().path();
+        fill(&dir, blocks, spread_bytes);
+        let data = head_data(&dir);
+        match &first {
+            None => first = Some(data),
+            Some(first) => {
+                std::fs::remove_file(&data).unwrap();
+                std::fs::hard_link(first, &data).unwrap();
+            }
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! The engine of `tools/bench freeze`: freezes a group of volumes again and again under random writes, and prints one
 //! JSON document with what each freeze cost.
 //!
-//! Writers note every write that took long. Of each freeze, the longest write that was under way during its barrier (and
-//! during the whole call) is told; so is that of as many instants at which nothing was frozen, which is what the machine
-//! does by itself.
+//! Of each freeze, the longest write that was under way during its barrier is told; so is that of as many instants at
+//! which nothing was frozen, which is what the machine does by itself. And the times of all writes are told apart by
+//! whether a freeze was under way, from its first file to its last commit.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench that cannot measure ends with a panic")]
 
+use blockd_benches::histogram::Histogram;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{GroupError, Volume, freeze_group_around};
 use std::{
@@ -24,15 +25,29 @@ const BLOCKS: u64 = 4096;
 /// Writes that take less are not remembered one by one.
 const SHORT: Duration = Duration::from_micros(20);
 const PAUSE: Duration = Duration::from_millis(20);
+/// What a volume may have: no more freezes than this.
+const MOST_FREEZES: u64 = 500;
+/// How many volumes are made at the same time.
+const MAKERS: u64 = 8;
 
 /// From the start of the bench, in nanoseconds.
 type Span = (u64, u64);
 
+/// What the writers and the freezing thread share.
+struct Load {
+    volumes: Vec<Arc<Volume>>,
+    origin: Instant,
+    stop: AtomicBool,
+    freezing: AtomicBool,
+}
+
+#[derive(Default)]
 struct Written {
     long: Vec<Span>,
-    /// One of every 64.
-    sample: Vec<u64>,
-    count: u64,
+    /// Writes while nothing was frozen.
+    quiet: Histogram,
+    /// Writes of which a part was during a freeze.
+    during: Histogram,
 }
 
 struct Frozen {
@@ -46,50 +61,49 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap()
 }
 
-fn write_at_random(volumes: &[Arc<Volume>], seed: u64, origin: Instant, stop: &AtomicBool) -> Written {
-    let mut written = Written { long: Vec::new(), sample: Vec::new(), count: 0 };
+fn write_at_random(load: &Load, seed: u64) -> Written {
+    let mut written = Written::default();
     let mut random = seed;
     let data = vec![seed as u8; 4096];
-    while !stop.load(Ordering::Relaxed) {
+    while !load.stop.load(Ordering::Relaxed) {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let volume = &volumes[(random >> 33) as usize % volumes.len()];
+        let volume = &load.volumes[(random >> 33) as usize % load.volumes.len()];
         let stride = volume.size_bytes() / 4096 / BLOCKS;
         let offset = (random >> 40) % BLOCKS * stride * 4096;
+        let freezing = load.freezing.load(Ordering::Relaxed);
         let began = Instant::now();
         volume.write(offset, &data, false).unwrap();
         let took = began.elapsed();
         if took >= SHORT {
-            let start = nanos(began - origin);
+            let start = nanos(began - load.origin);
             written.long.push((start, start + nanos(took)));
         }
-        if written.count.is_multiple_of(64) {
-            written.sample.push(nanos(took));
+        match freezing || load.freezing.load(Ordering::Relaxed) {
+            true => written.during.add(nanos(took)),
+            false => written.quiet.add(nanos(took)),
         }
-        written.count += 1;
     }
     written
 }
 
-fn freeze(volumes: &[Arc<Volume>], number: u64, origin: Instant) -> Frozen {
+fn freeze(load: &Load, number: u64) -> Frozen {
     let id = SnapshotId::from_u64(number);
-    let members: Vec<_> = volumes.iter().map(|volume| (&**volume, id)).collect();
+    let members: Vec<_> = load.volumes.iter().map(|volume| (&**volume, id)).collect();
     let mut barrier = (0, 0);
-    let began = nanos(origin.elapsed());
+    load.freezing.store(true, Ordering::Relaxed);
+    let began = nanos(load.origin.elapsed());
     let frozen = freeze_group_around::<GroupError>(
         &members,
         || {
-            barrier.0 = nanos(origin.elapsed());
+            barrier.0 = nanos(load.origin.elapsed());
             Ok(())
         },
         || (),
     )
     .unwrap();
-    let call = (began, nanos(origin.elapsed()));
+    let call = (began, nanos(load.origin.elapsed()));
+    load.freezing.store(false, Ordering::Relaxed);
     barrier.1 = barrier.0 + nanos(frozen.stall);
-    for volume in volumes {
-        volume.delete_snapshot(id).unwrap();
-        while volume.merge_next(&AtomicBool::new(false)).unwrap() {}
-    }
     let longest = frozen.members.iter().map(|member| member.stall).max().unwrap();
     Frozen { hold_ns: nanos(frozen.stall), stall_ns: nanos(longest), barrier, call }
 }
@@ -101,65 +115,76 @@ fn worst(written: &[Written], (from, to): Span) -> u64 {
     overlapping.map(|(start, end)| end - start).max().unwrap_or(0)
 }
 
+fn make_volumes(dir: &Path, count: u64, size_bytes: u64) -> Vec<Arc<Volume>> {
+    let make =
+        |at: u64| Volume::create(&dir.join(at.to_string()), VolumeId::from_u64(at + 1), size_bytes).unwrap();
+    thread::scope(|scope| {
+        let makers: Vec<_> = (0..MAKERS)
+            .map(|maker| {
+                scope.spawn(move || (maker..count).step_by(MAKERS as usize).map(make).collect::<Vec<_>>())
+            })
+            .collect();
+        makers.into_iter().flat_map(|maker| maker.join().unwrap()).collect()
+    })
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let [_, dir, count, size_bytes, freezes, writers] = args.as_slice() else {
-        eprintln!("usage: freeze DIR VOLUMES SIZE-BYTES FREEZES WRITERS");
+    let [_, dir, count, size_bytes, seconds, writers] = args.as_slice() else {
+        eprintln!("usage: freeze DIR VOLUMES SIZE-BYTES SECONDS WRITERS");
         std::process::exit(2);
     };
     let number = |text: &String| text.parse::<u64>().unwrap();
-    let (count, size_bytes) = (number(count), number(size_bytes));
-    let (freezes, writers) = (number(freezes), number(writers));
-    let volumes: Arc<Vec<_>> = Arc::new(
-        (0..count)
-            .map(|at| {
-                Volume::create(&Path::new(dir).join(at.to_string()), VolumeId::from_u64(at + 1), size_bytes)
-                    .unwrap()
-            })
-            .collect(),
-    );
+    let (count, size_bytes, writers) = (number(count), number(size_bytes), number(writers));
+    let lasts = Duration::from_secs(number(seconds));
+    let made = Instant::now();
+    let volumes = make_volumes(Path::new(dir), count, size_bytes);
+    let making_seconds = made.elapsed().as_secs_f64();
     let origin = Instant::now();
-    let stop = Arc::new(AtomicBool::new(false));
+    let load =
+        Arc::new(Load { volumes, origin, stop: AtomicBool::new(false), freezing: AtomicBool::new(false) });
     let threads: Vec<_> = (0..writers)
         .map(|seed| {
-            let (volumes, stop) = (volumes.clone(), stop.clone());
-            thread::spawn(move || write_at_random(&volumes, seed + 1, origin, &stop))
+            let load = load.clone();
+            thread::spawn(move || write_at_random(&load, seed + 1))
         })
         .collect();
     // The first freeze of each volume finds everything new.
-    freeze(&volumes, 1, origin);
+    freeze(&load, 1);
     let (mut frozen, mut controls) = (Vec::new(), Vec::new());
-    for at in 0..freezes {
+    while origin.elapsed() < lasts && (frozen.len() as u64) < MOST_FREEZES {
         thread::sleep(PAUSE);
         let now = nanos(origin.elapsed());
         controls.push((now, now));
         thread::sleep(PAUSE);
-        frozen.push(freeze(&volumes, at + 2, origin));
+        frozen.push(freeze(&load, frozen.len() as u64 + 2));
     }
-    stop.store(true, Ordering::Relaxed);
+    load.stop.store(true, Ordering::Relaxed);
     let written: Vec<Written> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    let mut sample: Vec<u64> = written.iter().flat_map(|written| written.sample.iter().copied()).collect();
-    sample.sort_unstable();
-    let median = sample.get(sample.len() / 2).copied().unwrap_or(0);
+    let seconds = origin.elapsed().as_secs_f64();
+    let (mut quiet, mut during) = (Histogram::default(), Histogram::default());
+    for one in &written {
+        quiet.merge(&one.quiet);
+        during.merge(&one.during);
+    }
     let rows: Vec<String> = frozen
         .iter()
         .map(|one| {
             format!(
-                r#"{{"holdNs":{},"stallNs":{},"callNs":{},"worstWriteNs":{},"worstDuringCallNs":{}}}"#,
+                r#"{{"holdNs":{},"stallNs":{},"callNs":{},"worstWriteNs":{}}}"#,
                 one.hold_ns,
                 one.stall_ns,
                 one.call.1 - one.call.0,
                 worst(&written, one.barrier),
-                worst(&written, one.call)
             )
         })
         .collect();
     let controls: Vec<String> = controls.iter().map(|span| worst(&written, *span).to_string()).collect();
-    let writes: u64 = written.iter().map(|written| written.count).sum();
-    let seconds = origin.elapsed().as_secs_f64();
     println!(
-        r#"{{"volumes":{count},"sizeBytes":{size_bytes},"writers":{writers},"writesPerSecond":{:.0},"medianWriteNs":{median},"controlWorstWriteNs":[{}],"freezes":[{}]}}"#,
-        writes as f64 / seconds,
+        r#"{{"volumes":{count},"sizeBytes":{size_bytes},"writers":{writers},"makingSeconds":{making_seconds:.2},"writesPerSecond":{:.0},"quietWriteNs":{},"duringWriteNs":{},"controlWorstWriteNs":[{}],"freezes":[{}]}}"#,
+        (quiet.count() + during.count()) as f64 / seconds,
+        quiet.to_json(),
+        during.to_json(),
         controls.join(","),
         rows.join(",")
     );

@@ -21,12 +21,21 @@ use roaring::RoaringBitmap;
 
 const SHARDS_MAX: usize = (MAX_VOLUME_BLOCKS >> 32) as usize;
 
+/// What the blocks of 256 MiB take at most, as a bitmap.
+const CONTAINER_MAX_BYTES: u64 = 8 << 10;
+/// After so many changes, and some for each container, it is looked whether runs have become too many. What may have
+/// come in between is little beside the containers.
+const LOOK_EVERY: u32 = 4096;
+const LOOK_EVERY_PER_CONTAINER: u32 = 16;
+
 /// A set of blocks of one volume.
 ///
 /// Blocks at or above [`MAX_VOLUME_BLOCKS`] are never members: inserting one has no effect.
 #[derive(Clone, Default, Debug)]
 pub struct BlockSet {
     shards: Vec<RoaringBitmap>,
+    /// How many changes may come before the next look.
+    changes_left: u32,
 }
 
 const fn split(block: u64) -> (usize, u32) {
@@ -60,6 +69,28 @@ impl BlockSet {
         &mut self.shards[shard]
     }
 
+    /// To be called after each change of one run.
+    fn note_change(&mut self) {
+        match self.changes_left.checked_sub(1) {
+            Some(left) => self.changes_left = left,
+            None => self.bound_runs(),
+        }
+    }
+
+    /// A container that began as a run stays a list of runs, however many blocks are added or taken out one by one: four
+    /// bytes each, sixteen times what a bitmap takes in the end. So it is made a bitmap when the list is longer than that.
+    fn bound_runs(&mut self) {
+        self.changes_left = LOOK_EVERY;
+        for bitmap in &mut self.shards {
+            let found = bitmap.statistics();
+            let more = found.n_containers.saturating_mul(LOOK_EVERY_PER_CONTAINER);
+            self.changes_left = self.changes_left.saturating_add(more);
+            if found.n_bytes_run_containers > u64::from(found.n_run_containers) * CONTAINER_MAX_BYTES {
+                bitmap.optimize();
+            }
+        }
+    }
+
     /// Whether there is no block in it.
     pub fn is_empty(&self) -> bool {
         self.shards.iter().all(RoaringBitmap::is_empty)
@@ -81,7 +112,9 @@ impl BlockSet {
             return false;
         }
         let (shard, member) = split(block.0);
-        self.shard_mut(shard).insert(member)
+        let is_new = self.shard_mut(shard).insert(member);
+        self.note_change();
+        is_new
     }
 
     /// Adds a run of blocks.
@@ -89,12 +122,15 @@ impl BlockSet {
         for (shard, low, high) in pieces(extent) {
             self.shard_mut(shard).insert_range(low..=high);
         }
+        self.note_change();
     }
 
     /// Takes a block out; says whether it was there.
     pub fn remove(&mut self, block: BlockIndex) -> bool {
         let (shard, member) = split(block.0);
-        self.shards.get_mut(shard).is_some_and(|bitmap| bitmap.remove(member))
+        let was_there = self.shards.get_mut(shard).is_some_and(|bitmap| bitmap.remove(member));
+        self.note_change();
+        was_there
     }
 
     /// Takes a run of blocks out.
@@ -104,6 +140,7 @@ impl BlockSet {
                 bitmap.remove_range(low..=high);
             }
         }
+        self.note_change();
     }
 
     /// Whether a block is in it.
@@ -202,6 +239,7 @@ impl BlockSet {
                 *self.shard_mut(shard) |= bitmap;
             }
         }
+        self.bound_runs();
     }
 
     /// Takes all members of another set out.
@@ -209,6 +247,7 @@ impl BlockSet {
         for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
             *mine -= theirs;
         }
+        self.bound_runs();
     }
 
     /// Keeps just the members that are in another set too.
@@ -217,6 +256,7 @@ impl BlockSet {
         for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
             *mine &= theirs;
         }
+        self.bound_runs();
     }
 
     /// The members that lie in a range.
@@ -512,6 +552,35 @@ mod tests {
             for cut in 0..bytes.len() {
                 prop_assert!(BlockSet::from_bytes(&bytes[..cut]) != Ok(BlockSet::from_iter([run, Extent::new(BlockIndex(7), 1)])));
             }
+        }
+    }
+
+    /// What a terabyte may take: 32 MiB of bitmaps, and the table of them.
+    const TERABYTE_MAX_BYTES: u64 = 33 << 20;
+    const TERABYTE_BLOCKS: u64 = 1 << 28;
+
+    /// Every other block of a sixteenth of a terabyte, in sets that come about in different ways.
+    #[test]
+    fn the_worst_case_takes_no_more_than_a_bitmap() {
+        let part = TERABYTE_BLOCKS / 16;
+        let every_other = |from: u64| (from..part).step_by(2).map(|block| Extent::new(BlockIndex(block), 1));
+        let mut added = BlockSet::new();
+        // What is first written in each container is a run.
+        (0..part).step_by(1 << 16).for_each(|block| added.insert_extent(Extent::new(BlockIndex(block), 3)));
+        every_other(0).for_each(|one| added.insert_extent(one));
+        let mut taken_out = BlockSet::from_iter([Extent::new(BlockIndex(0), part)]);
+        every_other(1).for_each(|one| taken_out.remove_extent(one));
+        let mut subtracted = BlockSet::from_iter([Extent::new(BlockIndex(0), part)]);
+        subtracted.subtract(&BlockSet::from_iter(every_other(1)));
+        let mut united = BlockSet::from_iter(every_other(0).step_by(2));
+        united.optimize();
+        united.union_with(&BlockSet::from_iter(every_other(2).step_by(2)));
+        for (name, set) in
+            [("added", &added), ("taken out", &taken_out), ("subtracted", &subtracted), ("united", &united)]
+        {
+            assert!(set.len_blocks() >= part / 2, "{name}");
+            let taken = set.heap_bytes_estimate();
+            assert!(taken <= TERABYTE_MAX_BYTES / 16, "{name}: {taken} bytes");
         }
     }
 

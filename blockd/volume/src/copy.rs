@@ -3,7 +3,7 @@
 
 use crate::{
     data_files::{DataFiles, Shared},
-    error::VolumeError,
+    error::{VolumeError, VolumeErrorKind},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +12,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const COPY_AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
 /// How much is shared by one call. Both files are locked for reads meanwhile.
 const SHARE_AT_ONCE_BLOCKS: u64 = (16 << 20) / BLOCK_SIZE_BYTES;
+/// Shorter runs are copied: sharing one is a transaction of the filesystem and cuts its extents up, whatever the length,
+/// which takes longer than to copy so little.
+#[cfg(not(feature = "testing"))]
+const SHARE_AT_LEAST_BLOCKS: u64 = (64 << 10) / BLOCK_SIZE_BYTES;
+/// Volumes of tests are small, and both ways are to be gone.
+#[cfg(feature = "testing")]
+const SHARE_AT_LEAST_BLOCKS: u64 = 2;
 
 /// Copies runs of blocks; asks before each piece whether it shall go on, and says how many bytes come next. Whoever is
-/// asked may take its time, which is how copying is slowed down. What is shared is asked for with 0 bytes.
+/// asked may take its time, which is how copying is slowed down. A piece that is shared counts as much as the shortest one.
 pub(crate) struct Copier<'a> {
     /// Made when something is copied for the first time.
     buf: Vec<u8>,
@@ -46,24 +53,39 @@ impl<'a> Copier<'a> {
         while at < run.end() {
             let piece = |blocks| Extent::between(at, BlockIndex(at.0 + blocks).min(run.end()));
             let mut done = piece(SHARE_AT_ONCE_BLOCKS);
-            if self.can_share && !self.goes_on() {
-                return Ok(false);
+            let mut is_done = false;
+            if self.can_share && done.len_blocks >= SHARE_AT_LEAST_BLOCKS {
+                if !(self.go_on)(SHARE_AT_LEAST_BLOCKS * BLOCK_SIZE_BYTES) {
+                    return Ok(false);
+                }
+                is_done = self.share(from, done, to)?;
             }
-            if !self.share(from, done, to)? {
+            if !is_done {
                 done = piece(COPY_AT_ONCE_BLOCKS);
                 if !(self.go_on)(done.len_bytes()) {
                     return Ok(false);
                 }
-                self.buf.resize((COPY_AT_ONCE_BLOCKS * BLOCK_SIZE_BYTES) as usize, 0);
-                let part = &mut self.buf[..done.len_bytes() as usize];
-                from.read(done.offset_bytes(), part)?;
-                to.write(done.offset_bytes(), part)?;
+                self.copy_piece(from, done, to)?;
             }
             at = done.end();
             self.done_below = at;
             self.shown.add(done.len_bytes());
         }
         Ok(true)
+    }
+
+    fn copy_piece(&mut self, from: &DataFiles, piece: Extent, to: &DataFiles) -> Result<(), VolumeError> {
+        self.buf.resize((COPY_AT_ONCE_BLOCKS * BLOCK_SIZE_BYTES) as usize, 0);
+        let part = &mut self.buf[..piece.len_bytes() as usize];
+        from.read(piece.offset_bytes(), part)?;
+        match to.write(piece.offset_bytes(), part) {
+            // What is shared takes no space, however slow it is.
+            Err(error) if error.kind() == VolumeErrorKind::NoSpace => match self.share(from, piece, to)? {
+                true => Ok(()),
+                false => Err(error),
+            },
+            other => other,
+        }
     }
 
     /// Lets a piece be shared, if that can be.

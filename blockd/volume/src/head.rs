@@ -10,7 +10,7 @@ use crate::{
     files,
     head_log::{HeadLog, Identity},
     layer_set::LayerSet,
-    live_map::{BlockState, LiveMap},
+    live_map::{BlockState, LiveMap, Plane},
     regions::Regions,
     storage::Bug,
 };
@@ -143,7 +143,7 @@ impl Head {
             }
         };
         for extent in logged.extents() {
-            map.reserve(extent)?;
+            map.reserve(Plane::Held, extent)?;
             map.set_held(extent, |_| {});
         }
         if let Err(error) = find_zeroes(&data, &map, [&logged, &unlogged], place.size_bytes) {
@@ -199,7 +199,7 @@ impl Head {
             return self.data.write(offset_bytes, data);
         }
         let touched = Extent::touching(offset_bytes, data.len() as u64);
-        self.map.reserve(touched)?;
+        self.map.reserve(Plane::Held, touched)?;
         // Before the data: a reader then finds either the zeroes or the new data in the file.
         self.map.clear_zero(touched);
         let written = self.data.write(offset_bytes, data);
@@ -214,7 +214,8 @@ impl Head {
     /// that would otherwise read as something else.
     pub(crate) fn zero(&self, extent: Extent, marked: &[Extent], how: ZeroHow) -> Result<(), VolumeError> {
         for &run in marked {
-            self.map.reserve(run)?;
+            self.map.reserve(Plane::Held, run)?;
+            self.map.reserve(Plane::Zero, run)?;
         }
         let (offset_bytes, len_bytes) = (extent.offset_bytes(), extent.len_bytes());
         let zeroed = match how.keep_space {
@@ -392,7 +393,7 @@ fn find_zeroes(
     for hole in data.holes(size_bytes, MOST_RANGES)? {
         let blocks = Extent::inside(hole.start, hole.end - hole.start);
         for extent in held.iter().flat_map(|set| set.extents_in(blocks)) {
-            map.reserve(extent)?;
+            map.reserve(Plane::Zero, extent)?;
             map.set_zero(extent);
         }
     }
@@ -430,5 +431,41 @@ impl Writers {
         while !self.are_done() {
             self.changed.wait(&mut idle);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARTS_OF_TERABYTE: u64 = 64;
+    /// What `kernel-notes/live-map.md` says of a terabyte.
+    const TERABYTE_MAX_BYTES: u64 = 33 << 20;
+
+    #[test]
+    fn the_worst_case_takes_as_much_memory_as_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let size_bytes = (1 << 40) / PARTS_OF_TERABYTE;
+        let place = Place { dir: dir.path(), volume: VolumeId::from_u64(1), size_bytes };
+        let head = Head::create(place, Epoch(1)).unwrap();
+        let hold = |first: u64, step: usize| {
+            for block in (first..place.blocks()).step_by(step) {
+                let one = Extent::new(BlockIndex(block), 1);
+                head.map.reserve(Plane::Held, one).unwrap();
+                head.note_held(one);
+            }
+        };
+        let most = TERABYTE_MAX_BYTES / PARTS_OF_TERABYTE;
+        // Of every other block, half of them are logged and the others came since.
+        hold(0, 4);
+        assert!(head.sync().is_ok());
+        hold(2, 4);
+        assert!(head.tracking_bytes() <= 2 * most, "{}", head.tracking_bytes());
+        assert!(head.sync().is_ok());
+        assert_eq!(head.dirty_blocks(), place.blocks() / 2);
+        assert!(head.tracking_bytes() <= most, "{}", head.tracking_bytes());
+        let LayerSet { held, zero } = head.final_set();
+        assert_eq!((held.len_blocks(), zero.len_blocks()), (place.blocks() / 2, 0));
+        assert!(held.heap_bytes_estimate() <= most, "{}", held.heap_bytes_estimate());
     }
 }

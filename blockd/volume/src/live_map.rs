@@ -11,6 +11,8 @@
 //!
 //! Storing through a map into a hole of a full filesystem kills the process with SIGBUS, so space is allocated,
 //! 64 KiB of a bitmap at a time (2 GiB of volume), before the first bit in it is set: a full disk is an error there.
+//! What has no space has no bits and is never looked at, because looking takes a page of memory: writes that are spread
+//! thin cost a page of `held` each and nothing of `zero`, which most heads never use.
 //!
 //! # File
 //!
@@ -37,7 +39,7 @@ use crate::{
     storage::File,
 };
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{Advice, MmapMut, MmapOptions};
 use parking_lot::Mutex;
 use std::{
     num::NonZeroU64,
@@ -63,8 +65,9 @@ const INHERITED: u8 = 1;
 /// All of it has disk space.
 const RESERVED: u8 = 2;
 
+/// One of the two bitmaps.
 #[derive(Clone, Copy)]
-enum Plane {
+pub(crate) enum Plane {
     Held,
     Zero,
 }
@@ -172,6 +175,8 @@ impl LiveMap {
         // maps or truncates it. All access to the bitmaps goes through atomics, so that the kernel and other threads
         // may look at any time.
         let map = unsafe { MmapOptions::new().len(len as usize).map_mut(&file) }.during("map", path)?;
+        // Who touches one page seldom touches its neighbours: the kernel is not to read those in or make them, 32 at once.
+        map.advise(Advice::Random).during("say how it is used of", path)?;
         let chunks = 2 * plane_bytes / CHUNK_BYTES;
         let chunks = (0..chunks).map(|_| AtomicU8::new(0)).collect();
         Ok(Self { map, file, path: path.to_owned(), blocks, plane_bytes, chunks, allocating: Mutex::new(()) })
@@ -191,14 +196,18 @@ impl LiveMap {
         unsafe { AtomicU64::from_ptr(self.map.as_ptr().add(at as usize).cast_mut().cast()) }
     }
 
+    /// What is known of a chunk of a plane.
+    fn chunk(&self, plane: Plane, number: u64) -> &AtomicU8 {
+        let first = match plane {
+            Plane::Held => 0,
+            Plane::Zero => self.plane_bytes / CHUNK_BYTES,
+        };
+        &self.chunks[(first + number) as usize]
+    }
+
     /// A word as it stands; parts that nobody ever touched are not faulted in, so that a sparse volume costs no memory.
     fn load(&self, plane: Plane, index: u64) -> u64 {
-        let chunk = index * 8 / CHUNK_BYTES;
-        let chunk = match plane {
-            Plane::Held => chunk,
-            Plane::Zero => chunk + self.plane_bytes / CHUNK_BYTES,
-        };
-        if self.chunks[chunk as usize].load(Ordering::Acquire) == UNTOUCHED {
+        if self.chunk(plane, index * 8 / CHUNK_BYTES).load(Ordering::Acquire) == UNTOUCHED {
             return 0;
         }
         self.word(plane, index).load(Ordering::Acquire)
@@ -219,8 +228,10 @@ impl LiveMap {
             let range = range?;
             let first = (range.start - HEADER_BYTES) / CHUNK_BYTES;
             let last = (range.end - HEADER_BYTES).div_ceil(CHUNK_BYTES);
+            // Somebody is about to look at all of it.
+            self.file.will_need(range.start, range.end - range.start).during("read ahead in", &self.path)?;
             for chunk in first..last {
-                self.chunks[chunk as usize].store(INHERITED, Ordering::Relaxed);
+                self.chunk(Plane::Held, chunk).store(INHERITED, Ordering::Relaxed);
             }
         }
         Ok(())
@@ -243,34 +254,33 @@ impl LiveMap {
         words(extent).all(|(index, mask)| self.load(Plane::Held, index) & mask == mask)
     }
 
-    /// Gives disk space to the bits of these blocks in both planes, so that setting them cannot fail.
-    pub(crate) fn reserve(&self, extent: Extent) -> Result<(), VolumeError> {
+    /// Gives disk space to the bits of these blocks in one plane, so that setting them cannot fail.
+    pub(crate) fn reserve(&self, plane: Plane, extent: Extent) -> Result<(), VolumeError> {
         if extent.is_empty() {
             return Ok(());
         }
         let first = extent.start.0 / BLOCKS_PER_CHUNK;
         let last = (extent.end().0 - 1) / BLOCKS_PER_CHUNK;
-        for chunk in first..=last {
-            self.reserve_chunk(chunk)?;
-        }
-        Ok(())
+        (first..=last).try_for_each(|number| self.reserve_chunk(plane, number))
     }
 
-    fn reserve_chunk(&self, chunk: u64) -> Result<(), VolumeError> {
-        let zero_chunk = chunk + self.plane_bytes / CHUNK_BYTES;
-        if self.chunks[zero_chunk as usize].load(Ordering::Acquire) == RESERVED {
+    fn reserve_chunk(&self, plane: Plane, number: u64) -> Result<(), VolumeError> {
+        let slot = self.chunk(plane, number);
+        if slot.load(Ordering::Acquire) == RESERVED {
             return Ok(());
         }
         let _one_at_a_time = self.allocating.lock();
-        for chunk in [chunk, zero_chunk] {
-            let slot = &self.chunks[chunk as usize];
-            if slot.load(Ordering::Acquire) == RESERVED {
-                continue;
-            }
-            let at = HEADER_BYTES + chunk * CHUNK_BYTES;
-            self.file.reserve(at, CHUNK_BYTES).during("allocate space in", &self.path)?;
-            slot.store(RESERVED, Ordering::Release);
+        if slot.load(Ordering::Acquire) == RESERVED {
+            return Ok(());
         }
+        let base = match plane {
+            Plane::Held => HEADER_BYTES,
+            Plane::Zero => HEADER_BYTES + self.plane_bytes,
+        };
+        self.file
+            .reserve(base + number * CHUNK_BYTES, CHUNK_BYTES)
+            .during("allocate space in", &self.path)?;
+        slot.store(RESERVED, Ordering::Release);
         Ok(())
     }
 
@@ -282,7 +292,7 @@ impl LiveMap {
         self.load(plane, block.0 / 64) >> (block.0 % 64) & 1 == 1
     }
 
-    /// Sets `held` for a run of blocks, whose space was [reserved](Self::reserve); calls back for each run that is new.
+    /// Sets `held` for a run of blocks, whose space there was [reserved](Self::reserve); calls back for each run that is new.
     pub(crate) fn set_held(&self, extent: Extent, mut new_run: impl FnMut(Extent)) {
         for (index, mask) in words(extent) {
             let word = self.word(Plane::Held, index);
@@ -297,6 +307,7 @@ impl LiveMap {
         }
     }
 
+    /// Sets `zero` for a run of blocks, whose space there was [reserved](Self::reserve).
     pub(crate) fn set_zero(&self, extent: Extent) {
         for (index, mask) in words(extent) {
             self.word(Plane::Zero, index).fetch_or(mask, Ordering::AcqRel);
@@ -368,19 +379,14 @@ impl LiveMap {
     }
 
     fn is_untouched(&self, block: u64) -> bool {
-        self.chunks[(block / BLOCKS_PER_CHUNK) as usize].load(Ordering::Acquire) == UNTOUCHED
+        self.chunk(Plane::Held, block / BLOCKS_PER_CHUNK).load(Ordering::Acquire) == UNTOUCHED
     }
 
     /// Collects a plane into a set, looking just at the parts that were ever touched.
     fn collect(&self, plane: Plane) -> BlockSet {
-        let chunks = self.plane_bytes / CHUNK_BYTES;
-        let base = match plane {
-            Plane::Held => 0,
-            Plane::Zero => chunks,
-        };
         let mut set = BlockSet::new();
-        for chunk in 0..chunks {
-            if self.chunks[(base + chunk) as usize].load(Ordering::Acquire) == UNTOUCHED {
+        for chunk in 0..self.plane_bytes / CHUNK_BYTES {
+            if self.chunk(plane, chunk).load(Ordering::Acquire) == UNTOUCHED {
                 continue;
             }
             let first_word = chunk * CHUNK_BYTES / 8;
@@ -468,7 +474,7 @@ mod tests {
             let (mut held, mut zero) = (BlockSet::new(), BlockSet::new());
             for (what, start, len) in runs {
                 let run = extent(start, len);
-                map.reserve(run).unwrap();
+                map.reserve(if what == 0 { Plane::Held } else { Plane::Zero }, run).unwrap();
                 match what {
                     0 => {
                         let mut expected = BlockSet::from_iter([run]);
@@ -506,13 +512,44 @@ mod tests {
         }
     }
 
+    /// How much of a map is in this process's memory, in bytes.
+    fn resident_bytes(map: &LiveMap) -> u64 {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| !line.ends_with(map.path.to_str().unwrap()));
+        let line = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+    }
+
+    /// How many pages of both planes were written to.
+    fn dirty_pages(map: &LiveMap) -> usize {
+        let data = data_ranges(&map.file, &map.path, HEADER_BYTES..HEADER_BYTES + 2 * map.plane_bytes);
+        data.map(|range| range.map_or(0, |range| ((range.end - range.start) / 4096) as usize)).sum()
+    }
+
+    #[test]
+    fn blocks_that_are_spread_thin_take_a_page_each_and_nothing_for_zeroes() {
+        let dir = tempfile::tempdir().unwrap();
+        let map = map(&dir);
+        for block in [3, BLOCKS_PER_CHUNK - 1, BLOCKS_PER_CHUNK + 7] {
+            let run = extent(block, 1);
+            map.reserve(Plane::Held, run).unwrap();
+            map.clear_zero(run);
+            map.set_held(run, |_| {});
+            assert_eq!(map.state_of(BlockIndex(block)), BlockState::Data);
+        }
+        assert!(map.zero_set().is_empty());
+        // Dirty pages are what the file has data for. The header's page may be there, too.
+        assert!(resident_bytes(&map) <= 4 * 4096, "{} bytes", resident_bytes(&map));
+        assert_eq!(dirty_pages(&map), 3);
+    }
+
     #[test]
     fn a_dead_process_leaves_its_bits_to_the_next_one_of_the_same_boot() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m");
         let first = map(&dir);
         let far = extent(BLOCKS - 5, 5);
-        first.reserve(far).unwrap();
+        first.reserve(Plane::Held, far).unwrap();
         first.set_held(far, |_| {});
         drop(first);
         let found = LiveMap::open(&path, VolumeId::from_u64(7), Epoch(3), BLOCKS).unwrap().unwrap();
