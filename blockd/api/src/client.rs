@@ -5,18 +5,21 @@
 use crate::{
     ApiError, CredentialRef, Deleted, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
-    cloudsnaps::{
-        CloudsnapDetail, CloudsnapList, InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup,
-        StartDelete, StartRestore,
+    browse::{
+        BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
     },
-    credentials::{CreateCredential, Credential, CredentialList},
+    cloudsnaps::{
+        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap,
+        ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
+    },
+    credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
     paths,
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
         Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
     },
     status::Status,
-    tasks::{ListTasks, Task, TaskList, TaskStarted, WaitTask},
+    tasks::{ListTasks, StopTask, Task, TaskList, TaskStarted, WaitTask},
     volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList},
 };
 use bytes::Bytes;
@@ -322,13 +325,22 @@ impl Client {
             .await
     }
 
-    /// Forgets a credential; what is in the store stays.
+    /// Changes the passphrase or the data key of what is stored.
+    pub async fn rekey_credential(
+        &self,
+        credential: &CredentialRef,
+        request: &RekeyCredential,
+    ) -> Result<CredentialRekeyed, ClientError> {
+        self.post(&paths::credential_rekey(credential), request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Forgets a credential; the store keeps what is in it.
     pub async fn delete_credential(&self, credential: &CredentialRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::credential(credential)).await
     }
 
     /// Starts a backup.
-    pub async fn start_backup(&self, request: &StartBackup) -> Result<TaskStarted, ClientError> {
+    pub async fn start_backup(&self, request: &StartBackup) -> Result<BackupStarted, ClientError> {
         self.post(paths::CLOUDSNAP_BACKUP, request, STORE_CALL_TIMEOUT).await
     }
 
@@ -352,7 +364,55 @@ impl Client {
         self.post(paths::CLOUDSNAP_DELETE, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// The tasks.
+    /// Starts a verification.
+    pub async fn start_verify(&self, request: &StartVerify) -> Result<TaskStarted, ClientError> {
+        self.post(paths::CLOUDSNAP_VERIFY, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Deletes what abandoned backups left in a store, or says what that would be.
+    pub async fn collect_garbage(&self, request: &CollectGarbage) -> Result<GarbageCollected, ClientError> {
+        self.post(paths::CLOUDSNAP_GC, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Stops a task; the reply comes when it has come to rest.
+    pub async fn stop_task(&self, task: Uuid, request: &StopTask) -> Result<Task, ClientError> {
+        self.post(&paths::task_stop(task), request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Takes up a task again that was stopped or failed.
+    pub async fn resume_task(&self, task: Uuid) -> Result<Task, ClientError> {
+        self.post(&paths::task_resume(task), &serde_json::json!({}), CALL_TIMEOUT).await
+    }
+
+    /// A file inside a cloud snapshot, and what is in it.
+    pub async fn list_files(&self, query: &ListFiles) -> Result<FileList, ClientError> {
+        self.query(paths::CLOUDSNAP_FILES, query, STORE_CALL_TIMEOUT).await
+    }
+
+    /// A piece of a file inside a cloud snapshot; shorter than was asked for, and at most 8 MiB.
+    pub async fn read_file(&self, query: &ReadFile) -> Result<Bytes, ClientError> {
+        let path = paths::CLOUDSNAP_FILE;
+        let bad = |source| ClientError::BadRequest { what: format!("GET {path}"), source };
+        let address = paths::with_query(path, query).map_err(bad)?;
+        self.fetch(Method::GET, &address, Bytes::new(), STORE_CALL_TIMEOUT).await.map(|(_, body)| body)
+    }
+
+    /// The mounts of snapshots.
+    pub async fn list_mounts(&self) -> Result<BrowseMountList, ClientError> {
+        self.get(paths::BROWSE_MOUNTS, CALL_TIMEOUT).await
+    }
+
+    /// Mounts snapshots.
+    pub async fn mount(&self, request: &MountBrowse) -> Result<BrowseMount, ClientError> {
+        self.post(paths::BROWSE_MOUNTS, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Takes a mount of snapshots away.
+    pub async fn unmount(&self, request: &UnmountBrowse) -> Result<Unmounted, ClientError> {
+        self.post(paths::BROWSE_UNMOUNT, request, CALL_TIMEOUT).await
+    }
+
+    /// The tasks, newest first.
     pub async fn list_tasks(&self, query: &ListTasks) -> Result<TaskList, ClientError> {
         self.query(paths::TASKS, query, CALL_TIMEOUT).await
     }
@@ -414,6 +474,28 @@ impl Client {
         patience: Duration,
     ) -> Result<R, ClientError> {
         let what = format!("{method} {address}");
+        let (status, body) = self.fetch(method, address, body, patience).await?;
+        serde_json::from_slice(&body).map_err(|error| self.bad_reply(&what, status, error.to_string()))
+    }
+
+    fn bad_reply(&self, what: &str, status: StatusCode, reason: String) -> ClientError {
+        ClientError::BadReply {
+            path: self.socket.clone(),
+            what: what.to_owned(),
+            status: status.as_u16(),
+            reason,
+        }
+    }
+
+    /// The body of a reply that is no error.
+    async fn fetch(
+        &self,
+        method: Method,
+        address: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let what = format!("{method} {address}");
         let stream = self.connect().await?;
         match timeout(patience, self.exchange(stream, method, address, body, &what)).await {
             Ok(reply) => reply,
@@ -436,22 +518,17 @@ impl Client {
         })
     }
 
-    async fn exchange<R: DeserializeOwned>(
+    async fn exchange(
         &self,
         stream: UnixStream,
         method: Method,
         address: &str,
         body: Bytes,
         what: &str,
-    ) -> Result<R, ClientError> {
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let broken =
             |source| ClientError::Broken { path: self.socket.clone(), what: what.to_owned(), source };
-        let bad_reply = |status: StatusCode, reason: String| ClientError::BadReply {
-            path: self.socket.clone(),
-            what: what.to_owned(),
-            status: status.as_u16(),
-            reason,
-        };
+        let bad_reply = |status: StatusCode, reason: String| self.bad_reply(what, status, reason);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // What goes wrong on the connection comes out of the request as well.
@@ -477,7 +554,7 @@ impl Client {
             },
         };
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| bad_reply(status, error.to_string()));
+            return Ok((status, body));
         }
         match serde_json::from_slice::<ErrorBody>(&body) {
             Ok(body) => Err(ClientError::Api(body.error)),

@@ -97,6 +97,20 @@ pub struct StartBackup {
     /// Where to; may be left out when there is one credential.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
+    /// Where to besides: the same point in time, read once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<CredentialRef>,
+}
+
+/// Reply to `POST /v1/cloudsnaps/backup`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupStarted {
+    /// The task, of the first place.
+    pub task: Uuid,
+    /// The tasks of the places besides, in the order in which they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Uuid>,
 }
 
 /// Query of `GET /v1/cloudsnaps`.
@@ -240,6 +254,15 @@ pub struct CloudsnapMetadata {
     /// For how long the freeze held writes back, in microseconds.
     #[serde(with = "decimal")]
     pub freeze_stall_micros: u64,
+    /// When this host verified it last; see [`crate::format_time`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<String>,
+    /// How thoroughly: `quick`, `frames` or `deep`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_depth: Option<String>,
+    /// What that found: `Sound` or `Damaged`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_result: Option<String>,
 }
 
 /// The text of [`CloudsnapMetadata::volume`]: `{"DevSpec":{"size":…,"block_size":4096,"volume_labels":{…}}}`.
@@ -326,6 +349,9 @@ pub struct StartRestore {
     /// Name of the new volume; the daemon makes one otherwise.
     #[serde(default)]
     pub volume: Option<VolumeName>,
+    /// Go on past what is damaged: it reads as zeroes, and the task lists it.
+    #[serde(default)]
+    pub skip_damaged: bool,
     /// Where it is; may be left out when there is one credential.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
@@ -352,6 +378,79 @@ pub struct StartDelete {
     /// Where it is; may be left out when there is one credential.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
+}
+
+/// How thoroughly cloud snapshots are proved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifyDepth {
+    /// Manifests open, and their objects are there with the right lengths.
+    Quick,
+    /// All that is stored opens.
+    #[default]
+    Frames,
+    /// All content is brought back, to nowhere, and compared with the volume where that is unchanged, and with what was
+    /// recorded the last time.
+    Deep,
+}
+
+/// Body of `POST /v1/cloudsnaps/verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartVerify {
+    /// The cloud snapshot; all under the credential otherwise.
+    #[serde(default)]
+    pub snap: Option<CloudsnapId>,
+    /// How thoroughly.
+    #[serde(default)]
+    pub depth: VerifyDepth,
+    /// Where it is; may be left out when there is one credential.
+    #[serde(default)]
+    pub cred_id: Option<CredentialRef>,
+}
+
+/// Body of `POST /v1/cloudsnaps/gc`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CollectGarbage {
+    /// Only say what would be deleted.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Where; may be left out when there is one credential.
+    #[serde(default)]
+    pub cred_id: Option<CredentialRef>,
+}
+
+/// Reply to `POST /v1/cloudsnaps/gc`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GarbageCollected {
+    /// Whether nothing was deleted, because only the answer was wanted.
+    pub dry_run: bool,
+    /// What abandoned backups left and was deleted, or would be.
+    pub garbage: Vec<Leftover>,
+    /// What no cloud snapshot needs, and is too young to be sure that none will.
+    pub young: Vec<Leftover>,
+    /// Why nothing of some volumes was deleted, a line for each.
+    pub unknown: Vec<String>,
+    /// Objects deleted.
+    pub objects_deleted: u64,
+}
+
+/// What a backup left that was not completed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leftover {
+    /// The cloud snapshot that it was to become, `-incr` or not.
+    pub cloudsnap: String,
+    /// How many objects there are.
+    pub objects: u64,
+    /// How long they are together.
+    pub len_bytes: u64,
+    /// When the first of them was stored; `None` if the store does not tell.
+    pub since: Option<Timestamp>,
+    /// From when on it is deleted; `None` if the store does not tell how old it is.
+    pub deleted_from: Option<Timestamp>,
 }
 
 macro_rules! as_json_text {

@@ -24,6 +24,38 @@ pub struct CreateCredential {
     pub encryption_passphrase: Option<Secret>,
 }
 
+/// Body of `POST /v1/credentials/{credential}/rekey`. With neither of the last two, the data keys that other hosts made are found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RekeyCredential {
+    /// The passphrase that opens what is stored now.
+    pub passphrase: Secret,
+    /// The one that is to open it from now on.
+    #[serde(default)]
+    pub new_passphrase: Option<Secret>,
+    /// New backups get a data key of their own.
+    #[serde(default)]
+    pub new_data_key: bool,
+}
+
+/// Reply to `POST /v1/credentials/{credential}/rekey`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CredentialRekeyed {
+    /// Id of the credential.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: CredentialName,
+    /// Data keys that open with the new passphrase, and did not before.
+    pub rewrapped: u64,
+    /// Key slots that open with neither passphrase: somebody else's, left as they are.
+    pub foreign: u64,
+    /// Whether new backups have a new data key.
+    pub new_data_key: bool,
+    /// Data keys that this host has now.
+    pub data_keys: u64,
+}
+
 /// How a store is reached, whatever its kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

@@ -58,6 +58,12 @@ error_codes! {
     CredentialNotFound, "credential_not_found", 404, 4, false;
     /// No cloud snapshot of this id in the store.
     CloudsnapNotFound, "cloudsnap_not_found", 404, 4, false;
+    /// No such file inside the snapshot.
+    FileNotFound, "file_not_found", 404, 4, false;
+    /// No snapshots are mounted there.
+    MountNotFound, "mount_not_found", 404, 4, false;
+    /// There is no filesystem in the snapshot whose files could be shown.
+    NoFiles, "no_files", 422, 1, false;
     /// No task of this id.
     TaskNotFound, "task_not_found", 404, 4, false;
     /// A volume of this name is there already.
@@ -120,6 +126,8 @@ error_codes! {
     SecretUnavailable, "secret_unavailable", 500, 1, false;
     /// The task was stopped before it was done.
     TaskStopped, "task_stopped", 409, 1, true;
+    /// The task has ended, or nothing of it was kept to take it up again.
+    TaskEnded, "task_ended", 409, 5, false;
     /// The daemon is stopping.
     ShuttingDown, "shutting_down", 503, 3, true;
     /// A fault of the daemon itself.

@@ -5,6 +5,7 @@
 //! with the same words.
 
 pub mod attachments;
+pub mod browse;
 pub mod client;
 pub mod cloudsnaps;
 pub mod credentials;

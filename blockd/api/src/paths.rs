@@ -42,9 +42,11 @@ pub const CREDENTIALS: &str = "/v1/credentials";
 pub const CREDENTIAL: &str = "/v1/credentials/{credential}";
 /// `POST` without a body: [`crate::credentials::Credential`].
 pub const CREDENTIAL_VALIDATE: &str = "/v1/credentials/{credential}/validate";
+/// `POST` of [`crate::credentials::RekeyCredential`]: [`crate::credentials::CredentialRekeyed`].
+pub const CREDENTIAL_REKEY: &str = "/v1/credentials/{credential}/rekey";
 /// `GET` with [`crate::cloudsnaps::ListCloudsnaps`]: [`crate::cloudsnaps::CloudsnapList`].
 pub const CLOUDSNAPS: &str = "/v1/cloudsnaps";
-/// `POST` of [`crate::cloudsnaps::StartBackup`]: [`crate::tasks::TaskStarted`].
+/// `POST` of [`crate::cloudsnaps::StartBackup`]: [`crate::cloudsnaps::BackupStarted`].
 pub const CLOUDSNAP_BACKUP: &str = "/v1/cloudsnaps/backup";
 /// `GET` with [`crate::cloudsnaps::InspectCloudsnap`]: [`crate::cloudsnaps::CloudsnapDetail`].
 pub const CLOUDSNAP_INSPECT: &str = "/v1/cloudsnaps/inspect";
@@ -52,10 +54,26 @@ pub const CLOUDSNAP_INSPECT: &str = "/v1/cloudsnaps/inspect";
 pub const CLOUDSNAP_RESTORE: &str = "/v1/cloudsnaps/restore";
 /// `POST` of [`crate::cloudsnaps::StartDelete`]: [`crate::tasks::TaskStarted`].
 pub const CLOUDSNAP_DELETE: &str = "/v1/cloudsnaps/delete";
+/// `POST` of [`crate::cloudsnaps::StartVerify`]: [`crate::tasks::TaskStarted`].
+pub const CLOUDSNAP_VERIFY: &str = "/v1/cloudsnaps/verify";
+/// `POST` of [`crate::cloudsnaps::CollectGarbage`]: [`crate::cloudsnaps::GarbageCollected`].
+pub const CLOUDSNAP_GC: &str = "/v1/cloudsnaps/gc";
+/// `GET` with [`crate::browse::ListFiles`]: [`crate::browse::FileList`].
+pub const CLOUDSNAP_FILES: &str = "/v1/cloudsnaps/files";
+/// `GET` with [`crate::browse::ReadFile`]: the bytes.
+pub const CLOUDSNAP_FILE: &str = "/v1/cloudsnaps/file";
+/// `GET`: [`crate::browse::BrowseMountList`]; `POST` of [`crate::browse::MountBrowse`]: [`crate::browse::BrowseMount`].
+pub const BROWSE_MOUNTS: &str = "/v1/browse/mounts";
+/// `POST` of [`crate::browse::UnmountBrowse`]: [`crate::browse::Unmounted`].
+pub const BROWSE_UNMOUNT: &str = "/v1/browse/unmount";
 /// `GET` with [`crate::tasks::ListTasks`]: [`crate::tasks::TaskList`].
 pub const TASKS: &str = "/v1/tasks";
 /// `GET` with [`crate::tasks::WaitTask`]: [`crate::tasks::Task`]. `{task}` is a UUID.
 pub const TASK: &str = "/v1/tasks/{task}";
+/// `POST` of [`crate::tasks::StopTask`]: [`crate::tasks::Task`].
+pub const TASK_STOP: &str = "/v1/tasks/{task}/stop";
+/// `POST` without a body: [`crate::tasks::Task`].
+pub const TASK_RESUME: &str = "/v1/tasks/{task}/resume";
 
 /// Percent-encodes all but the unreserved characters of RFC 3986 and those in `also_plain`.
 pub(crate) fn encode(bytes: &[u8], also_plain: &[u8]) -> String {
@@ -131,9 +149,24 @@ pub fn credential_validate(credential: &crate::CredentialRef) -> String {
     fill(CREDENTIAL_VALIDATE, "{credential}", credential)
 }
 
+/// Address at which one credential's keys are changed.
+pub fn credential_rekey(credential: &crate::CredentialRef) -> String {
+    fill(CREDENTIAL_REKEY, "{credential}", credential)
+}
+
 /// Address of one task.
 pub fn task(task: Uuid) -> String {
     fill(TASK, "{task}", task)
+}
+
+/// Address at which one task is stopped.
+pub fn task_stop(task: Uuid) -> String {
+    fill(TASK_STOP, "{task}", task)
+}
+
+/// Address at which one task is taken up again.
+pub fn task_resume(task: Uuid) -> String {
+    fill(TASK_RESUME, "{task}", task)
 }
 
 /// Adds the fields of a flat query type to an address; fields that are null are left out.

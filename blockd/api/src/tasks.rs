@@ -93,10 +93,81 @@ pub struct Task {
     pub backup_type: Option<BackupType>,
     /// Why it failed; `None` unless it did.
     pub error: Option<ApiError>,
+    /// Whether it ended without being done, and can be taken up again where it was.
+    #[serde(default)]
+    pub resumable: bool,
+    /// What a verification, or a restore past damage, found.
+    #[serde(default)]
+    pub findings: Option<Findings>,
     /// How often it went on after a restart of the daemon.
     pub resumed: u64,
     /// Grows with each change, for long polls.
     pub version: u64,
+}
+
+/// Body of `POST /v1/tasks/{task}/stop`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StopTask {
+    /// Give it up: nothing is kept to take it up again. Also of a task that was stopped or failed before.
+    #[serde(default)]
+    pub discard: bool,
+}
+
+/// What a verification, or a restore past damage, found. Lists are cut to what a person can read; the counts are whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Findings {
+    /// Cloud snapshots that were looked at.
+    pub snapshots: u64,
+    /// Those of them that are damaged.
+    pub damaged_snapshots: Vec<String>,
+    /// Objects that were looked at.
+    pub objects: u64,
+    /// Bytes of blocks that were brought back.
+    pub block_bytes: u64,
+    /// Bytes of blocks that were compared with a volume on this host, or with what was recorded.
+    pub compared_bytes: u64,
+    /// What is damaged.
+    pub damage: Vec<DamageFinding>,
+    /// How much is damaged, what is not listed included.
+    pub damage_total: u64,
+}
+
+/// Something in a store that is damaged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DamageFinding {
+    /// The object.
+    pub object: String,
+    /// Where in it, in bytes.
+    pub offset_bytes: u64,
+    /// What is wrong.
+    pub what: String,
+    /// The cloud snapshots that lose something with it.
+    pub affects: Vec<AffectedCloudsnap>,
+}
+
+/// What a cloud snapshot loses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AffectedCloudsnap {
+    /// The cloud snapshot.
+    pub cloudsnap: String,
+    /// How many bytes of it cannot be read; 0 if that cannot be told.
+    pub lost_bytes: u64,
+    /// Which, the first of them.
+    pub ranges: Vec<ByteRange>,
+}
+
+/// A stretch of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ByteRange {
+    /// Where it begins, in bytes.
+    pub offset_bytes: u64,
+    /// How long it is, in bytes.
+    pub len_bytes: u64,
 }
 
 /// Requests to a store, by kind; every attempt counts.
@@ -126,10 +197,12 @@ pub enum TaskKind {
     Restore,
     /// Deletes a cloud snapshot.
     Delete,
+    /// Proves that cloud snapshots can be read.
+    Verify,
 }
 
 impl TaskKind {
-    const ALL: [Self; 3] = [Self::Backup, Self::Restore, Self::Delete];
+    const ALL: [Self; 4] = [Self::Backup, Self::Restore, Self::Delete, Self::Verify];
 
     /// The word before the dash of a state.
     pub const fn title(self) -> &'static str {
@@ -137,6 +210,7 @@ impl TaskKind {
             Self::Backup => "Backup",
             Self::Restore => "Restore",
             Self::Delete => "Delete",
+            Self::Verify => "Verify",
         }
     }
 }
@@ -151,12 +225,14 @@ pub enum TaskStage {
     Active,
     /// It did what it should.
     Done,
-    /// It did not, and will not.
+    /// It did not, and will not by itself.
     Failed,
+    /// Somebody stopped it; it can be taken up again.
+    Stopped,
 }
 
 impl TaskStage {
-    const ALL: [Self; 4] = [Self::Pending, Self::Active, Self::Done, Self::Failed];
+    const ALL: [Self; 5] = [Self::Pending, Self::Active, Self::Done, Self::Failed, Self::Stopped];
 
     /// The word after the dash of a state.
     pub const fn title(self) -> &'static str {
@@ -165,12 +241,13 @@ impl TaskStage {
             Self::Active => "Active",
             Self::Done => "Done",
             Self::Failed => "Failed",
+            Self::Stopped => "Stopped",
         }
     }
 
     /// Whether the task has ended.
     pub const fn is_over(self) -> bool {
-        matches!(self, Self::Done | Self::Failed)
+        matches!(self, Self::Done | Self::Failed | Self::Stopped)
     }
 }
 

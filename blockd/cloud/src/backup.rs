@@ -33,6 +33,11 @@ const BUILD_CONCURRENCY: usize = 2;
 /// Frames that one thread seals at a time: 4 MiB of blocks.
 const CHUNK_FRAMES: usize = 32;
 
+/// How long after it began a backup may commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
+pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
+/// How far the clocks of hosts and stores may be apart, in seconds: a day.
+pub const CLOCK_SKEW_MOST_S: i64 = 24 * 3600;
+
 /// Gives the content of a frozen point of a volume.
 pub trait BlockReader: Send + Sync {
     /// Fills `buf` with the blocks of `extents`, one after the other; `buf` is exactly as long as they are. Called on
@@ -91,6 +96,16 @@ impl BackupSpec {
 
     pub(crate) fn delta_id(&self) -> DeltaId {
         DeltaId { cluster: self.cluster, volume: self.volume, snapshot: self.snapshot }
+    }
+
+    /// Refuses to go on with a backup whose objects may be taken for garbage.
+    fn check_age(&self, now: Timestamp) -> Result<(), CloudError> {
+        let age_s = now.as_second().saturating_sub(self.started.as_second());
+        // One that began in the future began by a clock that was wrong.
+        if age_s < -CLOCK_SKEW_MOST_S || age_s > BACKUP_LIFETIME_S {
+            return Err(CloudError::Expired { id: self.id(), started: self.started });
+        }
+        Ok(())
     }
 
     fn check(&self) -> Result<(), CloudError> {
@@ -196,7 +211,7 @@ pub async fn backup(
     progress: Arc<Progress>,
     cancel: &CancelToken,
 ) -> Result<Manifest, CloudError> {
-    let work = run(repo.clone(), spec, reader, journal, *options, progress);
+    let work = run(repo.clone(), spec, reader, journal, *options, progress, cancel.clone());
     tokio::select! {
         biased;
         () = cancel.cancelled() => Err(CloudError::Cancelled),
@@ -211,8 +226,10 @@ async fn run(
     journal: Arc<dyn BackupJournal>,
     options: BackupOptions,
     progress: Arc<Progress>,
+    cancel: CancelToken,
 ) -> Result<Manifest, CloudError> {
     progress.enter(Phase::Planning);
+    spec.check_age(Timestamp::now())?;
     let planned = spec.clone();
     let layout = run_blocking(move || {
         planned.check()?;
@@ -237,6 +254,9 @@ async fn run(
     job.packs(options.upload_concurrency.max(1)).await?;
     job.progress.enter(Phase::Index);
     let index = write_index(&job).await?;
+    if !cancel.begin_commit() {
+        return Err(CloudError::Cancelled);
+    }
     job.progress.enter(Phase::Commit);
     let manifest = job.commit(&repo, index).await?;
     job.progress.enter(Phase::Done);
@@ -441,6 +461,8 @@ impl Job {
             chain,
         };
         let object = manifest.encode(&self.key, &random()?)?;
+        // As late as possible: whoever collects garbage counts on it.
+        spec.check_age(Timestamp::now())?;
         let manifest = repo.put_manifest(manifest, object.into()).await?;
         if let Some(base) = &spec.base {
             check_base(self.store.as_ref(), &manifest, base).await?;

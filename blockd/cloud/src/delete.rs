@@ -137,7 +137,10 @@ async fn delete_delta(repo: &Repository, delta: &Delta) -> Result<u64, CloudErro
     delete_objects(repo, packs.chain(std::iter::once(id.index_key()))).await
 }
 
-async fn delete_objects(repo: &Repository, objects: impl Iterator<Item = String>) -> Result<u64, CloudError> {
+pub(crate) async fn delete_objects(
+    repo: &Repository,
+    objects: impl Iterator<Item = String>,
+) -> Result<u64, CloudError> {
     let deleted = futures::stream::iter(objects)
         .map(|object| async move { repo.store().delete(&object).await.map(u64::from) })
         .buffer_unordered(DELETE_CONCURRENCY)

@@ -135,6 +135,16 @@ pub enum CloudError {
         /// The base.
         base: CloudsnapId,
     },
+    /// A backup went on for longer than any may.
+    #[error(
+        "the backup {id} began at {started}: what it stored counts as abandoned after 7 days, so that it cannot be completed any more; start it again"
+    )]
+    Expired {
+        /// The snapshot that it was to make.
+        id: CloudsnapId,
+        /// When it began.
+        started: jiff::Timestamp,
+    },
     /// The blocks of the volume could not be read.
     #[error("cannot read {extents} of the volume for pack {pack_no}: {source}")]
     ReadVolume {

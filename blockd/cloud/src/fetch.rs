@@ -79,6 +79,11 @@ impl WantedFrame {
         }
     }
 
+    /// The blocks of it that are wanted.
+    pub fn wanted(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.runs.iter().map(|(_, run)| *run)
+    }
+
     pub fn wanted_blocks(&self) -> u64 {
         self.runs.iter().map(|(_, run)| run.len_blocks).sum()
     }
@@ -366,7 +371,8 @@ impl FetchJob {
         }
     }
 
-    fn end(&self) -> u32 {
+    /// Where the last frame ends in the pack.
+    pub fn end(&self) -> u32 {
         self.frames.last().map_or(0, WantedFrame::end)
     }
 
@@ -375,6 +381,11 @@ impl FetchJob {
             (Some(first), Some(last)) => Extent::between(first.extent().start, last.extent().end()),
             _ => Extent::new(BlockIndex(0), 0),
         }
+    }
+
+    /// The blocks that are wanted.
+    pub fn wanted(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.frames.iter().flat_map(WantedFrame::wanted)
     }
 
     pub fn wanted_blocks(&self) -> u64 {

@@ -101,7 +101,7 @@ async fn write(mode: EncryptionMode) -> MemoryStore {
             labels: BTreeMap::from([("tier".into(), "gold".into())]),
             size_bytes: (2 << 40) + 8192,
             created: Timestamp::from_second(1_700_000_000 + generation as i64).unwrap(),
-            started: Timestamp::from_second(1_700_000_100).unwrap(),
+            started: Timestamp::now(),
             data,
             zero,
             base,
@@ -113,8 +113,10 @@ async fn write(mode: EncryptionMode) -> MemoryStore {
         let (reader, journal) = (Arc::new(volume(generation)), Arc::new(MemoryJournal::default()));
         let (options, cancel) = (BackupOptions::default(), CancelToken::new());
         let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
-        // The one thing that is the clock's, and the salt of the manifest, which is random.
-        let manifest = Manifest { finished: Timestamp::from_second(1_700_000_200).unwrap(), ..done };
+        // What is the clock's, and the salt of the manifest, which is random.
+        let time = |second| Timestamp::from_second(second).unwrap();
+        let (started, finished) = (time(1_700_000_100), time(1_700_000_200));
+        let manifest = Manifest { started, finished, ..done };
         let salt = [0x50 + generation as u8; 32];
         store.insert(&manifest.id().manifest_key(), manifest.encode(&key(mode), &salt).unwrap());
         base = Some(manifest);

@@ -6,10 +6,12 @@
 
 mod backup;
 mod cached;
+mod damage;
 mod delete;
 mod error;
 mod fetch;
 mod frame;
+mod gc;
 #[cfg(test)]
 mod golden;
 mod index;
@@ -24,15 +26,22 @@ mod progress;
 mod reader;
 mod repository;
 mod restore;
+mod rotate;
 mod seal;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod verify;
 
-pub use backup::{BackupOptions, BackupSpec, BlockReader, backup, check_base, new_delta_salt};
+pub use backup::{
+    BACKUP_LIFETIME_S, BackupOptions, BackupSpec, BlockReader, CLOCK_SKEW_MOST_S, backup, check_base,
+    new_delta_salt,
+};
 pub use cached::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
+pub use damage::{DAMAGE_DESCRIBED_MOST, Damage, DamagedPiece};
 pub use delete::{DeleteReport, delete_snapshot, delete_with_manifest};
 pub use error::CloudError;
+pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams};
 pub use manifest::{BackupType, Delta, IndexRef, Manifest};
@@ -42,8 +51,15 @@ pub use reader::SnapshotReader;
 pub use repository::{
     ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache, OpenOptions, Repository,
 };
-pub use restore::{BlockWriter, RestoreOptions, RestoreSummary, restore};
+pub use restore::{
+    BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore, restore_what_is_left,
+};
+pub use rotate::{Rekey, Rekeyed, rekey};
 pub use seal::EncryptionMode;
+pub use verify::{
+    AffectedSnapshot, BlockCheck, VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
+    verify,
+};
 
 /// The version of the format that is written and read.
 pub const FORMAT_VERSION: u16 = 1;

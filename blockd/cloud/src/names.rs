@@ -11,6 +11,11 @@ pub(crate) const KEYS_PREFIX: &str = "blockd/keys/";
 /// Prefix of the manifests.
 pub(crate) const MANIFESTS_PREFIX: &str = "blockd/manifests/";
 
+/// Prefix of packs and indexes.
+pub(crate) const DATA_PREFIX: &str = "blockd/data/";
+/// Prefix of what is made to try a store out.
+pub(crate) const PROBE_PREFIX: &str = "blockd/probe/";
+
 /// Names a cloud snapshot: `<cluster>/<volume>-<snapshot>`, and `-incr` after it for an incremental.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -87,7 +92,7 @@ pub(crate) fn parse_uuid(text: &str) -> Option<Uuid> {
 }
 
 /// What a delta belongs to; its objects' keys follow from it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct DeltaId {
     pub cluster: Uuid,
     pub volume: VolumeId,
@@ -96,11 +101,26 @@ pub(crate) struct DeltaId {
 
 impl DeltaId {
     pub fn prefix(&self) -> String {
-        format!("blockd/data/{}/{}/{}/", self.cluster, self.volume, self.snapshot)
+        format!("{DATA_PREFIX}{}/{}/{}/", self.cluster, self.volume, self.snapshot)
     }
 
     pub fn pack_key(&self, pack_no: u32) -> String {
         format!("{}pack-{pack_no:08x}", self.prefix())
+    }
+
+    /// The delta that an object of this key belongs to, if it is the key of a pack or an index.
+    pub fn of_object(key: &str) -> Option<Self> {
+        let mut parts = key.strip_prefix(DATA_PREFIX)?.split('/');
+        let cluster = parse_uuid(parts.next()?)?;
+        let (volume, snapshot) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let delta = Self { cluster, volume, snapshot };
+        let name = parts.next()?;
+        let is_pack = || {
+            let digits = name.strip_prefix("pack-")?;
+            let number = u32::from_str_radix(digits, 16).ok()?;
+            (key == delta.pack_key(number)).then_some(())
+        };
+        (parts.next().is_none() && (name == "index" || is_pack().is_some())).then_some(delta)
     }
 
     pub fn index_key(&self) -> String {
@@ -111,6 +131,23 @@ impl DeltaId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_delta_of_an_object_is_in_its_name() {
+        let delta = DeltaId {
+            cluster: Uuid::from_u128(7),
+            volume: VolumeId::from_u64(5),
+            snapshot: SnapshotId::from_u64(6),
+        };
+        for key in [delta.index_key(), delta.pack_key(0), delta.pack_key(u32::MAX)] {
+            assert_eq!(DeltaId::of_object(&key), Some(delta));
+        }
+        let prefix = delta.prefix();
+        for name in ["", "pack-1", "pack-0000000G", "pack-+0000001", "index/x", "indexes", "pack-000000001"] {
+            assert_eq!(DeltaId::of_object(&format!("{prefix}{name}")), None, "{name}");
+        }
+        assert_eq!(DeltaId::of_object("blockd/data/x"), None);
+    }
 
     #[test]
     fn ids_have_one_text() {

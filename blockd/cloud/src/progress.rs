@@ -6,7 +6,10 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU8, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 use tokio::sync::Notify;
@@ -123,6 +126,9 @@ impl Progress {
 }
 
 /// Tells a task to stop; all clones are one token.
+///
+/// A backup that has begun to commit can still be cut off ([`cancel`](Self::cancel)), as a stop of the daemon does, but
+/// not stopped for good ([`stop_unless_committing`](Self::stop_unless_committing)): whether its snapshot exists would not be known.
 #[derive(Clone, Default, Debug)]
 pub struct CancelToken {
     inner: Arc<CancelState>,
@@ -130,9 +136,12 @@ pub struct CancelToken {
 
 #[derive(Default, Debug)]
 struct CancelState {
-    cancelled: AtomicBool,
+    state: AtomicU8,
     changed: Notify,
 }
+
+const CANCELLED: u8 = 1;
+const COMMITTING: u8 = 2;
 
 impl CancelToken {
     /// A token that nobody has used yet.
@@ -142,13 +151,33 @@ impl CancelToken {
 
     /// Tells it; cannot be taken back.
     pub fn cancel(&self) {
-        self.inner.cancelled.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.inner.state.fetch_or(CANCELLED, SeqCst);
         self.inner.changed.notify_waiters();
+    }
+
+    /// Tells it, unless it has begun to commit; whether it was told.
+    pub fn stop_unless_committing(&self) -> bool {
+        let stop = |state| (state & COMMITTING == 0).then_some(state | CANCELLED);
+        let told = self.inner.state.fetch_update(SeqCst, SeqCst, stop).is_ok();
+        if told {
+            self.inner.changed.notify_waiters();
+        }
+        told
+    }
+
+    /// The task begins to commit; false if it was told to stop before.
+    pub(crate) fn begin_commit(&self) -> bool {
+        self.inner.state.fetch_or(COMMITTING, SeqCst) & CANCELLED == 0
+    }
+
+    /// Whether the task has begun to commit: what it makes may exist from then on.
+    pub fn is_committing(&self) -> bool {
+        self.inner.state.load(SeqCst) & COMMITTING != 0
     }
 
     /// Whether it was told.
     pub fn is_cancelled(&self) -> bool {
-        self.inner.cancelled.load(std::sync::atomic::Ordering::SeqCst)
+        self.inner.state.load(SeqCst) & CANCELLED != 0
     }
 
     /// Waits until it is told.

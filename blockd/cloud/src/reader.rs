@@ -6,6 +6,7 @@
 use crate::{
     CloudError, CloudsnapId, Manifest, Repository,
     backup::cpu_threads,
+    damage::DamageList,
     fetch::{BlockSink, DeltaReader, FetchJob},
     frame::BLOCK,
     index::Page,
@@ -49,6 +50,21 @@ struct Inner {
 pub(crate) struct FetchTotals {
     pub requests: u64,
     pub blocks: u64,
+}
+
+/// Blocks that have been given away, all that are not zero.
+pub(crate) type Settled = Arc<dyn Fn(&[Extent]) -> Result<(), CloudError> + Send + Sync>;
+
+/// How many blocks are read at once.
+#[derive(Default)]
+pub(crate) struct BulkRead<'a> {
+    pub progress: Option<&'a Progress>,
+    /// Blocks that are left out.
+    pub skip: Option<&'a BlockSet>,
+    /// Told, on threads that may block, of blocks that have been given away.
+    pub settled: Option<Settled>,
+    /// Takes down what is damaged; without it the first damage ends the read.
+    pub damage: Option<&'a Arc<DamageList>>,
 }
 
 impl SnapshotReader {
@@ -141,11 +157,24 @@ impl SnapshotReader {
         concurrency: usize,
         progress: Option<&Progress>,
     ) -> Result<FetchTotals, CloudError> {
+        let what = BulkRead { progress, ..BulkRead::default() };
+        self.read_in_bulk(extent, sink, concurrency, &what).await
+    }
+
+    /// [`read_into`](Self::read_into), but for what is left out, with more to be told.
+    pub(crate) async fn read_in_bulk(
+        &self,
+        extent: Extent,
+        sink: Arc<BlockSink>,
+        concurrency: usize,
+        what: &BulkRead<'_>,
+    ) -> Result<FetchTotals, CloudError> {
+        let progress = what.progress;
         // The planner runs ahead of the requests by no more than this many.
         let (send, receive) = mpsc::channel::<(Arc<DeltaReader>, FetchJob)>(4);
         let plan = async move {
             let send = &send;
-            self.visible(extent, async |delta, number, page, visible| {
+            self.visible_but(extent, what, async |delta, number, page, visible| {
                 let jobs = delta.jobs(number, &page, &visible);
                 if let Some(progress) = progress {
                     // Blocks that are hidden by newer ones, or zero, are not moved.
@@ -166,7 +195,7 @@ impl SnapshotReader {
             Some((job, receive))
         });
         let fetch = jobs
-            .map(|(delta, job)| self.fetch_one(delta, job, sink.clone(), progress))
+            .map(|(delta, job)| self.fetch_one(delta, job, sink.clone(), what))
             .buffer_unordered(concurrency.max(1))
             .try_fold(FetchTotals::default(), |totals, blocks| async move {
                 Ok(FetchTotals { requests: totals.requests + 1, blocks: totals.blocks + blocks })
@@ -180,17 +209,37 @@ impl SnapshotReader {
         delta: Arc<DeltaReader>,
         job: FetchJob,
         sink: Arc<BlockSink>,
-        progress: Option<&Progress>,
+        what: &BulkRead<'_>,
     ) -> Result<u64, CloudError> {
-        let (start, fetched) = delta.fetch(&job).await?;
         let (pack_no, blocks) = (job.pack_no(), job.wanted_blocks());
+        let (start, fetched) = match (delta.fetch(&job).await, what.damage) {
+            (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
+                damage.add(error, job.wanted());
+                return Ok(0);
+            }
+            (fetched, _) => fetched?,
+        };
         let chunks = job.frames.chunks(CHUNK_FRAMES).map(|frames| {
             let (delta, fetched, sink) = (delta.clone(), fetched.clone(), sink.clone());
             let (frames, cores) = (frames.to_vec(), self.inner.cores.clone());
+            let damage = what.damage.cloned();
             async move {
                 let core = cores.acquire_owned().await;
                 run_blocking(move || {
-                    let result = delta.decode(pack_no, &frames, start, &fetched, &*sink);
+                    let result = match damage {
+                        None => delta.decode(pack_no, &frames, start, &fetched, &*sink),
+                        // One by one, so that a damaged frame takes no other one along.
+                        Some(damage) => frames.iter().try_for_each(|frame| {
+                            let one = std::slice::from_ref(frame);
+                            match delta.decode(pack_no, one, start, &fetched, &*sink) {
+                                Err(error @ CloudError::Damaged { .. }) => {
+                                    damage.add(error, frame.wanted());
+                                    Ok(())
+                                }
+                                result => result,
+                            }
+                        }),
+                    };
                     drop(core);
                     result
                 })
@@ -198,16 +247,33 @@ impl SnapshotReader {
             }
         });
         try_join_all(chunks).await?;
-        if let Some(progress) = progress {
+        if let Some(settled) = &what.settled {
+            let extents = match what.damage {
+                None => job.wanted().collect(),
+                Some(damage) => damage.sound(job.wanted()),
+            };
+            let settled = settled.clone();
+            run_blocking(move || settled(&extents)).await?;
+        }
+        if let Some(progress) = what.progress {
             progress.processed(blocks * BLOCK_SIZE_BYTES);
         }
         Ok(blocks)
     }
 
     /// Finds, for each page of each delta, which of its data blocks are visible, and tells.
-    async fn visible(
+    pub(crate) async fn visible(
         &self,
         extent: Extent,
+        tell: impl AsyncFnMut(&Arc<DeltaReader>, usize, Arc<Page>, BlockSet) -> Result<(), CloudError>,
+    ) -> Result<(), CloudError> {
+        self.visible_but(extent, &BulkRead::default(), tell).await
+    }
+
+    async fn visible_but(
+        &self,
+        extent: Extent,
+        what: &BulkRead<'_>,
         mut tell: impl AsyncFnMut(&Arc<DeltaReader>, usize, Arc<Page>, BlockSet) -> Result<(), CloudError>,
     ) -> Result<(), CloudError> {
         let whole = extent.intersection(Extent::whole(self.inner.size_bytes));
@@ -217,9 +283,23 @@ impl SnapshotReader {
             let region = Extent::between(BlockIndex(start), BlockIndex(end));
             start = end;
             let mut left = BlockSet::from_iter([region]);
+            if let Some(skip) = what.skip {
+                left.subtract(&skip.slice(region));
+            }
             for (level, delta) in self.inner.deltas.iter().enumerate() {
                 for number in delta.root.pages_in(region) {
-                    let Some(page) = self.page(level, number).await? else { continue };
+                    let page = match (self.page(level, number).await, what.damage) {
+                        (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
+                            // Which of these blocks it says anything about is lost, and so is what lies below them.
+                            let range = delta.root.pages.get(number).map_or(region, |page| page.range);
+                            let lost: Vec<_> = left.extents_in(range).collect();
+                            damage.add(error, lost);
+                            left.remove_extent(range);
+                            continue;
+                        }
+                        (page, _) => page?,
+                    };
+                    let Some(page) = page else { continue };
                     let mut visible = page.data.clone();
                     visible.intersect_with(&left);
                     left.subtract(&page.data);

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 /// Most key slots that are read.
-const SLOTS_MOST: usize = 64;
+pub(crate) const SLOTS_MOST: usize = 64;
 /// Objects that are asked for at once when listing.
 const LIST_CONCURRENCY: usize = 8;
 
@@ -109,7 +109,7 @@ impl Repository {
     ) -> Result<DataKey, CloudError> {
         let passphrase = passphrase.map(|text| Zeroizing::new(text.to_owned()));
         let kdf = options.kdf;
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let created = seconds_since_1970();
         let made = move || create_slot(passphrase.as_ref().map(|text| text.as_str()), kdf, created);
         let (key, slot) = run_blocking(made).await?;
         let object = format!("{KEYS_PREFIX}{}", key.key_id());
@@ -153,7 +153,8 @@ impl Repository {
                 Err(error) => first_damage = first_damage.or(Some(error)),
             }
         }
-        slots.sort_by_key(|slot| (slot.created_unix_s, slot.key_id));
+        // The newest first: it is used to write.
+        slots.sort_by_key(|slot| std::cmp::Reverse((slot.created_unix_s, slot.key_id)));
         let encrypted = slots.iter().filter(|slot| slot.mode == EncryptionMode::Aes256GcmSiv).count();
         let store = store.describe().to_owned();
         let keys = match passphrase {
@@ -319,6 +320,11 @@ impl Repository {
             },
         }
     }
+}
+
+/// The time.
+pub(crate) fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Puts an object whose name nobody else uses: only if it is absent, where the store knows that.

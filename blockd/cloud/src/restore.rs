@@ -5,10 +5,12 @@
 //! MiB of index pages.
 
 use crate::{
-    CloudError, Manifest, Repository, SnapshotReader,
+    CloudError, Damage, Manifest, Repository, SnapshotReader,
+    damage::DamageList,
     progress::{CancelToken, Phase, Progress},
+    reader::BulkRead,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use std::{io, sync::Arc};
 
 /// Takes the blocks of a volume that is being restored.
@@ -19,6 +21,17 @@ pub trait BlockWriter: Send + Sync {
     /// # Errors
     /// If they cannot be written; the restore fails then.
     fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()>;
+
+    /// Is told of blocks all of which that are not zero have been written. What remembers them, durably, after what was
+    /// written is durable itself, can leave them out of a later run with [`RestoreRequest::skip`]. Called like
+    /// [`write_blocks`](Self::write_blocks).
+    ///
+    /// # Errors
+    /// If it cannot be remembered; the restore fails then.
+    fn settled(&self, extents: &[Extent]) -> io::Result<()> {
+        let _ = extents;
+        Ok(())
+    }
 }
 
 /// How a restore uses the machine.
@@ -36,13 +49,25 @@ impl Default for RestoreOptions {
     }
 }
 
+/// What of a snapshot is restored.
+#[derive(Clone, Default, Debug)]
+pub struct RestoreRequest {
+    /// Blocks that an earlier run restored.
+    pub skip: BlockSet,
+    /// Goes on past what is damaged: those blocks are not written, and the summary lists them. A damaged root of an index
+    /// still ends the restore, because nothing below it can be told apart.
+    pub skip_damaged: bool,
+}
+
 /// What a restore did.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Default, Debug)]
 pub struct RestoreSummary {
     /// Blocks that were in the frames read and visible; those of them that are zero were not written.
     pub blocks: u64,
     /// Requests for frames.
     pub frame_requests: u64,
+    /// What was left out because it is damaged, if that was asked for.
+    pub damage: Damage,
 }
 
 /// Restores a snapshot: gives every block that is not zero to the writer, whose volume must read as zeroes before.
@@ -58,10 +83,26 @@ pub async fn restore(
     progress: Arc<Progress>,
     cancel: &CancelToken,
 ) -> Result<RestoreSummary, CloudError> {
+    restore_what_is_left(repo, manifest, writer, &RestoreRequest::default(), options, progress, cancel).await
+}
+
+/// [`restore`], but for what an earlier run restored, and past damage if that is wanted.
+///
+/// # Errors
+/// As there; what is damaged is none if it is to be skipped, unless it is the root of an index.
+pub async fn restore_what_is_left(
+    repo: &Repository,
+    manifest: &Manifest,
+    writer: Arc<dyn BlockWriter>,
+    request: &RestoreRequest,
+    options: &RestoreOptions,
+    progress: Arc<Progress>,
+    cancel: &CancelToken,
+) -> Result<RestoreSummary, CloudError> {
     tokio::select! {
         biased;
         () = cancel.cancelled() => Err(CloudError::Cancelled),
-        result = Box::pin(run(repo, manifest, writer, options, progress)) => result,
+        result = Box::pin(run(repo, manifest, writer, request, options, progress)) => result,
     }
 }
 
@@ -69,18 +110,31 @@ async fn run(
     repo: &Repository,
     manifest: &Manifest,
     writer: Arc<dyn BlockWriter>,
+    request: &RestoreRequest,
     options: &RestoreOptions,
     progress: Arc<Progress>,
 ) -> Result<RestoreSummary, CloudError> {
     progress.enter(Phase::Planning);
     let reader = SnapshotReader::open_with(repo, manifest, options.cpu_threads).await?;
     progress.begin(manifest.deltas().map(|delta| delta.data_blocks * BLOCK_SIZE_BYTES).sum());
+    let told = writer.clone();
+    let settled = move |extents: &[Extent]| {
+        let start = extents.first().map_or(BlockIndex(0), |first| first.start);
+        told.settled(extents).map_err(|source| CloudError::WriteVolume { start, source })
+    };
     let sink = move |start: BlockIndex, data: &[u8]| {
         writer.write_blocks(start, data).map_err(|source| CloudError::WriteVolume { start, source })
     };
     let everything = Extent::whole(manifest.size_bytes);
-    let totals =
-        reader.read_into(everything, Arc::new(sink), options.download_concurrency, Some(&progress)).await?;
+    let damage = request.skip_damaged.then(Arc::<DamageList>::default);
+    let what = BulkRead {
+        progress: Some(&progress),
+        skip: Some(&request.skip),
+        settled: Some(Arc::new(settled)),
+        damage: damage.as_ref(),
+    };
+    let totals = reader.read_in_bulk(everything, Arc::new(sink), options.download_concurrency, &what).await?;
     progress.finish();
-    Ok(RestoreSummary { blocks: totals.blocks, frame_requests: totals.requests })
+    let damage = damage.map(|list| list.take()).unwrap_or_default();
+    Ok(RestoreSummary { blocks: totals.blocks, frame_requests: totals.requests, damage })
 }

@@ -6,8 +6,9 @@
 use crate::error::ServiceError;
 use blockd_api::Secret;
 use blockd_cloud::{
-    BackupJournal, BackupOptions, BackupSpec, BlockReader, BlockWriter, CancelToken, CloudError, Manifest,
-    OpenOptions, Progress, Repository, RestoreOptions, RestoreSummary, store::ObjectStore,
+    BackupJournal, BackupOptions, BackupSpec, BlockCheck, BlockReader, BlockWriter, CancelToken, CloudError,
+    CloudsnapId, Manifest, ManifestCache, OpenOptions, Progress, Rekey, Rekeyed, Repository, RestoreOptions,
+    RestoreRequest, RestoreSummary, VerifyOptions, VerifyReport, restore_what_is_left, store::ObjectStore,
 };
 use std::{future::Future, sync::Arc};
 use tracing::Instrument;
@@ -39,6 +40,14 @@ pub(crate) async fn open(
     .await
 }
 
+/// Changes what protects a repository.
+pub(crate) async fn rekey(
+    store: Arc<dyn ObjectStore>,
+    request: Rekey,
+) -> Result<(Repository, Rekeyed), ServiceError> {
+    drive(move || async move { blockd_cloud::rekey(store, &request).await }).await
+}
+
 /// Makes a backup.
 pub(crate) async fn backup(
     repository: Repository,
@@ -60,12 +69,33 @@ pub(crate) async fn restore(
     repository: Repository,
     manifest: Manifest,
     writer: Arc<dyn BlockWriter>,
+    request: RestoreRequest,
     options: RestoreOptions,
     progress: Arc<Progress>,
     cancel: CancelToken,
 ) -> Result<RestoreSummary, ServiceError> {
     drive(move || async move {
-        blockd_cloud::restore(&repository, &manifest, writer, &options, progress, &cancel).await
+        let (repo, manifest) = (&repository, &manifest);
+        restore_what_is_left(repo, manifest, writer, &request, &options, progress, &cancel).await
+    })
+    .await
+}
+
+/// Gives what the content of a cloud snapshot is compared with.
+pub(crate) type CheckOf = Box<dyn Fn(&CloudsnapId) -> Option<Arc<dyn BlockCheck>> + Send + Sync>;
+
+/// Proves cloud snapshots.
+pub(crate) async fn verify(
+    repository: Repository,
+    ids: Vec<CloudsnapId>,
+    options: VerifyOptions,
+    check_of: CheckOf,
+    cache: Arc<dyn ManifestCache>,
+    progress: Arc<Progress>,
+    cancel: CancelToken,
+) -> Result<VerifyReport, ServiceError> {
+    drive(move || async move {
+        blockd_cloud::verify(&repository, &ids, &options, &*check_of, &*cache, progress, &cancel).await
     })
     .await
 }

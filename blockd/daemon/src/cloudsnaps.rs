@@ -2,7 +2,10 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Catalog, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState},
+    db::{
+        Catalog, CredentialRow, DbError, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow,
+        VolumeState,
+    },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     tasks::backup_type,
@@ -10,9 +13,9 @@ use crate::{
 use blockd_api::{
     CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
     cloudsnaps::{
-        self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapMetadata, CloudsnapStatus,
-        DamagedCloudsnap, FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail, RestoreStarted,
-        StartBackup, StartDelete, StartRestore, volume_spec_json,
+        self as api, BackupStarted, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapMetadata,
+        CloudsnapStatus, DamagedCloudsnap, FailedCredential, InspectCloudsnap, ListCloudsnaps,
+        ManifestDetail, RestoreStarted, StartBackup, StartDelete, StartRestore, volume_spec_json,
     },
     format_time,
     tasks::{BackupType, TaskStarted},
@@ -20,7 +23,10 @@ use blockd_api::{
 use blockd_cloud::{CloudError, CloudsnapId, Manifest, ManifestFilter};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use uuid::Uuid;
 
 fn to_api_id(id: &CloudsnapId) -> api::CloudsnapId {
@@ -32,7 +38,7 @@ fn to_api_id(id: &CloudsnapId) -> api::CloudsnapId {
     }
 }
 
-fn from_api_id(id: &api::CloudsnapId) -> CloudsnapId {
+pub(crate) fn from_api_id(id: &api::CloudsnapId) -> CloudsnapId {
     CloudsnapId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot, incremental: id.incremental }
 }
 
@@ -64,9 +70,20 @@ fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
             stored_bytes: manifest.stored_bytes,
             dirty_bytes: manifest.dirty_bytes,
             freeze_stall_micros: manifest.freeze_stall_micros,
+            verified: None,
+            verify_depth: None,
+            verify_result: None,
         },
         status: CloudsnapStatus::Done,
     }
+}
+
+/// Tells when a cloud snapshot was verified last, and what that found.
+fn show_proof(metadata: &mut CloudsnapMetadata, proof: Option<&Proof>) {
+    let Some(proof) = proof else { return };
+    metadata.verified = Some(format_time(proof.verified));
+    metadata.verify_depth = Some(proof.depth.to_string());
+    metadata.verify_result = Some(if proof.sound { "Sound" } else { "Damaged" }.to_owned());
 }
 
 /// What a list shows, found in all stores that were asked.
@@ -164,9 +181,17 @@ impl Core {
             let keys: BTreeSet<String> = listed.iter().map(|item| item.key.clone()).collect();
             blocking(move || catalog.keep_only(&keys)).await?;
         }
+        let uuid = credential.uuid;
+        let proofs = self.db.run(move |tx| Proof::all(tx, uuid)).await?;
+        let proofs: BTreeMap<CloudsnapId, Proof> =
+            proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
         for item in listed {
             match item.manifest {
-                Ok(manifest) => found.entries.push(entry(&manifest, credential)),
+                Ok(manifest) => {
+                    let mut entry = entry(&manifest, credential);
+                    show_proof(&mut entry.metadata, proofs.get(&manifest.id()));
+                    found.entries.push(entry);
+                }
                 // Deleted between the list and the look at it.
                 Err(CloudError::SnapshotNotFound { .. }) => {}
                 Err(error) => found.damaged.push(DamagedCloudsnap {
@@ -189,7 +214,7 @@ impl Core {
         for row in self.db.run(TaskRow::all).await? {
             let matches = match row.state {
                 TaskState::Pending | TaskState::Active => status == CloudsnapStatus::Active,
-                TaskState::Failed => status == CloudsnapStatus::Failed,
+                TaskState::Failed | TaskState::Stopped => status == CloudsnapStatus::Failed,
                 TaskState::Done => false,
             };
             if row.kind != TaskKind::Backup || row.credential != credential.uuid || !matches {
@@ -221,6 +246,9 @@ impl Core {
                     stored_bytes: row.detail.bytes_uploaded,
                     dirty_bytes: row.detail.bytes_dirty,
                     freeze_stall_micros: row.detail.freeze_stall_micros,
+                    verified: None,
+                    verify_depth: None,
+                    verify_result: None,
                 },
                 status,
             });
@@ -247,7 +275,11 @@ impl Core {
             chain: chain.map(|delta| self.delta_id(delta, &manifest)).collect(),
             chain_stored_bytes: manifest.deltas().map(stored).sum(),
         };
-        Ok(CloudsnapDetail { entry: entry(&manifest, &credential), detail })
+        let mut entry = entry(&manifest, &credential);
+        let uuid = credential.uuid;
+        let proofs = self.db.run(move |tx| Proof::all(tx, uuid)).await?;
+        show_proof(&mut entry.metadata, proofs.iter().find(|proof| proof.cloudsnap == id));
+        Ok(CloudsnapDetail { entry, detail })
     }
 
     /// The cloud snapshot that made a delta: only the one at the bottom of a chain is full.
@@ -294,52 +326,92 @@ impl Core {
         }))
     }
 
-    /// Starts a backup of a volume.
+    /// Starts backups of a volume to one or several places: one point in time, and a task for each place.
     ///
     /// # Errors
-    /// The volume cannot be used, or one of its backups is under way.
-    pub async fn start_backup(self: &Arc<Self>, request: &StartBackup) -> Result<TaskStarted, ServiceError> {
+    /// The volume cannot be used, or one of its backups to one of the places is under way.
+    pub async fn start_backup(
+        self: &Arc<Self>,
+        request: &StartBackup,
+    ) -> Result<BackupStarted, ServiceError> {
         let _admission = self.admission.lock().await;
         let entry = self.registry.find(&request.volume)?;
         entry.volume()?;
-        let credential = self.credential(request.cred_id.as_ref()).await?;
-        let busy = |task: &TaskRow| task.kind == TaskKind::Backup && task.volume == Some(entry.id);
-        if let Some(task) = self.unfinished_tasks().await?.into_iter().find(busy) {
+        let mut credentials = vec![self.credential(request.cred_id.as_ref()).await?];
+        for also in &request.also {
+            let credential = self.credential(Some(also)).await?;
+            if credentials.iter().any(|other| other.uuid == credential.uuid) {
+                let message = format!("credential {} is named twice", credential.name);
+                return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+            }
+            credentials.push(credential);
+        }
+        let is_meant = |task: &TaskRow| {
+            task.kind == TaskKind::Backup
+                && task.volume == Some(entry.id)
+                && credentials.iter().any(|credential| credential.uuid == task.credential)
+        };
+        if let Some(task) = self.unfinished_tasks().await?.into_iter().find(is_meant) {
             let message =
                 format!("backup task {} works on volume {}: wait for it to end", task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
+        // One that was stopped or failed would make a point that is older than this one.
+        self.give_up_kept(is_meant).await?;
         let snapshot = SnapshotId::from_u64(random_id()?);
-        let row = TaskRow {
-            id: Uuid::new_v4(),
-            kind: TaskKind::Backup,
-            state: TaskState::Pending,
-            volume: Some(entry.id),
-            snapshot: Some(snapshot),
-            credential: credential.uuid,
-            // Whether it is incremental is decided when the point in time is fixed.
-            cloudsnap: CloudsnapId { cluster: self.cluster, volume: entry.id, snapshot, incremental: false },
-            base: None,
-            created: Timestamp::now(),
-            detail: TaskDetail {
-                volume_name: Some(entry.name.clone()),
-                credential_name: credential.name.to_string(),
-                phase: "pending".into(),
-                force_full: request.full,
-                ..TaskDetail::default()
-            },
+        let mut rows = Vec::with_capacity(credentials.len());
+        for credential in &credentials {
+            // Each has a name of its own: two credentials may lead to one place.
+            let own = SnapshotId::from_u64(random_id()?);
+            rows.push(TaskRow {
+                id: Uuid::new_v4(),
+                kind: TaskKind::Backup,
+                state: TaskState::Pending,
+                volume: Some(entry.id),
+                snapshot: Some(snapshot),
+                credential: credential.uuid,
+                // Whether it is incremental is decided when the point in time is fixed.
+                cloudsnap: CloudsnapId {
+                    cluster: self.cluster,
+                    volume: entry.id,
+                    snapshot: own,
+                    incremental: false,
+                },
+                base: None,
+                created: Timestamp::now(),
+                detail: TaskDetail {
+                    volume_name: Some(entry.name.clone()),
+                    credential_name: credential.name.to_string(),
+                    phase: "pending".into(),
+                    force_full: request.full,
+                    run: Some(self.run),
+                    ..TaskDetail::default()
+                },
+            });
+        }
+        let Some((first, also)) = rows.split_first() else {
+            return Err(ServiceError::Internal("a backup to nowhere".into()));
         };
-        self.store_and_launch(row, |_| Ok(())).await
+        let others = also.to_vec();
+        // All of them or none.
+        let with = move |tx: &rusqlite::Transaction<'_>| others.iter().try_for_each(|row| row.put(tx));
+        let started = self.store_and_launch(first.clone(), with).await?;
+        for row in also {
+            tracing::info!(task = %row.id, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");
+            self.launch(row.clone());
+        }
+        Ok(BackupStarted { task: started.task, also: also.iter().map(|row| row.id).collect() })
     }
 
-    async fn store_and_launch(
+    pub(crate) async fn store_and_launch(
         self: &Arc<Self>,
-        row: TaskRow,
+        mut row: TaskRow,
         with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
     ) -> Result<TaskStarted, ServiceError> {
         if self.stopping.is_cancelled() {
             return Err(ServiceError::Stopping);
         }
+        row.detail.run = Some(self.run);
         let stored = row.clone();
         self.db
             .run(move |tx| {
@@ -398,6 +470,7 @@ impl Core {
                 volume_name: Some(row.name.clone()),
                 credential_name: credential.name.to_string(),
                 phase: "pending".into(),
+                skip_damaged: request.skip_damaged,
                 ..TaskDetail::default()
             },
         };
@@ -451,7 +524,7 @@ impl Core {
         let chains = self.db.run(|tx| crate::db::Chain::all(tx, None)).await?;
         let uses = |task: &TaskRow| match task.kind {
             TaskKind::Restore => task.cloudsnap == id,
-            TaskKind::Delete => false,
+            TaskKind::Delete | TaskKind::Verify => false,
             // One that has not decided yet may build on the tip of its volume's chain.
             TaskKind::Backup => {
                 let undecided = task.detail.backup_type.is_none()
@@ -484,7 +557,7 @@ impl Core {
     }
 }
 
-fn is_not_found(error: &ServiceError) -> bool {
+pub(crate) fn is_not_found(error: &ServiceError) -> bool {
     matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
 }
 

@@ -3,6 +3,7 @@
 //! A key that is not known is an error that names it: a typo must not turn into a silently used default.
 
 use crate::cli::Cli;
+use blockd_api::CredentialRef;
 use blockd_nbd::{TlsFiles, TlsMode};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -149,6 +150,40 @@ impl From<NbdTls> for TlsMode {
     }
 }
 
+/// Looking into snapshots.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BrowseConfig {
+    /// Where snapshots are mounted as files from the start on. Not set: nowhere.
+    pub mountpoint: Option<PathBuf>,
+    /// Cloud snapshots of these credentials are shown there; of all if there is none.
+    pub credentials: Vec<CredentialRef>,
+    /// Whether other users may look into mounts, by the modes and owners that are shown.
+    pub allow_other: bool,
+    /// Where pieces of cloud snapshots are cached. Not set: `cache` in the data directory.
+    pub cache_dir: Option<PathBuf>,
+    /// Most bytes that the cache takes.
+    pub cache_bytes: u64,
+    /// How long whoever reads a cloud snapshot waits for the store.
+    pub stall_timeout_ms: u64,
+    /// How often the stores are listed at most, while somebody looks.
+    pub refresh_ms: u64,
+}
+
+impl Default for BrowseConfig {
+    fn default() -> Self {
+        Self {
+            mountpoint: None,
+            credentials: Vec::new(),
+            allow_other: false,
+            cache_dir: None,
+            cache_bytes: 4 << 30,
+            stall_timeout_ms: 30_000,
+            refresh_ms: 10_000,
+        }
+    }
+}
+
 /// Everything that can be set.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -197,6 +232,8 @@ pub struct Config {
     pub nbd_tls_key: Option<PathBuf>,
     /// The authorities of client certificates, PEM; if set, clients must have one.
     pub nbd_tls_client_ca: Option<PathBuf>,
+    /// The authorities' revocation lists, PEM; if set, a client's certificate must not be in them.
+    pub nbd_tls_client_crl: Option<PathBuf>,
     /// Whether TCP addresses that other hosts can reach may be served without requiring TLS.
     pub nbd_allow_plaintext: bool,
     /// Attempts of one request to an object store.
@@ -205,8 +242,14 @@ pub struct Config {
     pub store_timeout_ms: u64,
     /// Time that a stop gives tasks and clients.
     pub stop_timeout_ms: u64,
+    /// Every how many hours it is looked for what abandoned backups left in the stores; 0: never.
+    pub gc_every_hours: u32,
+    /// How much of the stores' content is read a day to verify cloud snapshots in the background; 0: nothing.
+    pub verify_bytes_per_day: u64,
     /// Finished tasks that are remembered.
     pub task_history: u32,
+    /// Looking into snapshots.
+    pub browse: BrowseConfig,
     /// By volume: the names in client certificates that may have it over TCP. Last, as it is a table.
     pub nbd_access: BTreeMap<String, Vec<String>>,
 }
@@ -236,11 +279,15 @@ impl Default for Config {
             nbd_tls_certificate: None,
             nbd_tls_key: None,
             nbd_tls_client_ca: None,
+            nbd_tls_client_crl: None,
             nbd_allow_plaintext: false,
             store_attempts: 6,
             store_timeout_ms: 60_000,
             stop_timeout_ms: 30_000,
+            gc_every_hours: 24,
+            verify_bytes_per_day: 0,
             task_history: 1000,
+            browse: BrowseConfig::default(),
             nbd_access: BTreeMap::new(),
         }
     }
@@ -331,7 +378,22 @@ impl Config {
         self.check_tls()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
+        let browse = &self.browse;
+        let wanted = "1048576 (1 MiB) to 1125899906842624 (1 PiB)";
+        range("browse.cache_bytes", browse.cache_bytes, 1 << 20, 1 << 50, wanted)?;
+        range("browse.stall_timeout_ms", browse.stall_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
+        range("browse.refresh_ms", browse.refresh_ms, 100, 3_600_000, "100 to 3600000")?;
+        let relative = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
+        if relative(&browse.mountpoint) || relative(&browse.cache_dir) {
+            let given = "a relative path".into();
+            return Err(ConfigError::Range { key: "browse", given, wanted: "absolute paths" });
+        }
         range("stop_timeout_ms", self.stop_timeout_ms, 0, 3_600_000, "0 to 3600000")?;
+        range("gc_every_hours", self.gc_every_hours.into(), 0, 8760, "0 (never) to 8760")?;
+        if self.verify_bytes_per_day != 0 {
+            let wanted = "0 (nothing), or 104857600 (100 MiB) to 1125899906842624 (1 PiB)";
+            range("verify_bytes_per_day", self.verify_bytes_per_day, 100 << 20, 1 << 50, wanted)?;
+        }
         range("task_history", self.task_history.into(), 1, 1_000_000, "1 to 1000000")
     }
 
@@ -348,6 +410,9 @@ impl Config {
         }
         if self.nbd_tls_client_ca.is_some() && self.tls_mode() == NbdTls::Off {
             return wrong("nbd_tls_client_ca", "set", "left out without TLS");
+        }
+        if self.nbd_tls_client_crl.is_some() && self.nbd_tls_client_ca.is_none() {
+            return wrong("nbd_tls_client_ca", "not set", "set for nbd_tls_client_crl to mean anything");
         }
         if !self.nbd_access.is_empty() && self.nbd_tls_client_ca.is_none() {
             return wrong("nbd_tls_client_ca", "not set", "set for nbd_access to know whom it lets in");
@@ -379,6 +444,7 @@ impl Config {
             certificate: self.nbd_tls_certificate.clone()?,
             key: self.nbd_tls_key.clone()?,
             client_ca: self.nbd_tls_client_ca.clone(),
+            client_crl: self.nbd_tls_client_crl.clone(),
         })
     }
 
@@ -473,6 +539,7 @@ mod tests {
             ("nbd_tls_certificate = \"/c\"", "nbd_tls_key"),
             ("nbd_tls_key = \"/k\"", "nbd_tls_certificate"),
             ("nbd_tls_client_ca = \"/ca\"", "nbd_tls_client_ca"),
+            ("nbd_tls_client_crl = \"/crl\"", "nbd_tls_client_ca"),
             ("[nbd_access]\nvol = [\"alice\"]", "nbd_tls_client_ca"),
             ("nbd_idle_timeout_ms = 5", "nbd_idle_timeout_ms"),
         ] {

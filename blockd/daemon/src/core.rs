@@ -1,8 +1,8 @@
 //! What every part of the running daemon shares.
 
 use crate::{
-    attachments::Attachments, config::Config, credentials::Repositories, db::Db, merger::Wake,
-    registry::Registry, secrets::Secrets, tasks::Tasks,
+    attachments::Attachments, browse::Browse, config::Config, credentials::Repositories, db::Db,
+    merger::Wake, registry::Registry, secrets::Secrets, tasks::Tasks,
 };
 use blockd_cloud::{CancelToken, store::RetryPolicy};
 use blockd_extent::{SnapshotId, VolumeId};
@@ -35,6 +35,8 @@ pub struct Core {
     pub tasks: Tasks,
     /// The id of this installation.
     pub cluster: Uuid,
+    /// The id of this run of the daemon.
+    pub run: Uuid,
     /// The name of this host.
     pub node: String,
     /// Since when it runs.
@@ -43,6 +45,8 @@ pub struct Core {
     pub stopping: CancelToken,
     /// The TCP addresses that NBD is served at, once it is.
     pub nbd_tcp: OnceLock<Vec<SocketAddr>>,
+    /// What is open for looking into.
+    pub browse: Browse,
     /// Wakes the thread that merges layers.
     pub merger: Arc<Wake>,
     /// Held while something is admitted that excludes something else: a task on a volume and the volume's deletion.

@@ -25,7 +25,15 @@ use zeroize::Zeroizing;
 /// Repositories that were opened since the start, by credential.
 #[derive(Default)]
 pub struct Repositories {
-    opened: Mutex<HashMap<Uuid, (Repository, Arc<Bandwidth>)>>,
+    pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<Bandwidth>)>>,
+}
+
+#[cfg(test)]
+impl Repositories {
+    /// Opens them anew when they are needed again.
+    pub fn forget_all(&self) {
+        self.opened.lock().clear();
+    }
 }
 
 impl std::fmt::Debug for Repositories {
@@ -35,7 +43,7 @@ impl std::fmt::Debug for Repositories {
 }
 
 /// The keys as one secret: for each its length (u16, little-endian) and its bytes.
-fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
+pub(crate) fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
     let mut encoded = Zeroizing::new(Vec::new());
     for key in keys {
         let bytes = key.to_bytes();
@@ -155,7 +163,10 @@ impl Core {
     ///
     /// # Errors
     /// A task uses it.
-    pub async fn delete_credential(&self, wanted: &CredentialRef) -> Result<Deleted, ServiceError> {
+    pub async fn delete_credential(
+        self: &Arc<Self>,
+        wanted: &CredentialRef,
+    ) -> Result<Deleted, ServiceError> {
         let _admission = self.admission.lock().await;
         let row = self.credential(Some(wanted)).await?;
         if let Some(task) =
@@ -168,8 +179,10 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
         }
         let uuid = row.uuid;
+        self.give_up_kept(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
+        self.browse.forget(uuid);
         for entry in self.registry.all() {
             self.forget_intervals(&entry).await;
         }
@@ -227,7 +240,10 @@ impl Core {
         Ok((repository.with_store(store), requests))
     }
 
-    async fn opened_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Bandwidth>), ServiceError> {
+    pub(crate) async fn opened_repository(
+        &self,
+        uuid: Uuid,
+    ) -> Result<(Repository, Arc<Bandwidth>), ServiceError> {
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
         match opened {
             Some(opened) => Ok(opened),

@@ -5,6 +5,7 @@
 
 use crate::{
     attachments::{Attachments, System},
+    browse::Browse,
     config::Config,
     core::{Core, tasks_dir},
     credentials::Repositories,
@@ -17,6 +18,7 @@ use crate::{
     registry::EntryState,
     secrets::Secrets,
     tasks::Tasks,
+    upkeep,
 };
 use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, TlsError};
@@ -29,6 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{net::UnixListener, sync::Notify, task::JoinHandle};
+use uuid::Uuid;
 
 /// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -102,6 +105,7 @@ pub struct Daemon {
     http: JoinHandle<()>,
     http_stop: CancelToken,
     merger: Merger,
+    upkeep: JoinHandle<()>,
     _lock: DirLock,
 }
 
@@ -158,6 +162,8 @@ impl Daemon {
         if let Err(error) = core.resume_tasks().await {
             tracing::error!(%error, "unfinished tasks are not taken up");
         }
+        let upkeep = upkeep::start(&core);
+        core.start_browsing();
         notify(sd_notify::NotifyState::Ready);
         tracing::info!(
             data_dir = %core.data_dir.display(),
@@ -166,7 +172,7 @@ impl Daemon {
             start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "ready"
         );
-        Ok(Self { core, servers, nbd_failed, certificates, http, http_stop, merger, _lock: lock })
+        Ok(Self { core, servers, nbd_failed, certificates, http, http_stop, merger, upkeep, _lock: lock })
     }
 
     /// What the daemon's parts share.
@@ -196,7 +202,7 @@ impl Daemon {
     /// Something did not come to rest in time, or a volume could not be flushed.
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
-        let Self { core, servers, http, http_stop, merger, _lock: lock, .. } = self;
+        let Self { core, servers, http, http_stop, merger, upkeep, _lock: lock, .. } = self;
         let patience = Duration::from_millis(core.config.stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
@@ -204,6 +210,11 @@ impl Daemon {
         let http_abort = http.abort_handle();
         let (answered, restless) =
             tokio::join!(tokio::time::timeout(patience, http), core.tasks.stop(patience));
+        // It holds what the daemon's parts share.
+        let upkeep_abort = upkeep.abort_handle();
+        if tokio::time::timeout(patience, upkeep).await.is_err() {
+            upkeep_abort.abort();
+        }
         if answered.is_err() {
             http_abort.abort();
             tracing::warn!("requests under way were cut off");
@@ -216,6 +227,7 @@ impl Daemon {
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();
             closing.attachments.rest();
+            closing.stop_browsing();
             for mut server in servers {
                 if let Err(error) = server.shutdown() {
                     problems.push(with_sources(&error));
@@ -285,10 +297,12 @@ fn prepare(
         registry: Arc::new(registry),
         repositories: Repositories::default(),
         cluster,
+        run: Uuid::new_v4(),
         node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         started: Instant::now(),
         stopping: CancelToken::new(),
         nbd_tcp: OnceLock::new(),
+        browse: Browse::default(),
         merger: Arc::new(Wake::default()),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),

@@ -3,9 +3,12 @@
 //! The name of a volume's export is the name of the volume, and the empty name is the only volume where there is exactly
 //! one. `VOLUME@SNAPSHOT` is a snapshot, read-only: by its name, by its id, or `latest` for the newest. Each volume has a
 //! metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a snapshot has one for each older one.
+//!
+//! `cloud:ID` is a cloud snapshot, read-only. These are not listed: that would ask the stores.
 
 use crate::{
     access::Access,
+    browse::CloudExports,
     registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
 };
 use blockd_api::{ApiError, ErrorCode, format_time};
@@ -28,17 +31,28 @@ const LATEST: &str = "latest";
 pub struct Exports {
     registry: Arc<Registry>,
     access: Arc<Access>,
+    cloud: Option<CloudExports>,
 }
 
 impl Exports {
     /// The exports of this registry, for everybody.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, access: Arc::default() }
+        Self { registry, access: Arc::default(), cloud: None }
     }
 
     /// The same for some only.
     pub fn with_access(self, access: Arc<Access>) -> Self {
         Self { access, ..self }
+    }
+
+    /// The same, and cloud snapshots as well.
+    pub(crate) fn with_cloud(self, cloud: CloudExports) -> Self {
+        Self { cloud: Some(cloud), ..self }
+    }
+
+    /// The cloud snapshots, if a name is meant for them.
+    fn cloud(&self, name: &str) -> Option<&CloudExports> {
+        self.cloud.as_ref().filter(|_| CloudExports::has_name(name))
     }
 
     fn volume_entry(&self, name: &str) -> Option<Arc<VolumeEntry>> {
@@ -64,6 +78,9 @@ fn unavailable(error: ApiError) -> ExportError {
 
 impl ExportCatalog for Exports {
     fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        if let Some(cloud) = self.cloud(name) {
+            return cloud.open(name, &self.access, client);
+        }
         let (volume_name, snapshot) = split_name(name);
         let entry = self.volume_entry(volume_name).ok_or(ExportError::Unknown)?;
         self.access.check(entry.name.as_str(), client)?;
@@ -102,6 +119,9 @@ impl ExportCatalog for Exports {
     }
 
     fn describe(&self, name: &str, client: &Client) -> Option<ExportInfo> {
+        if let Some(cloud) = self.cloud(name) {
+            return cloud.describe(name, &self.access, client);
+        }
         let (volume_name, snapshot) = split_name(name);
         let entry = self.volume_entry(volume_name).filter(|entry| self.is_visible(entry, client))?;
         match snapshot {

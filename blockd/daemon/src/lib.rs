@@ -5,6 +5,8 @@
 
 mod access;
 pub mod attachments;
+pub mod browse;
+mod care;
 pub mod check;
 pub mod cli;
 mod cloud;
@@ -28,10 +30,12 @@ mod providers;
 mod quiesce;
 mod reconcile;
 pub mod registry;
+mod rekey;
 mod rollback;
 #[cfg(test)]
 mod scenarios;
 pub mod secrets;
 mod snapshots;
 pub mod tasks;
+mod upkeep;
 mod volumes;

@@ -24,7 +24,9 @@ use uuid::Uuid;
 /// The database fails.
 pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Registry, DbError> {
     let (volumes, snapshots, unfinished) = db.transaction(|tx| -> Result<_, DbError> {
-        Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?, TaskRow::unfinished(tx)?))
+        // What was kept to be taken up again needs the same as what goes on now.
+        let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
+        Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?, tasks.collect::<Vec<_>>()))
     })?;
     let registry = Registry::default();
     let mut to_open = Vec::new();

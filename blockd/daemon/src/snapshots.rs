@@ -336,6 +336,7 @@ impl Core {
         let id = row.id;
         self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Deleting)).await?;
         entry.hide_snapshot(id);
+        self.browse.let_go(entry.id);
         if let Err(error) = self.drop_snapshot(volume, id).await {
             let busy = matches!(&error, ServiceError::Volume(error) if error.kind() == VolumeErrorKind::Busy);
             if busy {
@@ -374,7 +375,7 @@ impl Core {
         let running = self.tasks.running();
         let needed = self.db.run(move |tx| -> Result<Option<Epoch>, DbError> {
             // A backup under way will be the base of the next one.
-            let tasks = running.into_iter().chain(TaskRow::unfinished(tx)?);
+            let tasks = running.into_iter().chain(TaskRow::unfinished(tx)?).chain(TaskRow::kept(tx)?);
             let running: Vec<SnapshotId> =
                 tasks.filter(|task| task.volume == Some(id)).filter_map(|task| task.snapshot).collect();
             let snapshots = SnapshotRow::all(tx, Some(id))?.into_iter();

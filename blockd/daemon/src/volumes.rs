@@ -338,7 +338,7 @@ impl Core {
     ///
     /// # Errors
     /// Clients are connected, or a task works on it.
-    pub async fn delete_volume(&self, wanted: &VolumeRef) -> Result<Deleted, ServiceError> {
+    pub async fn delete_volume(self: &Arc<Self>, wanted: &VolumeRef) -> Result<Deleted, ServiceError> {
         let admission = self.admission.lock().await;
         let entry = self.registry.find(wanted)?;
         if let Some(task) =
@@ -349,7 +349,13 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         self.attachments.check_delete(entry.id)?;
+        self.browse.let_go(entry.id);
         let before = entry.begin_delete()?;
+        // What was kept of backups can never be taken up again.
+        let volume_id = entry.id;
+        if let Err(error) = self.give_up_kept(move |task| task.volume == Some(volume_id)).await {
+            tracing::warn!(volume = %entry.id, %error, "what was kept of its tasks is left");
+        }
         drop(admission);
         let id = entry.id;
         if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await {

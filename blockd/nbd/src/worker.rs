@@ -1,6 +1,7 @@
-//! The threads on which requests may block, and those that look exports up: apart, so that clients can connect while
-//! every worker waits for a slow device. The queues have no bound of their own: a connection has
-//! a bounded number of requests in them, every lookup belongs to one of a bounded number of connections.
+//! The threads on which requests may block, those that look exports up, and the one that computes TLS handshakes: apart,
+//! so that clients can connect while every worker waits for a slow device, and that many who connect take the time of no
+//! more than one thread from those who are connected. The queues have no bound of their own: a connection has a bounded
+//! number of requests in them, every lookup and every handshake belongs to one of a bounded number of connections.
 
 use std::any::Any;
 use std::ops::Range;
@@ -22,12 +23,15 @@ use crate::reply::ReplyTo;
 use crate::request::Operation;
 use crate::ring_thread::{ConnectionKey, Message};
 use crate::sparse_read::read_with_holes;
+use crate::tls::{Opened, TlsSession};
 
-/// Something that may block.
+/// Something that may block, or takes long.
 pub(crate) enum Work {
     Request(RequestWork),
     /// With who asks.
     Lookup(Lookup, Arc<Client>),
+    /// The next step of a TLS handshake.
+    Handshake(Box<TlsSession>),
 }
 
 /// A request, with what it needs.
@@ -50,6 +54,8 @@ pub(crate) struct RequestWork {
 pub(crate) enum Done {
     Request(RequestDone),
     Answer(Answer),
+    /// What the bytes that were received came to.
+    Handshake(Box<TlsSession>, Result<Opened, rustls::Error>),
 }
 
 /// What became of a request; the device is no longer held.
@@ -193,6 +199,16 @@ impl Work {
                     lookup.fail("the server failed to look it up")
                 }))
             }
+            Self::Handshake(mut session) => {
+                let step = catch_unwind(AssertUnwindSafe(|| session.shake_hands()));
+                let opened = step.unwrap_or_else(|panic| {
+                    let message = format!("the TLS handshake panicked: {}", panic_message(panic.as_ref()));
+                    tracing::error!(message, "a connection is lost");
+                    session.give_up();
+                    Err(rustls::Error::General(message))
+                });
+                Done::Handshake(session, opened)
+            }
         }
     }
 }
@@ -209,6 +225,7 @@ pub(crate) struct Job {
 pub(crate) struct Queues {
     pub(crate) requests: Sender<Job>,
     pub(crate) lookups: Sender<Job>,
+    pub(crate) handshakes: Sender<Job>,
 }
 
 impl Queues {
@@ -217,6 +234,7 @@ impl Queues {
         let queue = match job.work {
             Work::Request(_) => &self.requests,
             Work::Lookup(..) => &self.lookups,
+            Work::Handshake(_) => &self.handshakes,
         };
         if queue.send(job).is_err() {
             tracing::error!("the worker threads are gone");

@@ -5,7 +5,7 @@
 
 use crate::{
     data_files::DataFiles,
-    error::{IoContext, VolumeError},
+    error::{IoContext, VolumeError, VolumeErrorKind},
     files,
     head::{Head, Place},
     layer_set::{LayerSet, SetIdentity},
@@ -49,6 +49,48 @@ impl RestoreTarget {
         storage::create_dir(&building).during("create", &building)?;
         let data = DataFiles::create(&files::data_path(&building, BASE), size_bytes)?;
         Ok(Self { dir: dir.to_owned(), building, id, size_bytes, data, held: Mutex::default() })
+    }
+
+    /// Takes up a volume that an earlier run was filling; `held` are the blocks that it wrote and then made durable with
+    /// [`sync`](Self::sync). None if there is no such volume, or another one.
+    ///
+    /// # Errors
+    /// If `dir` exists, `held` lies beyond the volume, or the filesystem fails.
+    pub fn reopen(
+        dir: &Path,
+        id: VolumeId,
+        size_bytes: u64,
+        held: BlockSet,
+    ) -> Result<Option<Self>, VolumeError> {
+        meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
+        if dir.exists() {
+            return Err(VolumeError::Busy(format!("{} exists already", dir.display())));
+        }
+        if held.last().is_some_and(|last| last >= Extent::whole(size_bytes).end()) {
+            return Err(VolumeError::InvalidInput("blocks beyond the end of the volume are held".to_owned()));
+        }
+        let building = Self::building_dir(dir);
+        if !building.exists() {
+            return Ok(None);
+        }
+        match DataFiles::open(&files::data_path(&building, BASE), size_bytes) {
+            Ok(data) => {
+                let held = Mutex::new(held);
+                Ok(Some(Self { dir: dir.to_owned(), building, id, size_bytes, data, held }))
+            }
+            // It had not got as far as having its files.
+            Err(VolumeError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == VolumeErrorKind::Damaged => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// If the disk is full or fails.
+    pub fn sync(&self) -> Result<(), VolumeError> {
+        self.data.sync()
     }
 
     fn building_dir(dir: &Path) -> PathBuf {
@@ -128,5 +170,36 @@ fn remove_tree(dir: &Path) -> Result<(), VolumeError> {
     match storage::remove_dir_all(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other.during("remove", dir),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_was_being_filled_is_taken_up_with_what_it_holds() {
+        const SIZE_BYTES: u64 = 1 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, id) = (folder.path().join("7"), VolumeId::from_u64(7));
+        assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, BlockSet::new()).unwrap().is_none());
+        let target = RestoreTarget::create(&dir, id, SIZE_BYTES).unwrap();
+        target.write_blocks(BlockIndex(3), &[3; 4096]).unwrap();
+        target.sync().unwrap();
+        drop(target);
+
+        let held = |block, len| BlockSet::from_iter([Extent::new(BlockIndex(block), len)]);
+        assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(255, 2)).is_err());
+        // Files of another size are those of another volume.
+        assert!(RestoreTarget::reopen(&dir, id, 2 * SIZE_BYTES, held(3, 1)).unwrap().is_none());
+        let target = RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(3, 1)).unwrap().unwrap();
+        target.write_blocks(BlockIndex(9), &[9; 4096]).unwrap();
+        let volume = target.finish().unwrap();
+        let mut content = vec![0; SIZE_BYTES as usize];
+        volume.read(0, &mut content).unwrap();
+        let found: Vec<_> = (0..256).filter(|block| content[block * 4096] != 0).collect();
+        assert_eq!(found, [3, 9]);
+        assert_eq!((content[3 * 4096], content[9 * 4096]), (3, 9));
+        assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(3, 1)).is_err());
     }
 }

@@ -473,7 +473,7 @@ fn tasks_are_started_and_their_ids_printed() {
     assert_eq!(fake.run("-j cs backup vol").json(), json!({ "task": TASK }));
     let bodies: Vec<_> = fake.seen().into_iter().map(|seen| seen.body).collect();
     assert_eq!(bodies[0], json!({"volume": "vol", "full": true, "credId": "nas"}));
-    assert_eq!(bodies[1], json!({"snap": id, "volume": "new", "credId": null}));
+    assert_eq!(bodies[1], json!({"snap": id, "volume": "new", "skipDamaged": false, "credId": null}));
     assert_eq!(bodies[2], json!({"snap": id, "credId": null}));
 }
 

@@ -235,7 +235,8 @@ impl ObjectStore for BucketStore {
                 if key.starts_with(prefix) {
                     let tag = found.e_tag.unwrap_or_default();
                     let version = format!("{tag}-{}-{}", found.size, found.last_modified.timestamp_millis());
-                    objects.push(ObjectInfo { key, size_bytes: found.size, version });
+                    let modified_unix_s = Some(found.last_modified.timestamp());
+                    objects.push(ObjectInfo { key, size_bytes: found.size, version, modified_unix_s });
                 }
                 if objects.len() > LIST_MAX_OBJECTS {
                     return Err(StoreError::new(StoreErrorKind::TooLarge, "LIST", prefix, &self.description)

@@ -433,7 +433,9 @@ fn list(place: &Place) -> Result<Vec<ObjectInfo>, StoreError> {
                             found.ctime(),
                             found.ctime_nsec()
                         );
-                        objects.push(ObjectInfo { key, size_bytes: found.len(), version });
+                        // Not the time of the last write: copies of a file keep that of the original.
+                        let modified_unix_s = Some(found.ctime());
+                        objects.push(ObjectInfo { key, size_bytes: found.len(), version, modified_unix_s });
                     }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                     Err(error) => return Err(place.io(error)),

@@ -58,6 +58,8 @@ pub struct ObjectInfo {
     /// Changes whenever the object is replaced or altered, as far as the store can tell: an entity tag, or what a
     /// filesystem says of the file.
     pub version: String,
+    /// When it was stored, by the store's clock, in seconds since 1970; none if the store does not tell.
+    pub modified_unix_s: Option<i64>,
 }
 
 /// What every operation of a store returns.

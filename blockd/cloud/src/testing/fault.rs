@@ -43,6 +43,7 @@ struct Plan {
     at: BTreeMap<u64, Fault>,
     always: Option<Fault>,
     from: Option<(u64, Fault)>,
+    writes: Option<Fault>,
 }
 
 impl FaultStore {
@@ -71,16 +72,22 @@ impl FaultStore {
         self.planned.lock().always = Some(fault);
     }
 
+    /// Fails at everything that stores something.
+    pub fn fail_writes(&self, fault: Fault) {
+        self.planned.lock().writes = Some(fault);
+    }
+
     /// Fails no more.
     pub fn heal(&self) {
         *self.planned.lock() = Plan::default();
     }
 
-    fn next(&self) -> Option<Fault> {
+    fn next(&self, writes: bool) -> Option<Fault> {
         let operation = self.operations.fetch_add(1, SeqCst);
         let planned = self.planned.lock();
         let from = planned.from.filter(|(first, _)| operation >= *first).map(|(_, fault)| fault);
-        planned.at.get(&operation).copied().or(planned.always).or(from)
+        let write = planned.writes.filter(|_| writes);
+        planned.at.get(&operation).copied().or(planned.always).or(from).or(write)
     }
 
     fn run<'a, T: Send + 'a>(
@@ -90,7 +97,7 @@ impl FaultStore {
         spoil: impl FnOnce(T) -> T + Send + 'a,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'a,
     ) -> StoreFuture<'a, T> {
-        let fault = self.next();
+        let fault = self.next(matches!(operation, "PUT" | "MULTIPART"));
         Box::pin(async move {
             let error = |kind| Err(StoreError::new(kind, operation, key, "faulty store"));
             match fault {

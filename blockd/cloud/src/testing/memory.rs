@@ -6,7 +6,10 @@ use crate::store::{
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicI64, Ordering::Relaxed},
+};
 
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum Conditions {
@@ -22,6 +25,9 @@ pub struct MemoryStore {
     objects: Mutex<BTreeMap<String, Bytes>>,
     uploads: Mutex<BTreeMap<String, BTreeMap<u32, Bytes>>>,
     conditions: Conditions,
+    /// When each object was stored, by a clock that tests set.
+    stored_unix_s: Mutex<BTreeMap<String, i64>>,
+    clock_unix_s: AtomicI64,
 }
 
 impl MemoryStore {
@@ -43,6 +49,7 @@ impl MemoryStore {
     /// Puts an object in place, whatever was there.
     pub fn insert(&self, key: &str, body: impl Into<Bytes>) {
         self.objects.lock().insert(key.to_owned(), body.into());
+        self.stamp(key);
     }
 
     /// Takes an object away.
@@ -53,7 +60,21 @@ impl MemoryStore {
     /// A second store with the same objects.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { objects: Mutex::new(self.objects()), ..Self::default() }
+        Self {
+            objects: Mutex::new(self.objects()),
+            stored_unix_s: Mutex::new(self.stored_unix_s.lock().clone()),
+            clock_unix_s: AtomicI64::new(self.clock_unix_s.load(Relaxed)),
+            ..Self::default()
+        }
+    }
+
+    /// Sets the clock by which objects are stored from now on, in seconds since 1970; it stands still, at first at 0.
+    pub fn set_clock(&self, unix_s: i64) {
+        self.clock_unix_s.store(unix_s, Relaxed);
+    }
+
+    fn stamp(&self, key: &str) {
+        self.stored_unix_s.lock().insert(key.to_owned(), self.clock_unix_s.load(Relaxed));
     }
 
     fn error(kind: StoreErrorKind, operation: &'static str, key: &str) -> StoreError {
@@ -86,6 +107,7 @@ impl ObjectStore for MemoryStore {
                 _ => {}
             }
             objects.insert(key.to_owned(), body);
+            self.stamp(key);
             Ok(())
         })
     }
@@ -121,12 +143,14 @@ impl ObjectStore for MemoryStore {
                 return Err(Self::error(StoreErrorKind::BadKey, "LIST", prefix));
             }
             let objects = self.objects.lock();
+            let stored = self.stored_unix_s.lock();
             let found = objects.iter().filter(|(key, _)| key.starts_with(prefix));
             Ok(found
                 .map(|(key, body)| ObjectInfo {
                     key: key.clone(),
                     size_bytes: body.len() as u64,
                     version: format!("{:016x}", xxhash_rust::xxh3::xxh3_64(body)),
+                    modified_unix_s: stored.get(key).copied(),
                 })
                 .collect())
         })
@@ -177,6 +201,7 @@ impl ObjectStore for MemoryStore {
             }
             let body: Vec<u8> = parts.into_values().flatten().collect();
             self.objects.lock().insert(key.to_owned(), body.into());
+            self.stamp(key);
             Ok(())
         })
     }

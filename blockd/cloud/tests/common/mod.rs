@@ -50,7 +50,7 @@ pub fn spec(
         labels: BTreeMap::from([("tier".into(), "gold".into())]),
         size_bytes,
         created: Timestamp::UNIX_EPOCH,
-        started: Timestamp::UNIX_EPOCH,
+        started: Timestamp::now(),
         data,
         zero,
         base: base.cloned(),

@@ -2,6 +2,7 @@
 
 use super::{Db, DbError, json, to_json};
 use blockd_cloud::{CloudsnapId, Manifest, ManifestCache};
+use blockd_extent::SnapshotId;
 use rusqlite::{OptionalExtension, Transaction, params};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -63,6 +64,22 @@ impl Catalog {
             let rows =
                 statement.query_map(params![self.credential.to_string(), prefix], |row| json(row, 0))?;
             Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// The deltas that the cached manifests need.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn deltas(&self) -> Result<Vec<SnapshotId>, DbError> {
+        self.db.transaction(|tx| {
+            let mut statement = tx.prepare("SELECT manifest FROM catalog WHERE credential = ?1")?;
+            let rows = statement.query_map([self.credential.to_string()], |row| json::<Manifest>(row, 0))?;
+            let mut deltas = Vec::new();
+            for manifest in rows {
+                deltas.extend(manifest?.deltas().map(|delta| delta.snapshot));
+            }
+            Ok(deltas)
         })
     }
 

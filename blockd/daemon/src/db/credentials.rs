@@ -215,6 +215,18 @@ impl CredentialRow {
         Ok(())
     }
 
+    /// Sets the sealed data keys.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_data_keys(tx: &Transaction<'_>, uuid: Uuid, data_keys: &[u8]) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE credentials SET data_keys = ?2 WHERE uuid = ?1",
+            params![uuid.to_string(), data_keys],
+        )?;
+        Ok(())
+    }
+
     /// Stores what a later probe found.
     ///
     /// # Errors

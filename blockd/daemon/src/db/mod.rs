@@ -8,6 +8,7 @@ mod catalog;
 mod chains;
 mod credentials;
 mod migrations;
+mod proofs;
 mod snapshots;
 mod tasks;
 mod volumes;
@@ -16,8 +17,9 @@ pub use attachments::{AttachmentRow, AttachmentState};
 pub use catalog::Catalog;
 pub use chains::Chain;
 pub use credentials::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow};
+pub use proofs::Proof;
 pub use snapshots::{SnapshotRow, SnapshotState};
-pub use tasks::{TaskDetail, TaskKind, TaskRow, TaskState};
+pub use tasks::{TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat};
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 
 use parking_lot::Mutex;

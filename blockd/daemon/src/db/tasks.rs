@@ -2,8 +2,8 @@
 
 use super::volumes::UnknownWord;
 use super::{DbError, json, parsed, to_json};
-use blockd_api::{ApiError, VolumeName};
-use blockd_cloud::{BackupType, CloudsnapId, store::RequestCounts};
+use blockd_api::{ApiError, VolumeName, tasks::Findings};
+use blockd_cloud::{BackupType, CloudsnapId, VerifyDepth, store::RequestCounts};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -20,6 +20,8 @@ pub enum TaskKind {
     Restore,
     /// Removes a cloud snapshot.
     Delete,
+    /// Proves that cloud snapshots can be read.
+    Verify,
 }
 
 impl TaskKind {
@@ -28,6 +30,7 @@ impl TaskKind {
             Self::Backup => "backup",
             Self::Restore => "restore",
             Self::Delete => "delete",
+            Self::Verify => "verify",
         }
     }
 }
@@ -41,7 +44,7 @@ impl fmt::Display for TaskKind {
 impl FromStr for TaskKind {
     type Err = UnknownWord;
     fn from_str(text: &str) -> Result<Self, UnknownWord> {
-        [Self::Backup, Self::Restore, Self::Delete]
+        [Self::Backup, Self::Restore, Self::Delete, Self::Verify]
             .into_iter()
             .find(|kind| kind.as_str() == text)
             .ok_or_else(|| UnknownWord(text.to_owned()))
@@ -59,6 +62,8 @@ pub enum TaskState {
     Done,
     /// Ended with an error.
     Failed,
+    /// Stopped by somebody, and can be taken up again.
+    Stopped,
 }
 
 impl TaskState {
@@ -68,19 +73,20 @@ impl TaskState {
             Self::Active => "active",
             Self::Done => "done",
             Self::Failed => "failed",
+            Self::Stopped => "stopped",
         }
     }
 
-    /// Whether nothing more will happen.
+    /// Whether nothing more will happen by itself.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Done | Self::Failed)
+        matches!(self, Self::Done | Self::Failed | Self::Stopped)
     }
 }
 
 impl FromStr for TaskState {
     type Err = UnknownWord;
     fn from_str(text: &str) -> Result<Self, UnknownWord> {
-        [Self::Pending, Self::Active, Self::Done, Self::Failed]
+        [Self::Pending, Self::Active, Self::Done, Self::Failed, Self::Stopped]
             .into_iter()
             .find(|state| state.as_str() == text)
             .ok_or_else(|| UnknownWord(text.to_owned()))
@@ -125,8 +131,31 @@ pub struct TaskDetail {
     pub resumed: u32,
     /// Somebody asked for a full backup.
     pub force_full: bool,
+    /// It ended without being done, and what it needs to go on is kept.
+    pub kept: bool,
+    /// Its commit was begun, so that what it makes may exist.
+    pub may_be_committed: bool,
+    /// The run of the daemon that it was asked of.
+    pub run: Option<Uuid>,
+    /// A restore goes on past what is damaged.
+    pub skip_damaged: bool,
+    /// What a verification is to look at.
+    pub verify: Option<VerifyWhat>,
+    /// What a verification, or a restore past damage, found.
+    pub findings: Option<Findings>,
     /// Grows with each change.
     pub version: u64,
+}
+
+/// What a verification looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VerifyWhat {
+    /// How thoroughly.
+    pub depth: VerifyDepth,
+    /// At all cloud snapshots under the credential, or at the one of the row.
+    pub all: bool,
+    /// Nobody asked for it: it takes its time.
+    pub background: bool,
 }
 
 /// A task.
@@ -154,6 +183,10 @@ pub struct TaskRow {
     pub detail: TaskDetail,
 }
 
+/// States that are final.
+const ENDED: &str = "'done', 'failed', 'stopped'";
+/// Of a task that can be taken up again.
+const KEPT: &str = "state IN ('stopped', 'failed') AND json_extract(detail, '$.kept') = 1";
 const COLUMNS: &str = "id, kind, state, volume, snapshot, credential, cloudsnap, base, created, detail";
 
 fn optional<T: FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
@@ -203,6 +236,30 @@ impl TaskRow {
         Ok(rows)
     }
 
+    /// The tasks that ended without being done and can be taken up again, oldest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn kept(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM tasks WHERE {KEPT} ORDER BY created");
+        let mut statement = tx.prepare(&sql)?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// Whether a task other than this one needs a snapshot on this host, now or when it is taken up again.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn others_need(tx: &Transaction<'_>, task: Uuid, snapshot: SnapshotId) -> Result<bool, DbError> {
+        let sql = format!(
+            "SELECT count(*) FROM tasks WHERE snapshot = ?1 AND id <> ?2
+             AND (state IN ('pending', 'active') OR ({KEPT}))"
+        );
+        let others: i64 = tx.query_row(&sql, [snapshot.to_string(), task.to_string()], |row| row.get(0))?;
+        Ok(others > 0)
+    }
+
     /// All tasks, newest first.
     ///
     /// # Errors
@@ -248,14 +305,16 @@ impl TaskRow {
         }
     }
 
-    /// Forgets the oldest finished tasks, so that at most `keep` of them are left.
+    /// Forgets the oldest finished tasks, so that at most `keep` of them are left. Those that can be taken up again stay.
     ///
     /// # Errors
     /// The database fails.
     pub fn prune(tx: &Transaction<'_>, keep: u32) -> Result<(), DbError> {
         tx.execute(
-            "DELETE FROM tasks WHERE state IN ('done', 'failed') AND id NOT IN
-             (SELECT id FROM tasks WHERE state IN ('done', 'failed') ORDER BY created DESC LIMIT ?1)",
+            &format!(
+                "DELETE FROM tasks WHERE state IN ({ENDED}) AND NOT ({KEPT}) AND id NOT IN
+                 (SELECT id FROM tasks WHERE state IN ({ENDED}) ORDER BY created DESC LIMIT ?1)"
+            ),
             [keep],
         )?;
         Ok(())
@@ -299,6 +358,14 @@ mod tests {
             }
             assert_eq!(TaskRow::find(tx, tasks[0].id)?, Some(tasks[0].clone()));
             TaskRow { state: TaskState::Active, ..tasks[4].clone() }.put_progress(tx)?;
+            let mut stopped = task(0, TaskState::Stopped);
+            stopped.detail.kept = true;
+            stopped.put(tx)?;
+            TaskRow::prune(tx, 2)?;
+            assert_eq!(TaskRow::kept(tx)?, vec![stopped.clone()]);
+            assert_eq!(TaskRow::all(tx)?.len(), 4);
+            stopped.detail.kept = false;
+            stopped.put(tx)?;
             TaskRow::prune(tx, 2)?;
             assert_eq!(TaskRow::all(tx)?, vec![tasks[4].clone(), tasks[3].clone(), active.clone()]);
             assert_eq!(TaskRow::unfinished(tx)?, vec![active]);

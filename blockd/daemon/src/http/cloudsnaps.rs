@@ -5,8 +5,8 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     cloudsnaps::{
-        CloudsnapDetail, CloudsnapList, InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup,
-        StartDelete, StartRestore,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap,
+        ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
     },
     tasks::TaskStarted,
 };
@@ -29,7 +29,7 @@ pub(super) async fn inspect(
 pub(super) async fn backup(
     State(core): State<Arc<Core>>,
     Body(request): Body<StartBackup>,
-) -> Answer<TaskStarted> {
+) -> Answer<BackupStarted> {
     detached(async move { core.start_backup(&request).await }).await
 }
 
@@ -45,4 +45,18 @@ pub(super) async fn delete(
     Body(request): Body<StartDelete>,
 ) -> Answer<TaskStarted> {
     detached(async move { core.start_delete(&request).await }).await
+}
+
+pub(super) async fn verify(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<StartVerify>,
+) -> Answer<TaskStarted> {
+    detached(async move { core.start_verify(&request).await }).await
+}
+
+pub(super) async fn collect_garbage(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<CollectGarbage>,
+) -> Answer<GarbageCollected> {
+    detached(async move { core.collect_garbage(&request).await }).await
 }

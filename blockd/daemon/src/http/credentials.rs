@@ -5,7 +5,7 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     CredentialRef, Deleted,
-    credentials::{CreateCredential, Credential, CredentialList},
+    credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
 };
 use std::sync::Arc;
 
@@ -39,4 +39,12 @@ pub(super) async fn delete(
     Named(credential): Named<CredentialRef>,
 ) -> Answer<Deleted> {
     detached(async move { core.delete_credential(&credential).await }).await
+}
+
+pub(super) async fn rekey(
+    State(core): State<Arc<Core>>,
+    Named(credential): Named<CredentialRef>,
+    Body(request): Body<RekeyCredential>,
+) -> Answer<CredentialRekeyed> {
+    detached(async move { core.rekey_credential(&credential, request).await }).await
 }

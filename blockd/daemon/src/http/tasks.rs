@@ -1,9 +1,9 @@
 //! Tasks.
 
-use super::{Answer, Asked, Named, Reply};
+use super::{Answer, Asked, Body, Named, Reply, detached};
 use crate::core::Core;
 use axum::extract::State;
-use blockd_api::tasks::{ListTasks, Task, TaskList, WaitTask};
+use blockd_api::tasks::{ListTasks, StopTask, Task, TaskList, WaitTask};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -17,4 +17,16 @@ pub(super) async fn show(
     Asked(wait): Asked<WaitTask>,
 ) -> Answer<Task> {
     Ok(Reply(core.task(task, &wait).await?))
+}
+
+pub(super) async fn stop(
+    State(core): State<Arc<Core>>,
+    Named(task): Named<Uuid>,
+    Body(request): Body<StopTask>,
+) -> Answer<Task> {
+    detached(async move { core.stop_task(task, request).await }).await
+}
+
+pub(super) async fn resume(State(core): State<Arc<Core>>, Named(task): Named<Uuid>) -> Answer<Task> {
+    detached(async move { core.resume_task(task).await }).await
 }

@@ -16,7 +16,7 @@ use crate::{
     cloud,
     core::Core,
     credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, CredentialRow, DbError, SnapshotRow, SnapshotState, TaskRow},
+    db::{Catalog, Chain, CredentialRow, DbError, Proof, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };
@@ -25,31 +25,11 @@ use blockd_cloud::{
     BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding,
     Manifest, ManifestCache, Progress, Repository, check_base, new_delta_salt,
 };
-use blockd_extent::{Extent, SnapshotId, VolumeId};
-use blockd_volume::{SnapshotView, Volume, VolumeError, VolumeErrorKind};
+use blockd_extent::{Epoch, SnapshotId, VolumeId};
+use blockd_volume::{Changes, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
-use parking_lot::RwLock;
 use std::{io, path::Path, sync::Arc};
 use uuid::Uuid;
-
-/// A snapshot as the cloud side reads it. The view is dropped when told, not when the last thread lets go.
-struct Reader {
-    view: RwLock<Option<SnapshotView>>,
-}
-
-impl Reader {
-    fn close(&self) {
-        *self.view.write() = None;
-    }
-}
-
-impl BlockReader for Reader {
-    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
-        let view = self.view.read();
-        let view = view.as_ref().ok_or_else(|| io::Error::other("the backup is over"))?;
-        view.read_extents(extents, buf).map_err(to_io)
-    }
-}
 
 /// A volume's error as an I/O error; the kind of a full disk is kept.
 pub(super) fn to_io(error: VolumeError) -> io::Error {
@@ -84,7 +64,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     core.store_progress(live).await;
     core.reached("backup frozen")?;
 
-    let _slot = core.tasks.slot(&core.stopping).await?;
+    let _slot = core.tasks.slot(&live.cancel).await?;
     let (repository, requests) = core.task_repository(row.credential).await?;
     // A disk that is not mounted is an empty directory, and takes everything.
     repository.prove_key_slot().await?;
@@ -106,7 +86,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let spec = Arc::new(BackupSpec {
         cluster: core.cluster,
         volume: volume_id,
-        snapshot: snapshot_id,
+        snapshot: row.cloudsnap.snapshot,
         volume_name: entry.name.to_string(),
         snapshot_name: snapshot.name.to_string(),
         labels: entry.tags().labels.as_map().clone(),
@@ -137,7 +117,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
             }
             None => Ok(manifest),
         },
-        None => upload(core, &volume, &spec, &repository, progress, row.id, write_once).await,
+        None => upload(core, &volume, &spec, &repository, progress, live, write_once).await,
     };
     if let Err(ServiceError::Cloud(error)) = &manifest
         && let CloudError::BaseDeleted { base } = **error
@@ -164,14 +144,14 @@ async fn committed_before(
     repository: &Repository,
 ) -> Result<Option<Manifest>, ServiceError> {
     let task = live.view();
-    let (volume, snapshot) = ids(&task)?;
+    let (volume, _) = ids(&task)?;
     let dir = core.task_dir(live.id);
-    if task.detail.resumed == 0 {
+    if task.detail.run == Some(core.run) {
         return Ok(None);
     }
     // Without a plan nothing was put yet, but the copy has the same id, and would make a plan of its own.
     if let Some(plan) = blocking(move || Plan::load(&dir, task.id, volume)).await? {
-        let id = CloudsnapId { cluster: core.cluster, volume, snapshot, incremental: plan.base.is_some() };
+        let id = CloudsnapId { incremental: plan.base.is_some(), ..task.cloudsnap };
         match repository.manifest(&id).await {
             Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),
             Err(error) if !is_gone_or_damaged(&error) => return Err(error.into()),
@@ -193,6 +173,7 @@ async fn frozen(
     id: SnapshotId,
 ) -> Result<SnapshotRow, ServiceError> {
     let volume = entry.id;
+    let _freezing = core.tasks.freezing.lock().await;
     let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(volume))).await?;
     if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
         return Ok(row);
@@ -275,10 +256,13 @@ async fn make_plan(
             // One GET proves that what the incremental would build on is still there.
             match repository.manifest(&base.cloudsnap).await {
                 Ok(manifest) => {
-                    let (volume, since) = (Arc::clone(volume), base.epoch);
-                    let changes = blocking(move || volume.changes(Some(since), until)).await;
+                    let (changed, since) = (Arc::clone(volume), base.epoch);
+                    let changes = blocking(move || changed.changes(Some(since), until)).await;
                     match changes {
-                        Ok(changes) => found = Some((changes, Some(manifest))),
+                        Ok(changes) => {
+                            let changes = heal(core, volume, &row, base.cloudsnap, until, changes).await?;
+                            found = Some((changes, Some(manifest)));
+                        }
                         Err(ServiceError::Volume(error))
                             if error.kind() == VolumeErrorKind::IntervalsGone =>
                         {
@@ -318,6 +302,32 @@ async fn make_plan(
     Ok((plan, base, note))
 }
 
+/// Adds to what changed the blocks that the base has lost, as far as a verification found out: the volume has them.
+async fn heal(
+    core: &Core,
+    volume: &Arc<Volume>,
+    row: &TaskRow,
+    base: CloudsnapId,
+    until: Epoch,
+    mut changes: Changes,
+) -> Result<Changes, ServiceError> {
+    let credential = row.credential;
+    let proofs = core.db.run(move |tx| Proof::all(tx, credential)).await?;
+    let lost = proofs.into_iter().find(|proof| proof.cloudsnap == base).map(|proof| proof.damaged);
+    let Some(mut lost) = lost.filter(|lost| !lost.is_empty()) else { return Ok(changes) };
+    let volume = Arc::clone(volume);
+    let all = blocking(move || volume.changes(None, until)).await?;
+    lost.subtract(&changes.data);
+    lost.subtract(&changes.zero);
+    tracing::info!(%base, blocks = lost.len_blocks(), "blocks that the backup before has lost are carried again");
+    let mut data = lost.clone();
+    data.intersect_with(&all.data);
+    lost.subtract(&data);
+    changes.data.union_with(&data);
+    changes.zero.union_with(&lost);
+    Ok(changes)
+}
+
 async fn forget_chain(core: &Core, credential: Uuid, tip: CloudsnapId) -> Result<(), ServiceError> {
     core.db
         .run(move |tx| -> Result<(), DbError> {
@@ -334,19 +344,22 @@ async fn upload(
     spec: &Arc<BackupSpec>,
     repository: &Repository,
     progress: Arc<Progress>,
-    task: Uuid,
+    live: &LiveTask,
     write_once: bool,
 ) -> Result<Manifest, ServiceError> {
-    let (volume, snapshot) = (Arc::clone(volume), spec.snapshot);
+    let (task, cancel) = (live.id, live.cancel.clone());
+    let (volume, (_, snapshot)) = (Arc::clone(volume), ids(&live.view())?);
+    let readers = Arc::clone(&core.tasks.readers);
     let path = core.task_dir(task).join("journal");
     let binding = JournalBinding::of(repository, spec);
     let (reader, journal) = blocking(move || -> Result<_, ServiceError> {
-        let view = volume.view(snapshot)?;
-        Ok((Arc::new(Reader { view: RwLock::new(Some(view)) }), open_journal(&path, &binding)?))
+        let journal = open_journal(&path, &binding)?;
+        Ok((Arc::new(readers.join(snapshot, || volume.view(snapshot))?), journal))
     })
     .await?;
     let options = BackupOptions {
-        upload_concurrency: core.config.upload_concurrency,
+        // Memory is bounded for all places together.
+        upload_concurrency: (core.config.upload_concurrency / core.tasks.sharing(snapshot).max(1)).max(1),
         cpu_threads: core.config.cpu_threads,
         write_once,
     };
@@ -357,7 +370,7 @@ async fn upload(
         Arc::new(journal),
         options,
         progress,
-        core.stopping.clone(),
+        cancel,
     );
     let result = result.await;
     let closed = blocking(move || {
@@ -407,7 +420,7 @@ async fn commit(
         finished: snapshot.created,
     };
     let measured = measured_write_speed(live);
-    let snapshot = snapshot.id;
+    let (snapshot, task) = (snapshot.id, live.id);
     core.until_stored("the backup that is in the store", || {
         let (chain, manifest) = (chain.clone(), manifest.clone());
         core.finish(live, move |tx| {
@@ -416,10 +429,18 @@ async fn commit(
             if let Some(bytes_per_s) = measured {
                 CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
             }
-            SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)
+            release_snapshot(tx, task, snapshot)
         })
     })
     .await
+}
+
+/// Lets go of the snapshot that was taken for a backup, unless another backup goes on with it or may.
+fn release_snapshot(tx: &rusqlite::Transaction<'_>, task: Uuid, snapshot: SnapshotId) -> Result<(), DbError> {
+    match TaskRow::others_need(tx, task, snapshot)? {
+        true => Ok(()),
+        false => SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting),
+    }
 }
 
 /// How fast the store took data, if enough was sent to tell.
@@ -431,9 +452,18 @@ fn measured_write_speed(live: &LiveTask) -> Option<u64> {
 
 pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Result<(), DbError> {
     match row.snapshot {
-        Some(snapshot) => SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting),
+        Some(snapshot) => release_snapshot(tx, row.id, snapshot),
         None => Ok(()),
     }
+}
+
+/// Takes the snapshot off its volume that a task made for itself.
+pub(super) async fn drop_snapshot_of(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
+    let (volume, snapshot) = ids(row)?;
+    let Some(volume) = core.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
+        return Ok(());
+    };
+    core.drop_snapshot(volume, snapshot).await
 }
 
 /// Drops the snapshot that was taken for the backup, the block sets that nobody needs any more, and the task's files.
@@ -443,7 +473,13 @@ pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceEr
     if let Some(entry) = core.registry.by_id(volume)
         && let Ok(volume) = entry.volume()
     {
-        dropped = core.drop_snapshot(volume, snapshot).await;
+        let id = entry.id;
+        let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
+        let is_ready = |row: &SnapshotRow| row.id == snapshot && row.state == SnapshotState::Ready;
+        // Another backup reads it still.
+        if !rows.iter().any(is_ready) {
+            dropped = core.drop_snapshot(volume, snapshot).await;
+        }
         core.forget_intervals(&entry).await;
     }
     clean_files(core, row.id).await?;

@@ -7,7 +7,7 @@ use super::{LiveTask, clean_files};
 use crate::{
     core::Core,
     credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, TaskKind, TaskRow},
+    db::{Catalog, Chain, Proof, TaskKind, TaskRow},
     error::{ServiceError, blocking},
     files,
 };
@@ -30,7 +30,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let report = tokio::select! {
         report = delete => report?,
         // Everything that was done so far is harmless to do again.
-        () = core.stopping.cancelled() => return Err(ServiceError::Stopping),
+        () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
     };
     tracing::info!(
         deltas_deleted = report.deltas_deleted,
@@ -44,6 +44,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let done = core
         .finish(live, move |tx| {
             Chain::remove_tip(tx, &id)?;
+            Proof::remove(tx, &id)?;
             Catalog::remove(tx, credential, &id.manifest_key())
         })
         .await?;
@@ -97,8 +98,8 @@ async fn protected(core: &Core, row: &TaskRow) -> Result<Vec<SnapshotId>, Servic
             && core.cluster == row.cloudsnap.cluster
             && task.volume == Some(row.cloudsnap.volume)
     });
-    let deltas =
-        backups.flat_map(|task| task.snapshot.into_iter().chain(task.base.map(|base| base.snapshot)));
+    let deltas = backups
+        .flat_map(|task| [Some(task.cloudsnap), task.base].into_iter().flatten().map(|id| id.snapshot));
     Ok(deltas.collect())
 }
 

@@ -2,10 +2,16 @@
 
 use crate::db::{TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_api::ApiError;
-use blockd_cloud::{Progress, store::RequestCounts};
+use blockd_cloud::{CancelToken, Progress, store::RequestCounts};
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -29,6 +35,9 @@ pub struct LiveTask {
     pub id: Uuid,
     /// What it does.
     pub kind: TaskKind,
+    /// Tells it to come to rest: because the daemon stops, or because somebody stops it.
+    pub cancel: CancelToken,
+    stop_wanted: AtomicBool,
     state: Mutex<State>,
     version: watch::Sender<u64>,
 }
@@ -72,7 +81,25 @@ impl LiveTask {
     /// A task in this state.
     pub fn new(row: TaskRow) -> Self {
         let (version, _) = watch::channel(row.detail.version);
-        Self { id: row.id, kind: row.kind, state: Mutex::new(State { row, run: None }), version }
+        Self {
+            id: row.id,
+            kind: row.kind,
+            cancel: CancelToken::new(),
+            stop_wanted: AtomicBool::new(false),
+            state: Mutex::new(State { row, run: None }),
+            version,
+        }
+    }
+
+    /// Stops it for good, unless it has begun to commit: then it comes to its end by itself.
+    pub fn stop(&self) {
+        self.stop_wanted.store(true, Ordering::SeqCst);
+        self.cancel.stop_unless_committing();
+    }
+
+    /// Whether somebody stopped it.
+    pub fn is_stop_wanted(&self) -> bool {
+        self.stop_wanted.load(Ordering::SeqCst)
     }
 
     /// The task as it is now.
@@ -140,13 +167,14 @@ impl LiveTask {
         state.run = None;
     }
 
-    /// The row that ends the task, well or with an error; not yet seen by others.
-    pub fn final_row(&self, error: Option<ApiError>) -> TaskRow {
+    /// The row that ends the task; not yet seen by others.
+    pub fn final_row(&self, state: TaskState, error: Option<ApiError>) -> TaskRow {
         let mut row = self.view();
-        row.state = if error.is_some() { TaskState::Failed } else { TaskState::Done };
-        if error.is_none() {
+        row.state = state;
+        if state == TaskState::Done {
             row.detail.phase = "done".into();
         }
+        row.detail.may_be_committed |= self.cancel.is_committing();
         row.detail.error = error;
         row.detail.completed = Some(Timestamp::now());
         row.detail.version += 1;

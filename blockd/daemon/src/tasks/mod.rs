@@ -4,12 +4,19 @@
 //! and goes on. Each step is made such that doing it again is harmless: rows first, then disk or store, then rows.
 
 pub mod backup;
+mod compare;
 pub mod delete;
+mod findings;
 mod live;
 pub mod plan;
 pub mod restore;
+mod restored;
+mod shared_reader;
+mod stop;
+mod verify;
 
 pub use live::LiveTask;
+use shared_reader::Readers;
 
 use crate::{
     core::Core,
@@ -21,6 +28,7 @@ use blockd_api::{
     tasks::{self as api, ListTasks, Requests, TaskList, WaitTask},
 };
 use blockd_cloud::CancelToken;
+use blockd_extent::SnapshotId;
 use futures::FutureExt;
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -52,6 +60,10 @@ pub struct Tasks {
     running: Mutex<JoinSet<()>>,
     slots: Semaphore,
     closed: AtomicBool,
+    /// The frozen points that backups read.
+    readers: Arc<Readers>,
+    /// Held while a backup freezes: of several with one point, the first one does.
+    freezing: tokio::sync::Mutex<()>,
 }
 
 impl Tasks {
@@ -62,6 +74,8 @@ impl Tasks {
             running: Mutex::new(JoinSet::new()),
             slots: Semaphore::new(concurrency),
             closed: AtomicBool::new(false),
+            readers: Arc::default(),
+            freezing: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -69,6 +83,11 @@ impl Tasks {
     pub fn running(&self) -> Vec<TaskRow> {
         let live: Vec<_> = self.live.lock().values().cloned().collect();
         live.iter().map(|task| task.view()).collect()
+    }
+
+    /// How many tasks that have not ended share a snapshot on this host.
+    fn sharing(&self, snapshot: SnapshotId) -> usize {
+        self.live.lock().values().filter(|task| task.view().snapshot == Some(snapshot)).count()
     }
 
     /// Waits for its turn to move data.
@@ -125,6 +144,11 @@ impl Core {
             self.launch(row);
         }
         Ok(())
+    }
+
+    /// Whether a task of this id runs, or waits for its turn.
+    fn is_live(&self, id: Uuid) -> bool {
+        self.tasks.live.lock().contains_key(&id)
     }
 
     /// All tasks that have not ended, those included that only the database knows of: they go on after the next start.
@@ -209,16 +233,22 @@ impl Core {
             TaskKind::Backup => api::TaskKind::Backup,
             TaskKind::Restore => api::TaskKind::Restore,
             TaskKind::Delete => api::TaskKind::Delete,
+            TaskKind::Verify => api::TaskKind::Verify,
         };
         let stage = match row.state {
             TaskState::Pending => api::TaskStage::Pending,
             TaskState::Active => api::TaskStage::Active,
             TaskState::Done => api::TaskStage::Done,
             TaskState::Failed => api::TaskStage::Failed,
+            TaskState::Stopped => api::TaskStage::Stopped,
         };
         let detail = &row.detail;
         let end = detail.completed.unwrap_or_else(Timestamp::now);
-        let decided = row.kind != TaskKind::Backup || detail.backup_type.is_some();
+        let decided = match row.kind {
+            TaskKind::Backup => detail.backup_type.is_some(),
+            TaskKind::Verify => detail.verify.is_some_and(|verify| !verify.all),
+            TaskKind::Restore | TaskKind::Delete => true,
+        };
         api::Task {
             name: row.id,
             kind,
@@ -248,6 +278,8 @@ impl Core {
             time_elapsed: end.duration_since(row.created).as_secs_f64().max(0.0),
             backup_type: detail.backup_type.map(backup_type),
             error: detail.error.clone(),
+            resumable: detail.kept,
+            findings: detail.findings.clone(),
             resumed: detail.resumed.into(),
             version: detail.version,
         }
@@ -267,7 +299,7 @@ impl Core {
         live: &LiveTask,
         with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
     ) -> Result<TaskRow, ServiceError> {
-        let row = live.final_row(None);
+        let row = live.final_row(TaskState::Done, None);
         let (stored, keep) = (row.clone(), self.config.task_history);
         self.db
             .run(move |tx| {
@@ -294,7 +326,13 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
             TaskKind::Backup => backup::run(core, live).boxed().await,
             TaskKind::Restore => restore::run(core, live).boxed().await,
             TaskKind::Delete => delete::run(core, live).boxed().await,
+            TaskKind::Verify => verify::run(core, live).boxed().await,
         }
+    };
+    let relay = async {
+        core.stopping.cancelled().await;
+        live.cancel.cancel();
+        std::future::pending::<()>().await;
     };
     let watch = async {
         let mut looks = 0u32;
@@ -311,6 +349,7 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
     let outcome = tokio::select! {
         outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
         () = watch => return,
+        () = relay => return,
     };
     let outcome =
         outcome.unwrap_or_else(|_| Err(ServiceError::Internal("the task panicked; see the log".into())));
@@ -327,6 +366,12 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
             );
             live.set_row(row);
         }
+        Err(error) if error.is_cancelled() && live.is_stop_wanted() => {
+            if stop::end_undone(core, live, &error, true).await.is_err() {
+                live.detach();
+                return;
+            }
+        }
         Err(error) if core.stopping.is_cancelled() && error.is_cancelled() => {
             tracing::info!("the task goes on after the next start");
             live.detach();
@@ -334,7 +379,7 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
             return;
         }
         Err(error) => {
-            if fail(core, live, &error).await.is_err() {
+            if stop::end_undone(core, live, &error, false).await.is_err() {
                 tracing::info!("the task goes on after the next start: its end could not be stored");
                 live.detach();
                 return;
@@ -343,44 +388,6 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
     }
     core.tasks.live.lock().remove(&live.id);
     live.wake_all();
-}
-
-/// Ends a task that cannot go on: first its rows, then what it leaves behind. Until its rows are stored it counts as
-/// running, because the next start would take it up again.
-///
-/// # Errors
-/// The daemon stops before the rows are stored.
-async fn fail(core: &Arc<Core>, live: &LiveTask, error: &ServiceError) -> Result<(), ServiceError> {
-    let error = error.to_api();
-    tracing::error!(code = %error.code, error = %error.message, "task failed");
-    let row = live.final_row(Some(error));
-    let keep = core.config.task_history;
-    core.until_stored("the end of the task", || {
-        let stored = row.clone();
-        async move {
-            let kept = core.db.run(move |tx| -> Result<(), DbError> {
-                match stored.kind {
-                    TaskKind::Backup => backup::mark_failed(tx, &stored)?,
-                    TaskKind::Restore => restore::mark_failed(tx, &stored)?,
-                    TaskKind::Delete => {}
-                }
-                stored.put(tx)?;
-                TaskRow::prune(tx, keep)
-            });
-            Ok(kept.await?)
-        }
-    })
-    .await?;
-    let cleaned = match row.kind {
-        TaskKind::Backup => backup::clean_up(core, &row).await,
-        TaskKind::Restore => restore::clean_up(core, &row).await,
-        TaskKind::Delete => clean_files(core, row.id).await,
-    };
-    if let Err(error) = cleaned {
-        tracing::warn!(%error, "what the failed task left behind is removed at the next start");
-    }
-    live.set_row(row);
-    Ok(())
 }
 
 /// Removes the files of a task that has ended.

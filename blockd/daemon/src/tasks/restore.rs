@@ -1,9 +1,12 @@
 //! A restore: a new volume is filled beside its final place and moved there when it is whole.
 //!
-//! The volume's row is `restoring` until then. A run that was cut off starts over; one that was cut off after the
-//! move only has its rows to set.
+//! The volume's row is `restoring` until then. A run that was cut off goes on with the blocks that are not in place yet;
+//! one that was cut off after the move only has its rows to set.
 
-use super::{LiveTask, backup::to_io, clean_files};
+use super::{
+    LiveTask, clean_files, findings,
+    restored::{self, InPlace, Writer},
+};
 use crate::{
     cloud,
     core::Core,
@@ -12,28 +15,14 @@ use crate::{
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::ErrorCode;
-use blockd_cloud::{BlockWriter, Manifest, ManifestCache, Progress, RestoreOptions};
-use blockd_extent::{BlockIndex, VolumeId};
+use blockd_cloud::{BlockWriter, Manifest, ManifestCache, Progress, RestoreOptions, RestoreRequest};
+use blockd_extent::VolumeId;
 use blockd_volume::{OpenOptions, RestoreTarget, Volume, VolumeError};
-use parking_lot::RwLock;
 use std::{
-    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
-
-/// A volume being filled, as the cloud side writes it. Taken away when told, not when the last thread lets go.
-struct Writer {
-    target: RwLock<Option<RestoreTarget>>,
-}
-
-impl BlockWriter for Writer {
-    fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()> {
-        let target = self.target.read();
-        let target = target.as_ref().ok_or_else(|| io::Error::other("the restore is over"))?;
-        target.write_blocks(start, data).map_err(to_io)
-    }
-}
+use uuid::Uuid;
 
 fn volume_id(row: &TaskRow) -> Result<VolumeId, ServiceError> {
     row.volume.ok_or_else(|| ServiceError::Internal("a restore without a volume".into()))
@@ -80,7 +69,7 @@ async fn fill(
     dir: PathBuf,
 ) -> Result<Arc<Volume>, ServiceError> {
     let row = live.view();
-    let _slot = core.tasks.slot(&core.stopping).await?;
+    let _slot = core.tasks.slot(&live.cancel).await?;
     let (repository, requests) = core.task_repository(row.credential).await?;
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
@@ -93,35 +82,69 @@ async fn fill(
         Some(manifest) => manifest,
         None => repository.manifest(&row.cloudsnap).await?,
     };
-    let (id, size_bytes) = (entry.id, manifest.size_bytes);
-    let target = blocking(move || RestoreTarget::create(&dir, id, size_bytes)).await?;
-    let writer = Arc::new(Writer { target: RwLock::new(Some(target)) });
+    let (id, task, file) = (entry.id, live.id, restored::path(&core.task_dir(live.id)));
+    let wanted = manifest.clone();
+    let (writer, in_place) = blocking(move || take_up(&dir, id, task, &file, &wanted)).await?;
+    if !in_place.settled.is_empty() {
+        tracing::info!(blocks_in_place = in_place.settled.len_blocks(), "the restore goes on where it was");
+    }
     let options = RestoreOptions {
         download_concurrency: core.config.download_concurrency,
         cpu_threads: core.config.cpu_threads,
     };
+    let request = RestoreRequest { skip: in_place.settled, skip_damaged: row.detail.skip_damaged };
     let result = cloud::restore(
         repository,
         manifest,
         Arc::clone(&writer) as Arc<dyn BlockWriter>,
+        request,
         options,
         progress,
-        core.stopping.clone(),
+        live.cancel.clone(),
     )
     .await;
     let failed = result.is_err();
     let volume = blocking(move || -> Result<Option<Arc<Volume>>, VolumeError> {
-        // Waits for writes that still run, and keeps later ones out.
-        match writer.target.write().take() {
-            Some(target) if failed => target.abandon().map(|()| None),
+        if failed && let Err(error) = writer.checkpoint() {
+            // It costs some of what was restored.
+            tracing::warn!(%error, "what was restored last is not written down");
+        }
+        match writer.take() {
+            // What becomes of the half volume is decided with the end of the task.
+            Some(_) if failed => Ok(None),
             Some(target) => target.finish().map(Some),
             None => Ok(None),
         }
     })
     .await;
     let summary = result?;
-    tracing::debug!(?summary, "restored");
+    tracing::debug!(blocks = summary.blocks, requests = summary.frame_requests, "restored");
+    if !summary.damage.is_empty() {
+        let id = row.cloudsnap.to_string();
+        live.detail(|detail| detail.findings = Some(findings::of_restore(&id, &summary.damage)));
+    }
     volume?.ok_or_else(|| ServiceError::Internal("the restored volume is gone".into()))
+}
+
+/// The half volume that an earlier run left and what is in place of it, or an empty one.
+fn take_up(
+    dir: &Path,
+    id: VolumeId,
+    task: Uuid,
+    file: &Path,
+    manifest: &Manifest,
+) -> Result<(Arc<Writer>, InPlace), ServiceError> {
+    let failed = |action| move |source| ServiceError::File { action, path: file.to_owned(), source };
+    if let Some((in_place, end)) = restored::load(file, task, manifest).map_err(failed("read"))?
+        && let Some(target) = RestoreTarget::reopen(dir, id, manifest.size_bytes, in_place.written.clone())?
+    {
+        let writer = Writer::append(target, file, end).map_err(failed("open"))?;
+        return Ok((Arc::new(writer), in_place));
+    }
+    restored::forget(file).map_err(failed("remove"))?;
+    let target = RestoreTarget::create(dir, id, manifest.size_bytes)?;
+    let writer = Writer::begin(target, file, task, manifest).map_err(failed("write"))?;
+    Ok((Arc::new(writer), InPlace::default()))
 }
 
 pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Result<(), DbError> {

@@ -1,5 +1,9 @@
 //! `blockctl cloudsnap …`
 
+use super::{
+    care::{GC_HELP, GcArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP, VerifyArgs},
+    files,
+};
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
     cloudsnaps::{CloudsnapId, CloudsnapStatus},
@@ -15,6 +19,7 @@ is printed is its task.
 Examples:
   blockctl cloudsnap backup db
   blockctl cloudsnap backup db --full --cred-id nas --wait
+  blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
   blockctl -j cs backup --volume db --wait";
 
 const LIST_HELP: &str = "\
@@ -72,6 +77,30 @@ pub enum CloudsnapCommand {
     /// Delete a snapshot from the cloud. This is not reversible
     #[command(after_help = DELETE_HELP)]
     Delete(DeleteArgs),
+    /// Stop an active backup, restore, delete or verify
+    #[command(after_help = STOP_HELP)]
+    Stop(StopArgs),
+    /// Take up a task again that was stopped or failed
+    #[command(after_help = RESUME_HELP)]
+    Resume(ResumeArgs),
+    /// Prove that snapshots in cloud can be read
+    #[command(after_help = VERIFY_HELP)]
+    Verify(VerifyArgs),
+    /// Delete what abandoned backups left in cloud
+    #[command(after_help = GC_HELP)]
+    Gc(GcArgs),
+    /// List the files inside a snapshot in cloud
+    #[command(after_help = files::CATALOG_HELP)]
+    Catalog(files::CatalogArgs),
+    /// Write files inside a snapshot in cloud to stdout
+    #[command(after_help = files::CAT_HELP)]
+    Cat(files::CatArgs),
+    /// Copy files and directories out of a snapshot in cloud
+    #[command(after_help = files::CP_HELP)]
+    Cp(files::CpArgs),
+    /// Say what differs between two snapshots in cloud
+    #[command(after_help = files::DIFF_HELP)]
+    Diff(files::DiffFilesArgs),
 }
 
 /// `cloudsnap backup`
@@ -86,9 +115,9 @@ pub struct BackupArgs {
     /// Force a full backup
     #[arg(short, long)]
     pub full: bool,
-    /// Where it is kept.
-    #[command(flatten)]
-    pub credential: CredentialArg,
+    /// Name or UUID of the credentials; may be left out when there is one. Several times: the same point in time to each
+    #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
+    pub cred_id: Vec<CredentialRef>,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArg,
@@ -171,6 +200,9 @@ pub struct RestoreArgs {
     /// Name of the volume to be made; blockd chooses one without it
     #[arg(short, long, value_name = "NAME")]
     pub volume: Option<VolumeName>,
+    /// Go on past what is damaged: it reads as zeroes, and is listed
+    #[arg(long)]
+    pub skip_damaged: bool,
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,
@@ -217,7 +249,7 @@ fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
     })
 }
 
-fn parse_task(text: &str) -> Result<String, String> {
+pub(super) fn parse_task(text: &str) -> Result<String, String> {
     let text = text.to_ascii_lowercase();
     let hex = |c: char| c.is_ascii_hexdigit() || c == '-';
     match (1..=36).contains(&text.len()) && text.chars().all(hex) {
@@ -253,7 +285,7 @@ mod tests {
         ] {
             let CloudsnapCommand::Backup(args) = cloudsnap(line) else { panic!("{line}") };
             assert_eq!(args.volume().unwrap().to_string(), "vol", "{line}");
-            assert!(args.full && args.credential.cred_id.unwrap().to_string() == "nas" && !args.wait.wait);
+            assert!(args.full && args.cred_id[0].to_string() == "nas" && !args.wait.wait);
         }
         for line in ["cs backup", "cs backup vol --volume vol", "cs backup a b"] {
             assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");

@@ -67,6 +67,9 @@ pub enum CredentialsCommand {
     /// Prove that credentials still work
     #[command(visible_alias = "v", after_help = VALIDATE_HELP)]
     Validate(OneCredential),
+    /// Change the passphrase, or the data key of new backups
+    #[command(after_help = super::rekey::REKEY_HELP)]
+    Rekey(super::rekey::RekeyArgs),
     /// Forget credentials
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
     Delete(OneCredential),
@@ -387,7 +390,7 @@ fn size_of_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Byt
     text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
-fn parse_secret(text: &str) -> Result<Secret, Infallible> {
+pub(super) fn parse_secret(text: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(text.to_owned()))
 }
 

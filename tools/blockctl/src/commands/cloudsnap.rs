@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, counted, or_dash};
+use super::{Context, care, copy_files, counted, files, or_dash};
 use crate::{
     cli::cloudsnap::{
         BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
@@ -12,8 +12,8 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, ErrorCode,
     cloudsnaps::{
-        CloudsnapDetail, CloudsnapId, CloudsnapList, CloudsnapStatus, DamagedCloudsnap, InspectCloudsnap,
-        ListCloudsnaps, StartBackup, StartDelete, StartRestore,
+        CloudsnapDetail, CloudsnapId, CloudsnapList, CloudsnapMetadata, CloudsnapStatus, DamagedCloudsnap,
+        InspectCloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore,
     },
     format_duration, format_time,
     tasks::{ListTasks, Task, TaskKind, TaskStage},
@@ -30,19 +30,60 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Status(args) => status(context, args).await,
         CloudsnapCommand::Restore(args) => restore(context, args).await,
         CloudsnapCommand::Delete(args) => delete(context, args).await,
+        CloudsnapCommand::Stop(args) => care::stop(context, args).await,
+        CloudsnapCommand::Resume(args) => care::resume(context, args).await,
+        CloudsnapCommand::Verify(args) => care::verify(context, args).await,
+        CloudsnapCommand::Gc(args) => care::gc(context, args).await,
+        CloudsnapCommand::Catalog(args) => files::catalog(context, args).await,
+        CloudsnapCommand::Cat(args) => files::cat(context, args).await,
+        CloudsnapCommand::Cp(args) => copy_files::run(context, args).await,
+        CloudsnapCommand::Diff(args) => files::diff(context, args).await,
     }
 }
 
 async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> {
     let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
-    let request = StartBackup { volume, full: args.full, cred_id: args.credential.cred_id };
+    let mut places = args.cred_id.into_iter();
+    let (cred_id, also) = (places.next(), places.collect());
+    let request = StartBackup { volume, full: args.full, cred_id, also };
     let started = context.client.start_backup(&request).await?;
-    let line = format!("Cloudsnap backup started successfully with id: {}", started.task);
-    begun(context, started.task, &started, &line, args.wait.wait).await
+    let line = |task| format!("Cloudsnap backup started successfully with id: {task}");
+    if started.also.is_empty() {
+        return begun(context, started.task, &started, &line(started.task), args.wait.wait).await;
+    }
+    let tasks: Vec<Uuid> = std::iter::once(started.task).chain(started.also.iter().copied()).collect();
+    let output = context.output;
+    if output.is_json() && !args.wait.wait {
+        output.document(&started)?;
+    } else if !output.is_json() {
+        tasks.iter().try_for_each(|task| output.line(line(*task)))?;
+    }
+    if !args.wait.wait {
+        return Ok(EXIT_DONE);
+    }
+    // Each succeeds or fails by itself; what fails decides how this ends.
+    let (mut exit, mut ended) = (EXIT_DONE, Vec::new());
+    for task in tasks {
+        let task = wait::follow(&context.client, task, output).await?;
+        exit = exit.max(if task.state.stage == TaskStage::Done { EXIT_DONE } else { EXIT_FAILED });
+        match output.is_json() {
+            true => ended.push(task),
+            false => tell(context, &task)?,
+        }
+    }
+    if output.is_json() {
+        output.document(&ended)?;
+    }
+    Ok(exit)
 }
 
 async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure> {
-    let request = StartRestore { snap: args.snap, volume: args.volume, cred_id: args.credential.cred_id };
+    let request = StartRestore {
+        snap: args.snap,
+        volume: args.volume,
+        skip_damaged: args.skip_damaged,
+        cred_id: args.credential.cred_id,
+    };
     let started = context.client.start_restore(&request).await?;
     let line = format!(
         "Cloudsnap restore started successfully on volume: {} with task name:{}",
@@ -59,7 +100,7 @@ async fn delete(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure> 
 }
 
 /// Says that a task was started, and follows it if that is wanted.
-async fn begun<T: Serialize>(
+pub(super) async fn begun<T: Serialize>(
     context: &Context<'_>,
     task: Uuid,
     started: &T,
@@ -79,16 +120,32 @@ async fn begun<T: Serialize>(
 async fn follow(context: &Context<'_>, task: Uuid) -> Result<u8, Failure> {
     let output = context.output;
     let task = wait::follow(&context.client, task, output).await?;
-    let done = task.state.stage == TaskStage::Done;
-    if output.is_json() {
-        output.document(&task)?;
-    } else if done {
-        output.line(ending(&task))?;
-    } else {
-        let (reason, hint) = reason(&task);
-        output.error(&format!("Cloudsnap {} failed: {reason}", noun(&task)), hint);
+    match output.is_json() {
+        true => output.document(&task)?,
+        false => tell(context, &task)?,
     }
-    Ok(if done { EXIT_DONE } else { EXIT_FAILED })
+    Ok(if task.state.stage == TaskStage::Done { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// Says how a task ended.
+fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
+    let output = context.output;
+    if let Some(findings) = &task.findings {
+        care::show_findings(output, findings)?;
+    }
+    let resume = format!("`blockctl cloudsnap resume --name {}` takes it up again where it was", task.name);
+    match task.state.stage {
+        TaskStage::Done => output.line(ending(task))?,
+        TaskStage::Stopped => output.error(&format!("Cloudsnap {} was stopped", noun(task)), Some(&resume)),
+        _ => {
+            let (reason, hint) = reason(task);
+            output.error(&format!("Cloudsnap {} failed: {reason}", noun(task)), hint);
+            if task.resumable {
+                output.note(format!("hint: {resume}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn noun(task: &Task) -> String {
@@ -124,6 +181,19 @@ fn ending(task: &Task) -> String {
             size(task.bytes_processed),
             size(task.bytes_downloaded),
         ),
+        TaskKind::Verify => {
+            let found = task.findings.clone().unwrap_or_default();
+            let compared = match found.compared_bytes {
+                0 => String::new(),
+                bytes => format!(", {} compared", size(bytes)),
+            };
+            format!(
+                "Cloudsnap verify completed: {} sound ({} looked at, {} read{compared}, {requests}, {elapsed})",
+                counted(found.snapshots, "cloud snapshot"),
+                counted(found.objects, "object"),
+                size(found.block_bytes),
+            )
+        }
         _ => format!("Cloudsnap deleted successfully: {snap} ({requests}, {elapsed})"),
     }
 }
@@ -187,31 +257,47 @@ fn volume_id(damaged: &DamagedCloudsnap) -> Option<String> {
 }
 
 fn list_table(list: &CloudsnapList) -> Table {
-    let mut table =
-        Table::new(&["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS"]);
+    // The columns are those that scripts know; the last one is there once something was verified.
+    const COLUMNS: &[&str] =
+        &["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS", "VERIFIED"];
+    let any_verified = list.cloudsnaps.iter().any(|entry| entry.metadata.verified.is_some());
+    let shown = COLUMNS.len() - usize::from(!any_verified);
+    let mut table = Table::new(&COLUMNS[..shown]);
     for entry in &list.cloudsnaps {
-        table.row([
+        let row = [
             entry.src_volume_name.clone(),
             entry.src_volume_id.to_string(),
             entry.id.to_string(),
             format_time(entry.timestamp),
             entry.metadata.cloudsnap_type.clone(),
             entry.status.to_string(),
-        ]);
+            verified(&entry.metadata),
+        ];
+        table.row(row.into_iter().take(shown));
     }
     for damaged in &list.damaged {
         let dash = || "-".to_owned();
         let volume = volume_id(damaged);
-        table.row([
+        let row = [
             dash(),
             or_dash(volume),
             damaged.id.clone(),
             dash(),
             dash(),
             CloudsnapStatus::Damaged.to_string(),
-        ]);
+            dash(),
+        ];
+        table.row(row.into_iter().take(shown));
     }
     table
+}
+
+/// When it was verified last on this host, how thoroughly, and what that found.
+fn verified(metadata: &CloudsnapMetadata) -> String {
+    match (&metadata.verified, &metadata.verify_depth, &metadata.verify_result) {
+        (Some(when), Some(depth), Some(result)) => format!("{result} ({depth}, {when})"),
+        _ => "-".to_owned(),
+    }
 }
 
 async fn inspect(context: &Context<'_>, args: InspectArgs) -> Result<u8, Failure> {
@@ -248,6 +334,7 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Zeroed", counted(detail.zero_blocks, "block"))
         .add("Stored", format!("{} in {}", size(metadata.stored_bytes), counted(detail.packs, "pack")))
         .add("Freeze", format!("{} µs", metadata.freeze_stall_micros))
+        .add("Verified", verified(metadata))
         .add("Restore reads", size(detail.chain_stored_bytes));
     for (nth, id) in detail.chain.iter().enumerate() {
         facts.add(if nth == 0 { "Shares data of" } else { "" }, id);
@@ -280,7 +367,8 @@ async fn status(context: &Context<'_>, args: StatusArgs) -> Result<u8, Failure> 
     output.table(&status_table(&tasks))?;
     for task in tasks.iter().filter(|task| task.state.stage == TaskStage::Failed) {
         let (reason, hint) = reason(task);
-        output.error(&format!("{} {} failed: {reason}", noun(task), task.name), hint);
+        let resumable = if task.resumable { " (can be resumed)" } else { "" };
+        output.error(&format!("{} {} failed{resumable}: {reason}", noun(task), task.name), hint);
     }
     Ok(EXIT_DONE)
 }

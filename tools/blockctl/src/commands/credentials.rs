@@ -1,14 +1,15 @@
 //! `blockctl credentials …`
 
-use super::{Context, or_dash, stores::request};
+use super::{Context, counted, or_dash, stores::request};
 use crate::{
     cli::credentials::CredentialsCommand,
     failure::{EXIT_DONE, Failure},
+    secrets::{Sources, read_file},
     table::{Facts, Table},
 };
 use blockd_api::{
     ByteSize,
-    credentials::{Credential, ProviderKind},
+    credentials::{Credential, ProviderKind, RekeyCredential},
     format_time,
 };
 
@@ -42,6 +43,37 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
                 true => output.document(&credential),
                 false => output.line(format!("Credentials validated successfully, UUID:{}", credential.uuid)),
             }?;
+        }
+        CredentialsCommand::Rekey(args) => {
+            let passphrase = Sources {
+                what: "encryption passphrase",
+                flag: args.encryption_passphrase.as_ref(),
+                file: args.encryption_passphrase_file.as_deref(),
+                variable: "BLOCKD_ENCRYPTION_PASSPHRASE",
+            };
+            let passphrase = passphrase.read()?;
+            let passphrase = passphrase.ok_or_else(|| {
+                Failure::usage("give the passphrase that holds now: --encryption-passphrase-file FILE")
+            })?;
+            let new_passphrase = args.new_encryption_passphrase_file.as_deref();
+            let new_passphrase =
+                new_passphrase.map(|path| read_file("new encryption passphrase", path)).transpose()?;
+            let request = RekeyCredential { passphrase, new_passphrase, new_data_key: args.new_data_key };
+            let rekeyed = client.rekey_credential(&args.credential, &request).await?;
+            match output.is_json() {
+                true => output.document(&rekeyed),
+                false => output.line(format!(
+                    "Credentials rekeyed successfully, UUID:{} ({} with the new passphrase{}, {} in all)",
+                    rekeyed.uuid,
+                    counted(rekeyed.rewrapped, "data key"),
+                    if rekeyed.new_data_key { ", a new data key for new backups" } else { "" },
+                    rekeyed.data_keys,
+                )),
+            }?;
+            if rekeyed.foreign > 0 {
+                let slots = counted(rekeyed.foreign, "key slot");
+                output.note(format!("warning: {slots} open with neither passphrase and stay as they are"));
+            }
         }
         CredentialsCommand::Delete(args) => {
             let deleted = client.delete_credential(&args.credential).await?;

@@ -109,6 +109,12 @@ struct Listed {
     last_modified: String,
 }
 
+/// A time as Swift writes it: UTC, without saying so.
+fn unix_seconds(text: &str) -> Option<i64> {
+    let time: jiff::civil::DateTime = text.parse().ok()?;
+    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut out, byte| {
         let _ = write!(out, "{byte:02x}");
@@ -302,6 +308,7 @@ impl SwiftStore {
             objects.extend(page.into_iter().filter(|found| found.name.starts_with(prefix)).map(|found| {
                 ObjectInfo {
                     version: format!("{}-{}-{}", found.hash, found.bytes, found.last_modified),
+                    modified_unix_s: unix_seconds(&found.last_modified),
                     key: found.name,
                     size_bytes: found.bytes,
                 }

@@ -1,0 +1,100 @@
+//! What of a snapshot is damaged, where a read goes on past it.
+
+use crate::CloudError;
+use blockd_extent::{BlockSet, Extent};
+use parking_lot::Mutex;
+
+/// Pieces that are described one by one; of more, only the blocks are known.
+pub const DAMAGE_DESCRIBED_MOST: usize = 1000;
+
+/// A damaged piece of an object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DamagedPiece {
+    /// Key of the object.
+    pub object: String,
+    /// Where the piece begins in it.
+    pub offset_bytes: u64,
+    /// What does not hold.
+    pub what: String,
+    /// The blocks that were to be had from it, in ascending runs.
+    pub blocks: Vec<Extent>,
+}
+
+/// Everything that was found to be damaged.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Damage {
+    /// The pieces, at most [`DAMAGE_DESCRIBED_MOST`] of them.
+    pub pieces: Vec<DamagedPiece>,
+    /// How many there are.
+    pub total: u64,
+    /// All their blocks.
+    pub blocks: BlockSet,
+}
+
+impl Damage {
+    /// Whether nothing is damaged.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    pub(crate) fn add(&mut self, error: CloudError, blocks: impl IntoIterator<Item = Extent>) {
+        let CloudError::Damaged { key, offset_bytes, what, .. } = error else { return };
+        let blocks: Vec<Extent> = blocks.into_iter().collect();
+        for extent in &blocks {
+            self.blocks.insert_extent(*extent);
+        }
+        self.total += 1;
+        if self.pieces.len() < DAMAGE_DESCRIBED_MOST {
+            self.pieces.push(DamagedPiece { object: key, offset_bytes, what, blocks });
+        }
+    }
+}
+
+/// Takes down damage from several threads.
+#[derive(Default, Debug)]
+pub(crate) struct DamageList {
+    damage: Mutex<Damage>,
+}
+
+impl DamageList {
+    /// Takes down an error of the kind [`CloudError::Damaged`].
+    pub fn add(&self, error: CloudError, blocks: impl IntoIterator<Item = Extent>) {
+        self.damage.lock().add(error, blocks);
+    }
+
+    /// Which of these blocks are not damaged.
+    pub fn sound(&self, blocks: impl IntoIterator<Item = Extent>) -> Vec<Extent> {
+        let mut sound: BlockSet = blocks.into_iter().collect();
+        sound.subtract(&self.damage.lock().blocks);
+        sound.extents().collect()
+    }
+
+    /// What was taken down so far, sorted by place.
+    pub fn take(&self) -> Damage {
+        let mut damage = std::mem::take(&mut *self.damage.lock());
+        damage.pieces.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
+        damage
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::BlockIndex;
+
+    #[test]
+    fn more_than_is_described_still_counts() {
+        let list = DamageList::default();
+        for n in (0..DAMAGE_DESCRIBED_MOST as u64 + 5).rev() {
+            list.add(CloudError::damaged("pack", n, "torn"), [Extent::new(BlockIndex(2 * n), 1)]);
+        }
+        list.add(CloudError::Cancelled, [Extent::new(BlockIndex(1), 1)]);
+        let sound = list.sound([Extent::new(BlockIndex(0), 4)]);
+        assert_eq!(sound, [Extent::new(BlockIndex(1), 1), Extent::new(BlockIndex(3), 1)]);
+        let damage = list.take();
+        assert_eq!(damage.total, DAMAGE_DESCRIBED_MOST as u64 + 5);
+        assert_eq!(damage.blocks.len_blocks(), damage.total);
+        assert_eq!(damage.pieces.len(), DAMAGE_DESCRIBED_MOST);
+        assert!(damage.pieces.is_sorted_by_key(|piece| piece.offset_bytes));
+    }
+}

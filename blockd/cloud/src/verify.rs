@@ -1,0 +1,480 @@
+//! Proving that snapshots can be read: that their objects are there, that every frame opens, or that the content is right.
+//!
+//! A delta is read once, however many snapshots share it. What is found to be damaged is traced to the snapshots that
+//! lose blocks with it: those in which no newer delta hides them.
+
+use crate::{
+    CloudError, CloudsnapId, Damage, DamagedPiece, Manifest, Repository, SnapshotReader,
+    damage::DamageList,
+    fetch::{BlockSink, DeltaReader},
+    manifest::Delta,
+    names::DeltaId,
+    progress::{CancelToken, Phase, Progress},
+    reader::BulkRead,
+    repository::{ManifestCache, ManifestFilter},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt, io,
+    sync::Arc,
+};
+
+/// Readers of indexes that are kept while damage is traced.
+const READERS_MOST: usize = 64;
+
+/// How thoroughly snapshots are proved.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifyDepth {
+    /// Manifests open, and their objects are there with the right lengths: one listing for each delta, nothing is read of them.
+    Quick,
+    /// Every frame of every delta opens.
+    Frames,
+    /// Every block is brought back, to nowhere, and compared with what it should be, where that is known.
+    Deep,
+}
+
+impl fmt::Display for VerifyDepth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Quick => "quick",
+            Self::Frames => "frames",
+            Self::Deep => "deep",
+        })
+    }
+}
+
+/// Looks at the content of a snapshot that is brought back.
+pub trait BlockCheck: Send + Sync {
+    /// Whole blocks from `start` on, in no particular order; blocks that are not given are zero. Called on threads that may
+    /// block, by several at once.
+    ///
+    /// # Errors
+    /// If what they should be cannot be read; blocks that differ are the check's own to remember.
+    fn blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()>;
+}
+
+/// How snapshots are proved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VerifyOptions {
+    /// How thoroughly.
+    pub depth: VerifyDepth,
+    /// Packs in flight at once; each takes up to 33 MiB.
+    pub download_concurrency: usize,
+    /// Threads that open and decompress; 0 is one for each core.
+    pub cpu_threads: usize,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        Self { depth: VerifyDepth::Frames, download_concurrency: 4, cpu_threads: 0 }
+    }
+}
+
+/// Blocks that a snapshot loses.
+#[derive(Clone, PartialEq, Debug)]
+pub struct AffectedSnapshot {
+    /// The snapshot.
+    pub id: CloudsnapId,
+    /// The blocks.
+    pub blocks: BlockSet,
+}
+
+/// Something that does not hold.
+#[derive(Clone, PartialEq, Debug)]
+pub struct VerifyFinding {
+    /// Key of the object.
+    pub object: String,
+    /// Where in it.
+    pub offset_bytes: u64,
+    /// What is wrong.
+    pub what: String,
+    /// The snapshots that lose blocks with it; may be none, if newer ones hide all of them.
+    pub affects: Vec<AffectedSnapshot>,
+}
+
+/// What is known of one snapshot now.
+#[derive(Clone, PartialEq, Debug)]
+pub struct VerifiedSnapshot {
+    /// The snapshot.
+    pub id: CloudsnapId,
+    /// Blocks of it that cannot be read; all of them if its manifest cannot.
+    pub damaged: BlockSet,
+    /// Whether its manifest opened.
+    pub has_manifest: bool,
+    /// Of its content, if that was brought back whole: the SHA-256 of each block that is not zero, its number before
+    /// it, all of them exclusive-ored.
+    pub digest: Option<[u8; 32]>,
+}
+
+impl VerifiedSnapshot {
+    /// Whether nothing of it is damaged.
+    pub fn is_sound(&self) -> bool {
+        self.has_manifest && self.damaged.is_empty()
+    }
+}
+
+/// What a verification found.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct VerifyReport {
+    /// Every snapshot that was asked for and is there.
+    pub snapshots: Vec<VerifiedSnapshot>,
+    /// What does not hold, by object; at most [`DAMAGE_DESCRIBED_MOST`](crate::DAMAGE_DESCRIBED_MOST).
+    pub findings: Vec<VerifyFinding>,
+    /// How much does not hold, what is not described included.
+    pub findings_total: u64,
+    /// Deltas that were looked at.
+    pub deltas: u64,
+    /// Objects that were looked at, manifests not counted.
+    pub objects: u64,
+    /// Bytes of blocks that were brought back.
+    pub block_bytes: u64,
+}
+
+/// Proves snapshots.
+///
+/// `check_of` gives what the content of a snapshot is compared with, where that is known; it is asked at the depth
+/// [`VerifyDepth::Deep`] only. Damage is reported, not returned as an error. A snapshot that was deleted meanwhile is
+/// left out.
+///
+/// # Errors
+/// [`CloudError::Cancelled`]; what a check reports; whatever the store reports that says nothing of what it holds.
+pub async fn verify(
+    repo: &Repository,
+    ids: &[CloudsnapId],
+    options: &VerifyOptions,
+    check_of: &(dyn Fn(&CloudsnapId) -> Option<Arc<dyn BlockCheck>> + Send + Sync),
+    cache: &dyn ManifestCache,
+    progress: Arc<Progress>,
+    cancel: &CancelToken,
+) -> Result<VerifyReport, CloudError> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(CloudError::Cancelled),
+        result = Box::pin(run(repo, ids, options, check_of, cache, progress)) => result,
+    }
+}
+
+async fn run(
+    repo: &Repository,
+    ids: &[CloudsnapId],
+    options: &VerifyOptions,
+    check_of: &(dyn Fn(&CloudsnapId) -> Option<Arc<dyn BlockCheck>> + Send + Sync),
+    cache: &dyn ManifestCache,
+    progress: Arc<Progress>,
+) -> Result<VerifyReport, CloudError> {
+    progress.enter(Phase::Planning);
+    let mut report = VerifyReport::default();
+    let mut found = Damage::default();
+    let mut manifests = Vec::new();
+    for id in ids {
+        match repo.manifest(id).await {
+            Ok(manifest) => manifests.push(manifest),
+            Err(CloudError::SnapshotNotFound { .. }) => {}
+            Err(error @ (CloudError::Store(_) | CloudError::Internal { .. })) => return Err(error),
+            Err(error) => {
+                let (offset_bytes, what) = match &error {
+                    CloudError::Damaged { offset_bytes, what, .. } => (*offset_bytes, what.clone()),
+                    error => (0, error.to_string()),
+                };
+                report.findings_total += 1;
+                report.findings.push(VerifyFinding {
+                    object: id.manifest_key(),
+                    offset_bytes,
+                    what,
+                    affects: vec![AffectedSnapshot { id: *id, blocks: BlockSet::new() }],
+                });
+                let damaged = BlockSet::new();
+                report.snapshots.push(VerifiedSnapshot {
+                    id: *id,
+                    damaged,
+                    has_manifest: false,
+                    digest: None,
+                });
+            }
+        }
+    }
+    let deltas = distinct_deltas(&manifests);
+    report.deltas = deltas.len() as u64;
+    let block_bytes = |delta: &Delta| delta.data_blocks * BLOCK_SIZE_BYTES;
+    progress.begin(match options.depth {
+        VerifyDepth::Quick => 0,
+        VerifyDepth::Frames => deltas.values().map(|(manifest, at)| block_bytes(nth(manifest, *at))).sum(),
+        VerifyDepth::Deep => manifests.iter().flat_map(Manifest::deltas).map(block_bytes).sum(),
+    });
+    for (manifest, at) in deltas.values() {
+        let alone = alone(manifest, *at);
+        report.objects += quick(repo, &alone, &mut found).await?;
+        if options.depth == VerifyDepth::Frames {
+            let (damage, blocks) = frames(repo, &alone, options, Arc::new(|_, _| Ok(())), &progress).await?;
+            merge(&mut found, damage);
+            report.block_bytes += blocks * BLOCK_SIZE_BYTES;
+        }
+    }
+    let mut digests = HashMap::new();
+    if options.depth == VerifyDepth::Deep {
+        for manifest in &manifests {
+            let id = manifest.id();
+            let content = Arc::new(Content { check: check_of(&id), digest: Mutex::default() });
+            let told = content.clone();
+            let sink: Arc<BlockSink> = Arc::new(move |start, data: &[u8]| told.take(start, data));
+            let (damage, blocks) = frames(repo, manifest, options, sink, &progress).await?;
+            if damage.is_empty() {
+                digests.insert(id, *content.digest.lock());
+            }
+            merge(&mut found, damage);
+            report.block_bytes += blocks * BLOCK_SIZE_BYTES;
+        }
+    }
+    let damaged = trace(repo, &manifests, found, cache, &mut report).await?;
+    for manifest in &manifests {
+        let id = manifest.id();
+        let damaged = damaged.get(&id).cloned().unwrap_or_default();
+        let digest = digests.get(&id).copied();
+        report.snapshots.push(VerifiedSnapshot { id, damaged, has_manifest: true, digest });
+    }
+    report.snapshots.sort_by_key(|snapshot| snapshot.id);
+    report.findings.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
+    progress.finish();
+    Ok(report)
+}
+
+/// Content on its way to nowhere.
+struct Content {
+    check: Option<Arc<dyn BlockCheck>>,
+    digest: Mutex<[u8; 32]>,
+}
+
+impl Content {
+    fn take(&self, start: BlockIndex, data: &[u8]) -> Result<(), CloudError> {
+        let mut sum = [0; 32];
+        for (n, block) in data.chunks(BLOCK_SIZE_BYTES as usize).enumerate() {
+            let mut hasher = Sha256::new();
+            hasher.update((start.0 + n as u64).to_le_bytes());
+            hasher.update(block);
+            sum.iter_mut().zip(hasher.finalize()).for_each(|(sum, byte)| *sum ^= byte);
+        }
+        self.digest.lock().iter_mut().zip(sum).for_each(|(digest, byte)| *digest ^= byte);
+        match &self.check {
+            Some(check) => {
+                check.blocks(start, data).map_err(|source| CloudError::WriteVolume { start, source })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Every delta once, with a manifest that names it and its place there.
+fn distinct_deltas(manifests: &[Manifest]) -> BTreeMap<String, (&Manifest, usize)> {
+    let mut deltas = BTreeMap::new();
+    for manifest in manifests {
+        for (at, delta) in manifest.deltas().enumerate() {
+            deltas.entry(delta.id().prefix()).or_insert((manifest, at));
+        }
+    }
+    deltas
+}
+
+fn nth(manifest: &Manifest, at: usize) -> &Delta {
+    at.checked_sub(1).and_then(|below| manifest.chain.get(below)).unwrap_or(&manifest.delta)
+}
+
+/// A manifest of one delta of another one, as if there were no other.
+fn alone(manifest: &Manifest, at: usize) -> Manifest {
+    Manifest { delta: nth(manifest, at).clone(), chain: Vec::new(), ..manifest.clone() }
+}
+
+/// Adds what was found elsewhere. What is damaged for one snapshot is for another one too: it is one piece.
+fn merge(found: &mut Damage, damage: Damage) {
+    for DamagedPiece { object, offset_bytes, what, blocks } in damage.pieces {
+        let mut same = found.pieces.iter_mut();
+        match same.find(|other| (&other.object, other.offset_bytes) == (&object, offset_bytes)) {
+            Some(known) => {
+                let all: BlockSet = known.blocks.iter().copied().chain(blocks).collect();
+                known.blocks = all.extents().collect();
+                found.blocks.union_with(&all);
+            }
+            None => {
+                let error = CloudError::Damaged { key: object, offset_bytes, what, blocks: None };
+                found.add(error, blocks);
+            }
+        }
+    }
+}
+
+/// Looks whether the objects of the only delta of a manifest are there, with their lengths; returns how many there should be.
+async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Result<u64, CloudError> {
+    let delta = &alone.delta;
+    let id = delta.id();
+    let listed = repo.store().list(&id.prefix()).await?;
+    let lens: BTreeMap<String, u64> =
+        listed.into_iter().map(|object| (object.key, object.size_bytes)).collect();
+    let index_len = lens.get(&id.index_key()).copied();
+    let total: u64 = lens.values().sum();
+    if index_len == Some(delta.index.len_bytes) && total == delta.stored_bytes {
+        return Ok(lens.len() as u64);
+    }
+    let everything = Extent::whole(alone.size_bytes);
+    let wrong = |key: &str, len: Option<u64>, expected: u64| match len {
+        Some(len) => {
+            let what = format!("the object has {len} bytes, {expected} were stored");
+            CloudError::damaged(key, len.min(expected), what)
+        }
+        None => CloudError::damaged(key, 0, "the object is missing"),
+    };
+    if index_len != Some(delta.index.len_bytes) {
+        found.add(wrong(&id.index_key(), index_len, delta.index.len_bytes), [everything]);
+        return Ok(lens.len() as u64);
+    }
+    // Something is missing, too long or too short: the index says what.
+    let packs = match packs(repo, delta).await {
+        Ok(packs) => packs,
+        Err(error @ CloudError::Damaged { .. }) => {
+            found.add(error, [everything]);
+            return Ok(lens.len() as u64);
+        }
+        Err(error) => return Err(error),
+    };
+    for (pack_no, (expected, blocks)) in &packs {
+        let key = id.pack_key(*pack_no);
+        let len = lens.get(&key).copied();
+        if len != Some(*expected) {
+            found.add(wrong(&key, len, *expected), blocks.extents());
+        }
+    }
+    Ok(packs.len() as u64 + 1)
+}
+
+/// The packs of a delta that have bytes: how long they are, and their blocks.
+async fn packs(repo: &Repository, delta: &Delta) -> Result<BTreeMap<u32, (u64, BlockSet)>, CloudError> {
+    let mut keep = 0;
+    let reader = Arc::new(DeltaReader::open(repo, delta, &mut keep).await?);
+    let mut packs: BTreeMap<u32, (u64, BlockSet)> = BTreeMap::new();
+    for number in 0..reader.root.pages.len() {
+        let Some(page) = reader.page(number).await? else { continue };
+        for job in reader.jobs(number, &page, &page.data) {
+            let (len, blocks) = packs.entry(job.pack_no()).or_default();
+            *len = (*len).max(job.end().into());
+            job.wanted().for_each(|extent| blocks.insert_extent(extent));
+        }
+    }
+    Ok(packs)
+}
+
+/// Reads all that is visible of a manifest; returns what is damaged, and how many blocks were in what was read.
+async fn frames(
+    repo: &Repository,
+    manifest: &Manifest,
+    options: &VerifyOptions,
+    sink: Arc<BlockSink>,
+    progress: &Progress,
+) -> Result<(Damage, u64), CloudError> {
+    let damage = Arc::<DamageList>::default();
+    let everything = Extent::whole(manifest.size_bytes);
+    let reader = match SnapshotReader::open_with(repo, manifest, options.cpu_threads).await {
+        Ok(reader) => reader,
+        Err(error @ CloudError::Damaged { .. }) => {
+            damage.add(error, [everything]);
+            return Ok((damage.take(), 0));
+        }
+        Err(error) => return Err(error),
+    };
+    let what = BulkRead { progress: Some(progress), damage: Some(&damage), ..BulkRead::default() };
+    let totals = reader.read_in_bulk(everything, sink, options.download_concurrency, &what).await?;
+    Ok((damage.take(), totals.blocks))
+}
+
+/// Finds the snapshots that lose blocks with what is damaged, those that were not asked for included.
+async fn trace(
+    repo: &Repository,
+    manifests: &[Manifest],
+    found: Damage,
+    cache: &dyn ManifestCache,
+    report: &mut VerifyReport,
+) -> Result<BTreeMap<CloudsnapId, BlockSet>, CloudError> {
+    let mut damaged: BTreeMap<CloudsnapId, BlockSet> = BTreeMap::new();
+    report.findings_total += found.total;
+    if found.is_empty() {
+        return Ok(damaged);
+    }
+    let mut all: BTreeMap<CloudsnapId, Manifest> =
+        manifests.iter().map(|manifest| (manifest.id(), manifest.clone())).collect();
+    let volumes: BTreeSet<_> = all.keys().map(|id| (id.cluster, id.volume)).collect();
+    for (cluster, volume) in volumes {
+        let filter = ManifestFilter { cluster: Some(cluster), volume: Some(volume) };
+        for listed in repo.list_manifests(&filter, cache).await? {
+            if let Ok(manifest) = listed.manifest {
+                all.entry(manifest.id()).or_insert(manifest);
+            }
+        }
+    }
+    let mut hiding = Hiding { repo, readers: HashMap::new() };
+    for piece in found.pieces {
+        let lost: BlockSet = piece.blocks.iter().copied().collect();
+        let mut affects = Vec::new();
+        if let Some(delta) = DeltaId::of_object(&piece.object) {
+            for (id, manifest) in &all {
+                let Some(at) = manifest.deltas().position(|other| other.id() == delta) else { continue };
+                let mut blocks = lost.slice(Extent::whole(manifest.size_bytes));
+                for newer in manifest.deltas().take(at) {
+                    hiding.hide(newer, &mut blocks).await?;
+                }
+                if !blocks.is_empty() {
+                    damaged.entry(*id).or_default().union_with(&blocks);
+                    affects.push(AffectedSnapshot { id: *id, blocks });
+                }
+            }
+        }
+        let (object, offset_bytes, what) = (piece.object, piece.offset_bytes, piece.what);
+        report.findings.push(VerifyFinding { object, offset_bytes, what, affects });
+    }
+    Ok(damaged)
+}
+
+/// Asks deltas which blocks they hide of those below them.
+struct Hiding<'a> {
+    repo: &'a Repository,
+    readers: HashMap<String, Option<Arc<DeltaReader>>>,
+}
+
+impl Hiding<'_> {
+    async fn hide(&mut self, delta: &Delta, blocks: &mut BlockSet) -> Result<(), CloudError> {
+        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(()) };
+        let hull = Extent::between(first, BlockIndex(last.0 + 1));
+        let Some(reader) = self.reader(delta).await? else { return Ok(()) };
+        for number in reader.root.pages_in(hull) {
+            match reader.page(number).await {
+                Ok(Some(page)) => {
+                    blocks.subtract(&page.data);
+                    blocks.subtract(&page.zero);
+                }
+                // What it hides cannot be told: it is a finding of its own.
+                Ok(None) | Err(CloudError::Damaged { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The reader of a delta's index; none if its root is damaged.
+    async fn reader(&mut self, delta: &Delta) -> Result<Option<Arc<DeltaReader>>, CloudError> {
+        let key = delta.id().prefix();
+        if let Some(reader) = self.readers.get(&key) {
+            return Ok(reader.clone());
+        }
+        let mut keep = 0;
+        let reader = match DeltaReader::open(self.repo, delta, &mut keep).await {
+            Ok(reader) => Some(Arc::new(reader)),
+            Err(CloudError::Damaged { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        if self.readers.len() >= READERS_MOST {
+            self.readers.clear();
+        }
+        self.readers.insert(key, reader.clone());
+        Ok(reader)
+    }
+}

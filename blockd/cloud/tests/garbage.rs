@@ -1,0 +1,128 @@
+//! What abandoned backups left is found and removed, and nothing that a snapshot needs, now or later.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_cloud::{
+    BACKUP_LIFETIME_S, CLOCK_SKEW_MOST_S, CancelToken, CloudError, EncryptionMode, GarbageOptions,
+    GarbageReport, MemoryJournal, NoCache, Repository, collect_garbage,
+    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
+};
+use blockd_extent::SnapshotId;
+use common::{BLOCK, fixed, restored, run, run_with, set, spec};
+use jiff::{SignedDuration, Timestamp};
+use std::{collections::BTreeSet, sync::Arc};
+
+const SIZE: u64 = 100_000 * BLOCK as u64;
+
+async fn collect(repo: &Repository, after_s: i64, dry_run: bool, protected: &[u64]) -> GarbageReport {
+    let options = GarbageOptions {
+        now: Timestamp::from_second(after_s).unwrap(),
+        dry_run,
+        protected: protected.iter().map(|id| SnapshotId::from_u64(*id)).collect::<BTreeSet<_>>(),
+    };
+    collect_garbage(repo, &options, &NoCache).await.unwrap()
+}
+
+/// A full backup, an incremental on it whose base was deleted since, and an abandoned one; all stored at second 1000.
+async fn sample(store: &Arc<MemoryStore>) -> (Repository, MemoryVolume, blockd_cloud::Manifest) {
+    store.set_clock(1000);
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let live = MemoryVolume::default();
+    (0..40).for_each(|block| live.set(block, &[block as u8 + 1; BLOCK]));
+    let full = run(&repo, spec(1, SIZE, set(0..40), set([]), None), &live).await.unwrap().manifest;
+    live.set(3, &[99; BLOCK]);
+    let tip = run(&repo, spec(2, SIZE, set([3]), set([]), Some(&full)), &live).await.unwrap().manifest;
+    store.remove(&full.id().manifest_key()).unwrap();
+
+    let faults = Arc::new(FaultStore::new(store.clone()));
+    faults.fail_from(2, Fault::BeforeApply);
+    let abandoned = spec(3, SIZE, set(0..40), set([]), None);
+    let journal = Arc::new(MemoryJournal::default());
+    let repo_of_other = repo.with_store(faults);
+    let cancel = CancelToken::new();
+    run_with(&repo_of_other, abandoned, Arc::new(live.fork()), journal, &cancel).await.err().unwrap();
+    store.insert("blockd/probe/5/x", "?");
+    store.insert("blockd/data/readme.txt", "?");
+    (repo, live, tip)
+}
+
+#[tokio::test]
+async fn leftovers_go_when_nobody_can_commit_them_any_more() {
+    let store = Arc::new(MemoryStore::default());
+    let (repo, live, tip) = sample(&store).await;
+    let before = store.objects();
+    let limit = 1000 + BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S;
+
+    let report = collect(&repo, limit, false, &[]).await;
+    assert_eq!((report.garbage.len(), report.young.len()), (0, 1));
+    assert_eq!(report.young[0].snapshot, SnapshotId::from_u64(3));
+    assert_eq!((report.probe_objects, report.objects_deleted), (1, 1));
+
+    let report = collect(&repo, limit + 1, true, &[]).await;
+    assert_eq!((report.garbage.len(), report.young.len(), report.objects_deleted), (1, 0, 0));
+    let leftover = &report.garbage[0];
+    let (objects, len_bytes): (Vec<_>, Vec<_>) = before
+        .iter()
+        .filter(|(key, _)| key.contains("/3/"))
+        .map(|(key, body)| (key, body.len() as u64))
+        .unzip();
+    assert_eq!((leftover.objects, leftover.len_bytes), (2, len_bytes.iter().sum()));
+    assert_eq!(leftover.since, Some(Timestamp::from_second(1000).unwrap()));
+    assert_eq!(store.objects().len(), before.len() - 1, "a dry run deletes nothing");
+
+    // What this host knows of stays, whatever its age.
+    let report = collect(&repo, limit * 9, false, &[3]).await;
+    assert_eq!(report.objects_deleted, 0);
+
+    let report = collect(&repo, limit + 1, false, &[]).await;
+    assert_eq!(report.objects_deleted, 2);
+    let after = store.objects();
+    assert!(objects.iter().all(|key| !after.contains_key(*key)));
+    assert_eq!(after.len(), before.len() - 3);
+    // The base has no manifest any more, but the tip names its delta.
+    assert_eq!(restored(&repo, &tip).await.unwrap(), live.content());
+}
+
+#[tokio::test]
+async fn a_manifest_that_cannot_be_read_keeps_all_of_its_volume() {
+    let store = Arc::new(MemoryStore::default());
+    let (repo, _, tip) = sample(&store).await;
+    let mut body = store.objects()[&tip.id().manifest_key()].to_vec();
+    body[70] ^= 1;
+    store.insert(&tip.id().manifest_key(), body);
+    let report = collect(&repo, i64::from(i32::MAX), false, &[]).await;
+    assert_eq!((report.garbage.len(), report.objects_deleted), (0, 1), "just the probe");
+    assert!(report.unknown[0].2.contains(&tip.id().manifest_key()), "{:?}", report.unknown);
+}
+
+#[tokio::test]
+async fn a_deletion_needs_no_room() {
+    let store = Arc::new(MemoryStore::default());
+    let (repo, ..) = sample(&store).await;
+    let faults = Arc::new(FaultStore::new(store));
+    faults.fail_writes(Fault::NoSpace);
+    let report = collect(&repo.with_store(faults), i64::from(i32::MAX), false, &[]).await;
+    assert_eq!(report.objects_deleted, 3);
+}
+
+#[tokio::test]
+async fn a_backup_that_went_on_for_too_long_does_not_commit() {
+    let store = Arc::new(MemoryStore::default());
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let live = MemoryVolume::default();
+    live.set(1, &[1; BLOCK]);
+    for (age_s, commits) in
+        [(BACKUP_LIFETIME_S - 60, true), (BACKUP_LIFETIME_S + 60, false), (-CLOCK_SKEW_MOST_S - 60, false)]
+    {
+        let started = Timestamp::now() - SignedDuration::from_secs(age_s);
+        let snapshot = 100 + u64::from(commits);
+        let spec = blockd_cloud::BackupSpec { started, ..spec(snapshot, SIZE, set([1]), set([]), None) };
+        match run(&repo, spec, &live).await {
+            Ok(_) => assert!(commits, "{age_s}"),
+            Err(error) => {
+                assert!(!commits && matches!(error, CloudError::Expired { .. }), "{age_s}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! A restore that was cut off goes on with what is left, and nothing is fetched twice that is in place.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_cloud::{
+    BlockWriter, CancelToken, EncryptionMode, Progress, RestoreOptions, RestoreRequest, restore_what_is_left,
+    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
+};
+use blockd_extent::{BlockIndex, BlockSet, Extent};
+use common::{BLOCK, fixed, requests, run, set, spec};
+use parking_lot::Mutex;
+use std::{io, sync::Arc};
+
+const SIZE: u64 = 200_000 * BLOCK as u64;
+
+/// A volume that remembers what is in place.
+#[derive(Default)]
+struct Target {
+    volume: MemoryVolume,
+    settled: Mutex<BlockSet>,
+    written: Mutex<BlockSet>,
+}
+
+impl BlockWriter for Target {
+    fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()> {
+        self.written.lock().insert_extent(Extent::new(start, (data.len() / BLOCK) as u64));
+        self.volume.write_blocks(start, data)
+    }
+
+    fn settled(&self, extents: &[Extent]) -> io::Result<()> {
+        let mut settled = self.settled.lock();
+        extents.iter().for_each(|extent| settled.insert_extent(*extent));
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_place_is_not_fetched_again() {
+    let inner = Arc::new(MemoryStore::default());
+    let live = MemoryVolume::default();
+    // Four packs, with zero blocks in the frames; an incremental on top.
+    let data = Extent::new(BlockIndex(7), 8192 * 4);
+    (data.start.0..data.end().0).step_by(3).for_each(|block| live.set(block, &[block as u8 | 1; BLOCK]));
+    let repo = fixed(inner.clone(), EncryptionMode::Aes256GcmSiv);
+    let full = spec(1, SIZE, BlockSet::from_iter([data]), set([]), None);
+    let full = run(&repo, full, &live).await.unwrap().manifest;
+    live.set(9000, &[77; BLOCK]);
+    live.clear(10);
+    let tip = run(&repo, spec(2, SIZE, set([9000]), set([10]), Some(&full)), &live).await.unwrap().manifest;
+
+    let faults = Arc::new(FaultStore::new(inner));
+    let repo = repo.with_store(faults.clone());
+    let once = async |target: &Arc<Target>| {
+        let request = RestoreRequest { skip: target.settled.lock().clone(), ..RestoreRequest::default() };
+        let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
+        let options = RestoreOptions { download_concurrency: 1, cpu_threads: 1 };
+        let done = restore_what_is_left(&repo, &tip, target.clone(), &request, &options, progress, &cancel);
+        done.await
+    };
+    once(&Arc::default()).await.unwrap();
+    let operations = faults.operations();
+    assert_eq!(operations, 2 + 1 + 4, "two indexes, a pack of one frame, four packs");
+    for operation in 0..operations {
+        faults.heal();
+        let target = Arc::<Target>::default();
+        faults.fail_from(faults.operations() + operation, Fault::ShortBody);
+        once(&target).await.err().unwrap();
+        let in_place = target.settled.lock().clone();
+        faults.heal();
+        target.written.lock().remove_extent(Extent::whole(SIZE));
+        let before = faults.operations();
+        once(&target).await.unwrap();
+        let mut again = target.written.lock().clone();
+        again.intersect_with(&in_place);
+        assert!(again.is_empty(), "written twice after {operation}");
+        // Each pack that was in place is spared.
+        let spared = operation.saturating_sub(2);
+        assert_eq!(faults.operations() - before, operations - spared, "{operation}");
+        assert_eq!(target.volume.content(), live.content(), "{operation}");
+    }
+}

@@ -1,0 +1,230 @@
+//! Verification finds every damage that a restore would meet, names it, and says which snapshots lose what; a restore can go on past it.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_cloud::{
+    BlockCheck, CancelToken, CloudsnapId, EncryptionMode, Manifest, NoCache, Progress, Repository,
+    RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore_what_is_left,
+    testing::{MemoryStore, MemoryVolume},
+    verify,
+};
+use blockd_extent::{BlockIndex, BlockSet, Extent};
+use common::{BLOCK, Noise, fixed, requests, run, set, spec};
+use std::{collections::BTreeMap, io, sync::Arc};
+
+const SIZE: u64 = 100_000 * BLOCK as u64;
+const DEPTHS: [VerifyDepth; 3] = [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep];
+
+struct Sample {
+    store: Arc<MemoryStore>,
+    repo: Repository,
+    live: MemoryVolume,
+    full: Manifest,
+    incremental: Manifest,
+}
+
+/// A full backup of blocks 0..96, three frames, and an incremental that replaces 0..32 and frees 40.
+async fn sample() -> Sample {
+    let store = Arc::new(MemoryStore::default());
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let live = MemoryVolume::default();
+    let mut noise = Noise(3);
+    (0..96).for_each(|block| live.set(block, &noise.block()));
+    let data = BlockSet::from_iter([Extent::new(BlockIndex(0), 96)]);
+    let full = run(&repo, spec(1, SIZE, data, set([]), None), &live).await.unwrap().manifest;
+    (0..32).for_each(|block| live.set(block, &noise.block()));
+    live.clear(40);
+    let spec = spec(2, SIZE, set(0..32), set([40]), Some(&full));
+    let incremental = run(&repo, spec, &live).await.unwrap().manifest;
+    Sample { store, repo, live, full, incremental }
+}
+
+impl Sample {
+    fn ids(&self) -> [CloudsnapId; 2] {
+        [self.full.id(), self.incremental.id()]
+    }
+
+    fn pack_of(&self, manifest: &Manifest) -> String {
+        format!("blockd/data/{}/{}/{}/pack-00000000", manifest.cluster, manifest.volume, manifest.snapshot)
+    }
+
+    fn spoil(&self, key: &str, at: usize) {
+        let mut body = self.store.objects()[key].to_vec();
+        body[at] ^= 4;
+        self.store.insert(key, body);
+    }
+
+    async fn verify(&self, ids: &[CloudsnapId], depth: VerifyDepth) -> VerifyReport {
+        let options = VerifyOptions { depth, ..VerifyOptions::default() };
+        let progress = Arc::new(Progress::new(requests()));
+        let cancel = CancelToken::new();
+        let report =
+            verify(&self.repo, ids, &options, &|_| None, &NoCache, progress.clone(), &cancel).await.unwrap();
+        let seen = progress.snapshot();
+        assert_eq!(seen.bytes_processed, seen.bytes_total);
+        report
+    }
+}
+
+fn damaged(report: &VerifyReport, id: CloudsnapId) -> Vec<Extent> {
+    let found = report.snapshots.iter().find(|snapshot| snapshot.id == id).unwrap();
+    assert_eq!(found.is_sound(), found.damaged.is_empty());
+    found.damaged.extents().collect()
+}
+
+#[tokio::test]
+async fn what_is_sound_is_found_sound_and_read_once() {
+    let sample = sample().await;
+    for depth in DEPTHS {
+        let report = sample.verify(&sample.ids(), depth).await;
+        assert_eq!((report.findings_total, report.deltas, report.objects), (0, 2, 4), "{depth:?}");
+        assert!(report.snapshots.iter().all(|snapshot| snapshot.is_sound()));
+        let blocks = match depth {
+            VerifyDepth::Quick => 0,
+            // The delta that both share is read once.
+            VerifyDepth::Frames => 96 + 32,
+            // What is visible of each: 96, and 96 without the one that was freed.
+            VerifyDepth::Deep => 96 + 95,
+        };
+        assert_eq!(report.block_bytes, blocks * BLOCK as u64, "{depth:?}");
+        let digests: Vec<_> = report.snapshots.iter().filter_map(|snapshot| snapshot.digest).collect();
+        assert_eq!(digests.len(), if depth == VerifyDepth::Deep { 2 } else { 0 });
+        assert!(digests.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_frame_is_named_with_what_each_snapshot_loses() {
+    let frame = 32 * BLOCK + 21;
+    // The second frame of the full one: both see it, but for the block that was freed.
+    let sample = sample().await;
+    let pack = sample.pack_of(&sample.full);
+    sample.spoil(&pack, 64 + frame + 100);
+    assert_eq!(sample.verify(&sample.ids(), VerifyDepth::Quick).await.findings_total, 0);
+    for depth in [VerifyDepth::Frames, VerifyDepth::Deep] {
+        let report = sample.verify(&sample.ids(), depth).await;
+        assert_eq!(report.findings.len(), 1, "{depth:?}: {:?}", report.findings);
+        let finding = &report.findings[0];
+        assert_eq!((finding.object.as_str(), finding.offset_bytes), (pack.as_str(), 64 + frame as u64));
+        assert!(finding.what.contains("does not open"), "{}", finding.what);
+        let both = [Extent::new(BlockIndex(32), 8), Extent::new(BlockIndex(41), 23)];
+        assert_eq!(damaged(&report, sample.full.id()), [Extent::new(BlockIndex(32), 32)]);
+        assert_eq!(damaged(&report, sample.incremental.id()), both);
+    }
+    // Whoever is asked for one of them is told of the other too.
+    let report = sample.verify(&sample.ids()[..1], VerifyDepth::Frames).await;
+    let told: Vec<_> = report.findings[0].affects.iter().map(|affected| affected.id).collect();
+    assert_eq!((report.snapshots.len(), told.len()), (1, 2));
+    assert!(sample.ids().iter().all(|id| told.contains(id)));
+
+    // The first frame of the full one is hidden from the incremental.
+    let sample = self::sample().await;
+    sample.spoil(&sample.pack_of(&sample.full), 70);
+    let report = sample.verify(&sample.ids(), VerifyDepth::Frames).await;
+    assert_eq!(damaged(&report, sample.full.id()), [Extent::new(BlockIndex(0), 32)]);
+    assert_eq!(damaged(&report, sample.incremental.id()), []);
+    // So it does not matter to the incremental, and nothing is found of it where just that is brought back.
+    let report = sample.verify(&[sample.incremental.id()], VerifyDepth::Deep).await;
+    assert_eq!(report.findings_total, 0);
+}
+
+#[tokio::test]
+async fn objects_that_are_gone_or_of_another_length_are_found_by_a_listing() {
+    for depth in DEPTHS {
+        for cut in [None, Some(0), Some(1000)] {
+            let sample = sample().await;
+            let pack = sample.pack_of(&sample.incremental);
+            let body = sample.store.remove(&pack).unwrap();
+            if let Some(len) = cut {
+                sample.store.insert(&pack, body.slice(..len));
+            }
+            let report = sample.verify(&sample.ids(), depth).await;
+            assert!(report.findings.iter().all(|finding| finding.object == pack), "{depth:?} {cut:?}");
+            assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), 32)]);
+            assert_eq!(damaged(&report, sample.full.id()), []);
+        }
+        // The index: nothing below it can be told apart.
+        let sample = sample().await;
+        let index = sample.pack_of(&sample.full).replace("pack-00000000", "index");
+        sample.store.remove(&index).unwrap();
+        let report = sample.verify(&sample.ids(), depth).await;
+        assert!(report.findings.iter().any(|finding| finding.object == index), "{depth:?}");
+        assert!(!damaged(&report, sample.full.id()).is_empty());
+        assert!(!damaged(&report, sample.incremental.id()).is_empty());
+        // A manifest.
+        let sample = self::sample().await;
+        let key = sample.full.id().manifest_key();
+        sample.spoil(&key, 80);
+        let report = sample.verify(&sample.ids(), depth).await;
+        assert_eq!(report.findings.len(), 1);
+        assert_eq!(report.findings[0].object, key);
+        let sound: Vec<_> = report.snapshots.iter().map(|snapshot| snapshot.is_sound()).collect();
+        assert_eq!(sound, [false, true]);
+    }
+}
+
+/// Compares with what a volume holds.
+struct Against {
+    live: MemoryVolume,
+    differing: parking_lot::Mutex<Vec<u64>>,
+}
+
+impl BlockCheck for Against {
+    fn blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()> {
+        for (n, block) in data.chunks(BLOCK).enumerate() {
+            let at = start.0 + n as u64;
+            if self.live.block(at) != block {
+                self.differing.lock().push(at);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn content_is_compared_with_what_it_should_be() {
+    let sample = sample().await;
+    sample.live.set(77, &[1; BLOCK]);
+    let against = Arc::new(Against { live: sample.live.fork(), differing: Default::default() });
+    let options = VerifyOptions { depth: VerifyDepth::Deep, ..VerifyOptions::default() };
+    let check: Arc<dyn BlockCheck> = against.clone();
+    let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
+    let of = |id: &CloudsnapId| (*id == sample.incremental.id()).then(|| check.clone());
+    let ids = sample.ids();
+    let report = verify(&sample.repo, &ids, &options, &of, &NoCache, progress, &cancel);
+    assert_eq!(report.await.unwrap().findings_total, 0);
+    assert_eq!(*against.differing.lock(), [77]);
+}
+
+#[tokio::test]
+async fn a_restore_goes_on_past_damage_and_says_what_is_missing() {
+    let frame = 32 * BLOCK + 21;
+    let sample = sample().await;
+    let pack = sample.pack_of(&sample.full);
+    sample.spoil(&pack, 64 + 2 * frame + 9);
+    let restore = async |skip_damaged| {
+        let target = Arc::new(MemoryVolume::default());
+        let request = RestoreRequest { skip_damaged, ..RestoreRequest::default() };
+        let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
+        let options = RestoreOptions::default();
+        let done = restore_what_is_left(
+            &sample.repo,
+            &sample.incremental,
+            target.clone(),
+            &request,
+            &options,
+            progress,
+            &cancel,
+        );
+        done.await.map(|summary| (summary.damage, target.content()))
+    };
+    let error = restore(false).await.unwrap_err();
+    assert!(error.to_string().contains(&pack), "{error}");
+    let (damage, content) = restore(true).await.unwrap();
+    assert_eq!(damage.blocks.extents().collect::<Vec<_>>(), [Extent::new(BlockIndex(64), 32)]);
+    assert_eq!((damage.pieces.len(), damage.pieces[0].offset_bytes), (1, 64 + 2 * frame as u64));
+    let mut expected: BTreeMap<_, _> = sample.live.content();
+    expected.retain(|block, _| !(64..96).contains(block));
+    assert_eq!(content, expected);
+}

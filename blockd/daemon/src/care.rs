@@ -1,0 +1,183 @@
+//! Taking care of what is in the stores: verifications, and the collection of what abandoned backups left.
+
+use crate::{
+    core::{Core, random_id},
+    db::{Catalog, CredentialRow, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat},
+    error::ServiceError,
+};
+use blockd_api::{
+    cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
+    tasks::TaskStarted,
+};
+use blockd_cloud::{
+    BACKUP_LIFETIME_S, CLOCK_SKEW_MOST_S, CloudsnapId, GarbageOptions, GarbageReport, ManifestFilter,
+    collect_garbage,
+};
+use blockd_extent::{SnapshotId, VolumeId};
+use jiff::{SignedDuration, Timestamp};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use uuid::Uuid;
+
+/// Stands where a verification of all cloud snapshots has none of its own.
+const ALL: u64 = 1;
+
+fn depth(asked: VerifyDepth) -> blockd_cloud::VerifyDepth {
+    match asked {
+        VerifyDepth::Quick => blockd_cloud::VerifyDepth::Quick,
+        VerifyDepth::Frames => blockd_cloud::VerifyDepth::Frames,
+        VerifyDepth::Deep => blockd_cloud::VerifyDepth::Deep,
+    }
+}
+
+fn leftover(found: &blockd_cloud::Leftover) -> Leftover {
+    let age = SignedDuration::from_secs(BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S);
+    Leftover {
+        cloudsnap: format!("{}/{}-{}", found.cluster, found.volume, found.snapshot),
+        objects: found.objects,
+        len_bytes: found.len_bytes,
+        since: found.since,
+        deleted_from: found.since.and_then(|since| since.checked_add(age).ok()),
+    }
+}
+
+impl Core {
+    /// Starts a verification.
+    ///
+    /// # Errors
+    /// There is no such credential or cloud snapshot.
+    pub async fn start_verify(self: &Arc<Self>, request: &StartVerify) -> Result<TaskStarted, ServiceError> {
+        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let snap = request.snap.as_ref().map(crate::cloudsnaps::from_api_id);
+        if let Some(id) = &snap {
+            let (repository, _) = self.task_repository(credential.uuid).await?;
+            match Box::pin(repository.manifest(id)).await {
+                // A damaged one is what the verification is there for.
+                Err(error) if !matches!(error, blockd_cloud::CloudError::Damaged { .. }) => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+        let what = VerifyWhat { depth: depth(request.depth), all: snap.is_none(), background: false };
+        self.begin_verify(&credential, snap, what).await
+    }
+
+    /// Starts a verification of one cloud snapshot, or of all under a credential.
+    pub(crate) async fn begin_verify(
+        self: &Arc<Self>,
+        credential: &CredentialRow,
+        snap: Option<CloudsnapId>,
+        verify: VerifyWhat,
+    ) -> Result<TaskStarted, ServiceError> {
+        let _admission = self.admission.lock().await;
+        let all = CloudsnapId {
+            cluster: self.cluster,
+            volume: VolumeId::from_u64(ALL),
+            snapshot: SnapshotId::from_u64(ALL),
+            incremental: false,
+        };
+        let cloudsnap = snap.unwrap_or(all);
+        // To compare with the volume, a point of it is frozen.
+        let is_deep = verify.depth == blockd_cloud::VerifyDepth::Deep && !verify.background && !verify.all;
+        let source = (cloudsnap.cluster == self.cluster && is_deep)
+            .then(|| self.registry.by_id(cloudsnap.volume))
+            .flatten();
+        let snapshot = match &source {
+            Some(_) => Some(SnapshotId::from_u64(random_id()?)),
+            None => None,
+        };
+        let row = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Verify,
+            state: TaskState::Pending,
+            volume: source.map(|entry| entry.id),
+            snapshot,
+            credential: credential.uuid,
+            cloudsnap,
+            base: None,
+            created: Timestamp::now(),
+            detail: TaskDetail {
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                verify: Some(verify),
+                ..TaskDetail::default()
+            },
+        };
+        self.store_and_launch(row, |_| Ok(())).await
+    }
+
+    /// Deletes what abandoned backups left in a store, or says what that would be.
+    ///
+    /// # Errors
+    /// There is no such credential, or the store cannot be asked.
+    pub async fn collect_garbage(
+        self: &Arc<Self>,
+        request: &CollectGarbage,
+    ) -> Result<GarbageCollected, ServiceError> {
+        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let report = self.collect_garbage_of(&credential, request.dry_run, Timestamp::now()).await?;
+        let unknown = report.unknown.iter();
+        Ok(GarbageCollected {
+            dry_run: request.dry_run,
+            garbage: report.garbage.iter().map(leftover).collect(),
+            young: report.young.iter().map(leftover).collect(),
+            unknown: unknown.map(|(_, volume, why)| format!("volume {volume}: {why}")).collect(),
+            objects_deleted: report.objects_deleted,
+        })
+    }
+
+    pub(crate) async fn collect_garbage_of(
+        self: &Arc<Self>,
+        credential: &CredentialRow,
+        dry_run: bool,
+        now: Timestamp,
+    ) -> Result<GarbageReport, ServiceError> {
+        let (repository, _) = self.task_repository(credential.uuid).await?;
+        // The directory of a disk that is not mounted is empty, and says that nothing is needed.
+        repository.prove_key_slot().await?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
+        let mut protected = BTreeSet::new();
+        let tasks = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
+        for task in tasks.filter(|task| task.kind == TaskKind::Backup) {
+            protected.insert(task.cloudsnap.snapshot);
+        }
+        protected.extend(catalog.deltas()?);
+        let options = GarbageOptions { now, dry_run, protected };
+        let report = Box::pin(collect_garbage(&repository, &options, &catalog)).await?;
+        if report.objects_deleted > 0 {
+            tracing::info!(
+                credential = %credential.name,
+                objects = report.objects_deleted,
+                leftovers = report.garbage.len(),
+                "removed what abandoned backups had left"
+            );
+        }
+        Ok(report)
+    }
+
+    /// The cloud snapshot whose last proof is the oldest, one without any first; none if there is none, or all were proved after
+    /// `before`.
+    pub(crate) async fn next_to_verify(
+        &self,
+        credential: &CredentialRow,
+        before: Timestamp,
+    ) -> Result<Option<CloudsnapId>, ServiceError> {
+        let (repository, _) = self.task_repository(credential.uuid).await?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
+        let listed = Box::pin(repository.list_manifests(&ManifestFilter::default(), &catalog)).await?;
+        let uuid = credential.uuid;
+        let proofs = self.db.run(move |tx| Proof::all(tx, uuid)).await?;
+        // A look at the listing is no proof of the content.
+        let proofs: BTreeMap<CloudsnapId, Timestamp> = proofs
+            .into_iter()
+            .filter(|proof| proof.depth > blockd_cloud::VerifyDepth::Quick)
+            .map(|proof| (proof.cloudsnap, proof.verified))
+            .collect();
+        let ids = listed.into_iter().filter_map(|listed| listed.id);
+        let oldest = ids.min_by_key(|id| (proofs.get(id).copied(), *id));
+        Ok(oldest.filter(|id| proofs.get(id).is_none_or(|verified| *verified < before)))
+    }
+}

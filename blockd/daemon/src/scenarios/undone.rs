@@ -1,0 +1,450 @@
+//! Tasks that are stopped, fail in the middle, and are taken up again or given up; and what is done about damage.
+
+use super::*;
+use blockd_api::{
+    cloudsnaps::{CollectGarbage, StartVerify, VerifyDepth},
+    tasks::StopTask,
+};
+use jiff::{SignedDuration, Timestamp};
+use std::os::unix::fs::PermissionsExt;
+
+impl Host {
+    /// Writes so much that a backup has several packs.
+    async fn fill(&self, name: &str) -> (Arc<Volume>, Model) {
+        let volume = self.create_volume(name).await;
+        let mut model = Model::new();
+        model.write(&volume, 0, 1, SIZE_BYTES as usize);
+        (volume, model)
+    }
+
+    /// Waits for a task to have this much behind it.
+    async fn until_processed(&self, task: Uuid, bytes: u64) {
+        loop {
+            let seen = self.client.task(task, &WaitTask::default()).await.unwrap();
+            assert!(!seen.state.stage.is_over(), "{seen:?}");
+            if seen.bytes_processed >= bytes {
+                return;
+            }
+            let wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
+            self.client.task(task, &wait).await.unwrap();
+        }
+    }
+
+    /// From now on a second moves no more than this.
+    async fn limited(&self, up: Option<u64>, down: Option<u64>) {
+        let mut request = self.credential("nas", None);
+        request.connection.limit_upload_bytes_per_s = up;
+        request.connection.limit_download_bytes_per_s = down;
+        self.client.create_credential(&request).await.unwrap();
+    }
+
+    /// From now on nothing is limited any more; takes effect for tasks that begin later.
+    fn unlimited(&self) {
+        self.sql(
+            "UPDATE credentials SET provider = json_remove(provider,
+             '$.connection.limit_upload_bytes_per_s', '$.connection.limit_download_bytes_per_s',
+             '$.limit_upload_bytes_per_s', '$.limit_download_bytes_per_s')",
+        );
+        self.core().repositories.forget_all();
+    }
+
+    fn packs(&self) -> usize {
+        walk(self.store.path()).iter().filter(|path| path.contains("/pack-")).count()
+    }
+}
+
+const KEEP: StopTask = StopTask { discard: false };
+const DISCARD: StopTask = StopTask { discard: true };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_was_stopped_goes_on_with_what_is_in_the_store() {
+    for restart in [false, true] {
+        let mut host = Host::new().await;
+        let (volume, mut model) = host.fill("data").await;
+        host.limited(Some(40 << 20), None).await;
+        let task = host.start_backup("data", false).await;
+        host.until_processed(task, 1).await;
+        let stopped = host.client.stop_task(task, &KEEP).await.unwrap();
+        assert_eq!((stopped.state.to_string().as_str(), stopped.resumable), ("Backup-Stopped", true));
+        let packs = host.packs();
+        assert!(packs >= 1 && walk(&host.store.path().join("blockd/manifests")).is_empty());
+        // Stopping it again is no error; what is written now is not in it.
+        assert!(host.client.stop_task(task, &KEEP).await.unwrap().resumable);
+        let frozen = model.clone();
+        model.write(&volume, 5000, 9, 100_000);
+        drop(volume);
+        if restart {
+            host.stop().await;
+            host.start().await;
+        }
+        host.unlimited();
+        let resumed = host.client.resume_task(task).await.unwrap();
+        assert_eq!(resumed.state.to_string(), "Backup-Pending");
+        let done = host.done(task).await;
+        assert_eq!(done.resumed, 1);
+        // What was in flight is sent again, what was there is not.
+        assert!(done.bytes_uploaded < SIZE_BYTES + (34 << 20), "{}", done.bytes_uploaded);
+        frozen.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+        assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
+        host.assert_tidy();
+        assert_eq!(api_code(host.client.resume_task(task).await), ErrorCode::TaskEnded);
+        assert_eq!(api_code(host.client.stop_task(task, &KEEP).await), ErrorCode::TaskEnded);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_nothing() {
+    let host = Host::new().await;
+    let (volume, model) = host.fill("data").await;
+    host.limited(Some(40 << 20), None).await;
+    let stopped = async || {
+        let task = host.start_backup("data", false).await;
+        host.until_processed(task, 1).await;
+        assert!(host.client.stop_task(task, &KEEP).await.unwrap().resumable);
+        assert_eq!(volume.snapshots().len(), 1);
+        task
+    };
+    let task = stopped().await;
+    assert!(host.packs() > 0);
+    let given_up = host.client.stop_task(task, &DISCARD).await.unwrap();
+    assert!(!given_up.resumable);
+    host.assert_tidy();
+    // What it had stored goes too: nobody else can commit it.
+    while host.packs() > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+
+    let task = stopped().await;
+    host.unlimited();
+    let done = host.backup("data", false).await;
+    assert_eq!(api_code(host.client.resume_task(task).await), ErrorCode::TaskEnded);
+    host.assert_tidy();
+    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+
+    // One that nobody takes up again for a week is given up.
+    host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
+    host.limited(Some(40 << 20), None).await;
+    let request =
+        StartBackup { volume: "data".parse().unwrap(), full: true, cred_id: None, also: Vec::new() };
+    let task = host.client.start_backup(&request).await.unwrap().task;
+    host.until_processed(task, 1).await;
+    host.client.stop_task(task, &KEEP).await.unwrap();
+    let week = SignedDuration::from_hours(7 * 24);
+    host.core().give_up_expired(Timestamp::now() + week - SignedDuration::from_hours(1)).await.unwrap();
+    assert_eq!(host.core().kept_tasks().await.unwrap().len(), 1);
+    host.core().give_up_expired(Timestamp::now() + week).await.unwrap();
+    host.assert_tidy();
+    // A volume and a credential can go although tasks were kept that used them.
+    let task = host.client.start_backup(&request).await.unwrap().task;
+    host.until_processed(task, 1).await;
+    host.client.stop_task(task, &KEEP).await.unwrap();
+    drop(volume);
+    host.client.delete_volume(&"data".parse().unwrap()).await.unwrap();
+    assert_eq!(host.core().kept_tasks().await.unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_was_stopped_fetches_only_what_is_left() {
+    for restart in [false, true] {
+        let mut host = Host::new().await;
+        let (volume, model) = host.fill("data").await;
+        host.limited(None, Some(40 << 20)).await;
+        let id = host.backup("data", false).await.source_volume.unwrap();
+        drop(volume);
+        let request = StartRestore {
+            snap: id.parse().unwrap(),
+            volume: Some("copy".parse().unwrap()),
+            skip_damaged: false,
+            cred_id: None,
+        };
+        let task = host.client.start_restore(&request).await.unwrap().task;
+        host.until_processed(task, 1).await;
+        let stopped = host.client.stop_task(task, &KEEP).await.unwrap();
+        assert!(stopped.resumable && stopped.state.to_string() == "Restore-Stopped");
+        assert!(stopped.bytes_processed < SIZE_BYTES);
+        if restart {
+            host.stop().await;
+            host.start().await;
+        }
+        host.unlimited();
+        host.client.resume_task(task).await.unwrap();
+        let done = host.done(task).await;
+        // What was in flight when it was stopped is fetched twice, what was in place is not.
+        assert!(done.bytes_downloaded < 2 * SIZE_BYTES, "{}", done.bytes_downloaded);
+        let fetched = done.bytes_downloaded - stopped.bytes_downloaded;
+        assert!(fetched <= SIZE_BYTES - stopped.bytes_processed + (4 << 20), "{fetched}, {stopped:?}");
+        model.assert_is(&host.volume("copy"));
+        host.assert_tidy();
+
+        // Given up, it leaves no volume.
+        let request = StartRestore { volume: Some("third".parse().unwrap()), ..request };
+        let task = host.client.start_restore(&request).await.unwrap().task;
+        let stopped = host.client.stop_task(task, &DISCARD).await;
+        if let Ok(stopped) = stopped
+            && stopped.state.stage == TaskStage::Stopped
+        {
+            assert!(host.core().registry.by_name("third").is_none());
+        }
+        host.assert_tidy();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_fills_up_in_the_middle_costs_nothing_that_was_sent() {
+    let host = Host::new().await;
+    let (_, model) = host.fill("data").await;
+    host.limited(Some(40 << 20), None).await;
+    let task = host.start_backup("data", false).await;
+    host.until_processed(task, 1).await;
+    // Nothing can be put there any more.
+    let data = host.store.path().join("blockd/data");
+    let dirs: Vec<_> = walk(&data).iter().map(|path| Path::new(path).parent().unwrap().to_owned()).collect();
+    let set_mode = |mode| {
+        for dir in &dirs {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root {
+        // Root may write anywhere: a file stands where the next packs would go.
+        std::fs::rename(&data, data.with_extension("away")).unwrap();
+        std::fs::write(&data, "in the way").unwrap();
+    } else {
+        set_mode(0o500);
+    }
+    let failed = host.wait(task).await;
+    assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
+    assert!(failed.error.is_some());
+    if is_root {
+        std::fs::remove_file(&data).unwrap();
+        std::fs::rename(data.with_extension("away"), &data).unwrap();
+    } else {
+        set_mode(0o700);
+    }
+    host.unlimited();
+    host.client.resume_task(task).await.unwrap();
+    let done = host.done(task).await;
+    assert_eq!(done.error, None);
+    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_found_shown_restored_past_and_healed() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    let full = host.backup("data", false).await.source_volume.unwrap();
+    let verify = async |snap: Option<&str>, depth| {
+        let snap = snap.map(|snap| snap.parse().unwrap());
+        let request = StartVerify { snap, depth, cred_id: None };
+        host.wait(host.client.start_verify(&request).await.unwrap().task).await
+    };
+    for depth in [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep] {
+        let task = verify(Some(&full), depth).await;
+        assert_eq!(task.state.to_string(), "Verify-Done", "{task:?}");
+        let findings = task.findings.unwrap();
+        assert_eq!((findings.snapshots, findings.damage_total, findings.objects), (1, 0, 2));
+        let compared = if depth == VerifyDepth::Deep { 1 << 20 } else { 0 };
+        assert_eq!(findings.compared_bytes, compared, "{depth:?}");
+        let metadata = &host.list().await[0].metadata;
+        assert_eq!(metadata.verify_result.as_deref(), Some("Sound"));
+        assert!(metadata.verified.is_some() && metadata.verify_depth.is_some());
+    }
+    host.assert_tidy();
+
+    // Bytes 128 KiB to 256 KiB are in the second frame.
+    let pack = walk(host.store.path()).into_iter().find(|path| path.contains("/pack-")).unwrap();
+    let mut bytes = std::fs::read(&pack).unwrap();
+    bytes[64 + (200 << 10)] ^= 1;
+    std::fs::write(&pack, &bytes).unwrap();
+    assert_eq!(verify(None, VerifyDepth::Quick).await.state.stage, TaskStage::Done);
+    let task = verify(None, VerifyDepth::Frames).await;
+    assert_eq!(task.state.to_string(), "Verify-Failed");
+    assert_eq!(task.error.as_ref().unwrap().code, ErrorCode::CloudsnapDamaged);
+    let findings = task.findings.unwrap();
+    assert_eq!(findings.damaged_snapshots, [full.clone()]);
+    let lost = &findings.damage[0].affects[0];
+    assert!(findings.damage[0].object.ends_with("/pack-00000000") && lost.cloudsnap == full);
+    let (offset, len) = (lost.ranges[0].offset_bytes as usize, lost.ranges[0].len_bytes as usize);
+    assert_eq!((lost.ranges.len(), offset, len), (1, 128 << 10, 128 << 10));
+    assert_eq!(host.list().await[0].metadata.verify_result.as_deref(), Some("Damaged"));
+    // A look at the listing does not make it sound again.
+    assert_eq!(verify(Some(&full), VerifyDepth::Quick).await.state.stage, TaskStage::Done);
+    assert_eq!(host.list().await[0].metadata.verify_result.as_deref(), Some("Damaged"));
+
+    let mut request = StartRestore {
+        snap: full.parse().unwrap(),
+        volume: Some("past".parse().unwrap()),
+        skip_damaged: false,
+        cred_id: None,
+    };
+    let refused = host.wait(host.client.start_restore(&request).await.unwrap().task).await;
+    assert_eq!((refused.state.stage, refused.resumable), (TaskStage::Failed, false));
+    request.skip_damaged = true;
+    let past = host.done(host.client.start_restore(&request).await.unwrap().task).await;
+    assert_eq!(past.findings.unwrap().damage[0].affects[0].lost_bytes, 128 << 10);
+    let mut without = model.clone();
+    without.0[offset..offset + len].fill(0);
+    without.assert_is(&host.volume("past"));
+
+    // The next backup carries what was lost, and is whole.
+    model.write(&volume, 10 << 20, 5, 4096);
+    let next = host.backup("data", false).await;
+    assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), (128 << 10) + 4096));
+    let next = next.source_volume.unwrap();
+    model.assert_is(&*host.restore(&next, "healed").await);
+    let task = verify(Some(&next), VerifyDepth::Deep).await;
+    assert_eq!(task.state.stage, TaskStage::Done, "{task:?}");
+    // The damaged frame is still there, and costs the older one what it did.
+    let task = verify(Some(&next), VerifyDepth::Frames).await;
+    assert_eq!(task.findings.unwrap().damaged_snapshots, Vec::<String>::new());
+    host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_is_not_the_volumes_is_found() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    Model::new().write(&volume, 0, 1, 1 << 20);
+    let id = host.backup("data", false).await.source_volume.unwrap();
+    // As if the tracking had missed this write: it is in no set of changed blocks.
+    Model::new().write(&volume, 5 * BLOCK, 7, 2 * BLOCK as usize);
+    let taken = host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await;
+    let epoch = taken.unwrap().epoch;
+    let tell = |epoch| host.sql(&format!("UPDATE chains SET epoch = {epoch}"));
+    let before: i64 = host
+        .core()
+        .db
+        .transaction::<_, DbError>(|tx| Ok(tx.query_row("SELECT epoch FROM chains", [], |row| row.get(0))?))
+        .unwrap();
+    tell(i64::try_from(epoch.0).unwrap());
+    let request = StartVerify { snap: Some(id.parse().unwrap()), depth: VerifyDepth::Deep, cred_id: None };
+    let task = host.wait(host.client.start_verify(&request).await.unwrap().task).await;
+    assert_eq!(task.state.stage, TaskStage::Failed, "{task:?}");
+    let damage = task.findings.unwrap().damage;
+    assert!(damage[0].what.contains("2 blocks differ"), "{damage:?}");
+    assert_eq!(damage[0].affects[0].ranges[0].offset_bytes, 5 * BLOCK);
+    tell(before);
+
+    // What has changed is not compared; what was recorded is.
+    let request = StartVerify { snap: Some(id.parse().unwrap()), depth: VerifyDepth::Deep, cred_id: None };
+    let task = host.done(host.client.start_verify(&request).await.unwrap().task).await;
+    assert_eq!(task.findings.unwrap().compared_bytes, (1 << 20) - 2 * BLOCK);
+    let digest = host
+        .core()
+        .db
+        .transaction::<_, DbError>(|tx| Ok(tx.execute("UPDATE proofs SET digest = zeroblob(32)", [])?));
+    assert_eq!(digest.unwrap(), 1);
+    let task = host.wait(host.client.start_verify(&request).await.unwrap().task).await;
+    assert_eq!(task.state.stage, TaskStage::Failed);
+    assert!(task.findings.unwrap().damage[0].what.contains("not what it was"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_collected_when_it_is_old_enough_and_nobody_here_needs_it() {
+    let host = Host::new().await;
+    let (volume, model) = host.fill("data").await;
+    host.limited(Some(40 << 20), None).await;
+    let task = host.start_backup("data", false).await;
+    host.until_processed(task, 1).await;
+    host.client.stop_task(task, &KEEP).await.unwrap();
+    let packs = host.packs();
+    let credential = host.core().credential(None).await.unwrap();
+    let later = Timestamp::now() + SignedDuration::from_hours(9 * 24);
+    // It can be taken up again.
+    let report = host.core().collect_garbage_of(&credential, false, later).await.unwrap();
+    assert_eq!((report.garbage.len(), host.packs()), (0, packs));
+    // Nobody knows of it any more.
+    host.sql("DELETE FROM tasks");
+    let dry = host.client.collect_garbage(&CollectGarbage { dry_run: true, cred_id: None }).await.unwrap();
+    assert_eq!((dry.garbage.len(), dry.young.len(), dry.objects_deleted), (0, 1, 0));
+    assert_eq!(dry.young[0].objects, packs as u64);
+    let report = host.core().collect_garbage_of(&credential, true, later).await.unwrap();
+    assert_eq!((report.garbage.len(), report.objects_deleted, host.packs()), (1, 0, packs));
+    host.unlimited();
+    let id = host.backup("data", true).await.source_volume.unwrap();
+    let report = host.core().collect_garbage_of(&credential, false, later).await.unwrap();
+    assert_eq!(report.objects_deleted, packs as u64);
+    model.assert_is(&*host.restore(&id, "copy").await);
+    drop(volume);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_places_get_one_point_and_each_ends_by_itself() {
+    let mut host = Host::new().await;
+    let (volume, mut model) = host.fill("data").await;
+    host.create_credential().await;
+    let second = tempfile::tempdir().unwrap();
+    let offsite = CreateCredential {
+        name: "offsite".parse().unwrap(),
+        provider: ProviderRequest::Local { path: second.path().to_owned() },
+        ..host.credential("offsite", None)
+    };
+    host.client.create_credential(&offsite).await.unwrap();
+    let request = |names: &[&str]| StartBackup {
+        volume: "data".parse().unwrap(),
+        full: false,
+        cred_id: Some(names[0].parse().unwrap()),
+        also: names[1..].iter().map(|name| name.parse().unwrap()).collect(),
+    };
+    let both = request(&["nas", "offsite"]);
+    assert_eq!(
+        api_code(host.client.start_backup(&request(&["nas", "nas"])).await),
+        ErrorCode::InvalidRequest
+    );
+    let started = host.client.start_backup(&both).await.unwrap();
+    assert_eq!(started.also.len(), 1);
+    let (one, two) = (host.done(started.task).await, host.done(started.also[0]).await);
+    assert_ne!(one.source_volume, two.source_volume);
+    host.assert_tidy();
+    for (task, name) in [(&one, "one"), (&two, "two")] {
+        let request = StartRestore {
+            snap: task.source_volume.clone().unwrap().parse().unwrap(),
+            volume: Some(name.parse().unwrap()),
+            skip_damaged: false,
+            cred_id: Some(task.credential.to_string().parse().unwrap()),
+        };
+        host.done(host.client.start_restore(&request).await.unwrap().task).await;
+        model.assert_is(&host.volume(name));
+    }
+
+    // One of the two places is gone: the other one has the point, and the failed one goes on with it later.
+    model.write(&volume, 1 << 20, 5, 9 << 20);
+    let frozen = model.clone();
+    let data = second.path().join("blockd/data");
+    std::fs::rename(&data, data.with_extension("away")).unwrap();
+    std::fs::write(&data, "in the way").unwrap();
+    let started = host.client.start_backup(&both).await.unwrap();
+    assert_eq!(host.done(started.task).await.backup_type, Some(BackupType::Incremental));
+    let failed = host.wait(started.also[0]).await;
+    assert_eq!((failed.state.stage, failed.resumable), (TaskStage::Failed, true), "{failed:?}");
+    assert_eq!(volume.snapshots().len(), 1, "it reads the point still");
+    model.write(&volume, 30 << 20, 6, 1 << 20);
+    std::fs::remove_file(&data).unwrap();
+    std::fs::rename(data.with_extension("away"), &data).unwrap();
+    drop(volume);
+    host.stop().await;
+    host.start().await;
+    host.client.resume_task(started.also[0]).await.unwrap();
+    let done = host.done(started.also[0]).await;
+    host.assert_tidy();
+    let request = StartRestore {
+        snap: done.source_volume.unwrap().parse().unwrap(),
+        volume: Some("again".parse().unwrap()),
+        skip_damaged: false,
+        cred_id: Some("offsite".parse().unwrap()),
+    };
+    host.done(host.client.start_restore(&request).await.unwrap().task).await;
+    frozen.assert_is(&host.volume("again"));
+    // The chains go on, each from where it is.
+    let started = host.client.start_backup(&both).await.unwrap();
+    for task in [started.task, started.also[0]] {
+        let done = host.done(task).await;
+        assert_eq!((done.backup_type, done.bytes_dirty), (Some(BackupType::Incremental), 1 << 20));
+    }
+    host.assert_tidy();
+}

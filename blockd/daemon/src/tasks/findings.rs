@@ -1,0 +1,64 @@
+//! What a verification or a restore past damage found, cut to what a person can read.
+
+use blockd_api::tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings};
+use blockd_cloud::{Damage, VerifyReport};
+use blockd_extent::{BlockSet, Extent};
+
+/// Most damaged pieces that are listed.
+const LISTED_MOST: usize = 100;
+/// Most cloud snapshots and ranges that are listed with each.
+const AFFECTED_MOST: usize = 32;
+
+fn range(extent: Extent) -> ByteRange {
+    ByteRange { offset_bytes: extent.offset_bytes(), len_bytes: extent.len_bytes() }
+}
+
+fn affected(cloudsnap: &str, blocks: &BlockSet) -> AffectedCloudsnap {
+    AffectedCloudsnap {
+        cloudsnap: cloudsnap.to_owned(),
+        lost_bytes: blocks.len_bytes(),
+        ranges: blocks.extents().take(AFFECTED_MOST).map(range).collect(),
+    }
+}
+
+/// Those of a verification.
+pub(super) fn of_report(report: &VerifyReport) -> Findings {
+    let damaged = report.snapshots.iter().filter(|snapshot| !snapshot.is_sound());
+    let damage = report.findings.iter().take(LISTED_MOST).map(|finding| DamageFinding {
+        object: finding.object.clone(),
+        offset_bytes: finding.offset_bytes,
+        what: finding.what.clone(),
+        affects: finding
+            .affects
+            .iter()
+            .take(AFFECTED_MOST)
+            .map(|one| affected(&one.id.to_string(), &one.blocks))
+            .collect(),
+    });
+    Findings {
+        snapshots: report.snapshots.len() as u64,
+        damaged_snapshots: damaged.map(|snapshot| snapshot.id.to_string()).collect(),
+        objects: report.objects,
+        block_bytes: report.block_bytes,
+        compared_bytes: 0,
+        damage: damage.collect(),
+        damage_total: report.findings_total,
+    }
+}
+
+/// Those of a restore that went on past damage.
+pub(super) fn of_restore(cloudsnap: &str, damage: &Damage) -> Findings {
+    let listed = damage.pieces.iter().take(LISTED_MOST).map(|piece| DamageFinding {
+        object: piece.object.clone(),
+        offset_bytes: piece.offset_bytes,
+        what: piece.what.clone(),
+        affects: vec![affected(cloudsnap, &piece.blocks.iter().copied().collect())],
+    });
+    Findings {
+        snapshots: 1,
+        damaged_snapshots: vec![cloudsnap.to_owned()],
+        damage: listed.collect(),
+        damage_total: damage.total,
+        ..Findings::default()
+    }
+}

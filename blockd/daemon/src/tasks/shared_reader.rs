@@ -1,0 +1,165 @@
+//! The frozen point of a volume, as one or several backups of it read it: what one of them reads the others get from memory, as
+//! long as they keep up with each other.
+
+use super::backup::to_io;
+use blockd_cloud::BlockReader;
+use blockd_extent::{Extent, SnapshotId};
+use blockd_volume::{SnapshotView, VolumeError};
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::Arc,
+};
+
+/// Reads that are kept for the others, of up to 32 MiB each.
+const KEPT_MOST: usize = 2;
+
+/// The points that are being read.
+#[derive(Default)]
+pub struct Readers {
+    open: Mutex<HashMap<SnapshotId, (usize, Arc<Point>)>>,
+}
+
+impl std::fmt::Debug for Readers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Readers").field("open", &self.open.lock().len()).finish()
+    }
+}
+
+/// What was read, once it was.
+type Filled = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
+
+struct Point {
+    /// Dropped when the last backup is over, not when the last thread lets go.
+    view: RwLock<Option<SnapshotView>>,
+    kept: Mutex<VecDeque<(Vec<Extent>, Filled)>>,
+}
+
+/// One backup's share of a frozen point.
+pub(super) struct Reader {
+    readers: Arc<Readers>,
+    snapshot: SnapshotId,
+    point: Arc<Point>,
+}
+
+impl Readers {
+    /// Opens a point, or joins those that read it already.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        snapshot: SnapshotId,
+        open: impl FnOnce() -> Result<SnapshotView, VolumeError>,
+    ) -> Result<Reader, VolumeError> {
+        let mut all = self.open.lock();
+        let point = match all.get_mut(&snapshot) {
+            Some((users, point)) => {
+                *users += 1;
+                Arc::clone(point)
+            }
+            None => {
+                let point = Arc::new(Point { view: RwLock::new(Some(open()?)), kept: Mutex::default() });
+                all.insert(snapshot, (1, Arc::clone(&point)));
+                point
+            }
+        };
+        Ok(Reader { readers: Arc::clone(self), snapshot, point })
+    }
+
+    fn are_several(&self, snapshot: SnapshotId) -> bool {
+        self.open.lock().get(&snapshot).is_some_and(|(users, _)| *users > 1)
+    }
+}
+
+impl Reader {
+    /// This backup reads no more; closes the point if it was the last one.
+    pub(super) fn close(&self) {
+        let mut all = self.readers.open.lock();
+        let Some((users, _)) = all.get_mut(&self.snapshot) else { return };
+        *users -= 1;
+        if *users == 0 {
+            all.remove(&self.snapshot);
+            drop(all);
+            *self.point.view.write() = None;
+            self.point.kept.lock().clear();
+        }
+    }
+}
+
+impl Point {
+    fn read(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+        let view = self.view.read();
+        let view = view.as_ref().ok_or_else(|| io::Error::other("the backup is over"))?;
+        view.read_extents(extents, buf).map_err(to_io)
+    }
+
+    /// The place of these extents, and whether somebody else reads or has read them. Whoever takes what others keep makes room.
+    fn place(&self, extents: &[Extent]) -> Filled {
+        let mut kept = self.kept.lock();
+        if let Some((_, filled)) = kept.iter().find(|(other, _)| other == extents) {
+            return Arc::clone(filled);
+        }
+        let filled = Filled::default();
+        kept.push_back((extents.to_vec(), Arc::clone(&filled)));
+        if kept.len() > KEPT_MOST {
+            kept.pop_front();
+        }
+        filled
+    }
+}
+
+impl BlockReader for Reader {
+    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+        if !self.readers.are_several(self.snapshot) {
+            return self.point.read(extents, buf);
+        }
+        let place = self.point.place(extents);
+        // Whoever comes while it is being read waits here, and finds it.
+        let mut filled = place.lock();
+        match &*filled {
+            Some(bytes) if bytes.len() == buf.len() => buf.copy_from_slice(bytes),
+            _ => {
+                self.point.read(extents, buf)?;
+                *filled = Some(Arc::new(buf.to_vec()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{BlockIndex, VolumeId};
+    use blockd_volume::Volume;
+
+    #[test]
+    fn what_one_reads_the_other_gets_from_memory_and_the_last_one_closes() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = Volume::create(&folder.path().join("1"), VolumeId::from_u64(1), 1 << 20).unwrap();
+        volume.write(0, &[7; 8192], false).unwrap();
+        let snapshot = SnapshotId::from_u64(5);
+        volume.freeze(snapshot).unwrap();
+        let readers = Arc::new(Readers::default());
+        let one = readers.join(snapshot, || volume.view(snapshot)).unwrap();
+        let two = readers.join(snapshot, || panic!("it is open")).unwrap();
+        let extents = [Extent::new(BlockIndex(0), 2)];
+        let mut buf = vec![0; 8192];
+        one.read_extents(&extents, &mut buf).unwrap();
+        assert_eq!(buf, [7; 8192]);
+        // Seen by taking away what it would be read from.
+        *one.point.view.write() = None;
+        buf.fill(0);
+        two.read_extents(&extents, &mut buf).unwrap();
+        assert_eq!(buf, [7; 8192]);
+        assert!(two.read_extents(&[Extent::new(BlockIndex(9), 2)], &mut buf).is_err());
+        *one.point.view.write() = Some(volume.view(snapshot).unwrap());
+        one.close();
+        two.read_extents(&[Extent::new(BlockIndex(1), 1)], &mut buf[..4096]).unwrap();
+        two.close();
+        assert!(two.read_extents(&extents, &mut buf).is_err());
+        volume.delete_snapshot(snapshot).unwrap();
+    }
+}

@@ -1,0 +1,341 @@
+//! A verification: cloud snapshots are proved to be readable, and what was found is written down with each of them.
+//!
+//! What is damaged makes the task fail, with everything that was found; the next backup that builds on a damaged one
+//! carries those blocks again.
+
+use super::{
+    LiveTask, backup,
+    compare::{Against, Seen},
+    findings,
+};
+use crate::{
+    cloud,
+    core::Core,
+    db::{Catalog, Chain, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyWhat},
+    error::{ServiceError, blocking},
+};
+use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
+use blockd_cloud::{
+    AffectedSnapshot, BlockCheck, CloudsnapId, ManifestFilter, Progress, Repository, VerifiedSnapshot,
+    VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
+    store::{Bandwidth, LimitStore},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+
+const SECONDS_PER_DAY: u64 = 24 * 3600;
+
+pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let what = row.detail.verify.ok_or_else(|| ServiceError::Internal("a verification of nothing".into()))?;
+    let _slot = match what.background {
+        // It must not keep a backup waiting, and the other way round it would wait for nothing.
+        true => None,
+        false => Some(core.tasks.slot(&live.cancel).await?),
+    };
+    let (repository, requests) = core.task_repository(row.credential).await?;
+    let repository = paced(core, repository, what);
+    let progress = Arc::new(Progress::new(requests));
+    live.begin(Arc::clone(&progress));
+    core.store_progress(live).await;
+    let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
+    let ids = match what.all {
+        false => vec![row.cloudsnap],
+        true => {
+            let listed = repository.list_manifests(&ManifestFilter::default(), &catalog).await?;
+            listed.into_iter().filter_map(|listed| listed.id).collect()
+        }
+    };
+    let against = compared_with(core, &row, what, &repository).await?;
+    let options = VerifyOptions {
+        depth: what.depth,
+        download_concurrency: if what.background { 1 } else { core.config.download_concurrency },
+        cpu_threads: if what.background { 1 } else { core.config.cpu_threads },
+    };
+    let (check, meant) = (against.clone(), row.cloudsnap);
+    let check_of: cloud::CheckOf = Box::new(move |id| {
+        check.clone().filter(|_| *id == meant).map(|against| against as Arc<dyn BlockCheck>)
+    });
+    let cache = Arc::new(catalog);
+    let report =
+        cloud::verify(repository, ids, options, check_of, cache, progress, live.cancel.clone()).await;
+    let seen = match against {
+        Some(against) => {
+            let done = report.is_ok();
+            blocking(move || -> Result<Option<Seen>, ServiceError> {
+                let seen = against.finish();
+                if !done {
+                    return Ok(None);
+                }
+                seen.map(Some).map_err(|error| {
+                    let message = format!("cannot read the volume to compare with: {error}");
+                    ServiceError::refused(ErrorCode::VolumeFailed, message)
+                })
+            })
+            .await
+        }
+        None => Ok(None),
+    };
+    drop_own_snapshot(core, &row).await;
+    let mut report = report?;
+    if report.snapshots.is_empty() && !what.all {
+        let message = format!("there is no cloud snapshot {}", row.cloudsnap);
+        return Err(ServiceError::refused(ErrorCode::CloudsnapNotFound, message));
+    }
+    let compared_blocks = match seen? {
+        Some(seen) => {
+            let compared = seen.compared_blocks;
+            add_differences(&mut report, row.cloudsnap, seen.differing);
+            compared
+        }
+        None => 0,
+    };
+    let credential = row.credential;
+    let known = core.db.run(move |tx| Proof::all(tx, credential)).await?;
+    let known: BTreeMap<CloudsnapId, Proof> =
+        known.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+    let recorded = compare_with_recorded(&mut report, &known);
+    let proofs = proofs(&report, &known, row.credential, what.depth, Timestamp::now());
+    let mut found = findings::of_report(&report);
+    found.compared_bytes = compared_blocks * BLOCK_SIZE_BYTES + recorded;
+    live.detail(|detail| detail.findings = Some(found.clone()));
+    let put = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
+        proofs.iter().try_for_each(|proof| proof.put(tx))
+    };
+    if found.damaged_snapshots.is_empty() && report.findings_total == 0 {
+        return core.finish(live, put).await;
+    }
+    core.db.run(put).await?;
+    Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, summary(&found)))
+}
+
+fn summary(found: &Findings) -> String {
+    let first = found.damage.first().map(|damage| {
+        format!(": object {} is damaged at byte {}: {}", damage.object, damage.offset_bytes, damage.what)
+    });
+    format!(
+        "{} of {} cloud snapshots are damaged{}",
+        found.damaged_snapshots.len(),
+        found.snapshots,
+        first.unwrap_or_default()
+    )
+}
+
+/// One that nobody asked for reads no faster than its budget allows.
+fn paced(core: &Core, repository: Repository, what: VerifyWhat) -> Repository {
+    if !what.background {
+        return repository;
+    }
+    let bytes_per_s = (core.config.verify_bytes_per_day / SECONDS_PER_DAY).max(1);
+    let bandwidth = Arc::new(Bandwidth::new(None, Some(bytes_per_s)));
+    let store = Arc::new(LimitStore::new(Arc::clone(repository.store()), bandwidth));
+    repository.with_store(store)
+}
+
+/// What the content is compared with: the volume as it is now, where it has not changed since that backup. Just for the
+/// newest backup of a volume it is known where that is.
+async fn compared_with(
+    core: &Arc<Core>,
+    row: &TaskRow,
+    what: VerifyWhat,
+    repository: &Repository,
+) -> Result<Option<Arc<Against>>, ServiceError> {
+    let (Some(volume), Some(snapshot), VerifyDepth::Deep, false) =
+        (row.volume, row.snapshot, what.depth, what.all)
+    else {
+        return Ok(None);
+    };
+    let credential = row.credential;
+    let chain = core.db.run(move |tx| Chain::find(tx, volume, credential)).await?;
+    let Some(chain) = chain.filter(|chain| chain.cloudsnap == row.cloudsnap) else { return Ok(None) };
+    let Some(entry) = core.registry.by_id(volume) else { return Ok(None) };
+    let Ok(volume) = entry.volume() else { return Ok(None) };
+    let size_bytes = match repository.manifest(&row.cloudsnap).await {
+        Ok(manifest) => manifest.size_bytes,
+        // The verification says what is wrong with it.
+        Err(_) => return Ok(None),
+    };
+    let rows = core.db.run(move |tx| SnapshotRow::all(tx, None)).await?;
+    let frozen = match rows.into_iter().find(|row| row.id == snapshot && row.state == SnapshotState::Ready) {
+        Some(frozen) => frozen,
+        None => {
+            let name: SnapshotName = format!("verify-{}", row.id).parse()?;
+            core.freeze(&entry, snapshot, name).await?
+        }
+    };
+    let changes = blocking(move || -> Result<_, ServiceError> {
+        let since = volume.changes(Some(chain.epoch), frozen.epoch)?;
+        let all = volume.changes(None, frozen.epoch)?;
+        Ok(Against::new(volume.view(snapshot)?, &since, all, size_bytes))
+    });
+    match changes.await {
+        Ok(against) => Ok(Some(Arc::new(against))),
+        Err(error) => {
+            tracing::warn!(%error, "the content is not compared with the volume");
+            Ok(None)
+        }
+    }
+}
+
+/// Lets go of the point of the volume that was frozen to compare with.
+async fn drop_own_snapshot(core: &Arc<Core>, row: &TaskRow) {
+    let Some(snapshot) = row.snapshot else { return };
+    let marked = core.db.run(move |tx| SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)).await;
+    if let Err(error) = marked {
+        tracing::warn!(%error, "the snapshot of the verification is left for now");
+        return;
+    }
+    if let Err(error) = backup::drop_snapshot_of(core, row).await {
+        tracing::warn!(%error, "the snapshot of the verification is removed at the next start");
+    }
+}
+
+/// Blocks that are whole in the store and are not what the volume holds.
+fn add_differences(report: &mut VerifyReport, id: CloudsnapId, differing: BlockSet) {
+    if differing.is_empty() {
+        return;
+    }
+    report.findings_total += 1;
+    report.findings.push(VerifyFinding {
+        object: id.manifest_key(),
+        offset_bytes: 0,
+        what: format!(
+            "{} blocks differ from those of the volume, which has not changed them since",
+            differing.len_blocks()
+        ),
+        affects: vec![AffectedSnapshot { id, blocks: differing.clone() }],
+    });
+    if let Some(snapshot) = report.snapshots.iter_mut().find(|snapshot| snapshot.id == id) {
+        snapshot.damaged.union_with(&differing);
+        snapshot.digest = None;
+    }
+}
+
+/// Compares digests with those of before; returns how many bytes were compared.
+fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudsnapId, Proof>) -> u64 {
+    let mut compared = false;
+    for snapshot in &mut report.snapshots {
+        let recorded = known.get(&snapshot.id).and_then(|proof| proof.digest);
+        let (Some(now), Some(before)) = (snapshot.digest, recorded) else { continue };
+        compared = true;
+        if now != before {
+            report.findings_total += 1;
+            report.findings.push(VerifyFinding {
+                object: snapshot.id.manifest_key(),
+                offset_bytes: 0,
+                what: "its content is not what it was when it was brought back whole before".to_owned(),
+                affects: vec![AffectedSnapshot { id: snapshot.id, blocks: BlockSet::new() }],
+            });
+            snapshot.has_manifest = false;
+        }
+    }
+    if compared { report.block_bytes } else { 0 }
+}
+
+/// What is to be remembered of each cloud snapshot, of those included that were not asked for and lose something.
+fn proofs(
+    report: &VerifyReport,
+    known: &BTreeMap<CloudsnapId, Proof>,
+    credential: uuid::Uuid,
+    depth: VerifyDepth,
+    now: Timestamp,
+) -> Vec<Proof> {
+    let of = |snapshot: &VerifiedSnapshot| Proof {
+        credential,
+        cloudsnap: snapshot.id,
+        verified: now,
+        depth,
+        sound: snapshot.is_sound(),
+        damaged: snapshot.damaged.clone(),
+        digest: snapshot.digest,
+    };
+    let mut proofs: BTreeMap<CloudsnapId, Proof> =
+        report.snapshots.iter().map(|snapshot| (snapshot.id, of(snapshot))).collect();
+    for affected in report.findings.iter().flat_map(|finding| &finding.affects) {
+        if report.snapshots.iter().any(|snapshot| snapshot.id == affected.id) {
+            continue;
+        }
+        let proof = proofs.entry(affected.id).or_insert_with(|| Proof {
+            credential,
+            cloudsnap: affected.id,
+            verified: now,
+            depth,
+            sound: false,
+            damaged: known.get(&affected.id).map(|proof| proof.damaged.clone()).unwrap_or_default(),
+            digest: None,
+        });
+        proof.damaged.union_with(&affected.blocks);
+    }
+    // A look at the listing says nothing of what was read before.
+    let is_news = |proof: &Proof| match known.get(&proof.cloudsnap) {
+        Some(before) => {
+            !proof.sound || proof.depth > VerifyDepth::Quick || before.depth == VerifyDepth::Quick
+        }
+        None => true,
+    };
+    proofs.into_values().filter(is_news).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{BlockIndex, Extent, SnapshotId, VolumeId};
+
+    fn id(snapshot: u64) -> CloudsnapId {
+        CloudsnapId {
+            cluster: uuid::Uuid::nil(),
+            volume: VolumeId::from_u64(1),
+            snapshot: SnapshotId::from_u64(snapshot),
+            incremental: false,
+        }
+    }
+
+    fn blocks(start: u64) -> BlockSet {
+        BlockSet::from_iter([Extent::new(BlockIndex(start), 1)])
+    }
+
+    #[test]
+    fn a_look_at_the_listing_takes_nothing_back_and_others_are_told() {
+        let now = Timestamp::UNIX_EPOCH;
+        let credential = uuid::Uuid::nil();
+        let sound = |id, damaged| VerifiedSnapshot { id, damaged, has_manifest: true, digest: None };
+        let mut report = VerifyReport { snapshots: vec![sound(id(1), blocks(5))], ..VerifyReport::default() };
+        report.findings.push(VerifyFinding {
+            object: "pack".into(),
+            offset_bytes: 0,
+            what: "torn".into(),
+            affects: vec![
+                AffectedSnapshot { id: id(1), blocks: blocks(5) },
+                AffectedSnapshot { id: id(2), blocks: blocks(6) },
+            ],
+        });
+        let found = proofs(&report, &BTreeMap::new(), credential, VerifyDepth::Frames, now);
+        let told: Vec<_> = found.iter().map(|proof| (proof.sound, proof.damaged.clone())).collect();
+        assert_eq!(told, [(false, blocks(5)), (false, blocks(6))]);
+
+        let known: BTreeMap<_, _> = found.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+        let report =
+            VerifyReport { snapshots: vec![sound(id(1), BlockSet::new())], ..VerifyReport::default() };
+        assert_eq!(proofs(&report, &known, credential, VerifyDepth::Quick, now), []);
+        assert!(proofs(&report, &known, credential, VerifyDepth::Frames, now)[0].sound);
+    }
+
+    #[test]
+    fn content_that_changed_since_it_was_recorded_is_told() {
+        let digest = |byte| Some([byte; 32]);
+        let snapshot =
+            VerifiedSnapshot { id: id(1), damaged: BlockSet::new(), has_manifest: true, digest: digest(1) };
+        let mut report =
+            VerifyReport { snapshots: vec![snapshot], block_bytes: 7, ..VerifyReport::default() };
+        let mut proof =
+            proofs(&report, &BTreeMap::new(), uuid::Uuid::nil(), VerifyDepth::Deep, Timestamp::UNIX_EPOCH)
+                .remove(0);
+        let known = |proof: &Proof| BTreeMap::from([(proof.cloudsnap, proof.clone())]);
+        assert_eq!((compare_with_recorded(&mut report, &known(&proof)), report.findings_total), (7, 0));
+        proof.digest = digest(2);
+        compare_with_recorded(&mut report, &known(&proof));
+        assert_eq!(report.findings_total, 1);
+        assert!(!report.snapshots[0].is_sound());
+    }
+}

@@ -1,0 +1,93 @@
+//! What is done in the background for what is in the stores: garbage is collected, tasks that were kept for too long are
+//! given up, and cloud snapshots are verified, a little at a time.
+
+use crate::{
+    core::Core,
+    db::{CredentialRow, TaskKind, VerifyWhat},
+    error::ServiceError,
+};
+use blockd_cloud::VerifyDepth;
+use jiff::{SignedDuration, Timestamp};
+use std::{sync::Arc, time::Duration};
+use tokio::{task::JoinHandle, time::Instant};
+
+/// How often it is looked whether there is something to do.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// A cloud snapshot is not verified again within this time, however much of the budget is left.
+const VERIFY_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(24);
+
+/// Does it until the daemon stops.
+pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
+    let core = Arc::clone(core);
+    tokio::spawn(async move {
+        let work = async {
+            // Not at once: a start has more urgent things to do.
+            let mut collect_at = Instant::now() + gc_interval(&core).min(Duration::from_secs(3600));
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                if let Err(error) = core.give_up_expired(Timestamp::now()).await {
+                    tracing::warn!(%error, "tasks that were kept for too long are not given up");
+                }
+                if core.config.gc_every_hours > 0 && Instant::now() >= collect_at {
+                    collect_at = Instant::now() + gc_interval(&core);
+                    collect(&core).await;
+                }
+                if core.config.verify_bytes_per_day > 0
+                    && let Err(error) = verify_next(&core).await
+                {
+                    tracing::warn!(%error, "no cloud snapshot is verified for now");
+                }
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            () = core.stopping.cancelled() => {}
+        }
+    })
+}
+
+fn gc_interval(core: &Core) -> Duration {
+    Duration::from_secs(u64::from(core.config.gc_every_hours) * 3600)
+}
+
+async fn collect(core: &Arc<Core>) {
+    let credentials = match core.credential_rows().await {
+        Ok(credentials) => credentials,
+        Err(error) => {
+            tracing::warn!(%error, "no garbage is collected for now");
+            return;
+        }
+    };
+    for credential in credentials {
+        if let Err(error) = core.collect_garbage_of(&credential, false, Timestamp::now()).await {
+            tracing::warn!(credential = %credential.name, %error, "no garbage is collected for now");
+        }
+    }
+}
+
+/// Starts the verification of what was verified the longest ago, unless one is under way: it takes its time by itself.
+async fn verify_next(core: &Arc<Core>) -> Result<(), ServiceError> {
+    let is_verifying = core.unfinished_tasks().await?.iter().any(|task| task.kind == TaskKind::Verify);
+    if is_verifying {
+        return Ok(());
+    }
+    let before = Timestamp::now() - VERIFY_AGAIN_AFTER;
+    for credential in in_turn(core.credential_rows().await?) {
+        if let Some(id) = core.next_to_verify(&credential, before).await? {
+            let what = VerifyWhat { depth: VerifyDepth::Frames, all: false, background: true };
+            core.begin_verify(&credential, Some(id), what).await?;
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Begins with another credential each time, so that none with many cloud snapshots keeps the others waiting.
+fn in_turn(mut credentials: Vec<CredentialRow>) -> Vec<CredentialRow> {
+    if !credentials.is_empty() {
+        let minute = Timestamp::now().as_second().unsigned_abs() / LOOK_EVERY.as_secs();
+        let first = minute % credentials.len() as u64;
+        credentials.rotate_left(first as usize);
+    }
+    credentials
+}

@@ -1,0 +1,154 @@
+//! `blockctl cloudsnap stop`, `resume`, `verify` and `gc`
+
+use super::cloudsnap::{CredentialArg, WaitArg, parse_task};
+use blockd_api::cloudsnaps::{CloudsnapId, VerifyDepth};
+use clap::Args;
+
+/// What `cloudsnap stop --help` says besides.
+pub const STOP_HELP: &str = "\
+What the task needs to go on is kept: `cloudsnap resume` takes it up again within 7 days, until a newer \
+backup of the volume to the same place begins. --discard gives it up, also one that was stopped \
+or failed before.
+
+Examples:
+  blockctl cloudsnap stop --name 3f4f0a67-e12a-4d35-81ad-985657757352
+  blockctl cs stop -n 3f4f --discard";
+
+/// What `cloudsnap resume --help` says besides.
+pub const RESUME_HELP: &str = "\
+A backup goes on with the point in time that it froze, and sends nothing again that is in the store; \
+a restore goes on with the blocks that are not in place yet.
+
+Examples:
+  blockctl cloudsnap resume --name 3f4f0a67-e12a-4d35-81ad-985657757352 --wait";
+
+/// What `cloudsnap verify --help` says besides.
+pub const VERIFY_HELP: &str = "\
+Without --quick and --deep, everything that is stored is read and opened. Damage is listed by object \
+and place, with what each cloud snapshot loses; the task fails then. The next backup that \
+builds on a damaged one carries the lost blocks again. `cloudsnap list` shows when each was \
+verified last.
+
+Examples:
+  blockctl cloudsnap verify --wait
+  blockctl cs verify --snap ID --deep --wait
+  blockctl -j cs verify --quick --cred-id nas --wait";
+
+/// What `cloudsnap gc --help` says besides.
+pub const GC_HELP: &str = "\
+What an abandoned backup left is deleted 8 days after it began: until then it may be one under way on another \
+host. blockd does the same by itself once a day (gc_every_hours).
+
+Examples:
+  blockctl cloudsnap gc --dry-run
+  blockctl cs gc --cred-id nas";
+
+/// `cloudsnap stop`
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The task, by its id or the beginning of it
+    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
+    pub name: String,
+    /// Give it up: keep nothing that it could go on with
+    #[arg(long)]
+    pub discard: bool,
+}
+
+/// `cloudsnap resume`
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// The task, by its id or the beginning of it
+    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
+    pub name: String,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+/// `cloudsnap verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Id of the cloud snapshot; all without it
+    #[arg(value_name = "ID", conflicts_with = "snap")]
+    id: Option<CloudsnapId>,
+    /// The same as a flag
+    #[arg(short, long, value_name = "ID")]
+    snap: Option<CloudsnapId>,
+    /// Only look whether manifests open and objects are there with the right lengths
+    #[arg(long, conflicts_with = "deep")]
+    quick: bool,
+    /// Bring all content back, to nowhere, and compare it with the volume where that has not changed
+    #[arg(long)]
+    deep: bool,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+impl VerifyArgs {
+    /// The cloud snapshot, however it was given.
+    pub fn id(&self) -> Option<CloudsnapId> {
+        self.id.or(self.snap)
+    }
+
+    /// How thoroughly.
+    pub fn depth(&self) -> VerifyDepth {
+        match (self.quick, self.deep) {
+            (true, _) => VerifyDepth::Quick,
+            (_, true) => VerifyDepth::Deep,
+            _ => VerifyDepth::Frames,
+        }
+    }
+}
+
+/// `cloudsnap gc`
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// Only say what would be deleted
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command, cloudsnap::CloudsnapCommand, tests::parse};
+
+    const ID: &str = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr";
+
+    fn cloudsnap(line: &str) -> CloudsnapCommand {
+        match parse(&line.replace("ID", ID)).map(|Cli { command, .. }| command) {
+            Ok(Command::Cloudsnap(command)) => command,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn they_are_taken_as_people_type_them() {
+        assert!(
+            matches!(cloudsnap("cs stop -n 3F4F --discard"), CloudsnapCommand::Stop(args) if args.discard && args.name == "3f4f")
+        );
+        assert!(
+            matches!(cloudsnap("cs resume --name 3f4f --wait"), CloudsnapCommand::Resume(args) if args.wait.wait)
+        );
+        for (line, depth, named) in [
+            ("cs verify", VerifyDepth::Frames, false),
+            ("cs verify ID --quick", VerifyDepth::Quick, true),
+            ("cs verify -s ID --deep --wait --cr nas", VerifyDepth::Deep, true),
+        ] {
+            let CloudsnapCommand::Verify(args) = cloudsnap(line) else { panic!("{line}") };
+            assert_eq!((args.depth(), args.id().is_some()), (depth, named), "{line}");
+        }
+        assert!(matches!(cloudsnap("cs gc --dry-run"), CloudsnapCommand::Gc(args) if args.dry_run));
+        for line in ["cs stop", "cs resume", "cs stop -n nonsense", "cs verify --quick --deep", "cs verify 7"]
+        {
+            assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

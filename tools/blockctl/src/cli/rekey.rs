@@ -1,0 +1,54 @@
+//! `blockctl credentials rekey`
+
+use super::credentials::parse_secret;
+use blockd_api::{CredentialRef, Secret};
+use clap::Args;
+use std::path::PathBuf;
+
+/// What its `--help` says besides.
+pub const REKEY_HELP: &str = "\
+A new passphrase opens everything that is stored, and the old one nothing any more; nothing is stored again. Who has a \
+copy of the old key slots and knows the old passphrase still has the data key: --new-data-key gives new backups \
+another one. Without either, this host finds the data keys that other hosts made.
+
+Run it on each host that uses the place after --new-data-key.
+
+Examples:
+  blockctl credentials rekey nas --encryption-passphrase-file old --new-encryption-passphrase-file new
+  blockctl credentials rekey nas --encryption-passphrase-file pass --new-data-key";
+
+/// `credentials rekey`
+#[derive(Debug, Args)]
+pub struct RekeyArgs {
+    /// Name or UUID of the credentials
+    #[arg(value_name = "CREDENTIALS")]
+    pub credential: CredentialRef,
+    /// The passphrase that holds now; a file is better
+    #[arg(long, value_name = "TEXT", value_parser = parse_secret, conflicts_with = "encryption_passphrase_file")]
+    pub encryption_passphrase: Option<Secret>,
+    /// File with the passphrase that holds now, - for stdin
+    #[arg(long, value_name = "FILE")]
+    pub encryption_passphrase_file: Option<PathBuf>,
+    /// File with the passphrase that is to hold
+    #[arg(long, value_name = "FILE")]
+    pub new_encryption_passphrase_file: Option<PathBuf>,
+    /// Give new backups a data key of their own
+    #[arg(long)]
+    pub new_data_key: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::{Cli, Command, credentials::CredentialsCommand, tests::parse};
+
+    #[test]
+    fn it_is_taken_as_people_type_it() {
+        let line = "credentials rekey nas --encryption-passphrase-file a --new-encryption-passphrase-file b --new-data-key";
+        let Ok(Cli { command: Command::Credentials(CredentialsCommand::Rekey(args)), .. }) = parse(line)
+        else {
+            panic!()
+        };
+        assert!(args.new_data_key && args.new_encryption_passphrase_file.is_some());
+        assert!(parse("credentials rekey").is_err());
+    }
+}
