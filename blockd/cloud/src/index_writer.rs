@@ -133,12 +133,23 @@ impl IndexUpload {
         if self.upload.is_none() {
             return self.job.put(&self.object, rest.into()).await;
         }
-        self.send(rest).await?;
-        if let Some((id, tags)) = &self.upload {
-            self.job.store.multipart_complete(&self.object, id, tags).await?;
+        let last_at = self.sent_bytes;
+        self.send(rest.clone()).await?;
+        if let Some((id, tags)) = &self.upload
+            && let Err(error) = self.job.store.multipart_complete(&self.object, id, tags).await
+            && !self.is_complete(last_at, &rest).await
+        {
+            return Err(error.into());
         }
         self.upload = None;
         Ok(())
+    }
+
+    /// Whether the object was made of its parts although the store did not say so: the answer got lost, and then the
+    /// store knows of no such upload. The last part holds the root, which holds the tags of all pages.
+    async fn is_complete(&self, last_at: u64, last: &[u8]) -> bool {
+        let found = self.job.store.get_range(&self.object, last_at, last.len() as u64).await;
+        found.is_ok_and(|found| found[..] == *last)
     }
 }
 

@@ -269,8 +269,11 @@ async fn an_index_that_is_too_long_for_one_request_goes_in_parts() {
         let next = || spec(2, 3 << 40, set([]), zero.clone(), Some(&full));
         faults.fail_at(faults.operations() + 3, Fault::BeforeApply);
         assert!(run(&repo, next(), &live).await.is_err());
+        // The answer to the completion gets lost: the object is there all the same.
+        faults.fail_at(faults.operations() + 1 + 7, Fault::AfterApply);
         let done = run(&repo, next(), &live).await.unwrap();
         assert_eq!((done.requests.put, done.requests.multipart), (1, 1 + 7 + 1));
+        assert_eq!(done.requests.get, 1 + 1, "a look at the object's end, and one at the base");
         assert!(done.manifest.delta.index.len_bytes > 96 << 20);
         assert_eq!(restored(&repo, &done.manifest).await.unwrap(), live.content());
     }

@@ -158,4 +158,8 @@ fn names(bytes: &[u8]) {
         assert_eq!(id.to_string(), text, "an id has one text");
         assert_eq!(CloudsnapId::from_manifest_key(&id.manifest_key()), Some(id));
     }
+    // What is collected as garbage is told by its name.
+    if let Some(delta) = DeltaId::of_object(text) {
+        assert!(text.starts_with(&delta.prefix()), "an object of a delta lies below it");
+    }
 }

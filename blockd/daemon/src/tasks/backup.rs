@@ -473,11 +473,9 @@ pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceEr
     if let Some(entry) = core.registry.by_id(volume)
         && let Ok(volume) = entry.volume()
     {
-        let id = entry.id;
-        let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
-        let is_ready = |row: &SnapshotRow| row.id == snapshot && row.state == SnapshotState::Ready;
-        // Another backup reads it still.
-        if !rows.iter().any(is_ready) {
+        let task = row.id;
+        let others_need = core.db.run(move |tx| TaskRow::others_need(tx, task, snapshot)).await?;
+        if !others_need {
             dropped = core.drop_snapshot(volume, snapshot).await;
         }
         core.forget_intervals(&entry).await;

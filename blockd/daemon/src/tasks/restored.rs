@@ -42,7 +42,7 @@ const MAGIC: &[u8; 8] = b"BLKDRSTR";
 const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 80;
 /// How much is restored before it is made durable and written down.
-const RECORD_EVERY_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 256 << 20 };
+const RECORD_EVERY_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 
 /// Where the file of a task is.
 pub(super) fn path(task_dir: &Path) -> PathBuf {

@@ -23,6 +23,10 @@ use uuid::Uuid;
 
 /// Whether a task that met this may go on from where it was, once somebody has done something about it.
 fn can_go_on(error: &ServiceError) -> bool {
+    if error.to_api().code == ErrorCode::NoSpace {
+        // What would be kept is what the volumes on this host need the room of.
+        return false;
+    }
     match error {
         ServiceError::Store(_)
         | ServiceError::Db(_)
