@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import flame
 import report
 import servers
 import workloads
@@ -69,7 +70,17 @@ def arguments():
         metavar="[LABEL=]PATH",
         help="the binary, with blockctl beside it; again, for others to compare with [the release build]",
     )
+    parser.add_argument(
+        "--flame",
+        metavar="DIR",
+        help="sample the servers with perf, and draw a flame graph of each kind of pass into this folder; the figures are "
+        "then a little lower",
+    )
     given = parser.parse_args()
+    if given.flame and not flame.can_record():
+        parser.error("--flame: perf is missing: apt-get install linux-perf")
+    if given.flame:
+        Path(given.flame).mkdir(parents=True, exist_ok=True)
     quick = given.quick
     given.rounds = given.rounds or (2 if quick else 3)
     given.seconds = given.seconds or (1 if quick else 4)
@@ -148,8 +159,17 @@ def one_pass(server, workload, state, given):
     uri = server.prepare(state)
     try:
         workloads.settle()
+        if workloads.touches_once(workload, state):
+            workloads.warm_memory(given.size)
         before = server.cpu_us()
-        figures = workloads.measure(uri, workload, state, given.size, given.seconds)
+        recorder = None
+        if given.flame:
+            recorder = flame.Recorder(server.process.pid, given.flame, f"{workload.name}-{state}-{server.label}")
+        try:
+            figures = workloads.measure(uri, workload, state, given.size, given.seconds)
+        finally:
+            if recorder:
+                recorder.stop()
         figures["server_cpu_us_per_op"] = (server.cpu_us() - before) / figures["operations"]
     finally:
         server.release(state)

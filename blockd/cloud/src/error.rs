@@ -169,6 +169,16 @@ pub enum CloudError {
         /// Its file.
         path: PathBuf,
     },
+    /// The cache of what was read failed.
+    #[error("cannot {what} {} of the cache: {source}", path.display())]
+    Cache {
+        /// Its directory or file.
+        path: PathBuf,
+        /// What was being done.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -2,7 +2,7 @@
 
 use crate::{
     CloudError, Repository,
-    frame::{BLOCK, FRAME_BLOCKS, FrameReader},
+    frame::{BLOCK, FRAME_BLOCKS, FrameReader, OwnedFrame},
     index::{PAGE_LEN_MOST, Page, PageRef, ROOT_LEN_MOST, Root},
     keys::DataKey,
     manifest::Delta,
@@ -51,7 +51,28 @@ impl WantedFrame {
         self.offset_bytes + self.len_bytes
     }
 
-    fn extent(&self) -> Extent {
+    /// Its number in the delta.
+    pub fn ordinal(&self) -> u64 {
+        self.ordinal
+    }
+
+    /// Where it begins in its pack, and how long it is stored.
+    pub fn place(&self) -> (u64, u64) {
+        (self.offset_bytes.into(), self.len_bytes.into())
+    }
+
+    /// Positions in the frame, and the blocks of the volume from there on.
+    pub fn runs(&self) -> &[(u32, Extent)] {
+        &self.runs
+    }
+
+    /// Its bytes among those that were fetched from `start` on.
+    pub fn stored<'a>(&self, start: u32, fetched: &'a [u8]) -> Option<&'a [u8]> {
+        let from = self.offset_bytes.checked_sub(start)? as usize;
+        fetched.get(from..from + self.len_bytes as usize)
+    }
+
+    pub(crate) fn extent(&self) -> Extent {
         match (self.runs.first(), self.runs.last()) {
             (Some((_, first)), Some((_, last))) => Extent::between(first.start, last.end()),
             _ => Extent::new(BlockIndex(0), 0),
@@ -129,6 +150,15 @@ impl DeltaReader {
 
     /// Reads one page; none if it has nothing to say.
     pub async fn page(self: &Arc<Self>, number: usize) -> Result<Option<Page>, CloudError> {
+        self.page_from(&*self.store, number).await
+    }
+
+    /// [`page`](Self::page) through another view of the store.
+    pub async fn page_from(
+        self: &Arc<Self>,
+        store: &dyn ObjectStore,
+        number: usize,
+    ) -> Result<Option<Page>, CloudError> {
         let Some(place) = self.root.pages.get(number).copied().filter(|page| page.sealed_len > 0) else {
             return Ok(None);
         };
@@ -143,7 +173,7 @@ impl DeltaReader {
                 // The first page is read with the header before it, so that the header gets looked at.
                 let lead =
                     if place.offset_bytes == OBJECT_HEADER_LEN as u64 { OBJECT_HEADER_LEN as u64 } else { 0 };
-                let fetched = self.store.get_range(&object, place.offset_bytes - lead, len + lead).await;
+                let fetched = store.get_range(&object, place.offset_bytes - lead, len + lead).await;
                 let fetched =
                     fetched.map_err(|e| with_blocks(CloudError::missing_is_damage(e, place.offset_bytes)))?;
                 if lead > 0 {
@@ -178,49 +208,43 @@ impl DeltaReader {
     /// The requests that bring the wanted blocks of a page. Blocks of frames that are all zero need none.
     pub fn jobs(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<FetchJob> {
         let Some(place) = self.root.pages.get(number) else { return Vec::new() };
-        let mut frames: Vec<WantedFrame> = Vec::new();
-        let frame_blocks = FRAME_BLOCKS as u64;
         let mut rank = 0;
-        for run in page.data.extents_in(place.range) {
-            for piece in wanted.extents_in(run) {
-                let mut at = piece.start.0;
-                while at < piece.end().0 {
-                    let here = rank + (at - run.start.0);
-                    let (frame, position) = (here / frame_blocks, here % frame_blocks);
-                    let len = (frame_blocks - position).min(piece.end().0 - at);
-                    let extent = Extent::new(BlockIndex(at), len);
-                    at += len;
-                    let ordinal = place.frame_base + frame;
-                    match frames.last_mut() {
-                        Some(last) if last.ordinal == ordinal => last.runs.push((position as u32, extent)),
-                        _ => {
-                            // The page was checked to have a place for every frame of its blocks.
-                            let Some(stored) = page.frames.get(frame as usize) else { continue };
-                            let below = frame * frame_blocks;
-                            frames.push(WantedFrame {
-                                ordinal,
-                                blocks: (u64::from(place.data_blocks) - below).min(frame_blocks) as usize,
-                                offset_bytes: stored.offset_bytes,
-                                len_bytes: stored.len_bytes,
-                                runs: vec![(position as u32, extent)],
-                            });
-                        }
-                    }
-                }
-            }
+        let ranked = page.data.extents_in(place.range).flat_map(|run| {
+            let below = rank;
             rank += run.len_blocks;
-        }
-        let mut jobs: Vec<FetchJob> = Vec::new();
-        for frame in frames.into_iter().filter(|frame| frame.len_bytes > 0) {
-            let pack_no = (frame.ordinal / PACK_FRAMES) as u32;
-            match jobs.last_mut() {
-                Some(job) if job.pack_no == pack_no && frame.offset_bytes - job.end() <= GAP_MOST => {
-                    job.frames.push(frame);
-                }
-                _ => jobs.push(FetchJob { pack_no, frames: vec![frame] }),
-            }
-        }
-        jobs
+            wanted.extents_in(run).map(move |piece| (below + piece.start.0 - run.start.0, piece))
+        });
+        group(cut(place, page, ranked), GAP_MOST, u32::MAX)
+    }
+
+    /// The frames that hold some blocks of a page, all of which are among its data. For few blocks: what it costs does
+    /// not grow with the page.
+    pub fn frames_of(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<WantedFrame> {
+        let Some(place) = self.root.pages.get(number) else { return Vec::new() };
+        cut(place, page, wanted.extents().map(|piece| (page.data.rank(piece.start), piece)))
+    }
+
+    /// Opens one frame out of what was fetched from `start` on.
+    pub fn open_frame(
+        &self,
+        reader: &mut FrameReader,
+        frame: &WantedFrame,
+        start: u32,
+        fetched: &[u8],
+    ) -> Result<OwnedFrame, CloudError> {
+        let damaged = |what: &str| {
+            let object = self.id.pack_key((frame.ordinal / PACK_FRAMES) as u32);
+            CloudError::damaged(&object, u64::from(frame.offset_bytes), what).with_blocks(frame.extent())
+        };
+        let stored =
+            frame.stored(start, fetched).ok_or_else(|| damaged("the frame was not fetched whole"))?;
+        let opened = reader.open(&self.sealer, frame.ordinal, frame.blocks, stored).map_err(damaged)?;
+        Ok(opened.to_owned())
+    }
+
+    /// The object that holds a frame.
+    pub fn pack_key_of(&self, frame: &WantedFrame) -> String {
+        self.id.pack_key((frame.ordinal / PACK_FRAMES) as u32)
     }
 
     /// Reads the bytes of a job; returns them with the place in the pack where they begin.
@@ -255,10 +279,8 @@ impl DeltaReader {
                 CloudError::damaged(&self.id.pack_key(pack_no), u64::from(frame.offset_bytes), what)
                     .with_blocks(frame.extent())
             };
-            let from = (frame.offset_bytes - start) as usize;
-            let stored = fetched
-                .get(from..from + frame.len_bytes as usize)
-                .ok_or_else(|| damaged("the frame was not fetched whole"))?;
+            let stored =
+                frame.stored(start, fetched).ok_or_else(|| damaged("the frame was not fetched whole"))?;
             let opened = reader.open(&self.sealer, frame.ordinal, frame.blocks, stored).map_err(damaged)?;
             for (position, extent) in &frame.runs {
                 for i in 0..extent.len_blocks {
@@ -272,7 +294,66 @@ impl DeltaReader {
     }
 }
 
+/// Cuts runs of blocks, each with its rank among the data blocks of the page, into the frames that hold them. Frames
+/// that are all zero are left out.
+fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) -> Vec<WantedFrame> {
+    let mut frames: Vec<WantedFrame> = Vec::new();
+    let frame_blocks = FRAME_BLOCKS as u64;
+    for (rank, piece) in runs {
+        let mut at = piece.start.0;
+        while at < piece.end().0 {
+            let here = rank + (at - piece.start.0);
+            let (frame, position) = (here / frame_blocks, here % frame_blocks);
+            let len = (frame_blocks - position).min(piece.end().0 - at);
+            let extent = Extent::new(BlockIndex(at), len);
+            at += len;
+            let ordinal = place.frame_base + frame;
+            match frames.last_mut() {
+                Some(last) if last.ordinal == ordinal => last.runs.push((position as u32, extent)),
+                _ => {
+                    // The page was checked to have a place for every frame of its blocks.
+                    let Some(stored) = page.frames.get(frame as usize) else { continue };
+                    let below = frame * frame_blocks;
+                    frames.push(WantedFrame {
+                        ordinal,
+                        blocks: (u64::from(place.data_blocks) - below).min(frame_blocks) as usize,
+                        offset_bytes: stored.offset_bytes,
+                        len_bytes: stored.len_bytes,
+                        runs: vec![(position as u32, extent)],
+                    });
+                }
+            }
+        }
+    }
+    frames.retain(|frame| frame.len_bytes > 0);
+    frames
+}
+
+/// Puts frames that lie close together into one request, ascending.
+pub(crate) fn group(frames: Vec<WantedFrame>, gap_most: u32, len_most: u32) -> Vec<FetchJob> {
+    let mut jobs: Vec<FetchJob> = Vec::new();
+    for frame in frames {
+        let pack_no = (frame.ordinal / PACK_FRAMES) as u32;
+        match jobs.last_mut() {
+            Some(job)
+                if job.pack_no == pack_no
+                    && frame.offset_bytes - job.end() <= gap_most
+                    && frame.end() - job.start() <= len_most =>
+            {
+                job.frames.push(frame);
+            }
+            _ => jobs.push(FetchJob { pack_no, frames: vec![frame] }),
+        }
+    }
+    jobs
+}
+
 impl FetchJob {
+    /// The request for one frame.
+    pub fn alone(pack_no: u32, frame: WantedFrame) -> Self {
+        Self { pack_no, frames: vec![frame] }
+    }
+
     pub fn pack_no(&self) -> u32 {
         self.pack_no
     }

@@ -83,6 +83,31 @@ pub(crate) struct OpenFrame<'a> {
     data: &'a [u8],
 }
 
+/// An opened frame that is kept.
+pub(crate) struct OwnedFrame {
+    zero_mask: u32,
+    data: Box<[u8]>,
+}
+
+impl OwnedFrame {
+    /// The content of block `i` of the frame; none if it is zero.
+    pub fn block(&self, i: usize) -> Option<&[u8]> {
+        OpenFrame { zero_mask: self.zero_mask, data: &self.data }.block(i)
+    }
+
+    /// How much memory its blocks take.
+    pub fn heap_bytes(&self) -> u64 {
+        self.data.len() as u64
+    }
+}
+
+impl OpenFrame<'_> {
+    /// A copy that is kept.
+    pub fn to_owned(&self) -> OwnedFrame {
+        OwnedFrame { zero_mask: self.zero_mask, data: self.data.into() }
+    }
+}
+
 impl<'a> OpenFrame<'a> {
     /// The content of block `i` of the frame; none if it is zero.
     pub fn block(&self, i: usize) -> Option<&'a [u8]> {

@@ -5,6 +5,7 @@
 //! in `FORMAT.md`; volumes are known here only as block sets and as whoever reads and writes blocks.
 
 mod backup;
+mod cached;
 mod delete;
 mod error;
 mod fetch;
@@ -29,6 +30,7 @@ pub mod store;
 pub mod testing;
 
 pub use backup::{BackupOptions, BackupSpec, BlockReader, backup, check_base, new_delta_salt};
+pub use cached::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
 pub use delete::{DeleteReport, delete_snapshot, delete_with_manifest};
 pub use error::CloudError;
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};

@@ -97,7 +97,13 @@ fn allocation(
     };
     // That there is enough is no failure.
     let _ = stack.resolve(runs.range(), &mut |run, source| match source {
-        Some(_) => runs.add(run, Allocation::Data),
+        Some(data) => match data.lazy() {
+            // What is not fetched yet may be data.
+            Some(base) => base.cut(run, &mut |part, is_zero| {
+                runs.add(part, if is_zero { Allocation::Hole } else { Allocation::Data })
+            }),
+            None => runs.add(run, Allocation::Data),
+        },
         None => add_zeroes(&mut runs, head.map(AsRef::as_ref), run),
     });
     runs.found.into_iter().map(|(len_bytes, allocation)| AllocationRun { len_bytes, allocation })

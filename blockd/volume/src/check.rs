@@ -75,6 +75,12 @@ impl Volume {
     /// The sets of a frozen layer, the map and log of an open one.
     fn check_tracking(&self, layer: &Layer, findings: &mut Vec<String>) {
         match layer {
+            Layer::Frozen(layer) if layer.data.lazy().is_some() => {
+                let path = files::log_path(&self.dir, layer.file);
+                if let Err(error) = crate::storage::identity_and_len(&path) {
+                    findings.push(format!("cannot look at {}: {error}", path.display()));
+                }
+            }
             Layer::Frozen(layer) => {
                 let identity = SetIdentity {
                     volume: self.id,

@@ -40,7 +40,7 @@ impl Volume {
             let base = files::data_path(dir, layer.file);
             let links = DataFiles::check_closed(&base, layer.size_bytes, &mut found.findings);
             found.shared_layers += u64::from(links > 1);
-            let tracking = match layer.open {
+            let tracking = match layer.open || layer.lazy {
                 true => check_open(dir, &meta, layer, &mut found.leftovers),
                 false => check_set(dir, &meta, layer),
             };

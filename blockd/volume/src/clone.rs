@@ -10,6 +10,7 @@ use crate::{
     files,
     head::{Head, Place},
     layer_set::SetIdentity,
+    lazy_base::LazyBase,
     meta::{LayerEntry, Meta},
     open::{OpenOptions, sibling, sync_parent},
     restore::RestoreTarget,
@@ -42,7 +43,11 @@ impl Volume {
         let made = build(&view, &building, id).and_then(|()| {
             storage::rename(&building, dir).during("rename", &building)?;
             sync_parent(dir)?;
-            Self::open(dir, &OpenOptions::default())
+            let clone = Self::open(dir, &OpenOptions::default())?;
+            if let Some(source) = view.stack.lazy().and_then(|base| base.source()) {
+                clone.set_lazy_source(source);
+            }
+            Ok(clone)
         });
         if made.is_err() {
             // Whoever is told of a failure must be able to begin again.
@@ -58,18 +63,30 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
     storage::create_dir(building).during("create", building)?;
     let size_bytes = view.size_bytes();
     let head = view.epoch().next();
-    let mut layers = vec![LayerEntry { epoch: head, file: head, generation: 0, open: true, size_bytes }];
+    let mut layers =
+        vec![LayerEntry { epoch: head, file: head, generation: 0, open: true, lazy: false, size_bytes }];
     for layer in view.stack.layers() {
         // A snapshot's layers are frozen, all of them.
         let Layer::Frozen(layer) = layer else { continue };
         layer.data.link_to(&files::data_path(building, layer.file))?;
         let blocks = layer.size_bytes / BLOCK_SIZE_BYTES;
-        layer.set.store(building, SetIdentity { volume: id, file: layer.file, generation: 0, blocks })?;
+        match layer.data.lazy() {
+            // Both fill the shared file from the source, each as far as its own log says, and both with the same.
+            Some(base) => {
+                let place = Place { dir: building, volume: id, size_bytes: layer.size_bytes };
+                LazyBase::create_log(place, layer.file, &base.logged())?;
+            }
+            None => {
+                let identity = SetIdentity { volume: id, file: layer.file, generation: 0, blocks };
+                layer.set.store(building, identity)?;
+            }
+        }
         layers.push(LayerEntry {
             epoch: layer.epoch,
             file: layer.file,
             generation: 0,
             open: false,
+            lazy: layer.data.lazy().is_some(),
             size_bytes: layer.size_bytes,
         });
     }

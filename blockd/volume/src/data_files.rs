@@ -5,12 +5,15 @@
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
+    lazy_base::LazyBase,
     shared,
     storage::{self, Bug, File},
 };
+use blockd_extent::Extent;
 use std::{
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// How much of a volume one data file covers.
@@ -23,6 +26,8 @@ const PIECE_BYTES: u64 = 64 << 10;
 /// The open data files of a layer.
 pub(crate) struct DataFiles {
     segments: Vec<Segment>,
+    /// What fills them, if they are filled as they are read.
+    lazy: Option<Arc<LazyBase>>,
 }
 
 struct Segment {
@@ -89,7 +94,25 @@ impl DataFiles {
             file.sync_all().during("sync", &path)?;
             segments.push(Segment::new(file, path)?);
         }
-        Ok(Self { segments })
+        Ok(Self { segments, lazy: None })
+    }
+
+    /// The same files, filled by `lazy` as they are read.
+    pub(crate) fn with_lazy(self, lazy: Arc<LazyBase>) -> Self {
+        Self { lazy: Some(lazy), ..self }
+    }
+
+    /// What fills the files as they are read.
+    pub(crate) fn lazy(&self) -> Option<&Arc<LazyBase>> {
+        self.lazy.as_ref()
+    }
+
+    /// Waits until a range is there. To be called before a read that does not go through here.
+    pub(crate) fn bring(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        match &self.lazy {
+            Some(lazy) if !lazy.has(offset_bytes, len_bytes) => lazy.bring_bytes(offset_bytes, len_bytes),
+            _ => Ok(()),
+        }
     }
 
     /// Opens existing files and checks that none is missing or too short. One that is too long is what a merge of a
@@ -110,7 +133,7 @@ impl DataFiles {
             }
             segments.push(segment);
         }
-        Ok(Self { segments })
+        Ok(Self { segments, lazy: None })
     }
 
     /// Opens existing files of a layer that had `old_bytes` and makes them `new_bytes` long; what is new is zeroes. The
@@ -128,7 +151,7 @@ impl DataFiles {
             file.sync_all().during("sync", &path)?;
             segments.push(Segment::new(file, path)?);
         }
-        Ok(Self { segments })
+        Ok(Self { segments, lazy: None })
     }
 
     /// Adds what is wrong with the files by their names: one that is gone, too short, or another one than is open.
@@ -213,7 +236,9 @@ impl DataFiles {
         })
     }
 
+    /// Reads; what has to be fetched first is waited for.
     pub(crate) fn read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<(), VolumeError> {
+        self.bring(offset_bytes, buf.len() as u64)?;
         for part in self.parts(offset_bytes, buf.len() as u64) {
             let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
             part.file.read_exact_at(now, part.offset_bytes).during("read", part.path)?;
@@ -224,6 +249,9 @@ impl DataFiles {
 
     /// Reads what the page cache holds; `false` if the disk would have to be asked.
     pub(crate) fn try_read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<bool, VolumeError> {
+        if self.lazy.as_ref().is_some_and(|lazy| !lazy.has(offset_bytes, buf.len() as u64)) {
+            return Ok(false);
+        }
         for part in self.parts(offset_bytes, buf.len() as u64) {
             let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
             match part.file.read_cached_at(now, part.offset_bytes) {
@@ -259,6 +287,10 @@ impl DataFiles {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Shared, VolumeError> {
+        if from.lazy.is_some() {
+            // A copy waits for what has to be fetched.
+            return Ok(Shared::NotThis);
+        }
         let parts = self.parts(offset_bytes, len_bytes).zip(from.parts(offset_bytes, len_bytes));
         for (to, from) in parts {
             match to.file.share_from(from.file, to.offset_bytes, to.len_bytes) {
@@ -305,6 +337,9 @@ impl DataFiles {
 
     /// Asks the kernel to read a range into the page cache; nobody waits for it, and it may decline.
     pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        if let Some(lazy) = &self.lazy {
+            lazy.fetch_soon(Extent::touching(offset_bytes, len_bytes));
+        }
         for part in self.parts(offset_bytes, len_bytes) {
             part.file.will_need(part.offset_bytes, part.len_bytes).during("read ahead in", part.path)?;
         }

@@ -1,5 +1,6 @@
 //! What can go wrong with a volume, and whether trying again can help.
 
+use crate::lazy::FetchFailure;
 use std::{io, path::PathBuf};
 
 /// What kind of failure a [`VolumeError`] is; stable, for callers that map it to a protocol's codes.
@@ -26,6 +27,8 @@ pub enum VolumeErrorKind {
     IntervalsGone,
     /// The filesystem under the volume cannot do it in the way that was asked for.
     Unsupported,
+    /// The source of a lazy volume did not give what was asked for.
+    NotFetched,
 }
 
 /// A failure of an operation on a volume.
@@ -93,6 +96,16 @@ pub enum VolumeError {
         /// What failed then.
         reason: String,
     },
+    /// Blocks of a lazy volume are not there yet, and could not be had.
+    #[error("block {start} of volume {volume} and what follows it could not be fetched: {failure}")]
+    NotFetched {
+        /// The volume.
+        volume: blockd_extent::VolumeId,
+        /// The first of the blocks.
+        start: blockd_extent::BlockIndex,
+        /// Why.
+        failure: crate::lazy::FetchFailure,
+    },
     /// An incremental was asked for since a point whose block sets are gone.
     #[error(
         "the blocks changed in epochs {after} to {until} of volume {volume} are no longer known: a full backup is needed"
@@ -125,12 +138,21 @@ impl VolumeError {
             Self::Closed(_) => VolumeErrorKind::Closed,
             Self::Failed { .. } => VolumeErrorKind::Failed,
             Self::IntervalsGone { .. } => VolumeErrorKind::IntervalsGone,
+            Self::NotFetched { failure, .. } => match failure {
+                FetchFailure::Disk(error) => error.kind(),
+                FetchFailure::Closed => VolumeErrorKind::Closed,
+                FetchFailure::NoSource | FetchFailure::Source(_) => VolumeErrorKind::NotFetched,
+            },
         }
     }
 
     /// Whether the same call may succeed later without anything being mended by hand.
     pub fn is_retryable(&self) -> bool {
-        matches!(self.kind(), VolumeErrorKind::NoSpace | VolumeErrorKind::Busy)
+        match self {
+            Self::NotFetched { failure: FetchFailure::Source(error), .. } => error.is_retryable(),
+            Self::NotFetched { failure: FetchFailure::NoSource, .. } => true,
+            _ => matches!(self.kind(), VolumeErrorKind::NoSpace | VolumeErrorKind::Busy),
+        }
     }
 }
 

@@ -88,7 +88,10 @@ impl Volume {
             let mut meta = admin.clone();
             meta.next_epoch = epoch.next();
             meta.size_bytes = size_bytes;
-            meta.layers.insert(0, LayerEntry { epoch, file: epoch, generation: 0, open: true, size_bytes });
+            meta.layers.insert(
+                0,
+                LayerEntry { epoch, file: epoch, generation: 0, open: true, lazy: false, size_bytes },
+            );
             match head.data.has(Bug::HeadNotCommitted) {
                 true => *admin = meta,
                 false => self.commit(admin, meta)?,

@@ -27,7 +27,8 @@ impl Volume {
     /// What a backup of the point at the end of epoch `until` must carry for somebody who has the point at the end of epoch
     /// `since`, or nothing at all.
     ///
-    /// Without `since` these are all blocks that have data (`zero` is empty: everything else is zeroes).
+    /// Without `since` these are all blocks that have data (`zero` is empty: everything else is zeroes). Of a lazy volume
+    /// the source is asked for that, as far as it is not known.
     ///
     /// # Errors
     /// [`VolumeError::IntervalsGone`] if a set that this needs is not kept; [`VolumeError::InvalidInput`] if `until` is
@@ -45,7 +46,13 @@ impl Volume {
         let mut found = false;
         for layer in stack.layers().iter().rev().filter(|layer| layer.epoch() <= until) {
             if let Layer::Frozen(layer) = layer {
-                total.cover_with(&layer.set);
+                match layer.data.lazy() {
+                    // Only the source knows where it has data.
+                    Some(base) => {
+                        total.cover_with(&LayerSet { held: base.data_set()?, ..LayerSet::default() });
+                    }
+                    None => total.cover_with(&layer.set),
+                }
                 found |= layer.epoch == until;
             }
         }

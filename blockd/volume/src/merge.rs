@@ -230,6 +230,7 @@ impl Volume {
                     file: merged.file,
                     generation: merged.generation,
                     open: false,
+                    lazy: false,
                     size_bytes: merged.size_bytes,
                 };
             }
@@ -271,12 +272,15 @@ fn mergeable<'a>(
     pins: &'a Pins,
     is_kept: &'a dyn Fn(Epoch) -> bool,
 ) -> impl Iterator<Item = (usize, &'a Arc<FrozenLayer>, &'a Arc<FrozenLayer>)> {
+    // What is filled as it is read takes nothing in, and is not all there to be taken.
+    let is_lazy = |layer: &FrozenLayer| layer.data.lazy().is_some();
     // What cannot be told is not written to.
     let is_shared = |layer: &FrozenLayer| layer.data.are_shared().unwrap_or(true);
     stack.layers().windows(2).enumerate().filter_map(move |(at, two)| match two {
         [Layer::Frozen(upper), Layer::Frozen(lower)]
             if !(is_kept(lower.epoch)
                 || pins.are_on(lower.epoch)
+                || is_lazy(lower)
                 || is_shared(upper) && is_shared(lower)) =>
         {
             Some((at, upper, lower))

@@ -199,6 +199,7 @@ mod tests {
             file: Epoch(file),
             generation,
             open,
+            lazy: false,
             size_bytes: 4096,
         };
         let mut meta = Meta {

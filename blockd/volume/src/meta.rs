@@ -7,7 +7,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 0–7 | magic `BLKDVOL1` |
-//! | 8–11 | version: 1 if every layer has the size of the volume, otherwise 2 |
+//! | 8–11 | version: 1 if every layer has the size of the volume, otherwise 2; 3 if the bottom layer is lazy |
 //! | 12–15 | zero |
 //! | 16–23 | volume id |
 //! | 24–31 | size in bytes, which is the size of the topmost layer |
@@ -16,15 +16,15 @@
 //! | 44–47 | number of snapshots |
 //! | 48–51 | number of kept intervals |
 //! | 52–55 | zero |
-//! | 24 a layer, top first | epoch u64, file epoch u64, generation u32, state u32 (0 open: has a map and a log; 1 frozen: has a set) |
-//! | in version 2, 8 more a layer | the layer's size in bytes u64 |
+//! | 24 a layer, top first | epoch u64, file epoch u64, generation u32, state u32 (0 open: has a map and a log; 1 frozen: has a set; 2, in version 3, lazy: has a log) |
+//! | in versions 2 and 3, 8 more a layer | the layer's size in bytes u64 |
 //! | 32 a snapshot | id u64, epoch u64, made at (unix ms) u64, stall in ns u64 |
 //! | 8 an interval | epoch u64, whose set is generation 0 of the layer made in that epoch |
 //! | 8 | xxh3-64 of everything before it |
 //!
 //! A snapshot is the layer with its epoch and all below it, and has that layer's size. Layers' epochs descend, and so do
 //! their sizes, because a volume only grows; of the open layers the topmost is the head, and those below it were heads at
-//! a freeze or a growth that did not finish.
+//! a freeze or a growth that did not finish. Only the bottom layer can be lazy ([`crate::lazy_base`]).
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -37,8 +37,10 @@ use xxhash_rust::xxh3::xxh3_64;
 const MAGIC: &[u8; 8] = b"BLKDVOL1";
 /// All layers have the size of the volume: what every volume has that never grew, so that an older blockd can read it.
 const VERSION_ONE_SIZE: u32 = 1;
-/// Each layer has a size of its own. The newest version.
-const VERSION: u32 = 2;
+/// Each layer has a size of its own.
+const VERSION_SIZES: u32 = 2;
+/// The bottom layer may be lazy. The newest version.
+const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 56;
 
 /// What the file says.
@@ -62,6 +64,8 @@ pub(crate) struct LayerEntry {
     pub(crate) file: Epoch,
     pub(crate) generation: u32,
     pub(crate) open: bool,
+    /// It holds every block, and gets those that it does not have from a source.
+    pub(crate) lazy: bool,
     /// How long the volume was when the layer was its head.
     pub(crate) size_bytes: u64,
 }
@@ -77,7 +81,11 @@ pub(crate) struct SnapshotEntry {
 impl Meta {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let one_size = self.layers.iter().all(|layer| layer.size_bytes == self.size_bytes);
-        let version = if one_size { VERSION_ONE_SIZE } else { VERSION };
+        let version = match self.layers.iter().any(|layer| layer.lazy) {
+            true => VERSION,
+            false if one_size => VERSION_ONE_SIZE,
+            false => VERSION_SIZES,
+        };
         let mut out = Vec::new();
         out.extend_from_slice(MAGIC);
         let mut word = |value: u64| out.extend_from_slice(&value.to_le_bytes());
@@ -90,7 +98,8 @@ impl Meta {
         for layer in &self.layers {
             word(layer.epoch.0);
             word(layer.file.0);
-            word(u64::from(layer.generation) | u64::from(!layer.open) << 32);
+            let state = u64::from(!layer.open) + u64::from(layer.lazy);
+            word(u64::from(layer.generation) | state << 32);
             if version > VERSION_ONE_SIZE {
                 word(layer.size_bytes);
             }
@@ -130,7 +139,7 @@ impl Meta {
             return Err("it is not a volume".into());
         }
         let version = word()?;
-        if ![u64::from(VERSION_ONE_SIZE), u64::from(VERSION)].contains(&version) {
+        if !(u64::from(VERSION_ONE_SIZE)..=u64::from(VERSION)).contains(&version) {
             return Err(format!("it has version {version}, which there never was"));
         }
         let volume = VolumeId::from_u64(word()?);
@@ -144,8 +153,12 @@ impl Meta {
         for _ in 0..layer_count {
             let (epoch, file, rest) = (Epoch(word()?), Epoch(word()?), word()?);
             let size_bytes = if version > u64::from(VERSION_ONE_SIZE) { word()? } else { size_bytes };
-            let (generation, open) = (rest as u32, rest >> 32 == 0);
-            meta.layers.push(LayerEntry { epoch, file, generation, open, size_bytes });
+            let (generation, state) = (rest as u32, rest >> 32);
+            if state > 2 || (state == 2 && version < u64::from(VERSION)) {
+                return Err("a layer has a state that there never was".into());
+            }
+            let (open, lazy) = (state == 0, state == 2);
+            meta.layers.push(LayerEntry { epoch, file, generation, open, lazy, size_bytes });
         }
         for _ in 0..snapshot_count {
             meta.snapshots.push(SnapshotEntry {
@@ -172,6 +185,10 @@ impl Meta {
         let head = self.layers.first().ok_or("it has no head")?;
         if !descending || !head.open || head.epoch >= self.next_epoch {
             return Err("its layers are out of order".into());
+        }
+        let (_, above) = self.layers.split_last().ok_or("it has no head")?;
+        if above.iter().any(|layer| layer.lazy) {
+            return Err("a layer is lazy that is not at the bottom".into());
         }
         let shrinking = self.layers.windows(2).all(|pair| pair[0].size_bytes >= pair[1].size_bytes);
         if !shrinking || head.size_bytes != self.size_bytes {
@@ -222,6 +239,7 @@ mod tests {
             file: Epoch(file),
             generation,
             open,
+            lazy: false,
             size_bytes: 8 << 30,
         };
         Meta {
@@ -282,6 +300,24 @@ mod tests {
         let mut odd = grown();
         odd.layers[2].size_bytes = 4097;
         assert!(Meta::decode(&odd.encode()).is_err());
+    }
+
+    #[test]
+    fn a_lazy_volume_is_written_in_the_third_version() {
+        let golden = include_bytes!("../tests/golden/volume-v3.meta");
+        let mut lazy = grown();
+        lazy.layers[2].lazy = true;
+        assert_eq!(Meta::decode(golden), Ok(lazy.clone()));
+        assert_eq!(lazy.encode(), golden);
+        let mut wrong = lazy.clone();
+        wrong.layers[1].open = false;
+        wrong.layers[1].lazy = true;
+        assert!(Meta::decode(&wrong.encode()).unwrap_err().contains("bottom"));
+        for at in 0..golden.len() {
+            let mut bad = golden.to_vec();
+            bad[at] ^= 1;
+            assert!(Meta::decode(&bad).is_err(), "byte {at}");
+        }
     }
 
     #[test]

@@ -9,13 +9,14 @@ use crate::{
     files,
     head::{Head, Place},
     layer_set::{LayerSet, SetIdentity},
+    lazy_base::LazyBase,
     merge_note::Progress,
     meta::{self, LayerEntry, Meta},
     stack::{FrozenLayer, Layer, Stack},
     storage,
     volume::Volume,
 };
-use blockd_extent::{Epoch, VolumeId};
+use blockd_extent::{BlockSet, Epoch, Extent, VolumeId};
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
@@ -50,7 +51,8 @@ impl Volume {
         let first = Epoch(1);
         let place = Place { dir, volume: id, size_bytes };
         let made = Head::create(place, first).and_then(|head| {
-            let entry = LayerEntry { epoch: first, file: first, generation: 0, open: true, size_bytes };
+            let entry =
+                LayerEntry { epoch: first, file: first, generation: 0, open: true, lazy: false, size_bytes };
             let layers = vec![entry];
             let meta = Meta {
                 volume: id,
@@ -139,6 +141,9 @@ pub(crate) fn sync_parent(dir: &Path) -> Result<(), VolumeError> {
 }
 
 fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, VolumeError> {
+    if entry.lazy {
+        return load_lazy(place, entry);
+    }
     let identity = SetIdentity {
         volume: place.volume,
         file: entry.file,
@@ -155,6 +160,21 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
     })
 }
 
+/// A layer that is filled as it is read. For those above it, it holds every block.
+pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, VolumeError> {
+    let base = LazyBase::open(place, entry.file)?;
+    let data = DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?;
+    let held = BlockSet::from_iter([Extent::whole(place.size_bytes)]);
+    Ok(FrozenLayer {
+        epoch: entry.epoch,
+        file: entry.file,
+        generation: entry.generation,
+        size_bytes: entry.size_bytes,
+        data: Arc::new(data.with_lazy(base)),
+        set: LayerSet { held, zero: BlockSet::new() },
+    })
+}
+
 /// What lies in the folder and is not named: what was begun and never committed, or replaced and not yet removed.
 pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, VolumeError> {
     let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META)]);
@@ -162,6 +182,8 @@ pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, Vol
         named.extend(DataFiles::paths(&files::data_path(dir, layer.file), layer.size_bytes));
         if layer.open {
             named.insert(files::map_path(dir, layer.file));
+            named.insert(files::log_path(dir, layer.file));
+        } else if layer.lazy {
             named.insert(files::log_path(dir, layer.file));
         } else {
             named.insert(files::set_path(dir, layer.file, layer.generation));

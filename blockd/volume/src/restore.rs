@@ -87,7 +87,8 @@ impl RestoreTarget {
         let place = Place { dir: &self.building, volume: self.id, size_bytes: self.size_bytes };
         drop(Head::create(place, HEAD)?);
         let size_bytes = self.size_bytes;
-        let entry = |epoch, open| LayerEntry { epoch, file: epoch, generation: 0, open, size_bytes };
+        let entry =
+            |epoch, open| LayerEntry { epoch, file: epoch, generation: 0, open, lazy: false, size_bytes };
         let meta = Meta {
             volume: self.id,
             size_bytes: self.size_bytes,

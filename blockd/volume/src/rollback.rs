@@ -190,8 +190,14 @@ impl Volume {
         if old_head.epoch != plan.old_head || !is_untouched {
             return Err(self.interrupted("somebody wrote to it meanwhile"));
         }
-        let entry =
-            |epoch, open| LayerEntry { epoch, file: epoch, generation: 0, open, size_bytes: plan.size_bytes };
+        let entry = |epoch, open| LayerEntry {
+            epoch,
+            file: epoch,
+            generation: 0,
+            open,
+            lazy: false,
+            size_bytes: plan.size_bytes,
+        };
         let mut meta: Meta = admin.clone();
         meta.next_epoch = plan.new_head.next();
         meta.layers.retain(|layer| layer.epoch != plan.old_head);

@@ -8,6 +8,7 @@ use crate::{
     data_files::DataFiles,
     head::Head,
     layer_set::LayerSet,
+    lazy_base::LazyBase,
     live_map::BlockState,
     memo::{Found, Memo},
 };
@@ -50,11 +51,14 @@ impl Layer {
         }
     }
 
-    /// The sets of the layer as they are now.
+    /// The sets of the layer as they are now; of a lazy base, what was fetched.
     pub(crate) fn set(&self) -> Cow<'_, LayerSet> {
         match self {
             Self::Open(head) => Cow::Owned(head.present_set()),
-            Self::Frozen(layer) => Cow::Borrowed(&layer.set),
+            Self::Frozen(layer) => match layer.data.lazy() {
+                Some(base) => Cow::Owned(LayerSet { held: base.present().0, ..LayerSet::default() }),
+                None => Cow::Borrowed(&layer.set),
+            },
         }
     }
 
@@ -113,6 +117,11 @@ impl Stack {
 
     pub(crate) fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// What fills the bottom layer, if that is a lazy one.
+    pub(crate) fn lazy(&self) -> Option<&Arc<LazyBase>> {
+        self.layers.last()?.data().lazy()
     }
 
     /// About how much memory is taken by what is worked out over several layers.

@@ -121,6 +121,9 @@ impl SnapshotView {
             return Err(VolumeError::InvalidInput(message));
         }
         let pieces = plan(&self.stack, extents, buf)?;
+        for piece in &pieces {
+            piece.data.bring(piece.offset_bytes, piece.len_bytes as u64)?;
+        }
         let idle = self.rings.lock().pop();
         let mut ring = match idle {
             Some(ring) => ring,

@@ -351,6 +351,7 @@ impl Volume {
             return Ok(());
         }
         let stack = self.current();
+        let hydrated = stack.lazy().map_or(Ok(()), |base| base.close());
         for layer in stack.layers() {
             if let Layer::Open(head) = layer {
                 head.writers.wait_until_done();
@@ -360,6 +361,7 @@ impl Volume {
             return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
         }
         self.sync_open_layers()?;
+        hydrated?;
         for layer in stack.layers() {
             if let Layer::Open(head) = layer {
                 head.mark_clean();

@@ -2,7 +2,9 @@
 //!
 //! A block that is written in part and that the head does not hold yet is first copied up from below, alone in its
 //! region. Right after a freeze a write of the time before may still be under way in the old head; a copy-up waits for it,
-//! or it could take the content from before that write and lose the bytes that it does not itself overwrite.
+//! or it could take the content from before that write and lose the bytes that it does not itself overwrite. In a lazy volume
+//! the block may have to be fetched first: that is waited for before anything is entered or locked, so that neither a freeze
+//! nor another write waits along.
 
 use crate::{
     error::VolumeError,
@@ -42,6 +44,9 @@ impl Volume {
         self.check_range(offset_bytes, data.len() as u64)?;
         if data.is_empty() {
             return self.check_usable().map(|()| true);
+        }
+        if !self.bring_edges(offset_bytes, data.len() as u64, may_wait)? {
+            return Ok(false);
         }
         let entered = self.enter()?;
         let head = entered.head();
@@ -141,7 +146,7 @@ impl Volume {
 }
 
 /// The first and the last block of a range, if they lie in it only in part.
-fn partial_blocks(offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = BlockIndex> {
+pub(crate) fn partial_blocks(offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = BlockIndex> {
     let end = offset_bytes + len_bytes;
     let first = BlockIndex::containing(ByteOffset(offset_bytes));
     let last = BlockIndex::containing(ByteOffset(end.saturating_sub(1)));

@@ -25,16 +25,21 @@ const BLOCK: u64 = 8;
 const FIRST_BLOCKS: u64 = 12;
 const MOST_BLOCKS: u64 = 30;
 const MOST_SNAPSHOTS: usize = 4;
+/// More than one flight fetches.
+const FIRST_LAZY_BLOCKS: u64 = 200;
 
 /// The tests that lead random lives.
 const WITH_CUTS: &str = "whatever_a_power_cut_leaves_the_volume_stands";
 const WITH_FAULTS: &str = "power_cuts_and_failing_calls_together_break_nothing";
+const LAZY: &str = "a_lazy_volume_stands_whatever_a_power_cut_leaves";
 
 /// A random life.
 #[derive(Clone, Copy, Default)]
 struct Plan<'a> {
     /// Calls fail in it, too.
     faults: bool,
+    /// The volume begins as what a source holds.
+    lazy: bool,
     bugs: &'a [Bug],
 }
 
@@ -43,16 +48,20 @@ struct Life {
     sim: Sim,
     next_id: u64,
     faults: bool,
+    lazy: bool,
 }
 
 impl Life {
     fn new(seed: u64, plan: Plan<'_>) -> Self {
         let mut sim = Sim::new(seed);
-        sim.create(FIRST_BLOCKS).unwrap();
+        match plan.lazy {
+            true => sim.create_lazy(FIRST_LAZY_BLOCKS).unwrap(),
+            false => sim.create(FIRST_BLOCKS).unwrap(),
+        }
         for &bug in plan.bugs {
             sim.plant(bug);
         }
-        Self { sim, next_id: 1, faults: plan.faults }
+        Self { sim, next_id: 1, faults: plan.faults, lazy: plan.lazy }
     }
 
     fn draw(&mut self) -> Step {
@@ -71,6 +80,14 @@ impl Life {
             _ => 1 + rng.below(5 * BLOCK),
         };
         let len = len.min(sectors - start);
+        if self.lazy && rng.one_in(3) {
+            return match rng.below(8) {
+                0..=2 => Step::Read { start, len },
+                3..=4 => Step::Hydrate,
+                5..=6 => Step::SyncHydration,
+                _ => Step::EndHydration,
+            };
+        }
         let snapshots: Vec<u64> = self.sim.model.snapshots.keys().copied().collect();
         match rng.below(40) {
             0..=12 => Step::Write { start, len, fua: rng.one_in(8) },
@@ -85,7 +102,7 @@ impl Life {
                 Step::Delete(snapshots[rng.below(snapshots.len() as u64) as usize])
             }
             33..=36 => Step::Merge,
-            37 => Step::Grow((sectors / BLOCK + rng.below(6)).min(MOST_BLOCKS)),
+            37 => Step::Grow((sectors / BLOCK + rng.below(6)).min(MOST_BLOCKS.max(sectors / BLOCK))),
             38 if rng.one_in(2) => Step::Restart,
             38 => Step::Kill,
             _ => Step::Flush,
@@ -215,7 +232,24 @@ fn whatever_a_power_cut_leaves_the_volume_stands() {
 
 #[test]
 fn power_cuts_and_failing_calls_together_break_nothing() {
-    live_for(WITH_FAULTS, Duration::from_secs(10), Plan { faults: true, bugs: &[] });
+    live_for(WITH_FAULTS, Duration::from_secs(10), Plan { faults: true, ..Plan::default() });
+}
+
+#[test]
+fn a_lazy_volume_stands_whatever_a_power_cut_leaves() {
+    live_for(LAZY, Duration::from_secs(10), Plan { lazy: true, ..Plan::default() });
+}
+
+#[test]
+fn each_planted_bug_of_the_hydration_is_found() {
+    let seed = seed_of_test("each_planted_bug_of_the_hydration_is_found");
+    for bug in Bug::FOUND_IN_LAZY_VOLUMES {
+        let start = Instant::now();
+        let plan = Plan { lazy: true, faults: false, bugs: &[bug] };
+        let (count, failed) = live_many(seed, u64::MAX, Duration::from_secs(60), plan);
+        assert!(failed.is_some(), "{bug:?} was not found in {count} lives");
+        eprintln!("{bug:?}: found in life {count}, after {:?}", start.elapsed());
+    }
 }
 
 /// Leads the life and cuts the power right before the call with this number; how many calls it took.
@@ -332,7 +366,7 @@ fn each_planted_bug_is_found() {
         let (count, failed) = match bug {
             // A random life is seldom cut between two notes of one merge.
             Bug::NoteBeforeSync => cut_merges(seed, time, bug),
-            _ => live_many(seed, u64::MAX, time, Plan { faults: false, bugs: &[bug] }),
+            _ => live_many(seed, u64::MAX, time, Plan { bugs: &[bug], ..Plan::default() }),
         };
         assert!(failed.is_some(), "{bug:?} was not found in {count} lives");
         eprintln!("{bug:?}: found in life {count}, after {:?}", start.elapsed());
@@ -348,7 +382,7 @@ fn soak() {
     };
     let (most, threads) = (number("BLOCKD_SOAK_SEEDS", 10_000), number("BLOCKD_SOAK_THREADS", 1).max(1));
     let faults = std::env::var_os("BLOCKD_SOAK_FAULTS").is_some();
-    let plan = Plan { faults, bugs: &[] };
+    let plan = Plan { faults, ..Plan::default() };
     // The test that repeats one of these lives.
     let name = if faults { WITH_FAULTS } else { WITH_CUTS };
     let seed = seed_of_test("soak");

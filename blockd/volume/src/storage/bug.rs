@@ -30,6 +30,12 @@ pub enum Bug {
     RemoveBeforeCommit,
     /// After a failed sync of data, the next one is believed.
     FailedSyncForgotten,
+    /// The log of a lazy base names blocks whose data was never synced.
+    HydrationLoggedBeforeSync,
+    /// A lazy base is declared complete without its data being synced.
+    HydrationEndsUnsynced,
+    /// A lazy base that was fetched in part is declared complete.
+    HydrationEndsEarly,
 }
 
 #[cfg(feature = "testing")]
@@ -49,4 +55,8 @@ impl Bug {
         Self::MapBelieved,
         Self::RemoveBeforeCommit,
     ];
+
+    /// Those that a power cut brings to light in a volume with a lazy base.
+    pub const FOUND_IN_LAZY_VOLUMES: [Self; 3] =
+        [Self::HydrationLoggedBeforeSync, Self::HydrationEndsUnsynced, Self::HydrationEndsEarly];
 }

@@ -3,13 +3,15 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod model;
+pub mod source;
 
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use blockd_volume::{
-    OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind,
+    LazySource, OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind,
     testing::{Attached, Bug, Disk, OpKind, Operation, Rng},
 };
 use model::{Model, SECTOR_BYTES, content_of};
+use source::VersionSource;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -43,6 +45,17 @@ pub enum Step {
     Restart,
     /// The process dies and another one opens the volume.
     Kill,
+    /// Reads, and compares with the model: of a lazy volume, what is not there is fetched.
+    Read {
+        start: u64,
+        len: u64,
+    },
+    /// Fetches what nobody asked for yet, once.
+    Hydrate,
+    /// Makes durable what was fetched.
+    SyncHydration,
+    /// Makes the base an ordinary layer, if it is all there.
+    EndHydration,
 }
 
 /// After how many blocks a merge writes down how far it is: with each seed another one of these.
@@ -105,6 +118,8 @@ pub struct Sim {
     pub volume: Option<Arc<Volume>>,
     pub model: Model,
     pub rng: Rng,
+    /// Of a lazy volume.
+    source: Option<Arc<VersionSource>>,
 }
 
 pub const ID: VolumeId = VolumeId::from_u64(77);
@@ -143,6 +158,7 @@ impl Sim {
             volume: None,
             model,
             rng,
+            source: None,
         }
     }
 
@@ -170,6 +186,33 @@ impl Sim {
         Ok(())
     }
 
+    /// Makes a volume that begins as what a source holds.
+    pub fn create_lazy(&mut self, blocks: u64) -> Result<(), VolumeError> {
+        let source = Arc::new(VersionSource::new(blocks));
+        self.model = Model::of(source.sectors());
+        self.source = Some(source.clone());
+        let size_bytes = blocks * BLOCK_SIZE_BYTES;
+        self.volume = Some(Volume::create_lazy(&self.dir(), ID, size_bytes, source)?);
+        Ok(())
+    }
+
+    /// What is looked at: the volume itself, or, because looking at a lazy one would fetch all of it, what another process
+    /// finds in a copy of its folder.
+    fn looked_at(&self) -> Arc<Volume> {
+        let Some(source) = &self.source else { return self.volume().clone() };
+        let copy = self.root.path().join("looked-at");
+        if copy.exists() {
+            std::fs::remove_dir_all(&copy).unwrap();
+        }
+        std::fs::create_dir(&copy).unwrap();
+        for name in names_in(&self.dir()) {
+            std::fs::copy(self.dir().join(&name), copy.join(&name)).unwrap();
+        }
+        let volume = Volume::open(&copy, &OpenOptions { recovery: Recovery::Auto }).unwrap();
+        volume.set_lazy_source(source.clone());
+        volume
+    }
+
     /// Opens the volume as it lies there; `lost_power` says that what was not flushed may be lost.
     pub fn open(&mut self, recovery: Recovery, lost_power: bool) -> Result<(), VolumeError> {
         self.lost_power |= lost_power;
@@ -187,7 +230,11 @@ impl Sim {
                 sim.disk.failed()
             );
         });
-        self.volume = Some(result?);
+        let volume = result?;
+        if let Some(source) = &self.source {
+            volume.set_lazy_source(source.clone() as Arc<dyn LazySource>);
+        }
+        self.volume = Some(volume);
         if self.lost_power {
             self.model.lose_power();
         }
@@ -301,24 +348,33 @@ impl Sim {
                 self.decide();
                 Ok(())
             }
+            Step::Read { start, len } => {
+                let mut bytes = vec![0; (len * SECTOR_BYTES) as usize];
+                self.volume().read(start * SECTOR_BYTES, &mut bytes)?;
+                self.model.compare(start, &bytes);
+                Ok(())
+            }
+            Step::Hydrate => self.volume().hydrate_next().map(|_| ()),
+            Step::SyncHydration => self.volume().sync_hydration(),
+            Step::EndHydration => self.volume().end_hydration().map(|_| ()),
         }
     }
 
     /// Compares everything that can be read with the model.
     pub fn check(&mut self) {
-        let volume = self.volume().clone();
+        let volume = self.looked_at();
         self.disk.aside(|| self.model.check(&volume));
     }
 
     pub fn observe(&mut self) {
-        let volume = self.volume().clone();
+        let volume = self.looked_at();
         self.disk.aside(|| self.model.observe(&volume));
     }
 
     /// The volume was just opened.
     pub fn decide(&mut self) {
-        let volume = self.volume().clone();
-        if volume.failure().is_none() {
+        if self.volume().failure().is_none() {
+            let volume = self.looked_at();
             self.disk.aside(|| self.model.decide(&volume, self.was_cut));
             (self.lost_power, self.was_cut) = (false, false);
         }
@@ -330,7 +386,8 @@ impl Sim {
         let files = names_in(&self.dir());
         let count = |end: &str| files.iter().filter(|name| name.ends_with(end)).count() as u64;
         assert_eq!(count(".data"), stats.layers, "{files:?}");
-        assert_eq!((count(".map"), count(".log")), (1, 1), "{files:?}");
+        let logs = 1 + u64::from(self.volume().hydration().is_some());
+        assert_eq!((count(".map"), count(".log")), (1, logs), "{files:?}");
         assert_eq!(
             count(".data")
                 + count(".map")

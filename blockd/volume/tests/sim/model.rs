@@ -83,6 +83,21 @@ impl Model {
         Self { sectors: vec![Sector::of(0); sectors], sizes: vec![sectors], ..Self::default() }
     }
 
+    /// A volume that begins with these versions.
+    pub fn of(versions: Vec<Version>) -> Self {
+        let sizes = vec![versions.len()];
+        Self { sectors: versions.into_iter().map(Sector::of).collect(), sizes, ..Self::default() }
+    }
+
+    /// Compares a part of a volume's content with what it may be.
+    pub fn compare(&self, start: u64, content: &[u8]) {
+        for (number, content) in (start..).zip(content.chunks_exact(SECTOR_BYTES as usize)) {
+            let version = version_in(number, content);
+            let now = &self.sectors[number as usize].now;
+            assert!(now.contains(&version), "sector {number} has version {version}, it may have {now:?}");
+        }
+    }
+
     pub fn sectors(&self) -> u64 {
         self.sectors.len() as u64
     }

@@ -1,0 +1,406 @@
+//! The cache on disk: pieces of objects as they are stored, so sealed where the repository is.
+//!
+//! What the store would learn from its objects is all that somebody learns who gets hold of the cache; nothing that is
+//! encrypted in the store is in clear here. (A repository without a passphrase is in clear in both places.) Each piece
+//! is a file of its own, so that the least recently used ones can go one by one.
+//!
+//! The file `<2 hex digits>/<64 hex digits>` holds the piece whose key has these digits (the first two again as the
+//! directory). Its bytes, integers little-endian:
+//!
+//! | at | length | what |
+//! |---|---|---|
+//! | 0 | 8 | `BLKDPIEC` |
+//! | 8 | 2 | version, 1 |
+//! | 10 | 2 | 0 |
+//! | 12 | 4 | `n`, length of the piece |
+//! | 16 | 16 | XXH3-128 (seed 0) of the key's 32 bytes, then the piece; its 128-bit number little-endian |
+//! | 32 | n | the piece |
+//!
+//! The key is SHA-256 of `"blockd cached piece v1"`, key id (16 bytes), salt of the delta (32), offset (u64), length
+//! (u64) and the object's key. A file is written under another name and renamed, without an fsync: after a power cut it may be
+//! anything, which the checksum finds. Names that are none of these, or end in `.tmp`, are removed when the cache is opened. No
+//! version that differs is read: it is a miss.
+
+use super::lru::Lru;
+use crate::CloudError;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use std::{
+    fmt::Write as _,
+    fs, io,
+    io::{Read, Write as _},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant, SystemTime},
+};
+use uuid::Uuid;
+use xxhash_rust::xxh3::Xxh3;
+
+const MAGIC: &[u8; 8] = b"BLKDPIEC";
+const VERSION: u16 = 1;
+const HEADER_LEN: usize = 32;
+/// The longest piece that is kept: more than any page or root of an index that is worth it.
+const PIECE_LEN_MOST: u64 = 8 << 20;
+/// What a file takes at least.
+const FILE_GRAIN_BYTES: u64 = 4096;
+/// How old a file's time must be for a use to renew it, so that the order survives a restart at little cost.
+const TOUCH_AFTER: Duration = Duration::from_secs(60);
+/// How often it is said that the cache cannot be written.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// What a piece is found by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PieceKey([u8; 32]);
+
+impl PieceKey {
+    /// The key of `len_bytes` bytes of an object that belongs to the delta with this salt.
+    pub fn new(key_id: Uuid, salt: &[u8; 32], object: &str, offset_bytes: u64, len_bytes: u64) -> Self {
+        let mut hasher = Sha256::new();
+        hasher.update(b"blockd cached piece v1");
+        hasher.update(key_id.as_bytes());
+        hasher.update(salt);
+        hasher.update(offset_bytes.to_le_bytes());
+        hasher.update(len_bytes.to_le_bytes());
+        hasher.update(object.as_bytes());
+        Self(hasher.finalize().into())
+    }
+
+    fn name(&self) -> String {
+        let mut name = String::with_capacity(64);
+        for byte in self.0 {
+            // Writing to a string does not fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        name
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        let mut key = [0; 32];
+        if name.len() != 64 || name.bytes().any(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return None;
+        }
+        for (byte, pair) in key.iter_mut().zip(name.as_bytes().chunks(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(Self(key))
+    }
+}
+
+struct Piece {
+    touched: SystemTime,
+}
+
+/// Pieces in files below one directory, of which one process at a time makes use.
+pub(crate) struct DiskCache {
+    dir: PathBuf,
+    pieces: Mutex<Lru<PieceKey, Piece>>,
+    complained: Mutex<Option<Instant>>,
+    temp: AtomicU64,
+    damaged: AtomicU64,
+}
+
+fn grain(len_bytes: u64) -> u64 {
+    (len_bytes + HEADER_LEN as u64).next_multiple_of(FILE_GRAIN_BYTES)
+}
+
+impl DiskCache {
+    /// Opens the cache in a directory, which is made if it is not there; what is in it beyond `most_bytes` goes.
+    /// Blocks for as long as it takes to list it.
+    pub fn open(dir: &Path, most_bytes: u64) -> Result<Self, CloudError> {
+        let failed = |what: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |source| CloudError::Cache { path, what, source }
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make", dir))?;
+        let mut found = Vec::new();
+        for shard in fs::read_dir(dir).map_err(failed("list", dir))? {
+            let shard = shard.map_err(failed("list", dir))?.path();
+            if !shard.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(&shard).map_err(failed("list", &shard))? {
+                let file = file.map_err(failed("list", &shard))?;
+                let key = file.file_name().to_str().and_then(PieceKey::from_name);
+                match (key, file.metadata()) {
+                    (Some(key), Ok(meta)) if meta.is_file() => {
+                        let touched = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                        found.push((touched, key, meta.len()));
+                    }
+                    _ => drop(fs::remove_file(file.path())),
+                }
+            }
+        }
+        found.sort_by_key(|(touched, key, _)| (*touched, key.0));
+        let mut pieces = Lru::new(most_bytes);
+        let cache = Self {
+            dir: dir.to_owned(),
+            pieces: Mutex::new(Lru::new(0)),
+            complained: Mutex::new(None),
+            temp: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
+        };
+        for (touched, key, len) in found {
+            for (gone, _) in pieces.insert(key, Piece { touched }, len.next_multiple_of(FILE_GRAIN_BYTES)) {
+                let _ = fs::remove_file(cache.path(&gone));
+            }
+        }
+        *cache.pieces.lock() = pieces;
+        Ok(cache)
+    }
+
+    fn path(&self, key: &PieceKey) -> PathBuf {
+        let name = key.name();
+        self.dir.join(&name[..2]).join(name)
+    }
+
+    /// The piece, if it is there and whole.
+    pub fn get(&self, key: &PieceKey) -> Option<Vec<u8>> {
+        let touch = {
+            let mut pieces = self.pieces.lock();
+            // Its last use is noted now, whatever comes of it.
+            let piece = pieces.get(key)?;
+            piece.touched.elapsed().is_ok_and(|age| age > TOUCH_AFTER)
+        };
+        let path = self.path(key);
+        match read_piece(&path, key) {
+            Ok(Some(bytes)) => {
+                if touch {
+                    self.touch(key, &path);
+                }
+                Some(bytes)
+            }
+            Ok(None) => {
+                self.damaged.fetch_add(1, Relaxed);
+                tracing::warn!(path = %path.display(), "a piece of the cache is damaged: it is fetched again");
+                self.forget(key);
+                None
+            }
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    self.complain("read", &path, &error);
+                }
+                self.forget(key);
+                None
+            }
+        }
+    }
+
+    fn touch(&self, key: &PieceKey, path: &Path) {
+        let now = SystemTime::now();
+        if let Ok(file) = fs::File::open(path)
+            && file.set_modified(now).is_ok()
+        {
+            let mut pieces = self.pieces.lock();
+            if pieces.contains(key) {
+                let len = fs::metadata(path).map_or(FILE_GRAIN_BYTES, |meta| meta.len());
+                pieces.insert(*key, Piece { touched: now }, len.next_multiple_of(FILE_GRAIN_BYTES));
+            }
+        }
+    }
+
+    /// Keeps a piece, and lets others go for it. What cannot be written is not kept, which costs nothing but time.
+    pub fn put(&self, key: &PieceKey, bytes: &[u8]) {
+        if bytes.len() as u64 > PIECE_LEN_MOST || self.pieces.lock().contains(key) {
+            return;
+        }
+        let path = self.path(key);
+        if let Err(error) = self.write(&path, key, bytes) {
+            self.complain("write", &path, &error);
+            return;
+        }
+        let piece = Piece { touched: SystemTime::now() };
+        let gone = self.pieces.lock().insert(*key, piece, grain(bytes.len() as u64));
+        for (gone, _) in gone.into_iter().filter(|(gone, _)| gone != key) {
+            let _ = fs::remove_file(self.path(&gone));
+        }
+        if !self.pieces.lock().contains(key) {
+            let _ = fs::remove_file(&path);
+        }
+    }
+
+    fn write(&self, path: &Path, key: &PieceKey, bytes: &[u8]) -> io::Result<()> {
+        let temp = self.dir.join(&key.name()[..2]).join(format!("{}.tmp", self.temp.fetch_add(1, Relaxed)));
+        let options = || {
+            let mut options = fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options
+        };
+        let mut file = match options().open(&temp) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Some(shard) = temp.parent() {
+                    fs::DirBuilder::new().recursive(true).mode(0o700).create(shard)?;
+                }
+                options().open(&temp)?
+            }
+            opened => opened?,
+        };
+        let written = file.write_all(&header(key, bytes)).and_then(|()| file.write_all(bytes));
+        let renamed = written.and_then(|()| fs::rename(&temp, path));
+        if renamed.is_err() {
+            let _ = fs::remove_file(&temp);
+        }
+        renamed
+    }
+
+    /// Lets a piece go.
+    pub fn forget(&self, key: &PieceKey) {
+        self.pieces.lock().remove(key);
+        let _ = fs::remove_file(self.path(key));
+    }
+
+    fn complain(&self, doing: &str, path: &Path, error: &io::Error) {
+        let mut complained = self.complained.lock();
+        if complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY) {
+            *complained = Some(Instant::now());
+            tracing::warn!(path = %path.display(), %error, "cannot {doing} a piece of the cache");
+        }
+    }
+
+    /// Bytes that its files take.
+    pub fn bytes(&self) -> u64 {
+        self.pieces.lock().bytes()
+    }
+
+    /// Pieces that were found damaged since it was opened.
+    pub fn damaged(&self) -> u64 {
+        self.damaged.load(Relaxed)
+    }
+}
+
+fn header(key: &PieceKey, bytes: &[u8]) -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    header[12..16].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+    let mut hasher = Xxh3::new();
+    hasher.update(&key.0);
+    hasher.update(bytes);
+    header[16..].copy_from_slice(&hasher.digest128().to_le_bytes());
+    header
+}
+
+/// The piece in a file; none if it is not what was written.
+fn read_piece(path: &Path, key: &PieceKey) -> io::Result<Option<Vec<u8>>> {
+    let mut file = fs::File::open(path)?;
+    let mut head = [0; HEADER_LEN];
+    match file.read_exact(&mut head) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let len = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
+    if u64::from(len) > PIECE_LEN_MOST {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; len as usize];
+    match file.read_exact(&mut bytes) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let ended = file.read(&mut [0])? == 0;
+    Ok((ended && head == header(key, &bytes)).then_some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u64) -> PieceKey {
+        PieceKey::new(Uuid::from_u128(7), &[9; 32], "blockd/data/x", number, 10)
+    }
+
+    fn files(dir: &Path) -> Vec<PathBuf> {
+        let shards = fs::read_dir(dir).unwrap().map(|shard| shard.unwrap().path());
+        shards.flat_map(|shard| fs::read_dir(shard).unwrap().map(|file| file.unwrap().path())).collect()
+    }
+
+    #[test]
+    fn pieces_are_found_again_after_a_restart_and_their_bytes_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(dir.path(), 10 * 4096).unwrap();
+        for number in 0..30 {
+            cache.put(&key(number), &[number as u8; 1000]);
+            assert_eq!(cache.get(&key(0)).unwrap(), [0; 1000], "what is used stays");
+            assert!(cache.bytes() <= 10 * 4096);
+        }
+        assert_eq!(files(dir.path()).len(), 10);
+        drop(cache);
+        let cache = DiskCache::open(dir.path(), 10 * 4096).unwrap();
+        assert_eq!(cache.get(&key(29)).unwrap(), [29; 1000]);
+        assert_eq!(cache.get(&key(3)), None);
+        drop(cache);
+        let cache = DiskCache::open(dir.path(), 4 * 4096).unwrap();
+        assert_eq!(files(dir.path()).len(), 4);
+        cache.put(&key(99), &vec![1; 5 * 4096]);
+        assert_eq!(cache.get(&key(99)), None, "what is larger than all of it is not kept");
+        assert_eq!(files(dir.path()).len(), 4);
+    }
+
+    #[test]
+    fn a_flipped_bit_or_a_cut_or_another_piece_is_a_miss() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
+        let put = || {
+            cache.put(&key(1), b"content");
+            let path = cache.path(&key(1));
+            let bytes = fs::read(&path).unwrap();
+            (path, bytes)
+        };
+        let (_, bytes) = put();
+        for at in 0..bytes.len() {
+            let (path, mut bytes) = put();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(cache.get(&key(1)), None, "byte {at}");
+            assert!(!path.exists());
+        }
+        for len in 0..bytes.len() {
+            let (path, bytes) = put();
+            fs::write(&path, &bytes[..len]).unwrap();
+            assert_eq!(cache.get(&key(1)), None, "cut to {len}");
+        }
+        let (path, mut longer) = put();
+        longer.push(0);
+        fs::write(&path, longer).unwrap();
+        assert_eq!(cache.get(&key(1)), None);
+        let (path, bytes) = put();
+        cache.put(&key(2), b"another");
+        fs::write(cache.path(&key(2)), bytes).unwrap();
+        assert_eq!(cache.get(&key(2)), None, "a file in the place of another");
+        fs::remove_file(path).unwrap();
+        assert_eq!(cache.get(&key(1)), None);
+        cache.put(&key(1), b"again");
+        assert_eq!(cache.get(&key(1)).unwrap(), b"again");
+        assert_eq!(cache.damaged() as usize, 2 * (bytes_len()) + 2);
+    }
+
+    fn bytes_len() -> usize {
+        HEADER_LEN + b"content".len()
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
+        cache.put(&key(1), b"content");
+        let shard = cache.path(&key(1)).parent().unwrap().to_owned();
+        drop(cache);
+        fs::write(shard.join("0.tmp"), b"half").unwrap();
+        fs::write(shard.join("readme"), b"?").unwrap();
+        let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
+        assert_eq!(files(dir.path()).len(), 1);
+        assert!(cache.get(&key(1)).is_some());
+    }
+
+    #[test]
+    fn the_format_is_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
+        cache.put(&key(5), b"golden");
+        let path = cache.path(&key(5));
+        let name = "1b/1b319ad56c3541b62afd48c5a82a1eaab8fe937502ac65e77f8f38254a4c7bf8";
+        assert_eq!(path.strip_prefix(dir.path()).unwrap().to_str().unwrap(), name);
+        let hex: String = fs::read(path).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "424c4b44504945430100000006000000e5af8a9619c05e13bf42e48ed320e032676f6c64656e");
+    }
+}

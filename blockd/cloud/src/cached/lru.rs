@@ -1,0 +1,138 @@
+//! What was used last, up to a number of bytes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+};
+
+struct Entry<V> {
+    used: u64,
+    len_bytes: u64,
+    value: V,
+}
+
+/// A map that forgets what was not used for longest when it holds too many bytes.
+pub(crate) struct Lru<K, V> {
+    entries: HashMap<K, Entry<V>>,
+    /// By the moment of the last use, of which no two are the same.
+    order: BTreeMap<u64, K>,
+    clock: u64,
+    bytes: u64,
+    most_bytes: u64,
+}
+
+impl<K: Copy + Eq + Hash, V> Lru<K, V> {
+    /// One that holds up to `most_bytes`, by what its callers say that things take.
+    pub fn new(most_bytes: u64) -> Self {
+        Self { entries: HashMap::new(), order: BTreeMap::new(), clock: 0, bytes: 0, most_bytes }
+    }
+
+    /// What is under the key; it counts as used.
+    pub fn get(&mut self, key: &K) -> Option<&V> {
+        let entry = self.entries.get_mut(key)?;
+        self.clock += 1;
+        self.order.remove(&entry.used);
+        self.order.insert(self.clock, *key);
+        entry.used = self.clock;
+        Some(&entry.value)
+    }
+
+    /// Whether something is under the key; it does not count as used.
+    pub fn contains(&self, key: &K) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// Puts something under the key, and returns what had to go for it. What is larger than everything together is not
+    /// kept but returned at once.
+    pub fn insert(&mut self, key: K, value: V, len_bytes: u64) -> Vec<(K, V)> {
+        let mut gone: Vec<(K, V)> = self.remove(&key).map(|value| (key, value)).into_iter().collect();
+        if len_bytes > self.most_bytes {
+            gone.push((key, value));
+            return gone;
+        }
+        while self.bytes + len_bytes > self.most_bytes {
+            match self.pop_oldest() {
+                Some(oldest) => gone.push(oldest),
+                None => break,
+            }
+        }
+        self.clock += 1;
+        self.order.insert(self.clock, key);
+        self.entries.insert(key, Entry { used: self.clock, len_bytes, value });
+        self.bytes += len_bytes;
+        gone
+    }
+
+    /// Takes out what is under the key.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let entry = self.entries.remove(key)?;
+        self.order.remove(&entry.used);
+        self.bytes -= entry.len_bytes;
+        Some(entry.value)
+    }
+
+    fn pop_oldest(&mut self) -> Option<(K, V)> {
+        let (_, key) = self.order.pop_first()?;
+        let entry = self.entries.remove(&key)?;
+        self.bytes -= entry.len_bytes;
+        Some((key, entry.value))
+    }
+
+    /// How many bytes it holds.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The model is a list, the one that was used last at its end.
+        #[test]
+        fn what_is_kept_is_what_was_used_last(steps in prop::collection::vec((0u8..3, 0u8..12, 1u64..40), 0..200)) {
+            let mut lru = Lru::new(100);
+            let mut model: Vec<(u8, u64)> = Vec::new();
+            for (what, key, len) in steps {
+                let at = model.iter().position(|(other, _)| *other == key);
+                match what {
+                    0 => {
+                        let before: Vec<u8> = model.iter().map(|(key, _)| *key).collect();
+                        at.map(|at| model.remove(at));
+                        while model.iter().map(|(_, len)| len).sum::<u64>() + len > 100 {
+                            model.remove(0);
+                        }
+                        model.push((key, len));
+                        let gone = lru.insert(key, len, len);
+                        for (gone, _) in gone {
+                            prop_assert!(before.contains(&gone));
+                        }
+                    }
+                    1 => {
+                        let expected = at.map(|at| model.remove(at));
+                        expected.into_iter().for_each(|used| model.push(used));
+                        prop_assert_eq!(lru.get(&key).copied(), expected.map(|(_, len)| len));
+                    }
+                    _ => {
+                        let expected = at.map(|at| model.remove(at).1);
+                        prop_assert_eq!(lru.remove(&key), expected);
+                    }
+                }
+                prop_assert_eq!(lru.bytes(), model.iter().map(|(_, len)| len).sum::<u64>());
+                for key in 0..12 {
+                    prop_assert_eq!(lru.contains(&key), model.iter().any(|(other, _)| *other == key));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_never_fits_displaces_nothing() {
+        let mut lru = Lru::new(10);
+        lru.insert(1, 'a', 5);
+        assert_eq!(lru.insert(2, 'b', 11), [(2, 'b')]);
+        assert!(lru.contains(&1) && lru.bytes() == 5);
+    }
+}

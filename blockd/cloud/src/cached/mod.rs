@@ -1,0 +1,445 @@
+//! Reading snapshots at random, with caches that all readers share.
+//!
+//! [`SnapshotCache`] holds what is shared: the pages of indexes and the opened frames in memory, the stored pieces on
+//! disk, and who fetches what just now, so that a frame that several want at once is fetched once.
+//! [`CachedSnapshot`] is one snapshot that is open through it.
+//!
+//! A first read takes four requests one after the other, however large the snapshot is: the manifest, the roots of all
+//! deltas side by side, the pages of all deltas for that place side by side, and the frames. Whatever is shown was opened or
+//! checked with what the manifest says; where a piece from the cache on disk does not open, it is fetched from the store.
+//!
+//! A read waits for the store no longer than the stall timeout. A failure is not remembered: the next read tries
+//! again. A damaged frame fails the reads that need it and no others; the log names the object and the place in it.
+
+mod disk;
+mod frames;
+mod index_store;
+mod lru;
+mod snapshot;
+mod streams;
+
+pub use snapshot::CachedSnapshot;
+
+use crate::{
+    CloudError, Manifest, Repository,
+    fetch::{DeltaReader, FetchJob, WantedFrame, group},
+    frame::FrameReader,
+    index::Page,
+    manifest::Delta,
+    store::{ObjectStore, StoreError, StoreErrorKind},
+};
+use disk::{DiskCache, PieceKey};
+use frames::{Flight, Frames};
+use futures::{StreamExt, TryStreamExt};
+use index_store::IndexStore;
+use lru::Lru;
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{runtime::Handle, sync::Semaphore};
+use uuid::Uuid;
+
+/// Most memory that pages of indexes are kept in.
+const PAGES_MOST_BYTES: u64 = 32 << 20;
+/// Most memory that whole small indexes of one snapshot are kept in.
+const INDEX_KEEP_BYTES: u64 = 4 << 20;
+/// Roots, or pages, that are asked for at once.
+const INDEX_CONCURRENCY: usize = 32;
+/// Pages that are told apart where several want the same one.
+const PAGE_TURNS: usize = 64;
+/// Requests for frames that are under way at once.
+const FETCH_CONCURRENCY: usize = 16;
+/// Of these, how many read ahead at most.
+const AHEAD_CONCURRENCY: usize = 8;
+/// Frames that nobody asked for are read along if that spares a request for no more than this many bytes.
+const GAP_MOST_BYTES: u32 = 64 << 10;
+/// The longest request for frames.
+const FETCH_MOST_BYTES: u32 = 2 << 20;
+
+/// What a cache may use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CacheOptions {
+    /// The directory of the cache on disk, of which one process at a time makes use; none: nothing is kept on disk.
+    pub dir: Option<PathBuf>,
+    /// Most bytes that its files take.
+    pub disk_bytes: u64,
+    /// Most bytes of opened frames in memory.
+    pub memory_bytes: u64,
+    /// How long a read waits for the store.
+    pub stall_timeout: Duration,
+    /// Most bytes that are read ahead of a reader who reads on and on; 0: none.
+    pub readahead_bytes: u64,
+}
+
+impl Default for CacheOptions {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            disk_bytes: 4 << 30,
+            memory_bytes: 64 << 20,
+            stall_timeout: Duration::from_secs(30),
+            readahead_bytes: 8 << 20,
+        }
+    }
+}
+
+/// What a cache did since it was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct CacheCounters {
+    /// Frames that came from the store.
+    pub frames_fetched: u64,
+    /// Requests that they took.
+    pub frame_requests: u64,
+    /// Frames that came from the cache on disk.
+    pub frames_from_disk: u64,
+    /// Pieces on disk that were damaged.
+    pub damaged_pieces: u64,
+    /// Bytes of the files of the cache on disk.
+    pub disk_bytes: u64,
+    /// Bytes of the frames in memory.
+    pub memory_bytes: u64,
+}
+
+/// What the readers of any number of snapshots share. Clones are the same cache.
+#[derive(Clone)]
+pub struct SnapshotCache {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for SnapshotCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotCache").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+/// Names a delta and where it is read from.
+type DeltaKey = (String, Uuid, [u8; 32]);
+
+#[derive(Default)]
+struct Counters {
+    fetched: AtomicU64,
+    requests: AtomicU64,
+    from_disk: AtomicU64,
+}
+
+struct Shared {
+    options: CacheOptions,
+    disk: Option<Arc<DiskCache>>,
+    frames: Arc<Frames>,
+    pages: Mutex<Lru<(u64, usize), Arc<Page>>>,
+    page_turns: [tokio::sync::Mutex<()>; PAGE_TURNS],
+    deltas: Mutex<HashMap<DeltaKey, Weak<SharedDelta>>>,
+    next_delta: AtomicU64,
+    fetches: Arc<Semaphore>,
+    ahead: Arc<Semaphore>,
+    counters: Counters,
+}
+
+/// A delta that any number of open snapshots have in their chains.
+struct SharedDelta {
+    /// No other delta of this cache ever has it.
+    number: u64,
+    reader: Arc<DeltaReader>,
+    key_id: Uuid,
+    salt: [u8; 32],
+    /// The store without the cache.
+    store: Arc<dyn ObjectStore>,
+}
+
+impl SharedDelta {
+    fn piece(&self, frame: &WantedFrame) -> PieceKey {
+        let (offset_bytes, len_bytes) = frame.place();
+        PieceKey::new(self.key_id, &self.salt, &self.reader.pack_key_of(frame), offset_bytes, len_bytes)
+    }
+}
+
+impl SnapshotCache {
+    /// Opens a cache; lists its directory, if it has one, so this blocks.
+    ///
+    /// # Errors
+    /// [`CloudError::Cache`] if the directory cannot be made or listed.
+    pub fn open(options: CacheOptions) -> Result<Self, CloudError> {
+        let disk = match &options.dir {
+            Some(dir) => Some(Arc::new(DiskCache::open(dir, options.disk_bytes)?)),
+            None => None,
+        };
+        Ok(Self {
+            shared: Arc::new(Shared {
+                disk,
+                frames: Arc::new(Frames::new(options.memory_bytes)),
+                options,
+                pages: Mutex::new(Lru::new(PAGES_MOST_BYTES)),
+                page_turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+                deltas: Mutex::default(),
+                next_delta: AtomicU64::new(1),
+                fetches: Arc::new(Semaphore::new(FETCH_CONCURRENCY)),
+                ahead: Arc::new(Semaphore::new(AHEAD_CONCURRENCY)),
+                counters: Counters::default(),
+            }),
+        })
+    }
+
+    /// Opens a snapshot: reads the roots of its deltas' indexes, side by side, and checks them against the manifest.
+    /// Must be called in a runtime, which then does what goes on in the background.
+    ///
+    /// # Errors
+    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; whatever the store reports, a timeout after the stall
+    /// timeout.
+    pub async fn snapshot(
+        &self,
+        repo: &Repository,
+        manifest: &Manifest,
+    ) -> Result<CachedSnapshot, Arc<CloudError>> {
+        let keep = INDEX_KEEP_BYTES / (manifest.chain.len() as u64 + 1);
+        let deltas: Vec<Delta> = manifest.deltas().cloned().collect();
+        let opened = futures::stream::iter(deltas)
+            .map(|delta| async move { self.shared.delta(repo, &delta, keep).await })
+            .buffered(INDEX_CONCURRENCY)
+            .try_collect::<Vec<_>>();
+        let opened = self.shared.in_time(repo.store().describe(), "the index", opened).await?;
+        Ok(CachedSnapshot::new(self.shared.clone(), manifest, opened, Handle::current()))
+    }
+
+    /// What it did so far.
+    pub fn counters(&self) -> CacheCounters {
+        let Shared { counters, disk, frames, .. } = &*self.shared;
+        CacheCounters {
+            frames_fetched: counters.fetched.load(Relaxed),
+            frame_requests: counters.requests.load(Relaxed),
+            frames_from_disk: counters.from_disk.load(Relaxed),
+            damaged_pieces: disk.as_ref().map_or(0, |disk| disk.damaged()),
+            disk_bytes: disk.as_ref().map_or(0, |disk| disk.bytes()),
+            memory_bytes: frames.bytes(),
+        }
+    }
+}
+
+impl Shared {
+    /// Waits for something from the store, but not for ever.
+    async fn in_time<T>(
+        &self,
+        store: &str,
+        what: &str,
+        work: impl Future<Output = Result<T, CloudError>>,
+    ) -> Result<T, CloudError> {
+        match tokio::time::timeout(self.options.stall_timeout, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                let waited = format!("waited {} ms", self.options.stall_timeout.as_millis());
+                Err(StoreError::new(StoreErrorKind::Timeout, "GET", what, store).with_detail(waited).into())
+            }
+        }
+    }
+
+    async fn delta(
+        &self,
+        repo: &Repository,
+        delta: &Delta,
+        keep: u64,
+    ) -> Result<Arc<SharedDelta>, CloudError> {
+        let place = format!("{} {}", repo.store().describe(), delta.id().prefix());
+        let key = (place, delta.key_id, delta.salt);
+        if let Some(open) = self.deltas.lock().get(&key).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let reader = match &self.disk {
+            None => DeltaReader::open(repo, delta, &mut keep.clone()).await?,
+            Some(disk) => {
+                let through = |look_first| {
+                    let names = (delta.key_id, delta.salt);
+                    let store = IndexStore::new(repo.store().clone(), disk.clone(), names, look_first);
+                    repo.with_store(Arc::new(store))
+                };
+                match DeltaReader::open(&through(true), delta, &mut keep.clone()).await {
+                    Err(CloudError::Damaged { .. }) => {
+                        DeltaReader::open(&through(false), delta, &mut keep.clone()).await?
+                    }
+                    opened => opened?,
+                }
+            }
+        };
+        let open = Arc::new(SharedDelta {
+            number: self.next_delta.fetch_add(1, Relaxed),
+            reader: Arc::new(reader),
+            key_id: delta.key_id,
+            salt: delta.salt,
+            store: repo.store().clone(),
+        });
+        let mut deltas = self.deltas.lock();
+        deltas.retain(|_, delta| delta.strong_count() > 0);
+        // Somebody may have opened it meanwhile: then both have one of their own, which is as good.
+        deltas.insert(key, Arc::downgrade(&open));
+        Ok(open)
+    }
+
+    /// A page of a delta's index, if it has anything to say and is in memory, or what is known of it.
+    fn ready_page(&self, delta: &SharedDelta, number: usize) -> Option<Option<Arc<Page>>> {
+        if delta.reader.root.pages.get(number).is_none_or(|page| page.sealed_len == 0) {
+            return Some(None);
+        }
+        self.pages.lock().get(&(delta.number, number)).map(|page| Some(page.clone()))
+    }
+
+    async fn page(&self, delta: &Arc<SharedDelta>, number: usize) -> Result<Option<Arc<Page>>, CloudError> {
+        if let Some(known) = self.ready_page(delta, number) {
+            return Ok(known);
+        }
+        let read = async {
+            // Who wants the same page waits for the one who reads it.
+            let turn = (delta.number as usize).wrapping_mul(31).wrapping_add(number) % PAGE_TURNS;
+            let _turn = self.page_turns[turn].lock().await;
+            if let Some(known) = self.ready_page(delta, number) {
+                return Ok(known);
+            }
+            let page = match (delta.reader.page(number).await, &self.disk) {
+                (Err(CloudError::Damaged { .. }), Some(disk)) => {
+                    let names = (delta.key_id, delta.salt);
+                    let fresh = IndexStore::new(delta.store.clone(), disk.clone(), names, false);
+                    delta.reader.page_from(&fresh, number).await
+                }
+                (page, _) => page,
+            };
+            let Some(page) = page?.map(Arc::new) else { return Ok(None) };
+            self.pages.lock().insert((delta.number, number), page.clone(), page.heap_bytes as u64);
+            Ok(Some(page))
+        };
+        self.in_time(delta.store.describe(), "a page of an index", read).await
+    }
+
+    /// Brings what is on disk, and returns what is not. Blocks for as long as the disk takes.
+    fn bring_from_disk(
+        &self,
+        delta: &SharedDelta,
+        wanted: Vec<(WantedFrame, Flight)>,
+    ) -> Vec<(WantedFrame, Flight)> {
+        let Some(disk) = &self.disk else { return wanted };
+        let mut reader = FrameReader::default();
+        let mut missing = Vec::new();
+        for (frame, flight) in wanted {
+            let piece = delta.piece(&frame);
+            let opened = disk.get(&piece).and_then(|stored| {
+                let start = frame.place().0 as u32;
+                let opened = delta.reader.open_frame(&mut reader, &frame, start, &stored);
+                if opened.is_err() {
+                    // Its checksum is right, so it was put there by somebody else; or the store gave it damaged.
+                    disk.forget(&piece);
+                }
+                opened.ok()
+            });
+            match opened {
+                Some(opened) => {
+                    self.counters.from_disk.fetch_add(1, Relaxed);
+                    flight.land(Ok(Arc::new(opened)));
+                }
+                None => missing.push((frame, flight)),
+            }
+        }
+        missing
+    }
+
+    /// Brings frames of one delta, ascending, from the store, in requests side by side. Goes on whoever waits.
+    fn fetch(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        delta: &Arc<SharedDelta>,
+        wanted: Vec<(WantedFrame, Flight)>,
+        limit: &Arc<Semaphore>,
+    ) {
+        let (frames, flights): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+        let mut flights = flights.into_iter();
+        for job in group(frames, GAP_MOST_BYTES, FETCH_MOST_BYTES) {
+            let flights: Vec<Flight> = flights.by_ref().take(job.frames.len()).collect();
+            let (shared, delta, limit) = (self.clone(), delta.clone(), limit.clone());
+            runtime.spawn(async move { shared.fetch_job(&delta, job, flights, &limit).await });
+        }
+    }
+
+    async fn fetch_job(
+        &self,
+        delta: &Arc<SharedDelta>,
+        job: FetchJob,
+        flights: Vec<Flight>,
+        limit: &Semaphore,
+    ) {
+        let fetched = self.fetch_bytes(delta, &job, limit).await;
+        match fetched {
+            Ok((start, bytes)) => {
+                let (delta, disk) = (delta.clone(), self.disk.clone());
+                self.counters.fetched.fetch_add(flights.len() as u64, Relaxed);
+                let opened = tokio::task::spawn_blocking(move || {
+                    land_all(&delta, disk.as_deref(), &job.frames, flights, start, &bytes);
+                });
+                // Flights that were not landed fail by themselves.
+                let _ = opened.await;
+            }
+            // A pack that was cut, or lost its header: what can be had of it is had frame by frame.
+            Err(error @ CloudError::Damaged { .. }) if job.frames.len() > 1 => {
+                tracing::warn!(%error, "the frames are fetched one by one");
+                for (frame, flight) in job.frames.iter().zip(flights) {
+                    let alone = FetchJob::alone(job.pack_no(), frame.clone());
+                    Box::pin(self.fetch_job(delta, alone, vec![flight], limit)).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a part of a cloud snapshot cannot be read");
+                let error = Arc::new(error);
+                flights.into_iter().for_each(|flight| flight.land(Err(error.clone())));
+            }
+        }
+    }
+
+    async fn fetch_bytes(
+        &self,
+        delta: &SharedDelta,
+        job: &FetchJob,
+        limit: &Semaphore,
+    ) -> Result<(u32, bytes::Bytes), CloudError> {
+        let object = job.frames.first().map_or_else(String::new, |frame| delta.reader.pack_key_of(frame));
+        let work = async {
+            // Neither semaphore is ever closed.
+            let _turn = limit.acquire().await;
+            self.counters.requests.fetch_add(1, Relaxed);
+            delta.reader.fetch(job).await
+        };
+        self.in_time(delta.store.describe(), &object, work).await
+    }
+}
+
+fn land_all(
+    delta: &SharedDelta,
+    disk: Option<&DiskCache>,
+    frames: &[WantedFrame],
+    flights: Vec<Flight>,
+    start: u32,
+    bytes: &[u8],
+) {
+    let mut reader = FrameReader::default();
+    let mut good = Vec::with_capacity(frames.len());
+    for (frame, flight) in frames.iter().zip(flights) {
+        match delta.reader.open_frame(&mut reader, frame, start, bytes) {
+            Ok(opened) => {
+                good.push(frame);
+                flight.land(Ok(Arc::new(opened)));
+            }
+            Err(error) => {
+                tracing::error!(%error, "a frame of a cloud snapshot is damaged");
+                flight.land(Err(Arc::new(error)));
+            }
+        }
+    }
+    // When those who wait have theirs.
+    if let Some(disk) = disk {
+        for frame in good {
+            if let Some(stored) = frame.stored(start, bytes) {
+                disk.put(&delta.piece(frame), stored);
+            }
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! One snapshot that is open through the cache.
+
+use super::{
+    INDEX_CONCURRENCY, Shared, SharedDelta,
+    frames::{Claim, Flight, Wait},
+    streams::Streams,
+};
+use crate::{
+    CloudError, CloudsnapId, Manifest,
+    fetch::WantedFrame,
+    frame::{BLOCK, OwnedFrame},
+    index::Page,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+
+/// A snapshot that is open for reading at random. Clones share it.
+///
+/// Each way to read comes twice: for tasks, and for threads that may block. The latter must not be called on a thread
+/// of the runtime.
+#[derive(Clone)]
+pub struct CachedSnapshot {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    id: CloudsnapId,
+    size_bytes: u64,
+    /// Newest first.
+    deltas: Vec<Arc<SharedDelta>>,
+    streams: Mutex<Streams>,
+    /// Where there is data in one stretch.
+    map: Mutex<Option<(Extent, Arc<BlockSet>)>>,
+    runtime: Handle,
+}
+
+impl std::fmt::Debug for CachedSnapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CachedSnapshot").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+/// The pages of all deltas for one stretch of the volume, in which each delta has at most one; newest first.
+struct Stretch {
+    range: Extent,
+    /// The delta by its place in the chain, the number of the page, and the page.
+    pages: Vec<(usize, usize, Arc<Page>)>,
+}
+
+/// The frames of one delta that a read needs.
+type Wanted = (usize, Vec<WantedFrame>);
+
+/// A frame that a read needs, and where it will come from.
+enum Source {
+    Ready(Arc<OwnedFrame>),
+    Wait(Wait),
+}
+
+impl CachedSnapshot {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        manifest: &Manifest,
+        deltas: Vec<Arc<SharedDelta>>,
+        runtime: Handle,
+    ) -> Self {
+        // What was read ahead must still be there when it is wanted.
+        let ahead = shared.options.readahead_bytes.min(shared.options.memory_bytes / 4);
+        let streams = Mutex::new(Streams::new(ahead / BLOCK_SIZE_BYTES));
+        let (id, size_bytes, map) = (manifest.id(), manifest.size_bytes, Mutex::default());
+        Self { inner: Arc::new(Inner { shared, id, size_bytes, deltas, streams, map, runtime }) }
+    }
+
+    /// The snapshot.
+    pub fn id(&self) -> CloudsnapId {
+        self.inner.id
+    }
+
+    /// The volume's size at that time, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes
+    }
+
+    /// The content of some blocks, at most 32 MiB of them; beyond the end of the volume it is zeroes.
+    ///
+    /// # Errors
+    /// [`CloudError::Damaged`], which says what is damaged; whatever the store reports, a timeout after the stall
+    /// timeout.
+    pub async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, Arc<CloudError>> {
+        const MOST: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
+        if extent.len_blocks > MOST {
+            let what =
+                format!("at most {MOST} blocks are read at once, {} were asked for", extent.len_blocks);
+            return Err(Arc::new(CloudError::InvalidRequest { what }));
+        }
+        let mut out = vec![0; extent.len_bytes() as usize];
+        let inside = extent.intersection(Extent::whole(self.inner.size_bytes));
+        let plan = self.plan(inside).await?;
+        self.inner.read_ahead(extent);
+        let sources = self.inner.claim(plan, false);
+        for (frame, source) in sources {
+            let opened = match source {
+                Source::Ready(opened) => opened,
+                Source::Wait(wait) => wait.done().await?,
+            };
+            copy(&frame, &opened, extent.offset_bytes(), &mut out);
+        }
+        Ok(out)
+    }
+
+    /// Fills `buf` with the content from `offset_bytes` on, any alignment. Blocks.
+    ///
+    /// # Errors
+    /// [`CloudError::InvalidRequest`] if the range does not lie inside the volume; those of
+    /// [`read_blocks`](Self::read_blocks).
+    pub fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), Arc<CloudError>> {
+        let extent = self.touched(offset_bytes, buf.len())?;
+        let plan = match self.ready_plan(extent) {
+            Some(plan) => plan,
+            None => self.inner.runtime.block_on(self.plan(extent))?,
+        };
+        self.inner.read_ahead(extent);
+        buf.fill(0);
+        for (frame, source) in self.inner.claim(plan, true) {
+            let opened = match source {
+                Source::Ready(opened) => opened,
+                Source::Wait(wait) => self.inner.runtime.block_on(wait.done())?,
+            };
+            copy(&frame, &opened, offset_bytes, buf);
+        }
+        Ok(())
+    }
+
+    /// The same from memory only: false if the disk or the store would have to be asked.
+    ///
+    /// # Errors
+    /// If the range does not lie inside the volume.
+    pub fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, Arc<CloudError>> {
+        let extent = self.touched(offset_bytes, buf.len())?;
+        let Some(plan) = self.ready_plan(extent) else { return Ok(false) };
+        let mut found = Vec::new();
+        for (level, frames) in plan {
+            for frame in frames {
+                let key = (self.inner.deltas[level].number, frame.ordinal());
+                let Some(opened) = self.inner.shared.frames.ready(key) else { return Ok(false) };
+                found.push((frame, opened));
+            }
+        }
+        self.inner.read_ahead(extent);
+        buf.fill(0);
+        found.iter().for_each(|(frame, opened)| copy(frame, opened, offset_bytes, buf));
+        Ok(true)
+    }
+
+    fn touched(&self, offset_bytes: u64, len: usize) -> Result<Extent, Arc<CloudError>> {
+        match offset_bytes.checked_add(len as u64) {
+            Some(end) if end <= self.inner.size_bytes => Ok(Extent::touching(offset_bytes, len as u64)),
+            _ => Err(Arc::new(CloudError::InvalidRequest {
+                what: format!(
+                    "{len} bytes at offset {offset_bytes} do not lie inside a snapshot of {} bytes",
+                    self.inner.size_bytes
+                ),
+            })),
+        }
+    }
+
+    /// The blocks of a part of the volume that hold data, as far as the index tells; all others are zero.
+    ///
+    /// # Errors
+    /// Those of [`read_blocks`](Self::read_blocks).
+    pub async fn data_blocks(&self, extent: Extent) -> Result<BlockSet, Arc<CloudError>> {
+        let mut found = BlockSet::new();
+        let inside = extent.intersection(Extent::whole(self.inner.size_bytes));
+        let stretches = futures::stream::iter(self.inner.stretches(inside))
+            .map(|range| self.inner.load(range))
+            .buffered(4);
+        futures::pin_mut!(stretches);
+        while let Some(stretch) = stretches.try_next().await? {
+            stretch.visible(|_, _, _, visible| found.union_with(&visible));
+        }
+        Ok(found)
+    }
+
+    /// The first run of data, or of nothing, that holds the block at `from`: whether it is data, and where it ends.
+    /// It may end early at the border of what one page of an index describes. Blocks.
+    ///
+    /// # Errors
+    /// Those of [`read_blocks`](Self::read_blocks).
+    pub fn run_at(&self, from: BlockIndex) -> Result<(bool, BlockIndex), Arc<CloudError>> {
+        let end = Extent::whole(self.inner.size_bytes).end();
+        if from >= end {
+            return Ok((false, from));
+        }
+        let (range, data) = self.map_around(from)?;
+        Ok(match data.extents_in(Extent::between(from, range.end())).next() {
+            Some(run) if run.start == from => (true, run.end()),
+            Some(run) => (false, run.start),
+            None => (false, range.end()),
+        })
+    }
+
+    /// Where there is data in the stretch around a block. The last one is remembered: who asks for one run asks for
+    /// the next.
+    fn map_around(&self, block: BlockIndex) -> Result<(Extent, Arc<BlockSet>), Arc<CloudError>> {
+        let known = self.inner.map.lock().clone();
+        if let Some((range, data)) = known.filter(|(range, _)| range.start <= block && block < range.end()) {
+            return Ok((range, data));
+        }
+        let range = self.inner.stretch_around(block);
+        let stretch = match self.inner.ready(range) {
+            Some(stretch) => stretch,
+            None => self.inner.runtime.block_on(self.inner.load(range))?,
+        };
+        let mut data = BlockSet::new();
+        stretch.visible(|_, _, _, visible| data.union_with(&visible));
+        let data = Arc::new(data);
+        *self.inner.map.lock() = Some((range, data.clone()));
+        Ok((range, data))
+    }
+
+    /// What a read needs, asking the store for pages.
+    async fn plan(&self, extent: Extent) -> Result<Vec<Wanted>, Arc<CloudError>> {
+        let mut plan = Vec::new();
+        for range in self.inner.stretches(extent) {
+            self.inner.add_to_plan(&self.inner.load(range).await?, &mut plan);
+        }
+        Ok(plan)
+    }
+
+    /// What a read needs, if all pages are in memory.
+    fn ready_plan(&self, extent: Extent) -> Option<Vec<Wanted>> {
+        let mut plan = Vec::new();
+        for range in self.inner.stretches(extent) {
+            self.inner.add_to_plan(&self.inner.ready(range)?, &mut plan);
+        }
+        Some(plan)
+    }
+}
+
+impl Stretch {
+    /// Tells, for each delta, newest first, which of the blocks come from it.
+    fn visible(&self, mut tell: impl FnMut(usize, usize, &Page, BlockSet)) {
+        let mut left = BlockSet::from_iter([self.range]);
+        for (level, number, page) in &self.pages {
+            let data = page.data.slice(self.range);
+            let mut visible = data.clone();
+            visible.intersect_with(&left);
+            left.subtract(&data);
+            left.subtract(&page.zero.slice(self.range));
+            if !visible.is_empty() {
+                tell(*level, *number, page, visible);
+            }
+            if left.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// The stretch that holds a block, in which no delta has more than one page.
+    fn stretch_around(&self, block: BlockIndex) -> Extent {
+        let (mut start, mut end) = (BlockIndex(0), Extent::whole(self.size_bytes).end());
+        for delta in &self.deltas {
+            let root = &delta.reader.root;
+            match root.pages.get(root.pages_in(Extent::new(block, 1)).start) {
+                Some(page) => {
+                    start = start.max(page.range.start);
+                    end = end.min(page.range.end());
+                }
+                // The volume was smaller then.
+                None => start = start.max(root.pages.last().map_or(start, |page| page.range.end())),
+            }
+        }
+        Extent::between(start, end)
+    }
+
+    fn stretches(&self, extent: Extent) -> impl Iterator<Item = Extent> + '_ {
+        let (mut from, end) = (extent.start, extent.end());
+        std::iter::from_fn(move || {
+            let until = (from < end).then(|| self.stretch_around(from).end().min(end))?;
+            let range = Extent::between(from, until);
+            from = until;
+            Some(range)
+        })
+    }
+
+    /// The page of each delta for a stretch.
+    fn pages_of(&self, range: Extent) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let levels = self.deltas.iter().enumerate();
+        levels.filter_map(move |(level, delta)| {
+            delta.reader.root.pages_in(range).next().map(|number| (level, number))
+        })
+    }
+
+    fn ready(&self, range: Extent) -> Option<Stretch> {
+        let mut pages = Vec::new();
+        for (level, number) in self.pages_of(range) {
+            if let Some(page) = self.shared.ready_page(&self.deltas[level], number)? {
+                pages.push((level, number, page));
+            }
+        }
+        Some(Stretch { range, pages })
+    }
+
+    /// The pages of a stretch, all deltas' side by side: which of them say something is known only afterwards.
+    async fn load(&self, range: Extent) -> Result<Stretch, Arc<CloudError>> {
+        let pages = futures::stream::iter(self.pages_of(range).collect::<Vec<_>>())
+            .map(|(level, number)| async move {
+                let page = self.shared.page(&self.deltas[level], number).await?;
+                Ok::<_, CloudError>(page.map(|page| (level, number, page)))
+            })
+            .buffered(INDEX_CONCURRENCY)
+            .try_filter_map(|page| async move { Ok(page) });
+        match pages.try_collect().await {
+            Ok(pages) => Ok(Stretch { range, pages }),
+            Err(error) => {
+                tracing::warn!(%error, snapshot = %self.id, "a part of a cloud snapshot cannot be read");
+                Err(Arc::new(error))
+            }
+        }
+    }
+
+    fn add_to_plan(&self, stretch: &Stretch, plan: &mut Vec<Wanted>) {
+        stretch.visible(|level, number, page, visible| {
+            plan.push((level, self.deltas[level].reader.frames_of(number, page, &visible)));
+        });
+    }
+
+    /// Sees to it that all frames of a plan come, and says where each comes from. With `here`, those on disk are read
+    /// on this thread.
+    fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(WantedFrame, Source)> {
+        let mut sources = Vec::new();
+        for (level, frames) in plan {
+            let delta = &self.deltas[level];
+            let mut mine: Vec<(WantedFrame, Flight)> = Vec::new();
+            for frame in frames {
+                let source = match self.shared.frames.claim((delta.number, frame.ordinal())) {
+                    Claim::Ready(opened) => Source::Ready(opened),
+                    Claim::Wait(wait) => Source::Wait(wait),
+                    Claim::Mine(flight, wait) => {
+                        mine.push((frame.clone(), flight));
+                        Source::Wait(wait)
+                    }
+                };
+                sources.push((frame, source));
+            }
+            if mine.is_empty() {
+                continue;
+            }
+            if here {
+                let missing = self.shared.bring_from_disk(delta, mine);
+                self.shared.fetch(&self.runtime, delta, missing, &self.shared.fetches);
+            } else {
+                self.bring(delta, mine, false);
+            }
+        }
+        sources
+    }
+
+    /// Brings frames in the background, from the disk or the store.
+    fn bring(&self, delta: &Arc<SharedDelta>, mine: Vec<(WantedFrame, Flight)>, ahead: bool) {
+        let (shared, delta, runtime) = (self.shared.clone(), delta.clone(), self.runtime.clone());
+        self.runtime.spawn(async move {
+            let missing = match &shared.disk {
+                None => mine,
+                Some(_) => {
+                    let (shared, delta) = (shared.clone(), delta.clone());
+                    let looked = tokio::task::spawn_blocking(move || shared.bring_from_disk(&delta, mine));
+                    // If it could not be looked at, the flights have failed by themselves.
+                    looked.await.unwrap_or_default()
+                }
+            };
+            let limit = if ahead { &shared.ahead } else { &shared.fetches };
+            shared.fetch(&runtime, &delta, missing, limit);
+        });
+    }
+
+    /// Notes a read, and reads ahead if it is one of many. Only as far as the pages are in memory: one that is not
+    /// comes with the read that needs it.
+    fn read_ahead(&self, read: Extent) {
+        let Some(next) = self.streams.lock().note(read) else { return };
+        let next = next.intersection(Extent::whole(self.size_bytes));
+        let mut plan = Vec::new();
+        for range in self.stretches(next) {
+            let Some(stretch) = self.ready(range) else { break };
+            self.add_to_plan(&stretch, &mut plan);
+        }
+        for (level, frames) in plan {
+            let delta = &self.deltas[level];
+            let mine = frames.into_iter().filter_map(|frame| {
+                let key = (delta.number, frame.ordinal());
+                match self.shared.frames.claim(key) {
+                    Claim::Mine(flight, _) => Some((frame, flight)),
+                    _ => None,
+                }
+            });
+            let mine: Vec<_> = mine.collect();
+            if !mine.is_empty() {
+                self.bring(delta, mine, true);
+            }
+        }
+    }
+}
+
+/// Copies what a frame has of a read from `offset_bytes` on into its buffer, in which everything is zero so far.
+fn copy(frame: &WantedFrame, opened: &OwnedFrame, offset_bytes: u64, buf: &mut [u8]) {
+    let end_bytes = offset_bytes + buf.len() as u64;
+    for (position, extent) in frame.runs() {
+        for i in 0..extent.len_blocks {
+            let Some(block) = opened.block(*position as usize + i as usize) else { continue };
+            let at = (extent.start.0 + i) * BLOCK_SIZE_BYTES;
+            let (from, to) = (at.max(offset_bytes), (at + BLOCK as u64).min(end_bytes));
+            if from < to {
+                let part = &block[(from - at) as usize..(to - at) as usize];
+                buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize].copy_from_slice(part);
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Readahead: seeing that somebody reads on and on, and saying what will be wanted next.
+
+use blockd_extent::{BlockIndex, Extent};
+
+/// Readers in different places of one snapshot that are told apart.
+const STREAMS_MOST: usize = 8;
+/// How far from the expected place a read still belongs to a stream: a kernel that reads ahead itself has several
+/// requests under way, which come in any order.
+const SLACK_BLOCKS: u64 = 512;
+/// Reads one after another that make a stream.
+const READS_LEAST: u32 = 3;
+/// How much the first readahead of a stream brings.
+const WINDOW_LEAST_BLOCKS: u64 = 128;
+
+#[derive(Clone, Copy)]
+struct Stream {
+    /// Where the next read is expected.
+    next: u64,
+    /// Up to where blocks were asked for ahead.
+    ahead: u64,
+    window: u64,
+    reads: u32,
+    used: u64,
+}
+
+/// The streams of reads of one snapshot.
+pub(crate) struct Streams {
+    streams: Vec<Stream>,
+    clock: u64,
+    window_most_blocks: u64,
+}
+
+impl Streams {
+    /// None yet. A stream reads ahead by at most so many blocks; 0: nothing is read ahead.
+    pub fn new(window_most_blocks: u64) -> Self {
+        Self { streams: Vec::new(), clock: 0, window_most_blocks }
+    }
+
+    /// Notes a read, and says what to read ahead because of it. Each block of a stream is asked for ahead once.
+    pub fn note(&mut self, read: Extent) -> Option<Extent> {
+        if read.is_empty() || self.window_most_blocks == 0 {
+            return None;
+        }
+        self.clock += 1;
+        let (start, end) = (read.start.0, read.end().0);
+        let near = |stream: &&mut Stream| {
+            start.abs_diff(stream.next) <= SLACK_BLOCKS && end.saturating_add(SLACK_BLOCKS) > stream.next
+        };
+        let Some(stream) = self.streams.iter_mut().filter(near).min_by_key(|s| start.abs_diff(s.next)) else {
+            if self.streams.len() >= STREAMS_MOST
+                && let Some(oldest) = (0..self.streams.len()).min_by_key(|i| self.streams[*i].used)
+            {
+                self.streams.swap_remove(oldest);
+            }
+            self.streams.push(Stream {
+                next: end,
+                ahead: end,
+                window: WINDOW_LEAST_BLOCKS.min(self.window_most_blocks),
+                reads: 1,
+                used: self.clock,
+            });
+            return None;
+        };
+        stream.used = self.clock;
+        if end <= stream.next {
+            return None;
+        }
+        stream.next = end;
+        stream.reads = stream.reads.saturating_add(1);
+        let from = stream.ahead.max(end);
+        // In large steps, and before what was read ahead is used up.
+        if stream.reads < READS_LEAST || from - end > stream.window / 2 {
+            return None;
+        }
+        let until = end + stream.window;
+        stream.window = (stream.window * 2).min(self.window_most_blocks);
+        stream.ahead = until;
+        Some(Extent::between(BlockIndex(from), BlockIndex(until)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn extent(start: u64, len: u64) -> Extent {
+        Extent::new(BlockIndex(start), len)
+    }
+
+    #[test]
+    fn who_reads_on_and_on_finds_it_there() {
+        let mut streams = Streams::new(2048);
+        let (mut ahead, mut largest) = (0, 0);
+        for at in (0..100_000).step_by(32) {
+            if let Some(next) = streams.note(extent(at, 32)) {
+                assert!(next.start.0 >= at + 32 && next.start.0 >= ahead, "nothing is asked for twice");
+                assert!(next.start.0 == ahead || ahead == 0, "and nothing is left out");
+                ahead = next.end().0;
+                largest = largest.max(next.len_blocks);
+                assert!(ahead - (at + 32) <= 2048);
+            }
+            assert!(at < 96 || ahead > at + 32, "at {at} there is nothing ahead");
+        }
+        assert!(largest >= 1024, "it reads ahead in large steps: {largest}");
+    }
+
+    #[test]
+    fn requests_in_any_order_are_one_stream() {
+        let mut streams = Streams::new(2048);
+        let order = [32, 0, 64, 128, 96, 160, 224, 192, 256, 320, 288];
+        assert!(order.iter().any(|at| streams.note(extent(*at, 32)).is_some()));
+    }
+
+    #[test]
+    fn who_jumps_about_gets_nothing_and_disturbs_nobody_for_long() {
+        let mut streams = Streams::new(2048);
+        for i in 0..1000u64 {
+            assert_eq!(streams.note(extent((i * 7_919_993) % 100_000_000, 8)), None);
+        }
+        let found = (0..20).filter(|i| streams.note(extent(5_000_000 + i * 32, 32)).is_some()).count();
+        assert!(found > 0);
+        assert_eq!(Streams::new(0).note(extent(0, 8)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_ahead_is_bounded(reads in prop::collection::vec((0u64..5000, 1u64..300), 0..200)) {
+            let mut streams = Streams::new(1024);
+            for (start, len) in reads {
+                if let Some(next) = streams.note(extent(start, len)) {
+                    prop_assert!(next.len_blocks <= 1024 && !next.is_empty());
+                    prop_assert!(next.end().0 <= start + len + 1024);
+                }
+                prop_assert!(streams.streams.len() <= STREAMS_MOST);
+            }
+        }
+    }
+}

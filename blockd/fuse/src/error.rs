@@ -1,0 +1,57 @@
+//! What can go wrong with a mount.
+
+use std::{io, path::PathBuf};
+
+/// Why a mount was not made, or not taken away.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FuseError {
+    /// The directory to mount at cannot be used.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Mountpoint {
+        /// What was being done with it.
+        action: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// There are files in the directory, which a mount would hide.
+    #[error("{} is not empty: choose an empty directory, or one that does not exist yet", path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The kernel or `fusermount3` refused.
+    #[error("cannot mount at {}: {source}; fusermount3 (Debian package fuse3) and /dev/fuse are needed", path.display())]
+    Mount {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody has files open there.
+    #[error("{} is in use: close what is open there, or let go of it by force", path.display())]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// `fusermount3` failed.
+    #[error("cannot unmount {}: {said}", path.display())]
+    Unmount {
+        /// The directory.
+        path: PathBuf,
+        /// What it said.
+        said: String,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+impl FuseError {
+    /// Whether the same can succeed later without anybody doing anything about it.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::Thread(_))
+    }
+}

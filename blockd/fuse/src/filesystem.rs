@@ -1,0 +1,437 @@
+//! The tree as a filesystem of the kernel.
+
+use crate::{
+    Image,
+    inside::FileTree,
+    nodes::{Node, Nodes},
+    pool::Pool,
+    tree::{Child, Tree},
+};
+use fuser::{
+    Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, Request,
+};
+use parking_lot::Mutex;
+use rustix::io::Errno as SystemError;
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    ffi::OsStr,
+    io,
+    os::unix::ffi::OsStrExt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// What listings say instead of a number that is not known yet.
+const UNKNOWN_INO: u64 = 0xffff_ffff;
+/// The longest read that is answered: what the kernel asks for at most.
+const READ_MOST: u32 = 1 << 20;
+/// Requests that the kernel has under way in the background, such as its own readahead.
+const BACKGROUND_MOST: u16 = 64;
+/// Names that are used for `lseek`.
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+/// After how many runs a search for data or a hole gives up, and says that there is data.
+const RUNS_MOST: usize = 1 << 22;
+
+/// Something that is open.
+enum Open {
+    Image(Arc<dyn Image>),
+    File { files: Arc<dyn FileTree>, path: Arc<[u8]>, size_bytes: u64 },
+    Text(Vec<u8>),
+    Dir(Vec<Child>),
+}
+
+struct Shared {
+    tree: Tree,
+    nodes: Nodes,
+    open: Mutex<HashMap<u64, Arc<Open>>>,
+    next_handle: AtomicU64,
+}
+
+/// The filesystem of one mount.
+pub(crate) struct BrowseFilesystem {
+    shared: Arc<Shared>,
+    pool: Pool,
+}
+
+fn errno(error: &io::Error) -> Errno {
+    let code = match (error.raw_os_error(), error.kind()) {
+        (Some(code), _) => return Errno::from_i32(code),
+        (None, io::ErrorKind::NotFound) => SystemError::NOENT,
+        (None, io::ErrorKind::NotADirectory) => SystemError::NOTDIR,
+        (None, io::ErrorKind::IsADirectory) => SystemError::ISDIR,
+        (None, io::ErrorKind::InvalidInput) => SystemError::INVAL,
+        (None, io::ErrorKind::Unsupported) => SystemError::OPNOTSUPP,
+        (None, _) => SystemError::IO,
+    };
+    Errno::from_i32(code.raw_os_error())
+}
+
+impl Shared {
+    fn node(&self, ino: INodeNo) -> io::Result<Node> {
+        self.nodes.get(ino.0).ok_or_else(|| io::Error::from(SystemError::STALE))
+    }
+
+    fn add(&self, open: Open) -> FileHandle {
+        let handle = self.next_handle.fetch_add(1, Relaxed);
+        self.open.lock().insert(handle, Arc::new(open));
+        FileHandle(handle)
+    }
+
+    fn find(&self, handle: FileHandle) -> io::Result<Arc<Open>> {
+        self.open.lock().get(&handle.0).cloned().ok_or_else(|| io::Error::from(SystemError::BADF))
+    }
+
+    fn lookup(&self, parent: &Node, name: &[u8], reply: ReplyEntry) {
+        let found = self.tree.lookup(parent, name).and_then(|node| {
+            let ino = self.nodes.remember(&node);
+            self.tree.attr(&node, ino).inspect_err(|_| self.nodes.forget(ino, 1))
+        });
+        match found {
+            Ok((attr, ttl)) => reply.entry(&ttl, &attr, Generation(0)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn open_node(&self, node: &Node) -> io::Result<Open> {
+        match node {
+            Node::Image(key) => Ok(Open::Image(self.tree.image(key)?)),
+            Node::Manifest(key) => Ok(Open::Text(self.tree.manifest(key)?)),
+            Node::Inside(key, path) => {
+                let files = self.tree.files(key)?;
+                let size_bytes = files.stat(path)?.size_bytes;
+                Ok(Open::File { files, path: path.clone(), size_bytes })
+            }
+            _ => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn read(open: &Open, offset_bytes: u64, len: usize, buf: &mut Vec<u8>) -> io::Result<()> {
+        match open {
+            Open::Image(image) => {
+                let left = image.size_bytes().saturating_sub(offset_bytes);
+                buf.resize(len.min(usize::try_from(left).unwrap_or(len)), 0);
+                image.read_at(offset_bytes, buf)
+            }
+            Open::File { files, path, .. } => {
+                *buf = files.read(path, offset_bytes, len)?;
+                Ok(())
+            }
+            Open::Text(text) => {
+                let from = usize::try_from(offset_bytes).unwrap_or(text.len()).min(text.len());
+                buf.extend_from_slice(&text[from..text.len().min(from.saturating_add(len))]);
+                Ok(())
+            }
+            Open::Dir(_) => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn seek(open: &Open, offset: i64, whence: i32) -> io::Result<i64> {
+        let beyond = || io::Error::from(SystemError::NXIO);
+        let at = u64::try_from(offset).map_err(|_| beyond())?;
+        let size = match open {
+            Open::Image(image) => image.size_bytes(),
+            Open::File { size_bytes, .. } => *size_bytes,
+            Open::Text(text) => text.len() as u64,
+            Open::Dir(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        if at >= size {
+            return Err(beyond());
+        }
+        let found = match (whence, open) {
+            (SEEK_DATA | SEEK_HOLE, Open::Image(image)) => seek_image(&**image, at, whence == SEEK_DATA)?,
+            (SEEK_DATA, _) => Some(at),
+            (SEEK_HOLE, _) => Some(size),
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        i64::try_from(found.ok_or_else(beyond)?).map_err(|_| beyond())
+    }
+}
+
+/// The first byte from `at` on that is data, or is none.
+fn seek_image(image: &dyn Image, mut at: u64, data: bool) -> io::Result<Option<u64>> {
+    let size = image.size_bytes();
+    for _ in 0..RUNS_MOST {
+        if at >= size {
+            // Behind the end there is a hole, and no data.
+            return Ok((!data).then_some(size));
+        }
+        let run = image.run_at(at)?;
+        if run.is_data == data {
+            return Ok(Some(at));
+        }
+        at = run.end_bytes.max(at + 1);
+    }
+    // To say that there is data where there may be none is allowed.
+    Ok(Some(if data { at } else { size }))
+}
+
+thread_local! {
+    /// A buffer for reads, kept between them.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl BrowseFilesystem {
+    /// The tree, with so many threads for what may have to wait.
+    pub fn new(tree: Tree, threads: usize) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            tree,
+            nodes: Nodes::new(),
+            open: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+        });
+        Ok(Self { shared, pool: Pool::new(threads, 256)? })
+    }
+
+    /// Does it here if it is quick, and elsewhere if it may have to wait.
+    fn run(&self, here: bool, work: impl FnOnce(&Shared) + Send + 'static) {
+        if here {
+            work(&self.shared);
+        } else {
+            let shared = self.shared.clone();
+            self.pool.run(move || work(&shared));
+        }
+    }
+}
+
+impl Filesystem for BrowseFilesystem {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each of them is a gain where the kernel has it, and none is needed.
+        let wanted = [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+        ];
+        for flag in wanted {
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_background(BACKGROUND_MOST);
+        if let Err(most) = config.set_max_readahead(READ_MOST) {
+            let _ = config.set_max_readahead(most);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = match self.shared.node(parent) {
+            Ok(parent) => parent,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let quick = match parent {
+            Node::Root | Node::Volume(_) => true,
+            Node::Snapshot(_) => name != "manifest.json",
+            _ => false,
+        };
+        let name = name.as_bytes().to_vec();
+        self.run(quick, move |shared| shared.lookup(&parent, &name, reply));
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
+        self.shared.nodes.forget(ino.0, lookups);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let node = match self.shared.node(ino) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        self.run(Tree::is_quick(&node), move |shared| match shared.tree.attr(&node, ino.0) {
+            Ok((attr, ttl)) => reply.attr(&ttl, &attr),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let node = match self.shared.node(ino) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        self.run(Tree::is_quick(&node), move |shared| match shared.tree.link(&node) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let node = match self.shared.node(ino) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        self.run(false, move |shared| match shared.open_node(&node) {
+            // What a snapshot holds never changes, so what the kernel has of it stays right.
+            Ok(open) => reply.opened(shared.add(open), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let open = match self.shared.find(fh) {
+            Ok(open) => open,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let len = size.min(READ_MOST) as usize;
+        // What is in memory is answered without waking another thread.
+        let reply = match &*open {
+            Open::Image(image) => BUFFER.with_borrow_mut(|buf| {
+                let left = image.size_bytes().saturating_sub(offset);
+                buf.resize(len.min(usize::try_from(left).unwrap_or(len)), 0);
+                match image.try_read_at(offset, buf) {
+                    Ok(true) => {
+                        reply.data(buf);
+                        None
+                    }
+                    Ok(false) => Some(reply),
+                    Err(error) => {
+                        reply.error(errno(&error));
+                        None
+                    }
+                }
+            }),
+            _ => Some(reply),
+        };
+        let Some(reply) = reply else { return };
+        self.run(false, move |_| {
+            BUFFER.with_borrow_mut(|buf| {
+                buf.clear();
+                match Shared::read(&open, offset, len, buf) {
+                    Ok(()) => reply.data(buf),
+                    Err(error) => reply.error(errno(&error)),
+                }
+            });
+        });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.open.lock().remove(&fh.0);
+        reply.ok();
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let open = match self.shared.find(fh) {
+            Ok(open) => open,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        self.run(false, move |_| match Shared::seek(&open, offset, whence) {
+            Ok(found) => reply.offset(found),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let node = match self.shared.node(ino) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let quick = matches!(node, Node::Root | Node::Volume(_) | Node::Snapshot(_));
+        self.run(quick, move |shared| match shared.tree.children(&node) {
+            Ok(children) => reply.opened(shared.add(Open::Dir(children)), FopenFlags::empty()),
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let open = match self.shared.find(fh) {
+            Ok(open) => open,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let Open::Dir(children) = &*open else { return reply.error(Errno::ENOTDIR) };
+        let dots = [b".".as_slice(), b".."].map(|name| (name, ino.0, FileType::Directory));
+        let all = dots.into_iter().chain(children.iter().map(|child| {
+            let ino = self.shared.nodes.number_of(&child.node).unwrap_or(UNKNOWN_INO);
+            (child.name.as_slice(), ino, child.kind)
+        }));
+        for (next, (name, ino, kind)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            if reply.add(INodeNo(ino), next, kind, OsStr::from_bytes(name)) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let open = match self.shared.find(fh) {
+            Ok(open) => open,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        self.run(false, move |shared| {
+            let Open::Dir(children) = &*open else { return reply.error(Errno::ENOTDIR) };
+            let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+            for (at, name) in [".", ".."].into_iter().enumerate().skip(skip) {
+                // The kernel takes nothing but the name of these two.
+                let attr = match shared.tree.attr(&Node::Root, ino.0) {
+                    Ok((attr, _)) => attr,
+                    Err(error) => return reply.error(errno(&error)),
+                };
+                if reply.add(ino, at as u64 + 1, name, &Duration::ZERO, &attr, Generation(0)) {
+                    return reply.ok();
+                }
+            }
+            for (at, child) in children.iter().enumerate().skip(skip.saturating_sub(2)) {
+                let ino = shared.nodes.remember(&child.node);
+                // It may be gone since the directory was opened.
+                let Ok((attr, ttl)) = shared.tree.child_attr(child, ino) else {
+                    shared.nodes.forget(ino, 1);
+                    continue;
+                };
+                let name = OsStr::from_bytes(&child.name);
+                if reply.add(INodeNo(ino), at as u64 + 3, name, &ttl, &attr, Generation(0)) {
+                    shared.nodes.forget(ino, 1);
+                    break;
+                }
+            }
+            reply.ok();
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.open.lock().remove(&fh.0);
+        reply.ok();
+    }
+}

@@ -1,0 +1,156 @@
+//! All files of an image under one root: those of its filesystem, or a directory for each partition.
+
+use super::{
+    Content, FileEntry, FileKind, FileStat, FileTree, Inside, look, look_at_part, partitions::Partition,
+};
+use crate::Image;
+use parking_lot::Mutex;
+use std::{collections::HashMap, io, sync::Arc};
+
+/// The file that stands where files cannot be shown.
+const NOTICE: &[u8] = b"/NO-FILES.txt";
+
+/// The files of an image. Partitions are opened when somebody looks at them.
+pub struct ImageFiles {
+    image: Arc<dyn Image>,
+    inside: Inside,
+    parts: Mutex<HashMap<u32, Content>>,
+}
+
+/// Where a path leads.
+enum Place<'a> {
+    /// The directory of all partitions.
+    Parts(&'a [Partition]),
+    /// Into a filesystem.
+    Files(Arc<dyn FileTree>, &'a [u8]),
+    /// To where there are no files.
+    Nothing(String, &'a [u8]),
+}
+
+fn gone<T>() -> io::Result<T> {
+    Err(io::ErrorKind::NotFound.into())
+}
+
+fn dir() -> FileStat {
+    FileStat {
+        kind: FileKind::Directory,
+        size_bytes: 0,
+        mode: 0o555,
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        modified: None,
+        accessed: None,
+    }
+}
+
+fn notice(why: &str) -> Vec<u8> {
+    format!("{why}\nThe image as a whole is there all the same.\n").into_bytes()
+}
+
+fn notice_stat(why: &str) -> FileStat {
+    FileStat { kind: FileKind::Regular, size_bytes: notice(why).len() as u64, mode: 0o444, ..dir() }
+}
+
+impl ImageFiles {
+    /// Looks at what an image holds. May block, but not for ever.
+    ///
+    /// # Errors
+    /// The image cannot be read.
+    pub fn open(image: Arc<dyn Image>) -> io::Result<Self> {
+        let inside = look(&image)?;
+        Ok(Self { image, inside, parts: Mutex::default() })
+    }
+
+    /// Why there are no files at a path, if that is because there is no filesystem that is shown.
+    ///
+    /// # Errors
+    /// The image cannot be read.
+    pub fn why_nothing(&self, path: &[u8]) -> io::Result<Option<String>> {
+        Ok(match self.place(path)? {
+            Place::Nothing(why, _) => Some(why),
+            _ => None,
+        })
+    }
+
+    fn part(&self, part: Partition) -> io::Result<Content> {
+        if let Some(content) = self.parts.lock().get(&part.number) {
+            return Ok(content.clone());
+        }
+        let content = look_at_part(&self.image, part)?;
+        self.parts.lock().insert(part.number, content.clone());
+        Ok(content)
+    }
+
+    fn place<'a>(&'a self, path: &'a [u8]) -> io::Result<Place<'a>> {
+        let (content, rest) = match &self.inside {
+            Inside::Whole(content) => (content.clone(), path),
+            Inside::Parts(parts) => {
+                let below = path.strip_prefix(b"/").unwrap_or(path);
+                if below.is_empty() {
+                    return Ok(Place::Parts(parts));
+                }
+                let end = below.iter().position(|byte| *byte == b'/').unwrap_or(below.len());
+                let number = std::str::from_utf8(&below[..end]).ok().and_then(|name| {
+                    let number = name.strip_prefix('p')?;
+                    number.parse().ok().filter(|parsed: &u32| parsed.to_string() == number)
+                });
+                let Some(part) = parts.iter().find(|part| Some(part.number) == number) else { return gone() };
+                let rest = &below[end..];
+                (self.part(*part)?, if rest.is_empty() { b"/".as_slice() } else { rest })
+            }
+        };
+        Ok(match content {
+            Content::Files(files) => Place::Files(files, rest),
+            Content::Nothing(why) => Place::Nothing(why, rest),
+        })
+    }
+}
+
+impl FileTree for ImageFiles {
+    fn stat(&self, path: &[u8]) -> io::Result<FileStat> {
+        match self.place(path)? {
+            Place::Parts(_) => Ok(dir()),
+            Place::Files(files, path) => files.stat(path),
+            Place::Nothing(_, b"/") => Ok(dir()),
+            Place::Nothing(why, path) if path == NOTICE => Ok(notice_stat(&why)),
+            Place::Nothing(..) => gone(),
+        }
+    }
+
+    fn read_dir(&self, path: &[u8]) -> io::Result<Vec<FileEntry>> {
+        match self.place(path)? {
+            Place::Parts(parts) => {
+                let entry = |part: &Partition| FileEntry {
+                    name: format!("p{}", part.number).into_bytes(),
+                    stat: Some(dir()),
+                };
+                Ok(parts.iter().map(entry).collect())
+            }
+            Place::Files(files, path) => files.read_dir(path),
+            Place::Nothing(why, b"/") => {
+                Ok(vec![FileEntry { name: NOTICE[1..].to_vec(), stat: Some(notice_stat(&why)) }])
+            }
+            Place::Nothing(..) => gone(),
+        }
+    }
+
+    fn read_link(&self, path: &[u8]) -> io::Result<Vec<u8>> {
+        match self.place(path)? {
+            Place::Files(files, path) => files.read_link(path),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn read(&self, path: &[u8], offset_bytes: u64, len: usize) -> io::Result<Vec<u8>> {
+        match self.place(path)? {
+            Place::Files(files, path) => files.read(path, offset_bytes, len),
+            Place::Nothing(why, path) if path == NOTICE => {
+                let text = notice(&why);
+                let from = usize::try_from(offset_bytes).unwrap_or(text.len()).min(text.len());
+                Ok(text[from..text.len().min(from.saturating_add(len))].to_vec())
+            }
+            Place::Nothing(..) => gone(),
+            Place::Parts(_) => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The files inside an image: which filesystems there are, and reading them.
+//!
+//! An image is written by whoever had the volume, so nothing in it is believed. What reads it may fail, take too long or panic; it
+//! never writes, leads nowhere out of the image, and takes no more memory and time than its bounds.
+
+mod ext;
+mod guard;
+mod image_files;
+pub mod partitions;
+
+pub use image_files::ImageFiles;
+
+use crate::Image;
+use partitions::Partition;
+use std::{io, sync::Arc, time::SystemTime};
+
+/// What a file is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A device with blocks.
+    BlockDevice,
+    /// A device with characters.
+    CharDevice,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// What is known of a file without reading it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileStat {
+    /// What it is.
+    pub kind: FileKind,
+    /// Its length in bytes.
+    pub size_bytes: u64,
+    /// The permission bits, with those above them (07777).
+    pub mode: u16,
+    /// Who owns it.
+    pub uid: u32,
+    /// The group that owns it.
+    pub gid: u32,
+    /// When its content was changed, if that is known.
+    pub modified: Option<SystemTime>,
+    /// When it was read, if that is known.
+    pub accessed: Option<SystemTime>,
+}
+
+/// An entry of a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FileEntry {
+    /// Its name: any bytes but `/` and zero, never `.` or `..`.
+    pub name: Vec<u8>,
+    /// What is known of it; none if that is damaged.
+    pub stat: Option<FileStat>,
+}
+
+/// A filesystem that is open for reading. Paths begin with `/`, and their last parts are not followed if they are links.
+pub trait FileTree: Send + Sync {
+    /// What is known of a file.
+    ///
+    /// # Errors
+    /// It is not there, or the filesystem is damaged there.
+    fn stat(&self, path: &[u8]) -> io::Result<FileStat>;
+
+    /// The entries of a directory, sorted by name.
+    ///
+    /// # Errors
+    /// It is not there, is no directory, has more entries than are shown, or the filesystem is damaged there.
+    fn read_dir(&self, path: &[u8]) -> io::Result<Vec<FileEntry>>;
+
+    /// Where a symbolic link leads, as it stands there.
+    ///
+    /// # Errors
+    /// It is not there, is no link, or the filesystem is damaged there.
+    fn read_link(&self, path: &[u8]) -> io::Result<Vec<u8>>;
+
+    /// The bytes of a regular file from `offset_bytes` on, fewer than `len` only at its end.
+    ///
+    /// # Errors
+    /// It is not there, is no regular file, or the filesystem is damaged there.
+    fn read(&self, path: &[u8], offset_bytes: u64, len: usize) -> io::Result<Vec<u8>>;
+}
+
+/// What an image, or a part of one, holds.
+#[derive(Clone)]
+pub enum Content {
+    /// Files.
+    Files(Arc<dyn FileTree>),
+    /// Nothing that is shown as files, and why.
+    Nothing(String),
+}
+
+/// What an image holds.
+#[derive(Clone)]
+pub enum Inside {
+    /// A filesystem, or nothing, without partitions.
+    Whole(Content),
+    /// Partitions.
+    Parts(Vec<Partition>),
+}
+
+/// A part of an image as an image.
+struct Part {
+    image: Arc<dyn Image>,
+    part: Partition,
+}
+
+impl Image for Part {
+    fn size_bytes(&self) -> u64 {
+        self.part.len_bytes
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        match offset_bytes.checked_add(buf.len() as u64) {
+            Some(end) if end <= self.part.len_bytes => {
+                self.image.read_at(self.part.offset_bytes + offset_bytes, buf)
+            }
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn run_at(&self, offset_bytes: u64) -> io::Result<crate::ImageRun> {
+        let run = self.image.run_at(self.part.offset_bytes + offset_bytes)?;
+        let end_bytes = (run.end_bytes - self.part.offset_bytes).min(self.part.len_bytes);
+        Ok(crate::ImageRun { end_bytes, ..run })
+    }
+}
+
+/// Looks at what an image holds. A filesystem at its beginning goes before a partition table.
+///
+/// # Errors
+/// The image cannot be read.
+pub fn look(image: &Arc<dyn Image>) -> io::Result<Inside> {
+    if !ext::is_there(&**image)? {
+        let parts = partitions::partitions(&**image)?;
+        if !parts.is_empty() {
+            return Ok(Inside::Parts(parts));
+        }
+    }
+    Ok(Inside::Whole(content(image.clone())?))
+}
+
+/// Looks at what a partition holds.
+///
+/// # Errors
+/// The image cannot be read.
+pub fn look_at_part(image: &Arc<dyn Image>, part: Partition) -> io::Result<Content> {
+    content(Arc::new(Part { image: image.clone(), part }))
+}
+
+fn content(image: Arc<dyn Image>) -> io::Result<Content> {
+    if ext::is_there(&*image)? {
+        return Ok(match ext::open(image) {
+            Ok(tree) => Content::Files(tree),
+            Err(error) if is_about_content(&error) => Content::Nothing(format!(
+                "There is an ext2, ext3 or ext4 filesystem here that cannot be read: {error}."
+            )),
+            Err(error) => return Err(error),
+        });
+    }
+    let what = match other_kind(&*image)? {
+        Some(kind) => format!("There is {kind} here, which is not shown as files."),
+        None => "No filesystem that is shown as files was found here (ext2, ext3 and ext4 are).".into(),
+    };
+    Ok(Content::Nothing(what))
+}
+
+/// Whether an error is about what the image holds, and not about reading it.
+fn is_about_content(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Unsupported)
+}
+
+/// What else is there, by its magic.
+fn other_kind(image: &dyn Image) -> io::Result<Option<&'static str>> {
+    let kinds: [(u64, &[u8], &str); 7] = [
+        (0, b"XFSB", "an XFS filesystem"),
+        (65_536 + 64, b"_BHRfS_M", "a btrfs filesystem"),
+        (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
+        (512, b"LABELONE", "a physical volume of LVM"),
+        (4096 - 10, b"SWAPSPACE2", "swap space"),
+        (3, b"NTFS    ", "an NTFS filesystem"),
+        (1024, b"\x10\x20\xf5\xf2", "an F2FS filesystem"),
+    ];
+    for (at, magic, name) in kinds {
+        if at + magic.len() as u64 > image.size_bytes() {
+            continue;
+        }
+        let mut found = vec![0; magic.len()];
+        image.read_at(at, &mut found)?;
+        if found == magic {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}

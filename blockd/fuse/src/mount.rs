@@ -1,0 +1,184 @@
+//! Mounting the tree, and taking it away again.
+//!
+//! `fusermount3` does both where the process has no right to. A mount whose process died answers everything with
+//! `ENOTCONN` until it is taken away: whoever starts again calls [`clean_stale`].
+
+use crate::{Catalog, FuseError, filesystem::BrowseFilesystem, tree::Tree};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use rustix::io::Errno;
+use std::{
+    fs,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How the kernel shows the mount: the type is `fuse.` and this.
+const SUBTYPE: &str = "blockd";
+/// Threads that take requests from the kernel.
+const SESSION_THREADS: usize = 2;
+/// How long `fusermount3` may take.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(20);
+/// What the kernel reads ahead, where that can be set: as much as one request brings.
+const READAHEAD_KIB: u32 = 1024;
+
+/// How a tree is mounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MountOptions {
+    /// Whether other users may see it, by the modes and owners that are shown. Unless this is root's process,
+    /// `user_allow_other` must stand in `/etc/fuse.conf`.
+    pub allow_other: bool,
+    /// Threads for requests that wait for a store.
+    pub threads: usize,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self { allow_other: false, threads: 8 }
+    }
+}
+
+/// A mounted tree. Dropped, it is unmounted, even if somebody has files open there.
+#[derive(Debug)]
+pub struct Mounted {
+    mountpoint: PathBuf,
+    session: Option<BackgroundSession>,
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FuseError {
+    move |source| FuseError::Mountpoint { action, path: path.to_owned(), source }
+}
+
+/// Mounts the tree of a catalog at an empty directory, which is made if it is not there.
+///
+/// # Errors
+/// The directory cannot be used, or the mount is refused.
+pub fn mount(
+    catalog: Arc<dyn Catalog>,
+    mountpoint: &Path,
+    options: MountOptions,
+) -> Result<Mounted, FuseError> {
+    clean_stale(mountpoint)?;
+    fs::create_dir_all(mountpoint).map_err(failed("make", mountpoint))?;
+    let mountpoint = mountpoint.canonicalize().map_err(failed("find", mountpoint))?;
+    if fs::read_dir(&mountpoint).map_err(failed("list", &mountpoint))?.next().is_some() {
+        return Err(FuseError::NotEmpty { path: mountpoint });
+    }
+    let filesystem = BrowseFilesystem::new(Tree::new(catalog), options.threads).map_err(FuseError::Thread)?;
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+        MountOption::FSName("blockd".into()),
+        MountOption::Subtype(SUBTYPE.into()),
+    ];
+    if options.allow_other {
+        config.acl = SessionACL::All;
+        config.mount_options.push(MountOption::DefaultPermissions);
+    }
+    config.n_threads = Some(SESSION_THREADS);
+    config.clone_fd = true;
+    let refused = |source| FuseError::Mount { path: mountpoint.clone(), source };
+    let session = Session::new(filesystem, &mountpoint, &config).map_err(refused)?;
+    let session = session.spawn().map_err(refused)?;
+    let mounted = Mounted { mountpoint: mountpoint.clone(), session: Some(session) };
+    raise_readahead(&mountpoint);
+    Ok(mounted)
+}
+
+/// Has the kernel ask for more at once, where that may be set: it begins with 128 KiB.
+fn raise_readahead(mountpoint: &Path) {
+    let Ok(meta) = fs::metadata(mountpoint) else { return };
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = fs::write(&path, READAHEAD_KIB.to_string()) {
+        tracing::debug!(%path, %error, "the kernel's readahead stays as it is");
+    }
+}
+
+impl Mounted {
+    /// Where it is.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Whether it is still there: somebody else may have taken it away.
+    pub fn is_alive(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| !session.guard.is_finished())
+    }
+
+    /// Takes it away; by `force` also if somebody has files open there, which then give errors.
+    ///
+    /// # Errors
+    /// [`FuseError::Busy`]; the mount is there as before, then.
+    pub fn unmount(&self, force: bool) -> Result<(), FuseError> {
+        if !self.is_alive() {
+            return Ok(());
+        }
+        fusermount(&self.mountpoint, force)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.is_alive()
+            && let Err(error) = fusermount(&self.mountpoint, true)
+        {
+            tracing::warn!(%error, "a mount is left behind");
+        }
+        // Not joined: its threads end when the last file is closed that somebody has open there.
+        drop(self.session.take());
+    }
+}
+
+fn fusermount(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
+    let failed = |said: String| FuseError::Unmount { path: mountpoint.to_owned(), said };
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").args(force.then_some("-z")).arg("--").arg(mountpoint);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| failed(format!("fusermount3: {error}")))?;
+    let until = Instant::now() + UNMOUNT_PATIENCE;
+    let status = loop {
+        match child.try_wait().map_err(|error| failed(error.to_string()))? {
+            Some(status) => break status,
+            None if Instant::now() > until => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(failed("fusermount3 takes too long".into()));
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        // What it says is for people; without it there is still the status.
+        let _ = stderr.take(4096).read_to_string(&mut said);
+    }
+    if said.contains("busy") {
+        return Err(FuseError::Busy { path: mountpoint.to_owned() });
+    }
+    Err(failed(said.trim().to_owned()))
+}
+
+/// Takes away a mount whose process died; says whether there was one.
+///
+/// # Errors
+/// It cannot be taken away.
+pub fn clean_stale(mountpoint: &Path) -> Result<bool, FuseError> {
+    match fs::metadata(mountpoint) {
+        Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
+            fusermount(mountpoint, true)?;
+            tracing::info!(mountpoint = %mountpoint.display(), "a mount that an earlier process left was taken away");
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}

@@ -1,0 +1,113 @@
+//! Names of directories, from texts that anybody may have written.
+
+use std::fmt::Write as _;
+
+/// The longest name that is made, in bytes: there is room for more behind it.
+const NAME_LEN_MOST: usize = 200;
+
+/// A text as a name: what would mean something to the system, a terminal or a careless script becomes `%` and two
+/// hexadecimal digits, and so does `%` itself. Two different texts get two different names, unless they are longer than any name of ours.
+pub fn escape(text: &str) -> String {
+    let mut name = String::with_capacity(text.len());
+    for (at, c) in text.char_indices() {
+        let plain = c.is_alphanumeric() || matches!(c, '_' | '-' | '+' | '@' | '=' | ',' | ':' | '.' | '~');
+        let first = at == 0 && matches!(c, '.' | '-' | '~');
+        if plain && !first {
+            name.push(c);
+        } else {
+            let mut bytes = [0; 4];
+            for byte in c.encode_utf8(&mut bytes).bytes() {
+                // Writing to a string does not fail.
+                let _ = write!(name, "%{byte:02X}");
+            }
+        }
+    }
+    if name.is_empty() {
+        return "%".into();
+    }
+    if name.len() > NAME_LEN_MOST {
+        let mut end = NAME_LEN_MOST;
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        name.truncate(end);
+    }
+    name
+}
+
+/// A point in time as the names of snapshots begin with it: `20261121T110605Z`, so that they sort by it.
+pub fn time_name(unix_seconds: i64) -> String {
+    // Years that have no four digits are no times of snapshots.
+    let seconds = unix_seconds.clamp(0, 253_402_300_799);
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
+}
+
+/// The date of a day since 1970, by the calendar of 400 years that begins with March.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (year + era * 400 + carry, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_are_harmless() {
+        for (text, name) in [
+            ("pgdata", "pgdata"),
+            ("a.b_c-d@e", "a.b_c-d@e"),
+            ("..", "%2E."),
+            (".", "%2E"),
+            ("", "%"),
+            ("a/b", "a%2Fb"),
+            ("../../etc/passwd", "%2E.%2F..%2Fetc%2Fpasswd"),
+            ("-rf", "%2Drf"),
+            ("50%", "50%25"),
+            ("a\nb\x1b[31m\0", "a%0Ab%1B%5B31m%00"),
+            ("größe", "größe"),
+            ("a b", "a%20b"),
+            ("a\u{202e}b", "a%E2%80%AEb"),
+        ] {
+            assert_eq!(escape(text), name);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn two_texts_have_two_names(a in "\\PC{0,12}|[./%~\\x00-\\x1f-]{0,6}", b in "\\PC{0,12}|[./%~\\x00-\\x1f-]{0,6}") {
+            prop_assert_eq!(a == b, escape(&a) == escape(&b));
+        }
+
+        #[test]
+        fn no_text_makes_a_name_that_means_something(text in any::<String>()) {
+            let name = escape(&text);
+            prop_assert!(!name.is_empty() && name.len() <= NAME_LEN_MOST);
+            prop_assert!(!name.contains(['/', '\0']) && !name.starts_with(['.', '-']));
+            prop_assert!(!name.chars().any(char::is_control));
+        }
+    }
+
+    #[test]
+    fn times_sort() {
+        for (seconds, name) in [
+            (0, "19700101T000000Z"),
+            (951_826_799, "20000229T121959Z"),
+            (1_795_259_165, "20261121T110605Z"),
+            (-5, "19700101T000000Z"),
+            (i64::MAX, "99991231T235959Z"),
+        ] {
+            assert_eq!(time_name(seconds), name);
+        }
+    }
+}

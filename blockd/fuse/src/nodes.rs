@@ -1,0 +1,126 @@
+//! Inode numbers: which node of the tree each one is, for as long as the kernel remembers it.
+
+use crate::SnapshotKey;
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc};
+
+/// A place in the tree.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Node {
+    /// The mount itself.
+    Root,
+    /// The snapshots of one volume, by the name of its directory.
+    Volume(Arc<str>),
+    /// The link to the newest snapshot of a volume.
+    Latest(Arc<str>),
+    /// What there is of a snapshot.
+    Snapshot(SnapshotKey),
+    /// Its image.
+    Image(SnapshotKey),
+    /// What is known of it.
+    Manifest(SnapshotKey),
+    /// The files in it.
+    Files(SnapshotKey),
+    /// One of them, by its path, which begins with `/` and is not only that.
+    Inside(SnapshotKey, Arc<[u8]>),
+}
+
+struct Known {
+    node: Node,
+    /// How often the kernel was told of it, less what it said that it forgot.
+    lookups: u64,
+}
+
+struct Table {
+    by_ino: HashMap<u64, Known>,
+    by_node: HashMap<Node, u64>,
+    next: u64,
+}
+
+/// All nodes that the kernel knows.
+pub(crate) struct Nodes {
+    table: Mutex<Table>,
+}
+
+/// The number of the root, by the protocol.
+pub(crate) const ROOT_INO: u64 = 1;
+
+impl Nodes {
+    pub fn new() -> Self {
+        let root = Known { node: Node::Root, lookups: 1 };
+        Self {
+            table: Mutex::new(Table {
+                by_ino: HashMap::from([(ROOT_INO, root)]),
+                by_node: HashMap::from([(Node::Root, ROOT_INO)]),
+                next: ROOT_INO + 1,
+            }),
+        }
+    }
+
+    /// The node of a number that the kernel was told.
+    pub fn get(&self, ino: u64) -> Option<Node> {
+        self.table.lock().by_ino.get(&ino).map(|known| known.node.clone())
+    }
+
+    /// The number of a node, of which the kernel is told once more.
+    pub fn remember(&self, node: &Node) -> u64 {
+        let mut table = self.table.lock();
+        if let Some(ino) = table.by_node.get(node).copied() {
+            if let Some(known) = table.by_ino.get_mut(&ino) {
+                known.lookups += 1;
+            }
+            return ino;
+        }
+        let ino = table.next;
+        table.next += 1;
+        table.by_ino.insert(ino, Known { node: node.clone(), lookups: 1 });
+        table.by_node.insert(node.clone(), ino);
+        ino
+    }
+
+    /// The number of a node, if the kernel was told of it.
+    pub fn number_of(&self, node: &Node) -> Option<u64> {
+        self.table.lock().by_node.get(node).copied()
+    }
+
+    /// The kernel forgot so many times that it was told of a number.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        if ino == ROOT_INO {
+            return;
+        }
+        let mut table = self.table.lock();
+        let Some(known) = table.by_ino.get_mut(&ino) else { return };
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups == 0
+            && let Some(known) = table.by_ino.remove(&ino)
+        {
+            table.by_node.remove(&known.node);
+        }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.table.lock().by_ino.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_live_as_long_as_the_kernel_remembers_them() {
+        let nodes = Nodes::new();
+        let volume = Node::Volume("a".into());
+        let ino = nodes.remember(&volume);
+        assert_eq!(nodes.remember(&volume), ino);
+        nodes.forget(ino, 1);
+        assert_eq!(nodes.get(ino), Some(volume.clone()));
+        nodes.forget(ino, 5);
+        assert_eq!(nodes.get(ino), None);
+        let again = nodes.remember(&volume);
+        assert!(again > ino, "no number comes twice");
+        nodes.forget(ROOT_INO, 100);
+        assert_eq!((nodes.get(ROOT_INO), nodes.len()), (Some(Node::Root), 2));
+    }
+}

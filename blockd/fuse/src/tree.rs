@@ -1,0 +1,355 @@
+//! What is where: the nodes below each node, and what is known of each.
+
+use crate::{
+    Catalog, Image, SnapshotKey,
+    inside::{FileEntry, FileKind, FileStat, FileTree, ImageFiles},
+    listing::Listing,
+    nodes::Node,
+};
+use fuser::{FileAttr, FileType, INodeNo};
+use parking_lot::Mutex;
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// Images, and filesystems in them, that are kept open for the next one who asks.
+const OPEN_MOST: usize = 32;
+/// How long the kernel may believe what can change: that there is such a snapshot.
+pub(crate) const TTL_CHANGING: Duration = Duration::from_secs(1);
+/// How long it may believe what cannot.
+pub(crate) const TTL_FIXED: Duration = Duration::from_secs(3600);
+
+const IMAGE_NAME: &[u8] = b"disk.img";
+const MANIFEST_NAME: &[u8] = b"manifest.json";
+const FILES_NAME: &[u8] = b"files";
+const LATEST_NAME: &[u8] = b"latest";
+
+/// An entry of a directory.
+pub(crate) struct Child {
+    pub name: Vec<u8>,
+    pub node: Node,
+    pub kind: FileType,
+    /// What is known of it already.
+    pub stat: Option<FileStat>,
+    /// Whether it is known to be damaged.
+    pub damaged: bool,
+}
+
+impl Child {
+    fn new(name: &[u8], node: Node, kind: FileType) -> Self {
+        Self { name: name.to_vec(), node, kind, stat: None, damaged: false }
+    }
+}
+
+/// The things that were used last.
+struct Recent<K, V> {
+    items: Vec<(K, V)>,
+}
+
+impl<K: PartialEq, V: Clone> Recent<K, V> {
+    fn get(&mut self, key: &K) -> Option<V> {
+        let at = self.items.iter().position(|(other, _)| other == key)?;
+        let item = self.items.remove(at);
+        let value = item.1.clone();
+        self.items.push(item);
+        Some(value)
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        self.items.retain(|(other, _)| *other != key);
+        if self.items.len() >= OPEN_MOST {
+            self.items.remove(0);
+        }
+        self.items.push((key, value));
+    }
+}
+
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Self { items: Vec::new() }
+    }
+}
+
+#[derive(Default)]
+struct Opened {
+    images: Recent<SnapshotKey, Arc<dyn Image>>,
+    files: Recent<SnapshotKey, Arc<ImageFiles>>,
+}
+
+/// The tree of one mount.
+pub(crate) struct Tree {
+    catalog: Arc<dyn Catalog>,
+    listing: Mutex<Arc<Listing>>,
+    opened: Mutex<Opened>,
+    since: SystemTime,
+    uid: u32,
+    gid: u32,
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::NotFound.into()
+}
+
+/// A path in a filesystem and a name below it.
+fn join(dir: &[u8], name: &[u8]) -> Arc<[u8]> {
+    let mut path = dir.to_vec();
+    if !path.ends_with(b"/") {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path.into()
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+    }
+}
+
+impl Tree {
+    pub fn new(catalog: Arc<dyn Catalog>) -> Self {
+        let listing = Mutex::new(Arc::new(Listing::new(catalog.snapshots())));
+        Self {
+            catalog,
+            listing,
+            opened: Mutex::default(),
+            since: SystemTime::now(),
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        }
+    }
+
+    /// The list as it is now. What is gone from it is closed.
+    fn listing(&self) -> Arc<Listing> {
+        let entries = self.catalog.snapshots();
+        let mut listing = self.listing.lock();
+        if !listing.is_of(&entries) {
+            *listing = Arc::new(Listing::new(entries));
+            let known = listing.clone();
+            let mut opened = self.opened.lock();
+            opened.images.items.retain(|(key, _)| known.find(key).is_some());
+            opened.files.items.retain(|(key, _)| known.find(key).is_some());
+        }
+        listing.clone()
+    }
+
+    /// Opens the image of a snapshot. May block.
+    pub fn image(&self, key: &SnapshotKey) -> io::Result<Arc<dyn Image>> {
+        if let Some(image) = self.opened.lock().images.get(key) {
+            return Ok(image);
+        }
+        let image = self.catalog.open(key)?;
+        self.opened.lock().images.insert(key.clone(), image.clone());
+        Ok(image)
+    }
+
+    /// The files of a snapshot. May block.
+    pub fn files(&self, key: &SnapshotKey) -> io::Result<Arc<ImageFiles>> {
+        if let Some(files) = self.opened.lock().files.get(key) {
+            return Ok(files);
+        }
+        let files = Arc::new(ImageFiles::open(self.image(key)?)?);
+        self.opened.lock().files.insert(key.clone(), files.clone());
+        Ok(files)
+    }
+
+    /// Whether what is known of a node can be said without waiting for a store.
+    pub fn is_quick(node: &Node) -> bool {
+        matches!(
+            node,
+            Node::Root
+                | Node::Volume(_)
+                | Node::Latest(_)
+                | Node::Snapshot(_)
+                | Node::Image(_)
+                | Node::Files(_)
+        )
+    }
+
+    /// The node of a name below another one. May block, unless the parent is the root, a volume or a snapshot.
+    pub fn lookup(&self, parent: &Node, name: &[u8]) -> io::Result<Node> {
+        let listing = self.listing();
+        let text = || std::str::from_utf8(name).map_err(|_| gone());
+        match parent {
+            Node::Root => {
+                let (name, _) = listing.volumes.get_key_value(text()?).ok_or_else(gone)?;
+                Ok(Node::Volume(name.clone()))
+            }
+            Node::Volume(volume) => {
+                let (volume, dir) = listing.volumes.get_key_value(volume).ok_or_else(gone)?;
+                if name == LATEST_NAME && dir.latest.is_some() {
+                    return Ok(Node::Latest(volume.clone()));
+                }
+                let index = dir.snapshots.get(text()?).ok_or_else(gone)?;
+                Ok(Node::Snapshot(listing.entry(*index).key.clone()))
+            }
+            Node::Snapshot(key) => {
+                listing.find(key).ok_or_else(gone)?;
+                match name {
+                    IMAGE_NAME => Ok(Node::Image(key.clone())),
+                    MANIFEST_NAME => Ok(Node::Manifest(key.clone())),
+                    FILES_NAME => Ok(Node::Files(key.clone())),
+                    _ => Err(gone()),
+                }
+            }
+            Node::Files(key) => self.lookup_file(key, b"/", name),
+            Node::Inside(key, path) => self.lookup_file(key, path, name),
+            Node::Latest(_) | Node::Image(_) | Node::Manifest(_) => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    fn lookup_file(&self, key: &SnapshotKey, dir: &[u8], name: &[u8]) -> io::Result<Node> {
+        let path = join(dir, name);
+        self.files(key)?.stat(&path)?;
+        Ok(Node::Inside(key.clone(), path))
+    }
+
+    /// What is below a node, in the order in which it is shown. May block as [`lookup`](Self::lookup) does.
+    pub fn children(&self, node: &Node) -> io::Result<Vec<Child>> {
+        let listing = self.listing();
+        match node {
+            Node::Root => Ok(listing
+                .volumes
+                .keys()
+                .map(|name| Child::new(name.as_bytes(), Node::Volume(name.clone()), FileType::Directory))
+                .collect()),
+            Node::Volume(volume) => {
+                let dir = listing.volumes.get(volume).ok_or_else(gone)?;
+                let snapshots = dir.snapshots.iter().map(|(name, index)| {
+                    let node = Node::Snapshot(listing.entry(*index).key.clone());
+                    Child::new(name.as_bytes(), node, FileType::Directory)
+                });
+                let latest = Child::new(LATEST_NAME, Node::Latest(volume.clone()), FileType::Symlink);
+                Ok(snapshots.chain([latest]).collect())
+            }
+            Node::Snapshot(key) => {
+                listing.find(key).ok_or_else(gone)?;
+                Ok(vec![
+                    Child::new(IMAGE_NAME, Node::Image(key.clone()), FileType::RegularFile),
+                    Child::new(FILES_NAME, Node::Files(key.clone()), FileType::Directory),
+                    Child::new(MANIFEST_NAME, Node::Manifest(key.clone()), FileType::RegularFile),
+                ])
+            }
+            Node::Files(key) => self.files_below(key, b"/"),
+            Node::Inside(key, path) => self.files_below(key, path),
+            Node::Latest(_) | Node::Image(_) | Node::Manifest(_) => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    fn files_below(&self, key: &SnapshotKey, path: &[u8]) -> io::Result<Vec<Child>> {
+        let child = |entry: FileEntry| Child {
+            node: Node::Inside(key.clone(), join(path, &entry.name)),
+            kind: entry.stat.map_or(FileType::RegularFile, |stat| file_type(stat.kind)),
+            damaged: entry.stat.is_none(),
+            stat: entry.stat,
+            name: entry.name,
+        };
+        Ok(self.files(key)?.read_dir(path)?.into_iter().map(child).collect())
+    }
+
+    /// What is known of a snapshot. May block.
+    pub fn manifest(&self, key: &SnapshotKey) -> io::Result<Vec<u8>> {
+        self.catalog.manifest_json(key)
+    }
+
+    /// Where a link leads. May block for links inside images.
+    pub fn link(&self, node: &Node) -> io::Result<Vec<u8>> {
+        match node {
+            Node::Latest(volume) => {
+                let listing = self.listing();
+                let latest = listing.volumes.get(volume).and_then(|dir| dir.latest.clone());
+                Ok(latest.ok_or_else(gone)?.as_bytes().to_vec())
+            }
+            Node::Inside(key, path) => self.files(key)?.read_link(path),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// What is known of a node, with the number it has, and how long that may be believed. May block, unless it
+    /// [`is_quick`](Self::is_quick).
+    pub fn attr(&self, node: &Node, ino: u64) -> io::Result<(FileAttr, Duration)> {
+        let listing = self.listing();
+        let of = |key: &SnapshotKey| listing.find(key).ok_or_else(gone);
+        let make = |kind, perm, size, time| self.make_attr(ino, kind, perm, size, time);
+        Ok(match node {
+            Node::Root => (make(FileType::Directory, 0o555, 0, self.since), TTL_CHANGING),
+            Node::Volume(volume) => {
+                let dir = listing.volumes.get(volume).ok_or_else(gone)?;
+                let newest = dir.latest.as_ref().and_then(|name| dir.snapshots.get(name));
+                let time = newest.map_or(self.since, |index| listing.entry(*index).created);
+                (make(FileType::Directory, 0o555, 0, time), TTL_CHANGING)
+            }
+            Node::Latest(volume) => {
+                let dir = listing.volumes.get(volume).ok_or_else(gone)?;
+                let name = dir.latest.as_ref().ok_or_else(gone)?;
+                (make(FileType::Symlink, 0o777, name.len() as u64, self.since), TTL_CHANGING)
+            }
+            Node::Snapshot(key) => (make(FileType::Directory, 0o555, 0, of(key)?.created), TTL_CHANGING),
+            Node::Files(key) => (make(FileType::Directory, 0o555, 0, of(key)?.created), TTL_FIXED),
+            Node::Image(key) => {
+                let entry = of(key)?;
+                let mut attr = make(FileType::RegularFile, 0o400, entry.size_bytes, entry.created);
+                attr.blocks = entry.data_bytes.min(entry.size_bytes).div_ceil(512);
+                (attr, TTL_FIXED)
+            }
+            Node::Manifest(key) => {
+                let len = self.manifest(key)?.len() as u64;
+                (make(FileType::RegularFile, 0o444, len, of(key)?.created), TTL_FIXED)
+            }
+            Node::Inside(key, path) => {
+                let created = of(key)?.created;
+                (self.file_attr(&self.files(key)?.stat(path)?, ino, created), TTL_FIXED)
+            }
+        })
+    }
+
+    /// What is known of an entry of a listing.
+    pub fn child_attr(&self, child: &Child, ino: u64) -> io::Result<(FileAttr, Duration)> {
+        match (&child.stat, &child.node) {
+            (Some(stat), Node::Inside(key, ..)) => {
+                let created = self.listing().find(key).ok_or_else(gone)?.created;
+                Ok((self.file_attr(stat, ino, created), TTL_FIXED))
+            }
+            // It is there, and whoever wants more of it is told that it is damaged.
+            _ if child.damaged => Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO)),
+            _ => self.attr(&child.node, ino),
+        }
+    }
+
+    fn file_attr(&self, stat: &FileStat, ino: u64, created: SystemTime) -> FileAttr {
+        let time = stat.modified.unwrap_or(created);
+        let attr = self.make_attr(ino, file_type(stat.kind), stat.mode, stat.size_bytes, time);
+        let atime = stat.accessed.unwrap_or(time).max(UNIX_EPOCH);
+        FileAttr { uid: stat.uid, gid: stat.gid, atime, ..attr }
+    }
+
+    fn make_attr(&self, ino: u64, kind: FileType, perm: u16, size: u64, time: SystemTime) -> FileAttr {
+        // Before 1970 there is nothing.
+        let time = time.max(UNIX_EPOCH);
+        FileAttr {
+            ino: INodeNo(ino),
+            size,
+            blocks: size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink: if kind == FileType::Directory { 2 } else { 1 },
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}

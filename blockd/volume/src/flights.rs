@@ -1,0 +1,454 @@
+//! What of a lazy base is there, what is on its way, and who waits for it.
+//!
+//! Pure bookkeeping behind one lock: each block is asked for by at most one flight at a time, whoever wants it. Flights do
+//! not overlap. What somebody waits for starts before what nobody does, and only so many are under way at once.
+
+use crate::{
+    lazy::{FetchFailure, Urgency},
+    readahead::Readahead,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+/// What is fetched around a block that somebody reads: 256 KiB, two frames of a cloud snapshot.
+pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
+/// The longest flight: 4 MiB.
+pub(crate) const FLIGHT_MOST_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
+/// Flights under way at once; each holds its blocks in memory when they come, so 96 MiB at the most.
+const ACTIVE_MOST: usize = 24;
+/// Flights that nobody waits for, among them; more than that wait for their turn or are not made.
+const BACKGROUND_MOST: usize = 12;
+/// How many places are remembered around which to go on.
+const HOT_MOST: usize = 256;
+/// What is hot around a place that was read: 4 MiB.
+const HOT_BLOCKS: u64 = FLIGHT_MOST_BLOCKS;
+
+/// Called once with what became of everything that was waited for.
+pub(crate) type Then = Box<dyn FnOnce(Result<(), FetchFailure>) + Send>;
+
+/// Somebody who waits for some flights.
+pub(crate) struct Waiter {
+    state: Mutex<Waiting>,
+}
+
+struct Waiting {
+    flights: usize,
+    failure: Option<FetchFailure>,
+    then: Option<Then>,
+}
+
+impl Waiter {
+    fn new(flights: usize, then: Then) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(Waiting { flights, failure: None, then: Some(then) }) })
+    }
+
+    /// One of the flights has ended.
+    pub(crate) fn landed(&self, failure: Option<&FetchFailure>) {
+        let mut state = self.state.lock();
+        state.flights = state.flights.saturating_sub(1);
+        if state.failure.is_none() {
+            state.failure = failure.cloned();
+        }
+        if state.flights > 0 {
+            return;
+        }
+        let (then, failure) = (state.then.take(), state.failure.take());
+        drop(state);
+        if let Some(then) = then {
+            then(failure.map_or(Ok(()), Err));
+        }
+    }
+}
+
+struct Flight {
+    extent: Extent,
+    urgency: Urgency,
+    is_active: bool,
+    waiters: Vec<Arc<Waiter>>,
+}
+
+/// What became of a wish.
+pub(crate) enum Wish {
+    /// Everything is there; `then` was not called.
+    Granted(Then),
+    /// `then` will be called.
+    Waits,
+}
+
+/// The books of a lazy base.
+#[derive(Default)]
+pub(crate) struct Flights {
+    /// Blocks whose content is in the file, as the page cache has it.
+    pub(crate) there: BlockSet,
+    /// Those of them that the log does not name yet.
+    pub(crate) unlogged: BlockSet,
+    /// Those of them that are known to be zeroes: the file has no data there.
+    pub(crate) zero: BlockSet,
+    end: BlockIndex,
+    by_start: BTreeMap<u64, Flight>,
+    urgent: VecDeque<u64>,
+    background: VecDeque<u64>,
+    active: usize,
+    active_background: usize,
+    /// A thread is starting flights.
+    pub(crate) is_starting: bool,
+    readahead: Readahead,
+    hot: VecDeque<BlockIndex>,
+    hot_known: HashSet<u64>,
+    cursor: BlockIndex,
+    pub(crate) fetched_blocks: u64,
+}
+
+impl Flights {
+    /// The books of a base with so many blocks, of which these are there and durable.
+    pub(crate) fn new(blocks: u64, there: BlockSet) -> Self {
+        Self { there, end: BlockIndex(blocks), ..Self::default() }
+    }
+
+    pub(crate) fn is_all_there(&self) -> bool {
+        self.there.len_blocks() == self.end.0
+    }
+
+    pub(crate) fn waiting(&self) -> u64 {
+        self.by_start.values().map(|flight| flight.waiters.len() as u64).sum()
+    }
+
+    /// Sees to it that blocks come. `then` is kept until they are there, unless they are already.
+    pub(crate) fn want(&mut self, wanted: &[Extent], then: Then) -> Wish {
+        let gaps: Vec<Extent> =
+            wanted.iter().flat_map(|&extent| self.there.gaps_in(extent.intersection(self.whole()))).collect();
+        let Some(first) = gaps.first() else { return Wish::Granted(then) };
+        self.note_hot(first.start);
+        for &gap in &gaps {
+            self.launch(gap, MISS_BLOCKS, Urgency::Reader);
+        }
+        let mut starts: Vec<u64> = gaps.iter().flat_map(|&gap| self.overlapping(gap)).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        let waiter = Waiter::new(starts.len(), then);
+        for start in starts {
+            if let Some(flight) = self.by_start.get_mut(&start) {
+                flight.waiters.push(waiter.clone());
+                if flight.urgency == Urgency::Background {
+                    flight.urgency = Urgency::Reader;
+                    if flight.is_active {
+                        self.active_background -= 1;
+                    } else {
+                        self.background.retain(|&queued| queued != start);
+                        self.urgent.push_back(start);
+                    }
+                }
+            }
+        }
+        Wish::Waits
+    }
+
+    /// Has `then` called when what of a stretch is on its way has come; `false`, without a call, if nothing is.
+    pub(crate) fn join(&mut self, stretch: Extent, then: Then) -> bool {
+        let starts = self.overlapping(stretch);
+        if starts.is_empty() {
+            return false;
+        }
+        let waiter = Waiter::new(starts.len(), then);
+        for start in starts {
+            if let Some(flight) = self.by_start.get_mut(&start) {
+                flight.waiters.push(waiter.clone());
+            }
+        }
+        true
+    }
+
+    /// What is not in `sure` is not there after all.
+    pub(crate) fn forget_all_but(&mut self, sure: &BlockSet) {
+        self.there.intersect_with(sure);
+        self.zero.intersect_with(sure);
+        self.unlogged = BlockSet::new();
+    }
+
+    fn whole(&self) -> Extent {
+        Extent::between(BlockIndex(0), self.end)
+    }
+
+    /// These blocks are read: fetches ahead of who reads in order.
+    pub(crate) fn note_read(&mut self, extent: Extent) {
+        let Some(ahead) = self.readahead.read(extent) else { return };
+        let ahead = ahead.intersection(self.whole());
+        if ahead.is_empty() || self.background.len() >= BACKGROUND_MOST {
+            return;
+        }
+        self.launch(ahead, MISS_BLOCKS, Urgency::Background);
+    }
+
+    /// Makes flights for what of a stretch is neither there nor on its way, with what lies around it up to multiples of
+    /// `unit_blocks`.
+    pub(crate) fn launch(&mut self, stretch: Extent, unit_blocks: u64, urgency: Urgency) {
+        let from = stretch.start.0 / unit_blocks * unit_blocks;
+        let to = stretch.end().0.next_multiple_of(unit_blocks).min(self.end.0);
+        let wide = Extent::between(BlockIndex(from), BlockIndex(to));
+        let mut free = BlockSet::from_iter([wide]);
+        for present in self.there.extents_in(wide) {
+            free.remove_extent(present);
+        }
+        for start in self.overlapping(wide) {
+            if let Some(flight) = self.by_start.get(&start) {
+                free.remove_extent(flight.extent);
+            }
+        }
+        for run in free.extents() {
+            if run.intersection(stretch).is_empty() {
+                continue;
+            }
+            let mut at = run.start;
+            while at < run.end() {
+                let end = BlockIndex((at.0 / FLIGHT_MOST_BLOCKS + 1) * FLIGHT_MOST_BLOCKS).min(run.end());
+                let extent = Extent::between(at, end);
+                at = end;
+                self.by_start
+                    .insert(extent.start.0, Flight { extent, urgency, is_active: false, waiters: vec![] });
+                match urgency {
+                    Urgency::Reader => self.urgent.push_back(extent.start.0),
+                    Urgency::Background => self.background.push_back(extent.start.0),
+                }
+            }
+        }
+    }
+
+    /// The starts of the flights that overlap a stretch.
+    fn overlapping(&self, stretch: Extent) -> Vec<u64> {
+        let from = stretch.start.0.saturating_sub(FLIGHT_MOST_BLOCKS);
+        let near = self.by_start.range(from..stretch.end().0);
+        near.filter(|(_, flight)| flight.extent.end() > stretch.start).map(|(&start, _)| start).collect()
+    }
+
+    /// The next flight to be started, if there may be one more.
+    pub(crate) fn next_to_start(&mut self) -> Option<(Extent, Urgency)> {
+        if self.active >= ACTIVE_MOST {
+            return None;
+        }
+        let start = match self.urgent.pop_front() {
+            Some(start) => start,
+            None if self.active_background < BACKGROUND_MOST => self.background.pop_front()?,
+            None => return None,
+        };
+        let flight = self.by_start.get_mut(&start)?;
+        flight.is_active = true;
+        self.active += 1;
+        self.active_background += usize::from(flight.urgency == Urgency::Background);
+        Some((flight.extent, flight.urgency))
+    }
+
+    /// A flight has ended; who waited for it. With `zero`, its blocks are there now, and those are zeroes.
+    pub(crate) fn landed(&mut self, extent: Extent, zero: Option<&BlockSet>) -> Vec<Arc<Waiter>> {
+        let Some(flight) = self.by_start.remove(&extent.start.0) else { return vec![] };
+        if flight.is_active {
+            self.active -= 1;
+            self.active_background -= usize::from(flight.urgency == Urgency::Background);
+        }
+        if let Some(zero) = zero {
+            self.fetched_blocks += extent.len_blocks;
+            self.have(extent, zero);
+        }
+        flight.waiters
+    }
+
+    /// Blocks are there now; those of `zero` among them are zeroes.
+    pub(crate) fn have(&mut self, extent: Extent, zero: &BlockSet) {
+        for gap in self.there.gaps_in(extent).collect::<Vec<_>>() {
+            self.there.insert_extent(gap);
+            self.unlogged.insert_extent(gap);
+        }
+        self.zero.union_with(zero);
+    }
+
+    /// Everybody who waits, for whatever; nothing that was not started will be.
+    pub(crate) fn give_up(&mut self) -> Vec<Arc<Waiter>> {
+        self.urgent.clear();
+        self.background.clear();
+        let idle: Vec<u64> =
+            self.by_start.iter().filter(|(_, flight)| !flight.is_active).map(|(&start, _)| start).collect();
+        let mut waiters: Vec<_> = idle
+            .iter()
+            .filter_map(|start| self.by_start.remove(start))
+            .flat_map(|flight| flight.waiters)
+            .collect();
+        for flight in self.by_start.values_mut() {
+            waiters.append(&mut flight.waiters);
+        }
+        waiters
+    }
+
+    fn note_hot(&mut self, block: BlockIndex) {
+        let place = block.0 / HOT_BLOCKS;
+        if self.hot_known.insert(place) {
+            self.hot.push_back(block);
+            if self.hot.len() > HOT_MOST
+                && let Some(oldest) = self.hot.pop_front()
+            {
+                self.hot_known.remove(&(oldest.0 / HOT_BLOCKS));
+            }
+        }
+    }
+
+    /// What to fetch next while nobody waits: around what was read, the last one first, then the rest in order; nothing if
+    /// all is there or on its way.
+    pub(crate) fn next_in_background(&mut self) -> Option<Extent> {
+        while let Some(hot) = self.hot.pop_back() {
+            let place = hot.0 / HOT_BLOCKS;
+            self.hot_known.remove(&place);
+            let around = Extent::new(BlockIndex(place * HOT_BLOCKS), HOT_BLOCKS).intersection(self.whole());
+            if let Some(found) = self.first_missing(around) {
+                self.hot.push_back(hot);
+                self.hot_known.insert(place);
+                return Some(found);
+            }
+        }
+        let behind = Extent::between(self.cursor.min(self.end), self.end);
+        let found = self.first_missing(behind).or_else(|| self.first_missing(self.whole()))?;
+        self.cursor = found.end();
+        Some(found)
+    }
+
+    /// The first run of a stretch that is neither there nor on its way, cut to one flight.
+    fn first_missing(&self, stretch: Extent) -> Option<Extent> {
+        for gap in self.there.gaps_in(stretch) {
+            let mut at = gap.start;
+            while at < gap.end() {
+                let end = BlockIndex((at.0 / FLIGHT_MOST_BLOCKS + 1) * FLIGHT_MOST_BLOCKS).min(gap.end());
+                let mut free = Extent::between(at, end);
+                for start in self.overlapping(free) {
+                    let Some(flight) = self.by_start.get(&start) else { continue };
+                    if flight.extent.start > free.start {
+                        free = Extent::between(free.start, flight.extent.start);
+                        break;
+                    }
+                    free = Extent::between(flight.extent.end().min(free.end()), free.end());
+                }
+                if !free.is_empty() {
+                    return Some(free);
+                }
+                at = end;
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    fn at(start: u64, len: u64) -> Extent {
+        Extent::new(BlockIndex(start), len)
+    }
+
+    fn counting(count: &Arc<AtomicU64>) -> Then {
+        let count = count.clone();
+        Box::new(move |result| {
+            assert!(result.is_ok());
+            count.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    #[test]
+    fn whoever_wants_the_same_waits_for_one_flight() {
+        let mut flights = Flights::new(10_000, BlockSet::new());
+        let done = Arc::new(AtomicU64::new(0));
+        for _ in 0..3 {
+            assert!(matches!(flights.want(&[at(70, 2)], counting(&done)), Wish::Waits));
+        }
+        let (extent, urgency) = flights.next_to_start().unwrap();
+        assert_eq!((extent, urgency), (at(64, 64), Urgency::Reader));
+        assert!(flights.next_to_start().is_none());
+        for waiter in flights.landed(extent, Some(&BlockSet::new())) {
+            waiter.landed(None);
+        }
+        assert_eq!(done.load(Ordering::Relaxed), 3);
+        assert!(matches!(flights.want(&[at(64, 64)], counting(&done)), Wish::Granted(_)));
+    }
+
+    #[test]
+    fn what_somebody_waits_for_comes_first() {
+        let mut flights = Flights::new(100_000, BlockSet::new());
+        flights.launch(at(0, 50_000), 1, Urgency::Background);
+        let mut background = 0;
+        while let Some((_, urgency)) = flights.next_to_start() {
+            assert_eq!(urgency, Urgency::Background);
+            background += 1;
+        }
+        assert_eq!(background, BACKGROUND_MOST);
+        let done = Arc::new(AtomicU64::new(0));
+        // One that waits for its turn, and one that is new.
+        for start in [40_000, 60_000] {
+            assert!(matches!(flights.want(&[at(start, 1)], counting(&done)), Wish::Waits));
+            let (extent, urgency) = flights.next_to_start().unwrap();
+            assert!(extent.start.0 <= start && start < extent.end().0);
+            assert_eq!(urgency, Urgency::Reader);
+        }
+    }
+
+    #[test]
+    fn the_background_begins_around_what_was_read_and_comes_to_everything() {
+        let mut flights = Flights::new(9000, BlockSet::new());
+        let done = Arc::new(AtomicU64::new(0));
+        assert!(matches!(flights.want(&[at(5000, 1)], counting(&done)), Wish::Waits));
+        let (extent, _) = flights.next_to_start().unwrap();
+        flights.landed(extent, Some(&BlockSet::new()));
+        let mut places = vec![];
+        while let Some(next) = flights.next_in_background() {
+            places.push(next.start.0);
+            flights.have(next, &BlockSet::new());
+        }
+        assert!(flights.is_all_there());
+        assert_eq!(places[..2], [4096, 5056], "{places:?}");
+        assert_eq!(places[2], 0, "{places:?}");
+    }
+
+    proptest! {
+        /// Whatever is wanted in whatever order: flights never overlap, and everybody is told exactly once.
+        #[test]
+        fn everybody_is_told_once(steps in proptest::collection::vec((0u8..4, 0u64..5000, 1u64..700), 1..120)) {
+            let mut flights = Flights::new(5000, BlockSet::new());
+            let told = Arc::new(AtomicU64::new(0));
+            let mut asked = 0;
+            let mut active: Vec<Extent> = vec![];
+            let land = |flights: &mut Flights, active: &mut Vec<Extent>, n: usize| {
+                if active.is_empty() { return }
+                let extent = active.swap_remove(n % active.len());
+                for waiter in flights.landed(extent, Some(&BlockSet::new())) { waiter.landed(None) }
+            };
+            for (what, start, len) in steps {
+                match what {
+                    0 | 1 => {
+                        match flights.want(&[at(start, len.min(5000 - start))], counting(&told)) {
+                            Wish::Granted(_) => {}
+                            Wish::Waits => asked += 1,
+                        }
+                    }
+                    2 => {
+                        let stretch = at(start, len.min(5000 - start));
+                        flights.launch(stretch, 8, Urgency::Background);
+                    }
+                    _ => land(&mut flights, &mut active, start as usize),
+                }
+                while let Some((extent, _)) = flights.next_to_start() {
+                    prop_assert!(extent.len_blocks <= FLIGHT_MOST_BLOCKS);
+                    prop_assert!(active.iter().all(|other| other.intersection(extent).is_empty()));
+                    prop_assert_eq!(flights.there.intersection_len(extent), 0);
+                    active.push(extent);
+                }
+            }
+            while !active.is_empty() {
+                land(&mut flights, &mut active, 0);
+                while let Some((extent, _)) = flights.next_to_start() { active.push(extent) }
+            }
+            prop_assert_eq!(told.load(Ordering::Relaxed), asked);
+            prop_assert_eq!(flights.waiting(), 0);
+        }
+    }
+}

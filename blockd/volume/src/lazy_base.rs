@@ -1,0 +1,452 @@
+//! The bottom of a lazy volume: data files that are filled from a source, and a log that says how far.
+//!
+//! A block is *there* once its content is in the file; readers find it from then on. It is *logged* once an `fdatasync` of
+//! the data returned that began later, and the log names it: only then does the next process believe it. What is not
+//! logged is fetched again, and the source gives the same again, so nothing is wrong about writing it twice. Nobody
+//! but the source's answers is ever written here: what guests write goes to the head.
+
+use crate::{
+    data_files::DataFiles,
+    error::VolumeError,
+    files,
+    flights::{Flights, Then, Waiter, Wish},
+    head::Place,
+    head_log::{HeadLog, Identity},
+    lazy::{FetchFailure, FetchReply, Hydration, LazySource, SourceError, Urgency},
+    storage::Bug,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+/// After so many bytes that came, they are made durable and logged: the most that a start fetches again.
+const LOG_EVERY_BLOCKS: u64 = (64 << 20) / BLOCK_SIZE_BYTES;
+/// How much the source is asked about at once where there are zeroes: 16 GiB.
+const SURVEY_BLOCKS: u64 = (16 << 30) / BLOCK_SIZE_BYTES;
+/// How many ranges of data a start looks at to find zeroes again.
+const MOST_RANGES: usize = 4096;
+
+/// The files of a lazy base, and what is known of them.
+pub(crate) struct LazyBase {
+    volume: VolumeId,
+    blocks: u64,
+    /// Handles of its own: those of the layer refer to this.
+    files: DataFiles,
+    source: RwLock<Option<Arc<dyn LazySource>>>,
+    flights: Mutex<Flights>,
+    /// Everything is there: nobody need ask.
+    complete: AtomicBool,
+    /// `false` once the volume was closed; held for reading while something is written.
+    open: RwLock<bool>,
+    log: Mutex<Log>,
+    /// Stretches of which the source has said where there are zeroes.
+    surveyed: Mutex<BlockSet>,
+}
+
+struct Log {
+    log: HeadLog,
+    logged: BlockSet,
+}
+
+impl LazyBase {
+    fn identity(place: Place<'_>, file: Epoch) -> Identity {
+        Identity { volume: place.volume, epoch: file, blocks: place.blocks() }
+    }
+
+    /// Makes the log of a base whose files are there, and names these blocks in it, whose data is durable; the caller syncs
+    /// the directory.
+    pub(crate) fn create_log(place: Place<'_>, file: Epoch, there: &BlockSet) -> Result<(), VolumeError> {
+        let mut log = HeadLog::create(&files::log_path(place.dir, file), Self::identity(place, file))?;
+        if there.is_empty() { Ok(()) } else { log.append(there) }
+    }
+
+    /// Finds a base again.
+    pub(crate) fn open(place: Place<'_>, file: Epoch) -> Result<Arc<Self>, VolumeError> {
+        let data = DataFiles::open(&files::data_path(place.dir, file), place.size_bytes)?;
+        let (log, logged) = HeadLog::open(&files::log_path(place.dir, file), Self::identity(place, file))?;
+        let mut flights = Flights::new(place.blocks(), logged.clone());
+        for hole in data.holes(place.size_bytes, MOST_RANGES)? {
+            for run in logged.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {
+                flights.zero.insert_extent(run);
+            }
+        }
+        let complete = flights.is_all_there();
+        Ok(Arc::new(Self {
+            volume: place.volume,
+            blocks: place.blocks(),
+            files: data,
+            source: RwLock::default(),
+            flights: Mutex::new(flights),
+            complete: AtomicBool::new(complete),
+            open: RwLock::new(true),
+            log: Mutex::new(Log { log, logged }),
+            surveyed: Mutex::default(),
+        }))
+    }
+
+    pub(crate) fn set_source(&self, source: Arc<dyn LazySource>) {
+        *self.source.write() = Some(source);
+    }
+
+    pub(crate) fn source(&self) -> Option<Arc<dyn LazySource>> {
+        self.source.read().clone()
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    /// Whether all of a range of bytes is there; tells the readahead of it.
+    pub(crate) fn has(self: &Arc<Self>, offset_bytes: u64, len_bytes: u64) -> bool {
+        if self.is_complete() {
+            return true;
+        }
+        let extent = Extent::touching(offset_bytes, len_bytes);
+        let mut flights = self.flights.lock();
+        let is_there = flights.there.contains_extent(extent);
+        if is_there {
+            flights.note_read(extent);
+            drop(flights);
+            self.start_flights();
+        }
+        is_there
+    }
+
+    /// Whether all of these blocks are there.
+    pub(crate) fn has_all(&self, extents: &[Extent]) -> bool {
+        self.is_complete() || {
+            let flights = self.flights.lock();
+            extents.iter().all(|&extent| flights.there.contains_extent(extent))
+        }
+    }
+
+    /// Sees to it that blocks come, and calls `then` when they are there or cannot be had. Gives it back at once if they are
+    /// there already.
+    pub(crate) fn want(self: &Arc<Self>, wanted: &[Extent], then: Then) -> Option<Then> {
+        if self.is_complete() {
+            return Some(then);
+        }
+        if !*self.open.read() {
+            then(Err(FetchFailure::Closed));
+            return None;
+        }
+        let wish = {
+            let mut flights = self.flights.lock();
+            let wish = flights.want(wanted, then);
+            wanted.iter().for_each(|&extent| flights.note_read(extent));
+            wish
+        };
+        self.start_flights();
+        match wish {
+            Wish::Granted(then) => Some(then),
+            Wish::Waits => None,
+        }
+    }
+
+    /// Waits until blocks are there.
+    pub(crate) fn bring(self: &Arc<Self>, wanted: &[Extent]) -> Result<(), FetchFailure> {
+        wait(|then| self.want(wanted, then).is_none())
+    }
+
+    /// The same for a range of bytes, as a failure of the volume.
+    pub(crate) fn bring_bytes(
+        self: &Arc<Self>,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<(), VolumeError> {
+        let extent = Extent::touching(offset_bytes, len_bytes);
+        self.bring(&[extent]).map_err(|failure| self.failed(extent.start, failure))
+    }
+
+    /// Asks for blocks that nobody waits for.
+    pub(crate) fn fetch_soon(self: &Arc<Self>, extent: Extent) {
+        if !self.is_complete() {
+            let whole = Extent::new(BlockIndex(0), self.blocks);
+            self.flights.lock().launch(extent.intersection(whole), 1, Urgency::Background);
+            self.start_flights();
+        }
+    }
+
+    pub(crate) fn failed(&self, start: BlockIndex, failure: FetchFailure) -> VolumeError {
+        VolumeError::NotFetched { volume: self.volume, start, failure }
+    }
+
+    /// Starts as many flights as there may be. One thread at a time does; a source that answers at once comes back here.
+    fn start_flights(self: &Arc<Self>) {
+        {
+            let mut flights = self.flights.lock();
+            if std::mem::replace(&mut flights.is_starting, true) {
+                return;
+            }
+        }
+        loop {
+            let next = {
+                let mut flights = self.flights.lock();
+                let next = flights.next_to_start();
+                flights.is_starting = next.is_some();
+                next
+            };
+            let Some((extent, urgency)) = next else { return };
+            let Some(source) = self.source() else {
+                self.landed(extent, &Err(FetchFailure::NoSource));
+                continue;
+            };
+            let base = self.clone();
+            source.fetch(extent, urgency, FetchReply::new(move |result| base.arrived(extent, result)));
+        }
+    }
+
+    /// The source has answered.
+    fn arrived(self: &Arc<Self>, extent: Extent, result: Result<Vec<u8>, SourceError>) {
+        let kept = result.map_err(FetchFailure::Source).and_then(|data| self.keep(extent, &data));
+        self.landed(extent, &kept);
+    }
+
+    fn landed(self: &Arc<Self>, extent: Extent, kept: &Result<BlockSet, FetchFailure>) {
+        let (waiters, is_time) = {
+            let mut flights = self.flights.lock();
+            let waiters = flights.landed(extent, kept.as_ref().ok());
+            (waiters, flights.unlogged.len_blocks() >= LOG_EVERY_BLOCKS)
+        };
+        tell(&waiters, kept.as_ref().err());
+        if is_time && let Err(error) = self.try_log() {
+            tracing::warn!(volume = %self.volume, %error, "how far the hydration is cannot be written down for now");
+        }
+        self.start_flights();
+    }
+
+    /// Writes what has come to the files; which of its blocks are zeroes.
+    fn keep(&self, extent: Extent, data: &[u8]) -> Result<BlockSet, FetchFailure> {
+        if data.len() as u64 != extent.len_bytes() {
+            let message = format!(
+                "the source of the volume gave {} bytes for {} blocks at block {}",
+                data.len(),
+                extent.len_blocks,
+                extent.start
+            );
+            return Err(SourceError::new(message, false).into());
+        }
+        let open = self.open.read();
+        if !*open {
+            return Err(FetchFailure::Closed);
+        }
+        let mut zero = BlockSet::new();
+        let mut run_start = 0;
+        let write = |from: usize, to: usize| match from < to {
+            true => self.files.write(extent.offset_bytes() + from as u64, &data[from..to]),
+            false => Ok(()),
+        };
+        let disk = |error| FetchFailure::Disk(Arc::new(error));
+        for (number, block) in data.chunks_exact(BLOCK).enumerate() {
+            // The file has a hole there and keeps it: nothing but these answers is ever written.
+            if block.iter().all(|&byte| byte == 0) {
+                write(run_start, number * BLOCK).map_err(disk)?;
+                run_start = (number + 1) * BLOCK;
+                zero.insert(BlockIndex(extent.start.0 + number as u64));
+            }
+        }
+        write(run_start, data.len()).map_err(disk)?;
+        Ok(zero)
+    }
+
+    fn try_log(&self) -> Result<(), VolumeError> {
+        match self.log.try_lock() {
+            Some(mut log) => self.log_with(&mut log),
+            // Somebody does it.
+            None => Ok(()),
+        }
+    }
+
+    /// Makes durable what has come, and then writes down that it has.
+    pub(crate) fn write_log(&self) -> Result<(), VolumeError> {
+        self.log_with(&mut self.log.lock())
+    }
+
+    fn log_with(&self, log: &mut Log) -> Result<(), VolumeError> {
+        let new = std::mem::take(&mut self.flights.lock().unlogged);
+        if new.is_empty() {
+            return Ok(());
+        }
+        // What is in `new` is in the page cache, so that the sync covers it.
+        if !self.files.has(Bug::HydrationLoggedBeforeSync)
+            && let Err(error) = self.files.sync()
+        {
+            // The kernel drops what it could not write and calls it clean: it has to come again.
+            if !self.files.has(Bug::FailedSyncForgotten) {
+                self.complete.store(false, Ordering::Release);
+                self.flights.lock().forget_all_but(&log.logged);
+            }
+            return Err(error);
+        }
+        if let Err(error) = log.log.append(&new) {
+            self.flights.lock().unlogged.union_with(&new);
+            return Err(error);
+        }
+        log.logged.union_with(&new);
+        if log.log.wants_compaction(&log.logged)
+            && let Err(error) = log.log.compact(&log.logged)
+        {
+            tracing::warn!(volume = %self.volume, %error, "the log of the hydration could not be rewritten; it goes on growing");
+        }
+        Ok(())
+    }
+
+    /// The blocks that a start believes to be there.
+    pub(crate) fn logged(&self) -> BlockSet {
+        self.log.lock().logged.clone()
+    }
+
+    /// The blocks that are there and have data, and those that are known to be zeroes.
+    pub(crate) fn present(&self) -> (BlockSet, BlockSet) {
+        let flights = self.flights.lock();
+        let mut data = flights.there.clone();
+        data.subtract(&flights.zero);
+        (data, flights.zero.clone())
+    }
+
+    /// Cuts a run into what is known to be zeroes (`true`) and the rest.
+    pub(crate) fn cut<E>(
+        &self,
+        run: Extent,
+        found: &mut dyn FnMut(Extent, bool) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let zero = self.flights.lock().zero.slice(run);
+        let mut at = run.start;
+        for extent in zero.extents_in(run) {
+            if extent.start > at {
+                found(Extent::between(at, extent.start), false)?;
+            }
+            found(extent, true)?;
+            at = extent.end();
+        }
+        if at < run.end() { found(Extent::between(at, run.end()), false) } else { Ok(()) }
+    }
+
+    pub(crate) fn hydration(&self) -> Hydration {
+        let flights = self.flights.lock();
+        Hydration {
+            total_bytes: self.blocks * BLOCK_SIZE_BYTES,
+            done_bytes: flights.there.len_bytes(),
+            fetched_bytes: flights.fetched_blocks * BLOCK_SIZE_BYTES,
+            waiting: flights.waiting(),
+        }
+    }
+
+    /// Learns from the source where there are zeroes around a block, so that they need not be fetched.
+    fn survey(&self, block: BlockIndex) -> Result<(), FetchFailure> {
+        let start = block.0 / SURVEY_BLOCKS * SURVEY_BLOCKS;
+        let stretch =
+            Extent::between(BlockIndex(start), BlockIndex((start + SURVEY_BLOCKS).min(self.blocks)));
+        if self.surveyed.lock().contains(block) {
+            return Ok(());
+        }
+        let source = self.source().ok_or(FetchFailure::NoSource)?;
+        let data = source.data_blocks(stretch)?;
+        let open = self.open.read();
+        if !*open {
+            return Err(FetchFailure::Closed);
+        }
+        let mut flights = self.flights.lock();
+        for gap in data.gaps_in(stretch) {
+            // A block that is there may have data all the same, if the source knows it no better.
+            let missing: Vec<Extent> = flights.there.gaps_in(gap).collect();
+            for run in missing {
+                flights.have(run, &BlockSet::from_iter([run]));
+            }
+        }
+        drop(flights);
+        self.surveyed.lock().insert_extent(stretch);
+        Ok(())
+    }
+
+    /// All blocks that may have data; asks the source where that is not known.
+    pub(crate) fn data_set(&self) -> Result<BlockSet, VolumeError> {
+        let mut at = BlockIndex(0);
+        while at.0 < self.blocks && !self.is_complete() {
+            self.survey(at).map_err(|failure| self.failed(at, failure))?;
+            at = BlockIndex(at.0 + SURVEY_BLOCKS);
+        }
+        let mut data = BlockSet::from_iter([Extent::new(BlockIndex(0), self.blocks)]);
+        data.subtract(&self.flights.lock().zero);
+        Ok(data)
+    }
+
+    /// Fetches the next blocks that nobody has asked for and waits until they are there; how many bytes, or nothing if all is
+    /// there or on its way.
+    pub(crate) fn hydrate_next(self: &Arc<Self>) -> Result<Option<u64>, VolumeError> {
+        loop {
+            let Some(next) = self.flights.lock().next_in_background() else { return Ok(None) };
+            let failed = |failure| self.failed(next.start, failure);
+            if !self.surveyed.lock().contains(next.start) {
+                self.survey(next.start).map_err(failed)?;
+                continue;
+            }
+            self.flights.lock().launch(next, 1, Urgency::Background);
+            // Waited for without being urgent: a flight of the background stays one.
+            let landed = wait(|then| {
+                let waits = self.flights.lock().join(next, then);
+                self.start_flights();
+                waits
+            });
+            return landed.map(|()| Some(next.len_bytes())).map_err(failed);
+        }
+    }
+
+    /// Whether everything is there; if so, nobody need ask any more.
+    pub(crate) fn note_complete(&self) -> bool {
+        let all = self.flights.lock().is_all_there();
+        if all {
+            self.complete.store(true, Ordering::Release);
+        }
+        all
+    }
+
+    /// Writes nothing more, and tells everybody who waits. Waits for writes that are under way.
+    pub(crate) fn close(&self) -> Result<(), VolumeError> {
+        *self.open.write() = false;
+        let waiters = self.flights.lock().give_up();
+        tell(&waiters, Some(&FetchFailure::Closed));
+        self.write_log()
+    }
+
+    /// The sets of a base that is all there, with its data durable.
+    pub(crate) fn final_set(&self, size_bytes: u64) -> Result<BlockSet, VolumeError> {
+        let mut held = BlockSet::from_iter([Extent::new(BlockIndex(0), self.blocks)]);
+        held.subtract(&self.flights.lock().zero);
+        for hole in self.files.holes(size_bytes, 1 << 20)? {
+            held.remove_extent(Extent::inside(hole.start, hole.end - hole.start));
+        }
+        held.optimize();
+        Ok(held)
+    }
+}
+
+/// Waits for what `ask` asks for, unless that says that there is nothing to wait for.
+fn wait(ask: impl FnOnce(Then) -> bool) -> Result<(), FetchFailure> {
+    let shared = Arc::new((Mutex::new(None), Condvar::new()));
+    let teller = shared.clone();
+    let waits = ask(Box::new(move |result| {
+        *teller.0.lock() = Some(result);
+        teller.1.notify_all();
+    }));
+    if !waits {
+        return Ok(());
+    }
+    let mut result = shared.0.lock();
+    loop {
+        if let Some(result) = result.take() {
+            return result;
+        }
+        shared.1.wait(&mut result);
+    }
+}
+
+fn tell(waiters: &[Arc<Waiter>], failure: Option<&FetchFailure>) {
+    for waiter in waiters {
+        waiter.landed(failure);
+    }
+}

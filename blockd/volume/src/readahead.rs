@@ -1,0 +1,119 @@
+//! Sees that a lazy volume is read in order, and says what to fetch before it is asked for.
+//!
+//! Pure: it is told what is read and answers with what should be on its way. A few streams are told apart, because a
+//! filesystem reads several files at once.
+
+use blockd_extent::{BlockIndex, Extent};
+
+/// How many streams are told apart.
+const STREAMS: usize = 8;
+/// A stream that was just seen is this much ahead, in blocks: 1 MiB.
+const FIRST_WINDOW_BLOCKS: u64 = 256;
+/// And never more than that: 32 MiB.
+const MOST_WINDOW_BLOCKS: u64 = 8192;
+/// A read that begins this close behind the one before belongs to it: readers on several threads overtake each other.
+const SLACK_BLOCKS: u64 = 256;
+/// After so many reads in order it is a stream.
+const READS_IN_ORDER: u32 = 2;
+
+#[derive(Clone, Copy)]
+struct Stream {
+    /// Behind the furthest read.
+    next: BlockIndex,
+    /// Everything before this one was asked for.
+    ahead: BlockIndex,
+    window_blocks: u64,
+    reads: u32,
+    used: u64,
+}
+
+/// Streams of reads in order.
+#[derive(Default)]
+pub(crate) struct Readahead {
+    streams: Vec<Stream>,
+    clock: u64,
+}
+
+impl Readahead {
+    /// These blocks are read; which should be on their way, too.
+    pub(crate) fn read(&mut self, extent: Extent) -> Option<Extent> {
+        self.clock += 1;
+        let clock = self.clock;
+        let belongs = |stream: &&mut Stream| {
+            let from = stream.next.0.saturating_sub(SLACK_BLOCKS);
+            (from..=stream.next.0 + SLACK_BLOCKS).contains(&extent.start.0)
+        };
+        let Some(stream) = self.streams.iter_mut().find(belongs) else {
+            let new = Stream {
+                next: extent.end(),
+                ahead: extent.end(),
+                window_blocks: FIRST_WINDOW_BLOCKS,
+                reads: 1,
+                used: clock,
+            };
+            if self.streams.len() < STREAMS {
+                self.streams.push(new);
+            } else if let Some(oldest) = self.streams.iter_mut().min_by_key(|stream| stream.used) {
+                *oldest = new;
+            }
+            return None;
+        };
+        stream.used = clock;
+        if extent.end() <= stream.next {
+            return None;
+        }
+        stream.next = extent.end();
+        stream.ahead = stream.ahead.max(stream.next);
+        stream.reads += 1;
+        // Half of the window is left: the next half is fetched while that is read.
+        if stream.reads < READS_IN_ORDER || stream.ahead.0 - stream.next.0 > stream.window_blocks / 2 {
+            return None;
+        }
+        let wanted = Extent::between(stream.ahead, BlockIndex(stream.next.0 + stream.window_blocks));
+        stream.ahead = wanted.end();
+        stream.window_blocks = (stream.window_blocks * 2).min(MOST_WINDOW_BLOCKS);
+        Some(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(start: u64, len: u64) -> Extent {
+        Extent::new(BlockIndex(start), len)
+    }
+
+    #[test]
+    fn reads_in_order_are_run_ahead_of_without_gaps_and_others_are_not() {
+        let mut ahead = Readahead::default();
+        let mut end = 8;
+        for n in 0..20_000u64 {
+            if let Some(wanted) = ahead.read(at(n * 8, 8)) {
+                assert!(
+                    n > 0 && wanted.start.0 >= end && wanted.start.0 <= end.max((n + 1) * 8),
+                    "{n}: {wanted:?}"
+                );
+                end = wanted.end().0;
+                assert!(end - (n + 1) * 8 <= MOST_WINDOW_BLOCKS);
+            }
+            assert!(n == 0 || end > (n + 1) * 8, "{n}: nothing is on its way");
+        }
+        let mut random = Readahead::default();
+        for n in 0..1000 {
+            assert_eq!(random.read(at((n * 7919) % 1000 * 100_000, 8)), None);
+        }
+    }
+
+    #[test]
+    fn several_streams_are_told_apart() {
+        let mut ahead = Readahead::default();
+        let mut found = 0;
+        for n in 0..100 {
+            for stream in 0..4 {
+                found += u64::from(ahead.read(at(stream * 1_000_000 + n * 64, 64)).is_some());
+            }
+        }
+        assert!(found >= 8, "{found}");
+    }
+}

@@ -1,0 +1,504 @@
+//! Lazy volumes: usable before anything was fetched, whole in the end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_volume::{
+    Access, Allocation, FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume, VolumeErrorKind,
+    testing::{Disk, Fault, FaultError, OpKind, Rng},
+};
+use parking_lot::{Condvar, Mutex};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+const ID: VolumeId = VolumeId::from_u64(5);
+const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+const BLOCKS: u64 = 3000;
+const SIZE_BYTES: u64 = BLOCKS * BLOCK_SIZE_BYTES;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a source behaves.
+#[derive(Default)]
+struct Mood {
+    is_held: bool,
+    is_broken: bool,
+    held: Vec<(Extent, FetchReply)>,
+}
+
+/// Holds blocks in memory, and counts what it is asked for.
+struct Memory {
+    data: Vec<u8>,
+    mood: Mutex<Mood>,
+    changed: Condvar,
+    fetched: Vec<AtomicU64>,
+    on_threads: bool,
+}
+
+impl Memory {
+    fn new(seed: u64) -> Arc<Self> {
+        Self::with(seed, false)
+    }
+
+    fn with(seed: u64, on_threads: bool) -> Arc<Self> {
+        let mut rng = Rng::new(seed);
+        let mut data = vec![0; SIZE_BYTES as usize];
+        for (number, block) in data.chunks_exact_mut(BLOCK).enumerate() {
+            // A third is zeroes: single blocks, and all from 2000 to 2500.
+            if !number.is_multiple_of(5) && !(2000..2500).contains(&number) {
+                block.fill(rng.next_u64() as u8 | 1);
+            }
+        }
+        Arc::new(Self {
+            data,
+            mood: Mutex::default(),
+            changed: Condvar::new(),
+            fetched: (0..BLOCKS).map(|_| AtomicU64::new(0)).collect(),
+            on_threads,
+        })
+    }
+
+    fn blocks(&self, extent: Extent) -> Vec<u8> {
+        let from = extent.offset_bytes() as usize;
+        self.data[from..from + extent.len_bytes() as usize].to_vec()
+    }
+
+    fn hold(&self) {
+        self.mood.lock().is_held = true;
+    }
+
+    fn let_go(&self) {
+        let held = {
+            let mut mood = self.mood.lock();
+            mood.is_held = false;
+            std::mem::take(&mut mood.held)
+        };
+        for (extent, reply) in held {
+            reply.complete(Ok(self.blocks(extent)));
+        }
+    }
+
+    fn set_broken(&self, is_broken: bool) {
+        self.mood.lock().is_broken = is_broken;
+    }
+
+    /// Waits until somebody waits for the source.
+    fn wait_for_held(&self, count: usize) {
+        let mut mood = self.mood.lock();
+        while mood.held.len() < count {
+            assert!(!self.changed.wait_for(&mut mood, PATIENCE).timed_out(), "nobody asked");
+        }
+    }
+
+    fn fetched_blocks(&self) -> u64 {
+        self.fetched.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl LazySource for Memory {
+    fn fetch(&self, extent: Extent, _: Urgency, reply: FetchReply) {
+        for block in extent.start.0..extent.end().0 {
+            self.fetched[block as usize].fetch_add(1, Ordering::Relaxed);
+        }
+        let mut mood = self.mood.lock();
+        if mood.is_broken {
+            drop(mood);
+            return reply.complete(Err(SourceError::new("the store is gone", true)));
+        }
+        if mood.is_held {
+            mood.held.push((extent, reply));
+            self.changed.notify_all();
+            return;
+        }
+        drop(mood);
+        let data = self.blocks(extent);
+        match self.on_threads {
+            true => drop(std::thread::spawn(move || reply.complete(Ok(data)))),
+            false => reply.complete(Ok(data)),
+        }
+    }
+
+    fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
+        if self.mood.lock().is_broken {
+            return Err(SourceError::new("the store is gone", true));
+        }
+        // It knows of the long run of zeroes only.
+        let mut set = BlockSet::from_iter([extent]);
+        set.remove_extent(Extent::new(BlockIndex(2000), 500));
+        Ok(set)
+    }
+}
+
+struct Lazy {
+    _root: tempfile::TempDir,
+    dir: std::path::PathBuf,
+    source: Arc<Memory>,
+    volume: Arc<Volume>,
+    /// What the volume must read as.
+    model: Vec<u8>,
+}
+
+impl Lazy {
+    fn new(source: Arc<Memory>) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
+        let volume = Volume::create_lazy(&dir, ID, SIZE_BYTES, source.clone()).unwrap();
+        let model = source.data.clone();
+        Self { _root: root, dir, source, volume, model }
+    }
+
+    fn open(&mut self, source: Option<Arc<Memory>>) {
+        self.volume = Volume::open(&self.dir, &OpenOptions::default()).unwrap();
+        if let Some(source) = source {
+            self.volume.set_lazy_source(source);
+        }
+    }
+
+    fn write(&mut self, offset: usize, data: &[u8]) {
+        self.volume.write(offset as u64, data, false).unwrap();
+        self.model[offset..offset + data.len()].copy_from_slice(data);
+    }
+
+    fn check(&self) {
+        assert_reads(&self.volume, &self.model);
+        let found = self.volume.check();
+        assert_eq!(found.findings, Vec::<String>::new());
+    }
+
+    fn hydrate(&self) {
+        while self.volume.hydrate_next().unwrap().is_some() {}
+        assert!(self.volume.end_hydration().unwrap());
+        assert_eq!(self.volume.hydration(), None);
+    }
+}
+
+fn assert_reads(volume: &Volume, wanted: &[u8]) {
+    let mut found = vec![0xee; wanted.len()];
+    volume.read(0, &mut found).unwrap();
+    let wrong = found.chunks(BLOCK).zip(wanted.chunks(BLOCK)).position(|(a, b)| a != b);
+    assert_eq!(wrong, None, "the first block that differs");
+}
+
+#[test]
+fn what_was_read_stays_and_the_rest_is_fetched_once() {
+    let mut lazy = Lazy::new(Memory::new(1));
+    assert_eq!(lazy.source.fetched_blocks(), 0);
+    let mut block = [0; BLOCK];
+    lazy.volume.read(701 * BLOCK_SIZE_BYTES, &mut block).unwrap();
+    assert_eq!(block[..], lazy.model[701 * BLOCK..702 * BLOCK]);
+    assert_eq!(lazy.source.fetched_blocks(), 64);
+    assert!(lazy.volume.try_read(702 * BLOCK_SIZE_BYTES, &mut block).unwrap());
+    assert!(!lazy.volume.try_read(1500 * BLOCK_SIZE_BYTES, &mut block).unwrap());
+    lazy.check();
+    lazy.volume.close().unwrap();
+    // A clean stop has written down what is there.
+    lazy.open(None);
+    assert_eq!(lazy.volume.hydration().unwrap().done_bytes, SIZE_BYTES);
+    lazy.check();
+    assert!(lazy.source.fetched.iter().all(|count| count.load(Ordering::Relaxed) <= 1));
+    lazy.hydrate();
+    lazy.check();
+    lazy.volume.close().unwrap();
+    lazy.open(None);
+    assert_eq!(lazy.volume.hydration(), None);
+    lazy.check();
+    assert!(Volume::check_files(&lazy.dir).findings.is_empty());
+}
+
+#[test]
+fn the_background_skips_what_the_source_knows_to_be_zeroes() {
+    let lazy = Lazy::new(Memory::new(2));
+    let mut block = [0; BLOCK];
+    lazy.volume.read(2900 * BLOCK_SIZE_BYTES, &mut block).unwrap();
+    let first = lazy.volume.hydrate_next().unwrap().unwrap();
+    assert!(first > 0);
+    // Around what was read, before what stands at the beginning.
+    assert_eq!(lazy.source.fetched[0].load(Ordering::Relaxed), 0);
+    assert_eq!(lazy.source.fetched[2600].load(Ordering::Relaxed), 1);
+    lazy.hydrate();
+    let counts = |range: std::ops::Range<usize>| {
+        lazy.source.fetched[range].iter().map(|count| count.load(Ordering::Relaxed)).max().unwrap()
+    };
+    assert_eq!((counts(0..2000), counts(2000..2500), counts(2500..3000)), (1, 0, 1));
+    lazy.check();
+    let runs = lazy.volume.allocation(1999 * BLOCK_SIZE_BYTES, 501 * BLOCK_SIZE_BYTES, 9).unwrap();
+    let found: Vec<_> = runs.iter().map(|run| (run.len_bytes / BLOCK_SIZE_BYTES, run.allocation)).collect();
+    // Block 2500 is zeroes, too.
+    assert_eq!(found, [(1, Allocation::Data), (500, Allocation::Hole)]);
+}
+
+#[test]
+fn guests_write_and_freeze_while_the_source_keeps_silent() {
+    let mut lazy = Lazy::new(Memory::new(3));
+    lazy.source.hold();
+    lazy.write(8 * BLOCK, &[7; 3 * BLOCK]);
+    // Into a block that was just written whole.
+    lazy.write(9 * BLOCK + 100, b"more");
+    let (tell, told) = mpsc::channel();
+    let volume = lazy.volume.clone();
+    let partial = std::thread::spawn(move || {
+        volume.write(500 * BLOCK_SIZE_BYTES + 10, b"a part of a block", false).unwrap();
+        tell.send(()).unwrap();
+    });
+    lazy.source.wait_for_held(1);
+    // Beside it, in the same region.
+    lazy.write(501 * BLOCK, &[9; BLOCK]);
+    assert!(!lazy.volume.try_write(502 * BLOCK_SIZE_BYTES + 1, b"x").unwrap());
+    let one = SnapshotId::from_u64(1);
+    assert_eq!(lazy.volume.freeze(one).unwrap().dirty_blocks, 4);
+    lazy.volume.flush().unwrap();
+    assert!(told.try_recv().is_err(), "it did not wait");
+    let frozen = lazy.model.clone();
+    lazy.source.let_go();
+    told.recv_timeout(PATIENCE).unwrap();
+    partial.join().unwrap();
+    let from = 500 * BLOCK + 10;
+    lazy.model[from..from + 17].copy_from_slice(b"a part of a block");
+    lazy.check();
+    let view = lazy.volume.view(one).unwrap();
+    let mut found = vec![0; frozen.len()];
+    view.read(0, &mut found).unwrap();
+    assert!(found == frozen);
+    // What was written is what a backup carries, and nothing of what was fetched.
+    let changes = lazy.volume.changes(Some(Volume::LAZY_BASE_EPOCH), view.epoch()).unwrap();
+    let wanted = BlockSet::from_iter([Extent::new(BlockIndex(8), 3), Extent::new(BlockIndex(501), 1)]);
+    assert_eq!((changes.data, changes.zero), (wanted, BlockSet::new()));
+}
+
+#[test]
+fn a_full_backup_knows_where_the_source_has_data_without_fetching_it() {
+    let mut lazy = Lazy::new(Memory::new(4));
+    lazy.write(2100 * BLOCK, &[1; BLOCK]);
+    let frozen = lazy.volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    let changes = lazy.volume.changes(None, frozen.epoch).unwrap();
+    assert_eq!(lazy.source.fetched_blocks(), 0);
+    assert_eq!(changes.data.len_blocks(), BLOCKS - 500 + 1);
+    let view = lazy.volume.view(SnapshotId::from_u64(1)).unwrap();
+    let extents: Vec<Extent> = changes.data.extents().collect();
+    let mut found = vec![0; changes.data.len_bytes() as usize];
+    view.read_extents(&extents, &mut found).unwrap();
+    let wanted: Vec<u8> = extents
+        .iter()
+        .flat_map(|extent| {
+            lazy.model[extent.offset_bytes() as usize..][..extent.len_bytes() as usize].to_vec()
+        })
+        .collect();
+    assert!(found == wanted);
+}
+
+#[test]
+fn a_source_that_fails_fails_just_what_needs_it() {
+    let mut lazy = Lazy::new(Memory::new(5));
+    lazy.source.set_broken(true);
+    lazy.write(0, &[3; BLOCK]);
+    let mut block = [0; BLOCK];
+    let error = lazy.volume.read(4096, &mut block).unwrap_err();
+    assert_eq!(error.kind(), VolumeErrorKind::NotFetched);
+    assert!(error.is_retryable() && error.to_string().contains("the store is gone"), "{error}");
+    assert_eq!(lazy.volume.write(8192 + 1, b"x", false).unwrap_err().kind(), VolumeErrorKind::NotFetched);
+    assert!(lazy.volume.hydrate_next().is_err());
+    lazy.volume.read(0, &mut block).unwrap();
+    lazy.source.set_broken(false);
+    lazy.check();
+    drop(lazy.volume.clone());
+    lazy.volume.close().unwrap();
+    lazy.open(None);
+    lazy.check();
+}
+
+#[test]
+fn without_its_source_a_volume_opens_and_serves_what_it_has() {
+    let mut lazy = Lazy::new(Memory::new(6));
+    lazy.write(77 * BLOCK, &[3; BLOCK]);
+    lazy.volume.close().unwrap();
+    lazy.open(None);
+    let mut block = [0; BLOCK];
+    lazy.volume.read(77 * BLOCK_SIZE_BYTES, &mut block).unwrap();
+    assert_eq!(block, [3; BLOCK]);
+    assert_eq!(lazy.volume.read(0, &mut block).unwrap_err().kind(), VolumeErrorKind::NotFetched);
+    assert!(!lazy.volume.end_hydration().unwrap());
+    lazy.volume.set_lazy_source(lazy.source.clone());
+    lazy.check();
+}
+
+#[test]
+fn clones_snapshots_merges_growth_and_rollbacks_of_a_lazy_volume() {
+    let mut lazy = Lazy::new(Memory::new(7));
+    let id = SnapshotId::from_u64;
+    lazy.write(5 * BLOCK + 7, &[1; 9000]);
+    lazy.volume.freeze(id(1)).unwrap();
+    let first = lazy.model.clone();
+    lazy.write(100 * BLOCK, &[2; 20 * BLOCK]);
+    lazy.volume.trim(300 * BLOCK_SIZE_BYTES, 10 * BLOCK_SIZE_BYTES, false).unwrap();
+    lazy.model[300 * BLOCK..310 * BLOCK].fill(0);
+    lazy.volume.freeze(id(2)).unwrap();
+    let clone_dir = lazy.dir.with_file_name("clone");
+    let clone = lazy.volume.clone_to(id(1), &clone_dir, VolumeId::from_u64(6)).unwrap();
+    clone.write(0, &[8; BLOCK], false).unwrap();
+    let mut of_clone = first.clone();
+    of_clone[..BLOCK].fill(8);
+    lazy.write(1000 * BLOCK, &[4; BLOCK]);
+    lazy.volume.freeze(id(3)).unwrap();
+    lazy.volume.grow(SIZE_BYTES + (1 << 20)).unwrap();
+    lazy.model.resize(lazy.model.len() + (1 << 20), 0);
+    lazy.write(SIZE_BYTES as usize + 5, b"behind the end of before");
+    lazy.volume.delete_snapshot(id(2)).unwrap();
+    let stop = AtomicBool::new(false);
+    while lazy.volume.merge_next(&stop).unwrap() {}
+    lazy.check();
+    // Half of it, and then the source goes away from the parent for good.
+    assert!(clone.hydrate_next().unwrap().is_some());
+    lazy.hydrate();
+    while lazy.volume.merge_next(&stop).unwrap() {}
+    lazy.check();
+    lazy.volume.roll_back(id(1), &|| true).unwrap();
+    let mut back = first.clone();
+    back.resize(lazy.model.len(), 0);
+    assert_reads(&lazy.volume, &back);
+    lazy.volume.close().unwrap();
+    Volume::delete_files(&lazy.dir).unwrap();
+    assert_reads(&clone, &of_clone);
+    clone.close().unwrap();
+    drop(clone);
+    let clone = Volume::open(&clone_dir, &OpenOptions::default()).unwrap();
+    assert_reads(&clone, &of_clone);
+    assert!(clone.end_hydration().unwrap());
+    while clone.merge_next(&stop).unwrap() {}
+    assert_reads(&clone, &of_clone);
+    assert_eq!(clone.check().findings, Vec::<String>::new());
+}
+
+#[test]
+fn a_rollback_of_a_lazy_volume_fetches_what_went() {
+    let mut lazy = Lazy::new(Memory::new(8));
+    lazy.volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    let before = lazy.model.clone();
+    lazy.write(30 * BLOCK, &[6; 50 * BLOCK]);
+    lazy.volume.roll_back(SnapshotId::from_u64(1), &|| true).unwrap();
+    assert_reads(&lazy.volume, &before);
+}
+
+/// A process that dies: nothing of it but its files is left. A power cut in all places is for `power.rs`.
+#[test]
+fn what_was_not_written_down_is_fetched_again() {
+    let mut lazy = Lazy::new(Memory::new(9));
+    lazy.write(10 * BLOCK, &[5; BLOCK]);
+    let mut half = vec![0; 1000 * BLOCK];
+    lazy.volume.read(0, &mut half).unwrap();
+    lazy.volume.sync_hydration().unwrap();
+    let logged = lazy.volume.hydration().unwrap().done_bytes;
+    lazy.check();
+    let copy = lazy.dir.with_file_name("copy");
+    copy_dir(&lazy.dir, &copy);
+    let volume = Volume::open(&copy, &OpenOptions::default()).unwrap();
+    let there = volume.hydration().unwrap().done_bytes;
+    assert!(there >= logged && there < SIZE_BYTES, "{there}");
+    volume.set_lazy_source(lazy.source.clone());
+    assert_reads(&volume, &lazy.model);
+}
+
+/// What the kernel could not write back it calls clean, and forgets.
+#[test]
+fn what_a_failed_sync_may_have_lost_is_fetched_again() {
+    let source = Memory::new(12);
+    let root = tempfile::tempdir().unwrap();
+    let disk = Disk::attach(root.path(), 12).unwrap();
+    let dir = root.path().join("v");
+    let volume = Volume::create_lazy(&dir, ID, SIZE_BYTES, source.clone()).unwrap();
+    let mut found = vec![0; 200 * BLOCK];
+    volume.read(0, &mut found).unwrap();
+    volume.sync_hydration().unwrap();
+    let logged = volume.hydration().unwrap().done_bytes;
+    volume.read(2600 * BLOCK_SIZE_BYTES, &mut found).unwrap();
+    assert!(volume.hydration().unwrap().done_bytes > logged);
+    disk.inject(Fault { kinds: vec![OpKind::Sync], ..Fault::at(0, FaultError::Io) });
+    assert!(volume.sync_hydration().is_err());
+    assert_eq!(volume.hydration().unwrap().done_bytes, logged);
+    disk.mend();
+    disk.evict().unwrap();
+    assert_reads(&volume, &source.data);
+    // A guest is told of nothing: it was promised nothing.
+    volume.write(0, &[1; BLOCK], true).unwrap();
+    assert!(volume.hydrate_next().unwrap().is_none() && volume.end_hydration().unwrap());
+    disk.evict().unwrap();
+    let mut wanted = source.data.clone();
+    wanted[..BLOCK].fill(1);
+    assert_reads(&volume, &wanted);
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn a_request_that_waits_is_told_when_what_it_needs_is_there() {
+    let lazy = Lazy::new(Memory::new(10));
+    lazy.source.hold();
+    let (tell, told) = mpsc::channel();
+    let ask = |access, offset, len| {
+        let tell = tell.clone();
+        let then = Box::new(move |result: Result<(), _>| tell.send(result.is_ok()).unwrap());
+        lazy.volume.when_near(access, offset, len, then).is_none()
+    };
+    assert!(ask(Access::Read, 0, 4096));
+    assert!(ask(Access::Read, 100, 1 << 20));
+    assert!(!ask(Access::Write, 8192, 8192));
+    assert!(ask(Access::Write, 8192, 100));
+    assert!(ask(Access::Read, 4096, 100), "it joins what is on its way");
+    assert!(!ask(Access::Read, SIZE_BYTES, 1), "the request itself is refused");
+    assert!(told.try_recv().is_err());
+    lazy.source.let_go();
+    for _ in 0..4 {
+        assert!(told.recv_timeout(PATIENCE).unwrap());
+    }
+    assert!(!ask(Access::Read, 0, 4096));
+    lazy.source.hold();
+    assert!(ask(Access::Read, 2800 * BLOCK_SIZE_BYTES, 4096));
+    lazy.volume.close().unwrap();
+    assert!(!told.recv_timeout(PATIENCE).unwrap(), "a closed volume keeps nobody waiting");
+}
+
+#[test]
+fn readers_writers_and_hydrators_fetch_each_block_once() {
+    let mut lazy = Lazy::new(Memory::with(11, true));
+    let model = Mutex::new(std::mem::take(&mut lazy.model));
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (volume, model) = (&lazy.volume, &model);
+            scope.spawn(move || {
+                let mut rng = Rng::new(thread);
+                let mut buf = vec![0; 40 * BLOCK];
+                for _ in 0..150 {
+                    let (at, len) = (rng.below(BLOCKS - 40), 1 + rng.below(40));
+                    let buf = &mut buf[..len as usize * BLOCK];
+                    volume.read(at * BLOCK_SIZE_BYTES, buf).unwrap();
+                    // Each thread writes to places of its own, in part.
+                    let own = (rng.below(BLOCKS / 3) * 3 + thread) as usize;
+                    let data = vec![rng.next_u64() as u8; 100 + rng.below(500) as usize];
+                    volume.write((own * BLOCK + 77) as u64, &data, false).unwrap();
+                    model.lock()[own * BLOCK + 77..][..data.len()].copy_from_slice(&data);
+                }
+            });
+        }
+        for _ in 0..2 {
+            scope.spawn(|| while lazy.volume.hydrate_next().unwrap().is_some() {});
+        }
+    });
+    lazy.model = model.into_inner();
+    lazy.check();
+    lazy.hydrate();
+    lazy.check();
+    for (block, count) in lazy.source.fetched.iter().enumerate() {
+        assert!(count.load(Ordering::Relaxed) <= 1, "block {block}");
+    }
+}
