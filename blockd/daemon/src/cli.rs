@@ -38,9 +38,13 @@ pub struct Cli {
     pub after_power_loss: bool,
 
     /// Check the files of these volumes (of all, if none is named) without starting, change nothing, and exit: with 0 if
-    /// nothing is wrong, with 1 otherwise
+    /// nothing is wrong, with 1 if something is, with 3 if they cannot be checked because a daemon runs or one is not there
     #[arg(long, value_name = "VOLUME", num_args = 0.., conflicts_with = "check_config")]
     pub check_volumes: Option<Vec<String>>,
+
+    /// With --check-volumes: print what was found as one JSON document
+    #[arg(long, requires = "check_volumes")]
+    pub json: bool,
 
     /// Print the configuration that would be used, as TOML, and exit
     #[arg(long)]
@@ -98,7 +102,8 @@ Environment:
   CREDENTIALS_DIRECTORY  if it holds a file blockd.key (32 bytes), that is the key which seals stored secrets
   NOTIFY_SOCKET          readiness and stopping are told to systemd there
 
-Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong.";
+Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong. With --check-volumes: 0 nothing
+is wrong, 1 something is wrong with a volume or the database, 2 as before, 3 nothing was checked.";
 
 #[cfg(test)]
 mod tests {
