@@ -358,7 +358,7 @@ fn clones_snapshots_merges_growth_and_rollbacks_of_a_lazy_volume() {
     while lazy.volume.merge_next(&stop).unwrap() {}
     lazy.check();
     lazy.volume.roll_back(id(1), &|| true).unwrap();
-    let mut back = first.clone();
+    let mut back = first;
     back.resize(lazy.model.len(), 0);
     assert_reads(&lazy.volume, &back);
     lazy.volume.close().unwrap();
