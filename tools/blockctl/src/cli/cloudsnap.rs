@@ -1,6 +1,9 @@
 //! `blockctl cloudsnap …`
 
-use super::care::{GC_HELP, GcArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP, VerifyArgs};
+use super::care::{
+    GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
+    VerifyArgs,
+};
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
     cloudsnaps::{CloudsnapId, CloudsnapStatus},
@@ -80,6 +83,9 @@ pub enum CloudsnapCommand {
     /// Take up a task again that was stopped or failed
     #[command(after_help = RESUME_HELP)]
     Resume(ResumeArgs),
+    /// Limit what a task moves in a second, while it runs
+    #[command(after_help = LIMIT_HELP)]
+    Limit(LimitArgs),
     /// Prove that snapshots in cloud can be read
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),

@@ -32,6 +32,7 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Delete(args) => delete(context, args).await,
         CloudsnapCommand::Stop(args) => care::stop(context, args).await,
         CloudsnapCommand::Resume(args) => care::resume(context, args).await,
+        CloudsnapCommand::Limit(args) => care::limit(context, args).await,
         CloudsnapCommand::Verify(args) => care::verify(context, args).await,
         CloudsnapCommand::Gc(args) => care::gc(context, args).await,
     }
