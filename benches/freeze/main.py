@@ -17,7 +17,7 @@ HOLD_ONE_NS, HOLD_GROUP_NS = 100_000, 1_000_000
 ADDED_IDLE_NS, ADDED_LOADED_NS = 1_000_000, 5_000_000
 
 EPILOG = """\
-Each freeze is one barrier over all volumes, in one process, without sockets; writers overwrite 4096 blocks of each volume
+Each freeze is one barrier over all volumes, in one process, without sockets; writers overwrite 1024 blocks of each volume
 at random, spread over all of it. HOLD is how long the barrier was held, from the first lock asked for to the last one
 released. WRITE is the longest 4 KiB write that was under way during the barrier, CONTROL that at as many instants without
 one: their difference is what the freeze adds. CALL is how long the whole freeze took, which is mostly syncs, and during

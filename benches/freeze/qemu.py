@@ -9,7 +9,7 @@ import subprocess
 import time
 
 BLOCK = 4096
-BLOCKS = 4096
+BLOCKS = 1024
 # ext4 takes files of a little less than 16 TiB.
 LARGEST_FILE = (16 << 40) - (1 << 20)
 START_TIMEOUT_S = 30

@@ -80,6 +80,9 @@ pub fn tool(name: &str) -> PathBuf {
         "nbdinfo" | "nbdcopy" => "libnbd-bin",
         "qemu-img" | "qemu-io" => "qemu-utils",
         "unshare" => "util-linux",
+        "mke2fs" | "e2fsck" | "debugfs" => "e2fsprogs",
+        "fusermount3" => "fuse3",
+        "cp" => "coreutils",
         _ => panic!("nobody said which package brings {name}"),
     };
     let path = std::env::var_os("PATH").unwrap_or_default();

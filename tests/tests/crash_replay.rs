@@ -8,7 +8,7 @@ use blockd_tests::{
     Rng,
     replay::{
         filesystem::{Filesystem, hide_mount_numbers, missing, private_mounts},
-        load::{Life, Omission, record},
+        load::{Files, Life, Omission, record},
         recorder::{Recording, Survivors},
         verify::verify,
     },
@@ -146,9 +146,11 @@ fn a_sync_that_is_left_out_is_found() {
     let name = "a_sync_that_is_left_out_is_found";
     with_mounts(name, Filesystem::Ext4, |dir, rng| {
         let omissions = [
-            (Filesystem::Ext4, Omission { operation: "fdatasync", part: ".data" }),
-            (Filesystem::Ext4, Omission { operation: "fdatasync", part: ".log" }),
-            (Filesystem::Xfs, Omission { operation: "fsync", part: "volumes/" }),
+            (Filesystem::Ext4, Omission { operation: "fdatasync", files: Files::With(".data") }),
+            (Filesystem::Ext4, Omission { operation: "fdatasync", files: Files::With(".log") }),
+            (Filesystem::Xfs, Omission { operation: "fsync", files: Files::With("volumes/") }),
+            // Of a group's snapshot, one member is durable and the other is not.
+            (Filesystem::Xfs, Omission { operation: "fsync", files: Files::OfPeer }),
         ];
         for (nth, (filesystem, omission)) in omissions.into_iter().enumerate() {
             let dir = dir.join(nth.to_string());

@@ -21,7 +21,7 @@ use std::{
 };
 
 /// How many blocks of each volume are written, spread over all of it.
-const BLOCKS: u64 = 4096;
+const BLOCKS: u64 = 1024;
 /// Writes that take less are not remembered one by one.
 const SHORT: Duration = Duration::from_micros(20);
 const PAUSE: Duration = Duration::from_millis(20);

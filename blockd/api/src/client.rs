@@ -5,11 +5,15 @@
 use crate::{
     ApiError, CredentialRef, Deleted, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
+    browse::{
+        BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
+    },
     cloudsnaps::{
         BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap,
         ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
     },
     credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
+    lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     paths,
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
@@ -356,6 +360,16 @@ impl Client {
         self.post(paths::CLOUDSNAP_RESTORE, request, STORE_CALL_TIMEOUT).await
     }
 
+    /// Makes a volume that is served at once and fetches what is read.
+    pub async fn start_lazy_restore(&self, request: &StartLazyRestore) -> Result<LazyRestored, ClientError> {
+        self.post(paths::CLOUDSNAP_RESTORE_LAZY, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Starts a rollback of a volume to a cloud snapshot.
+    pub async fn start_in_place(&self, request: &StartInPlace) -> Result<RestoreStarted, ClientError> {
+        self.post(paths::CLOUDSNAP_RESTORE_IN_PLACE, request, STORE_CALL_TIMEOUT).await
+    }
+
     /// Starts the deletion of a cloud snapshot.
     pub async fn start_delete(&self, request: &StartDelete) -> Result<TaskStarted, ClientError> {
         self.post(paths::CLOUDSNAP_DELETE, request, STORE_CALL_TIMEOUT).await
@@ -384,6 +398,34 @@ impl Client {
     /// Takes up a task again that was stopped or failed.
     pub async fn resume_task(&self, task: Uuid) -> Result<Task, ClientError> {
         self.post(&paths::task_resume(task), &serde_json::json!({}), CALL_TIMEOUT).await
+    }
+
+    /// A file inside a cloud snapshot, and what is in it.
+    pub async fn list_files(&self, query: &ListFiles) -> Result<FileList, ClientError> {
+        self.query(paths::CLOUDSNAP_FILES, query, STORE_CALL_TIMEOUT).await
+    }
+
+    /// A piece of a file inside a cloud snapshot; shorter than was asked for, and at most 8 MiB.
+    pub async fn read_file(&self, query: &ReadFile) -> Result<Bytes, ClientError> {
+        let path = paths::CLOUDSNAP_FILE;
+        let bad = |source| ClientError::BadRequest { what: format!("GET {path}"), source };
+        let address = paths::with_query(path, query).map_err(bad)?;
+        self.fetch(Method::GET, &address, Bytes::new(), STORE_CALL_TIMEOUT).await.map(|(_, body)| body)
+    }
+
+    /// The mounts of snapshots.
+    pub async fn list_mounts(&self) -> Result<BrowseMountList, ClientError> {
+        self.get(paths::BROWSE_MOUNTS, CALL_TIMEOUT).await
+    }
+
+    /// Mounts snapshots.
+    pub async fn mount(&self, request: &MountBrowse) -> Result<BrowseMount, ClientError> {
+        self.post(paths::BROWSE_MOUNTS, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Takes a mount of snapshots away.
+    pub async fn unmount(&self, request: &UnmountBrowse) -> Result<Unmounted, ClientError> {
+        self.post(paths::BROWSE_UNMOUNT, request, CALL_TIMEOUT).await
     }
 
     /// The tasks, newest first.
@@ -448,6 +490,28 @@ impl Client {
         patience: Duration,
     ) -> Result<R, ClientError> {
         let what = format!("{method} {address}");
+        let (status, body) = self.fetch(method, address, body, patience).await?;
+        serde_json::from_slice(&body).map_err(|error| self.bad_reply(&what, status, error.to_string()))
+    }
+
+    fn bad_reply(&self, what: &str, status: StatusCode, reason: String) -> ClientError {
+        ClientError::BadReply {
+            path: self.socket.clone(),
+            what: what.to_owned(),
+            status: status.as_u16(),
+            reason,
+        }
+    }
+
+    /// The body of a reply that is no error.
+    async fn fetch(
+        &self,
+        method: Method,
+        address: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let what = format!("{method} {address}");
         let stream = self.connect().await?;
         match timeout(patience, self.exchange(stream, method, address, body, &what)).await {
             Ok(reply) => reply,
@@ -470,22 +534,17 @@ impl Client {
         })
     }
 
-    async fn exchange<R: DeserializeOwned>(
+    async fn exchange(
         &self,
         stream: UnixStream,
         method: Method,
         address: &str,
         body: Bytes,
         what: &str,
-    ) -> Result<R, ClientError> {
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let broken =
             |source| ClientError::Broken { path: self.socket.clone(), what: what.to_owned(), source };
-        let bad_reply = |status: StatusCode, reason: String| ClientError::BadReply {
-            path: self.socket.clone(),
-            what: what.to_owned(),
-            status: status.as_u16(),
-            reason,
-        };
+        let bad_reply = |status: StatusCode, reason: String| self.bad_reply(what, status, reason);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // What goes wrong on the connection comes out of the request as well.
@@ -511,7 +570,7 @@ impl Client {
             },
         };
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| bad_reply(status, error.to_string()));
+            return Ok((status, body));
         }
         match serde_json::from_slice::<ErrorBody>(&body) {
             Ok(body) => Err(ClientError::Api(body.error)),

@@ -531,6 +531,9 @@ mod tests {
                 stored_bytes: 7,
                 dirty_bytes: 8,
                 freeze_stall_micros: 9,
+                verified: None,
+                verify_depth: None,
+                verify_result: None,
             },
             status: CloudsnapStatus::Done,
         }

@@ -58,6 +58,12 @@ error_codes! {
     CredentialNotFound, "credential_not_found", 404, 4, false;
     /// No cloud snapshot of this id in the store.
     CloudsnapNotFound, "cloudsnap_not_found", 404, 4, false;
+    /// No such file inside the snapshot.
+    FileNotFound, "file_not_found", 404, 4, false;
+    /// No snapshots are mounted there.
+    MountNotFound, "mount_not_found", 404, 4, false;
+    /// There is no filesystem in the snapshot whose files could be shown.
+    NoFiles, "no_files", 422, 1, false;
     /// No task of this id.
     TaskNotFound, "task_not_found", 404, 4, false;
     /// A volume of this name is there already.

@@ -5,10 +5,12 @@
 //! with the same words.
 
 pub mod attachments;
+pub mod browse;
 pub mod client;
 pub mod cloudsnaps;
 pub mod credentials;
 mod error;
+pub mod lazy;
 mod names;
 mod pairs;
 pub mod paths;

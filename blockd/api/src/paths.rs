@@ -52,12 +52,24 @@ pub const CLOUDSNAP_BACKUP: &str = "/v1/cloudsnaps/backup";
 pub const CLOUDSNAP_INSPECT: &str = "/v1/cloudsnaps/inspect";
 /// `POST` of [`crate::cloudsnaps::StartRestore`]: [`crate::cloudsnaps::RestoreStarted`].
 pub const CLOUDSNAP_RESTORE: &str = "/v1/cloudsnaps/restore";
+/// `POST` of [`crate::lazy::StartLazyRestore`]: [`crate::lazy::LazyRestored`].
+pub const CLOUDSNAP_RESTORE_LAZY: &str = "/v1/cloudsnaps/restore-lazy";
+/// `POST` of [`crate::lazy::StartInPlace`]: [`crate::cloudsnaps::RestoreStarted`].
+pub const CLOUDSNAP_RESTORE_IN_PLACE: &str = "/v1/cloudsnaps/restore-in-place";
 /// `POST` of [`crate::cloudsnaps::StartDelete`]: [`crate::tasks::TaskStarted`].
 pub const CLOUDSNAP_DELETE: &str = "/v1/cloudsnaps/delete";
 /// `POST` of [`crate::cloudsnaps::StartVerify`]: [`crate::tasks::TaskStarted`].
 pub const CLOUDSNAP_VERIFY: &str = "/v1/cloudsnaps/verify";
 /// `POST` of [`crate::cloudsnaps::CollectGarbage`]: [`crate::cloudsnaps::GarbageCollected`].
 pub const CLOUDSNAP_GC: &str = "/v1/cloudsnaps/gc";
+/// `GET` with [`crate::browse::ListFiles`]: [`crate::browse::FileList`].
+pub const CLOUDSNAP_FILES: &str = "/v1/cloudsnaps/files";
+/// `GET` with [`crate::browse::ReadFile`]: the bytes.
+pub const CLOUDSNAP_FILE: &str = "/v1/cloudsnaps/file";
+/// `GET`: [`crate::browse::BrowseMountList`]; `POST` of [`crate::browse::MountBrowse`]: [`crate::browse::BrowseMount`].
+pub const BROWSE_MOUNTS: &str = "/v1/browse/mounts";
+/// `POST` of [`crate::browse::UnmountBrowse`]: [`crate::browse::Unmounted`].
+pub const BROWSE_UNMOUNT: &str = "/v1/browse/unmount";
 /// `GET` with [`crate::tasks::ListTasks`]: [`crate::tasks::TaskList`].
 pub const TASKS: &str = "/v1/tasks";
 /// `GET` with [`crate::tasks::WaitTask`]: [`crate::tasks::Task`]. `{task}` is a UUID.

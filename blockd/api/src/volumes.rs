@@ -1,6 +1,9 @@
 //! Volumes: create, list, inspect, change, delete.
 
-use crate::{GroupName, LabelSelector, Labels, SnapshotRef, VolumeId, VolumeName, attachments::Attachment};
+use crate::{
+    GroupName, LabelSelector, Labels, SnapshotRef, VolumeId, VolumeName, attachments::Attachment,
+    lazy::Hydration,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -145,6 +148,9 @@ pub struct Volume {
     /// How far a rollback is that is under way; `None`: none is.
     #[serde(default)]
     pub rolling_back: Option<RollingBack>,
+    /// How much is there of a volume that began as a cloud snapshot; `None`: all of it.
+    #[serde(default)]
+    pub hydration: Option<Hydration>,
     /// What was read and written since it was opened.
     pub io: VolumeIo,
     /// The last backup under each credential.

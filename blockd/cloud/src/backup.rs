@@ -73,7 +73,7 @@ pub struct BackupSpec {
     pub data: BlockSet,
     /// Blocks that are known to have become zero since the base; none of them in `data`.
     pub zero: BlockSet,
-    /// What an incremental builds on.
+    /// What an incremental builds on. It may be a snapshot of another volume, if this one began as what that holds.
     pub base: Option<Manifest>,
     /// From [`new_delta_salt`], kept for a resumption.
     pub delta_salt: [u8; 32],
@@ -123,12 +123,6 @@ impl BackupSpec {
             return invalid(format!("block {block} is both to be read and known to be zero"));
         }
         let Some(base) = &self.base else { return Ok(()) };
-        if (base.cluster, base.volume) != (self.cluster, self.volume) {
-            return invalid(format!(
-                "cloud snapshot {} is of another volume and cannot be the base",
-                base.id()
-            ));
-        }
         if base.size_bytes > self.size_bytes {
             return invalid(format!(
                 "cloud snapshot {} is of a larger volume and cannot be the base",
@@ -435,7 +429,7 @@ impl Job {
             stored_bytes,
         };
         let chain = spec.base.iter().flat_map(Manifest::deltas).cloned().collect();
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             format_version: FORMAT_VERSION,
             cluster: spec.cluster,
             volume: spec.volume,
@@ -460,6 +454,7 @@ impl Job {
             delta,
             chain,
         };
+        manifest.format_version = manifest.version_needed();
         let object = manifest.encode(&self.key, &random()?)?;
         // As late as possible: whoever collects garbage counts on it.
         spec.check_age(Timestamp::now())?;

@@ -113,7 +113,8 @@ async fn still_needed(
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
 ) -> Result<Result<HashSet<SnapshotId>, String>, CloudError> {
-    let filter = ManifestFilter { cluster: Some(gone.cluster), volume: Some(gone.volume) };
+    // Of all volumes: one that was made from a snapshot of this one builds on its deltas.
+    let filter = ManifestFilter::default();
     let mut needed: HashSet<SnapshotId> = protected.iter().copied().collect();
     for left in repo.list_manifests(&filter, cache).await? {
         if left.id == Some(*gone) {
@@ -124,7 +125,7 @@ async fn still_needed(
             Ok(left) => needed.extend(left.deltas().map(|delta| delta.snapshot)),
             Err(error) if error.is_retryable() => return Err(error),
             // Nobody knows what it names, so everything stays.
-            Err(error) => return Ok(Err(format!("a manifest of the same volume cannot be read: {error}"))),
+            Err(error) => return Ok(Err(format!("a manifest cannot be read: {error}"))),
         }
     }
     Ok(Ok(needed))

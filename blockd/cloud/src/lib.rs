@@ -6,6 +6,7 @@
 
 mod backup;
 mod cached;
+mod changed;
 mod damage;
 mod delete;
 mod error;
@@ -38,6 +39,7 @@ pub use backup::{
     new_delta_salt,
 };
 pub use cached::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
+pub use changed::changed_blocks;
 pub use damage::{DAMAGE_DESCRIBED_MOST, Damage, DamagedPiece};
 pub use delete::{DeleteReport, delete_snapshot, delete_with_manifest};
 pub use error::CloudError;

@@ -18,6 +18,9 @@ const MAGIC: &[u8; 8] = b"BLKDMNFT";
 const HEADER_LEN_BYTES: usize = 64;
 /// The longest manifest that is read.
 pub(crate) const MANIFEST_LEN_MOST: u64 = 16 << 20;
+/// The version of a manifest whose chain goes over to another volume, from which its own was made without being copied: an
+/// older reader would not understand it, and its deletes would not know that deltas are needed by it.
+pub(crate) const VERSION_FOREIGN_CHAIN: u16 = 2;
 /// The longest chain that is written or read.
 pub(crate) const CHAIN_MOST: usize = 4096;
 
@@ -162,6 +165,12 @@ impl Manifest {
         std::iter::once(&self.delta).chain(&self.chain)
     }
 
+    /// The version that a manifest must have that names these deltas.
+    pub(crate) fn version_needed(&self) -> u16 {
+        let is_foreign = |delta: &Delta| (delta.cluster, delta.volume) != (self.cluster, self.volume);
+        if self.chain.iter().any(is_foreign) { VERSION_FOREIGN_CHAIN } else { FORMAT_VERSION }
+    }
+
     fn check(&self, id: &CloudsnapId) -> Result<(), &'static str> {
         if self.id() != *id || self.delta.snapshot != self.snapshot {
             return Err("it is of another snapshot than its name says");
@@ -172,8 +181,11 @@ impl Manifest {
         if self.chain.len() > CHAIN_MOST {
             return Err("its chain is longer than any that is written");
         }
-        if self.deltas().any(|delta| delta.cluster != self.cluster || delta.volume != self.volume) {
-            return Err("it names deltas of another volume");
+        if (self.delta.cluster, self.delta.volume) != (self.cluster, self.volume) {
+            return Err("its own delta is of another volume");
+        }
+        if self.format_version != self.version_needed() {
+            return Err("its version is not that of what it names");
         }
         self.deltas().try_for_each(Delta::check)
     }
@@ -192,7 +204,7 @@ impl Manifest {
         }
         let mut out = Vec::with_capacity(len as usize);
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&self.format_version.to_le_bytes());
         out.extend_from_slice(&[key.mode().byte(), 0]);
         out.extend_from_slice(&(body.len() as u32).to_le_bytes());
         out.extend_from_slice(key.key_id().as_bytes());
@@ -224,11 +236,11 @@ impl Manifest {
             return Err(damaged(0, "it does not begin as a manifest does"));
         }
         let version = u16::from_le_bytes([header[8], header[9]]);
-        if version != FORMAT_VERSION {
+        if ![FORMAT_VERSION, VERSION_FOREIGN_CHAIN].contains(&version) {
             return Err(CloudError::UnsupportedVersion {
                 object: path,
                 found: version,
-                supported: FORMAT_VERSION,
+                supported: VERSION_FOREIGN_CHAIN,
             });
         }
         let mode =
@@ -262,6 +274,9 @@ impl Manifest {
         let manifest: Self = serde_json::from_slice(body).map_err(|e| {
             damaged(HEADER_LEN_BYTES, &format!("its body is not what this version reads: {e}"))
         })?;
+        if manifest.format_version != version {
+            return Err(damaged(8, "its header and its body have different versions"));
+        }
         manifest.check(id).map_err(|what| damaged(HEADER_LEN_BYTES, what))?;
         Ok(manifest)
     }
@@ -380,6 +395,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_chain_that_goes_over_to_another_volume_has_a_version_of_its_own() {
+        let key = DataKey::fixed(Uuid::from_u128(4), EncryptionMode::Aes256GcmSiv, [1; 32]);
+        let find = |id| (id == key.key_id()).then(|| key.clone());
+        let mut manifest = sample();
+        manifest.chain = vec![Delta { volume: VolumeId::from_u64(77), ..manifest.delta.clone() }];
+        manifest.format_version = manifest.version_needed();
+        let id = manifest.id();
+        let bytes = manifest.encode(&key, &[2; 32]).unwrap();
+        assert_eq!(bytes[8..10], [2, 0]);
+        assert_eq!(Manifest::decode(&bytes, &id, find).unwrap(), manifest);
+        for wrong in [1, 3] {
+            let mut other = bytes.clone();
+            other[8] = wrong;
+            assert!(Manifest::decode(&other, &id, find).is_err());
+        }
+    }
+
+    #[test]
     fn unknown_fields_are_ignored_and_wrong_sums_are_not() {
         let mut json = serde_json::to_value(sample()).unwrap();
         json["something_new"] = 1.into();
@@ -389,6 +422,8 @@ pub(crate) mod tests {
             |m: &mut Manifest| m.delta.frames = 7_000,
             |m: &mut Manifest| m.size_bytes = 0,
             |m: &mut Manifest| m.delta.volume = VolumeId::from_u64(77),
+            |m: &mut Manifest| m.format_version = VERSION_FOREIGN_CHAIN,
+            |m: &mut Manifest| m.chain = vec![Delta { volume: VolumeId::from_u64(77), ..m.delta.clone() }],
             |m: &mut Manifest| m.chain = vec![m.delta.clone(); CHAIN_MOST + 1],
             |m: &mut Manifest| m.delta.index.root_offset_bytes = u64::MAX,
         ] {

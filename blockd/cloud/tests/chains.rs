@@ -4,7 +4,8 @@
 mod common;
 
 use blockd_cloud::{
-    CloudError, EncryptionMode, MemoryJournal, NoCache, SnapshotReader, delete_snapshot,
+    BackupSpec, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache, SnapshotReader, changed_blocks,
+    delete_snapshot,
     store::{LocalStore, ObjectStore},
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
@@ -146,14 +147,47 @@ async fn specs_that_make_no_sense_are_refused() {
     refused(spec(2, size, set([5]), set([5]), None), "block 5").await;
     refused(spec(1, size, set([5]), set([]), Some(&full)), "its own base").await;
     refused(spec(2, size - BLOCK as u64, set([5]), set([]), Some(&full)), "larger volume").await;
-    let mut other = full.clone();
-    other.volume = blockd_extent::VolumeId::from_u64(4);
-    refused(spec(2, size, set([5]), set([]), Some(&other)), "another volume").await;
     // The same id again is another snapshot, and the first one stays.
     let mut again = spec(1, size, set([2]), BlockSet::new(), None);
     again.delta_salt = [99; 32];
     let error = run(&repo, again, &live).await.err().unwrap();
     assert!(matches!(error, CloudError::Conflict { .. }), "{error}");
+}
+
+/// A volume that began as a snapshot of another one, and whose first backup builds on that.
+#[tokio::test]
+async fn a_chain_may_go_over_to_another_volume_and_keeps_what_it_needs_of_it() {
+    let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Aes256GcmSiv);
+    let live = MemoryVolume::default();
+    let size = 100 * BLOCK as u64;
+    live.set(7, &[1; BLOCK]);
+    let full = run(&repo, spec(1, size, set([7]), set([]), None), &live).await.unwrap().manifest;
+    live.set(8, &[2; BLOCK]);
+    let second = run(&repo, spec(2, size, set([8]), set([]), Some(&full)), &live).await.unwrap().manifest;
+    live.set(9, &[3; BLOCK]);
+    let of_copy = |snapshot, block: u64, base: &Manifest| BackupSpec {
+        cluster: uuid::Uuid::from_u128(99),
+        volume: blockd_extent::VolumeId::from_u64(4),
+        ..spec(snapshot, size, set([block]), set([]), Some(base))
+    };
+    let copy = run(&repo, of_copy(3, 9, &second), &live).await.unwrap().manifest;
+    assert_eq!((copy.format_version, second.format_version), (2, 1));
+    assert_eq!(restored(&repo, &copy).await.unwrap(), live.content());
+    let since = |snapshot| changed_blocks(&repo, &copy, SnapshotId::from_u64(snapshot));
+    assert_eq!(since(1).await.unwrap(), Some(set([8, 9])));
+    assert_eq!(since(2).await.unwrap(), Some(set([9])));
+    assert_eq!(since(3).await.unwrap(), Some(set([])));
+    assert_eq!(since(4).await.unwrap(), None);
+    // Both of the other volume go; what they brought is still needed.
+    for gone in [&full, &second] {
+        let report = delete_snapshot(&repo, &gone.id(), &[], &NoCache).await.unwrap();
+        assert_eq!(report.deltas_deleted, 0);
+    }
+    assert_eq!(restored(&repo, &copy).await.unwrap(), live.content());
+    let report = delete_snapshot(&repo, &copy.id(), &[], &NoCache).await.unwrap();
+    assert_eq!(report.deltas_deleted, 3);
+    let left = repo.store().list("").await.unwrap();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[tokio::test]

@@ -5,12 +5,13 @@
 
 use crate::{
     core::volume_dir,
-    db::{Db, DbError, KnownVolume, VolumeState},
+    db::{Db, KnownVolume, VolumeState},
     lock::{DirLock, LockError},
 };
 use blockd_api::VolumeRef;
 use blockd_extent::VolumeId;
 use blockd_volume::{Checked, Volume};
+use serde::Serialize;
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -56,55 +57,125 @@ struct Wanted {
     row: Option<KnownVolume>,
 }
 
-/// Checks the volumes of a data directory, those that are named or all, and writes what it finds, a line each; says whether
-/// nothing is wrong.
+/// What an offline check found, as its JSON says it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckReport {
+    /// Whether nothing is wrong.
+    pub sound: bool,
+    /// Why the database cannot be read, so that volumes are known by their numbers only.
+    pub database_error: Option<String>,
+    /// The volumes that were looked at.
+    pub volumes: Vec<CheckedVolume>,
+}
+
+/// What was found of one volume.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckedVolume {
+    /// Its number.
+    pub id: VolumeId,
+    /// Its name, or its number where the database cannot be read.
+    pub volume: String,
+    /// Whether nothing is wrong with it.
+    pub sound: bool,
+    /// Why it was not looked at: it was being made, restored or deleted, and the next start decides about it.
+    pub skipped: Option<&'static str>,
+    /// Layers that were looked at.
+    pub layers: u64,
+    /// Layers that share data with another volume.
+    pub shared_layers: u64,
+    /// Kept block sets of past epochs that were looked at.
+    pub intervals: u64,
+    /// What is wrong, a line each.
+    pub findings: Vec<String>,
+    /// What the next start puts in order and nobody misses, a line each.
+    pub leftovers: Vec<String>,
+}
+
+/// How an offline check tells what it found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CheckFormat {
+    /// Lines.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// Checks the volumes of a data directory, those that are named or all, and writes what it finds; says whether nothing is
+/// wrong.
 ///
 /// # Errors
 /// A daemon uses the directory, a volume is not there, or `out` cannot be written to.
-pub fn check_volumes(data_dir: &Path, named: &[String], out: &mut dyn Write) -> Result<bool, CheckError> {
+pub fn check_volumes(
+    data_dir: &Path,
+    named: &[String],
+    format: CheckFormat,
+    out: &mut dyn Write,
+) -> Result<bool, CheckError> {
+    let report = look(data_dir, named)?;
+    match format {
+        CheckFormat::Text => tell(&report, out)?,
+        CheckFormat::Json => {
+            serde_json::to_writer_pretty(&mut *out, &report).map_err(std::io::Error::from)?;
+            writeln!(out)?;
+        }
+    }
+    Ok(report.sound)
+}
+
+fn look(data_dir: &Path, named: &[String]) -> Result<CheckReport, CheckError> {
     if !data_dir.is_dir() {
         return Err(CheckError::NoDirectory(data_dir.to_owned()));
     }
     let _lock = DirLock::take(data_dir)?;
-    let mut sound = true;
-    let volumes = match Db::look_for_volumes(&data_dir.join("blockd.db")) {
-        Ok(rows) => rows.into_iter().map(from_row).collect(),
-        Err(error) => {
-            sound = false;
-            tell_of_database(&error, out)?;
-            from_folders(data_dir)
-        }
+    let (known, database_error) = match Db::look_for_volumes(&data_dir.join("blockd.db")) {
+        Ok(rows) => (rows.into_iter().map(from_row).collect(), None),
+        Err(error) => (from_folders(data_dir), Some(crate::daemon::with_sources(&error))),
     };
-    for volume in choose(volumes, named)? {
-        let dir = volume_dir(data_dir, volume.id);
-        if let Some(state) =
-            volume.row.as_ref().map(|row| row.state).filter(|&state| state != VolumeState::Up)
-        {
-            writeln!(
-                out,
-                "Volume {} is not there yet or any more ({state:?}): the next start decides.",
-                volume.name
-            )?;
-            continue;
-        }
-        let mut checked = Volume::check_files(&dir);
+    let volumes: Vec<_> = choose(known, named)?.into_iter().map(|volume| look_at(data_dir, volume)).collect();
+    let sound = database_error.is_none() && volumes.iter().all(|volume| volume.sound);
+    Ok(CheckReport { sound, database_error, volumes })
+}
+
+fn look_at(data_dir: &Path, volume: Wanted) -> CheckedVolume {
+    let dir = volume_dir(data_dir, volume.id);
+    let state = volume.row.as_ref().map_or(VolumeState::Up, |row| row.state);
+    let mut checked = match state {
+        VolumeState::Up => Volume::check_files(&dir),
+        _ => Checked::default(),
+    };
+    if let (VolumeState::Up, Some(row), Some((id, size_bytes))) =
+        (state, &volume.row, Volume::identity_of(&dir))
+    {
         let findings = &mut checked.findings;
-        if let (Some(row), Some((id, size_bytes))) = (&volume.row, Volume::identity_of(&dir)) {
-            if id != row.id {
-                findings.push(format!("{} holds volume {id}, not the one that belongs there", dir.display()));
-            }
-            if size_bytes < row.size_bytes {
-                findings.push(format!(
-                    "{} holds a volume of {size_bytes} bytes, it must have {}",
-                    dir.display(),
-                    row.size_bytes
-                ));
-            }
+        if id != row.id {
+            findings.push(format!("{} holds volume {id}, not the one that belongs there", dir.display()));
         }
-        sound &= checked.findings.is_empty();
-        tell(&volume.name, &checked, out)?;
+        if size_bytes < row.size_bytes {
+            findings.push(format!(
+                "{} holds a volume of {size_bytes} bytes, it must have {}",
+                dir.display(),
+                row.size_bytes
+            ));
+        }
     }
-    Ok(sound)
+    CheckedVolume {
+        id: volume.id,
+        volume: volume.name,
+        sound: checked.findings.is_empty(),
+        skipped: match state {
+            VolumeState::Up => None,
+            VolumeState::Creating => Some("creating"),
+            VolumeState::Restoring => Some("restoring"),
+            VolumeState::Deleting => Some("deleting"),
+        },
+        layers: checked.layers,
+        shared_layers: checked.shared_layers,
+        intervals: checked.intervals,
+        findings: checked.findings,
+        leftovers: checked.leftovers,
+    }
 }
 
 fn from_row(row: KnownVolume) -> Wanted {
@@ -140,28 +211,30 @@ fn choose(volumes: Vec<Wanted>, named: &[String]) -> Result<Vec<Wanted>, CheckEr
     Ok(wanted)
 }
 
-fn tell_of_database(error: &DbError, out: &mut dyn Write) -> Result<(), CheckError> {
-    let error = crate::daemon::with_sources(error);
-    writeln!(out, "The database cannot be read, volumes are known by their numbers only: {error}")?;
-    Ok(())
-}
-
-fn tell(name: &str, checked: &Checked, out: &mut dyn Write) -> Result<(), CheckError> {
-    for finding in &checked.findings {
-        writeln!(out, "Volume {name}: {finding}")?;
+fn tell(report: &CheckReport, out: &mut dyn Write) -> std::io::Result<()> {
+    if let Some(error) = &report.database_error {
+        writeln!(out, "The database cannot be read, volumes are known by their numbers only: {error}")?;
     }
-    if checked.findings.is_empty() {
-        let (layers, intervals) = (checked.layers, checked.intervals);
-        let plural = |count: u64| if count == 1 { "" } else { "s" };
-        writeln!(
-            out,
-            "Volume {name} is sound: {layers} layer{}, {intervals} kept block set{}.",
-            plural(layers),
-            plural(intervals)
-        )?;
-    }
-    for leftover in &checked.leftovers {
-        writeln!(out, "Volume {name}, left by an interruption: {leftover}")?;
+    for CheckedVolume { volume, skipped, layers, intervals, findings, leftovers, .. } in &report.volumes {
+        if let Some(state) = skipped {
+            writeln!(out, "Volume {volume} is not there yet or any more ({state}): the next start decides.")?;
+            continue;
+        }
+        for finding in findings {
+            writeln!(out, "Volume {volume}: {finding}")?;
+        }
+        if findings.is_empty() {
+            let plural = |count: u64| if count == 1 { "" } else { "s" };
+            writeln!(
+                out,
+                "Volume {volume} is sound: {layers} layer{}, {intervals} kept block set{}.",
+                plural(*layers),
+                plural(*intervals)
+            )?;
+        }
+        for leftover in leftovers {
+            writeln!(out, "Volume {volume}, left by an interruption: {leftover}")?;
+        }
     }
     Ok(())
 }
@@ -169,7 +242,7 @@ fn tell(name: &str, checked: &Checked, out: &mut dyn Write) -> Result<(), CheckE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::VolumeRow;
+    use crate::db::{DbError, VolumeRow};
     use jiff::Timestamp;
 
     const SIZE_BYTES: u64 = 1 << 20;
@@ -204,7 +277,7 @@ mod tests {
     fn check(dir: &Path, named: &[&str]) -> (bool, String) {
         let named: Vec<String> = named.iter().map(|&name| name.to_owned()).collect();
         let mut out = Vec::new();
-        let sound = check_volumes(dir, &named, &mut out).unwrap();
+        let sound = check_volumes(dir, &named, CheckFormat::Text, &mut out).unwrap();
         (sound, String::from_utf8(out).unwrap())
     }
 
@@ -221,8 +294,32 @@ mod tests {
         assert!(text.contains("Volume good is sound"), "{text}");
         assert!(text.contains("Volume bad: cannot look at"), "{text}");
         assert!(text.contains("Volume half is not there yet"), "{text}");
-        let none = check_volumes(dir.path(), &["never".to_owned()], &mut Vec::new()).unwrap_err();
+        let none =
+            check_volumes(dir.path(), &["never".to_owned()], CheckFormat::Text, &mut Vec::new()).unwrap_err();
         assert!(none.to_string().contains("no volume never"), "{none}");
+    }
+
+    #[test]
+    fn json_says_the_same_for_programs() {
+        let dir = data_dir();
+        std::fs::write(dir.path().join("volumes/1/layer-00000000000000ff.data"), b"").unwrap();
+        let mut out = Vec::new();
+        assert!(!check_volumes(dir.path(), &[], CheckFormat::Json, &mut out).unwrap());
+        let found: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((&found["sound"], &found["databaseError"]), (&false.into(), &serde_json::Value::Null));
+        let of = |name: &str| {
+            let volumes = found["volumes"].as_array().unwrap();
+            volumes.iter().find(|volume| volume["volume"] == name).unwrap()
+        };
+        let good = of("good");
+        assert_eq!(
+            (&good["sound"], &good["layers"], &good["intervals"]),
+            (&true.into(), &2.into(), &1.into())
+        );
+        assert_eq!(good["leftovers"].as_array().unwrap().len(), 1, "{good}");
+        let bad = of("bad");
+        assert!(bad["sound"] == false && bad["findings"][0].as_str().unwrap().contains("cannot look at"));
+        assert_eq!(of("half")["skipped"], "creating");
     }
 
     #[test]
@@ -247,9 +344,10 @@ mod tests {
     fn it_is_refused_while_a_daemon_has_the_directory() {
         let dir = data_dir();
         let _lock = DirLock::take(dir.path()).unwrap();
-        let error = check_volumes(dir.path(), &[], &mut Vec::new()).unwrap_err();
+        let error = check_volumes(dir.path(), &[], CheckFormat::Text, &mut Vec::new()).unwrap_err();
         assert!(error.is_retryable() && error.to_string().contains("in use"), "{error}");
-        let missing = check_volumes(&dir.path().join("missing"), &[], &mut Vec::new()).unwrap_err();
+        let missing =
+            check_volumes(&dir.path().join("missing"), &[], CheckFormat::Text, &mut Vec::new()).unwrap_err();
         assert!(missing.to_string().contains("no data directory"), "{missing}");
     }
 }

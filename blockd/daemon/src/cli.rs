@@ -38,9 +38,13 @@ pub struct Cli {
     pub after_power_loss: bool,
 
     /// Check the files of these volumes (of all, if none is named) without starting, change nothing, and exit: with 0 if
-    /// nothing is wrong, with 1 otherwise
+    /// nothing is wrong, with 1 if something is, with 3 if they cannot be checked because a daemon runs or one is not there
     #[arg(long, value_name = "VOLUME", num_args = 0.., conflicts_with = "check_config")]
     pub check_volumes: Option<Vec<String>>,
+
+    /// With --check-volumes: print what was found as one JSON document
+    #[arg(long, requires = "check_volumes")]
+    pub json: bool,
 
     /// Print the configuration that would be used, as TOML, and exit
     #[arg(long)]
@@ -71,6 +75,7 @@ Keys of the configuration file (defaults in brackets):
   nbd_tls_certificate   the server's certificate, and those that lead to its authority, PEM []
   nbd_tls_key           its private key, PEM; nobody else may be able to read it []
   nbd_tls_client_ca     authorities of client certificates, PEM; if set, clients must have one []
+  nbd_tls_client_crl    their revocation lists, PEM; then there must be one of each authority []
   nbd_allow_plaintext   serve TCP addresses that other hosts can reach without requiring TLS [false]
   store_attempts        attempts of one request to an object store [6]
   store_timeout_ms      time that one request to an object store may take, before its body [60000]
@@ -78,6 +83,15 @@ Keys of the configuration file (defaults in brackets):
   gc_every_hours        every how many hours what abandoned backups left in the stores is deleted; 0 = never [24]
   verify_bytes_per_day  how much is read a day to verify cloud snapshots in the background; 0 = nothing [0]
   task_history          finished tasks that `cloudsnap status` remembers [1000]
+  [browse]              table: looking into snapshots as files, with the keys that follow here
+  mountpoint            (browse) where snapshots are mounted as files from the start on []
+  credentials           (browse) whose cloud snapshots are shown there; of all credentials if empty [[]]
+  allow_other           (browse) other users may look, by the modes and owners that are shown; needs root, or
+                        user_allow_other in /etc/fuse.conf [false]
+  cache_dir             (browse) where pieces of cloud snapshots are cached, sealed as they are stored [DATA_DIR/cache]
+  cache_bytes           (browse) most bytes that the cache takes [4294967296]
+  stall_timeout_ms      (browse) time that a reader waits for a store before it is given an error [30000]
+  refresh_ms            (browse) how often stores are listed at most, while somebody looks [10000]
   [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
                         TCP; `*` stands for any characters; volumes that are not listed are for all [empty]
 
@@ -88,7 +102,8 @@ Environment:
   CREDENTIALS_DIRECTORY  if it holds a file blockd.key (32 bytes), that is the key which seals stored secrets
   NOTIFY_SOCKET          readiness and stopping are told to systemd there
 
-Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong.";
+Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong. With --check-volumes: 0 nothing
+is wrong, 1 something is wrong with a volume or the database, 2 as before, 3 nothing was checked.";
 
 #[cfg(test)]
 mod tests {

@@ -13,7 +13,7 @@ use blockd_cloud::{
 use std::{future::Future, sync::Arc};
 use tracing::Instrument;
 
-async fn drive<T, F>(make: impl FnOnce() -> F + Send + 'static) -> Result<T, ServiceError>
+pub(crate) async fn drive<T, F>(make: impl FnOnce() -> F + Send + 'static) -> Result<T, ServiceError>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, CloudError>>,

@@ -486,7 +486,7 @@ impl Core {
     }
 
     /// `<source>-restored-<n>` with the first n that is free.
-    fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
+    pub(crate) fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
         let most = fit_name(&manifest.volume_name);
         for n in 1..=u32::MAX {
             let name: VolumeName = format!("{most}-restored-{n}").parse()?;
@@ -497,7 +497,7 @@ impl Core {
         Err(ServiceError::Internal("no free volume name".into()))
     }
 
-    async fn refuse_if_deleting(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+    pub(crate) async fn refuse_if_deleting(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
         let deleting = |task: &TaskRow| task.kind == TaskKind::Delete && task.cloudsnap == *id;
         match self.unfinished_tasks().await?.into_iter().find(deleting) {
             Some(task) => Err(ServiceError::refused(
@@ -521,6 +521,7 @@ impl Core {
         }
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
+        self.refuse_if_needed(&id).await?;
         let chains = self.db.run(|tx| crate::db::Chain::all(tx, None)).await?;
         let uses = |task: &TaskRow| match task.kind {
             TaskKind::Restore => task.cloudsnap == id,
@@ -557,7 +558,7 @@ impl Core {
     }
 }
 
-fn is_not_found(error: &ServiceError) -> bool {
+pub(crate) fn is_not_found(error: &ServiceError) -> bool {
     matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
 }
 

@@ -3,6 +3,7 @@
 //! A key that is not known is an error that names it: a typo must not turn into a silently used default.
 
 use crate::cli::Cli;
+use blockd_api::CredentialRef;
 use blockd_nbd::{TlsFiles, TlsMode};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -149,6 +150,40 @@ impl From<NbdTls> for TlsMode {
     }
 }
 
+/// Looking into snapshots.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BrowseConfig {
+    /// Where snapshots are mounted as files from the start on. Not set: nowhere.
+    pub mountpoint: Option<PathBuf>,
+    /// Cloud snapshots of these credentials are shown there; of all if there is none.
+    pub credentials: Vec<CredentialRef>,
+    /// Whether other users may look into mounts, by the modes and owners that are shown.
+    pub allow_other: bool,
+    /// Where pieces of cloud snapshots are cached. Not set: `cache` in the data directory.
+    pub cache_dir: Option<PathBuf>,
+    /// Most bytes that the cache takes.
+    pub cache_bytes: u64,
+    /// How long whoever reads a cloud snapshot waits for the store.
+    pub stall_timeout_ms: u64,
+    /// How often the stores are listed at most, while somebody looks.
+    pub refresh_ms: u64,
+}
+
+impl Default for BrowseConfig {
+    fn default() -> Self {
+        Self {
+            mountpoint: None,
+            credentials: Vec::new(),
+            allow_other: false,
+            cache_dir: None,
+            cache_bytes: 4 << 30,
+            stall_timeout_ms: 30_000,
+            refresh_ms: 10_000,
+        }
+    }
+}
+
 /// Everything that can be set.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -167,6 +202,14 @@ pub struct Config {
     pub merge_limit_bytes_per_s: u64,
     /// Backups and restores that move data at once.
     pub task_concurrency: usize,
+    /// How many bytes a second the hydration of one lazy volume may fetch; 0: as many as it can.
+    pub hydration_limit_bytes_per_s: u64,
+    /// Fetches of at most 4 MiB that the hydration of one lazy volume makes at once.
+    pub hydration_concurrency: usize,
+    /// How long reads of a lazy volume wait for a store that is gone, if they are to stall.
+    pub lazy_stall_ms: u64,
+    /// The same if they are to fail.
+    pub lazy_error_ms: u64,
     /// Packs that one backup uploads at once.
     pub upload_concurrency: usize,
     /// Requests that one restore makes at once.
@@ -197,6 +240,8 @@ pub struct Config {
     pub nbd_tls_key: Option<PathBuf>,
     /// The authorities of client certificates, PEM; if set, clients must have one.
     pub nbd_tls_client_ca: Option<PathBuf>,
+    /// The authorities' revocation lists, PEM; if set, a client's certificate must not be in them.
+    pub nbd_tls_client_crl: Option<PathBuf>,
     /// Whether TCP addresses that other hosts can reach may be served without requiring TLS.
     pub nbd_allow_plaintext: bool,
     /// Attempts of one request to an object store.
@@ -211,6 +256,8 @@ pub struct Config {
     pub verify_bytes_per_day: u64,
     /// Finished tasks that are remembered.
     pub task_history: u32,
+    /// Looking into snapshots.
+    pub browse: BrowseConfig,
     /// By volume: the names in client certificates that may have it over TCP. Last, as it is a table.
     pub nbd_access: BTreeMap<String, Vec<String>>,
 }
@@ -225,6 +272,10 @@ impl Default for Config {
             full_every: 7,
             merge_limit_bytes_per_s: 0,
             task_concurrency: 2,
+            hydration_limit_bytes_per_s: 0,
+            hydration_concurrency: 8,
+            lazy_stall_ms: 600_000,
+            lazy_error_ms: 20_000,
             upload_concurrency: 4,
             download_concurrency: 4,
             cpu_threads: 0,
@@ -240,6 +291,7 @@ impl Default for Config {
             nbd_tls_certificate: None,
             nbd_tls_key: None,
             nbd_tls_client_ca: None,
+            nbd_tls_client_crl: None,
             nbd_allow_plaintext: false,
             store_attempts: 6,
             store_timeout_ms: 60_000,
@@ -247,6 +299,7 @@ impl Default for Config {
             gc_every_hours: 24,
             verify_bytes_per_day: 0,
             task_history: 1000,
+            browse: BrowseConfig::default(),
             nbd_access: BTreeMap::new(),
         }
     }
@@ -319,6 +372,13 @@ impl Config {
             range("merge_limit_bytes_per_s", self.merge_limit_bytes_per_s, 1 << 20, 1 << 40, wanted)?;
         }
         range("task_concurrency", self.task_concurrency as u64, 1, 64, "1 to 64")?;
+        if self.hydration_limit_bytes_per_s != 0 {
+            let wanted = "0 (no limit), or 1048576 (1 MiB a second) to 1099511627776";
+            range("hydration_limit_bytes_per_s", self.hydration_limit_bytes_per_s, 1 << 20, 1 << 40, wanted)?;
+        }
+        range("hydration_concurrency", self.hydration_concurrency as u64, 1, 64, "1 to 64")?;
+        range("lazy_stall_ms", self.lazy_stall_ms, 1000, 86_400_000, "1000 to 86400000")?;
+        range("lazy_error_ms", self.lazy_error_ms, 100, 3_600_000, "100 to 3600000")?;
         range("upload_concurrency", self.upload_concurrency as u64, 1, 64, "1 to 64")?;
         range("download_concurrency", self.download_concurrency as u64, 1, 64, "1 to 64")?;
         range("cpu_threads", self.cpu_threads as u64, 0, 1024, "0 (one per core) to 1024")?;
@@ -337,6 +397,16 @@ impl Config {
         self.check_tls()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
+        let browse = &self.browse;
+        let wanted = "1048576 (1 MiB) to 1125899906842624 (1 PiB)";
+        range("browse.cache_bytes", browse.cache_bytes, 1 << 20, 1 << 50, wanted)?;
+        range("browse.stall_timeout_ms", browse.stall_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
+        range("browse.refresh_ms", browse.refresh_ms, 100, 3_600_000, "100 to 3600000")?;
+        let relative = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
+        if relative(&browse.mountpoint) || relative(&browse.cache_dir) {
+            let given = "a relative path".into();
+            return Err(ConfigError::Range { key: "browse", given, wanted: "absolute paths" });
+        }
         range("stop_timeout_ms", self.stop_timeout_ms, 0, 3_600_000, "0 to 3600000")?;
         range("gc_every_hours", self.gc_every_hours.into(), 0, 8760, "0 (never) to 8760")?;
         if self.verify_bytes_per_day != 0 {
@@ -359,6 +429,9 @@ impl Config {
         }
         if self.nbd_tls_client_ca.is_some() && self.tls_mode() == NbdTls::Off {
             return wrong("nbd_tls_client_ca", "set", "left out without TLS");
+        }
+        if self.nbd_tls_client_crl.is_some() && self.nbd_tls_client_ca.is_none() {
+            return wrong("nbd_tls_client_ca", "not set", "set for nbd_tls_client_crl to mean anything");
         }
         if !self.nbd_access.is_empty() && self.nbd_tls_client_ca.is_none() {
             return wrong("nbd_tls_client_ca", "not set", "set for nbd_access to know whom it lets in");
@@ -390,6 +463,7 @@ impl Config {
             certificate: self.nbd_tls_certificate.clone()?,
             key: self.nbd_tls_key.clone()?,
             client_ca: self.nbd_tls_client_ca.clone(),
+            client_crl: self.nbd_tls_client_crl.clone(),
         })
     }
 
@@ -484,6 +558,7 @@ mod tests {
             ("nbd_tls_certificate = \"/c\"", "nbd_tls_key"),
             ("nbd_tls_key = \"/k\"", "nbd_tls_certificate"),
             ("nbd_tls_client_ca = \"/ca\"", "nbd_tls_client_ca"),
+            ("nbd_tls_client_crl = \"/crl\"", "nbd_tls_client_ca"),
             ("[nbd_access]\nvol = [\"alice\"]", "nbd_tls_client_ca"),
             ("nbd_idle_timeout_ms = 5", "nbd_idle_timeout_ms"),
         ] {

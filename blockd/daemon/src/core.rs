@@ -1,12 +1,21 @@
 //! What every part of the running daemon shares.
 
 use crate::{
-    attachments::Attachments, config::Config, credentials::Repositories, db::Db, merger::Wake,
-    registry::Registry, secrets::Secrets, tasks::Tasks,
+    attachments::Attachments,
+    browse::Browse,
+    config::Config,
+    credentials::Repositories,
+    db::Db,
+    lazy::{CloudSource, Fetcher},
+    merger::Wake,
+    registry::{Registry, RollbackMark},
+    secrets::Secrets,
+    tasks::Tasks,
 };
 use blockd_cloud::{CancelToken, store::RetryPolicy};
 use blockd_extent::{SnapshotId, VolumeId};
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -33,6 +42,12 @@ pub struct Core {
     pub repositories: Repositories,
     /// Background tasks.
     pub tasks: Tasks,
+    /// What fetches for lazy volumes.
+    pub fetcher: Arc<Fetcher>,
+    /// The sources of the lazy volumes.
+    pub lazy_sources: parking_lot::Mutex<HashMap<VolumeId, Arc<CloudSource>>>,
+    /// What keeps clients out of the volumes that go back to a cloud snapshot.
+    pub(crate) going_back: parking_lot::Mutex<HashMap<VolumeId, RollbackMark>>,
     /// The id of this installation.
     pub cluster: Uuid,
     /// The id of this run of the daemon.
@@ -45,6 +60,8 @@ pub struct Core {
     pub stopping: CancelToken,
     /// The TCP addresses that NBD is served at, once it is.
     pub nbd_tcp: OnceLock<Vec<SocketAddr>>,
+    /// What is open for looking into.
+    pub browse: Browse,
     /// Wakes the thread that merges layers.
     pub merger: Arc<Wake>,
     /// Held while something is admitted that excludes something else: a task on a volume and the volume's deletion.

@@ -169,6 +169,7 @@ impl Core {
     ) -> Result<Deleted, ServiceError> {
         let _admission = self.admission.lock().await;
         let row = self.credential(Some(wanted)).await?;
+        self.refuse_if_credential_needed(row.uuid, row.name.as_str()).await?;
         if let Some(task) =
             self.unfinished_tasks().await?.into_iter().find(|task| task.credential == row.uuid)
         {
@@ -182,6 +183,7 @@ impl Core {
         self.give_up_kept(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
+        self.browse.forget(uuid);
         for entry in self.registry.all() {
             self.forget_intervals(&entry).await;
         }

@@ -5,10 +5,12 @@
 
 use crate::{
     attachments::{Attachments, System},
+    browse::Browse,
     config::Config,
     core::{Core, tasks_dir},
     credentials::Repositories,
     db::{Db, DbError},
+    error::ServiceError,
     files, http,
     lock::{DirLock, LockError},
     merger::{Merger, Wake},
@@ -72,6 +74,9 @@ pub enum DaemonError {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    /// It is not known which volumes are lazy.
+    #[error("cannot find the sources of lazy volumes: {0}")]
+    Lazy(ServiceError),
     /// NBD is not served any more.
     #[error("stopped, because NBD could not be served any more: the log says why")]
     NbdFailed,
@@ -86,6 +91,7 @@ impl DaemonError {
         match self {
             Self::Lock(error) => error.is_retryable(),
             Self::Db(error) => error.is_retryable(),
+            Self::Lazy(error) => error.is_retryable(),
             _ => false,
         }
     }
@@ -139,6 +145,8 @@ impl Daemon {
         for path in [&control, &core.nbd_socket()] {
             check_socket_path(path)?;
         }
+        core.take_up_lazy_volumes().await.map_err(DaemonError::Lazy)?;
+        core.keep_clients_out_of_what_goes_back().await.map_err(DaemonError::Lazy)?;
         let nbd::Nbd { servers, certificates } = nbd::start(&core, &config).await?;
         let nbd_failed = Arc::new(Notify::new());
         for server in &servers {
@@ -152,6 +160,7 @@ impl Daemon {
         }
         grow_devices_with_volumes(&core);
         core.let_go_of_what_is_at_rest();
+        core.start_browsing();
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
@@ -162,6 +171,9 @@ impl Daemon {
             tracing::error!(%error, "unfinished tasks are not taken up");
         }
         let upkeep = upkeep::start(&core);
+        if let Err(error) = core.resume_hydrations().await {
+            tracing::error!(%error, "lazy volumes are not hydrated");
+        }
         notify(sd_notify::NotifyState::Ready);
         tracing::info!(
             data_dir = %core.data_dir.display(),
@@ -225,6 +237,7 @@ impl Daemon {
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();
             closing.attachments.rest();
+            closing.stop_browsing();
             for mut server in servers {
                 if let Err(error) = server.shutdown() {
                     problems.push(with_sources(&error));
@@ -286,6 +299,9 @@ fn prepare(
     let registry = reconcile(&db, &data_dir, &OpenOptions { recovery })?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
+        fetcher: Arc::default(),
+        lazy_sources: parking_lot::Mutex::default(),
+        going_back: parking_lot::Mutex::default(),
         attachments: Attachments::new(cluster, data_dir.join("nbd.sock"), system),
         config,
         data_dir,
@@ -299,6 +315,7 @@ fn prepare(
         started: Instant::now(),
         stopping: CancelToken::new(),
         nbd_tcp: OnceLock::new(),
+        browse: Browse::default(),
         merger: Arc::new(Wake::default()),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),

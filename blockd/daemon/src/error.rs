@@ -157,7 +157,7 @@ fn volume_code(error: &VolumeError) -> ErrorCode {
     }
 }
 
-fn cloud_code(error: &CloudError) -> ErrorCode {
+pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
     match error {
         CloudError::Store(error) => store_code(error),
         CloudError::WrongPassphrase { .. } | CloudError::UnknownKey { .. } => ErrorCode::WrongPassphrase,
@@ -172,7 +172,9 @@ fn cloud_code(error: &CloudError) -> ErrorCode {
         | CloudError::KeySlotsGone { .. } => ErrorCode::StoreFailed,
         CloudError::ReadVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
         CloudError::WriteVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
-        CloudError::Journal { source, .. } => io_code(source, ErrorCode::Internal),
+        CloudError::Journal { source, .. } | CloudError::Cache { source, .. } => {
+            io_code(source, ErrorCode::Internal)
+        }
         CloudError::Cancelled => ErrorCode::TaskStopped,
         _ => ErrorCode::Internal,
     }

@@ -3,21 +3,26 @@
 //! The name of a volume's export is the name of the volume, and the empty name is the only volume where there is exactly
 //! one. `VOLUME@SNAPSHOT` is a snapshot, read-only: by its name, by its id, or `latest` for the newest. Each volume has a
 //! metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a snapshot has one for each older one.
+//!
+//! `cloud:ID` is a cloud snapshot, read-only. These are not listed: that would ask the stores.
 
 use crate::{
     access::Access,
+    browse::CloudExports,
     registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
 };
 use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_extent::SnapshotId;
 use blockd_nbd::{
-    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
-    StatusExtent, ZeroFlags,
+    self as nbd, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo,
+    Progress, StatusExtent, WhenNear, ZeroFlags,
     constants::{BASE_ALLOCATION, DIRTY_BITMAP_PREFIX, STATE_DIRTY, STATE_HOLE, STATE_ZERO},
 };
 use blockd_volume::{
-    Allocation, AllocationRun, Content, DirtyRun, SnapshotView, Volume, VolumeError, VolumeErrorKind,
+    self as volume, Allocation, AllocationRun, Content, DirtyRun, SnapshotView, Volume, VolumeError,
+    VolumeErrorKind,
 };
+use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// The name of the newest snapshot, where none has it for its own.
@@ -28,17 +33,28 @@ const LATEST: &str = "latest";
 pub struct Exports {
     registry: Arc<Registry>,
     access: Arc<Access>,
+    cloud: Option<CloudExports>,
 }
 
 impl Exports {
     /// The exports of this registry, for everybody.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, access: Arc::default() }
+        Self { registry, access: Arc::default(), cloud: None }
     }
 
     /// The same for some only.
     pub fn with_access(self, access: Arc<Access>) -> Self {
         Self { access, ..self }
+    }
+
+    /// The same, and cloud snapshots as well.
+    pub(crate) fn with_cloud(self, cloud: CloudExports) -> Self {
+        Self { cloud: Some(cloud), ..self }
+    }
+
+    /// The cloud snapshots, if a name is meant for them.
+    fn cloud(&self, name: &str) -> Option<&CloudExports> {
+        self.cloud.as_ref().filter(|_| CloudExports::has_name(name))
     }
 
     fn volume_entry(&self, name: &str) -> Option<Arc<VolumeEntry>> {
@@ -64,6 +80,9 @@ fn unavailable(error: ApiError) -> ExportError {
 
 impl ExportCatalog for Exports {
     fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        if let Some(cloud) = self.cloud(name) {
+            return cloud.open(name, &self.access, client);
+        }
         let (volume_name, snapshot) = split_name(name);
         let entry = self.volume_entry(volume_name).ok_or(ExportError::Unknown)?;
         self.access.check(entry.name.as_str(), client)?;
@@ -102,6 +121,9 @@ impl ExportCatalog for Exports {
     }
 
     fn describe(&self, name: &str, client: &Client) -> Option<ExportInfo> {
+        if let Some(cloud) = self.cloud(name) {
+            return cloud.describe(name, &self.access, client);
+        }
         let (volume_name, snapshot) = split_name(name);
         let entry = self.volume_entry(volume_name).filter(|entry| self.is_visible(entry, client))?;
         match snapshot {
@@ -237,7 +259,42 @@ impl VolumeDevice {
     }
 }
 
+/// Has a lazy volume fetch what a request needs; `ask` is the volume's or the snapshot's way to do so.
+fn bring_near(
+    access: nbd::Access,
+    then: WhenNear,
+    ask: impl FnOnce(volume::Access, volume::WhenNear) -> Option<volume::WhenNear>,
+) -> Option<WhenNear> {
+    let access = match access {
+        nbd::Access::Read => volume::Access::Read,
+        nbd::Access::Write => volume::Access::Write,
+    };
+    let then = Arc::new(Mutex::new(Some(then)));
+    let kept = Arc::clone(&then);
+    let told = move |result: Result<(), VolumeError>| {
+        if let Some(then) = kept.lock().take() {
+            then(result.map_err(|error| device_error(&error)));
+        }
+    };
+    // What was given back is only the wrapping.
+    ask(access, Box::new(told)).and_then(|_| then.lock().take())
+}
+
 impl BlockDevice for VolumeDevice {
+    fn may_be_far(&self) -> bool {
+        self.volume.is_lazy()
+    }
+
+    fn bring_near(
+        &self,
+        access: nbd::Access,
+        offset_bytes: u64,
+        len_bytes: u64,
+        then: WhenNear,
+    ) -> Option<WhenNear> {
+        bring_near(access, then, |access, then| self.volume.when_near(access, offset_bytes, len_bytes, then))
+    }
+
     fn size_bytes(&self) -> u64 {
         self.volume.size_bytes()
     }
@@ -324,6 +381,23 @@ fn read_only<T>() -> Result<T, DeviceError> {
 }
 
 impl BlockDevice for SnapshotDevice {
+    fn may_be_far(&self) -> bool {
+        self.view.is_lazy()
+    }
+
+    fn bring_near(
+        &self,
+        access: nbd::Access,
+        offset_bytes: u64,
+        len_bytes: u64,
+        then: WhenNear,
+    ) -> Option<WhenNear> {
+        bring_near(access, then, |access, then| match access {
+            volume::Access::Read => self.view.when_near(offset_bytes, len_bytes, then),
+            volume::Access::Write => Some(then),
+        })
+    }
+
     fn size_bytes(&self) -> u64 {
         self.view.size_bytes()
     }

@@ -5,6 +5,7 @@
 
 mod access;
 pub mod attachments;
+pub mod browse;
 mod care;
 pub mod check;
 pub mod cli;
@@ -20,6 +21,7 @@ mod exports;
 mod files;
 mod groups;
 mod http;
+pub mod lazy;
 pub mod lock;
 pub mod logging;
 mod merger;

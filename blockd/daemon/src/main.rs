@@ -2,6 +2,7 @@
 //! it on SIGTERM or SIGINT.
 
 use blockd::{
+    check::{CheckFormat, check_volumes},
     cli::Cli,
     config::Config,
     daemon::{Daemon, DaemonError},
@@ -37,7 +38,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(volumes) = &cli.check_volumes {
-        return match blockd::check::check_volumes(&config.data_dir, volumes, &mut std::io::stdout().lock()) {
+        let format = if cli.json { CheckFormat::Json } else { CheckFormat::Text };
+        return match check_volumes(&config.data_dir, volumes, format, &mut std::io::stdout().lock()) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(EXIT_UNSOUND),
             Err(error) => failed(&error, EXIT_CANNOT_CHECK),

@@ -2,6 +2,7 @@
 
 use crate::{
     access::Access,
+    browse::CloudExports,
     config::{Config, NbdAddress},
     core::Core,
     daemon::{DaemonError, check_socket_path, remove_socket, with_sources},
@@ -48,7 +49,7 @@ impl Certificates {
 ///
 /// # Errors
 /// Certificates cannot be used, or an address not be listened on.
-pub(crate) async fn start(core: &Core, config: &Config) -> Result<Nbd, DaemonError> {
+pub(crate) async fn start(core: &Arc<Core>, config: &Config) -> Result<Nbd, DaemonError> {
     // The directory is locked by this process: whatever still answers at its socket belongs to a dead one.
     remove_socket(&core.nbd_socket())?;
     let identity = match config.tls_files() {
@@ -56,8 +57,9 @@ pub(crate) async fn start(core: &Core, config: &Config) -> Result<Nbd, DaemonErr
         None => None,
     };
     let access = Arc::new(Access::new(config.nbd_access.clone(), config.nbd_connections_per_volume));
-    let exports: Arc<dyn ExportCatalog> =
-        Arc::new(Exports::new(Arc::clone(&core.registry)).with_access(access));
+    let exports: Arc<dyn ExportCatalog> = Arc::new(
+        Exports::new(Arc::clone(&core.registry)).with_access(access).with_cloud(CloudExports::new(core)),
+    );
     let mut tcp = Vec::new();
     let mut unix = vec![core.nbd_socket()];
     for address in &config.nbd_listen {

@@ -119,6 +119,7 @@ impl Core {
         let entry = self.registry.find(wanted)?;
         let snapshot = self.snapshot_of(&entry, &request.snapshot).await?;
         self.attachments.check_delete(entry.id)?;
+        self.browse.let_go(entry.id);
         let (volume, mark) = entry.begin_rollback()?;
         drop(admission);
         let kept = match request.discard {

@@ -24,6 +24,7 @@ use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
 mod copies;
+mod deletions;
 mod groups;
 mod layers;
 mod undone;

@@ -336,6 +336,7 @@ impl Core {
         let id = row.id;
         self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Deleting)).await?;
         entry.hide_snapshot(id);
+        self.browse.let_go(entry.id);
         if let Err(error) = self.drop_snapshot(volume, id).await {
             let busy = matches!(&error, ServiceError::Volume(error) if error.kind() == VolumeErrorKind::Busy);
             if busy {

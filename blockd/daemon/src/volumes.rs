@@ -2,7 +2,7 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Chain, CredentialRow, DbError, SnapshotRow, VolumeRow, VolumeState},
+    db::{Chain, CredentialRow, DbError, LazyRow, SnapshotRow, VolumeRow, VolumeState},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
 };
@@ -35,7 +35,7 @@ impl Core {
             group: request.group,
         };
         let (id, size_bytes, dir) = (row.id, row.size_bytes, self.volume_dir(row.id));
-        let entry = self.add_volume(row, move || Volume::create(&dir, id, size_bytes)).await?;
+        let entry = self.add_volume(row, None, move || Volume::create(&dir, id, size_bytes)).await?;
         tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = entry.size_bytes(), "volume created");
         self.describe(&entry).await
     }
@@ -45,7 +45,7 @@ impl Core {
     /// # Errors
     /// The name is taken, there is no such snapshot, or the files cannot be shared or made.
     pub async fn clone_volume(
-        &self,
+        self: &Arc<Self>,
         wanted: &VolumeRef,
         request: CloneVolume,
     ) -> Result<api::Volume, ServiceError> {
@@ -65,10 +65,16 @@ impl Core {
             group: None,
         };
         let (id, dir) = (row.id, self.volume_dir(row.id));
-        let made = self.add_volume(row, move || volume.clone_to(snapshot, &dir, id)).await;
+        let rows = self.db.run(LazyRow::all).await?;
+        let lazy = rows.into_iter().find(|lazy| lazy.volume == parent.id);
+        let lazy = lazy.map(|lazy| LazyRow { volume: id, ..lazy });
+        let made = self.add_volume(row, lazy, move || volume.clone_to(snapshot, &dir, id)).await;
         // It may have made way.
         self.merger.wake();
         let entry = made?;
+        if let Some(lazy) = lazy {
+            self.take_up_lazy_clone(&entry, lazy).await?;
+        }
         tracing::info!(volume = %entry.id, name = %entry.name, parent = %parent.id, %snapshot, "volume cloned");
         self.describe(&entry).await
     }
@@ -93,15 +99,17 @@ impl Core {
         })
     }
 
-    /// Adds a volume whose files `make` makes. Until it is up, nobody can use it; the name is taken from now on.
+    /// Adds a volume whose files `make` makes, and which may be lazy. Until it is up, nobody can use it; the name is taken
+    /// from now on.
     async fn add_volume(
         &self,
         row: VolumeRow,
+        lazy: Option<LazyRow>,
         make: impl FnOnce() -> Result<Arc<Volume>, VolumeError> + Send + 'static,
     ) -> Result<Arc<VolumeEntry>, ServiceError> {
         let entry = VolumeEntry::new(&row, EntryState::Creating);
         self.registry.reserve(&entry)?;
-        match self.make_volume(row, make).await {
+        match self.make_volume(row, lazy, make).await {
             Ok(volume) => entry.set_state(EntryState::Up(volume)),
             Err(error) => {
                 self.registry.remove(&entry);
@@ -115,10 +123,16 @@ impl Core {
     async fn make_volume(
         &self,
         row: VolumeRow,
+        lazy: Option<LazyRow>,
         make: impl FnOnce() -> Result<Arc<Volume>, VolumeError> + Send + 'static,
     ) -> Result<Arc<Volume>, ServiceError> {
         let id = row.id;
-        self.db.run(move |tx| row.insert(tx)).await?;
+        self.db
+            .run(move |tx| -> Result<(), DbError> {
+                row.insert(tx)?;
+                lazy.map_or(Ok(()), |lazy| lazy.insert(tx))
+            })
+            .await?;
         let volume = match blocking(make).await {
             Ok(volume) => volume,
             Err(error) => {
@@ -134,8 +148,9 @@ impl Core {
     }
 
     /// Removes what there is of a volume that could not be made. What is left is removed by the next start.
-    async fn unmake_volume(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
+    pub(crate) async fn unmake_volume(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
         let dir = self.volume_dir(id);
+        self.lazy_sources.lock().remove(&id);
         let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
             if let Some(volume) = volume
                 && let Err(error) = volume.close()
@@ -188,6 +203,7 @@ impl Core {
                 snapshots: SnapshotRow::all(tx, volume)?,
                 chains: Chain::all(tx, volume)?,
                 credentials: CredentialRow::all(tx)?,
+                lazy: LazyRow::all(tx)?,
             })
         });
         Ok(facts.await?)
@@ -195,6 +211,10 @@ impl Core {
 
     fn to_api(&self, entry: &VolumeEntry, facts: &Facts) -> api::Volume {
         let (view, tags) = (entry.view(), entry.tags());
+        let hydration = match &view.state {
+            EntryState::Up(volume) => self.hydration(volume, &facts.lazy),
+            _ => None,
+        };
         let stats = match &view.state {
             EntryState::Up(volume) => Some(volume.stats()),
             _ => None,
@@ -243,6 +263,7 @@ impl Core {
                 let (done_bytes, total_bytes) = (stats.rollback_done_bytes, stats.rollback_total_bytes);
                 api::RollingBack { done_bytes, total_bytes }
             }),
+            hydration,
             io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
                 reads: stats.reads,
                 writes: stats.writes,
@@ -342,13 +363,19 @@ impl Core {
         let admission = self.admission.lock().await;
         let entry = self.registry.find(wanted)?;
         if let Some(task) =
-            self.unfinished_tasks().await?.into_iter().find(|task| task.volume == Some(entry.id))
+            // A hydration ends with its volume.
+            self
+                .unfinished_tasks()
+                .await?
+                .into_iter()
+                .find(|task| task.volume == Some(entry.id) && !task.detail.lazy)
         {
             let message =
                 format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         self.attachments.check_delete(entry.id)?;
+        self.browse.let_go(entry.id);
         let before = entry.begin_delete()?;
         // What was kept of backups can never be taken up again.
         let volume_id = entry.id;
@@ -372,6 +399,7 @@ impl Core {
             return Err(error);
         }
         self.registry.remove(&entry);
+        self.lazy_sources.lock().remove(&id);
         // What it shared with others may be theirs alone now, and can be merged.
         self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
@@ -430,6 +458,7 @@ struct Facts {
     snapshots: Vec<SnapshotRow>,
     chains: Vec<Chain>,
     credentials: Vec<CredentialRow>,
+    lazy: Vec<LazyRow>,
 }
 
 impl Facts {

@@ -273,6 +273,10 @@ async fn volumes_are_checked_while_no_daemon_runs() {
     let output = check(&["data"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.code() == Some(1) && text.contains("volume.meta is damaged"), "{text}");
+    let output = check(&["data", "--json"]);
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.code() == Some(1) && found["volumes"][0]["sound"] == false, "{found}");
+    assert_eq!(run(&["--json"]).status.code(), Some(2), "it goes with --check-volumes only");
 }
 
 #[test]

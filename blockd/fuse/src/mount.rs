@@ -12,7 +12,10 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,6 +49,8 @@ impl Default for MountOptions {
 pub struct Mounted {
     mountpoint: PathBuf,
     session: Option<BackgroundSession>,
+    /// Whether it was taken away already, while somebody may still have files open.
+    gone: AtomicBool,
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FuseError {
@@ -86,7 +91,8 @@ pub fn mount(
     let refused = |source| FuseError::Mount { path: mountpoint.clone(), source };
     let session = Session::new(filesystem, &mountpoint, &config).map_err(refused)?;
     let session = session.spawn().map_err(refused)?;
-    let mounted = Mounted { mountpoint: mountpoint.clone(), session: Some(session) };
+    let mounted =
+        Mounted { mountpoint: mountpoint.clone(), session: Some(session), gone: AtomicBool::new(false) };
     raise_readahead(&mountpoint);
     Ok(mounted)
 }
@@ -109,7 +115,8 @@ impl Mounted {
 
     /// Whether it is still there: somebody else may have taken it away.
     pub fn is_alive(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| !session.guard.is_finished())
+        let ended = |session: &BackgroundSession| session.guard.is_finished();
+        !self.gone.load(Relaxed) && !self.session.as_ref().is_none_or(ended)
     }
 
     /// Takes it away; by `force` also if somebody has files open there, which then give errors.
@@ -120,7 +127,9 @@ impl Mounted {
         if !self.is_alive() {
             return Ok(());
         }
-        fusermount(&self.mountpoint, force)
+        fusermount(&self.mountpoint, force)?;
+        self.gone.store(true, Relaxed);
+        Ok(())
     }
 }
 
@@ -173,8 +182,9 @@ fn fusermount(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
 /// # Errors
 /// It cannot be taken away.
 pub fn clean_stale(mountpoint: &Path) -> Result<bool, FuseError> {
-    match fs::metadata(mountpoint) {
-        Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
+    // Not stat: the kernel may still know the answer to that.
+    match rustix::fs::statfs(mountpoint) {
+        Err(Errno::NOTCONN) => {
             fusermount(mountpoint, true)?;
             tracing::info!(mountpoint = %mountpoint.display(), "a mount that an earlier process left was taken away");
             Ok(true)

@@ -51,6 +51,8 @@ enum Security {
     /// TLS begins when the acknowledgement has been sent.
     Starting,
     Tls(Box<TlsSession>),
+    /// The session is with the thread that computes its handshake: nothing is received or sent until it is back.
+    Away,
 }
 
 enum Phase {
@@ -166,7 +168,7 @@ impl Connection {
         let wants_input = self.wants_input();
         let transfer = match &mut self.security {
             Security::Tls(session) if wants_input => session.start_receive(),
-            Security::Tls(_) => None,
+            Security::Tls(_) | Security::Away => None,
             Security::Plain | Security::Starting => self.place_for_input(),
         }?;
         self.is_receiving = true;
@@ -215,6 +217,8 @@ impl Connection {
         match &mut self.security {
             Security::Tls(session) => session.end_receive(buffer, len_bytes),
             Security::Plain | Security::Starting => self.put_input(buffer, len_bytes, cx),
+            // No receive is under way then.
+            Security::Away => cx.pool.give(buffer),
         }
         if self.life != Life::Open {
             return;
@@ -237,6 +241,9 @@ impl Connection {
     /// Decrypts for as long as there is somebody to take it.
     fn decrypt(&mut self, cx: &mut Context<'_>) {
         while self.life == Life::Open && !self.full && !self.in_step {
+            if self.hand_handshake_over(cx) {
+                return;
+            }
             let Some(mut place) = self.place_for_input() else {
                 return;
             };
@@ -245,29 +252,84 @@ impl Connection {
             };
             let opened = session.open(&mut place.buffer.framed_mut()[place.range]);
             let len_bytes = if let Ok(Opened::Plain(len_bytes)) = opened { len_bytes } else { 0 };
-            if let Some(certificate_names) = session.established() {
-                let suite = session.describe();
-                let span = &self.span;
-                tracing::debug!(parent: span, suite, names = ?certificate_names, "TLS is in use");
-                self.client = Arc::new(Client { certificate_names, ..Client::clone(&self.client) });
-            }
-            let is_clogged = session.is_clogged();
             self.put_input(place.buffer, len_bytes, cx);
-            match opened {
-                Ok(Opened::Plain(_)) => self.advance(cx),
-                Ok(Opened::NeedInput) if is_clogged => {
-                    return self.abort("a TLS handshake message is too long", cx);
-                }
-                Ok(Opened::NeedInput) => return,
-                Ok(Opened::Closed) => self.drain("the client closed the TLS session", cx),
-                Err(error) => {
-                    tracing::info!(parent: &self.span, %error, "the TLS session failed");
-                    // The alert that says so goes out; replies cannot.
-                    self.flow.outbox.clear(cx.pool);
-                    self.drain("the TLS session failed", cx);
-                }
+            match self.opened(opened, cx) {
+                true => self.advance(cx),
+                false => return,
             }
         }
+    }
+
+    /// Has another thread compute what the handshake needs, if it is not done yet. This one has others to serve.
+    fn hand_handshake_over(&mut self, cx: &mut Context<'_>) -> bool {
+        match std::mem::replace(&mut self.security, Security::Away) {
+            Security::Tls(session) if session.is_handshaking() && session.has_news() => {
+                self.flow.start(Work::Handshake(session), cx);
+                true
+            }
+            security => {
+                let waits = matches!(&security, Security::Tls(session) if session.is_handshaking());
+                self.security = security;
+                waits
+            }
+        }
+    }
+
+    /// The session is back.
+    fn handshake_done(
+        &mut self,
+        session: Box<TlsSession>,
+        opened: Result<Opened, rustls::Error>,
+        cx: &mut Context<'_>,
+    ) {
+        let session = match self.security {
+            Security::Away => session,
+            // It can only come back to where it was taken from.
+            _ => return session.discard(cx.pool),
+        };
+        self.security = Security::Tls(session);
+        match self.life {
+            Life::Open => {
+                self.opened(opened, cx);
+                self.take_input(cx);
+            }
+            Life::Draining => {}
+            Life::Aborted => self.clear_session(cx.pool),
+        }
+    }
+
+    fn clear_session(&mut self, pool: &mut BufferPool) {
+        if let Security::Tls(session) = &mut self.security {
+            session.clear(pool);
+        }
+    }
+
+    /// Takes up what the TLS session has come to; whether there is plaintext.
+    fn opened(&mut self, opened: Result<Opened, rustls::Error>, cx: &mut Context<'_>) -> bool {
+        let Security::Tls(session) = &mut self.security else {
+            return false;
+        };
+        if let Some(certificate_names) = session.established() {
+            let suite = session.describe();
+            let span = &self.span;
+            tracing::debug!(parent: span, suite, names = ?certificate_names, "TLS is in use");
+            self.client = Arc::new(Client { certificate_names, ..Client::clone(&self.client) });
+        }
+        match opened {
+            Ok(Opened::Plain(_)) => return true,
+            Ok(Opened::NeedInput) if session.is_clogged() => {
+                self.abort("a TLS handshake message is too long", cx);
+            }
+            Ok(Opened::NeedInput) => {}
+            Ok(Opened::Closed) => self.drain("the client closed the TLS session", cx),
+            Err(error) => {
+                tracing::info!(parent: &self.span, %error, "the TLS session failed");
+                // The alert that says so goes out; replies cannot.
+                self.flow.outbox.clear(cx.pool);
+                self.drain("the TLS session failed", cx);
+            }
+        }
+        false
     }
 
     /// The send to start now, if there is one.
@@ -277,8 +339,11 @@ impl Connection {
         }
         let chunk = match self.rest.take() {
             Some(rest) => rest,
-            None if matches!(self.security, Security::Tls(_)) => self.encrypt(pool)?,
-            None => self.flow.outbox.pop()?,
+            None => match self.security {
+                Security::Tls(_) => self.encrypt(pool)?,
+                Security::Away => return None,
+                Security::Plain | Security::Starting => self.flow.outbox.pop()?,
+            },
         };
         self.patience.get_or_insert_with(|| Patience::new(self.limits.stalled_send_timeout, now));
         self.sending = Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes });
@@ -360,7 +425,7 @@ impl Connection {
                 transmission::finish(done, &mut self.flow, cx);
                 let is_over = match &self.security {
                     Security::Tls(session) => session.is_over(),
-                    Security::Plain | Security::Starting => false,
+                    Security::Plain | Security::Starting | Security::Away => false,
                 };
                 if is_over || self.life == Life::Aborted {
                     self.flow.outbox.clear(cx.pool);
@@ -371,6 +436,7 @@ impl Connection {
             }
             Done::Answer(answer) if self.life == Life::Open => self.answer(answer, cx),
             Done::Answer(_) => {}
+            Done::Handshake(session, opened) => self.handshake_done(session, opened, cx),
         }
     }
 
@@ -416,9 +482,7 @@ impl Connection {
             pool.give(rest.buffer);
         }
         self.flow.outbox.clear(pool);
-        if let Security::Tls(session) = &mut self.security {
-            session.clear(pool);
-        }
+        self.clear_session(pool);
     }
 
     /// Looks whether something took too long.
@@ -634,6 +698,9 @@ impl Connection {
                     "the client entered transmission"
                 );
                 self.deadline = None;
+                if device.may_be_far() {
+                    self.flow.allow_for_far_data();
+                }
                 let transmission = Transmission::new(device, opened.size_bytes, opened.read_only, agreed);
                 self.phase = Phase::Transmission(Box::new(transmission));
             }

@@ -19,6 +19,18 @@ pub enum Progress {
     WouldBlock,
 }
 
+/// What a request is about to do with a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read it.
+    Read,
+    /// Write or zero it.
+    Write,
+}
+
+/// Called once, when what a request needs is near or cannot be had. May block as long as the request itself.
+pub type WhenNear = Box<dyn FnOnce(Result<(), DeviceError>) + Send>;
+
 /// How [`BlockDevice::write_zeroes`] is to be carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZeroFlags {
@@ -78,6 +90,27 @@ pub trait BlockDevice: Send + Sync + 'static {
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         let _ = (offset_bytes, buf);
         Ok(Progress::WouldBlock)
+    }
+
+    /// Brings near what a request needs, if that is so far away (across a network) that no thread should be kept waiting for
+    /// it: then `then` is kept, and called from any thread when the request can be carried out, or with the reason why it
+    /// cannot. Otherwise `then` is given back, which is what happens by default. Must not block.
+    ///
+    /// The server keeps what waits so in its own books, within a connection's bounds, and serves all others meanwhile.
+    fn bring_near(
+        &self,
+        access: Access,
+        offset_bytes: u64,
+        len_bytes: u64,
+        then: WhenNear,
+    ) -> Option<WhenNear> {
+        let _ = (access, offset_bytes, len_bytes);
+        Some(then)
+    }
+
+    /// Whether [`bring_near`](Self::bring_near) may ever keep a request; spares others the trouble.
+    fn may_be_far(&self) -> bool {
+        false
     }
 
     /// Fills `buf`; may block. Never returns [`Progress::WouldBlock`].

@@ -18,6 +18,8 @@ pub(crate) const GUARANTEED_BYTES: u64 = 256 << 10;
 /// Requests of one connection that may wait for a worker or be with one. Some take long and cost next to no bytes: more
 /// of them would keep the workers from everybody else.
 pub(crate) const MAX_JOBS: usize = 64;
+/// The same where the data of some may be far away: those keep no worker, and must not keep the others from theirs.
+pub(crate) const MAX_JOBS_FAR: usize = 512;
 
 /// Wakes the ring thread of a connection that waits for the budget.
 pub(crate) type Wake = Box<dyn Fn() + Send>;
@@ -40,6 +42,7 @@ pub(crate) struct Flow {
     pub(crate) outbox: Outbox,
     /// Work handed out and not yet done.
     pub(crate) jobs: usize,
+    most_jobs: usize,
     /// Nobody wants to know what becomes of the work that was handed out.
     pub(crate) abandoned: Arc<AtomicBool>,
     charged_bytes: u64,
@@ -53,6 +56,7 @@ impl Flow {
         Self {
             outbox: Outbox::default(),
             jobs: 0,
+            most_jobs: MAX_JOBS,
             abandoned: Arc::default(),
             charged_bytes: 0,
             ticket: None,
@@ -62,7 +66,12 @@ impl Flow {
 
     /// As much work is handed out as may be.
     pub(crate) fn has_all_jobs(&self) -> bool {
-        self.jobs >= MAX_JOBS
+        self.jobs >= self.most_jobs
+    }
+
+    /// The data of some requests may be far away.
+    pub(crate) fn allow_for_far_data(&mut self) {
+        self.most_jobs = MAX_JOBS_FAR;
     }
 
     /// Work that was handed out need not be carried out any more.

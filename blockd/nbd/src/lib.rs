@@ -59,8 +59,8 @@ mod wire;
 mod worker;
 
 pub use device::{
-    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
-    StatusExtent, ZeroFlags,
+    Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo,
+    Progress, StatusExtent, WhenNear, ZeroFlags,
 };
 pub use error::NbdError;
 pub use server::{Server, ServerConfig};

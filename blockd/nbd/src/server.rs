@@ -27,6 +27,8 @@ use crate::worker::{self, Job, Queues};
 const MAX_POOL_BYTES: u64 = 64 << 20;
 /// Threads that look exports up.
 const LOOKUP_THREADS: usize = 2;
+/// Threads that compute TLS handshakes: what clients that only connect can take from the others.
+const HANDSHAKE_THREADS: usize = 1;
 /// What threads need beyond the shutdown timeout to drop what they gave up.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
@@ -203,7 +205,8 @@ impl Server {
         }
         let (requests, request_queue) = unbounded();
         let (lookups, lookup_queue) = unbounded();
-        let queues = Queues { requests, lookups };
+        let (handshakes, handshake_queue) = unbounded();
+        let queues = Queues { requests, lookups, handshakes };
         let (alive_sender, alive) = bounded(0);
         let mut server = Self {
             tcp_addrs,
@@ -216,6 +219,8 @@ impl Server {
         // From here on, dropping the server ends the threads that were started.
         server.start_workers("nbd-worker", config.worker_threads, &catalog, &request_queue, &alive_sender)?;
         server.start_workers("nbd-lookup", LOOKUP_THREADS, &catalog, &lookup_queue, &alive_sender)?;
+        let handshake_threads = if config.tls.is_some() { HANDSHAKE_THREADS } else { 0 };
+        server.start_workers("nbd-tls", handshake_threads, &catalog, &handshake_queue, &alive_sender)?;
         let shared = Arc::new(share(&config, mailboxes));
         server.start_rings(&shared, listeners, &alive_sender)?;
         for addr in &server.tcp_addrs {

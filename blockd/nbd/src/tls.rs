@@ -51,6 +51,8 @@ pub(crate) struct TlsSession {
     /// What is left of a chunk that did not fit into one send.
     sealing: Option<Chunk>,
     is_established: bool,
+    /// Bytes were received that the handshake has not seen.
+    has_news: bool,
     /// The client has said that it sends nothing more. The session says so once, to whoever asks it for anything.
     peer_closed: bool,
     /// Nothing more can be encrypted: our end was announced, or the session is broken.
@@ -88,6 +90,7 @@ impl TlsSession {
             records: Vec::new(),
             sealing: None,
             is_established: false,
+            has_news: false,
             peer_closed: false,
             is_over: false,
         }
@@ -101,6 +104,33 @@ impl TlsSession {
     /// A receive is over.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, len_bytes: usize) {
         self.incoming.end_receive(buffer, len_bytes);
+        self.has_news = true;
+    }
+
+    /// The handshake is not done: what was received is for [`shake_hands`](Self::shake_hands), if there is anything new.
+    pub(crate) fn is_handshaking(&self) -> bool {
+        self.session.is_handshaking() && !self.is_over
+    }
+
+    /// Whether [`shake_hands`](Self::shake_hands) would get any further.
+    pub(crate) fn has_news(&self) -> bool {
+        self.has_news
+    }
+
+    /// Takes the handshake as far as what was received goes. This computes keys and signatures, for a millisecond and more.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn shake_hands(&mut self) -> Result<Opened, rustls::Error> {
+        self.has_news = false;
+        // Requests that came with the end of the handshake are kept for whoever opens them.
+        self.open(&mut [])
+    }
+
+    /// The session cannot be used any more; nothing is said about it.
+    pub(crate) fn give_up(&mut self) {
+        self.is_over = true;
+        self.records.clear();
     }
 
     /// The session needs more bytes than there is room for: a handshake message without end.

@@ -9,10 +9,17 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection, WebPkiClientVerifier};
-use rustls::{RootCertStore, SupportedCipherSuite};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use rustls::{InconsistentKeys, RootCertStore, SupportedCipherSuite};
+use zeroize::Zeroizing;
+
+/// The longest file that is read for a private key, in bytes.
+const KEY_FILE_LEN_MOST: u64 = 64 << 10;
 
 /// Where the server's certificate and key are, and the authorities that it trusts; all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +30,9 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// The authorities of client certificates. If set, a client must have a certificate of one of them.
     pub client_ca: Option<PathBuf>,
+    /// Their revocation lists, if clients are to be looked up in them. Then there must be one of each authority that
+    /// signed a client's certificate, or one that leads to it; one that is out of date counts all the same.
+    pub client_crl: Option<PathBuf>,
 }
 
 /// Whether a listening socket is served over TLS.
@@ -147,7 +157,8 @@ impl TlsIdentity {
 
 fn stamps(files: &TlsFiles) -> Vec<Option<FileStamp>> {
     let stamp = |meta: Metadata| (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size());
-    let paths = [Some(&files.certificate), Some(&files.key), files.client_ca.as_ref()];
+    let paths =
+        [Some(&files.certificate), Some(&files.key), files.client_ca.as_ref(), files.client_crl.as_ref()];
     paths.into_iter().map(|path| path?.metadata().ok().map(stamp)).collect()
 }
 
@@ -164,7 +175,6 @@ fn provider() -> CryptoProvider {
 
 fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError> {
     let chain = certificates("server certificate", &files.certificate)?;
-    let key = private_key(&files.key)?;
     let provider = Arc::new(provider());
     let pair =
         |source| TlsError::Pair { certificate: files.certificate.clone(), key: files.key.clone(), source };
@@ -174,52 +184,82 @@ fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError> {
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let what = "clients' authority";
-            let unusable = |reason: String| TlsError::Content { what, path: path.clone(), reason };
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(what, path)? {
-                roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .map_err(|error| unusable(error.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_client_cert_verifier(verifier(path, files.client_crl.as_deref(), provider)?)
         }
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(pair)?;
+    let certified = CertifiedKey::new(chain, private_key(&files.key)?);
+    match certified.keys_match() {
+        // Not every kind of key tells.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+        Err(source) => return Err(pair(source)),
+    }
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     // Connections last, so resumption saves little; and who resumes would not be asked for a certificate again.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
 }
 
+/// Who decides whether a client's certificate is good.
+fn verifier(
+    authorities: &Path,
+    revoked: Option<&Path>,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let what = "clients' authority";
+    let unusable =
+        |what, path: &Path, reason: String| TlsError::Content { what, path: path.to_owned(), reason };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(what, authorities)? {
+        roots.add(certificate).map_err(|error| unusable(what, authorities, error.to_string()))?;
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let (builder, what, path) = match revoked {
+        None => (builder, what, authorities),
+        Some(path) => {
+            let what = "revocation list";
+            (builder.with_crls(pem_of(what, "X509 CRL", path)?), what, path)
+        }
+    };
+    builder.build().map_err(|error| unusable(what, path, error.to_string()))
+}
+
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    pem_of(what, "CERTIFICATE", path)
+}
+
+/// All parts of one kind of a PEM file, of which there must be one.
+fn pem_of<T: PemObject>(what: &'static str, kind: &str, path: &Path) -> Result<Vec<T>, TlsError> {
     let text =
         std::fs::read(path).map_err(|source| TlsError::Read { what, path: path.to_owned(), source })?;
     let unusable = |reason: String| TlsError::Content { what, path: path.to_owned(), reason };
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&text)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unusable(error.to_string()))?;
+    let found: Vec<_> =
+        T::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|error| unusable(error.to_string()))?;
     if found.is_empty() {
-        return Err(unusable("there is no CERTIFICATE in it".to_owned()));
+        return Err(unusable(format!("there is no {kind} in it")));
     }
     Ok(found)
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+/// The key, in the form in which it signs. What was read of it is wiped.
+fn private_key(path: &Path) -> Result<Arc<dyn SigningKey>, TlsError> {
     let what = "private key";
     let failed = |source| TlsError::Read { what, path: path.to_owned(), source };
     let mut file = std::fs::File::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
+    let found = file.metadata().map_err(failed)?;
+    let mode = found.mode() & 0o7777;
     // A group that may read keys is common (`ssl-cert`); everybody is not.
     if mode & 0o007 != 0 {
         return Err(TlsError::KeyMode { path: path.to_owned(), mode });
     }
-    let mut text = Vec::new();
-    io::Read::read_to_end(&mut file, &mut text).map_err(failed)?;
-    PrivateKeyDer::from_pem_slice(&text).map_err(|error| TlsError::Content {
-        what,
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })
+    let unusable = |reason: String| TlsError::Content { what, path: path.to_owned(), reason };
+    if found.len() > KEY_FILE_LEN_MOST {
+        return Err(unusable(format!("it has {} bytes, which no key has", found.len())));
+    }
+    // All of it at once: a buffer that grows leaves copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(KEY_FILE_LEN_MOST as usize));
+    io::Read::read_to_end(&mut io::Read::take(&mut file, KEY_FILE_LEN_MOST), &mut text).map_err(failed)?;
+    let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| unusable(error.to_string()))?;
+    let key = Zeroizing::new(key);
+    any_supported_type(&key).map_err(|error| unusable(error.to_string()))
 }

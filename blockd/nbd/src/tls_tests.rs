@@ -19,7 +19,7 @@ struct World {
 static WORLD: LazyLock<World> = LazyLock::new(|| {
     let authority = Authority::new();
     let (certificate, key) = authority.server();
-    let files = TlsFiles { certificate, key, client_ca: Some(authority.ca()) };
+    let files = TlsFiles { certificate, key, client_ca: Some(authority.ca()), client_crl: None };
     let identity = Arc::new(TlsIdentity::load(files).unwrap());
     let alice = authority.client_dir("alice", false);
     World { authority, identity, alice }
@@ -300,7 +300,7 @@ fn noise_instead_of_tls_is_answered_with_an_alert() {
     {
         let mut secure = TlsDriver::started(&rustls::version::TLS13);
         assert!(secure.driver.receive_some(noise, usize::MAX).is_some());
-        while secure.driver.send_some(usize::MAX) {}
+        while secure.driver.work_some(0) || secure.driver.send_some(usize::MAX) {}
         assert_eq!(secure.driver.sent.first(), Some(&21), "an alert");
         assert!(secure.driver.connection.is_finished());
         secure.assert_ends();
@@ -459,6 +459,54 @@ fn a_slow_tls_handshake_runs_into_the_same_deadline() {
     secure.driver.now += Duration::from_secs(1);
     secure.driver.tell(Connection::check_time);
     assert!(secure.driver.connection.is_aborted());
+}
+
+/// A connection whose session is with the thread that computes its handshake.
+fn shaking_hands() -> TlsDriver {
+    let mut secure = TlsDriver::started(&rustls::version::TLS13);
+    secure.client_turn();
+    assert!(secure.server_turn(usize::MAX));
+    assert_eq!(secure.driver.work.len(), 1, "the computation is for another thread");
+    assert!(!secure.driver.send_some(usize::MAX));
+    assert!(secure.driver.connection.start_receive(secure.driver.now).is_none());
+    secure
+}
+
+#[test]
+fn a_handshake_is_computed_on_another_thread_once_for_all_that_came() {
+    let mut secure = shaking_hands();
+    secure.driver.work_some(0);
+    assert!(secure.driver.work.is_empty(), "there is nothing more to compute until more comes");
+    while secure.driver.send_some(usize::MAX) {}
+    // The end of the handshake and the first request come together.
+    secure.client_turn();
+    secure.client.writer().write_all(&option(NBD_OPT_EXPORT_NAME)).unwrap();
+    secure.client_turn();
+    assert!(secure.server_turn(usize::MAX));
+    assert!(secure.to_server.is_empty(), "all of it in one receive");
+    secure.run(&[], &[1 << 20]);
+    assert_eq!(secure.received.len(), 10, "what came with the end of the handshake was taken up");
+    secure.assert_ends();
+}
+
+#[test]
+fn a_connection_that_ends_during_the_computation_waits_for_its_session() {
+    for is_dropped in [true, false] {
+        let mut secure = shaking_hands();
+        if is_dropped {
+            secure.driver.now += Duration::from_secs(10);
+            secure.driver.tell(Connection::check_time);
+            assert!(secure.driver.connection.is_aborted());
+        } else {
+            secure.driver.tell(|connection, cx| connection.drain("the server stops", cx));
+        }
+        assert!(!secure.driver.connection.is_finished() && !secure.driver.send_some(usize::MAX));
+        secure.driver.work_some(0);
+        while secure.driver.send_some(usize::MAX) {}
+        assert!(secure.driver.connection.is_finished());
+        assert_eq!(secure.driver.sent.is_empty(), is_dropped, "who is dropped is told nothing");
+        secure.assert_ends();
+    }
 }
 
 #[test]

@@ -1,6 +1,10 @@
-//! The threads on which requests may block, and those that look exports up: apart, so that clients can connect while
-//! every worker waits for a slow device. The queues have no bound of their own: a connection has
-//! a bounded number of requests in them, every lookup belongs to one of a bounded number of connections.
+//! The threads on which requests may block, those that look exports up, and the one that computes TLS handshakes: apart,
+//! so that clients can connect while every worker waits for a slow device, and that many who connect take the time of no
+//! more than one thread from those who are connected. The queues have no bound of their own: a connection has a bounded
+//! number of requests in them, every lookup and every handshake belongs to one of a bounded number of connections.
+//!
+//! A request whose data is far away does not keep a worker: the device takes it along and gives it back when the data is
+//! there, and whoever does that carries it out. It counts as in flight on its connection all the while.
 
 use std::any::Any;
 use std::ops::Range;
@@ -9,11 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::channel::{Receiver, Sender};
+use parking_lot::Mutex;
 
 use crate::buffer_pool::Buffer;
 use crate::constants::{MAX_STATUS_EXTENTS, NBD_EIO, NBD_ESHUTDOWN};
 use crate::device::{
-    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, Progress, StatusExtent,
+    Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, Progress, StatusExtent,
+    WhenNear,
 };
 use crate::handshake::{Answer, Lookup};
 use crate::mailbox::Mailbox;
@@ -22,12 +28,15 @@ use crate::reply::ReplyTo;
 use crate::request::Operation;
 use crate::ring_thread::{ConnectionKey, Message};
 use crate::sparse_read::read_with_holes;
+use crate::tls::{Opened, TlsSession};
 
-/// Something that may block.
+/// Something that may block, or takes long.
 pub(crate) enum Work {
     Request(RequestWork),
     /// With who asks.
     Lookup(Lookup, Arc<Client>),
+    /// The next step of a TLS handshake.
+    Handshake(Box<TlsSession>),
 }
 
 /// A request, with what it needs.
@@ -50,6 +59,8 @@ pub(crate) struct RequestWork {
 pub(crate) enum Done {
     Request(RequestDone),
     Answer(Answer),
+    /// What the bytes that were received came to.
+    Handshake(Box<TlsSession>, Result<Opened, rustls::Error>),
 }
 
 /// What became of a request; the device is no longer held.
@@ -115,6 +126,26 @@ impl RequestWork {
         } else {
             call_device(|| self.carry_out(buffer.as_mut()))
         };
+        self.ended(buffer, result)
+    }
+
+    /// It cannot be carried out.
+    fn fail(mut self, failure: DeviceFailure) -> RequestDone {
+        let buffer = self.buffer.take();
+        self.ended(buffer, Err(failure))
+    }
+
+    /// What the request will do with its range, if that may need something from afar.
+    fn access(&self) -> Option<Access> {
+        match self.operation {
+            _ if !self.device.may_be_far() || self.abandoned.load(Ordering::Relaxed) => None,
+            Operation::Read { .. } => Some(Access::Read),
+            Operation::Write { .. } | Operation::WriteZeroes(_) => Some(Access::Write),
+            _ => None,
+        }
+    }
+
+    fn ended(self, buffer: Option<Buffer>, result: Result<Success, DeviceFailure>) -> RequestDone {
         RequestDone {
             operation: self.operation,
             to: self.to,
@@ -193,6 +224,16 @@ impl Work {
                     lookup.fail("the server failed to look it up")
                 }))
             }
+            Self::Handshake(mut session) => {
+                let step = catch_unwind(AssertUnwindSafe(|| session.shake_hands()));
+                let opened = step.unwrap_or_else(|panic| {
+                    let message = format!("the TLS handshake panicked: {}", panic_message(panic.as_ref()));
+                    tracing::error!(message, "a connection is lost");
+                    session.give_up();
+                    Err(rustls::Error::General(message))
+                });
+                Done::Handshake(session, opened)
+            }
         }
     }
 }
@@ -209,6 +250,7 @@ pub(crate) struct Job {
 pub(crate) struct Queues {
     pub(crate) requests: Sender<Job>,
     pub(crate) lookups: Sender<Job>,
+    pub(crate) handshakes: Sender<Job>,
 }
 
 impl Queues {
@@ -217,6 +259,7 @@ impl Queues {
         let queue = match job.work {
             Work::Request(_) => &self.requests,
             Work::Lookup(..) => &self.lookups,
+            Work::Handshake(_) => &self.handshakes,
         };
         if queue.send(job).is_err() {
             tracing::error!("the worker threads are gone");
@@ -224,9 +267,57 @@ impl Queues {
     }
 }
 
+impl Job {
+    /// Leaves the job with its device, if that has to get something from afar first. Otherwise the job comes back.
+    fn leave_with_device(self) -> Option<Self> {
+        let Work::Request(request) = &self.work else { return Some(self) };
+        let Some(access) = request.access() else { return Some(self) };
+        let (device, offset_bytes, len_bytes) =
+            (Arc::clone(&request.device), request.offset_bytes, request.len_bytes);
+        let waiting = Arc::new(Mutex::new(Some(self)));
+        let left = Arc::clone(&waiting);
+        let then = move |result: Result<(), DeviceError>| {
+            if let Some(job) = left.lock().take() {
+                job.go_on(result);
+            }
+        };
+        let mut then = Some(Box::new(then) as WhenNear);
+        let asked = call_device(|| {
+            let Some(then) = then.take() else { return Ok(None) };
+            Ok(device.bring_near(access, offset_bytes, len_bytes, then))
+        });
+        match asked {
+            Ok(None) => None,
+            Ok(Some(_)) => waiting.lock().take(),
+            // It panicked, and nobody else will answer.
+            Err(failure) => {
+                if let Some(job) = waiting.lock().take() {
+                    job.end(|request| request.fail(failure));
+                }
+                None
+            }
+        }
+    }
+
+    /// What it needs is there, or cannot be had.
+    fn go_on(self, result: Result<(), DeviceError>) {
+        match result {
+            Ok(()) => self.end(RequestWork::run),
+            Err(error) => self.end(|request| request.fail(error.into())),
+        }
+    }
+
+    fn end(self, how: impl FnOnce(RequestWork) -> RequestDone) {
+        if let Work::Request(request) = self.work {
+            self.mailbox.post(Message::Done(self.key, Done::Request(how(request))));
+        }
+    }
+}
+
 /// What a worker thread does: jobs, until every sender of them is gone and the queue is empty.
 pub(crate) fn work(jobs: &Receiver<Job>, catalog: &dyn ExportCatalog) {
     for job in jobs {
+        let Some(job) = job.leave_with_device() else { continue };
         let done = job.work.run(catalog);
         job.mailbox.post(Message::Done(job.key, done));
     }

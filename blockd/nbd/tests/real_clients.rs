@@ -138,6 +138,53 @@ h.shutdown()
 }
 
 #[test]
+fn nbdsh_sets_every_flag() {
+    let server = TestServer::instant(4 * MIB);
+    let script = "
+h.set_opt_mode(True)
+h.connect_unix(SOCKET)
+names = []
+h.opt_list(lambda name, description: names.append((name, description)))
+assert names == [('vol', 'the volume vol')], names
+h.set_export_name('vol')
+contexts = []
+h.add_meta_context('qemu:dirty-bitmap:')
+h.opt_list_meta_context(contexts.append)
+assert 'qemu:dirty-bitmap:7' in contexts and 'base:allocation' not in contexts, contexts
+h.clear_meta_contexts()
+h.set_full_info(True)
+h.opt_info()
+assert h.get_export_description() == 'the volume vol' and h.get_canonical_export_name() == 'vol'
+assert h.get_block_size(nbd.SIZE_PREFERRED) == 4096 and h.get_block_size(nbd.SIZE_MINIMUM) == 1
+h.opt_go()
+h.pwrite(b'x' * 12288, 0, nbd.CMD_FLAG_FUA)
+h.trim(4096, 0, nbd.CMD_FLAG_FUA)
+h.zero(4096, 4096, nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FUA)
+assert h.pread(12288, 0) == bytearray(8192) + b'x' * 4096
+h.flush()
+h.shutdown()
+";
+    let script = script.replace("SOCKET", &format!("{:?}", server.socket));
+    // With Debian's own interpreter: another one that comes first on the path does not have the module.
+    run("env", &["PATH=/usr/bin:/bin", "nbdsh", "-c", &script]);
+    server.wait_until_detached();
+}
+
+/// What a client agrees on is in its own trace.
+#[test]
+fn qemu_takes_extended_headers() {
+    let server = TestServer::instant(4 * MIB);
+    let uri = server.uri();
+    let commands = ["-c", "write -P 3 0 1M", "-c", "read -P 3 0 1M", "-c", "write -z 0 4M"];
+    let trace = ["-T", "nbd_send_option_request", "-T", "nbd_receive_*", "-f", "raw"];
+    let text = run("qemu-io", &[&trace[..], &commands, &[&uri]].concat());
+    let asked = text.lines().find(|line| line.contains("Sending option request 11 (extended headers)"));
+    let replied = text.lines().find(|line| line.contains("option reply 11 (extended headers)"));
+    assert!(asked.is_some() && replied.is_some_and(|line| line.contains("type 1 (ack)")), "{text}");
+    assert!(text.contains("read 1048576/1048576 bytes") && !text.contains("failed"), "{text}");
+}
+
+#[test]
 fn qemu_img_maps_and_copies() {
     let server = TestServer::instant(4 * MIB);
     server.device.data.lock().unwrap()[MIB..MIB + 65536].fill(7);

@@ -31,7 +31,8 @@ impl TlsServer {
         let authority = Authority::new();
         let (certificate, key) = authority.server();
         let client_ca = wants_certificates.then(|| authority.ca());
-        let identity = Arc::new(TlsIdentity::load(TlsFiles { certificate, key, client_ca }).unwrap());
+        let identity =
+            Arc::new(TlsIdentity::load(TlsFiles { certificate, key, client_ca, client_crl: None }).unwrap());
         let tls = Arc::clone(&identity);
         let server = TestServer::with(device, |config| {
             config.tcp = vec!["127.0.0.1:0".parse().unwrap()];
@@ -304,11 +305,50 @@ fn renewed_certificates_are_taken_up() {
 }
 
 #[test]
+fn a_certificate_that_was_taken_back_lets_nobody_in() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.server();
+    let files = TlsFiles {
+        certificate,
+        key,
+        client_ca: Some(authority.ca()),
+        client_crl: Some(authority.revoke(&["mallory"])),
+    };
+    let identity = Arc::new(TlsIdentity::load(files).unwrap());
+    let tls = Arc::clone(&identity);
+    let server = TestServer::with(MemDevice::new(MIB, Mood::Instant), |config| {
+        config.tcp = vec!["127.0.0.1:0".parse().unwrap()];
+        config.tls = Some(tls);
+        config.tcp_tls = TlsMode::Require;
+    });
+    let server = TlsServer { server, authority, identity };
+    let config = |name| server.authority.client_config(Some(&server.authority.client_dir(name, false)));
+    let (alice, mallory) = (config("alice"), config("mallory"));
+    server.try_connect(Arc::clone(&alice)).unwrap().option(NBD_OPT_ABORT, b"");
+    let refused = |config| server.try_connect(config).map(|_| ()).unwrap_err().to_string();
+    let error = refused(Arc::clone(&mallory));
+    assert!(error.contains("CertificateRevoked"), "{error}");
+
+    // A renewed list is for those who come later; one of another authority says nothing about anybody.
+    server.authority.revoke(&["mallory", "alice"]);
+    assert!(server.identity.has_changed());
+    server.identity.reload().unwrap();
+    assert!(refused(Arc::clone(&alice)).contains("CertificateRevoked"));
+    let other = Authority::new();
+    std::fs::copy(other.revoke(&[]), server.authority.dir.path().join("crl.pem")).unwrap();
+    server.identity.reload().unwrap();
+    refused(alice);
+    std::fs::write(server.authority.dir.path().join("crl.pem"), "nothing").unwrap();
+    let error = server.identity.reload().unwrap_err();
+    assert!(error.to_string().contains("there is no X509 CRL in it"), "{error}");
+}
+
+#[test]
 fn files_are_checked() {
     use std::os::unix::fs::PermissionsExt;
     let authority = Authority::new();
     let (certificate, key) = authority.server();
-    let files = TlsFiles { certificate, key, client_ca: Some(authority.ca()) };
+    let files = TlsFiles { certificate, key, client_ca: Some(authority.ca()), client_crl: None };
     let load = |files: TlsFiles| TlsIdentity::load(files).map(|_| ()).unwrap_err();
     let error = load(TlsFiles { certificate: "/nowhere/cert.pem".into(), ..files.clone() });
     assert_eq!(error.to_string(), "cannot read the server certificate /nowhere/cert.pem");

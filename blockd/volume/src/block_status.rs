@@ -167,11 +167,11 @@ impl Volume {
     ) -> Result<Vec<DirtyRun>, VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, len_bytes)?;
-        let (epoch, stack) = {
-            // The stack under the same lock: a layer that a later merge takes away would be missing from the answer.
-            let admin = self.admin.lock();
-            (self.find_snapshot(&admin, snapshot)?.epoch, self.current())
-        };
+        // First the stack: a snapshot that is still there afterwards has kept the layers above it apart from those below.
+        // `admin` would do as well, but it is held while a freeze waits for its disk.
+        let stack = self.current();
+        let found = self.kept.read().iter().find(|point| point.0 == snapshot).map(|point| point.1);
+        let epoch = found.ok_or(VolumeError::NoSuchSnapshot { volume: self.id, snapshot })?;
         Ok(dirty_after(&stack, epoch, offset_bytes, len_bytes, max_runs).collect())
     }
 

@@ -9,8 +9,8 @@
 //! the boot id and the number of the mount. After a power cut the head's log decides ([`crate::head_log`]). `zero` is never
 //! believed after a restart: the data file has those zeroes anyway, and its holes show most of them.
 //!
-//! Storing through a map into a hole of a full filesystem kills the process with SIGBUS, so space is allocated,
-//! 64 KiB of a bitmap at a time (2 GiB of volume), before the first bit in it is set: a full disk is an error there.
+//! Storing through a map into a hole of a full filesystem kills the process with SIGBUS, so space is allocated, a page
+//! of a bitmap at a time (128 MiB of volume), before the first bit in it is set: a full disk is an error there.
 //! What has no space has no bits and is never looked at, because looking takes a page of memory: writes that are spread
 //! thin cost a page of `held` each and nothing of `zero`, which most heads never use.
 //!
@@ -54,8 +54,10 @@ const CLEAN_AT: usize = 12;
 const BOOT_ID_AT: usize = 40;
 const BOOT_ID_BYTES: usize = 36;
 const MOUNT_AT: usize = 80;
-/// How much of a bitmap is given disk space at once.
-const CHUNK_BYTES: u64 = 64 << 10;
+/// Bitmaps begin at multiples of this.
+const PLANE_ALIGN_BYTES: u64 = 64 << 10;
+/// How much of a bitmap is given disk space at once: as much as is in memory when one of its bits is set.
+const CHUNK_BYTES: u64 = 4096;
 const BLOCKS_PER_CHUNK: u64 = CHUNK_BYTES * 8;
 
 /// No bit of the chunk was ever set.
@@ -423,7 +425,7 @@ pub(crate) enum BlockState {
 }
 
 fn plane_bytes(blocks: u64) -> u64 {
-    blocks.div_ceil(BLOCKS_PER_CHUNK).max(1) * CHUNK_BYTES
+    blocks.div_ceil(8).max(1).next_multiple_of(PLANE_ALIGN_BYTES)
 }
 
 /// The words of a bitmap that a run of blocks touches, each with the mask of its bits.
@@ -455,7 +457,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BLOCKS: u64 = 3 * BLOCKS_PER_CHUNK / 2;
+    const BLOCKS: u64 = 7 * BLOCKS_PER_CHUNK / 2;
 
     fn map(dir: &tempfile::TempDir) -> LiveMap {
         LiveMap::create(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS).unwrap()
@@ -530,7 +532,7 @@ mod tests {
     fn blocks_that_are_spread_thin_take_a_page_each_and_nothing_for_zeroes() {
         let dir = tempfile::tempdir().unwrap();
         let map = map(&dir);
-        for block in [3, BLOCKS_PER_CHUNK - 1, BLOCKS_PER_CHUNK + 7] {
+        for block in [3, 2 * BLOCKS_PER_CHUNK - 1, 3 * BLOCKS_PER_CHUNK] {
             let run = extent(block, 1);
             map.reserve(Plane::Held, run).unwrap();
             map.clear_zero(run);

@@ -186,8 +186,9 @@ impl Volume {
 
     /// What is left to be merged, as far as that is known without waiting for anybody.
     pub(crate) fn merge_stats(&self, stack: &Stack) -> MergeStats {
-        let kept = self.kept_epochs.read();
-        let layers = mergeable(stack, &self.pins, &|epoch| kept.contains(&epoch)).count() as u64;
+        let kept = self.kept.read();
+        let is_kept = |epoch| kept.iter().any(|point| point.1 == epoch);
+        let layers = mergeable(stack, &self.pins, &is_kept).count() as u64;
         let (done_bytes, total_bytes) = self.merge_shown.read();
         MergeStats { layers, done_bytes, total_bytes }
     }

@@ -14,7 +14,7 @@ use crate::{
     meta::Meta,
     stack::{Layer, Stack},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId, VolumeId};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::{
     collections::HashMap,
@@ -44,8 +44,9 @@ pub struct Volume {
     pub(crate) merge_makes_way: AtomicU64,
     pub(crate) merge_shown: Shown,
     pub(crate) rollback_shown: Shown,
-    /// The epochs of the snapshots, for those who may not wait for a freeze.
-    pub(crate) kept_epochs: RwLock<Vec<Epoch>>,
+    /// The snapshots as they were committed last, for those who may not wait for a freeze and its disk. Whoever looks at the
+    /// stack too looks at that first: a layer below which a snapshot ends is there as long as the snapshot is here.
+    pub(crate) kept: RwLock<Vec<(SnapshotId, Epoch)>>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
     flusher: Flusher,
@@ -143,8 +144,8 @@ pub(crate) fn head_of(stack: &Stack) -> &Arc<Head> {
     }
 }
 
-fn kept_epochs(meta: &Meta) -> Vec<Epoch> {
-    meta.snapshots.iter().map(|snapshot| snapshot.epoch).collect()
+fn kept(meta: &Meta) -> Vec<(SnapshotId, Epoch)> {
+    meta.snapshots.iter().map(|snapshot| (snapshot.id, snapshot.epoch)).collect()
 }
 
 impl Volume {
@@ -154,7 +155,7 @@ impl Volume {
             id: meta.volume,
             size_bytes: AtomicU64::new(meta.size_bytes),
             stack: RwLock::new(Arc::new(stack)),
-            kept_epochs: RwLock::new(kept_epochs(&meta)),
+            kept: RwLock::new(kept(&meta)),
             merge_shown: Shown::default(),
             rollback_shown: Shown::default(),
             admin: Mutex::new(meta),
@@ -316,7 +317,7 @@ impl Volume {
         self.meta_in_doubt.store(true, Ordering::Relaxed);
         new.store(&self.dir)?;
         self.meta_in_doubt.store(false, Ordering::Relaxed);
-        *self.kept_epochs.write() = kept_epochs(&new);
+        *self.kept.write() = kept(&new);
         *admin = new;
         Ok(())
     }
@@ -395,10 +396,10 @@ impl Volume {
             *(if is_shared { &mut shared_bytes } else { &mut allocated_bytes }) += data.allocated_bytes();
         }
         let (rollback_done_bytes, rollback_total_bytes) = self.rollback_shown.read();
-        // One after the other: whoever holds the lock of `kept_epochs` for reading and takes it again waits for a writer that
+        // One after the other: whoever holds the lock of `kept` for reading and takes it again waits for a writer that
         // waits for him.
         let merge = self.merge_stats(&stack);
-        let snapshots = self.kept_epochs.read().len() as u64;
+        let snapshots = self.kept.read().len() as u64;
         VolumeStats {
             size_bytes: self.size_bytes(),
             head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,
@@ -418,3 +419,6 @@ impl Volume {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,12 +30,18 @@ struct Bed {
     dir: PathBuf,
     disk: Attached,
     volume: Option<Arc<Volume>>,
+    run: u64,
 }
 
 impl Bed {
     /// A volume in which a layer of the even blocks, of a time when it had fewer blocks, lies below one of every so many
     /// blocks; nobody needs them apart, and merging the upper one into the lower one copies less.
-    fn new(first_blocks: u64, step: usize) -> Self {
+    fn new(first_blocks: u64, step: u64) -> Self {
+        Self::with_runs(first_blocks, step, 1)
+    }
+
+    /// The same with so many neighbouring blocks in each place of the upper layer.
+    fn with_runs(first_blocks: u64, step: u64, run: u64) -> Self {
         let root = tempfile::tempdir().unwrap();
         let disk = Disk::attach(root.path(), 1).unwrap();
         let dir = root.path().join("v");
@@ -47,12 +53,12 @@ impl Bed {
         if first_blocks < BLOCKS {
             volume.grow(BLOCKS * BLOCK_SIZE_BYTES).unwrap();
         }
-        for block in (0..BLOCKS).step_by(step) {
+        for block in (0..BLOCKS).filter(|block| block % step < run) {
             volume.write(block * BLOCK_SIZE_BYTES, &content(block, 2), false).unwrap();
         }
         volume.freeze(SnapshotId::from_u64(2)).unwrap();
         volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
-        Self { _root: root, dir, disk, volume: Some(volume) }
+        Self { _root: root, dir, disk, volume: Some(volume), run }
     }
 
     fn volume(&self) -> &Volume {
@@ -93,8 +99,8 @@ impl Bed {
         let mut found = vec![0; BLOCK_SIZE_BYTES as usize];
         for block in 0..BLOCKS {
             self.volume().read(block * BLOCK_SIZE_BYTES, &mut found).unwrap();
-            let expected = match (block % step, block % 2) {
-                (0, _) => content(block, 2),
+            let expected = match (block % step < self.run, block % 2) {
+                (true, _) => content(block, 2),
                 (_, 0) if block < first_blocks => content(block, 1),
                 _ => vec![0; BLOCK_SIZE_BYTES as usize],
             };
@@ -142,17 +148,44 @@ fn a_merge_that_made_way_goes_on_where_it_was() {
     bed.check(BLOCKS, 4);
 }
 
-/// Where the disk can share extents, nothing is copied.
+fn shares(bed: &Bed) -> usize {
+    bed.disk.operations().iter().filter(|call| call.kind == OpKind::Share).count()
+}
+
+/// Where the disk can share extents, runs that are worth it are not copied. A run counts as little as the shortest one.
 #[test]
 fn what_can_be_shared_is_not_copied() {
+    let mut bed = Bed::with_runs(BLOCKS, 16, 4);
+    bed.disk.set_shares_extents(true);
+    assert_eq!(bed.merge(u64::MAX), (4 * 2, true));
+    bed.check(BLOCKS, 16);
+    bed.kill();
+    bed.check(BLOCKS, 16);
+    assert_eq!(shares(&bed), 4);
+}
+
+/// Single blocks are copied, unless there is no space for that.
+#[test]
+fn short_runs_are_copied_though_they_could_be_shared() {
     let mut bed = Bed::new(BLOCKS, 4);
     bed.disk.set_shares_extents(true);
-    assert_eq!(bed.merge(u64::MAX), (0, true));
+    assert_eq!(bed.merge(u64::MAX), (16, true));
+    assert_eq!(shares(&bed), 0);
     bed.check(BLOCKS, 4);
+
+    bed = Bed::new(BLOCKS, 4);
+    bed.disk.set_shares_extents(true);
+    let full = Fault {
+        kinds: vec![OpKind::Write],
+        path_contains: ".data".into(),
+        ..Fault::every(FaultError::NoSpace)
+    };
+    bed.disk.inject(full);
+    assert_eq!(bed.merge(u64::MAX), (16, true));
+    assert_eq!(shares(&bed), 16);
+    bed.disk.mend();
     bed.kill();
     bed.check(BLOCKS, 4);
-    let shared = bed.disk.operations().iter().filter(|call| call.kind == OpKind::Share).count();
-    assert_eq!(shared, 16);
 }
 
 /// The lower layer's file is made longer for what the upper one holds there; the next process cuts it again.

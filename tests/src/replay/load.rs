@@ -20,7 +20,11 @@ use std::{
 const FIRST_SECTORS: u64 = (3 << 20) / SECTOR_BYTES;
 const MOST_SECTORS: u64 = (5 << 20) / SECTOR_BYTES;
 const SECTORS_PER_BLOCK: u64 = 8;
-const MOST_SNAPSHOTS: usize = 4;
+/// The first volumes, which are frozen together.
+pub(super) const MEMBERS: usize = 2;
+pub(super) const GROUP: &str = "pair";
+const PEER_SECTORS: u64 = (256 << 10) / SECTOR_BYTES;
+pub(super) const MOST_SNAPSHOTS: usize = 4;
 const BATCH: u64 = 8;
 
 /// A recorded life.
@@ -40,8 +44,17 @@ pub struct Life {
 pub struct Omission {
     /// `fdatasync` or `fsync`.
     pub operation: &'static str,
-    /// A part of the path.
-    pub part: &'static str,
+    /// Whose files.
+    pub files: Files,
+}
+
+/// Files of a data directory.
+#[derive(Clone, Copy, Debug)]
+pub enum Files {
+    /// Those whose path has this in it.
+    With(&'static str),
+    /// Those of the second member of the group, from when it was made on.
+    OfPeer,
 }
 
 struct Request {
@@ -52,15 +65,16 @@ struct Request {
     fua: bool,
 }
 
-struct Load<'a> {
-    recorder: &'a Recorder,
-    rng: Rng,
+pub(super) struct Load<'a> {
+    pub(super) recorder: &'a Recorder,
+    pub(super) rng: Rng,
     daemon: Option<Daemon>,
     data_dir: PathBuf,
-    volumes: Vec<VolumeHistory>,
+    /// The group's two first.
+    pub(super) volumes: Vec<VolumeHistory>,
     /// A connection to each volume that is in use.
-    clients: Vec<Option<Nbd>>,
-    last_version: u64,
+    pub(super) clients: Vec<Option<Nbd>>,
+    pub(super) last_version: u64,
     last_name: u64,
     steps: Vec<(&'static str, u64)>,
     early_maps: Vec<usize>,
@@ -77,11 +91,13 @@ pub fn record(filesystem: Filesystem, dir: &Path, steps: u64, seed: u64, omissio
     let setup = Setup::new(&dir.join("live"));
     let data_dir = setup.data_dir();
     let mount = Mount::of(&file.path(), &data_dir).expect("the filesystem on the recorded disk");
-    let setup = match omission {
+    let disk = omission.map(|omission| (FailingDisk::build(dir), omission));
+    let setup = match &disk {
         None => setup,
-        Some(Omission { operation, part }) => {
-            let disk = FailingDisk::build(dir);
-            disk.omit(operation, part);
+        Some((disk, omission)) => {
+            if let Files::With(part) = omission.files {
+                disk.omit(omission.operation, part);
+            }
             disk.under(setup)
         }
     };
@@ -98,10 +114,14 @@ pub fn record(filesystem: Filesystem, dir: &Path, steps: u64, seed: u64, omissio
         early_maps: Vec::new(),
     };
     load.create();
+    if let Some((disk, Omission { operation, files: Files::OfPeer })) = &disk {
+        disk.omit(operation, &format!("volumes/{}", load.peer_id()));
+    }
     for nth in 1..=steps {
-        match nth.is_multiple_of(10) {
-            true => load.write_maps_early(),
-            false => load.step(),
+        match nth % 20 {
+            0 | 10 => load.write_maps_early(),
+            15 => load.group_snapshot(),
+            _ => load.step(),
         }
     }
     let Load { volumes, steps, early_maps, daemon, clients, .. } = load;
@@ -112,7 +132,7 @@ pub fn record(filesystem: Filesystem, dir: &Path, steps: u64, seed: u64, omissio
 }
 
 impl Load<'_> {
-    fn ctl(&self) -> Ctl {
+    pub(super) fn ctl(&self) -> Ctl {
         self.daemon().ctl()
     }
 
@@ -120,7 +140,7 @@ impl Load<'_> {
         self.daemon.as_ref().expect("a daemon, but within a restart")
     }
 
-    fn count(&mut self, what: &'static str) {
+    pub(super) fn count(&mut self, what: &'static str) {
         match self.steps.iter_mut().find(|step| step.0 == what) {
             Some(step) => step.1 += 1,
             None => self.steps.push((what, 1)),
@@ -128,36 +148,40 @@ impl Load<'_> {
     }
 
     /// When something was asked for and answered.
-    fn span<T>(&self, act: impl FnOnce() -> T) -> (T, Span) {
+    pub(super) fn span<T>(&self, act: impl FnOnce() -> T) -> (T, Span) {
         let asked = self.recorder.position();
         let done = act();
         (done, Span { asked, answered: self.recorder.position() })
     }
 
-    fn new_name(&mut self, kind: &str) -> String {
+    pub(super) fn new_name(&mut self, kind: &str) -> String {
         self.last_name += 1;
         format!("{kind}{}", self.last_name)
     }
 
     fn create(&mut self) {
-        let size = format!("{}KiB", FIRST_SECTORS * SECTOR_BYTES / KIB);
-        let ((), span) = self.span(|| drop(self.ctl().create_volume("vol", &size)));
-        self.volumes.push(VolumeHistory::new("vol", span, &[0; FIRST_SECTORS as usize]));
-        self.clients.push(None);
+        for (name, sectors) in [("vol", FIRST_SECTORS), ("peer", PEER_SECTORS)] {
+            let size = format!("{}KiB", sectors * SECTOR_BYTES / KIB);
+            let args = ["volume", "create", name, "--size", &size, "--group", GROUP];
+            let (_, span) = self.span(|| self.ctl().json(&args));
+            self.volumes.push(VolumeHistory::new(name, span, &vec![0; sectors as usize]));
+            self.clients.push(None);
+        }
     }
 
     fn step(&mut self) {
         let clone = self.clone_in_use();
         let snapshots = self.volumes[0].present_snapshots();
         match self.rng.below(100) {
-            0..=44 => {
+            0..=40 => {
                 self.count("batches of writes");
                 let batch = self.send_batch();
                 self.collect(batch);
             }
+            41..=44 => self.group_snapshot(),
             45..=59 => self.flush(),
             60..=69 if snapshots.len() < MOST_SNAPSHOTS => self.snapshot(),
-            60..=77 if snapshots.len() > 1 => self.delete_snapshot(&snapshots),
+            60..=77 if snapshots.len() > 1 => self.delete_snapshot(0, &snapshots),
             78..=81 if clone.is_none() && !snapshots.is_empty() => self.clone_volume(&snapshots),
             82..=83 => {
                 if let Some(clone) = clone {
@@ -173,22 +197,27 @@ impl Load<'_> {
     }
 
     fn clone_in_use(&self) -> Option<usize> {
-        (1..self.volumes.len()).find(|&nth| self.volumes[nth].deleted.is_none())
+        (MEMBERS..self.volumes.len()).find(|&nth| self.volumes[nth].deleted.is_none())
     }
 
-    fn client(&mut self, volume: usize) -> &mut Nbd {
+    pub(super) fn client(&mut self, volume: usize) -> &mut Nbd {
         if self.clients[volume].is_none() {
             self.clients[volume] = Some(self.daemon().nbd(&self.volumes[volume].name));
         }
         self.clients[volume].as_mut().expect("it was just opened")
     }
 
+    /// A volume to be written or flushed: mostly the first one.
+    fn draw_volume(&mut self) -> usize {
+        match self.clone_in_use() {
+            Some(clone) if self.rng.one_in(4) => clone,
+            _ => usize::from(self.rng.one_in(5)),
+        }
+    }
+
     /// Sends some requests that do not overlap.
     fn send_batch(&mut self) -> Vec<Request> {
-        let volume = match self.clone_in_use() {
-            Some(clone) if self.rng.one_in(4) => clone,
-            _ => 0,
-        };
+        let volume = self.draw_volume();
         let mut batch: Vec<Request> = Vec::new();
         let sectors = self.volumes[volume].len();
         for _ in 0..self.rng.between(1, BATCH) {
@@ -241,10 +270,7 @@ impl Load<'_> {
 
     fn flush(&mut self) {
         self.count("flushes");
-        let volume = match self.clone_in_use() {
-            Some(clone) if self.rng.one_in(4) => clone,
-            _ => 0,
-        };
+        let volume = self.draw_volume();
         self.client(volume).flush();
         let written = self.volumes[volume].written();
         self.volumes[volume].flushed(written, self.recorder.position());
@@ -255,16 +281,24 @@ impl Load<'_> {
         versions_in(&self.daemon().content(export)).unwrap_or_else(|what| panic!("{export}: {what}"))
     }
 
-    /// Notes a snapshot that was just made; each of its sectors holds its last content, or, while requests were under way,
-    /// the one before.
-    fn note_snapshot(&mut self, name: String, made: Span) {
-        let versions = self.versions_of(&format!("vol@{name}"));
+    /// Notes a snapshot that was just made; each of its sectors holds one of its last contents, so many as `last` says: more
+    /// than one where requests were under way.
+    pub(super) fn note_snapshot(
+        &mut self,
+        volume: usize,
+        name: &str,
+        made: Span,
+        last: impl Fn(u64) -> usize,
+    ) {
+        let versions = self.versions_of(&format!("{}@{name}", self.volumes[volume].name));
         for (number, version) in versions.iter().enumerate() {
-            let contents = &self.volumes[0].sectors[number];
-            let fits = contents.iter().rev().take(2).any(|content| content.version == *version);
+            let contents = &self.volumes[volume].sectors[number];
+            let fits =
+                contents.iter().rev().take(last(number as u64)).any(|content| content.version == *version);
             assert!(fits, "sector {number} of snapshot {name} has version {version}: {contents:?}");
         }
-        self.volumes[0].snapshots.push(SnapshotHistory { name, made, deleted: None, versions });
+        let name = name.to_owned();
+        self.volumes[volume].snapshots.push(SnapshotHistory { name, made, deleted: None, versions });
     }
 
     fn snapshot(&mut self) {
@@ -276,24 +310,25 @@ impl Load<'_> {
         let (_, made) = self.span(|| self.ctl().json(&["snapshot", "create", "vol", "--name", &name]));
         self.volumes[0].flushed(written, made.answered);
         self.collect(batch);
-        self.note_snapshot(name, made);
+        self.note_snapshot(0, &name, made, |_| 2);
     }
 
-    fn draw(&mut self, snapshots: &[usize]) -> (usize, String) {
+    fn draw(&mut self, volume: usize, snapshots: &[usize]) -> (usize, String) {
         let nth = snapshots[self.rng.below(snapshots.len() as u64) as usize];
-        (nth, self.volumes[0].snapshots[nth].name.clone())
+        (nth, self.volumes[volume].snapshots[nth].name.clone())
     }
 
-    fn delete_snapshot(&mut self, snapshots: &[usize]) {
+    pub(super) fn delete_snapshot(&mut self, volume: usize, snapshots: &[usize]) {
         self.count("snapshots deleted");
-        let (nth, name) = self.draw(snapshots);
-        let (_, span) = self.span(|| self.ctl().json(&["snapshot", "delete", &format!("vol@{name}")]));
-        self.volumes[0].snapshots[nth].deleted = Some(span);
+        let (nth, name) = self.draw(volume, snapshots);
+        let full_name = format!("{}@{name}", self.volumes[volume].name);
+        let (_, span) = self.span(|| self.ctl().json(&["snapshot", "delete", &full_name]));
+        self.volumes[volume].snapshots[nth].deleted = Some(span);
     }
 
     fn clone_volume(&mut self, snapshots: &[usize]) {
         self.count("clones");
-        let (nth, snapshot) = self.draw(snapshots);
+        let (nth, snapshot) = self.draw(0, snapshots);
         let name = self.new_name("copy");
         let from = format!("vol@{snapshot}");
         let (_, made) = self.span(|| self.ctl().json(&["volume", "clone", &name, "--from", &from]));
@@ -324,14 +359,14 @@ impl Load<'_> {
     fn roll_back(&mut self, snapshots: &[usize]) {
         self.count("rollbacks");
         self.disconnect(0);
-        let (nth, name) = self.draw(snapshots);
+        let (nth, name) = self.draw(0, snapshots);
         let mut args = vec!["snapshot", "restore", "vol", "--snapshot", &name];
         if self.rng.one_in(2) {
             args.push("--discard");
         }
         let (done, span) = self.span(|| self.ctl().json(&args));
         if let Some(kept) = done["kept"]["name"].as_str() {
-            self.note_snapshot(kept.to_owned(), span);
+            self.note_snapshot(0, kept, span, |_| 2);
         }
         let versions = self.volumes[0].snapshots[nth].versions.clone();
         self.volumes[0].went_back(&versions, span);

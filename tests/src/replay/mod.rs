@@ -6,6 +6,7 @@
 //! Mounting needs root.
 
 pub mod filesystem;
+mod group;
 pub mod history;
 pub mod image;
 pub mod load;

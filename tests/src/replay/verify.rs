@@ -2,8 +2,10 @@
 
 use super::{
     filesystem::Mount,
+    group::all_or_none,
     history::{Presence, VolumeHistory, versions_in},
     image::Image,
+    load::MEMBERS,
 };
 use crate::{BLOCK, Ctl, Daemon, Setup};
 use serde_json::Value;
@@ -76,6 +78,11 @@ fn verify_daemon(volumes: &[VolumeHistory], cut: usize, daemon: &Daemon) -> Resu
     let ctl = daemon.ctl();
     let list = ctl.json(&["volume", "list"]);
     let all = volumes.iter().map(|volume| (volume.name.as_str(), volume.presence(cut), volume));
+    let members = &volumes[..volumes.len().min(MEMBERS)];
+    if members.iter().all(|volume| volume.presence(cut) == Presence::Must) {
+        let listed = |volume: &VolumeHistory| names(&ctl.json(&["snapshot", "list", &volume.name]));
+        all_or_none(members, &members.iter().map(listed).collect::<Vec<_>>(), cut)?;
+    }
     for volume in present("volume", all, &names(&list))? {
         verify_volume(volume, cut, daemon, &ctl).map_err(|what| format!("volume {}: {what}", volume.name))?;
     }

@@ -118,6 +118,7 @@ Connections  : 1
 Device       : -
 Used on disk : 1.5 GiB in 3 layers
 Merging      : -
+Hydration    : -
 Shared       : 0 B
 Dirty        : 40 MiB
 Snapshots    : 2

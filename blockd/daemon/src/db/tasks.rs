@@ -93,6 +93,17 @@ impl FromStr for TaskState {
     }
 }
 
+/// A restore into a volume that is there already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InPlace {
+    /// The snapshot that holds what the volume was before.
+    pub before: SnapshotId,
+    /// It goes when the restore is done.
+    pub discard: bool,
+    /// Every block below this one is what it shall be, durably.
+    pub done_below: u64,
+}
+
 /// What a task tells about itself and needs to go on after a restart.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -145,6 +156,10 @@ pub struct TaskDetail {
     pub verify: Option<VerifyWhat>,
     /// What a verification, or a restore past damage, found.
     pub findings: Option<Findings>,
+    /// The restore's volume is there already, and this fetches the rest of it.
+    pub lazy: bool,
+    /// The restore goes into a volume that was there before.
+    pub in_place: Option<InPlace>,
     /// Grows with each change.
     pub version: u64,
 }
@@ -158,6 +173,13 @@ pub struct VerifyWhat {
     pub all: bool,
     /// Nobody asked for it: it takes its time.
     pub background: bool,
+}
+
+impl TaskDetail {
+    /// Whether its volume was there before it, or is used before it ends: it stays whatever becomes of the task.
+    pub fn is_of_volume_in_use(&self) -> bool {
+        self.lazy || self.in_place.is_some()
+    }
 }
 
 /// A task.

@@ -8,6 +8,7 @@ use blockd_api::{
         BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap,
         ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
     },
+    lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     tasks::TaskStarted,
 };
 use std::sync::Arc;
@@ -38,6 +39,20 @@ pub(super) async fn restore(
     Body(request): Body<StartRestore>,
 ) -> Answer<RestoreStarted> {
     detached(async move { core.start_restore(&request).await }).await
+}
+
+pub(super) async fn restore_lazy(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<StartLazyRestore>,
+) -> Answer<LazyRestored> {
+    detached(async move { core.start_lazy_restore(&request).await }).await
+}
+
+pub(super) async fn restore_in_place(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<StartInPlace>,
+) -> Answer<RestoreStarted> {
+    detached(async move { core.start_in_place(&request).await }).await
 }
 
 pub(super) async fn delete(

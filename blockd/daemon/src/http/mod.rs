@@ -4,6 +4,7 @@
 //! cut it off half way. Every error leaves here as the same JSON body.
 
 mod attachments;
+mod browse;
 mod cloudsnaps;
 mod credentials;
 mod snapshots;
@@ -76,9 +77,15 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::CLOUDSNAP_BACKUP, post(cloudsnaps::backup))
         .route(paths::CLOUDSNAP_INSPECT, get(cloudsnaps::inspect))
         .route(paths::CLOUDSNAP_RESTORE, post(cloudsnaps::restore))
+        .route(paths::CLOUDSNAP_RESTORE_LAZY, post(cloudsnaps::restore_lazy))
+        .route(paths::CLOUDSNAP_RESTORE_IN_PLACE, post(cloudsnaps::restore_in_place))
         .route(paths::CLOUDSNAP_DELETE, post(cloudsnaps::delete))
         .route(paths::CLOUDSNAP_VERIFY, post(cloudsnaps::verify))
         .route(paths::CLOUDSNAP_GC, post(cloudsnaps::collect_garbage))
+        .route(paths::CLOUDSNAP_FILES, get(browse::list_files))
+        .route(paths::CLOUDSNAP_FILE, get(browse::read_file))
+        .route(paths::BROWSE_MOUNTS, get(browse::mounts).post(browse::mount))
+        .route(paths::BROWSE_UNMOUNT, post(browse::unmount))
         .route(paths::TASKS, get(tasks::list))
         .route(paths::TASK, get(tasks::show))
         .route(paths::TASK_STOP, post(tasks::stop))

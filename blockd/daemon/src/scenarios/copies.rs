@@ -4,7 +4,7 @@ use super::*;
 
 impl Host {
     /// From now on the store of the only credential is taken for one that cannot create an object only if it is absent.
-    fn store_replaces_objects(&self) {
+    pub(super) fn store_replaces_objects(&self) {
         self.sql("UPDATE credentials SET capabilities = json_set(capabilities, '$.conditional_put', json('false'))");
     }
 }

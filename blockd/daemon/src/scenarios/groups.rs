@@ -85,3 +85,28 @@ async fn a_name_is_free_again_as_soon_as_the_row_of_a_failed_snapshot_can_be_rem
     assert_eq!(host.freeze_group("again").await.unwrap().snapshots.len(), 3);
     assert!(volumes.iter().all(|volume| volume.snapshots().len() == 1));
 }
+
+/// A volume whose disk hangs must not be waited for by the snapshots of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_failed_snapshot_is_taken_back_by_its_own_volume_only() {
+    let host = Host::new().await;
+    let volumes = host.create_group().await;
+    let in_the_way = volumes[1].dir().join("layer-0000000000000002.data");
+    std::fs::create_dir(&in_the_way).unwrap();
+    host.sql("CREATE TRIGGER full BEFORE DELETE ON snapshots BEGIN SELECT RAISE(ABORT, 'full'); END");
+    assert_eq!(api_code(host.freeze_group("failed").await), ErrorCode::VolumeFailed);
+    std::fs::remove_dir(in_the_way).unwrap();
+    host.sql("DROP TRIGGER full");
+    let left = || {
+        let rows = host.core().db.transaction(|tx| SnapshotRow::all(tx, None)).unwrap();
+        let left = rows.iter().filter(|row| row.name.as_str() == "failed").map(|row| row.volume);
+        volumes.iter().map(|volume| left.clone().any(|id| id == volume.id())).collect::<Vec<_>>()
+    };
+    host.create_volume("other").await;
+    let taken = [("other", [true, true, true]), ("b", [true, false, true]), ("a", [false, false, true])];
+    for (volume, rest) in taken {
+        let request = CreateSnapshot { name: Some("taken".parse().unwrap()), ..Default::default() };
+        host.client.create_snapshot(&volume.parse().unwrap(), &request).await.unwrap();
+        assert_eq!(left(), rest, "after a snapshot of {volume}");
+    }
+}

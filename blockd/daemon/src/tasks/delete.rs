@@ -11,7 +11,7 @@ use crate::{
     error::{ServiceError, blocking},
     files,
 };
-use blockd_cloud::{Manifest, Progress, Repository, delete_with_manifest};
+use blockd_cloud::{Manifest, ManifestCache, Progress, Repository, delete_with_manifest};
 use blockd_extent::SnapshotId;
 use std::{path::Path, sync::Arc};
 
@@ -24,7 +24,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
     let manifest = kept_manifest(core, live, &repository, &row).await?;
     core.reached("delete accepted")?;
-    let mut protected = protected(core, &row).await?;
+    let mut protected = protected(core).await?;
     protected.extend(known_to_be_needed(core, &row, &repository, &catalog).await?);
     let delete = delete_with_manifest(&repository, &manifest, &protected, &catalog);
     let report = tokio::select! {
@@ -91,19 +91,16 @@ fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
     }
 }
 
-/// The deltas that backups under way on the same volume build on, or make.
-async fn protected(core: &Core, row: &TaskRow) -> Result<Vec<SnapshotId>, ServiceError> {
-    let backups = core.unfinished_tasks().await?.into_iter().filter(|task| {
-        task.kind == TaskKind::Backup
-            && core.cluster == row.cloudsnap.cluster
-            && task.volume == Some(row.cloudsnap.volume)
-    });
+/// The deltas that backups under way build on, or make; of any volume, because one that was made from a snapshot of this one
+/// builds on its deltas.
+async fn protected(core: &Core) -> Result<Vec<SnapshotId>, ServiceError> {
+    let backups = core.unfinished_tasks().await?.into_iter().filter(|task| task.kind == TaskKind::Backup);
     let deltas = backups
         .flat_map(|task| [Some(task.cloudsnap), task.base].into_iter().flatten().map(|id| id.snapshot));
     Ok(deltas.collect())
 }
 
-/// The deltas that this host's own backups of the same volume need, as far as it remembers them: the listing of some
+/// The deltas that this host's own backups need, as far as it remembers them: the listing of some
 /// stores lags behind what was stored (Swift), and must not be what a delta is lost by.
 async fn known_to_be_needed(
     core: &Core,
@@ -114,10 +111,18 @@ async fn known_to_be_needed(
     let (gone, credential) = (row.cloudsnap, row.credential);
     let cache = catalog.clone();
     let mut manifests = blocking(move || Ok::<_, ServiceError>(cache.of_volume(&gone)?)).await?;
-    let tip = core.db.run(move |tx| Chain::find(tx, gone.volume, credential)).await?;
-    if let Some(tip) = tip.map(|tip| tip.cloudsnap).filter(|tip| tip.cluster == gone.cluster && *tip != gone)
-        && manifests.iter().all(|known| known.id() != tip)
-    {
+    let chains = core.db.run(|tx| Chain::all(tx, None)).await?;
+    let tips = chains.into_iter().filter(|chain| chain.credential == credential && chain.cloudsnap != gone);
+    for tip in tips.map(|chain| chain.cloudsnap) {
+        if manifests.iter().any(|known| known.id() == tip) {
+            continue;
+        }
+        let catalog_key = tip.manifest_key();
+        let cache = catalog.clone();
+        if let Some(known) = blocking(move || Ok::<_, ServiceError>(cache.load(&catalog_key))).await? {
+            manifests.push(known);
+            continue;
+        }
         match repository.manifest(&tip).await {
             Ok(manifest) => manifests.push(manifest),
             Err(error) if is_gone_or_damaged(&error) => {}

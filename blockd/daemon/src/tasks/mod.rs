@@ -22,6 +22,7 @@ use crate::{
     core::Core,
     db::{DbError, TaskKind, TaskRow, TaskState},
     error::ServiceError,
+    lazy::{hydrate, in_place},
 };
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
@@ -94,7 +95,7 @@ impl Tasks {
     ///
     /// # Errors
     /// The daemon stops.
-    async fn slot(&self, stopping: &CancelToken) -> Result<SemaphorePermit<'_>, ServiceError> {
+    pub(crate) async fn slot(&self, stopping: &CancelToken) -> Result<SemaphorePermit<'_>, ServiceError> {
         tokio::select! {
             permit = self.slots.acquire() => permit.map_err(|_| ServiceError::Stopping),
             () = stopping.cancelled() => Err(ServiceError::Stopping),
@@ -286,7 +287,7 @@ impl Core {
     }
 
     /// Stores how far a task is. A failure is only logged: the row that is there is still true, if older.
-    async fn store_progress(&self, live: &LiveTask) {
+    pub(crate) async fn store_progress(&self, live: &LiveTask) {
         let view = live.view();
         if let Err(error) = self.db.run(move |tx| view.put_progress(tx)).await {
             tracing::warn!(%error, "the progress of the task is not stored");
@@ -324,6 +325,10 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
     let work = async {
         match live.kind {
             TaskKind::Backup => backup::run(core, live).boxed().await,
+            TaskKind::Restore if live.view().detail.in_place.is_some() => {
+                in_place::run(core, live).boxed().await
+            }
+            TaskKind::Restore if live.view().detail.lazy => hydrate::run(core, live).boxed().await,
             TaskKind::Restore => restore::run(core, live).boxed().await,
             TaskKind::Delete => delete::run(core, live).boxed().await,
             TaskKind::Verify => verify::run(core, live).boxed().await,

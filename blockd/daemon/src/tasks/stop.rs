@@ -10,6 +10,7 @@ use crate::{
     core::Core,
     db::{DbError, TaskKind, TaskRow, TaskState},
     error::ServiceError,
+    lazy::in_place,
 };
 use blockd_api::{
     ErrorCode,
@@ -58,6 +59,9 @@ pub(crate) fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
 
 /// Whether what a task needs to go on is worth keeping.
 fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool {
+    if row.detail.is_of_volume_in_use() {
+        return false;
+    }
     match row.kind {
         // Before that nothing was sent, and the point in time is no more than a moment old.
         TaskKind::Backup => stopped || (row.detail.backup_type.is_some() && can_go_on(error)),
@@ -70,6 +74,7 @@ fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool 
 fn mark_given_up(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Result<(), DbError> {
     match row.kind {
         TaskKind::Backup => backup::mark_failed(tx, row),
+        TaskKind::Restore if row.detail.is_of_volume_in_use() => Ok(()),
         TaskKind::Restore => restore::mark_failed(tx, row),
         TaskKind::Delete | TaskKind::Verify => Ok(()),
     }
@@ -80,6 +85,11 @@ async fn clean_up(core: &Arc<Core>, row: &TaskRow) -> Result<(), ServiceError> {
         TaskKind::Backup => {
             remove_leftovers(core, row);
             backup::clean_up(core, row).await
+        }
+        // The volume is in use, with what was fetched.
+        TaskKind::Restore if row.detail.is_of_volume_in_use() => {
+            in_place::let_go(core, row);
+            Ok(())
         }
         TaskKind::Restore => restore::clean_up(core, row).await,
         TaskKind::Delete | TaskKind::Verify => clean_files(core, row.id).await,

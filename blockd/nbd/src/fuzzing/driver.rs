@@ -70,6 +70,10 @@ impl<C: ExportCatalog> Driver<C> {
         let done = match work {
             Work::Request(request) => Done::Request(request.run()),
             Work::Lookup(lookup, client) => Done::Answer(lookup.resolve(&self.catalog, &client)),
+            Work::Handshake(mut session) => {
+                let opened = session.shake_hands();
+                Done::Handshake(session, opened)
+            }
         };
         self.tell(|connection, cx| connection.work_done(done, cx));
         true

@@ -1,8 +1,12 @@
 //! `blockctl cloudsnap …`
 
-use super::care::{
-    GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
-    VerifyArgs,
+use super::{
+    care::{
+        GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
+        VerifyArgs,
+    },
+    files,
+    lazy::{CLONE_HELP, CloneArgs, LazyArgs},
 };
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
@@ -42,11 +46,14 @@ Examples:
 
 const RESTORE_HELP: &str = "\
 The restore makes a new volume with the size and the labels of the old one; it is served when \
-the restore is done.
+the restore is done. With --lazy it is served, and can be written, at once: what is read is fetched first, \
+the rest in the background, and the cloud snapshot cannot be deleted until that is done.
 
 Examples:
   blockctl cloudsnap restore --snap ID --volume db-restored
-  blockctl cs restore -s ID -v db-restored --cred-id nas --wait";
+  blockctl cs restore -s ID -v db-restored --cred-id nas --wait
+  blockctl cs restore -s ID -v db-now --lazy --on-store-loss error
+  blockctl cs restore -s ID --in-place db --wait";
 
 const DELETE_HELP: &str = "\
 No cloud snapshot needs another one to exist: any of them can be deleted, and the data that \
@@ -74,6 +81,9 @@ pub enum CloudsnapCommand {
     /// Restore a snapshot in cloud to a new volume
     #[command(visible_alias = "r", after_help = RESTORE_HELP)]
     Restore(RestoreArgs),
+    /// Make a volume that fetches what is read of a snapshot in cloud
+    #[command(after_help = CLONE_HELP)]
+    Clone(CloneArgs),
     /// Delete a snapshot from the cloud. This is not reversible
     #[command(after_help = DELETE_HELP)]
     Delete(DeleteArgs),
@@ -92,6 +102,18 @@ pub enum CloudsnapCommand {
     /// Delete what abandoned backups left in cloud
     #[command(after_help = GC_HELP)]
     Gc(GcArgs),
+    /// List the files inside a snapshot in cloud
+    #[command(after_help = files::CATALOG_HELP)]
+    Catalog(files::CatalogArgs),
+    /// Write files inside a snapshot in cloud to stdout
+    #[command(after_help = files::CAT_HELP)]
+    Cat(files::CatArgs),
+    /// Copy files and directories out of a snapshot in cloud
+    #[command(after_help = files::CP_HELP)]
+    Cp(files::CpArgs),
+    /// Say what differs between two snapshots in cloud
+    #[command(after_help = files::DIFF_HELP)]
+    Diff(files::DiffFilesArgs),
 }
 
 /// `cloudsnap backup`
@@ -194,6 +216,9 @@ pub struct RestoreArgs {
     /// Go on past what is damaged: it reads as zeroes, and is listed
     #[arg(long)]
     pub skip_damaged: bool,
+    /// How it goes on.
+    #[command(flatten)]
+    pub how: LazyArgs,
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,
@@ -319,6 +344,25 @@ mod tests {
         assert!(
             matches!(cloudsnap("cs status -n 3F4F"), CloudsnapCommand::Status(args) if args.name.as_deref() == Some("3f4f"))
         );
+        let CloudsnapCommand::Restore(args) = cloudsnap("cs r -s ID -v new --lazy --on-store-loss error")
+        else {
+            panic!()
+        };
+        assert!(args.how.lazy && args.how.on_store_loss.is_some_and(|how| how.as_str() == "error"));
+        let CloudsnapCommand::Restore(args) = cloudsnap("cs r -s ID --in-place db --discard") else {
+            panic!()
+        };
+        assert!(args.how.discard && args.how.in_place.unwrap().to_string() == "db");
+        assert!(matches!(cloudsnap("cs clone -s ID -v new"), CloudsnapCommand::Clone(_)));
+        for line in [
+            "cs r -s ID --on-store-loss stall",
+            "cs r -s ID --lazy --on-store-loss maybe",
+            "cs r -s ID --in-place db --lazy",
+            "cs r -s ID --in-place db -v new",
+            "cs r -s ID --discard",
+        ] {
+            assert_eq!(parse(&line.replace("ID", ID)).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
         for line in
             ["cs restore", "cs delete", "cs restore -s nonsense", "cs status -n nonsense", "cs inspect"]
         {

@@ -1,9 +1,12 @@
 //! What can be typed.
 
+pub mod browse;
 pub mod care;
 pub mod cloudsnap;
 pub mod credentials;
 pub mod extras;
+pub mod files;
+pub mod lazy;
 pub mod rekey;
 pub mod snapshot;
 pub mod volume;
@@ -105,6 +108,9 @@ pub enum Command {
     /// Backup and restore snapshots to/from cloud
     #[command(subcommand, visible_alias = "cs")]
     Cloudsnap(cloudsnap::CloudsnapCommand),
+    /// Look into snapshots as files
+    #[command(subcommand)]
+    Browse(browse::BrowseCommand),
     /// What blockd says of itself
     #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
     Status,

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, care, counted, or_dash};
+use super::{Context, care, copy_files, counted, files, lazy, or_dash};
 use crate::{
     cli::cloudsnap::{
         BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
@@ -29,12 +29,17 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Inspect(args) => inspect(context, args).await,
         CloudsnapCommand::Status(args) => status(context, args).await,
         CloudsnapCommand::Restore(args) => restore(context, args).await,
+        CloudsnapCommand::Clone(args) => lazy::clone(context, args).await,
         CloudsnapCommand::Delete(args) => delete(context, args).await,
         CloudsnapCommand::Stop(args) => care::stop(context, args).await,
         CloudsnapCommand::Resume(args) => care::resume(context, args).await,
         CloudsnapCommand::Limit(args) => care::limit(context, args).await,
         CloudsnapCommand::Verify(args) => care::verify(context, args).await,
         CloudsnapCommand::Gc(args) => care::gc(context, args).await,
+        CloudsnapCommand::Catalog(args) => files::catalog(context, args).await,
+        CloudsnapCommand::Cat(args) => files::cat(context, args).await,
+        CloudsnapCommand::Cp(args) => copy_files::run(context, args).await,
+        CloudsnapCommand::Diff(args) => files::diff(context, args).await,
     }
 }
 
@@ -75,6 +80,9 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
 }
 
 async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure> {
+    if args.how.lazy || args.how.in_place.is_some() {
+        return lazy::restore(context, args).await;
+    }
     let request = StartRestore {
         snap: args.snap,
         volume: args.volume,

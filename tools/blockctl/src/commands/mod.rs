@@ -1,9 +1,13 @@
 //! What each command does.
 
+mod browse;
 mod care;
 mod cloudsnap;
+mod copy_files;
 mod credentials;
 mod extras;
+mod files;
+mod lazy;
 mod snapshot;
 mod status;
 mod stores;
@@ -30,6 +34,7 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Snapshot(command) => snapshot::run(&context, command).await,
         Command::Credentials(command) => credentials::run(&context, command).await,
         Command::Cloudsnap(command) => Box::pin(cloudsnap::run(&context, command)).await,
+        Command::Browse(command) => Box::pin(browse::run(&context, command)).await,
         Command::Status => status::run(&context).await,
         Command::Completions(args) => extras::completions(&context, &args),
         Command::Man(args) => extras::man(&context, &args),

@@ -1,6 +1,6 @@
 //! `blockctl volume …`
 
-use super::{Context, counted, or_dash};
+use super::{Context, counted, lazy, or_dash};
 use crate::{
     cli::volume::{
         AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, ResizeArgs, UpdateArgs,
@@ -111,6 +111,12 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
 
 /// How a volume stands. Attached is one that is a device of this host; other NBD clients are told apart from that.
 fn status(volume: &Volume) -> String {
+    let hydration = volume.hydration.as_ref().filter(|_| volume.state == VolumeState::Up);
+    let hydration = hydration.map(|hydration| format!(" - {}", lazy::percent(hydration)));
+    use_of(volume) + &hydration.unwrap_or_default()
+}
+
+fn use_of(volume: &Volume) -> String {
     match (volume.state, &volume.state_reason) {
         (VolumeState::Up, _) if volume.rolling_back.is_some() => "up - rolling back".to_owned(),
         (VolumeState::Up, _) if volume.attachment.as_ref().is_some_and(|attachment| attachment.connected) => {
@@ -170,6 +176,7 @@ fn facts(volume: &Volume) -> Facts {
             format!("{} in {}", size(volume.allocated_bytes), counted(volume.layers, "layer")),
         )
         .add("Merging", volume.merging.as_ref().map_or_else(|| "-".to_owned(), merging))
+        .add("Hydration", lazy::line(volume.hydration.as_ref()))
         .add("Shared", size(volume.shared_bytes))
         .add("Dirty", size(volume.dirty_bytes))
         .add("Snapshots", volume.snapshot_count)

@@ -181,3 +181,44 @@ async fn an_identity_service_cannot_have_the_token_sent_in_clear() {
     let error = authority.session(None).await.err().unwrap();
     assert!(error.to_string().contains("not https"), "{error}");
 }
+
+/// A page of a listing.
+fn page(names: &[&str]) -> HttpReply {
+    let listed = names
+        .iter()
+        .map(|name| json!({"name": name, "bytes": 5, "hash": "h", "last_modified": "2026-01-01T00:00:00"}));
+    HttpReply::status(200).body(serde_json::Value::from_iter(listed).to_string())
+}
+
+#[tokio::test]
+async fn pages_of_a_listing_are_put_together() {
+    let server = cloud(|request| match request.path.split("marker=").nth(1) {
+        Some("") => page(&["blockd/data/a", "blockd/data/b"]),
+        Some("blockd/data/b") => page(&["blockd/data/c"]),
+        _ => page(&[]),
+    })
+    .await;
+    let listed = v1(&server, "planted").list("blockd/data/").await.unwrap();
+    let names: Vec<_> = listed.iter().map(|object| object.key.as_str()).collect();
+    assert_eq!(names, ["blockd/data/a", "blockd/data/b", "blockd/data/c"]);
+}
+
+/// Whoever deletes believes a listing: half of one is worse than none, and there must be an end.
+#[tokio::test]
+async fn a_listing_whose_pages_do_not_go_on_is_an_error() {
+    let again: [fn(&HttpRequest) -> HttpReply; 2] = [
+        |_| page(&["blockd/data/a", "blockd/data/b"]),
+        |request| match request.path.ends_with("marker=") {
+            true => page(&["blockd/data/b"]),
+            false => page(&["blockd/data/a"]),
+        },
+    ];
+    for answer in again {
+        let server = cloud(answer).await;
+        let store = v1(&server, "planted");
+        let listed = tokio::time::timeout(Duration::from_secs(30), store.list("blockd/data/")).await;
+        let error = listed.expect("it has an end").unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::Other);
+        assert!(error.to_string().contains("do not go on from each other"), "{error}");
+    }
+}

@@ -1,0 +1,29 @@
+//! Which blocks changed between two snapshots of one chain: read from the indexes of the deltas between them, without any data.
+
+use crate::{CloudError, Manifest, Repository, fetch::DeltaReader};
+use blockd_extent::{BlockSet, SnapshotId};
+use std::sync::Arc;
+
+/// The blocks that the snapshots after `since`, up to that of the manifest, say anything about: outside of them both hold the same.
+/// Nothing if `since` is not in the manifest's chain.
+///
+/// # Errors
+/// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; whatever the store reports.
+pub async fn changed_blocks(
+    repo: &Repository,
+    manifest: &Manifest,
+    since: SnapshotId,
+) -> Result<Option<BlockSet>, CloudError> {
+    let Some(count) = manifest.deltas().position(|delta| delta.snapshot == since) else { return Ok(None) };
+    let mut changed = BlockSet::new();
+    for delta in manifest.deltas().take(count) {
+        let reader = Arc::new(DeltaReader::open(repo, delta, &mut 0).await?);
+        for number in 0..reader.root.pages.len() {
+            if let Some(page) = reader.page(number).await? {
+                changed.union_with(&page.data);
+                changed.union_with(&page.zero);
+            }
+        }
+    }
+    Ok(Some(changed))
+}

@@ -1,0 +1,133 @@
+//! Creations whose answer is lost: the second attempt finds what the first one made, perhaps badly.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_cloud::{
+    store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, probe},
+    testing::MemoryStore,
+};
+use bytes::Bytes;
+use common::open;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::SeqCst},
+};
+
+/// What becomes of a creation.
+#[derive(Clone, Copy, PartialEq)]
+enum First {
+    /// It is carried out, and its answer is lost.
+    Whole,
+    /// It arrives without its last byte, and its answer is lost.
+    Cut,
+    /// Nothing is carried out: somebody else was there before.
+    Refused,
+}
+
+/// A store whose first creations are tried twice, the second time by whoever is behind it.
+struct LostAnswers {
+    inner: Arc<MemoryStore>,
+    first: First,
+    left: AtomicU32,
+    replaced: AtomicU32,
+}
+
+impl LostAnswers {
+    fn new(inner: &Arc<MemoryStore>, first: First, times: u32) -> Arc<Self> {
+        Arc::new(Self { inner: inner.clone(), first, left: times.into(), replaced: 0.into() })
+    }
+}
+
+impl ObjectStore for LostAnswers {
+    fn describe(&self) -> &str {
+        "lost answers"
+    }
+
+    fn put<'a>(&'a self, key: &'a str, mut body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        if mode == PutMode::Overwrite {
+            self.replaced.fetch_add(1, SeqCst);
+            return self.inner.put(key, body, mode);
+        }
+        if self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_err() {
+            return self.inner.put(key, body, mode);
+        }
+        Box::pin(async move {
+            if self.first == First::Cut {
+                body.truncate(body.len() - 1);
+            }
+            if self.first != First::Refused {
+                self.inner.put(key, body, mode).await?;
+            }
+            Err(StoreError::new(StoreErrorKind::AlreadyExists, "PUT", key, self.describe()))
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.inner.get(key, max_len_bytes)
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.inner.get_range(key, offset_bytes, len_bytes)
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        self.inner.delete(key)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        self.inner.list(prefix)
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        self.inner.multipart_start(key)
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        self.inner.multipart_put(key, upload_id, part_no, body)
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        self.inner.multipart_complete(key, upload_id, tags)
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        self.inner.multipart_abort(key, upload_id)
+    }
+}
+
+/// The only copy of the key to everything that will be stored: what arrived badly is put there again.
+#[tokio::test]
+async fn a_key_slot_that_arrived_badly_is_written_anew() {
+    for (first, replaced) in [(First::Whole, 0), (First::Cut, 1), (First::Refused, 1)] {
+        let inner = Arc::new(MemoryStore::default());
+        let store = LostAnswers::new(&inner, first, 1);
+        let made = open(store.clone(), Some("correct horse")).await.unwrap();
+        assert_eq!(store.replaced.load(SeqCst), replaced, "what is right stays as it is");
+        let found = open(inner, Some("correct horse")).await.unwrap();
+        found.prove_key_slot().await.unwrap();
+        let ids = |keys: &[blockd_cloud::DataKey]| keys.iter().map(|key| key.key_id()).collect::<Vec<_>>();
+        assert_eq!(ids(found.keys()), ids(made.keys()));
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_lost_one_answer_can_still_do_create_if_absent() {
+    for (times, conditional_put) in [(1, true), (2, false)] {
+        let inner = Arc::new(MemoryStore::default());
+        let store = LostAnswers::new(&inner, First::Whole, times);
+        assert_eq!(probe(&*store).await.unwrap().conditional_put, conditional_put, "{times} lost");
+        assert_eq!(inner.objects().len(), 0, "the probe leaves nothing");
+    }
+}

@@ -1,0 +1,224 @@
+//! Looking into snapshots: as files through FUSE, as files through the control API, and cloud snapshots over NBD.
+//!
+//! All of it reads cloud snapshots through one cache, which is opened when it is first needed. What is here blocks, and is
+//! called on threads that may: those of FUSE, of NBD's workers, and of the runtime for blocking work.
+
+mod export;
+mod files;
+mod images;
+mod listing;
+mod mounts;
+
+pub(crate) use export::CloudExports;
+
+use crate::{
+    core::Core,
+    db::{Catalog, CredentialRow},
+    error::ServiceError,
+};
+use blockd_cloud::{CacheOptions, CachedSnapshot, CloudsnapId, Manifest, SnapshotCache};
+use images::LocalImage;
+use mounts::Mounts;
+use parking_lot::Mutex;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+/// Cloud snapshots that stay open for the next one who asks.
+const OPEN_MOST: usize = 64;
+/// Images whose files stay open for the next one who asks through the control API.
+const FILES_MOST: usize = 8;
+
+type OpenSnapshot = ((Uuid, CloudsnapId), CachedSnapshot, Arc<Manifest>);
+
+/// What is open for looking into.
+#[derive(Default)]
+pub struct Browse {
+    cache: Mutex<Option<SnapshotCache>>,
+    open: Mutex<Vec<OpenSnapshot>>,
+    files: Mutex<Vec<(CloudsnapId, Arc<blockd_fuse::inside::ImageFiles>)>>,
+    local: Mutex<Vec<Weak<LocalImage>>>,
+    mounts: Mounts,
+}
+
+impl std::fmt::Debug for Browse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Browse").finish_non_exhaustive()
+    }
+}
+
+impl Browse {
+    /// Lets go of the local snapshots of a volume that nobody is just reading, so that they can be deleted.
+    pub(crate) fn let_go(&self, volume: blockd_extent::VolumeId) {
+        self.local.lock().retain(|image| match image.upgrade() {
+            Some(image) => {
+                if image.volume() == volume {
+                    image.close(Duration::ZERO);
+                }
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Closes what nobody has read for a while.
+    fn tidy(&self) {
+        self.local.lock().retain(|image| match image.upgrade() {
+            Some(image) => {
+                image.close(images::IDLE);
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Forgets what was opened through a credential.
+    pub(crate) fn forget(&self, credential: Uuid) {
+        self.open.lock().retain(|((of, _), ..)| *of != credential);
+        self.files.lock().clear();
+    }
+}
+
+impl Core {
+    /// Begins what goes on in the background: the mount of the configuration, and closing what nobody reads.
+    pub(crate) fn start_browsing(self: &Arc<Self>) {
+        mounts::clean(self);
+        let core = Arc::clone(self);
+        let mounted = tokio::task::spawn_blocking(move || mounts::mount_configured(&core));
+        let core = Arc::downgrade(self);
+        tokio::spawn(async move {
+            // It says itself what went wrong.
+            let _ = mounted.await;
+            loop {
+                tokio::time::sleep(images::IDLE).await;
+                match core.upgrade() {
+                    Some(core) => core.browse.tidy(),
+                    None => return,
+                }
+            }
+        });
+    }
+
+    /// Takes all mounts away. Blocks.
+    pub(crate) fn stop_browsing(&self) {
+        self.browse.mounts.stop();
+        self.browse.files.lock().clear();
+        self.browse.open.lock().clear();
+        self.browse.local.lock().clear();
+    }
+
+    /// The cache of cloud snapshots. Blocks when it is first asked for, because its directory is listed.
+    fn snapshot_cache(&self) -> Result<SnapshotCache, ServiceError> {
+        let mut cache = self.browse.cache.lock();
+        if let Some(cache) = &*cache {
+            return Ok(cache.clone());
+        }
+        let config = &self.config.browse;
+        let dir = config.cache_dir.clone().unwrap_or_else(|| self.data_dir.join("cache"));
+        let options = CacheOptions {
+            dir: Some(dir),
+            disk_bytes: config.cache_bytes,
+            stall_timeout: Duration::from_millis(config.stall_timeout_ms),
+            ..CacheOptions::default()
+        };
+        let opened = SnapshotCache::open(options)?;
+        *cache = Some(opened.clone());
+        Ok(opened)
+    }
+
+    /// Opens a cloud snapshot of a credential for reading at random. Blocks.
+    fn open_of_credential(
+        &self,
+        runtime: &Handle,
+        credential: Uuid,
+        id: &CloudsnapId,
+    ) -> Result<(CachedSnapshot, Arc<Manifest>), ServiceError> {
+        let key = (credential, *id);
+        {
+            let mut open = self.browse.open.lock();
+            if let Some(at) = open.iter().position(|(other, ..)| *other == key) {
+                let found = open.remove(at);
+                let result = (found.1.clone(), Arc::clone(&found.2));
+                open.push(found);
+                return Ok(result);
+            }
+        }
+        let cache = self.snapshot_cache()?;
+        let (repository, _) = runtime.block_on(self.task_repository(credential))?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        // Manifests never change: one that was read once need not be read again.
+        let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
+        let manifest = match known.filter(|manifest| manifest.id() == *id) {
+            Some(manifest) => manifest,
+            None => runtime.block_on(in_time(&self.config, repository.manifest(id)))?,
+        };
+        let snapshot = runtime.block_on(cache.snapshot(&repository, &manifest)).map_err(shared_error)?;
+        let manifest = Arc::new(manifest);
+        let mut open = self.browse.open.lock();
+        if open.len() >= OPEN_MOST {
+            open.remove(0);
+        }
+        open.push((key, snapshot.clone(), Arc::clone(&manifest)));
+        Ok((snapshot, manifest))
+    }
+
+    /// Opens a cloud snapshot through the first credential that leads to it, or through the named one. Blocks.
+    pub(crate) fn open_cloudsnap(
+        &self,
+        runtime: &Handle,
+        id: &CloudsnapId,
+        wanted: Option<&blockd_api::CredentialRef>,
+    ) -> Result<(CachedSnapshot, Arc<Manifest>), ServiceError> {
+        let credentials: Vec<CredentialRow> = match wanted {
+            Some(_) => vec![runtime.block_on(self.credential(wanted))?],
+            None => runtime.block_on(self.credential_rows())?,
+        };
+        if credentials.is_empty() {
+            runtime.block_on(self.credential(None))?;
+        }
+        let mut first_error = None;
+        for credential in credentials {
+            match self.open_of_credential(runtime, credential.uuid, id) {
+                Ok(found) => return Ok(found),
+                // Another error says more than that one of the stores does not have it.
+                Err(error) => match &first_error {
+                    Some(first) if !crate::cloudsnaps::is_not_found(first) => {}
+                    _ => first_error = Some(error),
+                },
+            }
+        }
+        Err(first_error.unwrap_or_else(|| {
+            let message = format!("there is no cloud snapshot {id}");
+            ServiceError::refused(blockd_api::ErrorCode::CloudsnapNotFound, message)
+        }))
+    }
+}
+
+/// Waits for a store no longer than readers do.
+async fn in_time<T>(
+    config: &crate::config::Config,
+    work: impl Future<Output = Result<T, blockd_cloud::CloudError>>,
+) -> Result<T, ServiceError> {
+    let patience = Duration::from_millis(config.browse.stall_timeout_ms);
+    match tokio::time::timeout(patience, work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(ServiceError::refused(
+            blockd_api::ErrorCode::StoreTimeout,
+            format!("the store gave no answer within {} ms", patience.as_millis()),
+        )),
+    }
+}
+
+/// An error that several wait for, as one of this daemon's.
+fn shared_error(error: Arc<blockd_cloud::CloudError>) -> ServiceError {
+    match Arc::try_unwrap(error) {
+        Ok(error) => error.into(),
+        Err(error) => {
+            let code = crate::error::cloud_code(&error);
+            ServiceError::refused(code, error.to_string())
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Mounts: making them, taking them away, and the note of them by which a start takes away what a killed daemon left.
+//!
+//! The note is the file `browse-mounts` in the data directory: a path a line. Paths with line breaks are refused.
+
+use super::listing::BrowseCatalog;
+use crate::{core::Core, error::ServiceError};
+use blockd_api::{
+    CredentialRef, ErrorCode,
+    browse::{BrowseMount, BrowseMountList, MountBrowse, UnmountBrowse, Unmounted},
+};
+use blockd_fuse::{FuseError, MountOptions, Mounted};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::runtime::Handle;
+
+/// Most mounts at once.
+const MOUNTS_MOST: usize = 64;
+const NOTE: &str = "browse-mounts";
+
+struct Mount {
+    mounted: Mounted,
+    credentials: Vec<CredentialRef>,
+    since: Timestamp,
+}
+
+impl Mount {
+    fn describe(&self) -> BrowseMount {
+        BrowseMount {
+            mountpoint: self.mounted.mountpoint().to_owned(),
+            cred_ids: self.credentials.clone(),
+            since: self.since,
+        }
+    }
+}
+
+/// The mounts of this daemon.
+#[derive(Default)]
+pub(super) struct Mounts {
+    /// None when the daemon stops.
+    mounts: Mutex<Option<Vec<Mount>>>,
+}
+
+impl Mounts {
+    /// Takes all away, and lets none be made any more.
+    pub fn stop(&self) {
+        drop(self.mounts.lock().take());
+    }
+}
+
+impl From<FuseError> for ServiceError {
+    fn from(error: FuseError) -> Self {
+        let code = match &error {
+            FuseError::Busy { .. } => ErrorCode::DeviceInUse,
+            FuseError::NotEmpty { .. } | FuseError::Mountpoint { .. } => ErrorCode::InvalidRequest,
+            FuseError::Mount { .. } => ErrorCode::NotPermitted,
+            _ => ErrorCode::Internal,
+        };
+        Self::refused(code, error.to_string())
+    }
+}
+
+fn write_note(core: &Core, mounts: &[Mount]) {
+    let path = core.data_dir.join(NOTE);
+    let write = || -> std::io::Result<()> {
+        let temp = path.with_extension("tmp");
+        let mut file = std::fs::File::create(&temp)?;
+        for mount in mounts {
+            use std::os::unix::ffi::OsStrExt;
+            file.write_all(mount.mounted.mountpoint().as_os_str().as_bytes())?;
+            file.write_all(b"\n")?;
+        }
+        file.sync_all()?;
+        std::fs::rename(&temp, &path)
+    };
+    if let Err(error) = write() {
+        tracing::warn!(path = %path.display(), %error, "mounts are not noted: a killed daemon would leave them behind");
+    }
+}
+
+/// Takes away what an earlier daemon left, and allows mounts from now on.
+pub(super) fn clean(core: &Core) {
+    use std::os::unix::ffi::OsStrExt;
+    let path = core.data_dir.join(NOTE);
+    let note = std::fs::read(&path).unwrap_or_default();
+    for line in note.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let mountpoint = Path::new(std::ffi::OsStr::from_bytes(line));
+        if let Err(error) = blockd_fuse::clean_stale(mountpoint) {
+            tracing::warn!(%error, "a mount that an earlier daemon left stays");
+        }
+    }
+    *core.browse.mounts.mounts.lock() = Some(Vec::new());
+    write_note(core, &[]);
+}
+
+/// Makes the mount of the configuration, if there is one.
+pub(super) fn mount_configured(core: &Arc<Core>) {
+    let config = &core.config.browse;
+    let Some(mountpoint) = &config.mountpoint else { return };
+    if let Err(error) = core.mount(mountpoint, config.credentials.clone()) {
+        tracing::error!(%error, "snapshots cannot be browsed at the mountpoint of the configuration");
+    }
+}
+
+impl Core {
+    fn mount(
+        self: &Arc<Self>,
+        mountpoint: &Path,
+        credentials: Vec<CredentialRef>,
+    ) -> Result<BrowseMount, ServiceError> {
+        let runtime = Handle::current();
+        for wanted in &credentials {
+            runtime.block_on(self.credential(Some(wanted)))?;
+        }
+        let invalid = |what: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, what));
+        if !mountpoint.is_absolute() || mountpoint.as_os_str().as_encoded_bytes().contains(&b'\n') {
+            return invalid("the directory to mount at must be an absolute path without line breaks");
+        }
+        let mut mounts = self.browse.mounts.mounts.lock();
+        let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
+        all.retain(|mount| mount.mounted.is_alive());
+        if all.len() >= MOUNTS_MOST {
+            return invalid("there are too many mounts: take one away first (blockctl browse umount)");
+        }
+        // Before anything looks into the directory: looking into a mount of our own would wait for this very thread.
+        let taken = |mount: &Mount| mountpoint.starts_with(mount.mounted.mountpoint());
+        if all.iter().any(taken) {
+            return invalid("snapshots are mounted there already");
+        }
+        let catalog = Arc::new(BrowseCatalog::new(self, credentials.clone(), runtime));
+        let options = MountOptions { allow_other: self.config.browse.allow_other, ..MountOptions::default() };
+        let mounted = blockd_fuse::mount(catalog, mountpoint, options)?;
+        tracing::info!(mountpoint = %mounted.mountpoint().display(), "snapshots can be browsed");
+        let mount = Mount { mounted, credentials, since: Timestamp::now() };
+        let reply = mount.describe();
+        all.push(mount);
+        write_note(self, all);
+        Ok(reply)
+    }
+
+    /// Mounts snapshots. Blocks.
+    ///
+    /// # Errors
+    /// The directory cannot be used, or the kernel refuses.
+    pub(crate) fn mount_browse(self: &Arc<Self>, request: &MountBrowse) -> Result<BrowseMount, ServiceError> {
+        self.mount(&request.mountpoint, request.cred_ids.clone())
+    }
+
+    /// Takes a mount away. Blocks.
+    ///
+    /// # Errors
+    /// There is none, or somebody has files open there.
+    pub(crate) fn unmount_browse(&self, request: &UnmountBrowse) -> Result<Unmounted, ServiceError> {
+        let wanted = resolve(&request.mountpoint);
+        let mut mounts = self.browse.mounts.mounts.lock();
+        let all = mounts.get_or_insert_default();
+        let found = all.iter().position(|mount| mount.mounted.mountpoint() == wanted);
+        let Some(at) = found else {
+            let message = format!("no snapshots are mounted at {}", wanted.display());
+            return Err(ServiceError::refused(ErrorCode::MountNotFound, message));
+        };
+        all[at].mounted.unmount(request.force)?;
+        let mount = all.remove(at);
+        write_note(self, all);
+        Ok(Unmounted { mountpoint: mount.mounted.mountpoint().to_owned() })
+    }
+
+    /// The mounts.
+    pub(crate) fn list_browse(&self) -> BrowseMountList {
+        let mut mounts = self.browse.mounts.mounts.lock();
+        let all = mounts.get_or_insert_default();
+        all.retain(|mount| mount.mounted.is_alive());
+        BrowseMountList { mounts: all.iter().map(Mount::describe).collect() }
+    }
+}
+
+/// The path without links, without looking at what it leads to, which may be a mount that waits for this very thread.
+fn resolve(path: &Path) -> PathBuf {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.to_owned() };
+    parent.canonicalize().map_or_else(|_| path.to_owned(), |parent| parent.join(name))
+}

@@ -1,0 +1,116 @@
+//! Rows of lazy volumes: those that still need the cloud snapshot that they began as.
+
+use super::{DbError, parsed};
+use blockd_api::lazy::StoreLoss;
+use blockd_cloud::CloudsnapId;
+use blockd_extent::VolumeId;
+use rusqlite::{Row, Transaction, params};
+use uuid::Uuid;
+
+/// What a lazy volume needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LazyRow {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Where the cloud snapshot is.
+    pub credential: Uuid,
+    /// The cloud snapshot.
+    pub cloudsnap: CloudsnapId,
+    /// Whether a task fetches the rest.
+    pub hydrate: bool,
+    /// What becomes of reads while the store is gone.
+    pub on_store_loss: StoreLoss,
+}
+
+const COLUMNS: &str = "volume, credential, cloudsnap, hydrate, on_store_loss";
+
+impl LazyRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            volume: parsed(row, 0)?,
+            credential: parsed(row, 1)?,
+            cloudsnap: parsed(row, 2)?,
+            hydrate: row.get(3)?,
+            on_store_loss: parsed(row, 4)?,
+        })
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM lazy_volumes ORDER BY volume"))?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// Adds the row of a volume whose own row is there.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "INSERT INTO lazy_volumes (volume, credential, cloudsnap, hydrate, on_store_loss)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                self.volume.to_string(),
+                self.credential.to_string(),
+                self.cloudsnap.to_string(),
+                self.hydrate,
+                self.on_store_loss.as_str()
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// The volume needs nothing any more.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn remove(tx: &Transaction<'_>, volume: VolumeId) -> Result<(), DbError> {
+        tx.execute("DELETE FROM lazy_volumes WHERE volume = ?1", [volume.to_string()])?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Db, VolumeRow, VolumeState};
+    use super::*;
+
+    #[test]
+    fn a_row_reads_back_and_goes_with_its_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let volume = VolumeRow {
+            id: VolumeId::from_u64(7),
+            name: "data".parse().unwrap(),
+            size_bytes: 4096,
+            labels: Default::default(),
+            created: jiff::Timestamp::UNIX_EPOCH,
+            state: VolumeState::Up,
+            read_only: false,
+            group: None,
+        };
+        let row = LazyRow {
+            volume: volume.id,
+            credential: Uuid::from_u128(3),
+            cloudsnap: "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr".parse().unwrap(),
+            hydrate: true,
+            on_store_loss: StoreLoss::Error,
+        };
+        db.transaction::<_, DbError>(|tx| {
+            volume.insert(tx)?;
+            row.insert(tx)?;
+            assert_eq!(LazyRow::all(tx)?, [row]);
+            LazyRow::remove(tx, volume.id)?;
+            assert_eq!(LazyRow::all(tx)?, []);
+            row.insert(tx)?;
+            VolumeRow::remove(tx, volume.id)?;
+            assert_eq!(LazyRow::all(tx)?, []);
+            Ok(())
+        })
+        .unwrap();
+    }
+}

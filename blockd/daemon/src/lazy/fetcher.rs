@@ -1,0 +1,61 @@
+//! The thread that drives what lazy volumes fetch.
+//!
+//! The futures of the cloud side may not move between threads, and a thread for each would be taken from everybody else
+//! while a store is silent. So one thread drives all of them side by side; what needs the processor or the disk goes to
+//! threads that are there for it.
+
+use std::{future::Future, pin::Pin, sync::OnceLock};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc::{UnboundedSender, unbounded_channel},
+    task::LocalSet,
+};
+
+type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
+type Job = Box<dyn FnOnce() -> LocalFuture + Send>;
+
+/// Starts its thread when it is first needed.
+#[derive(Default)]
+pub struct Fetcher {
+    /// Without a bound of its own: each volume has a bounded number of fetches under way.
+    jobs: OnceLock<Option<UnboundedSender<Job>>>,
+}
+
+impl std::fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetcher").finish_non_exhaustive()
+    }
+}
+
+impl Fetcher {
+    /// Has the thread drive what `job` makes. If there can be no thread, `job` is dropped.
+    pub fn submit<F>(&self, handle: &Handle, job: impl FnOnce() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let jobs = self.jobs.get_or_init(|| start(handle.clone()));
+        if let Some(jobs) = jobs {
+            // It goes on as long as there is a sender.
+            let _ = jobs.send(Box::new(move || Box::pin(job())));
+        }
+    }
+}
+
+fn start(handle: Handle) -> Option<UnboundedSender<Job>> {
+    let (send, mut receive) = unbounded_channel::<Job>();
+    let drive = move || {
+        let local = LocalSet::new();
+        handle.block_on(local.run_until(async move {
+            while let Some(job) = receive.recv().await {
+                tokio::task::spawn_local(job());
+            }
+        }));
+    };
+    match std::thread::Builder::new().name("lazy-fetch".into()).spawn(drive) {
+        Ok(_) => Some(send),
+        Err(error) => {
+            tracing::error!(%error, "nothing can be fetched for lazy volumes");
+            None
+        }
+    }
+}

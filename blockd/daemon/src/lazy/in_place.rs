@@ -1,0 +1,325 @@
+//! A volume goes back to a cloud snapshot: what differs is fetched and written, and nothing else.
+//!
+//! Clients are kept out until it is over, across restarts too. First the volume is frozen: that is what it was before, and the
+//! point that its block sets are compared at. Then, in ascending order, each block that may differ becomes what the
+//! cloud snapshot has. Doing a part again writes the same, so a run that was cut off goes on from the last flush.
+//!
+//! Which blocks may differ follows from the block sets that this host keeps, if the cloud snapshot is the last backup of the volume there or
+//! stands in that one's chain. Otherwise everything is compared.
+
+use super::source::{CHUNK_BLOCKS, SnapshotSource};
+use crate::{
+    core::{Core, random_id},
+    db::{Chain, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState},
+    error::{ServiceError, blocking},
+    registry::VolumeEntry,
+    snapshots::{Wanted, first},
+    tasks::LiveTask,
+};
+use blockd_api::{
+    ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace, quiesce::Quiesce,
+};
+use blockd_cloud::{Manifest, changed_blocks};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId};
+use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
+use jiff::Timestamp;
+use std::sync::Arc;
+use uuid::Uuid;
+
+const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+/// After so many bytes the volume is flushed and it is written down how far it is.
+const NOTE_EVERY_BYTES: u64 = 64 << 20;
+
+impl Core {
+    /// Starts to make a volume again what it was at a cloud snapshot.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot or volume, the volume is in use or too small.
+    pub async fn start_in_place(
+        self: &Arc<Self>,
+        request: &StartInPlace,
+    ) -> Result<RestoreStarted, ServiceError> {
+        let id = crate::cloudsnaps::from_api_id(&request.snap);
+        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let (repository, _) = self.task_repository(credential.uuid).await?;
+        let manifest = Box::pin(repository.manifest(&id)).await?;
+
+        let _admission = self.admission.lock().await;
+        self.refuse_if_deleting(&id).await?;
+        let entry = self.registry.find(&request.volume)?;
+        let tasks = self.unfinished_tasks().await?;
+        if let Some(task) = tasks.into_iter().find(|task| task.volume == Some(entry.id)) {
+            let message =
+                format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        if manifest.size_bytes > entry.size_bytes() {
+            let message = format!(
+                "cloud snapshot {id} is of {} bytes, volume {} has {}: grow it first",
+                manifest.size_bytes,
+                entry.name,
+                entry.size_bytes()
+            );
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        self.attachments.check_delete(entry.id)?;
+        let (_, mark) = entry.begin_rollback()?;
+        let before = SnapshotId::from_u64(random_id()?);
+        let row = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Restore,
+            state: TaskState::Pending,
+            volume: Some(entry.id),
+            snapshot: None,
+            credential: credential.uuid,
+            cloudsnap: id,
+            base: None,
+            created: Timestamp::now(),
+            detail: TaskDetail {
+                volume_name: Some(entry.name.clone()),
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                in_place: Some(InPlace { before, discard: request.discard, done_below: 0 }),
+                ..TaskDetail::default()
+            },
+        };
+        self.going_back.lock().insert(entry.id, mark);
+        match self.store_and_launch(row, |_| Ok(())).await {
+            Ok(started) => {
+                Ok(RestoreStarted { task: started.task, volume_id: entry.id, volume: entry.name.clone() })
+            }
+            Err(error) => {
+                self.going_back.lock().remove(&entry.id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps clients out of the volumes that an earlier run of the daemon was taking back; to be called before anybody is
+    /// served.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) async fn keep_clients_out_of_what_goes_back(&self) -> Result<(), ServiceError> {
+        let tasks = self.db.run(TaskRow::unfinished).await?;
+        for task in tasks.iter().filter(|task| task.detail.in_place.is_some()) {
+            let Some(entry) = task.volume.and_then(|id| self.registry.by_id(id)) else { continue };
+            if let Ok((_, mark)) = entry.begin_rollback() {
+                self.going_back.lock().insert(entry.id, mark);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets clients in again.
+pub(crate) fn let_go(core: &Core, row: &TaskRow) {
+    if let Some(volume) = row.volume.filter(|_| row.detail.in_place.is_some()) {
+        core.going_back.lock().remove(&volume);
+    }
+}
+
+pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
+    let plan = row.detail.in_place.ok_or_else(|| ServiceError::Internal("not a restore in place".into()))?;
+    let entry = row.volume.and_then(|id| core.registry.by_id(id)).ok_or_else(gone)?;
+    let volume = entry.volume()?;
+    live.update(|row| {
+        row.state = TaskState::Active;
+        row.detail.phase = "planning".into();
+    });
+    let _slot = core.tasks.slot(&core.stopping).await?;
+    let before = frozen(core, &entry, plan).await?;
+    core.reached("going back frozen")?;
+    let source = SnapshotSource::open(core, row.credential, row.cloudsnap).await?;
+    let (blocks, how) = differing(core, &volume, &before, &source).await?;
+    let end = BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES);
+    let total_bytes = blocks.len_bytes();
+    let left = blocks.slice(Extent::between(BlockIndex(plan.done_below).min(end), end));
+    tracing::info!(volume = %entry.id, cloudsnap = %row.cloudsnap, how, bytes = total_bytes, "the volume goes back");
+    live.detail(|detail| {
+        detail.phase = "data".into();
+        detail.note = Some(how.to_owned());
+        detail.bytes_total = total_bytes;
+        detail.bytes_processed = total_bytes - left.len_bytes();
+    });
+    core.store_progress(live).await;
+    let done = write_all(core, live, &volume, &source, &left).await;
+    done.map_err(|error| match error.is_cancelled() {
+        true => error,
+        false => ServiceError::refused(
+            error.to_api().code,
+            format!(
+                "volume {} went back in part only ({error}): start it again, or restore the snapshot {}",
+                entry.name, before.name
+            ),
+        ),
+    })?;
+    core.reached("going back done")?;
+    live.detail(|detail| detail.phase = "done".into());
+    let done = core.finish(live, |_| Ok(())).await?;
+    let_go(core, &done);
+    if plan.discard
+        && let Err(error) = core.delete_snapshot(&SnapshotRef::Id(plan.before)).await
+    {
+        tracing::warn!(volume = %entry.id, snapshot = %plan.before, %error, "what the volume was before stays");
+    }
+    core.merger.wake();
+    Ok(done)
+}
+
+/// The snapshot of what the volume was before: that of an earlier run, or a new one.
+async fn frozen(core: &Core, entry: &Arc<VolumeEntry>, plan: InPlace) -> Result<SnapshotRow, ServiceError> {
+    let id = entry.id;
+    let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
+    let is_it = |row: &SnapshotRow| row.id == plan.before && row.state == SnapshotState::Ready;
+    if let Some(row) = rows.into_iter().find(is_it) {
+        return Ok(row);
+    }
+    let wanted = Wanted {
+        members: vec![(Arc::clone(entry), plan.before)],
+        name: SnapshotName::before_restore(Timestamp::now()),
+        internal: false,
+        group: None,
+        quiesce: Quiesce::default(),
+    };
+    first(core.freeze_together(wanted).await?)
+}
+
+/// The blocks that may differ, and how that is known.
+async fn differing(
+    core: &Core,
+    volume: &Arc<Volume>,
+    before: &SnapshotRow,
+    source: &SnapshotSource,
+) -> Result<(BlockSet, &'static str), ServiceError> {
+    let (id, credential) = (volume.id(), source.credential());
+    let chain = core.db.run(move |tx| Chain::find(tx, id, credential)).await?;
+    if let Some(chain) = chain
+        && let Some(mut blocks) = changed_since(volume, &chain, before).await?
+        && let Some(between) = between(source, &chain).await?
+    {
+        blocks.union_with(&between);
+        return Ok((blocks, "the blocks that differ are known from the block sets"));
+    }
+    let (frozen, until) = (Arc::clone(volume), before.epoch);
+    let mut blocks = blocking(move || frozen.changes(None, until)).await?.data;
+    blocks.union_with(&source.data_blocks().await?);
+    Ok((blocks, "everything is compared, because the blocks that differ are not known here"))
+}
+
+/// What was written since the last backup; nothing if that is not known any more.
+async fn changed_since(
+    volume: &Arc<Volume>,
+    chain: &Chain,
+    before: &SnapshotRow,
+) -> Result<Option<BlockSet>, ServiceError> {
+    let (volume, since, until) = (Arc::clone(volume), chain.epoch, before.epoch);
+    blocking(move || match volume.changes(Some(since), until) {
+        Ok(changes) => {
+            let mut blocks = changes.data;
+            blocks.union_with(&changes.zero);
+            Ok(Some(blocks))
+        }
+        Err(error)
+            if matches!(error.kind(), VolumeErrorKind::IntervalsGone | VolumeErrorKind::InvalidInput) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    })
+    .await
+}
+
+/// What the backups between the cloud snapshot and the last one changed; nothing if it is not one of that one's chain.
+async fn between(source: &SnapshotSource, chain: &Chain) -> Result<Option<BlockSet>, ServiceError> {
+    if chain.cloudsnap == source.id() {
+        return Ok(Some(BlockSet::new()));
+    }
+    let tip: Manifest = match source.repository().manifest(&chain.cloudsnap).await {
+        Ok(tip) => tip,
+        Err(error) if crate::credentials::is_gone_or_damaged(&error) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let (repository, since) = (source.repository().clone(), source.id().snapshot);
+    crate::cloud::drive(move || async move { changed_blocks(&repository, &tip, since).await }).await
+}
+
+async fn write_all(
+    core: &Core,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+    source: &SnapshotSource,
+    blocks: &BlockSet,
+) -> Result<(), ServiceError> {
+    let mut unnoted_bytes = 0;
+    for run in blocks.extents() {
+        let mut at = run.start;
+        while at < run.end() {
+            let piece = Extent::between(at, BlockIndex(at.0 + CHUNK_BLOCKS).min(run.end()));
+            at = piece.end();
+            if core.stopping.is_cancelled() {
+                return Err(ServiceError::Stopping);
+            }
+            let data = source.read_blocks(piece).await?;
+            let target = Arc::clone(volume);
+            blocking(move || write_piece(&target, piece, &data)).await?;
+            unnoted_bytes += piece.len_bytes();
+            let requests = source.requests();
+            live.detail(|detail| {
+                detail.bytes_processed += piece.len_bytes();
+                detail.bytes_downloaded = requests.bytes_down;
+                detail.requests = requests;
+            });
+            if unnoted_bytes >= NOTE_EVERY_BYTES {
+                unnoted_bytes = 0;
+                note(core, live, volume, at).await?;
+            }
+        }
+    }
+    note(core, live, volume, BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES)).await
+}
+
+/// Writes down that everything below a block is done, once it is durable.
+async fn note(
+    core: &Core,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+    below: BlockIndex,
+) -> Result<(), ServiceError> {
+    let volume = Arc::clone(volume);
+    blocking(move || volume.flush()).await?;
+    live.detail(|detail| {
+        if let Some(plan) = &mut detail.in_place {
+            plan.done_below = below.0;
+        }
+    });
+    core.store_progress(live).await;
+    Ok(())
+}
+
+/// Writes those blocks of a piece that are not what they shall be, so that nothing else becomes dirty.
+fn write_piece(volume: &Volume, piece: Extent, wanted: &[u8]) -> Result<(), VolumeError> {
+    let mut found = vec![0; wanted.len()];
+    volume.read(piece.offset_bytes(), &mut found)?;
+    let differs = |at: usize| found[at * BLOCK..][..BLOCK] != wanted[at * BLOCK..][..BLOCK];
+    let is_zero = |at: usize| wanted[at * BLOCK..][..BLOCK].iter().all(|&byte| byte == 0);
+    let blocks = piece.len_blocks as usize;
+    let mut at = 0;
+    while at < blocks {
+        if !differs(at) {
+            at += 1;
+            continue;
+        }
+        let zero = is_zero(at);
+        let end = (at..blocks).find(|&next| !differs(next) || is_zero(next) != zero).unwrap_or(blocks);
+        let offset_bytes = piece.offset_bytes() + (at * BLOCK) as u64;
+        match zero {
+            true => volume.write_zeroes(offset_bytes, ((end - at) * BLOCK) as u64, false, false)?,
+            false => volume.write(offset_bytes, &wanted[at * BLOCK..end * BLOCK], false)?,
+        }
+        at = end;
+    }
+    Ok(())
+}

@@ -1,0 +1,272 @@
+//! Restores that are usable at once: volumes that begin as a cloud snapshot and fetch what is read.
+//!
+//! A row says what a lazy volume needs, from before its files are made until all of it is there. As long as there is such a
+//! row, its cloud snapshot and its credential are not deleted by this daemon.
+
+mod fetcher;
+pub mod hydrate;
+pub(crate) mod in_place;
+mod source;
+
+pub use fetcher::Fetcher;
+pub use source::{CloudSource, SharedSource};
+
+use crate::{
+    core::{Core, random_id},
+    db::{
+        Catalog, Chain, DbError, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState,
+    },
+    error::{ServiceError, blocking},
+    registry::{EntryState, VolumeEntry},
+};
+use blockd_api::{
+    ErrorCode, Labels,
+    lazy::{Hydration, LazyRestored, StartLazyRestore},
+};
+use blockd_cloud::{CloudsnapId, Manifest};
+use blockd_extent::VolumeId;
+use blockd_volume::Volume;
+use jiff::Timestamp;
+use std::sync::Arc;
+use uuid::Uuid;
+
+impl Core {
+    /// Gives the lazy volumes their sources; to be called before anybody is served.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) async fn take_up_lazy_volumes(self: &Arc<Self>) -> Result<(), ServiceError> {
+        for row in self.db.run(LazyRow::all).await? {
+            let Some(entry) = self.registry.by_id(row.volume) else { continue };
+            let EntryState::Up(volume) = entry.view().state else { continue };
+            if volume.is_lazy() {
+                self.give_source(&volume, row);
+            } else {
+                // It ended right before the daemon did.
+                self.db.run(move |tx| LazyRow::remove(tx, row.volume)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn give_source(self: &Arc<Self>, volume: &Volume, row: LazyRow) -> SharedSource {
+        let source = SharedSource(CloudSource::new(self, row));
+        self.lazy_sources.lock().insert(row.volume, Arc::clone(&source.0));
+        volume.set_lazy_source(Arc::new(source.clone()));
+        source
+    }
+
+    /// Makes a volume that is a cloud snapshot, without fetching it: it is durable and served when this returns.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot, the volume's name is taken, or its files cannot be made.
+    pub async fn start_lazy_restore(
+        self: &Arc<Self>,
+        request: &StartLazyRestore,
+    ) -> Result<LazyRestored, ServiceError> {
+        let id = crate::cloudsnaps::from_api_id(&request.snap);
+        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let (repository, _) = self.task_repository(credential.uuid).await?;
+        let manifest = Box::pin(repository.manifest(&id)).await?;
+        blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
+
+        let _admission = self.admission.lock().await;
+        self.refuse_if_deleting(&id).await?;
+        let row = VolumeRow {
+            id: VolumeId::from_u64(random_id()?),
+            name: match &request.volume {
+                Some(name) => name.clone(),
+                None => self.free_name(&manifest)?,
+            },
+            size_bytes: manifest.size_bytes,
+            labels: Labels::try_from(manifest.labels.clone()).unwrap_or_default(),
+            created: Timestamp::now(),
+            state: VolumeState::Creating,
+            read_only: false,
+            group: None,
+        };
+        let lazy = LazyRow {
+            volume: row.id,
+            credential: credential.uuid,
+            cloudsnap: id,
+            hydrate: request.hydrate,
+            on_store_loss: request.on_store_loss,
+        };
+        let entry = VolumeEntry::new(&row, EntryState::Creating);
+        self.registry.reserve(&entry)?;
+        match self.make_lazy_volume(row, lazy, manifest).await {
+            Ok(volume) => entry.set_state(EntryState::Up(volume)),
+            Err(error) => {
+                self.registry.remove(&entry);
+                return Err(error);
+            }
+        }
+        tracing::info!(volume = %entry.id, name = %entry.name, cloudsnap = %id, "lazy volume made");
+        // If the row of the task is not stored, the next start makes one.
+        let task = match request.hydrate {
+            true => Some(self.launch_hydration(&entry, lazy).await?),
+            false => None,
+        };
+        Ok(LazyRestored { task, volume_id: entry.id, volume: entry.name.clone() })
+    }
+
+    /// Rows, then files, then the row: a crash between leaves rows that say what to undo.
+    async fn make_lazy_volume(
+        self: &Arc<Self>,
+        row: VolumeRow,
+        lazy: LazyRow,
+        manifest: Manifest,
+    ) -> Result<Arc<Volume>, ServiceError> {
+        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.volume_dir(row.id));
+        let chain = Chain {
+            volume: id,
+            credential: lazy.credential,
+            epoch: Volume::LAZY_BASE_EPOCH,
+            cloudsnap: lazy.cloudsnap,
+            // The first backup builds on the snapshot, whatever that itself builds on.
+            incrementals: 0,
+            finished: manifest.created,
+        };
+        self.db
+            .run(move |tx| -> Result<(), DbError> {
+                row.insert(tx)?;
+                lazy.insert(tx)?;
+                chain.put(tx)?;
+                Catalog::put(tx, lazy.credential, &lazy.cloudsnap.manifest_key(), &manifest)
+            })
+            .await?;
+        let source = SharedSource(CloudSource::new(self, lazy));
+        self.lazy_sources.lock().insert(id, Arc::clone(&source.0));
+        let made = blocking(move || Volume::create_lazy(&dir, id, size_bytes, Arc::new(source))).await;
+        let volume = match made {
+            Ok(volume) => volume,
+            Err(error) => {
+                self.unmake_volume(id, None).await;
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await {
+            self.unmake_volume(id, Some(volume)).await;
+            return Err(error.into());
+        }
+        Ok(volume)
+    }
+
+    /// Gives a clone of a lazy volume its own source, and a task of its own if its parent has one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) async fn take_up_lazy_clone(
+        self: &Arc<Self>,
+        entry: &VolumeEntry,
+        row: LazyRow,
+    ) -> Result<(), ServiceError> {
+        let volume = entry.volume()?;
+        if !volume.is_lazy() {
+            // The parent was hydrated meanwhile.
+            return Ok(self.db.run(move |tx| LazyRow::remove(tx, row.volume)).await?);
+        }
+        self.give_source(&volume, row);
+        if row.hydrate {
+            self.launch_hydration(entry, row).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the task that fetches the rest of a lazy volume.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) async fn launch_hydration(
+        self: &Arc<Self>,
+        entry: &VolumeEntry,
+        lazy: LazyRow,
+    ) -> Result<Uuid, ServiceError> {
+        let credentials = self.credential_rows().await?;
+        let credential = credentials.into_iter().find(|row| row.uuid == lazy.credential);
+        let row = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Restore,
+            state: TaskState::Pending,
+            volume: Some(entry.id),
+            snapshot: None,
+            credential: lazy.credential,
+            cloudsnap: lazy.cloudsnap,
+            base: None,
+            created: Timestamp::now(),
+            detail: TaskDetail {
+                volume_name: Some(entry.name.clone()),
+                credential_name: credential.map(|row| row.name.to_string()).unwrap_or_default(),
+                phase: "pending".into(),
+                bytes_total: entry.size_bytes(),
+                lazy: true,
+                ..TaskDetail::default()
+            },
+        };
+        let (task, stored) = (row.id, row.clone());
+        self.db.run(move |tx| stored.put(tx)).await?;
+        self.launch(row);
+        Ok(task)
+    }
+
+    /// Takes up hydrations whose task is not in the database: the daemon ended between the volume and the task.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) async fn resume_hydrations(self: &Arc<Self>) -> Result<(), ServiceError> {
+        let tasks = self.unfinished_tasks().await?;
+        for row in self.db.run(LazyRow::all).await?.into_iter().filter(|row| row.hydrate) {
+            let has_task = tasks.iter().any(|task| task.volume == Some(row.volume) && task.detail.lazy);
+            let Some(entry) = self.registry.by_id(row.volume).filter(|_| !has_task) else { continue };
+            if entry.volume().is_ok_and(|volume| volume.is_lazy()) {
+                self.launch_hydration(&entry, row).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to take a cloud snapshot away that a lazy volume needs.
+    pub(crate) async fn refuse_if_needed(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+        let needs = |row: &LazyRow| row.cloudsnap == *id;
+        let Some(row) = self.db.run(LazyRow::all).await?.into_iter().find(needs) else { return Ok(()) };
+        let name = self.volume_name(row.volume);
+        let message = format!(
+            "cloud snapshot {id} is needed by volume {name}, which has not fetched all of it: wait until it is hydrated, or delete the volume"
+        );
+        Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
+    }
+
+    /// Refuses to forget a credential that a lazy volume needs.
+    pub(crate) async fn refuse_if_credential_needed(
+        &self,
+        credential: Uuid,
+        name: &str,
+    ) -> Result<(), ServiceError> {
+        let needs = |row: &LazyRow| row.credential == credential;
+        let Some(row) = self.db.run(LazyRow::all).await?.into_iter().find(needs) else { return Ok(()) };
+        let volume = self.volume_name(row.volume);
+        let message = format!(
+            "credential {name} is needed by volume {volume}, which has not fetched all of its cloud snapshot"
+        );
+        Err(ServiceError::refused(ErrorCode::CredentialInUse, message))
+    }
+
+    fn volume_name(&self, id: VolumeId) -> String {
+        self.registry.by_id(id).map_or_else(|| id.to_string(), |entry| entry.name.to_string())
+    }
+
+    /// How much of a volume is there, for a reply; nothing if that is all.
+    pub(crate) fn hydration(&self, volume: &Volume, rows: &[LazyRow]) -> Option<Hydration> {
+        let found = volume.hydration()?;
+        let row = rows.iter().find(|row| row.volume == volume.id())?;
+        Some(Hydration {
+            cloudsnap: row.cloudsnap.to_string(),
+            credential: row.credential,
+            done_bytes: found.done_bytes,
+            total_bytes: found.total_bytes,
+            in_background: row.hydrate,
+            on_store_loss: row.on_store_loss,
+            waiting: found.waiting,
+        })
+    }
+}

@@ -1,0 +1,234 @@
+//! A cloud snapshot as the source of a lazy volume.
+//!
+//! It is opened when it is first needed, so that a daemon starts while its store is gone. How long a fetch may take is the
+//! volume's policy: whoever waits for it is told in the end.
+
+use super::fetcher::Fetcher;
+use crate::{
+    cloud,
+    core::Core,
+    db::{Catalog, LazyRow},
+    error::{ServiceError, blocking},
+};
+use blockd_api::lazy::StoreLoss;
+use blockd_cloud::{
+    CloudsnapId, ManifestCache, Repository, SnapshotReader,
+    store::{RequestCounts, Requests},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent};
+use blockd_volume::{FetchReply, LazySource, SourceError, Urgency};
+use parking_lot::Mutex;
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+/// After how long a fetch that failed is tried again; twice as long each time, up to the second.
+const PAUSE_MS: u64 = 100;
+const LONGEST_PAUSE_MS: u64 = 2_000;
+/// How often what is damaged is looked at again: a store that goes away in the midst of a request may look like that.
+const LOOKS_AT_DAMAGE: u32 = 3;
+
+/// See the module.
+pub struct CloudSource {
+    core: Weak<Core>,
+    fetcher: Arc<Fetcher>,
+    handle: Handle,
+    row: LazyRow,
+    patience: Duration,
+    reader: tokio::sync::Mutex<Option<SnapshotReader>>,
+    requests: Mutex<Option<Arc<Requests>>>,
+}
+
+impl std::fmt::Debug for CloudSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CloudSource").field("cloudsnap", &self.row.cloudsnap).finish_non_exhaustive()
+    }
+}
+
+/// Whatever a store says may change: its directory is mounted again, its credentials are renewed. Damage stays.
+fn source_error(error: &ServiceError) -> SourceError {
+    let may_change = matches!(error, ServiceError::Store(_)) || error.is_retryable();
+    SourceError::new(error.to_api().message, may_change)
+}
+
+impl CloudSource {
+    /// The source of this volume. To be called on a thread of the runtime.
+    pub fn new(core: &Arc<Core>, row: LazyRow) -> Arc<Self> {
+        let config = &core.config;
+        let patience_ms = match row.on_store_loss {
+            StoreLoss::Stall => config.lazy_stall_ms,
+            StoreLoss::Error => config.lazy_error_ms,
+        };
+        Arc::new(Self {
+            core: Arc::downgrade(core),
+            fetcher: Arc::clone(&core.fetcher),
+            handle: Handle::current(),
+            row,
+            patience: Duration::from_millis(patience_ms),
+            reader: tokio::sync::Mutex::default(),
+            requests: Mutex::default(),
+        })
+    }
+
+    /// The requests that were made.
+    pub fn requests(&self) -> RequestCounts {
+        self.requests.lock().as_ref().map(|requests| requests.snapshot()).unwrap_or_default()
+    }
+
+    /// The snapshot, opened.
+    async fn reader(&self) -> Result<SnapshotReader, SourceError> {
+        let mut opened = self.reader.lock().await;
+        if let Some(reader) = &*opened {
+            return Ok(reader.clone());
+        }
+        let core = self.core.upgrade().ok_or_else(|| SourceError::new("the daemon is stopping", true))?;
+        let reader = self.open(&core).await.map_err(|error| source_error(&error))?;
+        *opened = Some(reader.clone());
+        Ok(reader)
+    }
+
+    async fn open(&self, core: &Core) -> Result<SnapshotReader, ServiceError> {
+        let (repository, requests) = core.task_repository(self.row.credential).await?;
+        let catalog = Catalog::new(Arc::clone(&core.db), self.row.credential);
+        let key = self.row.cloudsnap.manifest_key();
+        let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
+        let manifest = match cached {
+            Some(manifest) => manifest,
+            None => repository.manifest(&self.row.cloudsnap).await?,
+        };
+        let reader = SnapshotReader::open(&repository, &manifest).await?;
+        *self.requests.lock() = Some(requests);
+        Ok(reader)
+    }
+
+    async fn read(&self, extent: Extent) -> Result<Vec<u8>, SourceError> {
+        let reader = self.reader().await?;
+        reader.read_blocks(extent).await.map_err(|error| source_error(&error.into()))
+    }
+
+    /// Tries until it succeeds, it makes no sense any more, or the time is over.
+    async fn read_patiently(&self, extent: Extent) -> Result<Vec<u8>, SourceError> {
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(PAUSE_MS);
+        let mut last = None;
+        let mut looks = 0;
+        loop {
+            let left = self.patience.saturating_sub(started.elapsed());
+            let Ok(tried) = tokio::time::timeout(left, self.read(extent)).await else {
+                let waited_ms = self.patience.as_millis();
+                return Err(last.unwrap_or_else(|| {
+                    SourceError::new(format!("the store gave no answer within {waited_ms} ms"), true)
+                }));
+            };
+            let error = match tried {
+                Ok(data) => return Ok(data),
+                // Not because the daemon stops: whoever is told of an error is told that its data is lost, whoever is told
+                // nothing asks the next daemon.
+                Err(error) if !error.is_retryable() => {
+                    looks += 1;
+                    if looks >= LOOKS_AT_DAMAGE {
+                        return Err(error);
+                    }
+                    error
+                }
+                Err(error) => error,
+            };
+            tracing::debug!(volume = %self.row.volume, %error, "a lazy volume waits for its store");
+            last = Some(error);
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(LONGEST_PAUSE_MS));
+        }
+    }
+}
+
+/// A source that the volume and the task that hydrates it share.
+#[derive(Clone, Debug)]
+pub struct SharedSource(pub Arc<CloudSource>);
+
+impl LazySource for SharedSource {
+    fn fetch(&self, extent: Extent, _: Urgency, reply: FetchReply) {
+        let source = Arc::clone(&self.0);
+        self.0.fetcher.submit(&self.0.handle, move || async move {
+            let result = source.read_patiently(extent).await;
+            if let Err(error) = &result {
+                tracing::warn!(
+                    volume = %source.row.volume,
+                    cloudsnap = %source.row.cloudsnap,
+                    blocks = ?extent,
+                    %error,
+                    "blocks of a lazy volume could not be fetched"
+                );
+            }
+            // It writes to the disk, and carries out what waited for it.
+            tokio::task::spawn_blocking(move || reply.complete(result));
+        });
+    }
+
+    fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
+        let source = &self.0;
+        source.handle.block_on(async {
+            let ask = async {
+                let reader = source.reader().await?;
+                reader.data_blocks(extent).await.map_err(|error| source_error(&error.into()))
+            };
+            let answer = tokio::time::timeout(source.patience, ask).await;
+            answer.unwrap_or_else(|_| Err(SourceError::new("the store gave no answer in time", true)))
+        })
+    }
+}
+
+/// The most blocks that are read at once: 4 MiB.
+pub(super) const CHUNK_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
+
+/// A cloud snapshot that a task reads.
+pub(super) struct SnapshotSource {
+    credential: Uuid,
+    id: CloudsnapId,
+    repository: Repository,
+    reader: SnapshotReader,
+    requests: Arc<Requests>,
+}
+
+impl SnapshotSource {
+    /// Opens it.
+    pub(super) async fn open(core: &Core, credential: Uuid, id: CloudsnapId) -> Result<Self, ServiceError> {
+        let (repository, requests) = core.task_repository(credential).await?;
+        let manifest = Box::pin(repository.manifest(&id)).await?;
+        let opened = repository.clone();
+        let reader =
+            cloud::drive(move || async move { SnapshotReader::open(&opened, &manifest).await }).await?;
+        Ok(Self { credential, id, repository, reader, requests })
+    }
+
+    pub(super) fn credential(&self) -> Uuid {
+        self.credential
+    }
+
+    pub(super) fn id(&self) -> CloudsnapId {
+        self.id
+    }
+
+    pub(super) fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    pub(super) fn requests(&self) -> RequestCounts {
+        self.requests.snapshot()
+    }
+
+    /// The content of some blocks; what lies beyond the snapshot's end is zeroes.
+    pub(super) async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, ServiceError> {
+        let reader = self.reader.clone();
+        cloud::drive(move || async move { reader.read_blocks(extent).await }).await
+    }
+
+    /// The blocks that may have data.
+    pub(super) async fn data_blocks(&self) -> Result<BlockSet, ServiceError> {
+        let reader = self.reader.clone();
+        cloud::drive(move || async move { reader.data_blocks(Extent::whole(reader.size_bytes())).await })
+            .await
+    }
+}

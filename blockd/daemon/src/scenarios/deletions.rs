@@ -1,0 +1,110 @@
+//! Snapshots that others delete, and that other snapshots need: on stores whose listings lag behind, and when a daemon
+//! comes back to a backup that is in the store already.
+
+use super::*;
+use std::path::PathBuf;
+
+impl Host {
+    /// The file of a snapshot's manifest in the store.
+    fn manifest(&self, snap: &str) -> PathBuf {
+        let id: blockd_cloud::CloudsnapId = snap.parse().unwrap();
+        self.store.path().join(id.manifest_key())
+    }
+
+    /// A full backup, an incremental one that needs it, and what the latter holds.
+    async fn two_backups(&self) -> (String, String, Model) {
+        let volume = self.create_volume("data").await;
+        self.create_credential().await;
+        let mut model = Model::new();
+        model.write(&volume, 0, 1, 3 << 20);
+        let full = self.backup("data", false).await.source_volume.unwrap();
+        model.write(&volume, 1 << 20, 2, 1 << 20);
+        let incremental = self.backup("data", false).await;
+        assert_eq!(incremental.backup_type, Some(BackupType::Incremental));
+        (full, incremental.source_volume.unwrap(), model)
+    }
+
+    async fn delete_cloudsnap(&self, snap: &str) {
+        let request = StartDelete { snap: snap.parse().unwrap(), cred_id: None };
+        self.done(self.client.start_delete(&request).await.unwrap().task).await;
+    }
+}
+
+/// A manifest is in the store, can be had, and is in no listing: as a link among files, which listings leave out.
+fn hide_from_listings(manifest: &Path) -> PathBuf {
+    let hidden = manifest.with_file_name(".hidden");
+    std::fs::rename(manifest, &hidden).unwrap();
+    std::os::unix::fs::symlink(&hidden, manifest).unwrap();
+    hidden
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_keeps_what_a_snapshot_needs_that_the_listing_does_not_show_yet() {
+    for (what, forgotten) in [
+        ("in the catalog", "DELETE FROM chains"),
+        ("the tip of the chain", "DELETE FROM catalog"),
+        ("both", "SELECT 1"),
+    ] {
+        let host = Host::new().await;
+        let (full, incremental, model) = host.two_backups().await;
+        let manifest = host.manifest(&incremental);
+        let hidden = hide_from_listings(&manifest);
+        host.sql(forgotten);
+        host.delete_cloudsnap(&full).await;
+        std::fs::rename(&hidden, &manifest).unwrap();
+        let left: Vec<_> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
+        assert_eq!(left, [incremental.as_str()], "{what}");
+        model.assert_is(&*host.restore(&incremental, "copy").await);
+        host.assert_tidy();
+    }
+}
+
+/// What the daemon remembers of snapshots that are gone keeps nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_of_the_last_snapshot_leaves_no_data() {
+    let host = Host::new().await;
+    let (full, incremental, _) = host.two_backups().await;
+    host.delete_cloudsnap(&full).await;
+    host.delete_cloudsnap(&incremental).await;
+    assert_eq!(host.list().await.len(), 0);
+    let mut data = vec![host.store.path().join("blockd/data")];
+    let mut found = Vec::new();
+    while let Some(dir) = data.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.file_type().unwrap().is_dir() {
+                true => data.push(entry.path()),
+                false => found.push(entry.path()),
+            }
+        }
+    }
+    assert_eq!(found, Vec::<PathBuf>::new());
+}
+
+/// The daemon died after its backup was in the store, and before it came back somebody deleted what the backup builds on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_found_in_the_store_is_worth_nothing_without_its_base() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    host.store_replaces_objects();
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 3 << 20);
+    let base = host.backup("data", false).await.source_volume.unwrap();
+    model.write(&volume, 1 << 20, 2, 1 << 20);
+
+    *host.core().dies_at.lock() = Some("backup in the store");
+    let task = host.start_backup("data", false).await;
+    host.core().stopping.cancelled().await;
+    drop(volume);
+    host.stop().await;
+    std::fs::remove_file(host.manifest(&base)).unwrap();
+    host.start().await;
+    let task = host.wait(task).await;
+    assert_eq!((task.state.stage, task.resumed), (TaskStage::Failed, 1), "{task:?}");
+    assert!(task.error.unwrap().message.contains(&base));
+    assert_eq!(host.list().await.len(), 0, "nobody is shown what cannot be restored");
+    let next = host.backup("data", false).await;
+    assert_eq!(next.backup_type, Some(BackupType::Full));
+    model.assert_is(&*host.restore(&next.source_volume.unwrap(), "copy").await);
+    host.assert_tidy();
+}

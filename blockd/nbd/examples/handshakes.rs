@@ -1,0 +1,198 @@
+//! What a client that reads notices of others that only begin TLS handshakes: `handshakes [SECONDS] [THREADS]`.
+//!
+//! The others cost themselves next to nothing: each sends the same first message again and again, on a new connection, and
+//! goes away when the server has answered, which takes the server a key exchange and a signature (RSA, 2048 bits, the
+//! slowest that is common). One thread serves all sockets, so that whatever it computes is time that the reader waits.
+
+use std::error::Error;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use blockd_nbd::{
+    BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, Server, ServerConfig,
+    TlsFiles, TlsIdentity, TlsMode, ZeroFlags,
+};
+
+const SIZE_BYTES: u64 = 1 << 20;
+const READ_BYTES: usize = 4096;
+
+/// A device of zeroes.
+struct Zeroes;
+
+impl BlockDevice for Zeroes {
+    fn size_bytes(&self) -> u64 {
+        SIZE_BYTES
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        self.read(offset_bytes, buf)
+    }
+
+    fn read(&self, _: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        buf.fill(0);
+        Ok(Progress::Done)
+    }
+
+    fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: ZeroFlags) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+impl ExportCatalog for Zeroes {
+    fn open(&self, _: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        Ok(Arc::new(Self))
+    }
+
+    fn list(&self, _: &Client) -> Vec<ExportInfo> {
+        Vec::new()
+    }
+}
+
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// A certificate that its own key has signed.
+fn identity(dir: &Path) -> Outcome<TlsIdentity> {
+    let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()])?;
+    let files = TlsFiles {
+        certificate: dir.join("cert.pem"),
+        key: dir.join("key.pem"),
+        client_ca: None,
+        client_crl: None,
+    };
+    std::fs::write(&files.certificate, params.self_signed(&key)?.pem())?;
+    std::fs::write(&files.key, key.serialize_pem())?;
+    std::fs::set_permissions(&files.key, std::fs::Permissions::from_mode(0o600))?;
+    Ok(TlsIdentity::load(files)?)
+}
+
+/// The first message of a handshake.
+fn first_message() -> Outcome<Vec<u8>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), "localhost".try_into()?)?;
+    let mut message = Vec::new();
+    client.write_tls(&mut message)?;
+    Ok(message)
+}
+
+/// Client flags, and an option.
+fn hello(option: u32, data: &[u8]) -> Vec<u8> {
+    let mut out = 3_u32.to_be_bytes().to_vec();
+    out.extend(b"IHAVEOPT");
+    out.extend(option.to_be_bytes());
+    out.extend((data.len() as u32).to_be_bytes());
+    out.extend(data);
+    out
+}
+
+/// Begins one handshake, and leaves once the server has done its part.
+fn begin_handshake(address: SocketAddr, message: &[u8]) -> Outcome<()> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(&hello(5, b""))?;
+    // The greeting and the acknowledgement.
+    stream.read_exact(&mut [0; 18 + 20])?;
+    stream.write_all(message)?;
+    stream.read_exact(&mut [0; 100])?;
+    Ok(())
+}
+
+/// Reads one after the other; how long each took, in ascending order.
+fn read_for(stream: &mut UnixStream, duration: Duration) -> Outcome<Vec<Duration>> {
+    let mut request = [&0x2560_9513_u32.to_be_bytes()[..], &[0; 20]].concat();
+    request.extend((READ_BYTES as u32).to_be_bytes());
+    let mut reply = vec![0; 16 + READ_BYTES];
+    let mut took = Vec::new();
+    let began = Instant::now();
+    while began.elapsed() < duration {
+        let asked = Instant::now();
+        stream.write_all(&request)?;
+        stream.read_exact(&mut reply)?;
+        took.push(asked.elapsed());
+    }
+    took.sort_unstable();
+    Ok(took)
+}
+
+fn show(what: &str, took: &[Duration], duration: Duration, handshakes: u64) {
+    let at = |share: f64| took.get((took.len() as f64 * share) as usize).or(took.last()).copied();
+    let micros = |share| at(share).unwrap_or_default().as_secs_f64() * 1e6;
+    println!(
+        "{what:24} {:8.0} reads/s   p50 {:6.0} us   p99 {:6.0} us   p99.9 {:6.0} us   max {:7.0} us   {:6.0} handshakes/s",
+        took.len() as f64 / duration.as_secs_f64(),
+        micros(0.5),
+        micros(0.99),
+        micros(0.999),
+        micros(1.0),
+        handshakes as f64 / duration.as_secs_f64(),
+    );
+}
+
+fn main() -> Outcome<()> {
+    let mut args = std::env::args().skip(1);
+    let seconds: u64 = args.next().map_or(Ok(3), |text| text.parse())?;
+    let threads: usize = args.next().map_or(Ok(8), |text| text.parse())?;
+    let dir = tempfile::tempdir()?;
+    let config = ServerConfig {
+        unix_path: Some(dir.path().join("nbd.sock")),
+        tcp: vec!["127.0.0.1:0".parse()?],
+        ring_threads: 1,
+        tls: Some(Arc::new(identity(dir.path())?)),
+        tcp_tls: TlsMode::Require,
+        ..ServerConfig::default()
+    };
+    let mut server = Server::start(config, Arc::new(Zeroes))?;
+    let address = *server.local_addrs().first().ok_or("no address")?;
+    let mut reader = UnixStream::connect(dir.path().join("nbd.sock"))?;
+    reader.write_all(&hello(1, b"zeroes"))?;
+    reader.read_exact(&mut [0; 18 + 10])?;
+
+    let duration = Duration::from_secs(seconds);
+    show("alone", &read_for(&mut reader, duration)?, duration, 0);
+    let (stop, handshakes) = (AtomicBool::new(false), AtomicU64::new(0));
+    let message = first_message()?;
+    let beside = std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // One that is refused counts for nothing.
+                    if begin_handshake(address, &message).is_ok() {
+                        handshakes.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        let took = read_for(&mut reader, duration);
+        stop.store(true, Ordering::Relaxed);
+        took
+    });
+    show(&format!("beside {threads} others"), &beside?, duration, handshakes.load(Ordering::Relaxed));
+    drop(reader);
+    server.shutdown()?;
+    Ok(())
+}

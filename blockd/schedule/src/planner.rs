@@ -1,0 +1,216 @@
+//! Whether a run is due.
+//!
+//! All that is kept of the past is one instant, up to which everything is dealt with. So a run can be neither lost nor done twice
+//! by whoever stores that instant together with the run, and a schedule that slept through any number of runs has one to do.
+
+use crate::Recurrence;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// A clock that is set back by no more than this runs nothing again; one that is set back further has the schedule begin anew
+/// from the new time, in place of waiting until that comes again. Seconds.
+pub const CLOCK_BACK_TOLERANCE_S: i64 = 3_600;
+/// Missed runs are counted up to this many.
+pub const MAX_MISSED_COUNTED: u32 = 1_000;
+
+/// How much later than its time a run may begin, so that many schedules of the same time do not begin at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Jitter {
+    /// The bound, in seconds; 0 is none.
+    pub max_s: u32,
+}
+
+impl Jitter {
+    /// The delay of the schedule with this id: always the same one, in seconds, at most the bound.
+    pub fn delay_s(self, schedule_id: u128) -> u32 {
+        // One round of splitmix64 over both halves spreads ids that differ in few bits.
+        let mut state = (schedule_id as u64) ^ ((schedule_id >> 64) as u64).rotate_left(32);
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        state ^= state >> 31;
+        (state % (u64::from(self.max_s) + 1)) as u32
+    }
+}
+
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Tick {
+    /// Nothing until an instant.
+    Wait {
+        /// When the next run is due, its jitter included.
+        due: Timestamp,
+    },
+    /// One run.
+    Run {
+        /// The instant that the schedule means by it: the last one that has come.
+        nominal: Timestamp,
+        /// How many earlier ones this one stands for as well, at most [`MAX_MISSED_COUNTED`].
+        missed: u32,
+        /// How long ago it was due, in seconds.
+        late_s: i64,
+        /// Up to where all is dealt with once this run is accepted.
+        dealt_with_until: Timestamp,
+    },
+    /// The clock was set back far: all is dealt with until this instant from now on.
+    ClockSetBack {
+        /// The instant.
+        dealt_with_until: Timestamp,
+    },
+    /// No run will ever be due again.
+    Never,
+}
+
+/// What is to be done at `now` for a schedule of which everything up to `dealt_with_until` is dealt with, and whose runs begin
+/// `delay_s` seconds after their time.
+pub fn tick(recurrence: &Recurrence, dealt_with_until: Timestamp, delay_s: u32, now: Timestamp) -> Tick {
+    let delay = SignedDuration::from_secs(delay_s.into());
+    let came_until = now.checked_sub(delay).unwrap_or(Timestamp::MIN);
+    if dealt_with_until.as_second().saturating_sub(now.as_second()) > CLOCK_BACK_TOLERANCE_S {
+        return Tick::ClockSetBack { dealt_with_until: came_until };
+    }
+    let Some(first) = recurrence.next_after(dealt_with_until) else {
+        return Tick::Never;
+    };
+    if first > came_until {
+        return Tick::Wait { due: first.checked_add(delay).unwrap_or(Timestamp::MAX) };
+    }
+    let nominal = recurrence.last_until(dealt_with_until, came_until).unwrap_or(first);
+    let mut missed = 0;
+    let mut at = first;
+    while at < nominal && missed < MAX_MISSED_COUNTED {
+        missed += 1;
+        match recurrence.next_after(at) {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
+    let late_s = came_until.as_second().saturating_sub(nominal.as_second());
+    Tick::Run { nominal, missed, late_s, dealt_with_until: nominal }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn schedule(text: &str) -> Recurrence {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_missed_is_run_once_on_return() {
+        let daily = schedule("daily @03:00");
+        let slept = tick(&daily, at("2026-01-01T03:00:00Z"), 0, at("2026-01-11T12:00:00Z"));
+        let nominal = at("2026-01-11T03:00:00Z");
+        assert_eq!(slept, Tick::Run { nominal, missed: 9, late_s: 9 * 3600, dealt_with_until: nominal });
+        let then = tick(&daily, nominal, 0, at("2026-01-11T12:00:01Z"));
+        assert_eq!(then, Tick::Wait { due: at("2026-01-12T03:00:00Z") });
+        let years = tick(&schedule("periodic 1"), at("2020-01-01T00:00:00Z"), 0, at("2026-01-01T00:00:30Z"));
+        assert!(
+            matches!(years, Tick::Run { nominal, missed: MAX_MISSED_COUNTED, late_s: 30, .. } if nominal == at("2026-01-01T00:00:00Z"))
+        );
+    }
+
+    #[test]
+    fn a_clock_from_the_future_does_not_stop_backups_until_then() {
+        let daily = schedule("daily @03:00");
+        let back = tick(&daily, at("2038-01-19T03:00:00Z"), 0, at("2026-01-11T12:00:00Z"));
+        assert_eq!(back, Tick::ClockSetBack { dealt_with_until: at("2026-01-11T12:00:00Z") });
+        // A step of a time server does not run the same thing twice.
+        let step = tick(&daily, at("2026-01-11T03:00:00Z"), 0, at("2026-01-11T02:59:50Z"));
+        assert_eq!(step, Tick::Wait { due: at("2026-01-12T03:00:00Z") });
+    }
+
+    #[test]
+    fn schedules_end() {
+        let once = schedule("calendar 2026-01-02 03:00");
+        assert!(matches!(
+            tick(&once, at("2026-01-01T00:00:00Z"), 0, at("2026-01-03T00:00:00Z")),
+            Tick::Run { .. }
+        ));
+        assert_eq!(tick(&once, at("2026-01-02T03:00:00Z"), 0, at("2026-01-03T00:00:00Z")), Tick::Never);
+    }
+
+    #[test]
+    fn jitter_is_bounded_spread_and_always_the_same() {
+        let jitter = Jitter { max_s: 59 };
+        let delays: Vec<u32> = (0..1_000_u128).map(|id| jitter.delay_s(id)).collect();
+        assert!(delays.iter().all(|delay| *delay < 60));
+        let different: std::collections::BTreeSet<_> = delays.iter().collect();
+        assert_eq!(different.len(), 60);
+        assert_eq!(delays[7], jitter.delay_s(7));
+        assert_eq!(Jitter::default().delay_s(u128::MAX), 0);
+        assert!(Jitter { max_s: u32::MAX }.delay_s(1) > 0);
+    }
+
+    fn schedules() -> impl Strategy<Value = Recurrence> {
+        prop::sample::select(vec![
+            "periodic 1",
+            "periodic 7",
+            "periodic 60",
+            "daily @02:30 Europe/Berlin",
+            "daily @02:00 America/New_York",
+            "weekly Sunday@01:30 Australia/Lord_Howe",
+            "monthly 31@23:59",
+            "cron */20 * * * * Europe/Berlin",
+            "calendar Mon..Fri *-*-* 02,14:15 America/Sao_Paulo",
+        ])
+        .prop_map(schedule)
+    }
+
+    proptest! {
+        /// Whatever the gaps between looks: each named instant is covered by exactly one run, none runs early, and nothing
+        /// that has come is left undone.
+        #[test]
+        fn nothing_is_lost_and_nothing_double(
+            schedule in schedules(),
+            start in 1_700_000_000_i64..1_900_000_000,
+            delay_s in 0_u32..900,
+            gaps in prop::collection::vec(prop_oneof![1_i64..120, 60_i64..7_200, 3_600_i64..200_000], 1..60),
+        ) {
+            let mut now = Timestamp::from_second(start).unwrap();
+            let mut until = now;
+            let mut covered = 0;
+            for gap in gaps {
+                now = Timestamp::from_second(now.as_second() + gap).unwrap();
+                let came_until = Timestamp::from_second(now.as_second() - i64::from(delay_s)).unwrap();
+                // Named ones since the watermark, one after the other.
+                let mut waiting = Vec::new();
+                let mut next = schedule.next_after(until);
+                while let Some(at) = next.filter(|at| *at <= came_until) {
+                    waiting.push(at);
+                    next = schedule.next_after(at);
+                }
+                match tick(&schedule, until, delay_s, now) {
+                    Tick::Run { nominal, missed, late_s, dealt_with_until } => {
+                        prop_assert_eq!(Some(&nominal), waiting.last());
+                        let expected = (waiting.len() - 1).min(MAX_MISSED_COUNTED as usize);
+                        prop_assert_eq!(missed as usize, expected);
+                        prop_assert_eq!(late_s, came_until.as_second() - nominal.as_second());
+                        covered += waiting.len();
+                        until = dealt_with_until;
+                    }
+                    Tick::Wait { due } => {
+                        prop_assert!(waiting.is_empty(), "{waiting:?}");
+                        prop_assert!(due > now);
+                    }
+                    other => prop_assert!(false, "{other:?}"),
+                }
+            }
+            let mut named = 0;
+            let mut next = schedule.next_after(Timestamp::from_second(start).unwrap());
+            while let Some(at) = next.filter(|at| *at <= until) {
+                named += 1;
+                next = schedule.next_after(at);
+            }
+            prop_assert_eq!(covered, named);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A schedule in its time zone, and the next instant that it means.
+//!
+//! Where clocks are changed, as in cron: a schedule that names hours runs once a day in any case, in a gap at the moment
+//! after it, in an hour that comes twice only the first time. One that runs in every hour follows the time that passes:
+//! nothing is added for hours that are left out, and an hour that comes twice has its runs twice.
+
+use crate::{ScheduleError, When, Zone, calendar::Calendar};
+use jiff::{
+    SignedDuration, Timestamp,
+    civil::DateTime,
+    tz::{Offset, TimeZone},
+};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// The most changes of clocks that are looked at for one answer: more than any zone has in the years that are searched.
+const MAX_SEGMENTS: usize = 512;
+const SECONDS_PER_MINUTE: i64 = 60;
+
+/// When, and in which time zone. Its text is that of [`When`] with the zone after it, unless that is UTC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Recurrence {
+    /// When.
+    pub when: When,
+    /// Where its hours are meant. Periodic schedules do not look at it.
+    pub zone: Zone,
+}
+
+/// A stretch of time in which clocks are not changed.
+struct Segment {
+    /// When it begins, unless it always was.
+    begin: Option<Timestamp>,
+    /// When it ends, if ever.
+    end: Option<Timestamp>,
+    offset: Offset,
+}
+
+impl Recurrence {
+    /// In UTC.
+    pub fn utc(when: When) -> Self {
+        Self { when, zone: Zone::utc() }
+    }
+
+    /// The first instant after `after` that is meant; none if that was the last one.
+    pub fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
+        match self.when.calendar() {
+            Some(calendar) => next_of_calendar(&calendar, self.zone.time_zone(), after),
+            None => self.next_of_period(after),
+        }
+    }
+
+    fn next_of_period(&self, after: Timestamp) -> Option<Timestamp> {
+        let When::Periodic { minutes } = &self.when else { return None };
+        let period_s = i64::from((*minutes).max(1)) * SECONDS_PER_MINUTE;
+        let number = after.as_second().div_euclid(period_s).checked_add(1)?;
+        let next = Timestamp::from_second(number.checked_mul(period_s)?).ok()?;
+        // Before 1970 the seconds of an instant are rounded towards zero, so that this may be the instant itself.
+        if next > after { Some(next) } else { Timestamp::from_second(next.as_second() + period_s).ok() }
+    }
+
+    /// The last instant that is meant and not after `until`, if there is one after `since`.
+    pub fn last_until(&self, since: Timestamp, until: Timestamp) -> Option<Timestamp> {
+        const HOUR_S: i64 = 3_600;
+        let mut reach_s = HOUR_S;
+        loop {
+            let from = until.as_second().checked_sub(reach_s).and_then(|at| Timestamp::from_second(at).ok());
+            let from = from.filter(|from| *from > since).unwrap_or(since);
+            if let Some(mut found) = self.next_after(from).filter(|found| *found <= until) {
+                // As many steps as there are runs in a stretch that has none in the twelfth part of it at its end.
+                while let Some(next) = self.next_after(found).filter(|next| *next <= until) {
+                    found = next;
+                }
+                return Some(found);
+            }
+            if from <= since {
+                return None;
+            }
+            reach_s = reach_s.saturating_mul(12);
+        }
+    }
+}
+
+fn local(offset: Offset, at: Timestamp) -> DateTime {
+    offset.to_datetime(at)
+}
+
+fn segments(zone: &TimeZone, from: Timestamp) -> impl Iterator<Item = Segment> + '_ {
+    // A transition at `from` itself begins the first segment.
+    let just_after = from.checked_add(SignedDuration::from_nanos(1)).unwrap_or(from);
+    let begin = zone.preceding(just_after).next().map(|transition| transition.timestamp());
+    let mut begin = Some(begin);
+    let mut following = zone.following(from);
+    let mut offset = zone.to_offset(from);
+    std::iter::from_fn(move || {
+        let start = begin.take()?;
+        let next = following.next();
+        let end = next.as_ref().map(jiff::tz::TimeZoneTransition::timestamp);
+        let segment = Segment { begin: start, end, offset };
+        if let Some(next) = next {
+            offset = next.offset();
+            begin = Some(end);
+        }
+        Some(segment)
+    })
+    .take(MAX_SEGMENTS)
+}
+
+fn next_of_calendar(calendar: &Calendar, zone: &TimeZone, after: Timestamp) -> Option<Timestamp> {
+    let first =
+        Timestamp::from_second(after.as_second().div_euclid(SECONDS_PER_MINUTE) * SECONDS_PER_MINUTE).ok()?;
+    let first = if first > after { first } else { first.checked_add(SignedDuration::from_mins(1)).ok()? };
+    let by_clock = !calendar.every_hour();
+    for segment in segments(zone, first) {
+        let start = segment.begin.filter(|begin| *begin > first).unwrap_or(first);
+        let mut from = local(segment.offset, start);
+        if by_clock && let Some(begin) = segment.begin {
+            let before = begin
+                .checked_sub(SignedDuration::from_nanos(1))
+                .map_or(segment.offset, |at| zone.to_offset(at));
+            // What clocks would have shown at that moment, and what they show.
+            let (ended, began) = (local(before, begin), local(segment.offset, begin));
+            if ended < began
+                && begin >= first
+                && calendar.first_from(ended).is_some_and(|left_out| left_out < began)
+            {
+                return Some(begin);
+            }
+            // What comes for the second time was seen before.
+            from = from.max(ended);
+        }
+        let found = calendar.first_from(from)?;
+        let at = segment.offset.to_timestamp(found).ok()?;
+        if segment.end.is_none_or(|end| at < end) {
+            return Some(at);
+        }
+    }
+    None
+}
+
+impl fmt::Display for Recurrence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.when)?;
+        if self.zone != Zone::utc() {
+            write!(f, " {}", self.zone)?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Recurrence {
+    type Err = ScheduleError;
+
+    fn from_str(text: &str) -> Result<Self, ScheduleError> {
+        let text = text.trim();
+        match text.rsplit_once(char::is_whitespace) {
+            Some((when, zone)) if Zone::is_meant_by(zone) => {
+                Ok(Self { zone: zone.parse()?, when: when.parse()? })
+            }
+            _ => Ok(Self::utc(text.parse()?)),
+        }
+    }
+}
+
+impl TryFrom<String> for Recurrence {
+    type Error = ScheduleError;
+
+    fn try_from(text: String) -> Result<Self, ScheduleError> {
+        text.parse()
+    }
+}
+
+impl From<Recurrence> for String {
+    fn from(recurrence: Recurrence) -> Self {
+        recurrence.to_string()
+    }
+}
+
+#[cfg(test)]
+#[path = "recurrence_tests.rs"]
+mod tests;

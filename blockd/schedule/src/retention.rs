@@ -1,0 +1,384 @@
+//! Which snapshots are kept, and why.
+//!
+//! A rule can only ever take what another one does not keep. Some are not to be overruled: what is pinned, the last good
+//! snapshot, the last verified one, and everything while the newest is known to be bad.
+
+use crate::Zone;
+use jiff::{SignedDuration, Timestamp, civil::ISOWeekDate};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeSet, fmt};
+
+/// Snapshots whose time is later than now by more than this come from a wrong clock. Seconds.
+const FUTURE_TOLERANCE_S: i64 = 3_600;
+
+/// How many snapshots are kept. Nothing set keeps all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// The newest so many.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub keep_last: u32,
+    /// The newest one of each of the last so many hours that have one.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub keep_hourly: u32,
+    /// The same of days.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub keep_daily: u32,
+    /// The same of weeks, which begin on Monday.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub keep_weekly: u32,
+    /// The same of months.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub keep_monthly: u32,
+    /// The same of years.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub keep_yearly: u32,
+    /// Where days begin.
+    #[serde(skip_serializing_if = "is_utc")]
+    pub zone: Zone,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+fn is_utc(zone: &Zone) -> bool {
+    *zone == Zone::utc()
+}
+
+/// Why a retention is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RetentionError {
+    /// It would keep nothing that anybody asked for.
+    #[error("a schedule must keep at least one backup: give a number from 1 on")]
+    KeepsNothing,
+}
+
+impl Retention {
+    /// The newest `count`, as `--max` has it.
+    ///
+    /// # Errors
+    /// `count` is 0.
+    pub fn max(count: u32) -> Result<Self, RetentionError> {
+        if count == 0 {
+            return Err(RetentionError::KeepsNothing);
+        }
+        Ok(Self { keep_last: count, ..Self::default() })
+    }
+
+    /// Whether all are kept.
+    pub fn keeps_all(&self) -> bool {
+        self.parts().iter().all(|(_, count)| *count == 0)
+    }
+
+    fn parts(&self) -> [(&'static str, u32); 6] {
+        [
+            ("last", self.keep_last),
+            ("hourly", self.keep_hourly),
+            ("daily", self.keep_daily),
+            ("weekly", self.keep_weekly),
+            ("monthly", self.keep_monthly),
+            ("yearly", self.keep_yearly),
+        ]
+    }
+}
+
+impl fmt::Display for Retention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.keeps_all() {
+            return f.write_str("all");
+        }
+        let parts: Vec<String> = self
+            .parts()
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| format!("{name}={count}"))
+            .collect();
+        f.write_str(&parts.join(","))
+    }
+}
+
+/// What is known of a snapshot's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// Nobody looked.
+    Unverified,
+    /// All of it was read and is as it should be.
+    Verified,
+    /// Something of it is missing or damaged.
+    Bad,
+}
+
+/// How far a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// Complete.
+    Done,
+    /// Under way, or in use by something.
+    InUse,
+}
+
+/// A snapshot, as retention sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot<Id> {
+    /// What it is called.
+    pub id: Id,
+    /// Its point in time.
+    pub created: Timestamp,
+    /// How far it is.
+    pub condition: Condition,
+    /// What is known of its content.
+    pub health: Health,
+    /// Whether somebody said that it stays.
+    pub pinned: bool,
+    /// Until when it is kept in any case, and from when on by no rule.
+    pub expires: Option<Timestamp>,
+}
+
+/// Why a snapshot is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", content = "number")]
+#[non_exhaustive]
+pub enum KeepReason {
+    /// It is the newest good one.
+    LastGood,
+    /// It is the newest that was read and found to be good.
+    LastVerified,
+    /// It is pinned.
+    Pinned,
+    /// It is under way or in use.
+    InUse,
+    /// It has not expired.
+    NotExpired,
+    /// The newest snapshot is known to be bad, so that none is deleted.
+    NewestIsBad,
+    /// It seems to come from the future: no rule can tell its age.
+    FromTheFuture,
+    /// It is damaged, and no newer one is good.
+    NoneBetter,
+    /// There is no rule by which anything would be deleted.
+    NoRule,
+    /// One of the last, this one by number, the newest being 1.
+    Last(u32),
+    /// The newest of one of the last hours.
+    Hourly(u32),
+    /// The newest of one of the last days.
+    Daily(u32),
+    /// The newest of one of the last weeks.
+    Weekly(u32),
+    /// The newest of one of the last months.
+    Monthly(u32),
+    /// The newest of one of the last years.
+    Yearly(u32),
+}
+
+impl fmt::Display for KeepReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LastGood => f.write_str("the last good one"),
+            Self::LastVerified => f.write_str("the last verified one"),
+            Self::Pinned => f.write_str("pinned"),
+            Self::InUse => f.write_str("in use"),
+            Self::NotExpired => f.write_str("not expired"),
+            Self::NewestIsBad => f.write_str("the newest one is damaged"),
+            Self::FromTheFuture => f.write_str("made in the future: look at the clock"),
+            Self::NoneBetter => f.write_str("damaged, but no newer one is good"),
+            Self::NoRule => f.write_str("all are kept"),
+            Self::Last(number) => write!(f, "last {number}"),
+            Self::Hourly(number) => write!(f, "hourly {number}"),
+            Self::Daily(number) => write!(f, "daily {number}"),
+            Self::Weekly(number) => write!(f, "weekly {number}"),
+            Self::Monthly(number) => write!(f, "monthly {number}"),
+            Self::Yearly(number) => write!(f, "yearly {number}"),
+        }
+    }
+}
+
+/// Why a snapshot is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum DeleteReason {
+    /// No rule keeps it.
+    NoRuleKeepsIt,
+    /// Its date has come.
+    Expired,
+    /// It is damaged, and a newer one is good.
+    Damaged,
+}
+
+impl fmt::Display for DeleteReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoRuleKeepsIt => "no rule keeps it",
+            Self::Expired => "expired",
+            Self::Damaged => "damaged, and a newer one is good",
+        })
+    }
+}
+
+/// What becomes of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It stays, for each of these reasons.
+    Keep(Vec<KeepReason>),
+    /// It goes.
+    Delete(DeleteReason),
+}
+
+impl Verdict {
+    /// Whether it goes.
+    pub fn is_delete(&self) -> bool {
+        matches!(self, Self::Delete(_))
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep(reasons) => {
+                let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+                write!(f, "keep: {}", reasons.join(", "))
+            }
+            Self::Delete(reason) => write!(f, "delete: {reason}"),
+        }
+    }
+}
+
+/// A stretch of local time, by what is common to all that is in it.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Bucket(i16, i8, i8, i64);
+
+struct Rule {
+    count: u32,
+    bucket: fn(&Retention, Timestamp) -> Bucket,
+    reason: fn(u32) -> KeepReason,
+    seen: BTreeSet<Bucket>,
+}
+
+impl Rule {
+    /// The number of a snapshot that is the first of its bucket, newest first, while there is room.
+    fn takes(&mut self, retention: &Retention, created: Timestamp) -> Option<KeepReason> {
+        let number = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let fits = number <= self.count && self.seen.insert((self.bucket)(retention, created));
+        fits.then(|| (self.reason)(number))
+    }
+}
+
+fn rules(retention: &Retention) -> Vec<Rule> {
+    let rule = |count, bucket, reason| Rule { count, bucket, reason, seen: BTreeSet::new() };
+    vec![
+        rule(
+            retention.keep_hourly,
+            |r, at| {
+                let local = r.zone.time_zone().to_datetime(at);
+                // An hour that comes twice is two hours.
+                let offset_s = i64::from(r.zone.time_zone().to_offset(at).seconds());
+                Bucket(
+                    local.year(),
+                    local.month(),
+                    local.day(),
+                    i64::from(local.hour()) * 1_000_000 + offset_s,
+                )
+            },
+            KeepReason::Hourly,
+        ),
+        rule(
+            retention.keep_daily,
+            |r, at| {
+                let local = r.zone.time_zone().to_datetime(at);
+                Bucket(local.year(), local.month(), local.day(), 0)
+            },
+            KeepReason::Daily,
+        ),
+        rule(
+            retention.keep_weekly,
+            |r, at| {
+                let week = ISOWeekDate::from(r.zone.time_zone().to_datetime(at).date());
+                Bucket(week.year(), week.week(), 0, 0)
+            },
+            KeepReason::Weekly,
+        ),
+        rule(
+            retention.keep_monthly,
+            |r, at| {
+                let local = r.zone.time_zone().to_datetime(at);
+                Bucket(local.year(), local.month(), 0, 0)
+            },
+            KeepReason::Monthly,
+        ),
+        rule(
+            retention.keep_yearly,
+            |r, at| Bucket(r.zone.time_zone().to_datetime(at).year(), 0, 0, 0),
+            KeepReason::Yearly,
+        ),
+    ]
+}
+
+/// What becomes of each snapshot, newest first. Those of one age are in the order of their ids.
+pub fn decide<Id: Clone + Ord>(
+    snapshots: &[Snapshot<Id>],
+    retention: &Retention,
+    now: Timestamp,
+) -> Vec<(Id, Verdict)> {
+    let mut sorted: Vec<&Snapshot<Id>> = snapshots.iter().collect();
+    sorted.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.id.cmp(&a.id)));
+    let latest = now.checked_add(SignedDuration::from_secs(FUTURE_TOLERANCE_S)).unwrap_or(Timestamp::MAX);
+    let judged =
+        |snapshot: &&&Snapshot<Id>| snapshot.condition == Condition::Done && snapshot.created <= latest;
+    let good = |snapshot: &&&Snapshot<Id>| judged(snapshot) && snapshot.health != Health::Bad;
+    let newest_is_bad = sorted.iter().find(judged).is_some_and(|newest| newest.health == Health::Bad);
+    let last_good = sorted.iter().find(good).map(|snapshot| &snapshot.id);
+    let last_verified = sorted
+        .iter()
+        .find(|snapshot| good(snapshot) && snapshot.health == Health::Verified)
+        .map(|snapshot| &snapshot.id);
+
+    let mut rules = rules(retention);
+    let mut last = 0;
+    let mut good_seen = false;
+    let mut verdicts = Vec::with_capacity(sorted.len());
+    for snapshot in &sorted {
+        let mut reasons = Vec::new();
+        let expired = snapshot.expires.is_some_and(|expires| expires <= now);
+        let is_good = good(&snapshot);
+        let mut keep_if = |condition: bool, reason| condition.then(|| reasons.push(reason));
+        keep_if(last_good == Some(&snapshot.id), KeepReason::LastGood);
+        keep_if(last_verified == Some(&snapshot.id), KeepReason::LastVerified);
+        keep_if(snapshot.pinned, KeepReason::Pinned);
+        keep_if(snapshot.condition == Condition::InUse, KeepReason::InUse);
+        keep_if(snapshot.expires.is_some() && !expired, KeepReason::NotExpired);
+        keep_if(snapshot.created > latest, KeepReason::FromTheFuture);
+        keep_if(newest_is_bad, KeepReason::NewestIsBad);
+        keep_if(snapshot.health == Health::Bad && !good_seen, KeepReason::NoneBetter);
+        // What has expired takes no one's place, and what is damaged neither.
+        if is_good && !expired {
+            last += 1;
+            keep_if(retention.keeps_all(), KeepReason::NoRule);
+            keep_if(last <= retention.keep_last, KeepReason::Last(last));
+            for rule in &mut rules {
+                reasons.extend(rule.takes(retention, snapshot.created));
+            }
+        }
+        good_seen |= is_good;
+        let verdict = if !reasons.is_empty() {
+            Verdict::Keep(reasons)
+        } else if snapshot.health == Health::Bad {
+            Verdict::Delete(DeleteReason::Damaged)
+        } else if expired {
+            Verdict::Delete(DeleteReason::Expired)
+        } else {
+            Verdict::Delete(DeleteReason::NoRuleKeepsIt)
+        };
+        verdicts.push((snapshot.id.clone(), verdict));
+    }
+    verdicts
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+use super::*;
+use proptest::prelude::*;
+
+const NOW_S: i64 = 1_800_000_000;
+
+fn now() -> Timestamp {
+    Timestamp::from_second(NOW_S).unwrap()
+}
+
+fn made(id: u32, hours_ago: i64) -> Snapshot<u32> {
+    Snapshot {
+        id,
+        created: Timestamp::from_second(NOW_S - hours_ago * 3_600).unwrap(),
+        condition: Condition::Done,
+        health: Health::Unverified,
+        pinned: false,
+        expires: None,
+    }
+}
+
+fn deleted(snapshots: &[Snapshot<u32>], retention: &Retention) -> Vec<u32> {
+    let verdicts = decide(snapshots, retention, now());
+    verdicts.into_iter().filter(|(_, verdict)| verdict.is_delete()).map(|(id, _)| id).collect()
+}
+
+#[test]
+fn the_newest_are_kept_as_max_says() {
+    let snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id) * 24)).collect();
+    assert_eq!(deleted(&snapshots, &Retention::max(2).unwrap()), [2, 3, 4]);
+    assert_eq!(deleted(&snapshots, &Retention::default()), [0_u32; 0]);
+    assert_eq!(Retention::max(0), Err(RetentionError::KeepsNothing));
+}
+
+#[test]
+fn damaged_ones_take_no_place_and_stop_all_deleting_while_they_are_the_newest() {
+    let mut snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id))).collect();
+    snapshots[0].health = Health::Bad;
+    assert_eq!(deleted(&snapshots, &Retention::max(2).unwrap()), [0_u32; 0]);
+    snapshots[0].health = Health::Unverified;
+    snapshots[1].health = Health::Bad;
+    assert_eq!(deleted(&snapshots, &Retention::max(2).unwrap()), [1, 3, 4]);
+}
+
+#[test]
+fn the_last_verified_one_stays_though_newer_ones_were_not_looked_at() {
+    let mut snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id))).collect();
+    snapshots[3].health = Health::Verified;
+    snapshots[4].health = Health::Verified;
+    assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [1, 2, 4]);
+}
+
+#[test]
+fn dates_and_pins() {
+    let mut snapshots: Vec<_> = (0..4).map(|id| made(id, i64::from(id))).collect();
+    snapshots[1].expires = Some(now());
+    snapshots[2].expires = Timestamp::from_second(NOW_S + 1).ok();
+    snapshots[3].pinned = true;
+    let verdicts = decide(&snapshots, &Retention::default(), now());
+    assert_eq!(verdicts[1].1, Verdict::Delete(DeleteReason::Expired));
+    assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [1]);
+    // The last good one stays though its date has come.
+    let alone = Snapshot { expires: Some(now()), ..made(9, 1) };
+    assert_eq!(
+        decide(&[alone], &Retention::default(), now())[0].1,
+        Verdict::Keep(vec![KeepReason::LastGood])
+    );
+}
+
+#[test]
+fn one_from_the_future_does_not_push_out_the_others() {
+    let snapshots = [made(0, -48), made(1, 1), made(2, 2)];
+    let verdicts = decide(&snapshots, &Retention::max(1).unwrap(), now());
+    assert_eq!(verdicts[0].1, Verdict::Keep(vec![KeepReason::FromTheFuture]));
+    assert_eq!(verdicts[1].1, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
+    assert!(verdicts[2].1.is_delete());
+}
+
+#[test]
+fn buckets_are_of_local_time_and_each_keeps_its_newest() {
+    // 2027-01-15 08:00 UTC; a snapshot every six hours for two years.
+    let snapshots: Vec<_> = (0..2_920).map(|id| made(id, i64::from(id) * 6)).collect();
+    let retention =
+        Retention { keep_daily: 7, keep_weekly: 4, keep_monthly: 12, keep_yearly: 3, ..Retention::default() };
+    let verdicts = decide(&snapshots, &retention, now());
+    let count = |wanted: fn(&KeepReason) -> bool| {
+        let kept = verdicts.iter().filter_map(|(_, verdict)| match verdict {
+            Verdict::Keep(reasons) => Some(reasons),
+            Verdict::Delete(_) => None,
+        });
+        kept.flatten().filter(|reason| wanted(reason)).count()
+    };
+    assert_eq!(count(|reason| matches!(reason, KeepReason::Daily(_))), 7);
+    assert_eq!(count(|reason| matches!(reason, KeepReason::Weekly(_))), 4);
+    assert_eq!(count(|reason| matches!(reason, KeepReason::Monthly(_))), 12);
+    assert_eq!(count(|reason| matches!(reason, KeepReason::Yearly(_))), 3);
+    // 23:30 UTC is the next day in Berlin.
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    let two = [
+        Snapshot { created: at("2026-06-01T21:30:00Z"), ..made(0, 0) },
+        Snapshot { created: at("2026-06-01T22:30:00Z"), ..made(1, 0) },
+    ];
+    let daily = Retention { keep_daily: 9, ..Retention::default() };
+    assert_eq!(deleted(&two, &daily), [0]);
+    let berlin = Retention { zone: "Europe/Berlin".parse().unwrap(), ..daily };
+    assert_eq!(deleted(&two, &berlin), [0_u32; 0]);
+}
+
+#[test]
+fn text_and_json() {
+    let retention = Retention { keep_last: 3, keep_yearly: 1, ..Retention::default() };
+    assert_eq!(retention.to_string(), "last=3,yearly=1");
+    let json = serde_json::to_string(&retention).unwrap();
+    assert_eq!(json, r#"{"keep_last":3,"keep_yearly":1}"#);
+    assert_eq!(serde_json::from_str::<Retention>(&json).unwrap(), retention);
+    assert!(serde_json::from_str::<Retention>(r#"{"keep_lsat":3}"#).is_err());
+    let verdict = Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Daily(2)]);
+    assert_eq!(verdict.to_string(), "keep: the last good one, daily 2");
+    let json = serde_json::to_string(&verdict).unwrap();
+    assert_eq!(json, r#"{"keep":[{"kind":"last-good"},{"kind":"daily","number":2}]}"#);
+    assert_eq!(serde_json::from_str::<Verdict>(&json).unwrap(), verdict);
+}
+
+fn snapshots() -> impl Strategy<Value = Vec<Snapshot<u32>>> {
+    let health =
+        prop_oneof![4 => Just(Health::Unverified), 2 => Just(Health::Verified), 2 => Just(Health::Bad)];
+    let one = (
+        -3_i64..6_000,
+        health,
+        prop::bool::weighted(0.1),
+        prop::bool::weighted(0.1),
+        prop::option::weighted(0.2, -100_i64..100),
+    );
+    prop::collection::vec(one, 0..40).prop_map(|all| {
+        let mut id = 0;
+        let made = all.into_iter().map(|(hours_ago, health, pinned, in_use, expires)| {
+            id += 1;
+            Snapshot {
+                health,
+                pinned,
+                condition: if in_use { Condition::InUse } else { Condition::Done },
+                expires: expires.map(|hours| Timestamp::from_second(NOW_S + hours * 3_600).unwrap()),
+                ..made(id, hours_ago)
+            }
+        });
+        made.collect()
+    })
+}
+
+fn retentions() -> impl Strategy<Value = Retention> {
+    (0_u32..4, 0_u32..4, 0_u32..4, 0_u32..4, 0_u32..4, 0_u32..4).prop_map(|(l, h, d, w, m, y)| Retention {
+        keep_last: l,
+        keep_hourly: h,
+        keep_daily: d,
+        keep_weekly: w,
+        keep_monthly: m,
+        keep_yearly: y,
+        zone: Zone::utc(),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn what_must_never_be_deleted_is_not(snapshots in snapshots(), retention in retentions()) {
+        let verdicts = decide(&snapshots, &retention, now());
+        prop_assert_eq!(verdicts.len(), snapshots.len());
+        let of = |id: u32| snapshots.iter().find(|snapshot| snapshot.id == id).unwrap();
+        let past = |s: &&Snapshot<u32>| s.condition == Condition::Done && s.created.as_second() <= NOW_S + 3_600;
+        let newer = |a: &Snapshot<u32>, b: &Snapshot<u32>| (a.created, a.id) > (b.created, b.id);
+        let newest = snapshots.iter().filter(past).max_by_key(|s| (s.created, s.id));
+        for (id, verdict) in &verdicts {
+            let snapshot = of(*id);
+            match verdict {
+                Verdict::Keep(reasons) => prop_assert!(!reasons.is_empty()),
+                Verdict::Delete(_) => {
+                    prop_assert!(!snapshot.pinned);
+                    prop_assert!(snapshot.condition == Condition::Done);
+                    prop_assert!(snapshot.expires.is_none_or(|at| at <= now()));
+                    // A good one that is newer stays, and the newest is none that is known to be bad.
+                    let better = verdicts.iter().any(|(other, verdict)| {
+                        let other = of(*other);
+                        !verdict.is_delete() && past(&other) && other.health != Health::Bad && newer(other, snapshot)
+                    });
+                    prop_assert!(better);
+                    prop_assert!(newest.is_some_and(|newest| newest.health != Health::Bad));
+                    if snapshot.health == Health::Verified {
+                        let newer_one = snapshots.iter().any(|other| {
+                            past(&other) && other.health == Health::Verified && newer(other, snapshot)
+                        });
+                        prop_assert!(newer_one);
+                    }
+                    prop_assert!(!retention.keeps_all() || snapshot.expires.is_some() || snapshot.health == Health::Bad);
+                }
+            }
+        }
+        // As many good ones stay as the newest that were asked for.
+        let counted = |s: &&Snapshot<u32>| past(s) && s.health != Health::Bad && s.expires.is_none_or(|at| at > now());
+        let kept = verdicts.iter().filter(|(id, v)| !v.is_delete() && counted(&of(*id))).count();
+        let good = snapshots.iter().filter(counted).count();
+        prop_assert!(kept >= good.min(retention.keep_last as usize));
+        // Once what is to go has gone, nothing more goes.
+        let left: Vec<_> = verdicts.iter().filter(|(_, v)| !v.is_delete()).map(|(id, _)| of(*id).clone()).collect();
+        prop_assert!(decide(&left, &retention, now()).iter().all(|(_, verdict)| !verdict.is_delete()));
+    }
+}

@@ -1,0 +1,85 @@
+//! Asking what was dirtied, while snapshots come and go and their layers are merged: nothing that was written before the
+//! question is missing from the answer, and nothing is in it that was not written at all.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
+use blockd_volume::{Volume, VolumeErrorKind};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    thread,
+};
+
+const BLOCKS: u64 = 4096;
+/// So many blocks are written for each snapshot that comes and goes, at most.
+const BLOCKS_A_ROUND: u64 = 256;
+const BASE: SnapshotId = SnapshotId::from_u64(1);
+
+/// The blocks that were dirtied since a snapshot, which must be the first ones; how many.
+fn first_dirty(volume: &Volume, snapshot: SnapshotId) -> Result<u64, VolumeErrorKind> {
+    let runs = volume
+        .dirty_since(snapshot, 0, BLOCKS * BLOCK_SIZE_BYTES, BLOCKS as usize)
+        .map_err(|error| error.kind())?;
+    let dirty: Vec<_> = runs.iter().filter(|run| run.dirty).map(|run| run.len_bytes).collect();
+    assert!(dirty.len() <= 1 && (dirty.is_empty() || runs[0].dirty), "{runs:?}");
+    Ok(dirty.first().map_or(0, |len_bytes| len_bytes / BLOCK_SIZE_BYTES))
+}
+
+/// Says that a thread has come to its end, however it has.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+#[test]
+fn nothing_that_was_written_before_the_question_is_missing() {
+    let root = tempfile::tempdir().unwrap();
+    let volume =
+        Volume::create(&root.path().join("v"), VolumeId::from_u64(5), BLOCKS * BLOCK_SIZE_BYTES).unwrap();
+    volume.freeze(BASE).unwrap();
+    let (begun, written, rounds) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (writer_over, upkeep_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let asked = thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let _over = Over(&writer_over);
+            for block in 0..BLOCKS {
+                while rounds.load(SeqCst) < block / BLOCKS_A_ROUND && !upkeep_over.load(SeqCst) {
+                    thread::yield_now();
+                }
+                begun.store(block + 1, SeqCst);
+                volume.write(block * BLOCK_SIZE_BYTES, &[7; BLOCK_SIZE_BYTES as usize], false).unwrap();
+                written.store(block + 1, SeqCst);
+            }
+        });
+        let upkeep = scope.spawn(|| {
+            let _over = Over(&upkeep_over);
+            for number in 2.. {
+                let snapshot = SnapshotId::from_u64(number);
+                volume.freeze(snapshot).unwrap();
+                volume.delete_snapshot(snapshot).unwrap();
+                assert_eq!(first_dirty(&volume, snapshot), Err(VolumeErrorKind::NotFound));
+                while volume.merge_next(&AtomicBool::new(false)).unwrap() {}
+                rounds.fetch_add(1, SeqCst);
+                if writer_over.load(SeqCst) {
+                    return;
+                }
+            }
+        });
+        let mut asked = 0;
+        while !upkeep.is_finished() {
+            let before = written.load(SeqCst);
+            let found = first_dirty(&volume, BASE).unwrap();
+            let after = begun.load(SeqCst);
+            assert!((before..=after).contains(&found), "{found} of {before} to {after} blocks");
+            asked += 1;
+        }
+        writer.join().unwrap();
+        upkeep.join().unwrap();
+        asked
+    });
+    assert!(asked > 0);
+    assert_eq!(first_dirty(&volume, BASE), Ok(BLOCKS));
+}

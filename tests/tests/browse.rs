@@ -1,0 +1,399 @@
+//! Looking into snapshots: a real daemon, a real mount of the kernel, a real ext4.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+use blockd_tests::{Bed, Ctl, Daemon, MIB, Setup, Store, process, wait_for};
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Read, Seek, SeekFrom},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+const IMAGE_BYTES: u64 = 64 * MIB;
+
+/// A mount, taken away in the end whatever happens.
+struct Mount(PathBuf);
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let path = self.0.to_str().unwrap();
+        drop(process::run_tool("fusermount3", &["-u", "-z", "--", path]));
+    }
+}
+
+struct World {
+    bed: Bed,
+    store: Store,
+    daemon: Daemon,
+    source: PathBuf,
+    image: PathBuf,
+    mount: Mount,
+}
+
+fn setup(bed: &Bed) -> Setup {
+    let setup = bed.daemon("one").config("store_attempts = 2").config("[browse]");
+    setup.config("refresh_ms = 200").config("stall_timeout_ms = 2000")
+}
+
+/// Files of all kinds, some of which lie far from others.
+fn fill(dir: &Path) {
+    fs::create_dir_all(dir.join("deep/er")).unwrap();
+    let noise: Vec<u8> =
+        (0..6_000_000u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
+    fs::write(dir.join("noise"), noise).unwrap();
+    for number in 0..300 {
+        fs::write(dir.join(format!("deep/er/file {number}")), format!("content {number}\n").repeat(number))
+            .unwrap();
+    }
+    fs::write(dir.join("control\nname\u{1b}[31m"), "x").unwrap();
+    symlink("deep/er", dir.join("link")).unwrap();
+    symlink("/etc/hostname", dir.join("absolute")).unwrap();
+    symlink("x".repeat(200), dir.join("long link")).unwrap();
+    let sparse = File::create(dir.join("sparse")).unwrap();
+    sparse.set_len(9_000_000).unwrap();
+    sparse.write_all_at(b"behind a hole", 8_000_000).unwrap();
+    fs::set_permissions(dir.join("noise"), fs::Permissions::from_mode(0o4751)).unwrap();
+    fs::set_permissions(dir.join("deep"), fs::Permissions::from_mode(0o750)).unwrap();
+}
+
+fn make_image(source: &Path, image: &Path) {
+    let (source, image) = (source.to_str().unwrap(), image.to_str().unwrap());
+    process::must_run("mke2fs", &["-q", "-F", "-t", "ext4", "-d", source, image, "64M"]);
+}
+
+fn world() -> World {
+    let bed = Bed::new();
+    let (source, image) = (bed.path("source"), bed.path("image"));
+    fill(&source);
+    make_image(&source, &image);
+    let store = bed.store("store");
+    let daemon = setup(&bed).start();
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), Some("correct horse"));
+    ctl.create_volume("vol", "64MiB");
+    process::must_run("nbdcopy", &[image.to_str().unwrap(), &daemon.uri("vol")]);
+    ctl.backup("vol");
+    let mount = Mount(bed.path("mnt"));
+    ctl.json(&["browse", "mount", mount.0.to_str().unwrap()]);
+    World { bed, store, daemon, source, image, mount }
+}
+
+impl World {
+    fn ctl(&self) -> Ctl {
+        self.daemon.ctl()
+    }
+
+    fn snapshots(&self) -> Vec<String> {
+        let Ok(dir) = fs::read_dir(self.mount.0.join("vol")) else { return Vec::new() };
+        let names = dir.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| name != "latest").collect();
+        names.sort();
+        names
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        self.mount.0.join("vol").join(name)
+    }
+
+    fn only(&self) -> PathBuf {
+        let names = self.snapshots();
+        assert_eq!(names.len(), 1, "{names:?}");
+        self.dir(&names[0])
+    }
+}
+
+/// Every path below a directory, with what is to be compared.
+fn tree(dir: &Path) -> Vec<(PathBuf, u32, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(here) = left.pop() {
+        for entry in fs::read_dir(&here).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = fs::symlink_metadata(&path).unwrap();
+            let name = path.strip_prefix(dir).unwrap().to_owned();
+            if name == Path::new("lost+found") {
+                continue;
+            }
+            let content = if meta.is_dir() {
+                left.push(path);
+                Vec::new()
+            } else if meta.is_symlink() {
+                fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+            } else {
+                fs::read(&path).unwrap()
+            };
+            found.push((name, meta.mode(), content));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    let (mut a, mut b) = (File::open(a).unwrap(), File::open(b).unwrap());
+    let (mut x, mut y) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    loop {
+        let n = a.read(&mut x).unwrap();
+        b.read_exact(&mut y[..n]).unwrap();
+        if x[..n] != y[..n] {
+            return false;
+        }
+        if n == 0 {
+            return b.read(&mut y).unwrap() == 0;
+        }
+    }
+}
+
+/// Runs of data, by `lseek`.
+fn data_runs(path: &Path) -> Vec<(u64, u64)> {
+    let file = File::open(path).unwrap();
+    let (mut at, mut runs) = (0, Vec::new());
+    while let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+        at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(start)).unwrap();
+        runs.push((start, at));
+    }
+    runs
+}
+
+#[test]
+fn images_and_files_are_what_was_backed_up() {
+    let world = world();
+    let snapshot = world.only();
+    let disk = snapshot.join("disk.img");
+    assert_eq!(fs::metadata(&disk).unwrap().len(), IMAGE_BYTES);
+    assert!(same_file(&world.image, &disk));
+    let runs = data_runs(&disk);
+    let data: u64 = runs.iter().map(|(start, end)| end - start).sum();
+    assert!(runs.len() > 1 && data < IMAGE_BYTES / 2, "{runs:?}");
+    let mut image = File::open(&world.image).unwrap();
+    let mut at = 0;
+    for (start, end) in runs.iter().copied().chain([(IMAGE_BYTES, IMAGE_BYTES)]) {
+        let mut hole = vec![1; (start - at) as usize];
+        image.seek(SeekFrom::Start(at)).unwrap();
+        image.read_exact(&mut hole).unwrap();
+        assert!(hole.iter().all(|byte| *byte == 0), "there is data in the hole before {start}");
+        at = end;
+    }
+    let blocks = fs::metadata(&disk).unwrap().blocks() * 512;
+    assert!(blocks >= data && blocks < IMAGE_BYTES / 2);
+
+    let copy = world.bed.path("copy");
+    process::must_run("cp", &["--sparse=auto", disk.to_str().unwrap(), copy.to_str().unwrap()]);
+    assert!(same_file(&world.image, &copy));
+    assert!(fs::metadata(&copy).unwrap().blocks() * 512 < IMAGE_BYTES / 2, "the copy is sparse");
+    process::must_run("e2fsck", &["-fn", disk.to_str().unwrap()]);
+
+    let (expected, found) = (tree(&world.source), tree(&snapshot.join("files")));
+    assert!(expected.len() > 300);
+    for (expected, found) in expected.iter().zip(&found) {
+        assert!(expected == found, "{:?} is not {:?}", found.0, expected.0);
+    }
+    assert_eq!(expected.len(), found.len());
+    let time = |path: &Path| fs::symlink_metadata(path).unwrap().mtime();
+    assert_eq!(time(&snapshot.join("files/noise")), time(&world.source.join("noise")));
+    // Nothing can be changed.
+    let error = fs::write(snapshot.join("files/new"), "x").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ReadOnlyFilesystem);
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(snapshot.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["volume_name"], "vol");
+    assert!(
+        fs::metadata(snapshot.join("files/nothing")).is_err() && fs::metadata(snapshot.join("x")).is_err()
+    );
+}
+
+#[test]
+fn snapshots_appear_and_vanish_while_mounted() {
+    let world = world();
+    let ctl = world.ctl();
+    let first = world.snapshots()[0].clone();
+    ctl.json(&["snapshot", "create", "vol", "--name", "here"]);
+    let local = wait_for("the local snapshot", || {
+        world.snapshots().into_iter().find(|name| name.contains("-local-"))
+    });
+    assert!(same_file(&world.image, &world.dir(&local).join("disk.img")));
+    assert_eq!(
+        fs::read(world.dir(&local).join("files/noise")).unwrap(),
+        fs::read(world.source.join("noise")).unwrap()
+    );
+    assert_eq!(fs::read_link(world.dir("latest")).unwrap(), Path::new(&local));
+    // What was just read can be deleted all the same.
+    ctl.json(&["snapshot", "delete", "vol@here"]);
+    wait_for("the local snapshot to vanish", || (world.snapshots() == [first.clone()]).then_some(()));
+
+    let second = ctl.backup("vol");
+    let name = wait_for("the second backup", || world.snapshots().into_iter().find(|name| *name != first));
+    assert!(name.ends_with("-incr") && same_file(&world.image, &world.dir(&name).join("disk.img")));
+    assert_eq!(fs::read_link(world.dir("latest")).unwrap(), Path::new(&name));
+    ctl.json(&["cloudsnap", "delete", "--snap", second.snap(), "--wait"]);
+    wait_for("the second backup to vanish", || (world.snapshots() == [first.clone()]).then_some(()));
+    wait_for("its directory to vanish", || fs::metadata(world.dir(&name)).is_err().then_some(()));
+}
+
+#[test]
+fn a_store_that_is_gone_gives_errors_in_time_and_recovers() {
+    let world = world();
+    let snapshot = world.only();
+    let (here, away) = (world.store.dir().to_owned(), world.bed.path("away"));
+    // So that something is open already.
+    let disk = File::open(snapshot.join("disk.img")).unwrap();
+    disk.read_exact_at(&mut [0; 4096], 0).unwrap();
+    fs::rename(&here, &away).unwrap();
+    let began = Instant::now();
+    let run =
+        data_runs(&snapshot.join("disk.img")).into_iter().max_by_key(|(start, end)| end - start).unwrap();
+    let error = disk.read_exact_at(&mut [0; 4096], run.0 + MIB).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(world.snapshots().len(), 1, "listing goes on");
+    fs::rename(&away, &here).unwrap();
+    assert!(same_file(&world.image, &snapshot.join("disk.img")));
+}
+
+#[test]
+fn a_damaged_frame_costs_its_range_and_is_named() {
+    let world = world();
+    let packs = world.store.objects("blockd/data/").into_keys().filter(|key| key.contains("/pack-"));
+    let pack = packs.max().unwrap();
+    let path = world.store.path(&pack);
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let disk = File::open(world.only().join("disk.img")).unwrap();
+    let image = File::open(&world.image).unwrap();
+    let mut failed = Vec::new();
+    for at in (0..IMAGE_BYTES).step_by(4096) {
+        let (mut found, mut expected) = ([0; 4096], [0; 4096]);
+        image.read_exact_at(&mut expected, at).unwrap();
+        match disk.read_exact_at(&mut found, at) {
+            Ok(()) => assert!(found == expected, "wrong data at {at}"),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+                failed.push(at / 4096);
+            }
+        }
+    }
+    assert!(!failed.is_empty() && failed.len() <= 32, "{failed:?}");
+    let log = world.daemon.log();
+    assert!(log.contains(&pack) && log.contains("is damaged at byte"), "{log}");
+}
+
+fn pieces(dir: &Path) -> Vec<PathBuf> {
+    let shards = fs::read_dir(dir).unwrap().map(|shard| shard.unwrap().path());
+    shards.flat_map(|shard| fs::read_dir(shard).unwrap().map(|file| file.unwrap().path())).collect()
+}
+
+#[test]
+fn the_cache_survives_kills_notices_flipped_bytes_and_no_dead_mount_is_left() {
+    let world = world();
+    assert!(same_file(&world.image, &world.only().join("disk.img")));
+    let World { bed, store, daemon, image, mount, .. } = world;
+    let cache = daemon.seen_data_dir().join("cache");
+    let before = wait_for("pieces on disk", || Some(pieces(&cache)).filter(|pieces| pieces.len() > 20));
+    drop(daemon.kill());
+    // The kernel answers for nobody now; the next daemon takes the mount away.
+    wait_for("the mount to be dead", || fs::read_dir(&mount.0).is_err().then_some(()));
+    for path in before.iter().step_by(2) {
+        let mut bytes = fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    let daemon = setup(&bed).start();
+    assert!(fs::read_dir(&mount.0).unwrap().next().is_none(), "the dead mount is gone");
+    let ctl = daemon.ctl();
+    ctl.json(&["browse", "mount", mount.0.to_str().unwrap()]);
+    let world = World { bed, store, daemon, source: PathBuf::new(), image, mount };
+    assert!(same_file(&world.image, &world.only().join("disk.img")));
+    assert!(world.daemon.log().contains("a piece of the cache is damaged"));
+
+    // A clean stop takes the mount away.
+    let World { daemon, mount, .. } = world;
+    drop(daemon.stop());
+    assert!(fs::read_dir(&mount.0).unwrap().next().is_none());
+}
+
+#[test]
+fn mounts_are_listed_refused_where_they_hide_something_and_taken_away() {
+    let world = world();
+    let ctl = world.ctl();
+    let dir = world.mount.0.to_str().unwrap();
+    let list = ctl.json(&["browse", "list"]);
+    assert_eq!(list[0]["mountpoint"], dir);
+    ctl.fails(&["browse", "mount", dir], 2);
+    ctl.fails(&["browse", "mount", world.source.to_str().unwrap()], 2);
+    ctl.fails(&["browse", "mount", world.bed.path("x").to_str().unwrap(), "--cred-id", "nobody"], 4);
+    let open = File::open(world.only().join("disk.img")).unwrap();
+    assert_eq!(ctl.fails(&["browse", "umount", dir], 5)["code"], "device_in_use");
+    drop(open);
+    ctl.json(&["browse", "umount", dir]);
+    ctl.fails(&["browse", "umount", dir], 4);
+    assert_eq!(ctl.json(&["browse", "list"]).as_array().map(Vec::len), Some(0));
+    assert!(fs::read_dir(&world.mount.0).unwrap().next().is_none());
+}
+
+#[test]
+fn a_cloud_snapshot_is_an_export() {
+    let world = world();
+    let id = world.ctl().done_cloudsnaps().remove(0);
+    let uri = world.daemon.uri(&format!("cloud:{id}"));
+    let copy = world.bed.path("copy");
+    process::must_run("nbdcopy", &[&uri, copy.to_str().unwrap()]);
+    assert!(same_file(&world.image, &copy));
+    let map: serde_json::Value =
+        serde_json::from_str(&process::must_run("nbdinfo", &["--json", "--map", &uri])).unwrap();
+    let data = |entry: &&serde_json::Value| entry["type"] == 0;
+    let found: u64 = map.as_array().unwrap().iter().filter(data).map(|e| e["length"].as_u64().unwrap()).sum();
+    let runs = data_runs(&world.only().join("disk.img"));
+    assert_eq!(found, runs.iter().map(|(start, end)| end - start).sum::<u64>());
+    let info = process::must_run("nbdinfo", &["--json", &uri]);
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["exports"][0]["is_read_only"], true);
+    let unknown = world.daemon.uri(&format!("cloud:{}", id.replace('-', "_")));
+    assert!(!process::run_tool("nbdinfo", &[&unknown]).status.success());
+}
+
+#[test]
+fn files_are_listed_compared_and_copied_out_without_a_mount() {
+    let world = world();
+    let ctl = world.ctl();
+    let first = ctl.done_cloudsnaps().remove(0);
+    let catalog = ctl.json(&["cloudsnap", "catalog", "--snap", &first]);
+    let paths: Vec<&str> =
+        catalog["files"].as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap()).collect();
+    assert!(paths.contains(&"/deep/er/file 7") && paths.contains(&"/control%0Aname%1B[31m"));
+    let top = ctl.json(&["cloudsnap", "catalog", "--snap", &first, "--path", "deep", "--depth", "1"]);
+    assert_eq!(top["files"].as_array().unwrap().len(), 2);
+    let cat = ctl.run(&["cloudsnap", "cat", "--snap", &first, "/deep/er/file 3"]);
+    assert_eq!(cat.stdout, "content 3\n".repeat(3));
+    ctl.fails(&["cloudsnap", "catalog", "--snap", &first, "--path", "/nothing"], 4);
+
+    let out = world.bed.path("out");
+    ctl.json(&["cloudsnap", "cp", "--snap", &first, "/", out.to_str().unwrap()]);
+    let plain = |tree: Vec<(PathBuf, u32, Vec<u8>)>| -> Vec<_> {
+        // Programs do not become ones that run with their owner's rights.
+        tree.into_iter().map(|(path, mode, content)| (path, mode & !0o6000, content)).collect()
+    };
+    assert!(plain(tree(&out)) == plain(tree(&world.source)));
+    assert!(fs::metadata(out.join("sparse")).unwrap().blocks() * 512 < MIB);
+    let (code, _) =
+        ctl.document(&["cloudsnap", "cp", "--snap", &first, "/noise", out.join("noise").to_str().unwrap()]);
+    assert_ne!(code, 0, "nothing that is there is replaced");
+
+    fs::write(world.source.join("deep/new"), "x").unwrap();
+    fs::write(world.source.join("deep/er/file 3"), "changed").unwrap();
+    fs::remove_file(world.source.join("link")).unwrap();
+    make_image(&world.source, &world.image);
+    process::must_run("nbdcopy", &[world.image.to_str().unwrap(), &world.daemon.uri("vol")]);
+    let second = ctl.backup("vol");
+    let diff = ctl.json(&["cloudsnap", "diff", &first, second.snap(), "--files"]);
+    let changes: Vec<String> = diff["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| format!("{} {}", change["change"].as_str().unwrap(), change["path"].as_str().unwrap()))
+        .collect();
+    assert_eq!(changes, ["changed /deep/er/file 3", "added /deep/new", "removed /link"]);
+}

@@ -1,0 +1,423 @@
+//! Volumes that are restored lazily: used at once, whatever becomes of the store and the daemon, and whole in the end.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    BLOCK, Bed, Ctl, Daemon, MIB, Nbd, Rng, Store, assert_same,
+    crash::Region,
+    fio::Fio,
+    nbd::{Failure, command, errno},
+    process::must_run,
+    wait_for,
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+/// Where the file system is; behind it there is room for writers.
+const FILES: u64 = 48 * MIB;
+const SIZE: u64 = 80 * MIB;
+
+/// A volume with a real file system in it, backed up.
+struct Origin {
+    bed: Bed,
+    store: Store,
+    snap: String,
+    content: Vec<u8>,
+}
+
+/// Some hundred files, of all sizes.
+fn make_files(dir: &Path, rng: &mut Rng) {
+    for n in 0..300 {
+        let folder = dir.join(format!("d{}", n % 17));
+        fs::create_dir_all(&folder).unwrap();
+        let len = if rng.one_in(10) { rng.between(1, MIB) } else { rng.between(0, 20_000) };
+        fs::write(folder.join(format!("f{n}")), rng.bytes(len)).unwrap();
+    }
+}
+
+impl Origin {
+    fn new(rng: &mut Rng) -> Self {
+        let bed = Bed::new();
+        let store = bed.store("store");
+        let (tree, image) = (bed.path("tree"), bed.path("image"));
+        make_files(&tree, rng);
+        fs::File::create(&image).unwrap().set_len(FILES).unwrap();
+        let (tree, path) = (tree.to_str().unwrap(), image.to_str().unwrap());
+        must_run("mke2fs", &["-q", "-t", "ext4", "-d", tree, path]);
+        let mut content = fs::read(&image).unwrap();
+        content.resize(SIZE as usize, 0);
+        let daemon = bed.daemon("a").start();
+        let ctl = daemon.ctl();
+        ctl.add_local("nas", store.dir(), Some("passphrase"));
+        ctl.create_volume("vol", &format!("{SIZE}B"));
+        let mut client = daemon.nbd("vol");
+        client.write_long(0, &content[..FILES as usize]);
+        client.close();
+        let snap = ctl.backup("vol").snap().to_owned();
+        Self { bed, store, snap, content }
+    }
+
+    /// A daemon that has never seen the volume.
+    fn fresh(&self, config: &[&str]) -> Daemon {
+        let setup = config.iter().fold(self.bed.daemon("b"), |setup, line| setup.config(line));
+        let daemon = setup.start();
+        daemon.ctl().add_local("nas", self.store.dir(), Some("passphrase"));
+        daemon
+    }
+
+    fn gone(&self) -> PathBuf {
+        self.bed.path("store-gone")
+    }
+
+    fn take_store_away(&self) {
+        fs::rename(self.store.dir(), self.gone()).unwrap();
+    }
+
+    fn bring_store_back(&self) {
+        fs::rename(self.gone(), self.store.dir()).unwrap();
+    }
+
+    /// The file system in a volume is sound, and what was backed up.
+    fn check_files(&self, daemon: &Daemon, volume: &str) {
+        let mut client = daemon.nbd(volume);
+        let found = client.read(0, FILES);
+        client.close();
+        assert_same("the file system", &found, &self.content[..FILES as usize]);
+        let image = self.bed.path("checked");
+        fs::write(&image, found).unwrap();
+        must_run("e2fsck", &["-fn", image.to_str().unwrap()]);
+    }
+}
+
+fn lazy(ctl: &Ctl, snap: &str, volume: &str, flags: &[&str]) -> String {
+    let mut args = vec!["cloudsnap", "restore", "--snap", snap, "--volume", volume, "--lazy"];
+    args.extend(flags);
+    ctl.json(&args)["task"].as_str().expect("the task that hydrates it").to_owned()
+}
+
+fn clone(ctl: &Ctl, snap: &str, volume: &str, flags: &[&str]) {
+    let mut args = vec!["cloudsnap", "clone", "--snap", snap, "--volume", volume];
+    args.extend(flags);
+    assert!(ctl.json(&args)["task"].is_null());
+}
+
+fn done_bytes(ctl: &Ctl, volume: &str) -> u64 {
+    ctl.volume(volume)["hydration"]["doneBytes"].as_u64().unwrap_or(SIZE)
+}
+
+/// Reads places of the file system until the connection breaks or it is told to stop.
+fn read_files(socket: &Path, content: &[u8], rng: &mut Rng, stop: &AtomicBool, count: &AtomicU64) {
+    let Ok(mut client) = Nbd::try_open(socket, "now") else { return };
+    while !stop.load(Ordering::SeqCst) {
+        let len = if rng.one_in(4) { rng.between(1, 200_000) } else { BLOCK };
+        let offset = rng.below(FILES - len);
+        match client.try_read(offset, len) {
+            Ok(found) => {
+                let wanted = &content[offset as usize..][..len as usize];
+                assert!(found == wanted, "{len} bytes at {offset} are not what was backed up");
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(Failure::Broken(_)) => return,
+            Err(Failure::Refused(errno)) => panic!("a read was refused with {errno} though reads stall"),
+        }
+    }
+}
+
+#[test]
+fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
+    const WRITERS: u64 = 2;
+    let mut rng = Rng::of_test("used_while_it_hydrates_the_store_fails_and_the_daemon_dies");
+    let origin = Origin::new(&mut rng);
+    // Slow enough to be at it all the time.
+    let slow = "hydration_limit_bytes_per_s = 4194304";
+    let daemon = origin.fresh(&[slow]);
+    let asked = Instant::now();
+    let task = lazy(&daemon.ctl(), &origin.snap, "now", &[]);
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(5), "the volume was there after {took:?}");
+    let mut first = daemon.nbd("now");
+    first.write(FILES, &[1; 512]);
+    first.write(FILES, &[0; 512]);
+    first.close();
+    let fio_args = [
+        "--rw=randrw",
+        "--bsrange=512-64k",
+        "--bs_unaligned=0",
+        "--verify=crc32c",
+        "--verify_backlog=32",
+        "--offset=72M",
+        "--size=8M",
+        "--iodepth=8",
+    ];
+    Fio::start(origin.bed.dir(), &daemon.uri("now"), &fio_args).wait().must_succeed();
+    let region = (72 * MIB - FILES) / WRITERS;
+    let mut regions: Vec<Region> =
+        (0..WRITERS).map(|nth| Region::new(FILES + nth * region, region)).collect();
+    let mut setup = daemon.kill();
+    for round in 0..4 {
+        let daemon = setup.start();
+        let ctl = daemon.ctl();
+        let state = ctl.task(&task);
+        assert!(!state.state().ends_with("-Failed"), "{state:?}");
+        let mut client = daemon.nbd("now");
+        regions.iter_mut().for_each(|region| region.check(&mut client));
+        client.close();
+        let (writes, reads, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        let socket = daemon.nbd_socket();
+        let until = rng.between(100, 800);
+        setup = std::thread::scope(|scope| {
+            for region in &mut regions {
+                let mut rng = Rng::fixed(rng.next_u64());
+                let (socket, writes) = (&socket, &writes);
+                scope.spawn(move || region.write_until_broken(socket, "now", &mut rng, writes));
+            }
+            for _ in 0..2 {
+                let mut rng = Rng::fixed(rng.next_u64());
+                let (socket, reads, stop, content) = (&socket, &reads, &stop, &origin.content);
+                scope.spawn(move || read_files(socket, content, &mut rng, stop, reads));
+            }
+            wait_for("some writes", || (writes.load(Ordering::SeqCst) > until / 2).then_some(()));
+            wait_for("some reads", || (reads.load(Ordering::SeqCst) > 10).then_some(()));
+            if round % 2 == 0 {
+                origin.take_store_away();
+                let before = writes.load(Ordering::SeqCst);
+                // Whole blocks are written on, whatever the readers wait for.
+                wait_for("writes without a store", || {
+                    (writes.load(Ordering::SeqCst) > before + 50).then_some(())
+                });
+            } else {
+                ctl.json(&["snapshot", "create", "now"]);
+            }
+            wait_for("the writes", || (writes.load(Ordering::SeqCst) >= until).then_some(()));
+            stop.store(true, Ordering::SeqCst);
+            let setup = daemon.kill();
+            if round % 2 == 0 {
+                origin.bring_store_back();
+            }
+            setup
+        });
+    }
+    let daemon = setup.start();
+    let ctl = daemon.ctl();
+    let ended = ctl.wait_task(&task);
+    assert_eq!(ended.state(), "Restore-Done", "{ended:?}");
+    assert!(ctl.volume("now")["hydration"].is_null());
+    // It needs its store no more.
+    origin.take_store_away();
+    let mut client = daemon.nbd("now");
+    regions.iter_mut().for_each(|region| region.check(&mut client));
+    client.close();
+    origin.check_files(&daemon, "now");
+    let check = ctl.json(&["volume", "check", "now"]);
+    assert_eq!(check["sound"], true, "{check:#}");
+    let daemon = daemon.stop().start();
+    origin.check_files(&daemon, "now");
+}
+
+#[test]
+fn the_next_backup_carries_just_what_was_written() {
+    let mut rng = Rng::of_test("the_next_backup_carries_just_what_was_written");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&[]);
+    let ctl = daemon.ctl();
+    clone(&ctl, &origin.snap, "copy", &[]);
+    assert_eq!(ctl.volume("copy")["hydration"]["doneBytes"], 0);
+    let mut content = origin.content.clone();
+    let mut client = daemon.nbd("copy");
+    for (offset, len) in [(0, 1000), (MIB, BLOCK), (5 * MIB + 10, 3 * BLOCK)] {
+        let data = rng.bytes(len);
+        client.write(offset, &data);
+        content[offset as usize..][..data.len()].copy_from_slice(&data);
+    }
+    client.close();
+    let task = ctl.backup("copy");
+    assert!(task.is_incremental(), "{task:?}");
+    // One block, one, and four that three blocks' worth of bytes touch.
+    assert_eq!(task.number("bytesDirty"), 6 * BLOCK);
+    assert!(task.number("bytesUploaded") < 8 * BLOCK + 16_384, "{task:?}");
+    assert!(done_bytes(&ctl, "copy") < SIZE / 4, "a backup fetched the volume");
+    let of_copy = task.snap().to_owned();
+    // Of one that fetches all of it, a full one.
+    let full = ctl.backup_with("copy", &["--full"]);
+    ctl.restore(full.snap(), "full");
+    assert_same("a full backup of a lazy volume", &daemon.content("full"), &content);
+
+    let error = ctl.fails(&["cloudsnap", "delete", "--snap", &origin.snap], 5);
+    assert!(error["message"].as_str().unwrap().contains("volume copy"), "{error:#}");
+    let error = ctl.fails(&["credentials", "delete", "nas"], 5);
+    assert!(error["message"].as_str().unwrap().contains("copy"), "{error:#}");
+    ctl.json(&["volume", "delete", "copy"]);
+    ctl.json(&["cloudsnap", "delete", "--snap", &origin.snap, "--wait"]);
+    // What the incremental builds on is of another volume, and still there.
+    ctl.restore(&of_copy, "again");
+    assert_same("an incremental on another volume's snapshot", &daemon.content("again"), &content);
+    // On yet another host, from the store and the passphrase alone.
+    drop(daemon);
+    let other = origin.bed.daemon("c").start();
+    other.ctl().add_local("nas", origin.store.dir(), Some("passphrase"));
+    let task = lazy(&other.ctl(), &of_copy, "there", &[]);
+    assert_eq!(other.ctl().wait_task(&task).state(), "Restore-Done");
+    assert_same("restored lazily elsewhere", &other.content("there"), &content);
+}
+
+#[test]
+fn a_store_that_is_gone_fails_what_needs_it_or_keeps_it_waiting() {
+    let mut rng = Rng::of_test("a_store_that_is_gone_fails_what_needs_it_or_keeps_it_waiting");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&["lazy_error_ms = 1000", "nbd_workers = 2"]);
+    let ctl = daemon.ctl();
+    clone(&ctl, &origin.snap, "fails", &["--on-store-loss", "error"]);
+    clone(&ctl, &origin.snap, "waits", &[]);
+    for volume in ["fails", "waits"] {
+        let mut client = daemon.nbd(volume);
+        assert_same("the beginning", &client.read(0, BLOCK), &origin.content[..BLOCK as usize]);
+        client.close();
+    }
+    origin.take_store_away();
+    let far = 30 * MIB;
+    let mut client = daemon.nbd("fails");
+    let asked = Instant::now();
+    match client.try_read(far, BLOCK) {
+        Err(Failure::Refused(errno::EIO)) => {}
+        other => panic!("a read without a store: {other:?}"),
+    }
+    assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?}", asked.elapsed());
+    client.read(0, BLOCK);
+    client.write(far, &[7; BLOCK as usize]);
+    assert_eq!(client.read(far, BLOCK), [7; BLOCK as usize]);
+    client.flush();
+
+    // More readers than the daemon has threads, and everything else goes on, on the same connection.
+    let mut waiting = daemon.nbd("waits");
+    let cookies: Vec<u64> =
+        (0..40).map(|n| waiting.start(command::READ, 0, far + n * MIB / 4, BLOCK, &[]).unwrap()).collect();
+    waiting.call(command::WRITE, 0, 0, BLOCK, &[9; BLOCK as usize]).expect("a write while reads wait");
+    waiting.call(command::FLUSH, 0, 0, 0, &[]).expect("a flush while reads wait");
+    ctl.json(&["snapshot", "create", "waits"]);
+    wait_for("reads that wait", || {
+        (ctl.volume("waits")["hydration"]["waiting"].as_u64() >= Some(cookies.len() as u64)).then_some(())
+    });
+    origin.bring_store_back();
+    for _ in &cookies {
+        let (errno, cookie) = waiting.reply().unwrap();
+        assert_eq!(errno, 0);
+        let n = cookies.iter().position(|known| *known == cookie).unwrap() as u64;
+        let offset = (far + n * MIB / 4) as usize;
+        let found = waiting.receive(BLOCK as usize).unwrap();
+        assert!(found == origin.content[offset..][..BLOCK as usize], "read {n}");
+    }
+    waiting.close();
+    // It recovers by itself.
+    let found = client.read(far + MIB, BLOCK);
+    assert!(found == origin.content[(far + MIB) as usize..][..BLOCK as usize]);
+    client.close();
+    // Nobody is kept from stopping or deleting.
+    ctl.json(&["volume", "delete", "fails"]);
+    drop(daemon.stop());
+}
+
+#[test]
+fn snapshots_and_clones_of_a_lazy_volume_are_what_they_were() {
+    let mut rng = Rng::of_test("snapshots_and_clones_of_a_lazy_volume_are_what_they_were");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&[]);
+    let ctl = daemon.ctl();
+    clone(&ctl, &origin.snap, "copy", &[]);
+    ctl.json(&["snapshot", "create", "copy", "--name", "first"]);
+    let mut client = daemon.nbd("copy");
+    client.write(3 * MIB + 77, &rng.bytes(9000));
+    client.close();
+    ctl.json(&["volume", "clone", "trial", "--from", "copy@first"]);
+    assert!(ctl.volume("trial")["hydration"].is_object());
+    assert_same("a snapshot of a lazy volume", &daemon.content("copy@first"), &origin.content);
+    // A group of lazy volumes, a growth, and a rollback.
+    ctl.json(&["volume", "resize", "copy", "--size", &format!("{}B", SIZE + MIB)]);
+    ctl.json(&["snapshot", "restore", "copy", "--snapshot", "first"]);
+    let mut back = origin.content.clone();
+    back.resize((SIZE + MIB) as usize, 0);
+    assert_same("rolled back", &daemon.content("copy"), &back);
+    ctl.json(&["volume", "delete", "copy"]);
+    let daemon = daemon.kill().start();
+    assert_same("a clone of a lazy volume", &daemon.content("trial"), &origin.content);
+    let error = daemon.ctl().fails(&["cloudsnap", "delete", "--snap", &origin.snap], 5);
+    assert!(error["message"].as_str().unwrap().contains("volume trial"), "{error:#}");
+}
+
+#[test]
+fn a_volume_goes_back_in_place_and_fetches_just_what_differs() {
+    let mut rng = Rng::of_test("a_volume_goes_back_in_place_and_fetches_just_what_differs");
+    let origin = Origin::new(&mut rng);
+    // Where the volume was backed up, its block sets say what differs.
+    let daemon = origin.bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    let mut content = origin.content.clone();
+    let change = |rng: &mut Rng, content: &mut Vec<u8>| {
+        let mut client = daemon.nbd("vol");
+        for _ in 0..20 {
+            let (offset, data) = (rng.below(SIZE - 10_000), rng.bytes(10_000));
+            client.write(offset, &data);
+            content[offset as usize..][..data.len()].copy_from_slice(&data);
+        }
+        client.close();
+    };
+    change(&mut rng, &mut content);
+    ctl.backup("vol");
+    change(&mut rng, &mut content);
+    let in_place = |snap: &str, flags: &[&str]| {
+        let mut args = vec!["cloudsnap", "restore", "--snap", snap, "--in-place", "vol", "--wait"];
+        args.extend(flags);
+        ctl.json(&args)
+    };
+    let client = daemon.nbd("vol");
+    let error = ctl.fails(&["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol"], 5);
+    assert!(error["message"].as_str().unwrap().contains("1 NBD connection"), "{error:#}");
+    client.close();
+    let task = in_place(&origin.snap, &[]);
+    assert_same("what went back", &daemon.content("vol"), &origin.content);
+    let total = task["bytesTotal"].as_u64().unwrap();
+    assert!(total > 0 && total <= 40 * 4 * BLOCK, "{task:#}");
+    // What it was before is a snapshot.
+    let list = ctl.json(&["snapshot", "list", "vol"]);
+    let name = list[0]["name"].as_str().unwrap_or_else(|| panic!("{list:#}")).to_owned();
+    assert_same("what it was before", &daemon.content(&format!("vol@{name}")), &content);
+    // The next backup knows what went back.
+    let task = ctl.backup("vol");
+    assert!(task.is_incremental(), "{task:?}");
+    ctl.restore(task.snap(), "again");
+    assert_same("backed up after going back", &daemon.content("again"), &origin.content);
+    drop(daemon);
+
+    // Elsewhere, everything is compared, and what is the same stays as it is.
+    let daemon = origin.fresh(&[]);
+    let ctl = daemon.ctl();
+    ctl.create_volume("vol", &format!("{}B", SIZE + MIB));
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &origin.content[..FILES as usize]);
+    client.write(7 * MIB, &rng.bytes(MIB));
+    client.write(SIZE + 5, b"beyond the end of the cloud snapshot");
+    client.close();
+    let args = ["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol", "--discard", "--wait"];
+    ctl.json(&args);
+    let mut wanted = origin.content.clone();
+    wanted.resize((SIZE + MIB) as usize, 0);
+    assert_same("what went back elsewhere", &daemon.content("vol"), &wanted);
+    assert_eq!(ctl.json(&["snapshot", "list", "vol"]).as_array().map(Vec::len), Some(0));
+    assert!(ctl.volume("vol")["dirtyBytes"].as_u64().unwrap() <= MIB + 4 * BLOCK);
+}
+
+#[test]
+fn a_hydrating_volume_can_be_deleted() {
+    let mut rng = Rng::of_test("a_hydrating_volume_can_be_deleted");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
+    let ctl = daemon.ctl();
+    let task = lazy(&ctl, &origin.snap, "now", &[]);
+    wait_for("the hydration to begin", || (done_bytes(&ctl, "now") > 0).then_some(()));
+    ctl.json(&["volume", "delete", "now"]);
+    assert_eq!(ctl.wait_task(&task).state(), "Restore-Failed");
+    ctl.json(&["cloudsnap", "delete", "--snap", &origin.snap, "--wait"]);
+    drop(daemon.stop());
+}

@@ -1,0 +1,115 @@
+//! `blockctl cloudsnap catalog`, `cat`, `cp` and `diff`: the files inside cloud snapshots.
+
+use super::cloudsnap::CredentialArg;
+use blockd_api::cloudsnaps::CloudsnapId;
+use clap::Args;
+use std::{ffi::OsString, path::PathBuf};
+
+/// Help of `cloudsnap catalog`.
+pub const CATALOG_HELP: &str = "\
+The files of an ext2, ext3 or ext4 filesystem; those of a partitioned disk are below /p1, /p2, …
+Bytes of names that are no text, control characters and % are shown as % and two digits.
+
+Examples:
+  blockctl cloudsnap catalog --snap ID
+  blockctl cloudsnap catalog --snap ID --path /etc --depth 1
+  blockctl -j cs catalog --snap ID --output files.json";
+
+/// Help of `cloudsnap cat`.
+pub const CAT_HELP: &str = "\
+Examples:
+  blockctl cloudsnap cat --snap ID /etc/fstab
+  blockctl cs cat --snap ID /p1/var/log/syslog | less";
+
+/// Help of `cloudsnap cp`.
+pub const CP_HELP: &str = "\
+Directories are copied with all that is in them, links as links, with modes and times, and with
+owners where this is root, without set-user-ID bits. Devices, pipes and sockets are left out. Nothing that is there already
+is replaced.
+
+Examples:
+  blockctl cloudsnap cp --snap ID /etc/fstab .
+  blockctl cs cp --snap ID /home/ann /home/bob restored/";
+
+/// Help of `cloudsnap diff`.
+pub const DIFF_HELP: &str = "\
++ is only in the second one, - only in the first one, M is in both and differs. A file whose
+length, time, mode and owner are the same counts as the same, unless --content is given.
+
+Examples:
+  blockctl cloudsnap diff ID-1 ID-2 --files
+  blockctl -j cs diff ID-1 ID-2 --files --path /etc";
+
+/// `cloudsnap catalog`
+#[derive(Debug, Args)]
+pub struct CatalogArgs {
+    /// Id of the cloud snapshot
+    #[arg(short, long, value_name = "ID")]
+    pub snap: CloudsnapId,
+    /// List what is here
+    #[arg(short, long, value_name = "PATH", default_value = "/")]
+    pub path: OsString,
+    /// List directories within directories only so deep
+    #[arg(short, long, value_name = "N")]
+    pub depth: Option<u32>,
+    /// Write the list to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+}
+
+/// `cloudsnap cat`
+#[derive(Debug, Args)]
+pub struct CatArgs {
+    /// Id of the cloud snapshot
+    #[arg(short, long, value_name = "ID")]
+    pub snap: CloudsnapId,
+    /// The files
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<OsString>,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+}
+
+/// `cloudsnap cp`
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// Id of the cloud snapshot
+    #[arg(short, long, value_name = "ID")]
+    pub snap: CloudsnapId,
+    /// The files and directories in the snapshot
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<OsString>,
+    /// Where they go: a directory, or a new name for a single one
+    #[arg(value_name = "TO", required = true)]
+    pub to: PathBuf,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+}
+
+/// `cloudsnap diff`
+#[derive(Debug, Args)]
+pub struct DiffFilesArgs {
+    /// Id of the first cloud snapshot
+    #[arg(value_name = "ID-1")]
+    pub from: CloudsnapId,
+    /// Id of the second one
+    #[arg(value_name = "ID-2")]
+    pub to: CloudsnapId,
+    /// Say which files changed
+    #[arg(long, required = true)]
+    pub files: bool,
+    /// Look only at what is here
+    #[arg(short, long, value_name = "PATH", default_value = "/")]
+    pub path: OsString,
+    /// Compare what is in files that look the same
+    #[arg(long)]
+    pub content: bool,
+    /// Where they are kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+}

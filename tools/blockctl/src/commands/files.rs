@@ -1,0 +1,384 @@
+//! `blockctl cloudsnap catalog`, `cat` and `diff`: the files inside cloud snapshots.
+
+use super::Context;
+use crate::{
+    cli::files::{CatArgs, CatalogArgs, DiffFilesArgs},
+    failure::{EXIT_DONE, Failure},
+};
+use blockd_api::{
+    CredentialRef,
+    browse::{FileKind, FileList, FilePath, ListFiles, ReadFile, SnapshotFile},
+    cloudsnaps::CloudsnapId,
+};
+use serde::Serialize;
+use std::{
+    cmp::Ordering,
+    ffi::OsStr,
+    io::{BufWriter, Write},
+    os::unix::ffi::OsStrExt,
+};
+
+/// How much of a file is asked for at once.
+pub const PIECE_BYTES: u64 = 4 << 20;
+/// Most files that one command lists or compares.
+const FILES_MOST: usize = 5_000_000;
+
+/// A snapshot whose files are read.
+pub struct Source<'a> {
+    pub context: &'a Context<'a>,
+    pub snap: CloudsnapId,
+    pub cred_id: Option<CredentialRef>,
+}
+
+impl Source<'_> {
+    /// A file, and with `entries` what is in it.
+    pub async fn list(&self, path: &FilePath, entries: bool) -> Result<FileList, Failure> {
+        let query = ListFiles { snap: self.snap, path: path.clone(), entries, cred_id: self.cred_id.clone() };
+        Ok(self.context.client.list_files(&query).await?)
+    }
+
+    /// A piece of a file; empty at its end.
+    pub async fn read(&self, path: &FilePath, offset_bytes: u64) -> Result<Vec<u8>, Failure> {
+        let query = ReadFile {
+            snap: self.snap,
+            path: path.clone(),
+            offset_bytes,
+            len_bytes: PIECE_BYTES,
+            cred_id: self.cred_id.clone(),
+        };
+        Ok(self.context.client.read_file(&query).await?.to_vec())
+    }
+}
+
+/// A path as it was typed.
+pub fn typed(path: &OsStr) -> FilePath {
+    FilePath::from_root(path.as_bytes())
+}
+
+/// `rwxr-xr-x` and what stands before it.
+fn mode_text(file: &SnapshotFile) -> String {
+    let kind = match file.kind {
+        FileKind::File => '-',
+        FileKind::Directory => 'd',
+        FileKind::Symlink => 'l',
+        FileKind::BlockDevice => 'b',
+        FileKind::CharDevice => 'c',
+        FileKind::Fifo => 'p',
+        FileKind::Socket => 's',
+        _ => '?',
+    };
+    let bits = file.mode;
+    let mut text = String::from(kind);
+    for (shift, special, (set, unset)) in
+        [(6, 0o4000, ('s', 'S')), (3, 0o2000, ('s', 'S')), (0, 0o1000, ('t', 'T'))]
+    {
+        let here = bits >> shift;
+        text.push(if here & 4 != 0 { 'r' } else { '-' });
+        text.push(if here & 2 != 0 { 'w' } else { '-' });
+        text.push(match (here & 1 != 0, bits & special != 0) {
+            (true, true) => set,
+            (false, true) => unset,
+            (true, false) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
+}
+
+fn line(file: &SnapshotFile) -> String {
+    let time = file.modified.map_or_else(|| "-".to_owned(), |time| time.strftime("%F %T").to_string());
+    let target = file.target.as_ref().map(|target| format!(" -> {target}")).unwrap_or_default();
+    let (mode, owner) = (mode_text(file), format!("{}:{}", file.uid, file.gid));
+    format!("{mode} {owner:>11} {:>14} {time:>19} {}{target}", file.size_bytes, file.path)
+}
+
+/// All files below a path, directories before what is in them, each given to `tell`.
+async fn walk(
+    source: &Source<'_>,
+    path: FilePath,
+    depth: Option<u32>,
+    mut tell: impl FnMut(SnapshotFile) -> Result<(), Failure>,
+) -> Result<usize, Failure> {
+    let top = source.list(&path, false).await?.file;
+    let mut count = 1;
+    let mut left = Vec::new();
+    if top.kind == FileKind::Directory && depth != Some(0) {
+        left.push((path, 1));
+    }
+    tell(top)?;
+    while let Some((path, level)) = left.pop() {
+        let below = source.list(&path, true).await?.entries;
+        let mut dirs = Vec::new();
+        for file in below {
+            count += 1;
+            if count > FILES_MOST {
+                let most =
+                    format!("there are more than {FILES_MOST} files: look at a part with --path or --depth");
+                return Err(Failure::usage(most));
+            }
+            if file.kind == FileKind::Directory && depth.is_none_or(|depth| level < depth) {
+                dirs.push((file.path.clone(), level + 1));
+            }
+            tell(file)?;
+        }
+        left.extend(dirs.into_iter().rev());
+    }
+    Ok(count)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CatalogDocument<'a> {
+    snap: CloudsnapId,
+    path: &'a FilePath,
+    files: Vec<SnapshotFile>,
+}
+
+pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Result<u8, Failure> {
+    let source = Source { context, snap: args.snap, cred_id: args.credential.cred_id };
+    let path = typed(&args.path);
+    let output = context.output;
+    let failed = |source| match &args.output {
+        Some(path) => Failure::Write { path: path.clone(), source },
+        None => Failure::Stdout { source },
+    };
+    let mut file = match &args.output {
+        Some(path) => Some(BufWriter::new(std::fs::File::create(path).map_err(failed)?)),
+        None => None,
+    };
+    if output.is_json() {
+        let mut files = Vec::new();
+        walk(&source, path.clone(), args.depth, |file| {
+            files.push(file);
+            Ok(())
+        })
+        .await?;
+        let document = CatalogDocument { snap: args.snap, path: &path, files };
+        match &mut file {
+            Some(file) => {
+                serde_json::to_writer_pretty(&mut *file, &document).map_err(|error| failed(error.into()))?;
+                file.write_all(b"\n").map_err(failed)?;
+            }
+            None => output.document(&document)?,
+        }
+    } else {
+        walk(&source, path, args.depth, |found| match &mut file {
+            Some(file) => writeln!(file, "{}", line(&found)).map_err(failed),
+            None => output.line(line(&found)),
+        })
+        .await?;
+    }
+    if let Some(mut file) = file {
+        file.flush().map_err(failed)?;
+    }
+    Ok(EXIT_DONE)
+}
+
+pub async fn cat(context: &Context<'_>, args: CatArgs) -> Result<u8, Failure> {
+    if context.output.is_json() {
+        return Err(Failure::usage("cat writes bytes as they are, which are no JSON: leave --json away"));
+    }
+    let source = Source { context, snap: args.snap, cred_id: args.credential.cred_id };
+    for path in &args.paths {
+        let path = typed(path);
+        let mut offset_bytes = 0;
+        loop {
+            let piece = source.read(&path, offset_bytes).await?;
+            if piece.is_empty() {
+                break;
+            }
+            offset_bytes += piece.len() as u64;
+            context.output.raw(&piece)?;
+        }
+    }
+    Ok(EXIT_DONE)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Change {
+    Added,
+    Removed,
+    Changed,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ChangedFile {
+    change: Change,
+    path: FilePath,
+    kind: FileKind,
+    /// What differs, of a file that is in both.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    what: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DiffDocument {
+    from: CloudsnapId,
+    to: CloudsnapId,
+    files: Vec<ChangedFile>,
+}
+
+/// What differs between a file and what it became.
+fn differences(a: &SnapshotFile, b: &SnapshotFile) -> Vec<&'static str> {
+    let mut what = Vec::new();
+    if a.kind != b.kind {
+        what.push("kind");
+    }
+    // Directories grow with what is in them, which is told by itself.
+    if a.kind != FileKind::Directory || b.kind != FileKind::Directory {
+        if a.size_bytes != b.size_bytes {
+            what.push("size");
+        }
+        if a.modified != b.modified {
+            what.push("time");
+        }
+    }
+    if a.mode != b.mode {
+        what.push("mode");
+    }
+    if (a.uid, a.gid) != (b.uid, b.gid) {
+        what.push("owner");
+    }
+    if a.target != b.target {
+        what.push("target");
+    }
+    what
+}
+
+async fn same_content(a: &Source<'_>, b: &Source<'_>, path: &FilePath) -> Result<bool, Failure> {
+    let mut offset_bytes = 0;
+    loop {
+        let (left, right) = (a.read(path, offset_bytes).await?, b.read(path, offset_bytes).await?);
+        if left != right {
+            return Ok(false);
+        }
+        if left.is_empty() {
+            return Ok(true);
+        }
+        offset_bytes += left.len() as u64;
+    }
+}
+
+pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Failure> {
+    let cred_id = args.credential.cred_id;
+    let from = Source { context, snap: args.from, cred_id: cred_id.clone() };
+    let to = Source { context, snap: args.to, cred_id };
+    let output = context.output;
+    let mut changes = Vec::new();
+    let mut seen = 0;
+    let mut left = vec![typed(&args.path)];
+    while let Some(path) = left.pop() {
+        let (a, b) = (from.list(&path, true).await?, to.list(&path, true).await?);
+        let mut dirs = Vec::new();
+        let (mut a, mut b) = (a.entries.into_iter().peekable(), b.entries.into_iter().peekable());
+        loop {
+            seen += 1;
+            if seen > FILES_MOST {
+                let most = format!("there are more than {FILES_MOST} files: look at a part with --path");
+                return Err(Failure::usage(most));
+            }
+            let order = match (a.peek(), b.peek()) {
+                (Some(a), Some(b)) => a.path.as_bytes().cmp(b.path.as_bytes()),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => break,
+            };
+            let change = |change, file: SnapshotFile, what| ChangedFile {
+                change,
+                path: file.path,
+                kind: file.kind,
+                what,
+            };
+            match order {
+                Ordering::Less => {
+                    changes.extend(a.next().map(|file| change(Change::Removed, file, Vec::new())));
+                }
+                Ordering::Greater => {
+                    changes.extend(b.next().map(|file| change(Change::Added, file, Vec::new())));
+                }
+                Ordering::Equal => {
+                    let (Some(a), Some(b)) = (a.next(), b.next()) else { break };
+                    let mut what = differences(&a, &b);
+                    if what.is_empty()
+                        && args.content
+                        && b.kind == FileKind::File
+                        && !same_content(&from, &to, &b.path).await?
+                    {
+                        what.push("content");
+                    }
+                    if a.kind == FileKind::Directory && b.kind == FileKind::Directory {
+                        dirs.push(b.path.clone());
+                    }
+                    if !what.is_empty() {
+                        changes.push(change(Change::Changed, b, what));
+                    }
+                }
+            }
+        }
+        left.extend(dirs.into_iter().rev());
+    }
+    changes.sort_by(|a, b| a.path.cmp(&b.path));
+    if output.is_json() {
+        output.document(&DiffDocument { from: args.from, to: args.to, files: changes })?;
+        return Ok(EXIT_DONE);
+    }
+    for change in &changes {
+        let (sign, what) = match change.change {
+            Change::Added => ('+', String::new()),
+            Change::Removed => ('-', String::new()),
+            Change::Changed => ('M', format!(" ({})", change.what.join(", "))),
+        };
+        let slash = if change.kind == FileKind::Directory { "/" } else { "" };
+        output.line(format!("{sign} {}{slash}{what}", change.path))?;
+    }
+    Ok(EXIT_DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(kind: FileKind, mode: u16) -> SnapshotFile {
+        SnapshotFile {
+            path: FilePath::root().join(b"a"),
+            kind,
+            size_bytes: 5,
+            mode,
+            uid: 0,
+            gid: 1000,
+            modified: None,
+            target: None,
+        }
+    }
+
+    #[test]
+    fn modes_look_as_people_know_them() {
+        for (kind, mode, text) in [
+            (FileKind::File, 0o644, "-rw-r--r--"),
+            (FileKind::Directory, 0o1777, "drwxrwxrwt"),
+            (FileKind::File, 0o4755, "-rwsr-xr-x"),
+            (FileKind::File, 0o2644, "-rw-r-Sr--"),
+            (FileKind::Symlink, 0o777, "lrwxrwxrwx"),
+            (FileKind::Damaged, 0, "?---------"),
+        ] {
+            assert_eq!(mode_text(&file(kind, mode)), text);
+        }
+        assert_eq!(
+            line(&file(FileKind::File, 0o600)),
+            "-rw-------      0:1000              5                   - /a"
+        );
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let a = file(FileKind::File, 0o644);
+        assert!(differences(&a, &a).is_empty());
+        let b = SnapshotFile { size_bytes: 6, mode: 0o600, uid: 1, ..a.clone() };
+        assert_eq!(differences(&a, &b), ["size", "mode", "owner"]);
+        let dir = file(FileKind::Directory, 0o755);
+        assert!(differences(&dir, &SnapshotFile { size_bytes: 9, ..dir.clone() }).is_empty());
+    }
+}

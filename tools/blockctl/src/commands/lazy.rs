@@ -1,0 +1,85 @@
+//! Restores that are usable at once, copies that fetch what is read, and rollbacks to a cloud snapshot.
+
+use super::{Context, cloudsnap::begun};
+use crate::{
+    cli::{cloudsnap::RestoreArgs, lazy::CloneArgs},
+    failure::{EXIT_DONE, Failure},
+};
+use blockd_api::{
+    ByteSize,
+    lazy::{Hydration, StartInPlace, StartLazyRestore},
+};
+
+/// `cloudsnap restore --lazy` and `--in-place`.
+pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure> {
+    let (snap, cred_id, wait) = (args.snap, args.credential.cred_id, args.wait.wait);
+    if let Some(volume) = args.how.in_place {
+        let request = StartInPlace { snap, volume, cred_id, discard: args.how.discard };
+        let started = context.client.start_in_place(&request).await?;
+        let line = format!(
+            "Cloudsnap restore started successfully on volume: {} with task name:{}",
+            started.volume_id, started.task
+        );
+        return begun(context, started.task, &started, &line, wait).await;
+    }
+    let request = StartLazyRestore {
+        snap,
+        volume: args.volume,
+        cred_id,
+        hydrate: true,
+        on_store_loss: args.how.on_store_loss.unwrap_or_default(),
+    };
+    let restored = context.client.start_lazy_restore(&request).await?;
+    let Some(task) = restored.task else {
+        return Err(Failure::usage("blockd made the volume, but no task that fetches the rest of it"));
+    };
+    let line = format!(
+        "Volume successfully created: {} ({}); the rest of it is fetched by task name:{task}",
+        restored.volume_id, restored.volume
+    );
+    begun(context, task, &restored, &line, wait).await
+}
+
+/// `cloudsnap clone`.
+pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<u8, Failure> {
+    let request = StartLazyRestore {
+        snap: args.snap,
+        volume: args.volume,
+        cred_id: args.credential.cred_id,
+        hydrate: false,
+        on_store_loss: args.on_store_loss,
+    };
+    let restored = context.client.start_lazy_restore(&request).await?;
+    match context.output.is_json() {
+        true => context.output.document(&restored)?,
+        false => {
+            let line = format!("Volume successfully cloned: {} ({})", restored.volume_id, restored.volume);
+            context.output.line(line)?;
+        }
+    }
+    Ok(EXIT_DONE)
+}
+
+/// How much of a volume is there, in a word.
+pub fn percent(hydration: &Hydration) -> String {
+    let percent = hydration.done_bytes * 100 / hydration.total_bytes.max(1);
+    match hydration.in_background {
+        true => format!("hydrating, {percent}%"),
+        false => format!("lazy, {percent}%"),
+    }
+}
+
+/// The same in one line.
+pub fn line(hydration: Option<&Hydration>) -> String {
+    let Some(hydration) = hydration else { return "-".to_owned() };
+    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
+    format!(
+        "{} of {}, {} of {}, {} on loss of the store, {} waiting",
+        if hydration.in_background { "hydrating" } else { "lazy" },
+        hydration.cloudsnap,
+        size(hydration.done_bytes),
+        size(hydration.total_bytes),
+        hydration.on_store_loss,
+        hydration.waiting
+    )
+}
