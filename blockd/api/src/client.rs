@@ -20,7 +20,7 @@ use crate::{
         Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
     },
     status::Status,
-    tasks::{ListTasks, StopTask, Task, TaskList, TaskStarted, WaitTask},
+    tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
     volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList},
 };
 use bytes::Bytes;
@@ -388,6 +388,11 @@ impl Client {
     /// Stops a task; the reply comes when it has come to rest.
     pub async fn stop_task(&self, task: Uuid, request: &StopTask) -> Result<Task, ClientError> {
         self.post(&paths::task_stop(task), request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Changes how much a task may move in a second, also while it runs.
+    pub async fn limit_task(&self, task: Uuid, limits: &TaskLimits) -> Result<Task, ClientError> {
+        self.post(&paths::task_limit(task), limits, CALL_TIMEOUT).await
     }
 
     /// Takes up a task again that was stopped or failed.

@@ -78,6 +78,8 @@ pub const TASK: &str = "/v1/tasks/{task}";
 pub const TASK_STOP: &str = "/v1/tasks/{task}/stop";
 /// `POST` without a body: [`crate::tasks::Task`].
 pub const TASK_RESUME: &str = "/v1/tasks/{task}/resume";
+/// `POST` of [`crate::tasks::TaskLimits`]: [`crate::tasks::Task`].
+pub const TASK_LIMIT: &str = "/v1/tasks/{task}/limit";
 
 /// Percent-encodes all but the unreserved characters of RFC 3986 and those in `also_plain`.
 pub(crate) fn encode(bytes: &[u8], also_plain: &[u8]) -> String {
@@ -171,6 +173,11 @@ pub fn task_stop(task: Uuid) -> String {
 /// Address at which one task is taken up again.
 pub fn task_resume(task: Uuid) -> String {
     fill(TASK_RESUME, "{task}", task)
+}
+
+/// Address at which one task is limited.
+pub fn task_limit(task: Uuid) -> String {
+    fill(TASK_LIMIT, "{task}", task)
 }
 
 /// Adds the fields of a flat query type to an address; fields that are null are left out.

@@ -114,6 +114,18 @@ pub struct StopTask {
     pub discard: bool,
 }
 
+/// Body of `POST /v1/tasks/{task}/limit`, and part of what starts a task: how much it may move in a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TaskLimits {
+    /// Bytes that it may send in a second; as many as it can otherwise.
+    #[serde(default)]
+    pub limit_upload_bytes_per_s: Option<u64>,
+    /// Bytes that it may fetch in a second; as many as it can otherwise.
+    #[serde(default)]
+    pub limit_download_bytes_per_s: Option<u64>,
+}
+
 /// What a verification, or a restore past damage, found. Lists are cut to what a person can read; the counts are whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -4,58 +4,137 @@ use super::{ObjectInfo, ObjectStore, PutMode, StoreFuture};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 /// How much may be saved up while nothing moves, in seconds of the rate.
-const SAVED_MOST: Duration = Duration::from_secs(1);
+const SAVED_MOST_S: f64 = 1.0;
+/// The longest that anybody sleeps without looking again.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// One direction.
 #[derive(Debug)]
 struct Bucket {
-    bytes_per_s: u64,
-    /// When everything that was let through so far would have been through at the rate.
-    paid_until: Mutex<Instant>,
+    flow: Mutex<Flow>,
+    /// The rate has changed.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Flow {
+    /// None: as fast as it goes.
+    bytes_per_s: Option<u64>,
+    /// Bytes of all bodies so far.
+    booked: f64,
+    /// How many of them the rate had room for; ahead of them by what is saved up.
+    cleared: f64,
+    at: Instant,
+}
+
+impl Flow {
+    fn advance(&mut self) {
+        let now = Instant::now();
+        match self.bytes_per_s {
+            None => self.cleared = self.booked,
+            Some(rate) => {
+                let rate = rate as f64;
+                let more = now.duration_since(self.at).as_secs_f64() * rate;
+                self.cleared = (self.cleared + more).min(self.booked + rate * SAVED_MOST_S);
+            }
+        }
+        self.at = now;
+    }
 }
 
 impl Bucket {
-    fn new(bytes_per_s: u64) -> Self {
-        Self { bytes_per_s: bytes_per_s.max(1), paid_until: Mutex::new(Instant::now()) }
+    fn new(bytes_per_s: Option<u64>) -> Self {
+        let flow = Flow {
+            bytes_per_s: bytes_per_s.map(|rate| rate.max(1)),
+            booked: 0.0,
+            cleared: 0.0,
+            at: Instant::now(),
+        };
+        Self { flow: Mutex::new(flow), changed: Notify::new() }
     }
 
-    /// Books so many bytes; gives the time at which they may go.
-    fn book(&self, bytes: u64) -> Instant {
-        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
-        let mut paid_until = self.paid_until.lock();
-        let now = Instant::now();
-        let from = (*paid_until).max(now.checked_sub(SAVED_MOST).unwrap_or(now));
-        *paid_until = from + takes;
+    fn set(&self, bytes_per_s: Option<u64>) {
+        let mut flow = self.flow.lock();
+        flow.advance();
+        flow.bytes_per_s = bytes_per_s.map(|rate| rate.max(1));
+        // What waits under the old rate goes by the new one.
+        flow.advance();
+        drop(flow);
+        self.changed.notify_waiters();
+    }
+
+    fn is_limited(&self) -> bool {
+        self.flow.lock().bytes_per_s.is_some()
+    }
+
+    /// Books so many bytes; gives what has to be cleared before they may go.
+    fn book(&self, bytes: u64) -> f64 {
+        let mut flow = self.flow.lock();
+        flow.advance();
+        let before = flow.booked;
         // The bytes go out as fast as the line takes them; what follows waits for the rate.
-        from.max(now)
+        flow.booked += bytes as f64;
+        if flow.bytes_per_s.is_none() {
+            flow.cleared = flow.booked;
+        }
+        before
+    }
+
+    async fn wait(&self, bytes: u64) {
+        let before = self.book(bytes);
+        loop {
+            // Registered before the look, so that a change in between is not missed.
+            let changed = self.changed.notified();
+            let left = {
+                let mut flow = self.flow.lock();
+                flow.advance();
+                let missing = before - flow.cleared;
+                match flow.bytes_per_s {
+                    // Less than a byte is what counting in seconds leaves.
+                    Some(rate) if missing >= 1.0 => missing / rate as f64,
+                    _ => return,
+                }
+            };
+            let nap = Duration::try_from_secs_f64(left).unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+            tokio::select! {
+                () = tokio::time::sleep(nap) => {}
+                () = changed => {}
+            }
+        }
     }
 }
 
-/// The bandwidth of one credential, shared by all its tasks.
-#[derive(Debug, Default)]
+/// The bandwidth of one credential, shared by all its tasks, or of one task.
+#[derive(Debug)]
 pub struct Bandwidth {
-    up: Option<Bucket>,
-    down: Option<Bucket>,
+    up: Bucket,
+    down: Bucket,
+}
+
+impl Default for Bandwidth {
+    fn default() -> Self {
+        Self::new(None, None)
+    }
 }
 
 impl Bandwidth {
     /// At most so many bytes a second each way; `None` is as fast as it goes.
     pub fn new(upload_bytes_per_s: Option<u64>, download_bytes_per_s: Option<u64>) -> Self {
-        Self { up: upload_bytes_per_s.map(Bucket::new), down: download_bytes_per_s.map(Bucket::new) }
+        Self { up: Bucket::new(upload_bytes_per_s), down: Bucket::new(download_bytes_per_s) }
+    }
+
+    /// Changes both, also for what waits already.
+    pub fn set(&self, upload_bytes_per_s: Option<u64>, download_bytes_per_s: Option<u64>) {
+        self.up.set(upload_bytes_per_s);
+        self.down.set(download_bytes_per_s);
     }
 
     /// Whether anything is limited.
     pub fn is_limited(&self) -> bool {
-        self.up.is_some() || self.down.is_some()
-    }
-}
-
-async fn wait(bucket: Option<&Bucket>, bytes: usize) {
-    if let Some(bucket) = bucket {
-        tokio::time::sleep_until(bucket.book(bytes as u64)).await;
+        self.up.is_limited() || self.down.is_limited()
     }
 }
 
@@ -83,26 +162,24 @@ impl ObjectStore for LimitStore {
 
     fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
         Box::pin(async move {
-            wait(self.bandwidth.up.as_ref(), body.len()).await;
+            self.bandwidth.up.wait(body.len() as u64).await;
             self.inner.put(key, body, mode).await
         })
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
         Box::pin(async move {
-            wait(self.bandwidth.down.as_ref(), 0).await;
+            self.bandwidth.down.wait(0).await;
             let body = self.inner.get(key, max_len_bytes).await?;
             // Its length is known only now: what follows waits for it.
-            if let Some(bucket) = &self.bandwidth.down {
-                bucket.book(body.len() as u64);
-            }
+            self.bandwidth.down.book(body.len() as u64);
             Ok(body)
         })
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
         Box::pin(async move {
-            wait(self.bandwidth.down.as_ref(), len_bytes as usize).await;
+            self.bandwidth.down.wait(len_bytes).await;
             self.inner.get_range(key, offset_bytes, len_bytes).await
         })
     }
@@ -127,7 +204,7 @@ impl ObjectStore for LimitStore {
         body: Bytes,
     ) -> StoreFuture<'a, String> {
         Box::pin(async move {
-            wait(self.bandwidth.up.as_ref(), body.len()).await;
+            self.bandwidth.up.wait(body.len() as u64).await;
             self.inner.multipart_put(key, upload_id, part_no, body).await
         })
     }
@@ -179,6 +256,28 @@ mod tests {
         }
         let took = began.elapsed().as_secs_f64();
         assert!((18.0..20.1).contains(&took), "400 bodies of 500 bytes at 10000 bytes/s took {took} s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_that_changes_holds_for_what_waits_already() {
+        let bandwidth = Arc::new(Bandwidth::new(Some(10), None));
+        let store = Arc::new(LimitStore::new(Arc::new(MemoryStore::default()), bandwidth.clone()));
+        let put = || store.put("a", Bytes::from(vec![1; 100_000]), PutMode::Overwrite);
+        put().await.unwrap();
+        let began = Instant::now();
+        // At the old rate it would go after hours.
+        let (put, ()) = futures::join!(put(), async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            bandwidth.set(Some(10_000), None);
+        });
+        put.unwrap();
+        let took = began.elapsed().as_secs_f64();
+        assert!((14.0..15.5).contains(&took), "{took} s");
+        bandwidth.set(None, None);
+        assert!(!bandwidth.is_limited());
+        let began = Instant::now();
+        store.put("a", Bytes::from(vec![1; 100_000]), PutMode::Overwrite).await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use super::volumes::UnknownWord;
 use super::{DbError, json, parsed, to_json};
-use blockd_api::{ApiError, VolumeName, tasks::Findings};
+use blockd_api::{ApiError, VolumeName, tasks::Findings, tasks::TaskLimits};
 use blockd_cloud::{BackupType, CloudsnapId, VerifyDepth, store::RequestCounts};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -148,6 +148,8 @@ pub struct TaskDetail {
     pub may_be_committed: bool,
     /// The run of the daemon that it was asked of.
     pub run: Option<Uuid>,
+    /// How much it may move in a second.
+    pub limits: TaskLimits,
     /// A restore goes on past what is damaged.
     pub skip_damaged: bool,
     /// What a verification is to look at.

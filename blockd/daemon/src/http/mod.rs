@@ -89,6 +89,7 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::TASKS, get(tasks::list))
         .route(paths::TASK, get(tasks::show))
         .route(paths::TASK_STOP, post(tasks::stop))
+        .route(paths::TASK_LIMIT, post(tasks::limit))
         .route(paths::TASK_RESUME, post(tasks::resume))
         .fallback(no_such_address)
         .method_not_allowed_fallback(wrong_method)

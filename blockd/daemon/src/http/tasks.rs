@@ -3,7 +3,7 @@
 use super::{Answer, Asked, Body, Named, Reply, detached};
 use crate::core::Core;
 use axum::extract::State;
-use blockd_api::tasks::{ListTasks, StopTask, Task, TaskList, WaitTask};
+use blockd_api::tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, WaitTask};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -29,4 +29,12 @@ pub(super) async fn stop(
 
 pub(super) async fn resume(State(core): State<Arc<Core>>, Named(task): Named<Uuid>) -> Answer<Task> {
     detached(async move { core.resume_task(task).await }).await
+}
+
+pub(super) async fn limit(
+    State(core): State<Arc<Core>>,
+    Named(task): Named<Uuid>,
+    Body(limits): Body<TaskLimits>,
+) -> Answer<Task> {
+    detached(async move { core.limit_task(task, limits).await }).await
 }

@@ -3,7 +3,7 @@
 use super::*;
 use blockd_api::{
     cloudsnaps::{CollectGarbage, StartVerify, VerifyDepth},
-    tasks::StopTask,
+    tasks::{StopTask, TaskLimits},
 };
 use jiff::{SignedDuration, Timestamp};
 use std::os::unix::fs::PermissionsExt;
@@ -447,4 +447,33 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
         assert_eq!((done.backup_type, done.bytes_dirty), (Some(BackupType::Incremental), 1 << 20));
     }
     host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
+    let host = Host::new().await;
+    let (_, model) = host.fill("data").await;
+    host.limited(Some(40 << 20), None).await;
+    let task = host.start_backup("data", false).await;
+    host.until_processed(task, 1).await;
+    host.client.stop_task(task, &KEEP).await.unwrap();
+    host.unlimited();
+    let limits = |upload| TaskLimits { limit_upload_bytes_per_s: upload, limit_download_bytes_per_s: None };
+    assert_eq!(api_code(host.client.limit_task(task, &limits(Some(7))).await), ErrorCode::InvalidRequest);
+    // The first body goes, what follows waits for hours.
+    host.client.limit_task(task, &limits(Some(2048))).await.unwrap();
+    host.client.resume_task(task).await.unwrap();
+    loop {
+        let seen = host.client.task(task, &WaitTask::default()).await.unwrap();
+        assert!(!seen.state.stage.is_over(), "{seen:?}");
+        if seen.phase == "index" || seen.phase == "commit" {
+            break;
+        }
+        let wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
+        host.client.task(task, &wait).await.unwrap();
+    }
+    host.client.limit_task(task, &limits(None)).await.unwrap();
+    let done = host.done(task).await;
+    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    assert_eq!(api_code(host.client.limit_task(task, &limits(None)).await), ErrorCode::TaskEnded);
 }

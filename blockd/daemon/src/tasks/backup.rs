@@ -66,6 +66,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
 
     let _slot = core.tasks.slot(&live.cancel).await?;
     let (repository, requests) = core.task_repository(row.credential).await?;
+    let repository = live.limited(&repository);
     // A disk that is not mounted is an empty directory, and takes everything.
     repository.prove_key_slot().await?;
     let write_once =

@@ -1,8 +1,11 @@
 //! A task that has not ended, as the rest of the daemon sees it while it runs.
 
 use crate::db::{TaskDetail, TaskKind, TaskRow, TaskState};
-use blockd_api::ApiError;
-use blockd_cloud::{CancelToken, Progress, store::RequestCounts};
+use blockd_api::{ApiError, tasks::TaskLimits};
+use blockd_cloud::{
+    CancelToken, Progress, Repository,
+    store::{Bandwidth, LimitStore, RequestCounts},
+};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
@@ -38,6 +41,7 @@ pub struct LiveTask {
     /// Tells it to come to rest: because the daemon stops, or because somebody stops it.
     pub cancel: CancelToken,
     stop_wanted: AtomicBool,
+    bandwidth: Arc<Bandwidth>,
     state: Mutex<State>,
     version: watch::Sender<u64>,
 }
@@ -86,9 +90,25 @@ impl LiveTask {
             kind: row.kind,
             cancel: CancelToken::new(),
             stop_wanted: AtomicBool::new(false),
+            bandwidth: Arc::new(Bandwidth::new(
+                row.detail.limits.limit_upload_bytes_per_s,
+                row.detail.limits.limit_download_bytes_per_s,
+            )),
             state: Mutex::new(State { row, run: None }),
             version,
         }
+    }
+
+    /// The repository, held to what the task may move in a second.
+    pub fn limited(&self, repository: &Repository) -> Repository {
+        let store = LimitStore::new(Arc::clone(repository.store()), Arc::clone(&self.bandwidth));
+        repository.with_store(Arc::new(store))
+    }
+
+    /// Changes how much it may move in a second.
+    pub fn set_limits(&self, limits: TaskLimits) {
+        self.bandwidth.set(limits.limit_upload_bytes_per_s, limits.limit_download_bytes_per_s);
+        self.detail(|detail| detail.limits = limits);
     }
 
     /// Stops it for good, unless it has begun to commit: then it comes to its end by itself.

@@ -12,7 +12,7 @@ pub mod plan;
 pub mod restore;
 mod restored;
 mod shared_reader;
-mod stop;
+pub(crate) mod stop;
 mod verify;
 
 pub use live::LiveTask;

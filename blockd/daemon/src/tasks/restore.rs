@@ -71,6 +71,7 @@ async fn fill(
     let row = live.view();
     let _slot = core.tasks.slot(&live.cancel).await?;
     let (repository, requests) = core.task_repository(row.credential).await?;
+    let repository = live.limited(&repository);
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     core.store_progress(live).await;

@@ -14,7 +14,7 @@ use crate::{
 };
 use blockd_api::{
     ErrorCode,
-    tasks::{self as api, StopTask},
+    tasks::{self as api, StopTask, TaskLimits},
 };
 use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, remove_leftovers_of};
 use jiff::Timestamp;
@@ -44,6 +44,17 @@ fn can_go_on(error: &ServiceError) -> bool {
         ),
         _ => false,
     }
+}
+
+/// Refuses limits below which even small requests would take minutes.
+pub(crate) fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
+    const LEAST_BYTES_PER_S: u64 = 1 << 10;
+    let given = [limits.limit_upload_bytes_per_s, limits.limit_download_bytes_per_s];
+    if given.into_iter().flatten().any(|limit| limit < LEAST_BYTES_PER_S) {
+        let message = "a limit is at least 1 KiB a second";
+        return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+    }
+    Ok(())
 }
 
 /// Whether what a task needs to go on is worth keeping.
@@ -221,6 +232,30 @@ impl Core {
         self.db.run(move |tx| stored.put(tx)).await?;
         tracing::info!(task = %row.id, kind = %row.kind, resumed = row.detail.resumed, "task resumed");
         self.launch(row.clone());
+        Ok(self.task_to_api(&row))
+    }
+
+    /// Changes how much a task may move in a second: at once if it runs, otherwise when it is taken up again.
+    ///
+    /// # Errors
+    /// There is no such task, it is done, or a limit is too low.
+    pub async fn limit_task(&self, id: Uuid, limits: TaskLimits) -> Result<api::Task, ServiceError> {
+        check_limits(limits)?;
+        let _admission = self.admission.lock().await;
+        let live = self.tasks.live.lock().get(&id).cloned();
+        if let Some(live) = live {
+            live.set_limits(limits);
+            self.store_progress(&live).await;
+            return Ok(self.task_to_api(&live.view()));
+        }
+        let mut row = self.task_row(id).await?;
+        if !row.detail.kept {
+            let message = format!("{} task {id} has ended: there is nothing to limit", row.kind);
+            return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
+        }
+        row.detail.limits = limits;
+        let stored = row.clone();
+        self.db.run(move |tx| stored.put(tx)).await?;
         Ok(self.task_to_api(&row))
     }
 

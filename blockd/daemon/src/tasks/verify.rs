@@ -35,6 +35,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         false => Some(core.tasks.slot(&live.cancel).await?),
     };
     let (repository, requests) = core.task_repository(row.credential).await?;
+    let repository = live.limited(&repository);
     let repository = paced(core, repository, what);
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));

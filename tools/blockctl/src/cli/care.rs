@@ -1,7 +1,10 @@
 //! `blockctl cloudsnap stop`, `resume`, `verify` and `gc`
 
 use super::cloudsnap::{CredentialArg, WaitArg, parse_task};
-use blockd_api::cloudsnaps::{CloudsnapId, VerifyDepth};
+use blockd_api::{
+    ByteSize,
+    cloudsnaps::{CloudsnapId, VerifyDepth},
+};
 use clap::Args;
 
 /// What `cloudsnap stop --help` says besides.
@@ -21,6 +24,14 @@ a restore goes on with the blocks that are not in place yet.
 
 Examples:
   blockctl cloudsnap resume --name 3f4f0a67-e12a-4d35-81ad-985657757352 --wait";
+
+/// What `cloudsnap limit --help` says besides.
+pub const LIMIT_HELP: &str = "\
+The limits hold at once, for this task beside those of its credentials; one that is left out is lifted.
+
+Examples:
+  blockctl cloudsnap limit --name 3f4f --limit-upload 20MiB
+  blockctl cloudsnap limit --name 3f4f";
 
 /// What `cloudsnap verify --help` says besides.
 pub const VERIFY_HELP: &str = "\
@@ -63,6 +74,20 @@ pub struct ResumeArgs {
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArg,
+}
+
+/// `cloudsnap limit`
+#[derive(Debug, Args)]
+pub struct LimitArgs {
+    /// The task, by its id or the beginning of it
+    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
+    pub name: String,
+    /// Send at most so much a second; as much as it can without it
+    #[arg(long, value_name = "SIZE")]
+    pub limit_upload: Option<ByteSize>,
+    /// Fetch at most so much a second; as much as it can without it
+    #[arg(long, value_name = "SIZE")]
+    pub limit_download: Option<ByteSize>,
 }
 
 /// `cloudsnap verify`
@@ -146,8 +171,17 @@ mod tests {
             assert_eq!((args.depth(), args.id().is_some()), (depth, named), "{line}");
         }
         assert!(matches!(cloudsnap("cs gc --dry-run"), CloudsnapCommand::Gc(args) if args.dry_run));
-        for line in ["cs stop", "cs resume", "cs stop -n nonsense", "cs verify --quick --deep", "cs verify 7"]
-        {
+        assert!(
+            matches!(cloudsnap("cs limit -n 3f4f --limit-upload 20MiB"), CloudsnapCommand::Limit(args) if args.limit_upload.is_some() && args.limit_download.is_none())
+        );
+        for line in [
+            "cs stop",
+            "cs limit",
+            "cs resume",
+            "cs stop -n nonsense",
+            "cs verify --quick --deep",
+            "cs verify 7",
+        ] {
             assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
         }
     }

@@ -1,7 +1,10 @@
 //! `blockctl cloudsnap …`
 
 use super::{
-    care::{GC_HELP, GcArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP, VerifyArgs},
+    care::{
+        GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
+        VerifyArgs,
+    },
     files,
     lazy::{CLONE_HELP, CloneArgs, LazyArgs},
 };
@@ -90,6 +93,9 @@ pub enum CloudsnapCommand {
     /// Take up a task again that was stopped or failed
     #[command(after_help = RESUME_HELP)]
     Resume(ResumeArgs),
+    /// Limit what a task moves in a second, while it runs
+    #[command(after_help = LIMIT_HELP)]
+    Limit(LimitArgs),
     /// Prove that snapshots in cloud can be read
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),

@@ -2,7 +2,7 @@
 
 use super::{Context, cloudsnap::begun, counted, or_dash};
 use crate::{
-    cli::care::{GcArgs, ResumeArgs, StopArgs, VerifyArgs},
+    cli::care::{GcArgs, LimitArgs, ResumeArgs, StopArgs, VerifyArgs},
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     output::Output,
     table::Table,
@@ -11,7 +11,7 @@ use blockd_api::{
     ApiError, ByteSize, ErrorCode,
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify},
     format_time,
-    tasks::{Findings, ListTasks, StopTask, Task, TaskStage},
+    tasks::{Findings, ListTasks, StopTask, Task, TaskLimits, TaskStage},
 };
 
 /// The one task whose id begins like this.
@@ -62,6 +62,28 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Result<u8
     let noun = task.kind.title().to_ascii_lowercase();
     let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
     begun(context, id, &task, &line, args.wait.wait).await
+}
+
+pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Result<u8, Failure> {
+    let id = task(context, &args.name).await?.name;
+    let bytes = |size: Option<ByteSize>| size.map(ByteSize::as_bytes);
+    let limits = TaskLimits {
+        limit_upload_bytes_per_s: bytes(args.limit_upload),
+        limit_download_bytes_per_s: bytes(args.limit_download),
+    };
+    let task = context.client.limit_task(id, &limits).await?;
+    let output = context.output;
+    let shown =
+        |size: Option<ByteSize>| size.map_or_else(|| "no limit".to_owned(), |size| format!("{size}/s"));
+    match output.is_json() {
+        true => output.document(&task)?,
+        false => output.line(format!(
+            "Cloudsnap task limited successfully: {id} (upload {}, download {})",
+            shown(args.limit_upload),
+            shown(args.limit_download)
+        ))?,
+    }
+    Ok(EXIT_DONE)
 }
 
 pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Result<u8, Failure> {
