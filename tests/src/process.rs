@@ -77,6 +77,7 @@ pub fn repository() -> PathBuf {
 pub fn tool(name: &str) -> PathBuf {
     let package = match name {
         "fio" => "fio",
+        "mke2fs" | "e2fsck" => "e2fsprogs",
         "nbdinfo" | "nbdcopy" => "libnbd-bin",
         "qemu-img" | "qemu-io" => "qemu-utils",
         "unshare" => "util-linux",
@@ -86,7 +87,9 @@ pub fn tool(name: &str) -> PathBuf {
         _ => panic!("nobody said which package brings {name}"),
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file());
+    // Not in everybody's PATH, and of use to everybody.
+    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let found = places.map(|dir: PathBuf| dir.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| {
         panic!("{name} is missing: install the Debian package {package}, or run tools/test, which does")
     })

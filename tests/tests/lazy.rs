@@ -68,6 +68,18 @@ impl Origin {
         daemon
     }
 
+    /// Blocks with data that are not fetched together with the first one or with each other.
+    fn places(&self) -> Vec<u64> {
+        let units = (MIB..FILES).step_by(256 << 10);
+        let has_data = |offset: u64| {
+            let block = &self.content[offset as usize..][..BLOCK as usize];
+            block.iter().any(|&byte| byte != 0)
+        };
+        let places: Vec<u64> = units.filter(|&offset| has_data(offset)).take(40).collect();
+        assert!(places.len() > 20, "there are few files: {}", places.len());
+        places
+    }
+
     fn gone(&self) -> PathBuf {
         self.bed.path("store-gone")
     }
@@ -277,7 +289,8 @@ fn a_store_that_is_gone_fails_what_needs_it_or_keeps_it_waiting() {
         client.close();
     }
     origin.take_store_away();
-    let far = 30 * MIB;
+    let places = origin.places();
+    let far = places[0];
     let mut client = daemon.nbd("fails");
     let asked = Instant::now();
     match client.try_read(far, BLOCK) {
@@ -293,7 +306,7 @@ fn a_store_that_is_gone_fails_what_needs_it_or_keeps_it_waiting() {
     // More readers than the daemon has threads, and everything else goes on, on the same connection.
     let mut waiting = daemon.nbd("waits");
     let cookies: Vec<u64> =
-        (0..40).map(|n| waiting.start(command::READ, 0, far + n * MIB / 4, BLOCK, &[]).unwrap()).collect();
+        places.iter().map(|&at| waiting.start(command::READ, 0, at, BLOCK, &[]).unwrap()).collect();
     waiting.call(command::WRITE, 0, 0, BLOCK, &[9; BLOCK as usize]).expect("a write while reads wait");
     waiting.call(command::FLUSH, 0, 0, 0, &[]).expect("a flush while reads wait");
     ctl.json(&["snapshot", "create", "waits"]);
@@ -304,15 +317,15 @@ fn a_store_that_is_gone_fails_what_needs_it_or_keeps_it_waiting() {
     for _ in &cookies {
         let (errno, cookie) = waiting.reply().unwrap();
         assert_eq!(errno, 0);
-        let n = cookies.iter().position(|known| *known == cookie).unwrap() as u64;
-        let offset = (far + n * MIB / 4) as usize;
+        let n = cookies.iter().position(|known| *known == cookie).unwrap();
+        let offset = places[n] as usize;
         let found = waiting.receive(BLOCK as usize).unwrap();
         assert!(found == origin.content[offset..][..BLOCK as usize], "read {n}");
     }
     waiting.close();
     // It recovers by itself.
-    let found = client.read(far + MIB, BLOCK);
-    assert!(found == origin.content[(far + MIB) as usize..][..BLOCK as usize]);
+    let found = client.read(places[9], BLOCK);
+    assert!(found == origin.content[places[9] as usize..][..BLOCK as usize]);
     client.close();
     // Nobody is kept from stopping or deleting.
     ctl.json(&["volume", "delete", "fails"]);
