@@ -102,7 +102,7 @@ impl BackupSpec {
     fn check_age(&self, now: Timestamp) -> Result<(), CloudError> {
         let age_s = now.as_second().saturating_sub(self.started.as_second());
         // One that began in the future began by a clock that was wrong.
-        if age_s < -CLOCK_SKEW_MOST_S || age_s > BACKUP_LIFETIME_S {
+        if !(-CLOCK_SKEW_MOST_S..=BACKUP_LIFETIME_S).contains(&age_s) {
             return Err(CloudError::Expired { id: self.id(), started: self.started });
         }
         Ok(())

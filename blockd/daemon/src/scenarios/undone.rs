@@ -61,7 +61,7 @@ async fn a_backup_that_was_stopped_goes_on_with_what_is_in_the_store() {
     for restart in [false, true] {
         let mut host = Host::new().await;
         let (volume, mut model) = host.fill("data").await;
-        host.limited(Some(40 << 20), None).await;
+        host.limited(Some(64 << 10), None).await;
         let task = host.start_backup("data", false).await;
         host.until_processed(task, 1).await;
         let stopped = host.client.stop_task(task, &KEEP).await.unwrap();
@@ -96,7 +96,7 @@ async fn a_backup_that_was_stopped_goes_on_with_what_is_in_the_store() {
 async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_nothing() {
     let host = Host::new().await;
     let (volume, model) = host.fill("data").await;
-    host.limited(Some(40 << 20), None).await;
+    host.limited(Some(64 << 10), None).await;
     let stopped = async || {
         let task = host.start_backup("data", false).await;
         host.until_processed(task, 1).await;
@@ -123,7 +123,7 @@ async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_no
 
     // One that nobody takes up again for a week is given up.
     host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
-    host.limited(Some(40 << 20), None).await;
+    host.limited(Some(64 << 10), None).await;
     let request =
         StartBackup { volume: "data".parse().unwrap(), full: true, cred_id: None, also: Vec::new() };
     let task = host.client.start_backup(&request).await.unwrap().task;
@@ -148,7 +148,7 @@ async fn a_restore_that_was_stopped_fetches_only_what_is_left() {
     for restart in [false, true] {
         let mut host = Host::new().await;
         let (volume, model) = host.fill("data").await;
-        host.limited(None, Some(40 << 20)).await;
+        host.limited(None, Some(64 << 10)).await;
         let id = host.backup("data", false).await.source_volume.unwrap();
         drop(volume);
         let request = StartRestore {
@@ -193,9 +193,11 @@ async fn a_restore_that_was_stopped_fetches_only_what_is_left() {
 async fn a_store_that_fills_up_in_the_middle_costs_nothing_that_was_sent() {
     let host = Host::new().await;
     let (_, model) = host.fill("data").await;
-    host.limited(Some(40 << 20), None).await;
+    host.limited(Some(64 << 10), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
+    assert!(host.client.stop_task(task, &KEEP).await.unwrap().resumable);
+    host.unlimited();
     // Nothing can be put there any more.
     let data = host.store.path().join("blockd/data");
     let dirs: Vec<_> = walk(&data).iter().map(|path| Path::new(path).parent().unwrap().to_owned()).collect();
@@ -212,6 +214,7 @@ async fn a_store_that_fills_up_in_the_middle_costs_nothing_that_was_sent() {
     } else {
         set_mode(0o500);
     }
+    host.client.resume_task(task).await.unwrap();
     let failed = host.wait(task).await;
     assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
     assert!(failed.error.is_some());
@@ -221,7 +224,6 @@ async fn a_store_that_fills_up_in_the_middle_costs_nothing_that_was_sent() {
     } else {
         set_mode(0o700);
     }
-    host.unlimited();
     host.client.resume_task(task).await.unwrap();
     let done = host.done(task).await;
     assert_eq!(done.error, None);
@@ -348,7 +350,7 @@ async fn content_that_is_not_the_volumes_is_found() {
 async fn garbage_is_collected_when_it_is_old_enough_and_nobody_here_needs_it() {
     let host = Host::new().await;
     let (volume, model) = host.fill("data").await;
-    host.limited(Some(40 << 20), None).await;
+    host.limited(Some(64 << 10), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
     host.client.stop_task(task, &KEEP).await.unwrap();
@@ -453,7 +455,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
 async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
     let host = Host::new().await;
     let (_, model) = host.fill("data").await;
-    host.limited(Some(40 << 20), None).await;
+    host.limited(Some(64 << 10), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
     host.client.stop_task(task, &KEEP).await.unwrap();
