@@ -272,6 +272,11 @@ fn read(
     };
     let size = file.metadata().len();
     let len = len.min(usize::try_from(size.saturating_sub(offset_bytes)).unwrap_or(len));
+    if len == 0 {
+        // The reader goes block by block to wherever it is sent.
+        *last = Some((path, file));
+        return Ok(Vec::new());
+    }
     if file.position() != offset_bytes {
         file.seek_to(offset_bytes).map_err(|error| convert(&error))?;
     }

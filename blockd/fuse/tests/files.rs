@@ -1,0 +1,185 @@
+//! The files inside real images of ext2, ext3 and ext4, in partitions and damaged at random.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+use blockd_fuse::{
+    Image, ImageRun,
+    inside::{FileKind, FileTree, ImageFiles},
+};
+use std::{
+    fs, io,
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+struct Bytes(Vec<u8>);
+
+impl Image for Bytes {
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        let from = offset_bytes as usize;
+        buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::InvalidInput)?);
+        Ok(())
+    }
+
+    fn run_at(&self, _offset_bytes: u64) -> io::Result<ImageRun> {
+        Ok(ImageRun { is_data: true, end_bytes: self.size_bytes() })
+    }
+}
+
+fn tool(name: &str) -> Command {
+    let found = ["/usr/sbin", "/sbin", "/usr/bin"].map(|dir| Path::new(dir).join(name));
+    let found = found.into_iter().find(|path| path.exists());
+    let mut command = Command::new(found.expect("the Debian package e2fsprogs"));
+    command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+    command
+}
+
+/// An image with some files; `kind` is ext2, ext3 or ext4.
+fn make(kind: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = (dir.path().join("source"), dir.path().join("image"));
+    fs::create_dir_all(source.join("a/b")).unwrap();
+    for number in 0..200 {
+        fs::write(source.join(format!("a/b/{number}")), number.to_string().repeat(2000)).unwrap();
+    }
+    std::os::unix::fs::symlink("a/b", source.join("link")).unwrap();
+    std::os::unix::fs::symlink("x/".repeat(100), source.join("long")).unwrap();
+    let made =
+        tool("mke2fs").args(["-q", "-F", "-t", kind, "-d"]).arg(&source).arg(&image).arg("12M").status();
+    assert!(made.unwrap().success());
+    for command in ["mknod device b 8 1", "mknod pipe p", "set_inode_field a uid 70000"] {
+        assert!(tool("debugfs").args(["-w", "-R", command]).arg(&image).status().unwrap().success());
+    }
+    fs::read(image).unwrap()
+}
+
+fn open(bytes: Vec<u8>) -> ImageFiles {
+    ImageFiles::open(Arc::new(Bytes(bytes))).unwrap()
+}
+
+fn check(files: &dyn FileTree, root: &str) {
+    let path = |rest: &str| format!("{root}{rest}").into_bytes();
+    let names: Vec<Vec<u8>> =
+        files.read_dir(&path("/")).unwrap().into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, [&b"a"[..], b"device", b"link", b"long", b"lost+found", b"pipe"]);
+    assert_eq!(files.read_dir(&path("/a/b")).unwrap().len(), 200);
+    let expected = "77".repeat(2000).into_bytes();
+    assert_eq!(files.read(&path("/a/b/77"), 0, 1 << 20).unwrap(), expected);
+    assert_eq!(files.read(&path("/a/b/77"), 3000, 10).unwrap(), expected[3000..3010]);
+    assert_eq!(files.read(&path("/a/b/77"), 100, 10).unwrap(), expected[100..110]);
+    assert_eq!(files.read(&path("/a/b/77"), 1 << 40, 10).unwrap(), b"");
+    assert_eq!(files.read_link(&path("/link")).unwrap(), b"a/b");
+    assert_eq!(files.read_link(&path("/long")).unwrap(), "x/".repeat(100).into_bytes());
+    let stat = files.stat(&path("/a")).unwrap();
+    assert_eq!((stat.kind, stat.uid), (FileKind::Directory, 70_000));
+    assert!(stat.modified.unwrap().elapsed().unwrap() < Duration::from_secs(3600));
+    assert_eq!(files.stat(&path("/device")).unwrap().kind, FileKind::BlockDevice);
+    assert_eq!(files.stat(&path("/link")).unwrap().kind, FileKind::Symlink, "links are not followed");
+    assert!(files.read(&path("/device"), 0, 1).is_err() && files.read(&path("/a"), 0, 1).is_err());
+    assert_eq!(files.stat(&path("/nothing")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert!(files.read_dir(&path("/a/b/77")).is_err() && files.read_link(&path("/a")).is_err());
+}
+
+#[test]
+fn each_of_the_three_is_read() {
+    for kind in ["ext2", "ext3", "ext4"] {
+        check(&open(make(kind)), "");
+    }
+}
+
+#[test]
+fn partitions_are_directories() {
+    let part = make("ext4");
+    let mut disk = vec![0; 1 << 20];
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let entry = &mut disk[446..462];
+    entry[4] = 0x83;
+    entry[8..12].copy_from_slice(&2048u32.to_le_bytes());
+    entry[12..].copy_from_slice(&(part.len() as u32 / 512).to_le_bytes());
+    disk.extend_from_slice(&part);
+    let files = open(disk);
+    assert_eq!(files.read_dir(b"/").unwrap().len(), 1);
+    check(&files, "/p1");
+    for wrong in ["/p2", "/p01", "/p", "/q1", "/p1x"] {
+        assert!(files.stat(wrong.as_bytes()).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn what_is_not_shown_says_so() {
+    let mut xfs = vec![0; 1 << 20];
+    xfs[..4].copy_from_slice(b"XFSB");
+    let files = open(xfs);
+    assert!(files.why_nothing(b"/").unwrap().unwrap().contains("XFS"));
+    let notice = files.read(b"/NO-FILES.txt", 0, 1000).unwrap();
+    assert!(String::from_utf8(notice).unwrap().contains("XFS"));
+    assert!(open(vec![0; 100]).why_nothing(b"/").unwrap().is_some());
+}
+
+/// Everything that can be reached, but not for ever.
+fn explore(files: &dyn FileTree) {
+    let mut left = vec![b"/".to_vec()];
+    for _ in 0..60 {
+        let Some(path) = left.pop() else { return };
+        match files.stat(&path).map(|stat| stat.kind) {
+            Ok(FileKind::Directory) => {
+                for entry in files.read_dir(&path).unwrap_or_default() {
+                    assert!(!entry.name.contains(&b'/') && !entry.name.contains(&0) && entry.name != b"..");
+                    let mut below = path.clone();
+                    below.push(b'/');
+                    below.extend_from_slice(&entry.name);
+                    left.push(below);
+                }
+            }
+            Ok(FileKind::Symlink) => drop(files.read_link(&path)),
+            Ok(_) => drop(files.read(&path, 0, 100_000)),
+            Err(_) => {}
+        }
+    }
+}
+
+#[test]
+fn damaged_images_crash_nothing() {
+    let good = make("ext4");
+    // Where metadata lies: what is not zero in the first part.
+    let places: Vec<usize> = (1024..good.len().min(3 << 20)).filter(|at| good[*at] != 0).collect();
+    let mut state = 0x1234_5678_9abc_def1u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for round in 0..16 {
+        let mut image = good.clone();
+        for _ in 0..1 + next() % 20 {
+            // The superblock above all: it says where everything else is.
+            let at = match next() % 3 {
+                0 => 1024 + next() as usize % 512,
+                _ => places[next() as usize % places.len()],
+            };
+            image[at] = next() as u8;
+        }
+        // Without checksums of metadata, so that what is wrong is believed.
+        if round % 2 == 0 {
+            let flags = 1024 + 0x64;
+            image[flags + 1] &= !0x04;
+        }
+        explore(&open(image));
+    }
+}
+
+#[test]
+fn a_filesystem_that_claims_to_be_huge_takes_no_memory() {
+    let mut image = make("ext2");
+    image[1024 + 4..1024 + 8].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(open(image).why_nothing(b"/").unwrap().unwrap().contains("larger"));
+    let mut image = make("ext2");
+    image[1024 + 32..1024 + 36].copy_from_slice(&0u32.to_le_bytes());
+    assert!(open(image).why_nothing(b"/").unwrap().is_some());
+}
