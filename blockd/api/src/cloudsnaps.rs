@@ -431,7 +431,7 @@ pub struct GarbageCollected {
     pub garbage: Vec<Leftover>,
     /// What no cloud snapshot needs, and is too young to be sure that none will.
     pub young: Vec<Leftover>,
-    /// Why nothing of some volumes was deleted, a line for each.
+    /// The manifests that cannot be read, a line for each: while there is one, no backup's leftovers are deleted.
     pub unknown: Vec<String>,
     /// Objects deleted.
     pub objects_deleted: u64,

@@ -57,7 +57,8 @@ pub struct GarbageReport {
     pub garbage: Vec<Leftover>,
     /// What no manifest names and is not old enough yet: backups under way, or abandoned lately.
     pub young: Vec<Leftover>,
-    /// Volumes that nothing was deleted of, because one of their manifests cannot be read, with the reason.
+    /// The volumes of manifests that cannot be read, with the reason. While there is one, nothing of any volume is deleted: a
+    /// volume that began as a snapshot of another one names its deltas.
     pub unknown: Vec<(Uuid, VolumeId, String)>,
     /// Objects that were made to try the store out and were deleted, or would be in a dry run.
     pub probe_objects: u64,
@@ -106,9 +107,7 @@ pub async fn collect_garbage(
         }
         let (cluster, volume, snapshot) = delta;
         let leftover = leftover(cluster, volume, snapshot, &objects);
-        if unknown.contains_key(&(cluster, volume)) {
-            report.young.push(leftover);
-        } else if is_garbage(leftover.since, options.now, BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S) {
+        if unknown.is_empty() && is_garbage(leftover.since, options.now, BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S) {
             doomed.extend(objects.into_iter().map(|object| object.key));
             report.garbage.push(leftover);
         } else {
