@@ -19,7 +19,7 @@ ADDED_IDLE_NS, ADDED_LOADED_NS = 1_000_000, 5_000_000
 EPILOG = """\
 Each freeze is one barrier over all volumes, in one process, without sockets; writers overwrite 1024 blocks of each volume
 at random, spread over all of it. HOLD is how long the barrier was held, from the first lock asked for to the last one
-released. WRITE is the longest 4 KiB write that was under way during the barrier, CONTROL that at as many instants without
+released; a kind goes on until a freeze that has begun is over. WRITE is the longest 4 KiB write that was under way during the barrier, CONTROL that at as many instants without
 one: their difference is what the freeze adds. CALL is how long the whole freeze took, which is mostly syncs, and during
 which writers go on: QUIET-P99 and CALL-P99 are 99 % of all writes outside of freezes and during them. Lines are printed
 as they are measured.
@@ -40,7 +40,7 @@ def arguments():
         epilog=EPILOG,
     )
     parser.add_argument("--quick", action="store_true", help="3 seconds of each kind")
-    parser.add_argument("--seconds", type=int, help="how long each kind is frozen again and again [20; qemu: half of that]")
+    parser.add_argument("--seconds", type=int, help="how long each kind is frozen again and again [10; qemu: half of that]")
     parser.add_argument("--volumes", default="1,8,32", help="sizes of groups, with commas [1,8,32]")
     parser.add_argument("--writers", type=int, default=os.cpu_count(), help="threads under full load [one per core]")
     parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
@@ -48,7 +48,7 @@ def arguments():
     parser.add_argument("--engine", help="the engine's binary [it is built]")
     parser.add_argument("--no-qemu", action="store_true", help="leave qemu out")
     given = parser.parse_args()
-    given.seconds = given.seconds or (3 if given.quick else 20)
+    given.seconds = given.seconds or (3 if given.quick else 10)
     given.volumes = [int(text) for text in given.volumes.split(",")]
     return given
 

@@ -124,7 +124,6 @@ impl Parts {
             ("lib.sh", include_str!("guest/lib.sh")),
             ("life.sh", include_str!("guest/life.sh")),
             ("after.sh", include_str!("guest/after.sh")),
-            ("freeze.sh", include_str!("guest/freeze.sh")),
         ] {
             std::fs::write(stage.join(name), script).expect("a script of the guest");
         }
