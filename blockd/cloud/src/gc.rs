@@ -106,7 +106,8 @@ pub async fn collect_garbage(
         }
         let (cluster, volume, snapshot) = delta;
         let leftover = leftover(cluster, volume, snapshot, &objects);
-        if unknown.contains_key(&(cluster, volume)) {
+        // What cannot be read may name deltas of any volume.
+        if !unknown.is_empty() {
             report.young.push(leftover);
         } else if is_garbage(leftover.since, options.now, BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S) {
             doomed.extend(objects.into_iter().map(|object| object.key));
