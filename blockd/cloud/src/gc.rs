@@ -107,7 +107,9 @@ pub async fn collect_garbage(
         }
         let (cluster, volume, snapshot) = delta;
         let leftover = leftover(cluster, volume, snapshot, &objects);
-        if unknown.is_empty() && is_garbage(leftover.since, options.now, BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S) {
+        if unknown.is_empty()
+            && is_garbage(leftover.since, options.now, BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S)
+        {
             doomed.extend(objects.into_iter().map(|object| object.key));
             report.garbage.push(leftover);
         } else {

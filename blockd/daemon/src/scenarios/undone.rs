@@ -267,7 +267,7 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     assert_eq!(task.state.to_string(), "Verify-Failed");
     assert_eq!(task.error.as_ref().unwrap().code, ErrorCode::CloudsnapDamaged);
     let findings = task.findings.unwrap();
-    assert_eq!(findings.damaged_snapshots, [full.clone()]);
+    assert_eq!(findings.damaged_snapshots, std::slice::from_ref(&full));
     let lost = &findings.damage[0].affects[0];
     assert!(findings.damage[0].object.ends_with("/pack-00000000") && lost.cloudsnap == full);
     let (offset, len) = (lost.ranges[0].offset_bytes as usize, lost.ranges[0].len_bytes as usize);

@@ -332,7 +332,7 @@ mod tests {
 
         // Of another restore, nothing is believed.
         assert_eq!(load(&file, Uuid::nil(), &manifest).unwrap(), None);
-        let mut other = manifest.clone();
+        let mut other = manifest;
         other.delta.salt = [8; 32];
         assert_eq!(load(&file, task, &other).unwrap(), None);
         assert!(writer.take().is_some() && writer.settled(&[blocks(0, 1)]).is_err());

@@ -116,7 +116,7 @@ fn remove_leftovers(core: &Arc<Core>, row: &TaskRow) {
         };
         match removed {
             Ok(objects) => {
-                tracing::info!(task = %row.id, objects, "removed what the backup left in the store")
+                tracing::info!(task = %row.id, objects, "removed what the backup left in the store");
             }
             Err(error) => {
                 tracing::warn!(task = %row.id, %error, "what the backup left in the store is garbage until it is collected");

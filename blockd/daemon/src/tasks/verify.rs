@@ -87,7 +87,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let compared_blocks = match seen? {
         Some(seen) => {
             let compared = seen.compared_blocks;
-            add_differences(&mut report, row.cloudsnap, seen.differing);
+            add_differences(&mut report, row.cloudsnap, &seen.differing);
             compared
         }
         None => 0,
@@ -193,7 +193,7 @@ async fn drop_own_snapshot(core: &Arc<Core>, row: &TaskRow) {
 }
 
 /// Blocks that are whole in the store and are not what the volume holds.
-fn add_differences(report: &mut VerifyReport, id: CloudsnapId, differing: BlockSet) {
+fn add_differences(report: &mut VerifyReport, id: CloudsnapId, differing: &BlockSet) {
     if differing.is_empty() {
         return;
     }
@@ -208,7 +208,7 @@ fn add_differences(report: &mut VerifyReport, id: CloudsnapId, differing: BlockS
         affects: vec![AffectedSnapshot { id, blocks: differing.clone() }],
     });
     if let Some(snapshot) = report.snapshots.iter_mut().find(|snapshot| snapshot.id == id) {
-        snapshot.damaged.union_with(&differing);
+        snapshot.damaged.union_with(differing);
         snapshot.digest = None;
     }
 }

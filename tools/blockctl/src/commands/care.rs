@@ -139,7 +139,8 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Result<u8, Failur
         show_garbage(output, &collected)?;
     }
     for reason in &collected.unknown {
-        output.note(format!("warning: no leftovers were deleted, because a manifest cannot be read: {reason}"));
+        output
+            .note(format!("warning: no leftovers were deleted, because a manifest cannot be read: {reason}"));
     }
     // What could be deleted was, but not all that may be garbage was looked at.
     Ok(if collected.unknown.is_empty() { EXIT_DONE } else { EXIT_FAILED })
