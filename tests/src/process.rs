@@ -77,7 +77,6 @@ pub fn repository() -> PathBuf {
 pub fn tool(name: &str) -> PathBuf {
     let package = match name {
         "fio" => "fio",
-        "mke2fs" | "e2fsck" => "e2fsprogs",
         "nbdinfo" | "nbdcopy" => "libnbd-bin",
         "qemu-img" | "qemu-io" => "qemu-utils",
         "unshare" => "util-linux",

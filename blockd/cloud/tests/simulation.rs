@@ -84,7 +84,7 @@ impl Net {
             let fate = self.dice(40);
             if let Some(token) = dies {
                 // Killed before the request arrived, or after.
-                if fate % 2 == 0 {
+                if fate.is_multiple_of(2) {
                     let _ = work.await;
                 }
                 token.cancel();
