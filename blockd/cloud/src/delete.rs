@@ -124,6 +124,8 @@ async fn still_needed(
         match left.manifest {
             Ok(left) => needed.extend(left.deltas().map(|delta| delta.snapshot)),
             Err(error) if error.is_retryable() => return Err(error),
+            // Its name is no snapshot's, so no backup put it there.
+            Err(_) if left.id.is_none() => {}
             // Nobody knows what it names, so everything stays.
             Err(error) => return Ok(Err(format!("a manifest cannot be read: {error}"))),
         }

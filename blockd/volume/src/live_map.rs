@@ -66,6 +66,13 @@ const UNTOUCHED: u8 = 0;
 const INHERITED: u8 = 1;
 /// All of it has disk space.
 const RESERVED: u8 = 2;
+/// All of it has disk space, and no bit of it was ever set.
+const BLANK: u8 = 3;
+
+/// Whether a chunk in this state has no bits, so that nobody need look at it.
+fn is_empty(state: u8) -> bool {
+    matches!(state, UNTOUCHED | BLANK)
+}
 
 /// One of the two bitmaps.
 #[derive(Clone, Copy)]
@@ -81,7 +88,7 @@ pub(crate) struct LiveMap {
     path: PathBuf,
     blocks: u64,
     plane_bytes: u64,
-    /// One byte for each chunk of both planes: [`UNTOUCHED`], [`INHERITED`] or [`RESERVED`].
+    /// One byte for each chunk of both planes: [`UNTOUCHED`], [`INHERITED`], [`RESERVED`] or [`BLANK`].
     chunks: Vec<AtomicU8>,
     allocating: Mutex<()>,
 }
@@ -209,7 +216,7 @@ impl LiveMap {
 
     /// A word as it stands; parts that nobody ever touched are not faulted in, so that a sparse volume costs no memory.
     fn load(&self, plane: Plane, index: u64) -> u64 {
-        if self.chunk(plane, index * 8 / CHUNK_BYTES).load(Ordering::Acquire) == UNTOUCHED {
+        if is_empty(self.chunk(plane, index * 8 / CHUNK_BYTES).load(Ordering::Acquire)) {
             return 0;
         }
         self.word(plane, index).load(Ordering::Acquire)
@@ -256,23 +263,37 @@ impl LiveMap {
         words(extent).all(|(index, mask)| self.load(Plane::Held, index) & mask == mask)
     }
 
-    /// Gives disk space to the bits of these blocks in one plane, so that setting them cannot fail.
+    /// Gives disk space to the bits of these blocks, so that setting them cannot fail. Who holds blocks may want to give them
+    /// back, and a full disk must not refuse that: [`Plane::Held`] is given the space of both planes.
     pub(crate) fn reserve(&self, plane: Plane, extent: Extent) -> Result<(), VolumeError> {
         if extent.is_empty() {
             return Ok(());
         }
         let first = extent.start.0 / BLOCKS_PER_CHUNK;
         let last = (extent.end().0 - 1) / BLOCKS_PER_CHUNK;
-        (first..=last).try_for_each(|number| self.reserve_chunk(plane, number))
+        (first..=last).try_for_each(|number| {
+            match plane {
+                Plane::Held => self.reserve_chunk(Plane::Zero, number, BLANK)?,
+                Plane::Zero => {}
+            }
+            self.reserve_chunk(plane, number, RESERVED)
+        })
     }
 
-    fn reserve_chunk(&self, plane: Plane, number: u64) -> Result<(), VolumeError> {
+    /// Gives a chunk its space; `wanted` is [`RESERVED`], or [`BLANK`] if no bit is about to be set.
+    fn reserve_chunk(&self, plane: Plane, number: u64, wanted: u8) -> Result<(), VolumeError> {
         let slot = self.chunk(plane, number);
-        if slot.load(Ordering::Acquire) == RESERVED {
+        let is_done = |state| state == RESERVED || state == wanted;
+        if is_done(slot.load(Ordering::Acquire)) {
             return Ok(());
         }
         let _one_at_a_time = self.allocating.lock();
-        if slot.load(Ordering::Acquire) == RESERVED {
+        let state = slot.load(Ordering::Acquire);
+        if is_done(state) {
+            return Ok(());
+        }
+        if state == BLANK {
+            slot.store(wanted, Ordering::Release);
             return Ok(());
         }
         let base = match plane {
@@ -282,7 +303,9 @@ impl LiveMap {
         self.file
             .reserve(base + number * CHUNK_BYTES, CHUNK_BYTES)
             .during("allocate space in", &self.path)?;
-        slot.store(RESERVED, Ordering::Release);
+        // Bits of an earlier process stay to be looked at.
+        let wanted = if state == INHERITED { RESERVED } else { wanted };
+        slot.store(wanted, Ordering::Release);
         Ok(())
     }
 
@@ -381,14 +404,14 @@ impl LiveMap {
     }
 
     fn is_untouched(&self, block: u64) -> bool {
-        self.chunk(Plane::Held, block / BLOCKS_PER_CHUNK).load(Ordering::Acquire) == UNTOUCHED
+        is_empty(self.chunk(Plane::Held, block / BLOCKS_PER_CHUNK).load(Ordering::Acquire))
     }
 
     /// Collects a plane into a set, looking just at the parts that were ever touched.
     fn collect(&self, plane: Plane) -> BlockSet {
         let mut set = BlockSet::new();
         for chunk in 0..self.plane_bytes / CHUNK_BYTES {
-            if self.chunk(plane, chunk).load(Ordering::Acquire) == UNTOUCHED {
+            if is_empty(self.chunk(plane, chunk).load(Ordering::Acquire)) {
                 continue;
             }
             let first_word = chunk * CHUNK_BYTES / 8;

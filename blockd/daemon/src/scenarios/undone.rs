@@ -53,6 +53,9 @@ impl Host {
     }
 }
 
+/// So slow that a task is stopped long before it is done, and so fast that one that goes on at this rate is done soon.
+const SLOW_BYTES_PER_S: u64 = 8 << 20;
+
 const KEEP: StopTask = StopTask { discard: false };
 const DISCARD: StopTask = StopTask { discard: true };
 
@@ -61,7 +64,7 @@ async fn a_backup_that_was_stopped_goes_on_with_what_is_in_the_store() {
     for restart in [false, true] {
         let mut host = Host::new().await;
         let (volume, mut model) = host.fill("data").await;
-        host.limited(Some(64 << 10), None).await;
+        host.limited(Some(SLOW_BYTES_PER_S), None).await;
         let task = host.start_backup("data", false).await;
         host.until_processed(task, 1).await;
         let stopped = host.client.stop_task(task, &KEEP).await.unwrap();
@@ -96,7 +99,7 @@ async fn a_backup_that_was_stopped_goes_on_with_what_is_in_the_store() {
 async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_nothing() {
     let host = Host::new().await;
     let (volume, model) = host.fill("data").await;
-    host.limited(Some(64 << 10), None).await;
+    host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let stopped = async || {
         let task = host.start_backup("data", false).await;
         host.until_processed(task, 1).await;
@@ -123,7 +126,7 @@ async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_no
 
     // One that nobody takes up again for a week is given up.
     host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
-    host.limited(Some(64 << 10), None).await;
+    host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let request =
         StartBackup { volume: "data".parse().unwrap(), full: true, cred_id: None, also: Vec::new() };
     let task = host.client.start_backup(&request).await.unwrap().task;
@@ -132,7 +135,7 @@ async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_no
     let week = SignedDuration::from_hours(7 * 24);
     host.core().give_up_expired(Timestamp::now() + week - SignedDuration::from_hours(1)).await.unwrap();
     assert_eq!(host.core().kept_tasks().await.unwrap().len(), 1);
-    host.core().give_up_expired(Timestamp::now() + week).await.unwrap();
+    host.core().give_up_expired(Timestamp::now() + week + SignedDuration::from_secs(2)).await.unwrap();
     host.assert_tidy();
     // A volume and a credential can go although tasks were kept that used them.
     let task = host.client.start_backup(&request).await.unwrap().task;
@@ -148,7 +151,7 @@ async fn a_restore_that_was_stopped_fetches_only_what_is_left() {
     for restart in [false, true] {
         let mut host = Host::new().await;
         let (volume, model) = host.fill("data").await;
-        host.limited(None, Some(64 << 10)).await;
+        host.limited(None, Some(SLOW_BYTES_PER_S)).await;
         let id = host.backup("data", false).await.source_volume.unwrap();
         drop(volume);
         let request = StartRestore {
@@ -193,7 +196,7 @@ async fn a_restore_that_was_stopped_fetches_only_what_is_left() {
 async fn a_store_that_fills_up_in_the_middle_costs_nothing_that_was_sent() {
     let host = Host::new().await;
     let (_, model) = host.fill("data").await;
-    host.limited(Some(64 << 10), None).await;
+    host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
     assert!(host.client.stop_task(task, &KEEP).await.unwrap().resumable);
@@ -350,7 +353,7 @@ async fn content_that_is_not_the_volumes_is_found() {
 async fn garbage_is_collected_when_it_is_old_enough_and_nobody_here_needs_it() {
     let host = Host::new().await;
     let (volume, model) = host.fill("data").await;
-    host.limited(Some(64 << 10), None).await;
+    host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
     host.client.stop_task(task, &KEEP).await.unwrap();
@@ -455,7 +458,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
 async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
     let host = Host::new().await;
     let (_, model) = host.fill("data").await;
-    host.limited(Some(64 << 10), None).await;
+    host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
     host.client.stop_task(task, &KEEP).await.unwrap();
