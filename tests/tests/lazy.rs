@@ -297,7 +297,7 @@ fn a_store_that_is_gone_fails_what_needs_it_or_keeps_it_waiting() {
         Err(Failure::Refused(errno::EIO)) => {}
         other => panic!("a read without a store: {other:?}"),
     }
-    assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(60), "it took {:?}", asked.elapsed());
     client.read(0, BLOCK);
     client.write(far, &[7; BLOCK as usize]);
     assert_eq!(client.read(far, BLOCK), [7; BLOCK as usize]);
@@ -433,4 +433,93 @@ fn a_hydrating_volume_can_be_deleted() {
     assert_eq!(ctl.wait_task(&task).state(), "Restore-Failed");
     ctl.json(&["cloudsnap", "delete", "--snap", &origin.snap, "--wait"]);
     drop(daemon.stop());
+}
+
+/// Every pack of a store.
+fn packs(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![];
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(packs(&path));
+        } else if path.to_str().unwrap().contains("/pack-") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Damages the middle of all packs; what they were.
+fn damage(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let whole: Vec<_> = packs(dir).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+    assert!(!whole.is_empty());
+    for (path, bytes) in &whole {
+        let mut damaged = bytes.clone();
+        let middle = bytes.len() / 2;
+        damaged[middle..(middle + 100).min(bytes.len())].iter_mut().for_each(|byte| *byte ^= 0x55);
+        fs::write(path, damaged).unwrap();
+    }
+    whole
+}
+
+fn mend(whole: &[(PathBuf, Vec<u8>)]) {
+    for (path, bytes) in whole {
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_restore_in_place_that_fails_keeps_clients_out_until_it_is_resumed() {
+    let mut rng = Rng::of_test("a_restore_in_place_that_fails_keeps_clients_out_until_it_is_resumed");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&[]);
+    let ctl = daemon.ctl();
+    ctl.create_volume("vol", &format!("{SIZE}B"));
+    let whole = damage(origin.store.dir());
+    let args = ["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol"];
+    let task = ctl.json(&args)["task"].as_str().unwrap().to_owned();
+    let failed = ctl.wait_task(&task);
+    assert_eq!(failed.state(), "Restore-Failed", "{failed:?}");
+    assert!(format!("{failed:?}").contains("mixture"), "{failed:?}");
+    // The next daemon knows it, too.
+    let daemon = daemon.stop().start();
+    let ctl = daemon.ctl();
+    let error = ctl.fails(&["volume", "delete", "vol"], 5);
+    assert!(error["message"].as_str().unwrap().contains("rolled back"), "{error:#}");
+    let error = ctl.fails(&["cloudsnap", "backup", "vol"], 5);
+    assert!(error["message"].as_str().unwrap().contains("mixture"), "{error:#}");
+    let error = ctl.fails(&args, 5);
+    assert!(error["message"].as_str().unwrap().contains("resume"), "{error:#}");
+    mend(&whole);
+    ctl.json(&["cloudsnap", "resume", "--name", &task]);
+    let done = ctl.wait_task(&task);
+    assert_eq!(done.state(), "Restore-Done", "{done:?}");
+    assert_same("what went back", &daemon.content("vol"), &origin.content);
+}
+
+#[test]
+fn a_hydration_that_was_stopped_or_failed_is_taken_up_again() {
+    let mut rng = Rng::of_test("a_hydration_that_was_stopped_or_failed_is_taken_up_again");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 8388608"]);
+    let ctl = daemon.ctl();
+    let task = lazy(&ctl, &origin.snap, "now", &[]);
+    wait_for("the hydration to begin", || (done_bytes(&ctl, "now") > 0).then_some(()));
+    let stopped = ctl.json(&["cloudsnap", "stop", "--name", &task]);
+    assert_eq!(stopped["resumable"], true, "{stopped:#}");
+    // Stopped is stopped, across restarts too.
+    let daemon = daemon.stop().start();
+    let ctl = daemon.ctl();
+    assert_eq!(ctl.wait_task(&task).state(), "Restore-Stopped");
+    assert!(!ctl.volume("now")["hydration"].is_null());
+    let whole = damage(origin.store.dir());
+    ctl.json(&["cloudsnap", "resume", "--name", &task]);
+    let failed = ctl.wait_task(&task);
+    assert_eq!(failed.state(), "Restore-Failed", "{failed:?}");
+    // All but what lies in the damaged frames' flights came.
+    assert!(done_bytes(&ctl, "now") > SIZE - 24 * MIB, "{} of {SIZE}", done_bytes(&ctl, "now"));
+    mend(&whole);
+    let daemon = daemon.stop().start();
+    wait_for("the hydration", || daemon.ctl().volume("now")["hydration"].is_null().then_some(()));
+    origin.check_files(&daemon, "now");
 }

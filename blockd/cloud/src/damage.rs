@@ -3,6 +3,7 @@
 use crate::CloudError;
 use blockd_extent::{BlockSet, Extent};
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 
 /// Pieces that are described one by one; of more, only the blocks are known.
 pub const DAMAGE_DESCRIBED_MOST: usize = 1000;
@@ -25,10 +26,12 @@ pub struct DamagedPiece {
 pub struct Damage {
     /// The pieces, at most [`DAMAGE_DESCRIBED_MOST`] of them.
     pub pieces: Vec<DamagedPiece>,
-    /// How many there are.
+    /// How many there are; of those that are not described, one may count again for each snapshot that it was met in.
     pub total: u64,
     /// All their blocks.
     pub blocks: BlockSet,
+    /// The blocks by object, of the pieces that are not described too: snapshots are judged by them.
+    pub(crate) objects: BTreeMap<String, BlockSet>,
 }
 
 impl Damage {
@@ -40,12 +43,40 @@ impl Damage {
     pub(crate) fn add(&mut self, error: CloudError, blocks: impl IntoIterator<Item = Extent>) {
         let CloudError::Damaged { key, offset_bytes, what, .. } = error else { return };
         let blocks: Vec<Extent> = blocks.into_iter().collect();
+        let lost = self.objects.entry(key.clone()).or_default();
         for extent in &blocks {
             self.blocks.insert_extent(*extent);
+            lost.insert_extent(*extent);
         }
         self.total += 1;
         if self.pieces.len() < DAMAGE_DESCRIBED_MOST {
             self.pieces.push(DamagedPiece { object: key, offset_bytes, what, blocks });
+        }
+    }
+
+    /// Adds what was found elsewhere. What is damaged for one snapshot is for another one too: it is one piece.
+    pub(crate) fn merge(&mut self, damage: Self) {
+        let Self { pieces, total, blocks, objects } = damage;
+        // Whether those that are not described are known already cannot be told: too many is better than too few.
+        self.total += total.saturating_sub(pieces.len() as u64);
+        self.blocks.union_with(&blocks);
+        for (object, blocks) in objects {
+            self.objects.entry(object).or_default().union_with(&blocks);
+        }
+        for piece in pieces {
+            let place = (&piece.object, piece.offset_bytes);
+            match self.pieces.iter_mut().find(|known| (&known.object, known.offset_bytes) == place) {
+                Some(known) => {
+                    let all: BlockSet = known.blocks.iter().copied().chain(piece.blocks).collect();
+                    known.blocks = all.extents().collect();
+                }
+                None => {
+                    self.total += 1;
+                    if self.pieces.len() < DAMAGE_DESCRIBED_MOST {
+                        self.pieces.push(piece);
+                    }
+                }
+            }
         }
     }
 }
@@ -96,5 +127,18 @@ mod tests {
         assert_eq!(damage.blocks.len_blocks(), damage.total);
         assert_eq!(damage.pieces.len(), DAMAGE_DESCRIBED_MOST);
         assert!(damage.pieces.is_sorted_by_key(|piece| piece.offset_bytes));
+
+        let other = DamageList::default();
+        other.add(CloudError::damaged("other", 0, "torn"), [Extent::new(BlockIndex(1), 1)]);
+        other.add(CloudError::damaged("pack", 0, "torn"), [Extent::new(BlockIndex(3), 1)]);
+        let mut all = other.take();
+        all.merge(damage);
+        // The first of the pack was known, or was not described: it may count twice, and is not lost.
+        let most = DAMAGE_DESCRIBED_MOST as u64;
+        assert!((most + 6..=most + 7).contains(&all.total), "{}", all.total);
+        assert_eq!(all.pieces.len(), DAMAGE_DESCRIBED_MOST);
+        assert_eq!(all.objects["pack"].len_blocks(), most + 6);
+        assert_eq!(all.objects["other"].len_blocks(), 1);
+        assert_eq!(all.blocks.len_blocks(), most + 7);
     }
 }

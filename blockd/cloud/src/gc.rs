@@ -11,7 +11,7 @@ use crate::{
     delete::delete_objects,
     manifest::Manifest,
     names::{DATA_PREFIX, DeltaId, PROBE_PREFIX},
-    repository::{ManifestCache, ManifestFilter, Repository},
+    repository::{ManifestCache, ManifestFilter, NoCache, Repository},
     store::ObjectInfo,
 };
 use blockd_extent::{SnapshotId, VolumeId};
@@ -130,6 +130,8 @@ pub async fn collect_garbage(
 /// Removes what one backup left of which the caller **knows** that nobody, on no host, can still commit it: it never began to, and
 /// the run that made it was the only one that ever knew its name.
 ///
+/// Nothing is removed if a manifest names it all the same, or cannot be read; a collection decides then.
+///
 /// # Errors
 /// Whatever the store reports; what is left then is garbage of a later collection.
 pub async fn remove_leftovers_of(
@@ -140,6 +142,25 @@ pub async fn remove_leftovers_of(
 ) -> Result<u64, CloudError> {
     let delta = DeltaId { cluster, volume, snapshot };
     let objects = repo.store().list(&delta.prefix()).await?;
+    if objects.is_empty() {
+        return Ok(0);
+    }
+    // A caller who is wrong must not cost a snapshot. Of any volume: one that began as a snapshot of this one names its deltas.
+    for listed in repo.list_manifests(&ManifestFilter::default(), &NoCache).await? {
+        match (listed.manifest, listed.id) {
+            (Ok(manifest), _) if manifest.deltas().any(|named| named.id() == delta) => {
+                tracing::warn!(key = listed.key, "what a backup left is named by a manifest: it stays");
+                return Ok(0);
+            }
+            (Err(error), _) if error.is_retryable() => return Err(error),
+            (Err(error), Some(_)) => {
+                tracing::warn!(key = listed.key, %error, "what a backup left stays: a manifest cannot be read");
+                return Ok(0);
+            }
+            // Its name is no snapshot's, so no backup put it there.
+            (Ok(_), _) | (Err(_), None) => {}
+        }
+    }
     delete_objects(repo, objects.into_iter().map(|object| object.key)).await
 }
 

@@ -4,7 +4,7 @@
 //! lose blocks with it: those in which no newer delta hides them.
 
 use crate::{
-    CloudError, CloudsnapId, Damage, DamagedPiece, Manifest, Repository, SnapshotReader,
+    CloudError, CloudsnapId, Damage, Manifest, Repository, SnapshotReader,
     damage::DamageList,
     fetch::{BlockSink, DeltaReader},
     manifest::Delta,
@@ -124,6 +124,8 @@ pub struct VerifyReport {
     pub snapshots: Vec<VerifiedSnapshot>,
     /// What does not hold, by object; at most [`DAMAGE_DESCRIBED_MOST`](crate::DAMAGE_DESCRIBED_MOST).
     pub findings: Vec<VerifyFinding>,
+    /// Snapshots that were not asked for and lose blocks too, with all that they lose.
+    pub others: Vec<AffectedSnapshot>,
     /// How much does not hold, what is not described included.
     pub findings_total: u64,
     /// Deltas that were looked at.
@@ -210,7 +212,7 @@ async fn run(
         report.objects += quick(repo, &alone, &mut found).await?;
         if options.depth == VerifyDepth::Frames {
             let (damage, blocks) = frames(repo, &alone, options, Arc::new(|_, _| Ok(())), &progress).await?;
-            merge(&mut found, damage);
+            found.merge(damage);
             report.block_bytes += blocks * BLOCK_SIZE_BYTES;
         }
     }
@@ -225,7 +227,7 @@ async fn run(
             if damage.is_empty() {
                 digests.insert(id, *content.digest.lock());
             }
-            merge(&mut found, damage);
+            found.merge(damage);
             report.block_bytes += blocks * BLOCK_SIZE_BYTES;
         }
     }
@@ -285,24 +287,6 @@ fn nth(manifest: &Manifest, at: usize) -> &Delta {
 /// A manifest of one delta of another one, as if there were no other.
 fn alone(manifest: &Manifest, at: usize) -> Manifest {
     Manifest { delta: nth(manifest, at).clone(), chain: Vec::new(), ..manifest.clone() }
-}
-
-/// Adds what was found elsewhere. What is damaged for one snapshot is for another one too: it is one piece.
-fn merge(found: &mut Damage, damage: Damage) {
-    for DamagedPiece { object, offset_bytes, what, blocks } in damage.pieces {
-        let mut same = found.pieces.iter_mut();
-        match same.find(|other| (&other.object, other.offset_bytes) == (&object, offset_bytes)) {
-            Some(known) => {
-                let all: BlockSet = known.blocks.iter().copied().chain(blocks).collect();
-                known.blocks = all.extents().collect();
-                found.blocks.union_with(&all);
-            }
-            None => {
-                let error = CloudError::Damaged { key: object, offset_bytes, what, blocks: None };
-                found.add(error, blocks);
-            }
-        }
-    }
 }
 
 /// Looks whether the objects of the only delta of a manifest are there, with their lengths; returns how many there should be.
@@ -411,26 +395,40 @@ async fn trace(
             }
         }
     }
+    let mut lost_of: BTreeMap<String, (DeltaId, BlockSet)> = BTreeMap::new();
+    for (object, lost) in &found.objects {
+        if let Some(delta) = DeltaId::of_object(object) {
+            lost_of.entry(delta.prefix()).or_insert_with(|| (delta, BlockSet::new())).1.union_with(lost);
+        }
+    }
+    // By all that is lost of each delta, not by the pieces: just the first of them are described.
     let mut hiding = Hiding { repo, readers: HashMap::new() };
-    for piece in found.pieces {
-        let lost: BlockSet = piece.blocks.iter().copied().collect();
-        let mut affects = Vec::new();
-        if let Some(delta) = DeltaId::of_object(&piece.object) {
-            for (id, manifest) in &all {
-                let Some(at) = manifest.deltas().position(|other| other.id() == delta) else { continue };
-                let mut blocks = lost.slice(Extent::whole(manifest.size_bytes));
-                for newer in manifest.deltas().take(at) {
-                    hiding.hide(newer, &mut blocks).await?;
-                }
-                if !blocks.is_empty() {
-                    damaged.entry(*id).or_default().union_with(&blocks);
-                    affects.push(AffectedSnapshot { id: *id, blocks });
-                }
+    let mut affected_by: BTreeMap<String, Vec<AffectedSnapshot>> = BTreeMap::new();
+    for (prefix, (delta, lost)) in lost_of {
+        for (id, manifest) in &all {
+            let Some(at) = manifest.deltas().position(|other| other.id() == delta) else { continue };
+            let mut blocks = lost.slice(Extent::whole(manifest.size_bytes));
+            for newer in manifest.deltas().take(at) {
+                hiding.hide(newer, &mut blocks).await?;
+            }
+            if !blocks.is_empty() {
+                damaged.entry(*id).or_default().union_with(&blocks);
+                affected_by.entry(prefix.clone()).or_default().push(AffectedSnapshot { id: *id, blocks });
             }
         }
+    }
+    for piece in found.pieces {
+        let lost: BlockSet = piece.blocks.iter().copied().collect();
+        let affected = DeltaId::of_object(&piece.object).and_then(|delta| affected_by.get(&delta.prefix()));
+        let mut affects = affected.cloned().unwrap_or_default();
+        affects.iter_mut().for_each(|affected| affected.blocks.intersect_with(&lost));
+        affects.retain(|affected| !affected.blocks.is_empty());
         let (object, offset_bytes, what) = (piece.object, piece.offset_bytes, piece.what);
         report.findings.push(VerifyFinding { object, offset_bytes, what, affects });
     }
+    let asked: BTreeSet<CloudsnapId> = manifests.iter().map(Manifest::id).collect();
+    let others = damaged.iter().filter(|(id, _)| !asked.contains(id));
+    report.others = others.map(|(id, blocks)| AffectedSnapshot { id: *id, blocks: blocks.clone() }).collect();
     Ok(damaged)
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CLOCK_SKEW_MOST_S, CancelToken, CloudError, EncryptionMode, GarbageOptions,
-    GarbageReport, MemoryJournal, NoCache, Repository, collect_garbage,
+    GarbageReport, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use blockd_extent::SnapshotId;
@@ -99,6 +99,27 @@ async fn a_manifest_that_cannot_be_read_keeps_everything() {
     let report = collect(&repo, i64::from(i32::MAX), false, &[]).await;
     assert_eq!((report.garbage.len(), report.objects_deleted), (0, 1), "just the probe");
     assert!(report.unknown[0].2.contains(&tip.id().manifest_key()), "{:?}", report.unknown);
+}
+
+#[tokio::test]
+async fn leftovers_of_one_backup_stay_where_a_manifest_names_them() {
+    let store = Arc::new(MemoryStore::default());
+    let (repo, live, tip) = sample(&store).await;
+    let id = tip.id();
+    let remove = async |snapshot| {
+        remove_leftovers_of(&repo, id.cluster, id.volume, SnapshotId::from_u64(snapshot)).await.unwrap()
+    };
+    assert_eq!(remove(2).await, 0, "the tip's own");
+    assert_eq!(remove(1).await, 0, "the tip builds on it");
+    let key = id.manifest_key();
+    let body = store.objects()[&key].to_vec();
+    let mut flipped = body.clone();
+    flipped[70] ^= 1;
+    store.insert(&key, flipped);
+    assert_eq!(remove(3).await, 0, "nobody knows what it names");
+    store.insert(&key, body);
+    assert_eq!(remove(3).await, 2);
+    assert_eq!(restored(&repo, &tip).await.unwrap(), live.content());
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use crate::{
     core::{Core, random_id},
     db::{Catalog, CredentialRow, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat},
     error::ServiceError,
+    upkeep::Attempts,
 };
 use blockd_api::{
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
@@ -158,12 +159,13 @@ impl Core {
         Ok(report)
     }
 
-    /// The cloud snapshot whose last proof is the oldest, one without any first; none if there is none, or all were proved after
-    /// `before`.
+    /// The cloud snapshot whose last proof or attempt is the oldest, one without any first; none if there is none, or all were
+    /// proved or tried after `before`.
     pub(crate) async fn next_to_verify(
         &self,
         credential: &CredentialRow,
         before: Timestamp,
+        attempts: &Attempts,
     ) -> Result<Option<CloudsnapId>, ServiceError> {
         let (repository, _) = self.task_repository(credential.uuid).await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
@@ -177,7 +179,8 @@ impl Core {
             .map(|proof| (proof.cloudsnap, proof.verified))
             .collect();
         let ids = listed.into_iter().filter_map(|listed| listed.id);
-        let oldest = ids.min_by_key(|id| (proofs.get(id).copied(), *id));
-        Ok(oldest.filter(|id| proofs.get(id).is_none_or(|verified| *verified < before)))
+        let last = |id: &CloudsnapId| proofs.get(id).max(attempts.get(&(uuid, *id))).copied();
+        let oldest = ids.min_by_key(|id| (last(id), *id));
+        Ok(oldest.filter(|id| last(id).is_none_or(|last| last < before)))
     }
 }

@@ -356,6 +356,15 @@ impl Core {
                 format!("backup task {} works on volume {}: wait for it to end", task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
+        let goes_back = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
+        let others = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
+        if let Some(task) = others.into_iter().find(goes_back) {
+            let message = format!(
+                "restore task {} takes volume {} back and is not done: what it holds now is a mixture",
+                task.id, entry.name
+            );
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
         // One that was stopped or failed would make a point that is older than this one.
         self.give_up_kept(is_meant).await?;
         let snapshot = SnapshotId::from_u64(random_id()?);

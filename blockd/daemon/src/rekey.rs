@@ -12,7 +12,7 @@ use blockd_api::{
     CredentialRef, ErrorCode,
     credentials::{CredentialRekeyed, RekeyCredential},
 };
-use blockd_cloud::{KdfParams, Rekey, store::task_store};
+use blockd_cloud::{DataKey, KdfParams, Rekey, Repository, store::task_store};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -30,19 +30,17 @@ impl Core {
         let _admission = self.admission.lock().await;
         let row = self.credential(Some(wanted)).await?;
         let uuid = row.uuid;
+        let is_backup = |kind, credential| kind == TaskKind::Backup && credential == uuid;
         if request.new_data_key {
-            let is_backup = |kind, credential| kind == TaskKind::Backup && credential == uuid;
             let tasks = self.unfinished_tasks().await?;
             if let Some(task) = tasks.into_iter().find(|task| is_backup(task.kind, task.credential)) {
                 let message =
                     format!("credential {} is used by backup task {}: wait for it to end", row.name, task.id);
                 return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
             }
-            // What they stored is sealed under the key of before.
-            self.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
         }
-        let (repository, bandwidth) = self.opened_repository(uuid).await?;
-        let base = Arc::clone(repository.store());
+        let (before, bandwidth) = self.opened_repository(uuid).await?;
+        let base = Arc::clone(before.store());
         let (store, _) = task_store(Arc::clone(&base), self.retry_policy());
         let text = |secret: &blockd_api::Secret| Zeroizing::new(secret.expose().to_owned());
         let rekey = Rekey {
@@ -52,10 +50,16 @@ impl Core {
             kdf: KdfParams::default(),
         };
         let (repository, done) = cloud::rekey(store, rekey).await?;
+        if request.new_data_key {
+            // What they stored is sealed under the key of before. Not sooner: the passphrase might have been wrong.
+            self.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
+        }
+        let keys = with_those_of_before(repository.keys(), before.keys());
+        let repository = Repository::from_saved_keys(Arc::clone(&base), keys)?;
         let keys = self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(repository.keys())?)?;
         self.db.run(move |tx| CredentialRow::set_data_keys(tx, uuid, &keys)).await?;
         let data_keys = repository.keys().len() as u64;
-        self.repositories.opened.lock().insert(uuid, (repository.with_store(base), bandwidth));
+        self.repositories.opened.lock().insert(uuid, (repository, bandwidth));
         tracing::info!(credential = %uuid, name = %row.name, rewrapped = done.rewrapped, new_data_key = done.new_data_key, "keys changed");
         Ok(CredentialRekeyed {
             uuid,
@@ -65,5 +69,39 @@ impl Core {
             new_data_key: done.new_data_key,
             data_keys,
         })
+    }
+}
+
+/// The keys that opened just now, and those that were known before: the slot of one may be gone, and what is sealed under it
+/// could never be read again.
+fn with_those_of_before(opened: &[DataKey], before: &[DataKey]) -> Vec<DataKey> {
+    let mut keys = opened.to_vec();
+    for key in before {
+        // A repository has one mode: a key of the other one is not of this repository.
+        let fits = keys.first().is_none_or(|first| first.mode() == key.mode());
+        if fits && keys.iter().all(|known| known.key_id() != key.key_id()) {
+            keys.push(key.clone());
+        }
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(mode: u8, number: u8) -> DataKey {
+        let mut bytes = vec![1, mode];
+        bytes.extend([number; 48]);
+        DataKey::from_bytes(&bytes).unwrap()
+    }
+
+    #[test]
+    fn a_key_whose_slot_is_gone_stays_known() {
+        let ids = |keys: Vec<DataKey>| keys.iter().map(|key| key.key_id().as_bytes()[0]).collect::<Vec<_>>();
+        let opened = [key(1, 9), key(1, 2)];
+        let before = [key(1, 2), key(1, 1), key(0, 5)];
+        assert_eq!(ids(with_those_of_before(&opened, &before)), [9, 2, 1], "the new ones first");
+        assert_eq!(ids(with_those_of_before(&opened, &[])), [9, 2]);
     }
 }

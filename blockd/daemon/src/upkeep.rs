@@ -6,15 +6,22 @@ use crate::{
     db::{CredentialRow, TaskKind, VerifyWhat},
     error::ServiceError,
 };
-use blockd_cloud::VerifyDepth;
+use blockd_cloud::{CloudsnapId, VerifyDepth};
 use jiff::{SignedDuration, Timestamp};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
+use uuid::Uuid;
 
 /// How often it is looked whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// A cloud snapshot is not verified again within this time, however much of the budget is left.
 const VERIFY_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(24);
+/// How long an attempt is remembered: longer than any round through what is in the stores needs.
+const ATTEMPTS_KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// When the verification of each cloud snapshot under a credential was last begun. An attempt that fails for another reason than
+/// damage leaves no proof, and without this the same one would be next for ever.
+pub(crate) type Attempts = HashMap<(Uuid, CloudsnapId), Timestamp>;
 
 /// Does it until the daemon stops.
 pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
@@ -23,6 +30,7 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
         let work = async {
             // Not at once: a start has more urgent things to do.
             let mut collect_at = Instant::now() + gc_interval(&core).min(Duration::from_secs(3600));
+            let mut attempts = Attempts::new();
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
                 if let Err(error) = core.give_up_expired(Timestamp::now()).await {
@@ -33,7 +41,7 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
                     collect(&core).await;
                 }
                 if core.config.verify_bytes_per_day > 0
-                    && let Err(error) = verify_next(&core).await
+                    && let Err(error) = verify_next(&core, &mut attempts).await
                 {
                     tracing::warn!(%error, "no cloud snapshot is verified for now");
                 }
@@ -66,14 +74,17 @@ async fn collect(core: &Arc<Core>) {
 }
 
 /// Starts the verification of what was verified the longest ago, unless one is under way: it takes its time by itself.
-async fn verify_next(core: &Arc<Core>) -> Result<(), ServiceError> {
+async fn verify_next(core: &Arc<Core>, attempts: &mut Attempts) -> Result<(), ServiceError> {
     let is_verifying = core.unfinished_tasks().await?.iter().any(|task| task.kind == TaskKind::Verify);
     if is_verifying {
         return Ok(());
     }
-    let before = Timestamp::now() - VERIFY_AGAIN_AFTER;
+    let now = Timestamp::now();
+    attempts.retain(|_, at| *at > now - ATTEMPTS_KEPT);
+    let before = now - VERIFY_AGAIN_AFTER;
     for credential in in_turn(core.credential_rows().await?) {
-        if let Some(id) = core.next_to_verify(&credential, before).await? {
+        if let Some(id) = core.next_to_verify(&credential, before, attempts).await? {
+            attempts.insert((credential.uuid, id), now);
             let what = VerifyWhat { depth: VerifyDepth::Frames, all: false, background: true };
             core.begin_verify(&credential, Some(id), what).await?;
             return Ok(());

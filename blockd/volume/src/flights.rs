@@ -101,6 +101,10 @@ pub(crate) struct Flights {
     hot_known: HashSet<u64>,
     cursor: BlockIndex,
     pub(crate) fetched_blocks: u64,
+    /// How often blocks were forgotten: what was being written meanwhile may be lost, too.
+    pub(crate) forgets: u64,
+    /// What the source refused for good: the background leaves it out.
+    refused: BlockSet,
 }
 
 impl Flights {
@@ -167,6 +171,29 @@ impl Flights {
         self.there.intersect_with(sure);
         self.zero.intersect_with(sure);
         self.unlogged = BlockSet::new();
+        self.forgets += 1;
+    }
+
+    /// The background leaves these blocks out from now on, as the source has refused them for good.
+    pub(crate) fn refuse(&mut self, stretch: Extent) {
+        self.refused.insert_extent(stretch);
+    }
+
+    /// The background tries again what was refused.
+    pub(crate) fn retry_refused(&mut self) {
+        self.refused = BlockSet::new();
+    }
+
+    /// How many blocks the source has refused that did not come in another way.
+    pub(crate) fn refused_blocks(&self) -> u64 {
+        let mut refused = self.refused.clone();
+        refused.subtract(&self.there);
+        refused.len_blocks()
+    }
+
+    /// Whether so much waits in the background that what is only a hint is better dropped.
+    pub(crate) fn is_background_full(&self) -> bool {
+        self.background.len() >= BACKGROUND_MOST
     }
 
     fn whole(&self) -> Extent {
@@ -177,7 +204,7 @@ impl Flights {
     pub(crate) fn note_read(&mut self, extent: Extent) {
         let Some(ahead) = self.readahead.read(extent) else { return };
         let ahead = ahead.intersection(self.whole());
-        if ahead.is_empty() || self.background.len() >= BACKGROUND_MOST {
+        if ahead.is_empty() || self.is_background_full() {
             return;
         }
         self.launch(ahead, MISS_BLOCKS, Urgency::Background);
@@ -314,7 +341,8 @@ impl Flights {
 
     /// The first run of a stretch that is neither there nor on its way, cut to one flight.
     fn first_missing(&self, stretch: Extent) -> Option<Extent> {
-        for gap in self.there.gaps_in(stretch) {
+        let gaps = self.there.gaps_in(stretch).flat_map(|gap| self.refused.gaps_in(gap));
+        for gap in gaps {
             let mut at = gap.start;
             while at < gap.end() {
                 let end = BlockIndex((at.0 / FLIGHT_MOST_BLOCKS + 1) * FLIGHT_MOST_BLOCKS).min(gap.end());
@@ -407,6 +435,23 @@ mod tests {
         assert!(flights.is_all_there());
         assert_eq!(places[..2], [4096, 5056], "{places:?}");
         assert_eq!(places[2], 0, "{places:?}");
+    }
+
+    #[test]
+    fn the_background_leaves_out_what_the_source_refused() {
+        let mut flights = Flights::new(3000, BlockSet::new());
+        flights.note_hot(BlockIndex(100));
+        flights.refuse(at(0, 1024));
+        let mut came = 0;
+        while let Some(next) = flights.next_in_background() {
+            assert!(next.start.0 >= 1024, "{next:?}");
+            flights.have(next, &BlockSet::new());
+            came += next.len_blocks;
+        }
+        assert_eq!((came, flights.refused_blocks()), (1976, 1024));
+        flights.retry_refused();
+        assert_eq!(flights.next_in_background(), Some(at(0, 1024)));
+        assert_eq!(flights.refused_blocks(), 0);
     }
 
     proptest! {

@@ -103,7 +103,8 @@ impl Volume {
     }
 
     /// Fetches some blocks that nobody has asked for yet, first around those that were read last, and waits until they are
-    /// there: how many bytes, at most 4 MiB, or nothing if all is there or on its way. Several threads may do this.
+    /// there: how many bytes, at most 4 MiB, or nothing if all is there, on its way or refused. Several threads may do this.
+    /// What the source refuses for good is an error once and is left out afterwards, so that the rest comes.
     ///
     /// # Errors
     /// The source or the disk fails; it may be tried again.
@@ -112,6 +113,13 @@ impl Volume {
         match self.current().lazy() {
             Some(base) => base.hydrate_next(),
             None => Ok(None),
+        }
+    }
+
+    /// Has [`hydrate_next`](Self::hydrate_next) try again what the source refused for good.
+    pub fn retry_refused(&self) {
+        if let Some(base) = self.current().lazy() {
+            base.retry_refused();
         }
     }
 

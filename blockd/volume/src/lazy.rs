@@ -115,6 +115,8 @@ pub struct Hydration {
     pub done_bytes: u64,
     /// How much was fetched since the volume was opened, in bytes.
     pub fetched_bytes: u64,
+    /// How much the source has refused for good to whoever fetches in the background, in bytes.
+    pub refused_bytes: u64,
     /// Readers that wait for the source now.
     pub waiting: u64,
 }

@@ -166,7 +166,14 @@ impl LazyBase {
     pub(crate) fn fetch_soon(self: &Arc<Self>, extent: Extent) {
         if !self.is_complete() {
             let whole = Extent::new(BlockIndex(0), self.blocks);
-            self.flights.lock().launch(extent.intersection(whole), 1, Urgency::Background);
+            {
+                let mut flights = self.flights.lock();
+                // Only a hint: whoever gives many of them must not fill the memory.
+                if flights.is_background_full() {
+                    return;
+                }
+                flights.launch(extent.intersection(whole), 1, Urgency::Background);
+            }
             self.start_flights();
         }
     }
@@ -192,7 +199,7 @@ impl LazyBase {
             };
             let Some((extent, urgency)) = next else { return };
             let Some(source) = self.source() else {
-                self.landed(extent, &Err(FetchFailure::NoSource));
+                self.landed(extent, Err(FetchFailure::NoSource));
                 continue;
             };
             let base = self.clone();
@@ -202,15 +209,26 @@ impl LazyBase {
 
     /// The source has answered.
     fn arrived(self: &Arc<Self>, extent: Extent, result: Result<Vec<u8>, SourceError>) {
+        let forgets = self.flights.lock().forgets;
         let kept = result.map_err(FetchFailure::Source).and_then(|data| self.keep(extent, &data));
-        self.landed(extent, &kept);
+        self.landed(extent, kept.map(|zero| (zero, forgets)));
     }
 
-    fn landed(self: &Arc<Self>, extent: Extent, kept: &Result<BlockSet, FetchFailure>) {
-        let (waiters, is_time) = {
+    /// A flight has ended: with which of its blocks are zeroes, and the number of forgets before the first was written.
+    fn landed(self: &Arc<Self>, extent: Extent, kept: Result<(BlockSet, u64), FetchFailure>) {
+        let (waiters, is_time, kept) = {
             let mut flights = self.flights.lock();
+            let kept = kept.and_then(|(zero, forgets)| match flights.forgets == forgets {
+                true => Ok(zero),
+                // A sync failed while it was written. The kernel may have dropped part of it, and the next sync says nothing
+                // of that.
+                false => {
+                    let message = "the disk failed while the blocks were written; they have to come again";
+                    Err(SourceError::new(message, true).into())
+                }
+            });
             let waiters = flights.landed(extent, kept.as_ref().ok());
-            (waiters, flights.unlogged.len_blocks() >= LOG_EVERY_BLOCKS)
+            (waiters, flights.unlogged.len_blocks() >= LOG_EVERY_BLOCKS, kept)
         };
         tell(&waiters, kept.as_ref().err());
         if is_time && let Err(error) = self.try_log() {
@@ -277,8 +295,10 @@ impl LazyBase {
         {
             // The kernel drops what it could not write and calls it clean: it has to come again.
             if !self.files.has(Bug::FailedSyncForgotten) {
+                // Under the lock, so that nobody who has seen the blocks there before says afterwards that all is.
+                let mut flights = self.flights.lock();
                 self.complete.store(false, Ordering::Release);
-                self.flights.lock().forget_all_but(&log.logged);
+                flights.forget_all_but(&log.logged);
             }
             return Err(error);
         }
@@ -333,14 +353,24 @@ impl LazyBase {
             done_bytes: flights.there.len_bytes(),
             fetched_bytes: flights.fetched_blocks * BLOCK_SIZE_BYTES,
             waiting: flights.waiting(),
+            refused_bytes: flights.refused_blocks() * BLOCK_SIZE_BYTES,
         }
+    }
+
+    /// Has `hydrate_next` try again what the source refused for good.
+    pub(crate) fn retry_refused(&self) {
+        self.flights.lock().retry_refused();
+    }
+
+    /// What the source is asked about together with a block.
+    fn stretch_of(&self, block: BlockIndex) -> Extent {
+        let start = block.0 / SURVEY_BLOCKS * SURVEY_BLOCKS;
+        Extent::between(BlockIndex(start), BlockIndex((start + SURVEY_BLOCKS).min(self.blocks)))
     }
 
     /// Learns from the source where there are zeroes around a block, so that they need not be fetched.
     fn survey(&self, block: BlockIndex) -> Result<(), FetchFailure> {
-        let start = block.0 / SURVEY_BLOCKS * SURVEY_BLOCKS;
-        let stretch =
-            Extent::between(BlockIndex(start), BlockIndex((start + SURVEY_BLOCKS).min(self.blocks)));
+        let stretch = self.stretch_of(block);
         if self.surveyed.lock().contains(block) {
             return Ok(());
         }
@@ -376,13 +406,19 @@ impl LazyBase {
     }
 
     /// Fetches the next blocks that nobody has asked for and waits until they are there; how many bytes, or nothing if all is
-    /// there or on its way.
+    /// there, on its way or refused. What the source refuses for good is left out from then on.
     pub(crate) fn hydrate_next(self: &Arc<Self>) -> Result<Option<u64>, VolumeError> {
         loop {
             let Some(next) = self.flights.lock().next_in_background() else { return Ok(None) };
-            let failed = |failure| self.failed(next.start, failure);
+            let failed = |stretch: Extent, failure| {
+                if matches!(&failure, FetchFailure::Source(error) if !error.is_retryable()) {
+                    self.flights.lock().refuse(stretch);
+                }
+                self.failed(next.start, failure)
+            };
             if !self.surveyed.lock().contains(next.start) {
-                self.survey(next.start).map_err(failed)?;
+                let surveyed = self.survey(next.start);
+                surveyed.map_err(|failure| failed(self.stretch_of(next.start), failure))?;
                 continue;
             }
             self.flights.lock().launch(next, 1, Urgency::Background);
@@ -392,13 +428,17 @@ impl LazyBase {
                 self.start_flights();
                 waits
             });
-            return landed.map(|()| Some(next.len_bytes())).map_err(failed);
+            return match landed {
+                Ok(()) => Ok(Some(next.len_bytes())),
+                Err(failure) => Err(failed(next, failure)),
+            };
         }
     }
 
     /// Whether everything is there; if so, nobody need ask any more.
     pub(crate) fn note_complete(&self) -> bool {
-        let all = self.flights.lock().is_all_there();
+        let flights = self.flights.lock();
+        let all = flights.is_all_there();
         if all {
             self.complete.store(true, Ordering::Release);
         }
@@ -448,5 +488,63 @@ fn wait(ask: impl FnOnce(Then) -> bool) -> Result<(), FetchFailure> {
 fn tell(waiters: &[Arc<Waiter>], failure: Option<&FetchFailure>) {
     for waiter in waiters {
         waiter.landed(failure);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCKS: u64 = 64;
+
+    fn base(dir: &std::path::Path) -> Arc<LazyBase> {
+        let place = Place { dir, volume: VolumeId::from_u64(1), size_bytes: BLOCKS * BLOCK_SIZE_BYTES };
+        drop(DataFiles::create(&files::data_path(dir, Epoch(1)), place.size_bytes).unwrap());
+        LazyBase::create_log(place, Epoch(1), &BlockSet::new()).unwrap();
+        LazyBase::open(place, Epoch(1)).unwrap()
+    }
+
+    #[test]
+    fn a_sync_that_fails_while_blocks_are_written_takes_them_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path());
+        let extent = Extent::new(BlockIndex(0), 8);
+        let data = vec![7; extent.len_bytes() as usize];
+        for fails in [true, false] {
+            base.flights.lock().launch(extent, 1, Urgency::Background);
+            let (told, hears) = std::sync::mpsc::channel();
+            assert!(base.flights.lock().join(extent, Box::new(move |result| told.send(result).unwrap())));
+            assert_eq!(base.flights.lock().next_to_start(), Some((extent, Urgency::Background)));
+            let forgets = base.flights.lock().forgets;
+            let zero = base.keep(extent, &data).unwrap();
+            if fails {
+                base.flights.lock().forget_all_but(&BlockSet::new());
+            }
+            base.landed(extent, Ok((zero, forgets)));
+            match hears.recv().unwrap() {
+                Ok(()) => assert!(!fails),
+                Err(failure) => assert!(fails && base.failed(extent.start, failure).is_retryable()),
+            }
+            base.write_log().unwrap();
+            assert_eq!(base.has_all(&[extent]), !fails);
+            assert_eq!(base.logged().contains_extent(extent), !fails);
+        }
+    }
+
+    #[test]
+    fn hints_are_dropped_when_too_many_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path());
+        // Somebody else is about to start flights, so that all of them wait.
+        base.flights.lock().is_starting = true;
+        for block in 0..BLOCKS {
+            base.fetch_soon(Extent::new(BlockIndex(block), 1));
+        }
+        assert!(base.flights.lock().is_background_full());
+        let mut started = 0;
+        while base.flights.lock().next_to_start().is_some() {
+            started += 1;
+        }
+        assert!(started < BLOCKS / 2, "{started}");
     }
 }

@@ -18,8 +18,9 @@
 //!
 //! The key is SHA-256 of `"blockd cached piece v1"`, key id (16 bytes), salt of the delta (32), offset (u64), length
 //! (u64) and the object's key. A file is written under another name and renamed, without an fsync: after a power cut it may be
-//! anything, which the checksum finds. Names that are none of these, or end in `.tmp`, are removed when the cache is opened. No
-//! version that differs is read: it is a miss.
+//! anything, which the checksum finds. What is left of it under its other name, a number and
+//! `.tmp`, is removed when the cache is opened; names that are none of these are not ours and are left alone. No version that
+//! differs is read: it is a miss.
 
 use super::lru::Lru;
 use crate::CloudError;
@@ -100,6 +101,17 @@ pub(crate) struct DiskCache {
     damaged: AtomicU64,
 }
 
+/// Whether a directory's name is one that pieces are kept in.
+fn is_shard(name: &str) -> bool {
+    name.len() == 2 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether a file's name is one that pieces are written under before they are renamed.
+fn is_temp(name: &str) -> bool {
+    let number = name.strip_suffix(".tmp");
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 fn grain(len_bytes: u64) -> u64 {
     (len_bytes + HEADER_LEN as u64).next_multiple_of(FILE_GRAIN_BYTES)
 }
@@ -115,19 +127,28 @@ impl DiskCache {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make", dir))?;
         let mut found = Vec::new();
         for shard in fs::read_dir(dir).map_err(failed("list", dir))? {
-            let shard = shard.map_err(failed("list", dir))?.path();
-            if !shard.is_dir() {
+            let shard = shard.map_err(failed("list", dir))?;
+            let digits = shard.file_name();
+            // Whoever names a directory of theirs by mistake loses nothing of what is in it.
+            let Some(digits) = digits.to_str().filter(|name| is_shard(name)) else { continue };
+            if !shard.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
+            let shard = shard.path();
             for file in fs::read_dir(&shard).map_err(failed("list", &shard))? {
                 let file = file.map_err(failed("list", &shard))?;
-                let key = file.file_name().to_str().and_then(PieceKey::from_name);
-                match (key, file.metadata()) {
-                    (Some(key), Ok(meta)) if meta.is_file() => {
-                        let touched = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                        found.push((touched, key, meta.len()));
-                    }
-                    _ => drop(fs::remove_file(file.path())),
+                let name = file.file_name();
+                let Some(name) = name.to_str() else { continue };
+                // That of a link is the link's own.
+                let Ok(meta) = file.metadata() else { continue };
+                if !meta.is_file() {
+                    continue;
+                }
+                if is_temp(name) {
+                    let _ = fs::remove_file(file.path());
+                } else if let Some(key) = PieceKey::from_name(name).filter(|_| name.starts_with(digits)) {
+                    let touched = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                    found.push((touched, key, meta.len()));
                 }
             }
         }
@@ -379,17 +400,38 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_writer_left_goes() {
+    fn what_a_killed_writer_left_goes_and_what_is_of_others_stays() {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
         cache.put(&key(1), b"content");
         let shard = cache.path(&key(1)).parent().unwrap().to_owned();
         drop(cache);
         fs::write(shard.join("0.tmp"), b"half").unwrap();
-        fs::write(shard.join("readme"), b"?").unwrap();
+        let foreign = dir.path().join("photos");
+        let misplaced = dir.path().join("00").join(key(1).name());
+        let others = [
+            shard.join("readme"),
+            shard.join("notes.tmp"),
+            foreign.join("0.tmp"),
+            foreign.join("picture"),
+            dir.path().join("0A").join("0.tmp"),
+            misplaced,
+        ];
+        for other in &others {
+            fs::create_dir_all(other.parent().unwrap()).unwrap();
+            fs::write(other, b"?").unwrap();
+        }
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("0.tmp"), b"?").unwrap();
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("01")).unwrap();
         let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
-        assert_eq!(files(dir.path()).len(), 1);
+        assert!(!shard.join("0.tmp").exists());
         assert!(cache.get(&key(1)).is_some());
+        drop(cache);
+        let cache = DiskCache::open(dir.path(), 0).unwrap();
+        assert_eq!(cache.get(&key(1)), None);
+        assert!(others.iter().all(|other| other.exists()));
+        assert!(outside.path().join("0.tmp").exists());
     }
 
     #[test]

@@ -49,20 +49,16 @@ impl Catalog {
         Ok(())
     }
 
-    /// The cached manifests of the volume that a snapshot is of, in its cluster.
+    /// The cached manifests of every volume, but for that of one snapshot.
     ///
     /// # Errors
     /// The database fails.
-    pub fn of_volume(&self, snapshot: &CloudsnapId) -> Result<Vec<Manifest>, DbError> {
+    pub fn all_but(&self, snapshot: &CloudsnapId) -> Result<Vec<Manifest>, DbError> {
         let key = snapshot.manifest_key();
-        let volume = format!("{}/{}-", snapshot.cluster, snapshot.volume);
-        let prefix = key.find(&volume).map_or(key.as_str(), |at| &key[..at + volume.len()]);
         self.db.transaction(|tx| {
-            let sql =
-                "SELECT manifest FROM catalog WHERE credential = ?1 AND substr(key, 1, length(?2)) = ?2";
-            let mut statement = tx.prepare(sql)?;
-            let rows =
-                statement.query_map(params![self.credential.to_string(), prefix], |row| json(row, 0))?;
+            let mut statement =
+                tx.prepare("SELECT manifest FROM catalog WHERE credential = ?1 AND key <> ?2")?;
+            let rows = statement.query_map(params![self.credential.to_string(), key], |row| json(row, 0))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
     }

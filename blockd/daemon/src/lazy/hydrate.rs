@@ -1,7 +1,7 @@
 //! The task that fetches the rest of a lazy volume.
 //!
-//! It never gives up because a store is gone: it waits and goes on. What was fetched stays, so a run that was cut off goes
-//! on where it was. When all is there, the volume becomes one like any other and lets go of its cloud snapshot.
+//! It never gives up because a store is gone: it waits and goes on. What is damaged is left out until the rest is there, and
+//! then the task fails. What was fetched stays, so a run that was cut off goes on where it was. When all is there, the volume becomes one like any other and lets go of its cloud snapshot.
 
 use crate::{
     core::Core,
@@ -11,7 +11,7 @@ use crate::{
     tasks::LiveTask,
 };
 use blockd_api::ErrorCode;
-use blockd_volume::{Volume, VolumeError};
+use blockd_volume::{FetchFailure, Volume, VolumeError};
 use futures::StreamExt;
 use std::{
     sync::Arc,
@@ -23,7 +23,7 @@ const STEP_BYTES: u64 = 4 << 20;
 /// Steps between two looks at how far it is.
 const STEPS_AT_ONCE: u64 = 16;
 /// How long to wait for what others fetch, or for a store that failed; twice as long each time, up to the second.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
@@ -37,10 +37,13 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         row.detail.phase = "hydrating".into();
     });
     let (before, mut pause) = (row.detail.bytes_downloaded, PAUSE);
+    // An earlier run may have met damage that was mended since.
+    volume.retry_refused();
+    let mut damage = None;
     loop {
         let step = tokio::select! {
-            step = fetch_some(core, &volume) => step,
-            () = core.stopping.cancelled() => Err(ServiceError::Stopping),
+            step = fetch_some(core, live, &volume) => step,
+            () = live.cancel.cancelled() => Err(ServiceError::Stopping),
         };
         show(core, live, &volume, before).await;
         if !matches!(entry.view().state, EntryState::Up(_)) {
@@ -52,7 +55,18 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
                 if end(&volume).await? {
                     break;
                 }
-                wait(core, &mut pause).await?;
+                if volume.hydration().is_some_and(|hydration| hydration.refused_bytes > 0) {
+                    return Err(damage.unwrap_or_else(|| {
+                        let message = "parts of the cloud snapshot cannot be read; all else was fetched";
+                        ServiceError::refused(ErrorCode::StoreFailed, message)
+                    }));
+                }
+                wait(live, &mut pause).await?;
+            }
+            Err(error) if is_damage(&error) => {
+                tracing::warn!(volume = %id, %error, "the hydration goes on without a part");
+                live.detail(|detail| detail.note = Some(error.to_api().message));
+                damage.get_or_insert(error);
             }
             Err(error) if error.is_cancelled() => return Err(error),
             Err(error) if error.is_retryable() => {
@@ -61,7 +75,7 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
                     detail.phase = "waiting for the store".into();
                     detail.note = Some(error.to_api().message);
                 });
-                wait(core, &mut pause).await?;
+                wait(live, &mut pause).await?;
                 live.detail(|detail| detail.phase = "hydrating".into());
             }
             Err(error) => return Err(error),
@@ -70,10 +84,20 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     finish(core, live, &entry).await
 }
 
+/// Whether the source refuses a part for good; the rest may come all the same.
+fn is_damage(error: &ServiceError) -> bool {
+    match error {
+        ServiceError::Volume(VolumeError::NotFetched { failure: FetchFailure::Source(error), .. }) => {
+            !error.is_retryable()
+        }
+        _ => false,
+    }
+}
+
 /// Fetches some of what is not there; `false` if nothing was left that is not on its way.
-async fn fetch_some(core: &Core, volume: &Arc<Volume>) -> Result<bool, ServiceError> {
+async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Result<bool, ServiceError> {
     // Others may move data while this one waits for a store.
-    let _slot = core.tasks.slot(&core.stopping).await?;
+    let _slot = core.tasks.slot(&live.cancel).await?;
     let limit = core.config.hydration_limit_bytes_per_s;
     let steps = match limit {
         0 => STEPS_AT_ONCE,
@@ -87,9 +111,17 @@ async fn fetch_some(core: &Core, volume: &Arc<Volume>) -> Result<bool, ServiceEr
     });
     let concurrency = core.config.hydration_concurrency;
     let results: Vec<_> = fetches.buffer_unordered(concurrency).collect().await;
-    let mut fetched_bytes = 0;
+    let (mut fetched_bytes, mut failed) = (0, None);
     for result in results {
-        fetched_bytes += result?.unwrap_or(0);
+        match result {
+            Ok(bytes) => fetched_bytes += bytes.unwrap_or(0),
+            // Damage is told of once only, all else comes again.
+            Err(error) if failed.is_none() || is_damage(&error) => failed = Some(error),
+            Err(_) => {}
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
     }
     if limit > 0 {
         let due = Duration::from_secs_f64(fetched_bytes as f64 / limit as f64);
@@ -98,10 +130,11 @@ async fn fetch_some(core: &Core, volume: &Arc<Volume>) -> Result<bool, ServiceEr
     Ok(fetched_bytes > 0)
 }
 
-async fn wait(core: &Core, pause: &mut Duration) -> Result<(), ServiceError> {
+/// Pauses, longer each time, unless the task is told to come to rest.
+pub(super) async fn wait(live: &LiveTask, pause: &mut Duration) -> Result<(), ServiceError> {
     tokio::select! {
         () = tokio::time::sleep(*pause) => {}
-        () = core.stopping.cancelled() => return Err(ServiceError::Stopping),
+        () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
     }
     *pause = (*pause * 2).min(LONGEST_PAUSE);
     Ok(())

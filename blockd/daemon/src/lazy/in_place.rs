@@ -4,10 +4,16 @@
 //! point that its block sets are compared at. Then, in ascending order, each block that may differ becomes what the
 //! cloud snapshot has. Doing a part again writes the same, so a run that was cut off goes on from the last flush.
 //!
+//! While the store is gone it waits. One that was stopped or failed after it began to write has left a mixture: clients stay
+//! out until it is resumed and done, or given up.
+//!
 //! Which blocks may differ follows from the block sets that this host keeps, if the cloud snapshot is the last backup of the volume there or
 //! stands in that one's chain. Otherwise everything is compared.
 
-use super::source::{CHUNK_BLOCKS, SnapshotSource};
+use super::{
+    hydrate::{PAUSE, wait},
+    source::{CHUNK_BLOCKS, SnapshotSource},
+};
 use crate::{
     core::{Core, random_id},
     db::{Chain, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState},
@@ -23,7 +29,7 @@ use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 use uuid::Uuid;
 
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
@@ -51,6 +57,14 @@ impl Core {
         if let Some(task) = tasks.into_iter().find(|task| task.volume == Some(entry.id)) {
             let message =
                 format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
+        if let Some(task) = self.kept_tasks().await?.into_iter().find(is_half_done) {
+            let message = format!(
+                "restore task {} took volume {} back in part only: resume it, or give it up first",
+                task.id, entry.name
+            );
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         if manifest.size_bytes > entry.size_bytes() {
@@ -95,21 +109,41 @@ impl Core {
         }
     }
 
-    /// Keeps clients out of the volumes that an earlier run of the daemon was taking back; to be called before anybody is
-    /// served.
+    /// Keeps clients out of the volumes that an earlier run of the daemon was taking back, or has left in part only; to be
+    /// called before anybody is served.
     ///
     /// # Errors
     /// The database fails.
     pub(crate) async fn keep_clients_out_of_what_goes_back(&self) -> Result<(), ServiceError> {
-        let tasks = self.db.run(TaskRow::unfinished).await?;
+        let mut tasks = self.db.run(TaskRow::unfinished).await?;
+        tasks.extend(self.kept_tasks().await?);
         for task in tasks.iter().filter(|task| task.detail.in_place.is_some()) {
-            let Some(entry) = task.volume.and_then(|id| self.registry.by_id(id)) else { continue };
-            if let Ok((_, mark)) = entry.begin_rollback() {
-                self.going_back.lock().insert(entry.id, mark);
-            }
+            // What cannot be marked is not open to clients either.
+            let _ = self.keep_clients_out(task);
         }
         Ok(())
     }
+
+    /// Keeps clients out of the volume of a restore in place, if they are not yet; nothing for other tasks.
+    ///
+    /// # Errors
+    /// The volume is gone, not open or in use.
+    pub(crate) fn keep_clients_out(&self, task: &TaskRow) -> Result<(), ServiceError> {
+        let Some(id) = task.volume.filter(|_| task.detail.in_place.is_some()) else { return Ok(()) };
+        if self.going_back.lock().contains_key(&id) {
+            return Ok(());
+        }
+        let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
+        let (_, mark) = self.registry.by_id(id).ok_or_else(gone)?.begin_rollback()?;
+        self.going_back.lock().insert(id, mark);
+        Ok(())
+    }
+}
+
+/// Whether a restore in place may have written something: until it is done, its volume is neither the one nor the other.
+pub(crate) fn has_begun(row: &TaskRow) -> bool {
+    // Stored right before the first write.
+    row.detail.in_place.is_some() && row.detail.bytes_total > 0
 }
 
 /// Lets clients in again.
@@ -129,33 +163,35 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         row.state = TaskState::Active;
         row.detail.phase = "planning".into();
     });
-    let _slot = core.tasks.slot(&core.stopping).await?;
-    let before = frozen(core, &entry, plan).await?;
+    let before = {
+        let _slot = core.tasks.slot(&live.cancel).await?;
+        frozen(core, &entry, plan).await?
+    };
     core.reached("going back frozen")?;
-    let source = SnapshotSource::open(core, row.credential, row.cloudsnap).await?;
-    let (blocks, how) = differing(core, &volume, &before, &source).await?;
-    let end = BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES);
-    let total_bytes = blocks.len_bytes();
-    let left = blocks.slice(Extent::between(BlockIndex(plan.done_below).min(end), end));
-    tracing::info!(volume = %entry.id, cloudsnap = %row.cloudsnap, how, bytes = total_bytes, "the volume goes back");
-    live.detail(|detail| {
-        detail.phase = "data".into();
-        detail.note = Some(how.to_owned());
-        detail.bytes_total = total_bytes;
-        detail.bytes_processed = total_bytes - left.len_bytes();
-    });
-    core.store_progress(live).await;
-    let done = write_all(core, live, &volume, &source, &left).await;
-    done.map_err(|error| match error.is_cancelled() {
-        true => error,
-        false => ServiceError::refused(
-            error.to_api().code,
-            format!(
-                "volume {} went back in part only ({error}): start it again, or restore the snapshot {}",
-                entry.name, before.name
-            ),
-        ),
-    })?;
+    let mut pause = PAUSE;
+    loop {
+        let started_at = live.view().detail.bytes_processed;
+        let error = match go_back(core, live, &volume, &before).await {
+            Ok(()) => break,
+            Err(error) => error,
+        };
+        if error.is_cancelled() {
+            return Err(error);
+        }
+        // Whatever a store says may change: its directory is mounted again, its credentials are renewed.
+        if !error.is_retryable() && !matches!(error, ServiceError::Store(_)) {
+            return Err(in_part(error, &live.view(), &entry, &before));
+        }
+        tracing::info!(volume = %entry.id, %error, "the restore waits");
+        if live.view().detail.bytes_processed > started_at {
+            pause = PAUSE;
+        }
+        live.detail(|detail| {
+            detail.phase = "waiting for the store".into();
+            detail.note = Some(error.to_api().message);
+        });
+        wait(live, &mut pause).await?;
+    }
     core.reached("going back done")?;
     live.detail(|detail| detail.phase = "done".into());
     let done = core.finish(live, |_| Ok(())).await?;
@@ -167,6 +203,58 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     }
     core.merger.wake();
     Ok(done)
+}
+
+/// The error of a restore that fails for good, with what that means for the volume.
+fn in_part(error: ServiceError, row: &TaskRow, entry: &VolumeEntry, before: &SnapshotRow) -> ServiceError {
+    if !has_begun(row) {
+        return error;
+    }
+    let message = format!(
+        "volume {} went back in part only ({error}): it is a mixture of what it was and of the cloud snapshot, and clients \
+         are kept out. Resume task {} to go on, or give it up (stop it with discard) and roll back to snapshot {}",
+        entry.name, row.id, before.name
+    );
+    ServiceError::refused(error.to_api().code, message)
+}
+
+/// Does remote work, unless the task is told to come to rest: a store may be silent for long.
+async fn unless_stopped<T>(
+    live: &LiveTask,
+    work: impl Future<Output = Result<T, ServiceError>>,
+) -> Result<T, ServiceError> {
+    tokio::select! {
+        biased;
+        () = live.cancel.cancelled() => Err(ServiceError::Stopping),
+        done = work => done,
+    }
+}
+
+/// Goes on from the last flush to the end.
+async fn go_back(
+    core: &Arc<Core>,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+    before: &SnapshotRow,
+) -> Result<(), ServiceError> {
+    // Others may move data while this one waits for a store.
+    let _slot = core.tasks.slot(&live.cancel).await?;
+    let row = live.view();
+    let done_below = row.detail.in_place.map_or(0, |plan| plan.done_below);
+    let source = unless_stopped(live, SnapshotSource::open(core, row.credential, row.cloudsnap)).await?;
+    let (blocks, how) = unless_stopped(live, differing(core, volume, before, &source)).await?;
+    let end = BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES);
+    let total_bytes = blocks.len_bytes();
+    let left = blocks.slice(Extent::between(BlockIndex(done_below).min(end), end));
+    tracing::info!(volume = %volume.id(), cloudsnap = %row.cloudsnap, how, bytes = total_bytes, "the volume goes back");
+    live.detail(|detail| {
+        detail.phase = "data".into();
+        detail.note = Some(how.to_owned());
+        detail.bytes_total = total_bytes;
+        detail.bytes_processed = total_bytes - left.len_bytes();
+    });
+    core.store_progress(live).await;
+    write_all(core, live, volume, &source, &left).await
 }
 
 /// The snapshot of what the volume was before: that of an earlier run, or a new one.
@@ -253,23 +341,22 @@ async fn write_all(
     source: &SnapshotSource,
     blocks: &BlockSet,
 ) -> Result<(), ServiceError> {
+    let downloaded_before = live.view().detail.bytes_downloaded;
     let mut unnoted_bytes = 0;
     for run in blocks.extents() {
         let mut at = run.start;
         while at < run.end() {
             let piece = Extent::between(at, BlockIndex(at.0 + CHUNK_BLOCKS).min(run.end()));
             at = piece.end();
-            if core.stopping.is_cancelled() {
-                return Err(ServiceError::Stopping);
-            }
-            let data = source.read_blocks(piece).await?;
+            let data = unless_stopped(live, source.read_blocks(piece)).await?;
+            // A write is never left alone: nobody may be let in while one goes on.
             let target = Arc::clone(volume);
             blocking(move || write_piece(&target, piece, &data)).await?;
             unnoted_bytes += piece.len_bytes();
             let requests = source.requests();
             live.detail(|detail| {
                 detail.bytes_processed += piece.len_bytes();
-                detail.bytes_downloaded = requests.bytes_down;
+                detail.bytes_downloaded = downloaded_before + requests.bytes_down;
                 detail.requests = requests;
             });
             if unnoted_bytes >= NOTE_EVERY_BYTES {

@@ -209,16 +209,24 @@ impl Core {
         Ok(task)
     }
 
-    /// Takes up hydrations whose task is not in the database: the daemon ended between the volume and the task.
+    /// Starts hydrations whose task is not in the database, because the daemon ended between the volume and the task, and
+    /// those that failed. One that somebody stopped waits until somebody resumes it.
     ///
     /// # Errors
     /// The database fails.
     pub(crate) async fn resume_hydrations(self: &Arc<Self>) -> Result<(), ServiceError> {
-        let tasks = self.unfinished_tasks().await?;
+        let _admission = self.admission.lock().await;
+        let (tasks, kept) = (self.unfinished_tasks().await?, self.kept_tasks().await?);
         for row in self.db.run(LazyRow::all).await?.into_iter().filter(|row| row.hydrate) {
-            let has_task = tasks.iter().any(|task| task.volume == Some(row.volume) && task.detail.lazy);
-            let Some(entry) = self.registry.by_id(row.volume).filter(|_| !has_task) else { continue };
+            let is_its_task = |task: &TaskRow| task.volume == Some(row.volume) && task.detail.lazy;
+            let has_task = tasks.iter().any(is_its_task);
+            let is_stopped = kept.iter().any(|task| is_its_task(task) && task.state == TaskState::Stopped);
+            let Some(entry) = self.registry.by_id(row.volume).filter(|_| !has_task && !is_stopped) else {
+                continue;
+            };
             if entry.volume().is_ok_and(|volume| volume.is_lazy()) {
+                // The new one takes the place of one that failed.
+                self.give_up_kept(is_its_task).await?;
                 self.launch_hydration(&entry, row).await?;
             }
         }

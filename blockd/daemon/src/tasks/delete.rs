@@ -21,6 +21,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let progress = Arc::new(Progress::new(requests));
     live.begin(progress);
     core.store_progress(live).await;
+    // The directory of a disk that is not mounted is empty, and says that nothing is needed.
+    repository.prove_key_slot().await?;
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
     let manifest = kept_manifest(core, live, &repository, &row).await?;
     core.reached("delete accepted")?;
@@ -100,8 +102,9 @@ async fn protected(core: &Core) -> Result<Vec<SnapshotId>, ServiceError> {
     Ok(deltas.collect())
 }
 
-/// The deltas that this host's own backups need, as far as it remembers them: the listing of some
-/// stores lags behind what was stored (Swift), and must not be what a delta is lost by.
+/// The deltas that are needed by what this host remembers of the store, whatever volume it is of: one that was made from a snapshot
+/// of this one builds on its deltas. The listing of some stores lags behind what was stored (Swift), and must not be what a
+/// delta is lost by.
 async fn known_to_be_needed(
     core: &Core,
     row: &TaskRow,
@@ -110,7 +113,7 @@ async fn known_to_be_needed(
 ) -> Result<Vec<SnapshotId>, ServiceError> {
     let (gone, credential) = (row.cloudsnap, row.credential);
     let cache = catalog.clone();
-    let mut manifests = blocking(move || Ok::<_, ServiceError>(cache.of_volume(&gone)?)).await?;
+    let mut manifests = blocking(move || Ok::<_, ServiceError>(cache.all_but(&gone)?)).await?;
     let chains = core.db.run(|tx| Chain::all(tx, None)).await?;
     let tips = chains.into_iter().filter(|chain| chain.credential == credential && chain.cloudsnap != gone);
     for tip in tips.map(|chain| chain.cloudsnap) {

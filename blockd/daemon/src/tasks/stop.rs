@@ -2,7 +2,8 @@
 //! sense, and they are taken up again, or given up.
 //!
 //! Kept are: of a backup its snapshot, its plan and its journal, so that what is in the store already is not sent again; of a restore the
-//! half volume and which blocks of it are in place; of a delete the manifest. A backup that is kept is given up when a newer one of the same
+//! half volume and which blocks of it are in place; of a hydration nothing but its row; of a restore in place that has begun
+//! to write, that clients stay out of the mixture; of a delete the manifest. A backup that is kept is given up when a newer one of the same
 //! volume to the same credential begins, and when it is too old to commit.
 
 use super::{LiveTask, backup, clean_files, restore};
@@ -60,7 +61,10 @@ pub(crate) fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
 /// Whether what a task needs to go on is worth keeping.
 fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool {
     if row.detail.is_of_volume_in_use() {
-        return false;
+        // Whatever it met: it costs nothing, and without it nobody could go on. Before a restore in place has begun, the
+        // volume is what it was.
+        let is_there = error.to_api().code != ErrorCode::VolumeNotFound;
+        return is_there && (row.detail.lazy || in_place::has_begun(row));
     }
     match row.kind {
         // Before that nothing was sent, and the point in time is no more than a moment old.
@@ -223,6 +227,7 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
         self.refuse_if_busy(&row).await?;
+        self.keep_clients_out(&row)?;
         row.state = TaskState::Pending;
         let detail = &mut row.detail;
         (detail.kept, detail.error, detail.completed) = (false, None, None);
@@ -261,7 +266,14 @@ impl Core {
 
     /// Another task may have begun meanwhile that must not run beside this one.
     async fn refuse_if_busy(&self, row: &TaskRow) -> Result<(), ServiceError> {
+        let is_of_same_volume = |other: &TaskRow| row.volume.is_some() && other.volume == row.volume;
         let same = |other: &TaskRow| match row.kind {
+            // What it would freeze is a mixture.
+            TaskKind::Backup if other.detail.in_place.is_some() => is_of_same_volume(other),
+            TaskKind::Restore if row.detail.in_place.is_some() => is_of_same_volume(other),
+            TaskKind::Restore if row.detail.lazy => {
+                other.detail.is_of_volume_in_use() && is_of_same_volume(other)
+            }
             TaskKind::Backup => {
                 other.kind == TaskKind::Backup
                     && other.volume == row.volume
@@ -272,7 +284,7 @@ impl Core {
         };
         match self.unfinished_tasks().await?.into_iter().find(same) {
             Some(other) => {
-                let message = format!("{} task {} does the same: wait for it to end", other.kind, other.id);
+                let message = format!("{} task {} is in its way: wait for it to end", other.kind, other.id);
                 Err(ServiceError::refused(ErrorCode::VolumeInUse, message))
             }
             None => Ok(()),
@@ -314,8 +326,11 @@ impl Core {
     /// The database fails.
     pub(crate) async fn give_up_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
         let _admission = self.admission.lock().await;
-        let is_old =
-            |row: &TaskRow| now.as_second().saturating_sub(row.created.as_second()) > BACKUP_LIFETIME_S;
+        let is_old = |row: &TaskRow| match row.detail.is_of_volume_in_use() {
+            // They can be completed as long as there is the volume; clients must not be let into a mixture by themselves.
+            true => row.volume.is_none_or(|id| self.registry.by_id(id).is_none()),
+            false => now.as_second().saturating_sub(row.created.as_second()) > BACKUP_LIFETIME_S,
+        };
         self.give_up_kept(is_old).await
     }
 

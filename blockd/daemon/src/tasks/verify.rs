@@ -253,7 +253,7 @@ fn proofs(
     };
     let mut proofs: BTreeMap<CloudsnapId, Proof> =
         report.snapshots.iter().map(|snapshot| (snapshot.id, of(snapshot))).collect();
-    for affected in report.findings.iter().flat_map(|finding| &finding.affects) {
+    for affected in report.findings.iter().flat_map(|finding| &finding.affects).chain(&report.others) {
         if report.snapshots.iter().any(|snapshot| snapshot.id == affected.id) {
             continue;
         }
@@ -267,6 +267,16 @@ fn proofs(
             digest: None,
         });
         proof.damaged.union_with(&affected.blocks);
+    }
+    if depth == VerifyDepth::Quick {
+        for proof in proofs.values_mut().filter(|proof| !proof.sound) {
+            let Some(before) = known.get(&proof.cloudsnap) else { continue };
+            if before.depth > VerifyDepth::Quick {
+                // It adds to what was read before, and takes nothing of that back.
+                proof.damaged.union_with(&before.damaged);
+                (proof.depth, proof.verified) = (before.depth, before.verified);
+            }
+        }
     }
     // A look at the listing says nothing of what was read before.
     let is_news = |proof: &Proof| match known.get(&proof.cloudsnap) {
@@ -320,6 +330,20 @@ mod tests {
             VerifyReport { snapshots: vec![sound(id(1), BlockSet::new())], ..VerifyReport::default() };
         assert_eq!(proofs(&report, &known, credential, VerifyDepth::Quick, now), []);
         assert!(proofs(&report, &known, credential, VerifyDepth::Frames, now)[0].sound);
+
+        let report = VerifyReport { snapshots: vec![sound(id(1), blocks(7))], ..VerifyReport::default() };
+        let later = now + jiff::SignedDuration::from_hours(1);
+        let mut both = blocks(5);
+        both.union_with(&blocks(7));
+        let proof = proofs(&report, &known, credential, VerifyDepth::Quick, later).remove(0);
+        let told = (proof.sound, proof.damaged, proof.depth, proof.verified);
+        assert_eq!(told, (false, both, VerifyDepth::Frames, now), "it adds to what was read");
+        let proof = proofs(&report, &known, credential, VerifyDepth::Frames, later).remove(0);
+        assert_eq!((proof.damaged, proof.verified), (blocks(7), later));
+        let others = vec![AffectedSnapshot { id: id(3), blocks: blocks(8) }];
+        let report = VerifyReport { others, ..VerifyReport::default() };
+        let proof = proofs(&report, &known, credential, VerifyDepth::Frames, later).remove(0);
+        assert_eq!((proof.cloudsnap, proof.sound, proof.damaged), (id(3), false, blocks(8)));
     }
 
     #[test]

@@ -122,7 +122,11 @@ fn mbr_partitions<'a>(
     let Some(base) = extended else { return Ok(found) };
     // Each record names a partition and the next record. Records that do not come one behind the other are a loop.
     let (mut at, mut number) = (base, 5);
-    while found.len() < PARTITIONS_MOST {
+    // Records without a partition count too: there may be as many as the image has sectors, and each is a fetch.
+    for _ in 0..PARTITIONS_MOST {
+        if found.len() >= PARTITIONS_MOST {
+            break;
+        }
         let Some(record) = read(image, at * 512, MBR_LEN)? else { break };
         if record[510..] != [0x55, 0xaa] {
             break;
@@ -182,6 +186,17 @@ mod tests {
         assert_eq!(found(&image).len(), 3);
         record(&mut image, 300, &[entry(0x83, 2, 30), entry(0x05, 200, 100)]);
         assert_eq!(found(&image).len(), 3);
+    }
+
+    #[test]
+    fn a_long_chain_of_empty_records_ends() {
+        let mut image = vec![0; 1000 * 512];
+        record(&mut image, 0, &[entry(0x05, 1, 900)]);
+        for sector in 1..900 {
+            record(&mut image, sector, &[entry(0, 0, 0), entry(0x05, sector as u32, 1)]);
+        }
+        record(&mut image, 900, &[entry(0x83, 2, 30)]);
+        assert_eq!(found(&image), []);
     }
 
     fn gpt_image() -> Vec<u8> {

@@ -15,14 +15,15 @@ use blockd_api::{
     ByteSize,
     browse::{FileKind, FilePath, SnapshotFile},
 };
+use rustix::fs::OFlags;
 use serde::Serialize;
 use std::{
     ffi::OsStr,
-    fs::{self, File, FileTimes, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, FileTimes, OpenOptions, Permissions},
     io::{self, Seek, SeekFrom, Write},
     os::unix::{
         ffi::OsStrExt,
-        fs::{OpenOptionsExt, PermissionsExt, chown, lchown, symlink},
+        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, lchown, symlink},
     },
     path::{Path, PathBuf},
     time::SystemTime,
@@ -83,7 +84,8 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
     Ok(if copied.left_out.is_empty() { EXIT_DONE } else { EXIT_FAILED })
 }
 
-/// Copies one thing and what is in it. Directories get their modes and times last, when nothing is put into them any more.
+/// Copies one thing and what is in it. Directories that were made here get their modes and times last, when nothing is put
+/// into them any more; those that were there keep theirs.
 async fn copy_tree(
     source: &Source<'_>,
     top: SnapshotFile,
@@ -96,14 +98,14 @@ async fn copy_tree(
         let failed = |source| Failure::Write { path: to.clone(), source };
         match file.kind {
             FileKind::Directory => {
-                make_dir(&to).map_err(failed)?;
+                let made = make_dir(&to).map_err(failed)?;
                 copied.directories += 1;
                 let entries = source.list(&file.path, true).await?.entries;
                 left.extend(entries.into_iter().map(|entry| {
                     let to = to.join(OsStr::from_bytes(entry.path.name()));
                     (entry, to)
                 }));
-                made_dirs.push((file, to));
+                made_dirs.extend(made.map(|made| (file, to, made)));
             }
             FileKind::Symlink => {
                 let target = file.target.as_ref().map(FilePath::as_bytes).unwrap_or_default();
@@ -119,27 +121,57 @@ async fn copy_tree(
             _ => copied.left_out.push(file.path),
         }
     }
-    for (file, to) in made_dirs.into_iter().rev() {
+    for (file, to, made) in made_dirs.into_iter().rev() {
         let failed = |source| Failure::Write { path: to.clone(), source };
-        let _ = chown(&to, Some(file.uid), Some(file.gid));
-        let dir = File::open(&to).map_err(failed)?;
+        let dir = reopen_dir(&to, made).map_err(failed)?;
         finish(&dir, &file).map_err(failed)?;
     }
     Ok(())
 }
 
-/// Makes a directory, or takes one that is there, but never follows a link.
-fn make_dir(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            if fs::symlink_metadata(path)?.is_dir() { Ok(()) } else { Err(error) }
-        }
-        made => made,
+/// Which directory one is, whatever its name leads to later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct DirId {
+    dev: u64,
+    ino: u64,
+}
+
+impl DirId {
+    fn of(dir: &File) -> io::Result<Self> {
+        let meta = dir.metadata()?;
+        Ok(Self { dev: meta.dev(), ino: meta.ino() })
     }
 }
 
-/// The mode and the time of what is complete.
+/// Makes a directory, or takes one that is there, but never follows a link; tells which one it made.
+fn make_dir(path: &Path) -> io::Result<Option<DirId>> {
+    // Nobody else gets at what is in it before it is complete.
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if fs::symlink_metadata(path)?.is_dir() { Ok(None) } else { Err(error) }
+        }
+        made => made.and_then(|()| DirId::of(&open_dir(path)?)).map(Some),
+    }
+}
+
+fn open_dir(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits();
+    OpenOptions::new().read(true).custom_flags(flags as i32).open(path)
+}
+
+/// Opens a directory that was made before. A download takes long, and others may have put another one in its place.
+fn reopen_dir(path: &Path, made: DirId) -> io::Result<File> {
+    let dir = open_dir(path)?;
+    if DirId::of(&dir)? != made {
+        return Err(io::Error::other("it was replaced while it was filled"));
+    }
+    Ok(dir)
+}
+
+/// The owner, the mode and the time of what is complete. By its handle: its name may lead elsewhere by now.
 fn finish(open: &File, file: &SnapshotFile) -> io::Result<()> {
+    // Whoever is not root cannot give things away; and giving them away takes some bits of the mode.
+    let _ = fchown(open, Some(file.uid), Some(file.gid));
     // A program of others does not become one that runs with its owner's rights here.
     let mode = if file.kind == FileKind::File { file.mode & 0o777 } else { file.mode };
     open.set_permissions(Permissions::from_mode(mode.into()))?;
@@ -171,8 +203,29 @@ async fn copy_file(source: &Source<'_>, file: &SnapshotFile, to: &Path) -> Resul
     }
     // What ends in a hole is that long all the same.
     out.set_len(offset_bytes).map_err(failed)?;
-    // Whoever is not root cannot give files away; and giving them away takes some bits of the mode.
-    let _ = chown(to, Some(file.uid), Some(file.gid));
     finish(&out, file).map_err(failed)?;
     Ok(offset_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_finished_only_if_it_is_the_one_that_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (made, other) = (dir.path().join("made"), dir.path().join("other"));
+        let id = make_dir(&made).unwrap().unwrap();
+        assert_eq!(fs::metadata(&made).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(make_dir(&made).unwrap(), None, "one that is there is none of ours");
+        reopen_dir(&made, id).unwrap();
+        fs::rename(&made, &other).unwrap();
+        symlink(&other, &made).unwrap();
+        assert!(reopen_dir(&made, id).is_err(), "a link is not followed");
+        assert!(make_dir(&made).is_err());
+        fs::remove_file(&made).unwrap();
+        make_dir(&made).unwrap();
+        assert!(reopen_dir(&made, id).is_err(), "another directory in its place");
+        reopen_dir(&other, id).unwrap();
+    }
 }
