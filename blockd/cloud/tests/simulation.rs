@@ -22,7 +22,11 @@ use common::{BLOCK, Noise, fixed, requests, restored, set, spec};
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, future::Future, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+};
 use uuid::Uuid;
 
 type Content = BTreeMap<u64, Box<[u8]>>;
@@ -208,6 +212,8 @@ struct Daemon {
 struct Expected {
     content: BTreeMap<CloudsnapId, Content>,
     committed: BTreeMap<CloudsnapId, bool>,
+    /// Cut off, and not given up: their daemon does not know whether they were committed.
+    in_doubt: BTreeSet<CloudsnapId>,
 }
 
 impl Daemon {
@@ -288,12 +294,14 @@ impl Daemon {
         let done = backup(&self.repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await;
         *self.net.dies_after.lock() = None;
         *self.net.is_full.lock() = false;
+        expected.lock().in_doubt.remove(&id);
         match done {
             Ok(_) => {
                 self.tip = Some(id);
                 expected.lock().committed.insert(id, true);
             }
             Err(CloudError::Store(_) | CloudError::Cancelled) if self.net.dice(4) != 0 => {
+                expected.lock().in_doubt.insert(id);
                 self.kept = Some(kept);
             }
             // Given up: what it was to carry is carried by a full one.
@@ -306,7 +314,9 @@ impl Daemon {
 
     async fn delete_some(&mut self, expected: &Mutex<Expected>) {
         let Ok(listed) = self.repo.list_manifests(&ManifestFilter::default(), &NoCache).await else { return };
-        let whole: Vec<Manifest> = listed.into_iter().filter_map(|listed| listed.manifest.ok()).collect();
+        let mut whole: Vec<Manifest> = listed.into_iter().filter_map(|listed| listed.manifest.ok()).collect();
+        // Deleted by somebody else it would come back broken, as FORMAT.md says under "Deleting".
+        whole.retain(|manifest| !expected.lock().in_doubt.contains(&manifest.id()));
         if whole.is_empty() {
             return;
         }

@@ -155,6 +155,18 @@ pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Resu
     }
 }
 
+/// Removes the half volume's files, if it is not whole, but not its rows: taken up again, the restore begins anew.
+pub(super) async fn make_room(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
+    let (dir, file) = (core.volume_dir(volume_id(row)?), restored::path(&core.task_dir(row.id)));
+    blocking(move || {
+        // First what says that blocks are in place.
+        let forgotten = restored::forget(&file);
+        forgotten.map_err(|source| ServiceError::File { action: "remove", path: file, source })?;
+        Ok::<_, ServiceError>(RestoreTarget::discard(&dir)?)
+    })
+    .await
+}
+
 /// Removes the half volume.
 pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
     let id = volume_id(row)?;

@@ -153,6 +153,12 @@ pub(super) async fn end_undone(
         }
     };
     row.detail.kept = kept;
+    if !kept && row.kind == TaskKind::Restore && !row.detail.is_of_volume_in_use() {
+        // The rows may need the room that the half volume takes.
+        if let Err(error) = restore::make_room(core, &row).await {
+            tracing::warn!(%error, "the half restored volume is removed later");
+        }
+    }
     let keep = core.config.task_history;
     core.until_stored("the end of the task", || {
         let stored = row.clone();
