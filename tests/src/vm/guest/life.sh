@@ -49,7 +49,7 @@ blockctl cloudsnap backup data --wait >/tmp/backup 2>&1 || fail "backup: $(cat /
 
 step "kill -9 of the daemon under load"
 fio --name=load --directory=/mnt --size=8M --numjobs=2 --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
-    --fsync=64 --verify=crc32c --verify_fatal=1 --time_based --runtime=15 --output=/fio.out >/dev/null 2>&1 &
+    --fsync=64 --verify=crc32c --verify_fatal=1 --time_based --runtime=25 --output=/fio.out >/dev/null 2>&1 &
 load=$!
 for signal in KILL KILL TERM KILL; do
     sleep 2
