@@ -450,19 +450,7 @@ impl Core {
 
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
-        let row = VolumeRow {
-            id: VolumeId::from_u64(random_id()?),
-            name: match &request.volume {
-                Some(name) => name.clone(),
-                None => self.free_name(&manifest)?,
-            },
-            size_bytes: manifest.size_bytes,
-            labels: labels(&manifest.labels),
-            created: Timestamp::now(),
-            state: VolumeState::Restoring,
-            read_only: false,
-            group: None,
-        };
+        let row = self.row_of_restored(&manifest, request.volume.as_ref(), VolumeState::Restoring)?;
         let entry = VolumeEntry::new(&row, EntryState::Restoring);
         self.registry.reserve(&entry)?;
         let task = TaskRow {
@@ -494,8 +482,27 @@ impl Core {
         }
     }
 
+    /// The row of a volume that a cloud snapshot is brought back to. Under the admission lock, because it may choose the name.
+    pub(crate) fn row_of_restored(
+        &self,
+        manifest: &Manifest,
+        name: Option<&VolumeName>,
+        state: VolumeState,
+    ) -> Result<VolumeRow, ServiceError> {
+        Ok(VolumeRow {
+            id: VolumeId::from_u64(random_id()?),
+            name: name.map_or_else(|| self.free_name(manifest), |name| Ok(name.clone()))?,
+            size_bytes: manifest.size_bytes,
+            labels: labels(&manifest.labels),
+            created: Timestamp::now(),
+            state,
+            read_only: false,
+            group: None,
+        })
+    }
+
     /// `<source>-restored-<n>` with the first n that is free.
-    pub(crate) fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
+    fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
         let most = fit_name(&manifest.volume_name);
         for n in 1..=u32::MAX {
             let name: VolumeName = format!("{most}-restored-{n}").parse()?;

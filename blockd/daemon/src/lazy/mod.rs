@@ -12,7 +12,7 @@ pub use fetcher::Fetcher;
 pub use source::{CloudSource, SharedSource};
 
 use crate::{
-    core::{Core, random_id},
+    core::Core,
     db::{
         Catalog, Chain, DbError, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState,
     },
@@ -20,7 +20,7 @@ use crate::{
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
-    ErrorCode, Labels,
+    ErrorCode,
     lazy::{Hydration, LazyRestored, StartLazyRestore},
 };
 use blockd_cloud::{CloudsnapId, Manifest};
@@ -72,19 +72,7 @@ impl Core {
 
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
-        let row = VolumeRow {
-            id: VolumeId::from_u64(random_id()?),
-            name: match &request.volume {
-                Some(name) => name.clone(),
-                None => self.free_name(&manifest)?,
-            },
-            size_bytes: manifest.size_bytes,
-            labels: Labels::try_from(manifest.labels.clone()).unwrap_or_default(),
-            created: Timestamp::now(),
-            state: VolumeState::Creating,
-            read_only: false,
-            group: None,
-        };
+        let row = self.row_of_restored(&manifest, request.volume.as_ref(), VolumeState::Creating)?;
         let lazy = LazyRow {
             volume: row.id,
             credential: credential.uuid,
