@@ -40,6 +40,7 @@ mod read;
 mod readahead;
 mod regions;
 mod restore;
+mod retired;
 mod ring_reader;
 mod rollback;
 mod shared;
