@@ -22,7 +22,7 @@ const ID: VolumeId = VolumeId::from_u64(5);
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const BLOCKS: u64 = 3000;
 const SIZE_BYTES: u64 = BLOCKS * BLOCK_SIZE_BYTES;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How a source behaves.
 #[derive(Default)]
