@@ -91,7 +91,10 @@ fn nothing_that_was_written_before_the_question_is_missing() {
             let found = dirty(&volume, BASE).unwrap();
             let after = begun.load(SeqCst);
             // The answer is not of one moment: of what is written while it is made, anything may be in it.
-            assert!(before <= found.unbroken && found.end <= after, "{found:?} of {before} to {after} blocks");
+            assert!(
+                before <= found.unbroken && found.end <= after,
+                "{found:?} of {before} to {after} blocks"
+            );
             asked += 1;
         }
         writer.join().unwrap();

@@ -392,6 +392,7 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
         }
     }
     core.tasks.live.lock().remove(&live.id);
+    core.scheduler.wake();
     live.wake_all();
 }
 
