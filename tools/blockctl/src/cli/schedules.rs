@@ -117,7 +117,7 @@ pub struct TimeArgs {
     /// As cron has it: minute hour day-of-month month day-of-week
     #[arg(long, value_name = "EXPRESSION")]
     pub cron: Vec<String>,
-    /// As systemd has it: [weekdays] [[year-]month-day] [hour:minute]
+    /// As systemd has it: weekdays, date and time, such as `Mon..Fri *-*-* 02:30`; what is left out is any
     #[arg(long, value_name = "EXPRESSION")]
     pub on_calendar: Vec<String>,
     /// Where the times are meant, such as Europe/Berlin
