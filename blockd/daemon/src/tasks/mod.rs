@@ -387,6 +387,7 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
         }
     }
     core.tasks.live.lock().remove(&live.id);
+    core.scheduler.wake();
     live.end();
 }
 
