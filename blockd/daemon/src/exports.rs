@@ -179,7 +179,7 @@ fn open_snapshot(
         _ => unavailable(ApiError::new(ErrorCode::VolumeFailed, error.to_string())),
     })?;
     let older = points.iter().filter(|older| older.epoch < point.epoch).cloned().collect();
-    Ok(Arc::new(SnapshotDevice { view, older, _attachment: attachment }))
+    Ok(Arc::new(SnapshotDevice { view, older, attachment }))
 }
 
 fn device_error(error: &VolumeError) -> DeviceError {
@@ -285,6 +285,10 @@ impl BlockDevice for VolumeDevice {
         self.volume.is_lazy()
     }
 
+    fn source_key(&self) -> u128 {
+        self.entry().id.as_u64().into()
+    }
+
     fn bring_near(
         &self,
         access: nbd::Access,
@@ -373,7 +377,7 @@ impl BlockDevice for VolumeDevice {
 struct SnapshotDevice {
     view: SnapshotView,
     older: Vec<SnapshotPoint>,
-    _attachment: Attachment,
+    attachment: Attachment,
 }
 
 fn read_only<T>() -> Result<T, DeviceError> {
@@ -383,6 +387,11 @@ fn read_only<T>() -> Result<T, DeviceError> {
 impl BlockDevice for SnapshotDevice {
     fn may_be_far(&self) -> bool {
         self.view.is_lazy()
+    }
+
+    fn source_key(&self) -> u128 {
+        // Its volume's: they are fetched from the same.
+        self.attachment.entry().id.as_u64().into()
     }
 
     fn bring_near(

@@ -83,6 +83,10 @@ struct Sending {
     charge_bytes: u64,
 }
 
+/// How often to look whether a client is still there from whom nothing is received, because what it has asked for already is far
+/// away.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// One connection.
 pub(crate) struct Connection {
     span: tracing::Span,
@@ -109,6 +113,8 @@ pub(crate) struct Connection {
     /// A request waits until others have finished.
     full: bool,
     deadline: Option<Instant>,
+    /// When to look whether the client is still there.
+    look_at: Option<Instant>,
     /// When something was received or sent last.
     active_at: Instant,
 }
@@ -148,6 +154,7 @@ impl Connection {
             in_step: true,
             full: false,
             deadline: cx.now.checked_add(limits.handshake_timeout),
+            look_at: None,
             active_at: cx.now,
         }
     }
@@ -224,7 +231,11 @@ impl Connection {
             return;
         }
         match result {
-            Ok(0) => self.drain("the client closed the connection", cx),
+            Ok(0) => {
+                // What is near is still answered, for those who close one side only.
+                self.flow.recall();
+                self.drain("the client closed the connection", cx);
+            }
             Ok(_) => self.take_input(cx),
             Err(error) => self.abort(&format!("receiving failed: {error}"), cx),
         }
@@ -529,12 +540,28 @@ impl Connection {
         }
     }
 
+    /// Whether it is time to look if the client is still there; asked once each time.
+    pub(crate) fn is_to_be_looked_at(&mut self, now: Instant) -> bool {
+        let is_time = self.life == Life::Open && self.look_at.is_some_and(|at| at <= now);
+        if is_time {
+            self.look_at = now.checked_add(LOOK_EVERY);
+        }
+        is_time
+    }
+
+    /// The client has closed its side, and may be gone: what it asked for is not waited for if it is far away.
+    pub(crate) fn hung_up(&mut self) {
+        self.look_at = None;
+        self.flow.recall();
+    }
+
     /// When [`check_time`](Self::check_time) should be called next.
     pub(crate) fn next_check(&self) -> Option<Instant> {
         let sending = self.patience.as_ref().filter(|_| self.life != Life::Aborted);
         let receiving = self.payload.as_ref().filter(|_| self.life == Life::Open && self.is_receiving);
         let checks = [
             self.deadline,
+            self.look_at.filter(|_| self.life == Life::Open),
             self.idle_until(),
             sending.map(Patience::ends_at),
             receiving.map(|payload| payload.patience.ends_at()),
@@ -621,6 +648,9 @@ impl Connection {
                     transmission.consume(&mut self.inbox, &mut self.flow, cx)
                 };
                 self.full = pause == Pause::Full;
+                let must_look = self.full && self.flow.may_wait_for_far_data();
+                let next = self.look_at.or_else(|| cx.now.checked_add(LOOK_EVERY));
+                self.look_at = next.filter(|_| must_look);
                 match pause {
                     Pause::Input | Pause::Full => {}
                     Pause::Disconnect => self.drain("the client disconnected", cx),
@@ -699,7 +729,7 @@ impl Connection {
                 );
                 self.deadline = None;
                 if device.may_be_far() {
-                    self.flow.allow_for_far_data();
+                    self.flow.allow_for_far_data(cx.far_budgets.of(device.source_key()));
                 }
                 let transmission = Transmission::new(device, opened.size_bytes, opened.read_only, agreed);
                 self.phase = Phase::Transmission(Box::new(transmission));

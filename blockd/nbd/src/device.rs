@@ -96,7 +96,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// it: then `then` is kept, and called from any thread when the request can be carried out, or with the reason why it
     /// cannot. Otherwise `then` is given back, which is what happens by default. Must not block.
     ///
-    /// The server keeps what waits so in its own books, within a connection's bounds, and serves all others meanwhile.
+    /// The server keeps what waits so in its own books, within a connection's bounds, and serves all others meanwhile. If the
+    /// client goes, it ends what waits by itself, and nothing comes of calling `then`.
     fn bring_near(
         &self,
         access: Access,
@@ -111,6 +112,13 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Whether [`bring_near`](Self::bring_near) may ever keep a request; spares others the trouble.
     fn may_be_far(&self) -> bool {
         false
+    }
+
+    /// Where what is far away comes from: devices with the same key wait for the same, and may together have only a
+    /// part of what the server may have in flight. Asked for when a connection enters transmission, of devices that
+    /// [may be far](Self::may_be_far). By default they are all held to be one.
+    fn source_key(&self) -> u128 {
+        0
     }
 
     /// Fills `buf`; may block. Never returns [`Progress::WouldBlock`].

@@ -1,11 +1,12 @@
 //! What a connection has in flight: replies to be sent, requests being carried out, and the bytes charged for both.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::budget::{Budget, Ticket};
 use crate::buffer_pool::BufferPool;
+use crate::far::FarRequests;
+use crate::far_budgets::FarBudgets;
 use crate::outbox::Outbox;
 use crate::reply::{ReplyTo, errno_text};
 use crate::worker::Work;
@@ -28,6 +29,7 @@ pub(crate) type Wake = Box<dyn Fn() + Send>;
 pub(crate) struct Context<'a> {
     pub(crate) pool: &'a mut BufferPool,
     pub(crate) budget: &'a Budget<Wake>,
+    pub(crate) far_budgets: &'a FarBudgets,
     /// What wakes this thread when it is a connection's turn to take from the budget.
     pub(crate) wake: &'a dyn Fn() -> Wake,
     /// Work for the threads that may block.
@@ -37,17 +39,27 @@ pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
 }
 
+/// A budget that is not for all.
+struct Levy {
+    budget: Arc<Budget<Wake>>,
+    ticket: Option<Ticket>,
+}
+
 /// See the module.
 pub(crate) struct Flow {
     pub(crate) outbox: Outbox,
     /// Work handed out and not yet done.
     pub(crate) jobs: usize,
     most_jobs: usize,
-    /// Nobody wants to know what becomes of the work that was handed out.
-    pub(crate) abandoned: Arc<AtomicBool>,
+    /// The requests whose data is far away.
+    pub(crate) far: Arc<FarRequests>,
     charged_bytes: u64,
-    /// While a request waits for the budget.
+    /// While a request waits for the budget of all.
     ticket: Option<Ticket>,
+    /// Other budgets that are taken from before that of all.
+    levies: Vec<Levy>,
+    /// What the request that waits has taken from the first ones of these: how many they are, and how many bytes.
+    paid: (usize, u64),
     limit_bytes: u64,
 }
 
@@ -57,9 +69,11 @@ impl Flow {
             outbox: Outbox::default(),
             jobs: 0,
             most_jobs: MAX_JOBS,
-            abandoned: Arc::default(),
+            far: Arc::default(),
             charged_bytes: 0,
             ticket: None,
+            levies: Vec::new(),
+            paid: (0, 0),
             limit_bytes,
         }
     }
@@ -69,14 +83,26 @@ impl Flow {
         self.jobs >= self.most_jobs
     }
 
-    /// The data of some requests may be far away.
-    pub(crate) fn allow_for_far_data(&mut self) {
+    /// The data of some requests may be far away; what is in flight is held to these budgets as well. Before the first
+    /// request.
+    pub(crate) fn allow_for_far_data(&mut self, budgets: Vec<Arc<Budget<Wake>>>) {
         self.most_jobs = MAX_JOBS_FAR;
+        self.levies = budgets.into_iter().map(|budget| Levy { budget, ticket: None }).collect();
+    }
+
+    /// Whether requests may wait for data that is far away.
+    pub(crate) fn may_wait_for_far_data(&self) -> bool {
+        !self.levies.is_empty() && !self.far.is_recalled()
     }
 
     /// Work that was handed out need not be carried out any more.
     pub(crate) fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Relaxed);
+        self.far.abandon();
+    }
+
+    /// What waits for data that is far away need not wait any more.
+    pub(crate) fn recall(&self) {
+        self.far.recall();
     }
 
     /// Charges a request's bytes, or returns `false`: then the request must wait until something is released.
@@ -89,34 +115,72 @@ impl Flow {
         let shared_bytes = shared(after) - shared(self.charged_bytes);
         if shared_bytes == 0 {
             self.stop_waiting(cx.budget);
-        } else if !cx.budget.charge(shared_bytes, &mut self.ticket, cx.wake) {
+        } else if !self.pay(shared_bytes, cx) || !cx.budget.charge(shared_bytes, &mut self.ticket, cx.wake) {
             return false;
         }
+        self.paid = (0, 0);
         self.charged_bytes = after;
         true
+    }
+
+    /// Takes bytes from each budget that is not for all, in their order, or waits at one of them. What was taken is kept
+    /// while the request waits for the next: those who hold that one do not wait for this.
+    fn pay(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
+        let (count, paid_bytes) = self.paid;
+        if paid_bytes != bytes {
+            // Replies that were sent meanwhile have made the request's part of what is shared smaller. It cannot have grown.
+            for levy in self.levies.iter().take(count) {
+                levy.budget.release(paid_bytes.saturating_sub(bytes));
+            }
+            self.paid = (count, bytes);
+        }
+        while let Some(levy) = self.levies.get_mut(self.paid.0) {
+            if !levy.budget.charge(bytes, &mut levy.ticket, cx.wake) {
+                return false;
+            }
+            self.paid.0 += 1;
+        }
+        true
+    }
+
+    fn release_shared(&self, bytes: u64, budget: &Budget<Wake>) {
+        budget.release(bytes);
+        for levy in &self.levies {
+            levy.budget.release(bytes);
+        }
     }
 
     /// Gives a request's bytes back.
     pub(crate) fn release(&mut self, bytes: u64, cx: &Context<'_>) {
         let before = self.charged_bytes;
         self.charged_bytes -= bytes;
-        cx.budget.release(shared(before) - shared(self.charged_bytes));
+        self.release_shared(shared(before) - shared(self.charged_bytes), cx.budget);
     }
 
     /// No request waits for the budget any longer.
     pub(crate) fn stop_waiting(&mut self, budget: &Budget<Wake>) {
         budget.leave(&mut self.ticket);
+        let (count, bytes) = std::mem::take(&mut self.paid);
+        for (index, levy) in self.levies.iter_mut().enumerate() {
+            levy.budget.leave(&mut levy.ticket);
+            if index < count {
+                levy.budget.release(bytes);
+            }
+        }
     }
 
     /// Whether other connections wait for the budget.
     pub(crate) fn others_wait(&self, budget: &Budget<Wake>) -> bool {
         budget.is_short_for_others(self.ticket)
+            || self.levies.iter().any(|levy| levy.budget.is_short_for_others(levy.ticket))
     }
 
     /// Gives everything back.
     pub(crate) fn release_all(&mut self, budget: &Budget<Wake>) {
+        self.abandon();
         self.stop_waiting(budget);
-        budget.release(shared(std::mem::take(&mut self.charged_bytes)));
+        let charged_bytes = std::mem::take(&mut self.charged_bytes);
+        self.release_shared(shared(charged_bytes), budget);
     }
 
     #[cfg(test)]

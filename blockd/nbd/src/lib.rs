@@ -25,6 +25,8 @@ mod connection_tests;
 pub mod constants;
 mod device;
 mod error;
+mod far;
+mod far_budgets;
 mod flow;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;

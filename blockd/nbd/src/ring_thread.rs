@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 
@@ -15,6 +16,7 @@ use crate::buffer_pool::{Buffer, BufferPool};
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::connection_count::{Connections, Place, Reports};
 use crate::device::Client;
+use crate::far_budgets::FarBudgets;
 use crate::flow::{Context, Wake};
 use crate::linger::{Lingering, SCRAP_BYTES};
 use crate::listener::{Listener, Peer};
@@ -61,6 +63,7 @@ pub(crate) struct ConnectionKey {
 /// What the threads of a server share.
 pub(crate) struct Shared {
     pub(crate) budget: Budget<Wake>,
+    pub(crate) far_budgets: FarBudgets,
     pub(crate) limits: ConnectionLimits,
     pub(crate) mailboxes: Vec<Arc<Mailbox<Message>>>,
     pub(crate) connections: Arc<Connections>,
@@ -386,6 +389,7 @@ impl RingThread {
         act(&mut Context {
             pool: &mut self.pool,
             budget: &self.shared.budget,
+            far_budgets: &self.shared.far_budgets,
             wake: &wake,
             work: &mut self.work,
             requests: &mut self.requests,
@@ -476,6 +480,19 @@ impl RingThread {
         }
     }
 
+    /// Whether it is time to look if a client is still there, and it has closed its side.
+    fn has_hung_up(&mut self, index: usize) -> bool {
+        let now = self.now;
+        let entry = self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut());
+        entry.is_some_and(|entry| {
+            entry.connection.is_to_be_looked_at(now) && {
+                let mut fds = [PollFd::new(&entry.socket, PollFlags::RDHUP)];
+                // If it cannot be asked, it is asked again.
+                poll(&mut fds, Some(&Timespec::default())).is_ok_and(|found| found > 0)
+            }
+        })
+    }
+
     fn check_at(&mut self, at: Instant) {
         self.next_check = Some(self.next_check.map_or(at, |check| check.min(at)));
     }
@@ -502,7 +519,11 @@ impl RingThread {
             self.check_at(check);
         }
         for index in 0..self.slots.len() {
+            let hung_up = self.has_hung_up(index);
             self.with_connection(index, |connection, cx| {
+                if hung_up {
+                    connection.hung_up();
+                }
                 if over {
                     connection.abort("the server does not wait any longer", cx);
                 } else {

@@ -15,6 +15,7 @@ use crate::connection::{ConnectionLimits, TlsOffer};
 use crate::connection_count::Connections;
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
+use crate::far_budgets::FarBudgets;
 use crate::listener::{Listener, UnixSocketFile};
 use crate::mailbox::Mailbox;
 use crate::ring_thread::{Message, RingThread, Shared};
@@ -65,7 +66,8 @@ pub struct ServerConfig {
     /// Payload bytes, plus 4 KiB a request, that one connection may have in flight; it is not received from beyond
     /// that. A single request of any size is always taken. Default 64 MiB.
     pub in_flight_bytes_per_connection: u64,
-    /// The same for all connections together; each may have 256 KiB beyond it. Default 512 MiB.
+    /// The same for all connections together; each may have 256 KiB beyond it. Those to devices that may be far away have at
+    /// most half of it, and those to one source an eighth. Default 512 MiB.
     pub in_flight_bytes_total: u64,
     /// Certificates for TLS.
     pub tls: Option<Arc<TlsIdentity>>,
@@ -384,6 +386,7 @@ fn share(config: &ServerConfig, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared
     let per_thread = config.in_flight_bytes_total / mailboxes.len() as u64;
     Shared {
         budget: Budget::new(config.in_flight_bytes_total),
+        far_budgets: FarBudgets::new(config.in_flight_bytes_total),
         limits: ConnectionLimits {
             handshake_timeout: config.handshake_timeout,
             drain_timeout: config.drain_timeout,

@@ -430,7 +430,7 @@ impl Transmission {
             buffer,
             contexts: Arc::clone(&self.contexts),
             charge_bytes: charge(request, operation),
-            abandoned: Arc::clone(&flow.abandoned),
+            far: Arc::clone(&flow.far),
         }
     }
 

@@ -4,16 +4,15 @@
 //! number of requests in them, every lookup and every handshake belongs to one of a bounded number of connections.
 //!
 //! A request whose data is far away does not keep a worker: the device takes it along and gives it back when the data is
-//! there, and whoever does that carries it out. It counts as in flight on its connection all the while.
+//! there, and whoever does that carries it out. It counts as in flight on its connection all the while, until the client is
+//! gone.
 
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::channel::{Receiver, Sender};
-use parking_lot::Mutex;
 
 use crate::buffer_pool::Buffer;
 use crate::constants::{MAX_STATUS_EXTENTS, NBD_EIO, NBD_ESHUTDOWN};
@@ -21,6 +20,7 @@ use crate::device::{
     Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, Progress, StatusExtent,
     WhenNear,
 };
+use crate::far::FarRequests;
 use crate::handshake::{Answer, Lookup};
 use crate::mailbox::Mailbox;
 use crate::meta_context::MetaContext;
@@ -51,8 +51,8 @@ pub(crate) struct RequestWork {
     /// For block status.
     pub(crate) contexts: Arc<[MetaContext]>,
     pub(crate) charge_bytes: u64,
-    /// Set once the connection has been dropped.
-    pub(crate) abandoned: Arc<AtomicBool>,
+    /// Those of its connection that wait for something far away.
+    pub(crate) far: Arc<FarRequests>,
 }
 
 /// What became of some work.
@@ -99,6 +99,13 @@ impl From<DeviceError> for DeviceFailure {
     }
 }
 
+impl DeviceFailure {
+    /// Nobody is there any more who would be told.
+    fn gone() -> Self {
+        Self { errno: NBD_ESHUTDOWN, message: "the connection was dropped".to_owned() }
+    }
+}
+
 /// Calls a device; a panic in it is an I/O error.
 pub(crate) fn call_device<T>(call: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceFailure> {
     // Whatever the panic left half done is inside the device, which answers for it.
@@ -121,8 +128,8 @@ impl RequestWork {
     pub(crate) fn run(mut self) -> RequestDone {
         let mut buffer = self.buffer.take();
         // A device that is slow has others waiting: it is not bothered for somebody who is gone.
-        let result = if self.abandoned.load(Ordering::Relaxed) {
-            Err(DeviceFailure { errno: NBD_ESHUTDOWN, message: "the connection was dropped".to_owned() })
+        let result = if self.far.is_abandoned() {
+            Err(DeviceFailure::gone())
         } else {
             call_device(|| self.carry_out(buffer.as_mut()))
         };
@@ -138,7 +145,7 @@ impl RequestWork {
     /// What the request will do with its range, if that may need something from afar.
     fn access(&self) -> Option<Access> {
         match self.operation {
-            _ if !self.device.may_be_far() || self.abandoned.load(Ordering::Relaxed) => None,
+            _ if !self.device.may_be_far() || self.far.is_abandoned() => None,
             Operation::Read { .. } => Some(Access::Read),
             Operation::Write { .. } | Operation::WriteZeroes(_) => Some(Access::Write),
             _ => None,
@@ -274,10 +281,11 @@ impl Job {
         let Some(access) = request.access() else { return Some(self) };
         let (device, offset_bytes, len_bytes) =
             (Arc::clone(&request.device), request.offset_bytes, request.len_bytes);
-        let waiting = Arc::new(Mutex::new(Some(self)));
-        let left = Arc::clone(&waiting);
+        let far = Arc::clone(&request.far);
+        let key = far.keep(self);
+        let left = Arc::clone(&far);
         let then = move |result: Result<(), DeviceError>| {
-            if let Some(job) = left.lock().take() {
+            if let Some(job) = left.take(key) {
                 job.go_on(result);
             }
         };
@@ -287,11 +295,18 @@ impl Job {
             Ok(device.bring_near(access, offset_bytes, len_bytes, then))
         });
         match asked {
+            // The client may have gone before it was kept.
+            Ok(None) if far.is_recalled() => {
+                if let Some(job) = far.take(key) {
+                    job.end_unwanted();
+                }
+                None
+            }
             Ok(None) => None,
-            Ok(Some(_)) => waiting.lock().take(),
+            Ok(Some(_)) => far.take(key),
             // It panicked, and nobody else will answer.
             Err(failure) => {
-                if let Some(job) = waiting.lock().take() {
+                if let Some(job) = far.take(key) {
                     job.end(|request| request.fail(failure));
                 }
                 None
@@ -305,6 +320,11 @@ impl Job {
             Ok(()) => self.end(RequestWork::run),
             Err(error) => self.end(|request| request.fail(error.into())),
         }
+    }
+
+    /// Nobody wants it any more.
+    pub(crate) fn end_unwanted(self) {
+        self.end(|request| request.fail(DeviceFailure::gone()));
     }
 
     fn end(self, how: impl FnOnce(RequestWork) -> RequestDone) {

@@ -4,6 +4,7 @@
 mod common;
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
 use blockd_nbd::constants::*;
@@ -16,11 +17,19 @@ use common::{Client, PATIENCE};
 const SIZE_BYTES: u64 = 64 << 20;
 /// From here on the data is far away.
 const FAR_BYTES: u64 = 32 << 20;
+/// The source of a device that has nothing far away.
+const NEAR: u128 = u128::MAX;
+/// So many reads of so many bytes are more than the tests let be in flight.
+const MUCH: u64 = 32;
+const PIECE_BYTES: u32 = 512 << 10;
 
 /// Reads of its second half wait until the test lets them go; in the first half everything is near.
 #[derive(Default)]
 struct FarDevice {
+    source: u128,
     waiting: Mutex<Vec<WhenNear>>,
+    /// How many connections have let go of it.
+    left: Mutex<usize>,
     changed: Condvar,
 }
 
@@ -32,9 +41,25 @@ impl FarDevice {
         assert!(!timeout.timed_out(), "{count} requests never came");
         std::mem::take(&mut *waiting)
     }
+
+    fn wait_until_left(&self) {
+        let left = self.left.lock().unwrap();
+        let (_left, timeout) = self.changed.wait_timeout_while(left, PATIENCE, |left| *left == 0).unwrap();
+        assert!(!timeout.timed_out(), "a connection that is gone keeps its device");
+    }
 }
 
-impl BlockDevice for FarDevice {
+/// What a connection has of a device.
+struct Opened(Arc<FarDevice>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        *self.0.left.lock().unwrap() += 1;
+        self.0.changed.notify_all();
+    }
+}
+
+impl BlockDevice for Opened {
     fn size_bytes(&self) -> u64 {
         SIZE_BYTES
     }
@@ -44,15 +69,19 @@ impl BlockDevice for FarDevice {
     }
 
     fn may_be_far(&self) -> bool {
-        true
+        self.0.source != NEAR
+    }
+
+    fn source_key(&self) -> u128 {
+        self.0.source
     }
 
     fn bring_near(&self, access: Access, offset_bytes: u64, _: u64, then: WhenNear) -> Option<WhenNear> {
         if access == Access::Write || offset_bytes < FAR_BYTES {
             return Some(then);
         }
-        self.waiting.lock().unwrap().push(then);
-        self.changed.notify_all();
+        self.0.waiting.lock().unwrap().push(then);
+        self.0.changed.notify_all();
         None
     }
 
@@ -78,11 +107,13 @@ impl BlockDevice for FarDevice {
     }
 }
 
-struct Only(Arc<FarDevice>);
+/// Devices by the names of their exports.
+struct Named(Vec<(&'static str, Arc<FarDevice>)>);
 
-impl ExportCatalog for Only {
-    fn open(&self, _: &str, _: &blockd_nbd::Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
-        Ok(self.0.clone())
+impl ExportCatalog for Named {
+    fn open(&self, name: &str, _: &blockd_nbd::Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        let found = self.0.iter().find(|(known, _)| *known == name).ok_or(ExportError::Unknown)?;
+        Ok(Arc::new(Opened(Arc::clone(&found.1))))
     }
 
     fn list(&self, _: &blockd_nbd::Client) -> Vec<ExportInfo> {
@@ -90,19 +121,90 @@ impl ExportCatalog for Only {
     }
 }
 
-fn start(dir: &std::path::Path) -> (Server, Arc<FarDevice>, Client) {
-    let socket = dir.join("nbd.sock");
+fn device(source: u128) -> Arc<FarDevice> {
+    Arc::new(FarDevice { source, ..FarDevice::default() })
+}
+
+fn serve(dir: &Path, in_flight_bytes_total: u64, devices: Vec<(&'static str, Arc<FarDevice>)>) -> Server {
     let config = ServerConfig {
-        unix_path: Some(socket.clone()),
+        unix_path: Some(dir.join("nbd.sock")),
         ring_threads: 1,
         worker_threads: 2,
+        in_flight_bytes_total,
         ..ServerConfig::default()
     };
-    let device = Arc::new(FarDevice::default());
-    let server = Server::start(config, Arc::new(Only(device.clone()))).unwrap();
-    let mut client = Client::unix(&socket);
-    client.go("vol");
-    (server, device, client)
+    Server::start(config, Arc::new(Named(devices))).unwrap()
+}
+
+fn connect(dir: &Path, name: &str) -> Client {
+    let mut client = Client::unix(&dir.join("nbd.sock"));
+    client.go(name);
+    client
+}
+
+fn start(dir: &Path) -> (Server, Arc<FarDevice>, Client) {
+    let device = device(1);
+    let server = serve(dir, 512 << 20, vec![("vol", Arc::clone(&device))]);
+    (server, device, connect(dir, "vol"))
+}
+
+/// Asks for more of what is far than may be in flight.
+fn ask_for_much(client: &mut Client) {
+    for n in 0..MUCH {
+        client.request(NBD_CMD_READ, 0, FAR_BYTES + n * u64::from(PIECE_BYTES), PIECE_BYTES);
+    }
+}
+
+#[test]
+fn a_source_that_keeps_silent_takes_no_more_than_its_part_of_the_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let (silent, other, near) = (device(1), device(2), device(NEAR));
+    let devices = vec![("silent", silent.clone()), ("other", other.clone()), ("near", near)];
+    let _server = serve(dir.path(), 8 << 20, devices);
+    let mut client = connect(dir.path(), "silent");
+    ask_for_much(&mut client);
+    let mut waiting = silent.take_waiting(2);
+    // Most of the budget is there for whoever does not need that source.
+    assert_eq!(connect(dir.path(), "near").read(0, 6 << 20).0, 0);
+    let mut elsewhere = connect(dir.path(), "other");
+    elsewhere.request(NBD_CMD_READ, 0, FAR_BYTES, PIECE_BYTES);
+    other.take_waiting(1).into_iter().for_each(|then| then(Ok(())));
+    assert_eq!(elsewhere.reply().0, 0);
+    elsewhere.receive(PIECE_BYTES as usize);
+    // When it speaks again, all of it comes.
+    let mut answered = 0;
+    loop {
+        for then in waiting {
+            then(Ok(()));
+            assert_eq!(client.reply().0, 0);
+            client.receive(PIECE_BYTES as usize);
+            answered += 1;
+        }
+        if answered == MUCH {
+            break;
+        }
+        waiting = silent.take_waiting(1);
+    }
+    client.disconnect();
+}
+
+#[test]
+fn a_client_that_goes_gives_back_what_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let silent = device(1);
+    let _server = serve(dir.path(), 8 << 20, vec![("silent", silent.clone())]);
+    let mut gone = connect(dir.path(), "silent");
+    ask_for_much(&mut gone);
+    let kept = silent.take_waiting(2);
+    drop(gone);
+    // Though nothing has come that its requests wait for.
+    silent.wait_until_left();
+    let mut client = connect(dir.path(), "silent");
+    ask_for_much(&mut client);
+    let waiting = silent.take_waiting(2);
+    kept.into_iter().for_each(|then| then(Ok(())));
+    waiting.into_iter().for_each(|then| then(Ok(())));
+    assert_eq!(client.reply().0, 0);
 }
 
 #[test]

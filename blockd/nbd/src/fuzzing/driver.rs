@@ -7,6 +7,7 @@ use crate::budget::Budget;
 use crate::buffer_pool::BufferPool;
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::device::{Client, ExportCatalog};
+use crate::far_budgets::FarBudgets;
 use crate::flow::{Context, Wake};
 use crate::worker::{Done, Work};
 
@@ -16,6 +17,7 @@ pub(crate) struct Driver<C> {
     pub(crate) catalog: C,
     pub(crate) pool: BufferPool,
     pub(crate) budget: Budget<Wake>,
+    far_budgets: FarBudgets,
     pub(crate) work: Vec<Work>,
     pub(crate) sent: Vec<u8>,
     pub(crate) now: Instant,
@@ -24,18 +26,20 @@ pub(crate) struct Driver<C> {
 impl<C: ExportCatalog> Driver<C> {
     /// One that is about to send the greeting.
     pub(crate) fn over(catalog: C, limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
+        let far_budgets = FarBudgets::new(1 << 30);
         let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
         let now = Instant::now();
         let mut cx = Context {
             pool: &mut pool,
             budget: &budget,
+            far_budgets: &far_budgets,
             wake: &|| Box::new(|| {}),
             work: &mut work,
             requests: &mut 0,
             now,
         };
         let connection = Connection::new(tracing::Span::none(), client, tls, limits, &mut cx);
-        Self { connection, catalog, pool, budget, work, sent: Vec::new(), now }
+        Self { connection, catalog, pool, budget, far_budgets, work, sent: Vec::new(), now }
     }
 
     pub(crate) fn tell(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
@@ -44,6 +48,7 @@ impl<C: ExportCatalog> Driver<C> {
             &mut Context {
                 pool: &mut self.pool,
                 budget: &self.budget,
+                far_budgets: &self.far_budgets,
                 wake: &|| Box::new(|| {}),
                 work: &mut self.work,
                 requests: &mut 0,
