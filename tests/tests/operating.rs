@@ -40,7 +40,7 @@ fn a_group_is_backed_up_events_tell_of_it_and_the_bundle_holds_no_secret() {
     let text = std::fs::read_to_string(path).unwrap();
     assert!(!text.contains("planted"), "{text}");
     // Not the key that seals secrets either, however it might be written.
-    let key = std::fs::read(daemon.seen_data_dir().join("blockd.key")).unwrap();
+    let key = std::fs::read(daemon.seen_data_dir().join("secret.key")).unwrap();
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
     assert!(key.len() >= 32 && !text.contains(&hex[..32]));
     let bundle: Value = serde_json::from_str(&text).unwrap();

@@ -83,7 +83,8 @@ impl Volume {
         self.settle(admin)?;
         let epoch = admin.next_epoch;
         let place = Place { size_bytes, ..self.place() };
-        let made = Head::create(place, epoch).and_then(|head| {
+        let spare = self.take_spare_map(place.blocks());
+        let made = Head::create_with(place, epoch, spare).and_then(|head| {
             files::sync_dir(&self.dir)?;
             let mut meta = admin.clone();
             meta.next_epoch = epoch.next();
@@ -161,9 +162,7 @@ impl Volume {
             true => Some(frozen.clone()),
             false => Some(layer.clone()),
         });
-        if let Err(error) = Head::remove_tracking_files(&self.dir, head.epoch) {
-            tracing::warn!(volume = %self.id, %error, "files of an old head stay until the next start");
-        }
+        self.retire(head);
         Ok(dirty_blocks)
     }
 

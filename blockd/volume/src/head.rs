@@ -52,11 +52,11 @@ pub(crate) struct Head {
     /// How long the volume is while it is the head.
     pub(crate) size_bytes: u64,
     pub(crate) data: Arc<DataFiles>,
-    pub(crate) map: LiveMap,
+    pub(crate) map: Arc<LiveMap>,
     pub(crate) regions: Regions,
     pub(crate) writers: Writers,
     tracked: Mutex<Tracked>,
-    log: Mutex<HeadLog>,
+    log: Arc<Mutex<HeadLog>>,
     /// Blocks that were zeroed with their space kept. Not stored: after a restart nobody knows.
     kept: Mutex<BlockSet>,
     /// Whether anything was written since the data was last synced.
@@ -96,8 +96,26 @@ pub(crate) enum SyncFailure {
 impl Head {
     /// Makes an empty head; durable once the directory is synced.
     pub(crate) fn create(place: Place<'_>, epoch: Epoch) -> Result<Self, VolumeError> {
+        Self::create_with(place, epoch, None)
+    }
+
+    /// The same with the map of an earlier head of the volume, if there is one to spare.
+    pub(crate) fn create_with(
+        place: Place<'_>,
+        epoch: Epoch,
+        spare: Option<LiveMap>,
+    ) -> Result<Self, VolumeError> {
         let data = DataFiles::create(&files::data_path(place.dir, epoch), place.size_bytes)?;
-        let map = LiveMap::create(&files::map_path(place.dir, epoch), place.volume, epoch, place.blocks())?;
+        let map_path = files::map_path(place.dir, epoch);
+        let used_again = spare.and_then(|map| {
+            let used = map.use_again(&files::spare_map_path(place.dir), &map_path, epoch);
+            used.inspect_err(|error| tracing::debug!(%error, "the map of an earlier head is not used again"))
+                .ok()
+        });
+        let map = match used_again {
+            Some(map) => map,
+            None => LiveMap::create(&map_path, place.volume, epoch, place.blocks())?,
+        };
         let log = HeadLog::create(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         Ok(Self::with(place, epoch, data, map, log, Tracked::default()))
     }
@@ -166,11 +184,11 @@ impl Head {
             epoch,
             size_bytes: place.size_bytes,
             data: Arc::new(data),
-            map,
+            map: Arc::new(map),
             regions: Regions::new(),
             writers: Writers::default(),
             tracked: Mutex::new(tracked),
-            log: Mutex::new(log),
+            log: Arc::new(Mutex::new(log)),
             kept: Mutex::default(),
             unsynced: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -185,8 +203,13 @@ impl Head {
         Self::remove_tracking_files(place.dir, epoch)
     }
 
-    /// Removes the map and the log, which a frozen layer does not need.
-    pub(crate) fn remove_tracking_files(dir: &Path, epoch: Epoch) -> Result<(), VolumeError> {
+    /// The log, for who has to close its file.
+    pub(crate) fn log(&self) -> &Arc<Mutex<HeadLog>> {
+        &self.log
+    }
+
+    /// Removes the map and the log.
+    fn remove_tracking_files(dir: &Path, epoch: Epoch) -> Result<(), VolumeError> {
         crate::data_files::remove_if_there(&files::map_path(dir, epoch))?;
         crate::data_files::remove_if_there(&files::log_path(dir, epoch))
     }

@@ -40,6 +40,7 @@ mod read;
 mod readahead;
 mod regions;
 mod restore;
+mod retired;
 mod ring_reader;
 mod rollback;
 mod shared;
@@ -49,7 +50,9 @@ mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod view;
+
 mod volume;
+mod waiters;
 mod write;
 
 pub use block_status::{Allocation, AllocationRun, DirtyRun};

@@ -51,6 +51,7 @@ const MAGIC: &[u8; 8] = b"BLKDMAP1";
 const VERSION: u32 = 1;
 const HEADER_BYTES: u64 = 4096;
 const CLEAN_AT: usize = 12;
+const EPOCH_AT: usize = 24;
 const BOOT_ID_AT: usize = 40;
 const BOOT_ID_BYTES: usize = 36;
 const MOUNT_AT: usize = 80;
@@ -59,6 +60,10 @@ const PLANE_ALIGN_BYTES: u64 = 64 << 10;
 /// How much of a bitmap is given disk space at once: as much as is in memory when one of its bits is set.
 const CHUNK_BYTES: u64 = 4096;
 const BLOCKS_PER_CHUNK: u64 = CHUNK_BYTES * 8;
+
+/// A map that has been given more space than this is not [kept](LiveMap::is_worth_keeping): 512 GiB of volume with
+/// writes in all parts, whose pages are 16 MiB of each bitmap.
+const KEPT_MAX_CHUNKS: usize = 4096;
 
 /// No bit of the chunk was ever set.
 const UNTOUCHED: u8 = 0;
@@ -256,6 +261,49 @@ impl LiveMap {
         if let Err(error) = crate::data_files::remove_if_there(&self.path) {
             tracing::error!(%error, "the map of a head whose data was lost could not be removed");
         }
+    }
+
+    /// Whether a frozen head's map is of use to the next head: what has its space spares writes to the same parts the asking
+    /// for it. One that would take much memory is not, nor one whose space is not known.
+    pub(crate) fn is_worth_keeping(&self) -> bool {
+        let mut used = 0;
+        for chunk in &self.chunks {
+            match chunk.load(Ordering::Acquire) {
+                UNTOUCHED => {}
+                INHERITED => return false,
+                _ => used += 1,
+            }
+        }
+        used <= 2 * KEPT_MAX_CHUNKS
+    }
+
+    /// Makes the map of a frozen head, which nobody else has any more, the empty one of a new head of the same size. The file
+    /// gets its new name last, and that is what a later process finds it by. The caller syncs the directory.
+    pub(crate) fn use_again(mut self, from: &Path, to: &Path, epoch: Epoch) -> Result<Self, VolumeError> {
+        for plane in [Plane::Held, Plane::Zero] {
+            for number in 0..self.plane_bytes / CHUNK_BYTES {
+                if self.chunk(plane, number).load(Ordering::Acquire) != RESERVED {
+                    continue;
+                }
+                let first_word = number * CHUNK_BYTES / 8;
+                for index in first_word..first_word + CHUNK_BYTES / 8 {
+                    self.word(plane, index).store(0, Ordering::Relaxed);
+                }
+                self.chunk(plane, number).store(BLANK, Ordering::Release);
+            }
+        }
+        self.file.write_all_at(&epoch.0.to_le_bytes(), EPOCH_AT as u64).during("write", from)?;
+        crate::storage::rename(from, to).during("rename", from)?;
+        self.path = to.to_owned();
+        Ok(self)
+    }
+
+    /// Whether it is a map of this many blocks that was not [disowned](Self::disown).
+    #[allow(unsafe_code)]
+    pub(crate) fn fits(&self, blocks: u64) -> bool {
+        // SAFETY: as in `disown`.
+        let first = unsafe { AtomicU8::from_ptr(self.map.as_ptr().add(BOOT_ID_AT).cast_mut()) };
+        self.blocks == blocks && first.load(Ordering::Acquire) != 0
     }
 
     /// Whether every block of a run is held.

@@ -12,6 +12,7 @@ use crate::{
     merge::MergeStats,
     merge_note::Progress,
     meta::Meta,
+    retired::Retired,
     stack::{Layer, Stack},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId, VolumeId};
@@ -49,6 +50,8 @@ pub struct Volume {
     pub(crate) kept: RwLock<Vec<(SnapshotId, Epoch)>>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
+    /// What is left of the head that was frozen last; changed under `admin`.
+    pub(crate) retired: Mutex<Option<Retired>>,
     flusher: Flusher,
     /// A commit failed that may have replaced `volume.meta` all the same; changed and asked under `admin`.
     meta_in_doubt: AtomicBool,
@@ -163,6 +166,7 @@ impl Volume {
             merge_makes_way: AtomicU64::new(0),
             pins: Arc::default(),
             counters: Counters::default(),
+            retired: Mutex::new(None),
             flusher: Flusher::default(),
             meta_in_doubt: AtomicBool::new(false),
             rolling_back: AtomicBool::new(false),
@@ -368,6 +372,7 @@ impl Volume {
                 head.mark_clean();
             }
         }
+        self.remove_spare_map();
         self.closed_cleanly.store(true, Ordering::Relaxed);
         Ok(())
     }
