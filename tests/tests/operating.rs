@@ -23,7 +23,7 @@ fn a_group_is_backed_up_events_tell_of_it_and_the_bundle_holds_no_secret() {
     let started = ctl.json(&["cloudsnap", "backup-group", "--volumes", "db,wal", "--cred-id", "far"]);
     let group = started["groupId"].as_str().unwrap().to_owned();
     let tasks = wait_for("the backups of the group to end", || {
-        let tasks = ctl.json(&["cloudsnap", "status", "--name", &group])["tasks"].clone();
+        let tasks = ctl.json(&["cloudsnap", "status", "--name", &group]);
         let is_done = |task: &Value| task["state"] == "Backup-Done";
         tasks.as_array().unwrap().iter().all(is_done).then_some(tasks)
     });

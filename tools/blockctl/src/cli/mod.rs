@@ -9,6 +9,8 @@ pub mod events;
 pub mod extras;
 pub mod files;
 pub mod lazy;
+#[cfg(test)]
+mod pxctl;
 pub mod rekey;
 pub mod schedules;
 pub mod snapshot;
