@@ -9,8 +9,9 @@ use crate::{
         BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
-        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap,
-        ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
+        InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
+        StartRestore, StartVerify,
     },
     credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
@@ -345,6 +346,14 @@ impl Client {
         self.post(paths::CLOUDSNAP_BACKUP, request, STORE_CALL_TIMEOUT).await
     }
 
+    /// Starts backups of several volumes from one instant.
+    pub async fn start_group_backup(
+        &self,
+        request: &StartGroupBackup,
+    ) -> Result<GroupBackupStarted, ClientError> {
+        self.post(paths::CLOUDSNAP_BACKUP_GROUP, request, STORE_CALL_TIMEOUT).await
+    }
+
     /// The cloud snapshots.
     pub async fn list_cloudsnaps(&self, query: &ListCloudsnaps) -> Result<CloudsnapList, ClientError> {
         self.query(paths::CLOUDSNAPS, query, STORE_CALL_TIMEOUT).await
@@ -508,7 +517,7 @@ impl Client {
     }
 
     /// The body of a reply that is no error.
-    async fn fetch(
+    pub(crate) async fn fetch(
         &self,
         method: Method,
         address: &str,

@@ -4,7 +4,7 @@
 //! `Metadata` is text.
 
 use crate::{
-    ApiError, CredentialRef, LabelSelector, Labels, SnapshotId, VolumeId, VolumeName, VolumeRef,
+    ApiError, CredentialRef, GroupName, LabelSelector, Labels, SnapshotId, VolumeId, VolumeName, VolumeRef,
     tasks::BackupType,
 };
 use jiff::Timestamp;
@@ -111,6 +111,52 @@ pub struct BackupStarted {
     /// The tasks of the places besides, in the order in which they were asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Uuid>,
+}
+
+/// Body of `POST /v1/cloudsnaps/backup-group`: which volumes, chosen in exactly one way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartGroupBackup {
+    /// All volumes of this group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
+    /// All volumes that have all these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<LabelSelector>,
+    /// These volumes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeRef>,
+    /// Make full ones.
+    #[serde(default)]
+    pub full: bool,
+    /// Where to; may be left out when there is one credential.
+    #[serde(default)]
+    pub cred_id: Option<CredentialRef>,
+    /// Where to besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<CredentialRef>,
+}
+
+/// Reply to `POST /v1/cloudsnaps/backup-group`. All volumes are frozen at one instant, or no backup is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupBackupStarted {
+    /// The id of the instant.
+    pub group_id: Uuid,
+    /// The volumes, by name.
+    pub members: Vec<MemberStarted>,
+}
+
+/// The backups of one volume of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberStarted {
+    /// The volume.
+    pub volume_id: VolumeId,
+    /// Its name.
+    pub volume: VolumeName,
+    /// Its tasks, one for each place, in the order in which the places were asked for.
+    pub tasks: Vec<Uuid>,
 }
 
 /// Query of `GET /v1/cloudsnaps`.

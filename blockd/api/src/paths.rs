@@ -9,6 +9,14 @@ use uuid::Uuid;
 
 /// `GET`: [`crate::status::Status`].
 pub const STATUS: &str = "/v1/status";
+/// `GET` with [`crate::events::ListEvents`]: [`crate::events::EventList`].
+pub const EVENTS: &str = "/v1/events";
+/// `GET`: metrics in Prometheus' text format, version 0.0.4.
+pub const METRICS: &str = "/metrics";
+/// `GET`: 200 if the daemon answers at all.
+pub const HEALTHZ: &str = "/healthz";
+/// `GET`: 200 if the daemon does its work.
+pub const READYZ: &str = "/readyz";
 /// `GET` with [`crate::volumes::ListVolumes`]: [`crate::volumes::VolumeList`]; `POST` of
 /// [`crate::volumes::CreateVolume`]: [`crate::volumes::Volume`].
 pub const VOLUMES: &str = "/v1/volumes";
@@ -46,6 +54,8 @@ pub const CREDENTIAL_VALIDATE: &str = "/v1/credentials/{credential}/validate";
 pub const CREDENTIAL_REKEY: &str = "/v1/credentials/{credential}/rekey";
 /// `GET` with [`crate::cloudsnaps::ListCloudsnaps`]: [`crate::cloudsnaps::CloudsnapList`].
 pub const CLOUDSNAPS: &str = "/v1/cloudsnaps";
+/// `POST` of [`crate::cloudsnaps::StartGroupBackup`]: [`crate::cloudsnaps::GroupBackupStarted`].
+pub const CLOUDSNAP_BACKUP_GROUP: &str = "/v1/cloudsnaps/backup-group";
 /// `POST` of [`crate::cloudsnaps::StartBackup`]: [`crate::cloudsnaps::BackupStarted`].
 pub const CLOUDSNAP_BACKUP: &str = "/v1/cloudsnaps/backup";
 /// `GET` with [`crate::cloudsnaps::InspectCloudsnap`]: [`crate::cloudsnaps::CloudsnapDetail`].

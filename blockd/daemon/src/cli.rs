@@ -96,6 +96,9 @@ Keys of the configuration file (defaults in brackets):
   cache_bytes           (browse) most bytes that the cache takes [4294967296]
   stall_timeout_ms      (browse) time that a reader waits for a store before it is given an error [30000]
   refresh_ms            (browse) how often stores are listed at most, while somebody looks [10000]
+  [metrics]             table: telling metrics to Prometheus, with the key that follows here
+  listen                (metrics) ADDR:PORT where /metrics, /healthz and /readyz are served in clear and to everybody, beside
+                        the control socket; they tell names of volumes and credentials, and no secrets []
   [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
                         TCP; `*` stands for any characters; volumes that are not listed are for all [empty]
 

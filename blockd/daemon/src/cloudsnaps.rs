@@ -13,15 +13,15 @@ use crate::{
 use blockd_api::{
     CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
     cloudsnaps::{
-        self as api, BackupStarted, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapMetadata,
-        CloudsnapStatus, DamagedCloudsnap, FailedCredential, InspectCloudsnap, ListCloudsnaps,
-        ManifestDetail, RestoreStarted, StartBackup, StartDelete, StartRestore, volume_spec_json,
+        self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapMetadata, CloudsnapStatus,
+        DamagedCloudsnap, FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail, RestoreStarted,
+        StartDelete, StartRestore, volume_spec_json,
     },
     format_time,
     tasks::{BackupType, TaskStarted},
 };
 use blockd_cloud::{CloudError, CloudsnapId, Manifest, ManifestFilter};
-use blockd_extent::{SnapshotId, VolumeId};
+use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -324,104 +324,6 @@ impl Core {
         Err(first_error.unwrap_or_else(|| {
             ServiceError::refused(ErrorCode::CloudsnapNotFound, format!("there is no cloud snapshot {id}"))
         }))
-    }
-
-    /// Starts backups of a volume to one or several places: one point in time, and a task for each place.
-    ///
-    /// # Errors
-    /// The volume cannot be used, or one of its backups to one of the places is under way.
-    pub async fn start_backup(
-        self: &Arc<Self>,
-        request: &StartBackup,
-    ) -> Result<BackupStarted, ServiceError> {
-        self.start_backup_with(request, |_, _| Ok(())).await
-    }
-
-    /// [`start_backup`](Self::start_backup), with more in the transaction that stores the tasks.
-    pub(crate) async fn start_backup_with(
-        self: &Arc<Self>,
-        request: &StartBackup,
-        and: impl FnOnce(&rusqlite::Transaction<'_>, &TaskRow) -> Result<(), DbError> + Send + 'static,
-    ) -> Result<BackupStarted, ServiceError> {
-        let _admission = self.admission.lock().await;
-        let entry = self.registry.find(&request.volume)?;
-        entry.volume()?;
-        let mut credentials = vec![self.credential(request.cred_id.as_ref()).await?];
-        for also in &request.also {
-            let credential = self.credential(Some(also)).await?;
-            if credentials.iter().any(|other| other.uuid == credential.uuid) {
-                let message = format!("credential {} is named twice", credential.name);
-                return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-            }
-            credentials.push(credential);
-        }
-        let is_meant = |task: &TaskRow| {
-            task.kind == TaskKind::Backup
-                && task.volume == Some(entry.id)
-                && credentials.iter().any(|credential| credential.uuid == task.credential)
-        };
-        if let Some(task) = self.unfinished_tasks().await?.into_iter().find(is_meant) {
-            let message =
-                format!("backup task {} works on volume {}: wait for it to end", task.id, entry.name);
-            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
-        }
-        let goes_back = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
-        let others = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
-        if let Some(task) = others.into_iter().find(goes_back) {
-            let message = format!(
-                "restore task {} takes volume {} back and is not done: what it holds now is a mixture",
-                task.id, entry.name
-            );
-            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
-        }
-        // One that was stopped or failed would make a point that is older than this one.
-        self.give_up_kept(is_meant).await?;
-        let snapshot = SnapshotId::from_u64(random_id()?);
-        let mut rows = Vec::with_capacity(credentials.len());
-        for credential in &credentials {
-            // Each has a name of its own: two credentials may lead to one place.
-            let own = SnapshotId::from_u64(random_id()?);
-            rows.push(TaskRow {
-                id: Uuid::new_v4(),
-                kind: TaskKind::Backup,
-                state: TaskState::Pending,
-                volume: Some(entry.id),
-                snapshot: Some(snapshot),
-                credential: credential.uuid,
-                // Whether it is incremental is decided when the point in time is fixed.
-                cloudsnap: CloudsnapId {
-                    cluster: self.cluster,
-                    volume: entry.id,
-                    snapshot: own,
-                    incremental: false,
-                },
-                base: None,
-                created: Timestamp::now(),
-                detail: TaskDetail {
-                    volume_name: Some(entry.name.clone()),
-                    credential_name: credential.name.to_string(),
-                    phase: "pending".into(),
-                    force_full: request.full,
-                    run: Some(self.run),
-                    ..TaskDetail::default()
-                },
-            });
-        }
-        let Some((first, also)) = rows.split_first() else {
-            return Err(ServiceError::Internal("a backup to nowhere".into()));
-        };
-        let (others, main) = (also.to_vec(), first.clone());
-        // All of them or none.
-        let with = move |tx: &rusqlite::Transaction<'_>| {
-            and(tx, &main)?;
-            others.iter().try_for_each(|row| row.put(tx))
-        };
-        let started = self.store_and_launch(first.clone(), with).await?;
-        for row in also {
-            tracing::info!(task = %row.id, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");
-            self.launch(row.clone());
-        }
-        Ok(BackupStarted { task: started.task, also: also.iter().map(|row| row.id).collect() })
     }
 
     pub(crate) async fn store_and_launch(

@@ -184,6 +184,14 @@ impl Default for BrowseConfig {
     }
 }
 
+/// Telling metrics to whoever asks.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Where `/metrics`, `/healthz` and `/readyz` are served beside the control socket, in clear and to everybody.
+    pub listen: Option<SocketAddr>,
+}
+
 /// Everything that can be set.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -258,6 +266,8 @@ pub struct Config {
     pub task_history: u32,
     /// Looking into snapshots.
     pub browse: BrowseConfig,
+    /// Telling metrics to whoever asks.
+    pub metrics: MetricsConfig,
     /// By volume: the names in client certificates that may have it over TCP. Last, as it is a table.
     pub nbd_access: BTreeMap<String, Vec<String>>,
 }
@@ -300,6 +310,7 @@ impl Default for Config {
             verify_bytes_per_day: 0,
             task_history: 1000,
             browse: BrowseConfig::default(),
+            metrics: MetricsConfig::default(),
             nbd_access: BTreeMap::new(),
         }
     }

@@ -60,10 +60,16 @@ pub struct Core {
     pub stopping: CancelToken,
     /// The TCP addresses that NBD is served at, once it is.
     pub nbd_tcp: OnceLock<Vec<SocketAddr>>,
+    /// The address that metrics are served at, once they are.
+    pub(crate) metrics_tcp: OnceLock<SocketAddr>,
     /// What is open for looking into.
     pub browse: Browse,
     /// Wakes the thread that merges layers.
     pub merger: Arc<Wake>,
+    /// Who waits for events.
+    pub(crate) events: crate::events::Events,
+    /// What is asked of the stores.
+    pub(crate) meters: crate::metrics::Meters,
     /// Wakes the task that looks at the schedules.
     pub(crate) scheduler: crate::schedules::Scheduler,
     /// Held while something is admitted that excludes something else: a task on a volume and the volume's deletion.

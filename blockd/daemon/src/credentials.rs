@@ -1,5 +1,6 @@
 //! Credentials: proving that a store works, keeping what opens it, and opening it again.
 
+use crate::metrics::MeteredStore;
 use crate::{
     cloud,
     core::Core,
@@ -116,7 +117,8 @@ impl Core {
         let name = row.name.clone();
         let inserted = self.db.run(move |tx| row.insert(tx)).await;
         inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
-        self.repositories.opened.lock().insert(uuid, (repository.with_store(base), bandwidth));
+        let metered = Arc::new(MeteredStore::new(base, self.meters.of(uuid)));
+        self.repositories.opened.lock().insert(uuid, (repository.with_store(metered), bandwidth));
         tracing::info!(credential = %uuid, name = %name, encrypted = reply.encryption, "credential created");
         Ok(reply)
     }
@@ -183,6 +185,7 @@ impl Core {
         self.give_up_kept(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
+        self.meters.forget(uuid);
         self.browse.forget(uuid);
         for entry in self.registry.all() {
             self.forget_intervals(&entry).await;
@@ -271,11 +274,12 @@ impl Core {
         let keys = self.secrets.open(uuid, Purpose::DataKeys, &row.data_keys).map_err(context)?;
         let keys = decode_keys(&keys)?;
         let store = row.store;
-        let bandwidth = providers::bandwidth(&store);
+        let (bandwidth, meter) = (providers::bandwidth(&store), self.meters.of(uuid));
         let repository = blocking(move || -> Result<Repository, ServiceError> {
             let secret = secret.as_ref().map(|secret| std::str::from_utf8(secret)).transpose();
             let secret = secret.map_err(|_| ServiceError::Internal("a stored secret is no text".into()))?;
-            Ok(Repository::from_saved_keys(providers::open(&store, secret)?, keys)?)
+            let metered = Arc::new(MeteredStore::new(providers::open(&store, secret)?, meter));
+            Ok(Repository::from_saved_keys(metered, keys)?)
         });
         Ok((repository.await?, bandwidth))
     }

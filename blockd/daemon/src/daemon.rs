@@ -26,12 +26,17 @@ use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_volume::{OpenOptions, Recovery};
 use rustix::mm::{MlockAllFlags, mlockall};
 use std::{
+    net::SocketAddr,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
-use tokio::{net::UnixListener, sync::Notify, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::Notify,
+    task::JoinHandle,
+};
 use uuid::Uuid;
 
 /// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
@@ -71,6 +76,14 @@ pub enum DaemonError {
         /// How long it is.
         len_bytes: usize,
     },
+    /// Metrics cannot be served.
+    #[error("cannot serve metrics at {address}: {source}")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -109,6 +122,7 @@ pub struct Daemon {
     certificates: Option<Certificates>,
     http: JoinHandle<()>,
     http_stop: CancelToken,
+    metrics: Option<JoinHandle<()>>,
     merger: Merger,
     upkeep: JoinHandle<()>,
     scheduler: JoinHandle<()>,
@@ -165,6 +179,10 @@ impl Daemon {
         let listener = listen(&control)?;
         let http_stop = CancelToken::new();
         let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
+        let metrics = match config.metrics.listen {
+            Some(address) => Some(serve_metrics(&core, address, http_stop.clone()).await?),
+            None => None,
+        };
         let limit = core.config.merge_limit_bytes_per_s;
         let merger = Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger), limit)
             .map_err(DaemonError::Thread)?;
@@ -191,6 +209,7 @@ impl Daemon {
             certificates,
             http,
             http_stop,
+            metrics,
             merger,
             upkeep,
             scheduler,
@@ -225,7 +244,8 @@ impl Daemon {
     /// Something did not come to rest in time, or a volume could not be flushed.
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
-        let Self { core, servers, http, http_stop, merger, upkeep, scheduler, _lock: lock, .. } = self;
+        let Self { core, servers, http, http_stop, metrics, merger, upkeep, scheduler, _lock: lock, .. } =
+            self;
         let patience = Duration::from_millis(core.config.stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
@@ -233,6 +253,11 @@ impl Daemon {
         // What it was about to begin is begun after the next start.
         if let Err(error) = scheduler.await {
             tracing::error!(%error, "the scheduler ended badly");
+        }
+        // Whoever asks for metrics does not hold up a stop.
+        if let Some(metrics) = metrics {
+            metrics.abort();
+            let _ = metrics.await;
         }
         let http_abort = http.abort_handle();
         let (answered, restless) =
@@ -332,8 +357,11 @@ fn prepare(
         started: Instant::now(),
         stopping: CancelToken::new(),
         nbd_tcp: OnceLock::new(),
+        metrics_tcp: OnceLock::new(),
         browse: Browse::default(),
         merger: Arc::new(Wake::default()),
+        events: crate::events::Events::default(),
+        meters: crate::metrics::Meters::default(),
         scheduler: crate::schedules::Scheduler::default(),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),
@@ -422,6 +450,17 @@ fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .map_err(file_error("restrict the mode of", path))?;
     Ok(listener)
+}
+
+async fn serve_metrics(
+    core: &Arc<Core>,
+    address: SocketAddr,
+    stop: CancelToken,
+) -> Result<JoinHandle<()>, DaemonError> {
+    let failed = |source| DaemonError::Metrics { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let _ = core.metrics_tcp.set(listener.local_addr().map_err(failed)?);
+    Ok(tokio::spawn(http::metrics::serve(listener, Arc::clone(core), stop)))
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {

@@ -9,6 +9,7 @@
 use crate::{
     access::Access,
     browse::CloudExports,
+    metrics::Operation,
     registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
 };
 use blockd_api::{ApiError, ErrorCode, format_time};
@@ -23,7 +24,7 @@ use blockd_volume::{
     VolumeErrorKind,
 };
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 /// The name of the newest snapshot, where none has it for its own.
 const LATEST: &str = "latest";
@@ -249,6 +250,21 @@ impl VolumeDevice {
         })
     }
 
+    /// Has how long a request took counted, if it was carried out.
+    fn timed<T>(
+        &self,
+        operation: Operation,
+        is_done: impl FnOnce(&T) -> bool,
+        work: impl FnOnce() -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        let began = Instant::now();
+        let result = work();
+        if result.as_ref().map_or(true, is_done) {
+            self.entry().traffic.note(operation, began);
+        }
+        result
+    }
+
     /// Refuses what writes when the volume is read-only, also for clients that were told otherwise when they came.
     fn check_writable(&self) -> Result<(), DeviceError> {
         if !self.entry().is_read_only() {
@@ -257,6 +273,14 @@ impl VolumeDevice {
         let message = format!("volume {} is read-only", self.entry().name);
         Err(DeviceError::new(DeviceErrorKind::Permission, message))
     }
+}
+
+fn is_done(progress: &Progress) -> bool {
+    *progress != Progress::WouldBlock
+}
+
+fn always(_: &()) -> bool {
+    true
 }
 
 /// Has a lazy volume fetch what a request needs; `ask` is the volume's or the snapshot's way to do so.
@@ -308,40 +332,48 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        let content = self.done(self.volume.try_read_or_zeroes(offset_bytes, buf))?;
-        Ok(content.map_or(Progress::WouldBlock, progress))
+        self.timed(Operation::Read, is_done, || {
+            let content = self.done(self.volume.try_read_or_zeroes(offset_bytes, buf))?;
+            Ok(content.map_or(Progress::WouldBlock, progress))
+        })
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        self.done(self.volume.read_or_zeroes(offset_bytes, buf)).map(progress)
+        self.timed(Operation::Read, is_done, || {
+            self.done(self.volume.read_or_zeroes(offset_bytes, buf)).map(progress)
+        })
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
         self.check_writable()?;
-        let done = self.done(self.volume.try_write(offset_bytes, data))?;
-        Ok(if done { Progress::Done } else { Progress::WouldBlock })
+        self.timed(Operation::Write, is_done, || {
+            let done = self.done(self.volume.try_write(offset_bytes, data))?;
+            Ok(if done { Progress::Done } else { Progress::WouldBlock })
+        })
     }
 
     fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
         self.check_writable()?;
-        self.done(self.volume.write(offset_bytes, data, fua))
+        self.timed(Operation::Write, always, || self.done(self.volume.write(offset_bytes, data, fua)))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.done(self.volume.flush())
+        self.timed(Operation::Flush, always, || self.done(self.volume.flush()))
     }
 
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
         self.check_writable()?;
-        self.done(self.volume.trim(offset_bytes, len_bytes, fua))
+        self.timed(Operation::Discard, always, || self.done(self.volume.trim(offset_bytes, len_bytes, fua)))
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
         self.check_writable()?;
         let ZeroFlags { no_hole, fast, fua } = flags;
-        self.done(match fast {
-            true => self.volume.write_zeroes_fast(offset_bytes, len_bytes, no_hole, fua),
-            false => self.volume.write_zeroes(offset_bytes, len_bytes, no_hole, fua),
+        self.timed(Operation::Discard, always, || {
+            self.done(match fast {
+                true => self.volume.write_zeroes_fast(offset_bytes, len_bytes, no_hole, fua),
+                false => self.volume.write_zeroes(offset_bytes, len_bytes, no_hole, fua),
+            })
         })
     }
 

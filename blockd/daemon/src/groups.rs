@@ -63,7 +63,10 @@ impl Core {
     }
 
     /// The volumes that are meant, by name, each once.
-    fn members(&self, request: &CreateGroupSnapshot) -> Result<Vec<Arc<VolumeEntry>>, ServiceError> {
+    pub(crate) fn members(
+        &self,
+        request: &CreateGroupSnapshot,
+    ) -> Result<Vec<Arc<VolumeEntry>>, ServiceError> {
         let invalid = |message: String| ServiceError::refused(ErrorCode::InvalidRequest, message);
         let mut members = match (&request.group, &request.label, request.volumes.as_slice()) {
             (Some(group), None, []) => {

@@ -5,6 +5,7 @@
 
 mod access;
 pub mod attachments;
+mod backups;
 pub mod browse;
 mod care;
 pub mod check;
@@ -17,6 +18,7 @@ mod credentials;
 pub mod daemon;
 pub mod db;
 pub mod error;
+mod events;
 mod exports;
 mod files;
 mod groups;
@@ -25,6 +27,7 @@ pub mod lazy;
 pub mod lock;
 pub mod logging;
 mod merger;
+mod metrics;
 mod nbd;
 pub mod open_files;
 mod providers;

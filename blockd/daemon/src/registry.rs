@@ -3,6 +3,7 @@
 //! An entry's state and its count of connections change under one lock, so that a volume is never taken away from
 //! a client that was just let in.
 
+use crate::metrics::Traffic;
 use crate::{
     db::{SnapshotRow, SnapshotState, VolumeRow},
     error::ServiceError,
@@ -62,6 +63,8 @@ pub struct VolumeEntry {
     snapshots: Mutex<Vec<SnapshotPoint>>,
     /// Tells a merge to come to an end.
     pub stop_upkeep: AtomicBool,
+    /// How long requests of clients took.
+    pub(crate) traffic: Traffic,
     inner: Mutex<Inner>,
 }
 
@@ -118,6 +121,7 @@ impl VolumeEntry {
             created: row.created,
             upkeep: Mutex::new(()),
             stop_upkeep: AtomicBool::new(false),
+            traffic: Traffic::default(),
             inner: Mutex::new(Inner { state, connections: 0, rolling_back: false, fault: None }),
         })
     }

@@ -25,8 +25,11 @@ use uuid::Uuid;
 
 mod copies;
 mod deletions;
+mod events;
+mod group_backups;
 mod groups;
 mod layers;
+mod metrics;
 mod schedules;
 mod undone;
 

@@ -16,7 +16,7 @@ use crate::{
     db::{Catalog, CredentialRow},
     error::ServiceError,
 };
-use blockd_cloud::{CacheOptions, CachedSnapshot, CloudsnapId, Manifest, SnapshotCache};
+use blockd_cloud::{CacheCounters, CacheOptions, CachedSnapshot, CloudsnapId, Manifest, SnapshotCache};
 use images::LocalImage;
 use mounts::Mounts;
 use parking_lot::Mutex;
@@ -62,6 +62,11 @@ impl Browse {
             }
             None => false,
         });
+    }
+
+    /// What the cache did so far, if anybody looked into a cloud snapshot.
+    pub(crate) fn cache_counters(&self) -> Option<CacheCounters> {
+        self.cache.lock().as_ref().map(SnapshotCache::counters)
     }
 
     /// Closes what nobody has read for a while.

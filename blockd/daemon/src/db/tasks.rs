@@ -67,7 +67,8 @@ pub enum TaskState {
 }
 
 impl TaskState {
-    fn as_str(self) -> &'static str {
+    /// The word for it.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Active => "active",
@@ -102,6 +103,15 @@ pub struct InPlace {
     pub discard: bool,
     /// Every block below this one is what it shall be, durably.
     pub done_below: u64,
+}
+
+/// What backups of several volumes have in common, which hold one instant.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Barrier {
+    /// Its id.
+    pub id: Uuid,
+    /// How many volumes there are.
+    pub volumes: u64,
 }
 
 /// What a task tells about itself and needs to go on after a restart.
@@ -160,6 +170,8 @@ pub struct TaskDetail {
     pub lazy: bool,
     /// The restore goes into a volume that was there before.
     pub in_place: Option<InPlace>,
+    /// The backup holds the same instant as those of other volumes.
+    pub barrier: Option<Barrier>,
     /// Grows with each change.
     pub version: u64,
 }

@@ -5,8 +5,9 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     cloudsnaps::{
-        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, InspectCloudsnap,
-        ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartRestore, StartVerify,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
+        InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
+        StartRestore, StartVerify,
     },
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     tasks::TaskStarted,
@@ -32,6 +33,13 @@ pub(super) async fn backup(
     Body(request): Body<StartBackup>,
 ) -> Answer<BackupStarted> {
     detached(async move { core.start_backup(&request).await }).await
+}
+
+pub(super) async fn backup_group(
+    State(core): State<Arc<Core>>,
+    Body(request): Body<StartGroupBackup>,
+) -> Answer<GroupBackupStarted> {
+    detached(async move { core.start_group_backup(request).await }).await
 }
 
 pub(super) async fn restore(

@@ -7,6 +7,8 @@ mod attachments;
 mod browse;
 mod cloudsnaps;
 mod credentials;
+mod events;
+pub(crate) mod metrics;
 mod schedules;
 mod snapshots;
 mod status;
@@ -76,6 +78,7 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::CREDENTIAL_REKEY, post(credentials::rekey))
         .route(paths::CLOUDSNAPS, get(cloudsnaps::list))
         .route(paths::CLOUDSNAP_BACKUP, post(cloudsnaps::backup))
+        .route(paths::CLOUDSNAP_BACKUP_GROUP, post(cloudsnaps::backup_group))
         .route(paths::CLOUDSNAP_INSPECT, get(cloudsnaps::inspect))
         .route(paths::CLOUDSNAP_RESTORE, post(cloudsnaps::restore))
         .route(paths::CLOUDSNAP_RESTORE_LAZY, post(cloudsnaps::restore_lazy))
@@ -97,11 +100,13 @@ fn router(core: Arc<Core>) -> Router {
             paths::POLICY,
             get(schedules::policy).patch(schedules::update_policy).delete(schedules::delete_policy),
         )
+        .route(paths::EVENTS, get(events::list))
         .route(paths::TASKS, get(tasks::list))
         .route(paths::TASK, get(tasks::show))
         .route(paths::TASK_STOP, post(tasks::stop))
         .route(paths::TASK_LIMIT, post(tasks::limit))
         .route(paths::TASK_RESUME, post(tasks::resume))
+        .merge(metrics::routes())
         .fallback(no_such_address)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))

@@ -23,7 +23,7 @@ fn code(error: &ClientError) -> Option<ErrorCode> {
 }
 
 impl Host {
-    async fn schedule(&self, keep: u32) -> Schedule {
+    pub(super) async fn schedule(&self, keep: u32) -> Schedule {
         let request = CreateSchedule {
             selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
             rules: vec![rule("calendar 2199-01-01 00:00")],

@@ -3,9 +3,10 @@
 //! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that stores the
 //! task. So a daemon that is killed between any two of them finds, at its next start, what is left to do.
 
-use crate::db::{DbError, Proof, RunRow, ScheduleRow, TaskKind, TaskRow, TaskState};
+use crate::db::{DbError, NewEvent, Proof, RunRow, ScheduleRow, TaskKind, TaskRow, TaskState};
 use blockd_api::{
     VolumeName,
+    events::Severity,
     schedules::{Rule, RunState, Selector},
 };
 use blockd_cloud::{CloudsnapId, VerifyDepth};
@@ -130,11 +131,20 @@ pub(crate) fn fire(
                 Tick::Run { nominal, missed, late_s, dealt_with_until } => {
                     if missed > 0 {
                         tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, missed, late_s, "runs were missed: one is made for all of them");
+                        let message = format!(
+                            "{missed} runs of schedule {} ({}) were missed: one is made for all of them",
+                            schedule.uuid, rule.when
+                        );
+                        NewEvent::new(now, Severity::Warning, "schedule-missed", message).insert(tx)?;
                     }
                     let cause = Cause { rule: Some(&rule), nominal, missed };
                     for run in add_runs(tx, schedule, &cause, volumes, now)? {
                         if let Some(reason) = &run.reason {
                             tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "a run is left out");
+                            let message =
+                                format!("a run of schedule {} is left out: {reason}", schedule.uuid);
+                            let event = NewEvent::new(now, Severity::Warning, "run-skipped", message);
+                            NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
                         }
                     }
                     schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
@@ -224,21 +234,60 @@ pub(crate) fn settle(tx: &Transaction<'_>, now: Timestamp) -> Result<bool, DbErr
     Ok(any_done)
 }
 
-/// The runs that may begin now, at most one for a volume, the more urgent ones first.
-pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Vec<RunRow>, DbError> {
-    let active = RunRow::in_state(tx, RunState::Active)?.len();
+/// Runs that begin together: all places of one volume, and all volumes of a group, hold one instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// The runs.
+    pub(crate) runs: Vec<RunRow>,
+    /// They are of a group of volumes.
+    pub(crate) is_group: bool,
+}
+
+impl Batch {
+    /// Whether a run came from the same cause, and begins with these.
+    fn takes(&self, run: &RunRow, is_group: bool) -> bool {
+        self.runs.first().is_some_and(|first| {
+            let cause = |run: &RunRow| (run.schedule, run.rule.clone(), run.nominal, run.started);
+            cause(first) == cause(run) && (is_group || first.volume == run.volume)
+        })
+    }
+
+    fn volumes(&self) -> HashSet<VolumeId> {
+        self.runs.iter().filter_map(|run| run.volume).collect()
+    }
+}
+
+/// The runs that may begin now, no two for a volume but those of one batch, the more urgent ones first.
+pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Vec<Batch>, DbError> {
+    let is_group = |schedule: &ScheduleRow| schedule.spec.selector.group.is_some();
+    let groups: HashSet<_> =
+        ScheduleRow::all(tx)?.iter().filter(|row| is_group(row)).map(|row| row.uuid).collect();
+    let active: HashSet<_> =
+        RunRow::in_state(tx, RunState::Active)?.iter().map(|run| (run.schedule, run.volume)).collect();
     let mut busy: HashSet<VolumeId> = TaskRow::unfinished(tx)?
         .iter()
         .filter(|task| task.kind == TaskKind::Backup)
         .filter_map(|task| task.volume)
         .collect();
-    let mut ready = Vec::new();
+    let mut waiting: Vec<Batch> = Vec::new();
     for run in RunRow::in_state(tx, RunState::Queued)? {
-        if active + ready.len() >= concurrency {
+        let is_group = groups.contains(&run.schedule);
+        match waiting.iter_mut().find(|batch| batch.takes(&run, is_group)) {
+            Some(batch) => batch.runs.push(run),
+            None => waiting.push(Batch { runs: vec![run], is_group }),
+        }
+    }
+    let mut ready = Vec::new();
+    for batch in waiting {
+        if active.len() + ready.len() >= concurrency {
             break;
         }
-        if run.volume.is_some_and(|volume| busy.insert(volume)) {
-            ready.push(run);
+        let volumes = batch.volumes();
+        let is_free = !volumes.is_empty() && volumes.is_disjoint(&busy);
+        // Also those of a batch that must wait are taken, so that others do not go first for ever.
+        busy.extend(volumes);
+        if is_free {
+            ready.push(batch);
         }
     }
     Ok(ready)

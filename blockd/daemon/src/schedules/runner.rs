@@ -1,20 +1,25 @@
 //! The task that looks at the schedules: adds runs that are due, begins those whose turn it is, and deletes what is
 //! not kept any more.
 
-use super::engine;
+use super::engine::{self, Batch};
 use crate::{
+    backups::{Asked, Member},
     core::Core,
-    db::{DbError, RunRow, ScheduleRow},
+    db::{DbError, NewEvent, RunRow, ScheduleRow, TaskRow},
     error::ServiceError,
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, VolumeRef,
-    cloudsnaps::{StartBackup, StartDelete},
-    schedules::RunState,
+    CredentialRef, ErrorCode, VolumeRef, cloudsnaps::StartDelete, events::Severity, schedules::RunState,
 };
+use blockd_extent::VolumeId;
 use jiff::Timestamp;
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{sync::Notify, task::JoinHandle};
+use uuid::Uuid;
 
 /// The longest time between two looks: clocks are set, and hosts sleep, without anybody being told.
 const MAX_WAIT_MS: u64 = 20_000;
@@ -75,44 +80,74 @@ impl Core {
                 Ok((next, engine::ready(tx, concurrency)?))
             })
             .await?;
-        for run in ready {
-            self.begin_run(run, now).await?;
+        self.events.wake();
+        for batch in ready {
+            self.begin_batch(batch, now).await?;
         }
         self.delete_surplus(now).await?;
+        self.tell_of_degraded_volumes(now).await?;
         Ok(next)
     }
 
-    async fn begin_run(self: &Arc<Self>, run: RunRow, now: Timestamp) -> Result<(), ServiceError> {
-        let (Some(volume), Some(credential)) = (run.volume, run.credential) else { return Ok(()) };
-        let request = StartBackup {
-            volume: VolumeRef::Id(volume),
-            full: run.force_full,
-            cred_id: Some(CredentialRef::Id(credential)),
-            also: Vec::new(),
-        };
-        let begun = run.clone();
-        let started = self.start_backup_with(&request, move |tx, task| engine::begun(tx, &begun, task)).await;
-        match started {
-            Ok(started) => {
-                tracing::info!(schedule = %run.schedule, run = run.id, task = %started.task, "run begun");
+    /// Begins runs from one instant, or ends those that cannot begin.
+    async fn begin_batch(self: &Arc<Self>, batch: Batch, now: Timestamp) -> Result<(), ServiceError> {
+        let known: HashSet<Uuid> = self.credential_rows().await?.iter().map(|row| row.uuid).collect();
+        let is_known = |run: &RunRow| run.credential.is_some_and(|uuid| known.contains(&uuid));
+        let (runs, homeless): (Vec<_>, Vec<_>) = batch.runs.into_iter().partition(is_known);
+        if !homeless.is_empty() {
+            self.end_runs(homeless, "its credential is not there any more".to_owned(), now).await?;
+        }
+        let mut places: BTreeMap<VolumeId, Vec<CredentialRef>> = BTreeMap::new();
+        for run in &runs {
+            if let (Some(volume), Some(credential)) = (run.volume, run.credential) {
+                places.entry(volume).or_default().push(CredentialRef::Id(credential));
+            }
+        }
+        let Some(first) = runs.first().cloned() else { return Ok(()) };
+        let member = |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials };
+        let members: Vec<Member> = places.into_iter().map(member).collect();
+        let together = batch.is_group.then(Uuid::new_v4);
+        let begun = runs.clone();
+        let asked = Asked { full: first.force_full, together };
+        let started = self.start_backups(&members, &asked, move |tx, tasks| {
+            begun.iter().try_for_each(|run| {
+                let is_its =
+                    |task: &&TaskRow| task.volume == run.volume && Some(task.credential) == run.credential;
+                tasks.iter().find(is_its).map_or(Ok(()), |task| engine::begun(tx, run, task))
+            })
+        });
+        match started.await {
+            Ok(tasks) => {
+                tracing::info!(schedule = %first.schedule, run = first.id, tasks = tasks.len(), "run begun");
                 Ok(())
             }
             Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
             // A backup that somebody asked for goes first; this one waits.
             Err(error) if error.to_api().code == ErrorCode::VolumeInUse => Ok(()),
             Err(error) if error.is_retryable() => {
-                tracing::warn!(schedule = %run.schedule, run = run.id, %error, "the run waits");
+                tracing::warn!(schedule = %first.schedule, run = first.id, %error, "the run waits");
                 Ok(())
             }
-            Err(error) => {
-                tracing::error!(schedule = %run.schedule, run = run.id, %error, "the run failed");
-                let reason = error.to_api().message;
-                let ended = move |tx: &rusqlite::Transaction<'_>| {
-                    engine::end(tx, &run, RunState::Failed, Some(reason), now)
-                };
-                Ok(self.db.run(ended).await?)
-            }
+            Err(error) => self.end_runs(runs, error.to_api().message, now).await,
         }
+    }
+
+    /// Ends runs that did not begin.
+    async fn end_runs(&self, runs: Vec<RunRow>, reason: String, now: Timestamp) -> Result<(), ServiceError> {
+        for run in &runs {
+            tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
+        }
+        let ended = move |tx: &rusqlite::Transaction<'_>| {
+            runs.iter().try_for_each(|run| {
+                let message = format!("a run of schedule {} failed: {reason}", run.schedule);
+                let event = NewEvent::new(now, Severity::Error, "run-failed", message);
+                NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
+                engine::end(tx, run, RunState::Failed, Some(reason.clone()), now)
+            })
+        };
+        self.db.run(ended).await?;
+        self.events.wake();
+        Ok(())
     }
 
     /// Starts the deletion of what the retention of the schedules does not keep. A backup counts as deleted once its

@@ -116,7 +116,8 @@ impl World {
         if self.dies() {
             return;
         }
-        for run in self.tx(|tx| engine::ready(tx, 2)) {
+        let ready = self.tx(|tx| engine::ready(tx, 2));
+        for run in ready.into_iter().flat_map(|batch| batch.runs) {
             let snapshot = SnapshotId::from_u64(self.roll(1 << 40) + 1);
             let volume = run.volume.unwrap();
             let task = TaskRow {
@@ -297,7 +298,8 @@ fn the_urgent_go_first_one_of_a_volume_and_no_more_than_may_run() {
     };
     let ready = |concurrency| {
         let runs = world.tx(|tx| engine::ready(tx, concurrency));
-        runs.iter().map(|run| (run.volume.unwrap().as_u64(), run.priority)).collect::<Vec<_>>()
+        let runs = runs.iter().flat_map(|batch| &batch.runs);
+        runs.map(|run| (run.volume.unwrap().as_u64(), run.priority)).collect::<Vec<_>>()
     };
     world.tx(|tx| {
         for run in [

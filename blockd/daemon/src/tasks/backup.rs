@@ -10,6 +10,7 @@
 
 use super::{
     LiveTask, clean_files,
+    frozen::frozen,
     plan::{Decision, Plan, decide},
 };
 use crate::{
@@ -18,9 +19,8 @@ use crate::{
     credentials::is_gone_or_damaged,
     db::{Catalog, Chain, CredentialRow, DbError, Proof, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
-    registry::VolumeEntry,
 };
-use blockd_api::{CredentialRef, ErrorCode, SnapshotName};
+use blockd_api::{CredentialRef, ErrorCode};
 use blockd_cloud::{
     BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding,
     Manifest, ManifestCache, Progress, Repository, check_base, new_delta_salt,
@@ -164,23 +164,6 @@ async fn committed_before(
         repository.store().describe()
     );
     Err(ServiceError::refused(ErrorCode::StoreFailed, message))
-}
-
-/// The snapshot that is backed up: the one that an earlier run took, or a new one.
-async fn frozen(
-    core: &Core,
-    live: &LiveTask,
-    entry: &Arc<VolumeEntry>,
-    id: SnapshotId,
-) -> Result<SnapshotRow, ServiceError> {
-    let volume = entry.id;
-    let _freezing = core.tasks.freezing.lock().await;
-    let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(volume))).await?;
-    if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
-        return Ok(row);
-    }
-    let name: SnapshotName = format!("backup-{}", live.id).parse()?;
-    core.freeze(entry, id, name).await
 }
 
 /// The plan that an earlier run kept, or a new one, and the manifest that it builds on.

@@ -7,6 +7,7 @@ pub mod backup;
 mod compare;
 pub mod delete;
 mod findings;
+mod frozen;
 mod live;
 pub mod plan;
 pub mod restore;
@@ -15,12 +16,13 @@ mod shared_reader;
 pub(crate) mod stop;
 mod verify;
 
+use frozen::FailedBarriers;
 pub use live::LiveTask;
 use shared_reader::Readers;
 
 use crate::{
     core::Core,
-    db::{DbError, TaskKind, TaskRow, TaskState},
+    db::{DbError, NewEvent, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     lazy::{hydrate, in_place},
 };
@@ -64,7 +66,7 @@ pub struct Tasks {
     /// The frozen points that backups read.
     readers: Arc<Readers>,
     /// Held while a backup freezes: of several with one point, the first one does.
-    freezing: tokio::sync::Mutex<()>,
+    freezing: tokio::sync::Mutex<FailedBarriers>,
 }
 
 impl Tasks {
@@ -76,7 +78,7 @@ impl Tasks {
             slots: Semaphore::new(concurrency),
             closed: AtomicBool::new(false),
             readers: Arc::default(),
-            freezing: tokio::sync::Mutex::new(()),
+            freezing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -220,7 +222,12 @@ impl Core {
             }
         }
         let prefix = query.name.as_deref().unwrap_or_default();
-        let wanted = rows.iter().filter(|row| row.id.to_string().starts_with(prefix));
+        // All backups of one instant are found by its id.
+        let is_meant = |row: &&TaskRow| {
+            let barrier = row.detail.barrier.as_ref().map(|barrier| barrier.id);
+            [Some(row.id), barrier].iter().flatten().any(|id| id.to_string().starts_with(prefix))
+        };
+        let wanted = rows.iter().filter(is_meant);
         Ok(TaskList { tasks: wanted.map(|row| self.task_to_api(row)).collect() })
     }
 
@@ -301,6 +308,7 @@ impl Core {
             .run(move |tx| {
                 with(tx)?;
                 stored.put(tx)?;
+                NewEvent::of_task(&stored, Timestamp::now()).insert(tx)?;
                 TaskRow::prune(tx, keep)
             })
             .await?;
@@ -388,6 +396,7 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
     }
     core.tasks.live.lock().remove(&live.id);
     core.scheduler.wake();
+    core.events.wake();
     live.end();
 }
 

@@ -9,7 +9,7 @@
 use super::{LiveTask, backup, clean_files, restore};
 use crate::{
     core::Core,
-    db::{DbError, TaskKind, TaskRow, TaskState},
+    db::{DbError, NewEvent, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     lazy::in_place,
 };
@@ -168,6 +168,7 @@ pub(super) async fn end_undone(
                     mark_given_up(tx, &stored)?;
                 }
                 stored.put(tx)?;
+                NewEvent::of_task(&stored, Timestamp::now()).insert(tx)?;
                 TaskRow::prune(tx, keep)
             });
             Ok(kept.await?)

@@ -2,6 +2,7 @@
 
 use super::schedules::{HistoryArgs, SchedulesCommand};
 use super::{
+    backup_group::{BACKUP_GROUP_HELP, BackupGroupArgs},
     care::{
         GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
         VerifyArgs,
@@ -76,6 +77,9 @@ pub enum CloudsnapCommand {
     /// Backup a volume to cloud
     #[command(after_help = BACKUP_HELP)]
     Backup(BackupArgs),
+    /// Backup several volumes to cloud from one instant
+    #[command(visible_alias = "bg", after_help = BACKUP_GROUP_HELP)]
+    BackupGroup(BackupGroupArgs),
     /// List snapshots in cloud
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List(Box<ListArgs>),

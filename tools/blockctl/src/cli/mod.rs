@@ -1,12 +1,16 @@
 //! What can be typed.
 
+pub mod backup_group;
 pub mod browse;
 pub mod care;
 pub mod cloudsnap;
 pub mod credentials;
+pub mod events;
 pub mod extras;
 pub mod files;
 pub mod lazy;
+#[cfg(test)]
+mod pxctl;
 pub mod rekey;
 pub mod schedules;
 pub mod snapshot;
@@ -118,6 +122,12 @@ pub enum Command {
     /// What blockd says of itself
     #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
     Status,
+    /// What happened that people should know of
+    #[command(after_help = events::EVENTS_HELP)]
+    Events(events::EventsArgs),
+    /// Write all that helps to find out what is wrong, without secrets, to a file
+    #[command(after_help = events::BUNDLE_HELP)]
+    SupportBundle(events::BundleArgs),
     /// Print a completion script for a shell
     #[command(after_help = extras::COMPLETIONS_HELP)]
     Completions(extras::CompletionsArgs),

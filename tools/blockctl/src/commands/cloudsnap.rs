@@ -25,6 +25,7 @@ use uuid::Uuid;
 pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8, Failure> {
     match command {
         CloudsnapCommand::Backup(args) => backup(context, args).await,
+        CloudsnapCommand::BackupGroup(args) => super::backup_group::run(context, args).await,
         CloudsnapCommand::List(args) => list(context, *args).await,
         CloudsnapCommand::Inspect(args) => inspect(context, args).await,
         CloudsnapCommand::Status(args) => status(context, args).await,
@@ -51,18 +52,30 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
     let (cred_id, also) = (places.next(), places.collect());
     let request = StartBackup { volume, full: args.full, cred_id, also };
     let started = context.client.start_backup(&request).await?;
-    let line = |task| format!("Cloudsnap backup started successfully with id: {task}");
+    let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     if started.also.is_empty() {
-        return begun(context, started.task, &started, &line(started.task), args.wait.wait).await;
+        return begun(context, started.task, &started, &line(&started.task), args.wait.wait).await;
     }
     let tasks: Vec<Uuid> = std::iter::once(started.task).chain(started.also.iter().copied()).collect();
+    let lines: Vec<String> = tasks.iter().map(line).collect();
+    begun_together(context, tasks, &started, &lines, args.wait.wait).await
+}
+
+/// Says that several tasks were started, and follows them if that is wanted.
+pub(super) async fn begun_together<T: Serialize>(
+    context: &Context<'_>,
+    tasks: Vec<Uuid>,
+    started: &T,
+    lines: &[String],
+    wait: bool,
+) -> Result<u8, Failure> {
     let output = context.output;
-    if output.is_json() && !args.wait.wait {
-        output.document(&started)?;
+    if output.is_json() && !wait {
+        output.document(started)?;
     } else if !output.is_json() {
-        tasks.iter().try_for_each(|task| output.line(line(*task)))?;
+        lines.iter().try_for_each(|line| output.line(line))?;
     }
-    if !args.wait.wait {
+    if !wait {
         return Ok(EXIT_DONE);
     }
     // Each succeeds or fails by itself; what fails decides how this ends.

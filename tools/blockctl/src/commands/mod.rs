@@ -1,10 +1,13 @@
 //! What each command does.
 
+mod backup_group;
 mod browse;
+mod bundle;
 mod care;
 mod cloudsnap;
 mod copy_files;
 mod credentials;
+mod events;
 mod extras;
 mod files;
 mod lazy;
@@ -38,6 +41,8 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Browse(command) => Box::pin(browse::run(&context, command)).await,
         Command::SchedPolicy(command) => schedules::policy(&context, command).await,
         Command::Status => status::run(&context).await,
+        Command::Events(args) => events::run(&context, args).await,
+        Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,
         Command::Completions(args) => extras::completions(&context, &args),
         Command::Man(args) => extras::man(&context, &args),
     }

@@ -1,0 +1,221 @@
+//! Starting backups: of one volume or of several from one instant, each to one or several places.
+
+use crate::{
+    core::{Core, random_id},
+    db::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState},
+    error::ServiceError,
+    registry::VolumeEntry,
+};
+use blockd_api::{
+    CredentialRef, ErrorCode, VolumeRef,
+    cloudsnaps::{BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
+    snapshots::CreateGroupSnapshot,
+};
+use blockd_cloud::CloudsnapId;
+use blockd_extent::SnapshotId;
+use jiff::Timestamp;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// A volume, and the places that it is backed up to.
+pub(crate) struct Member {
+    pub(crate) volume: VolumeRef,
+    pub(crate) credentials: Vec<CredentialRef>,
+}
+
+/// What is asked for with the members.
+#[derive(Clone, Default)]
+pub(crate) struct Asked {
+    /// Full backups.
+    pub(crate) full: bool,
+    /// All members are frozen at one instant, and this is its id.
+    pub(crate) together: Option<Uuid>,
+}
+
+impl Core {
+    /// Starts backups of a volume to one or several places: one point in time, and a task for each place.
+    ///
+    /// # Errors
+    /// The volume cannot be used, or one of its backups to one of the places is under way.
+    pub async fn start_backup(
+        self: &Arc<Self>,
+        request: &StartBackup,
+    ) -> Result<BackupStarted, ServiceError> {
+        let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
+        let member = Member { volume: request.volume.clone(), credentials };
+        let asked = Asked { full: request.full, together: None };
+        let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
+        let mut ids = tasks.iter().map(|task| task.id);
+        let first = ids.next().ok_or_else(|| ServiceError::Internal("a backup to nowhere".into()))?;
+        Ok(BackupStarted { task: first, also: ids.collect() })
+    }
+
+    /// Starts backups of several volumes, all from one instant.
+    ///
+    /// # Errors
+    /// No volumes are meant, or too many; one of them cannot be used, or one of its backups to one of the places is under
+    /// way.
+    pub async fn start_group_backup(
+        self: &Arc<Self>,
+        request: StartGroupBackup,
+    ) -> Result<GroupBackupStarted, ServiceError> {
+        let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
+        let chosen = CreateGroupSnapshot {
+            group: request.group,
+            label: request.label,
+            volumes: request.volumes,
+            ..CreateGroupSnapshot::default()
+        };
+        let entries = self.members(&chosen)?;
+        let member = |entry: &Arc<VolumeEntry>| Member {
+            volume: VolumeRef::Id(entry.id),
+            credentials: credentials.clone(),
+        };
+        let members: Vec<Member> = entries.iter().map(member).collect();
+        let group_id = Uuid::new_v4();
+        let asked = Asked { full: request.full, together: Some(group_id) };
+        let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
+        let started = |entry: &Arc<VolumeEntry>| MemberStarted {
+            volume_id: entry.id,
+            volume: entry.name.clone(),
+            tasks: tasks.iter().filter(|task| task.volume == Some(entry.id)).map(|task| task.id).collect(),
+        };
+        Ok(GroupBackupStarted { group_id, members: entries.iter().map(started).collect() })
+    }
+
+    /// The places that are meant, each once; the only one there is if none is named.
+    async fn places(
+        &self,
+        first: Option<&CredentialRef>,
+        also: &[CredentialRef],
+    ) -> Result<Vec<CredentialRef>, ServiceError> {
+        let mut found = vec![self.credential(first).await?];
+        for wanted in also {
+            let credential = self.credential(Some(wanted)).await?;
+            if found.iter().any(|other| other.uuid == credential.uuid) {
+                let message = format!("credential {} is named twice", credential.name);
+                return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+            }
+            found.push(credential);
+        }
+        Ok(found.into_iter().map(|credential| CredentialRef::Id(credential.uuid)).collect())
+    }
+
+    /// Starts backups of all members or of none, with more in the transaction that stores their tasks.
+    pub(crate) async fn start_backups(
+        self: &Arc<Self>,
+        members: &[Member],
+        asked: &Asked,
+        and: impl FnOnce(&rusqlite::Transaction<'_>, &[TaskRow]) -> Result<(), DbError> + Send + 'static,
+    ) -> Result<Vec<TaskRow>, ServiceError> {
+        let _admission = self.admission.lock().await;
+        let barrier = asked.together.map(|id| Barrier { id, volumes: members.len() as u64 });
+        let (mut rows, mut given_up) = (Vec::new(), Vec::new());
+        for member in members {
+            let entry = self.registry.find(&member.volume)?;
+            let mut credentials = Vec::new();
+            for wanted in &member.credentials {
+                credentials.push(self.credential(Some(wanted)).await?);
+            }
+            self.refuse_unless_free(&entry, &credentials).await?;
+            rows.extend(self.rows_of(&entry, &credentials, asked, barrier.as_ref())?);
+            given_up.push((entry.id, credentials));
+        }
+        // Those that were stopped or failed would make points that are older than these.
+        self.give_up_kept(|task| {
+            let is_to = |credential: &CredentialRow| credential.uuid == task.credential;
+            let is_of = |(volume, credentials): &(_, Vec<CredentialRow>)| {
+                task.volume == Some(*volume) && credentials.iter().any(is_to)
+            };
+            task.kind == TaskKind::Backup && given_up.iter().any(is_of)
+        })
+        .await?;
+        let Some((first, others)) = rows.split_first() else {
+            return Err(ServiceError::Internal("a backup to nowhere".into()));
+        };
+        let (stored, all) = (others.to_vec(), rows.clone());
+        // All of them or none.
+        let with = move |tx: &rusqlite::Transaction<'_>| {
+            and(tx, &all)?;
+            stored.iter().try_for_each(|row| row.put(tx))
+        };
+        self.store_and_launch(first.clone(), with).await?;
+        for row in others {
+            tracing::info!(task = %row.id, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");
+            self.launch(row.clone());
+        }
+        Ok(rows)
+    }
+
+    /// Refuses a volume that cannot be used, or that something else works on.
+    async fn refuse_unless_free(
+        &self,
+        entry: &VolumeEntry,
+        credentials: &[CredentialRow],
+    ) -> Result<(), ServiceError> {
+        entry.volume()?;
+        let is_meant = |task: &TaskRow| {
+            task.kind == TaskKind::Backup
+                && task.volume == Some(entry.id)
+                && credentials.iter().any(|credential| credential.uuid == task.credential)
+        };
+        if let Some(task) = self.unfinished_tasks().await?.into_iter().find(is_meant) {
+            let message =
+                format!("backup task {} works on volume {}: wait for it to end", task.id, entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        let goes_back = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
+        let others = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
+        if let Some(task) = others.into_iter().find(goes_back) {
+            let message = format!(
+                "restore task {} takes volume {} back and is not done: what it holds now is a mixture",
+                task.id, entry.name
+            );
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        Ok(())
+    }
+
+    /// The tasks of one volume: one frozen point, and a task for each place.
+    fn rows_of(
+        &self,
+        entry: &VolumeEntry,
+        credentials: &[CredentialRow],
+        asked: &Asked,
+        barrier: Option<&Barrier>,
+    ) -> Result<Vec<TaskRow>, ServiceError> {
+        let snapshot = SnapshotId::from_u64(random_id()?);
+        let mut rows = Vec::with_capacity(credentials.len());
+        for credential in credentials {
+            // Each has a name of its own: two credentials may lead to one place.
+            let own = SnapshotId::from_u64(random_id()?);
+            rows.push(TaskRow {
+                id: Uuid::new_v4(),
+                kind: TaskKind::Backup,
+                state: TaskState::Pending,
+                volume: Some(entry.id),
+                snapshot: Some(snapshot),
+                credential: credential.uuid,
+                // Whether it is incremental is decided when the point in time is fixed.
+                cloudsnap: CloudsnapId {
+                    cluster: self.cluster,
+                    volume: entry.id,
+                    snapshot: own,
+                    incremental: false,
+                },
+                base: None,
+                created: Timestamp::now(),
+                detail: TaskDetail {
+                    volume_name: Some(entry.name.clone()),
+                    credential_name: credential.name.to_string(),
+                    phase: "pending".into(),
+                    force_full: asked.full,
+                    run: Some(self.run),
+                    barrier: barrier.cloned(),
+                    ..TaskDetail::default()
+                },
+            });
+        }
+        Ok(rows)
+    }
+}

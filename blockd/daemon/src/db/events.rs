@@ -1,0 +1,161 @@
+//! Rows of events.
+
+use super::{DbError, TaskKind, TaskRow, TaskState, number, parsed, parsed_if_there, stored};
+use blockd_api::{
+    ErrorCode, VolumeName,
+    events::{Event, Severity},
+};
+use jiff::Timestamp;
+use rusqlite::{Row, Transaction, params};
+use uuid::Uuid;
+
+/// Events that are remembered.
+pub const MAX_KEPT: u64 = 10_000;
+
+/// Something that happened and is not stored yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEvent {
+    /// When.
+    pub at: Timestamp,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it is, in a word.
+    pub kind: String,
+    /// The volume.
+    pub volume: Option<VolumeName>,
+    /// The name of the credential.
+    pub credential: Option<String>,
+    /// The task.
+    pub task: Option<Uuid>,
+    /// It in words.
+    pub message: String,
+}
+
+impl NewEvent {
+    /// Of nothing in particular.
+    pub fn new(
+        at: Timestamp,
+        severity: Severity,
+        kind: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        let (kind, message) = (kind.into(), message.into());
+        Self { at, severity, kind, volume: None, credential: None, task: None, message }
+    }
+
+    /// How a task ended.
+    pub fn of_task(task: &TaskRow, at: Timestamp) -> Self {
+        let name = task.kind.to_string();
+        let damage = task.detail.findings.as_ref().map_or(0, |findings| findings.damage_total);
+        let error = task.detail.error.as_ref();
+        let (severity, kind, message) = match task.state {
+            TaskState::Failed => {
+                let kind = match error.map(|error| error.code) {
+                    _ if damage > 0 && task.kind == TaskKind::Verify => "damage-found".to_owned(),
+                    Some(ErrorCode::StoreUnreachable) => "store-unreachable".to_owned(),
+                    _ => format!("{name}-failed"),
+                };
+                let why = error.map_or("blockd gave no reason", |error| error.message.as_str());
+                (Severity::Error, kind, format!("{name} failed: {why}"))
+            }
+            TaskState::Stopped => {
+                (Severity::Warning, format!("{name}-stopped"), format!("{name} was stopped"))
+            }
+            _ => (Severity::Info, format!("{name}-done"), format!("{name} of {} done", task.cloudsnap)),
+        };
+        Self {
+            volume: task.detail.volume_name.clone(),
+            credential: Some(task.detail.credential_name.clone()),
+            task: Some(task.id),
+            ..Self::new(at, severity, kind, message)
+        }
+    }
+
+    /// Stores it, and forgets the oldest if there are too many.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "INSERT INTO events (at, severity, kind, volume, credential, task, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
+                self.at.to_string(),
+                self.severity.as_str(),
+                self.kind,
+                self.volume.as_ref().map(ToString::to_string),
+                self.credential,
+                self.task.map(|id| id.to_string()),
+                self.message,
+            ],
+        )?;
+        let id = tx.last_insert_rowid().unsigned_abs();
+        tx.execute("DELETE FROM events WHERE id <= ?1", [stored(id.saturating_sub(MAX_KEPT))])?;
+        Ok(())
+    }
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
+    let severity: String = row.get(2)?;
+    // The table takes no other words.
+    let known = Severity::ALL.into_iter().find(|known| known.as_str() == severity);
+    Ok(Event {
+        id: number(row, 0)?,
+        at: parsed(row, 1)?,
+        severity: known.unwrap_or(Severity::Error),
+        kind: row.get(3)?,
+        volume: parsed_if_there(row, 4)?,
+        credential: row.get(5)?,
+        task: parsed_if_there(row, 6)?,
+        message: row.get(7)?,
+    })
+}
+
+const COLUMNS: &str = "id, at, severity, kind, volume, credential, task, message";
+
+/// The first so many after one, oldest first.
+///
+/// # Errors
+/// The database fails.
+pub fn events_after(tx: &Transaction<'_>, since: u64, max: u32) -> Result<Vec<Event>, DbError> {
+    let sql = format!("SELECT {COLUMNS} FROM events WHERE id > ?1 ORDER BY id LIMIT ?2");
+    let mut statement = tx.prepare(&sql)?;
+    let rows = statement.query_map(params![stored(since), max], read)?.collect::<Result<_, _>>()?;
+    Ok(rows)
+}
+
+/// The newest so many, oldest first.
+///
+/// # Errors
+/// The database fails.
+pub fn newest_events(tx: &Transaction<'_>, max: u32) -> Result<Vec<Event>, DbError> {
+    let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM events ORDER BY id DESC LIMIT ?1"))?;
+    let mut rows: Vec<Event> = statement.query_map([max], read)?.collect::<Result<_, _>>()?;
+    rows.reverse();
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Db;
+    use super::*;
+
+    #[test]
+    fn the_newest_are_kept_and_told_in_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap();
+        db.transaction::<_, DbError>(|tx| {
+            for number in 1..=MAX_KEPT + 3 {
+                let at = Timestamp::from_second(i64::try_from(number).unwrap()).unwrap();
+                NewEvent::new(at, Severity::Warning, "x", number.to_string()).insert(tx)?;
+            }
+            let all = events_after(tx, 0, u32::MAX >> 1)?;
+            assert_eq!((all.len() as u64, all[0].id), (MAX_KEPT, 4));
+            let ids = |events: Vec<Event>| events.iter().map(|event| event.id).collect::<Vec<_>>();
+            assert_eq!(ids(newest_events(tx, 2)?), [MAX_KEPT + 2, MAX_KEPT + 3]);
+            assert_eq!(ids(events_after(tx, 7, 2)?), [8, 9]);
+            assert_eq!((all[0].severity, all[0].message.as_str()), (Severity::Warning, "4"));
+            Ok(())
+        })
+        .unwrap();
+    }
+}

@@ -1,0 +1,57 @@
+//! Metrics, and whether the daemon is well. The same on the control socket and at an address of its own.
+
+use super::Failure;
+use crate::{core::Core, db::DbError, error::ServiceError, metrics::TEXT_FORMAT};
+use axum::{
+    Router,
+    extract::State,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use blockd_api::paths;
+use blockd_cloud::CancelToken;
+use std::{sync::Arc, time::Duration};
+use tokio::net::TcpListener;
+
+/// How long the database may take before the daemon counts as not ready.
+const READY_WITHIN: Duration = Duration::from_secs(5);
+
+/// The addresses that tell and change nothing.
+pub(super) fn routes() -> Router<Arc<Core>> {
+    Router::new()
+        .route(paths::METRICS, get(show))
+        .route(paths::HEALTHZ, get(healthz))
+        .route(paths::READYZ, get(readyz))
+}
+
+/// Serves nothing but these until told to stop.
+pub async fn serve(listener: TcpListener, core: Arc<Core>, stop: CancelToken) {
+    let router = routes().with_state(core);
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "metrics are no longer served");
+    }
+}
+
+async fn show(State(core): State<Arc<Core>>) -> Result<Response, Failure> {
+    let text = core.metrics_text().await?;
+    Ok(([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
+}
+
+/// It answers, so it lives.
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Whether it can do its work: it does not stop, and its database answers.
+async fn readyz(State(core): State<Arc<Core>>) -> Result<&'static str, Failure> {
+    if core.stopping.is_cancelled() {
+        return Err(Failure(ServiceError::Stopping));
+    }
+    let asked = core.db.run(|tx| -> Result<(), DbError> { Ok(tx.query_row("SELECT 1", [], |_| Ok(()))?) });
+    match tokio::time::timeout(READY_WITHIN, asked).await {
+        Ok(answer) => answer.map(|()| "ok\n").map_err(Failure::from),
+        Err(_) => Err(Failure(ServiceError::Internal("the database does not answer".into()))),
+    }
+}

@@ -1,0 +1,289 @@
+//! The metrics as they are now.
+
+use super::{
+    exposition::{Exposition, Labels},
+    store::Request,
+    traffic::Operation,
+};
+use crate::{
+    core::Core,
+    db::{Chain, CredentialRow, DbError, Proof, RunRow, ScheduleRow, TaskRow},
+    error::{ServiceError, blocking},
+    registry::{EntryState, VolumeEntry},
+    schedules::engine,
+};
+use blockd_api::schedules::RunState;
+use blockd_volume::VolumeStats;
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+use uuid::Uuid;
+
+/// What `Content-Type` says.
+pub(crate) const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What the database knows.
+struct Rows {
+    chains: Vec<Chain>,
+    credentials: Vec<CredentialRow>,
+    proofs: Vec<Proof>,
+    /// How many, by kind and state.
+    tasks: BTreeMap<(String, &'static str), u64>,
+    runs: Vec<(RunState, usize)>,
+    next_runs: Vec<(Uuid, Option<Timestamp>)>,
+}
+
+impl Rows {
+    fn read(tx: &rusqlite::Transaction<'_>, now: Timestamp) -> Result<Self, DbError> {
+        let credentials = CredentialRow::all(tx)?;
+        let (mut proofs, mut next_runs, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+        for credential in &credentials {
+            proofs.extend(Proof::all(tx, credential.uuid)?);
+        }
+        for schedule in ScheduleRow::all(tx)? {
+            next_runs.push((schedule.uuid, engine::next_run(tx, &schedule, now)?));
+        }
+        for state in [RunState::Queued, RunState::Active] {
+            runs.push((state, RunRow::in_state(tx, state)?.len()));
+        }
+        let mut tasks = BTreeMap::new();
+        for task in TaskRow::all(tx)? {
+            *tasks.entry((task.kind.to_string(), task.state.as_str())).or_default() += 1;
+        }
+        Ok(Self { chains: Chain::all(tx, None)?, credentials, proofs, tasks, runs, next_runs })
+    }
+
+    fn proofs_of(&self, row: &CredentialRow) -> impl Iterator<Item = &Proof> {
+        let uuid = row.uuid;
+        self.proofs.iter().filter(move |proof| proof.credential == uuid)
+    }
+
+    fn credential(&self, uuid: Uuid) -> Option<&CredentialRow> {
+        self.credentials.iter().find(|row| row.uuid == uuid)
+    }
+}
+
+/// A volume and how it stands.
+struct Seen {
+    entry: Arc<VolumeEntry>,
+    up: bool,
+    connections: u64,
+    stats: Option<VolumeStats>,
+}
+
+impl Seen {
+    fn of(entry: Arc<VolumeEntry>) -> Self {
+        let view = entry.view();
+        let (stats, is_up) = match &view.state {
+            EntryState::Up(volume) => (Some(volume.stats()), view.fault.is_none()),
+            _ => (None, false),
+        };
+        Self { up: is_up, connections: view.connections, stats, entry }
+    }
+
+    fn labels(&self) -> Labels<'static> {
+        vec![("volume", self.entry.name.to_string())]
+    }
+}
+
+impl Core {
+    /// All metrics, as text.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) async fn metrics_text(&self) -> Result<String, ServiceError> {
+        let now = Timestamp::now();
+        let rows = self.db.run(move |tx| Rows::read(tx, now)).await?;
+        let entries = self.registry.all();
+        // Sizes are asked of the filesystem.
+        let seen =
+            blocking(move || Ok::<_, ServiceError>(entries.into_iter().map(Seen::of).collect::<Vec<_>>()));
+        let seen = seen.await?;
+        let mut text = Exposition::default();
+        self.of_the_process(&mut text);
+        of_volumes(&mut text, &seen);
+        self.of_stores(&mut text, &rows);
+        self.of_backups(&mut text, &rows);
+        self.of_caches(&mut text);
+        Ok(text.into_text())
+    }
+
+    fn of_the_process(&self, text: &mut Exposition) {
+        let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+        text.gauge("blockd_build_info", "The version of blockd; always 1.", [(version, 1)]);
+        let uptime = self.started.elapsed().as_secs_f64();
+        text.gauge("blockd_uptime_seconds", "How long blockd has run.", [(Vec::new(), uptime)]);
+        let memory = resident_bytes().map(|len_bytes| (Vec::new(), len_bytes));
+        text.gauge("process_resident_memory_bytes", "Resident memory size in bytes.", memory);
+        let files = std::fs::read_dir("/proc/self/fd").ok().map(|files| (Vec::new(), files.count()));
+        text.gauge("process_open_fds", "Number of open file descriptors.", files);
+    }
+
+    fn of_stores(&self, text: &mut Exposition, rows: &Rows) {
+        let meters: Vec<_> = rows
+            .credentials
+            .iter()
+            .filter_map(|row| Some((row.name.to_string(), self.meters.get(row.uuid)?)))
+            .collect();
+        let credential = |name: &String| vec![("credential", name.clone())];
+        let each = |name: &String, request: Request| {
+            vec![("credential", name.clone()), ("request", request.as_str().to_owned())]
+        };
+        let all = || meters.iter().flat_map(|meter| Request::ALL.map(|request| (meter, request)));
+        text.histogram(
+            "blockd_store_request_duration_seconds",
+            "How long requests to stores took until the end of their answer, each attempt by itself.",
+            all().map(|((name, meter), request)| (each(name, request), meter.times(request))),
+        );
+        text.counter(
+            "blockd_store_request_errors_total",
+            "Attempts at requests to stores that failed.",
+            all().map(|((name, meter), request)| (each(name, request), meter.failed(request))),
+        );
+        text.counter(
+            "blockd_store_sent_bytes_total",
+            "Bytes of bodies sent to stores, each attempt by itself.",
+            meters.iter().map(|(name, meter)| (credential(name), meter.sent_bytes())),
+        );
+        text.counter(
+            "blockd_store_received_bytes_total",
+            "Bytes of bodies received from stores.",
+            meters.iter().map(|(name, meter)| (credential(name), meter.received_bytes())),
+        );
+    }
+
+    fn of_backups(&self, text: &mut Exposition, rows: &Rows) {
+        let target = |chain: &Chain| {
+            let entry = self.registry.by_id(chain.volume)?;
+            let credential = rows.credential(chain.credential)?;
+            Some(vec![("volume", entry.name.to_string()), ("credential", credential.name.to_string())])
+        };
+        text.gauge(
+            "blockd_backup_last_point_timestamp_seconds",
+            "The point in time that the newest backup of the volume under the credential holds; its age is what a loss of this host costs.",
+            rows.chains.iter().filter_map(|chain| Some((target(chain)?, chain.finished.as_second()))),
+        );
+        let of = |name: &dyn ToString| vec![("credential", name.to_string())];
+        text.gauge(
+            "blockd_verification_last_timestamp_seconds",
+            "When a cloud snapshot under the credential was last verified.",
+            rows.credentials.iter().filter_map(|row| {
+                let last = rows.proofs_of(row).map(|proof| proof.verified.as_second()).max()?;
+                Some((of(&row.name), last))
+            }),
+        );
+        text.gauge(
+            "blockd_cloudsnaps_damaged",
+            "Cloud snapshots under the credential whose last verification found damage.",
+            rows.credentials
+                .iter()
+                .map(|row| (of(&row.name), rows.proofs_of(row).filter(|proof| !proof.sound).count())),
+        );
+        text.gauge(
+            "blockd_tasks",
+            "Tasks that are remembered, by what they do and how they are.",
+            rows.tasks.iter().map(|((kind, state), count)| {
+                (vec![("kind", kind.clone()), ("state", (*state).to_owned())], *count)
+            }),
+        );
+        text.gauge(
+            "blockd_schedule_runs_unfinished",
+            "Runs of schedules that have not ended.",
+            rows.runs.iter().map(|(state, count)| (vec![("state", state.to_string())], *count)),
+        );
+        text.gauge(
+            "blockd_schedule_next_run_timestamp_seconds",
+            "When the next run of the schedule begins.",
+            rows.next_runs.iter().filter_map(|(uuid, next)| {
+                Some((vec![("schedule", uuid.to_string())], next.as_ref()?.as_second()))
+            }),
+        );
+    }
+
+    fn of_caches(&self, text: &mut Exposition) {
+        let counters = [self.browse.cache_counters().unwrap_or_default()];
+        let place = |name: &str| vec![("place", name.to_owned())];
+        text.gauge(
+            "blockd_cache_bytes",
+            "Bytes of cloud snapshots that are cached for whoever looks into them.",
+            counters
+                .iter()
+                .flat_map(|now| [(place("disk"), now.disk_bytes), (place("memory"), now.memory_bytes)]),
+        );
+        text.counter(
+            "blockd_cache_frames_total",
+            "Frames of cloud snapshots that were read, by where they came from.",
+            counters.iter().flat_map(|now| {
+                let source = |name: &str| vec![("source", name.to_owned())];
+                [(source("disk"), now.frames_from_disk), (source("store"), now.frames_fetched)]
+            }),
+        );
+        text.counter(
+            "blockd_cache_damaged_pieces_total",
+            "Pieces of the cache on disk that were found damaged and fetched again.",
+            counters.iter().map(|now| (Vec::new(), now.damaged_pieces)),
+        );
+    }
+}
+
+fn of_volumes(text: &mut Exposition, seen: &[Seen]) {
+    let all = |value: fn(&Seen) -> u64| seen.iter().map(move |seen| (seen.labels(), value(seen)));
+    let open = |value: fn(&VolumeStats) -> u64| {
+        seen.iter().filter_map(move |seen| Some((seen.labels(), value(seen.stats.as_ref()?))))
+    };
+    text.gauge(
+        "blockd_volume_up",
+        "Whether the volume is open and takes requests.",
+        all(|seen| u64::from(seen.up)),
+    );
+    text.gauge("blockd_volume_size_bytes", "The size of the volume.", all(|seen| seen.entry.size_bytes()));
+    text.gauge("blockd_volume_connections", "NBD connections to the volume.", all(|seen| seen.connections));
+    text.gauge(
+        "blockd_volume_dirty_bytes",
+        "What was written since the volume was last frozen, in whole blocks.",
+        open(|stats| stats.head_dirty_bytes),
+    );
+    text.gauge(
+        "blockd_volume_allocated_bytes",
+        "Disk space of the volume that it shares with no other one.",
+        open(|stats| stats.allocated_bytes),
+    );
+    text.gauge(
+        "blockd_volume_tracking_memory_bytes",
+        "About how much memory it takes to know what of the volume was written.",
+        open(|stats| stats.tracking_bytes),
+    );
+    text.gauge(
+        "blockd_volume_layers",
+        "Layers of the volume, the head included.",
+        open(|stats| stats.layers),
+    );
+    text.gauge("blockd_volume_snapshots", "Snapshots of the volume.", open(|stats| stats.snapshots));
+    text.counter(
+        "blockd_volume_read_bytes_total",
+        "Bytes read from the volume since it was opened.",
+        open(|stats| stats.bytes_read),
+    );
+    text.counter(
+        "blockd_volume_written_bytes_total",
+        "Bytes written to the volume since it was opened.",
+        open(|stats| stats.bytes_written),
+    );
+    text.histogram(
+        "blockd_volume_request_duration_seconds",
+        "How long the volume took for requests of NBD clients, once their data was there.",
+        seen.iter().flat_map(|seen| {
+            Operation::ALL.map(|operation| {
+                let mut labels = seen.labels();
+                labels.push(("operation", operation.as_str().to_owned()));
+                (labels, seen.entry.traffic.counted(operation))
+            })
+        }),
+    );
+}
+
+/// What this process has in memory, in bytes.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

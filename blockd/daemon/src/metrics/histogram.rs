@@ -1,0 +1,65 @@
+//! How long things took, in buckets whose bounds are powers of four.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// Upper bounds of the buckets in microseconds; there is one more for what takes longer.
+pub(super) const BOUNDS_MICROS: [u64; 13] =
+    [1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216];
+const BUCKETS: usize = BOUNDS_MICROS.len() + 1;
+
+/// Counters that any thread may add to.
+#[derive(Debug, Default)]
+pub(super) struct Histogram {
+    buckets: [AtomicU64; BUCKETS],
+    nanos: AtomicU64,
+}
+
+/// A histogram as it stood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// How many there were in each bucket, those of smaller ones not included.
+    pub(super) buckets: [u64; BUCKETS],
+    /// How long all of them took.
+    pub(super) nanos: u64,
+}
+
+impl Histogram {
+    pub(super) fn note(&self, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.buckets[bucket(nanos)].fetch_add(1, Relaxed);
+        self.nanos.fetch_add(nanos, Relaxed);
+    }
+
+    pub(super) fn add_to(&self, sum: &mut Counted) {
+        for (sum, bucket) in sum.buckets.iter_mut().zip(&self.buckets) {
+            *sum += bucket.load(Relaxed);
+        }
+        sum.nanos = sum.nanos.wrapping_add(self.nanos.load(Relaxed));
+    }
+}
+
+/// The first bucket whose bound is not below.
+fn bucket(nanos: u64) -> usize {
+    // Bound i is 4^i µs: half the number of binary digits that count the microseconds, less the bound itself.
+    let micros = nanos.div_ceil(1_000);
+    let digits = u64::BITS - micros.saturating_sub(1).leading_zeros();
+    (digits.div_ceil(2) as usize).min(BUCKETS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_time_is_in_the_first_bucket_that_holds_it() {
+        for micros in (0..6_000).chain(BOUNDS_MICROS.iter().flat_map(|bound| [bound - 1, *bound, bound + 1]))
+        {
+            let expected = BOUNDS_MICROS.iter().position(|bound| micros <= *bound);
+            assert_eq!(bucket(micros * 1_000), expected.unwrap_or(BUCKETS - 1), "{micros} µs");
+        }
+        assert_eq!((bucket(1_001), bucket(u64::MAX)), (1, BUCKETS - 1));
+    }
+}

@@ -1,0 +1,197 @@
+//! What is asked of the store of each credential, over all tasks.
+
+use super::histogram::{Counted, Histogram};
+use blockd_cloud::store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+use uuid::Uuid;
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Put,
+    Get,
+    Delete,
+    List,
+    Multipart,
+}
+
+impl Request {
+    pub(super) const ALL: [Self; 5] = [Self::Put, Self::Get, Self::Delete, Self::List, Self::Multipart];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::Delete => "delete",
+            Self::List => "list",
+            Self::Multipart => "multipart",
+        }
+    }
+}
+
+/// Counters of one store.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    times: [Histogram; Request::ALL.len()],
+    failed: [AtomicU64; Request::ALL.len()],
+    sent_bytes: AtomicU64,
+    received_bytes: AtomicU64,
+}
+
+impl Meter {
+    /// Every attempt at a request, failed ones included.
+    pub(super) fn times(&self, request: Request) -> Counted {
+        let mut counted = Counted::default();
+        self.times[request as usize].add_to(&mut counted);
+        counted
+    }
+
+    pub(super) fn failed(&self, request: Request) -> u64 {
+        self.failed[request as usize].load(Relaxed)
+    }
+
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Relaxed)
+    }
+
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.received_bytes.load(Relaxed)
+    }
+
+    async fn note<T>(
+        &self,
+        request: Request,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let began = Instant::now();
+        let result = work.await;
+        self.times[request as usize].note(began.elapsed());
+        if let Err(error) = &result
+            && !is_answer(error.kind)
+        {
+            self.failed[request as usize].fetch_add(1, Relaxed);
+        }
+        result
+    }
+}
+
+/// Whether the store did what it should: whoever asks for what is not there is told so.
+fn is_answer(kind: StoreErrorKind) -> bool {
+    matches!(kind, StoreErrorKind::NotFound | StoreErrorKind::AlreadyExists)
+}
+
+/// The counters of all stores, by credential.
+#[derive(Debug, Default)]
+pub(crate) struct Meters(Mutex<HashMap<Uuid, Arc<Meter>>>);
+
+impl Meters {
+    /// That of a credential.
+    pub(crate) fn of(&self, credential: Uuid) -> Arc<Meter> {
+        Arc::clone(self.0.lock().entry(credential).or_default())
+    }
+
+    /// That of a credential, if anything was asked of its store.
+    pub(super) fn get(&self, credential: Uuid) -> Option<Arc<Meter>> {
+        self.0.lock().get(&credential).cloned()
+    }
+
+    /// Forgets that of a credential.
+    pub(crate) fn forget(&self, credential: Uuid) {
+        self.0.lock().remove(&credential);
+    }
+}
+
+/// A store that counts on the way to another one.
+pub(crate) struct MeteredStore {
+    inner: Arc<dyn ObjectStore>,
+    meter: Arc<Meter>,
+}
+
+impl MeteredStore {
+    /// Counts what is asked of `inner`.
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>, meter: Arc<Meter>) -> Self {
+        Self { inner, meter }
+    }
+
+    fn up<'a, T: Send + 'a>(
+        &'a self,
+        request: Request,
+        len: usize,
+        work: StoreFuture<'a, T>,
+    ) -> StoreFuture<'a, T> {
+        self.meter.sent_bytes.fetch_add(len as u64, Relaxed);
+        Box::pin(self.meter.note(request, work))
+    }
+
+    fn down<'a>(&'a self, work: StoreFuture<'a, Bytes>) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            let body = self.meter.note(Request::Get, work).await?;
+            self.meter.received_bytes.fetch_add(body.len() as u64, Relaxed);
+            Ok(body)
+        })
+    }
+}
+
+impl ObjectStore for MeteredStore {
+    fn describe(&self) -> &str {
+        self.inner.describe()
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        self.up(Request::Put, body.len(), self.inner.put(key, body, mode))
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.down(self.inner.get(key, max_len_bytes))
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.down(self.inner.get_range(key, offset_bytes, len_bytes))
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        self.up(Request::Delete, 0, self.inner.delete(key))
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        self.up(Request::List, 0, self.inner.list(prefix))
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        self.up(Request::Multipart, 0, self.inner.multipart_start(key))
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        let len = body.len();
+        self.up(Request::Multipart, len, self.inner.multipart_put(key, upload_id, part_no, body))
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        self.up(Request::Multipart, 0, self.inner.multipart_complete(key, upload_id, tags))
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        self.up(Request::Multipart, 0, self.inner.multipart_abort(key, upload_id))
+    }
+}

@@ -1,0 +1,87 @@
+//! Events of a running daemon.
+
+use super::*;
+use blockd_api::{
+    cloudsnaps::StartVerify,
+    events::{Event, ListEvents, Severity},
+};
+
+impl Host {
+    async fn events_since(&self, since: u64, wait_ms: u64) -> Vec<Event> {
+        let query = ListEvents { since: Some(since), max: None, wait_ms: Some(wait_ms) };
+        self.client.list_events(&query).await.unwrap().events
+    }
+
+    /// Waits for an event of this kind.
+    async fn event(&self, kind: &str) -> Event {
+        let mut since = 0;
+        for _ in 0..30 {
+            for event in self.events_since(since, 5_000).await {
+                since = event.id;
+                if event.kind == kind {
+                    return event;
+                }
+            }
+        }
+        panic!("there is no {kind}: {:?}", self.events_since(0, 0).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happens_is_told_to_whoever_waits_and_after_a_restart() {
+    let mut host = Host::new().await;
+    assert_eq!(host.events_since(0, 0).await, []);
+    host.create_credential().await;
+    host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
+    let waiting = {
+        let client = host.client.clone();
+        let query = ListEvents { since: Some(0), max: None, wait_ms: Some(60_000) };
+        tokio::spawn(async move { client.list_events(&query).await.unwrap().events })
+    };
+    let done = host.backup("v", false).await;
+    let events = waiting.await.unwrap();
+    assert_eq!(
+        (events.len(), events[0].kind.as_str(), events[0].severity),
+        (1, "backup-done", Severity::Info)
+    );
+    assert_eq!((events[0].task, events[0].credential.as_deref()), (Some(done.name), Some("nas")));
+    assert_eq!(events[0].volume.as_ref().map(ToString::to_string).as_deref(), Some("v"));
+
+    // A pack of the backup is not what it was.
+    let mut packs = Vec::new();
+    let mut dirs = vec![host.store.path().join("blockd/data")];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            match entry.file_type().unwrap().is_dir() {
+                true => dirs.push(entry.path()),
+                false => packs.push(entry.path()),
+            }
+        }
+    }
+    let pack =
+        packs.iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with("pack")).unwrap();
+    let length = std::fs::metadata(pack).unwrap().len() as usize;
+    std::fs::write(pack, vec![0; length]).unwrap();
+    let verify = host.client.start_verify(&StartVerify::default()).await.unwrap();
+    host.wait(verify.task).await;
+    let damage = host.event("damage-found").await;
+    assert_eq!((damage.severity, damage.task), (Severity::Error, Some(verify.task)));
+
+    let (place, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
+    std::fs::rename(&place, &away).unwrap();
+    let failed = host.start_backup("v", false).await;
+    host.wait(failed).await;
+    let told = host.event("backup-failed").await;
+    assert_eq!((told.severity, told.task), (Severity::Error, Some(failed)));
+    std::fs::rename(&away, &place).unwrap();
+
+    host.core().registry.by_name("v").unwrap().note_fault("the disk is gone");
+    host.core().scheduler.wake();
+    let degraded = host.event("volume-degraded").await;
+    assert!(degraded.message.contains("the disk is gone"), "{degraded:?}");
+    let before = host.events_since(0, 0).await;
+    host.stop().await;
+    host.start().await;
+    assert_eq!(host.events_since(0, 0).await, before);
+    host.stop().await;
+}

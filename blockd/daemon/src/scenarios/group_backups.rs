@@ -1,0 +1,187 @@
+//! Backups of several volumes: of one instant or not at all, whenever the daemon dies.
+
+use super::*;
+use blockd_api::{
+    cloudsnaps::{GroupBackupStarted, StartGroupBackup},
+    schedules::{CreateSchedule, ListRuns, Rule, RunState, Selector},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+impl Host {
+    async fn grouped_volumes(&self) {
+        for name in NAMES {
+            let group = Some("shop".parse().unwrap());
+            let labels = Default::default();
+            let request = CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group };
+            self.client.create_volume(&request).await.unwrap();
+        }
+    }
+
+    async fn second_credential(&self, dir: &tempfile::TempDir) {
+        let provider = ProviderRequest::Local { path: dir.path().to_owned() };
+        let request = CreateCredential { provider, ..self.credential("offsite", None) };
+        self.client.create_credential(&request).await.unwrap();
+    }
+
+    async fn backup_group(&self, places: &[&str]) -> GroupBackupStarted {
+        let mut places = places.iter().map(|name| name.parse().unwrap());
+        let request = StartGroupBackup {
+            group: Some("shop".parse().unwrap()),
+            cred_id: places.next(),
+            also: places.collect(),
+            ..StartGroupBackup::default()
+        };
+        self.client.start_group_backup(&request).await.unwrap()
+    }
+
+    async fn ended(&self, started: &GroupBackupStarted) -> Vec<Task> {
+        let mut ended = Vec::new();
+        for task in started.members.iter().flat_map(|member| &member.tasks) {
+            ended.push(self.wait(*task).await);
+        }
+        ended
+    }
+
+    /// The instants that are in the stores, and how many cloud snapshots there are of each.
+    async fn instants(&self) -> BTreeMap<jiff::Timestamp, usize> {
+        let mut instants = BTreeMap::new();
+        for entry in self.list().await {
+            *instants.entry(entry.timestamp).or_default() += 1;
+        }
+        instants
+    }
+}
+
+/// Writes one number after the other to each volume in turn, until it is told to stop.
+fn count_up(
+    volumes: Vec<Arc<Volume>>,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        for number in 1_u64.. {
+            for volume in &volumes {
+                volume.write(0, &number.to_le_bytes(), false).unwrap();
+            }
+            if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                return;
+            }
+        }
+    })
+}
+
+fn number_in(volume: &Volume) -> u64 {
+    let mut bytes = [0; 8];
+    volume.read(0, &mut bytes).unwrap();
+    u64::from_le_bytes(bytes)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_volumes_of_a_group_are_backed_up_from_one_instant_to_each_place() {
+    let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
+    host.create_credential().await;
+    host.second_credential(&other).await;
+    host.grouped_volumes().await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer = count_up(NAMES.map(|name| host.volume(name)).to_vec(), Arc::clone(&stop));
+    let started = host.backup_group(&["nas", "offsite"]).await;
+    let tasks = host.ended(&started).await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    writer.join().unwrap();
+    assert_eq!(tasks.len(), 6);
+    assert!(tasks.iter().all(|task| task.state.stage == TaskStage::Done), "{tasks:?}");
+    assert_eq!(host.instants().await.into_values().collect::<Vec<_>>(), [6]);
+    // What was written first is in it if what was written later is.
+    let mut numbers = Vec::new();
+    for member in &started.members {
+        let task = host.wait(member.tasks[0]).await;
+        let then = format!("{}-then", member.volume);
+        let request = StartRestore {
+            snap: task.source_volume.unwrap().parse().unwrap(),
+            volume: Some(then.parse().unwrap()),
+            skip_damaged: false,
+            cred_id: Some("nas".parse().unwrap()),
+        };
+        let restore = host.client.start_restore(&request).await.unwrap();
+        host.done(restore.task).await;
+        numbers.push(number_in(&host.volume(&then)));
+    }
+    assert!(numbers[0] - numbers[2] <= 1, "{numbers:?} are not of one instant");
+    assert!(numbers.is_sorted_by(|first, then| first >= then), "{numbers:?} are not of one instant");
+    host.assert_tidy();
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_backup_is_of_one_instant_wherever_the_daemon_dies() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.grouped_volumes().await;
+    let mut instants = 0;
+    for step in ["backup accepted", "group frozen", "backup frozen", "backup planned", "backup in the store"]
+    {
+        *host.core().dies_at.lock() = Some(step);
+        let started = host.backup_group(&["nas"]).await;
+        host.die_and_start().await;
+        for task in host.ended(&started).await {
+            assert_eq!((task.state.stage, &task.error), (TaskStage::Done, &None), "{step}");
+        }
+        instants += 1;
+        let found = host.instants().await;
+        assert_eq!(found.len(), instants, "{step}");
+        assert!(found.values().all(|count| *count == NAMES.len()), "{step}: {found:?}");
+        host.assert_tidy();
+    }
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_cannot_be_frozen_leaves_none_of_the_others_backed_up() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.grouped_volumes().await;
+    std::fs::create_dir(host.volume("b").dir().join("layer-0000000000000002.data")).unwrap();
+    let started = host.backup_group(&["nas"]).await;
+    for task in host.ended(&started).await {
+        let reason = task.error.map(|error| error.message).unwrap_or_default();
+        assert_eq!(task.state.stage, TaskStage::Failed);
+        assert!(reason.contains("because volume b failed"), "{reason}");
+    }
+    assert_eq!(host.list().await.len(), 0);
+    host.assert_tidy();
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_of_a_group_freezes_it_once_for_all_places() {
+    let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
+    host.create_credential().await;
+    host.second_credential(&other).await;
+    host.grouped_volumes().await;
+    let schedule = CreateSchedule {
+        selector: Selector { group: Some("shop".parse().unwrap()), ..Selector::default() },
+        cred_ids: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
+        rules: vec![Rule { when: "calendar 2199-01-01 00:00".parse().unwrap(), retain: None }],
+        ..CreateSchedule::default()
+    };
+    let schedule = host.client.create_schedule(&schedule).await.unwrap();
+    for round in 1..=2 {
+        let begun = host.client.run_schedule(schedule.uuid).await.unwrap().runs;
+        assert_eq!(begun.len(), 6);
+        let is_over = |state| !matches!(state, RunState::Queued | RunState::Active);
+        let mut runs = Vec::new();
+        for _ in 0..600 {
+            runs = host.client.list_runs(&ListRuns::default()).await.unwrap().runs;
+            if runs.iter().all(|run| is_over(run.state)) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        let states: BTreeSet<_> = runs.iter().map(|run| run.state.as_str()).collect();
+        assert_eq!(states, BTreeSet::from(["done"]), "{runs:?}");
+        let instants = host.instants().await;
+        assert_eq!(instants.into_values().collect::<Vec<_>>(), vec![6; round]);
+    }
+    host.stop().await;
+}

@@ -1,0 +1,166 @@
+//! What a running daemon tells of itself to Prometheus.
+
+use super::{Host, Model, config};
+use crate::{
+    daemon::Daemon,
+    exports::Exports,
+    metrics::strict::{self, Family},
+};
+use blockd_api::cloudsnaps::StartVerify;
+use blockd_nbd::{Client, ExportCatalog};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+type Families = BTreeMap<String, Family>;
+
+/// One answer of HTTP/1.1, its status and its body.
+async fn ask<S: AsyncReadExt + AsyncWriteExt + Unpin>(mut stream: S, path: &str) -> (String, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.to_owned(), body.to_owned())
+}
+
+impl Host {
+    async fn ask_locally(&self, path: &str) -> (String, String) {
+        let socket = self.core().control_socket();
+        ask(tokio::net::UnixStream::connect(socket).await.unwrap(), path).await
+    }
+
+    async fn families(&self) -> Families {
+        let (head, body) = self.ask_locally("/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 200") && head.contains("text/plain; version=0.0.4"), "{head}");
+        strict::parse(&body).unwrap_or_else(|error| panic!("{error}\n{body}"))
+    }
+}
+
+/// The value of the sample whose name and labels begin so.
+fn value(families: &Families, family: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let is_meant = |sample: &&strict::Sample| {
+        sample.name == name
+            && labels.iter().all(|(key, text)| sample.labels.get(*key).is_some_and(|found| found == text))
+    };
+    let mut meant = families[family].samples.iter().filter(is_meant);
+    let found = meant.next().unwrap_or_else(|| panic!("no {name} {labels:?}"));
+    assert!(meant.next().is_none(), "several {name} {labels:?}");
+    found.value
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_say_what_happened() {
+    let mut host = Host::new().await;
+    host.families().await;
+    host.create_credential().await;
+    let volume = host.create_volume("v").await;
+    let before = host.families().await;
+    assert!(!before.contains_key("blockd_backup_last_point_timestamp_seconds"), "there is no backup yet");
+
+    let exports = Exports::new(Arc::clone(&host.core().registry));
+    let device = exports.open("v", &Client::default()).unwrap();
+    device.write(0, &[7; 8192], false).unwrap();
+    device.write(1 << 20, &[7; 4096], true).unwrap();
+    device.read(0, &mut [0; 4096]).unwrap();
+    device.flush().unwrap();
+    let now = host.families().await;
+    for (operation, count) in [("read", 1.0), ("write", 2.0), ("flush", 1.0), ("discard", 0.0)] {
+        let (family, labels) =
+            ("blockd_volume_request_duration_seconds", [("volume", "v"), ("operation", operation)]);
+        assert_eq!(value(&now, family, &format!("{family}_count"), &labels), count, "{operation}");
+        let took = value(&now, family, &format!("{family}_sum"), &labels);
+        assert_eq!(took > 0.0, count > 0.0, "{operation} took {took}");
+    }
+    let of_volume = |families: &Families, name: &str| value(families, name, name, &[("volume", "v")]);
+    assert_eq!(of_volume(&now, "blockd_volume_written_bytes_total"), 12_288.0);
+    assert_eq!(of_volume(&now, "blockd_volume_dirty_bytes"), 12_288.0);
+    assert_eq!(of_volume(&now, "blockd_volume_connections"), 1.0);
+    assert_eq!(of_volume(&now, "blockd_volume_up"), 1.0);
+    drop((device, volume));
+
+    host.backup("v", false).await;
+    let now = host.families().await;
+    assert_eq!(of_volume(&now, "blockd_volume_dirty_bytes"), 0.0);
+    let point = "blockd_backup_last_point_timestamp_seconds";
+    let age = jiff::Timestamp::now().as_second() as f64
+        - value(&now, point, point, &[("volume", "v"), ("credential", "nas")]);
+    assert!((0.0..600.0).contains(&age), "the backup is {age} s old");
+    let (family, labels) =
+        ("blockd_store_request_duration_seconds", [("credential", "nas"), ("request", "put")]);
+    assert!(value(&now, family, &format!("{family}_count"), &labels) >= 2.0);
+    let sent = "blockd_store_sent_bytes_total";
+    assert!(value(&now, sent, sent, &[("credential", "nas")]) > 0.0);
+    let tasks = "blockd_tasks";
+    assert_eq!(value(&now, tasks, tasks, &[("kind", "backup"), ("state", "done")]), 1.0);
+    for path in ["/healthz", "/readyz"] {
+        assert!(host.ask_locally(path).await.0.starts_with("HTTP/1.1 200"), "{path}");
+    }
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_fails_is_counted() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    Model::new().write(&host.volume("v"), 0, 1, 4096);
+    let (place, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
+    std::fs::rename(&place, &away).unwrap();
+    assert!(host.client.validate_credential(&"nas".parse().unwrap()).await.is_err());
+    let errors = "blockd_store_request_errors_total";
+    let failed =
+        |families: &Families| -> f64 { families[errors].samples.iter().map(|sample| sample.value).sum() };
+    assert!(failed(&host.families().await) >= 1.0);
+    std::fs::rename(away, place).unwrap();
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_address_of_metrics_tells_and_takes_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.metrics.listen = Some("127.0.0.1:0".parse().unwrap());
+    let daemon = Daemon::start(config, false).await.unwrap();
+    let address = *daemon.core().metrics_tcp.get().unwrap();
+    for (path, status) in
+        [("/metrics", "200"), ("/readyz", "200"), ("/healthz", "200"), ("/v1/status", "404")]
+    {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (head, body) = ask(stream, path).await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {head}");
+        assert_eq!(body.contains("blockd_build_info"), path == "/metrics");
+    }
+    // Somebody who asks and never goes does not hold up the end.
+    let idle = tokio::net::TcpStream::connect(address).await.unwrap();
+    daemon.stop().await.unwrap();
+    drop(idle);
+}
+
+/// What the files for Prometheus and Grafana ask for is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alerts_and_dashboard_name_metrics_that_there_are() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    host.backup("v", false).await;
+    let verified = host.client.start_verify(&StartVerify::default()).await.unwrap();
+    host.done(verified.task).await;
+    host.schedule(1).await;
+    let families = host.families().await;
+    let files = [
+        include_str!("../../../../monitoring/blockd.rules.yml"),
+        include_str!("../../../../monitoring/grafana-dashboard.json"),
+    ];
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut named = std::collections::BTreeSet::new();
+    for word in files.iter().flat_map(|text| text.split(|c| !is_part(c))) {
+        if !word.starts_with("blockd_") && !word.starts_with("process_") {
+            continue;
+        }
+        let parts = ["_bucket", "_count", "_sum"].into_iter().filter_map(|part| word.strip_suffix(part));
+        let family = parts.chain([word]).find(|name| families.contains_key(*name));
+        named.insert(family.unwrap_or_else(|| panic!("there is no metric {word}")));
+    }
+    assert!(named.len() > 10, "{named:?}");
+    host.stop().await;
+}

@@ -1,0 +1,55 @@
+//! What an operator looks at: events, group backups, and the bundle for those who help.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{BLOCK, Bed, Nbd, wait_for};
+use serde_json::Value;
+
+#[test]
+fn a_group_is_backed_up_events_tell_of_it_and_the_bundle_holds_no_secret() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").env("PLANTED", "planted-in-the-environment").start();
+    let (ctl, near, far) = (daemon.ctl(), bed.store("near"), bed.store("far"));
+    ctl.add_local("near", near.dir(), Some("planted-passphrase-of-near"));
+    ctl.add_local("far", far.dir(), Some("planted-passphrase-of-far"));
+    for name in ["db", "wal"] {
+        ctl.json(&["volume", "create", name, "--size", "8MiB", "--group", "shop"]);
+        let mut client = Nbd::open(&daemon.nbd_socket(), name);
+        client.write(0, &vec![7; BLOCK as usize]);
+    }
+    let ended = ctl.json(&["cs", "bg", "--group", "shop", "--cred-id", "near", "--cred-id", "far", "--wait"]);
+    let ended = ended.as_array().unwrap();
+    assert_eq!(ended.len(), 4);
+    assert!(ended.iter().all(|task| task["error"].is_null()), "{ended:?}");
+    let started = ctl.json(&["cloudsnap", "backup-group", "--volumes", "db,wal", "--cred-id", "far"]);
+    let group = started["groupId"].as_str().unwrap().to_owned();
+    let tasks = wait_for("the backups of the group to end", || {
+        let tasks = ctl.json(&["cloudsnap", "status", "--name", &group]);
+        let is_done = |task: &Value| task["state"] == "Backup-Done";
+        tasks.as_array().unwrap().iter().all(is_done).then_some(tasks)
+    });
+    assert_eq!(tasks.as_array().unwrap().len(), 2);
+
+    let events = ctl.json(&["events"])["events"].clone();
+    let done = events.as_array().unwrap().iter().filter(|event| event["kind"] == "backup-done");
+    assert_eq!(done.count(), 6, "{events}");
+    assert_eq!(ctl.json(&["events", "--errors"])["events"], Value::Array(vec![]));
+
+    let path = bed.store("bundle").dir().join("bundle.json");
+    let path = path.to_str().unwrap();
+    ctl.json(&["support-bundle", "--output", path]);
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(!text.contains("planted"), "{text}");
+    // Not the key that seals secrets either, however it might be written.
+    let key = std::fs::read(daemon.seen_data_dir().join("secret.key")).unwrap();
+    let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(key.len() >= 32 && !text.contains(&hex[..32]));
+    let bundle: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(bundle["volumes"]["volumes"].as_array().unwrap().len(), 2);
+    assert!(bundle["metrics"].as_str().unwrap().contains("blockd_volume_up{volume=\"db\"} 1"));
+    for part in
+        ["status", "snapshots", "credentials", "tasks", "schedules", "policies", "runs", "events", "mounts"]
+    {
+        assert!(bundle[part].is_object() && bundle[part]["error"].is_null(), "{part}: {}", bundle[part]);
+    }
+    ctl.fails(&["support-bundle", "--output", path], 1);
+}

@@ -1,0 +1,69 @@
+//! `blockctl cloudsnap backup-group`
+
+use super::cloudsnap::WaitArg;
+use blockd_api::{CredentialRef, GroupName, LabelSelector, VolumeRef};
+use clap::Args;
+
+pub const BACKUP_GROUP_HELP: &str = "\
+All volumes are frozen at one instant, or no backup is made. Each volume's backup to each place is a task of its own.
+
+Examples:
+  blockctl cloudsnap backup-group --group shop
+  blockctl cs bg --label app=mysql --cred-id nas --cred-id offsite --wait
+  blockctl -j cs backup-group --volumes vol1,vol2";
+
+/// `cloudsnap backup-group`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true))]
+pub struct BackupGroupArgs {
+    /// All volumes of this group
+    #[arg(short, long, value_name = "GROUP", group = "which")]
+    pub group: Option<GroupName>,
+    /// All volumes that have all these labels
+    #[arg(long, value_name = "K=V,…", group = "which")]
+    pub label: Option<LabelSelector>,
+    /// These volumes, by name or id
+    #[arg(
+        short,
+        long,
+        value_name = "VOLUME,…",
+        group = "which",
+        value_delimiter = ',',
+        alias = "volume_ids"
+    )]
+    pub volumes: Vec<VolumeRef>,
+    /// Force full backups
+    #[arg(short, long)]
+    pub full: bool,
+    /// Name or UUID of the credentials; may be left out when there is one. Several times: the same point in time to each
+    #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
+    pub cred_id: Vec<CredentialRef>,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::{Cli, Command, cloudsnap::CloudsnapCommand, tests::parse};
+
+    #[test]
+    fn volumes_are_chosen_in_one_way() {
+        for (line, volumes) in [
+            ("cloudsnap backup-group --volume_ids vol1,vol2", 2),
+            ("cs bg -v vol1,7 -v vol3 --cr nas --cr other", 3),
+            ("cs bg --label app=mysql --full", 0),
+            ("cs bg -g shop --wait", 0),
+        ] {
+            match parse(line).map(|Cli { command, .. }| command) {
+                Ok(Command::Cloudsnap(CloudsnapCommand::BackupGroup(args))) => {
+                    assert_eq!(args.volumes.len(), volumes, "{line}");
+                }
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+        for line in ["cs bg", "cs bg -g shop -v vol1", "cs bg --label a=b -g shop", "cs bg vol1"] {
+            assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! What is said of `pxctl` in the documentation is true of the parser.
+
+use super::tests::parse;
+
+#[test]
+fn each_command_line_of_the_comparison_is_understood() {
+    let table = include_str!("../../PXCTL.md").lines().filter(|line| line.starts_with("| "));
+    let ours: Vec<&str> = table
+        .filter_map(|row| row.split('|').nth(2)?.trim().strip_prefix("`blockctl ")?.strip_suffix('`'))
+        .collect();
+    assert!(ours.len() > 15, "{ours:?}");
+    for line in ours {
+        if let Err(error) = parse(line) {
+            panic!("blockctl {line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! `blockctl cloudsnap backup-group`
+
+use super::{Context, cloudsnap, counted};
+use crate::{cli::backup_group::BackupGroupArgs, failure::Failure};
+use blockd_api::cloudsnaps::StartGroupBackup;
+
+pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Failure> {
+    let mut places = args.cred_id.into_iter();
+    let (cred_id, also) = (places.next(), places.collect());
+    let BackupGroupArgs { group, label, volumes, full, wait, .. } = args;
+    let request = StartGroupBackup { group, label, volumes, full, cred_id, also };
+    let started = context.client.start_group_backup(&request).await?;
+    let line = format!(
+        "Group Cloudsnap backup started successfully with groupID:{} ({})",
+        started.group_id,
+        counted(started.members.len() as u64, "volume")
+    );
+    let mut lines = vec![line];
+    for member in &started.members {
+        let ids = member.tasks.iter().map(|task| format!("  {}: {task}", member.volume));
+        lines.extend(ids);
+    }
+    let tasks = started.members.iter().flat_map(|member| member.tasks.iter().copied()).collect();
+    cloudsnap::begun_together(context, tasks, &started, &lines, wait.wait).await
+}
