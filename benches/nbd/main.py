@@ -57,8 +57,8 @@ def arguments():
     )
     parser.add_argument("--quick", action="store_true", help="short passes on a small disk: 2 rounds of 1 s, 256 MiB")
     parser.add_argument("--rounds", type=int, help="passes of each kind [3]")
-    parser.add_argument("--seconds", type=float, help="the longest that one pass takes [4]")
-    parser.add_argument("--size", type=size, help="size of the disk, such as 512M [2G]; it should fit into memory 8 times")
+    parser.add_argument("--seconds", type=float, help="the longest that one pass takes [2]")
+    parser.add_argument("--size", type=size, help="size of the disk, such as 512M [1G]; it should fit into memory 8 times")
     parser.add_argument("--workloads", type=names, help="which, by name, with commas [all]")
     parser.add_argument("--states", type=names, help="which, by name, with commas [all]")
     parser.add_argument("--servers", type=names, help="which, by name, with commas [all]")
@@ -83,8 +83,8 @@ def arguments():
         Path(given.flame).mkdir(parents=True, exist_ok=True)
     quick = given.quick
     given.rounds = given.rounds or (2 if quick else 3)
-    given.seconds = given.seconds or (1 if quick else 4)
-    given.size = given.size or ((256 << 20) if quick else (2 << 30))
+    given.seconds = given.seconds or (1 if quick else 2)
+    given.size = given.size or ((256 << 20) if quick else (1 << 30))
     for what, known in (
         ("workloads", [one.name for one in workloads.WORKLOADS]),
         ("states", list(workloads.STATES)),

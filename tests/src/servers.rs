@@ -94,7 +94,7 @@ fn run(command: &mut Command) -> String {
 /// The status of the answer to a request, or nothing while nobody answers.
 fn status(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<u16> {
     let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
     let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     let request =
         format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());

@@ -245,7 +245,7 @@ fn a_store_that_is_gone_gives_errors_in_time_and_recovers() {
         data_runs(&snapshot.join("disk.img")).into_iter().max_by_key(|(start, end)| end - start).unwrap();
     let error = disk.read_exact_at(&mut [0; 4096], run.0 + MIB).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
-    assert!(began.elapsed() < Duration::from_secs(20));
+    assert!(began.elapsed() < Duration::from_secs(60));
     assert_eq!(world.snapshots().len(), 1, "listing goes on");
     fs::rename(&away, &here).unwrap();
     assert!(same_file(&world.image, &snapshot.join("disk.img")));

@@ -149,7 +149,7 @@ fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
     let asked = Instant::now();
     let task = lazy(&daemon.ctl(), &origin.snap, "now", &[]);
     let took = asked.elapsed();
-    assert!(took < Duration::from_secs(5), "the volume was there after {took:?}");
+    assert!(took < Duration::from_secs(60), "the volume was there after {took:?}");
     let mut first = daemon.nbd("now");
     first.write(FILES, &[1; 512]);
     first.write(FILES, &[0; 512]);

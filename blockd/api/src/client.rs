@@ -40,7 +40,7 @@ use zeroize::Zeroizing;
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take that only asks the daemon.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a freeze may take, with the commands before and after it.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(1800);
 /// How long a detach may take, in which the kernel writes back what is dirty.
@@ -440,15 +440,19 @@ impl Client {
         self.query(&paths::task(task), wait, patience).await
     }
 
-    async fn get<R: DeserializeOwned>(&self, address: &str, patience: Duration) -> Result<R, ClientError> {
+    pub(crate) async fn get<R: DeserializeOwned>(
+        &self,
+        address: &str,
+        patience: Duration,
+    ) -> Result<R, ClientError> {
         self.call(Method::GET, address, Bytes::new(), patience).await
     }
 
-    async fn delete<R: DeserializeOwned>(&self, address: &str) -> Result<R, ClientError> {
+    pub(crate) async fn delete<R: DeserializeOwned>(&self, address: &str) -> Result<R, ClientError> {
         self.call(Method::DELETE, address, Bytes::new(), CALL_TIMEOUT).await
     }
 
-    async fn query<Q: Serialize, R: DeserializeOwned>(
+    pub(crate) async fn query<Q: Serialize, R: DeserializeOwned>(
         &self,
         path: &str,
         query: &Q,
@@ -459,7 +463,7 @@ impl Client {
         self.get(&address, patience).await
     }
 
-    async fn post<B: Serialize, R: DeserializeOwned>(
+    pub(crate) async fn post<B: Serialize, R: DeserializeOwned>(
         &self,
         address: &str,
         body: &B,
@@ -468,7 +472,7 @@ impl Client {
         self.send(Method::POST, address, body, patience).await
     }
 
-    async fn send<B: Serialize, R: DeserializeOwned>(
+    pub(crate) async fn send<B: Serialize, R: DeserializeOwned>(
         &self,
         method: Method,
         address: &str,

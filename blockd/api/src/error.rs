@@ -66,6 +66,14 @@ error_codes! {
     NoFiles, "no_files", 422, 1, false;
     /// No task of this id.
     TaskNotFound, "task_not_found", 404, 4, false;
+    /// No schedule of this id.
+    ScheduleNotFound, "schedule_not_found", 404, 4, false;
+    /// No policy of this name.
+    PolicyNotFound, "policy_not_found", 404, 4, false;
+    /// A policy of this name is there already.
+    PolicyExists, "policy_exists", 409, 5, false;
+    /// A schedule uses the policy.
+    PolicyInUse, "policy_in_use", 409, 5, false;
     /// A volume of this name is there already.
     VolumeExists, "volume_exists", 409, 5, false;
     /// The volume has a snapshot of this name already.

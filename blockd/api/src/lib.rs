@@ -15,6 +15,7 @@ mod names;
 mod pairs;
 pub mod paths;
 pub mod quiesce;
+pub mod schedules;
 mod secret;
 mod size;
 pub mod snapshots;

@@ -81,6 +81,24 @@ pub const TASK_RESUME: &str = "/v1/tasks/{task}/resume";
 /// `POST` of [`crate::tasks::TaskLimits`]: [`crate::tasks::Task`].
 pub const TASK_LIMIT: &str = "/v1/tasks/{task}/limit";
 
+/// `GET`: [`crate::schedules::ScheduleList`]; `POST` of [`crate::schedules::CreateSchedule`]:
+/// [`crate::schedules::Schedule`].
+pub const SCHEDULES: &str = "/v1/schedules";
+/// `GET`: [`crate::schedules::Schedule`]; `PATCH` of [`crate::schedules::UpdateSchedule`]: the same; `DELETE`:
+/// [`crate::Deleted`]. `{schedule}` is a UUID.
+pub const SCHEDULE: &str = "/v1/schedules/{schedule}";
+/// `POST` without a body: [`crate::schedules::RunList`].
+pub const SCHEDULE_RUN: &str = "/v1/schedules/{schedule}/run";
+/// `GET`: [`crate::schedules::RetentionPlan`].
+pub const SCHEDULE_RETENTION: &str = "/v1/schedules/{schedule}/retention";
+/// `GET` with [`crate::schedules::ListRuns`]: [`crate::schedules::RunList`].
+pub const SCHEDULE_HISTORY: &str = "/v1/schedule-runs";
+/// `GET`: [`crate::schedules::PolicyList`]; `POST` of [`crate::schedules::Policy`]: the same.
+pub const POLICIES: &str = "/v1/sched-policies";
+/// `GET`: [`crate::schedules::Policy`]; `PATCH` of [`crate::schedules::UpdatePolicy`]: the same; `DELETE`:
+/// [`crate::Deleted`]. `{policy}` is its name.
+pub const POLICY: &str = "/v1/sched-policies/{policy}";
+
 /// Percent-encodes all but the unreserved characters of RFC 3986 and those in `also_plain`.
 pub(crate) fn encode(bytes: &[u8], also_plain: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
@@ -178,6 +196,26 @@ pub fn task_resume(task: Uuid) -> String {
 /// Address at which one task is limited.
 pub fn task_limit(task: Uuid) -> String {
     fill(TASK_LIMIT, "{task}", task)
+}
+
+/// Address of one schedule.
+pub fn schedule(schedule: Uuid) -> String {
+    fill(SCHEDULE, "{schedule}", schedule)
+}
+
+/// Address at which one schedule is run now.
+pub fn schedule_run(schedule: Uuid) -> String {
+    fill(SCHEDULE_RUN, "{schedule}", schedule)
+}
+
+/// Address of what one schedule keeps.
+pub fn schedule_retention(schedule: Uuid) -> String {
+    fill(SCHEDULE_RETENTION, "{schedule}", schedule)
+}
+
+/// Address of one policy.
+pub fn policy(name: &crate::schedules::PolicyName) -> String {
+    fill(POLICY, "{policy}", name)
 }
 
 /// Adds the fields of a flat query type to an address; fields that are null are left out.

@@ -33,6 +33,9 @@ const BUILD_CONCURRENCY: usize = 2;
 /// Frames that one thread seals at a time: 4 MiB of blocks.
 const CHUNK_FRAMES: usize = 32;
 
+/// Objects that are asked for at once after a commit that may not have been the first.
+const CHECK_CONCURRENCY: usize = 8;
+
 /// How long after it began a backup may commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
 pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
 /// How far the clocks of hosts and stores may be apart, in seconds: a day.
@@ -183,6 +186,8 @@ pub(crate) struct Job {
     building: Semaphore,
     cores: Arc<Semaphore>,
     write_once: bool,
+    /// An earlier run may have committed the snapshot, and somebody else have deleted it since.
+    was_committing: bool,
 }
 
 /// Backs up a frozen point of a volume: reads the blocks of the spec, and nothing else, and stores them as a snapshot.
@@ -190,10 +195,11 @@ pub(crate) struct Job {
 /// It lists nothing and asks for no object's metadata. What the journal says is in the store is not read or sent
 /// again; one byte of each such pack is fetched before the commit, because much may have happened since it was stored,
 /// and a pack that is gone is made again. After the commit of an incremental the base's manifest is asked for once: should another host have deleted
-/// it meanwhile, deltas that this one needs may be gone too, so the new manifest is taken back.
+/// it meanwhile, deltas that this one needs may be gone too, so the new manifest is taken back. Where an earlier attempt may have been the commit,
+/// one byte of every object is fetched after it, because somebody may have deleted that snapshot.
 ///
 /// # Errors
-/// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
+/// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`]; [`CloudError::DeletedMeanwhile`];
 /// [`CloudError::ReadVolume`]; [`CloudError::Journal`]; whatever the store reports. What was stored stays there for a
 /// resumption, and does not count as a snapshot.
 pub async fn backup(
@@ -230,6 +236,7 @@ async fn run(
         Layout::new(&planned.data, planned.size_bytes)
     });
     let layout = layout.await?;
+    let was_committing = journal.may_be_committed();
     let key = repo.key().clone();
     let job = Arc::new(Job {
         sealer: Sealer::new(&key, &spec.delta_id(), &spec.delta_salt),
@@ -243,6 +250,7 @@ async fn run(
         building: Semaphore::new(BUILD_CONCURRENCY),
         cores: Arc::new(Semaphore::new(cpu_threads(options.cpu_threads))),
         write_once: options.write_once,
+        was_committing,
     });
     job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
     job.packs(options.upload_concurrency.max(1)).await?;
@@ -303,15 +311,43 @@ impl Job {
         Ok(())
     }
 
+    /// Makes sure that nobody is deleting what was committed.
+    ///
+    /// An earlier attempt at the commit may have been carried out, and the snapshot deleted since, by somebody who took it for what it
+    /// was. Whoever does that deletes the manifest once more after the objects. So if all objects are there now, that is yet
+    /// to come, and takes this manifest as well.
+    async fn check_own(&self, manifest: &Manifest) -> Result<(), CloudError> {
+        let delta = self.spec.delta_id();
+        let packs = (0..self.layout.pack_count).map(|pack_no| async move {
+            let is_stored = self.is_stored(pack_no).await?;
+            Ok::<_, CloudError>((!is_stored).then(|| delta.pack_key(pack_no)))
+        });
+        let mut packs = futures::stream::iter(packs).buffer_unordered(CHECK_CONCURRENCY);
+        let mut gone: Option<String> = None;
+        while let Some(pack) = packs.next().await {
+            gone = gone.or(pack?);
+        }
+        if gone.is_none() && !self.is_there(&delta.index_key()).await? {
+            gone = Some(delta.index_key());
+        }
+        let Some(object) = gone else { return Ok(()) };
+        self.store.delete(&manifest.id().manifest_key()).await?;
+        Err(CloudError::DeletedMeanwhile { id: manifest.id(), object })
+    }
+
     /// Whether a pack that an earlier run recorded is still in the store.
-    async fn is_stored(self: &Arc<Self>, pack_no: u32) -> Result<bool, CloudError> {
+    async fn is_stored(&self, pack_no: u32) -> Result<bool, CloudError> {
         let journal = self.journal.clone();
         let lens = run_blocking(move || journal.frame_lens(pack_no)).await?;
         if lens.unwrap_or_default().iter().all(|len| *len == 0) {
             // There is no object for blocks that are all zero.
             return Ok(true);
         }
-        match self.store.get_range(&self.spec.delta_id().pack_key(pack_no), 0, 1).await {
+        self.is_there(&self.spec.delta_id().pack_key(pack_no)).await
+    }
+
+    async fn is_there(&self, object: &str) -> Result<bool, CloudError> {
+        match self.store.get_range(object, 0, 1).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
             Err(error) => Err(error.into()),
@@ -458,7 +494,14 @@ impl Job {
         let object = manifest.encode(&self.key, &random()?)?;
         // As late as possible: whoever collects garbage counts on it.
         spec.check_age(Timestamp::now())?;
+        let journal = self.journal.clone();
+        run_blocking(move || journal.record_commit()).await?;
+        let puts_before = self.progress.snapshot().requests.put;
         let manifest = repo.put_manifest(manifest, object.into()).await?;
+        let answered_at_once = self.progress.snapshot().requests.put == puts_before + 1;
+        if self.was_committing || !answered_at_once {
+            self.check_own(&manifest).await?;
+        }
         if let Some(base) = &spec.base {
             check_base(self.store.as_ref(), &manifest, base).await?;
         }

@@ -7,7 +7,7 @@ use crate::{
     CloudError, CloudsnapId,
     manifest::{Delta, Manifest},
     names::DeltaId,
-    repository::{ManifestCache, ManifestFilter, Repository},
+    repository::{ManifestCache, Repository},
 };
 use blockd_extent::SnapshotId;
 use futures::{StreamExt, TryStreamExt};
@@ -77,7 +77,22 @@ pub async fn delete_with_manifest(
             report.deltas_deleted += 1;
         }
     }
+    if report.deltas_deleted > 0 {
+        stay_deleted(repo, &id).await?;
+    }
     Ok(report)
+}
+
+/// Deletes a manifest again, once objects that it named are gone.
+///
+/// Its writer may not have known that it was committed, and have put it once more. A writer in that doubt looks at all objects
+/// after it has put the manifest, and takes it back if one is gone: so either that look comes after the deletions, or
+/// the manifest came before this.
+async fn stay_deleted(repo: &Repository, id: &CloudsnapId) -> Result<(), CloudError> {
+    if repo.store().delete(&id.manifest_key()).await? {
+        tracing::debug!(snapshot = %id, "its writer had put the manifest of the deleted cloud snapshot again, or the store does not tell");
+    }
+    Ok(())
 }
 
 /// Deletes a snapshot whose manifest is there and cannot be read.
@@ -97,6 +112,7 @@ async fn delete_damaged(
             let objects = objects.into_iter().map(|object| object.key);
             report.objects_deleted += delete_objects(repo, objects).await?;
             report.deltas_deleted = 1;
+            stay_deleted(repo, id).await?;
             return Ok(report);
         }
         Err(reason) => Some(reason),
@@ -114,9 +130,8 @@ async fn still_needed(
     cache: &dyn ManifestCache,
 ) -> Result<Result<HashSet<SnapshotId>, String>, CloudError> {
     // Of all volumes: one that was made from a snapshot of this one builds on its deltas.
-    let filter = ManifestFilter::default();
     let mut needed: HashSet<SnapshotId> = protected.iter().copied().collect();
-    for left in repo.list_manifests(&filter, cache).await? {
+    for left in repo.list_for_deletion(cache).await? {
         if left.id == Some(*gone) {
             // The listing may lag behind the deletion.
             continue;

@@ -135,6 +135,26 @@ pub enum CloudError {
         /// The base.
         base: CloudsnapId,
     },
+    /// Another host deleted the snapshot while it was not known whether it had been committed.
+    #[error(
+        "cloud snapshot {id} was deleted from another host while it was being committed ({object} is gone): start the backup again"
+    )]
+    DeletedMeanwhile {
+        /// The snapshot; it does not exist.
+        id: CloudsnapId,
+        /// The first of its objects that is not there.
+        object: String,
+    },
+    /// Snapshots were deleted all the time while the store was being listed.
+    #[error(
+        "cloud snapshots at {store} were deleted during each of {listings} listings of it, so that nobody knows what the others need: try again"
+    )]
+    Unsettled {
+        /// The store.
+        store: String,
+        /// How often it was listed.
+        listings: u32,
+    },
     /// A backup went on for longer than any may.
     #[error(
         "the backup {id} began at {started}: what it stored counts as abandoned after 7 days, so that it cannot be completed any more; start it again"
@@ -216,7 +236,7 @@ impl CloudError {
             | Self::Journal { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::Interrupted | io::ErrorKind::TimedOut)
             }
-            Self::Internal { .. } => true,
+            Self::Internal { .. } | Self::Unsettled { .. } => true,
             _ => false,
         }
     }

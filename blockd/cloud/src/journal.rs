@@ -2,6 +2,8 @@
 //!
 //! The record of a pack is written after the store has said that it holds the pack, so everything recorded is there.
 //! The lengths of the pack's frames are kept with it, because the index is made of them at the end.
+//!
+//! A record without frames for pack number 2^32 - 1, which no backup has, says that the manifest was about to be put.
 
 use crate::{BackupSpec, CloudError, Repository, frame::STORED_LEN_MOST, plan::PACK_FRAMES};
 use parking_lot::Mutex;
@@ -20,6 +22,8 @@ const VERSION: u16 = 1;
 const HEADER_LEN: usize = 8 + 2 + 2 + 32 + 8;
 const RECORD_HEAD_LEN: usize = 8;
 const CHECKSUM_LEN: usize = 8;
+/// Stands in a record for the commit.
+const COMMIT_MARK: u32 = u32::MAX;
 
 /// Remembers finished packs across restarts. Called on blocking threads, by several at once.
 pub trait BackupJournal: Send + Sync {
@@ -37,6 +41,15 @@ pub trait BackupJournal: Send + Sync {
     /// # Errors
     /// [`CloudError::Journal`].
     fn record(&self, pack_no: u32, frame_lens: &[u32]) -> Result<(), CloudError>;
+
+    /// Remembers, durably, that the manifest is about to be put: from now on the snapshot may exist.
+    ///
+    /// # Errors
+    /// [`CloudError::Journal`].
+    fn record_commit(&self) -> Result<(), CloudError>;
+
+    /// Whether the manifest was ever about to be put.
+    fn may_be_committed(&self) -> bool;
 }
 
 /// What a journal belongs to: the same snapshot, salt, key and blocks, or it is of another backup.
@@ -203,7 +216,7 @@ impl State {
 
 impl BackupJournal for FileJournal {
     fn completed(&self) -> Vec<u32> {
-        self.state.lock().records.keys().copied().collect()
+        self.state.lock().records.range(..COMMIT_MARK).map(|(pack_no, _)| *pack_no).collect()
     }
 
     fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError> {
@@ -232,6 +245,14 @@ impl BackupJournal for FileJournal {
         state.end += record.len() as u64;
         Ok(())
     }
+
+    fn record_commit(&self) -> Result<(), CloudError> {
+        if self.may_be_committed() { Ok(()) } else { self.record(COMMIT_MARK, &[]) }
+    }
+
+    fn may_be_committed(&self) -> bool {
+        self.state.lock().records.contains_key(&COMMIT_MARK)
+    }
 }
 
 /// A journal that forgets everything when the process ends.
@@ -242,7 +263,7 @@ pub struct MemoryJournal {
 
 impl BackupJournal for MemoryJournal {
     fn completed(&self) -> Vec<u32> {
-        self.packs.lock().keys().copied().collect()
+        self.packs.lock().range(..COMMIT_MARK).map(|(pack_no, _)| *pack_no).collect()
     }
 
     fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError> {
@@ -252,6 +273,14 @@ impl BackupJournal for MemoryJournal {
     fn record(&self, pack_no: u32, frame_lens: &[u32]) -> Result<(), CloudError> {
         self.packs.lock().insert(pack_no, frame_lens.to_vec());
         Ok(())
+    }
+
+    fn record_commit(&self) -> Result<(), CloudError> {
+        self.record(COMMIT_MARK, &[])
+    }
+
+    fn may_be_committed(&self) -> bool {
+        self.packs.lock().contains_key(&COMMIT_MARK)
     }
 }
 
@@ -279,6 +308,24 @@ mod tests {
             assert_eq!(journal.frame_lens(0).unwrap(), Some(vec![]));
             assert_eq!(journal.frame_lens(1).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn that_the_commit_began_is_remembered_and_is_no_pack() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journals: [Box<dyn BackupJournal>; 2] = [Box::new(open(&path)), Box::<MemoryJournal>::default()];
+        for journal in &journals {
+            journal.record(0, &[1]).unwrap();
+            assert!(!journal.may_be_committed());
+            journal.record_commit().unwrap();
+            journal.record_commit().unwrap();
+            assert!(journal.may_be_committed());
+            assert_eq!(journal.completed(), [0]);
+        }
+        let again = open(&path);
+        assert!(again.may_be_committed());
+        assert_eq!(again.completed(), [0]);
     }
 
     #[test]

@@ -6,14 +6,14 @@ use crate::{
     manifest::{MANIFEST_LEN_MOST, Manifest},
     names::{KEYS_PREFIX, MANIFESTS_PREFIX, parse_uuid},
     seal::EncryptionMode,
-    store::{ObjectStore, PutMode, StoreError, StoreErrorKind},
+    store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind},
 };
 use blockd_extent::VolumeId;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -24,6 +24,8 @@ use zeroize::Zeroizing;
 pub(crate) const SLOTS_MOST: usize = 64;
 /// Objects that are asked for at once when listing.
 const LIST_CONCURRENCY: usize = 8;
+/// How often a store is listed until no snapshot is deleted meanwhile.
+const SETTLING_LISTINGS_MOST: u32 = 16;
 
 /// How a repository is opened.
 #[derive(Clone, Copy, Default, Debug)]
@@ -253,7 +255,8 @@ impl Repository {
     }
 
     /// Every snapshot that is there, sorted by key. One listing, and one request for each that the cache lacks. A
-    /// manifest that cannot be read is listed with what is wrong with it.
+    /// manifest that cannot be read is listed with what is wrong with it; one that was deleted between the listing and its request is left out,
+    /// so this is for showing, not for deciding what may be deleted.
     ///
     /// # Errors
     /// What the store reports of the listing.
@@ -268,31 +271,71 @@ impl Repository {
             (None, _) => MANIFESTS_PREFIX.to_owned(),
         };
         let listed = self.store.list(&prefix).await?;
-        let read = listed.into_iter().map(|object| async move {
-            let Some(id) = CloudsnapId::from_manifest_key(&object.key) else {
-                let error = CloudError::damaged(&object.key, 0, "its name is not that of a cloud snapshot");
-                return Some(ListedManifest { key: object.key, id: None, manifest: Err(error) });
-            };
-            if filter.volume.is_some_and(|volume| volume != id.volume) {
-                return None;
-            }
-            let cached = cache.load_version(&object.key, &object.version);
-            let manifest = match cached.filter(|manifest| manifest.id() == id) {
-                Some(manifest) => Ok(manifest),
-                None => match self.manifest(&id).await {
-                    // Deleted between the listing and now.
-                    Err(CloudError::SnapshotNotFound { .. }) => return None,
-                    Err(error) => Err(error),
-                    Ok(manifest) => {
-                        cache.store_version(&object.key, &object.version, &manifest);
-                        Ok(manifest)
-                    }
-                },
-            };
-            Some(ListedManifest { key: object.key, id: Some(id), manifest })
-        });
+        let is_wanted = |object: &ObjectInfo| {
+            let id = CloudsnapId::from_manifest_key(&object.key);
+            filter.volume.is_none_or(|volume| id.is_none_or(|id| id.volume == volume))
+        };
+        let read = listed.into_iter().filter(is_wanted).map(|object| self.read_listed(object, cache));
         let found = futures::stream::iter(read).buffered(LIST_CONCURRENCY);
         Ok(found.filter_map(|listed| async move { listed }).collect().await)
+    }
+
+    /// Every snapshot of the store, for whoever wants to know what is needed: none that is there all the time is missing, and
+    /// none that was made on one which was deleted meanwhile. At least two listings.
+    ///
+    /// A manifest that is gone when it is asked for named deltas that nobody has seen now; so did one that was deleted
+    /// before its turn in a listing of many pages. Another snapshot may have been made on it since the listing passed that one's place, so
+    /// the store is listed again, until a listing has all that the one before it had, and all of that was read. Manifests
+    /// that were read and then deleted count.
+    ///
+    /// # Errors
+    /// What the store reports of a listing; [`CloudError::Unsettled`].
+    pub(crate) async fn list_for_deletion(
+        &self,
+        cache: &dyn ManifestCache,
+    ) -> Result<Vec<ListedManifest>, CloudError> {
+        let mut read: BTreeMap<String, ListedManifest> = BTreeMap::new();
+        let mut before: Option<Vec<String>> = None;
+        for _ in 0..SETTLING_LISTINGS_MOST {
+            let listed = self.store.list(MANIFESTS_PREFIX).await?;
+            let keys: Vec<String> = listed.iter().map(|object| object.key.clone()).collect();
+            let new = listed.into_iter().filter(|object| !read.contains_key(&object.key));
+            let new: Vec<_> = new.map(|object| self.read_listed(object, cache)).collect();
+            let new: Vec<_> = futures::stream::iter(new).buffered(LIST_CONCURRENCY).collect().await;
+            let vanished = new.iter().any(Option::is_none);
+            read.extend(new.into_iter().flatten().map(|manifest| (manifest.key.clone(), manifest)));
+            let now: HashSet<&String> = keys.iter().collect();
+            let all_stay = before.is_some_and(|before| before.iter().all(|key| now.contains(key)));
+            if all_stay && !vanished {
+                return Ok(read.into_values().collect());
+            }
+            before = Some(keys);
+        }
+        Err(CloudError::Unsettled {
+            store: self.store.describe().to_owned(),
+            listings: SETTLING_LISTINGS_MOST,
+        })
+    }
+
+    /// A manifest that was listed; none if it is gone.
+    async fn read_listed(&self, object: ObjectInfo, cache: &dyn ManifestCache) -> Option<ListedManifest> {
+        let Some(id) = CloudsnapId::from_manifest_key(&object.key) else {
+            let error = CloudError::damaged(&object.key, 0, "its name is not that of a cloud snapshot");
+            return Some(ListedManifest { key: object.key, id: None, manifest: Err(error) });
+        };
+        let cached = cache.load_version(&object.key, &object.version);
+        let manifest = match cached.filter(|manifest| manifest.id() == id) {
+            Some(manifest) => Ok(manifest),
+            None => match self.manifest(&id).await {
+                Err(CloudError::SnapshotNotFound { .. }) => return None,
+                Err(error) => Err(error),
+                Ok(manifest) => {
+                    cache.store_version(&object.key, &object.version, &manifest);
+                    Ok(manifest)
+                }
+            },
+        };
+        Some(ListedManifest { key: object.key, id: Some(id), manifest })
     }
 
     /// Puts a manifest, which is the commit; returns the one that is there then.

@@ -11,7 +11,8 @@ use blockd_cloud::{
     Manifest, ManifestFilter, MemoryJournal, NoCache, Progress, Repository, VerifyDepth, VerifyOptions,
     backup, collect_garbage, delete_with_manifest,
     store::{
-        ObjectInfo, ObjectStore, PutMode, RetryPolicy, RetryStore, StoreError, StoreErrorKind, StoreFuture,
+        ObjectInfo, ObjectStore, PutMode, Requests, RetryPolicy, StoreError, StoreErrorKind, StoreFuture,
+        task_store,
     },
     testing::{MemoryStore, MemoryVolume},
     verify,
@@ -25,7 +26,10 @@ use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
 };
 use uuid::Uuid;
 
@@ -45,17 +49,86 @@ enum Planted {
     LaggingListings,
     /// What is stored is sometimes not what was sent.
     RottenWrites,
+    /// Whoever deletes lists the manifests once, and passes over those that are gone when they are read.
+    VanishedPassedOver,
+    /// What was deleted is not deleted again after its objects, though its writer may put it again.
+    DeletedOnce,
+    /// Whoever asks whether an object is there is told that it is.
+    PresenceTakenForGranted,
+}
+
+impl Planted {
+    /// Whether it shows when a snapshot is deleted whose daemon does not know that it was committed.
+    fn is_of_doubts(self) -> bool {
+        matches!(self, Self::DeletedOnce | Self::PresenceTakenForGranted)
+    }
+
+    /// What the daemons do next. What is to be found in a life should happen in it often.
+    fn choice(self, dice: &mut Noise) -> [u64; 2] {
+        // What one deletes is what the other one's new backup rests on, or what it is about to complete.
+        let crossed = match (self, dice.next() % 2) {
+            (Self::VanishedPassedOver, 0) => [4, 7],
+            (Self::VanishedPassedOver, _) => [7, 4],
+            (planted, 0) if planted.is_of_doubts() => [4, 0],
+            (planted, _) if planted.is_of_doubts() => [0, 4],
+            _ => [[4, 7], [7, 4], [4, 0], [0, 4]][dice.next() as usize % 4],
+        };
+        match (self, dice.next() % 4) {
+            // There must be something to delete.
+            (Self::VanishedPassedOver, 1..) => [0, 0],
+            (Self::Nothing, 0 | 1) | (Self::VanishedPassedOver | Self::DeletedOnce, _) => crossed,
+            (Self::PresenceTakenForGranted, _) => crossed,
+            _ => [dice.next() % 8, dice.next() % 8],
+        }
+    }
+}
+
+/// What one deletion or collection of a daemon has seen and done, for planted bugs.
+#[derive(Default)]
+struct Deletion {
+    /// The manifests as they were first listed, without those that were gone when they were read.
+    first_listing: Option<Vec<ObjectInfo>>,
+    /// The manifests that it deleted.
+    deleted: BTreeSet<String>,
+}
+
+/// How far each daemon is, counted in requests and not in time: how threads are scheduled changes nothing.
+#[derive(Default)]
+struct Pace {
+    requests: [AtomicU64; 2],
+    is_idle: [AtomicBool; 2],
+    /// One of them waits for the other one.
+    one_waits: AtomicBool,
+}
+
+impl Pace {
+    /// Lets the other daemon make some requests first, unless it is waiting itself or has nothing to do.
+    async fn wait_for_other(&self, number: usize, requests: u64) {
+        if self.one_waits.swap(true, SeqCst) {
+            return;
+        }
+        let other = 1 - number;
+        let until = self.requests[other].load(SeqCst) + requests;
+        while self.requests[other].load(SeqCst) < until && !self.is_idle[other].load(SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        self.one_waits.store(false, SeqCst);
+    }
 }
 
 /// The network between one daemon and the bucket.
 struct Net {
     bucket: Arc<MemoryStore>,
+    pace: Arc<Pace>,
+    number: usize,
     dice: Mutex<Noise>,
     planted: Planted,
     /// Operations until the daemon is killed.
     dies_after: Mutex<Option<(u64, CancelToken)>>,
     /// The bucket takes nothing more for now.
     is_full: Mutex<bool>,
+    /// While something is being deleted.
+    deletion: Mutex<Option<Deletion>>,
 }
 
 impl Net {
@@ -71,9 +144,15 @@ impl Net {
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
             let error = |kind| Err(StoreError::new(kind, operation, key, "simulated store"));
-            for _ in 0..self.dice(8) {
-                tokio::task::yield_now().await;
+            match self.dice(4) {
+                0 => self.pace.wait_for_other(self.number, self.dice(12)).await,
+                _ => {
+                    for _ in 0..self.dice(8) {
+                        tokio::task::yield_now().await;
+                    }
+                }
             }
+            self.pace.requests[self.number].fetch_add(1, SeqCst);
             let dies = match &mut *self.dies_after.lock() {
                 Some((0, token)) => Some(token.clone()),
                 Some((left, _)) => {
@@ -136,24 +215,55 @@ impl ObjectStore for Net {
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.ask("GET", key, self.bucket.get(key, max_len_bytes))
+        self.ask("GET", key, async move {
+            let found = self.bucket.get(key, max_len_bytes).await;
+            if matches!(&found, Err(error) if error.kind == StoreErrorKind::NotFound)
+                && let Some(Deletion { first_listing: Some(listing), .. }) = &mut *self.deletion.lock()
+            {
+                listing.retain(|object| object.key != key);
+            }
+            found
+        })
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.ask("GET", key, self.bucket.get_range(key, offset_bytes, len_bytes))
+        self.ask("GET", key, async move {
+            match self.bucket.get_range(key, offset_bytes, len_bytes).await {
+                Err(_) if len_bytes == 1 && self.planted == Planted::PresenceTakenForGranted => {
+                    Ok(Bytes::from_static(b"?"))
+                }
+                answer => answer,
+            }
+        })
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.ask("DELETE", key, self.bucket.delete(key))
+        self.ask("DELETE", key, async move {
+            if self.planted == Planted::DeletedOnce
+                && key.starts_with("blockd/manifests")
+                && let Some(deletion) = &mut *self.deletion.lock()
+                && !deletion.deleted.insert(key.to_owned())
+            {
+                return Ok(false);
+            }
+            self.bucket.delete(key).await
+        })
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
         let lags = self.planted == Planted::LaggingListings && prefix.starts_with("blockd/manifests");
+        let once = self.planted == Planted::VanishedPassedOver && prefix.starts_with("blockd/manifests");
         self.ask("LIST", prefix, async move {
+            if once && let Some(Deletion { first_listing: Some(first), .. }) = &*self.deletion.lock() {
+                return Ok(first.clone());
+            }
             let mut listed = self.bucket.list(prefix).await?;
             if lags {
                 let newest = listed.iter().filter_map(|object| object.modified_unix_s).max();
                 listed.retain(|object| object.modified_unix_s < newest);
+            }
+            if once && let Some(deletion) = &mut *self.deletion.lock() {
+                deletion.first_listing = Some(listed.clone());
             }
             Ok(listed)
         })
@@ -199,6 +309,8 @@ struct Daemon {
     cluster: Uuid,
     net: Arc<Net>,
     repo: Repository,
+    /// To the store, by all that it does: one thing at a time.
+    requests: Arc<Requests>,
     live: MemoryVolume,
     /// Blocks changed since the tip was frozen; and since the backup that is under way was.
     dirty: BlockSet,
@@ -211,25 +323,29 @@ struct Daemon {
 #[derive(Default)]
 struct Expected {
     content: BTreeMap<CloudsnapId, Content>,
-    committed: BTreeMap<CloudsnapId, bool>,
-    /// Cut off, and not given up: their daemon does not know whether they were committed.
-    in_doubt: BTreeSet<CloudsnapId>,
+    committed: BTreeSet<CloudsnapId>,
+    /// Somebody was asked to delete them; their daemons may have completed them all the same.
+    deleted: BTreeSet<CloudsnapId>,
 }
 
 impl Daemon {
-    fn new(bucket: &Arc<MemoryStore>, number: u64, seed: u64, planted: Planted) -> Self {
+    fn new(bucket: &Arc<MemoryStore>, pace: &Arc<Pace>, number: u64, seed: u64, planted: Planted) -> Self {
         let net = Arc::new(Net {
             bucket: bucket.clone(),
+            pace: pace.clone(),
+            number: number as usize,
             dice: Mutex::new(Noise(seed * 7919 + number * 104_729 + 1)),
             planted,
             dies_after: Mutex::default(),
             is_full: Mutex::default(),
+            deletion: Mutex::default(),
         });
         let policy = RetryPolicy { attempts: 8, base_ms: 0, max_ms: 0, ..RetryPolicy::default() };
-        let store = Arc::new(RetryStore::new(net.clone(), policy));
+        let (store, requests) = task_store(net.clone(), policy);
         Self {
             cluster: Uuid::from_u128(u128::from(number) + 1),
             repo: fixed(store, EncryptionMode::Aes256GcmSiv),
+            requests,
             net,
             live: MemoryVolume::default(),
             dirty: BlockSet::new(),
@@ -283,25 +399,26 @@ impl Daemon {
         let spec = BackupSpec { started: Timestamp::now() - age, ..kept.spec.clone() };
         let id = spec.id();
         let cancel = CancelToken::new();
-        if self.net.dice(3) == 0 {
-            *self.net.dies_after.lock() = Some((self.net.dice(12), cancel.clone()));
+        let of_doubts = self.net.planted.is_of_doubts();
+        if self.net.dice(if of_doubts { 2 } else { 3 }) == 0 {
+            // The third or fourth request of a small backup is its commit.
+            let after = if of_doubts { 2 + self.net.dice(2) } else { self.net.dice(12) };
+            *self.net.dies_after.lock() = Some((after, cancel.clone()));
         }
         *self.net.is_full.lock() = self.net.dice(8) == 0;
         let options = BackupOptions { upload_concurrency: 2, cpu_threads: 1, write_once: true };
-        let progress = Arc::new(Progress::new(requests()));
+        let progress = Arc::new(Progress::new(self.requests.clone()));
         let reader = Arc::new(kept.frozen.fork());
         let journal = kept.journal.clone();
         let done = backup(&self.repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await;
         *self.net.dies_after.lock() = None;
         *self.net.is_full.lock() = false;
-        expected.lock().in_doubt.remove(&id);
         match done {
             Ok(_) => {
                 self.tip = Some(id);
-                expected.lock().committed.insert(id, true);
+                expected.lock().committed.insert(id);
             }
             Err(CloudError::Store(_) | CloudError::Cancelled) if self.net.dice(4) != 0 => {
-                expected.lock().in_doubt.insert(id);
                 self.kept = Some(kept);
             }
             // Given up: what it was to carry is carried by a full one.
@@ -314,21 +431,48 @@ impl Daemon {
 
     async fn delete_some(&mut self, expected: &Mutex<Expected>) {
         let Ok(listed) = self.repo.list_manifests(&ManifestFilter::default(), &NoCache).await else { return };
-        let mut whole: Vec<Manifest> = listed.into_iter().filter_map(|listed| listed.manifest.ok()).collect();
-        // Deleted by somebody else it would come back broken, as FORMAT.md says under "Deleting".
-        whole.retain(|manifest| !expected.lock().in_doubt.contains(&manifest.id()));
+        let whole: Vec<Manifest> = listed.into_iter().filter_map(|listed| listed.manifest.ok()).collect();
         if whole.is_empty() {
             return;
         }
-        let manifest = &whole[self.net.dice(whole.len() as u64) as usize];
+        let is_needed =
+            |one: &Manifest| whole.iter().any(|other| other.id() != one.id() && other.needs(one.snapshot));
+        let mut needed: Vec<&Manifest> = whole.iter().filter(|manifest| is_needed(manifest)).collect();
+        needed.sort_by_key(|manifest| (manifest.cluster != self.cluster, manifest.snapshot.as_u64()));
+        let newest_of_other: Vec<&Manifest> =
+            whole.iter().rfind(|manifest| manifest.cluster != self.cluster).into_iter().collect();
+        let some: Vec<&Manifest> = match self.net.dice(4) {
+            // The last one that is needed is needed by one only.
+            0 | 1 if !needed.is_empty() && !self.net.planted.is_of_doubts() => {
+                needed.split_off(needed.len() - 1)
+            }
+            0..3 if !newest_of_other.is_empty() => newest_of_other,
+            _ => whole.iter().collect(),
+        };
+        let manifest = some[self.net.dice(some.len() as u64) as usize];
+        self.delete(manifest, expected).await;
+    }
+
+    /// Makes a backup and deletes what it was made on, as a policy that keeps only the last one does.
+    async fn replace(&mut self, now_s: i64, expected: &Mutex<Expected>) {
+        let base = self.base().await;
+        self.back_up(now_s, expected).await;
+        if let Some(base) = base.filter(|base| self.tip.is_some_and(|tip| tip != base.id())) {
+            self.delete(&base, expected).await;
+        }
+    }
+
+    async fn delete(&self, manifest: &Manifest, expected: &Mutex<Expected>) {
         let protected: Vec<SnapshotId> = self.kept.iter().map(|kept| kept.spec.snapshot).collect();
         if self.kept.iter().any(|kept| kept.spec.base.as_ref().is_some_and(|base| base.id() == manifest.id()))
         {
             return;
         }
-        expected.lock().committed.insert(manifest.id(), false);
+        expected.lock().deleted.insert(manifest.id());
+        *self.net.deletion.lock() = Some(Deletion::default());
         // What an interruption leaves is garbage.
         let _ = delete_with_manifest(&self.repo, manifest, &protected, &NoCache).await;
+        *self.net.deletion.lock() = None;
     }
 
     async fn collect(&self, now_s: i64) {
@@ -336,7 +480,9 @@ impl Daemon {
         let protected = self.kept.iter().map(|kept| kept.spec.snapshot).collect();
         let now = Timestamp::from_second(now_s + ahead).unwrap();
         let options = GarbageOptions { now, dry_run: false, protected };
+        *self.net.deletion.lock() = Some(Deletion::default());
         let _ = collect_garbage(&self.repo, &options, &NoCache).await;
+        *self.net.deletion.lock() = None;
     }
 }
 
@@ -364,8 +510,8 @@ async fn look(
         }
         ids.push(id);
     }
-    for (id, is_there) in &expected.committed {
-        if *is_there && !ids.contains(id) {
+    for id in expected.committed.difference(&expected.deleted) {
+        if !ids.contains(id) {
             return Err(format!("{id} was committed and is gone"));
         }
     }
@@ -380,26 +526,30 @@ async fn look(
 
 async fn live(seed: u64, planted: Planted) -> Result<(), String> {
     let bucket = Arc::new(MemoryStore::default());
-    let mut daemons = [0, 1].map(|number| Daemon::new(&bucket, number, seed, planted));
+    let pace = Arc::new(Pace::default());
+    let mut daemons = [0, 1].map(|number| Daemon::new(&bucket, &pace, number, seed, planted));
     let told = Mutex::new(Expected::default());
     let mut dice = Noise(seed * 31 + 5);
     let mut now_s = 1_000_000;
     for step in 0..STEPS {
         now_s += (dice.next() % 3) as i64 * DAY_S + 1;
         bucket.set_clock(now_s);
-        let choice = [dice.next() % 8, dice.next() % 8];
+        let choice = planted.choice(&mut dice);
+        pace.is_idle.iter().for_each(|is_idle| is_idle.store(false, SeqCst));
         let acts = daemons.iter_mut().zip(choice).map(|(daemon, choice)| {
             let expected = &told;
+            let pace = &pace;
             async move {
                 match choice {
                     0..=3 => daemon.back_up(now_s, expected).await,
                     4 | 5 => daemon.delete_some(expected).await,
                     6 => daemon.collect(now_s).await,
                     _ => {
+                        daemon.replace(now_s, expected).await;
                         daemon.collect(now_s).await;
-                        daemon.back_up(now_s, expected).await;
                     }
                 }
+                pace.is_idle[daemon.net.number].store(true, SeqCst);
             }
         });
         join_all(acts).await;
@@ -427,9 +577,17 @@ async fn what_is_listed_restores_whatever_happens() {
 
 #[tokio::test]
 async fn planted_bugs_are_found() {
-    for planted in [Planted::WrongClock, Planted::LaggingListings, Planted::RottenWrites] {
+    for planted in [
+        Planted::WrongClock,
+        Planted::LaggingListings,
+        Planted::RottenWrites,
+        Planted::VanishedPassedOver,
+        Planted::DeletedOnce,
+        Planted::PresenceTakenForGranted,
+    ] {
         let mut found = None;
-        for seed in 1..60 {
+        // The rarest shows in one life of some dozens; threads make each life another one.
+        for seed in 1..2000 {
             if let Err(what) = live(seed, planted).await {
                 found = Some(what);
                 break;

@@ -29,7 +29,7 @@ use std::{
 };
 use uuid::Uuid;
 
-fn to_api_id(id: &CloudsnapId) -> api::CloudsnapId {
+pub(crate) fn to_api_id(id: &CloudsnapId) -> api::CloudsnapId {
     api::CloudsnapId {
         cluster: id.cluster,
         volume: id.volume,
@@ -334,6 +334,15 @@ impl Core {
         self: &Arc<Self>,
         request: &StartBackup,
     ) -> Result<BackupStarted, ServiceError> {
+        self.start_backup_with(request, |_, _| Ok(())).await
+    }
+
+    /// [`start_backup`](Self::start_backup), with more in the transaction that stores the tasks.
+    pub(crate) async fn start_backup_with(
+        self: &Arc<Self>,
+        request: &StartBackup,
+        and: impl FnOnce(&rusqlite::Transaction<'_>, &TaskRow) -> Result<(), DbError> + Send + 'static,
+    ) -> Result<BackupStarted, ServiceError> {
         let _admission = self.admission.lock().await;
         let entry = self.registry.find(&request.volume)?;
         entry.volume()?;
@@ -401,9 +410,12 @@ impl Core {
         let Some((first, also)) = rows.split_first() else {
             return Err(ServiceError::Internal("a backup to nowhere".into()));
         };
-        let others = also.to_vec();
+        let (others, main) = (also.to_vec(), first.clone());
         // All of them or none.
-        let with = move |tx: &rusqlite::Transaction<'_>| others.iter().try_for_each(|row| row.put(tx));
+        let with = move |tx: &rusqlite::Transaction<'_>| {
+            and(tx, &main)?;
+            others.iter().try_for_each(|row| row.put(tx))
+        };
         let started = self.store_and_launch(first.clone(), with).await?;
         for row in also {
             tracing::info!(task = %row.id, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");

@@ -64,6 +64,8 @@ pub struct Core {
     pub browse: Browse,
     /// Wakes the thread that merges layers.
     pub merger: Arc<Wake>,
+    /// Wakes the task that looks at the schedules.
+    pub(crate) scheduler: crate::schedules::Scheduler,
     /// Held while something is admitted that excludes something else: a task on a volume and the volume's deletion.
     pub admission: tokio::sync::Mutex<()>,
     /// Snapshots that did not come about and could not be taken back yet.

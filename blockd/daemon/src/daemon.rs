@@ -111,6 +111,7 @@ pub struct Daemon {
     http_stop: CancelToken,
     merger: Merger,
     upkeep: JoinHandle<()>,
+    scheduler: JoinHandle<()>,
     _lock: DirLock,
 }
 
@@ -174,6 +175,7 @@ impl Daemon {
         if let Err(error) = core.resume_hydrations().await {
             tracing::error!(%error, "lazy volumes are not hydrated");
         }
+        let scheduler = crate::schedules::start(Arc::clone(&core));
         notify(sd_notify::NotifyState::Ready);
         tracing::info!(
             data_dir = %core.data_dir.display(),
@@ -182,7 +184,18 @@ impl Daemon {
             start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "ready"
         );
-        Ok(Self { core, servers, nbd_failed, certificates, http, http_stop, merger, upkeep, _lock: lock })
+        Ok(Self {
+            core,
+            servers,
+            nbd_failed,
+            certificates,
+            http,
+            http_stop,
+            merger,
+            upkeep,
+            scheduler,
+            _lock: lock,
+        })
     }
 
     /// What the daemon's parts share.
@@ -212,11 +225,15 @@ impl Daemon {
     /// Something did not come to rest in time, or a volume could not be flushed.
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
-        let Self { core, servers, http, http_stop, merger, upkeep, _lock: lock, .. } = self;
+        let Self { core, servers, http, http_stop, merger, upkeep, scheduler, _lock: lock, .. } = self;
         let patience = Duration::from_millis(core.config.stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
         core.stopping.cancel();
+        // What it was about to begin is begun after the next start.
+        if let Err(error) = scheduler.await {
+            tracing::error!(%error, "the scheduler ended badly");
+        }
         let http_abort = http.abort_handle();
         let (answered, restless) =
             tokio::join!(tokio::time::timeout(patience, http), core.tasks.stop(patience));
@@ -317,6 +334,7 @@ fn prepare(
         nbd_tcp: OnceLock::new(),
         browse: Browse::default(),
         merger: Arc::new(Wake::default()),
+        scheduler: crate::schedules::Scheduler::default(),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),
         #[cfg(test)]

@@ -164,10 +164,13 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
         CloudError::EncryptedRepository { .. } => ErrorCode::PassphraseRequired,
         CloudError::PlainRepository { .. } => ErrorCode::RepositoryNotEncrypted,
         CloudError::Damaged { .. } | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,
-        CloudError::SnapshotNotFound { .. } | CloudError::BaseDeleted { .. } => ErrorCode::CloudsnapNotFound,
+        CloudError::SnapshotNotFound { .. }
+        | CloudError::BaseDeleted { .. }
+        | CloudError::DeletedMeanwhile { .. } => ErrorCode::CloudsnapNotFound,
         CloudError::BadId { .. } | CloudError::InvalidRequest { .. } => ErrorCode::InvalidRequest,
         CloudError::TooManyKeys { .. }
         | CloudError::Conflict { .. }
+        | CloudError::Unsettled { .. }
         | CloudError::KeySlotMissing { .. }
         | CloudError::KeySlotsGone { .. } => ErrorCode::StoreFailed,
         CloudError::ReadVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),

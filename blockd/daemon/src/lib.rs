@@ -35,6 +35,7 @@ mod rekey;
 mod rollback;
 #[cfg(test)]
 mod scenarios;
+mod schedules;
 pub mod secrets;
 mod snapshots;
 pub mod tasks;

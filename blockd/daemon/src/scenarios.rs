@@ -27,6 +27,7 @@ mod copies;
 mod deletions;
 mod groups;
 mod layers;
+mod schedules;
 mod undone;
 
 const SIZE_BYTES: u64 = 64 << 20;

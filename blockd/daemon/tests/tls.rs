@@ -73,7 +73,7 @@ impl Running {
     }
 
     fn wait_for_log(&self, wanted: &str) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while !std::fs::read_to_string(&self.log).unwrap().contains(wanted) {
             assert!(Instant::now() < deadline, "{wanted} is never logged");
             std::thread::sleep(Duration::from_millis(10));

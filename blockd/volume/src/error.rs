@@ -141,7 +141,10 @@ impl VolumeError {
             Self::NotFetched { failure, .. } => match failure {
                 FetchFailure::Disk(error) => error.kind(),
                 FetchFailure::Closed => VolumeErrorKind::Closed,
-                FetchFailure::NoSource | FetchFailure::Source(_) => VolumeErrorKind::NotFetched,
+                FetchFailure::NoSource
+                | FetchFailure::Source(_)
+                | FetchFailure::Late
+                | FetchFailure::TooMany => VolumeErrorKind::NotFetched,
             },
         }
     }
@@ -149,8 +152,7 @@ impl VolumeError {
     /// Whether the same call may succeed later without anything being mended by hand.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NotFetched { failure: FetchFailure::Source(error), .. } => error.is_retryable(),
-            Self::NotFetched { failure: FetchFailure::NoSource, .. } => true,
+            Self::NotFetched { failure, .. } => failure.is_retryable(),
             _ => matches!(self.kind(), VolumeErrorKind::NoSpace | VolumeErrorKind::Busy),
         }
     }

@@ -6,12 +6,12 @@
 use crate::{
     lazy::{FetchFailure, Urgency},
     readahead::Readahead,
+    waiters::{Call, Then, WaiterId, Waiters},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
-use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
-    sync::Arc,
+    time::Instant,
 };
 
 /// What is fetched around a block that somebody reads: 256 KiB, two frames of a cloud snapshot.
@@ -27,48 +27,18 @@ const HOT_MOST: usize = 256;
 /// What is hot around a place that was read: 4 MiB.
 const HOT_BLOCKS: u64 = FLIGHT_MOST_BLOCKS;
 
-/// Called once with what became of everything that was waited for.
-pub(crate) type Then = Box<dyn FnOnce(Result<(), FetchFailure>) + Send>;
-
-/// Somebody who waits for some flights.
-pub(crate) struct Waiter {
-    state: Mutex<Waiting>,
-}
-
-struct Waiting {
-    flights: usize,
-    failure: Option<FetchFailure>,
-    then: Option<Then>,
-}
-
-impl Waiter {
-    fn new(flights: usize, then: Then) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(Waiting { flights, failure: None, then: Some(then) }) })
-    }
-
-    /// One of the flights has ended.
-    pub(crate) fn landed(&self, failure: Option<&FetchFailure>) {
-        let mut state = self.state.lock();
-        state.flights = state.flights.saturating_sub(1);
-        if state.failure.is_none() {
-            state.failure = failure.cloned();
-        }
-        if state.flights > 0 {
-            return;
-        }
-        let (then, failure) = (state.then.take(), state.failure.take());
-        drop(state);
-        if let Some(then) = then {
-            then(failure.map_or(Ok(()), Err));
-        }
-    }
-}
-
 struct Flight {
     extent: Extent,
     urgency: Urgency,
     is_active: bool,
-    waiters: Vec<Arc<Waiter>>,
+    waiters: Vec<Attendant>,
+}
+
+/// Somebody who waits for a flight.
+struct Attendant {
+    id: WaiterId,
+    /// The flight was under way already: its source may have waited long before, and gives up too early for this one.
+    came_late: bool,
 }
 
 /// What became of a wish.
@@ -77,6 +47,8 @@ pub(crate) enum Wish {
     Granted(Then),
     /// `then` will be called.
     Waits,
+    /// Too many wait; `then` was not called.
+    Refused(Then),
 }
 
 /// The books of a lazy base.
@@ -90,6 +62,9 @@ pub(crate) struct Flights {
     pub(crate) zero: BlockSet,
     end: BlockIndex,
     by_start: BTreeMap<u64, Flight>,
+    waiters: Waiters,
+    /// Somebody will look who has waited long enough.
+    is_timed: bool,
     urgent: VecDeque<u64>,
     background: VecDeque<u64>,
     active: usize,
@@ -118,14 +93,17 @@ impl Flights {
     }
 
     pub(crate) fn waiting(&self) -> u64 {
-        self.by_start.values().map(|flight| flight.waiters.len() as u64).sum()
+        self.waiters.len() as u64
     }
 
-    /// Sees to it that blocks come. `then` is kept until they are there, unless they are already.
-    pub(crate) fn want(&mut self, wanted: &[Extent], then: Then) -> Wish {
+    /// Sees to it that blocks come. `then` is kept until they are there, but not beyond `until`, unless they are already.
+    pub(crate) fn want(&mut self, wanted: &[Extent], until: Option<Instant>, then: Then) -> Wish {
         let gaps: Vec<Extent> =
             wanted.iter().flat_map(|&extent| self.there.gaps_in(extent.intersection(self.whole()))).collect();
         let Some(first) = gaps.first() else { return Wish::Granted(then) };
+        if self.waiters.is_full() {
+            return Wish::Refused(then);
+        }
         self.note_hot(first.start);
         for &gap in &gaps {
             self.launch(gap, MISS_BLOCKS, Urgency::Reader);
@@ -133,10 +111,10 @@ impl Flights {
         let mut starts: Vec<u64> = gaps.iter().flat_map(|&gap| self.overlapping(gap)).collect();
         starts.sort_unstable();
         starts.dedup();
-        let waiter = Waiter::new(starts.len(), then);
+        let id = self.waiters.add(starts.len(), until, then);
         for start in starts {
             if let Some(flight) = self.by_start.get_mut(&start) {
-                flight.waiters.push(waiter.clone());
+                flight.waiters.push(Attendant { id, came_late: flight.is_active });
                 if flight.urgency == Urgency::Background {
                     flight.urgency = Urgency::Reader;
                     if flight.is_active {
@@ -157,10 +135,10 @@ impl Flights {
         if starts.is_empty() {
             return false;
         }
-        let waiter = Waiter::new(starts.len(), then);
+        let id = self.waiters.add(starts.len(), None, then);
         for start in starts {
             if let Some(flight) = self.by_start.get_mut(&start) {
-                flight.waiters.push(waiter.clone());
+                flight.waiters.push(Attendant { id, came_late: false });
             }
         }
         true
@@ -268,18 +246,61 @@ impl Flights {
         Some((flight.extent, flight.urgency))
     }
 
-    /// A flight has ended; who waited for it. With `zero`, its blocks are there now, and those are zeroes.
-    pub(crate) fn landed(&mut self, extent: Extent, zero: Option<&BlockSet>) -> Vec<Arc<Waiter>> {
+    /// A flight has ended: its blocks are there now, with those that are zeroes, or could not be had. Who is to be told.
+    ///
+    /// If the same may succeed later, it sets out once more for those who came when it was under way.
+    pub(crate) fn landed(&mut self, extent: Extent, outcome: Result<&BlockSet, &FetchFailure>) -> Vec<Call> {
         let Some(flight) = self.by_start.remove(&extent.start.0) else { return vec![] };
         if flight.is_active {
             self.active -= 1;
             self.active_background -= usize::from(flight.urgency == Urgency::Background);
         }
-        if let Some(zero) = zero {
+        if let Ok(zero) = outcome {
             self.fetched_blocks += extent.len_blocks;
             self.have(extent, zero);
         }
-        flight.waiters
+        let may_succeed = outcome.is_err_and(FetchFailure::is_retryable);
+        let mut calls = Vec::new();
+        let mut late = Vec::new();
+        for Attendant { id, came_late } in flight.waiters {
+            if came_late && may_succeed && self.waiters.contains(id) {
+                late.push(Attendant { id, came_late: false });
+            } else {
+                calls.extend(self.waiters.landed(id, outcome.err()));
+            }
+        }
+        if !late.is_empty() {
+            let again = Flight { extent, urgency: Urgency::Reader, is_active: false, waiters: late };
+            self.by_start.insert(extent.start.0, again);
+            self.urgent.push_back(extent.start.0);
+        }
+        calls
+    }
+
+    /// When somebody has to look next who has waited long enough, if nobody is about to: whoever is told so does.
+    pub(crate) fn next_look(&mut self) -> Option<Instant> {
+        let next = if self.is_timed { None } else { self.waiters.next_end() };
+        self.is_timed |= next.is_some();
+        next
+    }
+
+    /// Looks who has waited long enough, and is to be told. What nobody waits for any more does not set out.
+    pub(crate) fn look(&mut self, now: Instant) -> Vec<Call> {
+        self.is_timed = false;
+        let calls = self.waiters.expire(now);
+        let Self { urgent, by_start, waiters, .. } = self;
+        if !calls.is_empty() {
+            urgent.retain(|start| {
+                let flight = by_start.get(start);
+                let is_wanted =
+                    flight.is_some_and(|flight| flight.waiters.iter().any(|who| waiters.contains(who.id)));
+                if !is_wanted {
+                    by_start.remove(start);
+                }
+                is_wanted
+            });
+        }
+        calls
     }
 
     /// Blocks are there now; those of `zero` among them are zeroes.
@@ -291,21 +312,12 @@ impl Flights {
         self.zero.union_with(zero);
     }
 
-    /// Everybody who waits, for whatever; nothing that was not started will be.
-    pub(crate) fn give_up(&mut self) -> Vec<Arc<Waiter>> {
+    /// Everybody who waits, for whatever, is to be told this; nothing that was not started will be.
+    pub(crate) fn give_up(&mut self, failure: &FetchFailure) -> Vec<Call> {
         self.urgent.clear();
         self.background.clear();
-        let idle: Vec<u64> =
-            self.by_start.iter().filter(|(_, flight)| !flight.is_active).map(|(&start, _)| start).collect();
-        let mut waiters: Vec<_> = idle
-            .iter()
-            .filter_map(|start| self.by_start.remove(start))
-            .flat_map(|flight| flight.waiters)
-            .collect();
-        for flight in self.by_start.values_mut() {
-            waiters.append(&mut flight.waiters);
-        }
-        waiters
+        self.by_start.retain(|_, flight| flight.is_active);
+        self.waiters.dismiss(failure)
     }
 
     fn note_hot(&mut self, block: BlockIndex) {
@@ -368,8 +380,15 @@ impl Flights {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lazy::SourceError;
     use proptest::prelude::*;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicU64, Ordering},
+        },
+        time::Duration,
+    };
 
     fn at(start: u64, len: u64) -> Extent {
         Extent::new(BlockIndex(start), len)
@@ -388,16 +407,89 @@ mod tests {
         let mut flights = Flights::new(10_000, BlockSet::new());
         let done = Arc::new(AtomicU64::new(0));
         for _ in 0..3 {
-            assert!(matches!(flights.want(&[at(70, 2)], counting(&done)), Wish::Waits));
+            assert!(matches!(flights.want(&[at(70, 2)], None, counting(&done)), Wish::Waits));
         }
         let (extent, urgency) = flights.next_to_start().unwrap();
         assert_eq!((extent, urgency), (at(64, 64), Urgency::Reader));
         assert!(flights.next_to_start().is_none());
-        for waiter in flights.landed(extent, Some(&BlockSet::new())) {
-            waiter.landed(None);
-        }
+        flights.landed(extent, Ok(&BlockSet::new())).into_iter().for_each(Call::make);
         assert_eq!(done.load(Ordering::Relaxed), 3);
-        assert!(matches!(flights.want(&[at(64, 64)], counting(&done)), Wish::Granted(_)));
+        assert!(matches!(flights.want(&[at(64, 64)], None, counting(&done)), Wish::Granted(_)));
+    }
+
+    /// What somebody was told: nothing yet, that it is there, or that it cannot be had.
+    type Told = Arc<parking_lot::Mutex<Option<bool>>>;
+
+    fn telling() -> (Told, Then) {
+        let told = Told::default();
+        let kept = told.clone();
+        (told, Box::new(move |result| assert_eq!(kept.lock().replace(result.is_ok()), None, "told twice")))
+    }
+
+    #[test]
+    fn who_came_late_is_not_told_of_a_failure_that_came_too_early_for_it() {
+        for may_succeed in [true, false] {
+            let mut flights = Flights::new(10_000, BlockSet::new());
+            let (first, then) = telling();
+            assert!(matches!(flights.want(&[at(70, 2)], None, then), Wish::Waits));
+            let (extent, _) = flights.next_to_start().unwrap();
+            let (late, then) = telling();
+            // It also waits for a flight of its own.
+            assert!(matches!(flights.want(&[at(80, 2), at(640, 1)], None, then), Wish::Waits));
+            let failure = FetchFailure::from(SourceError::new("the time is over", may_succeed));
+            flights.landed(extent, Err(&failure)).into_iter().for_each(Call::make);
+            assert_eq!((*first.lock(), *late.lock()), (Some(false), None));
+            let (other, _) = flights.next_to_start().unwrap();
+            flights.landed(other, Ok(&BlockSet::new())).into_iter().for_each(Call::make);
+            match may_succeed {
+                true => {
+                    assert_eq!(*late.lock(), None, "its blocks are not there");
+                    assert_eq!(flights.next_to_start(), Some((extent, Urgency::Reader)));
+                    // This time it waited from the beginning.
+                    flights.landed(extent, Err(&failure)).into_iter().for_each(Call::make);
+                }
+                false => assert_eq!(flights.next_to_start(), None),
+            }
+            assert_eq!(*late.lock(), Some(false));
+            assert_eq!((flights.waiting(), flights.next_to_start()), (0, None));
+        }
+    }
+
+    #[test]
+    fn who_has_waited_long_enough_is_told_and_what_nobody_wants_does_not_set_out() {
+        let began = Instant::now();
+        let after = |ms| began + Duration::from_millis(ms);
+        let mut flights = Flights::new(100_000, BlockSet::new());
+        let mut told = vec![];
+        for number in 0..ACTIVE_MOST as u64 + 3 {
+            let (one, then) = telling();
+            let until = Some(after(1000 + number));
+            assert!(matches!(flights.want(&[at(number * 1024, 1)], until, then), Wish::Waits));
+            told.push(one);
+        }
+        // The last but one flight has somebody else, who waits for as long as it takes.
+        let place = at((ACTIVE_MOST as u64 + 1) * 1024, 1);
+        let (patient, then) = telling();
+        assert!(matches!(flights.want(&[place], None, then), Wish::Waits));
+        while flights.next_to_start().is_some() {}
+
+        assert_eq!(flights.next_look(), Some(after(1000)));
+        assert_eq!(flights.next_look(), None, "somebody looks already");
+        assert_eq!(flights.look(after(999)).len(), 0);
+        assert_eq!(flights.next_look(), Some(after(1000)));
+        flights.look(after(1001)).into_iter().for_each(Call::make);
+        assert_eq!(told.iter().filter(|one| *one.lock() == Some(false)).count(), 2);
+        flights.look(after(5000)).into_iter().for_each(Call::make);
+        assert!(told.iter().all(|one| *one.lock() == Some(false)));
+        assert_eq!((flights.waiting(), flights.next_look()), (1, None));
+        // One under way comes to its end, and makes room for the only one that somebody wants.
+        assert_eq!(flights.landed(at(0, MISS_BLOCKS), Ok(&BlockSet::new())).len(), 0);
+        let (extent, _) = flights.next_to_start().unwrap();
+        assert!(!extent.intersection(place).is_empty());
+        assert_eq!(*patient.lock(), None);
+        flights.landed(extent, Ok(&BlockSet::new())).into_iter().for_each(Call::make);
+        assert_eq!(*patient.lock(), Some(true));
+        assert_eq!(flights.next_to_start(), None);
     }
 
     #[test]
@@ -413,7 +505,7 @@ mod tests {
         let done = Arc::new(AtomicU64::new(0));
         // One that waits for its turn, and one that is new.
         for start in [40_000, 60_000] {
-            assert!(matches!(flights.want(&[at(start, 1)], counting(&done)), Wish::Waits));
+            assert!(matches!(flights.want(&[at(start, 1)], None, counting(&done)), Wish::Waits));
             let (extent, urgency) = flights.next_to_start().unwrap();
             assert!(extent.start.0 <= start && start < extent.end().0);
             assert_eq!(urgency, Urgency::Reader);
@@ -424,9 +516,9 @@ mod tests {
     fn the_background_begins_around_what_was_read_and_comes_to_everything() {
         let mut flights = Flights::new(9000, BlockSet::new());
         let done = Arc::new(AtomicU64::new(0));
-        assert!(matches!(flights.want(&[at(5000, 1)], counting(&done)), Wish::Waits));
+        assert!(matches!(flights.want(&[at(5000, 1)], None, counting(&done)), Wish::Waits));
         let (extent, _) = flights.next_to_start().unwrap();
-        flights.landed(extent, Some(&BlockSet::new()));
+        assert_eq!(flights.landed(extent, Ok(&BlockSet::new())).len(), 1);
         let mut places = vec![];
         while let Some(next) = flights.next_in_background() {
             places.push(next.start.0);
@@ -465,13 +557,13 @@ mod tests {
             let land = |flights: &mut Flights, active: &mut Vec<Extent>, n: usize| {
                 if active.is_empty() { return }
                 let extent = active.swap_remove(n % active.len());
-                for waiter in flights.landed(extent, Some(&BlockSet::new())) { waiter.landed(None) }
+                for call in flights.landed(extent, Ok(&BlockSet::new())) { call.make() }
             };
             for (what, start, len) in steps {
                 match what {
                     0 | 1 => {
-                        match flights.want(&[at(start, len.min(5000 - start))], counting(&told)) {
-                            Wish::Granted(_) => {}
+                        match flights.want(&[at(start, len.min(5000 - start))], None, counting(&told)) {
+                            Wish::Granted(_) | Wish::Refused(_) => {}
                             Wish::Waits => asked += 1,
                         }
                     }

@@ -4,7 +4,7 @@
 //! when nothing better is to be done, and stays. What the source gives never changes, so that asking twice does no harm.
 
 use blockd_extent::{BlockSet, Extent};
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// How long somebody would mind to wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +23,19 @@ pub trait LazySource: Send + Sync {
     ///
     /// It must come to an end by itself: whoever waits has no other bound.
     fn fetch(&self, extent: Extent, urgency: Urgency, reply: FetchReply);
+
+    /// How long whoever reads waits for what it asks for, counted from then on: afterwards it is told that the source gave no
+    /// answer. By default it waits until [`fetch`](Self::fetch) comes to its end, which may be that of others that were
+    /// before it.
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Calls `wake` after this time, from a thread that may block; for a source that has [`patience`](Self::patience). There is
+    /// at most one such call to come for each volume. By default it is never called.
+    fn wake_after(&self, delay: Duration, wake: Box<dyn FnOnce() + Send>) {
+        let _ = (delay, wake);
+    }
 
     /// The blocks of a stretch that may hold data; all others are zeroes. May block.
     ///
@@ -100,9 +113,28 @@ pub enum FetchFailure {
     /// The source failed.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The source gave no answer for as long as a reader may have to wait.
+    #[error("its source gave no answer in time")]
+    Late,
+    /// More readers wait for the source than may at once.
+    #[error("too many wait for its source")]
+    TooMany,
     /// The blocks came and could not be kept.
     #[error(transparent)]
     Disk(std::sync::Arc<crate::VolumeError>),
+}
+
+impl FetchFailure {
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Source(error) => error.is_retryable(),
+            Self::NoSource | Self::Late | Self::TooMany => true,
+            Self::Closed => false,
+            Self::Disk(error) => error.is_retryable(),
+        }
+    }
 }
 
 /// How much of a lazy volume is there.

@@ -9,17 +9,21 @@ use crate::{
     data_files::DataFiles,
     error::VolumeError,
     files,
-    flights::{Flights, Then, Waiter, Wish},
+    flights::{Flights, Wish},
     head::Place,
     head_log::{HeadLog, Identity},
     lazy::{FetchFailure, FetchReply, Hydration, LazySource, SourceError, Urgency},
     storage::Bug,
+    waiters::{Call, Then},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
 use parking_lot::{Condvar, Mutex, RwLock};
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
@@ -96,6 +100,12 @@ impl LazyBase {
         self.source.read().clone()
     }
 
+    /// The source, or why there is none.
+    fn asked_source(&self) -> Result<Arc<dyn LazySource>, FetchFailure> {
+        let missing = || if *self.open.read() { FetchFailure::NoSource } else { FetchFailure::Closed };
+        self.source().ok_or_else(missing)
+    }
+
     pub(crate) fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
     }
@@ -134,17 +144,34 @@ impl LazyBase {
             then(Err(FetchFailure::Closed));
             return None;
         }
+        let patience = self.source().and_then(|source| source.patience());
         let wish = {
             let mut flights = self.flights.lock();
-            let wish = flights.want(wanted, then);
+            let until = patience.and_then(|patience| Instant::now().checked_add(patience));
+            let wish = flights.want(wanted, until, then);
             wanted.iter().for_each(|&extent| flights.note_read(extent));
             wish
         };
         self.start_flights();
         match wish {
-            Wish::Granted(then) => Some(then),
-            Wish::Waits => None,
+            Wish::Granted(then) => return Some(then),
+            Wish::Waits => self.mind_the_time(),
+            Wish::Refused(then) => then(Err(FetchFailure::TooMany)),
         }
+        None
+    }
+
+    /// Has the source call back when the next one of those who wait has waited long enough.
+    fn mind_the_time(self: &Arc<Self>) {
+        let Some(source) = self.source() else { return };
+        let Some(next) = self.flights.lock().next_look() else { return };
+        let base = Arc::downgrade(self);
+        let look = move || {
+            let Some(base) = base.upgrade() else { return };
+            tell(base.flights.lock().look(Instant::now()));
+            base.mind_the_time();
+        };
+        source.wake_after(next.saturating_duration_since(Instant::now()), Box::new(look));
     }
 
     /// Waits until blocks are there.
@@ -198,9 +225,12 @@ impl LazyBase {
                 next
             };
             let Some((extent, urgency)) = next else { return };
-            let Some(source) = self.source() else {
-                self.landed(extent, Err(FetchFailure::NoSource));
-                continue;
+            let source = match self.asked_source() {
+                Ok(source) => source,
+                Err(failure) => {
+                    self.landed(extent, Err(failure));
+                    continue;
+                }
             };
             let base = self.clone();
             source.fetch(extent, urgency, FetchReply::new(move |result| base.arrived(extent, result)));
@@ -216,7 +246,7 @@ impl LazyBase {
 
     /// A flight has ended: with which of its blocks are zeroes, and the number of forgets before the first was written.
     fn landed(self: &Arc<Self>, extent: Extent, kept: Result<(BlockSet, u64), FetchFailure>) {
-        let (waiters, is_time, kept) = {
+        let (calls, is_time) = {
             let mut flights = self.flights.lock();
             let kept = kept.and_then(|(zero, forgets)| match flights.forgets == forgets {
                 true => Ok(zero),
@@ -227,10 +257,10 @@ impl LazyBase {
                     Err(SourceError::new(message, true).into())
                 }
             });
-            let waiters = flights.landed(extent, kept.as_ref().ok());
-            (waiters, flights.unlogged.len_blocks() >= LOG_EVERY_BLOCKS, kept)
+            let calls = flights.landed(extent, kept.as_ref());
+            (calls, flights.unlogged.len_blocks() >= LOG_EVERY_BLOCKS)
         };
-        tell(&waiters, kept.as_ref().err());
+        tell(calls);
         if is_time && let Err(error) = self.try_log() {
             tracing::warn!(volume = %self.volume, %error, "how far the hydration is cannot be written down for now");
         }
@@ -374,7 +404,7 @@ impl LazyBase {
         if self.surveyed.lock().contains(block) {
             return Ok(());
         }
-        let source = self.source().ok_or(FetchFailure::NoSource)?;
+        let source = self.asked_source()?;
         let data = source.data_blocks(stretch)?;
         let open = self.open.read();
         if !*open {
@@ -448,8 +478,10 @@ impl LazyBase {
     /// Writes nothing more, and tells everybody who waits. Waits for writes that are under way.
     pub(crate) fn close(&self) -> Result<(), VolumeError> {
         *self.open.write() = false;
-        let waiters = self.flights.lock().give_up();
-        tell(&waiters, Some(&FetchFailure::Closed));
+        let calls = self.flights.lock().give_up(&FetchFailure::Closed);
+        tell(calls);
+        // What it was asked for and has not given holds on to this: neither would ever go.
+        *self.source.write() = None;
         self.write_log()
     }
 
@@ -485,10 +517,8 @@ fn wait(ask: impl FnOnce(Then) -> bool) -> Result<(), FetchFailure> {
     }
 }
 
-fn tell(waiters: &[Arc<Waiter>], failure: Option<&FetchFailure>) {
-    for waiter in waiters {
-        waiter.landed(failure);
-    }
+fn tell(calls: Vec<Call>) {
+    calls.into_iter().for_each(Call::make);
 }
 
 #[cfg(test)]

@@ -50,7 +50,9 @@ mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod view;
+
 mod volume;
+mod waiters;
 mod write;
 
 pub use block_status::{Allocation, AllocationRun, DirtyRun};

@@ -22,7 +22,7 @@ const ID: VolumeId = VolumeId::from_u64(5);
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const BLOCKS: u64 = 3000;
 const SIZE_BYTES: u64 = BLOCKS * BLOCK_SIZE_BYTES;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How a source behaves.
 #[derive(Default)]
@@ -30,7 +30,14 @@ struct Mood {
     is_held: bool,
     is_broken: bool,
     held: Vec<(Extent, FetchReply)>,
+    /// How often it was asked for what somebody waits for.
+    for_readers: usize,
+    patience: Option<Duration>,
+    /// What is to be called when somebody's patience is over.
+    wakes: Vec<Wake>,
 }
+
+type Wake = Box<dyn FnOnce() + Send>;
 
 /// Holds blocks in memory, and counts what it is asked for.
 struct Memory {
@@ -102,11 +109,12 @@ impl Memory {
 }
 
 impl LazySource for Memory {
-    fn fetch(&self, extent: Extent, _: Urgency, reply: FetchReply) {
+    fn fetch(&self, extent: Extent, urgency: Urgency, reply: FetchReply) {
         for block in extent.start.0..extent.end().0 {
             self.fetched[block as usize].fetch_add(1, Ordering::Relaxed);
         }
         let mut mood = self.mood.lock();
+        mood.for_readers += usize::from(urgency == Urgency::Reader);
         if mood.is_broken {
             drop(mood);
             return reply.complete(Err(SourceError::new("the store is gone", true)));
@@ -122,6 +130,14 @@ impl LazySource for Memory {
             true => drop(std::thread::spawn(move || reply.complete(Ok(data)))),
             false => reply.complete(Ok(data)),
         }
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.mood.lock().patience
+    }
+
+    fn wake_after(&self, _: Duration, wake: Wake) {
+        self.mood.lock().wakes.push(wake);
     }
 
     fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
@@ -183,6 +199,51 @@ fn assert_reads(volume: &Volume, wanted: &[u8]) {
     volume.read(0, &mut found).unwrap();
     let wrong = found.chunks(BLOCK).zip(wanted.chunks(BLOCK)).position(|(a, b)| a != b);
     assert_eq!(wrong, None, "the first block that differs");
+}
+
+/// Asks for a block; what becomes of that is told later.
+fn ask(volume: &Volume, block: u64) -> mpsc::Receiver<Result<(), VolumeErrorKind>> {
+    let (told, hears) = mpsc::channel();
+    let then = Box::new(move |result: Result<(), blockd_volume::VolumeError>| {
+        told.send(result.map_err(|error| error.kind())).unwrap();
+    });
+    let kept = volume.when_near(Access::Read, block * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES, then);
+    assert!(kept.is_none(), "block {block} was there");
+    hears
+}
+
+#[test]
+fn readers_wait_as_long_as_the_source_says_whatever_was_before_them() {
+    const MANY: u64 = 40;
+    let lazy = Lazy::new(Memory::new(8));
+    lazy.source.hold();
+    let take_wakes = || std::mem::take(&mut lazy.source.mood.lock().wakes);
+    // The patience of these is over at once, as soon as somebody looks. Not all of what they wait for is under way.
+    lazy.source.mood.lock().patience = Some(Duration::ZERO);
+    // In no order that looks like somebody reads on and on.
+    let places: Vec<u64> = (0..MANY).map(|n| n * 17 % MANY * 64).collect();
+    let impatient: Vec<_> = places.iter().map(|place| ask(&lazy.volume, *place)).collect();
+    let under_way = lazy.source.mood.lock().held.len();
+    assert!((1..MANY as usize).contains(&under_way));
+    let wakes = take_wakes();
+    assert_eq!(wakes.len(), 1, "one call for all of them");
+    assert!(impatient.iter().all(|hears| hears.try_recv().is_err()));
+    wakes.into_iter().for_each(|wake| wake());
+    for hears in &impatient {
+        assert_eq!(hears.try_recv(), Ok(Err(VolumeErrorKind::NotFetched)));
+    }
+    // This one waits for the same as one of them did, and longer.
+    lazy.source.mood.lock().patience = Some(Duration::from_secs(3600));
+    let patient = ask(&lazy.volume, places[0] + 1);
+    take_wakes().into_iter().for_each(|wake| wake());
+    assert!(patient.try_recv().is_err(), "its time is not over");
+    assert_eq!(take_wakes().len(), 1, "somebody looks again");
+    let for_readers = lazy.source.mood.lock().for_readers;
+    lazy.source.let_go();
+    assert_eq!(patient.try_recv(), Ok(Ok(())));
+    // What nobody waited for any more was not fetched.
+    assert_eq!(lazy.source.mood.lock().for_readers, for_readers);
+    lazy.check();
 }
 
 #[test]
@@ -466,6 +527,9 @@ fn a_request_that_waits_is_told_when_what_it_needs_is_there() {
     assert!(ask(Access::Read, 2800 * BLOCK_SIZE_BYTES, 4096));
     lazy.volume.close().unwrap();
     assert!(!told.recv_timeout(PATIENCE).unwrap(), "a closed volume keeps nobody waiting");
+    let source = Arc::downgrade(&lazy.source);
+    drop(lazy);
+    assert!(source.upgrade().is_none(), "the source that has not answered and the volume hold each other");
 }
 
 #[test]

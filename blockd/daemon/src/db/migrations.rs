@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0004_groups.sql"),
     include_str!("../../migrations/0005_verify.sql"),
     include_str!("../../migrations/0006_lazy.sql"),
+    include_str!("../../migrations/0007_schedules.sql"),
 ];
 
 pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {

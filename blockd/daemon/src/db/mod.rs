@@ -10,6 +10,8 @@ mod credentials;
 mod lazy;
 mod migrations;
 mod proofs;
+mod runs;
+mod schedules;
 mod snapshots;
 mod tasks;
 mod volumes;
@@ -20,6 +22,8 @@ pub use chains::Chain;
 pub use credentials::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow};
 pub use lazy::LazyRow;
 pub use proofs::Proof;
+pub use runs::RunRow;
+pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};
 pub use snapshots::{SnapshotRow, SnapshotState};
 pub use tasks::{InPlace, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat};
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
@@ -128,6 +132,14 @@ impl Db {
         connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;").map_err(open)?;
         migrations::apply(&mut connection, path)?;
         Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    /// [`open`](Self::open) for tests of many transactions: what is committed outlives the process, but no power cut.
+    #[cfg(test)]
+    pub(crate) fn open_without_power_cuts(path: &Path) -> Result<Self, DbError> {
+        let db = Self::open(path)?;
+        db.connection.lock().execute_batch("PRAGMA synchronous = OFF")?;
+        Ok(db)
     }
 
     /// Reads which volumes a database has, of any version, and changes nothing; nobody else may have it open.

@@ -7,6 +7,7 @@ mod attachments;
 mod browse;
 mod cloudsnaps;
 mod credentials;
+mod schedules;
 mod snapshots;
 mod status;
 mod tasks;
@@ -86,6 +87,16 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::CLOUDSNAP_FILE, get(browse::read_file))
         .route(paths::BROWSE_MOUNTS, get(browse::mounts).post(browse::mount))
         .route(paths::BROWSE_UNMOUNT, post(browse::unmount))
+        .route(paths::SCHEDULES, get(schedules::list).post(schedules::create))
+        .route(paths::SCHEDULE, get(schedules::inspect).patch(schedules::update).delete(schedules::delete))
+        .route(paths::SCHEDULE_RUN, post(schedules::run))
+        .route(paths::SCHEDULE_RETENTION, get(schedules::retention))
+        .route(paths::SCHEDULE_HISTORY, get(schedules::history))
+        .route(paths::POLICIES, get(schedules::policies).post(schedules::create_policy))
+        .route(
+            paths::POLICY,
+            get(schedules::policy).patch(schedules::update_policy).delete(schedules::delete_policy),
+        )
         .route(paths::TASKS, get(tasks::list))
         .route(paths::TASK, get(tasks::show))
         .route(paths::TASK_STOP, post(tasks::stop))

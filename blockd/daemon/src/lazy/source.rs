@@ -1,7 +1,7 @@
 //! A cloud snapshot as the source of a lazy volume.
 //!
-//! It is opened when it is first needed, so that a daemon starts while its store is gone. How long a fetch may take is the
-//! volume's policy: whoever waits for it is told in the end.
+//! It is opened when it is first needed, so that a daemon starts while its store is gone. How long a reader may have to wait is
+//! the volume's policy. A fetch takes no longer than that by itself; one that had to wait for its turn may come too late.
 
 use super::fetcher::Fetcher;
 use crate::{
@@ -164,6 +164,18 @@ impl LazySource for SharedSource {
             }
             // It writes to the disk, and carries out what waited for it.
             tokio::task::spawn_blocking(move || reply.complete(result));
+        });
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(self.0.patience)
+    }
+
+    fn wake_after(&self, delay: Duration, wake: Box<dyn FnOnce() + Send>) {
+        self.0.handle.spawn(async move {
+            tokio::time::sleep(delay).await;
+            // It tells clients, which may take as long as their requests.
+            tokio::task::spawn_blocking(wake);
         });
     }
 

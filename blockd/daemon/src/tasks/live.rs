@@ -44,6 +44,7 @@ pub struct LiveTask {
     bandwidth: Arc<Bandwidth>,
     state: Mutex<State>,
     version: watch::Sender<u64>,
+    over: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for LiveTask {
@@ -96,6 +97,7 @@ impl LiveTask {
             )),
             state: Mutex::new(State { row, run: None }),
             version,
+            over: watch::Sender::new(false),
         }
     }
 
@@ -208,10 +210,18 @@ impl LiveTask {
         state.row = row;
     }
 
-    /// Tells those who wait.
-    pub fn wake_all(&self) {
+    /// It has come to rest, and nobody finds it any more: tells those who wait.
+    pub fn end(&self) {
         let version = self.state.lock().row.detail.version;
         self.version.send_replace(version);
+        self.over.send_replace(true);
+    }
+
+    /// Waits until the task has come to rest.
+    pub async fn ended(&self) {
+        let mut watched = self.over.subscribe();
+        // The sender lives as long as `self`, so the wait cannot be cut off.
+        let _ = watched.wait_for(|is_over| *is_over).await;
     }
 
     /// Waits until the version is above this one.
@@ -219,5 +229,49 @@ impl LiveTask {
         let mut watched = self.version.subscribe();
         // The sender lives as long as `self`, so the wait cannot be cut off.
         let _ = watched.wait_for(|now| *now > version).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_cloud::CloudsnapId;
+    use blockd_extent::{SnapshotId, VolumeId};
+    use std::time::Duration;
+
+    fn task() -> LiveTask {
+        let volume = VolumeId::from_u64(1);
+        LiveTask::new(TaskRow {
+            id: Uuid::from_u128(1),
+            kind: TaskKind::Delete,
+            state: TaskState::Active,
+            volume: Some(volume),
+            snapshot: None,
+            credential: Uuid::from_u128(2),
+            cloudsnap: CloudsnapId {
+                cluster: Uuid::from_u128(3),
+                volume,
+                snapshot: SnapshotId::from_u64(4),
+                incremental: false,
+            },
+            base: None,
+            created: Timestamp::UNIX_EPOCH,
+            detail: TaskDetail::default(),
+        })
+    }
+
+    #[tokio::test]
+    async fn the_end_wakes_who_waits_for_it_and_nothing_else_does() {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let live = task();
+        let mut first = Box::pin(live.ended());
+        assert!(futures::poll!(first.as_mut()).is_pending());
+        live.detail(|detail| detail.bytes_total = 1);
+        live.stop();
+        assert!(futures::poll!(first.as_mut()).is_pending(), "it was only told to stop");
+        // Ready only if it is woken: nobody else polls it again.
+        let woken = async { tokio::join!(first, async { live.end() }) };
+        tokio::time::timeout(PATIENCE, woken).await.expect("nobody was woken");
+        tokio::time::timeout(PATIENCE, live.ended()).await.expect("it has ended before");
     }
 }

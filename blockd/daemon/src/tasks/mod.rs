@@ -147,11 +147,6 @@ impl Core {
         Ok(())
     }
 
-    /// Whether a task of this id runs, or waits for its turn.
-    fn is_live(&self, id: Uuid) -> bool {
-        self.tasks.live.lock().contains_key(&id)
-    }
-
     /// All tasks that have not ended, those included that only the database knows of: they go on after the next start.
     ///
     /// # Errors
@@ -392,7 +387,8 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
         }
     }
     core.tasks.live.lock().remove(&live.id);
-    live.wake_all();
+    core.scheduler.wake();
+    live.end();
 }
 
 /// Removes the files of a task that has ended.

@@ -191,14 +191,9 @@ impl Core {
         let was_live = live.is_some();
         if let Some(live) = live {
             live.stop();
-            while self.is_live(id) {
-                let version = live.view().detail.version;
-                tokio::select! {
-                    () = live.changed_since(version) => {}
-                    // It may have gone between the look and the wait.
-                    () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}
-                    () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
-                }
+            tokio::select! {
+                () = live.ended() => {}
+                () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
             }
         }
         let _admission = self.admission.lock().await;

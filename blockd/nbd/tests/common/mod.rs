@@ -18,7 +18,7 @@ use blockd_nbd::{
 };
 
 /// Far beyond what any step takes: a test that would hang fails instead.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {

@@ -1,5 +1,6 @@
 //! `blockctl cloudsnap …`
 
+use super::schedules::{HistoryArgs, SchedulesCommand};
 use super::{
     care::{
         GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
@@ -63,6 +64,12 @@ Examples:
   blockctl cloudsnap delete --snap ID
   blockctl cs delete --snap ID --cred-id nas --wait";
 
+const HISTORY_HELP: &str = "\
+Examples:
+  blockctl cloudsnap history
+  blockctl cs history --src db --max 20
+  blockctl -j cs history";
+
 /// What to do with cloud snapshots.
 #[derive(Debug, Subcommand)]
 pub enum CloudsnapCommand {
@@ -114,6 +121,12 @@ pub enum CloudsnapCommand {
     /// Say what differs between two snapshots in cloud
     #[command(after_help = files::DIFF_HELP)]
     Diff(files::DiffFilesArgs),
+    /// Manage schedules for cloud-snaps
+    #[command(subcommand, visible_alias = "sched")]
+    Schedules(SchedulesCommand),
+    /// Show what schedules did: runs, what they made, what was left out and why
+    #[command(after_help = HISTORY_HELP)]
+    History(HistoryArgs),
 }
 
 /// `cloudsnap backup`

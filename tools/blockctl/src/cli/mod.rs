@@ -8,6 +8,7 @@ pub mod extras;
 pub mod files;
 pub mod lazy;
 pub mod rekey;
+pub mod schedules;
 pub mod snapshot;
 pub mod volume;
 
@@ -111,6 +112,9 @@ pub enum Command {
     /// Look into snapshots as files
     #[command(subcommand)]
     Browse(browse::BrowseCommand),
+    /// Schedules that several volumes share
+    #[command(subcommand, visible_alias = "sp")]
+    SchedPolicy(schedules::PolicyCommand),
     /// What blockd says of itself
     #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
     Status,

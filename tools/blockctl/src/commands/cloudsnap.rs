@@ -40,6 +40,8 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Cat(args) => files::cat(context, args).await,
         CloudsnapCommand::Cp(args) => copy_files::run(context, args).await,
         CloudsnapCommand::Diff(args) => files::diff(context, args).await,
+        CloudsnapCommand::Schedules(command) => super::schedules::run(context, command).await,
+        CloudsnapCommand::History(args) => super::schedules::history(context, args).await,
     }
 }
 

@@ -8,6 +8,7 @@ mod credentials;
 mod extras;
 mod files;
 mod lazy;
+mod schedules;
 mod snapshot;
 mod status;
 mod stores;
@@ -35,6 +36,7 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Credentials(command) => credentials::run(&context, command).await,
         Command::Cloudsnap(command) => Box::pin(cloudsnap::run(&context, command)).await,
         Command::Browse(command) => Box::pin(browse::run(&context, command)).await,
+        Command::SchedPolicy(command) => schedules::policy(&context, command).await,
         Command::Status => status::run(&context).await,
         Command::Completions(args) => extras::completions(&context, &args),
         Command::Man(args) => extras::man(&context, &args),

@@ -1,0 +1,274 @@
+//! Deletions between the steps of others, on other hosts: each moment that once lost something, by name.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_cloud::{
+    BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache,
+    Repository, delete_with_manifest,
+    store::{ObjectInfo, ObjectStore, PutMode, StoreFuture},
+    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
+};
+use bytes::Bytes;
+use common::{BLOCK, fixed, restored, run, run_with, set, spec};
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use std::{future::Future, sync::Arc};
+use tokio::{runtime::Handle, sync::Notify};
+
+const SIZE: u64 = 1000 * BLOCK as u64;
+
+/// When somebody else gets in between: an operation, and what its key begins with and ends in.
+#[derive(Clone, Copy)]
+struct Moment {
+    operation: &'static str,
+    prefix: &'static str,
+    suffix: &'static str,
+}
+
+/// A store in front of another one that lets somebody do something at a chosen moment.
+struct Between {
+    inner: Arc<MemoryStore>,
+    /// Done after the operation at the moment, once.
+    after: Mutex<Option<(Moment, BoxFuture<'static, ()>)>>,
+    /// Done before it.
+    before: Mutex<Option<(Moment, BoxFuture<'static, ()>)>>,
+}
+
+impl Between {
+    fn new(inner: &Arc<MemoryStore>) -> Self {
+        Self { inner: inner.clone(), after: Mutex::default(), before: Mutex::default() }
+    }
+
+    fn take(
+        planned: &Mutex<Option<(Moment, BoxFuture<'static, ()>)>>,
+        operation: &str,
+        key: &str,
+    ) -> Option<BoxFuture<'static, ()>> {
+        let mut planned = planned.lock();
+        let fits = |moment: &Moment| {
+            moment.operation == operation && key.starts_with(moment.prefix) && key.ends_with(moment.suffix)
+        };
+        planned.take_if(|(moment, _)| fits(moment)).map(|(_, act)| act)
+    }
+
+    fn run<'a, T: Send + 'a>(
+        &'a self,
+        operation: &'static str,
+        key: &'a str,
+        work: StoreFuture<'a, T>,
+    ) -> StoreFuture<'a, T> {
+        Box::pin(async move {
+            if let Some(act) = Self::take(&self.before, operation, key) {
+                act.await;
+            }
+            let answer = work.await;
+            if let Some(act) = Self::take(&self.after, operation, key) {
+                act.await;
+            }
+            answer
+        })
+    }
+}
+
+impl ObjectStore for Between {
+    fn describe(&self) -> &str {
+        "store with somebody in between"
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        self.run("PUT", key, self.inner.put(key, body, mode))
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.run("GET", key, self.inner.get(key, max_len_bytes))
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.run("GET", key, self.inner.get_range(key, offset_bytes, len_bytes))
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        self.run("DELETE", key, self.inner.delete(key))
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        self.run("LIST", prefix, self.inner.list(prefix))
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        self.inner.multipart_start(key)
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        self.inner.multipart_put(key, upload_id, part_no, body)
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        self.inner.multipart_complete(key, upload_id, tags)
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        self.inner.multipart_abort(key, upload_id)
+    }
+}
+
+/// Does something on a thread of its own, as another host would: these futures borrow more than a task may hold.
+async fn elsewhere<T, F>(work: impl FnOnce() -> F + Send + 'static) -> T
+where
+    T: Send + 'static,
+    F: Future<Output = T>,
+{
+    tokio::task::spawn_blocking(move || Handle::current().block_on(work())).await.unwrap()
+}
+
+async fn delete(repo: &Repository, manifest: &Manifest) {
+    delete_with_manifest(repo, manifest, &[], &NoCache).await.unwrap();
+}
+
+/// Three generations: the second on the first; what the third is to hold is in the volume.
+async fn generations(repo: &Repository) -> (MemoryVolume, Manifest, Manifest) {
+    let live = MemoryVolume::default();
+    (0..40).for_each(|block| live.set(block, &[block as u8 + 1; BLOCK]));
+    let first = run(repo, spec(1, SIZE, set(0..40), set([]), None), &live).await.unwrap().manifest;
+    live.set(3, &[99; BLOCK]);
+    let second = run(repo, spec(2, SIZE, set([3]), set([]), Some(&first)), &live).await.unwrap().manifest;
+    live.set(5, &[98; BLOCK]);
+    (live, first, second)
+}
+
+/// While the first snapshot is deleted and the manifests were listed, another host makes a snapshot on the second one and
+/// deletes that: its manifest is gone when it is read, and the listing does not have the new one.
+#[tokio::test]
+async fn a_snapshot_made_on_one_that_vanishes_from_a_listing_keeps_its_deltas() {
+    let store = Arc::new(MemoryStore::default());
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let (live, first, second) = generations(&repo).await;
+    let third = Arc::new(Mutex::new(None));
+    let between = Arc::new(Between::new(&store));
+    let (other, frozen, made, base) = (repo.clone(), live.fork(), third.clone(), second.clone());
+    let others = elsewhere(move || async move {
+        let spec = spec(3, SIZE, set([5]), set([]), Some(&base));
+        *made.lock() = Some(run(&other, spec, &frozen).await.unwrap().manifest);
+        delete(&other, &base).await;
+    });
+    let listed = Moment { operation: "LIST", prefix: "blockd/manifests/", suffix: "" };
+    *between.after.lock() = Some((listed, Box::pin(others)));
+    delete(&repo.with_store(between), &first).await;
+    let third = third.lock().take().expect("the other host came in between");
+    assert_eq!(restored(&repo, &third).await.unwrap(), live.content());
+}
+
+/// A backup whose commit was carried out and not answered, taken up again by the host that does not know of it.
+struct Doubted {
+    store: Arc<MemoryStore>,
+    repo: Repository,
+    spec: BackupSpec,
+    live: MemoryVolume,
+    journal: Arc<MemoryJournal>,
+    manifest: Manifest,
+}
+
+impl Doubted {
+    async fn new() -> Self {
+        let store = Arc::new(MemoryStore::default());
+        let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+        let live = MemoryVolume::default();
+        (0..9000).for_each(|block| live.set(block, &[block as u8 | 1; BLOCK]));
+        let spec = spec(1, 10 * SIZE, set(0..9000), set([]), None);
+        let journal = Arc::new(MemoryJournal::default());
+        let faults = Arc::new(FaultStore::new(store.clone()));
+        // Two packs, the index, then the manifest; nothing is answered from there on.
+        faults.fail_from(3, Fault::AfterApply);
+        let cut_off = repo.with_store(faults);
+        let cancel = CancelToken::new();
+        let reader = Arc::new(live.fork());
+        run_with(&cut_off, spec.clone(), reader, journal.clone(), &cancel).await.err().unwrap();
+        assert!(journal.may_be_committed());
+        let manifest = repo.manifest(&spec.id()).await.expect("it was committed");
+        Self { store, repo, spec, live, journal, manifest }
+    }
+
+    /// Goes on with it; another host comes in between at this moment of it.
+    async fn go_on(&self, before: Moment, act: BoxFuture<'static, ()>) -> Result<Manifest, CloudError> {
+        let between = Arc::new(Between::new(&self.store));
+        *between.before.lock() = Some((before, act));
+        let (repo, cancel) = (self.repo.with_store(between.clone()), CancelToken::new());
+        let reader = Arc::new(self.live.fork());
+        let done = run_with(&repo, self.spec.clone(), reader, self.journal.clone(), &cancel).await;
+        assert!(between.before.lock().is_none(), "nobody came in between");
+        Ok(done?.manifest)
+    }
+
+    fn delete(&self) -> BoxFuture<'static, ()> {
+        let (repo, manifest) = (self.repo.clone(), self.manifest.clone());
+        Box::pin(elsewhere(move || async move { delete(&repo, &manifest).await }))
+    }
+
+    async fn check_listed(&self) {
+        if let Ok(manifest) = self.repo.manifest(&self.spec.id()).await {
+            assert_eq!(restored(&self.repo, &manifest).await.unwrap(), self.live.content());
+        }
+    }
+}
+
+const COMMIT: Moment = Moment { operation: "PUT", prefix: "blockd/manifests/", suffix: "" };
+
+#[tokio::test]
+async fn a_snapshot_that_was_deleted_in_doubt_is_not_committed_again() {
+    let doubted = Doubted::new().await;
+    let error = doubted.go_on(COMMIT, doubted.delete()).await.unwrap_err();
+    assert!(matches!(error, CloudError::DeletedMeanwhile { .. }), "{error}");
+    assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "it is not listed");
+    // Taken up once more, everything is sent again.
+    let reader = Arc::new(doubted.live.fork());
+    let cancel = CancelToken::new();
+    let (repo, spec) = (&doubted.repo, doubted.spec.clone());
+    run_with(repo, spec, reader, doubted.journal.clone(), &cancel).await.unwrap();
+    assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_ok());
+    doubted.check_listed().await;
+}
+
+/// The other host deletes in two halves: the manifest goes before the commit is repeated, the objects go after its writer looked at them.
+#[tokio::test]
+async fn a_deletion_that_began_before_the_repeated_commit_takes_that_as_well() {
+    let doubted = Doubted::new().await;
+    let deletes = Between::new(&doubted.store);
+    let (goes_on, waiting) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let first_object = Moment { operation: "DELETE", prefix: "blockd/data/", suffix: "" };
+    let pause = {
+        let (goes_on, waiting) = (goes_on.clone(), waiting.clone());
+        async move {
+            waiting.notify_one();
+            goes_on.notified().await;
+        }
+    };
+    *deletes.before.lock() = Some((first_object, Box::pin(pause)));
+    let repo = doubted.repo.with_store(Arc::new(deletes));
+    let manifest = doubted.manifest.clone();
+    let deletion = elsewhere(move || async move { delete(&repo, &manifest).await });
+    let deletion = tokio::spawn(deletion);
+    waiting.notified().await;
+    let reader = Arc::new(doubted.live.fork());
+    let cancel = CancelToken::new();
+    let (repo, spec) = (&doubted.repo, doubted.spec.clone());
+    run_with(repo, spec, reader, doubted.journal.clone(), &cancel).await.unwrap();
+    assert!(
+        doubted.repo.manifest(&doubted.spec.id()).await.is_ok(),
+        "it was put again, and its objects were there"
+    );
+    goes_on.notify_one();
+    deletion.await.unwrap();
+    assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "what is left of it is not listed");
+}

@@ -1,0 +1,245 @@
+//! Rows of runs of schedules.
+
+use super::{DbError, number, parsed, parsed_if_there, stored};
+use blockd_api::{
+    VolumeName,
+    schedules::{Priority, Run, RunState},
+};
+use blockd_cloud::CloudsnapId;
+use blockd_extent::VolumeId;
+use blockd_schedule::Recurrence;
+use jiff::Timestamp;
+use rusqlite::{Row, Transaction, params};
+use uuid::Uuid;
+
+/// A run for one volume and one place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunRow {
+    /// Its number; 0 until it is stored.
+    pub id: u64,
+    /// The schedule.
+    pub schedule: Uuid,
+    /// The rule by which it came; none for one that was asked for.
+    pub rule: Option<Recurrence>,
+    /// The instant that the schedule means.
+    pub nominal: Timestamp,
+    /// When it was begun.
+    pub started: Timestamp,
+    /// How many earlier ones it stands for as well.
+    pub missed: u32,
+    /// Which of several that wait goes first.
+    pub priority: Priority,
+    /// A full backup is wanted.
+    pub force_full: bool,
+    /// The volume; none if no volume was found.
+    pub volume: Option<VolumeId>,
+    /// Its name.
+    pub volume_name: Option<VolumeName>,
+    /// Where to.
+    pub credential: Option<Uuid>,
+    /// How it is.
+    pub state: RunState,
+    /// Its task.
+    pub task: Option<Uuid>,
+    /// What it made.
+    pub cloudsnap: Option<CloudsnapId>,
+    /// When it ended.
+    pub completed: Option<Timestamp>,
+    /// Why it failed or was left out.
+    pub reason: Option<String>,
+}
+
+const COLUMNS: &str = "id, schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason";
+
+fn state(row: &Row<'_>, column: usize) -> rusqlite::Result<RunState> {
+    let text: String = row.get(column)?;
+    let found = RunState::ALL.into_iter().find(|state| state.as_str() == text);
+    found.ok_or_else(|| {
+        let unknown = super::volumes::UnknownWord(text);
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(unknown))
+    })
+}
+
+impl RunRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let priority = usize::try_from(number(row, 6)?).unwrap_or(usize::MAX);
+        Ok(Self {
+            id: number(row, 0)?,
+            schedule: parsed(row, 1)?,
+            // A rule whose time zone is gone from this host is not worth losing the row for.
+            rule: parsed_if_there(row, 2).unwrap_or(None),
+            nominal: parsed(row, 3)?,
+            started: parsed(row, 4)?,
+            missed: u32::try_from(number(row, 5)?).unwrap_or(u32::MAX),
+            priority: Priority::ALL.get(priority).copied().unwrap_or_default(),
+            force_full: row.get(7)?,
+            volume: parsed_if_there(row, 8)?,
+            volume_name: parsed_if_there(row, 9)?,
+            credential: parsed_if_there(row, 10)?,
+            state: state(row, 11)?,
+            task: parsed_if_there(row, 12)?,
+            cloudsnap: parsed_if_there(row, 13)?,
+            completed: parsed_if_there(row, 14)?,
+            reason: row.get(15)?,
+        })
+    }
+
+    fn select(tx: &Transaction<'_>, rest: &str, params: impl rusqlite::Params) -> Result<Vec<Self>, DbError> {
+        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM schedule_runs {rest}"))?;
+        let rows = statement.query_map(params, Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// Adds the run, unless the same one is there already; returns its number if it was added.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn insert(&self, tx: &Transaction<'_>) -> Result<Option<u64>, DbError> {
+        let priority = Priority::ALL.iter().position(|priority| *priority == self.priority).unwrap_or(1);
+        let added = tx.execute(
+            "INSERT OR IGNORE INTO schedule_runs
+             (schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            params![
+                self.schedule.to_string(),
+                self.rule.as_ref().map(ToString::to_string),
+                self.nominal.to_string(),
+                self.started.to_string(),
+                self.missed,
+                stored(priority as u64),
+                self.force_full,
+                self.volume.map(|id| id.to_string()),
+                self.volume_name.as_ref().map(ToString::to_string),
+                self.credential.map(|id| id.to_string()),
+                self.state.as_str(),
+                self.task.map(|id| id.to_string()),
+                self.cloudsnap.as_ref().map(ToString::to_string),
+                self.completed.map(|at| at.to_string()),
+                self.reason,
+            ],
+        )?;
+        Ok((added > 0).then(|| tx.last_insert_rowid().unsigned_abs()))
+    }
+
+    /// Stores how the run is now.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn update(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE schedule_runs SET state = ?2, task = ?3, cloudsnap = ?4, completed = ?5, reason = ?6 WHERE id = ?1",
+            params![
+                stored(self.id),
+                self.state.as_str(),
+                self.task.map(|id| id.to_string()),
+                self.cloudsnap.as_ref().map(ToString::to_string),
+                self.completed.map(|at| at.to_string()),
+                self.reason,
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Those in a state, in the order in which they are to go.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn in_state(tx: &Transaction<'_>, state: RunState) -> Result<Vec<Self>, DbError> {
+        Self::select(tx, "WHERE state = ?1 ORDER BY priority DESC, id", [state.as_str()])
+    }
+
+    /// Those whose task may have ended: the active ones, and those that failed and whose task was taken up again.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn to_settle(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let sql = "WHERE state = 'active'
+                   OR (state = 'failed' AND task IN (SELECT id FROM tasks WHERE state = 'done')) ORDER BY id";
+        Self::select(tx, sql, [])
+    }
+
+    /// The run of a schedule for a volume and a place that has not ended.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn unfinished(
+        tx: &Transaction<'_>,
+        schedule: Uuid,
+        volume: VolumeId,
+        credential: Uuid,
+    ) -> Result<Option<Self>, DbError> {
+        let found = Self::select(
+            tx,
+            "WHERE schedule = ?1 AND volume = ?2 AND credential = ?3 AND state IN ('queued', 'active') LIMIT 1",
+            params![schedule.to_string(), volume.to_string(), credential.to_string()],
+        )?;
+        Ok(found.into_iter().next())
+    }
+
+    /// What a schedule made that is there still.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn kept(tx: &Transaction<'_>, schedule: Uuid) -> Result<Vec<Self>, DbError> {
+        Self::select(tx, "WHERE state = 'done' AND schedule = ?1 ORDER BY id DESC", [schedule.to_string()])
+    }
+
+    /// The newest so many, of one schedule or one volume if that is given.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn history(
+        tx: &Transaction<'_>,
+        schedule: Option<Uuid>,
+        volume: Option<VolumeId>,
+        max: u32,
+    ) -> Result<Vec<Self>, DbError> {
+        Self::select(
+            tx,
+            "WHERE (?1 IS NULL OR schedule = ?1) AND (?2 IS NULL OR volume = ?2) ORDER BY id DESC LIMIT ?3",
+            params![schedule.map(|id| id.to_string()), volume.map(|id| id.to_string()), max],
+        )
+    }
+
+    /// When a schedule began its last run.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn last_of(tx: &Transaction<'_>, schedule: Uuid) -> Result<Option<Timestamp>, DbError> {
+        let sql = "WHERE schedule = ?1 AND state <> 'skipped' ORDER BY id DESC LIMIT 1";
+        Ok(Self::select(tx, sql, [schedule.to_string()])?.first().map(|run| run.started))
+    }
+
+    /// Forgets the oldest ended runs that left nothing in a store, so that at most `keep` of them are left.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn prune(tx: &Transaction<'_>, keep: u32) -> Result<(), DbError> {
+        tx.execute(
+            "DELETE FROM schedule_runs WHERE state IN ('failed', 'skipped', 'expired') AND id <=
+             (SELECT id FROM schedule_runs WHERE state IN ('failed', 'skipped', 'expired') ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+            [keep],
+        )?;
+        Ok(())
+    }
+
+    /// As replies have it.
+    pub fn to_api(&self) -> Run {
+        Run {
+            id: self.id,
+            schedule: self.schedule,
+            rule: self.rule.clone(),
+            nominal: self.nominal,
+            started: self.started,
+            missed: self.missed,
+            volume_id: self.volume,
+            volume: self.volume_name.clone(),
+            credential: self.credential,
+            state: self.state,
+            task: self.task,
+            cloudsnap: self.cloudsnap.as_ref().map(crate::cloudsnaps::to_api_id),
+            completed: self.completed,
+            reason: self.reason.clone(),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Rows of schedules and of the policies that they share.
+
+use super::{DbError, json, parsed, parsed_if_there, to_json};
+use blockd_api::schedules::{PolicyName, Priority, Rule, Selector};
+use blockd_schedule::{Jitter, Recurrence, Retention};
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What of a schedule is not searched for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleSpec {
+    /// Which volumes; one volume is named by its id.
+    pub selector: Selector,
+    /// Where to.
+    pub credentials: Vec<Uuid>,
+    /// When, beside the rules of the policy.
+    pub rules: Vec<Rule>,
+    /// How many backups are kept of those whose rule does not say it.
+    pub retain: Retention,
+    /// Every backup is full.
+    pub full: bool,
+    /// How much later than its time a run may begin.
+    pub jitter: Jitter,
+    /// Which runs go first.
+    pub priority: Priority,
+}
+
+/// A schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduleRow {
+    /// Its id.
+    pub uuid: Uuid,
+    /// When it was made.
+    pub created: Timestamp,
+    /// There are no runs for now.
+    pub paused: bool,
+    /// The policy whose rules hold as well.
+    pub policy: Option<PolicyName>,
+    /// The rest.
+    pub spec: ScheduleSpec,
+}
+
+const COLUMNS: &str = "uuid, created, paused, policy, spec";
+
+impl ScheduleRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            uuid: parsed(row, 0)?,
+            created: parsed(row, 1)?,
+            paused: row.get(2)?,
+            policy: parsed_if_there(row, 3)?,
+            spec: json(row, 4)?,
+        })
+    }
+
+    /// All schedules, oldest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM schedules ORDER BY created, uuid"))?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// The schedule of this id.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<Option<Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM schedules WHERE uuid = ?1");
+        Ok(tx.query_row(&sql, [uuid.to_string()], Self::read).optional()?)
+    }
+
+    /// Adds or replaces the row.
+    ///
+    /// # Errors
+    /// The database fails; or there is no such policy.
+    pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "INSERT INTO schedules (uuid, created, paused, policy, spec) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (uuid) DO UPDATE SET paused = excluded.paused, policy = excluded.policy, spec = excluded.spec",
+            params![
+                self.uuid.to_string(),
+                self.created.to_string(),
+                self.paused,
+                self.policy.as_ref().map(PolicyName::as_str),
+                to_json("schedule", &self.spec)?
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Removes the row and its cursors.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn delete(tx: &Transaction<'_>, uuid: Uuid) -> Result<(), DbError> {
+        tx.execute("DELETE FROM schedules WHERE uuid = ?1", [uuid.to_string()])?;
+        Ok(())
+    }
+
+    /// All rules that hold: its own and those of its policy.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn rules(&self, tx: &Transaction<'_>) -> Result<Vec<Rule>, DbError> {
+        let mut rules = self.spec.rules.clone();
+        if let Some(name) = &self.policy {
+            rules.extend(PolicyRow::find(tx, name)?.map(|policy| policy.rules).unwrap_or_default());
+        }
+        Ok(rules)
+    }
+
+    /// Up to when all runs of a rule are dealt with, if it has run or waited before.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn cursor(&self, tx: &Transaction<'_>, rule: &Recurrence) -> Result<Option<Timestamp>, DbError> {
+        let sql = "SELECT dealt_with_until FROM schedule_cursors WHERE schedule = ?1 AND rule = ?2";
+        let params = params![self.uuid.to_string(), rule.to_string()];
+        Ok(tx.query_row(sql, params, |row| parsed(row, 0)).optional()?)
+    }
+
+    /// Everything of a rule is dealt with up to an instant.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_cursor(
+        &self,
+        tx: &Transaction<'_>,
+        rule: &Recurrence,
+        dealt_with_until: Timestamp,
+    ) -> Result<(), DbError> {
+        tx.execute(
+            "INSERT OR REPLACE INTO schedule_cursors (schedule, rule, dealt_with_until) VALUES (?1, ?2, ?3)",
+            params![self.uuid.to_string(), rule.to_string(), dealt_with_until.to_string()],
+        )?;
+        Ok(())
+    }
+
+    /// Forgets the cursors: all rules begin anew at the next look.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn clear_cursors(tx: &Transaction<'_>, uuid: Uuid) -> Result<(), DbError> {
+        tx.execute("DELETE FROM schedule_cursors WHERE schedule = ?1", [uuid.to_string()])?;
+        Ok(())
+    }
+}
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyRow {
+    /// Its name.
+    pub name: PolicyName,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+}
+
+impl PolicyRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { name: parsed(row, 0)?, rules: json(row, 1)? })
+    }
+
+    /// All policies, by name.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let mut statement = tx.prepare("SELECT name, rules FROM sched_policies ORDER BY name")?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// The policy of this name.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn find(tx: &Transaction<'_>, name: &PolicyName) -> Result<Option<Self>, DbError> {
+        let sql = "SELECT name, rules FROM sched_policies WHERE name = ?1";
+        Ok(tx.query_row(sql, [name.as_str()], Self::read).optional()?)
+    }
+
+    /// Adds the row.
+    ///
+    /// # Errors
+    /// The database fails; a conflict if there is one of this name.
+    pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        let rules = to_json("policy", &self.rules)?;
+        tx.execute(
+            "INSERT INTO sched_policies (name, rules) VALUES (?1, ?2)",
+            params![self.name.as_str(), rules],
+        )?;
+        Ok(())
+    }
+
+    /// Gives it other rules; false if there is none of this name.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn update(&self, tx: &Transaction<'_>) -> Result<bool, DbError> {
+        let rules = to_json("policy", &self.rules)?;
+        let sql = "UPDATE sched_policies SET rules = ?2 WHERE name = ?1";
+        Ok(tx.execute(sql, params![self.name.as_str(), rules])? > 0)
+    }
+
+    /// Removes it; false if there is none of this name.
+    ///
+    /// # Errors
+    /// The database fails; a conflict if a schedule uses it.
+    pub fn delete(tx: &Transaction<'_>, name: &PolicyName) -> Result<bool, DbError> {
+        Ok(tx.execute("DELETE FROM sched_policies WHERE name = ?1", [name.as_str()])? > 0)
+    }
+}

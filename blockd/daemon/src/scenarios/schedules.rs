@@ -1,0 +1,134 @@
+//! Schedules of a running daemon, through its control socket.
+
+use super::{Host, Model};
+use blockd_api::{
+    ClientError, ErrorCode,
+    schedules::{
+        CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
+        UpdateSchedule,
+    },
+};
+use blockd_schedule::{KeepReason, Retention, Verdict};
+use std::time::Duration;
+
+fn rule(when: &str) -> Rule {
+    Rule { when: when.parse().unwrap(), retain: None }
+}
+
+fn code(error: &ClientError) -> Option<ErrorCode> {
+    match error {
+        ClientError::Api(error) => Some(error.code),
+        _ => None,
+    }
+}
+
+impl Host {
+    async fn schedule(&self, keep: u32) -> Schedule {
+        let request = CreateSchedule {
+            selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
+            rules: vec![rule("calendar 2199-01-01 00:00")],
+            retain: Retention::max(keep).unwrap(),
+            ..CreateSchedule::default()
+        };
+        self.client.create_schedule(&request).await.unwrap()
+    }
+
+    async fn runs(&self) -> Vec<Run> {
+        self.client.list_runs(&ListRuns::default()).await.unwrap().runs
+    }
+
+    /// Waits until all runs are over.
+    async fn settled(&self) -> Vec<Run> {
+        for _ in 0..600 {
+            let runs = self.runs().await;
+            if runs.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)) {
+                return runs;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the runs do not end: {:?}", self.runs().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_are_made_kept_and_deleted_across_restarts() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.create_volume("v").await;
+    let mut model = Model::new();
+    let schedule = host.schedule(2).await;
+    assert!(schedule.next_run.unwrap().to_string().starts_with("2199-01-01T00:00"), "{schedule:?}");
+    drop(volume);
+    for round in 0..4 {
+        model.write(&host.volume("v"), round << 20, round, 4096);
+        let begun = host.client.run_schedule(schedule.uuid).await.unwrap().runs;
+        assert_eq!((begun.len(), begun[0].state, begun[0].rule.clone()), (1, RunState::Queued, None));
+        if round == 2 {
+            // The run may be queued, begun or done by now.
+            host.stop().await;
+            host.start().await;
+        }
+        let runs = host.settled().await;
+        assert!(runs.iter().all(|run| run.reason.is_none() || run.state == RunState::Expired), "{runs:?}");
+    }
+    // The two newest stay, in the database and in the store.
+    for _ in 0..600 {
+        if host.list().await.len() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let states: Vec<RunState> = host.settled().await.iter().map(|run| run.state).collect();
+    assert_eq!(states, [RunState::Done, RunState::Done, RunState::Expired, RunState::Expired]);
+    let plan = host.client.plan_retention(schedule.uuid).await.unwrap().cloudsnaps;
+    assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
+    let planned: std::collections::BTreeSet<_> = plan.iter().map(|judged| judged.cloudsnap).collect();
+    let stored: std::collections::BTreeSet<_> = host.list().await.iter().map(|entry| entry.id).collect();
+    assert_eq!(planned, stored);
+    let restored = host.restore(&plan[0].cloudsnap.to_string(), "again").await;
+    let mut content = vec![0; model.0.len()];
+    restored.read(0, &mut content).unwrap();
+    assert!(content == model.0, "the newest backup is not what the volume was");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_wrongly_is_refused_with_its_reason() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    let selector = Selector { volume: Some("v".parse().unwrap()), ..Selector::default() };
+    let never = CreateSchedule { selector: selector.clone(), ..CreateSchedule::default() };
+    let error = host.client.create_schedule(&never).await.unwrap_err();
+    assert!(error.to_string().contains("say when"), "{error}");
+    assert_eq!(host.client.list_schedules().await.unwrap().schedules, []);
+    let nobody = CreateSchedule { rules: vec![rule("periodic 5")], ..CreateSchedule::default() };
+    let error = host.client.create_schedule(&nobody).await.unwrap_err();
+    assert!(error.to_string().contains("one of volume, group and label"), "{error}");
+    let gold = "gold".parse().unwrap();
+    let wanting =
+        CreateSchedule { policy: Some("gold".parse().unwrap()), selector, ..CreateSchedule::default() };
+    let error = host.client.create_schedule(&wanting).await.unwrap_err();
+    assert_eq!(code(&error), Some(ErrorCode::PolicyNotFound));
+
+    let policy = Policy { name: "gold".parse().unwrap(), rules: vec![rule("daily 03:00")] };
+    host.client.create_policy(&policy).await.unwrap();
+    assert_eq!(code(&host.client.create_policy(&policy).await.unwrap_err()), Some(ErrorCode::PolicyExists));
+    let schedule = host.client.create_schedule(&wanting).await.unwrap();
+    assert_eq!(schedule.schedule, "daily @03:00");
+    assert_eq!(code(&host.client.delete_policy(&gold).await.unwrap_err()), Some(ErrorCode::PolicyInUse));
+    let other = UpdatePolicy { rules: vec![rule("weekly sun@03:00"), rule("periodic 60")] };
+    host.client.update_policy(&gold, &other).await.unwrap();
+
+    let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
+    let paused = host.client.update_schedule(schedule.uuid, &pause).await.unwrap();
+    assert_eq!((paused.next_run, paused.schedule.as_str()), (None, "weekly Sunday@03:00, periodic 60min"));
+    let resume = UpdateSchedule { paused: Some(false), ..UpdateSchedule::default() };
+    assert!(host.client.update_schedule(schedule.uuid, &resume).await.unwrap().next_run.is_some());
+
+    host.client.delete_schedule(schedule.uuid).await.unwrap();
+    let error = host.client.run_schedule(schedule.uuid).await.unwrap_err();
+    assert_eq!(code(&error), Some(ErrorCode::ScheduleNotFound));
+    host.client.delete_policy(&gold).await.unwrap();
+    host.stop().await;
+}

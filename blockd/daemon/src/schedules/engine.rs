@@ -1,0 +1,323 @@
+//! What the scheduler does to the database: each step is one transaction, and the time is an argument.
+//!
+//! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that stores the
+//! task. So a daemon that is killed between any two of them finds, at its next start, what is left to do.
+
+use crate::db::{DbError, Proof, RunRow, ScheduleRow, TaskKind, TaskRow, TaskState};
+use blockd_api::{
+    VolumeName,
+    schedules::{Rule, RunState, Selector},
+};
+use blockd_cloud::{CloudsnapId, VerifyDepth};
+use blockd_extent::VolumeId;
+use blockd_schedule::{Condition, Health, Snapshot, Tick, Verdict, decide, tick};
+use jiff::Timestamp;
+use rusqlite::Transaction;
+use std::collections::{BTreeMap, HashSet};
+use uuid::Uuid;
+
+use crate::registry::Tags;
+
+/// Ended runs that are remembered, beside those whose backups are there still.
+pub(crate) const MAX_ENDED_RUNS: u32 = 10_000;
+
+/// A volume that schedules may be for.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) id: VolumeId,
+    pub(crate) name: VolumeName,
+    pub(crate) tags: Tags,
+}
+
+fn is_meant(selector: &Selector, volume: &Candidate) -> bool {
+    let named = match &selector.volume {
+        Some(blockd_api::VolumeRef::Id(id)) => *id == volume.id,
+        Some(blockd_api::VolumeRef::Name(name)) => *name == volume.name,
+        None => false,
+    };
+    named
+        || (selector.group.is_some() && selector.group == volume.tags.group)
+        || selector.label.as_ref().is_some_and(|label| volume.tags.labels.matches(label))
+}
+
+/// What begins the runs of a schedule.
+struct Cause<'a> {
+    rule: Option<&'a Rule>,
+    nominal: Timestamp,
+    missed: u32,
+}
+
+/// Adds the runs of a schedule, one for each volume and place. A volume whose last run has not ended is left out.
+fn add_runs(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    cause: &Cause<'_>,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Vec<RunRow>, DbError> {
+    let run = RunRow {
+        id: 0,
+        schedule: schedule.uuid,
+        rule: cause.rule.map(|rule| rule.when.clone()),
+        nominal: cause.nominal,
+        started: now,
+        missed: cause.missed,
+        priority: schedule.spec.priority,
+        force_full: schedule.spec.full,
+        volume: None,
+        volume_name: None,
+        credential: None,
+        state: RunState::Queued,
+        task: None,
+        cloudsnap: None,
+        completed: None,
+        reason: None,
+    };
+    let skipped = |run: RunRow, reason: String| RunRow {
+        state: RunState::Skipped,
+        completed: Some(now),
+        reason: Some(reason),
+        ..run
+    };
+    let mut runs = Vec::new();
+    let meant = volumes.iter().filter(|volume| is_meant(&schedule.spec.selector, volume));
+    for volume in meant {
+        for credential in &schedule.spec.credentials {
+            let (id, name) = (Some(volume.id), Some(volume.name.clone()));
+            let run = RunRow { volume: id, volume_name: name, credential: Some(*credential), ..run.clone() };
+            let earlier = RunRow::unfinished(tx, schedule.uuid, volume.id, *credential)?;
+            runs.push(match earlier {
+                Some(earlier) => {
+                    let reason = format!("run {} has not ended: it is {}", earlier.id, earlier.state);
+                    skipped(run, reason)
+                }
+                None => run,
+            });
+        }
+    }
+    if runs.is_empty() {
+        runs.push(skipped(run, "no volume is chosen by the schedule's selector".into()));
+    }
+    let mut added = Vec::new();
+    for mut run in runs {
+        if let Some(id) = run.insert(tx)? {
+            run.id = id;
+            added.push(run);
+        }
+    }
+    Ok(added)
+}
+
+/// Adds the runs that are due at `now`, and says when the next look is needed.
+pub(crate) fn fire(
+    tx: &Transaction<'_>,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Option<Timestamp>, DbError> {
+    let mut next: Option<Timestamp> = None;
+    let mut look_at = |due: Timestamp| next = Some(next.map_or(due, |next| next.min(due)));
+    for schedule in ScheduleRow::all(tx)?.iter().filter(|schedule| !schedule.paused) {
+        let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
+        for rule in schedule.rules(tx)? {
+            let Some(dealt_with_until) = schedule.cursor(tx, &rule.when)? else {
+                // A rule that was not there before begins now.
+                schedule.set_cursor(tx, &rule.when, now)?;
+                look_at(now);
+                continue;
+            };
+            match tick(&rule.when, dealt_with_until, delay_s, now) {
+                Tick::Wait { due } => look_at(due),
+                Tick::Run { nominal, missed, late_s, dealt_with_until } => {
+                    if missed > 0 {
+                        tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, missed, late_s, "runs were missed: one is made for all of them");
+                    }
+                    let cause = Cause { rule: Some(&rule), nominal, missed };
+                    for run in add_runs(tx, schedule, &cause, volumes, now)? {
+                        if let Some(reason) = &run.reason {
+                            tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "a run is left out");
+                        }
+                    }
+                    schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
+                    look_at(now);
+                }
+                Tick::ClockSetBack { dealt_with_until } => {
+                    tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, "the clock was set back: the schedule begins anew");
+                    schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
+                    look_at(now);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(next)
+}
+
+/// Adds runs that somebody asked for.
+pub(crate) fn run_now(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Vec<RunRow>, DbError> {
+    add_runs(tx, schedule, &Cause { rule: None, nominal: now, missed: 0 }, volumes, now)
+}
+
+/// When the next run of a schedule begins, its jitter included.
+pub(crate) fn next_run(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, DbError> {
+    if schedule.paused {
+        return Ok(None);
+    }
+    let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
+    let mut next: Option<Timestamp> = None;
+    for rule in schedule.rules(tx)? {
+        let dealt_with_until = schedule.cursor(tx, &rule.when)?.unwrap_or(now);
+        let due = match tick(&rule.when, dealt_with_until, delay_s, now) {
+            Tick::Wait { due } => due,
+            Tick::Run { .. } | Tick::ClockSetBack { .. } => now,
+            _ => continue,
+        };
+        next = Some(next.map_or(due, |next| next.min(due)));
+    }
+    Ok(next)
+}
+
+/// Takes over how the tasks of runs ended; returns whether one did well.
+pub(crate) fn settle(tx: &Transaction<'_>, now: Timestamp) -> Result<bool, DbError> {
+    let mut any_done = false;
+    for mut run in RunRow::to_settle(tx)? {
+        let task = match run.task {
+            Some(task) => TaskRow::find(tx, task)?,
+            None => None,
+        };
+        match task {
+            Some(task) if task.state == TaskState::Done => {
+                run.state = RunState::Done;
+                run.cloudsnap = Some(task.cloudsnap);
+                run.completed = task.detail.completed.or(Some(now));
+                run.reason = None;
+                any_done = true;
+            }
+            Some(task) if task.state == TaskState::Failed => {
+                run.state = RunState::Failed;
+                run.completed = task.detail.completed.or(Some(now));
+                run.reason = task.detail.error.map(|error| error.message);
+            }
+            Some(task) if task.state == TaskState::Stopped => {
+                run.state = RunState::Failed;
+                run.completed = Some(now);
+                run.reason = Some("its backup was stopped: `cloudsnap resume` takes it up again".into());
+            }
+            Some(_) => continue,
+            None => {
+                run.state = RunState::Failed;
+                run.completed = Some(now);
+                run.reason = Some("its task is not remembered any more: see task_history".into());
+            }
+        }
+        run.update(tx)?;
+    }
+    RunRow::prune(tx, MAX_ENDED_RUNS)?;
+    Ok(any_done)
+}
+
+/// The runs that may begin now, at most one for a volume, the more urgent ones first.
+pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Vec<RunRow>, DbError> {
+    let active = RunRow::in_state(tx, RunState::Active)?.len();
+    let mut busy: HashSet<VolumeId> = TaskRow::unfinished(tx)?
+        .iter()
+        .filter(|task| task.kind == TaskKind::Backup)
+        .filter_map(|task| task.volume)
+        .collect();
+    let mut ready = Vec::new();
+    for run in RunRow::in_state(tx, RunState::Queued)? {
+        if active + ready.len() >= concurrency {
+            break;
+        }
+        if run.volume.is_some_and(|volume| busy.insert(volume)) {
+            ready.push(run);
+        }
+    }
+    Ok(ready)
+}
+
+/// Notes that a run's task is stored, in the transaction that stores it.
+pub(crate) fn begun(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Result<(), DbError> {
+    RunRow { state: RunState::Active, task: Some(task.id), cloudsnap: Some(task.cloudsnap), ..run.clone() }
+        .update(tx)
+}
+
+/// Ends a run.
+pub(crate) fn end(
+    tx: &Transaction<'_>,
+    run: &RunRow,
+    state: RunState,
+    reason: Option<String>,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    RunRow { state, completed: run.completed.or(Some(now)), reason, ..run.clone() }.update(tx)
+}
+
+/// What becomes of one backup that a schedule made.
+#[derive(Clone, Debug)]
+pub(crate) struct Judgement {
+    pub(crate) run: RunRow,
+    pub(crate) cloudsnap: CloudsnapId,
+    pub(crate) credential: Uuid,
+    pub(crate) verdict: Verdict,
+}
+
+/// What becomes of the backups that a schedule made. Those of a rule with a retention of its own count for
+/// themselves, all others together, and each volume and place for itself.
+pub(crate) fn judge(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    now: Timestamp,
+) -> Result<Vec<Judgement>, DbError> {
+    let rules = schedule.rules(tx)?;
+    let own = |run: &RunRow| {
+        let rule = rules.iter().find(|rule| Some(&rule.when) == run.rule.as_ref());
+        rule.and_then(|rule| rule.retain.clone().map(|retain| (rule.when.to_string(), retain)))
+    };
+    let mut proofs = BTreeMap::new();
+    for credential in &schedule.spec.credentials {
+        for proof in Proof::all(tx, *credential)? {
+            proofs.insert((*credential, proof.cloudsnap.to_string()), proof);
+        }
+    }
+    let mut pools = BTreeMap::new();
+    let mut runs = BTreeMap::new();
+    for run in RunRow::kept(tx, schedule.uuid)? {
+        let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) else { continue };
+        let (pool, retain) = own(&run).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
+        let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
+        let health = match proofs.get(&(credential, cloudsnap.to_string())) {
+            Some(proof) if !proof.sound => Health::Bad,
+            // A look at manifests and lengths is no proof of content.
+            Some(proof) if proof.depth != VerifyDepth::Quick => Health::Verified,
+            _ => Health::Unverified,
+        };
+        let snapshot = Snapshot {
+            id: run.id,
+            created: run.started,
+            condition: Condition::Done,
+            health,
+            pinned: false,
+            expires: None,
+        };
+        pools.entry(key).or_insert_with(|| (retain, Vec::new())).1.push(snapshot);
+        runs.insert(run.id, (run, cloudsnap, credential));
+    }
+    let mut judged = Vec::new();
+    for (retain, snapshots) in pools.into_values() {
+        for (id, verdict) in decide(&snapshots, &retain, now) {
+            if let Some((run, cloudsnap, credential)) = runs.remove(&id) {
+                judged.push(Judgement { run, cloudsnap, credential, verdict });
+            }
+        }
+    }
+    Ok(judged)
+}

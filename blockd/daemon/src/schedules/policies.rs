@@ -1,0 +1,118 @@
+//! Policies that several schedules share.
+
+use crate::{
+    core::Core,
+    db::{DbError, PolicyRow},
+    error::ServiceError,
+};
+use blockd_api::{
+    Deleted, ErrorCode,
+    schedules::{MAX_RULES, Policy, PolicyList, PolicyName, Rule, UpdatePolicy},
+};
+
+/// Refuses too many rules, and the same one twice.
+pub(super) fn check_rules(rules: &[Rule]) -> Result<(), ServiceError> {
+    let invalid = |message| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+    if rules.len() > MAX_RULES {
+        return invalid(format!("{} rules are too many: at most {MAX_RULES} are taken", rules.len()));
+    }
+    for (at, rule) in rules.iter().enumerate() {
+        if rules[..at].iter().any(|earlier| earlier.when == rule.when) {
+            return invalid(format!("the rule {} is there twice", rule.when));
+        }
+    }
+    Ok(())
+}
+
+fn to_api(row: PolicyRow) -> Policy {
+    Policy { name: row.name, rules: row.rules }
+}
+
+pub(super) fn not_found(name: &PolicyName) -> ServiceError {
+    ServiceError::refused(ErrorCode::PolicyNotFound, format!("there is no schedule policy {name}"))
+}
+
+impl Core {
+    /// Makes a policy.
+    ///
+    /// # Errors
+    /// It has no rules, or too many; or there is one of this name.
+    pub async fn create_policy(&self, request: Policy) -> Result<Policy, ServiceError> {
+        check_rules(&request.rules)?;
+        refuse_none(&request.rules)?;
+        let name = request.name.clone();
+        let row = PolicyRow { name: request.name.clone(), rules: request.rules.clone() };
+        match self.db.run(move |tx| row.insert(tx)).await {
+            Ok(()) => Ok(request),
+            Err(error) if error.is_conflict() => Err(ServiceError::refused(
+                ErrorCode::PolicyExists,
+                format!("there is a schedule policy {name} already"),
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All policies.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_policies(&self) -> Result<PolicyList, ServiceError> {
+        let rows = self.db.run(PolicyRow::all).await?;
+        Ok(PolicyList { policies: rows.into_iter().map(to_api).collect() })
+    }
+
+    /// One policy.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub async fn policy(&self, name: PolicyName) -> Result<Policy, ServiceError> {
+        let wanted = name.clone();
+        let row = self.db.run(move |tx| PolicyRow::find(tx, &wanted)).await?;
+        row.map(to_api).ok_or_else(|| not_found(&name))
+    }
+
+    /// Gives a policy other rules, for all schedules that use it.
+    ///
+    /// # Errors
+    /// There is none of this name, or the rules are not taken.
+    pub async fn update_policy(
+        &self,
+        name: PolicyName,
+        request: UpdatePolicy,
+    ) -> Result<Policy, ServiceError> {
+        check_rules(&request.rules)?;
+        refuse_none(&request.rules)?;
+        let row = PolicyRow { name: name.clone(), rules: request.rules };
+        let stored = row.clone();
+        if !self.db.run(move |tx| stored.update(tx)).await? {
+            return Err(not_found(&name));
+        }
+        self.scheduler.wake();
+        Ok(to_api(row))
+    }
+
+    /// Deletes a policy.
+    ///
+    /// # Errors
+    /// There is none of this name, or a schedule uses it.
+    pub async fn delete_policy(&self, name: PolicyName) -> Result<Deleted, ServiceError> {
+        let wanted = name.clone();
+        match self.db.run(move |tx| -> Result<bool, DbError> { PolicyRow::delete(tx, &wanted) }).await {
+            Ok(true) => Ok(Deleted { id: name.to_string(), name: name.to_string() }),
+            Ok(false) => Err(not_found(&name)),
+            Err(error) if error.is_conflict() => Err(ServiceError::refused(
+                ErrorCode::PolicyInUse,
+                format!("a schedule uses the policy {name}: delete that first, or update the policy"),
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn refuse_none(rules: &[Rule]) -> Result<(), ServiceError> {
+    if rules.is_empty() {
+        let message = "a policy needs at least one rule: periodic, daily, weekly, monthly, cron or calendar";
+        return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+    }
+    Ok(())
+}

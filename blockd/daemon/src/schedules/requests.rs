@@ -1,0 +1,272 @@
+//! What can be asked of schedules.
+
+use super::{
+    engine::{self, Candidate},
+    policies::{check_rules, not_found},
+};
+use crate::{
+    cloudsnaps::to_api_id,
+    core::Core,
+    db::{DbError, PolicyRow, RunRow, ScheduleRow, ScheduleSpec},
+    error::ServiceError,
+    registry::EntryState,
+};
+use blockd_api::{
+    Deleted, ErrorCode, VolumeRef,
+    schedules::{
+        CreateSchedule, Judged, ListRuns, MAX_HISTORY, MAX_TARGETS, RetentionPlan, RunList, RunState,
+        Schedule, ScheduleList, Selector, UpdateSchedule,
+    },
+};
+use jiff::Timestamp;
+use rusqlite::Transaction;
+use uuid::Uuid;
+
+/// Runs that a reply tells of when nothing else is asked for.
+const DEFAULT_HISTORY: u32 = 100;
+
+fn no_schedule(uuid: Uuid) -> ServiceError {
+    ServiceError::refused(ErrorCode::ScheduleNotFound, format!("there is no schedule {uuid}"))
+}
+
+fn invalid(message: impl Into<String>) -> ServiceError {
+    ServiceError::refused(ErrorCode::InvalidRequest, message)
+}
+
+fn to_api(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Schedule, DbError> {
+    let whens: Vec<String> = row.rules(tx)?.iter().map(|rule| rule.when.to_string()).collect();
+    let spec = &row.spec;
+    Ok(Schedule {
+        uuid: row.uuid,
+        selector: spec.selector.clone(),
+        credentials: spec.credentials.clone(),
+        rules: spec.rules.clone(),
+        policy: row.policy.clone(),
+        retain: spec.retain.clone(),
+        full: spec.full,
+        jitter_seconds: spec.jitter,
+        priority: spec.priority,
+        paused: row.paused,
+        created: row.created,
+        next_run: engine::next_run(tx, row, now)?,
+        last_run: RunRow::last_of(tx, row.uuid)?,
+        schedule: whens.join(", "),
+    })
+}
+
+fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
+    ScheduleRow::find(tx, uuid)?.ok_or_else(|| no_schedule(uuid))
+}
+
+/// Stores a schedule whose policy must be there, and whose rules begin now.
+fn put(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Schedule, ServiceError> {
+    if let Some(policy) = &row.policy
+        && PolicyRow::find(tx, policy)?.is_none()
+    {
+        return Err(not_found(policy));
+    }
+    row.put(tx)?;
+    let rules = row.rules(tx)?;
+    if rules.is_empty() {
+        return Err(invalid("say when: periodic, daily, weekly, monthly, cron, calendar or a policy"));
+    }
+    check_rules(&rules)?;
+    for rule in &rules {
+        if row.cursor(tx, &rule.when)?.is_none() {
+            row.set_cursor(tx, &rule.when, now)?;
+        }
+    }
+    Ok(to_api(tx, row, now)?)
+}
+
+impl Core {
+    /// The volumes that schedules may be for.
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
+        let entries = self.registry.all().into_iter();
+        let there = entries.filter(|entry| !matches!(entry.view().state, EntryState::Deleting));
+        there.map(|entry| Candidate { id: entry.id, name: entry.name.clone(), tags: entry.tags() }).collect()
+    }
+
+    /// Makes a schedule.
+    ///
+    /// # Errors
+    /// Nothing says when, or for what; there is no such volume, credential or policy.
+    pub async fn create_schedule(&self, request: CreateSchedule) -> Result<Schedule, ServiceError> {
+        let given = &request.selector;
+        let selector = match (&given.volume, &given.group, &given.label) {
+            (Some(volume), None, None) => {
+                let entry = self.registry.find(volume)?;
+                // By its id: another volume may get the name one day.
+                Selector { volume: Some(VolumeRef::Id(entry.id)), ..Selector::default() }
+            }
+            (None, Some(_), None) => given.clone(),
+            (None, None, Some(label)) if !label.labels().is_empty() => given.clone(),
+            _ => {
+                return Err(invalid(
+                    "which volumes are meant is not clear: give one of volume, group and label",
+                ));
+            }
+        };
+        let mut credentials = Vec::new();
+        if request.cred_ids.is_empty() {
+            credentials.push(self.credential(None).await?.uuid);
+        }
+        for wanted in &request.cred_ids {
+            let uuid = self.credential(Some(wanted)).await?.uuid;
+            if !credentials.contains(&uuid) {
+                credentials.push(uuid);
+            }
+        }
+        if credentials.len() > MAX_TARGETS {
+            let message =
+                format!("{} places are too many: at most {MAX_TARGETS} are taken", credentials.len());
+            return Err(invalid(message));
+        }
+        let now = Timestamp::now();
+        let row = ScheduleRow {
+            uuid: Uuid::new_v4(),
+            created: now,
+            paused: false,
+            policy: request.policy,
+            spec: ScheduleSpec {
+                selector,
+                credentials,
+                rules: request.rules,
+                retain: request.retain,
+                full: request.full,
+                jitter: request.jitter_seconds,
+                priority: request.priority,
+            },
+        };
+        let schedule = self.db.run(move |tx| put(tx, &row, now)).await?;
+        tracing::info!(schedule = %schedule.uuid, when = %schedule.schedule, "schedule made");
+        self.scheduler.wake();
+        Ok(schedule)
+    }
+
+    /// All schedules.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_schedules(&self) -> Result<ScheduleList, ServiceError> {
+        let now = Timestamp::now();
+        let list = self.db.run(move |tx| {
+            let rows = ScheduleRow::all(tx)?;
+            rows.iter().map(|row| to_api(tx, row, now)).collect::<Result<_, DbError>>()
+        });
+        Ok(ScheduleList { schedules: list.await? })
+    }
+
+    /// One schedule.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub async fn schedule(&self, uuid: Uuid) -> Result<Schedule, ServiceError> {
+        let now = Timestamp::now();
+        self.db.run(move |tx| -> Result<_, ServiceError> { Ok(to_api(tx, &find(tx, uuid)?, now)?) }).await
+    }
+
+    /// Changes a schedule.
+    ///
+    /// # Errors
+    /// There is none of this id, or what it would become is not taken.
+    pub async fn update_schedule(
+        &self,
+        uuid: Uuid,
+        request: UpdateSchedule,
+    ) -> Result<Schedule, ServiceError> {
+        let now = Timestamp::now();
+        let changed = self.db.run(move |tx| {
+            let mut row = find(tx, uuid)?;
+            if let Some(paused) = request.paused {
+                if row.paused && !paused {
+                    // What was left out while it was paused is not caught up on.
+                    ScheduleRow::clear_cursors(tx, uuid)?;
+                }
+                row.paused = paused;
+            }
+            if let Some(rules) = request.rules {
+                row.spec.rules = rules;
+                ScheduleRow::clear_cursors(tx, uuid)?;
+            }
+            row.policy = request.policy.or(row.policy);
+            row.spec.retain = request.retain.unwrap_or(row.spec.retain);
+            row.spec.full = request.full.unwrap_or(row.spec.full);
+            row.spec.jitter = request.jitter_seconds.unwrap_or(row.spec.jitter);
+            row.spec.priority = request.priority.unwrap_or(row.spec.priority);
+            put(tx, &row, now)
+        });
+        let schedule = changed.await?;
+        self.scheduler.wake();
+        Ok(schedule)
+    }
+
+    /// Deletes a schedule. Runs that wait are left out; what is under way goes on, and what was made stays.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub async fn delete_schedule(&self, uuid: Uuid) -> Result<Deleted, ServiceError> {
+        let now = Timestamp::now();
+        self.db
+            .run(move |tx| -> Result<(), ServiceError> {
+                find(tx, uuid)?;
+                let queued = RunRow::in_state(tx, RunState::Queued)?;
+                for run in queued.iter().filter(|run| run.schedule == uuid) {
+                    engine::end(tx, run, RunState::Skipped, Some("the schedule was deleted".into()), now)?;
+                }
+                Ok(ScheduleRow::delete(tx, uuid)?)
+            })
+            .await?;
+        Ok(Deleted { id: uuid.to_string(), name: String::new() })
+    }
+
+    /// Runs a schedule now, paused or not.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub async fn run_schedule(&self, uuid: Uuid) -> Result<RunList, ServiceError> {
+        let (now, volumes) = (Timestamp::now(), self.candidates());
+        let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
+            Ok(engine::run_now(tx, &find(tx, uuid)?, &volumes, now)?)
+        });
+        let runs = runs.await?.iter().map(RunRow::to_api).collect();
+        self.scheduler.wake();
+        Ok(RunList { runs })
+    }
+
+    /// What schedules did, newest first.
+    ///
+    /// # Errors
+    /// There is no such volume.
+    pub async fn list_runs(&self, query: ListRuns) -> Result<RunList, ServiceError> {
+        let volume = match &query.volume {
+            // It may be gone: what was done to it is told still.
+            Some(VolumeRef::Id(id)) => Some(*id),
+            Some(name) => Some(self.registry.find(name)?.id),
+            None => None,
+        };
+        let max = query.max.unwrap_or(DEFAULT_HISTORY).min(MAX_HISTORY);
+        let rows = self.db.run(move |tx| RunRow::history(tx, query.schedule, volume, max)).await?;
+        Ok(RunList { runs: rows.iter().map(RunRow::to_api).collect() })
+    }
+
+    /// What a schedule's retention keeps and would delete now, with the reasons. Changes nothing.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub async fn plan_retention(&self, uuid: Uuid) -> Result<RetentionPlan, ServiceError> {
+        let now = Timestamp::now();
+        let judged = self
+            .db
+            .run(move |tx| -> Result<_, ServiceError> { Ok(engine::judge(tx, &find(tx, uuid)?, now)?) });
+        let told = judged.await?.into_iter().map(|judgement| Judged {
+            run: judgement.run.id,
+            cloudsnap: to_api_id(&judgement.cloudsnap),
+            volume: judgement.run.volume_name.clone(),
+            credential: judgement.credential,
+            created: judgement.run.started,
+            verdict: judgement.verdict,
+        });
+        Ok(RetentionPlan { cloudsnaps: told.collect() })
+    }
+}

@@ -1,0 +1,315 @@
+//! Years of schedules against a simulated clock: the scheduler's transactions, a store that is a list, and a daemon that
+//! is killed between any two of them.
+
+use super::engine::{self, Candidate};
+use crate::{
+    db::{Db, DbError, RunRow, ScheduleRow, ScheduleSpec, TaskDetail, TaskKind, TaskRow, TaskState},
+    registry::Tags,
+};
+use blockd_api::schedules::{Priority, Rule, RunState, Selector};
+use blockd_cloud::CloudsnapId;
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_schedule::{Jitter, Recurrence, Retention};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use uuid::Uuid;
+
+const START_S: i64 = 1_760_000_000;
+const DAY_S: i64 = 86_400;
+
+struct World {
+    db: Option<Arc<Db>>,
+    dir: tempfile::TempDir,
+    now_s: i64,
+    random: u64,
+    volumes: Vec<Candidate>,
+    credential: Uuid,
+    /// What is in the store, by volume.
+    store: BTreeMap<VolumeId, BTreeSet<String>>,
+    deaths: u32,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = |number: u64| Candidate {
+            id: VolumeId::from_u64(number),
+            name: format!("v{number}").parse().unwrap(),
+            tags: Tags { labels: "app=x".parse().unwrap(), group: None },
+        };
+        let db = Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap();
+        Self {
+            db: Some(Arc::new(db)),
+            dir,
+            now_s: START_S,
+            random: seed,
+            volumes: vec![volume(1), volume(2)],
+            credential: Uuid::new_v4(),
+            store: BTreeMap::new(),
+            deaths: 0,
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_second(self.now_s).unwrap()
+    }
+
+    fn roll(&mut self, of: u64) -> u64 {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) % of
+    }
+
+    fn tx<R>(&self, work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<R, DbError>) -> R {
+        self.db.as_ref().unwrap().transaction(work).unwrap()
+    }
+
+    /// Now and then the daemon dies here: nothing but the database is left of it.
+    fn dies(&mut self) -> bool {
+        if self.roll(25) > 0 {
+            return false;
+        }
+        self.deaths += 1;
+        self.db = None;
+        self.db = Some(Arc::new(Db::open_without_power_cuts(&self.dir.path().join("blockd.db")).unwrap()));
+        true
+    }
+
+    fn schedule(&self, rules: &[(&str, Option<u32>)], keep: u32) -> ScheduleRow {
+        let rules = rules.iter().map(|(when, keep)| Rule {
+            when: when.parse().unwrap(),
+            retain: keep.map(|keep| Retention::max(keep).unwrap()),
+        });
+        let row = ScheduleRow {
+            uuid: Uuid::new_v4(),
+            created: self.now(),
+            paused: false,
+            policy: None,
+            spec: ScheduleSpec {
+                selector: Selector { label: Some("app=x".parse().unwrap()), ..Selector::default() },
+                credentials: vec![self.credential],
+                rules: rules.collect(),
+                retain: Retention::max(keep).unwrap(),
+                full: false,
+                jitter: Jitter { max_s: 600 },
+                priority: Priority::Normal,
+            },
+        };
+        self.tx(|tx| {
+            row.put(tx)?;
+            row.spec.rules.iter().try_for_each(|rule| row.set_cursor(tx, &rule.when, self.now()))
+        });
+        row
+    }
+
+    /// One look of the scheduler, which may die after each transaction.
+    fn pass(&mut self) {
+        let (now, volumes) = (self.now(), self.volumes.clone());
+        self.tx(|tx| engine::settle(tx, now));
+        if self.dies() {
+            return;
+        }
+        self.tx(|tx| engine::fire(tx, &volumes, now));
+        if self.dies() {
+            return;
+        }
+        for run in self.tx(|tx| engine::ready(tx, 2)) {
+            let snapshot = SnapshotId::from_u64(self.roll(1 << 40) + 1);
+            let volume = run.volume.unwrap();
+            let task = TaskRow {
+                id: Uuid::new_v4(),
+                kind: TaskKind::Backup,
+                state: TaskState::Pending,
+                volume: Some(volume),
+                snapshot: Some(snapshot),
+                credential: self.credential,
+                cloudsnap: CloudsnapId { cluster: self.credential, volume, snapshot, incremental: false },
+                base: None,
+                created: now,
+                detail: TaskDetail::default(),
+            };
+            self.tx(|tx| {
+                engine::begun(tx, &run, &task)?;
+                task.put(tx)
+            });
+            if self.dies() {
+                return;
+            }
+        }
+        for schedule in self.tx(ScheduleRow::all) {
+            for judgement in self.tx(|tx| engine::judge(tx, &schedule, now)) {
+                if !judgement.verdict.is_delete() {
+                    continue;
+                }
+                let there = self.store.entry(judgement.cloudsnap.volume).or_default();
+                there.remove(&judgement.cloudsnap.to_string());
+                // The deletion is a task by now, but the run may not know it.
+                if self.dies() {
+                    return;
+                }
+                self.tx(|tx| engine::end(tx, &judgement.run, RunState::Expired, None, now));
+            }
+        }
+    }
+
+    /// Some of the backups that are under way come to their end.
+    fn work(&mut self) {
+        for mut task in self.tx(TaskRow::unfinished) {
+            let busy =
+                self.tx(TaskRow::unfinished).iter().filter(|other| other.volume == task.volume).count();
+            assert_eq!(busy, 1, "two backups of one volume at once");
+            match self.roll(10) {
+                0 | 1 => continue,
+                2 => task.state = TaskState::Failed,
+                _ => {
+                    task.state = TaskState::Done;
+                    let there = self.store.entry(task.cloudsnap.volume).or_default();
+                    there.insert(task.cloudsnap.to_string());
+                }
+            }
+            self.tx(|tx| task.put(tx));
+        }
+    }
+}
+
+fn named(rule: &Recurrence, from: Timestamp, until: Timestamp) -> Vec<Timestamp> {
+    let mut all = Vec::new();
+    let mut next = rule.next_after(from);
+    while let Some(at) = next.filter(|at| *at <= until) {
+        all.push(at);
+        next = rule.next_after(at);
+    }
+    all
+}
+
+/// Two years of daily and weekly backups of two volumes, with sleeps of minutes to weeks and deaths at any moment.
+#[test]
+fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
+    for seed in [1, 2] {
+        let mut world = World::new(seed);
+        let begin = world.now();
+        let schedule = world.schedule(
+            &[("daily @02:30 Europe/Berlin", None), ("weekly Sunday@04:00 America/New_York", Some(3))],
+            4,
+        );
+        let end_s = START_S + 730 * DAY_S;
+        while world.now_s < end_s {
+            world.now_s += match world.roll(40) {
+                0 => DAY_S * (2 + world.roll(12) as i64),
+                1..=5 => DAY_S,
+                _ => 1_800 + world.roll(20_000) as i64,
+            };
+            for _ in 0..2 {
+                world.pass();
+                world.work();
+            }
+        }
+        // What is under way comes to its end.
+        for _ in 0..200 {
+            world.pass();
+            world.work();
+        }
+        assert!(world.deaths > 200, "{}", world.deaths);
+        let runs = world.tx(|tx| RunRow::history(tx, None, None, u32::MAX >> 1));
+        let last_look = world.now();
+        let delay_s = i64::from(schedule.spec.jitter.delay_s(schedule.uuid.as_u128()));
+        let came = Timestamp::from_second(last_look.as_second() - delay_s).unwrap();
+        for rule in &schedule.spec.rules {
+            let named = named(&rule.when, begin, came);
+            for volume in &world.volumes {
+                let of: Vec<&RunRow> = runs
+                    .iter()
+                    .rev()
+                    .filter(|run| run.rule.as_ref() == Some(&rule.when) && run.volume == Some(volume.id))
+                    .collect();
+                let nominal: Vec<Timestamp> = of.iter().map(|run| run.nominal).collect();
+                let distinct: BTreeSet<&Timestamp> = nominal.iter().collect();
+                assert_eq!(distinct.len(), nominal.len(), "a run was made twice");
+                assert!(nominal.iter().all(|at| named.contains(at)), "a run that nobody named");
+                // Each instant that was named has a run, or one that stands for it.
+                let covered: usize = of.iter().map(|run| 1 + run.missed as usize).sum();
+                assert_eq!(covered, named.len(), "seed {seed}, {}", rule.when);
+                assert!(of.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)));
+            }
+        }
+        // What is in the store is what the retention keeps, and the database knows all of it.
+        let kept = world.tx(|tx| RunRow::kept(tx, schedule.uuid));
+        for volume in &world.volumes {
+            let mine: Vec<&RunRow> = kept.iter().filter(|run| run.volume == Some(volume.id)).collect();
+            let known: BTreeSet<String> =
+                mine.iter().filter_map(|run| run.cloudsnap.as_ref()).map(ToString::to_string).collect();
+            assert_eq!(Some(&known), world.store.get(&volume.id));
+            let of = |rule: &Rule| mine.iter().filter(|run| run.rule.as_ref() == Some(&rule.when)).count();
+            let counts: Vec<usize> = schedule.spec.rules.iter().map(of).collect();
+            assert_eq!(counts, [4, 3]);
+        }
+    }
+}
+
+#[test]
+fn a_run_that_has_not_ended_has_the_next_one_left_out_and_says_so() {
+    let mut world = World::new(1);
+    world.volumes.truncate(1);
+    let schedule = world.schedule(&[("periodic 60", None)], 4);
+    let volumes = world.volumes.clone();
+    for _ in 0..2 {
+        world.now_s += 4_500;
+        let now = world.now();
+        world.tx(|tx| engine::fire(tx, &volumes, now));
+    }
+    let runs = world.tx(|tx| RunRow::history(tx, Some(schedule.uuid), None, 10));
+    let states: Vec<RunState> = runs.iter().rev().map(|run| run.state).collect();
+    assert_eq!(states, [RunState::Queued, RunState::Skipped]);
+    let reason = runs[0].reason.clone().unwrap();
+    assert!(reason.contains(&format!("run {} has not ended: it is queued", runs[1].id)), "{reason}");
+    // No volume at all is said as well.
+    world.now_s += 4_500;
+    let now = world.now();
+    world.tx(|tx| engine::fire(tx, &[], now));
+    let runs = world.tx(|tx| RunRow::history(tx, Some(schedule.uuid), None, 1));
+    assert_eq!((runs[0].state, runs[0].volume), (RunState::Skipped, None));
+}
+
+#[test]
+fn the_urgent_go_first_one_of_a_volume_and_no_more_than_may_run() {
+    let world = World::new(1);
+    let now = world.now();
+    let run = |volume: u64, priority| RunRow {
+        id: 0,
+        schedule: Uuid::new_v4(),
+        rule: None,
+        nominal: now,
+        started: now,
+        missed: 0,
+        priority,
+        force_full: false,
+        volume: Some(VolumeId::from_u64(volume)),
+        volume_name: None,
+        credential: Some(world.credential),
+        state: RunState::Queued,
+        task: None,
+        cloudsnap: None,
+        completed: None,
+        reason: None,
+    };
+    let ready = |concurrency| {
+        let runs = world.tx(|tx| engine::ready(tx, concurrency));
+        runs.iter().map(|run| (run.volume.unwrap().as_u64(), run.priority)).collect::<Vec<_>>()
+    };
+    world.tx(|tx| {
+        for run in [
+            run(1, Priority::Low),
+            run(2, Priority::Normal),
+            run(2, Priority::High),
+            run(3, Priority::Normal),
+        ] {
+            run.insert(tx)?;
+        }
+        Ok(())
+    });
+    assert_eq!(ready(9), [(2, Priority::High), (3, Priority::Normal), (1, Priority::Low)]);
+    assert_eq!(ready(2), [(2, Priority::High), (3, Priority::Normal)]);
+}

@@ -1,0 +1,115 @@
+//! Extent trees (section "Extent Tree").
+
+use crate::{
+    ExtError, Filesystem, Inode,
+    bytes::{join, le16, le32},
+    checksum::crc32c,
+    map::BlockRun,
+};
+use std::sync::Arc;
+
+const MAGIC: u16 = 0xf30a;
+const HEADER_LEN: usize = 12;
+const ENTRY_LEN: usize = 12;
+/// Deeper than this no tree is that holds 2³² blocks.
+const DEPTH_MOST: u16 = 5;
+/// Longer extents are those that were allocated and never written, by so much.
+const WRITTEN_LEN_MOST: u16 = 1 << 15;
+/// Blocks of a file are numbered up to here.
+const BLOCKS_MOST: u64 = 1 << 32;
+
+/// A node, checked.
+struct Node<'a> {
+    depth: u16,
+    entries: &'a [u8],
+}
+
+impl<'a> Node<'a> {
+    /// What these bytes are; `depth` is the one that a node at that place has, if it is known.
+    fn parse(inode: &Inode, bytes: &'a [u8], depth: Option<u16>) -> Result<Self, ExtError> {
+        if le16(bytes, 0) != MAGIC {
+            return inode.damaged("a node of its extent tree is none");
+        }
+        let (count, most, own_depth) =
+            (usize::from(le16(bytes, 2)), usize::from(le16(bytes, 4)), le16(bytes, 6));
+        if count > most || most > (bytes.len() - HEADER_LEN) / ENTRY_LEN {
+            return inode.damaged("a node of its extent tree is longer than it can be");
+        }
+        if own_depth > DEPTH_MOST || depth.is_some_and(|depth| depth != own_depth) {
+            return inode.damaged("a node of its extent tree is deeper than it can be");
+        }
+        if count == 0 && own_depth > 0 {
+            return inode.damaged("a node of its extent tree leads nowhere");
+        }
+        Ok(Self { depth: own_depth, entries: &bytes[HEADER_LEN..HEADER_LEN + count * ENTRY_LEN] })
+    }
+
+    /// The last entry that begins at a block or before it, and where the next one begins, or `end`.
+    fn find(&self, inode: &Inode, block: u64, end: u64) -> Result<(Option<&'a [u8]>, u64), ExtError> {
+        let mut found: Option<&[u8]> = None;
+        for entry in self.entries.chunks_exact(ENTRY_LEN) {
+            let first = u64::from(le32(entry, 0));
+            if found.is_some_and(|found| u64::from(le32(found, 0)) >= first) {
+                return inode.damaged("its extents are not in order");
+            }
+            if first > block {
+                return Ok((found, first.min(end)));
+            }
+            found = Some(entry);
+        }
+        Ok((found, end))
+    }
+}
+
+impl Filesystem {
+    pub(crate) fn extent_run(&self, inode: &Inode, block: u64) -> Result<BlockRun, ExtError> {
+        let hole = |end: u64| Ok(BlockRun { stored: None, len: end - block });
+        if block >= BLOCKS_MOST {
+            return hole(u64::MAX);
+        }
+        let mut held: Option<Arc<[u8]>> = None;
+        let (mut depth, mut end) = (None, BLOCKS_MOST);
+        // Each turn is one level deeper, so there are few.
+        loop {
+            let bytes = held.as_deref().unwrap_or(&inode.block);
+            let node = Node::parse(inode, bytes, depth)?;
+            let (found, next) = node.find(inode, block, end)?;
+            end = next;
+            let Some(entry) = found else { return hole(end) };
+            if node.depth > 0 {
+                depth = Some(node.depth - 1);
+                held = Some(self.extent_node(inode, join(le16(entry, 8), le32(entry, 4)))?);
+                continue;
+            }
+            let (first, len) = (u64::from(le32(entry, 0)), le16(entry, 4));
+            let start = join(le16(entry, 6), le32(entry, 8));
+            let (len, written) =
+                if len > WRITTEN_LEN_MOST { (len - WRITTEN_LEN_MOST, false) } else { (len, true) };
+            if len == 0 || !self.disk().has(start, len.into()) {
+                return inode.damaged("one of its extents lies where there is nothing");
+            }
+            let extent_end = first + u64::from(len);
+            if block >= extent_end {
+                return hole(end);
+            }
+            let stored = written.then(|| start + (block - first));
+            return Ok(BlockRun { stored, len: extent_end.min(end) - block });
+        }
+    }
+
+    /// A node that has a block of its own.
+    fn extent_node(&self, inode: &Inode, block: u64) -> Result<Arc<[u8]>, ExtError> {
+        if !self.disk().has(block, 1) {
+            return inode.damaged("its extent tree leads to where there is nothing");
+        }
+        let bytes = self.disk().block(block)?;
+        if self.superblock().has_checksums() {
+            // The checksum stands behind as many entries as the node has room for.
+            let at = HEADER_LEN + usize::from(le16(&bytes, 4)) * ENTRY_LEN;
+            if at + 4 > bytes.len() || crc32c(inode.checksum_seed, &[&bytes[..at]]) != le32(&bytes, at) {
+                return inode.damaged("a node of its extent tree does not match its checksum");
+            }
+        }
+        Ok(bytes)
+    }
+}

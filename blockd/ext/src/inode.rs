@@ -1,0 +1,305 @@
+//! Inodes (section "Index Nodes").
+
+use crate::{
+    ExtError, Filesystem, Place,
+    bytes::{join, le16, le32},
+    checksum::crc32c,
+    error::damaged,
+    features::bit,
+};
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+const OLD_LEN: usize = 128;
+const CHECKSUM_LOW_AT: usize = 0x7c;
+const CHECKSUM_HIGH_AT: usize = 0x82;
+
+/// Flags of an inode that matter here (`i_flags`).
+pub(crate) mod flag {
+    pub const ENCRYPTED: u32 = 0x800;
+    pub const INDEX: u32 = 0x1000;
+    pub const HUGE_FILE: u32 = 0x4_0000;
+    pub const EXTENTS: u32 = 0x8_0000;
+    pub const EA_INODE: u32 = 0x20_0000;
+    pub const INLINE_DATA: u32 = 0x1000_0000;
+}
+
+/// The number of an inode.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct InodeNumber(pub u32);
+
+impl InodeNumber {
+    /// The directory that all others are in.
+    pub const ROOT: Self = Self(2);
+}
+
+impl fmt::Display for InodeNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a file is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A device with blocks.
+    BlockDevice,
+    /// A device with characters.
+    CharDevice,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// The device that a device node stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Device {
+    /// Which driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+}
+
+/// A point in time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Timestamp {
+    /// Seconds since the beginning of 1970, or before it.
+    pub seconds: i64,
+    /// Nanoseconds behind that second, less than a second.
+    pub nanoseconds: u32,
+}
+
+impl Timestamp {
+    /// The seconds as they were stored first, and the word with two more bits of them and the nanoseconds (section "Inode
+    /// Timestamps").
+    fn decode(seconds: u32, extra: u32) -> Self {
+        let seconds = i64::from(seconds.cast_signed()) + (i64::from(extra & 3) << 32);
+        let nanoseconds = extra >> 2;
+        Self { seconds, nanoseconds: if nanoseconds < 1_000_000_000 { nanoseconds } else { 0 } }
+    }
+}
+
+impl From<Timestamp> for SystemTime {
+    fn from(time: Timestamp) -> Self {
+        let whole = Duration::from_secs(time.seconds.unsigned_abs());
+        let whole =
+            if time.seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+        // Every time that can be stored lies well within what the system knows.
+        whole
+            .and_then(|whole| whole.checked_add(Duration::from_nanos(time.nanoseconds.into())))
+            .unwrap_or(UNIX_EPOCH)
+    }
+}
+
+/// What is known of a file without reading it.
+#[derive(Clone, Debug)]
+pub struct Inode {
+    /// Its number.
+    pub number: InodeNumber,
+    /// What it is.
+    pub kind: FileKind,
+    /// The permission bits, with those above them (07777).
+    pub mode: u16,
+    /// Who owns it.
+    pub uid: u32,
+    /// The group that owns it.
+    pub gid: u32,
+    /// How many names it has.
+    pub links: u16,
+    /// Its length in bytes.
+    pub size_bytes: u64,
+    /// How much room it takes, in bytes.
+    pub allocated_bytes: u64,
+    /// When it was read.
+    pub accessed: Timestamp,
+    /// When its content was changed.
+    pub modified: Timestamp,
+    /// When it was changed, content or not.
+    pub changed: Timestamp,
+    /// When it was made, if that is known.
+    pub created: Option<Timestamp>,
+    /// The device that it stands for, if it is a device node.
+    pub device: Option<Device>,
+    pub(crate) flags: u32,
+    /// `i_block`: where its content is, or its content.
+    pub(crate) block: [u8; 60],
+    /// The block of its extended attributes; 0 if there is none.
+    pub(crate) xattr_block: u64,
+    /// What lies behind the fields that are known to this inode: extended attributes.
+    pub(crate) behind: Box<[u8]>,
+    /// What checksums of what hangs on it continue.
+    pub(crate) checksum_seed: u32,
+}
+
+impl Inode {
+    /// Whether its content, and the names in it, are encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.flags & flag::ENCRYPTED != 0
+    }
+
+    pub(crate) fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// An error that says that it is damaged.
+    pub(crate) fn damaged<T>(&self, what: &'static str) -> Result<T, ExtError> {
+        damaged(Place::Inode(self.number), what)
+    }
+}
+
+fn kind_of(mode: u16) -> Option<FileKind> {
+    Some(match mode >> 12 {
+        0x1 => FileKind::Fifo,
+        0x2 => FileKind::CharDevice,
+        0x4 => FileKind::Directory,
+        0x6 => FileKind::BlockDevice,
+        0x8 => FileKind::Regular,
+        0xa => FileKind::Symlink,
+        0xc => FileKind::Socket,
+        _ => return None,
+    })
+}
+
+/// The device in `i_block`: the old form in its first word, or else the new form in its second.
+fn device_of(block: &[u8; 60]) -> Device {
+    match (le32(block, 0), le32(block, 4)) {
+        (0, new) => Device { major: new >> 8 & 0xfff, minor: new & 0xff | new >> 12 & 0xf_ff00 },
+        (old, _) => Device { major: old >> 8 & 0xff, minor: old & 0xff },
+    }
+}
+
+/// Where the fields end that this inode has, in bytes from its beginning.
+fn fields_end(raw: &[u8]) -> usize {
+    if raw.len() > OLD_LEN { OLD_LEN + usize::from(le16(raw, 0x80)) } else { OLD_LEN }
+}
+
+/// The checksum that an inode should have.
+fn checksum(raw: &[u8], seed: u32) -> u32 {
+    let (low, behind_low) = (&raw[..CHECKSUM_LOW_AT], &raw[CHECKSUM_LOW_AT + 2..OLD_LEN]);
+    let sum = crc32c(seed, &[low, &[0; 2], behind_low]);
+    if raw.len() == OLD_LEN {
+        sum & 0xffff
+    } else if fields_end(raw) >= CHECKSUM_HIGH_AT + 2 {
+        crc32c(sum, &[&raw[OLD_LEN..CHECKSUM_HIGH_AT], &[0; 2], &raw[CHECKSUM_HIGH_AT + 2..]])
+    } else {
+        crc32c(sum, &[&raw[OLD_LEN..]]) & 0xffff
+    }
+}
+
+impl Filesystem {
+    /// Reads an inode.
+    ///
+    /// # Errors
+    /// There is none of that number, it is damaged, or the image cannot be read.
+    pub fn inode(&self, number: InodeNumber) -> Result<Inode, ExtError> {
+        let sb = self.superblock();
+        let wrong = |what| damaged(Place::Inode(number), what);
+        if number.0 == 0 || number.0 > sb.inodes {
+            return wrong("there is none of that number");
+        }
+        let index = number.0 - 1;
+        let table = self.inode_table(index / sb.inodes_per_group)?;
+        let at = u64::from(index % sb.inodes_per_group) * u64::from(sb.inode_len);
+        let block = self.disk().block(table + at / u64::from(sb.block_len))?;
+        let within = (at % u64::from(sb.block_len)) as usize;
+        let Some(raw) = block.get(within..within + usize::from(sb.inode_len)) else {
+            return wrong("it lies behind the end of its block");
+        };
+        self.parse_inode(number, raw)
+    }
+
+    fn parse_inode(&self, number: InodeNumber, raw: &[u8]) -> Result<Inode, ExtError> {
+        let sb = self.superblock();
+        let wrong = |what| damaged(Place::Inode(number), what);
+        let end = fields_end(raw);
+        if end > raw.len() {
+            return wrong("its fields would be longer than it is");
+        }
+        let checksum_seed =
+            crc32c(sb.checksum_seed, &[&number.0.to_le_bytes(), raw.get(0x64..0x68).unwrap_or_default()]);
+        if sb.has_checksums() {
+            let high = if end >= CHECKSUM_HIGH_AT + 2 { le16(raw, CHECKSUM_HIGH_AT) } else { 0 };
+            let stored = u32::from(high) << 16 | u32::from(le16(raw, CHECKSUM_LOW_AT));
+            if checksum(raw, checksum_seed) != stored {
+                return wrong("it does not match its checksum");
+            }
+        }
+        let mode = le16(raw, 0);
+        let Some(kind) = kind_of(mode) else { return wrong("it is in use and no kind of file") };
+        let flags = le32(raw, 0x20);
+        let has_high_size = kind == FileKind::Regular
+            || (kind == FileKind::Directory && sb.features.has_incompat(bit::INCOMPAT_LARGEDIR));
+        let size_bytes = join(if has_high_size { le32(raw, 0x6c) } else { 0 }, le32(raw, 0x4));
+        let huge = sb.features.has_ro_compat(bit::RO_COMPAT_HUGE_FILE);
+        let units = join(if huge { le16(raw, 0x74) } else { 0 }, le32(raw, 0x1c));
+        let unit = if huge && flags & flag::HUGE_FILE != 0 { u64::from(sb.block_len) } else { 512 };
+        let mut block = [0; 60];
+        block.copy_from_slice(&raw[0x28..0x64]);
+        // A field is there if the inode says that its fields reach behind it.
+        let extra = |at: usize| if end >= at + 4 { le32(raw, at) } else { 0 };
+        let time = |at, extra_at| Timestamp::decode(le32(raw, at), extra(extra_at));
+        let is_device = matches!(kind, FileKind::BlockDevice | FileKind::CharDevice);
+        Ok(Inode {
+            number,
+            kind,
+            mode: mode & 0o7777,
+            uid: u32::from(le16(raw, 0x78)) << 16 | u32::from(le16(raw, 0x2)),
+            gid: u32::from(le16(raw, 0x7a)) << 16 | u32::from(le16(raw, 0x18)),
+            links: le16(raw, 0x1a),
+            size_bytes,
+            allocated_bytes: units.saturating_mul(unit),
+            accessed: time(0x8, 0x8c),
+            modified: time(0x10, 0x88),
+            changed: time(0xc, 0x84),
+            created: (end >= 0x94).then(|| Timestamp::decode(le32(raw, 0x90), extra(0x94))),
+            device: is_device.then(|| device_of(&block)),
+            flags,
+            block,
+            xattr_block: join(le16(raw, 0x76), le32(raw, 0x68)),
+            behind: raw[end..].into(),
+            checksum_seed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_from_1901_to_2446() {
+        // The table of section "Inode Timestamps".
+        for (extra, low, seconds) in [
+            (0, 0x8000_0000u32, -0x8000_0000i64),
+            (0, 0xffff_ffff, -1),
+            (0, 0x7fff_ffff, 0x7fff_ffff),
+            (1, 0x8000_0000, 0x8000_0000),
+            (1, 0, 0x1_0000_0000),
+            (3, 0x7fff_ffff, 0x3_7fff_ffff),
+        ] {
+            assert_eq!(Timestamp::decode(low, extra | 7 << 2), Timestamp { seconds, nanoseconds: 7 });
+        }
+        assert_eq!(Timestamp::decode(1, !0).nanoseconds, 0, "no such number of them");
+        let before = SystemTime::from(Timestamp { seconds: -2, nanoseconds: 500_000_000 });
+        assert_eq!(UNIX_EPOCH.duration_since(before).unwrap(), Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn devices_in_both_forms() {
+        let mut block = [0; 60];
+        block[..2].copy_from_slice(&[1, 8]);
+        assert_eq!(device_of(&block), Device { major: 8, minor: 1 });
+        block = [0; 60];
+        block[4..8].copy_from_slice(&0x1231_0345u32.to_le_bytes());
+        assert_eq!(device_of(&block), Device { major: 0x103, minor: 0x12345 });
+    }
+}

@@ -1,0 +1,44 @@
+//! The journal, and playing it back in memory (section "Journal (jbd2)").
+
+mod log;
+mod overlay;
+mod scan;
+
+pub(crate) use overlay::{Overlay, Patch};
+
+use crate::{ExtError, Filesystem, InodeNumber, ReadAt};
+use log::Log;
+
+/// What became of the journal of a filesystem.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JournalState {
+    /// There is none.
+    None,
+    /// There was nothing in it to play back.
+    Clean,
+    /// It was played back in memory.
+    Replayed {
+        /// How many transactions it held.
+        transactions: u32,
+        /// How many blocks are taken from it.
+        blocks: u32,
+        /// Whether it breaks off in a damaged transaction, which was left out with those behind it.
+        damaged: bool,
+    },
+}
+
+/// Plays the journal back: a table of the blocks that are to be taken from it. It was not played back, says the superblock.
+pub(crate) fn replay(
+    fs: &Filesystem,
+    source: &dyn ReadAt,
+    inode: InodeNumber,
+) -> Result<(Overlay, JournalState), ExtError> {
+    let Some(log) = Log::open(fs, source, inode)? else {
+        return Ok((Overlay::default(), JournalState::Clean));
+    };
+    let scanned = scan::scan(&log)?;
+    let (transactions, damaged) = (scanned.transactions, scanned.damaged);
+    let overlay = scanned.into_overlay(&log);
+    let blocks = overlay.len();
+    Ok((overlay, JournalState::Replayed { transactions, blocks, damaged }))
+}

@@ -1,0 +1,80 @@
+//! Which blocks are to be taken from the journal.
+
+use crate::checksum::crc32c;
+use std::collections::HashMap;
+
+/// What a block that the journal cannot hold as it is has in place of its first four bytes: the journal's magic.
+const ESCAPED: [u8; 4] = 0xc03b_3998_u32.to_be_bytes();
+
+/// The checksum of a block in the journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BlockChecksum {
+    /// None, or that of the whole transaction, which was checked.
+    None,
+    /// The lower half of it.
+    Half(u16),
+    /// All of it.
+    Whole(u32),
+}
+
+/// Where the journal has a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Patch {
+    /// The block of the filesystem that it lies in.
+    pub log_block: u64,
+    /// The transaction that it belongs to.
+    pub sequence: u32,
+    /// Its checksum, which is checked when it is read.
+    pub checksum: BlockChecksum,
+    /// Whether its first four bytes are to be put back.
+    pub escaped: bool,
+}
+
+/// The blocks that are to be taken from the journal.
+#[derive(Default)]
+pub(crate) struct Overlay {
+    patches: HashMap<u64, Patch>,
+    /// What checksums of blocks in the journal continue.
+    checksum_seed: u32,
+}
+
+impl Overlay {
+    pub fn new(checksum_seed: u32) -> Self {
+        Self { patches: HashMap::new(), checksum_seed }
+    }
+
+    /// From now on a block is taken from there.
+    pub fn insert(&mut self, block: u64, patch: Patch) {
+        self.patches.insert(block, patch);
+    }
+
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.patches.len()).unwrap_or(u32::MAX)
+    }
+
+    pub fn get(&self, block: u64) -> Option<Patch> {
+        self.patches.get(&block).copied()
+    }
+
+    /// Whether there is any from `first` to `last`.
+    pub fn has_any(&self, first: u64, last: u64) -> bool {
+        !self.patches.is_empty() && (first..=last).any(|block| self.patches.contains_key(&block))
+    }
+
+    /// Makes of a block as it is in the journal the block that it stands for; says whether its checksum is right.
+    pub fn finish(&self, patch: Patch, bytes: &mut [u8]) -> bool {
+        let sum = || crc32c(self.checksum_seed, &[&patch.sequence.to_be_bytes(), bytes]);
+        let sound = match patch.checksum {
+            BlockChecksum::None => true,
+            BlockChecksum::Half(stored) => sum() & 0xffff == u32::from(stored),
+            BlockChecksum::Whole(stored) => sum() == stored,
+        };
+        if sound
+            && patch.escaped
+            && let Some(first) = bytes.first_chunk_mut()
+        {
+            *first = ESCAPED;
+        }
+        sound
+    }
+}

@@ -1,0 +1,229 @@
+//! Which transactions a journal holds, and what they write and revoke (sections "Block Header" to "Commit Block" of the journal).
+//!
+//! As in the kernel and in e2fsck, the journal ends where a block is not what must come next, and a transaction whose checksums
+//! are wrong ends it too. Blocks are checked against their own checksums when they are read.
+
+use super::{
+    log::{Checksums, Log, MAGIC},
+    overlay::{BlockChecksum, Overlay, Patch},
+};
+use crate::{
+    ExtError,
+    bytes::{be16, be32, be64, join},
+    checksum::{START, crc32_big_endian, crc32c},
+};
+use std::collections::HashMap;
+
+const HEADER_LEN: usize = 12;
+const DESCRIPTOR: u32 = 1;
+const COMMIT: u32 = 2;
+const REVOKE: u32 = 5;
+/// The checksum at the end of descriptor and revocation blocks.
+const TAIL_LEN: usize = 4;
+const COMMIT_CHECKSUM_AT: usize = 16;
+const COMMIT_SECONDS_AT: usize = 48;
+const COMMIT_CRC32: u8 = 1;
+
+const TAG_ESCAPED: u16 = 1;
+const TAG_SAME_UUID: u16 = 2;
+const TAG_LAST: u16 = 8;
+const UUID_LEN: usize = 16;
+
+/// Blocks that are taken from a journal at most, and revocations in it: many times what any journal holds of blocks.
+const ENTRIES_MOST: usize = 1 << 20;
+
+/// A block that a transaction writes.
+struct Write {
+    block: u64,
+    patch: Patch,
+}
+
+/// What a journal holds.
+#[derive(Default)]
+pub(super) struct Scanned {
+    writes: Vec<Write>,
+    /// The last transaction that revoked a block: what it and those before it wrote there does not count.
+    revoked: HashMap<u64, u32>,
+    pub transactions: u32,
+    pub damaged: bool,
+}
+
+/// Whether a transaction came later than another one. Their numbers begin again when they reach their end.
+fn is_later(sequence: u32, than: u32) -> bool {
+    sequence.wrapping_sub(than).cast_signed() > 0
+}
+
+impl Scanned {
+    /// The table of the blocks that are to be taken from the journal.
+    pub fn into_overlay(self, log: &Log<'_>) -> Overlay {
+        let mut overlay = Overlay::new(log.checksum_seed);
+        for write in self.writes {
+            let revoked = self.revoked.get(&write.block);
+            if revoked.is_none_or(|by| is_later(write.patch.sequence, *by)) {
+                overlay.insert(write.block, write.patch);
+            }
+        }
+        overlay
+    }
+
+    fn is_full(&self) -> bool {
+        self.writes.len() > ENTRIES_MOST || self.revoked.len() > ENTRIES_MOST
+    }
+}
+
+/// A transaction that is being read.
+struct Open {
+    writes: Vec<Write>,
+    revoked: Vec<u64>,
+    /// The checksum of everything so far, where there is one of the whole transaction.
+    sum: u32,
+    /// Whether a block of it does not match its checksum.
+    wrong: bool,
+}
+
+impl Open {
+    fn new() -> Self {
+        Self { writes: Vec::new(), revoked: Vec::new(), sum: START, wrong: false }
+    }
+}
+
+/// Goes through the journal once.
+pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
+    let mut scanned = Scanned::default();
+    let (mut at, mut sequence) = (log.start, log.sequence);
+    // What is left of the ring: whoever comes around has seen everything.
+    let mut left = log.ring_len();
+    let mut open = Open::new();
+    let mut last_commit_seconds = 0;
+    while left > 0 {
+        let bytes = log.read(at)?;
+        if be32(&bytes, 0) != MAGIC || be32(&bytes, 8) != sequence {
+            break;
+        }
+        (at, left) = (log.behind(at, 1), left - 1);
+        match be32(&bytes, 4) {
+            DESCRIPTOR => {
+                open.wrong |= !tail_is_right(log, &bytes);
+                let before = open.writes.len();
+                open.wrong |= !read_tags(log, &bytes, sequence, at, &mut open.writes)?;
+                let count = u32::try_from(open.writes.len() - before).unwrap_or(u32::MAX);
+                if count > left {
+                    break;
+                }
+                if log.checksums == Checksums::Transaction {
+                    open.sum = crc32_big_endian(open.sum, &bytes);
+                    for index in 0..count {
+                        open.sum = crc32_big_endian(open.sum, &log.read(log.behind(at, index))?);
+                    }
+                }
+                (at, left) = (log.behind(at, count), left - count);
+            }
+            REVOKE => {
+                open.wrong |= !tail_is_right(log, &bytes);
+                open.wrong |= !read_revocations(log, &bytes, &mut open.revoked);
+            }
+            COMMIT => {
+                let seconds = be64(&bytes, COMMIT_SECONDS_AT);
+                if open.wrong || !commit_is_right(log, &bytes, open.sum) {
+                    // One that was committed before the last one is what is left of an earlier round.
+                    scanned.damaged = seconds >= last_commit_seconds;
+                    return Ok(scanned);
+                }
+                last_commit_seconds = seconds;
+                for block in open.revoked {
+                    scanned.revoked.insert(block, sequence);
+                }
+                scanned.writes.append(&mut open.writes);
+                scanned.transactions += 1;
+                sequence = sequence.wrapping_add(1);
+                open = Open::new();
+            }
+            _ => break,
+        }
+        if scanned.is_full() || open.writes.len() > ENTRIES_MOST || open.revoked.len() > ENTRIES_MOST {
+            return Err(ExtError::unsupported("a journal that holds more blocks than are taken from one"));
+        }
+    }
+    Ok(scanned)
+}
+
+fn has_tails(log: &Log<'_>) -> bool {
+    matches!(log.checksums, Checksums::V2 | Checksums::V3)
+}
+
+fn tail_is_right(log: &Log<'_>, bytes: &[u8]) -> bool {
+    if !has_tails(log) {
+        return true;
+    }
+    let at = bytes.len() - TAIL_LEN;
+    crc32c(log.checksum_seed, &[&bytes[..at], &[0; TAIL_LEN]]) == be32(bytes, at)
+}
+
+fn commit_is_right(log: &Log<'_>, bytes: &[u8], sum: u32) -> bool {
+    let stored = be32(bytes, COMMIT_CHECKSUM_AT);
+    match log.checksums {
+        Checksums::None => true,
+        Checksums::Transaction => {
+            let (kind, len) = (bytes[HEADER_LEN], bytes[HEADER_LEN + 1]);
+            (kind == COMMIT_CRC32 && len == 4 && stored == sum) || (kind == 0 && len == 0 && stored == 0)
+        }
+        Checksums::V2 | Checksums::V3 => {
+            let (before, behind) = (&bytes[..COMMIT_CHECKSUM_AT], &bytes[COMMIT_CHECKSUM_AT + 4..]);
+            crc32c(log.checksum_seed, &[before, &[0; 4], behind]) == stored
+        }
+    }
+}
+
+/// The tags of a descriptor block: the first block that it describes is `at`. Says whether all blocks that they name can be.
+fn read_tags(
+    log: &Log<'_>,
+    bytes: &[u8],
+    sequence: u32,
+    at: u32,
+    writes: &mut Vec<Write>,
+) -> Result<bool, ExtError> {
+    let tag_len = match (log.checksums, log.wide) {
+        (Checksums::V3, _) => 16,
+        // Two bytes longer than its fields, by a mistake that became the format.
+        (Checksums::V2, true) => 14,
+        (Checksums::V2, false) => 10,
+        (_, true) => 12,
+        (_, false) => 8,
+    };
+    let end = bytes.len() - if has_tails(log) { TAIL_LEN } else { 0 };
+    let (mut tag_at, mut sound) = (HEADER_LEN, true);
+    for index in 0.. {
+        if tag_at + tag_len > end {
+            break;
+        }
+        let flags = be16(bytes, tag_at + 6);
+        let block = join(if log.wide { be32(bytes, tag_at + 8) } else { 0 }, be32(bytes, tag_at));
+        sound &= block < log.room_blocks;
+        let checksum = match log.checksums {
+            Checksums::V3 => BlockChecksum::Whole(be32(bytes, tag_at + 12)),
+            Checksums::V2 => BlockChecksum::Half(be16(bytes, tag_at + 4)),
+            Checksums::None | Checksums::Transaction => BlockChecksum::None,
+        };
+        let log_block = log.place(log.behind(at, index))?;
+        let escaped = flags & TAG_ESCAPED != 0;
+        writes.push(Write { block, patch: Patch { log_block, sequence, checksum, escaped } });
+        if flags & TAG_LAST != 0 {
+            break;
+        }
+        tag_at += tag_len + if flags & TAG_SAME_UUID != 0 { 0 } else { UUID_LEN };
+    }
+    Ok(sound)
+}
+
+/// The blocks that a revocation block names; says whether it is one.
+fn read_revocations(log: &Log<'_>, bytes: &[u8], revoked: &mut Vec<u64>) -> bool {
+    let end = bytes.len() - if has_tails(log) { TAIL_LEN } else { 0 };
+    let used = be32(bytes, HEADER_LEN) as usize;
+    let Some(records) = bytes.get(HEADER_LEN + 4..used).filter(|_| used <= end) else { return false };
+    if log.wide {
+        revoked.extend(records.chunks_exact(8).map(|record| be64(record, 0)));
+    } else {
+        revoked.extend(records.chunks_exact(4).map(|record| u64::from(be32(record, 0))));
+    }
+    true
+}

@@ -1,0 +1,58 @@
+//! From paths to inodes. Links lead nowhere out of the filesystem: what they are absolute to is its root.
+
+use crate::{ExtError, Filesystem, Inode, InodeNumber, inode::FileKind};
+
+/// Links that one path leads through at most, as in Linux.
+const LINKS_MOST: usize = 40;
+/// Parts of a path, with those of links, at most.
+const PARTS_MOST: usize = 4096;
+
+impl Filesystem {
+    /// The file at a path from the root. If its last part is a link, it is that link.
+    ///
+    /// # Errors
+    /// It is not there, something on the way is damaged, or the image cannot be read.
+    pub fn resolve(&self, path: &[u8]) -> Result<Inode, ExtError> {
+        // The directories on the way, the last of them where we are.
+        let mut above: Vec<Inode> = Vec::new();
+        let mut here = self.inode(InodeNumber::ROOT)?;
+        let parts = |path: &[u8]| -> Vec<Vec<u8>> {
+            path.split(|byte| *byte == b'/')
+                .filter(|part| !matches!(*part, b"" | b"."))
+                .map(<[u8]>::to_vec)
+                .rev()
+                .collect()
+        };
+        let (mut left, mut links, mut taken) = (parts(path), 0, 0);
+        while let Some(part) = left.pop() {
+            taken += 1;
+            if taken > PARTS_MOST {
+                return Err(ExtError::TooManyLinks);
+            }
+            if here.kind != FileKind::Directory {
+                return Err(ExtError::NotADirectory);
+            }
+            if part == b".." {
+                // Above the root there is the root.
+                here = above.pop().unwrap_or(here);
+                continue;
+            }
+            let next = self.inode(self.lookup(&here, &part)?)?;
+            if next.kind != FileKind::Symlink || left.is_empty() {
+                above.push(std::mem::replace(&mut here, next));
+                continue;
+            }
+            links += 1;
+            if links > LINKS_MOST {
+                return Err(ExtError::TooManyLinks);
+            }
+            let target = self.read_link(&next)?;
+            if target.first() == Some(&b'/') {
+                above.clear();
+                here = self.inode(InodeNumber::ROOT)?;
+            }
+            left.extend(parts(&target));
+        }
+        Ok(here)
+    }
+}

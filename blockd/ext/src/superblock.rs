@@ -1,0 +1,163 @@
+//! The superblock (section "The Super Block").
+
+use crate::{
+    ExtError, Place, ReadAt,
+    bytes::{join, le16, le32},
+    checksum::{START, crc32c},
+    disk,
+    error::damaged,
+    features::{Features, bit},
+};
+
+const OFFSET_BYTES: u64 = 1024;
+pub(crate) const LEN: usize = 1024;
+const MAGIC_AT: usize = 0x38;
+const MAGIC: u16 = 0xef53;
+const CHECKSUM_AT: usize = 0x3fc;
+const CHECKSUM_TYPE_CRC32C: u8 = 1;
+/// Blocks of 64 KiB are the largest.
+const LOG_BLOCK_LEN_MOST: u32 = 6;
+const INODE_LEN_OLD: u16 = 128;
+const DESC_LEN_32: u16 = 32;
+const DESC_LEN_64: u16 = 64;
+
+/// What it says, as far as it matters here; checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Superblock {
+    pub features: Features,
+    pub inodes: u32,
+    pub blocks: u64,
+    pub block_len: u32,
+    pub first_data_block: u32,
+    pub blocks_per_group: u32,
+    pub inodes_per_group: u32,
+    pub inode_len: u16,
+    pub desc_len: u16,
+    pub first_meta_bg: u32,
+    pub backup_groups: [u32; 2],
+    pub journal_inode: u32,
+    pub journal_device: u32,
+    pub uuid: [u8; 16],
+    pub label: Vec<u8>,
+    /// What checksums of metadata continue.
+    pub checksum_seed: u32,
+}
+
+/// Whether the magic is there.
+pub(crate) fn is_there(source: &dyn ReadAt) -> Result<bool, ExtError> {
+    if source.size_bytes() < OFFSET_BYTES + LEN as u64 {
+        return Ok(false);
+    }
+    let mut magic = [0; 2];
+    disk::read(source, OFFSET_BYTES + MAGIC_AT as u64, &mut magic)?;
+    Ok(u16::from_le_bytes(magic) == MAGIC)
+}
+
+/// Reads it.
+pub(crate) fn read(source: &dyn ReadAt) -> Result<Superblock, ExtError> {
+    if !is_there(source)? {
+        return Err(ExtError::NoFilesystem);
+    }
+    let mut bytes = [0; LEN];
+    disk::read(source, OFFSET_BYTES, &mut bytes)?;
+    parse(&bytes, source.size_bytes())
+}
+
+/// The block that it is in, and where in that block, in bytes.
+pub(crate) fn place(block_len: u32) -> (u64, usize) {
+    match block_len {
+        1024 => (1, 0),
+        _ => (0, OFFSET_BYTES as usize),
+    }
+}
+
+/// What these bytes say, if a filesystem like that can lie in an image of `size_bytes`.
+pub(crate) fn parse(bytes: &[u8; LEN], size_bytes: u64) -> Result<Superblock, ExtError> {
+    let wrong = |what| damaged(Place::Superblock, what);
+    if le16(bytes, MAGIC_AT) != MAGIC {
+        return Err(ExtError::NoFilesystem);
+    }
+    let features =
+        Features { compat: le32(bytes, 0x5c), incompat: le32(bytes, 0x60), ro_compat: le32(bytes, 0x64) };
+    // The first revision has no features, and inodes of one size.
+    let dynamic = le32(bytes, 0x4c) > 0;
+    let features = if dynamic { features } else { Features { compat: 0, incompat: 0, ro_compat: 0 } };
+    features.check()?;
+    let checksums = features.has_ro_compat(bit::RO_COMPAT_METADATA_CSUM);
+    if checksums {
+        if bytes[0x175] != CHECKSUM_TYPE_CRC32C {
+            return Err(ExtError::unsupported("checksums of an unknown kind"));
+        }
+        if crc32c(START, &[&bytes[..CHECKSUM_AT]]) != le32(bytes, CHECKSUM_AT) {
+            return wrong("it does not match its checksum");
+        }
+    }
+    let log_block_len = le32(bytes, 0x18);
+    if log_block_len > LOG_BLOCK_LEN_MOST {
+        return wrong("its blocks are larger than any");
+    }
+    let block_len = 1024u32 << log_block_len;
+    let wide = features.has_incompat(bit::INCOMPAT_64BIT);
+    let blocks = join(if wide { le32(bytes, 0x150) } else { 0 }, le32(bytes, 0x4));
+    if blocks.checked_mul(block_len.into()).is_none_or(|len| len > size_bytes) {
+        return wrong("it is larger than where it lies");
+    }
+    let first_data_block = le32(bytes, 0x14);
+    if u64::from(first_data_block) >= blocks || first_data_block > u32::from(block_len == 1024) {
+        return wrong("its first block is not where it can be");
+    }
+    let (blocks_per_group, inodes_per_group) = (le32(bytes, 0x20), le32(bytes, 0x28));
+    if blocks_per_group == 0 || inodes_per_group == 0 {
+        return wrong("its groups are empty");
+    }
+    let groups = (blocks - u64::from(first_data_block)).div_ceil(blocks_per_group.into());
+    if u32::try_from(groups).is_err() {
+        return wrong("it has too many groups");
+    }
+    let inodes = le32(bytes, 0x0);
+    if u64::from(inodes) > groups.saturating_mul(inodes_per_group.into()) {
+        return wrong("it has more inodes than its groups hold");
+    }
+    let inode_len = if dynamic { le16(bytes, 0x58) } else { INODE_LEN_OLD };
+    if !inode_len.is_power_of_two() || inode_len < INODE_LEN_OLD || u32::from(inode_len) > block_len {
+        return wrong("its inodes have a length that none have");
+    }
+    let desc_len = if wide { le16(bytes, 0xfe) } else { DESC_LEN_32 };
+    if !desc_len.is_power_of_two() || u32::from(desc_len) > block_len || (wide && desc_len < DESC_LEN_64) {
+        return wrong("its group descriptors have a length that none have");
+    }
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&bytes[0x68..0x78]);
+    let label = &bytes[0x78..0x88];
+    let label = label.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
+    let checksum_seed = if features.has_incompat(bit::INCOMPAT_CSUM_SEED) {
+        le32(bytes, 0x270)
+    } else {
+        crc32c(START, &[&uuid])
+    };
+    Ok(Superblock {
+        features,
+        inodes,
+        blocks,
+        block_len,
+        first_data_block,
+        blocks_per_group,
+        inodes_per_group,
+        inode_len,
+        desc_len,
+        first_meta_bg: le32(bytes, 0x104),
+        backup_groups: [le32(bytes, 0x24c), le32(bytes, 0x250)],
+        journal_inode: le32(bytes, 0xe0),
+        journal_device: le32(bytes, 0xe4),
+        uuid,
+        label,
+        checksum_seed,
+    })
+}
+
+impl Superblock {
+    /// Whether metadata has checksums.
+    pub fn has_checksums(&self) -> bool {
+        self.features.has_ro_compat(bit::RO_COMPAT_METADATA_CSUM)
+    }
+}

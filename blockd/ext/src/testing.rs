@@ -1,0 +1,126 @@
+//! What must hold of an image that holds anything at all.
+
+use crate::{FileKind, Filesystem, InodeNumber, ReadAt};
+use std::{io, sync::Arc};
+
+/// How much is looked at, so that one image takes no longer than another: files, bytes of each, runs of each.
+const FILES_MOST: usize = 60;
+const FILE_LEN_MOST: usize = 100_000;
+const RUNS_MOST: usize = 64;
+/// Entries of a directory.
+const ENTRIES_MOST: usize = 10_000;
+
+/// An image in memory.
+pub struct Bytes(pub Vec<u8>);
+
+impl ReadAt for Bytes {
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        let from = usize::try_from(offset_bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+        buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::InvalidInput)?);
+        Ok(())
+    }
+}
+
+/// Opens an image and looks at what can be reached in it, but not for ever. How many files that were is returned.
+///
+/// # Panics
+/// If something does not hold.
+pub fn explore(image: Vec<u8>) -> usize {
+    let Ok(fs) = Filesystem::open(Arc::new(Bytes(image))) else { return 0 };
+    assert!(fs.info().block_len_bytes.is_power_of_two());
+    let mut left = vec![InodeNumber::ROOT];
+    let mut seen = 0;
+    while let Some(number) = left.pop()
+        && seen < FILES_MOST
+    {
+        seen += 1;
+        let Ok(inode) = fs.inode(number) else { continue };
+        if let Ok(xattrs) = fs.xattrs(&inode) {
+            assert!(xattrs.iter().all(|xattr| !xattr.name.is_empty() && !xattr.name.contains(&0)));
+        }
+        match inode.kind {
+            FileKind::Directory => {
+                for entry in fs.read_dir(&inode, ENTRIES_MOST).unwrap_or_default() {
+                    assert!(!entry.name.iter().any(|byte| matches!(byte, 0 | b'/')));
+                    assert!(!matches!(entry.name.as_slice(), b"" | b"." | b".."));
+                    // Two may have one name; the first is found.
+                    assert!(fs.lookup(&inode, &entry.name).is_ok());
+                    left.push(entry.inode);
+                }
+            }
+            FileKind::Symlink => {
+                if let Ok(target) = fs.read_link(&inode) {
+                    assert!(!target.is_empty() && target.len() <= 4096);
+                    let _ = fs.resolve(&target);
+                }
+            }
+            FileKind::Regular => {
+                let mut buf = vec![0xaa; FILE_LEN_MOST];
+                let _ = fs.read(&inode, 0, &mut buf);
+                let _ = fs.read(&inode, inode.size_bytes.saturating_sub(100), &mut buf);
+                let mut at = 0;
+                for _ in 0..RUNS_MOST {
+                    match fs.run_at(&inode, at) {
+                        Ok(run) if at < inode.size_bytes => {
+                            assert!(run.end_bytes > at, "a run goes forward");
+                            at = run.end_bytes;
+                        }
+                        _ => break,
+                    }
+                }
+            }
+            _ => assert!(fs.read(&inode, 0, &mut [0]).is_err()),
+        }
+    }
+    seen
+}
+
+/// The unit in which [`expand`] lays pieces into an image, in bytes.
+const PIECE_LEN: usize = 1024;
+/// The longest image that is made, in pieces.
+const PIECES_MOST: usize = 4096;
+
+/// Makes an image of what a fuzzer can change well: the number of pieces of 1 KiB in two bytes, the lowest first; then for each
+/// piece that is not all zeroes its number and how many bytes of it follow, in two bytes each, and these bytes.
+pub fn expand(data: &[u8]) -> Vec<u8> {
+    let pieces = usize::from(crate::bytes::le16(data, 0)).min(PIECES_MOST);
+    let mut image = vec![0; pieces * PIECE_LEN];
+    let mut rest = data.get(2..).unwrap_or_default();
+    while rest.len() >= 4 {
+        let (number, len) = (crate::bytes::le16(rest, 0), usize::from(crate::bytes::le16(rest, 2)));
+        let bytes = &rest[4..rest.len().min(4 + len.min(PIECE_LEN))];
+        let at = usize::from(number) * PIECE_LEN;
+        if let Some(place) = image.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+        rest = &rest[4 + bytes.len()..];
+    }
+    image
+}
+
+/// What [`expand`] makes this image of, if it is no longer than that can make.
+pub fn condense(image: &[u8]) -> Vec<u8> {
+    let count = u16::try_from(image.len() / PIECE_LEN).unwrap_or(u16::MAX);
+    let mut data = count.to_le_bytes().to_vec();
+    for (number, piece) in (0..count).zip(image.chunks_exact(PIECE_LEN)) {
+        let len = piece.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        if len > 0 {
+            data.extend_from_slice(&number.to_le_bytes());
+            data.extend_from_slice(&(len as u16).to_le_bytes());
+            data.extend_from_slice(&piece[..len]);
+        }
+    }
+    data
+}
+
+/// Looks at the image that `data` says.
+///
+/// # Panics
+/// If something does not hold.
+pub fn fuzz(data: &[u8]) {
+    explore(expand(data));
+}

@@ -1,0 +1,186 @@
+//! Extended attributes (section "Extended Attributes"): behind the fields of an inode, in a block of their own, and values in
+//! inodes of their own.
+
+use crate::{
+    ExtError, Filesystem, Inode, InodeNumber, acl,
+    bytes::{le16, le32},
+    checksum::crc32c,
+    inode::flag,
+};
+use std::collections::HashSet;
+
+const MAGIC: u32 = 0xea02_0000;
+const INODE_HEADER_LEN: usize = 4;
+const BLOCK_HEADER_LEN: usize = 32;
+const CHECKSUM_AT: usize = 16;
+const ENTRY_LEN: usize = 16;
+/// Values are no longer than this anywhere in Linux (`XATTR_SIZE_MAX`).
+const VALUE_LEN_MOST: u32 = 65_536;
+/// All values of one file are no longer than this together; what lists names in Linux stops there too.
+const VALUES_LEN_MOST: usize = 1 << 20;
+
+const POSIX_ACL_ACCESS: u8 = 2;
+const POSIX_ACL_DEFAULT: u8 = 3;
+/// The rest of a file that lies in its inode.
+pub(crate) const INLINE_REST: (u8, &[u8]) = (7, b"data");
+/// What an encrypted file is encrypted with.
+const ENCRYPTION: u8 = 9;
+
+/// An extended attribute.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Xattr {
+    /// Its name with what it begins with, such as `user.comment`; no zero byte is in it.
+    pub name: Vec<u8>,
+    /// Its value, as the kernel would give it.
+    pub value: Vec<u8>,
+}
+
+/// What an attribute's name begins with, by the number that is stored in its place.
+fn prefix(index: u8) -> Option<&'static str> {
+    Some(match index {
+        0 => "",
+        1 => "user.",
+        POSIX_ACL_ACCESS => "system.posix_acl_access",
+        POSIX_ACL_DEFAULT => "system.posix_acl_default",
+        4 => "trusted.",
+        6 => "security.",
+        7 => "system.",
+        8 => "system.richacl",
+        _ => return None,
+    })
+}
+
+/// Where a value is.
+enum Value {
+    Here(Vec<u8>),
+    Inode(InodeNumber, u32),
+}
+
+/// An attribute as it is stored.
+pub(crate) struct Entry {
+    index: u8,
+    name: Vec<u8>,
+    value: Value,
+}
+
+impl Entry {
+    pub fn is(&self, (index, name): (u8, &[u8])) -> bool {
+        self.index == index && self.name == name
+    }
+}
+
+/// The entries from `first` on. Offsets of values count from the beginning of `region`.
+fn entries(inode: &Inode, region: &[u8], first: usize) -> Result<Vec<Entry>, ExtError> {
+    let mut found = Vec::new();
+    let mut at = first;
+    // Each turn goes at least an entry forward.
+    while le32(region, at) != 0 {
+        let Some(entry) = region.get(at..at + ENTRY_LEN) else {
+            return inode.damaged("its extended attributes have no end");
+        };
+        let name_len = usize::from(entry[0]);
+        let Some(name) = region.get(at + ENTRY_LEN..at + ENTRY_LEN + name_len) else {
+            return inode.damaged("the name of an extended attribute has no end");
+        };
+        let (offset, holder, len) = (usize::from(le16(entry, 2)), le32(entry, 4), le32(entry, 8));
+        let value = if holder != 0 {
+            Value::Inode(InodeNumber(holder), len)
+        } else {
+            match region.get(offset..offset.saturating_add(len as usize)) {
+                Some(value) => Value::Here(value.to_vec()),
+                None if len == 0 => Value::Here(Vec::new()),
+                None => return inode.damaged("the value of an extended attribute lies outside"),
+            }
+        };
+        found.push(Entry { index: entry[1], name: name.to_vec(), value });
+        at += ENTRY_LEN + name_len.next_multiple_of(4);
+    }
+    Ok(found)
+}
+
+impl Filesystem {
+    /// Those that are behind the fields of the inode.
+    pub(crate) fn inode_xattr_entries(&self, inode: &Inode) -> Result<Vec<Entry>, ExtError> {
+        if le32(&inode.behind, 0) != MAGIC {
+            return Ok(Vec::new());
+        }
+        entries(inode, &inode.behind[INODE_HEADER_LEN..], 0)
+    }
+
+    /// Those that are in a block.
+    fn block_xattr_entries(&self, inode: &Inode) -> Result<Vec<Entry>, ExtError> {
+        let number = inode.xattr_block;
+        if number == 0 {
+            return Ok(Vec::new());
+        }
+        if !self.disk().has(number, 1) {
+            return inode.damaged("its extended attributes lie where there is nothing");
+        }
+        let block = self.disk().block(number)?;
+        if le32(&block, 0) != MAGIC || le32(&block, 8) != 1 {
+            return inode.damaged("the block of its extended attributes is none");
+        }
+        let sb = self.superblock();
+        if sb.has_checksums() {
+            let (before, behind) = (&block[..CHECKSUM_AT], &block[CHECKSUM_AT + 4..]);
+            let sum = crc32c(sb.checksum_seed, &[&number.to_le_bytes(), before, &[0; 4], behind]);
+            if sum != le32(&block, CHECKSUM_AT) {
+                return inode.damaged("the block of its extended attributes does not match its checksum");
+            }
+        }
+        entries(inode, &block, BLOCK_HEADER_LEN)
+    }
+
+    pub(crate) fn xattr_value(&self, inode: &Inode, entry: &Entry) -> Result<Vec<u8>, ExtError> {
+        match &entry.value {
+            Value::Here(value) => Ok(value.clone()),
+            Value::Inode(number, len) => {
+                let holder = self.inode(*number)?;
+                if !holder.has(flag::EA_INODE)
+                    || *len > VALUE_LEN_MOST
+                    || u64::from(*len) != holder.size_bytes
+                {
+                    return inode.damaged("the value of an extended attribute is not where it should be");
+                }
+                let mut value = vec![0; *len as usize];
+                self.read_blocks(&holder, 0, &mut value)?;
+                Ok(value)
+            }
+        }
+    }
+
+    /// The extended attributes of a file, those in the inode first. Access control lists are given as the kernel gives them.
+    ///
+    /// # Errors
+    /// They are damaged, or the image cannot be read.
+    pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, ExtError> {
+        let mut stored = self.inode_xattr_entries(inode)?;
+        stored.extend(self.block_xattr_entries(inode)?);
+        let (mut found, mut names, mut len) = (Vec::new(), HashSet::new(), 0);
+        for entry in stored {
+            if entry.is(INLINE_REST) || entry.index == ENCRYPTION {
+                continue;
+            }
+            let Some(prefix) = prefix(entry.index) else { continue };
+            let name = [prefix.as_bytes(), &entry.name].concat();
+            // The first of a name hides those behind it, as in the kernel. One without a name nobody could ask for.
+            if name.is_empty() || name.contains(&0) || !names.insert(name.clone()) {
+                continue;
+            }
+            let value = self.xattr_value(inode, &entry)?;
+            let value = match entry.index {
+                POSIX_ACL_ACCESS | POSIX_ACL_DEFAULT => match acl::to_kernel(&value) {
+                    Some(value) => value,
+                    None => return inode.damaged("its access control list is none"),
+                },
+                _ => value,
+            };
+            len += value.len();
+            if len > VALUES_LEN_MOST {
+                return inode.damaged("its extended attributes are longer than any are");
+            }
+            found.push(Xattr { name, value });
+        }
+        Ok(found)
+    }
+}

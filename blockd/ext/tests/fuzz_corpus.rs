@@ -1,0 +1,32 @@
+//! The inputs that the fuzz target begins with, and those that once broke it (`tests/fuzz/corpus`).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+mod common;
+
+use blockd_ext::testing::{condense, expand, explore, fuzz};
+use std::{fs, path::Path};
+
+#[test]
+fn ext() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/ext");
+    let mut seen = 0;
+    for entry in fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        // What the test prints before it fails is the input that did it.
+        println!("{}", path.display());
+        let input = fs::read(&path).unwrap();
+        fuzz(&input);
+        seen += explore(expand(&input));
+    }
+    assert!(seen > 20, "the inputs in {} show {seen} files", dir.display());
+}
+
+#[test]
+fn an_image_comes_back_from_what_a_fuzzer_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = fs::read(common::make(dir.path(), "image", "-t ext2 -b 1024", None, 256)).unwrap();
+    assert!(expand(&condense(&image)) == image);
+    for data in [&b""[..], b"\x01", b"\xff\xff", b"\x01\0\xff\xff\xff\xff\x01", b"\x01\0\0\0\xff\xff\x01"] {
+        explore(expand(data));
+    }
+}

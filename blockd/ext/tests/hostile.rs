@@ -1,0 +1,168 @@
+//! Images that were damaged on purpose: nothing panics, and nothing goes on for ever.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_ext::{
+    Filesystem, ReadAt,
+    testing::{Bytes, explore},
+};
+use common::{debugfs, make, noise};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+/// Images without checksums of metadata, so that what is wrong in them is believed.
+const KINDS: [&str; 4] = [
+    "-t ext2 -b 1024 -O ext_attr,filetype,sparse_super,dir_index -I 256",
+    "-t ext4 -b 1024 -O ext_attr,extents,64bit,flex_bg,^metadata_csum,has_journal,ea_inode -J size=1 -I 256",
+    "-t ext4 -b 1024 -O ext_attr,extents,^64bit,^metadata_csum,inline_data -I 512",
+    "-t ext4 -b 1024 -O ext_attr,extents,64bit,metadata_csum,large_dir -I 256",
+];
+
+fn image(kind: &str) -> Vec<u8> {
+    let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("a/b")).unwrap();
+    for number in 0..60 {
+        fs::write(source.join(format!("a/b/some name {number}")), noise(number, 30)).unwrap();
+    }
+    fs::write(source.join("large"), noise(1, 300_000)).unwrap();
+    let file = File::create(source.join("holes")).unwrap();
+    for index in 0..40u64 {
+        file.write_all_at(&[7; 1024], index * 3072).unwrap();
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(source.join("holes"), "user.long", &[9; 600], flags).unwrap();
+    rustix::fs::setxattr(source.join("large"), "user.short", &[9; 6], flags).unwrap();
+    std::os::unix::fs::symlink("a/b", source.join("fast")).unwrap();
+    std::os::unix::fs::symlink("x/".repeat(100), source.join("slow")).unwrap();
+    let path: PathBuf = make(dir.path(), "image", kind, Some(&source), 4096);
+    if kind.contains("has_journal") {
+        // Over and over the same block, and its own inodes.
+        let bytes = dir.path().join("bytes");
+        fs::write(&bytes, noise(3, 8 * 1024)).unwrap();
+        let commands = [
+            "jo".to_owned(),
+            format!("jw -b 1000,1001,1002,1003 -r 900,901 {}", bytes.display()),
+            "jc".to_owned(),
+        ];
+        debugfs(&path, &commands);
+    }
+    fs::read(path).unwrap()
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+}
+
+#[test]
+fn damaged_images_crash_nothing() {
+    for (number, kind) in KINDS.into_iter().enumerate() {
+        let good = image(kind);
+        assert!(explore(good.clone()) >= 60, "{kind}");
+        // Where metadata lies, and some data: what is not zero in the first half.
+        let places: Vec<usize> = (1024..good.len() / 2).filter(|at| good[*at] != 0).collect();
+        let mut random = Random(0x1234_5678_9abc_def1 + number as u64);
+        for _ in 0..250 {
+            let mut image = good.clone();
+            for _ in 0..1 + random.below(20) {
+                // The superblock and the descriptors above all: they say where everything else is.
+                let at = match random.below(4) {
+                    0 => 1024 + random.below(2048),
+                    _ => places[random.below(places.len())],
+                };
+                image[at] = match random.below(3) {
+                    0 => 0xff,
+                    1 => image[at] ^ 1 << random.below(8),
+                    _ => random.below(256) as u8,
+                };
+            }
+            explore(image);
+        }
+    }
+}
+
+/// Fails each read after some, until it is told not to.
+struct Failing {
+    image: Bytes,
+    failing: AtomicBool,
+}
+
+impl ReadAt for Failing {
+    fn size_bytes(&self) -> u64 {
+        self.image.size_bytes()
+    }
+
+    fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.failing.load(Relaxed) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.image.read_exact_at(offset_bytes, buf)
+    }
+}
+
+#[test]
+fn an_error_of_the_image_is_passed_on_and_leaves_nothing_behind() {
+    let source = Arc::new(Failing { image: Bytes(image(KINDS[1])), failing: AtomicBool::new(true) });
+    let open = || Filesystem::open(source.clone());
+    assert!(open().unwrap_err().is_retryable());
+    source.failing.store(false, Relaxed);
+    let fs = open().unwrap();
+    source.failing.store(true, Relaxed);
+    let error = fs.resolve(b"/a/b/some name 7").unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    source.failing.store(false, Relaxed);
+    let inode = fs.resolve(b"/a/b/some name 7").unwrap();
+    let mut buf = [0; 100];
+    source.failing.store(true, Relaxed);
+    assert!(fs.read(&inode, 0, &mut buf).unwrap_err().is_retryable());
+    source.failing.store(false, Relaxed);
+    assert_eq!(fs.read(&inode, 0, &mut buf).unwrap(), 30);
+    assert_eq!(buf[..30], noise(7, 30));
+}
+
+/// A filesystem of 1 TiB costs no more to open than a small one.
+#[test]
+fn opening_reads_little_whatever_the_size() {
+    let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("image");
+    File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    let mut command = common::tool("mke2fs");
+    let options = [
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-E",
+        "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
+        "-O",
+        "extents,64bit,bigalloc,sparse_super,filetype",
+        "-C",
+        "1m",
+        "-N",
+        "100000",
+    ];
+    common::run(command.env("MKE2FS_CONFIG", "/dev/null").args(options).arg(&path));
+    let source = common::ImageFile::open(&path);
+    let count = source.read_bytes.clone();
+    let fs = Filesystem::open(Arc::new(source)).unwrap();
+    assert_eq!(fs.info().size_bytes, 1 << 40);
+    let root = fs.resolve(b"/").unwrap();
+    assert!(fs.read_dir(&root, 100).unwrap().iter().any(|entry| entry.name == b"lost+found"));
+    assert!(count.load(Relaxed) < 64 << 10, "{count:?}");
+}

@@ -1,0 +1,221 @@
+//! Journals that were not played back: what is read is what e2fsck makes of the image.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_ext::{ExtError, Filesystem, JournalState};
+use common::{ImageFile, content, debugfs, make, noise, open, run, tool};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const BLOCK: usize = 1024;
+const FILE_BLOCKS: usize = 64;
+
+/// How `debugfs` writes a journal, and what the filesystem is.
+const KINDS: [(&str, &str); 5] = [
+    ("", "-t ext4 -b 1024 -I 256 -O has_journal,extents,^64bit,^metadata_csum"),
+    ("", "-t ext4 -b 1024 -I 256 -O has_journal,extents,64bit,^metadata_csum"),
+    ("-c -v 2", "-t ext4 -b 1024 -I 256 -O has_journal,extents,^64bit,metadata_csum"),
+    ("-c -v 3", "-t ext4 -b 1024 -I 256 -O has_journal,extents,64bit,metadata_csum"),
+    ("", "-t ext3 -b 1024 -I 256 -O has_journal,^64bit"),
+];
+
+struct Made {
+    dir: tempfile::TempDir,
+    image: PathBuf,
+    /// The blocks of the filesystem that the file `data` lies in.
+    blocks: Vec<u64>,
+}
+
+fn made(options: &str) -> Made {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("data"), noise(1, BLOCK * FILE_BLOCKS)).unwrap();
+    let image = make(dir.path(), "image", options, Some(&source), 16 << 10);
+    let said = debugfs(&image, &["blocks data".to_owned()]);
+    let all: Vec<u64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    // Of ext3, the block of pointers is among them.
+    let file = fs::read(&image).unwrap();
+    let expected = noise(1, BLOCK * FILE_BLOCKS);
+    let blocks: Vec<u64> = expected
+        .chunks(BLOCK)
+        .map(|chunk| *all.iter().find(|block| &file[**block as usize * BLOCK..][..BLOCK] == chunk).unwrap())
+        .collect();
+    Made { dir, image, blocks }
+}
+
+/// A transaction: the blocks of `data` that it writes, with their bytes, and those that it revokes.
+struct Transaction {
+    writes: Vec<(usize, Vec<u8>)>,
+    revokes: Vec<usize>,
+    committed: bool,
+}
+
+fn transaction(seed: u64, writes: &[usize], revokes: &[usize]) -> Transaction {
+    let writes = writes
+        .iter()
+        .map(|index| {
+            let mut bytes = noise(seed * 1000 + *index as u64, BLOCK);
+            // Some begin like a block of the journal itself, and are escaped.
+            if index % 3 == 0 {
+                bytes[..4].copy_from_slice(&0xc03b_3998_u32.to_be_bytes());
+            }
+            (*index, bytes)
+        })
+        .collect();
+    Transaction { writes, revokes: revokes.to_vec(), committed: true }
+}
+
+impl Made {
+    fn write_journal(&self, kind: &str, transactions: &[Transaction]) {
+        let mut commands = vec![format!("jo {kind}")];
+        for (number, transaction) in transactions.iter().enumerate() {
+            let list = |indexes: &mut dyn Iterator<Item = usize>| {
+                indexes.map(|index| self.blocks[index].to_string()).collect::<Vec<_>>().join(",")
+            };
+            // In a transaction of its own: debugfs commits none that also writes.
+            if !transaction.revokes.is_empty() {
+                let blocks = list(&mut transaction.revokes.iter().copied());
+                commands.push(format!("jw -r {blocks}"));
+            }
+            let path = self.dir.path().join(format!("blocks-{number}"));
+            let bytes = transaction.writes.iter().flat_map(|(_, bytes)| bytes.iter().copied());
+            fs::write(&path, bytes.collect::<Vec<u8>>()).unwrap();
+            let blocks = list(&mut transaction.writes.iter().map(|(index, _)| *index));
+            let commit = if transaction.committed { "" } else { "-c " };
+            commands.push(format!("jw {commit}-b {blocks} {}", path.display()));
+        }
+        commands.push("jc".to_owned());
+        debugfs(&self.image, &commands);
+    }
+
+    /// What e2fsck makes of a copy.
+    fn played_back(&self) -> Vec<u8> {
+        let copy = self.dir.path().join("played-back");
+        fs::copy(&self.image, &copy).unwrap();
+        // It says by its status that there was something to do.
+        let output = tool("e2fsck").args(["-y", "-E", "journal_only"]).arg(&copy).output().unwrap();
+        assert!(output.status.code().is_some_and(|code| code < 4), "{output:?}");
+        data(&copy)
+    }
+}
+
+fn data(image: &Path) -> Vec<u8> {
+    let fs = open(image);
+    content(&fs, &fs.resolve(b"/data").unwrap())
+}
+
+#[test]
+fn what_e2fsck_plays_back_is_what_is_read() {
+    for (kind, options) in KINDS {
+        let made = made(options);
+        let mut last = transaction(5, &[0, 1, 2], &[]);
+        last.committed = false;
+        made.write_journal(
+            kind,
+            &[
+                transaction(1, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], &[]),
+                transaction(2, &[3, 20, 21], &[4, 5, 6]),
+                // Revoked in one transaction and written in a later one.
+                transaction(3, &[5, 33], &[21]),
+                transaction(4, &(30..60).collect::<Vec<_>>(), &[0]),
+                last,
+            ],
+        );
+        let fs = open(&made.image);
+        let JournalState::Replayed { transactions, blocks, damaged } = fs.info().journal else {
+            unreachable!("{kind} {options}: {:?}", fs.info())
+        };
+        assert!(transactions == 7 && !damaged, "{kind} {options}: {transactions}");
+        assert!(blocks >= 37, "{kind} {options}: {blocks}");
+        let found = data(&made.image);
+        let expected = made.played_back();
+        let differ: Vec<usize> = (0..FILE_BLOCKS)
+            .filter(|at| found[at * BLOCK..][..BLOCK] != expected[at * BLOCK..][..BLOCK])
+            .collect();
+        assert_eq!(differ, [], "{kind} {options}");
+        // That e2fsck did something, and that it is what was written.
+        assert!(expected[..BLOCK] == noise(1, BLOCK), "revoked");
+        assert!(expected[3 * BLOCK..][4..BLOCK] == noise(2003, BLOCK)[4..], "written twice");
+        assert!(expected[5 * BLOCK..][..BLOCK] == noise(3005, BLOCK), "revoked and written again");
+    }
+}
+
+/// The block of the image in which the journal has these bytes.
+fn find(image: &[u8], bytes: &[u8]) -> usize {
+    image.chunks(BLOCK).position(|block| block == bytes).unwrap() * BLOCK
+}
+
+#[test]
+fn a_damaged_block_in_the_journal_is_not_shown() {
+    for (kind, options) in &KINDS[2..4] {
+        let made = made(options);
+        made.write_journal(kind, &[transaction(1, &[1, 2, 4], &[])]);
+        let mut image = fs::read(&made.image).unwrap();
+        let at = find(&image, &noise(1002, BLOCK));
+        image[at + 500] ^= 1;
+        fs::write(&made.image, image).unwrap();
+        let fs = open(&made.image);
+        let inode = fs.resolve(b"/data").unwrap();
+        let mut block = vec![0; BLOCK];
+        assert!(matches!(fs.read(&inode, 2 * BLOCK as u64, &mut block), Err(ExtError::Damaged { .. })));
+        fs.read(&inode, BLOCK as u64, &mut block).unwrap();
+        assert!(block == noise(1001, BLOCK));
+    }
+}
+
+#[test]
+fn a_damaged_transaction_ends_the_journal() {
+    for (kind, options) in &KINDS[2..4] {
+        let made = made(options);
+        made.write_journal(
+            kind,
+            &[transaction(1, &[1], &[]), transaction(2, &[2], &[]), transaction(3, &[4], &[])],
+        );
+        let mut image = fs::read(&made.image).unwrap();
+        // The descriptor of the second transaction stands in front of its block.
+        let at = find(&image, &noise(2002, BLOCK)) - BLOCK;
+        image[at + 100] ^= 1;
+        fs::write(&made.image, image).unwrap();
+        assert!(matches!(
+            open(&made.image).info().journal,
+            JournalState::Replayed { damaged: true, transactions: 1 | 2, .. }
+        ));
+        let found = data(&made.image);
+        assert!(found[BLOCK..2 * BLOCK] == noise(1001, BLOCK), "{kind}");
+        let before = noise(1, BLOCK * FILE_BLOCKS);
+        assert!(found[2 * BLOCK..5 * BLOCK] == before[2 * BLOCK..5 * BLOCK], "{kind}");
+    }
+}
+
+#[test]
+fn the_superblock_that_the_journal_has_is_the_one_that_counts() {
+    let made = made(KINDS[0].1);
+    let mut superblock = fs::read(&made.image).unwrap()[BLOCK..2 * BLOCK].to_vec();
+    superblock[0x78..0x80].copy_from_slice(b"renamed\0");
+    let path = made.dir.path().join("superblock");
+    fs::write(&path, superblock).unwrap();
+    debugfs(&made.image, &["jo".to_owned(), format!("jw -b 1 {}", path.display()), "jc".to_owned()]);
+    assert_eq!(open(&made.image).info().label, b"renamed");
+}
+
+#[test]
+fn a_journal_without_sense_is_an_error() {
+    let made = made(KINDS[3].1);
+    made.write_journal("-c -v 3", &[transaction(1, &[1], &[])]);
+    let image = fs::read(&made.image).unwrap();
+    let superblock = image
+        .chunks(BLOCK)
+        .position(|block| block.starts_with(&0xc03b_3998_u32.to_be_bytes()) && block[4..8] == [0, 0, 0, 4])
+        .unwrap();
+    let file = File::options().write(true).open(&made.image).unwrap();
+    file.write_all_at(&[0xff], superblock as u64 * BLOCK as u64 + 0x40).unwrap();
+    let error = Filesystem::open(Arc::new(ImageFile::open(&made.image))).unwrap_err();
+    assert!(error.to_string().contains("checksum"), "{error}");
+    run(tool("dumpe2fs").arg("-h").arg(&made.image));
+}

@@ -1,0 +1,76 @@
+//! Schedules as a user of `blockctl` has them: made, run, looked at, across a kill of the daemon.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{BLOCK, Bed, Nbd, wait_for};
+use serde_json::Value;
+
+#[test]
+fn a_schedule_backs_up_a_label_keeps_what_it_should_and_survives_a_kill() {
+    let bed = Bed::new();
+    let mut daemon = bed.daemon("a").start();
+    let (ctl, store) = (daemon.ctl(), bed.store("s"));
+    ctl.add_local("nas", store.dir(), None);
+    for name in ["db", "wal"] {
+        ctl.json(&["volume", "create", name, "--size", "8MiB", "--label", "app=shop"]);
+    }
+    ctl.json(&[
+        "sched-policy",
+        "create",
+        "gold",
+        "--weekly",
+        "Thursday@10:13PM,5",
+        "--time-zone",
+        "Europe/Berlin",
+    ]);
+    let made = ctl.json(&[
+        "cloudsnap",
+        "schedules",
+        "create",
+        "--label",
+        "app=shop",
+        "--daily",
+        "21:00",
+        "--policy",
+        "gold",
+        "--max",
+        "2",
+    ]);
+    assert_eq!(made["schedule"], "daily @21:00, weekly Thursday@22:13 Europe/Berlin");
+    let uuid = made["uuid"].as_str().unwrap().to_owned();
+    let runs = || -> Vec<Value> {
+        ctl.json(&["cloudsnap", "history", "--uuid", &uuid])["runs"].as_array().unwrap().clone()
+    };
+    let in_state = |state: &str| runs().iter().filter(|run| run["state"] == state).count();
+    for round in 1..=3usize {
+        let mut client = Nbd::open(&daemon.nbd_socket(), "db");
+        client.write(0, &vec![round as u8; BLOCK as usize]);
+        drop(client);
+        let begun = ctl.json(&["cloudsnap", "schedules", "run-now", "--uuid", &uuid[..8]]);
+        assert_eq!(begun["runs"].as_array().unwrap().len(), 2);
+        if round == 2 {
+            daemon = daemon.kill().start();
+        }
+        wait_for("the runs to end", || (in_state("done") + in_state("expired") == 2 * round).then_some(()));
+    }
+    wait_for("what is not kept to be gone", || {
+        (in_state("expired") == 2 && ctl.done_cloudsnaps().len() == 4).then_some(())
+    });
+    let plan = ctl.json(&["cloudsnap", "schedules", "retention", "--uuid", &uuid]);
+    let kept = plan["cloudsnaps"].as_array().unwrap();
+    assert_eq!(kept.len(), 4);
+    assert!(kept.iter().all(|judged| judged["verdict"]["keep"].is_array()), "{plan}");
+
+    let error = ctl.fails(&["cloudsnap", "schedules", "create", "db", "--cron", "0 0 31 2 *"], 2);
+    assert!(error.to_string().contains("never comes"), "{error}");
+    ctl.fails(&["sched-policy", "delete", "gold"], 5);
+    ctl.json(&["cloudsnap", "schedules", "pause", "--uuid", &uuid]);
+    let list = ctl.json(&["cloudsnap", "schedules", "list"]);
+    assert_eq!(
+        (&list["schedules"][0]["paused"], &list["schedules"][0]["nextRun"]),
+        (&Value::Bool(true), &Value::Null)
+    );
+    ctl.json(&["cloudsnap", "schedules", "delete", "--uuid", &uuid]);
+    ctl.json(&["sched-policy", "delete", "gold"]);
+    assert_eq!(ctl.done_cloudsnaps().len(), 4);
+    drop(daemon);
+}

@@ -1,0 +1,404 @@
+//! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
+
+use blockd_api::{
+    CredentialRef, GroupName, LabelSelector, VolumeRef,
+    schedules::{PolicyName, Priority, Rule},
+};
+use blockd_schedule::{Recurrence, Retention, ScheduleError, When, Zone};
+use clap::{Args, Subcommand, ValueEnum};
+use uuid::Uuid;
+
+const CREATE_HELP: &str = "\
+A run that was missed, because blockd was down or the host slept, is made once when it is back. \
+No two backups of a volume run at once; a run whose predecessor has not ended is left out, and \
+`cloudsnap history` says so. The newest --max backups are kept, and never is the last good one \
+deleted.
+
+Examples:
+  blockctl cloudsnap schedules create db --daily 21:00 --max 15 --cred-id nas
+  blockctl cs sched create --label app=web --periodic 60 --monthly 1@03:00 --time-zone Europe/Berlin
+  blockctl cs sched create --group shop --cron '30 2 * * 1-5' --keep-daily 7 --keep-weekly 4
+  blockctl cs sched create -v db --policy gold --cred-id nas --cred-id offsite";
+
+const UPDATE_HELP: &str = "\
+Times that are given replace all that the schedule has of its own.
+
+Examples:
+  blockctl cloudsnap schedules update --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1 --max 30
+  blockctl cs sched update --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1 --daily 22:00";
+
+const POLICY_HELP: &str = "\
+After the comma (a semicolon in expressions) stands how many backups of this rule are kept. Without \
+it, they count with the others of the schedule (--max).
+
+Examples:
+  blockctl sched-policy create gold --periodic 60,24 --daily 22:14,7 --weekly Thursday@22:13,5 --monthly 14@20:05,12
+  blockctl sched-policy create nights --cron '30 2 * * 1,3;10'";
+
+/// What to do with schedules.
+#[derive(Debug, Subcommand)]
+pub enum SchedulesCommand {
+    /// Create a cloud-snap schedule
+    #[command(visible_alias = "c", after_help = CREATE_HELP)]
+    Create(Box<CreateArgs>),
+    /// List the configured cloud-snap schedules
+    #[command(
+        visible_alias = "l",
+        after_help = "Examples:\n  blockctl cloudsnap schedules list\n  blockctl -j cs sched list"
+    )]
+    List,
+    /// Change a cloud-snap schedule
+    #[command(after_help = UPDATE_HELP)]
+    Update(Box<UpdateArgs>),
+    /// Make no runs until `resume`
+    #[command(
+        after_help = "Examples:\n  blockctl cloudsnap schedules pause --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
+    )]
+    Pause(UuidArg),
+    /// Make runs again; what was left out is not caught up on
+    #[command(
+        after_help = "Examples:\n  blockctl cloudsnap schedules resume --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
+    )]
+    Resume(UuidArg),
+    /// Run a schedule now, beside its times
+    #[command(
+        after_help = "Examples:\n  blockctl cloudsnap schedules run-now --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
+    )]
+    RunNow(UuidArg),
+    /// Show what is kept, what would be deleted now, and why; nothing is changed
+    #[command(
+        visible_alias = "dry-run",
+        after_help = "Examples:\n  blockctl cloudsnap schedules retention --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
+    )]
+    Retention(UuidArg),
+    /// Delete a cloud-snap schedule; the backups that it made stay
+    #[command(
+        visible_alias = "d",
+        after_help = "Examples:\n  blockctl cloudsnap schedules delete --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
+    )]
+    Delete(UuidArg),
+}
+
+/// What to do with policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Create a schedule policy
+    #[command(visible_alias = "c", after_help = POLICY_HELP)]
+    Create(PolicyArgs),
+    /// List the schedule policies
+    #[command(visible_alias = "l", after_help = "Examples:\n  blockctl sched-policy list")]
+    List,
+    /// Show a schedule policy
+    #[command(after_help = "Examples:\n  blockctl sched-policy inspect gold")]
+    Inspect(PolicyNameArg),
+    /// Give a schedule policy other rules, for all schedules that use it
+    #[command(visible_alias = "u", after_help = POLICY_HELP)]
+    Update(PolicyArgs),
+    /// Delete a schedule policy that no schedule uses
+    #[command(visible_alias = "d", after_help = "Examples:\n  blockctl sched-policy delete gold")]
+    Delete(PolicyNameArg),
+}
+
+/// When, each as often as wanted.
+#[derive(Debug, Default, Args)]
+pub struct TimeArgs {
+    /// Every so many minutes
+    #[arg(short, long, value_name = "MINUTES")]
+    pub periodic: Vec<String>,
+    /// Each day
+    #[arg(short, long, value_name = "HH:MM")]
+    pub daily: Vec<String>,
+    /// Each week
+    #[arg(short, long, value_name = "WEEKDAY@HH:MM")]
+    pub weekly: Vec<String>,
+    /// Each month; a shorter month on its last day
+    #[arg(short, long, value_name = "DAY@HH:MM")]
+    pub monthly: Vec<String>,
+    /// As cron has it: minute hour day-of-month month day-of-week
+    #[arg(long, value_name = "EXPRESSION")]
+    pub cron: Vec<String>,
+    /// As systemd has it: weekdays, date and time, such as `Mon..Fri *-*-* 02:30`; what is left out is any
+    #[arg(long, value_name = "EXPRESSION")]
+    pub on_calendar: Vec<String>,
+    /// Where the times are meant, such as Europe/Berlin
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    pub time_zone: Zone,
+}
+
+impl TimeArgs {
+    /// The rules. What each keeps stands after a comma, or after a semicolon where it is an expression, if `with_retain`.
+    pub fn rules(&self, with_retain: bool) -> Result<Vec<Rule>, ScheduleError> {
+        type Parse = fn(&str) -> Result<When, ScheduleError>;
+        // Expressions have commas of their own.
+        let kinds: [(&[String], Parse, char); 6] = [
+            (&self.periodic, When::periodic, ','),
+            (&self.daily, When::daily, ','),
+            (&self.weekly, When::weekly, ','),
+            (&self.monthly, When::monthly, ','),
+            (&self.cron, When::cron, ';'),
+            (&self.on_calendar, When::on_calendar, ';'),
+        ];
+        let mut rules = Vec::new();
+        for (texts, parse, separator) in kinds {
+            for text in texts {
+                let split = text.rsplit_once(separator).filter(|_| with_retain);
+                let retain = split.and_then(|(_, count)| Retention::max(count.trim().parse().ok()?).ok());
+                let when = match (&retain, split) {
+                    (Some(_), Some((when, _))) => when,
+                    _ => text.as_str(),
+                };
+                rules.push(Rule {
+                    when: Recurrence { when: parse(when)?, zone: self.time_zone.clone() },
+                    retain,
+                });
+            }
+        }
+        Ok(rules)
+    }
+}
+
+/// How many backups are kept.
+#[derive(Debug, Default, Args)]
+pub struct RetainArgs {
+    /// Keep the newest so many [default: 7, if nothing else says what is kept]
+    #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max: Option<u32>,
+    /// Keep the newest of each of the last so many hours that have one
+    #[arg(long, value_name = "N")]
+    pub keep_hourly: Option<u32>,
+    /// The same of days
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<u32>,
+    /// The same of weeks
+    #[arg(long, value_name = "N")]
+    pub keep_weekly: Option<u32>,
+    /// The same of months
+    #[arg(long, value_name = "N")]
+    pub keep_monthly: Option<u32>,
+    /// The same of years
+    #[arg(long, value_name = "N")]
+    pub keep_yearly: Option<u32>,
+    /// Delete nothing
+    #[arg(long, conflicts_with_all = ["max", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly"])]
+    pub keep_all: bool,
+}
+
+impl RetainArgs {
+    /// What was given; none if nothing was.
+    pub fn retention(&self, zone: &Zone) -> Option<Retention> {
+        let retention = Retention {
+            keep_last: self.max.unwrap_or(0),
+            keep_hourly: self.keep_hourly.unwrap_or(0),
+            keep_daily: self.keep_daily.unwrap_or(0),
+            keep_weekly: self.keep_weekly.unwrap_or(0),
+            keep_monthly: self.keep_monthly.unwrap_or(0),
+            keep_yearly: self.keep_yearly.unwrap_or(0),
+            zone: zone.clone(),
+        };
+        (self.keep_all || !retention.keeps_all()).then_some(retention)
+    }
+}
+
+/// Which runs go first.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PriorityArg {
+    /// After all others
+    Low,
+    /// In between
+    Normal,
+    /// Before all others
+    High,
+}
+
+impl From<PriorityArg> for Priority {
+    fn from(priority: PriorityArg) -> Self {
+        match priority {
+            PriorityArg::Low => Self::Low,
+            PriorityArg::Normal => Self::Normal,
+            PriorityArg::High => Self::High,
+        }
+    }
+}
+
+/// `schedules create`
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Name or id of the volume
+    #[arg(value_name = "VOLUME", required_unless_present_any = ["volume", "group", "label"], conflicts_with_all = ["volume", "group", "label"])]
+    source: Option<VolumeRef>,
+    /// The same as a flag
+    #[arg(short, long, value_name = "VOLUME", conflicts_with_all = ["group", "label"])]
+    volume: Option<VolumeRef>,
+    /// All volumes of this group, each for itself, as they are at each run
+    #[arg(long, value_name = "GROUP", conflicts_with = "label")]
+    pub group: Option<GroupName>,
+    /// All volumes with these labels, as they are at each run
+    #[arg(long, value_name = "K=V,…")]
+    pub label: Option<LabelSelector>,
+    /// Name or UUID of the credentials, several for several places; may be left out when there is one
+    #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
+    pub cred_id: Vec<CredentialRef>,
+    /// When.
+    #[command(flatten)]
+    pub times: TimeArgs,
+    /// A schedule policy whose rules hold as well
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<PolicyName>,
+    /// What is kept.
+    #[command(flatten)]
+    pub retain: RetainArgs,
+    /// Force scheduled backups to be full always
+    #[arg(short, long)]
+    pub full: bool,
+    /// Begin up to so many seconds later, always the same for one schedule
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub jitter: u32,
+    /// Which runs go first
+    #[arg(long, value_enum, default_value_t = PriorityArg::Normal)]
+    pub priority: PriorityArg,
+}
+
+impl CreateArgs {
+    /// The volume, however it was given.
+    pub fn volume(&self) -> Option<VolumeRef> {
+        self.source.clone().or_else(|| self.volume.clone())
+    }
+}
+
+/// `schedules update`
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub uuid: UuidArg,
+    /// When.
+    #[command(flatten)]
+    pub times: TimeArgs,
+    /// Another schedule policy
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<PolicyName>,
+    /// What is kept.
+    #[command(flatten)]
+    pub retain: RetainArgs,
+    /// Whether scheduled backups are full always
+    #[arg(short, long, value_name = "BOOL")]
+    pub full: Option<bool>,
+    /// Begin up to so many seconds later
+    #[arg(long, value_name = "SECONDS")]
+    pub jitter: Option<u32>,
+    /// Which runs go first
+    #[arg(long, value_enum)]
+    pub priority: Option<PriorityArg>,
+}
+
+/// A schedule.
+#[derive(Clone, Debug, Args)]
+pub struct UuidArg {
+    /// UUID of the schedule, or the beginning of it
+    #[arg(short, long, value_name = "UUID", value_parser = parse_uuid)]
+    pub uuid: String,
+}
+
+fn parse_uuid(text: &str) -> Result<String, String> {
+    let text = text.to_ascii_lowercase();
+    let hex = |c: char| c.is_ascii_hexdigit() || c == '-';
+    match (1..=36).contains(&text.len()) && text.chars().all(hex) {
+        true => Ok(text),
+        false => Err("expected the UUID of a schedule, as `cloudsnap schedules list` shows it".to_owned()),
+    }
+}
+
+/// `cloudsnap history`
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// Only runs of this volume
+    #[arg(short, long, value_name = "VOLUME")]
+    pub src: Option<VolumeRef>,
+    /// Only runs of this schedule
+    #[arg(short, long, value_name = "UUID")]
+    pub uuid: Option<Uuid>,
+    /// The newest so many
+    #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max: Option<u32>,
+}
+
+/// A policy and its rules.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// Name of the policy
+    #[arg(value_name = "NAME")]
+    pub name: PolicyName,
+    /// When.
+    #[command(flatten)]
+    pub times: TimeArgs,
+}
+
+/// A policy.
+#[derive(Debug, Args)]
+pub struct PolicyNameArg {
+    /// Name of the policy
+    #[arg(value_name = "NAME")]
+    pub name: PolicyName,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command, cloudsnap::CloudsnapCommand, tests::parse};
+
+    fn create(line: &str) -> CreateArgs {
+        match parse(line).map(|Cli { command, .. }| command) {
+            Ok(Command::Cloudsnap(CloudsnapCommand::Schedules(SchedulesCommand::Create(args)))) => *args,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn schedules_are_taken_as_people_of_pxctl_type_them() {
+        for line in [
+            "cloudsnap schedules create testVol --daily 21:00 --max 15 --cred-id nas",
+            "cs sched c -v testVol -d @21:00 -x 15 --cr nas",
+        ] {
+            let args = create(line);
+            assert_eq!(args.volume().unwrap().to_string(), "testVol");
+            let rules = args.times.rules(false).unwrap();
+            assert_eq!((rules.len(), rules[0].when.to_string().as_str()), (1, "daily @21:00"), "{line}");
+            assert_eq!(args.retain.retention(&Zone::utc()), Retention::max(15).ok());
+        }
+        let args = create("cs sched c --label a=b -p 60 -w sun@3:00 -m 1@3:00 --time-zone Europe/Berlin -f");
+        assert_eq!(args.times.rules(false).unwrap().len(), 3);
+        assert!(args.full && args.retain.retention(&Zone::utc()).is_none());
+        for line in
+            ["cs sched c", "cs sched c a --group b", "cs sched c a --max 0", "cs sched c a --time-zone X/Y"]
+        {
+            assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_number_after_the_comma_is_what_a_rule_keeps() {
+        let times = TimeArgs {
+            periodic: vec!["60,24".into()],
+            weekly: vec!["Thursday@10:13PM,5".into()],
+            daily: vec!["22:14".into()],
+            cron: vec!["0 3 * * 1,3".into(), "0 4 * * 1,3;9".into()],
+            ..TimeArgs::default()
+        };
+        let rules = times.rules(true).unwrap();
+        let told: Vec<String> = rules
+            .iter()
+            .map(|rule| format!("{} {:?}", rule.when, rule.retain.as_ref().map(|r| r.keep_last)))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "periodic 60min Some(24)",
+                "daily @22:14 None",
+                "weekly Thursday@22:13 Some(5)",
+                "cron 0 3 * * 1,3 None",
+                "cron 0 4 * * 1,3 Some(9)"
+            ]
+        );
+        assert!(TimeArgs { daily: vec!["22:14,x".into()], ..TimeArgs::default() }.rules(true).is_err());
+    }
+}

@@ -1,0 +1,287 @@
+//! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
+
+use super::{Context, or_dash};
+use crate::{
+    cli::schedules::{
+        CreateArgs, HistoryArgs, PolicyArgs, PolicyCommand, SchedulesCommand, UpdateArgs, UuidArg,
+    },
+    failure::{EXIT_DONE, Failure},
+    table::Table,
+};
+use blockd_api::{
+    ApiError, ClientError, ErrorCode, format_time,
+    schedules::{
+        CreateSchedule, ListRuns, Policy, Rule, Run, Schedule, Selector, UpdatePolicy, UpdateSchedule,
+    },
+};
+use blockd_schedule::{Jitter, Retention};
+use serde::Serialize;
+use uuid::Uuid;
+
+/// How many backups are kept if nothing says it.
+const DEFAULT_MAX: u32 = 7;
+
+pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Result<u8, Failure> {
+    match command {
+        SchedulesCommand::Create(args) => create(context, *args).await,
+        SchedulesCommand::List => list(context).await,
+        SchedulesCommand::Update(args) => update(context, *args).await,
+        SchedulesCommand::Pause(args) => pause(context, &args, true).await,
+        SchedulesCommand::Resume(args) => pause(context, &args, false).await,
+        SchedulesCommand::RunNow(args) => run_now(context, &args).await,
+        SchedulesCommand::Retention(args) => retention(context, &args).await,
+        SchedulesCommand::Delete(args) => delete(context, &args).await,
+    }
+}
+
+/// The document, or the line.
+fn say<T: Serialize>(context: &Context<'_>, document: &T, line: impl AsRef<str>) -> Result<u8, Failure> {
+    if context.output.is_json() {
+        context.output.document(document)?;
+    } else {
+        context.output.line(line.as_ref())?;
+    }
+    Ok(EXIT_DONE)
+}
+
+/// The document, or the table.
+fn show<T: Serialize>(
+    context: &Context<'_>,
+    document: &T,
+    table: impl FnOnce() -> Table,
+) -> Result<u8, Failure> {
+    if context.output.is_json() {
+        context.output.document(document)?;
+    } else {
+        context.output.table(&table())?;
+    }
+    Ok(EXIT_DONE)
+}
+
+async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> {
+    let rules = args.times.rules(false).map_err(|error| Failure::usage(error.to_string()))?;
+    let default = match (&args.policy, Retention::max(DEFAULT_MAX)) {
+        // A policy says itself what it keeps.
+        (None, Ok(max)) => max,
+        _ => Retention::default(),
+    };
+    let request = CreateSchedule {
+        selector: Selector { volume: args.volume(), group: args.group, label: args.label },
+        cred_ids: args.cred_id,
+        rules,
+        policy: args.policy,
+        retain: args.retain.retention(&args.times.time_zone).unwrap_or(default),
+        full: args.full,
+        jitter_seconds: Jitter { max_s: args.jitter },
+        priority: args.priority.into(),
+    };
+    let schedule = context.client.create_schedule(&request).await?;
+    let next = or_dash(schedule.next_run.map(format_time));
+    let line = format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.uuid);
+    say(context, &schedule, line)
+}
+
+fn selector(selector: &Selector) -> String {
+    match selector {
+        Selector { volume: Some(volume), .. } => volume.to_string(),
+        Selector { group: Some(group), .. } => format!("group {group}"),
+        Selector { label: Some(label), .. } => format!("label {label}"),
+        _ => "-".to_owned(),
+    }
+}
+
+async fn list(context: &Context<'_>) -> Result<u8, Failure> {
+    let list = context.client.list_schedules().await?;
+    show(context, &list, || {
+        let mut table = Table::new(&[
+            "UUID",
+            "VOLUMEID",
+            "MAX-BACKUPS",
+            "FULL",
+            "SCHEDULE(UTC)",
+            "POLICY",
+            "NEXT-RUN",
+            "LAST-RUN",
+            "STATUS",
+        ]);
+        for schedule in &list.schedules {
+            let retain = &schedule.retain;
+            let only_max =
+                Retention { keep_last: retain.keep_last, zone: retain.zone.clone(), ..Retention::default() };
+            let max = if !retain.keeps_all() && *retain == only_max {
+                retain.keep_last.to_string()
+            } else {
+                retain.to_string()
+            };
+            table.row([
+                schedule.uuid.to_string(),
+                selector(&schedule.selector),
+                max,
+                schedule.full.to_string(),
+                schedule.schedule.clone(),
+                or_dash(schedule.policy.as_ref()),
+                or_dash(schedule.next_run.map(format_time)),
+                or_dash(schedule.last_run.map(format_time)),
+                if schedule.paused { "paused" } else { "active" }.to_owned(),
+            ]);
+        }
+        table
+    })
+}
+
+/// The schedule whose id begins like this.
+async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> {
+    if let Ok(uuid) = Uuid::parse_str(&wanted.uuid) {
+        return Ok(uuid);
+    }
+    let list = context.client.list_schedules().await?;
+    let begins = |schedule: &&Schedule| schedule.uuid.to_string().starts_with(&wanted.uuid);
+    let found: Vec<Uuid> = list.schedules.iter().filter(begins).map(|schedule| schedule.uuid).collect();
+    match found[..] {
+        [uuid] => Ok(uuid),
+        [] => {
+            let message = format!("there is no schedule whose UUID begins with {}", wanted.uuid);
+            Err(ClientError::from(ApiError::new(ErrorCode::ScheduleNotFound, message)).into())
+        }
+        _ => Err(Failure::usage(format!(
+            "{} schedules have a UUID that begins with {}: give more of it",
+            found.len(),
+            wanted.uuid
+        ))),
+    }
+}
+
+async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> {
+    let uuid = find(context, &args.uuid).await?;
+    let rules = args.times.rules(false).map_err(|error| Failure::usage(error.to_string()))?;
+    let request = UpdateSchedule {
+        rules: (!rules.is_empty()).then_some(rules),
+        policy: args.policy,
+        retain: args.retain.retention(&args.times.time_zone),
+        full: args.full,
+        jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
+        priority: args.priority.map(Into::into),
+        paused: None,
+    };
+    if request == UpdateSchedule::default() {
+        return Err(Failure::usage(
+            "nothing is to be changed: give times, --policy, --max, --keep-…, --full, --jitter or --priority",
+        ));
+    }
+    let schedule = context.client.update_schedule(uuid, &request).await?;
+    say(context, &schedule, "Cloudsnap schedule updated successfully")
+}
+
+async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Result<u8, Failure> {
+    let uuid = find(context, args).await?;
+    let request = UpdateSchedule { paused: Some(paused), ..UpdateSchedule::default() };
+    let schedule = context.client.update_schedule(uuid, &request).await?;
+    let done = if paused { "paused" } else { "resumed" };
+    say(context, &schedule, format!("Cloudsnap schedule {done} successfully"))
+}
+
+async fn run_now(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
+    let uuid = find(context, args).await?;
+    let list = context.client.run_schedule(uuid).await?;
+    show(context, &list, || history_table(&list.runs))
+}
+
+async fn delete(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
+    let uuid = find(context, args).await?;
+    let deleted = context.client.delete_schedule(uuid).await?;
+    say(context, &deleted, "Cloudsnap schedule deleted successfully")
+}
+
+async fn retention(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
+    let uuid = find(context, args).await?;
+    let plan = context.client.plan_retention(uuid).await?;
+    show(context, &plan, || {
+        let mut table = Table::new(&["CLOUD-SNAP-ID", "VOLUME", "CREATED-TIME", "VERDICT"]);
+        for judged in &plan.cloudsnaps {
+            table.row([
+                judged.cloudsnap.to_string(),
+                or_dash(judged.volume.as_ref()),
+                format_time(judged.created),
+                judged.verdict.to_string(),
+            ]);
+        }
+        table
+    })
+}
+
+fn history_table(runs: &[Run]) -> Table {
+    let mut table = Table::new(&[
+        "RUN",
+        "SCHEDULE",
+        "VOLUME",
+        "SCHEDULED-TIME",
+        "STARTED-TIME",
+        "MISSED",
+        "STATUS",
+        "CLOUD-SNAP-ID",
+        "REASON",
+    ]);
+    for run in runs {
+        table.row([
+            run.id.to_string(),
+            or_dash(run.rule.as_ref()),
+            or_dash(run.volume.as_ref()),
+            format_time(run.nominal),
+            format_time(run.started),
+            run.missed.to_string(),
+            run.state.to_string(),
+            or_dash(run.cloudsnap),
+            or_dash(run.reason.as_ref()),
+        ]);
+    }
+    table
+}
+
+/// `cloudsnap history`
+pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Result<u8, Failure> {
+    let query = ListRuns { schedule: args.uuid, volume: args.src, max: args.max };
+    let list = context.client.list_runs(&query).await?;
+    show(context, &list, || history_table(&list.runs))
+}
+
+/// `sched-policy …`
+pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Result<u8, Failure> {
+    match command {
+        PolicyCommand::Create(args) => {
+            let policy =
+                context.client.create_policy(&Policy { rules: rules(&args)?, name: args.name }).await?;
+            say(context, &policy, format!("Schedule policy {} created successfully", policy.name))
+        }
+        PolicyCommand::Update(args) => {
+            let request = UpdatePolicy { rules: rules(&args)? };
+            let policy = context.client.update_policy(&args.name, &request).await?;
+            say(context, &policy, format!("Schedule policy {} updated successfully", policy.name))
+        }
+        PolicyCommand::List => {
+            let list = context.client.list_policies().await?;
+            show(context, &list, || policy_table(&list.policies))
+        }
+        PolicyCommand::Inspect(args) => {
+            let policy = context.client.policy(&args.name).await?;
+            show(context, &policy, || policy_table(std::slice::from_ref(&policy)))
+        }
+        PolicyCommand::Delete(args) => {
+            let deleted = context.client.delete_policy(&args.name).await?;
+            say(context, &deleted, format!("Schedule policy {} deleted successfully", deleted.name))
+        }
+    }
+}
+
+fn rules(args: &PolicyArgs) -> Result<Vec<Rule>, Failure> {
+    args.times.rules(true).map_err(|error| Failure::usage(error.to_string()))
+}
+
+fn policy_table(policies: &[Policy]) -> Table {
+    let mut table = Table::new(&["NAME", "SCHEDULE", "RETAIN"]);
+    for policy in policies {
+        for rule in &policy.rules {
+            table.row([policy.name.to_string(), rule.when.to_string(), or_dash(rule.retain.as_ref())]);
+        }
+    }
+    table
+}
