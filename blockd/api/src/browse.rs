@@ -181,6 +181,9 @@ pub struct ListFiles {
     /// Whether the entries of a directory are wanted.
     #[serde(default)]
     pub entries: bool,
+    /// Whether the extended attributes of the file or directory are wanted.
+    #[serde(default)]
+    pub xattrs: bool,
     /// Where it is kept; may be left out.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
@@ -257,6 +260,19 @@ pub struct FileList {
     pub file: SnapshotFile,
     /// What is in it, by name, if that was asked for.
     pub entries: Vec<SnapshotFile>,
+    /// Its extended attributes, if they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub xattrs: Vec<SnapshotXattr>,
+}
+
+/// An extended attribute of a file inside a snapshot. Both its parts are bytes, written as those of a path are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotXattr {
+    /// Its name with what it begins with, such as `user.comment`.
+    pub name: FilePath,
+    /// Its value, as the kernel would give it.
+    pub value: FilePath,
 }
 
 #[cfg(test)]

@@ -242,6 +242,9 @@ impl Filesystem {
         let huge = sb.features.has_ro_compat(bit::RO_COMPAT_HUGE_FILE);
         let units = join(if huge { le16(raw, 0x74) } else { 0 }, le32(raw, 0x1c));
         let unit = if huge && flags & flag::HUGE_FILE != 0 { u64::from(sb.block_len) } else { 512 };
+        // What lies in the inode takes room too, as the kernel tells it: who sees none takes the file for one hole.
+        let inline =
+            if flags & flag::INLINE_DATA != 0 { size_bytes.div_ceil(512).saturating_mul(512) } else { 0 };
         let mut block = [0; 60];
         block.copy_from_slice(&raw[0x28..0x64]);
         // A field is there if the inode says that its fields reach behind it.
@@ -256,7 +259,7 @@ impl Filesystem {
             gid: u32::from(le16(raw, 0x7a)) << 16 | u32::from(le16(raw, 0x18)),
             links: le16(raw, 0x1a),
             size_bytes,
-            allocated_bytes: units.saturating_mul(unit),
+            allocated_bytes: units.saturating_mul(unit).saturating_add(inline),
             accessed: time(0x8, 0x8c),
             modified: time(0x10, 0x88),
             changed: time(0xc, 0x84),

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-const ALL: Compare = Compare { nanoseconds: true, dir_times: true, xattrs: true, owners: true };
+const ALL: Compare = Compare { nanoseconds: true, dir_times: true, xattrs: true, owners: true, room: true };
 
 /// Where images lie: in memory if that can be, as much is synced to them.
 fn scratch() -> tempfile::TempDir {

@@ -120,6 +120,7 @@ fn every_set_of_features_is_read() {
             dir_times: false,
             xattrs: options.contains("ext_attr"),
             owners: true,
+            room: false,
         };
         let count = compare(&fs, InodeNumber::ROOT, &source, how);
         assert!(count > 330, "{name}: {count}");

@@ -1,8 +1,8 @@
 //! The tree as a filesystem of the kernel.
 
 use crate::{
-    Image,
-    inside::FileTree,
+    Image, ImageRun,
+    inside::{FileTree, FileXattr},
     nodes::{Node, Nodes},
     pool::Pool,
     tree::{Child, Tree},
@@ -22,7 +22,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -36,6 +36,8 @@ const BACKGROUND_MOST: u16 = 64;
 /// Names that are used for `lseek`.
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
+/// Entries of all directories that are open at once: others may open them too, and each takes memory until it is closed.
+const LISTED_MOST: usize = 2_000_000;
 /// After how many runs a search for data or a hole gives up, and says that there is data.
 const RUNS_MOST: usize = 1 << 22;
 
@@ -44,7 +46,31 @@ enum Open {
     Image(Arc<dyn Image>),
     File { files: Arc<dyn FileTree>, path: Arc<[u8]>, size_bytes: u64 },
     Text(Vec<u8>),
-    Dir(Vec<Child>),
+    Dir(Listed),
+}
+
+/// The entries of an open directory; they count until it is closed.
+struct Listed {
+    children: Vec<Child>,
+    counter: Arc<AtomicUsize>,
+}
+
+impl Listed {
+    /// Counts them in; refuses if too many directories are open already.
+    fn new(children: Vec<Child>, counter: &Arc<AtomicUsize>) -> io::Result<Self> {
+        let count = children.len();
+        if counter.fetch_add(count, Relaxed).saturating_add(count) > LISTED_MOST {
+            counter.fetch_sub(count, Relaxed);
+            return Err(SystemError::NFILE.into());
+        }
+        Ok(Self { children, counter: Arc::clone(counter) })
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(self.children.len(), Relaxed);
+    }
 }
 
 struct Shared {
@@ -52,6 +78,7 @@ struct Shared {
     nodes: Nodes,
     open: Mutex<HashMap<u64, Arc<Open>>>,
     next_handle: AtomicU64,
+    listed: Arc<AtomicUsize>,
 }
 
 /// The filesystem of one mount.
@@ -145,7 +172,12 @@ impl Shared {
             return Err(beyond());
         }
         let found = match (whence, open) {
-            (SEEK_DATA | SEEK_HOLE, Open::Image(image)) => seek_image(&**image, at, whence == SEEK_DATA)?,
+            (SEEK_DATA | SEEK_HOLE, Open::Image(image)) => {
+                seek_run(size, at, whence == SEEK_DATA, |at| image.run_at(at))?
+            }
+            (SEEK_DATA | SEEK_HOLE, Open::File { files, path, .. }) => {
+                seek_run(size, at, whence == SEEK_DATA, |at| files.run_at(path, at))?
+            }
             (SEEK_DATA, _) => Some(at),
             (SEEK_HOLE, _) => Some(size),
             _ => return Err(io::ErrorKind::InvalidInput.into()),
@@ -155,14 +187,18 @@ impl Shared {
 }
 
 /// The first byte from `at` on that is data, or is none.
-fn seek_image(image: &dyn Image, mut at: u64, data: bool) -> io::Result<Option<u64>> {
-    let size = image.size_bytes();
+fn seek_run(
+    size: u64,
+    mut at: u64,
+    data: bool,
+    run_at: impl Fn(u64) -> io::Result<ImageRun>,
+) -> io::Result<Option<u64>> {
     for _ in 0..RUNS_MOST {
         if at >= size {
             // Behind the end there is a hole, and no data.
             return Ok((!data).then_some(size));
         }
-        let run = image.run_at(at)?;
+        let run = run_at(at)?;
         if run.is_data == data {
             return Ok(Some(at));
         }
@@ -185,8 +221,31 @@ impl BrowseFilesystem {
             nodes: Nodes::new(),
             open: Mutex::default(),
             next_handle: AtomicU64::new(1),
+            listed: Arc::default(),
         });
         Ok(Self { shared, pool: Pool::new(threads, 256)? })
+    }
+
+    /// Answers with what there is of a node's extended attributes, or with how long that is if `size` is zero.
+    fn answer_xattr(
+        &self,
+        ino: INodeNo,
+        size: u32,
+        reply: ReplyXattr,
+        pick: impl FnOnce(Vec<FileXattr>) -> io::Result<Vec<u8>> + Send + 'static,
+    ) {
+        let node = match self.shared.node(ino) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        self.run(!matches!(node, Node::Inside(..)), move |shared| {
+            match shared.tree.xattrs(&node).and_then(pick) {
+                Ok(bytes) if size == 0 => reply.size(u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
+                Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
     }
 
     /// Does it here if it is quick, and elsewhere if it may have to wait.
@@ -326,13 +385,18 @@ impl Filesystem for BrowseFilesystem {
         reply.error(Errno::ENOSYS);
     }
 
-    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        // The reader of ext4 gives no extended attributes.
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = name.as_bytes().to_vec();
+        self.answer_xattr(ino, size, reply, move |xattrs| {
+            let found = xattrs.into_iter().find(|xattr| xattr.name == name);
+            found.map(|xattr| xattr.value).ok_or_else(|| io::Error::from(SystemError::NODATA))
+        });
     }
 
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answer_xattr(ino, size, reply, |xattrs| {
+            Ok(xattrs.into_iter().flat_map(|xattr| xattr.name.into_iter().chain([0])).collect())
+        });
     }
 
     fn release(
@@ -374,9 +438,12 @@ impl Filesystem for BrowseFilesystem {
             Err(error) => return reply.error(errno(&error)),
         };
         let quick = matches!(node, Node::Root | Node::Volume(_) | Node::Snapshot(_));
-        self.run(quick, move |shared| match shared.tree.children(&node) {
-            Ok(children) => reply.opened(shared.add(Open::Dir(children)), FopenFlags::empty()),
-            Err(error) => reply.error(errno(&error)),
+        self.run(quick, move |shared| {
+            let listed = shared.tree.children(&node).and_then(|found| Listed::new(found, &shared.listed));
+            match listed {
+                Ok(listed) => reply.opened(shared.add(Open::Dir(listed)), FopenFlags::empty()),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 
@@ -385,7 +452,7 @@ impl Filesystem for BrowseFilesystem {
             Ok(open) => open,
             Err(error) => return reply.error(errno(&error)),
         };
-        let Open::Dir(children) = &*open else { return reply.error(Errno::ENOTDIR) };
+        let Open::Dir(Listed { children, .. }) = &*open else { return reply.error(Errno::ENOTDIR) };
         let dots = [b".".as_slice(), b".."].map(|name| (name, ino.0, FileType::Directory));
         let all = dots.into_iter().chain(children.iter().map(|child| {
             let ino = self.shared.nodes.number_of(&child.node).unwrap_or(UNKNOWN_INO);
@@ -412,7 +479,7 @@ impl Filesystem for BrowseFilesystem {
             Err(error) => return reply.error(errno(&error)),
         };
         self.run(false, move |shared| {
-            let Open::Dir(children) = &*open else { return reply.error(Errno::ENOTDIR) };
+            let Open::Dir(Listed { children, .. }) = &*open else { return reply.error(Errno::ENOTDIR) };
             let skip = usize::try_from(offset).unwrap_or(usize::MAX);
             for (at, name) in [".", ".."].into_iter().enumerate().skip(skip) {
                 // The kernel takes nothing but the name of these two.

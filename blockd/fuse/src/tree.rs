@@ -2,7 +2,7 @@
 
 use crate::{
     Catalog, Image, SnapshotKey,
-    inside::{FileEntry, FileKind, FileStat, FileTree, ImageFiles},
+    inside::{FileEntry, FileKind, FileStat, FileTree, FileXattr, ImageFiles},
     listing::Listing,
     nodes::Node,
 };
@@ -273,6 +273,14 @@ impl Tree {
         }
     }
 
+    /// The extended attributes of a node: only files inside images have some. May block.
+    pub fn xattrs(&self, node: &Node) -> io::Result<Vec<FileXattr>> {
+        match node {
+            Node::Inside(key, path) => self.files(key)?.xattrs(path),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// What is known of a node, with the number it has, and how long that may be believed. May block, unless it
     /// [`is_quick`](Self::is_quick).
     pub fn attr(&self, node: &Node, ino: u64) -> io::Result<(FileAttr, Duration)> {
@@ -328,7 +336,13 @@ impl Tree {
         let time = stat.modified.unwrap_or(created);
         let attr = self.make_attr(ino, file_type(stat.kind), stat.mode, stat.size_bytes, time);
         let atime = stat.accessed.unwrap_or(time).max(UNIX_EPOCH);
-        FileAttr { uid: stat.uid, gid: stat.gid, atime, ..attr }
+        let ctime = stat.changed.unwrap_or(time).max(UNIX_EPOCH);
+        let rdev = stat.device.map_or(0, |(major, minor)| minor & 0xff | major << 8 | (minor & !0xff) << 12);
+        let blocks = match stat.kind {
+            FileKind::Regular => stat.allocated_bytes.div_ceil(512),
+            _ => attr.blocks,
+        };
+        FileAttr { uid: stat.uid, gid: stat.gid, nlink: stat.links, atime, ctime, rdev, blocks, ..attr }
     }
 
     fn make_attr(&self, ino: u64, kind: FileType, perm: u16, size: u64, time: SystemTime) -> FileAttr {

@@ -3,17 +3,45 @@
 
 use blockd_fuse::{
     Image, ImageRun,
-    inside::{FileKind, FileTree, ImageFiles},
+    inside::{FileKind, FileTree, FileXattr, ImageFiles},
 };
 use std::{
     fs, io,
     path::Path,
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 struct Bytes(Vec<u8>);
+
+/// Gives no answer while it is told so, as a store that is gone.
+struct Away {
+    image: Bytes,
+    away: AtomicBool,
+    asked: AtomicU64,
+}
+
+impl Image for Away {
+    fn size_bytes(&self) -> u64 {
+        self.image.size_bytes()
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.away.load(Relaxed) {
+            self.asked.fetch_add(1, Relaxed);
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.image.read_at(offset_bytes, buf)
+    }
+
+    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
+        self.image.run_at(offset_bytes)
+    }
+}
 
 impl Image for Bytes {
     fn size_bytes(&self) -> u64 {
@@ -52,7 +80,9 @@ fn make(kind: &str) -> Vec<u8> {
     let made =
         tool("mke2fs").args(["-q", "-F", "-t", kind, "-d"]).arg(&source).arg(&image).arg("12M").status();
     assert!(made.unwrap().success());
-    for command in ["mknod device b 8 1", "mknod pipe p", "set_inode_field a uid 70000"] {
+    for command in
+        ["mknod device b 8 1", "mknod pipe p", "set_inode_field a uid 70000", "ea_set a user.note hello"]
+    {
         assert!(tool("debugfs").args(["-w", "-R", command]).arg(&image).status().unwrap().success());
     }
     fs::read(image).unwrap()
@@ -82,6 +112,10 @@ fn check(files: &dyn FileTree, root: &str) {
     assert_eq!(files.stat(&path("/link")).unwrap().kind, FileKind::Symlink, "links are not followed");
     assert!(files.read(&path("/device"), 0, 1).is_err() && files.read(&path("/a"), 0, 1).is_err());
     assert_eq!(files.stat(&path("/nothing")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(files.stat(&path("/device")).unwrap().device, Some((8, 1)));
+    let xattrs = files.xattrs(&path("/a")).unwrap();
+    assert_eq!(xattrs, [FileXattr { name: b"user.note".to_vec(), value: b"hello".to_vec() }]);
+    assert_eq!(files.xattrs(&path("/link")).unwrap(), []);
     assert!(files.read_dir(&path("/a/b/77")).is_err() && files.read_link(&path("/a")).is_err());
 }
 
@@ -182,4 +216,30 @@ fn a_filesystem_that_claims_to_be_huge_takes_no_memory() {
     let mut image = make("ext2");
     image[1024 + 32..1024 + 36].copy_from_slice(&0u32.to_le_bytes());
     assert!(open(image).why_nothing(b"/").unwrap().is_some());
+}
+
+/// While the store is gone a listing fails after one question, and nothing of it is called damaged; when it is back, all is well.
+#[test]
+fn an_outage_is_no_damage_and_leaves_nothing_behind() {
+    let away = AtomicBool::new(true);
+    let image = Arc::new(Away { image: Bytes(make("ext4")), away, asked: AtomicU64::new(0) });
+    let open = || ImageFiles::open(image.clone());
+    assert_eq!(open().err().unwrap().kind(), io::ErrorKind::TimedOut);
+    image.away.store(false, Relaxed);
+    let files = open().unwrap();
+    assert_eq!(files.read_dir(b"/").unwrap().len(), 6);
+    for what in ["/a/b", "/a/b/77", "/long"] {
+        image.away.store(true, Relaxed);
+        image.asked.store(0, Relaxed);
+        let path = what.as_bytes();
+        let error = match what {
+            "/a/b" => files.read_dir(path).unwrap_err(),
+            "/long" => files.read_link(path).unwrap_err(),
+            _ => files.read(path, 0, 100).unwrap_err(),
+        };
+        assert_eq!((error.kind(), image.asked.load(Relaxed)), (io::ErrorKind::TimedOut, 1), "{what}");
+        image.away.store(false, Relaxed);
+        assert!(files.stat(path).is_ok(), "{what}");
+    }
+    check(&files, "");
 }

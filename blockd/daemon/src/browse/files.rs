@@ -4,10 +4,10 @@ use super::images::CloudImage;
 use crate::{core::Core, error::ServiceError};
 use blockd_api::{
     CredentialRef, ErrorCode,
-    browse::{FileKind, FileList, FilePath, ListFiles, ReadFile, SnapshotFile},
+    browse::{FileKind, FileList, FilePath, ListFiles, ReadFile, SnapshotFile, SnapshotXattr},
 };
 use blockd_cloud::CloudsnapId;
-use blockd_fuse::inside::{self, FileStat, FileTree, ImageFiles};
+use blockd_fuse::inside::{self, FileStat, FileTree, FileXattr, ImageFiles};
 use jiff::Timestamp;
 use std::{io, sync::Arc};
 use tokio::runtime::Handle;
@@ -118,7 +118,20 @@ impl FileReader {
             inside::FileKind::Symlink => self.files.read_link(bytes).ok(),
             _ => None,
         };
-        Ok(FileList { file: file(path.clone(), Some(stat), target), entries })
+        let xattrs = if query.xattrs {
+            self.files.xattrs(bytes).map_err(|error| refused(&error, path))?
+        } else {
+            Vec::new()
+        };
+        let xattr = |xattr: FileXattr| SnapshotXattr {
+            name: FilePath::from_bytes(xattr.name),
+            value: FilePath::from_bytes(xattr.value),
+        };
+        Ok(FileList {
+            file: file(path.clone(), Some(stat), target),
+            entries,
+            xattrs: xattrs.into_iter().map(xattr).collect(),
+        })
     }
 
     /// A piece of a file, shorter than was asked for only at its end.

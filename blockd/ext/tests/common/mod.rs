@@ -135,6 +135,8 @@ pub struct Compare {
     pub dir_times: bool,
     pub xattrs: bool,
     pub owners: bool,
+    /// How much room regular files take.
+    pub room: bool,
 }
 
 /// Reads a whole file, in pieces of odd lengths.
@@ -176,6 +178,9 @@ pub fn compare(fs: &Filesystem, number: InodeNumber, system: &Path, how: Compare
     match inode.kind {
         FileKind::Regular => {
             assert_eq!(inode.size_bytes, meta.len(), "{at}");
+            if how.room {
+                assert_eq!(inode.allocated_bytes, meta.blocks() * 512, "{at}");
+            }
             assert!(content(fs, &inode) == fs::read(system).unwrap(), "{at}: content");
         }
         FileKind::Symlink => {

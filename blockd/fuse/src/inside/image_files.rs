@@ -1,9 +1,10 @@
 //! All files of an image under one root: those of its filesystem, or a directory for each partition.
 
 use super::{
-    Content, FileEntry, FileKind, FileStat, FileTree, Inside, look, look_at_part, partitions::Partition,
+    Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Inside, look, look_at_part,
+    partitions::Partition,
 };
-use crate::Image;
+use crate::{Image, ImageRun};
 use parking_lot::Mutex;
 use std::{collections::HashMap, io, sync::Arc};
 
@@ -35,11 +36,15 @@ fn dir() -> FileStat {
     FileStat {
         kind: FileKind::Directory,
         size_bytes: 0,
+        allocated_bytes: 0,
         mode: 0o555,
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
+        links: 2,
+        device: None,
         modified: None,
         accessed: None,
+        changed: None,
     }
 }
 
@@ -48,7 +53,7 @@ fn notice(why: &str) -> Vec<u8> {
 }
 
 fn notice_stat(why: &str) -> FileStat {
-    FileStat { kind: FileKind::Regular, size_bytes: notice(why).len() as u64, mode: 0o444, ..dir() }
+    FileStat { kind: FileKind::Regular, size_bytes: notice(why).len() as u64, mode: 0o444, links: 1, ..dir() }
 }
 
 impl ImageFiles {
@@ -151,6 +156,24 @@ impl FileTree for ImageFiles {
             }
             Place::Nothing(..) => gone(),
             Place::Parts(_) => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn run_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<ImageRun> {
+        match self.place(path)? {
+            Place::Files(files, path) => files.run_at(path, offset_bytes),
+            Place::Nothing(why, path) if path == NOTICE => {
+                Ok(ImageRun { is_data: true, end_bytes: notice(&why).len() as u64 })
+            }
+            Place::Nothing(..) => gone(),
+            Place::Parts(_) => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>> {
+        match self.place(path)? {
+            Place::Files(files, path) => files.xattrs(path),
+            _ => Ok(Vec::new()),
         }
     }
 }

@@ -1,16 +1,15 @@
 //! The files inside an image: which filesystems there are, and reading them.
 //!
-//! An image is written by whoever had the volume, so nothing in it is believed. What reads it may fail, take too long or panic; it
-//! never writes, leads nowhere out of the image, and takes no more memory and time than its bounds.
+//! An image is written by whoever had the volume, so nothing in it is believed. What reads it may fail; it never writes, leads
+//! nowhere out of the image, and takes no more memory and time than its bounds.
 
 mod ext;
-mod guard;
 mod image_files;
 pub mod partitions;
 
 pub use image_files::ImageFiles;
 
-use crate::Image;
+use crate::{Image, ImageRun};
 use partitions::Partition;
 use std::{io, sync::Arc, time::SystemTime};
 
@@ -40,16 +39,33 @@ pub struct FileStat {
     pub kind: FileKind,
     /// Its length in bytes.
     pub size_bytes: u64,
+    /// How much room it takes, in bytes.
+    pub allocated_bytes: u64,
     /// The permission bits, with those above them (07777).
     pub mode: u16,
     /// Who owns it.
     pub uid: u32,
     /// The group that owns it.
     pub gid: u32,
+    /// How many names it has.
+    pub links: u32,
+    /// The device that it stands for, as major and minor number, if it is a device node.
+    pub device: Option<(u32, u32)>,
     /// When its content was changed, if that is known.
     pub modified: Option<SystemTime>,
     /// When it was read, if that is known.
     pub accessed: Option<SystemTime>,
+    /// When it was changed, content or not, if that is known.
+    pub changed: Option<SystemTime>,
+}
+
+/// An extended attribute of a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FileXattr {
+    /// Its name with what it begins with, such as `user.comment`; no zero byte is in it.
+    pub name: Vec<u8>,
+    /// Its value, as the kernel would give it.
+    pub value: Vec<u8>,
 }
 
 /// An entry of a directory.
@@ -86,6 +102,18 @@ pub trait FileTree: Send + Sync {
     /// # Errors
     /// It is not there, is no regular file, or the filesystem is damaged there.
     fn read(&self, path: &[u8], offset_bytes: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// The run of a regular file that holds the byte at `offset_bytes`, which lies inside.
+    ///
+    /// # Errors
+    /// It is not there, is no regular file, or the filesystem is damaged there.
+    fn run_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<ImageRun>;
+
+    /// The extended attributes of a file.
+    ///
+    /// # Errors
+    /// It is not there, or the filesystem is damaged there.
+    fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>>;
 }
 
 /// What an image, or a part of one, holds.
@@ -126,10 +154,10 @@ impl Image for Part {
         }
     }
 
-    fn run_at(&self, offset_bytes: u64) -> io::Result<crate::ImageRun> {
+    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
         let run = self.image.run_at(self.part.offset_bytes + offset_bytes)?;
         let end_bytes = (run.end_bytes - self.part.offset_bytes).min(self.part.len_bytes);
-        Ok(crate::ImageRun { end_bytes, ..run })
+        Ok(ImageRun { end_bytes, ..run })
     }
 }
 
@@ -138,7 +166,7 @@ impl Image for Part {
 /// # Errors
 /// The image cannot be read.
 pub fn look(image: &Arc<dyn Image>) -> io::Result<Inside> {
-    if !ext::is_there(&**image)? {
+    if !ext::is_there(image)? {
         let parts = partitions::partitions(&**image)?;
         if !parts.is_empty() {
             return Ok(Inside::Parts(parts));
@@ -156,7 +184,7 @@ pub fn look_at_part(image: &Arc<dyn Image>, part: Partition) -> io::Result<Conte
 }
 
 fn content(image: Arc<dyn Image>) -> io::Result<Content> {
-    if ext::is_there(&*image)? {
+    if ext::is_there(&image)? {
         return Ok(match ext::open(image) {
             Ok(tree) => Content::Files(tree),
             Err(error) if is_about_content(&error) => Content::Nothing(format!(

@@ -13,9 +13,9 @@ use crate::{
 };
 use blockd_api::{
     ByteSize,
-    browse::{FileKind, FilePath, SnapshotFile},
+    browse::{FileKind, FilePath, SnapshotFile, SnapshotXattr},
 };
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, XattrFlags, fsetxattr};
 use serde::Serialize;
 use std::{
     ffi::OsStr,
@@ -39,6 +39,8 @@ struct Copied {
     directories: u64,
     links: u64,
     bytes: u64,
+    /// Files and directories that lack extended attributes which whoever copies cannot set there.
+    without_xattrs: u64,
     /// What is neither, and was left out.
     left_out: Vec<FilePath>,
 }
@@ -68,6 +70,10 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
     } else {
         for path in &copied.left_out {
             output.note(format!("left out, as it is no file, directory or link: {path}"));
+        }
+        if copied.without_xattrs > 0 {
+            let what = counted(copied.without_xattrs, "file");
+            output.note(format!("extended attributes could not all be set on {what} or directories"));
         }
         output.line(format!(
             "Copied {}, {}, {} ({})",
@@ -115,7 +121,7 @@ async fn copy_tree(
                 copied.links += 1;
             }
             FileKind::File => {
-                copied.bytes += copy_file(source, &file, &to).await?;
+                copied.bytes += copy_file(source, &file, &to, copied).await?;
                 copied.files += 1;
             }
             _ => copied.left_out.push(file.path),
@@ -123,7 +129,9 @@ async fn copy_tree(
     }
     for (file, to, made) in made_dirs.into_iter().rev() {
         let failed = |source| Failure::Write { path: to.clone(), source };
+        let xattrs = source.xattrs(&file.path).await?;
         let dir = reopen_dir(&to, made).map_err(failed)?;
+        copied.without_xattrs += u64::from(!set_xattrs(&dir, &xattrs));
         finish(&dir, &file).map_err(failed)?;
     }
     Ok(())
@@ -182,7 +190,28 @@ fn finish(open: &File, file: &SnapshotFile) -> io::Result<()> {
     Ok(())
 }
 
-async fn copy_file(source: &Source<'_>, file: &SnapshotFile, to: &Path) -> Result<u64, Failure> {
+/// What names of extended attributes begin with that are copied: those of users, and lists of who may do what. Others give
+/// rights, which a file of others does not get here, or are of the system that they come from.
+const XATTRS_COPIED: [&[u8]; 2] = [b"user.", b"system.posix_acl_"];
+
+/// Sets extended attributes as far as they are copied; says whether all of these could be set.
+fn set_xattrs(open: &File, xattrs: &[SnapshotXattr]) -> bool {
+    let mut all = true;
+    for xattr in xattrs {
+        let name = xattr.name.as_bytes();
+        if XATTRS_COPIED.iter().any(|prefix| name.starts_with(prefix)) {
+            all &= fsetxattr(open, name, xattr.value.as_bytes(), XattrFlags::empty()).is_ok();
+        }
+    }
+    all
+}
+
+async fn copy_file(
+    source: &Source<'_>,
+    file: &SnapshotFile,
+    to: &Path,
+    copied: &mut Copied,
+) -> Result<u64, Failure> {
     let failed = |source| Failure::Write { path: to.to_owned(), source };
     let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed)?;
     let mut offset_bytes = 0;
@@ -203,6 +232,8 @@ async fn copy_file(source: &Source<'_>, file: &SnapshotFile, to: &Path) -> Resul
     }
     // What ends in a hole is that long all the same.
     out.set_len(offset_bytes).map_err(failed)?;
+    let xattrs = source.xattrs(&file.path).await?;
+    copied.without_xattrs += u64::from(!set_xattrs(&out, &xattrs));
     finish(&out, file).map_err(failed)?;
     Ok(offset_bytes)
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 use blockd_api::{
     CredentialRef,
-    browse::{FileKind, FileList, FilePath, ListFiles, ReadFile, SnapshotFile},
+    browse::{FileKind, FileList, FilePath, ListFiles, ReadFile, SnapshotFile, SnapshotXattr},
     cloudsnaps::CloudsnapId,
 };
 use serde::Serialize;
@@ -33,7 +33,17 @@ pub struct Source<'a> {
 impl Source<'_> {
     /// A file, and with `entries` what is in it.
     pub async fn list(&self, path: &FilePath, entries: bool) -> Result<FileList, Failure> {
-        let query = ListFiles { snap: self.snap, path: path.clone(), entries, cred_id: self.cred_id.clone() };
+        self.ask(path, entries, false).await
+    }
+
+    /// The extended attributes of a file.
+    pub async fn xattrs(&self, path: &FilePath) -> Result<Vec<SnapshotXattr>, Failure> {
+        Ok(self.ask(path, false, true).await?.xattrs)
+    }
+
+    async fn ask(&self, path: &FilePath, entries: bool, xattrs: bool) -> Result<FileList, Failure> {
+        let (path, cred_id) = (path.clone(), self.cred_id.clone());
+        let query = ListFiles { snap: self.snap, path, entries, xattrs, cred_id };
         Ok(self.context.client.list_files(&query).await?)
     }
 
