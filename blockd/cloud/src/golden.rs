@@ -18,13 +18,54 @@ const PASSPHRASE: &str = "correct horse battery staple";
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const KDF: KdfParams = KdfParams { m_kib: 64, t: 2, p: 1 };
 
-fn dir(mode: EncryptionMode) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(mode.name())
+/// A repository: how it is sealed, and whether its second snapshot is of another volume than the first, of another
+/// installation, which is what version 2 of manifests is for.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    mode: EncryptionMode,
+    crosses_volumes: bool,
 }
 
-fn files(mode: EncryptionMode) -> MemoryStore {
+const KINDS: [Kind; 4] = [
+    Kind { mode: EncryptionMode::Checksummed, crosses_volumes: false },
+    Kind { mode: EncryptionMode::Aes256GcmSiv, crosses_volumes: false },
+    Kind { mode: EncryptionMode::Checksummed, crosses_volumes: true },
+    Kind { mode: EncryptionMode::Aes256GcmSiv, crosses_volumes: true },
+];
+
+impl Kind {
+    fn dir(self) -> PathBuf {
+        let more = if self.crosses_volumes { "-across-volumes" } else { "" };
+        let name = format!("{}{more}", self.mode.name());
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    }
+
+    fn passphrase(self) -> Option<&'static str> {
+        (self.mode == EncryptionMode::Aes256GcmSiv).then_some(PASSPHRASE)
+    }
+
+    fn cluster_and_volume(self, generation: u64) -> (Uuid, VolumeId) {
+        match self.crosses_volumes && generation > 1 {
+            false => (
+                Uuid::from_u128(0x3a1a_b4d5_9bc2_4c70_9b4e_0a2b_2d3d_8f10),
+                VolumeId::from_u64(590_114_184_663_672_482),
+            ),
+            true => (
+                Uuid::from_u128(0x7c2f_00e1_51aa_4d0e_8a3d_6f1b_94c0_2277),
+                VolumeId::from_u64(7_120_990_031_114_823_905),
+            ),
+        }
+    }
+
+    /// The version of a generation's manifest.
+    fn manifest_version(self, generation: u64) -> u16 {
+        if self.crosses_volumes && generation > 1 { 2 } else { 1 }
+    }
+}
+
+fn files(kind: Kind) -> MemoryStore {
     let store = MemoryStore::default();
-    let root = dir(mode);
+    let root = kind.dir();
     let mut pending = vec![root.clone()];
     while let Some(at) = pending.pop() {
         for entry in fs::read_dir(&at).unwrap() {
@@ -77,11 +118,12 @@ fn volume(generation: u64) -> MemoryVolume {
     live
 }
 
-async fn write(mode: EncryptionMode) -> MemoryStore {
+async fn write(kind: Kind) -> MemoryStore {
+    let mode = kind.mode;
     let store = Arc::new(MemoryStore::default());
     let repo = Repository::from_saved_keys(store.clone(), vec![key(mode)]).unwrap();
-    let passphrase = (mode == EncryptionMode::Aes256GcmSiv).then_some(PASSPHRASE);
-    let slot = keys::encode_slot(&key(mode), passphrase, KDF, b"sixteen byte slt", 1_700_000_000).unwrap();
+    let slot =
+        keys::encode_slot(&key(mode), kind.passphrase(), KDF, b"sixteen byte slt", 1_700_000_000).unwrap();
     store.insert(&format!("blockd/keys/{}", key(mode).key_id()), slot);
     let mut base: Option<Manifest> = None;
     for generation in 1..=2u64 {
@@ -92,9 +134,10 @@ async fn write(mode: EncryptionMode) -> MemoryStore {
                 BlockSet::from_iter([Extent::new(BlockIndex(20), 4)]),
             ),
         };
+        let (cluster, volume_id) = kind.cluster_and_volume(generation);
         let spec = BackupSpec {
-            cluster: Uuid::from_u128(0x3a1a_b4d5_9bc2_4c70_9b4e_0a2b_2d3d_8f10),
-            volume: VolumeId::from_u64(590_114_184_663_672_482),
+            cluster,
+            volume: volume_id,
             snapshot: SnapshotId::from_u64(951_325_819_047_337_066 + generation),
             volume_name: "golden".into(),
             snapshot_name: format!("generation-{generation}"),
@@ -126,41 +169,44 @@ async fn write(mode: EncryptionMode) -> MemoryStore {
 
 #[tokio::test]
 async fn what_is_written_is_what_it_was() {
-    for mode in [EncryptionMode::Checksummed, EncryptionMode::Aes256GcmSiv] {
-        let written = write(mode).await.objects();
+    for kind in KINDS {
+        let written = write(kind).await.objects();
         if std::env::var_os("BLOCKD_BLESS_GOLDEN").is_some() {
             for (key, body) in &written {
-                let path = dir(mode).join(key);
+                let path = kind.dir().join(key);
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
                 fs::write(path, body).unwrap();
             }
         }
-        let golden = files(mode).objects();
+        let golden = files(kind).objects();
         assert_eq!(written.keys().collect::<Vec<_>>(), golden.keys().collect::<Vec<_>>());
         for (key, body) in &written {
             let at = body.iter().zip(&golden[key]).position(|(a, b)| a != b);
-            assert!(*body == golden[key], "{mode}: {key} differs from byte {at:?} on");
+            assert!(*body == golden[key], "{kind:?}: {key} differs from byte {at:?} on");
         }
     }
 }
 
 #[tokio::test]
 async fn what_was_written_is_read() {
-    for (mode, passphrase) in
-        [(EncryptionMode::Checksummed, None), (EncryptionMode::Aes256GcmSiv, Some(PASSPHRASE))]
-    {
-        let store: Arc<dyn ObjectStore> = Arc::new(files(mode));
-        let repo = Repository::open(store, passphrase, &OpenOptions::default()).await.unwrap();
+    for kind in KINDS {
+        let files = files(kind);
+        let objects = files.objects();
+        let store: Arc<dyn ObjectStore> = Arc::new(files);
+        let repo = Repository::open(store, kind.passphrase(), &OpenOptions::default()).await.unwrap();
         let listed = repo.list_manifests(&crate::ManifestFilter::default(), &NoCache).await.unwrap();
         assert_eq!(listed.len(), 2);
         for (generation, listed) in (1..).zip(listed) {
+            let version = kind.manifest_version(generation);
+            assert_eq!(objects[&listed.key][8..10], version.to_le_bytes(), "{kind:?}, {generation}");
             let manifest = listed.manifest.unwrap();
+            assert_eq!(manifest.format_version, version);
             assert_eq!(manifest.snapshot_name, format!("generation-{generation}"));
             let target = Arc::new(MemoryVolume::default());
             let progress = Arc::new(Progress::new(Arc::default()));
             let (options, cancel) = (RestoreOptions::default(), CancelToken::new());
             restore(&repo, &manifest, target.clone(), &options, progress, &cancel).await.unwrap();
-            assert!(target.content() == volume(generation).content(), "{mode}, generation {generation}");
+            assert!(target.content() == volume(generation).content(), "{kind:?}, generation {generation}");
         }
     }
 }

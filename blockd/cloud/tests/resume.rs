@@ -5,7 +5,7 @@ mod common;
 
 use blockd_cloud::{
     BlockReader, CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository,
-    store::{LocalStore, ObjectStore},
+    store::{LocalStore, ObjectStore, StoreErrorKind},
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
@@ -44,9 +44,10 @@ async fn an_interrupted_backup_goes_on() {
     let operations = done.requests.total();
     assert_eq!(operations, 3 + 2, "three packs with bytes, the index, the manifest");
 
-    for fault in [Fault::BeforeApply, Fault::AfterApply, Fault::NoSpace] {
-        // A full store stays full; all else comes alone or for good.
-        let ways: &[bool] = if fault == Fault::NoSpace { &[true] } else { &[false, true] };
+    for fault in [Fault::BeforeApply, Fault::AfterApply, Fault::NoSpace, Fault::Unauthorized] {
+        // A full store stays full, and credentials that have expired are not good again; all else comes alone or for good.
+        let stays = matches!(fault, Fault::NoSpace | Fault::Unauthorized);
+        let ways: &[bool] = if stays { &[true] } else { &[false, true] };
         for &network_gone in ways {
             for operation in 0..operations {
                 let label = format!("{fault:?} at {operation}, gone: {network_gone}");
@@ -71,7 +72,9 @@ async fn an_interrupted_backup_goes_on() {
                     Ok(_) => assert!(committed && !network_gone, "{label}"),
                     Err(error) => {
                         assert!(!committed || network_gone, "{label}: {error}");
-                        assert!(matches!(error, CloudError::Store(_)), "{label}: {error}");
+                        let refused = fault == Fault::Unauthorized;
+                        let says_why = matches!(&error, CloudError::Store(error) if (error.kind == StoreErrorKind::Unauthorized) == refused);
+                        assert!(says_why, "{label}: {error}");
                     }
                 }
 

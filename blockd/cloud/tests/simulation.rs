@@ -97,22 +97,38 @@ struct Deletion {
 struct Pace {
     requests: [AtomicU64; 2],
     is_idle: [AtomicBool; 2],
-    /// One of them waits for the other one.
-    one_waits: AtomicBool,
+    /// How many requests of each wait for the other one.
+    waiting: [AtomicU64; 2],
 }
 
 impl Pace {
     /// Lets the other daemon make some requests first, unless it is waiting itself or has nothing to do.
     async fn wait_for_other(&self, number: usize, requests: u64) {
-        if self.one_waits.swap(true, SeqCst) {
+        let other = 1 - number;
+        if self.waiting[other].load(SeqCst) > 0 {
             return;
         }
-        let other = 1 - number;
+        let _waits = Waits::new(&self.waiting[number]);
         let until = self.requests[other].load(SeqCst) + requests;
         while self.requests[other].load(SeqCst) < until && !self.is_idle[other].load(SeqCst) {
             tokio::task::yield_now().await;
         }
-        self.one_waits.store(false, SeqCst);
+    }
+}
+
+/// One request that waits, until it goes on or its daemon is killed.
+struct Waits<'a>(&'a AtomicU64);
+
+impl<'a> Waits<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -144,8 +160,13 @@ impl Net {
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
             let error = |kind| Err(StoreError::new(kind, operation, key, "simulated store"));
+            // Where a deletion is to be overtaken, it is the one that is slow.
+            let may_wait = match self.planted {
+                Planted::VanishedPassedOver | Planted::DeletedOnce => self.deletion.lock().is_some(),
+                _ => true,
+            };
             match self.dice(4) {
-                0 => self.pace.wait_for_other(self.number, self.dice(12)).await,
+                0 | 1 if may_wait => self.pace.wait_for_other(self.number, self.dice(12)).await,
                 _ => {
                     for _ in 0..self.dice(8) {
                         tokio::task::yield_now().await;

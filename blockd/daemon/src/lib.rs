@@ -4,6 +4,7 @@
 //! `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http` serves.
 
 mod access;
+pub mod allocator;
 pub mod attachments;
 mod backups;
 pub mod browse;

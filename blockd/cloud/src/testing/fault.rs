@@ -25,6 +25,8 @@ pub enum Fault {
     FlipBit,
     /// The store is full.
     NoSpace,
+    /// The credentials are not good, or not any more.
+    Unauthorized,
     /// No answer, ever.
     Hang,
     /// Nothing is done, and the store asks to be left alone for so many seconds.
@@ -104,6 +106,7 @@ impl FaultStore {
                 None => work.await,
                 Some(Fault::BeforeApply) => error(StoreErrorKind::Unreachable),
                 Some(Fault::NoSpace) => error(StoreErrorKind::NoSpace),
+                Some(Fault::Unauthorized) => error(StoreErrorKind::Unauthorized),
                 Some(Fault::AfterApply) => {
                     work.await?;
                     error(StoreErrorKind::Unreachable)

@@ -1,7 +1,8 @@
 //! What must hold of a bucket's objects that hold anything at all.
 //!
 //! The first byte of an input says which object it is, and whether it is sealed here: behind seals that do not open,
-//! nothing of a parser would be reached.
+//! nothing of a parser would be reached. [`objects`] takes all kinds; [`manifests`], [`frame_tables`] and [`key_slots`] spend all
+//! their time on one.
 
 use crate::{
     CloudsnapId, EncryptionMode, FORMAT_VERSION, KdfParams, Manifest,
@@ -47,6 +48,38 @@ pub fn objects(data: &[u8]) {
         6 => key_slot(&[rest, &xxh3_64(rest).to_le_bytes()].concat()),
         _ => names(rest),
     }
+}
+
+/// Reads `data` as a manifest: as it is, or sealed here in either way.
+///
+/// # Panics
+/// If something does not hold.
+pub fn manifests(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    match kind % 3 {
+        0 => manifest(rest, EncryptionMode::Checksummed),
+        1 => manifest(&sealed_manifest(rest, EncryptionMode::Checksummed), EncryptionMode::Checksummed),
+        _ => manifest(&sealed_manifest(rest, EncryptionMode::Aes256GcmSiv), EncryptionMode::Aes256GcmSiv),
+    }
+}
+
+/// Reads `data` as the root of an index and a page, the table of its frames.
+///
+/// # Panics
+/// If something does not hold.
+pub fn frame_tables(data: &[u8]) {
+    index(data);
+}
+
+/// Reads `data` as a key slot: as it is, and with the checksum that it should have.
+///
+/// # Panics
+/// If something does not hold.
+pub fn key_slots(data: &[u8]) {
+    key_slot(data);
+    key_slot(&[data, &xxh3_64(data).to_le_bytes()].concat());
 }
 
 /// The object of a manifest with this body.

@@ -10,7 +10,10 @@ mod suite;
 
 pub use fault::{Fault, FaultStore};
 pub use frames::FrameBench;
-pub use fuzz::objects as fuzz_objects;
+pub use fuzz::{
+    frame_tables as fuzz_frame_tables, key_slots as fuzz_key_slots, manifests as fuzz_manifests,
+    objects as fuzz_objects,
+};
 pub use http::{HttpDouble, HttpReply, HttpRequest};
 pub use memory::MemoryStore;
 pub use suite::{MemoryVolume, repository_suite, store_suite};

@@ -41,6 +41,7 @@ fn can_go_on(error: &ServiceError) -> bool {
                 | CloudError::WriteVolume { .. }
                 | CloudError::Journal { .. }
                 | CloudError::KeySlotMissing { .. }
+                | CloudError::Unsettled { .. }
                 | CloudError::Internal { .. }
         ),
         _ => false,

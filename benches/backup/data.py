@@ -1,0 +1,91 @@
+"""What is backed up: an ext4 filesystem with files of this machine, and the writes to it that an incremental carries."""
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+MIB = 1 << 20
+SOURCES = ("/usr", "/opt", "/var/lib", "/home", "/root")
+WRITES = 2000
+RUN_BYTES = 32 * MIB
+
+
+def stage(directory, length):
+    """Copies files of this machine until they are so many bytes together; random ones where there are not enough."""
+    left, number = length, 0
+    for source in SOURCES:
+        for folder, folders, names in os.walk(source):
+            folders.sort()
+            for name in sorted(names):
+                path = Path(folder, name)
+                try:
+                    size = path.lstat().st_size
+                    if path.is_symlink() or not path.is_file() or not 0 < size <= left:
+                        continue
+                    target = directory / f"{number // 500}"
+                    target.mkdir(exist_ok=True)
+                    shutil.copyfile(path, target / f"{number}")
+                except OSError:
+                    continue
+                left -= size
+                number += 1
+                if left < MIB:
+                    return number
+    noise = random.Random(1)
+    while left > 0:
+        (directory / f"noise-{left}").write_bytes(noise.randbytes(min(left, 64 * MIB)))
+        left -= 64 * MIB
+        number += 1
+    return number
+
+
+def make_image(directory, size_bytes, data_bytes):
+    """A sparse image of an ext4 that holds such files; returns its path and how many files it holds."""
+    image, files = directory / "image", directory / "files"
+    files.mkdir()
+    try:
+        count = stage(files, data_bytes)
+        with open(image, "wb") as out:
+            out.truncate(size_bytes)
+        # Without discard the tools that look for holes find what the filesystem left as holes, no more.
+        command = ["mke2fs", "-q", "-F", "-t", "ext4", "-d", files, image]
+        environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+        subprocess.run([str(part) for part in command], check=True, env=environment)
+    finally:
+        shutil.rmtree(files, ignore_errors=True)
+    return image, count
+
+
+def changes(size_bytes):
+    """(offset, bytes) of 2,000 writes of 4 KiB to random blocks, and one run of 32 MiB; nothing of it compresses."""
+    noise = random.Random(2)
+    run = noise.randrange((size_bytes - RUN_BYTES) // 4096)
+    inside = range(run, run + RUN_BYTES // 4096)
+    blocks = set()
+    while len(blocks) < WRITES:
+        block = noise.randrange(size_bytes // 4096)
+        if block not in inside:
+            blocks.add(block)
+    for block in sorted(blocks):
+        yield block * 4096, noise.randbytes(4096)
+    for part in range(RUN_BYTES // MIB):
+        yield run * 4096 + part * MIB, noise.randbytes(MIB)
+
+
+DIRTY_BYTES = WRITES * 4096 + RUN_BYTES
+
+
+def allocated(path):
+    """The bytes that a file, or all files below a directory, take on disk."""
+    if path.is_file():
+        return path.stat().st_blocks * 512
+    found = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                found += Path(folder, name).lstat().st_size
+            except FileNotFoundError:
+                pass
+    return found

@@ -1,0 +1,283 @@
+"""tools/bench backup: blockd's backups beside those of restic, borg and qemu-img."""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import data
+import guest
+import measure
+import peers
+import places
+import report
+import subject
+
+MIB = 1 << 20
+VOLUME_BYTES = 8 << 30
+LARGE_BYTES = 16 << 40
+# What all copies take together, in sizes of the data.
+ROOM_FACTOR = 14
+
+EPILOG = """\
+An ext4 on a device of 8 GiB is filled with files of this machine. Everybody makes a full backup of it; then 2,000 random blocks of 4 KiB and
+32 MiB in one run are written with bytes that do not compress, and everybody makes the next backup, and restores that. What is restored is
+compared. blockd does the same with a volume of 16 TiB that holds the same filesystem.
+
+restic and borg read the image of the device; borg cuts it into fixed chunks and does not encrypt. qemu-img (zstd) and the floors, cp and rclone, know
+no incremental. rclone sends just the image's data. CPU is that of the tool; of blockd, its daemon. SeaweedFS runs on the same cores, and counts for
+nobody. Requests are known of blockd only. Caches are not dropped: the image and the volume are in memory if there is enough of it.
+
+`seal` is lz4 and AES-256-GCM-SIV from memory to memory on all cores, over the same data.
+"""
+
+
+def size(text):
+    units = {"M": 20, "G": 30}
+    digits, unit = text[:-1], text[-1:].upper()
+    if not digits.isdigit() or unit not in units or not 64 * MIB <= int(digits) << units[unit] <= 6 << 30:
+        raise argparse.ArgumentTypeError(f"{text} is no size: from 64M to 6G")
+    return int(digits) << units[unit]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="tools/bench backup",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures full and incremental backups and restores, to a directory and to SeaweedFS, beside what people use.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--data", type=size, default=4 << 30, help="how much data the filesystem holds, such as 1G [4G]")
+    parser.add_argument("--places", default="local,s3", help="where to [local,s3]")
+    parser.add_argument("--guest-seconds", type=int, default=8, help="how long each pass of the guest's writes takes; 0 for none [8]")
+    parser.add_argument("--no-install", action="store_true", help="leave out the tools that are not there")
+    parser.add_argument("--blockd", help="the binary, with blockctl beside it [the release build, which is made]")
+    parser.add_argument("--weed", help="SeaweedFS [target/venv/bin/weed, or in PATH]")
+    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
+    parser.add_argument("--json", help="where the figures go [backup-bench.json below the build directory]")
+    return parser.parse_args()
+
+
+def say(text):
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def pack(image, target):
+    """The data of a sparse file without its holes."""
+    with open(image, "rb") as source, open(target, "wb") as out:
+        end, at = os.fstat(source.fileno()).st_size, 0
+        while at < end:
+            try:
+                at = os.lseek(source.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            hole = os.lseek(source.fileno(), at, os.SEEK_HOLE)
+            source.seek(at)
+            while at < hole:
+                part = source.read(min(hole - at, 8 * MIB))
+                out.write(part)
+                at += len(part)
+
+
+def seal_rate(root, target, packed):
+    """MiB/s of lz4 + AES-256-GCM-SIV on all cores."""
+    command = ["cargo", "bench", "--locked", "-q", "-p", "blockd-benches", "--bench", "seal", "--", str(packed)]
+    env = {**os.environ, "CARGO_TARGET_DIR": str(target.parent)}
+    done = subprocess.run(command, cwd=root, env=env, check=True, capture_output=True, text=True)
+    rates = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return next(rate for rate in rates if rate["encryption"] != "none")
+
+
+class Bench:
+    def __init__(self, given, root, target, dir):
+        self.given, self.root, self.target, self.dir = given, root, target, dir
+        self.steps, self.places, self.blockd = {}, [], None
+
+    def open(self):
+        given, dir = self.given, self.dir
+        for name in given.places.split(","):
+            if name == "local":
+                self.places.append(places.Local(dir))
+            elif name == "s3":
+                weed = places.find_weed(self.root, given.weed)
+                if weed:
+                    self.places.append(places.S3(dir, weed))
+                else:
+                    say("left out: SeaweedFS is missing: tools/test installs it, or name it with --weed")
+            else:
+                sys.exit(f"bench: --places: {name} is neither local nor s3")
+        wanted = {"local": peers.LOCAL, "s3": peers.S3}
+        chosen = [(place, peer) for place in self.places for peer in wanted[place.name]]
+        classes = {peer for _, peer in chosen}
+        missing = [peer.name for peer in classes if not peer.is_there()] if given.no_install else peers.install(classes)
+        for name in missing:
+            say(f"left out: {name} is not there, and could not be installed")
+        self.peers = [peer(place, dir) for place, peer in chosen if peer.is_there()]
+        say("making the filesystem")
+        self.image, self.files = data.make_image(dir, VOLUME_BYTES, given.data)
+        self.data_bytes = data.allocated(self.image)
+        pack(self.image, dir / "packed")
+        blockd = Path(given.blockd) if given.blockd else self.target / "blockd"
+        self.blockd = subject.Blockd(blockd, blockd.with_name("blockctl"), dir)
+        self.blockd.make_volume("vm", VOLUME_BYTES, self.image)
+        self.blockd.make_volume("large", LARGE_BYTES, self.image)
+        # (tool, place) -> (volume, credential)
+        self.ours = {}
+        for place in self.places:
+            for tool, is_encrypted in (("encrypted", True), ("plain", False)):
+                # One bucket holds one repository.
+                if place.name == "s3" and not is_encrypted:
+                    continue
+                self.blockd.make_credential(f"{place.name}-{tool}", place, is_encrypted)
+                self.ours[tool, place.name] = ("vm", f"{place.name}-{tool}")
+        if ("encrypted", "local") in self.ours:
+            self.ours["16 TiB", "local"] = ("large", "local-encrypted")
+        for peer in list(self.peers):
+            with self.tolerated(peer):
+                peer.begin()
+
+    @contextlib.contextmanager
+    def tolerated(self, peer):
+        """A peer that fails is left out from there on; what it has measured stays."""
+        try:
+            yield
+        except measure.Failed as error:
+            say(f"left out from here on: {peer.name}, {peer.place.name}: {error}")
+            self.peers.remove(peer)
+
+    def note(self, step, tool, place, took):
+        self.steps[step, tool, place] = took
+        say(f"{step}, {tool}, {place}: {took['seconds']:.2f} s")
+
+    def settle(self):
+        os.sync()
+        time.sleep(1)
+
+    def backups(self, step):
+        for (tool, place), (volume, credential) in self.ours.items():
+            self.settle()
+            self.note(step, tool, place, self.blockd.backup(volume, credential))
+        for peer in list(self.peers):
+            if step == "full" or peer.is_incremental:
+                with self.tolerated(peer):
+                    self.settle()
+                    before = peer.stored()
+                    took = peer.backup(self.image)
+                    self.settle()
+                    took["stored_bytes"] = peer.stored() - before
+                    self.note(step, peer.name, peer.place.name, took)
+
+    def write(self):
+        with open(self.image, "r+b") as image:
+            for offset, payload in data.changes(VOLUME_BYTES):
+                os.pwrite(image.fileno(), payload, offset)
+        for volume in ("vm", "large"):
+            self.blockd.write(volume, data.changes(VOLUME_BYTES))
+
+    def restores(self):
+        for (tool, place), (_, credential) in self.ours.items():
+            snap = self.steps["incremental", tool, place]["snap"]
+            self.settle()
+            self.note("restore", tool, place, self.blockd.restore(snap, credential, "restored"))
+            if tool != "16 TiB":
+                self.compare(self.blockd.uri("restored"), tool)
+            self.blockd.ctl("volume", "delete", "restored")
+        target = self.dir / "restored"
+        for peer in list(self.peers):
+            with self.tolerated(peer):
+                self.settle()
+                self.note("restore", peer.name, peer.place.name, peer.restore(target))
+                if peer.is_incremental:
+                    self.compare(target, peer.name)
+            target.unlink(missing_ok=True)
+
+    def compare(self, restored, tool):
+        command = ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(self.image), str(restored)]
+        if subprocess.run(command, capture_output=True).returncode:
+            raise measure.Failed(f"what {tool} restored is not what was backed up")
+
+    def guest(self):
+        if self.given.guest_seconds and ("encrypted", "local") in self.ours and shutil.which("fio"):
+            say("the guest's writes")
+            return guest.measure(self.blockd, "vm", "local-encrypted", self.given.guest_seconds, 3)
+        return None
+
+    def close(self):
+        if self.blockd:
+            self.blockd.stop()
+        for place in self.places:
+            place.stop()
+
+
+def build(root, target):
+    command = ["cargo", "build", "--release", "--locked", "-p", "blockd", "-p", "blockctl"]
+    subprocess.run(command, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
+
+
+def print_report(bench, limit, found):
+    names = {"encrypted": "blockd, encrypted", "plain": "blockd, plain", "16 TiB": "blockd, encrypted, 16 TiB"}
+    print(f"{bench.files} files, {bench.data_bytes / MIB:.0f} MiB of data on {VOLUME_BYTES >> 30} GiB, {os.cpu_count()} cores; "
+          f"dirty before the second backup: {data.DIRTY_BYTES / MIB:.1f} MiB")
+    print(f"lz4 + AES-256-GCM-SIV from memory to memory on {limit['threads']} threads: {limit['mib_per_s']} MiB/s")
+    for place in bench.places:
+        for step in ("full", "incremental", "restore"):
+            rows = [(names.get(tool, tool), took) for (what, tool, where), took in bench.steps.items()
+                    if (what, where) == (step, place.name)]
+            report.table(f"{step}, {place.name}", rows)
+    report.print_goals(found)
+
+
+def main():
+    given = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    root = Path(__file__).resolve().parents[2]
+    target = Path(os.environ.get("BLOCKD_BENCH_TARGET", root / "target/release"))
+    for program, package in (("mke2fs", "e2fsprogs"), ("nbdcopy", "libnbd-bin"), ("qemu-img", "qemu-utils"), ("setpriv", "util-linux")):
+        if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
+            sys.exit(f"bench: {program} is missing: apt-get install {package}")
+    parent = given.dir or os.environ.get("TMPDIR", "/var/tmp")
+    room = shutil.disk_usage(parent).free
+    if room < ROOM_FACTOR * given.data:
+        sys.exit(f"bench: {parent} has {room >> 30} GiB free, {ROOM_FACTOR * given.data >> 30} are needed: --dir or --data")
+    if not given.blockd:
+        build(root, target)
+    dir = Path(tempfile.mkdtemp(prefix="blockd-backup-", dir=parent))
+    bench = Bench(given, root, target, dir)
+    try:
+        bench.open()
+        limit = seal_rate(root, target, dir / "packed")
+        bench.backups("full")
+        bench.write()
+        bench.backups("incremental")
+        bench.restores()
+        noticed = bench.guest()
+    except measure.Failed as error:
+        sys.exit(f"bench: {error}")
+    finally:
+        bench.close()
+        shutil.rmtree(dir, ignore_errors=True)
+    found = report.goals(bench.steps, bench.data_bytes / MIB / limit["mib_per_s"])
+    print_report(bench, limit, found)
+    if noticed:
+        report.print_guest(noticed)
+    document = {
+        "data_bytes": bench.data_bytes,
+        "seal": limit,
+        "steps": [{"step": step, "tool": tool, "place": place, **took} for (step, tool, place), took in bench.steps.items()],
+        "goals": [dict(zip(("what", "value", "goal", "met"), one)) for one in found],
+        "guest": noticed,
+    }
+    path = Path(given.json or target / "backup-bench.json")
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"\nfigures: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Time, processor time and peak memory of what is measured."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Failed(Exception):
+    """A tool did not do what it was asked for."""
+
+
+def command(*parts, env=None, cwd=None):
+    """Runs a command and returns what it took, all processes that it waited for included."""
+    parts = [str(part) for part in parts]
+    began = time.monotonic()
+    child = subprocess.Popen(
+        parts,
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    said = child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    child.stderr.close()
+    if child.returncode:
+        raise Failed(f"{' '.join(parts)}: {said.decode(errors='replace')[-600:]}")
+    return {
+        "seconds": time.monotonic() - began,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
+
+
+class Daemon:
+    """What a running process takes between two moments: its processor time, and the most memory that it held."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def status(self, name):
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) / 1024
+        raise Failed(f"no {name} of process {self.pid}")
+
+    def cpu_seconds(self):
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
+    def measure(self, act):
+        """Runs `act`; returns what it returned and what the process took meanwhile."""
+        # Sets the high-water mark of memory back to what is held now.
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        cpu, began = self.cpu_seconds(), time.monotonic()
+        answer = act()
+        return answer, {
+            "seconds": time.monotonic() - began,
+            "cpu_seconds": self.cpu_seconds() - cpu,
+            "peak_mib": self.status("VmHWM"),
+        }

@@ -1,0 +1,140 @@
+"""Where backups go: a directory, and a bucket of SeaweedFS."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+
+import data
+import measure
+
+START_TIMEOUT_S = 60
+
+
+class Process:
+    """A server; ends with the bench, however that ends."""
+
+    def __init__(self, command, log_path):
+        with open(log_path, "ab") as log:
+            self.child = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.log_path = log_path
+
+    @property
+    def pid(self):
+        return self.child.pid
+
+    def wait_until(self, is_ready):
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                if is_ready():
+                    return
+            except (OSError, subprocess.CalledProcessError):
+                pass
+            if self.child.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise measure.Failed(f"a server did not start: {self.log_path.read_text(errors='replace')[-800:]}")
+            time.sleep(0.05)
+
+    def stop(self):
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+            try:
+                self.child.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.child.kill()
+                self.child.wait()
+
+
+class Local:
+    """A directory on the same disk as the image."""
+
+    name = "local"
+
+    def __init__(self, directory):
+        self.directory = directory / "local"
+        self.directory.mkdir()
+
+    def env(self):
+        return {}
+
+    def url(self, _folder):
+        return None
+
+    def credential(self, label):
+        path = self.directory / label
+        path.mkdir()
+        return ["--provider", "local", "--path", path]
+
+    def stop(self):
+        pass
+
+
+def free_ports():
+    """A port with nobody on it, nor on the one 10000 above, which the server takes as well."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            if port < 50_000:
+                with socket.socket() as second:
+                    try:
+                        second.bind(("127.0.0.1", port + 10_000))
+                        return port
+                    except OSError:
+                        continue
+
+
+class S3:
+    """A bucket of a SeaweedFS on this machine, whose own processor time is in nobody's figures."""
+
+    name = "s3"
+    bucket = "bkt"
+    keys = ("bench", "benchbench")
+
+    def __init__(self, directory, weed):
+        self.directory = directory / "weed"
+        self.directory.mkdir()
+        port = free_ports()
+        self.endpoint = f"http://127.0.0.1:{port}"
+        identity = {"name": "a", "credentials": [dict(zip(("accessKey", "secretKey"), self.keys))], "actions": ["Admin"]}
+        config = directory / "s3.json"
+        config.write_text(json.dumps({"identities": [identity]}))
+        command = [weed, "mini", f"-dir={self.directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
+        command += [f"-s3.port={port}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        command += ["-admin.ui=false", "-webdav=false", f"-bucket={self.bucket}"]
+        self.process = Process(command, directory / "weed.log")
+        self.process.wait_until(lambda: urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=2).status == 200)
+
+    def env(self):
+        return dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), self.keys))
+
+    def url(self, folder):
+        return f"{self.endpoint}/{self.bucket}/{folder}"
+
+    def stored(self, _folder):
+        """What the server's files have grown by since this was last asked, which is right if one tool at a time stores."""
+        return data.allocated(self.directory)
+
+    def credential(self, _label):
+        access, secret = self.keys
+        address = self.endpoint.removeprefix("http://")
+        options = ["--provider", "s3", "--s3-endpoint", address, "--s3-region", "us-east-1", "--bucket", self.bucket]
+        return [*options, "--s3-access-key", access, "--s3-secret-key", secret, "--s3-disable-ssl"]
+
+    def stop(self):
+        self.process.stop()
+
+
+def find_weed(root, given):
+    own = root / "target/venv/bin/weed"
+    return given or (str(own) if own.is_file() else shutil.which("weed"))

@@ -1,0 +1,4 @@
+//! Key slots.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_cloud::testing::fuzz_key_slots(data));
