@@ -285,6 +285,31 @@ async fn a_store_that_is_gone_fails_reads_in_bounded_time_and_they_work_when_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_read_does_not_fail_by_a_fetch_that_set_out_while_the_store_was_gone() {
+    let bed = bed().await;
+    let (manifest, expected) = &bed.snapshots[0];
+    let cache = impatient();
+    let snapshot = cache.snapshot(&bed.repo, manifest).await.unwrap();
+    // So that the index is in memory.
+    snapshot.data_blocks(Extent::whole(snapshot.size_bytes())).await.unwrap();
+    bed.store.fail_all(Fault::Hang);
+    let extent = Extent::new(BlockIndex(13_000), 100);
+    let before = cache.counters().frame_requests;
+    let early = {
+        let snapshot = snapshot.clone();
+        tokio::spawn(async move { snapshot.read_blocks(extent).await.map(drop) })
+    };
+    while cache.counters().frame_requests == before {
+        tokio::task::yield_now().await;
+    }
+    bed.store.heal();
+    let late = snapshot.read_blocks(extent).await.unwrap();
+    assert!(late == expected[13_000 * BLOCK..13_100 * BLOCK]);
+    // This one had to wait, or came just in time.
+    let _ = early.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_first_byte_takes_three_rounds_of_requests_after_the_manifest() {
     let bed = bed().await;
     let cache = cache(None);

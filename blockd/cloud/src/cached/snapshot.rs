@@ -2,7 +2,7 @@
 
 use super::{
     INDEX_CONCURRENCY, Shared, SharedDelta,
-    frames::{Claim, Flight, Wait},
+    frames::{Claim, Flight, FrameResult, Wait},
     streams::Streams,
 };
 use crate::{
@@ -57,7 +57,10 @@ type Wanted = (usize, Vec<WantedFrame>);
 /// A frame that a read needs, and where it will come from.
 enum Source {
     Ready(Arc<OwnedFrame>),
-    Wait(Wait),
+    /// It sets out for this read.
+    Mine(Wait),
+    /// It set out before, for somebody else.
+    Theirs(Wait),
 }
 
 impl CachedSnapshot {
@@ -100,12 +103,8 @@ impl CachedSnapshot {
         let inside = extent.intersection(Extent::whole(self.inner.size_bytes));
         let plan = self.plan(inside).await?;
         self.inner.read_ahead(extent);
-        let sources = self.inner.claim(plan, false);
-        for (frame, source) in sources {
-            let opened = match source {
-                Source::Ready(opened) => opened,
-                Source::Wait(wait) => wait.done().await?,
-            };
+        for (level, frame, source) in self.inner.claim(plan, false) {
+            let opened = self.inner.opened(level, &frame, source).await?;
             copy(&frame, &opened, extent.offset_bytes(), &mut out);
         }
         Ok(out)
@@ -124,10 +123,10 @@ impl CachedSnapshot {
         };
         self.inner.read_ahead(extent);
         buf.fill(0);
-        for (frame, source) in self.inner.claim(plan, true) {
+        for (level, frame, source) in self.inner.claim(plan, true) {
             let opened = match source {
                 Source::Ready(opened) => opened,
-                Source::Wait(wait) => self.inner.runtime.block_on(wait.done())?,
+                source => self.inner.runtime.block_on(self.inner.opened(level, &frame, source))?,
             };
             copy(&frame, &opened, offset_bytes, buf);
         }
@@ -332,7 +331,7 @@ impl Inner {
 
     /// Sees to it that all frames of a plan come, and says where each comes from. With `here`, those on disk are read
     /// on this thread.
-    fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(WantedFrame, Source)> {
+    fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(usize, WantedFrame, Source)> {
         let mut sources = Vec::new();
         for (level, frames) in plan {
             let delta = &self.deltas[level];
@@ -340,13 +339,13 @@ impl Inner {
             for frame in frames {
                 let source = match self.shared.frames.claim((delta.number, frame.ordinal())) {
                     Claim::Ready(opened) => Source::Ready(opened),
-                    Claim::Wait(wait) => Source::Wait(wait),
+                    Claim::Wait(wait) => Source::Theirs(wait),
                     Claim::Mine(flight, wait) => {
                         mine.push((frame.clone(), flight));
-                        Source::Wait(wait)
+                        Source::Mine(wait)
                     }
                 };
-                sources.push((frame, source));
+                sources.push((level, frame, source));
             }
             if mine.is_empty() {
                 continue;
@@ -359,6 +358,23 @@ impl Inner {
             }
         }
         sources
+    }
+
+    /// Waits for a frame. One that set out before the read and failed sets out once more: the store may be back by then.
+    async fn opened(&self, level: usize, frame: &WantedFrame, source: Source) -> FrameResult {
+        let error = match source {
+            Source::Ready(opened) => return Ok(opened),
+            Source::Mine(wait) => return wait.done().await,
+            Source::Theirs(wait) => match wait.done().await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => error,
+            },
+        };
+        match self.claim(vec![(level, vec![frame.clone()])], false).pop() {
+            Some((_, _, Source::Ready(opened))) => Ok(opened),
+            Some((_, _, Source::Mine(wait) | Source::Theirs(wait))) => wait.done().await,
+            None => Err(error),
+        }
     }
 
     /// Brings frames in the background, from the disk or the store.
