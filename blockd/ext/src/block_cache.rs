@@ -13,7 +13,8 @@ const KEPT_LEAST: usize = 16;
 
 #[derive(Default)]
 struct Kept {
-    blocks: HashMap<u64, Arc<[u8]>>,
+    /// With what their checksums continued, for those that were found right.
+    blocks: HashMap<u64, (Arc<[u8]>, Option<u32>)>,
     order: VecDeque<u64>,
 }
 
@@ -29,13 +30,26 @@ impl BlockCache {
     }
 
     pub fn get(&self, block: u64) -> Option<Arc<[u8]>> {
-        self.kept.lock().blocks.get(&block).cloned()
+        self.kept.lock().blocks.get(&block).map(|(bytes, _)| Arc::clone(bytes))
+    }
+
+    /// One that was found right with that seed.
+    pub fn get_checked(&self, block: u64, seed: u32) -> Option<Arc<[u8]>> {
+        let kept = self.kept.lock();
+        kept.blocks.get(&block).filter(|(_, by)| *by == Some(seed)).map(|(bytes, _)| Arc::clone(bytes))
+    }
+
+    /// It was found right with that seed. Blocks never change, so it still is if it was read again since.
+    pub fn set_checked(&self, block: u64, seed: u32) {
+        if let Some((_, by)) = self.kept.lock().blocks.get_mut(&block) {
+            *by = Some(seed);
+        }
     }
 
     /// Keeps one, in place of the one that has been kept for longest.
     pub fn insert(&self, block: u64, bytes: Arc<[u8]>) {
         let mut kept = self.kept.lock();
-        if kept.blocks.insert(block, bytes).is_some() {
+        if kept.blocks.insert(block, (bytes, None)).is_some() {
             return;
         }
         kept.order.push_back(block);

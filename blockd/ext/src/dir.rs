@@ -14,6 +14,8 @@ const TAIL_LEN: usize = 12;
 const TAIL_KIND: u8 = 0xde;
 /// Bytes of a directory that are read at most.
 const BYTES_MOST: u64 = 1 << 30;
+/// Bytes of directories that are read for one question at most.
+pub(crate) const LOOKUP_BYTES_MOST: u64 = 256 << 20;
 /// The words in front of the table of a hash tree's node: in the root, behind its two entries; in others, behind the one that
 /// covers the block.
 const ROOT_TABLE_AT: usize = 32;
@@ -52,8 +54,8 @@ impl Filesystem {
     /// # Errors
     /// It is no directory, is encrypted, has more entries, is damaged, or the image cannot be read.
     pub fn read_dir(&self, dir: &Inode, most: usize) -> Result<Vec<DirEntry>, ExtError> {
-        let mut entries = Vec::new();
-        let flow = self.each_entry(dir, &mut |name, inode| {
+        let (mut entries, mut left) = (Vec::new(), BYTES_MOST);
+        let flow = self.each_entry(dir, &mut left, &mut |name, inode| {
             if !is_name(name) {
                 return ControlFlow::Continue(());
             }
@@ -76,8 +78,19 @@ impl Filesystem {
     /// # Errors
     /// [`ExtError::NotFound`], and what [`read_dir`](Self::read_dir) reports.
     pub fn lookup(&self, dir: &Inode, name: &[u8]) -> Result<InodeNumber, ExtError> {
+        let mut left = LOOKUP_BYTES_MOST;
+        self.lookup_within(dir, name, &mut left)
+    }
+
+    /// The same; so many bytes are left to be read for it.
+    pub(crate) fn lookup_within(
+        &self,
+        dir: &Inode,
+        name: &[u8],
+        left: &mut u64,
+    ) -> Result<InodeNumber, ExtError> {
         let mut found = Err(ExtError::NotFound);
-        let _ = self.each_entry(dir, &mut |other, inode| {
+        let _ = self.each_entry(dir, left, &mut |other, inode| {
             if other != name || !is_name(name) {
                 return ControlFlow::Continue(());
             }
@@ -87,14 +100,30 @@ impl Filesystem {
         found
     }
 
-    fn each_entry(&self, dir: &Inode, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, ExtError> {
+    /// Visits them all, as long as there are bytes left to be read for it. The same blocks may stand in many directories, and many
+    /// times in one, so what they take together is no bound.
+    fn each_entry(
+        &self,
+        dir: &Inode,
+        left: &mut u64,
+        visit: &mut Visit<'_>,
+    ) -> Result<ControlFlow<()>, ExtError> {
+        let mut spend = |bytes: u64| match left.checked_sub(bytes) {
+            Some(rest) => {
+                *left = rest;
+                Ok(())
+            }
+            None => Err(ExtError::unsupported("directories that are too long to look for a name in them")),
+        };
         if dir.kind != FileKind::Directory {
             return Err(ExtError::NotADirectory);
         }
         if dir.is_encrypted() {
             return Err(ExtError::unsupported("encryption of names (fscrypt)"));
         }
+        let block_len = self.disk().block_len() as u64;
         if dir.has(flag::INLINE_DATA) {
+            spend(block_len)?;
             // In front of the entries in the inode stands the number of the directory above. Behind them is another block.
             let flow = self.each_in_block(dir, &dir.block[4..], visit)?;
             return if flow.is_break() {
@@ -103,7 +132,6 @@ impl Filesystem {
                 self.each_in_block(dir, &self.inline_rest(dir)?, visit)
             };
         }
-        let block_len = self.disk().block_len() as u64;
         if dir.size_bytes > BYTES_MOST || dir.size_bytes > self.disk().blocks().saturating_mul(block_len) {
             return dir.damaged("it is larger than a directory can be");
         }
@@ -111,8 +139,13 @@ impl Filesystem {
         while block < end {
             let run = self.block_run(dir, block)?;
             let run_end = end.min(block.saturating_add(run.len));
+            if run.stored.is_none() {
+                // Finding out that nothing is there takes a block or more.
+                spend(block_len)?;
+            }
             if let Some(first) = run.stored {
                 for at in block..run_end {
+                    spend(block_len)?;
                     let bytes = self.disk().block(first + (at - block))?;
                     self.check_dir_block(dir, at, &bytes)?;
                     let flow = self.each_in_block(dir, &bytes, visit)?;

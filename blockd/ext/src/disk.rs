@@ -91,6 +91,16 @@ impl Disk {
         Ok(bytes)
     }
 
+    /// One block of metadata that was found right before, if it is still there.
+    pub fn checked_block(&self, block: u64, seed: u32) -> Option<Arc<[u8]>> {
+        self.cache.get_checked(block, seed)
+    }
+
+    /// Remembers that a block was found right, by checksums that continue that seed.
+    pub fn set_checked(&self, block: u64, seed: u32) {
+        self.cache.set_checked(block, seed);
+    }
+
     /// Fills `buf` from `within` bytes behind the beginning of a block on; it may reach into the blocks behind it.
     pub fn read(&self, block: u64, within: usize, buf: &mut [u8]) -> Result<(), ExtError> {
         let len = self.block_len();

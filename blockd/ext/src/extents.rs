@@ -102,6 +102,10 @@ impl Filesystem {
         if !self.disk().has(block, 1) {
             return inode.damaged("its extent tree leads to where there is nothing");
         }
+        // Only nodes are remembered so, each with the seed of its inode: what is not checked again was checked as one.
+        if let Some(bytes) = self.disk().checked_block(block, inode.checksum_seed) {
+            return Ok(bytes);
+        }
         let bytes = self.disk().block(block)?;
         if self.superblock().has_checksums() {
             // The checksum stands behind as many entries as the node has room for.
@@ -109,6 +113,7 @@ impl Filesystem {
             if at + 4 > bytes.len() || crc32c(inode.checksum_seed, &[&bytes[..at]]) != le32(&bytes, at) {
                 return inode.damaged("a node of its extent tree does not match its checksum");
             }
+            self.disk().set_checked(block, inode.checksum_seed);
         }
         Ok(bytes)
     }

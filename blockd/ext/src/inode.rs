@@ -182,6 +182,20 @@ fn fields_end(raw: &[u8]) -> usize {
     if raw.len() > OLD_LEN { OLD_LEN + usize::from(le16(raw, 0x80)) } else { OLD_LEN }
 }
 
+/// How long a file can be, by the way in which its blocks are found.
+fn size_most(flags: u32, block_len: u64) -> u64 {
+    let pointers = block_len / 4;
+    let blocks = if flags & flag::INLINE_DATA != 0 {
+        // An inode is no longer than a block.
+        1
+    } else if flags & flag::EXTENTS != 0 {
+        1 << 32
+    } else {
+        12 + pointers + pointers.pow(2) + pointers.pow(3)
+    };
+    blocks * block_len
+}
+
 /// The checksum that an inode should have.
 fn checksum(raw: &[u8], seed: u32) -> u32 {
     let (low, behind_low) = (&raw[..CHECKSUM_LOW_AT], &raw[CHECKSUM_LOW_AT + 2..OLD_LEN]);
@@ -239,6 +253,10 @@ impl Filesystem {
         let has_high_size = kind == FileKind::Regular
             || (kind == FileKind::Directory && sb.features.has_incompat(bit::INCOMPAT_LARGEDIR));
         let size_bytes = join(if has_high_size { le32(raw, 0x6c) } else { 0 }, le32(raw, 0x4));
+        let reaches = kind == FileKind::Regular || kind == FileKind::Directory;
+        if reaches && size_bytes > size_most(flags, sb.block_len.into()) {
+            return wrong("it is longer than it can be");
+        }
         let huge = sb.features.has_ro_compat(bit::RO_COMPAT_HUGE_FILE);
         let units = join(if huge { le16(raw, 0x74) } else { 0 }, le32(raw, 0x1c));
         let unit = if huge && flags & flag::HUGE_FILE != 0 { u64::from(sb.block_len) } else { 512 };
@@ -294,6 +312,14 @@ mod tests {
         assert_eq!(Timestamp::decode(1, !0).nanoseconds, 0, "no such number of them");
         let before = SystemTime::from(Timestamp { seconds: -2, nanoseconds: 500_000_000 });
         assert_eq!(UNIX_EPOCH.duration_since(before).unwrap(), Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn files_are_as_long_as_their_maps_reach() {
+        assert_eq!(size_most(flag::EXTENTS, 4096), 1 << 44);
+        assert_eq!(size_most(flag::INLINE_DATA | flag::EXTENTS, 4096), 4096);
+        assert_eq!(size_most(0, 1024), (12 + 256 + 65_536 + 16_777_216) * 1024);
+        assert_eq!(size_most(0, 65_536) / 65_536, 12 + 16_384 + (1 << 28) + (1 << 42));
     }
 
     #[test]

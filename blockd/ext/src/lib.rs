@@ -16,7 +16,7 @@
 //! - Compressed files, and directories with data in them (`dirdata`): the filesystem is refused.
 //! - A journal on another device that was not played back: the filesystem is refused.
 //! - Fast commits that a journal ends with. What is shown is the filesystem as of the last full commit, which is whole; e2fsck
-//!   and the kernel would also play back what was synced since.
+//!   and the kernel would also play back what was synced since. [`JournalState`] tells that there are some.
 
 #![forbid(unsafe_code)]
 

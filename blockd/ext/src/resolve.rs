@@ -1,6 +1,6 @@
 //! From paths to inodes. Links lead nowhere out of the filesystem: what they are absolute to is its root.
 
-use crate::{ExtError, Filesystem, Inode, InodeNumber, inode::FileKind};
+use crate::{ExtError, Filesystem, Inode, InodeNumber, dir::LOOKUP_BYTES_MOST, inode::FileKind};
 
 /// Links that one path leads through at most, as in Linux.
 const LINKS_MOST: usize = 40;
@@ -13,8 +13,17 @@ impl Filesystem {
     /// # Errors
     /// It is not there, something on the way is damaged, or the image cannot be read.
     pub fn resolve(&self, path: &[u8]) -> Result<Inode, ExtError> {
-        // The directories on the way, the last of them where we are.
-        let mut above: Vec<Inode> = Vec::new();
+        Ok(self.resolve_with_above(path)?.0)
+    }
+
+    /// The same, and the directories above it, the root first.
+    ///
+    /// # Errors
+    /// Those of [`resolve`](Self::resolve).
+    pub fn resolve_with_above(&self, path: &[u8]) -> Result<(Inode, Vec<InodeNumber>), ExtError> {
+        // Only their numbers: an inode may be as long as a block.
+        let mut above: Vec<InodeNumber> = Vec::new();
+        let mut bytes_left = LOOKUP_BYTES_MOST;
         let mut here = self.inode(InodeNumber::ROOT)?;
         let parts = |path: &[u8]| -> Vec<Vec<u8>> {
             path.split(|byte| *byte == b'/')
@@ -34,12 +43,20 @@ impl Filesystem {
             }
             if part == b".." {
                 // Above the root there is the root.
-                here = above.pop().unwrap_or(here);
+                if let Some(number) = above.pop() {
+                    here = self.inode(number)?;
+                }
                 continue;
             }
-            let next = self.inode(self.lookup(&here, &part)?)?;
+            let next = self.inode(self.lookup_within(&here, &part, &mut bytes_left)?)?;
             if next.kind != FileKind::Symlink || left.is_empty() {
-                above.push(std::mem::replace(&mut here, next));
+                // Whoever went down such a way would never come to its end.
+                if next.kind == FileKind::Directory
+                    && (next.number == here.number || above.contains(&next.number))
+                {
+                    return here.damaged("a name in it leads to a directory above");
+                }
+                above.push(std::mem::replace(&mut here, next).number);
                 continue;
             }
             links += 1;
@@ -53,6 +70,6 @@ impl Filesystem {
             }
             left.extend(parts(&target));
         }
-        Ok(here)
+        Ok((here, above))
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     checksum::crc32c,
     inode::flag,
 };
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 const MAGIC: u32 = 0xea02_0000;
 const INODE_HEADER_LEN: usize = 4;
@@ -50,27 +50,36 @@ fn prefix(index: u8) -> Option<&'static str> {
     })
 }
 
-/// Where a value is.
-enum Value {
-    Here(Vec<u8>),
+/// Where a value is. Entries may share one: it is copied only for who asks for it.
+enum Value<'a> {
+    Here(&'a [u8]),
     Inode(InodeNumber, u32),
 }
 
-/// An attribute as it is stored.
-pub(crate) struct Entry {
-    index: u8,
-    name: Vec<u8>,
-    value: Value,
+impl Value<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Here(value) => value.len(),
+            Self::Inode(_, len) => *len as usize,
+        }
+    }
 }
 
-impl Entry {
+/// An attribute as it is stored.
+pub(crate) struct Entry<'a> {
+    index: u8,
+    name: &'a [u8],
+    value: Value<'a>,
+}
+
+impl Entry<'_> {
     pub fn is(&self, (index, name): (u8, &[u8])) -> bool {
         self.index == index && self.name == name
     }
 }
 
 /// The entries from `first` on. Offsets of values count from the beginning of `region`.
-fn entries(inode: &Inode, region: &[u8], first: usize) -> Result<Vec<Entry>, ExtError> {
+fn entries<'a>(inode: &Inode, region: &'a [u8], first: usize) -> Result<Vec<Entry<'a>>, ExtError> {
     let mut found = Vec::new();
     let mut at = first;
     // Each turn goes at least an entry forward.
@@ -87,12 +96,12 @@ fn entries(inode: &Inode, region: &[u8], first: usize) -> Result<Vec<Entry>, Ext
             Value::Inode(InodeNumber(holder), len)
         } else {
             match region.get(offset..offset.saturating_add(len as usize)) {
-                Some(value) => Value::Here(value.to_vec()),
-                None if len == 0 => Value::Here(Vec::new()),
+                Some(value) => Value::Here(value),
+                None if len == 0 => Value::Here(&[]),
                 None => return inode.damaged("the value of an extended attribute lies outside"),
             }
         };
-        found.push(Entry { index: entry[1], name: name.to_vec(), value });
+        found.push(Entry { index: entry[1], name, value });
         at += ENTRY_LEN + name_len.next_multiple_of(4);
     }
     Ok(found)
@@ -100,18 +109,18 @@ fn entries(inode: &Inode, region: &[u8], first: usize) -> Result<Vec<Entry>, Ext
 
 impl Filesystem {
     /// Those that are behind the fields of the inode.
-    pub(crate) fn inode_xattr_entries(&self, inode: &Inode) -> Result<Vec<Entry>, ExtError> {
+    pub(crate) fn inode_xattr_entries<'a>(&self, inode: &'a Inode) -> Result<Vec<Entry<'a>>, ExtError> {
         if le32(&inode.behind, 0) != MAGIC {
             return Ok(Vec::new());
         }
         entries(inode, &inode.behind[INODE_HEADER_LEN..], 0)
     }
 
-    /// Those that are in a block.
-    fn block_xattr_entries(&self, inode: &Inode) -> Result<Vec<Entry>, ExtError> {
+    /// The block that others are in, checked.
+    fn xattr_block(&self, inode: &Inode) -> Result<Option<Arc<[u8]>>, ExtError> {
         let number = inode.xattr_block;
         if number == 0 {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         if !self.disk().has(number, 1) {
             return inode.damaged("its extended attributes lie where there is nothing");
@@ -128,12 +137,12 @@ impl Filesystem {
                 return inode.damaged("the block of its extended attributes does not match its checksum");
             }
         }
-        entries(inode, &block, BLOCK_HEADER_LEN)
+        Ok(Some(block))
     }
 
-    pub(crate) fn xattr_value(&self, inode: &Inode, entry: &Entry) -> Result<Vec<u8>, ExtError> {
+    pub(crate) fn xattr_value(&self, inode: &Inode, entry: &Entry<'_>) -> Result<Vec<u8>, ExtError> {
         match &entry.value {
-            Value::Here(value) => Ok(value.clone()),
+            Value::Here(value) => Ok(value.to_vec()),
             Value::Inode(number, len) => {
                 let holder = self.inode(*number)?;
                 if !holder.has(flag::EA_INODE)
@@ -149,36 +158,42 @@ impl Filesystem {
         }
     }
 
-    /// The extended attributes of a file, those in the inode first. Access control lists are given as the kernel gives them.
+    /// The extended attributes of a file, those in the inode first. Access control lists are given as the kernel gives them; what
+    /// stands in place of one and is none is left out.
     ///
     /// # Errors
     /// They are damaged, or the image cannot be read.
     pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, ExtError> {
         let mut stored = self.inode_xattr_entries(inode)?;
-        stored.extend(self.block_xattr_entries(inode)?);
+        let block = self.xattr_block(inode)?;
+        if let Some(block) = &block {
+            stored.extend(entries(inode, block, BLOCK_HEADER_LEN)?);
+        }
         let (mut found, mut names, mut len) = (Vec::new(), HashSet::new(), 0);
         for entry in stored {
             if entry.is(INLINE_REST) || entry.index == ENCRYPTION {
                 continue;
             }
             let Some(prefix) = prefix(entry.index) else { continue };
-            let name = [prefix.as_bytes(), &entry.name].concat();
+            let name = [prefix.as_bytes(), entry.name].concat();
             // The first of a name hides those behind it, as in the kernel. One without a name nobody could ask for.
             if name.is_empty() || name.contains(&0) || !names.insert(name.clone()) {
                 continue;
+            }
+            // Before the value is read or copied.
+            len += entry.value.len();
+            if len > VALUES_LEN_MOST {
+                return inode.damaged("its extended attributes are longer than any are");
             }
             let value = self.xattr_value(inode, &entry)?;
             let value = match entry.index {
                 POSIX_ACL_ACCESS | POSIX_ACL_DEFAULT => match acl::to_kernel(&value) {
                     Some(value) => value,
-                    None => return inode.damaged("its access control list is none"),
+                    // The others say what they say all the same.
+                    None => continue,
                 },
                 _ => value,
             };
-            len += value.len();
-            if len > VALUES_LEN_MOST {
-                return inode.damaged("its extended attributes are longer than any are");
-            }
             found.push(Xattr { name, value });
         }
         Ok(found)

@@ -166,3 +166,52 @@ fn opening_reads_little_whatever_the_size() {
     assert!(fs.read_dir(&root, 100).unwrap().iter().any(|entry| entry.name == b"lost+found"));
     assert!(count.load(Relaxed) < 64 << 10, "{count:?}");
 }
+
+#[test]
+fn a_directory_that_leads_to_one_above_is_damaged() {
+    let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("a/b")).unwrap();
+    let path = make(dir.path(), "image", KINDS[3], Some(&source), 4096);
+    debugfs(
+        &path,
+        &["ln /a /a/b/up".to_owned(), "ln /a/b /a/b/itself".to_owned(), "ln /a /beside".to_owned()],
+    );
+    let fs = common::open(&path);
+    for (path, is_there) in [
+        ("/a/b", true),
+        ("/beside/b", true),
+        ("/a/b/../b", true),
+        ("/a/b/up", false),
+        ("/a/b/itself/c", false),
+    ] {
+        let found = fs.resolve(path.as_bytes());
+        assert_eq!(found.is_ok(), is_there, "{path}");
+        assert!(is_there || matches!(found, Err(blockd_ext::ExtError::Damaged { .. })), "{path}");
+    }
+    let (inode, above) = fs.resolve_with_above(b"/a/b").unwrap();
+    let numbers = [fs.resolve(b"/").unwrap().number, fs.resolve(b"/a").unwrap().number];
+    assert_eq!((above.as_slice(), inode.number), (&numbers[..], fs.resolve(b"/beside/b").unwrap().number));
+}
+
+#[test]
+fn an_access_control_list_that_is_none_hides_no_other_attribute() {
+    let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), "x").unwrap();
+    let path = make(dir.path(), "image", KINDS[0], Some(&source), 4096);
+    let set = |name: &str| format!("ea_set /file {name} abcdefgh");
+    debugfs(&path, &[set("user.posix_acl_access"), set("user.note")]);
+    let mut image = fs::read(&path).unwrap();
+    // The name of a list is that it has none.
+    let name = b"posix_acl_access";
+    let at = image.windows(name.len()).position(|bytes| bytes == name).unwrap();
+    image[at - 15] = 2;
+    let names = |image: Vec<u8>| -> Vec<Vec<u8>> {
+        let fs = Filesystem::open(Arc::new(Bytes(image))).unwrap();
+        let inode = fs.resolve(b"/file").unwrap();
+        fs.xattrs(&inode).unwrap().into_iter().map(|xattr| xattr.name).collect()
+    };
+    assert_eq!(names(image), [b"user.note".to_vec()]);
+}

@@ -128,7 +128,8 @@ fn what_e2fsck_plays_back_is_what_is_read() {
             ],
         );
         let fs = open(&made.image);
-        let JournalState::Replayed { transactions, blocks, damaged } = fs.info().journal else {
+        let JournalState::Replayed { transactions, blocks, damaged, fast_commits: false } = fs.info().journal
+        else {
             unreachable!("{kind} {options}: {:?}", fs.info())
         };
         assert!(transactions == 7 && !damaged, "{kind} {options}: {transactions}");
@@ -218,4 +219,49 @@ fn a_journal_without_sense_is_an_error() {
     let error = Filesystem::open(Arc::new(ImageFile::open(&made.image))).unwrap_err();
     assert!(error.to_string().contains("checksum"), "{error}");
     run(tool("dumpe2fs").arg("-h").arg(&made.image));
+}
+
+#[test]
+fn fast_commits_that_are_not_played_back_are_told() {
+    // A shorter journal has no room for them.
+    let made = made(&format!("{} -J size=2", KINDS[3].1));
+    made.write_journal("-c -v 3", &[transaction(1, &[1], &[])]);
+    let mut image = fs::read(&made.image).unwrap();
+    let fast = |image: &[u8]| {
+        fs::write(&made.image, image).unwrap();
+        match open(&made.image).info().journal {
+            JournalState::Replayed { fast_commits, .. } => fast_commits,
+            other => unreachable!("{other:?}"),
+        }
+    };
+    assert!(!fast(&image));
+    let magic = 0xc03b_3998_u32.to_be_bytes();
+    let at =
+        image.chunks(BLOCK).position(|block| block.starts_with(&magic) && block[7] == 4).unwrap() * BLOCK;
+    let number = |image: &[u8], offset: usize| {
+        u32::from_be_bytes(image[at + offset..at + offset + 4].try_into().unwrap())
+    };
+    // Room for them is taken from the end of the ring; the journal lies in one piece.
+    let (len, sequence) = (number(&image, 0x10), number(&image, 0x18));
+    let room = 3;
+    image[at + 0x28 + 3] |= 0x20;
+    image[at + 0x54..at + 0x58].copy_from_slice(&u32::to_be_bytes(room));
+    let superblock = &mut image[at..at + 1024];
+    superblock[0xfc..0x100].fill(0);
+    let sum = crc32c(superblock);
+    superblock[0xfc..0x100].copy_from_slice(&sum.to_be_bytes());
+    assert!(!fast(&image), "room for them, and none");
+    let head = at + (len - room + 1) as usize * BLOCK;
+    for (tid, told) in [(sequence, false), (sequence + 1, true), (sequence + 2, false)] {
+        image[head..head + 4].copy_from_slice(&[0x0a, 0, 8, 0]);
+        image[head + 8..head + 12].copy_from_slice(&tid.to_le_bytes());
+        assert_eq!(fast(&image), told, "{tid}");
+    }
+}
+
+/// CRC-32C as the journal has it: continued from all ones, and not inverted in the end.
+fn crc32c(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(!0, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| sum >> 1 ^ if sum & 1 == 1 { 0x82f6_3b78 } else { 0 })
+    })
 }

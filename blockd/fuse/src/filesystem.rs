@@ -39,7 +39,7 @@ const SEEK_HOLE: i32 = 4;
 /// Entries of all directories that are open at once: others may open them too, and each takes memory until it is closed.
 const LISTED_MOST: usize = 2_000_000;
 /// After how many runs a search for data or a hole gives up, and says that there is data.
-const RUNS_MOST: usize = 1 << 22;
+const RUNS_MOST: usize = 1 << 16;
 
 /// Something that is open.
 enum Open {

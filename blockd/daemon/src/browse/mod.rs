@@ -8,6 +8,7 @@ mod files;
 mod images;
 mod listing;
 mod mounts;
+mod turns;
 
 pub(crate) use export::CloudExports;
 
@@ -42,6 +43,7 @@ pub struct Browse {
     files: Mutex<Vec<(CloudsnapId, Arc<blockd_fuse::inside::ImageFiles>)>>,
     local: Mutex<Vec<Weak<LocalImage>>>,
     mounts: Mounts,
+    pub(crate) turns: turns::Turns,
 }
 
 impl std::fmt::Debug for Browse {

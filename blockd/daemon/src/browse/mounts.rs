@@ -157,7 +157,7 @@ impl Core {
     pub(crate) fn unmount_browse(&self, request: &UnmountBrowse) -> Result<Unmounted, ServiceError> {
         let wanted = resolve(&request.mountpoint);
         let mut mounts = self.browse.mounts.mounts.lock();
-        let all = mounts.get_or_insert_default();
+        let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
         let found = all.iter().position(|mount| mount.mounted.mountpoint() == wanted);
         let Some(at) = found else {
             let message = format!("no snapshots are mounted at {}", wanted.display());
@@ -172,7 +172,8 @@ impl Core {
     /// The mounts.
     pub(crate) fn list_browse(&self) -> BrowseMountList {
         let mut mounts = self.browse.mounts.mounts.lock();
-        let all = mounts.get_or_insert_default();
+        // None while the daemon starts or stops: nothing is mounted, and nothing is to be from here.
+        let Some(all) = &mut *mounts else { return BrowseMountList { mounts: Vec::new() } };
         all.retain(|mount| mount.mounted.is_alive());
         BrowseMountList { mounts: all.iter().map(Mount::describe).collect() }
     }

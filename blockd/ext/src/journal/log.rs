@@ -2,7 +2,7 @@
 
 use crate::{
     ExtError, Filesystem, InodeNumber, Place, ReadAt,
-    bytes::be32,
+    bytes::{be32, le32},
     checksum::{START, crc32c},
     disk,
     error::damaged,
@@ -26,6 +26,10 @@ const INCOMPAT_KNOWN: u32 = 0x3f;
 const FAST_COMMIT_BLOCKS: u32 = 256;
 /// A journal stays at least so long beside them.
 const BLOCKS_LEAST: u32 = 1024;
+/// Linux makes none that is longer.
+const BLOCKS_MOST: u32 = 10_240_000;
+/// What fast commits begin with: a tag and the length of what follows it, all with the lowest byte first.
+const FAST_HEAD: [u8; 4] = [0x0a, 0, 8, 0];
 /// Pieces that a journal may lie in.
 const PIECES_MOST: usize = 1 << 16;
 
@@ -65,6 +69,8 @@ pub(super) struct Log<'a> {
     pub wide: bool,
     /// How many blocks there is room for: the filesystem may just have grown.
     pub room_blocks: u64,
+    /// The transaction that fast commits follow, if there are any.
+    pub fast_tid: Option<u32>,
 }
 
 fn wrong<T>(what: &'static str) -> Result<T, ExtError> {
@@ -118,7 +124,10 @@ impl<'a> Log<'a> {
         if be32(&bytes, 0xc) as usize != block_len || u64::from(len) > inode.size_bytes / block_len as u64 {
             return wrong("its length or that of its blocks is not that of its file");
         }
-        let mut end = len;
+        if len > BLOCKS_MOST || u64::from(len) > fs.disk().blocks() {
+            return wrong("it is longer than any is, or than the filesystem");
+        }
+        let (mut end, mut fast_blocks) = (len, None);
         if incompat & INCOMPAT_FAST_COMMIT != 0 {
             let fast = match be32(&bytes, 0x54) {
                 0 => FAST_COMMIT_BLOCKS,
@@ -127,6 +136,7 @@ impl<'a> Log<'a> {
             // What is written there is no part of the ring.
             if let Some(without) = end.checked_sub(fast).filter(|without| *without >= BLOCKS_LEAST) {
                 end = without;
+                fast_blocks = Some(without);
             }
         }
         if first == 0 || !(first..end).contains(&start) {
@@ -144,8 +154,12 @@ impl<'a> Log<'a> {
             checksum_seed: crc32c(START, &[bytes.get(0x30..0x40).unwrap_or_default()]),
             wide: incompat & INCOMPAT_64BIT != 0,
             room_blocks: source.size_bytes() / block_len as u64,
+            fast_tid: None,
         };
         this.find_pieces(fs, &inode)?;
+        if let Some(first) = fast_blocks {
+            this.fast_tid = this.find_fast_tid(fs, &inode, first)?;
+        }
         Ok(Some(this))
     }
 
@@ -164,6 +178,20 @@ impl<'a> Log<'a> {
             at += len;
         }
         Ok(())
+    }
+
+    /// What the fast commits behind the ring say that they follow.
+    fn find_fast_tid(
+        &self,
+        fs: &Filesystem,
+        inode: &crate::Inode,
+        first: u32,
+    ) -> Result<Option<u32>, ExtError> {
+        // Linux leaves out the first block of their room.
+        let Some(block) = fs.block_run(inode, u64::from(first) + 1)?.stored else { return Ok(None) };
+        let mut head = [0; 12];
+        disk::read(self.source, block * self.block_len as u64, &mut head)?;
+        Ok((head[..4] == FAST_HEAD).then(|| le32(&head, 8)))
     }
 
     /// How many blocks the ring has.

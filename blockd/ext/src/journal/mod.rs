@@ -24,6 +24,8 @@ pub enum JournalState {
         blocks: u32,
         /// Whether it breaks off in a damaged transaction, which was left out with those behind it.
         damaged: bool,
+        /// Whether fast commits follow, which are not played back: what was synced last is missing.
+        fast_commits: bool,
     },
 }
 
@@ -38,7 +40,9 @@ pub(crate) fn replay(
     };
     let scanned = scan::scan(&log)?;
     let (transactions, damaged) = (scanned.transactions, scanned.damaged);
+    // Those of an earlier round name another transaction.
+    let fast_commits = !damaged && log.fast_tid == Some(scanned.next);
     let overlay = scanned.into_overlay(&log);
     let blocks = overlay.len();
-    Ok((overlay, JournalState::Replayed { transactions, blocks, damaged }))
+    Ok((overlay, JournalState::Replayed { transactions, blocks, damaged, fast_commits }))
 }

@@ -1,7 +1,6 @@
 //! Which blocks are to be taken from the journal.
 
 use crate::checksum::crc32c;
-use std::collections::HashMap;
 
 /// What a block that the journal cannot hold as it is has in place of its first four bytes: the journal's magic.
 const ESCAPED: [u8; 4] = 0xc03b_3998_u32.to_be_bytes();
@@ -33,19 +32,18 @@ pub(crate) struct Patch {
 /// The blocks that are to be taken from the journal.
 #[derive(Default)]
 pub(crate) struct Overlay {
-    patches: HashMap<u64, Patch>,
+    /// By their numbers, in order. A table without gaps: there may be many, and they are kept.
+    patches: Box<[(u64, Patch)]>,
     /// What checksums of blocks in the journal continue.
     checksum_seed: u32,
 }
 
 impl Overlay {
-    pub fn new(checksum_seed: u32) -> Self {
-        Self { patches: HashMap::new(), checksum_seed }
-    }
-
-    /// From now on a block is taken from there.
-    pub fn insert(&mut self, block: u64, patch: Patch) {
-        self.patches.insert(block, patch);
+    /// Of blocks that are all different ones.
+    pub fn new(checksum_seed: u32, patches: impl Iterator<Item = (u64, Patch)>) -> Self {
+        let mut patches: Box<[_]> = patches.collect();
+        patches.sort_unstable_by_key(|(block, _)| *block);
+        Self { patches, checksum_seed }
     }
 
     pub fn len(&self) -> u32 {
@@ -53,12 +51,14 @@ impl Overlay {
     }
 
     pub fn get(&self, block: u64) -> Option<Patch> {
-        self.patches.get(&block).copied()
+        let index = self.patches.binary_search_by_key(&block, |(block, _)| *block).ok()?;
+        self.patches.get(index).map(|(_, patch)| *patch)
     }
 
     /// Whether there is any from `first` to `last`.
     pub fn has_any(&self, first: u64, last: u64) -> bool {
-        !self.patches.is_empty() && (first..=last).any(|block| self.patches.contains_key(&block))
+        let from = self.patches.partition_point(|(block, _)| *block < first);
+        self.patches.get(from).is_some_and(|(block, _)| *block <= last)
     }
 
     /// Makes of a block as it is in the journal the block that it stands for; says whether its checksum is right.

@@ -29,8 +29,12 @@ const TAG_SAME_UUID: u16 = 2;
 const TAG_LAST: u16 = 8;
 const UUID_LEN: usize = 16;
 
-/// Blocks that are taken from a journal at most, and revocations in it: many times what any journal holds of blocks.
-const ENTRIES_MOST: usize = 1 << 20;
+/// Blocks that are taken from a journal at most, and revocations in it: twice what the largest journal that mke2fs makes unasked
+/// holds of blocks. They are kept as long as the filesystem is open.
+const ENTRIES_MOST: usize = 1 << 19;
+/// Blocks of the journal itself that are read at most: of a journal that says nothing for millions of blocks nobody waits for
+/// the end.
+const BLOCKS_READ_MOST: u32 = 1 << 20;
 
 /// A block that a transaction writes.
 struct Write {
@@ -41,11 +45,14 @@ struct Write {
 /// What a journal holds.
 #[derive(Default)]
 pub(super) struct Scanned {
-    writes: Vec<Write>,
+    /// The last write of each block. If that is revoked, so are those before it.
+    writes: HashMap<u64, Patch>,
     /// The last transaction that revoked a block: what it and those before it wrote there does not count.
     revoked: HashMap<u64, u32>,
     pub transactions: u32,
     pub damaged: bool,
+    /// The number that the next transaction would have.
+    pub next: u32,
 }
 
 /// Whether a transaction came later than another one. Their numbers begin again when they reach their end.
@@ -56,14 +63,10 @@ fn is_later(sequence: u32, than: u32) -> bool {
 impl Scanned {
     /// The table of the blocks that are to be taken from the journal.
     pub fn into_overlay(self, log: &Log<'_>) -> Overlay {
-        let mut overlay = Overlay::new(log.checksum_seed);
-        for write in self.writes {
-            let revoked = self.revoked.get(&write.block);
-            if revoked.is_none_or(|by| is_later(write.patch.sequence, *by)) {
-                overlay.insert(write.block, write.patch);
-            }
-        }
-        overlay
+        let revoked = self.revoked;
+        let counts =
+            |(block, patch): &(u64, Patch)| revoked.get(block).is_none_or(|by| is_later(patch.sequence, *by));
+        Overlay::new(log.checksum_seed, self.writes.into_iter().filter(counts))
     }
 
     fn is_full(&self) -> bool {
@@ -89,13 +92,17 @@ impl Open {
 
 /// Goes through the journal once.
 pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
-    let mut scanned = Scanned::default();
-    let (mut at, mut sequence) = (log.start, log.sequence);
+    let mut scanned = Scanned { next: log.sequence, ..Scanned::default() };
+    let (mut at, mut sequence, mut blocks_read) = (log.start, log.sequence, 0);
     // What is left of the ring: whoever comes around has seen everything.
     let mut left = log.ring_len();
     let mut open = Open::new();
     let mut last_commit_seconds = 0;
     while left > 0 {
+        if blocks_read >= BLOCKS_READ_MOST {
+            return Err(ExtError::unsupported("a journal that is longer than one is read"));
+        }
+        blocks_read += 1;
         let bytes = log.read(at)?;
         if be32(&bytes, 0) != MAGIC || be32(&bytes, 8) != sequence {
             break;
@@ -133,9 +140,10 @@ pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
                 for block in open.revoked {
                     scanned.revoked.insert(block, sequence);
                 }
-                scanned.writes.append(&mut open.writes);
+                scanned.writes.extend(open.writes.into_iter().map(|write| (write.block, write.patch)));
                 scanned.transactions += 1;
                 sequence = sequence.wrapping_add(1);
+                scanned.next = sequence;
                 open = Open::new();
             }
             _ => break,

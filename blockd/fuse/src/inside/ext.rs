@@ -12,6 +12,8 @@ const ENTRIES_MOST: usize = 1_000_000;
 const INODES_MOST: usize = 64;
 /// What the names that are kept take at most, in bytes.
 const NAMES_MOST_BYTES: usize = 4 << 20;
+/// What those of the directory that was listed last take at most, which are kept whatever the others take.
+const NEWEST_MOST_BYTES: usize = 64 << 20;
 
 /// An image, as the reader wants it.
 struct Source(Arc<dyn Image>);
@@ -38,6 +40,11 @@ pub(super) fn is_there(image: &Arc<dyn Image>) -> io::Result<bool> {
 pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn FileTree>> {
     let fs = Filesystem::open(Arc::new(Source(image))).map_err(|error| convert(&error))?;
     let info = fs.info();
+    if let JournalState::Replayed { fast_commits: true, .. } = info.journal {
+        tracing::warn!(
+            "a browsed filesystem ends with fast commits, which are not played back: what was synced last may be missing"
+        );
+    }
     if let JournalState::Replayed { transactions, damaged: true, .. } = info.journal {
         tracing::warn!(
             transactions,
@@ -108,12 +115,13 @@ fn names_len(path: &[u8], names: &Names) -> usize {
 impl KnownNames {
     fn insert(&mut self, path: &[u8], names: Names) {
         let len = names_len(path, &names);
-        if len > NAMES_MOST_BYTES || self.dirs.iter().any(|(known, _)| known == path) {
+        if len > NEWEST_MOST_BYTES || self.dirs.iter().any(|(known, _)| known == path) {
             return;
         }
         self.len_bytes += len;
         self.dirs.push_back((path.to_vec(), names));
         while self.len_bytes > NAMES_MOST_BYTES
+            && self.dirs.len() > 1
             && let Some((path, names)) = self.dirs.pop_front()
         {
             self.len_bytes -= names_len(&path, &names);
@@ -163,14 +171,18 @@ impl ExtTree {
     }
 
     fn entries(&self, path: &[u8]) -> Result<Vec<FileEntry>, ExtError> {
-        let mut entries = self.fs.read_dir(&self.inode(path)?, ENTRIES_MOST)?;
+        let (dir, above) = self.fs.resolve_with_above(path)?;
+        let mut entries = self.fs.read_dir(&dir, ENTRIES_MOST)?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         // Two of one name cannot be told apart.
         entries.dedup_by(|b, a| a.name == b.name);
-        let names: Names = Arc::new(entries.into_iter().map(|entry| (entry.name, entry.inode)).collect());
+        let mut names: Vec<_> = entries.into_iter().map(|entry| (entry.name, entry.inode)).collect();
+        // Whoever went down there would never come to an end.
+        let is_above = |number: &InodeNumber| *number == dir.number || above.contains(number);
         let mut found = Vec::with_capacity(names.len());
-        for (name, number) in names.iter() {
+        for (name, number) in &names {
             let stat = match self.fs.inode(*number) {
+                _ if is_above(number) => None,
                 Ok(inode) => Some(stat_of(&inode)),
                 // Each of them would have to be waited for, and none is known to be damaged.
                 Err(error) if is_outage(&error) => return Err(error),
@@ -178,7 +190,8 @@ impl ExtTree {
             };
             found.push(FileEntry { name: name.clone(), stat });
         }
-        self.names.lock().insert(path, names);
+        names.retain(|(_, number)| !is_above(number));
+        self.names.lock().insert(path, Arc::new(names));
         Ok(found)
     }
 

@@ -6,16 +6,20 @@ use super::{
 };
 use crate::{Image, ImageRun};
 use parking_lot::Mutex;
-use std::{collections::HashMap, io, sync::Arc};
+use std::{collections::VecDeque, io, sync::Arc};
 
 /// The file that stands where files cannot be shown.
 const NOTICE: &[u8] = b"/NO-FILES.txt";
+
+/// Partitions that stay open: each keeps what its filesystem remembers.
+const PARTS_MOST: usize = 4;
 
 /// The files of an image. Partitions are opened when somebody looks at them.
 pub struct ImageFiles {
     image: Arc<dyn Image>,
     inside: Inside,
-    parts: Mutex<HashMap<u32, Content>>,
+    /// Those that were looked at last, the last one behind the others.
+    parts: Mutex<VecDeque<(u32, Content)>>,
 }
 
 /// Where a path leads.
@@ -78,12 +82,30 @@ impl ImageFiles {
     }
 
     fn part(&self, part: Partition) -> io::Result<Content> {
-        if let Some(content) = self.parts.lock().get(&part.number) {
-            return Ok(content.clone());
+        if let Some(content) = self.open_part(part.number) {
+            return Ok(content);
         }
         let content = look_at_part(&self.image, part)?;
-        self.parts.lock().insert(part.number, content.clone());
+        // Another thread may have been faster.
+        if let Some(content) = self.open_part(part.number) {
+            return Ok(content);
+        }
+        let mut parts = self.parts.lock();
+        if parts.len() >= PARTS_MOST {
+            parts.pop_front();
+        }
+        parts.push_back((part.number, content.clone()));
         Ok(content)
+    }
+
+    /// A partition that is open, which from now on is the one that was looked at last.
+    fn open_part(&self, number: u32) -> Option<Content> {
+        let mut parts = self.parts.lock();
+        let at = parts.iter().position(|(other, _)| *other == number)?;
+        let found = parts.remove(at)?;
+        let content = found.1.clone();
+        parts.push_back(found);
+        Some(content)
     }
 
     fn place<'a>(&'a self, path: &'a [u8]) -> io::Result<Place<'a>> {

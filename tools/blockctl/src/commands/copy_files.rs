@@ -12,7 +12,7 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
 };
 use blockd_api::{
-    ByteSize,
+    ByteSize, ClientError, ErrorCode,
     browse::{FileKind, FilePath, SnapshotFile, SnapshotXattr},
 };
 use rustix::fs::{OFlags, XattrFlags, fsetxattr};
@@ -39,7 +39,7 @@ struct Copied {
     directories: u64,
     links: u64,
     bytes: u64,
-    /// Files and directories that lack extended attributes which whoever copies cannot set there.
+    /// Files and directories that lack extended attributes, which whoever copies cannot set there or which are damaged.
     without_xattrs: u64,
     /// What is neither, and was left out.
     left_out: Vec<FilePath>,
@@ -73,7 +73,7 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
         }
         if copied.without_xattrs > 0 {
             let what = counted(copied.without_xattrs, "file");
-            output.note(format!("extended attributes could not all be set on {what} or directories"));
+            output.note(format!("extended attributes could not all be copied for {what} or directories"));
         }
         output.line(format!(
             "Copied {}, {}, {} ({})",
@@ -129,9 +129,9 @@ async fn copy_tree(
     }
     for (file, to, made) in made_dirs.into_iter().rev() {
         let failed = |source| Failure::Write { path: to.clone(), source };
-        let xattrs = source.xattrs(&file.path).await?;
+        let xattrs = readable(source.xattrs(&file.path).await)?;
         let dir = reopen_dir(&to, made).map_err(failed)?;
-        copied.without_xattrs += u64::from(!set_xattrs(&dir, &xattrs));
+        copied.without_xattrs += u64::from(!xattrs.is_some_and(|xattrs| set_xattrs(&dir, &xattrs)));
         finish(&dir, &file).map_err(failed)?;
     }
     Ok(())
@@ -194,6 +194,18 @@ fn finish(open: &File, file: &SnapshotFile) -> io::Result<()> {
 /// rights, which a file of others does not get here, or are of the system that they come from.
 const XATTRS_COPIED: [&[u8]; 2] = [b"user.", b"system.posix_acl_"];
 
+/// The extended attributes of a file; none if they are damaged, for its content is worth more. That the store or the daemon
+/// gives no answer is no such thing.
+fn readable(xattrs: Result<Vec<SnapshotXattr>, Failure>) -> Result<Option<Vec<SnapshotXattr>>, Failure> {
+    match xattrs {
+        Ok(xattrs) => Ok(Some(xattrs)),
+        Err(Failure::Client(ClientError::Api(error))) if error.code == ErrorCode::CloudsnapDamaged => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Sets extended attributes as far as they are copied; says whether all of these could be set.
 fn set_xattrs(open: &File, xattrs: &[SnapshotXattr]) -> bool {
     let mut all = true;
@@ -232,8 +244,8 @@ async fn copy_file(
     }
     // What ends in a hole is that long all the same.
     out.set_len(offset_bytes).map_err(failed)?;
-    let xattrs = source.xattrs(&file.path).await?;
-    copied.without_xattrs += u64::from(!set_xattrs(&out, &xattrs));
+    let xattrs = readable(source.xattrs(&file.path).await)?;
+    copied.without_xattrs += u64::from(!xattrs.is_some_and(|xattrs| set_xattrs(&out, &xattrs)));
     finish(&out, file).map_err(failed)?;
     Ok(offset_bytes)
 }
