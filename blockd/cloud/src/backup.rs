@@ -24,7 +24,7 @@ use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, SnapshotId, VolumeId};
 use bytes::Bytes;
 use futures::{StreamExt, future::try_join_all};
 use jiff::Timestamp;
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, future::Future, io, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -35,6 +35,11 @@ const CHUNK_FRAMES: usize = 32;
 
 /// Objects that are asked for at once after a commit that may not have been the first.
 const CHECK_CONCURRENCY: usize = 8;
+/// How often the store is asked for one of them until it answers: over some 40 seconds, besides what each request
+/// itself is repeated. The snapshot is listed by then, and nobody else looks whether it is whole.
+const CHECK_ATTEMPTS: u32 = 10;
+const CHECK_PAUSE: Duration = Duration::from_millis(200);
+const CHECK_PAUSE_MOST: Duration = Duration::from_secs(10);
 
 /// How long after it began a backup may commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
 pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
@@ -152,11 +157,14 @@ pub struct BackupOptions {
     /// Objects are created, never replaced: what is there already must be what would have been stored. To be set where
     /// the store was seen to create objects only if they are absent.
     pub write_once: bool,
+    /// An earlier run of this backup may have come as far as the commit, whatever the journal says: journals get lost, and
+    /// programs before this one did not record it.
+    pub resumed: bool,
 }
 
 impl Default for BackupOptions {
     fn default() -> Self {
-        Self { upload_concurrency: 4, cpu_threads: 0, write_once: false }
+        Self { upload_concurrency: 4, cpu_threads: 0, write_once: false, resumed: false }
     }
 }
 
@@ -188,6 +196,8 @@ pub(crate) struct Job {
     write_once: bool,
     /// An earlier run may have committed the snapshot, and somebody else have deleted it since.
     was_committing: bool,
+    /// There was an earlier run. It did not record that it began to commit, but that is not relied on.
+    is_resumed: bool,
 }
 
 /// Backs up a frozen point of a volume: reads the blocks of the spec, and nothing else, and stores them as a snapshot.
@@ -196,7 +206,8 @@ pub(crate) struct Job {
 /// again; one byte of each such pack is fetched before the commit, because much may have happened since it was stored,
 /// and a pack that is gone is made again. After the commit of an incremental the base's manifest is asked for once: should another host have deleted
 /// it meanwhile, deltas that this one needs may be gone too, so the new manifest is taken back. Where an earlier attempt may have been the commit,
-/// one byte of every object is fetched after it, because somebody may have deleted that snapshot.
+/// or there was an earlier run, one byte of every object is fetched after it, because somebody may have deleted that
+/// snapshot. [`Progress::was_in_doubt`] says so of the former.
 ///
 /// # Errors
 /// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`]; [`CloudError::DeletedMeanwhile`];
@@ -237,6 +248,7 @@ async fn run(
     });
     let layout = layout.await?;
     let was_committing = journal.may_be_committed();
+    let is_resumed = options.resumed || !journal.completed().is_empty();
     let key = repo.key().clone();
     let job = Arc::new(Job {
         sealer: Sealer::new(&key, &spec.delta_id(), &spec.delta_salt),
@@ -251,6 +263,7 @@ async fn run(
         cores: Arc::new(Semaphore::new(cpu_threads(options.cpu_threads))),
         write_once: options.write_once,
         was_committing,
+        is_resumed,
     });
     job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
     job.packs(options.upload_concurrency.max(1)).await?;
@@ -319,7 +332,7 @@ impl Job {
     async fn check_own(&self, manifest: &Manifest) -> Result<(), CloudError> {
         let delta = self.spec.delta_id();
         let packs = (0..self.layout.pack_count).map(|pack_no| async move {
-            let is_stored = self.is_stored(pack_no).await?;
+            let is_stored = insist(|| self.is_stored(pack_no)).await?;
             Ok::<_, CloudError>((!is_stored).then(|| delta.pack_key(pack_no)))
         });
         let mut packs = futures::stream::iter(packs).buffer_unordered(CHECK_CONCURRENCY);
@@ -327,11 +340,13 @@ impl Job {
         while let Some(pack) = packs.next().await {
             gone = gone.or(pack?);
         }
-        if gone.is_none() && !self.is_there(&delta.index_key()).await? {
-            gone = Some(delta.index_key());
+        let index_key = delta.index_key();
+        if gone.is_none() && !insist(|| self.is_there(&index_key)).await? {
+            gone = Some(index_key);
         }
         let Some(object) = gone else { return Ok(()) };
-        self.store.delete(&manifest.id().manifest_key()).await?;
+        let manifest_key = manifest.id().manifest_key();
+        insist(|| async { Ok(self.store.delete(&manifest_key).await?) }).await?;
         Err(CloudError::DeletedMeanwhile { id: manifest.id(), object })
     }
 
@@ -496,10 +511,13 @@ impl Job {
         spec.check_age(Timestamp::now())?;
         let journal = self.journal.clone();
         run_blocking(move || journal.record_commit()).await?;
-        let puts_before = self.progress.snapshot().requests.put;
-        let manifest = repo.put_manifest(manifest, object.into()).await?;
-        let answered_at_once = self.progress.snapshot().requests.put == puts_before + 1;
-        if self.was_committing || !answered_at_once {
+        let puts = || self.progress.snapshot().requests.put;
+        let (manifest, at_once) = repo.put_manifest(manifest, object.into(), puts).await?;
+        let in_doubt = self.was_committing || !at_once;
+        if in_doubt {
+            self.progress.doubt();
+        }
+        if in_doubt || self.is_resumed {
             self.check_own(&manifest).await?;
         }
         if let Some(base) = &spec.base {
@@ -507,6 +525,25 @@ impl Job {
         }
         Ok(manifest)
     }
+}
+
+/// Asks again while the store does not answer.
+async fn insist<T, F>(ask: impl Fn() -> F) -> Result<T, CloudError>
+where
+    F: Future<Output = Result<T, CloudError>>,
+{
+    let mut pause = CHECK_PAUSE;
+    for _ in 1..CHECK_ATTEMPTS {
+        match ask().await {
+            Err(error) if error.is_retryable() => {
+                tracing::debug!(%error, "asked once more about the committed snapshot");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(CHECK_PAUSE_MOST);
+            }
+            result => return result,
+        }
+    }
+    ask().await
 }
 
 /// Makes sure that nobody deleted the base of a committed snapshot, and with it deltas that the snapshot needs, before

@@ -61,12 +61,28 @@ pub async fn delete_with_manifest(
     let id = manifest.id();
     let there = repo.store().delete(&id.manifest_key()).await?;
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
-    let needed = match still_needed(repo, &id, protected, cache).await? {
+    let deleted = delete_unneeded(repo, manifest, protected, cache, &mut report).await;
+    // Even if that failed half-way, or nothing had to go: its writer may have put the manifest again since.
+    let stays = stay_deleted(repo, &id).await;
+    deleted?;
+    stays?;
+    Ok(report)
+}
+
+/// Deletes the deltas of a deleted snapshot that no other one needs.
+async fn delete_unneeded(
+    repo: &Repository,
+    manifest: &Manifest,
+    protected: &[SnapshotId],
+    cache: &dyn ManifestCache,
+    report: &mut DeleteReport,
+) -> Result<(), CloudError> {
+    let needed = match still_needed(repo, &manifest.id(), protected, cache).await? {
         Ok(needed) => needed,
         Err(reason) => {
             report.kept = manifest.deltas().map(|delta| delta.snapshot).collect();
             report.kept_reason = Some(reason);
-            return Ok(report);
+            return Ok(());
         }
     };
     for delta in manifest.deltas() {
@@ -77,13 +93,10 @@ pub async fn delete_with_manifest(
             report.deltas_deleted += 1;
         }
     }
-    if report.deltas_deleted > 0 {
-        stay_deleted(repo, &id).await?;
-    }
-    Ok(report)
+    Ok(())
 }
 
-/// Deletes a manifest again, once objects that it named are gone.
+/// Deletes a manifest again, once objects that it named may be gone.
 ///
 /// Its writer may not have known that it was committed, and have put it once more. A writer in that doubt looks at all objects
 /// after it has put the manifest, and takes it back if one is gone: so either that look comes after the deletions, or
@@ -104,6 +117,21 @@ async fn delete_damaged(
 ) -> Result<DeleteReport, CloudError> {
     let there = repo.store().delete(&id.manifest_key()).await?;
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
+    let deleted = delete_own(repo, id, protected, cache, &mut report).await;
+    let stays = stay_deleted(repo, id).await;
+    deleted?;
+    stays?;
+    Ok(report)
+}
+
+/// Deletes the delta of a deleted snapshot, unless another one needs it.
+async fn delete_own(
+    repo: &Repository,
+    id: &CloudsnapId,
+    protected: &[SnapshotId],
+    cache: &dyn ManifestCache,
+    report: &mut DeleteReport,
+) -> Result<(), CloudError> {
     let reason = match still_needed(repo, id, protected, cache).await? {
         Ok(needed) if needed.contains(&id.snapshot) => None,
         Ok(_) => {
@@ -112,14 +140,13 @@ async fn delete_damaged(
             let objects = objects.into_iter().map(|object| object.key);
             report.objects_deleted += delete_objects(repo, objects).await?;
             report.deltas_deleted = 1;
-            stay_deleted(repo, id).await?;
-            return Ok(report);
+            return Ok(());
         }
         Err(reason) => Some(reason),
     };
     report.kept = vec![id.snapshot];
     report.kept_reason = reason;
-    Ok(report)
+    Ok(())
 }
 
 /// The owners of the deltas that must stay once a snapshot is gone, or why nobody knows.
@@ -131,11 +158,7 @@ async fn still_needed(
 ) -> Result<Result<HashSet<SnapshotId>, String>, CloudError> {
     // Of all volumes: one that was made from a snapshot of this one builds on its deltas.
     let mut needed: HashSet<SnapshotId> = protected.iter().copied().collect();
-    for left in repo.list_for_deletion(cache).await? {
-        if left.id == Some(*gone) {
-            // The listing may lag behind the deletion.
-            continue;
-        }
+    for left in repo.list_for_deletion(Some(gone), cache).await? {
         match left.manifest {
             Ok(left) => needed.extend(left.deltas().map(|delta| delta.snapshot)),
             Err(error) if error.is_retryable() => return Err(error),

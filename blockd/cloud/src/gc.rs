@@ -80,7 +80,7 @@ pub async fn collect_garbage(
     // In this order: what is committed in between is seen by the second listing.
     let objects = repo.store().list(DATA_PREFIX).await?;
     let probes = repo.store().list(PROBE_PREFIX).await?;
-    let manifests = repo.list_for_deletion(cache).await?;
+    let manifests = repo.list_for_deletion(None, cache).await?;
 
     let mut named: BTreeSet<(Uuid, VolumeId, SnapshotId)> = BTreeSet::new();
     let mut unknown: BTreeMap<(Uuid, VolumeId), String> = BTreeMap::new();
@@ -146,7 +146,7 @@ pub async fn remove_leftovers_of(
         return Ok(0);
     }
     // A caller who is wrong must not cost a snapshot. Of any volume: one that began as a snapshot of this one names its deltas.
-    for listed in repo.list_for_deletion(&NoCache).await? {
+    for listed in repo.list_for_deletion(None, &NoCache).await? {
         match (listed.manifest, listed.id) {
             (Ok(manifest), _) if manifest.deltas().any(|named| named.id() == delta) => {
                 tracing::warn!(key = listed.key, "what a backup left is named by a manifest: it stays");

@@ -94,7 +94,9 @@ struct State {
 }
 
 impl FileJournal {
-    /// Opens the journal of a backup, or begins one. A record that was being written when the power went is dropped.
+    /// Opens the journal of a backup, or begins one. A record that was being written when the power went is dropped, as is
+    /// all that follows a damaged one. What is dropped may have said that the manifest was about to be put, so that is
+    /// recorded then.
     ///
     /// # Errors
     /// [`CloudError::ForeignJournal`] if the file is of another backup, [`CloudError::Journal`].
@@ -106,6 +108,7 @@ impl FileJournal {
         let len = file.metadata().map_err(failed("cannot be looked at"))?.len();
         let header = header(binding);
         let mut state = State { file, end: HEADER_LEN as u64, records: BTreeMap::new() };
+        let mut was_cut = false;
         if len < HEADER_LEN as u64 {
             // It died before the header was durable, so nothing was ever recorded.
             begin(&state.file, path, &header).map_err(failed("cannot be begun"))?;
@@ -116,9 +119,14 @@ impl FileJournal {
                 return Err(CloudError::ForeignJournal { path: path.to_owned() });
             }
             state.scan().map_err(failed("cannot be read"))?;
+            was_cut = state.end < len;
             state.file.set_len(state.end).map_err(failed("cannot be cut to its last whole record"))?;
         }
-        Ok(Self { path: path.to_owned(), state: Mutex::new(state) })
+        let journal = Self { path: path.to_owned(), state: Mutex::new(state) };
+        if was_cut {
+            journal.record_commit()?;
+        }
+        Ok(journal)
     }
 
     fn failed(&self, what: &'static str) -> impl FnOnce(io::Error) -> CloudError + '_ {
@@ -375,6 +383,26 @@ mod tests {
                     assert!(journal.completed().len() < 2, "bit {bit}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_journal_that_lost_a_record_does_not_rule_the_commit_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = open(&path);
+        journal.record(0, &[11]).unwrap();
+        journal.record(1, &[12]).unwrap();
+        assert!(!open(&path).may_be_committed(), "nothing was lost");
+        journal.record_commit().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        // In the first record, far before the mark.
+        bytes[HEADER_LEN + RECORD_HEAD_LEN] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        // Once more: the first one to open it cut it.
+        for journal in [open(&path), open(&path)] {
+            assert!(journal.may_be_committed());
+            assert!(journal.completed().is_empty());
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicU8, AtomicU64,
+            AtomicBool, AtomicU8, AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -48,6 +48,7 @@ pub struct Progress {
     phase: AtomicU8,
     bytes_total: AtomicU64,
     bytes_processed: AtomicU64,
+    in_doubt: AtomicBool,
     requests: Arc<Requests>,
 }
 
@@ -75,6 +76,7 @@ impl Progress {
             phase: AtomicU8::new(Phase::Planning as u8),
             bytes_total: AtomicU64::new(0),
             bytes_processed: AtomicU64::new(0),
+            in_doubt: AtomicBool::new(false),
             requests,
         }
     }
@@ -111,6 +113,17 @@ impl Progress {
 
     pub(crate) fn processed(&self, bytes: u64) {
         self.bytes_processed.fetch_add(bytes, Relaxed);
+    }
+
+    /// The commit may not have been the first one.
+    pub(crate) fn doubt(&self) {
+        self.in_doubt.store(true, Relaxed);
+    }
+
+    /// Whether the snapshot that a backup committed may have been committed before: another host may be deleting it, and
+    /// take the manifest away once more. Nothing should be built on it. See `FORMAT.md`, "Deleting".
+    pub fn was_in_doubt(&self) -> bool {
+        self.in_doubt.load(Relaxed)
     }
 
     /// Everything that there was to do is done.

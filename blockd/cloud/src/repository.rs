@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -26,6 +26,13 @@ pub(crate) const SLOTS_MOST: usize = 64;
 const LIST_CONCURRENCY: usize = 8;
 /// How often a store is listed until no snapshot is deleted meanwhile.
 const SETTLING_LISTINGS_MOST: u32 = 16;
+/// Listings that are made at once; there is a pause before each further one.
+const LISTINGS_WITHOUT_PAUSE: u32 = 2;
+/// The first pause; each is twice as long as the one before, up to the longest.
+const SETTLING_PAUSE: Duration = Duration::from_millis(200);
+const SETTLING_PAUSE_MOST: Duration = Duration::from_secs(10);
+/// In how many listings after a pause a manifest must be that is not there, until it counts as deleted.
+const MISSES_MOST: u32 = 3;
 
 /// How a repository is opened.
 #[derive(Clone, Copy, Default, Debug)]
@@ -281,31 +288,60 @@ impl Repository {
     }
 
     /// Every snapshot of the store, for whoever wants to know what is needed: none that is there all the time is missing, and
-    /// none that was made on one which was deleted meanwhile. At least two listings.
+    /// none that was made on one which was deleted meanwhile. At least two listings. `gone` was deleted by the caller
+    /// and is left out, be it listed or not.
     ///
     /// A manifest that is gone when it is asked for named deltas that nobody has seen now; so did one that was deleted
     /// before its turn in a listing of many pages. Another snapshot may have been made on it since the listing passed that one's place, so
     /// the store is listed again, until a listing has all that the one before it had, and all of that was read. Manifests
     /// that were read and then deleted count.
     ///
+    /// Where listings lag behind, one that is long deleted stays in them for a while: listings that follow are made after a pause, and
+    /// what was not there after three of them counts as deleted. What was made on it was committed before, so the last of
+    /// those listings has that.
+    ///
     /// # Errors
     /// What the store reports of a listing; [`CloudError::Unsettled`].
     pub(crate) async fn list_for_deletion(
         &self,
+        gone: Option<&CloudsnapId>,
         cache: &dyn ManifestCache,
     ) -> Result<Vec<ListedManifest>, CloudError> {
+        let gone = gone.map(CloudsnapId::manifest_key);
         let mut read: BTreeMap<String, ListedManifest> = BTreeMap::new();
         let mut before: Option<Vec<String>> = None;
-        for _ in 0..SETTLING_LISTINGS_MOST {
-            let listed = self.store.list(MANIFESTS_PREFIX).await?;
+        let mut misses: HashMap<String, u32> = HashMap::new();
+        let mut pause = SETTLING_PAUSE;
+        for listing in 1..=SETTLING_LISTINGS_MOST {
+            let is_spaced = listing > LISTINGS_WITHOUT_PAUSE;
+            if is_spaced {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(SETTLING_PAUSE_MOST);
+            }
+            let mut listed = self.store.list(MANIFESTS_PREFIX).await?;
+            listed.retain(|object| gone.as_ref() != Some(&object.key));
             let keys: Vec<String> = listed.iter().map(|object| object.key.clone()).collect();
-            let new = listed.into_iter().filter(|object| !read.contains_key(&object.key));
-            let new: Vec<_> = new.map(|object| self.read_listed(object, cache)).collect();
+            let new: Vec<_> = listed.into_iter().filter(|object| !read.contains_key(&object.key)).collect();
+            let new_keys: Vec<String> = new.iter().map(|object| object.key.clone()).collect();
+            let new: Vec<_> = new.into_iter().map(|object| self.read_listed(object, cache)).collect();
             let new: Vec<_> = futures::stream::iter(new).buffered(LIST_CONCURRENCY).collect().await;
-            let vanished = new.iter().any(Option::is_none);
-            read.extend(new.into_iter().flatten().map(|manifest| (manifest.key.clone(), manifest)));
+            let mut vanished = false;
+            for (key, found) in new_keys.into_iter().zip(new) {
+                match found {
+                    Some(manifest) => {
+                        read.insert(key, manifest);
+                    }
+                    None => {
+                        let misses = misses.entry(key).or_default();
+                        *misses += u32::from(is_spaced);
+                        vanished |= *misses < MISSES_MOST;
+                    }
+                }
+            }
             let now: HashSet<&String> = keys.iter().collect();
-            let all_stay = before.is_some_and(|before| before.iter().all(|key| now.contains(key)));
+            let is_gone = |key: &String| misses.get(key).is_some_and(|misses| *misses >= MISSES_MOST);
+            let all_stay =
+                before.is_some_and(|before| before.iter().all(|key| now.contains(key) || is_gone(key)));
             if all_stay && !vanished {
                 return Ok(read.into_values().collect());
             }
@@ -338,14 +374,24 @@ impl Repository {
         Some(ListedManifest { key: object.key, id: Some(id), manifest })
     }
 
-    /// Puts a manifest, which is the commit; returns the one that is there then.
+    /// Puts a manifest, which is the commit; returns the one that is there then, and whether a single request put it, as
+    /// far as `puts` counts them. Otherwise it may have been there before and been deleted since.
     pub(crate) async fn put_manifest(
         &self,
         manifest: Manifest,
         object: Bytes,
-    ) -> Result<Manifest, CloudError> {
+        puts: impl Fn() -> u64 + Send,
+    ) -> Result<(Manifest, bool), CloudError> {
         let path = manifest.id().manifest_key();
-        match create(&*self.store, &path, object).await {
+        let mut puts_before = puts();
+        let mut put = self.store.put(&path, object.clone(), PutMode::CreateIfAbsent).await;
+        if matches!(&put, Err(error) if error.kind == StoreErrorKind::Unsupported) {
+            // What the store refused made nothing.
+            puts_before = puts();
+            put = self.store.put(&path, object, PutMode::Overwrite).await;
+        }
+        let at_once = put.is_ok() && puts() == puts_before + 1;
+        let there = match put {
             Ok(()) => Ok(manifest),
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
                 // An earlier attempt, or an earlier run, may have been carried out without its answer arriving.
@@ -361,7 +407,8 @@ impl Repository {
                 Ok(found) if found.delta == manifest.delta => Ok(found),
                 _ => Err(error.into()),
             },
-        }
+        };
+        Ok((there?, at_once))
     }
 }
 

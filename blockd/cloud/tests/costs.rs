@@ -55,6 +55,16 @@ async fn incompressible_incrementals_cost_what_is_dirty() {
     }
 }
 
+/// Asking for a condition in vain is no reason to doubt the commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_without_conditions_is_not_asked_for_every_pack() {
+    let repo = fixed(Arc::new(MemoryStore::refusing_conditions()), EncryptionMode::Aes256GcmSiv);
+    let live = MemoryVolume::default();
+    live.set(3, &[7; BLOCK]);
+    let done = run(&repo, spec(1, TIB, set([3]), set([]), None), &live).await.unwrap();
+    assert_eq!(done.requests.get, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn zero_blocks_cost_nothing() {
     let store = Arc::new(MemoryStore::default());

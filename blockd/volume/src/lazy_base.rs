@@ -168,7 +168,9 @@ impl LazyBase {
         let base = Arc::downgrade(self);
         let look = move || {
             let Some(base) = base.upgrade() else { return };
-            tell(base.flights.lock().look(Instant::now()));
+            // A statement of its own: whoever is told may ask again, and the lock is held to the end of this one.
+            let calls = base.flights.lock().look(Instant::now());
+            tell(calls);
             base.mind_the_time();
         };
         source.wake_after(next.saturating_duration_since(Instant::now()), Box::new(look));

@@ -278,24 +278,41 @@ impl LiveMap {
     }
 
     /// Makes the map of a frozen head, which nobody else has any more, the empty one of a new head of the same size. The file
-    /// gets its new name last, and that is what a later process finds it by. The caller syncs the directory.
+    /// gets its new name last, and that is what a later process finds it by. The caller syncs the directory. If it fails, the
+    /// file is removed.
     pub(crate) fn use_again(mut self, from: &Path, to: &Path, epoch: Epoch) -> Result<Self, VolumeError> {
-        for plane in [Plane::Held, Plane::Zero] {
-            for number in 0..self.plane_bytes / CHUNK_BYTES {
-                if self.chunk(plane, number).load(Ordering::Acquire) != RESERVED {
-                    continue;
-                }
-                let first_word = number * CHUNK_BYTES / 8;
-                for index in first_word..first_word + CHUNK_BYTES / 8 {
-                    self.word(plane, index).store(0, Ordering::Relaxed);
-                }
-                self.chunk(plane, number).store(BLANK, Ordering::Release);
+        let emptied = self.empty_for(epoch).during("write", from);
+        let named = emptied.and_then(|()| crate::storage::rename(from, to).during("rename", from));
+        if let Err(error) = named {
+            // Half of it may be cleared: nobody has a use for it.
+            if let Err(error) = crate::data_files::remove_if_there(from) {
+                tracing::warn!(%error, "a spare map that cannot be used stays until the next start");
             }
+            return Err(error);
         }
-        self.file.write_all_at(&epoch.0.to_le_bytes(), EPOCH_AT as u64).during("write", from)?;
-        crate::storage::rename(from, to).during("rename", from)?;
         self.path = to.to_owned();
         Ok(self)
+    }
+
+    /// Clears the bits and says in the header that it is of another epoch, and not closed.
+    ///
+    /// Not through the mapping: a page that was written back and dropped would have to be read again for that, and a disk
+    /// that cannot do so kills the process. Whole pages that are written to the file need no reading, a failure is an
+    /// error, and a shared mapping shows them at once.
+    fn empty_for(&self, epoch: Epoch) -> std::io::Result<()> {
+        let mut at = HEADER_BYTES;
+        for plane in [Plane::Held, Plane::Zero] {
+            for number in 0..self.plane_bytes / CHUNK_BYTES {
+                let chunk = self.chunk(plane, number);
+                if chunk.load(Ordering::Acquire) == RESERVED {
+                    self.file.write_all_at(&[0; CHUNK_BYTES as usize], at)?;
+                    chunk.store(BLANK, Ordering::Release);
+                }
+                at += CHUNK_BYTES;
+            }
+        }
+        self.file.write_all_at(&[0], CLEAN_AT as u64)?;
+        self.file.write_all_at(&epoch.0.to_le_bytes(), EPOCH_AT as u64)
     }
 
     /// Whether it is a map of this many blocks that was not [disowned](Self::disown).

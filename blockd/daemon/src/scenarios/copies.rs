@@ -45,7 +45,8 @@ async fn where_objects_can_be_replaced_an_interrupted_backup_is_given_up() {
         assert_eq!(host.list().await.len(), 1 + usize::from(goes_on), "{step}");
         let next = host.backup("data", false).await;
         assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
-        assert_eq!(next.bytes_dirty, if goes_on { 0 } else { 1 << 20 }, "{step}");
+        // One that was found there is not built on: nobody knows how often it was put.
+        assert_eq!(next.bytes_dirty, 1 << 20, "{step}");
         host.assert_tidy();
         model.assert_is(&*host.restore(&next.source_volume.unwrap(), "copy").await);
         host.stop().await;

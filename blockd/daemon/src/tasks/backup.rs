@@ -22,8 +22,8 @@ use crate::{
 };
 use blockd_api::{CredentialRef, ErrorCode};
 use blockd_cloud::{
-    BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal, JournalBinding,
-    Manifest, ManifestCache, Progress, Repository, check_base, new_delta_salt,
+    BackupJournal, BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal,
+    JournalBinding, Manifest, ManifestCache, Progress, Repository, check_base, new_delta_salt,
 };
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Changes, Volume, VolumeError, VolumeErrorKind};
@@ -110,6 +110,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     });
     core.store_progress(live).await;
 
+    // Of one that was found nobody knows how often it was put.
+    let was_found = committed.is_some();
     let manifest = match committed {
         Some(manifest) => match &spec.base {
             Some(base) => {
@@ -118,7 +120,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
             }
             None => Ok(manifest),
         },
-        None => upload(core, &volume, &spec, &repository, progress, live, write_once).await,
+        None => upload(core, &volume, &spec, &repository, Arc::clone(&progress), live, write_once).await,
     };
     if let Err(ServiceError::Cloud(error)) = &manifest
         && let CloudError::BaseDeleted { base } = **error
@@ -127,7 +129,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     }
     let manifest = manifest?;
     core.reached("backup in the store")?;
-    let done = commit(core, live, &snapshot, manifest).await?;
+    let in_doubt = was_found || progress.was_in_doubt();
+    let done = commit(core, live, &snapshot, manifest, in_doubt).await?;
     core.reached("backup committed")?;
     if let Err(error) = clean_up(core, &done).await {
         tracing::warn!(%error, "what the backup left behind is removed at the next start");
@@ -332,7 +335,8 @@ async fn upload(
     write_once: bool,
 ) -> Result<Manifest, ServiceError> {
     let (task, cancel) = (live.id, live.cancel.clone());
-    let (volume, (_, snapshot)) = (Arc::clone(volume), ids(&live.view())?);
+    let row = live.view();
+    let (volume, (_, snapshot)) = (Arc::clone(volume), ids(&row)?);
     let readers = Arc::clone(&core.tasks.readers);
     let path = core.task_dir(task).join("journal");
     let binding = JournalBinding::of(repository, spec);
@@ -346,6 +350,7 @@ async fn upload(
         upload_concurrency: (core.config.upload_concurrency / core.tasks.sharing(snapshot).max(1)).max(1),
         cpu_threads: core.config.cpu_threads,
         write_once,
+        resumed: row.detail.run != Some(core.run) || row.detail.resumed > 0,
     };
     let result = cloud::backup(
         repository.clone(),
@@ -368,7 +373,8 @@ async fn upload(
     result
 }
 
-/// The journal of this backup. One that belongs to another plan or is damaged is begun anew: it only saves work.
+/// The journal of this backup. One that belongs to another plan or is damaged is begun anew: it saves work, and says whether
+/// the commit was begun. What is not known is taken for begun.
 fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, CloudError> {
     match FileJournal::open(path, binding) {
         Err(CloudError::ForeignJournal { .. }) => {
@@ -378,7 +384,9 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
                 what: "removing it",
                 source,
             })?;
-            FileJournal::open(path, binding)
+            let journal = FileJournal::open(path, binding)?;
+            journal.record_commit()?;
+            Ok(journal)
         }
         other => other,
     }
@@ -386,11 +394,15 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
 
 /// The store lists the backup, so it must not fail any more: this ends when it is stored here too. If the daemon stops
 /// before, the next start does the rest.
+///
+/// One whose commit was in doubt may be about to vanish by another host's deletion, with the deltas of whatever is made on it
+/// by then. So nothing is: the next backup builds on the one that this one would have followed.
 async fn commit(
     core: &Core,
     live: &LiveTask,
     snapshot: &SnapshotRow,
     manifest: Manifest,
+    in_doubt: bool,
 ) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let id = manifest.id();
@@ -403,12 +415,17 @@ async fn commit(
         incrementals: manifest.chain.len() as u64,
         finished: snapshot.created,
     };
+    if in_doubt {
+        tracing::info!(cloudsnap = %id, "the backup may have been committed before without an answer: the next one is not built on it");
+    }
     let measured = measured_write_speed(live);
     let (snapshot, task) = (snapshot.id, live.id);
     core.until_stored("the backup that is in the store", || {
         let (chain, manifest) = (chain.clone(), manifest.clone());
         core.finish(live, move |tx| {
-            chain.put(tx)?;
+            if !in_doubt {
+                chain.put(tx)?;
+            }
             Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
             if let Some(bytes_per_s) = measured {
                 CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
