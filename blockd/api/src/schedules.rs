@@ -210,6 +210,19 @@ pub struct Schedule {
 pub struct ScheduleList {
     /// The schedules, oldest first.
     pub schedules: Vec<Schedule>,
+    /// Those that this host cannot read. They make no backups, and nothing of theirs is deleted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<UnreadableSchedule>,
+}
+
+/// A schedule that the daemon cannot read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnreadableSchedule {
+    /// Its id, by which it can be deleted.
+    pub uuid: String,
+    /// What is wrong with it.
+    pub error: String,
 }
 
 /// How a run is.

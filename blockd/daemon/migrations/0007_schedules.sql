@@ -37,7 +37,12 @@ CREATE TABLE schedule_runs (
     task        TEXT,
     cloudsnap   TEXT,
     completed   TEXT,
-    reason      TEXT
+    reason      TEXT,
+    pool        TEXT NOT NULL DEFAULT '',   -- with which others it is judged; '': with those of all rules that have no retention
+    retain      TEXT,                       -- JSON: the retention of its rule, for when that is gone
+    freed       INTEGER NOT NULL DEFAULT 0 CHECK (freed IN (0, 1)) -- the clock was set back: its instant comes again
 ) STRICT;
-CREATE UNIQUE INDEX schedule_runs_once ON schedule_runs (schedule, rule, nominal, volume, credential) WHERE rule IS NOT NULL;
+CREATE UNIQUE INDEX schedule_runs_once ON schedule_runs (schedule, rule, nominal, volume, credential)
+    WHERE rule IS NOT NULL AND freed = 0;
+CREATE INDEX schedule_runs_by_cloudsnap ON schedule_runs (cloudsnap) WHERE cloudsnap IS NOT NULL;
 CREATE INDEX schedule_runs_by_state ON schedule_runs (state, priority, id);

@@ -172,6 +172,7 @@ impl Core {
         let _admission = self.admission.lock().await;
         let row = self.credential(Some(wanted)).await?;
         self.refuse_if_credential_needed(row.uuid, row.name.as_str()).await?;
+        self.refuse_if_scheduled(row.uuid, row.name.as_str()).await?;
         if let Some(task) =
             self.unfinished_tasks().await?.into_iter().find(|task| task.credential == row.uuid)
         {

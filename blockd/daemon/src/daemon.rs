@@ -251,8 +251,14 @@ impl Daemon {
         http_stop.cancel();
         core.stopping.cancel();
         // What it was about to begin is begun after the next start.
-        if let Err(error) = scheduler.await {
-            tracing::error!(%error, "the scheduler ended badly");
+        let scheduler_abort = scheduler.abort_handle();
+        match tokio::time::timeout(patience, scheduler).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the scheduler ended badly"),
+            Err(_) => {
+                scheduler_abort.abort();
+                tracing::warn!("the scheduler was cut off");
+            }
         }
         // Whoever asks for metrics does not hold up a stop.
         if let Some(metrics) = metrics {

@@ -207,7 +207,7 @@ pub enum DeleteReason {
     NoRuleKeepsIt,
     /// Its date has come.
     Expired,
-    /// It is damaged, and a newer one is good.
+    /// It is damaged, and a newer one was read and found to be good.
     Damaged,
 }
 
@@ -216,7 +216,7 @@ impl fmt::Display for DeleteReason {
         f.write_str(match self {
             Self::NoRuleKeepsIt => "no rule keeps it",
             Self::Expired => "expired",
-            Self::Damaged => "damaged, and a newer one is good",
+            Self::Damaged => "damaged, and a newer one is verified",
         })
     }
 }
@@ -262,6 +262,13 @@ struct Rule {
 }
 
 impl Rule {
+    /// The reason that a snapshot would have to be kept, which takes no place by it.
+    fn would_take(&self, retention: &Retention, created: Timestamp) -> Option<KeepReason> {
+        let number = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let fits = number <= self.count && !self.seen.contains(&(self.bucket)(retention, created));
+        fits.then(|| (self.reason)(number))
+    }
+
     /// The number of a snapshot that is the first of its bucket, newest first, while there is room.
     fn takes(&mut self, retention: &Retention, created: Timestamp) -> Option<KeepReason> {
         let number = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).saturating_add(1);
@@ -342,6 +349,7 @@ pub fn decide<Id: Clone + Ord>(
     let mut rules = rules(retention);
     let mut last = 0;
     let mut good_seen = false;
+    let mut verified_seen = false;
     let mut verdicts = Vec::with_capacity(sorted.len());
     for snapshot in &sorted {
         let mut reasons = Vec::new();
@@ -356,22 +364,28 @@ pub fn decide<Id: Clone + Ord>(
         keep_if(snapshot.created > latest, KeepReason::FromTheFuture);
         keep_if(newest_is_bad, KeepReason::NewestIsBad);
         keep_if(snapshot.health == Health::Bad && !good_seen, KeepReason::NoneBetter);
+        keep_if(retention.keeps_all() && !expired, KeepReason::NoRule);
         // What has expired takes no one's place, and what is damaged neither.
         if is_good && !expired {
             last += 1;
-            keep_if(retention.keeps_all(), KeepReason::NoRule);
             keep_if(last <= retention.keep_last, KeepReason::Last(last));
             for rule in &mut rules {
                 reasons.extend(rule.takes(retention, snapshot.created));
             }
+        } else if snapshot.health == Health::Bad && !expired && !verified_seen {
+            // One bad frame makes all bad that share it, and most of each can be read still. Until a newer one is
+            // proven, they stay as long as they would if they were good.
+            keep_if(last < retention.keep_last, KeepReason::Last(last.saturating_add(1)));
+            reasons.extend(rules.iter().filter_map(|rule| rule.would_take(retention, snapshot.created)));
         }
         good_seen |= is_good;
+        verified_seen |= is_good && snapshot.health == Health::Verified;
         let verdict = if !reasons.is_empty() {
             Verdict::Keep(reasons)
-        } else if snapshot.health == Health::Bad {
-            Verdict::Delete(DeleteReason::Damaged)
         } else if expired {
             Verdict::Delete(DeleteReason::Expired)
+        } else if snapshot.health == Health::Bad && verified_seen {
+            Verdict::Delete(DeleteReason::Damaged)
         } else {
             Verdict::Delete(DeleteReason::NoRuleKeepsIt)
         };

@@ -78,6 +78,9 @@ pub enum DbError {
     /// The thread that ran the statement is gone.
     #[error("database: the request was cut off: {0}")]
     Cut(String),
+    /// A run of a schedule was ended or begun by something else meanwhile.
+    #[error("run {0} does not wait any more")]
+    NotQueued(u64),
     /// A value cannot be stored.
     #[error("database: cannot encode {what}: {source}")]
     Encode {
@@ -103,6 +106,19 @@ impl DbError {
     /// Whether the filesystem of the database has no room left.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Sql(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+    }
+
+    /// Whether a row was read whose content this blockd does not understand.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        let is_of_row = |error: &rusqlite::Error| {
+            matches!(
+                error,
+                rusqlite::Error::FromSqlConversionFailure(..)
+                    | rusqlite::Error::IntegralValueOutOfRange(..)
+                    | rusqlite::Error::InvalidColumnType(..)
+            )
+        };
+        matches!(self, Self::Sql(error) if is_of_row(error))
     }
 
     /// Whether a row was refused because another one has the same name.

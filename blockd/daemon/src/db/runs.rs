@@ -1,13 +1,13 @@
 //! Rows of runs of schedules.
 
-use super::{DbError, number, parsed, parsed_if_there, stored};
+use super::{DbError, json_if_there, number, parsed, parsed_if_there, stored, to_json};
 use blockd_api::{
     VolumeName,
     schedules::{Priority, Run, RunState},
 };
 use blockd_cloud::CloudsnapId;
 use blockd_extent::VolumeId;
-use blockd_schedule::Recurrence;
+use blockd_schedule::{Recurrence, Retention};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
@@ -45,11 +45,15 @@ pub struct RunRow {
     pub cloudsnap: Option<CloudsnapId>,
     /// When it ended.
     pub completed: Option<Timestamp>,
-    /// Why it failed or was left out.
+    /// Why it failed, was left out or has to wait.
     pub reason: Option<String>,
+    /// Its rule, if that had a retention of its own; else nothing, and it counts with all others.
+    pub pool: String,
+    /// That retention, as it was then.
+    pub retain: Option<Retention>,
 }
 
-const COLUMNS: &str = "id, schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason";
+const COLUMNS: &str = "id, schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain";
 
 fn state(row: &Row<'_>, column: usize) -> rusqlite::Result<RunState> {
     let text: String = row.get(column)?;
@@ -81,6 +85,9 @@ impl RunRow {
             cloudsnap: parsed_if_there(row, 13)?,
             completed: parsed_if_there(row, 14)?,
             reason: row.get(15)?,
+            pool: row.get(16)?,
+            // As above; without it, all are kept.
+            retain: json_if_there(row, 17).unwrap_or(None),
         })
     }
 
@@ -96,10 +103,12 @@ impl RunRow {
     /// The database fails.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<Option<u64>, DbError> {
         let priority = Priority::ALL.iter().position(|priority| *priority == self.priority).unwrap_or(1);
+        let retain = self.retain.as_ref().map(|retain| to_json("retention", retain)).transpose()?;
         let added = tx.execute(
-            "INSERT OR IGNORE INTO schedule_runs
-             (schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            "INSERT INTO schedule_runs
+             (schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
+             ON CONFLICT (schedule, rule, nominal, volume, credential) WHERE rule IS NOT NULL AND freed = 0 DO NOTHING",
             params![
                 self.schedule.to_string(),
                 self.rule.as_ref().map(ToString::to_string),
@@ -116,6 +125,8 @@ impl RunRow {
                 self.cloudsnap.as_ref().map(ToString::to_string),
                 self.completed.map(|at| at.to_string()),
                 self.reason,
+                self.pool,
+                retain,
             ],
         )?;
         Ok((added > 0).then(|| tx.last_insert_rowid().unsigned_abs()))
@@ -136,6 +147,56 @@ impl RunRow {
                 self.completed.map(|at| at.to_string()),
                 self.reason,
             ],
+        )?;
+        Ok(())
+    }
+
+    /// Stores how the run is now, if it still waits; false if it does not.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn update_queued(&self, tx: &Transaction<'_>) -> Result<bool, DbError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM schedule_runs WHERE id = ?1 AND state = 'queued')";
+        let waits: bool = tx.query_row(sql, [stored(self.id)], |row| row.get(0))?;
+        if waits {
+            self.update(tx)?;
+        }
+        Ok(waits)
+    }
+
+    /// A cloud snapshot is out of its store: the runs that made it count as backups no more, whoever deleted it.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn expire(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        cloudsnap: &CloudsnapId,
+        reason: &str,
+    ) -> Result<(), DbError> {
+        // One whose end was not noted yet, or that was taken up again after it failed, made it too.
+        tx.execute(
+            "UPDATE schedule_runs SET state = 'expired', completed = coalesce(completed, ?4), reason = ?3
+             WHERE cloudsnap = ?1 AND credential = ?2 AND state IN ('done', 'active', 'failed')",
+            params![cloudsnap.to_string(), credential.to_string(), reason, Timestamp::now().to_string()],
+        )?;
+        Ok(())
+    }
+
+    /// The clock was set back to `now`: the instants of a rule that are later come again, for other runs.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn free_later(
+        tx: &Transaction<'_>,
+        schedule: Uuid,
+        rule: &Recurrence,
+        now: Timestamp,
+    ) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE schedule_runs SET freed = 1 WHERE schedule = ?1 AND rule = ?2
+             AND CAST(strftime('%s', nominal) AS INTEGER) > ?3",
+            params![schedule.to_string(), rule.to_string(), now.as_second()],
         )?;
         Ok(())
     }

@@ -44,6 +44,9 @@ pub struct ScheduleRow {
 
 const COLUMNS: &str = "uuid, created, paused, policy, spec";
 
+/// A row by its key, or why it cannot be read.
+pub type Named<T> = (String, Result<T, DbError>);
+
 impl ScheduleRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
@@ -55,14 +58,43 @@ impl ScheduleRow {
         })
     }
 
-    /// All schedules, oldest first.
+    /// All schedules that can be read, oldest first.
     ///
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        Ok(Self::each(tx)?.into_iter().filter_map(|(_, row)| row.ok()).collect())
+    }
+
+    /// All schedules, oldest first, or why one cannot be read: its time zone, or that of its policy, may be gone from
+    /// this host. The others must go on.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn each(tx: &Transaction<'_>) -> Result<Vec<Named<Self>>, DbError> {
         let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM schedules ORDER BY created, uuid"))?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        let mut rows = statement.query([])?;
+        let mut each = Vec::new();
+        while let Some(row) = rows.next()? {
+            let read = Self::read(row).map_err(DbError::from).and_then(|read| {
+                read.rules(tx)?;
+                Ok(read)
+            });
+            match read {
+                Err(error) if !error.is_unreadable() => return Err(error),
+                read => each.push((row.get(0)?, read)),
+            }
+        }
+        Ok(each)
+    }
+
+    /// Whether there is one of this id, readable or not.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn exists(tx: &Transaction<'_>, uuid: Uuid) -> Result<bool, DbError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM schedules WHERE uuid = ?1)";
+        Ok(tx.query_row(sql, [uuid.to_string()], |row| row.get(0))?)
     }
 
     /// The schedule of this id.
@@ -165,14 +197,24 @@ impl PolicyRow {
         Ok(Self { name: parsed(row, 0)?, rules: json(row, 1)? })
     }
 
-    /// All policies, by name.
+    /// All policies that can be read, by name.
     ///
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
         let mut statement = tx.prepare("SELECT name, rules FROM sched_policies ORDER BY name")?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        let mut rows = statement.query([])?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            match Self::read(row).map_err(DbError::from) {
+                Ok(policy) => all.push(policy),
+                Err(error) if error.is_unreadable() => {
+                    tracing::error!(%error, "a schedule policy cannot be read");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
     }
 
     /// The policy of this name.

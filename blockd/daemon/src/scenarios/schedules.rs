@@ -72,8 +72,9 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
         assert!(runs.iter().all(|run| run.reason.is_none() || run.state == RunState::Expired), "{runs:?}");
     }
     // The two newest stay, in the database and in the store.
-    for _ in 0..600 {
-        if host.list().await.len() == 2 {
+    for _ in 0..2400 {
+        let expired = host.settled().await.iter().filter(|run| run.state == RunState::Expired).count();
+        if expired == 2 && host.list().await.len() == 2 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

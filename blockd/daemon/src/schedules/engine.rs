@@ -3,7 +3,7 @@
 //! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that stores the
 //! task. So a daemon that is killed between any two of them finds, at its next start, what is left to do.
 
-use crate::db::{DbError, NewEvent, Proof, RunRow, ScheduleRow, TaskKind, TaskRow, TaskState};
+use crate::db::{DbError, LazyRow, NewEvent, Proof, RunRow, ScheduleRow, TaskKind, TaskRow, TaskState};
 use blockd_api::{
     VolumeName,
     events::Severity,
@@ -11,7 +11,7 @@ use blockd_api::{
 };
 use blockd_cloud::{CloudsnapId, VerifyDepth};
 use blockd_extent::VolumeId;
-use blockd_schedule::{Condition, Health, Snapshot, Tick, Verdict, decide, tick};
+use blockd_schedule::{Condition, Health, Retention, Snapshot, Tick, Verdict, decide, tick};
 use jiff::Timestamp;
 use rusqlite::Transaction;
 use std::collections::{BTreeMap, HashSet};
@@ -48,7 +48,13 @@ struct Cause<'a> {
     missed: u32,
 }
 
-/// Adds the runs of a schedule, one for each volume and place. A volume whose last run has not ended is left out.
+/// With which others the backups of a rule count, and what is kept of them, if the rule says it.
+fn pool_of(rule: &Rule) -> Option<(String, Retention)> {
+    rule.retain.clone().map(|retain| (rule.when.to_string(), retain))
+}
+
+/// Adds the runs of a schedule, one for each volume and place. A volume whose last run is under way, or waits for its
+/// turn, is left out; one that was refused until now fails, so that somebody sees it.
 fn add_runs(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -56,6 +62,7 @@ fn add_runs(
     volumes: &[Candidate],
     now: Timestamp,
 ) -> Result<Vec<RunRow>, DbError> {
+    let (pool, retain) = cause.rule.and_then(pool_of).unzip();
     let run = RunRow {
         id: 0,
         schedule: schedule.uuid,
@@ -73,6 +80,8 @@ fn add_runs(
         cloudsnap: None,
         completed: None,
         reason: None,
+        pool: pool.unwrap_or_default(),
+        retain,
     };
     let skipped = |run: RunRow, reason: String| RunRow {
         state: RunState::Skipped,
@@ -88,6 +97,16 @@ fn add_runs(
             let run = RunRow { volume: id, volume_name: name, credential: Some(*credential), ..run.clone() };
             let earlier = RunRow::unfinished(tx, schedule.uuid, volume.id, *credential)?;
             runs.push(match earlier {
+                Some(earlier) if earlier.state == RunState::Queued && earlier.reason.is_some() => {
+                    let why = earlier.reason.as_deref().unwrap_or_default();
+                    let reason = format!("it could not begin until the next one was due: {why}");
+                    tracing::error!(schedule = %schedule.uuid, run = earlier.id, %reason, "the run failed");
+                    let message = format!("a run of schedule {} failed: {reason}", schedule.uuid);
+                    let event = NewEvent::new(now, Severity::Error, "run-failed", message);
+                    NewEvent { volume: earlier.volume_name.clone(), ..event }.insert(tx)?;
+                    end_queued(tx, &earlier, RunState::Failed, reason, now)?;
+                    run
+                }
                 Some(earlier) => {
                     let reason = format!("run {} has not ended: it is {}", earlier.id, earlier.state);
                     skipped(run, reason)
@@ -101,9 +120,14 @@ fn add_runs(
     }
     let mut added = Vec::new();
     for mut run in runs {
-        if let Some(id) = run.insert(tx)? {
-            run.id = id;
-            added.push(run);
+        match run.insert(tx)? {
+            Some(id) => {
+                run.id = id;
+                added.push(run);
+            }
+            None => {
+                tracing::warn!(schedule = %run.schedule, nominal = %run.nominal, "there is a run of this instant already: no other is added");
+            }
         }
     }
     Ok(added)
@@ -152,6 +176,7 @@ pub(crate) fn fire(
                 }
                 Tick::ClockSetBack { dealt_with_until } => {
                     tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, "the clock was set back: the schedule begins anew");
+                    RunRow::free_later(tx, schedule.uuid, &rule.when, now)?;
                     schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
                     look_at(now);
                 }
@@ -257,11 +282,22 @@ impl Batch {
     }
 }
 
-/// The runs that may begin now, no two for a volume but those of one batch, the more urgent ones first.
-pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Vec<Batch>, DbError> {
+/// What may begin now.
+#[derive(Clone, Debug)]
+pub(crate) struct Ready {
+    /// All candidates, no two for a volume but those of one batch, the more urgent ones first.
+    pub(crate) batches: Vec<Batch>,
+    /// How many of them may be under way as well. Which ones is not decided here: some are refused when they begin,
+    /// and must not hold up the others.
+    pub(crate) places: usize,
+}
+
+/// The runs that may begin now.
+pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError> {
     let is_group = |schedule: &ScheduleRow| schedule.spec.selector.group.is_some();
-    let groups: HashSet<_> =
-        ScheduleRow::all(tx)?.iter().filter(|row| is_group(row)).map(|row| row.uuid).collect();
+    let schedules = ScheduleRow::all(tx)?;
+    let groups: HashSet<_> = schedules.iter().filter(|row| is_group(row)).map(|row| row.uuid).collect();
+    let paused: HashSet<_> = schedules.iter().filter(|row| row.paused).map(|row| row.uuid).collect();
     let active: HashSet<_> =
         RunRow::in_state(tx, RunState::Active)?.iter().map(|run| (run.schedule, run.volume)).collect();
     let mut busy: HashSet<VolumeId> = TaskRow::unfinished(tx)?
@@ -271,43 +307,51 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Vec<Batc
         .collect();
     let mut waiting: Vec<Batch> = Vec::new();
     for run in RunRow::in_state(tx, RunState::Queued)? {
+        // What somebody asked for is done, paused or not.
+        if run.rule.is_some() && paused.contains(&run.schedule) {
+            continue;
+        }
         let is_group = groups.contains(&run.schedule);
         match waiting.iter_mut().find(|batch| batch.takes(&run, is_group)) {
             Some(batch) => batch.runs.push(run),
             None => waiting.push(Batch { runs: vec![run], is_group }),
         }
     }
-    let mut ready = Vec::new();
+    let mut batches = Vec::new();
     for batch in waiting {
-        if active.len() + ready.len() >= concurrency {
-            break;
-        }
         let volumes = batch.volumes();
         let is_free = !volumes.is_empty() && volumes.is_disjoint(&busy);
         // Also those of a batch that must wait are taken, so that others do not go first for ever.
         busy.extend(volumes);
         if is_free {
-            ready.push(batch);
+            batches.push(batch);
         }
     }
-    Ok(ready)
+    Ok(Ready { batches, places: concurrency.saturating_sub(active.len()) })
 }
 
-/// Notes that a run's task is stored, in the transaction that stores it.
+/// Notes that a run's task is stored, in the transaction that stores it. Fails, and so that with it, if the run does not
+/// wait any more.
 pub(crate) fn begun(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Result<(), DbError> {
-    RunRow { state: RunState::Active, task: Some(task.id), cloudsnap: Some(task.cloudsnap), ..run.clone() }
-        .update(tx)
+    let (id, cloudsnap) = (Some(task.id), Some(task.cloudsnap));
+    let begun = RunRow { state: RunState::Active, task: id, cloudsnap, reason: None, ..run.clone() };
+    if begun.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
 }
 
-/// Ends a run.
-pub(crate) fn end(
+/// Notes why a run has to wait.
+pub(crate) fn waits(tx: &Transaction<'_>, run: &RunRow, reason: String) -> Result<(), DbError> {
+    RunRow { reason: Some(reason), ..run.clone() }.update_queued(tx).map(drop)
+}
+
+/// Ends a run that waits; false if it does not wait any more.
+pub(crate) fn end_queued(
     tx: &Transaction<'_>,
     run: &RunRow,
     state: RunState,
-    reason: Option<String>,
+    reason: String,
     now: Timestamp,
-) -> Result<(), DbError> {
-    RunRow { state, completed: run.completed.or(Some(now)), reason, ..run.clone() }.update(tx)
+) -> Result<bool, DbError> {
+    RunRow { state, completed: Some(now), reason: Some(reason), ..run.clone() }.update_queued(tx)
 }
 
 /// What becomes of one backup that a schedule made.
@@ -319,18 +363,38 @@ pub(crate) struct Judgement {
     pub(crate) verdict: Verdict,
 }
 
+/// The cloud snapshots, by credential, that cannot be deleted now, or are being deleted.
+fn in_use(tx: &Transaction<'_>) -> Result<HashSet<(Uuid, String)>, DbError> {
+    let mut used = HashSet::new();
+    for row in LazyRow::all(tx)? {
+        used.insert((row.credential, row.cloudsnap.to_string()));
+    }
+    for task in TaskRow::unfinished(tx)? {
+        let needed = match task.kind {
+            TaskKind::Restore | TaskKind::Delete => Some(task.cloudsnap),
+            TaskKind::Backup => task.base,
+            TaskKind::Verify => None,
+        };
+        used.extend(needed.map(|cloudsnap| (task.credential, cloudsnap.to_string())));
+    }
+    Ok(used)
+}
+
 /// What becomes of the backups that a schedule made. Those of a rule with a retention of its own count for
-/// themselves, all others together, and each volume and place for itself.
+/// themselves, all others together, and each volume and place for itself. Those of a rule that is gone are kept by the
+/// retention that it had then: none that is stricter may come to hold for them without anybody saying so.
 pub(crate) fn judge(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
     now: Timestamp,
 ) -> Result<Vec<Judgement>, DbError> {
     let rules = schedule.rules(tx)?;
-    let own = |run: &RunRow| {
-        let rule = rules.iter().find(|rule| Some(&rule.when) == run.rule.as_ref());
-        rule.and_then(|rule| rule.retain.clone().map(|retain| (rule.when.to_string(), retain)))
+    let own = |run: &RunRow| match rules.iter().find(|rule| Some(&rule.when) == run.rule.as_ref()) {
+        Some(rule) => pool_of(rule),
+        None if run.pool.is_empty() => None,
+        None => Some((run.pool.clone(), run.retain.clone().unwrap_or_default())),
     };
+    let used = in_use(tx)?;
     let mut proofs = BTreeMap::new();
     for credential in &schedule.spec.credentials {
         for proof in Proof::all(tx, *credential)? {
@@ -352,7 +416,10 @@ pub(crate) fn judge(
         let snapshot = Snapshot {
             id: run.id,
             created: run.started,
-            condition: Condition::Done,
+            condition: match used.contains(&(credential, cloudsnap.to_string())) {
+                true => Condition::InUse,
+                false => Condition::Done,
+            },
             health,
             pinned: false,
             expires: None,

@@ -1,6 +1,8 @@
 //! Schedules: what can be asked of them, and the task that runs them.
 
 pub(crate) mod engine;
+#[cfg(test)]
+mod engine_tests;
 mod policies;
 mod requests;
 mod runner;

@@ -2,7 +2,7 @@
 
 use crate::{
     core::Core,
-    db::{DbError, PolicyRow},
+    db::{DbError, PolicyRow, ScheduleRow},
     error::ServiceError,
 };
 use blockd_api::{
@@ -84,7 +84,21 @@ impl Core {
         refuse_none(&request.rules)?;
         let row = PolicyRow { name: name.clone(), rules: request.rules };
         let stored = row.clone();
-        if !self.db.run(move |tx| stored.update(tx)).await? {
+        let updated = self.db.run(move |tx| -> Result<bool, ServiceError> {
+            let found = stored.update(tx)?;
+            // A schedule must not get a rule by it that it has itself.
+            for schedule in ScheduleRow::all(tx)? {
+                if schedule.policy.as_ref() == Some(&stored.name) {
+                    let refused = |error: ServiceError| {
+                        let message = format!("schedule {}: {}", schedule.uuid, error.to_api().message);
+                        ServiceError::refused(error.to_api().code, message)
+                    };
+                    schedule.check(tx).map_err(refused)?;
+                }
+            }
+            Ok(found)
+        });
+        if !updated.await? {
             return Err(not_found(&name));
         }
         self.scheduler.wake();

@@ -15,7 +15,7 @@ use blockd_api::{
     Deleted, ErrorCode, VolumeRef,
     schedules::{
         CreateSchedule, Judged, ListRuns, MAX_HISTORY, MAX_TARGETS, RetentionPlan, RunList, RunState,
-        Schedule, ScheduleList, Selector, UpdateSchedule,
+        Schedule, ScheduleList, Selector, UnreadableSchedule, UpdateSchedule,
     },
 };
 use jiff::Timestamp;
@@ -70,7 +70,6 @@ fn put(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Schedu
     if rules.is_empty() {
         return Err(invalid("say when: periodic, daily, weekly, monthly, cron, calendar or a policy"));
     }
-    check_rules(&rules)?;
     for rule in &rules {
         if row.cursor(tx, &rule.when)?.is_none() {
             row.set_cursor(tx, &rule.when, now)?;
@@ -79,7 +78,23 @@ fn put(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Schedu
     Ok(to_api(tx, row, now)?)
 }
 
+impl ScheduleRow {
+    /// Refuses too many rules, and the same one twice, those of the policy included.
+    pub(super) fn check(&self, tx: &Transaction<'_>) -> Result<(), ServiceError> {
+        check_rules(&self.rules(tx)?)
+    }
+}
+
 impl Core {
+    /// Refuses a credential that a schedule needs.
+    pub(crate) async fn refuse_if_scheduled(&self, credential: Uuid, name: &str) -> Result<(), ServiceError> {
+        let needs = |row: &ScheduleRow| row.spec.credentials.contains(&credential);
+        let Some(row) = self.db.run(ScheduleRow::all).await?.into_iter().find(needs) else { return Ok(()) };
+        let message =
+            format!("credential {name} is used by schedule {}: delete the schedule first", row.uuid);
+        Err(ServiceError::refused(ErrorCode::CredentialInUse, message))
+    }
+
     /// The volumes that schedules may be for.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
         let entries = self.registry.all().into_iter();
@@ -138,7 +153,11 @@ impl Core {
                 priority: request.priority,
             },
         };
-        let schedule = self.db.run(move |tx| put(tx, &row, now)).await?;
+        let made = self.db.run(move |tx| {
+            row.check(tx)?;
+            put(tx, &row, now)
+        });
+        let schedule = made.await?;
         tracing::info!(schedule = %schedule.uuid, when = %schedule.schedule, "schedule made");
         self.scheduler.wake();
         Ok(schedule)
@@ -150,11 +169,19 @@ impl Core {
     /// The database fails.
     pub async fn list_schedules(&self) -> Result<ScheduleList, ServiceError> {
         let now = Timestamp::now();
-        let list = self.db.run(move |tx| {
-            let rows = ScheduleRow::all(tx)?;
-            rows.iter().map(|row| to_api(tx, row, now)).collect::<Result<_, DbError>>()
+        let list = self.db.run(move |tx| -> Result<_, DbError> {
+            let mut list = ScheduleList::default();
+            for (uuid, row) in ScheduleRow::each(tx)? {
+                match row {
+                    Ok(row) => list.schedules.push(to_api(tx, &row, now)?),
+                    Err(error) => {
+                        list.unreadable.push(UnreadableSchedule { uuid, error: error.to_string() });
+                    }
+                }
+            }
+            Ok(list)
         });
-        Ok(ScheduleList { schedules: list.await? })
+        Ok(list.await?)
     }
 
     /// One schedule.
@@ -178,6 +205,8 @@ impl Core {
         let now = Timestamp::now();
         let changed = self.db.run(move |tx| {
             let mut row = find(tx, uuid)?;
+            // What came about by the policy must not keep anybody from a pause.
+            let must_check = request.rules.is_some() || request.policy.is_some();
             if let Some(paused) = request.paused {
                 if row.paused && !paused {
                     // What was left out while it was paused is not caught up on.
@@ -194,6 +223,9 @@ impl Core {
             row.spec.full = request.full.unwrap_or(row.spec.full);
             row.spec.jitter = request.jitter_seconds.unwrap_or(row.spec.jitter);
             row.spec.priority = request.priority.unwrap_or(row.spec.priority);
+            if must_check {
+                row.check(tx)?;
+            }
             put(tx, &row, now)
         });
         let schedule = changed.await?;
@@ -209,10 +241,13 @@ impl Core {
         let now = Timestamp::now();
         self.db
             .run(move |tx| -> Result<(), ServiceError> {
-                find(tx, uuid)?;
+                // Also one that cannot be read.
+                if !ScheduleRow::exists(tx, uuid)? {
+                    return Err(no_schedule(uuid));
+                }
                 let queued = RunRow::in_state(tx, RunState::Queued)?;
                 for run in queued.iter().filter(|run| run.schedule == uuid) {
-                    engine::end(tx, run, RunState::Skipped, Some("the schedule was deleted".into()), now)?;
+                    engine::end_queued(tx, run, RunState::Skipped, "the schedule was deleted".into(), now)?;
                 }
                 Ok(ScheduleRow::delete(tx, uuid)?)
             })

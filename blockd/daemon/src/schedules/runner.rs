@@ -1,22 +1,26 @@
 //! The task that looks at the schedules: adds runs that are due, begins those whose turn it is, and deletes what is
 //! not kept any more.
 
-use super::engine::{self, Batch};
+use super::engine::{self, Batch, Judgement, Ready};
 use crate::{
     backups::{Asked, Member},
     core::Core,
-    db::{DbError, NewEvent, RunRow, ScheduleRow, TaskRow},
+    db::{Catalog, DbError, NewEvent, RunRow, ScheduleRow, TaskRow},
     error::ServiceError,
 };
 use blockd_api::{
     CredentialRef, ErrorCode, VolumeRef, cloudsnaps::StartDelete, events::Severity, schedules::RunState,
 };
+use blockd_cloud::{CloudError, CloudsnapId, ManifestFilter};
 use blockd_extent::VolumeId;
+use futures::FutureExt;
 use jiff::Timestamp;
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
+    future::Future,
+    panic::AssertUnwindSafe,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{sync::Notify, task::JoinHandle};
 use uuid::Uuid;
@@ -25,43 +29,103 @@ use uuid::Uuid;
 const MAX_WAIT_MS: u64 = 20_000;
 /// The shortest time between two looks.
 const MIN_WAIT_MS: u64 = 50;
+/// After how long a deletion that did not succeed is tried again; twice as long each time.
+const DELETE_AGAIN_S: u64 = 5;
+/// The longest such time.
+const DELETE_AGAIN_MOST_S: u64 = 3_600;
 
 /// Wakes the scheduler.
 #[derive(Debug, Default)]
 pub(crate) struct Scheduler {
     wake: Notify,
+    /// Wakes the deletions.
+    judge: Notify,
+}
+
+/// When a deletion may be asked for again.
+#[derive(Clone, Copy, Debug)]
+struct Delay {
+    until: Instant,
+    next_s: u64,
+}
+
+impl Default for Delay {
+    fn default() -> Self {
+        Self { until: Instant::now(), next_s: DELETE_AGAIN_S }
+    }
+}
+
+impl Delay {
+    fn lengthen(&mut self) {
+        self.until = Instant::now() + Duration::from_secs(self.next_s);
+        self.next_s = self.next_s.saturating_mul(2).min(DELETE_AGAIN_MOST_S);
+    }
 }
 
 impl Scheduler {
     /// Something has changed: a schedule, or a task has ended.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
+        self.judge.notify_one();
     }
 }
 
 /// Looks at the schedules until the daemon stops.
 pub(crate) fn start(core: Arc<Core>) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        loop {
-            let wait_ms = match core.scheduler_pass(Timestamp::now()).await {
-                Ok(Some(due)) => {
-                    let until_ms = due.as_millisecond().saturating_sub(Timestamp::now().as_millisecond());
-                    u64::try_from(until_ms).unwrap_or(0).clamp(MIN_WAIT_MS, MAX_WAIT_MS)
-                }
-                Ok(None) => MAX_WAIT_MS,
-                Err(ServiceError::Stopping) => return,
-                Err(error) => {
-                    tracing::error!(%error, "the schedules could not be looked at");
-                    MAX_WAIT_MS
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
-                () = core.scheduler.wake.notified() => {}
-                () = core.stopping.cancelled() => return,
-            }
+    // Deletions wait for stores; backups must not wait for them.
+    tokio::spawn(async move { tokio::join!(begin_runs(&core), delete_runs(&core)) }.map(drop))
+}
+
+/// Does a pass, and no more of it once the daemon stops: each step is a transaction, and what is left of it is done
+/// after the next start. None if the daemon stops, or if the pass failed, which is logged.
+async fn guarded<T>(
+    core: &Core,
+    pass: impl Future<Output = Result<T, ServiceError>>,
+) -> Result<Option<T>, ServiceError> {
+    let outcome = tokio::select! {
+        outcome = AssertUnwindSafe(pass).catch_unwind() => outcome,
+        () = core.stopping.cancelled() => return Err(ServiceError::Stopping),
+    };
+    match outcome {
+        Ok(Ok(value)) => Ok(Some(value)),
+        Ok(Err(ServiceError::Stopping)) => Err(ServiceError::Stopping),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the schedules could not be looked at");
+            Ok(None)
         }
-    })
+        Err(_) => {
+            tracing::error!("a look at the schedules panicked; the next one comes in its time");
+            Ok(None)
+        }
+    }
+}
+
+async fn begin_runs(core: &Arc<Core>) {
+    while let Ok(outcome) = guarded(core, core.scheduler_pass(Timestamp::now())).await {
+        let wait_ms = match outcome.flatten() {
+            Some(due) => {
+                let until_ms = due.as_millisecond().saturating_sub(Timestamp::now().as_millisecond());
+                u64::try_from(until_ms).unwrap_or(0).clamp(MIN_WAIT_MS, MAX_WAIT_MS)
+            }
+            None => MAX_WAIT_MS,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+            () = core.scheduler.wake.notified() => {}
+            () = core.stopping.cancelled() => return,
+        }
+    }
+}
+
+async fn delete_runs(core: &Arc<Core>) {
+    let mut delays = HashMap::new();
+    while guarded(core, core.delete_surplus(Timestamp::now(), &mut delays)).await.is_ok() {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(MAX_WAIT_MS)) => {}
+            () = core.scheduler.judge.notified() => {}
+            () = core.stopping.cancelled() => return,
+        }
+    }
 }
 
 impl Core {
@@ -72,7 +136,7 @@ impl Core {
     ) -> Result<Option<Timestamp>, ServiceError> {
         let volumes = self.candidates();
         let concurrency = self.config.task_concurrency;
-        let (next, ready) = self
+        let (next, Ready { batches, mut places }) = self
             .db
             .run(move |tx| -> Result<_, DbError> {
                 engine::settle(tx, now)?;
@@ -81,16 +145,22 @@ impl Core {
             })
             .await?;
         self.events.wake();
-        for batch in ready {
-            self.begin_batch(batch, now).await?;
+        // A run whose task has ended may be one too many, which only `settle` has noted.
+        self.scheduler.judge.notify_one();
+        for batch in batches {
+            if places == 0 {
+                break;
+            }
+            if self.begin_batch(batch, now).await? {
+                places -= 1;
+            }
         }
-        self.delete_surplus(now).await?;
         self.tell_of_degraded_volumes(now).await?;
         Ok(next)
     }
 
-    /// Begins runs from one instant, or ends those that cannot begin.
-    async fn begin_batch(self: &Arc<Self>, batch: Batch, now: Timestamp) -> Result<(), ServiceError> {
+    /// Begins runs from one instant, or ends those that cannot begin; says whether they have begun.
+    async fn begin_batch(self: &Arc<Self>, batch: Batch, now: Timestamp) -> Result<bool, ServiceError> {
         let known: HashSet<Uuid> = self.credential_rows().await?.iter().map(|row| row.uuid).collect();
         let is_known = |run: &RunRow| run.credential.is_some_and(|uuid| known.contains(&uuid));
         let (runs, homeless): (Vec<_>, Vec<_>) = batch.runs.into_iter().partition(is_known);
@@ -103,7 +173,7 @@ impl Core {
                 places.entry(volume).or_default().push(CredentialRef::Id(credential));
             }
         }
-        let Some(first) = runs.first().cloned() else { return Ok(()) };
+        let Some(first) = runs.first().cloned() else { return Ok(false) };
         let member = |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials };
         let members: Vec<Member> = places.into_iter().map(member).collect();
         let together = batch.is_group.then(Uuid::new_v4);
@@ -119,16 +189,28 @@ impl Core {
         match started.await {
             Ok(tasks) => {
                 tracing::info!(schedule = %first.schedule, run = first.id, tasks = tasks.len(), "run begun");
-                Ok(())
+                Ok(true)
             }
             Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
-            // A backup that somebody asked for goes first; this one waits.
-            Err(error) if error.to_api().code == ErrorCode::VolumeInUse => Ok(()),
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(schedule = %first.schedule, run = first.id, %error, "the run waits");
-                Ok(())
+            // Somebody deleted the schedule meanwhile.
+            Err(ServiceError::Db(DbError::NotQueued(run))) => {
+                tracing::info!(schedule = %first.schedule, run, "the run does not wait any more");
+                Ok(false)
             }
-            Err(error) => self.end_runs(runs, error.to_api().message, now).await,
+            // A backup that somebody asked for goes first; this one waits.
+            Err(error) if error.to_api().code == ErrorCode::VolumeInUse || error.is_retryable() => {
+                let reason = error.to_api().message;
+                // It is tried at every look, and said once.
+                if first.reason.as_ref() != Some(&reason) {
+                    tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "the run waits");
+                }
+                let waits = move |tx: &rusqlite::Transaction<'_>| {
+                    runs.iter().try_for_each(|run| engine::waits(tx, run, reason.clone()))
+                };
+                self.db.run(waits).await?;
+                Ok(false)
+            }
+            Err(error) => self.end_runs(runs, error.to_api().message, now).await.map(|()| false),
         }
     }
 
@@ -139,10 +221,12 @@ impl Core {
         }
         let ended = move |tx: &rusqlite::Transaction<'_>| {
             runs.iter().try_for_each(|run| {
+                if !engine::end_queued(tx, run, RunState::Failed, reason.clone(), now)? {
+                    return Ok(());
+                }
                 let message = format!("a run of schedule {} failed: {reason}", run.schedule);
                 let event = NewEvent::new(now, Severity::Error, "run-failed", message);
-                NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
-                engine::end(tx, run, RunState::Failed, Some(reason.clone()), now)
+                NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)
             })
         };
         self.db.run(ended).await?;
@@ -150,36 +234,106 @@ impl Core {
         Ok(())
     }
 
-    /// Starts the deletion of what the retention of the schedules does not keep. A backup counts as deleted once its
-    /// deletion is a task, which goes on by itself; one that is gone already counts too.
-    async fn delete_surplus(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
-        let surplus = self.db.run(move |tx| -> Result<_, DbError> {
-            let mut surplus = Vec::new();
+    /// Starts the deletion of what the retention of the schedules does not keep. The run counts as a backup until the
+    /// deletion has ended, so that one which fails is judged, and tried, again.
+    async fn delete_surplus(
+        self: &Arc<Self>,
+        now: Timestamp,
+        delays: &mut HashMap<(Uuid, String), Delay>,
+    ) -> Result<(), ServiceError> {
+        let judged = self.db.run(move |tx| -> Result<_, DbError> {
+            let mut judged = Vec::new();
             for schedule in ScheduleRow::all(tx)? {
-                let judged = engine::judge(tx, &schedule, now)?.into_iter();
-                surplus.extend(judged.filter(|judgement| judgement.verdict.is_delete()));
+                judged.extend(engine::judge(tx, &schedule, now)?);
             }
-            Ok(surplus)
+            Ok(judged)
         });
-        for judgement in surplus.await? {
-            let request = StartDelete {
-                snap: crate::cloudsnaps::to_api_id(&judgement.cloudsnap),
-                cred_id: Some(CredentialRef::Id(judgement.credential)),
+        let (surplus, kept): (Vec<_>, Vec<_>) =
+            judged.await?.into_iter().partition(|judgement| judgement.verdict.is_delete());
+        let key = |judgement: &Judgement| (judgement.credential, judgement.cloudsnap.to_string());
+        let wanted: HashSet<_> = surplus.iter().map(key).collect();
+        delays.retain(|of, _| wanted.contains(of));
+        // What was looked at in this pass: whether all that is kept of a volume in a place is there.
+        let mut whole: HashMap<(Uuid, Uuid, VolumeId), bool> = HashMap::new();
+        for judgement in surplus {
+            if delays.get(&key(&judgement)).is_some_and(|delay| delay.until > Instant::now()) {
+                continue;
+            }
+            let (id, credential) = (judgement.cloudsnap, judgement.credential);
+            let of = (credential, id.cluster, id.volume);
+            let attempt = async {
+                let is_whole = match whole.get(&of) {
+                    Some(is_whole) => *is_whole,
+                    None => self.has_all_kept(credential, &id, &kept).await?,
+                };
+                whole.insert(of, is_whole);
+                if !is_whole {
+                    // It is judged anew, without those that are gone.
+                    return Ok(None);
+                }
+                let snap = crate::cloudsnaps::to_api_id(&id);
+                let request = StartDelete { snap, cred_id: Some(CredentialRef::Id(credential)) };
+                self.start_delete(&request).await.map(Some)
             };
-            let reason = match self.start_delete(&request).await {
-                Ok(started) => format!("deleted by task {}: {}", started.task, judgement.verdict),
+            match attempt.await {
+                Ok(None) => continue,
+                Ok(Some(started)) => {
+                    tracing::info!(cloudsnap = %id, task = %started.task, verdict = %judgement.verdict, "not kept any more");
+                }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
-                Err(error) if error.to_api().code == ErrorCode::CloudsnapNotFound => "it is gone".to_owned(),
-                Err(error) => {
-                    // The store may be away, or the backup in use: the next look tries again.
-                    tracing::warn!(cloudsnap = %judgement.cloudsnap, %error, "not deleted yet");
+                Err(error) if error.to_api().code == ErrorCode::CloudsnapNotFound => {
+                    tracing::info!(cloudsnap = %id, verdict = %judgement.verdict, "not kept any more, and gone already");
+                    self.db.run(move |tx| RunRow::expire(tx, credential, &id, "it is gone")).await?;
                     continue;
                 }
-            };
-            tracing::info!(cloudsnap = %judgement.cloudsnap, %reason, "not kept any more");
-            let run = judgement.run;
-            self.db.run(move |tx| engine::end(tx, &run, RunState::Expired, Some(reason), now)).await?;
+                // The store may be away, or the backup in use.
+                Err(error) => tracing::warn!(cloudsnap = %id, %error, "not deleted yet"),
+            }
+            let delay = delays.entry(key(&judgement)).or_default();
+            delay.lengthen();
         }
         Ok(())
+    }
+
+    /// Whether all backups of a volume that are kept in a place are there. One that is not was deleted by another host
+    /// or by hand: its run counts no more, and no other may be deleted because of it.
+    async fn has_all_kept(
+        self: &Arc<Self>,
+        credential: Uuid,
+        like: &CloudsnapId,
+        kept: &[Judgement],
+    ) -> Result<bool, ServiceError> {
+        let is_meant = |judgement: &&Judgement| {
+            let id = judgement.cloudsnap;
+            judgement.credential == credential && (id.cluster, id.volume) == (like.cluster, like.volume)
+        };
+        let (repository, _) = self.task_repository(credential).await?;
+        // The directory of a disk that is not mounted is empty, and says that nothing is there.
+        repository.prove_key_slot().await?;
+        let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
+        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
+        let listed: HashSet<String> = listed.into_iter().map(|manifest| manifest.key).collect();
+        let mut whole = true;
+        for judgement in kept.iter().filter(is_meant) {
+            let id = judgement.cloudsnap;
+            if listed.contains(&id.manifest_key()) {
+                continue;
+            }
+            // A listing may lag behind.
+            match Box::pin(repository.manifest(&id)).await {
+                Err(CloudError::SnapshotNotFound { .. }) => {
+                    tracing::warn!(cloudsnap = %id, run = judgement.run.id, "a backup that was to be kept is gone");
+                    let expired = move |tx: &rusqlite::Transaction<'_>| {
+                        RunRow::expire(tx, credential, &id, "it is not in its store any more")
+                    };
+                    self.db.run(expired).await?;
+                    whole = false;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
+            }
+        }
+        Ok(whole)
     }
 }

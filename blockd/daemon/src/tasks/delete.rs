@@ -7,7 +7,7 @@ use super::{LiveTask, clean_files};
 use crate::{
     core::Core,
     credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, Proof, TaskKind, TaskRow},
+    db::{Catalog, Chain, Proof, RunRow, TaskKind, TaskRow},
     error::{ServiceError, blocking},
     files,
 };
@@ -42,11 +42,12 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         "cloud snapshot deleted"
     );
     core.reached("delete out of the store")?;
-    let (id, credential) = (row.cloudsnap, row.credential);
+    let (task, id, credential) = (row.id, row.cloudsnap, row.credential);
     let done = core
         .finish(live, move |tx| {
             Chain::remove_tip(tx, &id)?;
             Proof::remove(tx, &id)?;
+            RunRow::expire(tx, credential, &id, &format!("deleted by task {task}"))?;
             Catalog::remove(tx, credential, &id.manifest_key())
         })
         .await?;

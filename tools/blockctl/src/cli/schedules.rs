@@ -120,14 +120,24 @@ pub struct TimeArgs {
     /// As systemd has it: weekdays, date and time, such as `Mon..Fri *-*-* 02:30`; what is left out is any
     #[arg(long, value_name = "EXPRESSION")]
     pub on_calendar: Vec<String>,
-    /// Where the times are meant, such as Europe/Berlin
-    #[arg(long, value_name = "ZONE", default_value = "UTC")]
-    pub time_zone: Zone,
+    /// Where the times are meant, such as Europe/Berlin [default: UTC, or what it was until now]
+    #[arg(long, value_name = "ZONE")]
+    pub time_zone: Option<Zone>,
 }
 
 impl TimeArgs {
     /// The rules. What each keeps stands after a comma, or after a semicolon where it is an expression, if `with_retain`.
     pub fn rules(&self, with_retain: bool) -> Result<Vec<Rule>, ScheduleError> {
+        self.rules_in(&self.zone(), with_retain)
+    }
+
+    /// Where the times are meant.
+    pub fn zone(&self) -> Zone {
+        self.time_zone.clone().unwrap_or_else(Zone::utc)
+    }
+
+    /// As [`TimeArgs::rules`], with times that are meant elsewhere.
+    pub fn rules_in(&self, zone: &Zone, with_retain: bool) -> Result<Vec<Rule>, ScheduleError> {
         type Parse = fn(&str) -> Result<When, ScheduleError>;
         // Expressions have commas of their own.
         let kinds: [(&[String], Parse, char); 6] = [
@@ -147,10 +157,7 @@ impl TimeArgs {
                     (Some(_), Some((when, _))) => when,
                     _ => text.as_str(),
                 };
-                rules.push(Rule {
-                    when: Recurrence { when: parse(when)?, zone: self.time_zone.clone() },
-                    retain,
-                });
+                rules.push(Rule { when: Recurrence { when: parse(when)?, zone: zone.clone() }, retain });
             }
         }
         Ok(rules)
@@ -196,6 +203,31 @@ impl RetainArgs {
             zone: zone.clone(),
         };
         (self.keep_all || !retention.keeps_all()).then_some(retention)
+    }
+
+    /// What was kept until now with what was given in place of it; none if nothing was given.
+    pub fn patch(&self, now: &Retention) -> Option<Retention> {
+        if self.keep_all {
+            return Some(Retention { zone: now.zone.clone(), ..Retention::default() });
+        }
+        let patched = Retention {
+            keep_last: self.max.unwrap_or(now.keep_last),
+            keep_hourly: self.keep_hourly.unwrap_or(now.keep_hourly),
+            keep_daily: self.keep_daily.unwrap_or(now.keep_daily),
+            keep_weekly: self.keep_weekly.unwrap_or(now.keep_weekly),
+            keep_monthly: self.keep_monthly.unwrap_or(now.keep_monthly),
+            keep_yearly: self.keep_yearly.unwrap_or(now.keep_yearly),
+            zone: now.zone.clone(),
+        };
+        let given = [
+            self.max,
+            self.keep_hourly,
+            self.keep_daily,
+            self.keep_weekly,
+            self.keep_monthly,
+            self.keep_yearly,
+        ];
+        given.iter().any(Option::is_some).then_some(patched)
     }
 }
 
@@ -373,6 +405,17 @@ mod tests {
         {
             assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
         }
+    }
+
+    #[test]
+    fn what_is_not_given_of_a_retention_stays() {
+        let zone: Zone = "Europe/Berlin".parse().unwrap();
+        let now = Retention { keep_last: 3, keep_monthly: 12, zone, ..Retention::default() };
+        let max = RetainArgs { max: Some(15), ..RetainArgs::default() };
+        assert_eq!(max.patch(&now), Some(Retention { keep_last: 15, ..now.clone() }));
+        assert_eq!(RetainArgs::default().patch(&now), None);
+        let all = RetainArgs { keep_all: true, ..RetainArgs::default() };
+        assert!(all.patch(&now).unwrap().keeps_all());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use blockd_api::{
         CreateSchedule, ListRuns, Policy, Rule, Run, Schedule, Selector, UpdatePolicy, UpdateSchedule,
     },
 };
-use blockd_schedule::{Jitter, Retention};
+use blockd_schedule::{Jitter, Retention, Zone};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -70,7 +70,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> 
         cred_ids: args.cred_id,
         rules,
         policy: args.policy,
-        retain: args.retain.retention(&args.times.time_zone).unwrap_or(default),
+        retain: args.retain.retention(&args.times.zone()).unwrap_or(default),
         full: args.full,
         jitter_seconds: Jitter { max_s: args.jitter },
         priority: args.priority.into(),
@@ -98,7 +98,7 @@ async fn list(context: &Context<'_>) -> Result<u8, Failure> {
             "VOLUMEID",
             "MAX-BACKUPS",
             "FULL",
-            "SCHEDULE(UTC)",
+            "SCHEDULE",
             "POLICY",
             "NEXT-RUN",
             "LAST-RUN",
@@ -124,6 +124,12 @@ async fn list(context: &Context<'_>) -> Result<u8, Failure> {
                 or_dash(schedule.last_run.map(format_time)),
                 if schedule.paused { "paused" } else { "active" }.to_owned(),
             ]);
+        }
+        for schedule in &list.unreadable {
+            let mut row: [String; 9] = std::array::from_fn(|_| "-".to_owned());
+            row[0].clone_from(&schedule.uuid);
+            row[8] = format!("unreadable: {}", schedule.error);
+            table.row(row);
         }
         table
     })
@@ -151,13 +157,37 @@ async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> 
     }
 }
 
+/// The zone of all rules, if they have one.
+fn common_zone(rules: &[Rule]) -> Option<Zone> {
+    let (first, others) = rules.split_first()?;
+    others.iter().all(|rule| rule.when.zone == first.when.zone).then(|| first.when.zone.clone())
+}
+
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> {
     let uuid = find(context, &args.uuid).await?;
-    let rules = args.times.rules(false).map_err(|error| Failure::usage(error.to_string()))?;
+    let list = context.client.list_schedules().await?;
+    let Some(now) = list.schedules.into_iter().find(|schedule| schedule.uuid == uuid) else {
+        let message = format!("there is no schedule {uuid} that can be changed");
+        return Err(ClientError::from(ApiError::new(ErrorCode::ScheduleNotFound, message)).into());
+    };
+    let zone = args.times.time_zone.clone().or_else(|| common_zone(&now.rules));
+    let usage = |error: blockd_schedule::ScheduleError| Failure::usage(error.to_string());
+    let mut rules = args.times.rules_in(&zone.unwrap_or_else(Zone::utc), false).map_err(usage)?;
+    let mut retain = args.retain.patch(&now.retain);
+    if let Some(zone) = &args.times.time_zone {
+        // A zone alone moves the times that are there.
+        if rules.is_empty() && now.rules.iter().any(|rule| rule.when.zone != *zone) {
+            rules = now.rules.clone();
+            rules.iter_mut().for_each(|rule| rule.when.zone = zone.clone());
+        }
+        if now.retain.zone != *zone {
+            retain = Some(Retention { zone: zone.clone(), ..retain.unwrap_or_else(|| now.retain.clone()) });
+        }
+    }
     let request = UpdateSchedule {
         rules: (!rules.is_empty()).then_some(rules),
         policy: args.policy,
-        retain: args.retain.retention(&args.times.time_zone),
+        retain,
         full: args.full,
         jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
         priority: args.priority.map(Into::into),

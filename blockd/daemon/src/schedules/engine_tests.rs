@@ -1,0 +1,198 @@
+//! The steps of the scheduler that years of schedules do not come by.
+
+use super::engine::{self, Candidate};
+use crate::{
+    db::{Db, DbError, RunRow, ScheduleRow, ScheduleSpec, TaskDetail, TaskKind, TaskRow, TaskState},
+    registry::Tags,
+};
+use blockd_api::schedules::{Priority, Rule, RunState, Selector};
+use blockd_cloud::CloudsnapId;
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_schedule::{Jitter, KeepReason, Retention, Verdict};
+use jiff::Timestamp;
+use std::sync::Arc;
+use uuid::Uuid;
+
+const CREDENTIAL: Uuid = Uuid::from_u128(9);
+
+struct Bench {
+    db: Arc<Db>,
+    _dir: tempfile::TempDir,
+}
+
+fn at(hour: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + hour * 3_600).unwrap()
+}
+
+fn rule(when: &str, keep: Option<u32>) -> Rule {
+    Rule { when: when.parse().unwrap(), retain: keep.map(|keep| Retention::max(keep).unwrap()) }
+}
+
+fn snap(number: u64) -> CloudsnapId {
+    let (volume, snapshot) = (VolumeId::from_u64(1), SnapshotId::from_u64(number));
+    CloudsnapId { cluster: CREDENTIAL, volume, snapshot, incremental: false }
+}
+
+fn volume() -> Candidate {
+    let tags = Tags { labels: "app=x".parse().unwrap(), group: None };
+    Candidate { id: VolumeId::from_u64(1), name: "v".parse().unwrap(), tags }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Arc::new(Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap());
+        Self { db, _dir: dir }
+    }
+
+    fn tx<R>(&self, work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<R, DbError>) -> R {
+        self.db.transaction(work).unwrap()
+    }
+
+    fn schedule(&self, rules: Vec<Rule>, keep: u32) -> ScheduleRow {
+        let spec = ScheduleSpec {
+            selector: Selector { label: Some("app=x".parse().unwrap()), ..Selector::default() },
+            credentials: vec![CREDENTIAL],
+            rules,
+            retain: Retention::max(keep).unwrap(),
+            full: false,
+            jitter: Jitter { max_s: 0 },
+            priority: Priority::Normal,
+        };
+        let row = ScheduleRow { uuid: Uuid::new_v4(), created: at(0), paused: false, policy: None, spec };
+        self.tx(|tx| {
+            row.put(tx)?;
+            row.spec.rules.iter().try_for_each(|rule| row.set_cursor(tx, &rule.when, at(0)))
+        });
+        row
+    }
+
+    fn fire(&self, hour: i64) {
+        self.tx(|tx| engine::fire(tx, &[volume()], at(hour)).map(drop));
+    }
+
+    fn queued(&self) -> Vec<RunRow> {
+        self.tx(|tx| RunRow::in_state(tx, RunState::Queued))
+    }
+
+    /// Makes the backups of the runs that wait.
+    fn work(&self, number: u64) {
+        for run in self.queued() {
+            let done = RunRow { state: RunState::Done, cloudsnap: Some(snap(number)), ..run };
+            self.tx(|tx| done.update(tx));
+        }
+    }
+
+    fn deleted(&self, schedule: &ScheduleRow, hour: i64) -> Vec<u64> {
+        let judged = self.tx(|tx| engine::judge(tx, schedule, at(hour)));
+        let gone = judged.iter().filter(|judgement| judgement.verdict.is_delete());
+        gone.map(|judgement| judgement.cloudsnap.snapshot.as_u64()).collect()
+    }
+}
+
+fn task(kind: TaskKind, cloudsnap: CloudsnapId) -> TaskRow {
+    TaskRow {
+        id: Uuid::new_v4(),
+        kind,
+        state: TaskState::Pending,
+        volume: None,
+        snapshot: None,
+        credential: CREDENTIAL,
+        cloudsnap,
+        base: None,
+        created: at(0),
+        detail: TaskDetail::default(),
+    }
+}
+
+#[test]
+fn backups_of_a_rule_that_is_gone_are_kept_by_its_retention() {
+    let bench = Bench::new();
+    let mut schedule = bench.schedule(vec![rule("periodic 60", Some(5))], 1);
+    for hour in 1..=5 {
+        bench.fire(hour);
+        bench.work(hour.unsigned_abs());
+    }
+    assert_eq!(bench.deleted(&schedule, 6), [0_u64; 0]);
+    schedule.spec.rules = vec![rule("periodic 120", Some(2))];
+    bench.tx(|tx| schedule.put(tx));
+    assert_eq!(bench.deleted(&schedule, 6), [0_u64; 0]);
+    // Said of the rule itself, it holds.
+    schedule.spec.rules = vec![rule("periodic 60", Some(2))];
+    assert_eq!(bench.deleted(&schedule, 6), [3, 2, 1]);
+}
+
+#[test]
+fn what_is_deleted_counts_no_more_and_what_is_in_use_stays() {
+    let bench = Bench::new();
+    let schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
+    for hour in 1..=4 {
+        bench.fire(hour);
+        bench.work(hour.unsigned_abs());
+    }
+    assert_eq!(bench.deleted(&schedule, 5), [2, 1]);
+    bench.tx(|tx| task(TaskKind::Restore, snap(2)).put(tx));
+    assert_eq!(bench.deleted(&schedule, 5), [1]);
+    // Somebody deletes the newest: the next one takes its place.
+    bench.tx(|tx| RunRow::expire(tx, CREDENTIAL, &snap(4), "gone"));
+    let judged = bench.tx(|tx| engine::judge(tx, &schedule, at(5)));
+    assert_eq!(judged[0].cloudsnap, snap(3));
+    assert_eq!(judged[0].verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
+    assert_eq!(bench.deleted(&schedule, 5), [0_u64; 0]);
+}
+
+#[test]
+fn a_run_that_is_refused_fails_when_the_next_is_due_and_one_of_a_paused_schedule_waits() {
+    let bench = Bench::new();
+    let mut schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
+    bench.fire(1);
+    let first = bench.queued().remove(0);
+    bench.tx(|tx| engine::waits(tx, &first, "the volume is in use".into()));
+    bench.fire(2);
+    let runs = bench.tx(|tx| RunRow::history(tx, None, None, 9));
+    assert_eq!((runs[0].state, runs[1].state), (RunState::Queued, RunState::Failed));
+    assert!(runs[1].reason.as_ref().unwrap().ends_with("the volume is in use"), "{runs:?}");
+    // It does not begin after all.
+    let begun = bench.db.transaction(|tx| engine::begun(tx, &first, &task(TaskKind::Backup, snap(1))));
+    assert!(matches!(begun, Err(DbError::NotQueued(id)) if id == first.id), "{begun:?}");
+
+    schedule.paused = true;
+    bench.tx(|tx| schedule.put(tx));
+    assert_eq!(bench.tx(|tx| engine::ready(tx, 2)).batches, []);
+    bench.work(1);
+    bench.tx(|tx| engine::run_now(tx, &schedule, &[volume()], at(3)));
+    assert_eq!(bench.tx(|tx| engine::ready(tx, 2)).batches.len(), 1);
+}
+
+#[test]
+fn after_the_clock_was_set_back_runs_come_again() {
+    let bench = Bench::new();
+    bench.schedule(vec![rule("periodic 60", None)], 2);
+    for hour in [1, 2, 3] {
+        bench.fire(hour);
+        bench.work(1);
+    }
+    // Once to see it, once for the run that is due then.
+    bench.fire(0);
+    bench.fire(1);
+    assert_eq!(bench.queued().len(), 1);
+}
+
+#[test]
+fn a_schedule_that_cannot_be_read_stops_no_other() {
+    let bench = Bench::new();
+    let good = bench.schedule(vec![rule("periodic 60", None)], 2);
+    let bad = bench.schedule(vec![rule("daily @21:00 Europe/Berlin", None)], 2);
+    bench.tx(|tx| {
+        let sql =
+            "UPDATE schedules SET spec = replace(spec, 'Europe/Berlin', 'Mars/Olympus') WHERE uuid = ?1";
+        assert_eq!(tx.execute(sql, [bad.uuid.to_string()])?, 1);
+        Ok(())
+    });
+    bench.fire(1);
+    assert_eq!(bench.queued().len(), 1);
+    assert_eq!(bench.tx(ScheduleRow::all), [good]);
+    let each = bench.tx(ScheduleRow::each);
+    assert_eq!(each.iter().filter(|(_, row)| row.is_err()).count(), 1);
+    assert!(bench.tx(|tx| ScheduleRow::exists(tx, bad.uuid)));
+}
