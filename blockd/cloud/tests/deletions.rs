@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
+#[macro_use]
+#[path = "common/multipart.rs"]
+mod multipart;
 
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache,
@@ -113,32 +116,7 @@ impl ObjectStore for Between {
         self.run("LIST", prefix, Box::pin(listing))
     }
 
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.inner.multipart_start(key)
-    }
-
-    fn multipart_put<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        self.inner.multipart_put(key, upload_id, part_no, body)
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.inner.multipart_complete(key, upload_id, tags)
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.inner.multipart_abort(key, upload_id)
-    }
+    multipart_as_inner!();
 }
 
 /// Does something on a thread of its own, as another host would: these futures borrow more than a task may hold.

@@ -171,7 +171,7 @@ async fn a_schedule_of_a_group_freezes_it_once_for_all_places() {
         assert_eq!(begun.len(), 6);
         let is_over = |state| !matches!(state, RunState::Queued | RunState::Active);
         let mut runs = Vec::new();
-        for _ in 0..600 {
+        for _ in 0..2400 {
             runs = host.client.list_runs(&ListRuns::default()).await.unwrap().runs;
             if runs.iter().all(|run| is_over(run.state)) {
                 break;

@@ -39,7 +39,7 @@ impl Host {
 
     /// Waits until all runs are over.
     async fn settled(&self) -> Vec<Run> {
-        for _ in 0..600 {
+        for _ in 0..2400 {
             let runs = self.runs().await;
             if runs.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)) {
                 return runs;
