@@ -31,6 +31,7 @@ pub fn clean(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for name in [
         "BLOCKD_SOCKET",
+        "BLOCKD_ENDPOINT",
         "BLOCKD_LOG",
         "BLOCKD_ENCRYPTION_PASSPHRASE",
         "AWS_ACCESS_KEY_ID",
@@ -58,6 +59,8 @@ pub fn clean(program: impl AsRef<OsStr>) -> Command {
     ] {
         command.env_remove(name);
     }
+    // Nobody's contexts.
+    command.env("XDG_CONFIG_HOME", "/nonexistent");
     command
 }
 

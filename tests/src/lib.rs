@@ -11,6 +11,7 @@
 )]
 
 pub mod bed;
+pub mod certs;
 pub mod crash;
 pub mod ctl;
 pub mod daemon;

@@ -1,9 +1,9 @@
-//! A client of the control API over the daemon's unix socket.
+//! A client of the control API.
 //!
 //! Each request has its own connection: calls are few, and a daemon that was restarted in between is no matter.
 
 use crate::{
-    ApiError, CredentialRef, Deleted, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
+    ApiError, CredentialRef, Deleted, Endpoint, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
         BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
@@ -14,6 +14,7 @@ use crate::{
         StartRestore, StartVerify,
     },
     credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
+    endpoint::Stream,
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     paths,
     snapshots::{
@@ -34,7 +35,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
+use tokio::{task::JoinHandle, time::timeout};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -74,38 +75,38 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// The connection failed in another way.
-    #[error("cannot connect to blockd at {}: {source}", path.display())]
+    #[error("cannot connect to blockd at {at}: {source}")]
     Connect {
-        /// The socket.
-        path: PathBuf,
+        /// The socket or address.
+        at: String,
         /// Why.
         source: io::Error,
     },
     /// The daemon did not answer in time.
-    #[error("blockd at {} did not answer {what} within {} s", path.display(), after.as_secs())]
+    #[error("blockd at {at} did not answer {what} within {} s", after.as_secs())]
     Timeout {
-        /// The socket.
-        path: PathBuf,
+        /// The socket or address.
+        at: String,
         /// Method and address of the request.
         what: String,
         /// How long was waited.
         after: Duration,
     },
     /// The connection broke.
-    #[error("the connection to blockd at {} broke during {what}: {source}", path.display())]
+    #[error("the connection to blockd at {at} broke during {what}: {}", with_sources(source))]
     Broken {
-        /// The socket.
-        path: PathBuf,
+        /// The socket or address.
+        at: String,
         /// Method and address of the request.
         what: String,
         /// Why.
         source: hyper::Error,
     },
     /// The reply is not what the API says; the two sides are of different versions, or this is no blockd.
-    #[error("blockd at {} answered {what} with something unexpected (HTTP {status}): {reason}", path.display())]
+    #[error("blockd at {at} answered {what} with something unexpected (HTTP {status}): {reason}")]
     BadReply {
-        /// The socket.
-        path: PathBuf,
+        /// The socket or address.
+        at: String,
         /// Method and address of the request.
         what: String,
         /// HTTP status of the reply.
@@ -163,10 +164,22 @@ impl ClientError {
     }
 }
 
+/// An error and what caused it: of a TLS handshake that the other side refused, only the cause says why.
+fn with_sources(error: &hyper::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}
+
 /// A client of one daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    endpoint: Endpoint,
 }
 
 /// Ends the connection's task when a call is given up.
@@ -181,12 +194,17 @@ impl Drop for Connection {
 impl Client {
     /// A client of the daemon whose control socket this is; nothing is connected yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self::at(Endpoint::unix(socket))
     }
 
-    /// The control socket.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// A client of the daemon that is reached there; nothing is connected yet.
+    pub fn at(endpoint: Endpoint) -> Self {
+        Self { endpoint }
+    }
+
+    /// Where the daemon is reached.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// What the daemon says of itself.
@@ -509,7 +527,7 @@ impl Client {
 
     fn bad_reply(&self, what: &str, status: StatusCode, reason: String) -> ClientError {
         ClientError::BadReply {
-            path: self.socket.clone(),
+            at: self.endpoint.to_string(),
             what: what.to_owned(),
             status: status.as_u16(),
             reason,
@@ -528,42 +546,46 @@ impl Client {
         let stream = self.connect().await?;
         match timeout(patience, self.exchange(stream, method, address, body, &what)).await {
             Ok(reply) => reply,
-            Err(_) => Err(ClientError::Timeout { path: self.socket.clone(), what, after: patience }),
+            Err(_) => Err(ClientError::Timeout { at: self.endpoint.to_string(), what, after: patience }),
         }
     }
 
-    async fn connect(&self) -> Result<UnixStream, ClientError> {
-        let path = self.socket.clone();
-        let source = match timeout(CONNECT_TIMEOUT, UnixStream::connect(&path)).await {
+    async fn connect(&self) -> Result<Stream, ClientError> {
+        let source = match timeout(CONNECT_TIMEOUT, self.endpoint.connect()).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(source)) => source,
             Err(_) => io::Error::from(io::ErrorKind::TimedOut),
+        };
+        let at = self.endpoint.to_string();
+        let Some(path) = self.endpoint.socket().map(Path::to_owned) else {
+            return Err(ClientError::Connect { at, source });
         };
         Err(match source.kind() {
             io::ErrorKind::NotFound => ClientError::SocketMissing { path },
             io::ErrorKind::ConnectionRefused => ClientError::Refused { path },
             io::ErrorKind::PermissionDenied => ClientError::PermissionDenied { path },
-            _ => ClientError::Connect { path, source },
+            _ => ClientError::Connect { at, source },
         })
     }
 
     async fn exchange(
         &self,
-        stream: UnixStream,
+        stream: Stream,
         method: Method,
         address: &str,
         body: Bytes,
         what: &str,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let broken =
-            |source| ClientError::Broken { path: self.socket.clone(), what: what.to_owned(), source };
+            |source| ClientError::Broken { at: self.endpoint.to_string(), what: what.to_owned(), source };
         let bad_reply = |status: StatusCode, reason: String| self.bad_reply(what, status, reason);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // What goes wrong on the connection comes out of the request as well.
         let _connection = Connection(tokio::spawn(async move { drop(connection.await) }));
 
-        let mut request = Request::builder().method(method).uri(address).header(header::HOST, "blockd");
+        let mut request =
+            Request::builder().method(method).uri(address).header(header::HOST, self.endpoint.host());
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }

@@ -92,6 +92,8 @@ error_codes! {
     NbdModuleMissing, "nbd_module_missing", 501, 1, false;
     /// The daemon lacks the rights for it.
     NotPermitted, "not_permitted", 403, 1, false;
+    /// The caller's role does not allow it, or it has none.
+    Forbidden, "forbidden", 403, 1, false;
     /// The kernel refused.
     DeviceFailed, "device_failed", 500, 1, false;
     /// A command that was to run before the snapshot failed, or a filesystem could not be frozen: there is no snapshot.

@@ -1,6 +1,6 @@
 //! Requests and replies of the control API, and a client of it.
 //!
-//! HTTP/1.1 with JSON bodies over a unix socket: the daemon serves these types at the addresses in [`paths`], and
+//! HTTP/1.1 with JSON bodies over a unix socket, or over TCP with TLS: the daemon serves these types at the addresses in [`paths`], and
 //! [`Client`] speaks them. Names, sizes, labels and ids are checked here, so that both sides refuse the same things
 //! with the same words.
 
@@ -9,14 +9,17 @@ pub mod browse;
 pub mod client;
 pub mod cloudsnaps;
 pub mod credentials;
+mod endpoint;
 mod error;
 pub mod events;
 pub mod lazy;
 mod metrics;
 mod names;
+pub mod operations;
 mod pairs;
 pub mod paths;
 pub mod quiesce;
+pub mod roles;
 pub mod schedules;
 mod secret;
 mod size;
@@ -29,6 +32,7 @@ pub mod volumes;
 
 pub use blockd_extent::{Epoch, SnapshotId, VolumeId};
 pub use client::{Client, ClientError};
+pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use names::{
     CredentialName, CredentialRef, GroupName, GroupRef, NameError, SnapshotName, SnapshotRef, VolumeName,

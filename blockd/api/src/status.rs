@@ -18,6 +18,9 @@ pub struct Status {
     pub data_dir: PathBuf,
     /// Where NBD is served, as URIs without an export.
     pub nbd: Vec<String>,
+    /// Where this API is served over TCP, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
     /// Seconds since the daemon was ready.
     pub uptime_seconds: u64,
     /// How many there are of each.

@@ -99,6 +99,15 @@ Keys of the configuration file (defaults in brackets):
   [metrics]             table: telling metrics to Prometheus, with the key that follows here
   listen                (metrics) ADDR:PORT where /metrics, /healthz and /readyz are served in clear and to everybody, beside
                         the control socket; they tell names of volumes and credentials, and no secrets []
+  [control]             table: driving blockd from elsewhere, and as somebody else, with the keys that follow here
+  listen                (control) ADDR:PORT where the control API is served with certificates on both sides []
+  certificate           (control) the server's certificate, and those that lead to its authority, PEM []
+  key                   (control) its private key, PEM; nobody else may be able to read it []
+  client_ca             (control) authorities of client certificates, PEM []
+  client_crl            (control) their revocation lists, PEM; then there must be one of each authority []
+  sockets               (control) [[control.sockets]] with path, group and role: a further socket for a group [[]]
+  [control.roles]       table: NAME = \"read-only\", \"operator\" or \"admin\", the names in client certificates; `*` stands for
+                        every other one [empty]
   [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
                         TCP; `*` stands for any characters; volumes that are not listed are for all [empty]
 

@@ -2,6 +2,10 @@
 //!
 //! A key that is not known is an error that names it: a typo must not turn into a silently used default.
 
+mod control;
+
+pub use control::{ControlConfig, ControlSocket};
+
 use crate::cli::Cli;
 use blockd_api::CredentialRef;
 use blockd_nbd::{TlsFiles, TlsMode};
@@ -268,6 +272,8 @@ pub struct Config {
     pub browse: BrowseConfig,
     /// Telling metrics to whoever asks.
     pub metrics: MetricsConfig,
+    /// Driving the daemon from elsewhere, and as somebody else.
+    pub control: ControlConfig,
     /// By volume: the names in client certificates that may have it over TCP. Last, as it is a table.
     pub nbd_access: BTreeMap<String, Vec<String>>,
 }
@@ -311,6 +317,7 @@ impl Default for Config {
             task_history: 1000,
             browse: BrowseConfig::default(),
             metrics: MetricsConfig::default(),
+            control: ControlConfig::default(),
             nbd_access: BTreeMap::new(),
         }
     }
@@ -406,6 +413,7 @@ impl Config {
         range("nbd_connection_in_flight_bytes", self.nbd_connection_in_flight_bytes, low, high, wanted)?;
         range("nbd_in_flight_bytes", self.nbd_in_flight_bytes, low, high, wanted)?;
         self.check_tls()?;
+        self.control.check()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
         let browse = &self.browse;

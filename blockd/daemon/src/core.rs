@@ -62,6 +62,8 @@ pub struct Core {
     pub nbd_tcp: OnceLock<Vec<SocketAddr>>,
     /// The address that metrics are served at, once they are.
     pub(crate) metrics_tcp: OnceLock<SocketAddr>,
+    /// Where the control API is served over TCP.
+    pub(crate) control_tcp: OnceLock<SocketAddr>,
     /// What is open for looking into.
     pub browse: Browse,
     /// Wakes the thread that merges layers.

@@ -7,6 +7,7 @@ use crate::{
     attachments::{Attachments, System},
     browse::Browse,
     config::Config,
+    control::Control,
     core::{Core, tasks_dir},
     credentials::Repositories,
     db::{Db, DbError},
@@ -32,11 +33,7 @@ use std::{
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::Notify,
-    task::JoinHandle,
-};
+use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use uuid::Uuid;
 
 /// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
@@ -84,6 +81,17 @@ pub enum DaemonError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The control API cannot be served over TCP.
+    #[error("cannot serve the control API at {address}: {source}")]
+    Control {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The control API cannot be served over TLS.
+    #[error("cannot serve the control API: {}", with_sources(.0))]
+    ControlTls(TlsError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -110,7 +118,7 @@ impl DaemonError {
     }
 }
 
-fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DaemonError {
+pub(crate) fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DaemonError {
     move |source| DaemonError::File { action, path: path.to_owned(), source }
 }
 
@@ -119,8 +127,8 @@ pub struct Daemon {
     core: Arc<Core>,
     servers: Vec<Server>,
     nbd_failed: Arc<Notify>,
-    certificates: Option<Certificates>,
-    http: JoinHandle<()>,
+    certificates: Certificates,
+    control: Control,
     http_stop: CancelToken,
     metrics: Option<JoinHandle<()>>,
     merger: Merger,
@@ -156,13 +164,12 @@ impl Daemon {
             let prepared = tokio::task::spawn_blocking(move || prepare(system, config, after_power_loss));
             prepared.await.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))??
         };
-        let control = core.control_socket();
-        for path in [&control, &core.nbd_socket()] {
+        for path in [&core.control_socket(), &core.nbd_socket()] {
             check_socket_path(path)?;
         }
         core.take_up_lazy_volumes().await.map_err(DaemonError::Lazy)?;
         core.keep_clients_out_of_what_goes_back().await.map_err(DaemonError::Lazy)?;
-        let nbd::Nbd { servers, certificates } = nbd::start(&core, &config).await?;
+        let nbd::Nbd { servers, identity } = nbd::start(&core, &config).await?;
         let nbd_failed = Arc::new(Notify::new());
         for server in &servers {
             let nbd_failed = Arc::clone(&nbd_failed);
@@ -176,9 +183,9 @@ impl Daemon {
         grow_devices_with_volumes(&core);
         core.let_go_of_what_is_at_rest();
         core.start_browsing();
-        let listener = listen(&control)?;
         let http_stop = CancelToken::new();
-        let http = tokio::spawn(http::serve(listener, Arc::clone(&core), http_stop.clone()));
+        let control = Control::start(&core, &http_stop).await?;
+        let certificates = Certificates::new([identity, control.identity.clone()]);
         let metrics = match config.metrics.listen {
             Some(address) => Some(serve_metrics(&core, address, http_stop.clone()).await?),
             None => None,
@@ -207,7 +214,7 @@ impl Daemon {
             servers,
             nbd_failed,
             certificates,
-            http,
+            control,
             http_stop,
             metrics,
             merger,
@@ -224,9 +231,7 @@ impl Daemon {
 
     /// Reads the TLS certificates again, if they changed or it `must`. Connections that are there go on.
     pub async fn renew_certificates(&self, must: bool) {
-        let Some(certificates) = self.certificates.clone() else {
-            return;
-        };
+        let certificates = self.certificates.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || certificates.renew(must)).await {
             tracing::error!(%error, "the TLS certificates were not looked at");
         }
@@ -244,8 +249,18 @@ impl Daemon {
     /// Something did not come to rest in time, or a volume could not be flushed.
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
-        let Self { core, servers, http, http_stop, metrics, merger, upkeep, scheduler, _lock: lock, .. } =
-            self;
+        let Self {
+            core,
+            servers,
+            mut control,
+            http_stop,
+            metrics,
+            merger,
+            upkeep,
+            scheduler,
+            _lock: lock,
+            ..
+        } = self;
         let patience = Duration::from_millis(core.config.stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
@@ -265,22 +280,20 @@ impl Daemon {
             metrics.abort();
             let _ = metrics.await;
         }
-        let http_abort = http.abort_handle();
         let (answered, restless) =
-            tokio::join!(tokio::time::timeout(patience, http), core.tasks.stop(patience));
+            tokio::join!(tokio::time::timeout(patience, control.ended()), core.tasks.stop(patience));
         // It holds what the daemon's parts share.
         let upkeep_abort = upkeep.abort_handle();
         if tokio::time::timeout(patience, upkeep).await.is_err() {
             upkeep_abort.abort();
         }
         if answered.is_err() {
-            http_abort.abort();
+            control.abort();
             tracing::warn!("requests under way were cut off");
         }
         if restless > 0 {
             tracing::warn!(tasks = restless, "tasks were cut off; they go on after the next start");
         }
-        let control = core.control_socket();
         let closing = Arc::clone(&core);
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();
@@ -305,11 +318,9 @@ impl Daemon {
             Ok(found) => problems.extend(found),
             Err(error) => problems.push(error.to_string()),
         }
-        if let Err(error) = std::fs::remove_file(&control)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %control.display(), %error, "the control socket is left");
-        }
+        control.remove_sockets();
+        // Its tasks hold what the daemon's parts share, too.
+        drop(control);
         drop(core);
         drop(lock);
         if problems.is_empty() {
@@ -364,6 +375,7 @@ fn prepare(
         stopping: CancelToken::new(),
         nbd_tcp: OnceLock::new(),
         metrics_tcp: OnceLock::new(),
+        control_tcp: OnceLock::new(),
         browse: Browse::default(),
         merger: Arc::new(Wake::default()),
         events: crate::events::Events::default(),
@@ -446,16 +458,6 @@ pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
         }
         _ => Ok(()),
     }
-}
-
-/// Listens for control requests. The directory is locked by this process, so a socket that is there is a dead one.
-fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
-    remove_socket(path)?;
-    // Nobody else gets into the directory (mode 0700) before the socket's own mode is set.
-    let listener = UnixListener::bind(path).map_err(file_error("listen at", path))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .map_err(file_error("restrict the mode of", path))?;
-    Ok(listener)
 }
 
 async fn serve_metrics(

@@ -14,6 +14,7 @@ pub mod cli;
 mod cloud;
 mod cloudsnaps;
 pub mod config;
+mod control;
 pub mod core;
 mod credentials;
 pub mod daemon;

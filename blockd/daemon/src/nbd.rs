@@ -1,4 +1,4 @@
-//! Serving NBD: from the configuration to running servers, and certificates that are renewed meanwhile.
+//! Serving NBD: from the configuration to running servers; and certificates that are renewed meanwhile.
 
 use crate::{
     access::Access,
@@ -8,7 +8,7 @@ use crate::{
     daemon::{DaemonError, check_socket_path, remove_socket, with_sources},
     exports::Exports,
 };
-use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsFiles, TlsIdentity};
+use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -22,24 +22,30 @@ const LISTEN_RETRY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Nbd {
     pub(crate) servers: Vec<Server>,
-    pub(crate) certificates: Option<Certificates>,
+    pub(crate) identity: Option<Arc<TlsIdentity>>,
 }
 
-/// The certificates of NBD, which can be renewed.
+/// All certificates, which can be renewed.
 #[derive(Debug, Clone)]
-pub(crate) struct Certificates(Arc<TlsIdentity>);
+pub(crate) struct Certificates(Vec<Arc<TlsIdentity>>);
 
 impl Certificates {
+    pub(crate) fn new(identities: [Option<Arc<TlsIdentity>>; 2]) -> Self {
+        Self(identities.into_iter().flatten().collect())
+    }
+
     /// Reads the files again, if they changed or it `must`; what cannot be used is reported, and the old ones stay.
     pub(crate) fn renew(&self, must: bool) {
-        if !must && !self.0.has_changed() {
-            return;
-        }
-        match self.0.reload() {
-            Ok(()) => tracing::info!("the TLS certificates were read again"),
-            Err(error) => {
-                let error = with_sources(&error);
-                tracing::error!(error, "the new TLS certificates cannot be used: the old ones stay in use");
+        for identity in self.0.iter().filter(|identity| must || identity.has_changed()) {
+            match identity.reload() {
+                Ok(()) => tracing::info!("the TLS certificates were read again"),
+                Err(error) => {
+                    let error = with_sources(&error);
+                    tracing::error!(
+                        error,
+                        "the new TLS certificates cannot be used: the old ones stay in use"
+                    );
+                }
             }
         }
     }
@@ -53,7 +59,7 @@ pub(crate) async fn start(core: &Arc<Core>, config: &Config) -> Result<Nbd, Daem
     // The directory is locked by this process: whatever still answers at its socket belongs to a dead one.
     remove_socket(&core.nbd_socket())?;
     let identity = match config.tls_files() {
-        Some(files) => Some(load(files).await?),
+        Some(files) => Some(load_identity(files).await.map_err(DaemonError::Tls)?),
         None => None,
     };
     let access = Arc::new(Access::new(config.nbd_access.clone(), config.nbd_connections_per_volume));
@@ -93,13 +99,16 @@ pub(crate) async fn start(core: &Arc<Core>, config: &Config) -> Result<Nbd, Daem
         }
         servers.push(start_server(&settings, &exports).await?);
     }
-    Ok(Nbd { servers, certificates: identity.map(Certificates) })
+    Ok(Nbd { servers, identity })
 }
 
-async fn load(files: TlsFiles) -> Result<Arc<TlsIdentity>, DaemonError> {
-    let loaded = tokio::task::spawn_blocking(move || TlsIdentity::load(files)).await;
-    let loaded = loaded.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))?;
-    loaded.map(Arc::new).map_err(DaemonError::Tls)
+/// Reads certificates, on a thread that may block.
+pub(crate) async fn load_identity(files: TlsFiles) -> Result<Arc<TlsIdentity>, TlsError> {
+    let path = files.certificate.clone();
+    let loaded = tokio::task::spawn_blocking(move || TlsIdentity::load(files).map(Arc::new)).await;
+    loaded.unwrap_or_else(|error| {
+        Err(TlsError::Content { what: "server certificate", path, reason: error.to_string() })
+    })
 }
 
 /// Starts one NBD server. After a kill the kernel takes a while to cancel what the dead process had submitted to its

@@ -30,6 +30,7 @@ mod group_backups;
 mod groups;
 mod layers;
 mod metrics;
+mod roles;
 mod schedules;
 mod undone;
 

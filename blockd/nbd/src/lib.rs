@@ -68,4 +68,5 @@ pub use error::NbdError;
 pub use server::{Server, ServerConfig};
 pub use thread_end::FailureListener;
 pub use tls_identity::{TlsError, TlsFiles, TlsIdentity, TlsMode};
+pub use tls_names::certificate_names;
 pub use tls_option::TlsStage;

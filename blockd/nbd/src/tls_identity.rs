@@ -148,10 +148,15 @@ impl TlsIdentity {
         self.files.client_ca.is_some()
     }
 
+    /// What was loaded last, for a server of another protocol that goes by the same files.
+    #[must_use]
+    pub fn server_config(&self) -> Arc<rustls::ServerConfig> {
+        Arc::clone(&self.current.read())
+    }
+
     /// The server's side of a new session.
     pub(crate) fn accept(&self) -> Result<UnbufferedServerConnection, rustls::Error> {
-        let config = Arc::clone(&self.current.read());
-        UnbufferedServerConnection::new(config)
+        UnbufferedServerConnection::new(self.server_config())
     }
 }
 

@@ -25,8 +25,10 @@ const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
 /// A certificate that names more is cut off here.
 const MAX_NAMES: usize = 64;
 
-/// The names in a certificate, each once.
-pub(crate) fn certificate_names(der: &[u8]) -> Vec<String> {
+/// The names in a certificate (DER), each once and at most 64 of them: the common name of its subject, and its alternative
+/// names that are DNS names, e-mail addresses or URIs.
+#[must_use]
+pub fn certificate_names(der: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
     // A part that cannot be read ends the search; the names before it are as good as they were.
     let _ = collect(der, &mut names);

@@ -5,6 +5,7 @@
 
 mod cli;
 mod commands;
+mod contexts;
 mod failure;
 mod output;
 mod progress;

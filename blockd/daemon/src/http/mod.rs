@@ -1,14 +1,16 @@
-//! The control API: HTTP over a unix socket, JSON in and out.
+//! The control API: HTTP over unix sockets and over TLS, JSON in and out.
 //!
 //! What changes something runs apart from the connection that asked for it, so that a client that goes away does not
 //! cut it off half way. Every error leaves here as the same JSON body.
 
 mod attachments;
 mod browse;
+pub(crate) mod caller;
 mod cloudsnaps;
 mod credentials;
 mod events;
 pub(crate) mod metrics;
+pub(crate) mod remote;
 mod schedules;
 mod snapshots;
 mod status;
@@ -17,19 +19,20 @@ mod volumes;
 
 use crate::{core::Core, error::ServiceError};
 use axum::{
-    Router,
+    Extension, Router,
     body::Bytes,
     extract::{
         DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
         rejection::BytesRejection,
     },
     http::{StatusCode, header::CONTENT_TYPE, request::Parts},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use blockd_api::{ApiError, ErrorBody, ErrorCode, paths};
 use blockd_cloud::CancelToken;
+use caller::Caller;
 use futures::FutureExt;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -48,10 +51,10 @@ use tracing::Instrument;
 /// The longest request body: names, labels and secrets, nothing larger.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
 
-/// Serves until told to stop, then ends when the requests under way are answered.
-pub async fn serve(listener: UnixListener, core: Arc<Core>, stop: CancelToken) {
-    let served =
-        axum::serve(listener, router(core)).with_graceful_shutdown(async move { stop.cancelled().await });
+/// Serves whoever comes through a socket, until told to stop, then ends when the requests under way are answered.
+pub(crate) async fn serve(listener: UnixListener, caller: Caller, core: Arc<Core>, stop: CancelToken) {
+    let router = router(core).layer(Extension(caller));
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
     if let Err(error) = served.await {
         tracing::error!(%error, "the control socket is no longer served");
     }
@@ -107,6 +110,7 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::TASK_LIMIT, post(tasks::limit))
         .route(paths::TASK_RESUME, post(tasks::resume))
         .merge(metrics::routes())
+        .route_layer(from_fn(caller::guard))
         .fallback(no_such_address)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
@@ -152,7 +156,7 @@ async fn wrong_method(request: Request) -> Failure {
 }
 
 /// An error on its way out.
-struct Failure(ServiceError);
+pub(crate) struct Failure(ServiceError);
 
 impl<E: Into<ServiceError>> From<E> for Failure {
     fn from(error: E) -> Self {

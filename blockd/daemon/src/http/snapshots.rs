@@ -1,10 +1,12 @@
 //! Snapshots.
 
-use super::{Answer, Asked, Body, Named, Reply, detached};
+use super::{Answer, Asked, Body, Failure, Named, Reply, caller::Caller, detached};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, SnapshotRef, VolumeRef,
+    quiesce::Quiesce,
+    roles::Role,
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
         Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
@@ -12,18 +14,30 @@ use blockd_api::{
 };
 use std::sync::Arc;
 
+/// Commands run as the user of the daemon, which is root more often than not.
+fn may_run(caller: &Caller, quiesce: &Quiesce) -> Result<(), Failure> {
+    if quiesce.pre_command.is_some() || quiesce.post_command.is_some() {
+        caller.needs(Role::Admin, "a command before or after a snapshot")?;
+    }
+    Ok(())
+}
+
 pub(super) async fn create(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<CreateSnapshot>,
 ) -> Answer<Snapshot> {
+    may_run(&caller, &request.quiesce)?;
     detached(async move { core.create_snapshot(&volume, request).await }).await
 }
 
 pub(super) async fn create_group(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Body(request): Body<CreateGroupSnapshot>,
 ) -> Answer<GroupSnapshot> {
+    may_run(&caller, &request.quiesce)?;
     detached(async move { core.create_group_snapshot(request).await }).await
 }
 

@@ -40,6 +40,7 @@ pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
         node: core.node.clone(),
         data_dir: core.data_dir.clone(),
         nbd,
+        control: core.control_tcp.get().map(ToString::to_string),
         uptime_seconds: core.started.elapsed().as_secs(),
         counts,
     }))

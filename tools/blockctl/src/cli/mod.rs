@@ -4,6 +4,7 @@ pub mod backup_group;
 pub mod browse;
 pub mod care;
 pub mod cloudsnap;
+pub mod context;
 pub mod credentials;
 pub mod events;
 pub mod extras;
@@ -22,9 +23,6 @@ use std::{
     path::PathBuf,
 };
 
-/// Where the control socket is when nothing says otherwise.
-pub const DEFAULT_SOCKET: &str = "/var/lib/blockd/blockd.sock";
-
 const GLOBAL: &str = "Global options";
 
 const AFTER_HELP: &str = "\
@@ -39,6 +37,7 @@ Exit status:
 
 Environment:
   BLOCKD_SOCKET                   control socket of blockd
+  BLOCKD_ENDPOINT                 address of a blockd on another host
   BLOCKD_ENCRYPTION_PASSPHRASE    passphrase for `credentials create`
   AWS_ACCESS_KEY_ID               S3 access key for `credentials create`
   AWS_SECRET_ACCESS_KEY           S3 secret key for `credentials create`
@@ -67,9 +66,27 @@ pub struct Cli {
 /// What holds for every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// Control socket of blockd
-    #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", env = "BLOCKD_SOCKET", default_value = DEFAULT_SOCKET)]
-    pub socket: PathBuf,
+    /// Control socket of blockd [default: BLOCKD_SOCKET, the current context, or /var/lib/blockd/blockd.sock]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", conflicts_with_all = ["endpoint", "context"])]
+    pub socket: Option<PathBuf>,
+    /// Address of a blockd on another host; needs --ca, --cert and --key
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "HOST[:PORT]", conflicts_with = "context")]
+    pub endpoint: Option<String>,
+    /// Use TLS, as is always done with --endpoint
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub ssl: bool,
+    /// Authorities of the blockd's certificate, PEM
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Your certificate, PEM
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Your private key, PEM
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// A blockd that was named with `blockctl context create`
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "NAME")]
+    pub context: Option<String>,
     /// Print one JSON document on stdout and nothing else there
     #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub json: bool,
@@ -119,6 +136,9 @@ pub enum Command {
     /// Schedules that several volumes share
     #[command(subcommand, visible_alias = "sp")]
     SchedPolicy(schedules::PolicyCommand),
+    /// Names for daemons, on this host and on others
+    #[command(subcommand)]
+    Context(context::ContextCommand),
     /// What blockd says of itself
     #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
     Status,
@@ -230,7 +250,7 @@ mod tests {
             ["-j --socket /s volume list", "volume -j list --socket /s", "volume list --json --socket=/s"]
         {
             let cli = parse(line).unwrap();
-            assert!(cli.global.json && cli.global.socket.as_os_str() == "/s", "{line}");
+            assert!(cli.global.json && cli.global.socket == Some("/s".into()), "{line}");
         }
     }
 }

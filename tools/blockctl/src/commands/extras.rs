@@ -1,31 +1,30 @@
 //! `blockctl completions` and `blockctl man`
 
-use super::Context;
 use crate::{
     cli::{
         self,
         extras::{CompletionsArgs, ManArgs},
     },
     failure::{EXIT_DONE, Failure},
+    output::Output,
 };
 use clap_mangen::Man;
 use serde_json::json;
 use std::{fs, path::Path};
 
-pub fn completions(context: &Context<'_>, args: &CompletionsArgs) -> Result<u8, Failure> {
+pub fn completions(output: &Output, args: &CompletionsArgs) -> Result<u8, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut cli::command(), "blockctl", &mut script);
-    if context.output.is_json() {
+    if output.is_json() {
         let script = String::from_utf8_lossy(&script);
-        context.output.document(&json!({ "shell": args.shell.to_string(), "script": script }))?;
+        output.document(&json!({ "shell": args.shell.to_string(), "script": script }))?;
     } else {
-        context.output.raw(&script)?;
+        output.raw(&script)?;
     }
     Ok(EXIT_DONE)
 }
 
-pub fn man(context: &Context<'_>, args: &ManArgs) -> Result<u8, Failure> {
-    let output = context.output;
+pub fn man(output: &Output, args: &ManArgs) -> Result<u8, Failure> {
     if let Some(dir) = &args.dir {
         fs::create_dir_all(dir).map_err(|source| Failure::Write { path: dir.clone(), source })?;
         let mut command = cli::command().disable_help_subcommand(true);

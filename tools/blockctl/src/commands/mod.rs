@@ -5,6 +5,7 @@ mod browse;
 mod bundle;
 mod care;
 mod cloudsnap;
+mod context;
 mod copy_files;
 mod credentials;
 mod events;
@@ -19,7 +20,8 @@ mod volume;
 
 use crate::{
     cli::{Cli, Command},
-    failure::Failure,
+    contexts,
+    failure::{EXIT_DONE, Failure},
     output::Output,
 };
 use blockd_api::Client;
@@ -32,8 +34,16 @@ struct Context<'a> {
 
 /// Runs a command; the result is the exit status.
 pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
-    let context = Context { client: Client::new(cli.global.socket), output };
-    match cli.command {
+    let command = match cli.command {
+        // These ask no daemon.
+        Command::Context(command) => return context::run(&cli.global, output, command),
+        Command::Completions(args) => return extras::completions(output, &args),
+        Command::Man(args) => return extras::man(output, &args),
+        command => command,
+    };
+    let endpoint = contexts::resolve(&cli.global, |name| std::env::var_os(name))?;
+    let context = Context { client: Client::at(endpoint), output };
+    match command {
         Command::Volume(command) => volume::run(&context, command).await,
         Command::Snapshot(command) => snapshot::run(&context, command).await,
         Command::Credentials(command) => credentials::run(&context, command).await,
@@ -43,8 +53,7 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Status => status::run(&context).await,
         Command::Events(args) => events::run(&context, args).await,
         Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,
-        Command::Completions(args) => extras::completions(&context, &args),
-        Command::Man(args) => extras::man(&context, &args),
+        Command::Context(_) | Command::Completions(_) | Command::Man(_) => Ok(EXIT_DONE),
     }
 }
 

@@ -27,6 +27,9 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
     for uri in &status.nbd {
         facts.add("NBD", uri);
     }
+    if let Some(control) = &status.control {
+        facts.add("Control", format!("https://{control}"));
+    }
     facts
         .add("Uptime", format_duration(status.uptime_seconds as f64))
         .add("Volumes", format!("{volumes}, {}", counted(counts.connections, "connection")))

@@ -1,0 +1,274 @@
+//! Where a daemon is reached: its unix socket, or an address with TLS and a certificate of the caller's own.
+
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// The port of a daemon's control address, if none is named.
+const DEFAULT_PORT: u16 = 9440;
+
+/// The files with which a caller proves who it is, and knows the daemon; all PEM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TlsFiles {
+    /// The authorities of the daemon's certificate.
+    pub ca: PathBuf,
+    /// The caller's certificate, followed by those that lead to an authority.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// A daemon cannot be addressed like this.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// That is no address.
+    #[error("`{given}` is no address: write HOST or HOST:PORT")]
+    Address {
+        /// What was given.
+        given: String,
+    },
+    /// A file cannot be read.
+    #[error("cannot read the {what} {}: {source}", path.display())]
+    Read {
+        /// What it should hold.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("the {what} {} cannot be used: {reason}", path.display())]
+    Content {
+        /// What it should hold.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl EndpointError {
+    /// Whether the same may work later with nothing else changed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::Interrupted)
+    }
+}
+
+/// Where a daemon is reached.
+#[derive(Clone)]
+pub struct Endpoint(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Unix(PathBuf),
+    Tls { host: String, port: u16, name: ServerName<'static>, config: Arc<ClientConfig> },
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Unix(path) => write!(f, "{}", path.display()),
+            Kind::Tls { host, port, .. } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Kind::Tls { host, port, .. } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+impl Endpoint {
+    /// The daemon whose control socket this is.
+    pub fn unix(socket: impl Into<PathBuf>) -> Self {
+        Self(Kind::Unix(socket.into()))
+    }
+
+    /// The daemon at `HOST` or `HOST:PORT` (an IPv6 address in brackets), which must have a certificate for `HOST`.
+    ///
+    /// # Errors
+    /// The address or one of the files cannot be used.
+    pub fn tls(address: &str, files: &TlsFiles) -> Result<Self, EndpointError> {
+        let bad = || EndpointError::Address { given: address.to_owned() };
+        let (host, port) = split(address).ok_or_else(bad)?;
+        let name = ServerName::try_from(host.clone()).map_err(|_| bad())?;
+        let config = Arc::new(client_config(files)?);
+        Ok(Self(Kind::Tls { host, port, name, config }))
+    }
+
+    /// The unix socket, if it is one.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.0 {
+            Kind::Unix(path) => Some(path),
+            Kind::Tls { .. } => None,
+        }
+    }
+
+    /// What stands in a request's `Host`.
+    pub(crate) fn host(&self) -> String {
+        match &self.0 {
+            Kind::Unix(_) => "blockd".to_owned(),
+            Kind::Tls { .. } => self.to_string(),
+        }
+    }
+
+    /// Connects; a TLS handshake is part of it.
+    pub(crate) async fn connect(&self) -> io::Result<Stream> {
+        match &self.0 {
+            Kind::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+            Kind::Tls { host, port, name, config } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                let connector = TlsConnector::from(Arc::clone(config));
+                let session = connector.connect(name.clone(), stream).await?;
+                Ok(Stream::Tls(Box::new(session)))
+            }
+        }
+    }
+}
+
+/// Host and port of an address.
+fn split(address: &str) -> Option<(String, u16)> {
+    let address = address.strip_prefix("https://").unwrap_or(address);
+    let address = address.strip_suffix('/').unwrap_or(address);
+    let (host, port) = match address.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            (host, rest.strip_prefix(':').or(rest.is_empty().then_some(""))?)
+        }
+        // More than one colon, and no brackets: an IPv6 address without a port.
+        None if address.matches(':').count() > 1 => (address, ""),
+        None => address.split_once(':').unwrap_or((address, "")),
+    };
+    let port = if port.is_empty() { DEFAULT_PORT } else { port.parse().ok().filter(|port| *port > 0)? };
+    (!host.is_empty()).then(|| (host.to_owned(), port))
+}
+
+fn client_config(files: &TlsFiles) -> Result<ClientConfig, EndpointError> {
+    let unusable =
+        |what, path: &Path, reason: String| EndpointError::Content { what, path: path.to_owned(), reason };
+    let mut roots = RootCertStore::empty();
+    let what = "certificate authority";
+    for certificate in certificates(what, &files.ca)? {
+        roots.add(certificate).map_err(|error| unusable(what, &files.ca, error.to_string()))?;
+    }
+    let chain = certificates("client certificate", &files.cert)?;
+    let what = "client key";
+    let text = read(what, &files.key)?;
+    let key = PrivateKeyDer::from_pem_slice(&text)
+        .map_err(|error| unusable(what, &files.key, error.to_string()))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable(what, &files.key, error.to_string()))?
+        .with_root_certificates(roots);
+    builder.with_client_auth_cert(chain, key).map_err(|error| unusable(what, &files.key, error.to_string()))
+}
+
+fn read(what: &'static str, path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, EndpointError> {
+    let text = std::fs::read(path);
+    text.map(zeroize::Zeroizing::new).map_err(|source| EndpointError::Read {
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, EndpointError> {
+    let text = read(what, path)?;
+    let unusable = |reason: String| EndpointError::Content { what, path: path.to_owned(), reason };
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unusable(error.to_string()))?;
+    if found.is_empty() { Err(unusable("there is no CERTIFICATE in it".to_owned())) } else { Ok(found) }
+}
+
+/// A connection of either kind.
+pub(crate) enum Stream {
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_hosts_with_or_without_ports() {
+        let some = |host: &str, port| Some((host.to_owned(), port));
+        assert_eq!(split("vault.example"), some("vault.example", DEFAULT_PORT));
+        assert_eq!(split("vault.example:7"), some("vault.example", 7));
+        assert_eq!(split("https://10.0.0.1:7/"), some("10.0.0.1", 7));
+        assert_eq!(split("[::1]:7"), some("::1", 7));
+        assert_eq!(split("[::1]"), some("::1", DEFAULT_PORT));
+        assert_eq!(split("fe80::1"), some("fe80::1", DEFAULT_PORT));
+        for wrong in ["", ":7", "host:x", "host:0", "host:70000", "[::1", "[::1]7", "[]:7"] {
+            assert_eq!(split(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let files = TlsFiles { ca: path("ca"), cert: path("cert"), key: path("key") };
+        let told = || Endpoint::tls("host", &files).unwrap_err().to_string();
+        assert!(told().starts_with(&format!("cannot read the certificate authority {}", files.ca.display())));
+        std::fs::write(&files.ca, "nothing").unwrap();
+        assert!(told().ends_with("there is no CERTIFICATE in it"), "{}", told());
+        let error = Endpoint::tls("ho st", &files).unwrap_err();
+        assert!(error.to_string().contains("HOST:PORT"), "{error}");
+    }
+}

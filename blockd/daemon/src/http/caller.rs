@@ -1,0 +1,84 @@
+//! Who asks, and whether that is allowed.
+//!
+//! Each listener says who comes through it; the table of operations says what that must be allowed. An operation that the
+//! table does not know is for nobody but admins.
+
+use super::Failure;
+use crate::error::ServiceError;
+use axum::{
+    extract::{FromRequestParts, MatchedPath, Request},
+    http::request::Parts,
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use blockd_api::{ErrorCode, operations::role_for, roles::Role};
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// What it may do; nothing, if there is none.
+    pub role: Option<Role>,
+    /// What it is called where it is refused and in the log.
+    pub name: String,
+}
+
+impl Caller {
+    /// Whoever can use the daemon's own socket.
+    pub(crate) fn owner() -> Self {
+        Self { role: Some(Role::Admin), name: "the daemon's own socket".to_owned() }
+    }
+
+    /// Refuses what asks for more than this caller has.
+    pub(crate) fn needs(&self, role: Role, for_what: &str) -> Result<(), Failure> {
+        if self.role.is_some_and(|has| has >= role) {
+            return Ok(());
+        }
+        let has = match self.role {
+            Some(has) => format!("{} is {has}", self.name),
+            None => format!("{} has no role", self.name),
+        };
+        tracing::warn!(caller = self.name, what = for_what, "refused");
+        let error =
+            ServiceError::refused(ErrorCode::Forbidden, format!("{for_what} is for {role}s, but {has}"));
+        Err(Failure(error))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let caller = parts.extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| Failure(ServiceError::Internal("nobody knows who asks".to_owned())))
+    }
+}
+
+/// Lets a request through if its caller may do what it asks for.
+pub(super) async fn guard(caller: Caller, path: MatchedPath, request: Request, then: Next) -> Response {
+    let method = request.method().as_str();
+    let role = role_for(method, path.as_str()).unwrap_or(Role::Admin);
+    match caller.needs(role, &format!("{method} {}", path.as_str())) {
+        Ok(()) => then.run(request).await,
+        Err(refused) => refused.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_not_is_told_what_it_is_and_what_it_would_have_to_be() {
+        let told = |role| {
+            let caller = Caller { role, name: "bob".to_owned() };
+            caller.needs(Role::Operator, "POST /v1/volumes").map_err(|Failure(error)| error.to_string())
+        };
+        assert_eq!(told(Some(Role::Operator)), Ok(()));
+        assert_eq!(told(Some(Role::Admin)), Ok(()));
+        assert_eq!(
+            told(Some(Role::ReadOnly)).unwrap_err(),
+            "POST /v1/volumes is for operators, but bob is read-only"
+        );
+        assert_eq!(told(None).unwrap_err(), "POST /v1/volumes is for operators, but bob has no role");
+    }
+}

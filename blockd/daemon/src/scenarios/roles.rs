@@ -1,0 +1,69 @@
+//! What the table of operations says is what the daemon serves, and what it lets callers do.
+
+use super::config;
+use crate::{config::ControlSocket, daemon::Daemon};
+use blockd_api::{operations::OPERATIONS, roles::Role};
+use serde_json::Value;
+use std::path::Path;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+/// The status and the error's code of an answer.
+async fn asked(socket: &Path, method: &str, path: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    // What is asked for is wrong in itself, so that nothing is done by whoever may do it.
+    let body = "[]";
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    let code = serde_json::from_str::<Value>(body)
+        .ok()
+        .and_then(|body| Some(body["error"]["code"].as_str()?.to_owned()));
+    (status, code.unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_operation_is_served_to_those_who_may_and_to_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    let group = nix::unistd::getegid().to_string();
+    for role in Role::ALL {
+        let path = dir.path().join(format!("{role}.sock"));
+        config.control.sockets.push(ControlSocket { path, group: group.clone(), role });
+    }
+    let daemon = Daemon::start(config, false).await.unwrap();
+    for operation in OPERATIONS {
+        let method = operation.method.as_str();
+        let segments: Vec<_> = operation
+            .path
+            .split('/')
+            .map(|part| if part.starts_with('{') { "nothing" } else { part })
+            .collect();
+        let path = segments.join("/");
+        for role in Role::ALL {
+            let (status, code) = asked(&dir.path().join(format!("{role}.sock")), method, &path).await;
+            let may = role >= operation.role;
+            assert_eq!(code != "forbidden", may, "{method} {path} as {role}: {status} {code}");
+            assert!(
+                !matches!(code.as_str(), "no_such_address" | "method_not_allowed"),
+                "{method} {path}: {code}"
+            );
+            assert_eq!(status == 403, !may, "{method} {path} as {role}: {status} {code}");
+            assert!(status < 500, "{method} {path} as {role}: {status} {code}");
+        }
+    }
+    let (_, code) = asked(&dir.path().join("read-only.sock"), "GET", "/v1/nothing").await;
+    assert_eq!(code, "no_such_address");
+    let (_, code) = asked(&dir.path().join("read-only.sock"), "PUT", "/v1/volumes").await;
+    assert!(matches!(code.as_str(), "method_not_allowed" | "forbidden"), "{code}");
+    daemon.stop().await.unwrap();
+}

@@ -1,0 +1,183 @@
+//! Driving a daemon from elsewhere and as somebody else: certificates, roles, sockets of groups, and names for daemons.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{Bed, Ctl, certs::Authority, ctl::clean, process::program};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::Stdio,
+};
+
+/// A daemon that is served over TCP, and what its clients need.
+struct Far {
+    daemon: blockd_tests::Daemon,
+    authority: Authority,
+    address: String,
+}
+
+impl Far {
+    fn new(bed: &Bed, roles: &str) -> Self {
+        let authority = Authority::new(&bed.path("certs"));
+        let (certificate, key) = authority.sign("server", &["localhost"]);
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        let (certificate, key, ca) = (path(&certificate), path(&key), path(&authority.ca()));
+        let daemon = bed
+            .daemon("a")
+            .config("[control]")
+            .config("listen = \"127.0.0.1:0\"")
+            .config(&format!("certificate = {certificate:?}\nkey = {key:?}\nclient_ca = {ca:?}"))
+            .config(&format!("[control.roles]\n{roles}"))
+            .start();
+        let status = daemon.ctl().json(&["status"]);
+        let port = status["control"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        Self { daemon, authority, address: format!("localhost:{port}") }
+    }
+
+    /// The flags of somebody with a certificate of this name.
+    fn flags(&self, name: &str) -> Vec<String> {
+        let (cert, key) = self.authority.sign(name, &[]);
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        let flags = [
+            ("--endpoint", self.address.clone()),
+            ("--ca", path(&self.authority.ca())),
+            ("--cert", path(&cert)),
+        ];
+        let flags = flags.into_iter().chain([("--key", path(&key))]);
+        flags.flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    }
+
+    /// Runs `blockctl` as somebody, with this exit status expected; what the error says.
+    fn as_whom(&self, name: &str, args: &[&str], code: i32) -> String {
+        let flags = self.flags(name);
+        let all: Vec<&str> = flags.iter().map(String::as_str).chain(args.iter().copied()).collect();
+        // The socket that the variable names is nobody's: what answers is the address.
+        let ctl = Ctl::new(Path::new("/nonexistent/blockd.sock"));
+        let (got, document) = ctl.document(&all);
+        assert_eq!(got, code, "{name}: {args:?}: {document:#}");
+        document["error"]["message"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+#[test]
+fn a_certificates_name_says_what_may_be_done() {
+    let bed = Bed::new();
+    let far = Far::new(&bed, "alice = \"admin\"\nbackup = \"operator\"\nmonitor = \"read-only\"");
+    let store = bed.store("store");
+    far.as_whom("alice", &["volume", "create", "db", "--size", "1MiB"], 0);
+    let place = store.dir().to_str().unwrap();
+    far.as_whom("alice", &["credentials", "create", "nas", "--provider", "local", "--path", place], 0);
+
+    far.as_whom("monitor", &["volume", "list"], 0);
+    far.as_whom("monitor", &["cloudsnap", "list"], 0);
+    let said = far.as_whom("monitor", &["snapshot", "create", "db"], 1);
+    assert!(said.contains("is for operators, but monitor is read-only"), "{said}");
+
+    far.as_whom("backup", &["cloudsnap", "backup", "db", "--wait"], 0);
+    far.as_whom("backup", &["snapshot", "create", "db", "--name", "one"], 0);
+    for refused in [
+        vec!["volume", "delete", "db"],
+        vec!["snapshot", "delete", "db@one"],
+        vec!["credentials", "delete", "nas"],
+        // It would run as the daemon's user.
+        vec!["snapshot", "create", "db", "--name", "two", "--pre-command", "id >/tmp/x"],
+        vec!["snapshot", "create-group", "--volumes", "db", "--name", "two", "--post-command", "id"],
+    ] {
+        let said = far.as_whom("backup", &refused, 1);
+        assert!(said.contains("is for admins, but backup is operator"), "{refused:?}: {said}");
+    }
+    let said = far.as_whom("stranger", &["status"], 1);
+    assert!(said.contains("stranger has no role"), "{said}");
+    assert_eq!(far.daemon.ctl().json(&["snapshot", "list", "db"]).as_array().unwrap().len(), 1);
+    far.as_whom("alice", &["volume", "delete", "db"], 0);
+    let _ = far.daemon.stop();
+}
+
+#[test]
+fn whoever_has_no_certificate_or_another_authoritys_gets_nothing() {
+    let bed = Bed::new();
+    let far = Far::new(&bed, "\"*\" = \"admin\"");
+    far.as_whom("anybody", &["status"], 0);
+    let other = Authority::new(&bed.path("other"));
+    let (cert, key) = other.sign("anybody", &[]);
+    let ctl = Ctl::new(Path::new("/nonexistent/blockd.sock"));
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let (ca, other_ca, cert, key) = (path(&far.authority.ca()), path(&other.ca()), path(&cert), path(&key));
+    let flags = ["--endpoint", &far.address, "--ca", &ca, "--cert", &cert, "--key", &key];
+    let error = ctl.fails(&[&flags[..], &["status"]].concat(), 3);
+    assert!(error["message"].as_str().unwrap().contains(&far.address), "{error}");
+    // And a client does not talk to a daemon that its authority does not vouch for, or that has another name.
+    let mut trusting_another = flags;
+    trusting_another[3] = &other_ca;
+    let error = ctl.fails(&[&trusting_another[..], &["status"]].concat(), 3);
+    assert!(error["message"].as_str().unwrap().contains("certificate"), "{error}");
+    let numbers = far.address.replace("localhost", "127.0.0.1");
+    let mut by_number = flags;
+    by_number[1] = &numbers;
+    let error = ctl.fails(&[&by_number[..], &["status"]].concat(), 3);
+    assert!(error["message"].as_str().unwrap().contains("certificate"), "{error}");
+
+    // In clear there is nothing to be had, and whoever says nothing holds nobody up.
+    let silent = TcpStream::connect(&far.address).unwrap();
+    let mut clear = TcpStream::connect(&far.address).unwrap();
+    clear.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = clear.read_to_end(&mut answer);
+    assert!(!String::from_utf8_lossy(&answer).contains("HTTP"), "{}", String::from_utf8_lossy(&answer));
+    far.as_whom("anybody", &["status"], 0);
+    // A stop does not wait for it either.
+    let _ = far.daemon.stop();
+    drop(silent);
+}
+
+#[test]
+fn a_groups_socket_has_the_groups_role() {
+    let bed = Bed::new();
+    let path = bed.path("readers.sock");
+    let group = rustix::process::getegid().as_raw();
+    let socket = format!("[[control.sockets]]\npath = {path:?}\ngroup = \"{group}\"\nrole = \"read-only\"");
+    let daemon = bed.daemon("a").config(&socket).start();
+    let readers = Ctl::new(&path);
+    daemon.ctl().create_volume("db", "1MiB");
+    assert_eq!(readers.json(&["volume", "list"]).as_array().unwrap().len(), 1);
+    let error = readers.fails(&["volume", "create", "other", "--size", "1MiB"], 1);
+    assert_eq!(error["code"], "forbidden");
+    assert!(error["message"].as_str().unwrap().contains(&format!("group {group} is read-only")), "{error}");
+    let _ = daemon.stop();
+    assert!(!path.exists(), "the socket is left");
+    let missing = "[[control.sockets]]\npath = \"/tmp/x.sock\"\ngroup = \"no-such-group\"\nrole = \"admin\"";
+    let Err((status, log)) = bed.daemon("b").config(missing).try_start() else { panic!("it has started") };
+    assert!(!status.success() && log.contains("no-such-group"), "{log}");
+}
+
+#[test]
+fn daemons_have_names() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    daemon.ctl().create_volume("db", "1MiB");
+    let config = bed.path("config");
+    let run = |args: &[&str]| {
+        let mut command = clean(program("blockctl"));
+        let output = command.env("XDG_CONFIG_HOME", &config).arg("--json").args(args).stdin(Stdio::null());
+        let output = output.output().unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), document)
+    };
+    let socket = daemon.socket();
+    let socket = socket.to_str().unwrap();
+    assert_eq!(run(&["context", "create", "here", "--socket", socket]).0, 0);
+    assert_eq!(run(&["context", "create", "here", "--socket", "/other"]).0, 2, "it is there already");
+    assert_eq!(run(&["--context", "here", "volume", "inspect", "db"]).0, 0);
+    assert_eq!(run(&["--context", "nowhere", "volume", "inspect", "db"]).0, 2);
+    assert_eq!(run(&["context", "set", "here"]).0, 0);
+    let (code, listed) = run(&["context", "list"]);
+    assert_eq!(
+        (code, &listed["contexts"][0]["current"], &listed["contexts"][0]["socket"]),
+        (0, &true.into(), &socket.into())
+    );
+    assert_eq!(run(&["volume", "inspect", "db"]).0, 0, "the current one is meant");
+    assert_eq!(run(&["--socket", "/nonexistent", "volume", "inspect", "db"]).0, 3, "a flag counts more");
+    assert_eq!(run(&["context", "delete", "here"]).0, 0);
+    assert_eq!(run(&["context", "list"]).1["contexts"], serde_json::json!([]));
+    let _ = daemon.stop();
+}

@@ -1,0 +1,103 @@
+//! `blockctl context`: names for daemons.
+
+use crate::{
+    cli::{
+        Global,
+        context::{ContextCommand, CreateArgs, absolute},
+    },
+    contexts::{ContextEntry, Contexts, contexts_path},
+    failure::{EXIT_DONE, Failure},
+    output::Output,
+    table::Table,
+};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// One context, as it is listed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    name: String,
+    current: bool,
+    #[serde(flatten)]
+    entry: ContextEntry,
+}
+
+/// No daemon is asked.
+pub fn run(global: &Global, output: &Output, command: ContextCommand) -> Result<u8, Failure> {
+    let path = path()?;
+    let mut contexts = Contexts::load(&path)?;
+    match command {
+        ContextCommand::Create(args) => create(global, &mut contexts, args)?,
+        ContextCommand::List => return list(output, contexts),
+        ContextCommand::Set(args) => {
+            contexts.named(&args.name)?;
+            contexts.current = Some(args.name);
+        }
+        ContextCommand::Unset => contexts.current = None,
+        ContextCommand::Delete(args) => {
+            contexts.named(&args.name)?;
+            contexts.contexts.remove(&args.name);
+            if contexts.current.as_ref() == Some(&args.name) {
+                contexts.current = None;
+            }
+        }
+    }
+    contexts.save(&path)?;
+    list(output, contexts)
+}
+
+fn path() -> Result<PathBuf, Failure> {
+    let missing = || Failure::usage("it is not known where to keep contexts: set HOME or XDG_CONFIG_HOME");
+    contexts_path(|name| std::env::var_os(name)).ok_or_else(missing)
+}
+
+fn create(global: &Global, contexts: &mut Contexts, args: CreateArgs) -> Result<(), Failure> {
+    let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if args.name.is_empty() || args.name.len() > 64 || !args.name.chars().all(sound) {
+        return Err(Failure::usage("a context's name is 1 to 64 letters, digits, `-`, `_` and `.`"));
+    }
+    let entry = ContextEntry {
+        socket: absolute(global.socket.as_ref()),
+        endpoint: global.endpoint.clone(),
+        ca: absolute(global.ca.as_ref()),
+        cert: absolute(global.cert.as_ref()),
+        key: absolute(global.key.as_ref()),
+    };
+    if entry.socket.is_none() && entry.endpoint.is_none() {
+        return Err(Failure::usage(
+            "say how the daemon is reached: --socket, or --endpoint with --ca, --cert and --key",
+        ));
+    }
+    entry.check()?;
+    if contexts.contexts.contains_key(&args.name) && !args.replace {
+        return Err(Failure::usage(format!(
+            "there is a context {} already: replace it with --replace",
+            args.name
+        )));
+    }
+    if args.current {
+        contexts.current = Some(args.name.clone());
+    }
+    contexts.contexts.insert(args.name, entry);
+    Ok(())
+}
+
+fn list(output: &Output, contexts: Contexts) -> Result<u8, Failure> {
+    let Contexts { current, contexts } = contexts;
+    let listed: Vec<_> = contexts
+        .into_iter()
+        .map(|(name, entry)| Listed { current: current.as_ref() == Some(&name), name, entry })
+        .collect();
+    if output.is_json() {
+        output.document(&serde_json::json!({ "contexts": listed }))?;
+        return Ok(EXIT_DONE);
+    }
+    let mut table = Table::new(&["NAME", "CURRENT", "REACHED BY"]);
+    for Listed { name, current, entry } in listed {
+        let by = entry.endpoint.or_else(|| entry.socket.map(|path| path.display().to_string()));
+        table.row([name, if current { "yes".into() } else { "-".into() }, super::or_dash(by)]);
+    }
+    output.table(&table)?;
+    Ok(EXIT_DONE)
+}
