@@ -29,6 +29,8 @@ pub mod flag {
     pub const FUA: u16 = 1;
     /// Zeroes that keep their space.
     pub const NO_HOLE: u16 = 2;
+    /// Zeroes at once, or not at all.
+    pub const FAST_ZERO: u16 = 16;
 }
 
 /// Errors of a reply.

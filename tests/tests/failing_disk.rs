@@ -92,6 +92,35 @@ fn a_sync_that_fails_stops_the_volume_until_a_restart() {
 }
 
 #[test]
+fn whatever_waits_for_the_disk_is_told_that_a_sync_failed() {
+    let bed = Bed::new();
+    let disk = FailingDisk::build(bed.dir());
+    let daemon = disk.under(bed.daemon("a")).start();
+    let data = [7; 4096];
+    let requests = [
+        ("flush", command::FLUSH, 0, 0, &[][..]),
+        ("write", command::WRITE, flag::FUA, 4096, &data),
+        ("trim", command::TRIM, flag::FUA, 4096, &[]),
+        ("zeroes", command::WRITE_ZEROES, flag::FUA, 4096, &[]),
+        ("kept-zeroes", command::WRITE_ZEROES, flag::FUA | flag::NO_HOLE, 4096, &[]),
+        ("fast-zeroes", command::WRITE_ZEROES, flag::FUA | flag::FAST_ZERO, 4096, &[]),
+    ];
+    for (name, command, flags, len, payload) in requests {
+        daemon.ctl().create_volume(name, "1MiB");
+        let volume = daemon.ctl().volume(name)["id"].as_str().unwrap().to_owned();
+        let mut client = daemon.nbd(name);
+        client.write(0, &[1; 8192]);
+        disk.fail("fdatasync", errno::EIO, &volume);
+        // The first one that could know.
+        assert_eq!(refused(client.call(command, flags, 0, len, payload)), errno::EIO, "{name}");
+        disk.heal();
+        assert_eq!(refused(flush(&mut client)), errno::EIO, "after {name}");
+        assert_eq!(daemon.ctl().volume(name)["state"], "failed", "after {name}");
+    }
+    drop(daemon.kill());
+}
+
+#[test]
 fn a_write_that_fails_is_told_and_the_volume_goes_on() {
     let bed = Bed::new();
     let disk = FailingDisk::build(bed.dir());

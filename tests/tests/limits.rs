@@ -9,9 +9,16 @@ use blockd_tests::{
 };
 use std::{
     io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpListener},
     os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
+
+/// One that nobody listens on.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
 
 fn limit_of_open_files(pid: u32) -> (String, String) {
     let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
@@ -47,6 +54,45 @@ fn a_thousand_idle_connections() {
     wait_for("the idle ones to be gone", || (daemon.ctl().volume("vol")["connections"] == 1).then_some(()));
     assert_same("after them", &active.read_all(), &content);
     active.close();
+    let _ = daemon.stop();
+}
+
+#[test]
+fn connections_of_one_volume_and_in_all_have_their_limits() {
+    let bed = Bed::new();
+    let address = free_address();
+    let setup = bed.daemon("a").config("nbd_connections = 8").config("nbd_connections_per_volume = 3");
+    let daemon = setup.arg("--nbd-listen").arg(&format!("tcp://{address}")).start();
+    daemon.ctl().create_volume("vol", "4MiB");
+    daemon.ctl().create_volume("other", "4MiB");
+    let by_tcp = |name: &str| Nbd::try_open_tcp(address, name);
+    let mut of_one: Vec<Nbd> = (0..3).map(|_| by_tcp("vol").unwrap()).collect();
+    let refused = by_tcp("vol").err().expect("more than one volume may have").to_string();
+    assert!(
+        refused.contains("refuses with 0x80000002") && refused.contains("nbd_connections_per_volume"),
+        "{refused}"
+    );
+    // The place of who was refused is free when its end has been seen, here and below.
+    let open = |what: &str, open: &dyn Fn() -> std::io::Result<Nbd>| wait_for(what, || open().ok());
+    let further: Vec<Nbd> = (0..3).map(|_| open("another volume's place", &|| by_tcp("other"))).collect();
+    // A quarter of all is for unix sockets, which may have as many of one volume as they like.
+    let closed = by_tcp("other").err().expect("more than TCP may have");
+    let ends = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+    assert!(ends.contains(&closed.kind()), "{closed}");
+    let by_unix = || Nbd::try_open(&daemon.nbd_socket(), "vol");
+    let local: Vec<Nbd> = (0..2).map(|_| open("a place for unix sockets", &by_unix)).collect();
+    let closed = by_unix().err().expect("more than all may be");
+    assert!(ends.contains(&closed.kind()), "{closed}");
+    assert_eq!(daemon.ctl().volume("vol")["connections"], 5);
+    // Who goes makes room, for its volume as well.
+    drop(local);
+    of_one.pop().unwrap().close();
+    of_one.push(open("the place of who went", &|| by_tcp("vol")));
+    for mut client in of_one.into_iter().chain(further) {
+        client.write(0, &[7; 4096]);
+        assert_same("behind the limits", &client.read(0, 4096), &[7; 4096]);
+        client.close();
+    }
     let _ = daemon.stop();
 }
 

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     if let Err(error) = logging::init(&config) {
         return failed(&error, EXIT_USAGE);
     }
-    blockd::allocator::give_large_buffers_back();
+    blockd::allocator::set_up();
     blockd::daemon::make_io_flusher();
     blockd::daemon::lock_memory();
     blockd::open_files::raise(&config);

@@ -83,10 +83,6 @@ struct Sending {
     charge_bytes: u64,
 }
 
-/// How often to look whether a client is still there from whom nothing is received, because what it has asked for already is far
-/// away.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
 /// One connection.
 pub(crate) struct Connection {
     span: tracing::Span,
@@ -113,8 +109,6 @@ pub(crate) struct Connection {
     /// A request waits until others have finished.
     full: bool,
     deadline: Option<Instant>,
-    /// When to look whether the client is still there.
-    look_at: Option<Instant>,
     /// When something was received or sent last.
     active_at: Instant,
 }
@@ -154,7 +148,6 @@ impl Connection {
             in_step: true,
             full: false,
             deadline: cx.now.checked_add(limits.handshake_timeout),
-            look_at: None,
             active_at: cx.now,
         }
     }
@@ -540,19 +533,22 @@ impl Connection {
         }
     }
 
-    /// Whether it is time to look if the client is still there; asked once each time.
-    pub(crate) fn is_to_be_looked_at(&mut self, now: Instant) -> bool {
-        let is_time = self.life == Life::Open && self.look_at.is_some_and(|at| at <= now);
-        if is_time {
-            self.look_at = now.checked_add(LOOK_EVERY);
-        }
-        is_time
+    /// Nothing is received, as so much is in flight, and what that waits for may be far away: that the client goes has to be
+    /// seen in another way.
+    pub(crate) fn is_to_be_watched(&self) -> bool {
+        self.life == Life::Open && self.full && self.flow.may_wait_for_far_data()
     }
 
     /// The client has closed its side, and may be gone: what it asked for is not waited for if it is far away.
-    pub(crate) fn hung_up(&mut self) {
-        self.look_at = None;
-        self.flow.recall();
+    pub(crate) fn hung_up(&mut self, result: io::Result<()>, cx: &mut Context<'_>) {
+        // When something is received, the end comes behind it.
+        if !self.is_to_be_watched() {
+            return;
+        }
+        match result {
+            Ok(()) => self.flow.recall(),
+            Err(error) => self.abort(&format!("it cannot be seen whether the client goes: {error}"), cx),
+        }
     }
 
     /// When [`check_time`](Self::check_time) should be called next.
@@ -561,7 +557,6 @@ impl Connection {
         let receiving = self.payload.as_ref().filter(|_| self.life == Life::Open && self.is_receiving);
         let checks = [
             self.deadline,
-            self.look_at.filter(|_| self.life == Life::Open),
             self.idle_until(),
             sending.map(Patience::ends_at),
             receiving.map(|payload| payload.patience.ends_at()),
@@ -648,9 +643,6 @@ impl Connection {
                     transmission.consume(&mut self.inbox, &mut self.flow, cx)
                 };
                 self.full = pause == Pause::Full;
-                let must_look = self.full && self.flow.may_wait_for_far_data();
-                let next = self.look_at.or_else(|| cx.now.checked_add(LOOK_EVERY));
-                self.look_at = next.filter(|_| must_look);
                 match pause {
                     Pause::Input | Pause::Full => {}
                     Pause::Disconnect => self.drain("the client disconnected", cx),

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
+use rustix::event::PollFlags;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
 use crate::buffer_pool::Buffer;
@@ -47,12 +48,20 @@ pub(crate) enum Outcome {
     Transferred { buffer: Buffer, result: io::Result<usize> },
     /// A new connection.
     Accepted(io::Result<OwnedFd>),
+    /// The peer has closed its side.
+    HungUp(io::Result<()>),
+}
+
+/// What an operation is about.
+enum Subject {
+    Transfer(Buffer),
+    Accept,
+    HangUp,
 }
 
 struct InFlight {
     tag: u64,
-    /// `None` for an accept.
-    buffer: Option<Buffer>,
+    subject: Subject,
     /// Kept open until the kernel is done with it, so that its number cannot come to mean another file.
     _fd: Arc<OwnedFd>,
 }
@@ -108,7 +117,15 @@ impl Ring {
         let entry = opcode::Accept::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), std::ptr::null_mut())
             .flags(flags)
             .build();
-        let index = self.insert(InFlight { tag, buffer: None, _fd: Arc::clone(fd) });
+        let index = self.insert(InFlight { tag, subject: Subject::Accept, _fd: Arc::clone(fd) });
+        self.push(index, entry);
+    }
+
+    /// Waits until the peer of a socket has closed its side, whatever it has sent that nobody has received.
+    pub(crate) fn hang_up(&mut self, fd: &Arc<OwnedFd>, tag: u64) {
+        let events = u32::from(PollFlags::RDHUP.bits());
+        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events).build();
+        let index = self.insert(InFlight { tag, subject: Subject::HangUp, _fd: Arc::clone(fd) });
         self.push(index, entry);
     }
 
@@ -175,7 +192,8 @@ impl Ring {
         // Longer ones are moved in several steps.
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let entry = build(Fd(fd.as_raw_fd()), bytes.as_mut_ptr(), len);
-        let index = self.insert(InFlight { tag, buffer: Some(transfer.buffer), _fd: Arc::clone(fd) });
+        let subject = Subject::Transfer(transfer.buffer);
+        let index = self.insert(InFlight { tag, subject, _fd: Arc::clone(fd) });
         self.push(index, entry);
     }
 
@@ -194,7 +212,7 @@ impl Ring {
 
     fn push(&mut self, index: usize, entry: squeue::Entry) {
         let entry = entry.user_data(index as u64);
-        // SAFETY: the entry's pointer leads into the buffer that the in-flight table owns under `index`; the table
+        // SAFETY: the entry's pointer, if it has one, leads into the buffer that the in-flight table owns under `index`; the table
         // keeps it, and the descriptor, until the completion with this index has been reaped, also when the ring
         // is dropped (see `Drop`). Nothing touches the buffer in between: it is reachable through the table only.
         let pushed = unsafe { push_or_submit(&mut self.uring, &entry) };
@@ -267,12 +285,13 @@ impl Drop for Ring {
 }
 
 fn complete(operation: InFlight, result: io::Result<i32>) -> Completion {
-    let outcome = match operation.buffer {
-        Some(buffer) => {
+    let outcome = match operation.subject {
+        Subject::Transfer(buffer) => {
             // The kernel's result is not negative here.
             Outcome::Transferred { buffer, result: result.map(|len| len.unsigned_abs() as usize) }
         }
-        None => Outcome::Accepted(result.map(|fd: RawFd| {
+        Subject::HangUp => Outcome::HungUp(result.map(|_| ())),
+        Subject::Accept => Outcome::Accepted(result.map(|fd: RawFd| {
             // SAFETY: the result of a successful accept is a descriptor that nobody else knows of.
             unsafe { OwnedFd::from_raw_fd(fd) }
         })),
@@ -320,6 +339,7 @@ fn is_passing(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::net::Shutdown;
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
@@ -394,6 +414,32 @@ mod tests {
         ring.wait(Some(Duration::ZERO), &mut Vec::new()).unwrap();
         ring.cancel(10);
         assert!(matches!(wait_one(&mut ring).outcome, Outcome::Accepted(Err(_))));
+    }
+
+    #[test]
+    fn tells_when_the_peer_has_closed_its_side() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Arc::new(OwnedFd::from(ours));
+        let mut ring = Ring::new().unwrap();
+        let mut completions = Vec::new();
+        ring.hang_up(&ours, 1);
+        theirs.write_all(b"data").unwrap();
+        ring.wait(Some(Duration::ZERO), &mut completions).unwrap();
+        assert!(completions.is_empty(), "bytes are no end");
+        theirs.shutdown(Shutdown::Write).unwrap();
+        assert!(matches!(wait_one(&mut ring), Completion { tag: 1, outcome: Outcome::HungUp(Ok(())) }));
+        ring.hang_up(&ours, 2);
+        assert!(
+            matches!(wait_one(&mut ring), Completion { tag: 2, outcome: Outcome::HungUp(Ok(())) }),
+            "again"
+        );
+
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ring.hang_up(&Arc::new(OwnedFd::from(ours)), 3);
+        ring.wait(Some(Duration::ZERO), &mut completions).unwrap();
+        assert!(completions.is_empty());
+        ring.cancel(3);
+        assert!(matches!(wait_one(&mut ring), Completion { tag: 3, outcome: Outcome::HungUp(Err(_)) }));
     }
 
     #[test]

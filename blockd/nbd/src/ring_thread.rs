@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 
@@ -82,7 +81,16 @@ struct Entry {
     /// Its receive was cancelled.
     is_cancelled: bool,
     is_shut_down: bool,
+    watch: Watch,
     place: Place,
+}
+
+/// Whether an operation is under way that ends when the client closes its side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watch {
+    None,
+    UnderWay,
+    Cancelled,
 }
 
 struct Slot {
@@ -99,6 +107,7 @@ enum Tag {
     Send(usize),
     /// A receive of a connection that is otherwise gone.
     Linger(usize),
+    HangUp(usize),
 }
 
 impl Tag {
@@ -109,6 +118,7 @@ impl Tag {
             Self::Receive(index) => (2, index),
             Self::Send(index) => (3, index),
             Self::Linger(index) => (4, index),
+            Self::HangUp(index) => (5, index),
         };
         (index as u64) << 3 | kind
     }
@@ -120,7 +130,8 @@ impl Tag {
             1 => Self::Accept(index),
             2 => Self::Receive(index),
             3 => Self::Send(index),
-            _ => Self::Linger(index),
+            4 => Self::Linger(index),
+            _ => Self::HangUp(index),
         }
     }
 }
@@ -252,6 +263,7 @@ impl RingThread {
             (Tag::Linger(index), Outcome::Transferred { buffer, result }) => {
                 self.lingered(index, buffer, !result.is_ok_and(|len_bytes| len_bytes > 0));
             }
+            (Tag::HangUp(index), Outcome::HungUp(result)) => self.hung_up(index, result),
             (tag, _) => tracing::error!(?tag, "a completion of the wrong kind"),
         }
     }
@@ -371,8 +383,14 @@ impl RingThread {
         let is_local = matches!(peer, Peer::Unix);
         let client = Client { peer: peer.to_string(), certificate_names: Vec::new(), is_local };
         let connection = self.with_context(|cx| Connection::new(span, client, tls, limits, cx));
-        let entry =
-            Entry { connection, socket: Arc::new(socket), is_cancelled: false, is_shut_down: false, place };
+        let entry = Entry {
+            connection,
+            socket: Arc::new(socket),
+            is_cancelled: false,
+            is_shut_down: false,
+            watch: Watch::None,
+            place,
+        };
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
             self.live += 1;
@@ -440,8 +458,20 @@ impl RingThread {
         } else if connection.refuses_input() && !std::mem::replace(&mut entry.is_cancelled, true) {
             self.ring.cancel(Tag::Receive(index).pack());
         }
+        if entry.watch == Watch::None && connection.is_to_be_watched() {
+            self.ring.hang_up(&entry.socket, Tag::HangUp(index).pack());
+            entry.watch = Watch::UnderWay;
+        }
         if connection.is_finished() {
-            self.remove(index);
+            match entry.watch {
+                Watch::None => self.remove(index),
+                // The place is not for the next one before this has ended.
+                Watch::UnderWay => {
+                    self.ring.cancel(Tag::HangUp(index).pack());
+                    entry.watch = Watch::Cancelled;
+                }
+                Watch::Cancelled => {}
+            }
         } else if let Some(check) = connection.next_check() {
             self.check_at(check);
         }
@@ -480,17 +510,11 @@ impl RingThread {
         }
     }
 
-    /// Whether it is time to look if a client is still there, and it has closed its side.
-    fn has_hung_up(&mut self, index: usize) -> bool {
-        let now = self.now;
-        let entry = self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut());
-        entry.is_some_and(|entry| {
-            entry.connection.is_to_be_looked_at(now) && {
-                let mut fds = [PollFd::new(&entry.socket, PollFlags::RDHUP)];
-                // If it cannot be asked, it is asked again.
-                poll(&mut fds, Some(&Timespec::default())).is_ok_and(|found| found > 0)
-            }
-        })
+    fn hung_up(&mut self, index: usize, result: io::Result<()>) {
+        if let Some(entry) = self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut()) {
+            entry.watch = Watch::None;
+        }
+        self.with_connection(index, |connection, cx| connection.hung_up(result, cx));
     }
 
     fn check_at(&mut self, at: Instant) {
@@ -519,11 +543,7 @@ impl RingThread {
             self.check_at(check);
         }
         for index in 0..self.slots.len() {
-            let hung_up = self.has_hung_up(index);
             self.with_connection(index, |connection, cx| {
-                if hung_up {
-                    connection.hung_up();
-                }
                 if over {
                     connection.abort("the server does not wait any longer", cx);
                 } else {
@@ -563,8 +583,14 @@ mod tests {
 
     #[test]
     fn tags_survive_packing() {
-        for tag in [Tag::Wake, Tag::Accept(1), Tag::Receive(0), Tag::Send(u32::MAX as usize), Tag::Linger(7)]
-        {
+        for tag in [
+            Tag::Wake,
+            Tag::Accept(1),
+            Tag::Receive(0),
+            Tag::Send(u32::MAX as usize),
+            Tag::Linger(7),
+            Tag::HangUp(8),
+        ] {
             assert_eq!(Tag::unpack(tag.pack()), tag);
         }
     }

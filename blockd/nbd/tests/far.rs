@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
@@ -128,6 +129,7 @@ fn device(source: u128) -> Arc<FarDevice> {
 fn serve(dir: &Path, in_flight_bytes_total: u64, devices: Vec<(&'static str, Arc<FarDevice>)>) -> Server {
     let config = ServerConfig {
         unix_path: Some(dir.join("nbd.sock")),
+        tcp: vec!["127.0.0.1:0".parse().unwrap()],
         ring_threads: 1,
         worker_threads: 2,
         in_flight_bytes_total,
@@ -185,7 +187,10 @@ fn a_source_that_keeps_silent_takes_no_more_than_its_part_of_the_budget() {
         }
         waiting = silent.take_waiting(1);
     }
+    // It was watched for its end while nothing was received; it ends all the same, and its place is another one's.
     client.disconnect();
+    silent.wait_until_left();
+    assert_eq!(connect(dir.path(), "silent").read(0, 4096).0, 0);
 }
 
 #[test]
@@ -205,6 +210,35 @@ fn a_client_that_goes_gives_back_what_waits_for_it() {
     kept.into_iter().for_each(|then| then(Ok(())));
     waiting.into_iter().for_each(|then| then(Ok(())));
     assert_eq!(client.reply().0, 0);
+}
+
+#[test]
+fn a_client_that_closes_its_side_is_told_at_once_that_what_is_far_does_not_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let (by_unix, by_tcp) = (device(1), device(2));
+    let server = serve(dir.path(), 8 << 20, vec![("unix", by_unix.clone()), ("tcp", by_tcp.clone())]);
+    let unix = UnixStream::connect(dir.path().join("nbd.sock")).unwrap();
+    let tcp = TcpStream::connect(server.local_addrs()[0]).unwrap();
+    let (unix_end, tcp_end) = (unix.try_clone().unwrap(), tcp.try_clone().unwrap());
+    let end_unix = || unix_end.shutdown(Shutdown::Write).unwrap();
+    let end_tcp = || tcp_end.shutdown(Shutdown::Write).unwrap();
+    let clients: [(_, _, _, &dyn Fn()); 2] = [
+        (Client::over_unix(unix), "unix", by_unix, &end_unix),
+        (Client::over_tcp(tcp), "tcp", by_tcp, &end_tcp),
+    ];
+    for (mut client, name, silent, close_writing) in clients {
+        client.go(name);
+        ask_for_much(&mut client);
+        let kept = silent.take_waiting(2);
+        // The end is behind requests that are not received as long as these wait.
+        close_writing();
+        for _ in 0..MUCH {
+            assert_eq!(client.reply().0, NBD_ESHUTDOWN);
+        }
+        client.assert_closed();
+        silent.wait_until_left();
+        drop(kept);
+    }
 }
 
 #[test]

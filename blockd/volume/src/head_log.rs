@@ -35,7 +35,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 const MAGIC: &[u8; 8] = b"BLKDLOG1";
 const RECORD_MAGIC: &[u8; 4] = b"BREC";
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 64;
+pub(crate) const HEADER_BYTES: usize = 64;
 const RECORD_HEADER_BYTES: usize = 24;
 /// A log below this size is never worth rewriting.
 const COMPACT_ABOVE_BYTES: u64 = 1 << 20;

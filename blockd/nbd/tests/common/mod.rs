@@ -378,14 +378,20 @@ pub type OptionReply = (u32, Vec<u8>);
 
 impl Client {
     pub fn unix(path: &Path) -> Self {
-        let stream = UnixStream::connect(path).unwrap();
+        Self::over_unix(UnixStream::connect(path).unwrap())
+    }
+
+    pub fn over_unix(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Self { stream: Box::new(stream), next_cookie: 1 }
     }
 
     pub fn tcp(addr: std::net::SocketAddr) -> Self {
-        let stream = TcpStream::connect(addr).unwrap();
+        Self::over_tcp(TcpStream::connect(addr).unwrap())
+    }
+
+    pub fn over_tcp(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Self { stream: Box::new(stream), next_cookie: 1 }
