@@ -20,7 +20,8 @@ EPILOG = """\
 Each freeze is one barrier over all volumes, in one process, without sockets; writers overwrite 1024 blocks of each volume
 at random, spread over all of it. HOLD is how long the barrier was held, from the first lock asked for to the last one
 released; a kind goes on until a freeze that has begun is over. WRITE is the longest 4 KiB write that was under way during the barrier, CONTROL that at as many instants without
-one: their difference is what the freeze adds. CALL is how long the whole freeze took, which is mostly syncs, and during
+one: their difference, ADDED, is what the freeze adds. ON-CPU-P99 is WRITE-P99 without the time for which the writer waited for a
+CPU: where there are as many writers as CPUs, the freezing thread takes one from them. CALL is how long the whole freeze took, which is mostly syncs, and during
 which writers go on: QUIET-P99 and CALL-P99 are 99 % of all writes outside of freezes and during them. Lines are printed
 as they are measured.
 
@@ -99,6 +100,7 @@ def row_of(found):
         str(len(freezes)),
         *(time_text(percentile(holds, percent)) if holds else "-" for percent in (50, 99, 100)),
         *(time_text(percentile(writes, percent)) for percent in (50, 99)),
+        time_text(percentile([one["worstWithoutWaitNs"] for one in freezes], 99)) if holds else "-",
         time_text(control),
         time_text(added),
         time_text(percentile([one["callNs"] for one in freezes], 50)),
@@ -109,7 +111,7 @@ def row_of(found):
 
 
 HEADER = ["WHO", "VOLUMES", "SIZE", "WRITERS", "FREEZES", "HOLD-P50", "HOLD-P99", "HOLD-MAX"]
-HEADER += ["WRITE-P50", "WRITE-P99", "CONTROL-P99", "ADDED-P99", "CALL-P50", "QUIET-P99", "CALL-P99", "WRITES/S", "GOAL"]
+HEADER += ["WRITE-P50", "WRITE-P99", "ON-CPU-P99", "CONTROL-P99", "ADDED-P99", "CALL-P50", "QUIET-P99", "CALL-P99", "WRITES/S", "GOAL"]
 
 
 def show(row):

@@ -4,6 +4,9 @@
 //! Of each freeze, the longest write that was under way during its barrier is told; so is that of as many instants at
 //! which nothing was frozen, which is what the machine does by itself. And the times of all writes are told apart by
 //! whether a freeze was under way, from its first file to its last commit.
+//!
+//! A writer that waits for a CPU waits in the middle of a write, whoever has that CPU. So of long writes it is also told how
+//! long they took without that, by what the kernel says of the thread's waiting.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench that cannot measure ends with a panic")]
 
@@ -11,6 +14,8 @@ use blockd_benches::histogram::Histogram;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{GroupError, Volume, freeze_group_around};
 use std::{
+    fs::File,
+    os::unix::fs::FileExt,
     path::Path,
     sync::{
         Arc,
@@ -41,9 +46,15 @@ struct Load {
     freezing: AtomicBool,
 }
 
+struct Long {
+    span: Span,
+    /// How long the thread waited for a CPU meanwhile.
+    waited_ns: u64,
+}
+
 #[derive(Default)]
 struct Written {
-    long: Vec<Span>,
+    long: Vec<Long>,
     /// Writes while nothing was frozen.
     quiet: Histogram,
     /// Writes of which a part was during a freeze.
@@ -61,8 +72,30 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap()
 }
 
+/// How long a thread has waited for a CPU in all.
+struct CpuWaits {
+    file: File,
+    last_ns: u64,
+}
+
+impl CpuWaits {
+    fn of_this_thread() -> Self {
+        Self { file: File::open("/proc/thread-self/schedstat").unwrap(), last_ns: 0 }
+    }
+
+    /// How long it was since this was asked last.
+    fn since_last_ns(&mut self) -> u64 {
+        let mut text = [0; 64];
+        let len = self.file.read_at(&mut text, 0).unwrap();
+        let text = std::str::from_utf8(&text[..len]).unwrap();
+        let all_ns: u64 = text.split_whitespace().nth(1).unwrap().parse().unwrap();
+        all_ns - std::mem::replace(&mut self.last_ns, all_ns)
+    }
+}
+
 fn write_at_random(load: &Load, seed: u64) -> Written {
     let mut written = Written::default();
+    let mut waits = CpuWaits::of_this_thread();
     let mut random = seed;
     let data = vec![seed as u8; 4096];
     while !load.stop.load(Ordering::Relaxed) {
@@ -76,7 +109,9 @@ fn write_at_random(load: &Load, seed: u64) -> Written {
         let took = began.elapsed();
         if took >= SHORT {
             let start = nanos(began - load.origin);
-            written.long.push((start, start + nanos(took)));
+            // Writes that were not long have waited for nothing that counts.
+            let waited_ns = waits.since_last_ns().min(nanos(took));
+            written.long.push(Long { span: (start, start + nanos(took)), waited_ns });
         }
         match freezing || load.freezing.load(Ordering::Relaxed) {
             true => written.during.add(nanos(took)),
@@ -108,11 +143,15 @@ fn freeze(load: &Load, number: u64) -> Frozen {
     Frozen { hold_ns: nanos(frozen.stall), stall_ns: nanos(longest), barrier, call }
 }
 
-/// The longest write that was under way in a span; one that is not remembered took no time.
-fn worst(written: &[Written], (from, to): Span) -> u64 {
+/// The longest write that was under way in a span, and the longest one without its waiting for a CPU; those that are not
+/// remembered took no time.
+fn worst(written: &[Written], (from, to): Span) -> (u64, u64) {
     let long = written.iter().flat_map(|written| &written.long);
-    let overlapping = long.filter(|(start, end)| *start <= to && *end >= from);
-    overlapping.map(|(start, end)| end - start).max().unwrap_or(0)
+    let overlapping = long.filter(|long| long.span.0 <= to && long.span.1 >= from);
+    overlapping.fold((0, 0), |(took, running), long| {
+        let len = long.span.1 - long.span.0;
+        (took.max(len), running.max(len - long.waited_ns))
+    })
 }
 
 fn make_volumes(dir: &Path, count: u64, size_bytes: u64) -> Vec<Arc<Volume>> {
@@ -170,16 +209,16 @@ fn main() {
     let rows: Vec<String> = frozen
         .iter()
         .map(|one| {
+            let (took, running) = worst(&written, one.barrier);
             format!(
-                r#"{{"holdNs":{},"stallNs":{},"callNs":{},"worstWriteNs":{}}}"#,
+                r#"{{"holdNs":{},"stallNs":{},"callNs":{},"worstWriteNs":{took},"worstWithoutWaitNs":{running}}}"#,
                 one.hold_ns,
                 one.stall_ns,
                 one.call.1 - one.call.0,
-                worst(&written, one.barrier),
             )
         })
         .collect();
-    let controls: Vec<String> = controls.iter().map(|span| worst(&written, *span).to_string()).collect();
+    let controls: Vec<String> = controls.iter().map(|span| worst(&written, *span).0.to_string()).collect();
     println!(
         r#"{{"volumes":{count},"sizeBytes":{size_bytes},"writers":{writers},"makingSeconds":{making_seconds:.2},"writesPerSecond":{:.0},"quietWriteNs":{},"duringWriteNs":{},"controlWorstWriteNs":[{}],"freezes":[{}]}}"#,
         (quiet.count() + during.count()) as f64 / seconds,

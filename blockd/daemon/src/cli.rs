@@ -46,6 +46,14 @@ pub struct Cli {
     #[arg(long, requires = "check_volumes")]
     pub json: bool,
 
+    /// What the daemon starts to freeze and thaw the filesystem that is mounted there; not for people
+    #[arg(long, hide = true, value_name = "MOUNT")]
+    pub hold_filesystem: Option<PathBuf>,
+
+    /// How long it stays frozen at most, in milliseconds
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub hold_patience_ms: u64,
+
     /// Print the configuration that would be used, as TOML, and exit
     #[arg(long)]
     pub check_config: bool,

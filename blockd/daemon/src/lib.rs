@@ -33,7 +33,7 @@ mod metrics;
 mod nbd;
 pub mod open_files;
 mod providers;
-mod quiesce;
+pub mod quiesce;
 mod reconcile;
 pub mod registry;
 mod rekey;

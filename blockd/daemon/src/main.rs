@@ -7,6 +7,7 @@ use blockd::{
     config::Config,
     daemon::{Daemon, DaemonError},
     logging,
+    quiesce::hold_filesystem,
 };
 use clap::Parser;
 use std::{process::ExitCode, time::Duration};
@@ -29,6 +30,12 @@ fn failed(error: &dyn std::error::Error, status: u8) -> ExitCode {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(mount) = &cli.hold_filesystem {
+        return match hold_filesystem(mount, Duration::from_millis(cli.hold_patience_ms)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error, 1),
+        };
+    }
     let config = match Config::load(&cli) {
         Ok(config) => config,
         Err(error) => return failed(&error, EXIT_USAGE),

@@ -13,9 +13,9 @@ const COPY_AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
 /// How much is shared by one call. Both files are locked for reads meanwhile.
 const SHARE_AT_ONCE_BLOCKS: u64 = (16 << 20) / BLOCK_SIZE_BYTES;
 /// Shorter runs are copied: sharing one is a transaction of the filesystem and cuts its extents up, whatever the length,
-/// which takes longer than to copy so little.
+/// which takes longer than to copy so little (`kernel-notes/sharing.md`).
 #[cfg(not(feature = "testing"))]
-const SHARE_AT_LEAST_BLOCKS: u64 = (64 << 10) / BLOCK_SIZE_BYTES;
+const SHARE_AT_LEAST_BLOCKS: u64 = (32 << 10) / BLOCK_SIZE_BYTES;
 /// Volumes of tests are small, and both ways are to be gone.
 #[cfg(feature = "testing")]
 const SHARE_AT_LEAST_BLOCKS: u64 = 2;

@@ -36,7 +36,7 @@ use crate::{
     data_files::data_ranges,
     error::{IoContext, VolumeError},
     mount::{may_be_the_same, mount_number},
-    storage::File,
+    storage::{Bug, File},
 };
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
 use memmap2::{Advice, MmapMut, MmapOptions};
@@ -304,7 +304,7 @@ impl LiveMap {
         for plane in [Plane::Held, Plane::Zero] {
             for number in 0..self.plane_bytes / CHUNK_BYTES {
                 let chunk = self.chunk(plane, number);
-                if chunk.load(Ordering::Acquire) == RESERVED {
+                if chunk.load(Ordering::Acquire) == RESERVED && !self.file.has(Bug::SpareMapNotCleared) {
                     self.file.write_all_at(&[0; CHUNK_BYTES as usize], at)?;
                     chunk.store(BLANK, Ordering::Release);
                 }

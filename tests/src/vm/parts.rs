@@ -11,7 +11,7 @@ use std::{
 };
 
 /// What the guest runs beside the programs under test.
-const TOOLS: [&str; 4] = ["bash", "fio", "mke2fs", "e2fsck"];
+const TOOLS: [&str; 5] = ["bash", "fio", "perl", "mke2fs", "e2fsck"];
 /// Size of the guest's disk; the file is sparse.
 const DISK_BYTES: u64 = 6 << 30;
 /// The exit status of `tools/test-vm-image` where there can be no machine.
@@ -124,6 +124,7 @@ impl Parts {
             ("lib.sh", include_str!("guest/lib.sh")),
             ("life.sh", include_str!("guest/life.sh")),
             ("after.sh", include_str!("guest/after.sh")),
+            ("freeze.sh", include_str!("guest/freeze.sh")),
         ] {
             std::fs::write(stage.join(name), script).expect("a script of the guest");
         }

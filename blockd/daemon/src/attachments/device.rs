@@ -4,7 +4,7 @@ use super::driver::{Conversation, Driver, OfThisKernel};
 use blockd_api::attachments::Device;
 use blockd_nbd::kernel::KernelError;
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{AtFlags, Mode, OFlags, StatxFlags},
     io::Errno,
 };
 use std::{
@@ -97,14 +97,16 @@ impl System {
         std::fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default()
     }
 
-    /// The filesystems that are mounted from a device and its partitions: one mount point of each.
-    pub(super) fn filesystems(&self, device: Device) -> Vec<PathBuf> {
+    /// The filesystems that are mounted from a device and its partitions: one mount point of each, one that can be
+    /// reached if there is one.
+    pub(super) fn filesystems(&self, device: Device) -> Vec<MountPoint> {
         let mounts = self.mountinfo();
-        let first_of = |(name, dir): (String, PathBuf)| {
+        let best_of = |(name, dir): (String, PathBuf)| {
             let number = std::fs::read_to_string(dir.join("dev")).unwrap_or_default();
-            mount_points(&mounts, number.trim(), &format!("/dev/{name}")).into_iter().next()
+            let found = mount_points(&mounts, number.trim(), &format!("/dev/{name}"));
+            found.into_iter().min_by_key(|place| place.is_hidden)
         };
-        self.parts(device).into_iter().filter_map(first_of).map(PathBuf::from).collect()
+        self.parts(device).into_iter().filter_map(best_of).collect()
     }
 
     /// Who uses a device or a partition of it, in words: mounts, swap, other devices on top.
@@ -117,7 +119,7 @@ impl System {
             let path = format!("/dev/{name}");
             let number = std::fs::read_to_string(dir.join("dev")).unwrap_or_default();
             for place in mount_points(&mounts, number.trim(), &path) {
-                users.push(format!("{path} is mounted at {place}"));
+                users.push(format!("{path} is mounted at {}", place.path.display()));
             }
             if swaps.lines().any(|line| line.split_whitespace().next() == Some(&path)) {
                 users.push(format!("{path} is used for swap"));
@@ -143,17 +145,38 @@ impl System {
     }
 }
 
+/// A place where a filesystem is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPoint {
+    /// The path.
+    pub path: PathBuf,
+    /// The path leads to something else, which is mounted over it.
+    pub is_hidden: bool,
+}
+
 /// Where a device is mounted, by its number or, where a filesystem has numbers of its own, by its path.
-fn mount_points(mountinfo: &str, number: &str, path: &str) -> Vec<String> {
+fn mount_points(mountinfo: &str, number: &str, path: &str) -> Vec<MountPoint> {
     let mounts = mountinfo.lines().filter_map(|line| {
         // 36 35 98:0 /root /mount/point options … - type source superoptions
         let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ').skip(2);
-        let (found, place) = (before.next()?, before.nth(1)?);
+        let mut before = before.split(' ');
+        let (id, found, place) = (before.next()?, before.nth(1)?, before.nth(1)?);
         let source = after.split(' ').nth(1)?;
-        ((!number.is_empty() && found == number) || source == path).then(|| unescaped(place))
+        let is_there = (!number.is_empty() && found == number) || source == path;
+        is_there.then(|| {
+            let path = PathBuf::from(unescaped(place));
+            MountPoint { is_hidden: leads_elsewhere(&path, id), path }
+        })
     });
     mounts.collect()
+}
+
+/// Whether another mount than this one is found at a path. Without an answer of the kernel it is not known, and taken for no.
+fn leads_elsewhere(path: &Path, mount_id: &str) -> bool {
+    let found = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID);
+    let Ok(found) = found else { return false };
+    let knows = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID);
+    knows && mount_id.parse() != Ok(found.stx_mnt_id)
 }
 
 /// `mountinfo` writes blanks and such as three octal digits.
@@ -207,9 +230,28 @@ mod tests {
             ]
         );
         assert!(system.users(Device::new(4)).is_empty());
-        let mut filesystems = system.filesystems(Device::new(3));
+        let mut filesystems: Vec<_> =
+            system.filesystems(Device::new(3)).into_iter().map(|place| place.path).collect();
         filesystems.sort();
         assert_eq!(filesystems, [Path::new("/btr"), Path::new("/mnt/my data")]);
+    }
+
+    /// `/` is found at its path, and no other mount is.
+    #[test]
+    fn a_mount_point_that_something_else_lies_over_is_told() {
+        let own = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let id = own.lines().rfind(|line| line.split(' ').nth(4) == Some("/")).unwrap();
+        let id: u64 = id.split(' ').next().unwrap().parse().unwrap();
+        let line = |id: u64, place: &str| format!("{id} 1 43:0 / {place} rw - ext4 /dev/nbd0 rw\n");
+        let found = |mountinfo: &str| {
+            let (_dir, system) =
+                system(&[("sys/block/nbd0/dev", "43:0\n"), ("proc/self/mountinfo", mountinfo)]);
+            system.filesystems(Device::new(0))
+        };
+        let place = |path: &str, is_hidden| vec![MountPoint { path: path.into(), is_hidden }];
+        assert_eq!(found(&line(id, "/")), place("/", false));
+        assert_eq!(found(&line(id + 1, "/")), place("/", true));
+        assert_eq!(found(&(line(id + 1, "/") + &line(7, "/is/not/there"))), place("/is/not/there", false));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use blockd_api::{
 };
 use blockd_extent::VolumeId;
 use blockd_nbd::kernel::{AttachOptions, DialError, KernelError, dial};
-pub use device::System;
+pub use device::{MountPoint, System};
 use driver::Conversation;
 use keeper::{Due, Keeper};
 use parking_lot::Mutex;
@@ -109,7 +109,7 @@ impl Attachments {
     }
 
     /// The filesystems that are mounted from a volume's device or its partitions, each by one of its mount points.
-    pub fn filesystems(&self, volume: VolumeId) -> Vec<PathBuf> {
+    pub fn filesystems(&self, volume: VolumeId) -> Vec<MountPoint> {
         let Some(held) = self.shared.held.lock().get(&volume).cloned() else { return Vec::new() };
         let backend = self.shared.backend(volume);
         let device = held.device().filter(|device| self.shared.system.backend(*device) == Some(backend));

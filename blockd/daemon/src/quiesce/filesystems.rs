@@ -1,8 +1,9 @@
 //! Filesystems at rest: frozen together, thawed whatever happens.
 //!
-//! A frozen filesystem keeps everybody waiting who writes to it, so there are four who thaw it: the one who froze it, when
-//! the barrier is passed; the end of the value that says it is frozen; a watchdog thread, should both hang; and the next
-//! start of the daemon, told by a [marker](super::marker).
+//! A frozen filesystem keeps everybody waiting who writes to it, so there are five who thaw it: the one who froze it, when
+//! the barrier is passed; the end of the value that says it is frozen; a watchdog thread, should both hang; the
+//! [process](super::apart) that froze it, should the daemon stand still or be gone; and the next start of the daemon, told
+//! by a [marker](super::marker).
 
 use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
 use parking_lot::{Condvar, Mutex};
@@ -20,7 +21,16 @@ pub(crate) trait Freezer: Send + Sync {
     /// Brings the filesystem to rest: all is written, and who writes to it waits.
     fn freeze(&self, mount: &Path) -> io::Result<()>;
     /// Lets it go.
-    fn thaw(&self, mount: &Path) -> io::Result<()>;
+    fn thaw(&self, mount: &Path) -> io::Result<Thawed>;
+}
+
+/// How a filesystem was found that was to be thawed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Thawed {
+    /// It was frozen until now.
+    Now,
+    /// Somebody had thawed it before.
+    Before,
 }
 
 /// Filesystems that are to be at rest for a moment.
@@ -43,7 +53,7 @@ struct State {
     steps: Vec<QuiesceStep>,
     /// They are wanted no more: what is frozen from now on is thawed at once.
     ended: bool,
-    /// The watchdog has thawed them.
+    /// The watchdog has thawed them, or somebody else.
     expired: bool,
     /// One could not be thawed.
     stuck: bool,
@@ -157,9 +167,14 @@ impl Shared {
         for mount in std::mem::take(&mut state.frozen).into_iter().rev() {
             let began = Instant::now();
             let result = self.freezer.thaw(&mount);
-            if let Err(error) = &result {
-                tracing::error!(mount = %mount.display(), %error, "a filesystem cannot be thawed: try `fsfreeze --unfreeze`");
-                state.stuck = true;
+            match &result {
+                Ok(Thawed::Now) => {}
+                // Who wrote to it since may have done so before the barrier.
+                Ok(Thawed::Before) => state.expired = true,
+                Err(error) => {
+                    tracing::error!(mount = %mount.display(), %error, "a filesystem cannot be thawed: try `fsfreeze --unfreeze`");
+                    state.stuck = true;
+                }
             }
             state.steps.push(step(QuiesceKind::ThawFs, &mount, began, result.as_ref().err()));
         }
@@ -182,7 +197,8 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    /// Notes what is asked of it; freezing what is called `bad` fails, and so does thawing what is called `stuck`.
+    /// Notes what is asked of it; freezing what is called `bad` fails, and so does thawing what is called `stuck`; what is called
+    /// `loose` does not stay frozen.
     #[derive(Default)]
     struct Double {
         calls: Mutex<Vec<String>>,
@@ -226,8 +242,9 @@ mod tests {
             self.note("freeze", mount, "bad")
         }
 
-        fn thaw(&self, mount: &Path) -> io::Result<()> {
-            self.note("thaw", mount, "stuck")
+        fn thaw(&self, mount: &Path) -> io::Result<Thawed> {
+            self.note("thaw", mount, "stuck")?;
+            Ok(if mount.to_str() == Some("loose") { Thawed::Before } else { Thawed::Now })
         }
     }
 
@@ -299,6 +316,14 @@ mod tests {
         let (error, expired) = hanging.join().unwrap();
         assert!(expired && error.contains("took too long"), "{error}");
         assert_eq!(double.calls(), ["freeze a", "thaw a", "freeze slow", "thaw slow"]);
+    }
+
+    #[test]
+    fn one_that_somebody_else_has_thawed_is_told() {
+        let (_, filesystems) = with(&["a", "loose"], LONG);
+        filesystems.freeze().unwrap();
+        let ended = filesystems.end();
+        assert!(ended.expired && ended.all_thawed);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The system calls that freeze and thaw a filesystem.
 
-use super::filesystems::Freezer;
+use super::filesystems::{Freezer, Thawed};
 use rustix::{
     fd::OwnedFd,
     fs::{Mode, OFlags},
@@ -35,15 +35,15 @@ impl Freezer for Kernel {
         Ok(unsafe { ioctl(directory, request) }?)
     }
 
-    fn thaw(&self, mount: &Path) -> io::Result<()> {
+    fn thaw(&self, mount: &Path) -> io::Result<Thawed> {
         let directory = open(mount)?;
         // SAFETY: the kernel does not look at the argument of FITHAW, and writes nothing through it.
         let request = unsafe { NoArg::<THAW>::new() };
         // SAFETY: the request is one that takes any open file of a filesystem and no memory.
         match unsafe { ioctl(directory, request) } {
-            // It is not frozen: somebody else has thawed it.
-            Err(rustix::io::Errno::INVAL) => Ok(()),
-            other => Ok(other?),
+            // It is not frozen.
+            Err(rustix::io::Errno::INVAL) => Ok(Thawed::Before),
+            other => Ok(other.map(|()| Thawed::Now)?),
         }
     }
 }

@@ -3,28 +3,105 @@
 //! A marker is a file in `quiesce/` of the data directory, durable before the first command runs or the first filesystem is
 //! frozen, and removed when all is let go.
 
-use super::{Hook, filesystems::Freezer};
+use super::{
+    Hook,
+    filesystems::{Freezer, Thawed},
+};
 use crate::files;
 use blockd_api::quiesce::QuiesceKind;
 use serde::{Deserialize, Serialize};
 use std::{
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+/// How long a filesystem is waited for that somebody is still freezing.
+const FREEZING_PATIENCE: Duration = Duration::from_secs(600);
+/// How often it is looked at meanwhile.
+const FREEZING_PAUSE: Duration = Duration::from_millis(100);
 
 /// What is at rest, and how it is let go.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Marker {
-    /// Mount points of the filesystems that are frozen, or about to be.
-    pub(crate) mounts: Vec<PathBuf>,
+    /// The filesystems that are frozen, or about to be.
+    pub(crate) mounts: Vec<Mounted>,
     /// The command that is to run afterwards.
     pub(crate) post_command: Option<String>,
     /// How long that may take, in seconds.
     pub(crate) timeout_s: u64,
     /// What it is told.
     pub(crate) env: Vec<(String, String)>,
+}
+
+/// A filesystem that was mounted when the marker was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mounted {
+    /// One of its mount points.
+    pub(crate) path: PathBuf,
+    /// The number of its device, as `stat` gives it: another filesystem may lie at the path by now.
+    pub(crate) device: u64,
+}
+
+impl Mounted {
+    /// What is mounted there now.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub(crate) fn at(path: PathBuf) -> io::Result<Self> {
+        let device = std::fs::metadata(&path)?.dev();
+        Ok(Self { path, device })
+    }
+
+    /// Whether it is there still.
+    fn is_there(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|found| found.dev() == self.device)
+    }
+
+    /// Thaws it, if it is frozen.
+    fn thaw(&self, freezer: &dyn Freezer) -> LetGo {
+        if !self.is_there() {
+            return LetGo::Done;
+        }
+        match freezer.thaw(&self.path) {
+            Ok(Thawed::Now) => {
+                tracing::warn!(mount = %self.path.display(), "thawed what was left frozen");
+                LetGo::Done
+            }
+            Ok(Thawed::Before) => LetGo::NotFrozen,
+            Err(error) => {
+                tracing::error!(mount = %self.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
+                LetGo::Failed
+            }
+        }
+    }
+
+    /// The same for one that is not frozen but may soon be, by somebody who was killed while he waited for it in the kernel and will
+    /// thaw nothing. Only one can be at it: who succeeds in freezing it knows that nobody else is.
+    fn make_sure(&self, freezer: &dyn Freezer) -> LetGo {
+        if !self.is_there() {
+            return LetGo::Done;
+        }
+        match freezer.freeze(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            Err(error) => {
+                tracing::debug!(mount = %self.path.display(), %error, "cannot be frozen, so nobody else does");
+                return LetGo::Done;
+            }
+            Ok(()) => {}
+        }
+        self.thaw(freezer)
+    }
+}
+
+/// What became of a filesystem that is to be let go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LetGo {
+    Done,
+    NotFrozen,
+    Failed,
 }
 
 fn dir(data_dir: &Path) -> PathBuf {
@@ -80,18 +157,27 @@ pub(crate) fn let_go(data_dir: &Path, freezer: &dyn Freezer) {
                 continue;
             }
         };
-        let mut all = true;
-        for mount in marker.mounts.iter().rev() {
-            match freezer.thaw(mount) {
-                Ok(()) => tracing::warn!(mount = %mount.display(), "thawed what was left frozen"),
-                Err(error) => {
-                    all &= error.kind() == io::ErrorKind::NotFound;
-                    tracing::error!(mount = %mount.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
-                }
+        let mut ends: Vec<_> = marker.mounts.iter().rev().map(|mount| (mount, mount.thaw(freezer))).collect();
+        if marker.run_post_command().is_some() {
+            // It runs once, whatever becomes of this process while it waits.
+            let rest = Marker { post_command: None, ..marker.clone() };
+            if let Err(error) = serde_json::to_vec(&rest)
+                .map_err(io::Error::from)
+                .and_then(|bytes| files::write_atomically(&path, &bytes))
+            {
+                tracing::warn!(path = %path.display(), %error, "a command after may run once more");
             }
         }
-        marker.run_post_command();
-        if all {
+        let deadline = Instant::now() + FREEZING_PATIENCE;
+        while ends.iter().any(|(_, end)| *end == LetGo::NotFrozen) && Instant::now() < deadline {
+            for (mount, end) in ends.iter_mut().filter(|(_, end)| *end == LetGo::NotFrozen) {
+                *end = mount.make_sure(freezer);
+            }
+            if ends.iter().any(|(_, end)| *end == LetGo::NotFrozen) {
+                std::thread::sleep(FREEZING_PAUSE);
+            }
+        }
+        if ends.iter().all(|(_, end)| *end == LetGo::Done) {
             remove(&path);
         }
     }
@@ -102,23 +188,61 @@ mod tests {
     use super::*;
     use parking_lot::Mutex;
 
+    /// A filesystem that somebody else freezes all the while, and is done with after so many looks.
     #[derive(Default)]
-    struct Double(Mutex<Vec<PathBuf>>);
+    struct Double {
+        calls: Mutex<Vec<String>>,
+        frozen: Mutex<bool>,
+        busy_for: Mutex<usize>,
+        fails: bool,
+    }
+
+    impl Double {
+        fn note(&self, what: &str, mount: &Path) {
+            self.calls.lock().push(format!("{what} {}", mount.file_name().unwrap().display()));
+        }
+
+        fn calls(&self) -> Vec<String> {
+            std::mem::take(&mut *self.calls.lock())
+        }
+    }
 
     impl Freezer for Double {
         fn sync(&self, _: &Path) -> io::Result<()> {
             Ok(())
         }
-        fn freeze(&self, _: &Path) -> io::Result<()> {
-            panic!("nothing is frozen at a start")
-        }
-        fn thaw(&self, mount: &Path) -> io::Result<()> {
-            self.0.lock().push(mount.to_owned());
-            match mount.to_str() {
-                Some("stuck") => Err(io::ErrorKind::PermissionDenied.into()),
-                _ => Ok(()),
+        fn freeze(&self, mount: &Path) -> io::Result<()> {
+            self.note("freeze", mount);
+            let mut busy_for = self.busy_for.lock();
+            if *busy_for == 0 {
+                *self.frozen.lock() = true;
+                return Ok(());
             }
+            *busy_for -= 1;
+            if *busy_for == 0 {
+                *self.frozen.lock() = true;
+            }
+            Err(rustix::io::Errno::BUSY.into())
         }
+        fn thaw(&self, mount: &Path) -> io::Result<Thawed> {
+            self.note("thaw", mount);
+            if self.fails {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            Ok(if std::mem::take(&mut *self.frozen.lock()) { Thawed::Now } else { Thawed::Before })
+        }
+    }
+
+    fn marker(dir: &Path, names: &[&str]) -> Marker {
+        let mounts = names.iter().map(|name| {
+            std::fs::create_dir_all(dir.join(name)).unwrap();
+            Mounted::at(dir.join(name)).unwrap()
+        });
+        Marker { mounts: mounts.collect(), ..Marker::default() }
+    }
+
+    fn is_removed(dir: &Path) -> bool {
+        std::fs::read_dir(super::dir(dir)).unwrap().count() == 0
     }
 
     #[test]
@@ -126,28 +250,52 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let resumed = dir.path().join("resumed");
         let marker = Marker {
-            mounts: vec!["/a".into(), "/b".into()],
             post_command: Some(format!("echo $BLOCKD_SNAPSHOT >> {}", resumed.display())),
             timeout_s: 600,
             env: vec![("BLOCKD_SNAPSHOT".into(), "monday".into())],
+            ..marker(dir.path(), &["a", "b"])
         };
+        marker.write(dir.path()).unwrap();
+        let double = Double { frozen: Mutex::new(true), ..Double::default() };
+        let_go(dir.path(), &double);
+        let_go(dir.path(), &double);
+        assert_eq!(double.calls(), ["thaw b", "thaw a", "freeze a", "thaw a"]);
+        assert!(!*double.frozen.lock() && is_removed(dir.path()));
+        assert_eq!(std::fs::read_to_string(resumed).unwrap(), "monday\n");
+    }
+
+    /// Nobody else thaws it: who freezes it was killed, which he will know when he is done.
+    #[test]
+    fn one_that_is_still_being_frozen_is_waited_for_and_thawed() {
+        let dir = tempfile::tempdir().unwrap();
+        marker(dir.path(), &["a"]).write(dir.path()).unwrap();
+        let double = Double { busy_for: Mutex::new(2), ..Double::default() };
+        let_go(dir.path(), &double);
+        assert_eq!(double.calls(), ["thaw a", "freeze a", "thaw a", "freeze a", "thaw a"]);
+        assert!(!*double.frozen.lock() && is_removed(dir.path()));
+    }
+
+    #[test]
+    fn another_filesystem_that_lies_there_now_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut marker = marker(dir.path(), &["a", "gone"]);
+        marker.mounts[0].device += 1;
+        std::fs::remove_dir(dir.path().join("gone")).unwrap();
         marker.write(dir.path()).unwrap();
         let double = Double::default();
         let_go(dir.path(), &double);
-        let_go(dir.path(), &double);
-        assert_eq!(*double.0.lock(), [Path::new("/b"), Path::new("/a")]);
-        assert_eq!(std::fs::read_to_string(resumed).unwrap(), "monday\n");
+        assert_eq!(double.calls(), Vec::<String>::new());
+        assert!(is_removed(dir.path()));
     }
 
     #[test]
     fn what_could_not_be_thawed_is_tried_again() {
         let dir = tempfile::tempdir().unwrap();
-        let marker = Marker { mounts: vec!["stuck".into()], ..Marker::default() };
-        marker.write(dir.path()).unwrap();
+        marker(dir.path(), &["stuck"]).write(dir.path()).unwrap();
         std::fs::write(dir.path().join("quiesce/broken.json"), "{").unwrap();
-        let double = Double::default();
+        let double = Double { fails: true, ..Double::default() };
         let_go(dir.path(), &double);
         let_go(dir.path(), &double);
-        assert_eq!(double.0.lock().len(), 2);
+        assert_eq!(double.calls(), ["thaw stuck", "thaw stuck"]);
     }
 }

@@ -4,12 +4,15 @@
 //! passed, and they are thawed; the command after runs last. What was brought to rest is let go whatever fails, by the
 //! next start of the daemon if need be.
 
+mod apart;
 mod command;
 mod filesystems;
 mod kernel;
 mod marker;
 
 use crate::{core::Core, error::ServiceError, snapshots::FreezeFailed};
+use apart::Apart;
+pub use apart::hold_filesystem;
 use blockd_api::{
     ErrorCode,
     quiesce::{DEFAULT_COMMAND_TIMEOUT_S, Quiesce, QuiesceKind, QuiesceReport, QuiesceStep},
@@ -19,10 +22,8 @@ use blockd_volume::{GroupFrozen, Volume, freeze_group_around};
 use command::Hook;
 use filesystems::{Filesystems, Freezer};
 use jiff::Timestamp;
-use kernel::Kernel;
-use marker::Marker;
+use marker::{Marker, Mounted};
 use std::{
-    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -50,7 +51,7 @@ fn refused(message: impl Into<String>) -> ServiceError {
 
 impl Rest {
     /// What is asked for, for filesystems that are mounted here.
-    pub(crate) fn new(quiesce: Quiesce, mounts: Vec<PathBuf>, env: Vec<(String, String)>) -> Self {
+    pub(crate) fn new(quiesce: Quiesce, mounts: Vec<Mounted>, env: Vec<(String, String)>) -> Self {
         let marker = Marker {
             mounts,
             post_command: quiesce.post_command.clone(),
@@ -66,7 +67,7 @@ impl Rest {
         data_dir: &Path,
         members: &Members,
     ) -> Result<(GroupFrozen, Timestamp), FreezeFailed> {
-        self.freeze_with(data_dir, members, Arc::new(Kernel))
+        self.freeze_with(data_dir, members, Arc::new(Apart::new(PATIENCE)))
     }
 
     fn freeze_with(
@@ -83,7 +84,8 @@ impl Rest {
             self.marker_path = Some(written.map_err(FreezeFailed::Other)?);
         }
         self.run_pre_command().map_err(FreezeFailed::Other)?;
-        let filesystems = Filesystems::new(freezer, self.marker.mounts.clone(), PATIENCE);
+        let mounts = self.marker.mounts.iter().map(|mount| mount.path.clone()).collect();
+        let filesystems = Filesystems::new(freezer, mounts, PATIENCE);
         filesystems.sync();
         let refs: Vec<_> = members.iter().map(|(volume, id)| (&**volume, *id)).collect();
         // The time stands for the instant of the freeze, so it is taken beside it.
@@ -145,24 +147,34 @@ impl Core {
     /// The filesystems that are mounted from these volumes' devices.
     ///
     /// # Errors
-    /// There are none; or the daemon's own data is on one of them, which would wait for itself.
-    pub(crate) fn filesystems_of(&self, members: &Members) -> Result<Vec<PathBuf>, ServiceError> {
-        let mounts: Vec<_> =
+    /// There are none, or one of them cannot be reached; or the daemon's own data is on one, which would wait for itself.
+    pub(crate) fn filesystems_of(&self, members: &Members) -> Result<Vec<Mounted>, ServiceError> {
+        let found: Vec<_> =
             members.iter().flat_map(|(volume, _)| self.attachments.filesystems(volume.id())).collect();
-        if mounts.is_empty() {
+        if found.is_empty() {
             return Err(refused(
                 "no filesystem of these volumes is mounted on this host: leave --freeze-fs away, or mount it first",
             ));
         }
-        let device = |path: &Path| -> io::Result<u64> { Ok(std::fs::metadata(path)?.dev()) };
-        if let Ok(own) = device(&self.data_dir)
-            && let Some(mount) = mounts.iter().find(|mount| device(mount).is_ok_and(|found| found == own))
-        {
-            let message = format!(
-                "blockd's own data is on the filesystem at {}, and blockd would wait for itself: leave --freeze-fs away",
-                mount.display()
-            );
-            return Err(refused(message));
+        let own = std::fs::metadata(&self.data_dir).map(|found| found.dev());
+        let mut mounts = Vec::with_capacity(found.len());
+        for place in found {
+            let path = place.path.display().to_string();
+            if place.is_hidden {
+                let message = format!(
+                    "something else is mounted over the filesystem at {path}, which cannot be reached: leave --freeze-fs away"
+                );
+                return Err(refused(message));
+            }
+            let mount = Mounted::at(place.path)
+                .map_err(|error| refused(format!("cannot look at the filesystem at {path}: {error}")))?;
+            if own.as_ref().is_ok_and(|own| *own == mount.device) {
+                let message = format!(
+                    "blockd's own data is on the filesystem at {path}, and blockd would wait for itself: leave --freeze-fs away"
+                );
+                return Err(refused(message));
+            }
+            mounts.push(mount);
         }
         Ok(mounts)
     }
@@ -171,7 +183,7 @@ impl Core {
     /// writes when it is thawed.
     pub(crate) fn let_go_of_what_is_at_rest(&self) {
         let data_dir = self.data_dir.clone();
-        let work = move || marker::let_go(&data_dir, &Kernel);
+        let work = move || marker::let_go(&data_dir, &Apart::new(PATIENCE));
         if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
             tracing::error!(%error, "filesystems that were left frozen are not thawed");
         }
@@ -180,9 +192,10 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{filesystems::Thawed, *};
     use blockd_extent::VolumeId;
     use parking_lot::Mutex;
+    use std::io;
 
     /// A filesystem that writes what it holds back into its volume when it is frozen.
     struct Double {
@@ -202,9 +215,10 @@ mod tests {
             }
             self.volume.write(0, &[1; 4096], true).map_err(io::Error::other)
         }
-        fn thaw(&self, _: &Path) -> io::Result<()> {
+        fn thaw(&self, _: &Path) -> io::Result<Thawed> {
             self.calls.lock().push("thaw");
-            self.volume.write(0, &[2; 4096], false).map_err(io::Error::other)
+            self.volume.write(0, &[2; 4096], false).map_err(io::Error::other)?;
+            Ok(Thawed::Now)
         }
     }
 
@@ -233,7 +247,7 @@ mod tests {
                 post_command: Some(format!("echo post $BLOCKD_TAKEN >> {log}")),
                 command_timeout_s: Some(600),
             };
-            Rest::new(quiesce, vec!["/mnt".into()], Vec::new())
+            Rest::new(quiesce, vec![Mounted { path: "/mnt".into(), device: 1 }], Vec::new())
         }
 
         fn log(&self) -> String {

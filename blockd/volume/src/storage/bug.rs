@@ -26,6 +26,8 @@ pub enum Bug {
     NoteBeforeSync,
     /// The live map is believed after a power cut.
     MapBelieved,
+    /// The map of a frozen head becomes the next head's with the bits that were set in it.
+    SpareMapNotCleared,
     /// A merge removes the files of the layers that it merged before the new ones are committed.
     RemoveBeforeCommit,
     /// After a failed sync of data, the next one is believed.
@@ -41,7 +43,7 @@ pub enum Bug {
 #[cfg(feature = "testing")]
 impl Bug {
     /// Those that a power cut brings to light.
-    pub const FOUND_BY_POWER_CUTS: [Self; 12] = [
+    pub const FOUND_BY_POWER_CUTS: [Self; 13] = [
         Self::NoDataSync,
         Self::LogBeforeData,
         Self::NoLogSync,
@@ -53,6 +55,7 @@ impl Bug {
         Self::MergeWithoutSync,
         Self::NoteBeforeSync,
         Self::MapBelieved,
+        Self::SpareMapNotCleared,
         Self::RemoveBeforeCommit,
     ];
 

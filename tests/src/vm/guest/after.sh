@@ -40,3 +40,5 @@ start_daemon
 [ -z "$(field data device)" ] || fail "what was detached came back"
 blockctl volume delete data >/dev/null || fail delete
 check_kernel_log
+
+. /freeze.sh

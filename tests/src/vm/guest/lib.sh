@@ -2,7 +2,7 @@
 export BLOCKD_SOCKET=/data/blockd.sock NO_COLOR=1
 starts=0
 
-step() { echo "VM-STEP $*"; }
+step() { echo "VM-STEP $* (at $(cut -d ' ' -f 1 /proc/uptime) s)"; }
 
 fail() {
     echo "VM-FAILED $*"
