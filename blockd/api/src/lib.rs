@@ -12,6 +12,7 @@ pub mod credentials;
 mod error;
 pub mod events;
 pub mod lazy;
+mod limits;
 mod metrics;
 mod names;
 mod pairs;
@@ -30,6 +31,7 @@ pub mod volumes;
 pub use blockd_extent::{Epoch, SnapshotId, VolumeId};
 pub use client::{Client, ClientError};
 pub use error::{ApiError, ErrorBody, ErrorCode};
+pub use limits::{DailyLimit, LIMIT_WINDOWS_MOST, LimitError, LimitWindow};
 pub use names::{
     CredentialName, CredentialRef, GroupName, GroupRef, NameError, SnapshotName, SnapshotRef, VolumeName,
     VolumeRef,

@@ -6,15 +6,17 @@
 use crate::{
     attachments::{Attachments, System},
     browse::Browse,
-    config::Config,
+    config::{Config, ConfigError},
     core::{Core, tasks_dir},
     credentials::Repositories,
     db::{Db, DbError},
     error::ServiceError,
     files, http,
+    limits::PlannedBandwidth,
     lock::{DirLock, LockError},
     merger::{Merger, Wake},
     nbd::{self, Certificates},
+    pressure::Pressure,
     reconcile::reconcile,
     registry::EntryState,
     secrets::Secrets,
@@ -24,6 +26,7 @@ use crate::{
 use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_volume::{OpenOptions, Recovery};
+use jiff::Timestamp;
 use rustix::mm::{MlockAllFlags, mlockall};
 use std::{
     net::SocketAddr,
@@ -84,6 +87,9 @@ pub enum DaemonError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The configuration cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -124,6 +130,8 @@ pub struct Daemon {
     http_stop: CancelToken,
     metrics: Option<JoinHandle<()>>,
     merger: Merger,
+    limits: JoinHandle<()>,
+    pressure: JoinHandle<()>,
     upkeep: JoinHandle<()>,
     scheduler: JoinHandle<()>,
     _lock: DirLock,
@@ -189,6 +197,8 @@ impl Daemon {
         if let Err(error) = core.resume_tasks().await {
             tracing::error!(%error, "unfinished tasks are not taken up");
         }
+        let pressure = crate::pressure::start(&core.pressure, &core.registry);
+        let limits = crate::limits::start(&core);
         let upkeep = upkeep::start(&core);
         if let Err(error) = core.resume_hydrations().await {
             tracing::error!(%error, "lazy volumes are not hydrated");
@@ -211,6 +221,8 @@ impl Daemon {
             http_stop,
             metrics,
             merger,
+            limits,
+            pressure,
             upkeep,
             scheduler,
             _lock: lock,
@@ -244,8 +256,20 @@ impl Daemon {
     /// Something did not come to rest in time, or a volume could not be flushed.
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
-        let Self { core, servers, http, http_stop, metrics, merger, upkeep, scheduler, _lock: lock, .. } =
-            self;
+        let Self {
+            core,
+            servers,
+            http,
+            http_stop,
+            metrics,
+            merger,
+            limits,
+            pressure,
+            upkeep,
+            scheduler,
+            _lock: lock,
+            ..
+        } = self;
         let patience = Duration::from_millis(core.config.stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
@@ -268,6 +292,9 @@ impl Daemon {
         let http_abort = http.abort_handle();
         let (answered, restless) =
             tokio::join!(tokio::time::timeout(patience, http), core.tasks.stop(patience));
+        pressure.abort();
+        limits.abort();
+        let _ = limits.await;
         // It holds what the daemon's parts share.
         let upkeep_abort = upkeep.abort_handle();
         if tokio::time::timeout(patience, upkeep).await.is_err() {
@@ -345,8 +372,11 @@ fn prepare(
     }
     let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
     let registry = reconcile(&db, &data_dir, &OpenOptions { recovery })?;
+    let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
+        pressure: Arc::new(pressure),
+        bandwidth: PlannedBandwidth::new(config.limit_plan()?, Timestamp::now()),
         fetcher: Arc::default(),
         lazy_sources: parking_lot::Mutex::default(),
         going_back: parking_lot::Mutex::default(),
