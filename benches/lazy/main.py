@@ -111,6 +111,13 @@ class Nbd:
             if kind >= 1 << 31:
                 sys.exit(f"bench: export {export} is refused")
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # A volume with a client cannot be deleted.
+        self.socket.close()
+
     def take(self, length):
         data = bytearray(length)
         view = memoryview(data)
@@ -165,26 +172,31 @@ class Bench:
             + ["-admin.ui=false", "-webdav=false", "-bucket=bkt"],
             "weed",
         )
-        self.wait(lambda: socket.create_connection(("127.0.0.1", port)).close() is None)
+        self.wait("SeaweedFS", lambda: socket.create_connection(("127.0.0.1", port)).close() is None)
         time.sleep(3)
         self.proxy = Proxy(("127.0.0.1", port))
         self.start([self.blockd, "--data-dir", dir / "data"], "blockd")
-        self.wait(lambda: self.ctl("status") is not None)
+        self.wait("blockd", lambda: self.ctl("status") is not None)
 
     def start(self, command, name):
         (self.dir / "weed").mkdir(exist_ok=True)
         log = open(self.dir / f"{name}.log", "ab")
         self.children.append(subprocess.Popen([str(part) for part in command], stdout=log, stderr=log))
 
-    def wait(self, probe):
+    def wait(self, what, probe):
+        seen = "it did not answer"
         for _ in range(600):
             try:
                 if probe():
                     return
-            except (OSError, subprocess.CalledProcessError):
-                pass
+            except OSError as error:
+                seen = str(error)
+            except subprocess.CalledProcessError as error:
+                seen = (error.stderr or error.stdout).strip()
             time.sleep(0.1)
-        sys.exit("bench: something did not start")
+        for log in self.dir.glob("*.log"):
+            print(f"--- the end of {log.name}", *log.read_text(errors="replace").splitlines()[-5:], sep="\n", file=sys.stderr)
+        sys.exit(f"bench: waited for {what} in vain: {seen}")
 
     def end(self):
         for child in self.children:
@@ -237,14 +249,16 @@ class Bench:
             there.append(time.monotonic() - began)
             before = self.proxy.requests
             began = time.monotonic()
-            self.nbd(f"c{nth}").read(random.randrange(length // 4096) * 4096, 4096)
+            with self.nbd(f"c{nth}") as client:
+                client.read(random.randrange(length // 4096) * 4096, 4096)
             first.append(time.monotonic() - began)
             requests.append(self.proxy.requests - before)
         found["thereS"], found["firstByteMs"] = max(there), statistics.median(first) * 1000
         found["firstByteSlowestMs"], found["firstByteRequests"] = max(first) * 1000, max(requests)
         self.ctl("cloudsnap", "clone", "--snap", snap, "--volume", "fresh")
         began = time.monotonic()
-        self.nbd("fresh").read_in_order(length)
+        with self.nbd("fresh") as client:
+            client.read_in_order(length)
         found["unhydratedMiBs"] = self.given.data_mib / (time.monotonic() - began)
         began = time.monotonic()
         self.ctl("cloudsnap", "restore", "--snap", snap, "--volume", "hydrated", "--lazy", "--wait")
@@ -252,14 +266,14 @@ class Bench:
         rates = {"hydrated": [], "plain": []}
         for _ in range(self.given.rounds):
             for name, times in rates.items():
-                client = self.nbd(name)
-                began = time.monotonic()
-                client.read_in_order(length)
+                with self.nbd(name) as client:
+                    began = time.monotonic()
+                    client.read_in_order(length)
                 times.append(self.given.data_mib / (time.monotonic() - began))
         found["hydratedMiBs"] = statistics.median(rates["hydrated"])
         found["plainMiBs"] = statistics.median(rates["plain"])
         for name in ["plain", "fresh", "hydrated"] + [f"c{nth}" for nth in range(self.given.places)]:
-            self.wait(lambda name=name: self.ctl("volume", "delete", name))
+            self.wait(f"the deletion of {name}", lambda name=name: self.ctl("volume", "delete", name) is not None)
         return found
 
 

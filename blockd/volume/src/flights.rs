@@ -20,8 +20,9 @@ pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
 pub(crate) const FLIGHT_MOST_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
 /// Flights under way at once; each holds its blocks in memory when they come, so 96 MiB at the most.
 const ACTIVE_MOST: usize = 24;
-/// Flights that nobody waits for, among them; more than that wait for their turn or are not made.
-const BACKGROUND_MOST: usize = 12;
+/// Flights that nobody waits for, among them; more than that wait for their turn or are not made. A whole window of the
+/// readahead is 16.
+const BACKGROUND_MOST: usize = 18;
 /// How many places are remembered around which to go on.
 const HOT_MOST: usize = 256;
 /// What is hot around a place that was read: 4 MiB.

@@ -9,8 +9,10 @@ use blockd_extent::{BlockIndex, Extent};
 const STREAMS: usize = 8;
 /// A stream that was just seen is this much ahead, in blocks: 1 MiB.
 const FIRST_WINDOW_BLOCKS: u64 = 256;
-/// And never more than that: 32 MiB.
-const MOST_WINDOW_BLOCKS: u64 = 8192;
+/// And never more than that: 64 MiB, so that a store which takes 100 ms for a request still gives 400 MiB/s and more.
+const MOST_WINDOW_BLOCKS: u64 = 16_384;
+/// What is asked for at once when the window moves on: 4 MiB, one flight. Larger steps would leave the store idle in between.
+const STEP_BLOCKS: u64 = 1024;
 /// A read that begins this close behind the one before belongs to it: readers on several threads overtake each other.
 const SLACK_BLOCKS: u64 = 256;
 /// After so many reads in order it is a stream.
@@ -65,11 +67,16 @@ impl Readahead {
         stream.next = extent.end();
         stream.ahead = stream.ahead.max(stream.next);
         stream.reads += 1;
-        // Half of the window is left: the next half is fetched while that is read.
-        if stream.reads < READS_IN_ORDER || stream.ahead.0 - stream.next.0 > stream.window_blocks / 2 {
+        let step = STEP_BLOCKS.min(stream.window_blocks / 2);
+        if stream.reads < READS_IN_ORDER || stream.ahead.0 - stream.next.0 > stream.window_blocks - step {
             return None;
         }
-        let wanted = Extent::between(stream.ahead, BlockIndex(stream.next.0 + stream.window_blocks));
+        // Whole flights, so that the next one begins where this one ends.
+        let end = (stream.next.0 + stream.window_blocks) / step * step;
+        let wanted = Extent::between(stream.ahead, BlockIndex(end.max(stream.ahead.0)));
+        if wanted.is_empty() {
+            return None;
+        }
         stream.ahead = wanted.end();
         stream.window_blocks = (stream.window_blocks * 2).min(MOST_WINDOW_BLOCKS);
         Some(wanted)
