@@ -13,7 +13,9 @@ use crate::{
         InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
         StartRestore, StartVerify,
     },
-    credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
+    credentials::{
+        CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
+    },
     endpoint::Stream,
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     paths,
@@ -352,6 +354,15 @@ impl Client {
         request: &RekeyCredential,
     ) -> Result<CredentialRekeyed, ClientError> {
         self.post(&paths::credential_rekey(credential), request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Changes what all tasks of a credential together may move.
+    pub async fn limit_credential(
+        &self,
+        credential: &CredentialRef,
+        limits: &CredentialLimits,
+    ) -> Result<Credential, ClientError> {
+        self.post(&paths::credential_limits(credential), limits, CALL_TIMEOUT).await
     }
 
     /// Forgets a credential; the store keeps what is in it.

@@ -5,7 +5,7 @@
 
 use crate::{
     ApiError, CredentialRef, GroupName, LabelSelector, Labels, SnapshotId, VolumeId, VolumeName, VolumeRef,
-    tasks::BackupType,
+    tasks::{BackupType, TaskLimits},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,16 @@ pub struct StartBackup {
     /// Where to besides: the same point in time, read once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<CredentialRef>,
+    /// What each task may move.
+    #[serde(default)]
+    pub limits: TaskLimits,
+}
+
+impl StartBackup {
+    /// A backup of a volume to the only place there is, full or not as its turn is, as fast as it can.
+    pub fn of(volume: VolumeRef) -> Self {
+        Self { volume, full: false, cred_id: None, also: Vec::new(), limits: TaskLimits::default() }
+    }
 }
 
 /// Reply to `POST /v1/cloudsnaps/backup`.
@@ -135,6 +145,9 @@ pub struct StartGroupBackup {
     /// Where to besides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<CredentialRef>,
+    /// What each task may move.
+    #[serde(default)]
+    pub limits: TaskLimits,
 }
 
 /// Reply to `POST /v1/cloudsnaps/backup-group`. All volumes are frozen at one instant, or no backup is made.
@@ -401,6 +414,16 @@ pub struct StartRestore {
     /// Where it is; may be left out when there is one credential.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
+    /// What the task may move.
+    #[serde(default)]
+    pub limits: TaskLimits,
+}
+
+impl StartRestore {
+    /// A restore of a cloud snapshot in the only place there is, to a volume that the daemon names, as fast as it can.
+    pub fn of(snap: CloudsnapId) -> Self {
+        Self { snap, volume: None, skip_damaged: false, cred_id: None, limits: TaskLimits::default() }
+    }
 }
 
 /// Reply to `POST /v1/cloudsnaps/restore`.

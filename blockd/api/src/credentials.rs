@@ -2,7 +2,7 @@
 //!
 //! Secrets stand in the request types only; replies have none.
 
-use crate::{CredentialName, Secret};
+use crate::{CredentialName, DailyLimit, LimitWindow, Secret};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf};
@@ -68,6 +68,36 @@ pub struct Connection {
     pub limit_upload_bytes_per_s: Option<u64>,
     /// Bytes a second that are received at most, by all tasks together.
     pub limit_download_bytes_per_s: Option<u64>,
+    /// What is sent at most in parts of the day, in place of the limit for all of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limit_upload_windows: Vec<LimitWindow>,
+    /// What is received at most in parts of the day.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limit_download_windows: Vec<LimitWindow>,
+    /// The time zone of the parts of the day, such as `Europe/Berlin`; UTC without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_time_zone: Option<String>,
+}
+
+/// Body of `POST /v1/credentials/{credential}/limits`: what all tasks of a credential together may move, from now on and
+/// also for those that run. What is left out is not limited.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CredentialLimits {
+    /// What is sent at most.
+    #[serde(skip_serializing_if = "DailyLimit::is_none", deserialize_with = "some_limit")]
+    pub upload: DailyLimit,
+    /// What is received at most.
+    #[serde(skip_serializing_if = "DailyLimit::is_none", deserialize_with = "some_limit")]
+    pub download: DailyLimit,
+    /// The time zone of parts of the day, such as `Europe/Berlin`; UTC without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<String>,
+}
+
+/// A limit, or `null` for none.
+fn some_limit<'de, D: serde::Deserializer<'de>>(from: D) -> Result<DailyLimit, D::Error> {
+    Ok(Option::<DailyLimit>::deserialize(from)?.unwrap_or_default())
 }
 
 /// Where backups go, with what is needed to get there.
@@ -96,6 +126,9 @@ pub enum ProviderRequest {
         /// Ask the instance metadata service who the machine is, in place of a key.
         #[serde(default)]
         use_iam: bool,
+        /// A role that the key's owner, or the machine, takes first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<AssumedRole>,
         /// Talk plain HTTP.
         #[serde(default)]
         disable_ssl: bool,
@@ -148,6 +181,20 @@ pub enum ProviderRequest {
         /// What proves who asks.
         auth: SwiftAuth,
     },
+}
+
+/// A role that is taken to reach a bucket of S3.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AssumedRole {
+    /// Its name, such as `arn:aws:iam::123456789012:role/backup`.
+    pub arn: String,
+    /// What its owner wants to be told by those that take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_id: Option<String>,
+    /// `host:port`, `host` or URL of the service that gives it; Amazon's, or the server of the bucket, without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
 }
 
 /// What proves to Azure who asks.
@@ -287,6 +334,9 @@ pub struct Credential {
     pub bucket: Option<String>,
     /// Id of the access key, for S3; it is no secret.
     pub access_key: Option<String>,
+    /// The role that is taken, for S3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<AssumedRole>,
     /// The account, for Azure.
     pub account: Option<String>,
     /// The project, for Google and Keystone v3; the tenant, for Keystone v2.
@@ -310,6 +360,15 @@ pub struct Credential {
     pub limit_upload_bytes_per_s: Option<u64>,
     /// Bytes a second that are received at most.
     pub limit_download_bytes_per_s: Option<u64>,
+    /// What is sent at most in parts of the day.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limit_upload_windows: Vec<LimitWindow>,
+    /// What is received at most in parts of the day.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limit_download_windows: Vec<LimitWindow>,
+    /// The time zone of the parts of the day; UTC without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_time_zone: Option<String>,
     /// Whether what is stored is encrypted.
     pub encryption: bool,
     /// Whether the store was seen to hold create-if-absent.

@@ -13,6 +13,7 @@ mod endpoint;
 mod error;
 pub mod events;
 pub mod lazy;
+mod limits;
 mod metrics;
 mod names;
 pub mod operations;
@@ -34,6 +35,7 @@ pub use blockd_extent::{Epoch, SnapshotId, VolumeId};
 pub use client::{Client, ClientError};
 pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
+pub use limits::{DailyLimit, LIMIT_WINDOWS_MOST, LimitError, LimitWindow};
 pub use names::{
     CredentialName, CredentialRef, GroupName, GroupRef, NameError, SnapshotName, SnapshotRef, VolumeName,
     VolumeRef,

@@ -77,6 +77,7 @@ pub const OPERATIONS: &[Operation] = &[
     of(Admin, Delete, paths::CREDENTIAL, "Forget a credential"),
     of(Operator, Post, paths::CREDENTIAL_VALIDATE, "Prove again that a store works"),
     of(Admin, Post, paths::CREDENTIAL_REKEY, "Change the passphrase or the data key"),
+    of(Operator, Post, paths::CREDENTIAL_LIMITS, "Change how much may go to and from a store in a second"),
     of(ReadOnly, Get, paths::CLOUDSNAPS, "List cloud snapshots"),
     of(Operator, Post, paths::CLOUDSNAP_BACKUP, "Back a volume up"),
     of(Operator, Post, paths::CLOUDSNAP_BACKUP_GROUP, "Back several volumes up from one instant"),

@@ -52,6 +52,8 @@ pub const CREDENTIAL: &str = "/v1/credentials/{credential}";
 pub const CREDENTIAL_VALIDATE: &str = "/v1/credentials/{credential}/validate";
 /// `POST` of [`crate::credentials::RekeyCredential`]: [`crate::credentials::CredentialRekeyed`].
 pub const CREDENTIAL_REKEY: &str = "/v1/credentials/{credential}/rekey";
+/// `POST` of [`crate::credentials::CredentialLimits`]: [`crate::credentials::Credential`].
+pub const CREDENTIAL_LIMITS: &str = "/v1/credentials/{credential}/limits";
 /// `GET` with [`crate::cloudsnaps::ListCloudsnaps`]: [`crate::cloudsnaps::CloudsnapList`].
 pub const CLOUDSNAPS: &str = "/v1/cloudsnaps";
 /// `POST` of [`crate::cloudsnaps::StartGroupBackup`]: [`crate::cloudsnaps::GroupBackupStarted`].
@@ -186,6 +188,11 @@ pub fn credential_validate(credential: &crate::CredentialRef) -> String {
 /// Address at which one credential's keys are changed.
 pub fn credential_rekey(credential: &crate::CredentialRef) -> String {
     fill(CREDENTIAL_REKEY, "{credential}", credential)
+}
+
+/// [`CREDENTIAL_LIMITS`] of one credential.
+pub fn credential_limits(credential: &crate::CredentialRef) -> String {
+    fill(CREDENTIAL_LIMITS, "{credential}", credential)
 }
 
 /// Address of one task.

@@ -19,6 +19,7 @@ use crate::{
     repository::{Repository, run_blocking},
     seal::Sealer,
     store::{ObjectStore, PutMode, StoreErrorKind},
+    work::Work,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, SnapshotId, VolumeId};
 use bytes::Bytes;
@@ -193,6 +194,7 @@ pub(crate) struct Job {
     progress: Arc<Progress>,
     building: Semaphore,
     cores: Arc<Semaphore>,
+    pub work: Work,
     write_once: bool,
     /// An earlier run may have committed the snapshot, and somebody else have deleted it since.
     was_committing: bool,
@@ -256,6 +258,7 @@ async fn run(
         layout,
         key,
         store: repo.store().clone(),
+        work: repo.work().clone(),
         reader,
         journal,
         progress,
@@ -407,18 +410,20 @@ impl Job {
     /// The object of a pack (none if all its blocks are zero) and the stored lengths of its frames.
     async fn build(self: &Arc<Self>, pack_no: u32) -> Result<(usize, Option<Bytes>, Vec<u32>), CloudError> {
         let job = self.clone();
-        let (raw, sizes) = run_blocking(move || {
-            let sizes = job.layout.frame_sizes(pack_no);
-            let extents = job.layout.pack_extents(&job.spec.data, pack_no);
-            let mut raw = vec![0; sizes.iter().sum::<usize>() * BLOCK];
-            job.reader.read_extents(&extents, &mut raw).map_err(|source| CloudError::ReadVolume {
-                pack_no,
-                extents: describe(&extents),
-                source,
-            })?;
-            Ok((Bytes::from(raw), sizes))
-        })
-        .await?;
+        let (raw, sizes) = self
+            .work
+            .run(move || {
+                let sizes = job.layout.frame_sizes(pack_no);
+                let extents = job.layout.pack_extents(&job.spec.data, pack_no);
+                let mut raw = vec![0; sizes.iter().sum::<usize>() * BLOCK];
+                job.reader.read_extents(&extents, &mut raw).map_err(|source| CloudError::ReadVolume {
+                    pack_no,
+                    extents: describe(&extents),
+                    source,
+                })?;
+                Ok((Bytes::from(raw), sizes))
+            })
+            .await?;
         let raw_len = raw.len();
         let (first_frame, _) = self.layout.pack_frames(pack_no);
         let mut rest = raw;
@@ -436,7 +441,7 @@ impl Job {
             return Ok((raw_len, None, lens));
         }
         let header = object_header(ObjectKind::Pack(pack_no), &self.key, &self.spec.delta_id());
-        let body = run_blocking(move || {
+        let body = self.work.run(move || {
             let mut body = Vec::with_capacity(OBJECT_HEADER_LEN + stored);
             body.extend_from_slice(&header);
             for chunk in sealed {
@@ -455,12 +460,9 @@ impl Job {
     ) -> Result<SealedFrames, CloudError> {
         let core = self.cores.clone().acquire_owned().await;
         let job = self.clone();
-        run_blocking(move || {
-            let sealed = seal_frames(&job.sealer, first_frame, &sizes, &raw);
-            drop(core);
-            Ok(sealed)
-        })
-        .await
+        let sealed = self.work.run(move || Ok(seal_frames(&job.sealer, first_frame, &sizes, &raw))).await;
+        drop(core);
+        sealed
     }
 
     async fn commit(&self, repo: &Repository, index: StoredIndex) -> Result<Manifest, CloudError> {

@@ -252,7 +252,7 @@ impl CloudError {
         self
     }
 
-    pub(crate) fn worker(error: &tokio::task::JoinError) -> Self {
+    pub(crate) fn worker(error: &dyn std::fmt::Display) -> Self {
         Self::Internal { what: "a worker thread", detail: error.to_string() }
     }
 

@@ -9,7 +9,6 @@ use crate::{
     manifest::IndexRef,
     pack::{OBJECT_HEADER_LEN, ObjectKind, object_header},
     plan::{PACK_FRAMES, PageSpan},
-    repository::run_blocking,
     seal::Domain,
     store::PART_LEN_BYTES,
 };
@@ -64,11 +63,12 @@ impl IndexUpload {
         let mut packs = PackLengths::default();
         for (number, span) in layout.pages.iter().enumerate() {
             let (job, span, mut lengths) = (self.job.clone(), *span, packs);
-            let (sealed, lengths) = run_blocking(move || {
+            let work = job.work.clone();
+            let seal = move || {
                 let sealed = seal_page(&job, number as u64, &span, &mut lengths)?;
                 Ok((sealed, lengths))
-            })
-            .await?;
+            };
+            let (sealed, lengths) = work.run(seal).await?;
             packs = lengths;
             pages.push(PageRef {
                 range: span.range,

@@ -21,6 +21,7 @@ mod journal;
 mod keys;
 mod manifest;
 mod names;
+mod pace;
 mod pack;
 mod plan;
 mod progress;
@@ -33,6 +34,8 @@ pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod verify;
+mod work;
+mod workers;
 
 pub use backup::{
     BACKUP_LIFETIME_S, BackupOptions, BackupSpec, BlockReader, CLOCK_SKEW_MOST_S, backup, check_base,
@@ -48,6 +51,7 @@ pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams};
 pub use manifest::{BackupType, Delta, IndexRef, Manifest};
 pub use names::CloudsnapId;
+pub use pace::Pace;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use reader::SnapshotReader;
 pub use repository::{
@@ -62,6 +66,8 @@ pub use verify::{
     AffectedSnapshot, BlockCheck, VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
     verify,
 };
+pub use work::Work;
+pub use workers::Workers;
 
 /// The version of the format that is written and read.
 pub const FORMAT_VERSION: u16 = 1;

@@ -12,6 +12,7 @@ use crate::{
     index::Page,
     progress::Progress,
     repository::run_blocking,
+    work::Work,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use futures::{StreamExt, TryStreamExt, future::try_join_all};
@@ -43,6 +44,7 @@ struct Inner {
     deltas: Vec<Arc<DeltaReader>>,
     pages: Mutex<PageCache>,
     cores: Arc<Semaphore>,
+    work: Work,
 }
 
 /// What a read of many blocks did.
@@ -96,6 +98,7 @@ impl SnapshotReader {
                 deltas,
                 pages: Mutex::default(),
                 cores: Arc::new(Semaphore::new(cpu_threads(threads))),
+                work: repo.work().clone(),
             }),
         })
     }
@@ -222,11 +225,11 @@ impl SnapshotReader {
         let chunks = job.frames.chunks(CHUNK_FRAMES).map(|frames| {
             let (delta, fetched, sink) = (delta.clone(), fetched.clone(), sink.clone());
             let (frames, cores) = (frames.to_vec(), self.inner.cores.clone());
-            let damage = what.damage.cloned();
+            let (damage, work) = (what.damage.cloned(), self.inner.work.clone());
             async move {
                 let core = cores.acquire_owned().await;
-                run_blocking(move || {
-                    let result = match damage {
+                let opened = work.run(move || {
+                    match damage {
                         None => delta.decode(pack_no, &frames, start, &fetched, &*sink),
                         // One by one, so that a damaged frame takes no other one along.
                         Some(damage) => frames.iter().try_for_each(|frame| {
@@ -239,11 +242,11 @@ impl SnapshotReader {
                                 result => result,
                             }
                         }),
-                    };
-                    drop(core);
-                    result
-                })
-                .await
+                    }
+                });
+                let opened = opened.await;
+                drop(core);
+                opened
             }
         });
         try_join_all(chunks).await?;

@@ -7,6 +7,7 @@ use crate::{
     names::{KEYS_PREFIX, MANIFESTS_PREFIX, parse_uuid},
     seal::EncryptionMode,
     store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind},
+    work::Work,
 };
 use blockd_extent::VolumeId;
 use bytes::Bytes;
@@ -47,6 +48,7 @@ pub struct Repository {
     store: Arc<dyn ObjectStore>,
     /// New backups use the first.
     keys: Arc<Vec<DataKey>>,
+    work: Work,
 }
 
 impl std::fmt::Debug for Repository {
@@ -90,7 +92,7 @@ impl Repository {
         } else {
             Self::open_slots(&*store, &slots, passphrase).await?
         };
-        Ok(Self { store, keys: Arc::new(keys) })
+        Ok(Self { store, keys: Arc::new(keys), work: Work::default() })
     }
 
     /// Makes sure that the store is the one that was opened and that others can open what is stored there: the slot of
@@ -206,13 +208,24 @@ impl Repository {
         if keys.iter().any(|key| key.mode() != first.mode()) {
             return invalid("some of the saved keys encrypt and some do not: open the repository again");
         }
-        Ok(Self { store, keys: Arc::new(keys) })
+        Ok(Self { store, keys: Arc::new(keys), work: Work::default() })
     }
 
     /// The same repository through another view of its store, such as one that counts a task's requests.
     #[must_use]
     pub fn with_store(&self, store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, keys: self.keys.clone() }
+        Self { store, keys: self.keys.clone(), work: self.work.clone() }
+    }
+
+    /// The same repository, whose backups, restores and verifications have their work done that way.
+    #[must_use]
+    pub fn with_work(self, work: Work) -> Self {
+        Self { work, ..self }
+    }
+
+    /// How the work is done.
+    pub(crate) fn work(&self) -> &Work {
+        &self.work
     }
 
     /// The store.

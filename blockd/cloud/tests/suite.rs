@@ -58,6 +58,7 @@ async fn s3_server() {
             access_key: setting("ACCESS_KEY").expect("BLOCKD_TEST_S3_ACCESS_KEY").into(),
             secret_key: setting("SECRET_KEY").expect("BLOCKD_TEST_S3_SECRET_KEY").into(),
         },
+        role: None,
         disable_ssl: true,
         virtual_hosted_style: false,
         storage_class: None,

@@ -5,11 +5,13 @@ use crate::{
     db::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     registry::VolumeEntry,
+    tasks::stop::check_limits,
 };
 use blockd_api::{
     CredentialRef, ErrorCode, VolumeRef,
     cloudsnaps::{BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
     snapshots::CreateGroupSnapshot,
+    tasks::TaskLimits,
 };
 use blockd_cloud::CloudsnapId;
 use blockd_extent::SnapshotId;
@@ -30,6 +32,8 @@ pub(crate) struct Asked {
     pub(crate) full: bool,
     /// All members are frozen at one instant, and this is its id.
     pub(crate) together: Option<Uuid>,
+    /// What each task may move.
+    pub(crate) limits: TaskLimits,
 }
 
 impl Core {
@@ -43,7 +47,7 @@ impl Core {
     ) -> Result<BackupStarted, ServiceError> {
         let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
         let member = Member { volume: request.volume.clone(), credentials };
-        let asked = Asked { full: request.full, together: None };
+        let asked = Asked { full: request.full, together: None, limits: request.limits };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
         let mut ids = tasks.iter().map(|task| task.id);
         let first = ids.next().ok_or_else(|| ServiceError::Internal("a backup to nowhere".into()))?;
@@ -73,7 +77,7 @@ impl Core {
         };
         let members: Vec<Member> = entries.iter().map(member).collect();
         let group_id = Uuid::new_v4();
-        let asked = Asked { full: request.full, together: Some(group_id) };
+        let asked = Asked { full: request.full, together: Some(group_id), limits: request.limits };
         let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
         let started = |entry: &Arc<VolumeEntry>| MemberStarted {
             volume_id: entry.id,
@@ -108,6 +112,7 @@ impl Core {
         asked: &Asked,
         and: impl FnOnce(&rusqlite::Transaction<'_>, &[TaskRow]) -> Result<(), DbError> + Send + 'static,
     ) -> Result<Vec<TaskRow>, ServiceError> {
+        check_limits(asked.limits)?;
         let _admission = self.admission.lock().await;
         let barrier = asked.together.map(|id| Barrier { id, volumes: members.len() as u64 });
         let (mut rows, mut given_up) = (Vec::new(), Vec::new());
@@ -212,6 +217,7 @@ impl Core {
                     force_full: asked.full,
                     run: Some(self.run),
                     barrier: barrier.cloned(),
+                    limits: asked.limits,
                     ..TaskDetail::default()
                 },
             });

@@ -67,10 +67,16 @@ Keys of the configuration file (defaults in brackets):
   log_level             level or filter of the log [\"info\"]
   full_every            every how many backups of a volume to a credential one is full [7]
   task_concurrency      backups and restores that move data at once; the others wait [2]
+  task_priority         what they take: \"low\" = what guests and others leave, \"normal\" = as others, but less while
+                        guests have to wait, \"high\" = all they can get [\"low\"]
   hydration_limit_bytes_per_s  what the hydration of one lazy volume may fetch in a second; 0 = no limit [0]
   hydration_concurrency  fetches of at most 4 MiB that the hydration of one lazy volume makes at once [8]
   lazy_stall_ms         time that reads of a lazy volume wait for a store that is gone, if they are to stall [600000]
   lazy_error_ms         the same if they are to fail [20000]
+  limit_upload          what all tasks together send in a second at most, by the time of day, such as
+                        \"20MiB@08:00-18:00,100MiB\"; credentials and tasks have limits of their own besides []
+  limit_download        the same for what they receive []
+  limit_time_zone       the time zone of the times in these limits, such as \"Europe/Berlin\" [UTC]
   upload_concurrency    packs that one backup uploads at once [4]
   download_concurrency  requests that one restore makes at once [4]
   merge_limit_bytes_per_s  what merging layers may copy in a second; 0 = no limit [0]

@@ -8,7 +8,7 @@ use crate::{
     },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
-    tasks::backup_type,
+    tasks::{backup_type, stop::check_limits},
 };
 use blockd_api::{
     CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
@@ -356,6 +356,7 @@ impl Core {
         self: &Arc<Self>,
         request: &StartRestore,
     ) -> Result<RestoreStarted, ServiceError> {
+        check_limits(request.limits)?;
         let id = from_api_id(&request.snap);
         let credential = self.credential(request.cred_id.as_ref()).await?;
         let (repository, _) = self.task_repository(credential.uuid).await?;
@@ -382,6 +383,7 @@ impl Core {
                 credential_name: credential.name.to_string(),
                 phase: "pending".into(),
                 skip_damaged: request.skip_damaged,
+                limits: request.limits,
                 ..TaskDetail::default()
             },
         };

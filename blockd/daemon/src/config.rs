@@ -7,7 +7,8 @@ mod control;
 pub use control::{ControlConfig, ControlSocket};
 
 use crate::cli::Cli;
-use blockd_api::CredentialRef;
+use crate::limits::LimitPlan;
+use blockd_api::{CredentialRef, DailyLimit, credentials::CredentialLimits};
 use blockd_nbd::{TlsFiles, TlsMode};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -54,6 +55,12 @@ pub enum ConfigError {
         /// What it may be.
         wanted: &'static str,
     },
+    /// A limit of bandwidth cannot be.
+    #[error("limit_upload, limit_download or limit_time_zone: {reason}")]
+    Limit {
+        /// Why.
+        reason: String,
+    },
     /// Others would read along.
     #[error(
         "nbd_listen has tcp://{address}, which other hosts can reach, without requiring TLS: set nbd_tls_certificate and nbd_tls_key, or nbd_allow_plaintext = true if the network is trusted"
@@ -80,6 +87,19 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// How much tasks that move data take of a machine on which guests work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskPriority {
+    /// What nobody else wants: their threads have the lowest priority, and they work less as soon as guests wait longer.
+    #[default]
+    Low,
+    /// As much as others, but less as soon as guests wait longer.
+    Normal,
+    /// As much as they can get.
+    High,
 }
 
 /// Where NBD is served.
@@ -214,6 +234,8 @@ pub struct Config {
     pub merge_limit_bytes_per_s: u64,
     /// Backups and restores that move data at once.
     pub task_concurrency: usize,
+    /// What they take of a machine on which guests work.
+    pub task_priority: TaskPriority,
     /// How many bytes a second the hydration of one lazy volume may fetch; 0: as many as it can.
     pub hydration_limit_bytes_per_s: u64,
     /// Fetches of at most 4 MiB that the hydration of one lazy volume makes at once.
@@ -222,6 +244,12 @@ pub struct Config {
     pub lazy_stall_ms: u64,
     /// The same if they are to fail.
     pub lazy_error_ms: u64,
+    /// What all tasks of the host together send at most, by the time of day. Not set: no limit.
+    pub limit_upload: Option<DailyLimit>,
+    /// What they receive at most.
+    pub limit_download: Option<DailyLimit>,
+    /// The time zone of parts of the day in these limits. Not set: UTC.
+    pub limit_time_zone: Option<String>,
     /// Packs that one backup uploads at once.
     pub upload_concurrency: usize,
     /// Requests that one restore makes at once.
@@ -288,10 +316,14 @@ impl Default for Config {
             full_every: 7,
             merge_limit_bytes_per_s: 0,
             task_concurrency: 2,
+            task_priority: TaskPriority::Low,
             hydration_limit_bytes_per_s: 0,
             hydration_concurrency: 8,
             lazy_stall_ms: 600_000,
             lazy_error_ms: 20_000,
+            limit_upload: None,
+            limit_download: None,
+            limit_time_zone: None,
             upload_concurrency: 4,
             download_concurrency: 4,
             cpu_threads: 0,
@@ -414,6 +446,7 @@ impl Config {
         range("nbd_in_flight_bytes", self.nbd_in_flight_bytes, low, high, wanted)?;
         self.check_tls()?;
         self.control.check()?;
+        self.limit_plan()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
         let browse = &self.browse;
@@ -433,6 +466,16 @@ impl Config {
             range("verify_bytes_per_day", self.verify_bytes_per_day, 100 << 20, 1 << 50, wanted)?;
         }
         range("task_history", self.task_history.into(), 1, 1_000_000, "1 to 1000000")
+    }
+
+    /// What all tasks of the host together may move.
+    pub(crate) fn limit_plan(&self) -> Result<LimitPlan, ConfigError> {
+        let limits = CredentialLimits {
+            upload: self.limit_upload.clone().unwrap_or_default(),
+            download: self.limit_download.clone().unwrap_or_default(),
+            time_zone: self.limit_time_zone.clone(),
+        };
+        LimitPlan::of(&limits).map_err(|error| ConfigError::Limit { reason: error.to_string() })
     }
 
     fn check_tls(&self) -> Result<(), ConfigError> {
@@ -552,6 +595,19 @@ mod tests {
     fn what_is_printed_reads_back() {
         let config = Config { nbd_listen: vec!["unix:///run/x.sock".parse().unwrap()], ..Config::default() };
         assert_eq!(parse(&config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn limits_are_for_parts_of_the_day_and_checked() {
+        let text = "limit_upload = \"20M@08:00-18:00,100MiB\"\nlimit_time_zone = \"Europe/Berlin\"\n";
+        let config = parse(text).unwrap();
+        config.check().unwrap();
+        assert_eq!(parse(&config.to_toml()).unwrap(), config);
+        assert!(parse("limit_upload = \"20M@8-18\"").unwrap_err().to_string().contains("08:00-18:00"));
+        for (text, word) in [("limit_download = \"7\"", "1024"), ("limit_time_zone = \"X/Y\"", "X/Y")] {
+            let error = parse(text).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

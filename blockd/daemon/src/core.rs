@@ -7,7 +7,9 @@ use crate::{
     credentials::Repositories,
     db::Db,
     lazy::{CloudSource, Fetcher},
+    limits::PlannedBandwidth,
     merger::Wake,
+    pressure::Pressure,
     registry::{Registry, RollbackMark},
     secrets::Secrets,
     tasks::Tasks,
@@ -42,6 +44,10 @@ pub struct Core {
     pub repositories: Repositories,
     /// Background tasks.
     pub tasks: Tasks,
+    /// What all tasks of the host together may move.
+    pub(crate) bandwidth: Arc<PlannedBandwidth>,
+    /// How the work of tasks is done, so that guests come first.
+    pub(crate) pressure: Arc<Pressure>,
     /// What fetches for lazy volumes.
     pub fetcher: Arc<Fetcher>,
     /// The sources of the lazy volumes.

@@ -4,29 +4,39 @@ use crate::metrics::MeteredStore;
 use crate::{
     cloud,
     core::Core,
-    db::{CredentialRow, DbError},
+    db::{CredentialRow, DbError, ProviderRow, StoreRow},
     error::{ServiceError, blocking},
+    limits::{LimitPlan, PlannedBandwidth, keep},
     providers,
     secrets::Purpose,
 };
 use blockd_api::{
     CredentialRef, Deleted, ErrorCode,
-    credentials::{CreateCredential, Credential, CredentialList},
+    credentials::{CreateCredential, Credential, CredentialLimits, CredentialList},
 };
 use blockd_cloud::{
-    CloudError, DataKey, Repository,
-    store::{Bandwidth, LimitStore, Requests, probe, task_store},
+    CloudError, DataKey, Repository, Work,
+    store::{LimitStore, Requests, probe, task_store},
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use uuid::Uuid;
 use zeroize::Zeroizing;
+
+/// For how long nobody has to look again whether the key slot is in its place.
+const PROVEN_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Repositories that were opened since the start, by credential.
 #[derive(Default)]
 pub struct Repositories {
-    pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<Bandwidth>)>>,
+    /// When the key slot of each was last seen in its place.
+    proven: Mutex<HashMap<Uuid, Instant>>,
+    pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<PlannedBandwidth>)>>,
 }
 
 #[cfg(test)]
@@ -92,8 +102,9 @@ impl Core {
             self.secrets.must_not_be_new()?;
         }
         let explain = |error: ServiceError| error.with_hint(|code| providers::hint(kind, code));
-        let base =
-            providers::open(&store_row, secret.as_ref().map(|secret| secret.expose())).map_err(explain)?;
+        let writing = self.store_writing(&store_row)?;
+        let base = providers::open(&store_row, secret.as_ref().map(|secret| secret.expose()), writing)
+            .map_err(explain)?;
         let (store, _) = task_store(Arc::clone(&base), self.retry_policy());
         let capabilities = probe(store.as_ref()).await.map_err(|error| explain(error.into()))?;
         let repository = cloud::open(store, request.encryption_passphrase).await.map_err(explain)?;
@@ -113,7 +124,7 @@ impl Core {
             capabilities,
         };
         let reply = providers::describe(&row);
-        let bandwidth = providers::bandwidth(&row.store);
+        let bandwidth = providers::bandwidth(&row.store)?;
         let name = row.name.clone();
         let inserted = self.db.run(move |tx| row.insert(tx)).await;
         inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
@@ -161,6 +172,29 @@ impl Core {
         Ok(providers::describe(&row))
     }
 
+    /// Changes what all tasks of a credential together may move, also those that run.
+    ///
+    /// # Errors
+    /// There is none of that name; a limit cannot be; the database fails.
+    pub async fn limit_credential(
+        &self,
+        wanted: &CredentialRef,
+        limits: CredentialLimits,
+    ) -> Result<Credential, ServiceError> {
+        let plan = LimitPlan::of(&limits)?;
+        let _admission = self.admission.lock().await;
+        let mut row = self.credential(Some(wanted)).await?;
+        keep(&mut row.store.connection, limits);
+        let (uuid, store) = (row.uuid, row.store.clone());
+        self.db.run(move |tx| CredentialRow::set_store(tx, uuid, &store)).await?;
+        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        if let Some((_, bandwidth)) = opened {
+            bandwidth.replace(plan, Timestamp::now());
+        }
+        tracing::info!(credential = %uuid, name = %row.name, "limits changed");
+        Ok(providers::describe(&row))
+    }
+
     /// Forgets a credential, with what is known of its backups; the store keeps them.
     ///
     /// # Errors
@@ -186,6 +220,7 @@ impl Core {
         self.give_up_kept(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
+        self.repositories.proven.lock().remove(&uuid);
         self.meters.forget(uuid);
         self.browse.forget(uuid);
         for entry in self.registry.all() {
@@ -231,6 +266,22 @@ impl Core {
         })
     }
 
+    /// Makes sure that a credential's store is the one that was opened: a disk that is not mounted is an empty directory, and
+    /// takes everything.
+    ///
+    /// # Errors
+    /// It is not, or what the store reports.
+    pub(crate) async fn prove_place(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
+        repository.prove_key_slot().await?;
+        self.repositories.proven.lock().insert(uuid, Instant::now());
+        Ok(())
+    }
+
+    /// Whether that was done within a day.
+    pub(crate) fn was_proven_lately(&self, uuid: Uuid) -> bool {
+        self.repositories.proven.lock().get(&uuid).is_some_and(|at| at.elapsed() < PROVEN_FOR)
+    }
+
     /// The repository of a credential, with a store of the caller's own that retries and counts its requests.
     ///
     /// # Errors
@@ -238,17 +289,23 @@ impl Core {
     pub async fn task_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Requests>), ServiceError> {
         let (repository, bandwidth) = self.opened_repository(uuid).await?;
         let (store, requests) = task_store(Arc::clone(repository.store()), self.retry_policy());
-        let store = match bandwidth.is_limited() {
-            true => Arc::new(LimitStore::new(store, bandwidth)),
-            false => store,
-        };
-        Ok((repository.with_store(store), requests))
+        // Also where there is no limit now: there may be one while the task runs.
+        let store = Arc::new(LimitStore::new(store, Arc::clone(bandwidth.bandwidth())));
+        let store = Arc::new(LimitStore::new(store, Arc::clone(self.bandwidth.bandwidth())));
+        Ok((repository.with_store(store).with_work(self.pressure.work()), requests))
+    }
+
+    /// How what is put into a store is written, if that is a directory.
+    fn store_writing(&self, store: &StoreRow) -> Result<Option<Work>, ServiceError> {
+        let ProviderRow::Local { .. } = store.provider else { return Ok(None) };
+        let writing = self.pressure.writing(self.config.upload_concurrency);
+        writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
 
     pub(crate) async fn opened_repository(
         &self,
         uuid: Uuid,
-    ) -> Result<(Repository, Arc<Bandwidth>), ServiceError> {
+    ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
         match opened {
             Some(opened) => Ok(opened),
@@ -261,7 +318,7 @@ impl Core {
     }
 
     /// Opens a stored credential again; makes no request.
-    async fn reopen(&self, uuid: Uuid) -> Result<(Repository, Arc<Bandwidth>), ServiceError> {
+    async fn reopen(&self, uuid: Uuid) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
         let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
         let context = |error: crate::secrets::SecretsError| {
             let message = format!("credential {}: {error}", row.name);
@@ -275,11 +332,12 @@ impl Core {
         let keys = self.secrets.open(uuid, Purpose::DataKeys, &row.data_keys).map_err(context)?;
         let keys = decode_keys(&keys)?;
         let store = row.store;
-        let (bandwidth, meter) = (providers::bandwidth(&store), self.meters.of(uuid));
+        let (bandwidth, meter) = (providers::bandwidth(&store)?, self.meters.of(uuid));
+        let writing = self.store_writing(&store)?;
         let repository = blocking(move || -> Result<Repository, ServiceError> {
             let secret = secret.as_ref().map(|secret| std::str::from_utf8(secret)).transpose();
             let secret = secret.map_err(|_| ServiceError::Internal("a stored secret is no text".into()))?;
-            let metered = Arc::new(MeteredStore::new(providers::open(&store, secret)?, meter));
+            let metered = Arc::new(MeteredStore::new(providers::open(&store, secret, writing)?, meter));
             Ok(Repository::from_saved_keys(metered, keys)?)
         });
         Ok((repository.await?, bandwidth))

@@ -6,16 +6,18 @@
 use crate::{
     attachments::{Attachments, System},
     browse::Browse,
-    config::Config,
+    config::{Config, ConfigError},
     control::Control,
     core::{Core, tasks_dir},
     credentials::Repositories,
     db::{Db, DbError},
     error::ServiceError,
     files, http,
+    limits::PlannedBandwidth,
     lock::{DirLock, LockError},
     merger::{Merger, Wake},
     nbd::{self, Certificates},
+    pressure::Pressure,
     reconcile::reconcile,
     registry::EntryState,
     secrets::Secrets,
@@ -25,6 +27,7 @@ use crate::{
 use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_volume::{OpenOptions, Recovery};
+use jiff::Timestamp;
 use rustix::mm::{MlockAllFlags, mlockall};
 use std::{
     net::SocketAddr,
@@ -92,6 +95,9 @@ pub enum DaemonError {
     /// The control API cannot be served over TLS.
     #[error("cannot serve the control API: {}", with_sources(.0))]
     ControlTls(TlsError),
+    /// The configuration cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -132,6 +138,8 @@ pub struct Daemon {
     http_stop: CancelToken,
     metrics: Option<JoinHandle<()>>,
     merger: Merger,
+    limits: JoinHandle<()>,
+    pressure: JoinHandle<()>,
     upkeep: JoinHandle<()>,
     scheduler: JoinHandle<()>,
     _lock: DirLock,
@@ -196,6 +204,8 @@ impl Daemon {
         if let Err(error) = core.resume_tasks().await {
             tracing::error!(%error, "unfinished tasks are not taken up");
         }
+        let pressure = crate::pressure::start(&core.pressure, &core.registry);
+        let limits = crate::limits::start(&core);
         let upkeep = upkeep::start(&core);
         if let Err(error) = core.resume_hydrations().await {
             tracing::error!(%error, "lazy volumes are not hydrated");
@@ -218,6 +228,8 @@ impl Daemon {
             http_stop,
             metrics,
             merger,
+            limits,
+            pressure,
             upkeep,
             scheduler,
             _lock: lock,
@@ -256,6 +268,8 @@ impl Daemon {
             http_stop,
             metrics,
             merger,
+            limits,
+            pressure,
             upkeep,
             scheduler,
             _lock: lock,
@@ -282,6 +296,9 @@ impl Daemon {
         }
         let (answered, restless) =
             tokio::join!(tokio::time::timeout(patience, control.ended()), core.tasks.stop(patience));
+        pressure.abort();
+        limits.abort();
+        let _ = limits.await;
         // It holds what the daemon's parts share.
         let upkeep_abort = upkeep.abort_handle();
         if tokio::time::timeout(patience, upkeep).await.is_err() {
@@ -356,8 +373,11 @@ fn prepare(
     }
     let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
     let registry = reconcile(&db, &data_dir, &OpenOptions { recovery })?;
+    let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
+        pressure: Arc::new(pressure),
+        bandwidth: PlannedBandwidth::new(config.limit_plan()?, Timestamp::now()),
         fetcher: Arc::default(),
         lazy_sources: parking_lot::Mutex::default(),
         going_back: parking_lot::Mutex::default(),

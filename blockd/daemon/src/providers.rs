@@ -3,20 +3,20 @@
 use crate::{
     db::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow},
     error::ServiceError,
+    limits::{LimitPlan, PlannedBandwidth, limits_of},
 };
 use blockd_api::{
     ErrorCode, Secret,
     credentials::{AzureAuth, Connection, Credential, ProviderKind, ProviderRequest, SwiftAuth},
 };
+use blockd_cloud::Work;
 use blockd_cloud::store::{
-    AzureAccess, AzureOptions, Bandwidth, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, ObjectStore,
-    S3Access, S3Options, SwiftAccess, SwiftOptions,
+    AzureAccess, AzureOptions, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, ObjectStore, S3Access,
+    S3Options, S3Role, SwiftAccess, SwiftOptions,
 };
+use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use zeroize::Zeroizing;
-
-/// The lowest limit of bandwidth: below it even small requests would take minutes.
-const LIMIT_BYTES_PER_S_LEAST: u64 = 1 << 10;
 
 /// The kind that is asked for.
 pub(crate) fn kind_of(request: &ProviderRequest) -> ProviderKind {
@@ -44,7 +44,7 @@ pub(crate) fn kind(row: &ProviderRow) -> ProviderKind {
 pub(crate) fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> {
     Some(match (code, kind) {
         (ErrorCode::StoreUnauthorized, ProviderKind::S3) => {
-            "look at --s3-access-key and --s3-secret-key, or --use-iam"
+            "look at --s3-access-key and --s3-secret-key, or --use-iam, and at --s3-role-arn and --s3-external-id if a role is taken"
         }
         (ErrorCode::StoreUnauthorized, ProviderKind::Azure) => {
             "look at --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam"
@@ -109,16 +109,7 @@ pub(crate) fn take(
     {
         return invalid("--proxy and --ca-certificate are for stores on the network, a directory has none");
     }
-    for (flag, limit) in [
-        ("--limit-upload", connection.limit_upload_bytes_per_s),
-        ("--limit-download", connection.limit_download_bytes_per_s),
-    ] {
-        if limit.is_some_and(|limit| limit < LIMIT_BYTES_PER_S_LEAST) {
-            return invalid(format!(
-                "{flag} is below {LIMIT_BYTES_PER_S_LEAST} bytes a second: give more, or none"
-            ));
-        }
-    }
+    LimitPlan::of(&limits_of(&connection))?;
     let (provider, secret) = take_provider(request, data_dir)?;
     Ok((StoreRow { provider, connection }, secret))
 }
@@ -144,6 +135,7 @@ fn take_provider(
             access_key,
             secret_key,
             use_iam,
+            role,
             disable_ssl,
             disable_path_style,
             storage_class,
@@ -166,6 +158,7 @@ fn take_provider(
                 disable_ssl,
                 disable_path_style,
                 use_iam,
+                role,
                 storage_class,
             };
             (row, secret_key)
@@ -250,11 +243,15 @@ fn check_directory(path: &Path, data_dir: &Path) -> Result<(), ServiceError> {
     Ok(())
 }
 
-/// Makes the client of a store; asks the server nothing yet.
+/// Makes the client of a store; asks the server nothing yet. A directory is written to as `writing` says.
 ///
 /// # Errors
 /// A setting that cannot be right; a directory that is not there.
-pub(crate) fn open(row: &StoreRow, secret: Option<&str>) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+pub(crate) fn open(
+    row: &StoreRow,
+    secret: Option<&str>,
+    writing: Option<Work>,
+) -> Result<Arc<dyn ObjectStore>, ServiceError> {
     let http = HttpOptions {
         ca_certificates_pem: row.connection.ca_certificates.clone(),
         proxy: row.connection.proxy.clone(),
@@ -262,7 +259,13 @@ pub(crate) fn open(row: &StoreRow, secret: Option<&str>) -> Result<Arc<dyn Objec
     };
     let secret = || Zeroizing::new(secret.unwrap_or_default().to_owned());
     Ok(match &row.provider {
-        ProviderRow::Local { path } => Arc::new(LocalStore::open(path)?),
+        ProviderRow::Local { path } => {
+            let store = LocalStore::open(path)?;
+            Arc::new(match writing {
+                Some(writing) => store.with_work(writing),
+                None => store,
+            })
+        }
         ProviderRow::S3 {
             endpoint,
             region,
@@ -271,6 +274,7 @@ pub(crate) fn open(row: &StoreRow, secret: Option<&str>) -> Result<Arc<dyn Objec
             disable_ssl,
             disable_path_style,
             use_iam,
+            role,
             storage_class,
         } => {
             let options = S3Options {
@@ -283,6 +287,11 @@ pub(crate) fn open(row: &StoreRow, secret: Option<&str>) -> Result<Arc<dyn Objec
                         S3Access::Key { access_key: Zeroizing::new(access_key.clone()), secret_key: secret() }
                     }
                 },
+                role: role.as_ref().map(|role| S3Role {
+                    arn: role.arn.clone(),
+                    external_id: role.external_id.clone(),
+                    endpoint: role.endpoint.clone(),
+                }),
                 disable_ssl: *disable_ssl,
                 virtual_hosted_style: *disable_path_style,
                 storage_class: storage_class.clone(),
@@ -341,9 +350,11 @@ fn swift_access(auth: SwiftAuthRow, secret: Zeroizing<String>) -> SwiftAccess {
 }
 
 /// The bandwidth that all tasks of a credential share.
-pub(crate) fn bandwidth(row: &StoreRow) -> Arc<Bandwidth> {
-    let Connection { limit_upload_bytes_per_s, limit_download_bytes_per_s, .. } = &row.connection;
-    Arc::new(Bandwidth::new(*limit_upload_bytes_per_s, *limit_download_bytes_per_s))
+///
+/// # Errors
+/// What is kept of its limits is no limit.
+pub(crate) fn bandwidth(row: &StoreRow) -> Result<Arc<PlannedBandwidth>, ServiceError> {
+    Ok(PlannedBandwidth::new(LimitPlan::of(&limits_of(&row.connection))?, Timestamp::now()))
 }
 
 /// A credential as callers see it.
@@ -358,6 +369,7 @@ pub(crate) fn describe(row: &CredentialRow) -> Credential {
         region: None,
         bucket: None,
         access_key: None,
+        role: None,
         account: None,
         project: None,
         user: None,
@@ -369,6 +381,9 @@ pub(crate) fn describe(row: &CredentialRow) -> Credential {
         has_ca_certificates: connection.ca_certificates.is_some(),
         limit_upload_bytes_per_s: connection.limit_upload_bytes_per_s,
         limit_download_bytes_per_s: connection.limit_download_bytes_per_s,
+        limit_upload_windows: connection.limit_upload_windows.clone(),
+        limit_download_windows: connection.limit_download_windows.clone(),
+        limit_time_zone: connection.limit_time_zone.clone(),
         encryption: row.encrypted,
         conditional_put: row.capabilities.conditional_put,
         created: row.created,
@@ -388,8 +403,10 @@ pub(crate) fn describe(row: &CredentialRow) -> Credential {
             disable_ssl,
             disable_path_style,
             use_iam,
+            role,
             storage_class,
         } => {
+            reply.role = role.clone();
             reply.endpoint = Some(endpoint.clone());
             reply.region = Some(region.clone());
             reply.bucket = Some(bucket.clone());

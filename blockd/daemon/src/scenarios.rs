@@ -105,7 +105,7 @@ impl Host {
     }
 
     async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
-        let request = StartBackup { volume: volume.parse().unwrap(), full, cred_id: None, also: Vec::new() };
+        let request = StartBackup { full, ..StartBackup::of(volume.parse().unwrap()) };
         self.client.start_backup(&request).await.unwrap().task
     }
 
@@ -134,12 +134,8 @@ impl Host {
     }
 
     async fn restore(&self, snap: &str, name: &str) -> Arc<Volume> {
-        let request = StartRestore {
-            snap: snap.parse().unwrap(),
-            volume: Some(name.parse().unwrap()),
-            skip_damaged: false,
-            cred_id: None,
-        };
+        let request =
+            StartRestore { volume: Some(name.parse().unwrap()), ..StartRestore::of(snap.parse().unwrap()) };
         let started = self.client.start_restore(&request).await.unwrap();
         self.done(started.task).await;
         self.volume(name)
@@ -399,7 +395,7 @@ async fn a_failed_task_runs_until_its_end_is_stored() {
     std::fs::rename(host.store.path(), &away).unwrap();
     host.sql(NO_END);
     let task = host.start_backup("data", false).await;
-    let again = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None, also: Vec::new() };
+    let again = StartBackup::of("data".parse().unwrap());
     assert_eq!(api_code(host.client.start_backup(&again).await), ErrorCode::VolumeInUse);
     host.sql("DROP TRIGGER no_end");
     assert_eq!(host.wait(task).await.state.stage, TaskStage::Failed);
@@ -559,8 +555,7 @@ async fn a_restore_survives_death_between_any_two_steps() {
         drop(volume);
 
         *host.core().dies_at.lock() = Some(step);
-        let request =
-            StartRestore { snap: id.parse().unwrap(), volume: None, skip_damaged: false, cred_id: None };
+        let request = StartRestore::of(id.parse().unwrap());
         let started = host.client.start_restore(&request).await.unwrap();
         assert_eq!(started.volume.as_str(), "data-restored-1");
         host.die_and_start().await;
@@ -608,8 +603,7 @@ fn walk(dir: &Path) -> Vec<String> {
 async fn failures_are_told_and_leave_nothing() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
-    let backup =
-        StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None, also: Vec::new() };
+    let backup = StartBackup::of("data".parse().unwrap());
     assert_eq!(api_code(host.client.start_backup(&backup).await), ErrorCode::CredentialRequired);
     host.create_credential().await;
     let mut model = Model::new();
@@ -623,12 +617,8 @@ async fn failures_are_told_and_leave_nothing() {
     let middle = bad.len() / 2;
     bad[middle] ^= 1;
     std::fs::write(&pack, &bad).unwrap();
-    let request = StartRestore {
-        snap: id.parse().unwrap(),
-        volume: Some("copy".parse().unwrap()),
-        skip_damaged: false,
-        cred_id: None,
-    };
+    let request =
+        StartRestore { volume: Some("copy".parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
     let failed = host.wait(host.client.start_restore(&request).await.unwrap().task).await;
     assert_eq!(failed.state.to_string(), "Restore-Failed");
     let error = failed.error.unwrap();
@@ -680,8 +670,7 @@ async fn failures_are_told_and_leave_nothing() {
     assert_eq!(api_code(host.client.create_volume(&zero).await), ErrorCode::InvalidRequest);
     assert_eq!(api_code(host.client.volume(&"none".parse().unwrap()).await), ErrorCode::VolumeNotFound);
     let unknown = format!("{}/1-2", Uuid::nil());
-    let request =
-        StartRestore { snap: unknown.parse().unwrap(), volume: None, skip_damaged: false, cred_id: None };
+    let request = StartRestore::of(unknown.parse().unwrap());
     assert_eq!(api_code(host.client.start_restore(&request).await), ErrorCode::CloudsnapNotFound);
     assert_eq!(api_code(host.client.task(Uuid::nil(), &WaitTask::default()).await), ErrorCode::TaskNotFound);
     let missing = CreateCredential {
@@ -713,7 +702,7 @@ async fn what_is_in_use_is_not_taken_away() {
     *host.core().dies_at.lock() = Some("backup planned");
     let task = host.start_backup("data", false).await;
     host.core().stopping.cancelled().await;
-    let again = StartBackup { volume: "data".parse().unwrap(), full: false, cred_id: None, also: Vec::new() };
+    let again = StartBackup::of("data".parse().unwrap());
     let core = Arc::clone(host.core());
     let code = |error: crate::error::ServiceError| error.to_api().code;
     assert_eq!(code(core.start_backup(&again).await.unwrap_err()), ErrorCode::VolumeInUse);

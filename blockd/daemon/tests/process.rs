@@ -116,8 +116,7 @@ impl Running {
     }
 
     async fn start_backup(&self, volume: &str) -> Uuid {
-        let request =
-            StartBackup { volume: volume.parse().unwrap(), full: false, cred_id: None, also: Vec::new() };
+        let request = StartBackup::of(volume.parse().unwrap());
         self.client.start_backup(&request).await.unwrap().task
     }
 
@@ -135,12 +134,8 @@ impl Running {
     }
 
     async fn restore(&self, id: &str, name: &str) {
-        let request = StartRestore {
-            snap: id.parse().unwrap(),
-            volume: Some(name.parse().unwrap()),
-            skip_damaged: false,
-            cred_id: None,
-        };
+        let request =
+            StartRestore { volume: Some(name.parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
         let task = self.client.start_restore(&request).await.unwrap().task;
         self.done(task).await;
     }

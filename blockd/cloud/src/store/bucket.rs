@@ -319,6 +319,7 @@ mod tests {
                 access_key: "AKIAEXAMPLE".to_owned().into(),
                 secret_key: "very-secret".to_owned().into(),
             },
+            role: None,
             disable_ssl: false,
             virtual_hosted_style: false,
             storage_class: Some("STANDARD_IA".into()),

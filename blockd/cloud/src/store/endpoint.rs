@@ -34,6 +34,12 @@ impl Endpoint {
         if self.tls { "https" } else { "http" }
     }
 
+    /// Whether it is a server of Amazon's.
+    pub(super) fn is_amazons(&self) -> bool {
+        let name = self.host.split(':').next().unwrap_or_default();
+        name.ends_with(".amazonaws.com") || name.ends_with(".amazonaws.com.cn")
+    }
+
     /// The address as a URL, without a slash at its end.
     pub(super) fn url(&self) -> String {
         format!("{}://{}", self.scheme(), self.host)
@@ -59,6 +65,13 @@ mod tests {
             (endpoint.url_of_host_below("bkt"), endpoint.url()),
             ("https://bkt.h".into(), "https://h".into())
         );
+        for (host, amazons) in [
+            ("s3.amazonaws.com", true),
+            ("s3.cn-north-1.amazonaws.com.cn:443", true),
+            ("amazonaws.com.evil", false),
+        ] {
+            assert_eq!(Endpoint::parse(host, false).unwrap().is_amazons(), amazons, "{host}");
+        }
         for bad in ["", "ftp://h", "h/path", "u@h", "http://", "a b"] {
             assert!(Endpoint::parse(bad, false).is_err(), "{bad}");
         }

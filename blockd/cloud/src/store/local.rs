@@ -8,6 +8,7 @@ use super::{
     LIST_MAX_OBJECTS, ObjectInfo, ObjectStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind,
     StoreFuture, blocking, check_key, check_prefix,
 };
+use crate::Work;
 use bytes::Bytes;
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, linkat, openat},
@@ -30,6 +31,7 @@ use uuid::Uuid;
 pub struct LocalStore {
     root: Arc<PathBuf>,
     description: Arc<str>,
+    work: Option<Work>,
 }
 
 impl LocalStore {
@@ -50,7 +52,13 @@ impl LocalStore {
             Err(error) => return Err(fail(kind_of(&error, true), error.to_string())),
         }
         let root = fs::canonicalize(&path).map_err(|e| fail(kind_of(&e, true), e.to_string()))?;
-        Ok(Self { root: Arc::new(root), description })
+        Ok(Self { root: Arc::new(root), description, work: None })
+    }
+
+    /// The same, whose objects are written that way: nobody waits for those but tasks.
+    #[must_use]
+    pub fn with_work(self, work: Work) -> Self {
+        Self { work: Some(work), ..self }
     }
 
     fn place(&self, operation: &'static str, key: &str) -> Result<Place, StoreError> {
@@ -73,6 +81,30 @@ impl LocalStore {
         Box::pin(async move {
             let place = self.place(operation, key)?;
             blocking(operation, key, &self.description, move || work(place)).await
+        })
+    }
+
+    /// The same for what writes much.
+    fn write<'a, T: Send + 'static>(
+        &'a self,
+        operation: &'static str,
+        key: &'a str,
+        work: impl FnOnce(Place) -> Result<T, StoreError> + Send + 'static,
+    ) -> StoreFuture<'a, T> {
+        Box::pin(async move {
+            let place = self.place(operation, key)?;
+            let work = move || work(place);
+            let made_way = match &self.work {
+                Some(how) => how.make_way(work).await,
+                None => Err(work),
+            };
+            match made_way {
+                Ok(written) => written.map_err(|lost| {
+                    let failed = StoreError::new(StoreErrorKind::Other, operation, key, &self.description);
+                    failed.with_detail(lost.to_string())
+                })?,
+                Err(work) => blocking(operation, key, &self.description, work).await,
+            }
         })
     }
 }
@@ -255,7 +287,7 @@ impl ObjectStore for LocalStore {
     }
 
     fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        self.run("PUT", key, move |place| place.put(&body, mode))
+        self.write("PUT", key, move |place| place.put(&body, mode))
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
@@ -345,7 +377,7 @@ impl ObjectStore for LocalStore {
         body: Bytes,
     ) -> StoreFuture<'a, String> {
         let upload_id = upload_id.to_owned();
-        self.run("MULTIPART", key, move |place| {
+        self.write("MULTIPART", key, move |place| {
             let file = OpenOptions::new()
                 .write(true)
                 .open(parts_file(&place, &upload_id)?)
@@ -364,7 +396,7 @@ impl ObjectStore for LocalStore {
     ) -> StoreFuture<'a, ()> {
         let upload_id = upload_id.to_owned();
         let tags = tags.to_vec();
-        self.run("MULTIPART", key, move |place| {
+        self.write("MULTIPART", key, move |place| {
             let path = parts_file(&place, &upload_id)?;
             let file = File::open(&path).map_err(|e| place.io(e))?;
             let mut expected_bytes = 0;

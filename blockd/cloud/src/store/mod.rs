@@ -15,6 +15,7 @@ mod local;
 mod probe;
 mod retry;
 mod s3;
+mod sts;
 mod swift;
 
 pub use azure::{AzureAccess, AzureOptions};
@@ -27,6 +28,7 @@ pub use local::LocalStore;
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use retry::{RetryPolicy, RetryStore, task_store};
 pub use s3::{S3Access, S3Options};
+pub use sts::S3Role;
 pub use swift::{SwiftAccess, SwiftOptions, SwiftStore};
 
 use bytes::Bytes;

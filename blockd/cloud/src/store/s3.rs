@@ -5,8 +5,10 @@ use super::{
     bucket::{BucketStore, no_retries},
     endpoint::Endpoint,
     http::{HttpOptions, misconfigured},
+    sts::{RoleCredentials, S3Role, amazons},
 };
 use object_store::aws::AmazonS3Builder;
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// What proves who asks for a bucket of S3.
@@ -34,6 +36,8 @@ pub struct S3Options {
     pub bucket: String,
     /// What proves who asks.
     pub access: S3Access,
+    /// A role that whoever asks takes first.
+    pub role: Option<S3Role>,
     /// Plain HTTP where the endpoint names no scheme.
     pub disable_ssl: bool,
     /// The bucket is part of the host name, not of the path.
@@ -106,7 +110,20 @@ impl S3Options {
                 false => endpoint.url(),
             });
         }
-        let client = builder.build().map_err(|error| wrong(error.to_string()))?;
+        let mut client = builder.clone().build().map_err(|error| wrong(error.to_string()))?;
+        if let Some(role) = &self.role {
+            role.check().map_err(wrong)?;
+            let given = role.endpoint.as_deref().map(|given| Endpoint::parse(given, false));
+            let own = endpoint.as_ref().filter(|endpoint| !endpoint.is_amazons());
+            let service = given.transpose().map_err(wrong)?.or_else(|| own.cloned());
+            let allow_http = service.as_ref().is_some_and(|service| !service.tls);
+            let url = service.map_or_else(|| amazons(&self.region), |service| service.url());
+            let http = self.http.client(allow_http).map_err(wrong)?;
+            let base = client.credentials().clone();
+            let credentials = RoleCredentials::new(role.clone(), url, &self.region, base, http);
+            let builder = builder.with_credentials(Arc::new(credentials));
+            client = builder.build().map_err(|error| wrong(error.to_string()))?;
+        }
         Ok(BucketStore::new(client, description, class, self.http.stall_timeout))
     }
 }
@@ -125,6 +142,7 @@ mod tests {
                 access_key: "AKIAEXAMPLE".to_owned().into(),
                 secret_key: "very-secret".to_owned().into(),
             },
+            role: None,
             disable_ssl: true,
             virtual_hosted_style: false,
             storage_class: None,

@@ -1,7 +1,10 @@
 //! Rows of credentials.
 
 use super::{DbError, json, parsed, to_json};
-use blockd_api::{CredentialName, credentials::Connection};
+use blockd_api::{
+    CredentialName,
+    credentials::{AssumedRole, Connection},
+};
 use blockd_cloud::store::StoreCapabilities;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
@@ -46,6 +49,9 @@ pub enum ProviderRow {
         /// The identity of the machine, in place of a key.
         #[serde(default)]
         use_iam: bool,
+        /// A role that is taken first.
+        #[serde(default)]
+        role: Option<AssumedRole>,
         /// Storage class of new objects.
         #[serde(default)]
         storage_class: Option<String>,
@@ -239,6 +245,18 @@ impl CredentialRow {
         tx.execute(
             "UPDATE credentials SET capabilities = ?2 WHERE uuid = ?1",
             params![uuid.to_string(), to_json("capabilities", found)?],
+        )?;
+        Ok(())
+    }
+
+    /// Stores another way to reach the store.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_store(tx: &Transaction<'_>, uuid: Uuid, store: &StoreRow) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE credentials SET provider = ?2 WHERE uuid = ?1",
+            params![uuid.to_string(), to_json("store", store)?],
         )?;
         Ok(())
     }

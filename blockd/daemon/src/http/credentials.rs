@@ -5,7 +5,9 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     CredentialRef, Deleted,
-    credentials::{CreateCredential, Credential, CredentialList, CredentialRekeyed, RekeyCredential},
+    credentials::{
+        CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
+    },
 };
 use std::sync::Arc;
 
@@ -47,4 +49,12 @@ pub(super) async fn rekey(
     Body(request): Body<RekeyCredential>,
 ) -> Answer<CredentialRekeyed> {
     detached(async move { core.rekey_credential(&credential, request).await }).await
+}
+
+pub(super) async fn limit(
+    State(core): State<Arc<Core>>,
+    Named(credential): Named<CredentialRef>,
+    Body(limits): Body<CredentialLimits>,
+) -> Answer<Credential> {
+    detached(async move { core.limit_credential(&credential, limits).await }).await
 }

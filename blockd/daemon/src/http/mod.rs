@@ -79,6 +79,7 @@ fn router(core: Arc<Core>) -> Router {
         .route(paths::CREDENTIAL, get(credentials::inspect).delete(credentials::delete))
         .route(paths::CREDENTIAL_VALIDATE, post(credentials::validate))
         .route(paths::CREDENTIAL_REKEY, post(credentials::rekey))
+        .route(paths::CREDENTIAL_LIMITS, post(credentials::limit))
         .route(paths::CLOUDSNAPS, get(cloudsnaps::list))
         .route(paths::CLOUDSNAP_BACKUP, post(cloudsnaps::backup))
         .route(paths::CLOUDSNAP_BACKUP_GROUP, post(cloudsnaps::backup_group))

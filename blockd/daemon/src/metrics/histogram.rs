@@ -19,11 +19,29 @@ pub(super) struct Histogram {
 
 /// A histogram as it stood.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counted {
+pub(crate) struct Counted {
     /// How many there were in each bucket, those of smaller ones not included.
     pub(super) buckets: [u64; BUCKETS],
     /// How long all of them took.
     pub(super) nanos: u64,
+}
+
+impl Counted {
+    /// How many there were.
+    pub(crate) fn total(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// How long all of them took, in nanoseconds.
+    pub(crate) fn nanos(&self) -> u64 {
+        self.nanos
+    }
+
+    /// How many took longer than `limit`, which is one of the bounds or counts as the next one above.
+    pub(crate) fn above(&self, limit: Duration) -> u64 {
+        let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        self.buckets.iter().skip(bucket(nanos) + 1).sum()
+    }
 }
 
 impl Histogram {
@@ -61,5 +79,11 @@ mod tests {
             assert_eq!(bucket(micros * 1_000), expected.unwrap_or(BUCKETS - 1), "{micros} µs");
         }
         assert_eq!((bucket(1_001), bucket(u64::MAX)), (1, BUCKETS - 1));
+        let histogram = Histogram::default();
+        [3, 5, 16, 17, 300].into_iter().for_each(|micros| histogram.note(Duration::from_micros(micros)));
+        let mut counted = Counted::default();
+        histogram.add_to(&mut counted);
+        let above = [4, 16, 64, 256].map(|micros| counted.above(Duration::from_micros(micros)));
+        assert_eq!((counted.total(), counted.nanos(), above), (5, 341_000, [4, 2, 1, 1]));
     }
 }

@@ -69,7 +69,7 @@ impl Traffic {
     }
 
     /// The times of one operation.
-    pub(super) fn counted(&self, operation: Operation) -> Counted {
+    pub(crate) fn counted(&self, operation: Operation) -> Counted {
         let mut sum = Counted::default();
         self.shards.iter().for_each(|shard| shard.0[operation as usize].add_to(&mut sum));
         sum

@@ -98,10 +98,9 @@ async fn all_volumes_of_a_group_are_backed_up_from_one_instant_to_each_place() {
         let task = host.wait(member.tasks[0]).await;
         let then = format!("{}-then", member.volume);
         let request = StartRestore {
-            snap: task.source_volume.unwrap().parse().unwrap(),
             volume: Some(then.parse().unwrap()),
-            skip_damaged: false,
             cred_id: Some("nas".parse().unwrap()),
+            ..StartRestore::of(task.source_volume.unwrap().parse().unwrap())
         };
         let restore = host.client.start_restore(&request).await.unwrap();
         host.done(restore.task).await;

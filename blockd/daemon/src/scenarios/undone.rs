@@ -3,6 +3,7 @@
 use super::*;
 use blockd_api::{
     cloudsnaps::{CollectGarbage, StartVerify, VerifyDepth},
+    credentials::CredentialLimits,
     tasks::{StopTask, TaskLimits},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -127,8 +128,7 @@ async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_no
     // One that nobody takes up again for a week is given up.
     host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
-    let request =
-        StartBackup { volume: "data".parse().unwrap(), full: true, cred_id: None, also: Vec::new() };
+    let request = StartBackup { full: true, ..StartBackup::of("data".parse().unwrap()) };
     let task = host.client.start_backup(&request).await.unwrap().task;
     host.until_processed(task, 1).await;
     host.client.stop_task(task, &KEEP).await.unwrap();
@@ -154,12 +154,8 @@ async fn a_restore_that_was_stopped_fetches_only_what_is_left() {
         host.limited(None, Some(SLOW_BYTES_PER_S)).await;
         let id = host.backup("data", false).await.source_volume.unwrap();
         drop(volume);
-        let request = StartRestore {
-            snap: id.parse().unwrap(),
-            volume: Some("copy".parse().unwrap()),
-            skip_damaged: false,
-            cred_id: None,
-        };
+        let request =
+            StartRestore { volume: Some("copy".parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
         let task = host.client.start_restore(&request).await.unwrap().task;
         host.until_processed(task, 1).await;
         let stopped = host.client.stop_task(task, &KEEP).await.unwrap();
@@ -280,12 +276,8 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     assert_eq!(verify(Some(&full), VerifyDepth::Quick).await.state.stage, TaskStage::Done);
     assert_eq!(host.list().await[0].metadata.verify_result.as_deref(), Some("Damaged"));
 
-    let mut request = StartRestore {
-        snap: full.parse().unwrap(),
-        volume: Some("past".parse().unwrap()),
-        skip_damaged: false,
-        cred_id: None,
-    };
+    let mut request =
+        StartRestore { volume: Some("past".parse().unwrap()), ..StartRestore::of(full.parse().unwrap()) };
     let refused = host.wait(host.client.start_restore(&request).await.unwrap().task).await;
     assert_eq!((refused.state.stage, refused.resumable), (TaskStage::Failed, false));
     request.skip_damaged = true;
@@ -391,10 +383,9 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
     };
     host.client.create_credential(&offsite).await.unwrap();
     let request = |names: &[&str]| StartBackup {
-        volume: "data".parse().unwrap(),
-        full: false,
         cred_id: Some(names[0].parse().unwrap()),
         also: names[1..].iter().map(|name| name.parse().unwrap()).collect(),
+        ..StartBackup::of("data".parse().unwrap())
     };
     let both = request(&["nas", "offsite"]);
     assert_eq!(
@@ -408,10 +399,9 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
     host.assert_tidy();
     for (task, name) in [(&one, "one"), (&two, "two")] {
         let request = StartRestore {
-            snap: task.source_volume.clone().unwrap().parse().unwrap(),
             volume: Some(name.parse().unwrap()),
-            skip_damaged: false,
             cred_id: Some(task.credential.to_string().parse().unwrap()),
+            ..StartRestore::of(task.source_volume.clone().unwrap().parse().unwrap())
         };
         host.done(host.client.start_restore(&request).await.unwrap().task).await;
         model.assert_is(&host.volume(name));
@@ -438,10 +428,9 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
     let done = host.done(started.also[0]).await;
     host.assert_tidy();
     let request = StartRestore {
-        snap: done.source_volume.unwrap().parse().unwrap(),
         volume: Some("again".parse().unwrap()),
-        skip_damaged: false,
         cred_id: Some("offsite".parse().unwrap()),
+        ..StartRestore::of(done.source_volume.unwrap().parse().unwrap())
     };
     host.done(host.client.start_restore(&request).await.unwrap().task).await;
     frozen.assert_is(&host.volume("again"));
@@ -481,4 +470,53 @@ async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
     let done = host.done(task).await;
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
     assert_eq!(api_code(host.client.limit_task(task, &limits(None)).await), ErrorCode::TaskEnded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_credential_change_for_what_runs_and_are_kept() {
+    let mut host = Host::new().await;
+    let (_, model) = host.fill("data").await;
+    host.create_credential().await;
+    let nas = "nas".parse().unwrap();
+    let slow =
+        CredentialLimits { upload: "2KiB@00:00-24:00,1GiB".parse().unwrap(), ..CredentialLimits::default() };
+    let too_slow = CredentialLimits { upload: "7".parse().unwrap(), ..CredentialLimits::default() };
+    assert_eq!(api_code(host.client.limit_credential(&nas, &too_slow).await), ErrorCode::InvalidRequest);
+    // It begins without any limit; the first body goes, what follows waits for hours.
+    host.client.limit_credential(&nas, &slow).await.unwrap();
+    let task = host.start_backup("data", false).await;
+    host.until_processed(task, 1).await;
+    host.stop().await;
+    host.start().await;
+    let kept = host.client.credential(&nas).await.unwrap();
+    assert_eq!(kept.limit_upload_windows.len(), 1);
+    assert_eq!(kept.limit_upload_bytes_per_s, Some(1 << 30));
+    host.client.limit_credential(&nas, &CredentialLimits::default()).await.unwrap();
+    let done = host.done(task).await;
+    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_begin_with_limits_of_their_own() {
+    let host = Host::new().await;
+    let (_, model) = host.fill("data").await;
+    host.create_credential().await;
+    let limits = |bytes| TaskLimits { limit_upload_bytes_per_s: bytes, limit_download_bytes_per_s: bytes };
+    let backup = |bytes| StartBackup { limits: limits(bytes), ..StartBackup::of("data".parse().unwrap()) };
+    assert_eq!(api_code(host.client.start_backup(&backup(Some(7))).await), ErrorCode::InvalidRequest);
+    let task = host.client.start_backup(&backup(Some(2048))).await.unwrap().task;
+    host.until_processed(task, 1).await;
+    host.client.limit_task(task, &limits(None)).await.unwrap();
+    let id = host.done(task).await.source_volume.unwrap();
+    let restore = |bytes| StartRestore {
+        volume: Some("copy".parse().unwrap()),
+        limits: limits(bytes),
+        ..StartRestore::of(id.parse().unwrap())
+    };
+    assert_eq!(api_code(host.client.start_restore(&restore(Some(7))).await), ErrorCode::InvalidRequest);
+    let task = host.client.start_restore(&restore(Some(2048))).await.unwrap().task;
+    host.until_processed(task, 1).await;
+    host.client.limit_task(task, &limits(None)).await.unwrap();
+    host.done(task).await;
+    model.assert_is(&host.volume("copy"));
 }

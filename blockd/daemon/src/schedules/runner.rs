@@ -178,7 +178,7 @@ impl Core {
         let members: Vec<Member> = places.into_iter().map(member).collect();
         let together = batch.is_group.then(Uuid::new_v4);
         let begun = runs.clone();
-        let asked = Asked { full: first.force_full, together };
+        let asked = Asked { full: first.force_full, together, ..Asked::default() };
         let started = self.start_backups(&members, &asked, move |tx, tasks| {
             begun.iter().try_for_each(|run| {
                 let is_its =

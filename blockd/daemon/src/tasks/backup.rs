@@ -67,8 +67,6 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let _slot = core.tasks.slot(&live.cancel).await?;
     let (repository, requests) = core.task_repository(row.credential).await?;
     let repository = live.limited(&repository);
-    // A disk that is not mounted is an empty directory, and takes everything.
-    repository.prove_key_slot().await?;
     let write_once =
         core.credential(Some(&CredentialRef::Id(row.credential))).await?.capabilities.conditional_put;
     let committed = match write_once {
@@ -191,6 +189,7 @@ async fn planned(
         clean_files(core, task).await?;
     }
     if let Some(plan) = kept.filter(|plan| plan.is_of(snapshot)) {
+        core.prove_place(live.view().credential, repository).await?;
         let base = match plan.base {
             Some(id) => Some(base_manifest(repository, catalog, id).await?),
             None => None,
@@ -260,6 +259,8 @@ async fn make_plan(
                     }
                 }
                 Err(error) if is_gone_or_damaged(&error) => {
+                    // Of a place that is not there, nothing is to be forgotten.
+                    core.prove_place(credential, repository).await?;
                     note = "the last backup is gone from the store or cannot be read";
                     tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
                     forget_chain(core, credential, base.cloudsnap).await?;
@@ -269,8 +270,15 @@ async fn make_plan(
         }
     }
     let (changes, base) = match found {
-        Some(found) => found,
+        Some(found) => {
+            // Its base was there and opened: it is the right place. That others can open it as well is looked at now and then.
+            if !core.was_proven_lately(credential) {
+                core.prove_place(credential, repository).await?;
+            }
+            found
+        }
         None => {
+            core.prove_place(credential, repository).await?;
             let volume = Arc::clone(volume);
             (blocking(move || volume.changes(None, until)).await?, None)
         }

@@ -326,6 +326,7 @@ pub(crate) fn backup_type(from: blockd_cloud::BackupType) -> api::BackupType {
 
 async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
     let work = async {
+        let _busy = core.pressure.begin();
         match live.kind {
             TaskKind::Backup => backup::run(core, live).boxed().await,
             TaskKind::Restore if live.view().detail.in_place.is_some() => {

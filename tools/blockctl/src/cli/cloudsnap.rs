@@ -9,6 +9,7 @@ use super::{
     },
     files,
     lazy::{CLONE_HELP, CloneArgs, LazyArgs},
+    limits::TaskLimitArgs,
 };
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
@@ -26,6 +27,7 @@ Examples:
   blockctl cloudsnap backup db
   blockctl cloudsnap backup db --full --cred-id nas --wait
   blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
+  blockctl cloudsnap backup db --limit-upload 10MiB
   blockctl -j cs backup --volume db --wait";
 
 const LIST_HELP: &str = "\
@@ -148,6 +150,9 @@ pub struct BackupArgs {
     /// Name or UUID of the credentials; may be left out when there is one. Several times: the same point in time to each
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
+    /// What the task may move.
+    #[command(flatten)]
+    pub limits: TaskLimitArgs,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArg,
@@ -236,6 +241,9 @@ pub struct RestoreArgs {
     /// How it goes on.
     #[command(flatten)]
     pub how: LazyArgs,
+    /// What the task may move.
+    #[command(flatten)]
+    pub limits: TaskLimitArgs,
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,

@@ -1,8 +1,8 @@
 //! `blockctl credentials …`
 
-use blockd_api::{ByteSize, CredentialName, CredentialRef, Secret};
+use blockd_api::{CredentialName, CredentialRef, DailyLimit, Secret};
 use clap::{Args, Subcommand, ValueEnum};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::{convert::Infallible, path::PathBuf};
 
 const CREATE_HELP: &str = "\
@@ -70,6 +70,9 @@ pub enum CredentialsCommand {
     /// Change the passphrase, or the data key of new backups
     #[command(after_help = super::rekey::REKEY_HELP)]
     Rekey(super::rekey::RekeyArgs),
+    /// Change what all their tasks together may move, also while they run
+    #[command(after_help = super::limits::CREDENTIALS_LIMIT_HELP)]
+    Limit(super::limits::CredentialLimitArgs),
     /// Forget credentials
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
     Delete(OneCredential),
@@ -130,6 +133,15 @@ pub struct Settings {
     /// Region, us-east-1 without it (s3)
     #[arg(long, value_name = "REGION", help_heading = "S3")]
     pub s3_region: Option<String>,
+    /// Role to take first, such as arn:aws:iam::123456789012:role/backup (s3)
+    #[arg(long, value_name = "ARN", help_heading = "S3")]
+    pub s3_role_arn: Option<String>,
+    /// What the role's owner wants to be told (s3)
+    #[arg(long, value_name = "ID", requires = "s3_role_arn", help_heading = "S3")]
+    pub s3_external_id: Option<String>,
+    /// Server that gives the role, where that is neither Amazon's nor the one of the bucket (s3)
+    #[arg(long, value_name = "HOST:PORT", requires = "s3_role_arn", help_heading = "S3")]
+    pub s3_sts_endpoint: Option<String>,
     /// Storage class of new objects, such as STANDARD_IA (s3)
     #[arg(long, value_name = "CLASS", help_heading = "S3")]
     pub s3_storage_class: Option<String>,
@@ -220,14 +232,15 @@ pub struct Settings {
     /// Use the proxy that HTTPS_PROXY names here
     #[arg(long, conflicts_with = "proxy", help_heading = "Connection")]
     pub use_proxy: bool,
-    /// Bytes a second that all tasks together send at most, such as 20MiB
-    #[arg(long, value_name = "SIZE", help_heading = "Connection")]
-    #[serde(deserialize_with = "size_of_file")]
-    pub limit_upload: Option<ByteSize>,
-    /// Bytes a second that all tasks together receive at most, such as 20MiB
-    #[arg(long, value_name = "SIZE", help_heading = "Connection")]
-    #[serde(deserialize_with = "size_of_file")]
-    pub limit_download: Option<ByteSize>,
+    /// Bytes a second that all tasks together send at most, such as 20MiB or, by the time of day, 20MiB@08:00-18:00,100MiB
+    #[arg(long, value_name = "LIMIT", help_heading = "Connection")]
+    pub limit_upload: Option<DailyLimit>,
+    /// Bytes a second that all tasks together receive at most
+    #[arg(long, value_name = "LIMIT", help_heading = "Connection")]
+    pub limit_download: Option<DailyLimit>,
+    /// Time zone of the times in limits, such as Europe/Berlin; UTC without it
+    #[arg(long, value_name = "ZONE", help_heading = "Connection")]
+    pub limit_time_zone: Option<String>,
     /// Passphrase that encrypts the backups [env: BLOCKD_ENCRYPTION_PASSPHRASE]
     #[arg(
         long,
@@ -329,7 +342,7 @@ macro_rules! settings {
 }
 
 settings! {
-    all: provider, encryption_passphrase, encryption_passphrase_file, limit_upload, limit_download;
+    all: provider, encryption_passphrase, encryption_passphrase_file, limit_upload, limit_download, limit_time_zone;
     network:
         bucket = "--bucket",
         ca_certificate = "--ca-certificate",
@@ -345,6 +358,9 @@ settings! {
         s3_secret_key = "--s3-secret-key",
         s3_secret_key_file = "--s3-secret-key-file",
         s3_region = "--s3-region",
+        s3_role_arn = "--s3-role-arn",
+        s3_external_id = "--s3-external-id",
+        s3_sts_endpoint = "--s3-sts-endpoint",
         s3_storage_class = "--s3-storage-class",
         s3_disable_ssl = "--s3-disable-ssl",
         disable_path_style = "--disable-path-style";
@@ -382,12 +398,6 @@ settings! {
 pub struct OneCredential {
     /// Name or UUID of the credentials
     pub credential: CredentialRef,
-}
-
-/// A size in a file is text, as it is on the command line.
-fn size_of_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 pub(super) fn parse_secret(text: &str) -> Result<Secret, Infallible> {

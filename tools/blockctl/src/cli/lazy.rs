@@ -18,13 +18,13 @@ Examples:
 #[derive(Debug, Args)]
 pub struct LazyArgs {
     /// Make the volume at once, fetch what is read first, and the rest in the background
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["limit_upload", "limit_download"])]
     pub lazy: bool,
     /// What becomes of reads of what is not fetched yet while the store is gone
     #[arg(long, value_name = "stall|error", requires = "lazy")]
     pub on_store_loss: Option<StoreLoss>,
     /// Make this volume again what it was, fetching only what differs; nobody may use it meanwhile
-    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["volume", "lazy"])]
+    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["volume", "lazy", "limit_upload", "limit_download"])]
     pub in_place: Option<VolumeRef>,
     /// Do not keep what the volume was before as a snapshot
     #[arg(long, requires = "in_place")]

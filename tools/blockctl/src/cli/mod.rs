@@ -10,6 +10,7 @@ pub mod events;
 pub mod extras;
 pub mod files;
 pub mod lazy;
+pub mod limits;
 #[cfg(test)]
 mod pxctl;
 pub mod rekey;

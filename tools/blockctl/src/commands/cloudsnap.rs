@@ -50,7 +50,7 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
     let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
     let mut places = args.cred_id.into_iter();
     let (cred_id, also) = (places.next(), places.collect());
-    let request = StartBackup { volume, full: args.full, cred_id, also };
+    let request = StartBackup { volume, full: args.full, cred_id, also, limits: args.limits.limits() };
     let started = context.client.start_backup(&request).await?;
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     if started.also.is_empty() {
@@ -103,6 +103,7 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure
         volume: args.volume,
         skip_damaged: args.skip_damaged,
         cred_id: args.credential.cred_id,
+        limits: args.limits.limits(),
     };
     let started = context.client.start_restore(&request).await?;
     let line = format!(

@@ -8,7 +8,7 @@ use crate::{
     table::{Facts, Table},
 };
 use blockd_api::{
-    ByteSize,
+    ByteSize, LimitWindow,
     credentials::{Credential, ProviderKind, RekeyCredential},
     format_time,
 };
@@ -74,6 +74,21 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
                 let slots = counted(rekeyed.foreign, "key slot");
                 output.note(format!("warning: {slots} open with neither passphrase and stay as they are"));
             }
+        }
+        CredentialsCommand::Limit(args) => {
+            let credential = client.limit_credential(&args.credential, &args.limits()).await?;
+            let shown = |otherwise, windows: &[LimitWindow]| {
+                limit(otherwise, windows).unwrap_or_else(|| "no limit".to_owned())
+            };
+            match output.is_json() {
+                true => output.document(&credential),
+                false => output.line(format!(
+                    "Credentials limited successfully, UUID:{} (upload {}, download {})",
+                    credential.uuid,
+                    shown(credential.limit_upload_bytes_per_s, &credential.limit_upload_windows),
+                    shown(credential.limit_download_bytes_per_s, &credential.limit_download_windows),
+                )),
+            }?;
         }
         CredentialsCommand::Delete(args) => {
             let deleted = client.delete_credential(&args.credential).await?;
@@ -211,13 +226,16 @@ fn facts(one: &Credential) -> Facts {
         ("Bucket", one.bucket.clone()),
         ("Authentication", one.auth.clone()),
         ("Access key", one.access_key.clone()),
+        ("Role", one.role.as_ref().map(|role| role.arn.clone())),
+        ("External id", one.role.as_ref().and_then(|role| role.external_id.clone())),
         ("TLS", one.ssl_enabled.map(yes_or_no)),
         ("Path style", one.path_style.map(yes_or_no)),
         ("Storage class", one.storage_class.clone()),
         ("Proxy", one.proxy.clone()),
         ("CA certificates", one.has_ca_certificates.then(|| "own".to_owned())),
-        ("Upload limit", one.limit_upload_bytes_per_s.map(per_second)),
-        ("Download limit", one.limit_download_bytes_per_s.map(per_second)),
+        ("Upload limit", limit(one.limit_upload_bytes_per_s, &one.limit_upload_windows)),
+        ("Download limit", limit(one.limit_download_bytes_per_s, &one.limit_download_windows)),
+        ("Times of limits", one.limit_time_zone.clone()),
     ] {
         if let Some(value) = value {
             facts.add(name, value);
@@ -238,6 +256,13 @@ fn yes_or_no(yes: bool) -> String {
     if yes { "yes" } else { "no" }.to_owned()
 }
 
-fn per_second(bytes: u64) -> String {
-    format!("{}/s", ByteSize::from_bytes(bytes))
+/// A limit for people, by the time of day if it is one; none if there is none.
+fn limit(otherwise_bytes_per_s: Option<u64>, windows: &[LimitWindow]) -> Option<String> {
+    let otherwise = otherwise_bytes_per_s.map(|bytes| format!("{}/s", ByteSize::from_bytes(bytes)));
+    if windows.is_empty() {
+        return otherwise;
+    }
+    let mut parts: Vec<String> = windows.iter().map(LimitWindow::to_string).collect();
+    parts.push(otherwise.unwrap_or_else(|| "no limit".to_owned()) + " otherwise");
+    Some(parts.join(", "))
 }

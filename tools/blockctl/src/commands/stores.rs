@@ -6,8 +6,8 @@ use crate::{
     secrets::{Sources, read_file},
 };
 use blockd_api::{
-    ByteSize, Secret,
-    credentials::{AzureAuth, Connection, CreateCredential, ProviderRequest, SwiftAuth},
+    Secret,
+    credentials::{AssumedRole, AzureAuth, Connection, CreateCredential, ProviderRequest, SwiftAuth},
 };
 use std::path::{Path, PathBuf};
 
@@ -143,11 +143,16 @@ fn connection(settings: &Settings) -> Result<Connection, Failure> {
                 return Err(Failure::usage("--proxy and --use-proxy are both given: drop one of them"));
             }
         };
+    let upload = settings.limit_upload.clone().unwrap_or_default();
+    let download = settings.limit_download.clone().unwrap_or_default();
     Ok(Connection {
         ca_certificates: ca_certificates.transpose()?.map(|text| text.expose().to_owned()),
         proxy,
-        limit_upload_bytes_per_s: settings.limit_upload.map(ByteSize::as_bytes),
-        limit_download_bytes_per_s: settings.limit_download.map(ByteSize::as_bytes),
+        limit_upload_bytes_per_s: upload.otherwise_bytes_per_s,
+        limit_download_bytes_per_s: download.otherwise_bytes_per_s,
+        limit_upload_windows: upload.windows,
+        limit_download_windows: download.windows,
+        limit_time_zone: settings.limit_time_zone.clone(),
     })
 }
 
@@ -205,6 +210,17 @@ fn s3(settings: &Settings) -> Result<ProviderRequest, Failure> {
     } else if access_key.is_some() || secret_key.is_some() || settings.s3_secret_key_file.is_some() {
         return Err(Failure::usage("--use-iam and an access key are both given: drop one of them"));
     }
+    let role = settings.s3_role_arn.clone().map(|arn| AssumedRole {
+        arn,
+        external_id: settings.s3_external_id.clone(),
+        endpoint: settings.s3_sts_endpoint.clone(),
+    });
+    // A file says nothing of what needs what.
+    if role.is_none() && (settings.s3_external_id.is_some() || settings.s3_sts_endpoint.is_some()) {
+        return Err(Failure::usage(
+            "--s3-external-id and --s3-sts-endpoint are for a role: give --s3-role-arn",
+        ));
+    }
     Ok(ProviderRequest::S3 {
         endpoint,
         region: settings.s3_region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned()),
@@ -212,6 +228,7 @@ fn s3(settings: &Settings) -> Result<ProviderRequest, Failure> {
         access_key,
         secret_key,
         use_iam: settings.use_iam,
+        role,
         disable_ssl,
         disable_path_style: settings.disable_path_style,
         storage_class: settings.s3_storage_class.clone(),

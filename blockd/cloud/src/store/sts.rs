@@ -1,0 +1,245 @@
+//! Roles of Amazon: credentials for a while, from the security token service, for those who may take the role.
+
+use super::http::chain;
+use bytes::Bytes;
+use object_store::{
+    CredentialProvider, Error as ClientError,
+    aws::{AwsAuthorizer, AwsCredential, AwsCredentialProvider},
+    client::HttpRequest,
+};
+use reqwest::{Method, header};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use tokio::sync::Mutex;
+
+/// How long credentials are asked to hold; every role allows that.
+const LIFETIME_S: u32 = 3600;
+/// So long before they end, others are asked for.
+const RENEW_BEFORE_S: i64 = 300;
+/// With less than that, those that are there are not used any more, should no others be had.
+const UNUSABLE_BEFORE_S: i64 = 10;
+/// The longest answer that is read, in bytes.
+const ANSWER_LEN_MOST: usize = 64 << 10;
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// The longest role and external id that Amazon allows.
+const ARN_LEN_MOST: usize = 2048;
+const EXTERNAL_ID_LEN: std::ops::RangeInclusive<usize> = 2..=1224;
+
+/// A role that is taken to reach a bucket.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct S3Role {
+    /// Its name, such as `arn:aws:iam::123456789012:role/backup`.
+    pub arn: String,
+    /// What its owner wants to be told by those that take it.
+    pub external_id: Option<String>,
+    /// `host`, `host:port`, or either with `http://` or `https://` of the service that gives it; without one, Amazon's of the
+    /// region, or the server of the bucket if that is not Amazon's.
+    pub endpoint: Option<String>,
+}
+
+impl S3Role {
+    /// What is wrong with it, if something is.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let plain = |text: &str, more: &[u8]| {
+            text.bytes().all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
+        };
+        let parts = self.arn.split(':').count();
+        if !self.arn.starts_with("arn:")
+            || parts < 6
+            || self.arn.len() > ARN_LEN_MOST
+            || !plain(&self.arn, b":/+=,.@_-")
+        {
+            return Err("the role is not an ARN like arn:aws:iam::123456789012:role/NAME".into());
+        }
+        match &self.external_id {
+            Some(id) if !EXTERNAL_ID_LEN.contains(&id.len()) || !plain(id, b":/+=,.@_-\\") => {
+                Err("the external id has 2 to 1224 letters, digits and +=,.@:/\\_- only".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The address of Amazon's service for a region.
+pub(super) fn amazons(region: &str) -> String {
+    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    format!("https://sts.{region}.{domain}")
+}
+
+/// Credentials of a role, renewed before they end.
+pub(super) struct RoleCredentials {
+    role: S3Role,
+    url: String,
+    region: String,
+    /// Who takes the role.
+    base: AwsCredentialProvider,
+    client: reqwest::Client,
+    held: Mutex<Option<Held>>,
+}
+
+#[derive(Clone)]
+struct Held {
+    credential: Arc<AwsCredential>,
+    until_unix_s: i64,
+}
+
+impl std::fmt::Debug for RoleCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RoleCredentials")
+            .field("role", &self.role.arn)
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RoleCredentials {
+    pub(super) fn new(
+        role: S3Role,
+        url: String,
+        region: &str,
+        base: AwsCredentialProvider,
+        client: reqwest::Client,
+    ) -> Self {
+        Self { role, url, region: region.to_owned(), base, client, held: Mutex::new(None) }
+    }
+
+    fn failed(&self, what: &str) -> ClientError {
+        let source = format!("taking the role {}: {what}", self.role.arn).into();
+        ClientError::Generic { store: "STS", source }
+    }
+
+    async fn credential(&self, now_unix_s: i64) -> Result<Arc<AwsCredential>, ClientError> {
+        // Whoever comes while it is being asked waits here, and finds what was given.
+        let mut held = self.held.lock().await;
+        let left = |held: &Held| held.until_unix_s.saturating_sub(now_unix_s);
+        if let Some(held) = held.as_ref().filter(|held| left(held) > RENEW_BEFORE_S) {
+            return Ok(held.credential.clone());
+        }
+        match self.ask().await {
+            Ok(given) => {
+                let credential = given.credential.clone();
+                *held = Some(given);
+                Ok(credential)
+            }
+            Err(error) => match held.as_ref().filter(|held| left(held) > UNUSABLE_BEFORE_S) {
+                Some(held) => {
+                    tracing::warn!(role = %self.role.arn, %error, "the role is not given anew yet; its credentials still hold for a while");
+                    Ok(held.credential.clone())
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    async fn ask(&self) -> Result<Held, ClientError> {
+        let base = self.base.get_credential().await?;
+        let body = Bytes::from(self.form());
+        let mut request = HttpRequest::new(body.clone().into());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = format!("{}/", self.url)
+            .parse()
+            .map_err(|_| self.failed("the address of the token service is no URL"))?;
+        let form = header::HeaderValue::from_static("application/x-www-form-urlencoded; charset=utf-8");
+        request.headers_mut().insert(header::CONTENT_TYPE, form);
+        AwsAuthorizer::new(&base, "sts", &self.region).try_authorize(&mut request, None)?;
+        let answer = self
+            .client
+            .post(format!("{}/", self.url))
+            .headers(request.headers().clone())
+            .body(body)
+            .timeout(REQUEST_TIMEOUT)
+            .send()
+            .await
+            .map_err(|error| self.failed(&chain(&error)))?;
+        let status = answer.status();
+        let text = self.read(answer).await?;
+        if !status.is_success() {
+            // In the words that are looked for in what stores answer.
+            let said = |tag| element(&text, tag).unwrap_or_default();
+            let (code, message) = (said("Code"), said("Message"));
+            return Err(self.failed(&format!(
+                "status code: {} <Code>{code}</Code><Message>{message}</Message>",
+                status.as_u16()
+            )));
+        }
+        parse(&text).ok_or_else(|| self.failed("the answer of the token service holds no credentials"))
+    }
+
+    async fn read(&self, mut answer: reqwest::Response) -> Result<String, ClientError> {
+        let mut body = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(|error| self.failed(&chain(&error)))? {
+            if body.len() + piece.len() > ANSWER_LEN_MOST {
+                return Err(self.failed("the answer of the token service is too long"));
+            }
+            body.extend_from_slice(&piece);
+        }
+        String::from_utf8(body).map_err(|_| self.failed("the answer of the token service is no text"))
+    }
+
+    fn form(&self) -> String {
+        let lifetime = LIFETIME_S.to_string();
+        let mut fields = vec![
+            ("Action", "AssumeRole"),
+            ("Version", "2011-06-15"),
+            ("RoleArn", self.role.arn.as_str()),
+            ("RoleSessionName", "blockd"),
+            ("DurationSeconds", lifetime.as_str()),
+        ];
+        fields.extend(self.role.external_id.as_deref().map(|id| ("ExternalId", id)));
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+        fields.join("&")
+    }
+}
+
+impl CredentialProvider for RoleCredentials {
+    type Credential = AwsCredential;
+
+    fn get_credential<'life, 'run>(
+        &'life self,
+    ) -> Pin<Box<dyn Future<Output = object_store::Result<Arc<AwsCredential>>> + Send + 'run>>
+    where
+        'life: 'run,
+        Self: 'run,
+    {
+        Box::pin(self.credential(jiff::Timestamp::now().as_second()))
+    }
+}
+
+/// As in the body of a form.
+fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte.into()),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// The text between the first two tags of this name.
+fn element<'a>(xml: &'a str, tag: &str) -> Option<&'a str> {
+    let (_, rest) = xml.split_once(&format!("<{tag}>"))?;
+    Some(rest.split_once(&format!("</{tag}>"))?.0.trim())
+}
+
+/// The credentials in an answer. What could not stand in a header is refused.
+fn parse(xml: &str) -> Option<Held> {
+    let given = element(xml, "Credentials")?;
+    let text = |tag| {
+        let text = element(given, tag)?;
+        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| text.to_owned())
+    };
+    let until: jiff::Timestamp = element(given, "Expiration")?.parse().ok()?;
+    let credential = AwsCredential {
+        key_id: text("AccessKeyId")?,
+        secret_key: text("SecretAccessKey")?,
+        token: Some(text("SessionToken")?),
+    };
+    Some(Held { credential: Arc::new(credential), until_unix_s: until.as_second() })
+}
+
+#[cfg(test)]
+#[path = "sts_tests.rs"]
+mod tests;

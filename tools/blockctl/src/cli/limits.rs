@@ -1,0 +1,97 @@
+//! How much may move in a second: of one task, and of all tasks of credentials.
+
+use blockd_api::{ByteSize, CredentialRef, DailyLimit, credentials::CredentialLimits, tasks::TaskLimits};
+use clap::Args;
+
+/// What `credentials limit --help` says besides.
+pub const CREDENTIALS_LIMIT_HELP: &str = "\
+The limits hold at once, also for tasks that run; one that is left out is lifted. A limit may be for a part of the day; the \
+first one that has the time decides, and one without a time holds otherwise.
+
+Examples:
+  blockctl credentials limit nas --limit-upload 20MiB
+  blockctl credentials limit nas --limit-upload 20MiB@08:00-18:00,100MiB --limit-time-zone Europe/Berlin
+  blockctl credentials limit nas";
+
+/// Limits of one task, from its start on.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct TaskLimitArgs {
+    /// Send at most so much a second, such as 10MiB; `cloudsnap limit` changes it while the task runs
+    #[arg(long, value_name = "SIZE")]
+    pub limit_upload: Option<ByteSize>,
+    /// Fetch at most so much a second
+    #[arg(long, value_name = "SIZE")]
+    pub limit_download: Option<ByteSize>,
+}
+
+impl TaskLimitArgs {
+    /// As blockd takes them.
+    pub fn limits(&self) -> TaskLimits {
+        TaskLimits {
+            limit_upload_bytes_per_s: self.limit_upload.map(ByteSize::as_bytes),
+            limit_download_bytes_per_s: self.limit_download.map(ByteSize::as_bytes),
+        }
+    }
+}
+
+/// `credentials limit`
+#[derive(Debug, Args)]
+pub struct CredentialLimitArgs {
+    /// Name or UUID of the credentials
+    #[arg(value_name = "CREDENTIALS")]
+    pub credential: CredentialRef,
+    /// Bytes a second that all tasks together send at most, such as 20MiB or 20MiB@08:00-18:00,100MiB
+    #[arg(long, value_name = "LIMIT")]
+    pub limit_upload: Option<DailyLimit>,
+    /// Bytes a second that all tasks together receive at most
+    #[arg(long, value_name = "LIMIT")]
+    pub limit_download: Option<DailyLimit>,
+    /// Time zone of the times, such as Europe/Berlin; UTC without it
+    #[arg(long, value_name = "ZONE")]
+    pub limit_time_zone: Option<String>,
+}
+
+impl CredentialLimitArgs {
+    /// As blockd takes them.
+    pub fn limits(&self) -> CredentialLimits {
+        CredentialLimits {
+            upload: self.limit_upload.clone().unwrap_or_default(),
+            download: self.limit_download.clone().unwrap_or_default(),
+            time_zone: self.limit_time_zone.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::{
+        Cli, Command, cloudsnap::CloudsnapCommand, credentials::CredentialsCommand, tests::parse,
+    };
+
+    #[test]
+    fn limits_are_taken_as_people_type_them() {
+        let line =
+            "credentials limit nas --limit-upload 20M@08:00-18:00,100M --limit-time-zone Europe/Berlin";
+        let Ok(Cli { command: Command::Credentials(CredentialsCommand::Limit(args)), .. }) = parse(line)
+        else {
+            panic!()
+        };
+        let limits = args.limits();
+        assert_eq!(limits.upload.to_string(), "20MiB@08:00-18:00,100MiB");
+        assert!(limits.download.is_none() && limits.time_zone.is_some());
+        let Ok(Cli { command: Command::Cloudsnap(CloudsnapCommand::Backup(args)), .. }) =
+            parse("cs backup db --limit-upload 10M")
+        else {
+            panic!()
+        };
+        assert_eq!(args.limits.limits().limit_upload_bytes_per_s, Some(10 << 20));
+        for line in [
+            "cred limit",
+            "cred limit nas --limit-upload 20M@8-18",
+            "cs backup db --limit-upload x",
+            "cs restore -s 6d34d1e8-3e0e-4a5c-9e6c-d0b1f6c5c0de/1-2 --lazy --limit-download 1M",
+        ] {
+            assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}
