@@ -245,7 +245,7 @@ async fn the_main_job() {
     let full = host.backup("data", false).await;
     assert_eq!(full.backup_type, Some(BackupType::Full));
     assert!(full.bytes_uploaded >= 9 << 20 && full.freeze_stall_micros.is_some());
-    assert_eq!(full.requests.list + full.requests.head, 0);
+    assert_eq!((full.requests.get, full.requests.list + full.requests.head), (1, 0), "the key slot");
     let first = model.clone();
     host.assert_tidy();
 
@@ -254,6 +254,7 @@ async fn the_main_job() {
     let incremental = host.backup("data", false).await;
     assert_eq!(incremental.backup_type, Some(BackupType::Incremental));
     assert!(incremental.bytes_uploaded < 200_000, "{incremental:?}");
+    assert_eq!((incremental.requests.put, incremental.requests.get), (3, 2), "its base, before and after");
     let ids: Vec<String> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
     assert_eq!(ids, [full.source_volume.clone().unwrap(), incremental.source_volume.clone().unwrap()]);
     assert!(ids[1].ends_with("-incr"));

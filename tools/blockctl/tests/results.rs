@@ -460,7 +460,7 @@ fn tasks_are_started_and_their_ids_printed() {
     ]);
     let id = snap("59-60");
     assert_eq!(
-        fake.run("cloudsnap backup vol --full --cr nas").stdout,
+        fake.run("cloudsnap backup vol --full --cr nas --limit-upload 10M").stdout,
         "Cloudsnap backup started successfully with id: 3f4f0a67-e12a-4d35-81ad-985657757352\n"
     );
     assert_eq!(
@@ -473,8 +473,13 @@ fn tasks_are_started_and_their_ids_printed() {
     );
     assert_eq!(fake.run("-j cs backup vol").json(), json!({ "task": TASK }));
     let bodies: Vec<_> = fake.seen().into_iter().map(|seen| seen.body).collect();
-    assert_eq!(bodies[0], json!({"volume": "vol", "full": true, "credId": "nas"}));
-    assert_eq!(bodies[1], json!({"snap": id, "volume": "new", "skipDamaged": false, "credId": null}));
+    let limits =
+        |upload: Option<u64>| json!({"limitUploadBytesPerS": upload, "limitDownloadBytesPerS": null});
+    let of_backup = json!({"volume": "vol", "full": true, "credId": "nas", "limits": limits(Some(10 << 20))});
+    assert_eq!(bodies[0], of_backup);
+    let of_restore =
+        json!({"snap": id, "volume": "new", "skipDamaged": false, "credId": null, "limits": limits(None)});
+    assert_eq!(bodies[1], of_restore);
     assert_eq!(bodies[2], json!({"snap": id, "credId": null}));
 }
 
