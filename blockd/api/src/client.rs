@@ -71,7 +71,7 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// The socket belongs to somebody else.
-    #[error("permission denied at {}: blockctl must run as the user that runs blockd, or as root", path.display())]
+    #[error("permission denied at {}: this socket is for the user that runs blockd, its group if it has one, and root", path.display())]
     PermissionDenied {
         /// The socket.
         path: PathBuf,

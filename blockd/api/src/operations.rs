@@ -58,10 +58,10 @@ pub const OPERATIONS: &[Operation] = &[
     of(ReadOnly, Get, paths::VOLUMES, "List volumes"),
     of(Operator, Post, paths::VOLUMES, "Make a volume"),
     of(ReadOnly, Get, paths::VOLUME, "One volume"),
-    of(Operator, Patch, paths::VOLUME, "Change a volume's size, group or labels"),
+    of(Operator, Patch, paths::VOLUME, "Let a volume grow; the rest of it is for admins"),
     of(Admin, Delete, paths::VOLUME, "Delete a volume and its local snapshots"),
     of(Operator, Post, paths::VOLUME_ATTACH, "Make a volume a device of the kernel"),
-    of(Operator, Post, paths::VOLUME_DETACH, "Take a volume's device away"),
+    of(Operator, Post, paths::VOLUME_DETACH, "Take a volume's device away; by force is for admins"),
     of(Operator, Post, paths::VOLUME_SNAPSHOTS, "Freeze a volume"),
     of(Operator, Post, paths::VOLUME_CHECK, "Check everything of a volume but its data"),
     of(Operator, Post, paths::VOLUME_CLONE, "Make a volume of another one's snapshot"),
@@ -77,7 +77,7 @@ pub const OPERATIONS: &[Operation] = &[
     of(Admin, Delete, paths::CREDENTIAL, "Forget a credential"),
     of(Operator, Post, paths::CREDENTIAL_VALIDATE, "Prove again that a store works"),
     of(Admin, Post, paths::CREDENTIAL_REKEY, "Change the passphrase or the data key"),
-    of(Operator, Post, paths::CREDENTIAL_LIMITS, "Change how much may go to and from a store in a second"),
+    of(Admin, Post, paths::CREDENTIAL_LIMITS, "Change how much may go to and from a store in a second"),
     of(ReadOnly, Get, paths::CLOUDSNAPS, "List cloud snapshots"),
     of(Operator, Post, paths::CLOUDSNAP_BACKUP, "Back a volume up"),
     of(Operator, Post, paths::CLOUDSNAP_BACKUP_GROUP, "Back several volumes up from one instant"),
@@ -98,7 +98,8 @@ pub const OPERATIONS: &[Operation] = &[
     of(ReadOnly, Get, paths::SCHEDULE, "One schedule"),
     of(Admin, Patch, paths::SCHEDULE, "Change, pause or resume a schedule"),
     of(Admin, Delete, paths::SCHEDULE, "Delete a schedule"),
-    of(Operator, Post, paths::SCHEDULE_RUN, "Run a schedule now"),
+    // Its retention may delete what is older.
+    of(Admin, Post, paths::SCHEDULE_RUN, "Run a schedule now"),
     of(ReadOnly, Get, paths::SCHEDULE_RETENTION, "What a schedule's retention keeps and deletes"),
     of(ReadOnly, Get, paths::SCHEDULE_HISTORY, "List the runs of schedules"),
     of(ReadOnly, Get, paths::POLICIES, "List schedule policies"),
@@ -108,9 +109,9 @@ pub const OPERATIONS: &[Operation] = &[
     of(Admin, Delete, paths::POLICY, "Delete a schedule policy"),
     of(ReadOnly, Get, paths::TASKS, "List tasks"),
     of(ReadOnly, Get, paths::TASK, "One task, now or when it has changed"),
-    of(Operator, Post, paths::TASK_STOP, "Stop a task"),
+    of(Operator, Post, paths::TASK_STOP, "Stop a task; what deletes or goes back is for admins"),
     of(Operator, Post, paths::TASK_LIMIT, "Change how much a task may move in a second"),
-    of(Operator, Post, paths::TASK_RESUME, "Take a task up again"),
+    of(Operator, Post, paths::TASK_RESUME, "Take a task up again; what deletes or goes back is for admins"),
 ];
 
 /// The least role for a request of this method at this route pattern; `None` if there is no such operation.

@@ -72,6 +72,20 @@ pub struct QuiesceReport {
     pub steps: Vec<QuiesceStep>,
 }
 
+impl QuiesceReport {
+    /// Takes out what commands were and what they said; that they ran, how long and how they ended stays.
+    pub fn hide_commands(&mut self) {
+        let is_command =
+            |step: &&mut QuiesceStep| matches!(step.kind, QuiesceKind::PreCommand | QuiesceKind::PostCommand);
+        for step in self.steps.iter_mut().filter(is_command) {
+            "(hidden)".clone_into(&mut step.target);
+            if let Some(error) = &mut step.error {
+                "(hidden)".clone_into(error);
+            }
+        }
+    }
+}
+
 /// One thing that was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

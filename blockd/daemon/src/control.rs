@@ -1,18 +1,21 @@
 //! Serving the control API: the daemon's own socket, one for each group, and TCP with certificates.
+//!
+//! What is served beside the own socket is there for convenience: where it cannot be, that is an error in the log, and volumes are served all the same.
 
 use crate::{
-    config::{ControlConfig, ControlSocket},
+    config::{ControlSocket, NbdAddress},
     core::Core,
-    daemon::{DaemonError, check_socket_path, file_error, remove_socket},
-    http::{self, caller::Caller, remote::Remote},
+    daemon::{DaemonError, check_socket_path, file_error, remove_socket, with_sources},
+    http::{self, caller::Caller, connections::serve, remote::Remote},
     nbd::load_identity,
 };
+use axum::Router;
 use blockd_cloud::CancelToken;
-use blockd_nbd::TlsIdentity;
+use blockd_nbd::{TlsFiles, TlsIdentity};
 use nix::unistd::{Gid, Group};
 use std::{
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -25,7 +28,8 @@ use tokio::{
 #[derive(Debug)]
 pub(crate) struct Control {
     servers: JoinSet<()>,
-    sockets: Vec<PathBuf>,
+    /// With the device and the number of each.
+    sockets: Vec<(PathBuf, (u64, u64))>,
     /// The certificates of the TCP address, which can be renewed.
     pub(crate) identity: Option<Arc<TlsIdentity>>,
 }
@@ -34,34 +38,61 @@ impl Control {
     /// Serves until `stop`.
     ///
     /// # Errors
-    /// A socket cannot be made or given to its group, certificates cannot be used, or the address not be listened on.
+    /// The daemon's own socket cannot be made.
     pub(crate) async fn start(core: &Arc<Core>, stop: &CancelToken) -> Result<Self, DaemonError> {
         let config = &core.config.control;
-        let mut servers = JoinSet::new();
-        let mut sockets = Vec::new();
+        let router = http::router(Arc::clone(core));
+        let mut this = Self { servers: JoinSet::new(), sockets: Vec::new(), identity: None };
         for socket in &config.sockets {
-            let listener = listen_for_group(socket)?;
-            sockets.push(socket.path.clone());
-            let caller = Caller { role: Some(socket.role), name: format!("group {}", socket.group) };
-            servers.spawn(http::serve(listener, caller, Arc::clone(core), stop.clone()));
-        }
-        let identity = match (config.listen, config.tls_files()) {
-            (Some(address), Some(files)) => {
-                let identity = load_identity(files).await.map_err(DaemonError::ControlTls)?;
-                let listener = bind(core, address).await?;
-                warn_of_names(config);
-                let remote =
-                    Remote::new(Arc::clone(core), Arc::clone(&identity), config.clone(), stop.clone());
-                servers.spawn(Arc::new(remote).serve(listener));
-                Some(identity)
+            match listen_for_group(core, socket) {
+                Ok(listener) => {
+                    this.note_socket(&socket.path);
+                    let caller = Caller { role: Some(socket.role), name: format!("group {}", socket.group) };
+                    this.servers.spawn(serve(listener, caller, router.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::error!(path = %socket.path.display(), error = %with_sources(&error), "a control socket for a group is not served");
+                }
             }
-            _ => None,
-        };
+        }
+        if let (Some(address), Some(files)) = (config.listen, config.tls_files())
+            && let Err(error) = this.listen_to_others(core, address, files, &router, stop).await
+        {
+            tracing::error!(%address, error = %with_sources(&error), "the control API is not served over TCP");
+        }
         // Last: whoever finds it finds all the others, too.
         let own = core.control_socket();
-        servers.spawn(http::serve(listen(&own)?, Caller::owner(), Arc::clone(core), stop.clone()));
-        sockets.push(own);
-        Ok(Self { servers, sockets, identity })
+        let listener = listen(&own)?;
+        this.note_socket(&own);
+        this.servers.spawn(serve(listener, Caller::owner(), router, stop.clone()));
+        Ok(this)
+    }
+
+    async fn listen_to_others(
+        &mut self,
+        core: &Arc<Core>,
+        address: SocketAddr,
+        files: TlsFiles,
+        router: &Router,
+        stop: &CancelToken,
+    ) -> Result<(), DaemonError> {
+        let identity = load_identity(files).await.map_err(DaemonError::ControlTls)?;
+        let listener = bind(core, address).await?;
+        let config = &core.config.control;
+        if let Some(role) = config.roles.get("*") {
+            tracing::info!(%role, "whoever has a certificate of the clients' authority has this role");
+        }
+        let remote = Remote::new(router.clone(), Arc::clone(&identity), config.clone(), stop.clone());
+        self.servers.spawn(Arc::new(remote).serve(listener));
+        self.identity = Some(identity);
+        Ok(())
+    }
+
+    /// Remembers which file is to be taken away at the end.
+    fn note_socket(&mut self, path: &Path) {
+        if let Ok(found) = std::fs::symlink_metadata(path) {
+            self.sockets.push((path.to_owned(), (found.dev(), found.ino())));
+        }
     }
 
     /// Waits until all requests under way are answered.
@@ -76,8 +107,11 @@ impl Control {
 
     /// Takes the sockets away.
     pub(crate) fn remove_sockets(&self) {
-        for path in &self.sockets {
-            if let Err(error) = std::fs::remove_file(path)
+        for (path, file) in &self.sockets {
+            // Somebody may have put something of their own there since.
+            let is_ours = |found: std::fs::Metadata| (found.dev(), found.ino()) == *file;
+            if std::fs::symlink_metadata(path).is_ok_and(is_ours)
+                && let Err(error) = std::fs::remove_file(path)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
                 tracing::warn!(path = %path.display(), %error, "a control socket is left");
@@ -93,12 +127,6 @@ async fn bind(core: &Core, address: SocketAddr) -> Result<TcpListener, DaemonErr
     Ok(listener)
 }
 
-fn warn_of_names(config: &ControlConfig) {
-    if let Some(role) = config.roles.get("*") {
-        tracing::info!(%role, "whoever has a certificate of the clients' authority has this role");
-    }
-}
-
 /// Listens for control requests. The directory is locked by this process, so a socket that is there is a dead one.
 fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
     remove_socket(path)?;
@@ -109,18 +137,59 @@ fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
 }
 
 /// Listens for the members of a group.
-fn listen_for_group(socket: &ControlSocket) -> Result<UnixListener, DaemonError> {
+fn listen_for_group(core: &Core, socket: &ControlSocket) -> Result<UnixListener, DaemonError> {
+    let taken = [core.control_socket(), core.nbd_socket()];
+    let nbd = core.config.nbd_listen.iter().filter_map(|address| match address {
+        NbdAddress::Unix(path) => Some(path),
+        NbdAddress::Tcp(_) => None,
+    });
+    if taken.iter().chain(nbd).any(|path| *path == socket.path) {
+        let taken = std::io::Error::other("something else of this daemon is served there");
+        return Err(file_error("listen at", &socket.path)(taken));
+    }
+    make_group_socket(socket)
+}
+
+fn make_group_socket(socket: &ControlSocket) -> Result<UnixListener, DaemonError> {
     let ControlSocket { path, group, .. } = socket;
     check_socket_path(path)?;
     let gid = find_group(group).map_err(file_error("find the group of", path))?;
+    refuse_open_directory(path).map_err(file_error("listen at", path))?;
+    refuse_live_socket(path).map_err(file_error("listen at", path))?;
     remove_socket(path)?;
     let listener = UnixListener::bind(path).map_err(file_error("listen at", path))?;
-    // First nobody, so that the group's rights are never another group's.
+    // First nobody, so that the group's rights are never another group's. Nobody else can put anything else in its place.
     set_mode(path, 0o600)?;
-    std::os::unix::fs::chown(path, None, Some(gid.as_raw()))
-        .map_err(file_error("give to its group", path))?;
+    let found = std::fs::symlink_metadata(path).map_err(file_error("look at", path))?;
+    // Who has no right to give files away may still be given the right one by its directory.
+    if found.gid() != gid.as_raw() {
+        std::os::unix::fs::lchown(path, None, Some(gid.as_raw()))
+            .map_err(file_error("give to its group", path))?;
+    }
     set_mode(path, 0o660)?;
     Ok(listener)
+}
+
+/// Whoever can write to the directory of a socket could put something else in its place.
+fn refuse_open_directory(path: &Path) -> std::io::Result<()> {
+    let dir = path.parent().unwrap_or(path);
+    let found = std::fs::metadata(dir)?;
+    let own = nix::unistd::geteuid().as_raw();
+    if found.uid() != 0 && found.uid() != own {
+        return Err(std::io::Error::other(format!("{} belongs to somebody else", dir.display())));
+    }
+    if found.mode() & 0o022 != 0 {
+        return Err(std::io::Error::other(format!("others may write to {}: chmod go-w it", dir.display())));
+    }
+    Ok(())
+}
+
+/// What is served already is somebody's.
+fn refuse_live_socket(path: &Path) -> std::io::Result<()> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(std::io::Error::other("somebody else is served there")),
+        Err(_) => Ok(()),
+    }
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), DaemonError> {
@@ -141,8 +210,6 @@ fn find_group(group: &str) -> std::io::Result<Gid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
-
     #[test]
     fn groups_have_names_and_numbers() {
         assert_eq!(find_group("root").unwrap(), Gid::from_raw(0));
@@ -162,15 +229,23 @@ mod tests {
             group: group.to_string(),
             role: blockd_api::roles::Role::Operator,
         };
-        let listener = listen_for_group(&socket).unwrap();
+        let listener = make_group_socket(&socket).unwrap();
         let found = std::fs::symlink_metadata(&path).unwrap();
         assert_eq!((found.mode() & 0o7777, found.gid()), (0o660, group));
+        assert!(
+            make_group_socket(&socket).unwrap_err().to_string().ends_with("somebody else is served there")
+        );
         drop(listener);
         // What an earlier daemon left is replaced, anything else is not.
-        listen_for_group(&socket).unwrap();
+        make_group_socket(&socket).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "somebody's").unwrap();
-        assert!(listen_for_group(&socket).unwrap_err().to_string().starts_with("cannot listen at"));
+        assert!(make_group_socket(&socket).unwrap_err().to_string().starts_with("cannot listen at"));
         assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
+        std::fs::remove_file(&path).unwrap();
+        set_mode(dir.path(), 0o770).unwrap();
+        let error = make_group_socket(&socket).unwrap_err().to_string();
+        assert!(error.contains("others may write to"), "{error}");
+        set_mode(dir.path(), 0o700).unwrap();
     }
 }

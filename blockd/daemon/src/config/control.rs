@@ -30,7 +30,7 @@ pub struct ControlConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ControlSocket {
-    /// Where; its directory must exist, and be open to the group.
+    /// Where; its directory must exist, be open to the group, and nobody but its owner may write to it.
     pub path: PathBuf,
     /// Whose members may use it: a name or a number.
     pub group: String,
@@ -83,6 +83,7 @@ impl ControlConfig {
         } else if self.certificate.is_some()
             || self.key.is_some()
             || self.client_ca.is_some()
+            || self.client_crl.is_some()
             || !self.roles.is_empty()
         {
             return wrong("control.listen", "not set", "set for certificates and roles to mean anything");

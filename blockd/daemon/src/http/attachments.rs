@@ -1,11 +1,12 @@
 //! Attaching and detaching.
 
-use super::{Answer, Body, Named, detached};
+use super::{Answer, Body, Named, caller::Caller, detached};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
+    roles::Role,
 };
 use std::sync::Arc;
 
@@ -19,8 +20,13 @@ pub(super) async fn attach(
 
 pub(super) async fn detach(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<DetachVolume>,
 ) -> Answer<Detached> {
+    if request.force {
+        // What was not written yet is lost.
+        caller.needs(Role::Admin, "a forced detach")?;
+    }
     detached(async move { core.detach_volume(&volume, &request).await }).await
 }

@@ -28,6 +28,11 @@ impl Caller {
         Self { role: Some(Role::Admin), name: "the daemon's own socket".to_owned() }
     }
 
+    /// Whether it may see what only admins may.
+    pub(crate) fn is_admin(&self) -> bool {
+        self.role == Some(Role::Admin)
+    }
+
     /// Refuses what asks for more than this caller has.
     pub(crate) fn needs(&self, role: Role, for_what: &str) -> Result<(), Failure> {
         if self.role.is_some_and(|has| has >= role) {
@@ -37,7 +42,7 @@ impl Caller {
             Some(has) => format!("{} is {has}", self.name),
             None => format!("{} has no role", self.name),
         };
-        tracing::warn!(caller = self.name, what = for_what, "refused");
+        tracing::debug!(what = for_what, "refused");
         let error =
             ServiceError::refused(ErrorCode::Forbidden, format!("{for_what} is for {role}s, but {has}"));
         Err(Failure(error))
@@ -55,6 +60,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
 /// Lets a request through if its caller may do what it asks for.
 pub(super) async fn guard(caller: Caller, path: MatchedPath, request: Request, then: Next) -> Response {
+    // Only browsers say where a page came from, and a page of somebody else's must not use the certificate in them.
+    if ["origin", "sec-fetch-site"].iter().any(|name| request.headers().contains_key(*name)) {
+        let message = "requests of web pages are not taken";
+        return Failure(ServiceError::refused(ErrorCode::Forbidden, message)).into_response();
+    }
     let method = request.method().as_str();
     let role = role_for(method, path.as_str()).unwrap_or(Role::Admin);
     match caller.needs(role, &format!("{method} {}", path.as_str())) {

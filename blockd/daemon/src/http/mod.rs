@@ -7,6 +7,7 @@ mod attachments;
 mod browse;
 pub(crate) mod caller;
 mod cloudsnaps;
+pub(crate) mod connections;
 mod credentials;
 mod events;
 pub(crate) mod metrics;
@@ -19,7 +20,7 @@ mod volumes;
 
 use crate::{core::Core, error::ServiceError};
 use axum::{
-    Extension, Router,
+    Router,
     body::Bytes,
     extract::{
         DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
@@ -31,7 +32,6 @@ use axum::{
     routing::{get, post},
 };
 use blockd_api::{ApiError, ErrorBody, ErrorCode, paths};
-use blockd_cloud::CancelToken;
 use caller::Caller;
 use futures::FutureExt;
 use serde::{Serialize, de::DeserializeOwned};
@@ -45,22 +45,13 @@ use std::{
     },
     time::Instant,
 };
-use tokio::net::UnixListener;
 use tracing::Instrument;
 
 /// The longest request body: names, labels and secrets, nothing larger.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
 
-/// Serves whoever comes through a socket, until told to stop, then ends when the requests under way are answered.
-pub(crate) async fn serve(listener: UnixListener, caller: Caller, core: Arc<Core>, stop: CancelToken) {
-    let router = router(core).layer(Extension(caller));
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
-    if let Err(error) = served.await {
-        tracing::error!(%error, "the control socket is no longer served");
-    }
-}
-
-fn router(core: Arc<Core>) -> Router {
+/// Everything that is served, for callers that the connection knows.
+pub(crate) fn router(core: Arc<Core>) -> Router {
     Router::new()
         .route(paths::STATUS, get(status::show))
         .route(paths::VOLUMES, get(volumes::list).post(volumes::create))
@@ -119,11 +110,13 @@ fn router(core: Arc<Core>) -> Router {
         .with_state(core)
 }
 
-/// Numbers and logs each request, and turns a panic into an error.
+/// Numbers and logs each request with who makes it, and turns a panic into an error.
 async fn watch(State(next): State<Arc<AtomicU64>>, request: Request, then: Next) -> Response {
     let number = next.fetch_add(1, Ordering::Relaxed);
-    let span =
-        tracing::info_span!("request", number, method = %request.method(), path = request.uri().path());
+    let caller = request.extensions().get::<Caller>().map_or("?", |caller| &caller.name);
+    let (method, path) = (request.method(), request.uri().path());
+    let span = tracing::info_span!("request", number, %method, path, caller);
+    let changes = !matches!(method.as_str(), "GET" | "HEAD");
     let began = Instant::now();
     async move {
         let response = AssertUnwindSafe(then.run(request)).catch_unwind().await;
@@ -132,7 +125,11 @@ async fn watch(State(next): State<Arc<AtomicU64>>, request: Request, then: Next)
         });
         let status = response.status().as_u16();
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        tracing::debug!(status, micros, "answered");
+        if changes {
+            tracing::info!(status, micros, "answered");
+        } else {
+            tracing::debug!(status, micros, "answered");
+        }
         response
     }
     .instrument(span)

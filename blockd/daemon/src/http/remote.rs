@@ -1,62 +1,60 @@
 //! The control API over TCP: TLS with certificates on both sides, and what a caller may do by the names in its own.
 //!
-//! Whoever can reach the port can open connections, so everything that happens before a certificate was shown is bounded:
-//! how many there are at once, and how long a handshake and a request's head may take.
+//! Whoever can reach the port can open connections, so what happens before a certificate was shown is bounded, and never
+//! holds up whoever comes later: where there are too many handshakes, the oldest ones have to go.
 
-use super::caller::Caller;
-use crate::{config::ControlConfig, core::Core};
-use axum::body::Body;
+use super::{
+    caller::Caller,
+    connections::{ACCEPT_PAUSE, serve_one},
+};
+use crate::config::ControlConfig;
+use axum::Router;
 use blockd_cloud::CancelToken;
 use blockd_nbd::{TlsIdentity, certificate_names};
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
-use tower_service::Service;
 use tracing::Instrument;
 
-/// Connections at once; more wait in the kernel.
+/// Connections at once of one name.
+const CONNECTIONS_OF_ONE_MOST: usize = 32;
+/// Connections at once of all names.
 const CONNECTIONS_MOST: usize = 256;
-/// Connections of which it is not known yet who they are.
-const HANDSHAKES_MOST: usize = 32;
+/// Handshakes under way: of one address, and of all.
+const HANDSHAKES_OF_ONE_MOST: usize = 16;
+const HANDSHAKES_MOST: usize = 256;
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a request's head may take, and how long a connection may be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long nothing is accepted after that failed: there may be no descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What serves it.
 pub(crate) struct Remote {
-    core: Arc<Core>,
+    router: Router,
     identity: Arc<TlsIdentity>,
     config: ControlConfig,
-    connections: Arc<Semaphore>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Handshakes,
+    connected: Mutex<HashMap<String, usize>>,
     stop: CancelToken,
 }
 
 impl Remote {
     pub(crate) fn new(
-        core: Arc<Core>,
+        router: Router,
         identity: Arc<TlsIdentity>,
         config: ControlConfig,
         stop: CancelToken,
     ) -> Self {
-        Self {
-            core,
-            identity,
-            config,
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MOST)),
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MOST)),
-            stop,
-        }
+        let (handshakes, connected) = (Handshakes::default(), Mutex::default());
+        Self { router, identity, config, handshakes, connected, stop }
     }
 
     /// Serves until told to stop, then ends when the requests under way are answered.
@@ -65,78 +63,152 @@ impl Remote {
         loop {
             let next = tokio::select! {
                 () = self.stop.cancelled() => break,
-                next = self.accept(&listener) => next,
+                next = listener.accept() => next,
             };
             // What has ended is not kept.
             while connections.try_join_next().is_some() {}
-            let Some((stream, peer, permits)) = next else { continue };
-            let span = tracing::info_span!("control", %peer);
-            connections.spawn(Arc::clone(&self).connection(stream, peer, permits).instrument(span));
+            match next {
+                Ok((stream, peer)) => {
+                    let span = tracing::info_span!("control", %peer);
+                    connections.spawn(Arc::clone(&self).connection(stream, peer).instrument(span));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a control connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
         }
+        drop(listener);
         while connections.join_next().await.is_some() {}
     }
 
-    async fn accept(
-        &self,
-        listener: &TcpListener,
-    ) -> Option<(TcpStream, SocketAddr, [OwnedSemaphorePermit; 2])> {
-        let permits = [
-            Arc::clone(&self.connections).acquire_owned().await.ok()?,
-            Arc::clone(&self.handshakes).acquire_owned().await.ok()?,
-        ];
-        match listener.accept().await {
-            Ok((stream, peer)) => Some((stream, peer, permits)),
-            Err(error) => {
-                tracing::warn!(%error, "a control connection was not accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                None
-            }
-        }
-    }
-
-    async fn connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        [_connection, handshake]: [OwnedSemaphorePermit; 2],
-    ) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         // Replies are small, and somebody waits for each.
         let _ = stream.set_nodelay(true);
+        let (number, pushed_out) = self.handshakes.begin(peer.ip());
         let acceptor = TlsAcceptor::from(self.identity.server_config());
         let session = tokio::select! {
-            () = self.stop.cancelled() => return,
-            session = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => session,
+            () = self.stop.cancelled() => None,
+            () = pushed_out.cancelled() => None,
+            session = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => Some(session),
         };
+        self.handshakes.end(number);
+        // Whoever can reach the port can bring this about, so it is no line of an ordinary log.
         let session = match session {
-            Ok(Ok(session)) => session,
-            Ok(Err(error)) => return tracing::info!(%error, "a control connection was refused"),
-            Err(_) => return tracing::info!("the handshake of a control connection took too long"),
+            Some(Ok(Ok(session))) => session,
+            Some(Ok(Err(error))) => return tracing::debug!(%error, "a control connection was refused"),
+            Some(Err(_)) => return tracing::debug!("the handshake of a control connection took too long"),
+            None => return,
         };
-        drop(handshake);
         let certificate = session.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let names = certificate.map(|der| certificate_names(der)).unwrap_or_default();
         let role = self.config.role_of(&names);
         let name = if names.is_empty() { format!("the certificate of {peer}") } else { names.join(", ") };
+        let Some(_place) = Place::take(&self.connected, &name) else {
+            return tracing::debug!(name, "too many control connections");
+        };
         tracing::debug!(name, ?role, "a control connection");
         let caller = Caller { role, name };
-        let router = super::router(Arc::clone(&self.core));
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(caller.clone());
-            router.clone().call(request.map(Body::new))
-        });
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        let served = http.serve_connection(TokioIo::new(session), service);
-        tokio::pin!(served);
-        let ended = tokio::select! {
-            ended = served.as_mut() => ended,
-            () = self.stop.cancelled() => {
-                served.as_mut().graceful_shutdown();
-                served.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a control connection broke");
+        serve_one(session, caller, self.router.clone(), &self.stop).await;
+    }
+}
+
+/// A connection among those of its name.
+struct Place<'a> {
+    connected: &'a Mutex<HashMap<String, usize>>,
+    name: String,
+}
+
+impl<'a> Place<'a> {
+    fn take(connected: &'a Mutex<HashMap<String, usize>>, name: &str) -> Option<Self> {
+        let mut counts = connected.lock();
+        let all: usize = counts.values().sum();
+        let own = counts.get(name).copied().unwrap_or(0);
+        if all >= CONNECTIONS_MOST || own >= CONNECTIONS_OF_ONE_MOST {
+            return None;
         }
+        counts.insert(name.to_owned(), own + 1);
+        Some(Self { connected, name: name.to_owned() })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.connected.lock();
+        match counts.get_mut(&self.name) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(counts.remove(&self.name)),
+        }
+    }
+}
+
+/// The handshakes under way, the oldest first.
+#[derive(Default)]
+struct Handshakes(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    queue: VecDeque<(u64, IpAddr, CancelToken)>,
+}
+
+impl Handshakes {
+    /// One more; its number, and what tells it that it has to go for a newer one.
+    fn begin(&self, peer: IpAddr) -> (u64, CancelToken) {
+        let mut waiting = self.0.lock();
+        let of_peer = waiting.queue.iter().filter(|(_, from, _)| *from == peer).count();
+        let oldest = if of_peer >= HANDSHAKES_OF_ONE_MOST {
+            waiting.queue.iter().position(|(_, from, _)| *from == peer)
+        } else {
+            (waiting.queue.len() >= HANDSHAKES_MOST).then_some(0)
+        };
+        if let Some((_, _, push_out)) = oldest.and_then(|oldest| waiting.queue.remove(oldest)) {
+            push_out.cancel();
+        }
+        let (number, push_out) = (waiting.next, CancelToken::new());
+        waiting.next += 1;
+        waiting.queue.push_back((number, peer, push_out.clone()));
+        (number, push_out)
+    }
+
+    fn end(&self, number: u64) {
+        self.0.lock().queue.retain(|(other, _, _)| *other != number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_handshake_goes_first_of_its_own_address() {
+        let handshakes = Handshakes::default();
+        let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let (quiet, quiet_pushed) = handshakes.begin(address(1));
+        let noisy: Vec<_> = (0..=HANDSHAKES_OF_ONE_MOST).map(|_| handshakes.begin(address(2)).1).collect();
+        assert!(noisy[0].is_cancelled() && !noisy[1].is_cancelled() && !quiet_pushed.is_cancelled());
+        // From everywhere: then whoever waits longest.
+        for other in 0..HANDSHAKES_MOST {
+            let [high, low] = u16::try_from(other).unwrap().to_be_bytes();
+            handshakes.begin(IpAddr::from([10, 1, high, low]));
+        }
+        assert!(quiet_pushed.is_cancelled());
+        assert_eq!(handshakes.0.lock().queue.len(), HANDSHAKES_MOST);
+        handshakes.end(quiet);
+        let newest = handshakes.begin(address(3)).0;
+        handshakes.end(newest);
+        assert_eq!(handshakes.0.lock().queue.len(), HANDSHAKES_MOST - 1);
+    }
+
+    #[test]
+    fn one_name_does_not_take_all_places() {
+        let connected = Mutex::default();
+        let mut places: Vec<_> = (0..CONNECTIONS_OF_ONE_MOST).map(|_| Place::take(&connected, "a")).collect();
+        assert!(places.iter().all(Option::is_some) && Place::take(&connected, "a").is_none());
+        assert!(Place::take(&connected, "b").is_some());
+        places.pop();
+        assert!(Place::take(&connected, "a").is_some());
+        places.clear();
+        assert!(connected.lock().is_empty());
     }
 }

@@ -41,18 +41,30 @@ pub(super) async fn create_group(
     detached(async move { core.create_group_snapshot(request).await }).await
 }
 
+/// What commands are and say may hold secrets, so only those see it who may have them run.
+fn shown(caller: &Caller, mut snapshot: Snapshot) -> Snapshot {
+    if let Some(report) = snapshot.quiesce.as_mut().filter(|_| !caller.is_admin()) {
+        report.hide_commands();
+    }
+    snapshot
+}
+
 pub(super) async fn inspect(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Named(snapshot): Named<SnapshotRef>,
 ) -> Answer<Snapshot> {
-    Ok(Reply(core.inspect_snapshot(&snapshot).await?))
+    Ok(Reply(shown(&caller, core.inspect_snapshot(&snapshot).await?)))
 }
 
 pub(super) async fn list(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Asked(query): Asked<ListSnapshots>,
 ) -> Answer<SnapshotList> {
-    Ok(Reply(core.list_snapshots(&query).await?))
+    let mut list = core.list_snapshots(&query).await?;
+    list.snapshots = list.snapshots.into_iter().map(|snapshot| shown(&caller, snapshot)).collect();
+    Ok(Reply(list))
 }
 
 pub(super) async fn diff(

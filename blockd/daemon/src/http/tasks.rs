@@ -1,8 +1,9 @@
 //! Tasks.
 
-use super::{Answer, Asked, Body, Named, Reply, detached};
+use super::{Answer, Asked, Body, Failure, Named, Reply, caller::Caller, detached};
 use crate::core::Core;
 use axum::extract::State;
+use blockd_api::roles::Role;
 use blockd_api::tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, WaitTask};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -19,15 +20,30 @@ pub(super) async fn show(
     Ok(Reply(core.task(task, &wait).await?))
 }
 
+/// What only admins may begin is theirs to end and to take up again, too. Neither kind of task ever becomes the other.
+async fn may_decide(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failure> {
+    if !caller.is_admin() && core.overwrites_or_deletes(task).await? {
+        caller.needs(Role::Admin, "what deletes or goes back")?;
+    }
+    Ok(())
+}
+
 pub(super) async fn stop(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Named(task): Named<Uuid>,
     Body(request): Body<StopTask>,
 ) -> Answer<Task> {
+    may_decide(&core, &caller, task).await?;
     detached(async move { core.stop_task(task, request).await }).await
 }
 
-pub(super) async fn resume(State(core): State<Arc<Core>>, Named(task): Named<Uuid>) -> Answer<Task> {
+pub(super) async fn resume(
+    State(core): State<Arc<Core>>,
+    caller: Caller,
+    Named(task): Named<Uuid>,
+) -> Answer<Task> {
+    may_decide(&core, &caller, task).await?;
     detached(async move { core.resume_task(task).await }).await
 }
 

@@ -1,10 +1,11 @@
 //! Volumes.
 
-use super::{Answer, Asked, Body, Named, Reply, detached};
+use super::{Answer, Asked, Body, Named, Reply, caller::Caller, detached};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, VolumeRef,
+    roles::Role,
     volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList},
 };
 use std::sync::Arc;
@@ -47,9 +48,14 @@ pub(super) async fn inspect(
 
 pub(super) async fn update(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<UpdateVolume>,
 ) -> Answer<Volume> {
+    // Groups and labels say which schedules protect it.
+    if request.read_only.is_some() || request.labels.is_some() || request.group.is_some() {
+        caller.needs(Role::Admin, "changing anything but the size of a volume")?;
+    }
     detached(async move { core.update_volume(&volume, request).await }).await
 }
 

@@ -210,6 +210,15 @@ impl Core {
         Ok(self.task_to_api(&row))
     }
 
+    /// Whether a task deletes a cloud snapshot, or takes a volume back to one.
+    ///
+    /// # Errors
+    /// There is no such task.
+    pub(crate) async fn overwrites_or_deletes(&self, id: Uuid) -> Result<bool, ServiceError> {
+        let row = self.task_row(id).await?;
+        Ok(row.kind == TaskKind::Delete || row.detail.in_place.is_some())
+    }
+
     /// Takes up a task again that was stopped or failed.
     ///
     /// # Errors

@@ -27,8 +27,10 @@ becomes_true() {
 is_gone() { ! kill -0 "$1" 2>/dev/null; }
 
 # in_call PID PATTERN: it is in such a system call; the first arguments are in hexadecimal
-in_call() { grep -q "^$2" "/proc/$1/syscall" 2>/dev/null; }
+in_call() { read -r call <"/proc/$1/syscall" && [[ $call =~ ^$2 ]]; } 2>/dev/null
 SPLICE="275 "
+# Waiting for word, for so long and no longer: the filesystem is frozen.
+HOLDING="271 0x[0-9a-f]* 0x1 0x[0-9a-f]{4}"
 FREEZE="16 0x[0-9a-f]* 0xc0045877"
 THAW="16 0x[0-9a-f]* 0xc0045878"
 
@@ -52,19 +54,23 @@ let_go() {
     wait $holding 2>/dev/null
 }
 
-# holder_of DIR: the process that freezes the filesystem there
+# holder_of DIR: finds the process that freezes the filesystem there, without a process of its own for each it looks at
 holder_of() {
     for process in /proc/[0-9]*; do
-        if tr '\0' '\n' <"$process/cmdline" 2>/dev/null | grep -qx -- "--hold-filesystem=$1"; then
-            echo "${process#/proc/}"
-            return
-        fi
+        while IFS= read -r -d '' word; do
+            if [ "$word" = "--hold-filesystem=$1" ]; then
+                holder=${process#/proc/}
+                return 0
+            fi
+        done <"$process/cmdline"
     done
-}
+    return 1
+} 2>/dev/null
 
+no_holder() { ! holder_of /mnt && ! holder_of /mnt2; }
 no_marker() { [ -z "$(ls /data/quiesce)" ]; }
 
-holds_back() { holder=$(holder_of /mnt2); [ -n "$holder" ] && in_call "$holder" "$FREEZE"; }
+holds_back() { holder_of /mnt2 && in_call "$holder" "$FREEZE"; }
 
 # begin_frozen NAME: begins a snapshot of both, and returns when the first one is frozen and the second one is held back, with
 # a writer waiting for the first one
@@ -125,13 +131,13 @@ for _ in $(seq 10); do
     hold
     begin_frozen still
     kill -STOP $daemon
-    holder=$(holder_of /mnt)
-    ! is_gone $waiting && ! in_call "$holder" "$THAW" && break
+    holder_of /mnt || fail "nobody holds it"
+    is_frozen= && in_call "$holder" "$HOLDING" && is_frozen=1 && break
     kill -CONT $daemon
     let_go
     wait $creating $waiting
 done
-is_gone $waiting && fail "it is never frozen when the daemon is stopped"
+[ -n "$is_frozen" ] || fail "it is never frozen when the daemon is stopped: $call"
 # Its end has to be written, too, which the daemon does.
 becomes_true in_call "$holder" "$THAW" || fail "the process that froze it does not thaw it: $(cat "/proc/$holder/syscall")"
 kill -CONT $daemon
@@ -148,7 +154,9 @@ for who in alone "with those who freeze"; do
     step "the daemon dies while a filesystem is frozen, $who"
     hold
     begin_frozen dies
-    [ "$who" = alone ] || kill -KILL "$(holder_of /mnt)" "$(holder_of /mnt2)"
+    if [ "$who" != alone ]; then
+        for dir in /mnt /mnt2; do holder_of $dir && kill -KILL $holder; done
+    fi
     stop_daemon KILL
     wait $creating && fail "there is a snapshot of a daemon that died"
     start_daemon
@@ -159,7 +167,7 @@ for who in alone "with those who freeze"; do
     alive /mnt2
     becomes_true no_marker || fail "a marker is left: $(ls /data/quiesce)"
 done
-[ -z "$(holder_of /mnt)$(holder_of /mnt2)" ] || fail "processes are left"
+becomes_true no_holder || fail "processes are left: $holder"
 blockctl snapshot list first | grep "still\|dies" && fail "a snapshot is left"
 
 step "the daemon dies while a freeze waits for what it is to write"
