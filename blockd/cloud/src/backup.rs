@@ -55,6 +55,11 @@ pub trait BlockReader: Send + Sync {
     /// # Errors
     /// If the blocks cannot be read; the backup fails then.
     fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()>;
+
+    /// Whether a read may wait for more than this host's disks. It is not made by threads then that all tasks share.
+    fn may_wait(&self) -> bool {
+        false
+    }
 }
 
 /// What is to be backed up. For a resumed backup it must be the same as it was, salt included.
@@ -410,8 +415,10 @@ impl Job {
     /// The object of a pack (none if all its blocks are zero) and the stored lengths of its frames.
     async fn build(self: &Arc<Self>, pack_no: u32) -> Result<(usize, Option<Bytes>, Vec<u32>), CloudError> {
         let job = self.clone();
-        let (raw, sizes) = self
-            .work
+        let elsewhere = self.reader.may_wait().then(Work::default);
+        let (raw, sizes) = elsewhere
+            .as_ref()
+            .unwrap_or(&self.work)
             .run(move || {
                 let sizes = job.layout.frame_sizes(pack_no);
                 let extents = job.layout.pack_extents(&job.spec.data, pack_no);

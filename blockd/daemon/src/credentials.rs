@@ -35,7 +35,7 @@ const PROVEN_FOR: Duration = Duration::from_secs(24 * 3600);
 #[derive(Default)]
 pub struct Repositories {
     /// When the key slot of each was last seen in its place.
-    proven: Mutex<HashMap<Uuid, Instant>>,
+    pub(crate) proven: Mutex<HashMap<Uuid, Instant>>,
     pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<PlannedBandwidth>)>>,
 }
 
@@ -187,8 +187,8 @@ impl Core {
         keep(&mut row.store.connection, limits);
         let (uuid, store) = (row.uuid, row.store.clone());
         self.db.run(move |tx| CredentialRow::set_store(tx, uuid, &store)).await?;
-        let opened = self.repositories.opened.lock().get(&uuid).cloned();
-        if let Some((_, bandwidth)) = opened {
+        // Whoever opens it just now may have read the old limits. If it cannot be opened, the next one reads the new ones.
+        if let Ok((_, bandwidth)) = self.opened_repository(uuid).await {
             bandwidth.replace(plan, Timestamp::now());
         }
         tracing::info!(credential = %uuid, name = %row.name, "limits changed");
@@ -293,6 +293,21 @@ impl Core {
         let store = Arc::new(LimitStore::new(store, Arc::clone(bandwidth.bandwidth())));
         let store = Arc::new(LimitStore::new(store, Arc::clone(self.bandwidth.bandwidth())));
         Ok((repository.with_store(store).with_work(self.pressure.work()), requests))
+    }
+
+    /// The same for somebody who waits for what is read, such as a guest: nothing of it makes way for guests, nor waits for
+    /// its share of what this host's tasks may move.
+    ///
+    /// # Errors
+    /// Those of [`task_repository`](Self::task_repository).
+    pub(crate) async fn guest_repository(
+        &self,
+        uuid: Uuid,
+    ) -> Result<(Repository, Arc<Requests>), ServiceError> {
+        let (repository, bandwidth) = self.opened_repository(uuid).await?;
+        let (store, requests) = task_store(Arc::clone(repository.store()), self.retry_policy());
+        let store = Arc::new(LimitStore::new(store, Arc::clone(bandwidth.bandwidth())));
+        Ok((repository.with_store(store).with_work(Work::default()), requests))
     }
 
     /// How what is put into a store is written, if that is a directory.

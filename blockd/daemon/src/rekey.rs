@@ -60,6 +60,8 @@ impl Core {
         self.db.run(move |tx| CredentialRow::set_data_keys(tx, uuid, &keys)).await?;
         let data_keys = repository.keys().len() as u64;
         self.repositories.opened.lock().insert(uuid, (repository, bandwidth));
+        // What was proven was proven of the slots of before.
+        self.repositories.proven.lock().remove(&uuid);
         tracing::info!(credential = %uuid, name = %row.name, rewrapped = done.rewrapped, new_data_key = done.new_data_key, "keys changed");
         Ok(CredentialRekeyed {
             uuid,

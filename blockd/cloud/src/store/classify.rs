@@ -43,6 +43,9 @@ pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind,
         | "InvalidResourceName" => Kind::BucketMissing,
         "AccessDenied"
         | "InvalidAccessKeyId"
+        | "InvalidClientTokenId"
+        | "MissingAuthenticationToken"
+        | "RegionDisabledException"
         | "SignatureDoesNotMatch"
         | "AuthorizationHeaderMalformed"
         | "ExpiredToken"
@@ -65,6 +68,9 @@ pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind,
         | "SecondLevelDomainForbidden"
         | "UnauthorizedBlobOverwrite" => Kind::Unauthorized,
         "SlowDown"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestLimitExceeded"
         | "ServerBusy"
         | "OperationTimedOut"
         | "ServiceUnavailable"

@@ -7,9 +7,17 @@ use object_store::{
     aws::{AwsAuthorizer, AwsCredential, AwsCredentialProvider},
     client::HttpRequest,
 };
+use parking_lot::Mutex;
 use reqwest::{Method, header};
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
-use tokio::sync::Mutex;
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 /// How long credentials are asked to hold; every role allows that.
 const LIFETIME_S: u32 = 3600;
@@ -60,6 +68,9 @@ impl S3Role {
     }
 }
 
+/// How long nobody asks again after that failed, as long as there are credentials that hold.
+const ASK_AGAIN_AFTER_S: i64 = 30;
+
 /// The address of Amazon's service for a region.
 pub(super) fn amazons(region: &str) -> String {
     let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
@@ -75,6 +86,10 @@ pub(super) struct RoleCredentials {
     base: AwsCredentialProvider,
     client: reqwest::Client,
     held: Mutex<Option<Held>>,
+    /// Of whoever asks.
+    turn: tokio::sync::Mutex<()>,
+    /// When it is asked again, after that failed while credentials are held: nobody waits for it sooner.
+    ask_again_unix_s: AtomicI64,
 }
 
 #[derive(Clone)]
@@ -100,7 +115,16 @@ impl RoleCredentials {
         base: AwsCredentialProvider,
         client: reqwest::Client,
     ) -> Self {
-        Self { role, url, region: region.to_owned(), base, client, held: Mutex::new(None) }
+        Self {
+            role,
+            url,
+            region: region.to_owned(),
+            base,
+            client,
+            held: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            ask_again_unix_s: AtomicI64::new(i64::MIN),
+        }
     }
 
     fn failed(&self, what: &str) -> ClientError {
@@ -108,23 +132,41 @@ impl RoleCredentials {
         ClientError::Generic { store: "STS", source }
     }
 
+    /// What is held, if it holds for longer than that.
+    fn held_for(&self, now_unix_s: i64, least_s: i64) -> Option<Arc<AwsCredential>> {
+        let held = self.held.lock();
+        let held = held.as_ref().filter(|held| held.until_unix_s.saturating_sub(now_unix_s) > least_s)?;
+        Some(held.credential.clone())
+    }
+
     async fn credential(&self, now_unix_s: i64) -> Result<Arc<AwsCredential>, ClientError> {
-        // Whoever comes while it is being asked waits here, and finds what was given.
-        let mut held = self.held.lock().await;
-        let left = |held: &Held| held.until_unix_s.saturating_sub(now_unix_s);
-        if let Some(held) = held.as_ref().filter(|held| left(held) > RENEW_BEFORE_S) {
-            return Ok(held.credential.clone());
+        if let Some(fresh) = self.held_for(now_unix_s, RENEW_BEFORE_S) {
+            return Ok(fresh);
         }
+        // One asks; whoever has something that still holds does not wait for it, nor ask soon after it failed.
+        let usable = self.held_for(now_unix_s, UNUSABLE_BEFORE_S);
+        let failed_lately = now_unix_s < self.ask_again_unix_s.load(Ordering::Relaxed);
+        let _turn = match (usable, self.turn.try_lock()) {
+            (Some(usable), turn) if failed_lately || turn.is_err() => return Ok(usable),
+            (_, Ok(turn)) => turn,
+            (_, Err(_)) => self.turn.lock().await,
+        };
+        if let Some(fresh) = self.held_for(now_unix_s, RENEW_BEFORE_S) {
+            return Ok(fresh);
+        }
+        // Before it is asked: whoever gives up in between has not learned anything either.
+        self.ask_again_unix_s.store(now_unix_s.saturating_add(ASK_AGAIN_AFTER_S), Ordering::Relaxed);
         match self.ask().await {
             Ok(given) => {
+                self.ask_again_unix_s.store(i64::MIN, Ordering::Relaxed);
                 let credential = given.credential.clone();
-                *held = Some(given);
+                *self.held.lock() = Some(given);
                 Ok(credential)
             }
-            Err(error) => match held.as_ref().filter(|held| left(held) > UNUSABLE_BEFORE_S) {
+            Err(error) => match self.held_for(now_unix_s, UNUSABLE_BEFORE_S) {
                 Some(held) => {
                     tracing::warn!(role = %self.role.arn, %error, "the role is not given anew yet; its credentials still hold for a while");
-                    Ok(held.credential.clone())
+                    Ok(held)
                 }
                 None => Err(error),
             },

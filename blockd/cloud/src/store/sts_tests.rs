@@ -134,6 +134,12 @@ async fn what_is_refused_is_said_and_what_still_holds_is_used() {
     let at = |text| role.credential(unix_s(text));
     assert_eq!(at("2100-01-01T00:00:00Z").await.unwrap().key_id, "ASIA0");
     assert_eq!(at("2100-01-01T00:58:00Z").await.unwrap().key_id, "ASIA0", "they still hold");
+    assert_eq!(double.seen().len(), 2);
+    // Nobody asks at once again; after a while somebody does.
+    assert_eq!(at("2100-01-01T00:58:29Z").await.unwrap().key_id, "ASIA0");
+    assert_eq!(double.seen().len(), 2);
+    assert_eq!(at("2100-01-01T00:58:30Z").await.unwrap().key_id, "ASIA0");
+    assert_eq!(double.seen().len(), 3);
     let error = at("2100-01-01T00:59:55Z").await.unwrap_err();
     let (kind, _) = crate::store::classify::classify("PUT", &error);
     assert_eq!(kind, StoreErrorKind::Unauthorized, "{error}");

@@ -154,7 +154,7 @@ impl Core {
             }
         }
         let cache = self.snapshot_cache()?;
-        let (repository, _) = runtime.block_on(self.task_repository(credential))?;
+        let (repository, _) = runtime.block_on(self.guest_repository(credential))?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         // Manifests never change: one that was read once need not be read again.
         let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());

@@ -91,7 +91,7 @@ impl CloudSource {
     }
 
     async fn open(&self, core: &Core) -> Result<SnapshotReader, ServiceError> {
-        let (repository, requests) = core.task_repository(self.row.credential).await?;
+        let (repository, requests) = core.guest_repository(self.row.credential).await?;
         let catalog = Catalog::new(Arc::clone(&core.db), self.row.credential);
         let key = self.row.cloudsnap.manifest_key();
         let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
@@ -207,7 +207,7 @@ pub(super) struct SnapshotSource {
 impl SnapshotSource {
     /// Opens it.
     pub(super) async fn open(core: &Core, credential: Uuid, id: CloudsnapId) -> Result<Self, ServiceError> {
-        let (repository, requests) = core.task_repository(credential).await?;
+        let (repository, requests) = core.guest_repository(credential).await?;
         let manifest = Box::pin(repository.manifest(&id)).await?;
         let opened = repository.clone();
         let reader =

@@ -111,6 +111,10 @@ impl Point {
 }
 
 impl BlockReader for Reader {
+    fn may_wait(&self) -> bool {
+        self.point.view.read().as_ref().is_some_and(SnapshotView::is_lazy)
+    }
+
     fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
         if !self.readers.are_several(self.snapshot) {
             return self.point.read(extents, buf);
