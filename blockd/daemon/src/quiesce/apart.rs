@@ -8,12 +8,15 @@
 //! Such a process thaws what it has frozen when it is told to, when the daemon is gone, which closes its pipe, and when it
 //! has been told nothing for too long, because the daemon stands still.
 //!
-//! Each request is a byte, `s`, `f` or `t`: sync, freeze, thaw. Each answer is a line: `ok`; `before` for a filesystem that was
-//! not frozen any more when it was to be thawed; or an error's number.
+//! It is told first, in eight bytes, little-endian, the number of the device that is to be mounted at the path. Each request is
+//! a byte, `s`, `f` or `t`: sync, freeze, thaw. Each answer is a line: `ok`; `before` for a filesystem that was not frozen any
+//! more when it was to be thawed; `elsewhere` if another one is mounted there, which was left alone; or an error's number.
+//! What it has frozen it thaws by the descriptor it froze it by, for the path may lead elsewhere by then.
 
 use super::{
-    filesystems::{Freezer, Thawed},
-    kernel::Kernel,
+    filesystems::{Freezer, FreezerError, Thawed},
+    kernel::{Kernel, Open},
+    marker::Mounted,
 };
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,11 +32,24 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long a thaw that failed is not tried again.
+const THAW_PAUSE: Duration = Duration::from_secs(1);
+
+/// A filesystem that is open; something else in tests.
+pub(super) trait Handle {
+    /// As [`Freezer::sync`].
+    fn sync(&self) -> Result<(), FreezerError>;
+    /// As [`Freezer::freeze`].
+    fn freeze(&self) -> Result<(), FreezerError>;
+    /// As [`Freezer::thaw`].
+    fn thaw(&self) -> Result<Thawed, FreezerError>;
+}
+
 /// Freezes and thaws from processes of their own.
 pub(crate) struct Apart {
     program: PathBuf,
     patience: Duration,
-    holders: Mutex<HashMap<PathBuf, Arc<Mutex<Holder>>>>,
+    holders: Mutex<HashMap<Mounted, Arc<Mutex<Holder>>>>,
 }
 
 /// The process of one filesystem.
@@ -51,71 +67,81 @@ impl Apart {
         Self { program: "/proc/self/exe".into(), patience, holders: Mutex::default() }
     }
 
-    fn holder(&self, mount: &Path) -> io::Result<Arc<Mutex<Holder>>> {
+    fn holder(&self, mount: &Mounted) -> Result<Arc<Mutex<Holder>>, FreezerError> {
         let mut holders = self.holders.lock();
         if let Some(holder) = holders.get(mount) {
             return Ok(Arc::clone(holder));
         }
-        let holder = Arc::new(Mutex::new(Holder::start(&self.program, mount, self.patience)?));
-        holders.insert(mount.to_owned(), Arc::clone(&holder));
+        let holder = Holder::start(&self.program, mount, self.patience).map_err(FreezerError::NoHolder)?;
+        let holder = Arc::new(Mutex::new(holder));
+        holders.insert(mount.clone(), Arc::clone(&holder));
         Ok(holder)
     }
 
-    fn ask(&self, mount: &Path, request: u8) -> io::Result<Thawed> {
-        self.holder(mount)?.lock().ask(request)
+    fn ask(&self, mount: &Mounted, request: u8) -> Result<Thawed, FreezerError> {
+        let result = self.holder(mount)?.lock().ask(request);
+        if matches!(result, Err(FreezerError::HolderGone)) {
+            // The next request gets another process.
+            self.holders.lock().remove(mount);
+        }
+        result
     }
 }
 
 impl Freezer for Apart {
-    fn sync(&self, mount: &Path) -> io::Result<()> {
+    fn sync(&self, mount: &Mounted) -> Result<(), FreezerError> {
         self.ask(mount, b's').map(drop)
     }
 
-    fn freeze(&self, mount: &Path) -> io::Result<()> {
+    fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError> {
         let result = self.ask(mount, b'f').map(drop);
-        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof) {
+        if matches!(result, Err(FreezerError::HolderGone)) {
             // The process was killed, perhaps after it had frozen it.
             let _ = Kernel.thaw(mount);
         }
         result
     }
 
-    fn thaw(&self, mount: &Path) -> io::Result<Thawed> {
+    fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError> {
         match self.ask(mount, b't') {
             // The process cannot be had: better to wait here than not to thaw.
-            Err(error) if error.raw_os_error().is_none() => Kernel.thaw(mount),
+            Err(FreezerError::NoHolder(_) | FreezerError::HolderGone) => Kernel.thaw(mount),
             other => other,
         }
     }
 }
 
 impl Holder {
-    fn start(program: &Path, mount: &Path, patience: Duration) -> io::Result<Self> {
+    fn start(program: &Path, mount: &Mounted, patience: Duration) -> io::Result<Self> {
         let mut argument = OsString::from("--hold-filesystem=");
-        argument.push(mount);
+        argument.push(&mount.path);
         let mut command = Command::new(program);
         command.arg(argument).arg(format!("--hold-patience-ms={}", patience.as_millis()));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).current_dir("/");
         let mut child = command.spawn()?;
         let pipes = (child.stdin.take(), child.stdout.take());
         match pipes {
-            (Some(requests), Some(answers)) => {
+            (Some(mut requests), Some(answers)) => {
+                // Who is gone already does not answer the first request, which tells so.
+                let _ = requests.write_all(&mount.device.to_le_bytes());
                 Ok(Self { child: Some(child), requests: Some(requests), answers: BufReader::new(answers) })
             }
             _ => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
 
-    fn ask(&mut self, request: u8) -> io::Result<Thawed> {
-        let gone = || io::Error::new(io::ErrorKind::UnexpectedEof, "the process that freezes it is gone");
-        let requests = self.requests.as_mut().ok_or_else(gone)?;
-        requests.write_all(&[request]).map_err(|_| gone())?;
+    fn ask(&mut self, request: u8) -> Result<Thawed, FreezerError> {
+        let requests = self.requests.as_mut().ok_or(FreezerError::HolderGone)?;
+        requests.write_all(&[request]).map_err(|_| FreezerError::HolderGone)?;
         let mut answer = String::new();
-        self.answers.read_line(&mut answer).map_err(|_| gone())?;
+        self.answers.read_line(&mut answer).map_err(|_| FreezerError::HolderGone)?;
         match answer.trim_end() {
             "ok" => Ok(Thawed::Now),
             "before" => Ok(Thawed::Before),
-            number => Err(number.parse().map_or_else(|_| gone(), io::Error::from_raw_os_error)),
+            "elsewhere" => Err(FreezerError::Elsewhere),
+            number => Err(number
+                .parse()
+                .map_or(FreezerError::HolderGone, |number| io::Error::from_raw_os_error(number).into())),
         }
     }
 }
@@ -139,23 +165,27 @@ impl Drop for Holder {
 /// The pipes fail.
 pub fn hold_filesystem(mount: &Path, patience: Duration) -> io::Result<()> {
     let requests = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    hold(&Kernel, mount, patience, requests, &mut io::stdout())
+    let open = |device| Open::at(&Mounted { path: mount.to_owned(), device });
+    hold(open, patience, requests, &mut io::stdout())
 }
 
-fn hold(
-    freezer: &dyn Freezer,
-    mount: &Path,
+fn hold<H: Handle>(
+    open: impl Fn(u64) -> Result<H, FreezerError>,
     patience: Duration,
     mut requests: File,
     answers: &mut dyn Write,
 ) -> io::Result<()> {
-    let mut deadline: Option<Instant> = None;
+    let mut device = [0; 8];
+    match requests.read_exact(&mut device) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+        other => other?,
+    }
+    let mut held = Held { open: || open(u64::from_le_bytes(device)), frozen: None, deadline: None };
     let result = loop {
-        match is_ready(&requests, deadline) {
+        match is_ready(&requests, held.deadline) {
             Ok(true) => {}
             Ok(false) => {
-                deadline = None;
-                let _ = freezer.thaw(mount);
+                let _ = held.thaw_again();
                 continue;
             }
             Err(error) => break Err(error),
@@ -167,32 +197,60 @@ fn hold(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => break Err(error),
         }
-        let done = match request[0] {
-            b's' => freezer.sync(mount).map(|()| Thawed::Now),
-            b'f' => freezer.freeze(mount).map(|()| {
-                deadline = Some(Instant::now() + patience);
-                Thawed::Now
-            }),
-            b't' => {
-                deadline = None;
-                freezer.thaw(mount)
-            }
-            _ => Err(rustix::io::Errno::INVAL.into()),
-        };
-        let answer = match done {
+        let answer = match held.serve(request[0], patience) {
             Ok(Thawed::Now) => "ok\n".to_owned(),
             Ok(Thawed::Before) => "before\n".to_owned(),
-            Err(error) => {
-                format!("{}\n", error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error()))
-            }
+            Err(FreezerError::Elsewhere) => "elsewhere\n".to_owned(),
+            Err(error) => format!("{}\n", error.errno().unwrap_or(rustix::io::Errno::IO).raw_os_error()),
         };
         // Who is gone asks nothing more, and the end of the requests tells so.
         let _ = answers.write_all(answer.as_bytes()).and_then(|()| answers.flush());
     };
-    if deadline.is_some() {
-        freezer.thaw(mount)?;
+    // Nobody else has the descriptor, so this does not end before it is thawed.
+    while held.deadline.is_some() && held.thaw_again().is_err() {
+        std::thread::sleep(THAW_PAUSE);
     }
     result
+}
+
+/// What a holder has frozen.
+struct Held<H, O> {
+    open: O,
+    /// From the freeze until somebody has asked for the thaw and been told of it: he may ask after it was thawed.
+    frozen: Option<H>,
+    /// When it is to be thawed, unasked; `None` if it is thawed.
+    deadline: Option<Instant>,
+}
+
+impl<H: Handle, O: Fn() -> Result<H, FreezerError>> Held<H, O> {
+    fn serve(&mut self, request: u8, patience: Duration) -> Result<Thawed, FreezerError> {
+        match (request, &self.frozen) {
+            (b's', Some(frozen)) => frozen.sync().map(|()| Thawed::Now),
+            (b's', None) => (self.open)()?.sync().map(|()| Thawed::Now),
+            (b'f', Some(_)) => Err(FreezerError::Call(rustix::io::Errno::BUSY.into())),
+            (b'f', None) => {
+                let opened = (self.open)()?;
+                opened.freeze()?;
+                self.frozen = Some(opened);
+                self.deadline = Some(Instant::now() + patience);
+                Ok(Thawed::Now)
+            }
+            (b't', Some(_)) => {
+                let thawed = self.thaw_again()?;
+                self.frozen = None;
+                Ok(thawed)
+            }
+            (b't', None) => (self.open)()?.thaw(),
+            _ => Err(FreezerError::Call(rustix::io::Errno::INVAL.into())),
+        }
+    }
+
+    /// Thaws what is frozen; if that fails, it is to be tried again soon.
+    fn thaw_again(&mut self) -> Result<Thawed, FreezerError> {
+        let result = self.frozen.as_ref().map_or(Ok(Thawed::Before), Handle::thaw);
+        self.deadline = result.is_err().then(|| Instant::now() + THAW_PAUSE);
+        result
+    }
 }
 
 /// Waits for a request, or for the end of them, until then.
@@ -216,21 +274,32 @@ mod tests {
     use std::sync::mpsc;
 
     /// A filesystem that is frozen or not, and says what was done to it.
+    #[derive(Clone)]
     struct Double {
-        frozen: Mutex<bool>,
+        frozen: Arc<Mutex<bool>>,
+        /// So many thaws fail.
+        failures: Arc<Mutex<usize>>,
+        /// What is mounted at the path.
+        device: Arc<Mutex<u64>>,
         calls: mpsc::Sender<&'static str>,
     }
 
-    impl Freezer for Double {
-        fn sync(&self, _: &Path) -> io::Result<()> {
-            Err(io::Error::from_raw_os_error(5))
+    impl Handle for Double {
+        fn sync(&self) -> Result<(), FreezerError> {
+            Err(io::Error::from_raw_os_error(5).into())
         }
-        fn freeze(&self, _: &Path) -> io::Result<()> {
+        fn freeze(&self) -> Result<(), FreezerError> {
             *self.frozen.lock() = true;
             self.calls.send("freeze").unwrap();
             Ok(())
         }
-        fn thaw(&self, _: &Path) -> io::Result<Thawed> {
+        fn thaw(&self) -> Result<Thawed, FreezerError> {
+            let mut failures = self.failures.lock();
+            if *failures > 0 {
+                *failures -= 1;
+                self.calls.send("failed").unwrap();
+                return Err(io::Error::from_raw_os_error(5).into());
+            }
             let was_frozen = std::mem::take(&mut *self.frozen.lock());
             self.calls.send("thaw").unwrap();
             Ok(if was_frozen { Thawed::Now } else { Thawed::Before })
@@ -242,19 +311,31 @@ mod tests {
         requests: Option<io::PipeWriter>,
         answers: BufReader<io::PipeReader>,
         calls: mpsc::Receiver<&'static str>,
+        device: Arc<Mutex<u64>>,
         holder: std::thread::JoinHandle<io::Result<()>>,
     }
 
     impl Bed {
         fn new(patience: Duration) -> Self {
-            let (reader, requests) = io::pipe().unwrap();
+            Self::failing(patience, 0)
+        }
+
+        /// The first thaws fail.
+        fn failing(patience: Duration, failures: usize) -> Self {
+            let (reader, mut requests) = io::pipe().unwrap();
             let (answers, mut writer) = io::pipe().unwrap();
-            let (sender, calls) = mpsc::channel();
-            let double = Double { frozen: Mutex::new(false), calls: sender };
+            let (calls_in, calls) = mpsc::channel();
+            let (failures, device) = (Arc::new(Mutex::new(failures)), Arc::new(Mutex::new(DEVICE)));
+            let double =
+                Double { frozen: Arc::default(), failures, device: Arc::clone(&device), calls: calls_in };
+            let open = move |expected| match *double.device.lock() == expected {
+                true => Ok(double.clone()),
+                false => Err(FreezerError::Elsewhere),
+            };
             let reader = File::from(std::os::fd::OwnedFd::from(reader));
-            let holder =
-                std::thread::spawn(move || hold(&double, Path::new("/m"), patience, reader, &mut writer));
-            Self { requests: Some(requests), answers: BufReader::new(answers), calls, holder }
+            let holder = std::thread::spawn(move || hold(open, patience, reader, &mut writer));
+            requests.write_all(&DEVICE.to_le_bytes()).unwrap();
+            Self { requests: Some(requests), answers: BufReader::new(answers), calls, device, holder }
         }
 
         fn ask(&mut self, request: u8) -> String {
@@ -269,6 +350,7 @@ mod tests {
         }
     }
 
+    const DEVICE: u64 = 0x1_002b;
     const LONG: Duration = Duration::from_secs(600);
 
     #[test]
@@ -302,12 +384,65 @@ mod tests {
     }
 
     #[test]
+    fn another_filesystem_that_lies_there_is_not_frozen_nor_thawed() {
+        let mut bed = Bed::new(LONG);
+        *bed.device.lock() += 1;
+        for request in [b's', b'f', b't'] {
+            assert_eq!(bed.ask(request), "elsewhere");
+        }
+        assert!(bed.calls.try_recv().is_err(), "something was done to it");
+    }
+
+    #[test]
+    fn what_is_frozen_is_thawed_wherever_its_path_leads_by_then() {
+        let mut bed = Bed::new(LONG);
+        assert_eq!((bed.ask(b'f').as_str(), bed.next_call()), ("ok", "freeze"));
+        *bed.device.lock() += 1;
+        assert_eq!((bed.ask(b't').as_str(), bed.next_call()), ("ok", "thaw"));
+        assert_eq!(bed.ask(b't'), "elsewhere");
+    }
+
+    #[test]
+    fn a_thaw_that_fails_is_tried_again_without_a_word() {
+        let mut bed = Bed::failing(Duration::from_millis(20), 1);
+        assert_eq!((bed.ask(b'f').as_str(), bed.next_call()), ("ok", "freeze"));
+        assert_eq!((bed.next_call(), bed.next_call()), ("failed", "thaw"));
+        assert_eq!(bed.ask(b't'), "before");
+    }
+
+    #[test]
+    fn a_thaw_that_was_asked_for_and_fails_is_tried_again_also_when_the_daemon_is_gone() {
+        let mut bed = Bed::failing(LONG, 2);
+        assert_eq!((bed.ask(b'f').as_str(), bed.next_call()), ("ok", "freeze"));
+        assert_eq!((bed.ask(b't').as_str(), bed.next_call()), ("5", "failed"));
+        bed.requests = None;
+        assert_eq!((bed.next_call(), bed.next_call()), ("failed", "thaw"));
+        bed.holder.join().unwrap().unwrap();
+    }
+
+    fn apart(program: &str) -> Apart {
+        Apart { program: program.into(), patience: LONG, holders: Mutex::default() }
+    }
+
+    #[test]
     fn a_process_that_is_killed_is_no_answer() {
         let dir = tempfile::tempdir().unwrap();
-        let mount = dir.path().join("nothing-is-mounted-here");
-        let apart = Apart { program: "/bin/false".into(), patience: LONG, holders: Mutex::default() };
-        let error = apart.freeze(&mount).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        assert_eq!(apart.thaw(&mount).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let mount = Mounted { path: dir.path().join("nothing-is-mounted-here"), device: 1 };
+        let apart = apart("/bin/false");
+        assert!(matches!(apart.freeze(&mount), Err(FreezerError::HolderGone)));
+        assert!(apart.holders.lock().is_empty());
+        assert_eq!(apart.thaw(&mount).unwrap_err().errno(), Some(rustix::io::Errno::NOENT));
+    }
+
+    /// Failures to start a process have numbers, too.
+    #[test]
+    fn without_a_process_the_thaw_is_done_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = Mounted::at(dir.path().to_owned()).unwrap();
+        mount.device += 1;
+        let apart = apart("/no/such/program");
+        assert!(matches!(apart.freeze(&mount), Err(FreezerError::NoHolder(_))));
+        // It came as far as to look at what is mounted there.
+        assert!(matches!(apart.thaw(&mount), Err(FreezerError::Elsewhere)));
     }
 }

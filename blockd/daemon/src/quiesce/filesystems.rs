@@ -5,23 +5,52 @@
 //! [process](super::apart) that froze it, should the daemon stand still or be gone; and the next start of the daemon, told
 //! by a [marker](super::marker).
 
+use super::marker::Mounted;
 use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
 use parking_lot::{Condvar, Mutex};
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-/// What the kernel can do with a filesystem; something else in tests.
+/// What the kernel can do with a filesystem; something else in tests. All of it is done to that filesystem alone, whatever is
+/// mounted in its place by then.
 pub(crate) trait Freezer: Send + Sync {
     /// Writes back what is dirty, so that the freeze has little to wait for.
-    fn sync(&self, mount: &Path) -> io::Result<()>;
+    fn sync(&self, mount: &Mounted) -> Result<(), FreezerError>;
     /// Brings the filesystem to rest: all is written, and who writes to it waits.
-    fn freeze(&self, mount: &Path) -> io::Result<()>;
+    fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError>;
     /// Lets it go.
-    fn thaw(&self, mount: &Path) -> io::Result<Thawed>;
+    fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError>;
+}
+
+/// Why a filesystem could not be synced, frozen or thawed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FreezerError {
+    /// There is no process to do it, so nothing was done.
+    #[error("cannot start a process for it: {0}")]
+    NoHolder(#[source] io::Error),
+    /// The process that was to do it is gone: it may have done it, or may be done with it later.
+    #[error("the process that freezes it is gone")]
+    HolderGone,
+    /// The path leads to another filesystem now, which was left alone.
+    #[error("another filesystem is there now")]
+    Elsewhere,
+    /// The kernel does not do it.
+    #[error(transparent)]
+    Call(#[from] io::Error),
+}
+
+impl FreezerError {
+    /// The kernel's number for it.
+    pub(super) fn errno(&self) -> Option<rustix::io::Errno> {
+        match self {
+            Self::Call(error) => rustix::io::Errno::from_io_error(error),
+            Self::NoHolder(_) | Self::HolderGone | Self::Elsewhere => None,
+        }
+    }
 }
 
 /// How a filesystem was found that was to be thawed.
@@ -36,7 +65,7 @@ pub(crate) enum Thawed {
 /// Filesystems that are to be at rest for a moment.
 pub(crate) struct Filesystems {
     shared: Arc<Shared>,
-    mounts: Vec<PathBuf>,
+    mounts: Vec<Mounted>,
     patience: Duration,
 }
 
@@ -49,7 +78,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// In the order in which they were frozen.
-    frozen: Vec<PathBuf>,
+    frozen: Vec<Mounted>,
     steps: Vec<QuiesceStep>,
     /// They are wanted no more: what is frozen from now on is thawed at once.
     ended: bool,
@@ -77,7 +106,7 @@ pub(crate) struct Ended {
 impl Filesystems {
     /// These filesystems, each by one of its mount points; nothing is frozen yet. Once it is, the watchdog has patience
     /// for so long.
-    pub(crate) fn new(freezer: Arc<dyn Freezer>, mounts: Vec<PathBuf>, patience: Duration) -> Self {
+    pub(crate) fn new(freezer: Arc<dyn Freezer>, mounts: Vec<Mounted>, patience: Duration) -> Self {
         let shared = Shared { freezer, state: Mutex::default(), changed: Condvar::new() };
         Self { shared: Arc::new(shared), mounts, patience }
     }
@@ -86,7 +115,7 @@ impl Filesystems {
     pub(crate) fn sync(&self) {
         for mount in &self.mounts {
             if let Err(error) = self.shared.freezer.sync(mount) {
-                tracing::debug!(mount = %mount.display(), %error, "not written back before the freeze");
+                tracing::debug!(mount = %mount.path.display(), %error, "not written back before the freeze");
             }
         }
     }
@@ -105,20 +134,20 @@ impl Filesystems {
             let began = Instant::now();
             let result = self.shared.freezer.freeze(mount);
             let mut state = self.shared.state.lock();
-            state.steps.push(step(QuiesceKind::FreezeFs, mount, began, result.as_ref().err()));
+            state.steps.push(step(QuiesceKind::FreezeFs, &mount.path, began, result.as_ref().err()));
             match result {
                 Ok(()) => state.frozen.push(mount.clone()),
                 Err(error) => {
                     self.shared.thaw(&mut state);
                     return Err(NotAtRest(format!(
                         "cannot freeze the filesystem at {}: {error}",
-                        mount.display()
+                        mount.path.display()
                     )));
                 }
             }
             if state.ended {
                 self.shared.thaw(&mut state);
-                return Err(NotAtRest(format!("freezing {} took too long", mount.display())));
+                return Err(NotAtRest(format!("freezing {} took too long", mount.path.display())));
             }
         }
         Ok(())
@@ -172,17 +201,17 @@ impl Shared {
                 // Who wrote to it since may have done so before the barrier.
                 Ok(Thawed::Before) => state.expired = true,
                 Err(error) => {
-                    tracing::error!(mount = %mount.display(), %error, "a filesystem cannot be thawed: try `fsfreeze --unfreeze`");
+                    tracing::error!(mount = %mount.path.display(), %error, "a filesystem cannot be thawed: try `fsfreeze --unfreeze`");
                     state.stuck = true;
                 }
             }
-            state.steps.push(step(QuiesceKind::ThawFs, &mount, began, result.as_ref().err()));
+            state.steps.push(step(QuiesceKind::ThawFs, &mount.path, began, result.as_ref().err()));
         }
         self.changed.notify_all();
     }
 }
 
-fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<&io::Error>) -> QuiesceStep {
+fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<&FreezerError>) -> QuiesceStep {
     QuiesceStep {
         kind,
         target: mount.display().to_string(),
@@ -195,7 +224,7 @@ fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<&io::Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use std::{path::PathBuf, sync::mpsc};
 
     /// Notes what is asked of it; freezing what is called `bad` fails, and so does thawing what is called `stuck`; what is called
     /// `loose` does not stay frozen.
@@ -207,10 +236,10 @@ mod tests {
     }
 
     impl Double {
-        fn note(&self, what: &str, mount: &Path, fails: &str) -> io::Result<()> {
-            self.calls.lock().push(format!("{what} {}", mount.display()));
-            match mount.to_str() == Some(fails) {
-                true => Err(io::ErrorKind::PermissionDenied.into()),
+        fn note(&self, what: &str, mount: &Mounted, fails: &str) -> Result<(), FreezerError> {
+            self.calls.lock().push(format!("{what} {}", mount.path.display()));
+            match mount.path.to_str() == Some(fails) {
+                true => Err(FreezerError::Call(io::ErrorKind::PermissionDenied.into())),
                 false => Ok(()),
             }
         }
@@ -229,12 +258,12 @@ mod tests {
     }
 
     impl Freezer for Double {
-        fn sync(&self, mount: &Path) -> io::Result<()> {
+        fn sync(&self, mount: &Mounted) -> Result<(), FreezerError> {
             self.note("sync", mount, "")
         }
 
-        fn freeze(&self, mount: &Path) -> io::Result<()> {
-            if mount.to_str() == Some("slow")
+        fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError> {
+            if mount.path.to_str() == Some("slow")
                 && let Some(gate) = self.gate.lock().take()
             {
                 gate.recv().unwrap();
@@ -242,15 +271,15 @@ mod tests {
             self.note("freeze", mount, "bad")
         }
 
-        fn thaw(&self, mount: &Path) -> io::Result<Thawed> {
+        fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError> {
             self.note("thaw", mount, "stuck")?;
-            Ok(if mount.to_str() == Some("loose") { Thawed::Before } else { Thawed::Now })
+            Ok(if mount.path.to_str() == Some("loose") { Thawed::Before } else { Thawed::Now })
         }
     }
 
     fn with(mounts: &[&str], patience: Duration) -> (Arc<Double>, Filesystems) {
         let double = Arc::new(Double::default());
-        let mounts = mounts.iter().map(PathBuf::from).collect();
+        let mounts = mounts.iter().map(|path| Mounted { path: PathBuf::from(path), device: 1 }).collect();
         (double.clone(), Filesystems::new(double, mounts, patience))
     }
 

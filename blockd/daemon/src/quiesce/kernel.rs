@@ -1,12 +1,16 @@
 //! The system calls that freeze and thaw a filesystem.
 
-use super::filesystems::{Freezer, Thawed};
+use super::{
+    apart::Handle,
+    filesystems::{Freezer, FreezerError, Thawed},
+    marker::Mounted,
+};
 use rustix::{
     fd::OwnedFd,
     fs::{Mode, OFlags},
     ioctl::{NoArg, Opcode, ioctl, opcode},
 };
-use std::{io, path::Path};
+use std::io;
 
 /// `FIFREEZE`.
 const FREEZE: Opcode = opcode::read_write::<std::ffi::c_int>(b'X', 119);
@@ -17,34 +21,60 @@ const THAW: Opcode = opcode::read_write::<std::ffi::c_int>(b'X', 120);
 #[derive(Debug)]
 pub(crate) struct Kernel;
 
-fn open(mount: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(mount, flags, Mode::empty())?)
+/// A filesystem by a descriptor, which stays with it whatever is mounted at its path meanwhile.
+#[derive(Debug)]
+pub(super) struct Open(OwnedFd);
+
+impl Open {
+    /// Opens what is mounted there.
+    ///
+    /// # Errors
+    /// It cannot be opened; or it is another filesystem by now.
+    pub(super) fn at(mount: &Mounted) -> Result<Self, FreezerError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&mount.path, flags, Mode::empty()).map_err(io::Error::from)?;
+        match rustix::fs::fstat(&directory).map_err(io::Error::from)?.st_dev == mount.device {
+            true => Ok(Self(directory)),
+            false => Err(FreezerError::Elsewhere),
+        }
+    }
 }
 
-impl Freezer for Kernel {
-    fn sync(&self, mount: &Path) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(open(mount)?)?)
+impl Handle for Open {
+    fn sync(&self) -> Result<(), FreezerError> {
+        Ok(rustix::fs::syncfs(&self.0).map_err(io::Error::from)?)
     }
 
-    fn freeze(&self, mount: &Path) -> io::Result<()> {
-        let directory = open(mount)?;
+    fn freeze(&self) -> Result<(), FreezerError> {
         // SAFETY: the kernel does not look at the argument of FIFREEZE, and writes nothing through it.
         let request = unsafe { NoArg::<FREEZE>::new() };
         // SAFETY: the request is one that takes any open file of a filesystem and no memory.
-        Ok(unsafe { ioctl(directory, request) }?)
+        Ok(unsafe { ioctl(&self.0, request) }.map_err(io::Error::from)?)
     }
 
-    fn thaw(&self, mount: &Path) -> io::Result<Thawed> {
-        let directory = open(mount)?;
+    fn thaw(&self) -> Result<Thawed, FreezerError> {
         // SAFETY: the kernel does not look at the argument of FITHAW, and writes nothing through it.
         let request = unsafe { NoArg::<THAW>::new() };
         // SAFETY: the request is one that takes any open file of a filesystem and no memory.
-        match unsafe { ioctl(directory, request) } {
+        match unsafe { ioctl(&self.0, request) } {
             // It is not frozen.
             Err(rustix::io::Errno::INVAL) => Ok(Thawed::Before),
-            other => Ok(other.map(|()| Thawed::Now)?),
+            other => Ok(other.map(|()| Thawed::Now).map_err(io::Error::from)?),
         }
+    }
+}
+
+impl Freezer for Kernel {
+    fn sync(&self, mount: &Mounted) -> Result<(), FreezerError> {
+        Open::at(mount)?.sync()
+    }
+
+    fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError> {
+        Open::at(mount)?.freeze()
+    }
+
+    fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError> {
+        Open::at(mount)?.thaw()
     }
 }
 
@@ -61,17 +91,20 @@ mod tests {
     /// What cannot be frozen, such as `/proc`, is an error and no more.
     #[test]
     fn what_cannot_be_frozen_is_an_error() {
-        let error = Kernel.freeze(Path::new("/proc")).unwrap_err();
-        assert!(
-            matches!(error.raw_os_error(), Some(code) if [
-                rustix::io::Errno::OPNOTSUPP,
-                rustix::io::Errno::PERM,
-                rustix::io::Errno::NOTTY,
-            ]
-            .iter()
-            .any(|errno| errno.raw_os_error() == code)),
-            "{error}"
-        );
-        assert!(Kernel.freeze(Path::new("/nowhere")).is_err());
+        use rustix::io::Errno;
+        let error = Kernel.freeze(&Mounted::at("/proc".into()).unwrap()).unwrap_err();
+        let refusals = [Errno::OPNOTSUPP, Errno::PERM, Errno::NOTTY];
+        assert!(error.errno().is_some_and(|errno| refusals.contains(&errno)), "{error}");
+        let nowhere = Mounted { path: "/nowhere".into(), device: 1 };
+        assert_eq!(Kernel.freeze(&nowhere).unwrap_err().errno(), Some(Errno::NOENT));
+    }
+
+    #[test]
+    fn another_filesystem_that_lies_there_now_is_left_alone() {
+        let mut mount = Mounted::at("/proc".into()).unwrap();
+        mount.device += 1;
+        assert!(matches!(Kernel.sync(&mount), Err(FreezerError::Elsewhere)));
+        assert!(matches!(Kernel.freeze(&mount), Err(FreezerError::Elsewhere)));
+        assert!(matches!(Kernel.thaw(&mount), Err(FreezerError::Elsewhere)));
     }
 }

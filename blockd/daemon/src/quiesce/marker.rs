@@ -5,10 +5,11 @@
 
 use super::{
     Hook,
-    filesystems::{Freezer, Thawed},
+    filesystems::{Freezer, FreezerError, Thawed},
 };
 use crate::files;
 use blockd_api::quiesce::QuiesceKind;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::{
     io,
@@ -37,7 +38,7 @@ pub(crate) struct Marker {
 }
 
 /// A filesystem that was mounted when the marker was written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Mounted {
     /// One of its mount points.
     pub(crate) path: PathBuf,
@@ -65,12 +66,13 @@ impl Mounted {
         if !self.is_there() {
             return LetGo::Done;
         }
-        match freezer.thaw(&self.path) {
+        match freezer.thaw(self) {
             Ok(Thawed::Now) => {
                 tracing::warn!(mount = %self.path.display(), "thawed what was left frozen");
                 LetGo::Done
             }
             Ok(Thawed::Before) => LetGo::NotFrozen,
+            Err(FreezerError::Elsewhere) => LetGo::Done,
             Err(error) => {
                 tracing::error!(mount = %self.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
                 LetGo::Failed
@@ -84,15 +86,20 @@ impl Mounted {
         if !self.is_there() {
             return LetGo::Done;
         }
-        match freezer.freeze(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
-            Err(error) => {
+        let Err(error) = freezer.freeze(self) else { return self.thaw(freezer) };
+        match (&error, error.errno()) {
+            (_, Some(Errno::BUSY)) => self.thaw(freezer),
+            (FreezerError::Elsewhere, _) | (_, Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOENT)) => {
                 tracing::debug!(mount = %self.path.display(), %error, "cannot be frozen, so nobody else does");
-                return LetGo::Done;
+                LetGo::Done
             }
-            Ok(()) => {}
+            // That says nothing of the filesystem.
+            (FreezerError::NoHolder(_) | FreezerError::HolderGone, _) => LetGo::NotFrozen,
+            (FreezerError::Call(_), _) => {
+                tracing::error!(mount = %self.path.display(), %error, "a filesystem may still become frozen: try `fsfreeze --unfreeze`");
+                LetGo::Failed
+            }
         }
-        self.thaw(freezer)
     }
 }
 
@@ -143,24 +150,51 @@ pub(crate) fn remove(path: &Path) {
 /// Lets go what a daemon that died left at rest: thaws, then runs the commands after. Blocks.
 pub(crate) fn let_go(data_dir: &Path, freezer: &dyn Freezer) {
     let entries = std::fs::read_dir(dir(data_dir)).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()) {
+    // Waiting comes last: what can be let go now is not kept by what cannot.
+    let mut left: Vec<_> = entries.filter_map(|entry| Left::let_go(entry.path(), freezer)).collect();
+    let deadline = Instant::now() + FREEZING_PATIENCE;
+    loop {
+        left.retain(|left| !left.is_settled());
+        if left.is_empty() || Instant::now() >= deadline {
+            return;
+        }
+        for (mount, end) in left.iter_mut().flat_map(|left| &mut left.ends) {
+            if *end == LetGo::NotFrozen {
+                *end = mount.make_sure(freezer);
+            }
+        }
+        if left.iter().any(Left::is_waited_for) {
+            std::thread::sleep(FREEZING_PAUSE);
+        }
+    }
+}
+
+/// What one marker tells of.
+struct Left {
+    path: PathBuf,
+    ends: Vec<(Mounted, LetGo)>,
+}
+
+impl Left {
+    /// Does what needs no waiting: thaws, and runs the command after.
+    fn let_go(path: PathBuf, freezer: &dyn Freezer) -> Option<Self> {
         if path.extension().is_none_or(|extension| extension != "json") {
             remove(&path);
-            continue;
+            return None;
         }
-        let marker: Marker = match std::fs::read(&path)
-            .and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from))
-        {
-            Ok(marker) => marker,
-            Err(error) => {
-                tracing::error!(path = %path.display(), %error, "it is not known what was at rest");
-                continue;
-            }
-        };
-        let mut ends: Vec<_> = marker.mounts.iter().rev().map(|mount| (mount, mount.thaw(freezer))).collect();
+        let read = std::fs::read(&path);
+        let marker: Marker =
+            match read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from)) {
+                Ok(marker) => marker,
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "it is not known what was at rest");
+                    return None;
+                }
+            };
+        let ends = marker.mounts.iter().rev().map(|mount| (mount.clone(), mount.thaw(freezer))).collect();
         if marker.run_post_command().is_some() {
             // It runs once, whatever becomes of this process while it waits.
-            let rest = Marker { post_command: None, ..marker.clone() };
+            let rest = Marker { post_command: None, ..marker };
             if let Err(error) = serde_json::to_vec(&rest)
                 .map_err(io::Error::from)
                 .and_then(|bytes| files::write_atomically(&path, &bytes))
@@ -168,18 +202,19 @@ pub(crate) fn let_go(data_dir: &Path, freezer: &dyn Freezer) {
                 tracing::warn!(path = %path.display(), %error, "a command after may run once more");
             }
         }
-        let deadline = Instant::now() + FREEZING_PATIENCE;
-        while ends.iter().any(|(_, end)| *end == LetGo::NotFrozen) && Instant::now() < deadline {
-            for (mount, end) in ends.iter_mut().filter(|(_, end)| *end == LetGo::NotFrozen) {
-                *end = mount.make_sure(freezer);
-            }
-            if ends.iter().any(|(_, end)| *end == LetGo::NotFrozen) {
-                std::thread::sleep(FREEZING_PAUSE);
-            }
+        Some(Self { path, ends })
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.ends.iter().any(|(_, end)| *end == LetGo::NotFrozen)
+    }
+
+    /// Whether there is nothing to wait for; the marker goes if all is let go.
+    fn is_settled(&self) -> bool {
+        if self.ends.iter().all(|(_, end)| *end == LetGo::Done) {
+            remove(&self.path);
         }
-        if ends.iter().all(|(_, end)| *end == LetGo::Done) {
-            remove(&path);
-        }
+        !self.is_waited_for()
     }
 }
 
@@ -195,6 +230,8 @@ mod tests {
         frozen: Mutex<bool>,
         busy_for: Mutex<usize>,
         fails: bool,
+        /// Why the next freezes fail, the last one first.
+        refusals: Mutex<Vec<FreezerError>>,
     }
 
     impl Double {
@@ -208,11 +245,14 @@ mod tests {
     }
 
     impl Freezer for Double {
-        fn sync(&self, _: &Path) -> io::Result<()> {
+        fn sync(&self, _: &Mounted) -> Result<(), FreezerError> {
             Ok(())
         }
-        fn freeze(&self, mount: &Path) -> io::Result<()> {
-            self.note("freeze", mount);
+        fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError> {
+            self.note("freeze", &mount.path);
+            if let Some(refusal) = self.refusals.lock().pop() {
+                return Err(refusal);
+            }
             let mut busy_for = self.busy_for.lock();
             if *busy_for == 0 {
                 *self.frozen.lock() = true;
@@ -222,12 +262,12 @@ mod tests {
             if *busy_for == 0 {
                 *self.frozen.lock() = true;
             }
-            Err(rustix::io::Errno::BUSY.into())
+            Err(FreezerError::Call(Errno::BUSY.into()))
         }
-        fn thaw(&self, mount: &Path) -> io::Result<Thawed> {
-            self.note("thaw", mount);
+        fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError> {
+            self.note("thaw", &mount.path);
             if self.fails {
-                return Err(io::ErrorKind::PermissionDenied.into());
+                return Err(FreezerError::Call(io::ErrorKind::PermissionDenied.into()));
             }
             Ok(if std::mem::take(&mut *self.frozen.lock()) { Thawed::Now } else { Thawed::Before })
         }
@@ -273,6 +313,52 @@ mod tests {
         let_go(dir.path(), &double);
         assert_eq!(double.calls(), ["thaw a", "freeze a", "thaw a", "freeze a", "thaw a"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
+    }
+
+    /// Somebody may be freezing it all the same.
+    #[test]
+    fn a_process_that_cannot_be_had_says_nothing_of_the_filesystem() {
+        let dir = tempfile::tempdir().unwrap();
+        marker(dir.path(), &["a"]).write(dir.path()).unwrap();
+        let refusals = vec![FreezerError::HolderGone, FreezerError::NoHolder(Errno::AGAIN.into())];
+        let double = Double { refusals: Mutex::new(refusals), ..Double::default() };
+        let_go(dir.path(), &double);
+        assert_eq!(double.calls(), ["thaw a", "freeze a", "freeze a", "freeze a", "thaw a"]);
+        assert!(is_removed(dir.path()));
+    }
+
+    #[test]
+    fn only_one_that_cannot_be_frozen_at_all_needs_no_marker() {
+        for (errno, removed) in [
+            (Errno::OPNOTSUPP, true),
+            (Errno::NOTTY, true),
+            (Errno::NOENT, true),
+            (Errno::NOMEM, false),
+            (Errno::IO, false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            marker(dir.path(), &["a"]).write(dir.path()).unwrap();
+            let refusals = Mutex::new(vec![FreezerError::Call(errno.into())]);
+            let double = Double { refusals, ..Double::default() };
+            let_go(dir.path(), &double);
+            assert_eq!(is_removed(dir.path()), removed, "{errno}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_let_go_does_not_wait_for_what_cannot() {
+        let dir = tempfile::tempdir().unwrap();
+        let resumed = dir.path().join("resumed");
+        for name in ["a", "b"] {
+            let post_command = Some(format!("echo >> {}", resumed.display()));
+            Marker { post_command, timeout_s: 600, ..marker(dir.path(), &[name]) }.write(dir.path()).unwrap();
+        }
+        let double = Double { busy_for: Mutex::new(3), ..Double::default() };
+        let_go(dir.path(), &double);
+        let calls = double.calls();
+        assert!(calls[..2].iter().all(|call| call.starts_with("thaw")), "{calls:?}");
+        assert!(is_removed(dir.path()));
+        assert_eq!(std::fs::read_to_string(resumed).unwrap(), "\n\n");
     }
 
     #[test]

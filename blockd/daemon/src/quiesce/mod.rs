@@ -84,8 +84,7 @@ impl Rest {
             self.marker_path = Some(written.map_err(FreezeFailed::Other)?);
         }
         self.run_pre_command().map_err(FreezeFailed::Other)?;
-        let mounts = self.marker.mounts.iter().map(|mount| mount.path.clone()).collect();
-        let filesystems = Filesystems::new(freezer, mounts, PATIENCE);
+        let filesystems = Filesystems::new(freezer, self.marker.mounts.clone(), PATIENCE);
         filesystems.sync();
         let refs: Vec<_> = members.iter().map(|(volume, id)| (&**volume, *id)).collect();
         // The time stands for the instant of the freeze, so it is taken beside it.
@@ -192,7 +191,10 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::{filesystems::Thawed, *};
+    use super::{
+        filesystems::{FreezerError, Thawed},
+        *,
+    };
     use blockd_extent::VolumeId;
     use parking_lot::Mutex;
     use std::io;
@@ -205,17 +207,17 @@ mod tests {
     }
 
     impl Freezer for Double {
-        fn sync(&self, _: &Path) -> io::Result<()> {
+        fn sync(&self, _: &Mounted) -> Result<(), FreezerError> {
             Ok(())
         }
-        fn freeze(&self, _: &Path) -> io::Result<()> {
+        fn freeze(&self, _: &Mounted) -> Result<(), FreezerError> {
             self.calls.lock().push("freeze");
             if self.fails {
-                return Err(io::ErrorKind::Unsupported.into());
+                return Err(FreezerError::Call(io::ErrorKind::Unsupported.into()));
             }
-            self.volume.write(0, &[1; 4096], true).map_err(io::Error::other)
+            Ok(self.volume.write(0, &[1; 4096], true).map_err(io::Error::other)?)
         }
-        fn thaw(&self, _: &Path) -> io::Result<Thawed> {
+        fn thaw(&self, _: &Mounted) -> Result<Thawed, FreezerError> {
             self.calls.lock().push("thaw");
             self.volume.write(0, &[2; 4096], false).map_err(io::Error::other)?;
             Ok(Thawed::Now)

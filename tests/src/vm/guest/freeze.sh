@@ -4,6 +4,8 @@
 # How long a filesystem is frozen depends on nothing but what this script does. Who freezes one waits for the writes to it that
 # are under way: a program that splices from an empty pipe into a file is inside such a write until it is killed, so
 # the second filesystem is not frozen, and the first one stays frozen, for as long as the script likes.
+# The numbers of system calls below, here and in what perl calls, are those of one architecture.
+[ "$(uname -m)" = x86_64 ] || fail "the numbers of the system calls are not known on $(uname -m)"
 # For the commands before and after.
 [ -e /bin/sh ] || ln -s /usr/bin/bash /bin/sh
 blockctl volume create first --size 256MiB >/dev/null || fail create
@@ -91,6 +93,9 @@ check_clone() { # check_clone SNAPSHOT: what e2fsck says of a volume that is mad
     blockctl volume delete copy >/dev/null || fail "delete copy"
 }
 
+# names_changed: files have come since the mark was set
+names_changed() { [ /mnt/name -nt /mnt/mark ] || [ /mnt/new -nt /mnt/mark ]; }
+
 step "frozen under load"
 rm -f /tmp/enough
 fio --name=load --directory=/mnt --size=16M --rw=randwrite --bs=4k --ioengine=psync --fsync=256 --time_based \
@@ -101,7 +106,7 @@ names=$!
 for number in 1 2; do
     # Files have come and gone since the last one.
     touch /mnt/mark
-    until [ /mnt/name -nt /mnt/mark ] || [ /mnt/new -nt /mnt/mark ]; do sleep 0.1; done
+    becomes_true names_changed || fail "no file comes or goes under /mnt"
     blockctl --json snapshot create first --name frozen$number --freeze-fs --pre-command "exit 0" --post-command "exit 5" \
         >/tmp/said 2>&1 || fail "snapshot: $(cat /tmp/said)"
     tr -d ' \n' </tmp/said >/tmp/steps
@@ -177,6 +182,8 @@ mkfifo /tmp/requests
 blockd --hold-filesystem=/mnt --hold-patience-ms=600000 </tmp/requests >/tmp/answers &
 holder=$!
 exec 9>/tmp/requests
+# The number of the device first, then the request.
+perl -e 'print pack("Q<", (stat "/mnt")[0])' >&9 || fail "the device is not told"
 printf f >&9
 becomes_true in_call $holder "$FREEZE" || fail "it is not being frozen"
 stop_daemon KILL
