@@ -11,7 +11,7 @@ use tokio::{sync::Notify, time::Instant};
 const WHOLE_PERMILLE: u32 = 1000;
 /// The longest rest after one piece of work, however long that took: it may have waited for a disk.
 const REST_MOST: Duration = Duration::from_secs(2);
-/// A piece of work that made way and took so long hardly got a processor: the next one does not make way.
+/// A thread that made way and waited so long for a processor hardly gets one: the next piece of work does not make way.
 const STARVED_FROM: Duration = Duration::from_secs(2);
 
 /// The share of its time that each thread works, set by somebody who watches what else goes on.
@@ -60,9 +60,9 @@ impl Pace {
         self.makes_way.load(Relaxed) && !self.is_starved.swap(false, Relaxed)
     }
 
-    /// Notes how long a piece took that made way.
-    pub(crate) fn note_made_way(&self, took: Duration) {
-        if took >= STARVED_FROM {
+    /// Notes how long a thread that makes way waited for a processor, for one piece of work.
+    pub(crate) fn note_made_way(&self, waited: Duration) {
+        if waited >= STARVED_FROM {
             self.is_starved.store(true, Relaxed);
         }
     }

@@ -1,7 +1,20 @@
 //! How backups, restores and verifications have done what takes a processor or a disk.
 
 use crate::{CloudError, Pace, Workers, repository::run_blocking, workers::Lost};
-use std::{sync::Arc, time::Instant};
+use std::{
+    cell::Cell,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Where the kernel tells how long the calling thread ran, and how long it waited for a processor.
+const SCHEDSTAT: &str = "/proc/thread-self/schedstat";
+
+thread_local! {
+    /// What the thread had waited in all when it was last asked.
+    static WAITED_NANOS: Cell<u64> = const { Cell::new(0) };
+}
 
 /// Where the work is done, and what share of the time it may take. By default on the runtime's threads that may block, all
 /// of the time.
@@ -33,8 +46,7 @@ impl Work {
         };
         let (done, took) = match self.yielding() {
             Some((workers, pace)) => {
-                let done = workers.run(timed).await.map_err(|error| CloudError::worker(&error))?;
-                done.inspect(|(_, took)| pace.note_made_way(*took))?
+                make_way(workers, pace, timed).await.map_err(|error| CloudError::worker(&error))??
             }
             None => run_blocking(timed).await?,
         };
@@ -50,9 +62,77 @@ impl Work {
         work: F,
     ) -> Result<Result<T, Lost>, F> {
         let Some((workers, pace)) = self.yielding() else { return Err(work) };
-        let began = Instant::now();
-        let done = workers.run(work).await;
-        pace.note_made_way(began.elapsed());
-        Ok(done)
+        Ok(make_way(workers, pace, work).await)
+    }
+}
+
+/// Notes how long the thread waited for a processor, not how long the piece took: that may have been for a disk.
+async fn make_way<T: Send + 'static>(
+    workers: &Workers,
+    pace: &Pace,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Lost> {
+    let (done, waited) = workers.run(move || (work(), waited_for_processor())).await?;
+    pace.note_made_way(waited);
+    Ok(done)
+}
+
+/// How long the calling thread waited for a processor since it was last asked, so also before it took up its work. Nothing
+/// where the kernel does not tell.
+fn waited_for_processor() -> Duration {
+    let waited = fs::read_to_string(SCHEDSTAT).ok().and_then(|text| waited_nanos(&text)).unwrap_or(0);
+    Duration::from_nanos(waited.saturating_sub(WAITED_NANOS.replace(waited)))
+}
+
+/// The second number.
+fn waited_nanos(schedstat: &str) -> Option<u64> {
+    schedstat.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
+    #[tokio::test]
+    async fn who_waits_for_a_disk_or_in_the_queue_makes_way_as_before() {
+        let pace = Arc::<Pace>::default();
+        pace.set_making_way(true);
+        let work =
+            Work { yielding: Some(Workers::start("test", 1, || {}).unwrap()), pace: Some(pace.clone()) };
+        // As a disk does: longer in all than what counts as hardly a processor, one in the queue behind the other.
+        let slow = || work.make_way(|| thread::sleep(Duration::from_millis(1_100)));
+        let (one, other) = futures::join!(slow(), slow());
+        assert!(matches!((one, other), (Ok(Ok(())), Ok(Ok(())))));
+        assert!(pace.makes_way(), "nobody waited for a processor");
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_a_processor_is_told_so() {
+        assert_eq!(waited_nanos("17 42 3\n"), Some(42));
+        assert_eq!(waited_nanos(""), None);
+        let is_over = AtomicBool::new(false);
+        let spin = || {
+            while !is_over.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        };
+        // More threads than processors want to run.
+        let threads = thread::available_parallelism().unwrap().get() + 1;
+        let waited = thread::scope(|scope| {
+            (0..threads).for_each(|_| drop(scope.spawn(spin)));
+            let began = Instant::now();
+            waited_for_processor();
+            let mut waited = Duration::ZERO;
+            while waited < Duration::from_millis(20) && began.elapsed() < Duration::from_secs(20) {
+                waited += waited_for_processor();
+            }
+            is_over.store(true, Ordering::Relaxed);
+            waited
+        });
+        assert!(waited >= Duration::from_millis(20), "{waited:?}");
     }
 }

@@ -15,8 +15,10 @@ const FIRST_PERMILLE: u32 = 200;
 const STEP_PERMILLE: u32 = 20;
 /// Requests that are judged together, at least: single ones say little.
 const JUDGED_LEAST: u64 = 20;
-/// So long without that many requests, the guests count as idle.
+/// So long without that many requests, the guests count as idle, unless the few there were took much of that time.
 const IDLE_AFTER: Duration = Duration::from_millis(500);
+/// What part of the time is much, in percent.
+const BUSY_PERCENT: u128 = 5;
 /// Requests may take so much longer than usual on average, in percent.
 const LONGER_PERCENT: u64 = 150;
 /// What does not count as longer in any case.
@@ -26,15 +28,26 @@ const SLOW_PERMILLE: u64 = 5;
 /// By how much the usual time grows with every judgement, in percent, so that other work of the guest becomes usual.
 const FORGET_PERCENT: u64 = 1;
 
-/// Guests' requests since the look before.
+/// Guests' requests of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct Requests {
     /// How many.
-    pub(super) requests: u64,
+    pub(super) count: u64,
     /// How long all of them took, and waited for a processor.
     pub(super) nanos: u64,
     /// How many took longer than a few milliseconds.
     pub(super) slow: u64,
+}
+
+/// Guests' requests since the look before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// What reads and writes.
+    pub(super) data: Requests,
+    /// What makes durable: it takes much longer where nothing is wrong, so it is not mixed with the others.
+    pub(super) flushes: Requests,
+    /// Nothing was done, and something is under way that waits for a disk.
+    pub(super) is_stalled: bool,
     /// Since when.
     pub(super) during: Duration,
 }
@@ -46,12 +59,59 @@ struct Usual {
     slow_permille: u64,
 }
 
+/// Judges requests of one kind.
+#[derive(Debug, Default)]
+struct Judge {
+    /// Not judged yet.
+    pending: Requests,
+    during: Duration,
+    usual: Option<Usual>,
+    /// Whether guests have such requests.
+    is_active: bool,
+}
+
+impl Judge {
+    /// Whether the requests suffer, if there is enough to tell.
+    fn look(&mut self, seen: &Requests, during: Duration) -> Option<bool> {
+        self.pending.count += seen.count;
+        self.pending.nanos = self.pending.nanos.saturating_add(seen.nanos);
+        self.pending.slow += seen.slow;
+        self.during += during;
+        if self.pending.count < JUDGED_LEAST && self.during < IDLE_AFTER {
+            return None;
+        }
+        let judged = std::mem::take(&mut self.pending);
+        let during = std::mem::take(&mut self.during);
+        // Few requests that take all of the time are no sign of idleness: who waits for each of them has no more.
+        let is_busy = u128::from(judged.nanos) * 100 >= during.as_nanos() * BUSY_PERCENT;
+        self.is_active = judged.count >= JUDGED_LEAST || (judged.count > 0 && is_busy);
+        self.is_active.then(|| self.judge(&judged))
+    }
+
+    /// Of one request at least.
+    fn judge(&mut self, seen: &Requests) -> bool {
+        let count = seen.count.max(1);
+        let now = Usual { mean_nanos: seen.nanos / count, slow_permille: seen.slow * 1000 / count };
+        let suffers = self.usual.is_some_and(|usual| {
+            now.mean_nanos > usual.mean_nanos * LONGER_PERCENT / 100 + LONGER_NANOS
+                || now.slow_permille > usual.slow_permille + SLOW_PERMILLE
+        });
+        let usual = self.usual.unwrap_or(now);
+        self.usual = Some(Usual {
+            mean_nanos: now.mean_nanos.min(usual.mean_nanos + usual.mean_nanos * FORGET_PERCENT / 100 + 1),
+            slow_permille: now.slow_permille.min(usual.slow_permille + u64::from(suffers)),
+        });
+        suffers
+    }
+}
+
 /// Sets the share.
 #[derive(Debug, Default)]
 pub(super) struct Governor {
-    /// Not judged yet.
-    pending: Seen,
-    usual: Option<Usual>,
+    data: Judge,
+    flushes: Judge,
+    /// For how long nothing was done that is under way.
+    stalled: Duration,
     /// None while guests are idle.
     share_permille: Option<u32>,
 }
@@ -64,37 +124,22 @@ impl Governor {
 
     /// The share from now on, in thousandths.
     pub(super) fn look(&mut self, seen: &Seen) -> u32 {
-        self.pending.requests += seen.requests;
-        self.pending.nanos += seen.nanos;
-        self.pending.slow += seen.slow;
-        self.pending.during += seen.during;
-        if self.pending.requests >= JUDGED_LEAST {
-            let judged = std::mem::take(&mut self.pending);
-            self.judge(&judged);
-        } else if self.pending.during >= IDLE_AFTER {
-            self.pending = Seen::default();
+        let judged = [self.data.look(&seen.data, seen.during), self.flushes.look(&seen.flushes, seen.during)];
+        self.stalled = if seen.is_stalled { self.stalled + seen.during } else { Duration::ZERO };
+        let is_stuck = self.stalled >= IDLE_AFTER;
+        if is_stuck {
+            // The next step down is only taken after as long again, but the guests do not count as idle meanwhile.
+            self.stalled = Duration::from_nanos(1);
+        }
+        let share = self.share_permille.unwrap_or(FIRST_PERMILLE);
+        if is_stuck || judged.contains(&Some(true)) {
+            self.share_permille = Some((share / 2).max(LEAST_PERMILLE));
+        } else if judged.contains(&Some(false)) {
+            self.share_permille = Some((share + STEP_PERMILLE).min(ALL_PERMILLE));
+        } else if !self.data.is_active && !self.flushes.is_active && self.stalled.is_zero() {
             self.share_permille = None;
         }
         self.share_permille.unwrap_or(ALL_PERMILLE)
-    }
-
-    fn judge(&mut self, seen: &Seen) {
-        let now =
-            Usual { mean_nanos: seen.nanos / seen.requests, slow_permille: seen.slow * 1000 / seen.requests };
-        let share = self.share_permille.unwrap_or(FIRST_PERMILLE);
-        let suffers = self.usual.is_some_and(|usual| {
-            now.mean_nanos > usual.mean_nanos * LONGER_PERCENT / 100 + LONGER_NANOS
-                || now.slow_permille > usual.slow_permille + SLOW_PERMILLE
-        });
-        self.share_permille = Some(match suffers {
-            true => (share / 2).max(LEAST_PERMILLE),
-            false => (share + STEP_PERMILLE).min(ALL_PERMILLE),
-        });
-        let usual = self.usual.unwrap_or(now);
-        self.usual = Some(Usual {
-            mean_nanos: now.mean_nanos.min(usual.mean_nanos + usual.mean_nanos * FORGET_PERCENT / 100 + 1),
-            slow_permille: now.slow_permille.min(usual.slow_permille + u64::from(suffers)),
-        });
     }
 }
 
@@ -102,8 +147,14 @@ impl Governor {
 mod tests {
     use super::*;
 
+    const LOOK: Duration = Duration::from_millis(50);
+
     fn seen(requests: u64, micros_each: u64, slow: u64) -> Seen {
-        Seen { requests, nanos: requests * micros_each * 1000, slow, during: Duration::from_millis(50) }
+        Seen { data: took(requests, micros_each, slow), during: LOOK, ..Seen::default() }
+    }
+
+    fn took(count: u64, micros_each: u64, slow: u64) -> Requests {
+        Requests { count, nanos: count * micros_each * 1000, slow }
     }
 
     #[test]
@@ -188,5 +239,77 @@ mod tests {
         let settled = shares[200..].iter().sum::<u64>() / shares[200..].len() as u64;
         assert!((200..600).contains(&settled), "{settled}");
         assert!(shares[200..].iter().all(|share| *share < 900));
+    }
+
+    /// Against a model of a disk: a guest that sends the next request when the one before is done, each of which takes 8 ms,
+    /// and up to 30 ms the more tasks work beyond three tenths of the time. It has fewer requests the more it suffers.
+    #[test]
+    fn a_guest_that_waits_for_each_request_is_not_taken_for_idle() {
+        for is_flush in [false, true] {
+            let mut governor = Governor::default();
+            let (mut share, mut left_micros, mut shares) = (FIRST_PERMILLE, 0, Vec::new());
+            for look in 0..3_000 {
+                // At first, as if tasks had all of the time: so it was when the guest was taken for idle.
+                let working = if (200..300).contains(&look) { ALL_PERMILLE } else { share };
+                let micros_each = 8_000 + u64::from(working.saturating_sub(300)) * 32;
+                let micros = left_micros + LOOK.as_micros() as u64;
+                left_micros = micros % micros_each;
+                let count = micros / micros_each;
+                let requests = took(count, micros_each, count);
+                let (data, flushes) =
+                    if is_flush { (Requests::default(), requests) } else { (requests, Requests::default()) };
+                share = governor.look(&Seen { data, flushes, is_stalled: count == 0, during: LOOK });
+                shares.push(u64::from(share));
+                assert!(look < 20 || governor.sees_guests(), "{look}: {share}");
+            }
+            assert!(shares[250..300].iter().all(|share| *share < 200), "{:?}", &shares[200..300]);
+            let settled = shares[300..].iter().sum::<u64>() / shares[300..].len() as u64;
+            assert!((100..700).contains(&settled), "{settled}");
+            assert!(shares[300..].iter().all(|share| *share < 950), "{:?}", shares.iter().max());
+        }
+    }
+
+    #[test]
+    fn requests_that_do_not_come_back_take_the_share_down() {
+        let at_work = || {
+            let mut governor = Governor::default();
+            (0..50).for_each(|_| {
+                governor.look(&seen(100, 20, 0));
+            });
+            governor
+        };
+        let mut governor = at_work();
+        let stalled = Seen { is_stalled: true, during: LOOK, ..Seen::default() };
+        let shares: Vec<u32> = (0..80).map(|_| governor.look(&stalled)).collect();
+        assert!(shares.is_sorted_by(|one, next| one >= next) && governor.sees_guests(), "{shares:?}");
+        assert_eq!((shares[8], shares[10], shares.last()), (1000, 500, Some(&LEAST_PERMILLE)));
+        // Where nothing told of the stall, the request tells of it at its end.
+        let mut governor = at_work();
+        (0..40).for_each(|_| {
+            governor.look(&seen(0, 0, 0));
+        });
+        assert!(!governor.sees_guests());
+        (0..10).for_each(|look| {
+            governor.look(&seen(u64::from(look == 0), 2_000_000, 1));
+        });
+        assert_eq!(governor.look(&seen(0, 0, 0)), FIRST_PERMILLE / 2);
+    }
+
+    #[test]
+    fn a_flush_now_and_then_is_not_compared_with_writes() {
+        let mut governor = Governor::default();
+        let shares: Vec<u32> = (0..300)
+            .map(|look| {
+                let flushes = took(u64::from(look % 20 == 7) * 2, 5_000, 2);
+                governor.look(&Seen { flushes, ..seen(100, 20, 0) })
+            })
+            .collect();
+        assert!(shares.is_sorted() && shares.last() == Some(&ALL_PERMILLE), "{shares:?}");
+        // Many that take longer than they did count.
+        (0..50).for_each(|_| {
+            governor.look(&Seen { flushes: took(20, 1_000, 0), ..seen(100, 20, 0) });
+        });
+        let share = governor.look(&Seen { flushes: took(20, 4_000, 20), ..seen(100, 20, 0) });
+        assert_eq!(share, ALL_PERMILLE / 2);
     }
 }

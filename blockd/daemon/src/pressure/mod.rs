@@ -14,7 +14,7 @@ use crate::{config::TaskPriority, registry::Registry};
 use blockd_cloud::{Pace, Work, Workers};
 use governor::Governor;
 use observer::Observer;
-use priority::lower as lower_priority;
+use priority::{lower as lower_priority, lower_but_in_turn};
 use std::{
     io,
     sync::{
@@ -72,7 +72,7 @@ impl Pressure {
     /// # Errors
     /// A thread cannot be had.
     pub(crate) fn writing(&self, threads: usize) -> io::Result<Work> {
-        let start = || Workers::start("store-write", threads, lower_priority);
+        let start = || Workers::start("store-write", threads, lower_but_in_turn);
         let yielding = self.is_low.then(start).transpose()?;
         Ok(Work { yielding, pace: self.work.pace.clone() })
     }

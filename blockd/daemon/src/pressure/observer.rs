@@ -1,13 +1,16 @@
 //! What guests' requests were like since the last look, from counters that are there anyway.
 
-use super::governor::Seen;
+use super::governor::{Requests, Seen};
 use crate::{
     metrics::Operation,
-    registry::{EntryState, Registry},
+    registry::{EntryState, Registry, VolumeEntry},
 };
+use blockd_extent::VolumeId;
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio::time::Instant;
@@ -18,98 +21,116 @@ const SLOW_FROM: Duration = Duration::from_micros(1_024);
 const THREADS: &str = "/proc/self/task";
 /// The names of the threads that serve guests begin so.
 const SERVING: &str = "nbd-ring";
+/// The names of the threads that do for guests what waits for a disk begin so.
+const WORKING: &str = "nbd-worker";
 
-/// Sums since the daemon's start.
+/// The requests of a volume since the daemon's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sums {
-    requests: u64,
-    nanos: u64,
-    slow: u64,
-    /// How long the threads that serve guests waited for a processor.
-    waited_nanos: u64,
+    data: Requests,
+    flushes: Requests,
 }
+
+/// By volume: those of one that comes or goes are no guest's requests since the last look.
+type Volumes = HashMap<VolumeId, Sums>;
 
 /// Remembers the look before.
 pub(super) struct Observer {
-    threads: Vec<PathBuf>,
-    before: Sums,
+    serving: Vec<PathBuf>,
+    working: Vec<PathBuf>,
+    before: Volumes,
+    /// How long the threads that serve guests had waited for a processor.
+    waited_nanos: u64,
     at: Instant,
 }
 
 impl Observer {
     pub(super) fn new(registry: &Registry) -> Self {
-        let threads = serving_threads(Path::new(THREADS));
-        let before = sums(registry, &threads);
-        Self { threads, before, at: Instant::now() }
+        let serving = threads(Path::new(THREADS), SERVING);
+        let working = threads(Path::new(THREADS), WORKING);
+        let waited_nanos = serving.iter().map(|thread| waited_nanos(thread)).sum();
+        Self { serving, working, before: sums(registry), waited_nanos, at: Instant::now() }
     }
 
     pub(super) fn look(&mut self, registry: &Registry) -> Seen {
-        let (now, at) = (sums(registry, &self.threads), Instant::now());
+        let (now, at) = (sums(registry), Instant::now());
+        let waited_nanos = self.serving.iter().map(|thread| waited_nanos(thread)).sum::<u64>();
         let (before, since) = (std::mem::replace(&mut self.before, now), std::mem::replace(&mut self.at, at));
-        // A volume may be gone since, with its sums.
-        let more = |now: u64, before: u64| now.saturating_sub(before);
-        let waited_nanos = more(now.waited_nanos, before.waited_nanos);
-        Seen {
-            requests: more(now.requests, before.requests),
-            nanos: more(now.nanos, before.nanos) + waited_nanos,
-            slow: more(now.slow, before.slow),
-            during: at.duration_since(since),
+        let mut seen = Seen { during: at.duration_since(since), ..Seen::default() };
+        for (id, now) in &self.before {
+            let Some(before) = before.get(id) else { continue };
+            add_more(&mut seen.data, &now.data, &before.data);
+            add_more(&mut seen.flushes, &now.flushes, &before.flushes);
         }
+        let waited_before = std::mem::replace(&mut self.waited_nanos, waited_nanos);
+        seen.data.nanos += waited_nanos.saturating_sub(waited_before);
+        let mut threads = self.serving.iter().chain(&self.working);
+        seen.is_stalled =
+            seen.data.count + seen.flushes.count == 0 && threads.any(|thread| waits_for_disk(thread));
+        seen
     }
 }
 
-fn sums(registry: &Registry, threads: &[PathBuf]) -> Sums {
-    let mut sums =
-        Sums { waited_nanos: threads.iter().map(|path| waited_nanos(path)).sum(), ..Sums::default() };
-    for entry in registry.all() {
+/// Adds what there is more of now.
+fn add_more(sum: &mut Requests, now: &Requests, before: &Requests) {
+    // A volume may have been made anew under its id since: then there is less.
+    sum.count += now.count.saturating_sub(before.count);
+    sum.nanos += now.nanos.saturating_sub(before.nanos);
+    sum.slow += now.slow.saturating_sub(before.slow);
+}
+
+fn sums(registry: &Registry) -> Volumes {
+    let sums_of = |entry: Arc<VolumeEntry>| {
         // Requests to a lazy volume wait for a store, not for the tasks of this host.
-        let EntryState::Up(volume) = entry.view().state else { continue };
+        let EntryState::Up(volume) = entry.view().state else { return None };
         if volume.is_lazy() {
-            continue;
+            return None;
         }
-        for operation in [Operation::Read, Operation::Write] {
+        let mut sums = Sums::default();
+        for operation in [Operation::Read, Operation::Write, Operation::Flush] {
             let counted = entry.traffic.counted(operation);
-            sums.requests += counted.total();
-            sums.nanos = sums.nanos.wrapping_add(counted.nanos());
-            sums.slow += counted.above(SLOW_FROM);
+            let sum = if operation == Operation::Flush { &mut sums.flushes } else { &mut sums.data };
+            sum.count += counted.total();
+            sum.nanos = sum.nanos.wrapping_add(counted.nanos());
+            sum.slow += counted.above(SLOW_FROM);
         }
-    }
-    sums
+        Some((entry.id, sums))
+    };
+    registry.all().into_iter().filter_map(sums_of).collect()
 }
 
-/// The kernel's files on the threads that serve guests; none where it has none.
-fn serving_threads(tasks: &Path) -> Vec<PathBuf> {
+/// The kernel's directories on the threads whose names begin so; none where it has none.
+fn threads(tasks: &Path, name: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(tasks) else { return Vec::new() };
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let serves =
-        |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with(SERVING));
-    paths.filter(serves).map(|path| path.join("schedstat")).collect()
+    let is_named =
+        |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.starts_with(name));
+    paths.filter(is_named).collect()
 }
 
 /// How long a thread waited for a processor: the second number.
-fn waited_nanos(schedstat: &Path) -> u64 {
-    let text = fs::read_to_string(schedstat).unwrap_or_default();
+fn waited_nanos(thread: &Path) -> u64 {
+    let text = fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
     text.split_ascii_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Whether a thread waits for a disk now: the state after its name, which is in brackets.
+fn waits_for_disk(thread: &Path) -> bool {
+    let text = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+    text.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('D'))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        db::{VolumeRow, VolumeState},
-        registry::VolumeEntry,
-    };
-    use blockd_extent::VolumeId;
+    use crate::db::{VolumeRow, VolumeState};
     use blockd_volume::Volume;
 
-    #[test]
-    fn what_was_counted_since_the_last_look_is_seen_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::default();
-        let id = VolumeId::from_u64(1);
+    fn entry_in(registry: &Registry, dir: &Path, number: u64) -> Arc<VolumeEntry> {
+        let id = VolumeId::from_u64(number);
         let row = VolumeRow {
             id,
-            name: "one".parse().unwrap(),
+            name: format!("volume-{number}").parse().unwrap(),
             size_bytes: 1 << 20,
             labels: Default::default(),
             created: jiff::Timestamp::UNIX_EPOCH,
@@ -117,24 +138,50 @@ mod tests {
             read_only: false,
             group: None,
         };
-        let volume = Volume::create(&dir.path().join("1"), id, 1 << 20).unwrap();
+        let volume = Volume::create(&dir.join(number.to_string()), id, 1 << 20).unwrap();
         let entry = VolumeEntry::new(&row, EntryState::Up(volume));
-        registry.insert(std::sync::Arc::clone(&entry));
-        let note = |operation, ago: Duration| {
-            entry.traffic.note(operation, std::time::Instant::now().checked_sub(ago).unwrap());
-        };
-        note(Operation::Write, Duration::ZERO);
+        registry.insert(Arc::clone(&entry));
+        entry
+    }
+
+    fn note(entry: &VolumeEntry, operation: Operation, ago: Duration) {
+        entry.traffic.note(operation, std::time::Instant::now().checked_sub(ago).unwrap());
+    }
+
+    #[test]
+    fn what_was_counted_since_the_last_look_is_seen_once() {
+        let (dir, registry) = (tempfile::tempdir().unwrap(), Registry::default());
+        let entry = entry_in(&registry, dir.path(), 1);
+        note(&entry, Operation::Write, Duration::ZERO);
         let mut observer = Observer::new(&registry);
-        assert_eq!(observer.look(&registry).requests, 0);
-        note(Operation::Write, Duration::from_millis(20));
-        note(Operation::Read, Duration::ZERO);
-        note(Operation::Flush, Duration::from_millis(20));
+        assert_eq!(observer.look(&registry).data.count, 0);
+        note(&entry, Operation::Write, Duration::from_millis(20));
+        note(&entry, Operation::Read, Duration::ZERO);
+        note(&entry, Operation::Flush, Duration::from_millis(30));
         let seen = observer.look(&registry);
-        assert_eq!((seen.requests, seen.slow), (2, 1));
-        assert!(seen.nanos >= 20_000_000, "{seen:?}");
-        assert_eq!(observer.look(&registry).requests, 0);
-        entry.set_state(EntryState::Deleting);
-        assert_eq!(observer.look(&registry).requests, 0);
+        assert_eq!((seen.data.count, seen.data.slow), (2, 1));
+        assert_eq!((seen.flushes.count, seen.flushes.slow), (1, 1));
+        assert!(seen.data.nanos >= 20_000_000 && seen.flushes.nanos >= 30_000_000, "{seen:?}");
+        let seen = observer.look(&registry);
+        assert_eq!((seen.data.count, seen.flushes), (0, Requests::default()));
+    }
+
+    #[test]
+    fn a_volume_that_comes_or_goes_does_not_bring_or_take_what_it_did_before() {
+        let (dir, registry) = (tempfile::tempdir().unwrap(), Registry::default());
+        let (stays, goes) = (entry_in(&registry, dir.path(), 1), entry_in(&registry, dir.path(), 2));
+        (0..50).for_each(|_| note(&goes, Operation::Write, Duration::from_millis(20)));
+        let mut observer = Observer::new(&registry);
+        let up = goes.view().state;
+        for state in [EntryState::Deleting, up] {
+            goes.set_state(state);
+            note(&stays, Operation::Write, Duration::ZERO);
+            let seen = observer.look(&registry);
+            assert_eq!((seen.data.count, seen.data.slow), (1, 0), "{seen:?}");
+            assert!(seen.data.nanos < 900_000_000, "{seen:?}");
+        }
+        note(&goes, Operation::Write, Duration::from_millis(20));
+        assert_eq!(observer.look(&registry).data.count, 1);
     }
 
     #[test]
@@ -148,9 +195,24 @@ mod tests {
             fs::write(thread.join("comm"), name).unwrap();
             fs::write(thread.join("schedstat"), format!("7 {waited} 1\n")).unwrap();
         }
-        let threads = serving_threads(dir.path());
-        assert_eq!(threads.iter().map(|path| waited_nanos(path)).sum::<u64>(), 34);
+        let found = threads(dir.path(), SERVING);
+        assert_eq!(found.iter().map(|thread| waited_nanos(thread)).sum::<u64>(), 34);
         assert_eq!(waited_nanos(Path::new("/nowhere")), 0);
-        assert!(serving_threads(Path::new("/nowhere")).is_empty());
+        assert!(threads(Path::new("/nowhere"), SERVING).is_empty());
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_a_disk_is_told_from_one_that_sleeps() {
+        let dir = tempfile::tempdir().unwrap();
+        for (stat, expected) in [
+            ("7 (nbd-worker-0) D 1 7", true),
+            ("7 (nbd-worker-0) S 1 7", false),
+            ("7 (a) D) R 1", false),
+            ("", false),
+        ] {
+            fs::write(dir.path().join("stat"), stat).unwrap();
+            assert_eq!(waits_for_disk(dir.path()), expected, "{stat}");
+        }
+        assert!(!waits_for_disk(Path::new("/nowhere")));
     }
 }
