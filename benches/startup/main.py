@@ -171,6 +171,8 @@ def main():
         data_dir = work / "data"
         data_dir.mkdir()
         prepare(given, blockd, filler, data_dir)
+        # What was filled is not written back during the first start.
+        os.sync()
         report(given, measure(given, blockd, data_dir), target)
     finally:
         # A thousand volumes take their time to go.

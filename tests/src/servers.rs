@@ -23,6 +23,10 @@ pub const BUCKET: &str = "backups";
 pub const AZURE_ACCOUNT: &str = "testacct";
 /// Its key, as Azure shows keys.
 pub const AZURE_KEY: &str = "cGxhbnRlZC1henVyZS1rZXktNWYxYy1wbGFudGVkLWF6dXJlLWtleS01ZjFj";
+/// The access key of the user of Ceph's gateway that the tests start.
+pub const CEPH_ACCESS_KEY: &str = "cephtester";
+/// Its secret key.
+pub const CEPH_SECRET_KEY: &str = "planted-ceph-secret-3e8d";
 /// The user of Swift.
 pub const SWIFT_USER: &str = "test:tester";
 /// That user's key.
@@ -51,6 +55,24 @@ pub fn is_switched_off(name: &str) -> bool {
         eprintln!("NOT TESTED: {variable}=1 switches the tests with this store off");
     }
     off
+}
+
+/// What a variable of the tests with Ceph's gateway says.
+fn ceph_setting(name: &str) -> Option<String> {
+    std::env::var(format!("BLOCKD_TEST_CEPH_{name}")).ok().filter(|value| !value.is_empty())
+}
+
+/// Whether there is a gateway of Ceph to be tested with; says how to have one if there is none.
+pub fn has_ceph() -> bool {
+    let has = ceph_setting("ENDPOINT").is_some()
+        || std::env::var_os("BLOCKD_TEST_WITH_CEPH").is_some_and(|value| value == "1");
+    if !has {
+        eprintln!(
+            "NOT TESTED: Ceph's gateway. `tools/test-stores ceph` installs one, and BLOCKD_TEST_WITH_CEPH=1 tests with it; \
+             BLOCKD_TEST_CEPH_ENDPOINT=http://HOST:PORT, _BUCKET, _ACCESS_KEY and _SECRET_KEY test with one that runs"
+        );
+    }
+    has
 }
 
 /// Ports that nobody listens on.
@@ -168,6 +190,46 @@ impl Server {
         run(sign.arg(shim("azure_admin.py")).args(["sas", AZURE_ACCOUNT, AZURE_KEY, BUCKET]))
     }
 
+    /// Ceph's gateway for S3: the one that variables name, or one of Debian's packages that keeps everything in memory. See
+    /// [`has_ceph`].
+    ///
+    /// # Panics
+    /// If it does not come up, or the variables do not name all that is needed.
+    pub fn ceph(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).expect("the directory of Ceph");
+        let setting =
+            |name: &str| ceph_setting(name).unwrap_or_else(|| panic!("BLOCKD_TEST_CEPH_{name} is missing"));
+        let mut children = Vec::new();
+        let (endpoint, bucket, access_key, secret_key) = match ceph_setting("ENDPOINT") {
+            Some(endpoint) => (endpoint, setting("BUCKET"), setting("ACCESS_KEY"), setting("SECRET_KEY")),
+            None => {
+                let ports: [u16; 2] = free_ports();
+                let mut command = Command::new(shim("ceph_gateway.sh"));
+                command.arg(dir).args([BUCKET, CEPH_ACCESS_KEY, CEPH_SECRET_KEY]);
+                command.args(ports.map(|port| port.to_string()));
+                let path = std::env::var("PATH").unwrap_or_default();
+                command.env("PATH", format!("{path}:/usr/sbin:/usr/bin"));
+                children.push(start(&mut command, dir, "log"));
+                let endpoint = format!("http://{}", local(ports[1]));
+                (endpoint, BUCKET.to_owned(), CEPH_ACCESS_KEY.to_owned(), CEPH_SECRET_KEY.to_owned())
+            }
+        };
+        let is_ours = !children.is_empty();
+        let mut server = Self::new("s3", children);
+        if is_ours {
+            server.wait("Ceph's gateway to serve", dir, || dir.join("ready").exists());
+        }
+        server.flags.retain(|(flag, _)| *flag != "--bucket");
+        server.wrong = ("--s3-secret-key", "another one".into());
+        server.secret.clone_from(&secret_key);
+        server
+            .flag("--bucket", bucket)
+            .flag("--s3-endpoint", endpoint)
+            .flag("--s3-region", "us-east-1")
+            .flag("--s3-access-key", access_key)
+            .flag("--s3-secret-key", secret_key)
+    }
+
     /// OpenStack Swift with its own auth service.
     pub fn swift(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of Swift");
@@ -253,6 +315,15 @@ impl Server {
             .flag("--google-endpoint", format!("http://{}", local(port)))
             .flag("--google-project-id", "px-test")
             .flag("--google-json-key-file", key_file("key.json", "right-key"))
+    }
+
+    /// The value of a flag that is always given.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn value_of(&self, flag: &str) -> &str {
+        let found = self.flags.iter().find(|(known, _)| *known == flag);
+        found.map(|(_, value)| value.as_str()).unwrap_or_else(|| panic!("no {flag}: {:?}", self.flags))
     }
 
     /// Makes credentials for this store, with some flags replaced (or left away, if the value is empty); the document,

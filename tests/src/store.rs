@@ -20,6 +20,13 @@ pub struct Version {
     modified_ns: i128,
 }
 
+impl Version {
+    /// The file's inode.
+    pub fn inode(self) -> u64 {
+        self.inode
+    }
+}
+
 impl Store {
     /// Makes the directory.
     pub fn create(dir: &Path) -> Self {

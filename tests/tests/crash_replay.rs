@@ -7,7 +7,9 @@
 use blockd_tests::{
     Rng,
     replay::{
+        backups,
         filesystem::{Filesystem, hide_mount_numbers, missing, private_mounts},
+        image::Image,
         load::{Files, Life, Omission, record},
         recorder::{Recording, Survivors},
         verify::verify,
@@ -18,6 +20,8 @@ use std::path::Path;
 /// States of a filesystem unless told otherwise.
 const FEW_STATES: usize = 10;
 const FEW_STEPS: u64 = 60;
+/// Steps of a life for each of its backups.
+const STEPS_PER_BACKUP: u64 = 15;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a decimal number"))
@@ -82,16 +86,26 @@ fn look(
     keep: &Path,
     rng: &mut Rng,
 ) -> Result<usize, String> {
-    let mut replay = life.recording.replay();
+    look_at(&life.recording, cuts, keep, rng, |cut, image| verify(&life.volumes, cut, image, dir))
+}
+
+fn look_at(
+    recording: &Recording,
+    cuts: &[(usize, Survivors)],
+    keep: &Path,
+    rng: &mut Rng,
+    verify: impl Fn(usize, &Image) -> Result<(), String>,
+) -> Result<usize, String> {
+    let mut replay = recording.replay();
     for (nth, &(cut, survivors)) in cuts.iter().enumerate() {
         let image = replay.cut(cut, survivors, rng);
-        if let Err(what) = verify(&life.volumes, cut, &image, dir) {
+        if let Err(what) = verify(cut, &image) {
             let volatile = replay.volatile(cut);
             image.store(keep).expect("keep the disk");
             return Err(format!(
                 "state {nth}: the power was cut at request {cut} of {}, {survivors:?} of the {volatile} requests that no flush covers are \
                  there: {what}\nThe disk is kept in {}",
-                life.recording.len(),
+                recording.len(),
                 keep.display()
             ));
         }
@@ -106,13 +120,17 @@ fn kept(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.img"))
 }
 
+fn most_states() -> usize {
+    match std::env::var("BLOCKD_REPLAY_STATES").as_deref() {
+        Ok("all") => usize::MAX,
+        Ok(text) => text.parse().expect("a decimal number, or all"),
+        Err(_) => FEW_STATES,
+    }
+}
+
 fn replay(name: &str, filesystem: Filesystem) {
     with_mounts(name, filesystem, |dir, rng| {
-        let most = match std::env::var("BLOCKD_REPLAY_STATES").as_deref() {
-            Ok("all") => usize::MAX,
-            Ok(text) => text.parse().expect("a decimal number, or all"),
-            Err(_) => FEW_STATES,
-        };
+        let most = most_states();
         let steps = number("BLOCKD_REPLAY_STEPS", FEW_STEPS);
         let life = record(filesystem, dir, steps, rng.next_u64(), None);
         let flushes = life.recording.flush_boundaries().len();
@@ -138,6 +156,63 @@ fn whatever_a_power_cut_leaves_of_ext4_the_volumes_stand() {
 #[test]
 fn whatever_a_power_cut_leaves_of_xfs_the_volumes_stand() {
     replay("whatever_a_power_cut_leaves_of_xfs_the_volumes_stand", Filesystem::Xfs);
+}
+
+/// The same for a life of backups, from where there is something to back up.
+fn look_at_backups(
+    life: &backups::BackupLife,
+    most: usize,
+    dir: &Path,
+    keep: &Path,
+    rng: &mut Rng,
+) -> Result<usize, String> {
+    let mut cuts = all_cuts(&life.recording, rng);
+    cuts.retain(|(cut, _)| *cut >= life.ready);
+    while cuts.len() > most {
+        cuts.remove(rng.below(cuts.len() as u64) as usize);
+    }
+    look_at(&life.recording, &cuts, keep, rng, |cut, image| life.verify(cut, image, dir))
+}
+
+fn replay_backups(name: &str, filesystem: Filesystem) {
+    with_mounts(name, filesystem, |dir, rng| {
+        let backups = number("BLOCKD_REPLAY_STEPS", FEW_STEPS).div_ceil(STEPS_PER_BACKUP);
+        let life = backups::record(filesystem, dir, backups, rng.next_u64(), None);
+        eprintln!(
+            "{name}: {} requests of the disk, {} of them flushes, {backups} backups, {} changes of the store",
+            life.recording.len(),
+            life.recording.flush_boundaries().len(),
+            life.store.changes()
+        );
+        match look_at_backups(&life, most_states(), dir, &kept(name), rng) {
+            Ok(count) => eprintln!("{name}: after {count} power cuts the next backups were right"),
+            Err(what) => panic!("{what}"),
+        }
+    });
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_of_ext4_the_next_backup_is_right() {
+    replay_backups("whatever_a_power_cut_leaves_of_ext4_the_next_backup_is_right", Filesystem::Ext4);
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_of_xfs_the_next_backup_is_right() {
+    replay_backups("whatever_a_power_cut_leaves_of_xfs_the_next_backup_is_right", Filesystem::Xfs);
+}
+
+/// What says which backup the next one builds on must be durable before what the older one needed is forgotten.
+#[test]
+fn a_backup_that_is_told_to_be_done_too_early_is_found() {
+    let name = "a_backup_that_is_told_to_be_done_too_early_is_found";
+    with_mounts(name, Filesystem::Xfs, |dir, rng| {
+        let omission = Omission { operation: "fsync", files: Files::With("blockd.db") };
+        let life = backups::record(Filesystem::Xfs, dir, 4, rng.next_u64(), Some(omission));
+        match look_at_backups(&life, 100, dir, &kept(name), rng) {
+            Ok(count) => panic!("{omission:?} was not found in {count} states"),
+            Err(what) => eprintln!("{omission:?}: {}", what.lines().next().unwrap_or_default()),
+        }
+    });
 }
 
 /// A test that finds nothing proves nothing.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
-    Bed, Ctl, Daemon, MIB, Nbd, Rng, Store, Task, assert_same,
+    Bed, Ctl, Daemon, KIB, MIB, Nbd, Rng, Store, Task, assert_same,
     nbd::{Failure, command, errno},
     store, wait_for,
 };
@@ -410,4 +410,150 @@ fn the_data_directory_is_full() {
     assert_eq!(error["code"], "no_space", "{error:#}");
     assert_same("the volume beside it", &client.read(0, 4096), &[5; 4096]);
     client.write(MIB, &[6; 4096]);
+}
+
+/// A volume of three layers, in pieces of 64 KiB, and what two of its points hold.
+struct Layers {
+    name: &'static str,
+    now: Vec<u8>,
+    first: Vec<u8>,
+}
+
+const PIECE: u64 = 64 * KIB;
+
+impl Layers {
+    /// The first holds pieces 0 to 31, the second 8 to 15 and 40 to 47, and the head 12 and 13.
+    fn make(daemon: &Daemon, name: &'static str, rng: &mut Rng) -> Self {
+        let ctl = daemon.ctl();
+        ctl.create_volume(name, "4MiB");
+        let mut client = daemon.nbd(name);
+        client.write_long(0, &rng.bytes(32 * PIECE));
+        ctl.json(&["snapshot", "create", name, "--name", "first"]);
+        let first = client.read_all();
+        for piece in [8, 40] {
+            client.write(piece * PIECE, &rng.bytes(8 * PIECE));
+        }
+        ctl.json(&["snapshot", "create", name, "--name", "second"]);
+        client.write(12 * PIECE, &rng.bytes(2 * PIECE));
+        client.flush();
+        let now = client.read_all();
+        client.close();
+        Self { name, now, first }
+    }
+
+    /// What is shown of a point is what it held; the pieces that are not.
+    fn lost(&self, daemon: &Daemon, point: &str, expected: &[u8]) -> Vec<u64> {
+        let mut client = daemon.nbd(&format!("salvage:{}{point}", self.name));
+        assert_eq!(client.size_bytes(), expected.len() as u64);
+        let mut lost = Vec::new();
+        for (piece, expected) in (0u64..).zip(expected.chunks(PIECE as usize)) {
+            match client.try_read(piece * PIECE, PIECE) {
+                Ok(found) => assert_same(&format!("piece {piece} of {}{point}", self.name), &found, expected),
+                Err(Failure::Refused(errno::EIO)) => lost.push(piece),
+                Err(error) => panic!("piece {piece} of {}{point}: {error:?}", self.name),
+            }
+        }
+        let refused = client.call(command::WRITE, 0, 0, 4096, &[1; 4096]);
+        assert!(matches!(refused, Err(Failure::Refused(errno::EPERM))), "{refused:?}");
+        client.close();
+        // What the command tells is the same.
+        let mut args = vec!["volume", "salvage", self.name];
+        args.extend(point.strip_prefix('@').map(|name| ["--snapshot", name]).into_iter().flatten());
+        let told = daemon.ctl().json(&args);
+        let number = |extent: &Value, field: &str| extent[field].as_u64().unwrap();
+        let (mut at, mut named) = (0, Vec::new());
+        for extent in told["extents"].as_array().unwrap() {
+            assert_eq!(number(extent, "offsetBytes"), at, "{told:#}");
+            let pieces = at / PIECE..(at + number(extent, "lengthBytes")) / PIECE;
+            at += number(extent, "lengthBytes");
+            assert_eq!(extent["readable"] == true, extent["why"].is_null(), "{told:#}");
+            if extent["readable"] == false {
+                named.extend(pieces);
+            }
+        }
+        assert_eq!((at, &named), (expected.len() as u64, &lost), "{told:#}");
+        assert_eq!(number(&told, "unreadableBytes"), lost.len() as u64 * PIECE);
+        lost
+    }
+}
+
+/// What lies in the folder of a volume.
+fn files_of(daemon: &std::path::Path, id: &str) -> std::path::PathBuf {
+    daemon.join("volumes").join(id)
+}
+
+fn alter(path: &std::path::Path, at: usize, bits: u8) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= bits;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_volume_is_refused_and_shows_what_is_right() {
+    let mut rng = Rng::of_test("a_damaged_volume_is_refused_and_shows_what_is_right");
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    let names = ["sound", "missing", "short", "bit", "set", "meta", "lost"];
+    let volumes = names.map(|name| Layers::make(&daemon, name, &mut rng));
+    let ids = names.map(|name| daemon.ctl().volume(name)["id"].to_string().replace('"', ""));
+    let data_dir = daemon.seen_data_dir();
+    let setup = daemon.stop();
+    let file = |nth: usize, name: &str| files_of(&data_dir, &ids[nth]).join(name);
+    let layer = |number: u32, end: &str| format!("layer-{number:016x}.{end}");
+    std::fs::remove_file(file(1, &layer(2, "data"))).unwrap();
+    let short = std::fs::File::options().write(true).open(file(2, &layer(1, "data"))).unwrap();
+    short.set_len(20 * PIECE + 1).unwrap();
+    alter(&file(3, &layer(2, "g0.set")), 60, 4);
+    alter(&file(4, &layer(2, "g0.set")), 60, 5);
+    alter(&file(5, "volume.meta"), 33, 64);
+    alter(&file(6, "volume.meta"), 33, 65);
+
+    let daemon = setup.start();
+    let ctl = daemon.ctl();
+    let culprits = [layer(2, "data"), layer(1, "data"), layer(2, "g0.set"), layer(2, "g0.set")];
+    let culprits = culprits.into_iter().chain(["volume.meta".to_owned(), "volume.meta".to_owned()]);
+    for (volume, culprit) in volumes[1..].iter().zip(culprits) {
+        let shown = ctl.volume(volume.name);
+        assert_eq!(shown["state"], "failed", "{shown:#}");
+        assert!(shown["stateReason"].as_str().unwrap().contains(&culprit), "{shown:#}");
+        let refused = Nbd::try_open(&daemon.nbd_socket(), volume.name).map(drop).unwrap_err();
+        assert!(refused.to_string().contains(&culprit), "{refused}");
+        let error = ctl.fails(&["snapshot", "create", volume.name], 1);
+        assert_names(&error, &[&culprit, "blockctl volume salvage"]);
+    }
+    // The rest is served, and there is nothing to salvage of it.
+    assert_same("the sound volume", &daemon.content("sound"), &volumes[0].now);
+    ctl.fails(&["volume", "salvage", "sound"], 5);
+    Nbd::try_open(&daemon.nbd_socket(), "salvage:sound").map(drop).unwrap_err();
+    Nbd::try_open(&daemon.nbd_socket(), "salvage:nobody").map(drop).unwrap_err();
+
+    let [_, missing, short, bit, set, meta, lost] = &volumes;
+    let pieces = |ranges: &[std::ops::Range<u64>]| ranges.iter().cloned().flatten().collect::<Vec<_>>();
+    assert_eq!(missing.lost(&daemon, "", &missing.now), pieces(&[8..12, 14..16, 40..48]));
+    assert_eq!(missing.lost(&daemon, "@first", &missing.first), pieces(&[]));
+    assert_eq!(short.lost(&daemon, "", &short.now), pieces(&[20..26, 26..32]));
+    assert_eq!(short.lost(&daemon, "@first", &short.first), pieces(&[20..26, 26..32]));
+    // One bit can be put right. Where that is not enough, only what lies above the layer is certain.
+    assert_eq!(bit.lost(&daemon, "", &bit.now), pieces(&[]));
+    assert_eq!(set.lost(&daemon, "", &set.now), pieces(&[0..12, 14..64]));
+    assert_eq!(set.lost(&daemon, "@first", &set.first), pieces(&[]));
+    assert_eq!(meta.lost(&daemon, "", &meta.now), pieces(&[]));
+    let error = ctl.fails(&["volume", "salvage", lost.name], 1);
+    assert_names(&error, &["volume.meta", "cloudsnap restore"]);
+    Nbd::try_open(&daemon.nbd_socket(), "salvage:lost").map(drop).unwrap_err();
+    Nbd::try_open(&daemon.nbd_socket(), "salvage:set@never").map(drop).unwrap_err();
+
+    // Whoever reads keeps it from being deleted.
+    let reader = daemon.nbd("salvage:missing@second");
+    ctl.fails(&["volume", "delete", "missing"], 5);
+    reader.close();
+    wait_for("the end of the connection", || (ctl.volume("missing")["connections"] == 0).then_some(()));
+    ctl.json(&["volume", "delete", "missing"]);
+    // Nothing was changed: without the damage it is the volume that it was.
+    let daemon = {
+        let setup = daemon.stop();
+        alter(&file(4, &layer(2, "g0.set")), 60, 5);
+        setup.start()
+    };
+    assert_same("the mended volume", &daemon.content("set"), &set.now);
 }

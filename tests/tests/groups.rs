@@ -237,15 +237,21 @@ fn commands_run_around_a_snapshot_and_what_became_of_them_stays_with_it() {
     assert_eq!((&step["exitStatus"], step["error"].as_str()), (&Value::from(5), Some("exit status 5")));
 }
 
-/// A daemon that is killed while an application is at rest lets it go at its next start.
+/// A daemon that is killed while an application is at rest lets it go at its next start, and nothing of the command before
+/// runs beside that.
 #[test]
 fn what_was_at_rest_when_the_daemon_was_killed_is_let_go() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     daemon.ctl().json(&["volume", "create", "db", "--size", "1MiB"]);
     let (begun, resumed) = (bed.path("begun"), bed.path("resumed"));
-    let pre = format!("touch {}; sleep 600", begun.display());
-    let post = format!("touch {}", resumed.display());
+    let pre = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 600", begun.display());
+    // One that has ended and was not waited for by anybody is there as well.
+    let post = format!(
+        "grep -q '^State:.[^ZX]' /proc/$(head -n 1 {})/status && echo beside > {1}.new || echo alone > {1}.new; mv {1}.new {1}",
+        begun.display(),
+        resumed.display()
+    );
     let ctl = daemon.ctl();
     let asking = thread::spawn(move || {
         ctl.run(&["snapshot", "create", "db", "--pre-command", &pre, "--post-command", &post])
@@ -253,7 +259,8 @@ fn what_was_at_rest_when_the_daemon_was_killed_is_let_go() {
     wait_for("the command before", || begun.exists().then_some(()));
     let daemon = daemon.kill().start();
     assert_ne!(asking.join().unwrap().code, 0);
-    wait_for("the command after", || resumed.exists().then_some(()));
+    let how = wait_for("the command after", || std::fs::read_to_string(&resumed).ok());
+    assert_eq!(how, "alone\n", "the command before still runs beside the one after");
     assert_eq!(daemon.ctl().json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
 }
 

@@ -16,7 +16,7 @@ fn add(ctl: &Ctl, server: &Server) {
     assert_eq!(document["conditionalPut"], server.conditional_put, "{document:#}");
     let shown = ctl.json(&["credentials", "inspect", "store"]);
     assert_eq!(shown, ctl.json(&["credentials", "list"])[0]);
-    assert_eq!(shown["bucket"], servers::BUCKET);
+    assert_eq!(shown["bucket"], server.value_of("--bucket"));
     assert!(!shown.to_string().contains(&server.secret), "{shown:#}");
 }
 
@@ -182,6 +182,18 @@ fn azure() {
     assert_eq!((code, &document["auth"]), (0, &"shared access signature".into()), "{document:#}");
     ctl.create_volume("vol", "1MiB");
     ctl.backup("vol");
+}
+
+/// Optional: where there is a gateway.
+#[test]
+fn ceph() {
+    if !servers::has_ceph() {
+        return;
+    }
+    let bed = Bed::new();
+    let server = Server::ceph(&bed.path("ceph"));
+    main_job("ceph", &bed, &server);
+    two_copies("ceph", &bed, &|ctl| add(ctl, &server));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! Of each freeze, the longest write that was under way during its barrier is told; so is that of as many instants at
 //! which nothing was frozen, which is what the machine does by itself. And the times of all writes are told apart by
-//! whether a freeze was under way, from its first file to its last commit.
+//! whether a freeze was under way, from its first file to its last commit, and whether its barrier was or had just been.
 //!
 //! A writer that waits for a CPU waits in the middle of a write, whoever has that CPU. So of long writes it is also told how
 //! long they took without that, by what the kernel says of the thread's waiting.
@@ -19,7 +19,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -29,6 +29,8 @@ use std::{
 const BLOCKS: u64 = 1024;
 /// Writes that take less are not remembered one by one.
 const SHORT: Duration = Duration::from_micros(20);
+/// For so long behind its barrier, a freeze is near: writers find new heads, whose files have no pages yet.
+const NEAR: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(20);
 /// What a volume may have: no more freezes than this.
 const MOST_FREEZES: u64 = 500;
@@ -44,6 +46,8 @@ struct Load {
     origin: Instant,
     stop: AtomicBool,
     freezing: AtomicBool,
+    /// When the last barrier was asked for, in nanoseconds from the origin; 0 before the first one.
+    barrier_ns: AtomicU64,
 }
 
 struct Long {
@@ -59,6 +63,8 @@ struct Written {
     quiet: Histogram,
     /// Writes of which a part was during a freeze.
     during: Histogram,
+    /// Those of them that were under way at a barrier or began soon after it.
+    near: Histogram,
 }
 
 struct Frozen {
@@ -117,6 +123,10 @@ fn write_at_random(load: &Load, seed: u64) -> Written {
             true => written.during.add(nanos(took)),
             false => written.quiet.add(nanos(took)),
         }
+        let (barrier_ns, began_ns) = (load.barrier_ns.load(Ordering::Relaxed), nanos(began - load.origin));
+        if barrier_ns > 0 && began_ns + nanos(took) >= barrier_ns && began_ns < barrier_ns + nanos(NEAR) {
+            written.near.add(nanos(took));
+        }
     }
     written
 }
@@ -131,6 +141,7 @@ fn freeze(load: &Load, number: u64) -> Frozen {
         &members,
         || {
             barrier.0 = nanos(load.origin.elapsed());
+            load.barrier_ns.store(barrier.0, Ordering::Relaxed);
             Ok(())
         },
         || (),
@@ -180,8 +191,13 @@ fn main() {
     let volumes = make_volumes(Path::new(dir), count, size_bytes);
     let making_seconds = made.elapsed().as_secs_f64();
     let origin = Instant::now();
-    let load =
-        Arc::new(Load { volumes, origin, stop: AtomicBool::new(false), freezing: AtomicBool::new(false) });
+    let load = Arc::new(Load {
+        volumes,
+        origin,
+        stop: AtomicBool::new(false),
+        freezing: AtomicBool::new(false),
+        barrier_ns: AtomicU64::new(0),
+    });
     let threads: Vec<_> = (0..writers)
         .map(|seed| {
             let load = load.clone();
@@ -201,10 +217,11 @@ fn main() {
     load.stop.store(true, Ordering::Relaxed);
     let written: Vec<Written> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     let seconds = origin.elapsed().as_secs_f64();
-    let (mut quiet, mut during) = (Histogram::default(), Histogram::default());
+    let [mut quiet, mut during, mut near] = std::array::from_fn(|_| Histogram::default());
     for one in &written {
         quiet.merge(&one.quiet);
         during.merge(&one.during);
+        near.merge(&one.near);
     }
     let rows: Vec<String> = frozen
         .iter()
@@ -220,10 +237,11 @@ fn main() {
         .collect();
     let controls: Vec<String> = controls.iter().map(|span| worst(&written, *span).0.to_string()).collect();
     println!(
-        r#"{{"volumes":{count},"sizeBytes":{size_bytes},"writers":{writers},"makingSeconds":{making_seconds:.2},"writesPerSecond":{:.0},"quietWriteNs":{},"duringWriteNs":{},"controlWorstWriteNs":[{}],"freezes":[{}]}}"#,
+        r#"{{"volumes":{count},"sizeBytes":{size_bytes},"writers":{writers},"makingSeconds":{making_seconds:.2},"writesPerSecond":{:.0},"quietWriteNs":{},"duringWriteNs":{},"nearWriteNs":{},"controlWorstWriteNs":[{}],"freezes":[{}]}}"#,
         (quiet.count() + during.count()) as f64 / seconds,
         quiet.to_json(),
         during.to_json(),
+        near.to_json(),
         controls.join(","),
         rows.join(",")
     );

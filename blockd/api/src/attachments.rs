@@ -1,5 +1,6 @@
 //! Volumes as devices of the kernel: attach and detach.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -13,7 +14,7 @@ pub const DEFAULT_TIMEOUT_S: u64 = 30;
 pub const DEFAULT_DEAD_TIMEOUT_S: u64 = 600;
 
 /// Body of `POST /v1/volumes/{volume}/attach`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AttachVolume {
     /// The device; a free one if there is none.
@@ -62,7 +63,7 @@ impl AttachVolume {
 }
 
 /// Body of `POST /v1/volumes/{volume}/detach`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DetachVolume {
     /// Detach although it is in use: whoever uses it gets errors, and what was not written yet is lost.
@@ -71,7 +72,7 @@ pub struct DetachVolume {
 }
 
 /// A volume's device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachment {
     /// The device; `None` while it has none.
@@ -95,7 +96,7 @@ pub struct Attachment {
 }
 
 /// The answer to a detach: what was where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Detached {
     /// Name of the volume.

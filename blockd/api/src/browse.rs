@@ -2,11 +2,12 @@
 
 use crate::{CredentialRef, cloudsnaps::CloudsnapId, paths::encode};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf, str::FromStr};
 
 /// Body of `POST /v1/browse/mounts`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MountBrowse {
     /// The directory, absolute; it is made if it is not there, and must be empty.
@@ -17,7 +18,7 @@ pub struct MountBrowse {
 }
 
 /// Body of `POST /v1/browse/unmount`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UnmountBrowse {
     /// The directory, absolute.
@@ -28,7 +29,7 @@ pub struct UnmountBrowse {
 }
 
 /// Reply to `POST /v1/browse/unmount`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Unmounted {
     /// Where the mount was.
@@ -36,7 +37,7 @@ pub struct Unmounted {
 }
 
 /// A mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BrowseMount {
     /// Where it is.
@@ -48,7 +49,7 @@ pub struct BrowseMount {
 }
 
 /// Reply to `GET /v1/browse/mounts`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BrowseMountList {
     /// The mounts.
@@ -171,7 +172,7 @@ impl From<FilePath> for String {
 }
 
 /// Query of `GET /v1/cloudsnaps/files`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListFiles {
     /// The cloud snapshot.
@@ -190,7 +191,7 @@ pub struct ListFiles {
 }
 
 /// Query of `GET /v1/cloudsnaps/file`; the reply is the bytes, at most 8 MiB of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReadFile {
     /// The cloud snapshot.
@@ -207,7 +208,7 @@ pub struct ReadFile {
 }
 
 /// What a file is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum FileKind {
@@ -230,7 +231,7 @@ pub enum FileKind {
 }
 
 /// A file inside a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotFile {
     /// Its path.
@@ -253,7 +254,7 @@ pub struct SnapshotFile {
 }
 
 /// Reply to `GET /v1/cloudsnaps/files`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileList {
     /// The file or directory that was asked for.
@@ -266,7 +267,7 @@ pub struct FileList {
 }
 
 /// An extended attribute of a file inside a snapshot. Both its parts are bytes, written as those of a path are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotXattr {
     /// Its name with what it begins with, such as `user.comment`.

@@ -25,7 +25,10 @@ use crate::{
     },
     status::Status,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
-    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList},
+    volumes::{
+        CloneVolume, CreateVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume, VolumeCheck, VolumeList,
+        VolumeSalvage,
+    },
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -310,6 +313,15 @@ impl Client {
         query: &DiffSnapshots,
     ) -> Result<SnapshotDiff, ClientError> {
         self.query(&paths::volume_diff(volume), query, CALL_TIMEOUT).await
+    }
+
+    /// What can be read of a volume that cannot be opened.
+    pub async fn salvage_volume(
+        &self,
+        volume: &VolumeRef,
+        query: &SalvageVolume,
+    ) -> Result<VolumeSalvage, ClientError> {
+        self.query(&paths::volume_salvage(volume), query, STORE_CALL_TIMEOUT).await
     }
 
     /// Rolls a volume back to a snapshot.

@@ -4,10 +4,12 @@
 //! `Metadata` is text.
 
 use crate::{
-    ApiError, CredentialRef, GroupName, LabelSelector, Labels, SnapshotId, VolumeId, VolumeName, VolumeRef,
+    ApiError, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, SnapshotId, VolumeId, VolumeName,
+    VolumeRef,
     tasks::{BackupType, TaskLimits},
 };
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
@@ -86,7 +88,7 @@ impl From<BadCloudsnapId> for ApiError {
 }
 
 /// Body of `POST /v1/cloudsnaps/backup`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartBackup {
     /// The volume to back up.
@@ -103,17 +105,27 @@ pub struct StartBackup {
     /// What each task may move.
     #[serde(default)]
     pub limits: TaskLimits,
+    /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<ObjectName>,
 }
 
 impl StartBackup {
     /// A backup of a volume to the only place there is, full or not as its turn is, as fast as it can.
     pub fn of(volume: VolumeRef) -> Self {
-        Self { volume, full: false, cred_id: None, also: Vec::new(), limits: TaskLimits::default() }
+        Self {
+            volume,
+            full: false,
+            cred_id: None,
+            also: Vec::new(),
+            limits: TaskLimits::default(),
+            name: None,
+        }
     }
 }
 
 /// Reply to `POST /v1/cloudsnaps/backup`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupStarted {
     /// The task, of the first place.
@@ -124,7 +136,7 @@ pub struct BackupStarted {
 }
 
 /// Body of `POST /v1/cloudsnaps/backup-group`: which volumes, chosen in exactly one way.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartGroupBackup {
     /// All volumes of this group.
@@ -148,10 +160,13 @@ pub struct StartGroupBackup {
     /// What each task may move.
     #[serde(default)]
     pub limits: TaskLimits,
+    /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<ObjectName>,
 }
 
 /// Reply to `POST /v1/cloudsnaps/backup-group`. All volumes are frozen at one instant, or no backup is made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupBackupStarted {
     /// The id of the instant.
@@ -161,7 +176,7 @@ pub struct GroupBackupStarted {
 }
 
 /// The backups of one volume of several.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberStarted {
     /// The volume.
@@ -173,7 +188,7 @@ pub struct MemberStarted {
 }
 
 /// Query of `GET /v1/cloudsnaps`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListCloudsnaps {
     /// Only under this credential; all of them otherwise.
@@ -203,7 +218,7 @@ pub struct ListCloudsnaps {
 }
 
 /// State of a cloud snapshot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub enum CloudsnapStatus {
     /// It is committed and can be restored.
@@ -239,7 +254,7 @@ impl fmt::Display for CloudsnapStatus {
 }
 
 /// Reply to `GET /v1/cloudsnaps`, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudsnapList {
     /// The entries that could be read.
@@ -253,7 +268,7 @@ pub struct CloudsnapList {
 }
 
 /// An entry of a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "PascalCase")]
 pub struct Cloudsnap {
     /// Its id.
@@ -273,7 +288,7 @@ pub struct Cloudsnap {
 }
 
 /// What else an entry says; every value is JSON text.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudsnapMetadata {
     /// What asked for it: `Manual`.
@@ -282,6 +297,7 @@ pub struct CloudsnapMetadata {
     pub compression: String,
     /// Bytes of the volume that this backup carries, before compression.
     #[serde(with = "decimal")]
+    #[schemars(with = "String", regex(pattern = "^[0-9]+$"))]
     pub size_bytes: u64,
     /// When the backup began; see [`crate::format_time`].
     pub starttime: String,
@@ -303,16 +319,23 @@ pub struct CloudsnapMetadata {
     pub credential_name: String,
     /// `true` if it is encrypted.
     #[serde(with = "boolean")]
+    #[schemars(with = "String", regex(pattern = "^(true|false)$"))]
     pub encrypted: bool,
     /// Bytes that it has in the store.
     #[serde(with = "decimal")]
+    #[schemars(with = "String", regex(pattern = "^[0-9]+$"))]
     pub stored_bytes: u64,
     /// Bytes that were dirty when it was made.
     #[serde(with = "decimal")]
+    #[schemars(with = "String", regex(pattern = "^[0-9]+$"))]
     pub dirty_bytes: u64,
     /// For how long the freeze held writes back, in microseconds.
     #[serde(with = "decimal")]
+    #[schemars(with = "String", regex(pattern = "^[0-9]+$"))]
     pub freeze_stall_micros: u64,
+    /// What the backup was called, or else a name that the daemon made for its snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_name: Option<String>,
     /// When this host verified it last; see [`crate::format_time`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<String>,
@@ -332,7 +355,7 @@ pub fn volume_spec_json(size_bytes: u64, labels: &Labels) -> String {
 }
 
 /// An entry whose manifest could not be read: it is not Done, and cannot be restored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DamagedCloudsnap {
     /// What stands in the place of the id, which need not be one.
@@ -344,7 +367,7 @@ pub struct DamagedCloudsnap {
 }
 
 /// A store that could not be asked for its list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FailedCredential {
     /// UUID of the credential.
@@ -356,7 +379,7 @@ pub struct FailedCredential {
 }
 
 /// Query of `GET /v1/cloudsnaps/inspect`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InspectCloudsnap {
     /// The cloud snapshot.
@@ -367,7 +390,7 @@ pub struct InspectCloudsnap {
 }
 
 /// Reply to `GET /v1/cloudsnaps/inspect`: the entry of the list, and all that its manifest says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CloudsnapDetail {
     /// The entry of the list.
     #[serde(flatten)]
@@ -378,7 +401,7 @@ pub struct CloudsnapDetail {
 }
 
 /// What a manifest says beyond the entry of the list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ManifestDetail {
     /// Size of the volume in bytes.
@@ -400,7 +423,7 @@ pub struct ManifestDetail {
 }
 
 /// Body of `POST /v1/cloudsnaps/restore`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartRestore {
     /// The cloud snapshot.
@@ -427,7 +450,7 @@ impl StartRestore {
 }
 
 /// Reply to `POST /v1/cloudsnaps/restore`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RestoreStarted {
     /// The task.
@@ -439,7 +462,7 @@ pub struct RestoreStarted {
 }
 
 /// Body of `POST /v1/cloudsnaps/delete`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartDelete {
     /// The cloud snapshot.
@@ -450,7 +473,7 @@ pub struct StartDelete {
 }
 
 /// How thoroughly cloud snapshots are proved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifyDepth {
     /// Manifests open, and their objects are there with the right lengths.
@@ -464,7 +487,7 @@ pub enum VerifyDepth {
 }
 
 /// Body of `POST /v1/cloudsnaps/verify`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartVerify {
     /// The cloud snapshot; all under the credential otherwise.
@@ -479,7 +502,7 @@ pub struct StartVerify {
 }
 
 /// Body of `POST /v1/cloudsnaps/gc`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CollectGarbage {
     /// Only say what would be deleted.
@@ -491,7 +514,7 @@ pub struct CollectGarbage {
 }
 
 /// Reply to `POST /v1/cloudsnaps/gc`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GarbageCollected {
     /// Whether nothing was deleted, because only the answer was wanted.
@@ -507,7 +530,7 @@ pub struct GarbageCollected {
 }
 
 /// What a backup left that was not completed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Leftover {
     /// The cloud snapshot that it was to become, `-incr` or not.
@@ -600,6 +623,7 @@ mod tests {
                 stored_bytes: 7,
                 dirty_bytes: 8,
                 freeze_stall_micros: 9,
+                snapshot_name: None,
                 verified: None,
                 verify_depth: None,
                 verify_result: None,

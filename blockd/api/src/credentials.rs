@@ -4,12 +4,13 @@
 
 use crate::{CredentialName, DailyLimit, LimitWindow, Secret};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf};
 use uuid::Uuid;
 
 /// Body of `POST /v1/credentials`. The daemon proves that the store works before it keeps anything.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateCredential {
     /// Its name.
@@ -25,7 +26,7 @@ pub struct CreateCredential {
 }
 
 /// Body of `POST /v1/credentials/{credential}/rekey`. With neither of the last two, the data keys that other hosts made are found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RekeyCredential {
     /// The passphrase that opens what is stored now.
@@ -39,7 +40,7 @@ pub struct RekeyCredential {
 }
 
 /// Reply to `POST /v1/credentials/{credential}/rekey`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CredentialRekeyed {
     /// Id of the credential.
@@ -57,7 +58,7 @@ pub struct CredentialRekeyed {
 }
 
 /// How a store is reached, whatever its kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Connection {
     /// Certificates of further authorities that are trusted, as PEM.
@@ -81,14 +82,16 @@ pub struct Connection {
 
 /// Body of `POST /v1/credentials/{credential}/limits`: what all tasks of a credential together may move, from now on and
 /// also for those that run. What is left out is not limited.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CredentialLimits {
     /// What is sent at most.
     #[serde(skip_serializing_if = "DailyLimit::is_none", deserialize_with = "some_limit")]
+    #[schemars(with = "Option<DailyLimit>")]
     pub upload: DailyLimit,
     /// What is received at most.
     #[serde(skip_serializing_if = "DailyLimit::is_none", deserialize_with = "some_limit")]
+    #[schemars(with = "Option<DailyLimit>")]
     pub download: DailyLimit,
     /// The time zone of parts of the day, such as `Europe/Berlin`; UTC without one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,7 +104,7 @@ fn some_limit<'de, D: serde::Deserializer<'de>>(from: D) -> Result<DailyLimit, D
 }
 
 /// Where backups go, with what is needed to get there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum ProviderRequest {
     /// A directory of the daemon's host.
@@ -184,7 +187,7 @@ pub enum ProviderRequest {
 }
 
 /// A role that is taken to reach a bucket of S3.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AssumedRole {
     /// Its name, such as `arn:aws:iam::123456789012:role/backup`.
@@ -198,7 +201,7 @@ pub struct AssumedRole {
 }
 
 /// What proves to Azure who asks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum AzureAuth {
     /// A key of the account.
@@ -220,7 +223,7 @@ pub enum AzureAuth {
 }
 
 /// What proves to Swift who asks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum SwiftAuth {
     /// Auth v1.
@@ -278,7 +281,7 @@ pub enum SwiftAuth {
 }
 
 /// Kind of a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ProviderKind {
@@ -307,7 +310,7 @@ impl fmt::Display for ProviderKind {
 }
 
 /// Reply to `GET /v1/credentials`, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CredentialList {
     /// The credentials.
@@ -315,7 +318,7 @@ pub struct CredentialList {
 }
 
 /// A credential without its secrets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Credential {
     /// Its id.

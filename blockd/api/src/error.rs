@@ -1,5 +1,6 @@
 //! Errors as they travel: a stable code, one line of text, and often a hint.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -68,6 +69,8 @@ error_codes! {
     TaskNotFound, "task_not_found", 404, 4, false;
     /// No schedule of this id.
     ScheduleNotFound, "schedule_not_found", 404, 4, false;
+    /// A schedule of this name is there already.
+    ScheduleExists, "schedule_exists", 409, 5, false;
     /// No policy of this name.
     PolicyNotFound, "policy_not_found", 404, 4, false;
     /// A policy of this name is there already.
@@ -172,7 +175,7 @@ impl<'de> Deserialize<'de> for ErrorCode {
 }
 
 /// An error as the daemon tells it, of a request or of a task.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]
 #[serde(rename_all = "camelCase")]
 pub struct ApiError {
@@ -223,7 +226,7 @@ impl From<crate::SizeError> for ApiError {
 }
 
 /// The body of every reply that is not a success: `{"error": {"code": …, "message": …, "hint": …}}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     /// The error.
     pub error: ApiError,

@@ -1,12 +1,13 @@
 //! Volumes that are usable before they are restored, and volumes that go back to a cloud snapshot.
 
 use crate::{CredentialRef, VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudsnapId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
 
 /// What becomes of reads of blocks that are not there yet while the store is gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StoreLoss {
     /// They wait, up to a time that is set in the configuration, and fail then.
@@ -52,7 +53,7 @@ impl FromStr for StoreLoss {
 }
 
 /// Body of `POST /v1/cloudsnaps/restore-lazy`: a new volume that is served at once and fetches what is read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartLazyRestore {
     /// The cloud snapshot. It cannot be deleted as long as the volume needs it.
@@ -76,7 +77,7 @@ fn yes() -> bool {
 }
 
 /// Reply to `POST /v1/cloudsnaps/restore-lazy`: the volume is there and served.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LazyRestored {
     /// The task that fetches the rest, if one does.
@@ -88,7 +89,7 @@ pub struct LazyRestored {
 }
 
 /// How much of a lazy volume is there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Hydration {
     /// The cloud snapshot that it begins as, and that it needs until all of it is there.
@@ -108,7 +109,7 @@ pub struct Hydration {
 }
 
 /// Body of `POST /v1/cloudsnaps/restore-in-place`: a volume becomes again what it was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartInPlace {
     /// The cloud snapshot.

@@ -16,12 +16,14 @@ pub mod lazy;
 mod limits;
 mod metrics;
 mod names;
+pub mod openapi;
 pub mod operations;
 mod pairs;
 pub mod paths;
 pub mod quiesce;
 pub mod roles;
 pub mod schedules;
+mod schema;
 mod secret;
 mod size;
 pub mod snapshots;
@@ -37,8 +39,8 @@ pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use limits::{DailyLimit, LIMIT_WINDOWS_MOST, LimitError, LimitWindow};
 pub use names::{
-    CredentialName, CredentialRef, GroupName, GroupRef, NameError, SnapshotName, SnapshotRef, VolumeName,
-    VolumeRef,
+    CredentialName, CredentialRef, GroupName, GroupRef, NameError, ObjectName, SnapshotName, SnapshotRef,
+    VolumeName, VolumeRef,
 };
 pub use pairs::{LabelSelector, Labels, PairsError};
 pub use secret::Secret;
@@ -46,6 +48,7 @@ pub use size::{ByteSize, SizeError, check_volume_size};
 pub use text::{format_duration, format_time};
 pub use uri::{nbd_tcp_uri, nbd_unix_uri};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The longest request or reply body that either side takes, in bytes.
@@ -55,7 +58,7 @@ pub const MAX_BODY_BYTES: usize = 64 << 20;
 pub const MAX_WAIT_MS: u64 = 60_000;
 
 /// The answer to a delete: what is gone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Deleted {
     /// Id of what was deleted: a decimal id, or a UUID for a credential.

@@ -119,6 +119,18 @@ fn check_group_name(what: &'static str, text: &str) -> Result<(), NameError> {
     Ok(())
 }
 
+fn check_object_name(what: &'static str, text: &str) -> Result<(), NameError> {
+    check_not_digits(what, text)?;
+    if Uuid::parse_str(text).is_ok() {
+        return Err(NameError::LooksLikeId {
+            what,
+            given: text.to_owned(),
+            hint: "ids of schedules and tasks are UUIDs, so a name must not be one",
+        });
+    }
+    Ok(())
+}
+
 fn check_credential_name(what: &'static str, text: &str) -> Result<(), NameError> {
     check_not_digits(what, text)?;
     if Uuid::parse_str(text).is_ok() {
@@ -204,6 +216,11 @@ name_type! {
 name_type! {
     /// Name of a group of volumes; the same rules as for a volume, and it must not be a UUID.
     GroupName, "group name", check_group_name
+}
+
+name_type! {
+    /// Name that somebody gave to a schedule or to a backup: the same rules as for a volume, and it must not be a UUID.
+    ObjectName, "name", check_object_name
 }
 
 impl SnapshotName {

@@ -1,6 +1,39 @@
 //! Everything that the control API can be asked for, in one table: the daemon lets callers do what it says.
 
-use crate::{paths, roles::Role};
+use crate::{
+    Deleted, ErrorCode,
+    attachments::{AttachVolume, Attachment, DetachVolume, Detached},
+    browse::{
+        BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
+    },
+    cloudsnaps::{
+        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
+        InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
+        StartRestore, StartVerify,
+    },
+    credentials::{
+        CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
+    },
+    events::{EventList, ListEvents},
+    lazy::{LazyRestored, StartInPlace, StartLazyRestore},
+    paths,
+    roles::Role,
+    schedules::{
+        CreateSchedule, ListRuns, Policy, PolicyList, RetentionPlan, RunList, Schedule, ScheduleList,
+        UpdatePolicy, UpdateSchedule,
+    },
+    snapshots::{
+        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
+        Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
+    },
+    status::Status,
+    tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
+    volumes::{
+        CloneVolume, CreateVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume, VolumeCheck, VolumeList,
+        VolumeSalvage,
+    },
+};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 /// The method of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -28,6 +61,22 @@ impl Method {
     }
 }
 
+/// Makes the schema of a type.
+pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// What a reply has, if it is a success.
+#[derive(Clone, Copy, Debug)]
+pub enum ReplyBody {
+    /// JSON.
+    Json(SchemaOf),
+    /// Text for Prometheus.
+    Metrics,
+    /// A word and a line end.
+    Text,
+    /// Bytes as they are.
+    Bytes,
+}
+
 /// Something that the control API can be asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
@@ -39,79 +88,323 @@ pub struct Operation {
     pub role: Role,
     /// What it does, in a few words.
     pub summary: &'static str,
+    /// Its query.
+    pub query: Option<SchemaOf>,
+    /// Its body.
+    pub body: Option<SchemaOf>,
+    /// Its reply.
+    pub reply: ReplyBody,
+    /// The errors of its own, beside those that every operation can have.
+    pub errors: &'static [&'static [ErrorCode]],
 }
 
-const fn of(role: Role, method: Method, path: &'static str, summary: &'static str) -> Operation {
-    Operation { method, path, role, summary }
+impl Operation {
+    const fn of(method: Method, role: Role, path: &'static str, summary: &'static str) -> Self {
+        Self { method, path, role, summary, query: None, body: None, reply: ReplyBody::Text, errors: &[] }
+    }
+
+    const fn query<T: JsonSchema>(mut self) -> Self {
+        self.query = Some(SchemaGenerator::subschema_for::<T>);
+        self
+    }
+
+    const fn body<T: JsonSchema>(mut self) -> Self {
+        self.body = Some(SchemaGenerator::subschema_for::<T>);
+        self
+    }
+
+    const fn reply<T: JsonSchema>(mut self) -> Self {
+        self.reply = ReplyBody::Json(SchemaGenerator::subschema_for::<T>);
+        self
+    }
+
+    const fn replies(mut self, body: ReplyBody) -> Self {
+        self.reply = body;
+        self
+    }
+
+    const fn errors(mut self, errors: &'static [&'static [ErrorCode]]) -> Self {
+        self.errors = errors;
+        self
+    }
 }
 
-use Method::{Delete, Get, Patch, Post};
+const fn get(role: Role, path: &'static str, summary: &'static str) -> Operation {
+    Operation::of(Method::Get, role, path, summary)
+}
+
+const fn post(role: Role, path: &'static str, summary: &'static str) -> Operation {
+    Operation::of(Method::Post, role, path, summary)
+}
+
+const fn patch(role: Role, path: &'static str, summary: &'static str) -> Operation {
+    Operation::of(Method::Patch, role, path, summary)
+}
+
+const fn delete(role: Role, path: &'static str, summary: &'static str) -> Operation {
+    Operation::of(Method::Delete, role, path, summary)
+}
+
 use Role::{Admin, Operator, ReadOnly};
+
+/// What any operation can fail with.
+pub const ANY: &[ErrorCode] =
+    &[ErrorCode::InvalidRequest, ErrorCode::Forbidden, ErrorCode::ShuttingDown, ErrorCode::Internal];
+
+// What operations on the same things have in common.
+const A_VOLUME: &[ErrorCode] = &[ErrorCode::VolumeNotFound];
+const AN_OPEN_VOLUME: &[ErrorCode] =
+    &[ErrorCode::VolumeNotFound, ErrorCode::VolumeNotReady, ErrorCode::VolumeFailed];
+const A_FREE_VOLUME: &[ErrorCode] = &[ErrorCode::VolumeInUse, ErrorCode::VolumeAttached];
+const A_NEW_VOLUME: &[ErrorCode] = &[ErrorCode::VolumeExists, ErrorCode::NoSpace];
+const A_DEVICE: &[ErrorCode] = &[
+    ErrorCode::VolumeAttached,
+    ErrorCode::VolumeNotAttached,
+    ErrorCode::DeviceInUse,
+    ErrorCode::DeviceFailed,
+    ErrorCode::NbdModuleMissing,
+    ErrorCode::NotPermitted,
+];
+const A_SNAPSHOT: &[ErrorCode] = &[ErrorCode::SnapshotNotFound, ErrorCode::VolumeNotFound];
+const A_FREEZE: &[ErrorCode] =
+    &[ErrorCode::SnapshotExists, ErrorCode::QuiesceFailed, ErrorCode::NotPermitted, ErrorCode::NoSpace];
+const A_CREDENTIAL: &[ErrorCode] = &[ErrorCode::CredentialNotFound];
+const A_STORE: &[ErrorCode] = &[
+    ErrorCode::CredentialRequired,
+    ErrorCode::CredentialNotFound,
+    ErrorCode::SecretUnavailable,
+    ErrorCode::NotPermitted,
+    ErrorCode::StoreUnreachable,
+    ErrorCode::StoreUnauthorized,
+    ErrorCode::BucketMissing,
+    ErrorCode::StoreFull,
+    ErrorCode::StoreTimeout,
+    ErrorCode::StoreFailed,
+    ErrorCode::WrongPassphrase,
+    ErrorCode::PassphraseRequired,
+    ErrorCode::RepositoryNotEncrypted,
+    ErrorCode::CloudsnapDamaged,
+];
+const A_CLOUDSNAP: &[ErrorCode] = &[ErrorCode::CloudsnapNotFound, ErrorCode::CloudsnapNotDone];
+const FILES: &[ErrorCode] = &[ErrorCode::FileNotFound, ErrorCode::NoFiles];
+const A_SCHEDULE: &[ErrorCode] = &[ErrorCode::ScheduleNotFound];
+const A_POLICY: &[ErrorCode] = &[ErrorCode::PolicyNotFound];
+const A_TASK: &[ErrorCode] = &[ErrorCode::TaskNotFound];
 
 /// All operations.
 pub const OPERATIONS: &[Operation] = &[
-    of(ReadOnly, Get, paths::STATUS, "What the daemon says of itself"),
-    of(ReadOnly, Get, paths::EVENTS, "What happened that people should know of"),
-    of(ReadOnly, Get, paths::METRICS, "Metrics in Prometheus' text format"),
-    of(ReadOnly, Get, paths::HEALTHZ, "Whether the daemon answers"),
-    of(ReadOnly, Get, paths::READYZ, "Whether the daemon does its work"),
-    of(ReadOnly, Get, paths::VOLUMES, "List volumes"),
-    of(Operator, Post, paths::VOLUMES, "Make a volume"),
-    of(ReadOnly, Get, paths::VOLUME, "One volume"),
-    of(Operator, Patch, paths::VOLUME, "Let a volume grow; the rest of it is for admins"),
-    of(Admin, Delete, paths::VOLUME, "Delete a volume and its local snapshots"),
-    of(Operator, Post, paths::VOLUME_ATTACH, "Make a volume a device of the kernel"),
-    of(Operator, Post, paths::VOLUME_DETACH, "Take a volume's device away; by force is for admins"),
-    of(Operator, Post, paths::VOLUME_SNAPSHOTS, "Freeze a volume"),
-    of(Operator, Post, paths::VOLUME_CHECK, "Check everything of a volume but its data"),
-    of(Operator, Post, paths::VOLUME_CLONE, "Make a volume of another one's snapshot"),
-    of(ReadOnly, Get, paths::VOLUME_DIFF, "What changed from a snapshot to another one, or to now"),
-    of(Admin, Post, paths::VOLUME_ROLLBACK, "Roll a volume back to a snapshot"),
-    of(ReadOnly, Get, paths::SNAPSHOTS, "List local snapshots"),
-    of(Operator, Post, paths::SNAPSHOT_GROUP, "Freeze several volumes at one instant"),
-    of(ReadOnly, Get, paths::SNAPSHOT, "One local snapshot"),
-    of(Admin, Delete, paths::SNAPSHOT, "Delete a local snapshot"),
-    of(ReadOnly, Get, paths::CREDENTIALS, "List credentials, without their secrets"),
-    of(Admin, Post, paths::CREDENTIALS, "Prove that a store works, and keep the way to it"),
-    of(ReadOnly, Get, paths::CREDENTIAL, "One credential, without its secrets"),
-    of(Admin, Delete, paths::CREDENTIAL, "Forget a credential"),
-    of(Operator, Post, paths::CREDENTIAL_VALIDATE, "Prove again that a store works"),
-    of(Admin, Post, paths::CREDENTIAL_REKEY, "Change the passphrase or the data key"),
-    of(Admin, Post, paths::CREDENTIAL_LIMITS, "Change how much may go to and from a store in a second"),
-    of(ReadOnly, Get, paths::CLOUDSNAPS, "List cloud snapshots"),
-    of(Operator, Post, paths::CLOUDSNAP_BACKUP, "Back a volume up"),
-    of(Operator, Post, paths::CLOUDSNAP_BACKUP_GROUP, "Back several volumes up from one instant"),
-    of(ReadOnly, Get, paths::CLOUDSNAP_INSPECT, "One cloud snapshot in full"),
-    of(Operator, Post, paths::CLOUDSNAP_RESTORE, "Restore a cloud snapshot into a new volume"),
-    of(Operator, Post, paths::CLOUDSNAP_RESTORE_LAZY, "Make a volume that fetches what is read"),
-    of(Admin, Post, paths::CLOUDSNAP_RESTORE_IN_PLACE, "Roll a volume back to a cloud snapshot"),
-    of(Admin, Post, paths::CLOUDSNAP_DELETE, "Delete a cloud snapshot"),
-    of(Operator, Post, paths::CLOUDSNAP_VERIFY, "Verify a cloud snapshot"),
-    of(Admin, Post, paths::CLOUDSNAP_GC, "Delete what abandoned backups left in a store"),
-    of(Operator, Get, paths::CLOUDSNAP_FILES, "List files inside a cloud snapshot"),
-    of(Operator, Get, paths::CLOUDSNAP_FILE, "A piece of a file inside a cloud snapshot"),
-    of(ReadOnly, Get, paths::BROWSE_MOUNTS, "List mounts of snapshots"),
-    of(Admin, Post, paths::BROWSE_MOUNTS, "Mount snapshots as files on the daemon's host"),
-    of(Admin, Post, paths::BROWSE_UNMOUNT, "Take a mount of snapshots away"),
-    of(ReadOnly, Get, paths::SCHEDULES, "List schedules"),
-    of(Admin, Post, paths::SCHEDULES, "Make a schedule"),
-    of(ReadOnly, Get, paths::SCHEDULE, "One schedule"),
-    of(Admin, Patch, paths::SCHEDULE, "Change, pause or resume a schedule"),
-    of(Admin, Delete, paths::SCHEDULE, "Delete a schedule"),
+    get(ReadOnly, paths::STATUS, "What the daemon says of itself").reply::<Status>(),
+    get(ReadOnly, paths::OPENAPI, "This description").reply::<serde_json::Map<String, serde_json::Value>>(),
+    get(ReadOnly, paths::EVENTS, "What happened that people should know of")
+        .query::<ListEvents>()
+        .reply::<EventList>(),
+    get(ReadOnly, paths::METRICS, "Metrics in Prometheus' text format").replies(ReplyBody::Metrics),
+    get(ReadOnly, paths::HEALTHZ, "Whether the daemon answers"),
+    get(ReadOnly, paths::READYZ, "Whether the daemon does its work"),
+    get(ReadOnly, paths::VOLUMES, "List volumes").query::<ListVolumes>().reply::<VolumeList>(),
+    post(Operator, paths::VOLUMES, "Make a volume")
+        .body::<CreateVolume>()
+        .reply::<Volume>()
+        .errors(&[A_NEW_VOLUME]),
+    get(ReadOnly, paths::VOLUME, "One volume").reply::<Volume>().errors(&[A_VOLUME]),
+    patch(Operator, paths::VOLUME, "Let a volume grow; the rest of it is for admins")
+        .body::<UpdateVolume>()
+        .reply::<Volume>()
+        .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, &[ErrorCode::NoSpace]]),
+    delete(Admin, paths::VOLUME, "Delete a volume and its local snapshots").reply::<Deleted>().errors(&[
+        A_VOLUME,
+        A_FREE_VOLUME,
+        &[ErrorCode::SnapshotInUse, ErrorCode::VolumeNotReady],
+    ]),
+    post(Operator, paths::VOLUME_ATTACH, "Make a volume a device of the kernel")
+        .body::<AttachVolume>()
+        .reply::<Attachment>()
+        .errors(&[AN_OPEN_VOLUME, A_DEVICE]),
+    post(Operator, paths::VOLUME_DETACH, "Take a volume's device away; by force is for admins")
+        .body::<DetachVolume>()
+        .reply::<Detached>()
+        .errors(&[A_VOLUME, A_DEVICE]),
+    post(Operator, paths::VOLUME_SNAPSHOTS, "Freeze a volume")
+        .body::<CreateSnapshot>()
+        .reply::<Snapshot>()
+        .errors(&[AN_OPEN_VOLUME, A_FREEZE]),
+    post(Operator, paths::VOLUME_CHECK, "Check everything of a volume but its data")
+        .reply::<VolumeCheck>()
+        .errors(&[AN_OPEN_VOLUME]),
+    post(Operator, paths::VOLUME_CLONE, "Make a volume of another one's snapshot")
+        .body::<CloneVolume>()
+        .reply::<Volume>()
+        .errors(&[AN_OPEN_VOLUME, A_NEW_VOLUME, A_SNAPSHOT]),
+    get(ReadOnly, paths::VOLUME_DIFF, "What changed from a snapshot to another one, or to now")
+        .query::<DiffSnapshots>()
+        .reply::<SnapshotDiff>()
+        .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT]),
+    get(Operator, paths::VOLUME_SALVAGE, "What can be read of a damaged volume")
+        .query::<SalvageVolume>()
+        .reply::<VolumeSalvage>()
+        .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_SNAPSHOT]),
+    post(Admin, paths::VOLUME_ROLLBACK, "Roll a volume back to a snapshot")
+        .body::<RestoreSnapshot>()
+        .reply::<SnapshotRestored>()
+        .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_SNAPSHOT, &[ErrorCode::NoSpace]]),
+    get(ReadOnly, paths::SNAPSHOTS, "List local snapshots")
+        .query::<ListSnapshots>()
+        .reply::<SnapshotList>()
+        .errors(&[A_VOLUME]),
+    post(Operator, paths::SNAPSHOT_GROUP, "Freeze several volumes at one instant")
+        .body::<CreateGroupSnapshot>()
+        .reply::<GroupSnapshot>()
+        .errors(&[AN_OPEN_VOLUME, A_FREEZE]),
+    get(ReadOnly, paths::SNAPSHOT, "One local snapshot").reply::<Snapshot>().errors(&[A_SNAPSHOT]),
+    delete(Admin, paths::SNAPSHOT, "Delete a local snapshot").reply::<Deleted>().errors(&[
+        A_SNAPSHOT,
+        &[ErrorCode::SnapshotInUse, ErrorCode::VolumeNotReady, ErrorCode::VolumeFailed],
+    ]),
+    get(ReadOnly, paths::CREDENTIALS, "List credentials, without their secrets").reply::<CredentialList>(),
+    post(Admin, paths::CREDENTIALS, "Prove that a store works, and keep the way to it")
+        .body::<CreateCredential>()
+        .reply::<Credential>()
+        .errors(&[A_STORE, &[ErrorCode::CredentialExists, ErrorCode::NoSpace]]),
+    get(ReadOnly, paths::CREDENTIAL, "One credential, without its secrets")
+        .reply::<Credential>()
+        .errors(&[A_CREDENTIAL]),
+    delete(Admin, paths::CREDENTIAL, "Forget a credential")
+        .reply::<Deleted>()
+        .errors(&[A_CREDENTIAL, &[ErrorCode::CredentialInUse]]),
+    post(Operator, paths::CREDENTIAL_VALIDATE, "Prove again that a store works")
+        .reply::<Credential>()
+        .errors(&[A_STORE]),
+    post(Admin, paths::CREDENTIAL_REKEY, "Change the passphrase or the data key")
+        .body::<RekeyCredential>()
+        .reply::<CredentialRekeyed>()
+        .errors(&[A_STORE, &[ErrorCode::CredentialInUse]]),
+    post(Admin, paths::CREDENTIAL_LIMITS, "Change how much may go to and from a store in a second")
+        .body::<CredentialLimits>()
+        .reply::<Credential>()
+        .errors(&[A_CREDENTIAL]),
+    get(ReadOnly, paths::CLOUDSNAPS, "List cloud snapshots")
+        .query::<ListCloudsnaps>()
+        .reply::<CloudsnapList>()
+        .errors(&[A_STORE]),
+    post(Operator, paths::CLOUDSNAP_BACKUP, "Back a volume up")
+        .body::<StartBackup>()
+        .reply::<BackupStarted>()
+        .errors(&[AN_OPEN_VOLUME, A_STORE, &[ErrorCode::VolumeInUse, ErrorCode::NoSpace]]),
+    post(Operator, paths::CLOUDSNAP_BACKUP_GROUP, "Back several volumes up from one instant")
+        .body::<StartGroupBackup>()
+        .reply::<GroupBackupStarted>()
+        .errors(&[AN_OPEN_VOLUME, A_STORE, &[ErrorCode::VolumeInUse, ErrorCode::NoSpace]]),
+    get(ReadOnly, paths::CLOUDSNAP_INSPECT, "One cloud snapshot in full")
+        .query::<InspectCloudsnap>()
+        .reply::<CloudsnapDetail>()
+        .errors(&[A_STORE, A_CLOUDSNAP]),
+    post(Operator, paths::CLOUDSNAP_RESTORE, "Restore a cloud snapshot into a new volume")
+        .body::<StartRestore>()
+        .reply::<RestoreStarted>()
+        .errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[ErrorCode::CloudsnapInUse]]),
+    post(Operator, paths::CLOUDSNAP_RESTORE_LAZY, "Make a volume that fetches what is read")
+        .body::<StartLazyRestore>()
+        .reply::<LazyRestored>()
+        .errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[ErrorCode::CloudsnapInUse]]),
+    post(Admin, paths::CLOUDSNAP_RESTORE_IN_PLACE, "Roll a volume back to a cloud snapshot")
+        .body::<StartInPlace>()
+        .reply::<RestoreStarted>()
+        .errors(&[
+            A_STORE,
+            A_CLOUDSNAP,
+            AN_OPEN_VOLUME,
+            A_FREE_VOLUME,
+            &[ErrorCode::CloudsnapInUse, ErrorCode::NoSpace],
+        ]),
+    post(Admin, paths::CLOUDSNAP_DELETE, "Delete a cloud snapshot")
+        .body::<StartDelete>()
+        .reply::<TaskStarted>()
+        .errors(&[A_STORE, A_CLOUDSNAP, &[ErrorCode::CloudsnapInUse]]),
+    post(Operator, paths::CLOUDSNAP_VERIFY, "Verify a cloud snapshot")
+        .body::<StartVerify>()
+        .reply::<TaskStarted>()
+        .errors(&[A_STORE, A_CLOUDSNAP]),
+    post(Admin, paths::CLOUDSNAP_GC, "Delete what abandoned backups left in a store")
+        .body::<CollectGarbage>()
+        .reply::<GarbageCollected>()
+        .errors(&[A_STORE, &[ErrorCode::CredentialInUse]]),
+    get(Operator, paths::CLOUDSNAP_FILES, "List files inside a cloud snapshot")
+        .query::<ListFiles>()
+        .reply::<FileList>()
+        .errors(&[A_STORE, A_CLOUDSNAP, FILES]),
+    get(Operator, paths::CLOUDSNAP_FILE, "A piece of a file inside a cloud snapshot")
+        .query::<ReadFile>()
+        .replies(ReplyBody::Bytes)
+        .errors(&[A_STORE, A_CLOUDSNAP, FILES]),
+    get(ReadOnly, paths::BROWSE_MOUNTS, "List mounts of snapshots").reply::<BrowseMountList>(),
+    post(Admin, paths::BROWSE_MOUNTS, "Mount snapshots as files on the daemon's host")
+        .body::<MountBrowse>()
+        .reply::<BrowseMount>()
+        .errors(&[A_STORE, &[ErrorCode::DeviceInUse]]),
+    post(Admin, paths::BROWSE_UNMOUNT, "Take a mount of snapshots away")
+        .body::<UnmountBrowse>()
+        .reply::<Unmounted>()
+        .errors(&[&[ErrorCode::MountNotFound, ErrorCode::DeviceInUse, ErrorCode::NotPermitted]]),
+    get(ReadOnly, paths::SCHEDULES, "List schedules").reply::<ScheduleList>(),
+    post(Admin, paths::SCHEDULES, "Make a schedule").body::<CreateSchedule>().reply::<Schedule>().errors(&[
+        A_VOLUME,
+        A_POLICY,
+        A_CREDENTIAL,
+        &[ErrorCode::CredentialRequired, ErrorCode::ScheduleExists],
+    ]),
+    get(ReadOnly, paths::SCHEDULE, "One schedule").reply::<Schedule>().errors(&[A_SCHEDULE]),
+    patch(Admin, paths::SCHEDULE, "Change, pause or resume a schedule")
+        .body::<UpdateSchedule>()
+        .reply::<Schedule>()
+        .errors(&[A_SCHEDULE, A_POLICY]),
+    delete(Admin, paths::SCHEDULE, "Delete a schedule").reply::<Deleted>().errors(&[A_SCHEDULE]),
     // Its retention may delete what is older.
-    of(Admin, Post, paths::SCHEDULE_RUN, "Run a schedule now"),
-    of(ReadOnly, Get, paths::SCHEDULE_RETENTION, "What a schedule's retention keeps and deletes"),
-    of(ReadOnly, Get, paths::SCHEDULE_HISTORY, "List the runs of schedules"),
-    of(ReadOnly, Get, paths::POLICIES, "List schedule policies"),
-    of(Admin, Post, paths::POLICIES, "Make a schedule policy"),
-    of(ReadOnly, Get, paths::POLICY, "One schedule policy"),
-    of(Admin, Patch, paths::POLICY, "Change a schedule policy"),
-    of(Admin, Delete, paths::POLICY, "Delete a schedule policy"),
-    of(ReadOnly, Get, paths::TASKS, "List tasks"),
-    of(ReadOnly, Get, paths::TASK, "One task, now or when it has changed"),
-    of(Operator, Post, paths::TASK_STOP, "Stop a task; what deletes or goes back is for admins"),
-    of(Operator, Post, paths::TASK_LIMIT, "Change how much a task may move in a second"),
-    of(Operator, Post, paths::TASK_RESUME, "Take a task up again; what deletes or goes back is for admins"),
+    post(Admin, paths::SCHEDULE_RUN, "Run a schedule now").reply::<RunList>().errors(&[A_SCHEDULE]),
+    get(ReadOnly, paths::SCHEDULE_RETENTION, "What a schedule's retention keeps and deletes")
+        .reply::<RetentionPlan>()
+        .errors(&[A_SCHEDULE]),
+    get(ReadOnly, paths::SCHEDULE_HISTORY, "List the runs of schedules")
+        .query::<ListRuns>()
+        .reply::<RunList>()
+        .errors(&[A_VOLUME]),
+    get(ReadOnly, paths::POLICIES, "List schedule policies").reply::<PolicyList>(),
+    post(Admin, paths::POLICIES, "Make a schedule policy")
+        .body::<Policy>()
+        .reply::<Policy>()
+        .errors(&[&[ErrorCode::PolicyExists]]),
+    get(ReadOnly, paths::POLICY, "One schedule policy").reply::<Policy>().errors(&[A_POLICY]),
+    patch(Admin, paths::POLICY, "Change a schedule policy")
+        .body::<UpdatePolicy>()
+        .reply::<Policy>()
+        .errors(&[A_POLICY]),
+    delete(Admin, paths::POLICY, "Delete a schedule policy")
+        .reply::<Deleted>()
+        .errors(&[A_POLICY, &[ErrorCode::PolicyInUse]]),
+    get(ReadOnly, paths::TASKS, "List tasks").query::<ListTasks>().reply::<TaskList>(),
+    get(ReadOnly, paths::TASK, "One task, now or when it has changed")
+        .query::<WaitTask>()
+        .reply::<Task>()
+        .errors(&[A_TASK]),
+    post(Operator, paths::TASK_STOP, "Stop a task; what deletes or goes back is for admins")
+        .body::<StopTask>()
+        .reply::<Task>()
+        .errors(&[A_TASK, &[ErrorCode::TaskEnded]]),
+    post(Operator, paths::TASK_LIMIT, "Change how much a task may move in a second")
+        .body::<TaskLimits>()
+        .reply::<Task>()
+        .errors(&[A_TASK, &[ErrorCode::TaskEnded]]),
+    post(Operator, paths::TASK_RESUME, "Take a task up again; what deletes or goes back is for admins")
+        .reply::<Task>()
+        .errors(&[
+            A_TASK,
+            A_STORE,
+            &[
+                ErrorCode::TaskEnded,
+                ErrorCode::VolumeInUse,
+                ErrorCode::VolumeNotFound,
+                ErrorCode::CloudsnapInUse,
+            ],
+        ]),
 ];
 
 /// The least role for a request of this method at this route pattern; `None` if there is no such operation.
@@ -125,6 +418,7 @@ pub fn role_for(method: &str, path: &str) -> Option<Role> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Method::Get;
     use std::collections::HashSet;
 
     #[test]

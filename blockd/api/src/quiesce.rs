@@ -1,5 +1,6 @@
 //! Bringing applications and filesystems to rest around a snapshot: what is asked for, and what was done.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -11,7 +12,7 @@ pub const MAX_COMMAND_TIMEOUT_S: u64 = 600;
 pub const MAX_COMMAND_BYTES: usize = 4096;
 
 /// What is to be done around a snapshot; nothing, if nothing is said.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Quiesce {
     /// Freeze the filesystems that are mounted from the volumes' devices, and thaw them when the barrier is passed.
@@ -65,7 +66,7 @@ impl Quiesce {
 }
 
 /// What was done around a snapshot, in the order in which it was begun.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QuiesceReport {
     /// The steps.
@@ -87,7 +88,7 @@ impl QuiesceReport {
 }
 
 /// One thing that was done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QuiesceStep {
     /// What it was.
@@ -105,7 +106,7 @@ pub struct QuiesceStep {
 }
 
 /// What a step is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum QuiesceKind {

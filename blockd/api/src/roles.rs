@@ -3,11 +3,12 @@
 //! Each operation asks for a role, and each role may do what the ones below it may. Who has which role is said in the
 //! daemon's configuration: by the socket that the caller came through, or by a name in its certificate.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// How much a caller may do.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// See what there is and how it is, but nothing of what volumes hold.

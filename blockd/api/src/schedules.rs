@@ -1,11 +1,12 @@
 //! Schedules of backups, the policies that several of them share, and what they did.
 
 use crate::{
-    CredentialRef, GroupName, LabelSelector, NameError, SnapshotName, VolumeId, VolumeName, VolumeRef,
-    cloudsnaps::CloudsnapId,
+    CredentialRef, GroupName, LabelSelector, NameError, ObjectName, SnapshotName, VolumeId, VolumeName,
+    VolumeRef, cloudsnaps::CloudsnapId,
 };
 use blockd_schedule::{Jitter, Recurrence, Retention, Verdict};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
@@ -56,7 +57,7 @@ impl From<PolicyName> for String {
 }
 
 /// When runs are, and how many of what they made is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
     /// When.
@@ -67,7 +68,7 @@ pub struct Rule {
 }
 
 /// Which volumes a schedule is for: one of these is set. A group and labels are looked up at each run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
     /// One volume.
@@ -82,7 +83,7 @@ pub struct Selector {
 }
 
 /// Which of several runs that wait goes first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Priority {
     /// After all others.
@@ -115,9 +116,12 @@ impl fmt::Display for Priority {
 }
 
 /// Body of `POST /v1/schedules`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateSchedule {
+    /// What it is called; no other schedule may have the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<ObjectName>,
     /// Which volumes.
     pub selector: Selector,
     /// Where to; may be left out when there is one credential.
@@ -144,7 +148,7 @@ pub struct CreateSchedule {
 }
 
 /// Body of `PATCH /v1/schedules/{schedule}`: what is not given stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateSchedule {
     /// Other rules. What they would have done before is not caught up on.
@@ -171,11 +175,14 @@ pub struct UpdateSchedule {
 }
 
 /// A schedule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Schedule {
     /// Its id.
     pub uuid: Uuid,
+    /// What it is called, if somebody gave it a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<ObjectName>,
     /// Which volumes.
     pub selector: Selector,
     /// Where to.
@@ -205,7 +212,7 @@ pub struct Schedule {
 }
 
 /// Reply to `GET /v1/schedules`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScheduleList {
     /// The schedules, oldest first.
@@ -216,7 +223,7 @@ pub struct ScheduleList {
 }
 
 /// A schedule that the daemon cannot read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UnreadableSchedule {
     /// Its id, by which it can be deleted.
@@ -226,7 +233,7 @@ pub struct UnreadableSchedule {
 }
 
 /// How a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunState {
     /// It waits for its turn.
@@ -268,7 +275,7 @@ impl fmt::Display for RunState {
 }
 
 /// A run of a schedule for one volume and one place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
     /// Its number; later ones have greater ones.
@@ -302,7 +309,7 @@ pub struct Run {
 }
 
 /// Query of `GET /v1/schedule-runs`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListRuns {
     /// Only of this schedule.
@@ -317,7 +324,7 @@ pub struct ListRuns {
 }
 
 /// Reply to `GET /v1/schedule-runs`, newest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunList {
     /// The runs.
@@ -325,7 +332,7 @@ pub struct RunList {
 }
 
 /// What the retention says of one backup.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Judged {
     /// The run that made it.
@@ -343,7 +350,7 @@ pub struct Judged {
 }
 
 /// Reply to `GET /v1/schedules/{schedule}/retention`: what is kept and what would be deleted now. Nothing is changed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionPlan {
     /// Each backup that the schedule made and that is there still.
@@ -351,7 +358,7 @@ pub struct RetentionPlan {
 }
 
 /// Body of `POST /v1/sched-policies`, and a policy as it is told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
     /// Its name.
@@ -361,7 +368,7 @@ pub struct Policy {
 }
 
 /// Body of `PATCH /v1/sched-policies/{policy}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdatePolicy {
     /// Other rules, for all schedules that use it.
@@ -369,7 +376,7 @@ pub struct UpdatePolicy {
 }
 
 /// Reply to `GET /v1/sched-policies`, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyList {
     /// The policies.

@@ -6,6 +6,7 @@ use crate::{
     quiesce::{Quiesce, QuiesceReport},
 };
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use uuid::Uuid;
@@ -14,7 +15,7 @@ use uuid::Uuid;
 pub const MAX_GROUP_MEMBERS: usize = 64;
 
 /// Body of `POST /v1/volumes/{volume}/snapshots`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateSnapshot {
     /// Its name; without one it is [`SnapshotName::from_time`] of now.
@@ -26,7 +27,7 @@ pub struct CreateSnapshot {
 }
 
 /// Body of `POST /v1/snapshots/group`: which volumes, chosen in exactly one way.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateGroupSnapshot {
     /// All volumes of this group.
@@ -47,7 +48,7 @@ pub struct CreateGroupSnapshot {
 }
 
 /// Reply to `POST /v1/snapshots/group`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupSnapshot {
     /// What all of them have in common.
@@ -62,7 +63,7 @@ pub struct GroupSnapshot {
 }
 
 /// What the snapshots that were taken together have in common.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotGroup {
     /// The id of this one time.
@@ -76,7 +77,7 @@ pub struct SnapshotGroup {
 }
 
 /// Query of `GET /v1/snapshots`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListSnapshots {
     /// Only those of this volume.
@@ -88,7 +89,7 @@ pub struct ListSnapshots {
 }
 
 /// Reply to `GET /v1/snapshots`, by volume and time.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotList {
     /// The snapshots that people made.
@@ -96,7 +97,7 @@ pub struct SnapshotList {
 }
 
 /// A frozen point of a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
     /// Its id.
@@ -132,7 +133,7 @@ pub struct Snapshot {
 }
 
 /// Query of `GET /v1/volumes/{volume}/diff`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DiffSnapshots {
     /// The older snapshot.
@@ -146,7 +147,7 @@ pub struct DiffSnapshots {
 }
 
 /// Reply to `GET /v1/volumes/{volume}/diff`: what was written, trimmed or zeroed from one point to the other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotDiff {
     /// Name of the volume.
@@ -171,7 +172,7 @@ pub struct SnapshotDiff {
 }
 
 /// A run of bytes that changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DiffExtent {
     /// Where it begins.
@@ -183,7 +184,7 @@ pub struct DiffExtent {
 }
 
 /// What changed bytes hold at the newer point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum DiffKind {
@@ -203,7 +204,7 @@ impl fmt::Display for DiffKind {
 }
 
 /// Body of `POST /v1/volumes/{volume}/rollback`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RestoreSnapshot {
     /// What the volume is to become again.
@@ -214,7 +215,7 @@ pub struct RestoreSnapshot {
 }
 
 /// Reply to `POST /v1/volumes/{volume}/rollback`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotRestored {
     /// Name of the volume.
@@ -230,7 +231,7 @@ pub struct SnapshotRestored {
 }
 
 /// Whether a snapshot can be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum SnapshotState {

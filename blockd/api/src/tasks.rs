@@ -1,13 +1,14 @@
 //! Tasks: backups, restores and deletes that run in the background.
 
-use crate::{ApiError, CredentialName, VolumeName};
+use crate::{ApiError, CredentialName, ObjectName, VolumeName};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
 
 /// Reply to what starts a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskStarted {
     /// The task.
@@ -15,7 +16,7 @@ pub struct TaskStarted {
 }
 
 /// Query of `GET /v1/tasks`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListTasks {
     /// Only those whose id begins like this.
@@ -27,7 +28,7 @@ pub struct ListTasks {
 ///
 /// The reply comes as soon as the task's version is above `since_version`, at the latest after `wait_ms`; with neither it
 /// comes at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WaitTask {
     /// How long to wait, in milliseconds, at most [`crate::MAX_WAIT_MS`].
@@ -39,7 +40,7 @@ pub struct WaitTask {
 }
 
 /// Reply to `GET /v1/tasks`, newest first.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskList {
     /// The tasks.
@@ -47,7 +48,7 @@ pub struct TaskList {
 }
 
 /// A task as it is now.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Task {
     /// Its id.
@@ -55,6 +56,9 @@ pub struct Task {
     /// What it does.
     #[serde(rename = "type")]
     pub kind: TaskKind,
+    /// What whoever asked for it called it; only of backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<ObjectName>,
     /// The cloud snapshot that it makes, restores or deletes; `None` while that is not decided.
     pub source_volume: Option<String>,
     /// The volume that is backed up, or restored into; `None` for a delete.
@@ -106,7 +110,7 @@ pub struct Task {
 }
 
 /// Body of `POST /v1/tasks/{task}/stop`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StopTask {
     /// Give it up: nothing is kept to take it up again. Also of a task that was stopped or failed before.
@@ -115,7 +119,7 @@ pub struct StopTask {
 }
 
 /// Body of `POST /v1/tasks/{task}/limit`, and part of what starts a task: how much it may move in a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskLimits {
     /// Bytes that it may send in a second; as many as it can otherwise.
@@ -127,7 +131,7 @@ pub struct TaskLimits {
 }
 
 /// What a verification, or a restore past damage, found. Lists are cut to what a person can read; the counts are whole.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Findings {
     /// Cloud snapshots that were looked at.
@@ -147,7 +151,7 @@ pub struct Findings {
 }
 
 /// Something in a store that is damaged.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DamageFinding {
     /// The object.
@@ -161,7 +165,7 @@ pub struct DamageFinding {
 }
 
 /// What a cloud snapshot loses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AffectedCloudsnap {
     /// The cloud snapshot.
@@ -173,7 +177,7 @@ pub struct AffectedCloudsnap {
 }
 
 /// A stretch of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ByteRange {
     /// Where it begins, in bytes.
@@ -183,7 +187,7 @@ pub struct ByteRange {
 }
 
 /// Requests to a store, by kind; every attempt counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Requests {
     /// PUTs, parts of multipart uploads included.
@@ -199,7 +203,7 @@ pub struct Requests {
 }
 
 /// What a task does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum TaskKind {
@@ -314,7 +318,7 @@ impl From<TaskState> for String {
 }
 
 /// Whether a backup carries everything or what changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupType {
     /// Everything that is not zero.

@@ -1,16 +1,17 @@
 //! Volumes: create, list, inspect, change, delete.
 
 use crate::{
-    GroupName, LabelSelector, Labels, SnapshotRef, VolumeId, VolumeName, attachments::Attachment,
-    lazy::Hydration,
+    GroupName, LabelSelector, Labels, SnapshotName, SnapshotRef, VolumeId, VolumeName,
+    attachments::Attachment, lazy::Hydration,
 };
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use uuid::Uuid;
 
 /// Body of `POST /v1/volumes`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateVolume {
     /// Its name, and the name of its export.
@@ -26,7 +27,7 @@ pub struct CreateVolume {
 }
 
 /// Body of `PATCH /v1/volumes/{volume}`: what is to be changed, and nothing else.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateVolume {
     /// A larger size in bytes; see [`crate::check_volume_size`]. A volume never shrinks.
@@ -50,7 +51,7 @@ fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<GroupName>
 }
 
 /// Body of `POST /v1/volumes/{volume}/clone`: a new volume that begins as what `{volume}` was at a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CloneVolume {
     /// The name of the new volume, and of its export.
@@ -63,7 +64,7 @@ pub struct CloneVolume {
 }
 
 /// Reply to `POST /v1/volumes/{volume}/check`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeCheck {
     /// Name of the volume.
@@ -80,8 +81,62 @@ pub struct VolumeCheck {
     pub findings: Vec<String>,
 }
 
+/// Query of `GET /v1/volumes/{volume}/salvage`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SalvageVolume {
+    /// A snapshot; without it, the volume as it was last.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotRef>,
+    /// Only extents from here on; what [`VolumeSalvage::next_offset_bytes`] said.
+    #[serde(default)]
+    pub offset_bytes: Option<u64>,
+}
+
+/// Reply to `GET /v1/volumes/{volume}/salvage`: what can be read of a volume that cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSalvage {
+    /// Name of the volume.
+    pub volume: VolumeName,
+    /// Name of the snapshot; `None` for the volume as it was last.
+    pub snapshot: Option<SnapshotName>,
+    /// The read-only export that shows what can be read.
+    pub export: String,
+    /// Where that is served; see [`crate::nbd_unix_uri`].
+    pub uri: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Bytes of data that can be read, over all extents; what else can be read is zeroes.
+    pub data_bytes: u64,
+    /// Bytes that cannot be read, over all extents.
+    pub unreadable_bytes: u64,
+    /// What is wrong with the volume's files, a line each.
+    pub findings: Vec<String>,
+    /// What can be read and what cannot, in ascending order, in whole blocks.
+    pub extents: Vec<SalvageExtent>,
+    /// Where the next call goes on, if there are more extents.
+    #[serde(default)]
+    pub next_offset_bytes: Option<u64>,
+}
+
+/// A run of bytes that can be read, or cannot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SalvageExtent {
+    /// Where it begins.
+    pub offset_bytes: u64,
+    /// How long it is.
+    pub length_bytes: u64,
+    /// Whether it can be read.
+    pub readable: bool,
+    /// Why it cannot, in one line.
+    #[serde(default)]
+    pub why: Option<String>,
+}
+
 /// Query of `GET /v1/volumes`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListVolumes {
     /// Only volumes that have all these labels.
@@ -93,7 +148,7 @@ pub struct ListVolumes {
 }
 
 /// Reply to `GET /v1/volumes`, by name.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeList {
     /// The volumes.
@@ -101,7 +156,7 @@ pub struct VolumeList {
 }
 
 /// A volume as it is now.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
     /// Its id.
@@ -158,7 +213,7 @@ pub struct Volume {
 }
 
 /// Layers that are being merged in the background, by this daemon or by the next one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Merging {
     /// How many there are; they are merged one after the other.
@@ -170,7 +225,7 @@ pub struct Merging {
 }
 
 /// A rollback to a snapshot that is under way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RollingBack {
     /// Bytes of those that have to go back which are done.
@@ -180,7 +235,7 @@ pub struct RollingBack {
 }
 
 /// Whether a volume is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum VolumeState {
@@ -203,7 +258,7 @@ impl fmt::Display for VolumeState {
 }
 
 /// What was read from and written to a volume since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeIo {
     /// Read requests.
@@ -219,7 +274,7 @@ pub struct VolumeIo {
 }
 
 /// The last backup of a volume under one credential.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastBackup {
     /// The credential.

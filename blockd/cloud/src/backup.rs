@@ -1,19 +1,18 @@
 //! Making a snapshot in the store: packs side by side, then the index, then the manifest.
 //!
-//! Memory is bounded whatever the volume: at most `upload_concurrency` packs exist at once (33 MiB each), two of them
-//! with their raw blocks beside them, so 4 * 33 + 2 * 32 MiB, or 100 MiB for a piece of the index after that, is the
-//! most by default; besides that some dozen bytes for each 32 MiB of blocks, and the block sets themselves.
+//! Memory is bounded whatever the volume: at most `upload_concurrency` packs exist at once (33 MiB each), one of them
+//! twice while it is put together, and 32 MiB of raw blocks, so 5 * 33 + 32 MiB, or 100 MiB for a piece of the index after that, is the
+//! most by default; memory that lies ready for the next pack counts among that (192 MiB); besides that some dozen bytes for each 32 MiB of blocks, and the block sets themselves.
 
 use crate::{
     CloudError, CloudsnapId, FORMAT_VERSION,
     error::random,
-    frame::BLOCK,
     index_writer::{StoredIndex, write_index},
     journal::BackupJournal,
     keys::DataKey,
     manifest::{BackupType, CHAIN_MOST, Delta, Manifest},
     names::DeltaId,
-    pack::{OBJECT_HEADER_LEN, ObjectKind, SealedFrames, object_header, seal_frames},
+    packing::Packing,
     plan::Layout,
     progress::{CancelToken, Phase, Progress},
     repository::{Repository, run_blocking},
@@ -23,21 +22,16 @@ use crate::{
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, SnapshotId, VolumeId};
 use bytes::Bytes;
-use futures::{StreamExt, future::try_join_all};
+use futures::StreamExt;
 use jiff::Timestamp;
 use std::{collections::BTreeMap, future::Future, io, sync::Arc, time::Duration};
-use tokio::sync::Semaphore;
 use uuid::Uuid;
-
-/// Packs that are read and sealed at once; the others in flight are only being uploaded.
-const BUILD_CONCURRENCY: usize = 2;
-/// Frames that one thread seals at a time: 4 MiB of blocks.
-const CHUNK_FRAMES: usize = 32;
 
 /// Objects that are asked for at once after a commit that may not have been the first.
 const CHECK_CONCURRENCY: usize = 8;
 /// How often the store is asked for one of them until it answers: over some 40 seconds, besides what each request
-/// itself is repeated. The snapshot is listed by then, and nobody else looks whether it is whole.
+/// itself is repeated. The snapshot is listed by then, and nobody else looks whether it is whole; after that the backup
+/// fails, and its resumption asks again.
 const CHECK_ATTEMPTS: u32 = 10;
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
 const CHECK_PAUSE_MOST: Duration = Duration::from_secs(10);
@@ -194,11 +188,10 @@ pub(crate) struct Job {
     pub key: DataKey,
     pub sealer: Sealer,
     pub store: Arc<dyn ObjectStore>,
-    reader: Arc<dyn BlockReader>,
+    pub reader: Arc<dyn BlockReader>,
     pub journal: Arc<dyn BackupJournal>,
     progress: Arc<Progress>,
-    building: Semaphore,
-    cores: Arc<Semaphore>,
+    pub packing: Packing,
     pub work: Work,
     write_once: bool,
     /// An earlier run may have committed the snapshot, and somebody else have deleted it since.
@@ -217,7 +210,8 @@ pub(crate) struct Job {
 /// snapshot. [`Progress::was_in_doubt`] says so of the former.
 ///
 /// # Errors
-/// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`]; [`CloudError::DeletedMeanwhile`];
+/// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`]; [`CloudError::BaseUnknown`] and
+/// [`CloudError::NotTakenBack`], after which the snapshot is listed and the backup is to be resumed; [`CloudError::DeletedMeanwhile`];
 /// [`CloudError::ReadVolume`]; [`CloudError::Journal`]; whatever the store reports. What was stored stays there for a
 /// resumption, and does not count as a snapshot.
 pub async fn backup(
@@ -267,8 +261,7 @@ async fn run(
         reader,
         journal,
         progress,
-        building: Semaphore::new(BUILD_CONCURRENCY),
-        cores: Arc::new(Semaphore::new(cpu_threads(options.cpu_threads))),
+        packing: Packing::new(cpu_threads(options.cpu_threads)),
         write_once: options.write_once,
         was_committing,
         is_resumed,
@@ -379,16 +372,14 @@ impl Job {
 
     /// Reads, seals, stores and records one pack; returns how many bytes of blocks it holds.
     async fn pack(self: &Arc<Self>, pack_no: u32) -> Result<usize, CloudError> {
-        let permit = self.building.acquire().await;
-        let (raw_len, body, lens) = self.build(pack_no).await?;
-        drop(permit);
-        if let Some(body) = body {
+        let pack = self.build(pack_no).await?;
+        if let Some(body) = pack.body {
             let object = self.spec.delta_id().pack_key(pack_no);
             self.put(&object, body).await?;
         }
         let journal = self.journal.clone();
-        run_blocking(move || journal.record(pack_no, &lens)).await?;
-        Ok(raw_len)
+        run_blocking(move || journal.record(pack_no, &pack.lens)).await?;
+        Ok(pack.raw_len_bytes)
     }
 
     /// Stores an object of the delta.
@@ -410,66 +401,6 @@ impl Job {
             }
             result => Ok(result?),
         }
-    }
-
-    /// The object of a pack (none if all its blocks are zero) and the stored lengths of its frames.
-    async fn build(self: &Arc<Self>, pack_no: u32) -> Result<(usize, Option<Bytes>, Vec<u32>), CloudError> {
-        let job = self.clone();
-        let elsewhere = self.reader.may_wait().then(Work::default);
-        let (raw, sizes) = elsewhere
-            .as_ref()
-            .unwrap_or(&self.work)
-            .run(move || {
-                let sizes = job.layout.frame_sizes(pack_no);
-                let extents = job.layout.pack_extents(&job.spec.data, pack_no);
-                let mut raw = vec![0; sizes.iter().sum::<usize>() * BLOCK];
-                job.reader.read_extents(&extents, &mut raw).map_err(|source| CloudError::ReadVolume {
-                    pack_no,
-                    extents: describe(&extents),
-                    source,
-                })?;
-                Ok((Bytes::from(raw), sizes))
-            })
-            .await?;
-        let raw_len = raw.len();
-        let (first_frame, _) = self.layout.pack_frames(pack_no);
-        let mut rest = raw;
-        let mut chunks = Vec::new();
-        for (chunk, sizes) in sizes.chunks(CHUNK_FRAMES).enumerate() {
-            let part = rest.split_to(sizes.iter().sum::<usize>() * BLOCK);
-            let first = first_frame + (chunk * CHUNK_FRAMES) as u64;
-            chunks.push(self.seal(first, sizes.to_vec(), part));
-        }
-        drop(rest);
-        let sealed = try_join_all(chunks).await?;
-        let stored: usize = sealed.iter().map(|chunk| chunk.bytes.len()).sum();
-        let lens = sealed.iter().flat_map(|chunk| chunk.lens.iter().copied()).collect();
-        if stored == 0 {
-            return Ok((raw_len, None, lens));
-        }
-        let header = object_header(ObjectKind::Pack(pack_no), &self.key, &self.spec.delta_id());
-        let body = self.work.run(move || {
-            let mut body = Vec::with_capacity(OBJECT_HEADER_LEN + stored);
-            body.extend_from_slice(&header);
-            for chunk in sealed {
-                body.extend_from_slice(&chunk.bytes);
-            }
-            Ok(Bytes::from(body))
-        });
-        Ok((raw_len, Some(body.await?), lens))
-    }
-
-    async fn seal(
-        self: &Arc<Self>,
-        first_frame: u64,
-        sizes: Vec<usize>,
-        raw: Bytes,
-    ) -> Result<SealedFrames, CloudError> {
-        let core = self.cores.clone().acquire_owned().await;
-        let job = self.clone();
-        let sealed = self.work.run(move || Ok(seal_frames(&job.sealer, first_frame, &sizes, &raw))).await;
-        drop(core);
-        sealed
     }
 
     async fn commit(&self, repo: &Repository, index: StoredIndex) -> Result<Manifest, CloudError> {
@@ -560,37 +491,35 @@ where
 ///
 /// Whoever deletes a snapshot removes its manifest first, then lists the manifests that are left, then removes
 /// the deltas that none of them names. If the base's manifest is still there now, that listing is yet to come
-/// and will show this snapshot; if it is gone, the listing may have been made before the commit. If nothing can be
-/// learned, the snapshot stays: it is listed, and a backup that is listed must not be told to have failed.
+/// and will show this snapshot; if it is gone, the listing may have been made before the commit. Until one of the two is known, the
+/// backup is not done: whoever goes on with it asks again.
 ///
 /// # Errors
-/// [`CloudError::BaseDeleted`]; the snapshot's manifest is deleted then. The store fails to do that.
+/// [`CloudError::BaseDeleted`]; the snapshot's manifest is deleted then. [`CloudError::BaseUnknown`] if the store does not
+/// answer, [`CloudError::NotTakenBack`] if it does not delete the manifest: the snapshot is listed, and counts for nothing yet.
 pub async fn check_base(
     store: &dyn ObjectStore,
     manifest: &Manifest,
     base: &Manifest,
 ) -> Result<(), CloudError> {
-    match store.get_range(&base.id().manifest_key(), 0, 1).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind == StoreErrorKind::NotFound => {
-            store.delete(&manifest.id().manifest_key()).await?;
-            Err(CloudError::BaseDeleted { base: base.id() })
+    let (id, base) = (manifest.id(), base.id());
+    let base_key = base.manifest_key();
+    let looked = insist(|| async {
+        match store.get_range(&base_key, 0, 1).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
         }
-        Err(error) => {
-            // The snapshot is committed, and the base was there when the backup was planned.
-            tracing::warn!(snapshot = %manifest.id(), base = %base.id(), %error, "the snapshot is in the store, but whether its base still is cannot be told");
-            Ok(())
+    });
+    match looked.await {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let own_key = id.manifest_key();
+            match insist(|| async { Ok(store.delete(&own_key).await?) }).await {
+                Ok(_) => Err(CloudError::BaseDeleted { base }),
+                Err(source) => Err(CloudError::NotTakenBack { id, base, source: Box::new(source) }),
+            }
         }
-    }
-}
-
-/// The first and the last of some extents, for messages.
-fn describe(extents: &[Extent]) -> String {
-    match extents {
-        [] => "no blocks".to_owned(),
-        [only] => only.to_string(),
-        [first, .., last] => {
-            format!("{} runs of blocks from {} to {}", extents.len(), first.start, last.end())
-        }
+        Err(source) => Err(CloudError::BaseUnknown { id, base, source: Box::new(source) }),
     }
 }

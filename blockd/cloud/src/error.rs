@@ -135,6 +135,30 @@ pub enum CloudError {
         /// The base.
         base: CloudsnapId,
     },
+    /// A snapshot was committed, and nothing could be learned of the one that it builds on: its deltas may be gone.
+    #[error(
+        "cloud snapshot {id} is in the store; whether its base {base} still is cannot be told yet: {source}; resume the backup when the store answers"
+    )]
+    BaseUnknown {
+        /// The snapshot; it is listed, and may lack deltas.
+        id: CloudsnapId,
+        /// The base.
+        base: CloudsnapId,
+        /// What the question met.
+        source: Box<CloudError>,
+    },
+    /// A snapshot was committed whose base is gone, and its manifest could not be deleted.
+    #[error(
+        "cloud snapshot {id} is in the store, its base {base} was deleted, and it cannot be taken back yet: {source}; resume the backup when the store answers"
+    )]
+    NotTakenBack {
+        /// The snapshot; it is listed, and may lack deltas.
+        id: CloudsnapId,
+        /// The base.
+        base: CloudsnapId,
+        /// What the deletion met.
+        source: Box<CloudError>,
+    },
     /// Another host deleted the snapshot while it was not known whether it had been committed.
     #[error(
         "cloud snapshot {id} was deleted from another host while it was being committed ({object} is gone): start the backup again"
@@ -236,7 +260,10 @@ impl CloudError {
             | Self::Journal { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::Interrupted | io::ErrorKind::TimedOut)
             }
-            Self::Internal { .. } | Self::Unsettled { .. } => true,
+            Self::Internal { .. }
+            | Self::Unsettled { .. }
+            | Self::BaseUnknown { .. }
+            | Self::NotTakenBack { .. } => true,
             _ => false,
         }
     }

@@ -5,6 +5,7 @@
 //! in `FORMAT.md`; volumes are known here only as block sets and as whoever reads and writes blocks.
 
 mod backup;
+mod buffers;
 mod cached;
 mod changed;
 mod damage;
@@ -23,6 +24,7 @@ mod manifest;
 mod names;
 mod pace;
 mod pack;
+mod packing;
 mod plan;
 mod progress;
 mod reader;

@@ -72,28 +72,28 @@ pub(crate) fn check_object_header(
     Err(CloudError::damaged(object, at as u64, what))
 }
 
-/// Some frames, sealed, one after the other.
-pub(crate) struct SealedFrames {
-    pub bytes: Vec<u8>,
-    /// The stored length of each frame.
-    pub lens: Vec<u32>,
+/// What sealed frames of these lengths in blocks may take, in bytes, and what lz4 wants beyond the worst case of the last one.
+pub(crate) fn sealed_len_most(sizes: &[usize]) -> usize {
+    sizes.iter().sum::<usize>() * BLOCK + sizes.len() * 21 + (16 << 10)
 }
 
-/// Seals the frames of `raw`, the first of which has the number `first_frame`; `sizes` are their lengths in blocks.
-pub(crate) fn seal_frames(sealer: &Sealer, first_frame: u64, sizes: &[usize], raw: &[u8]) -> SealedFrames {
+/// Seals the frames of `raw`, the first of which has the number `first_frame`, one after the other to the end of `out`; `sizes` are
+/// their lengths in blocks. Returns their stored lengths.
+pub(crate) fn seal_frames(
+    sealer: &Sealer,
+    first_frame: u64,
+    sizes: &[usize],
+    raw: &[u8],
+    out: &mut Vec<u8>,
+) -> Vec<u32> {
     let mut writer = FrameWriter::default();
-    let mut sealed = SealedFrames {
-        // The headroom is what lz4 wants to have beyond the worst case of the last frame.
-        bytes: Vec::with_capacity(raw.len() + sizes.len() * 21 + (16 << 10)),
-        lens: Vec::with_capacity(sizes.len()),
-    };
     let mut rest = raw;
+    let mut lens = Vec::with_capacity(sizes.len());
     for (i, blocks) in sizes.iter().enumerate() {
         debug_assert!(*blocks <= FRAME_BLOCKS);
         let (frame, after) = rest.split_at((blocks * BLOCK).min(rest.len()));
-        let len = writer.append(sealer, first_frame + i as u64, frame, &mut sealed.bytes);
-        sealed.lens.push(len);
+        lens.push(writer.append(sealer, first_frame + i as u64, frame, out));
         rest = after;
     }
-    sealed
+    lens
 }

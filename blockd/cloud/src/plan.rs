@@ -106,9 +106,8 @@ impl Layout {
             .collect()
     }
 
-    /// The blocks of a pack, ascending.
-    pub fn pack_extents(&self, data: &BlockSet, pack_no: u32) -> Vec<Extent> {
-        let (first, end) = self.pack_frames(pack_no);
+    /// The blocks of the frames from `first` up to the one before `end`, ascending.
+    pub fn frame_extents(&self, data: &BlockSet, first: u64, end: u64) -> Vec<Extent> {
         let (first, end) = (self.rank_of_frame(first), self.rank_of_frame(end));
         match (data.select(first), end.checked_sub(1).and_then(|last| data.select(last))) {
             (Some(first), Some(last)) => {
@@ -148,8 +147,17 @@ mod tests {
         // Packs, one after the other, are the data.
         let mut all = BlockSet::new();
         for pack in 0..layout.pack_count {
-            let extents = layout.pack_extents(data, pack);
+            let (first, end) = layout.pack_frames(pack);
             let sizes = layout.frame_sizes(pack);
+            // The frames by the chunk, each with its blocks.
+            let mut extents = Vec::new();
+            for (nth, sizes) in sizes.chunks(5).enumerate() {
+                let from = first + 5 * nth as u64;
+                let chunk = layout.frame_extents(data, from, (from + 5).min(end));
+                let blocks = sizes.iter().sum::<usize>() as u64;
+                assert_eq!(chunk.iter().map(|extent| extent.len_blocks).sum::<u64>(), blocks);
+                extents.extend(chunk);
+            }
             assert!(sizes.iter().all(|size| (1..=FRAME_BLOCKS).contains(size)));
             assert_eq!(extents.iter().map(|e| e.len_blocks).sum::<u64>(), sizes.iter().sum::<usize>() as u64);
             for extent in extents {

@@ -183,6 +183,11 @@ impl CancelToken {
         self.inner.state.fetch_or(COMMITTING, SeqCst) & CANCELLED == 0
     }
 
+    /// What the task had begun to commit does not exist and will not, so that it may be stopped for good again.
+    pub fn end_commit(&self) {
+        self.inner.state.fetch_and(!COMMITTING, SeqCst);
+    }
+
     /// Whether the task has begun to commit: what it makes may exist from then on.
     pub fn is_committing(&self) -> bool {
         self.inner.state.load(SeqCst) & COMMITTING != 0
@@ -222,6 +227,17 @@ mod tests {
         waiter.await.unwrap();
         token.cancelled().await;
         assert!(token.is_cancelled());
+    }
+
+    #[test]
+    fn what_commits_is_not_stopped_until_it_gives_the_commit_up() {
+        let token = CancelToken::new();
+        assert!(token.begin_commit());
+        assert!(!token.stop_unless_committing() && token.is_committing());
+        token.end_commit();
+        assert!(!token.is_committing() && !token.is_cancelled());
+        assert!(token.stop_unless_committing());
+        assert!(!token.begin_commit());
     }
 
     #[test]

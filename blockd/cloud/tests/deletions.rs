@@ -326,3 +326,77 @@ async fn a_deletion_that_began_before_the_repeated_commit_takes_that_as_well() {
     deletion.await.unwrap();
     assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "what is left of it is not listed");
 }
+
+/// The base is gone or not, and the store does not tell, or does not take the new manifest back.
+#[tokio::test]
+async fn a_backup_that_cannot_ask_for_its_base_is_not_done_and_asks_when_it_goes_on() {
+    for (is_gone, answers) in [(false, 0), (true, 0), (true, 1)] {
+        let store = Arc::new(MemoryStore::default());
+        let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+        let live = MemoryVolume::default();
+        live.set(1, &[1; BLOCK]);
+        let base = run(&repo, spec(1, SIZE, set([1]), set([]), None), &live).await.unwrap().manifest;
+        if is_gone {
+            delete(&repo, &base).await;
+        }
+        live.set(2, &[2; BLOCK]);
+        let spec = spec(2, SIZE, set([2]), set([]), Some(&base));
+        let journal = Arc::new(MemoryJournal::default());
+        let go_on = async |repo: &Repository| {
+            let (reader, cancel) = (Arc::new(live.fork()), CancelToken::new());
+            run_with(repo, spec.clone(), reader, journal.clone(), &cancel).await
+        };
+        // A pack, the index and the manifest are stored; then that many answers more.
+        let faults = Arc::new(FaultStore::new(store.clone()));
+        faults.fail_from(3 + answers, Fault::Unauthorized);
+        let error =
+            go_on(&repo.with_store(faults)).await.err().expect("a backup that nobody knows to be whole");
+        match answers {
+            0 => assert!(matches!(error, CloudError::BaseUnknown { .. }), "{error}"),
+            _ => assert!(matches!(error, CloudError::NotTakenBack { .. }), "{error}"),
+        }
+        assert!(error.is_retryable() && error.to_string().contains("is in the store"), "{error}");
+        assert!(repo.manifest(&spec.id()).await.is_ok(), "it is listed meanwhile");
+        assert!(journal.may_be_committed());
+        let resumed = go_on(&repo).await;
+        if is_gone {
+            let error = resumed.err().expect("a backup without its base");
+            assert!(matches!(error, CloudError::BaseDeleted { .. }), "{error}");
+            assert!(repo.manifest(&spec.id()).await.is_err(), "it was taken back");
+        } else {
+            let manifest = resumed.unwrap().manifest;
+            assert_eq!(restored(&repo, &manifest).await.unwrap(), live.content());
+        }
+    }
+}
+
+/// The host dies after the commit and before the question.
+#[tokio::test]
+async fn a_backup_that_was_cut_off_before_the_question_for_its_base_asks_when_it_goes_on() {
+    let store = Arc::new(MemoryStore::default());
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let live = MemoryVolume::default();
+    live.set(1, &[1; BLOCK]);
+    let base = run(&repo, spec(1, SIZE, set([1]), set([]), None), &live).await.unwrap().manifest;
+    let spec = spec(2, SIZE, set([2]), set([]), Some(&base));
+    let journal = Arc::new(MemoryJournal::default());
+    let go_on = async |repo: &Repository, cancel: &CancelToken| {
+        run_with(repo, spec.clone(), Arc::new(live.fork()), journal.clone(), cancel).await
+    };
+    let between = Between::new(&store);
+    let question = Moment { operation: "GET", prefix: "blockd/manifests/", suffix: "" };
+    let cancel = CancelToken::new();
+    let dies = cancel.clone();
+    let death = async move {
+        dies.cancel();
+        std::future::pending::<()>().await;
+    };
+    *between.before.lock() = Some((question, Box::pin(death)));
+    let error = go_on(&repo.with_store(Arc::new(between)), &cancel).await.err();
+    assert!(matches!(error, Some(CloudError::Cancelled)), "{error:?}");
+    assert!(repo.manifest(&spec.id()).await.is_ok(), "it is listed meanwhile");
+    delete(&repo, &base).await;
+    let error = go_on(&repo, &CancelToken::new()).await.err();
+    assert!(matches!(error, Some(CloudError::BaseDeleted { .. })), "{error:?}");
+    assert!(repo.manifest(&spec.id()).await.is_err(), "it was taken back");
+}

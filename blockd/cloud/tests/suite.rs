@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 use blockd_cloud::{
-    store::{HttpOptions, LocalStore, ObjectStore, RetryPolicy, S3Access, S3Options, probe, task_store},
-    testing::{Fault, FaultStore, MemoryStore, repository_suite, store_suite},
+    store::{
+        Bandwidth, CountingStore, HttpOptions, LimitStore, LocalStore, ObjectStore, RetryPolicy, S3Access,
+        S3Options, probe, task_store,
+    },
+    testing::{Fault, FaultStore, Has, MemoryStore, object_store_suite, repository_suite, store_suite},
 };
 use std::sync::Arc;
 
@@ -41,8 +44,49 @@ async fn a_store_that_fails_now_and_then_behind_retries() {
     assert!(requests.snapshot().total() > 100);
 }
 
+const ALL: Has = Has { create_if_absent: true, parts: true };
+const REPLACES: Has = Has { create_if_absent: false, parts: true };
+
+fn patient() -> RetryPolicy {
+    RetryPolicy { attempts: 4, base_ms: 0, max_ms: 0, request_timeout_ms: 60_000 }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn object_store_on_memory() {
+    object_store_suite(Arc::new(MemoryStore::default()), ALL).await;
+    object_store_suite(Arc::new(MemoryStore::ignoring_conditions()), REPLACES).await;
+    object_store_suite(Arc::new(MemoryStore::refusing_conditions()), REPLACES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn object_store_on_a_directory_and_on_a_task_s_stack_over_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let local: Arc<dyn ObjectStore> = Arc::new(LocalStore::open(dir.path()).unwrap());
+    object_store_suite(local.clone(), ALL).await;
+    let (counted, requests) = task_store(local, patient());
+    let limited = Arc::new(LimitStore::new(counted, Arc::new(Bandwidth::new(Some(1 << 30), Some(1 << 30)))));
+    object_store_suite(limited, ALL).await;
+    let requests = requests.snapshot();
+    assert!(requests.put > 40 && requests.get > 40 && requests.multipart > 10, "{requests:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn object_store_on_each_wrapper_by_itself() {
+    let memory = || Arc::new(MemoryStore::default());
+    object_store_suite(Arc::new(CountingStore::new(memory(), Arc::default())), ALL).await;
+    object_store_suite(Arc::new(LimitStore::new(memory(), Arc::new(Bandwidth::new(None, None)))), ALL).await;
+    // Retries over a store that fails now and then, but not where an answer that is lost cannot be told from another's success.
+    let faults = Arc::new(FaultStore::new(memory()));
+    for operation in (2..5_000).step_by(7) {
+        let kinds = [Fault::BeforeApply, Fault::ShortBody];
+        faults.fail_at(operation, kinds[(operation / 7) as usize % 2]);
+    }
+    let (store, _) = task_store(faults, patient());
+    object_store_suite(store, ALL).await;
+}
+
 /// Runs where `BLOCKD_TEST_S3_ENDPOINT`, `_BUCKET`, `_ACCESS_KEY` and `_SECRET_KEY` say where; the bucket must hold
-/// nothing below `blockd/` and `suite/`.
+/// nothing below `blockd/`, `suite/` and `integration/`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_server() {
     let setting = |name: &str| std::env::var(format!("BLOCKD_TEST_S3_{name}")).ok();
@@ -69,6 +113,8 @@ async fn s3_server() {
     let capabilities = probe(&store).await.unwrap();
     eprintln!("{capabilities:?}");
     let store: Arc<dyn ObjectStore> = Arc::new(store);
+    object_store_suite(store.clone(), Has { create_if_absent: capabilities.conditional_put, parts: true })
+        .await;
     repository_suite(store.clone(), Some("correct horse")).await;
     for object in store.list("blockd/").await.unwrap() {
         store.delete(&object.key).await.unwrap();

@@ -8,7 +8,7 @@ use crate::{
     tasks::stop::check_limits,
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, VolumeRef,
+    CredentialRef, ErrorCode, ObjectName, VolumeRef,
     cloudsnaps::{BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
     snapshots::CreateGroupSnapshot,
     tasks::TaskLimits,
@@ -34,6 +34,8 @@ pub(crate) struct Asked {
     pub(crate) together: Option<Uuid>,
     /// What each task may move.
     pub(crate) limits: TaskLimits,
+    /// What the backups are called.
+    pub(crate) name: Option<ObjectName>,
 }
 
 impl Core {
@@ -47,7 +49,8 @@ impl Core {
     ) -> Result<BackupStarted, ServiceError> {
         let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
         let member = Member { volume: request.volume.clone(), credentials };
-        let asked = Asked { full: request.full, together: None, limits: request.limits };
+        let asked =
+            Asked { full: request.full, together: None, limits: request.limits, name: request.name.clone() };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
         let mut ids = tasks.iter().map(|task| task.id);
         let first = ids.next().ok_or_else(|| ServiceError::Internal("a backup to nowhere".into()))?;
@@ -77,7 +80,12 @@ impl Core {
         };
         let members: Vec<Member> = entries.iter().map(member).collect();
         let group_id = Uuid::new_v4();
-        let asked = Asked { full: request.full, together: Some(group_id), limits: request.limits };
+        let asked = Asked {
+            full: request.full,
+            together: Some(group_id),
+            limits: request.limits,
+            name: request.name,
+        };
         let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
         let started = |entry: &Arc<VolumeEntry>| MemberStarted {
             volume_id: entry.id,
@@ -218,6 +226,7 @@ impl Core {
                     run: Some(self.run),
                     barrier: barrier.cloned(),
                     limits: asked.limits,
+                    label: asked.name.clone(),
                     ..TaskDetail::default()
                 },
             });

@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
+    os::unix::fs::MetadataExt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,13 +35,27 @@ const PROVEN_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Repositories that were opened since the start, by credential.
 #[derive(Default)]
 pub struct Repositories {
-    /// When the key slot of each was last seen in its place.
-    pub(crate) proven: Mutex<HashMap<Uuid, Instant>>,
+    /// When the key slot of each was last seen in its place, and where that was.
+    pub(crate) proven: Mutex<HashMap<Uuid, (Instant, Place)>>,
     pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<PlannedBandwidth>)>>,
+}
+
+/// What may come to lie elsewhere without anybody asking the store: the device and the inode of a directory. None of a
+/// store that is no directory of this host, or of one that cannot be looked at.
+pub(crate) type Place = Option<(u64, u64)>;
+
+fn place_of(store: &StoreRow) -> Place {
+    let ProviderRow::Local { path } = &store.provider else { return None };
+    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 #[cfg(test)]
 impl Repositories {
+    /// As after a start: nobody has looked yet whether a key slot is in its place.
+    pub fn forget_proofs(&self) {
+        self.proven.lock().clear();
+    }
+
     /// Opens them anew when they are needed again.
     pub fn forget_all(&self) {
         self.opened.lock().clear();
@@ -272,14 +287,30 @@ impl Core {
     /// # Errors
     /// It is not, or what the store reports.
     pub(crate) async fn prove_place(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
+        // Before the proof: what is mounted meanwhile was not proven.
+        let place = self.place(uuid).await?;
         repository.prove_key_slot().await?;
-        self.repositories.proven.lock().insert(uuid, Instant::now());
+        self.repositories.proven.lock().insert(uuid, (Instant::now(), place));
         Ok(())
     }
 
-    /// Whether that was done within a day.
-    pub(crate) fn was_proven_lately(&self, uuid: Uuid) -> bool {
-        self.repositories.proven.lock().get(&uuid).is_some_and(|at| at.elapsed() < PROVEN_FOR)
+    /// Whether that was done within a day, and the place is the same as far as this host can tell.
+    ///
+    /// # Errors
+    /// There is no such credential any more.
+    pub(crate) async fn was_proven_lately(&self, uuid: Uuid) -> Result<bool, ServiceError> {
+        let proven = self.repositories.proven.lock().get(&uuid).copied();
+        let Some((at, place)) = proven.filter(|(at, _)| at.elapsed() < PROVEN_FOR) else { return Ok(false) };
+        let now = self.place(uuid).await?;
+        if now != place {
+            tracing::info!(credential = %uuid, since_s = at.elapsed().as_secs(), "the directory of the store is another one than before");
+        }
+        Ok(now == place)
+    }
+
+    async fn place(&self, uuid: Uuid) -> Result<Place, ServiceError> {
+        let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+        blocking(move || Ok::<_, ServiceError>(place_of(&row.store))).await
     }
 
     /// The repository of a credential, with a store of the caller's own that retries and counts its requests.

@@ -372,7 +372,8 @@ fn prepare(
         tracing::error!(error = %problem, "credentials cannot be used");
     }
     let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
-    let registry = reconcile(&db, &data_dir, &OpenOptions { recovery })?;
+    let options = OpenOptions { recovery };
+    let registry = reconcile(&db, &data_dir, &options)?;
     let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
@@ -403,6 +404,7 @@ fn prepare(
         scheduler: crate::schedules::Scheduler::default(),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),
+        salvages: crate::salvage::Salvages::new(options),
         #[cfg(test)]
         dies_at: parking_lot::Mutex::new(None),
     };

@@ -119,7 +119,8 @@ impl ServiceError {
     /// The error as callers see it.
     pub fn to_api(&self) -> ApiError {
         let code = match self {
-            Self::Refused(error) => return error.clone(),
+            // It may quote what was given.
+            Self::Refused(error) => return ApiError { message: one_line(&error.message), ..error.clone() },
             Self::Db(error) if error.is_full() => ErrorCode::NoSpace,
             Self::Db(_) | Self::Internal(_) => ErrorCode::Internal,
             Self::File { source, .. } => io_code(source, ErrorCode::Internal),
@@ -136,7 +137,7 @@ impl ServiceError {
 
 /// Line breaks in messages of others become spaces: a message is one line.
 fn one_line(message: &str) -> String {
-    message.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+    message.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 fn io_code(error: &std::io::Error, otherwise: ErrorCode) -> ErrorCode {
@@ -160,6 +161,9 @@ fn volume_code(error: &VolumeError) -> ErrorCode {
 pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
     match error {
         CloudError::Store(error) => store_code(error),
+        CloudError::BaseUnknown { source, .. } | CloudError::NotTakenBack { source, .. } => {
+            cloud_code(source)
+        }
         CloudError::WrongPassphrase { .. } | CloudError::UnknownKey { .. } => ErrorCode::WrongPassphrase,
         CloudError::EncryptedRepository { .. } => ErrorCode::PassphraseRequired,
         CloudError::PlainRepository { .. } => ErrorCode::RepositoryNotEncrypted,
@@ -235,7 +239,9 @@ mod tests {
 
     #[test]
     fn messages_are_one_line_and_codes_are_told_apart() {
-        assert_eq!(one_line("a\n  b\n\nc "), "a b c");
+        assert_eq!(one_line("a\n  b\r\n\nc "), "a b c");
+        let quoted = ServiceError::refused(ErrorCode::InvalidRequest, "unknown field `a\nb`").to_api();
+        assert_eq!(quoted.message, "unknown field `a b`");
         let full = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
         let error = ServiceError::File { action: "write", path: "/x".into(), source: full };
         assert_eq!(error.to_api().code, ErrorCode::NoSpace);

@@ -4,13 +4,15 @@
 //! one. `VOLUME@SNAPSHOT` is a snapshot, read-only: by its name, by its id, or `latest` for the newest. Each volume has a
 //! metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a snapshot has one for each older one.
 //!
-//! `cloud:ID` is a cloud snapshot, read-only. These are not listed: that would ask the stores.
+//! `cloud:ID` is a cloud snapshot, read-only. These are not listed: that would ask the stores. `salvage:VOLUME` and
+//! `salvage:VOLUME@SNAPSHOT` are what can be read of a volume that cannot be opened ([`crate::salvage`]); not listed either.
 
 use crate::{
     access::Access,
     browse::CloudExports,
     metrics::Operation,
     registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
+    salvage::SalvageExports,
 };
 use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_extent::SnapshotId;
@@ -27,7 +29,7 @@ use parking_lot::Mutex;
 use std::{sync::Arc, time::Instant};
 
 /// The name of the newest snapshot, where none has it for its own.
-const LATEST: &str = "latest";
+pub(crate) const LATEST: &str = "latest";
 
 /// The registry, as the NBD server sees it.
 #[derive(Debug, Clone)]
@@ -35,12 +37,13 @@ pub struct Exports {
     registry: Arc<Registry>,
     access: Arc<Access>,
     cloud: Option<CloudExports>,
+    salvage: Option<SalvageExports>,
 }
 
 impl Exports {
     /// The exports of this registry, for everybody.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, access: Arc::default(), cloud: None }
+        Self { registry, access: Arc::default(), cloud: None, salvage: None }
     }
 
     /// The same for some only.
@@ -51,6 +54,16 @@ impl Exports {
     /// The same, and cloud snapshots as well.
     pub(crate) fn with_cloud(self, cloud: CloudExports) -> Self {
         Self { cloud: Some(cloud), ..self }
+    }
+
+    /// The same, and what can be read of damaged volumes as well.
+    pub(crate) fn with_salvage(self, salvage: SalvageExports) -> Self {
+        Self { salvage: Some(salvage), ..self }
+    }
+
+    /// The damaged volumes, if a name is meant for them.
+    fn salvage(&self, name: &str) -> Option<&SalvageExports> {
+        self.salvage.as_ref().filter(|_| SalvageExports::has_name(name))
     }
 
     /// The cloud snapshots, if a name is meant for them.
@@ -83,6 +96,9 @@ impl ExportCatalog for Exports {
     fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
         if let Some(cloud) = self.cloud(name) {
             return cloud.open(name, &self.access, client);
+        }
+        if let Some(salvage) = self.salvage(name) {
+            return salvage.open(name, &self.access, client);
         }
         let (volume_name, snapshot) = split_name(name);
         let entry = self.volume_entry(volume_name).ok_or(ExportError::Unknown)?;
@@ -125,6 +141,9 @@ impl ExportCatalog for Exports {
         if let Some(cloud) = self.cloud(name) {
             return cloud.describe(name, &self.access, client);
         }
+        if let Some(salvage) = self.salvage(name) {
+            return salvage.describe(name, &self.access, client);
+        }
         let (volume_name, snapshot) = split_name(name);
         let entry = self.volume_entry(volume_name).filter(|entry| self.is_visible(entry, client))?;
         match snapshot {
@@ -135,7 +154,7 @@ impl ExportCatalog for Exports {
 }
 
 /// The names of the volume and of the snapshot, if one is meant, in the name of an export.
-fn split_name(name: &str) -> (&str, Option<&str>) {
+pub(crate) fn split_name(name: &str) -> (&str, Option<&str>) {
     match name.split_once('@') {
         Some((volume, snapshot)) => (volume, Some(snapshot)),
         None => (name, None),
@@ -183,7 +202,7 @@ fn open_snapshot(
     Ok(Arc::new(SnapshotDevice { view, older, attachment }))
 }
 
-fn device_error(error: &VolumeError) -> DeviceError {
+pub(crate) fn device_error(error: &VolumeError) -> DeviceError {
     let kind = match error.kind() {
         VolumeErrorKind::InvalidInput | VolumeErrorKind::NotFound => DeviceErrorKind::InvalidInput,
         VolumeErrorKind::NoSpace => DeviceErrorKind::NoSpace,
@@ -194,14 +213,14 @@ fn device_error(error: &VolumeError) -> DeviceError {
     DeviceError::new(kind, error.to_string())
 }
 
-fn progress(content: Content) -> Progress {
+pub(crate) fn progress(content: Content) -> Progress {
     match content {
         Content::Data => Progress::Done,
         Content::Zeroes => Progress::Zeroes,
     }
 }
 
-fn allocation_extent(run: AllocationRun) -> StatusExtent {
+pub(crate) fn allocation_extent(run: AllocationRun) -> StatusExtent {
     let flags = match run.allocation {
         Allocation::Data => 0,
         Allocation::Hole => STATE_HOLE | STATE_ZERO,
@@ -250,7 +269,7 @@ impl VolumeDevice {
         })
     }
 
-    /// Has how long a request took counted, if it was carried out.
+    /// Has how long a request took counted, if it was carried out, and that it is under way until then.
     fn timed<T>(
         &self,
         operation: Operation,
@@ -258,7 +277,9 @@ impl VolumeDevice {
         work: impl FnOnce() -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
         let began = Instant::now();
+        let under_way = self.entry().traffic.begin(operation, began);
         let result = work();
+        drop(under_way);
         if result.as_ref().map_or(true, is_done) {
             self.entry().traffic.note(operation, began);
         }

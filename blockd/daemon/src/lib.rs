@@ -40,6 +40,7 @@ mod reconcile;
 pub mod registry;
 mod rekey;
 mod rollback;
+mod salvage;
 #[cfg(test)]
 mod scenarios;
 mod schedules;

@@ -7,6 +7,7 @@ use crate::{
     core::Core,
     daemon::{DaemonError, check_socket_path, remove_socket, with_sources},
     exports::Exports,
+    salvage::SalvageExports,
 };
 use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity};
 use std::{
@@ -64,7 +65,10 @@ pub(crate) async fn start(core: &Arc<Core>, config: &Config) -> Result<Nbd, Daem
     };
     let access = Arc::new(Access::new(config.nbd_access.clone(), config.nbd_connections_per_volume));
     let exports: Arc<dyn ExportCatalog> = Arc::new(
-        Exports::new(Arc::clone(&core.registry)).with_access(access).with_cloud(CloudExports::new(core)),
+        Exports::new(Arc::clone(&core.registry))
+            .with_access(access)
+            .with_cloud(CloudExports::new(core))
+            .with_salvage(SalvageExports::new(core)),
     );
     let mut tcp = Vec::new();
     let mut unix = vec![core.nbd_socket()];

@@ -63,6 +63,21 @@ macro_rules! numeric_id {
                 id.to_string()
             }
         }
+
+        #[cfg(feature = "schema")]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({
+                    "description": "A decimal number of 64 bits, above zero, without leading zeroes",
+                    "type": "string",
+                    "pattern": "^[1-9][0-9]{0,19}$"
+                })
+            }
+        }
     };
 }
 
@@ -80,6 +95,7 @@ numeric_id! {
 ///
 /// A layer is named by the epoch in which it was the head, and the blocks dirtied in an epoch are its interval set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Epoch(pub u64);
 
 impl Epoch {

@@ -15,6 +15,7 @@ pub const MAX_MISSED_COUNTED: u32 = 1_000;
 
 /// How much later than its time a run may begin, so that many schedules of the same time do not begin at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Jitter {
     /// The bound, in seconds; 0 is none.

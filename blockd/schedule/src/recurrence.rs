@@ -27,6 +27,32 @@ pub struct Recurrence {
     pub zone: Zone,
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Recurrence {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Recurrence".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "When runs are, in words; the time zone stands at the end unless it is UTC",
+            "type": "string",
+            "examples": EXAMPLES
+        })
+    }
+}
+
+/// One of each kind.
+#[cfg(feature = "schema")]
+const EXAMPLES: [&str; 6] = [
+    "periodic 60min",
+    "daily @21:00",
+    "weekly Thursday@22:13 Europe/Berlin",
+    "monthly 14@20:05",
+    "cron 30 2 * * 1-5",
+    "calendar Mon..Fri *-*-* 02:30",
+];
+
 /// A stretch of time in which clocks are not changed.
 struct Segment {
     /// When it begins, unless it always was.

@@ -13,6 +13,7 @@ const FUTURE_TOLERANCE_S: i64 = 3_600;
 
 /// How many snapshots are kept. Nothing set keeps all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Retention {
     /// The newest so many.
@@ -102,6 +103,7 @@ impl fmt::Display for Retention {
 
 /// What is known of a snapshot's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
     /// Nobody looked.
@@ -114,6 +116,7 @@ pub enum Health {
 
 /// How far a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Condition {
     /// Complete.
@@ -141,6 +144,7 @@ pub struct Snapshot<Id> {
 
 /// Why a snapshot is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", tag = "kind", content = "number")]
 #[non_exhaustive]
 pub enum KeepReason {
@@ -200,6 +204,7 @@ impl fmt::Display for KeepReason {
 
 /// Why a snapshot is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum DeleteReason {
@@ -223,6 +228,7 @@ impl fmt::Display for DeleteReason {
 
 /// What becomes of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// It stays, for each of these reasons.

@@ -33,6 +33,21 @@ impl Zone {
     }
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Zone {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Zone".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A time zone: UTC, or one of the IANA database",
+            "type": "string",
+            "examples": ["UTC", "Europe/Berlin"]
+        })
+    }
+}
+
 impl Default for Zone {
     fn default() -> Self {
         Self::utc()

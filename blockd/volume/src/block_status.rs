@@ -50,11 +50,11 @@ pub struct DirtyRun {
 }
 
 /// Says that enough was found.
-struct Enough;
+pub(crate) struct Enough;
 
 /// Puts runs of blocks together to the longest runs of bytes, cut to the range that was asked for.
-struct Runs<T> {
-    found: Vec<(u64, T)>,
+pub(crate) struct Runs<T> {
+    pub(crate) found: Vec<(u64, T)>,
     offset_bytes: u64,
     end_bytes: u64,
     most: usize,
@@ -62,15 +62,15 @@ struct Runs<T> {
 }
 
 impl<T: Copy + PartialEq> Runs<T> {
-    fn new(offset_bytes: u64, len_bytes: u64, most: usize) -> Self {
+    pub(crate) fn new(offset_bytes: u64, len_bytes: u64, most: usize) -> Self {
         Self { found: Vec::new(), offset_bytes, end_bytes: offset_bytes + len_bytes, most, steps: 0 }
     }
 
-    fn range(&self) -> Extent {
+    pub(crate) fn range(&self) -> Extent {
         Extent::touching(self.offset_bytes, self.end_bytes - self.offset_bytes)
     }
 
-    fn add(&mut self, run: Extent, what: T) -> Result<(), Enough> {
+    pub(crate) fn add(&mut self, run: Extent, what: T) -> Result<(), Enough> {
         let from = run.offset_bytes().max(self.offset_bytes);
         let len_bytes = (run.offset_bytes() + run.len_bytes()).min(self.end_bytes) - from;
         self.steps += 1;

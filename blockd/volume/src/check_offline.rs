@@ -91,7 +91,7 @@ fn check_open(
     let blocks = layer.size_bytes / BLOCK_SIZE_BYTES;
     let identity = Identity { volume: meta.volume, epoch: layer.file, blocks };
     let path = files::log_path(dir, layer.file);
-    let (_, torn_bytes) = HeadLog::look(&path, identity)?;
+    let torn_bytes = HeadLog::look(&path, identity)?.torn_bytes;
     if torn_bytes > 0 {
         let what = "of a record that was never answered; the next start cuts them off";
         leftovers.push(format!("{} ends in {torn_bytes} bytes {what}", path.display()));

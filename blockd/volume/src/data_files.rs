@@ -72,6 +72,13 @@ pub(crate) struct FilePart<'a> {
     pub(crate) len_bytes: u64,
 }
 
+/// Data that is not there.
+pub(crate) struct Gap {
+    pub(crate) range: Range<u64>,
+    /// Why, in one line.
+    pub(crate) what: String,
+}
+
 /// What became of a request to share extents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Shared {
@@ -134,6 +141,28 @@ impl DataFiles {
             segments.push(segment);
         }
         Ok(Self { segments, lazy: None })
+    }
+
+    /// Opens what there is of the files of a layer, and changes nothing: also where the data is not there, and why.
+    pub(crate) fn open_what_is_left(base: &Path, size_bytes: u64) -> Result<(Self, Vec<Gap>), VolumeError> {
+        let (mut segments, mut gaps) = (Vec::new(), Vec::new());
+        for (number, len) in (0u64..).zip(segment_lens(size_bytes)) {
+            let path = segment_path(base, number);
+            let opened = File::open_to_read(&path).and_then(|file| Ok((file.len_bytes()?, file)));
+            let (found, file, what) = match opened.during("open", &path) {
+                Ok((found, file)) => {
+                    let what = format!("{} is {found} bytes long, it must be {len}", path.display());
+                    (found, file, what)
+                }
+                Err(error) => (0, File::nothing(&path).during("open", &path)?, error.to_string()),
+            };
+            if found < len {
+                let base = number * SEGMENT_BYTES;
+                gaps.push(Gap { range: base + found..base + len, what });
+            }
+            segments.push(Segment::new(file, path)?);
+        }
+        Ok((Self { segments, lazy: None }, gaps))
     }
 
     /// Opens existing files of a layer that had `old_bytes` and makes them `new_bytes` long; what is new is zeroes. The

@@ -106,6 +106,14 @@ pub enum VolumeError {
         /// Why.
         failure: crate::lazy::FetchFailure,
     },
+    /// Blocks of a damaged volume whose content cannot be proven.
+    #[error("block {start} and what follows it cannot be had: {why}")]
+    Unproven {
+        /// The first of the blocks.
+        start: blockd_extent::BlockIndex,
+        /// Which damage hides them, in one line.
+        why: String,
+    },
     /// An incremental was asked for since a point whose block sets are gone.
     #[error(
         "the blocks changed in epochs {after} to {until} of volume {volume} are no longer known: a full backup is needed"
@@ -132,7 +140,9 @@ impl VolumeError {
                 _ => VolumeErrorKind::Io,
             },
             Self::NotShareable { .. } => VolumeErrorKind::Unsupported,
-            Self::Damaged { .. } | Self::NewerFormat { .. } => VolumeErrorKind::Damaged,
+            Self::Damaged { .. } | Self::NewerFormat { .. } | Self::Unproven { .. } => {
+                VolumeErrorKind::Damaged
+            }
             Self::NoSuchSnapshot { .. } => VolumeErrorKind::NotFound,
             Self::Busy(_) => VolumeErrorKind::Busy,
             Self::Closed(_) => VolumeErrorKind::Closed,

@@ -128,9 +128,14 @@ fn head_log(mut pieces: &[u8]) {
 
 fn opens_to(log: &[u8], expected: Option<&BlockSet>) {
     let (_file, path) = file_of(log);
+    let rescued = HeadLog::rescue(&path, HEAD);
+    assert!(rescued.last().is_none_or(|last| last.0 < HEAD.blocks));
     let Ok((mut opened, held)) = HeadLog::open(&path, HEAD) else {
         return;
     };
+    let mut lost = held.clone();
+    lost.subtract(&rescued);
+    assert!(lost.is_empty(), "what opens is rescued");
     assert!(expected.is_none_or(|expected| *expected == held), "every record before the torn end counts");
     assert!(held.last().is_none_or(|last| last.0 < HEAD.blocks));
     assert_eq!(reopen(&path), held, "opening changes nothing of what it says");

@@ -41,7 +41,7 @@ impl Place<'_> {
         self.size_bytes / BLOCK_SIZE_BYTES
     }
 
-    fn log_identity(&self, epoch: Epoch) -> Identity {
+    pub(crate) fn log_identity(&self, epoch: Epoch) -> Identity {
         Identity { volume: self.volume, epoch, blocks: self.blocks() }
     }
 }
@@ -120,6 +120,12 @@ impl Head {
         Ok(Self::with(place, epoch, data, map, log, Tracked::default()))
     }
 
+    /// Whether [`recover`](Self::recover) finds its files, without changing what tells damage from a power cut.
+    pub(crate) fn check_recoverable(place: Place<'_>, epoch: Epoch) -> Result<(), VolumeError> {
+        DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
+        HeadLog::look(&files::log_path(place.dir, epoch), place.log_identity(epoch)).map(drop)
+    }
+
     /// Finds a head again, after a clean stop, the death of the process, or a power cut.
     ///
     /// `believe_map` says whether the map of this boot may be believed.
@@ -141,6 +147,7 @@ impl Head {
             }
         }
         let mut unlogged = BlockSet::new();
+        let is_new = found.is_none();
         let map = match found {
             Some(found) => {
                 unlogged = found.map.held_set();
@@ -157,12 +164,16 @@ impl Head {
                 // Pages that could not be written back are in memory all the same and count as clean: they would read as
                 // what was written until they are evicted, and as something older from then on.
                 data.drop_cache()?;
-                LiveMap::create(&map_path, place.volume, epoch, place.blocks())?
+                LiveMap::create_unowned(&map_path, place.volume, epoch, place.blocks())?
             }
         };
         for extent in logged.extents() {
             map.reserve(Plane::Held, extent)?;
             map.set_held(extent, |_| {});
+        }
+        if is_new {
+            // Only now does it name what the log names, and somebody may have to do without the log.
+            map.own()?;
         }
         if let Err(error) = find_zeroes(&data, &map, [&logged, &unlogged], place.size_bytes) {
             tracing::warn!(volume = %place.volume, %error, "what was zeroed is reported as data");

@@ -19,7 +19,7 @@
 //!
 //! All integers are little-endian. What follows the last valid record is zeroes that were written ahead, or the torn end
 //! of a record whose flush was never answered, and is cut off; but a valid record behind a damaged one means that the
-//! file was altered.
+//! file was altered. At least one zero follows, unless the disk was full: a file that ends with a record may have been cut.
 //!
 //! The zeroes are there for speed: a record that only overwrites what is written and within the file's size leaves the
 //! filesystem nothing but data to sync, where a record that made the file grow would cost a commit of its journal.
@@ -44,6 +44,9 @@ const ROOM_BYTES: u64 = 256 << 10;
 /// How many zeroes are written ahead of the records: some hundred flushes of scattered writes.
 const ZEROES_BYTES: usize = 64 << 10;
 
+/// After how many things that look like records and are none the rest of a damaged log is given up.
+const RESCUE_TRIES: u32 = 1024;
+
 /// The open log of a head.
 pub(crate) struct HeadLog {
     file: File,
@@ -55,6 +58,16 @@ pub(crate) struct HeadLog {
     next_record: u64,
     /// The file was renamed into place, and that is not known to be durable.
     dir_unsynced: bool,
+}
+
+/// What a log says that was only looked at.
+pub(crate) struct LookedLog {
+    /// The blocks that it names.
+    pub(crate) named: BlockSet,
+    /// How long its torn end is.
+    pub(crate) torn_bytes: u64,
+    /// Nothing but zeroes follows the last record, and there are some. Otherwise it may have named more than it does now.
+    pub(crate) ends_as_written: bool,
 }
 
 /// What a log belongs to.
@@ -201,38 +214,66 @@ impl HeadLog {
         let file = File::open(path).during("open", path)?;
         let bytes = storage::read(path).during("read", path)?;
         let found = Parsed::from(path, &bytes, identity)?;
-        let log = Self {
+        let mut log = Self {
             file,
             path: path.to_owned(),
             identity,
-            end_bytes: found.end_bytes as u64,
+            end_bytes: found.last_start_bytes as u64,
             zeroed_to_bytes: 0,
             next_record: found.next_record,
             dir_unsynced: false,
         };
-        log.file.set_len(log.end_bytes).during("cut the torn end off", path)?;
+        log.file.set_len(found.end_bytes as u64).during("cut the torn end off", path)?;
         // The last record may have been read from the page cache alone: its process died before its sync, or the sync failed
         // and the kernel calls the page clean, so that only what is written once more is sure to be covered by this one.
         let last_record = &bytes[found.last_start_bytes..found.end_bytes];
-        log.file.write_all_at(last_record, found.last_start_bytes as u64).during("write", path)?;
+        log.write_behind(last_record)?;
+        log.end_bytes = found.end_bytes as u64;
         log.file.sync_all().during("sync", path)?;
         log.keep_room();
         Ok((log, found.held))
     }
 
-    /// Reads a log and changes nothing: all blocks that it names, and how long its torn end is, in bytes.
-    pub(crate) fn look(path: &Path, identity: Identity) -> Result<(BlockSet, u64), VolumeError> {
+    /// Reads a log and changes nothing.
+    pub(crate) fn look(path: &Path, identity: Identity) -> Result<LookedLog, VolumeError> {
         let bytes = storage::read(path).during("read", path)?;
         let found = Parsed::from(path, &bytes, identity)?;
+        let behind = &bytes[found.end_bytes..];
         // Zeroes are written ahead.
-        let torn = bytes[found.end_bytes..].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        Ok((found.held, torn as u64))
+        let torn = behind.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let ends_as_written = torn == 0 && !behind.is_empty();
+        Ok(LookedLog { named: found.held, torn_bytes: torn as u64, ends_as_written })
+    }
+
+    /// All blocks that a damaged log still names. A record whose checksum holds was written as it stands, whatever lies
+    /// around it; what the others named is not known. Changes nothing.
+    pub(crate) fn rescue(path: &Path, identity: Identity) -> BlockSet {
+        let bytes = storage::read(path).unwrap_or_default();
+        let mut named = BlockSet::new();
+        let (mut at, mut tries) = (0, 0);
+        while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= RECORD_HEADER_BYTES) {
+            let record = rest.starts_with(RECORD_MAGIC).then(|| {
+                tries += 1;
+                let number = rest[8..16].try_into().map(u64::from_le_bytes).unwrap_or_default();
+                identity.parse(rest, number)
+            });
+            at += match record.flatten() {
+                Some((blocks, len)) => {
+                    named.union_with(&blocks);
+                    tries -= 1;
+                    len
+                }
+                None if tries >= RESCUE_TRIES => break,
+                None => 1,
+            };
+        }
+        named
     }
 
     /// Writes behind what is there, with zeroes after it if none are left; `end_bytes` moves when that is durable.
     fn write_behind(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
         let end_bytes = self.end_bytes + bytes.len() as u64;
-        if end_bytes > self.zeroed_to_bytes {
+        if end_bytes >= self.zeroed_to_bytes {
             let mut with_zeroes = bytes.to_vec();
             with_zeroes.resize((bytes.len() + ZEROES_BYTES).next_multiple_of(BLOCK_SIZE_BYTES as usize), 0);
             if self.file.write_all_at(&with_zeroes, self.end_bytes).is_ok() {
@@ -317,6 +358,7 @@ mod tests {
 
         for cut in HEADER_BYTES..=whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(!HeadLog::look(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}");
             let (mut log, found) = HeadLog::open(&path, IDENTITY).unwrap();
             let expected = if cut == whole.len() {
                 both.clone()
@@ -326,8 +368,15 @@ mod tests {
                 BlockSet::new()
             };
             assert_eq!(found, expected, "cut at {cut}");
+            assert!(HeadLog::look(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}, and opened");
             log.append(&set(7000, 1)).unwrap();
             assert!(HeadLog::open(&path, IDENTITY).unwrap().1.contains(BlockIndex(7000)));
+        }
+        for at in first_end..end {
+            let mut bytes = ahead.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(!HeadLog::look(&path, IDENTITY).unwrap().ends_as_written, "byte {at}");
         }
         // A flipped bit before the last record is damage; in the last one it cannot be told from a torn end.
         for at in 0..first_end {
@@ -335,6 +384,8 @@ mod tests {
             bytes[at] ^= 0x10;
             std::fs::write(&path, &bytes).unwrap();
             assert!(HeadLog::open(&path, IDENTITY).is_err(), "byte {at}");
+            let left = if at < HEADER_BYTES { both.clone() } else { set(100, 3) };
+            assert_eq!(HeadLog::rescue(&path, IDENTITY), left, "byte {at}");
         }
     }
 

@@ -57,7 +57,7 @@ struct Log {
 }
 
 impl LazyBase {
-    fn identity(place: Place<'_>, file: Epoch) -> Identity {
+    pub(crate) fn identity(place: Place<'_>, file: Epoch) -> Identity {
         Identity { volume: place.volume, epoch: file, blocks: place.blocks() }
     }
 

@@ -25,7 +25,7 @@
 //! | 16–23 | volume id |
 //! | 24–31 | epoch |
 //! | 32–39 | blocks of the volume |
-//! | 40–75 | boot id, as the text the kernel gives |
+//! | 40–75 | boot id, as the text the kernel gives; zeroes until the map names all that the log names |
 //! | 76–79 | zero |
 //! | 80–87 | number of the mount ([`crate::mount`]), 0 if it is not known |
 //! | 88–4095 | zero |
@@ -35,7 +35,7 @@
 use crate::{
     data_files::data_ranges,
     error::{IoContext, VolumeError},
-    mount::{may_be_the_same, mount_number},
+    mount::{may_be_altered, may_be_the_same, mount_number},
     storage::{Bug, File},
 };
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
@@ -50,11 +50,16 @@ use std::{
 const MAGIC: &[u8; 8] = b"BLKDMAP1";
 const VERSION: u32 = 1;
 const HEADER_BYTES: u64 = 4096;
+/// How much of the header is read: all that says something, and some of the zeroes behind it.
+const HEADER_READ_BYTES: usize = 128;
 const CLEAN_AT: usize = 12;
+const VOLUME_AT: usize = 16;
 const EPOCH_AT: usize = 24;
 const BOOT_ID_AT: usize = 40;
 const BOOT_ID_BYTES: usize = 36;
 const MOUNT_AT: usize = 80;
+/// Two boot ids that differ in no more bits are one that was altered.
+const MOST_ALTERED_BITS: u32 = 8;
 /// Bitmaps begin at multiples of this.
 const PLANE_ALIGN_BYTES: u64 = 64 << 10;
 /// How much of a bitmap is given disk space at once: as much as is in memory when one of its bits is set.
@@ -104,6 +109,106 @@ pub(crate) struct Found {
     pub(crate) clean: bool,
 }
 
+/// What becomes of a map that was only looked at.
+pub(crate) enum Look {
+    /// A start would believe it.
+    Believed(Looked),
+    /// It is whole and was written before the last boot or mount: the log decides.
+    Outlived,
+    /// It is missing or its header is not whole, so that nobody knows what it named.
+    Doubtful(String),
+}
+
+/// What a map says that a start would believe.
+pub(crate) struct Looked {
+    pub(crate) held: BlockSet,
+    /// The file ends before the bit of this block.
+    pub(crate) unread: Option<BlockIndex>,
+}
+
+/// The header up to the boot id, of a map that is not closed.
+fn identity_of(volume: VolumeId, epoch: Epoch, blocks: u64) -> [u8; BOOT_ID_AT] {
+    let mut header = [0; BOOT_ID_AT];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[16..24].copy_from_slice(&volume.as_u64().to_le_bytes());
+    header[24..32].copy_from_slice(&epoch.0.to_le_bytes());
+    header[32..40].copy_from_slice(&blocks.to_le_bytes());
+    header
+}
+
+/// Whether an existing map is of this head, was written in this boot of the kernel, and its filesystem was mounted ever
+/// since; if so, whether it was closed cleanly.
+fn believed(
+    file: &File,
+    path: &Path,
+    volume: VolumeId,
+    epoch: Epoch,
+    blocks: u64,
+) -> Result<Option<bool>, VolumeError> {
+    let mut header = [0; HEADER_READ_BYTES];
+    match file.read_exact_at(&mut header, 0) {
+        // A process died while it made the file.
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other.during("read", path)?,
+    }
+    let boot = boot_id()?;
+    let identity = identity_of(volume, epoch, blocks);
+    let ours = header[..CLEAN_AT] == identity[..CLEAN_AT]
+        && header[VOLUME_AT..BOOT_ID_AT] == identity[VOLUME_AT..]
+        && header[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES].iter().eq(boot.as_bytes());
+    if !ours {
+        return Ok(None);
+    }
+    let mut mount = [0; 8];
+    mount.copy_from_slice(&header[MOUNT_AT..MOUNT_AT + 8]);
+    if !may_be_the_same(NonZeroU64::new(u64::from_le_bytes(mount)), mount_number(file)) {
+        tracing::warn!(map = %path.display(), "the filesystem was unmounted since this map was written: going back to what was flushed");
+        return Ok(None);
+    }
+    Ok(Some(header[CLEAN_AT] == 1))
+}
+
+/// Why a map's header, which names another boot or mount than this one, may be altered instead.
+fn doubt(
+    header: &[u8; HEADER_READ_BYTES],
+    file: &File,
+    identity: &[u8],
+) -> Result<Option<String>, VolumeError> {
+    let is_zero = |range: std::ops::Range<usize>| header[range].iter().all(|byte| *byte == 0);
+    let boot = &header[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES];
+    let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
+    let now = boot_id()?;
+    let differing = boot.iter().zip(now.as_bytes()).map(|(one, other)| (one ^ other).count_ones());
+    let mut mount = [0; 8];
+    mount.copy_from_slice(&header[MOUNT_AT..MOUNT_AT + 8]);
+    let mount = NonZeroU64::new(u64::from_le_bytes(mount));
+    let what = if header[..CLEAN_AT] != identity[..CLEAN_AT]
+        || header[VOLUME_AT..BOOT_ID_AT] != identity[VOLUME_AT..BOOT_ID_AT]
+        || header[CLEAN_AT] > 1
+        || !(is_zero(CLEAN_AT + 1..VOLUME_AT) && is_zero(76..MOUNT_AT) && is_zero(88..HEADER_READ_BYTES))
+    {
+        "its header is not that of this head's map"
+    } else if is_zero(BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES) {
+        "it was not finished"
+    } else if !boot.iter().all(is_hex) {
+        "its boot id is none"
+    } else {
+        // Two boots differ in far more.
+        match differing.sum() {
+            0 => match (mount, mount_number(file)) {
+                (Some(left), Some(now)) if left != now && may_be_altered(left, now) => {
+                    "the number of its mount is none that an earlier mount had for certain"
+                }
+                _ => return Ok(None),
+            },
+            1..=MOST_ALTERED_BITS => "its boot id is altered",
+            _ => return Ok(None),
+        }
+    };
+    Ok(Some(what.into()))
+}
+
 /// The id of this boot of the kernel.
 pub(crate) fn boot_id() -> Result<String, VolumeError> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
@@ -118,21 +223,33 @@ impl LiveMap {
         epoch: Epoch,
         blocks: u64,
     ) -> Result<Self, VolumeError> {
+        let map = Self::create_unowned(path, volume, epoch, blocks)?;
+        map.own()?;
+        Ok(map)
+    }
+
+    /// The same, but no later process believes it before it is [owned](Self::own).
+    pub(crate) fn create_unowned(
+        path: &Path,
+        volume: VolumeId,
+        epoch: Epoch,
+        blocks: u64,
+    ) -> Result<Self, VolumeError> {
         crate::data_files::remove_if_there(path)?;
         let file = File::create_new(path).during("create", path)?;
         let mut header = vec![0u8; HEADER_BYTES as usize];
-        header[..8].copy_from_slice(MAGIC);
-        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        header[16..24].copy_from_slice(&volume.as_u64().to_le_bytes());
-        header[24..32].copy_from_slice(&epoch.0.to_le_bytes());
-        header[32..40].copy_from_slice(&blocks.to_le_bytes());
-        let boot = boot_id()?;
-        let text = boot.as_bytes().get(..BOOT_ID_BYTES).unwrap_or_default();
-        header[BOOT_ID_AT..BOOT_ID_AT + text.len()].copy_from_slice(text);
+        header[..BOOT_ID_AT].copy_from_slice(&identity_of(volume, epoch, blocks));
         let mount = mount_number(&file).map_or(0, NonZeroU64::get);
         header[MOUNT_AT..MOUNT_AT + 8].copy_from_slice(&mount.to_le_bytes());
         file.write_all_at(&header, 0).during("write", path)?;
         Self::map(file, path, blocks)
+    }
+
+    /// Says of a map that it names every block that the head holds: the next process of this boot believes it.
+    pub(crate) fn own(&self) -> Result<(), VolumeError> {
+        let boot = boot_id()?;
+        let text = boot.as_bytes().get(..BOOT_ID_BYTES).unwrap_or_default();
+        self.file.write_all_at(text, BOOT_ID_AT as u64).during("write", &self.path)
     }
 
     /// Opens the map of an earlier process, if this boot of the kernel wrote it and its filesystem was mounted ever since.
@@ -146,29 +263,7 @@ impl LiveMap {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.during("open", path)?,
         };
-        let mut header = vec![0u8; 128];
-        match file.read_exact_at(&mut header, 0) {
-            // A process died while it made the file.
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-            other => other.during("read", path)?,
-        }
-        let boot = boot_id()?;
-        let ours = &header[..8] == MAGIC
-            && header[8..12] == VERSION.to_le_bytes()
-            && header[16..24] == volume.as_u64().to_le_bytes()
-            && header[24..32] == epoch.0.to_le_bytes()
-            && header[32..40] == blocks.to_le_bytes()
-            && header[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES].iter().eq(boot.as_bytes());
-        if !ours {
-            return Ok(None);
-        }
-        let mut mount = [0; 8];
-        mount.copy_from_slice(&header[MOUNT_AT..MOUNT_AT + 8]);
-        if !may_be_the_same(NonZeroU64::new(u64::from_le_bytes(mount)), mount_number(&file)) {
-            tracing::warn!(map = %path.display(), "the filesystem was unmounted since this map was written: going back to what was flushed");
-            return Ok(None);
-        }
-        let clean = header[CLEAN_AT] == 1;
+        let Some(clean) = believed(&file, path, volume, epoch, blocks)? else { return Ok(None) };
         let plane_bytes = plane_bytes(blocks);
         // What `zero` says is forgotten: it is never needed and would have to be proven.
         file.punch(HEADER_BYTES + plane_bytes, plane_bytes).during("clear the zero map of", path)?;
@@ -176,6 +271,58 @@ impl LiveMap {
         map.note_inherited()?;
         map.set_clean(false);
         Ok(Some(Found { map, clean }))
+    }
+
+    /// Reads the map of an earlier process, as far as it is to be believed, and changes nothing.
+    pub(crate) fn look(
+        path: &Path,
+        volume: VolumeId,
+        epoch: Epoch,
+        blocks: u64,
+    ) -> Result<Look, VolumeError> {
+        let doubtful = |what: &str| Look::Doubtful(format!("{}: {what}", path.display()));
+        let file = match File::open_to_read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(doubtful("it is missing"));
+            }
+            other => other.during("open", path)?,
+        };
+        let mut header = [0; HEADER_READ_BYTES];
+        match file.read_exact_at(&mut header, 0) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Ok(doubtful("it is cut short"));
+            }
+            other => other.during("read", path)?,
+        }
+        if let Some(what) = doubt(&header, &file, &identity_of(volume, epoch, blocks))? {
+            return Ok(doubtful(&what));
+        }
+        if believed(&file, path, volume, epoch, blocks)?.is_none() {
+            return Ok(Look::Outlived);
+        }
+        let plane_end = HEADER_BYTES + plane_bytes(blocks);
+        let there = file.len_bytes().during("look at", path)?.min(plane_end);
+        let mut held = BlockSet::new();
+        let mut words = vec![0u8; PLANE_ALIGN_BYTES as usize];
+        for range in data_ranges(&file, path, HEADER_BYTES..there) {
+            let range = range?;
+            let mut at = range.start;
+            while at < range.end {
+                let len = (range.end - at).min(PLANE_ALIGN_BYTES) as usize;
+                file.read_exact_at(&mut words[..len], at).during("read", path)?;
+                for (nth, byte) in (0u64..).zip(&words[..len]) {
+                    runs_of_word(u64::from(*byte), |low, run| {
+                        let first = (at - HEADER_BYTES + nth) * 8 + low;
+                        let run = Extent::between(BlockIndex(first), BlockIndex((first + run).min(blocks)));
+                        held.insert_extent(run);
+                    });
+                }
+                at += len as u64;
+            }
+        }
+        let unread = BlockIndex(there.saturating_sub(HEADER_BYTES) * 8);
+        let unread = (there < plane_end && unread.0 < blocks).then_some(unread);
+        Ok(Look::Believed(Looked { held, unread }))
     }
 
     #[allow(unsafe_code)]
@@ -631,6 +778,50 @@ mod tests {
         // Dirty pages are what the file has data for. The header's page may be there, too.
         assert!(resident_bytes(&map) <= 4 * 4096, "{} bytes", resident_bytes(&map));
         assert_eq!(dirty_pages(&map), 3);
+    }
+
+    #[test]
+    fn a_map_that_is_not_owned_yet_is_not_believed_and_one_that_is_can_be_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        let (id, epoch) = (VolumeId::from_u64(7), Epoch(3));
+        let look = || match LiveMap::look(&path, id, epoch, BLOCKS).unwrap() {
+            Look::Believed(found) => Some(found),
+            Look::Doubtful(_) => None,
+            Look::Outlived => panic!("it is of this boot and mount"),
+        };
+        assert!(look().is_none());
+        let map = LiveMap::create_unowned(&path, id, epoch, BLOCKS).unwrap();
+        let runs = [extent(3, 70), extent(BLOCKS_PER_CHUNK * 2, 1), extent(BLOCKS - 1, 1)];
+        for run in runs {
+            map.reserve(Plane::Held, run).unwrap();
+            map.set_held(run, |_| {});
+        }
+        assert!(look().is_none() && LiveMap::open(&path, id, epoch, BLOCKS).unwrap().is_none());
+        map.own().unwrap();
+        let found = look().unwrap();
+        assert_eq!((found.held, found.unread), (BlockSet::from_iter(runs), None));
+        drop(map);
+        let before = std::fs::read(&path).unwrap();
+        look();
+        assert!(std::fs::read(&path).unwrap() == before, "a look changed it");
+        // No bit of its header makes it one of another boot or mount, and all but two fields are checked.
+        for bit in 0..HEADER_READ_BYTES * 8 {
+            let mut bad = before.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &bad).unwrap();
+            let may_pass = bit == CLEAN_AT * 8 || (MOUNT_AT..MOUNT_AT + 8).contains(&(bit / 8));
+            assert!(look().is_none() || may_pass, "bit {bit}");
+        }
+        let mut other = before.clone();
+        other[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES]
+            .copy_from_slice(b"01234567-89ab-cdef-0123-456789abcdef");
+        std::fs::write(&path, other).unwrap();
+        assert!(matches!(LiveMap::look(&path, id, epoch, BLOCKS), Ok(Look::Outlived)));
+        std::fs::write(&path, &before).unwrap();
+        File::open(&path).unwrap().set_len(HEADER_BYTES + 8).unwrap();
+        let found = look().unwrap();
+        assert_eq!((found.held, found.unread), (BlockSet::from_iter([extent(3, 61)]), Some(BlockIndex(64))));
     }
 
     #[test]

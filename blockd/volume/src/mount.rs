@@ -39,6 +39,12 @@ pub(crate) fn may_be_the_same(left: Option<NonZeroU64>, now: Option<NonZeroU64>)
     left.is_none() || now.is_none() || left == now
 }
 
+/// Whether a number that differs from the one now is rather an altered copy of it, or none that was ever given out, than that
+/// of an earlier mount. Numbers only grow.
+pub(crate) fn may_be_altered(left: NonZeroU64, now: NonZeroU64) -> bool {
+    left > now || (left.get() ^ now.get()).is_power_of_two()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +57,16 @@ mod tests {
         {
             assert_eq!(may_be_the_same(left, now), expected, "{left:?} {now:?}");
         }
+    }
+
+    #[test]
+    fn one_flipped_bit_is_no_other_mount() {
+        let number = |number| NonZeroU64::new(number).unwrap();
+        for bit in 0..64 {
+            assert!(may_be_altered(number(0x1234 ^ 1 << bit), number(0x1234)), "bit {bit}");
+        }
+        assert!(may_be_altered(number(0x1237), number(0x1234)));
+        assert!(!may_be_altered(number(0x1207), number(0x1234)));
     }
 
     #[test]

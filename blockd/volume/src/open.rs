@@ -84,12 +84,27 @@ impl Volume {
         remove_unnamed_files(dir, &meta)?;
         let place = |entry: &LayerEntry| Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
         let believe_map = options.recovery == Recovery::Auto;
+        // A recovery cuts the torn end of a log off and syncs, which takes away what `Salvage` goes by. So whatever else may keep
+        // the volume from opening comes first.
+        let mut frozen = meta
+            .layers
+            .iter()
+            .filter(|entry| !entry.open)
+            .map(|entry| Ok(Layer::Frozen(Arc::new(load_frozen(place(entry), *entry)?))))
+            .collect::<Result<Vec<_>, VolumeError>>()?
+            .into_iter();
+        for entry in meta.layers.iter().filter(|entry| entry.open) {
+            Head::check_recoverable(place(entry), entry.file)?;
+        }
         let layers = meta
             .layers
             .iter()
-            .map(|entry| match entry.open {
-                true => Ok(Layer::Open(Arc::new(Head::recover(place(entry), entry.file, believe_map)?))),
-                false => Ok(Layer::Frozen(Arc::new(load_frozen(place(entry), *entry)?))),
+            .filter_map(|entry| match entry.open {
+                true => {
+                    let head = Head::recover(place(entry), entry.file, believe_map);
+                    Some(head.map(|head| Layer::Open(Arc::new(head))))
+                }
+                false => frozen.next().map(Ok),
             })
             .collect::<Result<Vec<_>, VolumeError>>()?;
         let progress = Progress::load(dir, &meta);

@@ -694,7 +694,10 @@ fn a_missing_or_altered_file_is_named() {
         std::fs::remove_file(&file).unwrap();
         let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
         assert!(message.contains(&*file.to_string_lossy()), "{message}");
-        std::fs::write(&file, &content[..content.len() / 2]).unwrap();
+        // Half of a log without records is its header and some of the zeroes that were written ahead.
+        let is_log = file.extension().is_some_and(|extension| extension == "log");
+        let half = if is_log { 20 } else { content.len() / 2 };
+        std::fs::write(&file, &content[..half]).unwrap();
         let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
         assert!(message.contains(&*file.to_string_lossy()), "{message}");
         std::fs::write(&file, &content).unwrap();

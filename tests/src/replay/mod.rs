@@ -5,10 +5,12 @@
 //! The recorded disk is an NBD server of this process, made a file by `nbdfuse` and a block device by a loop device on that.
 //! Mounting needs root.
 
+pub mod backups;
 pub mod filesystem;
 mod group;
 pub mod history;
 pub mod image;
 pub mod load;
 pub mod recorder;
+pub mod store;
 pub mod verify;

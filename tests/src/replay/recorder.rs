@@ -51,10 +51,23 @@ pub enum Entry {
     Flush,
 }
 
+/// Looks at something else whenever the disk is asked for a change.
+pub type Observer = Box<dyn FnMut(usize) + Send>;
+
 #[derive(Default)]
 struct State {
     image: Image,
     log: Vec<Entry>,
+    observer: Option<Observer>,
+}
+
+impl State {
+    fn push(&mut self, entry: Entry) {
+        if let Some(observer) = &mut self.observer {
+            observer(self.log.len());
+        }
+        self.log.push(entry);
+    }
 }
 
 struct Shared {
@@ -80,7 +93,7 @@ pub struct Recorder {
 impl Recorder {
     /// Serves a disk with this content on a new unix socket.
     pub fn start(base: Image, socket: &Path) -> io::Result<Self> {
-        let state = State { image: base.clone(), log: Vec::new() };
+        let state = State { image: base.clone(), ..State::default() };
         let shared = Arc::new(Shared { state: Mutex::new(state), ended: AtomicBool::new(false) });
         let listening = UnixListener::bind(socket)?;
         let for_thread = Arc::clone(&shared);
@@ -103,6 +116,11 @@ impl Recorder {
     /// How many requests the log has by now.
     pub fn position(&self) -> usize {
         self.shared.state().log.len()
+    }
+
+    /// Calls `observer` from now on with the position of each change that is asked for, before it is carried out and answered.
+    pub fn observe(&self, observer: Observer) {
+        self.shared.state().observer = Some(observer);
     }
 
     /// All that was recorded so far.
@@ -160,13 +178,13 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
             }
             command::WRITE => {
                 state.image.write(offset_bytes, &data);
-                state.log.push(Entry::Write { offset_bytes, data: std::mem::take(&mut data) });
+                state.push(Entry::Write { offset_bytes, data: std::mem::take(&mut data) });
             }
             command::TRIM | command::WRITE_ZEROES => {
                 state.image.zero(offset_bytes, len_bytes);
-                state.log.push(Entry::Zero { offset_bytes, len_bytes });
+                state.push(Entry::Zero { offset_bytes, len_bytes });
             }
-            command::FLUSH => state.log.push(Entry::Flush),
+            command::FLUSH => state.push(Entry::Flush),
             _ => errno = EINVAL,
         }
         drop(state);

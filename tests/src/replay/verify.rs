@@ -21,8 +21,13 @@ const SECTORS_PER_BLOCK: usize = 8;
 ///
 /// `dir` is used for mount points, and is free again afterwards.
 pub fn verify(volumes: &[VolumeHistory], cut: usize, image: &Image, dir: &Path) -> Result<(), String> {
-    // The harness ends a test where something is not as it should be; here that is a finding.
-    let checked = catch_unwind(AssertUnwindSafe(|| verify_image(volumes, cut, image, dir)));
+    let setup = Setup::new(&dir.join("after"));
+    finding(|| on(setup, image, dir, |daemon| verify_daemon(volumes, cut, daemon)))
+}
+
+/// What ends a test elsewhere is a finding here.
+pub(super) fn finding(check: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    let checked = catch_unwind(AssertUnwindSafe(check));
     checked.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -30,13 +35,18 @@ pub fn verify(volumes: &[VolumeHistory], cut: usize, image: &Image, dir: &Path) 
     })
 }
 
-fn verify_image(volumes: &[VolumeHistory], cut: usize, image: &Image, dir: &Path) -> Result<(), String> {
+/// Starts a daemon on a disk that holds its data directory, and has it checked.
+pub(super) fn on(
+    setup: Setup,
+    image: &Image,
+    dir: &Path,
+    check: impl FnOnce(&Daemon) -> Result<(), String>,
+) -> Result<(), String> {
     let file = dir.join("image");
     image.store(&file).map_err(|error| format!("cannot lay down an image: {error}"))?;
-    let setup = Setup::new(&dir.join("after"));
     let mount = Mount::of(&file, &setup.data_dir())?;
     let daemon = setup.try_start().map_err(|(status, log)| format!("blockd ended with {status}:\n{log}"))?;
-    let checked = verify_daemon(volumes, cut, &daemon);
+    let checked = finding(|| check(&daemon));
     let log = daemon.log();
     drop(daemon);
     mount.end()?;

@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod contexts;
 mod failure;
+mod objects;
 mod output;
 mod progress;
 mod secrets;

@@ -516,7 +516,16 @@ fn the_daemon_is_shown() {
         "nbd": ["nbd+unix:///?socket=/d/nbd.sock"], "uptimeSeconds": 3725,
         "counts": {"volumes": 3, "volumesFailed": 1, "snapshots": 2, "credentials": 1, "tasksActive": 1, "connections": 1}
     });
-    let fake = Fake::start(vec![("GET /v1/status", ok(status.clone()))]);
+    let broken =
+        json!({ "schedules": [], "unreadable": [{ "uuid": "x", "error": "no time zone Mars/Olympus" }] });
+    let fake = Fake::start(vec![
+        ("GET /v1/status", ok(status.clone())),
+        ("GET /v1/volumes", ok(json!({ "volumes": [] }))),
+        ("GET /v1/schedules", ok(broken)),
+        ("GET /v1/schedule-runs", ok(json!({ "runs": [] }))),
+        ("GET /v1/tasks", ok(json!({ "tasks": [] }))),
+        ("GET /v1/events", ok(json!({ "events": [] }))),
+    ]);
     assert_eq!(
         fake.run("status").stdout,
         "\
@@ -530,7 +539,13 @@ Volumes        : 3 (1 failed), 1 connection
 Snapshots      : 2
 Credentials    : 1
 Active tasks   : 1
+Health         : 1 thing to be looked at
+- schedule x makes no backups: no time zone Mars/Olympus
+    blockctl cloudsnap schedules delete --uuid x, and make it again
 "
     );
-    assert_eq!(fake.run("status -j").json(), status);
+    let mut document = fake.run("status -j").json();
+    assert_eq!(document["troubles"].as_array().map(Vec::len), Some(1));
+    document.as_object_mut().unwrap().remove("troubles");
+    assert_eq!(document, status);
 }

@@ -6,7 +6,7 @@
 
 use super::{
     LIST_MAX_OBJECTS, ObjectInfo, ObjectStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind,
-    StoreFuture, blocking, check_key, check_prefix,
+    StoreFuture, blocking, check_key, check_prefix, direct::write_file,
 };
 use crate::Work;
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use rustix::{
 };
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::{
         fd::AsRawFd,
         unix::fs::{FileExt, MetadataExt},
@@ -181,8 +181,8 @@ impl Place {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let linked = match nameless(self.parent()) {
-            Ok(mut file) => {
-                file.write_all(body)?;
+            Ok(file) => {
+                write_file(&file, body)?;
                 file.sync_all()?;
                 link_nameless(&file, &self.path, mode)
             }
@@ -190,8 +190,8 @@ impl Place {
         };
         match linked {
             Err(error) if !is_final(&error) => {
-                let mut temporary = Temporary::create(self.parent())?;
-                temporary.file.write_all(body)?;
+                let temporary = Temporary::create(self.parent())?;
+                write_file(&temporary.file, body)?;
                 temporary.file.sync_all()?;
                 temporary.publish(&self.path, mode)?;
             }
@@ -548,8 +548,8 @@ mod tests {
             (b"two", PutMode::CreateIfAbsent, false),
             (b"three", PutMode::Overwrite, true),
         ] {
-            let mut temporary = Temporary::create(dir.path()).unwrap();
-            temporary.file.write_all(content).unwrap();
+            let temporary = Temporary::create(dir.path()).unwrap();
+            write_file(&temporary.file, content).unwrap();
             assert_eq!(temporary.publish(&to, mode).is_ok(), works);
         }
         assert_eq!(fs::read(&to).unwrap(), b"three");

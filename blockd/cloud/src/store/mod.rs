@@ -7,6 +7,7 @@ mod azure;
 mod bucket;
 mod classify;
 mod counting;
+mod direct;
 mod endpoint;
 mod google;
 mod http;

@@ -1,5 +1,6 @@
 //! Stores that fail on purpose, and suites that any store must pass; for tests only.
 
+mod adapter;
 mod fault;
 mod frames;
 #[allow(clippy::expect_used, clippy::panic, reason = "what does not hold is to be found")]
@@ -8,6 +9,7 @@ mod http;
 mod memory;
 mod suite;
 
+pub use adapter::{Has, object_store_suite};
 pub use fault::{Fault, FaultStore};
 pub use frames::FrameBench;
 pub use fuzz::{

@@ -180,7 +180,7 @@ fn leads_elsewhere(path: &Path, mount_id: &str) -> bool {
 }
 
 /// `mountinfo` writes blanks and such as three octal digits.
-fn unescaped(text: &str) -> String {
+pub(crate) fn unescaped(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 

@@ -21,6 +21,7 @@ use blockd_api::{
 };
 use blockd_extent::VolumeId;
 use blockd_nbd::kernel::{AttachOptions, DialError, KernelError, dial};
+pub(crate) use device::unescaped;
 pub use device::{MountPoint, System};
 use driver::Conversation;
 use keeper::{Due, Keeper};

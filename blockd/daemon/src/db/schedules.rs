@@ -1,6 +1,7 @@
 //! Rows of schedules and of the policies that they share.
 
 use super::{DbError, json, parsed, parsed_if_there, to_json};
+use blockd_api::ObjectName;
 use blockd_api::schedules::{PolicyName, Priority, Rule, Selector};
 use blockd_schedule::{Jitter, Recurrence, Retention};
 use jiff::Timestamp;
@@ -11,6 +12,9 @@ use uuid::Uuid;
 /// What of a schedule is not searched for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScheduleSpec {
+    /// What it is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<ObjectName>,
     /// Which volumes; one volume is named by its id.
     pub selector: Selector,
     /// Where to.

@@ -2,7 +2,7 @@
 
 use super::volumes::UnknownWord;
 use super::{DbError, json, parsed, to_json};
-use blockd_api::{ApiError, VolumeName, tasks::Findings, tasks::TaskLimits};
+use blockd_api::{ApiError, ObjectName, VolumeName, tasks::Findings, tasks::TaskLimits};
 use blockd_cloud::{BackupType, CloudsnapId, VerifyDepth, store::RequestCounts};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -170,6 +170,8 @@ pub struct TaskDetail {
     pub lazy: bool,
     /// The restore goes into a volume that was there before.
     pub in_place: Option<InPlace>,
+    /// What whoever asked for the backup called it.
+    pub label: Option<ObjectName>,
     /// The backup holds the same instant as those of other volumes.
     pub barrier: Option<Barrier>,
     /// Grows with each change.

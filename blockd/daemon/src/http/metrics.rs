@@ -1,13 +1,11 @@
 //! Metrics, and whether the daemon is well. The same on the control socket and at an address of its own.
 
-use super::Failure;
+use super::{Failure, routes::Routes};
 use crate::{core::Core, db::DbError, error::ServiceError, metrics::TEXT_FORMAT};
 use axum::{
-    Router,
     extract::State,
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
-    routing::get,
 };
 use blockd_api::paths;
 use blockd_cloud::CancelToken;
@@ -18,16 +16,13 @@ use tokio::net::TcpListener;
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
 /// The addresses that tell and change nothing.
-pub(super) fn routes() -> Router<Arc<Core>> {
-    Router::new()
-        .route(paths::METRICS, get(show))
-        .route(paths::HEALTHZ, get(healthz))
-        .route(paths::READYZ, get(readyz))
+pub(super) fn routes() -> Routes {
+    Routes::default().get(paths::METRICS, show).get(paths::HEALTHZ, healthz).get(paths::READYZ, readyz)
 }
 
 /// Serves nothing but these until told to stop.
 pub async fn serve(listener: TcpListener, core: Arc<Core>, stop: CancelToken) {
-    let router = routes().with_state(core);
+    let router = routes().into_router().with_state(core);
     let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
     if let Err(error) = served.await {
         tracing::error!(%error, "metrics are no longer served");

@@ -12,6 +12,7 @@ mod credentials;
 mod events;
 pub(crate) mod metrics;
 pub(crate) mod remote;
+mod routes;
 mod schedules;
 mod snapshots;
 mod status;
@@ -29,11 +30,11 @@ use axum::{
     http::{StatusCode, header::CONTENT_TYPE, request::Parts},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{get, post},
 };
 use blockd_api::{ApiError, ErrorBody, ErrorCode, paths};
 use caller::Caller;
 use futures::FutureExt;
+use routes::Routes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     future::Future,
@@ -52,62 +53,78 @@ const MAX_REQUEST_BYTES: usize = 1 << 20;
 
 /// Everything that is served, for callers that the connection knows.
 pub(crate) fn router(core: Arc<Core>) -> Router {
-    Router::new()
-        .route(paths::STATUS, get(status::show))
-        .route(paths::VOLUMES, get(volumes::list).post(volumes::create))
-        .route(paths::VOLUME, get(volumes::inspect).patch(volumes::update).delete(volumes::delete))
-        .route(paths::VOLUME_ATTACH, post(attachments::attach))
-        .route(paths::VOLUME_DETACH, post(attachments::detach))
-        .route(paths::VOLUME_SNAPSHOTS, post(snapshots::create))
-        .route(paths::VOLUME_CHECK, post(volumes::check))
-        .route(paths::VOLUME_CLONE, post(volumes::clone))
-        .route(paths::VOLUME_DIFF, get(snapshots::diff))
-        .route(paths::VOLUME_ROLLBACK, post(snapshots::restore))
-        .route(paths::SNAPSHOTS, get(snapshots::list))
-        .route(paths::SNAPSHOT_GROUP, post(snapshots::create_group))
-        .route(paths::SNAPSHOT, get(snapshots::inspect).delete(snapshots::delete))
-        .route(paths::CREDENTIALS, get(credentials::list).post(credentials::create))
-        .route(paths::CREDENTIAL, get(credentials::inspect).delete(credentials::delete))
-        .route(paths::CREDENTIAL_VALIDATE, post(credentials::validate))
-        .route(paths::CREDENTIAL_REKEY, post(credentials::rekey))
-        .route(paths::CREDENTIAL_LIMITS, post(credentials::limit))
-        .route(paths::CLOUDSNAPS, get(cloudsnaps::list))
-        .route(paths::CLOUDSNAP_BACKUP, post(cloudsnaps::backup))
-        .route(paths::CLOUDSNAP_BACKUP_GROUP, post(cloudsnaps::backup_group))
-        .route(paths::CLOUDSNAP_INSPECT, get(cloudsnaps::inspect))
-        .route(paths::CLOUDSNAP_RESTORE, post(cloudsnaps::restore))
-        .route(paths::CLOUDSNAP_RESTORE_LAZY, post(cloudsnaps::restore_lazy))
-        .route(paths::CLOUDSNAP_RESTORE_IN_PLACE, post(cloudsnaps::restore_in_place))
-        .route(paths::CLOUDSNAP_DELETE, post(cloudsnaps::delete))
-        .route(paths::CLOUDSNAP_VERIFY, post(cloudsnaps::verify))
-        .route(paths::CLOUDSNAP_GC, post(cloudsnaps::collect_garbage))
-        .route(paths::CLOUDSNAP_FILES, get(browse::list_files))
-        .route(paths::CLOUDSNAP_FILE, get(browse::read_file))
-        .route(paths::BROWSE_MOUNTS, get(browse::mounts).post(browse::mount))
-        .route(paths::BROWSE_UNMOUNT, post(browse::unmount))
-        .route(paths::SCHEDULES, get(schedules::list).post(schedules::create))
-        .route(paths::SCHEDULE, get(schedules::inspect).patch(schedules::update).delete(schedules::delete))
-        .route(paths::SCHEDULE_RUN, post(schedules::run))
-        .route(paths::SCHEDULE_RETENTION, get(schedules::retention))
-        .route(paths::SCHEDULE_HISTORY, get(schedules::history))
-        .route(paths::POLICIES, get(schedules::policies).post(schedules::create_policy))
-        .route(
-            paths::POLICY,
-            get(schedules::policy).patch(schedules::update_policy).delete(schedules::delete_policy),
-        )
-        .route(paths::EVENTS, get(events::list))
-        .route(paths::TASKS, get(tasks::list))
-        .route(paths::TASK, get(tasks::show))
-        .route(paths::TASK_STOP, post(tasks::stop))
-        .route(paths::TASK_LIMIT, post(tasks::limit))
-        .route(paths::TASK_RESUME, post(tasks::resume))
-        .merge(metrics::routes())
+    routes()
+        .into_router()
         .route_layer(from_fn(caller::guard))
         .fallback(no_such_address)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(from_fn_with_state(Arc::new(AtomicU64::new(1)), watch))
         .with_state(core)
+}
+
+fn routes() -> Routes {
+    metrics::routes()
+        .get(paths::OPENAPI, status::openapi)
+        .get(paths::STATUS, status::show)
+        .get(paths::VOLUMES, volumes::list)
+        .post(paths::VOLUMES, volumes::create)
+        .get(paths::VOLUME, volumes::inspect)
+        .patch(paths::VOLUME, volumes::update)
+        .delete(paths::VOLUME, volumes::delete)
+        .post(paths::VOLUME_ATTACH, attachments::attach)
+        .post(paths::VOLUME_DETACH, attachments::detach)
+        .post(paths::VOLUME_SNAPSHOTS, snapshots::create)
+        .post(paths::VOLUME_CHECK, volumes::check)
+        .post(paths::VOLUME_CLONE, volumes::clone)
+        .get(paths::VOLUME_DIFF, snapshots::diff)
+        .get(paths::VOLUME_SALVAGE, volumes::salvage)
+        .post(paths::VOLUME_ROLLBACK, snapshots::restore)
+        .get(paths::SNAPSHOTS, snapshots::list)
+        .post(paths::SNAPSHOT_GROUP, snapshots::create_group)
+        .get(paths::SNAPSHOT, snapshots::inspect)
+        .delete(paths::SNAPSHOT, snapshots::delete)
+        .get(paths::CREDENTIALS, credentials::list)
+        .post(paths::CREDENTIALS, credentials::create)
+        .get(paths::CREDENTIAL, credentials::inspect)
+        .delete(paths::CREDENTIAL, credentials::delete)
+        .post(paths::CREDENTIAL_VALIDATE, credentials::validate)
+        .post(paths::CREDENTIAL_REKEY, credentials::rekey)
+        .post(paths::CREDENTIAL_LIMITS, credentials::limit)
+        .get(paths::CLOUDSNAPS, cloudsnaps::list)
+        .post(paths::CLOUDSNAP_BACKUP, cloudsnaps::backup)
+        .post(paths::CLOUDSNAP_BACKUP_GROUP, cloudsnaps::backup_group)
+        .get(paths::CLOUDSNAP_INSPECT, cloudsnaps::inspect)
+        .post(paths::CLOUDSNAP_RESTORE, cloudsnaps::restore)
+        .post(paths::CLOUDSNAP_RESTORE_LAZY, cloudsnaps::restore_lazy)
+        .post(paths::CLOUDSNAP_RESTORE_IN_PLACE, cloudsnaps::restore_in_place)
+        .post(paths::CLOUDSNAP_DELETE, cloudsnaps::delete)
+        .post(paths::CLOUDSNAP_VERIFY, cloudsnaps::verify)
+        .post(paths::CLOUDSNAP_GC, cloudsnaps::collect_garbage)
+        .get(paths::CLOUDSNAP_FILES, browse::list_files)
+        .get(paths::CLOUDSNAP_FILE, browse::read_file)
+        .get(paths::BROWSE_MOUNTS, browse::mounts)
+        .post(paths::BROWSE_MOUNTS, browse::mount)
+        .post(paths::BROWSE_UNMOUNT, browse::unmount)
+        .get(paths::SCHEDULES, schedules::list)
+        .post(paths::SCHEDULES, schedules::create)
+        .get(paths::SCHEDULE, schedules::inspect)
+        .patch(paths::SCHEDULE, schedules::update)
+        .delete(paths::SCHEDULE, schedules::delete)
+        .post(paths::SCHEDULE_RUN, schedules::run)
+        .get(paths::SCHEDULE_RETENTION, schedules::retention)
+        .get(paths::SCHEDULE_HISTORY, schedules::history)
+        .get(paths::POLICIES, schedules::policies)
+        .post(paths::POLICIES, schedules::create_policy)
+        .get(paths::POLICY, schedules::policy)
+        .patch(paths::POLICY, schedules::update_policy)
+        .delete(paths::POLICY, schedules::delete_policy)
+        .get(paths::EVENTS, events::list)
+        .get(paths::TASKS, tasks::list)
+        .get(paths::TASK, tasks::show)
+        .post(paths::TASK_STOP, tasks::stop)
+        .post(paths::TASK_LIMIT, tasks::limit)
+        .post(paths::TASK_RESUME, tasks::resume)
 }
 
 /// Numbers and logs each request with who makes it, and turns a panic into an error.

@@ -7,9 +7,14 @@ use crate::{
     db::{CredentialRow, DbError, SnapshotRow},
     registry::EntryState,
 };
-use axum::extract::State;
+use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::status::{Counts, Status};
 use std::sync::Arc;
+
+/// The description of the API.
+pub(super) async fn openapi() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], blockd_api::openapi::DOCUMENT_TEXT)
+}
 
 pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
     let rows = core

@@ -6,7 +6,10 @@ use axum::extract::State;
 use blockd_api::{
     Deleted, VolumeRef,
     roles::Role,
-    volumes::{CloneVolume, CreateVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList},
+    volumes::{
+        CloneVolume, CreateVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume, VolumeCheck, VolumeList,
+        VolumeSalvage,
+    },
 };
 use std::sync::Arc;
 
@@ -22,6 +25,14 @@ pub(super) async fn check(
     Named(volume): Named<VolumeRef>,
 ) -> Answer<VolumeCheck> {
     Ok(Reply(core.check_volume(&volume).await?))
+}
+
+pub(super) async fn salvage(
+    State(core): State<Arc<Core>>,
+    Named(volume): Named<VolumeRef>,
+    Asked(query): Asked<SalvageVolume>,
+) -> Answer<VolumeSalvage> {
+    Ok(Reply(core.salvage_volume(&volume, &query).await?))
 }
 
 pub(super) async fn clone(

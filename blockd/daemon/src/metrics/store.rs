@@ -195,3 +195,17 @@ impl ObjectStore for MeteredStore {
         self.up(Request::Multipart, 0, self.inner.multipart_abort(key, upload_id))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_cloud::testing::{Has, MemoryStore, object_store_suite};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_store_that_is_counted_is_the_store() {
+        let meter = Arc::<Meter>::default();
+        let store = MeteredStore::new(Arc::new(MemoryStore::default()), Arc::clone(&meter));
+        object_store_suite(Arc::new(store), Has { create_if_absent: true, parts: true }).await;
+        assert!(meter.sent_bytes.load(Relaxed) > 100 << 20);
+    }
+}

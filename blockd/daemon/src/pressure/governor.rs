@@ -1,7 +1,11 @@
 //! What share of the time tasks may work, from what guests' requests were like: no clock, no threads.
 //!
 //! The share is halved whenever requests take clearly longer than they usually do, and grows by small steps otherwise, as
-//! flow control does. What is usual is the best that was seen lately. Without requests all of the time is the tasks'.
+//! flow control does. Without requests all of the time is the tasks'.
+//!
+//! What is usual is learned while tasks hardly work, and not from what they do to the guests: when requests suffer, the
+//! share falls to its least, and what is still longer there after a while is the guest's own doing, or somebody else's. While
+//! tasks work, the usual time only falls, or rises within a narrow bound, so that a single good moment does not count for ever.
 
 use std::time::Duration;
 
@@ -9,7 +13,7 @@ use std::time::Duration;
 pub(crate) const ALL_PERMILLE: u32 = 1000;
 /// The least share: a task gets on whatever guests do.
 const LEAST_PERMILLE: u32 = 20;
-/// The share with which tasks begin while guests are active, until it is known what is usual.
+/// The share with which tasks begin while guests are active, once it is known what is usual.
 const FIRST_PERMILLE: u32 = 200;
 /// What the share grows by after requests that were as usual.
 const STEP_PERMILLE: u32 = 20;
@@ -25,8 +29,18 @@ const LONGER_PERCENT: u64 = 150;
 const LONGER_NANOS: u64 = 10_000;
 /// Slow requests in a thousand that do not count.
 const SLOW_PERMILLE: u64 = 5;
-/// By how much the usual time grows with every judgement, in percent, so that other work of the guest becomes usual.
+/// After so long at the least share, what tasks did before is out of the way: what is seen then is learned.
+const REST: Duration = Duration::from_secs(2);
+/// By how much the usual time grows at most with every judgement at rest, in percent.
+const LEARN_PERCENT: u64 = 5;
+/// The same while tasks work.
 const FORGET_PERCENT: u64 = 1;
+/// How far above what was seen at rest that may take it, in percent.
+const FORGET_UP_TO_PERCENT: u64 = 125;
+/// Requests that are under way count as late when they have been for so many times the usual time on average.
+const LATE_TIMES: u64 = 4;
+/// But not before.
+const LATE_NANOS: u64 = 50_000_000;
 
 /// Guests' requests of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +51,10 @@ pub(super) struct Requests {
     pub(super) nanos: u64,
     /// How many took longer than a few milliseconds.
     pub(super) slow: u64,
+    /// How many are under way now; they are not among the others.
+    pub(super) waiting: u64,
+    /// How long all of these have been.
+    pub(super) waiting_nanos: u64,
 }
 
 /// Guests' requests since the look before.
@@ -52,11 +70,50 @@ pub(super) struct Seen {
     pub(super) during: Duration,
 }
 
-/// What is usual.
+/// What requests were like.
 #[derive(Clone, Copy, Debug)]
 struct Usual {
     mean_nanos: u64,
     slow_permille: u64,
+}
+
+impl Usual {
+    fn of(seen: &Requests) -> Self {
+        let count = seen.count.max(1);
+        Self { mean_nanos: seen.nanos / count, slow_permille: seen.slow * 1000 / count }
+    }
+
+    /// Goes towards what is seen now: down by a part of the way, so that a single good moment is not taken for all of them; up by
+    /// no more than some percent, and for slow requests some in a thousand.
+    fn towards(self, now: Self, up_percent: u64, up_slow_permille: u64) -> Self {
+        let next = |before: u64, now: u64, part: u64, up: u64| match now < before {
+            true => before - (before - now).div_ceil(part),
+            false => now.min(before + before * up_percent / 100 + up),
+        };
+        Self {
+            mean_nanos: next(self.mean_nanos, now.mean_nanos, 4, 1),
+            slow_permille: next(self.slow_permille, now.slow_permille, 8, up_slow_permille),
+        }
+    }
+
+    /// Not so far above what was seen at rest that what tasks do becomes usual.
+    fn bounded(self, at_rest: Self) -> Self {
+        Self {
+            mean_nanos: self.mean_nanos.min(at_rest.mean_nanos * FORGET_UP_TO_PERCENT / 100),
+            slow_permille: self.slow_permille.min(at_rest.slow_permille),
+        }
+    }
+}
+
+/// What tasks did while requests were seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tasks {
+    /// They worked, or what they did is not out of the way yet.
+    Work,
+    /// They have just begun to hold back before they did much.
+    Begin,
+    /// They have hardly worked for a while.
+    Rest,
 }
 
 /// Judges requests of one kind.
@@ -65,43 +122,67 @@ struct Judge {
     /// Not judged yet.
     pending: Requests,
     during: Duration,
+    /// Tasks worked in that time.
+    was_pressed: bool,
     usual: Option<Usual>,
+    /// What it was at rest.
+    at_rest: Option<Usual>,
     /// Whether guests have such requests.
     is_active: bool,
 }
 
 impl Judge {
     /// Whether the requests suffer, if there is enough to tell.
-    fn look(&mut self, seen: &Requests, during: Duration) -> Option<bool> {
+    fn look(&mut self, seen: &Requests, during: Duration, tasks: Tasks) -> Option<bool> {
         self.pending.count += seen.count;
         self.pending.nanos = self.pending.nanos.saturating_add(seen.nanos);
         self.pending.slow += seen.slow;
         self.during += during;
+        self.was_pressed |= tasks == Tasks::Work;
+        let is_late = self.is_late(seen);
         if self.pending.count < JUDGED_LEAST && self.during < IDLE_AFTER {
-            return None;
+            self.is_active |= is_late;
+            return is_late.then_some(true);
         }
         let judged = std::mem::take(&mut self.pending);
         let during = std::mem::take(&mut self.during);
+        let was_pressed = std::mem::take(&mut self.was_pressed);
         // Few requests that take all of the time are no sign of idleness: who waits for each of them has no more.
         let is_busy = u128::from(judged.nanos) * 100 >= during.as_nanos() * BUSY_PERCENT;
-        self.is_active = judged.count >= JUDGED_LEAST || (judged.count > 0 && is_busy);
-        self.is_active.then(|| self.judge(&judged))
+        let is_judged = judged.count >= JUDGED_LEAST || (judged.count > 0 && is_busy);
+        self.is_active = is_judged || is_late;
+        self.is_active.then(|| (is_judged && self.judge(&judged, was_pressed)) || is_late)
+    }
+
+    /// Whether what is under way should have been done long ago.
+    fn is_late(&self, seen: &Requests) -> bool {
+        let usual_nanos = self.usual.map_or(0, |usual| usual.mean_nanos);
+        seen.waiting > 0
+            && seen.waiting_nanos / seen.waiting > usual_nanos.saturating_mul(LATE_TIMES).max(LATE_NANOS)
     }
 
     /// Of one request at least.
-    fn judge(&mut self, seen: &Requests) -> bool {
-        let count = seen.count.max(1);
-        let now = Usual { mean_nanos: seen.nanos / count, slow_permille: seen.slow * 1000 / count };
+    fn judge(&mut self, seen: &Requests, was_pressed: bool) -> bool {
+        let now = Usual::of(seen);
         let suffers = self.usual.is_some_and(|usual| {
             now.mean_nanos > usual.mean_nanos * LONGER_PERCENT / 100 + LONGER_NANOS
                 || now.slow_permille > usual.slow_permille + SLOW_PERMILLE
         });
-        let usual = self.usual.unwrap_or(now);
-        self.usual = Some(Usual {
-            mean_nanos: now.mean_nanos.min(usual.mean_nanos + usual.mean_nanos * FORGET_PERCENT / 100 + 1),
-            slow_permille: now.slow_permille.min(usual.slow_permille + u64::from(suffers)),
-        });
+        if was_pressed {
+            if let (Some(usual), Some(at_rest)) = (self.usual, self.at_rest) {
+                self.usual = Some(usual.towards(now, FORGET_PERCENT, 1).bounded(at_rest));
+            }
+        } else {
+            let learned =
+                self.at_rest.map_or(now, |before| before.towards(now, LEARN_PERCENT, SLOW_PERMILLE));
+            (self.usual, self.at_rest) = (Some(learned), Some(learned));
+        }
         suffers
+    }
+
+    /// Requests were seen of which nobody knows yet whether they are as usual.
+    fn wants_rest(&self) -> bool {
+        self.is_active && self.usual.is_none()
     }
 }
 
@@ -112,6 +193,10 @@ pub(super) struct Governor {
     flushes: Judge,
     /// For how long nothing was done that is under way.
     stalled: Duration,
+    /// For how long the share has been the least.
+    rested: Duration,
+    /// Whether tasks had more than the least share for longer than a look.
+    has_pressed: bool,
     /// None while guests are idle.
     share_permille: Option<u32>,
 }
@@ -122,23 +207,48 @@ impl Governor {
         self.share_permille.is_some()
     }
 
+    /// What tasks did since the look before.
+    fn tasks(&self) -> Tasks {
+        match self.share_permille {
+            Some(LEAST_PERMILLE) if !self.has_pressed => Tasks::Begin,
+            Some(LEAST_PERMILLE) if self.rested >= REST => Tasks::Rest,
+            _ => Tasks::Work,
+        }
+    }
+
     /// The share from now on, in thousandths.
     pub(super) fn look(&mut self, seen: &Seen) -> u32 {
-        let judged = [self.data.look(&seen.data, seen.during), self.flushes.look(&seen.flushes, seen.during)];
+        let tasks = self.tasks();
+        let judged = [
+            self.data.look(&seen.data, seen.during, tasks),
+            self.flushes.look(&seen.flushes, seen.during, tasks),
+        ];
         self.stalled = if seen.is_stalled { self.stalled + seen.during } else { Duration::ZERO };
         let is_stuck = self.stalled >= IDLE_AFTER;
         if is_stuck {
             // The next step down is only taken after as long again, but the guests do not count as idle meanwhile.
             self.stalled = Duration::from_nanos(1);
         }
-        let share = self.share_permille.unwrap_or(FIRST_PERMILLE);
+        let before = self.share_permille;
+        let share = before.unwrap_or(FIRST_PERMILLE);
         if is_stuck || judged.contains(&Some(true)) {
             self.share_permille = Some((share / 2).max(LEAST_PERMILLE));
+        } else if self.data.wants_rest() || self.flushes.wants_rest() {
+            self.share_permille = Some(LEAST_PERMILLE);
         } else if judged.contains(&Some(false)) {
-            self.share_permille = Some((share + STEP_PERMILLE).min(ALL_PERMILLE));
+            // Where it was only waited to see what is usual, tasks begin now.
+            let least = if self.has_pressed { 0 } else { FIRST_PERMILLE };
+            self.share_permille = Some((share + STEP_PERMILLE).clamp(least, ALL_PERMILLE));
         } else if !self.data.is_active && !self.flushes.is_active && self.stalled.is_zero() {
             self.share_permille = None;
         }
+        let is_least = self.share_permille == Some(LEAST_PERMILLE);
+        self.rested = if is_least && before == self.share_permille {
+            self.rested + seen.during
+        } else {
+            Duration::ZERO
+        };
+        self.has_pressed |= self.share_permille != Some(LEAST_PERMILLE);
         self.share_permille.unwrap_or(ALL_PERMILLE)
     }
 }
@@ -154,7 +264,7 @@ mod tests {
     }
 
     fn took(count: u64, micros_each: u64, slow: u64) -> Requests {
-        Requests { count, nanos: count * micros_each * 1000, slow }
+        Requests { count, nanos: count * micros_each * 1000, slow, ..Requests::default() }
     }
 
     #[test]
@@ -173,7 +283,7 @@ mod tests {
     fn guests_that_do_not_suffer_leave_all_of_it_in_the_end() {
         let mut governor = Governor::default();
         let first = governor.look(&seen(100, 20, 0));
-        assert!(first <= FIRST_PERMILLE + STEP_PERMILLE, "{first}: it begins low");
+        assert_eq!(first, LEAST_PERMILLE, "first of all it is looked what is usual");
         let mut last = first;
         for _ in 0..50 {
             let share = governor.look(&seen(100, 20, 0));
@@ -211,6 +321,81 @@ mod tests {
         let shares: Vec<u32> = (0..600).map(|_| governor.look(&seen(100, 2_000, 3))).collect();
         assert_eq!(shares.iter().min(), Some(&LEAST_PERMILLE));
         assert_eq!(shares.last(), Some(&ALL_PERMILLE));
+    }
+
+    /// Against a model: from three tenths of the time on, requests take four times as long, also for a while after tasks have
+    /// held back, as long as a disk writes out what it was given.
+    #[test]
+    fn what_tasks_do_to_guests_does_not_become_usual() {
+        for lag in [0, 20, 35] {
+            let mut governor = Governor::default();
+            let (mut share, mut pressed_until, mut late, mut shares) = (FIRST_PERMILLE, 0, 0, Vec::new());
+            // Ten minutes.
+            for look in 0..12_000 {
+                if share > 300 {
+                    pressed_until = look + 1 + lag;
+                }
+                let suffers = look < pressed_until;
+                late += u64::from(suffers && look >= 6_000);
+                share = governor.look(&seen(100, if suffers { 80 } else { 20 }, 0));
+                shares.push(share);
+            }
+            let last = &shares[6_000..];
+            assert!(last.iter().all(|share| *share <= 300 + STEP_PERMILLE), "{lag}: {:?}", last.iter().max());
+            assert!(last.iter().any(|share| *share > 200), "{lag}: it tries again");
+            assert!(late < 6_000 * (2 + lag) / (14 + lag), "{lag}: {late} of 6000");
+        }
+    }
+
+    #[test]
+    fn noise_does_not_take_the_share_away() {
+        let mut governor = Governor::default();
+        let mut number = 1u64;
+        let mut shares = Vec::new();
+        for _ in 0..2_000 {
+            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // 80 to 120 µs, and now and then a slow one.
+            shares.push(u64::from(governor.look(&seen(
+                100,
+                80 + (number >> 33) % 40,
+                u64::from((number >> 40).is_multiple_of(64)),
+            ))));
+        }
+        let settled = shares[200..].iter().sum::<u64>() / shares[200..].len() as u64;
+        assert!(settled > 700, "{settled}");
+    }
+
+    /// A guest keeps 32 requests under way, and none of them comes back, or only one now and then.
+    #[test]
+    fn requests_under_way_that_should_be_done_take_the_share_down_at_once() {
+        for comes_back in [0, 1] {
+            let mut governor = Governor::default();
+            (0..50).for_each(|_| {
+                governor.look(&Seen {
+                    data: Requests { waiting: 32, waiting_nanos: 32 * 10_000, ..took(100, 20, 0) },
+                    ..seen(0, 0, 0)
+                });
+            });
+            let shares: Vec<u32> = (0..10)
+                .map(|look| {
+                    let waiting_nanos = 31 * look * LOOK.as_nanos() as u64;
+                    let done = took(comes_back, 40_000 * look, comes_back);
+                    governor.look(&Seen {
+                        data: Requests { waiting: 31, waiting_nanos, ..done },
+                        during: LOOK,
+                        ..Seen::default()
+                    })
+                })
+                .collect();
+            assert_eq!(shares[..4], [1000, 1000, 500, 250], "{shares:?}");
+            assert!(shares[8] <= 2 * LEAST_PERMILLE && governor.sees_guests(), "{shares:?}");
+        }
+        // Those of a guest whose requests take as long whatever tasks do are not late.
+        let mut governor = Governor::default();
+        let slow = Requests { waiting: 32, waiting_nanos: 32 * 60_000_000, ..took(27, 60_000, 27) };
+        let shares: Vec<u32> =
+            (0..300).map(|_| governor.look(&Seen { data: slow, during: LOOK, ..Seen::default() })).collect();
+        assert_eq!(shares.last(), Some(&ALL_PERMILLE), "{shares:?}");
     }
 
     #[test]
@@ -306,9 +491,14 @@ mod tests {
             .collect();
         assert!(shares.is_sorted() && shares.last() == Some(&ALL_PERMILLE), "{shares:?}");
         // Many that take longer than they did count.
-        (0..50).for_each(|_| {
-            governor.look(&Seen { flushes: took(20, 1_000, 0), ..seen(100, 20, 0) });
-        });
+        let shares: Vec<u32> = (0..100)
+            .map(|_| governor.look(&Seen { flushes: took(20, 1_000, 0), ..seen(100, 20, 0) }))
+            .collect();
+        assert_eq!(
+            (shares[0], shares[99]),
+            (LEAST_PERMILLE, ALL_PERMILLE),
+            "nobody knew what is usual: {shares:?}"
+        );
         let share = governor.look(&Seen { flushes: took(20, 4_000, 20), ..seen(100, 20, 0) });
         assert_eq!(share, ALL_PERMILLE / 2);
     }

@@ -161,9 +161,13 @@ mod tests {
         };
         assert_eq!(after(Duration::from_millis(20)).await, 1000, "nobody moves data");
         let busy = pressure.begin();
-        after(Duration::ZERO).await;
-        let first = after(Duration::ZERO).await;
-        assert!(first < 1000, "it begins low");
+        // It begins low, and waits for what is usual.
+        let mut shares = Vec::new();
+        while !shares.contains(&20) || shares.last().is_none_or(|share| *share < 200) {
+            shares.push(after(Duration::ZERO).await);
+            assert!(shares.len() < 2_000, "{shares:?}");
+        }
+        let first = pressure.pace.permille();
         for _ in 0..3 {
             after(Duration::from_millis(20)).await;
         }

@@ -64,6 +64,10 @@ impl Observer {
         }
         let waited_before = std::mem::replace(&mut self.waited_nanos, waited_nanos);
         seen.data.nanos += waited_nanos.saturating_sub(waited_before);
+        let waiting = waiting(registry);
+        (seen.data.waiting, seen.data.waiting_nanos) = (waiting.data.waiting, waiting.data.waiting_nanos);
+        (seen.flushes.waiting, seen.flushes.waiting_nanos) =
+            (waiting.flushes.waiting, waiting.flushes.waiting_nanos);
         let mut threads = self.serving.iter().chain(&self.working);
         seen.is_stalled =
             seen.data.count + seen.flushes.count == 0 && threads.any(|thread| waits_for_disk(thread));
@@ -79,24 +83,50 @@ fn add_more(sum: &mut Requests, now: &Requests, before: &Requests) {
     sum.slow += now.slow.saturating_sub(before.slow);
 }
 
+/// The volumes whose requests wait for this host: those of a lazy one wait for a store.
+fn near(registry: &Registry) -> impl Iterator<Item = Arc<VolumeEntry>> {
+    let is_near = |entry: &Arc<VolumeEntry>| match entry.view().state {
+        EntryState::Up(volume) => !volume.is_lazy(),
+        _ => false,
+    };
+    registry.all().into_iter().filter(is_near)
+}
+
+fn of_kind(sums: &mut Sums, operation: Operation) -> &mut Requests {
+    if operation == Operation::Flush { &mut sums.flushes } else { &mut sums.data }
+}
+
+/// What reads, writes and makes durable.
+const SEEN: [Operation; 3] = [Operation::Read, Operation::Write, Operation::Flush];
+
 fn sums(registry: &Registry) -> Volumes {
     let sums_of = |entry: Arc<VolumeEntry>| {
-        // Requests to a lazy volume wait for a store, not for the tasks of this host.
-        let EntryState::Up(volume) = entry.view().state else { return None };
-        if volume.is_lazy() {
-            return None;
-        }
         let mut sums = Sums::default();
-        for operation in [Operation::Read, Operation::Write, Operation::Flush] {
+        for operation in SEEN {
             let counted = entry.traffic.counted(operation);
-            let sum = if operation == Operation::Flush { &mut sums.flushes } else { &mut sums.data };
+            let sum = of_kind(&mut sums, operation);
             sum.count += counted.total();
             sum.nanos = sum.nanos.wrapping_add(counted.nanos());
             sum.slow += counted.above(SLOW_FROM);
         }
-        Some((entry.id, sums))
+        (entry.id, sums)
     };
-    registry.all().into_iter().filter_map(sums_of).collect()
+    near(registry).map(sums_of).collect()
+}
+
+/// The requests that are under way now.
+fn waiting(registry: &Registry) -> Sums {
+    let mut sums = Sums::default();
+    for entry in near(registry) {
+        for operation in SEEN {
+            let (count, age) = entry.traffic.under_way(operation);
+            let sum = of_kind(&mut sums, operation);
+            sum.waiting += count;
+            sum.waiting_nanos =
+                sum.waiting_nanos.saturating_add(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+    sums
 }
 
 /// The kernel's directories on the threads whose names begin so; none where it has none.
@@ -164,6 +194,27 @@ mod tests {
         assert!(seen.data.nanos >= 20_000_000 && seen.flushes.nanos >= 30_000_000, "{seen:?}");
         let seen = observer.look(&registry);
         assert_eq!((seen.data.count, seen.flushes), (0, Requests::default()));
+    }
+
+    #[test]
+    fn what_is_under_way_is_seen_as_often_as_it_is_looked_for() {
+        let (dir, registry) = (tempfile::tempdir().unwrap(), Registry::default());
+        let entry = entry_in(&registry, dir.path(), 1);
+        let mut observer = Observer::new(&registry);
+        let began = std::time::Instant::now();
+        let write = entry.traffic.begin(Operation::Write, began);
+        let flush = entry.traffic.begin(Operation::Flush, began);
+        while began.elapsed() < Duration::from_millis(2) {
+            std::thread::yield_now();
+        }
+        for _ in 0..2 {
+            let seen = observer.look(&registry);
+            assert_eq!((seen.data.waiting, seen.flushes.waiting), (1, 1));
+            assert!(seen.data.waiting_nanos >= 1_900_000 && seen.data.count == 0, "{seen:?}");
+        }
+        drop((write, flush));
+        let seen = observer.look(&registry);
+        assert_eq!((seen.data, seen.flushes), (Requests::default(), Requests::default()));
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Freezer for Apart {
         let result = self.ask(mount, b'f').map(drop);
         if matches!(result, Err(FreezerError::HolderGone)) {
             // The process was killed, perhaps after it had frozen it.
-            let _ = Kernel.thaw(mount);
+            let _ = Kernel.thaw(&mount.reachable());
         }
         result
     }
@@ -105,7 +105,7 @@ impl Freezer for Apart {
     fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError> {
         match self.ask(mount, b't') {
             // The process cannot be had: better to wait here than not to thaw.
-            Err(FreezerError::NoHolder(_) | FreezerError::HolderGone) => Kernel.thaw(mount),
+            Err(FreezerError::NoHolder(_) | FreezerError::HolderGone) => Kernel.thaw(&mount.reachable()),
             other => other,
         }
     }

@@ -1,6 +1,8 @@
 //! The commands before and after a snapshot.
 //!
-//! A command runs in a process group of its own, which is killed when its time is over, so that nothing it started is left.
+//! A command runs in a process group of its own, which is killed when its time is over, so that nothing it started is left; and
+//! when the daemon is gone, by a shell that hears of that through a pipe: the next daemon runs the command after, which must
+//! not be beside it. What is left of a command all the same holds a lock that the next daemon [waits for](super::marker).
 
 use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
 use parking_lot::Mutex;
@@ -9,7 +11,8 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 use std::{
-    io::{self, Read},
+    fs::File,
+    io::{self, Read, Write},
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, mpsc},
@@ -20,6 +23,13 @@ use std::{
 const MAX_SAID_BYTES: usize = 4096;
 /// How long the last of it is waited for when the command has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Runs the command in the place of this shell. Another one kills all of it when standard input ends without a line. Standard
+/// output is the lock, which goes to the command and what it starts.
+const WRAPPER: &str = r#"exec 3<&0 0</dev/null 4>&1 1>/dev/null
+(exec 2>/dev/null 4>&-; read -r _ <&3 || kill -s KILL -- "-$$") &
+exec 3<&-
+exec /bin/sh -c "$1""#;
 
 /// A command to be run.
 #[derive(Clone, Debug)]
@@ -32,6 +42,8 @@ pub(crate) struct Hook<'a> {
     pub(crate) timeout: Duration,
     /// What it is told, beside the daemon's own environment.
     pub(crate) env: &'a [(String, String)],
+    /// A file that is locked, and stays so until nothing of the command is left.
+    pub(crate) lock: Option<&'a File>,
 }
 
 impl Hook<'_> {
@@ -39,8 +51,13 @@ impl Hook<'_> {
     pub(crate) fn run(&self) -> QuiesceStep {
         let began = Instant::now();
         let result = self.spawn().and_then(|mut child| {
+            // Not to be closed by a wait.
+            let leash = child.stdin.take();
             let said = listen(&mut child)?;
-            Ok((wait(&mut child, began + self.timeout)?, said))
+            let ended = wait(&mut child, began + self.timeout)?;
+            // What the command left running on purpose is not killed.
+            let _ = leash.map(|mut leash| leash.write_all(b"\n"));
+            Ok((ended, said))
         });
         let (exit_status, error) = match result {
             Err(error) => (None, Some(format!("it cannot be run: {error}"))),
@@ -55,8 +72,13 @@ impl Hook<'_> {
 
     fn spawn(&self) -> io::Result<Child> {
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(self.command).envs(self.env.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(["-c", WRAPPER, "sh", self.command]);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        let lock = self.lock.map(File::try_clone).transpose()?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(lock.map_or_else(Stdio::null, Stdio::from))
+            .stderr(Stdio::piped());
         command.process_group(0).current_dir("/").spawn()
     }
 }
@@ -147,10 +169,20 @@ fn failure(status: ExitStatus, said: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{FlockOperation, flock};
 
     fn run(command: &str, timeout: Duration) -> QuiesceStep {
         let env = [("BLOCKD_SNAPSHOT".to_owned(), "monday".to_owned())];
-        Hook { kind: QuiesceKind::PreCommand, command, timeout, env: &env }.run()
+        Hook { kind: QuiesceKind::PreCommand, command, timeout, env: &env, lock: None }.run()
+    }
+
+    fn wait_for_the_end_of(process: &str) {
+        let gone = |status: String| status.is_empty() || status.contains("State:\tZ");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !gone(std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default()) {
+            assert!(Instant::now() < deadline, "process {process} is left");
+            std::thread::yield_now();
+        }
     }
 
     const LONG: Duration = Duration::from_secs(600);
@@ -175,12 +207,46 @@ mod tests {
         let step = run(&command, Duration::from_millis(500));
         assert_eq!((step.exit_status, step.error.as_deref()), (None, Some("it was killed after 0 s")));
         assert!(began.elapsed() < Duration::from_secs(300));
-        let started = std::fs::read_to_string(pid).unwrap();
-        let gone = |status: String| status.is_empty() || status.contains("State:\tZ");
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !gone(std::fs::read_to_string(format!("/proc/{}/status", started.trim())).unwrap_or_default()) {
-            assert!(Instant::now() < deadline, "process {started} is left");
-            std::thread::yield_now();
-        }
+        wait_for_the_end_of(std::fs::read_to_string(pid).unwrap().trim());
+    }
+
+    #[test]
+    fn when_the_daemon_is_gone_the_command_and_what_it_started_are_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let command = format!("sleep 600 & echo $! > {}; echo >&2; wait", pid.display());
+        let hook =
+            Hook { kind: QuiesceKind::PreCommand, command: &command, timeout: LONG, env: &[], lock: None };
+        let mut child = hook.spawn().unwrap();
+        let leash = child.stdin.take();
+        child.stderr.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        drop(leash);
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        wait_for_the_end_of(std::fs::read_to_string(pid).unwrap().trim());
+    }
+
+    #[test]
+    fn what_a_command_leaves_running_holds_the_lock_and_is_not_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::fs::write(&path, "").unwrap();
+        let lock = File::open(&path).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let (pid, go) = (dir.path().join("pid"), dir.path().join("go"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &go, 0o600.into()).unwrap();
+        let command = format!("(read -r _ < {}) 2>&- & echo $! > {}", go.display(), pid.display());
+        let hook = Hook {
+            kind: QuiesceKind::PreCommand,
+            command: &command,
+            timeout: LONG,
+            env: &[],
+            lock: Some(&lock),
+        };
+        assert_eq!(hook.run().exit_status, Some(0));
+        drop(lock);
+        let other = File::open(&path).unwrap();
+        assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err(), "nobody holds the lock");
+        std::fs::write(&go, "\n").unwrap();
+        flock(&other, FlockOperation::LockExclusive).unwrap();
     }
 }

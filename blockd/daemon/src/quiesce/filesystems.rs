@@ -138,6 +138,8 @@ impl Filesystems {
             match result {
                 Ok(()) => state.frozen.push(mount.clone()),
                 Err(error) => {
+                    // Who was killed may have frozen it, or may yet.
+                    state.stuck |= matches!(error, FreezerError::HolderGone);
                     self.shared.thaw(&mut state);
                     return Err(NotAtRest(format!(
                         "cannot freeze the filesystem at {}: {error}",
@@ -268,7 +270,8 @@ mod tests {
             {
                 gate.recv().unwrap();
             }
-            self.note("freeze", mount, "bad")
+            self.note("freeze", mount, "bad")?;
+            if mount.path.to_str() == Some("lost") { Err(FreezerError::HolderGone) } else { Ok(()) }
         }
 
         fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError> {
@@ -306,6 +309,14 @@ mod tests {
         assert!(error.starts_with("cannot freeze the filesystem at bad: "), "{error}");
         assert_eq!(double.calls(), ["freeze a", "freeze bad", "thaw a"]);
         assert!(filesystems.end().steps[1].error.is_some());
+    }
+
+    #[test]
+    fn one_whose_process_was_killed_may_be_frozen_all_the_same() {
+        let (double, filesystems) = with(&["a", "lost"], LONG);
+        assert!(filesystems.freeze().is_err());
+        assert_eq!(double.calls(), ["freeze a", "freeze lost", "thaw a"]);
+        assert!(!filesystems.end().all_thawed);
     }
 
     #[test]

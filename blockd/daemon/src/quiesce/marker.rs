@@ -7,14 +7,19 @@ use super::{
     Hook,
     filesystems::{Freezer, FreezerError, Thawed},
 };
-use crate::files;
+use crate::{attachments::unescaped, files};
 use blockd_api::quiesce::QuiesceKind;
-use rustix::io::Errno;
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 use std::{
+    fs::File,
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,6 +27,10 @@ use std::{
 const FREEZING_PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked at meanwhile.
 const FREEZING_PAUSE: Duration = Duration::from_millis(100);
+/// How long commands of the daemon before are waited for. They are killed when it is gone.
+const COMMANDS_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether they have ended.
+const COMMANDS_PAUSE: Duration = Duration::from_millis(10);
 
 /// What is at rest, and how it is let go.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,23 +65,52 @@ impl Mounted {
         Ok(Self { path, device })
     }
 
-    /// Whether it is there still.
-    fn is_there(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|found| found.dev() == self.device)
+    /// The same by a path that leads to it, if one does.
+    pub(super) fn reachable(&self) -> Self {
+        match self.whereabouts(&mountinfo()) {
+            Whereabouts::At(place) => place,
+            Whereabouts::Hidden | Whereabouts::Gone => self.clone(),
+        }
+    }
+
+    /// Where it is by now.
+    fn whereabouts(&self, mountinfo: &str) -> Whereabouts {
+        let leads_there = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.dev() == self.device);
+        if leads_there(&self.path) {
+            return Whereabouts::At(self.clone());
+        }
+        let places = mount_points_of(mountinfo, self.device);
+        let is_mounted = !places.is_empty();
+        match places.into_iter().find(|path| leads_there(path)) {
+            Some(path) => Whereabouts::At(Self { path, device: self.device }),
+            None if is_mounted => Whereabouts::Hidden,
+            None => Whereabouts::Gone,
+        }
+    }
+
+    /// What is to be done about it if it is not at its place: nothing if it is not mounted any more.
+    fn elsewhere(&self, mountinfo: &str) -> Result<Self, LetGo> {
+        match self.whereabouts(mountinfo) {
+            Whereabouts::At(place) => Ok(place),
+            Whereabouts::Hidden => Err(LetGo::Hidden),
+            Whereabouts::Gone => Err(LetGo::Done),
+        }
     }
 
     /// Thaws it, if it is frozen.
-    fn thaw(&self, freezer: &dyn Freezer) -> LetGo {
-        if !self.is_there() {
-            return LetGo::Done;
-        }
-        match freezer.thaw(self) {
+    fn thaw(&self, freezer: &dyn Freezer, mountinfo: &str) -> LetGo {
+        let place = match self.elsewhere(mountinfo) {
+            Ok(place) => place,
+            Err(end) => return end,
+        };
+        match freezer.thaw(&place) {
             Ok(Thawed::Now) => {
                 tracing::warn!(mount = %self.path.display(), "thawed what was left frozen");
                 LetGo::Done
             }
             Ok(Thawed::Before) => LetGo::NotFrozen,
-            Err(FreezerError::Elsewhere) => LetGo::Done,
+            // It is looked for once more.
+            Err(FreezerError::Elsewhere) => LetGo::Hidden,
             Err(error) => {
                 tracing::error!(mount = %self.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
                 LetGo::Failed
@@ -82,14 +120,16 @@ impl Mounted {
 
     /// The same for one that is not frozen but may soon be, by somebody who was killed while he waited for it in the kernel and will
     /// thaw nothing. Only one can be at it: who succeeds in freezing it knows that nobody else is.
-    fn make_sure(&self, freezer: &dyn Freezer) -> LetGo {
-        if !self.is_there() {
-            return LetGo::Done;
-        }
-        let Err(error) = freezer.freeze(self) else { return self.thaw(freezer) };
+    fn make_sure(&self, freezer: &dyn Freezer, mountinfo: &str) -> LetGo {
+        let place = match self.elsewhere(mountinfo) {
+            Ok(place) => place,
+            Err(end) => return end,
+        };
+        let Err(error) = freezer.freeze(&place) else { return self.thaw(freezer, mountinfo) };
         match (&error, error.errno()) {
-            (_, Some(Errno::BUSY)) => self.thaw(freezer),
-            (FreezerError::Elsewhere, _) | (_, Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOENT)) => {
+            (_, Some(Errno::BUSY)) => self.thaw(freezer, mountinfo),
+            (FreezerError::Elsewhere, _) => LetGo::NotFrozen,
+            (_, Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOENT)) => {
                 tracing::debug!(mount = %self.path.display(), %error, "cannot be frozen, so nobody else does");
                 LetGo::Done
             }
@@ -108,7 +148,42 @@ impl Mounted {
 enum LetGo {
     Done,
     NotFrozen,
+    /// It is mounted, but something else lies over each of its places: it may be frozen.
+    Hidden,
     Failed,
+}
+
+impl LetGo {
+    fn is_waited_for(self) -> bool {
+        matches!(self, Self::NotFrozen | Self::Hidden)
+    }
+}
+
+/// Where a filesystem is mounted.
+enum Whereabouts {
+    /// A path leads there.
+    At(Mounted),
+    /// Somewhere, but no path leads there.
+    Hidden,
+    /// Nowhere.
+    Gone,
+}
+
+fn mountinfo() -> String {
+    std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
+}
+
+/// The places at which a device is mounted. Filesystems with several devices have other numbers there and are not found.
+fn mount_points_of(mountinfo: &str, device: u64) -> Vec<PathBuf> {
+    let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let places = mountinfo.lines().filter_map(|line| {
+        // 36 35 98:0 /root /mount/point options …
+        let mut fields = line.split(' ').skip(2);
+        let found = fields.next()?;
+        let place = fields.nth(1)?;
+        (found == number).then(|| unescaped(place).into())
+    });
+    places.collect()
 }
 
 fn dir(data_dir: &Path) -> PathBuf {
@@ -125,18 +200,56 @@ impl Marker {
         Ok(path)
     }
 
-    fn post_hook(&self) -> Option<Hook<'_>> {
+    /// Puts it in the place of one that says more.
+    fn rewrite(&self, path: &Path) {
+        let written = serde_json::to_vec(self).map_err(io::Error::from);
+        if let Err(error) = written.and_then(|bytes| files::write_atomically(path, &bytes)) {
+            tracing::warn!(path = %path.display(), %error, "a command after may run once more");
+        }
+    }
+
+    fn post_hook<'a>(&'a self, lock: Option<&'a File>) -> Option<Hook<'a>> {
         Some(Hook {
             kind: QuiesceKind::PostCommand,
             command: self.post_command.as_deref()?,
             timeout: Duration::from_secs(self.timeout_s),
             env: &self.env,
+            lock,
         })
     }
 
     /// Runs the command after, if there is one.
-    pub(crate) fn run_post_command(&self) -> Option<blockd_api::quiesce::QuiesceStep> {
-        self.post_hook().map(|hook| hook.run())
+    pub(crate) fn run_post_command(&self, lock: Option<&File>) -> Option<blockd_api::quiesce::QuiesceStep> {
+        self.post_hook(lock).map(|hook| hook.run())
+    }
+}
+
+/// Takes the lock of a marker, which the commands of this daemon and of those before it hold. What does not end is waited for so
+/// long, and no longer.
+pub(crate) fn lock(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    let deadline = Instant::now() + COMMANDS_PATIENCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(COMMANDS_PAUSE),
+            Err(Errno::WOULDBLOCK) => {
+                tracing::warn!(path = %path.display(), "a command of the daemon before is still running");
+                return Ok(file);
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Lets go, apart from the caller, what could not be let go when it should be; the command after has been run.
+pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Freezer>) {
+    let rest = Marker { post_command: None, ..marker.clone() };
+    rest.rewrite(&path);
+    let ends = rest.mounts.into_iter().map(|mount| (mount, LetGo::NotFrozen)).collect();
+    let work = move || settle(vec![Left { path, ends }], &*freezer, &mountinfo);
+    if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
+        tracing::error!(%error, "filesystems that were left frozen are thawed by the next start");
     }
 }
 
@@ -149,18 +262,28 @@ pub(crate) fn remove(path: &Path) {
 
 /// Lets go what a daemon that died left at rest: thaws, then runs the commands after. Blocks.
 pub(crate) fn let_go(data_dir: &Path, freezer: &dyn Freezer) {
+    let_go_among(data_dir, freezer, &mountinfo);
+}
+
+fn let_go_among(data_dir: &Path, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> String) {
     let entries = std::fs::read_dir(dir(data_dir)).into_iter().flatten().flatten();
     // Waiting comes last: what can be let go now is not kept by what cannot.
-    let mut left: Vec<_> = entries.filter_map(|entry| Left::let_go(entry.path(), freezer)).collect();
+    let left = entries.filter_map(|entry| Left::let_go(entry.path(), freezer, &mountinfo())).collect();
+    settle(left, freezer, mountinfo);
+}
+
+/// Waits for what cannot be let go yet.
+fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> String) {
     let deadline = Instant::now() + FREEZING_PATIENCE;
     loop {
         left.retain(|left| !left.is_settled());
         if left.is_empty() || Instant::now() >= deadline {
             return;
         }
+        let mounts = mountinfo();
         for (mount, end) in left.iter_mut().flat_map(|left| &mut left.ends) {
-            if *end == LetGo::NotFrozen {
-                *end = mount.make_sure(freezer);
+            if end.is_waited_for() {
+                *end = mount.make_sure(freezer, &mounts);
             }
         }
         if left.iter().any(Left::is_waited_for) {
@@ -177,7 +300,7 @@ struct Left {
 
 impl Left {
     /// Does what needs no waiting: thaws, and runs the command after.
-    fn let_go(path: PathBuf, freezer: &dyn Freezer) -> Option<Self> {
+    fn let_go(path: PathBuf, freezer: &dyn Freezer, mountinfo: &str) -> Option<Self> {
         if path.extension().is_none_or(|extension| extension != "json") {
             remove(&path);
             return None;
@@ -191,22 +314,28 @@ impl Left {
                     return None;
                 }
             };
-        let ends = marker.mounts.iter().rev().map(|mount| (mount.clone(), mount.thaw(freezer))).collect();
-        if marker.run_post_command().is_some() {
-            // It runs once, whatever becomes of this process while it waits.
-            let rest = Marker { post_command: None, ..marker };
-            if let Err(error) = serde_json::to_vec(&rest)
-                .map_err(io::Error::from)
-                .and_then(|bytes| files::write_atomically(&path, &bytes))
-            {
-                tracing::warn!(path = %path.display(), %error, "a command after may run once more");
+        let thaw = |mount: &Mounted| {
+            let end = mount.thaw(freezer, mountinfo);
+            if end == LetGo::Hidden {
+                tracing::error!(mount = %mount.path.display(), "a filesystem may still be frozen, and something else is mounted over it: unmount that");
             }
+            (mount.clone(), end)
+        };
+        let ends = marker.mounts.iter().rev().map(thaw).collect();
+        if marker.post_command.is_some() {
+            // Nothing of the commands of the daemon before runs beside it.
+            let lock = lock(&path);
+            let lock =
+                lock.inspect_err(|error| tracing::warn!(%error, "the command after runs without its lock"));
+            marker.run_post_command(lock.as_ref().ok());
+            // It runs once, whatever becomes of this process while it waits.
+            Marker { post_command: None, ..marker }.rewrite(&path);
         }
         Some(Self { path, ends })
     }
 
     fn is_waited_for(&self) -> bool {
-        self.ends.iter().any(|(_, end)| *end == LetGo::NotFrozen)
+        self.ends.iter().any(|(_, end)| end.is_waited_for())
     }
 
     /// Whether there is nothing to wait for; the marker goes if all is let go.
@@ -297,8 +426,8 @@ mod tests {
         };
         marker.write(dir.path()).unwrap();
         let double = Double { frozen: Mutex::new(true), ..Double::default() };
-        let_go(dir.path(), &double);
-        let_go(dir.path(), &double);
+        let_go_among(dir.path(), &double, &String::new);
+        let_go_among(dir.path(), &double, &String::new);
         assert_eq!(double.calls(), ["thaw b", "thaw a", "freeze a", "thaw a"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
         assert_eq!(std::fs::read_to_string(resumed).unwrap(), "monday\n");
@@ -310,7 +439,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let double = Double { busy_for: Mutex::new(2), ..Double::default() };
-        let_go(dir.path(), &double);
+        let_go_among(dir.path(), &double, &String::new);
         assert_eq!(double.calls(), ["thaw a", "freeze a", "thaw a", "freeze a", "thaw a"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
     }
@@ -322,7 +451,7 @@ mod tests {
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let refusals = vec![FreezerError::HolderGone, FreezerError::NoHolder(Errno::AGAIN.into())];
         let double = Double { refusals: Mutex::new(refusals), ..Double::default() };
-        let_go(dir.path(), &double);
+        let_go_among(dir.path(), &double, &String::new);
         assert_eq!(double.calls(), ["thaw a", "freeze a", "freeze a", "freeze a", "thaw a"]);
         assert!(is_removed(dir.path()));
     }
@@ -340,7 +469,7 @@ mod tests {
             marker(dir.path(), &["a"]).write(dir.path()).unwrap();
             let refusals = Mutex::new(vec![FreezerError::Call(errno.into())]);
             let double = Double { refusals, ..Double::default() };
-            let_go(dir.path(), &double);
+            let_go_among(dir.path(), &double, &String::new);
             assert_eq!(is_removed(dir.path()), removed, "{errno}");
         }
     }
@@ -354,7 +483,7 @@ mod tests {
             Marker { post_command, timeout_s: 600, ..marker(dir.path(), &[name]) }.write(dir.path()).unwrap();
         }
         let double = Double { busy_for: Mutex::new(3), ..Double::default() };
-        let_go(dir.path(), &double);
+        let_go_among(dir.path(), &double, &String::new);
         let calls = double.calls();
         assert!(calls[..2].iter().all(|call| call.starts_with("thaw")), "{calls:?}");
         assert!(is_removed(dir.path()));
@@ -369,7 +498,7 @@ mod tests {
         std::fs::remove_dir(dir.path().join("gone")).unwrap();
         marker.write(dir.path()).unwrap();
         let double = Double::default();
-        let_go(dir.path(), &double);
+        let_go_among(dir.path(), &double, &String::new);
         assert_eq!(double.calls(), Vec::<String>::new());
         assert!(is_removed(dir.path()));
     }
@@ -380,8 +509,68 @@ mod tests {
         marker(dir.path(), &["stuck"]).write(dir.path()).unwrap();
         std::fs::write(dir.path().join("quiesce/broken.json"), "{").unwrap();
         let double = Double { fails: true, ..Double::default() };
-        let_go(dir.path(), &double);
-        let_go(dir.path(), &double);
+        let_go_among(dir.path(), &double, &String::new);
+        let_go_among(dir.path(), &double, &String::new);
         assert_eq!(double.calls(), ["thaw stuck", "thaw stuck"]);
+    }
+
+    /// A line of `mountinfo` for a folder.
+    fn line(mount: &Mounted, place: &Path) -> String {
+        let (major, minor) = (rustix::fs::major(mount.device), rustix::fs::minor(mount.device));
+        format!("36 35 {major}:{minor} / {} rw - ext4 /dev/x rw\n", place.display())
+    }
+
+    /// Something else lies at its path: it is thawed where else it is mounted.
+    #[test]
+    fn one_that_is_hidden_is_thawed_at_another_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut marker = marker(dir.path(), &["a", "b"]);
+        let b = marker.mounts.pop().unwrap();
+        marker.mounts[0].path = "/proc".into();
+        marker.write(dir.path()).unwrap();
+        let double = Double { frozen: Mutex::new(true), ..Double::default() };
+        let mounts = line(&b, Path::new("/proc")) + &line(&b, &b.path);
+        let_go_among(dir.path(), &double, &|| mounts.clone());
+        assert_eq!(double.calls(), ["thaw b"]);
+        assert!(!*double.frozen.lock() && is_removed(dir.path()));
+    }
+
+    /// Whoever froze it may be gone: it is waited for until it can be reached.
+    #[test]
+    fn one_that_is_hidden_everywhere_is_thawed_when_it_comes_to_light() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut marker = marker(dir.path(), &["a", "b"]);
+        let b = marker.mounts.pop().unwrap();
+        marker.mounts[0].path = "/proc".into();
+        marker.write(dir.path()).unwrap();
+        let double = Double { frozen: Mutex::new(true), busy_for: Mutex::new(1), ..Double::default() };
+        let looks = std::cell::Cell::new(0);
+        let mounts = || {
+            looks.set(looks.get() + 1);
+            let hidden = line(&b, Path::new("/proc"));
+            if looks.get() <= 3 { hidden } else { hidden + &line(&b, &b.path) }
+        };
+        let_go_among(dir.path(), &double, &mounts);
+        assert!(looks.get() > 3);
+        assert_eq!(double.calls(), ["freeze b", "thaw b"]);
+        assert!(!*double.frozen.lock() && is_removed(dir.path()));
+    }
+
+    #[test]
+    fn what_could_not_be_let_go_in_time_is_let_go_later_and_the_command_is_not_run_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let resumed = dir.path().join("resumed");
+        let post_command = Some(format!("echo >> {}", resumed.display()));
+        let marker = Marker { post_command, timeout_s: 600, ..marker(dir.path(), &["a"]) };
+        let path = marker.write(dir.path()).unwrap();
+        let double = Arc::new(Double { busy_for: Mutex::new(1), ..Double::default() });
+        let_go_later(path, &marker, Arc::clone(&double) as Arc<dyn Freezer>);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_removed(dir.path()) {
+            assert!(Instant::now() < deadline, "never let go: {:?}", double.calls());
+            std::thread::yield_now();
+        }
+        assert_eq!(double.calls(), ["freeze a", "thaw a"]);
+        assert!(!*double.frozen.lock() && !resumed.exists());
     }
 }

@@ -24,6 +24,7 @@ use filesystems::{Filesystems, Freezer};
 use jiff::Timestamp;
 use marker::{Marker, Mounted};
 use std::{
+    fs::File,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -41,8 +42,11 @@ pub(crate) struct Rest {
     quiesce: Quiesce,
     marker: Marker,
     marker_path: Option<PathBuf>,
+    /// Held while commands run, and by them.
+    lock: Option<File>,
     steps: Vec<QuiesceStep>,
-    all_thawed: bool,
+    /// What is to thaw, if not all are thawed.
+    stuck: Option<Arc<dyn Freezer>>,
 }
 
 fn refused(message: impl Into<String>) -> ServiceError {
@@ -58,7 +62,7 @@ impl Rest {
             timeout_s: quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S),
             env,
         };
-        Self { quiesce, marker, marker_path: None, steps: Vec::new(), all_thawed: true }
+        Self { quiesce, marker, marker_path: None, lock: None, steps: Vec::new(), stuck: None }
     }
 
     /// Brings to rest, freezes, and thaws. Blocks.
@@ -81,10 +85,16 @@ impl Rest {
             let written = written.map_err(|error| {
                 refused(format!("cannot note what is brought to rest: {error}: no snapshot was taken"))
             });
-            self.marker_path = Some(written.map_err(FreezeFailed::Other)?);
+            let path = written.map_err(FreezeFailed::Other)?;
+            let lock = marker::lock(&path);
+            self.marker_path = Some(path);
+            let lock = lock.map_err(|error| {
+                refused(format!("cannot lock what is noted of the rest: {error}: no snapshot was taken"))
+            });
+            self.lock = Some(lock.map_err(FreezeFailed::Other)?);
         }
         self.run_pre_command().map_err(FreezeFailed::Other)?;
-        let filesystems = Filesystems::new(freezer, self.marker.mounts.clone(), PATIENCE);
+        let filesystems = Filesystems::new(Arc::clone(&freezer), self.marker.mounts.clone(), PATIENCE);
         filesystems.sync();
         let refs: Vec<_> = members.iter().map(|(volume, id)| (&**volume, *id)).collect();
         // The time stands for the instant of the freeze, so it is taken beside it.
@@ -103,7 +113,7 @@ impl Rest {
         );
         let ended = filesystems.end();
         self.steps.extend(ended.steps);
-        self.all_thawed = ended.all_thawed;
+        self.stuck = (!ended.all_thawed).then_some(freezer);
         match frozen {
             Ok(_) if ended.expired => {
                 let message =
@@ -117,7 +127,8 @@ impl Rest {
     fn run_pre_command(&mut self) -> Result<(), ServiceError> {
         let Some(command) = &self.quiesce.pre_command else { return Ok(()) };
         let timeout = Duration::from_secs(self.marker.timeout_s);
-        let step = Hook { kind: QuiesceKind::PreCommand, command, timeout, env: &self.marker.env }.run();
+        let (kind, env, lock) = (QuiesceKind::PreCommand, &self.marker.env, self.lock.as_ref());
+        let step = Hook { kind, command, timeout, env, lock }.run();
         let failed = step.error.clone();
         self.steps.push(step);
         match failed {
@@ -130,9 +141,11 @@ impl Rest {
     pub(crate) fn end(&mut self, taken: bool) {
         let said = if taken { "yes" } else { "no" };
         self.marker.env.push(("BLOCKD_TAKEN".to_owned(), said.to_owned()));
-        self.steps.extend(self.marker.run_post_command());
-        if let Some(path) = self.marker_path.take().filter(|_| self.all_thawed) {
-            marker::remove(&path);
+        self.steps.extend(self.marker.run_post_command(self.lock.as_ref()));
+        match (self.marker_path.take(), self.stuck.take()) {
+            (Some(path), None) => marker::remove(&path),
+            (Some(path), Some(freezer)) => marker::let_go_later(path, &self.marker, freezer),
+            (None, _) => {}
         }
     }
 

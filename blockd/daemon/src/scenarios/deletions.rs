@@ -99,12 +99,54 @@ async fn a_backup_that_is_found_in_the_store_is_worth_nothing_without_its_base()
     host.stop().await;
     std::fs::remove_file(host.manifest(&base)).unwrap();
     host.start().await;
-    let task = host.wait(task).await;
-    assert_eq!((task.state.stage, task.resumed), (TaskStage::Failed, 1), "{task:?}");
-    assert!(task.error.unwrap().message.contains(&base));
-    assert_eq!(host.list().await.len(), 0, "nobody is shown what cannot be restored");
-    let next = host.backup("data", false).await;
-    assert_eq!(next.backup_type, Some(BackupType::Full));
-    model.assert_is(&*host.restore(&next.source_volume.unwrap(), "copy").await);
+    let full = host.done(task).await;
+    assert_eq!((full.backup_type, full.resumed), (Some(BackupType::Full), 1), "{full:?}");
+    let full = full.source_volume.unwrap();
+    let listed: Vec<_> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
+    assert_eq!(listed, [full.as_str()], "nobody is shown what cannot be restored");
+    model.assert_is(&*host.restore(&full, "copy").await);
+    assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
     host.assert_tidy();
+}
+
+/// The base is there, or was deleted by another host, and the store does not tell while the backup asks for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_base_cannot_be_asked_for_counts_for_nothing_until_it_goes_on() {
+    for is_gone in [false, true] {
+        let host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        let mut model = Model::new();
+        model.write(&volume, 0, 1, 3 << 20);
+        let base = host.backup("data", false).await.source_volume.unwrap();
+        model.write(&volume, 1 << 20, 2, 1 << 20);
+        let (place, away) = (host.manifest(&base), host.store.path().join("away"));
+        std::fs::rename(&place, &away).unwrap();
+        // Reading its first byte fails, but not because it is gone.
+        std::fs::write(&place, []).unwrap();
+
+        let task = host.start_backup("data", false).await;
+        let failed = host.wait(task).await;
+        assert_eq!((failed.state.stage, failed.resumable), (TaskStage::Failed, true), "{failed:?}");
+        let message = failed.error.unwrap().message;
+        assert!(message.contains("cannot be told yet"), "{message}");
+        let made = failed.source_volume.unwrap();
+        assert!(host.manifest(&made).is_file(), "it is in the store");
+        let seen = host.client.volume(&"data".parse().unwrap()).await.unwrap();
+        assert_eq!(seen.last_backups[0].cloudsnap_id, base, "nothing is built on it");
+
+        std::fs::remove_file(&place).unwrap();
+        if !is_gone {
+            std::fs::rename(&away, &place).unwrap();
+        }
+        host.client.resume_task(task).await.unwrap();
+        let done = host.done(task).await;
+        let kind = if is_gone { BackupType::Full } else { BackupType::Incremental };
+        assert_eq!(done.backup_type, Some(kind), "{done:?}");
+        let id = done.source_volume.unwrap();
+        assert_eq!(id == made, !is_gone);
+        assert_eq!(host.manifest(&made).exists(), !is_gone, "what is broken is not listed");
+        model.assert_is(&*host.restore(&id, "copy").await);
+        host.assert_tidy();
+    }
 }

@@ -3,6 +3,7 @@
 use super::{Host, Model};
 use blockd_api::{
     ClientError, ErrorCode,
+    cloudsnaps::StartBackup,
     schedules::{
         CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
         UpdateSchedule,
@@ -131,5 +132,41 @@ async fn what_is_asked_wrongly_is_refused_with_its_reason() {
     let error = host.client.run_schedule(schedule.uuid).await.unwrap_err();
     assert_eq!(code(&error), Some(ErrorCode::ScheduleNotFound));
     host.client.delete_policy(&gold).await.unwrap();
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_of_one_schedule_and_that_of_a_backup_is_kept_in_the_store() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    let named = CreateSchedule {
+        name: Some("nightly".parse().unwrap()),
+        selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
+        rules: vec![rule("daily 03:00")],
+        ..CreateSchedule::default()
+    };
+    let schedule = host.client.create_schedule(&named).await.unwrap();
+    let error = host.client.create_schedule(&named).await.unwrap_err();
+    assert_eq!(code(&error), Some(ErrorCode::ScheduleExists));
+    let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
+    host.client.update_schedule(schedule.uuid, &pause).await.unwrap();
+
+    let name = "before-upgrade".parse().unwrap();
+    let backup = StartBackup { name: Some(name), ..StartBackup::of("v".parse().unwrap()) };
+    let task = host.client.start_backup(&backup).await.unwrap().task;
+    assert_eq!(host.done(task).await.label, backup.name);
+    let unnamed = host.backup("v", false).await;
+    assert_eq!(unnamed.label, None);
+
+    // Both outlive the daemon.
+    host.stop().await;
+    host.start().await;
+    let schedules = host.client.list_schedules().await.unwrap().schedules;
+    assert_eq!((&schedules[0].name, schedules[0].paused), (&named.name, true));
+    let names: Vec<_> = host.list().await.into_iter().map(|entry| entry.metadata.snapshot_name).collect();
+    assert_eq!(names, [Some("before-upgrade".to_owned()), Some(format!("backup-{}", unnamed.name))]);
+    host.client.delete_schedule(schedule.uuid).await.unwrap();
+    host.client.create_schedule(&named).await.unwrap();
     host.stop().await;
 }

@@ -51,6 +51,7 @@ impl Bench {
 
     fn schedule(&self, rules: Vec<Rule>, keep: u32) -> ScheduleRow {
         let spec = ScheduleSpec {
+            name: None,
             selector: Selector { label: Some("app=x".parse().unwrap()), ..Selector::default() },
             credentials: vec![CREDENTIAL],
             rules,

@@ -12,7 +12,7 @@ use crate::{
     registry::EntryState,
 };
 use blockd_api::{
-    Deleted, ErrorCode, VolumeRef,
+    Deleted, ErrorCode, ObjectName, VolumeRef,
     schedules::{
         CreateSchedule, Judged, ListRuns, MAX_HISTORY, MAX_TARGETS, RetentionPlan, RunList, RunState,
         Schedule, ScheduleList, Selector, UnreadableSchedule, UpdateSchedule,
@@ -38,6 +38,7 @@ fn to_api(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Sch
     let spec = &row.spec;
     Ok(Schedule {
         uuid: row.uuid,
+        name: spec.name.clone(),
         selector: spec.selector.clone(),
         credentials: spec.credentials.clone(),
         rules: spec.rules.clone(),
@@ -56,6 +57,17 @@ fn to_api(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Sch
 
 fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
     ScheduleRow::find(tx, uuid)?.ok_or_else(|| no_schedule(uuid))
+}
+
+/// Refuses a name that another schedule has.
+fn refuse_second(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), ServiceError> {
+    let Some(name) = name else { return Ok(()) };
+    let Some(other) = ScheduleRow::all(tx)?.into_iter().find(|row| row.spec.name.as_ref() == Some(name))
+    else {
+        return Ok(());
+    };
+    let message = format!("there is a schedule {name} already: {}", other.uuid);
+    Err(ServiceError::refused(ErrorCode::ScheduleExists, message))
 }
 
 /// Stores a schedule whose policy must be there, and whose rules begin now.
@@ -144,6 +156,7 @@ impl Core {
             paused: false,
             policy: request.policy,
             spec: ScheduleSpec {
+                name: request.name,
                 selector,
                 credentials,
                 rules: request.rules,
@@ -154,6 +167,7 @@ impl Core {
             },
         };
         let made = self.db.run(move |tx| {
+            refuse_second(tx, row.spec.name.as_ref())?;
             row.check(tx)?;
             put(tx, &row, now)
         });

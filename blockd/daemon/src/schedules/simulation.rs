@@ -89,6 +89,7 @@ impl World {
             paused: false,
             policy: None,
             spec: ScheduleSpec {
+                name: None,
                 selector: Selector { label: Some("app=x".parse().unwrap()), ..Selector::default() },
                 credentials: vec![self.credential],
                 rules: rules.collect(),

@@ -7,27 +7,30 @@
 //! 3. the plan's file: what is uploaded is fixed, byte for byte, so upload what the journal does not have;
 //! 4. the manifest in the store: the backup exists; putting the same one again is found to be no conflict;
 //! 5. one transaction: chain, catalog, task done, snapshot `deleting`; what is left is cleaned up by every start.
+//!
+//! An incremental whose base turns out to be gone after step 4 goes back to step 2 under another name, and is a full one.
 
 use super::{
     LiveTask, clean_files,
     frozen::frozen,
-    plan::{Decision, Plan, decide},
+    plan::Plan,
+    planning::{begin_anew, planned},
 };
 use crate::{
     cloud,
     core::Core,
     credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, CredentialRow, DbError, Proof, SnapshotRow, SnapshotState, TaskRow},
+    db::{Catalog, Chain, CredentialRow, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
+    registry::VolumeEntry,
 };
 use blockd_api::{CredentialRef, ErrorCode};
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal,
-    JournalBinding, Manifest, ManifestCache, Progress, Repository, check_base, new_delta_salt,
+    JournalBinding, Manifest, Progress, Repository, check_base,
 };
-use blockd_extent::{Epoch, SnapshotId, VolumeId};
-use blockd_volume::{Changes, Volume, VolumeError, VolumeErrorKind};
-use jiff::Timestamp;
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
 use std::{io, path::Path, sync::Arc};
 use uuid::Uuid;
 
@@ -41,7 +44,7 @@ pub(super) fn to_io(error: VolumeError) -> io::Error {
     io::Error::new(kind, error)
 }
 
-fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError> {
+pub(super) fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError> {
     match (row.volume, row.snapshot) {
         (Some(volume), Some(snapshot)) => Ok((volume, snapshot)),
         _ => Err(ServiceError::Internal("a backup without volume or snapshot".into())),
@@ -65,10 +68,47 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     core.reached("backup frozen")?;
 
     let _slot = core.tasks.slot(&live.cancel).await?;
-    let (repository, requests) = core.task_repository(row.credential).await?;
-    let repository = live.limited(&repository);
     let write_once =
         core.credential(Some(&CredentialRef::Id(row.credential))).await?.capabilities.conditional_put;
+    let frozen = Frozen { entry, volume, snapshot, write_once };
+    let first = attempt(core, live, &frozen).await;
+    let (manifest, in_doubt) = match first {
+        Err(ServiceError::Cloud(error)) => match *error {
+            CloudError::BaseDeleted { base } => {
+                begin_anew(core, live, base).await?;
+                core.reached("backup begun anew")?;
+                attempt(core, live, &frozen).await?
+            }
+            other => return Err(other.into()),
+        },
+        result => result?,
+    };
+    core.reached("backup in the store")?;
+    let done = commit(core, live, &frozen.snapshot, manifest, in_doubt).await?;
+    core.reached("backup committed")?;
+    if let Err(error) = clean_up(core, &done).await {
+        tracing::warn!(%error, "what the backup left behind is removed at the next start");
+    }
+    Ok(done)
+}
+
+/// A frozen point, and how it is stored.
+struct Frozen {
+    entry: Arc<VolumeEntry>,
+    volume: Arc<Volume>,
+    snapshot: SnapshotRow,
+    /// The store creates objects only if they are absent.
+    write_once: bool,
+}
+
+/// Brings the frozen point to the store under the task's name; the manifest that is there then, and whether it may have been
+/// there before.
+async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manifest, bool), ServiceError> {
+    let Frozen { entry, volume, snapshot, write_once } = frozen;
+    let row = live.view();
+    let (volume_id, snapshot_id) = ids(&row)?;
+    let (repository, requests) = core.task_repository(row.credential).await?;
+    let repository = live.limited(&repository);
     let committed = match write_once {
         true => None,
         false => committed_before(core, live, &repository).await?,
@@ -76,18 +116,23 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
-    let (plan, base) = planned(core, live, &volume, &snapshot, &repository, &catalog).await?;
+    let (plan, base) = planned(core, live, volume, snapshot, &repository, &catalog).await?;
     core.reached("backup planned")?;
 
     // The volume may have grown since the freeze.
-    let frozen_volume = Arc::clone(&volume);
+    let frozen_volume = Arc::clone(volume);
     let size_bytes = blocking(move || frozen_volume.view(snapshot_id).map(|view| view.size_bytes())).await?;
     let spec = Arc::new(BackupSpec {
         cluster: core.cluster,
         volume: volume_id,
         snapshot: row.cloudsnap.snapshot,
         volume_name: entry.name.to_string(),
-        snapshot_name: snapshot.name.to_string(),
+        // The local snapshot goes when the backup is done: what somebody called the backup stays.
+        snapshot_name: row
+            .detail
+            .label
+            .as_ref()
+            .map_or_else(|| snapshot.name.to_string(), ToString::to_string),
         labels: entry.tags().labels.as_map().clone(),
         size_bytes,
         created: snapshot.created,
@@ -109,31 +154,15 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     core.store_progress(live).await;
 
     // Of one that was found nobody knows how often it was put.
-    let was_found = committed.is_some();
-    let manifest = match committed {
-        Some(manifest) => match &spec.base {
-            Some(base) => {
-                let checked = check_base(repository.store().as_ref(), &manifest, base).await;
-                checked.map(|()| manifest).map_err(ServiceError::from)
-            }
-            None => Ok(manifest),
-        },
-        None => upload(core, &volume, &spec, &repository, Arc::clone(&progress), live, write_once).await,
+    let Some(manifest) = committed else {
+        let manifest =
+            upload(core, volume, &spec, &repository, Arc::clone(&progress), live, *write_once).await?;
+        return Ok((manifest, progress.was_in_doubt()));
     };
-    if let Err(ServiceError::Cloud(error)) = &manifest
-        && let CloudError::BaseDeleted { base } = **error
-    {
-        forget_chain(core, row.credential, base).await?;
+    if let Some(base) = &spec.base {
+        check_base(repository.store().as_ref(), &manifest, base).await?;
     }
-    let manifest = manifest?;
-    core.reached("backup in the store")?;
-    let in_doubt = was_found || progress.was_in_doubt();
-    let done = commit(core, live, &snapshot, manifest, in_doubt).await?;
-    core.reached("backup committed")?;
-    if let Err(error) = clean_up(core, &done).await {
-        tracing::warn!(%error, "what the backup left behind is removed at the next start");
-    }
-    Ok(done)
+    Ok((manifest, true))
 }
 
 /// The manifest that an earlier run put into a store whose objects can be replaced, if it did.
@@ -152,7 +181,8 @@ async fn committed_before(
         return Ok(None);
     }
     // Without a plan nothing was put yet, but the copy has the same id, and would make a plan of its own.
-    if let Some(plan) = blocking(move || Plan::load(&dir, task.id, volume)).await? {
+    let base_volume = task.base.map_or(volume, |base| base.volume);
+    if let Some(plan) = blocking(move || Plan::load(&dir, task.id, base_volume)).await? {
         let id = CloudsnapId { incremental: plan.base.is_some(), ..task.cloudsnap };
         match repository.manifest(&id).await {
             Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),
@@ -160,177 +190,13 @@ async fn committed_before(
             _ => {}
         }
     }
+    // Of a place that is not there, nothing can be told.
+    core.prove_place(task.credential, repository).await?;
     let message = format!(
         "the backup was interrupted, and {} cannot create an object only if it is absent, so that it is not safe to go on with it: start it again",
         repository.store().describe()
     );
     Err(ServiceError::refused(ErrorCode::StoreFailed, message))
-}
-
-/// The plan that an earlier run kept, or a new one, and the manifest that it builds on.
-async fn planned(
-    core: &Core,
-    live: &LiveTask,
-    volume: &Arc<Volume>,
-    snapshot: &SnapshotRow,
-    repository: &Repository,
-    catalog: &Catalog,
-) -> Result<(Plan, Option<Manifest>), ServiceError> {
-    let (task, volume_id, dir) = (live.id, snapshot.volume, core.task_dir(live.id));
-    let kept = blocking(move || Plan::load(&dir, task, volume_id)).await?;
-    if let Some(plan) = &kept
-        && !plan.is_of(snapshot)
-    {
-        tracing::warn!(
-            planned = %plan.epoch,
-            frozen = %snapshot.epoch,
-            "the kept plan of the backup is of another freeze: it is made anew, and everything is sent again"
-        );
-        clean_files(core, task).await?;
-    }
-    if let Some(plan) = kept.filter(|plan| plan.is_of(snapshot)) {
-        core.prove_place(live.view().credential, repository).await?;
-        let base = match plan.base {
-            Some(id) => Some(base_manifest(repository, catalog, id).await?),
-            None => None,
-        };
-        return Ok((plan, base));
-    }
-    let (plan, base, note) = make_plan(core, live, volume, snapshot, repository).await?;
-    tracing::info!(
-        data_blocks = plan.data.len_blocks(),
-        zero_blocks = plan.zero.len_blocks(),
-        base = plan.base.map(tracing::field::display),
-        why = note,
-        "backup planned"
-    );
-    live.detail(|detail| detail.note = Some(note.to_owned()));
-    let (saved, dir) = (plan.clone(), core.task_dir(live.id));
-    blocking(move || saved.save(&dir)).await?;
-    Ok((plan, base))
-}
-
-async fn base_manifest(
-    repository: &Repository,
-    catalog: &Catalog,
-    id: CloudsnapId,
-) -> Result<Manifest, ServiceError> {
-    let (cache, key) = (catalog.clone(), id.manifest_key());
-    let cached = blocking(move || Ok::<_, ServiceError>(cache.load(&key))).await?;
-    match cached {
-        Some(manifest) => Ok(manifest),
-        None => Ok(repository.manifest(&id).await?),
-    }
-}
-
-async fn make_plan(
-    core: &Core,
-    live: &LiveTask,
-    volume: &Arc<Volume>,
-    snapshot: &SnapshotRow,
-    repository: &Repository,
-) -> Result<(Plan, Option<Manifest>, &'static str), ServiceError> {
-    let row = live.view();
-    let (volume_id, credential, until) = (snapshot.volume, row.credential, snapshot.epoch);
-    let chain = core.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
-    let decision = decide(chain.as_ref(), row.detail.force_full, core.config.full_every, until);
-    let mut note = "builds on the backup before";
-    let mut found = None;
-    match decision {
-        Decision::Full { why } => note = why,
-        Decision::Incremental { base } => {
-            // One GET proves that what the incremental would build on is still there.
-            match repository.manifest(&base.cloudsnap).await {
-                Ok(manifest) => {
-                    let (changed, since) = (Arc::clone(volume), base.epoch);
-                    let changes = blocking(move || changed.changes(Some(since), until)).await;
-                    match changes {
-                        Ok(changes) => {
-                            let changes = heal(core, volume, &row, base.cloudsnap, until, changes).await?;
-                            found = Some((changes, Some(manifest)));
-                        }
-                        Err(ServiceError::Volume(error))
-                            if error.kind() == VolumeErrorKind::IntervalsGone =>
-                        {
-                            note = "the blocks changed since the last backup are no longer known";
-                            tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
-                Err(error) if is_gone_or_damaged(&error) => {
-                    // Of a place that is not there, nothing is to be forgotten.
-                    core.prove_place(credential, repository).await?;
-                    note = "the last backup is gone from the store or cannot be read";
-                    tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
-                    forget_chain(core, credential, base.cloudsnap).await?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    let (changes, base) = match found {
-        Some(found) => {
-            // Its base was there and opened: it is the right place. That others can open it as well is looked at now and then.
-            if !core.was_proven_lately(credential) {
-                core.prove_place(credential, repository).await?;
-            }
-            found
-        }
-        None => {
-            core.prove_place(credential, repository).await?;
-            let volume = Arc::clone(volume);
-            (blocking(move || volume.changes(None, until)).await?, None)
-        }
-    };
-    let plan = Plan {
-        task: live.id,
-        epoch: until,
-        frozen: snapshot.created,
-        base: base.as_ref().map(Manifest::id),
-        salt: new_delta_salt()?,
-        // To the microsecond, as the plan's file has it: every run must put the same time into the manifest.
-        started: Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or(snapshot.created),
-        data: changes.data,
-        zero: changes.zero,
-    };
-    Ok((plan, base, note))
-}
-
-/// Adds to what changed the blocks that the base has lost, as far as a verification found out: the volume has them.
-async fn heal(
-    core: &Core,
-    volume: &Arc<Volume>,
-    row: &TaskRow,
-    base: CloudsnapId,
-    until: Epoch,
-    mut changes: Changes,
-) -> Result<Changes, ServiceError> {
-    let credential = row.credential;
-    let proofs = core.db.run(move |tx| Proof::all(tx, credential)).await?;
-    let lost = proofs.into_iter().find(|proof| proof.cloudsnap == base).map(|proof| proof.damaged);
-    let Some(mut lost) = lost.filter(|lost| !lost.is_empty()) else { return Ok(changes) };
-    let volume = Arc::clone(volume);
-    let all = blocking(move || volume.changes(None, until)).await?;
-    lost.subtract(&changes.data);
-    lost.subtract(&changes.zero);
-    tracing::info!(%base, blocks = lost.len_blocks(), "blocks that the backup before has lost are carried again");
-    let mut data = lost.clone();
-    data.intersect_with(&all.data);
-    lost.subtract(&data);
-    changes.data.union_with(&data);
-    changes.zero.union_with(&lost);
-    Ok(changes)
-}
-
-async fn forget_chain(core: &Core, credential: Uuid, tip: CloudsnapId) -> Result<(), ServiceError> {
-    core.db
-        .run(move |tx| -> Result<(), DbError> {
-            Chain::remove_tip(tx, &tip)?;
-            Catalog::remove(tx, credential, &tip.manifest_key())
-        })
-        .await?;
-    Ok(())
 }
 
 async fn upload(

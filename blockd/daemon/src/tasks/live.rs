@@ -119,6 +119,14 @@ impl LiveTask {
         self.cancel.stop_unless_committing();
     }
 
+    /// What it had begun to commit is given up, and it goes on with something else: it can be stopped again.
+    pub fn commits_again(&self) {
+        self.cancel.end_commit();
+        if self.is_stop_wanted() {
+            self.cancel.stop_unless_committing();
+        }
+    }
+
     /// Whether somebody stopped it.
     pub fn is_stop_wanted(&self) -> bool {
         self.stop_wanted.load(Ordering::SeqCst)

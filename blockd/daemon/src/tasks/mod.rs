@@ -10,6 +10,7 @@ mod findings;
 mod frozen;
 mod live;
 pub mod plan;
+mod planning;
 pub mod restore;
 mod restored;
 mod shared_reader;
@@ -281,6 +282,7 @@ impl Core {
             time_elapsed: end.duration_since(row.created).as_secs_f64().max(0.0),
             backup_type: detail.backup_type.map(backup_type),
             error: detail.error.clone(),
+            label: detail.label.clone(),
             resumable: detail.kept,
             findings: detail.findings.clone(),
             resumed: detail.resumed.into(),

@@ -6,7 +6,7 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | magic `BLKDPLAN` |
-//! | 8 | 2 | version, 1 |
+//! | 8 | 2 | version, 2 |
 //! | 10 | 1 | 0 full, 1 incremental on a full one, 2 incremental on an incremental one |
 //! | 11 | 5 | zero |
 //! | 16 | 16 | the task |
@@ -18,8 +18,11 @@
 //! | 104 | 8 | when that was, microseconds since 1970 (signed) |
 //! | 112 | 8 | length d of the set of data blocks |
 //! | 120 | 8 | length z of the set of zero blocks |
-//! | 128 | d + z | both sets |
-//! | 128 + d + z | 8 | xxh3-64 of all before |
+//! | 128 | 8 | volume of the base, which is another one on a lazy volume's first backup (zero for a full one) |
+//! | 136 | d + z | both sets |
+//! | 136 + d + z | 8 | xxh3-64 of all before |
+//!
+//! Version 1 is read as well: it has no volume of the base, and the sets begin at 128.
 
 use crate::{
     db::{Chain, SnapshotRow},
@@ -34,8 +37,9 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDPLAN";
-const VERSION: u16 = 1;
-const HEADER_BYTES: usize = 128;
+const VERSION: u16 = 2;
+const HEADER_BYTES: usize = 136;
+const V1_HEADER_BYTES: usize = 128;
 
 /// Full, or on what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,20 +121,23 @@ impl Plan {
         bytes.extend_from_slice(&self.frozen.as_microsecond().to_le_bytes());
         bytes.extend_from_slice(&(data.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&(zero.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&self.base.map_or(0, |base| base.volume.as_u64()).to_le_bytes());
         bytes.extend_from_slice(&data);
         bytes.extend_from_slice(&zero);
         bytes.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
         bytes
     }
 
-    fn decode(bytes: &[u8], task: Uuid, volume: VolumeId) -> Result<Self, &'static str> {
+    fn decode(bytes: &[u8], task: Uuid, v1_base_volume: VolumeId) -> Result<Self, &'static str> {
         let (body, sum) = bytes.split_last_chunk::<8>().ok_or("it is too short")?;
-        if body.len() < HEADER_BYTES || body[..8] != *MAGIC {
+        if body.len() < V1_HEADER_BYTES || body[..8] != *MAGIC {
             return Err("it is no plan of a backup");
         }
-        if body[8..10] != VERSION.to_le_bytes() {
-            return Err("it is of another version of blockd");
-        }
+        let header_bytes = match u16::from_le_bytes([body[8], body[9]]) {
+            1 => V1_HEADER_BYTES,
+            VERSION => HEADER_BYTES,
+            _ => return Err("it is of another version of blockd"),
+        };
         if xxh3_64(body) != u64::from_le_bytes(*sum) {
             return Err("its checksum does not hold");
         }
@@ -145,7 +152,10 @@ impl Plan {
             0 => None,
             kind @ (1 | 2) => Some(CloudsnapId {
                 cluster: Uuid::from_slice(&body[64..80]).map_err(|_| "its base is no id")?,
-                volume,
+                volume: match header_bytes {
+                    V1_HEADER_BYTES => v1_base_volume,
+                    _ => VolumeId::from_u64(number(128)?),
+                },
                 snapshot: SnapshotId::from_u64(number(80)?),
                 incremental: kind == 2,
             }),
@@ -153,10 +163,11 @@ impl Plan {
         };
         let data_len = usize::try_from(number(112)?).map_err(|_| "its lengths do not fit")?;
         let zero_len = usize::try_from(number(120)?).map_err(|_| "its lengths do not fit")?;
-        if data_len.checked_add(zero_len) != Some(body.len() - HEADER_BYTES) {
+        let sets = body.get(header_bytes..).ok_or("it is too short")?;
+        if data_len.checked_add(zero_len) != Some(sets.len()) {
             return Err("its lengths do not fit");
         }
-        let (data, zero) = body[HEADER_BYTES..].split_at(data_len);
+        let (data, zero) = sets.split_at(data_len);
         let mut salt = [0; 32];
         salt.copy_from_slice(&body[32..64]);
         // The 8 bytes of a signed number are those of an unsigned one.
@@ -188,18 +199,18 @@ impl Plan {
     }
 
     /// The plan that was kept, if there is one that is whole. One that is not is left to be made anew: nothing was
-    /// committed with it.
+    /// committed with it. One of version 1 does not say which volume its base is of: `v1_base_volume`.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn load(dir: &Path, task: Uuid, volume: VolumeId) -> Result<Option<Self>, ServiceError> {
+    pub fn load(dir: &Path, task: Uuid, v1_base_volume: VolumeId) -> Result<Option<Self>, ServiceError> {
         let path = path(dir);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ServiceError::File { action: "read", path, source }),
         };
-        match Self::decode(&bytes, task, volume) {
+        match Self::decode(&bytes, task, v1_base_volume) {
             Ok(plan) => Ok(Some(plan)),
             Err(what) => {
                 tracing::warn!(path = %path.display(), what, "the kept plan of a backup is not used");
@@ -271,9 +282,14 @@ mod tests {
 
     #[test]
     fn the_layout_is_stable() {
-        let golden = include_bytes!("../../tests/golden/plan-v1.bin");
-        assert_eq!(plan().encode(), golden);
-        assert_eq!(Plan::decode(golden, plan().task, VolumeId::from_u64(1)), Ok(plan()));
+        let golden = include_bytes!("../../tests/golden/plan-v2.bin");
+        // The base is of another volume.
+        let base = id(true);
+        let plan_v2 = Plan { base: Some(CloudsnapId { volume: VolumeId::from_u64(2), ..base }), ..plan() };
+        assert_eq!(plan_v2.encode(), golden);
+        assert_eq!(Plan::decode(golden, plan().task, VolumeId::from_u64(1)), Ok(plan_v2));
+        let old = include_bytes!("../../tests/golden/plan-v1.bin");
+        assert_eq!(Plan::decode(old, plan().task, VolumeId::from_u64(1)), Ok(plan()));
     }
 
     #[test]

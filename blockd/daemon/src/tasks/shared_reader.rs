@@ -12,8 +12,8 @@ use std::{
     sync::Arc,
 };
 
-/// Reads that are kept for the others, of up to 32 MiB each.
-const KEPT_MOST: usize = 2;
+/// Reads that are kept for the others, of up to 4 MiB each.
+const KEPT_MOST: usize = 16;
 
 /// The points that are being read.
 #[derive(Default)]
@@ -79,6 +79,10 @@ impl Reader {
         let mut all = self.readers.open.lock();
         let Some((users, _)) = all.get_mut(&self.snapshot) else { return };
         *users -= 1;
+        if *users == 1 {
+            // Whoever is left reads for itself.
+            self.point.kept.lock().clear();
+        }
         if *users == 0 {
             all.remove(&self.snapshot);
             drop(all);

@@ -42,6 +42,8 @@ fn can_go_on(error: &ServiceError) -> bool {
                 | CloudError::Journal { .. }
                 | CloudError::KeySlotMissing { .. }
                 | CloudError::Unsettled { .. }
+                | CloudError::BaseUnknown { .. }
+                | CloudError::NotTakenBack { .. }
                 | CloudError::Internal { .. }
         ),
         _ => false,

@@ -89,6 +89,17 @@ impl File {
         Self::open_with(path, Op::Open, OpenOptions::new().read(true).write(true))
     }
 
+    /// Opens an existing file that nothing may be written to.
+    pub(crate) fn open_to_read(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, Op::Open, OpenOptions::new().read(true))
+    }
+
+    /// An empty file without a name, in the place of one that is not there.
+    pub(crate) fn nothing(path: &Path) -> io::Result<Self> {
+        let inner = rustix::fs::memfd_create("missing", rustix::fs::MemfdFlags::CLOEXEC)?;
+        Ok(Self { inner: inner.into(), watch: Watch::of(path) })
+    }
+
     fn open_with(path: &Path, op: Op<'_>, how: &OpenOptions) -> io::Result<Self> {
         let watch = Watch::of(path);
         let inner = watch.run(op, || how.open(path))?;

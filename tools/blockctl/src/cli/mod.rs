@@ -11,6 +11,7 @@ pub mod extras;
 pub mod files;
 pub mod lazy;
 pub mod limits;
+pub mod objects;
 #[cfg(test)]
 mod pxctl;
 pub mod rekey;
@@ -137,6 +138,21 @@ pub enum Command {
     /// Schedules that several volumes share
     #[command(subcommand, visible_alias = "sp")]
     SchedPolicy(schedules::PolicyCommand),
+    /// Make what is there as the objects in a file say
+    #[command(after_help = objects::APPLY_HELP)]
+    Apply(objects::ApplyArgs),
+    /// Show objects, whoever made them
+    #[command(after_help = objects::GET_HELP)]
+    Get(objects::GetArgs),
+    /// Show an object with all that is known of it
+    #[command(after_help = objects::DESCRIBE_HELP)]
+    Describe(objects::DescribeArgs),
+    /// Show what `apply` would change
+    #[command(after_help = objects::DIFF_HELP)]
+    Diff(objects::DiffArgs),
+    /// Delete an object, or those in a file
+    #[command(after_help = objects::DELETE_HELP)]
+    Delete(objects::DeleteArgs),
     /// Names for daemons, on this host and on others
     #[command(subcommand)]
     Context(context::ContextCommand),

@@ -9,7 +9,7 @@ pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Fai
     let (cred_id, also) = (places.next(), places.collect());
     let BackupGroupArgs { group, label, volumes, full, limits, wait, .. } = args;
     let limits = limits.limits();
-    let request = StartGroupBackup { group, label, volumes, full, cred_id, also, limits };
+    let request = StartGroupBackup { group, label, volumes, full, cred_id, also, limits, name: None };
     let started = context.client.start_group_backup(&request).await?;
     let line = format!(
         "Group Cloudsnap backup started successfully with groupID:{} ({})",

@@ -50,7 +50,8 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
     let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
     let mut places = args.cred_id.into_iter();
     let (cred_id, also) = (places.next(), places.collect());
-    let request = StartBackup { volume, full: args.full, cred_id, also, limits: args.limits.limits() };
+    let request =
+        StartBackup { volume, full: args.full, cred_id, also, limits: args.limits.limits(), name: None };
     let started = context.client.start_backup(&request).await?;
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     if started.also.is_empty() {

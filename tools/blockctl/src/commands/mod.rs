@@ -11,11 +11,13 @@ mod credentials;
 mod events;
 mod extras;
 mod files;
+mod health;
 mod lazy;
+mod objects;
 mod schedules;
 mod snapshot;
 mod status;
-mod stores;
+pub mod stores;
 mod volume;
 
 use crate::{
@@ -50,6 +52,11 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Cloudsnap(command) => Box::pin(cloudsnap::run(&context, command)).await,
         Command::Browse(command) => Box::pin(browse::run(&context, command)).await,
         Command::SchedPolicy(command) => schedules::policy(&context, command).await,
+        Command::Apply(args) => Box::pin(objects::apply(&context, args)).await,
+        Command::Get(args) => Box::pin(objects::get(&context, args)).await,
+        Command::Describe(args) => Box::pin(objects::describe(&context, args)).await,
+        Command::Diff(args) => Box::pin(objects::diff(&context, args)).await,
+        Command::Delete(args) => Box::pin(objects::delete(&context, args)).await,
         Command::Status => status::run(&context).await,
         Command::Events(args) => events::run(&context, args).await,
         Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,

@@ -66,6 +66,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> 
         _ => Retention::default(),
     };
     let request = CreateSchedule {
+        name: None,
         selector: Selector { volume: args.volume(), group: args.group, label: args.label },
         cred_ids: args.cred_id,
         rules,

@@ -1,16 +1,39 @@
 //! `blockctl status`
 
-use super::{Context, counted};
+use super::{
+    Context, counted,
+    health::{Known, troubles},
+};
 use crate::{
     failure::{EXIT_DONE, Failure},
     table::Facts,
 };
-use blockd_api::format_duration;
+use blockd_api::{
+    events::ListEvents, format_duration, schedules::ListRuns, tasks::ListTasks, volumes::ListVolumes,
+};
+use jiff::Timestamp;
+use serde_json::json;
+
+/// Runs of schedules, and events, that are looked at.
+const LOOK_BACK: u32 = 1_000;
 
 pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
-    let status = context.client.status().await?;
+    let client = &context.client;
+    let status = client.status().await?;
+    let runs = ListRuns { max: Some(LOOK_BACK), ..ListRuns::default() };
+    let events = ListEvents { max: Some(LOOK_BACK), ..ListEvents::default() };
+    let known = Known {
+        volumes: client.list_volumes(&ListVolumes::default()).await?.volumes,
+        schedules: client.list_schedules().await?,
+        runs: client.list_runs(&runs).await?.runs,
+        tasks: client.list_tasks(&ListTasks::default()).await?.tasks,
+        events: client.list_events(&events).await?.events,
+    };
+    let troubles = troubles(&known, Timestamp::now());
     if context.output.is_json() {
-        context.output.document(&status)?;
+        let mut document = json!(status);
+        document["troubles"] = json!(troubles);
+        context.output.document(&document)?;
         return Ok(EXIT_DONE);
     }
     let counts = &status.counts;
@@ -35,7 +58,18 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
         .add("Volumes", format!("{volumes}, {}", counted(counts.connections, "connection")))
         .add("Snapshots", counts.snapshots)
         .add("Credentials", counts.credentials)
-        .add("Active tasks", counts.tasks_active);
+        .add("Active tasks", counts.tasks_active)
+        .add(
+            "Health",
+            match troubles.len() {
+                0 => "all is well".to_owned(),
+                one_or_more => format!("{} to be looked at", counted(one_or_more as u64, "thing")),
+            },
+        );
     context.output.raw(facts.render().as_bytes())?;
+    for trouble in &troubles {
+        context.output.line(format!("- {}", trouble.what))?;
+        context.output.line(format!("    {}", trouble.todo))?;
+    }
     Ok(EXIT_DONE)
 }

@@ -18,7 +18,7 @@ const DEFAULT_REGION: &str = "us-east-1";
 ///
 /// # Errors
 /// What is missing, contradicts itself or cannot be read.
-pub(super) fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
+pub fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
     let CreateArgs { name, file, mut settings } = args;
     if let Some(file) = &file {
         settings.complete(read_settings(file)?);

@@ -19,7 +19,7 @@ use super::{
 };
 use bytes::{Bytes, BytesMut};
 use md5::{Digest, Md5};
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header::CONTENT_LENGTH};
 use serde::Deserialize;
 use serde_json::json;
 use std::{fmt::Write, time::Duration};
@@ -266,7 +266,10 @@ impl SwiftStore {
     ) -> Result<String, StoreError> {
         let md5 = self.md5(operation, key, &body).await?;
         // The server refuses a body that is not the announced one (422).
-        let with = |request: RequestBuilder| request.header("ETag", &md5).body(body.clone());
+        // Said also of an empty object, for which the client would leave it away and Swift refuse the request.
+        let with = |request: RequestBuilder| {
+            request.header("ETag", &md5).header(CONTENT_LENGTH, body.len()).body(body.clone())
+        };
         self.ask(operation, key, &Method::PUT, "", with).await?;
         Ok(md5)
     }

@@ -1,0 +1,348 @@
+//! The control API as an OpenAPI document, made of the table of operations and of the types themselves.
+//!
+//! The document is checked in, and that text is what the daemon serves; a test says when it is not what this makes any more.
+
+use crate::{
+    ErrorBody, ErrorCode,
+    operations::{ANY, OPERATIONS, Operation, ReplyBody, SchemaOf},
+};
+use schemars::{Schema, SchemaGenerator, generate::SchemaSettings};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// The document, as it is served at [`crate::paths::OPENAPI`].
+pub const DOCUMENT_TEXT: &str = include_str!("../openapi.json");
+
+const SCHEMAS: &str = "/components/schemas";
+
+const DESCRIPTION: &str = "\
+HTTP/1.1 with JSON bodies, over the daemon's unix socket, or over TCP with TLS and a certificate of the caller's. \
+`x-role` is the least role that may do something; a role may do what those before it may: read-only, operator, admin. \
+An empty body stands for `{}`. Fields of requests that are not known are refused. Every reply that is no success has \
+the same body, `ErrorBody`.";
+
+/// Makes the document.
+#[must_use]
+pub fn document() -> Value {
+    let mut settings = SchemaSettings::draft2020_12();
+    settings.definitions_path = SCHEMAS.into();
+    settings.meta_schema = None;
+    let mut schemas = settings.into_generator();
+    let mut paths = BTreeMap::<&str, Map<String, Value>>::new();
+    for operation in OPERATIONS {
+        let described = describe(operation, &mut schemas);
+        paths
+            .entry(operation.path)
+            .or_default()
+            .insert(operation.method.as_str().to_ascii_lowercase(), described);
+    }
+    let mut document = json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "blockd",
+            "version": env!("CARGO_PKG_VERSION"),
+            "summary": "Volumes behind NBD, and backups of them in object storage",
+            "description": DESCRIPTION,
+            "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" }
+        },
+        "servers": [{ "url": "/" }],
+        "security": [{}, { "certificate": [] }],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {
+                "certificate": {
+                    "type": "mutualTLS",
+                    "description": "Over TCP; the daemon's configuration gives roles to names in certificates"
+                }
+            },
+            "schemas": schemas.take_definitions(true)
+        }
+    });
+    plain_words(&mut document);
+    document
+}
+
+/// The document as text, as it is checked in.
+#[must_use]
+pub fn document_text() -> String {
+    // Not for machines only: whoever reviews a change of the API reads it here.
+    format!("{:#}\n", document())
+}
+
+fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
+    let mut described = json!({
+        "operationId": operation_id(operation),
+        "summary": operation.summary,
+        "tags": [tag(operation.path)],
+        "x-role": operation.role.as_str(),
+        "responses": responses(operation, schemas),
+    });
+    let mut parameters = path_parameters(operation.path, schemas);
+    parameters.extend(operation.query.into_iter().flat_map(|query| query_parameters(query, schemas)));
+    if !parameters.is_empty() {
+        described["parameters"] = parameters.into();
+    }
+    if let Some(body) = operation.body {
+        let schema = body(schemas);
+        let required = resolved(&schema, schemas).is_some_and(|schema| schema.contains_key("required"));
+        described["requestBody"] =
+            json!({ "required": required, "content": { "application/json": { "schema": schema } } });
+    }
+    described
+}
+
+/// `get_volumes_volume_diff` of `GET /v1/volumes/{volume}/diff`.
+fn operation_id(operation: &Operation) -> String {
+    let words = operation.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let words: Vec<_> = words.filter(|word| *word != "v1").collect();
+    format!("{}_{}", operation.method.as_str().to_ascii_lowercase(), words.join("_"))
+}
+
+fn tag(path: &str) -> &str {
+    match path.strip_prefix("/v1/") {
+        Some(rest) => rest.split(['/', '.']).next().unwrap_or(rest),
+        None => "watching",
+    }
+}
+
+fn path_parameters(path: &str, schemas: &mut SchemaGenerator) -> Vec<Value> {
+    let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    names
+        .map(|name| {
+            let schema: SchemaOf = match name {
+                "volume" => SchemaGenerator::subschema_for::<crate::VolumeRef>,
+                "snapshot" => SchemaGenerator::subschema_for::<crate::SnapshotRef>,
+                "credential" => SchemaGenerator::subschema_for::<crate::CredentialRef>,
+                "policy" => SchemaGenerator::subschema_for::<crate::schedules::PolicyName>,
+                _ => SchemaGenerator::subschema_for::<uuid::Uuid>,
+            };
+            json!({ "name": name, "in": "path", "required": true, "schema": schema(schemas) })
+        })
+        .collect()
+}
+
+/// The fields of a flat query type, a parameter each.
+fn query_parameters(query: SchemaOf, schemas: &mut SchemaGenerator) -> Vec<Value> {
+    let whole = query(schemas);
+    let Some(schema) = resolved(&whole, schemas).cloned() else { return Vec::new() };
+    // Its fields are parameters: nothing refers to it as a whole.
+    if let Some(name) = reference(&whole) {
+        schemas.definitions_mut().remove(&name);
+    }
+    let required: Vec<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let properties = schema.get("properties").and_then(Value::as_object);
+    let parameter = |(name, schema): (&String, &Value)| {
+        let mut schema = schema.clone();
+        let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
+        let mut parameter = json!({ "name": name, "in": "query", "schema": without_null(schema) });
+        if let Some(description) = description {
+            parameter["description"] = description;
+        }
+        if required.contains(&name.as_str()) {
+            parameter["required"] = true.into();
+        }
+        parameter
+    };
+    properties.into_iter().flatten().map(parameter).collect()
+}
+
+/// The name in a schema that is a reference.
+fn reference(schema: &Schema) -> Option<String> {
+    let target = schema.as_object()?.get("$ref")?.as_str()?;
+    target.rsplit_once('/').map(|(_, name)| name.to_owned())
+}
+
+/// The schema itself, or what it refers to.
+fn resolved<'a>(schema: &'a Schema, schemas: &'a SchemaGenerator) -> Option<&'a Map<String, Value>> {
+    match reference(schema) {
+        Some(name) => schemas.definitions().get(&name)?.as_object(),
+        None => schema.as_object(),
+    }
+}
+
+/// In a query, what is not given is left out: there is no `null` there.
+fn without_null(mut schema: Value) -> Value {
+    if let Some(kinds) = schema.get_mut("type").and_then(Value::as_array_mut) {
+        kinds.retain(|kind| kind != "null");
+        if let [kind] = kinds.as_slice() {
+            schema["type"] = kind.clone();
+        }
+    }
+    if let Some(object) = schema.as_object_mut() {
+        if object.get("default").is_some_and(Value::is_null) {
+            object.remove("default");
+        }
+        let choices = object.get_mut("anyOf").and_then(Value::as_array_mut);
+        let only = choices.and_then(|choices| {
+            choices.retain(|choice| choice.get("type").is_none_or(|kind| kind != "null"));
+            (choices.len() == 1).then(|| choices[0].clone())
+        });
+        if let Some(only) = only {
+            return only;
+        }
+    }
+    schema
+}
+
+/// The reply, and the errors by their HTTP status.
+fn responses(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
+    let content = match operation.reply {
+        ReplyBody::Json(reply) => json!({ "application/json": { "schema": reply(schemas) } }),
+        ReplyBody::Metrics | ReplyBody::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
+        ReplyBody::Bytes => json!({ "application/octet-stream": {} }),
+    };
+    let mut responses = Map::new();
+    responses.insert("200".to_owned(), json!({ "description": "Done", "content": content }));
+    let mut by_status = BTreeMap::<u16, Vec<ErrorCode>>::new();
+    let body: &[ErrorCode] = if operation.body.is_some() { &[ErrorCode::RequestTooLarge] } else { &[] };
+    for code in ANY.iter().chain(body).chain(operation.errors.iter().copied().flatten()) {
+        let codes = by_status.entry(code.http_status()).or_default();
+        if !codes.contains(code) {
+            codes.push(*code);
+        }
+    }
+    let error = schemas.subschema_for::<ErrorBody>();
+    for (status, codes) in by_status {
+        let names: Vec<String> = codes.iter().map(|code| format!("`{code}`")).collect();
+        let content = json!({ "application/json": { "schema": error } });
+        responses.insert(status.to_string(), json!({ "description": names.join(", "), "content": content }));
+    }
+    responses.into()
+}
+
+/// Descriptions come from the documentation of the types, where links are written as Rust's are.
+fn plain_words(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match field {
+                    Value::String(text) if name == "description" => *text = without_links(text),
+                    field => plain_words(field),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(plain_words),
+        _ => {}
+    }
+}
+
+/// The text with ``[`crate::a::B`]`` written as `` `B` ``, on one line.
+fn without_links(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, link)) = rest.split_once("[`") {
+        plain.push_str(before);
+        let Some((target, after)) = link.split_once("`]") else {
+            plain.push_str("[`");
+            rest = link;
+            continue;
+        };
+        let name = target.strip_prefix("crate::").unwrap_or(target);
+        let name = name.strip_prefix("Self::").unwrap_or(name);
+        // A constant is a field of no type, and a type's field is not its own.
+        let modules =
+            name.split("::").take_while(|part| part.starts_with(|c: char| c.is_lowercase())).count();
+        let parts: Vec<&str> = name.split("::").collect();
+        let shown = parts.get(modules..).filter(|parts| !parts.is_empty()).unwrap_or(&parts);
+        plain.push_str(&format!("`{}`", shown.join("::")));
+        rest = after;
+    }
+    plain.push_str(rest);
+    plain.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn what_is_checked_in_is_what_the_types_say() {
+        let drift = DOCUMENT_TEXT.lines().zip(document_text().lines().map(str::to_owned).collect::<Vec<_>>());
+        let first = drift.enumerate().find(|(_, (is, should))| is != should);
+        assert!(
+            DOCUMENT_TEXT == document_text(),
+            "blockd/api/openapi.json is not what the types say any more (line {}): renew it with\n  \
+             cargo run -p blockd-api --example openapi",
+            first.map_or(0, |(line, _)| line + 1)
+        );
+    }
+
+    #[test]
+    fn every_operation_is_in_it_with_its_role_and_one_shape_of_errors() {
+        let document = document();
+        let mut ids = HashSet::new();
+        for operation in OPERATIONS {
+            let method = operation.method.as_str().to_ascii_lowercase();
+            let described = &document["paths"][operation.path][&method];
+            assert_eq!(described["x-role"], operation.role.as_str(), "{operation:?}");
+            assert!(ids.insert(described["operationId"].as_str().unwrap()), "{operation:?}");
+            for (status, response) in described["responses"].as_object().unwrap() {
+                let schema = &response["content"]["application/json"]["schema"];
+                assert!(
+                    status == "200" || schema["$ref"] == "#/components/schemas/ErrorBody",
+                    "{described:#}"
+                );
+            }
+            let names = operation.path.matches('{').count();
+            let parameters = described["parameters"].as_array().map_or(0, Vec::len);
+            assert!(parameters >= names, "{described:#}");
+        }
+        let listed: usize =
+            document["paths"].as_object().unwrap().values().map(|path| path.as_object().unwrap().len()).sum();
+        assert_eq!(listed, OPERATIONS.len());
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere_and_everything_is_referred_to() {
+        fn references(value: &Value, found: &mut HashSet<String>) {
+            match value {
+                Value::Object(fields) => fields.iter().for_each(|(name, field)| match field {
+                    Value::String(target) if name == "$ref" => {
+                        found.insert(target.strip_prefix("#/components/schemas/").unwrap().to_owned());
+                    }
+                    field => references(field, found),
+                }),
+                Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+                _ => {}
+            }
+        }
+        let document = document();
+        let mut found = HashSet::new();
+        references(&document, &mut found);
+        let there: HashSet<String> =
+            document["components"]["schemas"].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(found, there);
+        // Two types of one name would be told apart by a number.
+        assert!(there.iter().all(|name| !name.ends_with(char::is_numeric)), "{there:?}");
+    }
+
+    #[test]
+    fn secrets_are_in_requests_only() {
+        let document = document();
+        let schemas = &document["components"]["schemas"];
+        assert_eq!(schemas["Secret"]["writeOnly"], true);
+        assert!(!schemas["Credential"].to_string().contains("Secret"));
+        assert!(schemas["CreateCredential"].to_string().contains("Secret"));
+    }
+
+    #[test]
+    fn descriptions_have_no_links_of_rust() {
+        for (text, plain) in [
+            ("see [`crate::check_volume_size`]", "see `check_volume_size`"),
+            ("at most [`crate::MAX_WAIT_MS`].", "at most `MAX_WAIT_MS`."),
+            ("what [`SnapshotDiff::next_offset_bytes`] said", "what `SnapshotDiff::next_offset_bytes` said"),
+            ("a [`crate::cloudsnaps::Cloudsnap`]\nor two", "a `Cloudsnap` or two"),
+            ("an open [`", "an open [`"),
+        ] {
+            assert_eq!(without_links(text), plain);
+        }
+        assert!(!document_text().contains("[`"));
+    }
+}

@@ -1,0 +1,134 @@
+//! What the types that are written as text look like, for the description of the API.
+//!
+//! All other types derive it. A pattern here says no less than what the type's parser takes: what cannot be said by one (a
+//! name that must be no UUID) is said in words.
+
+use crate::{
+    CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
+    LimitWindow, ObjectName, Secret, SnapshotName, SnapshotRef, VolumeName, VolumeRef, attachments::Device,
+    browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName, tasks::TaskState,
+};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use std::borrow::Cow;
+
+macro_rules! text_schema {
+    ($($type:ident: $description:literal $(, $key:literal: $value:expr)* ;)+) => {
+        $(
+            impl JsonSchema for $type {
+                fn schema_name() -> Cow<'static, str> {
+                    stringify!($type).into()
+                }
+
+                fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                    json_schema!({ "description": $description, "type": "string" $(, $key: $value)* })
+                }
+            }
+        )+
+    };
+}
+
+/// Begins with a letter or a digit, and has something that is no digit.
+const NAME: &str = "^([A-Za-z]|[0-9]+[A-Za-z._-])[A-Za-z0-9._-]*$";
+/// A name or a number.
+const NAME_OR_ID: &str = "^[A-Za-z0-9][A-Za-z0-9._-]*$";
+const NAME_MAX_LEN: usize = crate::names::MAX_NAME_BYTES;
+
+text_schema! {
+    VolumeName: "Name of a volume, and of its export", "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    SnapshotName: "Name of a snapshot among those of its volume", "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    CredentialName: "Name of a credential; it must be no UUID", "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    GroupName: "Name of a group of volumes; it must be no UUID", "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    ObjectName: "Name that somebody gave to a schedule or to a backup; it must be no UUID",
+        "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    PolicyName: "Name of a schedule policy", "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    VolumeRef: "A volume, by its id (a decimal number) or its name",
+        "pattern": NAME_OR_ID, "maxLength": NAME_MAX_LEN;
+    SnapshotRef: "A snapshot, by its id (a decimal number) or as VOLUME@NAME",
+        "pattern": "^([1-9][0-9]{0,19}|[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*)$";
+    CredentialRef: "A credential, by its UUID or its name", "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    GroupRef: "Snapshots that were taken together, by the UUID of that one time or by the name of their group",
+        "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    LabelSelector: "Labels that are asked for: key=value, several separated by commas",
+        "examples": ["app=shop,tier=db"];
+    CloudsnapId: "<cluster>/<volume>-<snapshot>, and -incr if it is incremental",
+        "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/[1-9][0-9]{0,19}-[1-9][0-9]{0,19}(-incr)?$";
+    TaskState: "What a task does and how far it is",
+        "pattern": "^(Backup|Restore|Delete|Verify)-(Pending|Active|Done|Failed|Stopped)$";
+    Device: "A device of the kernel's nbd driver", "pattern": "^(/dev/)?nbd(0|[1-9][0-9]{0,6})$",
+        "examples": ["/dev/nbd7"];
+    FilePath: "A path inside a snapshot; bytes that are no text, control characters and % are % and two hexadecimal digits",
+        "examples": ["/etc/passwd"];
+    LimitWindow: "What may move in a part of each day: bytes a second, and from when until when",
+        "examples": ["20MiB@08:00-18:00"];
+    DailyLimit: "What may move, by the time of day: windows, and what holds outside of them, separated by commas",
+        "examples": ["20MiB@08:00-18:00,100MiB"];
+    Secret: "A secret; no reply has it", "format": "password", "writeOnly": true;
+    ErrorCode: "What went wrong, for programs; later versions may have further ones", "enum": ErrorCode::ALL;
+}
+
+impl JsonSchema for Labels {
+    fn schema_name() -> Cow<'static, str> {
+        "Labels".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Labels by their keys; neither keys nor values have commas or control characters, keys have no =",
+            "type": "object",
+            "maxProperties": crate::pairs::MAX_PAIRS,
+            "propertyNames": { "pattern": "^[^,=\\x00-\\x1f\\x7f-\\x9f]+$", "maxLength": crate::pairs::MAX_KEY_BYTES },
+            "additionalProperties": {
+                "type": "string",
+                "pattern": "^[^,\\x00-\\x1f\\x7f-\\x9f]*$",
+                "maxLength": crate::pairs::MAX_VALUE_BYTES
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pattern and what follows from it, for texts that the parser takes: none of them may be refused by the schema.
+    fn pattern_of<T: JsonSchema>() -> String {
+        let schema = T::json_schema(&mut SchemaGenerator::default());
+        schema.get("pattern").and_then(|value| value.as_str()).unwrap().to_owned()
+    }
+
+    fn same<T: JsonSchema + std::str::FromStr>(good: &[&str], bad: &[&str]) {
+        let pattern = regex::Regex::new(&pattern_of::<T>()).unwrap();
+        for text in good {
+            assert!(pattern.is_match(text) && text.parse::<T>().is_ok(), "{} {text:?}", T::schema_name());
+        }
+        for text in bad {
+            assert!(!pattern.is_match(text) && text.parse::<T>().is_err(), "{} {text:?}", T::schema_name());
+        }
+    }
+
+    #[test]
+    fn patterns_take_what_parsers_take() {
+        let names = ["a", "db-1", "0a", "1.2", "A_b.c-d", "9-9", "1-"];
+        let bad = ["", " a", "a b", "-a", ".a", "12", "a/b", "a@b", "ä"];
+        same::<VolumeName>(&names, &bad);
+        same::<CredentialName>(&names, &bad);
+        same::<PolicyName>(&names, &bad);
+        same::<VolumeRef>(&["a", "0a", "42"], &["", "-a", "a b"]);
+        same::<SnapshotRef>(&["v@monday", "7@monday", "7"], &["", "x", "0", "07", "v@", "@s"]);
+        same::<CredentialRef>(&["nas", "af563a4d-afd7-48df-90f7-8e8f9414ff77"], &["", "1", "-"]);
+        same::<CloudsnapId>(
+            &[
+                "2e4d4b67-95d7-481e-aec5-14223ac55170/1-2",
+                "2e4d4b67-95d7-481e-aec5-14223ac55170/590114184663672482-951325819047337066-incr",
+            ],
+            &[
+                "",
+                "2e4d4b67-95d7-481e-aec5-14223ac55170/01-2",
+                "2e4d4b6795d7481eaec514223ac55170/1-2",
+                "../1-2",
+            ],
+        );
+        same::<TaskState>(&["Backup-Active", "Verify-Stopped"], &["", "backup-Active", "Done-Backup"]);
+        same::<Device>(&["/dev/nbd7", "nbd0"], &["", "sda", "/dev/nbd", "/dev/nbd07"]);
+    }
+}

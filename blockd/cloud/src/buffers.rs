@@ -1,0 +1,195 @@
+//! Memory for blocks that are read, sealed and stored, used again for the next ones.
+//!
+//! A full backup moves as much memory as the volume has data, three times. If each piece came fresh from the system, the
+//! kernel would have to find, clear and map every page of it: a tenth of the processor's time, and one of its locks that
+//! requests of guests want, too. Buffers begin where direct I/O wants them to.
+
+use parking_lot::Mutex;
+use std::{fmt, mem, sync::Arc};
+
+/// What direct I/O wants: no disk's blocks are larger, and it is a page.
+pub(crate) const ALIGNMENT: usize = 4096;
+/// Buffers come in these lengths, so that each can be used for whatever the next one is to hold: a chunk of frames, and a
+/// pack, each with what sealing adds. Memory that is not written to is not taken.
+const CLASSES: [usize; 2] = [4_352 << 10, 34 << 20];
+/// Shorter ones are not worth it.
+const POOLED_FROM_BYTES: usize = 256 << 10;
+/// What is in use and what lies ready for it, together; nothing lies ready beyond that.
+const KEPT_MOST_BYTES: usize = 192 << 20;
+
+/// Buffers that are not in use.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    free: Vec<Vec<u8>>,
+    free_bytes: usize,
+    in_use_bytes: usize,
+}
+
+impl State {
+    /// Lets go of what lies ready until so much more has room.
+    fn make_room(&mut self, bytes: usize) {
+        while self.in_use_bytes + self.free_bytes + bytes > KEPT_MOST_BYTES {
+            let Some(last) = self.free.pop() else { return };
+            self.free_bytes -= last.capacity();
+        }
+    }
+}
+
+impl Buffers {
+    /// A buffer of `len_bytes` bytes, whatever is in them.
+    pub(crate) fn filled(self: &Arc<Self>, len_bytes: usize) -> Buffer {
+        let mut buffer = self.take(len_bytes);
+        let end = buffer.start + len_bytes;
+        buffer.bytes.resize(end, 0);
+        buffer
+    }
+
+    /// A buffer without content that has room for `len_bytes` bytes.
+    pub(crate) fn empty(self: &Arc<Self>, len_bytes: usize) -> Buffer {
+        let mut buffer = self.take(len_bytes);
+        let start = buffer.start;
+        buffer.bytes.resize(start, 0);
+        buffer
+    }
+
+    fn take(self: &Arc<Self>, len_bytes: usize) -> Buffer {
+        let needed = len_bytes + ALIGNMENT;
+        let class = CLASSES.into_iter().find(|class| (POOLED_FROM_BYTES..=*class).contains(&needed));
+        let capacity = class.unwrap_or(needed);
+        let mut state = self.state.lock();
+        let fitting = match class {
+            Some(_) => state.free.iter().position(|bytes| bytes.capacity() == capacity),
+            None => None,
+        };
+        let bytes = match fitting {
+            Some(at) => {
+                state.free_bytes -= capacity;
+                state.free.swap_remove(at)
+            }
+            None => {
+                state.make_room(capacity);
+                Vec::with_capacity(capacity)
+            }
+        };
+        // What was asked for, should the allocator give more.
+        state.in_use_bytes += capacity;
+        drop(state);
+        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        Buffer {
+            bytes,
+            start: if start < ALIGNMENT { start } else { 0 },
+            pooled_bytes: class,
+            counted_bytes: capacity,
+            home: Arc::clone(self),
+        }
+    }
+}
+
+/// A buffer that goes back when it is dropped.
+pub(crate) struct Buffer {
+    bytes: Vec<u8>,
+    /// Where its content begins.
+    start: usize,
+    /// The length of its class, if it goes back.
+    pooled_bytes: Option<usize>,
+    counted_bytes: usize,
+    home: Arc<Buffers>,
+}
+
+impl Buffer {
+    /// Its content, behind some bytes that are not: to be appended to.
+    pub(crate) fn appendable(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.get(self.start..).unwrap_or_default()
+    }
+}
+
+impl AsMut<[u8]> for Buffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.start..).unwrap_or_default()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut state = self.home.state.lock();
+        state.in_use_bytes -= self.counted_bytes;
+        // One that grew, or was given more than was asked for, is of no class.
+        let goes_back = self.pooled_bytes == Some(self.bytes.capacity());
+        if goes_back && state.in_use_bytes + state.free_bytes + self.counted_bytes <= KEPT_MOST_BYTES {
+            state.free_bytes += self.counted_bytes;
+            state.free.push(mem::take(&mut self.bytes));
+        }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer").field("len_bytes", &self.as_ref().len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_again_and_begins_where_direct_io_wants_it() {
+        let buffers = Arc::<Buffers>::default();
+        let mut one = buffers.filled(4 << 20);
+        assert_eq!(one.as_ref(), vec![0; 4 << 20]);
+        assert_eq!(one.as_ref().as_ptr().align_offset(ALIGNMENT), 0);
+        one.as_mut().fill(7);
+        let place = one.as_ref().as_ptr();
+        drop(one);
+        let mut two = buffers.empty(1 << 20);
+        assert!(two.as_ref().is_empty());
+        two.appendable().extend_from_slice(&[1; 9_000]);
+        assert_eq!((two.as_ref().as_ptr(), two.as_ref()), (place, &[1; 9_000][..]));
+        // It is in use.
+        assert_ne!(buffers.filled(4 << 20).as_ref().as_ptr(), place);
+        drop(two);
+        // Not worth it, and too large.
+        for len in [100, 40 << 20] {
+            let other = buffers.filled(len);
+            assert_ne!(other.as_ref().as_ptr(), place);
+            assert_eq!(other.as_ref().len(), len);
+        }
+        assert_eq!(buffers.state.lock().in_use_bytes, 0);
+    }
+
+    #[test]
+    fn whatever_the_lengths_no_more_lies_ready_than_is_bounded() {
+        let buffers = Arc::<Buffers>::default();
+        let mut in_flight = std::collections::VecDeque::new();
+        for nth in 0..2_000_usize {
+            // As packs come: each of another length, a few at a time, and chunks in between.
+            let len = if nth % 5 == 0 { (20 << 20) + nth * 4_099 } else { (3 << 20) + nth * 97 };
+            in_flight.push_back(buffers.empty(len));
+            if in_flight.len() > 20 {
+                in_flight.pop_front();
+            }
+            let state = buffers.state.lock();
+            let capacities = |all: &mut dyn Iterator<Item = usize>| all.sum::<usize>();
+            assert_eq!(
+                state.in_use_bytes,
+                capacities(&mut in_flight.iter().map(|buffer| buffer.bytes.capacity()))
+            );
+            assert_eq!(state.free_bytes, capacities(&mut state.free.iter().map(Vec::capacity)));
+            assert!(state.in_use_bytes + state.free_bytes <= KEPT_MOST_BYTES.max(state.in_use_bytes));
+        }
+        drop(in_flight);
+        let state = buffers.state.lock();
+        assert!(state.in_use_bytes == 0 && state.free_bytes > 0 && state.free_bytes <= KEPT_MOST_BYTES);
+    }
+}

@@ -1,0 +1,150 @@
+//! Making packs: blocks are read and sealed by the chunk, several at once, and put together.
+//!
+//! A chunk is small, so that it is sealed while it is still in the processor's cache, and a task that is to make way does so
+//! soon. Raw blocks, sealed frames and objects are in buffers that are used again.
+
+use crate::{
+    CloudError,
+    backup::Job,
+    buffers::{Buffer, Buffers},
+    frame::BLOCK,
+    pack::{OBJECT_HEADER_LEN, ObjectKind, object_header, seal_frames, sealed_len_most},
+    work::Work,
+};
+use blockd_extent::Extent;
+use bytes::Bytes;
+use futures::future::try_join_all;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Packs that are read and sealed at once; the others in flight are only being uploaded.
+const BUILD_CONCURRENCY: usize = 2;
+/// Frames of a chunk: 4 MiB of blocks.
+const CHUNK_FRAMES: usize = 32;
+/// Chunks whose raw blocks are in memory, at most.
+const RAW_CHUNKS_MOST: usize = 8;
+/// Chunks that are read while others are sealed.
+const CHUNKS_AHEAD: usize = 2;
+
+/// What bounds the making of packs, and the memory that they are made in.
+pub(crate) struct Packing {
+    building: Semaphore,
+    raw: Semaphore,
+    cores: Semaphore,
+    /// Whoever puts a pack together has it in memory twice.
+    assembling: Semaphore,
+    buffers: Arc<Buffers>,
+}
+
+impl Packing {
+    pub(crate) fn new(cpu_threads: usize) -> Self {
+        Self {
+            building: Semaphore::new(BUILD_CONCURRENCY),
+            raw: Semaphore::new((cpu_threads + CHUNKS_AHEAD).min(RAW_CHUNKS_MOST)),
+            cores: Semaphore::new(cpu_threads),
+            assembling: Semaphore::new(1),
+            buffers: Arc::default(),
+        }
+    }
+}
+
+/// A pack that is to be stored.
+pub(crate) struct Pack {
+    /// How much its blocks are.
+    pub raw_len_bytes: usize,
+    /// None if all of its blocks are zero.
+    pub body: Option<Bytes>,
+    /// The stored length of each frame.
+    pub lens: Vec<u32>,
+}
+
+/// Some frames, sealed, one after the other, and the length of each.
+struct Chunk {
+    sealed: Buffer,
+    lens: Vec<u32>,
+}
+
+impl Job {
+    /// Reads and seals a pack.
+    ///
+    /// # Errors
+    /// [`CloudError::ReadVolume`].
+    pub(crate) async fn build(self: &Arc<Self>, pack_no: u32) -> Result<Pack, CloudError> {
+        let _building = self.packing.building.acquire().await;
+        let sizes = self.layout.frame_sizes(pack_no);
+        let raw_len_bytes = sizes.iter().sum::<usize>() * BLOCK;
+        let (mut first_frame, _) = self.layout.pack_frames(pack_no);
+        let mut chunks = Vec::new();
+        for sizes in sizes.chunks(CHUNK_FRAMES) {
+            chunks.push(self.chunk(pack_no, first_frame, sizes.to_vec()));
+            first_frame += sizes.len() as u64;
+        }
+        let chunks = try_join_all(chunks).await?;
+        let _assembling = self.packing.assembling.acquire().await;
+        let lens = chunks.iter().flat_map(|chunk| chunk.lens.iter().copied()).collect();
+        let stored: usize = chunks.iter().map(|chunk| chunk.sealed.as_ref().len()).sum();
+        if stored == 0 {
+            return Ok(Pack { raw_len_bytes, body: None, lens });
+        }
+        let header = object_header(ObjectKind::Pack(pack_no), &self.key, &self.spec.delta_id());
+        let buffers = Arc::clone(&self.packing.buffers);
+        let body = self.work.run(move || {
+            let mut body = buffers.empty(OBJECT_HEADER_LEN + stored);
+            body.appendable().extend_from_slice(&header);
+            for chunk in chunks {
+                body.appendable().extend_from_slice(chunk.sealed.as_ref());
+            }
+            Ok(Bytes::from_owner(body))
+        });
+        Ok(Pack { raw_len_bytes, body: Some(body.await?), lens })
+    }
+
+    async fn chunk(
+        self: &Arc<Self>,
+        pack_no: u32,
+        first_frame: u64,
+        sizes: Vec<usize>,
+    ) -> Result<Chunk, CloudError> {
+        let _raw = self.packing.raw.acquire().await;
+        let raw = self.read(pack_no, first_frame, &sizes).await?;
+        let _core = self.packing.cores.acquire().await;
+        let job = self.clone();
+        self.work
+            .run(move || {
+                let mut sealed = job.packing.buffers.empty(sealed_len_most(&sizes));
+                let lens = seal_frames(&job.sealer, first_frame, &sizes, raw.as_ref(), sealed.appendable());
+                Ok(Chunk { sealed, lens })
+            })
+            .await
+    }
+
+    /// The blocks of some frames.
+    async fn read(&self, pack_no: u32, first_frame: u64, sizes: &[usize]) -> Result<Buffer, CloudError> {
+        let elsewhere = self.reader.may_wait().then(Work::default);
+        let len_bytes = sizes.iter().sum::<usize>() * BLOCK;
+        let extents =
+            self.layout.frame_extents(&self.spec.data, first_frame, first_frame + sizes.len() as u64);
+        let (buffers, reader) = (Arc::clone(&self.packing.buffers), Arc::clone(&self.reader));
+        let read = move || {
+            let mut raw = buffers.filled(len_bytes);
+            reader.read_extents(&extents, raw.as_mut()).map_err(|source| CloudError::ReadVolume {
+                pack_no,
+                extents: describe(&extents),
+                source,
+            })?;
+            Ok(raw)
+        };
+        elsewhere.as_ref().unwrap_or(&self.work).run(read).await
+    }
+}
+
+/// The first and the last of some extents, for messages.
+fn describe(extents: &[Extent]) -> String {
+    match extents {
+        [] => "no blocks".to_owned(),
+        [only] => only.to_string(),
+        [first, .., last] => {
+            format!("{} runs of blocks from {} to {}", extents.len(), first.start, last.end())
+        }
+    }
+}

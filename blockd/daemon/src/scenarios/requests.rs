@@ -1,0 +1,147 @@
+//! What backups ask of the store, and what becomes of them where something that they did not ask for is gone.
+
+use super::*;
+use crate::db::Chain;
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, time::Instant};
+
+impl Host {
+    fn manifests(&self) -> Vec<String> {
+        walk(&self.store.path().join("blockd/manifests"))
+    }
+
+    fn chain_tip(&self) -> Option<String> {
+        let chains = self.core().db.transaction(|tx| Chain::all(tx, None)).unwrap();
+        chains.first().map(|chain| chain.cloudsnap.to_string())
+    }
+
+    /// Puts an empty directory where the store is, as a disk that is not mounted leaves it.
+    fn unmount(&self) -> PathBuf {
+        let away = self.store.path().with_extension("away");
+        fs::rename(self.store.path(), &away).unwrap();
+        fs::create_dir(self.store.path()).unwrap();
+        away
+    }
+
+    fn mount(&self, away: &Path) {
+        fs::remove_dir_all(self.store.path()).unwrap();
+        fs::rename(away, self.store.path()).unwrap();
+    }
+}
+
+fn packs(task: &Task) -> u64 {
+    task.bytes_dirty.div_ceil(256 * 32 * BLOCK)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_asks_for_three_things_beside_its_packs() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 40 << 20);
+    let full = host.backup("data", false).await;
+    let asked = |task: &Task| {
+        let requests = &task.requests;
+        (requests.put - packs(task), requests.get, requests.list + requests.head + requests.delete)
+    };
+    assert_eq!((packs(&full), asked(&full)), (2, (2, 1, 0)), "index and manifest; the key slot");
+    for len in [1, 34 << 20] {
+        model.write(&volume, 0, len as u64, len);
+        let next = host.backup("data", false).await;
+        assert_eq!(next.backup_type, Some(BackupType::Incremental));
+        assert_eq!(asked(&next), (2, 1, 0), "index and manifest; the base, once it is committed: {next:?}");
+    }
+    // Once a day and after a start it is looked whether the place is the one that was opened.
+    host.core().repositories.forget_proofs();
+    model.write(&volume, 0, 7, 1);
+    assert_eq!(asked(&host.backup("data", false).await), (2, 2, 0));
+    model.write(&volume, 0, 8, 1);
+    assert_eq!(asked(&host.backup("data", false).await), (2, 1, 0));
+    // What this host does not remember is fetched.
+    host.sql("DELETE FROM catalog");
+    model.write(&volume, 0, 9, 1);
+    let last = host.backup("data", false).await;
+    assert_eq!((last.backup_type, asked(&last)), (Some(BackupType::Incremental), (2, 2, 0)));
+    model.assert_is(&*host.restore(&last.source_volume.unwrap(), "copy").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_incremental_whose_base_is_gone_begins_anew_as_a_full_backup() {
+    for dies_at in [None, Some("backup begun anew"), Some("backup planned")] {
+        let mut host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        let mut model = Model::new();
+        model.write(&volume, 0, 1, 3 << 20);
+        let base = host.backup("data", false).await.source_volume.unwrap();
+        model.write(&volume, 1 << 20, 2, 1 << 20);
+        let frozen = model.clone();
+        if dies_at != Some("backup planned") {
+            fs::remove_file(host.store.path().join("blockd/manifests").join(&base)).unwrap();
+        }
+        *host.core().dies_at.lock() = dies_at;
+        let task = host.start_backup("data", false).await;
+        let resumed = u64::from(dies_at.is_some());
+        if let Some(step) = dies_at {
+            host.core().stopping.cancelled().await;
+            model.write(&volume, 9 << 20, 3, 1 << 20);
+            drop(volume);
+            host.stop().await;
+            if step == "backup planned" {
+                // Deleted while nobody was there, and forgotten: the kept plan has nothing to build on.
+                fs::remove_file(host.store.path().join("blockd/manifests").join(&base)).unwrap();
+                rusqlite::Connection::open(host.dir.path().join("data/blockd.db"))
+                    .unwrap()
+                    .execute_batch("DELETE FROM catalog")
+                    .unwrap();
+            }
+            host.start().await;
+        }
+        let full = host.done(task).await;
+        assert_eq!((full.backup_type, full.resumed), (Some(BackupType::Full), resumed), "{dies_at:?}");
+        let id = full.source_volume.unwrap();
+        let listed: Vec<_> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
+        assert_eq!(listed, [id.as_str()], "what was on the base is not there: {dies_at:?}");
+        assert_eq!(host.chain_tip().as_deref(), Some(id.as_str()));
+        host.assert_tidy();
+        frozen.assert_is(&*host.restore(&id, "copy").await);
+        let next = host.backup("data", false).await;
+        assert_eq!(next.backup_type, Some(BackupType::Incremental));
+        model.assert_is(&*host.restore(&next.source_volume.unwrap(), "last").await);
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_incremental_is_not_stored_where_another_directory_is_mounted() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let credential = host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 3 << 20);
+    let base = host.backup("data", false).await.source_volume.unwrap();
+    model.write(&volume, 1 << 20, 2, 1 << 20);
+
+    let away = host.unmount();
+    let failed = host.wait(host.start_backup("data", false).await).await;
+    assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", false));
+    assert!(walk(host.store.path()).is_empty(), "{:?}", walk(host.store.path()));
+    assert_eq!(host.chain_tip().as_deref(), Some(base.as_str()), "nothing is forgotten");
+
+    // Even if nobody can tell the one from the other, what is stored there does not count.
+    let found = fs::metadata(host.store.path()).unwrap();
+    let proven = (Instant::now(), Some((found.dev(), found.ino())));
+    host.core().repositories.proven.lock().insert(credential, proven);
+    let task = host.start_backup("data", false).await;
+    let failed = host.wait(task).await;
+    assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
+    assert_eq!((host.manifests(), host.chain_tip()), (Vec::new(), Some(base.clone())));
+
+    host.mount(&away);
+    host.client.resume_task(task).await.unwrap();
+    let done = host.done(task).await;
+    assert_eq!(done.backup_type, Some(BackupType::Incremental));
+    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
+    host.assert_tidy();
+}

@@ -1,0 +1,189 @@
+//! What is left of one layer.
+
+use super::{blocks_of, mend::Mender};
+use crate::{
+    data_files::{DataFiles, Gap},
+    error::VolumeError,
+    files,
+    head::Place,
+    head_log::{HeadLog, Identity},
+    layer_set::{LayerSet, SetIdentity},
+    lazy_base::LazyBase,
+    live_map::{LiveMap, Look},
+    meta::{LayerEntry, Meta},
+    stack::FrozenLayer,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
+use std::{path::Path, sync::Arc};
+
+/// After how many ranges of data the rest of an open layer's zeroes is called data.
+const MOST_RANGES: usize = 4096;
+
+/// A layer, as far as it can be proven.
+pub(super) struct Rescued {
+    /// What it is known to hold, also where the data is gone.
+    pub(super) layer: Arc<FrozenLayer>,
+    /// Blocks that it holds or may hold and that it cannot show, by what is wrong.
+    pub(super) unproven: Vec<(BlockSet, String)>,
+}
+
+/// What a layer holds, and which blocks it may hold besides, by what is wrong.
+struct Tracked {
+    set: LayerSet,
+    unknown: Vec<(BlockSet, String)>,
+}
+
+impl Rescued {
+    pub(super) fn epoch(&self) -> Epoch {
+        self.layer.epoch
+    }
+
+    pub(super) fn load(
+        dir: &Path,
+        meta: &Meta,
+        entry: &LayerEntry,
+        believe_map: bool,
+        mender: &mut Mender,
+    ) -> Result<Self, VolumeError> {
+        let place = Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
+        let base = files::data_path(dir, entry.file);
+        let (data, gaps) = DataFiles::open_what_is_left(&base, entry.size_bytes)?;
+        let mut tracked = match (entry.open, entry.lazy) {
+            (true, _) => open_layer(place, entry.file, believe_map),
+            (false, true) => lazy_base(place, entry.file),
+            (false, false) => frozen_layer(place, entry, mender),
+        };
+        if entry.open || entry.lazy {
+            // A file that became shorter since its length was looked at shows holes that are none.
+            for hole in data.holes(entry.size_bytes, MOST_RANGES).unwrap_or_default() {
+                for run in tracked.set.held.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {
+                    tracked.set.zero.insert_extent(run);
+                }
+            }
+        }
+        let mut unproven = tracked.unknown;
+        for gap in gaps {
+            let lost = lost_in(&gap, &mut tracked.set, !entry.open && !entry.lazy);
+            if !lost.is_empty() {
+                unproven.push((lost, gap.what));
+            } else if !mender.notes.contains(&gap.what) {
+                // Nothing is missing, but it is why the volume cannot be opened.
+                mender.notes.push(gap.what);
+            }
+        }
+        let layer = FrozenLayer {
+            epoch: entry.epoch,
+            file: entry.file,
+            generation: entry.generation,
+            size_bytes: entry.size_bytes,
+            data: Arc::new(data),
+            set: tracked.set,
+        };
+        Ok(Self { layer: Arc::new(layer), unproven })
+    }
+}
+
+/// The blocks that should have data in a gap. Where the layer's zeroes are proven by more than the holes of its file, they
+/// are not among them.
+fn lost_in(gap: &Gap, set: &mut LayerSet, zeroes_are_proven: bool) -> BlockSet {
+    let first = BlockIndex(gap.range.start / BLOCK_SIZE_BYTES);
+    let extent = Extent::between(first, BlockIndex(gap.range.end / BLOCK_SIZE_BYTES));
+    let mut lost = BlockSet::from_iter([extent]);
+    lost.intersect_with(&set.held);
+    if zeroes_are_proven {
+        lost.subtract(&set.zero);
+    } else {
+        set.zero.remove_extent(extent);
+    }
+    lost
+}
+
+fn every_block_but(known: &BlockSet, blocks: u64) -> BlockSet {
+    let mut others = BlockSet::from_iter([Extent::new(BlockIndex(0), blocks)]);
+    others.subtract(known);
+    others
+}
+
+fn frozen_layer(place: Place<'_>, entry: &LayerEntry, mender: &mut Mender) -> Tracked {
+    let blocks = blocks_of(entry.size_bytes);
+    let identity =
+        SetIdentity { volume: place.volume, file: entry.file, generation: entry.generation, blocks };
+    match mender.set(place.dir, identity) {
+        Ok(set) => Tracked { set, unknown: vec![] },
+        Err(error) => {
+            let all = every_block_but(&BlockSet::new(), blocks);
+            Tracked { set: LayerSet::default(), unknown: vec![(all, error.to_string())] }
+        }
+    }
+}
+
+/// The blocks that a log names; what is wrong with it, if it may have named others.
+fn logged(place: Place<'_>, file: Epoch, identity: Identity) -> (BlockSet, Option<String>) {
+    let path = files::log_path(place.dir, file);
+    match HeadLog::look(&path, identity) {
+        Ok(log) if log.ends_as_written => (log.named, None),
+        Ok(log) => {
+            let what = match log.torn_bytes {
+                0 => "it ends with its last record, where zeroes should follow".to_owned(),
+                torn => format!("it ends in {torn} bytes that are no record"),
+            };
+            let doubt = "what it named there may have been flushed, unless the power was cut just then";
+            (log.named, Some(format!("{} is unproven at its end: {what}; {doubt}", path.display())))
+        }
+        Err(error) => (HeadLog::rescue(&path, identity), Some(error.to_string())),
+    }
+}
+
+/// The head, or one whose freeze did not finish. What its log names has its data; what only its map names was answered and
+/// never flushed, so that a writeback may have failed that the next start, which syncs, would hear of.
+fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
+    let blocks = place.blocks();
+    let (held, log_damage) = logged(place, file, place.log_identity(file));
+    let mut unknown = Vec::new();
+    let map_path = files::map_path(place.dir, file);
+    let map =
+        if believe_map { LiveMap::look(&map_path, place.volume, file, blocks) } else { Ok(Look::Outlived) };
+    match map {
+        Ok(Look::Believed(map)) => {
+            let readable = Extent::between(BlockIndex(0), map.unread.unwrap_or(BlockIndex(blocks)));
+            let mut missed = held.slice(readable);
+            missed.subtract(&map.held);
+            if missed.is_empty() {
+                let mut unflushed = map.held;
+                unflushed.subtract(&held);
+                let why = log_damage.unwrap_or_else(|| {
+                    let what = "what was written and not flushed is unproven: only the page cache has it for certain";
+                    format!("{} names more than the log: {what}", map_path.display())
+                });
+                unknown.push((unflushed, why));
+            } else {
+                // It names all that the log does (unless it was altered).
+                let what = "it lacks blocks that the log names";
+                unknown.push((every_block_but(&held, blocks), format!("{}: {what}", map_path.display())));
+            }
+            if let Some(unread) = map.unread {
+                let mut behind = BlockSet::from_iter([Extent::between(unread, BlockIndex(blocks))]);
+                behind.subtract(&held);
+                unknown.push((behind, format!("{} is cut short", map_path.display())));
+            }
+        }
+        Ok(Look::Outlived) => {
+            if let Some(what) = log_damage {
+                unknown.push((every_block_but(&held, blocks), what));
+            }
+        }
+        Ok(Look::Doubtful(what)) => unknown.push((every_block_but(&held, blocks), what)),
+        Err(error) => unknown.push((every_block_but(&held, blocks), error.to_string())),
+    }
+    unknown.retain(|(blocks, _)| !blocks.is_empty());
+    Tracked { set: LayerSet { held, zero: BlockSet::new() }, unknown }
+}
+
+/// A layer that is filled as it is read holds every block, and can show those that are there.
+fn lazy_base(place: Place<'_>, file: Epoch) -> Tracked {
+    let (there, log_damage) = logged(place, file, LazyBase::identity(place, file));
+    let missing = every_block_but(&there, place.blocks());
+    let why = log_damage.unwrap_or_else(|| "it was not fetched from the cloud yet".into());
+    let unknown = if missing.is_empty() { vec![] } else { vec![(missing, why)] };
+    Tracked { set: LayerSet { held: there, zero: BlockSet::new() }, unknown }
+}

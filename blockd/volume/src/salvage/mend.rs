@@ -1,0 +1,118 @@
+//! Files with a checksum in which one bit is wrong: the right one is found by trying each.
+//!
+//! A checksum of 64 bits that holds by chance is as unlikely as anywhere, times the number of bits that are tried: less than
+//! one in 2^45 for the largest file that is tried at all.
+
+use crate::{
+    error::VolumeError,
+    files,
+    layer_set::{LayerSet, SetIdentity},
+    meta::Meta,
+    storage,
+};
+use std::path::Path;
+
+/// The largest file whose bits are tried: it takes seconds at most.
+const MOST_BYTES: usize = 64 << 10;
+/// How many bits are tried for one volume: those of two such files.
+const MOST_TRIES: usize = 2 * 8 * MOST_BYTES;
+
+/// Reads the files with a checksum of one volume.
+pub(super) struct Mender {
+    /// What was wrong and could be put right.
+    pub(super) notes: Vec<String>,
+    tries_left: usize,
+}
+
+/// What a file says whose checksum holds after one bit of it is turned around.
+fn one_bit<T>(bytes: &mut [u8], decode: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+    if bytes.len() > MOST_BYTES {
+        return None;
+    }
+    for bit in 0..bytes.len() * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        if let Some(found) = decode(bytes) {
+            return Some(found);
+        }
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    None
+}
+
+impl Mender {
+    pub(super) fn new() -> Self {
+        Self { notes: vec![], tries_left: MOST_TRIES }
+    }
+
+    fn mended<T>(
+        &mut self,
+        path: &Path,
+        error: VolumeError,
+        decode: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<T, VolumeError> {
+        if !matches!(error, VolumeError::Damaged { .. } | VolumeError::NewerFormat { .. }) {
+            return Err(error);
+        }
+        let mut bytes = storage::read(path).unwrap_or_default();
+        // One that is too large costs nothing.
+        let tries = if bytes.len() > MOST_BYTES { 0 } else { bytes.len() * 8 };
+        let Some(left) = self.tries_left.checked_sub(tries) else { return Err(error) };
+        self.tries_left = left;
+        let found = one_bit(&mut bytes, decode).ok_or(error)?;
+        self.notes.push(format!("one bit in {} was wrong, and what it must be is certain", path.display()));
+        Ok(found)
+    }
+
+    /// `volume.meta`.
+    pub(super) fn meta(&mut self, dir: &Path) -> Result<Meta, VolumeError> {
+        let path = dir.join(files::META);
+        Meta::load(dir).or_else(|error| self.mended(&path, error, |bytes| Meta::decode(bytes).ok()))
+    }
+
+    /// The set of a frozen layer.
+    pub(super) fn set(&mut self, dir: &Path, id: SetIdentity) -> Result<LayerSet, VolumeError> {
+        let path = files::set_path(dir, id.file, id.generation);
+        LayerSet::load(dir, id)
+            .or_else(|error| self.mended(&path, error, |bytes| LayerSet::decode(bytes, id).ok()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wrong_bit_is_found_and_two_are_not() {
+        let whole = include_bytes!("../../tests/golden/volume-v2.meta");
+        let decode = |bytes: &[u8]| Meta::decode(bytes).ok();
+        let expected = decode(whole).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut bad = whole.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(one_bit(&mut bad, decode).as_ref(), Some(&expected), "bit {bit}");
+        }
+        let mut bad = whole.to_vec();
+        bad[20] ^= 3;
+        assert_eq!(one_bit(&mut bad, decode), None);
+        assert_eq!(one_bit(&mut vec![0; MOST_BYTES + 1], decode), None);
+    }
+
+    #[test]
+    fn only_so_many_bits_are_tried_for_one_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, vec![0; MOST_BYTES]).unwrap();
+        let tried = std::cell::Cell::new(0);
+        let mut mender = Mender::new();
+        for _ in 0..5 {
+            let damaged = VolumeError::Damaged { path: path.clone(), what: String::new() };
+            let count = |_: &[u8]| {
+                tried.set(tried.get() + 1);
+                None::<()>
+            };
+            mender.mended(&path, damaged, count).unwrap_err();
+        }
+        assert_eq!(tried.get(), MOST_TRIES);
+        assert!(mender.notes.is_empty());
+    }
+}

@@ -1,0 +1,281 @@
+//! Reading a volume that cannot be opened, because files of it are missing, cut short or altered.
+//!
+//! Nothing is written below the volume's folder. What is shown is what the volume would have shown; a block of which that
+//! cannot be proven is an error and nowhere guessed:
+//!
+//! * A block that a layer holds whose data is not there is lost, unless the layer's set says that it is zeroes.
+//! * A layer of which it is not known what it holds hides every block below it that no newer layer holds: it may hold it.
+//! * What a layer does not hold, or is too short to hold, is asked of the layers below, as always.
+//!
+//! `volume.meta` says which layers there are, and nothing is proven without it. One flipped bit in it, or in a small set,
+//! is found by trying each ([`mend`]). Data has no checksums of its own, so what a disk alters in it is not noticed here.
+
+mod layer;
+mod mend;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    OpenOptions, Recovery,
+    block_status::{Allocation, AllocationRun, Runs},
+    error::VolumeError,
+    freeze::SnapshotInfo,
+    layer_set::LayerSet,
+    meta::Meta,
+    read::{Content, Start, from_disk, from_memory, read_stack},
+    stack::{Layer, Stack},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
+use layer::Rescued;
+use mend::Mender;
+use std::{path::Path, time::Duration};
+
+/// What is left of a volume.
+pub struct Salvage {
+    meta: Meta,
+    /// Top first.
+    layers: Vec<Rescued>,
+    notes: Vec<String>,
+}
+
+/// A point of a damaged volume that is open for reading: the latest one, or a snapshot.
+pub struct SalvageView {
+    stack: Stack,
+    size_bytes: u64,
+    /// Every block whose content cannot be proven.
+    unproven: BlockSet,
+    /// The same, by what hides them.
+    causes: Vec<(BlockSet, String)>,
+}
+
+/// A run of blocks whose content cannot be proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnprovenRun<'a> {
+    /// The blocks.
+    pub extent: Extent,
+    /// Which damage hides them, in one line.
+    pub why: &'a str,
+}
+
+impl Salvage {
+    /// Finds out what is left. The volume must not be open.
+    ///
+    /// # Errors
+    /// If `volume.meta` is missing, damaged beyond one bit or from a newer blockd: then nothing can be proven.
+    pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self, VolumeError> {
+        let believe_map = options.recovery == Recovery::Auto;
+        let mut mender = Mender::new();
+        let meta = mender.meta(dir)?;
+        let layers = meta
+            .layers
+            .iter()
+            .map(|entry| Rescued::load(dir, &meta, entry, believe_map, &mut mender))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { meta, layers, notes: mender.notes })
+    }
+
+    /// The volume's id.
+    pub fn id(&self) -> VolumeId {
+        self.meta.volume
+    }
+
+    /// The volume's size, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.meta.size_bytes
+    }
+
+    /// What is wrong with the volume's files, a line each; empty if it can be opened as far as this is concerned.
+    pub fn findings(&self) -> Vec<String> {
+        let causes = self.layers.iter().flat_map(|layer| &layer.unproven);
+        let mut all = self.notes.clone();
+        for (_, why) in causes {
+            if !all.contains(why) {
+                all.push(why.clone());
+            }
+        }
+        all
+    }
+
+    /// The snapshots, oldest first.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let mut all: Vec<_> = self
+            .meta
+            .snapshots
+            .iter()
+            .map(|entry| {
+                let layer = self.layers.iter().find(|layer| layer.epoch() == entry.epoch);
+                SnapshotInfo {
+                    id: entry.id,
+                    epoch: entry.epoch,
+                    created_unix_ms: entry.created_unix_ms,
+                    stall: Duration::from_nanos(entry.stall_ns),
+                    size_bytes: layer.map_or(0, |layer| layer.layer.size_bytes),
+                    layer_bytes: layer.map_or(0, |layer| layer.layer.set.data().len_bytes()),
+                }
+            })
+            .collect();
+        all.sort_unstable_by_key(|snapshot| snapshot.epoch);
+        all
+    }
+
+    /// Opens the latest point for reading.
+    pub fn latest(&self) -> SalvageView {
+        self.view_at(None)
+    }
+
+    /// Opens a snapshot for reading.
+    ///
+    /// # Errors
+    /// If there is no such snapshot.
+    pub fn snapshot(&self, snapshot: SnapshotId) -> Result<SalvageView, VolumeError> {
+        let entry = self.meta.snapshots.iter().find(|entry| entry.id == snapshot);
+        let entry = entry.ok_or(VolumeError::NoSuchSnapshot { volume: self.meta.volume, snapshot })?;
+        Ok(self.view_at(Some(entry.epoch)))
+    }
+
+    fn view_at(&self, until: Option<Epoch>) -> SalvageView {
+        let is_within = |layer: &&Rescued| until.is_none_or(|until| layer.epoch() <= until);
+        let layers: Vec<&Rescued> = self.layers.iter().filter(is_within).collect();
+        let size_bytes = layers.first().map_or(0, |layer| layer.layer.size_bytes);
+        let damaged = layers.iter().rposition(|layer| !layer.unproven.is_empty());
+        let mut causes = Vec::new();
+        let mut unproven = BlockSet::new();
+        // The blocks that no layer decided yet.
+        let mut left = BlockSet::from_iter([Extent::whole(size_bytes)]);
+        for layer in layers.iter().take(damaged.map_or(0, |last| last + 1)) {
+            for (blocks, why) in &layer.unproven {
+                let mut hidden = blocks.clone();
+                hidden.intersect_with(&left);
+                unproven.union_with(&hidden);
+                if !hidden.is_empty() {
+                    causes.push((hidden, why.clone()));
+                }
+            }
+            left.subtract(&layer.layer.set.held);
+            for (blocks, _) in &layer.unproven {
+                left.subtract(blocks);
+            }
+        }
+        unproven.optimize();
+        let layers = layers.into_iter().map(|layer| Layer::Frozen(layer.layer.clone())).collect();
+        SalvageView { stack: Stack::new(layers, &Stack::default()), size_bytes, unproven, causes }
+    }
+}
+
+impl SalvageView {
+    /// The size at that point, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// How many bytes cannot be proven.
+    pub fn unproven_bytes(&self) -> u64 {
+        self.unproven.len_bytes()
+    }
+
+    /// How many bytes are data that can be read; all others that can are zeroes.
+    pub fn data_bytes(&self) -> u64 {
+        let mut data = BlockSet::new();
+        let mut above = LayerSet::default();
+        for layer in self.stack.layers() {
+            let set = layer.set();
+            let mut own = set.data();
+            own.subtract(&above.held);
+            data.union_with(&own);
+            above.held.union_with(&set.held);
+        }
+        data.subtract(&self.unproven);
+        data.len_bytes()
+    }
+
+    /// The runs of a range whose content cannot be proven, ascending.
+    pub fn unproven_in(&self, range: Extent) -> impl Iterator<Item = UnprovenRun<'_>> {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            let next = self.causes.iter().filter_map(|(blocks, why)| {
+                let extent = blocks.extents_in(Extent::between(at, range.end())).next()?;
+                Some(UnprovenRun { extent, why })
+            });
+            let run = next.min_by_key(|run| run.extent.start)?;
+            at = run.extent.end();
+            Some(run)
+        })
+    }
+
+    /// Fills `buf` with the content from `offset_bytes` on, any alignment; a range without any data is only reported.
+    ///
+    /// # Errors
+    /// If the range does not lie inside the volume, the content of a block in it cannot be proven, or the disk fails.
+    pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Content, VolumeError> {
+        self.check_proven(offset_bytes, buf.len() as u64)?;
+        let content = read_stack(&self.stack, Start::Top, offset_bytes, buf, from_disk)?;
+        Ok(content.unwrap_or(Content::Data))
+    }
+
+    /// The same from memory only: `None` if the disk would have to be asked.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Option<Content>, VolumeError> {
+        self.check_proven(offset_bytes, buf.len() as u64)?;
+        read_stack(&self.stack, Start::Top, offset_bytes, buf, from_memory)
+    }
+
+    /// Where a range has data, in ascending order, from `offset_bytes` on, as [`Volume::allocation`](crate::Volume::allocation).
+    /// What cannot be proven counts as data, so that nobody takes it for zeroes.
+    ///
+    /// # Errors
+    /// If the range does not lie inside the volume.
+    pub fn allocation(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_runs: usize,
+    ) -> Result<Vec<AllocationRun>, VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        let mut runs = Runs::new(offset_bytes, len_bytes, max_runs);
+        // That there is enough is no failure.
+        let _ = self.stack.resolve(runs.range(), &mut |run, source| {
+            let mut at = run.start;
+            for hidden in self.unproven.extents_in(run) {
+                let before = Extent::between(at, hidden.start);
+                if !before.is_empty() {
+                    runs.add(before, allocation(source.is_some()))?;
+                }
+                runs.add(hidden, Allocation::Data)?;
+                at = hidden.end();
+            }
+            let rest = Extent::between(at, run.end());
+            if rest.is_empty() { Ok(()) } else { runs.add(rest, allocation(source.is_some())) }
+        });
+        let run = |(len_bytes, allocation)| AllocationRun { len_bytes, allocation };
+        Ok(runs.found.into_iter().map(run).collect())
+    }
+
+    fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        match offset_bytes.checked_add(len_bytes) {
+            Some(end) if end <= self.size_bytes => Ok(()),
+            _ => Err(VolumeError::InvalidInput(format!(
+                "{len_bytes} bytes at offset {offset_bytes} do not lie inside a volume of {} bytes",
+                self.size_bytes
+            ))),
+        }
+    }
+
+    fn check_proven(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        match self.unproven_in(Extent::touching(offset_bytes, len_bytes)).next() {
+            None => Ok(()),
+            Some(run) => Err(VolumeError::Unproven { start: run.extent.start, why: run.why.to_owned() }),
+        }
+    }
+}
+
+fn allocation(has_data: bool) -> Allocation {
+    if has_data { Allocation::Data } else { Allocation::Hole }
+}
+
+/// How many blocks a layer of this size can hold.
+fn blocks_of(size_bytes: u64) -> u64 {
+    size_bytes / BLOCK_SIZE_BYTES
+}

@@ -1,0 +1,90 @@
+//! A store that outlives the power cut, beside the recorded disk: which objects it held when the disk was asked for what.
+
+use crate::{Store, store};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// By key the name of what keeps the content.
+type Objects = BTreeMap<String, String>;
+
+/// Remembers all that a store ever held.
+#[derive(Clone)]
+pub struct StoreHistory {
+    store: Store,
+    /// Every version of every object, by its inode, which stays in use by that.
+    archive: PathBuf,
+    /// What was there when the disk was asked for so many things before, and until the next one.
+    states: Arc<Mutex<Vec<(usize, Objects)>>>,
+}
+
+impl StoreHistory {
+    /// Of a store in `dir`, which is made.
+    pub fn new(dir: &Path) -> Self {
+        let (store, archive) = (Store::create(&dir.join("store")), dir.join("archive"));
+        fs::create_dir(&archive).expect("the archive of a store");
+        Self { store, archive, states: Arc::default() }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Notes what is there now, before request `position` of the disk is carried out.
+    pub fn look(&self, position: usize) {
+        let mut now = Objects::new();
+        for (key, version) in self.store.objects("") {
+            // What is still being written is no object yet.
+            if store::name(&key).starts_with('.') {
+                continue;
+            }
+            let name = version.inode().to_string();
+            match fs::hard_link(self.store.path(&key), self.archive.join(&name)) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => panic!("archive {key}: {error}"),
+                _ => {}
+            }
+            now.insert(key, name);
+        }
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        if states.last().is_none_or(|(_, before)| *before != now) {
+            states.push((position, now));
+        }
+    }
+
+    fn at(&self, cut: usize) -> Objects {
+        let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        states
+            .iter()
+            .rev()
+            .find(|(position, _)| *position <= cut)
+            .map(|(_, at)| at.clone())
+            .unwrap_or_default()
+    }
+
+    /// Whether a cloud snapshot was in the store before request `cut` of the disk.
+    pub fn has(&self, snap: &str, cut: usize) -> bool {
+        self.at(cut).contains_key(&format!("blockd/manifests/{snap}"))
+    }
+
+    /// How often the store was seen to change.
+    pub fn changes(&self) -> usize {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Makes the store what it was before request `cut` of the disk.
+    pub fn lay_down(&self, cut: usize) {
+        fs::remove_dir_all(self.store.dir()).expect("remove the store");
+        fs::create_dir(self.store.dir()).expect("the store");
+        for (key, name) in self.at(cut) {
+            let path = self.store.path(&key);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("a directory of the store");
+            fs::hard_link(self.archive.join(name), path).expect("an object of the store");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Whether all is well: what is wrong, and what to do about it.
+
+use blockd_api::{
+    events::{Event, Severity},
+    schedules::{Run, RunState, ScheduleList},
+    tasks::{Task, TaskKind, TaskStage},
+    volumes::{Volume, VolumeState},
+};
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+/// How long ago an event is that is told of, in hours.
+const RECENT_H: i64 = 24;
+/// The most events that are told of.
+const MAX_EVENTS: usize = 5;
+
+/// Something that is not well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trouble {
+    /// What.
+    pub what: String,
+    /// What to do about it.
+    pub todo: String,
+}
+
+impl Trouble {
+    fn new(what: String, todo: impl Into<String>) -> Self {
+        Self { what, todo: todo.into() }
+    }
+}
+
+/// What is known of a daemon, as far as it says whether all is well.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Its volumes.
+    pub volumes: Vec<Volume>,
+    /// Its schedules.
+    pub schedules: ScheduleList,
+    /// What they did, newest first.
+    pub runs: Vec<Run>,
+    /// Its tasks, newest first.
+    pub tasks: Vec<Task>,
+    /// What happened, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// Everything that is not well, the worst first.
+pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
+    let mut found = Vec::new();
+    for volume in &known.volumes {
+        let name = &volume.name;
+        if volume.state == VolumeState::Failed {
+            let reason = volume.state_reason.as_deref().unwrap_or("nobody knows why");
+            found.push(Trouble::new(
+                format!("volume {name} is not served: {reason}"),
+                format!("blockctl volume inspect {name}; a cloud snapshot of it can be restored under another name"),
+            ));
+        }
+        let problem = volume.attachment.as_ref().and_then(|attachment| attachment.problem.as_ref());
+        if let Some(problem) = problem {
+            found.push(Trouble::new(
+                format!("volume {name} has no device: {problem}"),
+                format!("blockctl volume attach {name}"),
+            ));
+        }
+    }
+    for schedule in &known.schedules.unreadable {
+        found.push(Trouble::new(
+            format!("schedule {} makes no backups: {}", schedule.uuid, schedule.error),
+            format!("blockctl cloudsnap schedules delete --uuid {}, and make it again", schedule.uuid),
+        ));
+    }
+    found.extend(failed_runs(known));
+    found.extend(kept_tasks(known));
+    found.extend(recent(known, now));
+    found
+}
+
+/// The newest run of each schedule, volume and place, where it failed.
+fn failed_runs(known: &Known) -> Vec<Trouble> {
+    let (mut seen, mut found) = (Vec::new(), Vec::new());
+    for run in &known.runs {
+        let of = (run.schedule, run.volume_id, run.credential);
+        // What was left out says nothing of what was made before.
+        let tells = matches!(run.state, RunState::Done | RunState::Failed | RunState::Expired);
+        if !tells || seen.contains(&of) {
+            continue;
+        }
+        seen.push(of);
+        let there = known.schedules.schedules.iter().any(|schedule| schedule.uuid == run.schedule);
+        if run.state == RunState::Failed && there {
+            let volume =
+                run.volume.as_ref().map_or_else(|| "no volume".to_owned(), |name| format!("volume {name}"));
+            let reason = run.reason.as_deref().unwrap_or("nobody knows why");
+            found.push(Trouble::new(
+                format!("the newest scheduled backup of {volume} failed: {reason}"),
+                format!(
+                    "blockctl cloudsnap history --uuid {}; again with blockctl cloudsnap schedules run-now",
+                    run.schedule
+                ),
+            ));
+        }
+    }
+    found
+}
+
+/// Tasks that ended without being done, and can go on.
+fn kept_tasks(known: &Known) -> Vec<Trouble> {
+    let kept = known.tasks.iter().filter(|task| task.resumable && task.state.stage.is_over());
+    kept.map(|task| {
+        let of = task.volume.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
+        let how = if task.state.stage == TaskStage::Stopped { "was stopped" } else { "failed" };
+        Trouble::new(
+            format!("{}{of} {how}, and can be taken up again", task.state.kind.title().to_lowercase()),
+            format!("blockctl cloudsnap resume --name {}", task.name),
+        )
+    })
+    .collect()
+}
+
+/// Errors of the last day that nothing made good since.
+fn recent(known: &Known, now: Timestamp) -> Vec<Trouble> {
+    let since = now.checked_sub(SignedDuration::from_hours(RECENT_H)).unwrap_or(Timestamp::MIN);
+    let is_recent = |event: &&Event| event.severity == Severity::Error && event.at >= since;
+    // A failed backup is told of by its run or its task, or a later one was done.
+    let is_told = |event: &&Event| event.kind.ends_with("-failed") && event.kind != "run-failed";
+    let made_good = |event: &Event| {
+        known.tasks.iter().any(|task| {
+            task.state.kind == TaskKind::Backup
+                && task.state.stage == TaskStage::Done
+                && task.volume == event.volume
+                && task.completed.is_some_and(|completed| completed > event.at)
+        })
+    };
+    let events = known.events.iter().rev().filter(is_recent);
+    let events = events.filter(|event| !is_told(event) || !made_good(event));
+    events
+        .take(MAX_EVENTS)
+        .map(|event| {
+            Trouble::new(event.message.clone(), format!("blockctl events --errors (event {})", event.id))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const NOW: &str = "2026-11-22T12:00:00Z";
+
+    fn known(parts: &Value) -> Known {
+        fn part<T: serde::de::DeserializeOwned>(parts: &Value, name: &str) -> Vec<T> {
+            let part = parts.get(name).cloned().unwrap_or_else(|| json!([]));
+            serde_json::from_value(part).unwrap()
+        }
+        Known {
+            volumes: part(parts, "volumes"),
+            schedules: ScheduleList {
+                schedules: part(parts, "schedules"),
+                unreadable: part(parts, "unreadable"),
+            },
+            runs: part(parts, "runs"),
+            tasks: part(parts, "tasks"),
+            events: part(parts, "events"),
+        }
+    }
+
+    fn told(parts: &Value) -> Vec<String> {
+        troubles(&known(parts), NOW.parse().unwrap()).into_iter().map(|one| one.what).collect()
+    }
+
+    fn run(id: u64, state: &str) -> Value {
+        json!({
+            "id": id, "schedule": "00000000-0000-0000-0000-000000000001", "rule": null, "nominal": NOW, "started": NOW,
+            "missed": 0, "volumeId": "7", "volume": "db", "credential": null, "state": state, "task": null,
+            "cloudsnap": null, "completed": null, "reason": "the store is full"
+        })
+    }
+
+    fn event(id: u64, at: &str, kind: &str) -> Value {
+        json!({
+            "id": id, "at": at, "severity": "error", "kind": kind, "volume": "db", "credential": "nas", "task": null,
+            "message": format!("{kind} {id}")
+        })
+    }
+
+    #[test]
+    fn nothing_known_is_nothing_wrong() {
+        assert!(told(&json!({})).is_empty());
+    }
+
+    #[test]
+    fn only_the_newest_run_counts_and_only_of_schedules_that_are_there() {
+        let schedule = json!([{
+            "uuid": "00000000-0000-0000-0000-000000000001", "selector": {}, "credentials": [], "rules": [], "policy": null,
+            "retain": {}, "full": false, "jitterSeconds": 0, "priority": "normal", "paused": false, "created": NOW,
+            "nextRun": null, "lastRun": null, "schedule": ""
+        }]);
+        let failed =
+            json!({ "schedules": schedule, "runs": [run(3, "skipped"), run(2, "failed"), run(1, "done")] });
+        assert_eq!(told(&failed), ["the newest scheduled backup of volume db failed: the store is full"]);
+        let good = json!({ "schedules": schedule, "runs": [run(2, "done"), run(1, "failed")] });
+        assert!(told(&good).is_empty());
+        assert!(told(&json!({ "runs": [run(1, "failed")] })).is_empty());
+    }
+
+    #[test]
+    fn errors_of_the_last_day_are_told_newest_first() {
+        let events = json!({ "events": [
+            event(1, "2026-11-21T11:59:00Z", "damage-found"),
+            event(2, "2026-11-21T12:01:00Z", "store-unreachable"),
+            event(3, "2026-11-22T11:00:00Z", "damage-found"),
+        ] });
+        assert_eq!(told(&events), ["damage-found 3", "store-unreachable 2"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_makes_no_backups() {
+        let parts = json!({ "unreadable": [{ "uuid": "x", "error": "no such time zone" }] });
+        assert_eq!(told(&parts), ["schedule x makes no backups: no such time zone"]);
+    }
+}

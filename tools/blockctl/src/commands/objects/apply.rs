@@ -1,0 +1,276 @@
+//! `blockctl apply`
+
+use super::{
+    RESUMED, UNDER_WAY, about_stores, api,
+    plan::{Plan, credential_name, limits, members, not_backed_up, place, plan, source},
+    read, scope_of,
+    world::World,
+    world_for,
+};
+use crate::{
+    cli::objects::ApplyArgs,
+    commands::Context,
+    failure::{EXIT_DONE, EXIT_FAILED, Failure},
+    objects::{
+        Body, Kind, Object,
+        backup::Volumes,
+        clone::{CLONED_FROM, Clone},
+    },
+    wait::follow,
+};
+use blockd_api::{
+    Labels, ObjectName, VolumeName, VolumeRef,
+    cloudsnaps::{StartBackup, StartRestore},
+    lazy::{StartLazyRestore, StoreLoss},
+    schedules::{Policy, PolicyName, UpdatePolicy, UpdateSchedule},
+    snapshots::CreateSnapshot,
+    tasks::TaskStage,
+    volumes::CloneVolume,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// What was done with an object.
+struct Done {
+    result: &'static str,
+    tasks: Vec<Uuid>,
+}
+
+impl Done {
+    fn only(result: &'static str) -> Self {
+        Self { result, tasks: Vec::new() }
+    }
+
+    fn started(tasks: Vec<Uuid>) -> Self {
+        Self { result: "started", tasks }
+    }
+}
+
+/// `apply`: the objects one after the other, up to the first that cannot be made so.
+pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> {
+    let objects = read(&args.from)?;
+    let mut world = world_for(context, &objects).await?;
+    let (wants_stores, scope) = (objects.iter().any(|one| about_stores(one.kind())), scope_of(&objects));
+    let (mut documents, mut status) = (Vec::new(), EXIT_DONE);
+    for object in objects {
+        let (shown, kind, name) = (object.to_string(), object.kind(), object.name.clone());
+        let planned = plan(&object, &world);
+        let is_change = !matches!(planned, Plan::Unchanged);
+        let done =
+            if args.dry_run { would(planned) } else { carry_out(context, object, planned, &world).await };
+        let done = done.inspect_err(|_| {
+            // What was done before stays, and is said.
+            if context.output.is_json() || documents.is_empty() {
+                return;
+            }
+            context.output.note(format!("{shown} failed; what is said above is done"));
+        })?;
+        let what = match (args.dry_run, done.tasks.as_slice()) {
+            (true, _) => format!("{shown} {} (dry run)", done.result),
+            (false, []) => format!("{shown} {}", done.result),
+            (false, tasks) => {
+                let tasks: Vec<String> = tasks.iter().map(ToString::to_string).collect();
+                format!("{shown} {} (task {})", done.result, tasks.join(", "))
+            }
+        };
+        if !context.output.is_json() {
+            context.output.line(what)?;
+        }
+        let mut document = json!({ "kind": kind.as_str(), "name": name, "result": done.result });
+        if !done.tasks.is_empty() {
+            document["tasks"] = json!(done.tasks);
+        }
+        if args.wait && !wait(context, &shown, &done.tasks, &mut document).await? {
+            status = EXIT_FAILED;
+        }
+        documents.push(document);
+        if is_change && !args.dry_run {
+            // A new place may hold what another host stored.
+            let is_stored = !done.tasks.is_empty() || kind == Kind::BackupLocation;
+            let cloudsnaps = world.cloudsnaps.take().filter(|_| !is_stored);
+            world = World { cloudsnaps, ..World::load(context).await? };
+            if wants_stores {
+                world.load_stores(context, &scope).await?;
+            }
+        }
+    }
+    if context.output.is_json() {
+        context.output.document(&json!({ "objects": documents }))?;
+    }
+    Ok(status)
+}
+
+/// Waits for tasks; false if one of them is not done.
+async fn wait(
+    context: &Context<'_>,
+    shown: &str,
+    tasks: &[Uuid],
+    document: &mut Value,
+) -> Result<bool, Failure> {
+    let (mut states, mut all_done) = (Vec::new(), true);
+    for task in tasks {
+        let ended = follow(&context.client, *task, context.output).await?;
+        states.push(ended.state.to_string());
+        if ended.state.stage == TaskStage::Done {
+            continue;
+        }
+        all_done = false;
+        let why = ended.error.map_or_else(|| "it was stopped".to_owned(), |error| error.message);
+        context.output.note(format!("error: {shown}: {}: {why}", ended.state));
+    }
+    if !states.is_empty() {
+        document["states"] = json!(states);
+    }
+    Ok(all_done)
+}
+
+fn would(planned: Plan) -> Result<Done, Failure> {
+    Ok(Done::only(match planned {
+        Plan::Unchanged => "unchanged",
+        Plan::Wait(_) => UNDER_WAY,
+        Plan::Resume(_) => RESUMED,
+        Plan::Create => "created",
+        Plan::Update(_) => "configured",
+        Plan::Refused(_, error) => return Err(api(error)),
+    }))
+}
+
+async fn carry_out(
+    context: &Context<'_>,
+    object: Object,
+    planned: Plan,
+    world: &World,
+) -> Result<Done, Failure> {
+    match planned {
+        Plan::Unchanged => Ok(Done::only("unchanged")),
+        Plan::Wait(tasks) => Ok(Done { result: UNDER_WAY, tasks }),
+        Plan::Resume(task) => {
+            context.client.resume_task(task).await?;
+            Ok(Done { result: RESUMED, tasks: vec![task] })
+        }
+        Plan::Refused(_, error) => Err(api(error)),
+        Plan::Create => create(context, object, world).await,
+        Plan::Update(_) => update(context, object, world).await.map(|()| Done::only("configured")),
+    }
+}
+
+async fn create(context: &Context<'_>, object: Object, world: &World) -> Result<Done, Failure> {
+    let client = &context.client;
+    let name = object.name;
+    match object.body {
+        Body::Location(location) => {
+            let request = location.request(&credential_name(&name).map_err(api)?)?;
+            client.create_credential(&request).await?;
+        }
+        Body::Policy(rules) => {
+            let request = Policy { name: policy_name(&name)?, rules: rules.to_api() };
+            client.create_policy(&request).await?;
+        }
+        Body::Schedule(schedule) => {
+            let made = client.create_schedule(&schedule.create(&name)).await?;
+            if schedule.suspend {
+                let request = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
+                client.update_schedule(made.uuid, &request).await?;
+            }
+        }
+        Body::Backup(backup) => {
+            if let Volumes::One(volume) = &backup.volumes {
+                let request = StartBackup {
+                    full: backup.full,
+                    cred_id: Some(place(&backup.location)),
+                    name: Some(name),
+                    ..StartBackup::of(VolumeRef::Name(volume.clone()))
+                };
+                return Ok(Done::started(vec![client.start_backup(&request).await?.task]));
+            }
+            let mut request = backup.request(&name);
+            let missing: Vec<VolumeRef> =
+                not_backed_up(world, &name, &backup).map(|volume| VolumeRef::Id(volume.id)).collect();
+            if !missing.is_empty() && missing.len() < members(world, &backup.volumes).count() {
+                // The others have theirs.
+                (request.group, request.label, request.volumes) = (None, None, missing);
+            }
+            let started = client.start_group_backup(&request).await?;
+            return Ok(Done::started(started.members.into_iter().flat_map(|member| member.tasks).collect()));
+        }
+        Body::Restore(restore) => {
+            let (snap, cred_id) = (source(&restore, world).map_err(api)?, Some(place(&restore.location)));
+            let volume = Some(volume_name(restore.target(&name))?);
+            if restore.lazy {
+                let request = StartLazyRestore {
+                    snap,
+                    volume,
+                    cred_id,
+                    hydrate: true,
+                    on_store_loss: StoreLoss::default(),
+                };
+                let started = client.start_lazy_restore(&request).await?;
+                return Ok(Done::started(started.task.into_iter().collect()));
+            }
+            let skip_damaged = restore.skip_damaged;
+            let request = StartRestore { volume, cred_id, skip_damaged, ..StartRestore::of(snap) };
+            return Ok(Done::started(vec![client.start_restore(&request).await?.task]));
+        }
+        Body::Clone(clone) => {
+            let target = volume_name(clone.target(&name))?;
+            clone_volume(context, &clone, target).await?;
+        }
+    }
+    Ok(Done::only("created"))
+}
+
+/// Makes a clone, of a snapshot that is taken now unless one is named.
+async fn clone_volume(context: &Context<'_>, clone: &Clone, name: VolumeName) -> Result<(), Failure> {
+    let client = &context.client;
+    let source = VolumeRef::Name(clone.source.clone());
+    let no_name = || Failure::usage(format!("no snapshot for a clone of {} can be named", clone.source));
+    let snapshot_name = clone.snapshot_name().ok_or_else(no_name)?;
+    let snapshot = clone.snapshot(snapshot_name.clone());
+    let origin = BTreeMap::from([(CLONED_FROM.to_owned(), snapshot.to_string())]);
+    let labels = Labels::try_from(origin).map_err(|error| Failure::usage(error.to_string()))?;
+    if clone.snapshot.is_none() {
+        let request = CreateSnapshot { name: Some(snapshot_name), ..CreateSnapshot::default() };
+        client.create_snapshot(&source, &request).await?;
+    }
+    let request = CloneVolume { name, snapshot: snapshot.clone(), labels };
+    let Err(error) = client.clone_volume(&source, &request).await else { return Ok(()) };
+    if clone.snapshot.is_none()
+        && let Err(left) = client.delete_snapshot(&snapshot).await
+    {
+        context.output.note(format!("warning: snapshot {snapshot}, taken for the clone, is left: {left}"));
+    }
+    Err(error.into())
+}
+
+async fn update(context: &Context<'_>, object: Object, world: &World) -> Result<(), Failure> {
+    let client = &context.client;
+    match &object.body {
+        Body::Location(location) => {
+            let limits = limits(world, &object.name, location.limits());
+            let name = credential_name(&object.name).map_err(api)?;
+            client.limit_credential(&place(&name), &limits).await?;
+        }
+        Body::Policy(rules) => {
+            let request = UpdatePolicy { rules: rules.to_api() };
+            client.update_policy(&policy_name(&object.name)?, &request).await?;
+        }
+        Body::Schedule(schedule) => {
+            let found = world.schedules.iter().find(|one| one.name.as_ref() == Some(&object.name));
+            if let Some((found, is)) = found.and_then(|one| Some((one, world.scheduled(one)?))) {
+                client.update_schedule(found.uuid, &schedule.update(&is)).await?;
+            }
+        }
+        // What is made once is made or not.
+        Body::Backup(_) | Body::Restore(_) | Body::Clone(_) => {}
+    }
+    Ok(())
+}
+
+fn policy_name(name: &ObjectName) -> Result<PolicyName, Failure> {
+    name.as_str().parse().map_err(|error: blockd_api::NameError| Failure::usage(error.to_string()))
+}
+
+fn volume_name(name: &str) -> Result<VolumeName, Failure> {
+    name.parse().map_err(|error: blockd_api::NameError| Failure::usage(error.to_string()))
+}

@@ -1,0 +1,203 @@
+//! `blockctl apply`, `get`, `describe`, `diff` and `delete`
+
+mod apply;
+mod delete;
+mod erase;
+mod plan;
+mod world;
+
+use super::Context;
+use crate::{
+    cli::objects::{DescribeArgs, DiffArgs, FileArg, Format, GetArgs},
+    failure::{EXIT_DONE, EXIT_FAILED, Failure},
+    objects::{self, Body, Kind, Object, emit::yaml},
+    table::Table,
+};
+use blockd_api::{ApiError, ClientError, ErrorCode, cloudsnaps::CloudsnapId};
+use plan::{Change, Plan, plan};
+use serde_json::{Value, json};
+use world::{Found, Scope, World, columns};
+
+/// The result for what tasks are making already.
+const UNDER_WAY: &str = "under way";
+/// The result for what a task is made to go on with.
+const RESUMED: &str = "resumed";
+
+pub use apply::run as apply;
+pub use delete::run as delete;
+
+/// The objects in all files, in an order in which each needs at most those before it.
+fn read(from: &FileArg) -> Result<Vec<Object>, Failure> {
+    let mut all: Vec<Object> = Vec::new();
+    for file in &from.file {
+        for object in objects::read(file)? {
+            let is_same = |other: &&Object| other.kind() == object.kind() && other.name == object.name;
+            if let Some(other) = all.iter().find(is_same) {
+                let message =
+                    format!("{}: line {}: {object} is in {} already", object.file, object.line, other.file);
+                return Err(Failure::usage(message));
+            }
+            all.push(object);
+        }
+    }
+    all.sort_by_key(Object::kind);
+    Ok(all)
+}
+
+/// Whether what is in the stores says what is to be done.
+fn about_stores(kind: Kind) -> bool {
+    matches!(kind, Kind::VolumeBackup | Kind::VolumeRestore)
+}
+
+/// What there is, as far as these objects are about it.
+async fn world_for(context: &Context<'_>, objects: &[Object]) -> Result<World, Failure> {
+    let mut world = World::load(context).await?;
+    if objects.iter().any(|one| about_stores(one.kind())) {
+        world.load_stores(context, &scope_of(objects)).await?;
+    }
+    Ok(world)
+}
+
+/// What of the stores these objects are about.
+fn scope_of(objects: &[Object]) -> Scope {
+    let location = |object: &Object| match &object.body {
+        Body::Backup(backup) => Some(backup.location.clone()),
+        Body::Restore(restore) => Some(restore.location.clone()),
+        _ => None,
+    };
+    Scope { locations: Some(objects.iter().filter_map(location).collect()), id: None }
+}
+
+/// What there is, as far as a kind, and what has this name, is about it.
+async fn world_for_kind(context: &Context<'_>, kind: Kind, scope: &Scope) -> Result<World, Failure> {
+    let mut world = World::load(context).await?;
+    if kind == Kind::VolumeBackup {
+        world.load_stores(context, scope).await?;
+    }
+    Ok(world)
+}
+
+fn api(error: ApiError) -> Failure {
+    Failure::Client(ClientError::Api(error))
+}
+
+/// What there is of a kind, or the one of this name.
+async fn found(context: &Context<'_>, kind: Kind, name: Option<&str>) -> Result<Vec<Found>, Failure> {
+    let id = name.and_then(|name| name.parse::<CloudsnapId>().ok());
+    let mut found = world_for_kind(context, kind, &Scope { locations: None, id }).await?.of(kind);
+    if let Some(name) = name {
+        found.retain(|one| one.name == name || (id.is_some() && one.status["cloudSnapID"] == name));
+        if found.is_empty() {
+            return Err(api(missing(kind, name)));
+        }
+    }
+    Ok(found)
+}
+
+fn missing(kind: Kind, name: &str) -> ApiError {
+    let code = match kind {
+        Kind::BackupLocation => ErrorCode::CredentialNotFound,
+        Kind::SchedulePolicy => ErrorCode::PolicyNotFound,
+        Kind::VolumeBackup => ErrorCode::CloudsnapNotFound,
+        Kind::VolumeBackupSchedule => ErrorCode::ScheduleNotFound,
+        Kind::VolumeRestore | Kind::VolumeClone => ErrorCode::VolumeNotFound,
+    };
+    ApiError::new(code, format!("there is no {kind}/{name}"))
+}
+
+/// `get`
+pub async fn get(context: &Context<'_>, args: GetArgs) -> Result<u8, Failure> {
+    let found = found(context, args.kind, args.name.as_deref()).await?;
+    let output = context.output;
+    let documents: Vec<Value> = found.iter().map(Found::document).collect();
+    if output.is_json() || args.output == Format::Json {
+        match (&args.name, documents.as_slice()) {
+            (Some(_), [one]) => output.document(one)?,
+            _ => output.document(&json!({ "items": documents }))?,
+        }
+    } else if args.output == Format::Yaml {
+        let texts: Vec<String> = documents.iter().map(yaml).collect();
+        output.raw(texts.join("---\n").as_bytes())?;
+    } else {
+        let mut table = Table::new(columns(args.kind));
+        for one in found {
+            let mut row = vec![one.name];
+            row.extend(one.cells);
+            table.row(row);
+        }
+        output.table(&table)?;
+    }
+    Ok(EXIT_DONE)
+}
+
+/// `describe`
+pub async fn describe(context: &Context<'_>, args: DescribeArgs) -> Result<u8, Failure> {
+    let found = found(context, args.kind, Some(&args.name)).await?;
+    let documents: Vec<Value> = found.iter().map(Found::document).collect();
+    if context.output.is_json() {
+        context.output.document(&json!({ "items": documents }))?;
+    } else {
+        let texts: Vec<String> = documents.iter().map(yaml).collect();
+        context.output.raw(texts.join("---\n").as_bytes())?;
+    }
+    Ok(EXIT_DONE)
+}
+
+/// `diff`
+pub async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<u8, Failure> {
+    let objects = read(&args.from)?;
+    let world = world_for(context, &objects).await?;
+    let (mut documents, mut differs) = (Vec::new(), false);
+    for object in &objects {
+        let planned = plan(object, &world);
+        let (result, changes, reason) = match &planned {
+            Plan::Unchanged => ("unchanged", &[][..], None),
+            Plan::Wait(_) => (UNDER_WAY, &[][..], None),
+            Plan::Resume(_) => (RESUMED, &[][..], None),
+            Plan::Create => ("created", &[][..], None),
+            Plan::Update(changes) => ("configured", changes.as_slice(), None),
+            Plan::Refused(changes, error) => ("refused", changes.as_slice(), Some(&error.message)),
+        };
+        differs |= !matches!(planned, Plan::Unchanged | Plan::Wait(_));
+        if context.output.is_json() {
+            let changes: Vec<Value> = changes
+                .iter()
+                .map(|change| json!({ "path": change.path, "is": change.is, "should": change.should }))
+                .collect();
+            documents.push(json!({
+                "kind": object.kind().as_str(), "name": object.name, "result": result, "changes": changes, "reason": reason
+            }));
+            continue;
+        }
+        match &planned {
+            Plan::Unchanged => {}
+            Plan::Wait(_) | Plan::Resume(_) => context.output.line(format!("  {object} {result}"))?,
+            Plan::Create => {
+                context.output.line(format!("+ {object}"))?;
+                for line in yaml(&object.view()).lines() {
+                    context.output.line(format!("+   {line}"))?;
+                }
+            }
+            Plan::Update(_) | Plan::Refused(..) => {
+                context.output.line(format!("  {object}"))?;
+                changes.iter().try_for_each(|change| show(context, change))?;
+                if let Some(reason) = reason {
+                    context.output.note(format!("error: {reason}"));
+                }
+            }
+        }
+    }
+    if context.output.is_json() {
+        context.output.document(&json!({ "objects": documents }))?;
+    }
+    Ok(if differs { EXIT_FAILED } else { EXIT_DONE })
+}
+
+fn show(context: &Context<'_>, change: &Change) -> Result<(), Failure> {
+    for (sign, value) in [('-', &change.is), ('+', &change.should)] {
+        if let Some(value) = value {
+            context.output.line(format!("{sign}   {}: {value}", change.path))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,410 @@
+//! What would have to be done for an object to be as its file says.
+
+use super::world::{World, backup_name};
+use crate::objects::{
+    Body, Kind, Object,
+    backup::{Backup, Volumes},
+    clone::{CLONED_FROM, Clone},
+    restore::{Restore, Source},
+    rules::Rules,
+    schedule::Scheduled,
+};
+use blockd_api::{
+    ApiError, CredentialName, CredentialRef, DailyLimit, ErrorCode, ObjectName, VolumeId, VolumeName,
+    cloudsnaps::{Cloudsnap, CloudsnapId},
+    credentials::CredentialLimits,
+    tasks::{Task, TaskKind, TaskStage},
+    volumes::{Volume, VolumeState},
+};
+use serde_json::Value;
+use uuid::Uuid;
+
+/// A field that is not as it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Where it is.
+    pub path: String,
+    /// What it is.
+    pub is: Option<Value>,
+    /// What it should be.
+    pub should: Option<Value>,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Plan {
+    /// Nothing.
+    Unchanged,
+    /// Nothing but to wait: these tasks are making it.
+    Wait(Vec<Uuid>),
+    /// Take up this task again, which ended before it was made.
+    Resume(Uuid),
+    /// Make it.
+    Create,
+    /// Change it so.
+    Update(Vec<Change>),
+    /// It cannot be made so.
+    Refused(Vec<Change>, ApiError),
+}
+
+/// The fields that differ. With `said_only`, what is not said may be anything.
+pub fn changes(is: &Value, should: &Value, said_only: bool) -> Vec<Change> {
+    let mut found = Vec::new();
+    compare("", Some(is), Some(should), said_only, &mut found);
+    found
+}
+
+fn compare(path: &str, is: Option<&Value>, should: Option<&Value>, said_only: bool, found: &mut Vec<Change>) {
+    if is == should || (said_only && should.is_none()) {
+        return;
+    }
+    let (Some(Value::Object(has)), Some(Value::Object(wants))) = (is, should) else {
+        found.push(Change { path: path.to_owned(), is: is.cloned(), should: should.cloned() });
+        return;
+    };
+    let mut names: Vec<&String> = has.keys().chain(wants.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        compare(&path, has.get(name), wants.get(name), said_only, found);
+    }
+}
+
+fn refused(object: &Object, code: ErrorCode, what: &str) -> ApiError {
+    ApiError::new(code, format!("{object}: {what}"))
+}
+
+/// What is to be done for an object.
+pub fn plan(object: &Object, world: &World) -> Plan {
+    match &object.body {
+        Body::Location(_) => plan_location(object, world),
+        Body::Policy(rules) => plan_policy(object, rules, world),
+        Body::Schedule(schedule) => plan_schedule(object, schedule, world),
+        Body::Backup(backup) => plan_backup(object, backup, world),
+        Body::Restore(restore) => plan_restore(object, restore, world),
+        Body::Clone(clone) => plan_clone(object, clone, world),
+    }
+}
+
+fn view_of(kind: Kind, name: &str, world: &World) -> Option<Value> {
+    world.of(kind).into_iter().find(|found| found.name == name).map(|found| found.view())
+}
+
+fn plan_location(object: &Object, world: &World) -> Plan {
+    let Some(is) = view_of(Kind::BackupLocation, object.name.as_str(), world) else { return Plan::Create };
+    let changes = changes(&is, &object.view(), true);
+    if changes.is_empty() {
+        return Plan::Unchanged;
+    }
+    let fixed: Vec<&str> = changes
+        .iter()
+        .map(|change| change.path.as_str())
+        .filter(|path| !path.starts_with("location.limit"))
+        .collect();
+    if fixed.is_empty() {
+        return Plan::Update(changes);
+    }
+    let what = format!(
+        "{} cannot be changed: give the other place another name, or delete this one first",
+        fixed.join(", ")
+    );
+    let error = refused(object, ErrorCode::CredentialExists, &what);
+    Plan::Refused(changes, error)
+}
+
+fn plan_policy(object: &Object, rules: &Rules, world: &World) -> Plan {
+    let Some(is) = world.policies.iter().find(|policy| policy.name.as_str() == object.name.as_str()) else {
+        return Plan::Create;
+    };
+    if Rules::of(&is.rules) == *rules {
+        return Plan::Unchanged;
+    }
+    let view = view_of(Kind::SchedulePolicy, object.name.as_str(), world).unwrap_or_default();
+    Plan::Update(changes(&view, &object.view(), false))
+}
+
+fn plan_schedule(object: &Object, should: &Scheduled, world: &World) -> Plan {
+    let Some(one) = world.schedules.iter().find(|one| one.name.as_ref() == Some(&object.name)) else {
+        return Plan::Create;
+    };
+    let view = view_of(Kind::VolumeBackupSchedule, object.name.as_str(), world).unwrap_or_default();
+    let changes = changes(&view, &object.view(), false);
+    let Some(is) = world.scheduled(one) else {
+        let error =
+            refused(object, ErrorCode::ScheduleExists, "its volume is gone: delete the schedule first");
+        return Plan::Refused(changes, error);
+    };
+    let fixed = should.fixed(&is);
+    if is == *should {
+        Plan::Unchanged
+    } else if fixed.is_empty() {
+        Plan::Update(changes)
+    } else {
+        let what =
+            format!("{} cannot be changed: delete the schedule first, its backups stay", fixed.join(", "));
+        Plan::Refused(changes, refused(object, ErrorCode::ScheduleExists, &what))
+    }
+}
+
+/// The cloud snapshots of a name in a place.
+pub fn backups_named<'a>(
+    world: &'a World,
+    name: &'a ObjectName,
+    place: &'a CredentialName,
+) -> impl Iterator<Item = &'a Cloudsnap> {
+    let there = world.cloudsnaps.iter().flatten();
+    there.filter(move |one| {
+        backup_name(one) == name.as_str() && one.metadata.credential_name == place.as_str()
+    })
+}
+
+/// The volumes that are meant, as they are now.
+pub fn members<'a>(world: &'a World, volumes: &'a Volumes) -> impl Iterator<Item = &'a Volume> {
+    world.volumes.iter().filter(move |volume| match volumes {
+        Volumes::One(name) => volume.name == *name,
+        Volumes::Group(group) => volume.group.as_ref() == Some(group),
+        Volumes::Label(label) => volume.labels.matches(label),
+    })
+}
+
+/// Whether what has this volume's id and name is of one of the volumes that are meant.
+fn is_of(world: &World, volumes: &Volumes, id: Option<VolumeId>, name: &str) -> bool {
+    let is_one = |volume: &Volume| id.map_or(volume.name.as_str() == name, |id| volume.id == id);
+    if members(world, volumes).any(is_one) {
+        return true;
+    }
+    // Of a volume that is gone the name is all that is known.
+    matches!(volumes, Volumes::One(wanted) if wanted.as_str() == name && world.volume(wanted).is_none())
+}
+
+/// Whether a cloud snapshot is of one of the volumes that are meant.
+pub fn is_backup_of(world: &World, volumes: &Volumes, one: &Cloudsnap) -> bool {
+    is_of(world, volumes, Some(one.src_volume_id), &one.src_volume_name)
+}
+
+/// Whether a task backs up one of the volumes that are meant.
+pub fn is_task_of(world: &World, volumes: &Volumes, task: &Task) -> bool {
+    let id = task.source_volume.as_ref().and_then(|id| id.parse::<CloudsnapId>().ok()).map(|id| id.volume);
+    is_of(world, volumes, id, task.volume.as_ref().map_or("", VolumeName::as_str))
+}
+
+/// Those of the volumes that are meant which have no backup of this name, and of which none is under way.
+pub fn not_backed_up<'a>(
+    world: &'a World,
+    name: &'a ObjectName,
+    backup: &'a Backup,
+) -> impl Iterator<Item = &'a Volume> {
+    members(world, &backup.volumes).filter(move |volume| {
+        let alone = Volumes::One(volume.name.clone());
+        !backups_named(world, name, &backup.location).any(|one| is_backup_of(world, &alone, one))
+            && !under_way(world, name, &backup.location).any(|task| is_task_of(world, &alone, task))
+    })
+}
+
+fn plan_backup(object: &Object, backup: &Backup, world: &World) -> Plan {
+    let there = || backups_named(world, &object.name, &backup.location);
+    let being_made = || under_way(world, &object.name, &backup.location);
+    if let Some(error) = unlisted(world, &backup.location) {
+        return Plan::Refused(
+            Vec::new(),
+            ApiError { message: format!("{object}: {}", error.message), ..error },
+        );
+    }
+    let is_there = there().any(|one| is_backup_of(world, &backup.volumes, one))
+        || being_made().any(|task| is_task_of(world, &backup.volumes, task));
+    if is_there && not_backed_up(world, &object.name, backup).next().is_none() {
+        let is_meant = |task: &&Task| is_task_of(world, &backup.volumes, task);
+        let tasks: Vec<Uuid> = being_made().filter(is_meant).map(|task| task.name).collect();
+        return if tasks.is_empty() { Plan::Unchanged } else { Plan::Wait(tasks) };
+    }
+    if let Volumes::One(wanted) = &backup.volumes {
+        let is_other = |name: &&str| *name != wanted.as_str();
+        let tasks = being_made().filter_map(|task| task.volume.as_ref().map(VolumeName::as_str));
+        let mut names = there().map(|one| one.src_volume_name.as_str()).chain(tasks);
+        if let Some(other) = names.find(is_other) {
+            let what =
+                format!("there is a backup of this name of volume {other}: give this one another name");
+            return Plan::Refused(Vec::new(), refused(object, ErrorCode::InvalidRequest, &what));
+        }
+    }
+    Plan::Create
+}
+
+/// Why it is not known what is in a location, if it is not.
+pub fn unlisted(world: &World, location: &CredentialName) -> Option<ApiError> {
+    let error = world.unlisted.get(location.as_str())?;
+    let message = format!("BackupLocation/{location} cannot be listed: {}", error.message);
+    Some(ApiError { message, ..error.clone() })
+}
+
+/// The tasks that make a backup of a name in a place now.
+pub fn under_way<'a>(
+    world: &'a World,
+    name: &'a ObjectName,
+    place: &'a CredentialName,
+) -> impl Iterator<Item = &'a Task> {
+    world.tasks.iter().filter(move |task| {
+        task.state.kind == TaskKind::Backup
+            && !task.state.stage.is_over()
+            && task.label.as_ref() == Some(name)
+            && task.credential_name.as_ref() == Some(place)
+    })
+}
+
+fn plan_restore(object: &Object, restore: &Restore, world: &World) -> Plan {
+    let target = restore.target(&object.name);
+    let Some(volume) = world.volumes.iter().find(|volume| volume.name.as_str() == target) else {
+        let by_name = matches!(restore.source, Source::Backup(..));
+        return match unlisted(world, &restore.location).filter(|_| by_name) {
+            Some(error) => Plan::Refused(
+                Vec::new(),
+                ApiError { message: format!("{object}: {}", error.message), ..error },
+            ),
+            None => Plan::Create,
+        };
+    };
+    let of_target = |task: &&Task| {
+        task.state.kind == TaskKind::Restore
+            && task.volume.as_ref().is_some_and(|volume| volume.as_str() == target)
+    };
+    // The newest comes first. Of a volume that was restored long ago nobody may know any more what it was.
+    let task = world.tasks.iter().find(of_target);
+    let was = task.and_then(|task| task.source_volume.clone());
+    let wanted = source(restore, world).ok().map(|id| id.to_string());
+    match (was, wanted) {
+        (Some(was), Some(wanted)) if was != wanted => {
+            let what = format!(
+                "volume {target} is there already, and was restored from {was}: delete it first, or name another one in destinationVolume"
+            );
+            Plan::Refused(Vec::new(), refused(object, ErrorCode::VolumeExists, &what))
+        }
+        _ => task.map_or(Plan::Unchanged, |task| plan_restored(object, volume, task)),
+    }
+}
+
+/// What is to be done for a volume that this task restores, or did.
+fn plan_restored(object: &Object, volume: &Volume, task: &Task) -> Plan {
+    let is_whole = volume.state == VolumeState::Up && volume.hydration.is_none();
+    match task.state.stage {
+        TaskStage::Done => Plan::Unchanged,
+        stage if !stage.is_over() => Plan::Wait(vec![task.name]),
+        _ if is_whole => Plan::Unchanged,
+        _ if task.resumable => Plan::Resume(task.name),
+        _ => {
+            let why = task.error.as_ref().map_or("it was stopped", |error| error.message.as_str());
+            let what = format!("its restore cannot go on ({why}): delete volume {} first", volume.name);
+            Plan::Refused(Vec::new(), refused(object, ErrorCode::VolumeFailed, &what))
+        }
+    }
+}
+
+/// The cloud snapshot that a restore means.
+///
+/// # Errors
+/// There is none of the name, or there are several.
+pub fn source(restore: &Restore, world: &World) -> Result<CloudsnapId, ApiError> {
+    let (name, volume) = match &restore.source {
+        Source::Cloudsnap(id) => return Ok(*id),
+        Source::Backup(name, volume) => (name, volume),
+    };
+    let is_meant =
+        |one: &&Cloudsnap| volume.as_ref().is_none_or(|volume| one.src_volume_name == volume.as_str());
+    let found: Vec<&Cloudsnap> = backups_named(world, name, &restore.location).filter(is_meant).collect();
+    let missing = |what: String| Err(ApiError::new(ErrorCode::CloudsnapNotFound, what));
+    match found.as_slice() {
+        [one] => Ok(one.id),
+        [] if under_way(world, name, &restore.location).next().is_some() => missing(format!(
+            "VolumeBackup/{name} is not done yet: apply this again when it is, or with --wait"
+        )),
+        [] => missing(format!(
+            "there is no VolumeBackup/{name} of this host in BackupLocation/{}: what another one stored is named by its cloudSnapID",
+            restore.location
+        )),
+        several => {
+            let what = format!(
+                "VolumeBackup/{name} is there several times ({}): say which in sourceVolume, or with its cloudSnapID",
+                listed(several)
+            );
+            Err(ApiError::new(ErrorCode::InvalidRequest, what))
+        }
+    }
+}
+
+/// Cloud snapshots in a message.
+pub fn listed(several: &[&Cloudsnap]) -> String {
+    let one = |one: &&Cloudsnap| {
+        format!("{} of {} in {}", one.id, one.src_volume_name, one.metadata.credential_name)
+    };
+    several.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn plan_clone(object: &Object, clone: &Clone, world: &World) -> Plan {
+    let target = clone.target(&object.name);
+    let Some(volume) = world.volumes.iter().find(|volume| volume.name.as_str() == target) else {
+        return Plan::Create;
+    };
+    if volume.labels.as_map().get(CLONED_FROM).is_some_and(|origin| clone.is_of(origin)) {
+        return Plan::Unchanged;
+    }
+    let of = clone.snapshot.as_ref().map_or_else(String::new, |snapshot| format!("@{snapshot}"));
+    let what = format!(
+        "volume {target} is there already, and is no clone of {}{of}: delete it first, or name another one in destinationVolume",
+        clone.source
+    );
+    Plan::Refused(Vec::new(), refused(object, ErrorCode::VolumeExists, &what))
+}
+
+/// The limits that a location should have: what it says, and else what it has.
+pub fn limits(
+    world: &World,
+    name: &ObjectName,
+    said: (Option<&DailyLimit>, Option<&DailyLimit>, Option<&String>),
+) -> CredentialLimits {
+    let Some(is) = world.credentials.iter().find(|one| one.name.as_str() == name.as_str()) else {
+        return CredentialLimits::default();
+    };
+    let has = |otherwise_bytes_per_s, windows: &[blockd_api::LimitWindow]| DailyLimit {
+        otherwise_bytes_per_s,
+        windows: windows.to_vec(),
+    };
+    let (upload, download, time_zone) = said;
+    CredentialLimits {
+        upload: upload.cloned().unwrap_or_else(|| has(is.limit_upload_bytes_per_s, &is.limit_upload_windows)),
+        download: download
+            .cloned()
+            .unwrap_or_else(|| has(is.limit_download_bytes_per_s, &is.limit_download_windows)),
+        time_zone: time_zone.cloned().or_else(|| is.limit_time_zone.clone()),
+    }
+}
+
+/// The name of a location; object names have the same rules.
+///
+/// # Errors
+/// It is no name of a credential.
+pub fn credential_name(name: &ObjectName) -> Result<CredentialName, ApiError> {
+    Ok(name.as_str().parse::<CredentialName>()?)
+}
+
+/// The location as the daemon takes it.
+pub fn place(name: &CredentialName) -> CredentialRef {
+    CredentialRef::Name(name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_differs_is_told_by_path() {
+        let is = json!({ "a": { "b": 1, "c": [1, 2], "d": 4 }, "e": 5 });
+        let should = json!({ "a": { "b": 1, "c": [1, 3] }, "f": 6 });
+        let told = |said_only| -> Vec<String> {
+            changes(&is, &should, said_only).into_iter().map(|change| change.path).collect()
+        };
+        assert_eq!(told(false), ["a.c", "a.d", "e", "f"]);
+        assert_eq!(told(true), ["a.c", "f"]);
+        assert!(changes(&is, &is, false).is_empty());
+    }
+}

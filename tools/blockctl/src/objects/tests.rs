@@ -1,0 +1,400 @@
+use super::*;
+use blockd_api::credentials::{AzureAuth, CreateCredential, ProviderRequest, SwiftAuth};
+
+fn objects(text: &str) -> Vec<Object> {
+    parse(text, "test.yaml", Path::new("/dir")).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+fn object(kind: Kind, body: &str) -> Object {
+    let head = format!("apiVersion: blockd/v1\nkind: {kind}\nmetadata: {{name: x}}\n");
+    objects(&(head + body)).remove(0)
+}
+
+fn problems(text: &str) -> Vec<String> {
+    parse(text, "test.yaml", Path::new("/dir")).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+fn credential(body: &str) -> CreateCredential {
+    match object(Kind::BackupLocation, body).body {
+        Body::Location(location) => location.request(&"x".parse().unwrap()).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn kinds_have_several_names() {
+    for text in ["VolumeBackup", "volumebackups", "vb", "VB"] {
+        assert_eq!(text.parse(), Ok(Kind::VolumeBackup), "{text}");
+    }
+    assert_eq!("schedulepolicies".parse(), Ok(Kind::SchedulePolicy));
+    for kind in Kind::ALL {
+        assert_eq!(kind.as_str().parse(), Ok(kind));
+    }
+    assert!("Volume".parse::<Kind>().unwrap_err().to_string().contains("VolumeRestore and VolumeClone"));
+}
+
+#[test]
+fn what_is_wrong_is_named_by_path_and_line() {
+    let text = "\
+apiVersion: v2
+kind: SchedulePolicy
+metadata:
+  name: gold
+  nmae: x
+policy:
+  interval: {intervalMinutes: 60, retain: many}
+  daily: {time: \"25:00\", retain: 0}
+  weekly: [{day: Someday, time: \"1:00\"}]
+  monthly: {date: 14}
+  hourly: {}
+---
+kind: VolumeBackupSchedule
+apiVersion: blockd/v1
+metadata: {name: nightly}
+spec:
+  schedule:
+    interval: {intervalMinutes: 5, retain: 2.5}
+  retain: {hourly: 3, never: 1}
+  priority: highest
+  template:
+    spec:
+      namespaces: [mysql]
+      reclaimPolicy: Delete
+---
+kind: Pod
+apiVersion: blockd/v1
+metadata: {name: -x}
+";
+    assert_eq!(
+        problems(text),
+        [
+            "line 1: apiVersion: \"v2\" is not known: write blockd/v1",
+            "line 5: metadata.nmae: there is no such field: there are annotations, labels, name, namespace",
+            "line 7: policy.interval.retain: \"many\" is no whole number from 1 on",
+            "line 8: policy.daily.retain: \"0\" is no whole number from 1 on",
+            "line 8: policy.daily: \"25:00\" cannot be the time of a schedule: give HH:MM from 00:00 to 23:59, or 12:00AM to 11:59PM",
+            "line 9: policy.weekly[0]: \"Someday\" cannot be the weekday of a schedule: give Monday to Sunday, or Mon to Sun",
+            "line 10: policy.monthly.time: this is missing",
+            "line 11: policy.hourly: there is no such field: there are calendar, cron, daily, interval, monthly, timeZone, weekly",
+            "line 17: spec.priority: \"highest\" is none of low, normal and high",
+            "line 18: spec.schedule.interval.retain: \"2.5\" is no whole number from 1 on",
+            "line 19: spec.retain.never: there is no such field: there are daily, hourly, last, monthly, timeZone, weekly, yearly",
+            "line 23: spec.template.spec.backupLocation: this is missing",
+            "line 23: spec.template.spec.volume: one of volume, group and selectors is expected",
+            "line 23: spec.template.spec.namespaces: there are none here: name a volume, a group, or labels of volumes in selectors",
+            "line 23: spec.template.spec.reclaimPolicy: only Retain is possible: backups outlive what made them",
+            "line 26: kind: `Pod` is no kind of object: there are BackupLocation, SchedulePolicy, VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone",
+            "line 28: metadata.name: the name \"-x\" must begin with a letter or a digit",
+        ]
+    );
+}
+
+#[test]
+fn files_without_objects_or_with_one_twice_are_refused() {
+    assert_eq!(problems("# nothing\n"), ["line 1: there is no object in it"]);
+    let one = "apiVersion: blockd/v1\nkind: VolumeClone\nmetadata: {name: a}\nspec: {sourceVolume: v}\n";
+    assert_eq!(
+        problems(&format!("{one}---\n{one}")),
+        ["line 6: metadata.name: VolumeClone/a is in line 1 already"]
+    );
+    assert_eq!(problems("[1]"), ["line 1: fields are expected here"]);
+}
+
+/// The policy of the custom resources that the fields are named after.
+#[test]
+fn a_policy_is_read_as_it_is_written_elsewhere() {
+    let text = "\
+apiVersion: stork.libopenstorage.org/v1alpha1
+kind: SchedulePolicy
+metadata:
+  name: backupSchedule
+policy:
+  interval:
+    intervalMinutes: 60
+    retain: 5
+  daily:
+    time: \"10:14PM\"
+    retain: 5
+  weekly:
+    day: \"Thursday\"
+    time: \"10:13PM\"
+    retain: 5
+  monthly:
+    date: 14
+    time: \"8:05PM\"
+    retain: 5
+";
+    let object = objects(text).remove(0);
+    let Body::Policy(rules) = &object.body else { panic!("{object:?}") };
+    let told: Vec<String> = rules.to_api().iter().map(|rule| rule.when.to_string()).collect();
+    assert_eq!(told, ["periodic 60min", "daily @22:14", "weekly Thursday@22:13", "monthly 14@20:05"]);
+    assert!(rules.to_api().iter().all(|rule| rule.retain.as_ref().is_some_and(|keep| keep.keep_last == 5)));
+    assert_eq!(
+        object.view()["policy"],
+        json!({
+            "interval": { "intervalMinutes": 60, "retain": 5 },
+            "daily": { "time": "22:14", "retain": 5 },
+            "weekly": { "day": "Thursday", "time": "22:13", "retain": 5 },
+            "monthly": { "date": 14, "time": "20:05", "retain": 5 }
+        })
+    );
+}
+
+#[test]
+fn rules_are_written_as_they_are_read() {
+    for body in [
+        "policy: {interval: {intervalMinutes: 15}}",
+        "policy: {timeZone: Europe/Berlin, daily: [{time: \"01:00\", retain: 3}, {time: \"13:00\"}], interval: {intervalMinutes: 60}}",
+        "policy: {daily: {time: \"01:00\", timeZone: Asia/Tokyo}, weekly: {day: Sun, time: \"3:00\"}}",
+        "policy: {cron: {expression: 30 2 * * 1-5, retain: {last: 2, weekly: 4, timeZone: Europe/Berlin}}}",
+        "policy: {calendar: {expression: \"Mon..Fri *-*-* 02:30\", retain: all}}",
+    ] {
+        let first = object(Kind::SchedulePolicy, body);
+        let again = objects(&emit::yaml(&first.view())).remove(0);
+        let (Body::Policy(rules), Body::Policy(same)) = (&first.body, &again.body) else {
+            panic!("{first:?}")
+        };
+        assert_eq!(rules, same, "{}", emit::yaml(&first.view()));
+        assert_eq!(first.view(), again.view());
+    }
+}
+
+#[test]
+fn minutes_are_the_same_in_every_time_zone() {
+    let rules = |when: &str| {
+        rules::Rules::of(&[blockd_api::schedules::Rule { when: when.parse().unwrap(), retain: None }])
+    };
+    assert_eq!(rules("periodic 60 Europe/Berlin"), rules("periodic 60"));
+    assert_ne!(rules("daily 01:00 Europe/Berlin"), rules("daily 01:00"));
+}
+
+#[test]
+fn a_location_of_the_custom_resources_becomes_a_credential() {
+    let made = credential(
+        "location:\n  type: s3\n  path: bucket-name\n  sync: true\n  s3Config:\n    region: eu-west-1\n    accessKeyID: A\n    \
+         secretAccessKey: planted\n    endpoint: \"http://h:9010\"\n    disableSSL: true\n",
+    );
+    let ProviderRequest::S3 { endpoint, region, bucket, access_key, secret_key, disable_ssl, .. } =
+        made.provider
+    else {
+        panic!("not S3")
+    };
+    assert_eq!((endpoint.as_str(), region.as_str(), bucket.as_str()), ("h:9010", "eu-west-1", "bucket-name"));
+    assert_eq!((access_key.as_deref(), disable_ssl), (Some("A"), true));
+    assert_eq!(secret_key.unwrap().expose(), "planted");
+    let made = credential(
+        "location: {type: azure, path: c, azureConfig: {storageAccountName: a, storageAccountKey: k}, encryptionKey: p}",
+    );
+    assert_eq!(made.encryption_passphrase.unwrap().expose(), "p");
+    assert!(matches!(made.provider, ProviderRequest::Azure { auth: AzureAuth::AccountKey { .. }, .. }));
+    let made = credential(
+        "location: {type: swift, path: c, swiftConfig: {authURL: \"https://h/auth/v1.0\", user: u, key: k}}",
+    );
+    assert!(matches!(made.provider, ProviderRequest::Swift { auth: SwiftAuth::V1 { .. }, .. }));
+    let made = credential("location: {type: local, path: below, limitUpload: 20MiB}");
+    assert_eq!(made.connection.limit_upload_bytes_per_s, Some(20 << 20));
+    let ProviderRequest::Local { path } = made.provider else { panic!("not local") };
+    assert_eq!(path, Path::new("/dir/below"));
+}
+
+#[test]
+fn no_view_has_a_secret() {
+    let object = object(
+        Kind::BackupLocation,
+        "location: {type: s3, path: b, encryptionKey: planted, s3Config: {endpoint: \"https://e/\", accessKeyID: A, secretAccessKey: planted}}",
+    );
+    assert_eq!(
+        object.view()["location"],
+        json!({
+            "type": "s3", "path": "b", "encrypted": true,
+            "s3Config": { "endpoint": "e", "accessKeyID": "A", "disableSSL": false }
+        })
+    );
+    assert!(!format!("{object:?}").contains("planted"));
+}
+
+#[test]
+fn storage_blocks_of_snapshots_are_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::create_dir(&secret).unwrap();
+    for (key, value) in [
+        ("AWS_ACCESS_KEY_ID", "A"),
+        ("AWS_SECRET_ACCESS_KEY", "S"),
+        ("AZURE_ACCOUNT_NAME", "acct"),
+        ("AZURE_ACCOUNT_KEY", "K"),
+        ("GOOGLE_PROJECT_ID", "proj"),
+        ("GOOGLE_SERVICE_ACCOUNT_JSON_KEY", "{}"),
+        ("OS_AUTH_URL", "https://h/v3"),
+        ("OS_USERNAME", "u"),
+        ("OS_PASSWORD", "P"),
+        ("OS_PROJECT_NAME", "proj"),
+    ] {
+        std::fs::write(secret.join(key), value).unwrap();
+    }
+    let made = |blocks: &str| {
+        let text = format!(
+            "apiVersion: kubedb.com/v1alpha1\nkind: BackupLocation\nmetadata: {{name: x}}\nspec: {{storageSecretName: secret, {blocks}}}\n"
+        );
+        match parse(&text, "f", dir.path()).unwrap().remove(0).body {
+            Body::Location(location) => location.request(&"x".parse().unwrap()).unwrap().provider,
+            other => panic!("{other:?}"),
+        }
+    };
+    let ProviderRequest::S3 { endpoint, bucket, access_key, secret_key, .. } =
+        made("s3: {endpoint: s3.amazonaws.com, bucket: kubedb-qa, prefix: \"\"}")
+    else {
+        panic!("not S3")
+    };
+    assert_eq!((endpoint.as_str(), bucket.as_str()), ("s3.amazonaws.com", "kubedb-qa"));
+    assert_eq!((access_key.as_deref(), secret_key.unwrap().expose()), (Some("A"), "S"));
+    let ProviderRequest::Azure { account, container, .. } = made("azure: {container: c}") else { panic!() };
+    assert_eq!((account.as_str(), container.as_str()), ("acct", "c"));
+    let ProviderRequest::Google { project, .. } = made("gcs: {bucket: b}") else { panic!("not Google") };
+    assert_eq!(project.as_deref(), Some("proj"));
+    let ProviderRequest::Swift { auth, .. } = made("swift: {container: c}") else { panic!("not Swift") };
+    assert!(matches!(auth, SwiftAuth::V3 { .. }));
+    let ProviderRequest::Local { path } = made("local: {path: /repo}") else { panic!("not local") };
+    assert_eq!(path, Path::new("/repo"));
+}
+
+#[test]
+fn what_a_location_cannot_be_is_told() {
+    let head = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {name: x}\n";
+    for (body, told) in [
+        (
+            "spec: {s3: {endpoint: e, bucket: b, prefix: demo}}",
+            "spec.s3.prefix: blockd has a place of its own",
+        ),
+        (
+            "spec: {s3: {bucket: b}, gcs: {bucket: b}}",
+            "spec.s3: one of s3, gcs, azure, swift and local is expected, and there are 2",
+        ),
+        ("location: {type: tape, path: b}", "location.type: \"tape\" is no kind of store"),
+        ("location: {type: s3, path: b}", "location.s3Config: this is missing"),
+        (
+            "location: {type: local, path: b, s3Config: {endpoint: e}}",
+            "location.s3Config: this is not for a location of type local",
+        ),
+        (
+            "location: {type: s3, path: b, secretConfig: gone}",
+            "location.secretConfig: /dir/gone is no directory",
+        ),
+        (
+            "location: {type: local, path: b, limitUpload: much}",
+            "location.limitUpload: \"much\" is not a size",
+        ),
+        ("{}", "metadata"),
+        ("location: {type: local, path: b}\nspec: {}", "location: one of `location` and `spec` is expected"),
+    ] {
+        let text = if body == "{}" {
+            "apiVersion: blockd/v1\nkind: BackupLocation\n".to_owned()
+        } else {
+            format!("{head}{body}\n")
+        };
+        let found = problems(&text);
+        assert!(found.iter().any(|problem| problem.contains(told)), "{body}: {found:?}");
+    }
+}
+
+#[test]
+fn a_schedule_becomes_what_the_daemon_takes() {
+    let with = |spec: &str| match object(Kind::VolumeBackupSchedule, spec).body {
+        Body::Schedule(schedule) => *schedule,
+        other => panic!("{other:?}"),
+    };
+    let one = with(
+        "spec: {schedule: {daily: {time: \"21:00\"}}, suspend: true, template: {spec: {backupLocation: [nas, offsite], volume: db}}}",
+    );
+    let request = one.create(&"nightly".parse().unwrap());
+    assert_eq!(request.name.as_ref().map(ObjectName::as_str), Some("nightly"));
+    assert_eq!(request.cred_ids.len(), 2);
+    assert_eq!((request.retain.keep_last, request.rules.len(), one.suspend), (7, 1, true));
+    let gold = with(
+        "spec: {schedulePolicyName: gold, priority: high, jitterSeconds: 9, template: {spec: {backupLocation: nas, selectors: {app: shop, tier: db}, full: true}}}",
+    );
+    let request = gold.create(&"nightly".parse().unwrap());
+    assert!(request.retain.keeps_all() && request.full && request.rules.is_empty());
+    assert_eq!(request.selector.label.unwrap().labels().to_string(), "app=shop,tier=db");
+    assert_eq!((request.jitter_seconds.max_s, request.priority.as_str()), (9, "high"));
+    // Only what differs is changed.
+    let other = schedule::Scheduled { jitter_s: 1, ..gold.clone() };
+    let update = gold.update(&other);
+    assert_eq!(update.jitter_seconds.map(|jitter| jitter.max_s), Some(9));
+    assert!(update.rules.is_none() && update.policy.is_none() && update.paused.is_none());
+    assert!(gold.fixed(&other).is_empty());
+    assert_eq!(
+        one.fixed(&gold),
+        ["spec.template.spec.backupLocation", "spec.template.spec.volume", "spec.schedulePolicyName"]
+    );
+    for spec in [&one, &gold] {
+        let text = emit::yaml(&document(Kind::VolumeBackupSchedule, "nightly", "spec", &spec.view()));
+        let Body::Schedule(again) = objects(&text).remove(0).body else { panic!("{text}") };
+        assert_eq!(*again, *spec, "{text}");
+    }
+}
+
+#[test]
+fn what_is_made_once_becomes_what_the_daemon_takes() {
+    let Body::Backup(backup) = object(
+        Kind::VolumeBackup,
+        "spec: {backupLocation: nas, group: shop, full: true, reclaimPolicy: Delete}",
+    )
+    .body
+    else {
+        panic!("no backup")
+    };
+    let request = backup.request(&"b".parse().unwrap());
+    assert!(request.full && backup.reclaim && request.volumes.is_empty());
+    assert_eq!(request.group.unwrap().as_str(), "shop");
+    assert_eq!(request.name.unwrap().as_str(), "b");
+
+    let id = "2e4d4b67-95d7-481e-aec5-14223ac55170/1-2";
+    let restored =
+        object(Kind::VolumeRestore, &format!("spec: {{backupLocation: nas, cloudSnapID: {id}, lazy: true}}"));
+    assert_eq!(
+        restored.view()["spec"],
+        json!({ "backupLocation": "nas", "cloudSnapID": id, "destinationVolume": "x" })
+    );
+    let cloned = object(Kind::VolumeClone, "spec: {sourceVolume: db, destinationVolume: db2}");
+    let Body::Clone(clone) = &cloned.body else { panic!("no clone") };
+    let taken = [clone.snapshot_name().unwrap(), clone.snapshot_name().unwrap()];
+    assert_ne!(taken[0], taken[1], "one that is there may be old");
+    let origin = clone.snapshot(taken[0].clone()).to_string();
+    assert!(clone.is_of(&origin) && !clone.is_of("db@mine") && !clone.is_of(&format!("x{origin}")));
+    assert_eq!(cloned.view()["spec"], json!({ "sourceVolume": "db", "destinationVolume": "db2" }));
+    let given = clone::Clone { snapshot: Some("mine".parse().unwrap()), ..clone.clone() };
+    assert!(given.is_of("db@mine") && !given.is_of(&origin));
+
+    let head = "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {name: x}\n";
+    assert_eq!(
+        problems(&format!("{head}spec: {{backupName: b, cloudSnapID: {id}, replacePolicy: Delete}}\n")),
+        [
+            "line 4: spec.backupName: one of backupName and cloudSnapID is expected",
+            "line 4: spec.backupLocation: this is missing",
+            "line 4: spec.replacePolicy: a volume that is there is not replaced by an object: see `blockctl cloudsnap restore --in-place`",
+        ]
+    );
+}
+
+#[test]
+fn the_example_is_understood() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/objects.yaml");
+    let found = read(&path).unwrap();
+    let kinds: std::collections::BTreeSet<Kind> = found.iter().map(Object::kind).collect();
+    assert_eq!(kinds.len(), Kind::ALL.len());
+}
+
+#[test]
+fn a_proxy_with_a_password_is_refused_and_not_quoted() {
+    let file = |proxy: &str| {
+        let head = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {name: x}\n";
+        format!("{head}location:\n  type: local\n  path: /b\n  proxy: {proxy}\n")
+    };
+    let found = problems(&file("http://me:planted-secret@proxy:3128/"));
+    assert_eq!(found, ["line 7: location.proxy: a user or password in it would be shown: leave it out"]);
+    assert_eq!(problems(&file("me:planted-secret@proxy:3128")).len(), 1);
+    let fine =
+        object(Kind::BackupLocation, "location: {type: local, path: /b, proxy: 'http://proxy:3128/@'}");
+    assert_eq!(fine.view()["location"]["proxy"], "http://proxy:3128/@");
+}
