@@ -49,6 +49,11 @@ fn a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right() {
     assert_eq!(diff(&ctl, &["good", "bad"]), [data(MIB, 2), data(8 * MIB, 1)]);
     assert_eq!(diff(&ctl, &["bad"]), [data(8 * MIB, 1)]);
     assert_eq!(diff(&ctl, &["bad", "now"]), diff(&ctl, &["bad"]));
+    for (export, uri) in [("vol", daemon.uri("vol")), ("vol@good", daemon.uri("vol%40good"))] {
+        assert_eq!(ctl.json(&["volume", "uri", export])["uri"].as_str(), Some(&*uri));
+    }
+    assert_eq!(ctl.json(&["snapshot", "inspect", "vol@good"])["export"], "vol@good");
+    ctl.fails(&["volume", "uri", "vol@never"], 4);
     ctl.fails(&["snapshot", "diff", "vol", "bad", "good"], 2);
     ctl.fails(&["snapshot", "diff", "vol", "never"], 4);
     // A backup may keep a snapshot of its own of the same content: what is exclusive to `bad` is not shared with it.

@@ -124,6 +124,10 @@ pub struct Snapshot {
     pub shared_bytes: Option<u64>,
     /// Whether it can be read.
     pub state: SnapshotState,
+    /// The read-only export that it is: `VOLUME@NAME`.
+    pub export: String,
+    /// Where that is served; see [`crate::nbd_unix_uri`].
+    pub uri: String,
     /// The others that were taken at the same instant; `None` if it was taken alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken_with: Option<SnapshotGroup>,

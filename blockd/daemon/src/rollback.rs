@@ -152,7 +152,7 @@ impl Core {
         let restored = SnapshotRestored {
             volume: entry.name.clone(),
             snapshot: snapshot.name,
-            kept: kept.map(|row| to_api(&row, &entry, None)),
+            kept: kept.map(|row| to_api(&row, &entry, None, &self.nbd_socket())),
             changed_bytes: done.changed_blocks * BLOCK_SIZE_BYTES,
             copied_bytes: done.copied_blocks * BLOCK_SIZE_BYTES,
         };

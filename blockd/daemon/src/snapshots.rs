@@ -15,7 +15,7 @@ use blockd_api::{
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::{GroupError, GroupFrozen, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 /// Snapshots that are to be taken at one instant.
 pub(crate) struct Wanted {
@@ -134,7 +134,7 @@ impl Core {
         let row = first(self.freeze_together(wanted).await?)?;
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
-        Ok(to_api(&row, &entry, None))
+        Ok(to_api(&row, &entry, None, &self.nbd_socket()))
     }
 
     /// Freezes a point of one volume for a backup.
@@ -280,6 +280,7 @@ impl Core {
             (Some(_), None) => false,
         };
         let mut snapshots = Vec::new();
+        let socket = self.nbd_socket();
         for entry in self.registry.all() {
             let shown = |row: &&SnapshotRow| {
                 row.volume == entry.id
@@ -293,7 +294,7 @@ impl Core {
             }
             let space = space_of(&entry).await?;
             let of = |row: &SnapshotRow| space.iter().find(|space| space.id == row.id);
-            snapshots.extend(shown.into_iter().map(|row| to_api(row, &entry, of(row))));
+            snapshots.extend(shown.into_iter().map(|row| to_api(row, &entry, of(row), &socket)));
         }
         Ok(SnapshotList { snapshots })
     }
@@ -306,7 +307,7 @@ impl Core {
         let row = self.find_snapshot(wanted).await?;
         let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
         let space = space_of(&entry).await?;
-        Ok(to_api(&row, &entry, space.iter().find(|space| space.id == row.id)))
+        Ok(to_api(&row, &entry, space.iter().find(|space| space.id == row.id), &self.nbd_socket()))
     }
 
     async fn find_snapshot(&self, wanted: &SnapshotRef) -> Result<SnapshotRow, ServiceError> {
@@ -404,13 +405,22 @@ pub(crate) async fn space_of(entry: &VolumeEntry) -> Result<Vec<SnapshotSpace>, 
     blocking(move || Ok::<_, VolumeError>(volume.snapshot_space())).await
 }
 
-pub(crate) fn to_api(row: &SnapshotRow, entry: &VolumeEntry, space: Option<&SnapshotSpace>) -> api::Snapshot {
+/// What clients are told of it; `socket` is where its export is served.
+pub(crate) fn to_api(
+    row: &SnapshotRow,
+    entry: &VolumeEntry,
+    space: Option<&SnapshotSpace>,
+    socket: &Path,
+) -> api::Snapshot {
     let state = match (row.state, entry.view().state) {
         (SnapshotState::Deleting, _) => api::SnapshotState::Deleting,
         (_, EntryState::Failed(_)) => api::SnapshotState::Failed,
         _ => api::SnapshotState::Ready,
     };
+    let export = format!("{}@{}", entry.name, row.name);
     api::Snapshot {
+        uri: blockd_api::nbd_unix_uri(&export, socket),
+        export,
         id: row.id,
         volume: entry.name.clone(),
         volume_id: entry.id,

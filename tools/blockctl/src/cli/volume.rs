@@ -2,7 +2,7 @@
 
 use super::snapshot::Point;
 use blockd_api::{
-    ByteSize, GroupName, LabelSelector, Labels, SnapshotRef, VolumeName, VolumeRef, attachments::Device,
+    ByteSize, GroupName, LabelSelector, Labels, NameError, SnapshotRef, VolumeName, VolumeRef, attachments::Device,
     check_volume_size,
 };
 use clap::{Args, Subcommand};
@@ -109,6 +109,7 @@ const URI_HELP: &str = "\
 Examples:
   blockctl volume uri db
   nbdinfo \"$(blockctl volume uri db)\"
+  nbdcopy \"$(blockctl volume uri db@before-upgrade)\" db.img
   qemu-img info \"$(blockctl volume uri db)\"";
 
 /// What to do with volumes.
@@ -147,9 +148,9 @@ pub enum VolumeCommand {
     /// Detach a volume from its device
     #[command(after_help = DETACH_HELP)]
     Detach(DetachArgs),
-    /// Print the NBD URI of a volume
+    /// Print the NBD URI of a volume, or of a snapshot of it (read-only)
     #[command(after_help = URI_HELP)]
-    Uri(OneVolume),
+    Uri(UriArgs),
 }
 
 /// `volume create`
@@ -325,6 +326,31 @@ fn parse_switch(text: &str) -> Result<bool, String> {
     }
 }
 
+/// `volume uri`
+#[derive(Debug, Args)]
+pub struct UriArgs {
+    /// Name or id of the volume, or VOLUME@SNAPSHOT
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    pub export: ExportRef,
+}
+
+/// A volume, or a snapshot of it
+#[derive(Clone, Debug)]
+pub enum ExportRef {
+    /// The volume as it is now.
+    Volume(VolumeRef),
+    /// One of its frozen points.
+    Snapshot(SnapshotRef),
+}
+
+impl std::str::FromStr for ExportRef {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        // An id alone is a volume's here: a snapshot's needs the volume before it.
+        if text.contains('@') { text.parse().map(Self::Snapshot) } else { text.parse().map(Self::Volume) }
+    }
+}
+
 /// A volume
 #[derive(Debug, Args)]
 pub struct OneVolume {
@@ -432,8 +458,9 @@ mod tests {
             ("volume update db --read-only maybe", "expected on or off"),
             ("volume update db --group a --no-group", "cannot be used with"),
             ("volume update db --group af563a4d-afd7-48df-90f7-8e8f9414ff77", "looks like an id"),
-            ("volume uri", "VOLUME"),
+            ("volume uri", "VOLUME[@SNAPSHOT]"),
             ("volume uri a b", "unexpected argument"),
+            ("volume uri a@", "a@"),
         ] {
             let error = parse(line).map(drop).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

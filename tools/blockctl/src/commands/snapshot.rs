@@ -144,7 +144,8 @@ fn facts(snapshot: &Snapshot) -> Facts {
         .add("Dirty", ByteSize::from_bytes(snapshot.dirty_bytes))
         .add("Exclusive", or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)))
         .add("Shared", or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)))
-        .add("Writes held back", micros(snapshot.freeze_stall_micros));
+        .add("Writes held back", micros(snapshot.freeze_stall_micros))
+        .add("URI", &snapshot.uri);
     if let Some(group) = &snapshot.taken_with {
         facts
             .add("Group", or_dash(group.group.as_ref()))

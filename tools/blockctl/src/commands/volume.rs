@@ -3,7 +3,7 @@
 use super::{Context, counted, lazy, or_dash};
 use crate::{
     cli::volume::{
-        AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ListArgs, ResizeArgs, SalvageArgs,
+        AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, ResizeArgs, SalvageArgs,
         UpdateArgs, VolumeCommand,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
@@ -34,7 +34,7 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Fa
         VolumeCommand::Delete(args) => delete(context, &args.volume).await,
         VolumeCommand::Attach(args) => attach(context, args).await,
         VolumeCommand::Detach(args) => detach(context, args).await,
-        VolumeCommand::Uri(args) => uri(context, &args.volume).await,
+        VolumeCommand::Uri(args) => uri(context, &args.export).await,
     }?;
     Ok(EXIT_DONE)
 }
@@ -362,10 +362,13 @@ async fn delete(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure
     context.output.line(format!("Volume {} successfully deleted.", deleted.name))
 }
 
-async fn uri(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
-    let volume = context.client.volume(volume).await?;
+async fn uri(context: &Context<'_>, export: &ExportRef) -> Result<(), Failure> {
+    let uri = match export {
+        ExportRef::Volume(volume) => context.client.volume(volume).await?.uri,
+        ExportRef::Snapshot(snapshot) => context.client.snapshot(snapshot).await?.uri,
+    };
     if context.output.is_json() {
-        return context.output.document(&json!({ "uri": volume.uri }));
+        return context.output.document(&json!({ "uri": uri }));
     }
-    context.output.line(&volume.uri)
+    context.output.line(&uri)
 }
