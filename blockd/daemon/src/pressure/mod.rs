@@ -9,6 +9,7 @@
 mod governor;
 mod observer;
 mod priority;
+mod tail;
 
 use crate::{config::TaskPriority, registry::Registry};
 use blockd_cloud::{Pace, Work, Workers};
@@ -65,6 +66,11 @@ impl Pressure {
     /// How the work of tasks is done.
     pub(crate) fn work(&self) -> Work {
         self.work.clone()
+    }
+
+    /// What share of the time tasks work, and whether they make way for guests.
+    pub(crate) fn pace(&self) -> Arc<Pace> {
+        Arc::clone(&self.pace)
     }
 
     /// How a store in a directory is written to, with threads of its own: one that hangs does not hold up others.
