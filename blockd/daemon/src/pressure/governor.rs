@@ -35,6 +35,8 @@ const LONGER_NANOS: u64 = 10_000;
 const BEGIN_MOST: Duration = Duration::from_millis(500);
 /// After so long at the least share, what tasks did before is out of the way: what is seen then is learned.
 const REST: Duration = Duration::from_secs(2);
+/// For so long it is learned then: the slowest one of a hundred is not known from a hundred.
+const LEARN: Duration = Duration::from_secs(1);
 /// How long the share stays the least after a burst that was too short to learn from, and after how many in a row.
 const HOLD: Duration = Duration::from_secs(10);
 const HOLDS_MOST: u32 = 3;
@@ -243,6 +245,7 @@ impl Governor {
             self.begun += seen.during;
         }
         let is_beginning = !self.has_pressed && self.begun < BEGIN_MOST;
+        let is_learning = tasks == Tasks::Rest && self.rested < REST + LEARN;
         let has_learned = tasks == Tasks::Rest && judged.iter().any(Option::is_some);
         let before = self.share_permille;
         let share = before.unwrap_or(FIRST_PERMILLE);
@@ -253,7 +256,7 @@ impl Governor {
             || (is_beginning && (self.data.wants_more() || self.flushes.wants_more()))
         {
             self.share_permille = Some(LEAST_PERMILLE);
-        } else if judged.contains(&Some(Verdict::Waits)) {
+        } else if judged.contains(&Some(Verdict::Waits)) || (is_learning && has_learned) {
             self.share_permille = Some(share);
         } else if judged.contains(&Some(Verdict::Fine)) {
             // Where it was only waited to see what is usual, tasks begin now.

@@ -75,7 +75,8 @@ async fn a_backup_that_the_next_one_gives_up_is_taken_back_unless_it_is_whole() 
         let next = next.source_volume.unwrap();
         let mut expected = if is_gone { vec![next.clone()] } else { vec![base, left.clone(), next.clone()] };
         let mut listed: Vec<_> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
-        (expected.sort(), listed.sort());
+        expected.sort();
+        listed.sort();
         assert_eq!(listed, expected);
         if !is_gone {
             frozen.assert_is(&*host.restore(&left, "left").await);

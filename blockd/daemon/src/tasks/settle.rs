@@ -93,10 +93,10 @@ impl Core {
                 let doubts = core.db.run(Doubt::given_up).await?;
                 match doubts.into_iter().find(|doubt| doubt.cloudsnap == cloudsnap) {
                     Some(doubt) => core.settle_one(&doubt, Timestamp::now()).await,
-                    None => Ok(()),
+                    None => Ok::<_, ServiceError>(()),
                 }
             };
-            let settled: Result<(), ServiceError> = tokio::select! {
+            let settled = tokio::select! {
                 settled = settled => settled,
                 () = core.stopping.cancelled() => return,
             };
