@@ -193,8 +193,8 @@ class Bench:
 
     def settle(self):
         """What was done before is out of the way, and the next write to each block is the first one."""
-        for snap in self.blockd.ctl("cloudsnap", "list")["cloudsnaps"]:
-            self.blockd.ctl("cloudsnap", "delete", "--snap", snap["id"], "--wait")
+        for snap in self.blockd.ctl("cloudsnap", "list"):
+            self.blockd.ctl("cloudsnap", "delete", "--snap", snap["ID"], "--wait")
         self.blockd.ctl("snapshot", "create", "vm", "--name", "settle")
         self.blockd.ctl("snapshot", "delete", "vm@settle")
         deadline = time.monotonic() + REST_TIMEOUT_S
