@@ -31,10 +31,13 @@ pub struct DeleteReport {
 
 /// Deletes a snapshot. Deltas of the snapshots in `protected` stay: backups that are running build on them.
 ///
+/// Before any delta goes, the store has to prove that it is the one that was opened: a directory whose disk was away when
+/// the manifests were listed says that nothing is needed.
+///
 /// A snapshot whose manifest is damaged goes too; of its deltas just its own, because the others are not known.
 ///
 /// # Errors
-/// [`CloudError::SnapshotNotFound`]; whatever the store reports. Calling it, or [`delete_with_manifest`] once the manifest is gone, again finishes the work.
+/// [`CloudError::SnapshotNotFound`]; [`CloudError::KeySlotMissing`]; whatever the store reports. Calling it, or [`delete_with_manifest`] once the manifest is gone, again finishes the work.
 pub async fn delete_snapshot(
     repo: &Repository,
     id: &CloudsnapId,
@@ -51,7 +54,7 @@ pub async fn delete_snapshot(
 /// Deletes a snapshot whose manifest is at hand, be the manifest object still there or not.
 ///
 /// # Errors
-/// Whatever the store reports.
+/// [`CloudError::KeySlotMissing`]; whatever the store reports.
 pub async fn delete_with_manifest(
     repo: &Repository,
     manifest: &Manifest,
@@ -85,6 +88,9 @@ async fn delete_unneeded(
             return Ok(());
         }
     };
+    if manifest.deltas().any(|delta| !needed.contains(&delta.snapshot)) {
+        repo.prove_key_slot().await?;
+    }
     for delta in manifest.deltas() {
         if needed.contains(&delta.snapshot) {
             report.kept.push(delta.snapshot);
@@ -135,6 +141,7 @@ async fn delete_own(
     let reason = match still_needed(repo, id, protected, cache).await? {
         Ok(needed) if needed.contains(&id.snapshot) => None,
         Ok(_) => {
+            repo.prove_key_slot().await?;
             let delta = DeltaId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot };
             let objects = repo.store().list(&delta.prefix()).await?;
             let objects = objects.into_iter().map(|object| object.key);

@@ -71,7 +71,7 @@ pub struct GarbageReport {
 /// Needs no room in the store: nothing is written. Whatever runs beside it, from this daemon or from others, loses nothing.
 ///
 /// # Errors
-/// Whatever the store reports; calling it again goes on.
+/// [`CloudError::KeySlotMissing`]; whatever the store reports; calling it again goes on.
 pub async fn collect_garbage(
     repo: &Repository,
     options: &GarbageOptions,
@@ -121,7 +121,9 @@ pub async fn collect_garbage(
     let before = doomed.len();
     doomed.extend(old.map(|probe| probe.key));
     report.probe_objects = (doomed.len() - before) as u64;
-    if !options.dry_run {
+    if !options.dry_run && !doomed.is_empty() {
+        // A directory whose disk was away when the manifests were listed says that nothing is needed.
+        repo.prove_key_slot().await?;
         report.objects_deleted = delete_objects(repo, doomed.into_iter()).await?;
     }
     Ok(report)
@@ -133,7 +135,7 @@ pub async fn collect_garbage(
 /// Nothing is removed if a manifest names it all the same, or cannot be read; a collection decides then.
 ///
 /// # Errors
-/// Whatever the store reports; what is left then is garbage of a later collection.
+/// [`CloudError::KeySlotMissing`]; whatever the store reports; what is left then is garbage of a later collection.
 pub async fn remove_leftovers_of(
     repo: &Repository,
     cluster: Uuid,
@@ -161,6 +163,7 @@ pub async fn remove_leftovers_of(
             (Ok(_), _) | (Err(_), None) => {}
         }
     }
+    repo.prove_key_slot().await?;
     delete_objects(repo, objects.into_iter().map(|object| object.key)).await
 }
 

@@ -13,10 +13,10 @@ use blockd_cloud::{
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use bytes::Bytes;
-use common::{BLOCK, fixed, restored, run, run_with, set, spec};
+use common::{BLOCK, restored, run, run_with, set, spec, with_slot};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use std::{future::Future, sync::Arc};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 use tokio::{runtime::Handle, sync::Notify};
 
 const SIZE: u64 = 1000 * BLOCK as u64;
@@ -148,7 +148,7 @@ async fn generations(repo: &Repository) -> (MemoryVolume, Manifest, Manifest) {
 #[tokio::test]
 async fn a_snapshot_made_on_one_that_vanishes_from_a_listing_keeps_its_deltas() {
     let store = Arc::new(MemoryStore::default());
-    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let (live, first, second) = generations(&repo).await;
     let third = Arc::new(Mutex::new(None));
     let between = Arc::new(Between::new(&store));
@@ -165,12 +165,45 @@ async fn a_snapshot_made_on_one_that_vanishes_from_a_listing_keeps_its_deltas() 
     assert_eq!(restored(&repo, &third).await.unwrap(), live.content());
 }
 
+/// The disk of a directory is away while the manifests are listed, and back when deltas are to go: nobody seemed to need them.
+#[tokio::test]
+async fn a_place_that_is_away_while_it_is_listed_loses_nothing() {
+    let store = Arc::new(MemoryStore::default());
+    let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
+    let (live, first, second) = generations(&repo).await;
+    live.set(5, &[6; BLOCK]);
+    let between = Between::new(&store);
+    let away = Arc::new(Mutex::new(BTreeMap::new()));
+    let (bucket, taken) = (store.clone(), away.clone());
+    let goes = async move {
+        let all = bucket.objects();
+        all.keys().for_each(|key| drop(bucket.remove(key)));
+        *taken.lock() = all;
+    };
+    let own = Moment { operation: "DELETE", prefix: "blockd/manifests/", suffix: "" };
+    *between.after.lock() = Some((own, Box::pin(goes)));
+    let (bucket, taken) = (store.clone(), away.clone());
+    let comes_back = move || {
+        std::mem::take(&mut *taken.lock()).into_iter().for_each(|(key, body)| bucket.insert(&key, body));
+    };
+    let delta = Moment { operation: "DELETE", prefix: "blockd/data/", suffix: "" };
+    let mounted = comes_back.clone();
+    *between.before.lock() = Some((delta, Box::pin(async move { mounted() })));
+    let repo_in_between = repo.with_store(Arc::new(between));
+    let deleted = delete_with_manifest(&repo_in_between, &first, &[], &NoCache).await;
+    comes_back();
+    assert_eq!(restored(&repo, &second).await.unwrap(), live.content());
+    assert!(matches!(deleted, Err(CloudError::KeySlotMissing { .. })), "{deleted:?}");
+    delete(&repo, &first).await;
+    assert_eq!(restored(&repo, &second).await.unwrap(), live.content());
+}
+
 /// The listing lags behind (Swift): what was deleted stays in it, and cannot be read.
 #[tokio::test(start_paused = true)]
 async fn a_manifest_that_stays_listed_after_its_deletion_does_not_hold_others_up() {
     for own in [true, false] {
         let store = Arc::new(MemoryStore::default());
-        let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+        let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
         let (live, first, second) = generations(&repo).await;
         let key = if own { second.id() } else { first.id() }.manifest_key();
         let listed = store.list("blockd/manifests/").await.unwrap();
@@ -196,7 +229,7 @@ async fn a_manifest_that_stays_listed_after_its_deletion_does_not_hold_others_up
 #[tokio::test]
 async fn a_deleted_manifest_that_is_put_again_goes_even_if_no_delta_does() {
     let store = Arc::new(MemoryStore::default());
-    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let (_, first, _) = generations(&repo).await;
     let key = first.id().manifest_key();
     let body = store.get(&key, 1 << 20).await.unwrap();
@@ -222,7 +255,7 @@ struct Doubted {
 impl Doubted {
     async fn new() -> Self {
         let store = Arc::new(MemoryStore::default());
-        let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+        let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
         let live = MemoryVolume::default();
         (0..9000).for_each(|block| live.set(block, &[block as u8 | 1; BLOCK]));
         let spec = spec(1, 10 * SIZE, set(0..9000), set([]), None);
@@ -332,7 +365,7 @@ async fn a_deletion_that_began_before_the_repeated_commit_takes_that_as_well() {
 async fn a_backup_that_cannot_ask_for_its_base_is_not_done_and_asks_when_it_goes_on() {
     for (is_gone, answers) in [(false, 0), (true, 0), (true, 1)] {
         let store = Arc::new(MemoryStore::default());
-        let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+        let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
         let live = MemoryVolume::default();
         live.set(1, &[1; BLOCK]);
         let base = run(&repo, spec(1, SIZE, set([1]), set([]), None), &live).await.unwrap().manifest;
@@ -374,7 +407,7 @@ async fn a_backup_that_cannot_ask_for_its_base_is_not_done_and_asks_when_it_goes
 #[tokio::test]
 async fn a_backup_that_was_cut_off_before_the_question_for_its_base_asks_when_it_goes_on() {
     let store = Arc::new(MemoryStore::default());
-    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
     live.set(1, &[1; BLOCK]);
     let base = run(&repo, spec(1, SIZE, set([1]), set([]), None), &live).await.unwrap().manifest;

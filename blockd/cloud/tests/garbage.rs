@@ -9,7 +9,7 @@ use blockd_cloud::{
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use blockd_extent::SnapshotId;
-use common::{BLOCK, fixed, restored, run, run_with, set, spec};
+use common::{BLOCK, restored, run, run_with, set, spec, with_slot};
 use jiff::{SignedDuration, Timestamp};
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -27,7 +27,7 @@ async fn collect(repo: &Repository, after_s: i64, dry_run: bool, protected: &[u6
 /// A full backup, an incremental on it whose base was deleted since, and an abandoned one; all stored at second 1000.
 async fn sample(store: &Arc<MemoryStore>) -> (Repository, MemoryVolume, blockd_cloud::Manifest) {
     store.set_clock(1000);
-    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let repo = with_slot(store, EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
     (0..40).for_each(|block| live.set(block, &[block as u8 + 1; BLOCK]));
     let full = run(&repo, spec(1, SIZE, set(0..40), set([]), None), &live).await.unwrap().manifest;
@@ -135,7 +135,7 @@ async fn a_deletion_needs_no_room() {
 #[tokio::test]
 async fn a_backup_that_went_on_for_too_long_does_not_commit() {
     let store = Arc::new(MemoryStore::default());
-    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
     live.set(1, &[1; BLOCK]);
     for (age_s, commits) in

@@ -233,6 +233,7 @@ impl Core {
         }
         let uuid = row.uuid;
         self.give_up_kept(|task| task.credential == uuid).await?;
+        self.settle_before_forgetting(uuid).await;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
         self.repositories.proven.lock().remove(&uuid);
@@ -294,7 +295,9 @@ impl Core {
         Ok(())
     }
 
-    /// Whether that was done within a day, and the place is the same as far as this host can tell.
+    /// Whether that was done within a day, and the place is the same as far as this host can tell: of a directory, the key slot
+    /// is looked at each time, because disks that take turns at one mount point may have everything else in common. That is
+    /// a small file of this host, and no request of the task's.
     ///
     /// # Errors
     /// There is no such credential any more.
@@ -305,7 +308,15 @@ impl Core {
         if now != place {
             tracing::info!(credential = %uuid, since_s = at.elapsed().as_secs(), "the directory of the store is another one than before");
         }
-        Ok(now == place)
+        if now != place || place.is_none() {
+            return Ok(now == place);
+        }
+        let (repository, _) = self.opened_repository(uuid).await?;
+        let looked_at = repository.prove_key_slot().await;
+        if let Err(error) = &looked_at {
+            tracing::info!(credential = %uuid, %error, "the directory of the store has another content than before");
+        }
+        Ok(looked_at.is_ok())
     }
 
     async fn place(&self, uuid: Uuid) -> Result<Place, ServiceError> {

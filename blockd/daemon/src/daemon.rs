@@ -376,7 +376,7 @@ fn prepare(
     let registry = reconcile(&db, &data_dir, &options)?;
     let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
     let core = Core {
-        tasks: Tasks::new(config.task_concurrency),
+        tasks: Tasks::new(config.task_concurrency, pressure.pace()),
         pressure: Arc::new(pressure),
         bandwidth: PlannedBandwidth::new(config.limit_plan()?, Timestamp::now()),
         fetcher: Arc::default(),

@@ -25,7 +25,9 @@ use uuid::Uuid;
 
 mod copies;
 mod deletions;
+pub(crate) mod dying;
 mod events;
+mod given_up;
 mod group_backups;
 mod groups;
 mod layers;
@@ -305,9 +307,14 @@ async fn the_main_job() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_survives_death_between_any_two_steps() {
-    for step in
-        ["backup accepted", "backup frozen", "backup planned", "backup in the store", "backup committed"]
-    {
+    for step in [
+        "backup accepted",
+        "backup frozen",
+        "backup planned",
+        dying::COMMITTED,
+        "backup in the store",
+        "backup committed",
+    ] {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
         host.create_credential().await;
@@ -336,7 +343,7 @@ async fn a_backup_survives_death_between_any_two_steps() {
         frozen.assert_is(&*host.restore(&id, "copy").await);
 
         // The next one builds on it, unless its commit was in doubt: then on the one before, and carries both changes.
-        let in_doubt = step == "backup in the store";
+        let in_doubt = [dying::COMMITTED, "backup in the store"].contains(&step);
         let next = host.backup("data", false).await;
         assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
         assert_eq!(next.bytes_dirty > 1 << 20, in_doubt, "{step}: {}", next.bytes_dirty);

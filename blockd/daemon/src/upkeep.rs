@@ -1,5 +1,5 @@
 //! What is done in the background for what is in the stores: garbage is collected, tasks that were kept for too long are
-//! given up, and cloud snapshots are verified, a little at a time.
+//! given up, what is listed of those that were is looked at, and cloud snapshots are verified, a little at a time.
 
 use crate::{
     core::Core,
@@ -35,6 +35,9 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
                 tokio::time::sleep(LOOK_EVERY).await;
                 if let Err(error) = core.give_up_expired(Timestamp::now()).await {
                     tracing::warn!(%error, "tasks that were kept for too long are not given up");
+                }
+                if let Err(error) = core.settle_given_up(Timestamp::now()).await {
+                    tracing::warn!(%error, "what was given up is not looked at for now");
                 }
                 if core.config.gc_every_hours > 0 && Instant::now() >= collect_at {
                     collect_at = Instant::now() + gc_interval(&core);

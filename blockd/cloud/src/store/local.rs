@@ -8,7 +8,7 @@ use super::{
     LIST_MAX_OBJECTS, ObjectInfo, ObjectStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind,
     StoreFuture, blocking, check_key, check_prefix, direct::write_file,
 };
-use crate::Work;
+use crate::{Pace, Work};
 use bytes::Bytes;
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, linkat, openat},
@@ -68,6 +68,7 @@ impl LocalStore {
             operation,
             key: key.to_owned(),
             store: self.description.clone(),
+            pace: self.work.as_ref().and_then(|work| work.pace.clone()),
         };
         if check_key(key) { Ok(place) } else { Err(place.error(StoreErrorKind::BadKey)) }
     }
@@ -130,6 +131,8 @@ struct Place {
     operation: &'static str,
     key: String,
     store: Arc<str>,
+    /// How fast it is written.
+    pace: Option<Arc<Pace>>,
 }
 
 impl Place {
@@ -182,7 +185,7 @@ impl Place {
         }
         let linked = match nameless(self.parent()) {
             Ok(file) => {
-                write_file(&file, body)?;
+                write_file(&file, body, self.pace.as_deref())?;
                 file.sync_all()?;
                 link_nameless(&file, &self.path, mode)
             }
@@ -191,7 +194,7 @@ impl Place {
         match linked {
             Err(error) if !is_final(&error) => {
                 let temporary = Temporary::create(self.parent())?;
-                write_file(&temporary.file, body)?;
+                write_file(&temporary.file, body, self.pace.as_deref())?;
                 temporary.file.sync_all()?;
                 temporary.publish(&self.path, mode)?;
             }
@@ -351,6 +354,7 @@ impl ObjectStore for LocalStore {
                 operation: "LIST",
                 key: prefix.to_owned(),
                 store: self.description.clone(),
+                pace: None,
             };
             if !check_prefix(prefix) {
                 return Err(place.error(StoreErrorKind::BadKey));

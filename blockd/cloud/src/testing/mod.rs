@@ -9,6 +9,8 @@ mod http;
 mod memory;
 mod suite;
 
+use crate::{CloudError, DataKey, EncryptionMode, KdfParams, keys::encode_slot, names::KEYS_PREFIX};
+
 pub use adapter::{Has, object_store_suite};
 pub use fault::{Fault, FaultStore};
 pub use frames::FrameBench;
@@ -19,3 +21,13 @@ pub use fuzz::{
 pub use http::{HttpDouble, HttpReply, HttpRequest};
 pub use memory::MemoryStore;
 pub use suite::{MemoryVolume, repository_suite, store_suite};
+
+/// The slot of a key, as it is found in a repository: its object and that one's content.
+///
+/// # Errors
+/// It cannot be sealed.
+pub fn key_slot(key: &DataKey) -> Result<(String, Vec<u8>), CloudError> {
+    let passphrase = (key.mode() == EncryptionMode::Aes256GcmSiv).then_some("passphrase");
+    let slot = encode_slot(key, passphrase, KdfParams::fast_for_tests(), &[7; 16], 0)?;
+    Ok((format!("{KEYS_PREFIX}{}", key.key_id()), slot))
+}

@@ -6,7 +6,7 @@ use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, DataKey, EncryptionMode,
     KdfParams, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup, restore,
     store::{ObjectStore, RequestCounts, Requests, RetryPolicy, task_store},
-    testing::MemoryVolume,
+    testing::{MemoryStore, MemoryVolume, key_slot},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -24,10 +24,21 @@ pub async fn open(store: Arc<dyn ObjectStore>, passphrase: Option<&str>) -> Resu
     Repository::open(store, passphrase, &options()).await
 }
 
-/// A repository without key slots.
+fn fixed_key(mode: EncryptionMode) -> DataKey {
+    DataKey::fixed(Uuid::from_u128(0x4b4b), mode, [0x42; 32])
+}
+
+/// A repository without key slots: nothing can be deleted from it.
 pub fn fixed(store: Arc<dyn ObjectStore>, mode: EncryptionMode) -> Repository {
-    let key = DataKey::fixed(Uuid::from_u128(0x4b4b), mode, [0x42; 32]);
+    let key = fixed_key(mode);
     Repository::from_saved_keys(store, vec![key]).unwrap()
+}
+
+/// The same with its key slot.
+pub fn with_slot(store: &Arc<MemoryStore>, mode: EncryptionMode) -> Repository {
+    let (object, slot) = key_slot(&fixed_key(mode)).unwrap();
+    store.insert(&object, slot);
+    fixed(store.clone(), mode)
 }
 
 pub fn set(blocks: impl IntoIterator<Item = u64>) -> BlockSet {

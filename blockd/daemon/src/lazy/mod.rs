@@ -18,6 +18,7 @@ use crate::{
     },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
+    tasks::settle::is_in_doubt,
 };
 use blockd_api::{
     ErrorCode,
@@ -119,7 +120,10 @@ impl Core {
             .run(move |tx| -> Result<(), DbError> {
                 row.insert(tx)?;
                 lazy.insert(tx)?;
-                chain.put(tx)?;
+                // What may vanish, or may not be whole, is nothing to build on: the first backup is a full one then.
+                if !is_in_doubt(tx, &chain.cloudsnap)? {
+                    chain.put(tx)?;
+                }
                 Catalog::put(tx, lazy.credential, &lazy.cloudsnap.manifest_key(), &manifest)
             })
             .await?;

@@ -22,6 +22,13 @@ impl Host {
         away
     }
 
+    /// From now on the directory that is there has the device and the inode of the one that was.
+    fn takes_for_the_one_before(&self, credential: Uuid) {
+        let found = fs::metadata(self.store.path()).unwrap();
+        let proven = (Instant::now(), Some((found.dev(), found.ino())));
+        self.core().repositories.proven.lock().insert(credential, proven);
+    }
+
     fn mount(&self, away: &Path) {
         fs::remove_dir_all(self.store.path()).unwrap();
         fs::rename(away, self.store.path()).unwrap();
@@ -128,20 +135,84 @@ async fn an_incremental_is_not_stored_where_another_directory_is_mounted() {
     assert!(walk(host.store.path()).is_empty(), "{:?}", walk(host.store.path()));
     assert_eq!(host.chain_tip().as_deref(), Some(base.as_str()), "nothing is forgotten");
 
-    // Even if nobody can tell the one from the other, what is stored there does not count.
-    let found = fs::metadata(host.store.path()).unwrap();
-    let proven = (Instant::now(), Some((found.dev(), found.ino())));
-    host.core().repositories.proven.lock().insert(credential, proven);
-    let task = host.start_backup("data", false).await;
-    let failed = host.wait(task).await;
-    assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
+    // Nor if it has the device and the inode of the one before, as disks may that take turns at one mount point.
+    host.takes_for_the_one_before(credential);
+    let failed = host.wait(host.start_backup("data", false).await).await;
+    assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", false), "{failed:?}");
+    assert!(walk(host.store.path()).is_empty(), "{:?}", walk(host.store.path()));
     assert_eq!((host.manifests(), host.chain_tip()), (Vec::new(), Some(base.clone())));
 
+    host.mount(&away);
+    let done = host.backup("data", false).await;
+    assert_eq!(done.backup_type, Some(BackupType::Incremental));
+    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
+    host.assert_tidy();
+}
+
+/// Two disks with a repository each, and the wrong one is mounted: nothing is stored on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_was_swapped_for_another_repository_is_told_before_anything_is_stored() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let credential = host.create_credential().await;
+    let other = Host::new().await;
+    let foreign = other.create_volume("data").await;
+    other.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 3 << 20);
+    model.write(&foreign, 0, 2, 1 << 20);
+    let base = host.backup("data", false).await.source_volume.unwrap();
+    other.backup("data", false).await;
+    model.write(&volume, 1 << 20, 3, 1 << 20);
+
+    let swap = |one: &Path, two: &Path| {
+        let between = one.with_extension("between");
+        fs::rename(one, &between).unwrap();
+        fs::rename(two, one).unwrap();
+        fs::rename(&between, two).unwrap();
+    };
+    swap(host.store.path(), other.store.path());
+    host.takes_for_the_one_before(credential);
+    let before = walk(host.store.path());
+    let failed = host.wait(host.start_backup("data", false).await).await;
+    assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", false), "{failed:?}");
+    let error = failed.error.unwrap();
+    assert!(error.message.contains("blockd/keys/"), "{error:?}");
+    assert_eq!(walk(host.store.path()), before, "nothing was stored in the other repository");
+    assert_eq!(host.chain_tip().as_deref(), Some(base.as_str()), "nothing is forgotten");
+
+    swap(host.store.path(), other.store.path());
+    let done = host.backup("data", false).await;
+    assert_eq!(done.backup_type, Some(BackupType::Incremental));
+    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    host.assert_tidy();
+}
+
+/// What was planned in one place is not stored in another one, whatever happened between: it goes on when the place is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_was_planned_waits_for_its_directory() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 3 << 20);
+    host.backup("data", false).await;
+    model.write(&volume, 1 << 20, 2, 1 << 20);
+    *host.core().dies_at.lock() = Some("backup planned");
+    let task = host.start_backup("data", false).await;
+    host.core().stopping.cancelled().await;
+    drop(volume);
+    host.stop().await;
+    let away = host.unmount();
+    host.start().await;
+    let failed = host.wait(task).await;
+    assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
+    assert!(walk(host.store.path()).is_empty(), "{:?}", walk(host.store.path()));
     host.mount(&away);
     host.client.resume_task(task).await.unwrap();
     let done = host.done(task).await;
     assert_eq!(done.backup_type, Some(BackupType::Incremental));
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
-    assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
     host.assert_tidy();
 }

@@ -20,7 +20,7 @@ use crate::{
     cloud,
     core::Core,
     credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, CredentialRow, DbError, SnapshotRow, SnapshotState, TaskRow},
+    db::{Catalog, Chain, CredentialRow, DbError, Doubt, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };
@@ -31,6 +31,7 @@ use blockd_cloud::{
 };
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
+use jiff::Timestamp;
 use std::{io, path::Path, sync::Arc};
 use uuid::Uuid;
 
@@ -109,6 +110,8 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
     let (volume_id, snapshot_id) = ids(&row)?;
     let (repository, requests) = core.task_repository(row.credential).await?;
     let repository = live.limited(&repository);
+    #[cfg(test)]
+    let repository = crate::scenarios::dying::dying(core, &repository);
     let committed = match write_once {
         true => None,
         false => committed_before(core, live, &repository).await?,
@@ -297,8 +300,9 @@ async fn commit(
     core.until_stored("the backup that is in the store", || {
         let (chain, manifest) = (chain.clone(), manifest.clone());
         core.finish(live, move |tx| {
-            if !in_doubt {
-                chain.put(tx)?;
+            match in_doubt {
+                false => chain.put(tx)?,
+                true => committed_in_doubt(chain.credential, id).put(tx)?,
             }
             Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
             if let Some(bytes_per_s) = measured {
@@ -308,6 +312,11 @@ async fn commit(
         })
     })
     .await
+}
+
+/// The mark by which nothing else on this host is built on it either, such as a volume that is restored from it.
+fn committed_in_doubt(credential: Uuid, cloudsnap: CloudsnapId) -> Doubt {
+    Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: false, looked_at: false }
 }
 
 /// Lets go of the snapshot that was taken for a backup, unless another backup goes on with it or may.

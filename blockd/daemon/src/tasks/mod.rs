@@ -13,6 +13,7 @@ pub mod plan;
 mod planning;
 pub mod restore;
 mod restored;
+pub(crate) mod settle;
 mod shared_reader;
 pub(crate) mod stop;
 mod verify;
@@ -31,7 +32,7 @@ use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     tasks::{self as api, ListTasks, Requests, TaskList, WaitTask},
 };
-use blockd_cloud::CancelToken;
+use blockd_cloud::{CancelToken, Pace};
 use blockd_extent::SnapshotId;
 use futures::FutureExt;
 use jiff::Timestamp;
@@ -71,14 +72,14 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// No tasks yet; at most `concurrency` of them will move data at once.
-    pub fn new(concurrency: usize) -> Self {
+    /// No tasks yet; at most `concurrency` of them will move data at once, as the pace says.
+    pub fn new(concurrency: usize, pace: Arc<Pace>) -> Self {
         Self {
             live: Mutex::default(),
             running: Mutex::new(JoinSet::new()),
             slots: Semaphore::new(concurrency),
             closed: AtomicBool::new(false),
-            readers: Arc::default(),
+            readers: Arc::new(Readers::new(pace)),
             freezing: tokio::sync::Mutex::default(),
         }
     }

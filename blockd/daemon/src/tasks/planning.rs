@@ -9,6 +9,7 @@ use super::{
     backup::ids,
     clean_files,
     plan::{Decision, Plan, decide},
+    settle::begun_anew,
 };
 use crate::{
     core::{Core, random_id},
@@ -228,6 +229,8 @@ pub(super) async fn begin_anew(core: &Core, live: &LiveTask, base: CloudsnapId) 
     core.db
         .run(move |tx| -> Result<(), DbError> {
             forget_tip(tx, credential, base)?;
+            // A request that put it may still be under way.
+            begun_anew(credential, given_up).put(tx)?;
             TaskRow::put(&stored, tx)
         })
         .await?;

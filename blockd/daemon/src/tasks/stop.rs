@@ -4,9 +4,10 @@
 //! Kept are: of a backup its snapshot, its plan and its journal, so that what is in the store already is not sent again; of a restore the
 //! half volume and which blocks of it are in place; of a hydration nothing but its row; of a restore in place that has begun
 //! to write, that clients stay out of the mixture; of a delete the manifest. A backup that is kept is given up when a newer one of the same
-//! volume to the same credential begins, and when it is too old to commit.
+//! volume to the same credential begins, and when it is too old to commit. What may be listed of it then is looked at (see
+//! [`settle`]).
 
-use super::{LiveTask, backup, clean_files, restore};
+use super::{LiveTask, backup, clean_files, restore, settle};
 use crate::{
     core::Core,
     db::{DbError, NewEvent, TaskKind, TaskRow, TaskState},
@@ -17,7 +18,7 @@ use blockd_api::{
     ErrorCode,
     tasks::{self as api, StopTask, TaskLimits},
 };
-use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, remove_leftovers_of};
+use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudsnapId, remove_leftovers_of};
 use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -78,7 +79,15 @@ fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool 
     }
 }
 
-fn mark_given_up(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Result<(), DbError> {
+/// `listed` is the name of a backup that may be listed all the same.
+fn mark_given_up(
+    tx: &rusqlite::Transaction<'_>,
+    row: &TaskRow,
+    listed: Option<CloudsnapId>,
+) -> Result<(), DbError> {
+    if let Some(listed) = listed {
+        settle::doubt(row.credential, listed).put(tx)?;
+    }
     match row.kind {
         TaskKind::Backup => backup::mark_failed(tx, row),
         TaskKind::Restore if row.detail.is_of_volume_in_use() => Ok(()),
@@ -163,12 +172,16 @@ pub(super) async fn end_undone(
         }
     }
     let keep = core.config.task_history;
+    let listed = match kept || settle::is_of_another(error) {
+        true => None,
+        false => settle::may_be_listed(core, &row).await,
+    };
     core.until_stored("the end of the task", || {
         let stored = row.clone();
         async move {
             let kept = core.db.run(move |tx| -> Result<(), DbError> {
                 if !stored.detail.kept {
-                    mark_given_up(tx, &stored)?;
+                    mark_given_up(tx, &stored, listed)?;
                 }
                 stored.put(tx)?;
                 NewEvent::of_task(&stored, Timestamp::now()).insert(tx)?;
@@ -180,6 +193,9 @@ pub(super) async fn end_undone(
     .await?;
     if !kept && let Err(error) = clean_up(core, &row).await {
         tracing::warn!(%error, "what the failed task left behind is removed at the next start");
+    }
+    if let Some(listed) = listed {
+        core.begin_to_settle(listed);
     }
     live.set_row(row);
     Ok(())
@@ -351,16 +367,20 @@ impl Core {
     async fn give_up(self: &Arc<Self>, row: &mut TaskRow) -> Result<(), ServiceError> {
         row.detail.kept = false;
         row.detail.version += 1;
+        let listed = settle::may_be_listed(self, row).await;
         let stored = row.clone();
         self.db
             .run(move |tx| -> Result<(), DbError> {
-                mark_given_up(tx, &stored)?;
+                mark_given_up(tx, &stored, listed)?;
                 stored.put(tx)
             })
             .await?;
         tracing::info!(task = %row.id, kind = %row.kind, "task given up");
         if let Err(error) = clean_up(self, row).await {
             tracing::warn!(task = %row.id, %error, "what the task left behind is removed at the next start");
+        }
+        if let Some(listed) = listed {
+            self.begin_to_settle(listed);
         }
         Ok(())
     }

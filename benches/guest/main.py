@@ -1,0 +1,320 @@
+"""tools/bench guest: what the writes of a guest notice of a backup of its volume."""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backup"))
+
+import measure
+import places
+import subject
+
+MIB = 1 << 20
+GOAL = 1.5
+PERCENTILES = ("50.000000", "99.000000", "99.900000")
+# How long a volume may take to come to rest after a backup.
+REST_TIMEOUT_S = 120
+
+EPILOG = """\
+A volume is filled, half of it with bytes that do not compress. Then fio writes 4 KiB at random places of it through NBD, again and again for
+SECONDS: alone, and while one full, encrypted backup after the other is made of it to a directory. Both take turns for ROUNDS, each second round
+in the other order. A pass beside backups begins when the first of them reads, and a round counts only if backups ran all the time. Before each
+pass what the one before left is merged, deleted and written out, and a snapshot is taken and deleted, so that all passes write to blocks that were not written since.
+
+  alone, beside  p50, p99 and p99.9 of the writes, in microseconds; medians over the rounds
+  ratio          p99 beside / p99 alone of each round: the median, and the worst and the best round
+  backup         MiB/s of blocks that the backups got on with meanwhile
+
+With --iops 0 fio writes as fast as it gets answers. The store is a directory on the same disk unless --store names another one. With --cold (it takes
+root) the page cache is dropped before each pass, so that backups read from the disk.
+
+Goal: the median of the ratios is at most 1.5.
+"""
+
+
+def size(text):
+    units = {"M": 20, "G": 30}
+    digits, unit = text[:-1], text[-1:].upper()
+    if not digits.isdigit() or unit not in units or int(digits) << units[unit] < 64 * MIB:
+        raise argparse.ArgumentTypeError(f"{text} is no size: at least 64M, such as 2G")
+    return int(digits) << units[unit]
+
+
+def number(least):
+    def parse(text):
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no number from {least} on")
+        return int(text)
+
+    return parse
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="tools/bench guest",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures 4k random writes of a guest alone and beside full backups of its volume.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--data", type=size, default=2 << 30, help="size of the volume, all of which is data [2G]")
+    parser.add_argument("--seconds", type=number(1), default=10, help="how long each pass takes [10]")
+    parser.add_argument("--rounds", type=number(1), default=5, help="passes of each kind [5]")
+    parser.add_argument("--iops", type=number(0), default=2000, help="writes a second; 0 for as many as there are answers [2000]")
+    parser.add_argument("--depth", type=number(1), default=1, help="writes under way at once [1]")
+    parser.add_argument("--cold", action="store_true", help="drop the page cache before each pass")
+    parser.add_argument("--priority", choices=("low", "normal", "high"), help="task_priority of the daemon [its default]")
+    parser.add_argument("--blockd", help="the binary, with blockctl beside it [the release build, which is made]")
+    parser.add_argument("--store", help="where the backups go; a new directory below it is made and removed [the same as --dir]")
+    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
+    parser.add_argument("--json", help="where the figures go [guest-bench.json below the build directory]")
+    return parser.parse_args()
+
+
+def say(text):
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def drop_caches():
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("1")
+    except OSError as error:
+        raise measure.Failed(f"--cold: the page cache cannot be dropped: {error}") from error
+
+
+def make_image(path, size_bytes):
+    """Pieces of 64 KiB that do not compress, and as many that do."""
+    source = random.Random(7)
+    with open(path, "wb") as out:
+        for _ in range(size_bytes // (128 << 10)):
+            out.write(source.randbytes(64 << 10))
+            out.write(source.randbytes(64) * 1024)
+
+
+class Daemon(subject.Blockd):
+    """blockd, with settings of its own."""
+
+    def __init__(self, blockd, directory, priority):
+        self.blockctl, self.dir = blockd.with_name("blockctl"), directory / "blockd"
+        self.dir.mkdir(mode=0o700)
+        command = [blockd, "--data-dir", self.dir]
+        if priority:
+            config = directory / "blockd.toml"
+            config.write_text(f'task_priority = "{priority}"\n')
+            command += ["--config", config]
+        self.process = places.Process(command, directory / "blockd.log")
+        self.process.wait_until(lambda: self.ctl("status") is not None)
+
+
+class Backups:
+    """Full backups of a volume, one after the other, from when it is entered until it is left."""
+
+    def __init__(self, blockd, volume, credential):
+        self.blockd, self.volume, self.credential = blockd, volume, credential
+        self.is_over, self.reads, self.failed = threading.Event(), threading.Event(), None
+        self.done_bytes, self.count, self.task = 0, 0, None
+
+    def run(self):
+        try:
+            while not self.is_over.is_set():
+                started = self.blockd.ctl("cloudsnap", "backup", self.volume, "--cred-id", self.credential, "--full")
+                self.task = started["task"]
+                self.follow(self.task)
+        except Exception as error:
+            self.failed = error
+            self.reads.set()
+
+    def look(self, task):
+        return next(one for one in self.blockd.ctl("cloudsnap", "status", "--name", task) if one["name"] == task)
+
+    def follow(self, task):
+        """Adds what a backup gets on with, up to the end of the pass."""
+        before = 0
+        while True:
+            seen = self.look(task)
+            if not self.is_over.is_set():
+                self.done_bytes += seen["bytesProcessed"] - before
+                before = seen["bytesProcessed"]
+            if seen["phase"] == "data":
+                self.reads.set()
+            if seen["completed"]:
+                if not seen["state"].endswith("-Done"):
+                    raise measure.Failed(f"a backup ended as {seen['state']}: {seen['error']}")
+                self.count += 1
+                return
+            time.sleep(0.1)
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        if not self.reads.wait(places.START_TIMEOUT_S):
+            self.failed = self.failed or measure.Failed("a backup does not begin to read")
+        return self
+
+    def __exit__(self, *_):
+        # What runs goes to its end, which is soon: nobody is in its way any more.
+        self.is_over.set()
+        self.thread.join()
+        if self.failed:
+            raise self.failed
+
+
+class Bench:
+    def __init__(self, given, blockd, directory, store):
+        self.given, self.directory = given, directory
+        self.blockd = Daemon(blockd, directory, given.priority)
+        try:
+            image = directory / "image"
+            make_image(image, given.data)
+            self.blockd.make_volume("vm", given.data, image)
+            image.unlink()
+            options = ["--provider", "local", "--path", store, "--encryption-passphrase", "bench"]
+            self.blockd.ctl("credentials", "create", "nas", *options)
+        except BaseException:
+            self.blockd.stop()
+            raise
+
+    def stop(self):
+        self.blockd.stop()
+
+    def layers(self):
+        return self.blockd.ctl("volume", "inspect", "vm")["layers"]
+
+    def settle(self):
+        """What was done before is out of the way, and the next write to each block is the first one."""
+        for snap in self.blockd.ctl("cloudsnap", "list"):
+            self.blockd.ctl("cloudsnap", "delete", "--snap", snap["ID"], "--wait")
+        self.blockd.ctl("snapshot", "create", "vm", "--name", "settle")
+        self.blockd.ctl("snapshot", "delete", "vm@settle")
+        deadline = time.monotonic() + REST_TIMEOUT_S
+        while self.layers() > 2:
+            if time.monotonic() > deadline:
+                raise measure.Failed(f"the volume still has {self.layers()} layers: they are not merged")
+            time.sleep(0.1)
+        os.sync()
+        if self.given.cold:
+            drop_caches()
+
+    def write(self, seed):
+        """One pass of fio; its percentiles in microseconds."""
+        given = self.given
+        command = ["fio", "--name=guest", "--ioengine=nbd", f"--uri={self.blockd.uri('vm')}", "--rw=randwrite", "--bs=4k"]
+        command += [f"--iodepth={given.depth}", f"--size={given.data}", "--time_based", f"--runtime={given.seconds}"]
+        command += ["--output-format=json", f"--randseed={seed}", "--percentile_list=50:99:99.9"]
+        if given.iops:
+            command.append(f"--rate_iops={given.iops}")
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+        start = done.stdout.find("{")
+        if done.returncode or start < 0:
+            raise measure.Failed(f"fio: {(done.stderr or done.stdout).strip()[-800:]}")
+        wrote = json.loads(done.stdout[start:])["jobs"][0]["write"]
+        if not wrote["total_ios"]:
+            raise measure.Failed("fio wrote nothing")
+        found = {f"p{float(name):g}": wrote["clat_ns"]["percentile"][name] / 1000 for name in PERCENTILES}
+        return {**found, "mean": wrote["clat_ns"]["mean"] / 1000, "iops": wrote["iops"], "writes": wrote["total_ios"]}
+
+    def alone(self, seed):
+        self.settle()
+        return self.write(seed)
+
+    def beside(self, seed):
+        self.settle()
+        with Backups(self.blockd, "vm", "nas") as backups:
+            began = time.monotonic()
+            found = self.write(seed)
+            took = time.monotonic() - began
+        return {**found, "backups": backups.count, "backup_mib_per_s": backups.done_bytes / MIB / took}
+
+    def round(self, nth):
+        # The same places in both, and others in each round.
+        kinds = [("alone", self.alone), ("beside", self.beside)]
+        found = {name: act(nth + 1) for name, act in (kinds if nth % 2 == 0 else reversed(kinds))}
+        found["ratio"] = found["beside"]["p99"] / found["alone"]["p99"]
+        alone, beside = found["alone"], found["beside"]
+        say(f"round {nth + 1}: p99 alone {alone['p99']:.0f} us, beside {beside['p99']:.0f} us, {found['ratio']:.2f} x; "
+            f"backup {beside['backup_mib_per_s']:.0f} MiB/s")
+        return found
+
+
+def summary(rounds):
+    names = ("p50", "p99", "p99.9", "mean", "iops")
+    found = {kind: {name: statistics.median(one[kind][name] for one in rounds) for name in names} for kind in ("alone", "beside")}
+    ratios = [one["ratio"] for one in rounds]
+    found["ratio"] = {"median": statistics.median(ratios), "best": min(ratios), "worst": max(ratios)}
+    found["backup_mib_per_s"] = statistics.median(one["beside"]["backup_mib_per_s"] for one in rounds)
+    found["met"] = found["ratio"]["median"] <= GOAL
+    return found
+
+
+def report(given, found):
+    rate = f"{given.iops} a second" if given.iops else "as fast as they are answered"
+    print(f"4k randwrite over NBD, depth {given.depth}, {rate}; {given.rounds} rounds of {given.seconds} s; us")
+    print(f"{'':8}{'p50':>10}{'p99':>10}{'p99.9':>10}{'mean':>10}{'writes/s':>10}")
+    for kind in ("alone", "beside"):
+        one = found[kind]
+        print(f"{kind:8}{one['p50']:10.1f}{one['p99']:10.1f}{one['p99.9']:10.1f}{one['mean']:10.1f}{one['iops']:10.0f}")
+    ratio = found["ratio"]
+    print(f"backups got on with {found['backup_mib_per_s']:.0f} MiB/s meanwhile")
+    print(f"p99 beside / alone: {ratio['median']:.2f} x (best {ratio['best']:.2f}, worst {ratio['worst']:.2f}; "
+          f"goal <= {GOAL:g}: {'met' if found['met'] else 'NOT MET'})")
+
+
+def build(target):
+    root = Path(__file__).resolve().parents[2]
+    command = ["cargo", "build", "--release", "--locked", "-p", "blockd", "-p", "blockctl"]
+    subprocess.run(command, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
+    return target / "blockd"
+
+
+def interrupted(_signal, _frame):
+    raise KeyboardInterrupt
+
+
+def main():
+    given = arguments()
+    for tool in ("fio", "nbdcopy"):
+        if not shutil.which(tool):
+            sys.exit(f"bench: {tool} is missing: apt-get install fio libnbd-bin")
+    target = Path(os.environ["BLOCKD_BENCH_TARGET"])
+    blockd = Path(given.blockd).resolve() if given.blockd else build(target)
+    for binary in (blockd, blockd.with_name("blockctl")):
+        if not binary.is_file():
+            sys.exit(f"bench: there is no {binary}")
+    signal.signal(signal.SIGTERM, interrupted)
+    work = Path(tempfile.mkdtemp(prefix="blockd-guest-", dir=given.dir or os.environ.get("TMPDIR", "/var/tmp")))
+    store = Path(tempfile.mkdtemp(prefix="blockd-guest-store-", dir=given.store or work))
+    bench, rounds = None, []
+    try:
+        say("filling the volume")
+        bench = Bench(given, blockd, work, store)
+        for nth in range(given.rounds):
+            rounds.append(bench.round(nth))
+    except measure.Failed as error:
+        sys.exit(f"bench: {error}")
+    except KeyboardInterrupt:
+        sys.exit("bench: interrupted")
+    finally:
+        if bench:
+            bench.stop()
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
+    found = summary(rounds)
+    report(given, found)
+    out = Path(given.json) if given.json else target.parent / "guest-bench.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"arguments": vars(given), "summary": found, "rounds": rounds}, indent=1) + "\n")
+    print(f"everything that was seen: {out}")
+
+
+main()

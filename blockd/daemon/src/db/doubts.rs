@@ -1,0 +1,128 @@
+//! Rows of doubts: cloud snapshots of this host that may be listed without being whole.
+
+use super::{DbError, parsed};
+use blockd_cloud::CloudsnapId;
+use jiff::Timestamp;
+use rusqlite::{Row, Transaction, params};
+use uuid::Uuid;
+
+/// A cloud snapshot of which nothing is known for certain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Doubt {
+    /// Where it may be.
+    pub credential: Uuid,
+    /// The cloud snapshot.
+    pub cloudsnap: CloudsnapId,
+    /// Since when nobody goes on with it.
+    pub since: Timestamp,
+    /// Its backup was given up: nobody else asks whether it is whole. Otherwise it is done, and may have been committed before.
+    pub given_up: bool,
+    /// It was asked once whether it is whole.
+    pub looked_at: bool,
+}
+
+const COLUMNS: &str = "credential, cloudsnap, since, given_up, looked_at";
+
+impl Doubt {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            credential: parsed(row, 0)?,
+            cloudsnap: parsed(row, 1)?,
+            since: parsed(row, 2)?,
+            given_up: row.get(3)?,
+            looked_at: row.get(4)?,
+        })
+    }
+
+    /// Those of backups that were given up.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn given_up(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let mut statement =
+            tx.prepare(&format!("SELECT {COLUMNS} FROM doubts WHERE given_up = 1 ORDER BY since"))?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// Whether there is one of this cloud snapshot, wherever it is.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn is_of(tx: &Transaction<'_>, cloudsnap: &CloudsnapId) -> Result<bool, DbError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM doubts WHERE cloudsnap = ?1)";
+        Ok(tx.query_row(sql, [cloudsnap.to_string()], |row| row.get(0))?)
+    }
+
+    /// Adds or replaces the row; does nothing if the credential is gone.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            &format!(
+                "INSERT OR REPLACE INTO doubts ({COLUMNS})
+                 SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM credentials WHERE uuid = ?1)"
+            ),
+            params![
+                self.credential.to_string(),
+                self.cloudsnap.to_string(),
+                self.since.to_string(),
+                self.given_up,
+                self.looked_at
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Removes the row.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn remove(tx: &Transaction<'_>, credential: Uuid, cloudsnap: &CloudsnapId) -> Result<(), DbError> {
+        tx.execute(
+            "DELETE FROM doubts WHERE credential = ?1 AND cloudsnap = ?2",
+            params![credential.to_string(), cloudsnap.to_string()],
+        )?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Db;
+    use super::*;
+    use blockd_extent::{SnapshotId, VolumeId};
+
+    #[test]
+    fn rows_read_back_and_those_without_a_credential_are_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let cloudsnap = CloudsnapId {
+            cluster: Uuid::from_u128(3),
+            volume: VolumeId::from_u64(1),
+            snapshot: SnapshotId::from_u64(u64::MAX),
+            incremental: true,
+        };
+        let credential = Uuid::from_u128(7);
+        let doubt =
+            Doubt { credential, cloudsnap, since: Timestamp::UNIX_EPOCH, given_up: true, looked_at: false };
+        db.transaction::<_, DbError>(|tx| {
+            doubt.put(tx)?;
+            assert!(!Doubt::is_of(tx, &cloudsnap)?);
+            tx.execute(
+                "INSERT INTO credentials VALUES (?1, 'nas', '', '', NULL, x'00', 0, '')",
+                [credential.to_string()],
+            )?;
+            doubt.put(tx)?;
+            assert!(Doubt::is_of(tx, &cloudsnap)?);
+            assert_eq!(Doubt::given_up(tx)?, vec![doubt.clone()]);
+            Doubt { given_up: false, looked_at: true, ..doubt.clone() }.put(tx)?;
+            assert!(Doubt::is_of(tx, &cloudsnap)? && Doubt::given_up(tx)?.is_empty());
+            Doubt::remove(tx, credential, &cloudsnap)?;
+            assert!(!Doubt::is_of(tx, &cloudsnap)?);
+            Ok(())
+        })
+        .unwrap();
+    }
+}
