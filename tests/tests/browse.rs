@@ -1,7 +1,7 @@
 //! Looking into snapshots: a real daemon, a real mount of the kernel, a real ext4.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-use blockd_tests::{Bed, Ctl, Daemon, MIB, Setup, Store, process, wait_for};
+use blockd_tests::{Bed, Ctl, Daemon, MIB, Setup, Store, ctl::clean, process, wait_for};
 use std::{
     fs::{self, File},
     io::{ErrorKind, Read, Seek, SeekFrom},
@@ -396,4 +396,47 @@ fn files_are_listed_compared_and_copied_out_without_a_mount() {
         .map(|change| format!("{} {}", change["change"].as_str().unwrap(), change["path"].as_str().unwrap()))
         .collect();
     assert_eq!(changes, ["changed /deep/er/file 3", "added /deep/new", "removed /link"]);
+}
+
+/// Far more than could be read: only what is data may be.
+#[test]
+fn holes_are_copied_out_without_being_read() {
+    const HUGE: u64 = 3 << 40;
+    let bed = Bed::new();
+    let (source, image, out) = (bed.path("source"), bed.path("image"), bed.path("out"));
+    fs::create_dir_all(&source).unwrap();
+    let noise: Vec<u8> = (0..MIB).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 | 1).collect();
+    let huge = File::create(source.join("huge")).unwrap();
+    huge.set_len(HUGE).unwrap();
+    huge.write_all_at(b"begin", 0).unwrap();
+    huge.write_all_at(&noise, HUGE / 2).unwrap();
+    make_image(&source, &image);
+    let store = bed.store("store");
+    let daemon = bed.daemon("one").config("log_level = \"debug\"").start();
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), None);
+    ctl.create_volume("vol", "64MiB");
+    process::must_run("nbdcopy", &[image.to_str().unwrap(), &daemon.uri("vol")]);
+    let snap = ctl.backup("vol").snap().to_owned();
+
+    ctl.json(&["cloudsnap", "cp", "--snap", &snap, "/huge", out.to_str().unwrap()]);
+    let printed = bed.path("printed");
+    let mut cat = clean(process::program("blockctl"));
+    cat.env("BLOCKD_SOCKET", daemon.socket()).args(["cloudsnap", "cat", "--snap", &snap, "/huge"]);
+    let status = process::die_with_parent(cat.stdout(File::create(&printed).unwrap())).status().unwrap();
+    assert!(status.success(), "{status}");
+    for copy in [out, printed] {
+        let meta = fs::metadata(&copy).unwrap();
+        assert!(meta.len() == HUGE && meta.blocks() * 512 < 3 * MIB, "{} {}", meta.len(), meta.blocks());
+        let file = File::open(&copy).unwrap();
+        let mut found = vec![0xee; noise.len() + 4096];
+        file.read_exact_at(&mut found, HUGE / 2).unwrap();
+        assert!(found[..noise.len()] == noise && found[noise.len()..].iter().all(|byte| *byte == 0));
+        file.read_exact_at(&mut found[..8], 0).unwrap();
+        assert_eq!(&found[..8], b"begin\0\0\0");
+    }
+    let log = daemon.log();
+    let asked = log.lines().filter(|line| line.contains("/v1/cloudsnaps/file") && line.contains("answered"));
+    let asked = asked.count();
+    assert!((6..20).contains(&asked), "{asked} requests");
 }
