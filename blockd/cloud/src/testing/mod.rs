@@ -7,6 +7,7 @@ mod frames;
 mod fuzz;
 mod http;
 mod memory;
+mod snapshots;
 mod suite;
 
 pub use adapter::{Has, object_store_suite};
@@ -18,4 +19,5 @@ pub use fuzz::{
 };
 pub use http::{HttpDouble, HttpReply, HttpRequest};
 pub use memory::MemoryStore;
+pub use snapshots::put_many_snapshots;
 pub use suite::{MemoryVolume, repository_suite, store_suite};
