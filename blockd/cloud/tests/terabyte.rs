@@ -226,7 +226,12 @@ async fn the_first_byte_of_a_terabyte_takes_four_requests_and_little_memory() {
     assert_eq!(snapshot.data_blocks(whole).await.unwrap().len_blocks(), BLOCKS);
     let most = most_memory_bytes();
     let mib = |bytes: u64| bytes >> 20;
-    println!("{} MiB with the store, {} for first bytes, {} for all of the index", mib(before), mib(first), mib(most));
+    println!(
+        "{} MiB with the store, {} for first bytes, {} for all of the index",
+        mib(before),
+        mib(first),
+        mib(most)
+    );
     // The store is in there, too, and what the backup left behind.
     assert!(first < 192 << 20 && most < 256 << 20, "{before} {first} {most}");
 }

@@ -336,12 +336,7 @@ impl Tree {
     }
 
     /// What is known of an entry of a directory, by the list of snapshots. May block.
-    pub fn child_attr(
-        &self,
-        listing: &Listing,
-        child: &Child,
-        ino: u64,
-    ) -> io::Result<(FileAttr, Duration)> {
+    pub fn child_attr(&self, listing: &Listing, child: &Child, ino: u64) -> io::Result<(FileAttr, Duration)> {
         match (&child.stat, &child.node) {
             (Some(stat), Node::Inside(key, ..)) => {
                 let created = listing.find(key).ok_or_else(gone)?.created;

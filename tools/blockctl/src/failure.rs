@@ -154,9 +154,10 @@ impl Failure {
             Self::Usage { hint, .. } => hint.clone(),
             Self::Client(error) => error.hint().map(str::to_owned),
             Self::Interrupted { task } => Some(look_at(*task)),
-            Self::TooDeep { .. } => {
-                Some("no program makes such a tree: take a part of it, or the image (`blockctl browse mount DIR`)".into())
-            }
+            Self::TooDeep { .. } => Some(
+                "no program makes such a tree: take a part of it, or the image (`blockctl browse mount DIR`)"
+                    .into(),
+            ),
             Self::TooManyFiles { .. } => Some("take a part of them".into()),
             Self::Lost { task, .. } => {
                 Some(format!("the task goes on when blockd is back; {}", look_at(*task)))

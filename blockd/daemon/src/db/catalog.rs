@@ -45,7 +45,8 @@ impl Catalog {
         manifest: &Manifest,
     ) -> Result<(), DbError> {
         let text = to_json("manifest", manifest)?;
-        let sql = "INSERT OR REPLACE INTO catalog (credential, key, manifest, version) VALUES (?1, ?2, ?3, ?4)";
+        let sql =
+            "INSERT OR REPLACE INTO catalog (credential, key, manifest, version) VALUES (?1, ?2, ?3, ?4)";
         tx.prepare_cached(sql)?.execute(params![self.credential.to_string(), key, text, version])?;
         Ok(())
     }
@@ -140,7 +141,8 @@ impl ManifestCache for Catalog {
         let wanted: HashMap<&str, &str> =
             objects.iter().map(|object| (object.key.as_str(), object.version.as_str())).collect();
         let found = self.db.transaction::<_, DbError>(|tx| {
-            let sql = "SELECT key, version, manifest FROM catalog WHERE credential = ?1 AND key BETWEEN ?2 AND ?3";
+            let sql =
+                "SELECT key, version, manifest FROM catalog WHERE credential = ?1 AND key BETWEEN ?2 AND ?3";
             let mut statement = tx.prepare_cached(sql)?;
             let mut rows = statement.query(params![self.credential.to_string(), first, last])?;
             let mut texts = Vec::new();

@@ -99,12 +99,15 @@ impl Copied {
     /// What is to be said of extended attributes.
     fn xattr_notes(&self) -> Vec<String> {
         let named = self.refused_xattrs.iter();
-        let mut notes: Vec<String> =
-            named.map(|one| format!("{}: {} cannot be set there: {}", one.path, one.name, one.reason)).collect();
+        let mut notes: Vec<String> = named
+            .map(|one| format!("{}: {} cannot be set there: {}", one.path, one.name, one.reason))
+            .collect();
         let of = |count: u64| counted(count, "file");
         if self.xattrs_refused > 0 {
             let what = of(self.xattrs_refused);
-            notes.push(format!("extended attributes of {what} or directories could not be set where they went"));
+            notes.push(format!(
+                "extended attributes of {what} or directories could not be set where they went"
+            ));
         }
         if self.xattrs_damaged > 0 {
             let what = of(self.xattrs_damaged);

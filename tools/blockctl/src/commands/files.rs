@@ -57,12 +57,7 @@ impl Source<'_> {
     }
 
     /// A piece of a file; empty at its end.
-    pub async fn read(
-        &self,
-        path: &FilePath,
-        offset_bytes: u64,
-        len_bytes: u64,
-    ) -> Result<Vec<u8>, Failure> {
+    pub async fn read(&self, path: &FilePath, offset_bytes: u64, len_bytes: u64) -> Result<Vec<u8>, Failure> {
         let (path, cred_id) = (path.clone(), self.cred_id.clone());
         let query = ReadFile { snap: self.snap, path, offset_bytes, len_bytes, cred_id };
         Ok(self.context.client.read_file(&query).await?.to_vec())

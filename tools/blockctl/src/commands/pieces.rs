@@ -240,7 +240,9 @@ mod tests {
             assert!(meta.len() == len && blocks * 512 < 1 << 20, "{} bytes, {blocks} blocks", meta.len());
             let bytes = std::fs::read(&path).unwrap();
             let content = [before, b"begin"].concat();
-            assert!(bytes.starts_with(&content) && bytes[content.len() + HOLE as usize..].starts_with(b"end"));
+            assert!(
+                bytes.starts_with(&content) && bytes[content.len() + HOLE as usize..].starts_with(b"end")
+            );
             assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), content.len() + 3);
         }
     }
