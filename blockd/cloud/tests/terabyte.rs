@@ -1,43 +1,31 @@
-//! The first byte of a full terabyte: its index is as long as it gets, and little of it is needed. The index is made by a backup that
-//! is resumed after nearly all of its packs: those are in the journal and nowhere else.
+//! The first byte of a full terabyte: its index is as long as it gets, and little of it is needed.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
 
 use blockd_cloud::{
-    BackupJournal, BlockReader, CacheOptions, CancelToken, EncryptionMode, Manifest, MemoryJournal,
-    Repository, SnapshotCache, SnapshotReader,
-    store::{ObjectInfo, ObjectStore, PutMode, StoreErrorKind, StoreFuture},
-    testing::MemoryStore,
+    CacheOptions, EncryptionMode, SnapshotCache, SnapshotReader,
+    store::{ObjectInfo, ObjectStore, PutMode, StoreFuture},
+    testing::{MemoryStore, Tebibyte},
 };
-use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_extent::Extent;
 use bytes::Bytes;
-use common::{BLOCK, fixed, run_with, set, spec};
+use common::fixed;
 use std::{
-    io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-const TIB: u64 = 1 << 40;
-const BLOCKS: u64 = TIB / BLOCK as u64;
-/// Blocks of a pack, by the format.
-const PACK_BLOCKS: u64 = 256 * 32;
-const PACKS: u64 = BLOCKS / PACK_BLOCKS;
-/// What a frame of ordinary data takes.
-const FRAME_LEN: u32 = 70_001;
-/// Packs that are made, spread out over the volume: at its beginning, at its end and within index pages.
-const MADE: [u64; 4] = [0, 12_345, 20_000, PACKS - 1];
-/// How long the store takes for each request, in a test's own time.
+/// How long the store takes for each request, in the test's own time.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// A store that takes its time, counts requests, and says that packs are there which nobody made.
+/// A store that takes its time and counts what it is asked for.
 struct SlowStore {
     inner: MemoryStore,
-    is_slow: std::sync::atomic::AtomicBool,
+    is_slow: AtomicBool,
     requests: AtomicU64,
     received_bytes: AtomicU64,
 }
@@ -81,14 +69,7 @@ impl ObjectStore for SlowStore {
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
         Box::pin(async move {
             self.take_time().await;
-            let found = match self.inner.get_range(key, offset_bytes, len_bytes).await {
-                // Whoever resumes a backup looks whether its packs are there.
-                Err(error) if error.kind == StoreErrorKind::NotFound && len_bytes == 1 => {
-                    assert!(key.contains("/pack-"), "{key}");
-                    Bytes::from_static(b"?")
-                }
-                found => found?,
-            };
+            let found = self.inner.get_range(key, offset_bytes, len_bytes).await?;
             self.received_bytes.fetch_add(found.len() as u64, Relaxed);
             Ok(found)
         })
@@ -130,44 +111,6 @@ impl ObjectStore for SlowStore {
     }
 }
 
-/// A volume each of whose blocks says where it is.
-struct Numbered;
-
-fn content(block: u64) -> [u8; BLOCK] {
-    let mut bytes = [0; BLOCK];
-    bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&(block + 1).to_le_bytes()));
-    bytes
-}
-
-impl BlockReader for Numbered {
-    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
-        let wanted = extents.iter().flat_map(|extent| extent.start.0..extent.end().0);
-        wanted.zip(buf.chunks_exact_mut(BLOCK)).for_each(|(block, out)| out.copy_from_slice(&content(block)));
-        Ok(())
-    }
-}
-
-/// Backs up a volume of a TiB without a hole, of which a few packs are made.
-async fn full(store: &Arc<SlowStore>) -> (Repository, Manifest) {
-    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
-    let journal = Arc::new(MemoryJournal::default());
-    for pack in (0..PACKS).filter(|pack| !MADE.contains(pack)) {
-        journal.record(pack as u32, &[FRAME_LEN; 256]).unwrap();
-    }
-    let data = BlockSet::from_iter([Extent::new(BlockIndex(0), BLOCKS)]);
-    let spec = spec(1, TIB, data, set([]), None);
-    let done = run_with(&repo, spec, Arc::new(Numbered), journal, &CancelToken::new()).await.unwrap();
-    assert_eq!(u64::from(done.manifest.pack_count), PACKS);
-    let index = &done.manifest.delta.index;
-    assert!(index.len_bytes > 32 << 20, "the index of a full TiB has {} bytes", index.len_bytes);
-    (repo, done.manifest)
-}
-
-/// Blocks in packs that were made.
-fn places() -> impl Iterator<Item = u64> {
-    MADE.into_iter().enumerate().map(|(n, pack)| pack * PACK_BLOCKS + 1000 * n as u64 + 77)
-}
-
 /// The most memory that this process had since it was last told to begin anew.
 fn most_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -179,17 +122,21 @@ fn most_memory_bytes() -> u64 {
 #[tokio::test(flavor = "current_thread")]
 async fn the_first_byte_of_a_terabyte_takes_four_requests_and_little_memory() {
     let store = Arc::new(SlowStore::new());
-    let (repo, manifest) = full(&store).await;
-    let id = manifest.id();
-    drop(manifest);
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let id = {
+        let manifest = Tebibyte::put(&repo).await.unwrap();
+        let index = &manifest.delta.index;
+        assert!(index.len_bytes > 32 << 20, "the index of a full TiB has {} bytes", index.len_bytes);
+        manifest.id()
+    };
     let dir = tempfile::tempdir().unwrap();
     store.is_slow.store(true, Relaxed);
     // From here on time stands still, but for the store's delays.
     tokio::time::pause();
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let (before, mut slowest) = (most_memory_bytes(), Duration::ZERO);
-    for block in places() {
-        let extent = Extent::new(BlockIndex(block), 1);
+    for block in Tebibyte::places() {
+        let extent = Extent::new(block, 1);
         for way in ["for a lazy volume", "through the caches", "through the caches, and a disk"] {
             store.requests.store(0, Relaxed);
             store.received_bytes.store(0, Relaxed);
@@ -204,7 +151,7 @@ async fn the_first_byte_of_a_terabyte_takes_four_requests_and_little_memory() {
                 snapshot.read_blocks(extent).await.unwrap()
             };
             let (took, real) = (began.elapsed(), real.elapsed());
-            assert!(read == content(block), "block {block} {way}");
+            assert!(read == Tebibyte::content(block), "block {block} {way}");
             let (requests, received) = (store.requests.load(Relaxed), store.received_bytes.load(Relaxed));
             // The manifest, the root, a page and a frame: one after the other, and no other one.
             assert_eq!((requests, took.as_secs()), (4, 4), "block {block} {way}");
@@ -218,12 +165,12 @@ async fn the_first_byte_of_a_terabyte_takes_four_requests_and_little_memory() {
     // All of the index, page by page.
     store.is_slow.store(false, Relaxed);
     let manifest = repo.manifest(&id).await.unwrap();
-    let whole = Extent::new(BlockIndex(0), BLOCKS);
+    let whole = Extent::whole(Tebibyte::SIZE_BYTES);
     let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
-    assert_eq!(reader.data_blocks(whole).await.unwrap().len_blocks(), BLOCKS);
+    assert_eq!(reader.data_blocks(whole).await.unwrap().len_blocks(), whole.len_blocks);
     let cache = SnapshotCache::open(CacheOptions::default()).unwrap();
     let snapshot = cache.snapshot(&repo, &manifest).await.unwrap();
-    assert_eq!(snapshot.data_blocks(whole).await.unwrap().len_blocks(), BLOCKS);
+    assert_eq!(snapshot.data_blocks(whole).await.unwrap().len_blocks(), whole.len_blocks);
     let most = most_memory_bytes();
     let mib = |bytes: u64| bytes >> 20;
     println!(

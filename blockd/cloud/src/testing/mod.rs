@@ -9,6 +9,7 @@ mod http;
 mod memory;
 mod snapshots;
 mod suite;
+mod tebibyte;
 
 pub use adapter::{Has, object_store_suite};
 pub use fault::{Fault, FaultStore};
@@ -21,3 +22,4 @@ pub use http::{HttpDouble, HttpReply, HttpRequest};
 pub use memory::MemoryStore;
 pub use snapshots::put_many_snapshots;
 pub use suite::{MemoryVolume, repository_suite, store_suite};
+pub use tebibyte::Tebibyte;
