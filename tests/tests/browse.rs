@@ -1,7 +1,7 @@
 //! Looking into snapshots: a real daemon, a real mount of the kernel, a real ext4.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-use blockd_tests::{Bed, Ctl, Daemon, MIB, Setup, Store, process, wait_for};
+use blockd_tests::{Bed, Ctl, Daemon, MIB, Setup, Store, ctl::clean, process, wait_for};
 use std::{
     fs::{self, File},
     io::{ErrorKind, Read, Seek, SeekFrom},
@@ -396,4 +396,112 @@ fn files_are_listed_compared_and_copied_out_without_a_mount() {
         .map(|change| format!("{} {}", change["change"].as_str().unwrap(), change["path"].as_str().unwrap()))
         .collect();
     assert_eq!(changes, ["changed /deep/er/file 3", "added /deep/new", "removed /link"]);
+}
+
+/// Far more than could be read: only what is data may be.
+#[test]
+fn holes_are_copied_out_without_being_read() {
+    const HUGE: u64 = 3 << 40;
+    let bed = Bed::new();
+    let (source, image, out) = (bed.path("source"), bed.path("image"), bed.path("out"));
+    fs::create_dir_all(&source).unwrap();
+    let noise: Vec<u8> = (0..MIB).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 | 1).collect();
+    let huge = File::create(source.join("huge")).unwrap();
+    huge.set_len(HUGE).unwrap();
+    huge.write_all_at(b"begin", 0).unwrap();
+    huge.write_all_at(&noise, HUGE / 2).unwrap();
+    make_image(&source, &image);
+    let store = bed.store("store");
+    let daemon = bed.daemon("one").config("log_level = \"debug\"").start();
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), None);
+    ctl.create_volume("vol", "64MiB");
+    process::must_run("nbdcopy", &[image.to_str().unwrap(), &daemon.uri("vol")]);
+    let snap = ctl.backup("vol").snap().to_owned();
+
+    ctl.json(&["cloudsnap", "cp", "--snap", &snap, "/huge", out.to_str().unwrap()]);
+    let printed = bed.path("printed");
+    let mut cat = clean(process::program("blockctl"));
+    cat.env("BLOCKD_SOCKET", daemon.socket()).args(["cloudsnap", "cat", "--snap", &snap, "/huge"]);
+    let status = process::die_with_parent(cat.stdout(File::create(&printed).unwrap())).status().unwrap();
+    assert!(status.success(), "{status}");
+    for copy in [out, printed] {
+        let meta = fs::metadata(&copy).unwrap();
+        assert!(meta.len() == HUGE && meta.blocks() * 512 < 3 * MIB, "{} {}", meta.len(), meta.blocks());
+        let file = File::open(&copy).unwrap();
+        let mut found = vec![0xee; noise.len() + 4096];
+        file.read_exact_at(&mut found, HUGE / 2).unwrap();
+        assert!(found[..noise.len()] == noise && found[noise.len()..].iter().all(|byte| *byte == 0));
+        file.read_exact_at(&mut found[..8], 0).unwrap();
+        assert_eq!(&found[..8], b"begin\0\0\0");
+    }
+    let log = daemon.log();
+    let asked = log.lines().filter(|line| line.contains("/v1/cloudsnaps/file") && line.contains("answered"));
+    let asked = asked.count();
+    assert!((6..20).contains(&asked), "{asked} requests");
+}
+
+/// Whether somebody who owns nothing can read this.
+fn nobody_reads(path: &Path) -> bool {
+    let who = ["--reuid=65534", "--regid=65534", "--clear-groups", "--", "cat", "--"];
+    let args: Vec<&str> = who.into_iter().chain([path.to_str().unwrap()]).collect();
+    process::run_tool("setpriv", &args).status.success()
+}
+
+#[test]
+fn the_mount_of_the_configuration_is_there_at_every_start_and_for_others_only_if_that_is_wanted() {
+    let bed = Bed::new();
+    fs::set_permissions(bed.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (source, image) = (bed.path("source"), bed.path("image"));
+    fs::create_dir_all(source.join("closed")).unwrap();
+    for (name, mode) in [("plain", 0o644), ("secret", 0o600), ("closed/plain", 0o644)] {
+        fs::write(source.join(name), "content").unwrap();
+        fs::set_permissions(source.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    for (name, mode) in [("", 0o755), ("closed", 0o700)] {
+        fs::set_permissions(source.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    make_image(&source, &image);
+    let store = bed.store("store");
+    let mount = Mount(bed.path("mnt"));
+    let setup = |allow_other: bool, mountpoint: &Path| {
+        let setup = setup(&bed).config(&format!("mountpoint = {mountpoint:?}"));
+        setup.config(&format!("allow_other = {allow_other}"))
+    };
+    let daemon = bed.daemon("one").start();
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), None);
+    ctl.create_volume("vol", "64MiB");
+    process::must_run("nbdcopy", &[image.to_str().unwrap(), &daemon.uri("vol")]);
+    ctl.backup("vol");
+    drop(daemon.stop());
+
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        eprintln!("LEFT OUT: whether other users see the mount; that needs root");
+    }
+    for allow_other in [false, true] {
+        if allow_other && !is_root {
+            continue;
+        }
+        let daemon = setup(allow_other, &mount.0).start();
+        let dir = mount.0.join("vol/latest");
+        wait_for("the snapshot", || fs::read(dir.join("files/secret")).ok());
+        let seen = |name: &str| !is_root || nobody_reads(&dir.join(name)) == allow_other;
+        assert!(seen("files/plain") && seen("manifest.json"), "others: {allow_other}");
+        if is_root {
+            for name in ["files/secret", "files/closed/plain", "disk.img"] {
+                assert!(!nobody_reads(&dir.join(name)), "{name} is for its owner, others: {allow_other}");
+            }
+        }
+        assert_eq!(daemon.ctl().json(&["browse", "list"])[0]["mountpoint"], mount.0.to_str().unwrap());
+        // The next start takes the dead one away and mounts anew.
+        drop(daemon.kill());
+    }
+
+    // What cannot be mounted is said, and everything else goes on.
+    let daemon = setup(false, &source).start();
+    wait_for("the log to say so", || daemon.log().contains("is not empty").then_some(()));
+    assert_eq!(daemon.ctl().json(&["browse", "list"]).as_array().map(Vec::len), Some(0));
+    assert!(fs::metadata(source.join("plain")).is_ok());
 }

@@ -207,6 +207,44 @@ pub struct ReadFile {
     pub cred_id: Option<CredentialRef>,
 }
 
+/// Query of `GET /v1/cloudsnaps/file/runs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListFileRuns {
+    /// The cloud snapshot.
+    pub snap: CloudsnapId,
+    /// The file, which must be a regular one.
+    pub path: FilePath,
+    /// From where on, in bytes.
+    #[serde(default)]
+    pub offset_bytes: u64,
+    /// Where it is kept; may be left out.
+    #[serde(default)]
+    pub cred_id: Option<CredentialRef>,
+}
+
+/// A run of bytes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileRun {
+    /// Where it begins, in bytes.
+    pub offset_bytes: u64,
+    /// How long it is, in bytes.
+    pub len_bytes: u64,
+}
+
+/// Reply to `GET /v1/cloudsnaps/file/runs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileRuns {
+    /// The length of the file, in bytes.
+    pub size_bytes: u64,
+    /// Where there may be data, ascending. What lies between, before and behind these runs is holes, which read as zeroes.
+    pub data: Vec<FileRun>,
+    /// Up to where that is said, in bytes: the end of the file, or before it if there is more than is told at once.
+    pub until_bytes: u64,
+}
+
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

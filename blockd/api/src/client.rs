@@ -6,7 +6,8 @@ use crate::{
     ApiError, CredentialRef, Deleted, Endpoint, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
-        BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
+        BrowseMount, BrowseMountList, FileList, FileRuns, ListFileRuns, ListFiles, MountBrowse, ReadFile,
+        UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
         BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
@@ -461,6 +462,11 @@ impl Client {
         let bad = |source| ClientError::BadRequest { what: format!("GET {path}"), source };
         let address = paths::with_query(path, query).map_err(bad)?;
         self.fetch(Method::GET, &address, Bytes::new(), STORE_CALL_TIMEOUT).await.map(|(_, body)| body)
+    }
+
+    /// Where there is data in a file inside a cloud snapshot; in a long list not up to its end.
+    pub async fn list_file_runs(&self, query: &ListFileRuns) -> Result<FileRuns, ClientError> {
+        self.query(paths::CLOUDSNAP_FILE_RUNS, query, STORE_CALL_TIMEOUT).await
     }
 
     /// The mounts of snapshots.

@@ -4,7 +4,8 @@ use crate::{
     Deleted, ErrorCode,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
-        BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
+        BrowseMount, BrowseMountList, FileList, FileRuns, ListFileRuns, ListFiles, MountBrowse, ReadFile,
+        UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
         BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
@@ -335,6 +336,10 @@ pub const OPERATIONS: &[Operation] = &[
     get(Operator, paths::CLOUDSNAP_FILE, "A piece of a file inside a cloud snapshot")
         .query::<ReadFile>()
         .replies(ReplyBody::Bytes)
+        .errors(&[A_STORE, A_CLOUDSNAP, FILES]),
+    get(Operator, paths::CLOUDSNAP_FILE_RUNS, "Where there is data in a file inside a cloud snapshot")
+        .query::<ListFileRuns>()
+        .reply::<FileRuns>()
         .errors(&[A_STORE, A_CLOUDSNAP, FILES]),
     get(ReadOnly, paths::BROWSE_MOUNTS, "List mounts of snapshots").reply::<BrowseMountList>(),
     post(Admin, paths::BROWSE_MOUNTS, "Mount snapshots as files on the daemon's host")

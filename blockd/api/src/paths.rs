@@ -82,6 +82,8 @@ pub const CLOUDSNAP_GC: &str = "/v1/cloudsnaps/gc";
 pub const CLOUDSNAP_FILES: &str = "/v1/cloudsnaps/files";
 /// `GET` with [`crate::browse::ReadFile`]: the bytes.
 pub const CLOUDSNAP_FILE: &str = "/v1/cloudsnaps/file";
+/// `GET` with [`crate::browse::ListFileRuns`]: [`crate::browse::FileRuns`].
+pub const CLOUDSNAP_FILE_RUNS: &str = "/v1/cloudsnaps/file/runs";
 /// `GET`: [`crate::browse::BrowseMountList`]; `POST` of [`crate::browse::MountBrowse`]: [`crate::browse::BrowseMount`].
 pub const BROWSE_MOUNTS: &str = "/v1/browse/mounts";
 /// `POST` of [`crate::browse::UnmountBrowse`]: [`crate::browse::Unmounted`].

@@ -23,8 +23,12 @@ use zeroize::Zeroizing;
 
 /// Most key slots that are read.
 pub(crate) const SLOTS_MOST: usize = 64;
-/// Objects that are asked for at once when listing.
-const LIST_CONCURRENCY: usize = 8;
+/// Key slots that are asked for at once.
+const SLOT_CONCURRENCY: usize = 8;
+/// Manifests that are asked for at once when listing.
+const READ_CONCURRENCY: usize = 16;
+/// Manifests that a cache is told of at once: as many are lost to it if a listing is cut off.
+const KEPT_AT_ONCE: usize = 256;
 /// How often a store is listed until no snapshot is deleted meanwhile.
 const SETTLING_LISTINGS_MOST: u32 = 16;
 /// Listings that are made at once; there is a pause before each further one.
@@ -155,7 +159,7 @@ impl Repository {
             }
         });
         let read: Vec<Result<KeySlot, CloudError>> =
-            futures::stream::iter(read).buffered(LIST_CONCURRENCY).try_collect().await?;
+            futures::stream::iter(read).buffered(SLOT_CONCURRENCY).try_collect().await?;
         let mut first_damage = None;
         let mut slots = Vec::new();
         for slot in read {
@@ -295,9 +299,8 @@ impl Repository {
             let id = CloudsnapId::from_manifest_key(&object.key);
             filter.volume.is_none_or(|volume| id.is_none_or(|id| id.volume == volume))
         };
-        let read = listed.into_iter().filter(is_wanted).map(|object| self.read_listed(object, cache));
-        let found = futures::stream::iter(read).buffered(LIST_CONCURRENCY);
-        Ok(found.filter_map(|listed| async move { listed }).collect().await)
+        let listed: Vec<ObjectInfo> = listed.into_iter().filter(is_wanted).collect();
+        Ok(self.read_all_listed(listed, cache).await.into_iter().flatten().collect())
     }
 
     /// Every snapshot of the store, for whoever wants to know what is needed: none that is there all the time is missing, and
@@ -336,8 +339,7 @@ impl Repository {
             let keys: Vec<String> = listed.iter().map(|object| object.key.clone()).collect();
             let new: Vec<_> = listed.into_iter().filter(|object| !read.contains_key(&object.key)).collect();
             let new_keys: Vec<String> = new.iter().map(|object| object.key.clone()).collect();
-            let new: Vec<_> = new.into_iter().map(|object| self.read_listed(object, cache)).collect();
-            let new: Vec<_> = futures::stream::iter(new).buffered(LIST_CONCURRENCY).collect().await;
+            let new = self.read_all_listed(new, cache).await;
             let mut vanished = false;
             for (key, found) in new_keys.into_iter().zip(new) {
                 match found {
@@ -366,25 +368,56 @@ impl Repository {
         })
     }
 
-    /// A manifest that was listed; none if it is gone.
-    async fn read_listed(&self, object: ObjectInfo, cache: &dyn ManifestCache) -> Option<ListedManifest> {
-        let Some(id) = CloudsnapId::from_manifest_key(&object.key) else {
-            let error = CloudError::damaged(&object.key, 0, "its name is not that of a cloud snapshot");
-            return Some(ListedManifest { key: object.key, id: None, manifest: Err(error) });
+    /// Manifests that were listed, in the same order; none for each that is gone. The cache is asked for all of them at once, and
+    /// is told of many at once.
+    async fn read_all_listed(
+        &self,
+        listed: Vec<ObjectInfo>,
+        cache: &dyn ManifestCache,
+    ) -> Vec<Option<ListedManifest>> {
+        let mut cached = cache.load_versions(&listed);
+        let mut found = Vec::with_capacity(listed.len());
+        for part in listed.chunks(KEPT_AT_ONCE) {
+            let mut known_of = |object: &ObjectInfo| {
+                let known = cached.remove(&object.key)?;
+                (CloudsnapId::from_manifest_key(&object.key) == Some(known.id())).then_some(known)
+            };
+            let known: Vec<_> = part.iter().map(|object| (object, known_of(object))).collect();
+            let read = known.into_iter().map(|(object, known)| async move {
+                let is_new = known.is_none();
+                (object, self.read_listed(object, known).await, is_new)
+            });
+            let read: Vec<_> = futures::stream::iter(read).buffered(READ_CONCURRENCY).collect().await;
+            let new: Vec<(&ObjectInfo, &Manifest)> = read
+                .iter()
+                .filter_map(|(object, listed, is_new)| {
+                    let manifest = listed.as_ref()?.manifest.as_ref().ok()?;
+                    is_new.then_some((*object, manifest))
+                })
+                .collect();
+            if !new.is_empty() {
+                cache.store_versions(&new);
+            }
+            found.extend(read.into_iter().map(|(_, listed, _)| listed));
+        }
+        found
+    }
+
+    /// A manifest that was listed, and may be known; none if it is gone.
+    async fn read_listed(&self, object: &ObjectInfo, known: Option<Manifest>) -> Option<ListedManifest> {
+        let key = object.key.clone();
+        let Some(id) = CloudsnapId::from_manifest_key(&key) else {
+            let error = CloudError::damaged(&key, 0, "its name is not that of a cloud snapshot");
+            return Some(ListedManifest { key, id: None, manifest: Err(error) });
         };
-        let cached = cache.load_version(&object.key, &object.version);
-        let manifest = match cached.filter(|manifest| manifest.id() == id) {
+        let manifest = match known {
             Some(manifest) => Ok(manifest),
             None => match self.manifest(&id).await {
                 Err(CloudError::SnapshotNotFound { .. }) => return None,
-                Err(error) => Err(error),
-                Ok(manifest) => {
-                    cache.store_version(&object.key, &object.version, &manifest);
-                    Ok(manifest)
-                }
+                read => read,
             },
         };
-        Some(ListedManifest { key: object.key, id: Some(id), manifest })
+        Some(ListedManifest { key, id: Some(id), manifest })
     }
 
     /// Puts a manifest, which is the commit; returns the one that is there then, and whether a single request put it, as
@@ -473,8 +506,21 @@ pub trait ManifestCache: Send + Sync {
     fn load(&self, key: &str) -> Option<Manifest>;
     /// What was stored under the key, if it was read from an object of this version.
     fn load_version(&self, key: &str, version: &str) -> Option<Manifest>;
+    /// The same for many objects: what there is, by key. To be done in one go where that is faster.
+    fn load_versions(&self, objects: &[ObjectInfo]) -> HashMap<String, Manifest> {
+        let load = |object: &ObjectInfo| {
+            self.load_version(&object.key, &object.version).map(|manifest| (object.key.clone(), manifest))
+        };
+        objects.iter().filter_map(load).collect()
+    }
     /// Remembers a manifest that was read from an object of this version, or does not.
     fn store_version(&self, key: &str, version: &str, manifest: &Manifest);
+    /// The same for many. To be done in one go where that is faster.
+    fn store_versions(&self, manifests: &[(&ObjectInfo, &Manifest)]) {
+        for (object, manifest) in manifests {
+            self.store_version(&object.key, &object.version, manifest);
+        }
+    }
 }
 
 /// Remembers nothing.

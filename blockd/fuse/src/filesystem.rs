@@ -2,15 +2,16 @@
 
 use crate::{
     Image, ImageRun,
+    dirs::Listed,
     inside::{FileTree, FileXattr},
     nodes::{Node, Nodes},
     pool::Pool,
-    tree::{Child, Tree},
+    tree::Tree,
 };
 use fuser::{
-    AccessFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyXattr, Request,
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyXattr, Request,
 };
 use parking_lot::Mutex;
 use rustix::io::Errno as SystemError;
@@ -24,11 +25,8 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
-/// What listings say instead of a number that is not known yet.
-const UNKNOWN_INO: u64 = 0xffff_ffff;
 /// The longest read that is answered: what the kernel asks for at most.
 const READ_MOST: u32 = 1 << 20;
 /// Requests that the kernel has under way in the background, such as its own readahead.
@@ -36,8 +34,6 @@ const BACKGROUND_MOST: u16 = 64;
 /// Names that are used for `lseek`.
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
-/// Entries of all directories that are open at once: others may open them too, and each takes memory until it is closed.
-const LISTED_MOST: usize = 2_000_000;
 /// After how many runs a search for data or a hole gives up, and says that there is data.
 const RUNS_MOST: usize = 1 << 16;
 
@@ -47,30 +43,6 @@ enum Open {
     File { files: Arc<dyn FileTree>, path: Arc<[u8]>, size_bytes: u64 },
     Text(Vec<u8>),
     Dir(Listed),
-}
-
-/// The entries of an open directory; they count until it is closed.
-struct Listed {
-    children: Vec<Child>,
-    counter: Arc<AtomicUsize>,
-}
-
-impl Listed {
-    /// Counts them in; refuses if too many directories are open already.
-    fn new(children: Vec<Child>, counter: &Arc<AtomicUsize>) -> io::Result<Self> {
-        let count = children.len();
-        if counter.fetch_add(count, Relaxed).saturating_add(count) > LISTED_MOST {
-            counter.fetch_sub(count, Relaxed);
-            return Err(SystemError::NFILE.into());
-        }
-        Ok(Self { children, counter: Arc::clone(counter) })
-    }
-}
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        self.counter.fetch_sub(self.children.len(), Relaxed);
-    }
 }
 
 struct Shared {
@@ -452,17 +424,10 @@ impl Filesystem for BrowseFilesystem {
             Ok(open) => open,
             Err(error) => return reply.error(errno(&error)),
         };
-        let Open::Dir(Listed { children, .. }) = &*open else { return reply.error(Errno::ENOTDIR) };
-        let dots = [b".".as_slice(), b".."].map(|name| (name, ino.0, FileType::Directory));
-        let all = dots.into_iter().chain(children.iter().map(|child| {
-            let ino = self.shared.nodes.number_of(&child.node).unwrap_or(UNKNOWN_INO);
-            (child.name.as_slice(), ino, child.kind)
-        }));
-        for (next, (name, ino, kind)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
-            if reply.add(INodeNo(ino), next, kind, OsStr::from_bytes(name)) {
-                break;
-            }
-        }
+        let Open::Dir(listed) = &*open else { return reply.error(Errno::ENOTDIR) };
+        listed.tell(&self.shared.nodes, ino.0, offset, |ino, next, kind, name| {
+            reply.add(INodeNo(ino), next, kind, OsStr::from_bytes(name))
+        });
         reply.ok();
     }
 
@@ -479,32 +444,15 @@ impl Filesystem for BrowseFilesystem {
             Err(error) => return reply.error(errno(&error)),
         };
         self.run(false, move |shared| {
-            let Open::Dir(Listed { children, .. }) = &*open else { return reply.error(Errno::ENOTDIR) };
-            let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-            for (at, name) in [".", ".."].into_iter().enumerate().skip(skip) {
-                // The kernel takes nothing but the name of these two.
-                let attr = match shared.tree.attr(&Node::Root, ino.0) {
-                    Ok((attr, _)) => attr,
-                    Err(error) => return reply.error(errno(&error)),
-                };
-                if reply.add(ino, at as u64 + 1, name, &Duration::ZERO, &attr, Generation(0)) {
-                    return reply.ok();
-                }
+            let Open::Dir(listed) = &*open else { return reply.error(Errno::ENOTDIR) };
+            let told = listed.tell_all(&shared.tree, &shared.nodes, ino.0, offset, |entry| {
+                let name = OsStr::from_bytes(entry.name);
+                reply.add(INodeNo(entry.ino), entry.next, name, &entry.ttl, &entry.attr, Generation(0))
+            });
+            match told {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
             }
-            for (at, child) in children.iter().enumerate().skip(skip.saturating_sub(2)) {
-                let ino = shared.nodes.remember(&child.node);
-                // It may be gone since the directory was opened.
-                let Ok((attr, ttl)) = shared.tree.child_attr(child, ino) else {
-                    shared.nodes.forget(ino, 1);
-                    continue;
-                };
-                let name = OsStr::from_bytes(&child.name);
-                if reply.add(INodeNo(ino), at as u64 + 3, name, &ttl, &attr, Generation(0)) {
-                    shared.nodes.forget(ino, 1);
-                    break;
-                }
-            }
-            reply.ok();
         });
     }
 

@@ -12,6 +12,7 @@
 //! wait for a store are done by threads of their own, so that listing goes on while a store hangs.
 
 mod catalog;
+mod dirs;
 mod error;
 mod filesystem;
 pub mod inside;

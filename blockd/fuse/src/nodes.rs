@@ -35,6 +35,9 @@ struct Table {
     by_ino: HashMap<u64, Known>,
     by_node: HashMap<Node, u64>,
     next: u64,
+    /// How often a node was looked for.
+    #[cfg(test)]
+    looked_up: u64,
 }
 
 /// All nodes that the kernel knows.
@@ -53,6 +56,8 @@ impl Nodes {
                 by_ino: HashMap::from([(ROOT_INO, root)]),
                 by_node: HashMap::from([(Node::Root, ROOT_INO)]),
                 next: ROOT_INO + 1,
+                #[cfg(test)]
+                looked_up: 0,
             }),
         }
     }
@@ -65,6 +70,10 @@ impl Nodes {
     /// The number of a node, of which the kernel is told once more.
     pub fn remember(&self, node: &Node) -> u64 {
         let mut table = self.table.lock();
+        #[cfg(test)]
+        {
+            table.looked_up += 1;
+        }
         if let Some(ino) = table.by_node.get(node).copied() {
             if let Some(known) = table.by_ino.get_mut(&ino) {
                 known.lookups += 1;
@@ -80,7 +89,17 @@ impl Nodes {
 
     /// The number of a node, if the kernel was told of it.
     pub fn number_of(&self, node: &Node) -> Option<u64> {
+        #[cfg(test)]
+        {
+            self.table.lock().looked_up += 1;
+        }
         self.table.lock().by_node.get(node).copied()
+    }
+
+    /// How often a node was looked for so far.
+    #[cfg(test)]
+    pub fn looked_up(&self) -> u64 {
+        self.table.lock().looked_up
     }
 
     /// The kernel forgot so many times that it was told of a number.

@@ -8,6 +8,7 @@ use crate::{
 };
 use fuser::{FileAttr, FileType, INodeNo};
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::{
     io,
     sync::Arc,
@@ -20,6 +21,9 @@ const OPEN_MOST: usize = 32;
 pub(crate) const TTL_CHANGING: Duration = Duration::from_secs(1);
 /// How long it may believe what cannot.
 pub(crate) const TTL_FIXED: Duration = Duration::from_secs(3600);
+
+/// The longest path of a directory inside an image whose entries are shown, in bytes: four times what the system takes at once.
+const PATH_LEN_MOST: usize = 16 << 10;
 
 const IMAGE_NAME: &[u8] = b"disk.img";
 const MANIFEST_NAME: &[u8] = b"manifest.json";
@@ -38,7 +42,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    fn new(name: &[u8], node: Node, kind: FileType) -> Self {
+    pub fn new(name: &[u8], node: Node, kind: FileType) -> Self {
         Self { name: name.to_vec(), node, kind, stat: None, damaged: false }
     }
 }
@@ -102,6 +106,12 @@ fn join(dir: &[u8], name: &[u8]) -> Arc<[u8]> {
     path.into()
 }
 
+/// Refuses to go down from where paths get longer than any that programs make: who goes down step by step is not held back by
+/// the system's own bound, and each step takes memory for the whole path.
+fn check_path(dir: &[u8]) -> io::Result<()> {
+    if dir.len() > PATH_LEN_MOST { Err(Errno::NAMETOOLONG.into()) } else { Ok(()) }
+}
+
 fn file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::Regular => FileType::RegularFile,
@@ -128,7 +138,7 @@ impl Tree {
     }
 
     /// The list as it is now. What is gone from it is closed.
-    fn listing(&self) -> Arc<Listing> {
+    pub fn listing(&self) -> Arc<Listing> {
         let entries = self.catalog.snapshots();
         let mut listing = self.listing.lock();
         if !listing.is_of(&entries) {
@@ -207,6 +217,7 @@ impl Tree {
     }
 
     fn lookup_file(&self, key: &SnapshotKey, dir: &[u8], name: &[u8]) -> io::Result<Node> {
+        check_path(dir)?;
         let path = join(dir, name);
         self.files(key)?.stat(&path)?;
         Ok(Node::Inside(key.clone(), path))
@@ -245,6 +256,7 @@ impl Tree {
     }
 
     fn files_below(&self, key: &SnapshotKey, path: &[u8]) -> io::Result<Vec<Child>> {
+        check_path(path)?;
         let child = |entry: FileEntry| Child {
             node: Node::Inside(key.clone(), join(path, &entry.name)),
             kind: entry.stat.map_or(FileType::RegularFile, |stat| file_type(stat.kind)),
@@ -284,7 +296,11 @@ impl Tree {
     /// What is known of a node, with the number it has, and how long that may be believed. May block, unless it
     /// [`is_quick`](Self::is_quick).
     pub fn attr(&self, node: &Node, ino: u64) -> io::Result<(FileAttr, Duration)> {
-        let listing = self.listing();
+        self.attr_in(&self.listing(), node, ino)
+    }
+
+    /// The same, by a list that the caller has: whoever asks for many asks for that once.
+    pub fn attr_in(&self, listing: &Listing, node: &Node, ino: u64) -> io::Result<(FileAttr, Duration)> {
         let of = |key: &SnapshotKey| listing.find(key).ok_or_else(gone);
         let make = |kind, perm, size, time| self.make_attr(ino, kind, perm, size, time);
         Ok(match node {
@@ -319,16 +335,16 @@ impl Tree {
         })
     }
 
-    /// What is known of an entry of a listing.
-    pub fn child_attr(&self, child: &Child, ino: u64) -> io::Result<(FileAttr, Duration)> {
+    /// What is known of an entry of a directory, by the list of snapshots. May block.
+    pub fn child_attr(&self, listing: &Listing, child: &Child, ino: u64) -> io::Result<(FileAttr, Duration)> {
         match (&child.stat, &child.node) {
             (Some(stat), Node::Inside(key, ..)) => {
-                let created = self.listing().find(key).ok_or_else(gone)?.created;
+                let created = listing.find(key).ok_or_else(gone)?.created;
                 Ok((self.file_attr(stat, ino, created), TTL_FIXED))
             }
             // It is there, and whoever wants more of it is told that it is damaged.
             _ if child.damaged => Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO)),
-            _ => self.attr(&child.node, ino),
+            _ => self.attr_in(listing, &child.node, ino),
         }
     }
 

@@ -18,11 +18,11 @@ use std::{
 pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
 /// The longest flight: 4 MiB.
 pub(crate) const FLIGHT_MOST_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
-/// Flights under way at once; each holds its blocks in memory when they come, so 96 MiB at the most.
-const ACTIVE_MOST: usize = 24;
+/// Flights under way at once; each holds its blocks in memory when they come, so 160 MiB at the most.
+const ACTIVE_MOST: usize = 40;
 /// Flights that nobody waits for, among them; more than that wait for their turn or are not made. A whole window of the
-/// readahead is 16.
-const BACKGROUND_MOST: usize = 18;
+/// readahead is 32.
+const BACKGROUND_MOST: usize = 34;
 /// How many places are remembered around which to go on.
 const HOT_MOST: usize = 256;
 /// What is hot around a place that was read: 4 MiB.

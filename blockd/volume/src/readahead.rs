@@ -9,8 +9,9 @@ use blockd_extent::{BlockIndex, Extent};
 const STREAMS: usize = 8;
 /// A stream that was just seen is this much ahead, in blocks: 1 MiB.
 const FIRST_WINDOW_BLOCKS: u64 = 256;
-/// And never more than that: 64 MiB, so that a store which takes 100 ms for a request still gives 400 MiB/s and more.
-const MOST_WINDOW_BLOCKS: u64 = 16_384;
+/// And never more than that: 128 MiB, as much as a restore has on its way. With half of that, whoever reads in order waits for a
+/// slow store twice as often.
+const MOST_WINDOW_BLOCKS: u64 = 32_768;
 /// What is asked for at once when the window moves on: 4 MiB, one flight. Larger steps would leave the store idle in between.
 const STEP_BLOCKS: u64 = 1024;
 /// A read that begins this close behind the one before belongs to it: readers on several threads overtake each other.

@@ -125,6 +125,7 @@ impl Parts {
             ("life.sh", include_str!("guest/life.sh")),
             ("after.sh", include_str!("guest/after.sh")),
             ("freeze.sh", include_str!("guest/freeze.sh")),
+            ("lazy.sh", include_str!("guest/lazy.sh")),
         ] {
             std::fs::write(stage.join(name), script).expect("a script of the guest");
         }

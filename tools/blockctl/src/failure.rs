@@ -1,6 +1,6 @@
 //! Everything that can go wrong, with its exit status and its form in JSON.
 
-use blockd_api::{ClientError, ErrorCode};
+use blockd_api::{ClientError, ErrorCode, browse::FilePath};
 use serde::Serialize;
 use std::{io, path::PathBuf};
 use uuid::Uuid;
@@ -53,6 +53,30 @@ pub enum Failure {
     Stdout {
         /// Why.
         source: io::Error,
+    },
+    /// A file in a snapshot has less in it than its length says.
+    #[error("{path} in the snapshot ends at byte {at_bytes}, before its length")]
+    Short {
+        /// The file.
+        path: FilePath,
+        /// How far it could be read.
+        at_bytes: u64,
+    },
+    /// Directories in a snapshot lie too deep in each other.
+    #[error("{path} in the snapshot lies more than {most} directories deep")]
+    TooDeep {
+        /// The directory.
+        path: FilePath,
+        /// How deep they may lie.
+        most: usize,
+    },
+    /// There are more files in a snapshot than one command looks at.
+    #[error("there are more than {most} files below {path} in the snapshot")]
+    TooManyFiles {
+        /// Where they are.
+        path: FilePath,
+        /// How many one command looks at.
+        most: usize,
     },
     /// There is no runtime for calls.
     #[error("cannot start: {source}")]
@@ -119,6 +143,8 @@ impl Failure {
             Self::Lost { .. } => EXIT_UNREACHABLE,
             Self::Interrupted { .. } => EXIT_INTERRUPTED,
             Self::Write { .. } | Self::Stdout { .. } | Self::Runtime { .. } => EXIT_FAILED,
+            Self::Short { .. } | Self::TooDeep { .. } => EXIT_FAILED,
+            Self::TooManyFiles { .. } => EXIT_USAGE,
         }
     }
 
@@ -128,6 +154,11 @@ impl Failure {
             Self::Usage { hint, .. } => hint.clone(),
             Self::Client(error) => error.hint().map(str::to_owned),
             Self::Interrupted { task } => Some(look_at(*task)),
+            Self::TooDeep { .. } => Some(
+                "no program makes such a tree: take a part of it, or the image (`blockctl browse mount DIR`)"
+                    .into(),
+            ),
+            Self::TooManyFiles { .. } => Some("take a part of them".into()),
             Self::Lost { task, .. } => {
                 Some(format!("the task goes on when blockd is back; {}", look_at(*task)))
             }
@@ -146,6 +177,9 @@ impl Failure {
             Self::Client(_) => "bad_reply",
             Self::Write { .. } | Self::Stdout { .. } => "cannot_write",
             Self::Runtime { .. } => ErrorCode::Internal.as_str(),
+            Self::Short { .. } => ErrorCode::CloudsnapDamaged.as_str(),
+            Self::TooDeep { .. } => "too_deep",
+            Self::TooManyFiles { .. } => "too_many_files",
             Self::Interrupted { .. } => "interrupted",
             Self::Lost { .. } => "connection_lost",
         }

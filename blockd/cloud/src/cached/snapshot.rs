@@ -122,7 +122,7 @@ impl CachedSnapshot {
             None => self.inner.runtime.block_on(self.plan(extent))?,
         };
         self.inner.read_ahead(extent);
-        buf.fill(0);
+        clear_gaps(plan.iter().flat_map(|(_, frames)| frames), extent, buf);
         for (level, frame, source) in self.inner.claim(plan, true) {
             let opened = match source {
                 Source::Ready(opened) => opened,
@@ -149,7 +149,7 @@ impl CachedSnapshot {
             }
         }
         self.inner.read_ahead(extent);
-        buf.fill(0);
+        clear_gaps(found.iter().map(|(frame, _)| frame), extent, buf);
         found.iter().for_each(|(frame, opened)| copy(frame, opened, offset_bytes, buf));
         Ok(true)
     }
@@ -422,17 +422,29 @@ impl Inner {
     }
 }
 
-/// Copies what a frame has of a read from `offset_bytes` on into its buffer, in which everything is zero so far.
+/// Zeroes the buffer of a read of these blocks, unless the frames have all of them: then [`copy`] fills all of it.
+fn clear_gaps<'a>(frames: impl Iterator<Item = &'a WantedFrame>, extent: Extent, buf: &mut [u8]) {
+    // No block is wanted from two of them.
+    let wanted: u64 = frames.map(WantedFrame::wanted_blocks).sum();
+    if wanted < extent.len_blocks {
+        buf.fill(0);
+    }
+}
+
+/// Copies what is wanted of a frame into the buffer of a read from `offset_bytes` on, blocks that are zero included.
 fn copy(frame: &WantedFrame, opened: &OwnedFrame, offset_bytes: u64, buf: &mut [u8]) {
     let end_bytes = offset_bytes + buf.len() as u64;
     for (position, extent) in frame.runs() {
         for i in 0..extent.len_blocks {
-            let Some(block) = opened.block(*position as usize + i as usize) else { continue };
             let at = (extent.start.0 + i) * BLOCK_SIZE_BYTES;
             let (from, to) = (at.max(offset_bytes), (at + BLOCK as u64).min(end_bytes));
-            if from < to {
-                let part = &block[(from - at) as usize..(to - at) as usize];
-                buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize].copy_from_slice(part);
+            if from >= to {
+                continue;
+            }
+            let out = &mut buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize];
+            match opened.block(*position as usize + i as usize) {
+                Some(block) => out.copy_from_slice(&block[(from - at) as usize..(to - at) as usize]),
+                None => out.fill(0),
             }
         }
     }

@@ -7,7 +7,9 @@ mod frames;
 mod fuzz;
 mod http;
 mod memory;
+mod snapshots;
 mod suite;
+mod tebibyte;
 
 use crate::{CloudError, DataKey, EncryptionMode, KdfParams, keys::encode_slot, names::KEYS_PREFIX};
 
@@ -20,7 +22,9 @@ pub use fuzz::{
 };
 pub use http::{HttpDouble, HttpReply, HttpRequest};
 pub use memory::MemoryStore;
+pub use snapshots::put_many_snapshots;
 pub use suite::{MemoryVolume, repository_suite, store_suite};
+pub use tebibyte::Tebibyte;
 
 /// The slot of a key, as it is found in a repository: its object and that one's content.
 ///

@@ -4,7 +4,10 @@ use super::images::CloudImage;
 use crate::{core::Core, error::ServiceError};
 use blockd_api::{
     CredentialRef, ErrorCode,
-    browse::{FileKind, FileList, FilePath, ListFiles, ReadFile, SnapshotFile, SnapshotXattr},
+    browse::{
+        FileKind, FileList, FilePath, FileRun, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotFile,
+        SnapshotXattr,
+    },
 };
 use blockd_cloud::CloudsnapId;
 use blockd_fuse::inside::{self, FileStat, FileTree, FileXattr, ImageFiles};
@@ -16,6 +19,10 @@ use tokio::runtime::Handle;
 const PIECE_MOST_BYTES: u64 = 8 << 20;
 /// Most entries of one directory that are sent.
 const ENTRIES_MOST: usize = 100_000;
+/// Most runs of data of one file that are told at once.
+const RUNS_MOST: usize = 1024;
+/// Most steps that are taken to find them: a file may have many short runs that make one.
+const RUN_STEPS_MOST: usize = 1 << 16;
 
 /// The files of a cloud snapshot.
 pub(crate) struct FileReader {
@@ -144,6 +151,44 @@ impl FileReader {
             .read(query.path.as_bytes(), query.offset_bytes, len)
             .map_err(|error| refused(&error, &query.path))
     }
+
+    /// Where there is data in a file.
+    ///
+    /// # Errors
+    /// It is not there, is no regular file, or cannot be read.
+    pub fn runs(&self, query: &ListFileRuns) -> Result<FileRuns, ServiceError> {
+        data_runs(&*self.files, query.path.as_bytes(), query.offset_bytes)
+            .map_err(|error| refused(&error, &query.path))
+    }
+}
+
+fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<FileRuns> {
+    let stat = files.stat(path)?;
+    match stat.kind {
+        inside::FileKind::Regular => {}
+        inside::FileKind::Directory => return Err(io::ErrorKind::IsADirectory.into()),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+    }
+    let size_bytes = stat.size_bytes;
+    let mut data: Vec<FileRun> = Vec::new();
+    let mut at = from_bytes.min(size_bytes);
+    for _ in 0..RUN_STEPS_MOST {
+        if at >= size_bytes {
+            break;
+        }
+        let run = files.run_at(path, at)?;
+        // Whatever an image says: each step leads forward, and none beyond the end.
+        let end = run.end_bytes.clamp(at + 1, size_bytes);
+        if run.is_data {
+            match data.last_mut() {
+                Some(last) if last.offset_bytes + last.len_bytes == at => last.len_bytes += end - at,
+                _ if data.len() >= RUNS_MOST => break,
+                _ => data.push(FileRun { offset_bytes: at, len_bytes: end - at }),
+            }
+        }
+        at = end;
+    }
+    Ok(FileRuns { size_bytes, data, until_bytes: at })
 }
 
 impl ServiceError {
@@ -151,5 +196,98 @@ impl ServiceError {
         self.with_hint(|_| {
             Some("the image as a whole can be had: `blockctl browse mount DIR` shows it as disk.img, to be mounted through a loop device")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_fuse::{ImageRun, inside::FileEntry};
+
+    /// A file with runs of data that begin at every multiple of `step` and are `data` long, told in pieces of `piece` bytes.
+    struct Holey {
+        size: u64,
+        step: u64,
+        data: u64,
+        piece: u64,
+    }
+
+    impl FileTree for Holey {
+        fn stat(&self, path: &[u8]) -> io::Result<FileStat> {
+            let kind = match path {
+                b"/file" => inside::FileKind::Regular,
+                b"/dir" => inside::FileKind::Directory,
+                b"/pipe" => inside::FileKind::Fifo,
+                _ => return Err(io::ErrorKind::NotFound.into()),
+            };
+            let (size_bytes, allocated_bytes) = (self.size, 0);
+            let (mode, uid, gid, links, device) = (0o644, 0, 0, 1, None);
+            let (modified, accessed, changed) = (None, None, None);
+            Ok(FileStat {
+                kind,
+                size_bytes,
+                allocated_bytes,
+                mode,
+                uid,
+                gid,
+                links,
+                device,
+                modified,
+                accessed,
+                changed,
+            })
+        }
+
+        fn read_dir(&self, _: &[u8]) -> io::Result<Vec<FileEntry>> {
+            unimplemented!()
+        }
+
+        fn read_link(&self, _: &[u8]) -> io::Result<Vec<u8>> {
+            unimplemented!()
+        }
+
+        fn read(&self, _: &[u8], _: u64, _: usize) -> io::Result<Vec<u8>> {
+            unimplemented!("where there is data is known without reading it")
+        }
+
+        fn run_at(&self, _: &[u8], offset_bytes: u64) -> io::Result<ImageRun> {
+            let within = offset_bytes % self.step;
+            let (is_data, border) = if within < self.data { (true, self.data) } else { (false, self.step) };
+            let piece_end = (offset_bytes / self.piece + 1) * self.piece;
+            Ok(ImageRun { is_data, end_bytes: (offset_bytes - within + border).min(piece_end) })
+        }
+
+        fn xattrs(&self, _: &[u8]) -> io::Result<Vec<FileXattr>> {
+            unimplemented!()
+        }
+    }
+
+    #[test]
+    fn runs_are_joined_end_with_the_file_and_are_bounded() {
+        let file = Holey { size: 1000, step: 300, data: 100, piece: 40 };
+        let run = |offset_bytes, len_bytes| FileRun { offset_bytes, len_bytes };
+        let found = data_runs(&file, b"/file", 0).unwrap();
+        let data = vec![run(0, 100), run(300, 100), run(600, 100), run(900, 100)];
+        assert_eq!(found, FileRuns { size_bytes: 1000, data, until_bytes: 1000 });
+        let found = data_runs(&file, b"/file", 650).unwrap();
+        assert_eq!(found.data, [run(650, 50), run(900, 100)]);
+        assert_eq!(data_runs(&file, b"/file", 5000).unwrap().until_bytes, 1000);
+
+        // More runs than are told at once come with the next question, and none twice.
+        let file = Holey { size: 1 << 24, step: 4096, data: 1024, piece: 1 << 30 };
+        let (mut at, mut total, mut questions) = (0, 0, 0);
+        while at < file.size {
+            let found = data_runs(&file, b"/file", at).unwrap();
+            assert!(found.data.len() <= RUNS_MOST && found.until_bytes > at);
+            total += found.data.iter().map(|run| run.len_bytes).sum::<u64>();
+            (at, questions) = (found.until_bytes, questions + 1);
+        }
+        assert_eq!((total, questions), ((1 << 24) / 4, 4));
+
+        // An image that leads nowhere is left in bounded time.
+        let file = Holey { size: u64::MAX, step: u64::MAX, data: u64::MAX, piece: 1 };
+        assert_eq!(data_runs(&file, b"/file", 0).unwrap().until_bytes, RUN_STEPS_MOST as u64);
+        assert_eq!(data_runs(&file, b"/dir", 0).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        assert_eq!(data_runs(&file, b"/pipe", 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -28,6 +28,7 @@ const LOCAL_EVERY: Duration = Duration::from_millis(250);
 #[derive(Default)]
 struct State {
     entries: Arc<Vec<SnapshotEntry>>,
+    local: Vec<SnapshotEntry>,
     cloud: Vec<SnapshotEntry>,
     cloud_at: Option<Instant>,
     local_at: Option<Instant>,
@@ -152,13 +153,13 @@ impl Shared {
         entries
     }
 
-    /// Puts a list together.
-    fn publish(&self, core: &Core, state: &mut State) {
-        let mut entries = local_entries(core);
-        entries.extend(state.cloud.iter().cloned());
+    /// Puts a list together, if there is anything new in it: it may be long, and this is done often.
+    fn publish(&self, core: &Core, state: &mut State, cloud_changed: bool) {
+        let local = local_entries(core);
         state.local_at = Some(Instant::now());
-        if *state.entries != entries {
-            state.entries = Arc::new(entries);
+        if cloud_changed || state.local != local {
+            state.entries = Arc::new(local.iter().chain(&state.cloud).cloned().collect());
+            state.local = local;
         }
     }
 }
@@ -238,11 +239,12 @@ impl Catalog for BrowseCatalog {
             self.runtime.spawn_blocking(move || {
                 let cloud = runtime.block_on(shared.cloud(&core));
                 let mut state = shared.state.lock();
+                let changed = state.cloud != cloud;
                 state.cloud = cloud;
                 state.cloud_at = Some(Instant::now());
                 state.refreshing = false;
                 state.rounds += 1;
-                shared.publish(&core, &mut state);
+                shared.publish(&core, &mut state, changed);
                 shared.changed.notify_all();
             });
         }
@@ -254,7 +256,7 @@ impl Catalog for BrowseCatalog {
             state.cloud_at = state.cloud_at.or(Some(Instant::now()));
         }
         if state.local_at.is_none_or(|at| at.elapsed() >= LOCAL_EVERY) {
-            shared.publish(&core, &mut state);
+            shared.publish(&core, &mut state, false);
         }
         Arc::clone(&state.entries)
     }

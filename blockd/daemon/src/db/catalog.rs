@@ -1,10 +1,10 @@
 //! The cached manifests of one credential.
 
 use super::{Db, DbError, json, to_json};
-use blockd_cloud::{CloudsnapId, Manifest, ManifestCache};
+use blockd_cloud::{CloudsnapId, Manifest, ManifestCache, store::ObjectInfo};
 use blockd_extent::SnapshotId;
 use rusqlite::{OptionalExtension, Transaction, params};
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
 
 /// Manifests read from one credential's store. A failure of the database only makes it fetch more.
@@ -34,6 +34,20 @@ impl Catalog {
             "INSERT OR REPLACE INTO catalog (credential, key, manifest) VALUES (?1, ?2, ?3)",
             params![credential.to_string(), key, to_json("manifest", manifest)?],
         )?;
+        Ok(())
+    }
+
+    fn put_version(
+        &self,
+        tx: &Transaction<'_>,
+        key: &str,
+        version: &str,
+        manifest: &Manifest,
+    ) -> Result<(), DbError> {
+        let text = to_json("manifest", manifest)?;
+        let sql =
+            "INSERT OR REPLACE INTO catalog (credential, key, manifest, version) VALUES (?1, ?2, ?3, ?4)";
+        tx.prepare_cached(sql)?.execute(params![self.credential.to_string(), key, text, version])?;
         Ok(())
     }
 
@@ -121,17 +135,59 @@ impl ManifestCache for Catalog {
         })
     }
 
-    fn store_version(&self, key: &str, version: &str, manifest: &Manifest) {
-        let stored = self.db.transaction(|tx| -> Result<(), DbError> {
-            Self::put(tx, self.credential, key, manifest)?;
-            tx.execute(
-                "UPDATE catalog SET version = ?3 WHERE credential = ?1 AND key = ?2",
-                params![self.credential.to_string(), key, version],
-            )?;
-            Ok(())
+    fn load_versions(&self, objects: &[ObjectInfo]) -> HashMap<String, Manifest> {
+        let keys = || objects.iter().map(|object| object.key.as_str());
+        let (Some(first), Some(last)) = (keys().min(), keys().max()) else { return HashMap::new() };
+        let wanted: HashMap<&str, &str> =
+            objects.iter().map(|object| (object.key.as_str(), object.version.as_str())).collect();
+        let found = self.db.transaction::<_, DbError>(|tx| {
+            let sql =
+                "SELECT key, version, manifest FROM catalog WHERE credential = ?1 AND key BETWEEN ?2 AND ?3";
+            let mut statement = tx.prepare_cached(sql)?;
+            let mut rows = statement.query(params![self.credential.to_string(), first, last])?;
+            let mut texts = Vec::new();
+            while let Some(row) = rows.next()? {
+                let (key, version): (String, Option<String>) = (row.get(0)?, row.get(1)?);
+                if version.is_some() && wanted.get(key.as_str()).copied() == version.as_deref() {
+                    let text: String = row.get(2)?;
+                    texts.push((key, text));
+                }
+            }
+            Ok(texts)
         });
+        // Read when the database is free for others again.
+        let read = |(key, text): (String, String)| match serde_json::from_str(&text) {
+            Ok(manifest) => Some((key, manifest)),
+            Err(error) => {
+                tracing::warn!(%error, key, "a cached manifest is not used");
+                None
+            }
+        };
+        match found {
+            Ok(texts) => texts.into_iter().filter_map(read).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "cached manifests are not used");
+                HashMap::new()
+            }
+        }
+    }
+
+    fn store_version(&self, key: &str, version: &str, manifest: &Manifest) {
+        let stored = self.db.transaction(|tx| self.put_version(tx, key, version, manifest));
         if let Err(error) = stored {
             tracing::warn!(%error, key, "a manifest is not cached");
+        }
+    }
+
+    fn store_versions(&self, manifests: &[(&ObjectInfo, &Manifest)]) {
+        let stored = self.db.transaction(|tx| {
+            let put = |(object, manifest): &(&ObjectInfo, &Manifest)| {
+                self.put_version(tx, &object.key, &object.version, manifest)
+            };
+            manifests.iter().try_for_each(put)
+        });
+        if let Err(error) = stored {
+            tracing::warn!(%error, manifests = manifests.len(), "manifests are not cached");
         }
     }
 }

@@ -4,7 +4,8 @@ use super::{Answer, Asked, Body, Failure, Reply};
 use crate::{core::Core, error::ServiceError};
 use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::browse::{
-    BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
+    BrowseMount, BrowseMountList, FileList, FileRuns, ListFileRuns, ListFiles, MountBrowse, ReadFile,
+    UnmountBrowse, Unmounted,
 };
 use std::sync::Arc;
 
@@ -50,4 +51,12 @@ pub(super) async fn read_file(
 ) -> Result<impl IntoResponse, Failure> {
     let read = move |core: &Arc<Core>| core.snapshot_files(&query.snap, query.cred_id.as_ref())?.read(&query);
     Ok(([(CONTENT_TYPE, "application/octet-stream")], in_turn(core, read).await?))
+}
+
+pub(super) async fn list_file_runs(
+    State(core): State<Arc<Core>>,
+    Asked(query): Asked<ListFileRuns>,
+) -> Answer<FileRuns> {
+    let runs = move |core: &Arc<Core>| core.snapshot_files(&query.snap, query.cred_id.as_ref())?.runs(&query);
+    Ok(Reply(in_turn(core, runs).await?))
 }

@@ -103,6 +103,7 @@ fn routes() -> Routes {
         .post(paths::CLOUDSNAP_GC, cloudsnaps::collect_garbage)
         .get(paths::CLOUDSNAP_FILES, browse::list_files)
         .get(paths::CLOUDSNAP_FILE, browse::read_file)
+        .get(paths::CLOUDSNAP_FILE_RUNS, browse::list_file_runs)
         .get(paths::BROWSE_MOUNTS, browse::mounts)
         .post(paths::BROWSE_MOUNTS, browse::mount)
         .post(paths::BROWSE_UNMOUNT, browse::unmount)

@@ -17,6 +17,8 @@ Examples:
 
 /// Help of `cloudsnap cat`.
 pub const CAT_HELP: &str = "\
+Holes are not fetched; where standard output is a file, they stay holes in it.
+
 Examples:
   blockctl cloudsnap cat --snap ID /etc/fstab
   blockctl cs cat --snap ID /p1/var/log/syslog | less";
@@ -25,7 +27,8 @@ Examples:
 pub const CP_HELP: &str = "\
 Directories are copied with all that is in them, links as links, with modes and times, and with
 owners where this is root, without set-user-ID bits. Devices, pipes and sockets are left out. Nothing that is there already
-is replaced.
+is replaced. Holes are neither fetched nor written. Of extended attributes, user.* and access lists are copied; those
+that the destination refuses are named.
 
 Examples:
   blockctl cloudsnap cp --snap ID /etc/fstab .

@@ -5,7 +5,8 @@
 
 use super::{
     Context, counted,
-    files::{Source, typed},
+    files::{Source, check_count, check_depth, typed},
+    pieces::{Piece, Pieces},
 };
 use crate::{
     cli::files::CpArgs,
@@ -15,22 +16,27 @@ use blockd_api::{
     ByteSize, ClientError, ErrorCode,
     browse::{FileKind, FilePath, SnapshotFile, SnapshotXattr},
 };
-use rustix::fs::{OFlags, XattrFlags, fsetxattr};
+use rustix::{
+    fs::{OFlags, XattrFlags, fsetxattr},
+    io::Errno,
+};
 use serde::Serialize;
 use std::{
     ffi::OsStr,
     fs::{self, DirBuilder, File, FileTimes, OpenOptions, Permissions},
-    io::{self, Seek, SeekFrom, Write},
+    io,
     os::unix::{
         ffi::OsStrExt,
-        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, lchown, symlink},
+        fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, lchown, symlink},
     },
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-/// Zeroes as long as this become a hole.
+/// Zeroes as long as this become a hole, also where there is none in the snapshot.
 const HOLE_BYTES: usize = 4096;
+/// Most refused attributes that are named; all are counted.
+const REFUSED_NAMED_MOST: usize = 20;
 
 #[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,10 +45,82 @@ struct Copied {
     directories: u64,
     links: u64,
     bytes: u64,
-    /// Files and directories that lack extended attributes, which whoever copies cannot set there or which are damaged.
+    /// Files and directories that lack extended attributes which were to be copied: those of both numbers that follow.
     without_xattrs: u64,
+    /// Files and directories with attributes that could not be set where they were copied to.
+    xattrs_refused: u64,
+    /// Files and directories whose attributes cannot be read in the snapshot.
+    xattrs_damaged: u64,
+    /// Files and directories with attributes that are never copied.
+    xattrs_left_out: u64,
+    /// The first attributes that could not be set, and why.
+    refused_xattrs: Vec<RefusedXattr>,
     /// What is neither, and was left out.
     left_out: Vec<FilePath>,
+}
+
+/// An extended attribute that could not be set.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RefusedXattr {
+    path: FilePath,
+    name: FilePath,
+    reason: String,
+}
+
+impl Copied {
+    /// How many there are in all.
+    fn count(&self) -> usize {
+        let counted = self.files + self.directories + self.links;
+        usize::try_from(counted).unwrap_or(usize::MAX).saturating_add(self.left_out.len())
+    }
+
+    /// Notes what became of the extended attributes of a file; of those that are damaged in the snapshot nothing did.
+    fn note_xattrs(&mut self, path: &FilePath, set: Option<XattrsSet>) {
+        let Some(set) = set else {
+            self.xattrs_damaged += 1;
+            self.without_xattrs += 1;
+            return;
+        };
+        self.xattrs_left_out += u64::from(set.left_out);
+        if set.refused.is_empty() {
+            return;
+        }
+        self.xattrs_refused += 1;
+        self.without_xattrs += 1;
+        let room = REFUSED_NAMED_MOST.saturating_sub(self.refused_xattrs.len());
+        self.refused_xattrs.extend(set.refused.into_iter().take(room).map(|(name, error)| RefusedXattr {
+            path: path.clone(),
+            name: FilePath::from_bytes(name),
+            reason: io::Error::from(error).to_string(),
+        }));
+    }
+
+    /// What is to be said of extended attributes.
+    fn xattr_notes(&self) -> Vec<String> {
+        let named = self.refused_xattrs.iter();
+        let mut notes: Vec<String> = named
+            .map(|one| format!("{}: {} cannot be set there: {}", one.path, one.name, one.reason))
+            .collect();
+        let of = |count: u64| counted(count, "file");
+        if self.xattrs_refused > 0 {
+            let what = of(self.xattrs_refused);
+            notes.push(format!(
+                "extended attributes of {what} or directories could not be set where they went"
+            ));
+        }
+        if self.xattrs_damaged > 0 {
+            let what = of(self.xattrs_damaged);
+            notes.push(format!("extended attributes of {what} or directories are damaged in the snapshot"));
+        }
+        if self.xattrs_left_out > 0 {
+            let what = of(self.xattrs_left_out);
+            notes.push(format!(
+                "{what} or directories have extended attributes that are not copied: only user.* and access lists are"
+            ));
+        }
+        notes
+    }
 }
 
 pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
@@ -71,10 +149,7 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
         for path in &copied.left_out {
             output.note(format!("left out, as it is no file, directory or link: {path}"));
         }
-        if copied.without_xattrs > 0 {
-            let what = counted(copied.without_xattrs, "file");
-            output.note(format!("extended attributes could not all be copied for {what} or directories"));
-        }
+        copied.xattr_notes().iter().for_each(|note| output.note(note));
         output.line(format!(
             "Copied {}, {}, {} ({})",
             counted(copied.files, "file"),
@@ -99,8 +174,11 @@ async fn copy_tree(
     copied: &mut Copied,
 ) -> Result<(), Failure> {
     let mut made_dirs = Vec::new();
+    let from = top.path.clone();
     let mut left = vec![(top, to)];
     while let Some((file, to)) = left.pop() {
+        check_count(copied.count(), &from)?;
+        check_depth(&file.path)?;
         let failed = |source| Failure::Write { path: to.clone(), source };
         match file.kind {
             FileKind::Directory => {
@@ -131,7 +209,7 @@ async fn copy_tree(
         let failed = |source| Failure::Write { path: to.clone(), source };
         let xattrs = readable(source.xattrs(&file.path).await)?;
         let dir = reopen_dir(&to, made).map_err(failed)?;
-        copied.without_xattrs += u64::from(!xattrs.is_some_and(|xattrs| set_xattrs(&dir, &xattrs)));
+        copied.note_xattrs(&file.path, xattrs.map(|xattrs| set_xattrs(&dir, &xattrs)));
         finish(&dir, &file).map_err(failed)?;
     }
     Ok(())
@@ -206,16 +284,27 @@ fn readable(xattrs: Result<Vec<SnapshotXattr>, Failure>) -> Result<Option<Vec<Sn
     }
 }
 
-/// Sets extended attributes as far as they are copied; says whether all of these could be set.
-fn set_xattrs(open: &File, xattrs: &[SnapshotXattr]) -> bool {
-    let mut all = true;
+/// What became of the extended attributes of a file.
+#[derive(Default)]
+struct XattrsSet {
+    /// Those that could not be set, and why.
+    refused: Vec<(Vec<u8>, Errno)>,
+    /// There are others, which are never copied.
+    left_out: bool,
+}
+
+/// Sets extended attributes as far as they are copied.
+fn set_xattrs(open: &File, xattrs: &[SnapshotXattr]) -> XattrsSet {
+    let mut set = XattrsSet::default();
     for xattr in xattrs {
         let name = xattr.name.as_bytes();
-        if XATTRS_COPIED.iter().any(|prefix| name.starts_with(prefix)) {
-            all &= fsetxattr(open, name, xattr.value.as_bytes(), XattrFlags::empty()).is_ok();
+        if !XATTRS_COPIED.iter().any(|prefix| name.starts_with(prefix)) {
+            set.left_out = true;
+        } else if let Err(error) = fsetxattr(open, name, xattr.value.as_bytes(), XattrFlags::empty()) {
+            set.refused.push((name.to_vec(), error));
         }
     }
-    all
+    set
 }
 
 async fn copy_file(
@@ -225,29 +314,38 @@ async fn copy_file(
     copied: &mut Copied,
 ) -> Result<u64, Failure> {
     let failed = |source| Failure::Write { path: to.to_owned(), source };
-    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed)?;
+    let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed)?;
     let mut offset_bytes = 0;
-    loop {
-        let piece = source.read(&file.path, offset_bytes).await?;
-        if piece.is_empty() {
-            break;
-        }
-        offset_bytes += piece.len() as u64;
-        for part in piece.chunks(HOLE_BYTES) {
-            let written = if part.iter().all(|byte| *byte == 0) {
-                out.seek(SeekFrom::Current(part.len() as i64)).map(drop)
-            } else {
-                out.write_all(part)
-            };
-            written.map_err(failed)?;
+    let mut pieces = Pieces::new(source, &file.path);
+    while let Some(piece) = pieces.next().await? {
+        match piece {
+            Piece::Hole(len_bytes) => offset_bytes += len_bytes,
+            Piece::Data(bytes) => {
+                write_sparsely(&out, offset_bytes, &bytes).map_err(failed)?;
+                offset_bytes += bytes.len() as u64;
+            }
         }
     }
     // What ends in a hole is that long all the same.
     out.set_len(offset_bytes).map_err(failed)?;
     let xattrs = readable(source.xattrs(&file.path).await)?;
-    copied.without_xattrs += u64::from(!xattrs.is_some_and(|xattrs| set_xattrs(&out, &xattrs)));
+    copied.note_xattrs(&file.path, xattrs.map(|xattrs| set_xattrs(&out, &xattrs)));
     finish(&out, file).map_err(failed)?;
     Ok(offset_bytes)
+}
+
+/// Writes bytes to a place where there is nothing yet, but no long zeroes.
+fn write_sparsely(out: &File, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+    let is_zero = |part: &[u8]| part.iter().all(|byte| *byte == 0);
+    let (mut from, mut at) = (0, 0);
+    for part in bytes.chunks(HOLE_BYTES) {
+        if is_zero(part) {
+            out.write_all_at(&bytes[from..at], offset_bytes + from as u64)?;
+            from = at + part.len();
+        }
+        at += part.len();
+    }
+    out.write_all_at(&bytes[from..], offset_bytes + from as u64)
 }
 
 #[cfg(test)]
@@ -270,5 +368,51 @@ mod tests {
         make_dir(&made).unwrap();
         assert!(reopen_dir(&made, id).is_err(), "another directory in its place");
         reopen_dir(&other, id).unwrap();
+    }
+
+    fn xattr(name: &str) -> SnapshotXattr {
+        let bytes = |text: &str| FilePath::from_bytes(text.as_bytes().to_vec());
+        SnapshotXattr { name: bytes(name), value: bytes("value") }
+    }
+
+    #[test]
+    fn attributes_that_are_refused_damaged_or_left_out_are_told_apart() {
+        let path = FilePath::root().join(b"file");
+        let mut copied = Copied::default();
+        // A device takes no attributes of users, whoever asks.
+        let device = File::open("/dev/null").unwrap();
+        copied.note_xattrs(&path, Some(set_xattrs(&device, &[])));
+        assert!(copied.xattr_notes().is_empty() && copied.without_xattrs == 0, "a file without any");
+        copied.note_xattrs(&path, Some(set_xattrs(&device, &[xattr("security.selinux")])));
+        assert_eq!((copied.xattrs_left_out, copied.without_xattrs), (1, 0));
+        copied.note_xattrs(&path, None);
+        assert_eq!((copied.xattrs_damaged, copied.xattrs_refused, copied.without_xattrs), (1, 0, 1));
+        for _ in 0..REFUSED_NAMED_MOST {
+            copied.note_xattrs(&path, Some(set_xattrs(&device, &[xattr("user.a"), xattr("user.b")])));
+        }
+        assert_eq!((copied.xattrs_refused, copied.without_xattrs), (20, 21));
+        let named = &copied.refused_xattrs;
+        assert!(named.len() == REFUSED_NAMED_MOST && named[1].name.to_string() == "user.b");
+        assert!(!named[0].reason.is_empty());
+        assert_eq!(copied.xattr_notes().len(), REFUSED_NAMED_MOST + 3);
+    }
+
+    #[test]
+    fn zeroes_are_not_written_and_all_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = vec![0; 10 * HOLE_BYTES + 77];
+        for at in [0, 1, 5, 9] {
+            bytes[at * HOLE_BYTES] = 7;
+        }
+        for tail in [0, 9] {
+            *bytes.last_mut().unwrap() = tail;
+            let path = dir.path().join(format!("file {tail}"));
+            let file = File::create(&path).unwrap();
+            let at = 1 << 20;
+            write_sparsely(&file, at, &bytes).unwrap();
+            file.set_len(at + bytes.len() as u64).unwrap();
+            assert!(fs::read(&path).unwrap()[at as usize..] == bytes);
+            assert!(fs::metadata(&path).unwrap().blocks() * 512 <= 6 * HOLE_BYTES as u64);
+        }
     }
 }

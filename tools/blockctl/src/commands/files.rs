@@ -1,27 +1,36 @@
 //! `blockctl cloudsnap catalog`, `cat` and `diff`: the files inside cloud snapshots.
 
-use super::Context;
+use super::{
+    Context,
+    pieces::{Pieces, Stream},
+};
 use crate::{
     cli::files::{CatArgs, CatalogArgs, DiffFilesArgs},
     failure::{EXIT_DONE, Failure},
 };
 use blockd_api::{
     CredentialRef,
-    browse::{FileKind, FileList, FilePath, ListFiles, ReadFile, SnapshotFile, SnapshotXattr},
+    browse::{
+        FileKind, FileList, FilePath, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotFile,
+        SnapshotXattr,
+    },
     cloudsnaps::CloudsnapId,
 };
 use serde::Serialize;
 use std::{
     cmp::Ordering,
     ffi::OsStr,
-    io::{BufWriter, Write},
+    io::{BufWriter, ErrorKind, Write},
     os::unix::ffi::OsStrExt,
 };
 
 /// How much of a file is asked for at once.
 pub const PIECE_BYTES: u64 = 4 << 20;
-/// Most files that one command lists or compares.
-const FILES_MOST: usize = 5_000_000;
+/// Most files that one command lists, compares or copies. A damaged or hostile filesystem may show the same ones again and
+/// again, each time below another name.
+pub const FILES_MOST: usize = 5_000_000;
+/// How deep directories may lie in each other: their paths would be longer than the system takes in one piece.
+const DEPTH_MOST: usize = 1024;
 
 /// A snapshot whose files are read.
 pub struct Source<'a> {
@@ -48,16 +57,35 @@ impl Source<'_> {
     }
 
     /// A piece of a file; empty at its end.
-    pub async fn read(&self, path: &FilePath, offset_bytes: u64) -> Result<Vec<u8>, Failure> {
-        let query = ReadFile {
-            snap: self.snap,
-            path: path.clone(),
-            offset_bytes,
-            len_bytes: PIECE_BYTES,
-            cred_id: self.cred_id.clone(),
-        };
+    pub async fn read(&self, path: &FilePath, offset_bytes: u64, len_bytes: u64) -> Result<Vec<u8>, Failure> {
+        let (path, cred_id) = (path.clone(), self.cred_id.clone());
+        let query = ReadFile { snap: self.snap, path, offset_bytes, len_bytes, cred_id };
         Ok(self.context.client.read_file(&query).await?.to_vec())
     }
+
+    /// Where there is data in a file, from a place on.
+    pub async fn runs(&self, path: &FilePath, offset_bytes: u64) -> Result<FileRuns, Failure> {
+        let (path, cred_id) = (path.clone(), self.cred_id.clone());
+        let query = ListFileRuns { snap: self.snap, path, offset_bytes, cred_id };
+        Ok(self.context.client.list_file_runs(&query).await?)
+    }
+}
+
+/// Refuses to go down too deep.
+pub fn check_depth(path: &FilePath) -> Result<(), Failure> {
+    let depth = path.as_bytes().iter().filter(|byte| **byte == b'/').count();
+    if depth > DEPTH_MOST {
+        return Err(Failure::TooDeep { path: path.clone(), most: DEPTH_MOST });
+    }
+    Ok(())
+}
+
+/// Refuses to go on for ever.
+pub fn check_count(count: usize, path: &FilePath) -> Result<(), Failure> {
+    if count > FILES_MOST {
+        return Err(Failure::TooManyFiles { path: path.clone(), most: FILES_MOST });
+    }
+    Ok(())
 }
 
 /// A path as it was typed.
@@ -113,19 +141,17 @@ async fn walk(
     let mut count = 1;
     let mut left = Vec::new();
     if top.kind == FileKind::Directory && depth != Some(0) {
-        left.push((path, 1));
+        left.push((path.clone(), 1));
     }
     tell(top)?;
+    let from = path;
     while let Some((path, level)) = left.pop() {
+        check_depth(&path)?;
         let below = source.list(&path, true).await?.entries;
         let mut dirs = Vec::new();
         for file in below {
             count += 1;
-            if count > FILES_MOST {
-                let most =
-                    format!("there are more than {FILES_MOST} files: look at a part with --path or --depth");
-                return Err(Failure::usage(most));
-            }
+            check_count(count, &from)?;
             if file.kind == FileKind::Directory && depth.is_none_or(|depth| level < depth) {
                 dirs.push((file.path.clone(), level + 1));
             }
@@ -189,16 +215,16 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Result<u8, Failure> {
         return Err(Failure::usage("cat writes bytes as they are, which are no JSON: leave --json away"));
     }
     let source = Source { context, snap: args.snap, cred_id: args.credential.cred_id };
+    let mut stdout = Stream::stdout().map_err(|source| Failure::Stdout { source })?;
     for path in &args.paths {
         let path = typed(path);
-        let mut offset_bytes = 0;
-        loop {
-            let piece = source.read(&path, offset_bytes).await?;
-            if piece.is_empty() {
-                break;
+        let mut pieces = Pieces::new(&source, &path);
+        while let Some(piece) = pieces.next().await? {
+            match stdout.write(&piece) {
+                // Who reads has seen enough, as `head` does.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(EXIT_DONE),
+                written => written.map_err(|source| Failure::Stdout { source })?,
             }
-            offset_bytes += piece.len() as u64;
-            context.output.raw(&piece)?;
         }
     }
     Ok(EXIT_DONE)
@@ -261,7 +287,8 @@ fn differences(a: &SnapshotFile, b: &SnapshotFile) -> Vec<&'static str> {
 async fn same_content(a: &Source<'_>, b: &Source<'_>, path: &FilePath) -> Result<bool, Failure> {
     let mut offset_bytes = 0;
     loop {
-        let (left, right) = (a.read(path, offset_bytes).await?, b.read(path, offset_bytes).await?);
+        let left = a.read(path, offset_bytes, PIECE_BYTES).await?;
+        let right = b.read(path, offset_bytes, PIECE_BYTES).await?;
         if left != right {
             return Ok(false);
         }
@@ -279,17 +306,16 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Fail
     let output = context.output;
     let mut changes = Vec::new();
     let mut seen = 0;
-    let mut left = vec![typed(&args.path)];
+    let top = typed(&args.path);
+    let mut left = vec![top.clone()];
     while let Some(path) = left.pop() {
+        check_depth(&path)?;
         let (a, b) = (from.list(&path, true).await?, to.list(&path, true).await?);
         let mut dirs = Vec::new();
         let (mut a, mut b) = (a.entries.into_iter().peekable(), b.entries.into_iter().peekable());
         loop {
             seen += 1;
-            if seen > FILES_MOST {
-                let most = format!("there are more than {FILES_MOST} files: look at a part with --path");
-                return Err(Failure::usage(most));
-            }
+            check_count(seen, &top)?;
             let order = match (a.peek(), b.peek()) {
                 (Some(a), Some(b)) => a.path.as_bytes().cmp(b.path.as_bytes()),
                 (Some(_), None) => Ordering::Less,

@@ -14,6 +14,7 @@ mod files;
 mod health;
 mod lazy;
 mod objects;
+mod pieces;
 mod schedules;
 mod snapshot;
 mod status;

@@ -1,0 +1,19 @@
+//! Puts the manifests of many snapshots into a directory, for measurements: they can be listed, and nothing can be read from them.
+//!
+//! `cargo run -p blockd-cloud --example many_snapshots -- DIR VOLUMES SNAPSHOTS-OF-EACH`
+
+use blockd_cloud::{OpenOptions, Repository, store::LocalStore, testing::put_many_snapshots};
+use std::{error::Error, sync::Arc};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [dir, volumes, each] = args.as_slice() else {
+        return Err("give DIR VOLUMES SNAPSHOTS-OF-EACH".into());
+    };
+    let store = Arc::new(LocalStore::open(dir)?);
+    let repo = Repository::open(store, None, &OpenOptions::default()).await?;
+    let len_bytes = put_many_snapshots(&repo, volumes.parse()?, each.parse()?).await?;
+    println!("{len_bytes} bytes of manifests");
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! Puts the snapshot of a full tebibyte into a directory, for measurements: its index is whole, of its blocks there are a few.
+//! Prints its id, and then where there is something to read, in bytes from the beginning of the volume.
+//!
+//! `cargo run -p blockd-cloud --example tebibyte -- DIR`
+
+use blockd_cloud::{OpenOptions, Repository, store::LocalStore, testing::Tebibyte};
+use std::{error::Error, sync::Arc};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let dir = std::env::args_os().nth(1).ok_or("give a directory")?;
+    let store = Arc::new(LocalStore::open(dir)?);
+    let repo = Repository::open(store, None, &OpenOptions::default()).await?;
+    let manifest = Tebibyte::put(&repo).await?;
+    println!("{}", manifest.id());
+    Tebibyte::places().for_each(|block| println!("{}", block.0 * blockd_extent::BLOCK_SIZE_BYTES));
+    Ok(())
+}

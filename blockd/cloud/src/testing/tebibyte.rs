@@ -1,0 +1,159 @@
+//! The snapshot of a full tebibyte, with the index that a backup of it would make, and next to none of what that index names.
+//!
+//! It is made by a backup that is resumed after nearly all of its packs: those are in the journal and nowhere else.
+
+use crate::{
+    BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, Manifest, MemoryJournal,
+    Progress, Repository, backup,
+    frame::FRAME_BLOCKS,
+    new_delta_salt,
+    plan::PACK_FRAMES,
+    store::{ObjectInfo, ObjectStore, PutMode, Requests, StoreErrorKind, StoreFuture},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use bytes::Bytes;
+use jiff::Timestamp;
+use std::{collections::BTreeMap, io, sync::Arc};
+use uuid::Uuid;
+
+const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+const SIZE_BYTES: u64 = 1 << 40;
+const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
+const PACK_BLOCKS: u64 = PACK_FRAMES * FRAME_BLOCKS as u64;
+const PACKS: u64 = BLOCKS / PACK_BLOCKS;
+/// What a frame of ordinary data takes.
+const FRAME_LEN: u32 = 70_001;
+/// Packs that are there: at the beginning, at the end, and within index pages.
+const MADE: [u64; 4] = [0, 12_345, 20_000, PACKS - 1];
+
+/// A full tebibyte.
+pub struct Tebibyte;
+
+impl Tebibyte {
+    /// Its size in bytes.
+    pub const SIZE_BYTES: u64 = SIZE_BYTES;
+
+    /// Blocks, far from each other, that can be read. Others cannot: their packs are not there.
+    pub fn places() -> impl Iterator<Item = BlockIndex> {
+        MADE.into_iter().zip(0..).map(|(pack, n)| BlockIndex(pack * PACK_BLOCKS + 1000 * n + 77))
+    }
+
+    /// What a block holds: its number plus one, again and again.
+    pub fn content(block: BlockIndex) -> [u8; BLOCK] {
+        let mut bytes = [0; BLOCK];
+        bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&(block.0 + 1).to_le_bytes()));
+        bytes
+    }
+
+    /// Puts it into a repository.
+    ///
+    /// # Errors
+    /// Those of a backup.
+    pub async fn put(repo: &Repository) -> Result<Manifest, CloudError> {
+        let journal = MemoryJournal::default();
+        for pack in (0..PACKS).filter(|pack| !MADE.contains(pack)) {
+            journal.record(pack as u32, &[FRAME_LEN; PACK_FRAMES as usize])?;
+        }
+        let now = Timestamp::now();
+        let spec = BackupSpec {
+            cluster: Uuid::from_u128(0x71b),
+            volume: VolumeId::from_u64(71),
+            snapshot: SnapshotId::from_u64(1),
+            volume_name: "tebibyte".into(),
+            snapshot_name: String::new(),
+            labels: BTreeMap::new(),
+            size_bytes: SIZE_BYTES,
+            created: now,
+            started: now,
+            data: BlockSet::from_iter([Extent::new(BlockIndex(0), BLOCKS)]),
+            zero: BlockSet::new(),
+            base: None,
+            delta_salt: new_delta_salt()?,
+            freeze_stall_micros: 0,
+            trigger: "Manual".into(),
+        };
+        let repo = repo.with_store(Arc::new(Claiming(repo.store().clone())));
+        let progress = Arc::new(Progress::new(Arc::<Requests>::default()));
+        let (options, cancel) = (BackupOptions::default(), CancelToken::new());
+        backup(&repo, Arc::new(spec), Arc::new(Numbered), Arc::new(journal), &options, progress, &cancel)
+            .await
+    }
+}
+
+/// A volume each of whose blocks says where it is.
+struct Numbered;
+
+impl BlockReader for Numbered {
+    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+        let wanted = extents.iter().flat_map(|extent| extent.start.0..extent.end().0);
+        for (block, out) in wanted.zip(buf.chunks_exact_mut(BLOCK)) {
+            out.copy_from_slice(&Tebibyte::content(BlockIndex(block)));
+        }
+        Ok(())
+    }
+}
+
+/// A store that says of every object that it is there, to whoever asks for its first byte only: who resumes a backup does.
+struct Claiming(Arc<dyn ObjectStore>);
+
+impl ObjectStore for Claiming {
+    fn describe(&self) -> &str {
+        self.0.describe()
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        self.0.put(key, body, mode)
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.0.get(key, max_len_bytes)
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            match self.0.get_range(key, offset_bytes, len_bytes).await {
+                Err(error)
+                    if error.kind == StoreErrorKind::NotFound && (offset_bytes, len_bytes) == (0, 1) =>
+                {
+                    Ok(Bytes::from_static(b"?"))
+                }
+                found => found,
+            }
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        self.0.delete(key)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        self.0.list(prefix)
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        self.0.multipart_start(key)
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        self.0.multipart_put(key, upload_id, part_no, body)
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        self.0.multipart_complete(key, upload_id, tags)
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        self.0.multipart_abort(key, upload_id)
+    }
+}

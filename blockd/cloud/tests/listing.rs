@@ -1,0 +1,125 @@
+//! Listing thousands of snapshots: how often the store and the cache are asked.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_cloud::{
+    CloudsnapId, EncryptionMode, Manifest, ManifestCache, ManifestFilter, MemoryCache, NoCache,
+    delete_snapshot,
+    store::ObjectInfo,
+    testing::{Fault, FaultStore, MemoryStore, put_many_snapshots},
+};
+use common::fixed;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+const VOLUMES: u64 = 5;
+const EACH: u64 = 1_000;
+
+/// Counts what is asked of it.
+#[derive(Default)]
+struct Counting {
+    inner: MemoryCache,
+    one: AtomicU64,
+    many: AtomicU64,
+    stored: AtomicU64,
+}
+
+impl Counting {
+    /// How often it was asked for one, for many, and told of many.
+    fn take(&self) -> (u64, u64, u64) {
+        (self.one.swap(0, Relaxed), self.many.swap(0, Relaxed), self.stored.swap(0, Relaxed))
+    }
+}
+
+impl ManifestCache for Counting {
+    fn load(&self, key: &str) -> Option<Manifest> {
+        self.one.fetch_add(1, Relaxed);
+        self.inner.load(key)
+    }
+
+    fn load_version(&self, key: &str, version: &str) -> Option<Manifest> {
+        self.one.fetch_add(1, Relaxed);
+        self.inner.load_version(key, version)
+    }
+
+    fn load_versions(&self, objects: &[ObjectInfo]) -> HashMap<String, Manifest> {
+        self.many.fetch_add(1, Relaxed);
+        self.inner.load_versions(objects)
+    }
+
+    fn store_version(&self, _: &str, _: &str, _: &Manifest) {
+        unreachable!("it is told of many at once")
+    }
+
+    fn store_versions(&self, manifests: &[(&ObjectInfo, &Manifest)]) {
+        self.stored.fetch_add(1, Relaxed);
+        self.inner.store_versions(manifests);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_are_listed_with_one_request_and_one_question() {
+    let store = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    put_many_snapshots(&repo, VOLUMES, EACH).await.unwrap();
+    let (cache, everything) = (Counting::default(), ManifestFilter::default());
+
+    let before = store.operations();
+    let first = repo.list_manifests(&everything, &cache).await.unwrap();
+    assert_eq!(first.len() as u64, VOLUMES * EACH);
+    assert!(first.is_sorted_by_key(|listed| &listed.key) && first.iter().all(|one| one.manifest.is_ok()));
+    assert_eq!(store.operations() - before, 1 + VOLUMES * EACH, "each is read once");
+    let (one, many, stored) = cache.take();
+    assert!(one == 0 && many == 1 && stored < 50, "{one} {many} {stored}");
+
+    let before = store.operations();
+    let again = repo.list_manifests(&everything, &cache).await.unwrap();
+    assert_eq!(store.operations() - before, 1, "just the listing");
+    assert_eq!(cache.take(), (0, 1, 0));
+    let ids = |listed: &[blockd_cloud::ListedManifest]| -> Vec<Option<CloudsnapId>> {
+        listed.iter().map(|one| one.id).collect()
+    };
+    assert_eq!(ids(&first), ids(&again));
+
+    // A new one is read by itself, and one that is gone is not shown, whatever the cache has.
+    let gone = again[17].id.unwrap();
+    let manifest = repo.manifest(&gone).await.unwrap();
+    let before = (store.operations(), cache.take());
+    delete_snapshot(&repo, &gone, &[], &cache).await.unwrap();
+    let asked = cache.take();
+    assert!(asked.0 <= 2 && asked.1 <= 4, "a deletion asks for each by itself: {asked:?}");
+    assert!(store.operations() - before.0 < 20, "{}", store.operations() - before.0);
+    let listed = repo.list_manifests(&everything, &cache).await.unwrap();
+    assert!(listed.len() as u64 == VOLUMES * EACH - 1 && listed.iter().all(|one| one.id != Some(gone)));
+    assert_eq!(manifest.id(), gone);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_that_is_cut_off_goes_on_where_it_was() {
+    let store = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    put_many_snapshots(&repo, 1, EACH).await.unwrap();
+    let (cache, everything) = (Counting::default(), ManifestFilter::default());
+    // It gives no answer any more after half of them.
+    let half = store.operations() + 1 + EACH / 2;
+    store.fail_from(half, Fault::Hang);
+    tokio::select! {
+        biased;
+        _ = repo.list_manifests(&everything, &cache) => panic!("it came to an end"),
+        () = async { while store.operations() <= half { tokio::task::yield_now().await } } => {}
+    }
+    store.heal();
+    let before = store.operations();
+    let all = repo.list_manifests(&everything, &cache).await.unwrap();
+    assert!(all.len() as u64 == EACH && all.iter().all(|one| one.manifest.is_ok()));
+    let read = store.operations() - before - 1;
+    assert!(read < EACH * 4 / 5, "{read} of {EACH} were read again");
+    let all = repo.list_manifests(&everything, &NoCache).await.unwrap();
+    assert_eq!(all.len() as u64, EACH);
+}

@@ -1,0 +1,184 @@
+//! The first byte of a full terabyte: its index is as long as it gets, and little of it is needed.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+mod common;
+
+use blockd_cloud::{
+    CacheOptions, EncryptionMode, SnapshotCache, SnapshotReader,
+    store::{ObjectInfo, ObjectStore, PutMode, StoreFuture},
+    testing::{MemoryStore, Tebibyte},
+};
+use blockd_extent::Extent;
+use bytes::Bytes;
+use common::fixed;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// How long the store takes for each request, in the test's own time.
+const DELAY: Duration = Duration::from_secs(1);
+
+/// A store that takes its time and counts what it is asked for.
+struct SlowStore {
+    inner: MemoryStore,
+    is_slow: AtomicBool,
+    requests: AtomicU64,
+    received_bytes: AtomicU64,
+}
+
+impl SlowStore {
+    fn new() -> Self {
+        Self {
+            inner: MemoryStore::default(),
+            is_slow: false.into(),
+            requests: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+        }
+    }
+
+    async fn take_time(&self) {
+        self.requests.fetch_add(1, Relaxed);
+        if self.is_slow.load(Relaxed) {
+            tokio::time::sleep(DELAY).await;
+        }
+    }
+}
+
+impl ObjectStore for SlowStore {
+    fn describe(&self) -> &str {
+        "slow"
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        self.inner.put(key, body, mode)
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            self.take_time().await;
+            let found = self.inner.get(key, max_len_bytes).await?;
+            self.received_bytes.fetch_add(found.len() as u64, Relaxed);
+            Ok(found)
+        })
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            self.take_time().await;
+            let found = self.inner.get_range(key, offset_bytes, len_bytes).await?;
+            self.received_bytes.fetch_add(found.len() as u64, Relaxed);
+            Ok(found)
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        self.inner.delete(key)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        self.inner.list(prefix)
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        self.inner.multipart_start(key)
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        self.inner.multipart_put(key, upload_id, part_no, body)
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        self.inner.multipart_complete(key, upload_id, tags)
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        self.inner.multipart_abort(key, upload_id)
+    }
+}
+
+/// The most memory that this process had since it was last told to begin anew.
+fn most_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// The only test here: nothing else in this process is to take memory meanwhile.
+#[tokio::test(flavor = "current_thread")]
+async fn the_first_byte_of_a_terabyte_takes_four_requests_and_little_memory() {
+    let store = Arc::new(SlowStore::new());
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let id = {
+        let manifest = Tebibyte::put(&repo).await.unwrap();
+        let index = &manifest.delta.index;
+        assert!(index.len_bytes > 32 << 20, "the index of a full TiB has {} bytes", index.len_bytes);
+        manifest.id()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    store.is_slow.store(true, Relaxed);
+    // From here on time stands still, but for the store's delays.
+    tokio::time::pause();
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let (before, mut slowest) = (most_memory_bytes(), Duration::ZERO);
+    for block in Tebibyte::places() {
+        let extent = Extent::new(block, 1);
+        for way in ["for a lazy volume", "through the caches", "through the caches, and a disk"] {
+            store.requests.store(0, Relaxed);
+            store.received_bytes.store(0, Relaxed);
+            let (began, real) = (tokio::time::Instant::now(), Instant::now());
+            let manifest = repo.manifest(&id).await.unwrap();
+            let read = if way == "for a lazy volume" {
+                SnapshotReader::open(&repo, &manifest).await.unwrap().read_blocks(extent).await.unwrap()
+            } else {
+                let dir = way.contains("disk").then(|| dir.path().join(block.to_string()));
+                let cache = SnapshotCache::open(CacheOptions { dir, ..CacheOptions::default() }).unwrap();
+                let snapshot = cache.snapshot(&repo, &manifest).await.unwrap();
+                snapshot.read_blocks(extent).await.unwrap()
+            };
+            let (took, real) = (began.elapsed(), real.elapsed());
+            assert!(read == Tebibyte::content(block), "block {block} {way}");
+            let (requests, received) = (store.requests.load(Relaxed), store.received_bytes.load(Relaxed));
+            // The manifest, the root, a page and a frame: one after the other, and no other one.
+            assert_eq!((requests, took.as_secs()), (4, 4), "block {block} {way}");
+            assert!(received < 1 << 20, "{received} bytes for block {block} {way}");
+            slowest = slowest.max(real);
+        }
+    }
+    let first = most_memory_bytes();
+    println!("the first byte took at most {slowest:?} besides the store");
+
+    // All of the index, page by page.
+    store.is_slow.store(false, Relaxed);
+    let manifest = repo.manifest(&id).await.unwrap();
+    let whole = Extent::whole(Tebibyte::SIZE_BYTES);
+    let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
+    assert_eq!(reader.data_blocks(whole).await.unwrap().len_blocks(), whole.len_blocks);
+    let cache = SnapshotCache::open(CacheOptions::default()).unwrap();
+    let snapshot = cache.snapshot(&repo, &manifest).await.unwrap();
+    assert_eq!(snapshot.data_blocks(whole).await.unwrap().len_blocks(), whole.len_blocks);
+    let most = most_memory_bytes();
+    let mib = |bytes: u64| bytes >> 20;
+    println!(
+        "{} MiB with the store, {} for first bytes, {} for all of the index",
+        mib(before),
+        mib(first),
+        mib(most)
+    );
+    // The store is in there, too, and what the backup left behind.
+    assert!(first < 192 << 20 && most < 256 << 20, "{before} {first} {most}");
+}

@@ -1,0 +1,79 @@
+# A volume that is restored lazily is mounted and used while it hydrates, and the daemon dies meanwhile. Comes after freeze.sh in
+# the same boot, with what that leaves: a volume with a filesystem that is not attached, a credential, and no daemon.
+FILES=24
+# Larger than one fetch, so that a file comes in several.
+FILE_MIB=2
+
+# digests DIR FIRST LAST: of the files with these numbers
+digests() { (cd "$1" && for number in $(seq "$2" "$3"); do md5sum "file-$number"; done); }
+
+# forget: what the guest has in memory of the filesystem has to be read again
+forget() { sync && echo 3 >/proc/sys/vm/drop_caches; }
+
+# hydration: how far the volume is; nothing when all is there
+hydration() { blockctl --json volume inspect lazy | tr -d '\n ' | grep -o '"hydration":{[^}]*}'; }
+is_hydrated() { [ -z "$(hydration)" ]; }
+hydrated_bytes() { hydration | sed -n 's/.*"doneBytes":\([0-9]*\).*/\1/p'; }
+
+step "files are backed up that will be restored lazily"
+mkdir -p /etc/blockd
+# The slowest there is: it must not end while the guest looks.
+echo "hydration_limit_bytes_per_s = 1048576" >/etc/blockd/blockd.toml
+start_daemon
+blockctl volume attach first --timeout 2s >/dev/null || fail attach
+mount -t ext4 /dev/nbd0 /mnt || fail mount
+mkdir /mnt/lazy
+for number in $(seq $FILES); do
+    dd if=/dev/urandom of=/mnt/lazy/file-$number bs=1M count=$FILE_MIB 2>/dev/null || fail "file $number"
+done
+digests /mnt/lazy 1 $FILES >/sums-lazy
+umount /mnt || fail umount
+blockctl cloudsnap backup first --wait >/tmp/backup 2>&1 || fail "backup: $(cat /tmp/backup)"
+blockctl volume detach first >/dev/null || fail detach
+snap=$(blockctl --json cloudsnap list --src first | tr -d '\n ' | grep -o '"ID":"[^"]*"' | tail -n 1 | cut -d '"' -f 4)
+
+step "a lazy volume is mounted while it hydrates"
+blockctl cloudsnap restore --snap "$snap" --volume lazy --lazy >/tmp/restore 2>&1 || fail "restore: $(cat /tmp/restore)"
+blockctl volume attach lazy --timeout 2s --device /dev/nbd0 >/dev/null || fail "attach lazy"
+mount -t ext4 /dev/nbd0 /mnt || fail "mount lazy"
+is_hydrated && fail "it is hydrated before anybody looked at it"
+fio --name=load --directory=/mnt --size=8M --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 --direct=1 --fsync=64 \
+    --verify=crc32c --verify_fatal=1 --time_based --runtime=12 --output=/fio3.out >/dev/null 2>&1 &
+load=$!
+half=$((FILES / 2))
+[ "$(digests /mnt/lazy 1 $((half / 2)))" = "$(head -n $((half / 2)) /sums-lazy)" ] || fail "files differ while it hydrates"
+echo "read a quarter, hydrated $(hydrated_bytes) bytes"
+
+step "the daemon dies while a lazy volume hydrates under load"
+kill -0 $load 2>/dev/null || fail "the load ended too early: $(cat /fio3.out)"
+is_hydrated && fail "it hydrated too soon"
+# This reader waits for the daemon that dies, and for the next one.
+digests /mnt/lazy $((half / 2 + 1)) $half >/tmp/half &
+reading=$!
+stop_daemon KILL
+# From now on it may take what it can.
+: >/etc/blockd/blockd.toml
+start_daemon
+before=$(hydrated_bytes)
+[ -n "$before" ] || fail "it is hydrated right after the start"
+wait $reading || fail "files cannot be read"
+[ "$(cat /tmp/half)" = "$(sed -n "$((half / 2 + 1)),${half}p" /sums-lazy)" ] || fail "files differ after the daemon died"
+wait_load $load || fail "fio: $(cat /fio3.out)"
+grep -E 'err=' /fio3.out
+written=$(md5sum /mnt/load.0.0)
+check_kernel_log
+
+step "it is hydrated, and needs its store no more"
+becomes_true is_hydrated || fail "it does not hydrate: $(blockctl --json volume inspect lazy; blockctl cloudsnap status)"
+echo "hydrated, of which $before bytes before the daemon's end"
+mv /store /store-away || fail mv
+forget
+[ "$(digests /mnt/lazy 1 $FILES)" = "$(cat /sums-lazy)" ] || fail "files differ when it is hydrated"
+[ "$(md5sum /mnt/load.0.0)" = "$written" ] || fail "what was written meanwhile differs"
+umount /mnt || fail umount
+e2fsck -fn /dev/nbd0 >/tmp/fsck 2>&1 || fail "e2fsck: $(cat /tmp/fsck)"
+blockctl volume detach lazy >/dev/null || fail "detach lazy"
+mv /store-away /store
+blockctl volume delete lazy >/dev/null || fail "delete lazy"
+stop_daemon TERM || fail "the daemon did not stop cleanly"
+check_kernel_log
