@@ -2,6 +2,7 @@
 
 use crate::{
     Deleted, ErrorCode,
+    activity::Activity,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
         BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
@@ -198,6 +199,7 @@ pub const OPERATIONS: &[Operation] = &[
     get(ReadOnly, paths::EVENTS, "What happened that people should know of")
         .query::<ListEvents>()
         .reply::<EventList>(),
+    get(ReadOnly, paths::ACTIVITY, "What volumes and tasks do at this moment").reply::<Activity>(),
     get(ReadOnly, paths::METRICS, "Metrics in Prometheus' text format").replies(ReplyBody::Metrics),
     get(ReadOnly, paths::HEALTHZ, "Whether the daemon answers"),
     get(ReadOnly, paths::READYZ, "Whether the daemon does its work"),

@@ -13,6 +13,8 @@ pub const STATUS: &str = "/v1/status";
 pub const OPENAPI: &str = "/v1/openapi.json";
 /// `GET` with [`crate::events::ListEvents`]: [`crate::events::EventList`].
 pub const EVENTS: &str = "/v1/events";
+/// `GET`: [`crate::activity::Activity`].
+pub const ACTIVITY: &str = "/v1/activity";
 /// `GET`: metrics in Prometheus' text format, version 0.0.4.
 pub const METRICS: &str = "/metrics";
 /// `GET`: 200 if the daemon answers at all.

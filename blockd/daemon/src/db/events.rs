@@ -5,6 +5,7 @@ use blockd_api::{
     ErrorCode, VolumeName,
     events::{Event, Severity},
 };
+use blockd_cloud::CloudsnapId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
@@ -27,6 +28,8 @@ pub struct NewEvent {
     pub credential: Option<String>,
     /// The task.
     pub task: Option<Uuid>,
+    /// The cloud snapshot of the task.
+    pub cloudsnap: Option<CloudsnapId>,
     /// It in words.
     pub message: String,
 }
@@ -40,7 +43,7 @@ impl NewEvent {
         message: impl Into<String>,
     ) -> Self {
         let (kind, message) = (kind.into(), message.into());
-        Self { at, severity, kind, volume: None, credential: None, task: None, message }
+        Self { at, severity, kind, volume: None, credential: None, task: None, cloudsnap: None, message }
     }
 
     /// How a task ended.
@@ -67,6 +70,7 @@ impl NewEvent {
             volume: task.detail.volume_name.clone(),
             credential: Some(task.detail.credential_name.clone()),
             task: Some(task.id),
+            cloudsnap: task.decided_cloudsnap(),
             ..Self::new(at, severity, kind, message)
         }
     }
@@ -77,7 +81,7 @@ impl NewEvent {
     /// The database fails.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT INTO events (at, severity, kind, volume, credential, task, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO events (at, severity, kind, volume, credential, task, cloudsnap, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 self.at.to_string(),
                 self.severity.as_str(),
@@ -85,6 +89,7 @@ impl NewEvent {
                 self.volume.as_ref().map(ToString::to_string),
                 self.credential,
                 self.task.map(|id| id.to_string()),
+                self.cloudsnap.map(|id| id.to_string()),
                 self.message,
             ],
         )?;
@@ -106,11 +111,12 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
         volume: parsed_if_there(row, 4)?,
         credential: row.get(5)?,
         task: parsed_if_there(row, 6)?,
-        message: row.get(7)?,
+        cloudsnap: row.get(7)?,
+        message: row.get(8)?,
     })
 }
 
-const COLUMNS: &str = "id, at, severity, kind, volume, credential, task, message";
+const COLUMNS: &str = "id, at, severity, kind, volume, credential, task, cloudsnap, message";
 
 /// The first so many after one, oldest first.
 ///

@@ -14,6 +14,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0006_lazy.sql"),
     include_str!("../../migrations/0007_schedules.sql"),
     include_str!("../../migrations/0008_events.sql"),
+    include_str!("../../migrations/0009_event_readers.sql"),
 ];
 
 pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {

@@ -238,6 +238,16 @@ where
 }
 
 impl TaskRow {
+    /// Its cloud snapshot, once it is decided that there is one.
+    pub(crate) fn decided_cloudsnap(&self) -> Option<CloudsnapId> {
+        let is_decided = match self.kind {
+            TaskKind::Backup => self.detail.backup_type.is_some(),
+            TaskKind::Verify => self.detail.verify.is_some_and(|verify| !verify.all),
+            TaskKind::Restore | TaskKind::Delete => true,
+        };
+        is_decided.then_some(self.cloudsnap)
+    }
+
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             id: parsed(row, 0)?,

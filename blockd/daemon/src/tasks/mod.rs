@@ -248,15 +248,10 @@ impl Core {
         };
         let detail = &row.detail;
         let end = detail.completed.unwrap_or_else(Timestamp::now);
-        let decided = match row.kind {
-            TaskKind::Backup => detail.backup_type.is_some(),
-            TaskKind::Verify => detail.verify.is_some_and(|verify| !verify.all),
-            TaskKind::Restore | TaskKind::Delete => true,
-        };
         api::Task {
             name: row.id,
             kind,
-            source_volume: decided.then(|| row.cloudsnap.to_string()),
+            source_volume: row.decided_cloudsnap().map(|id| id.to_string()),
             volume: detail.volume_name.clone(),
             state: api::TaskState { kind, stage },
             node: self.node.clone(),
