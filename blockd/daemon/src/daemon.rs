@@ -10,7 +10,7 @@ use crate::{
     control::Control,
     core::{Core, tasks_dir},
     credentials::Repositories,
-    db::{Db, DbError},
+    db::{Db, DbError, EventReader},
     error::ServiceError,
     files, http,
     limits::PlannedBandwidth,
@@ -141,6 +141,7 @@ pub struct Daemon {
     limits: JoinHandle<()>,
     pressure: JoinHandle<()>,
     upkeep: JoinHandle<()>,
+    webhooks: JoinHandle<()>,
     scheduler: JoinHandle<()>,
     _lock: DirLock,
 }
@@ -207,6 +208,7 @@ impl Daemon {
         let pressure = crate::pressure::start(&core.pressure, &core.registry);
         let limits = crate::limits::start(&core);
         let upkeep = upkeep::start(&core);
+        let webhooks = crate::webhooks::start(&core);
         if let Err(error) = core.resume_hydrations().await {
             tracing::error!(%error, "lazy volumes are not hydrated");
         }
@@ -231,6 +233,7 @@ impl Daemon {
             limits,
             pressure,
             upkeep,
+            webhooks,
             scheduler,
             _lock: lock,
         })
@@ -271,6 +274,7 @@ impl Daemon {
             limits,
             pressure,
             upkeep,
+            webhooks,
             scheduler,
             _lock: lock,
             ..
@@ -299,6 +303,11 @@ impl Daemon {
         pressure.abort();
         limits.abort();
         let _ = limits.await;
+        // What is being told is told again after the next start.
+        let webhooks_abort = webhooks.abort_handle();
+        if tokio::time::timeout(patience, webhooks).await.is_err() {
+            webhooks_abort.abort();
+        }
         // It holds what the daemon's parts share.
         let upkeep_abort = upkeep.abort_handle();
         if tokio::time::timeout(patience, upkeep).await.is_err() {
@@ -375,7 +384,10 @@ fn prepare(
     let options = OpenOptions { recovery };
     let registry = reconcile(&db, &data_dir, &options)?;
     let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
+    let names: Vec<_> = config.webhook.iter().map(crate::webhooks::reader_name).collect();
+    let readers = db.transaction::<_, DbError>(|tx| EventReader::take_up(tx, &names))?;
     let core = Core {
+        webhooks: crate::webhooks::all(&config, &readers),
         tasks: Tasks::new(config.task_concurrency),
         pressure: Arc::new(pressure),
         bandwidth: PlannedBandwidth::new(config.limit_plan()?, Timestamp::now()),

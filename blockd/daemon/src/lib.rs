@@ -4,6 +4,7 @@
 //! `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http` serves.
 
 mod access;
+mod activity;
 pub mod allocator;
 pub mod attachments;
 mod backups;
@@ -49,3 +50,4 @@ mod snapshots;
 pub mod tasks;
 mod upkeep;
 mod volumes;
+mod webhooks;

@@ -40,7 +40,8 @@ impl EventReader {
                 tx.query_row("SELECT dealt_with_until FROM event_readers WHERE reader = ?1", [name], |row| {
                     number(row, 0)
                 })?;
-            readers.push(Self { name: name.clone(), dealt_with_until: until });
+            // A database that was brought back from a copy may know of fewer events.
+            readers.push(Self { name: name.clone(), dealt_with_until: u64::min(until, newest) });
         }
         Ok(readers)
     }
@@ -81,6 +82,8 @@ mod tests {
             tell(tx)?;
             reader("a", 1).put(tx)?;
             assert_eq!(EventReader::take_up(tx, &names(&["b", "a"]))?, [reader("b", 2), reader("a", 1)]);
+            assert_eq!(EventReader::take_up(tx, &names(&["b"]))?, [reader("b", 2)]);
+            reader("b", 99).put(tx)?;
             assert_eq!(EventReader::take_up(tx, &names(&["b"]))?, [reader("b", 2)]);
             // It was forgotten, so it is a new one.
             assert_eq!(EventReader::take_up(tx, &names(&["a"]))?, [reader("a", 2)]);

@@ -99,14 +99,16 @@ impl NewEvent {
     }
 }
 
+/// The table takes no other words.
+fn severity(word: &str) -> Severity {
+    Severity::ALL.into_iter().find(|known| known.as_str() == word).unwrap_or(Severity::Error)
+}
+
 fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
-    let severity: String = row.get(2)?;
-    // The table takes no other words.
-    let known = Severity::ALL.into_iter().find(|known| known.as_str() == severity);
     Ok(Event {
         id: number(row, 0)?,
         at: parsed(row, 1)?,
-        severity: known.unwrap_or(Severity::Error),
+        severity: severity(&row.get::<_, String>(2)?),
         kind: row.get(3)?,
         volume: parsed_if_there(row, 4)?,
         credential: row.get(5)?,
@@ -126,6 +128,22 @@ pub fn events_after(tx: &Transaction<'_>, since: u64, max: u32) -> Result<Vec<Ev
     let sql = format!("SELECT {COLUMNS} FROM events WHERE id > ?1 ORDER BY id LIMIT ?2");
     let mut statement = tx.prepare(&sql)?;
     let rows = statement.query_map(params![stored(since), max], read)?.collect::<Result<_, _>>()?;
+    Ok(rows)
+}
+
+/// How many there are after one, by kind and severity.
+///
+/// # Errors
+/// The database fails.
+pub fn count_events_after(
+    tx: &Transaction<'_>,
+    since: u64,
+) -> Result<Vec<(String, Severity, u64)>, DbError> {
+    let sql = "SELECT kind, severity, count(*) FROM events WHERE id > ?1 GROUP BY kind, severity";
+    let mut statement = tx.prepare(sql)?;
+    let rows = statement
+        .query_map([stored(since)], |row| Ok((row.get(0)?, severity(&row.get::<_, String>(1)?), number(row, 2)?)))?
+        .collect::<Result<_, _>>()?;
     Ok(rows)
 }
 
@@ -159,6 +177,7 @@ mod tests {
             let ids = |events: Vec<Event>| events.iter().map(|event| event.id).collect::<Vec<_>>();
             assert_eq!(ids(newest_events(tx, 2)?), [MAX_KEPT + 2, MAX_KEPT + 3]);
             assert_eq!(ids(events_after(tx, 7, 2)?), [8, 9]);
+            assert_eq!(count_events_after(tx, MAX_KEPT)?, [("x".to_owned(), Severity::Warning, 3)]);
             assert_eq!((all[0].severity, all[0].message.as_str()), (Severity::Warning, "4"));
             Ok(())
         })

@@ -23,7 +23,7 @@ pub use catalog::Catalog;
 pub use chains::Chain;
 pub use credentials::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow};
 pub use event_readers::EventReader;
-pub use events::{NewEvent, events_after, newest_events};
+pub use events::{NewEvent, count_events_after, events_after, newest_events};
 pub use lazy::LazyRow;
 pub use proofs::Proof;
 pub use runs::RunRow;

@@ -67,6 +67,7 @@ fn routes() -> Routes {
     metrics::routes()
         .get(paths::OPENAPI, status::openapi)
         .get(paths::STATUS, status::show)
+        .get(paths::ACTIVITY, status::activity)
         .get(paths::VOLUMES, volumes::list)
         .post(paths::VOLUMES, volumes::create)
         .get(paths::VOLUME, volumes::inspect)

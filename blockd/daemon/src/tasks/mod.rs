@@ -232,7 +232,7 @@ impl Core {
         Ok(TaskList { tasks: wanted.map(|row| self.task_to_api(row)).collect() })
     }
 
-    fn task_to_api(&self, row: &TaskRow) -> api::Task {
+    pub(crate) fn task_to_api(&self, row: &TaskRow) -> api::Task {
         let kind = match row.kind {
             TaskKind::Backup => api::TaskKind::Backup,
             TaskKind::Restore => api::TaskKind::Restore,
