@@ -6,7 +6,7 @@
 use crate::{
     attachments::{Attachments, System},
     browse::Browse,
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, LogFormat},
     control::Control,
     core::{Core, tasks_dir},
     credentials::Repositories,
@@ -208,7 +208,8 @@ impl Daemon {
         let pressure = crate::pressure::start(&core.pressure, &core.registry);
         let limits = crate::limits::start(&core);
         let upkeep = upkeep::start(&core);
-        let webhooks = crate::webhooks::start(&core);
+        let log = core.log_reader.clone();
+        let webhooks = crate::webhooks::start(&core, log);
         if let Err(error) = core.resume_hydrations().await {
             tracing::error!(%error, "lazy volumes are not hydrated");
         }
@@ -384,10 +385,15 @@ fn prepare(
     let options = OpenOptions { recovery };
     let registry = reconcile(&db, &data_dir, &options)?;
     let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
-    let names: Vec<_> = config.webhook.iter().map(crate::webhooks::reader_name).collect();
+    let mut names: Vec<_> = config.webhook.iter().map(crate::webhooks::reader_name).collect();
+    // Elsewhere the log has lines of its own for what events tell of.
+    if config.log_format == LogFormat::Journal {
+        names.push(crate::events::LOG_READER.to_owned());
+    }
     let readers = db.transaction::<_, DbError>(|tx| EventReader::take_up(tx, &names))?;
     let core = Core {
         webhooks: crate::webhooks::all(&config, &readers),
+        log_reader: readers.into_iter().find(|reader| reader.name == crate::events::LOG_READER),
         tasks: Tasks::new(config.task_concurrency),
         pressure: Arc::new(pressure),
         bandwidth: PlannedBandwidth::new(config.limit_plan()?, Timestamp::now()),

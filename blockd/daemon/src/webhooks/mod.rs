@@ -11,6 +11,7 @@ use crate::{
     core::Core,
     db::{DbError, EventReader, count_events_after},
     error::ServiceError,
+    events::log_all,
     secrets::fill_random,
 };
 use blockd_api::{
@@ -84,11 +85,14 @@ pub(crate) fn all(config: &Config, readers: &[EventReader]) -> Vec<Arc<Webhook>>
     made.collect()
 }
 
-/// Tells all of them until the daemon stops.
-pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
+/// Tells all of them, and the log, until the daemon stops.
+pub(crate) fn start(core: &Arc<Core>, log: Option<EventReader>) -> JoinHandle<()> {
     let core = Arc::clone(core);
     tokio::spawn(async move {
         let mut workers = JoinSet::new();
+        if let Some(reader) = log {
+            workers.spawn(log_all(Arc::clone(&core), reader));
+        }
         for hook in &core.webhooks {
             let (core, hook) = (Arc::clone(&core), Arc::clone(hook));
             workers.spawn(async move {
@@ -101,7 +105,7 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
         }
         while let Some(ended) = workers.join_next().await {
             if let Err(error) = ended {
-                tracing::error!(%error, "a webhook is told nothing any more");
+                tracing::error!(%error, "somebody is told of no more events");
             }
         }
     })
