@@ -4,7 +4,7 @@
 //! directory must bring the task to its end.
 
 use crate::{
-    config::Config,
+    config::{Config, WebhookConfig},
     core::Core,
     daemon::Daemon,
     db::{DbError, SnapshotRow, TaskRow, TaskState},
@@ -34,6 +34,7 @@ mod requests;
 mod roles;
 mod schedules;
 mod undone;
+mod webhooks;
 
 const SIZE_BYTES: u64 = 64 << 20;
 const BLOCK: u64 = 4096;
@@ -43,6 +44,8 @@ struct Host {
     client: Client,
     dir: tempfile::TempDir,
     store: Arc<tempfile::TempDir>,
+    /// Whom the daemon tells of events from its next start on.
+    webhooks: Vec<WebhookConfig>,
 }
 
 fn config(dir: &Path) -> Config {
@@ -63,13 +66,14 @@ impl Host {
     async fn with_store(store: Arc<tempfile::TempDir>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let client = Client::new(dir.path().join("data/blockd.sock"));
-        let mut host = Self { daemon: None, client, dir, store };
+        let mut host = Self { daemon: None, client, dir, store, webhooks: Vec::new() };
         host.start().await;
         host
     }
 
     async fn start(&mut self) {
-        self.daemon = Some(Daemon::start(config(self.dir.path()), false).await.unwrap());
+        let config = Config { webhook: self.webhooks.clone(), ..config(self.dir.path()) };
+        self.daemon = Some(Daemon::start(config, false).await.unwrap());
     }
 
     async fn stop(&mut self) {
