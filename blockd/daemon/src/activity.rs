@@ -27,7 +27,12 @@ impl Core {
         volumes.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
         let mut tasks = self.tasks.running();
         tasks.sort_by_key(|task| std::cmp::Reverse((task.created, task.id)));
-        Ok(Activity { run, at_micros, volumes, tasks: tasks.iter().map(|row| self.task_to_api(row)).collect() })
+        Ok(Activity {
+            run,
+            at_micros,
+            volumes,
+            tasks: tasks.iter().map(|row| self.task_to_api(row)).collect(),
+        })
     }
 }
 

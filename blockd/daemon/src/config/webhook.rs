@@ -247,7 +247,9 @@ mod tests {
             let error = parse(&text).unwrap_err();
             assert!(error.contains(word) && !error.contains("planted"), "{text}: {error}");
         }
-        for url in ["http://127.0.0.1:1/", "http://[::1]/x", "http://localhost/", "http://[::ffff:127.0.0.1]/"] {
+        for url in
+            ["http://127.0.0.1:1/", "http://[::1]/x", "http://localhost/", "http://[::ffff:127.0.0.1]/"]
+        {
             parse(&hook(&format!("url = \"{url}\""))).unwrap();
         }
         parse(&hook("url = \"http://h.example/\"\nallow_http = true")).unwrap();

@@ -36,10 +36,11 @@ impl EventReader {
                 "INSERT OR IGNORE INTO event_readers (reader, dealt_with_until) VALUES (?1, ?2)",
                 params![name, stored(newest)],
             )?;
-            let until =
-                tx.query_row("SELECT dealt_with_until FROM event_readers WHERE reader = ?1", [name], |row| {
-                    number(row, 0)
-                })?;
+            let until = tx.query_row(
+                "SELECT dealt_with_until FROM event_readers WHERE reader = ?1",
+                [name],
+                |row| number(row, 0),
+            )?;
             // A database that was brought back from a copy may know of fewer events.
             readers.push(Self { name: name.clone(), dealt_with_until: u64::min(until, newest) });
         }

@@ -135,14 +135,13 @@ pub fn events_after(tx: &Transaction<'_>, since: u64, max: u32) -> Result<Vec<Ev
 ///
 /// # Errors
 /// The database fails.
-pub fn count_events_after(
-    tx: &Transaction<'_>,
-    since: u64,
-) -> Result<Vec<(String, Severity, u64)>, DbError> {
+pub fn count_events_after(tx: &Transaction<'_>, since: u64) -> Result<Vec<(String, Severity, u64)>, DbError> {
     let sql = "SELECT kind, severity, count(*) FROM events WHERE id > ?1 GROUP BY kind, severity";
     let mut statement = tx.prepare(sql)?;
     let rows = statement
-        .query_map([stored(since)], |row| Ok((row.get(0)?, severity(&row.get::<_, String>(1)?), number(row, 2)?)))?
+        .query_map([stored(since)], |row| {
+            Ok((row.get(0)?, severity(&row.get::<_, String>(1)?), number(row, 2)?))
+        })?
         .collect::<Result<_, _>>()?;
     Ok(rows)
 }

@@ -25,12 +25,10 @@ pub(super) async fn activity(State(core): State<Arc<Core>>) -> Answer<Activity> 
 
 pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
     let hooks = core.webhooks.clone();
-    let rows = core
-        .db
-        .run(move |tx| -> Result<_, DbError> {
-            let told = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<Vec<_>, _>>()?;
-            Ok((SnapshotRow::all(tx, None)?, CredentialRow::all(tx)?, told))
-        });
+    let rows = core.db.run(move |tx| -> Result<_, DbError> {
+        let told = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<Vec<_>, _>>()?;
+        Ok((SnapshotRow::all(tx, None)?, CredentialRow::all(tx)?, told))
+    });
     let (snapshots, credentials, webhooks) = rows.await?;
     let volumes: Vec<_> = core.registry.all().iter().map(|entry| entry.view()).collect();
     let failed =

@@ -35,11 +35,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn read(
-        tx: &rusqlite::Transaction<'_>,
-        hooks: &[Arc<Webhook>],
-        now: Timestamp,
-    ) -> Result<Self, DbError> {
+    fn read(tx: &rusqlite::Transaction<'_>, hooks: &[Arc<Webhook>], now: Timestamp) -> Result<Self, DbError> {
         let credentials = CredentialRow::all(tx)?;
         let (mut proofs, mut next_runs, mut runs) = (Vec::new(), Vec::new(), Vec::new());
         for credential in &credentials {

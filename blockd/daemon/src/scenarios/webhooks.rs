@@ -122,7 +122,8 @@ impl Host {
 
     /// Something happens.
     fn tell(&self, kind: &str, severity: Severity) {
-        let event = crate::db::NewEvent::new(jiff::Timestamp::now(), severity, kind, format!("this is {kind}"));
+        let event =
+            crate::db::NewEvent::new(jiff::Timestamp::now(), severity, kind, format!("this is {kind}"));
         self.core().db.transaction(|tx| event.insert(tx)).unwrap();
         self.core().events.wake();
     }
@@ -170,10 +171,12 @@ async fn an_event_is_told_as_others_see_it_and_signed() {
     // Signed with what the file holds at the moment; `openssl` computes it anew.
     let is_signed = |told: &Delivery, secret: &str| {
         let signed = dir.path().join("signed");
-        let mut text = format!("{}.{}.", told.header("webhook-id"), told.header("webhook-timestamp")).into_bytes();
+        let mut text =
+            format!("{}.{}.", told.header("webhook-id"), told.header("webhook-timestamp")).into_bytes();
         text.extend_from_slice(&told.body);
         std::fs::write(&signed, text).unwrap();
-        let line = format!("openssl dgst -sha256 -hmac {secret} -binary {} | openssl base64", signed.display());
+        let line =
+            format!("openssl dgst -sha256 -hmac {secret} -binary {} | openssl base64", signed.display());
         let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
         format!("v1,{}", String::from_utf8(output.stdout).unwrap().trim()) == told.header("webhook-signature")
     };
@@ -356,7 +359,10 @@ async fn a_private_authority_is_trusted_if_it_is_named() {
     let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     std::fs::write(&ca, other.cert.pem()).unwrap();
     let is_untrusted = |status: &WebhookStatus| {
-        status.error.as_ref().is_some_and(|error| error.starts_with("no answer: ") && error.contains("certificate"))
+        status
+            .error
+            .as_ref()
+            .is_some_and(|error| error.starts_with("no answer: ") && error.contains("certificate"))
     };
     host.webhook_when(is_untrusted).await;
     assert!(heads.try_recv().is_err());

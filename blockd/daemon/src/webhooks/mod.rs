@@ -194,7 +194,11 @@ impl Webhook {
         let forgotten = event.id.saturating_sub(state.reader.dealt_with_until).saturating_sub(1);
         if forgotten > 0 {
             state.lost += forgotten;
-            tracing::error!(webhook = self.name(), events = forgotten, "events were forgotten before they were told");
+            tracing::error!(
+                webhook = self.name(),
+                events = forgotten,
+                "events were forgotten before they were told"
+            );
         }
     }
 
@@ -287,7 +291,13 @@ impl Webhook {
 
     fn give_up(&self, event: &Event, error: &str) {
         self.state.lock().given_up += 1;
-        tracing::error!(webhook = self.name(), event = event.id, kind = event.kind, error, "an event is not told");
+        tracing::error!(
+            webhook = self.name(),
+            event = event.id,
+            kind = event.kind,
+            error,
+            "an event is not told"
+        );
     }
 
     /// How it does, for people; `tx` is asked for what waits.

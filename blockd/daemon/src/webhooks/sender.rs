@@ -121,9 +121,9 @@ fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, DeliveryError> {
     let wrong = |what| DeliveryError::Secret { path: path.to_owned(), what };
     let text = bytes.trim_ascii();
     let secret = match text.strip_prefix(SECRET_PREFIX.as_bytes()) {
-        Some(encoded) => Zeroizing::new(
-            BASE64_STANDARD.decode(encoded).map_err(|_| wrong("is no base64 after whsec_"))?,
-        ),
+        Some(encoded) => {
+            Zeroizing::new(BASE64_STANDARD.decode(encoded).map_err(|_| wrong("is no base64 after whsec_"))?)
+        }
         None => Zeroizing::new(text.to_vec()),
     };
     if secret.len() < SECRET_LEAST_BYTES {

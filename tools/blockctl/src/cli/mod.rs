@@ -17,6 +17,7 @@ mod pxctl;
 pub mod rekey;
 pub mod schedules;
 pub mod snapshot;
+pub mod top;
 pub mod volume;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -159,6 +160,9 @@ pub enum Command {
     /// What blockd says of itself
     #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
     Status,
+    /// What volumes and tasks do at this moment: requests, throughput, latency
+    #[command(after_help = top::TOP_HELP)]
+    Top(top::TopArgs),
     /// What happened that people should know of
     #[command(after_help = events::EVENTS_HELP)]
     Events(events::EventsArgs),

@@ -84,18 +84,21 @@ fn records_have_the_fields_of_their_spans_and_text_for_people() {
         tracing::error!(cloudsnap = "c/1", "");
     });
     let record = journal.record();
-    has(&record, &[
-        ("MESSAGE", "not yet error=two\nlines priority=0"),
-        ("PRIORITY", "4"),
-        ("SYSLOG_IDENTIFIER", "blockd"),
-        ("SPAN_NAME", "task"),
-        ("TASK", "t1"),
-        ("VOLUME_ID", "59"),
-        ("BLOCKD_KIND", "backup"),
-        ("BLOCKD_ERROR", "two\nlines"),
-        ("BLOCKD_PRIORITY", "0"),
-        ("TARGET", module_path!()),
-    ]);
+    has(
+        &record,
+        &[
+            ("MESSAGE", "not yet error=two\nlines priority=0"),
+            ("PRIORITY", "4"),
+            ("SYSLOG_IDENTIFIER", "blockd"),
+            ("SPAN_NAME", "task"),
+            ("TASK", "t1"),
+            ("VOLUME_ID", "59"),
+            ("BLOCKD_KIND", "backup"),
+            ("BLOCKD_ERROR", "two\nlines"),
+            ("BLOCKD_PRIORITY", "0"),
+            ("TARGET", module_path!()),
+        ],
+    );
     assert!(record["CODE_FILE"].ends_with("tests.rs"));
     has(&journal.record(), &[("MESSAGE", "plain"), ("PRIORITY", "7")]);
     has(&journal.record(), &[("MESSAGE", "cloudsnap=c/1"), ("PRIORITY", "3"), ("SNAPSHOT", "c/1")]);
@@ -119,19 +122,28 @@ fn events_have_the_id_of_their_kind_and_what_they_are_about() {
         log_event(&event("backup-failed", Severity::Error));
         log_event(&event("backup-done", Severity::Info));
         let bare = event("of-another-version", Severity::Warning);
-        log_event(&blockd_api::events::Event { volume: None, credential: None, task: None, cloudsnap: None, ..bare });
+        log_event(&blockd_api::events::Event {
+            volume: None,
+            credential: None,
+            task: None,
+            cloudsnap: None,
+            ..bare
+        });
     });
-    has(&journal.record(), &[
-        ("MESSAGE", "backup failed: the store is full"),
-        ("MESSAGE_ID", "a803d1e73cfd426d9dc1d0e8487c25e6"),
-        ("PRIORITY", "3"),
-        ("EVENT", "backup-failed"),
-        ("VOLUME", "db"),
-        ("CREDENTIAL", "nas"),
-        ("TASK", "00000000-0000-0000-0000-000000000005"),
-        ("SNAPSHOT", "c/1-2"),
-        ("BLOCKD_EVENT_ID", "7"),
-    ]);
+    has(
+        &journal.record(),
+        &[
+            ("MESSAGE", "backup failed: the store is full"),
+            ("MESSAGE_ID", "a803d1e73cfd426d9dc1d0e8487c25e6"),
+            ("PRIORITY", "3"),
+            ("EVENT", "backup-failed"),
+            ("VOLUME", "db"),
+            ("CREDENTIAL", "nas"),
+            ("TASK", "00000000-0000-0000-0000-000000000005"),
+            ("SNAPSHOT", "c/1-2"),
+            ("BLOCKD_EVENT_ID", "7"),
+        ],
+    );
     let done = EventKind::of("backup-done").unwrap().message_id.simple().to_string();
     has(&journal.record(), &[("MESSAGE_ID", &done), ("PRIORITY", "6")]);
     let bare = journal.record();
@@ -174,7 +186,24 @@ fn what_is_too_much_for_a_record_is_cut() {
         tracing::info!(long, "short");
         // More than a datagram can have, each cut or not.
         let l = long.as_str();
-        tracing::info!(a = l, b = l, c = l, d = l, e = l, f = l, g = l, h = l, i = l, j = l, k = l, m = l, n = l, o = l, p = l, "many");
+        tracing::info!(
+            a = l,
+            b = l,
+            c = l,
+            d = l,
+            e = l,
+            f = l,
+            g = l,
+            h = l,
+            i = l,
+            j = l,
+            k = l,
+            m = l,
+            n = l,
+            o = l,
+            p = l,
+            "many"
+        );
     });
     let record = journal.record();
     assert!(record["MESSAGE"].starts_with("short long=ää") && record["MESSAGE"].len() <= VALUE_MOST_BYTES);
