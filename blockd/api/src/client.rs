@@ -425,6 +425,11 @@ impl Client {
         self.post(paths::CLOUDSNAP_DELETE, request, STORE_CALL_TIMEOUT).await
     }
 
+    /// Says how long a cloud snapshot stays.
+    pub async fn mark_cloudsnap(&self, request: &MarkCloudsnap) -> Result<CloudsnapMark, ClientError> {
+        self.post(paths::CLOUDSNAP_MARK, request, STORE_CALL_TIMEOUT).await
+    }
+
     /// Starts a verification.
     pub async fn start_verify(&self, request: &StartVerify) -> Result<TaskStarted, ClientError> {
         self.post(paths::CLOUDSNAP_VERIFY, request, STORE_CALL_TIMEOUT).await

@@ -8,9 +8,9 @@ use crate::{
         BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
-        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
-        InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
-        StartRestore, StartVerify,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected,
+        GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
+        StartDelete, StartGroupBackup, StartRestore, StartVerify,
     },
     credentials::{
         CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
@@ -321,7 +321,15 @@ pub const OPERATIONS: &[Operation] = &[
     post(Admin, paths::CLOUDSNAP_DELETE, "Delete a cloud snapshot")
         .body::<StartDelete>()
         .reply::<TaskStarted>()
-        .errors(&[A_STORE, A_CLOUDSNAP, &[ErrorCode::CloudsnapInUse]]),
+        .errors(&[A_STORE, A_CLOUDSNAP, &[ErrorCode::CloudsnapInUse, ErrorCode::CloudsnapPinned]]),
+    post(
+        Operator,
+        paths::CLOUDSNAP_MARK,
+        "Pin a cloud snapshot; to unpin it, and to let it expire, is for admins",
+    )
+    .body::<MarkCloudsnap>()
+    .reply::<CloudsnapMark>()
+    .errors(&[A_STORE, A_CLOUDSNAP, &[ErrorCode::CloudsnapInUse]]),
     post(Operator, paths::CLOUDSNAP_VERIFY, "Verify a cloud snapshot")
         .body::<StartVerify>()
         .reply::<TaskStarted>()

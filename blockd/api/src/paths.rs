@@ -76,6 +76,8 @@ pub const CLOUDSNAP_RESTORE_LAZY: &str = "/v1/cloudsnaps/restore-lazy";
 pub const CLOUDSNAP_RESTORE_IN_PLACE: &str = "/v1/cloudsnaps/restore-in-place";
 /// `POST` of [`crate::cloudsnaps::StartDelete`]: [`crate::tasks::TaskStarted`].
 pub const CLOUDSNAP_DELETE: &str = "/v1/cloudsnaps/delete";
+/// `POST` of [`crate::cloudsnaps::MarkCloudsnap`]: [`crate::cloudsnaps::CloudsnapMark`].
+pub const CLOUDSNAP_MARK: &str = "/v1/cloudsnaps/mark";
 /// `POST` of [`crate::cloudsnaps::StartVerify`]: [`crate::tasks::TaskStarted`].
 pub const CLOUDSNAP_VERIFY: &str = "/v1/cloudsnaps/verify";
 /// `POST` of [`crate::cloudsnaps::CollectGarbage`]: [`crate::cloudsnaps::GarbageCollected`].

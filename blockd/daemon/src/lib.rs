@@ -30,6 +30,7 @@ pub mod lazy;
 mod limits;
 pub mod lock;
 pub mod logging;
+mod marks;
 mod merger;
 mod metrics;
 mod nbd;

@@ -33,11 +33,17 @@ fn fake() -> Fake {
 fn once_prints_what_happened_between_two_looks() {
     let ran = fake().run("top --once --interval 0.1");
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
-    assert!(ran.stdout.starts_with("1 volume: 100 requests/s, 1.0 MiB/s read, 0.0 MiB/s written; 1 task; over 1s\n"));
+    assert!(
+        ran.stdout
+            .starts_with("1 volume: 100 requests/s, 1.0 MiB/s read, 0.0 MiB/s written; 1 task; over 1s\n")
+    );
     assert!(ran.stdout.contains("250 µs") && ran.stdout.contains("Backup-Active"), "{}", ran.stdout);
     assert!(!ran.stdout.contains('\u{1b}'));
     let told = fake().run("-j top --once -i 0.1").json();
-    assert_eq!(told["volumes"][0]["read"], json!({"perSecond": 100.0, "latencyMicros": 250.0, "underWay": 0}));
+    assert_eq!(
+        told["volumes"][0]["read"],
+        json!({"perSecond": 100.0, "latencyMicros": 250.0, "underWay": 0})
+    );
     assert_eq!((&told["tasks"][0]["volume"], &told["intervalSeconds"]), (&json!("vol"), &json!(1.0)));
     assert_eq!(fake().run("top --interval 0").status, 2);
     assert_eq!(Ran::of(blockctl("top --once").output().unwrap()).status, 3);

@@ -15,6 +15,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0007_schedules.sql"),
     include_str!("../../migrations/0008_events.sql"),
     include_str!("../../migrations/0009_event_readers.sql"),
+    include_str!("../../migrations/0010_cloudsnap_marks.sql"),
 ];
 
 pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {

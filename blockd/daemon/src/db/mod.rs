@@ -10,6 +10,7 @@ mod credentials;
 mod event_readers;
 mod events;
 mod lazy;
+mod marks;
 mod migrations;
 mod proofs;
 mod runs;
@@ -25,6 +26,7 @@ pub use credentials::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftA
 pub use event_readers::EventReader;
 pub use events::{NewEvent, count_events_after, events_after, newest_events};
 pub use lazy::LazyRow;
+pub use marks::{Mark, Marks};
 pub use proofs::Proof;
 pub use runs::RunRow;
 pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};

@@ -172,6 +172,10 @@ pub struct TaskDetail {
     pub in_place: Option<InPlace>,
     /// What whoever asked for the backup called it.
     pub label: Option<ObjectName>,
+    /// No rule deletes what the backup makes.
+    pub pinned: bool,
+    /// Until when that is kept in any case, and from when on by no rule.
+    pub expires: Option<Timestamp>,
     /// The backup holds the same instant as those of other volumes.
     pub barrier: Option<Barrier>,
     /// Grows with each change.

@@ -100,6 +100,7 @@ fn routes() -> Routes {
         .post(paths::CLOUDSNAP_RESTORE_LAZY, cloudsnaps::restore_lazy)
         .post(paths::CLOUDSNAP_RESTORE_IN_PLACE, cloudsnaps::restore_in_place)
         .post(paths::CLOUDSNAP_DELETE, cloudsnaps::delete)
+        .post(paths::CLOUDSNAP_MARK, cloudsnaps::mark)
         .post(paths::CLOUDSNAP_VERIFY, cloudsnaps::verify)
         .post(paths::CLOUDSNAP_GC, cloudsnaps::collect_garbage)
         .get(paths::CLOUDSNAP_FILES, browse::list_files)

@@ -11,6 +11,7 @@ pub mod extras;
 pub mod files;
 pub mod lazy;
 pub mod limits;
+pub mod marks;
 pub mod objects;
 #[cfg(test)]
 mod pxctl;

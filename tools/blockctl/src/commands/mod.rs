@@ -13,6 +13,7 @@ mod extras;
 mod files;
 mod health;
 mod lazy;
+mod marks;
 mod objects;
 mod schedules;
 mod snapshot;
