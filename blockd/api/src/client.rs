@@ -9,8 +9,8 @@ use crate::{
         BrowseMount, BrowseMountList, FileList, ListFiles, MountBrowse, ReadFile, UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
-        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
-        InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected,
+        GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
         StartRestore, StartVerify,
     },
     credentials::{

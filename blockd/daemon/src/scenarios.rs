@@ -29,6 +29,7 @@ mod events;
 mod group_backups;
 mod groups;
 mod layers;
+mod marks;
 mod metrics;
 mod requests;
 mod roles;

@@ -34,12 +34,12 @@ impl Host {
         self.client.create_schedule(&request).await.unwrap()
     }
 
-    async fn runs(&self) -> Vec<Run> {
+    pub(super) async fn runs(&self) -> Vec<Run> {
         self.client.list_runs(&ListRuns::default()).await.unwrap().runs
     }
 
     /// Waits until all runs are over.
-    async fn settled(&self) -> Vec<Run> {
+    pub(super) async fn settled(&self) -> Vec<Run> {
         for _ in 0..2400 {
             let runs = self.runs().await;
             if runs.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)) {
