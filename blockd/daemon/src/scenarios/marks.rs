@@ -77,7 +77,10 @@ async fn what_is_pinned_is_deleted_only_by_force() {
 
     let by_force = StartDelete { force: true, ..delete.clone() };
     host.done(host.client.start_delete(&by_force).await.unwrap().task).await;
-    let left = host.core().db.transaction(|tx| crate::db::Mark::find(tx, &crate::cloudsnaps::from_api_id(&delete.snap)));
+    let left = host
+        .core()
+        .db
+        .transaction(|tx| crate::db::Mark::find(tx, &crate::cloudsnaps::from_api_id(&delete.snap)));
     assert_eq!(left.unwrap(), None, "the mark goes with what it was for");
     host.stop().await;
 }

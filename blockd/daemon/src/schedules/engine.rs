@@ -115,7 +115,8 @@ fn add_runs(
             });
         }
     }
-    if runs.is_empty() {
+    // Said once, not at each instant of a schedule whose volumes are gone.
+    if runs.is_empty() && (cause.rule.is_none() || !RunRow::found_no_volume(tx, schedule.uuid)?) {
         runs.push(skipped(run, "no volume is chosen by the schedule's selector".into()));
     }
     let mut added = Vec::new();
