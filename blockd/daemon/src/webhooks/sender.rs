@@ -8,7 +8,12 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
-use reqwest::{Client, StatusCode, header, redirect::Policy, tls::Certificate};
+use reqwest::{
+    Client, StatusCode,
+    header::{self, HeaderValue},
+    redirect::Policy,
+    tls::Certificate,
+};
 use sha2::Sha256;
 use std::{
     fs::File,
@@ -179,8 +184,11 @@ impl Sender {
             .post(self.config.url.url().clone())
             .header(header::CONTENT_TYPE, "application/json")
             .header("webhook-id", id)
-            .header("webhook-timestamp", timestamp_s)
-            .header("blockd-node", &self.node);
+            .header("webhook-timestamp", timestamp_s);
+        // A host can have a name that no header can.
+        if let Ok(node) = HeaderValue::from_str(&self.node) {
+            request = request.header("blockd-node", node);
+        }
         if let Some(secret) = &files.secret {
             request = request.header("webhook-signature", signature(secret, id, timestamp_s, &body)?);
         }
