@@ -23,8 +23,9 @@ impl<W: Write> Screen<W> {
 
     /// Shows lines of text, as many as there is room for.
     pub fn show(&mut self, text: &str) -> io::Result<()> {
-        let rows = size().map_or(24, |(_, rows)| usize::from(rows).max(1));
-        self.show_in(text, rows)
+        // Some terminals do not know how high they are.
+        let rows = size().ok().map(|(_, rows)| usize::from(rows)).filter(|rows| *rows > 0);
+        self.show_in(text, rows.unwrap_or(24))
     }
 
     fn show_in(&mut self, text: &str, rows: usize) -> io::Result<()> {
