@@ -290,7 +290,7 @@ impl RunRow {
         tx.execute(
             "WITH ended AS (SELECT id FROM schedule_runs WHERE state IN ('failed', 'skipped', 'expired')
                 OR (state = 'done' AND schedule NOT IN (SELECT uuid FROM schedules)))
-             DELETE FROM schedule_runs WHERE id IN ended
+             DELETE FROM schedule_runs WHERE id IN (SELECT id FROM ended)
              AND id <= (SELECT id FROM ended ORDER BY id DESC LIMIT 1 OFFSET ?1)",
             [keep],
         )?;

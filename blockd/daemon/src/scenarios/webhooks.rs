@@ -1,7 +1,8 @@
 //! Webhooks of a running daemon, with a real HTTP server on the other side.
 
-use super::{Host, webhooks::Answer::*};
+use super::Host;
 use crate::config::WebhookConfig;
+use Answer::{Hold, Status};
 use axum::{
     Router,
     body::Bytes,
@@ -84,7 +85,9 @@ impl Receiver {
         let address = listener.local_addr().unwrap();
         let answers = Arc::new(Mutex::new(answers.iter().copied().collect()));
         let (sender, deliveries) = unbounded_channel();
-        let handler = |State(shared): State<Shared>, headers, body| take(shared, Delivery { headers, body });
+        let handler = |State(shared): State<Shared>, headers: HeaderMap, body: Bytes| {
+            take(shared, Delivery { headers, body })
+        };
         let router = Router::new().fallback(handler).with_state((Arc::clone(&answers), sender));
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { address, answers, deliveries, server }

@@ -101,6 +101,10 @@ pub(crate) fn start(core: &Arc<Core>, log: Option<EventReader>) -> JoinHandle<()
                     // What is under way is delivered again after the next start.
                     () = core.stopping.cancelled() => {}
                 }
+                // What was taken a moment ago is not told again.
+                if let Err(error) = hook.store(&core).await {
+                    tracing::warn!(webhook = hook.name(), %error, "how far it was told is not stored");
+                }
             });
         }
         while let Some(ended) = workers.join_next().await {
@@ -176,13 +180,11 @@ impl Webhook {
         let events = core.list_events(&query).await?.events;
         for event in events {
             self.note_gap_before(&event);
-            let is_wanted = self.config.wants(&event.kind, event.severity);
-            if is_wanted {
+            if self.config.wants(&event.kind, event.severity) {
                 self.deliver(core, sender, backoff, &event).await;
-            }
-            self.state.lock().reader.dealt_with_until = event.id;
-            if is_wanted {
                 self.store(core).await?;
+            } else {
+                self.state.lock().reader.dealt_with_until = event.id;
             }
         }
         self.store(core).await
@@ -243,8 +245,11 @@ impl Webhook {
             if !error.is_retryable() {
                 // It is there, and takes others.
                 backoff.reset();
-                self.answered();
-                self.state.lock().failed_attempts += 1;
+                {
+                    let mut state = self.state.lock();
+                    state.failed_attempts += 1;
+                    self.answered(&mut state);
+                }
                 return self.give_up(event, &error.to_string());
             }
             self.failed(event, &error, now);
@@ -258,17 +263,16 @@ impl Webhook {
     }
 
     fn took(&self, event: &Event) {
+        tracing::debug!(webhook = self.name(), event = event.id, "an event was told");
         let mut state = self.state.lock();
         state.delivered += 1;
         state.last_delivered = Some(Timestamp::now());
-        tracing::debug!(webhook = self.name(), event = event.id, "an event was told");
-        drop(state);
-        self.answered();
+        self.answered(&mut state);
+        state.reader.dealt_with_until = event.id;
     }
 
     /// It does not fail any more.
-    fn answered(&self) {
-        let mut state = self.state.lock();
+    fn answered(&self, state: &mut State) {
         state.error = None;
         if state.failing_since.take().is_some() {
             tracing::info!(webhook = self.name(), "the webhook answers again");
@@ -290,7 +294,6 @@ impl Webhook {
     }
 
     fn give_up(&self, event: &Event, error: &str) {
-        self.state.lock().given_up += 1;
         tracing::error!(
             webhook = self.name(),
             event = event.id,
@@ -298,6 +301,9 @@ impl Webhook {
             error,
             "an event is not told"
         );
+        let mut state = self.state.lock();
+        state.given_up += 1;
+        state.reader.dealt_with_until = event.id;
     }
 
     /// How it does, for people; `tx` is asked for what waits.
