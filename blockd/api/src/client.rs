@@ -10,9 +10,9 @@ use crate::{
         UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
-        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
-        InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
-        StartRestore, StartVerify,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected,
+        GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
+        StartDelete, StartGroupBackup, StartRestore, StartVerify,
     },
     credentials::{
         CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
@@ -424,6 +424,11 @@ impl Client {
     /// Starts the deletion of a cloud snapshot.
     pub async fn start_delete(&self, request: &StartDelete) -> Result<TaskStarted, ClientError> {
         self.post(paths::CLOUDSNAP_DELETE, request, STORE_CALL_TIMEOUT).await
+    }
+
+    /// Says how long a cloud snapshot stays.
+    pub async fn mark_cloudsnap(&self, request: &MarkCloudsnap) -> Result<CloudsnapMark, ClientError> {
+        self.post(paths::CLOUDSNAP_MARK, request, STORE_CALL_TIMEOUT).await
     }
 
     /// Starts a verification.

@@ -108,6 +108,12 @@ pub struct StartBackup {
     /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
+    /// No rule deletes what it makes: see [`MarkCloudsnap::pinned`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
+    /// When that expires: see [`MarkCloudsnap::expires`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
 }
 
 impl StartBackup {
@@ -120,6 +126,8 @@ impl StartBackup {
             also: Vec::new(),
             limits: TaskLimits::default(),
             name: None,
+            pinned: false,
+            expires: None,
         }
     }
 }
@@ -163,6 +171,12 @@ pub struct StartGroupBackup {
     /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
+    /// No rule deletes what it makes: see [`MarkCloudsnap::pinned`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
+    /// When that expires: see [`MarkCloudsnap::expires`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
 }
 
 /// Reply to `POST /v1/cloudsnaps/backup-group`. All volumes are frozen at one instant, or no backup is made.
@@ -336,6 +350,12 @@ pub struct CloudsnapMetadata {
     /// What the backup was called, or else a name that the daemon made for its snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_name: Option<String>,
+    /// `true` if somebody said on this host that it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<String>,
+    /// Until when it stays in any case, and from when on by no rule, as somebody said on this host; see [`crate::format_time`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
     /// When this host verified it last; see [`crate::format_time`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<String>,
@@ -470,6 +490,55 @@ pub struct StartDelete {
     /// Where it is; may be left out when there is one credential.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
+    /// Also if it is pinned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+impl StartDelete {
+    /// The deletion of a cloud snapshot in the only place there is, unless it is pinned.
+    pub fn of(snap: CloudsnapId) -> Self {
+        Self { snap, cred_id: None, force: false }
+    }
+
+    /// The same under a credential.
+    #[must_use]
+    pub fn under(self, credential: Uuid) -> Self {
+        Self { cred_id: Some(CredentialRef::Id(credential)), ..self }
+    }
+}
+
+/// Body of `POST /v1/cloudsnaps/mark`: how long a cloud snapshot stays. What is left out stays as it is. This host keeps it: its
+/// own retention goes by it, another host's knows nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MarkCloudsnap {
+    /// The cloud snapshot.
+    pub snap: CloudsnapId,
+    /// Where it is; all credentials are tried otherwise.
+    #[serde(default)]
+    pub cred_id: Option<CredentialRef>,
+    /// Whether it stays until this is taken back, whatever rules and dates say. It can be deleted by force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<bool>,
+    /// Until when it stays in any case. From then on no rule keeps it, and it is deleted; but never the last good one of its volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+    /// It does not expire.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_expires: bool,
+}
+
+/// Reply to `POST /v1/cloudsnaps/mark`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CloudsnapMark {
+    /// The cloud snapshot.
+    pub id: CloudsnapId,
+    /// Whether it stays whatever rules and dates say.
+    pub pinned: bool,
+    /// When it expires.
+    pub expires: Option<Timestamp>,
 }
 
 /// How thoroughly cloud snapshots are proved.
@@ -624,6 +693,8 @@ mod tests {
                 dirty_bytes: 8,
                 freeze_stall_micros: 9,
                 snapshot_name: None,
+                pinned: None,
+                expires: None,
                 verified: None,
                 verify_depth: None,
                 verify_result: None,

@@ -107,6 +107,8 @@ error_codes! {
     CredentialInUse, "credential_in_use", 409, 5, true;
     /// A task uses the cloud snapshot.
     CloudsnapInUse, "cloudsnap_in_use", 409, 5, true;
+    /// Somebody said that the cloud snapshot stays.
+    CloudsnapPinned, "cloudsnap_pinned", 409, 5, false;
     /// The volume is not there yet: it is being restored.
     VolumeNotReady, "volume_not_ready", 409, 5, true;
     /// The volume could not be opened, or failed; its state has the reason.

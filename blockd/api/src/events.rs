@@ -42,6 +42,48 @@ impl fmt::Display for Severity {
     }
 }
 
+/// A kind of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventKind {
+    /// The word for it.
+    pub word: &'static str,
+    /// What `MESSAGE_ID` is in the journal of systemd; never changed, nor given to another kind.
+    pub message_id: Uuid,
+}
+
+impl EventKind {
+    const fn new(word: &'static str, message_id: u128) -> Self {
+        Self { word, message_id: Uuid::from_u128(message_id) }
+    }
+
+    /// The kind that a word stands for.
+    pub fn of(word: &str) -> Option<&'static Self> {
+        KINDS.iter().find(|kind| kind.word == word)
+    }
+}
+
+/// All kinds of events.
+pub const KINDS: &[EventKind] = &[
+    EventKind::new("backup-done", 0x7093a1b7_23a2_4469_bc3b_eaea9d45105f),
+    EventKind::new("backup-failed", 0xa803d1e7_3cfd_426d_9dc1_d0e8487c25e6),
+    EventKind::new("backup-stopped", 0xe6a5c176_f745_41c8_8911_29d0f6e6c274),
+    EventKind::new("restore-done", 0xfdeb8732_45de_4ac8_b32c_8204fd1ea054),
+    EventKind::new("restore-failed", 0x6d13e23e_828a_45d8_bec2_184a27d42591),
+    EventKind::new("restore-stopped", 0x659c8535_1fbb_4f92_87db_e91207c554fc),
+    EventKind::new("delete-done", 0x9ead4550_f589_4ca5_a56d_d9f8454e6020),
+    EventKind::new("delete-failed", 0xb2f39bc7_1637_45d9_9ff7_fa8f36861b68),
+    EventKind::new("delete-stopped", 0xf7134c5a_a4a4_4e82_8386_46565faf41ea),
+    EventKind::new("verify-done", 0x9575eb52_1c4c_4e70_bdeb_1f2affdaf7dc),
+    EventKind::new("verify-failed", 0xf5cdc2cb_6585_4a68_a44f_516cfe0c4a1e),
+    EventKind::new("verify-stopped", 0x5ee1d3aa_df9f_44ad_b0c7_5b75a84ea3b8),
+    EventKind::new("store-unreachable", 0xfb2b319d_6047_4558_8fe8_7c226d461d80),
+    EventKind::new("damage-found", 0x13a74af3_b8b4_43a1_ba63_c49386546b34),
+    EventKind::new("schedule-missed", 0xb71dd2e2_93c2_41b2_86b5_636794d308f2),
+    EventKind::new("run-skipped", 0x3d5c2fa8_5c61_47c8_9f00_1bc94891e358),
+    EventKind::new("run-failed", 0x21440a83_1569_4a96_bb1d_0f94508840e8),
+    EventKind::new("volume-degraded", 0xd12cbf68_3e03_4512_8e97_b0e999d21350),
+];
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -52,8 +94,7 @@ pub struct Event {
     pub at: Timestamp,
     /// How bad it is.
     pub severity: Severity,
-    /// What it is, in a word that programs can go by: `backup-done`, `backup-failed`, `backup-stopped`, the same of `restore`, `delete`
-    /// and `verify`, `store-unreachable`, `damage-found`, `schedule-missed`, `run-skipped`, `run-failed`, `volume-degraded`.
+    /// What it is, in a word that programs can go by: one of [`KINDS`].
     pub kind: String,
     /// The volume, by the name that it had.
     pub volume: Option<VolumeName>,
@@ -61,6 +102,9 @@ pub struct Event {
     pub credential: Option<String>,
     /// The task.
     pub task: Option<Uuid>,
+    /// The cloud snapshot that the task made, restored, deleted or verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloudsnap: Option<String>,
     /// It in words.
     pub message: String,
 }
@@ -93,5 +137,19 @@ impl crate::Client {
     pub async fn list_events(&self, query: &ListEvents) -> Result<EventList, crate::ClientError> {
         let wait = std::time::Duration::from_millis(query.wait_ms.unwrap_or(0).min(crate::MAX_WAIT_MS));
         self.query(crate::paths::EVENTS, query, crate::client::CALL_TIMEOUT + wait).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_kind_has_a_word_and_an_id_of_its_own() {
+        let words: HashSet<_> = KINDS.iter().map(|kind| kind.word).collect();
+        let ids: HashSet<_> = KINDS.iter().map(|kind| kind.message_id).collect();
+        assert_eq!((words.len(), ids.len()), (KINDS.len(), KINDS.len()));
+        assert!(EventKind::of("backup-done").is_some() && EventKind::of("backup").is_none());
     }
 }

@@ -4,6 +4,7 @@
 //! [`Client`] speaks them. Names, sizes, labels and ids are checked here, so that both sides refuse the same things
 //! with the same words.
 
+pub mod activity;
 pub mod attachments;
 pub mod browse;
 pub mod client;

@@ -2,15 +2,16 @@
 
 use crate::{
     Deleted, ErrorCode,
+    activity::Activity,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
         BrowseMount, BrowseMountList, FileList, FileRuns, ListFileRuns, ListFiles, MountBrowse, ReadFile,
         UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
-        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
-        InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
-        StartRestore, StartVerify,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected,
+        GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
+        StartDelete, StartGroupBackup, StartRestore, StartVerify,
     },
     credentials::{
         CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
@@ -199,6 +200,7 @@ pub const OPERATIONS: &[Operation] = &[
     get(ReadOnly, paths::EVENTS, "What happened that people should know of")
         .query::<ListEvents>()
         .reply::<EventList>(),
+    get(ReadOnly, paths::ACTIVITY, "What volumes and tasks do at this moment").reply::<Activity>(),
     get(ReadOnly, paths::METRICS, "Metrics in Prometheus' text format").replies(ReplyBody::Metrics),
     get(ReadOnly, paths::HEALTHZ, "Whether the daemon answers"),
     get(ReadOnly, paths::READYZ, "Whether the daemon does its work"),
@@ -320,7 +322,15 @@ pub const OPERATIONS: &[Operation] = &[
     post(Admin, paths::CLOUDSNAP_DELETE, "Delete a cloud snapshot")
         .body::<StartDelete>()
         .reply::<TaskStarted>()
-        .errors(&[A_STORE, A_CLOUDSNAP, &[ErrorCode::CloudsnapInUse]]),
+        .errors(&[A_STORE, A_CLOUDSNAP, &[ErrorCode::CloudsnapInUse, ErrorCode::CloudsnapPinned]]),
+    post(
+        Operator,
+        paths::CLOUDSNAP_MARK,
+        "Pin a cloud snapshot; to unpin it, and to let it expire, is for admins",
+    )
+    .body::<MarkCloudsnap>()
+    .reply::<CloudsnapMark>()
+    .errors(&[A_STORE, A_CLOUDSNAP, &[ErrorCode::CloudsnapInUse]]),
     post(Operator, paths::CLOUDSNAP_VERIFY, "Verify a cloud snapshot")
         .body::<StartVerify>()
         .reply::<TaskStarted>()

@@ -13,6 +13,8 @@ pub const STATUS: &str = "/v1/status";
 pub const OPENAPI: &str = "/v1/openapi.json";
 /// `GET` with [`crate::events::ListEvents`]: [`crate::events::EventList`].
 pub const EVENTS: &str = "/v1/events";
+/// `GET`: [`crate::activity::Activity`].
+pub const ACTIVITY: &str = "/v1/activity";
 /// `GET`: metrics in Prometheus' text format, version 0.0.4.
 pub const METRICS: &str = "/metrics";
 /// `GET`: 200 if the daemon answers at all.
@@ -74,6 +76,8 @@ pub const CLOUDSNAP_RESTORE_LAZY: &str = "/v1/cloudsnaps/restore-lazy";
 pub const CLOUDSNAP_RESTORE_IN_PLACE: &str = "/v1/cloudsnaps/restore-in-place";
 /// `POST` of [`crate::cloudsnaps::StartDelete`]: [`crate::tasks::TaskStarted`].
 pub const CLOUDSNAP_DELETE: &str = "/v1/cloudsnaps/delete";
+/// `POST` of [`crate::cloudsnaps::MarkCloudsnap`]: [`crate::cloudsnaps::CloudsnapMark`].
+pub const CLOUDSNAP_MARK: &str = "/v1/cloudsnaps/mark";
 /// `POST` of [`crate::cloudsnaps::StartVerify`]: [`crate::tasks::TaskStarted`].
 pub const CLOUDSNAP_VERIFY: &str = "/v1/cloudsnaps/verify";
 /// `POST` of [`crate::cloudsnaps::CollectGarbage`]: [`crate::cloudsnaps::GarbageCollected`].

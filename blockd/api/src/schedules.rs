@@ -145,6 +145,9 @@ pub struct CreateSchedule {
     /// Which runs go first.
     #[serde(default)]
     pub priority: Priority,
+    /// No runs, until it is resumed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
 }
 
 /// Body of `PATCH /v1/schedules/{schedule}`: what is not given stays.
@@ -315,6 +318,9 @@ pub struct ListRuns {
     /// Only of this schedule.
     #[serde(default)]
     pub schedule: Option<Uuid>,
+    /// Only of schedules whose ids begin like this, those that are gone included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule_prefix: Option<String>,
     /// Only of this volume.
     #[serde(default)]
     pub volume: Option<VolumeRef>,

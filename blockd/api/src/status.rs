@@ -1,5 +1,6 @@
 //! What the daemon says of itself.
 
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -26,6 +27,33 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// How many there are of each.
     pub counts: Counts,
+    /// Where events are told to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub webhooks: Vec<WebhookStatus>,
+}
+
+/// How a webhook does. Its address may hold a secret, so only the host is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WebhookStatus {
+    /// Its name.
+    pub name: String,
+    /// Scheme, host and port of its address.
+    pub origin: String,
+    /// Events that it has not been told yet.
+    pub waiting: u64,
+    /// Events that it took since the daemon was started.
+    pub delivered: u64,
+    /// Events that it was not told, because they were too old or it refused them, since the daemon was started.
+    pub given_up: u64,
+    /// Events that were forgotten before it was their turn, since the daemon was started.
+    pub lost: u64,
+    /// When it last took an event, since the daemon was started.
+    pub last_delivered: Option<Timestamp>,
+    /// Since when every attempt has failed; `None` if the last one did not.
+    pub failing_since: Option<Timestamp>,
+    /// Why the last attempt failed, if it did.
+    pub error: Option<String>,
 }
 
 /// How many resources a daemon has.

@@ -4,6 +4,7 @@ use crate::{
     core::{Core, random_id},
     db::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
+    marks::refuse_past,
     registry::VolumeEntry,
     tasks::stop::check_limits,
 };
@@ -36,6 +37,10 @@ pub(crate) struct Asked {
     pub(crate) limits: TaskLimits,
     /// What the backups are called.
     pub(crate) name: Option<ObjectName>,
+    /// No rule deletes them.
+    pub(crate) pinned: bool,
+    /// Until when they are kept in any case, and from when on by no rule.
+    pub(crate) expires: Option<Timestamp>,
 }
 
 impl Core {
@@ -49,8 +54,15 @@ impl Core {
     ) -> Result<BackupStarted, ServiceError> {
         let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
         let member = Member { volume: request.volume.clone(), credentials };
-        let asked =
-            Asked { full: request.full, together: None, limits: request.limits, name: request.name.clone() };
+        refuse_past(request.expires)?;
+        let asked = Asked {
+            full: request.full,
+            together: None,
+            limits: request.limits,
+            name: request.name.clone(),
+            pinned: request.pinned,
+            expires: request.expires,
+        };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
         let mut ids = tasks.iter().map(|task| task.id);
         let first = ids.next().ok_or_else(|| ServiceError::Internal("a backup to nowhere".into()))?;
@@ -66,6 +78,7 @@ impl Core {
         self: &Arc<Self>,
         request: StartGroupBackup,
     ) -> Result<GroupBackupStarted, ServiceError> {
+        refuse_past(request.expires)?;
         let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
         let chosen = CreateGroupSnapshot {
             group: request.group,
@@ -85,6 +98,8 @@ impl Core {
             together: Some(group_id),
             limits: request.limits,
             name: request.name,
+            pinned: request.pinned,
+            expires: request.expires,
         };
         let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
         let started = |entry: &Arc<VolumeEntry>| MemberStarted {
@@ -227,6 +242,8 @@ impl Core {
                     barrier: barrier.cloned(),
                     limits: asked.limits,
                     label: asked.name.clone(),
+                    pinned: asked.pinned,
+                    expires: asked.expires,
                     ..TaskDetail::default()
                 },
             });

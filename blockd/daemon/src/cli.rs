@@ -25,7 +25,7 @@ pub struct Cli {
     #[arg(long = "nbd-listen", value_name = "URL")]
     pub nbd_listen: Vec<NbdAddress>,
 
-    /// How log lines look [default: text]
+    /// How log lines look, and where they go [default: auto]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 
@@ -63,7 +63,8 @@ const CONFIG_HELP: &str = "\
 Keys of the configuration file (defaults in brackets):
   data_dir              directory of everything the daemon keeps [\"/var/lib/blockd\"]
   nbd_listen            further NBD addresses, a list of \"tcp://ADDR:PORT\" and \"unix:///PATH\" [[]]
-  log_format            \"text\" or \"json\" [\"text\"]
+  log_format            \"text\" or \"json\" to stderr, \"journal\" = records with fields to the journal of systemd, \"auto\" =
+                        journal if stderr goes there, else text [\"auto\"]
   log_level             level or filter of the log [\"info\"]
   full_every            every how many backups of a volume to a credential one is full [7]
   task_concurrency      backups and restores that move data at once; the others wait [2]
@@ -124,12 +125,25 @@ Keys of the configuration file (defaults in brackets):
                         every other one [empty]
   [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
                         TCP; `*` stands for any characters; volumes that are not listed are for all [empty]
+  [[webhook]]           tables, at the end: whom to tell of events, with the keys that follow here
+  name                  (webhook) what it is called in the log, in metrics and in `blockctl status`
+  url                   (webhook) https://HOST/PATH; http:// only to this host, unless allow_http is set
+  kinds                 (webhook) which events, such as [\"*-failed\", \"damage-found\"]; `*` stands for any characters [all]
+  min_severity          (webhook) only events that are at least so bad: \"info\", \"warning\", \"error\" [\"info\"]
+  secret_file           (webhook) absolute path of the secret that deliveries are signed with; others may not read it []
+  ca                    (webhook) absolute path of further authorities of the receiver's certificate, PEM []
+  allow_http            (webhook) the receiver may be another host that is reached without TLS [false]
+  timeout_ms            (webhook) time that one attempt may take [10000]
+  retry_first_ms        (webhook) time before the second attempt; twice as long each time [1000]
+  retry_most_ms         (webhook) the longest such time [300000]
+  give_up_after_s       (webhook) an event older than this is given up when it was tried in vain [86400]
 
-Certificates are read again on SIGHUP, and within a minute after their files changed.
+Certificates are read again on SIGHUP, and within a minute after their files changed; files of webhooks before each attempt.
 
 Environment:
   BLOCKD_LOG             as --log-level
   CREDENTIALS_DIRECTORY  if it holds a file blockd.key (32 bytes), that is the key which seals stored secrets
+  JOURNAL_STREAM         says whether stderr goes to the journal of systemd
   NOTIFY_SOCKET          readiness and stopping are told to systemd there
 
 Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong. With --check-volumes: 0 nothing

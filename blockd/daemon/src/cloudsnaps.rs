@@ -3,7 +3,7 @@
 use crate::{
     core::{Core, random_id},
     db::{
-        Catalog, CredentialRow, DbError, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow,
+        Catalog, CredentialRow, DbError, Mark, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow,
         VolumeState,
     },
     error::{ServiceError, blocking},
@@ -71,6 +71,8 @@ fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
             dirty_bytes: manifest.dirty_bytes,
             freeze_stall_micros: manifest.freeze_stall_micros,
             snapshot_name: Some(manifest.snapshot_name.clone()),
+            pinned: None,
+            expires: None,
             verified: None,
             verify_depth: None,
             verify_result: None,
@@ -85,6 +87,13 @@ fn show_proof(metadata: &mut CloudsnapMetadata, proof: Option<&Proof>) {
     metadata.verified = Some(format_time(proof.verified));
     metadata.verify_depth = Some(proof.depth.to_string());
     metadata.verify_result = Some(if proof.sound { "Sound" } else { "Damaged" }.to_owned());
+}
+
+/// Tells what people said of how long it stays.
+fn show_mark(metadata: &mut CloudsnapMetadata, mark: Option<&Mark>) {
+    let Some(mark) = mark else { return };
+    metadata.pinned = mark.pinned.then(|| "true".to_owned());
+    metadata.expires = mark.expires.map(format_time);
 }
 
 /// What a list shows, found in all stores that were asked.
@@ -183,7 +192,9 @@ impl Core {
             blocking(move || catalog.keep_only(&keys)).await?;
         }
         let uuid = credential.uuid;
-        let proofs = self.db.run(move |tx| Proof::all(tx, uuid)).await?;
+        let known =
+            self.db.run(move |tx| -> Result<_, DbError> { Ok((Proof::all(tx, uuid)?, Mark::all(tx)?)) });
+        let (proofs, marks) = known.await?;
         let proofs: BTreeMap<CloudsnapId, Proof> =
             proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
         for item in listed {
@@ -191,6 +202,7 @@ impl Core {
                 Ok(manifest) => {
                     let mut entry = entry(&manifest, credential);
                     show_proof(&mut entry.metadata, proofs.get(&manifest.id()));
+                    show_mark(&mut entry.metadata, marks.of(&manifest.id()));
                     found.entries.push(entry);
                 }
                 // Deleted between the list and the look at it.
@@ -248,6 +260,8 @@ impl Core {
                     dirty_bytes: row.detail.bytes_dirty,
                     freeze_stall_micros: row.detail.freeze_stall_micros,
                     snapshot_name: row.detail.label.as_ref().map(ToString::to_string),
+                    pinned: None,
+                    expires: None,
                     verified: None,
                     verify_depth: None,
                     verify_result: None,
@@ -279,8 +293,12 @@ impl Core {
         };
         let mut entry = entry(&manifest, &credential);
         let uuid = credential.uuid;
-        let proofs = self.db.run(move |tx| Proof::all(tx, uuid)).await?;
+        let known = self
+            .db
+            .run(move |tx| -> Result<_, DbError> { Ok((Proof::all(tx, uuid)?, Mark::find(tx, &id)?)) });
+        let (proofs, mark) = known.await?;
         show_proof(&mut entry.metadata, proofs.iter().find(|proof| proof.cloudsnap == id));
+        show_mark(&mut entry.metadata, mark.as_ref());
         Ok(CloudsnapDetail { entry, detail })
     }
 
@@ -296,7 +314,7 @@ impl Core {
     }
 
     /// The manifest, and the credential that leads to it: the named one, or the first that does.
-    async fn find_manifest(
+    pub(crate) async fn find_manifest(
         &self,
         id: &CloudsnapId,
         wanted: Option<&CredentialRef>,
@@ -456,6 +474,9 @@ impl Core {
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
         self.refuse_if_needed(&id).await?;
+        if !request.force {
+            self.refuse_if_pinned(&id).await?;
+        }
         let chains = self.db.run(|tx| crate::db::Chain::all(tx, None)).await?;
         let uses = |task: &TaskRow| match task.kind {
             TaskKind::Restore => task.cloudsnap == id,

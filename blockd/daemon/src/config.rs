@@ -3,8 +3,10 @@
 //! A key that is not known is an error that names it: a typo must not turn into a silently used default.
 
 mod control;
+mod webhook;
 
 pub use control::{ControlConfig, ControlSocket};
+pub use webhook::{WebhookConfig, WebhookUrl};
 
 use crate::cli::Cli;
 use crate::limits::LimitPlan;
@@ -61,6 +63,14 @@ pub enum ConfigError {
         /// Why.
         reason: String,
     },
+    /// A webhook cannot be as it is written.
+    #[error("webhook `{name}`: {what}")]
+    Webhook {
+        /// Its name.
+        name: String,
+        /// What is wrong, without its address.
+        what: String,
+    },
     /// Others would read along.
     #[error(
         "nbd_listen has tcp://{address}, which other hosts can reach, without requiring TLS: set nbd_tls_certificate and nbd_tls_key, or nbd_allow_plaintext = true if the network is trusted"
@@ -78,15 +88,19 @@ impl ConfigError {
     }
 }
 
-/// How log lines look.
+/// How log lines look, and where they go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// To the journal if stderr goes there, else as text.
     #[default]
+    Auto,
+    /// For people, to stderr.
     Text,
-    /// One JSON object a line.
+    /// One JSON object a line, to stderr.
     Json,
+    /// Records with fields, to the journal of systemd.
+    Journal,
 }
 
 /// How much tasks that move data take of a machine on which guests work.
@@ -302,8 +316,11 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// Driving the daemon from elsewhere, and as somebody else.
     pub control: ControlConfig,
-    /// By volume: the names in client certificates that may have it over TCP. Last, as it is a table.
+    /// By volume: the names in client certificates that may have it over TCP. Almost last, as it is a table.
     pub nbd_access: BTreeMap<String, Vec<String>>,
+    /// Whom to tell of events. Last, as they are tables.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub webhook: Vec<WebhookConfig>,
 }
 
 impl Default for Config {
@@ -311,7 +328,7 @@ impl Default for Config {
         Self {
             data_dir: DEFAULT_DATA_DIR.into(),
             nbd_listen: Vec::new(),
-            log_format: LogFormat::Text,
+            log_format: LogFormat::Auto,
             log_level: "info".into(),
             full_every: 7,
             merge_limit_bytes_per_s: 0,
@@ -351,6 +368,7 @@ impl Default for Config {
             metrics: MetricsConfig::default(),
             control: ControlConfig::default(),
             nbd_access: BTreeMap::new(),
+            webhook: Vec::new(),
         }
     }
 }
@@ -446,6 +464,7 @@ impl Config {
         range("nbd_in_flight_bytes", self.nbd_in_flight_bytes, low, high, wanted)?;
         self.check_tls()?;
         self.control.check()?;
+        webhook::check(&self.webhook)?;
         self.limit_plan()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;

@@ -76,6 +76,10 @@ pub struct Core {
     pub merger: Arc<Wake>,
     /// Who waits for events.
     pub(crate) events: crate::events::Events,
+    /// Who is told of events.
+    pub(crate) webhooks: Vec<Arc<crate::webhooks::Webhook>>,
+    /// How far the log was told of events, if it is.
+    pub(crate) log_reader: Option<crate::db::EventReader>,
     /// What is asked of the stores.
     pub(crate) meters: crate::metrics::Meters,
     /// Wakes the task that looks at the schedules.

@@ -6,11 +6,11 @@
 use crate::{
     attachments::{Attachments, System},
     browse::Browse,
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, LogFormat},
     control::Control,
     core::{Core, tasks_dir},
     credentials::Repositories,
-    db::{Db, DbError},
+    db::{Db, DbError, EventReader},
     error::ServiceError,
     files, http,
     limits::PlannedBandwidth,
@@ -141,6 +141,7 @@ pub struct Daemon {
     limits: JoinHandle<()>,
     pressure: JoinHandle<()>,
     upkeep: JoinHandle<()>,
+    webhooks: JoinHandle<()>,
     scheduler: JoinHandle<()>,
     _lock: DirLock,
 }
@@ -207,6 +208,8 @@ impl Daemon {
         let pressure = crate::pressure::start(&core.pressure, &core.registry);
         let limits = crate::limits::start(&core);
         let upkeep = upkeep::start(&core);
+        let log = core.log_reader.clone();
+        let webhooks = crate::webhooks::start(&core, log);
         if let Err(error) = core.resume_hydrations().await {
             tracing::error!(%error, "lazy volumes are not hydrated");
         }
@@ -231,6 +234,7 @@ impl Daemon {
             limits,
             pressure,
             upkeep,
+            webhooks,
             scheduler,
             _lock: lock,
         })
@@ -271,6 +275,7 @@ impl Daemon {
             limits,
             pressure,
             upkeep,
+            webhooks,
             scheduler,
             _lock: lock,
             ..
@@ -299,6 +304,11 @@ impl Daemon {
         pressure.abort();
         limits.abort();
         let _ = limits.await;
+        // What is being told is told again after the next start.
+        let webhooks_abort = webhooks.abort_handle();
+        if tokio::time::timeout(patience, webhooks).await.is_err() {
+            webhooks_abort.abort();
+        }
         // It holds what the daemon's parts share.
         let upkeep_abort = upkeep.abort_handle();
         if tokio::time::timeout(patience, upkeep).await.is_err() {
@@ -375,8 +385,16 @@ fn prepare(
     let options = OpenOptions { recovery };
     let registry = reconcile(&db, &data_dir, &options)?;
     let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
+    let mut names: Vec<_> = config.webhook.iter().map(crate::webhooks::reader_name).collect();
+    // Elsewhere the log has lines of its own for what events tell of.
+    if config.log_format == LogFormat::Journal {
+        names.push(crate::events::LOG_READER.to_owned());
+    }
+    let readers = db.transaction::<_, DbError>(|tx| EventReader::take_up(tx, &names))?;
     let core = Core {
         tasks: Tasks::new(config.task_concurrency, pressure.pace()),
+        webhooks: crate::webhooks::all(&config, &readers),
+        log_reader: readers.into_iter().find(|reader| reader.name == crate::events::LOG_READER),
         pressure: Arc::new(pressure),
         bandwidth: PlannedBandwidth::new(config.limit_plan()?, Timestamp::now()),
         fetcher: Arc::default(),

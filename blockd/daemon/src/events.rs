@@ -2,20 +2,28 @@
 
 use crate::{
     core::Core,
-    db::{DbError, NewEvent, events_after, newest_events},
+    db::{DbError, EventReader, NewEvent, events_after, newest_events},
     error::ServiceError,
+    logging::EVENT_TARGET,
     registry::EntryState,
 };
 use blockd_api::{
     MAX_WAIT_MS,
-    events::{EventList, ListEvents, MAX_EVENTS, Severity},
+    events::{Event, EventKind, EventList, ListEvents, MAX_EVENTS, Severity},
 };
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::sync::watch;
+use tracing::field::display;
 
+/// The name of the log among the readers of events.
+pub(crate) const LOG_READER: &str = "journal";
+/// Events that the log is told of at once.
+const LOG_BATCH: u32 = 100;
+/// How long to wait before the database is asked once more, if it failed.
+const DATABASE_AGAIN: Duration = Duration::from_secs(5);
 /// Events that a reply has when nothing else is asked for.
 const DEFAULT_EVENTS: u32 = 100;
 
@@ -36,6 +44,59 @@ impl Events {
     /// Events may have been stored: whoever waits for some looks again.
     pub(crate) fn wake(&self) {
         self.stored.send_modify(|looks| *looks = looks.wrapping_add(1));
+    }
+}
+
+/// Tells the log of an event, with a field for everything that is known of it.
+pub(crate) fn log_event(event: &Event) {
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                target: EVENT_TARGET,
+                event = event.kind,
+                message_id = EventKind::of(&event.kind).map(|kind| display(kind.message_id.simple())),
+                volume = event.volume.as_ref().map(display),
+                credential = event.credential.as_deref(),
+                task = event.task.map(display),
+                snapshot = event.cloudsnap.as_deref(),
+                event_id = event.id,
+                "{}",
+                event.message
+            )
+        };
+    }
+    match event.severity {
+        Severity::Info => line!(info),
+        Severity::Warning => line!(warn),
+        Severity::Error => line!(error),
+    }
+}
+
+/// Tells the log of every event until the daemon stops, each once; or again, if the daemon was killed in between.
+pub(crate) async fn log_all(core: Arc<Core>, mut reader: EventReader) {
+    let mut pass = async || -> Result<(), ServiceError> {
+        let since = reader.dealt_with_until;
+        let query = ListEvents { since: Some(since), max: Some(LOG_BATCH), wait_ms: Some(MAX_WAIT_MS) };
+        let events = core.list_events(&query).await?.events;
+        events.iter().for_each(log_event);
+        if let Some(last) = events.last() {
+            reader.dealt_with_until = last.id;
+            let stored = reader.clone();
+            core.db.run(move |tx| stored.put(tx)).await?;
+        }
+        Ok(())
+    };
+    let work = async {
+        loop {
+            if let Err(error) = pass().await {
+                tracing::warn!(%error, "the log is told of events later");
+                tokio::time::sleep(DATABASE_AGAIN).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = core.stopping.cancelled() => {}
     }
 }
 

@@ -4,6 +4,7 @@
 //! `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http` serves.
 
 mod access;
+mod activity;
 pub mod allocator;
 pub mod attachments;
 mod backups;
@@ -29,6 +30,7 @@ pub mod lazy;
 mod limits;
 pub mod lock;
 pub mod logging;
+mod marks;
 mod merger;
 mod metrics;
 mod nbd;
@@ -49,3 +51,4 @@ mod snapshots;
 pub mod tasks;
 mod upkeep;
 mod volumes;
+mod webhooks;

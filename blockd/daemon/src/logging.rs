@@ -1,8 +1,17 @@
-//! The log: `tracing` events to stderr, as text or as one JSON object a line.
+//! The log: `tracing` events to stderr, as text or as one JSON object a line, or to the journal of systemd.
+
+mod journal;
 
 use crate::config::{Config, LogFormat};
-use std::io::IsTerminal;
-use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
+use journal::JournalLayer;
+use rustix::fs::fstat;
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, registry, util::SubscriberInitExt};
+
+pub(crate) use journal::EVENT_TARGET;
 
 /// The log level or filter could not be understood, or a log was set up already.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +26,14 @@ pub enum LoggingError {
         /// Why it is none.
         what: String,
     },
+    /// The journal was asked for, and there is none.
+    #[error("cannot log to the journal at {}: {source}: use --log-format text", path.display())]
+    Journal {
+        /// Where it should listen.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// This process has a log already.
     #[error("cannot set up the log: {0}")]
     Init(String),
@@ -25,7 +42,7 @@ pub enum LoggingError {
 impl LoggingError {
     /// Whether trying again can help.
     pub fn is_retryable(&self) -> bool {
-        false
+        matches!(self, Self::Journal { .. })
     }
 }
 
@@ -42,18 +59,49 @@ fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
     EnvFilter::builder().parse(level).map_err(|error| bad(error.to_string()))
 }
 
-/// Sets the log of this process up; once.
+/// Whether stderr goes to the journal: systemd says with `JOURNAL_STREAM` (device and inode) what it made for that, and whoever
+/// started this process may have put something else in its place.
+fn stderr_is_journal(stream: Option<&str>) -> bool {
+    let Some((device, inode)) = stream.and_then(|stream| stream.split_once(':')) else { return false };
+    let numbers = device.parse::<u64>().ok().zip(inode.parse::<u64>().ok());
+    fstat(std::io::stderr()).is_ok_and(|found| numbers == Some((found.st_dev, found.st_ino)))
+}
+
+/// Sets the log of this process up, once, and says what it is.
 ///
 /// # Errors
-/// The level is not understood, or there is a log already.
-pub fn init(config: &Config) -> Result<(), LoggingError> {
+/// The level is not understood, the journal was asked for and is not there, or there is a log already.
+pub fn init(config: &Config) -> Result<LogFormat, LoggingError> {
     let filter = filter(&config.log_level)?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let done = match config.log_format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).finish().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).finish().try_init(),
+    let failed = |error: tracing_subscriber::util::TryInitError| LoggingError::Init(error.to_string());
+    let is_journal = match config.log_format {
+        LogFormat::Auto => stderr_is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()),
+        format => format == LogFormat::Journal,
     };
-    done.map_err(|error| LoggingError::Init(error.to_string()))
+    if is_journal {
+        match JournalLayer::open(Path::new(journal::SOCKET)) {
+            Ok(layer) => {
+                registry().with(filter).with(layer).try_init().map_err(failed)?;
+                return Ok(LogFormat::Journal);
+            }
+            Err(source) if config.log_format == LogFormat::Journal => {
+                return Err(LoggingError::Journal { path: journal::SOCKET.into(), source });
+            }
+            // Text goes there as well.
+            Err(_) => {}
+        }
+    }
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Json => {
+            builder.json().flatten_event(true).with_current_span(true).finish().try_init().map_err(failed)?;
+            Ok(LogFormat::Json)
+        }
+        _ => {
+            builder.with_ansi(std::io::stderr().is_terminal()).finish().try_init().map_err(failed)?;
+            Ok(LogFormat::Text)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -69,5 +117,16 @@ mod tests {
             let error = filter(bad).unwrap_err().to_string();
             assert!(error.contains("use error, warn"), "{error}");
         }
+    }
+
+    #[test]
+    fn only_the_very_stream_that_systemd_made_is_the_journal() {
+        let found = fstat(std::io::stderr()).unwrap();
+        let (device, inode) = (found.st_dev, found.st_ino);
+        assert!(stderr_is_journal(Some(&format!("{device}:{inode}"))));
+        for other in [format!("{device}:{}", inode + 1), format!("{device}"), "x:y".into(), String::new()] {
+            assert!(!stderr_is_journal(Some(&other)), "{other}");
+        }
+        assert!(!stderr_is_journal(None));
     }
 }

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
             Err(error) => failed(&error, 1),
         };
     }
-    let config = match Config::load(&cli) {
+    let mut config = match Config::load(&cli) {
         Ok(config) => config,
         Err(error) => return failed(&error, EXIT_USAGE),
     };
@@ -52,9 +52,10 @@ fn main() -> ExitCode {
             Err(error) => failed(&error, EXIT_CANNOT_CHECK),
         };
     }
-    if let Err(error) = logging::init(&config) {
-        return failed(&error, EXIT_USAGE);
-    }
+    config.log_format = match logging::init(&config) {
+        Ok(format) => format,
+        Err(error) => return failed(&error, EXIT_USAGE),
+    };
     blockd::allocator::set_up();
     blockd::daemon::make_io_flusher();
     blockd::daemon::lock_memory();

@@ -4,7 +4,7 @@
 //! directory must bring the task to its end.
 
 use crate::{
-    config::Config,
+    config::{Config, WebhookConfig},
     core::Core,
     daemon::Daemon,
     db::{DbError, SnapshotRow, TaskRow, TaskState},
@@ -31,11 +31,13 @@ mod given_up;
 mod group_backups;
 mod groups;
 mod layers;
+mod marks;
 mod metrics;
 mod requests;
 mod roles;
 mod schedules;
 mod undone;
+mod webhooks;
 
 const SIZE_BYTES: u64 = 64 << 20;
 const BLOCK: u64 = 4096;
@@ -45,6 +47,8 @@ struct Host {
     client: Client,
     dir: tempfile::TempDir,
     store: Arc<tempfile::TempDir>,
+    /// Whom the daemon tells of events from its next start on.
+    webhooks: Vec<WebhookConfig>,
 }
 
 fn config(dir: &Path) -> Config {
@@ -65,13 +69,14 @@ impl Host {
     async fn with_store(store: Arc<tempfile::TempDir>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let client = Client::new(dir.path().join("data/blockd.sock"));
-        let mut host = Self { daemon: None, client, dir, store };
+        let mut host = Self { daemon: None, client, dir, store, webhooks: Vec::new() };
         host.start().await;
         host
     }
 
     async fn start(&mut self) {
-        self.daemon = Some(Daemon::start(config(self.dir.path()), false).await.unwrap());
+        let config = Config { webhook: self.webhooks.clone(), ..config(self.dir.path()) };
+        self.daemon = Some(Daemon::start(config, false).await.unwrap());
     }
 
     async fn stop(&mut self) {
@@ -281,7 +286,7 @@ async fn the_main_job() {
 
     // Deleting in the middle of the chain takes nothing from the others; deleting its tip makes the next one full.
     for (id, next) in [(&ids[1], BackupType::Incremental), (&third_id, BackupType::Full)] {
-        let request = StartDelete { snap: id.parse().unwrap(), cred_id: None };
+        let request = StartDelete::of(id.parse().unwrap());
         if next == BackupType::Full {
             model.assert_is(&*host.restore(id, "three").await);
         }
@@ -377,7 +382,7 @@ async fn a_backup_in_the_store_waits_for_the_database_and_is_protected_meanwhile
         assert_eq!((seen.state.stage, seen.error), (TaskStage::Active, None));
         let made = seen.source_volume.unwrap();
         for id in [&base, &made] {
-            let request = StartDelete { snap: id.parse().unwrap(), cred_id: None };
+            let request = StartDelete::of(id.parse().unwrap());
             assert_eq!(api_code(host.client.start_delete(&request).await), ErrorCode::CloudsnapInUse);
         }
         drop(volume);
@@ -433,7 +438,7 @@ async fn a_task_that_only_the_database_knows_protects_what_it_uses() {
         })
     };
     store(TaskState::Active).unwrap();
-    let delete = StartDelete { snap: id.to_string().parse().unwrap(), cred_id: None };
+    let delete = StartDelete::of(id.to_string().parse().unwrap());
     assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapInUse);
     assert_eq!(api_code(host.client.delete_volume(&"data".parse().unwrap()).await), ErrorCode::VolumeInUse);
     assert_eq!(
@@ -585,7 +590,7 @@ async fn a_delete_survives_death_between_any_two_steps() {
         let id = host.backup("data", false).await.source_volume.unwrap();
         drop(volume);
         *host.core().dies_at.lock() = Some(step);
-        let request = StartDelete { snap: id.parse().unwrap(), cred_id: None };
+        let request = StartDelete::of(id.parse().unwrap());
         let task = host.client.start_delete(&request).await.unwrap().task;
         host.die_and_start().await;
         host.done(task).await;
@@ -720,7 +725,7 @@ async fn what_is_in_use_is_not_taken_away() {
         code(core.delete_credential(&"nas".parse().unwrap()).await.unwrap_err()),
         ErrorCode::CredentialInUse
     );
-    let delete = StartDelete { snap: id.parse().unwrap(), cred_id: None };
+    let delete = StartDelete::of(id.parse().unwrap());
     assert_eq!(code(core.start_delete(&delete).await.unwrap_err()), ErrorCode::CloudsnapInUse);
     drop((core, entry, volume));
     host.die_and_start().await;

@@ -5,6 +5,7 @@ use crate::{
     core::Core,
     db::{CredentialRow, TaskKind, VerifyWhat},
     error::ServiceError,
+    marks::Looks,
 };
 use blockd_cloud::{CloudsnapId, VerifyDepth};
 use jiff::{SignedDuration, Timestamp};
@@ -31,6 +32,7 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
             // Not at once: a start has more urgent things to do.
             let mut collect_at = Instant::now() + gc_interval(&core).min(Duration::from_secs(3600));
             let mut attempts = Attempts::new();
+            let mut expired = Looks::default();
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
                 if let Err(error) = core.give_up_expired(Timestamp::now()).await {
@@ -38,6 +40,9 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
                 }
                 if let Err(error) = core.settle_given_up(Timestamp::now()).await {
                     tracing::warn!(%error, "what was given up is not looked at for now");
+                }
+                if let Err(error) = core.delete_expired(Timestamp::now(), &mut expired).await {
+                    tracing::warn!(%error, "cloud snapshots that have expired stay for now");
                 }
                 if core.config.gc_every_hours > 0 && Instant::now() >= collect_at {
                     collect_at = Instant::now() + gc_interval(&core);

@@ -35,6 +35,11 @@ impl Output {
         self.json
     }
 
+    /// Whether tables have colours.
+    pub fn is_colored(&self) -> bool {
+        self.color
+    }
+
     /// Writes the one JSON document of a command.
     pub fn document<T: Serialize>(&self, document: &T) -> Result<(), Failure> {
         let mut text =

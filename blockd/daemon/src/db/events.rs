@@ -5,6 +5,7 @@ use blockd_api::{
     ErrorCode, VolumeName,
     events::{Event, Severity},
 };
+use blockd_cloud::CloudsnapId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
@@ -27,6 +28,8 @@ pub struct NewEvent {
     pub credential: Option<String>,
     /// The task.
     pub task: Option<Uuid>,
+    /// The cloud snapshot of the task.
+    pub cloudsnap: Option<CloudsnapId>,
     /// It in words.
     pub message: String,
 }
@@ -40,7 +43,7 @@ impl NewEvent {
         message: impl Into<String>,
     ) -> Self {
         let (kind, message) = (kind.into(), message.into());
-        Self { at, severity, kind, volume: None, credential: None, task: None, message }
+        Self { at, severity, kind, volume: None, credential: None, task: None, cloudsnap: None, message }
     }
 
     /// How a task ended.
@@ -67,6 +70,7 @@ impl NewEvent {
             volume: task.detail.volume_name.clone(),
             credential: Some(task.detail.credential_name.clone()),
             task: Some(task.id),
+            cloudsnap: task.decided_cloudsnap(),
             ..Self::new(at, severity, kind, message)
         }
     }
@@ -77,7 +81,7 @@ impl NewEvent {
     /// The database fails.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT INTO events (at, severity, kind, volume, credential, task, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO events (at, severity, kind, volume, credential, task, cloudsnap, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 self.at.to_string(),
                 self.severity.as_str(),
@@ -85,6 +89,7 @@ impl NewEvent {
                 self.volume.as_ref().map(ToString::to_string),
                 self.credential,
                 self.task.map(|id| id.to_string()),
+                self.cloudsnap.map(|id| id.to_string()),
                 self.message,
             ],
         )?;
@@ -94,23 +99,26 @@ impl NewEvent {
     }
 }
 
+/// The table takes no other words.
+fn severity(word: &str) -> Severity {
+    Severity::ALL.into_iter().find(|known| known.as_str() == word).unwrap_or(Severity::Error)
+}
+
 fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
-    let severity: String = row.get(2)?;
-    // The table takes no other words.
-    let known = Severity::ALL.into_iter().find(|known| known.as_str() == severity);
     Ok(Event {
         id: number(row, 0)?,
         at: parsed(row, 1)?,
-        severity: known.unwrap_or(Severity::Error),
+        severity: severity(&row.get::<_, String>(2)?),
         kind: row.get(3)?,
         volume: parsed_if_there(row, 4)?,
         credential: row.get(5)?,
         task: parsed_if_there(row, 6)?,
-        message: row.get(7)?,
+        cloudsnap: row.get(7)?,
+        message: row.get(8)?,
     })
 }
 
-const COLUMNS: &str = "id, at, severity, kind, volume, credential, task, message";
+const COLUMNS: &str = "id, at, severity, kind, volume, credential, task, cloudsnap, message";
 
 /// The first so many after one, oldest first.
 ///
@@ -120,6 +128,21 @@ pub fn events_after(tx: &Transaction<'_>, since: u64, max: u32) -> Result<Vec<Ev
     let sql = format!("SELECT {COLUMNS} FROM events WHERE id > ?1 ORDER BY id LIMIT ?2");
     let mut statement = tx.prepare(&sql)?;
     let rows = statement.query_map(params![stored(since), max], read)?.collect::<Result<_, _>>()?;
+    Ok(rows)
+}
+
+/// How many there are after one, by kind and severity.
+///
+/// # Errors
+/// The database fails.
+pub fn count_events_after(tx: &Transaction<'_>, since: u64) -> Result<Vec<(String, Severity, u64)>, DbError> {
+    let sql = "SELECT kind, severity, count(*) FROM events WHERE id > ?1 GROUP BY kind, severity";
+    let mut statement = tx.prepare(sql)?;
+    let rows = statement
+        .query_map([stored(since)], |row| {
+            Ok((row.get(0)?, severity(&row.get::<_, String>(1)?), number(row, 2)?))
+        })?
+        .collect::<Result<_, _>>()?;
     Ok(rows)
 }
 
@@ -153,6 +176,7 @@ mod tests {
             let ids = |events: Vec<Event>| events.iter().map(|event| event.id).collect::<Vec<_>>();
             assert_eq!(ids(newest_events(tx, 2)?), [MAX_KEPT + 2, MAX_KEPT + 3]);
             assert_eq!(ids(events_after(tx, 7, 2)?), [8, 9]);
+            assert_eq!(count_events_after(tx, MAX_KEPT)?, [("x".to_owned(), Severity::Warning, 3)]);
             assert_eq!((all[0].severity, all[0].message.as_str()), (Severity::Warning, "4"));
             Ok(())
         })

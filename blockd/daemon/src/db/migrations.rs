@@ -15,6 +15,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0007_schedules.sql"),
     include_str!("../../migrations/0008_events.sql"),
     include_str!("../../migrations/0009_doubts.sql"),
+    include_str!("../../migrations/0010_event_readers.sql"),
+    include_str!("../../migrations/0011_cloudsnap_marks.sql"),
 ];
 
 pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {

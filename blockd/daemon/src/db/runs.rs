@@ -245,20 +245,20 @@ impl RunRow {
         Self::select(tx, "WHERE state = 'done' AND schedule = ?1 ORDER BY id DESC", [schedule.to_string()])
     }
 
-    /// The newest so many, of one schedule or one volume if that is given.
+    /// The newest so many, of schedules whose ids begin so or of one volume if that is given.
     ///
     /// # Errors
     /// The database fails.
     pub fn history(
         tx: &Transaction<'_>,
-        schedule: Option<Uuid>,
+        schedule: Option<&str>,
         volume: Option<VolumeId>,
         max: u32,
     ) -> Result<Vec<Self>, DbError> {
         Self::select(
             tx,
-            "WHERE (?1 IS NULL OR schedule = ?1) AND (?2 IS NULL OR volume = ?2) ORDER BY id DESC LIMIT ?3",
-            params![schedule.map(|id| id.to_string()), volume.map(|id| id.to_string()), max],
+            "WHERE (?1 IS NULL OR substr(schedule, 1, length(?1)) = ?1) AND (?2 IS NULL OR volume = ?2) ORDER BY id DESC LIMIT ?3",
+            params![schedule, volume.map(|id| id.to_string()), max],
         )
     }
 
@@ -271,14 +271,27 @@ impl RunRow {
         Ok(Self::select(tx, sql, [schedule.to_string()])?.first().map(|run| run.started))
     }
 
-    /// Forgets the oldest ended runs that left nothing in a store, so that at most `keep` of them are left.
+    /// Whether the newest run of a schedule was left out because there was no volume.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn found_no_volume(tx: &Transaction<'_>, schedule: Uuid) -> Result<bool, DbError> {
+        let newest =
+            Self::select(tx, "WHERE schedule = ?1 ORDER BY id DESC LIMIT 1", [schedule.to_string()])?;
+        Ok(newest.first().is_some_and(|run| run.state == RunState::Skipped && run.volume.is_none()))
+    }
+
+    /// Forgets the oldest ended runs, so that at most `keep` of them are left. What a schedule made is not forgotten while both are
+    /// there: its retention goes by that.
     ///
     /// # Errors
     /// The database fails.
     pub fn prune(tx: &Transaction<'_>, keep: u32) -> Result<(), DbError> {
         tx.execute(
-            "DELETE FROM schedule_runs WHERE state IN ('failed', 'skipped', 'expired') AND id <=
-             (SELECT id FROM schedule_runs WHERE state IN ('failed', 'skipped', 'expired') ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+            "WITH ended AS (SELECT id FROM schedule_runs WHERE state IN ('failed', 'skipped', 'expired')
+                OR (state = 'done' AND schedule NOT IN (SELECT uuid FROM schedules)))
+             DELETE FROM schedule_runs WHERE id IN (SELECT id FROM ended)
+             AND id <= (SELECT id FROM ended ORDER BY id DESC LIMIT 1 OFFSET ?1)",
             [keep],
         )?;
         Ok(())

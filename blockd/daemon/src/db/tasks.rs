@@ -172,6 +172,10 @@ pub struct TaskDetail {
     pub in_place: Option<InPlace>,
     /// What whoever asked for the backup called it.
     pub label: Option<ObjectName>,
+    /// No rule deletes what the backup makes.
+    pub pinned: bool,
+    /// Until when that is kept in any case, and from when on by no rule.
+    pub expires: Option<Timestamp>,
     /// The backup holds the same instant as those of other volumes.
     pub barrier: Option<Barrier>,
     /// Grows with each change.
@@ -238,6 +242,16 @@ where
 }
 
 impl TaskRow {
+    /// Its cloud snapshot, once it is decided that there is one.
+    pub(crate) fn decided_cloudsnap(&self) -> Option<CloudsnapId> {
+        let is_decided = match self.kind {
+            TaskKind::Backup => self.detail.backup_type.is_some(),
+            TaskKind::Verify => self.detail.verify.is_some_and(|verify| !verify.all),
+            TaskKind::Restore | TaskKind::Delete => true,
+        };
+        is_decided.then_some(self.cloudsnap)
+    }
+
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             id: parsed(row, 0)?,

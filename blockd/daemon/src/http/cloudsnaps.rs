@@ -1,15 +1,16 @@
 //! Cloud snapshots.
 
-use super::{Answer, Asked, Body, Reply, detached};
+use super::{Answer, Asked, Body, Reply, caller::Caller, detached};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     cloudsnaps::{
-        BackupStarted, CloudsnapDetail, CloudsnapList, CollectGarbage, GarbageCollected, GroupBackupStarted,
-        InspectCloudsnap, ListCloudsnaps, RestoreStarted, StartBackup, StartDelete, StartGroupBackup,
-        StartRestore, StartVerify,
+        BackupStarted, CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected,
+        GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
+        StartDelete, StartGroupBackup, StartRestore, StartVerify,
     },
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
+    roles::Role,
     tasks::TaskStarted,
 };
 use std::sync::Arc;
@@ -68,6 +69,18 @@ pub(super) async fn delete(
     Body(request): Body<StartDelete>,
 ) -> Answer<TaskStarted> {
     detached(async move { core.start_delete(&request).await }).await
+}
+
+pub(super) async fn mark(
+    State(core): State<Arc<Core>>,
+    caller: Caller,
+    Body(request): Body<MarkCloudsnap>,
+) -> Answer<CloudsnapMark> {
+    if request.pinned != Some(true) || request.expires.is_some() || request.never_expires {
+        // It leads to a deletion.
+        caller.needs(Role::Admin, "taking a pin back, or setting a date")?;
+    }
+    detached(async move { core.mark_cloudsnap(&request).await }).await
 }
 
 pub(super) async fn verify(

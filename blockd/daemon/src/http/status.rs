@@ -8,7 +8,10 @@ use crate::{
     registry::EntryState,
 };
 use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
-use blockd_api::status::{Counts, Status};
+use blockd_api::{
+    activity::Activity,
+    status::{Counts, Status},
+};
 use std::sync::Arc;
 
 /// The description of the API.
@@ -16,11 +19,17 @@ pub(super) async fn openapi() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], blockd_api::openapi::DOCUMENT_TEXT)
 }
 
+pub(super) async fn activity(State(core): State<Arc<Core>>) -> Answer<Activity> {
+    Ok(Reply(core.activity().await?))
+}
+
 pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
-    let rows = core
-        .db
-        .run(|tx| -> Result<_, DbError> { Ok((SnapshotRow::all(tx, None)?, CredentialRow::all(tx)?)) });
-    let (snapshots, credentials) = rows.await?;
+    let hooks = core.webhooks.clone();
+    let rows = core.db.run(move |tx| -> Result<_, DbError> {
+        let told = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<Vec<_>, _>>()?;
+        Ok((SnapshotRow::all(tx, None)?, CredentialRow::all(tx)?, told))
+    });
+    let (snapshots, credentials, webhooks) = rows.await?;
     let volumes: Vec<_> = core.registry.all().iter().map(|entry| entry.view()).collect();
     let failed =
         volumes.iter().filter(|view| view.fault.is_some() || matches!(view.state, EntryState::Failed(_)));
@@ -48,5 +57,6 @@ pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
         control: core.control_tcp.get().map(ToString::to_string),
         uptime_seconds: core.started.elapsed().as_secs(),
         counts,
+        webhooks,
     }))
 }

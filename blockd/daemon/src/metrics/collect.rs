@@ -11,8 +11,9 @@ use crate::{
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     schedules::engine,
+    webhooks::Webhook,
 };
-use blockd_api::schedules::RunState;
+use blockd_api::{schedules::RunState, status::WebhookStatus};
 use blockd_volume::VolumeStats;
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
@@ -30,10 +31,11 @@ struct Rows {
     tasks: BTreeMap<(String, &'static str), u64>,
     runs: Vec<(RunState, usize)>,
     next_runs: Vec<(Uuid, Option<Timestamp>)>,
+    webhooks: Vec<WebhookStatus>,
 }
 
 impl Rows {
-    fn read(tx: &rusqlite::Transaction<'_>, now: Timestamp) -> Result<Self, DbError> {
+    fn read(tx: &rusqlite::Transaction<'_>, hooks: &[Arc<Webhook>], now: Timestamp) -> Result<Self, DbError> {
         let credentials = CredentialRow::all(tx)?;
         let (mut proofs, mut next_runs, mut runs) = (Vec::new(), Vec::new(), Vec::new());
         for credential in &credentials {
@@ -49,7 +51,8 @@ impl Rows {
         for task in TaskRow::all(tx)? {
             *tasks.entry((task.kind.to_string(), task.state.as_str())).or_default() += 1;
         }
-        Ok(Self { chains: Chain::all(tx, None)?, credentials, proofs, tasks, runs, next_runs })
+        let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
+        Ok(Self { chains: Chain::all(tx, None)?, credentials, proofs, tasks, runs, next_runs, webhooks })
     }
 
     fn proofs_of(&self, row: &CredentialRow) -> impl Iterator<Item = &Proof> {
@@ -92,7 +95,8 @@ impl Core {
     /// The database fails.
     pub(crate) async fn metrics_text(&self) -> Result<String, ServiceError> {
         let now = Timestamp::now();
-        let rows = self.db.run(move |tx| Rows::read(tx, now)).await?;
+        let hooks = self.webhooks.clone();
+        let rows = self.db.run(move |tx| Rows::read(tx, &hooks, now)).await?;
         let entries = self.registry.all();
         // Sizes are asked of the filesystem.
         let seen =
@@ -104,6 +108,7 @@ impl Core {
         self.of_stores(&mut text, &rows);
         self.of_backups(&mut text, &rows);
         self.of_caches(&mut text);
+        self.of_webhooks(&mut text, &rows);
         Ok(text.into_text())
     }
 
@@ -196,6 +201,31 @@ impl Core {
             rows.next_runs.iter().filter_map(|(uuid, next)| {
                 Some((vec![("schedule", uuid.to_string())], next.as_ref()?.as_second()))
             }),
+        );
+    }
+
+    fn of_webhooks(&self, text: &mut Exposition, rows: &Rows) {
+        let of = |name: &str| vec![("webhook", name.to_owned())];
+        text.gauge(
+            "blockd_webhook_waiting_events",
+            "Events that the webhook has not been told yet.",
+            rows.webhooks.iter().map(|hook| (of(&hook.name), hook.waiting)),
+        );
+        let states: Vec<_> = self.webhooks.iter().map(|hook| (hook.name(), hook.state())).collect();
+        text.counter(
+            "blockd_webhook_delivered_events_total",
+            "Events that the webhook took.",
+            states.iter().map(|(name, state)| (of(name), state.delivered)),
+        );
+        text.counter(
+            "blockd_webhook_failed_attempts_total",
+            "Attempts to tell the webhook of an event that failed.",
+            states.iter().map(|(name, state)| (of(name), state.failed_attempts)),
+        );
+        text.counter(
+            "blockd_webhook_undelivered_events_total",
+            "Events that the webhook will not be told: refused, too old, or forgotten before their turn.",
+            states.iter().map(|(name, state)| (of(name), state.given_up + state.lost)),
         );
     }
 

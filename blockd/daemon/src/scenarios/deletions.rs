@@ -25,7 +25,7 @@ impl Host {
     }
 
     async fn delete_cloudsnap(&self, snap: &str) {
-        let request = StartDelete { snap: snap.parse().unwrap(), cred_id: None };
+        let request = StartDelete::of(snap.parse().unwrap());
         self.done(self.client.start_delete(&request).await.unwrap().task).await;
     }
 }

@@ -7,7 +7,7 @@ use blockd_api::{
 };
 
 impl Host {
-    async fn events_since(&self, since: u64, wait_ms: u64) -> Vec<Event> {
+    pub(super) async fn events_since(&self, since: u64, wait_ms: u64) -> Vec<Event> {
         let query = ListEvents { since: Some(since), max: None, wait_ms: Some(wait_ms) };
         self.client.list_events(&query).await.unwrap().events
     }
@@ -46,6 +46,7 @@ async fn what_happens_is_told_to_whoever_waits_and_after_a_restart() {
     );
     assert_eq!((events[0].task, events[0].credential.as_deref()), (Some(done.name), Some("nas")));
     assert_eq!(events[0].volume.as_ref().map(ToString::to_string).as_deref(), Some("v"));
+    assert_eq!(events[0].cloudsnap, done.source_volume);
 
     // A pack of the backup is not what it was.
     let mut packs = Vec::new();

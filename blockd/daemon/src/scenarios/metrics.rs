@@ -140,6 +140,9 @@ async fn the_address_of_metrics_tells_and_takes_nothing_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alerts_and_dashboard_name_metrics_that_there_are() {
     let mut host = Host::new().await;
+    host.stop().await;
+    host.webhooks = vec![super::webhooks::hook("http://127.0.0.1:9/")];
+    host.start().await;
     host.create_credential().await;
     host.create_volume("v").await;
     host.backup("v", false).await;

@@ -34,12 +34,12 @@ impl Host {
         self.client.create_schedule(&request).await.unwrap()
     }
 
-    async fn runs(&self) -> Vec<Run> {
+    pub(super) async fn runs(&self) -> Vec<Run> {
         self.client.list_runs(&ListRuns::default()).await.unwrap().runs
     }
 
     /// Waits until all runs are over.
-    async fn settled(&self) -> Vec<Run> {
+    pub(super) async fn settled(&self) -> Vec<Run> {
         for _ in 0..2400 {
             let runs = self.runs().await;
             if runs.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)) {
@@ -127,6 +127,22 @@ async fn what_is_asked_wrongly_is_refused_with_its_reason() {
     assert_eq!((paused.next_run, paused.schedule.as_str()), (None, "weekly Sunday@03:00, periodic 60min"));
     let resume = UpdateSchedule { paused: Some(false), ..UpdateSchedule::default() };
     assert!(host.client.update_schedule(schedule.uuid, &resume).await.unwrap().next_run.is_some());
+
+    // One that begins paused makes no runs by itself, and what it did is told by the beginning of its id, also when it is gone.
+    let asleep = CreateSchedule { paused: true, ..wanting.clone() };
+    let asleep = host.client.create_schedule(&asleep).await.unwrap();
+    assert_eq!((asleep.paused, asleep.next_run), (true, None));
+    host.client.run_schedule(asleep.uuid).await.unwrap();
+    host.settled().await;
+    host.client.delete_schedule(asleep.uuid).await.unwrap();
+    let told = |prefix: &str| ListRuns { schedule_prefix: Some(prefix.to_owned()), ..ListRuns::default() };
+    let id = asleep.uuid.to_string();
+    let runs = host.client.list_runs(&told(&id[..9].to_uppercase())).await.unwrap().runs;
+    assert_eq!((runs.len(), runs[0].schedule), (1, asleep.uuid));
+    let other = if id.starts_with('0') { "1" } else { "0" };
+    assert_eq!(host.client.list_runs(&told(other)).await.unwrap().runs, []);
+    let error = host.client.list_runs(&told("%")).await.unwrap_err();
+    assert_eq!(code(&error), Some(ErrorCode::InvalidRequest));
 
     host.client.delete_schedule(schedule.uuid).await.unwrap();
     let error = host.client.run_schedule(schedule.uuid).await.unwrap_err();

@@ -3,7 +3,7 @@
 //! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that stores the
 //! task. So a daemon that is killed between any two of them finds, at its next start, what is left to do.
 
-use crate::db::{DbError, LazyRow, NewEvent, Proof, RunRow, ScheduleRow, TaskKind, TaskRow, TaskState};
+use crate::db::{DbError, LazyRow, Mark, NewEvent, Proof, RunRow, ScheduleRow, TaskKind, TaskRow, TaskState};
 use blockd_api::{
     VolumeName,
     events::Severity,
@@ -115,7 +115,8 @@ fn add_runs(
             });
         }
     }
-    if runs.is_empty() {
+    // Said once, not at each instant of a schedule whose volumes are gone.
+    if runs.is_empty() && (cause.rule.is_none() || !RunRow::found_no_volume(tx, schedule.uuid)?) {
         runs.push(skipped(run, "no volume is chosen by the schedule's selector".into()));
     }
     let mut added = Vec::new();
@@ -364,7 +365,7 @@ pub(crate) struct Judgement {
 }
 
 /// The cloud snapshots, by credential, that cannot be deleted now, or are being deleted.
-fn in_use(tx: &Transaction<'_>) -> Result<HashSet<(Uuid, String)>, DbError> {
+pub(crate) fn in_use(tx: &Transaction<'_>) -> Result<HashSet<(Uuid, String)>, DbError> {
     let mut used = HashSet::new();
     for row in LazyRow::all(tx)? {
         used.insert((row.credential, row.cloudsnap.to_string()));
@@ -378,6 +379,16 @@ fn in_use(tx: &Transaction<'_>) -> Result<HashSet<(Uuid, String)>, DbError> {
         used.extend(needed.map(|cloudsnap| (task.credential, cloudsnap.to_string())));
     }
     Ok(used)
+}
+
+/// What the last proof says of a content.
+pub(crate) fn health(proof: Option<&Proof>) -> Health {
+    match proof {
+        Some(proof) if !proof.sound => Health::Bad,
+        // A look at manifests and lengths is no proof of content.
+        Some(proof) if proof.depth != VerifyDepth::Quick => Health::Verified,
+        _ => Health::Unverified,
+    }
 }
 
 /// What becomes of the backups that a schedule made. Those of a rule with a retention of its own count for
@@ -401,18 +412,15 @@ pub(crate) fn judge(
             proofs.insert((*credential, proof.cloudsnap.to_string()), proof);
         }
     }
+    let marks = Mark::all(tx)?;
     let mut pools = BTreeMap::new();
     let mut runs = BTreeMap::new();
     for run in RunRow::kept(tx, schedule.uuid)? {
         let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) else { continue };
         let (pool, retain) = own(&run).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
         let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
-        let health = match proofs.get(&(credential, cloudsnap.to_string())) {
-            Some(proof) if !proof.sound => Health::Bad,
-            // A look at manifests and lengths is no proof of content.
-            Some(proof) if proof.depth != VerifyDepth::Quick => Health::Verified,
-            _ => Health::Unverified,
-        };
+        let health = health(proofs.get(&(credential, cloudsnap.to_string())));
+        let mark = marks.of(&cloudsnap);
         let snapshot = Snapshot {
             id: run.id,
             created: run.started,
@@ -421,8 +429,8 @@ pub(crate) fn judge(
                 false => Condition::Done,
             },
             health,
-            pinned: false,
-            expires: None,
+            pinned: mark.is_some_and(|mark| mark.pinned),
+            expires: mark.and_then(|mark| mark.expires),
         };
         pools.entry(key).or_insert_with(|| (retain, Vec::new())).1.push(snapshot);
         runs.insert(run.id, (run, cloudsnap, credential));

@@ -197,3 +197,50 @@ fn a_schedule_that_cannot_be_read_stops_no_other() {
     assert_eq!(each.iter().filter(|(_, row)| row.is_err()).count(), 1);
     assert!(bench.tx(|tx| ScheduleRow::exists(tx, bad.uuid)));
 }
+
+#[test]
+fn a_schedule_whose_volumes_are_gone_says_so_once() {
+    let bench = Bench::new();
+    let schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
+    let fire = |volumes: &[Candidate], hour| bench.tx(|tx| engine::fire(tx, volumes, at(hour)).map(drop));
+    let told = || bench.tx(|tx| RunRow::history(tx, None, None, 99));
+    for hour in 1..=5 {
+        fire(&[], hour);
+    }
+    assert_eq!(
+        told().iter().map(|run| (run.state, run.volume)).collect::<Vec<_>>(),
+        [(RunState::Skipped, None)]
+    );
+    let events = bench.tx(|tx| crate::db::events_after(tx, 0, 99));
+    assert_eq!(events.iter().filter(|event| event.kind == "run-skipped").count(), 1, "{events:?}");
+    // Whoever asks is answered; and once there was a volume, it is said again.
+    bench.tx(|tx| engine::run_now(tx, &schedule, &[], at(6)));
+    assert_eq!(told().len(), 2);
+    fire(&[volume()], 7);
+    bench.work(1);
+    fire(&[], 8);
+    fire(&[], 9);
+    let states: Vec<_> = told().iter().map(|run| run.state).collect();
+    assert_eq!(states, [RunState::Skipped, RunState::Done, RunState::Skipped, RunState::Skipped]);
+}
+
+#[test]
+fn what_deleted_schedules_made_is_forgotten_like_all_that_has_ended() {
+    let bench = Bench::new();
+    let (kept, gone) = (
+        bench.schedule(vec![rule("periodic 60", None)], 9),
+        bench.schedule(vec![rule("periodic 60", None)], 9),
+    );
+    for hour in 1..=3 {
+        bench.fire(hour);
+        bench.work(hour.unsigned_abs());
+    }
+    let of = |schedule: &ScheduleRow| {
+        bench.tx(|tx| RunRow::history(tx, Some(&schedule.uuid.to_string()[..13]), None, 99)).len()
+    };
+    bench.tx(|tx| RunRow::prune(tx, 0));
+    assert_eq!((of(&kept), of(&gone)), (3, 3), "their retention goes by it");
+    bench.tx(|tx| ScheduleRow::delete(tx, gone.uuid));
+    bench.tx(|tx| RunRow::prune(tx, 2));
+    assert_eq!((of(&kept), of(&gone)), (3, 2));
+}

@@ -153,7 +153,7 @@ impl Core {
         let row = ScheduleRow {
             uuid: Uuid::new_v4(),
             created: now,
-            paused: false,
+            paused: request.paused,
             policy: request.policy,
             spec: ScheduleSpec {
                 name: request.name,
@@ -295,7 +295,15 @@ impl Core {
             None => None,
         };
         let max = query.max.unwrap_or(DEFAULT_HISTORY).min(MAX_HISTORY);
-        let rows = self.db.run(move |tx| RunRow::history(tx, query.schedule, volume, max)).await?;
+        let prefix = query.schedule_prefix.as_ref().map(|prefix| prefix.to_ascii_lowercase());
+        if prefix.as_ref().is_some_and(|prefix| !prefix.chars().all(|c| c.is_ascii_hexdigit() || c == '-')) {
+            return Err(invalid("schedulePrefix is not the beginning of a schedule's id"));
+        }
+        let rows = self.db.run(move |tx| {
+            let schedule = query.schedule.map(|id| id.to_string()).or(prefix);
+            RunRow::history(tx, schedule.as_deref(), volume, max)
+        });
+        let rows = rows.await?;
         Ok(RunList { runs: rows.iter().map(RunRow::to_api).collect() })
     }
 

@@ -272,7 +272,7 @@ impl Core {
                     return Ok(None);
                 }
                 let snap = crate::cloudsnaps::to_api_id(&id);
-                let request = StartDelete { snap, cred_id: Some(CredentialRef::Id(credential)) };
+                let request = StartDelete::of(snap).under(credential);
                 self.start_delete(&request).await.map(Some)
             };
             match attempt.await {

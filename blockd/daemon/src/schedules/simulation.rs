@@ -262,7 +262,7 @@ fn a_run_that_has_not_ended_has_the_next_one_left_out_and_says_so() {
         let now = world.now();
         world.tx(|tx| engine::fire(tx, &volumes, now));
     }
-    let runs = world.tx(|tx| RunRow::history(tx, Some(schedule.uuid), None, 10));
+    let runs = world.tx(|tx| RunRow::history(tx, Some(&schedule.uuid.to_string()), None, 10));
     let states: Vec<RunState> = runs.iter().rev().map(|run| run.state).collect();
     assert_eq!(states, [RunState::Queued, RunState::Skipped]);
     let reason = runs[0].reason.clone().unwrap();
@@ -271,7 +271,7 @@ fn a_run_that_has_not_ended_has_the_next_one_left_out_and_says_so() {
     world.now_s += 4_500;
     let now = world.now();
     world.tx(|tx| engine::fire(tx, &[], now));
-    let runs = world.tx(|tx| RunRow::history(tx, Some(schedule.uuid), None, 1));
+    let runs = world.tx(|tx| RunRow::history(tx, Some(&schedule.uuid.to_string()), None, 1));
     assert_eq!((runs[0].state, runs[0].volume), (RunState::Skipped, None));
 }
 

@@ -295,6 +295,12 @@ async fn commit(
     if in_doubt {
         tracing::info!(cloudsnap = %id, "the backup may have been committed before without an answer: the next one is not built on it");
     }
+    let mark = Mark {
+        cloudsnap: id,
+        credential: row.credential,
+        pinned: row.detail.pinned,
+        expires: row.detail.expires,
+    };
     let measured = measured_write_speed(live);
     let (snapshot, task) = (snapshot.id, live.id);
     core.until_stored("the backup that is in the store", || {
@@ -305,6 +311,7 @@ async fn commit(
                 true => committed_in_doubt(chain.credential, id).put(tx)?,
             }
             Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
+            mark.put(tx)?;
             if let Some(bytes_per_s) = measured {
                 CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
             }

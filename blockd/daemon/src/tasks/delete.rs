@@ -7,7 +7,7 @@ use super::{LiveTask, clean_files};
 use crate::{
     core::Core,
     credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, Doubt, Proof, RunRow, TaskKind, TaskRow},
+    db::{Catalog, Chain, Doubt, Mark, Proof, RunRow, TaskKind, TaskRow},
     error::{ServiceError, blocking},
     files,
 };
@@ -48,6 +48,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
             Chain::remove_tip(tx, &id)?;
             Proof::remove(tx, &id)?;
             Doubt::remove(tx, credential, &id)?;
+            Mark::remove(tx, &id)?;
             RunRow::expire(tx, credential, &id, &format!("deleted by task {task}"))?;
             Catalog::remove(tx, credential, &id.manifest_key())
         })

@@ -233,7 +233,7 @@ impl Core {
         Ok(TaskList { tasks: wanted.map(|row| self.task_to_api(row)).collect() })
     }
 
-    fn task_to_api(&self, row: &TaskRow) -> api::Task {
+    pub(crate) fn task_to_api(&self, row: &TaskRow) -> api::Task {
         let kind = match row.kind {
             TaskKind::Backup => api::TaskKind::Backup,
             TaskKind::Restore => api::TaskKind::Restore,
@@ -249,15 +249,10 @@ impl Core {
         };
         let detail = &row.detail;
         let end = detail.completed.unwrap_or_else(Timestamp::now);
-        let decided = match row.kind {
-            TaskKind::Backup => detail.backup_type.is_some(),
-            TaskKind::Verify => detail.verify.is_some_and(|verify| !verify.all),
-            TaskKind::Restore | TaskKind::Delete => true,
-        };
         api::Task {
             name: row.id,
             kind,
-            source_volume: decided.then(|| row.cloudsnap.to_string()),
+            source_volume: row.decided_cloudsnap().map(|id| id.to_string()),
             volume: detail.volume_name.clone(),
             state: api::TaskState { kind, stage },
             node: self.node.clone(),

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap backup-group`
 
-use super::{cloudsnap::WaitArg, limits::TaskLimitArgs};
+use super::{cloudsnap::WaitArg, limits::TaskLimitArgs, marks::KeepArgs};
 use blockd_api::{CredentialRef, GroupName, LabelSelector, VolumeRef};
 use clap::Args;
 
@@ -38,6 +38,9 @@ pub struct BackupGroupArgs {
     /// Name or UUID of the credentials; may be left out when there is one. Several times: the same point in time to each
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
+    /// How long they stay.
+    #[command(flatten)]
+    pub keep: KeepArgs,
     /// What each task may move.
     #[command(flatten)]
     pub limits: TaskLimitArgs,

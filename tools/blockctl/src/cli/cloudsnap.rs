@@ -10,6 +10,7 @@ use super::{
     files,
     lazy::{CLONE_HELP, CloneArgs, LazyArgs},
     limits::TaskLimitArgs,
+    marks::{EXPIRE_HELP, ExpireArgs, KeepArgs, PIN_HELP, PinArgs, UNPIN_HELP},
 };
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
@@ -28,6 +29,7 @@ Examples:
   blockctl cloudsnap backup db --full --cred-id nas --wait
   blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
   blockctl cloudsnap backup db --limit-upload 10MiB
+  blockctl cloudsnap backup db --expires 30d
   blockctl -j cs backup --volume db --wait";
 
 const LIST_HELP: &str = "\
@@ -61,7 +63,7 @@ Examples:
 
 const DELETE_HELP: &str = "\
 No cloud snapshot needs another one to exist: any of them can be deleted, and the data that \
-others share stays.
+others share stays. One that is pinned is only deleted with --force.
 
 Examples:
   blockctl cloudsnap delete --snap ID
@@ -109,6 +111,15 @@ pub enum CloudsnapCommand {
     /// Limit what a task moves in a second, while it runs
     #[command(after_help = LIMIT_HELP)]
     Limit(LimitArgs),
+    /// Keep a snapshot in cloud whatever rules and dates say
+    #[command(after_help = PIN_HELP)]
+    Pin(PinArgs),
+    /// Take that back
+    #[command(after_help = UNPIN_HELP)]
+    Unpin(PinArgs),
+    /// Set the date on which a snapshot in cloud is to be deleted
+    #[command(after_help = EXPIRE_HELP)]
+    Expire(ExpireArgs),
     /// Prove that snapshots in cloud can be read
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),
@@ -150,6 +161,9 @@ pub struct BackupArgs {
     /// Name or UUID of the credentials; may be left out when there is one. Several times: the same point in time to each
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
+    /// How long it stays.
+    #[command(flatten)]
+    pub keep: KeepArgs,
     /// What the task may move.
     #[command(flatten)]
     pub limits: TaskLimitArgs,
@@ -258,6 +272,9 @@ pub struct DeleteArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: CloudsnapId,
+    /// Delete it also if it is pinned
+    #[arg(short, long)]
+    pub force: bool,
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,

@@ -11,12 +11,14 @@ pub mod extras;
 pub mod files;
 pub mod lazy;
 pub mod limits;
+pub mod marks;
 pub mod objects;
 #[cfg(test)]
 mod pxctl;
 pub mod rekey;
 pub mod schedules;
 pub mod snapshot;
+pub mod top;
 pub mod volume;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -159,6 +161,9 @@ pub enum Command {
     /// What blockd says of itself
     #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
     Status,
+    /// What volumes and tasks do at this moment: requests, throughput, latency
+    #[command(after_help = top::TOP_HELP)]
+    Top(top::TopArgs),
     /// What happened that people should know of
     #[command(after_help = events::EVENTS_HELP)]
     Events(events::EventsArgs),

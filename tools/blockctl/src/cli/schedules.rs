@@ -18,7 +18,7 @@ Examples:
   blockctl cloudsnap schedules create db --daily 21:00 --max 15 --cred-id nas
   blockctl cs sched create --label app=web --periodic 60 --monthly 1@03:00 --time-zone Europe/Berlin
   blockctl cs sched create --group shop --cron '30 2 * * 1-5' --keep-daily 7 --keep-weekly 4
-  blockctl cs sched create -v db --policy gold --cred-id nas --cred-id offsite";
+  blockctl cs sched create -v db --policy gold --cred-id nas --cred-id offsite --paused";
 
 const UPDATE_HELP: &str = "\
 Times that are given replace all that the schedule has of its own.
@@ -288,6 +288,9 @@ pub struct CreateArgs {
     /// Which runs go first
     #[arg(long, value_enum, default_value_t = PriorityArg::Normal)]
     pub priority: PriorityArg,
+    /// Make no runs until `resume`
+    #[arg(long)]
+    pub paused: bool,
 }
 
 impl CreateArgs {
@@ -346,9 +349,9 @@ pub struct HistoryArgs {
     /// Only runs of this volume
     #[arg(short, long, value_name = "VOLUME")]
     pub src: Option<VolumeRef>,
-    /// Only runs of this schedule
-    #[arg(short, long, value_name = "UUID")]
-    pub uuid: Option<Uuid>,
+    /// Only runs of this schedule, by its UUID or the beginning of it; it may be gone
+    #[arg(short, long, value_name = "UUID", value_parser = parse_uuid)]
+    pub uuid: Option<String>,
     /// The newest so many
     #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,

@@ -7,9 +7,20 @@ use blockd_api::cloudsnaps::StartGroupBackup;
 pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Failure> {
     let mut places = args.cred_id.into_iter();
     let (cred_id, also) = (places.next(), places.collect());
-    let BackupGroupArgs { group, label, volumes, full, limits, wait, .. } = args;
+    let BackupGroupArgs { group, label, volumes, full, limits, wait, keep, .. } = args;
     let limits = limits.limits();
-    let request = StartGroupBackup { group, label, volumes, full, cred_id, also, limits, name: None };
+    let request = StartGroupBackup {
+        group,
+        label,
+        volumes,
+        full,
+        cred_id,
+        also,
+        limits,
+        name: None,
+        pinned: keep.pin,
+        expires: keep.expires,
+    };
     let started = context.client.start_group_backup(&request).await?;
     let line = format!(
         "Group Cloudsnap backup started successfully with groupID:{} ({})",

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, care, copy_files, counted, files, lazy, or_dash};
+use super::{Context, care, copy_files, counted, files, lazy, marks, or_dash};
 use crate::{
     cli::cloudsnap::{
         BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
@@ -35,6 +35,9 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Stop(args) => care::stop(context, args).await,
         CloudsnapCommand::Resume(args) => care::resume(context, args).await,
         CloudsnapCommand::Limit(args) => care::limit(context, args).await,
+        CloudsnapCommand::Pin(args) => marks::pin(context, args, true).await,
+        CloudsnapCommand::Unpin(args) => marks::pin(context, args, false).await,
+        CloudsnapCommand::Expire(args) => marks::expire(context, args).await,
         CloudsnapCommand::Verify(args) => care::verify(context, args).await,
         CloudsnapCommand::Gc(args) => care::gc(context, args).await,
         CloudsnapCommand::Catalog(args) => files::catalog(context, args).await,
@@ -50,8 +53,16 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
     let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
     let mut places = args.cred_id.into_iter();
     let (cred_id, also) = (places.next(), places.collect());
-    let request =
-        StartBackup { volume, full: args.full, cred_id, also, limits: args.limits.limits(), name: None };
+    let request = StartBackup {
+        volume,
+        full: args.full,
+        cred_id,
+        also,
+        limits: args.limits.limits(),
+        name: None,
+        pinned: args.keep.pin,
+        expires: args.keep.expires,
+    };
     let started = context.client.start_backup(&request).await?;
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     if started.also.is_empty() {
@@ -115,7 +126,7 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure
 }
 
 async fn delete(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure> {
-    let request = StartDelete { snap: args.snap, cred_id: args.credential.cred_id };
+    let request = StartDelete { snap: args.snap, cred_id: args.credential.cred_id, force: args.force };
     let started = context.client.start_delete(&request).await?;
     let line = format!("Cloudsnap delete started successfully with task name:{}", started.task);
     begun(context, started.task, &started, &line, args.wait.wait).await
@@ -279,12 +290,31 @@ fn volume_id(damaged: &DamagedCloudsnap) -> Option<String> {
 }
 
 fn list_table(list: &CloudsnapList) -> Table {
-    // The columns are those that scripts know; the last one is there once something was verified.
-    const COLUMNS: &[&str] =
+    // The columns are those that scripts know; the last ones are there once something was verified, or marked.
+    const PLAIN: &[&str] =
+        &["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS"];
+    const VERIFIED: &[&str] =
         &["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS", "VERIFIED"];
-    let any_verified = list.cloudsnaps.iter().any(|entry| entry.metadata.verified.is_some());
-    let shown = COLUMNS.len() - usize::from(!any_verified);
-    let mut table = Table::new(&COLUMNS[..shown]);
+    const MARKED: &[&str] = &[
+        "SOURCEVOLUME",
+        "SOURCEVOLUMEID",
+        "CLOUD-SNAP-ID",
+        "CREATED-TIME",
+        "TYPE",
+        "STATUS",
+        "VERIFIED",
+        "KEPT",
+    ];
+    let has = |of: fn(&CloudsnapMetadata) -> bool| list.cloudsnaps.iter().any(|entry| of(&entry.metadata));
+    let columns = if has(|of| of.pinned.is_some() || of.expires.is_some()) {
+        MARKED
+    } else if has(|of| of.verified.is_some()) {
+        VERIFIED
+    } else {
+        PLAIN
+    };
+    let shown = columns.len();
+    let mut table = Table::new(columns);
     for entry in &list.cloudsnaps {
         let row = [
             entry.src_volume_name.clone(),
@@ -294,6 +324,7 @@ fn list_table(list: &CloudsnapList) -> Table {
             entry.metadata.cloudsnap_type.clone(),
             entry.status.to_string(),
             verified(&entry.metadata),
+            marks::kept(&entry.metadata),
         ];
         table.row(row.into_iter().take(shown));
     }
@@ -307,6 +338,7 @@ fn list_table(list: &CloudsnapList) -> Table {
             dash(),
             dash(),
             CloudsnapStatus::Damaged.to_string(),
+            dash(),
             dash(),
         ];
         table.row(row.into_iter().take(shown));

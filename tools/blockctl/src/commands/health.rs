@@ -2,7 +2,9 @@
 
 use blockd_api::{
     events::{Event, Severity},
+    format_time,
     schedules::{Run, RunState, ScheduleList},
+    status::WebhookStatus,
     tasks::{Task, TaskKind, TaskStage},
     volumes::{Volume, VolumeState},
 };
@@ -43,6 +45,8 @@ pub struct Known {
     pub tasks: Vec<Task>,
     /// What happened, oldest first.
     pub events: Vec<Event>,
+    /// Whom it tells of them.
+    pub webhooks: Vec<WebhookStatus>,
 }
 
 /// Everything that is not well, the worst first.
@@ -73,6 +77,7 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
     }
     found.extend(failed_runs(known));
     found.extend(kept_tasks(known));
+    found.extend(silent_webhooks(known));
     found.extend(recent(known, now));
     found
 }
@@ -117,6 +122,30 @@ fn kept_tasks(known: &Known) -> Vec<Trouble> {
         )
     })
     .collect()
+}
+
+/// Webhooks that are not told what they should be.
+fn silent_webhooks(known: &Known) -> impl Iterator<Item = Trouble> {
+    known.webhooks.iter().filter_map(|hook| {
+        let (name, origin) = (&hook.name, &hook.origin);
+        if let (Some(since), Some(error)) = (hook.failing_since, &hook.error) {
+            let waiting = super::counted(hook.waiting, "event");
+            return Some(Trouble::new(
+                format!(
+                    "webhook {name} takes no events since {}: {error}; {waiting} waiting",
+                    format_time(since)
+                ),
+                format!("look at what answers at {origin}; it is tried again by itself"),
+            ));
+        }
+        let untold = hook.given_up + hook.lost;
+        (untold > 0).then(|| {
+            Trouble::new(
+                format!("webhook {name} was not told of {}", super::counted(untold, "event")),
+                format!("the log of blockd says why; blockctl events shows them (webhook at {origin})"),
+            )
+        })
+    })
 }
 
 /// Errors of the last day that nothing made good since.
@@ -164,6 +193,7 @@ mod tests {
             runs: part(parts, "runs"),
             tasks: part(parts, "tasks"),
             events: part(parts, "events"),
+            webhooks: part(parts, "webhooks"),
         }
     }
 
@@ -214,6 +244,26 @@ mod tests {
             event(3, "2026-11-22T11:00:00Z", "damage-found"),
         ] });
         assert_eq!(told(&events), ["damage-found 3", "store-unreachable 2"]);
+    }
+
+    #[test]
+    fn webhooks_that_fail_or_missed_something_are_told_of() {
+        let hook = |since: Option<&str>, given_up: u64| {
+            json!({ "webhooks": [{
+                "name": "ops", "origin": "https://h", "waiting": 2, "delivered": 1, "givenUp": given_up, "lost": 1,
+                "lastDelivered": null, "failingSince": since, "error": since.map(|_| "no answer within 9 ms"),
+            }] })
+        };
+        assert_eq!(
+            told(&hook(Some("2026-11-22T11:00:00Z"), 0)),
+            [
+                "webhook ops takes no events since Sun, 22 Nov 2026 11:00:00 UTC: no answer within 9 ms; 2 events waiting"
+            ]
+        );
+        assert_eq!(told(&hook(None, 2)), ["webhook ops was not told of 3 events"]);
+        let mut good = hook(None, 0);
+        good["webhooks"][0]["lost"] = json!(0);
+        assert!(told(&good).is_empty());
     }
 
     #[test]

@@ -13,12 +13,14 @@ mod extras;
 mod files;
 mod health;
 mod lazy;
+mod marks;
 mod objects;
 mod pieces;
 mod schedules;
 mod snapshot;
 mod status;
 pub mod stores;
+mod top;
 mod volume;
 
 use crate::{
@@ -59,6 +61,7 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Diff(args) => Box::pin(objects::diff(&context, args)).await,
         Command::Delete(args) => Box::pin(objects::delete(&context, args)).await,
         Command::Status => status::run(&context).await,
+        Command::Top(args) => Box::pin(top::run(&context, args)).await,
         Command::Events(args) => events::run(&context, args).await,
         Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,
         Command::Context(_) | Command::Completions(_) | Command::Man(_) => Ok(EXIT_DONE),

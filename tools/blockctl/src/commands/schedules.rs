@@ -75,6 +75,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> 
         full: args.full,
         jitter_seconds: Jitter { max_s: args.jitter },
         priority: args.priority.into(),
+        paused: args.paused,
     };
     let schedule = context.client.create_schedule(&request).await?;
     let next = or_dash(schedule.next_run.map(format_time));
@@ -270,7 +271,7 @@ fn history_table(runs: &[Run]) -> Table {
 
 /// `cloudsnap history`
 pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Result<u8, Failure> {
-    let query = ListRuns { schedule: args.uuid, volume: args.src, max: args.max };
+    let query = ListRuns { schedule: None, schedule_prefix: args.uuid, volume: args.src, max: args.max };
     let list = context.client.list_runs(&query).await?;
     show(context, &list, || history_table(&list.runs))
 }

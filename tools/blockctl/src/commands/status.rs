@@ -28,6 +28,7 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
         runs: client.list_runs(&runs).await?.runs,
         tasks: client.list_tasks(&ListTasks::default()).await?.tasks,
         events: client.list_events(&events).await?.events,
+        webhooks: status.webhooks.clone(),
     };
     let troubles = troubles(&known, Timestamp::now());
     if context.output.is_json() {
@@ -58,14 +59,23 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
         .add("Volumes", format!("{volumes}, {}", counted(counts.connections, "connection")))
         .add("Snapshots", counts.snapshots)
         .add("Credentials", counts.credentials)
-        .add("Active tasks", counts.tasks_active)
-        .add(
-            "Health",
-            match troubles.len() {
-                0 => "all is well".to_owned(),
-                one_or_more => format!("{} to be looked at", counted(one_or_more as u64, "thing")),
-            },
+        .add("Active tasks", counts.tasks_active);
+    for hook in &status.webhooks {
+        facts.add(
+            "Webhook",
+            format!(
+                "{} at {}: {} delivered, {} waiting",
+                hook.name, hook.origin, hook.delivered, hook.waiting
+            ),
         );
+    }
+    facts.add(
+        "Health",
+        match troubles.len() {
+            0 => "all is well".to_owned(),
+            one_or_more => format!("{} to be looked at", counted(one_or_more as u64, "thing")),
+        },
+    );
     context.output.raw(facts.render().as_bytes())?;
     for trouble in &troubles {
         context.output.line(format!("- {}", trouble.what))?;

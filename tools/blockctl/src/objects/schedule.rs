@@ -106,6 +106,7 @@ impl Scheduled {
             full: self.full,
             jitter_seconds: Jitter { max_s: self.jitter_s },
             priority: self.priority,
+            paused: self.suspend,
         }
     }
 

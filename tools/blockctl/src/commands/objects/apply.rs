@@ -168,11 +168,7 @@ async fn create(context: &Context<'_>, object: Object, world: &World) -> Result<
             client.create_policy(&request).await?;
         }
         Body::Schedule(schedule) => {
-            let made = client.create_schedule(&schedule.create(&name)).await?;
-            if schedule.suspend {
-                let request = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
-                client.update_schedule(made.uuid, &request).await?;
-            }
+            client.create_schedule(&schedule.create(&name)).await?;
         }
         Body::Backup(backup) => {
             if let Volumes::One(volume) = &backup.volumes {

@@ -142,7 +142,7 @@ pub async fn erase(
         }
         let place = one.metadata.credential_name.parse().ok().map(|name| place(&name));
         // It is short, and what needs the place cannot go before.
-        let started = client.start_delete(&StartDelete { snap: one.id, cred_id: place }).await?;
+        let started = client.start_delete(&StartDelete { cred_id: place, ..StartDelete::of(one.id) }).await?;
         let ended = follow(client, started.task, context.output).await?;
         if ended.state.stage != TaskStage::Done {
             let stopped = || {

@@ -1,0 +1,67 @@
+//! What volumes and tasks do at this moment.
+
+use crate::{
+    core::Core,
+    error::{ServiceError, blocking},
+    metrics::Operation,
+    registry::{EntryState, VolumeEntry},
+};
+use blockd_api::activity::{Activity, OperationActivity, VolumeActivity};
+use std::sync::Arc;
+
+impl Core {
+    /// Counters, to be looked at twice and compared.
+    ///
+    /// # Errors
+    /// The daemon stops.
+    pub async fn activity(&self) -> Result<Activity, ServiceError> {
+        let entries = self.registry.all();
+        // Taken with the counters, so that rates are right however long the answer is on its way.
+        let (started, run) = (self.started, self.run);
+        let seen = move || {
+            let at_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            Ok::<_, ServiceError>((at_micros, entries.iter().map(of_volume).collect::<Vec<_>>()))
+        };
+        // Sizes are asked of the filesystem.
+        let (at_micros, mut volumes) = blocking(seen).await?;
+        volumes.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
+        let mut tasks = self.tasks.running();
+        tasks.sort_by_key(|task| std::cmp::Reverse((task.created, task.id)));
+        Ok(Activity {
+            run,
+            at_micros,
+            volumes,
+            tasks: tasks.iter().map(|row| self.task_to_api(row)).collect(),
+        })
+    }
+}
+
+fn of_volume(entry: &Arc<VolumeEntry>) -> VolumeActivity {
+    let view = entry.view();
+    let (stats, is_up) = match &view.state {
+        EntryState::Up(volume) => (Some(volume.stats()), view.fault.is_none()),
+        _ => (None, false),
+    };
+    let number = |value: fn(&blockd_volume::VolumeStats) -> u64| stats.as_ref().map_or(0, value);
+    let requests = |operation| {
+        let counted = entry.traffic.counted(operation);
+        OperationActivity {
+            requests: counted.total(),
+            took_micros: counted.nanos() / 1_000,
+            under_way: entry.traffic.under_way(operation).0,
+        }
+    };
+    VolumeActivity {
+        id: entry.id,
+        name: entry.name.clone(),
+        up: is_up,
+        connections: view.connections,
+        dirty_bytes: number(|stats| stats.head_dirty_bytes),
+        read_bytes: number(|stats| stats.bytes_read),
+        written_bytes: number(|stats| stats.bytes_written),
+        read: requests(Operation::Read),
+        write: requests(Operation::Write),
+        flush: requests(Operation::Flush),
+        discard: requests(Operation::Discard),
+    }
+}

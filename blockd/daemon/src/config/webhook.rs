@@ -1,0 +1,277 @@
+//! Whom to tell of events.
+
+use super::ConfigError;
+use blockd_api::events::{KINDS, Severity};
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+use std::{collections::HashSet, fmt, path::PathBuf};
+
+/// The most webhooks.
+const MOST: usize = 16;
+/// The longest name, in bytes.
+const NAME_MOST_BYTES: usize = 64;
+
+/// Where events are told to, as POSTs of JSON.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookConfig {
+    /// What it is called in the log, in metrics and in `blockctl status`.
+    pub name: String,
+    /// Where to.
+    pub url: WebhookUrl,
+    /// The kinds of events; `*` stands for any characters. Empty: all.
+    #[serde(default)]
+    pub kinds: Vec<String>,
+    /// Only events that are at least so bad.
+    #[serde(default = "any_severity")]
+    pub min_severity: Severity,
+    /// A file with the secret that deliveries are signed with. Not set: they are not signed.
+    #[serde(default)]
+    pub secret_file: Option<PathBuf>,
+    /// Further authorities of the receiver's certificate, PEM.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    /// Whether the receiver may be another host that is reached without TLS.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// How long one attempt may take.
+    #[serde(default = "timeout_ms")]
+    pub timeout_ms: u64,
+    /// How long to wait after an attempt that failed; twice as long each time.
+    #[serde(default = "retry_first_ms")]
+    pub retry_first_ms: u64,
+    /// The longest such time.
+    #[serde(default = "retry_most_ms")]
+    pub retry_most_ms: u64,
+    /// An event that is older than this is given up when it was tried in vain.
+    #[serde(default = "give_up_after_s")]
+    pub give_up_after_s: u64,
+}
+
+fn any_severity() -> Severity {
+    Severity::Info
+}
+
+fn timeout_ms() -> u64 {
+    10_000
+}
+
+fn retry_first_ms() -> u64 {
+    1_000
+}
+
+fn retry_most_ms() -> u64 {
+    300_000
+}
+
+fn give_up_after_s() -> u64 {
+    86_400
+}
+
+impl WebhookConfig {
+    /// Whether it is to be told of such an event.
+    pub fn wants(&self, kind: &str, severity: Severity) -> bool {
+        let is_meant = |pattern: &String| matches(pattern, kind);
+        severity >= self.min_severity && (self.kinds.is_empty() || self.kinds.iter().any(is_meant))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |what: String| Err(ConfigError::Webhook { name: self.name.clone(), what });
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if self.name.is_empty() || self.name.len() > NAME_MOST_BYTES || !self.name.chars().all(is_plain) {
+            return wrong(format!(
+                "name must be 1 to {NAME_MOST_BYTES} letters, digits, dots, dashes or underscores"
+            ));
+        }
+        if self.url.0.scheme() == "http" && !self.allow_http && !self.url.is_loopback() {
+            let origin = self.url.origin();
+            return wrong(format!(
+                "url goes to {origin} without TLS: use https, or allow_http = true if the network is trusted"
+            ));
+        }
+        for pattern in &self.kinds {
+            if !KINDS.iter().any(|kind| matches(pattern, kind.word)) {
+                let known: Vec<_> = KINDS.iter().map(|kind| kind.word).collect();
+                return wrong(format!(
+                    "kinds has `{pattern}`, but there is no such event: there are {}",
+                    known.join(", ")
+                ));
+            }
+        }
+        for (key, given, low, high) in [
+            ("timeout_ms", self.timeout_ms, 100, 300_000),
+            ("retry_first_ms", self.retry_first_ms, 10, 3_600_000),
+            ("retry_most_ms", self.retry_most_ms, self.retry_first_ms, 3_600_000),
+            ("give_up_after_s", self.give_up_after_s, 1, 30 * 86_400),
+        ] {
+            if !(low..=high).contains(&given) {
+                return wrong(format!("{key} is {given}, but must be {low} to {high}"));
+            }
+        }
+        for (key, path) in [("secret_file", &self.secret_file), ("ca", &self.ca)] {
+            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+                return wrong(format!("{key} must be an absolute path"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks all of them.
+pub(super) fn check(webhooks: &[WebhookConfig]) -> Result<(), ConfigError> {
+    if webhooks.len() > MOST {
+        let given = webhooks.len().to_string();
+        return Err(ConfigError::Range { key: "webhook", given, wanted: "at most 16 of them" });
+    }
+    let mut names = HashSet::new();
+    for webhook in webhooks {
+        webhook.check()?;
+        if !names.insert(&webhook.name) {
+            let what = "there is another one of this name".to_owned();
+            return Err(ConfigError::Webhook { name: webhook.name.clone(), what });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a word fits a pattern in which `*` stands for any characters.
+fn matches(pattern: &str, word: &str) -> bool {
+    let Some((head, tail)) = pattern.split_once('*') else { return pattern == word };
+    let Some(rest) = word.strip_prefix(head) else { return false };
+    (0..=rest.len()).any(|at| rest.is_char_boundary(at) && matches(tail, &rest[at..]))
+}
+
+/// An address that may hold a secret: only its origin is ever shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WebhookUrl(Url);
+
+impl WebhookUrl {
+    /// All of it.
+    pub(crate) fn url(&self) -> &Url {
+        &self.0
+    }
+
+    /// Scheme, host, and port if it is not the usual one.
+    pub fn origin(&self) -> String {
+        self.0.origin().ascii_serialization()
+    }
+
+    /// Whether it is on this host.
+    pub(crate) fn is_loopback(&self) -> bool {
+        match self.0.host_str() {
+            Some("localhost") => true,
+            Some(host) => {
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                host.parse().is_ok_and(|ip: std::net::IpAddr| ip.to_canonical().is_loopback())
+            }
+            None => false,
+        }
+    }
+}
+
+impl fmt::Debug for WebhookUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/…", self.origin())
+    }
+}
+
+impl TryFrom<String> for WebhookUrl {
+    type Error = String;
+
+    // What is given stays out of the messages: it may be a secret in the wrong form.
+    fn try_from(text: String) -> Result<Self, String> {
+        let url = Url::parse(&text)
+            .map_err(|error| format!("the url of a webhook must look like https://HOST/PATH: {error}"))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+            return Err("the url of a webhook must look like https://HOST/PATH".into());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(
+                "the url of a webhook must not hold a user or a password: deliveries are signed with secret_file".into(),
+            );
+        }
+        Ok(Self(url))
+    }
+}
+
+impl From<WebhookUrl> for String {
+    fn from(url: WebhookUrl) -> Self {
+        url.0.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+    use super::*;
+    use std::path::Path;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config = Config::parse(text, Path::new("/etc/x.toml")).map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    fn hook(rest: &str) -> String {
+        format!("[[webhook]]\nname = \"ops\"\n{rest}\n")
+    }
+
+    #[test]
+    fn what_is_printed_reads_back_and_what_is_shown_has_no_secret() {
+        let text = hook(
+            "url = \"https://hooks.example:8443/T0/planted\"\nkinds = [\"*-failed\"]\nmin_severity = \"error\"",
+        );
+        let config = parse(&(text.clone() + &text.replace("ops", "other"))).unwrap();
+        assert_eq!(parse(&config.to_toml()).unwrap(), config);
+        let shown = format!("{config:?}");
+        assert!(shown.contains("https://hooks.example:8443/…") && !shown.contains("planted"), "{shown}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_named_without_the_address() {
+        let https = "url = \"https://h.example/planted\"\n";
+        for (text, word) in [
+            (hook("url = \"planted\""), "https://HOST/PATH"),
+            (hook("url = \"ftp://h/planted\""), "https://HOST/PATH"),
+            (hook("url = \"https://u:planted@h/\""), "secret_file"),
+            (hook("url = \"http://h.example/planted\""), "http://h.example without TLS"),
+            (hook(&format!("{https}kinds = [\"backup-fialed\"]")), "`backup-fialed`"),
+            (hook(&format!("{https}secret_file = \"s\"")), "absolute"),
+            (hook(&format!("{https}timeout_ms = 5")), "timeout_ms is 5"),
+            (hook(&format!("{https}retry_first_ms = 1000\nretry_most_ms = 999")), "1000 to 3600000"),
+            (hook(https) + &hook(https), "another one of this name"),
+            (hook(https).replace("ops", "o p"), "1 to 64 letters"),
+            (hook(https).repeat(17), "at most 16"),
+        ] {
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains(word) && !error.contains("planted"), "{text}: {error}");
+        }
+        for url in
+            ["http://127.0.0.1:1/", "http://[::1]/x", "http://localhost/", "http://[::ffff:127.0.0.1]/"]
+        {
+            parse(&hook(&format!("url = \"{url}\""))).unwrap();
+        }
+        parse(&hook("url = \"http://h.example/\"\nallow_http = true")).unwrap();
+    }
+
+    #[test]
+    fn kinds_and_severities_choose() {
+        for (pattern, word, fits) in [
+            ("backup-failed", "backup-failed", true),
+            ("backup", "backup-failed", false),
+            ("*", "x", true),
+            ("*-failed", "verify-failed", true),
+            ("*-failed", "failed", false),
+            ("b*-*d", "backup-failed", true),
+            ("b*-*d", "backup-done", false),
+        ] {
+            assert_eq!(matches(pattern, word), fits, "{pattern} {word}");
+        }
+        let config =
+            parse(&hook("url = \"https://h/\"\nkinds = [\"backup-*\"]\nmin_severity = \"warning\"")).unwrap();
+        let wants = |kind, severity| config.webhook[0].wants(kind, severity);
+        assert!(wants("backup-failed", Severity::Error) && wants("backup-stopped", Severity::Warning));
+        assert!(!wants("backup-done", Severity::Info) && !wants("verify-failed", Severity::Error));
+    }
+}

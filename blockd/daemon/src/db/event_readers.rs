@@ -1,0 +1,95 @@
+//! How far those have come who are told of every event once.
+
+use super::{DbError, number, stored};
+use rusqlite::{OptionalExtension, Transaction, params};
+
+/// Somebody who is told of events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventReader {
+    /// Its name.
+    pub name: String,
+    /// The last event that it has dealt with.
+    pub dealt_with_until: u64,
+}
+
+impl EventReader {
+    /// Takes up exactly these readers where they were. One that was not there begins with what happens from now on, and one that
+    /// is not named is forgotten.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn take_up(tx: &Transaction<'_>, names: &[String]) -> Result<Vec<Self>, DbError> {
+        let newest: Option<u64> = tx
+            .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'events'", [], |row| number(row, 0))
+            .optional()?;
+        let newest = newest.unwrap_or(0);
+        let known: Vec<String> = tx
+            .prepare("SELECT reader FROM event_readers")?
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        for gone in known.iter().filter(|name| !names.contains(name)) {
+            tx.execute("DELETE FROM event_readers WHERE reader = ?1", [gone])?;
+        }
+        let mut readers = Vec::new();
+        for name in names {
+            tx.execute(
+                "INSERT OR IGNORE INTO event_readers (reader, dealt_with_until) VALUES (?1, ?2)",
+                params![name, stored(newest)],
+            )?;
+            let until = tx.query_row(
+                "SELECT dealt_with_until FROM event_readers WHERE reader = ?1",
+                [name],
+                |row| number(row, 0),
+            )?;
+            // A database that was brought back from a copy may know of fewer events.
+            readers.push(Self { name: name.clone(), dealt_with_until: u64::min(until, newest) });
+        }
+        Ok(readers)
+    }
+
+    /// Stores how far it has come.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        let until = stored(self.dealt_with_until);
+        tx.execute(
+            "UPDATE event_readers SET dealt_with_until = ?2 WHERE reader = ?1",
+            params![self.name, until],
+        )?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Db, NewEvent};
+    use super::*;
+    use blockd_api::events::Severity;
+    use jiff::Timestamp;
+
+    #[test]
+    fn readers_begin_now_and_go_on_where_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap();
+        let tell = |tx: &Transaction<'_>| {
+            NewEvent::new(Timestamp::UNIX_EPOCH, Severity::Info, "run-failed", "x").insert(tx)
+        };
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        db.transaction::<_, DbError>(|tx| {
+            let reader = |name: &str, until| EventReader { name: name.to_owned(), dealt_with_until: until };
+            assert_eq!(EventReader::take_up(tx, &names(&["a"]))?, [reader("a", 0)]);
+            tell(tx)?;
+            tell(tx)?;
+            reader("a", 1).put(tx)?;
+            assert_eq!(EventReader::take_up(tx, &names(&["b", "a"]))?, [reader("b", 2), reader("a", 1)]);
+            assert_eq!(EventReader::take_up(tx, &names(&["b"]))?, [reader("b", 2)]);
+            reader("b", 99).put(tx)?;
+            assert_eq!(EventReader::take_up(tx, &names(&["b"]))?, [reader("b", 2)]);
+            // It was forgotten, so it is a new one.
+            assert_eq!(EventReader::take_up(tx, &names(&["a"]))?, [reader("a", 2)]);
+            Ok(())
+        })
+        .unwrap();
+    }
+}

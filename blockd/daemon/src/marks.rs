@@ -1,0 +1,220 @@
+//! How long cloud snapshots stay, as people say: pins, and dates on which they expire.
+//!
+//! Kept in the database of this host. A manifest never changes, and retention is only ever done by the host whose schedules made
+//! the backups: what would delete by itself reads the same database. Whoever deletes by hand on another host is not kept from it.
+
+use crate::{
+    cloudsnaps::{from_api_id, to_api_id},
+    core::Core,
+    db::{Catalog, DbError, Mark, Proof, RunRow, ScheduleRow},
+    error::ServiceError,
+    schedules::engine,
+};
+use blockd_api::{
+    ErrorCode,
+    cloudsnaps::{CloudsnapMark, MarkCloudsnap, StartDelete},
+};
+use blockd_cloud::{CloudsnapId, Manifest, ManifestFilter};
+use blockd_extent::VolumeId;
+use blockd_schedule::{Condition, Retention, Snapshot, decide};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use uuid::Uuid;
+
+/// After how long a store is looked at again in which something has expired that could not be deleted.
+const LOOK_AGAIN: Duration = Duration::from_secs(3_600);
+
+/// When what has expired was last looked at, by credential and volume, and for which cloud snapshots.
+pub(crate) type Looks = HashMap<(Uuid, Uuid, VolumeId), (Instant, BTreeSet<CloudsnapId>)>;
+
+/// Refuses a date that has come already: whatever it is set for would be deleted at once.
+pub(crate) fn refuse_past(expires: Option<Timestamp>) -> Result<(), ServiceError> {
+    match expires {
+        Some(expires) if expires <= Timestamp::now() => {
+            let message = format!("{expires} is past: give a date on which it is to be deleted");
+            Err(ServiceError::refused(ErrorCode::InvalidRequest, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Core {
+    /// Says how long a cloud snapshot stays.
+    ///
+    /// # Errors
+    /// There is none of this id, it is being deleted, or the date is past.
+    pub async fn mark_cloudsnap(&self, request: &MarkCloudsnap) -> Result<CloudsnapMark, ServiceError> {
+        let invalid = |message: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        if request.expires.is_some() && request.never_expires {
+            return invalid("expires and neverExpires contradict each other");
+        }
+        if request.pinned.is_none() && request.expires.is_none() && !request.never_expires {
+            return invalid("say what is to be changed: pinned, expires or neverExpires");
+        }
+        refuse_past(request.expires)?;
+        let id = from_api_id(&request.snap);
+        let (credential, _) = self.find_manifest(&id, request.cred_id.as_ref()).await?;
+        // A deletion looks for pins under the same lock.
+        let _admission = self.admission.lock().await;
+        self.refuse_if_deleting(&id).await?;
+        let request = request.clone();
+        let stored = self.db.run(move |tx| -> Result<_, DbError> {
+            let new = Mark { cloudsnap: id, credential: credential.uuid, pinned: false, expires: None };
+            let mut mark = Mark::find(tx, &id)?.unwrap_or(new);
+            mark.credential = credential.uuid;
+            mark.pinned = request.pinned.unwrap_or(mark.pinned);
+            mark.expires = if request.never_expires { None } else { request.expires.or(mark.expires) };
+            mark.put(tx)?;
+            Ok(mark)
+        });
+        let Mark { pinned, expires, .. } = stored.await?;
+        tracing::info!(cloudsnap = %id, pinned, expires = expires.map(tracing::field::display), "marked");
+        // Its schedules judge anew.
+        self.scheduler.wake();
+        Ok(CloudsnapMark { id: to_api_id(&id), pinned, expires })
+    }
+
+    /// Refuses what somebody said stays. Under the admission lock.
+    pub(crate) async fn refuse_if_pinned(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+        let wanted = *id;
+        let mark = self.db.run(move |tx| Mark::find(tx, &wanted)).await?;
+        if mark.is_some_and(|mark| mark.pinned) {
+            let message = format!("cloud snapshot {id} is pinned: unpin it first, or delete it by force");
+            return Err(ServiceError::refused(ErrorCode::CloudsnapPinned, message));
+        }
+        Ok(())
+    }
+
+    /// Starts the deletion of what has expired and was made by no schedule; the schedules judge their own. The last good backup
+    /// of a volume in a place is never deleted, and none while the newest is known to be damaged.
+    pub(crate) async fn delete_expired(
+        self: &Arc<Self>,
+        now: Timestamp,
+        looks: &mut Looks,
+    ) -> Result<(), ServiceError> {
+        let mut expired: HashMap<_, BTreeSet<CloudsnapId>> = HashMap::new();
+        for mark in self.db.run(move |tx| expired_by_hand(tx, now)).await? {
+            let id = mark.cloudsnap;
+            expired.entry((mark.credential, id.cluster, id.volume)).or_default().insert(id);
+        }
+        looks.retain(|of, _| expired.contains_key(of));
+        for (of, ids) in expired {
+            // The same again needs no look at the store every minute.
+            if looks.get(&of).is_some_and(|(at, known)| at.elapsed() < LOOK_AGAIN && *known == ids) {
+                continue;
+            }
+            looks.insert(of, (Instant::now(), ids.clone()));
+            let (credential, cluster, volume) = of;
+            let filter = ManifestFilter { cluster: Some(cluster), volume: Some(volume) };
+            if let Err(error) = self.delete_expired_of(credential, &filter, &ids, now).await {
+                if matches!(error, ServiceError::Stopping) {
+                    return Err(error);
+                }
+                // The store may be away.
+                tracing::warn!(%volume, %error, "what has expired is not deleted yet");
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_expired_of(
+        self: &Arc<Self>,
+        credential: Uuid,
+        filter: &ManifestFilter,
+        ids: &BTreeSet<CloudsnapId>,
+        now: Timestamp,
+    ) -> Result<(), ServiceError> {
+        let (repository, _) = self.task_repository(credential).await?;
+        // The directory of a disk that is not mounted is empty, and says that nothing is there.
+        repository.prove_key_slot().await?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let listed = Box::pin(repository.list_manifests(filter, &catalog)).await?;
+        // One that cannot be read counts as nothing: less is deleted then.
+        let manifests: Vec<Manifest> = listed.into_iter().filter_map(|item| item.manifest.ok()).collect();
+        let known = self.db.run(move |tx| -> Result<_, DbError> {
+            Ok((Proof::all(tx, credential)?, Mark::all(tx)?, engine::in_use(tx)?))
+        });
+        let (proofs, marks, used) = known.await?;
+        let proofs: BTreeMap<CloudsnapId, Proof> =
+            proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+        let snapshots: Vec<_> = manifests
+            .iter()
+            .map(|manifest| {
+                let id = manifest.id();
+                let mark = marks.of(&id);
+                Snapshot {
+                    id,
+                    created: manifest.created,
+                    condition: match used.contains(&(credential, id.to_string())) {
+                        true => Condition::InUse,
+                        false => Condition::Done,
+                    },
+                    health: engine::health(proofs.get(&id)),
+                    pinned: mark.is_some_and(|mark| mark.pinned),
+                    expires: mark.and_then(|mark| mark.expires),
+                }
+            })
+            .collect();
+        let is_meant = |id: &CloudsnapId| {
+            ids.iter()
+                .any(|one| (one.cluster, one.volume, one.snapshot) == (id.cluster, id.volume, id.snapshot))
+        };
+        for (id, verdict) in decide(&snapshots, &Retention::default(), now) {
+            if !is_meant(&id) {
+                continue;
+            }
+            if !verdict.is_delete() {
+                tracing::info!(cloudsnap = %id, %verdict, "it has expired, and stays");
+                continue;
+            }
+            let request = StartDelete::of(to_api_id(&id)).under(credential);
+            let started = self.start_delete(&request).await?;
+            tracing::info!(cloudsnap = %id, task = %started.task, %verdict, "not kept any more");
+        }
+        let gone: Vec<CloudsnapId> = ids
+            .iter()
+            .filter(|one| !manifests.iter().any(|manifest| manifest.snapshot == one.snapshot))
+            .copied()
+            .collect();
+        self.forget_marks_of(&repository, gone).await
+    }
+
+    /// Forgets the marks of what is not in its store any more.
+    async fn forget_marks_of(
+        &self,
+        repository: &blockd_cloud::Repository,
+        ids: Vec<CloudsnapId>,
+    ) -> Result<(), ServiceError> {
+        for id in ids {
+            // A listing may lag behind, and may hold what cannot be read.
+            for incremental in [false, true] {
+                match Box::pin(repository.manifest(&CloudsnapId { incremental, ..id })).await {
+                    Err(blockd_cloud::CloudError::SnapshotNotFound { .. }) => {}
+                    _ => return Ok(()),
+                }
+            }
+            self.db.run(move |tx| Mark::remove(tx, &id)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The expired ones that no schedule judges.
+fn expired_by_hand(tx: &rusqlite::Transaction<'_>, now: Timestamp) -> Result<Vec<Mark>, DbError> {
+    let marks = Mark::all(tx)?;
+    let mut expired: Vec<Mark> = marks.expired(now).copied().collect();
+    if expired.is_empty() {
+        return Ok(expired);
+    }
+    let mut scheduled = HashSet::new();
+    for schedule in ScheduleRow::all(tx)? {
+        let runs = RunRow::kept(tx, schedule.uuid)?;
+        scheduled.extend(runs.iter().filter_map(|run| Some(run.cloudsnap.as_ref()?.snapshot)));
+    }
+    expired.retain(|mark| !scheduled.contains(&mark.cloudsnap.snapshot));
+    Ok(expired)
+}

@@ -1,0 +1,108 @@
+//! The program itself under something that looks like systemd: its log and its events go to the journal, with fields.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_api::{
+    Client,
+    cloudsnaps::StartBackup,
+    credentials::{Connection, CreateCredential, ProviderRequest},
+    volumes::CreateVolume,
+};
+use std::{
+    fs::File,
+    os::unix::{fs::MetadataExt, net::UnixDatagram},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// The journal is where it always is, in a namespace of the daemon's own.
+const SCRIPT: &str = r#"
+    mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal &&
+    mount --bind "$1" /run/systemd/journal && shift && exec "$@""#;
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(dir: &Path, args: &[&str]) -> Running {
+    let log = File::create(dir.join("log")).unwrap();
+    let found = log.metadata().unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT, "sh"]).arg(dir.join("journal"));
+    command.arg(env!("CARGO_BIN_EXE_blockd")).arg("--data-dir").arg(dir.join("data"));
+    command.args(["--config", "/dev/null"]).args(args).stdin(Stdio::null()).stderr(log);
+    for name in ["BLOCKD_LOG", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY"] {
+        command.env_remove(name);
+    }
+    command.env("JOURNAL_STREAM", format!("{}:{}", found.dev(), found.ino()));
+    Running(command.spawn().unwrap())
+}
+
+/// The next record that has this in it.
+fn record(journal: &UnixDatagram, part: &str, log: &Path) -> String {
+    let until = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < until {
+        let mut bytes = vec![0; 64 << 10];
+        let Ok(len) = journal.recv(&mut bytes) else { continue };
+        let text = String::from_utf8_lossy(&bytes[..len]).into_owned();
+        if text.contains(part) {
+            return text;
+        }
+    }
+    panic!("no record has {part}: {}", std::fs::read_to_string(log).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_and_events_go_to_the_journal_that_stderr_is() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("journal")).unwrap();
+    let journal = UnixDatagram::bind(dir.path().join("journal/socket")).unwrap();
+    journal.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let log = dir.path().join("log");
+    let running = start(dir.path(), &[]);
+    let ready = record(&journal, "MESSAGE=ready ", &log);
+    assert!(ready.contains("\nPRIORITY=6\n") && ready.contains("\nSYSLOG_IDENTIFIER=blockd\n"), "{ready}");
+    assert!(ready.contains("\nBLOCKD_VOLUMES=0\n"), "{ready}");
+
+    let client = Client::new(dir.path().join("data/blockd.sock"));
+    let size_bytes = 8 << 20;
+    let volume =
+        CreateVolume { name: "db".parse().unwrap(), size_bytes, labels: Default::default(), group: None };
+    client.create_volume(&volume).await.unwrap();
+    let path = dir.path().join("store");
+    std::fs::create_dir(&path).unwrap();
+    let credential = CreateCredential {
+        name: "nas".parse().unwrap(),
+        provider: ProviderRequest::Local { path },
+        connection: Connection::default(),
+        encryption_passphrase: None,
+    };
+    client.create_credential(&credential).await.unwrap();
+    let started = client.start_backup(&StartBackup::of("db".parse().unwrap())).await.unwrap();
+    let done = record(&journal, "\nEVENT=backup-done\n", &log);
+    for field in [
+        "MESSAGE_ID=7093a1b723a24469bc3beaea9d45105f".to_owned(),
+        "VOLUME=db".to_owned(),
+        "CREDENTIAL=nas".to_owned(),
+        format!("TASK={}", started.task),
+    ] {
+        assert!(done.lines().any(|line| line == field), "{field} in {done}");
+    }
+    assert!(done.contains("\nSNAPSHOT="), "{done}");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "", "nothing is said twice");
+    drop(running);
+
+    // Whoever wants it otherwise has it otherwise.
+    let running = start(dir.path(), &["--log-format", "json"]);
+    let until = Instant::now() + Duration::from_secs(60);
+    while !std::fs::read_to_string(&log).unwrap().contains("\"message\":\"ready\"") {
+        assert!(Instant::now() < until, "{}", std::fs::read_to_string(&log).unwrap());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(running);
+}

@@ -1,0 +1,135 @@
+//! `blockctl cloudsnap pin`, `unpin` and `expire`
+
+use super::cloudsnap::CredentialArg;
+use blockd_api::cloudsnaps::CloudsnapId;
+use clap::Args;
+use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
+
+pub const PIN_HELP: &str = "\
+No schedule and no date deletes what is pinned, and `cloudsnap delete` does so only with --force. The pin is kept by this blockd, \
+whose schedules go by it; another host with the same bucket knows nothing of it.
+
+Examples:
+  blockctl cloudsnap pin --snap ID
+  blockctl -j cs pin --snap ID --cred-id nas";
+
+pub const UNPIN_HELP: &str = "\
+Rules and dates hold again.
+
+Examples:
+  blockctl cloudsnap unpin --snap ID";
+
+pub const EXPIRE_HELP: &str = "\
+Until the date no rule deletes it, and from then on none keeps it. It is deleted then, also if no schedule made it; but never \
+the last good one of its volume. The date is kept by this blockd, as a pin is.
+
+Examples:
+  blockctl cloudsnap expire --snap ID --at 2027-01-31
+  blockctl cs expire --snap ID --at 30d
+  blockctl cs expire --snap ID --never";
+
+/// `cloudsnap pin` and `unpin`
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// Id of the cloud snapshot
+    #[arg(short, long, value_name = "ID")]
+    pub snap: CloudsnapId,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+}
+
+/// `cloudsnap expire`
+#[derive(Debug, Args)]
+pub struct ExpireArgs {
+    /// Id of the cloud snapshot
+    #[arg(short, long, value_name = "ID")]
+    pub snap: CloudsnapId,
+    /// A date or a time in UTC, or a number of hours, days or weeks from now on: 2027-01-31, 2027-01-31T12:00:00Z, 30d
+    #[arg(long, value_name = "DATE", required_unless_present = "never", value_parser = expiry)]
+    pub at: Option<Timestamp>,
+    /// It does not expire
+    #[arg(long, conflicts_with = "at")]
+    pub never: bool,
+    /// Where it is kept.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+}
+
+/// How long a backup stays that is made.
+#[derive(Debug, Args)]
+pub struct KeepArgs {
+    /// When it is to be deleted: a date or a time in UTC, or a number of hours, days or weeks from now on, such as 30d
+    #[arg(long, value_name = "DATE", value_parser = expiry)]
+    pub expires: Option<Timestamp>,
+    /// Keep it whatever rules and dates say, as `cloudsnap pin` does
+    #[arg(long)]
+    pub pin: bool,
+}
+
+fn expiry(text: &str) -> Result<Timestamp, String> {
+    expiry_from(text, Timestamp::now())
+}
+
+fn expiry_from(text: &str, now: Timestamp) -> Result<Timestamp, String> {
+    let wrong = || {
+        "expected a date such as 2027-01-31, a time such as 2027-01-31T12:00:00Z, or a number of hours, days or weeks such as 12h, 30d or 8w"
+            .to_owned()
+    };
+    if let Ok(date) = text.parse::<Date>()
+        && text.len() == "2027-01-31".len()
+    {
+        return date.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp()).map_err(|_| wrong());
+    }
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(at);
+    }
+    let hours = [('h', 1), ('d', 24), ('w', 7 * 24)];
+    let (count, hours) =
+        hours.iter().find_map(|(unit, hours)| Some((text.strip_suffix(*unit)?, *hours))).ok_or_else(wrong)?;
+    // Ten thousand years are more than anybody means.
+    let count: u32 = count.parse().ok().filter(|count| (1..=1_000_000).contains(count)).ok_or_else(wrong)?;
+    now.checked_add(SignedDuration::from_hours(i64::from(count) * hours)).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::parse;
+
+    #[test]
+    fn dates_are_taken_as_people_write_them() {
+        let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+        for (text, at) in [
+            ("2027-01-31", "2027-01-31T00:00:00Z"),
+            ("2027-01-31T12:00:00Z", "2027-01-31T12:00:00Z"),
+            ("2027-01-31T12:00:00+02:00", "2027-01-31T10:00:00Z"),
+            ("12h", "2026-11-23T00:00:00Z"),
+            ("30d", "2026-12-22T12:00:00Z"),
+            ("1w", "2026-11-29T12:00:00Z"),
+        ] {
+            assert_eq!(expiry_from(text, now).unwrap().to_string(), at, "{text}");
+        }
+        for bad in
+            ["", "d", "0d", "-1d", "1.5d", "30", "30m", "tomorrow", "2027-02-30", "999999999d", "1000000w"]
+        {
+            assert!(expiry_from(bad, now).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_date_or_never_is_wanted() {
+        let id = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
+        for line in
+            ["expire --snap ID --at 30d", "expire -s ID --never", "pin -s ID --cr nas", "unpin --snap ID"]
+        {
+            parse(&format!("cs {}", line.replace("ID", id))).unwrap();
+        }
+        for line in
+            ["expire --snap ID", "expire --snap ID --at 30d --never", "expire --snap ID --at x", "pin"]
+        {
+            let error = parse(&format!("cs {}", line.replace("ID", id))).map(drop).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `blockctl top`
+
+mod picture;
+mod screen;
+
+use super::{Context, counted, or_dash};
+use crate::{
+    cli::top::TopArgs,
+    failure::{EXIT_DONE, Failure},
+};
+use blockd_api::ClientError;
+use picture::{Looks, Picture};
+use rustix::process::{Signal, getpid, kill_process};
+use screen::Screen;
+use std::{
+    io::{self, IsTerminal, Stdout, Write},
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{Signal as Signals, SignalKind, signal},
+    time::sleep,
+};
+
+pub async fn run(context: &Context<'_>, args: TopArgs) -> Result<u8, Failure> {
+    let mut looks = Looks::new(context.client.activity().await?);
+    if args.once {
+        sleep(args.interval).await;
+        let picture = looks.next(context.client.activity().await?, args.sort);
+        match context.output.is_json() {
+            true => context.output.document(&picture)?,
+            false => context.output.raw(picture.render(context.output.is_colored()).as_bytes())?,
+        }
+        return Ok(EXIT_DONE);
+    }
+    let is_drawn = !context.output.is_json() && io::stdout().is_terminal();
+    if is_drawn { draw(context, looks, &args).await } else { print(context, looks, &args).await }
+}
+
+/// Prints one picture after the other, until somebody ends it or nobody reads.
+async fn print(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Result<u8, Failure> {
+    let mut is_first = true;
+    loop {
+        sleep(args.interval).await;
+        let picture = looks.next(context.client.activity().await?, args.sort);
+        let text = match context.output.is_json() {
+            true => line(&picture)?,
+            false if is_first => picture.render(context.output.is_colored()),
+            false => "\n".to_owned() + &picture.render(context.output.is_colored()),
+        };
+        is_first = false;
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Ok(()) => {}
+            // Who reads has seen enough, as `head` does.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(EXIT_DONE),
+            Err(source) => return Err(Failure::Stdout { source }),
+        }
+    }
+}
+
+fn line(picture: &Picture) -> Result<String, Failure> {
+    let text = serde_json::to_string(picture).map_err(|error| Failure::Stdout { source: error.into() })?;
+    Ok(text + "\n")
+}
+
+/// What somebody wants of a program that draws.
+enum Wish {
+    End,
+    Rest,
+}
+
+struct Wishes {
+    ends: [Signals; 3],
+    rest: Signals,
+}
+
+impl Wishes {
+    fn new() -> io::Result<Self> {
+        let ends = [
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ];
+        Ok(Self { ends, rest: signal(SignalKind::from_raw(Signal::TSTP.as_raw()))? })
+    }
+
+    async fn next(&mut self) -> Wish {
+        let [interrupt, terminate, hangup] = &mut self.ends;
+        tokio::select! {
+            _ = interrupt.recv() => Wish::End,
+            _ = terminate.recv() => Wish::End,
+            _ = hangup.recv() => Wish::End,
+            _ = self.rest.recv() => Wish::Rest,
+        }
+    }
+}
+
+/// Draws on the terminal until somebody ends it. A daemon that is away is waited for.
+async fn draw(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Result<u8, Failure> {
+    let mut wishes = Wishes::new().map_err(|source| Failure::Runtime { source })?;
+    let failed = |source| Failure::Stdout { source };
+    let enter = || Screen::<Stdout>::enter(io::stdout()).map_err(failed);
+    let mut screen = enter()?;
+    // The first picture comes soon.
+    let mut wait = args.interval.min(Duration::from_millis(500));
+    loop {
+        let look = async {
+            sleep(wait).await;
+            context.client.activity().await
+        };
+        let seen = tokio::select! {
+            wish = wishes.next() => match wish {
+                Wish::End => return Ok(EXIT_DONE),
+                Wish::Rest => {
+                    drop(screen);
+                    // The shell has the terminal until it lets this go on.
+                    let _ = kill_process(getpid(), Signal::STOP);
+                    screen = enter()?;
+                    continue;
+                }
+            },
+            seen = look => seen,
+        };
+        wait = args.interval;
+        let text = match seen {
+            Ok(activity) => looks.next(activity, args.sort).render(context.output.is_colored()),
+            Err(error) => away(&error),
+        };
+        screen.show(&text).map_err(failed)?;
+    }
+}
+
+fn away(error: &ClientError) -> String {
+    crate::output::printable(&error.to_string()) + "\n"
+}

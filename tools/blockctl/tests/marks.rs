@@ -1,0 +1,62 @@
+//! Pins and dates, as they are asked for and shown.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Fake, TASK, cloudsnap, fail, ok, snap};
+
+#[test]
+fn what_stays_is_said_and_shown() {
+    let mark = |pinned: bool, expires: Value| {
+        ok(json!({ "id": snap("59-61"), "pinned": pinned, "expires": expires }))
+    };
+    let (mut pinned, mut dated) = (cloudsnap("59-61"), cloudsnap("59-62-incr"));
+    pinned["Metadata"]["pinned"] = json!("true");
+    pinned["Metadata"]["expires"] = json!("Sun, 31 Jan 2027 00:00:00 UTC");
+    dated["Metadata"]["expires"] = json!("Sun, 31 Jan 2027 00:00:00 UTC");
+    let list = json!({
+        "cloudsnaps": [pinned, dated, cloudsnap("59-63-incr")], "damaged": [], "failedCredentials": [], "total": 3,
+    });
+    let fake = Fake::start(vec![
+        ("POST /v1/cloudsnaps/mark", mark(true, Value::Null)),
+        ("POST /v1/cloudsnaps/mark", mark(false, Value::Null)),
+        ("POST /v1/cloudsnaps/mark", mark(false, json!("2027-01-31T00:00:00Z"))),
+        ("POST /v1/cloudsnaps/mark", mark(true, json!("2027-01-31T00:00:00Z"))),
+        ("GET /v1/cloudsnaps", ok(list)),
+        ("POST /v1/cloudsnaps/delete", fail(409, "cloudsnap_pinned", "it is pinned")),
+        ("POST /v1/cloudsnaps/delete", ok(json!({ "task": TASK }))),
+        ("POST /v1/cloudsnaps/backup", ok(json!({ "task": TASK }))),
+    ]);
+    let id = snap("59-61");
+    let told = |line: &str| fake.run(&line.replace("ID", &id)).stdout;
+    assert_eq!(told("cs pin --snap ID --cr nas"), format!("Cloudsnap {id} is pinned.\n"));
+    assert_eq!(told("cs unpin --snap ID"), format!("Cloudsnap {id} is kept as rules say.\n"));
+    assert_eq!(
+        told("cs expire --snap ID --at 2027-01-31"),
+        format!("Cloudsnap {id} expires on Sun, 31 Jan 2027 00:00:00 UTC.\n")
+    );
+    assert!(told("cs expire --snap ID --never").contains("is pinned; without that it would expire on"));
+    let asked: Vec<Value> = fake.seen().into_iter().map(|seen| seen.body).collect();
+    assert_eq!(
+        asked,
+        [
+            json!({"snap": id, "credId": "nas", "pinned": true}),
+            json!({"snap": id, "credId": null, "pinned": false}),
+            json!({"snap": id, "credId": null, "expires": "2027-01-31T00:00:00Z"}),
+            json!({"snap": id, "credId": null, "neverExpires": true}),
+        ]
+    );
+    let table = told("cs list");
+    let kept: Vec<&str> = table.lines().map(|line| line.rsplit("   ").next().unwrap().trim()).collect();
+    assert_eq!(kept, ["KEPT", "pinned", "until Sun, 31 Jan 2027 00:00:00 UTC", "-"]);
+
+    let refused = fake.run(&format!("-j cs delete --snap {id}"));
+    assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (5, Some("cloudsnap_pinned")));
+    assert_eq!(fake.run(&format!("cs delete --force --snap {id}")).status, 0);
+    assert_eq!(fake.seen().last().unwrap().body, json!({"snap": id, "credId": null, "force": true}));
+    fake.run("cs backup db --expires 2027-01-31 --pin");
+    let body = fake.seen().last().unwrap().body.clone();
+    assert_eq!((&body["expires"], &body["pinned"]), (&json!("2027-01-31T00:00:00Z"), &json!(true)));
+}
