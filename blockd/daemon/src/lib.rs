@@ -4,6 +4,7 @@
 //! `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http` serves.
 
 mod access;
+pub mod activation;
 pub mod allocator;
 pub mod attachments;
 mod backups;
@@ -23,6 +24,7 @@ pub mod error;
 mod events;
 mod exports;
 mod files;
+pub mod generate;
 mod groups;
 mod http;
 pub mod lazy;
@@ -49,3 +51,4 @@ mod snapshots;
 pub mod tasks;
 mod upkeep;
 mod volumes;
+mod watchdog;
