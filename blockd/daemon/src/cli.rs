@@ -1,6 +1,9 @@
 //! The command line of `blockd`. What is given here wins over the configuration file, which wins over defaults.
 
-use crate::config::{LogFormat, NbdAddress};
+use crate::{
+    config::{LogFormat, NbdAddress},
+    generate::Generate,
+};
 use clap::Parser;
 use std::path::PathBuf;
 
@@ -53,6 +56,10 @@ pub struct Cli {
     /// How long it stays frozen at most, in milliseconds
     #[arg(long, hide = true, default_value_t = 0)]
     pub hold_patience_ms: u64,
+
+    /// Print what packages bring beside the program, and exit; not for people
+    #[arg(long, hide = true, value_name = "WHAT")]
+    pub generate: Option<Generate>,
 
     /// Print the configuration that would be used, as TOML, and exit
     #[arg(long)]
@@ -145,6 +152,8 @@ Environment:
   CREDENTIALS_DIRECTORY  if it holds a file blockd.key (32 bytes), that is the key which seals stored secrets
   JOURNAL_STREAM         says whether stderr goes to the journal of systemd
   NOTIFY_SOCKET          readiness and stopping are told to systemd there
+  LISTEN_PID, LISTEN_FDS  sockets of the control API that systemd made are served, if their addresses are configured
+  WATCHDOG_USEC          systemd is told three times within this time that the daemon is alive
 
 Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong. With --check-volumes: 0 nothing
 is wrong, 1 something is wrong with a volume or the database, 2 as before, 3 nothing was checked.";

@@ -3,6 +3,7 @@
 //! What is served beside the own socket is there for convenience: where it cannot be, that is an error in the log, and volumes are served all the same.
 
 use crate::{
+    activation::Passed,
     config::{ControlSocket, NbdAddress},
     core::Core,
     daemon::{DaemonError, check_socket_path, file_error, remove_socket, with_sources},
@@ -39,14 +40,17 @@ impl Control {
     ///
     /// # Errors
     /// The daemon's own socket cannot be made.
-    pub(crate) async fn start(core: &Arc<Core>, stop: &CancelToken) -> Result<Self, DaemonError> {
+    pub(crate) async fn start(
+        core: &Arc<Core>,
+        stop: &CancelToken,
+        mut passed: Passed,
+    ) -> Result<Self, DaemonError> {
         let config = &core.config.control;
         let router = http::router(Arc::clone(core));
         let mut this = Self { servers: JoinSet::new(), sockets: Vec::new(), identity: None };
         for socket in &config.sockets {
-            match listen_for_group(core, socket) {
+            match this.listen_for_group(core, socket, &mut passed) {
                 Ok(listener) => {
-                    this.note_socket(&socket.path);
                     let caller = Caller { role: Some(socket.role), name: format!("group {}", socket.group) };
                     this.servers.spawn(serve(listener, caller, router.clone(), stop.clone()));
                 }
@@ -62,10 +66,36 @@ impl Control {
         }
         // Last: whoever finds it finds all the others, too.
         let own = core.control_socket();
-        let listener = listen(&own)?;
-        this.note_socket(&own);
+        let listener = match passed.at(&own) {
+            Some(listener) => UnixListener::from_std(listener).map_err(file_error("listen at", &own))?,
+            None => {
+                let listener = listen(&own)?;
+                this.note_socket(&own);
+                listener
+            }
+        };
         this.servers.spawn(serve(listener, Caller::owner(), router, stop.clone()));
+        for problem in passed.into_problems() {
+            tracing::warn!(%problem, "a socket that systemd passed is not served");
+        }
         Ok(this)
+    }
+
+    /// Listens for the members of a group; at the socket that systemd made for them, if there is one.
+    fn listen_for_group(
+        &mut self,
+        core: &Core,
+        socket: &ControlSocket,
+        passed: &mut Passed,
+    ) -> Result<UnixListener, DaemonError> {
+        let path = &socket.path;
+        if let Some(listener) = passed.at(path) {
+            refuse_wrong_owner(socket).map_err(file_error("listen at", path))?;
+            return UnixListener::from_std(listener).map_err(file_error("listen at", path));
+        }
+        let listener = listen_for_group(core, socket)?;
+        self.note_socket(path);
+        Ok(listener)
     }
 
     async fn listen_to_others(
@@ -168,6 +198,19 @@ fn make_group_socket(socket: &ControlSocket) -> Result<UnixListener, DaemonError
     }
     set_mode(path, 0o660)?;
     Ok(listener)
+}
+
+/// A role is given to a group, and to nobody else whom systemd may have made the socket for.
+fn refuse_wrong_owner(socket: &ControlSocket) -> std::io::Result<()> {
+    let gid = find_group(&socket.group)?;
+    let found = std::fs::symlink_metadata(&socket.path)?;
+    if found.gid() != gid.as_raw() || found.mode() & 0o007 != 0 {
+        let group = &socket.group;
+        return Err(std::io::Error::other(format!(
+            "systemd passed a socket that is not for group {group} only: SocketGroup={group} and SocketMode=0660 belong into its unit"
+        )));
+    }
+    Ok(())
 }
 
 /// Whoever can write to the directory of a socket could put something else in its place.

@@ -4,6 +4,7 @@
 //! requests, tasks to rest at a point they can go on from, no more NBD, merging, then the volumes are flushed and closed.
 
 use crate::{
+    activation::Passed,
     attachments::{Attachments, System},
     browse::Browse,
     config::{Config, ConfigError, LogFormat},
@@ -22,7 +23,7 @@ use crate::{
     registry::EntryState,
     secrets::Secrets,
     tasks::Tasks,
-    upkeep,
+    upkeep, watchdog,
 };
 use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, TlsError};
@@ -143,6 +144,7 @@ pub struct Daemon {
     upkeep: JoinHandle<()>,
     webhooks: JoinHandle<()>,
     scheduler: JoinHandle<()>,
+    watchdog: Option<JoinHandle<()>>,
     _lock: DirLock,
 }
 
@@ -158,12 +160,34 @@ impl Daemon {
     /// # Errors
     /// The directory is in use, or something in it, or a socket, cannot be used.
     pub async fn start(config: Config, after_power_loss: bool) -> Result<Self, DaemonError> {
-        Self::start_on(System::default(), config, after_power_loss).await
+        Self::start_with(Passed::default(), config, after_power_loss).await
+    }
+
+    /// [`start`](Self::start), with sockets that systemd passed.
+    ///
+    /// # Errors
+    /// As those of `start`.
+    pub async fn start_with(
+        passed: Passed,
+        config: Config,
+        after_power_loss: bool,
+    ) -> Result<Self, DaemonError> {
+        Self::start_all(System::default(), passed, config, after_power_loss).await
     }
 
     /// [`start`](Self::start) on a system that may be another than the one that this runs on.
+    #[cfg(test)]
     pub(crate) async fn start_on(
         system: System,
+        config: Config,
+        after_power_loss: bool,
+    ) -> Result<Self, DaemonError> {
+        Self::start_all(system, Passed::default(), config, after_power_loss).await
+    }
+
+    async fn start_all(
+        system: System,
+        passed: Passed,
         config: Config,
         after_power_loss: bool,
     ) -> Result<Self, DaemonError> {
@@ -193,7 +217,7 @@ impl Daemon {
         core.let_go_of_what_is_at_rest();
         core.start_browsing();
         let http_stop = CancelToken::new();
-        let control = Control::start(&core, &http_stop).await?;
+        let control = Control::start(&core, &http_stop, passed).await?;
         let certificates = Certificates::new([identity, control.identity.clone()]);
         let metrics = match config.metrics.listen {
             Some(address) => Some(serve_metrics(&core, address, http_stop.clone()).await?),
@@ -215,6 +239,7 @@ impl Daemon {
         }
         let scheduler = crate::schedules::start(Arc::clone(&core));
         notify(sd_notify::NotifyState::Ready);
+        let watchdog = watchdog::start();
         tracing::info!(
             data_dir = %core.data_dir.display(),
             cluster = %core.cluster,
@@ -236,6 +261,7 @@ impl Daemon {
             upkeep,
             webhooks,
             scheduler,
+            watchdog,
             _lock: lock,
         })
     }
@@ -277,6 +303,7 @@ impl Daemon {
             upkeep,
             webhooks,
             scheduler,
+            watchdog,
             _lock: lock,
             ..
         } = self;
@@ -350,6 +377,9 @@ impl Daemon {
         drop(control);
         drop(core);
         drop(lock);
+        if let Some(watchdog) = watchdog {
+            watchdog.abort();
+        }
         if problems.is_empty() {
             tracing::info!("stopped");
             Ok(())
@@ -511,7 +541,7 @@ async fn serve_metrics(
     Ok(tokio::spawn(http::metrics::serve(listener, Arc::clone(core), stop)))
 }
 
-fn notify(state: sd_notify::NotifyState<'_>) {
+pub(crate) fn notify(state: sd_notify::NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "systemd is not told");
     }

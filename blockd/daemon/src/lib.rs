@@ -4,6 +4,7 @@
 //! `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http` serves.
 
 mod access;
+pub mod activation;
 mod activity;
 pub mod allocator;
 pub mod attachments;
@@ -24,6 +25,7 @@ pub mod error;
 mod events;
 mod exports;
 mod files;
+pub mod generate;
 mod groups;
 mod http;
 pub mod lazy;
@@ -51,4 +53,5 @@ mod snapshots;
 pub mod tasks;
 mod upkeep;
 mod volumes;
+mod watchdog;
 mod webhooks;

@@ -2,6 +2,7 @@
 //! it on SIGTERM or SIGINT.
 
 use blockd::{
+    activation::Passed,
     check::{CheckFormat, check_volumes},
     cli::Cli,
     config::Config,
@@ -29,9 +30,17 @@ fn failed(error: &dyn std::error::Error, status: u8) -> ExitCode {
 }
 
 fn main() -> ExitCode {
+    // Before any other file is opened.
+    let passed = Passed::take();
     let cli = Cli::parse();
     if let Some(mount) = &cli.hold_filesystem {
         return match hold_filesystem(mount, Duration::from_millis(cli.hold_patience_ms)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error, 1),
+        };
+    }
+    if let Some(what) = cli.generate {
+        return match what.write(&mut std::io::stdout().lock()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),
         };
@@ -64,7 +73,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error, 1),
     };
-    let result = runtime.block_on(serve(config, cli.after_power_loss));
+    let result = runtime.block_on(serve(passed, config, cli.after_power_loss));
     // Whatever still blocks has been told to stop and is not waited for: everything that matters is durable.
     runtime.shutdown_background();
     match result {
@@ -73,12 +82,16 @@ fn main() -> ExitCode {
     }
 }
 
-async fn serve(config: Config, after_power_loss: bool) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(
+    passed: Passed,
+    config: Config,
+    after_power_loss: bool,
+) -> Result<(), Box<dyn std::error::Error>> {
     // Before the start, so that a signal during a long one is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let daemon = Daemon::start(config, after_power_loss).await?;
+    let daemon = Daemon::start_with(passed, config, after_power_loss).await?;
     let mut result = Ok(());
     loop {
         tokio::select! {

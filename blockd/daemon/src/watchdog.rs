@@ -1,0 +1,49 @@
+//! Telling systemd's watchdog that the daemon is alive.
+//!
+//! What is told is that the runtime, which the control API, the scheduler and all tasks run on, still takes turns. A disk or a store that
+//! does not answer keeps nobody from that: to be started again would not mend them, and would cut off all who wait.
+
+use std::time::Duration;
+use tokio::{
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval},
+};
+
+/// How often it is told within the time after which the daemon is taken for dead.
+const TIMES: u32 = 3;
+/// However short that time is.
+const PERIOD_LEAST: Duration = Duration::from_millis(1);
+
+/// Tells it until the task is aborted; nothing where no watchdog waits for that.
+pub(crate) fn start() -> Option<JoinHandle<()>> {
+    let patience = sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero())?;
+    Some(tokio::spawn(tell(patience, || crate::daemon::notify(sd_notify::NotifyState::Watchdog))))
+}
+
+async fn tell(patience: Duration, alive: impl Fn()) {
+    let mut turns = interval((patience / TIMES).max(PERIOD_LEAST));
+    // After a standstill once is enough.
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        turns.tick().await;
+        alive();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_told_three_times_within_the_patience() {
+        let told = AtomicUsize::new(0);
+        let telling = tell(Duration::from_secs(60), || {
+            told.fetch_add(1, Ordering::Relaxed);
+        });
+        let over = tokio::time::timeout(Duration::from_secs(59), telling).await;
+        assert!(over.is_err(), "it goes on");
+        // At once, after 20 s, after 40 s.
+        assert_eq!(told.load(Ordering::Relaxed), 3);
+    }
+}

@@ -1,0 +1,89 @@
+# What is done with the package on a system that systemd runs; begun by systemd_host.sh, with one.deb and two.deb in /tmp.
+# shellcheck shell=bash
+cd /tmp || exit
+main_pid() { systemctl show --property MainPID --value blockd.service; }
+state() { systemctl is-active blockd.socket blockd.service | tr '\n' ' '; }
+is() { [ "$1" = "$2" ] || { echo "it is '$1' and not '$2'"; exit 1; }; }
+until_is() { # until_is WANTED COMMAND…: waits for at most 60 s
+    local wanted=$1
+    shift
+    for _ in $(seq 600); do
+        [ "$("$@" 2>&1)" != "$wanted" ] || return 0
+        sleep 0.1
+    done
+    echo "never '$wanted': $*"
+    exit 1
+}
+
+# Short, so that the test is; and a log that can be read where no journal is.
+mkdir -p /etc/systemd/system/blockd.service.d
+printf '[Service]\nWatchdogSec=3s\nStandardError=append:/tmp/out/blockd.log\n' >/etc/systemd/system/blockd.service.d/test.conf
+
+dpkg --install one.deb
+is "$(state)" "inactive inactive "
+is "$(systemctl is-enabled blockd.service blockd.socket blockd-attach@.service | tr '\n' ' ')" "disabled disabled disabled "
+
+# Whoever asks starts the daemon.
+systemctl start blockd.socket
+is "$(state)" "active inactive "
+blockctl volume create kept --size 64MiB
+is "$(state)" "active active "
+is "$(stat --format=%U:%a /var/lib/blockd/blockd.sock)" blockd:600
+is "$(stat --format=%U /proc/"$(main_pid)")" blockd
+is "$(awk '$1 == "NoNewPrivs:" || $1 == "Seccomp:" { printf "%s ", $2 }' /proc/"$(main_pid)"/status)" "1 2 "
+
+# With all that the unit forbids, it does its work.
+uri=$(blockctl volume uri kept)
+nbdcopy --flush /bin/bash "$uri"
+install -d -o blockd -g blockd /var/lib/blockd/store
+blockctl credentials create here --provider local --path /var/lib/blockd/store --encryption-passphrase planted
+blockctl cloudsnap backup kept --wait
+blockctl cloudsnap restore --snap "$(blockctl cloudsnap list | awk 'NR == 2 { print $3 }')" --volume restored --wait
+nbdcopy "$(blockctl volume uri restored)" restored.img
+cmp --bytes="$(stat --format=%s /bin/bash)" restored.img /bin/bash
+# shellcheck disable=SC2016
+# So do commands around snapshots, such as those of the examples.
+blockctl snapshot create kept --pre-command 'mkdir -m 0700 $RUNTIME_DIRECTORY/hold && mkfifo $RUNTIME_DIRECTORY/hold/pipe' \
+    --post-command 'rm -r $RUNTIME_DIRECTORY/hold'
+systemctl reload blockd.service
+blockctl volume list
+
+# A restart refuses nobody.
+before=$(main_pid)
+systemctl restart blockd.service &
+for _ in $(seq 20); do blockctl volume list >/dev/null; done
+wait
+[ "$(main_pid)" != "$before" ]
+
+# One that stands still is replaced.
+before=$(main_pid)
+kill -STOP "$before"
+until_is 1 systemctl show --property NRestarts --value blockd.service
+blockctl volume list | grep kept
+[ "$(main_pid)" != "$before" ]
+
+# Nothing is started by an upgrade but what ran; what ran is the new one.
+before=$(main_pid)
+dpkg --install two.deb
+is "$(state)" "active active "
+[ "$(main_pid)" != "$before" ]
+blockctl volume list | grep kept
+systemctl stop blockd.socket blockd.service
+dpkg --install one.deb
+is "$(state)" "inactive inactive "
+
+# One unit enables both; a removal stops both, and is remembered.
+systemctl enable blockd.service
+is "$(systemctl is-enabled blockd.service blockd.socket | tr '\n' ' ')" "enabled enabled "
+systemctl start blockd.service
+is "$(state)" "active active "
+dpkg --remove blockd
+is "$(state)" "inactive inactive "
+dpkg --install two.deb
+is "$(systemctl is-enabled blockd.service blockd.socket | tr '\n' ' ')" "enabled enabled "
+is "$(state)" "inactive inactive "
+touch /etc/blockd/purge-data
+dpkg --purge blockd
+[ ! -e /var/lib/blockd ]
+is "$(find /etc/systemd/system -name 'blockd*' ! -path '*/blockd.service.d*')" ""
+echo ALL STEPS DONE

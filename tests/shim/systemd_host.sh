@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Boots this machine's systemd over this machine's own files, with all changes in memory, to install packages under it:
+#   tests/shim/systemd_host.sh DIR STEPS FILE…
+# STEPS runs there as root, with the FILEs in /tmp; what it says is in DIR/said when this ends, which it does when STEPS ends.
+# Nothing of the host can be changed from there: no settings of its kernel, no devices, no network.
+set -euo pipefail
+
+if [ "${1:-}" != --inside ]; then
+    # A control group for all of it, of which nothing is left.
+    hierarchy=$(findmnt --noheadings --first-only --types cgroup2 --output TARGET)
+    ours=$(sed -n 's/^0:://p' /proc/self/cgroup)
+    group=$hierarchy${ours%/}/blockd-test-$$
+    mkdir "$group"
+    leave() {
+        echo $$ >"$hierarchy${ours%/}/cgroup.procs"
+        find "$group" -depth -type d -exec rmdir {} +
+    }
+    trap leave EXIT
+    echo $$ >"$group/cgroup.procs"
+    unshare --mount --pid --fork --kill-child --uts --ipc --net --cgroup "$0" --inside "$@"
+    exit
+fi
+dir=$2 steps=$3
+shift 3
+
+mount --make-rprivate /
+# The overlay may not be on what it is over; what is said is to be seen from outside.
+mount -t tmpfs -o mode=0755 tmpfs "$dir/system"
+mkdir "$dir"/system/{changes,work,root}
+mount -t overlay -o "lowerdir=/,upperdir=$dir/system/changes,workdir=$dir/system/work" overlay "$dir/system/root"
+root=$dir/system/root
+mount -t proc proc "$root/proc"
+mount --bind "$root/proc/sys" "$root/proc/sys"
+mount -o remount,ro,bind "$root/proc/sys"
+mount -t tmpfs -o mode=0755 tmpfs "$root/sys"
+mkdir -p "$root"/sys/{block,kernel,fs/cgroup}
+mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+mount -t tmpfs -o mode=0755 tmpfs "$root/dev"
+for device in null zero full random urandom tty; do
+    touch "$root/dev/$device"
+    mount --bind "/dev/$device" "$root/dev/$device"
+done
+mkdir "$root"/dev/{pts,shm}
+ln -s /proc/self/fd "$root/dev/fd"
+mount -t tmpfs -o mode=0755 tmpfs "$root/run"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+
+# Nothing but what is tested: no services of this machine, and no kernel modules.
+# Links that lead out of a root lead nowhere else from inside of it.
+chroot "$root" /bin/bash -c 'rm -rf /{etc,lib,usr/lib}/systemd/system/*.{wants,requires} /etc/systemd/system/*.service.d \
+    /{etc,lib,usr/lib}/systemd/system-generators/*'
+printf '[Service]\nType=oneshot\nExecStart=/bin/true\n' >"$root/etc/systemd/system/modprobe@.service"
+cat >"$root/etc/systemd/system/steps.target" <<'UNIT'
+[Unit]
+DefaultDependencies=no
+Wants=steps.service
+UNIT
+cat >"$root/etc/systemd/system/steps.service" <<'UNIT'
+[Unit]
+DefaultDependencies=no
+SuccessAction=exit-force
+FailureAction=exit-force
+
+[Service]
+Type=oneshot
+TimeoutStartSec=5min
+Environment=HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin
+ExecStart=/bin/bash -eux -o pipefail /tmp/steps
+StandardOutput=append:/tmp/out/said
+StandardError=inherit
+UNIT
+cp "$steps" "$root/tmp/steps"
+cp "$@" "$root/tmp/"
+mkdir "$root/tmp/out"
+mount --bind "$dir" "$root/tmp/out"
+hostname blockd-test
+cd "$root"
+# Of some 10,000 messages of the start of a machine nobody wants one.
+exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" \
+    /lib/systemd/systemd --system --unit=steps.target --log-target=console --log-level=warning --show-status=no

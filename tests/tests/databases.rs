@@ -1,0 +1,393 @@
+//! The examples for databases: real servers under load on volumes of a group, frozen at one instant, restored, and checked by their
+//! own tools. Left out where a server is not installed, or filesystems cannot be mounted.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    Bed, Daemon,
+    database::{Disk, Server, as_user, keep_a_ledger, programs, run},
+    process::repository,
+    replay::filesystem::{Filesystem, missing, private_mounts},
+    wait_for,
+};
+use rustix::process::Signal;
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+};
+
+/// Clients that keep ledgers.
+const CLIENTS: usize = 3;
+/// Entries of each ledger before anything is frozen.
+const ENTRIES_BEFORE: u64 = 50;
+
+/// Runs in a thread with mounts of its own, or says why not.
+fn with_mounts(
+    name: &str,
+    programs: Result<Vec<PathBuf>, String>,
+    act: impl FnOnce(&Bed, &[PathBuf]) + Send,
+) {
+    let skip = |what: String| eprintln!("=== {name} is SKIPPED: it wants {what} ===");
+    let programs = match programs {
+        Ok(programs) => programs,
+        Err(program) => return skip(format!("{program}: install the Debian package of the database")),
+    };
+    if let Some(what) = missing() {
+        return skip(what);
+    }
+    let act = || {
+        let bed = Bed::on_disk();
+        // The database's own user comes through here.
+        fs::set_permissions(bed.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+        if let Err(what) = private_mounts() {
+            return skip(what);
+        }
+        if let Some(what) = Filesystem::Ext4.why_not(bed.dir()) {
+            return skip(what);
+        }
+        act(&bed, &programs);
+    };
+    if let Err(panic) = thread::scope(|scope| scope.spawn(act).join()) {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Where a database has its two volumes, and its socket.
+struct Places {
+    data: PathBuf,
+    log: PathBuf,
+    run: PathBuf,
+}
+
+impl Places {
+    fn new(bed: &Bed, user: &str) -> Self {
+        let this = Self { data: bed.path("data-of"), log: bed.path("log-of"), run: bed.path("run") };
+        fs::create_dir(&this.run).unwrap();
+        this.give(&this.run, user);
+        this
+    }
+
+    /// Mounts the volumes; new ones are given to the user.
+    fn mount(&self, daemon: &Daemon, volumes: [&str; 2], new_for: Option<&str>) -> [Disk; 2] {
+        let disks = [(&self.data, volumes[0]), (&self.log, volumes[1])];
+        let disks = disks.map(|(at, volume)| Disk::mount(daemon, volume, at, new_for.is_some()));
+        if let Some(user) = new_for {
+            for top in [&self.data, &self.log] {
+                let dir = top.join("files");
+                fs::create_dir(&dir).unwrap();
+                fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+                self.give(&dir, user);
+            }
+        }
+        disks
+    }
+
+    fn give(&self, path: &Path, user: &str) {
+        run(Command::new("chown").arg(format!("{user}:")).arg(path));
+    }
+}
+
+/// What was answered of each ledger at an instant.
+fn answered_of(ledgers: &[AtomicU64]) -> Vec<u64> {
+    ledgers.iter().map(|ledger| ledger.load(Ordering::SeqCst)).collect()
+}
+
+/// What is there of each ledger, as `CLIENT COUNT LAST` a line, is all that was answered before, none that was not asked for by the end,
+/// and nothing is missing between.
+fn assert_ledgers(found: &str, before: &[u64], after: &[u64]) {
+    let lines: Vec<Vec<u64>> = found
+        .lines()
+        .map(|line| line.split(['|', '\t', ' ']).map(|number| number.parse().unwrap()).collect())
+        .collect();
+    assert_eq!(lines.len(), CLIENTS, "{found}");
+    for (nth, line) in lines.iter().enumerate() {
+        let [client, count, last] = line[..] else { panic!("{found}") };
+        assert_eq!((client, count), (nth as u64, last), "entries are missing: {found}");
+        // One more may have been on its way.
+        assert!(
+            before[nth] <= last && last <= after[nth] + 1,
+            "client {nth} has {last} entries; {} were answered before, {} after",
+            before[nth],
+            after[nth]
+        );
+    }
+}
+
+/// Runs the ledgers, and what `act` does when all of them have some entries; gives what was answered before and after that.
+fn under_load<T>(
+    client: impl Fn() -> Command + Sync,
+    statement: impl Fn(usize, u64) -> String + Sync,
+    act: impl FnOnce() -> T,
+) -> (T, Vec<u64>, Vec<u64>) {
+    let ledgers: Vec<AtomicU64> = (0..CLIENTS).map(|_| AtomicU64::new(0)).collect();
+    let stop = AtomicBool::new(false);
+    /// Also when something panics.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    thread::scope(|scope| {
+        let stop_at_end = Stop(&stop);
+        let mut running = Vec::new();
+        for (nth, ledger) in ledgers.iter().enumerate() {
+            let (client, statement, stop) = (&client, &statement, &stop);
+            running.push(scope.spawn(move || {
+                keep_a_ledger(&mut client(), |number| statement(nth, number), stop, ledger);
+            }));
+        }
+        let wait_for_more = |more: u64| {
+            let wanted: Vec<u64> = answered_of(&ledgers).iter().map(|count| count + more).collect();
+            wait_for("the ledgers to grow", || {
+                assert!(!running.iter().any(|client| client.is_finished()), "a client has ended");
+                answered_of(&ledgers).iter().zip(&wanted).all(|(now, wanted)| now >= wanted).then_some(())
+            });
+        };
+        wait_for_more(ENTRIES_BEFORE);
+        let before = answered_of(&ledgers);
+        let done = act();
+        let after = answered_of(&ledgers);
+        // What comes after the instant must not be in what is restored.
+        wait_for_more(2);
+        drop(stop_at_end);
+        (done, before, after)
+    })
+}
+
+fn postgres_programs() -> Result<Vec<PathBuf>, String> {
+    let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    versions.sort();
+    let newest = versions.pop().unwrap_or_default().join("bin");
+    let dirs = [newest.to_str().unwrap_or_default(), "/usr/bin"];
+    programs(&dirs, &["initdb", "postgres", "psql", "pgbench", "pg_amcheck", "pg_checksums"])
+}
+
+#[test]
+fn postgresql_is_restored_from_a_backup_made_under_load() {
+    let name = "postgresql_is_restored_from_a_backup_made_under_load";
+    with_mounts(name, postgres_programs(), |bed, programs| {
+        let [initdb, postgres, psql, pgbench, pg_amcheck, pg_checksums] = programs else { panic!() };
+        let user = "postgres";
+        let places = Places::new(bed, user);
+        let daemon = bed.daemon("a").start();
+        let ctl = daemon.ctl();
+        for (volume, size) in [("pgdata", "768MiB"), ("pgwal", "512MiB")] {
+            ctl.json(&["volume", "create", volume, "--size", size, "--group", "pg"]);
+        }
+        ctl.add_local("nas", bed.store("store").dir(), Some("planted"));
+        let disks = places.mount(&daemon, ["pgdata", "pgwal"], Some(user));
+        let (data, log) = (places.data.join("files/main"), places.log.join("files/main"));
+        run(as_user(user, initdb)
+            .args(["--auth", "trust", "--data-checksums", "--pgdata"])
+            .arg(&data)
+            .arg("--waldir")
+            .arg(&log));
+        let start = || {
+            let mut command = as_user(user, postgres);
+            command.arg("-D").arg(&data).arg("-k").arg(&places.run).args(["-c", "listen_addresses="]);
+            let mut server = Server::start(&mut command, &bed.path("postgres.log"));
+            server.wait_until(|| {
+                let mut command = client(psql);
+                command.args(["--command", "SELECT 1"]);
+                command
+            });
+            server
+        };
+        let client = |program: &Path| {
+            let mut command = as_user(user, program);
+            command.env("PGHOST", &places.run).env("PGDATABASE", "postgres").env("PGUSER", user);
+            command
+        };
+        let ask = |sql: &str| {
+            let mut command = client(psql);
+            run(command.args([
+                "--no-psqlrc",
+                "--tuples-only",
+                "--no-align",
+                "--set",
+                "ON_ERROR_STOP=1",
+                "--command",
+                sql,
+            ]))
+        };
+
+        let server = start();
+        ask("CREATE TABLE ledger (client int, entry int, PRIMARY KEY (client, entry))");
+        run(client(pgbench).args(["--initialize", "--quiet", "--scale", "5"]));
+        let mut bench = client(pgbench);
+        bench.args(["--client", "3", "--time", "3600"]);
+        let bench = Server::start(&mut bench, &bed.path("pgbench.log"));
+        let (tasks, before, after) = under_load(
+            || {
+                // Each answer is to be seen when it is there.
+                let mut command = as_user(user, Path::new("stdbuf"));
+                command.arg("--output=L").arg(psql);
+                command.args([
+                    "--no-psqlrc",
+                    "--quiet",
+                    "--tuples-only",
+                    "--no-align",
+                    "--set",
+                    "ON_ERROR_STOP=1",
+                ]);
+                command.env("PGHOST", &places.run).env("PGDATABASE", "postgres").env("PGUSER", user);
+                command
+            },
+            |client, entry| format!("INSERT INTO ledger VALUES ({client}, {entry}) RETURNING entry;\n"),
+            || {
+                // The ready-made command, with a local snapshot.
+                let command = repository().join("examples/postgresql/checkpoint");
+                let command = format!("PGHOST={} PGUSER={user} {}", places.run.display(), command.display());
+                let snapshot = ["snapshot", "create-group", "--group", "pg", "--name", "live"];
+                ctl.json(&[&snapshot[..], &["--pre-command", &command]].concat());
+                ctl.json(&["cloudsnap", "backup-group", "--group", "pg", "--wait"])
+            },
+        );
+        bench.end(Signal::KILL);
+        let checkpoints = fs::read_to_string(bed.path("postgres.log")).unwrap();
+        assert!(checkpoints.contains("checkpoint starting: immediate force wait"), "{checkpoints}");
+        // As a power cut would end it.
+        server.end(Signal::QUIT);
+        disks.into_iter().for_each(Disk::unmount);
+
+        let snaps = ctl.done_cloudsnaps();
+        assert_eq!(snaps.len(), 2, "{tasks:#}");
+        for volume in ["pgdata", "pgwal"] {
+            let id = ctl.volume(volume)["id"].as_str().unwrap().to_owned();
+            let snap = snaps.iter().find(|snap| snap.contains(&format!("/{id}-"))).unwrap();
+            ctl.restore(snap, &format!("{volume}-restored"));
+        }
+        let disks = places.mount(&daemon, ["pgdata-restored", "pgwal-restored"], None);
+        let server = start();
+        let found = ask("SELECT client, count(*), max(entry) FROM ledger GROUP BY client ORDER BY client");
+        assert_ledgers(&found, &before, &after);
+        // pgbench moves money: what went into accounts, tellers and branches is what its history says.
+        let sums = ask(
+            "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers), \
+                        (SELECT sum(bbalance) FROM pgbench_branches), (SELECT sum(delta) FROM pgbench_history)",
+        );
+        let sums: Vec<&str> = sums.trim().split('|').collect();
+        assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0] && !sum.is_empty()), "{sums:?}");
+        run(client(pg_amcheck).args(["--all", "--install-missing", "--heapallindexed", "--parent-check"]));
+        server.end(Signal::INT);
+        run(as_user(user, pg_checksums).arg("--check").arg("--pgdata").arg(&data));
+        disks.into_iter().for_each(Disk::unmount);
+    });
+}
+
+#[test]
+fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
+    let name = "mariadb_is_restored_from_a_snapshot_taken_under_load";
+    let wanted = ["mariadb-install-db", "mariadbd", "mariadb", "mariadb-check"];
+    with_mounts(name, programs(&["/usr/bin", "/usr/sbin"], &wanted), |bed, programs| {
+        let [install, mariadbd, mariadb, mariadb_check] = programs else { panic!() };
+        let user = "mysql";
+        let places = Places::new(bed, user);
+        let daemon = bed.daemon("a").start();
+        let ctl = daemon.ctl();
+        for (volume, size) in [("dbdata", "768MiB"), ("dblog", "384MiB")] {
+            ctl.json(&["volume", "create", volume, "--size", size, "--group", "db"]);
+        }
+        let disks = places.mount(&daemon, ["dbdata", "dblog"], Some(user));
+        let socket = places.run.join("db.sock");
+        let options = bed.path("options.cnf");
+        let text = format!(
+            "[mariadbd]\ndatadir={data}\ninnodb_log_group_home_dir={log}\nsocket={socket}\npid-file={run}/db.pid\n\
+             skip-networking\ninnodb_log_file_size=32M\ninnodb_buffer_pool_size=64M\n",
+            data = places.data.join("files").display(),
+            log = places.log.join("files").display(),
+            socket = socket.display(),
+            run = places.run.display(),
+        );
+        fs::write(&options, text).unwrap();
+        let defaults = format!("--defaults-file={}", options.display());
+        run(as_user(user, install).args([
+            &defaults,
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        ]));
+        let client = |program: &Path| {
+            let mut command = as_user(user, program);
+            command.args(["--no-defaults", "--user=root"]).arg(format!("--socket={}", socket.display()));
+            command
+        };
+        let ask = |sql: &str| run(client(mariadb).args(["--batch", "--skip-column-names", "--execute", sql]));
+        let start = || {
+            let mut command = as_user(user, mariadbd);
+            let mut server = Server::start(command.arg(&defaults), &bed.path("mariadb.log"));
+            server.wait_until(|| {
+                let mut command = client(mariadb);
+                command.args(["--execute", "SELECT 1"]);
+                command
+            });
+            server
+        };
+
+        let server = start();
+        ask("CREATE DATABASE shop; \
+             CREATE TABLE shop.ledger (client INT, entry INT, PRIMARY KEY (client, entry)) ENGINE=InnoDB; \
+             CREATE TABLE shop.aside (client INT, entry INT, KEY (client, entry)) ENGINE=MyISAM;");
+        let hold = repository().join("examples/mariadb/hold");
+        let hold = format!(
+            "HOLD_DIR={} SYNC_DIR={} MARIADB_OPTS='--no-defaults --user=root --socket={}' {}",
+            bed.dir().display(),
+            places.data.display(),
+            socket.display(),
+            hold.display()
+        );
+        let (_, before, after) = under_load(
+            || {
+                let mut command = client(mariadb);
+                command.args(["--batch", "--skip-column-names", "--unbuffered", "shop"]);
+                command
+            },
+            |client, entry| {
+                format!(
+                    "INSERT INTO aside VALUES ({client}, {entry}); INSERT INTO ledger VALUES ({client}, {entry}); SELECT {entry};\n"
+                )
+            },
+            || {
+                let (begin, end) = (format!("{hold} begin"), format!("{hold} end"));
+                let snapshot = ["snapshot", "create-group", "--group", "db", "--name", "live"];
+                ctl.json(&[&snapshot[..], &["--pre-command", &begin, "--post-command", &end]].concat())
+            },
+        );
+        server.end(Signal::KILL);
+        disks.into_iter().for_each(Disk::unmount);
+
+        for volume in ["dbdata", "dblog"] {
+            ctl.json(&[
+                "volume",
+                "clone",
+                &format!("{volume}-restored"),
+                "--from",
+                &format!("{volume}@live"),
+            ]);
+        }
+        let disks = places.mount(&daemon, ["dbdata-restored", "dblog-restored"], None);
+        let server = start();
+        let found =
+            ask("SELECT client, COUNT(*), MAX(entry) FROM shop.ledger GROUP BY client ORDER BY client");
+        assert_ledgers(&found, &before, &after);
+        // What the hold is for: tables that no crash is good for are whole, without having been repaired.
+        let checked = run(client(mariadb_check).args(["--all-databases", "--check", "--extended"]));
+        for line in checked.lines() {
+            assert!(line.trim_end().ends_with("OK"), "{checked}");
+        }
+        assert!(checked.contains("shop.aside"), "{checked}");
+        let aside =
+            ask("SELECT client, COUNT(*), MAX(entry) FROM shop.aside GROUP BY client ORDER BY client");
+        assert_ledgers(&aside, &before, &after);
+        server.end(Signal::TERM);
+        disks.into_iter().for_each(Disk::unmount);
+    });
+}

@@ -1,0 +1,425 @@
+//! The Debian package: what is in it, and what becomes of a system on which it is installed, upgraded, removed and purged.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use blockd_tests::{
+    Bed,
+    package::{System, make_package, missing_tool},
+    process::{both, die_with_parent, program, repository},
+    replay::filesystem::private_mounts,
+    wait_for,
+};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// Says why a test is left out.
+fn is_left_out(name: &str, what: Option<String>) -> bool {
+    if let Some(what) = &what {
+        eprintln!("=== {name} is SKIPPED: it wants {what} ===");
+    }
+    what.is_some()
+}
+
+fn cannot_package() -> Option<String> {
+    missing_tool(&["dpkg-deb", "dpkg-shlibdeps", "strip", "python3"])
+        .map(|tool| format!("{tool}: install the Debian package dpkg-dev"))
+}
+
+/// Unpacks a package.
+fn unpack(package: &Path, to: &Path) {
+    let output = Command::new("dpkg-deb").arg("--raw-extract").args([package, to]).output().unwrap();
+    assert!(output.status.success(), "{}", both(&output));
+}
+
+/// All files of a directory, with their paths in it.
+fn files(dir: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(next) = dirs.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                found.insert(path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found
+}
+
+fn unzipped(path: &Path) -> String {
+    let output = Command::new("gzip").args(["--decompress", "--stdout"]).arg(path).output().unwrap();
+    assert!(output.status.success(), "{}: {}", path.display(), both(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn what_is_in_the_package() {
+    if is_left_out("what_is_in_the_package", cannot_package()) {
+        return;
+    }
+    let bed = Bed::on_disk();
+    let package = make_package(&bed.path("one"), "0.1.0");
+    let again = make_package(&bed.path("two"), "0.1.0");
+    assert!(fs::read(&package).unwrap() == fs::read(&again).unwrap(), "the same makes the same bytes");
+
+    let list = Command::new("dpkg-deb").arg("--contents").arg(&package).output().unwrap();
+    for line in String::from_utf8(list.stdout).unwrap().lines() {
+        assert!(line.contains(" root/root "), "{line}");
+    }
+    let tree = bed.path("tree");
+    unpack(&package, &tree);
+    let found = files(&tree);
+    for wanted in [
+        "DEBIAN/md5sums",
+        "etc/blockd/blockd.toml",
+        "lib/systemd/system/blockd.service",
+        "lib/systemd/system/blockd.socket",
+        "lib/systemd/system/blockd-attach@.service",
+        "usr/bin/blockctl",
+        "usr/bin/blockd",
+        "usr/lib/sysusers.d/blockd.conf",
+        "usr/share/doc/blockd/changelog.gz",
+        "usr/share/doc/blockd/copyright",
+        "usr/share/doc/blockd/cloud/FORMAT.md.gz",
+        "usr/share/doc/blockd/examples/monitoring/blockd.rules.yml",
+        "usr/share/doc/blockd/examples/objects.yaml",
+        "usr/share/doc/blockd/third-party-licences.txt.gz",
+        "usr/share/man/man1/blockctl-cloudsnap-schedules-create.1.gz",
+        "usr/share/man/man1/blockctl.1.gz",
+        "usr/share/man/man8/blockd.8.gz",
+    ] {
+        assert!(found.contains(wanted), "no {wanted} in {found:#?}");
+    }
+    // What they look like is clap's; that they are of this command line is ours.
+    assert!(unzipped(&tree.join("usr/share/man/man1/blockctl-volume-salvage.1.gz")).contains("snapshot"));
+    assert!(unzipped(&tree.join("usr/share/man/man8/blockd.8.gz")).contains("full_every"));
+    for (program, word, whole) in
+        [("blockctl", "sal", "salvage"), ("blockd", "--after", "--after-power-loss")]
+    {
+        for path in [
+            format!("usr/share/zsh/vendor-completions/_{program}"),
+            format!("usr/share/fish/vendor_completions.d/{program}.fish"),
+        ] {
+            let text = fs::read_to_string(tree.join(&path)).unwrap();
+            assert!(text.contains(whole.trim_start_matches('-')), "{path}");
+        }
+        let path = tree.join(format!("usr/share/bash-completion/completions/{program}"));
+        let words = if program == "blockctl" { vec![program, "volume", word] } else { vec![program, word] };
+        let ask = format!(
+            "source {}; COMP_WORDS=({}); COMP_CWORD={}; _{program} {program} {word} {}; echo \"${{COMPREPLY[*]}}\"",
+            path.display(),
+            words.join(" "),
+            words.len() - 1,
+            words[words.len() - 2],
+        );
+        let output = Command::new("bash").args(["--norc", "-c", &ask]).output().unwrap();
+        let said = both(&output);
+        assert!(said.split_whitespace().any(|reply| reply == whole), "{program}: {said}");
+    }
+}
+
+/// The crates, as `NAME-VERSION`, whose source files a program names, in messages of panics and such.
+fn crates_named_in(program: &Path) -> BTreeSet<String> {
+    let bytes = fs::read(program).unwrap();
+    let mut found = BTreeSet::new();
+    let before = b"/registry/src/";
+    let mut at = 0;
+    while let Some(next) = bytes[at..].windows(before.len()).position(|window| window == before) {
+        at += next + before.len();
+        let path: String = bytes[at..]
+            .iter()
+            .take(200)
+            .take_while(|byte| byte.is_ascii_graphic())
+            .map(|byte| *byte as char)
+            .collect();
+        let mut parts = path.split('/').skip(1);
+        if let (Some(name), Some(_)) = (parts.next(), parts.next()) {
+            found.insert(name.to_owned());
+        }
+    }
+    found
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_else(|| panic!("no {field} in {value:#}"))
+}
+
+#[test]
+fn the_bill_of_materials_has_all_that_is_compiled_in() {
+    if is_left_out("the_bill_of_materials_has_all_that_is_compiled_in", missing_tool(&["python3", "cargo"])) {
+        return;
+    }
+    let output = Command::new(repository().join("tools/sbom")).output().unwrap();
+    assert!(output.status.success(), "{}", both(&output));
+    let bill: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((text(&bill, "bomFormat"), text(&bill, "specVersion")), ("CycloneDX", "1.5"));
+    let components = bill["components"].as_array().unwrap();
+    let by_ref: BTreeMap<&str, &Value> = components.iter().map(|one| (text(one, "bom-ref"), one)).collect();
+    assert_eq!(by_ref.len(), components.len(), "each is there once");
+
+    // The programs themselves are asked, and not the tool that wrote the bill.
+    let mut named = crates_named_in(&program("blockd"));
+    named.extend(crates_named_in(&program("blockctl")));
+    assert!(named.len() > 50, "the programs name few crates: {named:?}");
+    let required: BTreeSet<String> = components
+        .iter()
+        .filter(|one| one["scope"] == "required")
+        .map(|one| format!("{}-{}", text(one, "name"), text(one, "version")))
+        .collect();
+    let left_out: Vec<_> = named.difference(&required).collect();
+    assert!(left_out.is_empty(), "compiled in, but not in the bill: {left_out:?}");
+
+    let bytes = fs::read(program("blockd")).unwrap();
+    for library in ["sqlite", "aws-lc"] {
+        let one = components.iter().find(|one| one["name"] == library);
+        let version = text(one.unwrap_or_else(|| panic!("no {library}")), "version");
+        assert!(text(one.unwrap(), "cpe").contains(version));
+        if library == "sqlite" {
+            assert!(bytes.windows(version.len()).any(|window| window == version.as_bytes()), "{version}");
+        }
+    }
+    for member in fs::read_dir(repository().join("blockd")).unwrap() {
+        let name = member.unwrap().file_name().into_string().unwrap();
+        let name = if name == "daemon" { "blockd".to_owned() } else { format!("blockd-{name}") };
+        assert!(components.iter().any(|one| one["name"] == name.as_str()), "no {name}");
+    }
+
+    let lock = fs::read_to_string(repository().join("Cargo.lock")).unwrap();
+    for one in components.iter().filter(|one| !one["hashes"].is_null()) {
+        let (name, version) = (text(one, "name"), text(one, "version"));
+        let entry = format!("name = \"{name}\"\nversion = \"{version}\"\n");
+        let found = lock.split("[[package]]\n").find(|package| package.starts_with(&entry));
+        let checksum = text(&one["hashes"][0], "content");
+        assert!(found.unwrap().contains(&format!("checksum = \"{checksum}\"")), "{name}");
+        assert!(one["licenses"][0]["expression"].is_string(), "{name} has no licence");
+    }
+    for dependency in bill["dependencies"].as_array().unwrap() {
+        for other in dependency["dependsOn"].as_array().unwrap() {
+            assert!(by_ref.contains_key(other.as_str().unwrap()), "{other} is nothing");
+        }
+    }
+}
+
+#[test]
+fn lintian_finds_nothing() {
+    let missing = cannot_package().or_else(|| missing_tool(&["lintian"]));
+    if is_left_out("lintian_finds_nothing", missing) {
+        return;
+    }
+    let bed = Bed::on_disk();
+    let package = make_package(&bed.path("out"), "0.1.0");
+    let mut command = Command::new("lintian");
+    command.args(["--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0"]);
+    let output = command.arg(&package).output().unwrap();
+    assert!(output.status.success(), "{}", both(&output));
+}
+
+/// Says what systemd is asked to do.
+const SYSTEMCTL: &str = r#"#!/bin/sh
+echo "$*" >>/var/log/systemctl.log
+"#;
+
+/// A system with the package's own view of systemd: that of a running one, whose `systemctl` is written down.
+struct Host {
+    system: System,
+}
+
+impl Host {
+    fn new() -> Result<Self, String> {
+        let system = System::over_this_one()?;
+        fs::create_dir_all(system.path("/run/systemd/system")).unwrap();
+        let systemctl = system.path("/usr/bin/systemctl");
+        // What the overlay has there may be a link that leads out of it.
+        let _ = fs::remove_file(&systemctl);
+        fs::write(&systemctl, SYSTEMCTL).unwrap();
+        fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+        Ok(Self { system })
+    }
+
+    /// What systemd was asked since this was called last.
+    fn asked(&self) -> Vec<String> {
+        let log = self.system.path("/var/log/systemctl.log");
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let _ = fs::remove_file(log);
+        text.lines().filter(|line| !line.contains("daemon-reload")).map(str::to_owned).collect()
+    }
+
+    fn install(&self, package: &Path) -> String {
+        fs::copy(package, self.system.path("/tmp/blockd.deb")).unwrap();
+        self.system.must(&["dpkg", "--install", "/tmp/blockd.deb"])
+    }
+
+    fn status(&self) -> String {
+        let output = self.system.run(&["dpkg-query", "--show", "--showformat=${db:Status-Status}", "blockd"]);
+        if output.status.success() {
+            String::from_utf8(output.stdout).unwrap()
+        } else {
+            "not-installed".into()
+        }
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.system.path(path)).is_ok()
+    }
+
+    /// Starts the daemon as its unit does, and waits until it serves.
+    fn start(&self) -> blockd_tests::package::Started {
+        let mut daemon = self.system.start_unit("blockd.service");
+        wait_for("blockd to serve", || {
+            assert!(!daemon.has_ended(), "blockd has ended");
+            self.system.run(&["blockctl", "volume", "list"]).status.success().then_some(())
+        });
+        daemon
+    }
+}
+
+/// Runs in a thread with mounts of its own.
+fn with_host(name: &str, act: impl FnOnce(&Host, &Path) + Send) {
+    let missing = cannot_package()
+        .or_else(|| missing_tool(&["dpkg", "setpriv", "systemd-sysusers", "systemd-analyze", "flock"]))
+        .or_else(|| (!rustix::process::geteuid().is_root()).then(|| "root: only it may install".to_owned()));
+    if is_left_out(name, missing) {
+        return;
+    }
+    let act = || {
+        let bed = Bed::on_disk();
+        match private_mounts().and_then(|()| Host::new()) {
+            Ok(host) if host.status() == "not-installed" => act(&host, bed.dir()),
+            Ok(_) => drop(is_left_out(name, Some("a machine on which blockd is not installed".into()))),
+            Err(what) => drop(is_left_out(name, Some(what))),
+        }
+    };
+    if let Err(panic) = std::thread::scope(|scope| scope.spawn(act).join()) {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn installed_upgraded_removed_and_purged() {
+    with_host("installed_upgraded_removed_and_purged", |host, dir| {
+        let system = &host.system;
+        let [first, second] = ["0.1.0", "0.1.1"].map(|version| make_package(&dir.join("packages"), version));
+
+        host.install(&first);
+        assert_eq!(host.asked(), Vec::<String>::new(), "nothing is started or enabled unasked");
+        assert_eq!(host.status(), "installed");
+        let account = system.must(&["getent", "passwd", "blockd"]);
+        let uid: u32 = account.split(':').nth(2).unwrap().parse().unwrap();
+        let data = fs::metadata(system.path("/var/lib/blockd")).unwrap();
+        assert_eq!((data.uid(), data.mode() & 0o7777), (uid, 0o700));
+        let units = ["blockd.service", "blockd.socket", "blockd-attach@.service"]
+            .map(|unit| format!("/lib/systemd/system/{unit}"));
+        let mut verify = vec!["systemd-analyze", "verify", "--man=no"];
+        verify.extend(units.iter().map(String::as_str));
+        let said = system.must(&verify);
+        assert!(!said.contains("blockd"), "{said}");
+        // Of 100, where 0 is a service that can do nothing.
+        let security = ["systemd-analyze", "security", "--offline=true", "--threshold=25", "--no-pager"];
+        system.must(&[&security[..], &[units[0].as_str()]].concat());
+
+        let daemon = host.start();
+        system.must(&["blockctl", "volume", "create", "kept", "--size", "64MiB"]);
+        fs::create_dir(system.path("/var/lib/blockd/store")).unwrap();
+        system.must(&["chown", "blockd:", "/var/lib/blockd/store"]);
+        let credential = ["blockctl", "credentials", "create", "here", "--provider", "local"];
+        let place = ["--path", "/var/lib/blockd/store", "--encryption-passphrase", "planted"];
+        system.must(&[&credential[..], &place].concat());
+        system.must(&["blockctl", "cloudsnap", "backup", "kept", "--wait"]);
+
+        host.install(&second);
+        assert_eq!(host.asked(), ["try-restart blockd.service"], "an upgrade restarts what runs");
+        daemon.stop();
+        let daemon = host.start();
+        assert!(system.must(&["blockctl", "volume", "list"]).contains("kept"));
+
+        // One that would not start again is not stopped.
+        let config = system.path("/etc/blockd/blockd.toml");
+        let good = fs::read_to_string(&config).unwrap();
+        fs::write(&config, format!("full_evry = 3\n{good}")).unwrap();
+        let said = host.install(&second);
+        assert!(said.contains("full_evry") && said.contains("systemctl restart blockd"), "{said}");
+        assert_eq!(host.asked(), Vec::<String>::new());
+        fs::write(&config, &good).unwrap();
+
+        // A volume that is in use keeps its daemon.
+        let block = system.path("/sys/block/nbd3");
+        fs::create_dir_all(&block).unwrap();
+        fs::write(block.join("backend"), "blockd:2e4d4b67:1\n").unwrap();
+        fs::write(block.join("pid"), "1\n").unwrap();
+        system.must(&["mount", "-t", "tmpfs", "/dev/nbd3p1", "/mnt"]);
+        let refused = system.run(&["dpkg", "--remove", "blockd"]);
+        assert!(
+            !refused.status.success() && both(&refused).contains("in use: /dev/nbd3;"),
+            "{}",
+            both(&refused)
+        );
+        assert_eq!((host.status(), host.asked()), ("installed".to_owned(), vec![]));
+        system.must(&["umount", "/mnt"]);
+
+        system.must(&["dpkg", "--remove", "blockd"]);
+        assert_eq!(host.asked(), ["stop blockd-attach@*.service", "stop blockd.socket blockd.service"]);
+        daemon.stop();
+        assert_eq!(host.status(), "config-files");
+        assert!(!host.exists("/usr/bin/blockd") && host.exists("/etc/blockd/blockd.toml"));
+
+        let said = system.must(&["dpkg", "--purge", "blockd"]);
+        assert!(
+            said.contains("left in /var/lib/blockd") && said.contains("/etc/blockd/purge-data"),
+            "{said}"
+        );
+        assert!(!host.exists("/etc/blockd"));
+        for kept in ["blockd.db", "secret.key", "volumes"] {
+            assert!(host.exists(&format!("/var/lib/blockd/{kept}")), "{kept} is gone");
+        }
+
+        host.install(&second);
+        let daemon = host.start();
+        assert!(system.must(&["blockctl", "volume", "list"]).contains("kept"), "it goes on where it was");
+        assert!(system.must(&["blockctl", "cloudsnap", "list"]).contains("kept"), "with its secrets");
+        fs::write(system.path("/etc/blockd/purge-data"), "").unwrap();
+        let said = system.must(&["dpkg", "--purge", "blockd"]);
+        assert!(said.contains("/var/lib/blockd is left, because a blockd runs on it"), "{said}");
+        assert!(host.exists("/var/lib/blockd/blockd.db") && host.exists("/etc/blockd/purge-data"));
+        daemon.stop();
+
+        host.install(&second);
+        system.must(&["dpkg", "--purge", "blockd"]);
+        assert!(!host.exists("/var/lib/blockd") && !host.exists("/etc/blockd"), "as it was asked");
+        assert_eq!(host.status(), "not-installed");
+    });
+}
+
+#[test]
+fn under_systemd() {
+    let name = "under_systemd";
+    let missing = cannot_package()
+        .or_else(|| missing_tool(&["dpkg", "unshare", "chroot", "findmnt", "nbdcopy"]))
+        .or_else(|| (!Path::new("/lib/systemd/systemd").exists()).then(|| "systemd".to_owned()))
+        .or_else(|| (!rustix::process::geteuid().is_root()).then(|| "root: only it may install".to_owned()));
+    if is_left_out(name, missing) {
+        return;
+    }
+    let bed = Bed::on_disk();
+    for (version, name) in [("0.1.0", "one.deb"), ("0.1.1", "two.deb")] {
+        fs::rename(make_package(&bed.path("made"), version), bed.path(name)).unwrap();
+    }
+    let dir = bed.path("host");
+    fs::create_dir_all(dir.join("system")).unwrap();
+    let shim = |name: &str| repository().join("tests/shim").join(name);
+    let mut command = Command::new(shim("systemd_host.sh"));
+    command.arg(&dir).arg(shim("package_steps.sh")).args([bed.path("one.deb"), bed.path("two.deb")]);
+    command.stdin(Stdio::null());
+    let output = die_with_parent(&mut command).output().unwrap();
+    let Ok(said) = fs::read_to_string(dir.join("said")) else {
+        return drop(is_left_out(name, Some(format!("a system of its own: {}", both(&output)))));
+    };
+    let log = || fs::read_to_string(dir.join("blockd.log")).unwrap_or_default();
+    assert!(said.ends_with("ALL STEPS DONE\n"), "{}\n{said}\n--- log of blockd:\n{}", both(&output), log());
+}
