@@ -553,7 +553,7 @@ mod tests {
             (b"three", PutMode::Overwrite, true),
         ] {
             let temporary = Temporary::create(dir.path()).unwrap();
-            write_file(&temporary.file, content).unwrap();
+            write_file(&temporary.file, content, None).unwrap();
             assert_eq!(temporary.publish(&to, mode).is_ok(), works);
         }
         assert_eq!(fs::read(&to).unwrap(), b"three");

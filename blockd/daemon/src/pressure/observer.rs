@@ -11,7 +11,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -157,6 +156,7 @@ mod tests {
         metrics::fine_bucket,
     };
     use blockd_volume::Volume;
+    use std::time::Duration;
 
     fn entry_in(registry: &Registry, dir: &Path, number: u64) -> Arc<VolumeEntry> {
         let id = VolumeId::from_u64(number);

@@ -31,7 +31,7 @@ impl Host {
     }
 
     /// Until all that was given up has been looked at.
-    async fn settled(&self) {
+    async fn all_looked_at(&self) {
         let looked_at = async {
             while self.doubts().iter().any(|doubt| !doubt.looked_at) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -65,10 +65,10 @@ async fn a_backup_that_the_next_one_gives_up_is_taken_back_unless_it_is_whole() 
         model.write(&volume, 5 << 20, 3, 1 << 20);
         if by_hand {
             host.client.stop_task(task, &StopTask { discard: true }).await.unwrap();
-            host.settled().await;
+            host.all_looked_at().await;
         }
         let next = host.backup("data", false).await;
-        host.settled().await;
+        host.all_looked_at().await;
         assert_eq!(host.manifest_of(&left).is_file(), !is_gone, "what is broken is not listed");
         let expected = if is_gone { BackupType::Full } else { BackupType::Incremental };
         assert_eq!(next.backup_type, Some(expected));
@@ -120,7 +120,7 @@ async fn what_an_earlier_run_may_have_committed_is_looked_at_when_it_is_given_up
     assert!(host.manifest_of(&left).is_file(), "it was committed");
     fs::remove_file(host.manifest_of(&base)).unwrap();
     let next = host.backup("data", false).await.source_volume.unwrap();
-    host.settled().await;
+    host.all_looked_at().await;
     assert!(!host.manifest_of(&left).exists(), "nobody is shown what cannot be restored");
     model.assert_is(&*host.restore(&next, "copy").await);
     host.assert_tidy();
