@@ -74,21 +74,9 @@ pub(crate) fn log_event(event: &Event) {
 
 /// Tells the log of every event until the daemon stops, each once; or again, if the daemon was killed in between.
 pub(crate) async fn log_all(core: Arc<Core>, mut reader: EventReader) {
-    let mut pass = async || -> Result<(), ServiceError> {
-        let since = reader.dealt_with_until;
-        let query = ListEvents { since: Some(since), max: Some(LOG_BATCH), wait_ms: Some(MAX_WAIT_MS) };
-        let events = core.list_events(&query).await?.events;
-        events.iter().for_each(log_event);
-        if let Some(last) = events.last() {
-            reader.dealt_with_until = last.id;
-            let stored = reader.clone();
-            core.db.run(move |tx| stored.put(tx)).await?;
-        }
-        Ok(())
-    };
     let work = async {
         loop {
-            if let Err(error) = pass().await {
+            if let Err(error) = log_next(&core, &mut reader).await {
                 tracing::warn!(%error, "the log is told of events later");
                 tokio::time::sleep(DATABASE_AGAIN).await;
             }
@@ -98,6 +86,20 @@ pub(crate) async fn log_all(core: Arc<Core>, mut reader: EventReader) {
         () = work => {}
         () = core.stopping.cancelled() => {}
     }
+}
+
+/// Tells the log of the next events, or waits for some.
+async fn log_next(core: &Core, reader: &mut EventReader) -> Result<(), ServiceError> {
+    let since = reader.dealt_with_until;
+    let query = ListEvents { since: Some(since), max: Some(LOG_BATCH), wait_ms: Some(MAX_WAIT_MS) };
+    let events = core.list_events(&query).await?.events;
+    events.iter().for_each(log_event);
+    if let Some(last) = events.last() {
+        reader.dealt_with_until = last.id;
+        let stored = reader.clone();
+        core.db.run(move |tx| stored.put(tx)).await?;
+    }
+    Ok(())
 }
 
 impl Core {

@@ -20,7 +20,7 @@ use crate::{
     cloud,
     core::Core,
     credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, CredentialRow, DbError, Doubt, SnapshotRow, SnapshotState, TaskRow},
+    db::{Catalog, Chain, CredentialRow, DbError, Doubt, Mark, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };

@@ -22,7 +22,7 @@ use blockd_api::{
     Labels, ObjectName, VolumeName, VolumeRef,
     cloudsnaps::{StartBackup, StartRestore},
     lazy::{StartLazyRestore, StoreLoss},
-    schedules::{Policy, PolicyName, UpdatePolicy, UpdateSchedule},
+    schedules::{Policy, PolicyName, UpdatePolicy},
     snapshots::CreateSnapshot,
     tasks::TaskStage,
     volumes::CloneVolume,
