@@ -19,10 +19,13 @@ use std::{
 
 /// Says why a test is left out.
 fn is_left_out(name: &str, what: Option<String>) -> bool {
-    if let Some(what) = &what {
-        eprintln!("=== {name} is SKIPPED: it wants {what} ===");
-    }
-    what.is_some()
+    let Some(what) = what else { return false };
+    leave_out(name, &what);
+    true
+}
+
+fn leave_out(name: &str, what: &str) {
+    eprintln!("=== {name} is SKIPPED: it wants {what} ===");
 }
 
 fn cannot_package() -> Option<String> {
@@ -294,8 +297,8 @@ fn with_host(name: &str, act: impl FnOnce(&Host, &Path) + Send) {
         let bed = Bed::on_disk();
         match private_mounts().and_then(|()| Host::new()) {
             Ok(host) if host.status() == "not-installed" => act(&host, bed.dir()),
-            Ok(_) => drop(is_left_out(name, Some("a machine on which blockd is not installed".into()))),
-            Err(what) => drop(is_left_out(name, Some(what))),
+            Ok(_) => leave_out(name, "a machine on which blockd is not installed"),
+            Err(what) => leave_out(name, &what),
         }
     };
     if let Err(panic) = std::thread::scope(|scope| scope.spawn(act).join()) {
@@ -420,7 +423,7 @@ fn under_systemd() {
     command.stdin(Stdio::null());
     let output = die_with_parent(&mut command).output().unwrap();
     let Ok(said) = fs::read_to_string(dir.join("said")) else {
-        return drop(is_left_out(name, Some(format!("a system of its own: {}", both(&output)))));
+        return leave_out(name, &format!("a system of its own: {}", both(&output)));
     };
     let log = || fs::read_to_string(dir.join("blockd.log")).unwrap_or_default();
     assert!(said.ends_with("ALL STEPS DONE\n"), "{}\n{said}\n--- log of blockd:\n{}", both(&output), log());
