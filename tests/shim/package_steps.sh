@@ -16,8 +16,8 @@ until_is() { # until_is WANTED COMMAND…: waits for at most 60 s
 }
 
 # Short, so that the test is; and a log that can be read where no journal is.
-mkdir -p /etc/systemd/system/blockd.service.d
-printf '[Service]\nWatchdogSec=3s\nStandardError=append:/tmp/out/blockd.log\n' >/etc/systemd/system/blockd.service.d/test.conf
+mkdir -p /etc/systemd/system/blockd.service.d /srv/backups
+printf '[Service]\nWatchdogSec=3s\nStandardError=append:/tmp/out/blockd.log\nReadWritePaths=/srv/backups\n' >/etc/systemd/system/blockd.service.d/test.conf
 
 dpkg --install one.deb
 is "$(state)" "inactive inactive "
@@ -35,8 +35,8 @@ is "$(awk '$1 == "NoNewPrivs:" || $1 == "Seccomp:" { printf "%s ", $2 }' /proc/"
 # With all that the unit forbids, it does its work.
 uri=$(blockctl volume uri kept)
 nbdcopy --flush /bin/bash "$uri"
-install -d -o blockd -g blockd /var/lib/blockd/store
-blockctl credentials create here --provider local --path /var/lib/blockd/store --encryption-passphrase planted
+chown blockd: /srv/backups
+blockctl credentials create here --provider local --path /srv/backups --encryption-passphrase planted
 blockctl cloudsnap backup kept --wait
 blockctl cloudsnap restore --snap "$(blockctl cloudsnap list | awk 'NR == 2 { print $3 }')" --volume restored --wait
 nbdcopy "$(blockctl volume uri restored)" restored.img

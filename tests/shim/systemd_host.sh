@@ -45,10 +45,11 @@ ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs -o mode=0755 tmpfs "$root/run"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 
-# Nothing but what is tested: no services of this machine, and no kernel modules.
+# Nothing but what is tested: no services of this machine, no kernel modules; and nobody who forbids packages to start services, as
+# containers do.
 # Links that lead out of a root lead nowhere else from inside of it.
 chroot "$root" /bin/bash -c 'rm -rf /{etc,lib,usr/lib}/systemd/system/*.{wants,requires} /etc/systemd/system/*.service.d \
-    /{etc,lib,usr/lib}/systemd/system-generators/*'
+    /{etc,lib,usr/lib}/systemd/system-generators/*; rm -f /usr/sbin/policy-rc.d'
 printf '[Service]\nType=oneshot\nExecStart=/bin/true\n' >"$root/etc/systemd/system/modprobe@.service"
 cat >"$root/etc/systemd/system/steps.target" <<'UNIT'
 [Unit]

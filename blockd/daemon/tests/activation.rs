@@ -151,6 +151,7 @@ fn a_socket_of_a_group_has_its_role_and_must_be_the_groups() {
     let mut stream = UnixStream::connect(&path).unwrap();
     stream.write_all(b"DELETE /v1/volumes/none HTTP/1.1\r\nHost: blockd\r\n\r\n").unwrap();
     assert!(answer(stream).starts_with("HTTP/1.1 403 "));
+    bed.hears("READY=1");
     daemon.stop();
     assert!(path.exists());
 
