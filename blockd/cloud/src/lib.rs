@@ -32,7 +32,6 @@ mod repository;
 mod restore;
 mod rotate;
 mod seal;
-mod settle;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -65,7 +64,6 @@ pub use restore::{
 };
 pub use rotate::{Rekey, Rekeyed, rekey};
 pub use seal::EncryptionMode;
-pub use settle::{Settled, settle};
 pub use verify::{
     AffectedSnapshot, BlockCheck, VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
     verify,

@@ -9,7 +9,7 @@ mod common;
 use blockd_cloud::{
     BackupOptions, BackupSpec, CancelToken, CloudError, CloudsnapId, EncryptionMode, GarbageOptions,
     Manifest, ManifestFilter, MemoryJournal, NoCache, Progress, Repository, VerifyDepth, VerifyOptions,
-    backup, collect_garbage, delete_with_manifest, settle,
+    backup, collect_garbage, delete_with_manifest,
     store::{
         ObjectInfo, ObjectStore, PutMode, Requests, RetryPolicy, StoreError, StoreErrorKind, StoreFuture,
         task_store,
@@ -19,7 +19,7 @@ use blockd_cloud::{
 };
 use blockd_extent::{BlockSet, SnapshotId};
 use bytes::Bytes;
-use common::{BLOCK, Noise, fixed, requests, restored, set, spec, with_slot};
+use common::{BLOCK, Noise, fixed, requests, restored, set, spec};
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
@@ -337,8 +337,6 @@ struct Daemon {
     dirty: BlockSet,
     tip: Option<CloudsnapId>,
     kept: Option<Kept>,
-    /// Snapshots whose backups were given up, until it is known what became of them.
-    given_up: Vec<CloudsnapId>,
     next_snapshot: u64,
 }
 
@@ -374,7 +372,6 @@ impl Daemon {
             dirty: BlockSet::new(),
             tip: None,
             kept: None,
-            given_up: Vec::new(),
             next_snapshot: number * 1_000_000 + 1,
         }
     }
@@ -448,22 +445,10 @@ impl Daemon {
             }
             // Given up: what it was to carry is carried by a full one.
             Err(_) => {
-                self.given_up.push(id);
+                let _ = self.repo.store().delete(&id.manifest_key()).await;
                 self.tip = None;
-                self.settle_given_up().await;
             }
         }
-    }
-
-    /// As far as the store answers.
-    async fn settle_given_up(&mut self) {
-        let mut left = Vec::new();
-        for id in std::mem::take(&mut self.given_up) {
-            if settle(&self.repo, &id).await.is_err() {
-                left.push(id);
-            }
-        }
-        self.given_up = left;
     }
 
     async fn delete_some(&mut self, expected: &Mutex<Expected>) {
@@ -563,7 +548,6 @@ async fn look(
 
 async fn live(seed: u64, planted: Planted) -> Result<(), String> {
     let bucket = Arc::new(MemoryStore::default());
-    with_slot(&bucket, EncryptionMode::Aes256GcmSiv);
     let pace = Arc::new(Pace::default());
     let mut daemons = [0, 1].map(|number| Daemon::new(&bucket, &pace, number, seed, planted));
     let told = Mutex::new(Expected::default());
@@ -578,7 +562,6 @@ async fn live(seed: u64, planted: Planted) -> Result<(), String> {
             let expected = &told;
             let pace = &pace;
             async move {
-                daemon.settle_given_up().await;
                 match choice {
                     0..=3 => daemon.back_up(now_s, expected).await,
                     4 | 5 => daemon.delete_some(expected).await,
@@ -592,11 +575,8 @@ async fn live(seed: u64, planted: Planted) -> Result<(), String> {
             }
         });
         join_all(acts).await;
-        let of_daemon = |daemon: &Daemon| {
-            let kept = daemon.kept.iter().map(|kept| kept.spec.id());
-            kept.chain(daemon.given_up.iter().copied()).collect::<Vec<_>>()
-        };
-        let unconfirmed: Vec<_> = daemons.iter().flat_map(of_daemon).collect();
+        let unconfirmed: Vec<_> =
+            daemons.iter().filter_map(|daemon| daemon.kept.as_ref()).map(|kept| kept.spec.id()).collect();
         let expected = std::mem::take(&mut *told.lock());
         let seen = look(&bucket, &expected, &unconfirmed).await;
         *told.lock() = expected;

@@ -233,7 +233,6 @@ impl Core {
         }
         let uuid = row.uuid;
         self.give_up_kept(|task| task.credential == uuid).await?;
-        self.settle_before_forgetting(uuid).await;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
         self.repositories.proven.lock().remove(&uuid);

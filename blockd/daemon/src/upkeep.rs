@@ -6,6 +6,7 @@ use crate::{
     db::{CredentialRow, TaskKind, VerifyWhat},
     error::ServiceError,
     marks::Looks,
+    tasks::doubts::Failing,
 };
 use blockd_cloud::{CloudsnapId, VerifyDepth};
 use jiff::{SignedDuration, Timestamp};
@@ -33,12 +34,13 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
             let mut collect_at = Instant::now() + gc_interval(&core).min(Duration::from_secs(3600));
             let mut attempts = Attempts::new();
             let mut expired = Looks::default();
+            let mut failing = Failing::default();
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
                 if let Err(error) = core.give_up_expired(Timestamp::now()).await {
                     tracing::warn!(%error, "tasks that were kept for too long are not given up");
                 }
-                if let Err(error) = core.settle_given_up(Timestamp::now()).await {
+                if let Err(error) = core.look_at_doubts(Timestamp::now(), &mut failing).await {
                     tracing::warn!(%error, "what was given up is not looked at for now");
                 }
                 if let Err(error) = core.delete_expired(Timestamp::now(), &mut expired).await {

@@ -18,7 +18,7 @@ use crate::{
     },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
-    tasks::settle::is_in_doubt,
+    tasks::doubts::is_in_doubt,
 };
 use blockd_api::{
     ErrorCode,

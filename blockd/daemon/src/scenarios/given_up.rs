@@ -2,8 +2,8 @@
 //! that are in doubt.
 
 use super::{dying::COMMITTED, *};
-use crate::db::Doubt;
-use blockd_api::{lazy::StartLazyRestore, tasks::StopTask};
+use crate::{db::Doubt, tasks::doubts::Failing};
+use blockd_api::{events::ListEvents, lazy::StartLazyRestore, tasks::StopTask};
 use jiff::{SignedDuration, Timestamp};
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -30,20 +30,33 @@ impl Host {
         (base, volume, model)
     }
 
-    /// Until all that was given up has been looked at.
-    async fn all_looked_at(&self) {
-        let looked_at = async {
-            while self.doubts().iter().any(|doubt| !doubt.looked_at) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), looked_at).await.expect("nobody looks at it");
+    /// What is done every minute, at that time.
+    async fn look(&self, now: Timestamp) {
+        self.core().look_at_doubts(now, &mut Failing::default()).await.unwrap();
+    }
+
+    /// What a deletion leaves of it: nothing, if no other one was seen to need it.
+    fn lose(&self, snap: &str) {
+        fs::remove_file(self.manifest_of(snap)).unwrap();
+        let id: CloudsnapId = snap.parse().unwrap();
+        let (cluster, volume, snapshot) = (id.cluster, id.volume, id.snapshot);
+        fs::remove_dir_all(self.store.path().join(format!("blockd/data/{cluster}/{volume}/{snapshot}"))).unwrap();
+    }
+
+    /// What the list says of one.
+    async fn result_of(&self, snap: &str) -> Option<String> {
+        let listed = self.list().await;
+        let found = listed.into_iter().find(|listed| listed.id.to_string() == snap).expect("it is listed");
+        found.metadata.verify_result
     }
 }
 
+const SOUND: Option<&str> = Some("Sound");
+const DAMAGED: Option<&str> = Some("Damaged");
+
 /// The question for the base has no answer, and before somebody resumes the backup the next night comes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_that_the_next_one_gives_up_is_taken_back_unless_it_is_whole() {
+async fn a_backup_that_the_next_one_gives_up_is_shown_as_damaged_unless_it_is_whole() {
     for (is_gone, by_hand) in [(false, false), (true, false), (true, true)] {
         let host = Host::new().await;
         let (base, volume, mut model) = host.one_backup().await;
@@ -56,47 +69,41 @@ async fn a_backup_that_the_next_one_gives_up_is_taken_back_unless_it_is_whole() 
         assert!(failed.resumable, "{failed:?}");
         let frozen = model.clone();
         let left = failed.source_volume.unwrap();
-        assert!(host.manifest_of(&left).is_file(), "it is listed");
-        fs::remove_file(&place).unwrap();
-        if !is_gone {
-            fs::rename(&away, &place).unwrap();
+        fs::rename(&away, &place).unwrap();
+        assert_eq!(host.result_of(&left).await, None);
+        if is_gone {
+            host.lose(&base);
         }
 
         model.write(&volume, 5 << 20, 3, 1 << 20);
         if by_hand {
             host.client.stop_task(task, &StopTask { discard: true }).await.unwrap();
-            host.all_looked_at().await;
         }
         let next = host.backup("data", false).await;
-        host.all_looked_at().await;
-        assert_eq!(host.manifest_of(&left).is_file(), !is_gone, "what is broken is not listed");
+        host.look(Timestamp::now()).await;
         let expected = if is_gone { BackupType::Full } else { BackupType::Incremental };
         assert_eq!(next.backup_type, Some(expected));
-        let next = next.source_volume.unwrap();
-        let mut expected = if is_gone { vec![next.clone()] } else { vec![base, left.clone(), next.clone()] };
-        let mut listed: Vec<_> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
-        expected.sort();
-        listed.sort();
-        assert_eq!(listed, expected);
+        let result = host.result_of(&left).await;
+        assert_eq!(result.as_deref(), if is_gone { DAMAGED } else { SOUND });
+        let damage = host.client.list_events(&ListEvents::default()).await.unwrap().events;
+        let damage = damage.iter().filter(|event| event.cloudsnap.as_deref() == Some(&left));
+        let damage = damage.filter(|event| event.kind == "damage-found").count();
+        assert_eq!(damage, usize::from(is_gone), "it is told once");
         if !is_gone {
             frozen.assert_is(&*host.restore(&left, "left").await);
         }
+        let next = next.source_volume.unwrap();
         model.assert_is(&*host.restore(&next, "copy").await);
-        host.assert_tidy();
 
-        // A request that put it comes to its end long after.
-        let late = host.manifest_of(&left);
-        if is_gone {
-            fs::copy(host.manifest_of(&next), &late).unwrap();
-            host.core().settle_given_up(Timestamp::now()).await.unwrap();
-            assert!(late.is_file(), "it is not asked for all the time");
-            // It cannot be read under this name: it is not for this daemon to say what it is.
-            host.core().settle_given_up(Timestamp::now() + LATER).await.unwrap();
-            assert_eq!(host.doubts().len(), 1);
-            fs::remove_file(&late).unwrap();
+        // The deletion of the base, or a request that put the manifest, comes to its end long after.
+        if !is_gone {
+            host.lose(&base);
+            host.look(Timestamp::now()).await;
+            assert_eq!(host.result_of(&left).await.as_deref(), SOUND, "it is not asked for all the time");
         }
-        host.core().settle_given_up(Timestamp::now() + LATER).await.unwrap();
-        assert_eq!(host.doubts(), vec![]);
+        host.look(Timestamp::now() + LATER).await;
+        assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
+        assert_eq!(host.doubts(), vec![], "nobody asks any more");
     }
 }
 
@@ -118,12 +125,11 @@ async fn what_an_earlier_run_may_have_committed_is_looked_at_when_it_is_given_up
     let left = failed.source_volume.unwrap();
     fs::rename(&away, host.store.path()).unwrap();
     assert!(host.manifest_of(&left).is_file(), "it was committed");
-    fs::remove_file(host.manifest_of(&base)).unwrap();
+    host.lose(&base);
     let next = host.backup("data", false).await.source_volume.unwrap();
-    host.all_looked_at().await;
-    assert!(!host.manifest_of(&left).exists(), "nobody is shown what cannot be restored");
+    host.look(Timestamp::now()).await;
+    assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
     model.assert_is(&*host.restore(&next, "copy").await);
-    host.assert_tidy();
 }
 
 /// The store is away when it is given up, and the daemon is started anew before it is back.
@@ -141,54 +147,40 @@ async fn what_was_given_up_is_looked_at_when_the_store_is_back() {
     host.start().await;
     let left = host.wait(task).await.source_volume.unwrap();
     host.client.stop_task(task, &StopTask { discard: true }).await.unwrap();
-    host.core().settle_given_up(Timestamp::now()).await.unwrap();
+    host.look(Timestamp::now()).await;
     // An empty directory in the place of the store says nothing either.
     fs::create_dir(host.store.path()).unwrap();
-    host.core().settle_given_up(Timestamp::now() + LATER).await.unwrap();
+    host.look(Timestamp::now() + LATER).await;
     fs::remove_dir(host.store.path()).unwrap();
     host.stop().await;
     host.start().await;
     assert!(host.doubts().iter().any(|doubt| !doubt.looked_at && doubt.cloudsnap.to_string() == left));
     fs::rename(&away, host.store.path()).unwrap();
-    fs::remove_file(host.manifest_of(&base)).unwrap();
-    host.core().settle_given_up(Timestamp::now()).await.unwrap();
-    assert!(!host.manifest_of(&left).exists());
+    host.lose(&base);
+    // A store that failed is left alone for a while.
+    let mut failing = Failing::default();
+    let slots = host.store.path().join("blockd/keys");
+    fs::rename(&slots, &away).unwrap();
+    host.core().look_at_doubts(Timestamp::now(), &mut failing).await.unwrap();
+    fs::rename(&away, &slots).unwrap();
+    host.core().look_at_doubts(Timestamp::now(), &mut failing).await.unwrap();
+    assert_eq!((failing.len(), host.result_of(&left).await), (1, None));
+    host.look(Timestamp::now()).await;
+    assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
     assert!(host.doubts().iter().all(|doubt| doubt.looked_at));
-}
-
-/// The same for a credential that is forgotten: nobody can look later.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_given_up_with_its_credential_is_looked_at_before() {
-    let mut host = Host::new().await;
-    let (base, volume, _) = host.one_backup().await;
-    *host.core().dies_at.lock() = Some(COMMITTED);
-    let task = host.start_backup("data", false).await;
-    host.core().stopping.cancelled().await;
-    drop(volume);
-    host.stop().await;
-    let away = host.store.path().with_extension("away");
-    fs::rename(host.store.path(), &away).unwrap();
-    host.start().await;
-    let left = host.wait(task).await.source_volume.unwrap();
-    fs::rename(&away, host.store.path()).unwrap();
-    fs::remove_file(host.manifest_of(&base)).unwrap();
-    host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
-    assert!(!host.manifest_of(&left).exists());
-    assert_eq!(host.doubts(), vec![]);
 }
 
 /// The manifest was deleted when the backup began anew; the request that had put it is carried out once more after that.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_manifest_that_comes_late_under_a_name_that_was_given_up_goes() {
+async fn a_manifest_that_comes_late_under_a_name_that_was_given_up_is_looked_at() {
     let host = Host::new().await;
     let (base, _volume, model) = host.one_backup().await;
     // What the late request brings, as a backup on the same base puts it under a name of its own.
     let lost = host.backup("data", false).await.source_volume.unwrap();
     let body = fs::read(host.manifest_of(&lost)).unwrap();
     host.sql(&format!("UPDATE chains SET cloudsnap = '{base}'"));
-    for snap in [&base, &lost] {
-        fs::remove_file(host.manifest_of(snap)).unwrap();
-    }
+    fs::remove_file(host.manifest_of(&lost)).unwrap();
+    host.lose(&base);
     let full = host.backup("data", false).await;
     assert_eq!(full.backup_type, Some(BackupType::Full), "it began anew");
     let doubts = host.doubts();
@@ -197,10 +189,10 @@ async fn a_manifest_that_comes_late_under_a_name_that_was_given_up_goes() {
     // The name of the manifest is bound to its content, so the one that is late has to be that of the row.
     host.sql(&format!("UPDATE doubts SET cloudsnap = '{lost}'"));
     fs::write(host.manifest_of(&lost), body).unwrap();
-    host.core().settle_given_up(Timestamp::now()).await.unwrap();
-    assert!(host.manifest_of(&lost).is_file(), "it was looked for once");
-    host.core().settle_given_up(Timestamp::now() + LATER).await.unwrap();
-    assert!(!host.manifest_of(&lost).exists(), "it lacks its base");
+    host.look(Timestamp::now()).await;
+    assert_eq!(host.result_of(&lost).await, None, "it was looked for once");
+    host.look(Timestamp::now() + LATER).await;
+    assert_eq!(host.result_of(&lost).await.as_deref(), DAMAGED, "it lacks its base");
     assert_eq!(host.doubts(), vec![]);
     model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);
 }

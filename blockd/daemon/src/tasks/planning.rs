@@ -8,8 +8,8 @@ use super::{
     LiveTask,
     backup::ids,
     clean_files,
+    doubts::begun_anew,
     plan::{Decision, Plan, decide},
-    settle::begun_anew,
 };
 use crate::{
     core::{Core, random_id},

@@ -5,9 +5,9 @@
 //! half volume and which blocks of it are in place; of a hydration nothing but its row; of a restore in place that has begun
 //! to write, that clients stay out of the mixture; of a delete the manifest. A backup that is kept is given up when a newer one of the same
 //! volume to the same credential begins, and when it is too old to commit. What may be listed of it then is looked at (see
-//! [`settle`]).
+//! [`doubts`]).
 
-use super::{LiveTask, backup, clean_files, restore, settle};
+use super::{LiveTask, backup, clean_files, doubts, restore};
 use crate::{
     core::Core,
     db::{DbError, NewEvent, TaskKind, TaskRow, TaskState},
@@ -86,7 +86,7 @@ fn mark_given_up(
     listed: Option<CloudsnapId>,
 ) -> Result<(), DbError> {
     if let Some(listed) = listed {
-        settle::doubt(row.credential, listed).put(tx)?;
+        doubts::doubt(row.credential, listed).put(tx)?;
     }
     match row.kind {
         TaskKind::Backup => backup::mark_failed(tx, row),
@@ -172,9 +172,9 @@ pub(super) async fn end_undone(
         }
     }
     let keep = core.config.task_history;
-    let listed = match kept || settle::is_of_another(error) {
+    let listed = match kept {
         true => None,
-        false => settle::may_be_listed(core, &row).await,
+        false => doubts::may_be_listed(core, &row).await,
     };
     core.until_stored("the end of the task", || {
         let stored = row.clone();
@@ -193,9 +193,6 @@ pub(super) async fn end_undone(
     .await?;
     if !kept && let Err(error) = clean_up(core, &row).await {
         tracing::warn!(%error, "what the failed task left behind is removed at the next start");
-    }
-    if let Some(listed) = listed {
-        core.begin_to_settle(listed);
     }
     live.set_row(row);
     Ok(())
@@ -367,7 +364,7 @@ impl Core {
     async fn give_up(self: &Arc<Self>, row: &mut TaskRow) -> Result<(), ServiceError> {
         row.detail.kept = false;
         row.detail.version += 1;
-        let listed = settle::may_be_listed(self, row).await;
+        let listed = doubts::may_be_listed(self, row).await;
         let stored = row.clone();
         self.db
             .run(move |tx| -> Result<(), DbError> {
@@ -378,9 +375,6 @@ impl Core {
         tracing::info!(task = %row.id, kind = %row.kind, "task given up");
         if let Err(error) = clean_up(self, row).await {
             tracing::warn!(task = %row.id, %error, "what the task left behind is removed at the next start");
-        }
-        if let Some(listed) = listed {
-            self.begin_to_settle(listed);
         }
         Ok(())
     }

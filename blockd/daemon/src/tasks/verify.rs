@@ -235,7 +235,7 @@ fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudsnapId
 }
 
 /// What is to be remembered of each cloud snapshot, of those included that were not asked for and lose something.
-fn proofs(
+pub(super) fn proofs(
     report: &VerifyReport,
     known: &BTreeMap<CloudsnapId, Proof>,
     credential: uuid::Uuid,

@@ -1,0 +1,193 @@
+//! What is listed of backups that were given up: whether it is whole is looked at, and shown.
+//!
+//! A backup that was cut off between its commit and the question for its base is listed, and asks when it is resumed. One that is
+//! given up never asks; so its objects are looked for here, as soon as the store answers, and once more an hour later, because
+//! a request that nobody waits for any more may be carried out late, as may a deletion that was under way. Nothing is deleted: what is
+//! not whole is shown as damaged, like everything that a verification finds, and nothing of this host is built on it in either case.
+
+use super::{plan::Plan, verify::proofs};
+use crate::{
+    cloud,
+    core::Core,
+    db::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskKind, TaskRow},
+    error::{ServiceError, blocking},
+};
+use blockd_api::events::Severity;
+use blockd_cloud::{CancelToken, CloudsnapId, Progress, VerifyDepth, VerifyOptions, VerifyReport};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// After so long no request of a backup that was given up is under way any more: they have time limits of minutes.
+const LATE_S: i64 = 3600;
+/// After so long nobody looks any more; a verification finds it.
+const LIFETIME_S: i64 = 30 * 24 * 3600;
+/// How long one look may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(120);
+/// How long a store is left alone after it failed: at first, and at most.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
+/// Stores that failed: when they are asked again, and after how long the next time.
+pub(crate) type Failing = HashMap<Uuid, (Instant, Duration)>;
+
+/// The name under which a backup may be listed, if it was given up now: as far as is known, it may have begun to commit.
+pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<CloudsnapId> {
+    if row.kind != TaskKind::Backup {
+        return None;
+    }
+    // What another run of the daemon did is not known; it may have died before it wrote it down.
+    if row.detail.run == Some(core.run) && !row.detail.may_be_committed {
+        return None;
+    }
+    // The row may be older than the plan, without which nothing is stored.
+    let (dir, task, volume) =
+        (core.task_dir(row.id), row.id, row.base.map(|base| base.volume).or(row.volume)?);
+    let plan = blocking(move || Plan::load(&dir, task, volume)).await;
+    match plan {
+        Ok(Some(plan)) => Some(CloudsnapId { incremental: plan.base.is_some(), ..row.cloudsnap }),
+        Ok(None) => row.detail.backup_type.is_some().then_some(row.cloudsnap),
+        Err(error) => {
+            tracing::warn!(task = %row.id, %error, "the kept plan of a backup that is given up cannot be read");
+            Some(row.cloudsnap)
+        }
+    }
+}
+
+/// The doubt about a backup that is given up now.
+pub(super) fn doubt(credential: Uuid, cloudsnap: CloudsnapId) -> Doubt {
+    Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: true, looked_at: false }
+}
+
+/// The name that a backup had before it began anew: what is listed under it was deleted, and may come late.
+pub(super) fn begun_anew(credential: Uuid, given_up: CloudsnapId) -> Doubt {
+    Doubt { looked_at: true, ..doubt(credential, given_up) }
+}
+
+/// Whether a cloud snapshot is listed, or may be, of which this host does not know that it is whole and stays: nothing is
+/// to be built on it.
+///
+/// # Errors
+/// The database fails.
+pub(crate) fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudsnapId) -> Result<bool, DbError> {
+    if Doubt::is_of(tx, id)? {
+        return Ok(true);
+    }
+    let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
+    Ok(tasks.into_iter().any(|task| {
+        let name = (task.cloudsnap.cluster, task.cloudsnap.volume, task.cloudsnap.snapshot);
+        task.kind == TaskKind::Backup && name == (id.cluster, id.volume, id.snapshot)
+    }))
+}
+
+impl Core {
+    /// Looks at what was given up, as far as stores answer: one that fails keeps just its own waiting.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) async fn look_at_doubts(
+        &self,
+        now: Timestamp,
+        failing: &mut Failing,
+    ) -> Result<(), ServiceError> {
+        for doubt in self.db.run(Doubt::given_up).await? {
+            let age_s = now.as_second().saturating_sub(doubt.since.as_second());
+            if doubt.looked_at && age_s < LATE_S {
+                continue;
+            }
+            let credential = doubt.credential;
+            let failed = failing.get(&credential).copied();
+            if failed.is_some_and(|(again, _)| Instant::now() < again) && age_s < LIFETIME_S {
+                continue;
+            }
+            if age_s >= LIFETIME_S {
+                tracing::warn!(cloudsnap = %doubt.cloudsnap, "it was never learned whether the backup that was given up is whole");
+                self.db.run(move |tx| Doubt { given_up: false, ..doubt }.put(tx)).await?;
+                continue;
+            }
+            let id = doubt.cloudsnap;
+            let looked = tokio::time::timeout(LOOK_LIMIT, self.look_at(&doubt, now, age_s >= LATE_S)).await;
+            let error = match looked {
+                Ok(Ok(())) => {
+                    failing.remove(&credential);
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the store does not answer".to_owned(),
+            };
+            let pause = failed.map_or(AGAIN.0, |(_, pause)| (pause * 2).min(AGAIN.1));
+            failing.insert(credential, (Instant::now() + pause, pause));
+            tracing::warn!(cloudsnap = %id, %error, "what is listed of a backup that was given up is looked at later");
+        }
+        Ok(())
+    }
+
+    async fn look_at(&self, doubt: &Doubt, now: Timestamp, is_late: bool) -> Result<(), ServiceError> {
+        let (credential, id) = (doubt.credential, doubt.cloudsnap);
+        let (repository, requests) = self.task_repository(credential).await?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let options = VerifyOptions { depth: VerifyDepth::Quick, download_concurrency: 1, cpu_threads: 1 };
+        let report = cloud::verify(
+            repository.clone(),
+            vec![id],
+            options,
+            Box::new(|_| None),
+            Arc::new(catalog),
+            Arc::new(Progress::new(requests)),
+            CancelToken::new(),
+        )
+        .await?;
+        // A directory whose disk is away is empty. If it comes back in the middle of this, what is found is wrong until the look after.
+        repository.prove_key_slot().await?;
+        let stored = doubt.clone();
+        self.db
+            .run(move |tx| -> Result<(), DbError> {
+                note(tx, &stored, &report, now)?;
+                // What is there stays in doubt, as something on which nothing is to be built.
+                match (is_late, report.snapshots.is_empty()) {
+                    (true, true) => Doubt::remove(tx, credential, &id),
+                    (true, false) => Doubt { given_up: false, looked_at: true, ..stored }.put(tx),
+                    (false, _) => Doubt { looked_at: true, ..stored }.put(tx),
+                }
+            })
+            .await?;
+        self.events.wake();
+        Ok(())
+    }
+}
+
+/// Stores what was found, as a verification does.
+fn note(
+    tx: &rusqlite::Transaction<'_>,
+    doubt: &Doubt,
+    report: &VerifyReport,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    let (credential, id) = (doubt.credential, doubt.cloudsnap);
+    let Some(found) = report.snapshots.first() else {
+        return Catalog::remove(tx, credential, &id.manifest_key());
+    };
+    let known: BTreeMap<CloudsnapId, Proof> =
+        Proof::all(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+    proofs(report, &known, credential, VerifyDepth::Quick, now).iter().try_for_each(|proof| proof.put(tx))?;
+    if found.is_sound() {
+        tracing::info!(cloudsnap = %id, "the backup that was given up is whole in the store, and stays listed");
+        return Ok(());
+    }
+    if known.get(&id).is_some_and(|proof| !proof.sound) {
+        return Ok(());
+    }
+    let what = report.findings.first().map_or("", |finding| finding.what.as_str());
+    let message = format!("the backup that was given up is listed without being whole: {what}");
+    let name = CredentialRow::all(tx)?.into_iter().find(|row| row.uuid == credential).map(|row| row.name);
+    let event = NewEvent {
+        credential: name,
+        cloudsnap: Some(id),
+        ..NewEvent::new(now, Severity::Error, "damage-found", message)
+    };
+    event.insert(tx)
+}
