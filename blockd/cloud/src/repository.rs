@@ -378,15 +378,15 @@ impl Repository {
         let mut cached = cache.load_versions(&listed);
         let mut found = Vec::with_capacity(listed.len());
         for part in listed.chunks(KEPT_AT_ONCE) {
-            let mut known_of = |object: &ObjectInfo| {
-                let known = cached.remove(&object.key)?;
-                (CloudsnapId::from_manifest_key(&object.key) == Some(known.id())).then_some(known)
-            };
-            let known: Vec<_> = part.iter().map(|object| (object, known_of(object))).collect();
-            let read = known.into_iter().map(|(object, known)| async move {
-                let is_new = known.is_none();
-                (object, self.read_listed(object, known).await, is_new)
-            });
+            let mut read = Vec::with_capacity(part.len());
+            for object in part {
+                let id = CloudsnapId::from_manifest_key(&object.key);
+                let known = cached.remove(&object.key).filter(|known| Some(known.id()) == id);
+                read.push(async move {
+                    let is_new = known.is_none();
+                    (object, self.read_listed(object, known).await, is_new)
+                });
+            }
             let read: Vec<_> = futures::stream::iter(read).buffered(READ_CONCURRENCY).collect().await;
             let new: Vec<(&ObjectInfo, &Manifest)> = read
                 .iter()

@@ -180,9 +180,10 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
         // Whatever an image says: each step leads forward, and none beyond the end.
         let end = run.end_bytes.clamp(at + 1, size_bytes);
         if run.is_data {
+            let is_full = data.len() >= RUNS_MOST;
             match data.last_mut() {
                 Some(last) if last.offset_bytes + last.len_bytes == at => last.len_bytes += end - at,
-                _ if data.len() >= RUNS_MOST => break,
+                _ if is_full => break,
                 _ => data.push(FileRun { offset_bytes: at, len_bytes: end - at }),
             }
         }
