@@ -191,6 +191,11 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
             .arg(&data)
             .arg("--waldir")
             .arg(&log));
+        let client = |program: &Path| {
+            let mut command = as_user(user, program);
+            command.env("PGHOST", &places.run).env("PGDATABASE", "postgres").env("PGUSER", user);
+            command
+        };
         let start = || {
             let mut command = as_user(user, postgres);
             command.arg("-D").arg(&data).arg("-k").arg(&places.run).args(["-c", "listen_addresses="]);
@@ -201,11 +206,6 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
                 command
             });
             server
-        };
-        let client = |program: &Path| {
-            let mut command = as_user(user, program);
-            command.env("PGHOST", &places.run).env("PGDATABASE", "postgres").env("PGUSER", user);
-            command
         };
         let ask = |sql: &str| {
             let mut command = client(psql);
