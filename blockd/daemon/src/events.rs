@@ -16,7 +16,6 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::sync::watch;
-use tracing::field::display;
 
 /// The name of the log among the readers of events.
 pub(crate) const LOG_READER: &str = "journal";
@@ -54,10 +53,10 @@ pub(crate) fn log_event(event: &Event) {
             tracing::$level!(
                 target: EVENT_TARGET,
                 event = event.kind,
-                message_id = EventKind::of(&event.kind).map(|kind| display(kind.message_id.simple())),
-                volume = event.volume.as_ref().map(display),
+                message_id = EventKind::of(&event.kind).map(|kind| tracing::field::display(kind.message_id.simple())),
+                volume = event.volume.as_ref().map(tracing::field::display),
                 credential = event.credential.as_deref(),
-                task = event.task.map(display),
+                task = event.task.map(tracing::field::display),
                 snapshot = event.cloudsnap.as_deref(),
                 event_id = event.id,
                 "{}",

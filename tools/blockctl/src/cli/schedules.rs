@@ -6,7 +6,6 @@ use blockd_api::{
 };
 use blockd_schedule::{Recurrence, Retention, ScheduleError, When, Zone};
 use clap::{Args, Subcommand, ValueEnum};
-use uuid::Uuid;
 
 const CREATE_HELP: &str = "\
 A run that was missed, because blockd was down or the host slept, is made once when it is back. \
