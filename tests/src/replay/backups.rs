@@ -94,8 +94,7 @@ impl Backup {
     }
 }
 
-struct Load<'a> {
-    recorder: &'a Recorder,
+struct Load {
     rng: Rng,
     daemon: Daemon,
     client: Option<Nbd>,
@@ -135,7 +134,6 @@ pub fn record(
         Some((disk, _)) => disk.under(setup),
     };
     let mut load = Load {
-        recorder: &recorder,
         rng: Rng::fixed(seed),
         daemon: setup.start(),
         client: None,
@@ -195,7 +193,7 @@ fn content_of(daemon: &Daemon, ctl: &Ctl, snap: &str, nth: usize) -> Vec<u8> {
     daemon.content(&name)
 }
 
-impl Load<'_> {
+impl Load {
     fn client(&mut self) -> &mut Nbd {
         let daemon = &self.daemon;
         self.client.get_or_insert_with(|| daemon.nbd(VOLUME))

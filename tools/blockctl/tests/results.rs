@@ -150,7 +150,8 @@ fn a_volume_is_resized_and_made_read_only() {
 fn snapshot() -> Value {
     json!({
         "id": "61", "volume": "db", "volumeId": "59", "name": "monday", "created": "2019-01-16T21:51:53Z", "epoch": 3,
-        "freezeStallMicros": 42, "dirtyBytes": 4096, "exclusiveBytes": 8192, "sharedBytes": 1048576, "state": "ready"
+        "freezeStallMicros": 42, "dirtyBytes": 4096, "exclusiveBytes": 8192, "sharedBytes": 1048576, "state": "ready",
+        "export": "db@monday", "uri": "nbd+unix:///db%40monday?socket=/d/nbd.sock"
     })
 }
 
@@ -253,6 +254,7 @@ fn snapshots_are_made_listed_and_deleted() {
         ("POST /v1/volumes/db/snapshots", ok(snapshot.clone())),
         ("GET /v1/snapshots", ok(json!({ "snapshots": [snapshot] }))),
         ("DELETE /v1/snapshots/db@monday", ok(json!({"id": "61", "name": "monday"}))),
+        ("GET /v1/snapshots/db@monday", ok(self::snapshot())),
     ]);
     let ran = fake.run("snapshot create db --name monday");
     assert_eq!(ran.stdout, "Snapshot successfully created: 61 (db@monday, writes held back for 42 µs)\n");
@@ -265,6 +267,7 @@ ID   VOLUME   NAME     CREATED-TIME                    DIRTY   EXCLUSIVE   SHARE
     );
     assert_eq!(fake.run("snapshot delete db@monday").stdout, "Snapshot monday successfully deleted.\n");
     assert_eq!(fake.run("-j snapshot list").json()[0]["epoch"], 3);
+    assert_eq!(fake.run("volume uri db@monday").stdout, "nbd+unix:///db%40monday?socket=/d/nbd.sock\n");
     let lines: Vec<_> = fake.seen().into_iter().map(|seen| seen.line).collect();
     assert_eq!(
         lines,
@@ -272,7 +275,8 @@ ID   VOLUME   NAME     CREATED-TIME                    DIRTY   EXCLUSIVE   SHARE
             "POST /v1/volumes/db/snapshots",
             "GET /v1/snapshots?volume=db",
             "DELETE /v1/snapshots/db@monday",
-            "GET /v1/snapshots"
+            "GET /v1/snapshots",
+            "GET /v1/snapshots/db@monday"
         ]
     );
     assert_eq!(fake.seen()[0].body, json!({"name": "monday"}));
