@@ -32,6 +32,8 @@ is "$(stat --format=%U:%a /var/lib/blockd/blockd.sock)" blockd:600
 is "$(stat --format=%U /proc/"$(main_pid)")" blockd
 is "$(awk '$1 == "NoNewPrivs:" || $1 == "Seccomp:" { printf "%s ", $2 }' /proc/"$(main_pid)"/status)" "1 2 "
 
+is "$(awk '/^Max core file size/ { print $5, $6 }' /proc/"$(main_pid)"/limits)" "0 0"
+
 # With all that the unit forbids, it does its work.
 uri=$(blockctl volume uri kept)
 nbdcopy --flush /bin/bash "$uri"
@@ -50,10 +52,12 @@ blockctl volume list
 
 # A restart refuses nobody.
 before=$(main_pid)
+touch /run/blockd/left-by-a-command
 systemctl restart blockd.service &
 for _ in $(seq 20); do blockctl volume list >/dev/null; done
 wait
 [ "$(main_pid)" != "$before" ]
+[ -e /run/blockd/left-by-a-command ]
 
 # One that stands still is replaced.
 before=$(main_pid)
