@@ -80,17 +80,22 @@ impl Pace {
         (worked * (WHOLE_PERMILLE - share) / share).min(REST_MOST)
     }
 
-    /// [`rest`](Self::rest) of a thread that may block.
-    pub(crate) fn rest_blocking(&self, worked: Duration) {
+    /// For how long a thread that has rested for so long after so much work rests until it looks again; none if that is enough.
+    fn next_nap(&self, worked: Duration, most: Duration, rested: Duration) -> Option<Duration> {
+        let left = self.rest_for(worked).min(most).saturating_sub(rested);
+        // The share may change meanwhile.
+        (!left.is_zero()).then(|| left.min(LOOK_EVERY))
+    }
+
+    /// [`rest`](Self::rest) of a thread that may block, for `most` at the most; how long it was meant to be.
+    pub(crate) fn rest_blocking(&self, worked: Duration, most: Duration) -> Duration {
         let began = std::time::Instant::now();
-        loop {
-            let left = self.rest_for(worked).saturating_sub(began.elapsed());
-            if left.is_zero() {
-                return;
-            }
-            // The share may change meanwhile.
-            std::thread::sleep(left.min(LOOK_EVERY));
+        let mut rested = Duration::ZERO;
+        while let Some(nap) = self.next_nap(worked, most, rested) {
+            std::thread::sleep(nap);
+            rested = began.elapsed();
         }
+        rested.min(most)
     }
 
     /// Rests after a piece of work that took so long.
@@ -152,23 +157,25 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_blocks_rests_as_long() {
+    fn a_thread_that_blocks_rests_as_long_and_looks_for_a_change() {
         let pace = Pace::default();
-        let rested = |worked_ms| {
-            let began = std::time::Instant::now();
-            pace.rest_blocking(Duration::from_millis(worked_ms));
-            began.elapsed()
-        };
+        let ms = Duration::from_millis;
+        let nap = |worked_ms, most_ms, rested_ms| pace.next_nap(ms(worked_ms), ms(most_ms), ms(rested_ms));
+        assert_eq!(nap(1_900, 2_000, 0), None);
+        assert_eq!(pace.rest_blocking(ms(1_900), ms(2_000)), Duration::ZERO);
         pace.set_permille(500);
-        assert!(rested(5) >= Duration::from_millis(5));
-        std::thread::scope(|scope| {
-            let rests = scope.spawn(|| rested(1_900));
-            pace.set_permille(1000);
-            assert!(
-                rests.join().unwrap() < Duration::from_millis(1_900),
-                "the change holds for who rests already"
-            );
-        });
+        assert_eq!(nap(1_900, 2_000, 0), Some(LOOK_EVERY));
+        assert_eq!(nap(1_900, 2_000, 1_890), Some(ms(10)));
+        assert_eq!(nap(1_900, 2_000, 1_900), None);
+        assert_eq!(nap(1_900, 70, 60), Some(ms(10)), "no longer than it may");
+        assert_eq!(nap(1_900, 70, 70), None);
+        pace.set_permille(1000);
+        assert_eq!(nap(1_900, 2_000, 50), None, "the change holds for who rests already");
+        pace.set_permille(500);
+        let began = std::time::Instant::now();
+        let rested = pace.rest_blocking(ms(5), ms(2_000));
+        assert!(rested >= ms(5) && began.elapsed() >= rested);
+        assert_eq!(pace.rest_blocking(ms(1_900), ms(3)), ms(3));
     }
 
     #[tokio::test(start_paused = true)]

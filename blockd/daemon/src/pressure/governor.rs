@@ -51,6 +51,10 @@ const FORGET_UP_TO_PERCENT: u64 = 125;
 const LATE_TIMES: u64 = 4;
 /// But not before.
 const LATE_NANOS: u64 = 50_000_000;
+/// More than that is not usual, whatever a look at rest found: a disk that hung once would excuse all that follows.
+const AGE_AT_REST_MOST_NANOS: u64 = 250_000_000;
+/// What looks at rest found is forgotten by and by: about two thirds of it in so long.
+const FORGET_AGE_IN: Duration = Duration::from_secs(60);
 
 /// Guests' requests of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,7 +117,7 @@ struct Judge {
     /// What it was at rest.
     at_rest_nanos: Option<u64>,
     tail: Tail,
-    /// How long what is under way had been on average when it was looked at rest, at most.
+    /// How long what is under way had been on average when it was looked at rest, at most; the longer ago, the less.
     age_at_rest_nanos: u64,
     /// The look before found that what is under way should have been done.
     was_late: bool,
@@ -129,7 +133,7 @@ impl Judge {
         self.pending.took.iter_mut().zip(&seen.took).for_each(|(pending, seen)| *pending += seen);
         self.during += during;
         self.was_pressed |= tasks == Tasks::Work;
-        let is_late = self.is_late(seen, tasks);
+        let is_late = self.is_late(seen, during, tasks);
         let late = is_late.then_some(Verdict::Suffers);
         if self.pending.count < JUDGED_LEAST && self.during < IDLE_AFTER {
             self.is_active |= is_late;
@@ -147,11 +151,16 @@ impl Judge {
     }
 
     /// Whether what is under way should have been done long ago, two looks in a row: one may just have met a long one.
-    fn is_late(&mut self, seen: &Requests, tasks: Tasks) -> bool {
+    fn is_late(&mut self, seen: &Requests, during: Duration, tasks: Tasks) -> bool {
         let age_nanos = seen.waiting_nanos.checked_div(seen.waiting).unwrap_or(0);
+        let during = during.min(FORGET_AGE_IN);
+        let forgotten_nanos = u128::from(self.age_at_rest_nanos) * during.as_nanos() / FORGET_AGE_IN.as_nanos();
+        // No more than there is, as no more than the whole time passed.
+        self.age_at_rest_nanos -= forgotten_nanos as u64;
         if tasks == Tasks::Rest && age_nanos > 0 {
             // Up at once, and down slowly: most looks meet nothing that is long.
-            self.age_at_rest_nanos = age_nanos.max(self.age_at_rest_nanos - self.age_at_rest_nanos / 64);
+            let before_nanos = self.age_at_rest_nanos - self.age_at_rest_nanos / 64;
+            self.age_at_rest_nanos = age_nanos.min(AGE_AT_REST_MOST_NANOS).max(before_nanos);
         }
         let usual_nanos = self.usual_nanos.unwrap_or(0).max(self.age_at_rest_nanos);
         let is_late = age_nanos > usual_nanos.saturating_mul(LATE_TIMES).max(LATE_NANOS);

@@ -231,6 +231,27 @@ fn requests_under_way_that_should_be_done_take_the_share_down_at_once() {
     assert!(shares[300..].iter().all(|share| *share == ALL_PERMILLE), "{shares:?}");
 }
 
+/// A disk that hangs once while tasks rest.
+#[test]
+fn what_hung_once_does_not_excuse_what_hangs_later() {
+    let waiting = |ms: u64| Requests { waiting: 1, waiting_nanos: ms * 1_000_000, ..took(100, 20, 0) };
+    let mut judge = Judge::default();
+    judge.look(&waiting(0), LOOK, Tasks::Rest);
+    judge.look(&waiting(5_000), LOOK, Tasks::Rest);
+    judge.look(&waiting(0), LOOK, Tasks::Work);
+    for _ in 0..2 {
+        assert_ne!(judge.look(&waiting(900), LOOK, Tasks::Work), Some(Verdict::Suffers), "it was seen at rest");
+    }
+    assert_ne!(judge.look(&waiting(1_100), LOOK, Tasks::Work), Some(Verdict::Suffers), "one look is none");
+    assert_eq!(judge.look(&waiting(1_100), LOOK, Tasks::Work), Some(Verdict::Suffers));
+    // Four minutes.
+    (0..4_800).for_each(|_| {
+        judge.look(&waiting(0), LOOK, Tasks::Work);
+    });
+    judge.look(&waiting(60), LOOK, Tasks::Work);
+    assert_eq!(judge.look(&waiting(60), LOOK, Tasks::Work), Some(Verdict::Suffers), "it is long forgotten");
+}
+
 #[test]
 fn one_look_that_meets_a_long_request_takes_nothing_away() {
     let mut governor = Governor::default();
