@@ -221,7 +221,8 @@ fn a_backup_that_is_told_to_be_done_too_early_is_found() {
         let cuts = backup_cuts(&life, 100, rng);
         for (nth, cut) in cuts.iter().enumerate() {
             let one = std::slice::from_ref(cut);
-            let looked = look_at(&life.recording, one, &kept(name), rng, |cut, image| life.verify(cut, image, dir));
+            let looked =
+                look_at(&life.recording, one, &kept(name), rng, |cut, image| life.verify(cut, image, dir));
             let Err(what) = looked else { continue };
             let first = what.lines().next().unwrap_or_default().to_owned();
             match expected.iter().any(|expected| first.contains(expected)) {

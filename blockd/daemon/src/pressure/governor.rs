@@ -154,7 +154,8 @@ impl Judge {
     fn is_late(&mut self, seen: &Requests, during: Duration, tasks: Tasks) -> bool {
         let age_nanos = seen.waiting_nanos.checked_div(seen.waiting).unwrap_or(0);
         let during = during.min(FORGET_AGE_IN);
-        let forgotten_nanos = u128::from(self.age_at_rest_nanos) * during.as_nanos() / FORGET_AGE_IN.as_nanos();
+        let forgotten_nanos =
+            u128::from(self.age_at_rest_nanos) * during.as_nanos() / FORGET_AGE_IN.as_nanos();
         // No more than there is, as no more than the whole time passed.
         self.age_at_rest_nanos -= forgotten_nanos as u64;
         if tasks == Tasks::Rest && age_nanos > 0 {

@@ -240,7 +240,11 @@ fn what_hung_once_does_not_excuse_what_hangs_later() {
     judge.look(&waiting(5_000), LOOK, Tasks::Rest);
     judge.look(&waiting(0), LOOK, Tasks::Work);
     for _ in 0..2 {
-        assert_ne!(judge.look(&waiting(900), LOOK, Tasks::Work), Some(Verdict::Suffers), "it was seen at rest");
+        assert_ne!(
+            judge.look(&waiting(900), LOOK, Tasks::Work),
+            Some(Verdict::Suffers),
+            "it was seen at rest"
+        );
     }
     assert_ne!(judge.look(&waiting(1_100), LOOK, Tasks::Work), Some(Verdict::Suffers), "one look is none");
     assert_eq!(judge.look(&waiting(1_100), LOOK, Tasks::Work), Some(Verdict::Suffers));
