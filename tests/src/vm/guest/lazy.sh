@@ -26,17 +26,6 @@ hydration() {
 is_hydrated() { [ -z "$(hydration)" ]; }
 hydrated_bytes() { hydration | sed -n 's/.*"doneBytes":\([0-9]*\).*/\1/p'; }
 
-# load: writes a file and reads it again, each time with other content, until it is told to end
-load() {
-    pass=0
-    until [ -e /tmp/enough ]; do
-        pass=$((pass + 1))
-        fio --name=load --directory=/mnt --size=4M --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 --direct=1 --fsync=64 \
-            --randseed=$pass --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output=/fio3.out >/dev/null 2>&1 || return 1
-    done
-    echo "the load was written and verified $pass times"
-}
-
 step "files are backed up that will be restored lazily"
 mkdir -p /etc/blockd
 # The slowest there is: it must not end while the guest looks.
@@ -62,15 +51,14 @@ blockctl cloudsnap restore --snap "$snap" --volume lazy --lazy >/tmp/restore 2>&
 blockctl volume attach lazy --persistent --timeout 2s --device /dev/nbd0 >/dev/null || fail "attach lazy"
 mount -t ext4 /dev/nbd0 /mnt || fail "mount lazy"
 is_hydrated && fail "it is hydrated before anybody looked at it"
-rm -f /tmp/enough
-load &
+load 4M 1 &
 load=$!
 [ "$(pieces /mnt/lazy 0)" = "$begins" ] || fail "files differ while it hydrates"
 is_hydrated && fail "it hydrated too soon"
 echo "read from each file, hydrated $(hydrated_bytes) bytes"
 
 step "the daemon dies while a lazy volume hydrates under load"
-kill -0 $load 2>/dev/null || fail "the load ended too early: $(cat /fio3.out)"
+kill -0 $load 2>/dev/null || fail "the load ended too early: $(cat /fio.out)"
 # This reader waits for the daemon that dies, and for the next one.
 pieces /mnt/lazy 16 >/tmp/middles &
 reading=$!
@@ -84,7 +72,7 @@ is_hydrated && fail "it hydrated before anybody let it"
 echo "hydrated $(hydrated_bytes) bytes after the daemon's end"
 
 step "whole files are read while it hydrates as fast as it can"
-kill -0 $load 2>/dev/null || fail "the load ended too early: $(cat /fio3.out)"
+kill -0 $load 2>/dev/null || fail "the load ended too early: $(cat /fio.out)"
 forget
 digests /mnt/lazy >/tmp/whole &
 reading=$!
@@ -93,8 +81,7 @@ stop_daemon TERM || fail "the daemon did not stop cleanly"
 start_daemon
 wait $reading || fail "files cannot be read"
 [ "$(cat /tmp/whole)" = "$(cat /sums-lazy)" ] || fail "files differ while it hydrates fast"
-touch /tmp/enough
-wait_load $load || fail "fio: $(cat /fio3.out)"
+end_load $load || fail "fio: $(cat /fio.out)"
 written=$(md5sum /mnt/load.0.0)
 check_kernel_log
 
