@@ -45,6 +45,7 @@ def arguments():
     parser.add_argument("--delays-ms", default="0,20,100", help="added to each request [0,20,100]")
     parser.add_argument("--places", type=int, default=7, help="first bytes measured [7]")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of reading what is hydrated [5]")
+    parser.add_argument("--without-tebibyte", action="store_true", help="leave the row of the full TiB out")
     parser.add_argument("--weed", help="SeaweedFS [target/venv/bin/weed, or in PATH]")
     parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
     parser.add_argument("--json", help="where the figures go [lazy-bench.json below the build directory]")
@@ -158,7 +159,10 @@ class Bench:
     def __init__(self, given, target, dir):
         self.given, self.dir = given, dir
         root = Path(__file__).resolve().parents[2]
-        for what in (["-p", "blockd", "-p", "blockctl"], ["-p", "blockd-cloud", "--example", "tebibyte"]):
+        builds = [["-p", "blockd", "-p", "blockctl"]]
+        if not given.without_tebibyte:
+            builds.append(["-p", "blockd-cloud", "--example", "tebibyte"])
+        for what in builds:
             build = ["cargo", "build", "--release", "--locked", *what]
             subprocess.run(build, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
         self.blockd, self.blockctl = target / "blockd", target / "blockctl"
@@ -203,6 +207,16 @@ class Bench:
         for log in self.dir.glob("*.log"):
             print(f"--- the end of {log.name}", *log.read_text(errors="replace").splitlines()[-5:], sep="\n", file=sys.stderr)
         sys.exit(f"bench: waited for {what} in vain: {seen}")
+
+    def stop(self, child):
+        """Ends one of those that were started, and waits for it: it must not take time from what is measured next."""
+        child.terminate()
+        try:
+            child.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        self.children.remove(child)
 
     def end(self):
         for child in self.children:
@@ -265,6 +279,9 @@ class Bench:
                 found[kind].append((time.monotonic() - began) * 1000)
         status = Path(f"/proc/{daemon.pid}/status").read_text()
         found["memoryMiB"] = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+        self.stop(daemon)
+        for left in (self.home, "tebibyte"):
+            shutil.rmtree(self.dir / left, ignore_errors=True)
         self.home = "data"
         return found
 
@@ -344,7 +361,7 @@ def main():
     bench = None
     try:
         bench = Bench(given, target, dir)
-        tebibyte = bench.tebibyte(target)
+        tebibyte = None if given.without_tebibyte else bench.tebibyte(target)
         snap = bench.fill()
         found = [bench.measure(snap, int(delay)) for delay in given.delays_ms.split(",") if delay]
     finally:
@@ -352,7 +369,8 @@ def main():
             bench.end()
         shutil.rmtree(dir, ignore_errors=True)
     report(found)
-    report_tebibyte(tebibyte)
+    if tebibyte:
+        report_tebibyte(tebibyte)
     document = {"delays": found, "tebibyte": tebibyte}
     Path(given.json or target / "lazy-bench.json").write_text(json.dumps(document, indent=1))
 

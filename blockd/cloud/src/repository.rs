@@ -11,7 +11,7 @@ use crate::{
 };
 use blockd_extent::VolumeId;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, future::BoxFuture};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -375,7 +375,7 @@ impl Repository {
         listed: Vec<ObjectInfo>,
         cache: &dyn ManifestCache,
     ) -> Vec<Option<ListedManifest>> {
-        let mut cached = cache.load_versions(&listed);
+        let mut cached = cache.load_versions(&listed).await;
         let mut found = Vec::with_capacity(listed.len());
         for part in listed.chunks(KEPT_AT_ONCE) {
             let mut read = Vec::with_capacity(part.len());
@@ -396,7 +396,7 @@ impl Repository {
                 })
                 .collect();
             if !new.is_empty() {
-                cache.store_versions(&new);
+                cache.store_versions(&new).await;
             }
             found.extend(read.into_iter().map(|(_, listed, _)| listed));
         }
@@ -506,20 +506,22 @@ pub trait ManifestCache: Send + Sync {
     fn load(&self, key: &str) -> Option<Manifest>;
     /// What was stored under the key, if it was read from an object of this version.
     fn load_version(&self, key: &str, version: &str) -> Option<Manifest>;
-    /// The same for many objects: what there is, by key. To be done in one go where that is faster.
-    fn load_versions(&self, objects: &[ObjectInfo]) -> HashMap<String, Manifest> {
+    /// The same for many objects: what there is, by key. To be done in one go where that is faster, and elsewhere than on a
+    /// thread of the runtime where it takes long.
+    fn load_versions<'a>(&'a self, objects: &'a [ObjectInfo]) -> BoxFuture<'a, HashMap<String, Manifest>> {
         let load = |object: &ObjectInfo| {
             self.load_version(&object.key, &object.version).map(|manifest| (object.key.clone(), manifest))
         };
-        objects.iter().filter_map(load).collect()
+        Box::pin(std::future::ready(objects.iter().filter_map(load).collect()))
     }
     /// Remembers a manifest that was read from an object of this version, or does not.
     fn store_version(&self, key: &str, version: &str, manifest: &Manifest);
-    /// The same for many. To be done in one go where that is faster.
-    fn store_versions(&self, manifests: &[(&ObjectInfo, &Manifest)]) {
+    /// The same for many, as with [`load_versions`](Self::load_versions).
+    fn store_versions<'a>(&'a self, manifests: &'a [(&'a ObjectInfo, &'a Manifest)]) -> BoxFuture<'a, ()> {
         for (object, manifest) in manifests {
             self.store_version(&object.key, &object.version, manifest);
         }
+        Box::pin(std::future::ready(()))
     }
 }
 

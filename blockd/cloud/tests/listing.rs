@@ -10,6 +10,7 @@ use blockd_cloud::{
     testing::{Fault, FaultStore, MemoryStore, put_many_snapshots},
 };
 use common::fixed;
+use futures::future::BoxFuture;
 use std::{
     collections::HashMap,
     sync::{
@@ -48,7 +49,7 @@ impl ManifestCache for Counting {
         self.inner.load_version(key, version)
     }
 
-    fn load_versions(&self, objects: &[ObjectInfo]) -> HashMap<String, Manifest> {
+    fn load_versions<'a>(&'a self, objects: &'a [ObjectInfo]) -> BoxFuture<'a, HashMap<String, Manifest>> {
         self.many.fetch_add(1, Relaxed);
         self.inner.load_versions(objects)
     }
@@ -57,9 +58,9 @@ impl ManifestCache for Counting {
         unreachable!("it is told of many at once")
     }
 
-    fn store_versions(&self, manifests: &[(&ObjectInfo, &Manifest)]) {
+    fn store_versions<'a>(&'a self, manifests: &'a [(&'a ObjectInfo, &'a Manifest)]) -> BoxFuture<'a, ()> {
         self.stored.fetch_add(1, Relaxed);
-        self.inner.store_versions(manifests);
+        self.inner.store_versions(manifests)
     }
 }
 

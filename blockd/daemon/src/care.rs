@@ -3,7 +3,7 @@
 use crate::{
     core::{Core, random_id},
     db::{Catalog, CredentialRow, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat},
-    error::ServiceError,
+    error::{ServiceError, blocking},
     upkeep::Attempts,
 };
 use blockd_api::{
@@ -145,7 +145,8 @@ impl Core {
         for task in tasks.filter(|task| task.kind == TaskKind::Backup) {
             protected.insert(task.cloudsnap.snapshot);
         }
-        protected.extend(catalog.deltas()?);
+        let cached = catalog.clone();
+        protected.extend(blocking(move || Ok::<_, ServiceError>(cached.deltas()?)).await?);
         let options = GarbageOptions { now, dry_run, protected };
         let report = Box::pin(collect_garbage(&repository, &options, &catalog)).await?;
         if report.objects_deleted > 0 {

@@ -18,7 +18,8 @@ use std::{
 pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
 /// The longest flight: 4 MiB.
 pub(crate) const FLIGHT_MOST_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
-/// Flights under way at once; each holds its blocks in memory when they come, so 160 MiB at the most.
+/// Flights of a volume under way at once; each holds its blocks in memory when they come, so 160 MiB at the most. All volumes
+/// together have a [budget](crate::flight_budget).
 const ACTIVE_MOST: usize = 40;
 /// Flights that nobody waits for, among them; more than that wait for their turn or are not made. A whole window of the
 /// readahead is 32.
@@ -228,6 +229,16 @@ impl Flights {
         let from = stretch.start.0.saturating_sub(FLIGHT_MOST_BLOCKS);
         let near = self.by_start.range(from..stretch.end().0);
         near.filter(|(_, flight)| flight.extent.end() > stretch.start).map(|(&start, _)| start).collect()
+    }
+
+    /// How long the next flight to be started is, if there may be one more, and whether somebody waits for it.
+    pub(crate) fn peek_to_start(&self) -> Option<(u64, Urgency)> {
+        if self.active >= ACTIVE_MOST {
+            return None;
+        }
+        let may_hydrate = self.active_background < BACKGROUND_MOST;
+        let start = self.urgent.front().or_else(|| self.background.front().filter(|_| may_hydrate))?;
+        self.by_start.get(start).map(|flight| (flight.extent.len_blocks, flight.urgency))
     }
 
     /// The next flight to be started, if there may be one more.

@@ -9,6 +9,7 @@ use crate::{
     data_files::DataFiles,
     error::VolumeError,
     files,
+    flight_budget::{FlightBudget, Room, Starter},
     flights::{Flights, Wish},
     head::Place,
     head_log::{HeadLog, Identity},
@@ -20,7 +21,7 @@ use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, Volum
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -49,6 +50,8 @@ pub(crate) struct LazyBase {
     log: Mutex<Log>,
     /// Stretches of which the source has said where there are zeroes.
     surveyed: Mutex<BlockSet>,
+    /// Shared with all other lazy volumes.
+    budget: Arc<FlightBudget>,
 }
 
 struct Log {
@@ -70,6 +73,14 @@ impl LazyBase {
 
     /// Finds a base again.
     pub(crate) fn open(place: Place<'_>, file: Epoch) -> Result<Arc<Self>, VolumeError> {
+        Self::open_within(place, file, FlightBudget::of_process())
+    }
+
+    fn open_within(
+        place: Place<'_>,
+        file: Epoch,
+        budget: Arc<FlightBudget>,
+    ) -> Result<Arc<Self>, VolumeError> {
         let data = DataFiles::open(&files::data_path(place.dir, file), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, file), Self::identity(place, file))?;
         let mut flights = Flights::new(place.blocks(), logged.clone());
@@ -89,6 +100,7 @@ impl LazyBase {
             open: RwLock::new(true),
             log: Mutex::new(Log { log, logged }),
             surveyed: Mutex::default(),
+            budget,
         }))
     }
 
@@ -220,29 +232,43 @@ impl LazyBase {
             }
         }
         loop {
-            let next = {
+            let (next, room) = {
                 let mut flights = self.flights.lock();
-                let next = flights.next_to_start();
+                let wanted = flights.peek_to_start();
+                let room =
+                    wanted.and_then(|(blocks, urgency)| self.budget.take(self.starter(), blocks, urgency));
+                let next = room.as_ref().and_then(|_| flights.next_to_start());
                 flights.is_starting = next.is_some();
-                next
+                (next, room)
             };
-            let Some((extent, urgency)) = next else { return };
+            let (Some((extent, urgency)), Some(room)) = (next, room) else {
+                self.budget.pass_on(&self.starter());
+                return;
+            };
             let source = match self.asked_source() {
                 Ok(source) => source,
                 Err(failure) => {
+                    drop(room);
                     self.landed(extent, Err(failure));
                     continue;
                 }
             };
             let base = self.clone();
-            source.fetch(extent, urgency, FetchReply::new(move |result| base.arrived(extent, result)));
+            source.fetch(extent, urgency, FetchReply::new(move |result| base.arrived(extent, result, room)));
         }
     }
 
+    fn starter(self: &Arc<Self>) -> Weak<dyn Starter> {
+        let base: Weak<Self> = Arc::downgrade(self);
+        base
+    }
+
     /// The source has answered.
-    fn arrived(self: &Arc<Self>, extent: Extent, result: Result<Vec<u8>, SourceError>) {
+    fn arrived(self: &Arc<Self>, extent: Extent, result: Result<Vec<u8>, SourceError>, room: Room) {
         let forgets = self.flights.lock().forgets;
         let kept = result.map_err(FetchFailure::Source).and_then(|data| self.keep(extent, &data));
+        // Others come before this one's next flight.
+        drop(room);
         self.landed(extent, kept.map(|zero| (zero, forgets)));
     }
 
@@ -499,6 +525,12 @@ impl LazyBase {
     }
 }
 
+impl Starter for LazyBase {
+    fn take_turn(self: Arc<Self>) {
+        self.start_flights();
+    }
+}
+
 /// Waits for what `ask` asks for, unless that says that there is nothing to wait for.
 fn wait(ask: impl FnOnce(Then) -> bool) -> Result<(), FetchFailure> {
     let shared = Arc::new((Mutex::new(None), Condvar::new()));
@@ -561,6 +593,75 @@ mod tests {
             assert_eq!(base.has_all(&[extent]), !fails);
             assert_eq!(base.logged().contains_extent(extent), !fails);
         }
+    }
+
+    /// Keeps what it is asked for until it is told to answer.
+    #[derive(Default)]
+    struct Held(Mutex<std::collections::VecDeque<(Extent, FetchReply)>>);
+
+    impl LazySource for Held {
+        fn fetch(&self, extent: Extent, _: Urgency, reply: FetchReply) {
+            self.0.lock().push_back((extent, reply));
+        }
+
+        fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
+            Ok(BlockSet::from_iter([extent]))
+        }
+    }
+
+    #[test]
+    fn two_readers_in_order_share_one_budget() {
+        const MIB_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
+        let (blocks, most) = (96 * MIB_BLOCKS, 16 * MIB_BLOCKS);
+        let budget = FlightBudget::new(most, 12 * MIB_BLOCKS);
+        let source = Arc::new(Held::default());
+        let dirs = [1, 2].map(|_| tempfile::tempdir().unwrap());
+        let bases = [1, 2].map(|number: u64| {
+            let dir = dirs[number as usize - 1].path();
+            let size_bytes = blocks * BLOCK_SIZE_BYTES;
+            let place = Place { dir, volume: VolumeId::from_u64(number), size_bytes };
+            drop(DataFiles::create(&files::data_path(dir, Epoch(1)), size_bytes).unwrap());
+            LazyBase::create_log(place, Epoch(1), &BlockSet::new()).unwrap();
+            let base = LazyBase::open_within(place, Epoch(1), budget.clone()).unwrap();
+            base.set_source(source.clone());
+            base
+        });
+        let piece = MIB_BLOCKS / 4;
+        let mut done = [0, 0];
+        let mut came = [true, true].map(|_| Arc::new(AtomicBool::new(true)));
+        let mut most_seen = 0;
+        while done.iter().any(|&done| done < blocks) {
+            for (reader, base) in bases.iter().enumerate() {
+                while came[reader].load(Ordering::Relaxed) && done[reader] < blocks {
+                    let extent = Extent::new(BlockIndex(done[reader]), piece);
+                    done[reader] += piece;
+                    came[reader] = Arc::new(AtomicBool::new(false));
+                    let tells = came[reader].clone();
+                    let then: Then = Box::new(move |result| {
+                        assert!(result.is_ok());
+                        tells.store(true, Ordering::Relaxed);
+                    });
+                    if let Some(then) = base.want(&[extent], then) {
+                        then(Ok(()));
+                    }
+                }
+            }
+            let under_way: u64 = source.0.lock().iter().map(|(extent, _)| extent.len_blocks).sum();
+            assert!(under_way <= most, "{under_way} blocks under way");
+            most_seen = most_seen.max(under_way);
+            assert!(done[0].abs_diff(done[1]) <= 24 * MIB_BLOCKS, "one comes before the other: {done:?}");
+            let first = source.0.lock().pop_front();
+            if let Some((extent, reply)) = first {
+                reply.complete(Ok(vec![0; extent.len_bytes() as usize]));
+            } else {
+                assert!(done.iter().all(|&done| done == blocks), "nothing is under way: {done:?}");
+            }
+        }
+        assert!(most_seen > most / 2, "{most_seen} of {most} blocks were used");
+        while let Some((extent, reply)) = { source.0.lock().pop_front() } {
+            reply.complete(Ok(vec![0; extent.len_bytes() as usize]));
+        }
+        assert!(came.iter().all(|came| came.load(Ordering::Relaxed)));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod data_files;
 mod diff;
 mod error;
 mod files;
+mod flight_budget;
 mod flights;
 mod flusher;
 mod freeze;

@@ -3,9 +3,14 @@
 use super::{Db, DbError, json, to_json};
 use blockd_cloud::{CloudsnapId, Manifest, ManifestCache, store::ObjectInfo};
 use blockd_extent::SnapshotId;
+use futures::future::BoxFuture;
 use rusqlite::{OptionalExtension, Transaction, params};
 use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
+
+/// Manifests that are read or written at once: others get at the database in between, and a listing that is cut off leaves no more
+/// than that to be done on its thread.
+const AT_ONCE: usize = 256;
 
 /// Manifests read from one credential's store. A failure of the database only makes it fetch more.
 #[derive(Debug, Clone)]
@@ -109,33 +114,9 @@ impl Catalog {
             Ok(())
         })
     }
-}
 
-impl ManifestCache for Catalog {
-    fn load(&self, key: &str) -> Option<Manifest> {
-        let found = self.db.transaction::<_, DbError>(|tx| {
-            let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key = ?2";
-            Ok(tx.query_row(sql, params![self.credential.to_string(), key], |row| json(row, 0)).optional()?)
-        });
-        found.unwrap_or_else(|error| {
-            tracing::warn!(%error, key, "a cached manifest is not used");
-            None
-        })
-    }
-
-    fn load_version(&self, key: &str, version: &str) -> Option<Manifest> {
-        let found = self.db.transaction::<_, DbError>(|tx| {
-            let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key = ?2 AND version = ?3";
-            let params = params![self.credential.to_string(), key, version];
-            Ok(tx.query_row(sql, params, |row| json(row, 0)).optional()?)
-        });
-        found.unwrap_or_else(|error| {
-            tracing::warn!(%error, key, "a cached manifest is not used");
-            None
-        })
-    }
-
-    fn load_versions(&self, objects: &[ObjectInfo]) -> HashMap<String, Manifest> {
+    /// The cached manifests of these objects, which lie close to each other, by key.
+    fn load_part(&self, objects: &[ObjectInfo]) -> HashMap<String, Manifest> {
         let keys = || objects.iter().map(|object| object.key.as_str());
         let (Some(first), Some(last)) = (keys().min(), keys().max()) else { return HashMap::new() };
         let wanted: HashMap<&str, &str> =
@@ -172,6 +153,57 @@ impl ManifestCache for Catalog {
         }
     }
 
+    fn store_part(&self, manifests: &[(ObjectInfo, Manifest)]) {
+        let stored = self.db.transaction(|tx| {
+            let put = |(object, manifest): &(ObjectInfo, Manifest)| {
+                self.put_version(tx, &object.key, &object.version, manifest)
+            };
+            manifests.iter().try_for_each(put)
+        });
+        if let Err(error) = stored {
+            tracing::warn!(%error, manifests = manifests.len(), "manifests are not cached");
+        }
+    }
+}
+
+impl ManifestCache for Catalog {
+    fn load(&self, key: &str) -> Option<Manifest> {
+        let found = self.db.transaction::<_, DbError>(|tx| {
+            let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key = ?2";
+            Ok(tx.query_row(sql, params![self.credential.to_string(), key], |row| json(row, 0)).optional()?)
+        });
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, key, "a cached manifest is not used");
+            None
+        })
+    }
+
+    fn load_version(&self, key: &str, version: &str) -> Option<Manifest> {
+        let found = self.db.transaction::<_, DbError>(|tx| {
+            let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key = ?2 AND version = ?3";
+            let params = params![self.credential.to_string(), key, version];
+            Ok(tx.query_row(sql, params, |row| json(row, 0)).optional()?)
+        });
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, key, "a cached manifest is not used");
+            None
+        })
+    }
+
+    fn load_versions<'a>(&'a self, objects: &'a [ObjectInfo]) -> BoxFuture<'a, HashMap<String, Manifest>> {
+        Box::pin(async move {
+            let mut found = HashMap::with_capacity(objects.len());
+            for part in objects.chunks(AT_ONCE) {
+                let (catalog, part) = (self.clone(), part.to_vec());
+                match tokio::task::spawn_blocking(move || catalog.load_part(&part)).await {
+                    Ok(manifests) => found.extend(manifests),
+                    Err(error) => tracing::warn!(%error, "cached manifests are not used"),
+                }
+            }
+            found
+        })
+    }
+
     fn store_version(&self, key: &str, version: &str, manifest: &Manifest) {
         let stored = self.db.transaction(|tx| self.put_version(tx, key, version, manifest));
         if let Err(error) = stored {
@@ -179,15 +211,87 @@ impl ManifestCache for Catalog {
         }
     }
 
-    fn store_versions(&self, manifests: &[(&ObjectInfo, &Manifest)]) {
-        let stored = self.db.transaction(|tx| {
-            let put = |(object, manifest): &(&ObjectInfo, &Manifest)| {
-                self.put_version(tx, &object.key, &object.version, manifest)
-            };
-            manifests.iter().try_for_each(put)
-        });
-        if let Err(error) = stored {
-            tracing::warn!(%error, manifests = manifests.len(), "manifests are not cached");
+    fn store_versions<'a>(&'a self, manifests: &'a [(&'a ObjectInfo, &'a Manifest)]) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            for part in manifests.chunks(AT_ONCE) {
+                let catalog = self.clone();
+                let part: Vec<(ObjectInfo, Manifest)> =
+                    part.iter().map(|&(object, manifest)| (object.clone(), manifest.clone())).collect();
+                if let Err(error) = tokio::task::spawn_blocking(move || catalog.store_part(&part)).await {
+                    tracing::warn!(%error, "manifests are not cached");
+                }
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_cloud::{
+        DataKey, EncryptionMode, NoCache, Repository,
+        testing::{MemoryStore, put_many_snapshots},
+    };
+    use std::cell::Cell;
+
+    const MANIFESTS: u64 = 2 * AT_ONCE as u64 + 3;
+
+    /// How often others had their turn on the same thread until something was done.
+    async fn turns_during<T>(work: impl Future<Output = T>) -> (T, u32) {
+        let (done, turns) = (Cell::new(false), Cell::new(0));
+        let work = async {
+            let result = work.await;
+            done.set(true);
+            result
+        };
+        let others = async {
+            while !done.get() {
+                turns.set(turns.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        };
+        let (result, ()) = futures::join!(work, others);
+        (result, turns.get())
+    }
+
+    #[tokio::test]
+    async fn thousands_are_read_and_written_beside_the_runtime_in_pieces() {
+        let key = DataKey::fixed(Uuid::from_u128(1), EncryptionMode::Aes256GcmSiv, [7; 32]);
+        let repository = Repository::from_saved_keys(Arc::new(MemoryStore::default()), vec![key]).unwrap();
+        put_many_snapshots(&repository, 1, MANIFESTS).await.unwrap();
+        let listed = repository.list_manifests(&Default::default(), &NoCache).await.unwrap();
+        let known: Vec<(ObjectInfo, Manifest)> = listed
+            .into_iter()
+            .map(|one| {
+                let version = format!("version of {}", one.key);
+                let object = ObjectInfo { key: one.key, size_bytes: 1, version, modified_unix_s: None };
+                (object, one.manifest.unwrap())
+            })
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let db = Arc::new(Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap());
+        let credential = Uuid::from_u128(7);
+        db.transaction::<_, DbError>(|tx| {
+            let sql =
+                "INSERT INTO credentials (uuid, name, created, provider, data_keys, encrypted, capabilities)
+                VALUES (?1, 'here', '', '{}', x'', 0, '{}')";
+            tx.execute(sql, [credential.to_string()])?;
+            Ok(())
+        })
+        .unwrap();
+        let catalog = Catalog::new(db, credential);
+        let parts: Vec<(&ObjectInfo, &Manifest)> =
+            known.iter().map(|(object, manifest)| (object, manifest)).collect();
+        let ((), turns) = turns_during(catalog.store_versions(&parts)).await;
+        assert!(turns >= 3, "{turns} turns while it was written");
+
+        let mut objects: Vec<ObjectInfo> = known.iter().map(|(object, _)| object.clone()).collect();
+        objects[1].version = "another".into();
+        let (found, turns) = turns_during(catalog.load_versions(&objects)).await;
+        assert!(turns >= 3, "{turns} turns while it was read");
+        assert_eq!(found.len(), known.len() - 1);
+        for (nth, (object, manifest)) in known.iter().enumerate() {
+            assert_eq!(found.get(&object.key).map(Manifest::id), (nth != 1).then(|| manifest.id()));
         }
     }
 }

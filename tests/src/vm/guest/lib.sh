@@ -49,6 +49,24 @@ wait_load() {
     wait "$1"
 }
 
+# load SIZE JOBS: each job writes a file below /mnt and reads it again, each time with other content, until the load is ended. With a
+# time to run for, fio would write for all of it, and verify nothing.
+load() {
+    rm -f /tmp/enough
+    pass=0
+    until [ -e /tmp/enough ]; do
+        pass=$((pass + 1))
+        fio --name=load --directory=/mnt --size="$1" --numjobs="$2" --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
+            --fsync=64 --randseed=$pass --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output=/fio.out >/dev/null 2>&1 || return 1
+    done
+    echo "the load was written and verified $pass times"
+}
+
+end_load() { # end_load PID: when it has verified what it wrote; its exit status
+    touch /tmp/enough
+    wait_load "$1"
+}
+
 # refused PATTERN COMMAND…: the command must fail with these words
 refused() {
     wanted=$1

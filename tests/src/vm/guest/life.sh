@@ -48,8 +48,7 @@ blockctl snapshot create data --name first >/dev/null || fail snapshot
 blockctl cloudsnap backup data --wait >/tmp/backup 2>&1 || fail "backup: $(cat /tmp/backup)"
 
 step "kill -9 of the daemon under load"
-fio --name=load --directory=/mnt --size=8M --numjobs=2 --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
-    --fsync=64 --verify=crc32c --verify_fatal=1 --time_based --runtime=25 --output=/fio.out >/dev/null 2>&1 &
+load 4M 2 &
 load=$!
 for signal in KILL KILL TERM KILL; do
     sleep 2
@@ -58,7 +57,7 @@ for signal in KILL KILL TERM KILL; do
     start_daemon
     echo "restarted after SIG$signal, connected: $(field data connected)"
 done
-wait_load $load || fail "fio: $(cat /fio.out)"
+end_load $load || fail "fio: $(cat /fio.out)"
 grep -E 'err=' /fio.out
 check_kernel_log
 [ "$(sums /mnt/files)" = "$(cat /sums-1)" ] || fail "files changed"

@@ -17,7 +17,7 @@ Examples:
 
 /// Help of `cloudsnap cat`.
 pub const CAT_HELP: &str = "\
-Holes are not fetched; where standard output is a file, they stay holes in it.
+Long holes are not fetched; where standard output is a file that is not appended to, they stay holes in it.
 
 Examples:
   blockctl cloudsnap cat --snap ID /etc/fstab

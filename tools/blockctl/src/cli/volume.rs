@@ -2,8 +2,8 @@
 
 use super::snapshot::Point;
 use blockd_api::{
-    ByteSize, GroupName, LabelSelector, Labels, NameError, SnapshotRef, VolumeName, VolumeRef, attachments::Device,
-    check_volume_size,
+    ByteSize, GroupName, LabelSelector, Labels, NameError, SnapshotRef, VolumeName, VolumeRef,
+    attachments::Device, check_volume_size,
 };
 use clap::{Args, Subcommand};
 

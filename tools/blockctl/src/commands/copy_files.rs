@@ -57,6 +57,9 @@ struct Copied {
     refused_xattrs: Vec<RefusedXattr>,
     /// What is neither, and was left out.
     left_out: Vec<FilePath>,
+    /// How many there are in all as far as it is known: those that are still to be copied, too.
+    #[serde(skip)]
+    found: usize,
 }
 
 /// An extended attribute that could not be set.
@@ -69,10 +72,10 @@ struct RefusedXattr {
 }
 
 impl Copied {
-    /// How many there are in all.
-    fn count(&self) -> usize {
-        let counted = self.files + self.directories + self.links;
-        usize::try_from(counted).unwrap_or(usize::MAX).saturating_add(self.left_out.len())
+    /// Notes that there are so many more to be copied, unless they are too many.
+    fn note_found(&mut self, count: usize, from: &FilePath) -> Result<(), Failure> {
+        self.found = self.found.saturating_add(count);
+        check_count(self.found, from)
     }
 
     /// Notes what became of the extended attributes of a file; of those that are damaged in the snapshot nothing did.
@@ -165,6 +168,26 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
     Ok(if copied.left_out.is_empty() { EXIT_DONE } else { EXIT_FAILED })
 }
 
+/// What is still to be copied, and where to.
+type Queue = Vec<(SnapshotFile, PathBuf)>;
+
+/// Puts what is in a directory at the end of a queue. It counts from then on: a directory that contains itself would fill the
+/// memory long before that much is copied.
+fn queue_entries(
+    left: &mut Queue,
+    entries: Vec<SnapshotFile>,
+    to: &Path,
+    from: &FilePath,
+    copied: &mut Copied,
+) -> Result<(), Failure> {
+    copied.note_found(entries.len(), from)?;
+    left.extend(entries.into_iter().map(|entry| {
+        let to = to.join(OsStr::from_bytes(entry.path.name()));
+        (entry, to)
+    }));
+    Ok(())
+}
+
 /// Copies one thing and what is in it. Directories that were made here get their modes and times last, when nothing is put
 /// into them any more; those that were there keep theirs.
 async fn copy_tree(
@@ -175,9 +198,9 @@ async fn copy_tree(
 ) -> Result<(), Failure> {
     let mut made_dirs = Vec::new();
     let from = top.path.clone();
-    let mut left = vec![(top, to)];
+    copied.note_found(1, &from)?;
+    let mut left: Queue = vec![(top, to)];
     while let Some((file, to)) = left.pop() {
-        check_count(copied.count(), &from)?;
         check_depth(&file.path)?;
         let failed = |source| Failure::Write { path: to.clone(), source };
         match file.kind {
@@ -185,10 +208,7 @@ async fn copy_tree(
                 let made = make_dir(&to).map_err(failed)?;
                 copied.directories += 1;
                 let entries = source.list(&file.path, true).await?.entries;
-                left.extend(entries.into_iter().map(|entry| {
-                    let to = to.join(OsStr::from_bytes(entry.path.name()));
-                    (entry, to)
-                }));
+                queue_entries(&mut left, entries, &to, &from, copied)?;
                 made_dirs.extend(made.map(|made| (file, to, made)));
             }
             FileKind::Symlink => {
@@ -351,6 +371,7 @@ fn write_sparsely(out: &File, offset_bytes: u64, bytes: &[u8]) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::files::FILES_MOST;
 
     #[test]
     fn a_directory_is_finished_only_if_it_is_the_one_that_was_made() {
@@ -368,6 +389,28 @@ mod tests {
         make_dir(&made).unwrap();
         assert!(reopen_dir(&made, id).is_err(), "another directory in its place");
         reopen_dir(&other, id).unwrap();
+    }
+
+    #[test]
+    fn what_waits_to_be_copied_counts() {
+        let from = FilePath::root().join(b"dir");
+        let file = |name: &[u8]| SnapshotFile {
+            path: from.join(name),
+            kind: FileKind::File,
+            size_bytes: 0,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            modified: None,
+            target: None,
+        };
+        let mut copied = Copied { found: FILES_MOST - 2, ..Copied::default() };
+        let (mut left, to) = (Queue::new(), Path::new("to"));
+        queue_entries(&mut left, vec![file(b"a"), file(b"b")], to, &from, &mut copied).unwrap();
+        assert_eq!(left[1].1, Path::new("to/b"));
+        let refused = queue_entries(&mut left, vec![file(b"c")], to, &from, &mut copied);
+        assert!(matches!(refused, Err(Failure::TooManyFiles { most: FILES_MOST, .. })), "{refused:?}");
+        assert_eq!(left.len(), 2, "what is too much is not kept");
     }
 
     fn xattr(name: &str) -> SnapshotXattr {

@@ -2,7 +2,7 @@
 
 use super::files::{PIECE_BYTES, Source};
 use crate::failure::Failure;
-use blockd_api::browse::{FilePath, FileRun};
+use blockd_api::browse::{FilePath, FileRun, FileRuns};
 use rustix::fs::OFlags;
 use std::{
     collections::VecDeque,
@@ -13,6 +13,9 @@ use std::{
 
 /// Zeroes that are written at once.
 const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Shorter holes are read like data: a request for each run would take longer than the zeroes between them.
+const HOLE_LEAST_BYTES: u64 = 256 << 10;
 
 /// What comes next in a file.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,6 +67,25 @@ impl Plan {
         }
     }
 
+    /// Notes where there is data.
+    fn learn(&mut self, found: FileRuns) {
+        self.size_bytes = Some(found.size_bytes);
+        self.until_bytes = found.until_bytes;
+        self.runs.clear();
+        for run in found.data {
+            match self.runs.back_mut() {
+                Some(last)
+                    if run.offset_bytes.saturating_sub(last.offset_bytes.saturating_add(last.len_bytes))
+                        < HOLE_LEAST_BYTES =>
+                {
+                    let end = run.offset_bytes.saturating_add(run.len_bytes);
+                    last.len_bytes = last.len_bytes.max(end.saturating_sub(last.offset_bytes));
+                }
+                _ => self.runs.push_back(run),
+            }
+        }
+    }
+
     fn pass(&mut self, len_bytes: u64) {
         self.at_bytes += len_bytes;
         while self.runs.front().is_some_and(|run| run.offset_bytes + run.len_bytes <= self.at_bytes) {
@@ -107,9 +129,7 @@ impl<'a> Pieces<'a> {
                     if found.until_bytes <= at_bytes && at_bytes < found.size_bytes {
                         return Err(self.ends_early());
                     }
-                    self.plan.size_bytes = Some(found.size_bytes);
-                    self.plan.until_bytes = found.until_bytes;
-                    self.plan.runs = found.data.into();
+                    self.plan.learn(found);
                 }
             }
         }
@@ -120,7 +140,7 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// A stream that somebody else opened: holes stay holes where it is a regular file that is being appended to.
+/// A stream that somebody else opened: holes stay holes behind the end of a regular file.
 pub struct Stream {
     file: File,
     appends: bool,
@@ -147,9 +167,10 @@ impl Stream {
 
     fn pass(&mut self, len_bytes: u64) -> io::Result<()> {
         let meta = self.file.metadata()?;
-        if meta.is_file() {
-            // Where the next bytes go: at its end, or wherever whoever opened it has come.
-            let at = if self.appends { meta.len() } else { self.file.stream_position()? };
+        // Others may append to a file meanwhile that is opened for that (`>>`), and a new length would cut off what they did.
+        if meta.is_file() && !self.appends {
+            // Wherever whoever opened it has come.
+            let at = self.file.stream_position()?;
             let end = at.checked_add(len_bytes).ok_or(io::ErrorKind::FileTooLarge)?;
             // Otherwise what is there already would shine through.
             if at >= meta.len() {
@@ -195,9 +216,8 @@ mod tests {
                     asked += 1;
                     // The last run is told of only when it is asked for what follows.
                     let told = if asked == 1 { &data[..2] } else { &data[2..] };
-                    plan.size_bytes = Some(size);
-                    plan.until_bytes = if asked == 1 { 10 << 20 } else { size };
-                    plan.runs = told.to_vec().into();
+                    let until_bytes = if asked == 1 { 10 << 20 } else { size };
+                    plan.learn(FileRuns { size_bytes: size, until_bytes, data: told.to_vec() });
                 }
                 Step::Skip(len) => {
                     plan.pass(len);
@@ -217,7 +237,33 @@ mod tests {
         assert_eq!(nothing.next(), Step::End);
     }
 
-    const HOLE: u64 = 100 << 20;
+    #[test]
+    fn short_holes_are_read_and_long_ones_are_not() {
+        let kib = |from: u64, len: u64| run(from << 10, len << 10);
+        let mut plan = Plan::default();
+        // 255 KiB, nothing and 256 KiB between them.
+        let data = vec![kib(0, 4), kib(259, 1), kib(260, 4), kib(520, 4)];
+        plan.learn(FileRuns { size_bytes: 1 << 20, until_bytes: 1 << 20, data });
+        let mut steps = vec![];
+        loop {
+            let step = plan.next();
+            match &step {
+                Step::Read(run) => plan.pass(run.len_bytes),
+                Step::Skip(len_bytes) => plan.pass(*len_bytes),
+                Step::End | Step::Ask(_) => break,
+            }
+            steps.push(step);
+        }
+        let expected = [
+            Step::Read(kib(0, 264)),
+            Step::Skip(256 << 10),
+            Step::Read(kib(520, 4)),
+            Step::Skip((1024 - 524) << 10),
+        ];
+        assert_eq!(steps, expected);
+    }
+
+    const HOLE: u64 = 4 << 20;
 
     fn write_all(file: File) {
         let mut stream = Stream::new(file).unwrap();
@@ -228,16 +274,16 @@ mod tests {
     }
 
     #[test]
-    fn holes_stay_holes_in_files_that_grow() {
+    fn holes_stay_holes_in_files_that_grow_and_are_written_where_others_may_append() {
         let dir = tempfile::tempdir().unwrap();
         let (new, longer) = (dir.path().join("new"), dir.path().join("longer"));
         write_all(File::create(&new).unwrap());
         std::fs::write(&longer, b"before ").unwrap();
         write_all(OpenOptions::new().append(true).open(&longer).unwrap());
-        for (path, before) in [(new, b"".as_slice()), (longer, b"before ")] {
+        for (path, before, is_sparse) in [(new, b"".as_slice(), true), (longer, b"before ", false)] {
             let meta = std::fs::metadata(&path).unwrap();
-            let (len, blocks) = (before.len() as u64 + 5 + HOLE + 3 + 4096, meta.blocks());
-            assert!(meta.len() == len && blocks * 512 < 1 << 20, "{} bytes, {blocks} blocks", meta.len());
+            assert_eq!(meta.len(), before.len() as u64 + 5 + HOLE + 3 + 4096);
+            assert_eq!(meta.blocks() * 512 < HOLE, is_sparse, "{} blocks", meta.blocks());
             let bytes = std::fs::read(&path).unwrap();
             let content = [before, b"begin"].concat();
             assert!(

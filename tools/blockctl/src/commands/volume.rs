@@ -3,8 +3,8 @@
 use super::{Context, counted, lazy, or_dash};
 use crate::{
     cli::volume::{
-        AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, ResizeArgs, SalvageArgs,
-        UpdateArgs, VolumeCommand,
+        AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, ResizeArgs,
+        SalvageArgs, UpdateArgs, VolumeCommand,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::{Facts, Table},

@@ -1,0 +1,283 @@
+//! How much may be on its way for all lazy volumes together.
+//!
+//! What comes is held in memory until it is written. A single volume keeps to its own bound, so that this one matters where several
+//! are read at once: then they take turns, one flight each, those with somebody who waits before those without.
+//!
+//! Nobody waits while holding something: a flight that has its room comes to its end by itself, and gives the room back, which is
+//! when the next one has its turn. Who has a turn and no use for it any more passes it on.
+
+use crate::{flights::FLIGHT_MOST_BLOCKS, lazy::Urgency};
+use blockd_extent::BLOCK_SIZE_BYTES;
+use parking_lot::Mutex;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, LazyLock, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// All flights of all volumes: 192 MiB.
+const MOST_BLOCKS: u64 = (192 << 20) / BLOCK_SIZE_BYTES;
+/// Those that nobody waits for, among them: 160 MiB, so that a reader need not wait for them.
+const BACKGROUND_MOST_BLOCKS: u64 = (160 << 20) / BLOCK_SIZE_BYTES;
+
+/// Somebody who starts flights.
+pub(crate) trait Starter: Send + Sync {
+    /// There is room for one, at least.
+    fn take_turn(self: Arc<Self>);
+}
+
+/// Room for flights.
+pub(crate) struct FlightBudget {
+    most_blocks: u64,
+    background_most_blocks: u64,
+    books: Mutex<Books>,
+    /// How many turns were given that were not taken yet, to be looked at without the lock.
+    turns: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Books {
+    taken_blocks: u64,
+    /// Among them.
+    background_blocks: u64,
+    urgent: VecDeque<Weak<dyn Starter>>,
+    background: VecDeque<Weak<dyn Starter>>,
+    /// Who has a turn, and whether only for what nobody waits for; room for the longest flight is taken for each.
+    turns: Vec<(Weak<dyn Starter>, bool)>,
+    /// A thread is giving turns.
+    is_giving: bool,
+}
+
+/// Room for one flight, until it is dropped.
+pub(crate) struct Room {
+    budget: Arc<FlightBudget>,
+    blocks: u64,
+    is_background: bool,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.budget.books.lock().free(self.blocks, self.is_background);
+        self.budget.give_turns();
+    }
+}
+
+impl Books {
+    fn take(&mut self, blocks: u64, is_background: bool) {
+        self.taken_blocks += blocks;
+        self.background_blocks += if is_background { blocks } else { 0 };
+    }
+
+    fn free(&mut self, blocks: u64, is_background: bool) {
+        self.taken_blocks -= blocks;
+        self.background_blocks -= if is_background { blocks } else { 0 };
+    }
+
+    /// Takes a turn away; whether there was one.
+    fn end_turn(&mut self, who: &Weak<dyn Starter>) -> bool {
+        let Some(at) = self.turns.iter().position(|(other, _)| is_same(other, who)) else { return false };
+        let (_, is_background) = self.turns.swap_remove(at);
+        self.free(FLIGHT_MOST_BLOCKS, is_background);
+        true
+    }
+
+    fn wait(&mut self, who: Weak<dyn Starter>, is_background: bool) {
+        let queue = if is_background { &mut self.background } else { &mut self.urgent };
+        if !queue.iter().any(|other| is_same(other, &who)) {
+            queue.push_back(who);
+        }
+    }
+}
+
+/// A weak reference keeps the place, so that no other one is ever taken for it.
+fn is_same(one: &Weak<dyn Starter>, other: &Weak<dyn Starter>) -> bool {
+    std::ptr::addr_eq(one.as_ptr(), other.as_ptr())
+}
+
+impl FlightBudget {
+    pub(crate) fn new(most_blocks: u64, background_most_blocks: u64) -> Arc<Self> {
+        // Less could never hold the longest flight.
+        let background_most_blocks = background_most_blocks.max(FLIGHT_MOST_BLOCKS);
+        Arc::new(Self {
+            most_blocks: most_blocks.max(background_most_blocks),
+            background_most_blocks,
+            books: Mutex::default(),
+            turns: AtomicUsize::new(0),
+        })
+    }
+
+    /// That of all volumes of this process.
+    pub(crate) fn of_process() -> Arc<Self> {
+        static BUDGET: LazyLock<Arc<FlightBudget>> =
+            LazyLock::new(|| FlightBudget::new(MOST_BLOCKS, BACKGROUND_MOST_BLOCKS));
+        BUDGET.clone()
+    }
+
+    fn has_room(&self, books: &Books, blocks: u64, is_background: bool) -> bool {
+        books.taken_blocks + blocks <= self.most_blocks
+            && (!is_background || books.background_blocks + blocks <= self.background_most_blocks)
+    }
+
+    /// Takes room for a flight; if there is none, or others were before, `who` has its turn later.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        who: Weak<dyn Starter>,
+        blocks: u64,
+        urgency: Urgency,
+    ) -> Option<Room> {
+        let is_background = urgency == Urgency::Background;
+        let mut books = self.books.lock();
+        let has_turn = books.end_turn(&who);
+        self.turns.store(books.turns.len(), Ordering::Release);
+        let is_next =
+            has_turn || (books.urgent.is_empty() && (!is_background || books.background.is_empty()));
+        if !is_next || !self.has_room(&books, blocks, is_background) {
+            books.wait(who, is_background);
+            return None;
+        }
+        books.take(blocks, is_background);
+        Some(Room { budget: self.clone(), blocks, is_background })
+    }
+
+    /// `who` has nothing to start: if it has a turn, others have it. Not to be called with a lock that they might need.
+    pub(crate) fn pass_on(&self, who: &Weak<dyn Starter>) {
+        if self.turns.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let had_turn = {
+            let mut books = self.books.lock();
+            let had_turn = books.end_turn(who);
+            self.turns.store(books.turns.len(), Ordering::Release);
+            had_turn
+        };
+        if had_turn {
+            self.give_turns();
+        }
+    }
+
+    /// Gives turns as long as there is room. One thread at a time does: who has a turn may give room back at once.
+    fn give_turns(&self) {
+        if std::mem::replace(&mut self.books.lock().is_giving, true) {
+            return;
+        }
+        while let Some(next) = self.next_turn() {
+            next.take_turn();
+        }
+    }
+
+    fn next_turn(&self) -> Option<Arc<dyn Starter>> {
+        let mut books = self.books.lock();
+        for is_background in [false, true] {
+            while self.has_room(&books, FLIGHT_MOST_BLOCKS, is_background) {
+                let queue = if is_background { &mut books.background } else { &mut books.urgent };
+                let Some(who) = queue.pop_front() else { break };
+                // Its volume may be gone.
+                let Some(next) = who.upgrade() else { continue };
+                books.take(FLIGHT_MOST_BLOCKS, is_background);
+                books.turns.push((who, is_background));
+                self.turns.store(books.turns.len(), Ordering::Release);
+                return Some(next);
+            }
+        }
+        books.is_giving = false;
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Starts what it has, as long as it gets room.
+    struct Double {
+        budget: Arc<FlightBudget>,
+        wants: Mutex<VecDeque<(u64, Urgency)>>,
+        under_way: Mutex<VecDeque<Room>>,
+    }
+
+    impl Double {
+        fn new(budget: &Arc<FlightBudget>, wants: &[(u64, Urgency)]) -> Arc<Self> {
+            let wants = Mutex::new(wants.iter().copied().collect());
+            Arc::new(Self { budget: budget.clone(), wants, under_way: Mutex::default() })
+        }
+
+        fn weak(self: &Arc<Self>) -> Weak<dyn Starter> {
+            let weak: Weak<Self> = Arc::downgrade(self);
+            weak
+        }
+
+        fn land(&self) -> bool {
+            let first = self.under_way.lock().pop_front();
+            first.is_some()
+        }
+
+        fn active(&self) -> usize {
+            self.under_way.lock().len()
+        }
+    }
+
+    impl Starter for Double {
+        fn take_turn(self: Arc<Self>) {
+            loop {
+                let Some((blocks, urgency)) = self.wants.lock().front().copied() else { break };
+                let Some(room) = self.budget.take(self.weak(), blocks, urgency) else { return };
+                self.wants.lock().pop_front();
+                self.under_way.lock().push_back(room);
+            }
+            self.budget.pass_on(&self.weak());
+        }
+    }
+
+    const LONG: (u64, Urgency) = (FLIGHT_MOST_BLOCKS, Urgency::Background);
+    const READ: (u64, Urgency) = (64, Urgency::Reader);
+
+    #[test]
+    fn those_who_wait_take_turns_and_readers_come_first() {
+        let budget = FlightBudget::new(5 * FLIGHT_MOST_BLOCKS, 4 * FLIGHT_MOST_BLOCKS);
+        let [one, other, third] = [[LONG; 9]; 3].map(|wants| Double::new(&budget, &wants));
+        for double in [&one, &other, &third] {
+            double.clone().take_turn();
+        }
+        assert_eq!([&one, &other, &third].map(|double| double.active()), [4, 0, 0], "it was the first");
+        // What is left for readers is enough for sixteen short flights.
+        let reader = Double::new(&budget, &[READ; 17]);
+        reader.clone().take_turn();
+        assert_eq!(reader.active(), 16);
+        // The reader, who waits, is before those who wait for longer.
+        assert!(one.land());
+        assert_eq!([&one, &other, &third, &reader].map(|double| double.active()), [3, 0, 0, 17]);
+        while reader.land() {}
+        assert_eq!(
+            [&one, &other, &third].map(|double| double.active()),
+            [4, 0, 0],
+            "it has waited the longest"
+        );
+        let mut seen = vec![];
+        while one.land() {
+            seen.push([&one, &other, &third].map(|double| double.active()));
+            if seen.len() == 4 {
+                break;
+            }
+        }
+        assert_eq!(seen, [[3, 1, 0], [2, 1, 1], [2, 1, 1], [1, 2, 1]], "turns go round");
+    }
+
+    #[test]
+    fn a_turn_that_nobody_takes_goes_on_to_the_next_one() {
+        let budget = FlightBudget::new(FLIGHT_MOST_BLOCKS, FLIGHT_MOST_BLOCKS);
+        let [one, gone, idle, last] = [[LONG; 1]; 4].map(|wants| Double::new(&budget, &wants));
+        for double in [&one, &gone, &idle, &last] {
+            double.clone().take_turn();
+        }
+        drop(gone);
+        idle.wants.lock().clear();
+        assert!(one.land());
+        assert_eq!((last.active(), idle.active()), (1, 0));
+        assert!(last.land());
+        let books = budget.books.lock();
+        assert_eq!((books.taken_blocks, books.background_blocks, books.turns.len()), (0, 0, 0));
+        assert!(books.background.is_empty() && !books.is_giving);
+    }
+}
