@@ -11,8 +11,6 @@ use tokio::{sync::Notify, time::Instant};
 const WHOLE_PERMILLE: u32 = 1000;
 /// The longest rest after one piece of work, however long that took: it may have waited for a disk.
 const REST_MOST: Duration = Duration::from_secs(2);
-/// How often a thread that rests looks whether its share has changed.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A thread that made way and waited so long for a processor hardly gets one: the next piece of work does not make way.
 const STARVED_FROM: Duration = Duration::from_secs(2);
 
@@ -56,15 +54,10 @@ impl Pace {
         self.makes_way.store(makes_way, Relaxed);
     }
 
-    /// Whether work makes way now.
-    pub fn is_making_way(&self) -> bool {
-        self.makes_way.load(Relaxed)
-    }
-
     /// Whether the next piece of work makes way. On a machine that has no time left for what makes way, some do not all the
     /// same, so that a task gets on.
     pub(crate) fn makes_way(&self) -> bool {
-        self.is_making_way() && !self.is_starved.swap(false, Relaxed)
+        self.makes_way.load(Relaxed) && !self.is_starved.swap(false, Relaxed)
     }
 
     /// Notes how long a thread that makes way waited for a processor, for one piece of work.
@@ -78,19 +71,6 @@ impl Pace {
     fn rest_for(&self, worked: Duration) -> Duration {
         let share = self.permille();
         (worked * (WHOLE_PERMILLE - share) / share).min(REST_MOST)
-    }
-
-    /// [`rest`](Self::rest) of a thread that may block.
-    pub(crate) fn rest_blocking(&self, worked: Duration) {
-        let began = std::time::Instant::now();
-        loop {
-            let left = self.rest_for(worked).saturating_sub(began.elapsed());
-            if left.is_zero() {
-                return;
-            }
-            // The share may change meanwhile.
-            std::thread::sleep(left.min(LOOK_EVERY));
-        }
     }
 
     /// Rests after a piece of work that took so long.
@@ -149,26 +129,6 @@ mod tests {
             pace.set_permille(given);
             assert_eq!(pace.permille(), kept);
         }
-    }
-
-    #[test]
-    fn a_thread_that_blocks_rests_as_long() {
-        let pace = Pace::default();
-        let rested = |worked_ms| {
-            let began = std::time::Instant::now();
-            pace.rest_blocking(Duration::from_millis(worked_ms));
-            began.elapsed()
-        };
-        pace.set_permille(500);
-        assert!(rested(5) >= Duration::from_millis(5));
-        std::thread::scope(|scope| {
-            let rests = scope.spawn(|| rested(1_900));
-            pace.set_permille(1000);
-            assert!(
-                rests.join().unwrap() < Duration::from_millis(1_900),
-                "the change holds for who rests already"
-            );
-        });
     }
 
     #[tokio::test(start_paused = true)]

@@ -422,7 +422,7 @@ fn prepare(
     }
     let readers = db.transaction::<_, DbError>(|tx| EventReader::take_up(tx, &names))?;
     let core = Core {
-        tasks: Tasks::new(config.task_concurrency, pressure.pace()),
+        tasks: Tasks::new(config.task_concurrency),
         webhooks: crate::webhooks::all(&config, &readers),
         log_reader: readers.into_iter().find(|reader| reader.name == crate::events::LOG_READER),
         pressure: Arc::new(pressure),

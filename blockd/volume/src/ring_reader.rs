@@ -12,8 +12,8 @@ use crate::{
 use io_uring::{IoUring, opcode, types};
 use std::os::fd::AsRawFd;
 
-/// How many reads are under way at once, at most.
-pub(crate) const DEPTH: usize = 64;
+/// How many reads are under way at once.
+const DEPTH: usize = 64;
 /// One read is at most this long, so that one long extent keeps the disk as busy as many short ones.
 const READ_MAX_BYTES: u64 = 256 << 10;
 
@@ -44,14 +44,12 @@ impl RingReader {
         Self { ring }
     }
 
-    /// Reads all pieces to their places in `buf`, `depth` of them at once and at least one.
-    pub(crate) fn read(&mut self, pieces: &[Piece], buf: &mut [u8], depth: usize) -> Result<(), VolumeError> {
+    /// Reads all pieces to their places in `buf`.
+    pub(crate) fn read(&mut self, pieces: &[Piece], buf: &mut [u8]) -> Result<(), VolumeError> {
         match &mut self.ring {
             // A single piece gains nothing from the ring.
             Some(ring) if pieces.len() > 1 || pieces.iter().any(|p| p.len_bytes as u64 > READ_MAX_BYTES) => {
-                let result =
-                    Flight { ring, slots: [const { None }; DEPTH], busy: 0, depth: depth.clamp(1, DEPTH) }
-                        .run(pieces, buf);
+                let result = Flight { ring, slots: [const { None }; DEPTH], busy: 0 }.run(pieces, buf);
                 if result.is_err() {
                     self.ring = None;
                 }
@@ -69,14 +67,13 @@ struct Flight<'ring, 'a> {
     ring: &'ring mut IoUring,
     slots: [Option<Slot<'a>>; DEPTH],
     busy: usize,
-    depth: usize,
 }
 
 impl<'a> Flight<'_, 'a> {
     fn run(mut self, pieces: &'a [Piece], buf: &mut [u8]) -> Result<(), VolumeError> {
         let mut wanted = pieces.iter().flat_map(slots_of).peekable();
         while self.busy > 0 || wanted.peek().is_some() {
-            while self.busy < self.depth {
+            while self.busy < DEPTH {
                 let Some(slot) = wanted.next() else { break };
                 slot.part.file.before_read().during("read", slot.part.path)?;
                 self.submit(slot, buf);

@@ -3,7 +3,7 @@
 use crate::{
     error::VolumeError,
     read::{Content, Start, from_disk, from_memory, plan, read_stack},
-    ring_reader::{DEPTH, RingReader},
+    ring_reader::RingReader,
     stack::{Layer, Stack},
     volume::{Pins, Volume},
 };
@@ -108,19 +108,6 @@ impl SnapshotView {
     /// # Errors
     /// If `buf` is not exactly as long as the extents, an extent lies outside of the volume, or the disk fails.
     pub fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> Result<(), VolumeError> {
-        self.read_extents_by(DEPTH, extents, buf)
-    }
-
-    /// The same with at most `depth` reads under way, of 256 KiB each: for whoever does not want to keep others from the disk.
-    ///
-    /// # Errors
-    /// As [`read_extents`](Self::read_extents).
-    pub fn read_extents_by(
-        &self,
-        depth: usize,
-        extents: &[Extent],
-        buf: &mut [u8],
-    ) -> Result<(), VolumeError> {
         let end_block = Extent::whole(self.size_bytes).end();
         let inside = |extent: &Extent| {
             extent.start.0.checked_add(extent.len_blocks).is_some_and(|end| end <= end_block.0)
@@ -142,7 +129,7 @@ impl SnapshotView {
             Some(ring) => ring,
             None => RingReader::new(),
         };
-        let result = ring.read(&pieces, buf, depth);
+        let result = ring.read(&pieces, buf);
         self.rings.lock().push(ring);
         self.blocks_read.fetch_add(wanted / blockd_extent::BLOCK_SIZE_BYTES, Ordering::Relaxed);
         result

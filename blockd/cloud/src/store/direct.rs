@@ -3,11 +3,8 @@
 //! What a backup stores is read again after months, if ever; in the page cache it takes the place of what guests read, and
 //! the copy costs as much of a processor as sealing. Where a filesystem or the memory's place does not allow it, the
 //! file is written as any other: the content is the same.
-//!
-//! While guests are at work it is written by small pieces, with rests between them: a disk that was given 32 MiB at once
-//! makes all who come after that wait for them.
 
-use crate::{Pace, buffers::ALIGNMENT};
+use crate::buffers::ALIGNMENT;
 use rustix::{
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
     io::Errno,
@@ -16,29 +13,26 @@ use std::{
     fs::File,
     io::{self, ErrorKind},
     os::unix::fs::FileExt,
-    time::Instant,
 };
 
 /// Shorter files do not pay for two more system calls.
 const DIRECT_FROM_BYTES: usize = 1 << 20;
-/// What is written at once while work makes way: a multiple of what memory is aligned to.
-const PIECE_BYTES: usize = 512 << 10;
 
 /// Writes the content of an empty file. It is not durable yet.
 ///
 /// # Errors
 /// The filesystem's.
-pub(super) fn write_file(file: &File, content: &[u8], pace: Option<&Pace>) -> io::Result<()> {
+pub(super) fn write_file(file: &File, content: &[u8]) -> io::Result<()> {
     let is_aligned = content.as_ptr().align_offset(ALIGNMENT) == 0;
     let written = match is_aligned && content.len() >= DIRECT_FROM_BYTES {
-        true => write_directly(file, &content[..content.len() / ALIGNMENT * ALIGNMENT], pace)?,
+        true => write_directly(file, &content[..content.len() / ALIGNMENT * ALIGNMENT])?,
         false => 0,
     };
     file.write_all_at(&content[written..], written as u64)
 }
 
 /// Writes as much as can be written so, and says how much that was.
-fn write_directly(file: &File, content: &[u8], pace: Option<&Pace>) -> io::Result<usize> {
+fn write_directly(file: &File, content: &[u8]) -> io::Result<usize> {
     let flags = fcntl_getfl(file)?;
     if fcntl_setfl(file, flags | OFlags::DIRECT).is_err() {
         return Ok(0);
@@ -49,20 +43,9 @@ fn write_directly(file: &File, content: &[u8], pace: Option<&Pace>) -> io::Resul
         if written == content.len() || !written.is_multiple_of(ALIGNMENT) {
             break Ok(());
         }
-        let most = match pace {
-            Some(pace) if pace.is_making_way() => PIECE_BYTES,
-            _ => usize::MAX,
-        };
-        let left = &content[written..];
-        let began = Instant::now();
-        match file.write_at(&left[..left.len().min(most)], written as u64) {
+        match file.write_at(&content[written..], written as u64) {
             Ok(0) => break Err(ErrorKind::WriteZero.into()),
-            Ok(len) => {
-                written += len;
-                if let Some(pace) = pace {
-                    pace.rest_blocking(began.elapsed());
-                }
-            }
+            Ok(len) => written += len,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => break Ok(()),
             Err(error) => break Err(error),
@@ -94,7 +77,7 @@ mod tests {
             }
             for content in [&content.as_ref()[..len], &content.as_ref()[1..]] {
                 let mut file = tempfile::tempfile_in(&dir).unwrap();
-                write_file(&file, content, None).unwrap();
+                write_file(&file, content).unwrap();
                 assert!(!fcntl_getfl(&file).unwrap().contains(OFlags::DIRECT));
                 let mut found = Vec::new();
                 file.rewind().unwrap();
@@ -105,35 +88,18 @@ mod tests {
     }
 
     #[test]
-    fn while_work_makes_way_it_is_written_by_pieces_with_rests_and_whole() {
-        let buffers = Arc::<Buffers>::default();
-        let mut content = buffers.filled(4 * PIECE_BYTES + 4097);
-        content.as_mut().iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 4096 + at) as u8);
-        let pace = Pace::default();
-        pace.set_making_way(true);
-        pace.set_permille(500);
-        let dir = tempfile::tempdir().unwrap();
-        let mut file = tempfile::tempfile_in(&dir).unwrap();
-        write_file(&file, content.as_ref(), Some(&pace)).unwrap();
-        let mut found = Vec::new();
-        file.rewind().unwrap();
-        file.read_to_end(&mut found).unwrap();
-        assert!(found == content.as_ref());
-    }
-
-    #[test]
     fn what_a_filesystem_refuses_is_left_to_be_written_otherwise() {
         let buffers = Arc::<Buffers>::default();
         let content = buffers.filled(2 * DIRECT_FROM_BYTES);
         let file = tempfile::tempfile().unwrap();
         let knows_direct = fcntl_setfl(&file, OFlags::RDWR | OFlags::DIRECT).is_ok();
         fcntl_setfl(&file, OFlags::RDWR).unwrap();
-        let written = write_directly(&file, content.as_ref(), None).unwrap();
+        let written = write_directly(&file, content.as_ref()).unwrap();
         assert!(written == content.as_ref().len() || written == 0);
         assert!(written > 0 || !knows_direct || file.metadata().unwrap().len() == 0);
         // Memory that no disk takes: EINVAL at the first write.
         let aside = &content.as_ref()[8..8 + DIRECT_FROM_BYTES];
-        let written = write_directly(&tempfile::tempfile().unwrap(), aside, None).unwrap();
+        let written = write_directly(&tempfile::tempfile().unwrap(), aside).unwrap();
         assert!(written == 0 || written == aside.len());
     }
 }

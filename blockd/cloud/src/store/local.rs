@@ -8,7 +8,7 @@ use super::{
     LIST_MAX_OBJECTS, ObjectInfo, ObjectStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind,
     StoreFuture, blocking, check_key, check_prefix, direct::write_file,
 };
-use crate::{Pace, Work};
+use crate::Work;
 use bytes::Bytes;
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, linkat, openat},
@@ -68,7 +68,6 @@ impl LocalStore {
             operation,
             key: key.to_owned(),
             store: self.description.clone(),
-            pace: self.work.as_ref().and_then(|work| work.pace.clone()),
         };
         if check_key(key) { Ok(place) } else { Err(place.error(StoreErrorKind::BadKey)) }
     }
@@ -131,8 +130,6 @@ struct Place {
     operation: &'static str,
     key: String,
     store: Arc<str>,
-    /// How fast it is written.
-    pace: Option<Arc<Pace>>,
 }
 
 impl Place {
@@ -185,7 +182,7 @@ impl Place {
         }
         let linked = match nameless(self.parent()) {
             Ok(file) => {
-                write_file(&file, body, self.pace.as_deref())?;
+                write_file(&file, body)?;
                 file.sync_all()?;
                 link_nameless(&file, &self.path, mode)
             }
@@ -194,7 +191,7 @@ impl Place {
         match linked {
             Err(error) if !is_final(&error) => {
                 let temporary = Temporary::create(self.parent())?;
-                write_file(&temporary.file, body, self.pace.as_deref())?;
+                write_file(&temporary.file, body)?;
                 temporary.file.sync_all()?;
                 temporary.publish(&self.path, mode)?;
             }
@@ -354,7 +351,6 @@ impl ObjectStore for LocalStore {
                 operation: "LIST",
                 key: prefix.to_owned(),
                 store: self.description.clone(),
-                pace: None,
             };
             if !check_prefix(prefix) {
                 return Err(place.error(StoreErrorKind::BadKey));
@@ -553,7 +549,7 @@ mod tests {
             (b"three", PutMode::Overwrite, true),
         ] {
             let temporary = Temporary::create(dir.path()).unwrap();
-            write_file(&temporary.file, content, None).unwrap();
+            write_file(&temporary.file, content).unwrap();
             assert_eq!(temporary.publish(&to, mode).is_ok(), works);
         }
         assert_eq!(fs::read(&to).unwrap(), b"three");

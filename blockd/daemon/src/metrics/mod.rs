@@ -13,6 +13,5 @@ pub(crate) mod strict;
 mod traffic;
 
 pub(crate) use collect::TEXT_FORMAT;
-pub(crate) use histogram::{FINE_BUCKETS, fine_bucket};
 pub(crate) use store::{MeteredStore, Meters};
 pub(crate) use traffic::{Operation, Traffic};

@@ -9,7 +9,6 @@
 mod governor;
 mod observer;
 mod priority;
-mod tail;
 
 use crate::{config::TaskPriority, registry::Registry};
 use blockd_cloud::{Pace, Work, Workers};
@@ -24,12 +23,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::Notify, task::JoinHandle, time::Instant};
+use tokio::{sync::Notify, task::JoinHandle};
 
 /// How often it is looked.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// When tasks begin so soon after others, what those did to guests may last, and what was learned holds.
-const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 /// Threads beyond one for each core: they wait for a disk.
 const WAITING_THREADS: usize = 4;
 
@@ -70,11 +67,6 @@ impl Pressure {
         self.work.clone()
     }
 
-    /// What share of the time tasks work, and whether they make way for guests.
-    pub(crate) fn pace(&self) -> Arc<Pace> {
-        Arc::clone(&self.pace)
-    }
-
     /// How a store in a directory is written to, with threads of its own: one that hangs does not hold up others.
     ///
     /// # Errors
@@ -109,13 +101,9 @@ pub(crate) fn start(pressure: &Arc<Pressure>, registry: &Arc<Registry>) -> JoinH
         if !pressure.is_watched {
             return;
         }
-        let (mut governor, mut ended) = (Governor::default(), Instant::now());
         loop {
             pressure.begun.notified().await;
-            if ended.elapsed() > REMEMBERED_FOR {
-                governor = Governor::default();
-            }
-            let mut observer = Observer::new(&registry);
+            let (mut governor, mut observer) = (Governor::default(), Observer::new(&registry));
             while pressure.busy.load(Ordering::SeqCst) > 0 {
                 tokio::time::sleep(LOOK_EVERY).await;
                 let before = pressure.pace.permille();
@@ -128,7 +116,6 @@ pub(crate) fn start(pressure: &Arc<Pressure>, registry: &Arc<Registry>) -> JoinH
             }
             pressure.pace.set_permille(governor::ALL_PERMILLE);
             pressure.pace.set_making_way(false);
-            ended = Instant::now();
         }
     })
 }
@@ -188,13 +175,6 @@ mod tests {
         drop(busy);
         tokio::time::sleep(2 * LOOK_EVERY).await;
         assert_eq!(pressure.pace.permille(), 1000);
-        // What guests suffer when tasks begin again soon is not taken for what is usual.
-        let busy = pressure.begin();
-        for _ in 0..20 {
-            after(Duration::from_millis(20)).await;
-        }
-        assert_eq!(pressure.pace.permille(), 20);
-        drop(busy);
         watch.abort();
     }
 }

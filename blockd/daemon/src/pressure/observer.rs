@@ -11,9 +11,12 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::time::Instant;
 
+/// What takes longer than that is slow.
+const SLOW_FROM: Duration = Duration::from_micros(1_024);
 /// Where the kernel tells of this process's threads.
 const THREADS: &str = "/proc/self/task";
 /// The names of the threads that serve guests begin so.
@@ -77,8 +80,7 @@ fn add_more(sum: &mut Requests, now: &Requests, before: &Requests) {
     // A volume may have been made anew under its id since: then there is less.
     sum.count += now.count.saturating_sub(before.count);
     sum.nanos += now.nanos.saturating_sub(before.nanos);
-    let more = now.took.iter().zip(&before.took).map(|(now, before)| now.saturating_sub(*before));
-    sum.took.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+    sum.slow += now.slow.saturating_sub(before.slow);
 }
 
 /// The volumes whose requests wait for this host: those of a lazy one wait for a store.
@@ -105,7 +107,7 @@ fn sums(registry: &Registry) -> Volumes {
             let sum = of_kind(&mut sums, operation);
             sum.count += counted.total();
             sum.nanos = sum.nanos.wrapping_add(counted.nanos());
-            sum.took.iter_mut().zip(counted.fine()).for_each(|(sum, count)| *sum += count);
+            sum.slow += counted.above(SLOW_FROM);
         }
         (entry.id, sums)
     };
@@ -151,12 +153,8 @@ fn waits_for_disk(thread: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        db::{VolumeRow, VolumeState},
-        metrics::fine_bucket,
-    };
+    use crate::db::{VolumeRow, VolumeState};
     use blockd_volume::Volume;
-    use std::time::Duration;
 
     fn entry_in(registry: &Registry, dir: &Path, number: u64) -> Arc<VolumeEntry> {
         let id = VolumeId::from_u64(number);
@@ -180,11 +178,6 @@ mod tests {
         entry.traffic.note(operation, std::time::Instant::now().checked_sub(ago).unwrap());
     }
 
-    /// How many took longer than 16 ms.
-    fn slow(seen: &Requests) -> u64 {
-        seen.took.iter().skip(fine_bucket(16_384_000) + 1).sum()
-    }
-
     #[test]
     fn what_was_counted_since_the_last_look_is_seen_once() {
         let (dir, registry) = (tempfile::tempdir().unwrap(), Registry::default());
@@ -196,8 +189,8 @@ mod tests {
         note(&entry, Operation::Read, Duration::ZERO);
         note(&entry, Operation::Flush, Duration::from_millis(30));
         let seen = observer.look(&registry);
-        assert_eq!((seen.data.count, slow(&seen.data)), (2, 1));
-        assert_eq!((seen.flushes.count, slow(&seen.flushes)), (1, 1));
+        assert_eq!((seen.data.count, seen.data.slow), (2, 1));
+        assert_eq!((seen.flushes.count, seen.flushes.slow), (1, 1));
         assert!(seen.data.nanos >= 20_000_000 && seen.flushes.nanos >= 30_000_000, "{seen:?}");
         let seen = observer.look(&registry);
         assert_eq!((seen.data.count, seen.flushes), (0, Requests::default()));
@@ -235,7 +228,7 @@ mod tests {
             goes.set_state(state);
             note(&stays, Operation::Write, Duration::ZERO);
             let seen = observer.look(&registry);
-            assert_eq!((seen.data.count, slow(&seen.data)), (1, 0), "{seen:?}");
+            assert_eq!((seen.data.count, seen.data.slow), (1, 0), "{seen:?}");
             assert!(seen.data.nanos < 900_000_000, "{seen:?}");
         }
         note(&goes, Operation::Write, Duration::from_millis(20));

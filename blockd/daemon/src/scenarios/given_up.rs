@@ -4,8 +4,9 @@
 use super::{dying::COMMITTED, *};
 use crate::{db::Doubt, tasks::doubts::Failing};
 use blockd_api::{events::ListEvents, lazy::StartLazyRestore, tasks::StopTask};
+use blockd_cloud::CloudsnapId;
 use jiff::{SignedDuration, Timestamp};
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
 /// Longer than any request of a backup that was given up may still be under way.
 const LATER: SignedDuration = SignedDuration::from_hours(2);

@@ -161,7 +161,7 @@ async fn a_directory_that_was_swapped_for_another_repository_is_told_before_anyt
     other.create_credential().await;
     let mut model = Model::new();
     model.write(&volume, 0, 1, 3 << 20);
-    model.write(&foreign, 0, 2, 1 << 20);
+    Model::new().write(&foreign, 0, 2, 1 << 20);
     let base = host.backup("data", false).await.source_volume.unwrap();
     other.backup("data", false).await;
     model.write(&volume, 1 << 20, 3, 1 << 20);
@@ -189,9 +189,9 @@ async fn a_directory_that_was_swapped_for_another_repository_is_told_before_anyt
     host.assert_tidy();
 }
 
-/// What was planned in one place is not stored in another one, whatever happened between: it goes on when the place is back.
+/// What was begun in one place is not stored in another one, whatever happened between: it goes on when the place is back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_that_was_planned_waits_for_its_directory() {
+async fn a_backup_that_was_cut_off_waits_for_its_directory() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     host.create_credential().await;
@@ -199,7 +199,7 @@ async fn a_backup_that_was_planned_waits_for_its_directory() {
     model.write(&volume, 0, 1, 3 << 20);
     host.backup("data", false).await;
     model.write(&volume, 1 << 20, 2, 1 << 20);
-    *host.core().dies_at.lock() = Some("backup planned");
+    *host.core().dies_at.lock() = Some(dying::COMMITTED);
     let task = host.start_backup("data", false).await;
     host.core().stopping.cancelled().await;
     drop(volume);

@@ -32,7 +32,7 @@ use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     tasks::{self as api, ListTasks, Requests, TaskList, WaitTask},
 };
-use blockd_cloud::{CancelToken, Pace};
+use blockd_cloud::CancelToken;
 use blockd_extent::SnapshotId;
 use futures::FutureExt;
 use jiff::Timestamp;
@@ -72,14 +72,14 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// No tasks yet; at most `concurrency` of them will move data at once, as the pace says.
-    pub fn new(concurrency: usize, pace: Arc<Pace>) -> Self {
+    /// No tasks yet; at most `concurrency` of them will move data at once.
+    pub fn new(concurrency: usize) -> Self {
         Self {
             live: Mutex::default(),
             running: Mutex::new(JoinSet::new()),
             slots: Semaphore::new(concurrency),
             closed: AtomicBool::new(false),
-            readers: Arc::new(Readers::new(pace)),
+            readers: Arc::default(),
             freezing: tokio::sync::Mutex::default(),
         }
     }

@@ -1,11 +1,8 @@
 //! The frozen point of a volume, as one or several backups of it read it: what one of them reads the others get from memory, as
 //! long as they keep up with each other.
-//!
-//! While guests are at work, one piece of it is read at a time: a disk that was given megabytes to read makes all who
-//! come after that wait for them.
 
 use super::backup::to_io;
-use blockd_cloud::{BlockReader, Pace};
+use blockd_cloud::BlockReader;
 use blockd_extent::{Extent, SnapshotId};
 use blockd_volume::{SnapshotView, VolumeError};
 use parking_lot::{Mutex, RwLock};
@@ -13,22 +10,14 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     sync::Arc,
-    time::Duration,
 };
 
 /// Reads that are kept for the others, of up to 4 MiB each.
 const KEPT_MOST: usize = 16;
 
-/// How long a read waits for its turn.
-const TURN_MOST: Duration = Duration::from_secs(1);
-
 /// The points that are being read.
 #[derive(Default)]
 pub struct Readers {
-    /// Whether guests are at work.
-    pace: Arc<Pace>,
-    /// Held by whoever reads then.
-    turn: Mutex<()>,
     open: Mutex<HashMap<SnapshotId, (usize, Arc<Point>)>>,
 }
 
@@ -55,11 +44,6 @@ pub(super) struct Reader {
 }
 
 impl Readers {
-    /// No points yet; they are read as the pace says.
-    pub(super) fn new(pace: Arc<Pace>) -> Self {
-        Self { pace, turn: Mutex::default(), open: Mutex::default() }
-    }
-
     /// Opens a point, or joins those that read it already.
     ///
     /// # Errors
@@ -109,15 +93,9 @@ impl Reader {
 }
 
 impl Point {
-    fn read(&self, extents: &[Extent], buf: &mut [u8], readers: &Readers) -> io::Result<()> {
+    fn read(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
         let view = self.view.read();
         let view = view.as_ref().ok_or_else(|| io::Error::other("the backup is over"))?;
-        // What has to be fetched first keeps no disk busy, and may take long.
-        if readers.pace.is_making_way() && !view.is_lazy() {
-            // Whoever has the turn may hardly get a processor: nobody waits for that without end.
-            let _turn = readers.turn.try_lock_for(TURN_MOST);
-            return view.read_extents_by(1, extents, buf).map_err(to_io);
-        }
         view.read_extents(extents, buf).map_err(to_io)
     }
 
@@ -143,7 +121,7 @@ impl BlockReader for Reader {
 
     fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
         if !self.readers.are_several(self.snapshot) {
-            return self.point.read(extents, buf, &self.readers);
+            return self.point.read(extents, buf);
         }
         let place = self.point.place(extents);
         // Whoever comes while it is being read waits here, and finds it.
@@ -151,7 +129,7 @@ impl BlockReader for Reader {
         match &*filled {
             Some(bytes) if bytes.len() == buf.len() => buf.copy_from_slice(bytes),
             _ => {
-                self.point.read(extents, buf, &self.readers)?;
+                self.point.read(extents, buf)?;
                 *filled = Some(Arc::new(buf.to_vec()));
             }
         }
