@@ -91,7 +91,7 @@ fn idle_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
         Trouble::new(
             format!("schedule {name} protects nothing: its newest run found no volume that it chooses"),
             format!(
-                "blockctl cloudsnap schedules list shows what it chooses; blockctl cloudsnap schedules update --uuid {}",
+                "blockctl cloudsnap schedules list shows what it chooses; if that is wrong, blockctl cloudsnap schedules delete --uuid {}, and make it again",
                 schedule.uuid
             ),
         )
