@@ -490,7 +490,7 @@ pub struct StartDelete {
     /// Where it is; may be left out when there is one credential.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// Also if it is pinned.
+    /// Also if it is pinned. A date on which it expires keeps nobody from deleting it before by hand.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }

@@ -210,6 +210,9 @@ pub struct Schedule {
     pub next_run: Option<Timestamp>,
     /// The last run that was begun.
     pub last_run: Option<Timestamp>,
+    /// Its newest run found no volume that it chooses: nothing is protected by it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_volume: bool,
     /// When its runs are, as one text.
     pub schedule: String,
 }

@@ -48,6 +48,9 @@ pub struct WebhookStatus {
     pub given_up: u64,
     /// Events that were forgotten before it was their turn, since the daemon was started.
     pub lost: u64,
+    /// When one was last given up or found forgotten, since the daemon was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_untold: Option<Timestamp>,
     /// When it last took an event, since the daemon was started.
     pub last_delivered: Option<Timestamp>,
     /// Since when every attempt has failed; `None` if the last one did not.

@@ -1,7 +1,8 @@
 -- What people said of how long cloud snapshots stay.
 CREATE TABLE cloudsnap_marks (
-    cloudsnap  TEXT PRIMARY KEY,            -- without `-incr`
-    credential TEXT NOT NULL,               -- where it was found; others may lead there, too
+    cloudsnap  TEXT NOT NULL,               -- without `-incr`
+    credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
     pinned     INTEGER NOT NULL CHECK (pinned IN (0, 1)),
-    expires    TEXT
+    expires    TEXT,
+    PRIMARY KEY (cloudsnap, credential)
 ) STRICT;

@@ -61,7 +61,7 @@ pub struct Cli {
     #[arg(long, hide = true, value_name = "WHAT")]
     pub generate: Option<Generate>,
 
-    /// Print the configuration that would be used, as TOML, and exit
+    /// Print the configuration that would be used, as TOML, and exit; of the addresses of webhooks only the hosts
     #[arg(long)]
     pub check_config: bool,
 }

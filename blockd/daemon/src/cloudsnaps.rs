@@ -202,7 +202,7 @@ impl Core {
                 Ok(manifest) => {
                     let mut entry = entry(&manifest, credential);
                     show_proof(&mut entry.metadata, proofs.get(&manifest.id()));
-                    show_mark(&mut entry.metadata, marks.of(&manifest.id()));
+                    show_mark(&mut entry.metadata, marks.of(&manifest.id(), uuid));
                     found.entries.push(entry);
                 }
                 // Deleted between the list and the look at it.
@@ -295,7 +295,7 @@ impl Core {
         let uuid = credential.uuid;
         let known = self
             .db
-            .run(move |tx| -> Result<_, DbError> { Ok((Proof::all(tx, uuid)?, Mark::find(tx, &id)?)) });
+            .run(move |tx| -> Result<_, DbError> { Ok((Proof::all(tx, uuid)?, Mark::find(tx, &id, uuid)?)) });
         let (proofs, mark) = known.await?;
         show_proof(&mut entry.metadata, proofs.iter().find(|proof| proof.cloudsnap == id));
         show_mark(&mut entry.metadata, mark.as_ref());
@@ -465,6 +465,17 @@ impl Core {
     /// # Errors
     /// There is no such cloud snapshot, or a task uses it.
     pub async fn start_delete(self: &Arc<Self>, request: &StartDelete) -> Result<TaskStarted, ServiceError> {
+        let started = self.start_delete_if(request, None).await?;
+        started.ok_or_else(|| ServiceError::Internal("a deletion that nobody judged was not begun".into()))
+    }
+
+    /// The same. Of what a rule judged, it is said by what mark it did: if that is not what is said of the cloud snapshot any
+    /// more, nothing is begun, and the rule has to judge anew.
+    pub(crate) async fn start_delete_if(
+        self: &Arc<Self>,
+        request: &StartDelete,
+        judged_by: Option<Option<Mark>>,
+    ) -> Result<Option<TaskStarted>, ServiceError> {
         let id = from_api_id(&request.snap);
         let credential = self.credential(request.cred_id.as_ref()).await?;
         let (repository, _) = self.task_repository(credential.uuid).await?;
@@ -474,8 +485,10 @@ impl Core {
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
         self.refuse_if_needed(&id).await?;
-        if !request.force {
-            self.refuse_if_pinned(&id).await?;
+        match judged_by {
+            Some(mark) if !self.is_judged_by(&id, credential.uuid, mark).await? => return Ok(None),
+            None if !request.force => self.refuse_if_pinned(&id, credential.uuid).await?,
+            _ => {}
         }
         let chains = self.db.run(|tx| crate::db::Chain::all(tx, None)).await?;
         let uses = |task: &TaskRow| match task.kind {
@@ -506,10 +519,11 @@ impl Core {
             detail: TaskDetail {
                 credential_name: credential.name.to_string(),
                 phase: "pending".into(),
+                force: request.force,
                 ..TaskDetail::default()
             },
         };
-        self.store_and_launch(row, |_| Ok(())).await
+        self.store_and_launch(row, |_| Ok(())).await.map(Some)
     }
 }
 

@@ -548,6 +548,15 @@ impl Config {
         })
     }
 
+    /// The configuration for people, as a TOML document: the addresses of webhooks, which may hold secrets, without their paths.
+    pub fn to_shown_toml(&self) -> String {
+        let mut shown = self.clone();
+        for webhook in &mut shown.webhook {
+            webhook.url = webhook.url.shown();
+        }
+        shown.to_toml()
+    }
+
     /// The configuration as a TOML document.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))

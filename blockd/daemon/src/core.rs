@@ -93,6 +93,9 @@ pub struct Core {
     /// The step at which a test wants the daemon to die.
     #[cfg(test)]
     pub(crate) dies_at: parking_lot::Mutex<Option<&'static str>>,
+    /// What happens at a step because a test wants it.
+    #[cfg(test)]
+    pub(crate) meanwhile: crate::meanwhile::Meanwhile,
 }
 
 impl Core {
@@ -125,6 +128,7 @@ impl Core {
 
     #[cfg(test)]
     pub(crate) fn reached(&self, step: &'static str) -> Result<(), crate::error::ServiceError> {
+        self.meanwhile.reached(self, step);
         if *self.dies_at.lock() == Some(step) {
             self.stopping.cancel();
             return Err(crate::error::ServiceError::Stopping);

@@ -455,6 +455,8 @@ fn prepare(
         salvages: crate::salvage::Salvages::new(options),
         #[cfg(test)]
         dies_at: parking_lot::Mutex::new(None),
+        #[cfg(test)]
+        meanwhile: crate::meanwhile::Meanwhile::default(),
     };
     Ok((lock, Arc::new(core)))
 }

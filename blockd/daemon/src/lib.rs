@@ -33,6 +33,8 @@ mod limits;
 pub mod lock;
 pub mod logging;
 mod marks;
+#[cfg(test)]
+mod meanwhile;
 mod merger;
 mod metrics;
 mod nbd;

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Err(error) => return failed(&error, EXIT_USAGE),
     };
     if cli.check_config {
-        print!("{}", config.to_toml());
+        print!("{}", config.to_shown_toml());
         return ExitCode::SUCCESS;
     }
     if let Some(volumes) = &cli.check_volumes {

@@ -13,8 +13,9 @@ use crate::{
 use blockd_api::{
     ErrorCode,
     cloudsnaps::{CloudsnapMark, MarkCloudsnap, StartDelete},
+    tasks::TaskStarted,
 };
-use blockd_cloud::{CloudsnapId, Manifest, ManifestFilter};
+use blockd_cloud::{CloudError, CloudsnapId, Manifest, ManifestFilter, Repository};
 use blockd_extent::VolumeId;
 use blockd_schedule::{Condition, Retention, Snapshot, decide};
 use jiff::Timestamp;
@@ -58,14 +59,17 @@ impl Core {
         refuse_past(request.expires)?;
         let id = from_api_id(&request.snap);
         let (credential, _) = self.find_manifest(&id, request.cred_id.as_ref()).await?;
+        self.reached("mark asked for")?;
         // A deletion looks for pins under the same lock.
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
+        // One that was under way may have ended since.
+        let (repository, _) = self.task_repository(credential.uuid).await?;
+        Box::pin(repository.manifest(&id)).await?;
         let request = request.clone();
         let stored = self.db.run(move |tx| -> Result<_, DbError> {
             let new = Mark { cloudsnap: id, credential: credential.uuid, pinned: false, expires: None };
-            let mut mark = Mark::find(tx, &id)?.unwrap_or(new);
-            mark.credential = credential.uuid;
+            let mut mark = Mark::find(tx, &id, credential.uuid)?.unwrap_or(new);
             mark.pinned = request.pinned.unwrap_or(mark.pinned);
             mark.expires = if request.never_expires { None } else { request.expires.or(mark.expires) };
             mark.put(tx)?;
@@ -79,10 +83,13 @@ impl Core {
     }
 
     /// Refuses what somebody said stays. Under the admission lock.
-    pub(crate) async fn refuse_if_pinned(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+    pub(crate) async fn refuse_if_pinned(
+        &self,
+        id: &CloudsnapId,
+        credential: Uuid,
+    ) -> Result<(), ServiceError> {
         let wanted = *id;
-        let mark = self.db.run(move |tx| Mark::find(tx, &wanted)).await?;
-        if mark.is_some_and(|mark| mark.pinned) {
+        if self.db.run(move |tx| Mark::is_pinned(tx, &wanted, credential)).await? {
             let message = format!("cloud snapshot {id} is pinned: unpin it first, or delete it by force");
             return Err(ServiceError::refused(ErrorCode::CloudsnapPinned, message));
         }
@@ -145,7 +152,7 @@ impl Core {
             .iter()
             .map(|manifest| {
                 let id = manifest.id();
-                let mark = marks.of(&id);
+                let mark = marks.of(&id, credential);
                 Snapshot {
                     id,
                     created: manifest.created,
@@ -163,6 +170,7 @@ impl Core {
             ids.iter()
                 .any(|one| (one.cluster, one.volume, one.snapshot) == (id.cluster, id.volume, id.snapshot))
         };
+        self.reached("expired judged")?;
         for (id, verdict) in decide(&snapshots, &Retention::default(), now) {
             if !is_meant(&id) {
                 continue;
@@ -171,35 +179,73 @@ impl Core {
                 tracing::info!(cloudsnap = %id, %verdict, "it has expired, and stays");
                 continue;
             }
-            let request = StartDelete::of(to_api_id(&id)).under(credential);
-            let started = self.start_delete(&request).await?;
-            tracing::info!(cloudsnap = %id, task = %started.task, %verdict, "not kept any more");
+            match self.start_judged_delete(&id, credential, marks.of(&id, credential).copied()).await {
+                Ok(Some(started)) => {
+                    tracing::info!(cloudsnap = %id, task = %started.task, %verdict, "not kept any more");
+                }
+                Ok(None) => tracing::info!(cloudsnap = %id, "how long it stays was said anew meanwhile"),
+                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                // It may be in use; the others are not.
+                Err(error) => tracing::warn!(cloudsnap = %id, %error, "what has expired is not deleted yet"),
+            }
         }
         let gone: Vec<CloudsnapId> = ids
             .iter()
             .filter(|one| !manifests.iter().any(|manifest| manifest.snapshot == one.snapshot))
             .copied()
             .collect();
-        self.forget_marks_of(&repository, gone).await
-    }
-
-    /// Forgets the marks of what is not in its store any more.
-    async fn forget_marks_of(
-        &self,
-        repository: &blockd_cloud::Repository,
-        ids: Vec<CloudsnapId>,
-    ) -> Result<(), ServiceError> {
-        for id in ids {
-            // A listing may lag behind, and may hold what cannot be read.
-            for incremental in [false, true] {
-                match Box::pin(repository.manifest(&CloudsnapId { incremental, ..id })).await {
-                    Err(blockd_cloud::CloudError::SnapshotNotFound { .. }) => {}
-                    _ => return Ok(()),
-                }
+        for id in gone {
+            if let Err(error) = self.forget_mark_of(&repository, credential, id).await {
+                // Each for itself: one that cannot be looked at says nothing of the others.
+                tracing::warn!(cloudsnap = %id, %error, "whether what has expired is there still is not known");
             }
-            self.db.run(move |tx| Mark::remove(tx, &id)).await?;
         }
         Ok(())
+    }
+
+    /// Starts the deletion of what was judged by this mark; none if something else was said of it since.
+    pub(crate) async fn start_judged_delete(
+        self: &Arc<Self>,
+        id: &CloudsnapId,
+        credential: Uuid,
+        judged_by: Option<Mark>,
+    ) -> Result<Option<TaskStarted>, ServiceError> {
+        let request = StartDelete::of(to_api_id(id)).under(credential);
+        self.start_delete_if(&request, Some(judged_by)).await
+    }
+
+    /// Whether what is said of a cloud snapshot is what it was judged by, and no pin. Under the admission lock.
+    pub(crate) async fn is_judged_by(
+        &self,
+        id: &CloudsnapId,
+        credential: Uuid,
+        judged_by: Option<Mark>,
+    ) -> Result<bool, ServiceError> {
+        let wanted = *id;
+        let read = self.db.run(move |tx| -> Result<_, DbError> {
+            Ok((Mark::find(tx, &wanted, credential)?, Mark::is_pinned(tx, &wanted, credential)?))
+        });
+        let (mark, pinned) = read.await?;
+        let said = |mark: Option<Mark>| mark.map(|mark| (mark.pinned, mark.expires));
+        Ok(!pinned && said(mark) == said(judged_by))
+    }
+
+    /// Forgets the mark of what is not in its store any more.
+    async fn forget_mark_of(
+        &self,
+        repository: &Repository,
+        credential: Uuid,
+        id: CloudsnapId,
+    ) -> Result<(), ServiceError> {
+        // A listing may lag behind, and may hold what cannot be read.
+        for incremental in [false, true] {
+            match Box::pin(repository.manifest(&CloudsnapId { incremental, ..id })).await {
+                Err(CloudError::SnapshotNotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+                Ok(_) => return Ok(()),
+            }
+        }
+        Ok(self.db.run(move |tx| Mark::remove(tx, &id, credential)).await?)
     }
 }
 

@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Fake, TASK, cloudsnap, fail, ok, snap};
+use support::{CLUSTER, Fake, TASK, cloudsnap, credential, fail, ok, snap, volume};
 
 #[test]
 fn what_stays_is_said_and_shown() {
@@ -59,4 +59,49 @@ fn what_stays_is_said_and_shown() {
     fake.run("cs backup db --expires 2027-01-31 --pin");
     let body = fake.seen().last().unwrap().body.clone();
     assert_eq!((&body["expires"], &body["pinned"]), (&json!("2027-01-31T00:00:00Z"), &json!(true)));
+}
+
+#[test]
+fn an_object_with_a_pinned_backup_goes_whole_or_not_at_all() {
+    let backup = |suffix: &str, volume: (&str, &str), pinned: Value| {
+        let mut found = cloudsnap(suffix);
+        (found["SrcVolumeID"], found["SrcVolumeName"]) = (json!(volume.0), json!(volume.1));
+        (found["Metadata"]["snapshotName"], found["Metadata"]["pinned"]) = (json!("before"), pinned);
+        found
+    };
+    let (db, log) = (("59", "db"), ("60", "log"));
+    let listed = |pinned: Value| {
+        let found = [backup("59-61", db, Value::Null), backup("60-62", log, pinned)];
+        ok(json!({ "cloudsnaps": found, "damaged": [], "failedCredentials": [], "total": 2 }))
+    };
+    let counts = json!({
+        "volumes": 2, "volumesFailed": 0, "snapshots": 0, "credentials": 1, "tasksActive": 0, "connections": 0
+    });
+    let status = json!({
+        "version": "0", "clusterId": CLUSTER, "node": "host", "dataDir": "/d", "nbd": [], "uptimeSeconds": 1, "counts": counts
+    });
+    let fake = Fake::start(vec![
+        ("GET /v1/credentials", ok(json!({ "credentials": [credential("nas", "local")] }))),
+        ("GET /v1/sched-policies", ok(json!({ "policies": [] }))),
+        ("GET /v1/schedules", ok(json!({ "schedules": [] }))),
+        ("GET /v1/volumes", ok(json!({ "volumes": [volume(db.0, db.1), volume(log.0, log.1)] }))),
+        ("GET /v1/tasks", ok(json!({ "tasks": [] }))),
+        ("GET /v1/status", ok(status)),
+        ("GET /v1/cloudsnaps", listed(json!("true"))),
+        ("POST /v1/cloudsnaps/delete", ok(json!({ "task": TASK }))),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("backup.yaml");
+    let object = "apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {name: before}\n\
+        spec: {backupLocation: nas, selectors: {app: mysql}, reclaimPolicy: Delete}\n";
+    std::fs::write(&file, object).unwrap();
+    for dry in ["", " --dry-run"] {
+        let refused = fake.run(&format!("-j delete -f {}{dry}", file.display()));
+        assert_eq!(refused.status, 5, "{refused:?}");
+        let error = &refused.json()["error"];
+        assert_eq!(error["code"], "cloudsnap_pinned");
+        let id = snap("60-62");
+        assert!(error["message"].as_str().unwrap().contains(&format!("unpin --snap {id}")), "{error}");
+    }
+    assert!(fake.seen().iter().all(|seen| !seen.line.starts_with("POST")), "{:?}", fake.seen());
 }

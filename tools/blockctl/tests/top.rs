@@ -4,6 +4,7 @@
 
 mod support;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -89,8 +90,8 @@ fn a_terminal_is_drawn_on_and_given_back() {
             stdin.write_all(b"\x03").unwrap();
         } else {
             let text = String::from_utf8_lossy(&seen);
-            let pid = text.lines().next().unwrap().trim();
-            assert!(Command::new("kill").args(["-TERM", pid]).status().unwrap().success());
+            let pid = text.lines().next().unwrap().trim().parse().unwrap();
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
         }
         stdout.read_to_end(&mut seen).unwrap();
         assert_eq!(script.wait().unwrap().code(), Some(status), "{how}");

@@ -157,6 +157,17 @@ impl WebhookUrl {
         self.0.origin().ascii_serialization()
     }
 
+    /// The same address with nothing in it that may be a secret.
+    pub(super) fn shown(&self) -> Self {
+        let mut url = self.0.clone();
+        if !matches!(url.path(), "" | "/") {
+            url.set_path("/...");
+        }
+        url.set_query(None);
+        url.set_fragment(None);
+        Self(url)
+    }
+
     /// Whether it is on this host.
     pub(crate) fn is_loopback(&self) -> bool {
         match self.0.host_str() {
@@ -224,6 +235,14 @@ mod tests {
         );
         let config = parse(&(text.clone() + &text.replace("ops", "other"))).unwrap();
         assert_eq!(parse(&config.to_toml()).unwrap(), config);
+        let printed = config.to_shown_toml();
+        assert!(
+            printed.contains("\"https://hooks.example:8443/...\"") && !printed.contains("planted"),
+            "{printed}"
+        );
+        parse(&printed).unwrap();
+        let query = parse(&hook("url = \"https://hooks.example/?token=planted#planted\"")).unwrap();
+        assert!(!query.to_shown_toml().contains("planted"), "{}", query.to_shown_toml());
         let shown = format!("{config:?}");
         assert!(shown.contains("https://hooks.example:8443/…") && !shown.contains("planted"), "{shown}");
     }

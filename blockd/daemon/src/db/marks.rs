@@ -1,6 +1,6 @@
 //! Rows of marks: what people said of how long cloud snapshots stay.
 
-use super::{DbError, parsed, parsed_if_there};
+use super::{CredentialRow, DbError, parsed, parsed_if_there};
 use blockd_cloud::CloudsnapId;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -29,12 +29,12 @@ fn key(id: &CloudsnapId) -> String {
 
 /// All marks.
 #[derive(Debug, Default)]
-pub struct Marks(HashMap<String, Mark>);
+pub struct Marks(HashMap<(String, Uuid), Mark>);
 
 impl Marks {
-    /// What was said of a cloud snapshot.
-    pub fn of(&self, id: &CloudsnapId) -> Option<&Mark> {
-        self.0.get(&key(id))
+    /// What was said of a cloud snapshot under a credential.
+    pub fn of(&self, id: &CloudsnapId, credential: Uuid) -> Option<&Mark> {
+        self.0.get(&(key(id), credential))
     }
 
     /// Those whose date has come and that are not pinned.
@@ -60,28 +60,44 @@ impl Mark {
     pub fn all(tx: &Transaction<'_>) -> Result<Marks, DbError> {
         let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM cloudsnap_marks"))?;
         let marks = statement.query_map([], Self::read)?.collect::<Result<Vec<_>, _>>()?;
-        Ok(Marks(marks.into_iter().map(|mark| (key(&mark.cloudsnap), mark)).collect()))
+        Ok(Marks(marks.into_iter().map(|mark| ((key(&mark.cloudsnap), mark.credential), mark)).collect()))
     }
 
-    /// The mark of a cloud snapshot.
+    /// The mark of a cloud snapshot under a credential.
     ///
     /// # Errors
     /// The database fails.
-    pub fn find(tx: &Transaction<'_>, id: &CloudsnapId) -> Result<Option<Self>, DbError> {
-        let sql = format!("SELECT {COLUMNS} FROM cloudsnap_marks WHERE cloudsnap = ?1");
-        Ok(tx.query_row(&sql, [key(id)], Self::read).optional()?)
+    pub fn find(tx: &Transaction<'_>, id: &CloudsnapId, credential: Uuid) -> Result<Option<Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM cloudsnap_marks WHERE cloudsnap = ?1 AND credential = ?2");
+        Ok(tx.query_row(&sql, [key(id), credential.to_string()], Self::read).optional()?)
     }
 
-    /// Stores it, or removes it if it says nothing.
+    /// Whether a cloud snapshot is pinned under a credential, or under another one that leads to the same place.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn is_pinned(tx: &Transaction<'_>, id: &CloudsnapId, credential: Uuid) -> Result<bool, DbError> {
+        let credentials = CredentialRow::all(tx)?;
+        let place = credentials.iter().find(|row| row.uuid == credential).map(|row| &row.store.provider);
+        for row in credentials.iter().filter(|row| Some(&row.store.provider) == place) {
+            if Self::find(tx, id, row.uuid)?.is_some_and(|mark| mark.pinned) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Stores it, or removes it if it says nothing; does nothing if the credential is gone.
     ///
     /// # Errors
     /// The database fails.
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         if !self.pinned && self.expires.is_none() {
-            return Self::remove(tx, &self.cloudsnap);
+            return Self::remove(tx, &self.cloudsnap, self.credential);
         }
         tx.execute(
-            "INSERT OR REPLACE INTO cloudsnap_marks (cloudsnap, credential, pinned, expires) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT OR REPLACE INTO cloudsnap_marks (cloudsnap, credential, pinned, expires)
+             SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM credentials WHERE uuid = ?2)",
             params![
                 key(&self.cloudsnap),
                 self.credential.to_string(),
@@ -92,12 +108,15 @@ impl Mark {
         Ok(())
     }
 
-    /// Forgets the mark of a cloud snapshot that is gone.
+    /// Forgets the mark of a cloud snapshot that is gone from where the credential leads.
     ///
     /// # Errors
     /// The database fails.
-    pub fn remove(tx: &Transaction<'_>, id: &CloudsnapId) -> Result<(), DbError> {
-        tx.execute("DELETE FROM cloudsnap_marks WHERE cloudsnap = ?1", [key(id)])?;
+    pub fn remove(tx: &Transaction<'_>, id: &CloudsnapId, credential: Uuid) -> Result<(), DbError> {
+        tx.execute(
+            "DELETE FROM cloudsnap_marks WHERE cloudsnap = ?1 AND credential = ?2",
+            [key(id), credential.to_string()],
+        )?;
         Ok(())
     }
 }
@@ -114,17 +133,53 @@ mod tests {
         let id: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr".parse().unwrap();
         let full = CloudsnapId { incremental: false, ..id };
         let at = |second| Timestamp::from_second(second).unwrap();
-        let mark = Mark { cloudsnap: full, credential: Uuid::nil(), pinned: false, expires: Some(at(7)) };
+        let (here, elsewhere) = (Uuid::from_u128(7), Uuid::from_u128(8));
+        let mark = Mark { cloudsnap: full, credential: here, pinned: false, expires: Some(at(7)) };
         db.transaction::<_, DbError>(|tx| {
+            add_credentials(tx, &[here, elsewhere])?;
             mark.put(tx)?;
-            assert_eq!(Mark::find(tx, &id)?, Some(mark));
+            assert_eq!(Mark::find(tx, &id, here)?, Some(mark));
             let all = Mark::all(tx)?;
-            assert_eq!((all.of(&id), all.expired(at(6)).count()), (Some(&mark), 0));
+            assert_eq!((all.of(&id, here), all.expired(at(6)).count()), (Some(&mark), 0));
             assert_eq!(all.expired(at(7)).collect::<Vec<_>>(), [&mark]);
             Mark { pinned: true, cloudsnap: id, ..mark }.put(tx)?;
             assert_eq!(Mark::all(tx)?.expired(at(9)).count(), 0, "a pin is stronger than a date");
             Mark { expires: None, ..mark }.put(tx)?;
-            assert_eq!(Mark::find(tx, &id)?, None);
+            assert_eq!(Mark::find(tx, &id, here)?, None);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    fn add_credentials(tx: &Transaction<'_>, uuids: &[Uuid]) -> Result<(), DbError> {
+        for uuid in uuids {
+            tx.execute(
+                "INSERT INTO credentials VALUES (?1, ?1, '', '', NULL, x'00', 0, '')",
+                [uuid.to_string()],
+            )?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_mark_is_of_one_place_and_goes_with_its_credential() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let id: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let (here, elsewhere) = (Uuid::from_u128(7), Uuid::from_u128(8));
+        let mark = |credential| Mark { cloudsnap: id, credential, pinned: true, expires: None };
+        db.transaction::<_, DbError>(|tx| {
+            add_credentials(tx, &[here, elsewhere])?;
+            mark(here).put(tx)?;
+            mark(elsewhere).put(tx)?;
+            Mark::remove(tx, &id, elsewhere)?;
+            assert_eq!(Mark::all(tx)?.of(&id, here), Some(&mark(here)), "a copy elsewhere was deleted");
+            assert_eq!(Mark::find(tx, &id, elsewhere)?, None);
+            CredentialRow::remove(tx, here)?;
+            assert_eq!(Mark::find(tx, &id, here)?, None, "nobody could take it back any more");
+            // One that is gone already.
+            mark(here).put(tx)?;
+            assert_eq!(Mark::find(tx, &id, here)?, None);
             Ok(())
         })
         .unwrap();

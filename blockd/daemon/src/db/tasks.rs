@@ -172,6 +172,8 @@ pub struct TaskDetail {
     pub in_place: Option<InPlace>,
     /// What whoever asked for the backup called it.
     pub label: Option<ObjectName>,
+    /// Somebody deletes also what is pinned.
+    pub force: bool,
     /// No rule deletes what the backup makes.
     pub pinned: bool,
     /// Until when that is kept in any case, and from when on by no rule.

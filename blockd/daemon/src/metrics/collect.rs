@@ -31,6 +31,8 @@ struct Rows {
     tasks: BTreeMap<(String, &'static str), u64>,
     runs: Vec<(RunState, usize)>,
     next_runs: Vec<(Uuid, Option<Timestamp>)>,
+    /// Whether the newest run of each schedule found no volume.
+    without_volume: Vec<(Uuid, bool)>,
     webhooks: Vec<WebhookStatus>,
 }
 
@@ -38,11 +40,13 @@ impl Rows {
     fn read(tx: &rusqlite::Transaction<'_>, hooks: &[Arc<Webhook>], now: Timestamp) -> Result<Self, DbError> {
         let credentials = CredentialRow::all(tx)?;
         let (mut proofs, mut next_runs, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut without_volume = Vec::new();
         for credential in &credentials {
             proofs.extend(Proof::all(tx, credential.uuid)?);
         }
         for schedule in ScheduleRow::all(tx)? {
             next_runs.push((schedule.uuid, engine::next_run(tx, &schedule, now)?));
+            without_volume.push((schedule.uuid, RunRow::found_no_volume(tx, schedule.uuid)?));
         }
         for state in [RunState::Queued, RunState::Active] {
             runs.push((state, RunRow::in_state(tx, state)?.len()));
@@ -52,7 +56,8 @@ impl Rows {
             *tasks.entry((task.kind.to_string(), task.state.as_str())).or_default() += 1;
         }
         let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
-        Ok(Self { chains: Chain::all(tx, None)?, credentials, proofs, tasks, runs, next_runs, webhooks })
+        let chains = Chain::all(tx, None)?;
+        Ok(Self { chains, credentials, proofs, tasks, runs, next_runs, without_volume, webhooks })
     }
 
     fn proofs_of(&self, row: &CredentialRow) -> impl Iterator<Item = &Proof> {
@@ -201,6 +206,13 @@ impl Core {
             rows.next_runs.iter().filter_map(|(uuid, next)| {
                 Some((vec![("schedule", uuid.to_string())], next.as_ref()?.as_second()))
             }),
+        );
+        text.gauge(
+            "blockd_schedule_without_volume",
+            "Whether the newest run of the schedule found no volume that it chooses, so that it protects nothing.",
+            rows.without_volume
+                .iter()
+                .map(|(uuid, is_without)| (vec![("schedule", uuid.to_string())], u64::from(*is_without))),
         );
     }
 

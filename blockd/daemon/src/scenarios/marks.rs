@@ -1,14 +1,25 @@
 //! Pins, and dates on which cloud snapshots expire.
 
 use super::{Host, api_code};
-use crate::marks::Looks;
+use crate::{
+    cloudsnaps::from_api_id,
+    core::Core,
+    db::{DbError, Mark, TaskDetail, TaskKind, TaskRow, TaskState},
+    marks::Looks,
+};
 use blockd_api::{
-    ErrorCode,
+    ErrorCode, MAX_WAIT_MS,
     cloudsnaps::{CloudsnapId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
+    events::ListEvents,
     schedules::RunState,
 };
 use blockd_schedule::{KeepReason, Verdict};
 use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// What a thing takes at most that takes moments.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn mark(snap: &str) -> MarkCloudsnap {
     MarkCloudsnap {
@@ -20,7 +31,62 @@ fn mark(snap: &str) -> MarkCloudsnap {
     }
 }
 
+fn stored_id(snap: &str) -> blockd_cloud::CloudsnapId {
+    from_api_id(&snap.parse().unwrap())
+}
+
+/// A task of a cloud snapshot, as the database has it.
+fn task(kind: TaskKind, state: TaskState, snap: &str, credential: Uuid) -> TaskRow {
+    TaskRow {
+        id: Uuid::new_v4(),
+        kind,
+        state,
+        volume: None,
+        snapshot: None,
+        credential,
+        cloudsnap: stored_id(snap),
+        base: None,
+        created: Timestamp::now(),
+        detail: TaskDetail::default(),
+    }
+}
+
+/// Stores what somebody says just now.
+fn say(core: &Core, mark: Mark) {
+    core.db.transaction(|tx| mark.put(tx)).unwrap();
+}
+
 impl Host {
+    /// Waits until so many were deleted since the database was made.
+    async fn until_deleted(&self, count: usize) {
+        let (mut since, mut deleted) = (0, 0);
+        let looking = async {
+            while deleted < count {
+                let query = ListEvents { since: Some(since), max: None, wait_ms: Some(MAX_WAIT_MS) };
+                for event in self.client.list_events(&query).await.unwrap().events {
+                    since = event.id;
+                    deleted += usize::from(event.kind == "delete-done");
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, looking).await.expect("what is not kept is not deleted");
+    }
+
+    fn mark_of(&self, id: &blockd_cloud::CloudsnapId, credential: Uuid) -> Option<Mark> {
+        self.core().db.transaction(|tx| Mark::find(tx, id, credential)).unwrap()
+    }
+
+    /// Backups that expire at a time.
+    async fn dated(&self, count: usize, expires: Timestamp) -> Vec<String> {
+        let mut snaps = Vec::new();
+        for _ in 0..count {
+            let request = StartBackup { expires: Some(expires), ..StartBackup::of("v".parse().unwrap()) };
+            let task = self.client.start_backup(&request).await.unwrap().task;
+            snaps.push(self.done(task).await.source_volume.unwrap());
+        }
+        snaps
+    }
+
     async fn pin(&self, snap: &str, pinned: bool) -> CloudsnapMark {
         self.client.mark_cloudsnap(&MarkCloudsnap { pinned: Some(pinned), ..mark(snap) }).await.unwrap()
     }
@@ -41,7 +107,7 @@ impl Host {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_pinned_is_deleted_only_by_force() {
     let mut host = Host::new().await;
-    host.create_credential().await;
+    let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
     let snap = host.backup("v", false).await.source_volume.unwrap();
     let pinned = host.pin(&snap, true).await;
@@ -77,11 +143,7 @@ async fn what_is_pinned_is_deleted_only_by_force() {
 
     let by_force = StartDelete { force: true, ..delete.clone() };
     host.done(host.client.start_delete(&by_force).await.unwrap().task).await;
-    let left = host
-        .core()
-        .db
-        .transaction(|tx| crate::db::Mark::find(tx, &crate::cloudsnaps::from_api_id(&delete.snap)));
-    assert_eq!(left.unwrap(), None, "the mark goes with what it was for");
+    assert_eq!(host.mark_of(&stored_id(&snap), credential), None, "the mark goes with what it was for");
     host.stop().await;
 }
 
@@ -102,9 +164,8 @@ async fn schedules_go_by_pins_and_dates() {
         }
     }
     // The second one goes, the first one stays.
-    while host.runs().await.iter().filter(|run| run.state == RunState::Expired).count() < 1 {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    host.until_deleted(1).await;
+    assert_eq!(host.runs().await.iter().filter(|run| run.state == RunState::Expired).count(), 1);
     assert_eq!(host.ids().await, [snaps[0].clone(), snaps[2].clone()]);
     let plan = host.client.plan_retention(schedule.uuid).await.unwrap().cloudsnaps;
     assert_eq!(plan[1].verdict, Verdict::Keep(vec![KeepReason::Pinned]));
@@ -113,9 +174,7 @@ async fn schedules_go_by_pins_and_dates() {
 
     // Without the pin it goes as well.
     host.pin(&snaps[0], false).await;
-    while host.ids().await.len() > 1 {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    host.until_deleted(2).await;
     assert_eq!(host.ids().await, [snaps[2].clone()]);
     host.stop().await;
 }
@@ -123,16 +182,11 @@ async fn schedules_go_by_pins_and_dates() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_made_by_hand_expires_but_never_the_last_good_one() {
     let mut host = Host::new().await;
-    host.create_credential().await;
+    let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
     let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
     let later = tomorrow + SignedDuration::from_hours(1);
-    let mut snaps = Vec::new();
-    for _ in 0..2 {
-        let request = StartBackup { expires: Some(tomorrow), ..StartBackup::of("v".parse().unwrap()) };
-        let task = host.client.start_backup(&request).await.unwrap().task;
-        snaps.push(host.done(task).await.source_volume.unwrap());
-    }
+    let snaps = host.dated(2, tomorrow).await;
     let listed = host.list().await;
     assert!(listed.iter().all(|entry| entry.metadata.expires.is_some()), "{listed:?}");
     host.expire_at(tomorrow - SignedDuration::from_secs(1)).await;
@@ -150,12 +204,131 @@ async fn what_was_made_by_hand_expires_but_never_the_last_good_one() {
     // Somebody else deletes one whose date is known here: the date is forgotten.
     let dated = MarkCloudsnap { expires: Some(tomorrow), ..mark(&newer) };
     host.client.mark_cloudsnap(&dated).await.unwrap();
-    let id = crate::cloudsnaps::from_api_id(&newer.parse().unwrap());
+    let id = stored_id(&newer);
     std::fs::remove_file(host.store.path().join(id.manifest_key())).unwrap();
     host.expire_at(later).await;
-    let marks = host.core().db.transaction(crate::db::Mark::all).unwrap();
-    assert!(marks.of(&id).is_none());
+    assert_eq!(host.mark_of(&id, credential), None);
     let past = StartBackup { expires: Some(Timestamp::now()), ..StartBackup::of("v".parse().unwrap()) };
     assert_eq!(api_code(host.client.start_backup(&past).await), ErrorCode::InvalidRequest);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_while_a_store_is_looked_at_is_kept() {
+    let mut host = Host::new().await;
+    let credential = host.create_credential().await;
+    host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
+    let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
+    let later = tomorrow + SignedDuration::from_hours(1);
+    let snaps = host.dated(2, tomorrow).await;
+    let cloudsnap = stored_id(&snaps[0]);
+    let first = Mark { cloudsnap, credential, pinned: false, expires: Some(tomorrow) };
+    for said in [
+        Mark { expires: Some(later + SignedDuration::from_hours(1)), ..first },
+        Mark { expires: None, ..first },
+        Mark { pinned: true, ..first },
+    ] {
+        say(host.core(), first);
+        host.core().meanwhile.at("expired judged", move |core| say(core, said));
+        host.expire_at(later).await;
+        assert!(host.core().meanwhile.is_over());
+        assert_eq!(host.ids().await, snaps, "{said:?}");
+    }
+    say(host.core(), first);
+    host.expire_at(later).await;
+    assert_eq!(host.ids().await, snaps[1..], "otherwise it goes");
+
+    // A deletion ends between the look at the store and the mark.
+    let last = stored_id(&snaps[1]);
+    let manifest = host.store.path().join(last.manifest_key());
+    host.core().meanwhile.at("mark asked for", move |_| std::fs::remove_file(manifest).unwrap());
+    let pinned = MarkCloudsnap { pinned: Some(true), ..mark(&snaps[1]) };
+    assert_eq!(api_code(host.client.mark_cloudsnap(&pinned).await), ErrorCode::CloudsnapNotFound);
+    assert!(!host.mark_of(&last, credential).unwrap().pinned);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_pinned_while_a_schedule_judges_is_kept() {
+    let mut host = Host::new().await;
+    let credential = host.create_credential().await;
+    host.create_volume("v").await;
+    let schedule = host.schedule(1).await;
+    let mut snaps: Vec<String> = Vec::new();
+    for round in 0..3u64 {
+        host.volume("v").write(round << 20, &[7; 4096], false).unwrap();
+        if round == 1 {
+            let pin = Mark { cloudsnap: stored_id(&snaps[0]), credential, pinned: true, expires: None };
+            host.core().meanwhile.at("surplus judged", move |core| say(core, pin));
+        }
+        host.client.run_schedule(schedule.uuid).await.unwrap();
+        snaps.push(host.settled().await[0].cloudsnap.unwrap().to_string());
+    }
+    host.until_deleted(1).await;
+    assert!(host.core().meanwhile.is_over());
+    assert_eq!(host.ids().await, [snaps[0].clone(), snaps[2].clone()]);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_refused_holds_up_no_other() {
+    let mut host = Host::new().await;
+    let credential = host.create_credential().await;
+    host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
+    let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
+    let snaps = host.dated(4, tomorrow).await;
+    // The older ones come into use when it is decided already that they go.
+    let restores = [0, 1].map(|one| task(TaskKind::Restore, TaskState::Active, &snaps[one], credential));
+    host.core().meanwhile.at("expired judged", move |core| {
+        let put = |tx: &rusqlite::Transaction<'_>| restores.iter().try_for_each(|row| row.put(tx));
+        core.db.transaction::<_, DbError>(put).unwrap();
+    });
+    let now = tomorrow + SignedDuration::from_hours(1);
+    host.core().delete_expired(now, &mut Looks::default()).await.unwrap();
+    host.until_deleted(1).await;
+    assert_eq!(host.ids().await, [&snaps[..2], &snaps[3..]].concat());
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_is_taken_up_again_spares_what_was_pinned_since() {
+    let mut host = Host::new().await;
+    let credential = host.create_credential().await;
+    host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
+    let snap = host.backup("v", false).await.source_volume.unwrap();
+    let stopped = |force| {
+        let detail = TaskDetail { kept: true, force, ..TaskDetail::default() };
+        let row = TaskRow { detail, ..task(TaskKind::Delete, TaskState::Stopped, &snap, credential) };
+        host.core().db.transaction(|tx| row.put(tx)).unwrap();
+        row.id
+    };
+    let (asked, forced) = (stopped(false), stopped(true));
+    host.pin(&snap, true).await;
+    assert_eq!(api_code(host.client.resume_task(asked).await), ErrorCode::CloudsnapPinned);
+    assert_eq!(host.ids().await, [snap.as_str()]);
+    host.client.resume_task(forced).await.unwrap();
+    host.done(forced).await;
+    assert_eq!(host.ids().await, [""; 0]);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_of_a_backup_before_it_is_done_is_kept() {
+    let mut host = Host::new().await;
+    let credential = host.create_credential().await;
+    host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
+    let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
+    for expires in [None, Some(tomorrow)] {
+        host.core().meanwhile.at("backup in the store", move |core| {
+            let tasks = core.db.transaction(TaskRow::unfinished).unwrap();
+            let cloudsnap = tasks[0].cloudsnap;
+            say(core, Mark { cloudsnap, credential, pinned: true, expires: None });
+        });
+        let request = StartBackup { expires, ..StartBackup::of("v".parse().unwrap()) };
+        let task = host.client.start_backup(&request).await.unwrap().task;
+        let snap = host.done(task).await.source_volume.unwrap();
+        let mark = host.mark_of(&stored_id(&snap), credential).unwrap();
+        assert_eq!((mark.pinned, mark.expires), (true, expires));
+    }
     host.stop().await;
 }

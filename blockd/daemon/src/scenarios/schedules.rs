@@ -186,3 +186,31 @@ async fn a_name_is_of_one_schedule_and_that_of_a_backup_is_kept_in_the_store() {
     host.client.create_schedule(&named).await.unwrap();
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_that_protects_nothing_says_so_until_it_does() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let early = CreateSchedule {
+        selector: Selector { label: Some("app=mysql".parse().unwrap()), ..Selector::default() },
+        rules: vec![rule("daily 03:00")],
+        ..CreateSchedule::default()
+    };
+    let schedule = host.client.create_schedule(&early).await.unwrap();
+    assert!(!schedule.without_volume, "it has not looked for one yet");
+    host.client.run_schedule(schedule.uuid).await.unwrap();
+    let listed = || async { host.client.list_schedules().await.unwrap().schedules.remove(0) };
+    assert!(listed().await.without_volume);
+    let id = schedule.uuid.to_string();
+    let sample = |value: u8| format!("blockd_schedule_without_volume{{schedule=\"{id}\"}} {value}\n");
+    let text = host.core().metrics_text().await.unwrap();
+    assert!(text.contains(&sample(1)), "{text}");
+
+    host.create_volume("v").await;
+    host.client.run_schedule(schedule.uuid).await.unwrap();
+    host.settled().await;
+    assert!(!listed().await.without_volume);
+    let text = host.core().metrics_text().await.unwrap();
+    assert!(text.contains(&sample(0)), "{text}");
+    host.stop().await;
+}

@@ -225,6 +225,8 @@ async fn what_fails_is_tried_again_in_order_and_what_is_not_understood_holds_up_
     assert_eq!(kinds, ["backup-failed", "backup-failed", "backup-failed", "backup-failed", "damage-found"]);
     assert!(seen[..4].iter().all(|(_, id)| *id == seen[0].1) && seen[4].1 != seen[0].1, "{seen:?}");
     let status = host.webhook_when(|status| status.delivered == 1).await;
+    // What was told since is later than what was not.
+    assert!(status.last_untold.is_some() && status.last_untold <= status.last_delivered, "{status:?}");
     assert_eq!((status.given_up, status.waiting, status.error), (1, 0, None));
     assert!(receiver.deliveries.try_recv().is_err(), "nothing else was wanted");
 

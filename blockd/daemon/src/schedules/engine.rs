@@ -362,6 +362,8 @@ pub(crate) struct Judgement {
     pub(crate) cloudsnap: CloudsnapId,
     pub(crate) credential: Uuid,
     pub(crate) verdict: Verdict,
+    /// What people said of it, by which it was judged, too.
+    pub(crate) mark: Option<Mark>,
 }
 
 /// The cloud snapshots, by credential, that cannot be deleted now, or are being deleted.
@@ -420,7 +422,7 @@ pub(crate) fn judge(
         let (pool, retain) = own(&run).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
         let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
         let health = health(proofs.get(&(credential, cloudsnap.to_string())));
-        let mark = marks.of(&cloudsnap);
+        let mark = marks.of(&cloudsnap, credential);
         let snapshot = Snapshot {
             id: run.id,
             created: run.started,
@@ -433,13 +435,13 @@ pub(crate) fn judge(
             expires: mark.and_then(|mark| mark.expires),
         };
         pools.entry(key).or_insert_with(|| (retain, Vec::new())).1.push(snapshot);
-        runs.insert(run.id, (run, cloudsnap, credential));
+        runs.insert(run.id, (run, cloudsnap, credential, mark.copied()));
     }
     let mut judged = Vec::new();
     for (retain, snapshots) in pools.into_values() {
         for (id, verdict) in decide(&snapshots, &retain, now) {
-            if let Some((run, cloudsnap, credential)) = runs.remove(&id) {
-                judged.push(Judgement { run, cloudsnap, credential, verdict });
+            if let Some((run, cloudsnap, credential, mark)) = runs.remove(&id) {
+                judged.push(Judgement { run, cloudsnap, credential, verdict, mark });
             }
         }
     }

@@ -51,6 +51,7 @@ fn to_api(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Sch
         created: row.created,
         next_run: engine::next_run(tx, row, now)?,
         last_run: RunRow::last_of(tx, row.uuid)?,
+        without_volume: RunRow::found_no_volume(tx, row.uuid)?,
         schedule: whens.join(", "),
     })
 }

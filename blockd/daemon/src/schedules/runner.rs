@@ -8,9 +8,7 @@ use crate::{
     db::{Catalog, DbError, NewEvent, RunRow, ScheduleRow, TaskRow},
     error::ServiceError,
 };
-use blockd_api::{
-    CredentialRef, ErrorCode, VolumeRef, cloudsnaps::StartDelete, events::Severity, schedules::RunState,
-};
+use blockd_api::{CredentialRef, ErrorCode, VolumeRef, events::Severity, schedules::RunState};
 use blockd_cloud::{CloudError, CloudsnapId, ManifestFilter};
 use blockd_extent::VolumeId;
 use futures::FutureExt;
@@ -271,13 +269,15 @@ impl Core {
                     // It is judged anew, without those that are gone.
                     return Ok(None);
                 }
-                let snap = crate::cloudsnaps::to_api_id(&id);
-                let request = StartDelete::of(snap).under(credential);
-                self.start_delete(&request).await.map(Some)
+                self.reached("surplus judged")?;
+                self.start_judged_delete(&id, credential, judgement.mark).await.map(Some)
             };
             match attempt.await {
                 Ok(None) => continue,
-                Ok(Some(started)) => {
+                Ok(Some(None)) => {
+                    tracing::info!(cloudsnap = %id, "how long it stays was said anew meanwhile");
+                }
+                Ok(Some(Some(started))) => {
                     tracing::info!(cloudsnap = %id, task = %started.task, verdict = %judgement.verdict, "not kept any more");
                 }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),

@@ -295,23 +295,17 @@ async fn commit(
     if in_doubt {
         tracing::info!(cloudsnap = %id, "the backup may have been committed before without an answer: the next one is not built on it");
     }
-    let mark = Mark {
-        cloudsnap: id,
-        credential: row.credential,
-        pinned: row.detail.pinned,
-        expires: row.detail.expires,
-    };
     let measured = measured_write_speed(live);
     let (snapshot, task) = (snapshot.id, live.id);
     core.until_stored("the backup that is in the store", || {
-        let (chain, manifest) = (chain.clone(), manifest.clone());
+        let (chain, manifest, row) = (chain.clone(), manifest.clone(), row.clone());
         core.finish(live, move |tx| {
             match in_doubt {
                 false => chain.put(tx)?,
                 true => committed_in_doubt(chain.credential, id).put(tx)?,
             }
             Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
-            mark.put(tx)?;
+            put_mark(tx, &row, id)?;
             if let Some(bytes_per_s) = measured {
                 CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
             }
@@ -319,6 +313,28 @@ async fn commit(
         })
     })
     .await
+}
+
+/// Stores how long what was made stays, as far as whoever asked for it said so. Since it is in the store, somebody may have said
+/// something of it already: a pin stays, and so does a date.
+fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudsnapId) -> Result<(), DbError> {
+    let asked = Mark {
+        cloudsnap: id,
+        credential: row.credential,
+        pinned: row.detail.pinned,
+        expires: row.detail.expires,
+    };
+    match Mark::find(tx, &id, row.credential)? {
+        Some(said) => {
+            let merged = Mark {
+                pinned: said.pinned || asked.pinned,
+                expires: said.expires.or(asked.expires),
+                ..asked
+            };
+            merged.put(tx)
+        }
+        None => asked.put(tx),
+    }
 }
 
 /// The mark by which nothing else on this host is built on it either, such as a volume that is restored from it.

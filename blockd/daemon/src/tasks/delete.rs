@@ -48,7 +48,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
             Chain::remove_tip(tx, &id)?;
             Proof::remove(tx, &id)?;
             Doubt::remove(tx, credential, &id)?;
-            Mark::remove(tx, &id)?;
+            Mark::remove(tx, &id, credential)?;
             RunRow::expire(tx, credential, &id, &format!("deleted by task {task}"))?;
             Catalog::remove(tx, credential, &id.manifest_key())
         })

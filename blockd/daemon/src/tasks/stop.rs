@@ -254,6 +254,10 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
         self.refuse_if_busy(&row).await?;
+        // Somebody may have pinned it while nothing deleted it.
+        if row.kind == TaskKind::Delete && !row.detail.force {
+            self.refuse_if_pinned(&row.cloudsnap, row.credential).await?;
+        }
         self.keep_clients_out(&row)?;
         row.state = TaskState::Pending;
         let detail = &mut row.detail;

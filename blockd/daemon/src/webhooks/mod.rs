@@ -55,6 +55,8 @@ pub(crate) struct State {
     /// Events that were forgotten before.
     pub(crate) lost: u64,
     last_delivered: Option<Timestamp>,
+    /// When the last one was given up, or found forgotten.
+    last_untold: Option<Timestamp>,
     failing_since: Option<Timestamp>,
     error: Option<String>,
 }
@@ -77,6 +79,7 @@ pub(crate) fn all(config: &Config, readers: &[EventReader]) -> Vec<Arc<Webhook>>
             given_up: 0,
             lost: 0,
             last_delivered: None,
+            last_untold: None,
             failing_since: None,
             error: None,
         };
@@ -196,6 +199,7 @@ impl Webhook {
         let forgotten = event.id.saturating_sub(state.reader.dealt_with_until).saturating_sub(1);
         if forgotten > 0 {
             state.lost += forgotten;
+            state.last_untold = Some(Timestamp::now());
             tracing::error!(
                 webhook = self.name(),
                 events = forgotten,
@@ -303,6 +307,7 @@ impl Webhook {
         );
         let mut state = self.state.lock();
         state.given_up += 1;
+        state.last_untold = Some(Timestamp::now());
         state.reader.dealt_with_until = event.id;
     }
 
@@ -319,6 +324,7 @@ impl Webhook {
             given_up: state.given_up,
             lost: state.lost,
             last_delivered: state.last_delivered,
+            last_untold: state.last_untold,
             failing_since: state.failing_since,
             error: state.error,
         })

@@ -75,11 +75,27 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
             format!("blockctl cloudsnap schedules delete --uuid {}, and make it again", schedule.uuid),
         ));
     }
+    found.extend(idle_schedules(known));
     found.extend(failed_runs(known));
     found.extend(kept_tasks(known));
-    found.extend(silent_webhooks(known));
+    found.extend(silent_webhooks(known, now));
     found.extend(recent(known, now));
     found
+}
+
+/// Schedules that protect nothing: of one whose label is mistyped there is nothing else to see.
+fn idle_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
+    let idle = known.schedules.schedules.iter().filter(|schedule| schedule.without_volume);
+    idle.map(|schedule| {
+        let name = schedule.name.as_ref().map_or_else(|| schedule.uuid.to_string(), ToString::to_string);
+        Trouble::new(
+            format!("schedule {name} protects nothing: its newest run found no volume that it chooses"),
+            format!(
+                "blockctl cloudsnap schedules list shows what it chooses; if that is wrong, blockctl cloudsnap schedules delete --uuid {}, and make it again",
+                schedule.uuid
+            ),
+        )
+    })
 }
 
 /// The newest run of each schedule, volume and place, where it failed.
@@ -125,8 +141,8 @@ fn kept_tasks(known: &Known) -> Vec<Trouble> {
 }
 
 /// Webhooks that are not told what they should be.
-fn silent_webhooks(known: &Known) -> impl Iterator<Item = Trouble> {
-    known.webhooks.iter().filter_map(|hook| {
+fn silent_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = Trouble> {
+    known.webhooks.iter().filter_map(move |hook| {
         let (name, origin) = (&hook.name, &hook.origin);
         if let (Some(since), Some(error)) = (hook.failing_since, &hook.error) {
             let waiting = super::counted(hook.waiting, "event");
@@ -139,7 +155,11 @@ fn silent_webhooks(known: &Known) -> impl Iterator<Item = Trouble> {
             ));
         }
         let untold = hook.given_up + hook.lost;
-        (untold > 0).then(|| {
+        // It passes: with what was told since, or with the day.
+        let is_news = hook.last_untold.is_none_or(|at| {
+            at >= a_day_before(now) && hook.last_delivered.is_none_or(|delivered| delivered < at)
+        });
+        (untold > 0 && is_news).then(|| {
             Trouble::new(
                 format!("webhook {name} was not told of {}", super::counted(untold, "event")),
                 format!("the log of blockd says why; blockctl events shows them (webhook at {origin})"),
@@ -148,9 +168,14 @@ fn silent_webhooks(known: &Known) -> impl Iterator<Item = Trouble> {
     })
 }
 
+/// From when on something is told of.
+fn a_day_before(now: Timestamp) -> Timestamp {
+    now.checked_sub(SignedDuration::from_hours(RECENT_H)).unwrap_or(Timestamp::MIN)
+}
+
 /// Errors of the last day that nothing made good since.
 fn recent(known: &Known, now: Timestamp) -> Vec<Trouble> {
-    let since = now.checked_sub(SignedDuration::from_hours(RECENT_H)).unwrap_or(Timestamp::MIN);
+    let since = a_day_before(now);
     let is_recent = |event: &&Event| event.severity == Severity::Error && event.at >= since;
     // A failed backup is told of by its run or its task, or a later one was done.
     let is_told = |event: &&Event| event.kind.ends_with("-failed") && event.kind != "run-failed";
@@ -234,6 +259,14 @@ mod tests {
         let good = json!({ "schedules": schedule, "runs": [run(2, "done"), run(1, "failed")] });
         assert!(told(&good).is_empty());
         assert!(told(&json!({ "runs": [run(1, "failed")] })).is_empty());
+
+        let mut idle = good;
+        idle["schedules"][0]["withoutVolume"] = json!(true);
+        idle["schedules"][0]["name"] = json!("nightly");
+        assert_eq!(
+            told(&idle),
+            ["schedule nightly protects nothing: its newest run found no volume that it chooses"]
+        );
     }
 
     #[test]
@@ -264,6 +297,19 @@ mod tests {
         let mut good = hook(None, 0);
         good["webhooks"][0]["lost"] = json!(0);
         assert!(told(&good).is_empty());
+
+        // It passes with the next one that is told, or with the day.
+        for (untold, delivered, is_told) in [
+            ("2026-11-22T11:00:00Z", None, true),
+            ("2026-11-22T11:00:00Z", Some("2026-11-22T10:59:00Z"), true),
+            ("2026-11-22T11:00:00Z", Some("2026-11-22T11:01:00Z"), false),
+            ("2026-11-21T11:59:00Z", None, false),
+        ] {
+            let mut passing = hook(None, 2);
+            passing["webhooks"][0]["lastUntold"] = json!(untold);
+            passing["webhooks"][0]["lastDelivered"] = json!(delivered);
+            assert_eq!(told(&passing).is_empty(), !is_told, "{untold} {delivered:?}");
+        }
     }
 
     #[test]

@@ -131,6 +131,14 @@ pub async fn erase(
     if found.is_empty() && tasks.is_empty() {
         return Ok("not there");
     }
+    // Before anything goes: one of several that is refused leaves the others.
+    if let Some(one) = found.iter().find(|one| one.metadata.pinned.as_deref() == Some("true")) {
+        let what = format!(
+            "VolumeBackup/{}: cloud snapshot {} is pinned: see `blockctl cloudsnap unpin --snap {}`",
+            target.name, one.id, one.id
+        );
+        return Err(api(ApiError::new(ErrorCode::CloudsnapPinned, what)));
+    }
     for task in tasks {
         if !dry_run {
             client.stop_task(task.name, &StopTask { discard: true }).await?;

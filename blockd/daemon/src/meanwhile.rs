@@ -1,0 +1,36 @@
+//! For tests: what somebody else does at just the moment at which it matters.
+
+use crate::core::Core;
+use parking_lot::Mutex;
+use std::fmt;
+
+type Deed = Box<dyn FnOnce(&Core) + Send>;
+
+/// What happens once, when a step is reached.
+#[derive(Default)]
+pub(crate) struct Meanwhile(Mutex<Option<(&'static str, Deed)>>);
+
+impl fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Meanwhile").field(&self.0.lock().as_ref().map(|(step, _)| *step)).finish()
+    }
+}
+
+impl Meanwhile {
+    /// Has something done when the step is reached the next time.
+    pub(crate) fn at(&self, step: &'static str, deed: impl FnOnce(&Core) + Send + 'static) {
+        *self.0.lock() = Some((step, Box::new(deed)));
+    }
+
+    /// Whether it has happened.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.lock().is_none()
+    }
+
+    pub(crate) fn reached(&self, core: &Core, step: &'static str) {
+        let deed = self.0.lock().take_if(|(at, _)| *at == step);
+        if let Some((_, deed)) = deed {
+            deed(core);
+        }
+    }
+}
