@@ -57,7 +57,12 @@ impl Core {
         let mut snapshots = Vec::with_capacity(rows.len());
         for (row, entry) in rows.iter().zip(&entries) {
             let space = space_of(entry).await?;
-            snapshots.push(to_api(row, entry, space.iter().find(|space| space.id == row.id), &self.nbd_socket()));
+            snapshots.push(to_api(
+                row,
+                entry,
+                space.iter().find(|space| space.id == row.id),
+                &self.nbd_socket(),
+            ));
         }
         Ok(GroupSnapshot { group, name, created, snapshots })
     }

@@ -41,7 +41,8 @@ impl Host {
         fs::remove_file(self.manifest_of(snap)).unwrap();
         let id: CloudsnapId = snap.parse().unwrap();
         let (cluster, volume, snapshot) = (id.cluster, id.volume, id.snapshot);
-        fs::remove_dir_all(self.store.path().join(format!("blockd/data/{cluster}/{volume}/{snapshot}"))).unwrap();
+        fs::remove_dir_all(self.store.path().join(format!("blockd/data/{cluster}/{volume}/{snapshot}")))
+            .unwrap();
     }
 
     /// What the list says of one.

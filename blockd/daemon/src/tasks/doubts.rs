@@ -183,7 +183,10 @@ fn note(
     }
     let what = report.findings.first().map_or("", |finding| finding.what.as_str());
     let message = format!("the backup that was given up is listed without being whole: {what}");
-    let name = CredentialRow::all(tx)?.into_iter().find(|row| row.uuid == credential).map(|row| row.name.to_string());
+    let name = CredentialRow::all(tx)?
+        .into_iter()
+        .find(|row| row.uuid == credential)
+        .map(|row| row.name.to_string());
     let event = NewEvent {
         credential: name,
         cloudsnap: Some(id),

@@ -6,10 +6,10 @@
 pub mod backup;
 mod compare;
 pub mod delete;
+pub(crate) mod doubts;
 mod findings;
 mod frozen;
 mod live;
-pub(crate) mod doubts;
 pub mod plan;
 mod planning;
 pub mod restore;
