@@ -12,7 +12,7 @@ use std::{
 };
 
 /// Zeroes that are written at once.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Shorter holes are read like data: a request for each run would take longer than the zeroes between them.
 const HOLE_LEAST_BYTES: u64 = 256 << 10;
