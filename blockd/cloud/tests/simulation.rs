@@ -19,7 +19,7 @@ use blockd_cloud::{
 };
 use blockd_extent::{BlockSet, SnapshotId};
 use bytes::Bytes;
-use common::{BLOCK, Noise, fixed, requests, restored, set, spec};
+use common::{BLOCK, Noise, fixed, requests, restored, set, spec, with_slot};
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
@@ -548,6 +548,8 @@ async fn look(
 
 async fn live(seed: u64, planted: Planted) -> Result<(), String> {
     let bucket = Arc::new(MemoryStore::default());
+    // Nothing is deleted where it is not.
+    with_slot(&bucket, EncryptionMode::Aes256GcmSiv);
     let pace = Arc::new(Pace::default());
     let mut daemons = [0, 1].map(|number| Daemon::new(&bucket, &pace, number, seed, planted));
     let told = Mutex::new(Expected::default());
