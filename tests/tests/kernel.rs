@@ -1,6 +1,6 @@
 //! The kernel's own NBD client, `/dev/nbdN`, in a virtual machine: attach, file systems, crashes of the daemon under load, more dirty
-//! data than memory, a power cut, filesystems that are frozen for a snapshot (`--freeze-fs`) by a daemon that dies meanwhile, a lazy
-//! volume that is mounted and used while it hydrates.
+//! data than memory, a power cut, filesystems that are frozen for a snapshot (`--freeze-fs`) by a daemon that dies meanwhile; with
+//! `BLOCKD_TEST_LAZY_VM=1`, which takes some minutes more, a lazy volume that is mounted and used while it hydrates.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
@@ -26,5 +26,9 @@ fn an_attached_volume_lives_through_crashes_pressure_and_a_power_cut() {
     // Lines that were on their way when the power was cut count: the guest had written them after its sync.
     let synced = console.iter().filter_map(|line| line.strip_prefix("VM-SYNCED ")?.parse().ok()).max();
     let synced: usize = synced.expect("files that were synced");
-    machine.boot("after", &[format!("VM_SYNCED={synced}")]).finish();
+    let mut arguments = vec![format!("VM_SYNCED={synced}")];
+    if std::env::var_os("BLOCKD_TEST_LAZY_VM").is_some() {
+        arguments.push("VM_LAZY=1".to_owned());
+    }
+    machine.boot("after", &arguments).finish();
 }

@@ -42,4 +42,4 @@ blockctl volume delete data >/dev/null || fail delete
 check_kernel_log
 
 . /freeze.sh
-. /lazy.sh
+[ -z "${VM_LAZY:-}" ] || . /lazy.sh

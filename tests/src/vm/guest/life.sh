@@ -78,7 +78,9 @@ fio --directory=/mnt --bs=64k --rw=write --verify=crc32c --verify_fatal=1 --size
 echo "dirtied $dirty_mib MiB in a guest of $((total_kib / 1024)) MiB"
 # PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets and threads inherit.
 for thread in /proc/$daemon/task/*; do
-    flags=$(sed 's/.*) //' "$thread/stat" | cut -d ' ' -f 7)
+    # One that has just ended is none.
+    stat=$(cat "$thread/stat" 2>/dev/null) && [ -n "$stat" ] || continue
+    flags=$(echo "${stat##*) }" | cut -d ' ' -f 7)
     [ $((flags & 0x180000)) = $((0x180000)) ] || fail "$(cat "$thread/comm") is no I/O flusher: $flags"
 done
 [ "$(awk '/^VmLck/ { print $2 }' "/proc/$daemon/status")" -gt 0 ] || fail "the daemon's memory is not locked"
