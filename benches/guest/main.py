@@ -29,7 +29,7 @@ REST_TIMEOUT_S = 120
 EPILOG = """\
 A volume is filled, half of it with bytes that do not compress. Then fio writes 4 KiB at random places of it through NBD, again and again for
 SECONDS: alone, and while one full, encrypted backup after the other is made of it to a directory. Both take turns for ROUNDS, each second round
-in the other order. A pass beside backups begins when the first of them reads, and a round counts only if backups ran all the time. Before each
+in the other order. A pass beside backups begins when the first of them reads; between two of them is the time that it takes to ask for the next. Before each
 pass what the one before left is merged, deleted and written out, and a snapshot is taken and deleted, so that all passes write to blocks that were not written since.
 
   alone, beside  p50, p99 and p99.9 of the writes, in microseconds; medians over the rounds
