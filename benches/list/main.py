@@ -92,6 +92,7 @@ def main():
     dir = Path(tempfile.mkdtemp(prefix="blockd-list-", dir=given.dir or os.environ.get("TMPDIR", "/var/tmp")))
     mount, wanted, daemon = dir / "mnt", given.volumes * given.each, None
     try:
+        (dir / "store").mkdir()
         subprocess.run([target / "examples/many_snapshots", dir / "store", str(given.volumes), str(given.each)], check=True)
         daemon = Daemon(target, dir)
         daemon.ctl("credentials", "create", "here", "--provider", "local", "--path", dir / "store")

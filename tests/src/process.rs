@@ -80,7 +80,7 @@ pub fn tool(name: &str) -> PathBuf {
         "nbdinfo" | "nbdcopy" => "libnbd-bin",
         "qemu-img" | "qemu-io" => "qemu-utils",
         "setpriv" | "unshare" => "util-linux",
-        "mke2fs" | "e2fsck" | "debugfs" => "e2fsprogs",
+        "mke2fs" | "e2fsck" | "debugfs" | "dumpe2fs" => "e2fsprogs",
         "fusermount3" => "fuse3",
         "cp" => "coreutils",
         _ => panic!("nobody said which package brings {name}"),

@@ -46,7 +46,9 @@ impl Origin {
         make_files(&tree, rng);
         fs::File::create(&image).unwrap().set_len(FILES).unwrap();
         let (tree, path) = (tree.to_str().unwrap(), image.to_str().unwrap());
-        must_run("mke2fs", &["-q", "-t", "ext4", "-d", tree, path]);
+        // Inodes in use in every group, and each group's beside its blocks.
+        let layout = ["-b", "1024", "-O", "^flex_bg,^resize_inode", "-N", "384"];
+        must_run("mke2fs", &[&["-q", "-t", "ext4"], &layout[..], &["-d", tree, path]].concat());
         let mut content = fs::read(&image).unwrap();
         content.resize(SIZE as usize, 0);
         let daemon = bed.daemon("a").start();
@@ -433,6 +435,73 @@ fn a_hydrating_volume_can_be_deleted() {
     assert_eq!(ctl.wait_task(&task).state(), "Restore-Failed");
     ctl.json(&["cloudsnap", "delete", "--snap", &origin.snap, "--wait"]);
     drop(daemon.stop());
+}
+
+/// Waits until a hydration has fetched so much since it began.
+fn wait_for_fetched(ctl: &Ctl, volume: &str, bytes: u64) {
+    // What need not be fetched counts as done from the beginning.
+    let began = wait_for("the hydration to begin", || Some(done_bytes(ctl, volume)).filter(|&done| done > 0));
+    wait_for("what is fetched first", || (done_bytes(ctl, volume) >= began + bytes).then_some(()));
+    assert!(done_bytes(ctl, volume) < SIZE - 8 * MIB, "all of it is there");
+}
+
+#[test]
+fn what_was_read_first_is_fetched_first_the_next_time() {
+    let mut rng = Rng::of_test("what_was_read_first_is_fetched_first_the_next_time");
+    let origin = Origin::new(&mut rng);
+    // Slow enough that some of it is there and the rest is not.
+    let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
+    let ctl = daemon.ctl();
+    clone(&ctl, &origin.snap, "trial", &[]);
+    let wanted: Vec<u64> = origin.places().iter().rev().take(6).copied().collect();
+    let mut client = daemon.nbd("trial");
+    for &place in &wanted {
+        client.read(place, BLOCK);
+    }
+    client.close();
+    ctl.json(&["volume", "delete", "trial"]);
+    let daemon = daemon.stop().start();
+    let ctl = daemon.ctl();
+    lazy(&ctl, &origin.snap, "now", &["--on-store-loss", "error"]);
+    wait_for_fetched(&ctl, "now", wanted.len() as u64 * (256 << 10));
+    origin.take_store_away();
+    let mut client = daemon.nbd("now");
+    for &place in &wanted {
+        let found = client.try_read(place, BLOCK).expect("what was read before is there");
+        assert!(found == origin.content[place as usize..][..BLOCK as usize]);
+    }
+    // Nor was it the whole.
+    let others = origin.places();
+    assert!(others.iter().any(|&place| client.try_read(place, BLOCK).is_err()));
+    client.close();
+    origin.bring_store_back();
+}
+
+#[test]
+fn a_filesystems_metadata_is_fetched_before_its_files() {
+    let mut rng = Rng::of_test("a_filesystems_metadata_is_fetched_before_its_files");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 2097152"]);
+    let ctl = daemon.ctl();
+    let image = origin.bed.path("origin");
+    fs::write(&image, &origin.content).unwrap();
+    let said = must_run("dumpe2fs", &[image.to_str().unwrap()]);
+    let number = |name: &str| -> u64 {
+        let at = said.rfind(name).unwrap_or_else(|| panic!("{name} in {said}")) + name.len();
+        let digits: String = said[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    // Of the last group, which lies behind most files.
+    let (block, table) = (number("Block size:"), number("Inode table at "));
+    lazy(&ctl, &origin.snap, "now", &["--on-store-loss", "error"]);
+    // One fetch of 4 MiB may be under way before anybody knows where the metadata lies; in their order the inodes of the last one come behind all of 16 MiB.
+    wait_for_fetched(&ctl, "now", 9 * MIB);
+    origin.take_store_away();
+    let mut client = daemon.nbd("now");
+    let found = client.try_read(table * block, BLOCK).expect("inodes are there before files");
+    assert!(found == origin.content[(table * block) as usize..][..BLOCK as usize]);
+    client.close();
+    origin.bring_store_back();
 }
 
 /// Every pack of a store.

@@ -393,6 +393,10 @@ impl FetchJob {
     }
 }
 
+/// So many bytes are given away at once: enough for a write, few enough for the processor's cache, and no memory that the allocator
+/// takes from the kernel anew each time.
+const RUN_MOST_BYTES: usize = 512 << 10;
+
 /// Consecutive blocks that are not yet given away.
 #[derive(Default)]
 struct Run {
@@ -407,7 +411,7 @@ impl Run {
             self.start = at;
         }
         self.data.extend_from_slice(block);
-        Ok(())
+        if self.data.len() >= RUN_MOST_BYTES { self.flush(sink) } else { Ok(()) }
     }
 
     fn flush(&mut self, sink: &BlockSink) -> Result<(), CloudError> {

@@ -17,7 +17,7 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use futures::{StreamExt, TryStreamExt, future::try_join_all};
 use parking_lot::Mutex;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, io, sync::Arc};
 use tokio::sync::{Semaphore, mpsc};
 
 /// Most memory that pages are kept in.
@@ -136,6 +136,23 @@ impl SnapshotReader {
         self.read_into(extent, Arc::new(sink), 4, None).await?;
         let bytes = std::mem::take(&mut *out.lock());
         Ok(bytes)
+    }
+
+    /// Gives the blocks of a stretch that are not zeroes to `take`, as they come: in no order, and on several threads, some of which
+    /// may still do so when this was given up.
+    ///
+    /// # Errors
+    /// Those of [`read_blocks`](Self::read_blocks), and what `take` reports.
+    pub async fn read_blocks_to(
+        &self,
+        extent: Extent,
+        take: impl Fn(BlockIndex, &[u8]) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<(), CloudError> {
+        let sink = move |start: BlockIndex, data: &[u8]| {
+            take(start, data).map_err(|source| CloudError::WriteVolume { start, source })
+        };
+        self.read_into(extent, Arc::new(sink), 4, None).await?;
+        Ok(())
     }
 
     /// The blocks of a stretch of the volume that hold data, as far as the index tells; all others are zero.

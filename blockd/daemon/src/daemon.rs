@@ -348,6 +348,7 @@ impl Daemon {
         if restless > 0 {
             tracing::warn!(tasks = restless, "tasks were cut off; they go on after the next start");
         }
+        core.keep_read_orders().await;
         let closing = Arc::clone(&core);
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();

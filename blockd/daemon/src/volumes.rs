@@ -375,6 +375,7 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         self.attachments.check_delete(entry.id)?;
+        self.keep_read_orders().await;
         self.browse.let_go(entry.id);
         let before = entry.begin_delete()?;
         // What was kept of backups can never be taken up again.

@@ -45,14 +45,22 @@ impl std::fmt::Debug for Filesystem {
 }
 
 impl Filesystem {
+    /// Opens it as it stands there, whatever its journal holds: good for finding out [where things lie](Self::metadata).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as_is(source: Arc<dyn ReadAt>) -> Result<Self, ExtError> {
+        let superblock = superblock::read(&*source)?;
+        let disk = Disk::new(source, superblock.block_len, superblock.blocks);
+        Ok(Self { disk, superblock, journal: JournalState::None })
+    }
+
     /// Opens it. If its journal was not played back, that is read here: the part of it that is in use.
     ///
     /// # Errors
     /// There is none, it uses what is not read here, it is damaged in a place that everything hangs on, or the image cannot be read.
     pub fn open(source: Arc<dyn ReadAt>) -> Result<Self, ExtError> {
-        let superblock = superblock::read(&*source)?;
-        let disk = Disk::new(source, superblock.block_len, superblock.blocks);
-        let mut this = Self { disk, superblock, journal: JournalState::None };
+        let mut this = Self::open_as_is(source)?;
         if !this.superblock.features.has_compat(bit::COMPAT_HAS_JOURNAL) {
             return Ok(this);
         }

@@ -13,6 +13,17 @@ use crate::{
 const CHECKSUM_AT: usize = 0x1e;
 /// A descriptor of this length has the high halves of its numbers.
 const WIDE_LEN: usize = 64;
+/// In `bg_flags`: no inode of the group was ever used (`EXT4_BG_INODE_UNINIT`).
+const INODES_UNUSED: u16 = 0x1;
+
+/// Where the metadata of a group lies, in blocks.
+pub(crate) struct Group {
+    pub block_bitmap: u64,
+    pub inode_bitmap: u64,
+    pub inode_table: u64,
+    /// From the beginning of the table on.
+    pub used_inodes: u32,
+}
 
 impl Filesystem {
     /// Whether a group begins with a copy of the superblock.
@@ -53,8 +64,21 @@ impl Filesystem {
         (skip + u64::from(sb.first_data_block) + u64::from(first) * u64::from(sb.blocks_per_group), within)
     }
 
-    /// The first block of a group's inodes.
-    pub(crate) fn inode_table(&self, group: u32) -> Result<u64, ExtError> {
+    /// The block of the group descriptors that holds that of a group.
+    pub(crate) fn descriptor_block(&self, group: u32) -> u64 {
+        self.descriptor_place(group).0
+    }
+
+    /// How many groups there are.
+    pub(crate) fn groups(&self) -> u32 {
+        let sb = self.superblock();
+        let groups = (sb.blocks - u64::from(sb.first_data_block)).div_ceil(sb.blocks_per_group.into());
+        // The superblock was refused if there were more.
+        u32::try_from(groups).unwrap_or(u32::MAX)
+    }
+
+    /// What the descriptor of a group says; what it points to is not checked.
+    pub(crate) fn group(&self, group: u32) -> Result<Group, ExtError> {
         let sb = self.superblock();
         let (block, within) = self.descriptor_place(group);
         let bytes = self.disk().block(block)?;
@@ -64,9 +88,10 @@ impl Filesystem {
         let number = group.to_le_bytes();
         let stored = le16(desc, CHECKSUM_AT);
         let (before, behind) = (&desc[..CHECKSUM_AT], &desc[CHECKSUM_AT + 2..]);
+        let old_checksums = sb.features.has_ro_compat(bit::RO_COMPAT_GDT_CSUM);
         let sound = if sb.has_checksums() {
             crc32c(sb.checksum_seed, &[&number, before, &[0; 2], behind]) & 0xffff == u32::from(stored)
-        } else if sb.features.has_ro_compat(bit::RO_COMPAT_GDT_CSUM) {
+        } else if old_checksums {
             crc16(&[&sb.uuid, &number, before, behind]) == stored
         } else {
             true
@@ -74,8 +99,26 @@ impl Filesystem {
         if !sound {
             return damaged(Place::Group(group), "it does not match its checksum");
         }
-        let high = if desc.len() >= WIDE_LEN { le32(desc, 0x28) } else { 0 };
-        let table = join(high, le32(desc, 0x8));
+        let wide = desc.len() >= WIDE_LEN;
+        let high = |at| if wide { le32(desc, at) } else { 0 };
+        // Only where descriptors have checksums are some inodes known to be unused.
+        let unused = match sb.has_checksums() || old_checksums {
+            false => 0,
+            true if le16(desc, 0x12) & INODES_UNUSED != 0 => sb.inodes_per_group,
+            true => u32::from(le16(desc, 0x1c)) | if wide { u32::from(le16(desc, 0x32)) << 16 } else { 0 },
+        };
+        Ok(Group {
+            block_bitmap: join(high(0x20), le32(desc, 0x0)),
+            inode_bitmap: join(high(0x24), le32(desc, 0x4)),
+            inode_table: join(high(0x28), le32(desc, 0x8)),
+            used_inodes: sb.inodes_per_group.saturating_sub(unused),
+        })
+    }
+
+    /// The first block of a group's inodes.
+    pub(crate) fn inode_table(&self, group: u32) -> Result<u64, ExtError> {
+        let sb = self.superblock();
+        let table = self.group(group)?.inode_table;
         let blocks = (u64::from(sb.inodes_per_group) * u64::from(sb.inode_len)).div_ceil(sb.block_len.into());
         if !self.disk().has(table, blocks) {
             return damaged(Place::Group(group), "its inodes would lie behind the end of the filesystem");

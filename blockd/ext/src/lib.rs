@@ -36,6 +36,7 @@ mod inline;
 mod inode;
 mod journal;
 mod map;
+mod metadata;
 mod resolve;
 mod superblock;
 #[cfg(feature = "testing")]

@@ -31,7 +31,11 @@ impl ReadAt for Bytes {
 /// If something does not hold.
 pub fn explore(image: Vec<u8>) -> usize {
     let Ok(fs) = Filesystem::open(Arc::new(Bytes(image))) else { return 0 };
-    assert!(fs.info().block_len_bytes.is_power_of_two());
+    let info = fs.info();
+    assert!(info.block_len_bytes.is_power_of_two());
+    for range in fs.metadata(1000).unwrap_or_default().iter().skip(1) {
+        assert!(range.start < range.end && range.end <= info.size_bytes);
+    }
     let mut left = vec![InodeNumber::ROOT];
     let mut seen = 0;
     while let Some(number) = left.pop()

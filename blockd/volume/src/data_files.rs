@@ -266,8 +266,41 @@ impl DataFiles {
     }
 
     /// Reads; what has to be fetched first is waited for.
-    pub(crate) fn read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<(), VolumeError> {
+    pub(crate) fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
         self.bring(offset_bytes, buf.len() as u64)?;
+        self.but_zeroes(offset_bytes, buf, &mut |at, part| self.read_files(at, part).map(|()| true))?;
+        Ok(())
+    }
+
+    /// Has all of a range read but what is known to be zeroes; `false` as soon as `read` says so. The kernel would take a page of the
+    /// cache for each page of a hole.
+    fn but_zeroes(
+        &self,
+        offset_bytes: u64,
+        buf: &mut [u8],
+        read: &mut dyn FnMut(u64, &mut [u8]) -> Result<bool, VolumeError>,
+    ) -> Result<bool, VolumeError> {
+        let Some(lazy) = self.lazy.as_ref().filter(|lazy| !lazy.is_complete()) else {
+            return read(offset_bytes, buf);
+        };
+        let end = offset_bytes + buf.len() as u64;
+        let mut is_read = true;
+        lazy.cut(Extent::touching(offset_bytes, buf.len() as u64), &mut |run, is_zero| {
+            // The first and the last block may be wanted in part.
+            let from = run.offset_bytes().max(offset_bytes);
+            let to = (run.offset_bytes() + run.len_bytes()).min(end);
+            let part = &mut buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize];
+            if is_zero {
+                part.fill(0);
+            } else {
+                is_read = is_read && read(from, part)?;
+            }
+            Ok::<(), VolumeError>(())
+        })?;
+        Ok(is_read)
+    }
+
+    fn read_files(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<(), VolumeError> {
         for part in self.parts(offset_bytes, buf.len() as u64) {
             let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
             part.file.read_exact_at(now, part.offset_bytes).during("read", part.path)?;
@@ -277,10 +310,14 @@ impl DataFiles {
     }
 
     /// Reads what the page cache holds; `false` if the disk would have to be asked.
-    pub(crate) fn try_read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<bool, VolumeError> {
+    pub(crate) fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
         if self.lazy.as_ref().is_some_and(|lazy| !lazy.has(offset_bytes, buf.len() as u64)) {
             return Ok(false);
         }
+        self.but_zeroes(offset_bytes, buf, &mut |at, part| self.try_read_files(at, part))
+    }
+
+    fn try_read_files(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<bool, VolumeError> {
         for part in self.parts(offset_bytes, buf.len() as u64) {
             let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
             match part.file.read_cached_at(now, part.offset_bytes) {

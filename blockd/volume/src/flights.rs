@@ -5,6 +5,7 @@
 
 use crate::{
     lazy::{FetchFailure, Urgency},
+    read_order::ReadOrder,
     readahead::Readahead,
     waiters::{Call, Then, WaiterId, Waiters},
 };
@@ -74,6 +75,7 @@ pub(crate) struct Flights {
     /// A thread is starting flights.
     pub(crate) is_starting: bool,
     readahead: Readahead,
+    pub(crate) order: ReadOrder,
     hot: VecDeque<BlockIndex>,
     hot_known: HashSet<u64>,
     cursor: BlockIndex,
@@ -182,6 +184,7 @@ impl Flights {
 
     /// These blocks are read: fetches ahead of who reads in order.
     pub(crate) fn note_read(&mut self, extent: Extent) {
+        self.order.note(extent.intersection(self.whole()));
         let Some(ahead) = self.readahead.read(extent) else { return };
         let ahead = ahead.intersection(self.whole());
         if ahead.is_empty() || self.is_background_full() {
@@ -344,8 +347,8 @@ impl Flights {
         }
     }
 
-    /// What to fetch next while nobody waits: around what was read, the last one first, then the rest in order; nothing if
-    /// all is there or on its way.
+    /// What to fetch next while nobody waits: around what was read, the last one first, then what is preferred, then the rest in
+    /// order; nothing if all is there or on its way.
     pub(crate) fn next_in_background(&mut self) -> Option<Extent> {
         while let Some(hot) = self.hot.pop_back() {
             let place = hot.0 / HOT_BLOCKS;
@@ -356,6 +359,12 @@ impl Flights {
                 self.hot_known.insert(place);
                 return Some(found);
             }
+        }
+        while let Some(first) = self.order.first() {
+            if let Some(found) = self.first_missing(first.intersection(self.whole())) {
+                return Some(found);
+            }
+            self.order.pass_first();
         }
         let behind = Extent::between(self.cursor.min(self.end), self.end);
         let found = self.first_missing(behind).or_else(|| self.first_missing(self.whole()))?;

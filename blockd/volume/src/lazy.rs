@@ -3,8 +3,9 @@
 //! A lazy volume's bottom layer is empty at first. A block that no other layer holds is asked for when somebody reads it, or
 //! when nothing better is to be done, and stays. What the source gives never changes, so that asking twice does no harm.
 
-use blockd_extent::{BlockSet, Extent};
-use std::{fmt, time::Duration};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use parking_lot::{Mutex, RwLock};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// How long somebody would mind to wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,7 +20,7 @@ pub enum Urgency {
 ///
 /// The content never changes, and beyond what a source holds there are zeroes.
 pub trait LazySource: Send + Sync {
-    /// Fetches whole blocks, and answers when it has them, from a thread that may block. At most 4 MiB at a time.
+    /// Fetches whole blocks, and gives them to the reply as they come, from threads that may block. At most 4 MiB at a time.
     ///
     /// It must come to an end by itself: whoever waits has no other bound.
     fn fetch(&self, extent: Extent, urgency: Urgency, reply: FetchReply);
@@ -65,38 +66,131 @@ impl SourceError {
     }
 }
 
-type Answer = Box<dyn FnOnce(Result<Vec<u8>, SourceError>) + Send>;
+/// What takes the blocks of a flight as they come.
+pub(crate) trait Arrivals: Send + Sync {
+    /// Keeps whole blocks, all of which belong to the flight.
+    fn keep(&self, start: BlockIndex, data: &[u8]) -> Result<(), FetchFailure>;
+
+    /// The flight has ended; what was not kept of it is zeroes, if it ended well.
+    fn ended(&self, result: Result<(), FetchFailure>);
+}
+
+struct Answer {
+    extent: Extent,
+    arrivals: Box<dyn Arrivals>,
+    /// Held for reading while something is kept: whoever ends the flight waits for that, and nothing is kept afterwards. The blocks
+    /// may be somebody else's by then.
+    is_over: RwLock<bool>,
+    /// What could not be kept.
+    failure: Mutex<Option<FetchFailure>>,
+}
 
 /// How a source answers. One that is dropped without an answer counts as a failure.
 pub struct FetchReply {
-    answer: Option<Answer>,
+    answer: Arc<Answer>,
+}
+
+/// Takes blocks that a source was asked for, on any thread, until the answer is complete.
+#[derive(Clone)]
+pub struct FetchSink {
+    answer: Arc<Answer>,
 }
 
 impl fmt::Debug for FetchReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FetchReply").finish_non_exhaustive()
+        f.debug_struct("FetchReply").field("extent", &self.answer.extent).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for FetchSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FetchSink").field("extent", &self.answer.extent).finish_non_exhaustive()
+    }
+}
+
+impl FetchSink {
+    /// Gives whole blocks, which are written to the volume's files at once, so it may block. The same may be given again. Blocks
+    /// that are zeroes need not be given.
+    ///
+    /// # Errors
+    /// The blocks were not asked for, the answer is complete already, or they cannot be written: nobody wants the rest either.
+    pub fn put(&self, start: BlockIndex, data: &[u8]) -> Result<(), SourceError> {
+        let Answer { extent, arrivals, is_over, failure } = &*self.answer;
+        let blocks = data.len() as u64 / BLOCK_SIZE_BYTES;
+        let is_asked_for = start >= extent.start
+            && start.0.checked_add(blocks).is_some_and(|end| end <= extent.end().0)
+            && (data.len() as u64).is_multiple_of(BLOCK_SIZE_BYTES);
+        if !is_asked_for {
+            let message =
+                format!("the source of the volume gave {} bytes at block {start} for {extent:?}", data.len());
+            let error = SourceError::new(message, false);
+            failure.lock().get_or_insert(error.clone().into());
+            return Err(error);
+        }
+        let is_over = is_over.read();
+        if *is_over {
+            return Err(SourceError::new("the answer is complete", false));
+        }
+        arrivals.keep(start, data).map_err(|error| {
+            let message = error.to_string();
+            failure.lock().get_or_insert(error);
+            SourceError::new(message, false)
+        })
+    }
+
+    /// Whether something that was given could not be kept, so that it makes no sense to go on.
+    pub fn has_failed(&self) -> bool {
+        self.answer.failure.lock().is_some()
     }
 }
 
 impl FetchReply {
-    pub(crate) fn new(answer: impl FnOnce(Result<Vec<u8>, SourceError>) + Send + 'static) -> Self {
-        Self { answer: Some(Box::new(answer)) }
+    pub(crate) fn new(extent: Extent, arrivals: Box<dyn Arrivals>) -> Self {
+        let (is_over, failure) = (RwLock::new(false), Mutex::new(None));
+        Self { answer: Arc::new(Answer { extent, arrivals, is_over, failure }) }
     }
 
-    /// Gives the blocks, one after the other, or says why there are none. Writes them to the volume's files and wakes those
-    /// who wait, so it may block.
-    pub fn complete(mut self, result: Result<Vec<u8>, SourceError>) {
-        if let Some(answer) = self.answer.take() {
-            answer(result);
+    /// What takes the blocks.
+    pub fn sink(&self) -> FetchSink {
+        FetchSink { answer: Arc::clone(&self.answer) }
+    }
+
+    /// Says that all blocks that are not zeroes were given, or why they were not. Wakes those who wait, so it may block.
+    pub fn end(self, result: Result<(), SourceError>) {
+        self.over(result);
+    }
+
+    /// Gives the blocks, one after the other, or says why there are none.
+    pub fn complete(self, result: Result<Vec<u8>, SourceError>) {
+        let kept = result.and_then(|data| {
+            let wanted = self.answer.extent.len_bytes();
+            if data.len() as u64 != wanted {
+                let message = format!(
+                    "the source of the volume gave {} bytes for {:?}",
+                    data.len(),
+                    self.answer.extent
+                );
+                return Err(SourceError::new(message, false));
+            }
+            self.sink().put(self.answer.extent.start, &data)
+        });
+        self.end(kept);
+    }
+
+    /// Ends it, if it has not ended.
+    fn over(&self, result: Result<(), SourceError>) {
+        if std::mem::replace(&mut *self.answer.is_over.write(), true) {
+            return;
         }
+        let failure = self.answer.failure.lock().take();
+        let result = failure.map_or_else(|| result.map_err(FetchFailure::Source), Err);
+        self.answer.arrivals.ended(result);
     }
 }
 
 impl Drop for FetchReply {
     fn drop(&mut self) {
-        if let Some(answer) = self.answer.take() {
-            answer(Err(SourceError::new("the source of the volume gave no answer", true)));
-        }
+        self.over(Err(SourceError::new("the source of the volume gave no answer", true)));
     }
 }
 

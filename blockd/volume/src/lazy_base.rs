@@ -13,7 +13,7 @@ use crate::{
     flights::{Flights, Wish},
     head::Place,
     head_log::{HeadLog, Identity},
-    lazy::{FetchFailure, FetchReply, Hydration, LazySource, SourceError, Urgency},
+    lazy::{Arrivals, FetchFailure, FetchReply, Hydration, LazySource, SourceError, Urgency},
     storage::Bug,
     waiters::{Call, Then},
 };
@@ -253,23 +253,21 @@ impl LazyBase {
                     continue;
                 }
             };
-            let base = self.clone();
-            source.fetch(extent, urgency, FetchReply::new(move |result| base.arrived(extent, result, room)));
+            let flight = BaseFlight {
+                base: self.clone(),
+                extent,
+                // Before the first block is written.
+                forgets: self.flights.lock().forgets,
+                data: Mutex::default(),
+                room: Mutex::new(Some(room)),
+            };
+            source.fetch(extent, urgency, FetchReply::new(extent, Box::new(flight)));
         }
     }
 
     fn starter(self: &Arc<Self>) -> Weak<dyn Starter> {
         let base: Weak<Self> = Arc::downgrade(self);
         base
-    }
-
-    /// The source has answered.
-    fn arrived(self: &Arc<Self>, extent: Extent, result: Result<Vec<u8>, SourceError>, room: Room) {
-        let forgets = self.flights.lock().forgets;
-        let kept = result.map_err(FetchFailure::Source).and_then(|data| self.keep(extent, &data));
-        // Others come before this one's next flight.
-        drop(room);
-        self.landed(extent, kept.map(|zero| (zero, forgets)));
     }
 
     /// A flight has ended: with which of its blocks are zeroes, and the number of forgets before the first was written.
@@ -295,38 +293,35 @@ impl LazyBase {
         self.start_flights();
     }
 
-    /// Writes what has come to the files; which of its blocks are zeroes.
-    fn keep(&self, extent: Extent, data: &[u8]) -> Result<BlockSet, FetchFailure> {
-        if data.len() as u64 != extent.len_bytes() {
-            let message = format!(
-                "the source of the volume gave {} bytes for {} blocks at block {}",
-                data.len(),
-                extent.len_blocks,
-                extent.start
-            );
-            return Err(SourceError::new(message, false).into());
-        }
+    /// Writes blocks that have come to the files; tells of runs of them that are not zeroes.
+    fn keep(
+        &self,
+        start: BlockIndex,
+        data: &[u8],
+        mut has_data: impl FnMut(Extent),
+    ) -> Result<(), FetchFailure> {
         let open = self.open.read();
         if !*open {
             return Err(FetchFailure::Closed);
         }
-        let mut zero = BlockSet::new();
-        let mut run_start = 0;
-        let write = |from: usize, to: usize| match from < to {
-            true => self.files.write(extent.offset_bytes() + from as u64, &data[from..to]),
-            false => Ok(()),
+        let mut write = |from: usize, to: usize| -> Result<(), FetchFailure> {
+            if from < to {
+                let offset_bytes = start.0 * BLOCK_SIZE_BYTES + from as u64;
+                let written = self.files.write(offset_bytes, &data[from..to]);
+                written.map_err(|error| FetchFailure::Disk(Arc::new(error)))?;
+                has_data(Extent::inside(offset_bytes, (to - from) as u64));
+            }
+            Ok(())
         };
-        let disk = |error| FetchFailure::Disk(Arc::new(error));
+        let mut run_start = 0;
         for (number, block) in data.chunks_exact(BLOCK).enumerate() {
             // The file has a hole there and keeps it: nothing but these answers is ever written.
             if block.iter().all(|&byte| byte == 0) {
-                write(run_start, number * BLOCK).map_err(disk)?;
+                write(run_start, number * BLOCK)?;
                 run_start = (number + 1) * BLOCK;
-                zero.insert(BlockIndex(extent.start.0 + number as u64));
             }
         }
-        write(run_start, data.len()).map_err(disk)?;
-        Ok(zero)
+        write(run_start, data.len())
     }
 
     fn try_log(&self) -> Result<(), VolumeError> {
@@ -418,6 +413,16 @@ impl LazyBase {
     /// Has `hydrate_next` try again what the source refused for good.
     pub(crate) fn retry_refused(&self) {
         self.flights.lock().retry_refused();
+    }
+
+    /// What was read, in the order of the first time, in units of 256 KiB.
+    pub(crate) fn read_order(&self) -> Vec<Extent> {
+        self.flights.lock().order.read()
+    }
+
+    /// Has these blocks fetched in the background before others.
+    pub(crate) fn prefer(&self, extents: &[Extent]) {
+        self.flights.lock().order.prefer(extents);
     }
 
     /// What the source is asked about together with a block.
@@ -525,6 +530,34 @@ impl LazyBase {
     }
 }
 
+/// A flight of a lazy base, and what has come of it so far.
+struct BaseFlight {
+    base: Arc<LazyBase>,
+    extent: Extent,
+    /// How often blocks were forgotten before.
+    forgets: u64,
+    /// What was written.
+    data: Mutex<BlockSet>,
+    room: Mutex<Option<Room>>,
+}
+
+impl Arrivals for BaseFlight {
+    fn keep(&self, start: BlockIndex, data: &[u8]) -> Result<(), FetchFailure> {
+        self.base.keep(start, data, |run| self.data.lock().insert_extent(run))
+    }
+
+    fn ended(&self, result: Result<(), FetchFailure>) {
+        // Others come before this one's next flight.
+        drop(self.room.lock().take());
+        let zero = || {
+            let mut zero = BlockSet::from_iter([self.extent]);
+            zero.subtract(&self.data.lock());
+            zero
+        };
+        self.base.landed(self.extent, result.map(|()| (zero(), self.forgets)));
+    }
+}
+
 impl Starter for LazyBase {
     fn take_turn(self: Arc<Self>) {
         self.start_flights();
@@ -580,11 +613,11 @@ mod tests {
             assert!(base.flights.lock().join(extent, Box::new(move |result| told.send(result).unwrap())));
             assert_eq!(base.flights.lock().next_to_start(), Some((extent, Urgency::Background)));
             let forgets = base.flights.lock().forgets;
-            let zero = base.keep(extent, &data).unwrap();
+            base.keep(extent.start, &data, |_| {}).unwrap();
             if fails {
                 base.flights.lock().forget_all_but(&BlockSet::new());
             }
-            base.landed(extent, Ok((zero, forgets)));
+            base.landed(extent, Ok((BlockSet::new(), forgets)));
             match hears.recv().unwrap() {
                 Ok(()) => assert!(!fails),
                 Err(failure) => assert!(fails && base.failed(extent.start, failure).is_retryable()),
@@ -607,6 +640,57 @@ mod tests {
         fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
             Ok(BlockSet::from_iter([extent]))
         }
+    }
+
+    #[test]
+    fn what_comes_piece_by_piece_is_kept_until_the_answer_is_complete_and_not_behind_it() {
+        const PIECE: usize = 2 * BLOCK;
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path());
+        let source = Arc::new(Held::default());
+        base.set_source(source.clone());
+        let extent = Extent::new(BlockIndex(8), 8);
+        let ask = || {
+            let (told, hears) = std::sync::mpsc::channel();
+            let then: Then = Box::new(move |result| told.send(result).unwrap());
+            assert!(base.want(&[extent], then).is_none());
+            let (asked, reply) = source.0.lock().pop_front().unwrap();
+            assert!(asked.start <= extent.start && asked.end() >= extent.end());
+            (reply, hears)
+        };
+        // One that fails on the way.
+        let (reply, hears) = ask();
+        let late = reply.sink();
+        late.put(BlockIndex(8), &[1; PIECE]).unwrap();
+        reply.end(Err(SourceError::new("the store is gone", true)));
+        assert!(hears.recv().unwrap().is_err());
+        assert!(late.put(BlockIndex(8), &[9; PIECE]).is_err(), "it was given up");
+        // One that says too much.
+        let (reply, hears) = ask();
+        let sink = reply.sink();
+        for (start, len) in [(u64::MAX, BLOCK), (BLOCKS, BLOCK), (8, 1), (BLOCKS - 1, PIECE)] {
+            assert!(sink.put(BlockIndex(start), &vec![9; len]).is_err(), "{start}, {len}");
+        }
+        assert!(sink.has_failed());
+        reply.end(Ok(()));
+        let failure = hears.recv().unwrap().unwrap_err();
+        assert!(matches!(failure, FetchFailure::Source(error) if !error.is_retryable()));
+        // One that comes, twice in part, with zeroes that are said and zeroes that are not.
+        let (reply, hears) = ask();
+        let sink = reply.sink();
+        sink.put(BlockIndex(8), &[2; PIECE]).unwrap();
+        sink.put(BlockIndex(12), &[[3; BLOCK], [0; BLOCK]].concat()).unwrap();
+        sink.put(BlockIndex(8), &[2; PIECE]).unwrap();
+        assert!(!base.has_all(&[extent]), "it may not be all");
+        reply.end(Ok(()));
+        assert!(hears.recv().unwrap().is_ok());
+        assert!(sink.put(BlockIndex(8), &[9; BLOCK]).is_err(), "it may be somebody else's by now");
+        let data = BlockSet::from_iter([Extent::new(BlockIndex(8), 2), Extent::new(BlockIndex(12), 1)]);
+        assert_eq!(base.present().0, data);
+        let mut found = vec![9; extent.len_bytes() as usize];
+        base.files.read(extent.offset_bytes(), &mut found).unwrap();
+        let wanted: Vec<u8> = [2, 2, 0, 0, 3, 0, 0, 0].iter().flat_map(|&byte| [byte; BLOCK]).collect();
+        assert!(found == wanted);
     }
 
     #[test]

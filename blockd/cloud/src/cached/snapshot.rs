@@ -71,7 +71,7 @@ impl CachedSnapshot {
         runtime: Handle,
     ) -> Self {
         // What was read ahead must still be there when it is wanted.
-        let ahead = shared.options.readahead_bytes.min(shared.options.memory_bytes / 4);
+        let ahead = shared.options.readahead_bytes.min(shared.options.memory_bytes / 3);
         let streams = Mutex::new(Streams::new(ahead / BLOCK_SIZE_BYTES));
         let (id, size_bytes, map) = (manifest.id(), manifest.size_bytes, Mutex::default());
         Self { inner: Arc::new(Inner { shared, id, size_bytes, deltas, streams, map, runtime }) }

@@ -16,9 +16,10 @@ use blockd_cloud::{
     store::{RequestCounts, Requests},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent};
-use blockd_volume::{FetchReply, LazySource, SourceError, Urgency};
+use blockd_volume::{FetchReply, FetchSink, LazySource, SourceError, Urgency};
 use parking_lot::Mutex;
 use std::{
+    io,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -109,15 +110,32 @@ impl CloudSource {
         reader.read_blocks(extent).await.map_err(|error| source_error(&error.into()))
     }
 
+    async fn read_to(&self, extent: Extent, sink: FetchSink) -> Result<(), SourceError> {
+        let reader = self.reader().await?;
+        let take = move |start, data: &[u8]| sink.put(start, data).map_err(io::Error::other);
+        reader.read_blocks_to(extent, take).await.map_err(|error| source_error(&error.into()))
+    }
+
+    /// What the snapshot holds, for a thread that may block.
+    ///
+    /// # Errors
+    /// It cannot be had within the volume's patience, or is damaged.
+    pub(super) fn read_blocking(&self, extent: Extent) -> Result<Vec<u8>, SourceError> {
+        self.handle.block_on(self.patiently(|| self.read(extent)))
+    }
+
     /// Tries until it succeeds, it makes no sense any more, or the time is over.
-    async fn read_patiently(&self, extent: Extent) -> Result<Vec<u8>, SourceError> {
+    async fn patiently<T, F: Future<Output = Result<T, SourceError>>>(
+        &self,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, SourceError> {
         let started = Instant::now();
         let mut pause = Duration::from_millis(PAUSE_MS);
         let mut last = None;
         let mut looks = 0;
         loop {
             let left = self.patience.saturating_sub(started.elapsed());
-            let Ok(tried) = tokio::time::timeout(left, self.read(extent)).await else {
+            let Ok(tried) = tokio::time::timeout(left, attempt()).await else {
                 let waited_ms = self.patience.as_millis();
                 return Err(last.unwrap_or_else(|| {
                     SourceError::new(format!("the store gave no answer within {waited_ms} ms"), true)
@@ -152,7 +170,15 @@ impl LazySource for SharedSource {
     fn fetch(&self, extent: Extent, _: Urgency, reply: FetchReply) {
         let source = Arc::clone(&self.0);
         self.0.fetcher.submit(&self.0.handle, move || async move {
-            let result = source.read_patiently(extent).await;
+            let sink = reply.sink();
+            let attempt = || async {
+                match source.read_to(extent, sink.clone()).await {
+                    // The volume has no use for it, whatever the source says next.
+                    Err(_) if sink.has_failed() => Ok(()),
+                    result => result,
+                }
+            };
+            let result = source.patiently(attempt).await;
             if let Err(error) = &result {
                 tracing::warn!(
                     volume = %source.row.volume,
@@ -162,8 +188,8 @@ impl LazySource for SharedSource {
                     "blocks of a lazy volume could not be fetched"
                 );
             }
-            // It writes to the disk, and carries out what waited for it.
-            tokio::task::spawn_blocking(move || reply.complete(result));
+            // It carries out what waited for it.
+            tokio::task::spawn_blocking(move || reply.end(result));
         });
     }
 

@@ -4,7 +4,7 @@ use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr};
 use crate::Image;
 use blockd_ext::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt};
 use parking_lot::Mutex;
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
 /// Most entries of a directory that are shown.
 const ENTRIES_MOST: usize = 1_000_000;
@@ -53,6 +53,15 @@ pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn FileTree>> {
     }
     tracing::debug!(?info, "a filesystem is browsed");
     Ok(Arc::new(ExtTree { fs, inodes: Mutex::default(), names: Mutex::default() }))
+}
+
+/// Where its metadata lies, in bytes, without playing its journal back: at most so many ranges.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn metadata(image: Arc<dyn Image>, most: usize) -> io::Result<Vec<Range<u64>>> {
+    let found = Filesystem::open_as_is(Arc::new(Source(image))).and_then(|fs| fs.metadata(most));
+    found.map_err(|error| convert(&error))
 }
 
 fn convert(error: &ExtError) -> io::Error {

@@ -11,7 +11,7 @@ pub use image_files::ImageFiles;
 
 use crate::{Image, ImageRun};
 use partitions::Partition;
-use std::{io, sync::Arc, time::SystemTime};
+use std::{io, ops::Range, sync::Arc, time::SystemTime};
 
 /// What a file is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -181,6 +181,32 @@ pub fn look(image: &Arc<dyn Image>) -> io::Result<Inside> {
 /// The image cannot be read.
 pub fn look_at_part(image: &Arc<dyn Image>, part: Partition) -> io::Result<Content> {
     content(Arc::new(Part { image: image.clone(), part }))
+}
+
+/// Where the metadata of the filesystems of an image lies, as ranges of its bytes, at most `most` for each: what whoever mounts it
+/// reads first. Of filesystems that are not shown as files nothing is known, nor of one that is damaged.
+///
+/// # Errors
+/// The image cannot be read.
+pub fn metadata(image: &Arc<dyn Image>, most: usize) -> io::Result<Vec<Range<u64>>> {
+    let found = |image: Arc<dyn Image>| match ext::is_there(&image)? {
+        true => ext::metadata(image, most).or_else(|error| match is_about_content(&error) {
+            true => Ok(Vec::new()),
+            false => Err(error),
+        }),
+        false => Ok(Vec::new()),
+    };
+    let whole = found(image.clone())?;
+    if !whole.is_empty() {
+        return Ok(whole);
+    }
+    let mut ranges = Vec::new();
+    for part in partitions::partitions(&**image)? {
+        let start = part.offset_bytes;
+        let inside = found(Arc::new(Part { image: image.clone(), part }))?;
+        ranges.extend(inside.into_iter().map(|range| start + range.start..start + range.end));
+    }
+    Ok(ranges)
 }
 
 fn content(image: Arc<dyn Image>) -> io::Result<Content> {

@@ -1,0 +1,78 @@
+//! For `tools/bench lazy`: stands before a store and holds each request back for a while, as a network that is far away would.
+//!
+//! `delay_proxy TARGET_PORT` prints the port of its own on 127.0.0.1 and takes lines from its standard input: `delay MS`, and
+//! `count`, which it answers with how many requests came by. It is a program of its own so that what it costs is little beside
+//! what is measured. It ends with its input.
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot measure ends with a panic")]
+
+use std::{
+    io::{self, BufRead, Read, Write},
+    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+const BUFFER_BYTES: usize = 256 << 10;
+const METHODS: [&[u8]; 5] = [b"GET ", b"PUT ", b"POST ", b"HEAD ", b"DELETE "];
+
+#[derive(Default)]
+struct Shared {
+    delay_ms: AtomicU64,
+    requests: AtomicU64,
+}
+
+/// Passes on what comes. A request is known by its method at the beginning of what is read: nobody sends the next one before the
+/// reply to the one before has come.
+fn pump(mut from: TcpStream, mut to: TcpStream, requests: Option<&Shared>) -> io::Result<()> {
+    let mut buf = vec![0; BUFFER_BYTES];
+    loop {
+        let len = from.read(&mut buf)?;
+        if len == 0 {
+            return to.shutdown(Shutdown::Write);
+        }
+        if let Some(shared) = requests
+            && METHODS.iter().any(|method| buf[..len].starts_with(method))
+        {
+            shared.requests.fetch_add(1, Relaxed);
+            thread::sleep(Duration::from_millis(shared.delay_ms.load(Relaxed)));
+        }
+        to.write_all(&buf[..len])?;
+    }
+}
+
+fn serve(client: TcpStream, target_port: u16, shared: &Arc<Shared>) -> io::Result<()> {
+    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, target_port))?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let (replies, reader) = (server.try_clone()?, client.try_clone()?);
+    let shared = shared.clone();
+    thread::spawn(move || drop(pump(reader, server, Some(&shared))));
+    // A connection that breaks is the client's to notice.
+    thread::spawn(move || drop(pump(replies, client, None)));
+    Ok(())
+}
+
+fn main() {
+    let target_port = std::env::args().nth(1).unwrap().parse().unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    println!("{}", listener.local_addr().unwrap().port());
+    let shared = Arc::new(Shared::default());
+    let accepting = shared.clone();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            drop(client.and_then(|client| serve(client, target_port, &accepting)));
+        }
+    });
+    for line in io::stdin().lock().lines() {
+        let line = line.unwrap();
+        match line.strip_prefix("delay ") {
+            Some(ms) => shared.delay_ms.store(ms.parse().unwrap(), Relaxed),
+            None => println!("{}", shared.requests.load(Relaxed)),
+        }
+    }
+}

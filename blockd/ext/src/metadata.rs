@@ -1,0 +1,115 @@
+//! Where the metadata of a filesystem lies: what a mount, and whoever looks for files, reads before anything else.
+
+use crate::{ExtError, Filesystem, InodeNumber, features::bit};
+use std::ops::Range;
+
+/// The superblock and the boot block before it.
+const SUPERBLOCK_END_BYTES: u64 = 4096;
+/// The journal of a filesystem is longer than that only if somebody says so.
+const JOURNAL_RUNS_MOST: usize = 4096;
+
+impl Filesystem {
+    /// Ranges of bytes that hold metadata, in the order in which they are likely to be wanted: superblock, journal (all of it only
+    /// if it was not played back), group descriptors, then the inodes in use and the bitmaps, group by group. Not more than `most`
+    /// of them, nor of more groups; blocks that a directory or an extent tree is made of are found through files only, and are not
+    /// among them.
+    ///
+    /// Only a hint: a group that is damaged is left out, and nothing is said of what the journal would change.
+    ///
+    /// # Errors
+    /// The image cannot be read.
+    pub fn metadata(&self, most: usize) -> Result<Vec<Range<u64>>, ExtError> {
+        let mut found = Ranges { ranges: vec![0..SUPERBLOCK_END_BYTES], most };
+        // A damaged superblock may say that each block is a group.
+        let groups = self.groups().min(u32::try_from(most).unwrap_or(u32::MAX));
+        let sb = self.superblock();
+        let block_len = u64::from(sb.block_len);
+        let blocks = |first: u64, count: u64| {
+            let inside = self.disk().has(first, count);
+            inside.then(|| first * block_len..(first + count) * block_len)
+        };
+        self.journal_runs(&mut found)?;
+        let mut descriptors = None;
+        for group in 0..groups {
+            let block = self.descriptor_block(group);
+            if descriptors != Some(block) {
+                found.add(blocks(block, 1));
+                descriptors = Some(block);
+            }
+            if found.is_full() {
+                return Ok(found.ranges);
+            }
+        }
+        for group in 0..groups {
+            let group = match self.group(group) {
+                Ok(group) => group,
+                Err(error @ ExtError::Read { .. }) => return Err(error),
+                Err(_) => continue,
+            };
+            if group.used_inodes == 0 {
+                continue;
+            }
+            let table = (u64::from(group.used_inodes) * u64::from(sb.inode_len)).div_ceil(block_len);
+            found.add(blocks(group.inode_table, table));
+            found.add(blocks(group.inode_bitmap, 1));
+            found.add(blocks(group.block_bitmap, 1));
+            if found.is_full() {
+                break;
+            }
+        }
+        Ok(found.ranges)
+    }
+
+    fn journal_runs(&self, found: &mut Ranges) -> Result<(), ExtError> {
+        let number = self.superblock().journal_inode;
+        if number == 0 {
+            return Ok(());
+        }
+        let block_len = u64::from(self.superblock().block_len);
+        let runs = self.inode(InodeNumber(number)).and_then(|journal| {
+            // Of one that was played back nobody reads more than its superblock.
+            let is_needed = self.superblock().features.has_incompat(bit::INCOMPAT_RECOVER);
+            let len = if is_needed { journal.size_bytes.div_ceil(block_len) } else { 1 };
+            let (mut runs, mut at) = (Vec::new(), 0);
+            for _ in 0..JOURNAL_RUNS_MOST {
+                if at >= len {
+                    break;
+                }
+                let run = self.block_run(&journal, at)?;
+                if let Some(stored) = run.stored {
+                    let count = run.len.min(len - at);
+                    runs.push(stored * block_len..(stored + count) * block_len);
+                }
+                at = at.saturating_add(run.len.max(1));
+            }
+            Ok(runs)
+        });
+        match runs {
+            Ok(runs) => runs.into_iter().for_each(|run| found.add(Some(run))),
+            Err(error @ ExtError::Read { .. }) => return Err(error),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Ranges as they come; one that continues the last one makes that longer.
+struct Ranges {
+    ranges: Vec<Range<u64>>,
+    most: usize,
+}
+
+impl Ranges {
+    fn is_full(&self) -> bool {
+        self.ranges.len() >= self.most
+    }
+
+    fn add(&mut self, range: Option<Range<u64>>) {
+        let Some(range) = range else { return };
+        if let Some(last) = self.ranges.last_mut().filter(|last| last.end == range.start) {
+            last.end = range.end;
+        } else if !self.is_full() {
+            self.ranges.push(range);
+        }
+    }
+}
