@@ -79,7 +79,7 @@ pub fn tool(name: &str) -> PathBuf {
         "fio" => "fio",
         "nbdinfo" | "nbdcopy" => "libnbd-bin",
         "qemu-img" | "qemu-io" => "qemu-utils",
-        "setpriv" | "unshare" => "util-linux",
+        "setpriv" | "unshare" | "nsenter" => "util-linux",
         "mke2fs" | "e2fsck" | "debugfs" => "e2fsprogs",
         "fusermount3" => "fuse3",
         "cp" => "coreutils",
