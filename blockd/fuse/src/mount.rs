@@ -81,7 +81,11 @@ pub fn mount(
     }
     config.n_threads = Some(SESSION_THREADS);
     config.clone_fd = true;
-    let refused = |source| FuseError::Mount { path: mountpoint.clone(), source };
+    // What fusermount3 says ends with the line.
+    let refused = |error: io::Error| {
+        let source = io::Error::new(error.kind(), error.to_string().trim().replace('\n', "; "));
+        FuseError::Mount { path: mountpoint.clone(), source }
+    };
     let session = Session::new(filesystem, &mountpoint, &config).map_err(refused)?;
     let session = session.spawn().map_err(refused)?;
     let mounted =
