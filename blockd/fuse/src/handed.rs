@@ -5,7 +5,8 @@
 //! mount only: steal its requests, or answer them. What they must not do is to keep threads here for ever, or busy.
 
 use crate::{
-    Catalog, FuseError, MountOptions, filesystem::BrowseFilesystem, mount::SESSION_THREADS, tree::Tree,
+    Catalog, FuseError, MountOptions, filesystem::BrowseFilesystem, fusermount, mount::SESSION_THREADS,
+    mountinfo::find_mount, tree::Tree,
 };
 use fuser::{Config, Session, SessionACL};
 use rustix::{
@@ -63,6 +64,26 @@ impl Served {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.ended.load(Relaxed)
+    }
+
+    /// Whether it was made by the user of this process, who may take it away as well as its maker.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.mount.uid == rustix::process::geteuid().as_raw()
+    }
+
+    /// Takes it away, even if somebody has files open there, if it is its own user's and this process sees it; any other is left alone.
+    pub fn take_away_own(&self) {
+        let mountpoint = &self.mount.mountpoint;
+        let is_seen =
+            || find_mount(mountpoint).is_ok_and(|seen| seen.is_some_and(|seen| seen.uid == self.mount.uid));
+        if self.is_alive()
+            && self.is_own()
+            && is_seen()
+            && let Err(error) = fusermount::unmount(mountpoint, true)
+        {
+            tracing::warn!(%error, "a mount is left behind");
+        }
     }
 }
 

@@ -37,6 +37,16 @@ impl Handed {
         self.served.is_alive()
     }
 
+    /// Where it is, if a start of the daemon could take it away that finds it dead: no path that another user chose is looked at.
+    pub fn to_note(&self) -> Option<&Path> {
+        (self.is_alive() && self.served.is_own()).then_some(&self.served.mount().mountpoint)
+    }
+
+    /// The daemon stops: what its own user made goes with it. Others take theirs away themselves.
+    pub fn stop(&self) {
+        self.served.take_away_own();
+    }
+
     pub fn is_at(&self, mountpoint: &Path) -> bool {
         self.served.mount().mountpoint == mountpoint
     }
@@ -98,10 +108,13 @@ impl Core {
         tracing::info!(mountpoint = %served.mount().mountpoint.display(), uid, "a mount was handed over");
         let handed = Handed { served, credentials: request.cred_ids, since: Timestamp::now() };
         let reply = handed.describe();
-        let mut all = mounts.handed.lock();
-        let Some(all) = &mut *all else { return Err(ServiceError::Stopping) };
-        all.retain(Handed::is_alive);
-        all.push(handed);
+        {
+            let mut all = mounts.handed.lock();
+            let Some(all) = &mut *all else { return Err(ServiceError::Stopping) };
+            all.retain(Handed::is_alive);
+            all.push(handed);
+        }
+        mounts.note(self);
         Ok(reply)
     }
 }

@@ -49,8 +49,14 @@ impl Mounts {
     /// Takes all away, and lets none be made any more. Those that were handed over are their users' to take away: they end with
     /// this process.
     pub fn stop(&self) {
-        drop(self.handed.lock().take());
+        let handed = self.handed.lock().take();
+        handed.iter().flatten().for_each(Handed::stop);
         drop(self.mounts.lock().take());
+    }
+
+    /// Notes which there are.
+    pub(super) fn note(&self, core: &Core) {
+        write_note(core, self.mounts.lock().as_deref().unwrap_or_default());
     }
 }
 
@@ -71,14 +77,17 @@ impl From<FuseError> for ServiceError {
     }
 }
 
+/// Whoever has the lock of the daemon's own mounts may take that of those that were handed over, and not the other way round.
 fn write_note(core: &Core, mounts: &[Mount]) {
     let path = core.data_dir.join(NOTE);
     let write = || -> std::io::Result<()> {
         let temp = path.with_extension("tmp");
         let mut file = std::fs::File::create(&temp)?;
-        for mount in mounts {
+        let handed = core.browse.mounts.handed.lock();
+        let own = mounts.iter().map(|mount| mount.mounted.mountpoint());
+        for mountpoint in own.chain(handed.iter().flatten().filter_map(Handed::to_note)) {
             use std::os::unix::ffi::OsStrExt;
-            file.write_all(mount.mounted.mountpoint().as_os_str().as_bytes())?;
+            file.write_all(mountpoint.as_os_str().as_bytes())?;
             file.write_all(b"\n")?;
         }
         file.sync_all()?;
