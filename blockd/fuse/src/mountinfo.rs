@@ -37,12 +37,12 @@ pub fn find_mount(path: &Path) -> io::Result<Option<SeenMount>> {
 /// The one that was mounted there last hides the others.
 fn parse(mountinfo: &[u8], path: &Path) -> Option<SeenMount> {
     let path = path.as_os_str().as_bytes();
-    let lines = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
+    let mut lines = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let mountpoint = unescape(fields.nth(4)?);
         (mountpoint == path).then_some((mountpoint, fields))
     });
-    let (mountpoint, fields) = lines.last()?;
+    let (mountpoint, fields) = lines.next_back()?;
     // After the options there are any number of fields, then a dash.
     let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
     let (kind, options) = (fields.next()?, fields.nth(1)?);

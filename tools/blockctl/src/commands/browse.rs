@@ -47,8 +47,8 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// What went wrong here, as the daemon would say it.
-fn refused(error: FuseError) -> Failure {
-    let code = match &error {
+fn refused(error: &FuseError) -> Failure {
+    let code = match error {
         FuseError::Busy { .. } => ErrorCode::DeviceInUse,
         FuseError::NotEmpty { .. } | FuseError::Mountpoint { .. } | FuseError::Mounted { .. } => {
             ErrorCode::InvalidRequest
@@ -71,7 +71,7 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Result<(), Failure> {
     }
     // Nothing is mounted where nobody would serve it.
     context.client.list_mounts().await?;
-    let mut unserved = UnservedMount::make(&dir, args.allow_other).map_err(refused)?;
+    let mut unserved = UnservedMount::make(&dir, args.allow_other).map_err(|error| refused(&error))?;
     let request = HandMount { mountpoint: unserved.mountpoint().to_owned(), cred_ids: args.cred_id };
     let Some(descriptor) = unserved.take_descriptor() else {
         return Err(Failure::usage(format!("{} was handed over already", dir.display())));
@@ -122,7 +122,7 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> 
     let own = if is_here { find_own(&dir)? } else { None };
     let gone = match own {
         Some(own) => {
-            take_away(&own.mountpoint, args.force).map_err(refused)?;
+            take_away(&own.mountpoint, args.force).map_err(|error| refused(&error))?;
             notice(context, &own).await;
             Unmounted { mountpoint: own.mountpoint }
         }
