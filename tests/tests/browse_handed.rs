@@ -65,10 +65,11 @@ fn reads(uid: u32, path: &Path) -> bool {
 }
 
 struct World {
-    bed: Bed,
     _store: Store,
     daemon: Daemon,
     home: PathBuf,
+    /// Last: it is removed when nothing writes to it any more.
+    bed: Bed,
 }
 
 /// A daemon with a backup of a small ext4.
