@@ -1,6 +1,6 @@
 //! `blockctl` as a user of scripts sees it: arguments in, one JSON document and an exit status out.
 
-use crate::process::{die_with_parent, program};
+use crate::process::{die_with_parent, program, tool};
 use serde_json::Value;
 use std::{
     ffi::OsStr,
@@ -13,6 +13,7 @@ use std::{
 pub struct Ctl {
     socket: PathBuf,
     env: Vec<(String, String)>,
+    user: Option<(u32, u32)>,
 }
 
 /// How a run ended.
@@ -67,7 +68,7 @@ pub fn clean(program: impl AsRef<OsStr>) -> Command {
 impl Ctl {
     /// Drives the daemon behind this socket.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), env: Vec::new() }
+        Self { socket: socket.to_owned(), env: Vec::new(), user: None }
     }
 
     /// The same with a variable set.
@@ -77,9 +78,24 @@ impl Ctl {
         self
     }
 
+    /// The same as another user, in one group. Only root can become that.
+    #[must_use]
+    pub fn user(mut self, uid: u32, gid: u32) -> Self {
+        self.user = Some((uid, gid));
+        self
+    }
+
     /// Runs it with these arguments.
     pub fn run(&self, args: &[&str]) -> Run {
-        let mut command = clean(program("blockctl"));
+        let mut command = match self.user {
+            None => clean(program("blockctl")),
+            Some((uid, gid)) => {
+                let mut command = clean(tool("setpriv"));
+                command.args([format!("--reuid={uid}"), format!("--regid={gid}")]);
+                command.args(["--clear-groups", "--"]).arg(program("blockctl"));
+                command
+            }
+        };
         command
             .env("BLOCKD_SOCKET", &self.socket)
             .envs(self.env.iter().cloned())

@@ -23,6 +23,7 @@ pub struct Setup {
     env: Vec<(String, String)>,
     tmpfs: Option<(PathBuf, u64)>,
     open_files: Option<(u64, Option<u64>)>,
+    apart: Option<(u32, String)>,
     starts: u32,
 }
 
@@ -37,6 +38,7 @@ impl Setup {
             env: Vec::new(),
             tmpfs: None,
             open_files: None,
+            apart: None,
             starts: 0,
         }
     }
@@ -84,6 +86,13 @@ impl Setup {
         self
     }
 
+    /// Runs it as another user, in a mount namespace of its own, which the lines of this script make ready as root. Only root can do that.
+    #[must_use]
+    pub fn apart(mut self, uid: u32, script: &str) -> Self {
+        self.apart = Some((uid, script.to_owned()));
+        self
+    }
+
     /// Its data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.home.join("data")
@@ -94,9 +103,21 @@ impl Setup {
         let config = self.home.join("blockd.toml");
         std::fs::write(&config, &self.config).expect("the configuration");
         let log = self.home.join(format!("log-{}", self.starts));
-        let mut command = match &self.tmpfs {
-            None => clean(program("blockd")),
-            Some((dir, size_bytes)) => {
+        let mut command = match (&self.tmpfs, &self.apart) {
+            (None, None) => clean(program("blockd")),
+            (None, Some((uid, script))) => {
+                let data = self.data_dir();
+                std::fs::create_dir_all(&data).expect("the data directory");
+                std::os::unix::fs::chown(&data, Some(*uid), Some(*uid)).expect("its owner");
+                let mut command = clean(tool("unshare"));
+                let script = format!("set -e\n{script}\nexec \"$@\"");
+                command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(tool("setpriv"));
+                command.args([format!("--reuid={uid}"), format!("--regid={uid}")]);
+                // That it dies with the test is forgotten with the user that it began as.
+                command.args(["--clear-groups", "--pdeathsig=KILL", "--"]).arg(program("blockd"));
+                command
+            }
+            (Some((dir, size_bytes)), _) => {
                 std::fs::create_dir_all(dir).expect("the mount point");
                 let script = r#"mount -t tmpfs -o size="$1",mode=0700 tmpfs "$2" && shift 2 && exec "$@""#;
                 let mut command = clean(tool("unshare"));

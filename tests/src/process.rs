@@ -79,7 +79,7 @@ pub fn tool(name: &str) -> PathBuf {
         "fio" => "fio",
         "nbdinfo" | "nbdcopy" => "libnbd-bin",
         "qemu-img" | "qemu-io" => "qemu-utils",
-        "setpriv" | "unshare" => "util-linux",
+        "setpriv" | "unshare" | "nsenter" => "util-linux",
         "mke2fs" | "e2fsck" | "debugfs" | "dumpe2fs" => "e2fsprogs",
         "fusermount3" => "fuse3",
         "cp" => "coreutils",
@@ -107,6 +107,25 @@ pub fn must_run(name: &str, args: &[&str]) -> String {
     let output = run_tool(name, args);
     assert!(output.status.success(), "{name} {args:?} failed with {}:\n{}", output.status, both(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a test again, in a mount namespace of its own that this script makes ready, and is true in there. The caller returns where it is
+/// false: what the test had to say was said.
+///
+/// # Panics
+/// If the test fails.
+pub fn in_own_mounts(test: &str, script: &str) -> bool {
+    const INSIDE: &str = "BLOCKD_TEST_INSIDE";
+    if std::env::var_os(INSIDE).is_some_and(|inside| inside == test) {
+        return true;
+    }
+    let script = format!("set -e\n{script}\nexec \"$@\"");
+    let mut command = Command::new(tool("unshare"));
+    command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(std::env::current_exe().expect("the test"));
+    command.args([test, "--exact", "--nocapture"]).env(INSIDE, test).stdin(Stdio::null());
+    let output = die_with_parent(&mut command).output().expect("unshare");
+    assert!(output.status.success(), "{test} failed in its own namespace:\n{}", both(&output));
+    false
 }
 
 /// What a process said on both streams.

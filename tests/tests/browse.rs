@@ -23,12 +23,13 @@ impl Drop for Mount {
 }
 
 struct World {
-    bed: Bed,
     store: Store,
     daemon: Daemon,
     source: PathBuf,
     image: PathBuf,
     mount: Mount,
+    /// Last, as what is mounted cannot be removed.
+    bed: Bed,
 }
 
 fn setup(bed: &Bed) -> Setup {

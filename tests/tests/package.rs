@@ -85,6 +85,7 @@ fn what_is_in_the_package() {
         "lib/systemd/system/blockd.service",
         "lib/systemd/system/blockd.socket",
         "lib/systemd/system/blockd-attach@.service",
+        "lib/systemd/system/blockd-browse@.service",
         "usr/bin/blockctl",
         "usr/bin/blockd",
         "usr/lib/sysusers.d/blockd.conf",
@@ -319,7 +320,7 @@ fn installed_upgraded_removed_and_purged() {
         let uid: u32 = account.split(':').nth(2).unwrap().parse().unwrap();
         let data = fs::metadata(system.path("/var/lib/blockd")).unwrap();
         assert_eq!((data.uid(), data.mode() & 0o7777), (uid, 0o700));
-        let units = ["blockd.service", "blockd.socket", "blockd-attach@.service"]
+        let units = ["blockd.service", "blockd.socket", "blockd-attach@.service", "blockd-browse@.service"]
             .map(|unit| format!("/lib/systemd/system/{unit}"));
         let mut verify = vec!["systemd-analyze", "verify", "--man=no"];
         verify.extend(units.iter().map(String::as_str));
@@ -369,7 +370,10 @@ fn installed_upgraded_removed_and_purged() {
         system.must(&["umount", "/mnt"]);
 
         system.must(&["dpkg", "--remove", "blockd"]);
-        assert_eq!(host.asked(), ["stop blockd-attach@*.service", "stop blockd.socket blockd.service"]);
+        assert_eq!(
+            host.asked(),
+            ["stop blockd-attach@*.service blockd-browse@*.service", "stop blockd.socket blockd.service"]
+        );
         daemon.stop();
         assert_eq!(host.status(), "config-files");
         assert!(!host.exists("/usr/bin/blockd") && host.exists("/etc/blockd/blockd.toml"));

@@ -67,6 +67,10 @@ fn a_certificates_name_says_what_may_be_done() {
     far.as_whom("alice", &["volume", "create", "db", "--size", "1MiB"], 0);
     let place = store.dir().to_str().unwrap();
     far.as_whom("alice", &["credentials", "create", "nas", "--provider", "local", "--path", place], 0);
+    // No descriptor goes through TCP.
+    let mount = bed.path("mnt");
+    let said = far.as_whom("alice", &["browse", "mount", mount.to_str().unwrap()], 2);
+    assert!(said.contains("on the daemon's own host") && !mount.exists(), "{said}");
 
     far.as_whom("monitor", &["volume", "list"], 0);
     far.as_whom("monitor", &["cloudsnap", "list"], 0);
@@ -163,6 +167,11 @@ fn a_groups_socket_has_the_groups_role() {
     let error = readers.fails(&["volume", "create", "other", "--size", "1MiB"], 1);
     assert_eq!(error["code"], "forbidden");
     assert!(error["message"].as_str().unwrap().contains(&format!("group {group} is read-only")), "{error}");
+    // Nor do they see what is in snapshots, and no mount is left behind.
+    let mount = bed.path("mnt");
+    let error = readers.fails(&["browse", "mount", mount.to_str().unwrap()], 1);
+    assert_eq!(error["code"], "forbidden");
+    assert!(std::fs::read_dir(&mount).unwrap().next().is_none());
     let _ = daemon.stop();
     assert!(!path.exists(), "the socket is left");
     // Where there is no such group, volumes are served all the same.

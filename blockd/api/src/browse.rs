@@ -17,6 +17,18 @@ pub struct MountBrowse {
     pub cred_ids: Vec<CredentialRef>,
 }
 
+/// Body of `POST /v1/browse/handed`. With its first byte, over a unix socket, comes one descriptor (`SCM_RIGHTS`): that of `/dev/fuse`
+/// with which the caller made the mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HandMount {
+    /// Where it is, absolute, without control characters; shown, and not looked at.
+    pub mountpoint: PathBuf,
+    /// Cloud snapshots of these credentials; of all if there is none.
+    #[serde(default)]
+    pub cred_ids: Vec<CredentialRef>,
+}
+
 /// Body of `POST /v1/browse/unmount`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -46,6 +58,9 @@ pub struct BrowseMount {
     pub cred_ids: Vec<CredentialRef>,
     /// Since when.
     pub since: Timestamp,
+    /// The user who made it and handed it over, in whose namespace it is; not there for the daemon's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
 }
 
 /// Reply to `GET /v1/browse/mounts`.

@@ -6,8 +6,8 @@ use crate::{
     ApiError, CredentialRef, Deleted, Endpoint, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
-        BrowseMount, BrowseMountList, FileList, FileRuns, ListFileRuns, ListFiles, MountBrowse, ReadFile,
-        UnmountBrowse, Unmounted,
+        BrowseMount, BrowseMountList, FileList, FileRuns, HandMount, ListFileRuns, ListFiles, MountBrowse,
+        ReadFile, UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
         BackupStarted, CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected,
@@ -18,6 +18,7 @@ use crate::{
         CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
     },
     endpoint::Stream,
+    handing::Handing,
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     paths,
     snapshots::{
@@ -38,6 +39,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -120,6 +122,14 @@ pub enum ClientError {
         /// What is wrong with it.
         reason: String,
     },
+    /// No descriptor can be handed over like this.
+    #[error(
+        "a descriptor can be handed over through the unix socket of a blockd on this host only, not at {at}"
+    )]
+    NoSocket {
+        /// The address.
+        at: String,
+    },
     /// The request cannot be written down; a fault of its type.
     #[error("the request {what} cannot be written: {source}")]
     BadRequest {
@@ -150,7 +160,8 @@ impl ClientError {
         match self {
             Self::SocketMissing { .. } | Self::Refused { .. } | Self::Connect { .. } => true,
             Self::Timeout { .. } | Self::Broken { .. } => true,
-            Self::PermissionDenied { .. } | Self::BadReply { .. } | Self::BadRequest { .. } => false,
+            Self::PermissionDenied { .. } | Self::NoSocket { .. } => false,
+            Self::BadReply { .. } | Self::BadRequest { .. } => false,
             Self::Api(error) => error.is_retryable(),
         }
     }
@@ -484,6 +495,25 @@ impl Client {
         self.post(paths::BROWSE_MOUNTS, request, STORE_CALL_TIMEOUT).await
     }
 
+    /// Hands a mount over to be served: the descriptor of `/dev/fuse` with which it was made.
+    pub async fn hand_mount(
+        &self,
+        request: &HandMount,
+        descriptor: OwnedFd,
+    ) -> Result<BrowseMount, ClientError> {
+        let (address, method) = (paths::BROWSE_HANDED, Method::POST);
+        let what = format!("{method} {address}");
+        let body = serde_json::to_vec(request)
+            .map_err(|source| ClientError::BadRequest { what: what.clone(), source })?;
+        let Stream::Unix(stream) = self.connect().await? else {
+            return Err(ClientError::NoSocket { at: self.endpoint.to_string() });
+        };
+        let stream = Stream::Handing(Handing::new(stream, descriptor));
+        let reply = self.fetch_through(stream, method, address, body.into(), STORE_CALL_TIMEOUT);
+        let (status, body) = reply.await?;
+        serde_json::from_slice(&body).map_err(|error| self.bad_reply(&what, status, error.to_string()))
+    }
+
     /// Takes a mount of snapshots away.
     pub async fn unmount(&self, request: &UnmountBrowse) -> Result<Unmounted, ClientError> {
         self.post(paths::BROWSE_UNMOUNT, request, CALL_TIMEOUT).await
@@ -576,8 +606,19 @@ impl Client {
         body: Bytes,
         patience: Duration,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let what = format!("{method} {address}");
         let stream = self.connect().await?;
+        self.fetch_through(stream, method, address, body, patience).await
+    }
+
+    async fn fetch_through(
+        &self,
+        stream: Stream,
+        method: Method,
+        address: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let what = format!("{method} {address}");
         match timeout(patience, self.exchange(stream, method, address, body, &what)).await {
             Ok(reply) => reply,
             Err(_) => Err(ClientError::Timeout { at: self.endpoint.to_string(), what, after: patience }),

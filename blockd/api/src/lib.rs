@@ -13,6 +13,7 @@ pub mod credentials;
 mod endpoint;
 mod error;
 pub mod events;
+mod handing;
 pub mod lazy;
 mod limits;
 mod metrics;

@@ -5,8 +5,8 @@ use crate::{
     activity::Activity,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
-        BrowseMount, BrowseMountList, FileList, FileRuns, ListFileRuns, ListFiles, MountBrowse, ReadFile,
-        UnmountBrowse, Unmounted,
+        BrowseMount, BrowseMountList, FileList, FileRuns, HandMount, ListFileRuns, ListFiles, MountBrowse,
+        ReadFile, UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
         BackupStarted, CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected,
@@ -356,6 +356,14 @@ pub const OPERATIONS: &[Operation] = &[
         .body::<MountBrowse>()
         .reply::<BrowseMount>()
         .errors(&[A_STORE, &[ErrorCode::DeviceInUse]]),
+    post(
+        Operator,
+        paths::BROWSE_HANDED,
+        "Serve a mount that the caller made, whose descriptor comes with the request; over unix sockets only",
+    )
+    .body::<HandMount>()
+    .reply::<BrowseMount>()
+    .errors(&[A_STORE]),
     post(Admin, paths::BROWSE_UNMOUNT, "Take a mount of snapshots away")
         .body::<UnmountBrowse>()
         .reply::<Unmounted>()

@@ -90,6 +90,8 @@ pub const CLOUDSNAP_FILE: &str = "/v1/cloudsnaps/file";
 pub const CLOUDSNAP_FILE_RUNS: &str = "/v1/cloudsnaps/file/runs";
 /// `GET`: [`crate::browse::BrowseMountList`]; `POST` of [`crate::browse::MountBrowse`]: [`crate::browse::BrowseMount`].
 pub const BROWSE_MOUNTS: &str = "/v1/browse/mounts";
+/// `POST` of [`crate::browse::HandMount`], with a descriptor: [`crate::browse::BrowseMount`].
+pub const BROWSE_HANDED: &str = "/v1/browse/handed";
 /// `POST` of [`crate::browse::UnmountBrowse`]: [`crate::browse::Unmounted`].
 pub const BROWSE_UNMOUNT: &str = "/v1/browse/unmount";
 /// `GET` with [`crate::tasks::ListTasks`]: [`crate::tasks::TaskList`].

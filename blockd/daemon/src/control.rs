@@ -51,7 +51,8 @@ impl Control {
         for socket in &config.sockets {
             match this.listen_for_group(core, socket, &mut passed) {
                 Ok(listener) => {
-                    let caller = Caller { role: Some(socket.role), name: format!("group {}", socket.group) };
+                    let name = format!("group {}", socket.group);
+                    let caller = Caller { role: Some(socket.role), name, user: None };
                     this.servers.spawn(serve(listener, caller, router.clone(), stop.clone()));
                 }
                 Err(error) => {

@@ -22,6 +22,29 @@ pub enum FuseError {
         /// The directory.
         path: PathBuf,
     },
+    /// Snapshots are mounted there already.
+    #[error("snapshots are mounted at {} already", path.display())]
+    Mounted {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// `fusermount3` refused to mount.
+    #[error("cannot mount at {}: {said}", path.display())]
+    Refused {
+        /// The directory.
+        path: PathBuf,
+        /// What it said.
+        said: String,
+    },
+    /// What was handed over is no descriptor of `/dev/fuse`.
+    #[error("what was handed over is no descriptor of /dev/fuse")]
+    NotFuse,
+    /// What was handed over is a descriptor with which nothing is mounted that waits to be served.
+    #[error("nothing that waits to be served is mounted with the descriptor that was handed over")]
+    NotMounted,
+    /// The descriptor that was handed over does not work.
+    #[error("the descriptor that was handed over cannot be used: {0}")]
+    Descriptor(io::Error),
     /// The kernel or `fusermount3` refused.
     #[error("cannot mount at {}: {source}; fusermount3 (Debian package fuse3) and /dev/fuse are needed", path.display())]
     Mount {

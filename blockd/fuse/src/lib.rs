@@ -8,6 +8,9 @@
 //! DIR/<volume>/latest                      a link to the newest
 //! ```
 //!
+//! Whoever serves a mount need not be who made it: [`UnservedMount`] is made with the rights of the one, in their namespace,
+//! and [`serve_handed`] serves it in the other, who then needs no right to mount.
+//!
 //! Where the snapshots come from is not known here: a [`Catalog`] lists them and opens their images. Requests that may have to
 //! wait for a store are done by threads of their own, so that listing goes on while a store hangs.
 
@@ -15,17 +18,24 @@ mod catalog;
 mod dirs;
 mod error;
 mod filesystem;
+mod fusermount;
+mod handed;
 pub mod inside;
 mod listing;
 mod mount;
+mod mountinfo;
 mod names;
 mod nodes;
 mod pool;
 #[cfg(test)]
 mod testing;
 mod tree;
+mod unserved;
 
 pub use catalog::{Catalog, Image, ImageRun, SnapshotEntry, SnapshotKey};
 pub use error::FuseError;
+pub use handed::{HandedMount, Served, serve_handed};
 pub use mount::{MountOptions, Mounted, clean_stale, mount};
+pub use mountinfo::{SeenMount, find_mount, resolve};
 pub use names::{escape, time_name};
+pub use unserved::{UnservedMount, take_away};

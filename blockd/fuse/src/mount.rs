@@ -3,28 +3,26 @@
 //! `fusermount3` does both where the process has no right to. A mount whose process died answers everything with
 //! `ENOTCONN` until it is taken away: whoever starts again calls [`clean_stale`].
 
-use crate::{Catalog, FuseError, filesystem::BrowseFilesystem, tree::Tree};
+use crate::{
+    Catalog, FuseError, filesystem::BrowseFilesystem, fusermount, mountinfo::resolve, tree::Tree,
+    unserved::refuse_second,
+};
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use rustix::io::Errno;
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
 };
 
 /// How the kernel shows the mount: the type is `fuse.` and this.
 const SUBTYPE: &str = "blockd";
 /// Threads that take requests from the kernel.
-const SESSION_THREADS: usize = 2;
-/// How long `fusermount3` may take.
-const UNMOUNT_PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const SESSION_THREADS: usize = 2;
 /// What the kernel reads ahead, where that can be set: as much as one request brings.
 const READAHEAD_KIB: u32 = 1024;
 
@@ -53,7 +51,7 @@ pub struct Mounted {
     gone: AtomicBool,
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FuseError {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FuseError {
     move |source| FuseError::Mountpoint { action, path: path.to_owned(), source }
 }
 
@@ -66,12 +64,7 @@ pub fn mount(
     mountpoint: &Path,
     options: MountOptions,
 ) -> Result<Mounted, FuseError> {
-    clean_stale(mountpoint)?;
-    fs::create_dir_all(mountpoint).map_err(failed("make", mountpoint))?;
-    let mountpoint = mountpoint.canonicalize().map_err(failed("find", mountpoint))?;
-    if fs::read_dir(&mountpoint).map_err(failed("list", &mountpoint))?.next().is_some() {
-        return Err(FuseError::NotEmpty { path: mountpoint });
-    }
+    let mountpoint = prepare(mountpoint)?;
     let filesystem = BrowseFilesystem::new(Tree::new(catalog), options.threads).map_err(FuseError::Thread)?;
     let mut config = Config::default();
     config.mount_options = vec![
@@ -88,7 +81,11 @@ pub fn mount(
     }
     config.n_threads = Some(SESSION_THREADS);
     config.clone_fd = true;
-    let refused = |source| FuseError::Mount { path: mountpoint.clone(), source };
+    // What fusermount3 says ends with the line.
+    let refused = |error: io::Error| {
+        let source = io::Error::new(error.kind(), error.to_string().trim().replace('\n', "; "));
+        FuseError::Mount { path: mountpoint.clone(), source }
+    };
     let session = Session::new(filesystem, &mountpoint, &config).map_err(refused)?;
     let session = session.spawn().map_err(refused)?;
     let mounted =
@@ -97,8 +94,22 @@ pub fn mount(
     Ok(mounted)
 }
 
+/// Makes sure of an empty directory to mount at, and says where it is without links. A mount there whose process died is taken away.
+pub(crate) fn prepare(mountpoint: &Path) -> Result<PathBuf, FuseError> {
+    clean_stale(mountpoint)?;
+    // First, as it may be one that is not to be looked into.
+    refuse_second(&resolve(mountpoint))?;
+    fs::create_dir_all(mountpoint).map_err(failed("make", mountpoint))?;
+    let mountpoint = mountpoint.canonicalize().map_err(failed("find", mountpoint))?;
+    refuse_second(&mountpoint)?;
+    if fs::read_dir(&mountpoint).map_err(failed("list", &mountpoint))?.next().is_some() {
+        return Err(FuseError::NotEmpty { path: mountpoint });
+    }
+    Ok(mountpoint)
+}
+
 /// Has the kernel ask for more at once, where that may be set: it begins with 128 KiB.
-fn raise_readahead(mountpoint: &Path) {
+pub(crate) fn raise_readahead(mountpoint: &Path) {
     let Ok(meta) = fs::metadata(mountpoint) else { return };
     let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
     let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
@@ -127,7 +138,7 @@ impl Mounted {
         if !self.is_alive() {
             return Ok(());
         }
-        fusermount(&self.mountpoint, force)?;
+        fusermount::unmount(&self.mountpoint, force)?;
         self.gone.store(true, Relaxed);
         Ok(())
     }
@@ -136,45 +147,13 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.is_alive()
-            && let Err(error) = fusermount(&self.mountpoint, true)
+            && let Err(error) = fusermount::unmount(&self.mountpoint, true)
         {
             tracing::warn!(%error, "a mount is left behind");
         }
         // Not joined: its threads end when the last file is closed that somebody has open there.
         drop(self.session.take());
     }
-}
-
-fn fusermount(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
-    let failed = |said: String| FuseError::Unmount { path: mountpoint.to_owned(), said };
-    let mut command = Command::new("fusermount3");
-    command.arg("-u").args(force.then_some("-z")).arg("--").arg(mountpoint);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| failed(format!("fusermount3: {error}")))?;
-    let until = Instant::now() + UNMOUNT_PATIENCE;
-    let status = loop {
-        match child.try_wait().map_err(|error| failed(error.to_string()))? {
-            Some(status) => break status,
-            None if Instant::now() > until => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(failed("fusermount3 takes too long".into()));
-            }
-            None => std::thread::sleep(Duration::from_millis(5)),
-        }
-    };
-    if status.success() {
-        return Ok(());
-    }
-    let mut said = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        // What it says is for people; without it there is still the status.
-        let _ = stderr.take(4096).read_to_string(&mut said);
-    }
-    if said.contains("busy") {
-        return Err(FuseError::Busy { path: mountpoint.to_owned() });
-    }
-    Err(failed(said.trim().to_owned()))
 }
 
 /// Takes away a mount whose process died; says whether there was one.
@@ -185,7 +164,7 @@ pub fn clean_stale(mountpoint: &Path) -> Result<bool, FuseError> {
     // Not stat: the kernel may still know the answer to that.
     match rustix::fs::statfs(mountpoint) {
         Err(Errno::NOTCONN) => {
-            fusermount(mountpoint, true)?;
+            fusermount::unmount(mountpoint, true)?;
             tracing::info!(mountpoint = %mountpoint.display(), "a mount that an earlier process left was taken away");
             Ok(true)
         }

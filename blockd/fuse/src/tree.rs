@@ -125,16 +125,16 @@ fn file_type(kind: FileKind) -> FileType {
 }
 
 impl Tree {
+    /// What is no file inside an image belongs to the user of this process.
     pub fn new(catalog: Arc<dyn Catalog>) -> Self {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Self::of_owner(catalog, uid, gid)
+    }
+
+    /// What is no file inside an image belongs to this user and group.
+    pub fn of_owner(catalog: Arc<dyn Catalog>, uid: u32, gid: u32) -> Self {
         let listing = Mutex::new(Arc::new(Listing::new(catalog.snapshots())));
-        Self {
-            catalog,
-            listing,
-            opened: Mutex::default(),
-            since: SystemTime::now(),
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-        }
+        Self { catalog, listing, opened: Mutex::default(), since: SystemTime::now(), uid, gid }
     }
 
     /// The list as it is now. What is gone from it is closed.

@@ -5,9 +5,11 @@
 
 mod export;
 mod files;
+mod handed;
 mod images;
 mod listing;
 mod mounts;
+mod places;
 mod turns;
 
 pub(crate) use export::CloudExports;

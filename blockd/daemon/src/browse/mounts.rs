@@ -2,20 +2,16 @@
 //!
 //! The note is the file `browse-mounts` in the data directory: a path a line. Paths with line breaks are refused.
 
-use super::listing::BrowseCatalog;
+use super::{handed::Handed, listing::BrowseCatalog, places::Places};
 use crate::{core::Core, error::ServiceError};
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{BrowseMount, BrowseMountList, MountBrowse, UnmountBrowse, Unmounted},
 };
-use blockd_fuse::{FuseError, MountOptions, Mounted};
+use blockd_fuse::{FuseError, MountOptions, Mounted, resolve};
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io::Write, path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
 /// Most mounts at once.
@@ -34,21 +30,33 @@ impl Mount {
             mountpoint: self.mounted.mountpoint().to_owned(),
             cred_ids: self.credentials.clone(),
             since: self.since,
+            uid: None,
         }
     }
 }
 
-/// The mounts of this daemon.
+/// The mounts of this daemon, and those that were handed over to it.
 #[derive(Default)]
 pub(super) struct Mounts {
-    /// None when the daemon stops.
+    /// None while the daemon starts or stops.
     mounts: Mutex<Option<Vec<Mount>>>,
+    /// None while the daemon starts or stops.
+    pub(super) handed: Mutex<Option<Vec<Handed>>>,
+    pub(super) places: Places,
 }
 
 impl Mounts {
-    /// Takes all away, and lets none be made any more.
+    /// Takes all away, and lets none be made any more. Those that were handed over are their users' to take away: they end with
+    /// this process.
     pub fn stop(&self) {
+        let handed = self.handed.lock().take();
+        handed.iter().flatten().for_each(Handed::stop);
         drop(self.mounts.lock().take());
+    }
+
+    /// Notes which there are.
+    pub(super) fn note(&self, core: &Core) {
+        write_note(core, self.mounts.lock().as_deref().unwrap_or_default());
     }
 }
 
@@ -56,22 +64,30 @@ impl From<FuseError> for ServiceError {
     fn from(error: FuseError) -> Self {
         let code = match &error {
             FuseError::Busy { .. } => ErrorCode::DeviceInUse,
-            FuseError::NotEmpty { .. } | FuseError::Mountpoint { .. } => ErrorCode::InvalidRequest,
-            FuseError::Mount { .. } => ErrorCode::NotPermitted,
+            FuseError::NotEmpty { .. } | FuseError::Mountpoint { .. } | FuseError::Mounted { .. } => {
+                ErrorCode::InvalidRequest
+            }
+            FuseError::NotFuse | FuseError::NotMounted | FuseError::Descriptor(_) => {
+                ErrorCode::InvalidRequest
+            }
+            FuseError::Mount { .. } | FuseError::Refused { .. } => ErrorCode::NotPermitted,
             _ => ErrorCode::Internal,
         };
         Self::refused(code, error.to_string())
     }
 }
 
+/// Whoever has the lock of the daemon's own mounts may take that of those that were handed over, and not the other way round.
 fn write_note(core: &Core, mounts: &[Mount]) {
     let path = core.data_dir.join(NOTE);
     let write = || -> std::io::Result<()> {
         let temp = path.with_extension("tmp");
         let mut file = std::fs::File::create(&temp)?;
-        for mount in mounts {
+        let handed = core.browse.mounts.handed.lock();
+        let own = mounts.iter().map(|mount| mount.mounted.mountpoint());
+        for mountpoint in own.chain(handed.iter().flatten().filter_map(Handed::to_note)) {
             use std::os::unix::ffi::OsStrExt;
-            file.write_all(mount.mounted.mountpoint().as_os_str().as_bytes())?;
+            file.write_all(mountpoint.as_os_str().as_bytes())?;
             file.write_all(b"\n")?;
         }
         file.sync_all()?;
@@ -94,6 +110,7 @@ pub(super) fn clean(core: &Core) {
         }
     }
     *core.browse.mounts.mounts.lock() = Some(Vec::new());
+    *core.browse.mounts.handed.lock() = Some(Vec::new());
     write_note(core, &[]);
 }
 
@@ -160,6 +177,13 @@ impl Core {
         let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
         let found = all.iter().position(|mount| mount.mounted.mountpoint() == wanted);
         let Some(at) = found else {
+            if let Some(uid) = self.handed_by(&wanted) {
+                let message = format!(
+                    "{} was mounted by user {uid}: that user, and root, take it away on this host",
+                    wanted.display()
+                );
+                return Err(ServiceError::refused(ErrorCode::NotPermitted, message));
+            }
             let message = format!("no snapshots are mounted at {}", wanted.display());
             return Err(ServiceError::refused(ErrorCode::MountNotFound, message));
         };
@@ -169,18 +193,24 @@ impl Core {
         Ok(Unmounted { mountpoint: mount.mounted.mountpoint().to_owned() })
     }
 
+    /// Who handed over the mount that is said to be there.
+    fn handed_by(&self, mountpoint: &Path) -> Option<u32> {
+        let handed = self.browse.mounts.handed.lock();
+        let found = handed.iter().flatten().find(|handed| handed.is_alive() && handed.is_at(mountpoint));
+        found.map(Handed::uid)
+    }
+
     /// The mounts.
     pub(crate) fn list_browse(&self) -> BrowseMountList {
-        let mut mounts = self.browse.mounts.mounts.lock();
-        // None while the daemon starts or stops: nothing is mounted, and nothing is to be from here.
-        let Some(all) = &mut *mounts else { return BrowseMountList { mounts: Vec::new() } };
-        all.retain(|mount| mount.mounted.is_alive());
-        BrowseMountList { mounts: all.iter().map(Mount::describe).collect() }
+        let mut mounts = Vec::new();
+        if let Some(own) = &mut *self.browse.mounts.mounts.lock() {
+            own.retain(|mount| mount.mounted.is_alive());
+            mounts.extend(own.iter().map(Mount::describe));
+        }
+        if let Some(handed) = &mut *self.browse.mounts.handed.lock() {
+            handed.retain(Handed::is_alive);
+            mounts.extend(handed.iter().map(Handed::describe));
+        }
+        BrowseMountList { mounts }
     }
-}
-
-/// The path without links, without looking at what it leads to, which may be a mount that waits for this very thread.
-fn resolve(path: &Path) -> PathBuf {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.to_owned() };
-    parent.canonicalize().map_or_else(|_| path.to_owned(), |parent| parent.join(name))
 }

@@ -1,11 +1,11 @@
 //! Mounts of snapshots, and the files inside cloud snapshots.
 
-use super::{Answer, Asked, Body, Failure, Reply};
+use super::{Answer, Asked, Body, Failure, Reply, caller::Caller, passed::Descriptor};
 use crate::{core::Core, error::ServiceError};
 use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::browse::{
-    BrowseMount, BrowseMountList, FileList, FileRuns, ListFileRuns, ListFiles, MountBrowse, ReadFile,
-    UnmountBrowse, Unmounted,
+    BrowseMount, BrowseMountList, FileList, FileRuns, HandMount, ListFileRuns, ListFiles, MountBrowse,
+    ReadFile, UnmountBrowse, Unmounted,
 };
 use std::sync::Arc;
 
@@ -27,6 +27,16 @@ pub(super) async fn mount(
     Body(request): Body<MountBrowse>,
 ) -> Answer<BrowseMount> {
     Ok(Reply(in_turn(core, move |core| core.mount_browse(&request)).await?))
+}
+
+pub(super) async fn serve_handed(
+    State(core): State<Arc<Core>>,
+    caller: Caller,
+    Descriptor(descriptor): Descriptor,
+    Body(request): Body<HandMount>,
+) -> Answer<BrowseMount> {
+    let serve = move |core: &Arc<Core>| core.serve_handed(request, descriptor, caller.user);
+    Ok(Reply(in_turn(core, serve).await?))
 }
 
 pub(super) async fn unmount(

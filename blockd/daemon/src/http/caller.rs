@@ -20,12 +20,21 @@ pub(crate) struct Caller {
     pub role: Option<Role>,
     /// What it is called where it is refused and in the log.
     pub name: String,
+    /// Which user of this host it is, where the kernel says so.
+    pub user: Option<User>,
+}
+
+/// A user of this host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct User {
+    pub uid: u32,
+    pub gid: u32,
 }
 
 impl Caller {
     /// Whoever can use the daemon's own socket.
     pub(crate) fn owner() -> Self {
-        Self { role: Some(Role::Admin), name: "the daemon's own socket".to_owned() }
+        Self { role: Some(Role::Admin), name: "the daemon's own socket".to_owned(), user: None }
     }
 
     /// Whether it may see what only admins may.
@@ -80,7 +89,7 @@ mod tests {
     #[test]
     fn whoever_may_not_is_told_what_it_is_and_what_it_would_have_to_be() {
         let told = |role| {
-            let caller = Caller { role, name: "bob".to_owned() };
+            let caller = Caller { role, name: "bob".to_owned(), user: None };
             caller.needs(Role::Operator, "POST /v1/volumes").map_err(|Failure(error)| error.to_string())
         };
         assert_eq!(told(Some(Role::Operator)), Ok(()));

@@ -3,7 +3,10 @@
 //! A caller's role is looked up when it connects, so a connection ends with its request: what was taken from somebody is
 //! not theirs for as long as they keep a connection.
 
-use super::caller::Caller;
+use super::{
+    caller::{Caller, User},
+    passed::{Passed, Receiving},
+};
 use axum::{Router, body::Body};
 use blockd_cloud::CancelToken;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
@@ -47,9 +50,11 @@ pub(crate) async fn serve(listener: UnixListener, caller: Caller, router: Router
         };
         while connections.try_join_next().is_some() {}
         let Some((stream, slot)) = next else { continue };
-        let (caller, router, stop) = (caller.clone(), router.clone(), stop.clone());
+        let (mut caller, router, stop) = (caller.clone(), router.clone(), stop.clone());
+        caller.user = stream.peer_cred().ok().map(|peer| User { uid: peer.uid(), gid: peer.gid() });
         connections.spawn(async move {
-            serve_one(stream, caller, router, &stop).await;
+            let (stream, passed) = Receiving::new(stream);
+            serve_one(stream, caller, passed, router, &stop).await;
             drop(slot);
         });
     }
@@ -57,13 +62,20 @@ pub(crate) async fn serve(listener: UnixListener, caller: Caller, router: Router
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one connection to its end. When told to stop, a request that is under way is answered.
-pub(super) async fn serve_one<S>(stream: S, caller: Caller, router: Router, stop: &CancelToken)
-where
+/// Serves one connection to its end. When told to stop, a request that is under way is answered. The request is given the descriptors that came
+/// before it was read.
+pub(super) async fn serve_one<S>(
+    stream: S,
+    caller: Caller,
+    passed: Passed,
+    router: Router,
+    stop: &CancelToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(caller.clone());
+        request.extensions_mut().insert(passed.take());
         router.clone().call(request.map(Body::new))
     });
     let mut http = http1::Builder::new();

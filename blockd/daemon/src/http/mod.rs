@@ -11,6 +11,7 @@ pub(crate) mod connections;
 mod credentials;
 mod events;
 pub(crate) mod metrics;
+mod passed;
 pub(crate) mod remote;
 mod routes;
 mod schedules;
@@ -108,6 +109,7 @@ fn routes() -> Routes {
         .get(paths::CLOUDSNAP_FILE_RUNS, browse::list_file_runs)
         .get(paths::BROWSE_MOUNTS, browse::mounts)
         .post(paths::BROWSE_MOUNTS, browse::mount)
+        .post(paths::BROWSE_HANDED, browse::serve_handed)
         .post(paths::BROWSE_UNMOUNT, browse::unmount)
         .get(paths::SCHEDULES, schedules::list)
         .post(paths::SCHEDULES, schedules::create)

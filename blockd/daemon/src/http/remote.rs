@@ -6,6 +6,7 @@
 use super::{
     caller::Caller,
     connections::{ACCEPT_PAUSE, serve_one},
+    passed::Passed,
 };
 use crate::config::ControlConfig;
 use axum::Router;
@@ -108,8 +109,8 @@ impl Remote {
             return tracing::debug!(name, "too many control connections");
         };
         tracing::debug!(name, ?role, "a control connection");
-        let caller = Caller { role, name };
-        serve_one(session, caller, self.router.clone(), &self.stop).await;
+        let caller = Caller { role, name, user: None };
+        serve_one(session, caller, Passed::default(), self.router.clone(), &self.stop).await;
     }
 }
 

@@ -10,11 +10,19 @@ DIR/VOLUME/TIME-ID/disk.img, manifest.json, and files/ with the files of an ext2
 filesystem, or files/p1/… of each partition. DIR/VOLUME/latest leads to the newest. Everything is
 read-only, and fetched when it is read.
 
+The mount is made by fusermount3 (Debian package fuse3) as whoever runs this, and handed to the daemon,
+which must be on this host, through its socket; the daemon needs no rights for it. It is for that user
+alone unless --allow-other says otherwise, not for root either. When the daemon ends it is dead: mount
+it again.
+
 Examples:
   blockctl browse mount ~/snapshots
+  blockctl browse mount /srv/snapshots --allow-other
   blockctl browse mount /mnt/snapshots --cred-id nas --cred-id offsite";
 
 const UMOUNT_HELP: &str = "\
+A mount of one's own is taken away whether or not the daemon runs; root takes away everybody's.
+
 Examples:
   blockctl browse umount ~/snapshots
   blockctl browse umount ~/snapshots --force";
@@ -47,6 +55,10 @@ pub struct MountArgs {
     /// Show cloud snapshots of these credentials only; may be repeated
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
+    /// Other users may look, too, by the modes and owners that are shown; unless root mounts, it takes
+    /// `user_allow_other` in /etc/fuse.conf
+    #[arg(long)]
+    pub allow_other: bool,
 }
 
 /// `browse umount`

@@ -1,16 +1,29 @@
 //! `blockctl browse …`
+//!
+//! A mount is made here, by `fusermount3` as whoever runs this, and handed to the daemon to be served. So it is where and whose it
+//! should be, and the daemon needs no right to mount.
 
-use super::Context;
+use super::{Context, or_dash};
 use crate::{
     cli::browse::{BrowseCommand, MountArgs, UmountArgs},
     failure::{EXIT_DONE, Failure},
     table::Table,
 };
 use blockd_api::{
-    browse::{MountBrowse, UnmountBrowse},
+    ApiError, ErrorCode,
+    browse::{HandMount, UnmountBrowse, Unmounted},
     format_time,
 };
-use std::path::{Path, PathBuf};
+use blockd_fuse::{FuseError, SeenMount, UnservedMount, find_mount, resolve, take_away};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::time::{sleep, timeout};
+
+/// How long the daemon is given to notice that a mount is gone.
+const NOTICE_PATIENCE: Duration = Duration::from_secs(1);
+const NOTICE_PAUSE: Duration = Duration::from_millis(20);
 
 pub async fn run(context: &Context<'_>, command: BrowseCommand) -> Result<u8, Failure> {
     match command {
@@ -21,24 +34,101 @@ pub async fn run(context: &Context<'_>, command: BrowseCommand) -> Result<u8, Fa
     Ok(EXIT_DONE)
 }
 
-/// The path as the daemon understands it, who has another working directory.
+/// The path as others understand it, who have another working directory.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path)
-        .map_err(|error| Failure::usage(format!("{} is no directory: {error}", path.display())))
+    let is_plain = |path: &Path| path.to_str().is_some_and(|text| !text.chars().any(char::is_control));
+    match std::path::absolute(path) {
+        Ok(path) if is_plain(&path) => Ok(path),
+        Ok(path) => Err(Failure::usage(format!(
+            "{path:?} cannot be named: choose a directory without control characters, in UTF-8"
+        ))),
+        Err(error) => Err(Failure::usage(format!("{} is no directory: {error}", path.display()))),
+    }
+}
+
+/// What went wrong here, as the daemon would say it.
+fn refused(error: &FuseError) -> Failure {
+    let code = match error {
+        FuseError::Busy { .. } => ErrorCode::DeviceInUse,
+        FuseError::NotEmpty { .. } | FuseError::Mountpoint { .. } | FuseError::Mounted { .. } => {
+            ErrorCode::InvalidRequest
+        }
+        FuseError::Mount { .. } | FuseError::Refused { .. } | FuseError::Unmount { .. } => {
+            ErrorCode::NotPermitted
+        }
+        _ => ErrorCode::Internal,
+    };
+    Failure::Client(ApiError::new(code, error.to_string()).into())
 }
 
 async fn mount(context: &Context<'_>, args: MountArgs) -> Result<(), Failure> {
-    let request = MountBrowse { mountpoint: absolute(&args.dir)?, cred_ids: args.cred_id };
-    let mount = context.client.mount(&request).await?;
+    let dir = absolute(&args.dir)?;
+    if context.client.endpoint().socket().is_none() {
+        return Err(Failure::usage(format!(
+            "a mount is made on the daemon's own host and handed over through its socket, which cannot be done at {}",
+            context.client.endpoint()
+        )));
+    }
+    // Nothing is mounted where nobody would serve it.
+    context.client.list_mounts().await?;
+    let mut unserved = UnservedMount::make(&dir, args.allow_other).map_err(|error| refused(&error))?;
+    let request = HandMount { mountpoint: unserved.mountpoint().to_owned(), cred_ids: args.cred_id };
+    let Some(descriptor) = unserved.take_descriptor() else {
+        return Err(Failure::usage(format!("{} was handed over already", dir.display())));
+    };
+    let mount = context.client.hand_mount(&request, descriptor).await?;
+    unserved.keep();
     match context.output.is_json() {
         true => context.output.document(&mount),
         false => context.output.line(format!("Snapshots mounted at {}", mount.mountpoint.display())),
     }
 }
 
+/// The mount of snapshots there, if it is for this user to take away. Without looking into it: whoever serves it may be gone.
+fn find_own(dir: &Path) -> Result<Option<SeenMount>, Failure> {
+    let found = |path: &Path| {
+        find_mount(path).map_err(|error| Failure::usage(format!("cannot look for mounts: {error}")))
+    };
+    let mut seen = found(&resolve(dir))?;
+    // It may be a link to one.
+    if seen.is_none()
+        && let Ok(path) = dir.canonicalize()
+    {
+        seen = found(&path)?;
+    }
+    let user = rustix::process::getuid();
+    Ok(seen.filter(|seen| user.is_root() || seen.uid == user.as_raw()))
+}
+
+/// Waits until the daemon does not list a mount any more, so that it does not right after this. Who has files open there keeps it for longer.
+async fn notice(context: &Context<'_>, gone: &SeenMount) {
+    let lists = async || {
+        let list = context.client.list_mounts().await.ok()?;
+        let is_it = |uid: Option<u32>| uid.is_none_or(|uid| uid == gone.uid);
+        list.mounts.iter().any(|mount| mount.mountpoint == gone.mountpoint && is_it(mount.uid)).then_some(())
+    };
+    let noticed = async {
+        while lists().await.is_some() {
+            sleep(NOTICE_PAUSE).await;
+        }
+    };
+    // The mount is gone in any case.
+    let _ = timeout(NOTICE_PATIENCE, noticed).await;
+}
+
 async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> {
-    let request = UnmountBrowse { mountpoint: absolute(&args.dir)?, force: args.force };
-    let gone = context.client.unmount(&request).await?;
+    let dir = absolute(&args.dir)?;
+    let is_here = context.client.endpoint().socket().is_some();
+    let own = if is_here { find_own(&dir)? } else { None };
+    let gone = match own {
+        Some(own) => {
+            take_away(&own.mountpoint, args.force).map_err(|error| refused(&error))?;
+            notice(context, &own).await;
+            Unmounted { mountpoint: own.mountpoint }
+        }
+        // It may be one that the daemon made, where others do not see it.
+        None => context.client.unmount(&UnmountBrowse { mountpoint: dir, force: args.force }).await?,
+    };
     match context.output.is_json() {
         true => context.output.document(&gone),
         false => context.output.line(format!("Snapshots no longer mounted at {}", gone.mountpoint.display())),
@@ -50,11 +140,16 @@ async fn list(context: &Context<'_>) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.output.document(&list.mounts);
     }
-    let mut table = Table::new(&["MOUNTPOINT", "CREDENTIALS", "SINCE"]);
+    let mut table = Table::new(&["MOUNTPOINT", "CREDENTIALS", "UID", "SINCE"]);
     for mount in &list.mounts {
         let credentials: Vec<String> = mount.cred_ids.iter().map(ToString::to_string).collect();
         let credentials = if credentials.is_empty() { "all".to_owned() } else { credentials.join(",") };
-        table.row([mount.mountpoint.display().to_string(), credentials, format_time(mount.since)]);
+        table.row([
+            mount.mountpoint.display().to_string(),
+            credentials,
+            or_dash(mount.uid),
+            format_time(mount.since),
+        ]);
     }
     context.output.table(&table)
 }

@@ -1,0 +1,204 @@
+//! Serving a mount that somebody else made, who handed its descriptor of `/dev/fuse` over.
+//!
+//! Whoever hands it over keeps the mount: it is in their namespace, the kernel lets only them look into it, or those
+//! whom they let, and they take it away. They may keep a copy of the descriptor as well, and so do harm to their own
+//! mount only: steal its requests, or answer them. What they must not do is to keep threads here for ever, or busy.
+
+use crate::{
+    Catalog, FuseError, MountOptions, filesystem::BrowseFilesystem, fusermount, mount::SESSION_THREADS,
+    mountinfo::find_mount, tree::Tree,
+};
+use fuser::{Config, Session, SessionACL};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::{FileType, Mode, OFlags, major, minor},
+    ioctl::{Opcode, Setter, opcode},
+};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
+    time::Duration,
+};
+
+/// The number of `/dev/fuse`: character devices are of the major number 10, MISC.
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+/// `FUSE_DEV_IOC_CLONE`.
+const CLONE: Opcode = opcode::read::<u32>(229, 0);
+/// How long the kernel's first request may take, which waits already if something is mounted.
+const FIRST_REQUEST_PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+/// How long the answer to it may take.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A mount that was handed over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HandedMount {
+    /// Where it is, as whoever made it says.
+    pub mountpoint: PathBuf,
+    /// Who made it: what is no file inside an image is theirs.
+    pub uid: u32,
+    /// And of which group.
+    pub gid: u32,
+}
+
+/// A mount of somebody else's that is served. It is served until it is taken away by whoever may, or this process ends.
+#[derive(Debug)]
+pub struct Served {
+    mount: HandedMount,
+    ended: Arc<AtomicBool>,
+}
+
+impl Served {
+    /// The mount.
+    #[must_use]
+    pub fn mount(&self) -> &HandedMount {
+        &self.mount
+    }
+
+    /// Whether it is still there.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.ended.load(Relaxed)
+    }
+
+    /// Whether it was made by the user of this process, who may take it away as well as its maker.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.mount.uid == rustix::process::geteuid().as_raw()
+    }
+
+    /// Takes it away, even if somebody has files open there, if it is its own user's and this process sees it; any other is left alone.
+    pub fn take_away_own(&self) {
+        let mountpoint = &self.mount.mountpoint;
+        let is_seen =
+            || find_mount(mountpoint).is_ok_and(|seen| seen.is_some_and(|seen| seen.uid == self.mount.uid));
+        if self.is_alive()
+            && self.is_own()
+            && is_seen()
+            && let Err(error) = fusermount::unmount(mountpoint, true)
+        {
+            tracing::warn!(%error, "a mount is left behind");
+        }
+    }
+}
+
+/// Calls back when whatever it was given to has ended, however that was.
+struct OnEnd<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for OnEnd<F> {
+    fn drop(&mut self) {
+        if let Some(ended) = self.0.take() {
+            ended();
+        }
+    }
+}
+
+/// Serves a catalog through a descriptor of a mount that was just made. May block for some seconds. `on_end` is called when
+/// nothing is left that reads from the descriptor, also if this fails.
+///
+/// # Errors
+/// It is no descriptor of `/dev/fuse`, nothing is mounted with it, or somebody else serves it.
+pub fn serve_handed(
+    catalog: Arc<dyn Catalog>,
+    descriptor: OwnedFd,
+    mount: HandedMount,
+    options: MountOptions,
+    on_end: impl FnOnce() + Send + 'static,
+) -> Result<Served, FuseError> {
+    let on_end = OnEnd(Some(on_end));
+    check(&descriptor)?;
+    wait_for_kernel(&descriptor)?;
+    let (descriptor, is_own) = own_description(descriptor).map_err(FuseError::Descriptor)?;
+    let tree = Tree::of_owner(catalog, mount.uid, mount.gid);
+    let filesystem = BrowseFilesystem::new(tree, options.threads).map_err(FuseError::Thread)?;
+    let mut config = Config::default();
+    config.n_threads = Some(SESSION_THREADS);
+    // That takes what made the description this process's own.
+    config.clone_fd = is_own;
+
+    let ended = Arc::new(AtomicBool::new(false));
+    let (send, receive) = mpsc::sync_channel(1);
+    let flag = Arc::clone(&ended);
+    let run = move || {
+        let on_end = on_end;
+        let flag = OnEnd(Some(move || flag.store(true, Relaxed)));
+        // Who may look is the kernel's to say: this process does not know whom the mount is for.
+        let session = match Session::from_fd(filesystem, descriptor, SessionACL::All, config) {
+            Ok(session) => session,
+            Err(error) => {
+                // Nobody may wait any more.
+                let _ = send.send(Err(error));
+                return;
+            }
+        };
+        if send.send(Ok(())).is_ok()
+            && let Err(error) = session.run()
+        {
+            tracing::debug!(%error, "a mount that was handed over ended");
+        }
+        drop((flag, on_end));
+    };
+    std::thread::Builder::new().name("browse-handed".into()).spawn(run).map_err(FuseError::Thread)?;
+    match receive.recv_timeout(HANDSHAKE_PATIENCE) {
+        Ok(Ok(())) => Ok(Served { mount, ended }),
+        Ok(Err(error)) => Err(FuseError::Descriptor(error)),
+        // Somebody took the request away since it was seen.
+        Err(_) => Err(FuseError::NotMounted),
+    }
+}
+
+/// Refuses what is not `/dev/fuse`.
+fn check(descriptor: &OwnedFd) -> Result<(), FuseError> {
+    let found = rustix::fs::fstat(descriptor).map_err(|error| FuseError::Descriptor(error.into()))?;
+    let number = (major(found.st_rdev), minor(found.st_rdev));
+    let is_fuse =
+        FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice && number == FUSE_DEVICE;
+    if is_fuse { Ok(()) } else { Err(FuseError::NotFuse) }
+}
+
+/// Waits for the request with which the kernel begins.
+fn wait_for_kernel(descriptor: &OwnedFd) -> Result<(), FuseError> {
+    let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
+    let found = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&FIRST_REQUEST_PATIENCE)));
+    found.map_err(|error| FuseError::Descriptor(error.into()))?;
+    let events = polled[0].revents();
+    // An error stands for nothing that is mounted, and for what is mounted no more.
+    match events.contains(PollFlags::IN) && !events.contains(PollFlags::ERR) {
+        true => Ok(()),
+        false => Err(FuseError::NotMounted),
+    }
+}
+
+/// A descriptor of the same mount that shares no flags with that of whoever handed it over: set not to wait, it would have threads here
+/// ask over and over. It takes opening `/dev/fuse`; where that is refused, the descriptor is used as it is, and that is said by false.
+fn own_description(descriptor: OwnedFd) -> io::Result<(OwnedFd, bool)> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let own = rustix::fs::open("/dev/fuse", flags, Mode::empty()).and_then(|own| {
+        clone_into(&own, &descriptor)?;
+        Ok(own)
+    });
+    match own {
+        Ok(own) => Ok((own, true)),
+        Err(error) => {
+            tracing::debug!(%error, "a descriptor that was handed over is shared");
+            let flags = rustix::fs::fcntl_getfl(&descriptor)?;
+            rustix::fs::fcntl_setfl(&descriptor, flags - OFlags::NONBLOCK)?;
+            Ok((descriptor, false))
+        }
+    }
+}
+
+/// Has a fresh descriptor of `/dev/fuse` belong to the mount of another one.
+fn clone_into(own: &OwnedFd, descriptor: &OwnedFd) -> rustix::io::Result<()> {
+    // A descriptor that is open is not negative.
+    let number = descriptor.as_fd().as_raw_fd().cast_unsigned();
+    // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, the number of a descriptor, from where its argument points, and writes nothing.
+    let request = unsafe { Setter::<CLONE, u32>::new(number) };
+    // SAFETY: the request is one that `/dev/fuse` understands, which `own` was opened as.
+    unsafe { rustix::ioctl::ioctl(own, request) }
+}

@@ -1,0 +1,103 @@
+//! Which mounts of snapshots this process sees, and whose they are: `/proc/self/mountinfo`.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+};
+
+/// What the kernel calls them.
+const TYPE: &[u8] = b"fuse.blockd";
+
+/// A mount of snapshots.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SeenMount {
+    /// Where it is.
+    pub mountpoint: PathBuf,
+    /// Whose it is: besides root, only this user can take it away.
+    pub uid: u32,
+}
+
+/// The path without links above it, and without looking at what it leads to itself, which may be a mount that nobody serves.
+#[must_use]
+pub fn resolve(path: &Path) -> PathBuf {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.to_owned() };
+    parent.canonicalize().map_or_else(|_| path.to_owned(), |parent| parent.join(name))
+}
+
+/// The mount of snapshots at this path, which is no link. Asks nobody who may be gone.
+///
+/// # Errors
+/// The kernel does not say what is mounted.
+pub fn find_mount(path: &Path) -> io::Result<Option<SeenMount>> {
+    Ok(parse(&fs::read("/proc/self/mountinfo")?, path))
+}
+
+/// The one that was mounted there last hides the others.
+fn parse(mountinfo: &[u8], path: &Path) -> Option<SeenMount> {
+    let path = path.as_os_str().as_bytes();
+    let mut lines = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let mountpoint = unescape(fields.nth(4)?);
+        (mountpoint == path).then_some((mountpoint, fields))
+    });
+    let (mountpoint, fields) = lines.next_back()?;
+    // After the options there are any number of fields, then a dash.
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let (kind, options) = (fields.next()?, fields.nth(1)?);
+    let uid = options.split(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"user_id="))?;
+    let uid = str::from_utf8(uid).ok()?.parse().ok()?;
+    (kind == TYPE).then(|| SeenMount { mountpoint: OsString::from_vec(mountpoint).into(), uid })
+}
+
+/// Spaces and the like are a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| *first == b'\\');
+        let digits = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        match digits {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEEN: &[u8] = b"\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+90 22 0:51 / /mnt/a\\040b\\134 ro,nosuid shared:7 master:3 - fuse.blockd blockd ro,user_id=1000,group_id=100
+91 22 0:52 / /mnt/other ro - fuse.sshfs host: rw,user_id=1000,group_id=100
+92 22 0:53 / /mnt/hidden ro - fuse.blockd blockd ro,user_id=0,group_id=0
+93 22 0:54 / /mnt/hidden rw - tmpfs tmpfs rw
+94 22 0:55 / /mnt/twice ro - fuse.blockd blockd ro,user_id=0,group_id=0
+95 22 0:56 / /mnt/twice ro - fuse.blockd blockd ro,user_id=7,group_id=0,allow_other
+";
+
+    #[test]
+    fn mounts_are_found_with_whose_they_are() {
+        let uid = |path: &str| parse(SEEN, Path::new(path)).map(|seen| seen.uid);
+        assert_eq!(uid("/mnt/a b\\"), Some(1000));
+        assert_eq!(uid("/mnt/twice"), Some(7));
+        for path in ["/mnt/other", "/mnt/hidden", "/", "/mnt", "/nowhere"] {
+            assert_eq!(uid(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_of_this_host_is_understood() {
+        assert_eq!(find_mount(Path::new("/")).unwrap(), None);
+    }
+}

@@ -1,0 +1,87 @@
+//! A mount that this process makes for somebody else to serve.
+
+use crate::{
+    FuseError, fusermount,
+    mount::{failed, prepare, raise_readahead},
+    mountinfo::find_mount,
+};
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+/// As [`crate::mount`] has them, for `fusermount3`.
+const OPTIONS: &str = "ro,nosuid,nodev,noatime,fsname=blockd,subtype=blockd";
+const OPTIONS_FOR_OTHERS: &str = "allow_other,default_permissions";
+
+/// A mount that nobody serves yet: whoever looks at it waits. Dropped, it is taken away again.
+#[derive(Debug)]
+pub struct UnservedMount {
+    mountpoint: PathBuf,
+    descriptor: Option<OwnedFd>,
+    is_kept: bool,
+}
+
+impl UnservedMount {
+    /// Mounts at an empty directory, which is made if it is not there, as the user of this process. A mount there whose
+    /// server died is taken away first.
+    ///
+    /// # Errors
+    /// The directory cannot be used, or the mount is refused.
+    pub fn make(mountpoint: &Path, allow_other: bool) -> Result<Self, FuseError> {
+        let mountpoint = prepare(mountpoint)?;
+        let options = match allow_other {
+            true => format!("{OPTIONS},{OPTIONS_FOR_OTHERS}"),
+            false => OPTIONS.to_owned(),
+        };
+        let descriptor = Some(fusermount::mount(&mountpoint, &options)?);
+        Ok(Self { mountpoint, descriptor, is_kept: false })
+    }
+
+    /// Where it is, without links.
+    #[must_use]
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// What whoever is to serve it must be given. There is only one, so that the mount ends with its server.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
+    }
+
+    /// Leaves it to who serves it now.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+        // Who serves it may have no right to.
+        raise_readahead(&self.mountpoint);
+    }
+}
+
+impl Drop for UnservedMount {
+    fn drop(&mut self) {
+        // First, so that nobody waits for an answer any more.
+        drop(self.descriptor.take());
+        if !self.is_kept
+            && let Err(error) = fusermount::unmount(&self.mountpoint, true)
+        {
+            tracing::warn!(%error, "a mount is left behind");
+        }
+    }
+}
+
+/// Takes away a mount that was made by [`UnservedMount::make`], whoever serves it, and also if nobody does; by `force` also if somebody has
+/// files open there.
+///
+/// # Errors
+/// [`FuseError::Busy`]; or it is another user's.
+pub fn take_away(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
+    fusermount::unmount(mountpoint, force)
+}
+
+/// Refuses to mount over a mount of snapshots.
+pub(crate) fn refuse_second(mountpoint: &Path) -> Result<(), FuseError> {
+    match find_mount(mountpoint).map_err(failed("look for mounts at", mountpoint))? {
+        Some(_) => Err(FuseError::Mounted { path: mountpoint.to_owned() }),
+        None => Ok(()),
+    }
+}

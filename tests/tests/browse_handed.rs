@@ -1,0 +1,373 @@
+//! Mounts that a user makes and hands to a daemon which may not mount: it is another user, in a mount namespace of its own,
+//! without `/dev/fuse` and `fusermount3`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+
+use blockd_api::{Client, ClientError, ErrorCode, browse::HandMount};
+use blockd_fuse::UnservedMount;
+use blockd_tests::{Bed, Ctl, Daemon, Setup, Store, ctl::clean, process, wait_for};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, IoSlice, Read},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::PermissionsExt, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    process::Output,
+    time::{Duration, Instant},
+};
+
+/// Who the daemon is, who may ask it as a member of its group, and who may not: users that every Debian has, as `fusermount3` looks
+/// for their names.
+const DAEMON: u32 = 2;
+const MEMBER: u32 = 1;
+const OTHER: u32 = 65534;
+/// `/dev/fuse` as users find it on an ordinary host.
+const ORDINARY: &str =
+    "mount -t tmpfs tmpfs /mnt\nmknod -m 666 /mnt/fuse c 10 229\nmount --bind /mnt/fuse /dev/fuse";
+/// As the packaged unit has it: no `/dev/fuse`, and nothing that could mount.
+const CONFINED: &str = "mount --bind /dev/null /dev/fuse\nexport PATH=/nonexistent";
+
+/// Taken away in the end whatever happens.
+struct Mount(PathBuf);
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        drop(process::run_tool("fusermount3", &["-u", "-z", "--", self.0.to_str().unwrap()]));
+    }
+}
+
+/// Whether the test is to be done here: if it can be at all, in a namespace where users may mount.
+fn is_here(test: &str, what: &str) -> bool {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("LEFT OUT: {what}; that needs root");
+        return false;
+    }
+    process::in_own_mounts(test, ORDINARY)
+}
+
+fn give(path: &Path, uid: u32, gid: u32, mode: u32) {
+    std::os::unix::fs::chown(path, Some(uid), Some(gid)).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Runs a program as a user who is in no group but one.
+fn as_user(uid: u32, args: &[&str]) -> Output {
+    let (reuid, regid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
+    let who = [reuid.as_str(), regid.as_str(), "--clear-groups", "--"];
+    process::run_tool("setpriv", &[&who[..], args].concat())
+}
+
+fn reads(uid: u32, path: &Path) -> bool {
+    as_user(uid, &["cat", "--", path.to_str().unwrap()]).status.success()
+}
+
+struct World {
+    _store: Store,
+    daemon: Daemon,
+    home: PathBuf,
+    /// Last: it is removed when nothing writes to it any more.
+    bed: Bed,
+}
+
+/// A daemon with a backup of a small ext4.
+fn world(script: &str, more: impl Fn(&Bed, Setup) -> Setup) -> World {
+    let bed = Bed::new();
+    give(bed.dir(), 0, 0, 0o755);
+    let (source, image, home) = (bed.path("source"), bed.path("image"), bed.path("home"));
+    for dir in [&source, &home, &bed.path("sockets")] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    give(&home, MEMBER, MEMBER, 0o755);
+    give(&bed.path("sockets"), DAEMON, MEMBER, 0o2755);
+    for (name, mode) in [("plain", 0o644), ("secret", 0o600)] {
+        fs::write(source.join(name), "content").unwrap();
+        give(&source.join(name), 0, 0, mode);
+    }
+    give(&source, 0, 0, 0o755);
+    let (from, to) = (source.to_str().unwrap(), image.to_str().unwrap());
+    process::must_run("mke2fs", &["-q", "-F", "-t", "ext4", "-d", from, to, "16M"]);
+    let store = bed.store("store");
+    give(store.dir(), DAEMON, DAEMON, 0o700);
+    let setup = bed.daemon("one").apart(DAEMON, script).config("[browse]").config("refresh_ms = 200");
+    let setup = more(&bed, setup);
+    let socket = bed.path("sockets/members");
+    let setup = setup.config("[[control.sockets]]").config(&format!("path = {socket:?}"));
+    let daemon = setup.config(&format!("group = \"{MEMBER}\"")).config("role = \"operator\"").start();
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), Some("correct horse"));
+    ctl.create_volume("vol", "16MiB");
+    process::must_run("nbdcopy", &[to, &daemon.uri("vol")]);
+    ctl.backup("vol");
+    World { bed, _store: store, daemon, home }
+}
+
+impl World {
+    /// As a user of the group, or of another one.
+    fn ctl_of(&self, uid: u32) -> Ctl {
+        Ctl::new(&self.bed.path("sockets/members")).user(uid, MEMBER)
+    }
+
+    /// Waits for the daemon to serve so many mounts.
+    fn wait_for_mounts(&self, count: usize) {
+        let list = || self.daemon.ctl().json(&["browse", "list"]).as_array().map(Vec::len);
+        wait_for("the mounts to be as many as they should", || (list() == Some(count)).then_some(()));
+    }
+}
+
+#[test]
+fn whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights() {
+    if !is_here(
+        "whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights",
+        "mounts of other users than the daemon's",
+    ) {
+        return;
+    }
+    let mut world = world(CONFINED, |_, setup| setup);
+    let (roots, theirs) = (Mount(world.bed.path("mnt")), Mount(world.home.join("snap shots")));
+    let (at_root, at_home) = (roots.0.to_str().unwrap(), theirs.0.to_str().unwrap());
+    let latest = |mount: &Mount| mount.0.join("vol/latest");
+
+    // Root's: for root, and for nobody else.
+    let mount = world.daemon.ctl().json(&["browse", "mount", at_root]);
+    assert_eq!((mount["mountpoint"].as_str(), mount["uid"].as_u64()), (Some(at_root), Some(0)));
+    wait_for("the snapshot", || fs::read(latest(&roots).join("files/plain")).ok());
+    assert_eq!(fs::read(latest(&roots).join("files/secret")).unwrap(), b"content");
+    assert_eq!(fs::metadata(latest(&roots).join("disk.img")).unwrap().len(), 16 << 20);
+    for uid in [DAEMON, MEMBER, OTHER] {
+        assert!(!reads(uid, &latest(&roots).join("files/plain")), "{uid}");
+    }
+    let readahead = fs::metadata(&roots.0).map(|meta| std::os::unix::fs::MetadataExt::dev(&meta)).unwrap();
+    let readahead = format!(
+        "/sys/class/bdi/{}:{}/read_ahead_kb",
+        rustix::fs::major(readahead),
+        rustix::fs::minor(readahead)
+    );
+    assert_eq!(fs::read_to_string(readahead).unwrap().trim(), "1024");
+
+    // A user's, in a directory of theirs: also for root and the daemon's user there is nothing to be seen.
+    let member = world.ctl_of(MEMBER);
+    let mount = member.json(&["browse", "mount", at_home]);
+    assert_eq!(mount["uid"], MEMBER);
+    wait_for("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")).then_some(()));
+    assert!(reads(MEMBER, &latest(&theirs).join("disk.img")));
+    let owner = as_user(MEMBER, &["stat", "--format=%u:%g", "--", at_home]);
+    assert_eq!(String::from_utf8_lossy(&owner.stdout).trim(), format!("{MEMBER}:{MEMBER}"));
+    let error = fs::read(latest(&theirs).join("files/plain")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    assert!(!reads(DAEMON, &latest(&theirs).join("files/plain")));
+    assert!(!reads(OTHER, &latest(&theirs).join("files/plain")));
+    world.wait_for_mounts(2);
+
+    // Nobody else takes it away, and nothing is mounted over it.
+    member.fails(&["browse", "mount", at_home], 2);
+    world.ctl_of(OTHER).fails(&["browse", "umount", at_home], 1);
+    assert!(reads(MEMBER, &latest(&theirs).join("files/plain")));
+    let log = world.daemon.log();
+    assert!(log.contains("a mount was handed over"), "{log}");
+    member.json(&["browse", "umount", at_home]);
+    assert_eq!(world.daemon.ctl().json(&["browse", "list"]).as_array().map(Vec::len), Some(1));
+    assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());
+    wait_for("the log to say so", || world.daemon.log().contains("is not served any more").then_some(()));
+    // What is refused leaves no mount behind.
+    member.fails(&["browse", "mount", at_home, "--cred-id", "nobody"], 4);
+    assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());
+
+    // A daemon that is killed leaves it dead; mounted again, it lives.
+    member.json(&["browse", "mount", at_home]);
+    wait_for("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")).then_some(()));
+    world.daemon = world.daemon.kill().start();
+    wait_for("the mount to be dead", || (!reads(MEMBER, &latest(&theirs).join("files/plain"))).then_some(()));
+    let member = world.ctl_of(MEMBER);
+    member.json(&["browse", "mount", at_home]);
+    wait_for("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")).then_some(()));
+
+    // Without a daemon, a mount is taken away all the same, and none is made.
+    let _setup = world.daemon.stop();
+    member.json(&["browse", "umount", at_home]);
+    let root = Ctl::new(&world.bed.path("one/data/blockd.sock"));
+    root.json(&["browse", "umount", at_root]);
+    for mount in [&roots, &theirs] {
+        assert!(fs::read_dir(&mount.0).unwrap().next().is_none());
+    }
+    root.fails(&["browse", "mount", at_root], 3);
+    assert!(fs::read_dir(&roots.0).unwrap().next().is_none());
+}
+
+#[test]
+fn others_see_it_if_whoever_mounts_wants_that_and_may() {
+    if !is_here("others_see_it_if_whoever_mounts_wants_that_and_may", "mounts for other users") {
+        return;
+    }
+    let world = world(CONFINED, |_, setup| setup);
+    let (roots, theirs) = (Mount(world.bed.path("mnt")), Mount(world.home.join("mnt")));
+    let at_root = roots.0.to_str().unwrap();
+    world.daemon.ctl().json(&["browse", "mount", at_root, "--allow-other"]);
+    let latest = roots.0.join("vol/latest");
+    wait_for("the snapshot", || reads(OTHER, &latest.join("files/plain")).then_some(()));
+    for name in ["files/secret", "disk.img"] {
+        assert!(!reads(OTHER, &latest.join(name)), "{name} is for its owner");
+    }
+
+    // A user may only where /etc/fuse.conf says so: in a namespace of their own, which the daemon is not in, either.
+    let at_home = theirs.0.to_str().unwrap();
+    let error = world.ctl_of(MEMBER).fails(&["browse", "mount", at_home, "--allow-other"], 1);
+    assert!(error["message"].as_str().unwrap().contains("user_allow_other"), "{error:#}");
+    let conf = world.bed.path("fuse.conf");
+    fs::write(&conf, "user_allow_other\n").unwrap();
+    let script = format!(
+        "set -e\nmount --bind {} /etc/fuse.conf\n\
+        as() {{ uid=$1; shift; setpriv --reuid=$uid --regid={MEMBER} --clear-groups -- \"$@\"; }}\n\
+        as {MEMBER} \"$1\" browse mount \"$2\" --allow-other >&2\n\
+        as {OTHER} cat \"$2/vol/latest/files/plain\"\n\
+        ! as {OTHER} cat \"$2/vol/latest/disk.img\"\n\
+        as {MEMBER} cat \"$2/vol/latest/disk.img\" >/dev/null",
+        conf.display()
+    );
+    let mut command = clean(process::tool("unshare"));
+    command.env("BLOCKD_SOCKET", world.bed.path("sockets/members"));
+    command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(process::program("blockctl")).arg(at_home);
+    let output = process::die_with_parent(&mut command).output().unwrap();
+    assert!(output.status.success(), "{}", process::both(&output));
+    assert_eq!(output.stdout, b"content");
+    // With its namespace it is gone, and the daemon knows.
+    world.wait_for_mounts(1);
+    drop(roots);
+    world.wait_for_mounts(0);
+}
+
+#[test]
+fn a_daemon_that_is_not_roots_mounts_for_others_where_it_may() {
+    if !is_here(
+        "a_daemon_that_is_not_roots_mounts_for_others_where_it_may",
+        "allow_other of a daemon that is not root's",
+    ) {
+        return;
+    }
+    let mount = |bed: &Bed| bed.path("one/mnt");
+    let bed = Bed::new();
+    let conf = bed.path("fuse.conf");
+    give(bed.dir(), 0, 0, 0o755);
+    fs::write(&conf, "user_allow_other\n").unwrap();
+    let script = format!("mount --bind {} /etc/fuse.conf", conf.display());
+    let world = world(&script, |bed, setup| {
+        fs::create_dir_all(mount(bed)).unwrap();
+        give(&mount(bed), DAEMON, DAEMON, 0o755);
+        setup.config(&format!("mountpoint = {:?}", mount(bed))).config("allow_other = true")
+    });
+    let list = world.daemon.ctl().json(&["browse", "list"]);
+    assert_eq!(list[0]["mountpoint"], mount(&world.bed).to_str().unwrap(), "{}", world.daemon.log());
+    assert!(list[0]["uid"].is_null(), "it is the daemon's own");
+    // It is in the daemon's namespace.
+    let pid = world.daemon.pid();
+    let reads = |uid: u32, name: &str| {
+        let path = mount(&world.bed).join("vol/latest").join(name);
+        let namespace = format!("--mount=/proc/{pid}/ns/mnt");
+        let (reuid, regid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
+        let args =
+            [&namespace, "setpriv", &reuid, &regid, "--clear-groups", "--", "cat", path.to_str().unwrap()];
+        process::run_tool("nsenter", &args).status.success()
+    };
+    wait_for("the snapshot", || reads(OTHER, "files/plain").then_some(()));
+    assert!(!reads(OTHER, "files/secret") && !reads(OTHER, "disk.img") && reads(DAEMON, "disk.img"));
+    // Who is not in there has it taken away by the daemon.
+    let dir = mount(&world.bed);
+    world.daemon.ctl().json(&["browse", "umount", dir.to_str().unwrap()]);
+    world.wait_for_mounts(0);
+}
+
+/// Hands this over as the descriptor of a mount.
+fn hand(socket: &Path, descriptor: OwnedFd) -> Result<(), ClientError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let request = HandMount { mountpoint: "/somewhere".into(), cred_ids: Vec::new() };
+    runtime.block_on(Client::new(socket).hand_mount(&request, descriptor)).map(drop)
+}
+
+fn threads(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
+}
+
+#[test]
+fn what_is_no_mount_is_refused_and_nothing_is_left_of_it() {
+    if !is_here(
+        "what_is_no_mount_is_refused_and_nothing_is_left_of_it",
+        "mounts that are handed over wrongly",
+    ) {
+        return;
+    }
+    let bed = Bed::new();
+    let daemon = bed.daemon("one").start();
+    let (socket, pid) = (daemon.socket(), daemon.pid());
+    let refused = |descriptor: OwnedFd, why: &str| match hand(&socket, descriptor).unwrap_err() {
+        ClientError::Api(error) => {
+            assert_eq!(error.code, ErrorCode::InvalidRequest, "{error}");
+            assert!(error.message.contains(why), "{error}");
+        }
+        error => panic!("{error}"),
+    };
+    // What a first request makes stays.
+    refused(File::open("/dev/null").unwrap().into(), "no descriptor of /dev/fuse");
+    let (files, began) = (process::open_files(pid), Instant::now());
+    refused(File::open(bed.dir()).unwrap().into(), "no descriptor of /dev/fuse");
+    refused(UnixStream::pair().unwrap().0.into(), "no descriptor of /dev/fuse");
+    let unmounted = || fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    refused(unmounted().into(), "nothing that waits to be served");
+
+    // Somebody who took the kernel's first request themselves.
+    let mount = Mount(bed.path("mnt"));
+    let mut unserved = UnservedMount::make(&mount.0, false).unwrap();
+    let descriptor = unserved.take_descriptor().unwrap();
+    let mut stolen = File::from(descriptor.try_clone().unwrap());
+    assert!(stolen.read(&mut [0; 1 << 16]).unwrap() > 0);
+    refused(descriptor, "nothing that waits to be served");
+    drop(stolen);
+    drop(unserved);
+    // One that was taken away before it was handed over.
+    let mut unserved = UnservedMount::make(&mount.0, false).unwrap();
+    let descriptor = unserved.take_descriptor().unwrap();
+    drop(unserved);
+    refused(descriptor, "nothing that waits to be served");
+    assert!(began.elapsed() < Duration::from_secs(30));
+    wait_for("nothing to be left", || (process::open_files(pid) <= files).then_some(()));
+    let names = || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("browse-") || name.starts_with("fuser")).count()
+    };
+    wait_for("no thread to be left", || (names() == 0).then_some(()));
+
+    // And that it still serves what is right, whose threads end with it, however often.
+    let root = daemon.ctl();
+    let at = mount.0.to_str().unwrap();
+    for _ in 0..20 {
+        root.json(&["browse", "mount", at]);
+        assert!(fs::read_dir(&mount.0).unwrap().next().is_none());
+        root.json(&["browse", "umount", at]);
+    }
+    wait_for("no thread to be left", || (names() == 0 && threads(pid) < 100).then_some(()));
+    assert!(process::open_files(pid) <= files);
+}
+
+#[test]
+fn a_descriptor_that_nobody_asked_for_is_closed() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("one").start();
+    // A request that is answered only after a while.
+    let head = b"POST /v1/browse/unmount HTTP/1.1\r\nhost: blockd\r\ncontent-length: 20\r\n\r\n";
+    let (mut far, near) = std::io::pipe().unwrap();
+    let stream = UnixStream::connect(daemon.socket()).unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [near.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    rustix::net::sendmsg(&stream, &[IoSlice::new(head)], &mut control, SendFlags::NOSIGNAL).unwrap();
+    drop(near);
+    // The daemon waits for the body, and has the request and nothing else; when it has that, too, it closes what it was given.
+    rustix::net::send(&stream, b"{\"mountpoint\": \"/x\"}", SendFlags::NOSIGNAL).unwrap();
+    assert_eq!(far.read(&mut [0]).unwrap(), 0);
+    let mut reply = String::new();
+    (&stream).read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 404"), "{reply}");
+}
