@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
-    Bed, Daemon,
+    Bed, Ctl, Daemon,
     database::{Disk, Server, as_user, keep_a_ledger, programs, run},
     process::repository,
     replay::filesystem::{Filesystem, missing, private_mounts},
     wait_for,
 };
 use rustix::process::Signal;
+use serde_json::Value;
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -158,6 +159,26 @@ fn under_load<T>(
     })
 }
 
+/// Runs a new schedule once, until so many runs are done, of which no rule failed; gives them.
+fn run_scheduled(ctl: &Ctl, of: &[&str], runs: usize) -> Value {
+    let create = ["cloudsnap", "schedules", "create", "--daily", "03:00"];
+    let schedule = ctl.json(&[&create[..], of].concat());
+    let uuid = schedule["uuid"].as_str().unwrap();
+    ctl.json(&["cloudsnap", "schedules", "run-now", "--uuid", uuid]);
+    let history = || ctl.json(&["cloudsnap", "history", "--uuid", uuid]);
+    wait_for("the runs to end", || {
+        let told = history();
+        let runs_of = told["runs"].as_array().unwrap().clone();
+        assert!(runs_of.iter().all(|run| run["state"] != "failed" && run["reason"].is_null()), "{told:#}");
+        (runs_of.iter().filter(|run| run["state"] == "done").count() == runs).then_some(())
+    });
+    for task in ctl.json(&["cloudsnap", "status"]).as_array().unwrap() {
+        let steps = task["quiesce"]["steps"].as_array().unwrap();
+        assert!(!steps.is_empty() && steps.iter().all(|step| step["exitStatus"] == 0), "{task:#}");
+    }
+    history()
+}
+
 fn postgres_programs() -> Result<Vec<PathBuf>, String> {
     let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -244,12 +265,12 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
             },
             |client, entry| format!("INSERT INTO ledger VALUES ({client}, {entry}) RETURNING entry;\n"),
             || {
-                // The ready-made command, with a local snapshot.
+                // The ready-made command, as the server's own user, in the rule of a schedule's group.
                 let command = repository().join("examples/postgresql/checkpoint");
-                let command = format!("PGHOST={} PGUSER={user} {}", places.run.display(), command.display());
-                let snapshot = ["snapshot", "create-group", "--group", "pg", "--name", "live"];
-                ctl.json(&[&snapshot[..], &["--pre-command", &command]].concat());
-                ctl.json(&["cloudsnap", "backup-group", "--group", "pg", "--wait"])
+                let command = format!("PGHOST={} {}", places.run.display(), command.display());
+                ctl.json(&["rule", "create", "pg", "--pre-command", &command, "--user", user]);
+                ctl.json(&["rule", "assign", "pg", "--group", "pg"]);
+                run_scheduled(&ctl, &["--group", "pg", "--cred-id", "nas"], 2)
             },
         );
         bench.end(Signal::KILL);
@@ -297,6 +318,7 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
         for (volume, size) in [("dbdata", "768MiB"), ("dblog", "384MiB")] {
             ctl.json(&["volume", "create", volume, "--size", size, "--group", "db"]);
         }
+        ctl.add_local("nas", bed.store("store").dir(), Some("planted"));
         let disks = places.mount(&daemon, ["dbdata", "dblog"], Some(user));
         let socket = places.run.join("db.sock");
         let options = bed.path("options.cnf");
@@ -357,22 +379,22 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
             },
             || {
                 let (begin, end) = (format!("{hold} begin"), format!("{hold} end"));
-                let snapshot = ["snapshot", "create-group", "--group", "db", "--name", "live"];
-                ctl.json(&[&snapshot[..], &["--pre-command", &begin, "--post-command", &end]].concat())
+                ctl.json(&["rule", "create", "db", "--pre-command", &begin, "--post-command", &end]);
+                // Both the backups of the schedule and the local snapshots that it keeps are of one freeze.
+                let of = ["--group", "db", "--rule", "db", "--cred-id", "nas", "--local-keep-last", "2"];
+                run_scheduled(&ctl, &of, 4)
             },
         );
         server.end(Signal::KILL);
         disks.into_iter().for_each(Disk::unmount);
 
-        for volume in ["dbdata", "dblog"] {
-            ctl.json(&[
-                "volume",
-                "clone",
-                &format!("{volume}-restored"),
-                "--from",
-                &format!("{volume}@live"),
-            ]);
-        }
+        // One volume from the store, and the other one from the local snapshot of the same instant.
+        let id = ctl.volume("dbdata")["id"].as_str().unwrap().to_owned();
+        let snaps = ctl.done_cloudsnaps();
+        ctl.restore(snaps.iter().find(|snap| snap.contains(&format!("/{id}-"))).unwrap(), "dbdata-restored");
+        let local = ctl.json(&["snapshot", "list", "dblog"])[0]["name"].as_str().unwrap().to_owned();
+        assert!(local.starts_with("sched-"), "{local}");
+        ctl.json(&["volume", "clone", "dblog-restored", "--from", &format!("dblog@{local}")]);
         let disks = places.mount(&daemon, ["dbdata-restored", "dblog-restored"], None);
         let server = start();
         let found =

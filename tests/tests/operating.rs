@@ -53,3 +53,76 @@ fn a_group_is_backed_up_events_tell_of_it_and_the_bundle_holds_no_secret() {
     }
     ctl.fails(&["support-bundle", "--output", path], 1);
 }
+
+/// What each line of the log of commands says.
+fn lines(path: &std::path::Path) -> Vec<String> {
+    std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_rule_is_followed_around_the_backups_of_a_group_and_lets_go_after_a_kill() {
+    let bed = Bed::new();
+    let mut daemon = bed.daemon("a").start();
+    let (ctl, store) = (daemon.ctl(), bed.store("nas"));
+    ctl.add_local("nas", store.dir(), None);
+    for name in ["db", "wal"] {
+        ctl.json(&["volume", "create", name, "--size", "8MiB", "--group", "shop"]);
+    }
+    let (log, gate) = (store.dir().with_extension("log"), store.dir().with_extension("gate"));
+    let note = format!("echo $BLOCKD_PHASE $BLOCKD_VOLUMES $BLOCKD_TAKEN >> {}", log.display());
+    // It takes as long as the gate is there.
+    let pre = format!("{note}; echo planted; while test -e {}; do sleep 0.05; done", gate.display());
+    ctl.json(&["rule", "create", "hold", "--pre-command", &pre, "--post-command", &note, "--timeout", "2m"]);
+    ctl.json(&["rule", "assign", "hold", "--group", "shop"]);
+    let rules = ctl.json(&["rule", "list"]);
+    assert_eq!(rules["rules"][0]["groups"][0], "shop");
+    ctl.fails(&["rule", "delete", "hold"], 5);
+    ctl.fails(&["rule", "inspect", "nobody"], 4);
+    ctl.fails(&["cloudsnap", "backup", "db", "--rule", "nobody"], 4);
+
+    // Killed while the command before runs: the one after runs, and then the backup is made with both.
+    std::fs::write(&gate, "").unwrap();
+    let started = ctl.json(&["cloudsnap", "backup-group", "--group", "shop"]);
+    wait_for("the command before", || (lines(&log) == ["pre db wal"]).then_some(()));
+    let killed = daemon.kill();
+    std::fs::remove_file(&gate).unwrap();
+    daemon = killed.start();
+    let group = started["groupId"].as_str().unwrap();
+    let tasks = wait_for("the backups of the group to end", || {
+        let tasks = ctl.json(&["cloudsnap", "status", "--name", group]);
+        let is_done = |task: &Value| task["state"] == "Backup-Done";
+        tasks.as_array().unwrap().iter().all(is_done).then_some(tasks)
+    });
+    assert_eq!(lines(&log), ["pre db wal", "post db wal", "pre db wal", "post db wal yes"]);
+    let step = &tasks[0]["quiesce"]["steps"][0];
+    assert_eq!((&step["rule"], &step["exitStatus"]), (&"hold".into(), &0.into()), "{tasks:#}");
+    assert_eq!(step["output"], "planted\n");
+    let shown = ctl.run(&["cloudsnap", "status", "--name", group]).stdout;
+    assert!(shown.contains("pre-command") && shown.contains("hold") && shown.contains("planted"), "{shown}");
+
+    // What fails afterwards is seen, and the backup is there.
+    ctl.json(&["rule", "update", "hold", "--post-command", "echo planted; exit 5"]);
+    ctl.json(&["cs", "bg", "--group", "shop", "--wait"]);
+    assert_eq!(ctl.done_cloudsnaps().len(), 4);
+    let events = ctl.json(&["events", "--errors"])["events"].clone();
+    let failed: Vec<&Value> = events.as_array().unwrap().iter().collect();
+    assert!(failed.len() == 1 && failed[0]["kind"] == "rule-failed", "{events:#}");
+    let message = failed[0]["message"].as_str().unwrap();
+    assert!(message.contains("the post-command of rule hold failed (exit status 5)"), "{message}");
+    // What fails before stops it, unless it is not to.
+    let pre = ["rule", "update", "hold", "--post-command", "", "--pre-command", "exit 6"];
+    ctl.json(&pre);
+    ctl.fails(&["cloudsnap", "backup", "db", "--wait"], 1);
+    ctl.json(&["cloudsnap", "backup", "db", "--no-rule", "--wait"]);
+    ctl.json(&["rule", "update", "hold", "--on-failure", "continue"]);
+    ctl.json(&["cloudsnap", "backup", "db", "--wait"]);
+    assert_eq!(ctl.done_cloudsnaps().len(), 6);
+
+    let path = bed.store("bundle").dir().join("bundle.json");
+    ctl.json(&["support-bundle", "--output", path.to_str().unwrap()]);
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(!text.contains("planted") && text.contains("rule-failed"), "{text}");
+    ctl.json(&["rule", "unassign", "hold", "--group", "shop"]);
+    ctl.json(&["rule", "delete", "hold"]);
+    drop(daemon);
+}

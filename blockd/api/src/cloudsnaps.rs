@@ -4,8 +4,9 @@
 //! `Metadata` is text.
 
 use crate::{
-    ApiError, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, SnapshotId, VolumeId, VolumeName,
-    VolumeRef,
+    ApiError, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName, SnapshotId, VolumeId,
+    VolumeName, VolumeRef,
+    quiesce::Quiesce,
     tasks::{BackupType, TaskLimits},
 };
 use jiff::Timestamp;
@@ -114,6 +115,15 @@ pub struct StartBackup {
     /// When that expires: see [`MarkCloudsnap::expires`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// What is to be done around the freeze, in place of what rules say.
+    #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
+    pub quiesce: Quiesce,
+    /// A rule that is followed, in place of those of the volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
+    /// No rule is followed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_rule: bool,
 }
 
 impl StartBackup {
@@ -128,6 +138,9 @@ impl StartBackup {
             name: None,
             pinned: false,
             expires: None,
+            quiesce: Quiesce::default(),
+            rule: None,
+            no_rule: false,
         }
     }
 }
@@ -177,6 +190,15 @@ pub struct StartGroupBackup {
     /// When that expires: see [`MarkCloudsnap::expires`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// What is to be done around the freeze, in place of what rules say.
+    #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
+    pub quiesce: Quiesce,
+    /// A rule that is followed, in place of those of the volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
+    /// No rule is followed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_rule: bool,
 }
 
 /// Reply to `POST /v1/cloudsnaps/backup-group`. All volumes are frozen at one instant, or no backup is made.

@@ -77,6 +77,12 @@ error_codes! {
     PolicyExists, "policy_exists", 409, 5, false;
     /// A schedule uses the policy.
     PolicyInUse, "policy_in_use", 409, 5, false;
+    /// No rule of this name.
+    RuleNotFound, "rule_not_found", 404, 4, false;
+    /// A rule of this name is there already.
+    RuleExists, "rule_exists", 409, 5, false;
+    /// A volume, a group or a schedule has the rule.
+    RuleInUse, "rule_in_use", 409, 5, false;
     /// A volume of this name is there already.
     VolumeExists, "volume_exists", 409, 5, false;
     /// The volume has a snapshot of this name already.

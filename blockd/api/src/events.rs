@@ -81,6 +81,7 @@ pub const KINDS: &[EventKind] = &[
     EventKind::new("schedule-missed", 0xb71dd2e2_93c2_41b2_86b5_636794d308f2),
     EventKind::new("run-skipped", 0x3d5c2fa8_5c61_47c8_9f00_1bc94891e358),
     EventKind::new("run-failed", 0x21440a83_1569_4a96_bb1d_0f94508840e8),
+    EventKind::new("rule-failed", 0xbb5ba90a_42af_443e_b69d_5275750a1470),
     EventKind::new("volume-degraded", 0xd12cbf68_3e03_4512_8e97_b0e999d21350),
 ];
 

@@ -24,6 +24,7 @@ mod pairs;
 pub mod paths;
 pub mod quiesce;
 pub mod roles;
+pub mod rules;
 pub mod schedules;
 mod schema;
 mod secret;
@@ -41,8 +42,8 @@ pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use limits::{DailyLimit, LIMIT_WINDOWS_MOST, LimitError, LimitWindow};
 pub use names::{
-    CredentialName, CredentialRef, GroupName, GroupRef, NameError, ObjectName, SnapshotName, SnapshotRef,
-    VolumeName, VolumeRef,
+    CredentialName, CredentialRef, GroupName, GroupRef, NameError, ObjectName, RuleName, SnapshotName,
+    SnapshotRef, VolumeName, VolumeRef,
 };
 pub use pairs::{LabelSelector, Labels, PairsError};
 pub use secret::Secret;

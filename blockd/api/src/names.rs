@@ -223,6 +223,11 @@ name_type! {
     ObjectName, "name", check_object_name
 }
 
+name_type! {
+    /// Name of a rule; the same rules as for a volume, and it must not be a UUID.
+    RuleName, "rule name", check_object_name
+}
+
 impl SnapshotName {
     /// The name of a snapshot that was given none: `snap-20190116T215153.042Z`.
     pub fn from_time(time: Timestamp) -> Self {

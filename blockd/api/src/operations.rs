@@ -20,6 +20,7 @@ use crate::{
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     paths,
     roles::Role,
+    rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
     schedules::{
         CreateSchedule, ListRuns, Policy, PolicyList, RetentionPlan, RunList, Schedule, ScheduleList,
         UpdatePolicy, UpdateSchedule,
@@ -191,6 +192,7 @@ const A_CLOUDSNAP: &[ErrorCode] = &[ErrorCode::CloudsnapNotFound, ErrorCode::Clo
 const FILES: &[ErrorCode] = &[ErrorCode::FileNotFound, ErrorCode::NoFiles];
 const A_SCHEDULE: &[ErrorCode] = &[ErrorCode::ScheduleNotFound];
 const A_POLICY: &[ErrorCode] = &[ErrorCode::PolicyNotFound];
+const A_RULE: &[ErrorCode] = &[ErrorCode::RuleNotFound];
 const A_TASK: &[ErrorCode] = &[ErrorCode::TaskNotFound];
 
 /// All operations.
@@ -230,7 +232,7 @@ pub const OPERATIONS: &[Operation] = &[
     post(Operator, paths::VOLUME_SNAPSHOTS, "Freeze a volume")
         .body::<CreateSnapshot>()
         .reply::<Snapshot>()
-        .errors(&[AN_OPEN_VOLUME, A_FREEZE]),
+        .errors(&[AN_OPEN_VOLUME, A_FREEZE, A_RULE]),
     post(Operator, paths::VOLUME_CHECK, "Check everything of a volume but its data")
         .reply::<VolumeCheck>()
         .errors(&[AN_OPEN_VOLUME]),
@@ -257,7 +259,7 @@ pub const OPERATIONS: &[Operation] = &[
     post(Operator, paths::SNAPSHOT_GROUP, "Freeze several volumes at one instant")
         .body::<CreateGroupSnapshot>()
         .reply::<GroupSnapshot>()
-        .errors(&[AN_OPEN_VOLUME, A_FREEZE]),
+        .errors(&[AN_OPEN_VOLUME, A_FREEZE, A_RULE]),
     get(ReadOnly, paths::SNAPSHOT, "One local snapshot").reply::<Snapshot>().errors(&[A_SNAPSHOT]),
     delete(Admin, paths::SNAPSHOT, "Delete a local snapshot").reply::<Deleted>().errors(&[
         A_SNAPSHOT,
@@ -292,11 +294,11 @@ pub const OPERATIONS: &[Operation] = &[
     post(Operator, paths::CLOUDSNAP_BACKUP, "Back a volume up")
         .body::<StartBackup>()
         .reply::<BackupStarted>()
-        .errors(&[AN_OPEN_VOLUME, A_STORE, &[ErrorCode::VolumeInUse, ErrorCode::NoSpace]]),
+        .errors(&[AN_OPEN_VOLUME, A_STORE, A_RULE, &[ErrorCode::VolumeInUse, ErrorCode::NoSpace]]),
     post(Operator, paths::CLOUDSNAP_BACKUP_GROUP, "Back several volumes up from one instant")
         .body::<StartGroupBackup>()
         .reply::<GroupBackupStarted>()
-        .errors(&[AN_OPEN_VOLUME, A_STORE, &[ErrorCode::VolumeInUse, ErrorCode::NoSpace]]),
+        .errors(&[AN_OPEN_VOLUME, A_STORE, A_RULE, &[ErrorCode::VolumeInUse, ErrorCode::NoSpace]]),
     get(ReadOnly, paths::CLOUDSNAP_INSPECT, "One cloud snapshot in full")
         .query::<InspectCloudsnap>()
         .reply::<CloudsnapDetail>()
@@ -372,6 +374,7 @@ pub const OPERATIONS: &[Operation] = &[
     post(Admin, paths::SCHEDULES, "Make a schedule").body::<CreateSchedule>().reply::<Schedule>().errors(&[
         A_VOLUME,
         A_POLICY,
+        A_RULE,
         A_CREDENTIAL,
         &[ErrorCode::CredentialRequired, ErrorCode::ScheduleExists],
     ]),
@@ -379,7 +382,7 @@ pub const OPERATIONS: &[Operation] = &[
     patch(Admin, paths::SCHEDULE, "Change, pause or resume a schedule")
         .body::<UpdateSchedule>()
         .reply::<Schedule>()
-        .errors(&[A_SCHEDULE, A_POLICY]),
+        .errors(&[A_SCHEDULE, A_POLICY, A_RULE]),
     delete(Admin, paths::SCHEDULE, "Delete a schedule").reply::<Deleted>().errors(&[A_SCHEDULE]),
     // Its retention may delete what is older.
     post(Admin, paths::SCHEDULE_RUN, "Run a schedule now").reply::<RunList>().errors(&[A_SCHEDULE]),
@@ -403,6 +406,23 @@ pub const OPERATIONS: &[Operation] = &[
     delete(Admin, paths::POLICY, "Delete a schedule policy")
         .reply::<Deleted>()
         .errors(&[A_POLICY, &[ErrorCode::PolicyInUse]]),
+    // What commands are may hold secrets.
+    get(Admin, paths::RULES, "List rules").reply::<RuleList>(),
+    post(Admin, paths::RULES, "Make a rule: what is done around freezes")
+        .body::<CreateRule>()
+        .reply::<HookRule>()
+        .errors(&[&[ErrorCode::RuleExists]]),
+    get(Admin, paths::RULE, "One rule").reply::<HookRule>().errors(&[A_RULE]),
+    patch(Admin, paths::RULE, "Change a rule").body::<UpdateRule>().reply::<HookRule>().errors(&[A_RULE]),
+    delete(Admin, paths::RULE, "Delete a rule").reply::<Deleted>().errors(&[A_RULE, &[ErrorCode::RuleInUse]]),
+    post(Admin, paths::RULE_ASSIGN, "Give a rule to a volume or a group")
+        .body::<RuleTarget>()
+        .reply::<HookRule>()
+        .errors(&[A_RULE, A_VOLUME]),
+    post(Admin, paths::RULE_UNASSIGN, "Relieve a volume or a group of a rule")
+        .body::<RuleTarget>()
+        .reply::<HookRule>()
+        .errors(&[A_RULE, A_VOLUME]),
     get(ReadOnly, paths::TASKS, "List tasks").query::<ListTasks>().reply::<TaskList>(),
     get(ReadOnly, paths::TASK, "One task, now or when it has changed")
         .query::<WaitTask>()

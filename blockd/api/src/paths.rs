@@ -123,6 +123,16 @@ pub const POLICIES: &str = "/v1/sched-policies";
 /// [`crate::Deleted`]. `{policy}` is its name.
 pub const POLICY: &str = "/v1/sched-policies/{policy}";
 
+/// `GET`: [`crate::rules::RuleList`]; `POST` of [`crate::rules::CreateRule`]: [`crate::rules::HookRule`].
+pub const RULES: &str = "/v1/rules";
+/// `GET`: [`crate::rules::HookRule`]; `PATCH` of [`crate::rules::UpdateRule`]: the same; `DELETE`: [`crate::Deleted`].
+/// `{rule}` is its name.
+pub const RULE: &str = "/v1/rules/{rule}";
+/// `POST` of [`crate::rules::RuleTarget`]: [`crate::rules::HookRule`].
+pub const RULE_ASSIGN: &str = "/v1/rules/{rule}/assign";
+/// `POST` of [`crate::rules::RuleTarget`]: [`crate::rules::HookRule`].
+pub const RULE_UNASSIGN: &str = "/v1/rules/{rule}/unassign";
+
 /// Percent-encodes all but the unreserved characters of RFC 3986 and those in `also_plain`.
 pub(crate) fn encode(bytes: &[u8], also_plain: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
@@ -140,6 +150,21 @@ pub(crate) fn encode(bytes: &[u8], also_plain: &[u8]) -> String {
 
 fn fill(pattern: &str, placeholder: &str, value: impl Display) -> String {
     pattern.replace(placeholder, &encode(value.to_string().as_bytes(), b"@"))
+}
+
+/// Address of one rule.
+pub fn rule(rule: &crate::RuleName) -> String {
+    fill(RULE, "{rule}", rule)
+}
+
+/// Address at which volumes and groups get a rule.
+pub fn rule_assign(rule: &crate::RuleName) -> String {
+    fill(RULE_ASSIGN, "{rule}", rule)
+}
+
+/// Address at which volumes and groups are relieved of a rule.
+pub fn rule_unassign(rule: &crate::RuleName) -> String {
+    fill(RULE_UNASSIGN, "{rule}", rule)
 }
 
 /// Address of one volume.

@@ -1,5 +1,7 @@
 //! Bringing applications and filesystems to rest around a snapshot: what is asked for, and what was done.
 
+use crate::RuleName;
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -10,6 +12,41 @@ pub const DEFAULT_COMMAND_TIMEOUT_S: u64 = 60;
 pub const MAX_COMMAND_TIMEOUT_S: u64 = 600;
 /// The longest command, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 4096;
+/// How much of what a command says is kept, in bytes: the last of it.
+pub const MAX_OUTPUT_BYTES: usize = 4096;
+/// The longest name of a user, in bytes.
+const MAX_USER_BYTES: usize = 64;
+
+/// What becomes of a snapshot when what is to be done before it fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// There is none.
+    #[default]
+    Abort,
+    /// It is taken all the same, as a crash would leave the volumes; the failure is told of.
+    Continue,
+}
+
+impl OnFailure {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Abort => "abort",
+            Self::Continue => "continue",
+        }
+    }
+}
+
+impl fmt::Display for OnFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
 
 /// What is to be done around a snapshot; nothing, if nothing is said.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +64,12 @@ pub struct Quiesce {
     /// How long each of the commands may take, in seconds; [`DEFAULT_COMMAND_TIMEOUT_S`] if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_timeout_s: Option<u64>,
+    /// The user of the daemon's host as whom the commands run; the daemon's own without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// What becomes of the snapshot when the command before it, or a freeze of a filesystem, fails.
+    #[serde(default, skip_serializing_if = "OnFailure::is_default")]
+    pub on_failure: OnFailure,
 }
 
 impl Quiesce {
@@ -35,9 +78,9 @@ impl Quiesce {
         !self.freeze_fs && self.pre_command.is_none() && self.post_command.is_none()
     }
 
-    /// Whether anything is to be done once the snapshot is there.
-    pub fn is_something_after(&self) -> bool {
-        self.post_command.is_some()
+    /// Whether there is a command.
+    pub fn has_command(&self) -> bool {
+        self.pre_command.is_some() || self.post_command.is_some()
     }
 
     /// What is wrong with it, if anything is.
@@ -54,6 +97,16 @@ impl Quiesce {
                 return Err(format!(
                     "the {what} cannot be run: give at most {MAX_COMMAND_BYTES} bytes, none of them zero"
                 ));
+            }
+        }
+        if let Some(user) = &self.user {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "._-$@\\".contains(c);
+            if user.is_empty()
+                || user.len() > MAX_USER_BYTES
+                || user.starts_with('-')
+                || !user.chars().all(is_name)
+            {
+                return Err(format!("{user:?} is no name of a user"));
             }
         }
         match self.command_timeout_s {
@@ -76,14 +129,16 @@ pub struct QuiesceReport {
 impl QuiesceReport {
     /// Takes out what commands were and what they said; that they ran, how long and how they ended stays.
     pub fn hide_commands(&mut self) {
-        let is_command =
-            |step: &&mut QuiesceStep| matches!(step.kind, QuiesceKind::PreCommand | QuiesceKind::PostCommand);
-        for step in self.steps.iter_mut().filter(is_command) {
+        for step in self.steps.iter_mut().filter(|step| step.kind.is_command()) {
             "(hidden)".clone_into(&mut step.target);
-            if let Some(error) = &mut step.error {
-                "(hidden)".clone_into(error);
-            }
+            step.error = step.short_error().map(str::to_owned);
+            step.output = None;
         }
+    }
+
+    /// What failed, in a line for everybody: nothing of what commands are or say is in it.
+    pub fn failures(&self) -> impl Iterator<Item = String> {
+        self.steps.iter().filter_map(QuiesceStep::failure)
     }
 }
 
@@ -95,6 +150,12 @@ pub struct QuiesceStep {
     pub kind: QuiesceKind,
     /// The command as it was given, or the mount point.
     pub target: String,
+    /// The rule that wants it, if it is one of a rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
+    /// When it was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
     /// How long it took, in microseconds.
     pub duration_micros: u64,
     /// The exit status of a command that ended by itself.
@@ -103,6 +164,31 @@ pub struct QuiesceStep {
     /// What failed, in one line; `None` if nothing did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What a command said on stdout and stderr, the last [`MAX_OUTPUT_BYTES`] of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+}
+
+impl QuiesceStep {
+    /// What failed, without what a command said.
+    pub fn short_error(&self) -> Option<&str> {
+        let error = self.error.as_deref()?;
+        match self.kind.is_command() {
+            true => Some(error.split_once(": ").map_or(error, |(short, _)| short)),
+            false => Some(error),
+        }
+    }
+
+    /// What it was that failed, and how, for everybody.
+    pub fn failure(&self) -> Option<String> {
+        let error = self.short_error()?;
+        let rule = self.rule.as_ref().map(|rule| format!(" of rule {rule}")).unwrap_or_default();
+        Some(match self.kind {
+            QuiesceKind::FreezeFs => format!("the freeze of {} failed: {error}", self.target),
+            QuiesceKind::ThawFs => format!("the thaw of {} failed: {error}", self.target),
+            kind => format!("the {kind}{rule} failed ({error})"),
+        })
+    }
 }
 
 /// What a step is.
@@ -118,6 +204,13 @@ pub enum QuiesceKind {
     ThawFs,
     /// The command after.
     PostCommand,
+}
+
+impl QuiesceKind {
+    /// Whether it is a command.
+    pub const fn is_command(self) -> bool {
+        matches!(self, Self::PreCommand | Self::PostCommand)
+    }
 }
 
 impl fmt::Display for QuiesceKind {
@@ -150,5 +243,30 @@ mod tests {
             assert!(with("true", Some(seconds)).check().unwrap_err().contains("1 s to 600 s"));
         }
         assert!(Quiesce::default().is_nothing() && !with("true", None).is_nothing());
+        let as_user = |user: &str| Quiesce { user: Some(user.to_owned()), ..with("true", None) };
+        assert_eq!(as_user("postgres").check(), Ok(()));
+        for user in ["", "-x", "a b", "root;"] {
+            assert!(as_user(user).check().unwrap_err().contains("no name of a user"), "{user}");
+        }
+    }
+
+    #[test]
+    fn what_everybody_sees_has_nothing_of_what_commands_are_or_say() {
+        let step = QuiesceStep {
+            kind: QuiesceKind::PostCommand,
+            target: "unlock planted".to_owned(),
+            rule: Some("pg".parse().unwrap()),
+            started: None,
+            duration_micros: 7,
+            exit_status: Some(3),
+            error: Some("exit status 3: planted".to_owned()),
+            output: Some("planted".to_owned()),
+        };
+        let mut report = QuiesceReport { steps: vec![step] };
+        let told: Vec<String> = report.failures().collect();
+        assert_eq!(told, ["the post-command of rule pg failed (exit status 3)"]);
+        report.hide_commands();
+        let shown = serde_json::to_string(&report).unwrap();
+        assert!(!shown.contains("planted") && shown.contains("exit status 3"), "{shown}");
     }
 }

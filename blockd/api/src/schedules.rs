@@ -1,8 +1,8 @@
 //! Schedules of backups, the policies that several of them share, and what they did.
 
 use crate::{
-    CredentialRef, GroupName, LabelSelector, NameError, ObjectName, SnapshotName, VolumeId, VolumeName,
-    VolumeRef, cloudsnaps::CloudsnapId,
+    CredentialRef, GroupName, LabelSelector, NameError, ObjectName, RuleName, SnapshotId, SnapshotName,
+    VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudsnapId,
 };
 use blockd_schedule::{Jitter, Recurrence, Retention, Verdict};
 use jiff::Timestamp;
@@ -115,6 +115,16 @@ impl fmt::Display for Priority {
     }
 }
 
+/// What is kept in one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RetainAt {
+    /// The place, one of the schedule's.
+    pub cred_id: CredentialRef,
+    /// How many backups are kept there, whatever the schedule and its rules say for the others.
+    pub retain: Retention,
+}
+
 /// Body of `POST /v1/schedules`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -124,9 +134,16 @@ pub struct CreateSchedule {
     pub name: Option<ObjectName>,
     /// Which volumes.
     pub selector: Selector,
-    /// Where to; may be left out when there is one credential.
+    /// Where to; may be left out when there is one credential. With `local`, leaving it out means that there are local
+    /// snapshots only.
     #[serde(default)]
     pub cred_ids: Vec<CredentialRef>,
+    /// Local snapshots are kept as well, of the same freezes, and so many of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Retention>,
+    /// Places that keep other backups than the schedule says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retain_at: Vec<RetainAt>,
     /// When; beside those of the policy.
     #[serde(default)]
     pub rules: Vec<Rule>,
@@ -145,6 +162,9 @@ pub struct CreateSchedule {
     /// Which runs go first.
     #[serde(default)]
     pub priority: Priority,
+    /// A rule that is followed around its freezes, in place of those of the volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
     /// No runs, until it is resumed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -163,6 +183,12 @@ pub struct UpdateSchedule {
     /// Keep other backups.
     #[serde(default)]
     pub retain: Option<Retention>,
+    /// Keep other local snapshots; `null`: make none, and keep those that are there.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
+    pub local: Option<Option<Retention>>,
+    /// Keep other backups in some places, in place of all that was said of places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_at: Option<Vec<RetainAt>>,
     /// Every backup is full, or not any more.
     #[serde(default)]
     pub full: Option<bool>,
@@ -172,6 +198,9 @@ pub struct UpdateSchedule {
     /// Another priority.
     #[serde(default)]
     pub priority: Option<Priority>,
+    /// Another rule around its freezes; `null`: none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
+    pub rule: Option<Option<RuleName>>,
     /// No runs, or runs again; what was left out while paused is not caught up on.
     #[serde(default)]
     pub paused: Option<bool>,
@@ -190,6 +219,15 @@ pub struct Schedule {
     pub selector: Selector,
     /// Where to.
     pub credentials: Vec<Uuid>,
+    /// So many local snapshots are kept; `None`: none are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Retention>,
+    /// Places that keep other backups than the schedule says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retain_at: Vec<RetainAt>,
+    /// How each of its copies stands: the local one first, then that of each place.
+    #[serde(default)]
+    pub copies: Vec<CopyState>,
     /// When, without the rules of the policy.
     pub rules: Vec<Rule>,
     /// The policy.
@@ -202,6 +240,9 @@ pub struct Schedule {
     pub jitter_seconds: Jitter,
     /// Which runs go first.
     pub priority: Priority,
+    /// A rule that is followed around its freezes, in place of those of the volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
     /// There are no runs for now.
     pub paused: bool,
     /// When it was made.
@@ -215,6 +256,22 @@ pub struct Schedule {
     pub without_volume: bool,
     /// When its runs are, as one text.
     pub schedule: String,
+}
+
+/// How one of the copies that a schedule makes stands, of all its volumes together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CopyState {
+    /// Where it is; `None`: on this host, as local snapshots.
+    pub credential: Option<Uuid>,
+    /// What is kept of it, but for what rules have retentions of their own for.
+    pub retain: Retention,
+    /// How many there are.
+    pub kept: u64,
+    /// The point in time of the newest.
+    pub newest: Option<Timestamp>,
+    /// How its last run is.
+    pub last_state: Option<RunState>,
 }
 
 /// Reply to `GET /v1/schedules`.
@@ -300,8 +357,14 @@ pub struct Run {
     pub volume_id: Option<VolumeId>,
     /// Its name.
     pub volume: Option<VolumeName>,
-    /// Where to.
+    /// Where to; none for a local snapshot.
     pub credential: Option<Uuid>,
+    /// It makes a local snapshot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
+    /// That snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotId>,
     /// How it is.
     pub state: RunState,
     /// Its task, once there is one.
@@ -310,7 +373,7 @@ pub struct Run {
     pub cloudsnap: Option<CloudsnapId>,
     /// When it ended.
     pub completed: Option<Timestamp>,
-    /// Why it failed or was left out.
+    /// Why it failed or was left out; of one that is done, what failed of the rules around its freeze.
     pub reason: Option<String>,
 }
 
@@ -356,14 +419,39 @@ pub struct Judged {
     pub created: Timestamp,
     /// What becomes of it, and why.
     pub verdict: Verdict,
+    /// The rule that made it, if that is gone: the retention that it had then holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_rule: Option<String>,
 }
 
-/// Reply to `GET /v1/schedules/{schedule}/retention`: what is kept and what would be deleted now. Nothing is changed.
+/// What the retention says of one local snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JudgedSnapshot {
+    /// The run that made it.
+    pub run: u64,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// Its name.
+    pub name: Option<SnapshotName>,
+    /// The volume.
+    pub volume: Option<VolumeName>,
+    /// Its point in time.
+    pub created: Timestamp,
+    /// What becomes of it, and why.
+    pub verdict: Verdict,
+}
+
+/// Reply to `GET /v1/schedules/{schedule}/retention`: what is kept and what would be deleted now. Nothing is changed. Of a
+/// schedule that is gone, what it made is told of as well: all of it stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionPlan {
     /// Each backup that the schedule made and that is there still.
     pub cloudsnaps: Vec<Judged>,
+    /// Each local snapshot of it.
+    #[serde(default)]
+    pub snapshots: Vec<JudgedSnapshot>,
 }
 
 /// Body of `POST /v1/sched-policies`, and a policy as it is told.

@@ -5,8 +5,8 @@
 
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
-    LimitWindow, ObjectName, Secret, SnapshotName, SnapshotRef, VolumeName, VolumeRef, attachments::Device,
-    browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName, tasks::TaskState,
+    LimitWindow, ObjectName, RuleName, Secret, SnapshotName, SnapshotRef, VolumeName, VolumeRef,
+    attachments::Device, browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName, tasks::TaskState,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
@@ -40,6 +40,7 @@ text_schema! {
     GroupName: "Name of a group of volumes; it must be no UUID", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     ObjectName: "Name that somebody gave to a schedule or to a backup; it must be no UUID",
         "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    RuleName: "Name of a rule; it must be no UUID", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     PolicyName: "Name of a schedule policy", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     VolumeRef: "A volume, by its id (a decimal number) or its name",
         "pattern": NAME_OR_ID, "maxLength": NAME_MAX_LEN;

@@ -1,8 +1,8 @@
 //! Local snapshots: create, also of several volumes at once, list, inspect, compare, roll back to, delete.
 
 use crate::{
-    Epoch, GroupName, GroupRef, LabelSelector, SnapshotId, SnapshotName, SnapshotRef, VolumeId, VolumeName,
-    VolumeRef,
+    Epoch, GroupName, GroupRef, LabelSelector, RuleName, SnapshotId, SnapshotName, SnapshotRef, VolumeId,
+    VolumeName, VolumeRef,
     quiesce::{Quiesce, QuiesceReport},
 };
 use jiff::Timestamp;
@@ -24,6 +24,12 @@ pub struct CreateSnapshot {
     /// What is to be done around it.
     #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
     pub quiesce: Quiesce,
+    /// A rule that is followed, in place of those of the volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
+    /// No rule is followed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_rule: bool,
 }
 
 /// Body of `POST /v1/snapshots/group`: which volumes, chosen in exactly one way.
@@ -45,6 +51,12 @@ pub struct CreateGroupSnapshot {
     /// What is to be done around them.
     #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
     pub quiesce: Quiesce,
+    /// A rule that is followed, in place of those of the volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
+    /// No rule is followed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_rule: bool,
 }
 
 /// Reply to `POST /v1/snapshots/group`.

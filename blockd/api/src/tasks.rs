@@ -1,6 +1,6 @@
 //! Tasks: backups, restores and deletes that run in the background.
 
-use crate::{ApiError, CredentialName, ObjectName, VolumeName};
+use crate::{ApiError, CredentialName, ObjectName, VolumeName, quiesce::QuiesceReport};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,9 @@ pub struct Task {
     pub requests: Requests,
     /// For how long the freeze held writes back, in microseconds, for a backup.
     pub freeze_stall_micros: Option<u64>,
+    /// What was done around the freeze, for a backup; `None` if nothing was. What commands are and say is for admins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce: Option<QuiesceReport>,
     /// When it was asked for.
     pub started: Timestamp,
     /// When it ended.

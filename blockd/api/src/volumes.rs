@@ -1,7 +1,7 @@
 //! Volumes: create, list, inspect, change, delete.
 
 use crate::{
-    GroupName, LabelSelector, Labels, SnapshotName, SnapshotRef, VolumeId, VolumeName,
+    GroupName, LabelSelector, Labels, RuleName, SnapshotName, SnapshotRef, VolumeId, VolumeName,
     attachments::Attachment, lazy::Hydration,
 };
 use jiff::Timestamp;
@@ -46,7 +46,9 @@ pub struct UpdateVolume {
 }
 
 /// A field that was given, be it as `null`.
-fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<GroupName>>, D::Error> {
+pub(crate) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    value: D,
+) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
 
@@ -173,6 +175,9 @@ pub struct Volume {
     /// The group that it is frozen with.
     #[serde(default)]
     pub group: Option<GroupName>,
+    /// The rule of its own, which is followed around freezes; without one, that of its group is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
     /// When it was made.
     pub created: Timestamp,
     /// Whether it is served.

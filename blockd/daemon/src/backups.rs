@@ -5,11 +5,13 @@ use crate::{
     db::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     marks::refuse_past,
+    quiesce::Part,
     registry::VolumeEntry,
+    rules::AskedRest,
     tasks::stop::check_limits,
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, ObjectName, VolumeRef,
+    CredentialRef, ErrorCode, ObjectName, SnapshotName, VolumeRef,
     cloudsnaps::{BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
     snapshots::CreateGroupSnapshot,
     tasks::TaskLimits,
@@ -41,6 +43,18 @@ pub(crate) struct Asked {
     pub(crate) pinned: bool,
     /// Until when they are kept in any case, and from when on by no rule.
     pub(crate) expires: Option<Timestamp>,
+    /// What is to be done around the freeze.
+    pub(crate) rest: AskedRest,
+    /// The schedule that asks.
+    pub(crate) schedule: Option<Uuid>,
+    /// The snapshots that are backed up stay on this host, under this name.
+    pub(crate) keep_local: Option<SnapshotName>,
+}
+
+/// What all tasks of one instant have in common.
+struct Instant {
+    barrier: Option<Barrier>,
+    around: Vec<Part>,
 }
 
 impl Core {
@@ -62,6 +76,13 @@ impl Core {
             name: request.name.clone(),
             pinned: request.pinned,
             expires: request.expires,
+            rest: AskedRest {
+                quiesce: request.quiesce.clone(),
+                rule: request.rule.clone(),
+                no_rule: request.no_rule,
+                scheduled: None,
+            },
+            ..Asked::default()
         };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
         let mut ids = tasks.iter().map(|task| task.id);
@@ -100,6 +121,13 @@ impl Core {
             name: request.name,
             pinned: request.pinned,
             expires: request.expires,
+            rest: AskedRest {
+                quiesce: request.quiesce,
+                rule: request.rule,
+                no_rule: request.no_rule,
+                scheduled: None,
+            },
+            ..Asked::default()
         };
         let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
         let started = |entry: &Arc<VolumeEntry>| MemberStarted {
@@ -137,16 +165,34 @@ impl Core {
     ) -> Result<Vec<TaskRow>, ServiceError> {
         check_limits(asked.limits)?;
         let _admission = self.admission.lock().await;
+        let entries = members.iter().map(|member| self.registry.find(&member.volume));
+        let entries: Vec<Arc<VolumeEntry>> = entries.collect::<Result<_, _>>()?;
         let barrier = asked.together.map(|id| Barrier { id, volumes: members.len() as u64 });
+        // Those of a label are frozen each for itself.
+        let together = match &barrier {
+            Some(barrier) => {
+                let around = self.around(&asked.rest, &entries).await?;
+                Some(Instant { barrier: Some(barrier.clone()), around })
+            }
+            None => None,
+        };
         let (mut rows, mut given_up) = (Vec::new(), Vec::new());
-        for member in members {
-            let entry = self.registry.find(&member.volume)?;
+        for (member, entry) in members.iter().zip(&entries) {
             let mut credentials = Vec::new();
             for wanted in &member.credentials {
                 credentials.push(self.credential(Some(wanted)).await?);
             }
-            self.refuse_unless_free(&entry, &credentials).await?;
-            rows.extend(self.rows_of(&entry, &credentials, asked, barrier.as_ref())?);
+            self.refuse_unless_free(entry, &credentials).await?;
+            let alone;
+            let instant = match &together {
+                Some(together) => together,
+                None => {
+                    let around = self.around(&asked.rest, std::slice::from_ref(entry)).await?;
+                    alone = Instant { barrier: None, around };
+                    &alone
+                }
+            };
+            rows.extend(self.rows_of(entry, &credentials, asked, instant)?);
             given_up.push((entry.id, credentials));
         }
         // Those that were stopped or failed would make points that are older than these.
@@ -210,7 +256,7 @@ impl Core {
         entry: &VolumeEntry,
         credentials: &[CredentialRow],
         asked: &Asked,
-        barrier: Option<&Barrier>,
+        instant: &Instant,
     ) -> Result<Vec<TaskRow>, ServiceError> {
         let snapshot = SnapshotId::from_u64(random_id()?);
         let mut rows = Vec::with_capacity(credentials.len());
@@ -239,7 +285,10 @@ impl Core {
                     phase: "pending".into(),
                     force_full: asked.full,
                     run: Some(self.run),
-                    barrier: barrier.cloned(),
+                    barrier: instant.barrier.clone(),
+                    around: instant.around.clone(),
+                    schedule: asked.schedule,
+                    keep_local: asked.keep_local.clone(),
                     limits: asked.limits,
                     label: asked.name.clone(),
                     pinned: asked.pinned,

@@ -88,6 +88,8 @@ pub struct Core {
     pub admission: tokio::sync::Mutex<()>,
     /// Snapshots that did not come about and could not be taken back yet.
     pub(crate) to_undo: parking_lot::Mutex<Vec<(VolumeId, SnapshotId)>>,
+    /// Who may bring something to rest now.
+    pub(crate) resting: crate::quiesce::Resting,
     /// What is left of damaged volumes that somebody reads.
     pub(crate) salvages: crate::salvage::Salvages,
     /// The step at which a test wants the daemon to die.

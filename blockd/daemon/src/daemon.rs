@@ -453,6 +453,7 @@ fn prepare(
         scheduler: crate::schedules::Scheduler::default(),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),
+        resting: crate::quiesce::Resting::default(),
         salvages: crate::salvage::Salvages::new(options),
         #[cfg(test)]
         dies_at: parking_lot::Mutex::new(None),

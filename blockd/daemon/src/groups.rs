@@ -4,6 +4,7 @@ use crate::{
     core::{Core, random_id},
     error::ServiceError,
     registry::VolumeEntry,
+    rules::AskedRest,
     snapshots::{Wanted, space_of, to_api},
 };
 use blockd_api::{
@@ -24,11 +25,14 @@ impl Core {
         &self,
         request: CreateGroupSnapshot,
     ) -> Result<GroupSnapshot, ServiceError> {
-        request
-            .quiesce
-            .check()
-            .map_err(|message| ServiceError::refused(ErrorCode::InvalidRequest, message))?;
         let entries = self.members(&request)?;
+        let asked = AskedRest {
+            quiesce: request.quiesce,
+            rule: request.rule,
+            no_rule: request.no_rule,
+            scheduled: None,
+        };
+        let around = self.around(&asked, &entries).await?;
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
         let group = SnapshotGroup {
             group_id: Uuid::new_v4(),
@@ -45,7 +49,8 @@ impl Core {
             name: name.clone(),
             internal: false,
             group: Some(group.clone()),
-            quiesce: request.quiesce,
+            around,
+            schedule: None,
         };
         let rows = self.freeze_together(wanted).await?;
         for entry in &entries {

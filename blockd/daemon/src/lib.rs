@@ -46,6 +46,7 @@ mod reconcile;
 pub mod registry;
 mod rekey;
 mod rollback;
+mod rules;
 mod salvage;
 #[cfg(test)]
 mod scenarios;
@@ -53,6 +54,7 @@ mod schedules;
 pub mod secrets;
 mod snapshots;
 pub mod tasks;
+mod turns;
 mod upkeep;
 mod volumes;
 mod watchdog;

@@ -13,7 +13,6 @@ use crate::{
 };
 use blockd_api::{
     ErrorCode, SnapshotName, SnapshotRef, VolumeRef,
-    quiesce::Quiesce,
     snapshots::{DiffExtent, DiffKind, DiffSnapshots, RestoreSnapshot, SnapshotDiff, SnapshotRestored},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent, SnapshotId};
@@ -131,7 +130,8 @@ impl Core {
                     name: SnapshotName::before_restore(Timestamp::now()),
                     internal: false,
                     group: None,
-                    quiesce: Quiesce::default(),
+                    around: Vec::new(),
+                    schedule: None,
                 };
                 Some(first(self.freeze_together(wanted).await?)?)
             }

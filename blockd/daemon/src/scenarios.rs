@@ -31,10 +31,12 @@ mod given_up;
 mod group_backups;
 mod groups;
 mod layers;
+mod local_copies;
 mod marks;
 mod metrics;
 mod requests;
 mod roles;
+mod rules;
 mod schedules;
 mod undone;
 mod webhooks;
@@ -541,20 +543,6 @@ async fn a_growth_is_told_whatever_becomes_of_its_row_and_leaves_layers_to_merge
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(60), merged).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn snapshots_of_a_volume_that_is_never_backed_up_leave_no_block_sets_behind() {
-    let host = Host::new().await;
-    let volume = host.create_volume("data").await;
-    let mut epochs = Vec::new();
-    for block in 0..2 {
-        Model::new().write(&volume, block * BLOCK, 1, 10);
-        let taken = host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await;
-        epochs.push(taken.unwrap().epoch);
-    }
-    let error = volume.changes(Some(epochs[0]), epochs[1]).unwrap_err();
-    assert_eq!(error.kind(), VolumeErrorKind::IntervalsGone, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,18 +4,20 @@ use crate::{
     core::{Core, random_id},
     db::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
-    quiesce::{Members, Rest},
+    quiesce::{Members, Part, Rest, events_of_failures},
     registry::{EntryState, VolumeEntry},
+    rules::AskedRest,
 };
 use blockd_api::{
     Deleted, ErrorCode, GroupRef, SnapshotName, SnapshotRef, VolumeRef,
-    quiesce::{Quiesce, QuiesceReport},
+    quiesce::QuiesceReport,
     snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
 };
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::{GroupError, GroupFrozen, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
+use uuid::Uuid;
 
 /// Snapshots that are to be taken at one instant.
 pub(crate) struct Wanted {
@@ -28,7 +30,9 @@ pub(crate) struct Wanted {
     /// What they have in common, if they were asked for as a group.
     pub(crate) group: Option<SnapshotGroup>,
     /// What is to be done around them.
-    pub(crate) quiesce: Quiesce,
+    pub(crate) around: Vec<Part>,
+    /// The schedule that wants them.
+    pub(crate) schedule: Option<Uuid>,
 }
 
 impl Wanted {
@@ -51,12 +55,20 @@ impl Wanted {
     /// What commands around the freeze are told.
     fn env(&self) -> Vec<(String, String)> {
         let volumes: Vec<_> = self.members.iter().map(|(entry, _)| entry.name.as_str()).collect();
+        let ids: Vec<_> = self.members.iter().map(|(entry, _)| entry.id.to_string()).collect();
         let mut env = vec![
             ("BLOCKD_VOLUMES".to_owned(), volumes.join(" ")),
+            ("BLOCKD_VOLUME_IDS".to_owned(), ids.join(" ")),
             ("BLOCKD_SNAPSHOT".to_owned(), self.name.to_string()),
         ];
         if let Some(group) = &self.group {
             env.push(("BLOCKD_GROUP_ID".to_owned(), group.group_id.to_string()));
+            if let Some(name) = &group.group {
+                env.push(("BLOCKD_GROUP".to_owned(), name.to_string()));
+            }
+        }
+        if let Some(schedule) = self.schedule {
+            env.push(("BLOCKD_SCHEDULE".to_owned(), schedule.to_string()));
         }
         env
     }
@@ -125,27 +137,30 @@ impl Core {
         let entry = self.registry.find(wanted)?;
         let id = SnapshotId::from_u64(random_id()?);
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
-        request
-            .quiesce
-            .check()
-            .map_err(|message| ServiceError::refused(ErrorCode::InvalidRequest, message))?;
+        let asked = AskedRest {
+            quiesce: request.quiesce,
+            rule: request.rule,
+            no_rule: request.no_rule,
+            scheduled: None,
+        };
+        let around = self.around(&asked, &[Arc::clone(&entry)]).await?;
         let members = vec![(Arc::clone(&entry), id)];
-        let wanted = Wanted { members, name, internal: false, group: None, quiesce: request.quiesce };
+        let wanted = Wanted { members, name, internal: false, group: None, around, schedule: None };
         let row = first(self.freeze_together(wanted).await?)?;
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
         Ok(to_api(&row, &entry, None, &self.nbd_socket()))
     }
 
-    /// Freezes a point of one volume for a backup.
+    /// Freezes a point of one volume for a verification, with nothing around it.
     pub(crate) async fn freeze(
         &self,
         entry: &Arc<VolumeEntry>,
         id: SnapshotId,
         name: SnapshotName,
     ) -> Result<SnapshotRow, ServiceError> {
-        let (members, quiesce) = (vec![(Arc::clone(entry), id)], Quiesce::default());
-        let wanted = Wanted { members, name, internal: true, group: None, quiesce };
+        let (members, around) = (vec![(Arc::clone(entry), id)], Vec::new());
+        let wanted = Wanted { members, name, internal: true, group: None, around, schedule: None };
         first(self.freeze_together(wanted).await?)
     }
 
@@ -154,16 +169,27 @@ impl Core {
     /// Rows, then freeze, then rows, each time all of them in one transaction: a crash between leaves rows that say what to
     /// undo, and after the last one all snapshots are there.
     pub(crate) async fn freeze_together(&self, wanted: Wanted) -> Result<Vec<SnapshotRow>, ServiceError> {
+        self.freeze_and_tell(wanted, &mut None).await
+    }
+
+    /// [`freeze_together`](Self::freeze_together), which tells what was done around it also if it fails.
+    pub(crate) async fn freeze_and_tell(
+        &self,
+        wanted: Wanted,
+        report: &mut Option<QuiesceReport>,
+    ) -> Result<Vec<SnapshotRow>, ServiceError> {
         let mut volumes = Vec::with_capacity(wanted.members.len());
         for (entry, id) in &wanted.members {
             volumes.push((entry.volume()?, *id));
         }
+        let ids = volumes.iter().map(|(volume, _)| volume.id());
+        let _turn = self.resting.turn(&wanted.around, ids).await;
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
-        let mounts = match wanted.quiesce.freeze_fs {
-            true => self.filesystems_of(&volumes)?,
-            false => Vec::new(),
-        };
-        let rest = Rest::new(wanted.quiesce.clone(), mounts, wanted.env());
+        let (mounts, not_frozen) = self.filesystems_for(&wanted.around, &volumes)?;
+        // Whoever says himself what is run is an admin; what becomes of tasks, everybody may see.
+        let tells_all = !wanted.internal && wanted.around.iter().all(|part| part.rule.is_none());
+        let mut rest = Rest::new(wanted.around.clone(), mounts, wanted.env(), tells_all);
+        rest.note(not_frozen);
         self.undo_rest(&volumes).await;
         self.insert_snapshots(&wanted, rows.clone()).await?;
         let (frozen, rest) = self.freeze_at_rest(&volumes, rest).await?;
@@ -177,21 +203,21 @@ impl Core {
             }
             Err(error) => Err(wanted.say_which(error)),
         };
-        let (is_taken, nothing_more) = (taken.is_ok(), !wanted.quiesce.is_something_after());
+        let is_taken = taken.is_ok();
         let rest = blocking(move || {
             let mut rest = rest;
             rest.end(is_taken);
             Ok::<_, ServiceError>(rest)
         });
-        let rest = rest.await;
+        *report = rest.await.ok().and_then(|rest| rest.report());
+        self.tell_of_failures(&wanted, report.as_ref(), is_taken).await;
         if let Err(error) = taken {
             // Nobody was told of them.
             self.undo_snapshots(volumes).await;
             return Err(error);
         }
-        if !nothing_more {
-            let report = rest?.report();
-            rows.iter_mut().for_each(|row| row.quiesce.clone_from(&report));
+        if report.is_some() {
+            rows.iter_mut().for_each(|row| row.quiesce.clone_from(report));
             let ready = rows.clone();
             // They are there, whatever becomes of what is said of them.
             if let Err(error) = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await {
@@ -202,6 +228,18 @@ impl Core {
             show(entry, row).await;
         }
         Ok(rows)
+    }
+
+    /// Tells of what failed around a freeze.
+    async fn tell_of_failures(&self, wanted: &Wanted, report: Option<&QuiesceReport>, is_taken: bool) {
+        let Some(report) = report.filter(|report| report.failures().next().is_some()) else { return };
+        let volumes: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();
+        let events = events_of_failures(report.steps.iter(), &volumes, is_taken);
+        let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
+        if let Err(error) = stored {
+            tracing::warn!(%error, "the events of what failed around a freeze are not kept");
+        }
+        self.events.wake();
     }
 
     /// Freezes volumes on a thread that may block, with what is to be done around it.
@@ -335,7 +373,20 @@ impl Core {
         let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
         let volume = entry.volume()?;
         let id = row.id;
-        self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Deleting)).await?;
+        let marked = self.db.run(move |tx| -> Result<Option<Uuid>, DbError> {
+            let needed_by = TaskRow::who_needs(tx, id)?;
+            if needed_by.is_none() {
+                SnapshotRow::set_state(tx, id, SnapshotState::Deleting)?;
+            }
+            Ok(needed_by)
+        });
+        if let Some(task) = marked.await? {
+            let message = format!(
+                "backup task {task} needs snapshot {}@{}: wait for it to end, or stop it with --discard",
+                entry.name, row.name
+            );
+            return Err(ServiceError::refused(ErrorCode::SnapshotInUse, message));
+        }
         entry.hide_snapshot(id);
         self.browse.let_go(entry.id);
         if let Err(error) = self.drop_snapshot(volume, id).await {

@@ -2,12 +2,12 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Chain, CredentialRow, DbError, LazyRow, SnapshotRow, VolumeRow, VolumeState},
+    db::{Chain, CredentialRow, DbError, LazyRow, RuleUses, SnapshotRow, VolumeRow, VolumeState},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
-    ByteSize, Deleted, ErrorCode, GroupName, Labels, VolumeRef, check_volume_size,
+    ByteSize, Deleted, ErrorCode, GroupName, Labels, RuleName, VolumeRef, check_volume_size,
     volumes::{
         self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
     },
@@ -15,7 +15,7 @@ use blockd_api::{
 use blockd_extent::VolumeId;
 use blockd_volume::{MergeStats, Volume, VolumeError};
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 impl Core {
     /// Makes a volume; it is durable and served when this returns.
@@ -204,6 +204,7 @@ impl Core {
                 chains: Chain::all(tx, volume)?,
                 credentials: CredentialRow::all(tx)?,
                 lazy: LazyRow::all(tx)?,
+                rules: RuleUses::all(tx)?.volumes,
             })
         });
         Ok(facts.await?)
@@ -244,6 +245,7 @@ impl Core {
             read_only: entry.is_read_only(),
             labels: tags.labels,
             group: tags.group,
+            rule: facts.rules.get(&entry.id).cloned(),
             created: entry.created,
             state,
             state_reason,
@@ -460,6 +462,7 @@ struct Facts {
     chains: Vec<Chain>,
     credentials: Vec<CredentialRow>,
     lazy: Vec<LazyRow>,
+    rules: BTreeMap<VolumeId, RuleName>,
 }
 
 impl Facts {

@@ -6,7 +6,7 @@
 use crate::Zone;
 use jiff::{SignedDuration, Timestamp, civil::ISOWeekDate};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 /// Snapshots whose time is later than now by more than this come from a wrong clock. Seconds.
 const FUTURE_TOLERANCE_S: i64 = 3_600;
@@ -52,6 +52,11 @@ fn is_utc(zone: &Zone) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RetentionError {
+    /// A text that says none.
+    #[error(
+        "{0:?} is no retention: give a number, or such as last=14,daily=7,monthly=12 with hourly, weekly and yearly, or all"
+    )]
+    NotOne(String),
     /// It would keep nothing that anybody asked for.
     #[error("a schedule must keep at least one backup: give a number from 1 on")]
     KeepsNothing,
@@ -83,6 +88,40 @@ impl Retention {
             ("monthly", self.keep_monthly),
             ("yearly", self.keep_yearly),
         ]
+    }
+}
+
+impl FromStr for Retention {
+    type Err = RetentionError;
+
+    /// A number, as `--max` has it, or what [`fmt::Display`] writes.
+    fn from_str(text: &str) -> Result<Self, RetentionError> {
+        let wrong = || RetentionError::NotOne(text.to_owned());
+        if text == "all" {
+            return Ok(Self::default());
+        }
+        if let Ok(count) = text.parse() {
+            return Self::max(count);
+        }
+        let mut retention = Self::default();
+        for part in text.split(',') {
+            let (name, count) = part.split_once('=').ok_or_else(wrong)?;
+            let count: u32 = count.parse().map_err(|_| wrong())?;
+            let field = match name {
+                "last" => &mut retention.keep_last,
+                "hourly" => &mut retention.keep_hourly,
+                "daily" => &mut retention.keep_daily,
+                "weekly" => &mut retention.keep_weekly,
+                "monthly" => &mut retention.keep_monthly,
+                "yearly" => &mut retention.keep_yearly,
+                _ => return Err(wrong()),
+            };
+            if count == 0 || *field > 0 {
+                return Err(wrong());
+            }
+            *field = count;
+        }
+        Ok(retention)
     }
 }
 
@@ -166,6 +205,8 @@ pub enum KeepReason {
     NoneBetter,
     /// There is no rule by which anything would be deleted.
     NoRule,
+    /// Its schedule is gone.
+    ScheduleGone,
     /// One of the last, this one by number, the newest being 1.
     Last(u32),
     /// The newest of one of the last hours.
@@ -192,6 +233,7 @@ impl fmt::Display for KeepReason {
             Self::FromTheFuture => f.write_str("made in the future: look at the clock"),
             Self::NoneBetter => f.write_str("damaged, but no newer one is good"),
             Self::NoRule => f.write_str("all are kept"),
+            Self::ScheduleGone => f.write_str("its schedule is gone: only people delete it"),
             Self::Last(number) => write!(f, "last {number}"),
             Self::Hourly(number) => write!(f, "hourly {number}"),
             Self::Daily(number) => write!(f, "daily {number}"),

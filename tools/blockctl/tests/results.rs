@@ -111,6 +111,7 @@ Size         : 4 GiB
 Read-only    : no
 Labels       : app=mysql
 Group        : -
+Rule         : -
 Created      : Wed, 16 Jan 2019 21:51:53 UTC
 Status       : up - 1 connection
 URI          : nbd+unix:///db?socket=/d/nbd.sock

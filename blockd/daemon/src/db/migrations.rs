@@ -18,6 +18,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0010_event_readers.sql"),
     include_str!("../../migrations/0011_cloudsnap_marks.sql"),
     include_str!("../../migrations/0012_read_orders.sql"),
+    include_str!("../../migrations/0013_rules.sql"),
+    include_str!("../../migrations/0014_local_copies.sql"),
 ];
 
 pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {

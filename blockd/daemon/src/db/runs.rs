@@ -6,11 +6,26 @@ use blockd_api::{
     schedules::{Priority, Run, RunState},
 };
 use blockd_cloud::CloudsnapId;
-use blockd_extent::VolumeId;
+use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Recurrence, Retention};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
+use std::collections::BTreeMap;
 use uuid::Uuid;
+
+/// Stands in place of the credential of a run that makes a local snapshot.
+pub const LOCAL: Uuid = Uuid::nil();
+
+/// What there is of one copy that a schedule makes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyCount {
+    /// How many there are.
+    pub kept: u64,
+    /// When the newest was begun.
+    pub newest: Option<Timestamp>,
+    /// How the last run is.
+    pub last_state: Option<RunState>,
+}
 
 /// A run for one volume and one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,9 +66,13 @@ pub struct RunRow {
     pub pool: String,
     /// That retention, as it was then.
     pub retain: Option<Retention>,
+    /// The local snapshot that it makes, once that is decided.
+    pub snapshot: Option<SnapshotId>,
 }
 
-const COLUMNS: &str = "id, schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain";
+/// Of a run whose local snapshot is there.
+const THERE: &str = "snapshot IN (SELECT id FROM snapshots WHERE state = 'ready' AND internal = 0)";
+const COLUMNS: &str = "id, schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain, snapshot";
 
 fn state(row: &Row<'_>, column: usize) -> rusqlite::Result<RunState> {
     let text: String = row.get(column)?;
@@ -88,6 +107,7 @@ impl RunRow {
             pool: row.get(16)?,
             // As above; without it, all are kept.
             retain: json_if_there(row, 17).unwrap_or(None),
+            snapshot: parsed_if_there(row, 18)?,
         })
     }
 
@@ -106,8 +126,8 @@ impl RunRow {
         let retain = self.retain.as_ref().map(|retain| to_json("retention", retain)).transpose()?;
         let added = tx.execute(
             "INSERT INTO schedule_runs
-             (schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
+             (schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain, snapshot)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
              ON CONFLICT (schedule, rule, nominal, volume, credential) WHERE rule IS NOT NULL AND freed = 0 DO NOTHING",
             params![
                 self.schedule.to_string(),
@@ -127,6 +147,7 @@ impl RunRow {
                 self.reason,
                 self.pool,
                 retain,
+                self.snapshot.map(|id| id.to_string()),
             ],
         )?;
         Ok((added > 0).then(|| tx.last_insert_rowid().unsigned_abs()))
@@ -138,7 +159,8 @@ impl RunRow {
     /// The database fails.
     pub fn update(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "UPDATE schedule_runs SET state = ?2, task = ?3, cloudsnap = ?4, completed = ?5, reason = ?6 WHERE id = ?1",
+            "UPDATE schedule_runs SET state = ?2, task = ?3, cloudsnap = ?4, completed = ?5, reason = ?6, snapshot = ?7
+             WHERE id = ?1",
             params![
                 stored(self.id),
                 self.state.as_str(),
@@ -146,6 +168,7 @@ impl RunRow {
                 self.cloudsnap.as_ref().map(ToString::to_string),
                 self.completed.map(|at| at.to_string()),
                 self.reason,
+                self.snapshot.map(|id| id.to_string()),
             ],
         )?;
         Ok(())
@@ -214,9 +237,12 @@ impl RunRow {
     /// # Errors
     /// The database fails.
     pub fn to_settle(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let sql = "WHERE state = 'active'
-                   OR (state = 'failed' AND task IN (SELECT id FROM tasks WHERE state = 'done')) ORDER BY id";
-        Self::select(tx, sql, [])
+        let sql = format!(
+            "WHERE state = 'active'
+             OR (state = 'failed' AND credential <> '{LOCAL}' AND task IN (SELECT id FROM tasks WHERE state = 'done'))
+             OR (state = 'failed' AND credential = '{LOCAL}' AND {THERE}) ORDER BY id"
+        );
+        Self::select(tx, &sql, [])
     }
 
     /// The run of a schedule for a volume and a place that has not ended.
@@ -243,6 +269,48 @@ impl RunRow {
     /// The database fails.
     pub fn kept(tx: &Transaction<'_>, schedule: Uuid) -> Result<Vec<Self>, DbError> {
         Self::select(tx, "WHERE state = 'done' AND schedule = ?1 ORDER BY id DESC", [schedule.to_string()])
+    }
+
+    /// Local snapshots that are gone, because people deleted them or their volume: the runs that made them count no more.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn expire_lost_snapshots(tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            &format!(
+                "UPDATE schedule_runs SET state = 'expired', reason = coalesce(reason || '; ', '') || 'its snapshot was deleted'
+                 WHERE credential = '{LOCAL}' AND state = 'done' AND snapshot NOT IN (SELECT id FROM snapshots)"
+            ),
+            [],
+        )?;
+        Ok(())
+    }
+
+    /// What there is of each copy that a schedule makes, by its place.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn copies(tx: &Transaction<'_>, schedule: Uuid) -> Result<BTreeMap<Uuid, CopyCount>, DbError> {
+        let mut copies: BTreeMap<Uuid, CopyCount> = BTreeMap::new();
+        for run in Self::kept(tx, schedule)? {
+            let Some(credential) = run.credential else { continue };
+            let copy = copies.entry(credential).or_default();
+            copy.kept += 1;
+            copy.newest = copy.newest.max(Some(run.started));
+        }
+        let sql = "WHERE id IN (SELECT max(id) FROM schedule_runs
+                   WHERE schedule = ?1 AND credential IS NOT NULL GROUP BY credential)";
+        for run in Self::select(tx, sql, [schedule.to_string()])? {
+            if let Some(credential) = run.credential {
+                copies.entry(credential).or_default().last_state = Some(run.state);
+            }
+        }
+        Ok(copies)
+    }
+
+    /// Whether it makes a local snapshot.
+    pub fn is_local(&self) -> bool {
+        self.credential == Some(LOCAL)
     }
 
     /// The newest so many, of schedules whose ids begin so or of one volume if that is given.
@@ -308,7 +376,9 @@ impl RunRow {
             missed: self.missed,
             volume_id: self.volume,
             volume: self.volume_name.clone(),
-            credential: self.credential,
+            credential: self.credential.filter(|credential| *credential != LOCAL),
+            local: self.is_local(),
+            snapshot: self.snapshot,
             state: self.state,
             task: self.task,
             cloudsnap: self.cloudsnap.as_ref().map(crate::cloudsnaps::to_api_id),

@@ -1,12 +1,13 @@
 //! Rows of schedules and of the policies that they share.
 
-use super::{DbError, json, parsed, parsed_if_there, to_json};
-use blockd_api::ObjectName;
+use super::{DbError, json, parsed, parsed_if_there, runs::LOCAL, to_json};
 use blockd_api::schedules::{PolicyName, Priority, Rule, Selector};
+use blockd_api::{ObjectName, RuleName};
 use blockd_schedule::{Jitter, Recurrence, Retention};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// What of a schedule is not searched for.
@@ -29,6 +30,22 @@ pub struct ScheduleSpec {
     pub jitter: Jitter,
     /// Which runs go first.
     pub priority: Priority,
+    /// So many local snapshots are kept; none are made without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Retention>,
+    /// Places that keep other backups than `retain` and the rules say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub retain_at: BTreeMap<Uuid, Retention>,
+    /// A rule that is followed around its freezes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
+}
+
+impl ScheduleSpec {
+    /// Where copies are made: the credentials, and [`LOCAL`] first if local snapshots are kept.
+    pub fn places(&self) -> impl Iterator<Item = Uuid> {
+        self.local.is_some().then_some(LOCAL).into_iter().chain(self.credentials.iter().copied())
+    }
 }
 
 /// A schedule.

@@ -5,7 +5,7 @@ use super::{DbError, json_if_there, number, parsed, stored, to_json};
 use blockd_api::{SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use jiff::Timestamp;
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::str::FromStr;
 
 /// How far a snapshot's row and its volume agree.
@@ -154,6 +154,26 @@ impl SnapshotRow {
     pub fn set_state(tx: &Transaction<'_>, id: SnapshotId, state: SnapshotState) -> Result<(), DbError> {
         tx.execute("UPDATE snapshots SET state = ?2 WHERE id = ?1", params![id.to_string(), state.as_str()])?;
         Ok(())
+    }
+
+    /// Has a snapshot deleted that a backup made for itself; one that is kept stays.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn release(tx: &Transaction<'_>, id: SnapshotId) -> Result<(), DbError> {
+        let sql = "UPDATE snapshots SET state = 'deleting' WHERE id = ?1 AND internal = 1";
+        tx.execute(sql, [id.to_string()])?;
+        Ok(())
+    }
+
+    /// The snapshot, if it is there and stays: not one that a backup made for itself.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn find_kept(tx: &Transaction<'_>, id: SnapshotId) -> Result<Option<Self>, DbError> {
+        let sql =
+            format!("SELECT {COLUMNS} FROM snapshots WHERE id = ?1 AND internal = 0 AND state = 'ready'");
+        Ok(tx.query_row(&sql, [id.to_string()], Self::read).optional()?)
     }
 
     /// Removes the row.

@@ -2,7 +2,7 @@
 
 use super::volumes::UnknownWord;
 use super::{DbError, json, parsed, to_json};
-use blockd_api::{ApiError, ObjectName, VolumeName, tasks::Findings, tasks::TaskLimits};
+use blockd_api::{ApiError, ObjectName, SnapshotName, VolumeName, tasks::Findings, tasks::TaskLimits};
 use blockd_cloud::{BackupType, CloudsnapId, VerifyDepth, store::RequestCounts};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -180,6 +180,14 @@ pub struct TaskDetail {
     pub expires: Option<Timestamp>,
     /// The backup holds the same instant as those of other volumes.
     pub barrier: Option<Barrier>,
+    /// What is to be done around the freeze of a backup.
+    pub around: Vec<crate::quiesce::Part>,
+    /// What was.
+    pub quiesce: Option<blockd_api::quiesce::QuiesceReport>,
+    /// The schedule that asked for it.
+    pub schedule: Option<Uuid>,
+    /// The snapshot that is backed up stays when the backup is done, under this name.
+    pub keep_local: Option<SnapshotName>,
     /// Grows with each change.
     pub version: u64,
 }
@@ -312,6 +320,17 @@ impl TaskRow {
         );
         let others: i64 = tx.query_row(&sql, [snapshot.to_string(), task.to_string()], |row| row.get(0))?;
         Ok(others > 0)
+    }
+
+    /// A task that needs a snapshot on this host, now or when it is taken up again.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn who_needs(tx: &Transaction<'_>, snapshot: SnapshotId) -> Result<Option<Uuid>, DbError> {
+        let sql = format!(
+            "SELECT id FROM tasks WHERE snapshot = ?1 AND (state IN ('pending', 'active') OR ({KEPT})) LIMIT 1"
+        );
+        Ok(tx.query_row(&sql, [snapshot.to_string()], |row| parsed(row, 0)).optional()?)
     }
 
     /// All tasks, newest first.

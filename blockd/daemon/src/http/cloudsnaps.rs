@@ -1,6 +1,6 @@
 //! Cloud snapshots.
 
-use super::{Answer, Asked, Body, Reply, caller::Caller, detached};
+use super::{Answer, Asked, Body, Reply, caller::Caller, detached, rules::may_run};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
@@ -31,15 +31,19 @@ pub(super) async fn inspect(
 
 pub(super) async fn backup(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Body(request): Body<StartBackup>,
 ) -> Answer<BackupStarted> {
+    may_run(&caller, &request.quiesce, request.rule.as_ref())?;
     detached(async move { core.start_backup(&request).await }).await
 }
 
 pub(super) async fn backup_group(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Body(request): Body<StartGroupBackup>,
 ) -> Answer<GroupBackupStarted> {
+    may_run(&caller, &request.quiesce, request.rule.as_ref())?;
     detached(async move { core.start_group_backup(request).await }).await
 }
 

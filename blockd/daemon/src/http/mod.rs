@@ -14,6 +14,7 @@ pub(crate) mod metrics;
 mod passed;
 pub(crate) mod remote;
 mod routes;
+mod rules;
 mod schedules;
 mod snapshots;
 mod status;
@@ -124,6 +125,13 @@ fn routes() -> Routes {
         .get(paths::POLICY, schedules::policy)
         .patch(paths::POLICY, schedules::update_policy)
         .delete(paths::POLICY, schedules::delete_policy)
+        .get(paths::RULES, rules::list)
+        .post(paths::RULES, rules::create)
+        .get(paths::RULE, rules::inspect)
+        .patch(paths::RULE, rules::update)
+        .delete(paths::RULE, rules::delete)
+        .post(paths::RULE_ASSIGN, rules::assign)
+        .post(paths::RULE_UNASSIGN, rules::unassign)
         .get(paths::EVENTS, events::list)
         .get(paths::TASKS, tasks::list)
         .get(paths::TASK, tasks::show)

@@ -1,12 +1,15 @@
 //! Snapshots.
 
-use super::{Answer, Asked, Body, Failure, Named, Reply, caller::Caller, detached};
+use super::{
+    Answer, Asked, Body, Named, Reply,
+    caller::Caller,
+    detached,
+    rules::{hide_commands, may_run},
+};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, SnapshotRef, VolumeRef,
-    quiesce::Quiesce,
-    roles::Role,
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
         Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
@@ -14,22 +17,16 @@ use blockd_api::{
 };
 use std::sync::Arc;
 
-/// Commands run as the user of the daemon, which is root more often than not.
-fn may_run(caller: &Caller, quiesce: &Quiesce) -> Result<(), Failure> {
-    if quiesce.pre_command.is_some() || quiesce.post_command.is_some() {
-        caller.needs(Role::Admin, "a command before or after a snapshot")?;
-    }
-    Ok(())
-}
-
 pub(super) async fn create(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<CreateSnapshot>,
 ) -> Answer<Snapshot> {
-    may_run(&caller, &request.quiesce)?;
-    detached(async move { core.create_snapshot(&volume, request).await }).await
+    may_run(&caller, &request.quiesce, request.rule.as_ref())?;
+    let Reply(mut made) = detached(async move { core.create_snapshot(&volume, request).await }).await?;
+    hide_commands(&caller, made.quiesce.as_mut());
+    Ok(Reply(made))
 }
 
 pub(super) async fn create_group(
@@ -37,15 +34,14 @@ pub(super) async fn create_group(
     caller: Caller,
     Body(request): Body<CreateGroupSnapshot>,
 ) -> Answer<GroupSnapshot> {
-    may_run(&caller, &request.quiesce)?;
-    detached(async move { core.create_group_snapshot(request).await }).await
+    may_run(&caller, &request.quiesce, request.rule.as_ref())?;
+    let Reply(mut made) = detached(async move { core.create_group_snapshot(request).await }).await?;
+    made.snapshots.iter_mut().for_each(|snapshot| hide_commands(&caller, snapshot.quiesce.as_mut()));
+    Ok(Reply(made))
 }
 
-/// What commands are and say may hold secrets, so only those see it who may have them run.
 fn shown(caller: &Caller, mut snapshot: Snapshot) -> Snapshot {
-    if let Some(report) = snapshot.quiesce.as_mut().filter(|_| !caller.is_admin()) {
-        report.hide_commands();
-    }
+    hide_commands(caller, snapshot.quiesce.as_mut());
     snapshot
 }
 

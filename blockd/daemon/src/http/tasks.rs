@@ -1,6 +1,6 @@
 //! Tasks.
 
-use super::{Answer, Asked, Body, Failure, Named, Reply, caller::Caller, detached};
+use super::{Answer, Asked, Body, Failure, Named, Reply, caller::Caller, detached, rules::hide_commands};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::roles::Role;
@@ -8,16 +8,29 @@ use blockd_api::tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, WaitTas
 use std::sync::Arc;
 use uuid::Uuid;
 
-pub(super) async fn list(State(core): State<Arc<Core>>, Asked(query): Asked<ListTasks>) -> Answer<TaskList> {
-    Ok(Reply(core.list_tasks(&query).await?))
+pub(super) async fn list(
+    State(core): State<Arc<Core>>,
+    caller: Caller,
+    Asked(query): Asked<ListTasks>,
+) -> Answer<TaskList> {
+    let mut list = core.list_tasks(&query).await?;
+    list.tasks.iter_mut().for_each(|task| hide_commands(&caller, task.quiesce.as_mut()));
+    Ok(Reply(list))
+}
+
+/// As the caller may see it.
+fn shown(caller: &Caller, Reply(mut task): Reply<Task>) -> Reply<Task> {
+    hide_commands(caller, task.quiesce.as_mut());
+    Reply(task)
 }
 
 pub(super) async fn show(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Named(task): Named<Uuid>,
     Asked(wait): Asked<WaitTask>,
 ) -> Answer<Task> {
-    Ok(Reply(core.task(task, &wait).await?))
+    Ok(shown(&caller, Reply(core.task(task, &wait).await?)))
 }
 
 /// What only admins may begin is theirs to end and to take up again, too. Neither kind of task ever becomes the other.
@@ -35,7 +48,7 @@ pub(super) async fn stop(
     Body(request): Body<StopTask>,
 ) -> Answer<Task> {
     may_decide(&core, &caller, task).await?;
-    detached(async move { core.stop_task(task, request).await }).await
+    Ok(shown(&caller, detached(async move { core.stop_task(task, request).await }).await?))
 }
 
 pub(super) async fn resume(
@@ -44,13 +57,14 @@ pub(super) async fn resume(
     Named(task): Named<Uuid>,
 ) -> Answer<Task> {
     may_decide(&core, &caller, task).await?;
-    detached(async move { core.resume_task(task).await }).await
+    Ok(shown(&caller, detached(async move { core.resume_task(task).await }).await?))
 }
 
 pub(super) async fn limit(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Named(task): Named<Uuid>,
     Body(limits): Body<TaskLimits>,
 ) -> Answer<Task> {
-    detached(async move { core.limit_task(task, limits).await }).await
+    Ok(shown(&caller, detached(async move { core.limit_task(task, limits).await }).await?))
 }

@@ -22,9 +22,7 @@ use crate::{
     snapshots::{Wanted, first},
     tasks::LiveTask,
 };
-use blockd_api::{
-    ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace, quiesce::Quiesce,
-};
+use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace};
 use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
@@ -270,7 +268,8 @@ async fn frozen(core: &Core, entry: &Arc<VolumeEntry>, plan: InPlace) -> Result<
         name: SnapshotName::before_restore(Timestamp::now()),
         internal: false,
         group: None,
-        quiesce: Quiesce::default(),
+        around: Vec::new(),
+        schedule: None,
     };
     first(core.freeze_together(wanted).await?)
 }

@@ -3,8 +3,15 @@
 //! A command runs in a process group of its own, which is killed when its time is over, so that nothing it started is left; and
 //! when the daemon is gone, by a shell that hears of that through a pipe: the next daemon runs the command after, which must
 //! not be beside it. What is left of a command all the same holds a lock that the next daemon [waits for](super::marker).
+//!
+//! As another user it runs by `setpriv`, which takes all of the daemon's rights from it first. The shell that kills it keeps them.
 
-use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
+use blockd_api::{
+    RuleName,
+    quiesce::{MAX_OUTPUT_BYTES, QuiesceKind, QuiesceStep},
+};
+use jiff::Timestamp;
+use nix::unistd::User;
 use parking_lot::Mutex;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -19,25 +26,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How much of what a command says on stderr is kept.
-const MAX_SAID_BYTES: usize = 4096;
-/// How long the last of it is waited for when the command has ended.
+/// How long the last of what it says is waited for when the command has failed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// The same when it has not: what comes next must not wait for something that it left running.
+const LAST_GOOD_WORDS: Duration = Duration::from_millis(20);
 
 /// Runs the command in the place of this shell. Another one kills all of it when standard input ends without a line. Standard
-/// output is the lock, which goes to the command and what it starts.
-const WRAPPER: &str = r#"exec 3<&0 0</dev/null 4>&1 1>/dev/null
-(exec 2>/dev/null 4>&-; read -r _ <&3 || kill -s KILL -- "-$$") &
+/// output is the lock, which goes to the command and what it starts; what that says goes to standard error.
+const WRAPPER: &str = r#"exec 3<&0 0</dev/null 4>&1 1>&2
+(exec 1>/dev/null 2>&1 4>&-; read -r _ <&3 || kill -s KILL -- "-$$") &
 exec 3<&-
-exec /bin/sh -c "$1""#;
+exec "$@""#;
 
 /// A command to be run.
 #[derive(Clone, Debug)]
 pub(crate) struct Hook<'a> {
     /// Which of the two.
     pub(crate) kind: QuiesceKind,
+    /// The rule that wants it.
+    pub(crate) rule: Option<&'a RuleName>,
     /// For `/bin/sh -c`.
     pub(crate) command: &'a str,
+    /// As whom; as the daemon's own user without it.
+    pub(crate) user: Option<&'a str>,
     /// How long it may take.
     pub(crate) timeout: Duration,
     /// What it is told, beside the daemon's own environment.
@@ -49,7 +60,7 @@ pub(crate) struct Hook<'a> {
 impl Hook<'_> {
     /// Runs it and waits for its end; what became of it.
     pub(crate) fn run(&self) -> QuiesceStep {
-        let began = Instant::now();
+        let (began, started) = (Instant::now(), Timestamp::now());
         let result = self.spawn().and_then(|mut child| {
             // Not to be closed by a wait.
             let leash = child.stdin.take();
@@ -59,20 +70,44 @@ impl Hook<'_> {
             let _ = leash.map(|mut leash| leash.write_all(b"\n"));
             Ok((ended, said))
         });
-        let (exit_status, error) = match result {
-            Err(error) => (None, Some(format!("it cannot be run: {error}"))),
-            Ok((None, _)) => (None, Some(format!("it was killed after {} s", self.timeout.as_secs()))),
-            Ok((Some(status), _)) if status.success() => (Some(0), None),
-            Ok((Some(status), said)) => (status.code(), Some(failure(status, &said.so_far()))),
-        };
         let duration_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        tracing::info!(kind = %self.kind, command = self.command, duration_micros, ?exit_status, ?error, "command run");
-        QuiesceStep { kind: self.kind, target: self.command.to_owned(), duration_micros, exit_status, error }
+        let (exit_status, error, said) = match result {
+            Err(error) => (None, Some(format!("it cannot be run: {error}")), Vec::new()),
+            Ok((None, said)) => {
+                let error = format!("it was killed after {} s", self.timeout.as_secs());
+                (None, Some(error), said.so_far(LAST_WORDS))
+            }
+            Ok((Some(status), said)) if status.success() => (Some(0), None, said.so_far(LAST_GOOD_WORDS)),
+            Ok((Some(status), said)) => {
+                let said = said.so_far(LAST_WORDS);
+                (status.code(), Some(failure(status, &said)), said)
+            }
+        };
+        tracing::info!(kind = %self.kind, rule = self.rule.map(tracing::field::display), command = self.command, duration_micros, ?exit_status, ?error, "command run");
+        QuiesceStep {
+            kind: self.kind,
+            target: self.command.to_owned(),
+            rule: self.rule.cloned(),
+            started: Some(started),
+            duration_micros,
+            exit_status,
+            error,
+            output: (!said.is_empty()).then(|| String::from_utf8_lossy(&said).into_owned()),
+        }
     }
 
     fn spawn(&self) -> io::Result<Child> {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", WRAPPER, "sh", self.command]);
+        command.args(["-c", WRAPPER, "sh"]);
+        if let Some(name) = self.user {
+            let found = User::from_name(name)?;
+            let user = found.ok_or_else(|| io::Error::other(format!("there is no user {name} here")))?;
+            let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
+            command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups"]);
+            command.arg("--inh-caps=-all").arg("--");
+            command.env("HOME", user.dir).env("USER", name).env("LOGNAME", name).env("SHELL", "/bin/sh");
+        }
+        command.args(["/bin/sh", "-c", self.command]);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let lock = self.lock.map(File::try_clone).transpose()?;
         command
@@ -83,7 +118,7 @@ impl Hook<'_> {
     }
 }
 
-/// What a command says on stderr.
+/// What a command says.
 struct Said {
     kept: Arc<Mutex<Vec<u8>>>,
     ended: mpsc::Receiver<()>,
@@ -92,9 +127,10 @@ struct Said {
 impl Said {
     /// What was said by a command that has ended. Something that it left running may still hold its stderr: nobody waits
     /// for that.
-    fn so_far(&self) -> Vec<u8> {
-        let _ = self.ended.recv_timeout(LAST_WORDS);
-        self.kept.lock().clone()
+    fn so_far(&self, patience: Duration) -> Vec<u8> {
+        let _ = self.ended.recv_timeout(patience);
+        let kept = self.kept.lock();
+        kept[kept.len().saturating_sub(MAX_OUTPUT_BYTES)..].to_vec()
     }
 }
 
@@ -110,8 +146,12 @@ fn listen(child: &mut Child) -> io::Result<Said> {
                 && len > 0
             {
                 let mut kept = kept.lock();
-                let room = MAX_SAID_BYTES.saturating_sub(kept.len()).min(len);
-                kept.extend_from_slice(&piece[..room]);
+                kept.extend_from_slice(&piece[..len]);
+                // The last of it says how it ended.
+                if kept.len() > 2 * MAX_OUTPUT_BYTES {
+                    let surplus = kept.len() - MAX_OUTPUT_BYTES;
+                    kept.drain(..surplus);
+                }
             }
             drop(end);
         };
@@ -173,7 +213,12 @@ mod tests {
 
     fn run(command: &str, timeout: Duration) -> QuiesceStep {
         let env = [("BLOCKD_SNAPSHOT".to_owned(), "monday".to_owned())];
-        Hook { kind: QuiesceKind::PreCommand, command, timeout, env: &env, lock: None }.run()
+        Hook { timeout, env: &env, ..hook(command) }.run()
+    }
+
+    fn hook(command: &str) -> Hook<'_> {
+        let kind = QuiesceKind::PreCommand;
+        Hook { kind, rule: None, command, user: None, timeout: LONG, env: &[], lock: None }
     }
 
     fn wait_for_the_end_of(process: &str) {
@@ -199,6 +244,38 @@ mod tests {
     }
 
     #[test]
+    fn what_it_says_is_kept_the_last_of_it_wherever_it_says_it() {
+        let step = run("echo out; echo err >&2", LONG);
+        assert_eq!(step.output.as_deref(), Some("out\nerr\n"));
+        assert!(step.started.is_some());
+        assert_eq!(run("true", LONG).output, None);
+        let long = run("yes filler | head -c 100000; echo the end", LONG).output.unwrap();
+        assert_eq!(long.len(), MAX_OUTPUT_BYTES);
+        assert!(long.ends_with("the end\n"), "{long}");
+    }
+
+    #[test]
+    fn it_runs_as_the_user_that_was_named_with_none_of_the_rights_of_the_daemon() {
+        let own = User::from_uid(nix::unistd::getuid()).unwrap().unwrap();
+        let nobody = Hook { user: Some("no-such-user"), ..hook("true") }.run();
+        assert_eq!(nobody.error.as_deref(), Some("it cannot be run: there is no user no-such-user here"));
+        if !own.uid.is_root() {
+            eprintln!("=== SKIPPED: only root can run commands as another user ===");
+            return;
+        }
+        let step =
+            Hook { user: Some("nobody"), ..hook("id -un; id -Gn; echo $USER; ! cat /etc/shadow") }.run();
+        assert_eq!(step.error, None, "{step:?}");
+        let said = step.output.unwrap();
+        let said: Vec<&str> = said.lines().collect();
+        assert_eq!(said[..3], ["nobody", "nogroup", "nobody"], "{said:?}");
+        // Also that is killed.
+        let user = Some("nobody");
+        let slow = Hook { user, timeout: Duration::from_millis(300), ..hook("sleep 600") }.run();
+        assert_eq!(slow.error.as_deref(), Some("it was killed after 0 s"));
+    }
+
+    #[test]
     fn what_takes_too_long_is_killed_with_all_that_it_started() {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
@@ -215,9 +292,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
         let command = format!("sleep 600 & echo $! > {}; echo >&2; wait", pid.display());
-        let hook =
-            Hook { kind: QuiesceKind::PreCommand, command: &command, timeout: LONG, env: &[], lock: None };
-        let mut child = hook.spawn().unwrap();
+        let mut child = hook(&command).spawn().unwrap();
         let leash = child.stdin.take();
         child.stderr.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         drop(leash);
@@ -235,13 +310,7 @@ mod tests {
         let (pid, go) = (dir.path().join("pid"), dir.path().join("go"));
         rustix::fs::mkfifoat(rustix::fs::CWD, &go, 0o600.into()).unwrap();
         let command = format!("(read -r _ < {}) 2>&- & echo $! > {}", go.display(), pid.display());
-        let hook = Hook {
-            kind: QuiesceKind::PreCommand,
-            command: &command,
-            timeout: LONG,
-            env: &[],
-            lock: Some(&lock),
-        };
+        let hook = Hook { lock: Some(&lock), ..hook(&command) };
         assert_eq!(hook.run().exit_status, Some(0));
         drop(lock);
         let other = File::open(&path).unwrap();

@@ -217,9 +217,12 @@ fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<&FreezerE
     QuiesceStep {
         kind,
         target: mount.display().to_string(),
+        rule: None,
+        started: None,
         duration_micros: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
         exit_status: None,
         error: error.map(ToString::to_string),
+        output: None,
     }
 }
 

@@ -8,7 +8,10 @@ use super::{
     filesystems::{Freezer, FreezerError, Thawed},
 };
 use crate::{attachments::unescaped, files};
-use blockd_api::quiesce::QuiesceKind;
+use blockd_api::{
+    RuleName,
+    quiesce::{QuiesceKind, QuiesceStep},
+};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -38,12 +41,54 @@ const COMMANDS_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) struct Marker {
     /// The filesystems that are frozen, or about to be.
     pub(crate) mounts: Vec<Mounted>,
-    /// The command that is to run afterwards.
-    pub(crate) post_command: Option<String>,
-    /// How long that may take, in seconds.
+    /// The commands that are to run afterwards, in this order.
+    #[serde(default)]
+    pub(crate) posts: Vec<Post>,
+    /// The one of markers of blockd 0.1, which had no rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) post_command: Option<String>,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) timeout_s: u64,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) env: Vec<(String, String)>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// A command that is to run afterwards.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Post {
+    /// The rule that wants it.
+    pub(crate) rule: Option<RuleName>,
+    /// It.
+    pub(crate) command: String,
+    /// As whom.
+    pub(crate) user: Option<String>,
+    /// How long it may take, in seconds.
     pub(crate) timeout_s: u64,
     /// What it is told.
     pub(crate) env: Vec<(String, String)>,
+}
+
+impl Post {
+    fn run(&self, lock: Option<&File>) -> QuiesceStep {
+        let hook = Hook {
+            kind: QuiesceKind::PostCommand,
+            rule: self.rule.as_ref(),
+            command: &self.command,
+            user: self.user.as_deref(),
+            timeout: Duration::from_secs(self.timeout_s),
+            env: &self.env,
+            lock,
+        };
+        hook.run()
+    }
 }
 
 /// A filesystem that was mounted when the marker was written.
@@ -208,19 +253,19 @@ impl Marker {
         }
     }
 
-    fn post_hook<'a>(&'a self, lock: Option<&'a File>) -> Option<Hook<'a>> {
-        Some(Hook {
-            kind: QuiesceKind::PostCommand,
-            command: self.post_command.as_deref()?,
-            timeout: Duration::from_secs(self.timeout_s),
-            env: &self.env,
-            lock,
-        })
-    }
-
-    /// Runs the command after, if there is one.
-    pub(crate) fn run_post_command(&self, lock: Option<&File>) -> Option<blockd_api::quiesce::QuiesceStep> {
-        self.post_hook(lock).map(|hook| hook.run())
+    /// Runs the commands after, each once, whatever becomes of this process meanwhile; what each did is told as it ends. All of
+    /// them run, also if one fails.
+    pub(crate) fn run_posts(&mut self, path: &Path, lock: Option<&File>, mut ended: impl FnMut(QuiesceStep)) {
+        if let Some(command) = self.post_command.take() {
+            let (timeout_s, env) = (self.timeout_s, std::mem::take(&mut self.env));
+            self.posts.push(Post { command, timeout_s, env, ..Post::default() });
+        }
+        while !self.posts.is_empty() {
+            ended(self.posts[0].run(lock));
+            self.posts.remove(0);
+            // The marker itself goes soon after the last one, unless something is still frozen.
+            self.rewrite(path);
+        }
     }
 }
 
@@ -244,9 +289,7 @@ pub(crate) fn lock(path: &Path) -> io::Result<File> {
 
 /// Lets go, apart from the caller, what could not be let go when it should be; the command after has been run.
 pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Freezer>) {
-    let rest = Marker { post_command: None, ..marker.clone() };
-    rest.rewrite(&path);
-    let ends = rest.mounts.into_iter().map(|mount| (mount, LetGo::NotFrozen)).collect();
+    let ends = marker.mounts.clone().into_iter().map(|mount| (mount, LetGo::NotFrozen)).collect();
     let work = move || settle(vec![Left { path, ends }], &*freezer, &mountinfo);
     if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
         tracing::error!(%error, "filesystems that were left frozen are thawed by the next start");
@@ -260,16 +303,35 @@ pub(crate) fn remove(path: &Path) {
     }
 }
 
-/// Lets go what a daemon that died left at rest: thaws, then runs the commands after. Blocks.
-pub(crate) fn let_go(data_dir: &Path, freezer: &dyn Freezer) {
-    let_go_among(data_dir, freezer, &mountinfo);
+/// Lets go what a daemon that died left at rest: thaws, then runs the commands after, each of which is told of. When they have
+/// run, `done` is called, and what cannot be let go yet is waited for. Blocks.
+pub(crate) fn let_go(
+    data_dir: &Path,
+    freezer: &dyn Freezer,
+    ended: &mut dyn FnMut(QuiesceStep),
+    done: impl FnOnce(),
+) {
+    let_go_among(data_dir, freezer, &mountinfo, ended, done);
 }
 
-fn let_go_among(data_dir: &Path, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> String) {
+fn let_go_among(
+    data_dir: &Path,
+    freezer: &dyn Freezer,
+    mountinfo: &dyn Fn() -> String,
+    ended: &mut dyn FnMut(QuiesceStep),
+    done: impl FnOnce(),
+) {
     let entries = std::fs::read_dir(dir(data_dir)).into_iter().flatten().flatten();
     // Waiting comes last: what can be let go now is not kept by what cannot.
-    let left = entries.filter_map(|entry| Left::let_go(entry.path(), freezer, &mountinfo())).collect();
+    let left: Vec<Left> =
+        entries.filter_map(|entry| Left::let_go(entry.path(), freezer, &mountinfo(), ended)).collect();
+    done();
     settle(left, freezer, mountinfo);
+}
+
+/// Whether a daemon that died left something at rest.
+pub(crate) fn is_something_left(data_dir: &Path) -> bool {
+    std::fs::read_dir(dir(data_dir)).into_iter().flatten().next().is_some()
 }
 
 /// Waits for what cannot be let go yet.
@@ -300,13 +362,18 @@ struct Left {
 
 impl Left {
     /// Does what needs no waiting: thaws, and runs the command after.
-    fn let_go(path: PathBuf, freezer: &dyn Freezer, mountinfo: &str) -> Option<Self> {
+    fn let_go(
+        path: PathBuf,
+        freezer: &dyn Freezer,
+        mountinfo: &str,
+        ended: &mut dyn FnMut(QuiesceStep),
+    ) -> Option<Self> {
         if path.extension().is_none_or(|extension| extension != "json") {
             remove(&path);
             return None;
         }
         let read = std::fs::read(&path);
-        let marker: Marker =
+        let mut marker: Marker =
             match read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from)) {
                 Ok(marker) => marker,
                 Err(error) => {
@@ -322,14 +389,12 @@ impl Left {
             (mount.clone(), end)
         };
         let ends = marker.mounts.iter().rev().map(thaw).collect();
-        if marker.post_command.is_some() {
+        if marker.post_command.is_some() || !marker.posts.is_empty() {
             // Nothing of the commands of the daemon before runs beside it.
             let lock = lock(&path);
             let lock =
                 lock.inspect_err(|error| tracing::warn!(%error, "the command after runs without its lock"));
-            marker.run_post_command(lock.as_ref().ok());
-            // It runs once, whatever becomes of this process while it waits.
-            Marker { post_command: None, ..marker }.rewrite(&path);
+            marker.run_posts(&path, lock.as_ref().ok(), ended);
         }
         Some(Self { path, ends })
     }
@@ -410,6 +475,10 @@ mod tests {
         Marker { mounts: mounts.collect(), ..Marker::default() }
     }
 
+    fn post(command: String) -> Post {
+        Post { command, timeout_s: 600, ..Post::default() }
+    }
+
     fn is_removed(dir: &Path) -> bool {
         std::fs::read_dir(super::dir(dir)).unwrap().count() == 0
     }
@@ -418,19 +487,56 @@ mod tests {
     fn the_next_start_thaws_and_resumes_what_was_at_rest_and_does_so_once() {
         let dir = tempfile::tempdir().unwrap();
         let resumed = dir.path().join("resumed");
-        let marker = Marker {
-            post_command: Some(format!("echo $BLOCKD_SNAPSHOT >> {}", resumed.display())),
+        let post = |command: &str| Post {
+            command: format!("{command} >> {}", resumed.display()),
             timeout_s: 600,
             env: vec![("BLOCKD_SNAPSHOT".into(), "monday".into())],
-            ..marker(dir.path(), &["a", "b"])
+            ..Post::default()
         };
+        let posts = vec![post("echo $BLOCKD_SNAPSHOT"), post("echo second")];
+        let marker = Marker { posts, ..marker(dir.path(), &["a", "b"]) };
         marker.write(dir.path()).unwrap();
         let double = Double { frozen: Mutex::new(true), ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new);
-        let_go_among(dir.path(), &double, &String::new);
+        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw b", "thaw a", "freeze a", "thaw a"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
+        assert_eq!(std::fs::read_to_string(&resumed).unwrap(), "monday\nsecond\n");
+    }
+
+    /// One that died in between runs the rest of them.
+    #[test]
+    fn each_command_after_runs_once_and_all_of_them_do_also_if_one_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let resumed = dir.path().join("resumed");
+        let told = format!(">> {}", resumed.display());
+        let posts = ["one", "two; exit 3", "three"];
+        let posts = posts.map(|what| post(format!("exec {told}; echo {what}"))).to_vec();
+        let mut marker = Marker { posts, ..marker(dir.path(), &[]) };
+        let path = marker.write(dir.path()).unwrap();
+        let mut errors = Vec::new();
+        marker.run_posts(&path, None, |step| errors.push(step.error));
+        assert_eq!(errors, [None, Some("exit status 3".to_owned()), None]);
+        let again = || std::fs::read_to_string(&resumed).unwrap();
+        assert_eq!(again(), "one\ntwo\nthree\n");
+        let mut open = false;
+        let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| panic!("again"), || open = true);
+        assert!(open && is_removed(dir.path()));
+    }
+
+    #[test]
+    fn a_marker_of_a_daemon_without_rules_is_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let resumed = dir.path().join("resumed");
+        std::fs::create_dir(dir.path().join("quiesce")).unwrap();
+        let old = format!(
+            r#"{{"mounts":[],"postCommand":"echo $BLOCKD_SNAPSHOT > {}","timeoutS":600,"env":[["BLOCKD_SNAPSHOT","monday"]]}}"#,
+            resumed.display()
+        );
+        std::fs::write(dir.path().join("quiesce/old.json"), old).unwrap();
+        let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| {}, || {});
         assert_eq!(std::fs::read_to_string(resumed).unwrap(), "monday\n");
+        assert!(is_removed(dir.path()));
     }
 
     /// Nobody else thaws it: who freezes it was killed, which he will know when he is done.
@@ -439,7 +545,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let double = Double { busy_for: Mutex::new(2), ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new);
+        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw a", "freeze a", "thaw a", "freeze a", "thaw a"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
     }
@@ -451,7 +557,7 @@ mod tests {
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let refusals = vec![FreezerError::HolderGone, FreezerError::NoHolder(Errno::AGAIN.into())];
         let double = Double { refusals: Mutex::new(refusals), ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new);
+        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw a", "freeze a", "freeze a", "freeze a", "thaw a"]);
         assert!(is_removed(dir.path()));
     }
@@ -469,7 +575,7 @@ mod tests {
             marker(dir.path(), &["a"]).write(dir.path()).unwrap();
             let refusals = Mutex::new(vec![FreezerError::Call(errno.into())]);
             let double = Double { refusals, ..Double::default() };
-            let_go_among(dir.path(), &double, &String::new);
+            let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
             assert_eq!(is_removed(dir.path()), removed, "{errno}");
         }
     }
@@ -479,11 +585,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let resumed = dir.path().join("resumed");
         for name in ["a", "b"] {
-            let post_command = Some(format!("echo >> {}", resumed.display()));
-            Marker { post_command, timeout_s: 600, ..marker(dir.path(), &[name]) }.write(dir.path()).unwrap();
+            let posts = vec![post(format!("echo >> {}", resumed.display()))];
+            Marker { posts, ..marker(dir.path(), &[name]) }.write(dir.path()).unwrap();
         }
         let double = Double { busy_for: Mutex::new(3), ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new);
+        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         let calls = double.calls();
         assert!(calls[..2].iter().all(|call| call.starts_with("thaw")), "{calls:?}");
         assert!(is_removed(dir.path()));
@@ -498,7 +604,7 @@ mod tests {
         std::fs::remove_dir(dir.path().join("gone")).unwrap();
         marker.write(dir.path()).unwrap();
         let double = Double::default();
-        let_go_among(dir.path(), &double, &String::new);
+        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), Vec::<String>::new());
         assert!(is_removed(dir.path()));
     }
@@ -509,8 +615,8 @@ mod tests {
         marker(dir.path(), &["stuck"]).write(dir.path()).unwrap();
         std::fs::write(dir.path().join("quiesce/broken.json"), "{").unwrap();
         let double = Double { fails: true, ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new);
-        let_go_among(dir.path(), &double, &String::new);
+        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw stuck", "thaw stuck"]);
     }
 
@@ -530,7 +636,7 @@ mod tests {
         marker.write(dir.path()).unwrap();
         let double = Double { frozen: Mutex::new(true), ..Double::default() };
         let mounts = line(&b, Path::new("/proc")) + &line(&b, &b.path);
-        let_go_among(dir.path(), &double, &|| mounts.clone());
+        let_go_among(dir.path(), &double, &|| mounts.clone(), &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw b"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
     }
@@ -550,18 +656,17 @@ mod tests {
             let hidden = line(&b, Path::new("/proc"));
             if looks.get() <= 3 { hidden } else { hidden + &line(&b, &b.path) }
         };
-        let_go_among(dir.path(), &double, &mounts);
+        let_go_among(dir.path(), &double, &mounts, &mut |_| {}, || {});
         assert!(looks.get() > 3);
         assert_eq!(double.calls(), ["freeze b", "thaw b"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
     }
 
     #[test]
-    fn what_could_not_be_let_go_in_time_is_let_go_later_and_the_command_is_not_run_again() {
+    fn what_could_not_be_let_go_in_time_is_let_go_later() {
         let dir = tempfile::tempdir().unwrap();
-        let resumed = dir.path().join("resumed");
-        let post_command = Some(format!("echo >> {}", resumed.display()));
-        let marker = Marker { post_command, timeout_s: 600, ..marker(dir.path(), &["a"]) };
+        // The command after has been run by whoever could not let go.
+        let marker = marker(dir.path(), &["a"]);
         let path = marker.write(dir.path()).unwrap();
         let double = Arc::new(Double { busy_for: Mutex::new(1), ..Double::default() });
         let_go_later(path, &marker, Arc::clone(&double) as Arc<dyn Freezer>);
@@ -571,6 +676,6 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(double.calls(), ["freeze a", "thaw a"]);
-        assert!(!*double.frozen.lock() && !resumed.exists());
+        assert!(!*double.frozen.lock());
     }
 }

@@ -1,28 +1,39 @@
 //! Bringing applications and filesystems to rest around a freeze.
 //!
-//! The command before runs first; then, when the volumes' new heads are ready, the filesystems are frozen, the barrier is
-//! passed, and they are thawed; the command after runs last. What was brought to rest is let go whatever fails, by the
-//! next start of the daemon if need be.
+//! The commands before run first, those of one [part](parts) after the other; then, when the volumes' new heads are ready, the
+//! filesystems are frozen, the barrier is passed, and they are thawed; the commands after run last, in the opposite order. What
+//! was brought to rest is let go whatever fails, by the next start of the daemon if need be. Until that has done so, nothing
+//! else is brought to rest. Freezes with commands of the same volumes or by the same rules take turns: otherwise the command
+//! after one could let go what another has just brought to rest.
 
 mod apart;
 mod command;
 mod filesystems;
 mod kernel;
 mod marker;
+mod parts;
 
-use crate::{core::Core, error::ServiceError, snapshots::FreezeFailed};
+use crate::{
+    core::Core,
+    db::{Db, DbError, NewEvent},
+    error::ServiceError,
+    snapshots::FreezeFailed,
+    turns::{Turn, Turns},
+};
 use apart::Apart;
 pub use apart::hold_filesystem;
 use blockd_api::{
-    ErrorCode,
-    quiesce::{DEFAULT_COMMAND_TIMEOUT_S, Quiesce, QuiesceKind, QuiesceReport, QuiesceStep},
+    ErrorCode, VolumeName,
+    events::Severity,
+    quiesce::{QuiesceKind, QuiesceReport, QuiesceStep},
 };
-use blockd_extent::SnapshotId;
+use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{GroupFrozen, Volume, freeze_group_around};
 use command::Hook;
 use filesystems::{Filesystems, Freezer};
 use jiff::Timestamp;
 use marker::{Marker, Mounted};
+pub use parts::Part;
 use std::{
     fs::File,
     os::unix::fs::MetadataExt,
@@ -37,9 +48,42 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Volumes, and the snapshots that they get.
 pub(crate) type Members = Vec<(Arc<Volume>, SnapshotId)>;
 
+/// Who may bring something to rest now.
+#[derive(Debug)]
+pub(crate) struct Resting {
+    turns: Turns,
+    /// What an earlier daemon left at rest is let go.
+    is_settled: tokio::sync::watch::Sender<bool>,
+}
+
+impl Default for Resting {
+    fn default() -> Self {
+        Self { turns: Turns::default(), is_settled: tokio::sync::watch::channel(true).0 }
+    }
+}
+
+impl Resting {
+    /// Waits until these volumes may be brought to rest by these rules, and no others by any of them meanwhile.
+    pub(crate) async fn turn(
+        &self,
+        around: &[Part],
+        volumes: impl Iterator<Item = VolumeId>,
+    ) -> Option<Turn> {
+        if around.is_empty() {
+            return None;
+        }
+        // The sender is there as long as this.
+        let _ = self.is_settled.subscribe().wait_for(|is_settled| *is_settled).await;
+        let rules = around.iter().filter_map(|part| part.rule.as_ref()).map(|rule| format!("rule {rule}"));
+        Some(self.turns.take(rules.chain(volumes.map(|volume| format!("volume {volume}")))).await)
+    }
+}
+
 /// What is done around one freeze.
 pub(crate) struct Rest {
-    quiesce: Quiesce,
+    parts: Vec<Part>,
+    /// What all commands are told.
+    env: Vec<(String, String)>,
     marker: Marker,
     marker_path: Option<PathBuf>,
     /// Held while commands run, and by them.
@@ -47,22 +91,45 @@ pub(crate) struct Rest {
     steps: Vec<QuiesceStep>,
     /// What is to thaw, if not all are thawed.
     stuck: Option<Arc<dyn Freezer>>,
+    /// Whoever is told that it failed may know what commands say.
+    tells_all: bool,
 }
 
 fn refused(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::QuiesceFailed, message)
 }
 
+/// The step that was to freeze filesystems, of which none could be found.
+fn not_frozen(why: &ServiceError) -> QuiesceStep {
+    QuiesceStep {
+        kind: QuiesceKind::FreezeFs,
+        target: "the filesystems".to_owned(),
+        rule: None,
+        started: None,
+        duration_micros: 0,
+        exit_status: None,
+        error: Some(why.to_string()),
+        output: None,
+    }
+}
+
 impl Rest {
     /// What is asked for, for filesystems that are mounted here.
-    pub(crate) fn new(quiesce: Quiesce, mounts: Vec<Mounted>, env: Vec<(String, String)>) -> Self {
-        let marker = Marker {
-            mounts,
-            post_command: quiesce.post_command.clone(),
-            timeout_s: quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S),
-            env,
-        };
-        Self { quiesce, marker, marker_path: None, lock: None, steps: Vec::new(), stuck: None }
+    pub(crate) fn new(
+        parts: Vec<Part>,
+        mounts: Vec<Mounted>,
+        env: Vec<(String, String)>,
+        tells_all: bool,
+    ) -> Self {
+        let posts = parts.iter().rev().filter_map(|part| part.post(&env)).collect();
+        let marker = Marker { mounts, posts, ..Marker::default() };
+        let (steps, stuck) = (Vec::new(), None);
+        Self { parts, env, marker, marker_path: None, lock: None, steps, stuck, tells_all }
+    }
+
+    /// Notes what went wrong before.
+    pub(crate) fn note(&mut self, step: Option<QuiesceStep>) {
+        self.steps.extend(step);
     }
 
     /// Brings to rest, freezes, and thaws. Blocks.
@@ -80,7 +147,7 @@ impl Rest {
         members: &Members,
         freezer: Arc<dyn Freezer>,
     ) -> Result<(GroupFrozen, Timestamp), FreezeFailed> {
-        if !self.quiesce.is_nothing() {
+        if !self.parts.is_empty() {
             let written = self.marker.write(data_dir);
             let written = written.map_err(|error| {
                 refused(format!("cannot note what is brought to rest: {error}: no snapshot was taken"))
@@ -93,18 +160,21 @@ impl Rest {
             });
             self.lock = Some(lock.map_err(FreezeFailed::Other)?);
         }
-        self.run_pre_command().map_err(FreezeFailed::Other)?;
+        self.run_pre_commands().map_err(FreezeFailed::Other)?;
         let filesystems = Filesystems::new(Arc::clone(&freezer), self.marker.mounts.clone(), PATIENCE);
         filesystems.sync();
         let refs: Vec<_> = members.iter().map(|(volume, id)| (&**volume, *id)).collect();
         // The time stands for the instant of the freeze, so it is taken beside it.
         let mut now = Timestamp::UNIX_EPOCH;
+        let must_rest = self.parts.iter().any(|part| part.quiesce.freeze_fs && part.aborts());
         let frozen = freeze_group_around(
             &refs,
-            || {
-                let at_rest = filesystems.freeze();
-                at_rest
-                    .map_err(|error| FreezeFailed::Other(refused(format!("{error}: no snapshot was taken"))))
+            || match filesystems.freeze() {
+                Err(error) if must_rest => {
+                    Err(FreezeFailed::Other(refused(format!("{error}: no snapshot was taken"))))
+                }
+                // The step says it.
+                _ => Ok(()),
             },
             || {
                 now = Timestamp::now();
@@ -115,7 +185,7 @@ impl Rest {
         self.steps.extend(ended.steps);
         self.stuck = (!ended.all_thawed).then_some(freezer);
         match frozen {
-            Ok(_) if ended.expired => {
+            Ok(_) if ended.expired && must_rest => {
                 let message =
                     "the filesystems had to be thawed before the volumes were frozen: no snapshot was taken";
                 Err(FreezeFailed::Other(refused(message)))
@@ -124,38 +194,104 @@ impl Rest {
         }
     }
 
-    fn run_pre_command(&mut self) -> Result<(), ServiceError> {
-        let Some(command) = &self.quiesce.pre_command else { return Ok(()) };
-        let timeout = Duration::from_secs(self.marker.timeout_s);
-        let (kind, env, lock) = (QuiesceKind::PreCommand, &self.marker.env, self.lock.as_ref());
-        let step = Hook { kind, command, timeout, env, lock }.run();
-        let failed = step.error.clone();
-        self.steps.push(step);
-        match failed {
-            None => Ok(()),
-            Some(error) => Err(refused(format!("the pre-command failed ({error}): no snapshot was taken"))),
+    fn run_pre_commands(&mut self) -> Result<(), ServiceError> {
+        for part in &self.parts {
+            let Some(command) = &part.quiesce.pre_command else { continue };
+            let env = part.env(&self.env, "pre");
+            let hook = Hook {
+                kind: QuiesceKind::PreCommand,
+                rule: part.rule.as_ref(),
+                command,
+                user: part.quiesce.user.as_deref(),
+                timeout: Duration::from_secs(part.timeout_s()),
+                env: &env,
+                lock: self.lock.as_ref(),
+            };
+            let step = hook.run();
+            let failed = match (self.tells_all, &step.error) {
+                (true, Some(error)) => Some(format!("the pre-command failed ({error})")),
+                _ => step.failure(),
+            };
+            self.steps.push(step);
+            if let Some(failed) = failed
+                && part.aborts()
+            {
+                return Err(refused(format!("{failed}: no snapshot was taken")));
+            }
         }
+        Ok(())
     }
 
-    /// Runs the command after. Blocks.
+    /// Runs the commands after. Blocks.
     pub(crate) fn end(&mut self, taken: bool) {
         let said = if taken { "yes" } else { "no" };
-        self.marker.env.push(("BLOCKD_TAKEN".to_owned(), said.to_owned()));
-        self.steps.extend(self.marker.run_post_command(self.lock.as_ref()));
-        match (self.marker_path.take(), self.stuck.take()) {
-            (Some(path), None) => marker::remove(&path),
-            (Some(path), Some(freezer)) => marker::let_go_later(path, &self.marker, freezer),
-            (None, _) => {}
+        for post in &mut self.marker.posts {
+            post.env.push(("BLOCKD_TAKEN".to_owned(), said.to_owned()));
+        }
+        let Some(path) = self.marker_path.take() else { return };
+        let steps = &mut self.steps;
+        self.marker.run_posts(&path, self.lock.as_ref(), |step| steps.push(step));
+        match self.stuck.take() {
+            None => marker::remove(&path),
+            Some(freezer) => marker::let_go_later(path, &self.marker, freezer),
         }
     }
 
     /// What was done so far; `None` if nothing was asked for.
     pub(crate) fn report(&self) -> Option<QuiesceReport> {
-        (!self.quiesce.is_nothing()).then(|| QuiesceReport { steps: self.steps.clone() })
+        (!self.parts.is_empty()).then(|| QuiesceReport { steps: self.steps.clone() })
     }
 }
 
+/// The events that tell of what failed, of these volumes.
+pub(crate) fn events_of_failures<'a>(
+    steps: impl Iterator<Item = &'a QuiesceStep>,
+    volumes: &[VolumeName],
+    taken: bool,
+) -> Vec<NewEvent> {
+    let names: Vec<&str> = volumes.iter().map(VolumeName::as_str).collect();
+    let of = if names.is_empty() { String::new() } else { format!(" of {}", names.join(", ")) };
+    let event = |step: &QuiesceStep| {
+        let failure = step.failure()?;
+        let what = match (step.kind, taken) {
+            (QuiesceKind::PreCommand | QuiesceKind::FreezeFs, false) => "no snapshot was taken",
+            (QuiesceKind::PreCommand | QuiesceKind::FreezeFs, true) => "the snapshot was taken all the same",
+            _ => "what it was to let go may be at rest still",
+        };
+        let message = format!("around a freeze{of}, {failure}: {what}");
+        let event = NewEvent::new(Timestamp::now(), Severity::Error, "rule-failed", message);
+        let volume = volumes.first().filter(|_| volumes.len() == 1).cloned();
+        Some(NewEvent { volume, ..event })
+    };
+    steps.filter_map(event).collect()
+}
+
 impl Core {
+    /// The filesystems that these parts want frozen, and what failed of those that may fail.
+    ///
+    /// # Errors
+    /// As of [`filesystems_of`](Self::filesystems_of), where that means that there is no snapshot.
+    pub(crate) fn filesystems_for(
+        &self,
+        around: &[Part],
+        members: &Members,
+    ) -> Result<(Vec<Mounted>, Option<QuiesceStep>), ServiceError> {
+        let (mut mounts, mut failed) = (Vec::new(), None);
+        for part in around.iter().filter(|part| part.quiesce.freeze_fs) {
+            let is_its = |(volume, _): &&(Arc<Volume>, SnapshotId)| part.volumes.contains(&volume.id());
+            match self.filesystems_of(&members.iter().filter(is_its).cloned().collect()) {
+                Ok(found) => mounts.extend(found),
+                Err(error) if part.aborts() => return Err(error),
+                Err(error) => {
+                    failed = Some(QuiesceStep { rule: part.rule.clone(), ..not_frozen(&error) });
+                }
+            }
+        }
+        mounts.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        mounts.dedup();
+        Ok((mounts, failed))
+    }
+
     /// The filesystems that are mounted from these volumes' devices.
     ///
     /// # Errors
@@ -193,12 +329,36 @@ impl Core {
 
     /// Lets go, apart from the caller, what an earlier daemon left at rest. Volumes must be served already: a filesystem
     /// writes when it is thawed.
-    pub(crate) fn let_go_of_what_is_at_rest(&self) {
-        let data_dir = self.data_dir.clone();
-        let work = move || marker::let_go(&data_dir, &Apart::new(PATIENCE));
+    pub(crate) fn let_go_of_what_is_at_rest(self: &Arc<Self>) {
+        if !marker::is_something_left(&self.data_dir) {
+            return;
+        }
+        let _ = self.resting.is_settled.send_replace(false);
+        let core = Arc::clone(self);
+        let work = move || {
+            let settled = || {
+                let _ = core.resting.is_settled.send_replace(true);
+            };
+            let mut ended = |step: QuiesceStep| {
+                store_events(&core.db, &events_of_failures(std::iter::once(&step), &[], false));
+                core.events.wake();
+            };
+            marker::let_go(&core.data_dir, &Apart::new(PATIENCE), &mut ended, settled);
+        };
         if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
             tracing::error!(%error, "filesystems that were left frozen are not thawed");
+            let _ = self.resting.is_settled.send_replace(true);
         }
+    }
+}
+
+/// Stores events that nothing else is stored with.
+fn store_events(db: &Db, events: &[NewEvent]) {
+    let stored = |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
+        events.iter().try_for_each(|event| event.insert(tx))
+    };
+    if let Err(error) = db.transaction(stored) {
+        tracing::warn!(%error, "the events of what failed are not kept");
     }
 }
 
@@ -208,7 +368,7 @@ mod tests {
         filesystems::{FreezerError, Thawed},
         *,
     };
-    use blockd_extent::VolumeId;
+    use blockd_api::quiesce::{OnFailure, Quiesce};
     use parking_lot::Mutex;
     use std::io;
 
@@ -255,14 +415,23 @@ mod tests {
 
         /// Commands that note their turn, and what is said of the snapshot.
         fn rest(&self, pre: &str) -> Rest {
+            self.rest_of(vec![self.part("", pre)])
+        }
+
+        fn rest_of(&self, parts: Vec<Part>) -> Rest {
+            Rest::new(parts, vec![Mounted { path: "/mnt".into(), device: 1 }], Vec::new(), true)
+        }
+
+        fn part(&self, name: &str, pre: &str) -> Part {
             let log = self.dir.path().join("log").display().to_string();
             let quiesce = Quiesce {
                 freeze_fs: true,
-                pre_command: Some(format!("echo pre >> {log}; {pre}")),
-                post_command: Some(format!("echo post $BLOCKD_TAKEN >> {log}")),
+                pre_command: Some(format!("echo ${{BLOCKD_RULE}}$BLOCKD_PHASE >> {log}; {pre}")),
+                post_command: Some(format!("echo ${{BLOCKD_RULE}}$BLOCKD_PHASE $BLOCKD_TAKEN >> {log}")),
                 command_timeout_s: Some(600),
+                ..Quiesce::default()
             };
-            Rest::new(quiesce, vec![Mounted { path: "/mnt".into(), device: 1 }], Vec::new())
+            Part { rule: name.parse().ok(), quiesce, volumes: vec![VolumeId::from_u64(1)] }
         }
 
         fn log(&self) -> String {
@@ -316,6 +485,59 @@ mod tests {
         assert_eq!((host.log().as_str(), host.markers()), ("pre\npost no\n", 0));
         assert!(double.calls.lock().is_empty() && host.members[0].0.snapshots().is_empty());
         assert_eq!(kinds(&rest), ["pre-command", "post-command"]);
+    }
+
+    #[test]
+    fn rules_are_followed_one_after_the_other_and_let_go_in_the_opposite_order() {
+        let host = Host::new();
+        let mut rest =
+            host.rest_of(vec![host.part("a", "true"), host.part("b", "exit 2"), host.part("c", "true")]);
+        assert!(rest.freeze_with(host.dir.path(), &host.members, host.double(false)).is_err());
+        rest.end(false);
+        // The one whose turn did not come is let go as well: it may have been at rest before.
+        assert_eq!(host.log(), "apre\nbpre\ncpost no\nbpost no\napost no\n");
+        assert_eq!(host.markers(), 0);
+        let failures: Vec<String> = rest.report().unwrap().failures().collect();
+        assert_eq!(failures, ["the pre-command of rule b failed (exit status 2)"]);
+    }
+
+    #[test]
+    fn what_may_fail_does_not_stop_the_snapshot_and_is_told_of() {
+        let host = Host::new();
+        let mut part = host.part("a", "exit 2");
+        part.quiesce.on_failure = OnFailure::Continue;
+        let mut rest = host.rest_of(vec![part]);
+        assert!(rest.freeze_with(host.dir.path(), &host.members, host.double(true)).is_ok());
+        rest.end(true);
+        assert_eq!(host.members[0].0.snapshots().len(), 1);
+        assert_eq!((host.log().as_str(), host.markers()), ("apre\napost yes\n", 0));
+        let report = rest.report().unwrap();
+        let volumes = ["v".parse().unwrap()];
+        let events = events_of_failures(report.steps.iter(), &volumes, true);
+        let told: Vec<&str> = events.iter().map(|event| event.message.as_str()).collect();
+        assert_eq!(
+            told[0],
+            "around a freeze of v, the pre-command of rule a failed (exit status 2): the snapshot was taken all the same"
+        );
+        assert!(told.len() == 2 && told[1].contains("the freeze of /mnt failed"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_brought_to_rest_before_what_an_earlier_daemon_left_is_let_go() {
+        let resting = Resting::default();
+        let host = Host::new();
+        let around = [host.part("a", "true")];
+        let volume = || [VolumeId::from_u64(1)].into_iter();
+        resting.is_settled.send_replace(false);
+        assert!(resting.turn(&[], volume()).await.is_none());
+        let mut turn = Box::pin(resting.turn(&around, volume()));
+        assert!(tokio::time::timeout(Duration::from_millis(20), &mut turn).await.is_err());
+        resting.is_settled.send_replace(true);
+        let turn = turn.await;
+        let mut other = Box::pin(resting.turn(&around, [VolumeId::from_u64(2)].into_iter()));
+        assert!(tokio::time::timeout(Duration::from_millis(20), &mut other).await.is_err());
+        drop(turn);
+        other.await;
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 impl Host {
-    async fn grouped_volumes(&self) {
+    pub(super) async fn grouped_volumes(&self) {
         for name in NAMES {
             let group = Some("shop".parse().unwrap());
             let labels = Default::default();
@@ -19,13 +19,13 @@ impl Host {
         }
     }
 
-    async fn second_credential(&self, dir: &tempfile::TempDir) {
+    pub(super) async fn second_credential(&self, dir: &tempfile::TempDir) {
         let provider = ProviderRequest::Local { path: dir.path().to_owned() };
         let request = CreateCredential { provider, ..self.credential("offsite", None) };
         self.client.create_credential(&request).await.unwrap();
     }
 
-    async fn backup_group(&self, places: &[&str]) -> GroupBackupStarted {
+    pub(super) async fn backup_group(&self, places: &[&str]) -> GroupBackupStarted {
         let mut places = places.iter().map(|name| name.parse().unwrap());
         let request = StartGroupBackup {
             group: Some("shop".parse().unwrap()),
@@ -36,7 +36,7 @@ impl Host {
         self.client.start_group_backup(&request).await.unwrap()
     }
 
-    async fn ended(&self, started: &GroupBackupStarted) -> Vec<Task> {
+    pub(super) async fn ended(&self, started: &GroupBackupStarted) -> Vec<Task> {
         let mut ended = Vec::new();
         for task in started.members.iter().flat_map(|member| &member.tasks) {
             ended.push(self.wait(*task).await);

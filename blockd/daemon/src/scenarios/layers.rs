@@ -50,3 +50,17 @@ async fn layers_that_a_clone_lets_go_of_are_merged_by_its_parent() {
         assert_eq!(firsts, expected);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_of_a_volume_that_is_never_backed_up_leave_no_block_sets_behind() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let mut epochs = Vec::new();
+    for block in 0..2 {
+        Model::new().write(&volume, block * BLOCK, 1, 10);
+        let taken = host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await;
+        epochs.push(taken.unwrap().epoch);
+    }
+    let error = volume.changes(Some(epochs[0]), epochs[1]).unwrap_err();
+    assert_eq!(error.kind(), VolumeErrorKind::IntervalsGone, "{error}");
+}

@@ -3,15 +3,18 @@
 //! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that stores the
 //! task. So a daemon that is killed between any two of them finds, at its next start, what is left to do.
 
-use crate::db::{DbError, LazyRow, Mark, NewEvent, Proof, RunRow, ScheduleRow, TaskKind, TaskRow, TaskState};
+use crate::db::{
+    DbError, LazyRow, Mark, NewEvent, Proof, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow, TaskState,
+};
 use blockd_api::{
-    VolumeName,
+    SnapshotName, VolumeName,
     events::Severity,
+    quiesce::QuiesceReport,
     schedules::{Rule, RunState, Selector},
 };
 use blockd_cloud::{CloudsnapId, VerifyDepth};
-use blockd_extent::VolumeId;
-use blockd_schedule::{Condition, Health, Retention, Snapshot, Tick, Verdict, decide, tick};
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_schedule::{Condition, Health, KeepReason, Retention, Snapshot, Tick, Verdict, decide, tick};
 use jiff::Timestamp;
 use rusqlite::Transaction;
 use std::collections::{BTreeMap, HashSet};
@@ -82,6 +85,7 @@ fn add_runs(
         reason: None,
         pool: pool.unwrap_or_default(),
         retain,
+        snapshot: None,
     };
     let skipped = |run: RunRow, reason: String| RunRow {
         state: RunState::Skipped,
@@ -92,10 +96,15 @@ fn add_runs(
     let mut runs = Vec::new();
     let meant = volumes.iter().filter(|volume| is_meant(&schedule.spec.selector, volume));
     for volume in meant {
-        for credential in &schedule.spec.credentials {
+        for credential in schedule.spec.places() {
             let (id, name) = (Some(volume.id), Some(volume.name.clone()));
-            let run = RunRow { volume: id, volume_name: name, credential: Some(*credential), ..run.clone() };
-            let earlier = RunRow::unfinished(tx, schedule.uuid, volume.id, *credential)?;
+            let mut run =
+                RunRow { volume: id, volume_name: name, credential: Some(credential), ..run.clone() };
+            if run.is_local() {
+                // They have a retention of their own.
+                (run.pool, run.retain) = (String::new(), None);
+            }
+            let earlier = RunRow::unfinished(tx, schedule.uuid, volume.id, credential)?;
             runs.push(match earlier {
                 Some(earlier) if earlier.state == RunState::Queued && earlier.reason.is_some() => {
                     let why = earlier.reason.as_deref().unwrap_or_default();
@@ -221,10 +230,20 @@ pub(crate) fn next_run(
     Ok(next)
 }
 
-/// Takes over how the tasks of runs ended; returns whether one did well.
-pub(crate) fn settle(tx: &Transaction<'_>, now: Timestamp) -> Result<bool, DbError> {
+/// Takes over how the tasks of runs ended, and which local snapshots are there; those of runs without a task are being made by
+/// this daemon if they are in `freezing`. Returns whether one did well.
+pub(crate) fn settle(
+    tx: &Transaction<'_>,
+    freezing: &HashSet<SnapshotId>,
+    now: Timestamp,
+) -> Result<bool, DbError> {
     let mut any_done = false;
+    RunRow::expire_lost_snapshots(tx)?;
     for mut run in RunRow::to_settle(tx)? {
+        if run.is_local() {
+            any_done |= settle_local(tx, run, freezing, now)?;
+            continue;
+        }
         let task = match run.task {
             Some(task) => TaskRow::find(tx, task)?,
             None => None,
@@ -234,7 +253,7 @@ pub(crate) fn settle(tx: &Transaction<'_>, now: Timestamp) -> Result<bool, DbErr
                 run.state = RunState::Done;
                 run.cloudsnap = Some(task.cloudsnap);
                 run.completed = task.detail.completed.or(Some(now));
-                run.reason = None;
+                run.reason = failures_of(task.detail.quiesce.as_ref());
                 any_done = true;
             }
             Some(task) if task.state == TaskState::Failed => {
@@ -260,6 +279,56 @@ pub(crate) fn settle(tx: &Transaction<'_>, now: Timestamp) -> Result<bool, DbErr
     Ok(any_done)
 }
 
+/// What failed around a freeze, and did not stop it.
+pub(crate) fn failures_of(report: Option<&QuiesceReport>) -> Option<String> {
+    let failures: Vec<String> = report.into_iter().flat_map(QuiesceReport::failures).collect();
+    (!failures.is_empty()).then(|| failures.join("; "))
+}
+
+/// Ends the run of a local snapshot, if it has come to its end; whether it did well.
+fn settle_local(
+    tx: &Transaction<'_>,
+    mut run: RunRow,
+    freezing: &HashSet<SnapshotId>,
+    now: Timestamp,
+) -> Result<bool, DbError> {
+    let row = run.snapshot.map(|id| SnapshotRow::find_kept(tx, id)).transpose()?.flatten();
+    if let Some(row) = row {
+        run.state = RunState::Done;
+        run.completed = run.completed.or(Some(now));
+        run.reason = failures_of(row.quiesce.as_ref());
+        run.update(tx)?;
+        return Ok(true);
+    }
+    if run.snapshot.is_some_and(|id| freezing.contains(&id)) {
+        return Ok(false);
+    }
+    let task = run.task.map(|task| TaskRow::find(tx, task)).transpose()?.flatten();
+    match (run.task, task) {
+        (Some(_), Some(task)) if !task.state.is_final() => return Ok(false),
+        // Whoever deleted it did so before anybody looked.
+        (Some(_), Some(task)) if task.detail.frozen => {
+            run.state = RunState::Expired;
+            run.reason = Some("its snapshot was deleted".into());
+        }
+        (Some(_), task) => {
+            run.state = RunState::Failed;
+            let why = task.and_then(|task| task.detail.error).map(|error| error.message);
+            run.reason = why.or_else(|| Some("its backup was stopped before the freeze".into()));
+        }
+        // The daemon died, and nothing is left of the freeze: it is made anew.
+        (None, _) => {
+            tracing::info!(run = run.id, "the local snapshot of the run is taken anew");
+            let queued = RunRow { state: RunState::Queued, snapshot: None, reason: None, ..run };
+            queued.update(tx)?;
+            return Ok(false);
+        }
+    }
+    run.completed = Some(now);
+    run.update(tx)?;
+    Ok(false)
+}
+
 /// Runs that begin together: all places of one volume, and all volumes of a group, hold one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Batch {
@@ -281,6 +350,11 @@ impl Batch {
     fn volumes(&self) -> HashSet<VolumeId> {
         self.runs.iter().filter_map(|run| run.volume).collect()
     }
+
+    /// Nothing of it goes to any store: there are local snapshots to be taken, which takes no time.
+    pub(crate) fn is_local(&self) -> bool {
+        self.runs.iter().all(RunRow::is_local)
+    }
 }
 
 /// What may begin now.
@@ -299,8 +373,11 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, D
     let schedules = ScheduleRow::all(tx)?;
     let groups: HashSet<_> = schedules.iter().filter(|row| is_group(row)).map(|row| row.uuid).collect();
     let paused: HashSet<_> = schedules.iter().filter(|row| row.paused).map(|row| row.uuid).collect();
-    let active: HashSet<_> =
-        RunRow::in_state(tx, RunState::Active)?.iter().map(|run| (run.schedule, run.volume)).collect();
+    let active: HashSet<_> = RunRow::in_state(tx, RunState::Active)?
+        .iter()
+        .filter(|run| !run.is_local())
+        .map(|run| (run.schedule, run.volume))
+        .collect();
     let mut busy: HashSet<VolumeId> = TaskRow::unfinished(tx)?
         .iter()
         .filter(|task| task.kind == TaskKind::Backup)
@@ -321,11 +398,22 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, D
     let mut batches = Vec::new();
     for batch in waiting {
         let volumes = batch.volumes();
-        let is_free = !volumes.is_empty() && volumes.is_disjoint(&busy);
-        // Also those of a batch that must wait are taken, so that others do not go first for ever.
-        busy.extend(volumes);
-        if is_free {
+        if volumes.is_empty() {
+            continue;
+        }
+        let is_local = batch.is_local();
+        if is_local || volumes.is_disjoint(&busy) {
             batches.push(batch);
+        } else {
+            // Local snapshots do not wait for the upload of another backup.
+            let runs: Vec<RunRow> = batch.runs.into_iter().filter(RunRow::is_local).collect();
+            if !runs.is_empty() {
+                batches.push(Batch { runs, is_group: batch.is_group });
+            }
+        }
+        if !is_local {
+            // Also those of a batch that must wait are taken, so that others do not go first for ever.
+            busy.extend(volumes);
         }
     }
     Ok(Ready { batches, places: concurrency.saturating_sub(active.len()) })
@@ -336,6 +424,19 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, D
 pub(crate) fn begun(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Result<(), DbError> {
     let (id, cloudsnap) = (Some(task.id), Some(task.cloudsnap));
     let begun = RunRow { state: RunState::Active, task: id, cloudsnap, reason: None, ..run.clone() };
+    if begun.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
+}
+
+/// Notes which local snapshot a run is to make, beside the backup of this task or by itself. Fails if the run does not wait any
+/// more.
+pub(crate) fn begun_local(
+    tx: &Transaction<'_>,
+    run: &RunRow,
+    snapshot: SnapshotId,
+    task: Option<Uuid>,
+) -> Result<(), DbError> {
+    let snapshot = Some(snapshot);
+    let begun = RunRow { state: RunState::Active, task, snapshot, reason: None, ..run.clone() };
     if begun.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
 }
 
@@ -362,6 +463,8 @@ pub(crate) struct Judgement {
     pub(crate) cloudsnap: CloudsnapId,
     pub(crate) credential: Uuid,
     pub(crate) verdict: Verdict,
+    /// Its rule is gone: the retention that it had then holds.
+    pub(crate) is_of_gone_rule: bool,
     /// What people said of it, by which it was judged, too.
     pub(crate) mark: Option<Mark>,
 }
@@ -419,7 +522,11 @@ pub(crate) fn judge(
     let mut runs = BTreeMap::new();
     for run in RunRow::kept(tx, schedule.uuid)? {
         let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) else { continue };
-        let (pool, retain) = own(&run).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
+        let is_of_gone_rule = run.rule.as_ref().is_some_and(|of| rules.iter().all(|rule| rule.when != *of));
+        // What is said of a place goes before what is said of rules.
+        let at_place = schedule.spec.retain_at.get(&credential).map(|at| (String::new(), at.clone()));
+        let (pool, retain) =
+            at_place.or_else(|| own(&run)).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
         let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
         let health = health(proofs.get(&(credential, cloudsnap.to_string())));
         let mark = marks.of(&cloudsnap, credential);
@@ -435,15 +542,81 @@ pub(crate) fn judge(
             expires: mark.and_then(|mark| mark.expires),
         };
         pools.entry(key).or_insert_with(|| (retain, Vec::new())).1.push(snapshot);
-        runs.insert(run.id, (run, cloudsnap, credential, mark.copied()));
+        runs.insert(run.id, (run, cloudsnap, credential, is_of_gone_rule, mark.copied()));
     }
     let mut judged = Vec::new();
     for (retain, snapshots) in pools.into_values() {
         for (id, verdict) in decide(&snapshots, &retain, now) {
-            if let Some((run, cloudsnap, credential, mark)) = runs.remove(&id) {
-                judged.push(Judgement { run, cloudsnap, credential, verdict, mark });
+            if let Some((run, cloudsnap, credential, is_of_gone_rule, mark)) = runs.remove(&id) {
+                judged.push(Judgement { run, cloudsnap, credential, verdict, is_of_gone_rule, mark });
             }
         }
     }
     Ok(judged)
+}
+
+/// What becomes of one local snapshot that a schedule made.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalJudgement {
+    pub(crate) run: RunRow,
+    pub(crate) snapshot: SnapshotId,
+    pub(crate) name: Option<SnapshotName>,
+    pub(crate) verdict: Verdict,
+}
+
+/// What becomes of the local snapshots that a schedule made, and of no others; each volume for itself. Of a schedule that makes none
+/// any more, all stay.
+pub(crate) fn judge_local(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    now: Timestamp,
+) -> Result<Vec<LocalJudgement>, DbError> {
+    let retain = schedule.spec.local.clone().unwrap_or_default();
+    let mut volumes: BTreeMap<VolumeId, Vec<Snapshot<u64>>> = BTreeMap::new();
+    let mut runs = BTreeMap::new();
+    for run in RunRow::kept(tx, schedule.uuid)?.into_iter().filter(RunRow::is_local) {
+        let (Some(volume), Some(id)) = (run.volume, run.snapshot) else { continue };
+        let Some(row) = SnapshotRow::find_kept(tx, id)? else { continue };
+        let snapshot = Snapshot {
+            id: run.id,
+            created: run.started,
+            condition: match TaskRow::who_needs(tx, id)? {
+                Some(_) => Condition::InUse,
+                None => Condition::Done,
+            },
+            health: Health::Unverified,
+            pinned: false,
+            expires: None,
+        };
+        volumes.entry(volume).or_default().push(snapshot);
+        runs.insert(run.id, (run, id, row.name));
+    }
+    let mut judged = Vec::new();
+    for snapshots in volumes.into_values() {
+        for (id, verdict) in decide(&snapshots, &retain, now) {
+            if let Some((run, snapshot, name)) = runs.remove(&id) {
+                judged.push(LocalJudgement { run, snapshot, name: Some(name), verdict });
+            }
+        }
+    }
+    Ok(judged)
+}
+
+/// What a schedule made that is gone: nothing of it is deleted by itself.
+pub(crate) fn judge_gone(
+    tx: &Transaction<'_>,
+    schedule: Uuid,
+) -> Result<(Vec<Judgement>, Vec<LocalJudgement>), DbError> {
+    let verdict = || Verdict::Keep(vec![KeepReason::ScheduleGone]);
+    let (mut judged, mut local) = (Vec::new(), Vec::new());
+    for run in RunRow::kept(tx, schedule)? {
+        if let Some(snapshot) = run.snapshot.filter(|_| run.is_local()) {
+            let name = SnapshotRow::find_kept(tx, snapshot)?.map(|row| row.name);
+            local.push(LocalJudgement { run, snapshot, name, verdict: verdict() });
+        } else if let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) {
+            let (verdict, mark) = (verdict(), None);
+            judged.push(Judgement { run, cloudsnap, credential, verdict, is_of_gone_rule: false, mark });
+        }
+    }
+    Ok((judged, local))
 }

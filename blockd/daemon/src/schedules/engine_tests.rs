@@ -59,6 +59,9 @@ impl Bench {
             full: false,
             jitter: Jitter { max_s: 0 },
             priority: Priority::Normal,
+            rule: None,
+            local: None,
+            retain_at: Default::default(),
         };
         let row = ScheduleRow { uuid: Uuid::new_v4(), created: at(0), paused: false, policy: None, spec };
         self.tx(|tx| {

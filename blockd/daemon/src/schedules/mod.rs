@@ -3,6 +3,7 @@
 pub(crate) mod engine;
 #[cfg(test)]
 mod engine_tests;
+mod local;
 mod policies;
 mod requests;
 mod runner;

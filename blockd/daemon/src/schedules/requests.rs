@@ -7,19 +7,23 @@ use super::{
 use crate::{
     cloudsnaps::to_api_id,
     core::Core,
-    db::{DbError, PolicyRow, RunRow, ScheduleRow, ScheduleSpec},
+    db::{DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec},
     error::ServiceError,
     registry::EntryState,
+    rules::refuse_unknown,
 };
 use blockd_api::{
-    Deleted, ErrorCode, ObjectName, VolumeRef,
+    CredentialRef, Deleted, ErrorCode, ObjectName, VolumeRef,
     schedules::{
-        CreateSchedule, Judged, ListRuns, MAX_HISTORY, MAX_TARGETS, RetentionPlan, RunList, RunState,
-        Schedule, ScheduleList, Selector, UnreadableSchedule, UpdateSchedule,
+        CopyState, CreateSchedule, Judged, JudgedSnapshot, ListRuns, MAX_HISTORY, MAX_TARGETS, RetainAt,
+        RetentionPlan, RunList, RunState, Schedule, ScheduleList, Selector, UnreadableSchedule,
+        UpdateSchedule,
     },
 };
+use blockd_schedule::Retention;
 use jiff::Timestamp;
 use rusqlite::Transaction;
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Runs that a reply tells of when nothing else is asked for.
@@ -36,17 +40,39 @@ fn invalid(message: impl Into<String>) -> ServiceError {
 fn to_api(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Schedule, DbError> {
     let whens: Vec<String> = row.rules(tx)?.iter().map(|rule| rule.when.to_string()).collect();
     let spec = &row.spec;
+    let mut counts = RunRow::copies(tx, row.uuid)?;
+    let copy = |place: Uuid| {
+        let count = counts.remove(&place).unwrap_or_default();
+        let is_local = place == LOCAL;
+        let retain = if is_local { spec.local.as_ref() } else { spec.retain_at.get(&place) };
+        CopyState {
+            credential: (!is_local).then_some(place),
+            retain: retain.unwrap_or(&spec.retain).clone(),
+            kept: count.kept,
+            newest: count.newest,
+            last_state: count.last_state,
+        }
+    };
+    let copies = spec.places().map(copy).collect();
+    let retain_at = spec
+        .retain_at
+        .iter()
+        .map(|(place, retain)| RetainAt { cred_id: CredentialRef::Id(*place), retain: retain.clone() });
     Ok(Schedule {
         uuid: row.uuid,
         name: spec.name.clone(),
         selector: spec.selector.clone(),
         credentials: spec.credentials.clone(),
+        local: spec.local.clone(),
+        retain_at: retain_at.collect(),
+        copies,
         rules: spec.rules.clone(),
         policy: row.policy.clone(),
         retain: spec.retain.clone(),
         full: spec.full,
         jitter_seconds: spec.jitter,
         priority: spec.priority,
+        rule: spec.rule.clone(),
         paused: row.paused,
         created: row.created,
         next_run: engine::next_run(tx, row, now)?,
@@ -78,6 +104,7 @@ fn put(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Schedu
     {
         return Err(not_found(policy));
     }
+    refuse_unknown(tx, row.spec.rule.as_ref())?;
     row.put(tx)?;
     let rules = row.rules(tx)?;
     if rules.is_empty() {
@@ -136,7 +163,8 @@ impl Core {
             }
         };
         let mut credentials = Vec::new();
-        if request.cred_ids.is_empty() {
+        // Local snapshots need no place.
+        if request.cred_ids.is_empty() && request.local.is_none() {
             credentials.push(self.credential(None).await?.uuid);
         }
         for wanted in &request.cred_ids {
@@ -150,6 +178,7 @@ impl Core {
                 format!("{} places are too many: at most {MAX_TARGETS} are taken", credentials.len());
             return Err(invalid(message));
         }
+        let retain_at = self.retain_at(&request.retain_at, &credentials).await?;
         let now = Timestamp::now();
         let row = ScheduleRow {
             uuid: Uuid::new_v4(),
@@ -165,6 +194,9 @@ impl Core {
                 full: request.full,
                 jitter: request.jitter_seconds,
                 priority: request.priority,
+                local: request.local,
+                retain_at,
+                rule: request.rule,
             },
         };
         let made = self.db.run(move |tx| {
@@ -218,6 +250,13 @@ impl Core {
         request: UpdateSchedule,
     ) -> Result<Schedule, ServiceError> {
         let now = Timestamp::now();
+        let retain_at = match &request.retain_at {
+            Some(given) => {
+                let row = self.db.run(move |tx| find(tx, uuid)).await?;
+                Some(self.retain_at(given, &row.spec.credentials).await?)
+            }
+            None => None,
+        };
         let changed = self.db.run(move |tx| {
             let mut row = find(tx, uuid)?;
             // What came about by the policy must not keep anybody from a pause.
@@ -238,6 +277,12 @@ impl Core {
             row.spec.full = request.full.unwrap_or(row.spec.full);
             row.spec.jitter = request.jitter_seconds.unwrap_or(row.spec.jitter);
             row.spec.priority = request.priority.unwrap_or(row.spec.priority);
+            row.spec.local = request.local.unwrap_or(row.spec.local);
+            if row.spec.local.is_none() && row.spec.credentials.is_empty() {
+                return Err(invalid("the schedule has no place but this host: delete it, or pause it"));
+            }
+            row.spec.retain_at = retain_at.unwrap_or(row.spec.retain_at);
+            row.spec.rule = request.rule.unwrap_or(row.spec.rule);
             if must_check {
                 row.check(tx)?;
             }
@@ -314,10 +359,31 @@ impl Core {
     /// There is none of this id.
     pub async fn plan_retention(&self, uuid: Uuid) -> Result<RetentionPlan, ServiceError> {
         let now = Timestamp::now();
-        let judged = self
-            .db
-            .run(move |tx| -> Result<_, ServiceError> { Ok(engine::judge(tx, &find(tx, uuid)?, now)?) });
-        let told = judged.await?.into_iter().map(|judgement| Judged {
+        let judged = self.db.run(move |tx| -> Result<_, ServiceError> {
+            match ScheduleRow::find(tx, uuid)? {
+                Some(row) => Ok((engine::judge(tx, &row, now)?, engine::judge_local(tx, &row, now)?)),
+                // What it made is told of as long as it is known.
+                None => match engine::judge_gone(tx, uuid)? {
+                    (judged, local) if judged.is_empty() && local.is_empty() => Err(no_schedule(uuid)),
+                    both => Ok(both),
+                },
+            }
+        });
+        let (judged, local) = judged.await?;
+        let snapshots = local.into_iter().map(|judgement| JudgedSnapshot {
+            run: judgement.run.id,
+            snapshot: judgement.snapshot,
+            name: judgement.name,
+            volume: judgement.run.volume_name.clone(),
+            created: judgement.run.started,
+            verdict: judgement.verdict,
+        });
+        let snapshots = snapshots.collect();
+        let told = judged.into_iter().map(|judgement| Judged {
+            gone_rule: judgement
+                .is_of_gone_rule
+                .then(|| judgement.run.rule.as_ref().map(ToString::to_string))
+                .flatten(),
             run: judgement.run.id,
             cloudsnap: to_api_id(&judgement.cloudsnap),
             volume: judgement.run.volume_name.clone(),
@@ -325,6 +391,25 @@ impl Core {
             created: judgement.run.started,
             verdict: judgement.verdict,
         });
-        Ok(RetentionPlan { cloudsnaps: told.collect() })
+        Ok(RetentionPlan { cloudsnaps: told.collect(), snapshots })
+    }
+
+    /// What is kept in places of a schedule that has these.
+    async fn retain_at(
+        &self,
+        given: &[RetainAt],
+        places: &[Uuid],
+    ) -> Result<BTreeMap<Uuid, Retention>, ServiceError> {
+        let mut retain_at = BTreeMap::new();
+        for RetainAt { cred_id, retain } in given {
+            let credential = self.credential(Some(cred_id)).await?;
+            if !places.contains(&credential.uuid) {
+                return Err(invalid(format!("nothing is backed up to {} by this schedule", credential.name)));
+            }
+            if retain_at.insert(credential.uuid, retain.clone()).is_some() {
+                return Err(invalid(format!("what is kept in {} is said twice", credential.name)));
+            }
+        }
+        Ok(retain_at)
     }
 }

@@ -1,18 +1,23 @@
 //! The task that looks at the schedules: adds runs that are due, begins those whose turn it is, and deletes what is
 //! not kept any more.
 
-use super::engine::{self, Batch, Judgement, Ready};
+use super::{
+    engine::{self, Batch, Judgement, Ready},
+    local::snapshot_name,
+};
 use crate::{
     backups::{Asked, Member},
     core::Core,
-    db::{Catalog, DbError, NewEvent, RunRow, ScheduleRow, TaskRow},
+    db::{Catalog, DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow},
     error::ServiceError,
+    rules::AskedRest,
 };
 use blockd_api::{CredentialRef, ErrorCode, VolumeRef, events::Severity, schedules::RunState};
 use blockd_cloud::{CloudError, CloudsnapId, ManifestFilter};
-use blockd_extent::VolumeId;
+use blockd_extent::{SnapshotId, VolumeId};
 use futures::FutureExt;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
@@ -38,12 +43,14 @@ pub(crate) struct Scheduler {
     wake: Notify,
     /// Wakes the deletions.
     judge: Notify,
+    /// The local snapshots that are being taken, of runs without a backup.
+    pub(super) freezing: Mutex<HashSet<SnapshotId>>,
 }
 
 /// When a deletion may be asked for again.
 #[derive(Clone, Copy, Debug)]
-struct Delay {
-    until: Instant,
+pub(super) struct Delay {
+    pub(super) until: Instant,
     next_s: u64,
 }
 
@@ -54,7 +61,7 @@ impl Default for Delay {
 }
 
 impl Delay {
-    fn lengthen(&mut self) {
+    pub(super) fn lengthen(&mut self) {
         self.until = Instant::now() + Duration::from_secs(self.next_s);
         self.next_s = self.next_s.saturating_mul(2).min(DELETE_AGAIN_MOST_S);
     }
@@ -117,7 +124,14 @@ async fn begin_runs(core: &Arc<Core>) {
 
 async fn delete_runs(core: &Arc<Core>) {
     let mut delays = HashMap::new();
-    while guarded(core, core.delete_surplus(Timestamp::now(), &mut delays)).await.is_ok() {
+    loop {
+        // A store that is away must not keep local snapshots, nor the other way round.
+        let local = core.delete_surplus_snapshots(Timestamp::now(), &mut delays);
+        if guarded(core, local).await.is_err()
+            || guarded(core, core.delete_surplus(Timestamp::now(), &mut delays)).await.is_err()
+        {
+            return;
+        }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(MAX_WAIT_MS)) => {}
             () = core.scheduler.judge.notified() => {}
@@ -132,12 +146,12 @@ impl Core {
         self: &Arc<Self>,
         now: Timestamp,
     ) -> Result<Option<Timestamp>, ServiceError> {
-        let volumes = self.candidates();
+        let (volumes, freezing) = (self.candidates(), self.scheduler.freezing.lock().clone());
         let concurrency = self.config.task_concurrency;
         let (next, Ready { batches, mut places }) = self
             .db
             .run(move |tx| -> Result<_, DbError> {
-                engine::settle(tx, now)?;
+                engine::settle(tx, &freezing, now)?;
                 let next = engine::fire(tx, &volumes, now)?;
                 Ok((next, engine::ready(tx, concurrency)?))
             })
@@ -146,10 +160,11 @@ impl Core {
         // A run whose task has ended may be one too many, which only `settle` has noted.
         self.scheduler.judge.notify_one();
         for batch in batches {
-            if places == 0 {
-                break;
+            let is_local = batch.is_local();
+            if places == 0 && !is_local {
+                continue;
             }
-            if self.begin_batch(batch, now).await? {
+            if self.begin_batch(batch, now).await? && !is_local {
                 places -= 1;
             }
         }
@@ -160,25 +175,51 @@ impl Core {
     /// Begins runs from one instant, or ends those that cannot begin; says whether they have begun.
     async fn begin_batch(self: &Arc<Self>, batch: Batch, now: Timestamp) -> Result<bool, ServiceError> {
         let known: HashSet<Uuid> = self.credential_rows().await?.iter().map(|row| row.uuid).collect();
-        let is_known = |run: &RunRow| run.credential.is_some_and(|uuid| known.contains(&uuid));
+        let is_known =
+            |run: &RunRow| run.is_local() || run.credential.is_some_and(|uuid| known.contains(&uuid));
         let (runs, homeless): (Vec<_>, Vec<_>) = batch.runs.into_iter().partition(is_known);
         if !homeless.is_empty() {
             self.end_runs(homeless, "its credential is not there any more".to_owned(), now).await?;
         }
+        let Some(first) = runs.first().cloned() else { return Ok(false) };
+        let of = first.schedule;
+        let schedule = self.db.run(move |tx| ScheduleRow::find(tx, of)).await?;
         let mut places: BTreeMap<VolumeId, Vec<CredentialRef>> = BTreeMap::new();
-        for run in &runs {
+        let (local, stored): (Vec<_>, Vec<_>) = runs.iter().cloned().partition(RunRow::is_local);
+        if stored.is_empty() {
+            let batch = Batch { runs: local, is_group: batch.is_group };
+            return self.begin_local(batch, schedule, now).await.map(|()| true);
+        }
+        for run in &stored {
             if let (Some(volume), Some(credential)) = (run.volume, run.credential) {
                 places.entry(volume).or_default().push(CredentialRef::Id(credential));
             }
         }
-        let Some(first) = runs.first().cloned() else { return Ok(false) };
         let member = |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials };
         let members: Vec<Member> = places.into_iter().map(member).collect();
         let together = batch.is_group.then(Uuid::new_v4);
         let begun = runs.clone();
-        let asked = Asked { full: first.force_full, together, ..Asked::default() };
+        let keep_local = match local.is_empty() {
+            true => None,
+            false => Some(snapshot_name(of, now)?),
+        };
+        let rest = AskedRest { scheduled: schedule.and_then(|row| row.spec.rule), ..AskedRest::default() };
+        let asked = Asked {
+            full: first.force_full,
+            together,
+            rest,
+            schedule: Some(of),
+            keep_local,
+            ..Asked::default()
+        };
         let started = self.start_backups(&members, &asked, move |tx, tasks| {
             begun.iter().try_for_each(|run| {
+                if run.is_local() {
+                    let of_volume = |task: &&TaskRow| task.volume == run.volume;
+                    let Some(task) = tasks.iter().find(of_volume) else { return Ok(()) };
+                    let Some(snapshot) = task.snapshot else { return Ok(()) };
+                    return engine::begun_local(tx, run, snapshot, Some(task.id));
+                }
                 let is_its =
                     |task: &&TaskRow| task.volume == run.volume && Some(task.credential) == run.credential;
                 tasks.iter().find(is_its).map_or(Ok(()), |task| engine::begun(tx, run, task))
@@ -208,12 +249,18 @@ impl Core {
                 self.db.run(waits).await?;
                 Ok(false)
             }
-            Err(error) => self.end_runs(runs, error.to_api().message, now).await.map(|()| false),
+            // Those that need no store are begun by themselves.
+            Err(error) => self.end_runs(stored, error.to_api().message, now).await.map(|()| false),
         }
     }
 
     /// Ends runs that did not begin.
-    async fn end_runs(&self, runs: Vec<RunRow>, reason: String, now: Timestamp) -> Result<(), ServiceError> {
+    pub(super) async fn end_runs(
+        &self,
+        runs: Vec<RunRow>,
+        reason: String,
+        now: Timestamp,
+    ) -> Result<(), ServiceError> {
         for run in &runs {
             tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
         }
@@ -250,7 +297,7 @@ impl Core {
             judged.await?.into_iter().partition(|judgement| judgement.verdict.is_delete());
         let key = |judgement: &Judgement| (judgement.credential, judgement.cloudsnap.to_string());
         let wanted: HashSet<_> = surplus.iter().map(key).collect();
-        delays.retain(|of, _| wanted.contains(of));
+        delays.retain(|of, _| of.0 == LOCAL || wanted.contains(of));
         // What was looked at in this pass: whether all that is kept of a volume in a place is there.
         let mut whole: HashMap<(Uuid, Uuid, VolumeId), bool> = HashMap::new();
         for judgement in surplus {

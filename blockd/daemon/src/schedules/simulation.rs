@@ -1,9 +1,12 @@
 //! Years of schedules against a simulated clock: the scheduler's transactions, a store that is a list, and a daemon that
 //! is killed between any two of them.
 
-use super::engine::{self, Candidate};
+use super::engine::{self, Batch, Candidate};
 use crate::{
-    db::{Db, DbError, RunRow, ScheduleRow, ScheduleSpec, TaskDetail, TaskKind, TaskRow, TaskState},
+    db::{
+        Db, DbError, RunRow, ScheduleRow, ScheduleSpec, SnapshotRow, SnapshotState, TaskDetail, TaskKind,
+        TaskRow, TaskState, VolumeRow, VolumeState,
+    },
     registry::Tags,
 };
 use blockd_api::schedules::{Priority, Rule, RunState, Selector};
@@ -12,7 +15,7 @@ use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Jitter, Recurrence, Retention};
 use jiff::Timestamp;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 use uuid::Uuid;
@@ -30,6 +33,10 @@ struct World {
     /// What is in the store, by volume.
     store: BTreeMap<VolumeId, BTreeSet<String>>,
     deaths: u32,
+    /// The local snapshots that the daemon is about to take; it forgets them when it dies.
+    freezing: HashSet<SnapshotId>,
+    /// The snapshots that people took.
+    by_hand: BTreeSet<SnapshotId>,
 }
 
 impl World {
@@ -41,6 +48,20 @@ impl World {
             tags: Tags { labels: "app=x".parse().unwrap(), group: None },
         };
         let db = Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap();
+        let row = |candidate: &Candidate| VolumeRow {
+            id: candidate.id,
+            name: candidate.name.clone(),
+            size_bytes: 1 << 20,
+            labels: candidate.tags.labels.clone(),
+            created: Timestamp::UNIX_EPOCH,
+            state: VolumeState::Up,
+            read_only: false,
+            group: None,
+        };
+        let insert = |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
+            [volume(1), volume(2)].iter().try_for_each(|volume| row(volume).insert(tx))
+        };
+        db.transaction(insert).unwrap();
         Self {
             db: Some(Arc::new(db)),
             dir,
@@ -50,6 +71,8 @@ impl World {
             credential: Uuid::new_v4(),
             store: BTreeMap::new(),
             deaths: 0,
+            freezing: HashSet::new(),
+            by_hand: BTreeSet::new(),
         }
     }
 
@@ -73,12 +96,13 @@ impl World {
             return false;
         }
         self.deaths += 1;
+        self.freezing.clear();
         self.db = None;
         self.db = Some(Arc::new(Db::open_without_power_cuts(&self.dir.path().join("blockd.db")).unwrap()));
         true
     }
 
-    fn schedule(&self, rules: &[(&str, Option<u32>)], keep: u32) -> ScheduleRow {
+    fn schedule(&self, rules: &[(&str, Option<u32>)], keep: u32, local: Option<u32>) -> ScheduleRow {
         let rules = rules.iter().map(|(when, keep)| Rule {
             when: when.parse().unwrap(),
             retain: keep.map(|keep| Retention::max(keep).unwrap()),
@@ -97,6 +121,9 @@ impl World {
                 full: false,
                 jitter: Jitter { max_s: 600 },
                 priority: Priority::Normal,
+                rule: None,
+                local: local.map(|keep| Retention::max(keep).unwrap()),
+                retain_at: Default::default(),
             },
         };
         self.tx(|tx| {
@@ -109,7 +136,8 @@ impl World {
     /// One look of the scheduler, which may die after each transaction.
     fn pass(&mut self) {
         let (now, volumes) = (self.now(), self.volumes.clone());
-        self.tx(|tx| engine::settle(tx, now));
+        let freezing = self.freezing.clone();
+        self.tx(|tx| engine::settle(tx, &freezing, now));
         if self.dies() {
             return;
         }
@@ -118,8 +146,27 @@ impl World {
             return;
         }
         let ready = self.tx(|tx| engine::ready(tx, 2));
-        for run in ready.batches.into_iter().take(ready.places).flat_map(|batch| batch.runs) {
+        let (local, stored): (Vec<_>, Vec<_>) = ready.batches.into_iter().partition(Batch::is_local);
+        for run in local.into_iter().flat_map(|batch| batch.runs) {
             let snapshot = SnapshotId::from_u64(self.roll(1 << 40) + 1);
+            self.freezing.insert(snapshot);
+            self.tx(|tx| engine::begun_local(tx, &run, snapshot, None));
+            if self.dies() {
+                return;
+            }
+            if self.roll(10) == 0 {
+                self.tx(|tx| {
+                    RunRow { state: RunState::Failed, completed: Some(now), ..run.clone() }.update(tx)
+                });
+            } else {
+                self.freeze(run.volume.unwrap(), snapshot);
+            }
+            self.freezing.remove(&snapshot);
+        }
+        for batch in stored.into_iter().take(ready.places) {
+            let snapshot = SnapshotId::from_u64(self.roll(1 << 40) + 1);
+            let local = batch.runs.iter().find(|run| run.is_local()).cloned();
+            let run = batch.runs.into_iter().find(|run| !run.is_local()).unwrap();
             let volume = run.volume.unwrap();
             let task = TaskRow {
                 id: Uuid::new_v4(),
@@ -135,6 +182,9 @@ impl World {
             };
             self.tx(|tx| {
                 engine::begun(tx, &run, &task)?;
+                if let Some(local) = &local {
+                    engine::begun_local(tx, local, snapshot, Some(task.id))?;
+                }
                 task.put(tx)
             });
             if self.dies() {
@@ -142,6 +192,17 @@ impl World {
             }
         }
         for schedule in self.tx(ScheduleRow::all) {
+            for judgement in self.tx(|tx| engine::judge_local(tx, &schedule, now)) {
+                if !judgement.verdict.is_delete() {
+                    continue;
+                }
+                assert_eq!(self.tx(|tx| TaskRow::who_needs(tx, judgement.snapshot)), None);
+                self.tx(|tx| SnapshotRow::remove(tx, judgement.snapshot));
+                if self.dies() {
+                    return;
+                }
+                self.tx(|tx| RunRow { state: RunState::Expired, ..judgement.run }.update(tx));
+            }
             for judgement in self.tx(|tx| engine::judge(tx, &schedule, now)) {
                 if !judgement.verdict.is_delete() {
                     continue;
@@ -157,6 +218,35 @@ impl World {
         }
     }
 
+    /// Takes a snapshot that stays, if a schedule wants it.
+    fn freeze(&mut self, volume: VolumeId, id: SnapshotId) {
+        let wanted = self.tx(|tx| RunRow::in_state(tx, RunState::Active));
+        if wanted.iter().any(|run| run.snapshot == Some(id)) {
+            self.snapshot(volume, id);
+        }
+    }
+
+    fn snapshot(&mut self, volume: VolumeId, id: SnapshotId) {
+        let row = SnapshotRow {
+            id,
+            volume,
+            name: format!("s-{id}").parse().unwrap(),
+            created: self.now(),
+            state: SnapshotState::Ready,
+            internal: false,
+            epoch: blockd_extent::Epoch(1),
+            dirty_bytes: 0,
+            freeze_stall_micros: 0,
+            taken_with: None,
+            quiesce: None,
+        };
+        self.tx(|tx| row.insert(tx));
+    }
+
+    fn snapshots(&self) -> BTreeSet<SnapshotId> {
+        self.tx(|tx| SnapshotRow::all(tx, None)).iter().map(|row| row.id).collect()
+    }
+
     /// Some of the backups that are under way come to their end.
     fn work(&mut self) {
         for mut task in self.tx(TaskRow::unfinished) {
@@ -166,7 +256,15 @@ impl World {
             match self.roll(10) {
                 0 | 1 => continue,
                 2 => task.state = TaskState::Failed,
+                // The snapshot is there, and its backup fails.
+                3 => {
+                    self.freeze(task.volume.unwrap(), task.snapshot.unwrap());
+                    task.detail.frozen = true;
+                    task.state = TaskState::Failed;
+                }
                 _ => {
+                    self.freeze(task.volume.unwrap(), task.snapshot.unwrap());
+                    task.detail.frozen = true;
                     task.state = TaskState::Done;
                     let there = self.store.entry(task.cloudsnap.volume).or_default();
                     there.insert(task.cloudsnap.to_string());
@@ -196,6 +294,7 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
         let schedule = world.schedule(
             &[("daily @02:30 Europe/Berlin", None), ("weekly Sunday@04:00 America/New_York", Some(3))],
             4,
+            Some(5),
         );
         let end_s = START_S + 730 * DAY_S;
         while world.now_s < end_s {
@@ -207,6 +306,23 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
             for _ in 0..2 {
                 world.pass();
                 world.work();
+            }
+            // People take snapshots, and delete some of those of the schedule.
+            match world.roll(60) {
+                0 => {
+                    let id = SnapshotId::from_u64(world.roll(1 << 40) + 1);
+                    world.snapshot(VolumeId::from_u64(1), id);
+                    world.by_hand.insert(id);
+                }
+                1 => {
+                    let of_schedule = world.snapshots().difference(&world.by_hand).next().copied();
+                    if let Some(id) = of_schedule
+                        && world.tx(|tx| TaskRow::who_needs(tx, id)).is_none()
+                    {
+                        world.tx(|tx| SnapshotRow::remove(tx, id));
+                    }
+                }
+                _ => {}
             }
         }
         // What is under way comes to its end.
@@ -221,12 +337,14 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
         let came = Timestamp::from_second(last_look.as_second() - delay_s).unwrap();
         for rule in &schedule.spec.rules {
             let named = named(&rule.when, begin, came);
-            for volume in &world.volumes {
-                let of: Vec<&RunRow> = runs
-                    .iter()
-                    .rev()
-                    .filter(|run| run.rule.as_ref() == Some(&rule.when) && run.volume == Some(volume.id))
-                    .collect();
+            let both =
+                world.volumes.iter().flat_map(|volume| schedule.spec.places().map(move |at| (volume, at)));
+            for (volume, place) in both {
+                let is_its = |run: &&RunRow| {
+                    run.rule.as_ref() == Some(&rule.when)
+                        && (run.volume, run.credential) == (Some(volume.id), Some(place))
+                };
+                let of: Vec<&RunRow> = runs.iter().rev().filter(is_its).collect();
                 let nominal: Vec<Timestamp> = of.iter().map(|run| run.nominal).collect();
                 let distinct: BTreeSet<&Timestamp> = nominal.iter().collect();
                 assert_eq!(distinct.len(), nominal.len(), "a run was made twice");
@@ -240,14 +358,22 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
         // What is in the store is what the retention keeps, and the database knows all of it.
         let kept = world.tx(|tx| RunRow::kept(tx, schedule.uuid));
         for volume in &world.volumes {
-            let mine: Vec<&RunRow> = kept.iter().filter(|run| run.volume == Some(volume.id)).collect();
+            let is_mine = |run: &&RunRow| run.volume == Some(volume.id) && !run.is_local();
+            let mine: Vec<&RunRow> = kept.iter().filter(is_mine).collect();
             let known: BTreeSet<String> =
                 mine.iter().filter_map(|run| run.cloudsnap.as_ref()).map(ToString::to_string).collect();
             assert_eq!(Some(&known), world.store.get(&volume.id));
             let of = |rule: &Rule| mine.iter().filter(|run| run.rule.as_ref() == Some(&rule.when)).count();
             let counts: Vec<usize> = schedule.spec.rules.iter().map(of).collect();
             assert_eq!(counts, [4, 3]);
+            let local = kept.iter().filter(|run| run.volume == Some(volume.id) && run.is_local());
+            assert_eq!(local.count(), 5);
         }
+        // On the host there are those that the retention keeps, and all that people took.
+        let known = kept.iter().filter(|run| run.is_local()).filter_map(|run| run.snapshot);
+        let known: BTreeSet<SnapshotId> = known.chain(world.by_hand.iter().copied()).collect();
+        assert_eq!(known, world.snapshots());
+        assert!(world.by_hand.len() > 10, "{}", world.by_hand.len());
     }
 }
 
@@ -255,7 +381,7 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
 fn a_run_that_has_not_ended_has_the_next_one_left_out_and_says_so() {
     let mut world = World::new(1);
     world.volumes.truncate(1);
-    let schedule = world.schedule(&[("periodic 60", None)], 4);
+    let schedule = world.schedule(&[("periodic 60", None)], 4, None);
     let volumes = world.volumes.clone();
     for _ in 0..2 {
         world.now_s += 4_500;
@@ -298,6 +424,7 @@ fn the_urgent_go_first_one_of_a_volume_and_no_more_than_may_run() {
         reason: None,
         pool: String::new(),
         retain: None,
+        snapshot: None,
     };
     let ready = |concurrency| {
         let ready = world.tx(|tx| engine::ready(tx, concurrency));

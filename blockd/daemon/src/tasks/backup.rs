@@ -20,7 +20,7 @@ use crate::{
     cloud,
     core::Core,
     credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, CredentialRow, DbError, Doubt, Mark, SnapshotRow, SnapshotState, TaskRow},
+    db::{Catalog, Chain, CredentialRow, DbError, Doubt, Mark, SnapshotRow, TaskRow},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };
@@ -64,6 +64,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     live.detail(|detail| {
         detail.frozen = true;
         detail.freeze_stall_micros = snapshot.freeze_stall_micros;
+        detail.quiesce.clone_from(&snapshot.quiesce);
     });
     core.store_progress(live).await;
     core.reached("backup frozen")?;
@@ -346,7 +347,7 @@ fn committed_in_doubt(credential: Uuid, cloudsnap: CloudsnapId) -> Doubt {
 fn release_snapshot(tx: &rusqlite::Transaction<'_>, task: Uuid, snapshot: SnapshotId) -> Result<(), DbError> {
     match TaskRow::others_need(tx, task, snapshot)? {
         true => Ok(()),
-        false => SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting),
+        false => SnapshotRow::release(tx, snapshot),
     }
 }
 
@@ -381,8 +382,10 @@ pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceEr
         && let Ok(volume) = entry.volume()
     {
         let task = row.id;
-        let others_need = core.db.run(move |tx| TaskRow::others_need(tx, task, snapshot)).await?;
-        if !others_need {
+        let stays = core.db.run(move |tx| -> Result<bool, DbError> {
+            Ok(TaskRow::others_need(tx, task, snapshot)? || SnapshotRow::find_kept(tx, snapshot)?.is_some())
+        });
+        if !stays.await? {
             dropped = core.drop_snapshot(volume, snapshot).await;
         }
         core.forget_intervals(&entry).await;

@@ -8,7 +8,7 @@ use crate::{
     registry::VolumeEntry,
     snapshots::Wanted,
 };
-use blockd_api::{ErrorCode, SnapshotName, quiesce::Quiesce, snapshots::SnapshotGroup};
+use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
 use blockd_extent::{SnapshotId, VolumeId};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,23 +16,24 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Barriers that failed and are remembered. Tasks of one that is older than so many others have ended long ago.
+/// Points that failed and are remembered. Tasks of one that is older than so many others have ended long ago.
 const MAX_FAILED: usize = 256;
 
-/// Barriers that did not come about. Behind the lock that backups freeze under.
+/// Points that did not come about, each shared by several backups.
 #[derive(Debug, Default)]
-pub(super) struct FailedBarriers(VecDeque<(Uuid, String)>);
+pub(super) struct FailedPoints(VecDeque<(String, ApiError, Option<QuiesceReport>)>);
 
-impl FailedBarriers {
-    fn note(&mut self, barrier: Uuid, reason: String) {
+impl FailedPoints {
+    fn note(&mut self, point: String, why: ApiError, report: Option<QuiesceReport>) {
         if self.0.len() >= MAX_FAILED {
             self.0.pop_front();
         }
-        self.0.push_back((barrier, reason));
+        self.0.push_back((point, why, report));
     }
 
-    fn reason(&self, barrier: Uuid) -> Option<&str> {
-        self.0.iter().find(|(failed, _)| *failed == barrier).map(|(_, reason)| reason.as_str())
+    fn find(&self, point: &str) -> Option<(ApiError, Option<QuiesceReport>)> {
+        let found = self.0.iter().find(|(failed, ..)| *failed == point);
+        found.map(|(_, why, report)| (why.clone(), report.clone()))
     }
 }
 
@@ -44,7 +45,13 @@ pub(super) async fn frozen(
     id: SnapshotId,
 ) -> Result<SnapshotRow, ServiceError> {
     let volume = entry.id;
-    let mut failed = core.tasks.freezing.lock().await;
+    let task = live.view();
+    let point = match &task.detail.barrier {
+        Some(barrier) => format!("barrier {}", barrier.id),
+        None => format!("snapshot {id}"),
+    };
+    // Other points do not wait for the commands around this one.
+    let _turn = core.tasks.freezing.take([point.clone()]).await;
     if core.stopping.is_cancelled() {
         // What another one was about to freeze may be half done; the next start looks after it.
         return Err(ServiceError::Stopping);
@@ -53,29 +60,71 @@ pub(super) async fn frozen(
     if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
         return Ok(row);
     }
-    let Some(barrier) = live.view().detail.barrier else {
-        let name: SnapshotName = format!("backup-{}", live.id).parse()?;
-        return core.freeze(entry, id, name).await;
-    };
-    if let Some(reason) = failed.reason(barrier.id) {
-        return Err(ServiceError::refused(ErrorCode::VolumeFailed, reason.to_owned()));
+    let failed_before = core.tasks.failed.lock().find(&point);
+    if let Some((why, report)) = failed_before {
+        live.detail(|detail| detail.quiesce = report);
+        return Err(ServiceError::Refused(why));
     }
-    let rows = freeze_all(core, &barrier).await;
+    let wanted = match &task.detail.barrier {
+        Some(barrier) => all_of(core, barrier, &task).await,
+        None => alone(live, entry, id, &task),
+    };
+    let mut report = None;
+    let rows = match wanted {
+        Ok(wanted) => core.freeze_and_tell(wanted, &mut report).await,
+        Err(error) => Err(error),
+    };
     match rows {
-        Ok(rows) => rows.into_iter().find(|row| row.id == id).ok_or_else(|| {
-            ServiceError::Internal("a barrier without the volume that it was asked for".into())
-        }),
+        Ok(rows) => {
+            if let Some(barrier) = &task.detail.barrier {
+                tracing::info!(group = %barrier.id, members = rows.len(), "volumes frozen at one instant");
+            }
+            rows.into_iter().find(|row| row.id == id).ok_or_else(|| {
+                ServiceError::Internal("a barrier without the volume that it was asked for".into())
+            })
+        }
         Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
         Err(error) => {
+            live.detail(|detail| detail.quiesce.clone_from(&report));
             // The others must not be frozen without this one.
-            failed.note(barrier.id, error.to_api().message);
+            let why = error.to_api();
+            let code = match task.detail.barrier {
+                Some(_) if report.is_none() => ErrorCode::VolumeFailed,
+                _ => why.code,
+            };
+            core.tasks.failed.lock().note(point, ApiError { code, ..why }, report);
             Err(error)
         }
     }
 }
 
-/// Freezes all volumes of a barrier at one instant.
-async fn freeze_all(core: &Core, barrier: &Barrier) -> Result<Vec<SnapshotRow>, ServiceError> {
+/// What the snapshot is called: one that stays has a name that people see.
+fn name_of(task: &TaskRow, id: Uuid) -> Result<SnapshotName, ServiceError> {
+    match &task.detail.keep_local {
+        Some(name) => Ok(name.clone()),
+        None => Ok(format!("backup-{id}").parse()?),
+    }
+}
+
+/// The point of one volume.
+fn alone(
+    live: &LiveTask,
+    entry: &Arc<VolumeEntry>,
+    id: SnapshotId,
+    task: &TaskRow,
+) -> Result<Wanted, ServiceError> {
+    Ok(Wanted {
+        members: vec![(Arc::clone(entry), id)],
+        name: name_of(task, live.id)?,
+        internal: task.detail.keep_local.is_none(),
+        group: None,
+        around: task.detail.around.clone(),
+        schedule: task.detail.schedule,
+    })
+}
+
+/// The points of all volumes of a barrier.
+async fn all_of(core: &Core, barrier: &Barrier, task: &TaskRow) -> Result<Wanted, ServiceError> {
     let of_barrier =
         |task: &TaskRow| task.detail.barrier.as_ref().is_some_and(|other| other.id == barrier.id);
     let mut points: BTreeMap<VolumeId, SnapshotId> = BTreeMap::new();
@@ -103,16 +152,16 @@ async fn freeze_all(core: &Core, barrier: &Barrier) -> Result<Vec<SnapshotRow>, 
         })?;
         members.push((entry, snapshot));
     }
+    // As commands are told of them.
+    members.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     let group =
         SnapshotGroup { group_id: barrier.id, group: None, members: barrier.volumes, group_stall_micros: 0 };
-    let wanted = Wanted {
+    Ok(Wanted {
         members,
-        name: format!("backup-{}", barrier.id).parse()?,
-        internal: true,
+        name: name_of(task, barrier.id)?,
+        internal: task.detail.keep_local.is_none(),
         group: Some(group),
-        quiesce: Quiesce::default(),
-    };
-    let rows = core.freeze_together(wanted).await?;
-    tracing::info!(group = %barrier.id, members = rows.len(), "volumes frozen at one instant");
-    Ok(rows)
+        around: task.detail.around.clone(),
+        schedule: task.detail.schedule,
+    })
 }

@@ -18,7 +18,7 @@ mod shared_reader;
 pub(crate) mod stop;
 mod verify;
 
-use frozen::FailedBarriers;
+use frozen::FailedPoints;
 pub use live::LiveTask;
 use shared_reader::Readers;
 
@@ -27,6 +27,7 @@ use crate::{
     db::{DbError, NewEvent, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     lazy::{hydrate, in_place},
+    turns::Turns,
 };
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
@@ -67,8 +68,10 @@ pub struct Tasks {
     closed: AtomicBool,
     /// The frozen points that backups read.
     readers: Arc<Readers>,
-    /// Held while a backup freezes: of several with one point, the first one does.
-    freezing: tokio::sync::Mutex<FailedBarriers>,
+    /// Of several backups with one point, the first one freezes.
+    freezing: Turns,
+    /// The points that did not come about.
+    failed: Mutex<FailedPoints>,
 }
 
 impl Tasks {
@@ -80,7 +83,8 @@ impl Tasks {
             slots: Semaphore::new(concurrency),
             closed: AtomicBool::new(false),
             readers: Arc::default(),
-            freezing: tokio::sync::Mutex::default(),
+            freezing: Turns::default(),
+            failed: Mutex::default(),
         }
     }
 
@@ -104,6 +108,16 @@ impl Tasks {
             permit = self.slots.acquire() => permit.map_err(|_| ServiceError::Stopping),
             () = stopping.cancelled() => Err(ServiceError::Stopping),
         }
+    }
+
+    /// Does something of no task, which a stop waits for as well.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if self.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut running = self.running.lock();
+        while running.try_join_next().is_some() {}
+        running.spawn(work);
     }
 
     /// Takes no more tasks and waits until those that run have come to rest; the daemon's stop token must be cancelled.
@@ -273,6 +287,7 @@ impl Core {
             },
             freeze_stall_micros: (row.kind == TaskKind::Backup && detail.frozen)
                 .then_some(detail.freeze_stall_micros),
+            quiesce: detail.quiesce.clone(),
             started: row.created,
             completed: detail.completed,
             time_elapsed: end.duration_since(row.created).as_secs_f64().max(0.0),

@@ -225,3 +225,14 @@ proptest! {
         prop_assert!(decide(&left, &retention, now()).iter().all(|(_, verdict)| !verdict.is_delete()));
     }
 }
+
+#[test]
+fn a_retention_reads_back_as_it_is_written() {
+    for text in ["all", "last=14", "last=24,hourly=2,daily=3,weekly=4,monthly=5,yearly=6", "monthly=12"] {
+        assert_eq!(text.parse::<Retention>().unwrap().to_string(), text);
+    }
+    assert_eq!("14".parse::<Retention>(), Retention::max(14));
+    for text in ["", "0", "last", "last=0", "last=x", "last=1,last=2", "never=1", "last=1,", "-1"] {
+        assert!(text.parse::<Retention>().is_err(), "{text:?} was taken");
+    }
+}

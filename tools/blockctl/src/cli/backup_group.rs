@@ -1,11 +1,12 @@
 //! `blockctl cloudsnap backup-group`
 
-use super::{cloudsnap::WaitArg, limits::TaskLimitArgs, marks::KeepArgs};
+use super::{cloudsnap::WaitArg, limits::TaskLimitArgs, marks::KeepArgs, rules::RestArgs};
 use blockd_api::{CredentialRef, GroupName, LabelSelector, VolumeRef};
 use clap::Args;
 
 pub const BACKUP_GROUP_HELP: &str = "\
-All volumes are frozen at one instant, or no backup is made. Each volume's backup to each place is a task of its own.
+All volumes are frozen at one instant, or no backup is made. Each volume's backup to each place is a task of its own. The
+commands before run before all of them are frozen, those after when all are.
 
 Examples:
   blockctl cloudsnap backup-group --group shop
@@ -44,6 +45,9 @@ pub struct BackupGroupArgs {
     /// What each task may move.
     #[command(flatten)]
     pub limits: TaskLimitArgs,
+    /// What is done around the freeze.
+    #[command(flatten)]
+    pub rest: RestArgs,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArg,

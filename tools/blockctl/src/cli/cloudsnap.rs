@@ -11,6 +11,7 @@ use super::{
     lazy::{CLONE_HELP, CloneArgs, LazyArgs},
     limits::TaskLimitArgs,
     marks::{EXPIRE_HELP, ExpireArgs, KeepArgs, PIN_HELP, PinArgs, UNPIN_HELP},
+    rules::RestArgs,
 };
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
@@ -22,7 +23,9 @@ use uuid::Uuid;
 const BACKUP_HELP: &str = "\
 The first backup of a volume to a place is full, those after it are incremental, and every 7th is \
 full again (a setting of blockd). The backup runs in blockd and survives its restart; the id that \
-is printed is its task.
+is printed is its task. Around the freeze, and never beside the upload, it does what --pre-command, \
+--post-command and --freeze-fs say, or else what --rule says, or else the rule of the volume \
+(`rule create --help`).
 
 Examples:
   blockctl cloudsnap backup db
@@ -30,6 +33,7 @@ Examples:
   blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
   blockctl cloudsnap backup db --limit-upload 10MiB
   blockctl cloudsnap backup db --expires 30d
+  blockctl cloudsnap backup db --pre-command 'hold begin' --post-command 'hold end' --freeze-fs
   blockctl -j cs backup --volume db --wait";
 
 const LIST_HELP: &str = "\
@@ -80,10 +84,10 @@ Examples:
 pub enum CloudsnapCommand {
     /// Backup a volume to cloud
     #[command(after_help = BACKUP_HELP)]
-    Backup(BackupArgs),
+    Backup(Box<BackupArgs>),
     /// Backup several volumes to cloud from one instant
     #[command(visible_alias = "bg", after_help = BACKUP_GROUP_HELP)]
-    BackupGroup(BackupGroupArgs),
+    BackupGroup(Box<BackupGroupArgs>),
     /// List snapshots in cloud
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List(Box<ListArgs>),
@@ -167,6 +171,9 @@ pub struct BackupArgs {
     /// What the task may move.
     #[command(flatten)]
     pub limits: TaskLimitArgs,
+    /// What is done around the freeze.
+    #[command(flatten)]
+    pub rest: RestArgs,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArg,

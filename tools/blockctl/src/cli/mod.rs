@@ -16,6 +16,7 @@ pub mod objects;
 #[cfg(test)]
 mod pxctl;
 pub mod rekey;
+pub mod rules;
 pub mod schedules;
 pub mod snapshot;
 pub mod top;
@@ -140,6 +141,9 @@ pub enum Command {
     /// Schedules that several volumes share
     #[command(subcommand, visible_alias = "sp")]
     SchedPolicy(schedules::PolicyCommand),
+    /// What is done around freezes: commands, and filesystems at rest
+    #[command(subcommand)]
+    Rule(rules::RuleCommand),
     /// Make what is there as the objects in a file say
     #[command(after_help = objects::APPLY_HELP)]
     Apply(objects::ApplyArgs),

@@ -1,8 +1,8 @@
 //! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
 
 use blockd_api::{
-    CredentialRef, GroupName, LabelSelector, VolumeRef,
-    schedules::{PolicyName, Priority, Rule},
+    CredentialRef, GroupName, LabelSelector, RuleName, VolumeRef,
+    schedules::{PolicyName, Priority, RetainAt, Rule},
 };
 use blockd_schedule::{Recurrence, Retention, ScheduleError, When, Zone};
 use clap::{Args, Subcommand, ValueEnum};
@@ -13,10 +13,19 @@ No two backups of a volume run at once; a run whose predecessor has not ended is
 `cloudsnap history` says so. The newest --max backups are kept, and never is the last good one \
 deleted.
 
+With --local-keep-…, a local snapshot of each freeze stays on this host, by a retention of its own; \
+without --cred-id, there are local snapshots only. What a schedule made stays when it is deleted. \
+Backups of a time that the schedule, or its policy, has no more are kept by the retention that it \
+had; `schedules retention` says so.
+
 Examples:
   blockctl cloudsnap schedules create db --daily 21:00 --max 15 --cred-id nas
+  blockctl cs sched create db --periodic 60 --local-keep-last 24 --local-keep-daily 3 --cred-id nas --max 14
+  blockctl cs sched create db --daily 21:00 --cred-id nas --cred-id offsite --keep-at offsite:monthly=12
+  blockctl cs sched create db --periodic 15 --local-keep-last 96
   blockctl cs sched create --label app=web --periodic 60 --monthly 1@03:00 --time-zone Europe/Berlin
   blockctl cs sched create --group shop --cron '30 2 * * 1-5' --keep-daily 7 --keep-weekly 4
+  blockctl cs sched create --group pg --daily 02:15 --rule pg
   blockctl cs sched create -v db --policy gold --cred-id nas --cred-id offsite --paused";
 
 const UPDATE_HELP: &str = "\
@@ -230,6 +239,76 @@ impl RetainArgs {
     }
 }
 
+/// How many local snapshots are kept; none are made if none of this is given.
+#[derive(Debug, Default, Args)]
+pub struct LocalArgs {
+    /// Keep local snapshots as well, the newest so many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub local_keep_last: Option<u32>,
+    /// The newest local snapshot of each of the last so many hours that have one
+    #[arg(long, value_name = "N")]
+    pub local_keep_hourly: Option<u32>,
+    /// The same of days
+    #[arg(long, value_name = "N")]
+    pub local_keep_daily: Option<u32>,
+    /// The same of weeks
+    #[arg(long, value_name = "N")]
+    pub local_keep_weekly: Option<u32>,
+    /// The same of months
+    #[arg(long, value_name = "N")]
+    pub local_keep_monthly: Option<u32>,
+    /// The same of years
+    #[arg(long, value_name = "N")]
+    pub local_keep_yearly: Option<u32>,
+    /// Keep local snapshots and delete none of them
+    #[arg(long, conflicts_with_all = ["local_keep_last", "local_keep_hourly", "local_keep_daily", "local_keep_weekly", "local_keep_monthly", "local_keep_yearly"])]
+    pub local_keep_all: bool,
+}
+
+impl LocalArgs {
+    fn as_retain(&self) -> RetainArgs {
+        RetainArgs {
+            max: self.local_keep_last,
+            keep_hourly: self.local_keep_hourly,
+            keep_daily: self.local_keep_daily,
+            keep_weekly: self.local_keep_weekly,
+            keep_monthly: self.local_keep_monthly,
+            keep_yearly: self.local_keep_yearly,
+            keep_all: self.local_keep_all,
+        }
+    }
+
+    /// What was given; none if nothing was.
+    pub fn retention(&self, zone: &Zone) -> Option<Retention> {
+        self.as_retain().retention(zone)
+    }
+
+    /// What is kept until now with what was given in place of it; none if nothing was given.
+    pub fn patch(&self, now: Option<&Retention>, zone: &Zone) -> Option<Retention> {
+        match now {
+            Some(now) => self.as_retain().patch(now),
+            None => self.retention(zone),
+        }
+    }
+}
+
+/// What is kept in one place: `CREDENTIALS:RETENTION`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeepAt(pub RetainAt);
+
+impl std::str::FromStr for KeepAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (place, retain) = text
+            .split_once(':')
+            .ok_or("expected CREDENTIALS:RETENTION, such as offsite:last=30,monthly=12")?;
+        let cred_id = place.parse().map_err(|error: blockd_api::NameError| error.to_string())?;
+        let retain = retain.parse().map_err(|error: blockd_schedule::RetentionError| error.to_string())?;
+        Ok(Self(RetainAt { cred_id, retain }))
+    }
+}
+
 /// Which runs go first.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum PriorityArg {
@@ -278,6 +357,12 @@ pub struct CreateArgs {
     /// What is kept.
     #[command(flatten)]
     pub retain: RetainArgs,
+    /// Keep other backups in one place, such as offsite:last=30,monthly=12 or offsite:30
+    #[arg(long, value_name = "CREDENTIALS:RETENTION")]
+    pub keep_at: Vec<KeepAt>,
+    /// What is kept on this host.
+    #[command(flatten)]
+    pub local: LocalArgs,
     /// Force scheduled backups to be full always
     #[arg(short, long)]
     pub full: bool,
@@ -287,6 +372,9 @@ pub struct CreateArgs {
     /// Which runs go first
     #[arg(long, value_enum, default_value_t = PriorityArg::Normal)]
     pub priority: PriorityArg,
+    /// Follow this rule around freezes, in place of those of the volumes
+    #[arg(long, value_name = "NAME")]
+    pub rule: Option<RuleName>,
     /// Make no runs until `resume`
     #[arg(long)]
     pub paused: bool,
@@ -314,6 +402,15 @@ pub struct UpdateArgs {
     /// What is kept.
     #[command(flatten)]
     pub retain: RetainArgs,
+    /// Keep other backups in one place; those that are not named keep what the schedule says
+    #[arg(long, value_name = "CREDENTIALS:RETENTION")]
+    pub keep_at: Vec<KeepAt>,
+    /// What is kept on this host.
+    #[command(flatten)]
+    pub local: LocalArgs,
+    /// Make no local snapshots any more; those that are there stay
+    #[arg(long, conflicts_with_all = ["local_keep_last", "local_keep_hourly", "local_keep_daily", "local_keep_weekly", "local_keep_monthly", "local_keep_yearly", "local_keep_all"])]
+    pub no_local: bool,
     /// Whether scheduled backups are full always
     #[arg(short, long, value_name = "BOOL")]
     pub full: Option<bool>,
@@ -323,6 +420,12 @@ pub struct UpdateArgs {
     /// Which runs go first
     #[arg(long, value_enum)]
     pub priority: Option<PriorityArg>,
+    /// Follow this rule around freezes, in place of those of the volumes
+    #[arg(long, value_name = "NAME")]
+    pub rule: Option<RuleName>,
+    /// Follow the rules of the volumes
+    #[arg(long, conflicts_with = "rule")]
+    pub no_rule: bool,
 }
 
 /// A schedule.
@@ -406,6 +509,32 @@ mod tests {
             ["cs sched c", "cs sched c a --group b", "cs sched c a --max 0", "cs sched c a --time-zone X/Y"]
         {
             assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn copies_have_retentions_of_their_own() {
+        let args = create(
+            "cs sched c db -p 60 --local-keep-last 24 --local-keep-daily 3 --cr nas --keep-at nas:monthly=12",
+        );
+        let local = args.local.retention(&Zone::utc()).unwrap();
+        assert_eq!(local.to_string(), "last=24,daily=3");
+        assert_eq!(args.keep_at[0].0.retain.to_string(), "monthly=12");
+        assert!(create("cs sched c db -p 60").local.retention(&Zone::utc()).is_none());
+        assert!(
+            create("cs sched c db -p 60 --local-keep-all").local.retention(&Zone::utc()).unwrap().keeps_all()
+        );
+        let more = LocalArgs { local_keep_last: Some(9), ..LocalArgs::default() };
+        assert_eq!(more.patch(Some(&local), &Zone::utc()).unwrap().to_string(), "last=9,daily=3");
+        assert_eq!(LocalArgs::default().patch(Some(&local), &Zone::utc()), None);
+        for line in [
+            "--keep-at nas",
+            "--keep-at nas:x",
+            "--local-keep-last 0",
+            "--local-keep-all --local-keep-last 1",
+        ] {
+            let line = format!("cs sched c db -p 60 {line}");
+            assert_eq!(parse(&line).map(drop).unwrap_err().exit_code(), 2, "{line}");
         }
     }
 

@@ -1,22 +1,24 @@
 //! `blockctl snapshot …`
 
-use blockd_api::{
-    GroupName, GroupRef, LabelSelector, NameError, SnapshotName, SnapshotRef, VolumeRef, quiesce::Quiesce,
-};
+use super::rules::RestArgs;
+use blockd_api::{GroupName, GroupRef, LabelSelector, NameError, SnapshotName, SnapshotRef, VolumeRef};
 use clap::{Args, Subcommand};
 
 const CREATE_HELP: &str = "\
-Commands are run by blockd, as its user, with /bin/sh. They find BLOCKD_VOLUMES \
-and BLOCKD_SNAPSHOT in their environment, and the one after it BLOCKD_TAKEN: \
-yes or no. If the command before fails or takes too long, there is no snapshot. \
-The command after runs in any case. --freeze-fs freezes what is mounted from \
-the volume's device on this host, for as long as the barrier takes.
+Commands are run by blockd, as its user unless --user names another one, with \
+/bin/sh. They find BLOCKD_VOLUMES, BLOCKD_SNAPSHOT and more in their environment \
+(`rule create --help`). If the command before fails or takes too long, there is \
+no snapshot. The command after runs in any case. --freeze-fs freezes what is \
+mounted from the volume's device on this host, for as long as the barrier takes. \
+Where nothing of this is said, the rule of the volume is followed, or else that \
+of its group.
 
 Examples:
   blockctl snapshot create db
   blockctl snapshot create db --name before-upgrade
   blockctl snapshot create db --freeze-fs
-  blockctl snapshot create db --pre-command 'systemctl stop shop' --post-command 'systemctl start shop'";
+  blockctl snapshot create db --pre-command 'systemctl stop shop' --post-command 'systemctl start shop'
+  blockctl snapshot create db --rule pg";
 
 const CREATE_GROUP_HELP: &str = "\
 The volumes are frozen at one instant: for any two writes to any of them, if \
@@ -106,35 +108,7 @@ pub struct CreateArgs {
     pub name: Option<SnapshotName>,
     /// What is to be done around it.
     #[command(flatten)]
-    pub quiesce: QuiesceArgs,
-}
-
-/// Bringing applications and filesystems to rest.
-#[derive(Debug, Args)]
-pub struct QuiesceArgs {
-    /// Freeze the filesystems that are mounted from the device
-    #[arg(long)]
-    pub freeze_fs: bool,
-    /// Command to run before
-    #[arg(long, value_name = "COMMAND")]
-    pub pre_command: Option<String>,
-    /// Command to run after, whatever fails
-    #[arg(long, value_name = "COMMAND")]
-    pub post_command: Option<String>,
-    /// How long each command may take, 1s to 10m [default: 1m]
-    #[arg(long, value_name = "TIME", value_parser = super::volume::parse_seconds)]
-    pub command_timeout: Option<u64>,
-}
-
-impl From<QuiesceArgs> for Quiesce {
-    fn from(args: QuiesceArgs) -> Self {
-        Self {
-            freeze_fs: args.freeze_fs,
-            pre_command: args.pre_command,
-            post_command: args.post_command,
-            command_timeout_s: args.command_timeout,
-        }
-    }
+    pub rest: RestArgs,
 }
 
 /// `snapshot create-group`
@@ -155,7 +129,7 @@ pub struct CreateGroupArgs {
     pub name: Option<SnapshotName>,
     /// What is to be done around them.
     #[command(flatten)]
-    pub quiesce: QuiesceArgs,
+    pub rest: RestArgs,
 }
 
 /// `snapshot inspect`

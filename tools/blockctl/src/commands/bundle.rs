@@ -69,6 +69,15 @@ fn part<T: Serialize>(answer: Result<T, ClientError>) -> Value {
 fn clean(value: &mut Value) {
     match value {
         Value::Object(fields) => {
+            // What commands are and say may hold anything.
+            let kind = fields.get("kind").and_then(Value::as_str);
+            if kind.is_some_and(|kind| ["pre-command", "post-command"].contains(&kind)) {
+                for name in ["target", "error", "output"] {
+                    if let Some(text @ Value::String(_)) = fields.get_mut(name) {
+                        *text = REMOVED.into();
+                    }
+                }
+            }
             for (name, value) in fields {
                 let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
                 let name = name.to_ascii_lowercase();
@@ -126,6 +135,7 @@ mod tests {
                 { "proxy": "http://me:planted-3@proxy.example:8080/x", "azure-account-key": "planted-4", "s3AccessKey": "planted-5" },
             ],
             "tasks": [{ "error": "PUT x at https://u:planted-6@s.example/b: refused", "nested": { "authToken": "planted-7" } }],
+            "steps": [{ "kind": "pre-command", "target": "x -p planted-8", "error": "planted-9", "output": "planted-0", "exitStatus": 3 }],
             "volumes": [{ "name": "secretary", "labels": { "app": "mail@example" } }],
         });
         clean(&mut bundle);

@@ -1,9 +1,12 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, care, copy_files, counted, files, lazy, marks, or_dash};
+use super::{Context, care, copy_files, counted, files, lazy, marks, or_dash, rules};
 use crate::{
-    cli::cloudsnap::{
-        BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
+    cli::{
+        cloudsnap::{
+            BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
+        },
+        rules::RestArgs,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::{Facts, Table},
@@ -16,6 +19,7 @@ use blockd_api::{
         InspectCloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore,
     },
     format_duration, format_time,
+    quiesce::QuiesceReport,
     tasks::{ListTasks, Task, TaskKind, TaskStage},
 };
 use serde::Serialize;
@@ -24,8 +28,8 @@ use uuid::Uuid;
 
 pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8, Failure> {
     match command {
-        CloudsnapCommand::Backup(args) => backup(context, args).await,
-        CloudsnapCommand::BackupGroup(args) => super::backup_group::run(context, args).await,
+        CloudsnapCommand::Backup(args) => backup(context, *args).await,
+        CloudsnapCommand::BackupGroup(args) => super::backup_group::run(context, *args).await,
         CloudsnapCommand::List(args) => list(context, *args).await,
         CloudsnapCommand::Inspect(args) => inspect(context, args).await,
         CloudsnapCommand::Status(args) => status(context, args).await,
@@ -53,6 +57,7 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
     let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
     let mut places = args.cred_id.into_iter();
     let (cred_id, also) = (places.next(), places.collect());
+    let RestArgs { quiesce, rule, no_rule } = args.rest;
     let request = StartBackup {
         volume,
         full: args.full,
@@ -62,7 +67,11 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
         name: None,
         pinned: args.keep.pin,
         expires: args.keep.expires,
+        quiesce: quiesce.into(),
+        rule,
+        no_rule,
     };
+    request.quiesce.check().map_err(Failure::usage)?;
     let started = context.client.start_backup(&request).await?;
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     if started.also.is_empty() {
@@ -165,6 +174,9 @@ fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     let output = context.output;
     if let Some(findings) = &task.findings {
         care::show_findings(output, findings)?;
+    }
+    for failure in task.quiesce.iter().flat_map(QuiesceReport::failures) {
+        output.note(format!("warning: {failure}"));
     }
     let resume = format!("`blockctl cloudsnap resume --name {}` takes it up again where it was", task.name);
     match task.state.stage {
@@ -419,6 +431,13 @@ async fn status(context: &Context<'_>, args: StatusArgs) -> Result<u8, Failure> 
         return Ok(EXIT_DONE);
     }
     output.table(&status_table(&tasks))?;
+    if args.name.is_some() {
+        for task in &tasks {
+            let Some(report) = &task.quiesce else { continue };
+            output.line(format!("\nAround the freeze of task {}:", task.name))?;
+            output.table(&rules::steps_table(report))?;
+        }
+    }
     for task in tasks.iter().filter(|task| task.state.stage == TaskStage::Failed) {
         let (reason, hint) = reason(task);
         let resumable = if task.resumable { " (can be resumed)" } else { "" };

@@ -16,6 +16,7 @@ mod lazy;
 mod marks;
 mod objects;
 mod pieces;
+mod rules;
 mod schedules;
 mod snapshot;
 mod status;
@@ -54,6 +55,7 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Credentials(command) => credentials::run(&context, command).await,
         Command::Cloudsnap(command) => Box::pin(cloudsnap::run(&context, command)).await,
         Command::Browse(command) => Box::pin(browse::run(&context, command)).await,
+        Command::Rule(command) => rules::run(&context, command).await,
         Command::SchedPolicy(command) => schedules::policy(&context, command).await,
         Command::Apply(args) => Box::pin(objects::apply(&context, args)).await,
         Command::Get(args) => Box::pin(objects::get(&context, args)).await,

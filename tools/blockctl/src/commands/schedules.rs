@@ -9,9 +9,12 @@ use crate::{
     table::Table,
 };
 use blockd_api::{
-    ApiError, ClientError, ErrorCode, format_time,
+    ApiError, ClientError, ErrorCode,
+    credentials::Credential,
+    format_time,
     schedules::{
-        CreateSchedule, ListRuns, Policy, Rule, Run, Schedule, Selector, UpdatePolicy, UpdateSchedule,
+        CopyState, CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
+        UpdateSchedule,
     },
 };
 use blockd_schedule::{Jitter, Retention, Zone};
@@ -65,16 +68,26 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> 
         (None, Ok(max)) => max,
         _ => Retention::default(),
     };
+    let zone = args.times.zone();
+    let (local, retain) = (args.local.retention(&zone), args.retain.retention(&zone));
+    if local.is_some() && args.cred_id.is_empty() && (retain.is_some() || args.full) {
+        return Err(Failure::usage(
+            "--max, --keep-… and --full are about backups, and without --cred-id there are local snapshots only: name a place",
+        ));
+    }
     let request = CreateSchedule {
         name: None,
         selector: Selector { volume: args.volume(), group: args.group, label: args.label },
         cred_ids: args.cred_id,
         rules,
         policy: args.policy,
-        retain: args.retain.retention(&args.times.zone()).unwrap_or(default),
+        retain: retain.unwrap_or(default),
+        local,
+        retain_at: args.keep_at.into_iter().map(|keep| keep.0).collect(),
         full: args.full,
         jitter_seconds: Jitter { max_s: args.jitter },
         priority: args.priority.into(),
+        rule: args.rule,
         paused: args.paused,
     };
     let schedule = context.client.create_schedule(&request).await?;
@@ -92,8 +105,38 @@ fn selector(selector: &Selector) -> String {
     }
 }
 
+/// What places are called.
+struct Places(Vec<Credential>);
+
+impl Places {
+    async fn load(context: &Context<'_>) -> Result<Self, Failure> {
+        Ok(Self(context.client.list_credentials().await?.credentials))
+    }
+
+    /// The name of a place, or its id if it is gone; no place is this host.
+    fn name(&self, credential: Option<Uuid>) -> String {
+        let Some(uuid) = credential else { return "local".to_owned() };
+        let found = self.0.iter().find(|one| one.uuid == uuid);
+        found.map_or_else(|| uuid.to_string(), |one| one.name.to_string())
+    }
+}
+
+/// How each copy stands: how many there are, what is kept if that is said of it alone, and how the last run is if it is not done.
+fn copies(schedule: &Schedule, places: &Places) -> String {
+    let copy = |copy: &CopyState| {
+        let is_own = copy.retain != schedule.retain;
+        let of = if is_own { format!(" of {}", copy.retain) } else { String::new() };
+        let state = copy.last_state.filter(|state| !matches!(state, RunState::Done | RunState::Expired));
+        let state = state.map_or_else(String::new, |state| format!(" ({state})"));
+        format!("{}: {}{of}{state}", places.name(copy.credential), copy.kept)
+    };
+    let all: Vec<String> = schedule.copies.iter().map(copy).collect();
+    or_dash((!all.is_empty()).then(|| all.join(", ")))
+}
+
 async fn list(context: &Context<'_>) -> Result<u8, Failure> {
     let list = context.client.list_schedules().await?;
+    let places = Places::load(context).await?;
     show(context, &list, || {
         let mut table = Table::new(&[
             "UUID",
@@ -105,6 +148,7 @@ async fn list(context: &Context<'_>) -> Result<u8, Failure> {
             "NEXT-RUN",
             "LAST-RUN",
             "STATUS",
+            "COPIES",
         ]);
         for schedule in &list.schedules {
             let retain = &schedule.retain;
@@ -125,10 +169,11 @@ async fn list(context: &Context<'_>) -> Result<u8, Failure> {
                 or_dash(schedule.next_run.map(format_time)),
                 or_dash(schedule.last_run.map(format_time)),
                 if schedule.paused { "paused" } else { "active" }.to_owned(),
+                copies(schedule, &places),
             ]);
         }
         for schedule in &list.unreadable {
-            let mut row: [String; 9] = std::array::from_fn(|_| "-".to_owned());
+            let mut row: [String; 10] = std::array::from_fn(|_| "-".to_owned());
             row[0].clone_from(&schedule.uuid);
             row[8] = format!("unreadable: {}", schedule.error);
             table.row(row);
@@ -148,7 +193,10 @@ async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> 
     match found[..] {
         [uuid] => Ok(uuid),
         [] => {
-            let message = format!("there is no schedule whose UUID begins with {}", wanted.uuid);
+            let message = format!(
+                "there is no schedule whose UUID begins with {}: of one that is gone, give all of it",
+                wanted.uuid
+            );
             Err(ClientError::from(ApiError::new(ErrorCode::ScheduleNotFound, message)).into())
         }
         _ => Err(Failure::usage(format!(
@@ -176,6 +224,10 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> 
     let usage = |error: blockd_schedule::ScheduleError| Failure::usage(error.to_string());
     let mut rules = args.times.rules_in(&zone.unwrap_or_else(Zone::utc), false).map_err(usage)?;
     let mut retain = args.retain.patch(&now.retain);
+    let local = match args.no_local {
+        true => Some(None),
+        false => args.local.patch(now.local.as_ref(), &now.retain.zone).map(Some),
+    };
     if let Some(zone) = &args.times.time_zone {
         // A zone alone moves the times that are there.
         if rules.is_empty() && now.rules.iter().any(|rule| rule.when.zone != *zone) {
@@ -190,14 +242,17 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> 
         rules: (!rules.is_empty()).then_some(rules),
         policy: args.policy,
         retain,
+        local,
+        retain_at: (!args.keep_at.is_empty()).then(|| args.keep_at.into_iter().map(|keep| keep.0).collect()),
         full: args.full,
         jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
         priority: args.priority.map(Into::into),
+        rule: if args.no_rule { Some(None) } else { args.rule.map(Some) },
         paused: None,
     };
     if request == UpdateSchedule::default() {
         return Err(Failure::usage(
-            "nothing is to be changed: give times, --policy, --max, --keep-…, --full, --jitter or --priority",
+            "nothing is to be changed: give times, --policy, --max, --keep-…, --local-keep-…, --keep-at, --full, --jitter, --priority or --rule",
         ));
     }
     let schedule = context.client.update_schedule(uuid, &request).await?;
@@ -215,7 +270,8 @@ async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Result<u8
 async fn run_now(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
     let uuid = find(context, args).await?;
     let list = context.client.run_schedule(uuid).await?;
-    show(context, &list, || history_table(&list.runs))
+    let places = Places::load(context).await?;
+    show(context, &list, || history_table(&list.runs, &places))
 }
 
 async fn delete(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
@@ -227,21 +283,35 @@ async fn delete(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
 async fn retention(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
     let uuid = find(context, args).await?;
     let plan = context.client.plan_retention(uuid).await?;
+    let places = Places::load(context).await?;
     show(context, &plan, || {
-        let mut table = Table::new(&["CLOUD-SNAP-ID", "VOLUME", "CREATED-TIME", "VERDICT"]);
+        let mut table = Table::new(&["CLOUD-SNAP-ID", "VOLUME", "CREATED-TIME", "COPY", "VERDICT"]);
+        for judged in &plan.snapshots {
+            table.row([
+                or_dash(judged.name.as_ref()),
+                or_dash(judged.volume.as_ref()),
+                format_time(judged.created),
+                places.name(None),
+                judged.verdict.to_string(),
+            ]);
+        }
         for judged in &plan.cloudsnaps {
+            let gone = judged.gone_rule.as_ref().map_or_else(String::new, |rule| {
+                format!(" (by the retention of {rule}, which the schedule has no more)")
+            });
             table.row([
                 judged.cloudsnap.to_string(),
                 or_dash(judged.volume.as_ref()),
                 format_time(judged.created),
-                judged.verdict.to_string(),
+                places.name(Some(judged.credential)),
+                format!("{}{gone}", judged.verdict),
             ]);
         }
         table
     })
 }
 
-fn history_table(runs: &[Run]) -> Table {
+fn history_table(runs: &[Run], places: &Places) -> Table {
     let mut table = Table::new(&[
         "RUN",
         "SCHEDULE",
@@ -251,9 +321,15 @@ fn history_table(runs: &[Run]) -> Table {
         "MISSED",
         "STATUS",
         "CLOUD-SNAP-ID",
+        "COPY",
         "REASON",
     ]);
     for run in runs {
+        let made = run.cloudsnap.map(|id| id.to_string()).or_else(|| run.snapshot.map(|id| id.to_string()));
+        let place = match (run.local, run.credential) {
+            (false, None) => "-".to_owned(),
+            (_, credential) => places.name(credential),
+        };
         table.row([
             run.id.to_string(),
             or_dash(run.rule.as_ref()),
@@ -262,7 +338,8 @@ fn history_table(runs: &[Run]) -> Table {
             format_time(run.started),
             run.missed.to_string(),
             run.state.to_string(),
-            or_dash(run.cloudsnap),
+            or_dash(made),
+            place,
             or_dash(run.reason.as_ref()),
         ]);
     }
@@ -273,7 +350,8 @@ fn history_table(runs: &[Run]) -> Table {
 pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Result<u8, Failure> {
     let query = ListRuns { schedule: None, schedule_prefix: args.uuid, volume: args.src, max: args.max };
     let list = context.client.list_runs(&query).await?;
-    show(context, &list, || history_table(&list.runs))
+    let places = Places::load(context).await?;
+    show(context, &list, || history_table(&list.runs, &places))
 }
 
 /// `sched-policy …`

@@ -1,8 +1,11 @@
 //! `blockctl snapshot …`
 
-use super::{Context, counted, or_dash};
+use super::{Context, counted, or_dash, rules};
 use crate::{
-    cli::snapshot::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand},
+    cli::{
+        rules::RestArgs,
+        snapshot::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand},
+    },
     failure::{EXIT_DONE, Failure},
     progress::{Progress, Seen},
     table::{Facts, Table},
@@ -36,7 +39,8 @@ pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, 
 }
 
 async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
-    let request = CreateSnapshot { name: args.name, quiesce: args.quiesce.into() };
+    let RestArgs { quiesce, rule, no_rule } = args.rest;
+    let request = CreateSnapshot { name: args.name, quiesce: quiesce.into(), rule, no_rule };
     request.quiesce.check().map_err(Failure::usage)?;
     let snapshot = context.client.create_snapshot(&args.volume, &request).await?;
     warn(context, snapshot.quiesce.as_ref());
@@ -53,12 +57,15 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
 }
 
 async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<(), Failure> {
+    let RestArgs { quiesce, rule, no_rule } = args.rest;
     let request = CreateGroupSnapshot {
         group: args.group,
         label: args.label,
         volumes: args.volumes,
         name: args.name,
-        quiesce: args.quiesce.into(),
+        quiesce: quiesce.into(),
+        rule,
+        no_rule,
     };
     request.quiesce.check().map_err(Failure::usage)?;
     let taken = context.client.create_group_snapshot(&request).await?;
@@ -154,26 +161,18 @@ fn facts(snapshot: &Snapshot) -> Facts {
             .add("Group held back", micros(group.group_stall_micros));
     }
     for step in snapshot.quiesce.iter().flat_map(|QuiesceReport { steps }| steps) {
-        facts.add(step_name(step), step_text(step));
+        facts.add(rules::step_name(step), step_text(step));
     }
     facts
-}
-
-fn step_name(step: &QuiesceStep) -> &'static str {
-    use blockd_api::quiesce::QuiesceKind;
-    match step.kind {
-        QuiesceKind::PreCommand => "Pre-command",
-        QuiesceKind::FreezeFs => "Filesystem frozen",
-        QuiesceKind::ThawFs => "Filesystem thawed",
-        QuiesceKind::PostCommand => "Post-command",
-        _ => "Step",
-    }
 }
 
 fn step_text(step: &QuiesceStep) -> String {
     let status = step.exit_status.map_or_else(String::new, |status| format!(", exit status {status}"));
     let error = step.error.as_ref().map_or_else(String::new, |error| format!(", failed: {error}"));
-    format!("{} ({}{status}{error})", step.target, micros(step.duration_micros))
+    let rule = step.rule.as_ref().map_or_else(String::new, |rule| format!("rule {rule}, "));
+    let said =
+        step.output.as_deref().map(rules::one_line).map_or_else(String::new, |said| format!(": {said}"));
+    format!("{} ({rule}{}{status}{error}){said}", step.target, micros(step.duration_micros))
 }
 
 async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<(), Failure> {
@@ -268,7 +267,7 @@ fn group_name(group: &SnapshotGroup) -> String {
     group.group.as_ref().map_or_else(|| group.group_id.to_string(), ToString::to_string)
 }
 
-fn micros(micros: u64) -> String {
+pub(super) fn micros(micros: u64) -> String {
     match micros {
         0..10_000 => format!("{micros} µs"),
         10_000..10_000_000 => format!("{} ms", micros / 1000),

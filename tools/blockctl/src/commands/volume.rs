@@ -208,6 +208,7 @@ fn facts(volume: &Volume) -> Facts {
         .add("Read-only", if volume.read_only { "yes" } else { "no" })
         .add("Labels", if volume.labels.is_empty() { "-".to_owned() } else { volume.labels.to_string() })
         .add("Group", or_dash(volume.group.as_ref()))
+        .add("Rule", or_dash(volume.rule.as_ref()))
         .add("Created", format_time(volume.created))
         .add("Status", status(volume))
         .add("URI", &volume.uri)

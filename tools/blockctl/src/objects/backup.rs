@@ -1,8 +1,8 @@
 //! Backups, once each.
 
-use super::{Fields, reclaim_policy, selectors};
+use super::{Fields, exec_rule, reclaim_policy, selectors};
 use blockd_api::{
-    CredentialName, GroupName, LabelSelector, ObjectName, VolumeName, cloudsnaps::StartGroupBackup,
+    CredentialName, GroupName, LabelSelector, ObjectName, RuleName, VolumeName, cloudsnaps::StartGroupBackup,
 };
 use serde_json::{Map, Value, json};
 
@@ -60,6 +60,8 @@ pub struct Backup {
     pub full: bool,
     /// What it made goes with it.
     pub reclaim: bool,
+    /// A rule that is followed around the freeze.
+    pub rule: Option<RuleName>,
 }
 
 impl Backup {
@@ -77,6 +79,7 @@ impl Backup {
             full: self.full,
             cred_id: Some(blockd_api::CredentialRef::Name(self.location.clone())),
             name: Some(name.clone()),
+            rule: self.rule.clone(),
             ..StartGroupBackup::default()
         };
         match &self.volumes {
@@ -97,7 +100,8 @@ pub fn read(fields: &mut Fields<'_>) -> Option<Backup> {
     let volumes = Volumes::read(&mut spec);
     let location = spec.required("backupLocation");
     let full = spec.flag("full").unwrap_or(false);
+    let rule = exec_rule(&mut spec);
     let reclaim = reclaim_policy(&mut spec, true);
     spec.finish();
-    Some(Backup { volumes: volumes?, location: location?, full, reclaim })
+    Some(Backup { volumes: volumes?, location: location?, full, reclaim, rule })
 }

@@ -289,6 +289,33 @@ fn reclaim_policy(fields: &mut Fields<'_>, may_delete: bool) -> bool {
     }
 }
 
+/// Takes the rule around freezes. The custom resources name one before and one after; here a rule has both commands.
+fn exec_rule(fields: &mut Fields<'_>) -> Option<blockd_api::RuleName> {
+    let line = fields.peek("postExecRule").map_or(fields.line, |node| node.line);
+    let before: Option<blockd_api::RuleName> = fields.parsed("preExecRule");
+    let after: Option<blockd_api::RuleName> = fields.parsed("postExecRule");
+    if let (Some(before), Some(after)) = (&before, &after)
+        && before != after
+    {
+        fields.wrong(
+            line,
+            "postExecRule",
+            format!(
+                "a rule has the command before and the one after: name {before} here as well, or nothing"
+            ),
+        );
+    }
+    before.or(after)
+}
+
+/// Adds the rule to what is shown.
+fn show_rule(rule: Option<&blockd_api::RuleName>, view: &mut serde_json::Map<String, Value>) {
+    if let Some(rule) = rule {
+        view.insert("preExecRule".to_owned(), rule.as_str().into());
+        view.insert("postExecRule".to_owned(), rule.as_str().into());
+    }
+}
+
 /// Takes a selector of labels: fields, or `key=value` texts.
 fn selectors(fields: &mut Fields<'_>) -> Option<blockd_api::LabelSelector> {
     let path =

@@ -3,11 +3,12 @@
 use super::{
     Fields,
     backup::Volumes,
-    reclaim_policy,
+    exec_rule, reclaim_policy,
     rules::{self, DEFAULT_RETAIN, Rules},
+    show_rule,
 };
 use blockd_api::{
-    CredentialName, CredentialRef, ObjectName, VolumeRef,
+    CredentialName, CredentialRef, ObjectName, RuleName, VolumeRef,
     schedules::{CreateSchedule, PolicyName, Priority, Schedule, Selector, UpdateSchedule},
 };
 use blockd_schedule::{Jitter, Retention};
@@ -34,6 +35,10 @@ pub struct Scheduled {
     pub volumes: Volumes,
     /// Every backup is full.
     pub full: bool,
+    /// A rule that is followed around freezes.
+    pub rule: Option<RuleName>,
+    /// Local snapshots are kept as well, and so many of them.
+    pub local: Option<Retention>,
 }
 
 impl Scheduled {
@@ -59,6 +64,8 @@ impl Scheduled {
             locations: schedule.credentials.iter().map(location).collect::<Option<_>>()?,
             volumes,
             full: schedule.full,
+            rule: schedule.rule.clone(),
+            local: schedule.local.clone(),
         })
     }
 
@@ -70,9 +77,12 @@ impl Scheduled {
             [location] => json!(location),
             several => json!(several),
         };
-        template.insert("backupLocation".to_owned(), location);
+        if !self.locations.is_empty() {
+            template.insert("backupLocation".to_owned(), location);
+        }
         self.volumes.show(&mut template);
         template.insert("full".to_owned(), self.full.into());
+        show_rule(self.rule.as_ref(), &mut template);
         let mut view = Map::new();
         if let Some(policy) = &self.policy {
             view.insert("schedulePolicyName".to_owned(), policy.as_str().into());
@@ -82,6 +92,9 @@ impl Scheduled {
         }
         view.insert("suspend".to_owned(), self.suspend.into());
         view.insert("retain".to_owned(), rules::retain_view(&self.retain));
+        if let Some(local) = &self.local {
+            view.insert("localSnapshots".to_owned(), json!({ "retain": rules::retain_view(local) }));
+        }
         view.insert("jitterSeconds".to_owned(), self.jitter_s.into());
         view.insert("priority".to_owned(), self.priority.as_str().into());
         view.insert("template".to_owned(), json!({ "spec": template }));
@@ -103,9 +116,12 @@ impl Scheduled {
             rules: self.rules.to_api(),
             policy: self.policy.clone(),
             retain: self.retain.clone(),
+            local: self.local.clone(),
+            retain_at: Vec::new(),
             full: self.full,
             jitter_seconds: Jitter { max_s: self.jitter_s },
             priority: self.priority,
+            rule: self.rule.clone(),
             paused: self.suspend,
         }
     }
@@ -119,9 +135,12 @@ impl Scheduled {
             rules: changed(&is.rules, &self.rules).map(|rules| rules.to_api()),
             policy: if is.policy == self.policy { None } else { self.policy.clone() },
             retain: changed(&is.retain, &self.retain),
+            local: changed(&is.local, &self.local),
+            retain_at: None,
             full: changed(&is.full, &self.full),
             jitter_seconds: changed(&is.jitter_s, &self.jitter_s).map(|max_s| Jitter { max_s }),
             priority: changed(&is.priority, &self.priority),
+            rule: changed(&is.rule, &self.rule),
             paused: changed(&is.suspend, &self.suspend),
         }
     }
@@ -166,6 +185,14 @@ pub fn read(fields: &mut Fields<'_>) -> Option<Scheduled> {
         Some(_) => Retention::default(),
     };
     let retain = rules::read_retain(&mut spec).unwrap_or(default);
+    let local = spec.fields("localSnapshots").map(|mut local| {
+        if !local.has("retain") {
+            local.missing("retain");
+        }
+        let retain = rules::read_retain(&mut local).unwrap_or_default();
+        local.finish();
+        retain
+    });
     let jitter_s = spec.number("jitterSeconds", 0).unwrap_or(0);
     let priority = match spec.text("priority").as_deref() {
         None => Priority::default(),
@@ -188,11 +215,12 @@ pub fn read(fields: &mut Fields<'_>) -> Option<Scheduled> {
     spec.finish();
     let mut template = template?;
     let locations: Vec<CredentialName> = template.each_parsed("backupLocation");
-    if locations.is_empty() {
+    if locations.is_empty() && local.is_none() {
         template.missing("backupLocation");
     }
     let volumes = Volumes::read(&mut template);
     let full = template.flag("full").unwrap_or(false);
+    let rule = exec_rule(&mut template);
     let _ = reclaim_policy(&mut template, false);
     template.finish();
     Some(Scheduled {
@@ -205,5 +233,7 @@ pub fn read(fields: &mut Fields<'_>) -> Option<Scheduled> {
         locations,
         volumes: volumes?,
         full,
+        rule,
+        local,
     })
 }

@@ -317,6 +317,28 @@ fn a_schedule_becomes_what_the_daemon_takes() {
     assert!(request.retain.keeps_all() && request.full && request.rules.is_empty());
     assert_eq!(request.selector.label.unwrap().labels().to_string(), "app=shop,tier=db");
     assert_eq!((request.jitter_seconds.max_s, request.priority.as_str()), (9, "high"));
+    // A rule is named as it is elsewhere, and nothing stands for none.
+    let ruled = with(
+        "spec: {schedulePolicyName: gold, template: {spec: {backupLocation: nas, volume: db, preExecRule: pg, postExecRule: }}}",
+    );
+    assert_eq!(ruled.rule.as_ref().map(|rule| rule.as_str()), Some("pg"));
+    assert_eq!(ruled.create(&"nightly".parse().unwrap()).rule, ruled.rule);
+    assert_eq!(
+        ruled.update(&schedule::Scheduled { rule: None, ..ruled.clone() }).rule,
+        Some(ruled.rule.clone())
+    );
+    let two = "apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {name: a}\nspec:\n  {backupLocation: nas, volume: db, preExecRule: a, postExecRule: b}\n";
+    assert_eq!(
+        problems(two),
+        [
+            "line 5: spec.postExecRule: a rule has the command before and the one after: name a here as well, or nothing"
+        ]
+    );
+    let local = with(
+        "spec: {schedulePolicyName: gold, localSnapshots: {retain: {last: 24, daily: 3}}, template: {spec: {volume: db}}}",
+    );
+    assert_eq!(local.local.as_ref().map(ToString::to_string).as_deref(), Some("last=24,daily=3"));
+    assert!(local.create(&"nightly".parse().unwrap()).cred_ids.is_empty());
     // Only what differs is changed.
     let other = schedule::Scheduled { jitter_s: 1, ..gold.clone() };
     let update = gold.update(&other);
@@ -327,7 +349,7 @@ fn a_schedule_becomes_what_the_daemon_takes() {
         one.fixed(&gold),
         ["spec.template.spec.backupLocation", "spec.template.spec.volume", "spec.schedulePolicyName"]
     );
-    for spec in [&one, &gold] {
+    for spec in [&one, &gold, &ruled, &local] {
         let text = emit::yaml(&document(Kind::VolumeBackupSchedule, "nightly", "spec", &spec.view()));
         let Body::Schedule(again) = objects(&text).remove(0).body else { panic!("{text}") };
         assert_eq!(*again, *spec, "{text}");

@@ -176,6 +176,7 @@ async fn create(context: &Context<'_>, object: Object, world: &World) -> Result<
                     full: backup.full,
                     cred_id: Some(place(&backup.location)),
                     name: Some(name),
+                    rule: backup.rule.clone(),
                     ..StartBackup::of(VolumeRef::Name(volume.clone()))
                 };
                 return Ok(Done::started(vec![client.start_backup(&request).await?.task]));

@@ -1,0 +1,142 @@
+//! Rows of rules, and of what has them.
+
+use super::{DbError, ScheduleRow, json, parsed, to_json};
+use blockd_api::{GroupName, RuleName, quiesce::Quiesce};
+use blockd_extent::VolumeId;
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleRow {
+    /// Its name.
+    pub name: RuleName,
+    /// What is done.
+    pub quiesce: Quiesce,
+}
+
+impl RuleRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { name: parsed(row, 0)?, quiesce: json(row, 1)? })
+    }
+
+    /// All rules, by name.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let mut statement = tx.prepare("SELECT name, quiesce FROM rules ORDER BY name")?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
+    /// The rule of this name.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn find(tx: &Transaction<'_>, name: &RuleName) -> Result<Option<Self>, DbError> {
+        let sql = "SELECT name, quiesce FROM rules WHERE name = ?1";
+        Ok(tx.query_row(sql, [name.as_str()], Self::read).optional()?)
+    }
+
+    /// Adds the row.
+    ///
+    /// # Errors
+    /// The database fails; a conflict if there is one of this name.
+    pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        let quiesce = to_json("rule", &self.quiesce)?;
+        tx.execute(
+            "INSERT INTO rules (name, quiesce) VALUES (?1, ?2)",
+            params![self.name.as_str(), quiesce],
+        )?;
+        Ok(())
+    }
+
+    /// Has it say something else; false if there is none of this name.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn update(&self, tx: &Transaction<'_>) -> Result<bool, DbError> {
+        let quiesce = to_json("rule", &self.quiesce)?;
+        let sql = "UPDATE rules SET quiesce = ?2 WHERE name = ?1";
+        Ok(tx.execute(sql, params![self.name.as_str(), quiesce])? > 0)
+    }
+
+    /// Removes it; false if there is none of this name.
+    ///
+    /// # Errors
+    /// The database fails; a conflict if a volume or a group has it.
+    pub fn delete(tx: &Transaction<'_>, name: &RuleName) -> Result<bool, DbError> {
+        Ok(tx.execute("DELETE FROM rules WHERE name = ?1", [name.as_str()])? > 0)
+    }
+}
+
+/// What has rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuleUses {
+    /// Volumes that have one of their own.
+    pub volumes: BTreeMap<VolumeId, RuleName>,
+    /// Groups of volumes.
+    pub groups: BTreeMap<GroupName, RuleName>,
+    /// Schedules.
+    pub schedules: Vec<(Uuid, RuleName)>,
+}
+
+impl RuleUses {
+    /// All of them.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Self, DbError> {
+        let mut statement = tx.prepare("SELECT volume, rule FROM rules_of_volumes")?;
+        let volumes = statement
+            .query_map([], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))?
+            .collect::<Result<_, _>>()?;
+        let mut statement = tx.prepare("SELECT group_name, rule FROM rules_of_groups")?;
+        let groups = statement
+            .query_map([], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))?
+            .collect::<Result<_, _>>()?;
+        let with_rule = |row: ScheduleRow| row.spec.rule.map(|rule| (row.uuid, rule));
+        let schedules = ScheduleRow::all(tx)?.into_iter().filter_map(with_rule).collect();
+        Ok(Self { volumes, groups, schedules })
+    }
+
+    /// Gives a rule to a volume.
+    ///
+    /// # Errors
+    /// The database fails; a conflict if one of them is not there.
+    pub fn set_volume(tx: &Transaction<'_>, volume: VolumeId, rule: &RuleName) -> Result<(), DbError> {
+        let sql = "INSERT OR REPLACE INTO rules_of_volumes (volume, rule) VALUES (?1, ?2)";
+        tx.execute(sql, params![volume.to_string(), rule.as_str()])?;
+        Ok(())
+    }
+
+    /// Gives a rule to a group.
+    ///
+    /// # Errors
+    /// The database fails; a conflict if there is no such rule.
+    pub fn set_group(tx: &Transaction<'_>, group: &GroupName, rule: &RuleName) -> Result<(), DbError> {
+        let sql = "INSERT OR REPLACE INTO rules_of_groups (group_name, rule) VALUES (?1, ?2)";
+        tx.execute(sql, params![group.as_str(), rule.as_str()])?;
+        Ok(())
+    }
+
+    /// Relieves a volume of this rule; false if it has another one, or none.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn clear_volume(tx: &Transaction<'_>, volume: VolumeId, rule: &RuleName) -> Result<bool, DbError> {
+        let sql = "DELETE FROM rules_of_volumes WHERE volume = ?1 AND rule = ?2";
+        Ok(tx.execute(sql, params![volume.to_string(), rule.as_str()])? > 0)
+    }
+
+    /// Relieves a group of this rule; false if it has another one, or none.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn clear_group(tx: &Transaction<'_>, group: &GroupName, rule: &RuleName) -> Result<bool, DbError> {
+        let sql = "DELETE FROM rules_of_groups WHERE group_name = ?1 AND rule = ?2";
+        Ok(tx.execute(sql, params![group.as_str(), rule.as_str()])? > 0)
+    }
+}

@@ -1,0 +1,73 @@
+//! Rules around freezes.
+
+use super::{Answer, Body, Failure, Named, Reply, caller::Caller, detached};
+use crate::core::Core;
+use axum::extract::State;
+use blockd_api::{
+    Deleted, RuleName,
+    quiesce::{Quiesce, QuiesceReport},
+    roles::Role,
+    rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
+};
+use std::sync::Arc;
+
+type Shared = State<Arc<Core>>;
+
+/// Commands run as the user of the daemon, which is root more often than not. Those of rules that admins gave to volumes run
+/// whoever has them frozen.
+pub(super) fn may_run(caller: &Caller, quiesce: &Quiesce, rule: Option<&RuleName>) -> Result<(), Failure> {
+    if quiesce.has_command() || quiesce.user.is_some() {
+        caller.needs(Role::Admin, "a command before or after a snapshot")?;
+    }
+    if rule.is_some() {
+        caller.needs(Role::Admin, "choosing a rule")?;
+    }
+    Ok(())
+}
+
+/// What commands are and say may hold secrets, so only those see it who may have them run.
+pub(super) fn hide_commands(caller: &Caller, report: Option<&mut QuiesceReport>) {
+    if let Some(report) = report.filter(|_| !caller.is_admin()) {
+        report.hide_commands();
+    }
+}
+
+pub(super) async fn list(State(core): Shared) -> Answer<RuleList> {
+    Ok(Reply(core.list_rules().await?))
+}
+
+pub(super) async fn create(State(core): Shared, Body(request): Body<CreateRule>) -> Answer<HookRule> {
+    detached(async move { core.create_rule(request).await }).await
+}
+
+pub(super) async fn inspect(State(core): Shared, Named(rule): Named<RuleName>) -> Answer<HookRule> {
+    Ok(Reply(core.rule(rule).await?))
+}
+
+pub(super) async fn update(
+    State(core): Shared,
+    Named(rule): Named<RuleName>,
+    Body(request): Body<UpdateRule>,
+) -> Answer<HookRule> {
+    detached(async move { core.update_rule(rule, request).await }).await
+}
+
+pub(super) async fn delete(State(core): Shared, Named(rule): Named<RuleName>) -> Answer<Deleted> {
+    detached(async move { core.delete_rule(rule).await }).await
+}
+
+pub(super) async fn assign(
+    State(core): Shared,
+    Named(rule): Named<RuleName>,
+    Body(target): Body<RuleTarget>,
+) -> Answer<HookRule> {
+    detached(async move { core.assign_rule(rule, target, true).await }).await
+}
+
+pub(super) async fn unassign(
+    State(core): Shared,
+    Named(rule): Named<RuleName>,
+    Body(target): Body<RuleTarget>,
+) -> Answer<HookRule> {
+    detached(async move { core.assign_rule(rule, target, false).await }).await
+}

@@ -1,0 +1,261 @@
+//! Rules: what can be asked of them, and which are followed around a freeze.
+
+use crate::{
+    core::Core,
+    db::{DbError, RuleRow, RuleUses},
+    error::ServiceError,
+    quiesce::Part,
+    registry::VolumeEntry,
+};
+use blockd_api::{
+    Deleted, ErrorCode, RuleName,
+    quiesce::Quiesce,
+    rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
+};
+use blockd_extent::VolumeId;
+use rusqlite::Transaction;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What a request says of the rest around its freeze.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AskedRest {
+    /// What is to be done.
+    pub(crate) quiesce: Quiesce,
+    /// A rule that is to be followed.
+    pub(crate) rule: Option<RuleName>,
+    /// No rule is to be followed.
+    pub(crate) no_rule: bool,
+    /// What holds if nothing of this is said: the schedule's rule.
+    pub(crate) scheduled: Option<RuleName>,
+}
+
+fn invalid(message: impl Into<String>) -> ServiceError {
+    ServiceError::refused(ErrorCode::InvalidRequest, message)
+}
+
+fn not_found(name: &RuleName) -> ServiceError {
+    ServiceError::refused(ErrorCode::RuleNotFound, format!("there is no rule {name}"))
+}
+
+fn find(tx: &Transaction<'_>, name: &RuleName) -> Result<RuleRow, ServiceError> {
+    RuleRow::find(tx, name)?.ok_or_else(|| not_found(name))
+}
+
+/// Refuses a rule that is not there.
+pub(crate) fn refuse_unknown(tx: &Transaction<'_>, name: Option<&RuleName>) -> Result<(), ServiceError> {
+    name.map_or(Ok(()), |name| find(tx, name).map(drop))
+}
+
+fn check(quiesce: &Quiesce) -> Result<(), ServiceError> {
+    if quiesce.is_nothing() {
+        return Err(invalid("a rule needs something to do: a pre-command, a post-command, or freezeFs"));
+    }
+    quiesce.check().map_err(invalid)
+}
+
+/// The parts for these volumes, of which each has its own rule, or else that of its group.
+fn parts_of(
+    tx: &Transaction<'_>,
+    members: &[(VolumeId, Option<blockd_api::GroupName>)],
+) -> Result<Vec<Part>, ServiceError> {
+    let uses = RuleUses::all(tx)?;
+    // By name, so that everybody can tell the order.
+    let mut found: BTreeMap<RuleName, Vec<VolumeId>> = BTreeMap::new();
+    for (volume, group) in members {
+        let of_group = || group.as_ref().and_then(|group| uses.groups.get(group));
+        if let Some(rule) = uses.volumes.get(volume).or_else(of_group) {
+            found.entry(rule.clone()).or_default().push(*volume);
+        }
+    }
+    let part = |(name, volumes): (RuleName, Vec<VolumeId>)| {
+        let quiesce = find(tx, &name)?.quiesce;
+        Ok(Part { rule: Some(name), quiesce, volumes })
+    };
+    found.into_iter().map(part).collect()
+}
+
+impl Core {
+    /// What is to be done around a freeze of these volumes: what the request says, or else the rule of its schedule, or else
+    /// those of the volumes.
+    ///
+    /// # Errors
+    /// It says several things at once, what it says cannot be done, or there is no such rule.
+    pub(crate) async fn around(
+        &self,
+        asked: &AskedRest,
+        members: &[Arc<VolumeEntry>],
+    ) -> Result<Vec<Part>, ServiceError> {
+        let said = [!asked.quiesce.is_nothing(), asked.rule.is_some(), asked.no_rule];
+        if said.iter().filter(|is_said| **is_said).count() > 1 {
+            return Err(invalid("give a rule, or no rule, or what is to be done: only one of them"));
+        }
+        asked.quiesce.check().map_err(invalid)?;
+        let volumes: Vec<VolumeId> = members.iter().map(|entry| entry.id).collect();
+        if !asked.quiesce.is_nothing() {
+            return Ok(vec![Part { rule: None, quiesce: asked.quiesce.clone(), volumes }]);
+        }
+        if asked.no_rule {
+            return Ok(Vec::new());
+        }
+        let named = asked.rule.clone().or_else(|| asked.scheduled.clone());
+        let groups: Vec<_> = members.iter().map(|entry| (entry.id, entry.tags().group)).collect();
+        self.db
+            .run(move |tx| match named {
+                Some(name) => {
+                    let quiesce = find(tx, &name)?.quiesce;
+                    Ok(vec![Part { rule: Some(name), quiesce, volumes }])
+                }
+                None => parts_of(tx, &groups),
+            })
+            .await
+    }
+
+    fn describe_rule(&self, row: RuleRow, uses: &RuleUses) -> HookRule {
+        let name_of = |id: &VolumeId| self.registry.by_id(*id).map(|entry| entry.name.clone());
+        let mut volumes: Vec<_> = uses
+            .volumes
+            .iter()
+            .filter(|(_, rule)| **rule == row.name)
+            .filter_map(|(id, _)| name_of(id))
+            .collect();
+        volumes.sort_unstable();
+        let groups = uses.groups.iter().filter(|(_, rule)| **rule == row.name);
+        let schedules = uses.schedules.iter().filter(|(_, rule)| *rule == row.name);
+        HookRule {
+            volumes,
+            groups: groups.map(|(group, _)| group.clone()).collect(),
+            schedules: schedules.map(|(uuid, _)| *uuid).collect(),
+            name: row.name,
+            quiesce: row.quiesce,
+        }
+    }
+
+    /// Makes a rule.
+    ///
+    /// # Errors
+    /// It says nothing, or what cannot be done; or there is one of this name.
+    pub async fn create_rule(&self, request: CreateRule) -> Result<HookRule, ServiceError> {
+        check(&request.quiesce)?;
+        let row = RuleRow { name: request.name, quiesce: request.quiesce };
+        let stored = row.clone();
+        match self.db.run(move |tx| stored.insert(tx)).await {
+            Ok(()) => {
+                tracing::info!(rule = %row.name, "rule made");
+                Ok(self.describe_rule(row, &RuleUses::default()))
+            }
+            Err(error) if error.is_conflict() => Err(ServiceError::refused(
+                ErrorCode::RuleExists,
+                format!(
+                    "there is a rule {} already: change that one, or give this one another name",
+                    row.name
+                ),
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All rules.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_rules(&self) -> Result<RuleList, ServiceError> {
+        let found = self.db.run(|tx| -> Result<_, DbError> { Ok((RuleRow::all(tx)?, RuleUses::all(tx)?)) });
+        let (rows, uses) = found.await?;
+        Ok(RuleList { rules: rows.into_iter().map(|row| self.describe_rule(row, &uses)).collect() })
+    }
+
+    /// One rule.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub async fn rule(&self, name: RuleName) -> Result<HookRule, ServiceError> {
+        let found =
+            self.db.run(move |tx| -> Result<_, ServiceError> { Ok((find(tx, &name)?, RuleUses::all(tx)?)) });
+        let (row, uses) = found.await?;
+        Ok(self.describe_rule(row, &uses))
+    }
+
+    /// Has a rule say something else, for all that have it. What is accepted already follows what it said then.
+    ///
+    /// # Errors
+    /// There is none of this name; or it would say nothing, or what cannot be done.
+    pub async fn update_rule(&self, name: RuleName, request: UpdateRule) -> Result<HookRule, ServiceError> {
+        check(&request.quiesce)?;
+        let row = RuleRow { name: name.clone(), quiesce: request.quiesce };
+        if !self.db.run(move |tx| row.update(tx)).await? {
+            return Err(not_found(&name));
+        }
+        tracing::info!(rule = %name, "rule changed");
+        self.rule(name).await
+    }
+
+    /// Deletes a rule.
+    ///
+    /// # Errors
+    /// There is none of this name, or something has it.
+    pub async fn delete_rule(&self, name: RuleName) -> Result<Deleted, ServiceError> {
+        let (rule, wanted) = (self.rule(name.clone()).await?, name.clone());
+        let in_use = |by: String| {
+            let message = format!("rule {name} is still that of {by}: take it away there first");
+            ServiceError::refused(ErrorCode::RuleInUse, message)
+        };
+        let volumes = rule.volumes.iter().map(|volume| format!("volume {volume}"));
+        let groups = rule.groups.iter().map(|group| format!("group {group}"));
+        let schedules = rule.schedules.iter().map(|schedule| format!("schedule {schedule}"));
+        let by: Vec<String> = volumes.chain(groups).chain(schedules).collect();
+        if !by.is_empty() {
+            return Err(in_use(by.join(", ")));
+        }
+        let deleted = self.db.run(move |tx| -> Result<bool, DbError> {
+            // A schedule may have got it meanwhile.
+            let is_free = RuleUses::all(tx)?.schedules.iter().all(|(_, rule)| *rule != wanted);
+            Ok(is_free && RuleRow::delete(tx, &wanted)?)
+        });
+        match deleted.await {
+            Ok(true) => Ok(Deleted { id: name.to_string(), name: name.to_string() }),
+            Ok(false) => Err(in_use("something".to_owned())),
+            Err(error) if error.is_conflict() => Err(in_use("something".to_owned())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives a rule to a volume or a group, or takes it away there.
+    ///
+    /// # Errors
+    /// There is no such rule or volume, or not just one of them is named; or what is named does not have the rule.
+    pub async fn assign_rule(
+        &self,
+        name: RuleName,
+        target: RuleTarget,
+        assign: bool,
+    ) -> Result<HookRule, ServiceError> {
+        let volume = match (&target.volume, &target.group) {
+            (Some(volume), None) => Some(self.registry.find(volume)?),
+            (None, Some(_)) => None,
+            _ => return Err(invalid("what is meant is not clear: give one of volume and group")),
+        };
+        let rule = name.clone();
+        let id = volume.as_ref().map(|entry| entry.id);
+        let group = target.group.clone();
+        let done = self.db.run(move |tx| -> Result<bool, ServiceError> {
+            find(tx, &rule)?;
+            match (id, &group, assign) {
+                (Some(id), _, true) => RuleUses::set_volume(tx, id, &rule)?,
+                (None, Some(group), true) => RuleUses::set_group(tx, group, &rule)?,
+                (Some(id), _, false) => return Ok(RuleUses::clear_volume(tx, id, &rule)?),
+                (None, Some(group), false) => return Ok(RuleUses::clear_group(tx, group, &rule)?),
+                (None, None, _) => {}
+            }
+            Ok(true)
+        });
+        if !done.await? {
+            let what = match (&volume, &target.group) {
+                (Some(entry), _) => format!("volume {}", entry.name),
+                (None, group) => format!("group {}", group.as_ref().map_or("", |group| group.as_str())),
+            };
+            return Err(invalid(format!("{what} does not have the rule {name}")));
+        }
+        tracing::info!(rule = %name, volume = id.map(tracing::field::display), assign, "rule assigned, or taken away");
+        self.rule(name).await
+    }
+}

@@ -1,0 +1,273 @@
+//! Local snapshots that schedules keep: of the same freeze as the backups, by a retention of their own, and no others.
+
+use super::*;
+use blockd_api::{
+    VolumeRef,
+    schedules::{
+        CreateSchedule, ListRuns, RetainAt, Rule, Run, RunState, Schedule, Selector, UpdateSchedule,
+    },
+    snapshots::ListSnapshots,
+    volumes::CloneVolume,
+};
+use blockd_schedule::{KeepReason, Retention, Verdict};
+use std::time::Duration;
+
+fn never() -> Vec<Rule> {
+    vec![Rule { when: "calendar 2199-01-01 00:00".parse().unwrap(), retain: None }]
+}
+
+impl Host {
+    async fn local_schedule(&self, volume: &str, keep: u32, places: &[&str]) -> Schedule {
+        let request = CreateSchedule {
+            selector: Selector { volume: Some(volume.parse().unwrap()), ..Selector::default() },
+            cred_ids: places.iter().map(|name| name.parse().unwrap()).collect(),
+            rules: never(),
+            local: Some(Retention::max(keep).unwrap()),
+            ..CreateSchedule::default()
+        };
+        self.client.create_schedule(&request).await.unwrap()
+    }
+
+    async fn snapshots(&self) -> Vec<Snapshot> {
+        self.client.list_snapshots(&ListSnapshots::default()).await.unwrap().snapshots
+    }
+
+    async fn scheduled_snapshots(&self) -> Vec<Snapshot> {
+        let mut all = self.snapshots().await;
+        all.retain(|snapshot| snapshot.name.as_str().starts_with("sched-"));
+        all
+    }
+
+    async fn ran(&self, schedule: &Schedule) -> Vec<Run> {
+        self.client.run_schedule(schedule.uuid).await.unwrap();
+        self.settled().await
+    }
+
+    /// Waits until so many of the snapshots of schedules are left.
+    async fn left(&self, count: usize) -> Vec<Snapshot> {
+        for _ in 0..2400 {
+            self.core().scheduler.wake();
+            let left = self.scheduled_snapshots().await;
+            if left.len() == count {
+                return left;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("not {count} are left but {:?}", self.scheduled_snapshots().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_copy_is_of_the_same_freeze_and_has_a_retention_of_its_own() {
+    let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
+    host.create_credential().await;
+    host.second_credential(&other).await;
+    let volume = host.create_volume("v").await;
+    let by_hand = CreateSnapshot { name: Some("mine".parse().unwrap()), ..CreateSnapshot::default() };
+    host.client.create_snapshot(&"v".parse().unwrap(), &by_hand).await.unwrap();
+    let request = CreateSchedule {
+        selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
+        cred_ids: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
+        rules: never(),
+        retain: Retention::max(2).unwrap(),
+        retain_at: vec![RetainAt { cred_id: "offsite".parse().unwrap(), retain: Retention::max(4).unwrap() }],
+        local: Some(Retention::max(3).unwrap()),
+        ..CreateSchedule::default()
+    };
+    let schedule = host.client.create_schedule(&request).await.unwrap();
+    let mut model = Model::new();
+    let mut then = model.clone();
+    for round in 1..=5 {
+        model.write(&volume, round << 20, round, 4096);
+        let runs = host.ran(&schedule).await;
+        let newest: Vec<_> =
+            runs.iter().take(3).map(|run| (run.state, run.local, run.reason.clone())).collect();
+        assert!(
+            newest.iter().all(|(state, _, reason)| *state == RunState::Done && reason.is_none()),
+            "{runs:?}"
+        );
+        assert_eq!(newest.iter().filter(|(_, local, _)| *local).count(), 1);
+        then = model.clone();
+    }
+    let left = host.left(3).await;
+    for _ in 0..2400 {
+        if host.list().await.len() == 6 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // What each place keeps is what was said of it, and what was made by hand is nobody's.
+    let mut stored = std::collections::BTreeMap::new();
+    for entry in host.list().await {
+        *stored.entry(entry.metadata.credential_name.clone()).or_insert(0) += 1;
+    }
+    assert_eq!(stored.into_iter().collect::<Vec<_>>(), [("nas".to_owned(), 2), ("offsite".to_owned(), 4)]);
+    assert_eq!(host.snapshots().await.len(), 4);
+    let newest = left.last().unwrap();
+    let instants: Vec<_> = host.list().await.iter().map(|entry| entry.timestamp).collect();
+    assert!(instants.contains(&newest.created), "{instants:?} without {}", newest.created);
+    // It is what the volume was.
+    model.write(&volume, 0, 99, 4096);
+    let clone = CloneVolume {
+        name: "then".parse().unwrap(),
+        snapshot: blockd_api::SnapshotRef::Id(newest.id),
+        labels: Default::default(),
+    };
+    host.client.clone_volume(&"v".parse().unwrap(), &clone).await.unwrap();
+    then.assert_is(&host.volume("then"));
+
+    let plan = host.client.plan_retention(schedule.uuid).await.unwrap();
+    assert_eq!((plan.snapshots.len(), plan.cloudsnaps.len()), (3, 6));
+    let last = &plan.snapshots[0];
+    assert_eq!(last.verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
+    assert_eq!((last.snapshot, last.name.as_ref()), (newest.id, Some(&newest.name)));
+    host.stop().await;
+    host.start().await;
+    let schedule = host.client.list_schedules().await.unwrap().schedules.remove(0);
+    let told: Vec<_> = schedule
+        .copies
+        .iter()
+        .map(|copy| (copy.credential.is_some(), copy.kept, copy.retain.keep_last, copy.last_state))
+        .collect();
+    let done = Some(RunState::Done);
+    assert_eq!(told, [(false, 3, 3, done), (true, 2, 2, done), (true, 4, 4, done)]);
+    // The backups still build on each other.
+    let runs = host.ran(&schedule).await;
+    assert!(runs.iter().filter_map(|run| run.cloudsnap).any(|id| id.incremental), "{runs:?}");
+
+    // Without the schedule all of it stays, and it is still told why.
+    let plan = host.client.plan_retention(schedule.uuid).await.unwrap();
+    host.client.delete_schedule(schedule.uuid).await.unwrap();
+    let gone = host.client.plan_retention(schedule.uuid).await.unwrap();
+    let kept = plan.snapshots.iter().filter(|judged| !judged.verdict.is_delete()).count();
+    assert!(gone.snapshots.len() >= kept && !gone.cloudsnaps.is_empty(), "{gone:?}");
+    let is_kept = |verdict: &Verdict| *verdict == Verdict::Keep(vec![KeepReason::ScheduleGone]);
+    assert!(gone.cloudsnaps.iter().all(|judged| is_kept(&judged.verdict)), "{gone:?}");
+    assert!(gone.snapshots.iter().all(|judged| is_kept(&judged.verdict)), "{gone:?}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_of_local_snapshots_needs_no_place_and_takes_a_group_at_one_instant() {
+    let mut host = Host::new().await;
+    host.grouped_volumes().await;
+    let request = CreateSchedule {
+        selector: Selector { group: Some("shop".parse().unwrap()), ..Selector::default() },
+        rules: never(),
+        local: Some(Retention::max(1).unwrap()),
+        ..CreateSchedule::default()
+    };
+    let schedule = host.client.create_schedule(&request).await.unwrap();
+    assert!(schedule.credentials.is_empty());
+    for _ in 0..2 {
+        let runs = host.ran(&schedule).await;
+        assert!(runs.iter().all(|run| matches!(run.state, RunState::Done | RunState::Expired)), "{runs:?}");
+    }
+    let left = host.left(3).await;
+    assert!(left.iter().all(|snapshot| snapshot.created == left[0].created), "{left:?}");
+    let group = left[0].taken_with.as_ref().unwrap();
+    assert_eq!((group.members, group.group.as_ref().unwrap().as_str()), (3, "shop"));
+    // Neither place nor local snapshots: that protects nothing.
+    let none = UpdateSchedule { local: Some(None), ..UpdateSchedule::default() };
+    assert_eq!(api_code(host.client.update_schedule(schedule.uuid, &none).await), ErrorCode::InvalidRequest);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_local_snapshot_is_kept_through_death_at_any_step() {
+    for step in ["local run begun", "group frozen"] {
+        let mut host = Host::new().await;
+        host.create_volume("v").await;
+        let schedule = host.local_schedule("v", 5, &[]).await;
+        *host.core().dies_at.lock() = Some(step);
+        host.client.run_schedule(schedule.uuid).await.unwrap();
+        host.die_and_start().await;
+        let runs = host.settled().await;
+        assert_eq!((runs.len(), runs[0].state), (1, RunState::Done), "{step}: {runs:?}");
+        assert_eq!(host.scheduled_snapshots().await.len(), 1, "{step}");
+        assert_eq!(host.volume("v").snapshots().len(), 1, "{step}");
+        host.stop().await;
+    }
+    for step in ["backup accepted", "group frozen", "backup frozen", "backup planned", "backup in the store"]
+    {
+        let mut host = Host::new().await;
+        host.create_credential().await;
+        host.create_volume("v").await;
+        let schedule = host.local_schedule("v", 5, &["nas"]).await;
+        *host.core().dies_at.lock() = Some(step);
+        host.client.run_schedule(schedule.uuid).await.unwrap();
+        host.die_and_start().await;
+        let runs = host.settled().await;
+        assert!(runs.len() == 2 && runs.iter().all(|run| run.state == RunState::Done), "{step}: {runs:?}");
+        let left = host.scheduled_snapshots().await;
+        assert_eq!((left.len(), host.list().await.len()), (1, 1), "{step}");
+        assert_eq!(host.list().await[0].timestamp, left[0].created, "{step}");
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_local_snapshot_stays_though_its_backup_fails_and_while_a_backup_needs_it() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    let schedule = host.local_schedule("v", 1, &["nas"]).await;
+    // The store is away.
+    let hidden = host.store.path().with_extension("away");
+    std::fs::rename(host.store.path(), &hidden).unwrap();
+    std::fs::write(host.store.path(), "").unwrap();
+    let runs = host.ran(&schedule).await;
+    let state = |local: bool| runs.iter().find(|run| run.local == local).map(|run| run.state);
+    assert_eq!((state(true), state(false)), (Some(RunState::Done), Some(RunState::Failed)), "{runs:?}");
+    let first = host.scheduled_snapshots().await.remove(0);
+    std::fs::remove_file(host.store.path()).unwrap();
+    std::fs::rename(&hidden, host.store.path()).unwrap();
+
+    // One that a task may still go on with cannot be deleted, by whomever.
+    let wanted = blockd_api::SnapshotRef::Id(first.id);
+    let stopped = "UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.kept', json('true'))";
+    host.sql(stopped);
+    assert_eq!(api_code(host.client.delete_snapshot(&wanted).await), ErrorCode::SnapshotInUse);
+    let plan = host.client.plan_retention(schedule.uuid).await.unwrap().snapshots;
+    assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::InUse]));
+    // The next backup gives the old one up.
+    let runs = host.ran(&schedule).await;
+    assert_eq!(runs.iter().filter(|run| run.state == RunState::Failed).count(), 1, "{runs:?}");
+    let left = host.left(1).await;
+    assert_ne!(left[0].id, first.id);
+    // What people delete counts no more.
+    host.client.delete_snapshot(&blockd_api::SnapshotRef::Id(left[0].id)).await.unwrap();
+    host.core().scheduler_pass(jiff::Timestamp::now()).await.unwrap();
+    let runs = host.settled().await;
+    assert!(runs.iter().filter(|run| run.local).all(|run| run.state == RunState::Expired), "{runs:?}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_takes_long_holds_up_no_local_snapshots() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.create_volume("v").await;
+    Model::new().write(&volume, 0, 1, 8 << 20);
+    let slow = StartBackup {
+        limits: blockd_api::tasks::TaskLimits {
+            limit_upload_bytes_per_s: Some(1 << 10),
+            limit_download_bytes_per_s: None,
+        },
+        ..StartBackup::of("v".parse().unwrap())
+    };
+    let task = host.client.start_backup(&slow).await.unwrap().task;
+    let schedule = host.local_schedule("v", 9, &["nas"]).await;
+    for round in 1..=3 {
+        host.client.run_schedule(schedule.uuid).await.unwrap();
+        host.left(round).await;
+    }
+    let query = ListRuns { volume: Some(VolumeRef::Name("v".parse().unwrap())), ..ListRuns::default() };
+    let runs = host.client.list_runs(&query).await.unwrap().runs;
+    let waiting = runs.iter().filter(|run| !run.local && run.state == RunState::Queued).count();
+    assert_eq!(waiting, 1, "{runs:?}");
+    host.client.stop_task(task, &blockd_api::tasks::StopTask { discard: true }).await.unwrap();
+    let runs = host.settled().await;
+    assert!(runs.iter().any(|run| !run.local && run.state == RunState::Done), "{runs:?}");
+    host.stop().await;
+}

@@ -1,0 +1,378 @@
+//! Rules around the freezes of backups: which are followed, what becomes of a backup when one fails, and that everything is let
+//! go whenever the daemon dies.
+
+use super::*;
+use crate::config::ControlSocket;
+use blockd_api::{
+    cloudsnaps::StartGroupBackup,
+    events::{ListEvents, Severity},
+    quiesce::{OnFailure, Quiesce, QuiesceKind},
+    roles::Role,
+    rules::{CreateRule, RuleTarget, UpdateRule},
+    schedules::{CreateSchedule, Run, RunState, Selector, UpdateSchedule},
+    snapshots::CreateGroupSnapshot,
+};
+
+impl Host {
+    fn log_path(&self) -> String {
+        self.dir.path().join("log").display().to_string()
+    }
+
+    /// What commands noted since the last look.
+    fn log(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+        let _ = std::fs::remove_file(self.log_path());
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Commands that note their turn, and end like this.
+    fn noting(&self, pre: &str, post: &str) -> Quiesce {
+        let note =
+            format!("echo $BLOCKD_RULE:$BLOCKD_PHASE $BLOCKD_VOLUMES $BLOCKD_TAKEN >> {}", self.log_path());
+        Quiesce {
+            pre_command: Some(format!("{note}; {pre}")),
+            post_command: Some(format!("{note}; {post}")),
+            ..Quiesce::default()
+        }
+    }
+
+    async fn rule(&self, name: &str, quiesce: Quiesce) {
+        let request = CreateRule { name: name.parse().unwrap(), quiesce };
+        self.client.create_rule(&request).await.unwrap();
+    }
+
+    async fn assign(&self, rule: &str, volume: Option<&str>, group: Option<&str>) {
+        let volume = volume.map(|name| name.parse().unwrap());
+        let target = RuleTarget { volume, group: group.map(|name| name.parse().unwrap()) };
+        self.client.assign_rule(&rule.parse().unwrap(), &target).await.unwrap();
+    }
+
+    async fn failures(&self) -> Vec<(Severity, String)> {
+        let events = self.client.list_events(&ListEvents::default()).await.unwrap().events;
+        let of_rules = events.into_iter().filter(|event| event.kind == "rule-failed");
+        of_rules.map(|event| (event.severity, event.message)).collect()
+    }
+
+    async fn run_of(&self, rule: Option<&str>) -> Run {
+        let schedule = self.schedule(9).await;
+        let rule = Some(rule.map(|rule| rule.parse().unwrap()));
+        let request = UpdateSchedule { rule, ..UpdateSchedule::default() };
+        self.client.update_schedule(schedule.uuid, &request).await.unwrap();
+        self.client.run_schedule(schedule.uuid).await.unwrap();
+        self.settled().await.remove(0)
+    }
+}
+
+fn of(volume: &str) -> StartBackup {
+    StartBackup::of(volume.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rule_that_is_nearest_to_a_backup_is_followed() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    for name in ["mine", "scheduled", "named"] {
+        host.rule(name, host.noting("true", "true")).await;
+    }
+    host.assign("mine", Some("v"), None).await;
+    assert_eq!(host.client.volume(&"v".parse().unwrap()).await.unwrap().rule.unwrap().as_str(), "mine");
+    let task = host.backup("v", false).await;
+    assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
+    let steps = task.quiesce.unwrap().steps;
+    let kinds: Vec<QuiesceKind> = steps.iter().map(|step| step.kind).collect();
+    assert_eq!(kinds, [QuiesceKind::PreCommand, QuiesceKind::PostCommand]);
+    assert!(steps.iter().all(|step| step.exit_status == Some(0) && step.started.is_some()), "{steps:?}");
+
+    assert_eq!(host.run_of(None).await.state, RunState::Done);
+    assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
+    assert_eq!(host.run_of(Some("scheduled")).await.state, RunState::Done);
+    assert_eq!(host.log(), ["scheduled:pre v", "scheduled:post v yes"]);
+
+    let named = StartBackup { rule: Some("named".parse().unwrap()), ..of("v") };
+    host.done(host.client.start_backup(&named).await.unwrap().task).await;
+    assert_eq!(host.log(), ["named:pre v", "named:post v yes"]);
+    let inline = StartBackup { quiesce: host.noting("true", "true"), ..of("v") };
+    host.done(host.client.start_backup(&inline).await.unwrap().task).await;
+    assert_eq!(host.log(), [":pre v", ":post v yes"]);
+    let without = StartBackup { no_rule: true, ..of("v") };
+    let task = host.done(host.client.start_backup(&without).await.unwrap().task).await;
+    assert_eq!((host.log().len(), task.quiesce), (0, None));
+    // A local snapshot is a freeze as well.
+    host.client.create_snapshot(&"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
+    assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
+
+    let both = StartBackup { rule: Some("named".parse().unwrap()), ..inline };
+    assert_eq!(api_code(host.client.start_backup(&both).await), ErrorCode::InvalidRequest);
+    let unknown = StartBackup { rule: Some("nobody".parse().unwrap()), ..of("v") };
+    assert_eq!(api_code(host.client.start_backup(&unknown).await), ErrorCode::RuleNotFound);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_are_kept_across_restarts_and_not_deleted_while_something_has_them() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    let name = "pg".parse().unwrap();
+    let nothing = CreateRule { name: "pg".parse().unwrap(), quiesce: Quiesce::default() };
+    assert_eq!(api_code(host.client.create_rule(&nothing).await), ErrorCode::InvalidRequest);
+    let quiesce = Quiesce { user: Some("nobody".into()), ..host.noting("true", "true") };
+    host.rule("pg", quiesce.clone()).await;
+    let again = CreateRule { quiesce: quiesce.clone(), ..nothing };
+    assert_eq!(api_code(host.client.create_rule(&again).await), ErrorCode::RuleExists);
+    host.assign("pg", Some("v"), None).await;
+    host.assign("pg", None, Some("shop")).await;
+    let schedule = host.schedule(1).await;
+    let with_rule = UpdateSchedule { rule: Some(Some("pg".parse().unwrap())), ..UpdateSchedule::default() };
+    host.client.update_schedule(schedule.uuid, &with_rule).await.unwrap();
+    let unknown = UpdateSchedule { rule: Some(Some("x".parse().unwrap())), ..UpdateSchedule::default() };
+    assert_eq!(api_code(host.client.update_schedule(schedule.uuid, &unknown).await), ErrorCode::RuleNotFound);
+    host.stop().await;
+    host.start().await;
+    let rule = host.client.list_rules().await.unwrap().rules.remove(0);
+    assert_eq!(
+        (&rule.quiesce, rule.groups.len(), rule.schedules.as_slice()),
+        (&quiesce, 1, &[schedule.uuid][..])
+    );
+    assert_eq!(rule.volumes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["v"]);
+    let update = UpdateRule { quiesce: Quiesce { freeze_fs: true, ..quiesce } };
+    assert_eq!(host.client.update_rule(&name, &update).await.unwrap().quiesce, update.quiesce);
+
+    // Each of the three keeps it.
+    let volume = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
+    let group = RuleTarget { volume: None, group: Some("shop".parse().unwrap()) };
+    assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
+    host.client.unassign_rule(&name, &group).await.unwrap();
+    assert_eq!(api_code(host.client.unassign_rule(&name, &group).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
+    host.client.unassign_rule(&name, &volume).await.unwrap();
+    assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
+    host.client.delete_schedule(schedule.uuid).await.unwrap();
+    host.client.delete_rule(&name).await.unwrap();
+    assert_eq!(api_code(host.client.rule(&name).await), ErrorCode::RuleNotFound);
+    // With its volume goes what was said of it.
+    host.rule("other", host.noting("true", "true")).await;
+    host.assign("other", Some("v"), None).await;
+    host.client.delete_volume(&"v".parse().unwrap()).await.unwrap();
+    host.client.delete_rule(&"other".parse().unwrap()).await.unwrap();
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_follows_each_rule_of_its_volumes_once_around_one_freeze() {
+    let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
+    host.create_credential().await;
+    host.second_credential(&other).await;
+    host.grouped_volumes().await;
+    host.rule("all", host.noting("true", "true")).await;
+    host.rule("own", host.noting("true", "true")).await;
+    host.assign("all", None, Some("shop")).await;
+    host.assign("own", Some("b"), None).await;
+    let expected = ["all:pre a b c", "own:pre a b c", "own:post a b c yes", "all:post a b c yes"];
+    let started = host.backup_group(&["nas", "offsite"]).await;
+    for task in host.ended(&started).await {
+        assert_eq!((task.state.stage, &task.error), (TaskStage::Done, &None));
+        assert_eq!(task.quiesce.unwrap().steps.len(), 4);
+    }
+    assert_eq!(host.log(), expected);
+    let group =
+        CreateGroupSnapshot { group: Some("shop".parse().unwrap()), ..CreateGroupSnapshot::default() };
+    host.client.create_group_snapshot(&group).await.unwrap();
+    assert_eq!(host.log(), expected);
+    // Alone, a volume follows its own, or else that of its group.
+    for (volume, rule) in [("a", "all"), ("b", "own")] {
+        let backup = StartBackup { cred_id: Some("nas".parse().unwrap()), ..of(volume) };
+        host.done(host.client.start_backup(&backup).await.unwrap().task).await;
+        assert_eq!(host.log(), [format!("{rule}:pre {volume}"), format!("{rule}:post {volume} yes")]);
+    }
+
+    // One of them fails: no volume is backed up to any place, and everything is let go.
+    host.client
+        .update_rule(
+            &"own".parse().unwrap(),
+            &UpdateRule { quiesce: host.noting("echo planted; exit 3", "true") },
+        )
+        .await
+        .unwrap();
+    let before = host.list().await.len();
+    let started = host.backup_group(&["nas", "offsite"]).await;
+    for task in host.ended(&started).await {
+        let error = task.error.unwrap();
+        assert_eq!((task.state.stage, error.code), (TaskStage::Failed, ErrorCode::QuiesceFailed));
+        assert_eq!(
+            error.message,
+            "the pre-command of rule own failed (exit status 3): no snapshot was taken"
+        );
+        assert_eq!(task.quiesce.unwrap().steps[1].output.as_deref(), Some("planted\n"));
+    }
+    assert_eq!(host.log(), ["all:pre a b c", "own:pre a b c", "own:post a b c no", "all:post a b c no"]);
+    assert_eq!(host.list().await.len(), before);
+    let failures = host.failures().await;
+    assert_eq!(failures.len(), 1, "{failures:?}");
+    assert!(failures[0].1.contains("of a, b, c, the pre-command of rule own failed"), "{failures:?}");
+    // What fails may be taken into account.
+    let tolerant = Quiesce { on_failure: OnFailure::Continue, ..host.noting("exit 3", "true") };
+    host.client.update_rule(&"own".parse().unwrap(), &UpdateRule { quiesce: tolerant }).await.unwrap();
+    let started = host.backup_group(&["nas"]).await;
+    for task in host.ended(&started).await {
+        assert_eq!((task.state.stage, &task.error), (TaskStage::Done, &None));
+        let failures: Vec<String> = task.quiesce.unwrap().failures().collect();
+        assert_eq!(failures, ["the pre-command of rule own failed (exit status 3)"]);
+    }
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_rule_is_seen_wherever_one_looks() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    host.rule("late", host.noting("true", "echo planted >&2; exit 7")).await;
+    host.rule("early", host.noting("echo planted >&2; exit 9", "true")).await;
+    // The backup is made: what is to be let go may be at rest still.
+    let run = host.run_of(Some("late")).await;
+    let said = "the post-command of rule late failed (exit status 7)";
+    assert_eq!((run.state, run.reason.as_deref()), (RunState::Done, Some(said)));
+    assert_eq!(host.list().await.len(), 1);
+    let failures = host.failures().await;
+    assert!(matches!(&failures[..], [(Severity::Error, message)] if message.contains(said)), "{failures:?}");
+    // No backup is made.
+    let run = host.run_of(Some("early")).await;
+    let said = "the pre-command of rule early failed (exit status 9): no snapshot was taken";
+    assert_eq!((run.state, run.reason.as_deref()), (RunState::Failed, Some(said)));
+    assert_eq!(host.list().await.len(), 1);
+    assert_eq!(host.log(), ["late:pre v", "late:post v yes", "early:pre v", "early:post v no"]);
+    // Nothing of what commands say is where everybody looks.
+    let events = host.client.list_events(&ListEvents::default()).await.unwrap();
+    let (runs, events) = (format!("{:?}", host.runs().await), format!("{events:?}"));
+    assert!(!runs.contains("planted") && !events.contains("planted"), "{runs} {events}");
+    host.assert_tidy();
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_at_rest_is_let_go_by_the_next_daemon_before_the_backup_goes_on() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.grouped_volumes().await;
+    host.rule("all", host.noting("true", "sleep 0.3")).await;
+    host.assign("all", None, Some("shop")).await;
+    *host.core().dies_at.lock() = Some("group frozen");
+    let started = host.backup_group(&["nas"]).await;
+    host.die_and_start().await;
+    for task in host.ended(&started).await {
+        assert_eq!((task.state.stage, &task.error), (TaskStage::Done, &None));
+    }
+    assert_eq!(
+        host.log(),
+        ["all:pre a b c", "all:post a b c", "all:pre a b c", "all:post a b c yes"],
+        "the second freeze must not begin before the first one is let go"
+    );
+    // The point in time is fixed, and what follows it is done once.
+    for step in ["backup accepted", "backup frozen", "backup planned", "backup in the store"] {
+        *host.core().dies_at.lock() = Some(step);
+        let started = host.backup_group(&["nas"]).await;
+        host.die_and_start().await;
+        for task in host.ended(&started).await {
+            assert_eq!((task.state.stage, &task.error), (TaskStage::Done, &None), "{step}");
+        }
+        assert_eq!(host.log(), ["all:pre a b c", "all:post a b c yes"], "{step}");
+    }
+    host.assert_tidy();
+    host.stop().await;
+}
+
+/// Backups do not wait for the commands of others, and those by one rule take turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_command_holds_up_only_those_who_follow_the_same_rule() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    for name in ["slow", "free", "same"] {
+        host.create_volume(name).await;
+    }
+    let gate = host.dir.path().join("gate");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &gate, 0o600.into()).unwrap();
+    host.rule(
+        "r",
+        host.noting(&format!("test $BLOCKD_VOLUMES != slow || read -r _ < {}", gate.display()), "true"),
+    )
+    .await;
+    host.assign("r", Some("slow"), None).await;
+    host.assign("r", Some("same"), None).await;
+    let slow = host.start_backup("slow", false).await;
+    while !std::fs::exists(host.log_path()).unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let same = host.start_backup("same", false).await;
+    host.backup("free", false).await;
+    std::fs::write(&gate, "\n").unwrap();
+    host.done(slow).await;
+    host.done(same).await;
+    assert_eq!(host.log(), ["r:pre slow", "r:post slow yes", "r:pre same", "r:post same yes"]);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_admins_have_commands_run_and_see_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    let group = nix::unistd::getegid().to_string();
+    let path = dir.path().join("operator.sock");
+    config.control.sockets.push(ControlSocket { path: path.clone(), group, role: Role::Operator });
+    let daemon = Daemon::start(config, false).await.unwrap();
+    let (admin, operator) = (Client::new(dir.path().join("data/blockd.sock")), Client::new(path));
+    let labels = Default::default();
+    let request = CreateVolume { name: "v".parse().unwrap(), size_bytes: SIZE_BYTES, labels, group: None };
+    admin.create_volume(&request).await.unwrap();
+    let store = tempfile::tempdir().unwrap();
+    let request = CreateCredential {
+        name: "nas".parse().unwrap(),
+        provider: ProviderRequest::Local { path: store.path().to_owned() },
+        connection: Connection::default(),
+        encryption_passphrase: None,
+    };
+    admin.create_credential(&request).await.unwrap();
+    let quiesce = Quiesce { pre_command: Some("echo planted; exit 0".into()), ..Quiesce::default() };
+    let rule = CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone() };
+    admin.create_rule(&rule).await.unwrap();
+
+    assert_eq!(api_code(operator.list_rules().await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.create_rule(&rule).await), ErrorCode::Forbidden);
+    let inline = StartBackup { quiesce: quiesce.clone(), ..of("v") };
+    assert_eq!(api_code(operator.start_backup(&inline).await), ErrorCode::Forbidden);
+    let named = StartBackup { rule: Some("pg".parse().unwrap()), ..of("v") };
+    assert_eq!(api_code(operator.start_backup(&named).await), ErrorCode::Forbidden);
+    let group = StartGroupBackup {
+        volumes: vec!["v".parse().unwrap()],
+        rule: Some("pg".parse().unwrap()),
+        ..StartGroupBackup::default()
+    };
+    assert_eq!(api_code(operator.start_group_backup(&group).await), ErrorCode::Forbidden);
+    let scheduled = CreateSchedule {
+        selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
+        rule: Some("pg".parse().unwrap()),
+        ..CreateSchedule::default()
+    };
+    assert_eq!(api_code(operator.create_schedule(&scheduled).await), ErrorCode::Forbidden);
+
+    // What an admin gave to the volume is followed whoever backs it up.
+    let target = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
+    admin.assign_rule(&"pg".parse().unwrap(), &target).await.unwrap();
+    let task = operator.start_backup(&of("v")).await.unwrap().task;
+    let wait = WaitTask { wait_ms: Some(10_000), since_version: None };
+    let is_over = |task: &Task| task.state.stage.is_over();
+    while !is_over(&operator.task(task, &wait).await.unwrap()) {}
+    let whole = format!("{:?}", admin.task(task, &WaitTask::default()).await.unwrap());
+    assert!(whole.contains("planted\\n"), "{whole}");
+    let snapshot = operator.create_snapshot(&"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
+    for seen in [
+        format!("{:?}", operator.task(task, &WaitTask::default()).await.unwrap()),
+        format!("{:?}", operator.list_tasks(&ListTasks::default()).await.unwrap()),
+        format!("{snapshot:?}"),
+        format!("{:?}", operator.list_snapshots(&ListSnapshots::default()).await.unwrap()),
+    ] {
+        assert!(!seen.contains("planted") && seen.contains("(hidden)"), "{seen}");
+    }
+    daemon.stop().await.unwrap();
+}

@@ -1,0 +1,199 @@
+//! Local snapshots that schedules keep: those that no backup is made of, and the deletion of those that are kept no more.
+//!
+//! A run has the id of its snapshot before anything is frozen. So whoever comes after a daemon that died knows whether the
+//! snapshot came about; if it did not, nothing is left of it, and the run is begun anew.
+
+use super::{
+    engine::{self, Batch, failures_of},
+    runner::Delay,
+};
+use crate::{
+    core::{Core, random_id},
+    db::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow},
+    error::ServiceError,
+    quiesce::Part,
+    registry::VolumeEntry,
+    rules::AskedRest,
+    snapshots::Wanted,
+};
+use blockd_api::{
+    SnapshotName, SnapshotRef, events::Severity, schedules::RunState, snapshots::SnapshotGroup,
+};
+use blockd_extent::SnapshotId;
+use jiff::Timestamp;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+use uuid::Uuid;
+
+/// The name of the snapshots of one instant of a schedule.
+pub(super) fn snapshot_name(schedule: Uuid, now: Timestamp) -> Result<SnapshotName, ServiceError> {
+    let of = schedule.simple().to_string();
+    let of = of.get(..8).unwrap_or_default();
+    Ok(format!("sched-{of}-{}", now.strftime("%Y%m%dT%H%M%S.%3fZ")).parse()?)
+}
+
+/// Snapshots that are to be taken now.
+struct Begun {
+    runs: Vec<RunRow>,
+    entries: Vec<(Arc<VolumeEntry>, SnapshotId)>,
+    name: SnapshotName,
+    group: Option<SnapshotGroup>,
+    around: Vec<Part>,
+}
+
+impl Core {
+    /// Begins runs that take local snapshots, all of one instant.
+    pub(super) async fn begin_local(
+        self: &Arc<Self>,
+        batch: Batch,
+        schedule: Option<ScheduleRow>,
+        now: Timestamp,
+    ) -> Result<(), ServiceError> {
+        let (mut runs, mut entries) = (Vec::new(), Vec::new());
+        for run in batch.runs {
+            match run.volume.and_then(|id| self.registry.by_id(id)) {
+                Some(entry) => {
+                    entries.push((entry, SnapshotId::from_u64(random_id()?)));
+                    runs.push(run);
+                }
+                None => self.end_runs(vec![run], "its volume is not there any more".to_owned(), now).await?,
+            }
+        }
+        let Some(first) = runs.first() else { return Ok(()) };
+        let of = first.schedule;
+        let name = snapshot_name(of, now)?;
+        let selector = schedule.as_ref().and_then(|row| row.spec.selector.group.clone());
+        let rest = AskedRest { scheduled: schedule.and_then(|row| row.spec.rule), ..AskedRest::default() };
+        let volumes: Vec<_> = entries.iter().map(|(entry, _)| Arc::clone(entry)).collect();
+        let around = match self.around(&rest, &volumes).await {
+            Ok(around) => around,
+            Err(error) => return self.end_runs(runs, error.to_api().message, now).await,
+        };
+        let group = batch.is_group.then(|| SnapshotGroup {
+            group_id: Uuid::new_v4(),
+            group: selector,
+            members: entries.len() as u64,
+            group_stall_micros: 0,
+        });
+        let ids: Vec<SnapshotId> = entries.iter().map(|(_, id)| *id).collect();
+        // Before they are in the database: nobody must take them for those of a daemon that died.
+        self.scheduler.freezing.lock().extend(&ids);
+        let (noted, snapshots) = (runs.clone(), ids.clone());
+        let stored = self.db.run(move |tx| {
+            let mut both = noted.iter().zip(snapshots);
+            both.try_for_each(|(run, snapshot)| engine::begun_local(tx, run, snapshot, None))
+        });
+        if let Err(error) = stored.await {
+            self.scheduler.freezing.lock().retain(|id| !ids.contains(id));
+            return match error {
+                // Somebody deleted the schedule meanwhile.
+                DbError::NotQueued(_) => Ok(()),
+                error => Err(error.into()),
+            };
+        }
+        self.reached("local run begun")?;
+        let core = Arc::clone(self);
+        let begun = Begun { runs, entries, name, group, around };
+        self.tasks.spawn(async move {
+            core.take_local(begun, of).await;
+            core.scheduler.freezing.lock().retain(|id| !ids.contains(id));
+            core.scheduler.wake();
+        });
+        Ok(())
+    }
+
+    /// Takes the snapshots. The next look at the schedules sees that they are there.
+    async fn take_local(self: &Arc<Self>, begun: Begun, schedule: Uuid) {
+        let Begun { runs, entries, name, group, around } = begun;
+        let members: Vec<_> = entries.iter().map(|(entry, id)| (Arc::clone(entry), *id)).collect();
+        let wanted = Wanted { members, name, internal: false, group, around, schedule: Some(schedule) };
+        let mut report = None;
+        match self.freeze_and_tell(wanted, &mut report).await {
+            Ok(rows) => {
+                for (entry, _) in &entries {
+                    self.forget_intervals(entry).await;
+                }
+                let failures = failures_of(report.as_ref());
+                tracing::info!(%schedule, snapshots = rows.len(), ?failures, "local snapshots taken");
+            }
+            // The next start begins them anew.
+            Err(ServiceError::Stopping) => {}
+            Err(error) => {
+                let reason = error.to_api().message;
+                tracing::error!(%schedule, %reason, "the runs of local snapshots failed");
+                if let Err(error) = self.fail_local(runs, reason).await {
+                    tracing::warn!(%error, "that the runs failed is not kept: they are begun anew");
+                }
+            }
+        }
+    }
+
+    async fn fail_local(&self, runs: Vec<RunRow>, reason: String) -> Result<(), ServiceError> {
+        let now = Timestamp::now();
+        let failed = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
+            for run in runs {
+                let message = format!("a run of schedule {} failed: {reason}", run.schedule);
+                let event = NewEvent::new(now, Severity::Error, "run-failed", message);
+                NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
+                let failed = RunRow {
+                    state: RunState::Failed,
+                    completed: Some(now),
+                    reason: Some(reason.clone()),
+                    ..run
+                };
+                failed.update(tx)?;
+            }
+            Ok(())
+        };
+        self.db.run(failed).await?;
+        self.events.wake();
+        Ok(())
+    }
+
+    /// Deletes the local snapshots that the retention of the schedules does not keep. One that somebody reads stays until he is
+    /// done with it.
+    pub(super) async fn delete_surplus_snapshots(
+        self: &Arc<Self>,
+        now: Timestamp,
+        delays: &mut HashMap<(Uuid, String), Delay>,
+    ) -> Result<(), ServiceError> {
+        let judged = self.db.run(move |tx| -> Result<_, DbError> {
+            let mut judged = Vec::new();
+            for schedule in ScheduleRow::all(tx)? {
+                judged.extend(engine::judge_local(tx, &schedule, now)?);
+            }
+            Ok(judged)
+        });
+        let surplus: Vec<_> =
+            judged.await?.into_iter().filter(|judgement| judgement.verdict.is_delete()).collect();
+        let key = |id: &SnapshotId| (LOCAL, id.to_string());
+        let wanted: HashSet<_> = surplus.iter().map(|judgement| key(&judgement.snapshot)).collect();
+        delays.retain(|of, _| of.0 != LOCAL || wanted.contains(of));
+        for judgement in surplus {
+            let id = judgement.snapshot;
+            if delays.get(&key(&id)).is_some_and(|delay| delay.until > Instant::now()) {
+                continue;
+            }
+            match self.delete_snapshot(&SnapshotRef::Id(id)).await {
+                Ok(_) => {
+                    let run = RunRow {
+                        state: RunState::Expired,
+                        reason: Some("the retention of its schedule".into()),
+                        ..judgement.run
+                    };
+                    tracing::info!(snapshot = %id, run = run.id, verdict = %judgement.verdict, "not kept any more");
+                    self.db.run(move |tx| run.update(tx)).await?;
+                }
+                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                Err(error) => {
+                    tracing::warn!(snapshot = %id, %error, "not deleted yet");
+                    delays.entry(key(&id)).or_default().lengthen();
+                }
+            }
+        }
+        Ok(())
+    }
+}
