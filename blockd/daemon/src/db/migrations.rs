@@ -17,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0009_doubts.sql"),
     include_str!("../../migrations/0010_event_readers.sql"),
     include_str!("../../migrations/0011_cloudsnap_marks.sql"),
+    include_str!("../../migrations/0012_secret_references.sql"),
 ];
 
 pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {
