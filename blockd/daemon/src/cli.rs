@@ -45,6 +45,11 @@ pub struct Cli {
     #[arg(long, value_name = "VOLUME", num_args = 0.., conflicts_with = "check_config")]
     pub check_volumes: Option<Vec<String>>,
 
+    /// Say whether this program could start on the data directory, with the configuration, the database and the volumes that are
+    /// there, change nothing, and exit: with 0 if it could, with 1 if not, with 3 if that cannot be told; another blockd may run there
+    #[arg(long, conflicts_with_all = ["check_config", "check_volumes"])]
+    pub check_start: bool,
+
     /// With --check-volumes: print what was found as one JSON document
     #[arg(long, requires = "check_volumes")]
     pub json: bool,
@@ -176,7 +181,8 @@ Environment:
   WATCHDOG_USEC          systemd is told three times within this time that the daemon is alive
 
 Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong. With --check-volumes: 0 nothing
-is wrong, 1 something is wrong with a volume or the database, 2 as before, 3 nothing was checked.";
+is wrong, 1 something is wrong with a volume or the database, 2 as before, 3 nothing was checked. With --check-start: 0 it
+could start, 1 it could not, 2 as before, 3 that cannot be told.";
 
 #[cfg(test)]
 mod tests {

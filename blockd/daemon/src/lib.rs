@@ -12,6 +12,7 @@ mod backups;
 pub mod browse;
 mod care;
 pub mod check;
+pub mod check_start;
 pub mod cli;
 mod cloud;
 mod cloudsnaps;
