@@ -199,7 +199,7 @@ impl Db {
                 for byte in path.as_os_str().as_encoded_bytes() {
                     match byte {
                         b'/' | b'.' | b'-' | b'_' | b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => {
-                            uri.push(char::from(*byte))
+                            uri.push(char::from(*byte));
                         }
                         byte => uri += &format!("%{byte:02x}"),
                     }
