@@ -83,6 +83,10 @@ async fn a_field_is_read_once_and_kept() {
     let both = tokio::join!(references.resolve_anew(&key), references.resolve(&key));
     assert!(both.0.is_ok() && both.1.is_ok());
     assert_eq!(bed.reads(), 2);
+    let others = bed.by_token(3600);
+    let many = futures::future::join_all((0..8).map(|_| others.resolve(&key))).await;
+    assert!(many.iter().all(Result::is_ok));
+    assert_eq!(bed.reads(), 3, "those that come at once wait for the first");
     assert!(!format!("{references:?}").contains("planted"));
     let in_namespace = bed.with(
         &format!("namespace = \"team/a\"\ntoken_file = \"{}\"", bed.dir.path().join("token").display()),
