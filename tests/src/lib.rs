@@ -28,6 +28,7 @@ pub mod rng;
 pub mod seaweed;
 pub mod servers;
 pub mod store;
+pub mod vault;
 pub mod vm;
 
 pub use bed::Bed;

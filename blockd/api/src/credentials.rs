@@ -2,7 +2,7 @@
 //!
 //! Secrets stand in the request types only; replies have none.
 
-use crate::{CredentialName, DailyLimit, LimitWindow, Secret};
+use crate::{CredentialName, DailyLimit, LimitWindow, Secret, SecretInput, SecretRef};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,20 +20,22 @@ pub struct CreateCredential {
     /// How one gets there.
     #[serde(default)]
     pub connection: Connection,
-    /// Encrypts all that is stored; without one it is checksummed only.
+    /// Encrypts all that is stored; without one it is checksummed only. The keys that a referenced one opens are not
+    /// stored on the host either.
     #[serde(default)]
-    pub encryption_passphrase: Option<Secret>,
+    pub encryption_passphrase: Option<SecretInput>,
 }
 
 /// Body of `POST /v1/credentials/{credential}/rekey`. With neither of the last two, the data keys that other hosts made are found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RekeyCredential {
-    /// The passphrase that opens what is stored now.
-    pub passphrase: Secret,
+    /// The passphrase that opens what is stored now; the one that the credential refers to without it.
+    #[serde(default)]
+    pub passphrase: Option<Secret>,
     /// The one that is to open it from now on.
     #[serde(default)]
-    pub new_passphrase: Option<Secret>,
+    pub new_passphrase: Option<SecretInput>,
     /// New backups get a data key of their own.
     #[serde(default)]
     pub new_data_key: bool,
@@ -125,7 +127,7 @@ pub enum ProviderRequest {
         access_key: Option<String>,
         /// The secret access key; needed unless `use_iam` is set.
         #[serde(default)]
-        secret_key: Option<Secret>,
+        secret_key: Option<SecretInput>,
         /// Ask the instance metadata service who the machine is, in place of a key.
         #[serde(default)]
         use_iam: bool,
@@ -166,7 +168,7 @@ pub enum ProviderRequest {
         bucket: String,
         /// Content of a service account's key file; without it, the identity of the machine.
         #[serde(default)]
-        json_key: Option<Secret>,
+        json_key: Option<SecretInput>,
         /// Ask the machine who it is, in place of a key.
         #[serde(default)]
         use_iam: bool,
@@ -207,12 +209,12 @@ pub enum AzureAuth {
     /// A key of the account.
     AccountKey {
         /// The key, in base64.
-        key: Secret,
+        key: SecretInput,
     },
     /// A shared access signature.
     Sas {
         /// The query of a SAS URL.
-        token: Secret,
+        token: SecretInput,
     },
     /// The managed identity of the machine.
     ManagedIdentity {
@@ -233,7 +235,7 @@ pub enum SwiftAuth {
         /// The user, often `ACCOUNT:USER`.
         user: String,
         /// The user's key.
-        key: Secret,
+        key: SecretInput,
     },
     /// Keystone v2.
     V2 {
@@ -242,7 +244,7 @@ pub enum SwiftAuth {
         /// The user.
         user: String,
         /// The user's password.
-        password: Secret,
+        password: SecretInput,
         /// Name of the tenant.
         #[serde(default)]
         tenant_name: Option<String>,
@@ -260,7 +262,7 @@ pub enum SwiftAuth {
         /// The user.
         user: String,
         /// The user's password.
-        password: Secret,
+        password: SecretInput,
         /// Domain of the user.
         user_domain: String,
         /// The project.
@@ -276,7 +278,7 @@ pub enum SwiftAuth {
         /// URL of the account.
         storage_url: String,
         /// The token.
-        token: Secret,
+        token: SecretInput,
     },
 }
 
@@ -374,6 +376,12 @@ pub struct Credential {
     pub limit_time_zone: Option<String>,
     /// Whether what is stored is encrypted.
     pub encryption: bool,
+    /// Where the secret lies that opens the store, if the daemon does not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_key_from: Option<SecretRef>,
+    /// Where the passphrase lies, if the daemon does not keep the keys that it opens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption_key_from: Option<SecretRef>,
     /// Whether the store was seen to hold create-if-absent.
     pub conditional_put: bool,
     /// When it was made.
@@ -395,7 +403,7 @@ mod tests {
         else {
             panic!("not S3")
         };
-        let secret_key = secret_key.as_ref().unwrap();
+        let secret_key = secret_key.as_ref().and_then(SecretInput::value).unwrap();
         assert_eq!((secret_key.expose(), *disable_ssl, *disable_path_style), ("hunter2", true, false));
         assert!(!format!("{request:?}").contains("hunter"), "{request:?}");
         let again = serde_json::to_string(&request).unwrap();

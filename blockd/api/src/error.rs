@@ -145,6 +145,8 @@ error_codes! {
     NoSpace, "no_space", 507, 1, false;
     /// Stored secrets cannot be opened: the key file is missing or another one.
     SecretUnavailable, "secret_unavailable", 500, 1, false;
+    /// A secret that lies elsewhere cannot be had at the moment.
+    SecretUnreachable, "secret_unreachable", 503, 1, true;
     /// The task was stopped before it was done.
     TaskStopped, "task_stopped", 409, 1, true;
     /// The task has ended, or nothing of it was kept to take it up again.

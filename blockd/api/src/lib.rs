@@ -28,6 +28,8 @@ pub mod rules;
 pub mod schedules;
 mod schema;
 mod secret;
+mod secret_ref;
+pub mod secrets;
 mod size;
 pub mod snapshots;
 pub mod status;
@@ -47,6 +49,7 @@ pub use names::{
 };
 pub use pairs::{LabelSelector, Labels, PairsError};
 pub use secret::Secret;
+pub use secret_ref::{MAX_SECRET_REF_BYTES, SecretInput, SecretRef, SecretRefError};
 pub use size::{ByteSize, SizeError, check_volume_size};
 pub use text::{format_duration, format_time};
 pub use uri::{nbd_tcp_uri, nbd_unix_uri};

@@ -328,8 +328,15 @@ mod tests {
         let document = document();
         let schemas = &document["components"]["schemas"];
         assert_eq!(schemas["Secret"]["writeOnly"], true);
-        assert!(!schemas["Credential"].to_string().contains("Secret"));
-        assert!(schemas["CreateCredential"].to_string().contains("Secret"));
+        for reply in ["Credential", "SecretList", "SecretInUse", "SecretChecked", "SecretProviders"] {
+            let schema = schemas[reply].to_string();
+            // Where one lies is none.
+            assert!(
+                !schema.contains("schemas/Secret\"") && !schema.contains("schemas/SecretInput\""),
+                "{reply}"
+            );
+        }
+        assert!(schemas["CreateCredential"].to_string().contains("schemas/SecretInput\""));
     }
 
     #[test]

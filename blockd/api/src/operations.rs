@@ -25,6 +25,7 @@ use crate::{
         CreateSchedule, ListRuns, Policy, PolicyList, RetentionPlan, RunList, Schedule, ScheduleList,
         UpdatePolicy, UpdateSchedule,
     },
+    secrets::{CheckSecret, SecretChecked, SecretList, SecretProviders},
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
         Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
@@ -176,6 +177,7 @@ const A_STORE: &[ErrorCode] = &[
     ErrorCode::CredentialRequired,
     ErrorCode::CredentialNotFound,
     ErrorCode::SecretUnavailable,
+    ErrorCode::SecretUnreachable,
     ErrorCode::NotPermitted,
     ErrorCode::StoreUnreachable,
     ErrorCode::StoreUnauthorized,
@@ -287,6 +289,15 @@ pub const OPERATIONS: &[Operation] = &[
         .body::<CredentialLimits>()
         .reply::<Credential>()
         .errors(&[A_CREDENTIAL]),
+    // They ask others.
+    get(Operator, paths::SECRETS, "List the secrets that lie elsewhere, and whether they can be had")
+        .reply::<SecretList>(),
+    post(Admin, paths::SECRETS_CHECK, "Fetch a secret that lies elsewhere, and say nothing of it")
+        .body::<CheckSecret>()
+        .reply::<SecretChecked>()
+        .errors(&[&[ErrorCode::SecretUnavailable, ErrorCode::SecretUnreachable]]),
+    get(Operator, paths::SECRETS_PROVIDERS, "How those do who keep secrets for blockd")
+        .reply::<SecretProviders>(),
     get(ReadOnly, paths::CLOUDSNAPS, "List cloud snapshots")
         .query::<ListCloudsnaps>()
         .reply::<CloudsnapList>()

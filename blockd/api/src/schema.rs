@@ -5,8 +5,9 @@
 
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
-    LimitWindow, ObjectName, RuleName, Secret, SnapshotName, SnapshotRef, VolumeName, VolumeRef,
-    attachments::Device, browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName, tasks::TaskState,
+    LimitWindow, ObjectName, RuleName, Secret, SecretInput, SecretRef, SnapshotName, SnapshotRef, VolumeName,
+    VolumeRef, attachments::Device, browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName,
+    tasks::TaskState,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
@@ -64,7 +65,30 @@ text_schema! {
     DailyLimit: "What may move, by the time of day: windows, and what holds outside of them, separated by commas",
         "examples": ["20MiB@08:00-18:00,100MiB"];
     Secret: "A secret; no reply has it", "format": "password", "writeOnly": true;
+    SecretRef: "Where a secret lies: a credential of systemd, a file, or MOUNT/PATH#FIELD of Vault; a mount with slashes ends with two",
+        "pattern": "^(systemd:[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}|file:/[^\\x00-\\x1f]+|vault:[^/#?\\\\\\x00-\\x1f]+/[^#?\\\\\\x00-\\x1f]+#[^#\\x00-\\x1f]+)$",
+        "maxLength": crate::MAX_SECRET_REF_BYTES, "examples": ["vault:secret/blockd/s3#secret_key"];
     ErrorCode: "What went wrong, for programs; later versions may have further ones", "enum": ErrorCode::ALL;
+}
+
+impl JsonSchema for SecretInput {
+    fn schema_name() -> Cow<'static, str> {
+        "SecretInput".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let (secret, reference) =
+            (generator.subschema_for::<Secret>(), generator.subschema_for::<SecretRef>());
+        json_schema!({
+            "description": "A secret, or where the daemon finds it",
+            "anyOf": [secret, {
+                "type": "object",
+                "properties": { "from": reference },
+                "required": ["from"],
+                "additionalProperties": false
+            }]
+        })
+    }
 }
 
 impl JsonSchema for Labels {

@@ -75,6 +75,26 @@ impl Repository {
         passphrase: Option<&str>,
         options: &OpenOptions,
     ) -> Result<Self, CloudError> {
+        Self::open_or_create(store, passphrase, Some(options)).await
+    }
+
+    /// Opens what is in a store, and makes nothing: for a store that is known to hold a repository. A disk that is not mounted is
+    /// an empty directory.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open); [`CloudError::KeySlotMissing`] if there is no repository.
+    pub async fn open_existing(
+        store: Arc<dyn ObjectStore>,
+        passphrase: Option<&str>,
+    ) -> Result<Self, CloudError> {
+        Self::open_or_create(store, passphrase, None).await
+    }
+
+    async fn open_or_create(
+        store: Arc<dyn ObjectStore>,
+        passphrase: Option<&str>,
+        create: Option<&OpenOptions>,
+    ) -> Result<Self, CloudError> {
         if passphrase == Some("") {
             return Err(CloudError::InvalidRequest {
                 what: "the passphrase is empty: give one, or none at all".into(),
@@ -92,6 +112,10 @@ impl Repository {
             if !store.list(MANIFESTS_PREFIX).await?.is_empty() {
                 return Err(CloudError::KeySlotsGone { store: store.describe().to_owned() });
             }
+            let Some(options) = create else {
+                let (store, key) = (store.describe().to_owned(), format!("{KEYS_PREFIX}*"));
+                return Err(CloudError::KeySlotMissing { store, key });
+            };
             vec![Self::create(&*store, passphrase, options).await?]
         } else {
             Self::open_slots(&*store, &slots, passphrase).await?

@@ -1,8 +1,10 @@
 //! Sockets of the control API that systemd made and passes on.
 //!
 //! Whoever connects while the daemon is not there yet, or is being restarted, waits in such a socket in place of being refused, and
-//! starts the daemon where it does not run. A socket is known by its address: that of the daemon's own socket, or of a group's. What
-//! cannot be used is closed, with a line in the log: volumes are served all the same.
+//! starts the daemon where it does not run. A socket is known by its address: that of the daemon's own socket, or of a group's; and it
+//! must be the very one that lies there. What cannot be used is closed, with a line in the log: volumes are served all the same.
+
+mod place;
 
 use std::{
     fs::Metadata,
@@ -28,6 +30,12 @@ pub enum PassedError {
     Protocol {
         /// What is wrong.
         source: std::io::Error,
+    },
+    /// Whoever connects to the path reaches another socket.
+    #[error("{} is another socket than the one that systemd passed: restart the socket unit", path.display())]
+    Other {
+        /// The address of the socket.
+        path: PathBuf,
     },
     /// It is nothing that listens.
     #[error("descriptor {descriptor} is no listening unix stream socket with a path")]
@@ -82,6 +90,10 @@ impl Passed {
     fn add(&mut self, descriptor: usize, socket: OwnedFd) {
         match listener(socket) {
             Some((path, _)) if !is_socket(&path) => self.problems.push(PassedError::Gone { path }),
+            // Where the kernel does not tell, an address that fits is believed.
+            Some((path, listener)) if matches!(place::is_at(&listener, &path), Ok(false)) => {
+                self.problems.push(PassedError::Other { path });
+            }
             Some(passed) => self.listeners.push(passed),
             None => self.problems.push(PassedError::Kind { descriptor }),
         }
@@ -151,6 +163,26 @@ mod tests {
         assert!(passed.at(&path).is_none(), "it is given once");
         assert!(passed.at(&real.join("b.sock")).is_some());
         assert_eq!(passed.into_problems().count(), 0);
+    }
+
+    #[test]
+    fn a_socket_in_whose_place_another_one_lies_is_told() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("a.sock");
+        let first = UnixListener::bind(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let second = UnixListener::bind(&path).unwrap();
+        if place::is_at(&second, &path).is_err() {
+            return eprintln!("NOT TESTED: the kernel does not tell where sockets are");
+        }
+        let mut passed = passed(vec![first.into(), second.into()]);
+        assert!(passed.at(&path).is_some());
+        let problems: Vec<String> = passed.into_problems().map(|problem| problem.to_string()).collect();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].contains("a.sock is another socket than the one that systemd passed"),
+            "{problems:?}"
+        );
     }
 
     #[test]

@@ -45,6 +45,11 @@ pub struct Cli {
     #[arg(long, value_name = "VOLUME", num_args = 0.., conflicts_with = "check_config")]
     pub check_volumes: Option<Vec<String>>,
 
+    /// Say whether this program could start on the data directory, with the configuration, the database and the volumes that are
+    /// there, change nothing, and exit: with 0 if it could, with 1 if not, with 3 if that cannot be told; another blockd may run there
+    #[arg(long, conflicts_with_all = ["check_config", "check_volumes"])]
+    pub check_start: bool,
+
     /// With --check-volumes: print what was found as one JSON document
     #[arg(long, requires = "check_volumes")]
     pub json: bool,
@@ -130,6 +135,24 @@ Keys of the configuration file (defaults in brackets):
   sockets               (control) [[control.sockets]] with path, group and role: a further socket for a group [[]]
   [control.roles]       table: NAME = \"read-only\", \"operator\" or \"admin\", the names in client certificates; `*` stands for
                         every other one [empty]
+  [secrets]             table: secrets that lie elsewhere (`--…-from` of `blockctl credentials create`), with the keys that
+                        follow here
+  cache_s               (secrets) for how long a fetched secret is used at most when it cannot be fetched again [3600]
+  file_dir              (secrets) the directory below which `file:` is taken from; others may not read its files
+                        [\"/etc/blockd/secrets\"]
+  [vault]               table: a Vault or OpenBao whose key-value stores (version 2) are read, with the keys that follow here
+  address               (vault) https://HOST:PORT; http:// only to this host, unless allow_http is set
+  namespace             (vault) the namespace that is asked []
+  ca_certificate        (vault) absolute path of further authorities of its certificate, PEM []
+  allow_http            (vault) it may be another host that is reached without TLS [false]
+  token_file            (vault) absolute path of a token, which is renewed; others may not read it []
+  token_credential      (vault) the same as a credential of systemd, by name []
+  role_id               (vault) the role to log in as, in place of a token []
+  secret_id_file        (vault) absolute path of the secret id of that role; others may not read it []
+  secret_id_credential  (vault) the same as a credential of systemd, by name []
+  approle_mount         (vault) where AppRole is mounted [\"approle\"]
+  timeout_ms            (vault) time that one attempt may take [10000]
+  attempts              (vault) how often it is asked before it counts as unreachable [3]
   [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
                         TCP; `*` stands for any characters; volumes that are not listed are for all [empty]
   [[webhook]]           tables, at the end: whom to tell of events, with the keys that follow here
@@ -145,18 +168,21 @@ Keys of the configuration file (defaults in brackets):
   retry_most_ms         (webhook) the longest such time [300000]
   give_up_after_s       (webhook) an event older than this is given up when it was tried in vain [86400]
 
-Certificates are read again on SIGHUP, and within a minute after their files changed; files of webhooks before each attempt.
+Certificates are read again on SIGHUP, and within a minute after their files changed; files of webhooks before each attempt, token and secret id of
+a Vault at each request to it.
 
 Environment:
   BLOCKD_LOG             as --log-level
-  CREDENTIALS_DIRECTORY  if it holds a file blockd.key (32 bytes), that is the key which seals stored secrets
+  CREDENTIALS_DIRECTORY  if it holds a file blockd.key (32 bytes), that is the key which seals stored secrets; the
+                         others are what `systemd:NAME` refers to
   JOURNAL_STREAM         says whether stderr goes to the journal of systemd
   NOTIFY_SOCKET          readiness and stopping are told to systemd there
   LISTEN_PID, LISTEN_FDS  sockets of the control API that systemd made are served, if their addresses are configured
   WATCHDOG_USEC          systemd is told three times within this time that the daemon is alive
 
 Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong. With --check-volumes: 0 nothing
-is wrong, 1 something is wrong with a volume or the database, 2 as before, 3 nothing was checked.";
+is wrong, 1 something is wrong with a volume or the database, 2 as before, 3 nothing was checked. With --check-start: 0 it
+could start, 1 it could not, 2 as before, 3 that cannot be told.";
 
 #[cfg(test)]
 mod tests {

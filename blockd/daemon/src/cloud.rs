@@ -4,7 +4,6 @@
 //! thread that may block drives them where they are. They end through their cancel token, not by being dropped.
 
 use crate::error::ServiceError;
-use blockd_api::Secret;
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockCheck, BlockReader, BlockWriter, CancelToken, CloudError,
     CloudsnapId, Manifest, ManifestCache, OpenOptions, Progress, Rekey, Rekeyed, Repository, RestoreOptions,
@@ -12,6 +11,7 @@ use blockd_cloud::{
 };
 use std::{future::Future, sync::Arc};
 use tracing::Instrument;
+use zeroize::Zeroizing;
 
 pub(crate) async fn drive<T, F>(make: impl FnOnce() -> F + Send + 'static) -> Result<T, ServiceError>
 where
@@ -31,13 +31,21 @@ where
 /// Opens or makes the repository in a store.
 pub(crate) async fn open(
     store: Arc<dyn ObjectStore>,
-    passphrase: Option<Secret>,
+    passphrase: Option<Zeroizing<String>>,
 ) -> Result<Repository, ServiceError> {
     drive(move || async move {
-        let passphrase = passphrase.as_ref().map(Secret::expose);
+        let passphrase = passphrase.as_ref().map(|text| text.as_str());
         Repository::open(store, passphrase, &OpenOptions::default()).await
     })
     .await
+}
+
+/// Opens the repository in a store, and makes none.
+pub(crate) async fn open_existing(
+    store: Arc<dyn ObjectStore>,
+    passphrase: Zeroizing<String>,
+) -> Result<Repository, ServiceError> {
+    drive(move || async move { Repository::open_existing(store, Some(&passphrase)).await }).await
 }
 
 /// Changes what protects a repository.

@@ -10,6 +10,7 @@ use crate::{
     limits::PlannedBandwidth,
     merger::Wake,
     pressure::Pressure,
+    references::References,
     registry::{Registry, RollbackMark},
     secrets::Secrets,
     tasks::Tasks,
@@ -36,6 +37,8 @@ pub struct Core {
     pub db: Arc<Db>,
     /// Sealing of secrets.
     pub secrets: Secrets,
+    /// Fetches secrets that lie elsewhere.
+    pub(crate) references: Arc<References>,
     /// The volumes.
     pub registry: Arc<Registry>,
     /// The volumes that are devices of the kernel.

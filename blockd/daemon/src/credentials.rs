@@ -8,15 +8,17 @@ use crate::{
     error::{ServiceError, blocking},
     limits::{LimitPlan, PlannedBandwidth, keep},
     providers,
+    references::{Fingerprint, References, Resolved, store::ReferencedStore},
     secrets::Purpose,
+    secrets_elsewhere::{references_of, unresolved},
 };
 use blockd_api::{
-    CredentialRef, Deleted, ErrorCode,
+    CredentialRef, Deleted, ErrorCode, SecretInput, SecretRef,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialList},
 };
 use blockd_cloud::{
     CloudError, DataKey, Repository, Work,
-    store::{LimitStore, Requests, probe, task_store},
+    store::{LimitStore, ObjectStore, Requests, probe, task_store},
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -38,6 +40,18 @@ pub struct Repositories {
     /// When the key slot of each was last seen in its place, and where that was.
     pub(crate) proven: Mutex<HashMap<Uuid, (Instant, Place)>>,
     pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<PlannedBandwidth>)>>,
+    /// Of those whose passphrase lies elsewhere: where, and what it was when they were opened.
+    pub(crate) opened_with: Mutex<HashMap<Uuid, (SecretRef, Fingerprint)>>,
+}
+
+/// What opens a store.
+pub(crate) enum StoreKey {
+    /// Nothing is needed.
+    None,
+    /// A secret that is kept here.
+    Value(Zeroizing<String>),
+    /// One that lies elsewhere, as it was fetched.
+    From(SecretRef, Arc<Resolved>),
 }
 
 /// What may come to lie elsewhere without anybody asking the store: the device and the inode of a directory. None of a
@@ -101,7 +115,8 @@ impl Core {
     pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
         let kind = providers::kind_of(&request.provider);
         let (store_row, secret) = providers::take(request.provider, request.connection, &self.data_dir)?;
-        if request.encryption_passphrase.as_ref().is_some_and(blockd_api::Secret::is_empty) {
+        let is_empty = |input: &SecretInput| input.value().is_some_and(blockd_api::Secret::is_empty);
+        if request.encryption_passphrase.as_ref().is_some_and(is_empty) {
             let message = "the encryption passphrase is empty: give one, or leave the flag away";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
@@ -113,28 +128,46 @@ impl Core {
         if rows.iter().any(|row| row.name == request.name) {
             return Err(taken(&request.name));
         }
-        if !rows.is_empty() {
+        if rows.iter().any(CredentialRow::has_sealed) {
             self.secrets.must_not_be_new()?;
         }
         let explain = |error: ServiceError| error.with_hint(|code| providers::hint(kind, code));
+        let key = self.store_key(secret.as_ref()).await?;
+        let passphrase = self.store_key(request.encryption_passphrase.as_ref()).await?;
         let writing = self.store_writing(&store_row)?;
-        let base = providers::open(&store_row, secret.as_ref().map(|secret| secret.expose()), writing)
-            .map_err(explain)?;
+        let base = open_store(&store_row, &key, writing, &self.references).map_err(explain)?;
         let (store, _) = task_store(Arc::clone(&base), self.retry_policy());
         let capabilities = probe(store.as_ref()).await.map_err(|error| explain(error.into()))?;
-        let repository = cloud::open(store, request.encryption_passphrase).await.map_err(explain)?;
+        let opens = match &passphrase {
+            StoreKey::None => None,
+            StoreKey::Value(text) => Some(text.clone()),
+            StoreKey::From(_, resolved) => Some(resolved.expose().to_owned().into()),
+        };
+        let repository = cloud::open(store, opens).await.map_err(explain)?;
 
         let uuid = Uuid::new_v4();
-        let secret = secret.as_ref().map(|secret| secret.expose().as_bytes());
+        let secret = secret.as_ref().and_then(SecretInput::value).map(|secret| secret.expose().as_bytes());
         let store_secret =
             secret.map(|secret| self.secrets.seal(uuid, Purpose::StoreSecret, secret)).transpose()?;
+        let (passphrase_from, data_keys) = match passphrase {
+            StoreKey::From(reference, resolved) => (Some((reference, resolved.fingerprint)), Vec::new()),
+            _ => {
+                let keys = encode_keys(repository.keys())?;
+                (None, self.secrets.seal(uuid, Purpose::DataKeys, &keys)?)
+            }
+        };
         let row = CredentialRow {
             uuid,
             name: request.name,
             created: Timestamp::now(),
             store: store_row,
             store_secret,
-            data_keys: self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(repository.keys())?)?,
+            store_secret_from: match key {
+                StoreKey::From(reference, _) => Some(reference),
+                _ => None,
+            },
+            data_keys,
+            passphrase_from: passphrase_from.as_ref().map(|(reference, _)| reference.clone()),
             encrypted: repository.is_encrypted(),
             capabilities,
         };
@@ -144,6 +177,9 @@ impl Core {
         let inserted = self.db.run(move |tx| row.insert(tx)).await;
         inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
         let metered = Arc::new(MeteredStore::new(base, self.meters.of(uuid)));
+        if let Some(opened_with) = passphrase_from {
+            self.repositories.opened_with.lock().insert(uuid, opened_with);
+        }
         self.repositories.opened.lock().insert(uuid, (repository.with_store(metered), bandwidth));
         tracing::info!(credential = %uuid, name = %name, encrypted = reply.encryption, "credential created");
         Ok(reply)
@@ -173,6 +209,15 @@ impl Core {
     /// What does not work.
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         let mut row = self.credential(Some(wanted)).await?;
+        for (reference, _) in references_of(&row) {
+            self.resolved_anew(Some(&row.name), reference).await?;
+        }
+        // What its passphrase opened is not believed either.
+        self.repositories
+            .opened_with
+            .lock()
+            .entry(row.uuid)
+            .and_modify(|(_, seen)| *seen = Fingerprint::default());
         // Without the limits of its bandwidth: what is to be seen is the store.
         let (opened, _) = self.opened_repository(row.uuid).await?;
         let (store, _) = task_store(Arc::clone(opened.store()), self.retry_policy());
@@ -235,6 +280,7 @@ impl Core {
         self.give_up_kept(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
+        self.repositories.opened_with.lock().remove(&uuid);
         self.repositories.proven.lock().remove(&uuid);
         self.meters.forget(uuid);
         self.browse.forget(uuid);
@@ -363,41 +409,109 @@ impl Core {
         uuid: Uuid,
     ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
-        match opened {
-            Some(opened) => Ok(opened),
-            None => {
-                let reopened = self.reopen(uuid).await?;
-                // Another task may have been faster: they share one bandwidth.
-                Ok(self.repositories.opened.lock().entry(uuid).or_insert(reopened).clone())
+        if let Some(opened) = &opened
+            && self.is_opened_with_what_holds(uuid).await?
+        {
+            return Ok(opened.clone());
+        }
+        let (repository, bandwidth, opened_with) = self.reopen(uuid).await?;
+        if let Some(opened_with) = opened_with {
+            self.repositories.opened_with.lock().insert(uuid, opened_with);
+            let mut all = self.repositories.opened.lock();
+            // Those that work with the keys of before share its bandwidth.
+            let bandwidth = all.get(&uuid).map_or(bandwidth, |(_, shared)| Arc::clone(shared));
+            all.insert(uuid, (repository.clone(), Arc::clone(&bandwidth)));
+            return Ok((repository, bandwidth));
+        }
+        // Another task may have been faster: they share one bandwidth.
+        Ok(self.repositories.opened.lock().entry(uuid).or_insert((repository, bandwidth)).clone())
+    }
+
+    /// Whether the passphrase that opened a repository is the one that holds now, if it lies elsewhere.
+    async fn is_opened_with_what_holds(&self, uuid: Uuid) -> Result<bool, ServiceError> {
+        let opened_with = self.repositories.opened_with.lock().get(&uuid).cloned();
+        let Some((reference, fingerprint)) = opened_with else { return Ok(true) };
+        match self.references.resolve(&reference).await {
+            Ok(now) => Ok(now.fingerprint == fingerprint),
+            Err(error) => {
+                let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+                Err(unresolved(Some(&row.name), &reference, &error))
             }
         }
     }
 
-    /// Opens a stored credential again; makes no request.
-    async fn reopen(&self, uuid: Uuid) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
-        let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
-        let context = |error: crate::secrets::SecretsError| {
-            let message = format!("credential {}: {error}", row.name);
-            ServiceError::refused(ErrorCode::SecretUnavailable, message)
+    /// The client of the store of a stored credential; makes no request to it.
+    ///
+    /// # Errors
+    /// Its secret cannot be opened, or had from where it lies.
+    pub(crate) async fn store_of(&self, row: &CredentialRow) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+        let key = match (&row.store_secret_from, &row.store_secret) {
+            (Some(reference), _) => {
+                let resolved = self.references.resolve(reference).await;
+                let resolved = resolved.map_err(|error| unresolved(Some(&row.name), reference, &error))?;
+                StoreKey::From(reference.clone(), resolved)
+            }
+            (None, Some(sealed)) => {
+                let secret = self.secrets.open(row.uuid, Purpose::StoreSecret, sealed);
+                let secret = secret.map_err(|error| not_opened(row, &error))?;
+                let text = std::str::from_utf8(&secret)
+                    .map_err(|_| ServiceError::Internal("a stored secret is no text".into()))?;
+                StoreKey::Value(text.to_owned().into())
+            }
+            (None, None) => StoreKey::None,
         };
-        let sealed = row.store_secret.as_deref();
-        let secret = sealed
-            .map(|sealed| self.secrets.open(uuid, Purpose::StoreSecret, sealed))
-            .transpose()
-            .map_err(context)?;
-        let keys = self.secrets.open(uuid, Purpose::DataKeys, &row.data_keys).map_err(context)?;
-        let keys = decode_keys(&keys)?;
-        let store = row.store;
-        let (bandwidth, meter) = (providers::bandwidth(&store)?, self.meters.of(uuid));
-        let writing = self.store_writing(&store)?;
-        let repository = blocking(move || -> Result<Repository, ServiceError> {
-            let secret = secret.as_ref().map(|secret| std::str::from_utf8(secret)).transpose();
-            let secret = secret.map_err(|_| ServiceError::Internal("a stored secret is no text".into()))?;
-            let metered = Arc::new(MeteredStore::new(providers::open(&store, secret, writing)?, meter));
-            Ok(Repository::from_saved_keys(metered, keys)?)
-        });
-        Ok((repository.await?, bandwidth))
+        let (store, meter, writing) =
+            (row.store.clone(), self.meters.of(row.uuid), self.store_writing(&row.store)?);
+        let references = Arc::clone(&self.references);
+        blocking(move || -> Result<Arc<dyn ObjectStore>, ServiceError> {
+            Ok(Arc::new(MeteredStore::new(open_store(&store, &key, writing, &references)?, meter)))
+        })
+        .await
     }
+
+    /// Opens a stored credential again; asks its store only if the passphrase lies elsewhere.
+    async fn reopen(&self, uuid: Uuid) -> Result<Reopened, ServiceError> {
+        let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+        let bandwidth = providers::bandwidth(&row.store)?;
+        let store = self.store_of(&row).await?;
+        let Some(reference) = &row.passphrase_from else {
+            let keys = self.secrets.open(uuid, Purpose::DataKeys, &row.data_keys);
+            let keys = decode_keys(&keys.map_err(|error| not_opened(&row, &error))?)?;
+            return Ok((Repository::from_saved_keys(store, keys)?, bandwidth, None));
+        };
+        let passphrase = self.references.resolve(reference).await;
+        let passphrase = passphrase.map_err(|error| unresolved(Some(&row.name), reference, &error))?;
+        let (patient, _) = task_store(Arc::clone(&store), self.retry_policy());
+        let repository = cloud::open_existing(patient, passphrase.expose().to_owned().into()).await?;
+        let opened_with = (reference.clone(), passphrase.fingerprint);
+        Ok((repository.with_store(store), bandwidth, Some(opened_with)))
+    }
+}
+
+/// A client of a store.
+fn open_store(
+    store: &StoreRow,
+    key: &StoreKey,
+    writing: Option<Work>,
+    references: &Arc<References>,
+) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+    match key {
+        StoreKey::None => providers::open(store, None, writing),
+        StoreKey::Value(secret) => providers::open(store, Some(secret), writing),
+        StoreKey::From(reference, resolved) => {
+            let references = Arc::clone(references);
+            Ok(Arc::new(ReferencedStore::open(store.clone(), reference.clone(), references, resolved)?))
+        }
+    }
+}
+
+/// A repository, what its tasks may move, and with what it was opened if that lies elsewhere.
+type Reopened = (Repository, Arc<PlannedBandwidth>, Option<(SecretRef, Fingerprint)>);
+
+/// A sealed secret that cannot be opened, as callers see it.
+fn not_opened(row: &CredentialRow, error: &crate::secrets::SecretsError) -> ServiceError {
+    let message = format!("credential {}: {error}", row.name);
+    ServiceError::refused(ErrorCode::SecretUnavailable, message)
 }
 
 /// Whether a manifest cannot be had because it is not there or not whole: nothing can build on it.

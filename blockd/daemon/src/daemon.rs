@@ -20,6 +20,7 @@ use crate::{
     nbd::{self, Certificates},
     pressure::Pressure,
     reconcile::reconcile,
+    references::References,
     registry::EntryState,
     secrets::Secrets,
     tasks::Tasks,
@@ -140,6 +141,7 @@ pub struct Daemon {
     metrics: Option<JoinHandle<()>>,
     merger: Merger,
     limits: JoinHandle<()>,
+    references: JoinHandle<()>,
     pressure: JoinHandle<()>,
     upkeep: JoinHandle<()>,
     webhooks: JoinHandle<()>,
@@ -231,6 +233,7 @@ impl Daemon {
         }
         let pressure = crate::pressure::start(&core.pressure, &core.registry);
         let limits = crate::limits::start(&core);
+        let references = crate::references::start(&core.references);
         let upkeep = upkeep::start(&core);
         let log = core.log_reader.clone();
         let webhooks = crate::webhooks::start(&core, log);
@@ -257,6 +260,7 @@ impl Daemon {
             metrics,
             merger,
             limits,
+            references,
             pressure,
             upkeep,
             webhooks,
@@ -299,6 +303,7 @@ impl Daemon {
             metrics,
             merger,
             limits,
+            references,
             pressure,
             upkeep,
             webhooks,
@@ -330,6 +335,7 @@ impl Daemon {
             tokio::join!(tokio::time::timeout(patience, control.ended()), core.tasks.stop(patience));
         pressure.abort();
         limits.abort();
+        references.abort();
         let _ = limits.await;
         // What is being told is told again after the next start.
         let webhooks_abort = webhooks.abort_handle();
@@ -412,6 +418,7 @@ fn prepare(
     if let Some(problem) = secrets.problem() {
         tracing::error!(error = %problem, "credentials cannot be used");
     }
+    let references = References::new(&config, systemd.as_deref());
     let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
     let options = OpenOptions { recovery };
     let registry = reconcile(&db, &data_dir, &options)?;
@@ -436,6 +443,7 @@ fn prepare(
         data_dir,
         db: Arc::new(db),
         secrets,
+        references,
         registry: Arc::new(registry),
         repositories: Repositories::default(),
         cluster,

@@ -94,6 +94,14 @@ impl ServiceError {
         }
     }
 
+    /// Whether it may be another answer later, also if somebody has to do something about it first: a directory is mounted again,
+    /// credentials or a token are renewed.
+    pub fn may_change(&self) -> bool {
+        let is_secret =
+            || matches!(self.to_api().code, ErrorCode::SecretUnavailable | ErrorCode::SecretUnreachable);
+        self.is_retryable() || matches!(self, Self::Store(_)) || is_secret()
+    }
+
     /// Whether it means that a task was told to stop, rather than that something failed.
     pub fn is_cancelled(&self) -> bool {
         match self {

@@ -4,6 +4,7 @@
 use blockd::{
     activation::Passed,
     check::{CheckFormat, check_volumes},
+    check_start::check_start,
     cli::Cli,
     config::Config,
     daemon::{Daemon, DaemonError},
@@ -16,6 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// The command line or the configuration is wrong.
 const EXIT_USAGE: u8 = 2;
+/// This program could not start where it was asked to look.
+const EXIT_WOULD_NOT_START: u8 = 1;
 /// Something is wrong with a volume that was checked.
 const EXIT_UNSOUND: u8 = 1;
 /// Volumes could not be checked.
@@ -52,6 +55,21 @@ fn main() -> ExitCode {
     if cli.check_config {
         print!("{}", config.to_shown_toml());
         return ExitCode::SUCCESS;
+    }
+    if cli.check_start {
+        return match check_start(&config) {
+            Ok(problems) if problems.is_empty() => ExitCode::SUCCESS,
+            Ok(problems) => {
+                for problem in problems {
+                    eprintln!("blockd: {}", problem.replace('\n', " "));
+                }
+                ExitCode::from(EXIT_WOULD_NOT_START)
+            }
+            Err(what) => {
+                eprintln!("blockd: {}", what.replace('\n', " "));
+                ExitCode::from(EXIT_CANNOT_CHECK)
+            }
+        };
     }
     if let Some(volumes) = &cli.check_volumes {
         let format = if cli.json { CheckFormat::Json } else { CheckFormat::Text };

@@ -6,7 +6,7 @@ use crate::{
     limits::{LimitPlan, PlannedBandwidth, limits_of},
 };
 use blockd_api::{
-    ErrorCode, Secret,
+    ErrorCode, SecretInput,
     credentials::{AzureAuth, Connection, Credential, ProviderKind, ProviderRequest, SwiftAuth},
 };
 use blockd_cloud::Work;
@@ -88,14 +88,14 @@ fn given(flag: &str, value: String) -> Result<String, ServiceError> {
     Ok(value)
 }
 
-fn given_secret(flag: &str, secret: Option<Secret>) -> Result<Secret, ServiceError> {
+fn given_secret(flag: &str, secret: Option<SecretInput>) -> Result<SecretInput, ServiceError> {
     match secret {
-        Some(secret) if !secret.expose().trim().is_empty() => Ok(secret),
+        Some(secret) if !secret.is_blank() => Ok(secret),
         _ => invalid(format!("{flag} is empty: the store needs it")),
     }
 }
 
-/// What is kept of a request, and the secret that is kept sealed.
+/// What is kept of a request, and the secret, which is kept sealed or referred to.
 ///
 /// # Errors
 /// What is missing, contradicts itself, or cannot work.
@@ -103,7 +103,7 @@ pub(crate) fn take(
     request: ProviderRequest,
     connection: Connection,
     data_dir: &Path,
-) -> Result<(StoreRow, Option<Secret>), ServiceError> {
+) -> Result<(StoreRow, Option<SecretInput>), ServiceError> {
     if matches!(request, ProviderRequest::Local { .. })
         && (connection.proxy.is_some() || connection.ca_certificates.is_some())
     {
@@ -117,7 +117,7 @@ pub(crate) fn take(
 fn take_provider(
     request: ProviderRequest,
     data_dir: &Path,
-) -> Result<(ProviderRow, Option<Secret>), ServiceError> {
+) -> Result<(ProviderRow, Option<SecretInput>), ServiceError> {
     let both = |flag: &str| {
         invalid(format!(
             "--use-iam and {flag} are both given: the identity of the machine takes the place of it"
@@ -197,7 +197,7 @@ fn take_provider(
     })
 }
 
-fn take_swift(auth: SwiftAuth) -> Result<(SwiftAuthRow, Secret), ServiceError> {
+fn take_swift(auth: SwiftAuth) -> Result<(SwiftAuthRow, SecretInput), ServiceError> {
     let secret = |secret| given_secret("--swift-key", Some(secret));
     Ok(match auth {
         SwiftAuth::V1 { auth_url, user, key } => {
@@ -385,6 +385,8 @@ pub(crate) fn describe(row: &CredentialRow) -> Credential {
         limit_download_windows: connection.limit_download_windows.clone(),
         limit_time_zone: connection.limit_time_zone.clone(),
         encryption: row.encrypted,
+        store_key_from: row.store_secret_from.clone(),
+        encryption_key_from: row.passphrase_from.clone(),
         conditional_put: row.capabilities.conditional_put,
         created: row.created,
         write_throughput_kbps: match row.capabilities.write_bytes_per_s {
@@ -490,7 +492,7 @@ mod tests {
         let google = |json_key: Option<&str>, use_iam| ProviderRequest::Google {
             project: None,
             bucket: "b".into(),
-            json_key: json_key.map(|key| Secret::new(key.into())),
+            json_key: json_key.map(|key| blockd_api::Secret::new(key.into()).into()),
             use_iam,
             endpoint: None,
             disable_ssl: false,

@@ -3,9 +3,10 @@
 use crate::{
     cloud,
     core::Core,
-    credentials::encode_keys,
+    credentials::{StoreKey, encode_keys},
     db::{CredentialRow, TaskKind},
     error::ServiceError,
+    providers,
     secrets::Purpose,
 };
 use blockd_api::{
@@ -39,13 +40,33 @@ impl Core {
                 return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
             }
         }
-        let (before, bandwidth) = self.opened_repository(uuid).await?;
-        let base = Arc::clone(before.store());
+        let (base, before, bandwidth) = match self.opened_repository(uuid).await {
+            Ok((before, bandwidth)) => (Arc::clone(before.store()), before.keys().to_vec(), bandwidth),
+            // What the reference leads to may be the new passphrase already, or gone.
+            Err(_) if row.passphrase_from.is_some() && request.passphrase.is_some() => {
+                (self.store_of(&row).await?, Vec::new(), providers::bandwidth(&row.store)?)
+            }
+            Err(error) => return Err(error),
+        };
         let (store, _) = task_store(Arc::clone(&base), self.retry_policy());
-        let text = |secret: &blockd_api::Secret| Zeroizing::new(secret.expose().to_owned());
+        let passphrase = match (&request.passphrase, &row.passphrase_from) {
+            (Some(passphrase), _) => Zeroizing::new(passphrase.expose().to_owned()),
+            (None, Some(reference)) => {
+                Zeroizing::new(self.resolved_anew(Some(&row.name), reference).await?.expose().to_owned())
+            }
+            (None, None) => {
+                let message = "give the passphrase that holds now: it is not known here";
+                return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+            }
+        };
+        let new_passphrase = self.store_key(request.new_passphrase.as_ref()).await?;
         let rekey = Rekey {
-            passphrase: text(&request.passphrase),
-            new_passphrase: request.new_passphrase.as_ref().map(text),
+            passphrase,
+            new_passphrase: match &new_passphrase {
+                StoreKey::None => None,
+                StoreKey::Value(text) => Some(text.clone()),
+                StoreKey::From(_, resolved) => Some(resolved.expose().to_owned().into()),
+            },
             new_data_key: request.new_data_key,
             kdf: KdfParams::default(),
         };
@@ -54,14 +75,50 @@ impl Core {
             // What they stored is sealed under the key of before. Not sooner: the passphrase might have been wrong.
             self.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
         }
-        let keys = with_those_of_before(repository.keys(), before.keys());
+        let opened = repository.keys().len();
+        let keys = with_those_of_before(repository.keys(), &before);
+        let lost = keys.len() - opened;
         let repository = Repository::from_saved_keys(Arc::clone(&base), keys)?;
-        let keys = self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(repository.keys())?)?;
-        self.db.run(move |tx| CredentialRow::set_data_keys(tx, uuid, &keys)).await?;
+        let passphrase_from = match new_passphrase {
+            // Nobody else has the keys whose slots are gone.
+            _ if lost > 0 => None,
+            StoreKey::From(reference, _) => Some(reference),
+            StoreKey::Value(_) => None,
+            StoreKey::None => row.passphrase_from.clone(),
+        };
+        // Keys that a passphrase elsewhere opens do not rest here.
+        let keys = match &passphrase_from {
+            Some(_) => Vec::new(),
+            None => self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(repository.keys())?)?,
+        };
+        let opened_with = match &passphrase_from {
+            Some(reference) => {
+                let now = self.references.resolve(reference).await;
+                // If it is gone meanwhile, whoever needs it next is told.
+                Some((reference.clone(), now.map(|now| now.fingerprint).unwrap_or_default()))
+            }
+            None => None,
+        };
+        let stored = passphrase_from.clone();
+        self.db.run(move |tx| CredentialRow::set_data_keys(tx, uuid, &keys, stored.as_ref())).await?;
         let data_keys = repository.keys().len() as u64;
+        match opened_with {
+            Some(opened_with) => self.repositories.opened_with.lock().insert(uuid, opened_with),
+            None => self.repositories.opened_with.lock().remove(&uuid),
+        };
         self.repositories.opened.lock().insert(uuid, (repository, bandwidth));
         // What was proven was proven of the slots of before.
         self.repositories.proven.lock().remove(&uuid);
+        if lost > 0
+            && (row.passphrase_from.is_some()
+                || request.new_passphrase.is_some_and(|one| one.reference().is_some()))
+        {
+            let message = format!(
+                "the passphrase holds, but {lost} data keys of credential {} have no slot in the store any more: they, and the others with them, are stored sealed on this host",
+                row.name
+            );
+            return Err(ServiceError::refused(ErrorCode::StoreFailed, message));
+        }
         tracing::info!(credential = %uuid, name = %row.name, rewrapped = done.rewrapped, new_data_key = done.new_data_key, "keys changed");
         Ok(CredentialRekeyed {
             uuid,

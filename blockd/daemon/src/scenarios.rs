@@ -106,7 +106,7 @@ impl Host {
             name: name.parse().unwrap(),
             provider: ProviderRequest::Local { path: self.store.path().to_owned() },
             connection: Connection::default(),
-            encryption_passphrase: passphrase.map(|text| blockd_api::Secret::new(text.into())),
+            encryption_passphrase: passphrase.map(|text| blockd_api::Secret::new(text.into()).into()),
         }
     }
 

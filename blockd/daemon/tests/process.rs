@@ -110,7 +110,7 @@ impl Running {
             name: "nas".parse().unwrap(),
             provider: ProviderRequest::Local { path: store.to_owned() },
             connection: blockd_api::credentials::Connection::default(),
-            encryption_passphrase: Some(blockd_api::Secret::new("correct horse".into())),
+            encryption_passphrase: Some(blockd_api::Secret::new("correct horse".into()).into()),
         };
         self.client.create_credential(&request).await.unwrap();
     }

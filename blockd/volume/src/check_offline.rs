@@ -23,6 +23,14 @@ impl Volume {
         Meta::load(dir).ok().map(|meta| (meta.volume, meta.size_bytes))
     }
 
+    /// The same, or why it cannot be read; others may have it open.
+    ///
+    /// # Errors
+    /// There is no volume, it is damaged, or its format is newer than this program.
+    pub fn read_identity(dir: &Path) -> Result<(VolumeId, u64), VolumeError> {
+        Meta::load(dir).map(|meta| (meta.volume, meta.size_bytes))
+    }
+
     /// Checks the files of a volume that nobody may have open, everything but the data, and changes nothing.
     ///
     /// The caller sees to it that nobody opens it meanwhile. What an interruption left is not wrong.

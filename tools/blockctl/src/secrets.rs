@@ -1,7 +1,7 @@
-//! Secrets from flags, files, stdin and the environment, in that order.
+//! Secrets from flags, files, stdin and the environment, in that order; or where the daemon finds them itself.
 
 use crate::failure::Failure;
-use blockd_api::Secret;
+use blockd_api::{Secret, SecretInput, SecretRef};
 use std::{
     fs::File,
     io::{self, Read},
@@ -20,6 +20,8 @@ pub struct Sources<'a> {
     pub flag: Option<&'a Secret>,
     /// A file, or `-` for stdin.
     pub file: Option<&'a Path>,
+    /// Where the daemon finds it, in place of all that.
+    pub from: Option<&'a SecretRef>,
     /// The environment variable.
     pub variable: &'static str,
 }
@@ -45,6 +47,21 @@ impl Sources<'_> {
         }
     }
 
+    /// Where the daemon finds it, or the secret from the first source that has one.
+    pub fn input(&self) -> Result<Option<SecretInput>, Failure> {
+        match self.from {
+            // A file of settings says nothing of what excludes what.
+            Some(_) if self.flag.is_some() || self.file.is_some() => {
+                let what = self.what;
+                Err(Failure::usage(format!(
+                    "the {what} is given, and said to lie elsewhere: drop one of them"
+                )))
+            }
+            Some(reference) => Ok(Some(reference.clone().into())),
+            None => Ok(self.read()?.map(SecretInput::Value)),
+        }
+    }
+
     fn check(&self, secret: Secret, from: &str) -> Result<Secret, Failure> {
         if secret.is_empty() {
             return Err(self.unreadable(from, "it is empty"));
@@ -62,7 +79,7 @@ impl Sources<'_> {
 /// # Errors
 /// It cannot be read, or is empty.
 pub fn read_file(what: &'static str, path: &Path) -> Result<Secret, Failure> {
-    let sources = Sources { what, flag: None, file: Some(path), variable: "" };
+    let sources = Sources { what, flag: None, file: Some(path), from: None, variable: "" };
     match sources.read()? {
         Some(text) => Ok(text),
         None => Err(sources.unreadable(&path.display().to_string(), "it is empty")),
@@ -109,10 +126,16 @@ mod tests {
             what: "passphrase",
             flag: None,
             file: Some(&path),
+            from: None,
             variable: "BLOCKCTL_NO_SUCH_VARIABLE",
         };
         assert!(sources.read().unwrap_err().to_string().ends_with("it is empty"));
-        let sources = Sources { file: None, ..sources };
-        assert!(sources.read().unwrap().is_none());
+        let reference = "systemd:a".parse().unwrap();
+        let both = Sources { from: Some(&reference), ..sources };
+        assert_eq!(both.input().unwrap_err().exit_status(), 2);
+        let sources = Sources { file: None, from: None, ..both };
+        assert!(sources.read().unwrap().is_none() && sources.input().unwrap().is_none());
+        let from = Sources { from: Some(&reference), ..sources };
+        assert_eq!(from.input().unwrap().unwrap().reference(), Some(&reference));
     }
 }

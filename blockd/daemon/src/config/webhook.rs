@@ -170,14 +170,19 @@ impl WebhookUrl {
 
     /// Whether it is on this host.
     pub(crate) fn is_loopback(&self) -> bool {
-        match self.0.host_str() {
-            Some("localhost") => true,
-            Some(host) => {
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                host.parse().is_ok_and(|ip: std::net::IpAddr| ip.to_canonical().is_loopback())
-            }
-            None => false,
+        is_loopback(&self.0)
+    }
+}
+
+/// Whether an address is on this host.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            host.parse().is_ok_and(|ip: std::net::IpAddr| ip.to_canonical().is_loopback())
         }
+        None => false,
     }
 }
 

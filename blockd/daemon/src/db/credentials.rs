@@ -1,8 +1,8 @@
 //! Rows of credentials.
 
-use super::{DbError, json, parsed, to_json};
+use super::{DbError, json, parsed, parsed_if_there, to_json};
 use blockd_api::{
-    CredentialName,
+    CredentialName, SecretRef,
     credentials::{AssumedRole, Connection},
 };
 use blockd_cloud::store::StoreCapabilities;
@@ -165,15 +165,20 @@ pub struct CredentialRow {
     pub store: StoreRow,
     /// The account's secret, sealed.
     pub store_secret: Option<Vec<u8>>,
-    /// The repository's keys, sealed.
+    /// Where the account's secret lies, in place of that.
+    pub store_secret_from: Option<SecretRef>,
+    /// The repository's keys, sealed; empty if a passphrase that lies elsewhere opens them.
     pub data_keys: Vec<u8>,
+    /// Where that passphrase lies.
+    pub passphrase_from: Option<SecretRef>,
     /// Whether backups are encrypted.
     pub encrypted: bool,
     /// What the probe found.
     pub capabilities: StoreCapabilities,
 }
 
-const COLUMNS: &str = "uuid, name, created, provider, store_secret, data_keys, encrypted, capabilities";
+const COLUMNS: &str = "uuid, name, created, provider, store_secret, data_keys, encrypted, capabilities, \
+    store_secret_from, passphrase_from";
 
 impl CredentialRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -186,6 +191,8 @@ impl CredentialRow {
             data_keys: row.get(5)?,
             encrypted: row.get(6)?,
             capabilities: json(row, 7)?,
+            store_secret_from: parsed_if_there(row, 8)?,
+            passphrase_from: parsed_if_there(row, 9)?,
         })
     }
 
@@ -205,8 +212,7 @@ impl CredentialRow {
     /// The database fails; a conflict if the name is taken.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT INTO credentials (uuid, name, created, provider, store_secret, data_keys, encrypted, capabilities)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            &format!("INSERT INTO credentials ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"),
             params![
                 self.uuid.to_string(),
                 self.name.as_str(),
@@ -215,22 +221,34 @@ impl CredentialRow {
                 self.store_secret,
                 self.data_keys,
                 self.encrypted,
-                to_json("capabilities", &self.capabilities)?
+                to_json("capabilities", &self.capabilities)?,
+                self.store_secret_from.as_ref().map(ToString::to_string),
+                self.passphrase_from.as_ref().map(ToString::to_string),
             ],
         )?;
         Ok(())
     }
 
-    /// Sets the sealed data keys.
+    /// Sets the sealed data keys, or where the passphrase lies that opens them.
     ///
     /// # Errors
     /// The database fails.
-    pub fn set_data_keys(tx: &Transaction<'_>, uuid: Uuid, data_keys: &[u8]) -> Result<(), DbError> {
+    pub fn set_data_keys(
+        tx: &Transaction<'_>,
+        uuid: Uuid,
+        data_keys: &[u8],
+        passphrase_from: Option<&SecretRef>,
+    ) -> Result<(), DbError> {
         tx.execute(
-            "UPDATE credentials SET data_keys = ?2 WHERE uuid = ?1",
-            params![uuid.to_string(), data_keys],
+            "UPDATE credentials SET data_keys = ?2, passphrase_from = ?3 WHERE uuid = ?1",
+            params![uuid.to_string(), data_keys, passphrase_from.map(ToString::to_string)],
         )?;
         Ok(())
+    }
+
+    /// Whether something of it is sealed here.
+    pub fn has_sealed(&self) -> bool {
+        self.store_secret.is_some() || !self.data_keys.is_empty()
     }
 
     /// Stores what a later probe found.

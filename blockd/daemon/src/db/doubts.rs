@@ -111,7 +111,7 @@ mod tests {
             doubt.put(tx)?;
             assert!(!Doubt::is_of(tx, &cloudsnap)?);
             tx.execute(
-                "INSERT INTO credentials VALUES (?1, 'nas', '', '', NULL, x'00', 0, '')",
+                "INSERT INTO credentials VALUES (?1, 'nas', '', '', NULL, x'00', 0, '', NULL, NULL)",
                 [credential.to_string()],
             )?;
             doubt.put(tx)?;

@@ -154,7 +154,7 @@ mod tests {
     fn add_credentials(tx: &Transaction<'_>, uuids: &[Uuid]) -> Result<(), DbError> {
         for uuid in uuids {
             tx.execute(
-                "INSERT INTO credentials VALUES (?1, ?1, '', '', NULL, x'00', 0, '')",
+                "INSERT INTO credentials VALUES (?1, ?1, '', '', NULL, x'00', 0, '', NULL, NULL)",
                 [uuid.to_string()],
             )?;
         }

@@ -20,10 +20,22 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0012_read_orders.sql"),
     include_str!("../../migrations/0013_rules.sql"),
     include_str!("../../migrations/0014_local_copies.sql"),
+    include_str!("../../migrations/0015_secret_references.sql"),
 ];
 
 pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {
     apply_all(connection, path, MIGRATIONS)
+}
+
+/// Refuses a database that is newer than this program.
+pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), DbError> {
+    let open = |source| DbError::Open { path: path.to_owned(), source };
+    let known = MIGRATIONS.len() as i64;
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(open)?;
+    if found > known || found < 0 {
+        return Err(DbError::Newer { path: path.to_owned(), found, known });
+    }
+    Ok(())
 }
 
 fn apply_all(connection: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(), DbError> {

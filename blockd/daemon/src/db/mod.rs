@@ -186,6 +186,34 @@ impl Db {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// Looks whether this program could open a database, which others may have open, and changes nothing.
+    ///
+    /// # Errors
+    /// It is newer than this program, or cannot be read.
+    pub fn check_version(path: &Path) -> Result<(), DbError> {
+        let open = |source| DbError::Open { path: path.to_owned(), source };
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        // Where nothing lies beside it, all is in the file; and whoever reads it as usual would leave something there.
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        let connection = match Path::new(&log).exists() {
+            true => Connection::open_with_flags(path, flags),
+            false => {
+                let mut uri = String::from("file:");
+                for byte in path.as_os_str().as_encoded_bytes() {
+                    match byte {
+                        b'/' | b'.' | b'-' | b'_' | b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => {
+                            uri.push(char::from(*byte));
+                        }
+                        byte => uri += &format!("%{byte:02x}"),
+                    }
+                }
+                Connection::open_with_flags(uri + "?immutable=1", flags)
+            }
+        };
+        migrations::check(&connection.map_err(open)?, path)
+    }
+
     /// Runs `work` in one transaction: all of it is kept, durably, or nothing.
     ///
     /// # Errors

@@ -177,7 +177,7 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
             return Err(error);
         }
         // Whatever a store says may change: its directory is mounted again, its credentials are renewed.
-        if !error.is_retryable() && !matches!(error, ServiceError::Store(_)) {
+        if !error.may_change() {
             return Err(in_part(error, &live.view(), &entry, &before));
         }
         tracing::info!(volume = %entry.id, %error, "the restore waits");

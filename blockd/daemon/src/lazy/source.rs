@@ -51,8 +51,7 @@ impl std::fmt::Debug for CloudSource {
 
 /// Whatever a store says may change: its directory is mounted again, its credentials are renewed. Damage stays.
 fn source_error(error: &ServiceError) -> SourceError {
-    let may_change = matches!(error, ServiceError::Store(_)) || error.is_retryable();
-    SourceError::new(error.to_api().message, may_change)
+    SourceError::new(error.to_api().message, error.may_change())
 }
 
 impl CloudSource {

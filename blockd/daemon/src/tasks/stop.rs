@@ -35,7 +35,9 @@ fn can_go_on(error: &ServiceError) -> bool {
         | ServiceError::File { .. }
         | ServiceError::Volume(_)
         | ServiceError::Secrets(_) => true,
-        ServiceError::Refused(error) => error.code == ErrorCode::SecretUnavailable,
+        ServiceError::Refused(error) => {
+            matches!(error.code, ErrorCode::SecretUnavailable | ErrorCode::SecretUnreachable)
+        }
         ServiceError::Cloud(error) => matches!(
             **error,
             CloudError::ReadVolume { .. }

@@ -1,6 +1,6 @@
 //! `blockctl credentials …`
 
-use blockd_api::{CredentialName, CredentialRef, DailyLimit, Secret};
+use blockd_api::{CredentialName, CredentialRef, DailyLimit, Secret, SecretRef};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Deserialize;
 use std::{convert::Infallible, path::PathBuf};
@@ -11,6 +11,10 @@ Secrets are stored encrypted and never shown. A secret on the command line can b
 users of the host and stays in the shell's history: better give a file, `-` to read it from stdin, \
 or the variable. One line end at the end of a file is dropped. All of it may stand in a file \
 (--file), which should have mode 0600.
+
+With --…-from blockd stores no secret, but fetches it when it needs it: systemd:NAME is a credential of its unit, \
+file:/PATH a file below its secrets.file_dir, vault:MOUNT/PATH#FIELD a field in a key-value store (version 2) of the \
+Vault or OpenBao in its configuration. `blockctl secrets` says whether they can be had.
 
 Whether the store can create an object only if it is absent is tried out and shown in the list; \
 blockd does without where it cannot (Swift, some S3 servers).
@@ -29,6 +33,9 @@ Examples:
       --google-json-key-file px-test.json --bucket backups
   ST_AUTH=https://swift/auth/v1.0 ST_USER=acct:me ST_KEY=… blockctl credentials create sw \\
       --provider swift --bucket backups
+  blockctl credentials create elsewhere --provider s3 --s3-endpoint s3.amazonaws.com --bucket b \\
+      --s3-access-key AKIA… --s3-secret-key-from vault:secret/blockd/s3#secret_key \\
+      --encryption-passphrase-from systemd:blockd-passphrase
   blockctl credentials create offsite --file offsite.toml";
 
 const INSPECT_HELP: &str = "\
@@ -130,6 +137,9 @@ pub struct Settings {
     /// File with the secret key, - for stdin (s3)
     #[arg(long, value_name = "FILE", help_heading = "S3")]
     pub s3_secret_key_file: Option<PathBuf>,
+    /// Where blockd finds the secret key itself: systemd:NAME, file:/PATH or vault:MOUNT/PATH#FIELD (s3)
+    #[arg(long, value_name = "REF", conflicts_with_all = ["s3_secret_key", "s3_secret_key_file"], help_heading = "S3")]
+    pub s3_secret_key_from: Option<SecretRef>,
     /// Region, us-east-1 without it (s3)
     #[arg(long, value_name = "REGION", help_heading = "S3")]
     pub s3_region: Option<String>,
@@ -160,12 +170,18 @@ pub struct Settings {
     /// File with the key of the account, - for stdin (azure)
     #[arg(long, value_name = "FILE", conflicts_with = "azure_account_key", help_heading = "Azure")]
     pub azure_account_key_file: Option<PathBuf>,
+    /// Where blockd finds the key of the account itself (azure)
+    #[arg(long, value_name = "REF", conflicts_with_all = ["azure_account_key", "azure_account_key_file"], help_heading = "Azure")]
+    pub azure_account_key_from: Option<SecretRef>,
     /// Shared access signature: the query of a SAS URL [env: AZURE_STORAGE_SAS_TOKEN] (azure)
     #[arg(long, value_name = "QUERY", value_parser = parse_secret, help_heading = "Azure")]
     pub azure_sas_token: Option<Secret>,
     /// File with the shared access signature, - for stdin (azure)
     #[arg(long, value_name = "FILE", conflicts_with = "azure_sas_token", help_heading = "Azure")]
     pub azure_sas_token_file: Option<PathBuf>,
+    /// Where blockd finds the shared access signature itself (azure)
+    #[arg(long, value_name = "REF", conflicts_with_all = ["azure_sas_token", "azure_sas_token_file"], help_heading = "Azure")]
+    pub azure_sas_token_from: Option<SecretRef>,
     /// Which managed identity, with --use-iam (azure)
     #[arg(long, value_name = "ID", help_heading = "Azure")]
     pub azure_client_id: Option<String>,
@@ -178,6 +194,9 @@ pub struct Settings {
     /// Key file of a service account, - for stdin [env: GOOGLE_APPLICATION_CREDENTIALS] (google)
     #[arg(long, value_name = "FILE", help_heading = "Google")]
     pub google_json_key_file: Option<PathBuf>,
+    /// Where blockd finds the key of the service account itself, as JSON (google)
+    #[arg(long, value_name = "REF", conflicts_with_all = ["google_json_key_file"], help_heading = "Google")]
+    pub google_json_key_from: Option<SecretRef>,
     /// Server that is not Google's own, as URL or host:port (google)
     #[arg(long, value_name = "HOST:PORT", help_heading = "Google")]
     pub google_endpoint: Option<String>,
@@ -196,6 +215,9 @@ pub struct Settings {
     /// File with the key or password, - for stdin (swift)
     #[arg(long, value_name = "FILE", conflicts_with = "swift_key", help_heading = "Swift")]
     pub swift_key_file: Option<PathBuf>,
+    /// Where blockd finds the key or password itself (swift)
+    #[arg(long, value_name = "REF", conflicts_with_all = ["swift_key", "swift_key_file"], help_heading = "Swift")]
+    pub swift_key_from: Option<SecretRef>,
     /// Region in Keystone's catalog [env: OS_REGION_NAME] (swift)
     #[arg(long, value_name = "REGION", help_heading = "Swift")]
     pub swift_region: Option<String>,
@@ -223,6 +245,9 @@ pub struct Settings {
     /// File with the token, - for stdin (swift)
     #[arg(long, value_name = "FILE", conflicts_with = "swift_token", help_heading = "Swift")]
     pub swift_token_file: Option<PathBuf>,
+    /// Where blockd finds the token itself (swift)
+    #[arg(long, value_name = "REF", conflicts_with_all = ["swift_token", "swift_token_file"], help_heading = "Swift")]
+    pub swift_token_from: Option<SecretRef>,
     /// PEM file with certificates of authorities to trust beside the system's
     #[arg(long, value_name = "FILE", help_heading = "Connection")]
     pub ca_certificate: Option<PathBuf>,
@@ -253,6 +278,9 @@ pub struct Settings {
     /// File with the passphrase, - for stdin
     #[arg(long, value_name = "FILE", help_heading = "Encryption")]
     pub encryption_passphrase_file: Option<PathBuf>,
+    /// Where blockd finds the passphrase itself; then the keys that it opens are not stored on the host either
+    #[arg(long, value_name = "REF", conflicts_with_all = ["encryption_passphrase", "encryption_passphrase_file"], help_heading = "Encryption")]
+    pub encryption_passphrase_from: Option<SecretRef>,
 }
 
 /// Which settings were given: the name of each, and whether it was.
@@ -295,6 +323,15 @@ impl Merge for bool {
     }
 }
 
+/// A secret that has a source does not compete with another source of it in the file.
+macro_rules! one_source {
+    ($typed:ident, $file:ident: $($source:ident),+) => {
+        if [$($typed.$source.is_given()),+].contains(&true) {
+            $($file.$source = None;)+
+        }
+    };
+}
+
 /// Each setting of a provider is named once: here.
 macro_rules! settings {
     (all: $($all:ident),+; $($group:ident: $($field:ident = $flag:literal),+;)+) => {
@@ -303,30 +340,13 @@ macro_rules! settings {
             ///
             /// A secret that was typed or has a file of its own does not compete with another source of it in `file`.
             pub fn complete(&mut self, mut file: Self) {
-                for (typed, other) in [
-                    (self.s3_secret_key.is_some(), &mut file.s3_secret_key_file),
-                    (self.azure_account_key.is_some(), &mut file.azure_account_key_file),
-                    (self.azure_sas_token.is_some(), &mut file.azure_sas_token_file),
-                    (self.swift_key.is_some(), &mut file.swift_key_file),
-                    (self.swift_token.is_some(), &mut file.swift_token_file),
-                    (self.encryption_passphrase.is_some(), &mut file.encryption_passphrase_file),
-                ] {
-                    if typed {
-                        *other = None;
-                    }
-                }
-                for (named, other) in [
-                    (self.s3_secret_key_file.is_some(), &mut file.s3_secret_key),
-                    (self.azure_account_key_file.is_some(), &mut file.azure_account_key),
-                    (self.azure_sas_token_file.is_some(), &mut file.azure_sas_token),
-                    (self.swift_key_file.is_some(), &mut file.swift_key),
-                    (self.swift_token_file.is_some(), &mut file.swift_token),
-                    (self.encryption_passphrase_file.is_some(), &mut file.encryption_passphrase),
-                ] {
-                    if named {
-                        *other = None;
-                    }
-                }
+                one_source!(self, file: s3_secret_key, s3_secret_key_file, s3_secret_key_from);
+                one_source!(self, file: azure_account_key, azure_account_key_file, azure_account_key_from);
+                one_source!(self, file: azure_sas_token, azure_sas_token_file, azure_sas_token_from);
+                one_source!(self, file: google_json_key_file, google_json_key_from);
+                one_source!(self, file: swift_key, swift_key_file, swift_key_from);
+                one_source!(self, file: swift_token, swift_token_file, swift_token_from);
+                one_source!(self, file: encryption_passphrase, encryption_passphrase_file, encryption_passphrase_from);
                 $(self.$all.merge(file.$all);)+
                 $($(self.$field.merge(file.$field);)+)+
             }
@@ -342,7 +362,7 @@ macro_rules! settings {
 }
 
 settings! {
-    all: provider, encryption_passphrase, encryption_passphrase_file, limit_upload, limit_download, limit_time_zone;
+    all: provider, encryption_passphrase, encryption_passphrase_file, encryption_passphrase_from, limit_upload, limit_download, limit_time_zone;
     network:
         bucket = "--bucket",
         ca_certificate = "--ca-certificate",
@@ -357,6 +377,7 @@ settings! {
         s3_access_key = "--s3-access-key",
         s3_secret_key = "--s3-secret-key",
         s3_secret_key_file = "--s3-secret-key-file",
+        s3_secret_key_from = "--s3-secret-key-from",
         s3_region = "--s3-region",
         s3_role_arn = "--s3-role-arn",
         s3_external_id = "--s3-external-id",
@@ -368,13 +389,16 @@ settings! {
         azure_account_name = "--azure-account-name",
         azure_account_key = "--azure-account-key",
         azure_account_key_file = "--azure-account-key-file",
+        azure_account_key_from = "--azure-account-key-from",
         azure_sas_token = "--azure-sas-token",
         azure_sas_token_file = "--azure-sas-token-file",
+        azure_sas_token_from = "--azure-sas-token-from",
         azure_client_id = "--azure-client-id",
         azure_endpoint = "--azure-endpoint";
     google:
         google_project_id = "--google-project-id",
         google_json_key_file = "--google-json-key-file",
+        google_json_key_from = "--google-json-key-from",
         google_endpoint = "--google-endpoint";
     swift:
         swift_auth_version = "--swift-auth-version",
@@ -382,6 +406,7 @@ settings! {
         swift_user = "--swift-user",
         swift_key = "--swift-key",
         swift_key_file = "--swift-key-file",
+        swift_key_from = "--swift-key-from",
         swift_region = "--swift-region",
         swift_tenant_name = "--swift-tenant-name",
         swift_tenant_id = "--swift-tenant-id",
@@ -390,7 +415,8 @@ settings! {
         swift_project_domain_name = "--swift-project-domain-name",
         swift_storage_url = "--swift-storage-url",
         swift_token = "--swift-token",
-        swift_token_file = "--swift-token-file";
+        swift_token_file = "--swift-token-file",
+        swift_token_from = "--swift-token-from";
 }
 
 /// Credentials
@@ -416,6 +442,8 @@ mod tests {
             "credentials create n --provider tape",
             "cred create n --provider swift --swift-auth-version 4",
             "cred create n --provider azure --azure-sas-token a --azure-sas-token-file b",
+            "cred create n --provider s3 --s3-secret-key-file b --s3-secret-key-from systemd:a",
+            "cred create n --provider local --path /x --encryption-passphrase-from planted",
             "credentials create --provider local --path /x",
             "credentials create af563a4d-afd7-48df-90f7-8e8f9414ff77 --provider local --path /x",
         ] {
@@ -429,5 +457,6 @@ mod tests {
         let cli =
             parse("cred c n --provider s3 --s3-secret-key hunter2 --encryption-passphrase hunter3").unwrap();
         assert!(!format!("{cli:?}").contains("hunter"));
+        assert!(parse("cred c n --provider s3 --s3-secret-key-from hunter2").is_err());
     }
 }

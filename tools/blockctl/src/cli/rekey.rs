@@ -1,7 +1,7 @@
 //! `blockctl credentials rekey`
 
 use super::credentials::parse_secret;
-use blockd_api::{CredentialRef, Secret};
+use blockd_api::{CredentialRef, Secret, SecretRef};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -11,11 +11,16 @@ A new passphrase opens everything that is stored, and the old one nothing any mo
 copy of the old key slots and knows the old passphrase still has the data key: --new-data-key gives new backups \
 another one. Without either, this host finds the data keys that other hosts made.
 
+The passphrase that holds now need not be given where blockd finds it itself (--encryption-passphrase-from of `create`), \
+and --new-encryption-passphrase-from lets it do so from now on, also with the same passphrase. \
+With --new-encryption-passphrase-file the keys are stored on the host, sealed.
+
 Run it on each host that uses the place after --new-data-key.
 
 Examples:
   blockctl credentials rekey nas --encryption-passphrase-file old --new-encryption-passphrase-file new
-  blockctl credentials rekey nas --encryption-passphrase-file pass --new-data-key";
+  blockctl credentials rekey nas --encryption-passphrase-file pass --new-data-key
+  blockctl credentials rekey nas --encryption-passphrase-file pass --new-encryption-passphrase-from systemd:blockd-passphrase";
 
 /// `credentials rekey`
 #[derive(Debug, Args)]
@@ -32,6 +37,9 @@ pub struct RekeyArgs {
     /// File with the passphrase that is to hold
     #[arg(long, value_name = "FILE")]
     pub new_encryption_passphrase_file: Option<PathBuf>,
+    /// Where blockd finds the passphrase that is to hold; then the keys that it opens are not stored on the host any more
+    #[arg(long, value_name = "REF", conflicts_with = "new_encryption_passphrase_file")]
+    pub new_encryption_passphrase_from: Option<SecretRef>,
     /// Give new backups a data key of their own
     #[arg(long)]
     pub new_data_key: bool,

@@ -49,15 +49,23 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
                 what: "encryption passphrase",
                 flag: args.encryption_passphrase.as_ref(),
                 file: args.encryption_passphrase_file.as_deref(),
+                from: None,
                 variable: "BLOCKD_ENCRYPTION_PASSPHRASE",
             };
             let passphrase = passphrase.read()?;
-            let passphrase = passphrase.ok_or_else(|| {
-                Failure::usage("give the passphrase that holds now: --encryption-passphrase-file FILE")
-            })?;
+            if passphrase.is_none()
+                && client.credential(&args.credential).await?.encryption_key_from.is_none()
+            {
+                let message = "give the passphrase that holds now: --encryption-passphrase-file FILE";
+                return Err(Failure::usage(message));
+            }
             let new_passphrase = args.new_encryption_passphrase_file.as_deref();
             let new_passphrase =
                 new_passphrase.map(|path| read_file("new encryption passphrase", path)).transpose()?;
+            let new_passphrase = match args.new_encryption_passphrase_from {
+                Some(reference) => Some(reference.into()),
+                None => new_passphrase.map(Into::into),
+            };
             let request = RekeyCredential { passphrase, new_passphrase, new_data_key: args.new_data_key };
             let rekeyed = client.rekey_credential(&args.credential, &request).await?;
             match output.is_json() {
@@ -239,6 +247,11 @@ fn facts(one: &Credential) -> Facts {
     ] {
         if let Some(value) = value {
             facts.add(name, value);
+        }
+    }
+    for (name, from) in [("Store key", &one.store_key_from), ("Passphrase", &one.encryption_key_from)] {
+        if let Some(from) = from {
+            facts.add(name, from);
         }
     }
     facts

@@ -6,7 +6,7 @@ use crate::{
     secrets::{Sources, read_file},
 };
 use blockd_api::{
-    Secret,
+    SecretInput,
     credentials::{AssumedRole, AzureAuth, Connection, CreateCredential, ProviderRequest, SwiftAuth},
 };
 use std::path::{Path, PathBuf};
@@ -32,9 +32,10 @@ pub fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
         what: "encryption passphrase",
         flag: settings.encryption_passphrase.as_ref(),
         file: settings.encryption_passphrase_file.as_deref(),
+        from: settings.encryption_passphrase_from.as_ref(),
         variable: "BLOCKD_ENCRYPTION_PASSPHRASE",
     }
-    .read()?;
+    .input()?;
     let connection = connection(&settings)?;
     let provider = match provider {
         Provider::Local => local(&settings)?,
@@ -191,7 +192,7 @@ fn s3(settings: &Settings) -> Result<ProviderRequest, Failure> {
     let endpoint = settings.s3_endpoint.as_deref().ok_or_else(|| needs("--s3-endpoint HOST:PORT"))?;
     let (endpoint, disable_ssl) = plain_endpoint("--s3-endpoint", endpoint, settings.s3_disable_ssl)?;
     let bucket = bucket(settings, "s3")?;
-    let (mut access_key, mut secret_key) = (settings.s3_access_key.clone(), settings.s3_secret_key.clone());
+    let (mut access_key, mut secret_key) = (settings.s3_access_key.clone(), None);
     if !settings.use_iam {
         let found = given_or(&access_key, &["AWS_ACCESS_KEY_ID"]);
         let missing = "--s3-access-key KEY, or AWS_ACCESS_KEY_ID in the environment, or --use-iam";
@@ -200,14 +201,19 @@ fn s3(settings: &Settings) -> Result<ProviderRequest, Failure> {
             what: "S3 secret key",
             flag: settings.s3_secret_key.as_ref(),
             file: settings.s3_secret_key_file.as_deref(),
+            from: settings.s3_secret_key_from.as_ref(),
             variable: "AWS_SECRET_ACCESS_KEY",
         };
-        secret_key = Some(sources.read()?.ok_or_else(|| {
+        secret_key = Some(sources.input()?.ok_or_else(|| {
             needs(
-                "--s3-secret-key-file FILE, --s3-secret-key KEY, or AWS_SECRET_ACCESS_KEY in the environment",
+                "--s3-secret-key-file FILE, --s3-secret-key-from REF, --s3-secret-key KEY, or AWS_SECRET_ACCESS_KEY in the environment",
             )
         })?);
-    } else if access_key.is_some() || secret_key.is_some() || settings.s3_secret_key_file.is_some() {
+    } else if access_key.is_some()
+        || settings.s3_secret_key.is_some()
+        || settings.s3_secret_key_file.is_some()
+        || settings.s3_secret_key_from.is_some()
+    {
         return Err(Failure::usage("--use-iam and an access key are both given: drop one of them"));
     }
     let role = settings.s3_role_arn.clone().map(|arn| AssumedRole {
@@ -252,8 +258,12 @@ fn azure(settings: &Settings) -> Result<ProviderRequest, Failure> {
     let account = account.ok_or_else(|| needs("--azure-account-name NAME, or AZURE_STORAGE_ACCOUNT"))?;
     let (endpoint, disable_ssl) = own_endpoint("--azure-endpoint", settings.azure_endpoint.as_ref())?;
     let container = bucket(settings, "azure")?;
-    let has_key = settings.azure_account_key.is_some() || settings.azure_account_key_file.is_some();
-    let has_sas = settings.azure_sas_token.is_some() || settings.azure_sas_token_file.is_some();
+    let has_key = settings.azure_account_key.is_some()
+        || settings.azure_account_key_file.is_some()
+        || settings.azure_account_key_from.is_some();
+    let has_sas = settings.azure_sas_token.is_some()
+        || settings.azure_sas_token_file.is_some()
+        || settings.azure_sas_token_from.is_some();
     if u8::from(has_key) + u8::from(has_sas) + u8::from(settings.use_iam) > 1 {
         let message =
             "--azure-account-key, --azure-sas-token and --use-iam exclude each other: give one of them";
@@ -266,21 +276,23 @@ fn azure(settings: &Settings) -> Result<ProviderRequest, Failure> {
         what: "Azure account key",
         flag: settings.azure_account_key.as_ref(),
         file: settings.azure_account_key_file.as_deref(),
+        from: settings.azure_account_key_from.as_ref(),
         variable: "AZURE_STORAGE_KEY",
     };
     let sas = Sources {
         what: "Azure shared access signature",
         flag: settings.azure_sas_token.as_ref(),
         file: settings.azure_sas_token_file.as_deref(),
+        from: settings.azure_sas_token_from.as_ref(),
         variable: "AZURE_STORAGE_SAS_TOKEN",
     };
     let auth = if settings.use_iam {
         AzureAuth::ManagedIdentity { client_id: settings.azure_client_id.clone() }
     } else if has_sas {
-        AzureAuth::Sas { token: sas.read()?.ok_or_else(|| needs("--azure-sas-token-file FILE"))? }
-    } else if let Some(key) = key.read()? {
+        AzureAuth::Sas { token: sas.input()?.ok_or_else(|| needs("--azure-sas-token-file FILE"))? }
+    } else if let Some(key) = key.input()? {
         AzureAuth::AccountKey { key }
-    } else if let Some(token) = sas.read()? {
+    } else if let Some(token) = sas.input()? {
         AzureAuth::Sas { token }
     } else {
         return Err(needs(
@@ -293,17 +305,25 @@ fn azure(settings: &Settings) -> Result<ProviderRequest, Failure> {
 fn google(settings: &Settings) -> Result<ProviderRequest, Failure> {
     let (endpoint, disable_ssl) = own_endpoint("--google-endpoint", settings.google_endpoint.as_ref())?;
     let bucket = bucket(settings, "google")?;
-    if settings.use_iam && settings.google_json_key_file.is_some() {
+    let has_key = settings.google_json_key_file.is_some() || settings.google_json_key_from.is_some();
+    if settings.use_iam && has_key {
         return Err(Failure::usage("--use-iam and --google-json-key-file are both given: drop one of them"));
     }
-    let mut json_key = None;
-    if !settings.use_iam {
+    let mut json_key: Option<SecretInput> = None;
+    if let Some(reference) = &settings.google_json_key_from {
+        if settings.google_json_key_file.is_some() {
+            return Err(Failure::usage(
+                "--google-json-key-file and --google-json-key-from are both given: drop one of them",
+            ));
+        }
+        json_key = Some(reference.clone().into());
+    } else if !settings.use_iam {
         let file = settings.google_json_key_file.clone();
         let file = file.or_else(|| variable(&["GOOGLE_APPLICATION_CREDENTIALS"]).map(PathBuf::from));
         let file = file.ok_or_else(|| {
             needs("google", "--google-json-key-file FILE, or GOOGLE_APPLICATION_CREDENTIALS, or --use-iam")
         })?;
-        json_key = Some(read_file("Google key file", &file)?);
+        json_key = Some(read_file("Google key file", &file)?.into());
     }
     Ok(ProviderRequest::Google {
         project: settings.google_project_id.clone(),
@@ -324,6 +344,7 @@ fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
     let needs = |what: &str| needs("swift", what);
     let has_token_flag = settings.swift_token.is_some()
         || settings.swift_token_file.is_some()
+        || settings.swift_token_from.is_some()
         || settings.swift_storage_url.is_some();
     let has_user_flag = settings.swift_auth_url.is_some() || settings.swift_user.is_some();
     if has_token_flag && has_user_flag {
@@ -338,11 +359,12 @@ fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
             what: "Swift token",
             flag: settings.swift_token.as_ref(),
             file: settings.swift_token_file.as_deref(),
+            from: settings.swift_token_from.as_ref(),
             variable: "OS_AUTH_TOKEN",
         };
         return Ok(SwiftAuth::Token {
             storage_url: url.ok_or_else(|| needs("--swift-storage-url URL, or OS_STORAGE_URL"))?,
-            token: token.read()?.ok_or_else(|| needs("--swift-token-file FILE, or OS_AUTH_TOKEN"))?,
+            token: token.input()?.ok_or_else(|| needs("--swift-token-file FILE, or OS_AUTH_TOKEN"))?,
         });
     }
     let version = settings.swift_auth_version.or_else(|| guess_version(settings));
@@ -358,10 +380,11 @@ fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
         what: "Swift key",
         flag: settings.swift_key.as_ref(),
         file: settings.swift_key_file.as_deref(),
+        from: settings.swift_key_from.as_ref(),
         variable: if v1 { "ST_KEY" } else { "OS_PASSWORD" },
     };
-    let secret: Secret =
-        secret.read()?.ok_or_else(|| needs("--swift-key-file FILE, or ST_KEY or OS_PASSWORD"))?;
+    let secret: SecretInput =
+        secret.input()?.ok_or_else(|| needs("--swift-key-file FILE, or ST_KEY or OS_PASSWORD"))?;
     let region = given_or(&settings.swift_region, &["OS_REGION_NAME"]);
     Ok(match version {
         1 => SwiftAuth::V1 { auth_url, user, key: secret },
@@ -548,13 +571,13 @@ mod tests {
             std::fs::write(&file, text).unwrap();
             let request = ask(&format!("--file {} --bucket typed", file.display())).unwrap();
             assert_eq!(request.connection.limit_upload_bytes_per_s, Some(20 << 20));
-            assert_eq!(request.encryption_passphrase.unwrap().expose(), "pp");
+            assert_eq!(request.encryption_passphrase.unwrap().value().unwrap().expose(), "pp");
             let ProviderRequest::Azure { container, auth: AzureAuth::AccountKey { key }, .. } =
                 request.provider
             else {
                 panic!("not what the file says")
             };
-            assert_eq!((container.as_str(), key.expose()), ("typed", "planted"));
+            assert_eq!((container.as_str(), key.value().unwrap().expose()), ("typed", "planted"));
         }
         for (text, part) in [
             ("a = 1\nplanted = 2", "line 1: it has an unknown setting `a`"),
@@ -578,8 +601,55 @@ mod tests {
             "--provider s3 --s3-endpoint e --bucket b --s3-access-key a --s3-secret-key-file {file} --encryption-passphrase-file {file}"
         );
         let request = ask(&line).unwrap();
-        assert_eq!(request.encryption_passphrase.unwrap().expose(), "s3cret");
+        assert_eq!(request.encryption_passphrase.unwrap().value().unwrap().expose(), "s3cret");
         let ProviderRequest::S3 { secret_key, region, .. } = request.provider else { panic!() };
-        assert_eq!((secret_key.unwrap().expose(), region.as_str()), ("s3cret", "us-east-1"));
+        assert_eq!((secret_key.unwrap().value().unwrap().expose(), region.as_str()), ("s3cret", "us-east-1"));
+    }
+
+    #[test]
+    fn secrets_may_lie_elsewhere_whatever_the_store_is() {
+        let s3 = "--provider s3 --s3-endpoint e --bucket b --s3-access-key a";
+        let azure = "--provider azure --azure-account-name a --bucket b";
+        let swift = "--provider swift --bucket b --swift-auth-url https://h/v1.0 --swift-user u";
+        for (line, field) in [
+            (format!("{s3} --s3-secret-key-from"), "secretKey"),
+            (format!("{azure} --azure-account-key-from"), "key"),
+            (format!("{azure} --azure-sas-token-from"), "token"),
+            ("--provider google --bucket b --google-json-key-from".to_owned(), "jsonKey"),
+            (format!("{swift} --swift-key-from"), "key"),
+            (
+                "--provider swift --bucket b --swift-storage-url https://h --swift-token-from".to_owned(),
+                "token",
+            ),
+        ] {
+            let request =
+                ask(&format!("{line} vault:secret/x#y --encryption-passphrase-from systemd:p")).unwrap();
+            assert_eq!(
+                request.encryption_passphrase.as_ref().unwrap().reference().unwrap().to_string(),
+                "systemd:p"
+            );
+            let json = serde_json::to_string(&request).unwrap();
+            assert!(json.contains(&format!(r#""{field}":{{"from":"vault:secret/x#y"}}"#)), "{json}");
+        }
+        for line in [
+            format!("{s3} --use-iam --s3-secret-key-from systemd:a"),
+            format!("{azure} --azure-account-key-from systemd:a --azure-sas-token-from systemd:b"),
+            "--provider google --bucket b --use-iam --google-json-key-from systemd:a".to_owned(),
+            "--provider local --path /x --s3-secret-key-from systemd:a".to_owned(),
+        ] {
+            assert_eq!(ask(&line).unwrap_err().exit_status(), 2, "{line}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        let toml = "provider = \"local\"\npath = \"/x\"\nencryption-passphrase-from = \"vault:a/b#c\"\n";
+        std::fs::write(&file, toml).unwrap();
+        let from = |request: CreateCredential| request.encryption_passphrase.unwrap().reference().cloned();
+        assert_eq!(from(ask(&format!("--file {}", file.display())).unwrap()), "vault:a/b#c".parse().ok());
+        let typed =
+            ask(&format!("--file {} --encryption-passphrase-from systemd:t", file.display())).unwrap();
+        assert_eq!(from(typed), "systemd:t".parse().ok());
+        std::fs::write(&file, format!("{toml}encryption-passphrase = \"planted\"\n")).unwrap();
+        let error = ask(&format!("--file {}", file.display())).unwrap_err().to_string();
+        assert!(error.contains("drop one of them") && !error.contains("planted"), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 //! once, by path and line.
 
 use super::node::{Key, Node, NodeValue};
-use blockd_api::Secret;
+use blockd_api::{Secret, SecretRef};
 use std::{
     cell::RefCell,
     fmt,
@@ -69,6 +69,8 @@ pub enum SecretSource {
     Value(Secret),
     /// In a file.
     File(PathBuf),
+    /// Where the daemon finds it.
+    Elsewhere(SecretRef),
 }
 
 /// The fields of something.
@@ -247,7 +249,26 @@ impl<'a> Fields<'a> {
         }
         let mut source = Fields::of(node, path.clone(), self.reading)?;
         let (file, variable) = (source.text("file"), source.text("env"));
+        let elsewhere = [
+            source.text("from"),
+            source.text("systemd").map(|name| format!("systemd:{name}")),
+            source.text("vault").map(|place| format!("vault:{place}")),
+        ];
         source.finish();
+        let mut elsewhere = elsewhere.into_iter().flatten();
+        if let (Some(reference), None) = (elsewhere.next(), elsewhere.next())
+            && file.is_none()
+            && variable.is_none()
+        {
+            return match reference.parse() {
+                Ok(reference) => Some(SecretSource::Elsewhere(reference)),
+                Err(error) => {
+                    let error: blockd_api::SecretRefError = error;
+                    self.reading.wrong(node.line, &path, error.to_string());
+                    None
+                }
+            };
+        }
         match (file, variable) {
             (Some(file), None) => Some(SecretSource::File(self.reading.file(&file))),
             (None, Some(variable)) => match std::env::var(&variable) {
@@ -262,7 +283,11 @@ impl<'a> Fields<'a> {
                 }
             },
             _ => {
-                self.reading.wrong(node.line, &path, "one of `file` and `env` is expected here");
+                self.reading.wrong(
+                    node.line,
+                    &path,
+                    "one of `file`, `env`, `systemd`, `vault` and `from` is expected here",
+                );
                 None
             }
         }
@@ -333,6 +358,21 @@ mod tests {
     }
 
     #[test]
+    fn secrets_may_lie_where_the_daemon_finds_them() {
+        let text = "a: {vault: \"secret/s3#key\"}\nb: {systemd: pass}\nc: {from: \"file:/x/y\"}\nd: {vault: planted}\ne: {vault: \"a/b#c\", systemd: x}\n";
+        let told = problems(text, |fields| {
+            for (name, reference) in [("a", "vault:secret/s3#key"), ("b", "systemd:pass"), ("c", "file:/x/y")]
+            {
+                let found = fields.secret(name);
+                assert_eq!(found, Some(SecretSource::Elsewhere(reference.parse().unwrap())));
+            }
+            assert_eq!((fields.secret("d"), fields.secret("e")), (None, None));
+        });
+        assert!(told.len() == 2 && told[0].contains("line 4: d: after vault: comes"), "{told:?}");
+        assert!(told[1].starts_with("line 5: e: one of") && !told.join("").contains("planted"), "{told:?}");
+    }
+
+    #[test]
     fn secrets_are_where_they_are_said_to_be() {
         let text = "a: plain\nb: {file: key}\nc: {file: /abs}\nd: {env: BLOCKCTL_NO_SUCH_VARIABLE}\ne: {}\n";
         let told = problems(text, |fields| {
@@ -345,7 +385,7 @@ mod tests {
             told,
             [
                 "line 4: d: there is no text in the variable BLOCKCTL_NO_SUCH_VARIABLE",
-                "line 5: e: one of `file` and `env` is expected here",
+                "line 5: e: one of `file`, `env`, `systemd`, `vault` and `from` is expected here",
             ]
         );
     }

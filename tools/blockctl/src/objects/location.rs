@@ -8,7 +8,7 @@ use crate::{
     secrets::read_file,
 };
 use blockd_api::{
-    CredentialName, DailyLimit, LimitWindow,
+    CredentialName, DailyLimit, LimitWindow, SecretRef,
     credentials::{CreateCredential, Credential, ProviderKind},
 };
 use serde_json::{Map, Value};
@@ -34,6 +34,7 @@ pub fn view_of(one: &Credential) -> Value {
                 ("endpoint", text(&one.endpoint)),
                 ("region", text(&one.region)),
                 ("accessKeyID", text(&one.access_key)),
+                ("secretAccessKey", one.store_key_from.as_ref().map(elsewhere)),
                 ("disableSSL", disable_ssl),
                 ("disablePathStyle", one.path_style.map(|yes| Value::from(!yes))),
                 ("storageClass", text(&one.storage_class)),
@@ -76,7 +77,13 @@ pub fn view_of(one: &Credential) -> Value {
         ("limitDownload", limit(one.limit_download_bytes_per_s, &one.limit_download_windows)),
         ("limitTimeZone", text(&one.limit_time_zone)),
         ("encrypted", Some(one.encryption.into())),
+        ("encryptionKey", one.encryption_key_from.as_ref().map(elsewhere)),
     ])
+}
+
+/// Where a secret lies, as a location says it.
+fn elsewhere(reference: &SecretRef) -> Value {
+    object(vec![("from", Some(reference.to_string().into()))])
 }
 
 /// Whether a URL says who asks, with a password maybe.
@@ -114,6 +121,7 @@ impl Location {
                         ("endpoint", server(&one.s3_endpoint)),
                         ("region", text(&one.s3_region)),
                         ("accessKeyID", text(&one.s3_access_key)),
+                        ("secretAccessKey", one.s3_secret_key_from.as_ref().map(elsewhere)),
                         ("disableSSL", disable_ssl.or(tls.then_some(Value::from(false)))),
                         ("disablePathStyle", one.disable_path_style.then_some(Value::from(true))),
                         ("storageClass", text(&one.s3_storage_class)),
@@ -160,6 +168,7 @@ impl Location {
             ("limitDownload", limit(&one.limit_download)),
             ("limitTimeZone", text(&one.limit_time_zone)),
             ("encrypted", self.encrypted.map(Value::from)),
+            ("encryptionKey", one.encryption_passphrase_from.as_ref().map(elsewhere)),
         ])
     }
 
@@ -184,6 +193,12 @@ impl Location {
         let one = &self.settings;
         (one.limit_upload.as_ref(), one.limit_download.as_ref(), one.limit_time_zone.as_ref())
     }
+}
+
+fn has_passphrase(settings: &Settings) -> bool {
+    settings.encryption_passphrase.is_some()
+        || settings.encryption_passphrase_file.is_some()
+        || settings.encryption_passphrase_from.is_some()
 }
 
 /// Reads what is below `location`, or the storage blocks below `spec`.
@@ -212,15 +227,20 @@ fn text_from(fields: &mut Fields<'_>, name: &'static str) -> Option<String> {
                 None
             }
         },
+        SecretSource::Elsewhere(_) => {
+            fields.wrong(line, name, "this is no secret, and blockd keeps it: give it, or `file` or `env`");
+            None
+        }
     }
 }
 
-/// Takes a secret into the two settings that can have it.
+/// Takes a secret into the settings that can have it.
 macro_rules! take_secret {
-    ($fields:expr, $name:literal, $settings:ident . $value:ident, $file:ident) => {
+    ($fields:expr, $name:literal, $settings:ident . $value:ident, $file:ident, $from:ident) => {
         match $fields.secret($name) {
             Some(SecretSource::Value(secret)) => $settings.$value = Some(secret),
             Some(SecretSource::File(path)) => $settings.$file = Some(path),
+            Some(SecretSource::Elsewhere(reference)) => $settings.$from = Some(reference),
             None => {}
         }
     };
@@ -285,8 +305,14 @@ fn read_location(mut fields: Fields<'_>) -> Option<Location> {
     }
     read_common(&mut fields, &mut settings);
     let said = fields.flag("encrypted");
-    take_secret!(fields, "encryptionKey", settings.encryption_passphrase, encryption_passphrase_file);
-    let has_key = settings.encryption_passphrase.is_some() || settings.encryption_passphrase_file.is_some();
+    take_secret!(
+        fields,
+        "encryptionKey",
+        settings.encryption_passphrase,
+        encryption_passphrase_file,
+        encryption_passphrase_from
+    );
+    let has_key = has_passphrase(&settings);
     let encrypted = if has_key { Some(true) } else { said };
     if has_key && said == Some(false) {
         fields.wrong(line, "encrypted", "there is an encryptionKey, so it is");
@@ -317,7 +343,7 @@ fn read_s3(fields: &mut Fields<'_>, settings: &mut Settings) {
     given(fields.text("region"), &mut settings.s3_region);
     given(fields.text("endpoint"), &mut settings.s3_endpoint);
     given(text_from(fields, "accessKeyID"), &mut settings.s3_access_key);
-    take_secret!(fields, "secretAccessKey", settings.s3_secret_key, s3_secret_key_file);
+    take_secret!(fields, "secretAccessKey", settings.s3_secret_key, s3_secret_key_file, s3_secret_key_from);
     settings.s3_disable_ssl |= fields.flag("disableSSL").unwrap_or(false);
     settings.disable_path_style = fields.flag("disablePathStyle").unwrap_or(false);
     settings.s3_storage_class = fields.text("storageClass");
@@ -333,8 +359,14 @@ fn read_s3(fields: &mut Fields<'_>, settings: &mut Settings) {
 fn read_azure(fields: &mut Fields<'_>, settings: &mut Settings) {
     settings.azure_account_name =
         text_from(fields, "storageAccountName").or(settings.azure_account_name.take());
-    take_secret!(fields, "storageAccountKey", settings.azure_account_key, azure_account_key_file);
-    take_secret!(fields, "sasToken", settings.azure_sas_token, azure_sas_token_file);
+    take_secret!(
+        fields,
+        "storageAccountKey",
+        settings.azure_account_key,
+        azure_account_key_file,
+        azure_account_key_from
+    );
+    take_secret!(fields, "sasToken", settings.azure_sas_token, azure_sas_token_file, azure_sas_token_from);
     settings.azure_endpoint = fields.text("endpoint");
     settings.use_iam = fields.flag("useManagedIdentity").unwrap_or(false);
     settings.azure_client_id = fields.text("clientID");
@@ -345,11 +377,12 @@ fn read_google(fields: &mut Fields<'_>, settings: &mut Settings) {
     let line = fields.line;
     match fields.secret("accountKey") {
         Some(SecretSource::File(path)) => settings.google_json_key_file = Some(path),
+        Some(SecretSource::Elsewhere(reference)) => settings.google_json_key_from = Some(reference),
         Some(SecretSource::Value(_)) => {
             fields.wrong(
                 line,
                 "accountKey",
-                "the key of a service account is taken from a file only: `file: PATH`",
+                "the key of a service account is taken from a file only, `file: PATH`, or from where blockd finds it, `vault: …`",
             );
         }
         None => {}
@@ -363,7 +396,7 @@ fn read_swift(fields: &mut Fields<'_>, settings: &mut Settings) {
         fields.number("authVersion", 1).and_then(|version| u8::try_from(version).ok());
     settings.swift_auth_url = fields.text("authURL");
     settings.swift_user = text_from(fields, "user");
-    take_secret!(fields, "key", settings.swift_key, swift_key_file);
+    take_secret!(fields, "key", settings.swift_key, swift_key_file, swift_key_from);
     settings.swift_region = fields.text("region");
     settings.swift_tenant_name = fields.text("tenantName");
     settings.swift_tenant_id = fields.text("tenantID");
@@ -371,7 +404,7 @@ fn read_swift(fields: &mut Fields<'_>, settings: &mut Settings) {
     settings.swift_project_name = fields.text("project");
     settings.swift_project_domain_name = fields.text("projectDomainName");
     settings.swift_storage_url = fields.text("storageURL");
-    take_secret!(fields, "token", settings.swift_token, swift_token_file);
+    take_secret!(fields, "token", settings.swift_token, swift_token_file, swift_token_from);
 }
 
 /// The storage blocks of KubeDB's snapshots: one of `s3`, `gcs`, `azure`, `swift` and `local`.
@@ -421,8 +454,14 @@ fn read_blocks(mut fields: Fields<'_>) -> Option<Location> {
         read_secret_dir(&mut settings, &dir, "storageSecretName", &fields);
     }
     read_common(&mut fields, &mut settings);
-    take_secret!(fields, "encryptionKey", settings.encryption_passphrase, encryption_passphrase_file);
-    let has_key = settings.encryption_passphrase.is_some() || settings.encryption_passphrase_file.is_some();
+    take_secret!(
+        fields,
+        "encryptionKey",
+        settings.encryption_passphrase,
+        encryption_passphrase_file,
+        encryption_passphrase_from
+    );
+    let has_key = has_passphrase(&settings);
     fields.finish();
     Some(Location { settings, encrypted: has_key.then_some(true) })
 }

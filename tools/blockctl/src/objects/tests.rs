@@ -181,11 +181,11 @@ fn a_location_of_the_custom_resources_becomes_a_credential() {
     };
     assert_eq!((endpoint.as_str(), region.as_str(), bucket.as_str()), ("h:9010", "eu-west-1", "bucket-name"));
     assert_eq!((access_key.as_deref(), disable_ssl), (Some("A"), true));
-    assert_eq!(secret_key.unwrap().expose(), "planted");
+    assert_eq!(secret_key.unwrap().value().unwrap().expose(), "planted");
     let made = credential(
         "location: {type: azure, path: c, azureConfig: {storageAccountName: a, storageAccountKey: k}, encryptionKey: p}",
     );
-    assert_eq!(made.encryption_passphrase.unwrap().expose(), "p");
+    assert_eq!(made.encryption_passphrase.unwrap().value().unwrap().expose(), "p");
     assert!(matches!(made.provider, ProviderRequest::Azure { auth: AzureAuth::AccountKey { .. }, .. }));
     let made = credential(
         "location: {type: swift, path: c, swiftConfig: {authURL: \"https://h/auth/v1.0\", user: u, key: k}}",
@@ -247,7 +247,7 @@ fn storage_blocks_of_snapshots_are_understood() {
         panic!("not S3")
     };
     assert_eq!((endpoint.as_str(), bucket.as_str()), ("s3.amazonaws.com", "kubedb-qa"));
-    assert_eq!((access_key.as_deref(), secret_key.unwrap().expose()), (Some("A"), "S"));
+    assert_eq!((access_key.as_deref(), secret_key.unwrap().value().unwrap().expose()), (Some("A"), "S"));
     let ProviderRequest::Azure { account, container, .. } = made("azure: {container: c}") else { panic!() };
     assert_eq!((account.as_str(), container.as_str()), ("acct", "c"));
     let ProviderRequest::Google { project, .. } = made("gcs: {bucket: b}") else { panic!("not Google") };

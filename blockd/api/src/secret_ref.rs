@@ -1,0 +1,307 @@
+//! Where a secret lies that the daemon fetches itself when it needs it, and never stores.
+
+use crate::Secret;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, MapAccess, Visitor},
+    ser::SerializeMap,
+};
+use std::{fmt, path::PathBuf, str::FromStr};
+
+/// The longest reference, in bytes.
+pub const MAX_SECRET_REF_BYTES: usize = 1024;
+
+/// Why a text is no reference. What was given is never quoted: it may be a secret in the wrong place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecretRefError {
+    /// It begins with nothing known.
+    #[error("a reference to a secret is systemd:NAME, file:/ABSOLUTE/PATH or vault:MOUNT/PATH#FIELD")]
+    Scheme,
+    /// It is too long.
+    #[error("a reference to a secret has at most {MAX_SECRET_REF_BYTES} bytes")]
+    TooLong,
+    /// A name that no credential of systemd has.
+    #[error(
+        "after systemd: comes the name of a credential: letters, digits, dots, dashes and underscores, not a dot first"
+    )]
+    Systemd,
+    /// A path that cannot be.
+    #[error("after file: comes an absolute path on the host of blockd, without .. in it")]
+    File,
+    /// Not what Vault can be asked for.
+    #[error(
+        "after vault: comes MOUNT/PATH#FIELD, such as vault:secret/blockd/s3#secret_key; a mount that has slashes itself ends with two: vault:team/kv//blockd/s3#secret_key"
+    )]
+    Vault,
+}
+
+/// Where a secret lies.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SecretRef {
+    /// A credential that systemd gives the daemon.
+    Systemd(String),
+    /// A file on the daemon's host.
+    File(PathBuf),
+    /// A field of a secret in a key-value store, version 2, of Vault or what speaks like it.
+    Vault {
+        /// Where the store is mounted.
+        mount: String,
+        /// The secret there.
+        path: String,
+        /// Its field.
+        field: String,
+    },
+}
+
+/// Whether it is made of segments that mean themselves.
+fn are_segments(text: &str) -> bool {
+    let is_plain = |c: char| !c.is_control() && !matches!(c, '#' | '?' | '\\');
+    text.split('/').all(|one| !one.is_empty() && one != "." && one != ".." && one.chars().all(is_plain))
+}
+
+impl SecretRef {
+    /// A credential of systemd.
+    ///
+    /// # Errors
+    /// No credential can have this name.
+    pub fn systemd(name: &str) -> Result<Self, SecretRefError> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if name.is_empty() || name.len() > 255 || name.starts_with('.') || !name.chars().all(is_plain) {
+            return Err(SecretRefError::Systemd);
+        }
+        Ok(Self::Systemd(name.to_owned()))
+    }
+
+    fn file(path: &str) -> Result<Self, SecretRefError> {
+        let below_root = path.strip_prefix('/').ok_or(SecretRefError::File)?;
+        if below_root.is_empty() || path.contains(char::is_control) || path.split('/').any(|one| one == "..")
+        {
+            return Err(SecretRefError::File);
+        }
+        Ok(Self::File(path.into()))
+    }
+
+    fn vault(text: &str) -> Result<Self, SecretRefError> {
+        let (place, field) = text.rsplit_once('#').ok_or(SecretRefError::Vault)?;
+        let parts = place.split_once("//").or_else(|| place.split_once('/'));
+        let (mount, path) = parts.ok_or(SecretRefError::Vault)?;
+        let is_field = !field.is_empty() && !field.contains(char::is_control);
+        if !are_segments(mount) || !are_segments(path) || !is_field {
+            return Err(SecretRefError::Vault);
+        }
+        Ok(Self::Vault { mount: mount.to_owned(), path: path.to_owned(), field: field.to_owned() })
+    }
+}
+
+impl FromStr for SecretRef {
+    type Err = SecretRefError;
+
+    fn from_str(text: &str) -> Result<Self, SecretRefError> {
+        if text.len() > MAX_SECRET_REF_BYTES {
+            return Err(SecretRefError::TooLong);
+        }
+        match text.split_once(':') {
+            Some(("systemd", name)) => Self::systemd(name),
+            Some(("file", path)) => Self::file(path),
+            Some(("vault", place)) => Self::vault(place),
+            _ => Err(SecretRefError::Scheme),
+        }
+    }
+}
+
+impl fmt::Display for SecretRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Systemd(name) => write!(f, "systemd:{name}"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Vault { mount, path, field } => {
+                let between = if mount.contains('/') { "//" } else { "/" };
+                write!(f, "vault:{mount}{between}{path}#{field}")
+            }
+        }
+    }
+}
+
+impl Serialize for SecretRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A secret of a request: itself, which the daemon keeps sealed, or where it lies: `{"from": "vault:secret/s3#key"}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretInput {
+    /// The secret.
+    Value(Secret),
+    /// Where the daemon finds it.
+    From(SecretRef),
+}
+
+impl SecretInput {
+    /// The secret, if it is given itself.
+    pub fn value(&self) -> Option<&Secret> {
+        match self {
+            Self::Value(secret) => Some(secret),
+            Self::From(_) => None,
+        }
+    }
+
+    /// Where it lies, if it is not given itself.
+    pub fn reference(&self) -> Option<&SecretRef> {
+        match self {
+            Self::Value(_) => None,
+            Self::From(reference) => Some(reference),
+        }
+    }
+
+    /// Whether it is a text with nothing but spaces in it.
+    pub fn is_blank(&self) -> bool {
+        self.value().is_some_and(|secret| secret.expose().trim().is_empty())
+    }
+}
+
+impl From<Secret> for SecretInput {
+    fn from(secret: Secret) -> Self {
+        Self::Value(secret)
+    }
+}
+
+impl From<SecretRef> for SecretInput {
+    fn from(reference: SecretRef) -> Self {
+        Self::From(reference)
+    }
+}
+
+impl Serialize for SecretInput {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Value(secret) => secret.serialize(serializer),
+            Self::From(reference) => {
+                let mut map = serializer.serialize_map(Some(1))?;
+                map.serialize_entry("from", reference)?;
+                map.end()
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretInput {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Input;
+
+        impl<'de> Visitor<'de> for Input {
+            type Value = SecretInput;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a secret, or {\"from\": REFERENCE}")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<SecretInput, E> {
+                Ok(SecretInput::Value(Secret::new(text.to_owned())))
+            }
+
+            fn visit_string<E: Error>(self, text: String) -> Result<SecretInput, E> {
+                Ok(SecretInput::Value(Secret::new(text)))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretInput, A::Error> {
+                let mut found = None;
+                while let Some(key) = map.next_key::<String>()? {
+                    if key != "from" {
+                        return Err(A::Error::unknown_field(&key, &["from"]));
+                    }
+                    if found.replace(map.next_value()?).is_some() {
+                        return Err(A::Error::duplicate_field("from"));
+                    }
+                }
+                found.map(SecretInput::From).ok_or_else(|| A::Error::missing_field("from"))
+            }
+        }
+
+        deserializer.deserialize_any(Input)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_written_as_they_were() {
+        for text in [
+            "systemd:blockd-passphrase",
+            "file:/etc/blockd/secrets/s3 key",
+            "vault:secret/s3#key",
+            "vault:secret/blockd/s3#secret key",
+            "vault:team/kv//blockd/s3#k",
+        ] {
+            let reference: SecretRef = text.parse().unwrap();
+            assert_eq!(reference.to_string(), text);
+            assert_eq!(serde_json::from_str::<SecretRef>(&format!("\"{text}\"")).unwrap(), reference);
+        }
+        let nested = SecretRef::Vault { mount: "team/kv".into(), path: "a/b".into(), field: "c".into() };
+        assert_eq!("vault:team/kv//a/b#c".parse(), Ok(nested));
+        // Of the one that needs no two slashes.
+        assert_eq!("vault:kv//a#c".parse::<SecretRef>().unwrap().to_string(), "vault:kv/a#c");
+    }
+
+    #[test]
+    fn what_leads_elsewhere_is_refused_and_not_quoted() {
+        for bad in [
+            "",
+            "planted",
+            "env:PLANTED",
+            "systemd:",
+            "systemd:../planted",
+            "systemd:a/planted",
+            "systemd:.planted",
+            "file:planted",
+            "file:/",
+            "file:/etc/../planted",
+            "vault:planted",
+            "vault:secret/planted",
+            "vault:secret#planted",
+            "vault:secret/planted#",
+            "vault:secret/../planted#x",
+            "vault:secret/a//b//planted#x",
+            "vault:/planted#x",
+            "vault:secret/planted?version=1#x",
+            "vault:secret/a#planted#x",
+            "vault:secret/planted\n#x",
+            &format!("vault:secret/{}#x", "planted".repeat(200)),
+        ] {
+            let error = bad.parse::<SecretRef>().map(|found| found.to_string());
+            let error = error.expect_err(bad).to_string();
+            assert!(!error.contains("planted") && !error.contains('\n'), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_itself_or_where_it_lies() {
+        let read = |text: &str| serde_json::from_str::<SecretInput>(text);
+        assert_eq!(read("\"hunter2\"").unwrap(), Secret::new("hunter2".into()).into());
+        let from = read(r#"{"from":"systemd:a"}"#).unwrap();
+        assert_eq!(from.reference().unwrap().to_string(), "systemd:a");
+        for text in ["\"hunter2\"", r#"{"from":"vault:a/b#c"}"#] {
+            assert_eq!(serde_json::to_string(&read(text).unwrap()).unwrap(), text);
+        }
+        for bad in [
+            r#"{}"#,
+            r#"{"from":"x"}"#,
+            r#"{"to":"systemd:a"}"#,
+            "7",
+            r#"{"from":"systemd:a","from":"systemd:b"}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert!(!format!("{:?}", read("\"hunter2\"").unwrap()).contains("hunter"));
+        assert!(read("\" \"").unwrap().is_blank() && !from.is_blank());
+    }
+}

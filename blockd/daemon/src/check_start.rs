@@ -1,0 +1,112 @@
+//! `blockd --check-start`: whether this program could start on a data directory, also while another one runs on it. It changes
+//! nothing, and takes no lock: a package asks it before the daemon that runs is restarted.
+
+use crate::{
+    config::Config,
+    daemon::{check_socket_path, with_sources},
+    db::Db,
+};
+use blockd_extent::VolumeId;
+use blockd_volume::{Volume, VolumeError};
+use std::{io::ErrorKind, path::Path};
+
+/// What would keep this program from starting, or from opening a volume, a line each. What is wrong with a volume whatever the
+/// program is left to `--check-volumes`.
+///
+/// # Errors
+/// It cannot be found out, in one line.
+pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
+    let cannot = |path: &Path, error: &std::io::Error| format!("cannot look at {}: {error}", path.display());
+    let data_dir = std::path::absolute(&config.data_dir).map_err(|error| cannot(&config.data_dir, &error))?;
+    let mut problems = Vec::new();
+    for name in ["blockd.sock", "nbd.sock"] {
+        problems.extend(check_socket_path(&data_dir.join(name)).err().map(|error| error.to_string()));
+    }
+    match std::fs::metadata(&data_dir) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Ok(vec![format!("{} is no directory", data_dir.display())]),
+        // It is made by the first start.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(problems),
+        Err(error) => return Err(cannot(&data_dir, &error)),
+    }
+    let database = data_dir.join("blockd.db");
+    match database.try_exists() {
+        Ok(true) => problems.extend(Db::check_version(&database).err().map(|error| with_sources(&error))),
+        Ok(false) => {}
+        Err(error) => return Err(cannot(&database, &error)),
+    }
+    let volumes = data_dir.join("volumes");
+    let entries = match std::fs::read_dir(&volumes) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(problems),
+        Err(error) => return Err(cannot(&volumes, &error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|error| cannot(&volumes, &error))?.path();
+        let is_volume = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.parse::<VolumeId>().is_ok());
+        // Anything else that is wrong with it was wrong before.
+        if is_volume && let Err(error @ VolumeError::NewerFormat { .. }) = Volume::read_identity(&path) {
+            problems.push(error.to_string());
+        }
+    }
+    Ok(problems)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &Path) -> Config {
+        Config { data_dir: dir.to_owned(), ..Config::default() }
+    }
+
+    fn listing(dir: &Path) -> Vec<(String, u64)> {
+        let mut found: Vec<_> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len())
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_newer_database_and_a_newer_volume_are_told_and_nothing_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(check_start(&config(&dir.path().join("none"))).unwrap().is_empty());
+        assert!(check_start(&config(dir.path())).unwrap().is_empty());
+        let path = dir.path().join("blockd.db");
+        drop(Db::open(&path).unwrap());
+        let id = VolumeId::from_u64(7);
+        let volume = dir.path().join("volumes/7");
+        std::fs::create_dir(dir.path().join("volumes")).unwrap();
+        drop(Volume::create(&volume, id, 1 << 20).unwrap());
+        let before = listing(dir.path());
+        assert!(check_start(&config(dir.path())).unwrap().is_empty());
+        assert_eq!(listing(dir.path()), before, "something was left behind");
+
+        // What another program has written, and not moved into the database file yet.
+        let other = rusqlite::Connection::open(&path).unwrap();
+        other.pragma_update(None, "user_version", 9999).unwrap();
+        let meta = volume.join("volume.meta");
+        let mut bytes = std::fs::read(&meta).unwrap();
+        bytes[8..12].copy_from_slice(&9_u32.to_le_bytes());
+        std::fs::write(&meta, bytes).unwrap();
+        let problems = check_start(&config(dir.path())).unwrap();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(
+            problems[0].contains("has version 9999") && problems[1].contains("format version 9"),
+            "{problems:?}"
+        );
+        drop(other);
+        assert_eq!(check_start(&config(dir.path())).unwrap().len(), 2, "also when nobody has it open");
+
+        std::fs::write(&path, b"no database at all, but long enough to be looked at").unwrap();
+        assert!(check_start(&config(dir.path())).unwrap()[0].contains("database"));
+    }
+}

@@ -1,0 +1,247 @@
+//! A store whose secret lies elsewhere. A new secret counts when it is fetched, and at the latest when the store refuses the old one.
+
+use super::{Fingerprint, ReferenceError, References, Resolved};
+use crate::{db::StoreRow, error::ServiceError, providers};
+use blockd_api::SecretRef;
+use blockd_cloud::store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::{future::Future, sync::Arc};
+
+type Client = Arc<dyn ObjectStore>;
+
+/// A store, opened with what a reference leads to.
+pub(crate) struct ReferencedStore {
+    row: StoreRow,
+    reference: SecretRef,
+    references: Arc<References>,
+    describe: String,
+    /// The client, and the secret that it was made with.
+    client: Mutex<(Fingerprint, Client)>,
+}
+
+impl ReferencedStore {
+    /// Opens it with a secret that was fetched.
+    ///
+    /// # Errors
+    /// A setting that cannot be right, or the secret.
+    pub fn open(
+        row: StoreRow,
+        reference: SecretRef,
+        references: Arc<References>,
+        secret: &Resolved,
+    ) -> Result<Self, ServiceError> {
+        let client = providers::open(&row, Some(secret.expose()), None)?;
+        let describe = client.describe().to_owned();
+        Ok(Self { row, reference, references, describe, client: Mutex::new((secret.fingerprint, client)) })
+    }
+
+    /// The client for a secret.
+    fn client_for(
+        &self,
+        secret: &Resolved,
+        operation: &'static str,
+        key: &str,
+    ) -> Result<Client, StoreError> {
+        let mut client = self.client.lock();
+        if client.0 != secret.fingerprint {
+            let opened = providers::open(&self.row, Some(secret.expose()), None);
+            let opened = opened.map_err(|error| {
+                StoreError::new(StoreErrorKind::Misconfigured, operation, key, &self.describe)
+                    .with_detail(format!("the secret {}: {error}", self.reference))
+            })?;
+            *client = (secret.fingerprint, opened);
+        }
+        Ok(Arc::clone(&client.1))
+    }
+
+    fn failed(&self, error: &ReferenceError, operation: &'static str, key: &str) -> StoreError {
+        // What may be over by itself is tried again.
+        let kind = match error.is_retryable() {
+            true => StoreErrorKind::Other,
+            false => StoreErrorKind::Unauthorized,
+        };
+        StoreError::new(kind, operation, key, &self.describe)
+            .with_detail(format!("the secret {}: {error}", self.reference))
+    }
+
+    async fn run<T, F>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        request: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let failed = |error: ReferenceError| self.failed(&error, operation, key);
+        let secret = self.references.resolve(&self.reference).await.map_err(failed)?;
+        let result = request(self.client_for(&secret, operation, key)?).await;
+        match &result {
+            Err(error) if error.kind == StoreErrorKind::Unauthorized => {}
+            _ => return result,
+        }
+        let used = secret.fingerprint;
+        match self.references.resolve_after_refusal(&self.reference, &used).await {
+            Ok(other) if other.fingerprint != used => {
+                tracing::info!(reference = %self.reference, store = %self.describe, "the store refused the old secret; there is a new one");
+                request(self.client_for(&other, operation, key)?).await
+            }
+            Ok(_) => result,
+            Err(error) => {
+                tracing::debug!(reference = %self.reference, %error, "the store refused the secret, and it cannot be fetched anew");
+                result
+            }
+        }
+    }
+}
+
+impl ObjectStore for ReferencedStore {
+    fn describe(&self) -> &str {
+        &self.describe
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let put = |store: Client| {
+                let body = body.clone();
+                async move { store.put(key, body, mode).await }
+            };
+            self.run("PUT", key, put).await
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(self.run(
+            "GET",
+            key,
+            move |store: Client| async move { store.get(key, max_len_bytes).await },
+        ))
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        let get = move |store: Client| async move { store.get_range(key, offset_bytes, len_bytes).await };
+        Box::pin(self.run("GET", key, get))
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(self.run("DELETE", key, move |store: Client| async move { store.delete(key).await }))
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        Box::pin(self.run("LIST", prefix, move |store: Client| async move { store.list(prefix).await }))
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        Box::pin(self.run(
+            "MULTIPART",
+            key,
+            move |store: Client| async move { store.multipart_start(key).await },
+        ))
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            let put = |store: Client| {
+                let body = body.clone();
+                async move { store.multipart_put(key, upload_id, part_no, body).await }
+            };
+            self.run("MULTIPART", key, put).await
+        })
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        let complete =
+            move |store: Client| async move { store.multipart_complete(key, upload_id, tags).await };
+        Box::pin(self.run("MULTIPART", key, complete))
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        let abort = move |store: Client| async move { store.multipart_abort(key, upload_id).await };
+        Box::pin(self.run("MULTIPART", key, abort))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{Config, SecretsConfig},
+        db::{ProviderRow, SwiftAuthRow},
+    };
+    use axum::{
+        Router,
+        extract::State,
+        http::{HeaderMap, StatusCode},
+    };
+    use blockd_api::credentials::Connection;
+    use std::{collections::VecDeque, os::unix::fs::PermissionsExt, path::Path};
+
+    /// What the store takes, and what it was given.
+    type Shared = Arc<Mutex<(String, VecDeque<String>)>>;
+
+    async fn answer(State(shared): State<Shared>, headers: HeaderMap) -> (StatusCode, &'static str) {
+        let token = headers.get("x-auth-token").map_or("", |value| value.to_str().unwrap()).to_owned();
+        let mut shared = shared.lock();
+        let is_right = token == shared.0;
+        shared.1.push_back(token);
+        if is_right { (StatusCode::OK, "object") } else { (StatusCode::UNAUTHORIZED, "") }
+    }
+
+    fn put(path: &Path, text: &str) {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_refuses_the_old_secret_is_given_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        put(&path, "planted-1");
+        let shared: Shared = Arc::new(Mutex::new(("planted-1".to_owned(), VecDeque::new())));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let storage_url = format!("http://{}/v1/account", listener.local_addr().unwrap());
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+
+        let secrets = SecretsConfig { file_dir: dir.path().to_owned(), ..SecretsConfig::default() };
+        let references = References::new(&Config { secrets, ..Config::default() }, None);
+        let reference: SecretRef = format!("file:{}", path.display()).parse().unwrap();
+        let row = StoreRow {
+            provider: ProviderRow::Swift { container: "c".into(), auth: SwiftAuthRow::Token { storage_url } },
+            connection: Connection::default(),
+        };
+        let resolved = references.resolve(&reference).await.unwrap();
+        let store = ReferencedStore::open(row, reference, Arc::clone(&references), &resolved).unwrap();
+        assert_eq!(store.get("a", 100).await.unwrap(), "object");
+
+        // Another one at both ends: nobody has to be told.
+        shared.lock().0 = "planted-2".to_owned();
+        put(&path, "planted-2");
+        assert_eq!(store.get("a", 100).await.unwrap(), "object");
+        // At one end only: the store is asked with it once.
+        shared.lock().0 = "planted-3".to_owned();
+        shared.lock().1.clear();
+        let error = store.get("a", 100).await.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::Unauthorized, "{error}");
+        assert_eq!(shared.lock().1, ["planted-2"]);
+        // Without it nothing is asked, when what is known is too old.
+        std::fs::remove_file(&path).unwrap();
+        tokio::time::sleep(super::super::LOCAL_FOR).await;
+        let error = store.get("a", 100).await.unwrap_err();
+        assert!(error.to_string().contains("it is not there") && !error.is_retryable(), "{error}");
+        assert!(!error.to_string().contains("planted"), "{error}");
+        server.abort();
+    }
+}
