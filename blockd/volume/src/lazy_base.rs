@@ -48,6 +48,9 @@ pub(crate) struct LazyBase {
     /// `false` once the volume was closed; held for reading while something is written.
     open: RwLock<bool>,
     log: Mutex<Log>,
+    /// Held by who writes to the files. The kernel lets one write to a file at a time, and the others spin meanwhile: a processor that
+    /// could open frames or answer readers.
+    writing: Mutex<()>,
     /// Stretches of which the source has said where there are zeroes.
     surveyed: Mutex<BlockSet>,
     /// Shared with all other lazy volumes.
@@ -99,6 +102,7 @@ impl LazyBase {
             complete: AtomicBool::new(complete),
             open: RwLock::new(true),
             log: Mutex::new(Log { log, logged }),
+            writing: Mutex::default(),
             surveyed: Mutex::default(),
             budget,
         }))
@@ -307,7 +311,9 @@ impl LazyBase {
         let mut write = |from: usize, to: usize| -> Result<(), FetchFailure> {
             if from < to {
                 let offset_bytes = start.0 * BLOCK_SIZE_BYTES + from as u64;
+                let turn = self.writing.lock();
                 let written = self.files.write(offset_bytes, &data[from..to]);
+                drop(turn);
                 written.map_err(|error| FetchFailure::Disk(Arc::new(error)))?;
                 has_data(Extent::inside(offset_bytes, (to - from) as u64));
             }
