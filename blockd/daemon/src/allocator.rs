@@ -7,6 +7,11 @@ const MAPPED_FROM_BYTES: libc::c_int = 1 << 20;
 #[cfg(target_env = "gnu")]
 const TAKEN_AHEAD_BYTES: libc::c_int = 0;
 
+/// How many arenas the allocator has at most. Memory that one thread takes and another gives back, as frames of snapshots are, stays
+/// in its arena: with eight for each processor, 96 MiB of frames took 240 (`VmRSS`, 2 processors), with four 160.
+#[cfg(target_env = "gnu")]
+const ARENAS_MOST: libc::c_int = 4;
+
 /// Has large buffers given back to the kernel when they are let go, and no memory touched before it is used.
 ///
 /// Left alone, glibc's allocator learns from the first large buffer that is freed to keep up to 32 MiB of such memory for each
@@ -16,9 +21,11 @@ const TAKEN_AHEAD_BYTES: libc::c_int = 0;
 /// receive buffer. Must be called before other threads are there.
 pub fn set_up() {
     #[cfg(target_env = "gnu")]
-    for (parameter, bytes) in
-        [(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES), (libc::M_TOP_PAD, TAKEN_AHEAD_BYTES)]
-    {
+    for (parameter, bytes) in [
+        (libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES),
+        (libc::M_TOP_PAD, TAKEN_AHEAD_BYTES),
+        (libc::M_ARENA_MAX, ARENAS_MOST),
+    ] {
         // SAFETY: it sets a parameter of the allocator, takes no pointer, and no other thread runs yet.
         let is_set = unsafe { libc::mallopt(parameter, bytes) } == 1;
         if !is_set {

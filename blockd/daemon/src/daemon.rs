@@ -354,7 +354,9 @@ impl Daemon {
         if restless > 0 {
             tracing::warn!(tasks = restless, "tasks were cut off; they go on after the next start");
         }
-        core.keep_read_orders().await;
+        if tokio::time::timeout(patience, core.keep_read_orders(None)).await.is_err() {
+            tracing::warn!("the orders in which lazy volumes were read are not kept");
+        }
         let closing = Arc::clone(&core);
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();

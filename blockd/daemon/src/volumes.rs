@@ -362,6 +362,8 @@ impl Core {
     /// # Errors
     /// Clients are connected, or a task works on it.
     pub async fn delete_volume(self: &Arc<Self>, wanted: &VolumeRef) -> Result<Deleted, ServiceError> {
+        // What can take a moment, before others have to wait.
+        self.keep_read_orders(Some(self.registry.find(wanted)?.id)).await;
         let admission = self.admission.lock().await;
         let entry = self.registry.find(wanted)?;
         if let Some(task) =
@@ -377,7 +379,6 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         self.attachments.check_delete(entry.id)?;
-        self.keep_read_orders().await;
         self.browse.let_go(entry.id);
         let before = entry.begin_delete()?;
         // What was kept of backups can never be taken up again.

@@ -14,11 +14,9 @@ impl Filesystem {
     /// of them, nor of more groups; blocks that a directory or an extent tree is made of are found through files only, and are not
     /// among them.
     ///
-    /// Only a hint: a group that is damaged is left out, and nothing is said of what the journal would change.
-    ///
-    /// # Errors
-    /// The image cannot be read.
-    pub fn metadata(&self, most: usize) -> Result<Vec<Range<u64>>, ExtError> {
+    /// Only a hint: a group that is damaged is left out, what cannot be read ends the list, and nothing is said of what the journal
+    /// would change.
+    pub fn metadata(&self, most: usize) -> Vec<Range<u64>> {
         let mut found = Ranges { ranges: vec![0..SUPERBLOCK_END_BYTES], most };
         // A damaged superblock may say that each block is a group.
         let groups = self.groups().min(u32::try_from(most).unwrap_or(u32::MAX));
@@ -28,7 +26,7 @@ impl Filesystem {
             let inside = self.disk().has(first, count);
             inside.then(|| first * block_len..(first + count) * block_len)
         };
-        self.journal_runs(&mut found)?;
+        self.journal_runs(&mut found);
         let mut descriptors = None;
         for group in 0..groups {
             let block = self.descriptor_block(group);
@@ -37,13 +35,13 @@ impl Filesystem {
                 descriptors = Some(block);
             }
             if found.is_full() {
-                return Ok(found.ranges);
+                return found.ranges;
             }
         }
         for group in 0..groups {
             let group = match self.group(group) {
                 Ok(group) => group,
-                Err(error @ ExtError::Read { .. }) => return Err(error),
+                Err(ExtError::Read { .. }) => break,
                 Err(_) => continue,
             };
             if group.used_inodes == 0 {
@@ -57,13 +55,13 @@ impl Filesystem {
                 break;
             }
         }
-        Ok(found.ranges)
+        found.ranges
     }
 
-    fn journal_runs(&self, found: &mut Ranges) -> Result<(), ExtError> {
+    fn journal_runs(&self, found: &mut Ranges) {
         let number = self.superblock().journal_inode;
         if number == 0 {
-            return Ok(());
+            return;
         }
         let block_len = u64::from(self.superblock().block_len);
         let runs = self.inode(InodeNumber(number)).and_then(|journal| {
@@ -82,14 +80,11 @@ impl Filesystem {
                 }
                 at = at.saturating_add(run.len.max(1));
             }
-            Ok(runs)
+            Ok::<_, ExtError>(runs)
         });
-        match runs {
-            Ok(runs) => runs.into_iter().for_each(|run| found.add(Some(run))),
-            Err(error @ ExtError::Read { .. }) => return Err(error),
-            Err(_) => {}
+        for run in runs.unwrap_or_default() {
+            found.add(Some(run));
         }
-        Ok(())
     }
 }
 

@@ -428,7 +428,9 @@ impl LazyBase {
 
     /// Has these blocks fetched in the background before others.
     pub(crate) fn prefer(&self, extents: &[Extent]) {
-        self.flights.lock().order.prefer(extents);
+        let whole = Extent::new(BlockIndex(0), self.blocks);
+        let inside: Vec<Extent> = extents.iter().map(|extent| extent.intersection(whole)).collect();
+        self.flights.lock().order.prefer(&inside);
     }
 
     /// What the source is asked about together with a block.

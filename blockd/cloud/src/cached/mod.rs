@@ -55,9 +55,9 @@ const INDEX_CONCURRENCY: usize = 32;
 /// Pages that are told apart where several want the same one.
 const PAGE_TURNS: usize = 64;
 /// Requests for frames that are under way at once.
-const FETCH_CONCURRENCY: usize = 24;
+const FETCH_CONCURRENCY: usize = 20;
 /// Of these, how many read ahead at most.
-const AHEAD_CONCURRENCY: usize = 16;
+const AHEAD_CONCURRENCY: usize = 12;
 /// Frames that nobody asked for are read along if that spares a request for no more than this many bytes.
 const GAP_MOST_BYTES: u32 = 64 << 10;
 /// The longest request for frames.
@@ -83,7 +83,7 @@ impl Default for CacheOptions {
         Self {
             dir: None,
             disk_bytes: 4 << 30,
-            memory_bytes: 96 << 20,
+            memory_bytes: 64 << 20,
             stall_timeout: Duration::from_secs(30),
             readahead_bytes: 32 << 20,
         }

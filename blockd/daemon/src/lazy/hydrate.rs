@@ -14,14 +14,19 @@ use blockd_api::ErrorCode;
 use blockd_volume::{FetchFailure, Volume, VolumeError};
 use futures::StreamExt;
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 /// The most that one step fetches.
 const STEP_BYTES: u64 = 4 << 20;
-/// Steps between two looks at how far it is.
-const STEPS_AT_ONCE: u64 = 16;
+/// About how much is fetched between two looks at how far it is, unless that is limited.
+const ROUND_BYTES: u64 = 16 * STEP_BYTES;
+/// Steps in that time at most: they are short where scattered places are preferred.
+const STEPS_MOST: u64 = 256;
 /// How long to wait for what others fetch, or for a store that failed; twice as long each time, up to the second.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -104,17 +109,25 @@ async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Resul
     // Others may move data while this one waits for a store.
     let _slot = core.tasks.slot(&live.cancel).await?;
     let limit = core.config.hydration_limit_bytes_per_s;
-    let steps = match limit {
-        0 => STEPS_AT_ONCE,
-        // About a second's worth.
-        limit => (limit / STEP_BYTES).clamp(1, STEPS_AT_ONCE),
+    let (enough, most_at_once) = match limit {
+        0 => (ROUND_BYTES, usize::MAX),
+        // About a second's worth. Each may bring as much as the longest.
+        limit => (limit.min(ROUND_BYTES), usize::try_from(limit / STEP_BYTES).unwrap_or(usize::MAX)),
     };
-    let started = Instant::now();
-    let fetches = futures::stream::iter(0..steps).map(|_| {
-        let volume = Arc::clone(volume);
-        blocking(move || volume.hydrate_next())
-    });
-    let concurrency = core.config.hydration_concurrency;
+    let (started, so_far) = (Instant::now(), AtomicU64::new(0));
+    let fetches = futures::stream::iter(0..STEPS_MOST)
+        .take_while(|_| std::future::ready(so_far.load(Relaxed) < enough))
+        .map(|_| {
+            let (volume, so_far) = (Arc::clone(volume), &so_far);
+            async move {
+                let fetched = blocking(move || volume.hydrate_next()).await;
+                // Where nothing is left there need not be another.
+                let more = fetched.as_ref().map_or(0, |bytes| bytes.unwrap_or(enough));
+                so_far.fetch_add(more, Relaxed);
+                fetched
+            }
+        });
+    let concurrency = core.config.hydration_concurrency.clamp(1, most_at_once.max(1));
     let results: Vec<_> = fetches.buffer_unordered(concurrency).collect().await;
     let (mut fetched_bytes, mut failed) = (0, None);
     for result in results {

@@ -6,17 +6,27 @@
 use super::CloudSource;
 use crate::{
     core::Core,
-    db::{DbError, LazyRow, put_read_order, read_order},
+    db::{LazyRow, put_read_order, read_order},
     error::{ServiceError, blocking},
     registry::EntryState,
 };
-use blockd_cloud::CloudsnapId;
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_cloud::{CancelToken, CloudsnapId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, VolumeId};
 use blockd_fuse::{Image, ImageRun, inside};
 use blockd_volume::Volume;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{
+    collections::VecDeque,
+    io,
+    ops::Range,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::sync::Semaphore;
 
 /// Ranges of a filesystem's metadata that are asked for first.
 const METADATA_RANGES_MOST: usize = 32_768;
@@ -31,21 +41,28 @@ pub(super) async fn prepare(core: &Arc<Core>, volume: &Arc<Volume>, cloudsnap: C
     }
     let source = core.lazy_sources.lock().get(&volume.id()).cloned();
     let Some(source) = source else { return };
-    let volume = Arc::clone(volume);
+    let (volume, stopping) = (Arc::downgrade(volume), core.stopping.clone());
     // Not waited for: the store may be away, and what was preferred above is fetched meanwhile.
-    tokio::task::spawn_blocking(move || {
-        let size_bytes = volume.size_bytes();
-        let image: Arc<dyn Image> = Arc::new(SourceImage { source, size_bytes, units: Mutex::default() });
-        match inside::metadata(&image, METADATA_RANGES_MOST) {
-            Ok(ranges) => {
-                let extents: Vec<Extent> = ranges
-                    .iter()
-                    .map(|range| Extent::touching(range.start, range.end - range.start))
-                    .collect();
-                volume.prefer(&extents);
+    tokio::spawn(async move {
+        // Few at a time: each takes a thread, and needs others to come to its end.
+        let Ok(turn) = LOOKS.acquire().await else { return };
+        let look = tokio::task::spawn_blocking(move || {
+            let Some(size_bytes) = volume.upgrade().map(|volume| volume.size_bytes()) else { return };
+            let (units, left) = (Mutex::default(), AtomicU64::new(UNITS_MOST));
+            let image: Arc<dyn Image> =
+                Arc::new(SourceImage { source, volume: volume.clone(), stopping, size_bytes, units, left });
+            match inside::metadata(&image, METADATA_RANGES_MOST) {
+                Ok(ranges) => {
+                    let extent = |range: &Range<u64>| Extent::touching(range.start, range.end - range.start);
+                    if let Some(volume) = volume.upgrade() {
+                        volume.prefer(&ranges.iter().map(extent).collect::<Vec<_>>());
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "where the metadata lies is not known"),
             }
-            Err(error) => tracing::debug!(%error, "where the metadata lies is not known"),
-        }
+        });
+        let _ = look.await;
+        drop(turn);
     });
 }
 
@@ -63,12 +80,16 @@ pub(super) async fn keep(
     if new.is_empty() {
         return Ok(());
     }
-    let store = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
-        let known = read_order(tx, &cloudsnap)?;
+    let known = core.db.run(move |tx| read_order(tx, &cloudsnap)).await?;
+    // Not while others wait for the database.
+    let merged = blocking(move || {
         let merged = merge(new, &known);
-        if merged == known { Ok(()) } else { put_read_order(tx, &cloudsnap, &merged, Timestamp::now()) }
-    };
-    Ok(core.db.run(store).await?)
+        Ok::<_, ServiceError>(if merged == known { None } else { Some(merged) })
+    });
+    if let Some(merged) = merged.await? {
+        core.db.run(move |tx| put_read_order(tx, &cloudsnap, &merged, Timestamp::now())).await?;
+    }
+    Ok(())
 }
 
 /// What was read now, and behind it what was not read now but before.
@@ -86,8 +107,8 @@ fn merge(mut new: Vec<Extent>, known: &[Extent]) -> Vec<Extent> {
 }
 
 impl Core {
-    /// Keeps the orders in which all lazy volumes were read so far.
-    pub(crate) async fn keep_read_orders(&self) {
+    /// Keeps the orders in which lazy volumes were read so far: of one, or of all.
+    pub(crate) async fn keep_read_orders(&self, of: Option<VolumeId>) {
         let rows = match self.db.run(LazyRow::all).await {
             Ok(rows) => rows,
             Err(error) => {
@@ -95,7 +116,7 @@ impl Core {
                 return;
             }
         };
-        for row in rows {
+        for row in rows.into_iter().filter(|row| of.is_none_or(|of| of == row.volume)) {
             let Some(entry) = self.registry.by_id(row.volume) else { continue };
             let EntryState::Up(volume) = entry.view().state else { continue };
             if let Err(error) = keep(self, &volume, row.cloudsnap).await {
@@ -107,6 +128,12 @@ impl Core {
 
 /// What is read at once of a snapshot: 256 KiB.
 const UNIT_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
+/// The most units that are read to find metadata, 64 MiB: what a hostile image would have read lies scattered.
+const UNITS_MOST: u64 = 256;
+/// How long a unit is waited for: it is only a hint.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Volumes whose metadata is looked for at once.
+static LOOKS: Semaphore = Semaphore::const_new(2);
 /// Units that are kept for the next read: descriptors of groups lie beside each other, bitmaps are not read.
 const UNITS_KEPT: usize = 8;
 
@@ -114,8 +141,13 @@ const UNITS_KEPT: usize = 8;
 /// by a guest.
 struct SourceImage {
     source: Arc<CloudSource>,
+    /// Whoever looks ends with it.
+    volume: Weak<Volume>,
+    stopping: CancelToken,
     size_bytes: u64,
     units: Mutex<VecDeque<(u64, Arc<Vec<u8>>)>>,
+    /// How many units may still be read.
+    left: AtomicU64,
 }
 
 impl SourceImage {
@@ -124,8 +156,13 @@ impl SourceImage {
         if let Some((_, data)) = units.iter().find(|(known, _)| *known == unit) {
             return Ok(Arc::clone(data));
         }
+        let is_wanted = self.volume.upgrade().is_some_and(|volume| volume.is_lazy());
+        let has_some_left = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        if !is_wanted || !has_some_left || self.stopping.is_cancelled() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let extent = Extent::new(BlockIndex(unit * UNIT_BLOCKS), UNIT_BLOCKS);
-        let data = Arc::new(self.source.read_blocking(extent).map_err(io::Error::other)?);
+        let data = Arc::new(self.source.read_blocking(extent, PATIENCE).map_err(io::Error::other)?);
         if units.len() >= UNITS_KEPT {
             units.pop_front();
         }

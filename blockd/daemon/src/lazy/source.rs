@@ -118,9 +118,11 @@ impl CloudSource {
     /// What the snapshot holds, for a thread that may block.
     ///
     /// # Errors
-    /// It cannot be had within the volume's patience, or is damaged.
-    pub(super) fn read_blocking(&self, extent: Extent) -> Result<Vec<u8>, SourceError> {
-        self.handle.block_on(self.patiently(|| self.read(extent)))
+    /// It cannot be had in that time, nor within the volume's patience, or is damaged.
+    pub(super) fn read_blocking(&self, extent: Extent, patience: Duration) -> Result<Vec<u8>, SourceError> {
+        let read = tokio::time::timeout(patience, self.patiently(|| self.read(extent)));
+        let late = || Err(SourceError::new("the store gave no answer in time", true));
+        self.handle.block_on(async { read.await.unwrap_or_else(|_| late()) })
     }
 
     /// Tries until it succeeds, it makes no sense any more, or the time is over.

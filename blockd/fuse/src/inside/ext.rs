@@ -60,7 +60,7 @@ pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn FileTree>> {
 /// # Errors
 /// As [`open`].
 pub(super) fn metadata(image: Arc<dyn Image>, most: usize) -> io::Result<Vec<Range<u64>>> {
-    let found = Filesystem::open_as_is(Arc::new(Source(image))).and_then(|fs| fs.metadata(most));
+    let found = Filesystem::open_as_is(Arc::new(Source(image))).map(|fs| fs.metadata(most));
     found.map_err(|error| convert(&error))
 }
 
