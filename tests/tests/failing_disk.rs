@@ -7,6 +7,7 @@ use blockd_tests::{
     fault::FailingDisk,
     nbd::{Failure, command, errno, flag},
     process::{both, die_with_parent},
+    wait_for,
 };
 use std::process::Command;
 
@@ -183,6 +184,8 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
 
     std::fs::remove_file(&other).unwrap();
     drop(file);
+    // On a busy machine the kernel needs a moment to give the room back.
+    wait_for("room", || write(&mut client, 0, 16 * MIB, &content[..1 << 20]).ok());
     client.write_long(16 * MIB, &content);
     client.flush();
     assert_eq!(libnbd_errno(&daemon, &calls), "none");
