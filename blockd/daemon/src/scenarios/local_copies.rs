@@ -271,3 +271,25 @@ async fn an_upload_that_takes_long_holds_up_no_local_snapshots() {
     assert!(runs.iter().any(|run| !run.local && run.state == RunState::Done), "{runs:?}");
     host.stop().await;
 }
+
+/// With the store away, the backups of a few volumes hold all places for as long as it takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn local_snapshots_are_taken_also_while_there_is_no_place_for_a_backup() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    host.stop().await;
+    let full = Config { task_concurrency: 0, ..config(host.dir.path()) };
+    host.daemon = Some(Daemon::start(full, false).await.unwrap());
+    let schedule = host.local_schedule("v", 3, &["nas"]).await;
+    host.client.run_schedule(schedule.uuid).await.unwrap();
+    host.left(1).await;
+    let waits = |run: &&Run| run.state == RunState::Queued;
+    assert_eq!(host.runs().await.iter().filter(waits).map(|run| run.local).collect::<Vec<_>>(), [false]);
+    // The backup is made when there is a place again.
+    host.stop().await;
+    host.start().await;
+    assert!(host.settled().await.iter().all(|run| run.state == RunState::Done), "{:?}", host.runs().await);
+    assert_eq!((host.list().await.len(), host.scheduled_snapshots().await.len()), (1, 1));
+    host.stop().await;
+}

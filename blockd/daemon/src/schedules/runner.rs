@@ -160,10 +160,10 @@ impl Core {
         // A run whose task has ended may be one too many, which only `settle` has noted.
         self.scheduler.judge.notify_one();
         for batch in batches {
+            // Without a place, which uploads to a store that is away may hold for days, there are local snapshots still.
+            let batch = if places == 0 { batch.only_local() } else { Some(batch) };
+            let Some(batch) = batch else { continue };
             let is_local = batch.is_local();
-            if places == 0 && !is_local {
-                continue;
-            }
             if self.begin_batch(batch, now).await? && !is_local {
                 places -= 1;
             }
