@@ -1,7 +1,8 @@
 //! What a daemon leaves behind while something is at rest, for the next one to let go should it die.
 //!
 //! A marker is a file in `quiesce/` of the data directory, durable before the first command runs or the first filesystem is
-//! frozen, and removed when all is let go.
+//! frozen, and removed when all is let go. Beside it lies its lock: an empty file, for the marker itself is replaced as the commands
+//! after have run, and commands of other users, which hold the lock, are not to read it.
 
 use super::{
     Hook,
@@ -18,9 +19,9 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -241,6 +242,7 @@ impl Marker {
         let dir = dir(data_dir);
         files::make_dir(&dir)?;
         let path = dir.join(format!("{}.json", uuid::Uuid::new_v4()));
+        make_lock(&lock_path(&path))?;
         files::write_atomically(&path, &serde_json::to_vec(self)?)?;
         Ok(path)
     }
@@ -269,9 +271,27 @@ impl Marker {
     }
 }
 
+fn lock_path(marker: &Path) -> PathBuf {
+    marker.with_extension("lock")
+}
+
+fn make_lock(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+}
+
 /// Takes the lock of a marker, which the commands of this daemon and of those before it hold. What does not end is waited for so
 /// long, and no longer.
 pub(crate) fn lock(path: &Path) -> io::Result<File> {
+    let of = lock_path(path);
+    if !of.try_exists()? {
+        // Earlier daemons locked the marker.
+        wait_for_lock(path)?;
+        make_lock(&of)?;
+    }
+    wait_for_lock(&of)
+}
+
+fn wait_for_lock(path: &Path) -> io::Result<File> {
     let file = File::open(path)?;
     let deadline = Instant::now() + COMMANDS_PATIENCE;
     loop {
@@ -298,7 +318,15 @@ pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Free
 
 /// Removes a marker. One that stays lets go at the next start what is not at rest any more, which harms nobody.
 pub(crate) fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
+    remove_file(path);
+    // The lock last: one without a marker is removed by the next start.
+    remove_file(&lock_path(path));
+}
+
+fn remove_file(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
         tracing::warn!(path = %path.display(), %error, "a marker of what was at rest is left");
     }
 }
@@ -369,7 +397,10 @@ impl Left {
         ended: &mut dyn FnMut(QuiesceStep),
     ) -> Option<Self> {
         if path.extension().is_none_or(|extension| extension != "json") {
-            remove(&path);
+            let is_lock = path.extension().is_some_and(|extension| extension == "lock");
+            if !is_lock || !path.with_extension("json").exists() {
+                remove_file(&path);
+            }
             return None;
         }
         let read = std::fs::read(&path);
@@ -522,6 +553,27 @@ mod tests {
         let mut open = false;
         let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| panic!("again"), || open = true);
         assert!(open && is_removed(dir.path()));
+    }
+
+    #[test]
+    fn the_lock_is_held_through_all_commands_after_and_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        // Descriptor 4 is the lock: whoever has it reads what it leads to.
+        let posts = vec![post("cat <&4".to_owned()), post("cat <&4".to_owned())];
+        let mut marker = Marker { posts, ..marker(dir.path(), &[]) };
+        let path = marker.write(dir.path()).unwrap();
+        let held = lock(&path).unwrap();
+        marker.run_posts(&path, Some(&held), |step| {
+            assert_eq!((step.error, step.output), (None, None));
+            let other = File::open(lock_path(&path)).unwrap();
+            assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err(), "it is not locked");
+        });
+        remove(&path);
+        assert!(is_removed(dir.path()));
+        // One that is left alone goes with the next start.
+        make_lock(&lock_path(&path)).unwrap();
+        let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| {}, || {});
+        assert!(is_removed(dir.path()));
     }
 
     #[test]

@@ -439,7 +439,8 @@ mod tests {
         }
 
         fn markers(&self) -> usize {
-            std::fs::read_dir(self.dir.path().join("quiesce")).unwrap().count()
+            let entries = std::fs::read_dir(self.dir.path().join("quiesce")).unwrap().flatten();
+            entries.filter(|entry| entry.path().extension().is_none_or(|of| of != "lock")).count()
         }
     }
 
