@@ -23,7 +23,8 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread::Scope,
     time::{Duration, Instant},
 };
 
@@ -31,6 +32,9 @@ use std::{
 const FREEZING_PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked at meanwhile.
 const FREEZING_PAUSE: Duration = Duration::from_millis(100);
+/// How long a thaw is waited for at the start, before the commands after run all the same: one filesystem that hangs must not keep
+/// applications, and all other freezes, waiting.
+const THAW_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 /// How long commands of the daemon before are waited for. They are killed when it is gone.
 const COMMANDS_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether they have ended.
@@ -310,7 +314,7 @@ fn wait_for_lock(path: &Path) -> io::Result<File> {
 /// Lets go, apart from the caller, what could not be let go when it should be; the command after has been run.
 pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Freezer>) {
     let ends = marker.mounts.clone().into_iter().map(|mount| (mount, LetGo::NotFrozen)).collect();
-    let work = move || settle(vec![Left { path, ends }], &*freezer, &mountinfo);
+    let work = move || settle(vec![Left { path, ends, late: Vec::new() }], &*freezer, &mountinfo);
     if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
         tracing::error!(%error, "filesystems that were left frozen are thawed by the next start");
     }
@@ -350,11 +354,18 @@ fn let_go_among(
     done: impl FnOnce(),
 ) {
     let entries = std::fs::read_dir(dir(data_dir)).into_iter().flatten().flatten();
-    // Waiting comes last: what can be let go now is not kept by what cannot.
-    let left: Vec<Left> =
-        entries.filter_map(|entry| Left::let_go(entry.path(), freezer, &mountinfo(), ended)).collect();
-    done();
-    settle(left, freezer, mountinfo);
+    std::thread::scope(|scope| {
+        // Waiting comes last: what can be let go now is not kept by what cannot.
+        let left =
+            entries.filter_map(|entry| Left::let_go(entry.path(), freezer, &mountinfo(), scope, ended));
+        let (prompt, late): (Vec<Left>, Vec<Left>) = left.partition(|left| left.late.is_empty());
+        done();
+        settle(prompt, freezer, mountinfo);
+        for mut left in late {
+            left.wait_for_thaws();
+            settle(vec![left], freezer, mountinfo);
+        }
+    });
 }
 
 /// Whether a daemon that died left something at rest.
@@ -382,18 +393,36 @@ fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> St
     }
 }
 
+/// The step that was to thaw a filesystem at the start, and has not ended.
+fn hanging(mount: &Mounted) -> QuiesceStep {
+    let patience_s = THAW_PATIENCE.as_secs();
+    QuiesceStep {
+        kind: QuiesceKind::ThawFs,
+        target: mount.path.display().to_string(),
+        rule: None,
+        started: None,
+        duration_micros: patience_s * 1_000_000,
+        exit_status: None,
+        error: Some(format!("it hangs for {patience_s} s: see what the filesystem lies on")),
+        output: None,
+    }
+}
+
 /// What one marker tells of.
 struct Left {
     path: PathBuf,
     ends: Vec<(Mounted, LetGo)>,
+    /// Those whose thaw hangs, and where its end is told.
+    late: Vec<(Mounted, mpsc::Receiver<LetGo>)>,
 }
 
 impl Left {
-    /// Does what needs no waiting: thaws, and runs the command after.
-    fn let_go(
+    /// Does what needs no waiting: thaws, and runs the command after. A thaw that hangs goes on beside all else.
+    fn let_go<'scope, 'env>(
         path: PathBuf,
-        freezer: &dyn Freezer,
+        freezer: &'env dyn Freezer,
         mountinfo: &str,
+        scope: &'scope Scope<'scope, 'env>,
         ended: &mut dyn FnMut(QuiesceStep),
     ) -> Option<Self> {
         if path.extension().is_none_or(|extension| extension != "json") {
@@ -412,14 +441,31 @@ impl Left {
                     return None;
                 }
             };
-        let thaw = |mount: &Mounted| {
-            let end = mount.thaw(freezer, mountinfo);
-            if end == LetGo::Hidden {
-                tracing::error!(mount = %mount.path.display(), "a filesystem may still be frozen, and something else is mounted over it: unmount that");
+        let (mut ends, mut late) = (Vec::new(), Vec::new());
+        for mount in marker.mounts.iter().rev() {
+            let (tell, told) = mpsc::channel();
+            let (its, mountinfo) = (mount.clone(), mountinfo.to_owned());
+            let thaw = move || {
+                let end = its.thaw(freezer, &mountinfo);
+                if end == LetGo::Hidden {
+                    tracing::error!(mount = %its.path.display(), "a filesystem may still be frozen, and something else is mounted over it: unmount that");
+                }
+                // Whoever waits for it does so until the end.
+                let _ = tell.send(end);
+            };
+            if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn_scoped(scope, thaw) {
+                tracing::error!(mount = %mount.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
             }
-            (mount.clone(), end)
-        };
-        let ends = marker.mounts.iter().rev().map(thaw).collect();
+            match told.recv_timeout(THAW_PATIENCE) {
+                Ok(end) => ends.push((mount.clone(), end)),
+                Err(mpsc::RecvTimeoutError::Disconnected) => ends.push((mount.clone(), LetGo::Failed)),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    tracing::error!(mount = %mount.path.display(), "the thaw of a filesystem hangs: what else is at rest is let go without it");
+                    ended(hanging(mount));
+                    late.push((mount.clone(), told));
+                }
+            }
+        }
         if marker.post_command.is_some() || !marker.posts.is_empty() {
             // Nothing of the commands of the daemon before runs beside it.
             let lock = lock(&path);
@@ -427,7 +473,14 @@ impl Left {
                 lock.inspect_err(|error| tracing::warn!(%error, "the command after runs without its lock"));
             marker.run_posts(&path, lock.as_ref().ok(), ended);
         }
-        Some(Self { path, ends })
+        Some(Self { path, ends, late })
+    }
+
+    /// Waits for the thaws that hang.
+    fn wait_for_thaws(&mut self) {
+        for (mount, told) in self.late.drain(..) {
+            self.ends.push((mount, told.recv().unwrap_or(LetGo::Failed)));
+        }
     }
 
     fn is_waited_for(&self) -> bool {
@@ -646,6 +699,40 @@ mod tests {
         assert!(calls[..2].iter().all(|call| call.starts_with("thaw")), "{calls:?}");
         assert!(is_removed(dir.path()));
         assert_eq!(std::fs::read_to_string(resumed).unwrap(), "\n\n");
+    }
+
+    /// Its thaws hang until somebody lets them.
+    struct Hanging(Mutex<mpsc::Receiver<()>>);
+
+    impl Freezer for Hanging {
+        fn sync(&self, _: &Mounted) -> Result<(), FreezerError> {
+            Ok(())
+        }
+        fn freeze(&self, _: &Mounted) -> Result<(), FreezerError> {
+            Ok(())
+        }
+        fn thaw(&self, _: &Mounted) -> Result<Thawed, FreezerError> {
+            let _ = self.0.lock().recv_timeout(Duration::from_secs(60));
+            Ok(Thawed::Now)
+        }
+    }
+
+    #[test]
+    fn a_thaw_that_hangs_keeps_neither_commands_nor_other_freezes_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let resumed = dir.path().join("resumed");
+        let posts = vec![post(format!("echo >> {}", resumed.display()))];
+        Marker { posts, ..marker(dir.path(), &["a"]) }.write(dir.path()).unwrap();
+        let (go, told) = mpsc::channel();
+        let (began, mut failures) = (Instant::now(), Vec::new());
+        let mut ended = |step: QuiesceStep| failures.extend(step.failure());
+        let_go_among(dir.path(), &Hanging(Mutex::new(told)), &String::new, &mut ended, || {
+            assert!(began.elapsed() < Duration::from_secs(40), "it waited for the thaw");
+            assert!(resumed.exists() && !is_removed(dir.path()));
+            go.send(()).unwrap();
+        });
+        assert!(failures.len() == 1 && failures[0].contains("it hangs"), "{failures:?}");
+        assert!(is_removed(dir.path()));
     }
 
     #[test]
