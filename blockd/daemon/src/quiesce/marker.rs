@@ -91,6 +91,7 @@ impl Post {
             timeout: Duration::from_secs(self.timeout_s),
             env: &self.env,
             lock,
+            stopping: None,
         };
         hook.run()
     }
