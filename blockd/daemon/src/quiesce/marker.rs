@@ -28,6 +28,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Where commands after are told whether there is a snapshot.
+pub(super) const TAKEN: &str = "BLOCKD_TAKEN";
 /// How long a filesystem is waited for that somebody is still freezing.
 const FREEZING_PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked at meanwhile.
@@ -470,6 +472,12 @@ impl Left {
         if marker.post_command.is_some() || !marker.posts.is_empty() {
             // Nothing of the commands of the daemon before runs beside it.
             let lock = lock(&path);
+            for env in marker.posts.iter_mut().map(|post| &mut post.env).chain([&mut marker.env]) {
+                // It died before it could say so to all of them.
+                if env.iter().all(|(name, _)| name != TAKEN) {
+                    env.push((TAKEN.to_owned(), "unknown".to_owned()));
+                }
+            }
             let lock =
                 lock.inspect_err(|error| tracing::warn!(%error, "the command after runs without its lock"));
             marker.run_posts(&path, lock.as_ref().ok(), ended);

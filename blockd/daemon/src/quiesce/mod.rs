@@ -275,7 +275,7 @@ impl Rest {
     pub(crate) fn end(&mut self, taken: bool) {
         let said = if taken { "yes" } else { "no" };
         for post in &mut self.marker.posts {
-            post.env.push(("BLOCKD_TAKEN".to_owned(), said.to_owned()));
+            post.env.push((marker::TAKEN.to_owned(), said.to_owned()));
         }
         let Some(path) = self.marker_path.take() else { return };
         let steps = &mut self.steps;

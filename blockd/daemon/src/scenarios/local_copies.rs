@@ -293,3 +293,22 @@ async fn local_snapshots_are_taken_also_while_there_is_no_place_for_a_backup() {
     assert_eq!((host.list().await.len(), host.scheduled_snapshots().await.len()), (1, 1));
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_volume_is_being_rolled_back_to_stays_until_that_is_done() {
+    let mut host = Host::new().await;
+    host.create_volume("v").await;
+    let schedule = host.local_schedule("v", 2, &[]).await;
+    for _ in 0..2 {
+        host.ran(&schedule).await;
+    }
+    let (_, mark) = host.core().registry.by_name("v").unwrap().begin_rollback().unwrap();
+    let one = UpdateSchedule { local: Some(Some(Retention::max(1).unwrap())), ..UpdateSchedule::default() };
+    host.client.update_schedule(schedule.uuid, &one).await.unwrap();
+    host.core().scheduler.wake();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(host.scheduled_snapshots().await.len(), 2);
+    drop(mark);
+    host.left(1).await;
+    host.stop().await;
+}
