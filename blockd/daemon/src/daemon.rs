@@ -43,6 +43,8 @@ use uuid::Uuid;
 
 /// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// How long a stop waits for commands after freezes: less than systemd waits for the stop.
+const REST_PATIENCE: Duration = Duration::from_secs(180);
 
 /// Why the daemon could not start, or not stop cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -353,6 +355,9 @@ impl Daemon {
         }
         if restless > 0 {
             tracing::warn!(tasks = restless, "tasks were cut off; they go on after the next start");
+        }
+        if !core.resting.ended(REST_PATIENCE).await {
+            tracing::warn!("commands after freezes were cut off; the next start runs them");
         }
         if tokio::time::timeout(patience, core.keep_read_orders(None)).await.is_err() {
             tracing::warn!("the orders in which lazy volumes were read are not kept");

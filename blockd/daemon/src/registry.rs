@@ -350,6 +350,11 @@ impl VolumeEntry {
         Err(ApiError::new(ErrorCode::VolumeInUse, message))
     }
 
+    /// Whether it is being rolled back.
+    pub(crate) fn is_rolling_back(&self) -> bool {
+        self.inner.lock().rolling_back
+    }
+
     /// Closes the door for a rollback, until the mark is dropped.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use crate::{
     core::{Core, random_id},
     db::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
-    quiesce::{Members, Part, Rest, events_of_failures},
+    quiesce::{Members, Part, Rest, Returned, events_of_failures},
     registry::{EntryState, VolumeEntry},
     rules::AskedRest,
 };
@@ -183,12 +183,21 @@ impl Core {
             volumes.push((entry.volume()?, *id));
         }
         let ids = volumes.iter().map(|(volume, _)| volume.id());
-        let _turn = self.resting.turn(&wanted.around, ids).await;
+        let _turn = tokio::select! {
+            biased;
+            turn = self.resting.turn(&wanted.around, ids) => turn,
+            () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
+        };
+        if !wanted.around.is_empty() && self.stopping.is_cancelled() {
+            // Nothing is brought to rest any more.
+            return Err(ServiceError::Stopping);
+        }
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
         let (mounts, not_frozen) = self.filesystems_for(&wanted.around, &volumes)?;
         // Whoever says himself what is run is an admin; what becomes of tasks, everybody may see.
         let tells_all = !wanted.internal && wanted.around.iter().all(|part| part.rule.is_none());
         let mut rest = Rest::new(wanted.around.clone(), mounts, wanted.env(), tells_all);
+        rest.heed(&self.stopping, &self.resting);
         rest.note(not_frozen);
         self.undo_rest(&volumes).await;
         self.insert_snapshots(&wanted, rows.clone()).await?;
@@ -249,11 +258,13 @@ impl Core {
         mut rest: Rest,
     ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeFailed>, Rest), ServiceError> {
         let (data_dir, volumes) = (self.data_dir.clone(), volumes.clone());
-        blocking(move || {
+        let work = blocking(move || {
             let frozen = rest.freeze(&data_dir, &volumes);
-            Ok::<_, ServiceError>((frozen, rest))
-        })
-        .await
+            Ok::<_, ServiceError>((frozen, Returned::new(rest)))
+        });
+        let (frozen, rest) = work.await?;
+        let rest = rest.take().ok_or_else(|| ServiceError::Internal("what is at rest is lost".to_owned()))?;
+        Ok((frozen, rest))
     }
 
     /// Adds the rows of snapshots that are about to be taken: all of them, or none.

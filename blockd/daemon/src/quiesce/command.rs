@@ -10,6 +10,7 @@ use blockd_api::{
     RuleName,
     quiesce::{MAX_OUTPUT_BYTES, QuiesceKind, QuiesceStep},
 };
+use blockd_cloud::CancelToken;
 use jiff::Timestamp;
 use nix::unistd::User;
 use parking_lot::Mutex;
@@ -30,6 +31,9 @@ use std::{
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The same when it has not: what comes next must not wait for something that it left running.
 const LAST_GOOD_WORDS: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether the daemon stops.
+const STOP_PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs the command in the place of this shell. Another one kills all of it when standard input ends without a line. Standard
 /// output is the lock, which goes to the command and what it starts; what that says goes to standard error.
@@ -55,6 +59,8 @@ pub(crate) struct Hook<'a> {
     pub(crate) env: &'a [(String, String)],
     /// A file that is locked, and stays so until nothing of the command is left.
     pub(crate) lock: Option<&'a File>,
+    /// It is killed when this is told.
+    pub(crate) stopping: Option<&'a CancelToken>,
 }
 
 impl Hook<'_> {
@@ -65,7 +71,7 @@ impl Hook<'_> {
             // Not to be closed by a wait.
             let leash = child.stdin.take();
             let said = listen(&mut child)?;
-            let ended = wait(&mut child, began + self.timeout)?;
+            let ended = wait(&mut child, began + self.timeout, self.stopping)?;
             // What the command left running on purpose is not killed.
             let _ = leash.map(|mut leash| leash.write_all(b"\n"));
             Ok((ended, said))
@@ -74,7 +80,10 @@ impl Hook<'_> {
         let (exit_status, error, said) = match result {
             Err(error) => (None, Some(format!("it cannot be run: {error}")), Vec::new()),
             Ok((None, said)) => {
-                let error = format!("it was killed after {} s", self.timeout.as_secs());
+                let error = match self.stopping.is_some_and(CancelToken::is_cancelled) {
+                    true => "it was killed, because blockd stops".to_owned(),
+                    false => format!("it was killed after {} s", self.timeout.as_secs()),
+                };
                 (None, Some(error), said.so_far(LAST_WORDS))
             }
             Ok((Some(status), said)) if status.success() => (Some(0), None, said.so_far(LAST_GOOD_WORDS)),
@@ -160,9 +169,13 @@ fn listen(child: &mut Child) -> io::Result<Said> {
     Ok(Said { kept, ended })
 }
 
-/// Waits for the end, or until then: who is not done by then is killed, and everything it started.
-fn wait(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
-    let ended = wait_until(child, deadline);
+/// Waits for the end, or until then, or until the daemon stops: who is not done by then is killed, and everything it started.
+fn wait(
+    child: &mut Child,
+    deadline: Instant,
+    stopping: Option<&CancelToken>,
+) -> io::Result<Option<ExitStatus>> {
+    let ended = wait_until(child, deadline, stopping);
     if matches!(ended, Ok(true)) {
         return child.wait().map(Some);
     }
@@ -174,13 +187,20 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> 
     ended.map(|_| None)
 }
 
-fn wait_until(child: &Child, deadline: Instant) -> io::Result<bool> {
+fn wait_until(child: &Child, deadline: Instant, stopping: Option<&CancelToken>) -> io::Result<bool> {
     let pid = pid_of(child).ok_or(io::ErrorKind::NotFound)?;
     let ended = pidfd_open(pid, PidfdFlags::empty())?;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let mut left = deadline.saturating_duration_since(Instant::now());
+        if let Some(stopping) = stopping {
+            if stopping.is_cancelled() {
+                return Ok(false);
+            }
+            left = left.min(STOP_PAUSE);
+        }
         let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
         match poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&left)) {
+            Ok(0) if Instant::now() < deadline => {}
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}
@@ -218,7 +238,7 @@ mod tests {
 
     fn hook(command: &str) -> Hook<'_> {
         let kind = QuiesceKind::PreCommand;
-        Hook { kind, rule: None, command, user: None, timeout: LONG, env: &[], lock: None }
+        Hook { kind, rule: None, command, user: None, timeout: LONG, env: &[], lock: None, stopping: None }
     }
 
     fn wait_for_the_end_of(process: &str) {
@@ -285,6 +305,19 @@ mod tests {
         assert_eq!((step.exit_status, step.error.as_deref()), (None, Some("it was killed after 0 s")));
         assert!(began.elapsed() < Duration::from_secs(300));
         wait_for_the_end_of(std::fs::read_to_string(pid).unwrap().trim());
+    }
+
+    #[test]
+    fn when_the_daemon_stops_the_command_is_killed() {
+        let (stopping, began) = (CancelToken::new(), Instant::now());
+        let hook = Hook { stopping: Some(&stopping), ..hook("sleep 600") };
+        let step = std::thread::scope(|scope| {
+            let running = scope.spawn(|| hook.run());
+            stopping.cancel();
+            running.join().unwrap()
+        });
+        assert_eq!(step.error.as_deref(), Some("it was killed, because blockd stops"));
+        assert!(began.elapsed() < Duration::from_secs(300));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What a daemon leaves behind while something is at rest, for the next one to let go should it die.
 //!
 //! A marker is a file in `quiesce/` of the data directory, durable before the first command runs or the first filesystem is
-//! frozen, and removed when all is let go.
+//! frozen, and removed when all is let go. Beside it lies its lock: an empty file, for the marker itself is replaced as the commands
+//! after have run, and commands of other users, which hold the lock, are not to read it.
 
 use super::{
     Hook,
@@ -18,18 +19,24 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread::Scope,
     time::{Duration, Instant},
 };
 
+/// Where commands after are told whether there is a snapshot.
+pub(super) const TAKEN: &str = "BLOCKD_TAKEN";
 /// How long a filesystem is waited for that somebody is still freezing.
 const FREEZING_PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked at meanwhile.
 const FREEZING_PAUSE: Duration = Duration::from_millis(100);
+/// How long a thaw is waited for at the start, before the commands after run all the same: one filesystem that hangs must not keep
+/// applications, and all other freezes, waiting.
+const THAW_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 /// How long commands of the daemon before are waited for. They are killed when it is gone.
 const COMMANDS_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether they have ended.
@@ -86,6 +93,7 @@ impl Post {
             timeout: Duration::from_secs(self.timeout_s),
             env: &self.env,
             lock,
+            stopping: None,
         };
         hook.run()
     }
@@ -241,6 +249,7 @@ impl Marker {
         let dir = dir(data_dir);
         files::make_dir(&dir)?;
         let path = dir.join(format!("{}.json", uuid::Uuid::new_v4()));
+        make_lock(&lock_path(&path))?;
         files::write_atomically(&path, &serde_json::to_vec(self)?)?;
         Ok(path)
     }
@@ -269,9 +278,27 @@ impl Marker {
     }
 }
 
+fn lock_path(marker: &Path) -> PathBuf {
+    marker.with_extension("lock")
+}
+
+fn make_lock(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+}
+
 /// Takes the lock of a marker, which the commands of this daemon and of those before it hold. What does not end is waited for so
 /// long, and no longer.
 pub(crate) fn lock(path: &Path) -> io::Result<File> {
+    let of = lock_path(path);
+    if !of.try_exists()? {
+        // Earlier daemons locked the marker.
+        wait_for_lock(path)?;
+        make_lock(&of)?;
+    }
+    wait_for_lock(&of)
+}
+
+fn wait_for_lock(path: &Path) -> io::Result<File> {
     let file = File::open(path)?;
     let deadline = Instant::now() + COMMANDS_PATIENCE;
     loop {
@@ -290,7 +317,7 @@ pub(crate) fn lock(path: &Path) -> io::Result<File> {
 /// Lets go, apart from the caller, what could not be let go when it should be; the command after has been run.
 pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Freezer>) {
     let ends = marker.mounts.clone().into_iter().map(|mount| (mount, LetGo::NotFrozen)).collect();
-    let work = move || settle(vec![Left { path, ends }], &*freezer, &mountinfo);
+    let work = move || settle(vec![Left { path, ends, late: Vec::new() }], &*freezer, &mountinfo);
     if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
         tracing::error!(%error, "filesystems that were left frozen are thawed by the next start");
     }
@@ -298,7 +325,15 @@ pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Free
 
 /// Removes a marker. One that stays lets go at the next start what is not at rest any more, which harms nobody.
 pub(crate) fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
+    remove_file(path);
+    // The lock last: one without a marker is removed by the next start.
+    remove_file(&lock_path(path));
+}
+
+fn remove_file(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
         tracing::warn!(path = %path.display(), %error, "a marker of what was at rest is left");
     }
 }
@@ -322,11 +357,18 @@ fn let_go_among(
     done: impl FnOnce(),
 ) {
     let entries = std::fs::read_dir(dir(data_dir)).into_iter().flatten().flatten();
-    // Waiting comes last: what can be let go now is not kept by what cannot.
-    let left: Vec<Left> =
-        entries.filter_map(|entry| Left::let_go(entry.path(), freezer, &mountinfo(), ended)).collect();
-    done();
-    settle(left, freezer, mountinfo);
+    std::thread::scope(|scope| {
+        // Waiting comes last: what can be let go now is not kept by what cannot.
+        let left =
+            entries.filter_map(|entry| Left::let_go(entry.path(), freezer, &mountinfo(), scope, ended));
+        let (prompt, late): (Vec<Left>, Vec<Left>) = left.partition(|left| left.late.is_empty());
+        done();
+        settle(prompt, freezer, mountinfo);
+        for mut left in late {
+            left.wait_for_thaws();
+            settle(vec![left], freezer, mountinfo);
+        }
+    });
 }
 
 /// Whether a daemon that died left something at rest.
@@ -354,22 +396,43 @@ fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> St
     }
 }
 
+/// The step that was to thaw a filesystem at the start, and has not ended.
+fn hanging(mount: &Mounted) -> QuiesceStep {
+    let patience_s = THAW_PATIENCE.as_secs();
+    QuiesceStep {
+        kind: QuiesceKind::ThawFs,
+        target: mount.path.display().to_string(),
+        rule: None,
+        started: None,
+        duration_micros: patience_s * 1_000_000,
+        exit_status: None,
+        error: Some(format!("it hangs for {patience_s} s: see what the filesystem lies on")),
+        output: None,
+    }
+}
+
 /// What one marker tells of.
 struct Left {
     path: PathBuf,
     ends: Vec<(Mounted, LetGo)>,
+    /// Those whose thaw hangs, and where its end is told.
+    late: Vec<(Mounted, mpsc::Receiver<LetGo>)>,
 }
 
 impl Left {
-    /// Does what needs no waiting: thaws, and runs the command after.
-    fn let_go(
+    /// Does what needs no waiting: thaws, and runs the command after. A thaw that hangs goes on beside all else.
+    fn let_go<'scope, 'env>(
         path: PathBuf,
-        freezer: &dyn Freezer,
+        freezer: &'env dyn Freezer,
         mountinfo: &str,
+        scope: &'scope Scope<'scope, 'env>,
         ended: &mut dyn FnMut(QuiesceStep),
     ) -> Option<Self> {
         if path.extension().is_none_or(|extension| extension != "json") {
-            remove(&path);
+            let is_lock = path.extension().is_some_and(|extension| extension == "lock");
+            if !is_lock || !path.with_extension("json").exists() {
+                remove_file(&path);
+            }
             return None;
         }
         let read = std::fs::read(&path);
@@ -381,22 +444,52 @@ impl Left {
                     return None;
                 }
             };
-        let thaw = |mount: &Mounted| {
-            let end = mount.thaw(freezer, mountinfo);
-            if end == LetGo::Hidden {
-                tracing::error!(mount = %mount.path.display(), "a filesystem may still be frozen, and something else is mounted over it: unmount that");
+        let (mut ends, mut late) = (Vec::new(), Vec::new());
+        for mount in marker.mounts.iter().rev() {
+            let (tell, told) = mpsc::channel();
+            let (its, mountinfo) = (mount.clone(), mountinfo.to_owned());
+            let thaw = move || {
+                let end = its.thaw(freezer, &mountinfo);
+                if end == LetGo::Hidden {
+                    tracing::error!(mount = %its.path.display(), "a filesystem may still be frozen, and something else is mounted over it: unmount that");
+                }
+                // Whoever waits for it does so until the end.
+                let _ = tell.send(end);
+            };
+            if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn_scoped(scope, thaw) {
+                tracing::error!(mount = %mount.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
             }
-            (mount.clone(), end)
-        };
-        let ends = marker.mounts.iter().rev().map(thaw).collect();
+            match told.recv_timeout(THAW_PATIENCE) {
+                Ok(end) => ends.push((mount.clone(), end)),
+                Err(mpsc::RecvTimeoutError::Disconnected) => ends.push((mount.clone(), LetGo::Failed)),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    tracing::error!(mount = %mount.path.display(), "the thaw of a filesystem hangs: what else is at rest is let go without it");
+                    ended(hanging(mount));
+                    late.push((mount.clone(), told));
+                }
+            }
+        }
         if marker.post_command.is_some() || !marker.posts.is_empty() {
             // Nothing of the commands of the daemon before runs beside it.
             let lock = lock(&path);
+            for env in marker.posts.iter_mut().map(|post| &mut post.env).chain([&mut marker.env]) {
+                // It died before it could say so to all of them.
+                if env.iter().all(|(name, _)| name != TAKEN) {
+                    env.push((TAKEN.to_owned(), "unknown".to_owned()));
+                }
+            }
             let lock =
                 lock.inspect_err(|error| tracing::warn!(%error, "the command after runs without its lock"));
             marker.run_posts(&path, lock.as_ref().ok(), ended);
         }
-        Some(Self { path, ends })
+        Some(Self { path, ends, late })
+    }
+
+    /// Waits for the thaws that hang.
+    fn wait_for_thaws(&mut self) {
+        for (mount, told) in self.late.drain(..) {
+            self.ends.push((mount, told.recv().unwrap_or(LetGo::Failed)));
+        }
     }
 
     fn is_waited_for(&self) -> bool {
@@ -525,6 +618,27 @@ mod tests {
     }
 
     #[test]
+    fn the_lock_is_held_through_all_commands_after_and_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        // Descriptor 4 is the lock: whoever has it reads what it leads to.
+        let posts = vec![post("cat <&4".to_owned()), post("cat <&4".to_owned())];
+        let mut marker = Marker { posts, ..marker(dir.path(), &[]) };
+        let path = marker.write(dir.path()).unwrap();
+        let held = lock(&path).unwrap();
+        marker.run_posts(&path, Some(&held), |step| {
+            assert_eq!((step.error, step.output), (None, None));
+            let other = File::open(lock_path(&path)).unwrap();
+            assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err(), "it is not locked");
+        });
+        remove(&path);
+        assert!(is_removed(dir.path()));
+        // One that is left alone goes with the next start.
+        make_lock(&lock_path(&path)).unwrap();
+        let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| {}, || {});
+        assert!(is_removed(dir.path()));
+    }
+
+    #[test]
     fn a_marker_of_a_daemon_without_rules_is_understood() {
         let dir = tempfile::tempdir().unwrap();
         let resumed = dir.path().join("resumed");
@@ -594,6 +708,40 @@ mod tests {
         assert!(calls[..2].iter().all(|call| call.starts_with("thaw")), "{calls:?}");
         assert!(is_removed(dir.path()));
         assert_eq!(std::fs::read_to_string(resumed).unwrap(), "\n\n");
+    }
+
+    /// Its thaws hang until somebody lets them.
+    struct Hanging(Mutex<mpsc::Receiver<()>>);
+
+    impl Freezer for Hanging {
+        fn sync(&self, _: &Mounted) -> Result<(), FreezerError> {
+            Ok(())
+        }
+        fn freeze(&self, _: &Mounted) -> Result<(), FreezerError> {
+            Ok(())
+        }
+        fn thaw(&self, _: &Mounted) -> Result<Thawed, FreezerError> {
+            let _ = self.0.lock().recv_timeout(Duration::from_secs(60));
+            Ok(Thawed::Now)
+        }
+    }
+
+    #[test]
+    fn a_thaw_that_hangs_keeps_neither_commands_nor_other_freezes_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let resumed = dir.path().join("resumed");
+        let posts = vec![post(format!("echo >> {}", resumed.display()))];
+        Marker { posts, ..marker(dir.path(), &["a"]) }.write(dir.path()).unwrap();
+        let (go, told) = mpsc::channel();
+        let (began, mut failures) = (Instant::now(), Vec::new());
+        let mut ended = |step: QuiesceStep| failures.extend(step.failure());
+        let_go_among(dir.path(), &Hanging(Mutex::new(told)), &String::new, &mut ended, || {
+            assert!(began.elapsed() < Duration::from_secs(40), "it waited for the thaw");
+            assert!(resumed.exists() && !is_removed(dir.path()));
+            go.send(()).unwrap();
+        });
+        assert!(failures.len() == 1 && failures[0].contains("it hangs"), "{failures:?}");
+        assert!(is_removed(dir.path()));
     }
 
     #[test]

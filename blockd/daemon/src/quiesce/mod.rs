@@ -27,6 +27,7 @@ use blockd_api::{
     events::Severity,
     quiesce::{QuiesceKind, QuiesceReport, QuiesceStep},
 };
+use blockd_cloud::CancelToken;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{GroupFrozen, Volume, freeze_group_around};
 use command::Hook;
@@ -41,6 +42,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::sync::watch;
 
 /// How long filesystems are frozen at most. The barrier takes less than a thousandth of it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,12 +55,24 @@ pub(crate) type Members = Vec<(Arc<Volume>, SnapshotId)>;
 pub(crate) struct Resting {
     turns: Turns,
     /// What an earlier daemon left at rest is let go.
-    is_settled: tokio::sync::watch::Sender<bool>,
+    is_settled: watch::Sender<bool>,
+    /// How many freezes are under way that have brought something to rest, or may have.
+    under_way: Arc<watch::Sender<usize>>,
+}
+
+/// Something may be at rest, until this is dropped.
+struct UnderWay(Arc<watch::Sender<usize>>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl Default for Resting {
     fn default() -> Self {
-        Self { turns: Turns::default(), is_settled: tokio::sync::watch::channel(true).0 }
+        let under_way = Arc::new(watch::channel(0).0);
+        Self { turns: Turns::default(), is_settled: watch::channel(true).0, under_way }
     }
 }
 
@@ -77,6 +91,12 @@ impl Resting {
         let rules = around.iter().filter_map(|part| part.rule.as_ref()).map(|rule| format!("rule {rule}"));
         Some(self.turns.take(rules.chain(volumes.map(|volume| format!("volume {volume}")))).await)
     }
+
+    /// Waits until nothing is at rest any more, so long; false if something may be still.
+    pub(crate) async fn ended(&self, patience: Duration) -> bool {
+        let mut under_way = self.under_way.subscribe();
+        tokio::time::timeout(patience, under_way.wait_for(|count| *count == 0)).await.is_ok()
+    }
 }
 
 /// What is done around one freeze.
@@ -93,6 +113,9 @@ pub(crate) struct Rest {
     stuck: Option<Arc<dyn Freezer>>,
     /// Whoever is told that it failed may know what commands say.
     tells_all: bool,
+    /// The commands before are killed when this is told.
+    stopping: Option<CancelToken>,
+    _under_way: Option<UnderWay>,
 }
 
 fn refused(message: impl Into<String>) -> ServiceError {
@@ -124,7 +147,27 @@ impl Rest {
         let posts = parts.iter().rev().filter_map(|part| part.post(&env)).collect();
         let marker = Marker { mounts, posts, ..Marker::default() };
         let (steps, stuck) = (Vec::new(), None);
-        Self { parts, env, marker, marker_path: None, lock: None, steps, stuck, tells_all }
+        Self {
+            parts,
+            env,
+            marker,
+            marker_path: None,
+            lock: None,
+            steps,
+            stuck,
+            tells_all,
+            stopping: None,
+            _under_way: None,
+        }
+    }
+
+    /// A stop of the daemon cuts the commands before short, and waits for those after.
+    pub(crate) fn heed(&mut self, stopping: &CancelToken, resting: &Resting) {
+        if !self.parts.is_empty() {
+            self.stopping = Some(stopping.clone());
+            resting.under_way.send_modify(|count| *count += 1);
+            self._under_way = Some(UnderWay(Arc::clone(&resting.under_way)));
+        }
     }
 
     /// Notes what went wrong before.
@@ -206,8 +249,14 @@ impl Rest {
                 timeout: Duration::from_secs(part.timeout_s()),
                 env: &env,
                 lock: self.lock.as_ref(),
+                stopping: self.stopping.as_ref(),
             };
             let step = hook.run();
+            if self.stopping.as_ref().is_some_and(CancelToken::is_cancelled) {
+                // The next daemon does it all anew.
+                self.steps.push(step);
+                return Err(ServiceError::Stopping);
+            }
             let failed = match (self.tells_all, &step.error) {
                 (true, Some(error)) => Some(format!("the pre-command failed ({error})")),
                 _ => step.failure(),
@@ -226,7 +275,7 @@ impl Rest {
     pub(crate) fn end(&mut self, taken: bool) {
         let said = if taken { "yes" } else { "no" };
         for post in &mut self.marker.posts {
-            post.env.push(("BLOCKD_TAKEN".to_owned(), said.to_owned()));
+            post.env.push((marker::TAKEN.to_owned(), said.to_owned()));
         }
         let Some(path) = self.marker_path.take() else { return };
         let steps = &mut self.steps;
@@ -240,6 +289,27 @@ impl Rest {
     /// What was done so far; `None` if nothing was asked for.
     pub(crate) fn report(&self) -> Option<QuiesceReport> {
         (!self.parts.is_empty()).then(|| QuiesceReport { steps: self.steps.clone() })
+    }
+}
+
+/// What was brought to rest, on its way back to whoever asked for it: he may have been cut off meanwhile by a stop.
+pub(crate) struct Returned(Option<Rest>);
+
+impl Returned {
+    pub(crate) fn new(rest: Rest) -> Self {
+        Self(Some(rest))
+    }
+
+    pub(crate) fn take(mut self) -> Option<Rest> {
+        self.0.take()
+    }
+}
+
+impl Drop for Returned {
+    fn drop(&mut self) {
+        if let Some(rest) = &mut self.0 {
+            rest.end(false);
+        }
     }
 }
 
@@ -439,7 +509,8 @@ mod tests {
         }
 
         fn markers(&self) -> usize {
-            std::fs::read_dir(self.dir.path().join("quiesce")).unwrap().count()
+            let entries = std::fs::read_dir(self.dir.path().join("quiesce")).unwrap().flatten();
+            entries.filter(|entry| entry.path().extension().is_none_or(|of| of != "lock")).count()
         }
     }
 

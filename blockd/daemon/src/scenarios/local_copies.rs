@@ -271,3 +271,44 @@ async fn an_upload_that_takes_long_holds_up_no_local_snapshots() {
     assert!(runs.iter().any(|run| !run.local && run.state == RunState::Done), "{runs:?}");
     host.stop().await;
 }
+
+/// With the store away, the backups of a few volumes hold all places for as long as it takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn local_snapshots_are_taken_also_while_there_is_no_place_for_a_backup() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    host.stop().await;
+    let full = Config { task_concurrency: 0, ..config(host.dir.path()) };
+    host.daemon = Some(Daemon::start(full, false).await.unwrap());
+    let schedule = host.local_schedule("v", 3, &["nas"]).await;
+    host.client.run_schedule(schedule.uuid).await.unwrap();
+    host.left(1).await;
+    let waits = |run: &&Run| run.state == RunState::Queued;
+    assert_eq!(host.runs().await.iter().filter(waits).map(|run| run.local).collect::<Vec<_>>(), [false]);
+    // The backup is made when there is a place again.
+    host.stop().await;
+    host.start().await;
+    assert!(host.settled().await.iter().all(|run| run.state == RunState::Done), "{:?}", host.runs().await);
+    assert_eq!((host.list().await.len(), host.scheduled_snapshots().await.len()), (1, 1));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_volume_is_being_rolled_back_to_stays_until_that_is_done() {
+    let mut host = Host::new().await;
+    host.create_volume("v").await;
+    let schedule = host.local_schedule("v", 2, &[]).await;
+    for _ in 0..2 {
+        host.ran(&schedule).await;
+    }
+    let (_, mark) = host.core().registry.by_name("v").unwrap().begin_rollback().unwrap();
+    let one = UpdateSchedule { local: Some(Some(Retention::max(1).unwrap())), ..UpdateSchedule::default() };
+    host.client.update_schedule(schedule.uuid, &one).await.unwrap();
+    host.core().scheduler.wake();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(host.scheduled_snapshots().await.len(), 2);
+    drop(mark);
+    host.left(1).await;
+    host.stop().await;
+}

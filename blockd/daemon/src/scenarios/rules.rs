@@ -266,7 +266,7 @@ async fn what_was_at_rest_is_let_go_by_the_next_daemon_before_the_backup_goes_on
     }
     assert_eq!(
         host.log(),
-        ["all:pre a b c", "all:post a b c", "all:pre a b c", "all:post a b c yes"],
+        ["all:pre a b c", "all:post a b c unknown", "all:pre a b c", "all:post a b c yes"],
         "the second freeze must not begin before the first one is let go"
     );
     // The point in time is fixed, and what follows it is done once.
@@ -280,6 +280,34 @@ async fn what_was_at_rest_is_let_go_by_the_next_daemon_before_the_backup_goes_on
         assert_eq!(host.log(), ["all:pre a b c", "all:post a b c yes"], "{step}");
     }
     host.assert_tidy();
+    host.stop().await;
+}
+
+/// Nor does anybody whose turn comes in the middle of the stop bring anything to rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_cuts_the_command_before_short_and_runs_the_one_after() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    for name in ["v", "w"] {
+        host.create_volume(name).await;
+    }
+    let gate = host.dir.path().join("gate");
+    host.rule("r", host.noting(&format!("test -e {} || sleep 600", gate.display()), "true")).await;
+    host.assign("r", Some("v"), None).await;
+    host.assign("r", Some("w"), None).await;
+    let first = host.start_backup("v", false).await;
+    while !std::fs::exists(host.log_path()).unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let second = host.start_backup("w", false).await;
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    host.stop().await;
+    assert_eq!(host.log(), ["r:pre v", "r:post v no"]);
+    std::fs::write(&gate, "").unwrap();
+    host.start().await;
+    host.done(first).await;
+    host.done(second).await;
+    assert_eq!(host.log().len(), 4);
     host.stop().await;
 }
 

@@ -214,3 +214,27 @@ async fn a_schedule_that_protects_nothing_says_so_until_it_does() {
     assert!(text.contains(&sample(0)), "{text}");
     host.stop().await;
 }
+
+/// Its time zone may be gone from this host.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_that_cannot_be_read_does_not_keep_the_others_from_their_backups() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    let broken = host.schedule(2).await;
+    let sound = host.schedule(2).await;
+    host.client.run_schedule(broken.uuid).await.unwrap();
+    host.settled().await;
+    host.sql(&format!(
+        "UPDATE schedules SET spec = '{{' WHERE uuid = '{0}';
+         UPDATE schedule_runs SET state = 'queued', task = NULL, cloudsnap = NULL, completed = NULL WHERE schedule = '{0}'",
+        broken.uuid
+    ));
+    host.client.run_schedule(sound.uuid).await.unwrap();
+    let runs = host.settled().await;
+    let of = |schedule: &Schedule| runs.iter().find(|run| run.schedule == schedule.uuid).unwrap();
+    assert_eq!((of(&broken).state, of(&sound).state), (RunState::Failed, RunState::Done), "{runs:?}");
+    let reason = of(&broken).reason.clone().unwrap();
+    assert!(reason.starts_with("its schedule cannot be read: "), "{reason}");
+    host.stop().await;
+}

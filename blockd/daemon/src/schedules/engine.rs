@@ -355,6 +355,12 @@ impl Batch {
     pub(crate) fn is_local(&self) -> bool {
         self.runs.iter().all(RunRow::is_local)
     }
+
+    /// What of it goes to no store, if anything: that waits for nobody's upload.
+    pub(crate) fn only_local(self) -> Option<Self> {
+        let runs: Vec<RunRow> = self.runs.into_iter().filter(RunRow::is_local).collect();
+        (!runs.is_empty()).then_some(Self { runs, ..self })
+    }
 }
 
 /// What may begin now.
@@ -406,10 +412,7 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, D
             batches.push(batch);
         } else {
             // Local snapshots do not wait for the upload of another backup.
-            let runs: Vec<RunRow> = batch.runs.into_iter().filter(RunRow::is_local).collect();
-            if !runs.is_empty() {
-                batches.push(Batch { runs, is_group: batch.is_group });
-            }
+            batches.extend(batch.only_local());
         }
         if !is_local {
             // Also those of a batch that must wait are taken, so that others do not go first for ever.

@@ -44,6 +44,26 @@ struct Begun {
     around: Vec<Part>,
 }
 
+/// Snapshots that are being taken, until this is dropped: whatever ends the work, the next look at the schedules sees what became of
+/// it.
+struct Freezing {
+    core: Arc<Core>,
+    ids: Vec<SnapshotId>,
+}
+
+impl Freezing {
+    fn new(core: Arc<Core>, ids: Vec<SnapshotId>) -> Self {
+        core.scheduler.freezing.lock().extend(&ids);
+        Self { core, ids }
+    }
+}
+
+impl Drop for Freezing {
+    fn drop(&mut self) {
+        self.core.scheduler.freezing.lock().retain(|id| !self.ids.contains(id));
+    }
+}
+
 impl Core {
     /// Begins runs that take local snapshots, all of one instant.
     pub(super) async fn begin_local(
@@ -80,26 +100,24 @@ impl Core {
         });
         let ids: Vec<SnapshotId> = entries.iter().map(|(_, id)| *id).collect();
         // Before they are in the database: nobody must take them for those of a daemon that died.
-        self.scheduler.freezing.lock().extend(&ids);
-        let (noted, snapshots) = (runs.clone(), ids.clone());
+        let freezing = Freezing::new(Arc::clone(self), ids.clone());
+        let (noted, snapshots) = (runs.clone(), ids);
         let stored = self.db.run(move |tx| {
             let mut both = noted.iter().zip(snapshots);
             both.try_for_each(|(run, snapshot)| engine::begun_local(tx, run, snapshot, None))
         });
-        if let Err(error) = stored.await {
-            self.scheduler.freezing.lock().retain(|id| !ids.contains(id));
-            return match error {
-                // Somebody deleted the schedule meanwhile.
-                DbError::NotQueued(_) => Ok(()),
-                error => Err(error.into()),
-            };
+        match stored.await {
+            Ok(()) => {}
+            // Somebody deleted the schedule meanwhile.
+            Err(DbError::NotQueued(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
         }
         self.reached("local run begun")?;
         let core = Arc::clone(self);
         let begun = Begun { runs, entries, name, group, around };
         self.tasks.spawn(async move {
             core.take_local(begun, of).await;
-            core.scheduler.freezing.lock().retain(|id| !ids.contains(id));
+            drop(freezing);
             core.scheduler.wake();
         });
         Ok(())
@@ -175,6 +193,11 @@ impl Core {
         for judgement in surplus {
             let id = judgement.snapshot;
             if delays.get(&key(&id)).is_some_and(|delay| delay.until > Instant::now()) {
+                continue;
+            }
+            // It may be the one that the volume is being rolled back to: it is judged again.
+            let entry = judgement.run.volume.and_then(|volume| self.registry.by_id(volume));
+            if entry.is_some_and(|entry| entry.is_rolling_back()) {
                 continue;
             }
             match self.delete_snapshot(&SnapshotRef::Id(id)).await {

@@ -160,12 +160,17 @@ impl Core {
         // A run whose task has ended may be one too many, which only `settle` has noted.
         self.scheduler.judge.notify_one();
         for batch in batches {
+            // Without a place, which uploads to a store that is away may hold for days, there are local snapshots still.
+            let batch = if places == 0 { batch.only_local() } else { Some(batch) };
+            let Some(batch) = batch else { continue };
             let is_local = batch.is_local();
-            if places == 0 && !is_local {
-                continue;
-            }
-            if self.begin_batch(batch, now).await? && !is_local {
-                places -= 1;
+            let first = batch.runs.first().map(|run| (run.schedule, run.id));
+            match self.begin_batch(batch, now).await {
+                Ok(true) if !is_local => places -= 1,
+                Ok(_) => {}
+                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                // The others must go on; these are tried again at the next look.
+                Err(error) => tracing::error!(?first, %error, "runs could not be begun"),
             }
         }
         self.tell_of_degraded_volumes(now).await?;
@@ -183,7 +188,13 @@ impl Core {
         }
         let Some(first) = runs.first().cloned() else { return Ok(false) };
         let of = first.schedule;
-        let schedule = self.db.run(move |tx| ScheduleRow::find(tx, of)).await?;
+        let schedule = match self.db.run(move |tx| ScheduleRow::find(tx, of)).await {
+            Err(error) if error.is_unreadable() => {
+                let reason = format!("its schedule cannot be read: {error}");
+                return self.end_runs(runs, reason, now).await.map(|()| false);
+            }
+            found => found?,
+        };
         let mut places: BTreeMap<VolumeId, Vec<CredentialRef>> = BTreeMap::new();
         let (local, stored): (Vec<_>, Vec<_>) = runs.iter().cloned().partition(RunRow::is_local);
         if stored.is_empty() {

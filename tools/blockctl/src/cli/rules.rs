@@ -17,7 +17,7 @@ of them is followed once, in the order of their names.
 Commands are run by blockd with /bin/sh, around the freeze only: never beside the upload. They find \
 BLOCKD_VOLUMES, BLOCKD_VOLUME_IDS, BLOCKD_SNAPSHOT, BLOCKD_PHASE (pre or post), BLOCKD_RULE, and of \
 groups and schedules BLOCKD_GROUP_ID, BLOCKD_GROUP and BLOCKD_SCHEDULE in their environment; the one \
-after it BLOCKD_TAKEN as well: yes or no. If the command before fails or takes too long, there is no \
+after it BLOCKD_TAKEN as well: yes, no, or unknown after a crash. If the command before fails or takes too long, there is no \
 backup, unless --on-failure continue says otherwise. The command after runs in any case, also when \
 blockd was killed in between; it may run when the one before did not, or more than once.
 
