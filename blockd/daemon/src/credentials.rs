@@ -6,7 +6,7 @@ use crate::{
     core::Core,
     db::{CredentialRow, DbError, ProviderRow, StoreRow},
     error::{ServiceError, blocking},
-    limits::{LimitPlan, PlannedBandwidth, keep},
+    limits::{LimitPlan, PlannedBandwidth, keep, limits_of},
     providers,
     references::{Fingerprint, References, Resolved, store::ReferencedStore},
     secrets::Purpose,
@@ -247,8 +247,9 @@ impl Core {
         keep(&mut row.store.connection, limits);
         let (uuid, store) = (row.uuid, row.store.clone());
         self.db.run(move |tx| CredentialRow::set_store(tx, uuid, &store)).await?;
-        // Whoever opens it just now may have read the old limits. If it cannot be opened, the next one reads the new ones.
-        if let Ok((_, bandwidth)) = self.opened_repository(uuid).await {
+        // Nobody is asked for what opens it while others wait for the lock: whoever opens it reads the new ones.
+        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        if let Some((_, bandwidth)) = opened {
             bandwidth.replace(plan, Timestamp::now());
         }
         tracing::info!(credential = %uuid, name = %row.name, "limits changed");
@@ -417,14 +418,27 @@ impl Core {
         let (repository, bandwidth, opened_with) = self.reopen(uuid).await?;
         if let Some(opened_with) = opened_with {
             self.repositories.opened_with.lock().insert(uuid, opened_with);
-            let mut all = self.repositories.opened.lock();
-            // Those that work with the keys of before share its bandwidth.
-            let bandwidth = all.get(&uuid).map_or(bandwidth, |(_, shared)| Arc::clone(shared));
-            all.insert(uuid, (repository.clone(), Arc::clone(&bandwidth)));
+            let bandwidth = {
+                let mut all = self.repositories.opened.lock();
+                // Those that work with the keys of before share its bandwidth.
+                let bandwidth = all.get(&uuid).map_or(bandwidth, |(_, shared)| Arc::clone(shared));
+                all.insert(uuid, (repository.clone(), Arc::clone(&bandwidth)));
+                bandwidth
+            };
+            self.take_limits(uuid, &bandwidth).await?;
             return Ok((repository, bandwidth));
         }
         // Another task may have been faster: they share one bandwidth.
-        Ok(self.repositories.opened.lock().entry(uuid).or_insert((repository, bandwidth)).clone())
+        let opened = self.repositories.opened.lock().entry(uuid).or_insert((repository, bandwidth)).clone();
+        self.take_limits(uuid, &opened.1).await?;
+        Ok(opened)
+    }
+
+    /// Has the limits hold that are stored: they may have changed while the repository was opened.
+    async fn take_limits(&self, uuid: Uuid, bandwidth: &PlannedBandwidth) -> Result<(), ServiceError> {
+        let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+        bandwidth.replace(LimitPlan::of(&limits_of(&row.store.connection))?, Timestamp::now());
+        Ok(())
     }
 
     /// Whether the passphrase that opened a repository is the one that holds now, if it lies elsewhere.
