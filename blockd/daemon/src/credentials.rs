@@ -34,6 +34,9 @@ use zeroize::Zeroizing;
 /// For how long nobody has to look again whether the key slot is in its place.
 const PROVEN_FOR: Duration = Duration::from_secs(24 * 3600);
 
+/// How soon it is tried again whether what a reference leads to opens a repository, which it did not.
+const UNOPENED_AGAIN: Duration = Duration::from_secs(60);
+
 /// Repositories that were opened since the start, by credential.
 #[derive(Default)]
 pub struct Repositories {
@@ -42,6 +45,8 @@ pub struct Repositories {
     pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<PlannedBandwidth>)>>,
     /// Of those whose passphrase lies elsewhere: where, and what it was when they were opened.
     pub(crate) opened_with: Mutex<HashMap<Uuid, (SecretRef, Fingerprint)>>,
+    /// When what such a reference leads to was last seen to open nothing.
+    unopened: Mutex<HashMap<Uuid, Instant>>,
 }
 
 /// What opens a store.
@@ -219,7 +224,7 @@ impl Core {
             .entry(row.uuid)
             .and_modify(|(_, seen)| *seen = Fingerprint::default());
         // Without the limits of its bandwidth: what is to be seen is the store.
-        let (opened, _) = self.opened_repository(row.uuid).await?;
+        let (opened, _) = self.opened_with_what_holds(row.uuid).await?;
         let (store, _) = task_store(Arc::clone(opened.store()), self.retry_policy());
         let repository = opened.with_store(store);
         let kind = providers::kind(&row.store.provider);
@@ -282,6 +287,7 @@ impl Core {
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
         self.repositories.opened_with.lock().remove(&uuid);
+        self.repositories.unopened.lock().remove(&uuid);
         self.repositories.proven.lock().remove(&uuid);
         self.meters.forget(uuid);
         self.browse.forget(uuid);
@@ -405,7 +411,33 @@ impl Core {
         writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
 
+    /// The repository of a credential. One that is open already is used on where another passphrase was put in the place of that which
+    /// opened it, but opens nothing: that is no reason to stop backups, and needs somebody to look at it.
     pub(crate) async fn opened_repository(
+        &self,
+        uuid: Uuid,
+    ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
+        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        let Some(opened) = opened else { return self.opened_with_what_holds(uuid).await };
+        let unopened = self.repositories.unopened.lock().get(&uuid).copied();
+        if unopened.is_some_and(|at| at.elapsed() < UNOPENED_AGAIN) {
+            return Ok(opened);
+        }
+        match self.opened_with_what_holds(uuid).await {
+            Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::WrongPassphrase { .. }) => {
+                tracing::warn!(credential = %uuid, %error, "the passphrase was changed where it lies, but opens nothing: the keys that are open are used until the daemon stops; put the old one back, or use credentials rekey");
+                self.repositories.unopened.lock().insert(uuid, Instant::now());
+                Ok(opened)
+            }
+            found => {
+                self.repositories.unopened.lock().remove(&uuid);
+                found
+            }
+        }
+    }
+
+    /// The same, only if what its reference leads to now opens it.
+    async fn opened_with_what_holds(
         &self,
         uuid: Uuid,
     ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
