@@ -133,6 +133,9 @@ fn a_passphrase_in_openbao_never_rests_on_the_host() {
     vault.put("blockd/nas", &json!({ "passphrase": "planted-other-passphrase" }));
     outlast_the_cache();
     assert_eq!(ctl.fails(&["credentials", "validate", "nas"], 1)["code"], "wrong_passphrase");
+    // What is open is used on, and that is said.
+    ctl.backup("vol");
+    assert!(daemon.log().contains("the passphrase was changed where it lies"));
     vault.put("blockd/nas", &json!({ "passphrase": PASSPHRASE }));
     ctl.json(&["credentials", "validate", "nas"]);
     let bundle = bed.path("bundle.json");

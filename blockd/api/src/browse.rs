@@ -17,7 +17,7 @@ pub struct MountBrowse {
     pub cred_ids: Vec<CredentialRef>,
 }
 
-/// Body of `POST /v1/browse/handed`. With its first byte, over a unix socket, comes one descriptor (`SCM_RIGHTS`): that of `/dev/fuse`
+/// Body of `POST /v1/browse/handed`. In one message with its head, over a unix socket, comes one descriptor (`SCM_RIGHTS`): that of `/dev/fuse`
 /// with which the caller made the mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -6,7 +6,7 @@ use crate::{
     core::Core,
     db::{CredentialRow, DbError, ProviderRow, StoreRow},
     error::{ServiceError, blocking},
-    limits::{LimitPlan, PlannedBandwidth, keep},
+    limits::{LimitPlan, PlannedBandwidth, keep, limits_of},
     providers,
     references::{Fingerprint, References, Resolved, store::ReferencedStore},
     secrets::Purpose,
@@ -34,6 +34,9 @@ use zeroize::Zeroizing;
 /// For how long nobody has to look again whether the key slot is in its place.
 const PROVEN_FOR: Duration = Duration::from_secs(24 * 3600);
 
+/// How soon it is tried again whether what a reference leads to opens a repository, which it did not.
+const UNOPENED_AGAIN: Duration = Duration::from_secs(60);
+
 /// Repositories that were opened since the start, by credential.
 #[derive(Default)]
 pub struct Repositories {
@@ -42,6 +45,8 @@ pub struct Repositories {
     pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<PlannedBandwidth>)>>,
     /// Of those whose passphrase lies elsewhere: where, and what it was when they were opened.
     pub(crate) opened_with: Mutex<HashMap<Uuid, (SecretRef, Fingerprint)>>,
+    /// When what such a reference leads to was last seen to open nothing.
+    unopened: Mutex<HashMap<Uuid, Instant>>,
 }
 
 /// What opens a store.
@@ -219,7 +224,7 @@ impl Core {
             .entry(row.uuid)
             .and_modify(|(_, seen)| *seen = Fingerprint::default());
         // Without the limits of its bandwidth: what is to be seen is the store.
-        let (opened, _) = self.opened_repository(row.uuid).await?;
+        let (opened, _) = self.opened_with_what_holds(row.uuid).await?;
         let (store, _) = task_store(Arc::clone(opened.store()), self.retry_policy());
         let repository = opened.with_store(store);
         let kind = providers::kind(&row.store.provider);
@@ -247,8 +252,9 @@ impl Core {
         keep(&mut row.store.connection, limits);
         let (uuid, store) = (row.uuid, row.store.clone());
         self.db.run(move |tx| CredentialRow::set_store(tx, uuid, &store)).await?;
-        // Whoever opens it just now may have read the old limits. If it cannot be opened, the next one reads the new ones.
-        if let Ok((_, bandwidth)) = self.opened_repository(uuid).await {
+        // Nobody is asked for what opens it while others wait for the lock: whoever opens it reads the new ones.
+        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        if let Some((_, bandwidth)) = opened {
             bandwidth.replace(plan, Timestamp::now());
         }
         tracing::info!(credential = %uuid, name = %row.name, "limits changed");
@@ -281,6 +287,7 @@ impl Core {
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.opened.lock().remove(&uuid);
         self.repositories.opened_with.lock().remove(&uuid);
+        self.repositories.unopened.lock().remove(&uuid);
         self.repositories.proven.lock().remove(&uuid);
         self.meters.forget(uuid);
         self.browse.forget(uuid);
@@ -404,7 +411,33 @@ impl Core {
         writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
 
+    /// The repository of a credential. One that is open already is used on where another passphrase was put in the place of that which
+    /// opened it, but opens nothing: that is no reason to stop backups, and needs somebody to look at it.
     pub(crate) async fn opened_repository(
+        &self,
+        uuid: Uuid,
+    ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
+        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        let Some(opened) = opened else { return self.opened_with_what_holds(uuid).await };
+        let unopened = self.repositories.unopened.lock().get(&uuid).copied();
+        if unopened.is_some_and(|at| at.elapsed() < UNOPENED_AGAIN) {
+            return Ok(opened);
+        }
+        match self.opened_with_what_holds(uuid).await {
+            Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::WrongPassphrase { .. }) => {
+                tracing::warn!(credential = %uuid, %error, "the passphrase was changed where it lies, but opens nothing: the keys that are open are used until the daemon stops; put the old one back, or use credentials rekey");
+                self.repositories.unopened.lock().insert(uuid, Instant::now());
+                Ok(opened)
+            }
+            found => {
+                self.repositories.unopened.lock().remove(&uuid);
+                found
+            }
+        }
+    }
+
+    /// The same, only if what its reference leads to now opens it.
+    async fn opened_with_what_holds(
         &self,
         uuid: Uuid,
     ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
@@ -417,14 +450,27 @@ impl Core {
         let (repository, bandwidth, opened_with) = self.reopen(uuid).await?;
         if let Some(opened_with) = opened_with {
             self.repositories.opened_with.lock().insert(uuid, opened_with);
-            let mut all = self.repositories.opened.lock();
-            // Those that work with the keys of before share its bandwidth.
-            let bandwidth = all.get(&uuid).map_or(bandwidth, |(_, shared)| Arc::clone(shared));
-            all.insert(uuid, (repository.clone(), Arc::clone(&bandwidth)));
+            let bandwidth = {
+                let mut all = self.repositories.opened.lock();
+                // Those that work with the keys of before share its bandwidth.
+                let bandwidth = all.get(&uuid).map_or(bandwidth, |(_, shared)| Arc::clone(shared));
+                all.insert(uuid, (repository.clone(), Arc::clone(&bandwidth)));
+                bandwidth
+            };
+            self.take_limits(uuid, &bandwidth).await?;
             return Ok((repository, bandwidth));
         }
         // Another task may have been faster: they share one bandwidth.
-        Ok(self.repositories.opened.lock().entry(uuid).or_insert((repository, bandwidth)).clone())
+        let opened = self.repositories.opened.lock().entry(uuid).or_insert((repository, bandwidth)).clone();
+        self.take_limits(uuid, &opened.1).await?;
+        Ok(opened)
+    }
+
+    /// Has the limits hold that are stored: they may have changed while the repository was opened.
+    async fn take_limits(&self, uuid: Uuid, bandwidth: &PlannedBandwidth) -> Result<(), ServiceError> {
+        let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+        bandwidth.replace(LimitPlan::of(&limits_of(&row.store.connection))?, Timestamp::now());
+        Ok(())
     }
 
     /// Whether the passphrase that opened a repository is the one that holds now, if it lies elsewhere.

@@ -44,7 +44,13 @@ impl Core {
             Ok((before, bandwidth)) => (Arc::clone(before.store()), before.keys().to_vec(), bandwidth),
             // What the reference leads to may be the new passphrase already, or gone.
             Err(_) if row.passphrase_from.is_some() && request.passphrase.is_some() => {
-                (self.store_of(&row).await?, Vec::new(), providers::bandwidth(&row.store)?)
+                let store = self.store_of(&row).await?;
+                // Nobody else may have the keys that were opened while it was not.
+                let opened = self.repositories.opened.lock().get(&uuid).cloned();
+                match opened {
+                    Some((opened, bandwidth)) => (store, opened.keys().to_vec(), bandwidth),
+                    None => (store, Vec::new(), providers::bandwidth(&row.store)?),
+                }
             }
             Err(error) => return Err(error),
         };

@@ -26,6 +26,7 @@ use uuid::Uuid;
 mod copies;
 mod deletions;
 pub(crate) mod dying;
+mod elsewhere;
 mod events;
 mod given_up;
 mod group_backups;
@@ -59,6 +60,7 @@ fn config(dir: &Path) -> Config {
         ring_threads: 1,
         nbd_workers: 2,
         cpu_threads: 2,
+        secrets: crate::config::SecretsConfig { file_dir: dir.join("secrets"), ..Default::default() },
         ..Config::default()
     }
 }

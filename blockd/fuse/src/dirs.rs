@@ -88,7 +88,7 @@ impl Listed {
     /// Tells each entry with what is known of it, which the kernel then knows, until there is no room for one. May block.
     ///
     /// # Errors
-    /// There is no root.
+    /// There is no root, or the kernel knows too many nodes.
     pub fn tell_all(
         &self,
         tree: &Tree,
@@ -106,7 +106,12 @@ impl Listed {
             }
         }
         for (next, child) in self.rest(offset) {
-            let ino = nodes.remember(&child.node);
+            let ino = match nodes.remember(&child.node) {
+                Ok(ino) => ino,
+                // Those that were told stand.
+                Err(_) if next > offset + 1 => return Ok(()),
+                Err(error) => return Err(error),
+            };
             // It may be gone since the directory was opened.
             let Ok((attr, ttl)) = tree.child_attr(&listing, child, ino) else {
                 nodes.forget(ino, 1);

@@ -36,6 +36,8 @@ const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 /// After how many runs a search for data or a hole gives up, and says that there is data.
 const RUNS_MOST: usize = 1 << 16;
+/// How much may be open at once: whoever serves a mount beside this process can keep from it what was closed.
+const OPEN_MOST: usize = 4096;
 
 /// Something that is open.
 enum Open {
@@ -77,10 +79,14 @@ impl Shared {
         self.nodes.get(ino.0).ok_or_else(|| io::Error::from(SystemError::STALE))
     }
 
-    fn add(&self, open: Open) -> FileHandle {
+    fn add(&self, opened: Open) -> io::Result<FileHandle> {
+        let mut open = self.open.lock();
+        if open.len() >= OPEN_MOST {
+            return Err(SystemError::NFILE.into());
+        }
         let handle = self.next_handle.fetch_add(1, Relaxed);
-        self.open.lock().insert(handle, Arc::new(open));
-        FileHandle(handle)
+        open.insert(handle, Arc::new(opened));
+        Ok(FileHandle(handle))
     }
 
     fn find(&self, handle: FileHandle) -> io::Result<Arc<Open>> {
@@ -89,7 +95,7 @@ impl Shared {
 
     fn lookup(&self, parent: &Node, name: &[u8], reply: ReplyEntry) {
         let found = self.tree.lookup(parent, name).and_then(|node| {
-            let ino = self.nodes.remember(&node);
+            let ino = self.nodes.remember(&node)?;
             self.tree.attr(&node, ino).inspect_err(|_| self.nodes.forget(ino, 1))
         });
         match found {
@@ -294,9 +300,9 @@ impl Filesystem for BrowseFilesystem {
             Ok(node) => node,
             Err(error) => return reply.error(errno(&error)),
         };
-        self.run(false, move |shared| match shared.open_node(&node) {
+        self.run(false, move |shared| match shared.open_node(&node).and_then(|open| shared.add(open)) {
             // What a snapshot holds never changes, so what the kernel has of it stays right.
-            Ok(open) => reply.opened(shared.add(open), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(handle) => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(errno(&error)),
         });
     }
@@ -412,8 +418,8 @@ impl Filesystem for BrowseFilesystem {
         let quick = matches!(node, Node::Root | Node::Volume(_) | Node::Snapshot(_));
         self.run(quick, move |shared| {
             let listed = shared.tree.children(&node).and_then(|found| Listed::new(found, &shared.listed));
-            match listed {
-                Ok(listed) => reply.opened(shared.add(Open::Dir(listed)), FopenFlags::empty()),
+            match listed.and_then(|listed| shared.add(Open::Dir(listed))) {
+                Ok(handle) => reply.opened(handle, FopenFlags::empty()),
                 Err(error) => reply.error(errno(&error)),
             }
         });

@@ -1,8 +1,9 @@
 //! Serving a mount that somebody else made, who handed its descriptor of `/dev/fuse` over.
 //!
 //! Whoever hands it over keeps the mount: it is in their namespace, the kernel lets only them look into it, or those
-//! whom they let, and they take it away. They may keep a copy of the descriptor as well, and so do harm to their own
-//! mount only: steal its requests, or answer them. What they must not do is to keep threads here for ever, or busy.
+//! whom they let, and they take it away. They may keep a copy of the descriptor as well, and steal the requests of their own mount, or answer
+//! them, also those that say what the kernel has closed or forgot: so what is kept for a mount is bounded. Nor must they keep threads
+//! here for ever, or busy.
 
 use crate::{
     Catalog, FuseError, MountOptions, filesystem::BrowseFilesystem, fusermount, mount::SESSION_THREADS,
@@ -11,12 +12,12 @@ use crate::{
 use fuser::{Config, Session, SessionACL};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    fs::{FileType, Mode, OFlags, major, minor},
+    fs::{AtFlags, FileType, Mode, OFlags, StatxFlags},
     ioctl::{Opcode, Setter, opcode},
 };
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{
         Arc,
@@ -111,7 +112,7 @@ pub fn serve_handed(
     on_end: impl FnOnce() + Send + 'static,
 ) -> Result<Served, FuseError> {
     let on_end = OnEnd(Some(on_end));
-    check(&descriptor)?;
+    check_handed(descriptor.as_fd())?;
     wait_for_kernel(&descriptor)?;
     let (descriptor, is_own) = own_description(descriptor).map_err(FuseError::Descriptor)?;
     let tree = Tree::of_owner(catalog, mount.uid, mount.gid);
@@ -152,12 +153,17 @@ pub fn serve_handed(
     }
 }
 
-/// Refuses what is not `/dev/fuse`.
-fn check(descriptor: &OwnedFd) -> Result<(), FuseError> {
-    let found = rustix::fs::fstat(descriptor).map_err(|error| FuseError::Descriptor(error.into()))?;
-    let number = (major(found.st_rdev), minor(found.st_rdev));
+/// Refuses what is not `/dev/fuse`, without asking the filesystem that it is on, which may never answer.
+///
+/// # Errors
+/// It is something else.
+pub fn check_handed(descriptor: BorrowedFd<'_>) -> Result<(), FuseError> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(descriptor, "", flags, StatxFlags::TYPE)
+        .map_err(|error| FuseError::Descriptor(error.into()))?;
+    let number = (found.stx_rdev_major, found.stx_rdev_minor);
     let is_fuse =
-        FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice && number == FUSE_DEVICE;
+        FileType::from_raw_mode(found.stx_mode.into()) == FileType::CharacterDevice && number == FUSE_DEVICE;
     if is_fuse { Ok(()) } else { Err(FuseError::NotFuse) }
 }
 

@@ -34,7 +34,7 @@ mod unserved;
 
 pub use catalog::{Catalog, Image, ImageRun, SnapshotEntry, SnapshotKey};
 pub use error::FuseError;
-pub use handed::{HandedMount, Served, serve_handed};
+pub use handed::{HandedMount, Served, check_handed, serve_handed};
 pub use mount::{MountOptions, Mounted, clean_stale, mount};
 pub use mountinfo::{SeenMount, find_mount, resolve};
 pub use names::{escape, time_name};

@@ -2,14 +2,18 @@
 //! their users are.
 
 use super::listing::BrowseCatalog;
-use crate::{core::Core, error::ServiceError, http::caller::User};
+use crate::{
+    core::Core,
+    error::ServiceError,
+    http::{Foreign, caller::User},
+};
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{BrowseMount, HandMount},
 };
-use blockd_fuse::{HandedMount, MountOptions, Served};
+use blockd_fuse::{FuseError, HandedMount, MountOptions, Served};
 use jiff::Timestamp;
-use std::{os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
 /// The longest path of a mount, in bytes.
@@ -76,10 +80,13 @@ impl Core {
     pub(crate) fn serve_handed(
         self: &Arc<Self>,
         request: HandMount,
-        descriptor: OwnedFd,
+        descriptor: Foreign,
         user: Option<User>,
     ) -> Result<BrowseMount, ServiceError> {
         check_path(&request.mountpoint)?;
+        // Before anything else is done with it: what is none may be a file of a filesystem that answers nothing.
+        descriptor.as_fd().map_or(Err(FuseError::NotFuse), blockd_fuse::check_handed)?;
+        let descriptor = descriptor.into_owned().ok_or(FuseError::NotFuse)?;
         let Some(User { uid, gid }) = user else {
             return Err(ServiceError::Internal(
                 "the kernel does not say who hands the mount over".to_owned(),

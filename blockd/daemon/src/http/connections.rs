@@ -5,7 +5,8 @@
 
 use super::{
     caller::{Caller, User},
-    passed::{Passed, Receiving},
+    closing::Closer,
+    passed::{Passed, Receiving, may_pass},
 };
 use axum::{Router, body::Body};
 use blockd_cloud::CancelToken;
@@ -53,7 +54,8 @@ pub(crate) async fn serve(listener: UnixListener, caller: Caller, router: Router
         let (mut caller, router, stop) = (caller.clone(), router.clone(), stop.clone());
         caller.user = stream.peer_cred().ok().map(|peer| User { uid: peer.uid(), gid: peer.gid() });
         connections.spawn(async move {
-            let (stream, passed) = Receiving::new(stream);
+            let closer = may_pass(&caller).then(Closer::shared).flatten();
+            let (stream, passed) = Receiving::new(stream, closer);
             serve_one(stream, caller, passed, router, &stop).await;
             drop(slot);
         });

@@ -6,6 +6,7 @@
 mod attachments;
 mod browse;
 pub(crate) mod caller;
+mod closing;
 mod cloudsnaps;
 pub(crate) mod connections;
 mod credentials;
@@ -36,6 +37,7 @@ use axum::{
 };
 use blockd_api::{ApiError, ErrorBody, ErrorCode, paths};
 use caller::Caller;
+pub(crate) use closing::Foreign;
 use futures::FutureExt;
 use routes::Routes;
 use serde::{Serialize, de::DeserializeOwned};

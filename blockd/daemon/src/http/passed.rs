@@ -1,19 +1,26 @@
 //! Descriptors that come with a request through a unix socket.
 //!
-//! One is kept for the request that is being read; what comes beside it, or after the request was read, is closed at once, and
-//! the one is closed with the request if that does not want it.
+//! Only who may hand a mount over, and begins to ask for that, can pass any: for all others the kernel drops what comes, before this
+//! process has it. One is kept for the request that is being read, and none is taken when it was read. What is not wanted
+//! is closed where that may wait.
 
-use super::{Failure, invalid};
+use super::{
+    Failure,
+    caller::Caller,
+    closing::{Closer, Foreign},
+    invalid,
+};
 use axum::{extract::FromRequestParts, http::request::Parts};
+use blockd_api::{operations::role_for, paths, roles::Role};
 use parking_lot::Mutex;
 use rustix::{
     io::Errno,
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags},
 };
 use std::{
+    cell::OnceCell,
     io::{self, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::OwnedFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -23,24 +30,26 @@ use tokio::{
     net::UnixStream,
 };
 
+/// How many descriptors are taken at once: one more than is wanted, to see that there were more.
+const AT_ONCE: u32 = 2;
+
 #[derive(Default)]
 struct Kept {
-    descriptor: Option<OwnedFd>,
+    descriptor: Option<Foreign>,
     /// Whether there were more.
     were_more: bool,
-    /// Whether whatever comes now is closed.
+    /// Whether what came was not taken, as there are too many already.
+    had_no_room: bool,
+    /// Whether nothing is taken any more.
     is_over: bool,
 }
 
 impl Kept {
-    fn add(&mut self, descriptor: OwnedFd) {
-        if self.is_over {
-            return;
-        }
-        if self.descriptor.is_some() {
+    fn add(&mut self, descriptor: Option<Foreign>) {
+        if self.descriptor.is_some() || descriptor.is_none() {
             self.were_more = true;
         } else {
-            self.descriptor = Some(descriptor);
+            self.descriptor = descriptor;
         }
     }
 }
@@ -50,7 +59,7 @@ impl Kept {
 pub(super) struct Passed(Arc<Mutex<Kept>>);
 
 impl Passed {
-    /// What came so far, for the request that was read; what comes later is closed.
+    /// What came so far, for the request that was read; what comes later is not taken.
     pub(super) fn take(&self) -> Self {
         let mut kept = self.0.lock();
         let taken = std::mem::take(&mut *kept);
@@ -59,21 +68,24 @@ impl Passed {
     }
 
     /// The only one that came.
-    fn only(&self) -> Result<OwnedFd, &'static str> {
+    fn only(&self) -> Result<Foreign, &'static str> {
         let mut kept = self.0.lock();
         match kept.descriptor.take() {
             Some(_) if kept.were_more => Err("more than one descriptor came with the request"),
             Some(descriptor) => Ok(descriptor),
+            None if kept.had_no_room => {
+                Err("too many descriptors of others wait to be closed: try again later")
+            }
             None => {
                 Err("no descriptor came with the request: only programs of this host can hand one over, \
-                through a unix socket, with the first byte")
+                through a unix socket, in one message with the head of the request")
             }
         }
     }
 }
 
 /// The one descriptor that came with a request.
-pub(super) struct Descriptor(pub(super) OwnedFd);
+pub(super) struct Descriptor(pub(super) Foreign);
 
 impl<S: Send + Sync> FromRequestParts<S> for Descriptor {
     type Rejection = Failure;
@@ -84,23 +96,58 @@ impl<S: Send + Sync> FromRequestParts<S> for Descriptor {
     }
 }
 
+/// Whether this caller may hand anything over.
+pub(super) fn may_pass(caller: &Caller) -> bool {
+    let least = role_for("POST", paths::BROWSE_HANDED).unwrap_or(Role::Admin);
+    caller.role.is_some_and(|has| has >= least)
+}
+
 /// A connection that keeps what descriptor comes through it.
 pub(super) struct Receiving {
     stream: UnixStream,
     passed: Passed,
+    /// None if nothing is taken from this caller.
+    closer: Option<Arc<Closer>>,
+    /// Whether the request is one that hands something over, as soon as its beginning is there.
+    is_wanted: OnceCell<bool>,
 }
 
 impl Receiving {
-    /// The connection, and where its descriptors go.
-    pub(super) fn new(stream: UnixStream) -> (Self, Passed) {
+    /// The connection, and where its descriptors go, if there is who closes them.
+    pub(super) fn new(stream: UnixStream, closer: Option<Arc<Closer>>) -> (Self, Passed) {
         let passed = Passed::default();
-        (Self { stream, passed: passed.clone() }, passed)
+        (Self { stream, passed: passed.clone(), closer, is_wanted: OnceCell::new() }, passed)
+    }
+
+    /// Whether the request begins as one that hands something over.
+    fn is_wanted(&self) -> io::Result<bool> {
+        if let Some(is_wanted) = self.is_wanted.get() {
+            return Ok(*is_wanted);
+        }
+        let head = format!("POST {} ", paths::BROWSE_HANDED);
+        let mut begin = vec![0; head.len()];
+        // A look without room for descriptors takes none.
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let (count, _) =
+            rustix::io::retry_on_intr(|| rustix::net::recv(&self.stream, &mut begin[..], flags))?;
+        let is_wanted = begin[..count] == *head.as_bytes();
+        Ok(*self.is_wanted.get_or_init(|| is_wanted))
     }
 
     fn receive(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        // The kernel itself closes what there is no room for.
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let closer = match &self.closer {
+            Some(closer) if self.is_wanted()? => Some(closer),
+            _ => None,
+        };
+        let mut kept = self.passed.0.lock();
+        let closer = closer.filter(|_| !kept.is_over);
+        let mut room = closer.and_then(|closer| closer.room_for(AT_ONCE));
+        // The kernel itself drops what there is no room for.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE as usize))];
+        let mut control = match &room {
+            Some(_) => RecvAncillaryBuffer::new(&mut space),
+            None => RecvAncillaryBuffer::default(),
+        };
         let received = loop {
             let mut buffers = [IoSliceMut::new(bytes)];
             let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
@@ -109,13 +156,17 @@ impl Receiving {
                 received => break received?,
             }
         };
-        let mut kept = self.passed.0.lock();
+        let was_cut = received.flags.contains(ReturnFlags::CTRUNC);
+        let Some(room) = &mut room else {
+            kept.had_no_room |= was_cut && closer.is_some();
+            return Ok(received.bytes);
+        };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                descriptors.for_each(|descriptor| kept.add(descriptor));
+                descriptors.for_each(|descriptor| kept.add(room.take(descriptor)));
             }
         }
-        kept.were_more |= received.flags.contains(ReturnFlags::CTRUNC);
+        kept.were_more |= was_cut;
         Ok(received.bytes)
     }
 }
@@ -152,104 +203,4 @@ impl AsyncWrite for Receiving {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-    use std::{
-        fs::File,
-        io::{IoSlice, Read, Write},
-        os::fd::{AsFd, BorrowedFd},
-    };
-    use tokio::io::AsyncReadExt;
-
-    fn pair() -> (std::os::unix::net::UnixStream, Receiving, Passed) {
-        let (far, near) = std::os::unix::net::UnixStream::pair().unwrap();
-        near.set_nonblocking(true).unwrap();
-        let (near, passed) = Receiving::new(UnixStream::from_std(near).unwrap());
-        (far, near, passed)
-    }
-
-    fn send(far: &std::os::unix::net::UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors)));
-        rustix::net::sendmsg(far, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
-    }
-
-    async fn read(near: &mut Receiving, count: usize) -> Vec<u8> {
-        let mut bytes = vec![0; count];
-        near.read_exact(&mut bytes).await.unwrap();
-        bytes
-    }
-
-    /// A pipe whose reading end says when the last copy of its writing end was closed.
-    struct Watched(std::io::PipeReader, Option<std::io::PipeWriter>);
-
-    impl Watched {
-        fn new() -> Self {
-            let (read, write) = std::io::pipe().unwrap();
-            Self(read, Some(write))
-        }
-
-        fn descriptor(&self) -> BorrowedFd<'_> {
-            self.1.as_ref().unwrap().as_fd()
-        }
-
-        /// Whether nobody but the test has the writing end; with that the test's is closed.
-        fn is_closed_elsewhere(&mut self) -> bool {
-            self.1 = None;
-            let mut polled = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
-            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-            rustix::event::poll(&mut polled, Some(&now)).unwrap();
-            polled[0].revents().contains(rustix::event::PollFlags::HUP)
-        }
-    }
-
-    #[tokio::test]
-    async fn one_descriptor_comes_with_the_bytes() {
-        let (far, mut near, passed) = pair();
-        let mut watched = Watched::new();
-        send(&far, b"hello", &[watched.descriptor()]);
-        assert_eq!(read(&mut near, 5).await, b"hello");
-        let taken = passed.take();
-        let descriptor = taken.only().unwrap();
-        assert!(rustix::io::fcntl_getfd(&descriptor).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-        File::from(descriptor).write_all(b"x").unwrap();
-        let mut byte = [0];
-        watched.0.read_exact(&mut byte).unwrap();
-        assert!(watched.is_closed_elsewhere() && taken.only().is_err());
-    }
-
-    #[tokio::test]
-    async fn none_and_more_than_one_are_told_apart() {
-        let (far, mut near, passed) = pair();
-        send(&far, b"a", &[]);
-        read(&mut near, 1).await;
-        assert!(passed.take().only().unwrap_err().starts_with("no descriptor"));
-        // In one message, in several, and more than there is room for.
-        for (count, times) in [(2, 1), (1, 2), (16, 1), (3, 3)] {
-            let (far, mut near, passed) = pair();
-            let mut watched = Watched::new();
-            for _ in 0..times {
-                send(&far, b"a", &vec![watched.descriptor(); count]);
-            }
-            read(&mut near, times).await;
-            let taken = passed.take();
-            assert!(taken.only().unwrap_err().starts_with("more than one"), "{count} {times}");
-            assert!(watched.is_closed_elsewhere(), "{count} {times}");
-        }
-    }
-
-    #[tokio::test]
-    async fn what_nobody_wants_is_closed() {
-        let (far, mut near, passed) = pair();
-        let (mut first, mut late) = (Watched::new(), Watched::new());
-        send(&far, b"a", &[first.descriptor()]);
-        read(&mut near, 1).await;
-        drop(passed.take());
-        assert!(first.is_closed_elsewhere());
-        send(&far, b"b", &[late.descriptor()]);
-        read(&mut near, 1).await;
-        assert!(late.is_closed_elsewhere());
-    }
-}
+mod tests;

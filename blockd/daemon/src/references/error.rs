@@ -191,7 +191,8 @@ impl Trouble {
                 | Self::Timeout { .. }
                 | Self::Sealed
                 | Self::Uninitialized
-                | Self::Failing { .. }
+                // What the asking itself is wrong with stays so.
+                | Self::Failing { status: 412 | 429 | 500.. }
                 | Self::Redirects { .. }
         )
     }
@@ -209,6 +210,23 @@ impl ReferenceError {
             Self::Internal { .. } => ErrorCode::Internal,
             error if error.is_retryable() => ErrorCode::SecretUnreachable,
             _ => ErrorCode::SecretUnavailable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_vault_refuses_for_good_does_not_pass() {
+        for (status, passes) in
+            [(400, false), (405, false), (418, false), (412, true), (429, true), (500, true), (503, true)]
+        {
+            let error =
+                ReferenceError::Vault { address: "v".to_owned(), trouble: Trouble::Failing { status } };
+            let code = if passes { ErrorCode::SecretUnreachable } else { ErrorCode::SecretUnavailable };
+            assert_eq!((error.is_retryable(), error.code()), (passes, code), "{status}");
         }
     }
 }

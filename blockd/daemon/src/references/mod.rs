@@ -72,6 +72,8 @@ struct Kept {
 #[derive(Default)]
 struct Slot {
     kept: Option<Kept>,
+    /// When and why it could not be fetched last.
+    failed: Option<(Instant, ReferenceError)>,
     /// Held by whoever fetches it: the others wait for what comes of that.
     gate: Arc<tokio::sync::Mutex<()>>,
 }
@@ -131,11 +133,12 @@ impl References {
             self.refresh_beside(reference, fresh);
             return Ok(value);
         }
+        let asked = Instant::now();
         let gate = Arc::clone(&self.slots.lock().entry(reference.clone()).or_default().gate);
         let _fetching = gate.lock().await;
         match self.kept(reference, most) {
             Some(value) => Ok(value),
-            None => self.fetch_and_keep(reference).await,
+            None => self.fetch_once(reference, asked).await,
         }
     }
 
@@ -161,6 +164,7 @@ impl References {
         reference: &SecretRef,
         refused: &Fingerprint,
     ) -> Result<Arc<Resolved>, ReferenceError> {
+        let asked = Instant::now();
         let gate = Arc::clone(&self.slots.lock().entry(reference.clone()).or_default().gate);
         let _fetching = gate.lock().await;
         let known = {
@@ -175,7 +179,7 @@ impl References {
         if let Some(value) = known {
             return Ok(value);
         }
-        let fetched = self.fetch_and_keep(reference).await;
+        let fetched = self.fetch_once(reference, asked).await;
         if let Some(kept) = self.slots.lock().get_mut(reference).and_then(|slot| slot.kept.as_mut())
             && kept.value.fingerprint == *refused
         {
@@ -217,8 +221,27 @@ impl References {
         });
     }
 
+    /// Fetches it, if that has not failed since it was asked for: all who waited for that are told, rather than to wait as long once
+    /// more, one after the other.
+    async fn fetch_once(
+        &self,
+        reference: &SecretRef,
+        asked: Instant,
+    ) -> Result<Arc<Resolved>, ReferenceError> {
+        let failed = self.slots.lock().get(reference).and_then(|slot| slot.failed.clone());
+        match failed.filter(|(at, _)| *at >= asked) {
+            Some((_, error)) => Err(error),
+            None => self.fetch_and_keep(reference).await,
+        }
+    }
+
     async fn fetch_and_keep(&self, reference: &SecretRef) -> Result<Arc<Resolved>, ReferenceError> {
-        let Fetched { text, version } = self.fetch(reference).await?;
+        let fetched = self.fetch(reference).await.inspect_err(|error| {
+            if let Some(slot) = self.slots.lock().get_mut(reference) {
+                slot.failed = Some((Instant::now(), error.clone()));
+            }
+        });
+        let Fetched { text, version } = fetched?;
         let digest = Sha256::new().chain_update(self.salt).chain_update(text.as_bytes()).finalize();
         let value = Arc::new(Resolved { text, fingerprint: digest.into(), version });
         let now = Instant::now();

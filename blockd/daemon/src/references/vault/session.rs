@@ -63,6 +63,8 @@ impl Lease {
 pub(super) struct Session {
     token: Option<Arc<Token>>,
     serial: u64,
+    /// When and why nobody could log in last.
+    failed: Option<(Instant, Trouble)>,
     /// It was said that it cannot be kept good.
     told: bool,
 }
@@ -96,6 +98,7 @@ impl Vault {
 
     /// A token that may be good; another one than `refused`, if there is one.
     pub(super) async fn token(&self, refused: Option<&Token>) -> Result<Arc<Token>, Trouble> {
+        let asked = Instant::now();
         let mut session = self.session.lock().await;
         if let Some(proof) = self.config.token() {
             let text = self.proof(proof).await?;
@@ -110,7 +113,13 @@ impl Vault {
             }
         }
         session.token = None;
-        self.log_in(&mut session).await
+        // Those who waited for a login that failed do not each wait for another one.
+        if let Some((_, trouble)) = session.failed.as_ref().filter(|(at, _)| *at >= asked) {
+            return Err(trouble.clone());
+        }
+        let found = self.log_in(&mut session).await;
+        session.failed = found.as_ref().err().map(|trouble| (Instant::now(), trouble.clone()));
+        found
     }
 
     async fn proof(&self, proof: Proof) -> Result<Zeroizing<String>, Trouble> {

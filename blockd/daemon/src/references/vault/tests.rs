@@ -212,7 +212,7 @@ async fn one_that_is_of_no_use_is_told_from_another() {
         (Trick::Status(500), "answers 500", ErrorCode::SecretUnreachable, 2),
         (Trick::Status(429), "answers 429", ErrorCode::SecretUnreachable, 2),
         (Trick::Status(307), "redirections are not followed", ErrorCode::SecretUnreachable, 1),
-        (Trick::Status(400), "answers 400", ErrorCode::SecretUnreachable, 1),
+        (Trick::Status(400), "answers 400", ErrorCode::SecretUnavailable, 1),
     ] {
         bed.double.trick(trick);
         let before = bed.reads();
@@ -265,4 +265,23 @@ async fn nobody_there_is_no_news_for_long() {
     assert!(error.is_retryable() && error.to_string().contains("cannot be reached"), "{error}");
     assert_eq!(references.providers().await.vault.unwrap().state, VaultState::Unreachable);
     drop((dir, inside));
+}
+
+#[tokio::test]
+async fn who_waits_for_what_fails_fails_with_it() {
+    let bed = Bed::new().await;
+    let references = bed.by_role();
+    bed.double.trick(Trick::Silent);
+    let key = key();
+    let began = std::time::Instant::now();
+    let all = futures::future::join_all((0..8).map(|_| references.resolve(&key))).await;
+    assert!(all.iter().all(Result::is_err));
+    let fields = ["a", "b", "c", "d", "e", "f"]
+        .map(|field| format!("vault:secret/blockd/s3#{field}").parse().unwrap());
+    let all = futures::future::join_all(fields.iter().map(|field| references.resolve(field))).await;
+    assert!(all.iter().all(Result::is_err));
+    // Each login has two attempts of 500 ms and a pause at most.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    bed.double.trick(Trick::None);
+    assert!(references.resolve(&key).await.is_ok(), "who asks after that has it tried anew");
 }

@@ -1,0 +1,66 @@
+//! Credentials whose passphrase lies in a file.
+
+use super::*;
+use blockd_api::{CredentialRef, Secret, SecretInput, credentials::RekeyCredential};
+use std::{os::unix::fs::PermissionsExt, time::Duration};
+
+/// What lies on this host is read again after this.
+const CACHED: Duration = Duration::from_millis(2_200);
+
+fn put(host: &Host, text: &str) {
+    let path = host.dir.path().join("secrets/passphrase");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+async fn create(host: &Host) -> CredentialRef {
+    put(host, "first");
+    let path = host.dir.path().join("secrets/passphrase");
+    let reference = format!("file:{}", path.display()).parse().unwrap();
+    let mut request = host.credential("nas", None);
+    request.encryption_passphrase = Some(SecretInput::From(reference));
+    host.client.create_credential(&request).await.unwrap();
+    "nas".parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passphrase_that_opens_nothing_does_not_stop_what_is_open() {
+    let host = Host::new().await;
+    let nas = create(&host).await;
+    host.create_volume("data").await;
+    host.done(host.start_backup("data", true).await).await;
+    put(&host, "another");
+    tokio::time::sleep(CACHED).await;
+    host.done(host.start_backup("data", true).await).await;
+    let refused = host.core().validate_credential(&nas).await.unwrap_err();
+    assert_eq!(refused.to_api().code, ErrorCode::WrongPassphrase);
+    host.done(host.start_backup("data", true).await).await;
+    put(&host, "first");
+    tokio::time::sleep(CACHED).await;
+    host.core().validate_credential(&nas).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_only_open_here_outlast_a_rekey_without_the_secret() {
+    let host = Host::new().await;
+    let nas = create(&host).await;
+    let slots = || {
+        let files = walk(host.store.path()).into_iter();
+        files.filter(|path| path.contains("key")).collect::<Vec<String>>()
+    };
+    let before = slots();
+    let anew = RekeyCredential { passphrase: None, new_passphrase: None, new_data_key: true };
+    host.core().rekey_credential(&nas, anew).await.unwrap();
+    let keys =
+        || host.core().repositories.opened.lock().values().map(|(one, _)| one.keys().len()).sum::<usize>();
+    assert_eq!((before.len(), slots().len(), keys()), (1, 2, 2), "{:?}", slots());
+    let first = Path::new(&before[0]);
+    std::fs::remove_file(host.store.path().join(first)).unwrap();
+    std::fs::remove_file(host.dir.path().join("secrets/passphrase")).unwrap();
+    tokio::time::sleep(CACHED).await;
+    let known = Some(Secret::new("first".into()));
+    let without = RekeyCredential { passphrase: known, new_passphrase: None, new_data_key: false };
+    let _ = host.core().rekey_credential(&nas, without).await;
+    assert_eq!(keys(), 2);
+}
