@@ -31,7 +31,12 @@ use tokio::{
 };
 
 /// How many descriptors are taken at once: one more than is wanted, to see that there were more.
-const AT_ONCE: u32 = 2;
+const AT_ONCE: usize = 2;
+/// The space for them, which the kernel fills: with padding, more may fit.
+const SPACE_LEN: usize = rustix::cmsg_space!(ScmRights(AT_ONCE));
+/// No more than these fit into it.
+#[allow(clippy::cast_possible_truncation, reason = "it is some tens of bytes")]
+const FIT_MOST: u32 = (SPACE_LEN / size_of::<i32>()) as u32;
 
 #[derive(Default)]
 struct Kept {
@@ -141,9 +146,9 @@ impl Receiving {
         };
         let mut kept = self.passed.0.lock();
         let closer = closer.filter(|_| !kept.is_over);
-        let mut room = closer.and_then(|closer| closer.room_for(AT_ONCE));
+        let mut room = closer.and_then(|closer| closer.room_for(FIT_MOST));
         // The kernel itself drops what there is no room for.
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE as usize))];
+        let mut space = [MaybeUninit::uninit(); SPACE_LEN];
         let mut control = match &room {
             Some(_) => RecvAncillaryBuffer::new(&mut space),
             None => RecvAncillaryBuffer::default(),
@@ -159,6 +164,7 @@ impl Receiving {
         let was_cut = received.flags.contains(ReturnFlags::CTRUNC);
         let Some(room) = &mut room else {
             kept.had_no_room |= was_cut && closer.is_some();
+            kept.were_more |= was_cut && kept.descriptor.is_some();
             return Ok(received.bytes);
         };
         for message in control.drain() {

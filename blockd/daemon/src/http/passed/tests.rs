@@ -20,7 +20,7 @@ fn pair_of(closer: Option<Arc<Closer>>) -> (std::os::unix::net::UnixStream, Rece
 }
 
 fn pair() -> (std::os::unix::net::UnixStream, Receiving, Passed) {
-    pair_of(Some(Arc::new(Closer::new(8).unwrap())))
+    pair_of(Some(Arc::new(Closer::new(64).unwrap())))
 }
 
 fn send(far: &std::os::unix::net::UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
@@ -110,7 +110,7 @@ async fn what_nobody_wants_is_closed() {
 
 #[tokio::test]
 async fn nothing_is_taken_from_who_may_not_or_asks_for_something_else() {
-    let closer = || Some(Arc::new(Closer::new(8).unwrap()));
+    let closer = || Some(Arc::new(Closer::new(64).unwrap()));
     let others: [(Option<Arc<Closer>>, &[u8]); 4] = [
         (None, HEAD),
         (closer(), b"GET /v1/status HTTP/1.1"),
