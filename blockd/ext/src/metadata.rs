@@ -17,7 +17,8 @@ impl Filesystem {
     /// Only a hint: a group that is damaged is left out, what cannot be read ends the list, and nothing is said of what the journal
     /// would change.
     pub fn metadata(&self, most: usize) -> Vec<Range<u64>> {
-        let mut found = Ranges { ranges: vec![0..SUPERBLOCK_END_BYTES], most };
+        let mut found = Ranges { ranges: Vec::new(), most };
+        found.add(Some(0..SUPERBLOCK_END_BYTES));
         // A damaged superblock may say that each block is a group.
         let groups = self.groups().min(u32::try_from(most).unwrap_or(u32::MAX));
         let sb = self.superblock();

@@ -16,6 +16,9 @@ use std::{
     sync::Arc,
 };
 
+/// Reads a part of a range to its place in a buffer; `false` if that would have to wait.
+type ReadPart<'a> = dyn FnMut(u64, &mut [u8]) -> Result<bool, VolumeError> + 'a;
+
 /// How much of a volume one data file covers.
 const SEGMENT_BYTES: u64 = 8 << 40;
 /// The longest single write. The page cache takes a write into folios as large as the write, and ext4 looks at every
@@ -278,7 +281,7 @@ impl DataFiles {
         &self,
         offset_bytes: u64,
         buf: &mut [u8],
-        read: &mut dyn FnMut(u64, &mut [u8]) -> Result<bool, VolumeError>,
+        read: &mut ReadPart<'_>,
     ) -> Result<bool, VolumeError> {
         let Some(lazy) = self.lazy.as_ref().filter(|lazy| !lazy.is_complete()) else {
             return read(offset_bytes, buf);

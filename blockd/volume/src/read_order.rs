@@ -106,7 +106,7 @@ mod tests {
             order.pass_first();
         }
         assert_eq!(seen, [at(64, 64), at(0, 128), at(64, 64)]);
-        order.prefer(&vec![at(0, 1); 3]);
+        order.prefer(&[at(0, 1); 3]);
         (0..2 * PREFERRED_MOST as u64).for_each(|unit| order.prefer(&[at(unit * UNIT_BLOCKS, 1)]));
         assert_eq!(order.preferred.len(), PREFERRED_MOST);
     }

@@ -107,7 +107,7 @@ mod tests {
         let mut newer = bytes.clone();
         newer[4] = 2;
         assert_eq!(decode(&newer), []);
-        let mut beyond = bytes.clone();
+        let mut beyond = bytes;
         beyond[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
         assert_eq!(decode(&beyond), order[1..]);
         assert_eq!(decode(&encode(&vec![at(0, 1); RUNS_MOST + 1])).len(), RUNS_MOST);
