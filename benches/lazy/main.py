@@ -26,7 +26,7 @@ to SeaweedFS, and restored through a proxy that holds each request back for DELA
 
   there       from the command until the volume can be opened
   first byte  of a fresh clone: from opening the export until 4 KiB at a random place came; median and slowest
-  unhydrated  reading a fresh clone in order, 8 requests of 1 MiB at a time, beside a plain restore's rate
+  unhydrated  reading a fresh clone in order, 8 requests of 1 MiB at a time, beside a plain restore's rate; 5 of each in turns, medians
   hydrated    reading a lazy volume that is all there, beside a plain volume; interleaved, medians
   mounted     from the command until a file of a lazy volume's ext4 was read, through nbdfuse and a loop device; as root only
   disk.img    of a browsed snapshot, by a daemon started anew each time: from the start of daemon and mount until the image is seen,
