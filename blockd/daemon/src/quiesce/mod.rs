@@ -1,6 +1,6 @@
 //! Bringing applications and filesystems to rest around a freeze.
 //!
-//! The commands before run first, those of one [part](parts) after the other; then, when the volumes' new heads are ready, the
+//! The commands before run first, those of one part after the other; then, when the volumes' new heads are ready, the
 //! filesystems are frozen, the barrier is passed, and they are thawed; the commands after run last, in the opposite order. What
 //! was brought to rest is let go whatever fails, by the next start of the daemon if need be. Until that has done so, nothing
 //! else is brought to rest. Freezes with commands of the same volumes or by the same rules take turns: otherwise the command
