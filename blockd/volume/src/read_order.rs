@@ -3,11 +3,12 @@
 //! What is read for the first time is taken down, so that the next volume that begins as the same one can fetch that before it
 //! is asked for. Pure bookkeeping; what keeps it from one volume to the next is not here.
 
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
+use crate::flights::MISS_BLOCKS;
+use blockd_extent::{BlockIndex, Extent};
 use std::collections::{HashSet, VecDeque};
 
-/// What is taken down, and fetched, together: 256 KiB.
-pub(crate) const UNIT_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
+/// What is taken down, and fetched, together: as much as a read brings, 256 KiB.
+pub(crate) const UNIT_BLOCKS: u64 = MISS_BLOCKS;
 /// After so many places nothing more is taken down: 8 GiB were read by then, and what comes first matters most.
 const TAKEN_DOWN_MOST: usize = 32_768;
 /// The most places that are preferred at once.
