@@ -25,6 +25,9 @@ use tower_service::Service;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections to one socket at once; more wait in the kernel.
 const CONNECTIONS_MOST: usize = 256;
+/// How long a connection that was taken before the daemon was told to stop has to say what it wants: who connected is answered,
+/// so that a restart behind a socket that stays refuses nobody.
+const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after that failed: there may be no descriptors left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -64,7 +67,7 @@ pub(crate) async fn serve(listener: UnixListener, caller: Caller, router: Router
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one connection to its end. When told to stop, a request that is under way is answered. The request is given the descriptors that came
+/// Serves one connection to its end. When told to stop, a request that is under way or comes at once is answered. The request is given the descriptors that came
 /// before it was read.
 pub(super) async fn serve_one<S>(
     stream: S,
@@ -75,7 +78,10 @@ pub(super) async fn serve_one<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let begun = CancelToken::new();
+    let has_begun = begun.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        has_begun.cancel();
         request.extensions_mut().insert(caller.clone());
         request.extensions_mut().insert(passed.take());
         router.clone().call(request.map(Body::new))
@@ -87,11 +93,65 @@ pub(super) async fn serve_one<S>(
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
         () = stop.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            served.await
+            // Told to shut down before it has read a request, hyper closes the connection at once.
+            let asks = tokio::time::timeout(LAST_REQUEST_TIMEOUT, begun.cancelled());
+            tokio::select! {
+                ended = served.as_mut() => ended,
+                _ = asks => {
+                    served.as_mut().graceful_shutdown();
+                    served.await
+                }
+            }
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a control connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use std::time::Instant;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixStream,
+    };
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: blockd\r\n\r\n";
+
+    /// A connection that was taken by one that is told to stop, and the task that serves it.
+    async fn taken_and_told_to_stop() -> (UnixStream, tokio::task::JoinHandle<()>) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let router = Router::new().route("/", get(async || "still here"));
+        let stop = CancelToken::new();
+        let told = stop.clone();
+        let served = tokio::spawn(async move {
+            serve_one(far, Caller::owner(), Passed::default(), router, &told).await;
+        });
+        // On one thread, the task waits for a request when this goes on.
+        tokio::task::yield_now().await;
+        stop.cancel();
+        tokio::task::yield_now().await;
+        (near, served)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_connected_before_the_stop_is_answered() {
+        let (mut near, served) = taken_and_told_to_stop().await;
+        near.write_all(REQUEST).await.unwrap();
+        let mut answer = String::new();
+        near.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("still here"), "{answer:?}");
+        served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_does_not_hold_the_stop_up() {
+        let began = Instant::now();
+        let (_near, served) = taken_and_told_to_stop().await;
+        served.await.unwrap();
+        assert!(began.elapsed() < HEAD_TIMEOUT, "{:?}", began.elapsed());
     }
 }
