@@ -83,7 +83,7 @@ impl Default for CacheOptions {
         Self {
             dir: None,
             disk_bytes: 4 << 30,
-            memory_bytes: 64 << 20,
+            memory_bytes: 56 << 20,
             stall_timeout: Duration::from_secs(30),
             readahead_bytes: 32 << 20,
         }

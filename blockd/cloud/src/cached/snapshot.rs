@@ -54,6 +54,14 @@ struct Stretch {
 /// The frames of one delta that a read needs.
 type Wanted = (usize, Vec<WantedFrame>);
 
+/// Frames that somebody has the duty to bring.
+type FramesToBring = Vec<(WantedFrame, Flight)>;
+
+/// Threads that look for the frames of one readahead on disk.
+const LOOKERS: usize = 4;
+/// How many frames a thread is worth.
+const LOOKED_AT_LEAST: usize = 4;
+
 /// A frame that a read needs, and where it will come from.
 enum Source {
     Ready(Arc<OwnedFrame>),
@@ -71,7 +79,7 @@ impl CachedSnapshot {
         runtime: Handle,
     ) -> Self {
         // What was read ahead must still be there when it is wanted.
-        let ahead = shared.options.readahead_bytes.min(shared.options.memory_bytes / 3);
+        let ahead = shared.options.readahead_bytes.min(shared.options.memory_bytes / 8 * 3);
         let streams = Mutex::new(Streams::new(ahead / BLOCK_SIZE_BYTES));
         let (id, size_bytes, map) = (manifest.id(), manifest.size_bytes, Mutex::default());
         Self { inner: Arc::new(Inner { shared, id, size_bytes, deltas, streams, map, runtime }) }
@@ -383,12 +391,7 @@ impl Inner {
         self.runtime.spawn(async move {
             let missing = match &shared.disk {
                 None => mine,
-                Some(_) => {
-                    let (shared, delta) = (shared.clone(), delta.clone());
-                    let looked = tokio::task::spawn_blocking(move || shared.bring_from_disk(&delta, mine));
-                    // If it could not be looked at, the flights have failed by themselves.
-                    looked.await.unwrap_or_default()
-                }
+                Some(_) => look_on_disk(&shared, &delta, mine).await,
             };
             let limit = if ahead { &shared.ahead } else { &shared.fetches };
             shared.fetch(&runtime, &delta, missing, limit);
@@ -420,6 +423,29 @@ impl Inner {
             }
         }
     }
+}
+
+/// Brings what is on disk, and returns what is not, ascending as it came. To open sealed pieces takes longer than to read them, so
+/// several threads do it: a reader who is told of by [`Streams`] then gets what more than one processor opens.
+async fn look_on_disk(
+    shared: &Arc<Shared>,
+    delta: &Arc<SharedDelta>,
+    mut mine: FramesToBring,
+) -> FramesToBring {
+    let each = mine.len().div_ceil(LOOKERS).max(LOOKED_AT_LEAST);
+    let mut looks = Vec::with_capacity(LOOKERS);
+    while !mine.is_empty() {
+        let rest = mine.split_off(mine.len().min(each));
+        let part = std::mem::replace(&mut mine, rest);
+        let (shared, delta) = (shared.clone(), delta.clone());
+        looks.push(tokio::task::spawn_blocking(move || shared.bring_from_disk(&delta, part)));
+    }
+    let mut missing = Vec::new();
+    for look in looks {
+        // If it could not be looked at, the flights have failed by themselves.
+        missing.extend(look.await.unwrap_or_default());
+    }
+    missing
 }
 
 /// Zeroes the buffer of a read of these blocks, unless the frames have all of them: then [`copy`] fills all of it.
