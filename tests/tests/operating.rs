@@ -120,9 +120,18 @@ fn a_rule_is_followed_around_the_backups_of_a_group_and_lets_go_after_a_kill() {
 
     let path = bed.store("bundle").dir().join("bundle.json");
     ctl.json(&["support-bundle", "--output", path.to_str().unwrap()]);
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
     assert!(!text.contains("planted") && text.contains("rule-failed"), "{text}");
     ctl.json(&["rule", "unassign", "hold", "--group", "shop"]);
     ctl.json(&["rule", "delete", "hold"]);
-    drop(daemon);
+
+    // It is wanted most when there is no daemon.
+    let stopped = daemon.stop();
+    std::fs::remove_file(&path).unwrap();
+    let made = ctl.run(&["support-bundle", "--output", path.to_str().unwrap()]);
+    assert!(made.stderr.contains("has only what this host says"), "{made:?}");
+    let bundle: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert!(bundle["status"]["error"].is_string() && bundle["host"]["kernel"].is_string(), "{bundle:#}");
+    assert!(bundle["host"]["dataDir"]["availableBytes"].is_u64(), "{bundle:#}");
+    drop(stopped);
 }

@@ -14,8 +14,10 @@ Examples:
   blockctl -j events --follow";
 
 pub const BUNDLE_HELP: &str = "\
-The file holds what blockd says of itself, its volumes, snapshots, credentials, tasks, schedules, events and metrics, as one JSON \
-document. Secrets are not in it: blockd never tells them, and what looks like one is taken out. Names, labels and \
+The file holds what blockd says of itself, its volumes, snapshots, credentials, tasks, schedules, rules, events and metrics, and where \
+blockd runs on this host, what the host says: kernel, memory, NBD devices, disk, blockd's configuration and the newest part of its journal; \
+as one JSON document. It is made also when blockd does not answer. Secrets are not in it: blockd never tells them, and what looks \
+like one is taken out, as is what commands of rules are and say. Names, labels and \
 addresses are in it; look through it before you pass it on. A part that cannot be had is in it with the reason.
 
 Examples:
@@ -41,4 +43,10 @@ pub struct BundleArgs {
     /// The file to be made; it must not be there
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+    /// blockd's configuration file
+    #[arg(long, value_name = "FILE", default_value = "/etc/blockd/blockd.toml")]
+    pub config: PathBuf,
+    /// Lines of blockd's log from the journal; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub log_lines: u32,
 }

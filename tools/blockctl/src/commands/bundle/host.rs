@@ -1,0 +1,241 @@
+//! What a host tells of itself and of the daemon's life on it, without asking the daemon.
+
+use super::clean::REMOVED;
+use serde_json::{Map, Value, json};
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read},
+    path::Path,
+    process::{Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+/// The most that is read of one file.
+const FILE_MOST_BYTES: u64 = 1 << 20;
+/// The most that is taken of the journal.
+const JOURNAL_MOST_BYTES: u64 = 16 << 20;
+/// How long the journal may take.
+const JOURNAL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Fields of the journal that hold what commands are and say, which may be anything.
+const COMMAND_FIELDS: [&str; 3] = ["BLOCKD_COMMAND", "BLOCKD_OUTPUT", "BLOCKD_ERROR"];
+
+/// The host: its kernel, memory, NBD devices, and the filesystem that the data is on.
+pub fn describe(data_dir: &Path) -> Value {
+    let root = Path::new("/");
+    json!({
+        "kernel": text(&root.join("proc/sys/kernel/osrelease")),
+        "system": text(&root.join("etc/os-release")).and_then(|text| field(&text, "PRETTY_NAME=")),
+        "processors": std::thread::available_parallelism().ok().map(usize::from),
+        "loadAverage": text(&root.join("proc/loadavg")),
+        "uptime": text(&root.join("proc/uptime")),
+        "memory": text(&root.join("proc/meminfo")).map(|text| memory(&text)),
+        "waitsForDisks": text(&root.join("proc/pressure/io")),
+        "waitsForMemory": text(&root.join("proc/pressure/memory")),
+        "nbdModule": root.join("sys/module/nbd").exists(),
+        "nbdDevices": devices(&root.join("sys/block")),
+        "dataDir": directory(data_dir),
+    })
+}
+
+/// The daemon's configuration, with addresses without their paths: those of webhooks are often secret.
+pub fn config(path: &Path) -> Value {
+    let read = read_bounded(path).map_err(|error| error.to_string());
+    let parsed = read.and_then(|text| {
+        // What is wrong with it is told without the line that it is in.
+        let table = text.parse::<toml::Table>().map_err(|error| error.message().to_owned())?;
+        serde_json::to_value(table).map_err(|error| error.to_string())
+    });
+    let mut shown = match parsed {
+        Ok(value) => json!({ "path": path, "content": value }),
+        Err(error) => json!({ "path": path, "error": error }),
+    };
+    without_paths(&mut shown["content"]);
+    shown
+}
+
+/// The newest lines of the daemon's log, if the journal has it.
+pub fn journal(lines: u32) -> Value {
+    if lines == 0 {
+        return Value::Null;
+    }
+    match run_journal(lines) {
+        Ok(entries) => Value::Array(entries),
+        Err(error) => json!({ "error": format!("cannot read the journal: {error}") }),
+    }
+}
+
+fn run_journal(lines: u32) -> io::Result<Vec<Value>> {
+    let mut command = Command::new("journalctl");
+    command.args(["--unit", "blockd.service", "--no-pager", "--quiet", "--output", "json", "--lines"]);
+    command.arg(lines.to_string()).stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn()?;
+    let Some(stdout) = child.stdout.take() else { return Ok(vec![]) };
+    let (send, read) = mpsc::channel();
+    std::thread::spawn(move || {
+        let lines = BufReader::new(stdout.take(JOURNAL_MOST_BYTES)).lines();
+        let entries = lines.map_while(Result::ok).filter_map(|line| entry(&line));
+        // Nobody waits any more if it took too long.
+        let _ = send.send(entries.collect());
+    });
+    let entries = read.recv_timeout(JOURNAL_TIMEOUT);
+    let _ = child.kill();
+    let _ = child.wait();
+    entries.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "journalctl does not come to an end"))
+}
+
+/// An entry of the journal with what blockd and systemd say, and without what the journal adds or a command might have said.
+fn entry(line: &str) -> Option<Value> {
+    let Value::Object(fields) = serde_json::from_str(line).ok()? else { return None };
+    let mut kept = Map::new();
+    for (name, value) in fields {
+        match name.as_str() {
+            "__REALTIME_TIMESTAMP" => kept.insert("atMicros".into(), value),
+            name if COMMAND_FIELDS.contains(&name) => kept.insert(name.into(), REMOVED.into()),
+            name if name.starts_with('_') || name.starts_with("SYSLOG_") || name.starts_with("CODE_") => None,
+            name => kept.insert(name.into(), value),
+        };
+    }
+    Some(Value::Object(kept))
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(FILE_MOST_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn text(path: &Path) -> Option<String> {
+    read_bounded(path).ok().map(|text| text.trim_end().to_owned())
+}
+
+/// What stands behind a name at the beginning of a line, without quotes.
+fn field(text: &str, name: &str) -> Option<String> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(value.trim().trim_matches('"').to_owned())
+}
+
+fn memory(text: &str) -> Value {
+    let field = |name| field(text, name);
+    json!({ "total": field("MemTotal:"), "available": field("MemAvailable:"), "dirty": field("Dirty:") })
+}
+
+/// The NBD devices that are in use, or were left.
+fn devices(sys_block: &Path) -> Value {
+    let mut found = Map::new();
+    for device in fs::read_dir(sys_block).into_iter().flatten().flatten() {
+        let Some(name) = device.file_name().to_str().map(str::to_owned) else { continue };
+        let file = |name: &str| text(&device.path().join(name));
+        let (size, pid) = (file("size"), file("pid"));
+        if name.starts_with("nbd") && (pid.is_some() || size.as_deref().is_some_and(|size| size != "0")) {
+            let told = json!({ "sectors": size, "pid": pid, "backend": file("backend"), "readOnly": file("ro"), "inFlight": file("inflight") });
+            found.insert(name, told);
+        }
+    }
+    Value::Object(found)
+}
+
+/// A directory and its filesystem.
+fn directory(path: &Path) -> Value {
+    match rustix::fs::statvfs(path) {
+        Ok(stat) => json!({
+            "path": path,
+            "totalBytes": stat.f_blocks.saturating_mul(stat.f_frsize),
+            "availableBytes": stat.f_bavail.saturating_mul(stat.f_frsize),
+            "availableFiles": stat.f_favail,
+            "isReadOnly": stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+            "mount": text(Path::new("/proc/self/mounts")).and_then(|mounts| mount_of(&mounts, path)),
+        }),
+        Err(error) => json!({ "path": path, "error": error.to_string() }),
+    }
+}
+
+/// What is mounted where a path is: the longest place that it begins with, the last one of these.
+fn mount_of(mounts: &str, path: &Path) -> Option<String> {
+    let path = fs::canonicalize(path).ok()?;
+    let mut found: Option<(usize, String)> = None;
+    for line in mounts.lines() {
+        let mut words = line.split(' ');
+        let (Some(device), Some(place), Some(kind), Some(options)) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        if path.starts_with(place) && found.as_ref().is_none_or(|(len, _)| *len <= place.len()) {
+            found = Some((place.len(), format!("{device} {place} {kind} {options}")));
+        }
+    }
+    found.map(|(_, line)| line)
+}
+
+/// Takes the path and the query out of addresses.
+fn without_paths(value: &mut Value) {
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(without_paths),
+        Value::Array(values) => values.iter_mut().for_each(without_paths),
+        Value::String(text) => {
+            if let Some((scheme, rest)) = text.split_once("://")
+                && ["http", "https"].contains(&scheme)
+            {
+                let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+                let host = host.rsplit('@').next().unwrap_or_default();
+                *text = format!("{scheme}://{host}/{REMOVED}");
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_is_told_without_what_may_be_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blockd.toml");
+        fs::write(
+            &path,
+            "full_every = 3\n[[webhook]]\nurl = \"https://me:planted@hooks.example/services/planted\"\n",
+        )
+        .unwrap();
+        let told = config(&path);
+        assert_eq!(told["content"]["full_every"], 3);
+        assert_eq!(told["content"]["webhook"][0]["url"], "https://hooks.example/(removed)");
+        fs::write(&path, "full_every = planted planted\n").unwrap();
+        let told = config(&path);
+        assert!(told["error"].is_string() && !told.to_string().contains("planted"), "{told}");
+        assert!(config(&dir.path().join("none"))["error"].is_string());
+    }
+
+    #[test]
+    fn of_an_entry_of_the_journal_remains_what_was_said() {
+        let line = r#"{"__REALTIME_TIMESTAMP":"17","_PID":"3","SYSLOG_IDENTIFIER":"blockd","PRIORITY":"6","MESSAGE":"command run","BLOCKD_COMMAND":"planted","VOLUME_ID":"7"}"#;
+        let kept = entry(line).unwrap();
+        let wanted = json!({ "atMicros": "17", "PRIORITY": "6", "MESSAGE": "command run", "BLOCKD_COMMAND": REMOVED, "VOLUME_ID": "7" });
+        assert_eq!(kept, wanted);
+        assert_eq!(entry("no entry"), None);
+    }
+
+    #[test]
+    fn devices_that_are_in_use_are_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, size) in [("nbd0", "0"), ("nbd1", "131072"), ("sda", "9")] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("size"), format!("{size}\n")).unwrap();
+        }
+        let told = devices(dir.path());
+        assert_eq!(told.as_object().unwrap().len(), 1);
+        assert_eq!(told["nbd1"]["sectors"], "131072");
+    }
+
+    #[test]
+    fn the_last_mount_over_a_path_is_its_own() {
+        let dir = fs::canonicalize(std::env::temp_dir()).unwrap();
+        let mounts = format!(
+            "/dev/a / ext4 rw\n/dev/b {0} xfs rw\n/dev/c {0} tmpfs rw\n/dev/d {0}x ext4 rw\n",
+            dir.display()
+        );
+        assert_eq!(mount_of(&mounts, &dir), Some(format!("/dev/c {} tmpfs rw", dir.display())));
+    }
+}

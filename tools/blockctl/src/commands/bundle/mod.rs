@@ -1,0 +1,116 @@
+//! `blockctl support-bundle`: what somebody needs who is to find out what is wrong, and no secrets.
+//!
+//! It is wanted most when the daemon does not answer. So each part is had for itself, and what this host alone can tell, with the daemon's own log,
+//! is there without it.
+
+mod clean;
+mod host;
+
+use super::Context;
+use crate::{
+    cli::events::BundleArgs,
+    failure::{EXIT_DONE, Failure},
+};
+use blockd_api::{
+    Client, ClientError,
+    events::{ListEvents, MAX_EVENTS},
+    schedules::ListRuns,
+    snapshots::ListSnapshots,
+    tasks::ListTasks,
+    volumes::ListVolumes,
+};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+
+/// Runs of schedules that are told of.
+const MAX_RUNS: u32 = 1_000;
+pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure> {
+    let client = &context.client;
+    let mut parts = Map::new();
+    parts.insert("made".into(), json!(Timestamp::now()));
+    parts.insert("blockctl".into(), json!(env!("CARGO_PKG_VERSION")));
+    if let Some(socket) = client.endpoint().socket() {
+        let data_dir = socket.parent().unwrap_or(socket).to_owned();
+        // Both ask this host only, and may take a moment.
+        let config = args.config.clone();
+        let told = tokio::task::spawn_blocking(move || {
+            (host::describe(&data_dir), host::config(&config), host::journal(args.log_lines))
+        });
+        if let Ok((host, config, log)) = told.await {
+            parts.insert("host".into(), host);
+            parts.insert("config".into(), config);
+            parts.insert("log".into(), log);
+        }
+    }
+    let status = client.status().await;
+    if let Err(error) = &status {
+        context.output.note(format!("warning: {error}: the bundle has only what this host says"));
+    }
+    let is_there = status.is_ok();
+    parts.insert("status".into(), part(status));
+    if is_there {
+        ask_daemon(client, &mut parts).await;
+    }
+    let mut bundle = Value::Object(parts);
+    clean::clean(&mut bundle);
+    write(&args.output, &bundle).map_err(|source| Failure::Write { path: args.output.clone(), source })?;
+    let line = format!("Support bundle written to {}", args.output.display());
+    match context.output.is_json() {
+        true => context.output.document(&json!({ "path": args.output, "daemon": is_there }))?,
+        false => context.output.line(line)?,
+    }
+    Ok(EXIT_DONE)
+}
+
+/// What the daemon says of itself.
+async fn ask_daemon(client: &Client, parts: &mut Map<String, Value>) {
+    parts.insert("volumes".into(), part(client.list_volumes(&ListVolumes::default()).await));
+    parts.insert("snapshots".into(), part(client.list_snapshots(&ListSnapshots::default()).await));
+    parts.insert("credentials".into(), part(client.list_credentials().await));
+    parts.insert("tasks".into(), part(client.list_tasks(&ListTasks::default()).await));
+    parts.insert("schedules".into(), part(client.list_schedules().await));
+    parts.insert("policies".into(), part(client.list_policies().await));
+    let runs = ListRuns { max: Some(MAX_RUNS), ..ListRuns::default() };
+    parts.insert("runs".into(), part(client.list_runs(&runs).await));
+    let events = ListEvents { max: Some(MAX_EVENTS), ..ListEvents::default() };
+    parts.insert("events".into(), part(client.list_events(&events).await));
+    parts.insert("mounts".into(), part(client.list_mounts().await));
+    parts.insert("metrics".into(), part(client.metrics_text().await));
+    parts.insert("rules".into(), part(client.list_rules().await));
+    parts.insert("secrets".into(), part(client.list_secrets().await));
+}
+
+/// A part, or why it cannot be had.
+fn part<T: Serialize>(answer: Result<T, ClientError>) -> Value {
+    let failed = |error: String| json!({ "error": error });
+    match answer {
+        Ok(answer) => serde_json::to_value(answer).unwrap_or_else(|error| failed(error.to_string())),
+        Err(error) => failed(error.to_string()),
+    }
+}
+
+fn write(path: &Path, bundle: &Value) -> std::io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(bundle)?;
+    text.push(b'\n');
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(&text)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_there_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bundle");
+        write(&path, &json!({})).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(write(&path, &json!({ "a": 1 })).is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}\n");
+    }
+}
