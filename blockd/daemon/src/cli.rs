@@ -170,7 +170,8 @@ Keys of the configuration file (defaults in brackets):
   retry_most_ms         (webhook) the longest such time [300000]
   give_up_after_s       (webhook) an event older than this is given up when it was tried in vain [86400]
 
-Certificates are read again on SIGHUP, and within a minute after their files changed; files of webhooks before each attempt, token and secret id of
+On SIGHUP this file is read again: roles, [nbd_access], certificates and log_level hold from then on, what takes a restart is named in the log,
+and one that cannot be changes nothing. Certificates are read again within a minute after their files changed as well; files of webhooks before each attempt, token and secret id of
 a Vault at each request to it.
 
 Environment:
