@@ -16,11 +16,10 @@ fn rustls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a 
             return Some(found);
         }
         // What an I/O error holds is not among its sources, only what that has for its own.
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(found) = inner.and_then(|inner| inner.downcast_ref()) {
-            return Some(found);
-        }
-        next = error.source();
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(held) => Some(held),
+            None => error.source(),
+        };
     }
     None
 }
@@ -92,5 +91,14 @@ mod tests {
         assert_eq!(advice(&io::Error::from(io::ErrorKind::ConnectionReset)), None);
         let wrapped = io::Error::other(io::Error::other(Error::AlertReceived(AlertDescription::UnknownCA)));
         assert!(advice(&wrapped).is_some());
+    }
+
+    #[test]
+    fn whoever_waits_does_not_ask_again_where_it_lasts() {
+        let failed = |source| crate::ClientError::Connect { at: "host:1".to_owned(), source };
+        let lasts = failed(io::Error::other(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
+        assert!(!lasts.is_retryable() && lasts.hint().is_some_and(|hint| hint.contains("--ca")));
+        let passes = failed(io::ErrorKind::ConnectionReset.into());
+        assert!(passes.is_retryable() && passes.hint().is_none());
     }
 }
