@@ -36,12 +36,17 @@ impl Authority {
 
     /// Signs a certificate for this common name and these alternative names; where it and its key are.
     pub fn sign(&self, name: &str, alternative_names: &[&str]) -> (PathBuf, PathBuf) {
+        self.sign_until(2049, name, alternative_names)
+    }
+
+    /// The same for a certificate that is good until the beginning of this year.
+    pub fn sign_until(&self, year: i32, name: &str, alternative_names: &[&str]) -> (PathBuf, PathBuf) {
         let names: Vec<String> = alternative_names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(2049, 1, 1);
+        params.not_after = date_time_ymd(year, 1, 1);
         let key = KeyPair::generate().expect("a key");
         let pem = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
         let paths = (self.dir.join(format!("{name}.pem")), self.dir.join(format!("{name}.key")));

@@ -12,7 +12,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -26,6 +26,7 @@ const POLICY: &str = "blockd";
 pub struct Vault {
     child: Child,
     address: SocketAddr,
+    dir: PathBuf,
 }
 
 impl Drop for Vault {
@@ -43,30 +44,58 @@ impl Vault {
     /// # Panics
     /// If it is not installed, or does not come up.
     pub fn start(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).expect("a directory for OpenBao");
+        let held = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let address = held.local_addr().expect("its address");
+        drop(held);
+        let vault = Self { child: Self::serve(dir, address), address, dir: dir.to_owned() };
+        vault.set_up();
+        vault
+    }
+
+    fn serve(dir: &Path, address: SocketAddr) -> Child {
         let program = repository().join("target/venv/bin/bao");
         assert!(
             program.exists(),
             "{} is missing: run tools/test-stores vault, or set BLOCKD_TEST_WITHOUT_VAULT=1",
             program.display()
         );
-        std::fs::create_dir_all(dir).expect("a directory for OpenBao");
-        let held = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        let address = held.local_addr().expect("its address");
-        drop(held);
         let log = File::create(dir.join("log")).expect("the log of OpenBao");
         // The script runs the program in its own place, so that what is killed is the server.
         let mut command = Command::new(program);
         command.args(["server", "-dev", "-dev-no-store-token"]).arg(format!("-dev-listen-address={address}"));
         command.env("BAO_DEV_ROOT_TOKEN_ID", ROOT).env("HOME", dir).current_dir(dir);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
-        let child = die_with_parent(&mut command).spawn().expect("OpenBao");
-        let vault = Self { child, address };
+        die_with_parent(&mut command).spawn().expect("OpenBao")
+    }
+
+    fn set_up(&self) {
         wait_for("OpenBao to serve", || {
-            vault.ask("GET", "sys/health", &Value::Null).filter(|(status, _)| *status == 200)
+            self.ask("GET", "sys/health", &Value::Null).filter(|(status, _)| *status == 200)
         });
         let rules = r#"path "secret/data/blockd/*" { capabilities = ["read"] }"#;
-        vault.done("PUT", &format!("sys/policies/acl/{POLICY}"), &json!({ "policy": rules }));
-        vault
+        self.done("PUT", &format!("sys/policies/acl/{POLICY}"), &json!({ "policy": rules }));
+    }
+
+    /// Kills it; all that it knew is gone.
+    ///
+    /// # Panics
+    /// If it cannot be waited for.
+    pub fn kill(&mut self) {
+        // It fails only if it is gone already.
+        let _ = self.child.kill();
+        self.child.wait().expect("the end of OpenBao");
+    }
+
+    /// Starts one anew that knows nothing but [`Self::lasting_token`], at the same address.
+    pub fn start_again(&mut self) {
+        self.child = Self::serve(&self.dir, self.address);
+        self.set_up();
+    }
+
+    /// The token that is good after a start anew as well, and may do everything.
+    pub fn lasting_token(&self) -> &'static str {
+        ROOT
     }
 
     /// Where it is.

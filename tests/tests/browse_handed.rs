@@ -371,3 +371,55 @@ fn a_descriptor_that_nobody_asked_for_is_closed() {
     (&stream).read_to_string(&mut reply).unwrap();
     assert!(reply.starts_with("HTTP/1.1 404"), "{reply}");
 }
+
+/// What a process has computed, in ticks of a hundredth of a second.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1;
+    fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn a_descriptor_that_is_set_not_to_wait_keeps_nobody_busy() {
+    if !is_here("a_descriptor_that_is_set_not_to_wait_keeps_nobody_busy", "descriptors that change") {
+        return;
+    }
+    let world = world(CONFINED, |_, setup| setup);
+    let mount = Mount(world.bed.path("mnt"));
+    let mut unserved = UnservedMount::make(&mount.0, false).unwrap();
+    let descriptor = unserved.take_descriptor().unwrap();
+    let kept = descriptor.try_clone().unwrap();
+    hand(&world.daemon.socket(), descriptor).unwrap();
+    wait_for("the snapshot", || fs::read(mount.0.join("vol/latest/files/plain")).ok());
+    let flags = rustix::fs::fcntl_getfl(&kept).unwrap();
+    rustix::fs::fcntl_setfl(&kept, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    // It is asked something, so that whoever waits goes around once.
+    assert!(fs::read_dir(&mount.0).unwrap().next().is_some());
+    let (began, before) = (Instant::now(), cpu_ticks(world.daemon.pid()));
+    wait_for("two seconds", || (began.elapsed() > Duration::from_secs(2)).then_some(()));
+    let ticks = cpu_ticks(world.daemon.pid()) - before;
+    assert!(ticks < 60, "{ticks} hundredths of a second in two");
+    assert!(fs::read_dir(&mount.0).unwrap().next().is_some());
+    drop(unserved);
+}
+
+#[test]
+fn where_the_daemon_may_not_open_it_only_roots_mounts_are_served() {
+    if !is_here(
+        "where_the_daemon_may_not_open_it_only_roots_mounts_are_served",
+        "descriptors that are shared",
+    ) {
+        return;
+    }
+    let world = world(CONFINED, |_, setup| setup);
+    // The user may still, by their group, and the daemon's may not.
+    give(Path::new("/dev/fuse"), 0, MEMBER, 0o660);
+    let (roots, theirs) = (Mount(world.bed.path("mnt")), Mount(world.home.join("mnt")));
+    let error = world.ctl_of(MEMBER).fails(&["browse", "mount", theirs.0.to_str().unwrap()], 1);
+    assert_eq!(error["code"], "not_permitted", "{error:#}");
+    assert!(error["message"].as_str().unwrap().contains("DeviceAllow=/dev/fuse rw"), "{error:#}");
+    assert!(fs::read_dir(&theirs.0).unwrap().next().is_none(), "a mount is left");
+    world.daemon.ctl().json(&["browse", "mount", roots.0.to_str().unwrap()]);
+    wait_for("the snapshot", || fs::read(roots.0.join("vol/latest/files/plain")).ok());
+    world.wait_for_mounts(1);
+}

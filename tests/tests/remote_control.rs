@@ -1,12 +1,13 @@
 //! Driving a daemon from elsewhere and as somebody else: certificates, roles, sockets of groups, and names for daemons.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{Bed, Ctl, certs::Authority, ctl::clean, process::program};
+use blockd_tests::{Bed, Ctl, certs::Authority, ctl::clean, process::program, wait_for};
 use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
     process::Stdio,
+    time::{Duration, Instant},
 };
 
 /// A daemon that is served over TCP, and what its clients need.
@@ -144,6 +145,99 @@ fn whoever_has_no_certificate_or_another_authoritys_gets_nothing() {
     // A stop does not wait for it either.
     let _ = far.daemon.stop();
     drop(silent);
+}
+
+#[test]
+fn who_waits_for_a_task_is_told_at_once_of_what_stays_as_it_is() {
+    let bed = Bed::new();
+    let far = Far::new(&bed, "\"*\" = \"admin\"");
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let (cert, key) = far.authority.sign("anybody", &[]);
+    let other = Authority::new(&bed.path("other"));
+    let (foreign_cert, foreign_key) = other.sign("anybody", &[]);
+    let (late_cert, late_key) = far.authority.sign_until(2021, "late", &[]);
+    let by_number = far.address.replace("localhost", "127.0.0.1");
+    let (ca, other_ca) = (far.authority.ca(), other.ca());
+    let ctl = Ctl::new(Path::new("/nonexistent/blockd.sock"));
+    for (address, ca, cert, key, flag) in [
+        (&far.address, &other_ca, &cert, &key, "--ca"),
+        (&by_number, &ca, &cert, &key, "--endpoint"),
+        (&far.address, &ca, &foreign_cert, &foreign_key, "--cert and --key"),
+        (&far.address, &ca, &late_cert, &late_key, "--cert and --key"),
+    ] {
+        let (ca, cert, key) = (path(ca), path(cert), path(key));
+        let task = "00000000-0000-4000-8000-000000000000";
+        let flags = ["--endpoint", address.as_str(), "--ca", &ca, "--cert", &cert, "--key", &key];
+        let began = Instant::now();
+        let error = ctl.fails(&[&flags[..], &["cloudsnap", "status", "--name", task, "--wait"]].concat(), 3);
+        assert!(error["hint"].as_str().is_some_and(|hint| hint.contains(flag)), "{flag}: {error:#}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{flag}: it was waited for");
+    }
+    let _ = far.daemon.stop();
+}
+
+#[test]
+fn a_reload_takes_roles_away_and_takes_up_certificates_or_changes_nothing() {
+    let bed = Bed::new();
+    let readers = bed.path("readers.sock");
+    let group = rustix::process::getegid().as_raw();
+    let socket = |role: &str| {
+        format!("[[control.sockets]]\npath = {readers:?}\ngroup = \"{group}\"\nrole = \"{role}\"\n")
+    };
+    let both = "alice = \"admin\"\nbackup = \"operator\"\n";
+    let far = Far::new(&bed, &format!("{both}{}", socket("operator")));
+    let config = bed.path("a/blockd.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let seen = |word: &str| far.daemon.log().matches(word).count();
+    let reload = |text: &str, word: &str| {
+        let before = seen(word);
+        std::fs::write(&config, text).unwrap();
+        far.daemon.hang_up();
+        wait_for("the log to say so", || (seen(word) > before).then_some(()));
+    };
+    let done = "the configuration was read again";
+    far.as_whom("backup", &["volume", "list"], 0);
+    Ctl::new(&readers).create_volume("one", "1MiB");
+
+    // A role that is taken away, one that is less, and one of a group.
+    let less =
+        text.replace("backup = \"operator\"\n", "").replace("alice = \"admin\"", "alice = \"read-only\"");
+    reload(&less.replace("role = \"operator\"", "role = \"read-only\""), done);
+    let said = far.as_whom("backup", &["volume", "list"], 1);
+    assert!(said.contains("backup has no role"), "{said}");
+    let said = far.as_whom("alice", &["volume", "delete", "one"], 1);
+    assert!(said.contains("alice is read-only"), "{said}");
+    assert_eq!(
+        Ctl::new(&readers).fails(&["volume", "create", "two", "--size", "1MiB"], 1)["code"],
+        "forbidden"
+    );
+    reload(&text, done);
+    far.as_whom("backup", &["volume", "list"], 0);
+
+    // One that cannot be changes nothing, whatever else is in it.
+    reload(&format!("{less}\n[vault]\nnonsense = 1\n"), "the new configuration is not used");
+    far.as_whom("backup", &["volume", "list"], 0);
+    let nowhere = bed.path("nowhere.pem");
+    let line = text.lines().find(|line| line.starts_with("certificate = ")).unwrap();
+    reload(&less.replace(line, &format!("certificate = {nowhere:?}")), "the new configuration is not used");
+    far.as_whom("backup", &["volume", "list"], 0);
+
+    // Another certificate in another file, of an authority that clients do not know yet; and what takes a restart is named.
+    let other = Authority::new(&bed.path("other"));
+    let (certificate, key) = other.sign("server", &["localhost"]);
+    let key_line = text.lines().find(|line| line.starts_with("key = ")).unwrap();
+    let renewed = text.replace(line, &format!("certificate = {certificate:?}"));
+    let renewed = renewed.replace(key_line, &format!("key = {key:?}"));
+    reload(&format!("task_history = 7\nlog_level = \"debug\"\n{renewed}"), "after a restart");
+    assert!(far.daemon.log().contains("task_history"), "{}", far.daemon.log());
+    let (cert, key) = far.authority.sign("alice", &[]);
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let flags = [path(&other.ca()), path(&cert), path(&key)];
+    let ctl = Ctl::new(Path::new("/nonexistent/blockd.sock"));
+    let flags = ["--endpoint", &far.address, "--ca", &flags[0], "--cert", &flags[1], "--key", &flags[2]];
+    assert_eq!(ctl.document(&[&flags[..], &["volume", "list"]].concat()).0, 0);
+    assert!(far.daemon.log().contains("a control connection"), "the level of the log is not debug");
+    let _ = far.daemon.stop();
 }
 
 #[test]

@@ -4,9 +4,13 @@
 use blockd_tests::{
     Bed, Ctl, MIB, Rng, assert_same, servers,
     vault::{Vault, put_secret},
+    wait_for,
 };
 use serde_json::{Value, json};
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 const PASSPHRASE: &str = "planted-passphrase-in-the-vault-91c4";
 const REFERENCE: &str = "vault:secret/blockd/nas#passphrase";
@@ -70,7 +74,7 @@ fn a_passphrase_in_openbao_never_rests_on_the_host() {
     let store = bed.path("store");
     std::fs::create_dir(&store).unwrap();
     let tables = format!(
-        "[secrets]\ncache_s = 2\n[vault]\naddress = \"{}\"\ntoken_file = \"{}\"\ntimeout_ms = 5000",
+        "[secrets]\ncache_s = 2\nwait_s = 1\n[vault]\naddress = \"{}\"\ntoken_file = \"{}\"\ntimeout_ms = 5000",
         vault.url(),
         token_file.display()
     );
@@ -232,4 +236,62 @@ fn a_role_logs_in_again_and_a_passphrase_can_move() {
     ctl.restore(last.snap(), "again");
     assert_eq!(daemon.content("again")[..4096], vec![9; 4096][..]);
     assert!(!daemon.log().contains("planted"));
+}
+
+#[test]
+fn a_vault_that_is_away_for_a_moment_fails_no_backup() {
+    if servers::is_switched_off("VAULT") {
+        return;
+    }
+    let bed = Bed::new();
+    let mut vault = Vault::start(&bed.path("bao"));
+    vault.put("blockd/nas", &json!({ "passphrase": PASSPHRASE }));
+    let token_file = bed.path("token");
+    put_secret(&token_file, vault.lasting_token());
+    let store = bed.path("store");
+    std::fs::create_dir(&store).unwrap();
+    let tables = format!(
+        "[secrets]\ncache_s = 1\nwait_s = 60\n[vault]\naddress = \"{}\"\ntoken_file = \"{}\"\ntimeout_ms = 2000\nattempts = 1",
+        vault.url(),
+        token_file.display()
+    );
+    let daemon = bed.daemon("a").config(&tables).start();
+    let ctl = daemon.ctl();
+    create(&ctl, &store, REFERENCE);
+    ctl.create_volume("vol", "8MiB");
+    let content = Rng::of_test("away").bytes(8 * MIB);
+    daemon.nbd("vol").write_long(0, &content);
+
+    // Away as the backup starts: it waits, says for what, and has frozen nothing.
+    vault.kill();
+    outlast_the_cache();
+    let task = ctl.start_backup("vol");
+    let waits =
+        |id: &str| Some(ctl.task(id)).filter(|task| task.text("phase").starts_with("waiting for vault:"));
+    let shown = wait_for("the backup to wait", || waits(&task));
+    assert_eq!((shown.text("phase"), shown.is_frozen()), (&*format!("waiting for {REFERENCE}"), false));
+    assert!(daemon.log().contains("the task waits for a secret"));
+    vault.start_again();
+    vault.put("blockd/nas", &json!({ "passphrase": PASSPHRASE }));
+    let done = ctl.wait_task(&task);
+    assert_eq!(done.state(), "Backup-Done", "{done:?}");
+
+    // One that waits can be stopped, at once and for good.
+    vault.kill();
+    outlast_the_cache();
+    let task = ctl.start_backup("vol");
+    wait_for("the backup to wait", || waits(&task));
+    ctl.json(&["cloudsnap", "stop", "--name", &task]);
+    let stopped = ctl.wait_task(&task);
+    assert_eq!(stopped.state(), "Backup-Stopped", "{stopped:?}");
+
+    // What does not pass by itself is not waited for.
+    vault.start_again();
+    vault.put("blockd/nas", &json!({ "passphrase": PASSPHRASE }));
+    put_secret(&token_file, "planted-wrong-token");
+    outlast_the_cache();
+    let began = Instant::now();
+    let text = backup_fails(&ctl);
+    assert!(text.contains("refused the token (403): renew it in ") && text.contains("/token"), "{text}");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }

@@ -28,6 +28,7 @@ use crate::{
     },
     status::Status,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
+    tls_trouble,
     volumes::{
         CloneVolume, CreateVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume, VolumeCheck, VolumeList,
         VolumeSalvage,
@@ -159,8 +160,10 @@ impl ClientError {
     /// Whether the same call can succeed later with nothing else changed.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::SocketMissing { .. } | Self::Refused { .. } | Self::Connect { .. } => true,
-            Self::Timeout { .. } | Self::Broken { .. } => true,
+            Self::SocketMissing { .. } | Self::Refused { .. } | Self::Timeout { .. } => true,
+            // A certificate that is refused is refused by a daemon that was restarted as well.
+            Self::Connect { source, .. } => tls_trouble::advice(source).is_none(),
+            Self::Broken { source, .. } => tls_trouble::advice(source).is_none(),
             Self::PermissionDenied { .. } | Self::NoSocket { .. } => false,
             Self::BadReply { .. } | Self::BadRequest { .. } => false,
             Self::Api(error) => error.is_retryable(),
@@ -176,6 +179,8 @@ impl ClientError {
             Self::BadReply { .. } => {
                 Some("blockctl and blockd should be of the same version, see `blockctl status`")
             }
+            Self::Connect { source, .. } => tls_trouble::advice(source),
+            Self::Broken { source, .. } => tls_trouble::advice(source),
             Self::Api(error) => error.hint.as_deref(),
             _ => None,
         }

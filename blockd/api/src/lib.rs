@@ -35,6 +35,7 @@ pub mod snapshots;
 pub mod status;
 pub mod tasks;
 mod text;
+mod tls_trouble;
 mod uri;
 pub mod volumes;
 

@@ -1,12 +1,13 @@
 //! Who may have which volume over NBD: by the names in a client's certificate, and by how many are connected already.
 
 use blockd_nbd::{Client, ExportError};
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
 
 /// The access lists of the configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Access {
-    lists: BTreeMap<String, Vec<String>>,
+    lists: RwLock<BTreeMap<String, Vec<String>>>,
     max_connections: u64,
 }
 
@@ -20,7 +21,12 @@ impl Access {
     /// Lists of names by volume, `*` standing for any characters on both sides, and how many connections one volume
     /// may have.
     pub fn new(lists: BTreeMap<String, Vec<String>>, max_connections: u64) -> Self {
-        Self { lists, max_connections }
+        Self { lists: RwLock::new(lists), max_connections }
+    }
+
+    /// Has other lists hold, for clients that ask from now on.
+    pub fn replace(&self, lists: BTreeMap<String, Vec<String>>) {
+        *self.lists.write() = lists;
     }
 
     /// How many connections one volume may have for this client to get another. There is no bound for clients of unix
@@ -35,12 +41,9 @@ impl Access {
         if client.is_local {
             return true;
         }
-        let mut lists = self
-            .lists
-            .iter()
-            .filter(|(pattern, _)| matches(pattern, volume))
-            .map(|(_, names)| names)
-            .peekable();
+        let lists = self.lists.read();
+        let mut lists =
+            lists.iter().filter(|(pattern, _)| matches(pattern, volume)).map(|(_, names)| names).peekable();
         lists.peek().is_none()
             || lists.flatten().any(|wanted| client.certificate_names.iter().any(|name| matches(wanted, name)))
     }
@@ -139,5 +142,7 @@ mod tests {
         assert!(!access.allows("db", &client(&[])));
         // A star in a certificate is a star, not a wildcard.
         assert!(!access.allows("db", &client(&["*"])));
+        access.replace([list("db", &["web"])].into());
+        assert!(access.allows("db", &client(&["web"])) && !access.allows("db", &client(&["db-client"])));
     }
 }

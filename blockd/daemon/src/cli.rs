@@ -138,6 +138,8 @@ Keys of the configuration file (defaults in brackets):
   [secrets]             table: secrets that lie elsewhere (`--…-from` of `blockctl credentials create`), with the keys that
                         follow here
   cache_s               (secrets) for how long a fetched secret is used at most when it cannot be fetched again [3600]
+  warm_s                (secrets) for how long after its last use a secret of a Vault is renewed all the same [90000]
+  wait_s                (secrets) for how long a task waits at its start for a secret that cannot be had for now [120]
   file_dir              (secrets) the directory below which `file:` is taken from; others may not read its files
                         [\"/etc/blockd/secrets\"]
   [vault]               table: a Vault or OpenBao whose key-value stores (version 2) are read, with the keys that follow here
@@ -168,7 +170,8 @@ Keys of the configuration file (defaults in brackets):
   retry_most_ms         (webhook) the longest such time [300000]
   give_up_after_s       (webhook) an event older than this is given up when it was tried in vain [86400]
 
-Certificates are read again on SIGHUP, and within a minute after their files changed; files of webhooks before each attempt, token and secret id of
+On SIGHUP this file is read again: roles, [nbd_access], certificates and log_level hold from then on, what takes a restart is named in the log,
+and one that cannot be changes nothing. Certificates are read again within a minute after their files changed as well; files of webhooks before each attempt, token and secret id of
 a Vault at each request to it.
 
 Environment:

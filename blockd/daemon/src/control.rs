@@ -4,7 +4,7 @@
 
 use crate::{
     activation::Passed,
-    config::{ControlSocket, NbdAddress},
+    config::{ControlConfig, ControlSocket, NbdAddress},
     core::Core,
     daemon::{DaemonError, check_socket_path, file_error, remove_socket, with_sources},
     http::{self, caller::Caller, connections::serve, remote::Remote},
@@ -14,6 +14,7 @@ use axum::Router;
 use blockd_cloud::CancelToken;
 use blockd_nbd::{TlsFiles, TlsIdentity};
 use nix::unistd::{Gid, Group};
+use parking_lot::RwLock;
 use std::{
     net::SocketAddr,
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -31,6 +32,8 @@ pub(crate) struct Control {
     servers: JoinSet<()>,
     /// With the device and the number of each.
     sockets: Vec<(PathBuf, (u64, u64))>,
+    /// Who may do what, as it holds for connections from now on.
+    pub(crate) roles: Arc<RwLock<ControlConfig>>,
     /// The certificates of the TCP address, which can be renewed.
     pub(crate) identity: Option<Arc<TlsIdentity>>,
 }
@@ -47,12 +50,17 @@ impl Control {
     ) -> Result<Self, DaemonError> {
         let config = &core.config.control;
         let router = http::router(Arc::clone(core));
-        let mut this = Self { servers: JoinSet::new(), sockets: Vec::new(), identity: None };
+        let roles = Arc::new(RwLock::new(config.clone()));
+        let mut this = Self { servers: JoinSet::new(), sockets: Vec::new(), roles, identity: None };
         for socket in &config.sockets {
             match this.listen_for_group(core, socket, &mut passed) {
                 Ok(listener) => {
+                    let (roles, socket) = (Arc::clone(&this.roles), socket.clone());
                     let name = format!("group {}", socket.group);
-                    let caller = Caller { role: Some(socket.role), name, user: None };
+                    let caller = move || {
+                        let role = roles.read().role_of_socket(&socket);
+                        Caller { role, name: name.clone(), user: None }
+                    };
                     this.servers.spawn(serve(listener, caller, router.clone(), stop.clone()));
                 }
                 Err(error) => {
@@ -75,7 +83,7 @@ impl Control {
                 listener
             }
         };
-        this.servers.spawn(serve(listener, Caller::owner(), router, stop.clone()));
+        this.servers.spawn(serve(listener, Caller::owner, router, stop.clone()));
         for problem in passed.into_problems() {
             tracing::warn!(%problem, "a socket that systemd passed is not served");
         }
@@ -113,7 +121,8 @@ impl Control {
         if let Some(role) = config.roles.get("*") {
             tracing::info!(%role, "whoever has a certificate of the clients' authority has this role");
         }
-        let remote = Remote::new(router.clone(), Arc::clone(&identity), config.clone(), stop.clone());
+        let roles = Arc::clone(&self.roles);
+        let remote = Remote::new(router.clone(), Arc::clone(&identity), roles, stop.clone());
         self.servers.spawn(Arc::new(remote).serve(listener));
         self.identity = Some(identity);
         Ok(())

@@ -4,6 +4,7 @@
 //! requests, tasks to rest at a point they can go on from, no more NBD, merging, then the volumes are flushed and closed.
 
 use crate::{
+    access::Access,
     activation::Passed,
     attachments::{Attachments, System},
     browse::Browse,
@@ -134,11 +135,12 @@ pub(crate) fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::
 
 /// A running daemon.
 pub struct Daemon {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
+    pub(crate) access: Arc<Access>,
     servers: Vec<Server>,
     nbd_failed: Arc<Notify>,
-    certificates: Certificates,
-    control: Control,
+    pub(crate) certificates: Certificates,
+    pub(crate) control: Control,
     http_stop: CancelToken,
     metrics: Option<JoinHandle<()>>,
     merger: Merger,
@@ -206,7 +208,7 @@ impl Daemon {
         }
         core.take_up_lazy_volumes().await.map_err(DaemonError::Lazy)?;
         core.keep_clients_out_of_what_goes_back().await.map_err(DaemonError::Lazy)?;
-        let nbd::Nbd { servers, identity } = nbd::start(&core, &config).await?;
+        let nbd::Nbd { servers, identity, access } = nbd::start(&core, &config).await?;
         let nbd_failed = Arc::new(Notify::new());
         for server in &servers {
             let nbd_failed = Arc::clone(&nbd_failed);
@@ -254,6 +256,7 @@ impl Daemon {
         );
         Ok(Self {
             core,
+            access,
             servers,
             nbd_failed,
             certificates,
@@ -277,10 +280,10 @@ impl Daemon {
         &self.core
     }
 
-    /// Reads the TLS certificates again, if they changed or it `must`. Connections that are there go on.
-    pub async fn renew_certificates(&self, must: bool) {
+    /// Reads the TLS certificates again, if they changed. Connections that are there go on.
+    pub async fn renew_certificates(&self) {
         let certificates = self.certificates.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || certificates.renew(must)).await {
+        if let Err(error) = tokio::task::spawn_blocking(move || certificates.renew(false)).await {
             tracing::error!(%error, "the TLS certificates were not looked at");
         }
     }

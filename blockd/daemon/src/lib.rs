@@ -47,6 +47,7 @@ mod reconcile;
 mod references;
 pub mod registry;
 mod rekey;
+pub mod reload;
 mod rollback;
 mod rules;
 mod salvage;

@@ -8,8 +8,9 @@ use rustix::fs::fstat;
 use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, registry, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, registry, reload, util::SubscriberInitExt};
 
 pub(crate) use journal::EVENT_TARGET;
 
@@ -46,6 +47,30 @@ impl LoggingError {
     }
 }
 
+/// Has another filter hold.
+type Refilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+/// The filter of this process's log.
+static REFILTER: OnceLock<Refilter> = OnceLock::new();
+
+/// Refuses what is no level and no filter.
+///
+/// # Errors
+/// It is none.
+pub fn check_level(level: &str) -> Result<(), LoggingError> {
+    filter(level).map(drop)
+}
+
+/// Has another level or filter hold from now on.
+///
+/// # Errors
+/// It is none, or there is no log.
+pub fn set_level(level: &str) -> Result<(), LoggingError> {
+    let filter = filter(level)?;
+    let Some(refilter) = REFILTER.get() else { return Ok(()) };
+    refilter(filter).map_err(|error| LoggingError::Init(error.to_string()))
+}
+
 fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
     let bad = |what: String| LoggingError::BadFilter { given: level.to_owned(), what };
     if level.trim().is_empty() {
@@ -78,11 +103,17 @@ pub fn init(config: &Config) -> Result<LogFormat, LoggingError> {
         LogFormat::Auto => stderr_is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()),
         format => format == LogFormat::Journal,
     };
+    let (filter, handle) = reload::Layer::new(filter);
+    let is_set_up = move |format| {
+        // It is the only log, so nothing was there before.
+        let _ = REFILTER.set(Box::new(move |filter| handle.reload(filter)));
+        Ok(format)
+    };
     if is_journal {
         match JournalLayer::open(Path::new(journal::SOCKET)) {
             Ok(layer) => {
                 registry().with(filter).with(layer).try_init().map_err(failed)?;
-                return Ok(LogFormat::Journal);
+                return is_set_up(LogFormat::Journal);
             }
             Err(source) if config.log_format == LogFormat::Journal => {
                 return Err(LoggingError::Journal { path: journal::SOCKET.into(), source });
@@ -91,15 +122,17 @@ pub fn init(config: &Config) -> Result<LogFormat, LoggingError> {
             Err(_) => {}
         }
     }
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let layer = fmt::layer().with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Json => {
-            builder.json().flatten_event(true).with_current_span(true).finish().try_init().map_err(failed)?;
-            Ok(LogFormat::Json)
+            let layer = layer.json().flatten_event(true).with_current_span(true);
+            registry().with(filter).with(layer).try_init().map_err(failed)?;
+            is_set_up(LogFormat::Json)
         }
         _ => {
-            builder.with_ansi(std::io::stderr().is_terminal()).finish().try_init().map_err(failed)?;
-            Ok(LogFormat::Text)
+            let layer = layer.with_ansi(std::io::stderr().is_terminal());
+            registry().with(filter).with(layer).try_init().map_err(failed)?;
+            is_set_up(LogFormat::Text)
         }
     }
 }

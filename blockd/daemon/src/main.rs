@@ -1,4 +1,4 @@
-//! The `blockd` binary: reads the configuration, starts the daemon, reads TLS certificates again on SIGHUP, and stops
+//! The `blockd` binary: reads the configuration, starts the daemon, reads configuration and TLS certificates again on SIGHUP, and stops
 //! it on SIGTERM or SIGINT.
 
 use blockd::{
@@ -10,6 +10,7 @@ use blockd::{
     daemon::{Daemon, DaemonError},
     logging,
     quiesce::hold_filesystem,
+    reload::on_hangup,
 };
 use clap::Parser;
 use std::{process::ExitCode, time::Duration};
@@ -79,6 +80,8 @@ fn main() -> ExitCode {
             Err(error) => failed(&error, EXIT_CANNOT_CHECK),
         };
     }
+    // What a later one is compared with.
+    let running = config.clone();
     config.log_format = match logging::init(&config) {
         Ok(format) => format,
         Err(error) => return failed(&error, EXIT_USAGE),
@@ -91,7 +94,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error, 1),
     };
-    let result = runtime.block_on(serve(passed, config, cli.after_power_loss));
+    let result = runtime.block_on(serve(passed, config, running, &cli));
     // Whatever still blocks has been told to stop and is not waited for: everything that matters is durable.
     runtime.shutdown_background();
     match result {
@@ -103,13 +106,14 @@ fn main() -> ExitCode {
 async fn serve(
     passed: Passed,
     config: Config,
-    after_power_loss: bool,
+    mut running: Config,
+    cli: &Cli,
 ) -> Result<(), Box<dyn std::error::Error>> {
     // Before the start, so that a signal during a long one is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let daemon = Daemon::start_with(passed, config, after_power_loss).await?;
+    let daemon = Daemon::start_with(passed, config, cli.after_power_loss).await?;
     let mut result = Ok(());
     loop {
         tokio::select! {
@@ -126,8 +130,8 @@ async fn serve(
                 result = Err(DaemonError::NbdFailed);
                 break;
             }
-            _ = hangup.recv() => daemon.renew_certificates(true).await,
-            () = tokio::time::sleep(CERTIFICATE_POLL) => daemon.renew_certificates(false).await,
+            _ = hangup.recv() => on_hangup(&daemon, &mut running, Config::load(cli)).await,
+            () = tokio::time::sleep(CERTIFICATE_POLL) => daemon.renew_certificates().await,
         }
     }
     daemon.stop().await?;

@@ -24,6 +24,7 @@ const LISTEN_RETRY: Duration = Duration::from_millis(50);
 pub(crate) struct Nbd {
     pub(crate) servers: Vec<Server>,
     pub(crate) identity: Option<Arc<TlsIdentity>>,
+    pub(crate) access: Arc<Access>,
 }
 
 /// All certificates, which can be renewed.
@@ -33,6 +34,11 @@ pub(crate) struct Certificates(Vec<Arc<TlsIdentity>>);
 impl Certificates {
     pub(crate) fn new(identities: [Option<Arc<TlsIdentity>>; 2]) -> Self {
         Self(identities.into_iter().flatten().collect())
+    }
+
+    /// Whether all files can be used.
+    pub(crate) fn check(&self) -> Result<(), TlsError> {
+        self.0.iter().try_for_each(|identity| identity.check())
     }
 
     /// Reads the files again, if they changed or it `must`; what cannot be used is reported, and the old ones stay.
@@ -66,7 +72,7 @@ pub(crate) async fn start(core: &Arc<Core>, config: &Config) -> Result<Nbd, Daem
     let access = Arc::new(Access::new(config.nbd_access.clone(), config.nbd_connections_per_volume));
     let exports: Arc<dyn ExportCatalog> = Arc::new(
         Exports::new(Arc::clone(&core.registry))
-            .with_access(access)
+            .with_access(Arc::clone(&access))
             .with_cloud(CloudExports::new(core))
             .with_salvage(SalvageExports::new(core)),
     );
@@ -103,7 +109,7 @@ pub(crate) async fn start(core: &Arc<Core>, config: &Config) -> Result<Nbd, Daem
         }
         servers.push(start_server(&settings, &exports).await?);
     }
-    Ok(Nbd { servers, identity })
+    Ok(Nbd { servers, identity, access })
 }
 
 /// Reads certificates, on a thread that may block.

@@ -16,7 +16,6 @@ use rustix::{
     ioctl::{Opcode, Setter, opcode},
 };
 use std::{
-    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{
@@ -103,7 +102,8 @@ impl<F: FnOnce()> Drop for OnEnd<F> {
 /// nothing is left that reads from the descriptor, also if this fails.
 ///
 /// # Errors
-/// It is no descriptor of `/dev/fuse`, nothing is mounted with it, or somebody else serves it.
+/// It is no descriptor of `/dev/fuse`, nothing is mounted with it, somebody else serves it, or it would have to be shared with somebody
+/// who could keep threads here busy with that.
 pub fn serve_handed(
     catalog: Arc<dyn Catalog>,
     descriptor: OwnedFd,
@@ -114,13 +114,12 @@ pub fn serve_handed(
     let on_end = OnEnd(Some(on_end));
     check_handed(descriptor.as_fd())?;
     wait_for_kernel(&descriptor)?;
-    let (descriptor, is_own) = own_description(descriptor).map_err(FuseError::Descriptor)?;
+    let Description { descriptor, is_at_hand } = own_description(descriptor, mount.uid)?;
     let tree = Tree::of_owner(catalog, mount.uid, mount.gid);
     let filesystem = BrowseFilesystem::new(tree, options.threads).map_err(FuseError::Thread)?;
     let mut config = Config::default();
     config.n_threads = Some(SESSION_THREADS);
-    // That takes what made the description this process's own.
-    config.clone_fd = is_own;
+    config.clone_fd = is_at_hand;
 
     let ended = Arc::new(AtomicBool::new(false));
     let (send, receive) = mpsc::sync_channel(1);
@@ -180,23 +179,46 @@ fn wait_for_kernel(descriptor: &OwnedFd) -> Result<(), FuseError> {
     }
 }
 
+/// A descriptor with which a mount is served.
+struct Description {
+    descriptor: OwnedFd,
+    /// This process can open `/dev/fuse`, and so have a description for each thread.
+    is_at_hand: bool,
+}
+
 /// A descriptor of the same mount that shares no flags with that of whoever handed it over: set not to wait, it would have threads here
-/// ask over and over. It takes opening `/dev/fuse`; where that is refused, the descriptor is used as it is, and that is said by false.
-fn own_description(descriptor: OwnedFd) -> io::Result<(OwnedFd, bool)> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let own = rustix::fs::open("/dev/fuse", flags, Mode::empty()).and_then(|own| {
-        clone_into(&own, &descriptor)?;
-        Ok(own)
-    });
-    match own {
-        Ok(own) => Ok((own, true)),
-        Err(error) => {
-            tracing::debug!(%error, "a descriptor that was handed over is shared");
-            let flags = rustix::fs::fcntl_getfl(&descriptor)?;
-            rustix::fs::fcntl_setfl(&descriptor, flags - OFlags::NONBLOCK)?;
-            Ok((descriptor, false))
-        }
+/// ask over and over. It takes opening `/dev/fuse`, or, where that is not in sight, the device that was handed over, which is the same one.
+/// Where both are refused, the descriptor of somebody who can do as much to this process anyway is used as it is.
+///
+/// # Errors
+/// It is somebody else's, or cannot be used.
+fn own_description(descriptor: OwnedFd, uid: u32) -> Result<Description, FuseError> {
+    let error = match fresh_description("/dev/fuse", &descriptor) {
+        Ok(descriptor) => return Ok(Description { descriptor, is_at_hand: true }),
+        Err(error) => error,
+    };
+    // It was seen to be that device, and no other.
+    let handed = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    if let Ok(descriptor) = fresh_description(&handed, &descriptor) {
+        return Ok(Description { descriptor, is_at_hand: false });
     }
+    if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+        return Err(FuseError::Shared(error.into()));
+    }
+    tracing::debug!(%error, "a descriptor that was handed over is shared");
+    let shared = || -> rustix::io::Result<()> {
+        let flags = rustix::fs::fcntl_getfl(&descriptor)?;
+        rustix::fs::fcntl_setfl(&descriptor, flags - OFlags::NONBLOCK)
+    };
+    shared().map_err(|error| FuseError::Descriptor(error.into()))?;
+    Ok(Description { descriptor, is_at_hand: false })
+}
+
+/// Opens the device there, and has that belong to the mount of a descriptor.
+fn fresh_description(path: &str, descriptor: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let own = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    clone_into(&own, descriptor)?;
+    Ok(own)
 }
 
 /// Has a fresh descriptor of `/dev/fuse` belong to the mount of another one.

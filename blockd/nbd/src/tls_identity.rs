@@ -104,7 +104,7 @@ impl TlsError {
 /// What a server is and trusts. Connections take what was loaded last.
 #[derive(Debug)]
 pub struct TlsIdentity {
-    files: TlsFiles,
+    files: RwLock<TlsFiles>,
     current: RwLock<Arc<rustls::ServerConfig>>,
     /// What tells the loaded files from later ones.
     seen: Mutex<Vec<Option<FileStamp>>>,
@@ -120,7 +120,7 @@ impl TlsIdentity {
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
         let seen = Mutex::new(stamps(&files));
         let current = RwLock::new(Arc::new(read(&files)?));
-        Ok(Self { files, current, seen })
+        Ok(Self { files: RwLock::new(files), current, seen })
     }
 
     /// Reads the files again, for connections that begin from now on. Those that are there go on as they are.
@@ -128,10 +128,32 @@ impl TlsIdentity {
     /// # Errors
     /// As [`load`](Self::load); then what was loaded before stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
+        let files = self.files.read().clone();
         // Taken first: a file that changes meanwhile looks new the next time.
-        let stamps = stamps(&self.files);
+        *self.seen.lock() = stamps(&files);
+        let config = Arc::new(read(&files)?);
+        *self.current.write() = config;
+        Ok(())
+    }
+
+    /// Whether the files could be read again now.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn check(&self) -> Result<(), TlsError> {
+        let files = self.files.read().clone();
+        read(&files).map(drop)
+    }
+
+    /// The same from other files, which are those to look at from then on.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); then what was loaded before stays in use.
+    pub fn reload_from(&self, files: TlsFiles) -> Result<(), TlsError> {
+        let stamps = stamps(&files);
+        let config = Arc::new(read(&files)?);
+        *self.files.write() = files;
         *self.seen.lock() = stamps;
-        let config = Arc::new(read(&self.files)?);
         *self.current.write() = config;
         Ok(())
     }
@@ -139,13 +161,13 @@ impl TlsIdentity {
     /// Whether a file is not the one that was tried to load last.
     #[must_use]
     pub fn has_changed(&self) -> bool {
-        *self.seen.lock() != stamps(&self.files)
+        *self.seen.lock() != stamps(&self.files.read())
     }
 
     /// Whether clients must have certificates.
     #[must_use]
     pub fn wants_client_certificates(&self) -> bool {
-        self.files.client_ca.is_some()
+        self.files.read().client_ca.is_some()
     }
 
     /// What was loaded last, for a server of another protocol that goes by the same files.

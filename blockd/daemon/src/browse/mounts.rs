@@ -70,7 +70,9 @@ impl From<FuseError> for ServiceError {
             FuseError::NotFuse | FuseError::NotMounted | FuseError::Descriptor(_) => {
                 ErrorCode::InvalidRequest
             }
-            FuseError::Mount { .. } | FuseError::Refused { .. } => ErrorCode::NotPermitted,
+            FuseError::Mount { .. } | FuseError::Refused { .. } | FuseError::Shared(_) => {
+                ErrorCode::NotPermitted
+            }
             _ => ErrorCode::Internal,
         };
         Self::refused(code, error.to_string())

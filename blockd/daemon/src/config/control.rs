@@ -56,6 +56,12 @@ impl ControlConfig {
         named.or_else(|| self.roles.get("*")).copied()
     }
 
+    /// What the members of a socket's group may do, if there still is such a socket.
+    pub fn role_of_socket(&self, socket: &ControlSocket) -> Option<Role> {
+        let is_it = |other: &&ControlSocket| other.path == socket.path && other.group == socket.group;
+        self.sockets.iter().find(is_it).map(|socket| socket.role)
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let wrong =
             |key, given: &str, wanted| Err(ConfigError::Range { key, given: given.to_owned(), wanted });
@@ -150,6 +156,18 @@ mod tests {
         assert_eq!(config.role_of(&names(&["host"])), Some(Role::ReadOnly), "a name counts before the star");
         // A certificate cannot call itself everybody.
         assert_eq!(config.role_of(&names(&["*", "host"])), Some(Role::ReadOnly));
+    }
+
+    #[test]
+    fn a_socket_that_is_left_out_or_another_groups_has_no_role() {
+        let socket = |group: &str| {
+            let text = format!("[[sockets]]\npath = \"/run/x\"\ngroup = \"{group}\"\nrole = \"operator\"\n");
+            checked(&text).unwrap()
+        };
+        let made = socket("ops").sockets[0].clone();
+        assert_eq!(socket("ops").role_of_socket(&made), Some(Role::Operator));
+        assert_eq!(socket("others").role_of_socket(&made), None);
+        assert_eq!(checked("").unwrap().role_of_socket(&made), None);
     }
 
     #[test]

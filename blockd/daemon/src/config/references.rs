@@ -12,13 +12,18 @@ use std::path::PathBuf;
 pub struct SecretsConfig {
     /// For how long a fetched secret is used at most when it cannot be fetched again.
     pub cache_s: u64,
+    /// For how long after its last use a secret of a Vault is fetched anew in time, so that the next use finds it.
+    pub warm_s: u64,
+    /// For how long a task waits, before it does anything, for a secret that cannot be had for now.
+    pub wait_s: u64,
     /// The directory below which files are taken from.
     pub file_dir: PathBuf,
 }
 
 impl Default for SecretsConfig {
     fn default() -> Self {
-        Self { cache_s: 3600, file_dir: "/etc/blockd/secrets".into() }
+        // A little more than a day: most backups come every day.
+        Self { cache_s: 3600, warm_s: 90_000, wait_s: 120, file_dir: "/etc/blockd/secrets".into() }
     }
 }
 
@@ -169,6 +174,14 @@ impl SecretsConfig {
             let given = self.cache_s.to_string();
             return Err(ConfigError::Range { key: "secrets.cache_s", given, wanted: "1 to 604800 (a week)" });
         }
+        if self.warm_s > 604_800 {
+            let given = self.warm_s.to_string();
+            return Err(ConfigError::Range { key: "secrets.warm_s", given, wanted: "0 to 604800 (a week)" });
+        }
+        if self.wait_s > 86_400 {
+            let given = self.wait_s.to_string();
+            return Err(ConfigError::Range { key: "secrets.wait_s", given, wanted: "0 to 86400 (a day)" });
+        }
         if !self.file_dir.is_absolute() {
             let given = "a relative path".into();
             return Err(ConfigError::Range { key: "secrets.file_dir", given, wanted: "an absolute path" });
@@ -279,6 +292,8 @@ mod tests {
             (vault("https://v", &format!("{token}\ntimeout_ms = 1")), "vault.timeout_ms is 1"),
             (vault("https://v", &format!("{token}\nattempts = 0")), "vault.attempts is 0"),
             ("[secrets]\ncache_s = 0".to_owned(), "secrets.cache_s is 0"),
+            ("[secrets]\nwarm_s = 604801".to_owned(), "secrets.warm_s is 604801"),
+            ("[secrets]\nwait_s = 86401".to_owned(), "secrets.wait_s is 86401"),
             ("[secrets]\nfile_dir = \"x\"".to_owned(), "secrets.file_dir"),
         ] {
             let error = parse(&text).unwrap_err();

@@ -31,8 +31,14 @@ const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after that failed: there may be no descriptors left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves whoever comes through a socket, until told to stop, then ends when the requests under way are answered.
-pub(crate) async fn serve(listener: UnixListener, caller: Caller, router: Router, stop: CancelToken) {
+/// Serves whoever comes through a socket, until told to stop, then ends when the requests under way are answered. Who that is is asked
+/// for each connection.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    caller: impl Fn() -> Caller,
+    router: Router,
+    stop: CancelToken,
+) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MOST));
     let mut connections = JoinSet::new();
     let accept = async || {
@@ -54,7 +60,7 @@ pub(crate) async fn serve(listener: UnixListener, caller: Caller, router: Router
         };
         while connections.try_join_next().is_some() {}
         let Some((stream, slot)) = next else { continue };
-        let (mut caller, router, stop) = (caller.clone(), router.clone(), stop.clone());
+        let (mut caller, router, stop) = (caller(), router.clone(), stop.clone());
         caller.user = stream.peer_cred().ok().map(|peer| User { uid: peer.uid(), gid: peer.gid() });
         connections.spawn(async move {
             let closer = may_pass(&caller).then(Closer::shared).flatten();

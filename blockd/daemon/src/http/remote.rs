@@ -12,7 +12,7 @@ use crate::config::ControlConfig;
 use axum::Router;
 use blockd_cloud::CancelToken;
 use blockd_nbd::{TlsIdentity, certificate_names};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
@@ -41,7 +41,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Remote {
     router: Router,
     identity: Arc<TlsIdentity>,
-    config: ControlConfig,
+    roles: Arc<RwLock<ControlConfig>>,
     handshakes: Handshakes,
     connected: Mutex<HashMap<String, usize>>,
     stop: CancelToken,
@@ -51,11 +51,11 @@ impl Remote {
     pub(crate) fn new(
         router: Router,
         identity: Arc<TlsIdentity>,
-        config: ControlConfig,
+        roles: Arc<RwLock<ControlConfig>>,
         stop: CancelToken,
     ) -> Self {
         let (handshakes, connected) = (Handshakes::default(), Mutex::default());
-        Self { router, identity, config, handshakes, connected, stop }
+        Self { router, identity, roles, handshakes, connected, stop }
     }
 
     /// Serves until told to stop, then ends when the requests under way are answered.
@@ -103,7 +103,7 @@ impl Remote {
         };
         let certificate = session.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let names = certificate.map(|der| certificate_names(der)).unwrap_or_default();
-        let role = self.config.role_of(&names);
+        let role = self.roles.read().role_of(&names);
         let name = if names.is_empty() { format!("the certificate of {peer}") } else { names.join(", ") };
         let Some(_place) = Place::take(&self.connected, &name) else {
             return tracing::debug!(name, "too many control connections");

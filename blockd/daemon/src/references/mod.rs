@@ -1,8 +1,9 @@
 //! Secrets that lie elsewhere: they are fetched when they are needed, kept in memory for a bounded time, and never stored.
 //!
-//! A secret of a Vault is used for [`SecretsConfig::cache_s`](crate::config::SecretsConfig::cache_s) at most. After a quarter of that
-//! the next use has it fetched anew beside, so that a new value counts soon; while the Vault is away, the old one is used until its time is over.
-//! What lies on this host is read again every few seconds.
+//! A secret of a Vault is used for [`SecretsConfig::cache_s`](crate::config::SecretsConfig::cache_s) at most. After a quarter of that it is
+//! fetched anew beside, so that a new value counts soon, and a Vault that goes away finds a value that is good for a while; it is used until
+//! its time is over. That goes on for [`SecretsConfig::warm_s`](crate::config::SecretsConfig::warm_s) after the last use, so that what comes
+//! every day finds it there. What lies on this host is read again every few seconds.
 
 mod error;
 mod local;
@@ -32,8 +33,10 @@ const LOCAL_FOR: Duration = Duration::from_secs(2);
 const REFRESH_AGAIN: Duration = Duration::from_secs(15);
 /// How soon a store that refuses a secret has it fetched anew once more.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
-/// How often what is too old is forgotten.
-const FORGET_EVERY: Duration = Duration::from_secs(5);
+/// How often what is too old is forgotten, and renewed what gets old, unless secrets are kept for less.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often that is done at most.
+const LOOK_AT_MOST: Duration = Duration::from_millis(100);
 
 /// What was fetched.
 struct Fetched {
@@ -67,11 +70,15 @@ struct Kept {
     tried: Instant,
     /// When it was fetched because a store refused it, and was the same as before.
     refused: Option<Instant>,
+    /// It was said that it cannot be fetched anew.
+    told: bool,
 }
 
 #[derive(Default)]
 struct Slot {
     kept: Option<Kept>,
+    /// When somebody last needed it.
+    used: Option<Instant>,
     /// When and why it could not be fetched last.
     failed: Option<(Instant, ReferenceError)>,
     /// Held by whoever fetches it: the others wait for what comes of that.
@@ -83,6 +90,7 @@ pub(crate) struct References {
     local: Arc<Local>,
     vault: Option<Arc<Vault>>,
     cache_for: Duration,
+    warm_for: Duration,
     salt: [u8; 32],
     slots: Mutex<HashMap<SecretRef, Slot>>,
 }
@@ -110,6 +118,7 @@ impl References {
             vault: vault.map(|config| Arc::new(Vault::new(config.clone(), Arc::clone(&local)))),
             local,
             cache_for: Duration::from_secs(config.secrets.cache_s),
+            warm_for: Duration::from_secs(config.secrets.warm_s),
             salt,
             slots: Mutex::default(),
         })
@@ -129,6 +138,7 @@ impl References {
     /// It cannot be had, and was not lately.
     pub async fn resolve(self: &Arc<Self>, reference: &SecretRef) -> Result<Arc<Resolved>, ReferenceError> {
         let (fresh, most) = self.lifetimes(reference);
+        self.slots.lock().entry(reference.clone()).or_default().used = Some(Instant::now());
         if let Some(value) = self.kept(reference, most) {
             self.refresh_beside(reference, fresh);
             return Ok(value);
@@ -215,10 +225,31 @@ impl References {
         }
         let (this, reference) = (Arc::clone(self), reference.clone());
         tokio::spawn(async move {
-            if let Err(error) = this.resolve_anew(&reference).await {
-                tracing::debug!(%reference, %error, "a secret cannot be fetched anew; the old one is used for now");
+            let Err(error) = this.resolve_anew(&reference).await else { return };
+            let mut slots = this.slots.lock();
+            let Some(kept) = slots.get_mut(&reference).and_then(|slot| slot.kept.as_mut()) else { return };
+            if !std::mem::replace(&mut kept.told, true) {
+                let (_, most) = this.lifetimes(&reference);
+                let left_s = most.saturating_sub(kept.fetched.elapsed()).as_secs();
+                tracing::warn!(%reference, %error, left_s, "a secret cannot be fetched anew: the one of before is used until its time is over");
             }
         });
+    }
+
+    /// Has what lies in a Vault and was needed lately fetched anew before its time is over, also while nobody asks for it.
+    fn renew_warm(self: &Arc<Self>) {
+        let warm: Vec<SecretRef> = {
+            let slots = self.slots.lock();
+            let is_warm = |slot: &Slot| slot.used.is_some_and(|used| used.elapsed() < self.warm_for);
+            let known = slots.iter().filter(|(reference, slot)| {
+                matches!(reference, SecretRef::Vault { .. }) && slot.kept.is_some() && is_warm(slot)
+            });
+            known.map(|(reference, _)| reference.clone()).collect()
+        };
+        for reference in warm {
+            let (fresh, _) = self.lifetimes(&reference);
+            self.refresh_beside(&reference, fresh);
+        }
     }
 
     /// Fetches it, if that has not failed since it was asked for: all who waited for that are told, rather than to wait as long once
@@ -245,8 +276,11 @@ impl References {
         let digest = Sha256::new().chain_update(self.salt).chain_update(text.as_bytes()).finalize();
         let value = Arc::new(Resolved { text, fingerprint: digest.into(), version });
         let now = Instant::now();
-        let kept = Kept { value: Arc::clone(&value), fetched: now, tried: now, refused: None };
-        self.slots.lock().entry(reference.clone()).or_default().kept = Some(kept);
+        let kept = Kept { value: Arc::clone(&value), fetched: now, tried: now, refused: None, told: false };
+        let before = self.slots.lock().entry(reference.clone()).or_default().kept.replace(kept);
+        if before.is_some_and(|before| before.told) {
+            tracing::info!(%reference, "the secret can be fetched again");
+        }
         Ok(value)
     }
 
@@ -299,14 +333,16 @@ impl References {
     }
 }
 
-/// Keeps the token of a Vault good, and forgets what is too old, until it is aborted.
+/// Keeps the token of a Vault good, renews what is needed, and forgets what is too old, until it is aborted.
 pub(crate) fn start(references: &Arc<References>) -> JoinHandle<()> {
     let references = Arc::clone(references);
     tokio::spawn(async move {
-        let forget = async {
+        let look = async {
+            let every = (references.cache_for / 8).clamp(LOOK_AT_MOST, LOOK_EVERY);
             loop {
-                tokio::time::sleep(FORGET_EVERY).await;
+                tokio::time::sleep(every).await;
                 references.forget_old();
+                references.renew_warm();
             }
         };
         let keep_good = async {
@@ -318,6 +354,6 @@ pub(crate) fn start(references: &Arc<References>) -> JoinHandle<()> {
                 None => std::future::pending::<()>().await,
             }
         };
-        tokio::join!(forget, keep_good);
+        tokio::join!(look, keep_good);
     })
 }

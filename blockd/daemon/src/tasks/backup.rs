@@ -15,6 +15,7 @@ use super::{
     frozen::frozen,
     plan::Plan,
     planning::{begin_anew, planned},
+    secrets,
 };
 use crate::{
     cloud,
@@ -60,6 +61,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     })?;
     let volume = entry.volume()?;
     core.reached("backup accepted")?;
+    // Before anything is frozen: no guest waits for whoever keeps a secret.
+    secrets::wait_for(core, live).await?;
     let snapshot = frozen(core, live, &entry, snapshot_id).await?;
     live.detail(|detail| {
         detail.frozen = true;
@@ -109,7 +112,7 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
     let Frozen { entry, volume, snapshot, write_once } = frozen;
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
-    let (repository, requests) = core.task_repository(row.credential).await?;
+    let (repository, requests) = secrets::repository(core, live).await?;
     let repository = live.limited(&repository);
     #[cfg(test)]
     let repository = crate::scenarios::dying::dying(core, &repository);

@@ -3,7 +3,7 @@
 //! The manifest is kept in the task's directory before it is deleted from the store, so that a delete which was cut
 //! off still knows what to remove.
 
-use super::{LiveTask, clean_files};
+use super::{LiveTask, clean_files, secrets};
 use crate::{
     core::Core,
     credentials::is_gone_or_damaged,
@@ -17,7 +17,7 @@ use std::{path::Path, sync::Arc};
 
 pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
-    let (repository, requests) = core.task_repository(row.credential).await?;
+    let (repository, requests) = secrets::repository(core, live).await?;
     let progress = Arc::new(Progress::new(requests));
     live.begin(progress);
     core.store_progress(live).await;

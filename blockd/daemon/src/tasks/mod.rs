@@ -14,6 +14,7 @@ pub mod plan;
 mod planning;
 pub mod restore;
 mod restored;
+mod secrets;
 mod shared_reader;
 pub(crate) mod stop;
 mod verify;

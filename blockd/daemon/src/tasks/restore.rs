@@ -6,6 +6,7 @@
 use super::{
     LiveTask, clean_files, findings,
     restored::{self, InPlace, Writer},
+    secrets,
 };
 use crate::{
     cloud,
@@ -69,8 +70,10 @@ async fn fill(
     dir: PathBuf,
 ) -> Result<Arc<Volume>, ServiceError> {
     let row = live.view();
+    // Others move data meanwhile.
+    secrets::wait_for(core, live).await?;
     let _slot = core.tasks.slot(&live.cancel).await?;
-    let (repository, requests) = core.task_repository(row.credential).await?;
+    let (repository, requests) = secrets::repository(core, live).await?;
     let repository = live.limited(&repository);
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));

@@ -285,3 +285,44 @@ async fn who_waits_for_what_fails_fails_with_it() {
     bed.double.trick(Trick::None);
     assert!(references.resolve(&key).await.is_ok(), "who asks after that has it tried anew");
 }
+
+#[tokio::test]
+async fn what_was_needed_lately_is_renewed_in_time_and_outlives_a_vault_that_goes_away() {
+    let bed = Bed::new().await;
+    let token = bed.dir.path().join("token");
+    let with = |warm_s: u64| {
+        let text = format!(
+            "[secrets]\ncache_s = 2\nwarm_s = {warm_s}\n[vault]\naddress = \"http://{}\"\ntimeout_ms = 500\nattempts = 1\ntoken_file = \"{}\"\n",
+            bed.double.address,
+            token.display()
+        );
+        References::new(&toml::from_str::<Config>(&text).unwrap(), None)
+    };
+    let (warm, cold) = (with(600), with(0));
+    let keepers = [super::super::start(&warm), super::super::start(&cold)];
+    let key = key();
+    cold.resolve(&key).await.unwrap();
+    warm.resolve(&key).await.unwrap();
+    // Nobody asks, and it is renewed all the same: longer than it is kept without.
+    let before = bed.reads();
+    let began = std::time::Instant::now();
+    while bed.reads() < before + 6 {
+        assert!(began.elapsed() < Duration::from_secs(30), "it is not renewed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(began.elapsed() > Duration::from_secs(2), "it is renewed too often");
+    bed.double.inside.lock().trick = Trick::Sealed;
+    assert_eq!(warm.resolve(&key).await.unwrap().expose(), "planted-key");
+    // It is bounded all the same.
+    assert!(cold.resolve(&key).await.is_err(), "what nobody needs is not kept");
+    let gone = std::time::Instant::now();
+    while warm.resolve(&key).await.is_ok() {
+        assert!(gone.elapsed() < Duration::from_secs(30), "it is used for ever");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bed.double.inside.lock().trick = Trick::None;
+    assert!(warm.resolve(&key).await.is_ok());
+    for keeper in keepers {
+        keeper.abort();
+    }
+}

@@ -1,0 +1,104 @@
+//! Which failures of TLS stay, and what to look at then.
+
+use rustls::{AlertDescription, CertificateError, Error};
+use std::io;
+
+/// What to do about a failure that lasts, if it is one of TLS: the same call fails in the same way until somebody does something.
+pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    advice_of(rustls_error(error)?)
+}
+
+/// The error of TLS that is inside of another one.
+fn rustls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // What an I/O error holds is not among its sources, only what that has for its own.
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(held) => Some(held),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+fn advice_of(error: &Error) -> Option<&'static str> {
+    use AlertDescription as Alert;
+
+    Some(match error {
+        Error::InvalidCertificate(why) => match why {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "look at --ca: the certificate of blockd is of none of the authorities in that file"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "look at --endpoint: the certificate of blockd is for another name; use one that stands in it, or have it made for this one"
+            }
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => {
+                "renew the certificate of blockd (control.certificate), or look at the clocks of both hosts"
+            }
+            _ => "look at the certificate of blockd (control.certificate), and at --ca",
+        },
+        Error::AlertReceived(
+            Alert::UnknownCA
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::CertificateRequired
+            | Alert::NoCertificate
+            | Alert::AccessDenied
+            | Alert::DecryptError,
+        ) => {
+            "look at --cert and --key: blockd refuses that certificate; it must be of an authority in control.client_ca, valid now, and not revoked"
+        }
+        Error::InvalidMessage(_) | Error::AlertReceived(Alert::ProtocolVersion | Alert::HandshakeFailure) => {
+            "look at --endpoint: is that where blockd serves its control API (control.listen)?"
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(error: Error) -> Option<&'static str> {
+        let error = io::Error::new(io::ErrorKind::InvalidData, error);
+        advice(&error)
+    }
+
+    #[test]
+    fn what_lasts_is_told_from_what_a_restart_brings_about() {
+        for (error, flag) in [
+            (Error::InvalidCertificate(CertificateError::UnknownIssuer), "--ca"),
+            (Error::InvalidCertificate(CertificateError::NotValidForName), "--endpoint"),
+            (Error::InvalidCertificate(CertificateError::Expired), "control.certificate"),
+            (Error::AlertReceived(AlertDescription::UnknownCA), "--cert and --key"),
+            (Error::AlertReceived(AlertDescription::CertificateExpired), "--cert and --key"),
+            (Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType), "--endpoint"),
+        ] {
+            let text = error.to_string();
+            assert!(of(error).is_some_and(|advice| advice.contains(flag)), "{text}");
+        }
+        assert_eq!(of(Error::AlertReceived(AlertDescription::InternalError)), None);
+        assert_eq!(of(Error::HandshakeNotComplete), None);
+        assert_eq!(advice(&io::Error::from(io::ErrorKind::ConnectionReset)), None);
+        let wrapped = io::Error::other(io::Error::other(Error::AlertReceived(AlertDescription::UnknownCA)));
+        assert!(advice(&wrapped).is_some());
+    }
+
+    #[test]
+    fn whoever_waits_does_not_ask_again_where_it_lasts() {
+        let failed = |source| crate::ClientError::Connect { at: "host:1".to_owned(), source };
+        let lasts = failed(io::Error::other(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
+        assert!(!lasts.is_retryable() && lasts.hint().is_some_and(|hint| hint.contains("--ca")));
+        let passes = failed(io::ErrorKind::ConnectionReset.into());
+        assert!(passes.is_retryable() && passes.hint().is_none());
+    }
+}
