@@ -136,7 +136,7 @@ impl Core {
         if rows.iter().any(CredentialRow::has_sealed) {
             self.secrets.must_not_be_new()?;
         }
-        let explain = |error: ServiceError| error.with_hint(|code| providers::hint(kind, code));
+        let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
         let key = self.store_key(secret.as_ref()).await?;
         let passphrase = self.store_key(request.encryption_passphrase.as_ref()).await?;
         let writing = self.store_writing(&store_row)?;
@@ -228,7 +228,7 @@ impl Core {
         let (store, _) = task_store(Arc::clone(opened.store()), self.retry_policy());
         let repository = opened.with_store(store);
         let kind = providers::kind(&row.store.provider);
-        let explain = |error: ServiceError| error.with_hint(|code| providers::hint(kind, code));
+        let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
         repository.prove_key_slot().await.map_err(|error| explain(error.into()))?;
         let capabilities = probe(repository.store().as_ref()).await.map_err(|error| explain(error.into()))?;
         row.capabilities = capabilities.clone();
@@ -306,7 +306,7 @@ impl Core {
         Ok(self.db.run(CredentialRow::all).await?)
     }
 
-    /// The credential that is meant; with none named, the only one.
+    /// The credential that is meant, by its name, its UUID or the beginning of that; with none named, the only one.
     ///
     /// # Errors
     /// There is none of that name, or none is named and there is not exactly one.
