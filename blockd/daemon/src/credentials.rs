@@ -2,6 +2,7 @@
 
 use crate::metrics::MeteredStore;
 use crate::{
+    beginnings::only_one,
     cloud,
     core::Core,
     db::{CredentialRow, DbError, ProviderRow, StoreRow},
@@ -329,7 +330,15 @@ impl Core {
             CredentialRef::Id(uuid) => row.uuid == *uuid,
             CredentialRef::Name(name) => row.name == *name,
         };
-        rows.into_iter().find(is_wanted).ok_or_else(|| {
+        let found = match (rows.iter().position(is_wanted), wanted) {
+            (Some(at), _) => Some(rows.swap_remove(at)),
+            (None, CredentialRef::Name(name)) => {
+                let all = rows.into_iter().map(|row| (row.uuid.to_string(), row));
+                only_one("credentials", name.as_str(), all)?
+            }
+            (None, CredentialRef::Id(_)) => None,
+        };
+        found.ok_or_else(|| {
             ServiceError::refused(ErrorCode::CredentialNotFound, format!("there is no credential {wanted}"))
         })
     }
