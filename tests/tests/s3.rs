@@ -7,7 +7,7 @@ use blockd_tests::{
     seaweed::{self, Seaweed},
 };
 use serde_json::Value;
-use std::net::SocketAddr;
+use std::{io::Write, net::SocketAddr, os::unix::fs::OpenOptionsExt};
 
 const PASSPHRASE: &str = "planted-passphrase-0c77";
 
@@ -98,6 +98,88 @@ fn the_main_job() {
         ctl.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);
     }
     assert_eq!(ctl.done_cloudsnaps(), Vec::<String>::new());
+}
+
+/// The secret key rests in a file that the daemon reads when it needs it, and nowhere else.
+#[test]
+fn a_secret_key_in_a_file_opens_the_bucket_and_is_not_kept() {
+    if seaweed::is_switched_off() {
+        return;
+    }
+    let mut rng = Rng::of_test("a_secret_key_in_a_file_opens_the_bucket_and_is_not_kept");
+    let bed = Bed::new();
+    let server = Seaweed::start(&bed.path("weed"));
+    let dir = bed.path("secrets");
+    std::fs::create_dir(&dir).unwrap();
+    let key = dir.join("s3");
+    let put = |text: &str| {
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&key);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).unwrap();
+    };
+    put("another one");
+    let config = format!("store_attempts = 3\n[secrets]\nfile_dir = \"{}\"\ncache_s = 1", dir.display());
+    let daemon = bed.daemon("a").config(&config).start();
+    let ctl = daemon.ctl();
+    let (endpoint, from) = (server.address().to_string(), format!("file:{}", key.display()));
+    let create = [
+        "credentials",
+        "create",
+        "s3",
+        "--provider",
+        "s3",
+        "--s3-disable-ssl",
+        "--s3-endpoint",
+        &endpoint,
+        "--s3-access-key",
+        seaweed::ACCESS_KEY,
+        "--s3-secret-key-from",
+        &from,
+        "--bucket",
+        seaweed::BUCKET,
+    ];
+    assert_eq!(ctl.fails(&create, 1)["code"], "store_unauthorized");
+    // Some editors end the last line.
+    put(&format!("{}\n", seaweed::SECRET_KEY));
+    let made = ctl.json(&create);
+    assert_eq!(made["storeKeyFrom"], from.as_str(), "{made:#}");
+
+    ctl.create_volume("vol", "8MiB");
+    let content = rng.bytes(8 * MIB);
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &content);
+    client.close();
+    let backup = ctl.backup("vol");
+    ctl.restore(backup.snap(), "again");
+    assert_same("again", &daemon.content("again"), &content);
+
+    // A key that the store takes no more is one that the daemon does not go on with.
+    put("another one");
+    assert_eq!(ctl.fails(&["credentials", "validate", "s3"], 1)["code"], "store_unauthorized");
+    put(seaweed::SECRET_KEY);
+    let daemon = daemon.stop().start();
+    let ctl = daemon.ctl();
+    assert!(ctl.backup("vol").is_incremental());
+    assert_eq!(ctl.done_cloudsnaps().len(), 2);
+    let uuid = made["uuid"].as_str().unwrap();
+    assert_eq!(
+        ctl.json(&["credentials", "inspect", &uuid[..8]])["name"],
+        "s3",
+        "by the beginning of its UUID"
+    );
+
+    let stopped = daemon.stop();
+    let has_key = |path: &std::path::Path| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        bytes.windows(seaweed::SECRET_KEY.len()).any(|part| part == seaweed::SECRET_KEY.as_bytes())
+    };
+    let mut left = vec![stopped.data_dir()];
+    while let Some(path) = left.pop() {
+        match std::fs::read_dir(&path) {
+            Ok(entries) => left.extend(entries.map(|entry| entry.unwrap().path())),
+            Err(_) => assert!(!has_key(&path), "the secret key is in {}", path.display()),
+        }
+    }
 }
 
 fn is_pack(seen: &Seen) -> bool {

@@ -2,6 +2,7 @@
 
 use crate::metrics::MeteredStore;
 use crate::{
+    beginnings::only_one,
     cloud,
     core::Core,
     db::{CredentialRow, DbError, ProviderRow, StoreRow},
@@ -136,7 +137,7 @@ impl Core {
         if rows.iter().any(CredentialRow::has_sealed) {
             self.secrets.must_not_be_new()?;
         }
-        let explain = |error: ServiceError| error.with_hint(|code| providers::hint(kind, code));
+        let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
         let key = self.store_key(secret.as_ref()).await?;
         let passphrase = self.store_key(request.encryption_passphrase.as_ref()).await?;
         let writing = self.store_writing(&store_row)?;
@@ -228,7 +229,7 @@ impl Core {
         let (store, _) = task_store(Arc::clone(opened.store()), self.retry_policy());
         let repository = opened.with_store(store);
         let kind = providers::kind(&row.store.provider);
-        let explain = |error: ServiceError| error.with_hint(|code| providers::hint(kind, code));
+        let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
         repository.prove_key_slot().await.map_err(|error| explain(error.into()))?;
         let capabilities = probe(repository.store().as_ref()).await.map_err(|error| explain(error.into()))?;
         row.capabilities = capabilities.clone();
@@ -306,7 +307,7 @@ impl Core {
         Ok(self.db.run(CredentialRow::all).await?)
     }
 
-    /// The credential that is meant; with none named, the only one.
+    /// The credential that is meant, by its name, its UUID or the beginning of that; with none named, the only one.
     ///
     /// # Errors
     /// There is none of that name, or none is named and there is not exactly one.
@@ -329,7 +330,15 @@ impl Core {
             CredentialRef::Id(uuid) => row.uuid == *uuid,
             CredentialRef::Name(name) => row.name == *name,
         };
-        rows.into_iter().find(is_wanted).ok_or_else(|| {
+        let found = match (rows.iter().position(is_wanted), wanted) {
+            (Some(at), _) => Some(rows.swap_remove(at)),
+            (None, CredentialRef::Name(name)) => {
+                let all = rows.into_iter().map(|row| (row.uuid.to_string(), row));
+                only_one("credentials", name.as_str(), all)?
+            }
+            (None, CredentialRef::Id(_)) => None,
+        };
+        found.ok_or_else(|| {
             ServiceError::refused(ErrorCode::CredentialNotFound, format!("there is no credential {wanted}"))
         })
     }

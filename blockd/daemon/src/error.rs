@@ -113,14 +113,26 @@ impl ServiceError {
 
     /// The same with a hint that fits what was being done, where there is one for its code.
     #[must_use]
-    pub fn with_hint(self, hint: impl FnOnce(ErrorCode) -> Option<&'static str>) -> Self {
+    pub fn with_hint(
+        self,
+        hint: impl FnOnce(ErrorCode, Option<StoreErrorKind>) -> Option<&'static str>,
+    ) -> Self {
         let mut error = self.to_api();
-        match hint(error.code) {
+        match hint(error.code, self.store_kind()) {
             Some(hint) => {
                 error.hint = Some(hint.to_owned());
                 Self::Refused(error)
             }
             None => self,
+        }
+    }
+
+    /// What went wrong at a store, if that is what it was.
+    fn store_kind(&self) -> Option<StoreErrorKind> {
+        match self {
+            Self::Store(error) => Some(error.kind),
+            Self::Probe(error) => error.store_error().map(|error| error.kind),
+            _ => None,
         }
     }
 
@@ -139,7 +151,11 @@ impl ServiceError {
             Self::Secrets(_) => ErrorCode::SecretUnavailable,
             Self::Stopping => ErrorCode::ShuttingDown,
         };
-        ApiError { code, message: one_line(&self.to_string()), hint: hint(code).map(str::to_owned) }
+        ApiError {
+            code,
+            message: one_line(&self.to_string()),
+            hint: hint(code, self.store_kind()).map(str::to_owned),
+        }
     }
 }
 
@@ -197,9 +213,12 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
 
 fn store_code(error: &StoreError) -> ErrorCode {
     match error.kind {
-        StoreErrorKind::Unauthorized => ErrorCode::StoreUnauthorized,
+        StoreErrorKind::Unauthorized
+        | StoreErrorKind::WrongClock
+        | StoreErrorKind::WrongRegion
+        | StoreErrorKind::WrongStyle => ErrorCode::StoreUnauthorized,
         StoreErrorKind::BucketMissing => ErrorCode::BucketMissing,
-        StoreErrorKind::Unreachable => ErrorCode::StoreUnreachable,
+        StoreErrorKind::Unreachable | StoreErrorKind::WrongScheme => ErrorCode::StoreUnreachable,
         StoreErrorKind::Timeout | StoreErrorKind::Throttled => ErrorCode::StoreTimeout,
         StoreErrorKind::NoSpace => ErrorCode::StoreFull,
         StoreErrorKind::BadKey | StoreErrorKind::Misconfigured => ErrorCode::InvalidRequest,
@@ -207,7 +226,29 @@ fn store_code(error: &StoreError) -> ErrorCode {
     }
 }
 
-fn hint(code: ErrorCode) -> Option<&'static str> {
+/// What to do about a store that fails like that, whichever it is.
+pub(crate) fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        StoreErrorKind::WrongClock => {
+            "look at `timedatectl` on the host of blockd: its clock should be synchronised (NTP)"
+        }
+        StoreErrorKind::WrongRegion => {
+            "look at --s3-region, and at --s3-endpoint if it names a region: both are those of the bucket"
+        }
+        StoreErrorKind::WrongStyle => {
+            "make the credentials with --disable-path-style: the store takes no bucket in the path"
+        }
+        StoreErrorKind::WrongScheme => {
+            "look at --s3-disable-ssl (plain HTTP), at http:// or https:// in the endpoint, and at the port"
+        }
+        _ => return None,
+    })
+}
+
+fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> {
+    if let Some(hint) = store.and_then(store_hint) {
+        return Some(hint);
+    }
     Some(match code {
         ErrorCode::StoreUnauthorized => {
             "the store refuses what the credentials were made with: try `blockctl credentials validate`"
@@ -220,6 +261,9 @@ fn hint(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::PassphraseRequired => "give --encryption-passphrase or --encryption-passphrase-file",
         ErrorCode::RepositoryNotEncrypted => {
             "leave --encryption-passphrase away, or use another bucket or directory"
+        }
+        ErrorCode::StoreFull => {
+            "make room where the backups go: `blockctl cloudsnap delete`, or a larger place"
         }
         ErrorCode::NoSpace => "make room on the filesystem of the data directory",
         _ => return None,

@@ -9,6 +9,7 @@ mod activity;
 pub mod allocator;
 pub mod attachments;
 mod backups;
+mod beginnings;
 pub mod browse;
 mod care;
 pub mod check;

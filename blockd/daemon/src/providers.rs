@@ -2,7 +2,7 @@
 
 use crate::{
     db::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow},
-    error::ServiceError,
+    error::{ServiceError, store_hint},
     limits::{LimitPlan, PlannedBandwidth, limits_of},
 };
 use blockd_api::{
@@ -12,7 +12,7 @@ use blockd_api::{
 use blockd_cloud::Work;
 use blockd_cloud::store::{
     AzureAccess, AzureOptions, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, ObjectStore, S3Access,
-    S3Options, S3Role, SwiftAccess, SwiftOptions,
+    S3Options, S3Role, StoreErrorKind, SwiftAccess, SwiftOptions,
 };
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
@@ -41,7 +41,16 @@ pub(crate) fn kind(row: &ProviderRow) -> ProviderKind {
 }
 
 /// What to look at when a store of this kind fails like that.
-pub(crate) fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> {
+pub(crate) fn hint(
+    kind: ProviderKind,
+    code: ErrorCode,
+    store: Option<StoreErrorKind>,
+) -> Option<&'static str> {
+    // What the store said itself says more than what kind of error that was.
+    let said = store.filter(|_| kind == ProviderKind::S3 || store == Some(StoreErrorKind::WrongClock));
+    if let Some(hint) = said.and_then(store_hint) {
+        return Some(hint);
+    }
     Some(match (code, kind) {
         (ErrorCode::StoreUnauthorized, ProviderKind::S3) => {
             "look at --s3-access-key and --s3-secret-key, or --use-iam, and at --s3-role-arn and --s3-external-id if a role is taken"
@@ -56,7 +65,7 @@ pub(crate) fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> 
             "look at --swift-user and --swift-key, or --swift-token"
         }
         (ErrorCode::StoreUnreachable, ProviderKind::S3) => {
-            "look at --s3-endpoint, --s3-disable-ssl, --ca-certificate and --proxy, and whether the server runs"
+            "look at --s3-endpoint, --s3-disable-ssl, --disable-path-style, --ca-certificate and --proxy, and whether the server runs"
         }
         (ErrorCode::StoreUnreachable, ProviderKind::Azure) => {
             "look at --azure-account-name, --azure-endpoint, --ca-certificate and --proxy, and whether the server runs"
@@ -70,6 +79,15 @@ pub(crate) fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> 
         (ErrorCode::BucketMissing, ProviderKind::Local) => "make the directory first, or look at --path",
         (ErrorCode::BucketMissing, ProviderKind::S3) => {
             "make the bucket first, or look at --bucket and --disable-path-style"
+        }
+        (ErrorCode::StoreFailed, ProviderKind::S3) => {
+            "look at whether --s3-endpoint is a server that speaks S3, with TLS or, with --s3-disable-ssl, without it"
+        }
+        (ErrorCode::StoreFull, ProviderKind::Local) => {
+            "make room on the filesystem of --path, or name another one"
+        }
+        (ErrorCode::InvalidRequest, ProviderKind::S3) if store.is_some() => {
+            "look at --s3-endpoint, --bucket, --disable-path-style and --s3-storage-class"
         }
         (ErrorCode::BucketMissing, _) => "make the bucket or container first, or look at --bucket",
         _ => return None,
@@ -512,8 +530,19 @@ mod tests {
             (ProviderKind::Google, "--google-json-key-file"),
             (ProviderKind::Swift, "--swift-key"),
         ] {
-            assert!(hint(kind, ErrorCode::StoreUnauthorized).is_some_and(|hint| hint.contains(flag)));
+            assert!(hint(kind, ErrorCode::StoreUnauthorized, None).is_some_and(|hint| hint.contains(flag)));
         }
-        assert_eq!(hint(ProviderKind::Local, ErrorCode::Internal), None);
+        assert_eq!(hint(ProviderKind::Local, ErrorCode::Internal, None), None);
+        for (store, word) in [
+            (StoreErrorKind::WrongStyle, "--disable-path-style"),
+            (StoreErrorKind::WrongRegion, "--s3-region"),
+            (StoreErrorKind::WrongClock, "clock"),
+            (StoreErrorKind::Unauthorized, "--s3-secret-key"),
+        ] {
+            let told = hint(ProviderKind::S3, ErrorCode::StoreUnauthorized, Some(store)).unwrap();
+            assert!(told.contains(word), "{told}");
+        }
+        let told = hint(ProviderKind::Swift, ErrorCode::StoreUnreachable, Some(StoreErrorKind::WrongScheme));
+        assert!(told.is_some_and(|told| told.contains("--swift-auth-url")), "{told:?}");
     }
 }

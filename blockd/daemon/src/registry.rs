@@ -5,6 +5,7 @@
 
 use crate::metrics::Traffic;
 use crate::{
+    beginnings::only_one,
     db::{SnapshotRow, SnapshotState, VolumeRow},
     error::ServiceError,
 };
@@ -477,13 +478,19 @@ impl Registry {
         self.entries.read().values().find(|entry| entry.id == id).cloned()
     }
 
-    /// The volume that is meant.
+    /// The volume that is meant: by its name, its id, or the beginning of an id that no other one has.
     ///
     /// # Errors
-    /// There is none.
+    /// There is none, or there are several.
     pub fn find(&self, wanted: &VolumeRef) -> Result<Arc<VolumeEntry>, ServiceError> {
         let found = match wanted {
-            VolumeRef::Id(id) => self.by_id(*id),
+            VolumeRef::Id(id) => match self.by_id(*id) {
+                Some(entry) => Some(entry),
+                None => {
+                    let all = self.all().into_iter().map(|entry| (entry.id.to_string(), entry));
+                    only_one("volumes", &id.to_string(), all)?
+                }
+            },
             VolumeRef::Name(name) => self.entries.read().get(name).cloned(),
         };
         found.ok_or_else(|| {

@@ -1,6 +1,7 @@
 //! Taking, listing and deleting local snapshots, and what backups do with their own.
 
 use crate::{
+    beginnings::only_one,
     core::{Core, random_id},
     db::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
@@ -370,7 +371,15 @@ impl Core {
             SnapshotRef::Named { name, .. } => row.name == *name,
         };
         let shown = |row: &SnapshotRow| !row.internal && row.state != SnapshotState::Creating;
-        rows.into_iter().find(|row| shown(row) && is_wanted(row)).ok_or_else(|| {
+        let mut rows: Vec<SnapshotRow> = rows.into_iter().filter(shown).collect();
+        let found = match (rows.iter().position(is_wanted), wanted) {
+            (Some(at), _) => Some(rows.swap_remove(at)),
+            (None, SnapshotRef::Id(id)) => {
+                only_one("snapshots", &id.to_string(), rows.into_iter().map(|row| (row.id.to_string(), row)))?
+            }
+            (None, SnapshotRef::Named { .. }) => None,
+        };
+        found.ok_or_else(|| {
             ServiceError::refused(ErrorCode::SnapshotNotFound, format!("there is no snapshot {wanted}"))
         })
     }

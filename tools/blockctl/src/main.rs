@@ -18,20 +18,27 @@ use clap::FromArgMatches;
 use cli::{Cli, Prescan};
 use failure::Failure;
 use output::Output;
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
+
+/// Why something is not here that other systems have, if that is what is wrong with the command line.
+fn not_here(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let args: Vec<String> = args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    cli::elsewhere::reason(error, &args)
+}
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
     let early = Prescan::of(args.iter().skip(1));
     let command = cli::command().color(early.color.into());
-    let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = command.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) if early.json && error.use_stderr() => {
-            let output = Output::new(true, early.color);
-            return ExitCode::from(output.failure(&Failure::from_clap(&error)));
-        }
         Err(error) => {
+            let known = not_here(&error, &args).map(Failure::usage);
+            let shown_as_json = || (early.json && error.use_stderr()).then(|| Failure::from_clap(&error));
+            if let Some(failure) = known.or_else(shown_as_json) {
+                return ExitCode::from(Output::new(early.json, early.color).failure(&failure));
+            }
             // Nothing can be done about a closed stderr.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::EXIT_USAGE));

@@ -88,6 +88,20 @@ fn usage_errors_are_exit_status_2() {
 }
 
 #[test]
+fn what_only_clusters_have_is_refused_with_the_reason() {
+    for (line, words) in [
+        ("secrets kvdb login", "secrets has no kvdb: there is no cluster"),
+        ("cs list --migration", "cloudsnap list has no --migration: nothing is migrated"),
+    ] {
+        let ran = run(line);
+        assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{line}");
+        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(words), "{ran:?}");
+        let document = run(&format!("-j {line}")).json();
+        assert!(document["error"]["message"].as_str().unwrap().contains(words), "{document}");
+    }
+}
+
+#[test]
 fn help_is_a_result() {
     for line in ["--help", "volume --help", "cs backup -h", "--version", "help cs list"] {
         let ran = run(line);

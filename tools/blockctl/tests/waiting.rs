@@ -55,6 +55,28 @@ fn a_task_is_followed_to_its_end() {
 }
 
 #[test]
+fn tasks_are_watched_until_none_is_under_way() {
+    const TASKS: &str = "GET /v1/tasks";
+    let tasks = |state: &str, version| ok(json!({ "tasks": [task(state, version)] }));
+    let script = vec![
+        (TASKS, tasks("Backup-Active", 4)),
+        (TASKS, tasks("Backup-Active", 7)),
+        (TASKS, tasks("Backup-Done", 9)),
+    ];
+    let fake = Fake::start(script);
+    let ran = fake.run("cs status --name 3f4f --watch");
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    let tables: Vec<&str> = ran.stdout.split("\n\n").collect();
+    assert_eq!(tables.len(), 3, "{ran:?}");
+    assert!(tables[0].contains("ETA") && tables[1].contains("Backup-Active"), "{ran:?}");
+    assert!(!tables[2].contains("ETA") && tables[2].contains("Backup-Done"), "{ran:?}");
+    assert!(!ran.stdout.contains('\u{1b}'), "{ran:?}");
+    let ran = fake.run("-j cs status --watch");
+    assert_eq!(ran.status, 2, "{ran:?}");
+    assert!(ran.json()["error"]["message"].as_str().unwrap().contains("top -j"), "{ran:?}");
+}
+
+#[test]
 fn the_exit_status_is_that_of_the_task() {
     let script = || Fake::start(vec![started(), (ONE_TASK, ok(task("Backup-Failed", 4)))]);
     let ran = script().run("cs backup vol --wait");

@@ -7,7 +7,7 @@
 use super::{
     LIST_MAX_OBJECTS, ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
     check_key, check_prefix,
-    classify::classify,
+    classify::{classify, is_about_access},
     http::{Hints, with_hints},
 };
 use bytes::{Bytes, BytesMut};
@@ -65,7 +65,7 @@ impl BucketStore {
         let (kind, detail) = classify(operation, &error);
         let mut out = StoreError::new(kind, operation, key, &self.description).with_detail(detail);
         // The answer's text is not kept: some servers repeat the request's signature in it.
-        if !matches!(kind, StoreErrorKind::Unauthorized) {
+        if !is_about_access(kind) {
             out.source = Some(Arc::new(error));
         }
         out
@@ -309,6 +309,7 @@ mod tests {
         store::{HttpOptions, S3Access, S3Options},
         testing::{HttpDouble, HttpReply},
     };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn options(endpoint: &str) -> S3Options {
         S3Options {
@@ -364,6 +365,54 @@ mod tests {
             let (result, _) = put(HttpReply::status(status).header("Retry-After", "7")).await;
             assert_eq!(result.unwrap_err().retry_after_s, pause, "{status}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_the_settings_is_told_apart() {
+        let xml = |status, code: &str, more: &str| {
+            HttpReply::status(status)
+                .body(format!("<Error><Code>{code}</Code><Message>planted-signature</Message>{more}</Error>"))
+        };
+        let plain = "<title>400 The plain HTTP request was sent to HTTPS port</title>";
+        for (reply, kind, words) in [
+            (xml(403, "RequestTimeTooSkewed", ""), StoreErrorKind::WrongClock, "clock"),
+            (xml(403, "SecondLevelDomainForbidden", ""), StoreErrorKind::WrongStyle, "name of the host"),
+            (
+                xml(400, "AuthorizationHeaderMalformed", "<Region>eu-central-1</Region>"),
+                StoreErrorKind::WrongRegion,
+                "eu-central-1 is expected",
+            ),
+            (xml(400, "AuthorizationHeaderMalformed", ""), StoreErrorKind::Unauthorized, "access denied"),
+            (xml(301, "PermanentRedirect", ""), StoreErrorKind::WrongRegion, "another region"),
+            (xml(400, "InvalidStorageClass", ""), StoreErrorKind::Misconfigured, "settings"),
+            (HttpReply::status(400).body(plain), StoreErrorKind::WrongScheme, "TLS"),
+            (HttpReply::status(407).body("who are you"), StoreErrorKind::Unreachable, "407"),
+        ] {
+            let error = put(reply).await.0.unwrap_err();
+            assert_eq!(error.kind, kind, "{error}");
+            let told = format!("{error} {:?}", error.source);
+            assert!(told.contains(words), "{told}");
+            if is_about_access(kind) {
+                assert!(!told.contains("planted"), "{told}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_without_tls_is_told_from_one_that_is_away() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://{}", listener.local_addr().unwrap());
+        // What servers say to a greeting of TLS.
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut greeting = [0; 1];
+                if stream.read_exact(&mut greeting).await.is_ok() {
+                    let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+                }
+            }
+        });
+        let error = options(&endpoint).open().unwrap().get("a", 100).await.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::WrongScheme, "{error}");
     }
 
     #[tokio::test]

@@ -7,11 +7,34 @@ use object_store::{
 };
 use std::error::Error as StdError;
 
+/// Whether an error is about who asks, and how that is proven: answers may then repeat parts of the credentials.
+pub(super) fn is_about_access(kind: StoreErrorKind) -> bool {
+    matches!(kind, StoreErrorKind::Unauthorized | StoreErrorKind::WrongRegion | StoreErrorKind::WrongClock)
+}
+
 /// The part of an XML answer between two tags.
 fn between<'a>(text: &'a str, tag: &str) -> Option<&'a str> {
     let start = text.find(&format!("<{tag}>"))? + tag.len() + 2;
     let end = text[start..].find("</")? + start;
     Some(&text[start..end])
+}
+
+/// What a server says, or the client of what it said, where the two sides do not agree on TLS.
+const SCHEMES_DIFFER: [&str; 5] = [
+    // Plain HTTP to a server with TLS, as nginx, Go, Apache and the client of one that answers with an alert have it.
+    "plain HTTP request was sent to HTTPS port",
+    "HTTP request to an HTTPS server",
+    "plain HTTP to an SSL-enabled server",
+    "invalid HTTP version parsed",
+    // TLS to a server without it.
+    "InvalidContentType",
+];
+
+/// The region that a server asks for, if it names one.
+fn expected_region(text: &str) -> Option<&str> {
+    let plain =
+        |region: &&str| !region.is_empty() && region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    between(text, "Region").filter(plain)
 }
 
 /// What an error of the client means that it gave in an operation, and one line about it.
@@ -35,7 +58,13 @@ pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind,
         (code, None) => code.to_owned(),
     };
     let status = |code: &str| text.contains(&format!("status code: {code}"));
+    let region = expected_region(&text);
     let kind = match code {
+        "RequestTimeTooSkewed" | "RequestExpired" => Kind::WrongClock,
+        "SecondLevelDomainForbidden" => Kind::WrongStyle,
+        "PermanentRedirect" | "IllegalLocationConstraintException" => Kind::WrongRegion,
+        "AuthorizationHeaderMalformed" if region.is_some() => Kind::WrongRegion,
+        "InvalidStorageClass" => Kind::Misconfigured,
         "NoSuchBucket"
         | "ContainerNotFound"
         | "ContainerBeingDeleted"
@@ -65,7 +94,6 @@ pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind,
         | "InvalidAuthenticationInfo"
         | "InvalidSecurity"
         | "NoAuthenticationInformation"
-        | "SecondLevelDomainForbidden"
         | "UnauthorizedBlobOverwrite" => Kind::Unauthorized,
         "SlowDown"
         | "Throttling"
@@ -94,9 +122,13 @@ pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind,
             ClientError::PermissionDenied { .. } | ClientError::Unauthenticated { .. } => Kind::Unauthorized,
             // Elsewhere it has an error of its own, and this is the answer of a service that gives out tokens.
             _ if operation == "LIST" && status("404") => Kind::NotFound,
+            _ if SCHEMES_DIFFER.iter().any(|words| text.contains(words)) => Kind::WrongScheme,
+            _ if text.contains("redirect without LOCATION") => Kind::WrongRegion,
             _ if status("501") => Kind::Unsupported,
             _ if status("507") => Kind::NoSpace,
             _ if status("416") => Kind::RangeBeyondEnd,
+            // The answer of a proxy, which says no more.
+            _ if status("407") => Kind::Unreachable,
             _ if ["429", "500", "502", "503", "504"].into_iter().any(status) => Kind::Throttled,
             _ => match http {
                 Some(HttpErrorKind::Connect | HttpErrorKind::Request) => Kind::Unreachable,
@@ -111,6 +143,11 @@ pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind,
         },
     };
     // Errors of access say enough themselves, and what servers add may repeat parts of the credentials.
-    let detail = if kind == Kind::Unauthorized { code.to_owned() } else { said };
+    let detail = match (kind, region) {
+        (Kind::WrongRegion, Some(region)) => format!("{code}: {region} is expected"),
+        (Kind::WrongRegion, None) if code.is_empty() => "it redirects and does not say where to".to_owned(),
+        (kind, _) if is_about_access(kind) => code.to_owned(),
+        _ => said,
+    };
     (kind, detail)
 }

@@ -27,7 +27,12 @@ impl Endpoint {
         if host.is_empty() || !host.bytes().all(plain) {
             return Err("the endpoint is not HOST or HOST:PORT".into());
         }
-        Ok(Self { host: host.to_owned(), tls })
+        let endpoint = Self { host: host.to_owned(), tls };
+        // Clients take for granted that it is one.
+        match reqwest::Url::parse(&endpoint.url()) {
+            Ok(_) => Ok(endpoint),
+            Err(error) => Err(format!("the endpoint is not HOST or HOST:PORT: {error}")),
+        }
     }
 
     fn scheme(&self) -> &'static str {
@@ -45,9 +50,16 @@ impl Endpoint {
         format!("{}://{}", self.scheme(), self.host)
     }
 
-    /// The same for a host whose name begins with `first`.
-    pub(super) fn url_of_host_below(&self, first: &str) -> String {
-        format!("{}://{first}.{}", self.scheme(), self.host)
+    /// The same for a host whose name begins with `first`; there is none below an address, for example.
+    pub(super) fn url_of_host_below(&self, first: &str) -> Result<String, String> {
+        let url = format!("{}://{first}.{}", self.scheme(), self.host);
+        match reqwest::Url::parse(&url) {
+            Ok(_) => Ok(url),
+            Err(_) => Err(format!(
+                "--disable-path-style asks for the bucket as {first}.{}, which is no name of a host: give the endpoint as a name, or leave that flag away",
+                self.host
+            )),
+        }
     }
 }
 
@@ -58,12 +70,15 @@ mod tests {
     #[test]
     fn endpoints_take_either_style() {
         assert_eq!(Endpoint::parse("h:1", true).unwrap().url(), "http://h:1");
-        assert_eq!(Endpoint::parse("h:1/", true).unwrap().url_of_host_below("bkt"), "http://bkt.h:1");
+        assert_eq!(
+            Endpoint::parse("h:1/", true).unwrap().url_of_host_below("bkt").unwrap(),
+            "http://bkt.h:1"
+        );
         assert_eq!(Endpoint::parse("http://h", false).unwrap().url(), "http://h");
         let endpoint = Endpoint::parse("h", false).unwrap();
         assert_eq!(
             (endpoint.url_of_host_below("bkt"), endpoint.url()),
-            ("https://bkt.h".into(), "https://h".into())
+            (Ok("https://bkt.h".into()), "https://h".into())
         );
         for (host, amazons) in [
             ("s3.amazonaws.com", true),
@@ -72,9 +87,20 @@ mod tests {
         ] {
             assert_eq!(Endpoint::parse(host, false).unwrap().is_amazons(), amazons, "{host}");
         }
-        for bad in ["", "ftp://h", "h/path", "u@h", "http://", "a b"] {
+        for bad in
+            ["", "ftp://h", "h/path", "u@h", "http://", "a b", "h:99999", "h:x", "1.2.3.999", "[::1", "a:1:2"]
+        {
             assert!(Endpoint::parse(bad, false).is_err(), "{bad}");
         }
         assert!(Endpoint::parse("https://h", true).is_err());
+    }
+
+    #[test]
+    fn an_address_has_no_hosts_below_it() {
+        for address in ["127.0.0.1:8333", "[::1]:8333", "10.1"] {
+            let endpoint = Endpoint::parse(address, true).unwrap();
+            let error = endpoint.url_of_host_below("bkt").unwrap_err();
+            assert!(error.contains("--disable-path-style") && error.contains(address), "{error}");
+        }
     }
 }

@@ -125,6 +125,14 @@ pub enum StoreErrorKind {
     AlreadyExists,
     /// The store refuses these credentials, or they may not do this.
     Unauthorized,
+    /// The clocks of this host and of the store differ by more than the store takes.
+    WrongClock,
+    /// Requests are signed for another region than that of the bucket, or sent to another one.
+    WrongRegion,
+    /// The store takes the name of a bucket in another place of the address only.
+    WrongStyle,
+    /// One side speaks TLS and the other one does not.
+    WrongScheme,
     /// The bucket or directory is not there.
     BucketMissing,
     /// The store cannot be reached.
@@ -164,6 +172,7 @@ impl StoreErrorKind {
                 | Self::ShortBody
                 | Self::Altered
                 | Self::Other
+                | Self::WrongScheme
         )
     }
 
@@ -174,6 +183,12 @@ impl StoreErrorKind {
             Self::Unauthorized => {
                 "access denied: check the credentials, and that they may read, write, list and delete there"
             }
+            Self::WrongClock => {
+                "the clock of this host and that of the store differ too much: set the one that is wrong"
+            }
+            Self::WrongRegion => "the bucket is in another region",
+            Self::WrongStyle => "the store wants the bucket's name in the name of the host",
+            Self::WrongScheme => "one side speaks TLS and the other one plain HTTP",
             Self::BucketMissing => "the bucket or directory does not exist: create it, or correct its name",
             Self::Unreachable => "cannot be reached: check the address, the port, TLS, and the network",
             Self::Timeout => "no answer in time",

@@ -106,7 +106,7 @@ impl S3Options {
         }
         if let Some(endpoint) = &endpoint {
             builder = builder.with_endpoint(match self.virtual_hosted_style {
-                true => endpoint.url_of_host_below(&self.bucket),
+                true => endpoint.url_of_host_below(&self.bucket).map_err(wrong)?,
                 false => endpoint.url(),
             });
         }
@@ -162,6 +162,8 @@ mod tests {
         refused(|o| o.endpoint = Some("ftp://x".into()), "scheme");
         refused(|o| o.endpoint = Some("https://x".into()), "TLS is disabled");
         refused(|o| o.endpoint = Some("a b".into()), "HOST");
+        refused(|o| o.endpoint = Some("127.0.0.1:999999".into()), "HOST:PORT");
+        refused(|o| o.virtual_hosted_style = true, "--disable-path-style");
         refused(|o| o.bucket = "a/b".into(), "bucket");
         refused(
             |o| {

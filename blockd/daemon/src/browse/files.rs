@@ -194,7 +194,7 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
 
 impl ServiceError {
     fn with_image_hint(self) -> Self {
-        self.with_hint(|_| {
+        self.with_hint(|_, _| {
             Some("the image as a whole can be had: `blockctl browse mount DIR` shows it as disk.img, to be mounted through a loop device")
         })
     }

@@ -17,7 +17,10 @@ use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
     cloudsnaps::{CloudsnapId, CloudsnapStatus},
 };
-use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 use uuid::Uuid;
 
 const BACKUP_HELP: &str = "\
@@ -49,10 +52,13 @@ Examples:
   blockctl -j cs inspect --snap ID";
 
 const STATUS_HELP: &str = "\
+While a task is under way, RATE is what it has processed in a second until now, and ETA how long the rest takes at that.
+
 Examples:
   blockctl cloudsnap status
   blockctl cs status --name 3f4f0a67-e12a-4d35-81ad-985657757352
-  blockctl cs status --name 3f4f --wait";
+  blockctl cs status --name 3f4f --wait
+  blockctl cs status --watch";
 
 const RESTORE_HELP: &str = "\
 The restore makes a new volume with the size and the labels of the old one; it is served when \
@@ -145,6 +151,9 @@ pub enum CloudsnapCommand {
     /// Manage schedules for cloud-snaps
     #[command(subcommand, visible_alias = "sched")]
     Schedules(SchedulesCommand),
+    /// The same as `credentials`
+    #[command(subcommand, hide = true)]
+    Credentials(super::credentials::CredentialsCommand),
     /// Show what schedules did: runs, what they made, what was left out and why
     #[command(after_help = HISTORY_HELP)]
     History(HistoryArgs),
@@ -201,7 +210,7 @@ pub struct ListArgs {
     /// List those of this cluster only
     #[arg(short, long, value_name = "UUID")]
     pub cluster: Option<Uuid>,
-    /// List those in this state; Done without it
+    /// List those in this state; Done without it. Those that were stopped are Failed as well
     #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
     pub status: Option<CloudsnapStatus>,
     /// List those whose volume had all these labels
@@ -242,6 +251,9 @@ pub struct StatusArgs {
     /// Only this task, by its id or the beginning of it
     #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
     pub name: Option<String>,
+    /// Show it again and again, until no task is under way
+    #[arg(long, conflicts_with = "wait")]
+    pub watch: bool,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArg,
@@ -307,7 +319,16 @@ pub struct WaitArg {
 }
 
 fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
-    PossibleValuesParser::new(CloudsnapStatus::ALL.map(CloudsnapStatus::as_str)).map(|text| {
+    // Those that were stopped or given up are listed with those that failed.
+    const FAILED_TOO: [&str; 2] = ["stopped", "aborted"];
+    let values = CloudsnapStatus::ALL.map(|status| {
+        let value = PossibleValue::new(status.as_str());
+        if status == CloudsnapStatus::Failed { value.aliases(FAILED_TOO) } else { value }
+    });
+    PossibleValuesParser::new(values).map(|text| {
+        if FAILED_TOO.iter().any(|alias| alias.eq_ignore_ascii_case(&text)) {
+            return CloudsnapStatus::Failed;
+        }
         // The parser before lets nothing else through, in whatever case.
         let same = |status: &CloudsnapStatus| status.as_str().eq_ignore_ascii_case(&text);
         CloudsnapStatus::ALL.into_iter().find(same).unwrap_or_default()
@@ -362,6 +383,10 @@ mod tests {
         let line = "cs l -s vol -c 2e4d4b67-95d7-481e-aec5-14223ac55170 -t Failed -i ID -x 3 --label a=b";
         let CloudsnapCommand::List(args) = cloudsnap(line) else { panic!() };
         assert_eq!(args.status, Some(CloudsnapStatus::Failed));
+        for word in ["stopped", "Aborted", "failed"] {
+            let CloudsnapCommand::List(args) = cloudsnap(&format!("cs l -t {word}")) else { panic!() };
+            assert_eq!(args.status, Some(CloudsnapStatus::Failed), "{word}");
+        }
         assert_eq!((args.max, args.cloudsnap_id.unwrap().to_string().as_str()), (Some(3), ID));
         assert!(args.src.is_some() && args.cluster.is_some() && args.label.is_some());
         for line in [
@@ -390,6 +415,8 @@ mod tests {
                 "{line}"
             );
         }
+        assert!(matches!(cloudsnap("cs status --watch"), CloudsnapCommand::Status(args) if args.watch));
+        assert!(matches!(cloudsnap("cs credentials list"), CloudsnapCommand::Credentials(_)));
         assert!(
             matches!(cloudsnap("cs status -n 3F4F"), CloudsnapCommand::Status(args) if args.name.as_deref() == Some("3f4f"))
         );
@@ -409,6 +436,7 @@ mod tests {
             "cs r -s ID --in-place db --lazy",
             "cs r -s ID --in-place db -v new",
             "cs r -s ID --discard",
+            "cs status --watch --wait -n 3f",
         ] {
             assert_eq!(parse(&line.replace("ID", ID)).map(drop).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -6,6 +6,7 @@ pub mod care;
 pub mod cloudsnap;
 pub mod context;
 pub mod credentials;
+pub mod elsewhere;
 pub mod events;
 pub mod extras;
 pub mod files;

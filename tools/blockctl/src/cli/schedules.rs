@@ -158,12 +158,17 @@ impl TimeArgs {
         ];
         let mut rules = Vec::new();
         for (texts, parse, separator) in kinds {
+            // Where nothing is kept by a rule, a comma is between times.
+            let texts = texts.iter().flat_map(|text| {
+                let is_list = !with_retain && separator == ',';
+                text.split(move |c| is_list && c == ',')
+            });
             for text in texts {
                 let split = text.rsplit_once(separator).filter(|_| with_retain);
                 let retain = split.and_then(|(_, count)| Retention::max(count.trim().parse().ok()?).ok());
                 let when = match (&retain, split) {
                     (Some(_), Some((when, _))) => when,
-                    _ => text.as_str(),
+                    _ => text,
                 };
                 rules.push(Rule { when: Recurrence { when: parse(when)?, zone: zone.clone() }, retain });
             }
@@ -502,6 +507,10 @@ mod tests {
             assert_eq!((rules.len(), rules[0].when.to_string().as_str()), (1, "daily @21:00"), "{line}");
             assert_eq!(args.retain.retention(&Zone::utc()), Retention::max(15).ok());
         }
+        let args = create("cs sched c db -d 21:00,22:30 -w sun@3:00,wed@3:00 --cron 0_3_*_*_1,3");
+        assert_eq!(args.times.daily.len(), 1);
+        let times = TimeArgs { cron: vec!["0 3 * * 1,3".into()], ..args.times };
+        assert_eq!(times.rules(false).unwrap().len(), 5);
         let args = create("cs sched c --label a=b -p 60 -w sun@3:00 -m 1@3:00 --time-zone Europe/Berlin -f");
         assert_eq!(args.times.rules(false).unwrap().len(), 3);
         assert!(args.full && args.retain.retention(&Zone::utc()).is_none());

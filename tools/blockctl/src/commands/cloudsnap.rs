@@ -1,11 +1,9 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, care, copy_files, counted, files, lazy, marks, or_dash, rules};
+use super::{Context, care, copy_files, counted, files, lazy, marks, or_dash, task_status};
 use crate::{
     cli::{
-        cloudsnap::{
-            BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs, StatusArgs,
-        },
+        cloudsnap::{BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs},
         rules::RestArgs,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
@@ -13,14 +11,14 @@ use crate::{
     wait,
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode,
+    ByteSize,
     cloudsnaps::{
         CloudsnapDetail, CloudsnapId, CloudsnapList, CloudsnapMetadata, CloudsnapStatus, DamagedCloudsnap,
         InspectCloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore,
     },
     format_duration, format_time,
     quiesce::QuiesceReport,
-    tasks::{ListTasks, Task, TaskKind, TaskStage},
+    tasks::{Task, TaskKind, TaskStage},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -32,7 +30,7 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::BackupGroup(args) => super::backup_group::run(context, *args).await,
         CloudsnapCommand::List(args) => list(context, *args).await,
         CloudsnapCommand::Inspect(args) => inspect(context, args).await,
-        CloudsnapCommand::Status(args) => status(context, args).await,
+        CloudsnapCommand::Status(args) => task_status::run(context, args).await,
         CloudsnapCommand::Restore(args) => restore(context, args).await,
         CloudsnapCommand::Clone(args) => lazy::clone(context, args).await,
         CloudsnapCommand::Delete(args) => delete(context, args).await,
@@ -49,6 +47,7 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Cp(args) => copy_files::run(context, args).await,
         CloudsnapCommand::Diff(args) => files::diff(context, args).await,
         CloudsnapCommand::Schedules(command) => super::schedules::run(context, command).await,
+        CloudsnapCommand::Credentials(command) => super::credentials::run(context, command).await,
         CloudsnapCommand::History(args) => super::schedules::history(context, args).await,
     }
 }
@@ -159,7 +158,7 @@ pub(super) async fn begun<T: Serialize>(
 }
 
 /// Waits for a task, says how it ended, and exits as it did.
-async fn follow(context: &Context<'_>, task: Uuid) -> Result<u8, Failure> {
+pub(super) async fn follow(context: &Context<'_>, task: Uuid) -> Result<u8, Failure> {
     let output = context.output;
     let task = wait::follow(&context.client, task, output).await?;
     match output.is_json() {
@@ -193,11 +192,11 @@ fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     Ok(())
 }
 
-fn noun(task: &Task) -> String {
+pub(super) fn noun(task: &Task) -> String {
     task.kind.title().to_ascii_lowercase()
 }
 
-fn reason(task: &Task) -> (&str, Option<&str>) {
+pub(super) fn reason(task: &Task) -> (&str, Option<&str>) {
     match &task.error {
         Some(error) => (&error.message, error.hint.as_deref()),
         None => ("blockd gave no reason", None),
@@ -406,66 +405,4 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         facts.add(if nth == 0 { "Shares data of" } else { "" }, id);
     }
     facts
-}
-
-async fn status(context: &Context<'_>, args: StatusArgs) -> Result<u8, Failure> {
-    let tasks = context.client.list_tasks(&ListTasks { name: args.name.clone() }).await?.tasks;
-    if let (Some(name), true) = (&args.name, tasks.is_empty()) {
-        let error =
-            ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
-        return Err(blockd_api::ClientError::Api(error).into());
-    }
-    if args.wait.wait {
-        return match (&args.name, tasks.as_slice()) {
-            (Some(_), [task]) => follow(context, task.name).await,
-            (Some(name), _) => Err(Failure::usage(format!(
-                "{} begin with {name}: give more of the id to wait for one",
-                counted(tasks.len() as u64, "task")
-            ))),
-            (None, _) => Err(Failure::usage("--wait needs --name TASK: one task is waited for")),
-        };
-    }
-    let output = context.output;
-    if output.is_json() {
-        output.document(&tasks)?;
-        return Ok(EXIT_DONE);
-    }
-    output.table(&status_table(&tasks))?;
-    if args.name.is_some() {
-        for task in &tasks {
-            let Some(report) = &task.quiesce else { continue };
-            output.line(format!("\nAround the freeze of task {}:", task.name))?;
-            output.table(&rules::steps_table(report))?;
-        }
-    }
-    for task in tasks.iter().filter(|task| task.state.stage == TaskStage::Failed) {
-        let (reason, hint) = reason(task);
-        let resumable = if task.resumable { " (can be resumed)" } else { "" };
-        output.error(&format!("{} {} failed{resumable}: {reason}", noun(task), task.name), hint);
-    }
-    Ok(EXIT_DONE)
-}
-
-fn status_table(tasks: &[Task]) -> Table {
-    let mut table = Table::new(&[
-        "NAME",
-        "SOURCEVOLUME",
-        "STATE",
-        "NODE",
-        "BYTES-PROCESSED",
-        "TIME-ELAPSED",
-        "COMPLETED",
-    ]);
-    for task in tasks {
-        table.row([
-            task.name.to_string(),
-            or_dash(task.source_volume.as_ref()),
-            task.state.to_string(),
-            task.node.clone(),
-            task.bytes_processed.to_string(),
-            format_duration(task.time_elapsed),
-            task.completed.map(format_time).unwrap_or_default(),
-        ]);
-    }
-    table
 }

@@ -22,6 +22,7 @@ mod secrets;
 mod snapshot;
 mod status;
 pub mod stores;
+mod task_status;
 mod top;
 mod volume;
 

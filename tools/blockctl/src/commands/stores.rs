@@ -173,7 +173,9 @@ fn needs(provider: &str, what: &str) -> Failure {
 
 fn bucket(settings: &Settings, provider: &str) -> Result<String, Failure> {
     let bucket = settings.bucket.clone().filter(|bucket| !bucket.is_empty());
-    bucket.ok_or_else(|| needs(provider, "--bucket BUCKET"))
+    bucket.ok_or_else(|| {
+        needs(provider, "--bucket BUCKET: blockd makes no buckets, so that its key need not be allowed to")
+    })
 }
 
 fn local(settings: &Settings) -> Result<ProviderRequest, Failure> {

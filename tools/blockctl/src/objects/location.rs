@@ -14,6 +14,10 @@ use blockd_api::{
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
+/// How flags, which messages name, are written in a file.
+const FLAGS_HINT: &str = "in a file, a flag is a field of s3Config, azureConfig, googleConfig or swiftConfig, or a file in the directory of \
+    secretConfig or storageSecretName, such as secretAccessKey or AWS_SECRET_ACCESS_KEY for --s3-secret-key-file";
+
 /// Where backups go.
 #[derive(Debug)]
 pub struct Location {
@@ -178,8 +182,14 @@ impl Location {
     /// Something that it needs is missing or cannot be read.
     pub fn request(self, name: &CredentialName) -> Result<CreateCredential, Failure> {
         let must_be_encrypted = self.encrypted;
-        let request =
-            stores::request(CreateArgs { name: name.clone(), file: None, settings: self.settings })?;
+        let request = stores::request(CreateArgs { name: name.clone(), file: None, settings: self.settings })
+            .map_err(|error| match error {
+                Failure::Usage { message, .. } => Failure::Usage {
+                    message: format!("BackupLocation/{name}: {message}"),
+                    hint: Some(FLAGS_HINT.to_owned()),
+                },
+                error => error,
+            })?;
         if must_be_encrypted.is_some_and(|wanted| wanted != request.encryption_passphrase.is_some()) {
             return Err(Failure::usage(format!(
                 "BackupLocation/{name}: location.encryptionKey: the passphrase is needed to make it, and only if it is to be encrypted"

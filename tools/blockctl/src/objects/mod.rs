@@ -6,6 +6,7 @@ pub mod backup;
 pub mod clone;
 pub mod emit;
 pub mod fields;
+mod foreign;
 pub mod location;
 pub mod node;
 pub mod restore;
@@ -238,6 +239,15 @@ pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Vec<Object>, Vec<Prob
 fn object(node: &Node, file: &str, reading: &Reading) -> Option<Object> {
     let mut fields = Fields::of(node, String::new(), reading)?;
     let line = node.line;
+    let said = fields.peek("kind").and_then(|kind| match &kind.value {
+        node::NodeValue::Scalar { text, .. } => foreign::instead_of(text).map(|told| (kind.line, told)),
+        _ => None,
+    });
+    if let Some((line, told)) = said {
+        // The rest is as that kind has it.
+        reading.wrong(line, "kind", told);
+        return None;
+    }
     if let Some(version) =
         fields.required_text("apiVersion").filter(|one| !KNOWN_VERSIONS.contains(&one.as_str()))
     {

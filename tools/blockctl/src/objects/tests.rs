@@ -90,6 +90,38 @@ metadata: {name: -x}
 }
 
 #[test]
+fn kinds_of_clusters_are_told_what_stands_for_them() {
+    let text = "\
+apiVersion: stork.libopenstorage.org/v1alpha1
+kind: ApplicationBackup
+metadata: {name: backup, namespace: mysql-app}
+spec: {backupLocation: mysql, namespaces: [mysql-app]}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: s3secret}
+stringData: {secretAccessKey: planted}
+";
+    let told = problems(text);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told[0].starts_with("line 2: kind: ApplicationBackup is for clusters: write VolumeBackup"),
+        "{told:?}"
+    );
+    assert!(told[1].starts_with("line 7: kind: Secret is for clusters: a secret is a directory"), "{told:?}");
+    assert!(!told.concat().contains("planted"));
+}
+
+#[test]
+fn a_location_that_lacks_something_is_named() {
+    let body = "location: {type: azure, path: container}\n";
+    let Body::Location(location) = object(Kind::BackupLocation, body).body else { panic!() };
+    let error = location.request(&"offsite".parse().unwrap()).unwrap_err();
+    assert!(error.to_string().starts_with("BackupLocation/offsite: --provider azure needs"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("azureConfig")), "{error:?}");
+}
+
+#[test]
 fn files_without_objects_or_with_one_twice_are_refused() {
     assert_eq!(problems("# nothing\n"), ["line 1: there is no object in it"]);
     let one = "apiVersion: blockd/v1\nkind: VolumeClone\nmetadata: {name: a}\nspec: {sourceVolume: v}\n";

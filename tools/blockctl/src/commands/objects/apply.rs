@@ -61,10 +61,11 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> 
             if args.dry_run { would(planned) } else { carry_out(context, object, planned, &world).await };
         let done = done.inspect_err(|_| {
             // What was done before stays, and is said.
-            if context.output.is_json() || documents.is_empty() {
+            if context.output.is_json() {
                 return;
             }
-            context.output.note(format!("{shown} failed; what is said above is done"));
+            let rest = if documents.is_empty() { "" } else { "; what is said above is done" };
+            context.output.note(format!("{shown} failed{rest}"));
         })?;
         let what = match (args.dry_run, done.tasks.as_slice()) {
             (true, _) => format!("{shown} {} (dry run)", done.result),

@@ -1,7 +1,7 @@
 //! `blockctl top`
 
 mod picture;
-mod screen;
+pub(super) mod screen;
 
 use super::{Context, counted, or_dash};
 use crate::{

@@ -1,0 +1,136 @@
+//! What people know from `pxctl` and clusters, and what cannot be on one host: refused with the reason, and with what does it here.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// One thing that is not here.
+struct Missing {
+    /// The command that it would belong to; all commands if that is empty.
+    command: &'static str,
+    /// What would be typed.
+    words: &'static [&'static str],
+    /// Why it is not here, and what is.
+    why: &'static str,
+}
+
+const LOGIN: &str = "nobody logs in by hand: blockd fetches secrets itself from systemd, files or a Vault ([vault] in its configuration); \
+    see `blockctl secrets status`";
+const NO_CLUSTER: &str = "there is no cluster whose secrets could be used: secrets are stored sealed on the host, or fetched from systemd, \
+    files or a Vault; see `blockctl secrets --help`";
+const NO_CLUSTER_KEY: &str = "no key is shared by several hosts: each credential has a passphrase of its own; \
+    see `blockctl credentials create --help` (--encryption-passphrase-file)";
+const NO_SECRETS_SHOWN: &str =
+    "no secret is ever shown; `blockctl secrets list` says which there are and whether they can be had";
+
+const MISSING: &[Missing] = &[
+    Missing { command: "", words: &["--raw"], why: "what programs read is --json" },
+    Missing {
+        command: "",
+        words: &["--config"],
+        why: "there is no configuration file for it: `blockctl context create` keeps addresses and certificates",
+    },
+    Missing { command: "secrets", words: &["vault", "login"], why: LOGIN },
+    Missing {
+        command: "secrets",
+        words: &["kvdb", "aws", "azure", "gcloud", "ibm", "dcos", "k8s", "docker", "pure"],
+        why: NO_CLUSTER,
+    },
+    Missing {
+        command: "secrets",
+        words: &["set-cluster-key", "upload-cluster-wide-secret"],
+        why: NO_CLUSTER_KEY,
+    },
+    Missing { command: "secrets", words: &["dump-cluster-wide-secret"], why: NO_SECRETS_SHOWN },
+    Missing {
+        command: "cloudsnap list",
+        words: &["-m", "--migration"],
+        why: "nothing is migrated between clusters: any host with the bucket and the passphrase lists and restores what is there",
+    },
+    Missing {
+        command: "cloudsnap restore",
+        words: &["-n", "--node"],
+        why: "there is one host: the volume is made on the host of the daemon that is asked (--endpoint or --context names another one)",
+    },
+    Missing {
+        command: "credentials",
+        words: &["update", "u"],
+        why: "credentials are not changed: create others with the same place and passphrase; `credentials rekey` and `credentials limit` \
+            change passphrases and limits",
+    },
+    Missing {
+        command: "volume create",
+        words: &[
+            "--repl",
+            "--nodes",
+            "--aggregation_level",
+            "--io_priority",
+            "--sticky",
+            "--shared",
+            "--sharedv4",
+        ],
+        why: "a volume lies on the disk of its host: copies are made by schedules and backups",
+    },
+];
+
+/// Why something is not here that was typed, if it is known from elsewhere.
+pub fn reason(error: &clap::Error, args: &[String]) -> Option<String> {
+    let kind = match error.kind() {
+        ErrorKind::UnknownArgument => ContextKind::InvalidArg,
+        ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
+        _ => return None,
+    };
+    let Some(ContextValue::String(typed)) = error.get(kind) else { return None };
+    let typed = typed.split(['=', ' ']).next()?;
+    let command = command_of(args);
+    let is_meant =
+        |one: &&Missing| (one.command.is_empty() || one.command == command) && one.words.contains(&typed);
+    let found = MISSING.iter().find(is_meant)?;
+    let place = if found.command.is_empty() { "blockctl" } else { &command };
+    Some(format!("{place} has no {typed}: {}", found.why))
+}
+
+/// The command that was typed, by its names in full and as far as there is one.
+fn command_of(args: &[String]) -> String {
+    let root = super::command();
+    let (mut at, mut names) = (&root, Vec::new());
+    for arg in args {
+        if let Some(sub) = at.find_subcommand(arg) {
+            names.push(sub.get_name().to_owned());
+            at = sub;
+        }
+    }
+    names.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::parse;
+
+    #[test]
+    fn what_clusters_have_is_refused_with_the_reason() {
+        let id = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
+        for (line, words) in [
+            ("secrets kvdb login".to_owned(), "no cluster"),
+            ("secrets vault login".to_owned(), "secrets status"),
+            ("secrets login".to_owned(), "secrets status"),
+            ("-j secrets set-cluster-key --secret x".to_owned(), "passphrase of its own"),
+            ("secrets dump-cluster-wide-secret".to_owned(), "no secret is ever shown"),
+            ("cs l -m".to_owned(), "cloudsnap list has no -m: nothing is migrated"),
+            ("cloudsnap list --migration".to_owned(), "nothing is migrated"),
+            (format!("cs r -s {id} -n node1"), "cloudsnap restore has no -n: there is one host"),
+            (format!("cloudsnap restore --snap {id} --node=node1"), "there is one host"),
+            ("--raw volume list".to_owned(), "blockctl has no --raw: "),
+            ("volume list --config x".to_owned(), "context create"),
+            ("cred update nas".to_owned(), "rekey"),
+            ("volume create v --size 1GiB --repl 3".to_owned(), "copies are made by"),
+        ] {
+            let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            let told = reason(&parse(&line).unwrap_err(), &args).unwrap_or_default();
+            assert!(told.contains(words), "{line}: {told}");
+        }
+        for line in ["volume list --node x", "secrets nonsense", "cs list -t gone", "volume list --raww"] {
+            let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            assert_eq!(reason(&parse(line).unwrap_err(), &args), None, "{line}");
+        }
+    }
+}

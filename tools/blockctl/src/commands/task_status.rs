@@ -1,0 +1,170 @@
+//! `blockctl cloudsnap status`
+
+use super::{
+    Context,
+    cloudsnap::{follow, noun, reason},
+    counted, or_dash, rules,
+    top::screen::Screen,
+};
+use crate::{
+    cli::cloudsnap::StatusArgs,
+    failure::{EXIT_DONE, Failure},
+    table::Table,
+};
+use blockd_api::{
+    ApiError, ByteSize, ErrorCode, format_duration, format_time,
+    tasks::{ListTasks, Task, TaskStage},
+};
+use std::{
+    io::{self, IsTerminal, Stdout, Write},
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
+
+/// How often tasks that are watched are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, Failure> {
+    if args.watch {
+        return watch(context, &args).await;
+    }
+    let tasks = tasks(context, &args).await?;
+    if args.wait.wait {
+        return match (&args.name, tasks.as_slice()) {
+            (Some(_), [task]) => follow(context, task.name).await,
+            (Some(name), _) => Err(Failure::usage(format!(
+                "{} begin with {name}: give more of the id to wait for one",
+                counted(tasks.len() as u64, "task")
+            ))),
+            (None, _) => Err(Failure::usage("--wait needs --name TASK: one task is waited for")),
+        };
+    }
+    let output = context.output;
+    if output.is_json() {
+        output.document(&tasks)?;
+        return Ok(EXIT_DONE);
+    }
+    output.table(&table(&tasks))?;
+    if args.name.is_some() {
+        for task in &tasks {
+            let Some(report) = &task.quiesce else { continue };
+            output.line(format!("\nAround the freeze of task {}:", task.name))?;
+            output.table(&rules::steps_table(report))?;
+        }
+    }
+    say_what_failed(context, &tasks);
+    Ok(EXIT_DONE)
+}
+
+async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Failure> {
+    let tasks = context.client.list_tasks(&ListTasks { name: args.name.clone() }).await?.tasks;
+    if let (Some(name), true) = (&args.name, tasks.is_empty()) {
+        let error =
+            ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
+        return Err(blockd_api::ClientError::Api(error).into());
+    }
+    Ok(tasks)
+}
+
+fn say_what_failed(context: &Context<'_>, tasks: &[Task]) {
+    for task in tasks.iter().filter(|task| task.state.stage == TaskStage::Failed) {
+        let (reason, hint) = reason(task);
+        let resumable = if task.resumable { " (can be resumed)" } else { "" };
+        context.output.error(&format!("{} {} failed{resumable}: {reason}", noun(task), task.name), hint);
+    }
+}
+
+/// Shows tasks again and again until all are over, or somebody ends it: on one place of a terminal, else below each other.
+async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> {
+    if context.output.is_json() {
+        return Err(Failure::usage("--watch is for people: `top -j` prints a JSON document again and again"));
+    }
+    let failed = |source| Failure::Stdout { source };
+    let mut end = signal(SignalKind::terminate()).map_err(|source| Failure::Runtime { source })?;
+    let mut screen = match io::stdout().is_terminal() {
+        true => Some(Screen::<Stdout>::enter(io::stdout()).map_err(failed)?),
+        false => None,
+    };
+    let mut between = "";
+    loop {
+        let tasks = tasks(context, args).await?;
+        let text = table(&tasks).render(context.output.is_colored());
+        let is_over = tasks.iter().all(|task| task.state.stage.is_over());
+        let written = match &mut screen {
+            Some(screen) => screen.show(&text),
+            None => {
+                let mut stdout = io::stdout().lock();
+                write!(stdout, "{between}{text}").and_then(|()| stdout.flush())
+            }
+        };
+        match written {
+            // Who reads has seen enough, as `head` does.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(EXIT_DONE),
+            written => written.map_err(failed)?,
+        }
+        between = "\n";
+        let is_ended = is_over
+            || tokio::select! {
+                _ = tokio::signal::ctrl_c() => true,
+                _ = end.recv() => true,
+                () = sleep(WATCH_INTERVAL) => false,
+            };
+        if is_ended {
+            // What was drawn goes with the screen; what is known last stays to be read.
+            if screen.take().is_some() {
+                context.output.raw(text.as_bytes())?;
+            }
+            say_what_failed(context, &tasks);
+            return Ok(EXIT_DONE);
+        }
+    }
+}
+
+/// What a task processes in a second, by all that it did until now, and how many seconds the rest takes at that.
+fn pace(task: &Task) -> (Option<f64>, Option<f64>) {
+    let is_active = task.state.stage == TaskStage::Active && task.time_elapsed > 0.0;
+    // A task that was resumed did a part of it before.
+    let rate = (is_active && task.resumed == 0).then(|| task.bytes_processed as f64 / task.time_elapsed);
+    let rate = rate.filter(|rate| *rate >= 1.0);
+    let left = task.bytes_total.saturating_sub(task.bytes_processed) as f64;
+    (rate, rate.filter(|_| task.bytes_total > 0).map(|rate| left / rate))
+}
+
+fn table(tasks: &[Task]) -> Table {
+    // The columns are those that scripts know; the last ones are there while something is under way.
+    const OVER: &[&str] =
+        &["NAME", "SOURCEVOLUME", "STATE", "NODE", "BYTES-PROCESSED", "TIME-ELAPSED", "COMPLETED"];
+    const UNDER_WAY: &[&str] = &[
+        "NAME",
+        "SOURCEVOLUME",
+        "STATE",
+        "NODE",
+        "BYTES-PROCESSED",
+        "TIME-ELAPSED",
+        "COMPLETED",
+        "RATE",
+        "ETA",
+    ];
+    let columns =
+        if tasks.iter().any(|task| task.state.stage == TaskStage::Active) { UNDER_WAY } else { OVER };
+    let mut table = Table::new(columns);
+    for task in tasks {
+        let (rate, eta_s) = pace(task);
+        let row = [
+            task.name.to_string(),
+            or_dash(task.source_volume.as_ref()),
+            task.state.to_string(),
+            task.node.clone(),
+            task.bytes_processed.to_string(),
+            format_duration(task.time_elapsed),
+            task.completed.map(format_time).unwrap_or_default(),
+            or_dash(rate.map(|rate| format!("{}/s", ByteSize::from_bytes(rate as u64)))),
+            or_dash(eta_s.map(|eta_s| format_duration(eta_s.round()))),
+        ];
+        table.row(row.into_iter().take(columns.len()));
+    }
+    table
+}
