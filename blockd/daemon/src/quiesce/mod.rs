@@ -12,6 +12,7 @@ mod filesystems;
 mod kernel;
 mod marker;
 mod parts;
+mod users;
 
 use crate::{
     core::Core,
@@ -35,6 +36,7 @@ use filesystems::{Filesystems, Freezer};
 use jiff::Timestamp;
 use marker::{Marker, Mounted};
 pub use parts::Part;
+pub(crate) use users::{UserRefused, try_user};
 use std::{
     fs::File,
     os::unix::fs::MetadataExt,
