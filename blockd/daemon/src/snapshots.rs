@@ -10,7 +10,7 @@ use crate::{
 };
 use blockd_api::{
     Deleted, ErrorCode, GroupRef, SnapshotName, SnapshotRef, VolumeRef,
-    quiesce::QuiesceReport,
+    quiesce::{QuiesceKind, QuiesceReport},
     snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
 };
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
@@ -193,10 +193,12 @@ impl Core {
             return Err(ServiceError::Stopping);
         }
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
-        let (mounts, not_frozen) = self.filesystems_for(&wanted.around, &volumes)?;
+        let found = self.filesystems_for(&wanted.around, &volumes);
+        let (to_freeze, not_frozen) =
+            found.inspect_err(|_| self.resting.failures.note_one(QuiesceKind::FreezeFs))?;
         // Whoever says himself what is run is an admin; what becomes of tasks, everybody may see.
         let tells_all = !wanted.internal && wanted.around.iter().all(|part| part.rule.is_none());
-        let mut rest = Rest::new(wanted.around.clone(), mounts, wanted.env(), tells_all);
+        let mut rest = Rest::new(wanted.around.clone(), to_freeze, wanted.env(), tells_all);
         rest.heed(&self.stopping, &self.resting);
         rest.note(not_frozen);
         self.undo_rest(&volumes).await;
@@ -242,6 +244,7 @@ impl Core {
     /// Tells of what failed around a freeze.
     async fn tell_of_failures(&self, wanted: &Wanted, report: Option<&QuiesceReport>, is_taken: bool) {
         let Some(report) = report.filter(|report| report.failures().next().is_some()) else { return };
+        self.resting.failures.note(report.steps.iter());
         let volumes: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();
         let events = events_of_failures(report.steps.iter(), &volumes, is_taken);
         let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
