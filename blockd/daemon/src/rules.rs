@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use rusqlite::Transaction;
 use std::{collections::BTreeMap, sync::Arc};
+use uuid::Uuid;
 
 /// What a request says of the rest around its freeze.
 #[derive(Clone, Debug, Default)]
@@ -168,11 +169,12 @@ impl Core {
             .collect();
         volumes.sort_unstable();
         let groups = uses.groups.iter().filter(|(_, rule)| **rule == row.name);
-        let schedules = uses.schedules.iter().filter(|(_, rule)| *rule == row.name);
+        let (mut schedules, unreadable) = uses.schedules_with(&row.name);
+        schedules.extend(unreadable.into_iter().filter_map(|key| key.parse::<Uuid>().ok()));
         HookRule {
             volumes,
             groups: groups.map(|(group, _)| group.clone()).collect(),
-            schedules: schedules.map(|(uuid, _)| *uuid).collect(),
+            schedules,
             problem: self.rule_problems.lock().get(&row.name).cloned(),
             name: row.name,
             quiesce: row.quiesce,
@@ -246,21 +248,32 @@ impl Core {
     /// # Errors
     /// There is none of this name, or something has it.
     pub async fn delete_rule(&self, name: RuleName) -> Result<Deleted, ServiceError> {
-        let (rule, wanted) = (self.rule(name.clone()).await?, name.clone());
         let in_use = |by: String| {
             let message = format!("rule {name} is still that of {by}: take it away there first");
             ServiceError::refused(ErrorCode::RuleInUse, message)
         };
+        let wanted = name.clone();
+        let found = self
+            .db
+            .run(move |tx| -> Result<_, ServiceError> { Ok((find(tx, &wanted)?, RuleUses::all(tx)?)) });
+        let (row, uses) = found.await?;
+        let (schedules, unreadable) = uses.schedules_with(&name);
+        let rule = self.describe_rule(row, &uses);
         let volumes = rule.volumes.iter().map(|volume| format!("volume {volume}"));
         let groups = rule.groups.iter().map(|group| format!("group {group}"));
-        let schedules = rule.schedules.iter().map(|schedule| format!("schedule {schedule}"));
-        let by: Vec<String> = volumes.chain(groups).chain(schedules).collect();
+        let schedules = schedules.iter().map(|schedule| format!("schedule {schedule}"));
+        let unreadable =
+            unreadable.iter().map(|key| format!("schedule {key} (which cannot be read, but can be deleted)"));
+        let by: Vec<String> = volumes.chain(groups).chain(schedules).chain(unreadable).collect();
         if !by.is_empty() {
             return Err(in_use(by.join(", ")));
         }
+        let wanted = name.clone();
         let deleted = self.db.run(move |tx| -> Result<bool, DbError> {
             // A schedule may have got it meanwhile.
-            let is_free = RuleUses::all(tx)?.schedules.iter().all(|(_, rule)| *rule != wanted);
+            let uses = RuleUses::all(tx)?;
+            let (schedules, unreadable) = uses.schedules_with(&wanted);
+            let is_free = schedules.is_empty() && unreadable.is_empty();
             Ok(is_free && RuleRow::delete(tx, &wanted)?)
         });
         match deleted.await {
