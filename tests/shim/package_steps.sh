@@ -67,7 +67,7 @@ systemctl daemon-reload
 systemctl restart blockd.service
 blockctl rule update pg --user postgres --pre-command 'id -un; id -Gn; grep CapEff /proc/self/status'
 # Three lines, the last of which is that there are no capabilities.
-is "$(blockctl -j snapshot create kept | jq -r '.quiesce.steps[0].output' | tr -s '[:space:]' ' ')" "postgres postgres CapEff: 0000000000000000 "
+is "$(blockctl -j snapshot create kept | jq -r '.quiesce.steps[0].output' | tr -s '[:space:]' ' ')" "postgres $(id -Gn postgres) CapEff: 0000000000000000 "
 blockctl rule update pg --pre-command 'sleep 600' --timeout 1s
 if said=$(blockctl snapshot create kept 2>&1); then exit 1; fi
 [[ $said == *"killed after 1 s"* ]]
