@@ -49,6 +49,7 @@ impl Wanted {
             freeze_stall_micros: 0,
             taken_with: self.group.clone(),
             quiesce: None,
+            pinned: false,
         }
     }
 
@@ -378,16 +379,43 @@ impl Core {
         })
     }
 
-    /// Deletes a snapshot; its layer is merged in the background.
+    /// Pins a snapshot, so that it stays until somebody says otherwise; or takes that back.
     ///
     /// # Errors
-    /// There is none, or somebody reads it.
-    pub async fn delete_snapshot(&self, wanted: &SnapshotRef) -> Result<Deleted, ServiceError> {
+    /// There is none, or it is being deleted.
+    pub async fn pin_snapshot(
+        &self,
+        wanted: &SnapshotRef,
+        pinned: bool,
+    ) -> Result<api::Snapshot, ServiceError> {
+        let id = self.find_snapshot(wanted).await?.id;
+        if !self.db.run(move |tx| SnapshotRow::set_pinned(tx, id, pinned)).await? {
+            let message = format!("snapshot {wanted} is being deleted: it cannot be pinned any more");
+            return Err(ServiceError::refused(ErrorCode::SnapshotNotFound, message));
+        }
+        tracing::info!(snapshot = %id, pinned, "snapshot pinned, or not any more");
+        if !pinned {
+            // The retention of its schedule holds again.
+            self.scheduler.wake();
+        }
+        self.inspect_snapshot(&SnapshotRef::Id(id)).await
+    }
+
+    /// Deletes a snapshot, one that is pinned by force only; its layer is merged in the background.
+    ///
+    /// # Errors
+    /// There is none, it is pinned, or somebody reads it.
+    pub async fn delete_snapshot(&self, wanted: &SnapshotRef, force: bool) -> Result<Deleted, ServiceError> {
         let row = self.find_snapshot(wanted).await?;
         let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
         let volume = entry.volume()?;
         let id = row.id;
-        let marked = self.db.run(move |tx| -> Result<Option<Uuid>, DbError> {
+        let shown = format!("{}@{}", entry.name, row.name);
+        let marked = self.db.run(move |tx| -> Result<Option<Uuid>, ServiceError> {
+            if !force && SnapshotRow::is_pinned(tx, id)? {
+                let message = format!("snapshot {shown} is pinned: unpin it first, or delete it by force");
+                return Err(ServiceError::refused(ErrorCode::SnapshotPinned, message));
+            }
             let needed_by = TaskRow::who_needs(tx, id)?;
             if needed_by.is_none() {
                 SnapshotRow::set_state(tx, id, SnapshotState::Deleting)?;
@@ -499,6 +527,7 @@ pub(crate) fn to_api(
         state,
         taken_with: row.taken_with.clone(),
         quiesce: row.quiesce.clone(),
+        pinned: row.pinned,
     }
 }
 
