@@ -50,6 +50,39 @@ blockctl snapshot create kept --pre-command 'mkdir -m 0700 $RUNTIME_DIRECTORY/ho
 systemctl reload blockd.service
 blockctl volume list
 
+# As other users they run with the drop-in that comes with the package, and are refused at once without it.
+getent passwd postgres || useradd --system postgres
+example=/usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf
+must_be_refused() {
+    if said=$("$@" 2>&1); then exit 1; fi
+    [[ $said == *"cannot run commands as user postgres"*"$example"* ]]
+}
+must_be_refused blockctl rule create pg --pre-command 'id -un' --user postgres --timeout 30s
+blockctl rule create pg --pre-command 'id -un' --user blockd --timeout 30s
+must_be_refused blockctl rule update pg --user postgres
+blockctl rule assign pg --volume kept
+is "$(blockctl -j snapshot create kept | jq -r '.quiesce.steps[0].output')" blockd
+install -D -m 0644 "$example" /etc/systemd/system/blockd.service.d/rule-users.conf
+systemctl daemon-reload
+systemctl restart blockd.service
+blockctl rule update pg --user postgres --pre-command 'id -un; id -Gn; grep CapEff /proc/self/status'
+# Three lines, the last of which is that there are no capabilities.
+is "$(blockctl -j snapshot create kept | jq -r '.quiesce.steps[0].output' | tr -s '[:space:]' ' ')" "postgres $(id -Gn postgres) CapEff: 0000000000000000 "
+blockctl rule update pg --pre-command 'sleep 600' --timeout 1s
+if said=$(blockctl snapshot create kept 2>&1); then exit 1; fi
+[[ $said == *"killed after 1 s"* ]]
+if pgrep --euid postgres; then exit 1; fi
+# What was possible, and is no more, is told at the start.
+rm /etc/systemd/system/blockd.service.d/rule-users.conf
+systemctl daemon-reload
+systemctl restart blockd.service
+# A program of its own: what a function says of its steps would be among what it prints.
+until_is true bash -c 'blockctl -j rule inspect pg | jq ".problem != null"'
+blockctl events | grep 'the commands of rule pg cannot be run'
+must_be_refused blockctl rule assign pg --group shop
+blockctl rule unassign pg --volume kept
+blockctl rule delete pg
+
 # A restart refuses nobody.
 before=$(main_pid)
 touch /run/blockd/left-by-a-command

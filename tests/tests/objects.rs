@@ -45,7 +45,7 @@ fn a_file_is_applied_once_changed_and_taken_back() {
 
     // Nothing is done yet.
     let (code, planned) = ctl.document(&["diff", "-f", file]);
-    assert_eq!((code, results(&planned).len()), (1, 7), "{planned:#}");
+    assert_eq!((code, results(&planned).len()), (1, 8), "{planned:#}");
     ctl.json(&["apply", "-f", file, "--dry-run"]);
     assert!(get(&ctl, "backuplocations").is_empty() && get(&ctl, "sp").is_empty());
 
@@ -55,6 +55,7 @@ fn a_file_is_applied_once_changed_and_taken_back() {
         [
             "BackupLocation/local-backups created",
             "SchedulePolicy/gold created",
+            "Rule/flush created",
             "VolumeBackup/before-upgrade started",
             "VolumeBackupSchedule/shop created",
             "VolumeBackupSchedule/pgdata-nights created",
@@ -67,7 +68,7 @@ fn a_file_is_applied_once_changed_and_taken_back() {
     assert_eq!(ctl.document(&["diff", "-f", file]).0, 0);
 
     // What there is can be applied as it is shown, and has no secrets.
-    for kind in ["bl", "sp", "vb", "vbs", "vr", "vc"] {
+    for kind in ["bl", "sp", "rules", "vb", "vbs", "vr", "vc"] {
         let shown = ctl.run(&["get", kind, "-o", "yaml"]);
         assert!(shown.code == 0 && !shown.stdout.contains(PASSPHRASE), "{shown:?}");
         let copy = dir.join(format!("{kind}.yaml"));
@@ -77,6 +78,9 @@ fn a_file_is_applied_once_changed_and_taken_back() {
         let table = ctl.run(&["get", kind]);
         assert!(table.stdout.starts_with("NAME "), "{table:?}");
     }
+    assert_eq!(ctl.json(&["rule", "inspect", "flush"])["volumes"][0], "pgdata");
+    let nights = ctl.json(&["get", "vbs", "pgdata-nights"]);
+    assert_eq!(nights["spec"]["retainAt"][0]["retain"]["monthly"], 12, "{nights:#}");
     let described = ctl.run(&["describe", "VolumeBackup", "before-upgrade"]);
     assert!(described.stdout.contains("cloudSnapID: "), "{described:?}");
 
@@ -88,6 +92,9 @@ fn a_file_is_applied_once_changed_and_taken_back() {
 
     // Another number and a pause are changes; another place is none.
     let changed = text.replace("retain: 7", "retain: 9").replace("  jitterSeconds: 60", "  suspend: true");
+    let changed = changed
+        .replace("volumes: [pgdata]", "groups: [shop]\n  volumes: []")
+        .replace("monthly: 12", "monthly: 6");
     fs::write(file, &changed).unwrap();
     let differs = ctl.run(&["diff", "-f", file]);
     assert_eq!(differs.code, 1, "{differs:?}");
@@ -96,7 +103,20 @@ fn a_file_is_applied_once_changed_and_taken_back() {
     }
     let done = results(&ctl.json(&["apply", "-f", file]));
     let configured: Vec<_> = done.iter().filter(|line| line.ends_with(" configured")).collect();
-    assert_eq!(configured, ["SchedulePolicy/gold configured", "VolumeBackupSchedule/shop configured"]);
+    assert_eq!(
+        configured,
+        [
+            "SchedulePolicy/gold configured",
+            "Rule/flush configured",
+            "VolumeBackupSchedule/shop configured",
+            "VolumeBackupSchedule/pgdata-nights configured",
+        ]
+    );
+    let flush = ctl.json(&["get", "rule", "flush"]);
+    assert_eq!(
+        (flush["spec"]["volumes"].as_array().unwrap().len(), &flush["spec"]["groups"][0]),
+        (0, &"shop".into())
+    );
     let shop = ctl.json(&["get", "vbs", "shop"]);
     assert_eq!((&shop["spec"]["suspend"], &shop["spec"]["jitterSeconds"]), (&true.into(), &0.into()));
     assert_eq!(ctl.document(&["diff", "-f", file]).0, 0);
@@ -123,6 +143,7 @@ fn a_file_is_applied_once_changed_and_taken_back() {
             "VolumeBackupSchedule/shop deleted",
             "VolumeBackupSchedule/pgdata-nights deleted",
             "VolumeBackup/before-upgrade not there",
+            "Rule/flush deleted",
             "SchedulePolicy/gold deleted",
             "BackupLocation/local-backups deleted",
         ]

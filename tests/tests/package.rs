@@ -94,6 +94,7 @@ fn what_is_in_the_package() {
         "usr/share/doc/blockd/cloud/FORMAT.md.gz",
         "usr/share/doc/blockd/examples/monitoring/blockd.rules.yml",
         "usr/share/doc/blockd/examples/objects.yaml",
+        "usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf",
         "usr/share/doc/blockd/third-party-licences.txt.gz",
         "usr/share/man/man1/blockctl-cloudsnap-schedules-create.1.gz",
         "usr/share/man/man1/blockctl.1.gz",
@@ -409,7 +410,7 @@ fn installed_upgraded_removed_and_purged() {
 fn under_systemd() {
     let name = "under_systemd";
     let missing = cannot_package()
-        .or_else(|| missing_tool(&["dpkg", "unshare", "chroot", "findmnt", "nbdcopy"]))
+        .or_else(|| missing_tool(&["dpkg", "unshare", "chroot", "findmnt", "nbdcopy", "jq", "pgrep"]))
         .or_else(|| (!Path::new("/lib/systemd/systemd").exists()).then(|| "systemd".to_owned()))
         .or_else(|| (!rustix::process::geteuid().is_root()).then(|| "root: only it may install".to_owned()));
     if is_left_out(name, missing) {

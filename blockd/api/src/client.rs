@@ -23,8 +23,8 @@ use crate::{
     paths,
     secrets::{CheckSecret, SecretChecked, SecretList, SecretProviders},
     snapshots::{
-        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
-        Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
+        CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots,
+        MarkSnapshot, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
     },
     status::Status,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
@@ -354,6 +354,22 @@ impl Client {
     /// Deletes a snapshot; its layer is merged in the background.
     pub async fn delete_snapshot(&self, snapshot: &SnapshotRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::snapshot(snapshot)).await
+    }
+
+    /// Deletes a snapshot also if it is pinned.
+    pub async fn delete_snapshot_by_force(&self, snapshot: &SnapshotRef) -> Result<Deleted, ClientError> {
+        let bad = |source| ClientError::BadRequest { what: "DELETE of a snapshot".to_owned(), source };
+        let query = DeleteSnapshot { force: true };
+        self.delete(&paths::with_query(&paths::snapshot(snapshot), &query).map_err(bad)?).await
+    }
+
+    /// Pins a snapshot, or takes that back.
+    pub async fn mark_snapshot(
+        &self,
+        snapshot: &SnapshotRef,
+        request: &MarkSnapshot,
+    ) -> Result<Snapshot, ClientError> {
+        self.send(Method::PATCH, &paths::snapshot(snapshot), request, CALL_TIMEOUT).await
     }
 
     /// Proves that a store works, and keeps the way to it.

@@ -109,6 +109,8 @@ error_codes! {
     QuiesceFailed, "quiesce_failed", 422, 1, false;
     /// The snapshot is being read by a task.
     SnapshotInUse, "snapshot_in_use", 409, 5, true;
+    /// Somebody said that the snapshot stays.
+    SnapshotPinned, "snapshot_pinned", 409, 5, false;
     /// A task uses the credential.
     CredentialInUse, "credential_in_use", 409, 5, true;
     /// A task uses the cloud snapshot.

@@ -27,8 +27,8 @@ use crate::{
     },
     secrets::{CheckSecret, SecretChecked, SecretList, SecretProviders},
     snapshots::{
-        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
-        Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
+        CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots,
+        MarkSnapshot, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
     },
     status::Status,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
@@ -263,10 +263,22 @@ pub const OPERATIONS: &[Operation] = &[
         .reply::<GroupSnapshot>()
         .errors(&[AN_OPEN_VOLUME, A_FREEZE, A_RULE]),
     get(ReadOnly, paths::SNAPSHOT, "One local snapshot").reply::<Snapshot>().errors(&[A_SNAPSHOT]),
-    delete(Admin, paths::SNAPSHOT, "Delete a local snapshot").reply::<Deleted>().errors(&[
-        A_SNAPSHOT,
-        &[ErrorCode::SnapshotInUse, ErrorCode::VolumeNotReady, ErrorCode::VolumeFailed],
-    ]),
+    patch(Operator, paths::SNAPSHOT, "Pin a local snapshot; to unpin it is for admins")
+        .body::<MarkSnapshot>()
+        .reply::<Snapshot>()
+        .errors(&[A_SNAPSHOT]),
+    delete(Admin, paths::SNAPSHOT, "Delete a local snapshot")
+        .query::<DeleteSnapshot>()
+        .reply::<Deleted>()
+        .errors(&[
+            A_SNAPSHOT,
+            &[
+                ErrorCode::SnapshotInUse,
+                ErrorCode::SnapshotPinned,
+                ErrorCode::VolumeNotReady,
+                ErrorCode::VolumeFailed,
+            ],
+        ]),
     get(ReadOnly, paths::CREDENTIALS, "List credentials, without their secrets").reply::<CredentialList>(),
     post(Admin, paths::CREDENTIALS, "Prove that a store works, and keep the way to it")
         .body::<CreateCredential>()

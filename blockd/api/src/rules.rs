@@ -56,6 +56,9 @@ pub struct HookRule {
     /// The schedules that have it.
     #[serde(default)]
     pub schedules: Vec<Uuid>,
+    /// Why its commands cannot be run, as the daemon found when it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Reply to `GET /v1/rules`, by name.

@@ -146,6 +146,26 @@ pub struct Snapshot {
     /// What was done around it; `None` if nothing was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiesce: Option<QuiesceReport>,
+    /// It stays until somebody says otherwise.
+    #[serde(default)]
+    pub pinned: bool,
+}
+
+/// Body of `PATCH /v1/snapshots/{snapshot}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MarkSnapshot {
+    /// No schedule deletes it, and nobody else but by force; or both may again.
+    pub pinned: bool,
+}
+
+/// Query of `DELETE /v1/snapshots/{snapshot}`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeleteSnapshot {
+    /// Also if it is pinned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// Query of `GET /v1/volumes/{volume}/diff`.

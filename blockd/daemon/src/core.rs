@@ -93,6 +93,8 @@ pub struct Core {
     pub(crate) to_undo: parking_lot::Mutex<Vec<(VolumeId, SnapshotId)>>,
     /// Who may bring something to rest now.
     pub(crate) resting: crate::quiesce::Resting,
+    /// Rules that cannot be followed here.
+    pub(crate) rule_problems: crate::rules::RuleProblems,
     /// What is left of damaged volumes that somebody reads.
     pub(crate) salvages: crate::salvage::Salvages,
     /// The step at which a test wants the daemon to die.

@@ -221,6 +221,7 @@ impl Daemon {
         }
         grow_devices_with_volumes(&core);
         core.let_go_of_what_is_at_rest();
+        look_at_rules(&core);
         core.start_browsing();
         let http_stop = CancelToken::new();
         let control = Control::start(&core, &http_stop, passed).await?;
@@ -472,6 +473,7 @@ fn prepare(
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),
         resting: crate::quiesce::Resting::default(),
+        rule_problems: crate::rules::RuleProblems::default(),
         salvages: crate::salvage::Salvages::new(options),
         #[cfg(test)]
         dies_at: parking_lot::Mutex::new(None),
@@ -479,6 +481,16 @@ fn prepare(
         meanwhile: crate::meanwhile::Meanwhile::default(),
     };
     Ok((lock, Arc::new(core)))
+}
+
+/// Tells, beside everything else, of rules that cannot be followed any more.
+fn look_at_rules(core: &Arc<Core>) {
+    let core = Arc::clone(core);
+    tokio::spawn(async move {
+        if let Err(error) = core.tell_of_rules_that_cannot_run().await {
+            tracing::warn!(%error, "whether all rules can be followed is not known");
+        }
+    });
 }
 
 /// Has a device grow when its volume does. The kernel is told on a thread of its own: it may take its time.

@@ -592,6 +592,7 @@ mod tests {
             freeze_stall_micros: 0,
             taken_with: None,
             quiesce: None,
+            pinned: false,
         });
         id
     }

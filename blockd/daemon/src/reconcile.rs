@@ -257,6 +257,7 @@ mod tests {
                 freeze_stall_micros: 0,
                 taken_with: None,
                 quiesce: None,
+                pinned: false,
             };
             self.db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
         }

@@ -163,7 +163,7 @@ impl Core {
     /// Deletes the snapshot of a state that the volume still has.
     async fn forget_kept(&self, entry: &Arc<VolumeEntry>, kept: Option<&SnapshotRow>) {
         let Some(kept) = kept else { return };
-        if let Err(error) = self.delete_snapshot(&SnapshotRef::Id(kept.id)).await {
+        if let Err(error) = self.delete_snapshot(&SnapshotRef::Id(kept.id), false).await {
             tracing::warn!(volume = %entry.id, snapshot = %kept.id, %error, "the snapshot of a rollback that failed stays");
         }
     }

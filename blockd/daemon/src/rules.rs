@@ -2,19 +2,23 @@
 
 use crate::{
     core::Core,
-    db::{DbError, RuleRow, RuleUses},
-    error::ServiceError,
-    quiesce::Part,
+    db::{DbError, NewEvent, RuleRow, RuleUses},
+    error::{ServiceError, blocking},
+    quiesce::{Part, UserRefused, try_user},
     registry::VolumeEntry,
 };
 use blockd_api::{
     Deleted, ErrorCode, RuleName,
+    events::Severity,
     quiesce::Quiesce,
     rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
 };
 use blockd_extent::VolumeId;
+use jiff::Timestamp;
+use parking_lot::Mutex;
 use rusqlite::Transaction;
 use std::{collections::BTreeMap, sync::Arc};
+use uuid::Uuid;
 
 /// What a request says of the rest around its freeze.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +32,9 @@ pub(crate) struct AskedRest {
     /// What holds if nothing of this is said: the schedule's rule.
     pub(crate) scheduled: Option<RuleName>,
 }
+
+/// Rules whose commands cannot be run here any more, and why: as the daemon found when it began.
+pub(crate) type RuleProblems = Mutex<BTreeMap<RuleName, String>>;
 
 fn invalid(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::InvalidRequest, message)
@@ -51,6 +58,11 @@ fn check(quiesce: &Quiesce) -> Result<(), ServiceError> {
         return Err(invalid("a rule needs something to do: a pre-command, a post-command, or freezeFs"));
     }
     quiesce.check().map_err(invalid)
+}
+
+/// The user whom commands are to be run as, if there are any.
+fn user_of(quiesce: &Quiesce) -> Option<&str> {
+    quiesce.user.as_deref().filter(|_| quiesce.has_command())
 }
 
 /// The parts for these volumes, of which each has its own rule, or else that of its group.
@@ -90,6 +102,7 @@ impl Core {
             return Err(invalid("give a rule, or no rule, or what is to be done: only one of them"));
         }
         asked.quiesce.check().map_err(invalid)?;
+        self.refuse_user(&asked.quiesce).await?;
         let volumes: Vec<VolumeId> = members.iter().map(|entry| entry.id).collect();
         if !asked.quiesce.is_nothing() {
             return Ok(vec![Part { rule: None, quiesce: asked.quiesce.clone(), volumes }]);
@@ -110,6 +123,42 @@ impl Core {
             .await
     }
 
+    /// Refuses commands that the daemon may not run as their user.
+    async fn refuse_user(&self, quiesce: &Quiesce) -> Result<(), ServiceError> {
+        let Some(user) = user_of(quiesce).map(str::to_owned) else { return Ok(()) };
+        let stopping = self.stopping.clone();
+        let tried = blocking(move || Ok::<_, ServiceError>(try_user(&user, &stopping))).await?;
+        tried.map_err(|refused| match refused {
+            UserRefused::Stopping(_) => ServiceError::Stopping,
+            refused => invalid(refused.to_string()),
+        })
+    }
+
+    /// Refuses a rule, on its way to something, that is not there or whose commands cannot be run as their user.
+    pub(crate) async fn refuse_rule(&self, name: &RuleName) -> Result<(), ServiceError> {
+        let wanted = name.clone();
+        let row = self.db.run(move |tx| find(tx, &wanted)).await?;
+        self.refuse_user(&row.quiesce).await
+    }
+
+    /// Tells of rules whose commands cannot be run as their user any more: the unit, or the users of the host, may be others than
+    /// when they were made.
+    pub(crate) async fn tell_of_rules_that_cannot_run(&self) -> Result<(), ServiceError> {
+        for rule in self.db.run(RuleRow::all).await? {
+            let Err(error) = self.refuse_user(&rule.quiesce).await else { continue };
+            if matches!(error, ServiceError::Stopping) {
+                return Ok(());
+            }
+            let message = format!("the commands of rule {} cannot be run: {error}", rule.name);
+            tracing::error!(rule = %rule.name, %error, "the commands of a rule cannot be run");
+            self.rule_problems.lock().insert(rule.name, error.to_string());
+            let event = NewEvent::new(Timestamp::now(), Severity::Error, "rule-failed", message);
+            self.db.run(move |tx| event.insert(tx)).await?;
+            self.events.wake();
+        }
+        Ok(())
+    }
+
     fn describe_rule(&self, row: RuleRow, uses: &RuleUses) -> HookRule {
         let name_of = |id: &VolumeId| self.registry.by_id(*id).map(|entry| entry.name.clone());
         let mut volumes: Vec<_> = uses
@@ -120,11 +169,13 @@ impl Core {
             .collect();
         volumes.sort_unstable();
         let groups = uses.groups.iter().filter(|(_, rule)| **rule == row.name);
-        let schedules = uses.schedules.iter().filter(|(_, rule)| *rule == row.name);
+        let (mut schedules, unreadable) = uses.schedules_with(&row.name);
+        schedules.extend(unreadable.into_iter().filter_map(|key| key.parse::<Uuid>().ok()));
         HookRule {
             volumes,
             groups: groups.map(|(group, _)| group.clone()).collect(),
-            schedules: schedules.map(|(uuid, _)| *uuid).collect(),
+            schedules,
+            problem: self.rule_problems.lock().get(&row.name).cloned(),
             name: row.name,
             quiesce: row.quiesce,
         }
@@ -133,9 +184,10 @@ impl Core {
     /// Makes a rule.
     ///
     /// # Errors
-    /// It says nothing, or what cannot be done; or there is one of this name.
+    /// It says nothing, or what cannot be done, as by its user; or there is one of this name.
     pub async fn create_rule(&self, request: CreateRule) -> Result<HookRule, ServiceError> {
         check(&request.quiesce)?;
+        self.refuse_user(&request.quiesce).await?;
         let row = RuleRow { name: request.name, quiesce: request.quiesce };
         let stored = row.clone();
         match self.db.run(move |tx| stored.insert(tx)).await {
@@ -181,10 +233,12 @@ impl Core {
     /// There is none of this name; or it would say nothing, or what cannot be done.
     pub async fn update_rule(&self, name: RuleName, request: UpdateRule) -> Result<HookRule, ServiceError> {
         check(&request.quiesce)?;
+        self.refuse_user(&request.quiesce).await?;
         let row = RuleRow { name: name.clone(), quiesce: request.quiesce };
         if !self.db.run(move |tx| row.update(tx)).await? {
             return Err(not_found(&name));
         }
+        self.rule_problems.lock().remove(&name);
         tracing::info!(rule = %name, "rule changed");
         self.rule(name).await
     }
@@ -194,25 +248,39 @@ impl Core {
     /// # Errors
     /// There is none of this name, or something has it.
     pub async fn delete_rule(&self, name: RuleName) -> Result<Deleted, ServiceError> {
-        let (rule, wanted) = (self.rule(name.clone()).await?, name.clone());
         let in_use = |by: String| {
             let message = format!("rule {name} is still that of {by}: take it away there first");
             ServiceError::refused(ErrorCode::RuleInUse, message)
         };
+        let wanted = name.clone();
+        let found = self
+            .db
+            .run(move |tx| -> Result<_, ServiceError> { Ok((find(tx, &wanted)?, RuleUses::all(tx)?)) });
+        let (row, uses) = found.await?;
+        let (schedules, unreadable) = uses.schedules_with(&name);
+        let rule = self.describe_rule(row, &uses);
         let volumes = rule.volumes.iter().map(|volume| format!("volume {volume}"));
         let groups = rule.groups.iter().map(|group| format!("group {group}"));
-        let schedules = rule.schedules.iter().map(|schedule| format!("schedule {schedule}"));
-        let by: Vec<String> = volumes.chain(groups).chain(schedules).collect();
+        let schedules = schedules.iter().map(|schedule| format!("schedule {schedule}"));
+        let unreadable =
+            unreadable.iter().map(|key| format!("schedule {key} (which cannot be read, but can be deleted)"));
+        let by: Vec<String> = volumes.chain(groups).chain(schedules).chain(unreadable).collect();
         if !by.is_empty() {
             return Err(in_use(by.join(", ")));
         }
+        let wanted = name.clone();
         let deleted = self.db.run(move |tx| -> Result<bool, DbError> {
             // A schedule may have got it meanwhile.
-            let is_free = RuleUses::all(tx)?.schedules.iter().all(|(_, rule)| *rule != wanted);
+            let uses = RuleUses::all(tx)?;
+            let (schedules, unreadable) = uses.schedules_with(&wanted);
+            let is_free = schedules.is_empty() && unreadable.is_empty();
             Ok(is_free && RuleRow::delete(tx, &wanted)?)
         });
         match deleted.await {
-            Ok(true) => Ok(Deleted { id: name.to_string(), name: name.to_string() }),
+            Ok(true) => {
+                self.rule_problems.lock().remove(&name);
+                Ok(Deleted { id: name.to_string(), name: name.to_string() })
+            }
             Ok(false) => Err(in_use("something".to_owned())),
             Err(error) if error.is_conflict() => Err(in_use("something".to_owned())),
             Err(error) => Err(error.into()),
@@ -222,7 +290,8 @@ impl Core {
     /// Gives a rule to a volume or a group, or takes it away there.
     ///
     /// # Errors
-    /// There is no such rule or volume, or not just one of them is named; or what is named does not have the rule.
+    /// There is no such rule or volume, or not just one of them is named; what is named does not have the rule; or the daemon
+    /// may not run its commands as their user.
     pub async fn assign_rule(
         &self,
         name: RuleName,
@@ -234,6 +303,9 @@ impl Core {
             (None, Some(_)) => None,
             _ => return Err(invalid("what is meant is not clear: give one of volume and group")),
         };
+        if assign {
+            self.refuse_rule(&name).await?;
+        }
         let rule = name.clone();
         let id = volume.as_ref().map(|entry| entry.id);
         let group = target.group.clone();

@@ -11,7 +11,7 @@ use crate::{
 };
 use blockd_api::{
     Deleted, ErrorCode, GroupRef, SnapshotName, SnapshotRef, VolumeRef,
-    quiesce::QuiesceReport,
+    quiesce::{QuiesceKind, QuiesceReport},
     snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
 };
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
@@ -50,6 +50,7 @@ impl Wanted {
             freeze_stall_micros: 0,
             taken_with: self.group.clone(),
             quiesce: None,
+            pinned: false,
         }
     }
 
@@ -194,10 +195,12 @@ impl Core {
             return Err(ServiceError::Stopping);
         }
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
-        let (mounts, not_frozen) = self.filesystems_for(&wanted.around, &volumes)?;
+        let found = self.filesystems_for(&wanted.around, &volumes);
+        let (to_freeze, not_frozen) =
+            found.inspect_err(|_| self.resting.failures.note_one(QuiesceKind::FreezeFs))?;
         // Whoever says himself what is run is an admin; what becomes of tasks, everybody may see.
         let tells_all = !wanted.internal && wanted.around.iter().all(|part| part.rule.is_none());
-        let mut rest = Rest::new(wanted.around.clone(), mounts, wanted.env(), tells_all);
+        let mut rest = Rest::new(wanted.around.clone(), to_freeze, wanted.env(), tells_all);
         rest.heed(&self.stopping, &self.resting);
         rest.note(not_frozen);
         self.undo_rest(&volumes).await;
@@ -243,6 +246,7 @@ impl Core {
     /// Tells of what failed around a freeze.
     async fn tell_of_failures(&self, wanted: &Wanted, report: Option<&QuiesceReport>, is_taken: bool) {
         let Some(report) = report.filter(|report| report.failures().next().is_some()) else { return };
+        self.resting.failures.note(report.steps.iter());
         let volumes: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();
         let events = events_of_failures(report.steps.iter(), &volumes, is_taken);
         let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
@@ -384,16 +388,43 @@ impl Core {
         })
     }
 
-    /// Deletes a snapshot; its layer is merged in the background.
+    /// Pins a snapshot, so that it stays until somebody says otherwise; or takes that back.
     ///
     /// # Errors
-    /// There is none, or somebody reads it.
-    pub async fn delete_snapshot(&self, wanted: &SnapshotRef) -> Result<Deleted, ServiceError> {
+    /// There is none, or it is being deleted.
+    pub async fn pin_snapshot(
+        &self,
+        wanted: &SnapshotRef,
+        pinned: bool,
+    ) -> Result<api::Snapshot, ServiceError> {
+        let id = self.find_snapshot(wanted).await?.id;
+        if !self.db.run(move |tx| SnapshotRow::set_pinned(tx, id, pinned)).await? {
+            let message = format!("snapshot {wanted} is being deleted: it cannot be pinned any more");
+            return Err(ServiceError::refused(ErrorCode::SnapshotNotFound, message));
+        }
+        tracing::info!(snapshot = %id, pinned, "snapshot pinned, or not any more");
+        if !pinned {
+            // The retention of its schedule holds again.
+            self.scheduler.wake();
+        }
+        self.inspect_snapshot(&SnapshotRef::Id(id)).await
+    }
+
+    /// Deletes a snapshot, one that is pinned by force only; its layer is merged in the background.
+    ///
+    /// # Errors
+    /// There is none, it is pinned, or somebody reads it.
+    pub async fn delete_snapshot(&self, wanted: &SnapshotRef, force: bool) -> Result<Deleted, ServiceError> {
         let row = self.find_snapshot(wanted).await?;
         let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
         let volume = entry.volume()?;
         let id = row.id;
-        let marked = self.db.run(move |tx| -> Result<Option<Uuid>, DbError> {
+        let shown = format!("{}@{}", entry.name, row.name);
+        let marked = self.db.run(move |tx| -> Result<Option<Uuid>, ServiceError> {
+            if !force && SnapshotRow::is_pinned(tx, id)? {
+                let message = format!("snapshot {shown} is pinned: unpin it first, or delete it by force");
+                return Err(ServiceError::refused(ErrorCode::SnapshotPinned, message));
+            }
             let needed_by = TaskRow::who_needs(tx, id)?;
             if needed_by.is_none() {
                 SnapshotRow::set_state(tx, id, SnapshotState::Deleting)?;
@@ -505,6 +536,7 @@ pub(crate) fn to_api(
         state,
         taken_with: row.taken_with.clone(),
         quiesce: row.quiesce.clone(),
+        pinned: row.pinned,
     }
 }
 

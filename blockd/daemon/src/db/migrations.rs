@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0013_rules.sql"),
     include_str!("../../migrations/0014_local_copies.sql"),
     include_str!("../../migrations/0015_secret_references.sql"),
+    include_str!("../../migrations/0016_snapshot_pins.sql"),
 ];
 
 pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {

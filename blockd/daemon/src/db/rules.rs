@@ -81,6 +81,8 @@ pub struct RuleUses {
     pub groups: BTreeMap<GroupName, RuleName>,
     /// Schedules.
     pub schedules: Vec<(Uuid, RuleName)>,
+    /// Schedules that cannot be read, and what is stored of them.
+    pub unreadable: Vec<(String, String)>,
 }
 
 impl RuleUses {
@@ -97,9 +99,29 @@ impl RuleUses {
         let groups = statement
             .query_map([], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))?
             .collect::<Result<_, _>>()?;
-        let with_rule = |row: ScheduleRow| row.spec.rule.map(|rule| (row.uuid, rule));
-        let schedules = ScheduleRow::all(tx)?.into_iter().filter_map(with_rule).collect();
-        Ok(Self { volumes, groups, schedules })
+        let (mut schedules, mut unreadable) = (Vec::new(), Vec::new());
+        for (key, row) in ScheduleRow::each(tx)? {
+            match row {
+                Ok(row) => schedules.extend(row.spec.rule.map(|rule| (row.uuid, rule))),
+                Err(_) => {
+                    let sql = "SELECT CAST(spec AS BLOB) FROM schedules WHERE uuid = ?1";
+                    let spec: Vec<u8> = tx.query_row(sql, [&key], |row| row.get(0))?;
+                    unreadable.push((key, String::from_utf8_lossy(&spec).into_owned()));
+                }
+            }
+        }
+        Ok(Self { volumes, groups, schedules, unreadable })
+    }
+
+    /// The schedules that have a rule, and of those that cannot be read the ones that may have it.
+    pub fn schedules_with(&self, rule: &RuleName) -> (Vec<Uuid>, Vec<&str>) {
+        let readable = self.schedules.iter().filter(|(_, has)| has == rule).map(|(uuid, _)| *uuid);
+        let may_have = |spec: &str| match serde_json::from_str::<serde_json::Value>(spec) {
+            Ok(spec) => spec["rule"] == rule.as_str(),
+            Err(_) => spec.contains(rule.as_str()),
+        };
+        let unreadable = self.unreadable.iter().filter(|(_, spec)| may_have(spec));
+        (readable.collect(), unreadable.map(|(key, _)| key.as_str()).collect())
     }
 
     /// Gives a rule to a volume.

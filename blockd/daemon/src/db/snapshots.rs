@@ -65,9 +65,11 @@ pub struct SnapshotRow {
     pub taken_with: Option<SnapshotGroup>,
     /// What was done around it.
     pub quiesce: Option<QuiesceReport>,
+    /// It stays until somebody says otherwise. Only [`set_pinned`](Self::set_pinned) changes it.
+    pub pinned: bool,
 }
 
-const COLUMNS: &str = "id, volume, name, created, state, internal, epoch, dirty_bytes, freeze_stall_micros, taken_with, quiesce";
+const COLUMNS: &str = "id, volume, name, created, state, internal, epoch, dirty_bytes, freeze_stall_micros, taken_with, quiesce, pinned";
 
 impl SnapshotRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -83,6 +85,7 @@ impl SnapshotRow {
             freeze_stall_micros: number(row, 8)?,
             taken_with: json_if_there(row, 9)?,
             quiesce: json_if_there(row, 10)?,
+            pinned: row.get(11)?,
         })
     }
 
@@ -154,6 +157,24 @@ impl SnapshotRow {
     pub fn set_state(tx: &Transaction<'_>, id: SnapshotId, state: SnapshotState) -> Result<(), DbError> {
         tx.execute("UPDATE snapshots SET state = ?2 WHERE id = ?1", params![id.to_string(), state.as_str()])?;
         Ok(())
+    }
+
+    /// Has a snapshot stay until somebody says otherwise, or not; false if it is not there any more.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_pinned(tx: &Transaction<'_>, id: SnapshotId, pinned: bool) -> Result<bool, DbError> {
+        let sql = "UPDATE snapshots SET pinned = ?2 WHERE id = ?1 AND internal = 0 AND state = 'ready'";
+        Ok(tx.execute(sql, params![id.to_string(), pinned])? > 0)
+    }
+
+    /// Whether it was said of a snapshot that it stays.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn is_pinned(tx: &Transaction<'_>, id: SnapshotId) -> Result<bool, DbError> {
+        let sql = "SELECT pinned FROM snapshots WHERE id = ?1";
+        Ok(tx.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?.unwrap_or(false))
     }
 
     /// Has a snapshot deleted that a backup made for itself; one that is kept stays.

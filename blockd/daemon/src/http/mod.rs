@@ -89,6 +89,7 @@ fn routes() -> Routes {
         .get(paths::SNAPSHOTS, snapshots::list)
         .post(paths::SNAPSHOT_GROUP, snapshots::create_group)
         .get(paths::SNAPSHOT, snapshots::inspect)
+        .patch(paths::SNAPSHOT, snapshots::mark)
         .delete(paths::SNAPSHOT, snapshots::delete)
         .get(paths::CREDENTIALS, credentials::list)
         .post(paths::CREDENTIALS, credentials::create)

@@ -10,9 +10,10 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, SnapshotRef, VolumeRef,
+    roles::Role,
     snapshots::{
-        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots, RestoreSnapshot,
-        Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
+        CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots,
+        MarkSnapshot, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
     },
 };
 use std::sync::Arc;
@@ -82,6 +83,21 @@ pub(super) async fn restore(
 pub(super) async fn delete(
     State(core): State<Arc<Core>>,
     Named(snapshot): Named<SnapshotRef>,
+    Asked(query): Asked<DeleteSnapshot>,
 ) -> Answer<Deleted> {
-    detached(async move { core.delete_snapshot(&snapshot).await }).await
+    detached(async move { core.delete_snapshot(&snapshot, query.force).await }).await
+}
+
+pub(super) async fn mark(
+    State(core): State<Arc<Core>>,
+    caller: Caller,
+    Named(snapshot): Named<SnapshotRef>,
+    Body(request): Body<MarkSnapshot>,
+) -> Answer<Snapshot> {
+    if !request.pinned {
+        // It leads to a deletion.
+        caller.needs(Role::Admin, "taking a pin back")?;
+    }
+    let Reply(marked) = detached(async move { core.pin_snapshot(&snapshot, request.pinned).await }).await?;
+    Ok(Reply(shown(&caller, marked)))
 }

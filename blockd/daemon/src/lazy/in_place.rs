@@ -195,7 +195,7 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let done = core.finish(live, |_| Ok(())).await?;
     let_go(core, &done);
     if plan.discard
-        && let Err(error) = core.delete_snapshot(&SnapshotRef::Id(plan.before)).await
+        && let Err(error) = core.delete_snapshot(&SnapshotRef::Id(plan.before), false).await
     {
         tracing::warn!(volume = %entry.id, snapshot = %plan.before, %error, "what the volume was before stays");
     }

@@ -112,6 +112,7 @@ impl Core {
         of_volumes(&mut text, &seen);
         self.of_stores(&mut text, &rows);
         self.of_backups(&mut text, &rows);
+        self.of_rules(&mut text);
         self.of_caches(&mut text);
         self.of_webhooks(&mut text, &rows);
         Ok(text.into_text())
@@ -213,6 +214,14 @@ impl Core {
             rows.without_volume
                 .iter()
                 .map(|(uuid, is_without)| (vec![("schedule", uuid.to_string())], u64::from(*is_without))),
+        );
+    }
+
+    fn of_rules(&self, text: &mut Exposition) {
+        text.counter(
+            "blockd_rule_failures_total",
+            "Commands around snapshots, and freezes and thaws of filesystems, that failed.",
+            self.resting.failures.counts().map(|(phase, count)| (vec![("phase", phase.to_owned())], count)),
         );
     }
 

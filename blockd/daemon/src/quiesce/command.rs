@@ -5,6 +5,7 @@
 //! not be beside it. What is left of a command all the same holds a lock that the next daemon [waits for](super::marker).
 //!
 //! As another user it runs by `setpriv`, which takes all of the daemon's rights from it first. The shell that kills it keeps them.
+//! Whether the daemon may do that is [tried](super::users) when a rule is made.
 
 use blockd_api::{
     RuleName,
@@ -12,7 +13,7 @@ use blockd_api::{
 };
 use blockd_cloud::CancelToken;
 use jiff::Timestamp;
-use nix::unistd::User;
+use nix::unistd::{User, geteuid};
 use parking_lot::Mutex;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -111,9 +112,12 @@ impl Hook<'_> {
         if let Some(name) = self.user {
             let found = User::from_name(name)?;
             let user = found.ok_or_else(|| io::Error::other(format!("there is no user {name} here")))?;
-            let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
-            command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups"]);
-            command.arg("--inh-caps=-all").arg("--");
+            // As the daemon's own there is nothing to change, which it may not be allowed to.
+            if user.uid != geteuid() {
+                let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
+                command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups"]);
+                command.arg("--inh-caps=-all").arg("--");
+            }
             command.env("HOME", user.dir).env("USER", name).env("LOGNAME", name).env("SHELL", "/bin/sh");
         }
         command.args(["/bin/sh", "-c", self.command]);

@@ -62,10 +62,19 @@ pub(crate) enum Thawed {
     Before,
 }
 
+/// A filesystem that is to be at rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ToFreeze {
+    /// Which one.
+    pub(crate) mount: Mounted,
+    /// There is no snapshot unless it is. Of others a failure is only told.
+    pub(crate) must_rest: bool,
+}
+
 /// Filesystems that are to be at rest for a moment.
 pub(crate) struct Filesystems {
     shared: Arc<Shared>,
-    mounts: Vec<Mounted>,
+    wanted: Vec<ToFreeze>,
     patience: Duration,
 }
 
@@ -78,11 +87,11 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// In the order in which they were frozen.
-    frozen: Vec<Mounted>,
+    frozen: Vec<ToFreeze>,
     steps: Vec<QuiesceStep>,
     /// They are wanted no more: what is frozen from now on is thawed at once.
     ended: bool,
-    /// The watchdog has thawed them, or somebody else.
+    /// The watchdog, or somebody else, has thawed one that had to be at rest.
     expired: bool,
     /// One could not be thawed.
     stuck: bool,
@@ -99,48 +108,61 @@ pub(crate) struct Ended {
     pub(crate) steps: Vec<QuiesceStep>,
     /// All of them are thawed.
     pub(crate) all_thawed: bool,
-    /// They were thawed before they were to be: nothing can be said of what was frozen meanwhile.
+    /// One that had to be at rest was thawed before it was to be: nothing can be said of what was frozen meanwhile.
     pub(crate) expired: bool,
 }
 
 impl Filesystems {
     /// These filesystems, each by one of its mount points; nothing is frozen yet. Once it is, the watchdog has patience
     /// for so long.
-    pub(crate) fn new(freezer: Arc<dyn Freezer>, mounts: Vec<Mounted>, patience: Duration) -> Self {
+    pub(crate) fn new(freezer: Arc<dyn Freezer>, mut wanted: Vec<ToFreeze>, patience: Duration) -> Self {
+        // One that may fail may also take long to do so: those that others depend on are not kept frozen for it.
+        wanted.sort_by_key(|one| one.must_rest);
         let shared = Shared { freezer, state: Mutex::default(), changed: Condvar::new() };
-        Self { shared: Arc::new(shared), mounts, patience }
+        Self { shared: Arc::new(shared), wanted, patience }
     }
 
     /// Writes back what is dirty. A failure only makes the freeze take longer.
     pub(crate) fn sync(&self) {
-        for mount in &self.mounts {
+        for ToFreeze { mount, .. } in &self.wanted {
             if let Err(error) = self.shared.freezer.sync(mount) {
                 tracing::debug!(mount = %mount.path.display(), %error, "not written back before the freeze");
             }
         }
     }
 
-    /// Brings all of them to rest, or none.
+    /// Brings them to rest: all that must be, and those of the others that can be; or none.
     ///
     /// # Errors
-    /// One of them cannot be frozen; the others are thawed again.
+    /// One of those that must rest cannot be frozen; the others are thawed again.
     pub(crate) fn freeze(&self) -> Result<(), NotAtRest> {
-        if self.mounts.is_empty() {
+        if self.wanted.is_empty() {
             return Ok(());
         }
-        self.watch().map_err(|error| NotAtRest(format!("cannot start a thread that thaws: {error}")))?;
-        for mount in &self.mounts {
+        if let Err(error) = self.watch() {
+            return self.unless_any_must(format!("cannot start a thread that thaws: {error}"));
+        }
+        for one in &self.wanted {
+            let ToFreeze { mount, must_rest } = one;
             // Without the lock: should this hang, the watchdog can still thaw the others.
             let began = Instant::now();
             let result = self.shared.freezer.freeze(mount);
             let mut state = self.shared.state.lock();
             state.steps.push(step(QuiesceKind::FreezeFs, &mount.path, began, result.as_ref().err()));
             match result {
-                Ok(()) => state.frozen.push(mount.clone()),
+                Ok(()) => state.frozen.push(one.clone()),
                 Err(error) => {
                     // Who was killed may have frozen it, or may yet.
                     state.stuck |= matches!(error, FreezerError::HolderGone);
+                    if !must_rest && !state.ended {
+                        continue;
+                    }
                     self.shared.thaw(&mut state);
+                    if !must_rest {
+                        drop(state);
+                        return self
+                            .unless_any_must(format!("freezing {} took too long", mount.path.display()));
+                    }
                     return Err(NotAtRest(format!(
                         "cannot freeze the filesystem at {}: {error}",
                         mount.path.display()
@@ -149,9 +171,22 @@ impl Filesystems {
             }
             if state.ended {
                 self.shared.thaw(&mut state);
-                return Err(NotAtRest(format!("freezing {} took too long", mount.path.display())));
+                drop(state);
+                return self.unless_any_must(format!("freezing {} took too long", mount.path.display()));
             }
         }
+        Ok(())
+    }
+
+    /// What is wrong with all of them; nothing if none of them must be at rest, but then it is told.
+    fn unless_any_must(&self, what: String) -> Result<(), NotAtRest> {
+        if self.wanted.iter().any(|one| one.must_rest) {
+            return Err(NotAtRest(what));
+        }
+        let error = FreezerError::Call(io::Error::other(what));
+        let place = self.wanted.first().map_or(Path::new("the filesystems"), |one| &one.mount.path);
+        let step = step(QuiesceKind::FreezeFs, place, Instant::now(), Some(&error));
+        self.shared.state.lock().steps.push(step);
         Ok(())
     }
 
@@ -176,7 +211,7 @@ impl Filesystems {
             while !state.ended {
                 if shared.changed.wait_until(&mut state, deadline).timed_out() && !state.ended {
                     tracing::error!("filesystems were frozen for too long and are thawed");
-                    state.expired = true;
+                    state.expired |= state.frozen.iter().any(|one| one.must_rest);
                     shared.thaw(&mut state);
                 }
             }
@@ -195,13 +230,13 @@ impl Shared {
     /// Thaws what is frozen, the last one first.
     fn thaw(&self, state: &mut State) {
         state.ended = true;
-        for mount in std::mem::take(&mut state.frozen).into_iter().rev() {
+        for ToFreeze { mount, must_rest } in std::mem::take(&mut state.frozen).into_iter().rev() {
             let began = Instant::now();
             let result = self.freezer.thaw(&mount);
             match &result {
                 Ok(Thawed::Now) => {}
                 // Who wrote to it since may have done so before the barrier.
-                Ok(Thawed::Before) => state.expired = true,
+                Ok(Thawed::Before) => state.expired |= must_rest,
                 Err(error) => {
                     tracing::error!(mount = %mount.path.display(), %error, "a filesystem cannot be thawed: try `fsfreeze --unfreeze`");
                     state.stuck = true;
@@ -283,10 +318,15 @@ mod tests {
         }
     }
 
+    /// What ends in `?` may fail.
     fn with(mounts: &[&str], patience: Duration) -> (Arc<Double>, Filesystems) {
         let double = Arc::new(Double::default());
-        let mounts = mounts.iter().map(|path| Mounted { path: PathBuf::from(path), device: 1 }).collect();
-        (double.clone(), Filesystems::new(double, mounts, patience))
+        let wanted = |path: &&str| {
+            let mount = Mounted { path: PathBuf::from(path.trim_end_matches('?')), device: 1 };
+            ToFreeze { mount, must_rest: !path.ends_with('?') }
+        };
+        let wanted = mounts.iter().map(wanted).collect();
+        (double.clone(), Filesystems::new(double, wanted, patience))
     }
 
     const LONG: Duration = Duration::from_secs(600);
@@ -312,6 +352,30 @@ mod tests {
         assert!(error.starts_with("cannot freeze the filesystem at bad: "), "{error}");
         assert_eq!(double.calls(), ["freeze a", "freeze bad", "thaw a"]);
         assert!(filesystems.end().steps[1].error.is_some());
+    }
+
+    #[test]
+    fn one_that_may_fail_lets_nobody_go() {
+        let (double, filesystems) = with(&["a", "bad?", "c?"], LONG);
+        filesystems.freeze().unwrap();
+        filesystems.thaw();
+        assert_eq!(double.calls(), ["freeze bad", "freeze c", "freeze a", "thaw a", "thaw c"]);
+        let ended = filesystems.end();
+        assert!(ended.steps[0].error.is_some() && ended.all_thawed && !ended.expired);
+        // Who must be at rest still decides.
+        let (double, filesystems) = with(&["bad", "c?"], LONG);
+        assert!(filesystems.freeze().unwrap_err().to_string().contains("at bad: "));
+        assert_eq!(double.calls(), ["freeze c", "freeze bad", "thaw c"]);
+        // So does who thaws it meanwhile.
+        for (mounts, expired) in [(["loose?", "a"], false), (["loose", "a?"], true)] {
+            let (_, filesystems) = with(&mounts, LONG);
+            filesystems.freeze().unwrap();
+            assert_eq!(filesystems.end().expired, expired);
+        }
+        let (double, filesystems) = with(&["a?"], Duration::from_millis(20));
+        filesystems.freeze().unwrap();
+        double.wait_for("thaw a");
+        assert!(!filesystems.end().expired);
     }
 
     #[test]

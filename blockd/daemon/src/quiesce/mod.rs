@@ -8,10 +8,12 @@
 
 mod apart;
 mod command;
+mod failures;
 mod filesystems;
 mod kernel;
 mod marker;
 mod parts;
+mod users;
 
 use crate::{
     core::Core,
@@ -31,7 +33,7 @@ use blockd_cloud::CancelToken;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{GroupFrozen, Volume, freeze_group_around};
 use command::Hook;
-use filesystems::{Filesystems, Freezer};
+use filesystems::{Filesystems, Freezer, ToFreeze};
 use jiff::Timestamp;
 use marker::{Marker, Mounted};
 pub use parts::Part;
@@ -43,6 +45,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
+pub(crate) use users::{UserRefused, try_user};
 
 /// How long filesystems are frozen at most. The barrier takes less than a thousandth of it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,6 +56,8 @@ pub(crate) type Members = Vec<(Arc<Volume>, SnapshotId)>;
 /// Who may bring something to rest now.
 #[derive(Debug)]
 pub(crate) struct Resting {
+    /// What failed.
+    pub(crate) failures: failures::Failures,
     turns: Turns,
     /// What an earlier daemon left at rest is let go.
     is_settled: watch::Sender<bool>,
@@ -72,7 +77,8 @@ impl Drop for UnderWay {
 impl Default for Resting {
     fn default() -> Self {
         let under_way = Arc::new(watch::channel(0).0);
-        Self { turns: Turns::default(), is_settled: watch::channel(true).0, under_way }
+        let is_settled = watch::channel(true).0;
+        Self { failures: failures::Failures::default(), turns: Turns::default(), is_settled, under_way }
     }
 }
 
@@ -102,6 +108,7 @@ impl Resting {
 /// What is done around one freeze.
 pub(crate) struct Rest {
     parts: Vec<Part>,
+    to_freeze: Vec<ToFreeze>,
     /// What all commands are told.
     env: Vec<(String, String)>,
     marker: Marker,
@@ -122,6 +129,13 @@ fn refused(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::QuiesceFailed, message)
 }
 
+/// Each filesystem once, by path; at rest it must be if it must anywhere.
+fn each_once(mut wanted: Vec<ToFreeze>) -> Vec<ToFreeze> {
+    wanted.sort_unstable_by(|a, b| a.mount.path.cmp(&b.mount.path).then(b.must_rest.cmp(&a.must_rest)));
+    wanted.dedup_by(|a, b| a.mount == b.mount);
+    wanted
+}
+
 /// The step that was to freeze filesystems, of which none could be found.
 fn not_frozen(why: &ServiceError) -> QuiesceStep {
     QuiesceStep {
@@ -140,15 +154,17 @@ impl Rest {
     /// What is asked for, for filesystems that are mounted here.
     pub(crate) fn new(
         parts: Vec<Part>,
-        mounts: Vec<Mounted>,
+        to_freeze: Vec<ToFreeze>,
         env: Vec<(String, String)>,
         tells_all: bool,
     ) -> Self {
         let posts = parts.iter().rev().filter_map(|part| part.post(&env)).collect();
+        let mounts = to_freeze.iter().map(|one| one.mount.clone()).collect();
         let marker = Marker { mounts, posts, ..Marker::default() };
         let (steps, stuck) = (Vec::new(), None);
         Self {
             parts,
+            to_freeze,
             env,
             marker,
             marker_path: None,
@@ -171,8 +187,8 @@ impl Rest {
     }
 
     /// Notes what went wrong before.
-    pub(crate) fn note(&mut self, step: Option<QuiesceStep>) {
-        self.steps.extend(step);
+    pub(crate) fn note(&mut self, steps: Vec<QuiesceStep>) {
+        self.steps.extend(steps);
     }
 
     /// Brings to rest, freezes, and thaws. Blocks.
@@ -204,20 +220,17 @@ impl Rest {
             self.lock = Some(lock.map_err(FreezeFailed::Other)?);
         }
         self.run_pre_commands().map_err(FreezeFailed::Other)?;
-        let filesystems = Filesystems::new(Arc::clone(&freezer), self.marker.mounts.clone(), PATIENCE);
+        let filesystems = Filesystems::new(Arc::clone(&freezer), self.to_freeze.clone(), PATIENCE);
         filesystems.sync();
         let refs: Vec<_> = members.iter().map(|(volume, id)| (&**volume, *id)).collect();
         // The time stands for the instant of the freeze, so it is taken beside it.
         let mut now = Timestamp::UNIX_EPOCH;
-        let must_rest = self.parts.iter().any(|part| part.quiesce.freeze_fs && part.aborts());
         let frozen = freeze_group_around(
             &refs,
-            || match filesystems.freeze() {
-                Err(error) if must_rest => {
-                    Err(FreezeFailed::Other(refused(format!("{error}: no snapshot was taken"))))
-                }
-                // The step says it.
-                _ => Ok(()),
+            || {
+                let at_rest = filesystems.freeze();
+                at_rest
+                    .map_err(|error| FreezeFailed::Other(refused(format!("{error}: no snapshot was taken"))))
             },
             || {
                 now = Timestamp::now();
@@ -228,7 +241,7 @@ impl Rest {
         self.steps.extend(ended.steps);
         self.stuck = (!ended.all_thawed).then_some(freezer);
         match frozen {
-            Ok(_) if ended.expired && must_rest => {
+            Ok(_) if ended.expired => {
                 let message =
                     "the filesystems had to be thawed before the volumes were frozen: no snapshot was taken";
                 Err(FreezeFailed::Other(refused(message)))
@@ -337,7 +350,8 @@ pub(crate) fn events_of_failures<'a>(
 }
 
 impl Core {
-    /// The filesystems that these parts want frozen, and what failed of those that may fail.
+    /// The filesystems that these parts want frozen, and what failed of those that may fail. One that several want must be at
+    /// rest if it must for any of them.
     ///
     /// # Errors
     /// As of [`filesystems_of`](Self::filesystems_of), where that means that there is no snapshot.
@@ -345,21 +359,20 @@ impl Core {
         &self,
         around: &[Part],
         members: &Members,
-    ) -> Result<(Vec<Mounted>, Option<QuiesceStep>), ServiceError> {
-        let (mut mounts, mut failed) = (Vec::new(), None);
+    ) -> Result<(Vec<ToFreeze>, Vec<QuiesceStep>), ServiceError> {
+        let (mut wanted, mut failed) = (Vec::new(), Vec::new());
         for part in around.iter().filter(|part| part.quiesce.freeze_fs) {
             let is_its = |(volume, _): &&(Arc<Volume>, SnapshotId)| part.volumes.contains(&volume.id());
             match self.filesystems_of(&members.iter().filter(is_its).cloned().collect()) {
-                Ok(found) => mounts.extend(found),
-                Err(error) if part.aborts() => return Err(error),
-                Err(error) => {
-                    failed = Some(QuiesceStep { rule: part.rule.clone(), ..not_frozen(&error) });
+                Ok(found) => {
+                    let must_rest = part.aborts();
+                    wanted.extend(found.into_iter().map(|mount| ToFreeze { mount, must_rest }));
                 }
+                Err(error) if part.aborts() => return Err(error),
+                Err(error) => failed.push(QuiesceStep { rule: part.rule.clone(), ..not_frozen(&error) }),
             }
         }
-        mounts.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        mounts.dedup();
-        Ok((mounts, failed))
+        Ok((each_once(wanted), failed))
     }
 
     /// The filesystems that are mounted from these volumes' devices.
@@ -410,6 +423,7 @@ impl Core {
                 let _ = core.resting.is_settled.send_replace(true);
             };
             let mut ended = |step: QuiesceStep| {
+                core.resting.failures.note(std::iter::once(&step));
                 store_events(&core.db, &events_of_failures(std::iter::once(&step), &[], false));
                 core.events.wake();
             };
@@ -446,16 +460,17 @@ mod tests {
     struct Double {
         volume: Arc<Volume>,
         calls: Mutex<Vec<&'static str>>,
-        fails: bool,
+        /// Where it does not freeze.
+        fails: Option<&'static str>,
     }
 
     impl Freezer for Double {
         fn sync(&self, _: &Mounted) -> Result<(), FreezerError> {
             Ok(())
         }
-        fn freeze(&self, _: &Mounted) -> Result<(), FreezerError> {
+        fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError> {
             self.calls.lock().push("freeze");
-            if self.fails {
+            if self.fails.is_some_and(|fails| mount.path == Path::new(fails)) {
                 return Err(FreezerError::Call(io::ErrorKind::Unsupported.into()));
             }
             Ok(self.volume.write(0, &[1; 4096], true).map_err(io::Error::other)?)
@@ -480,7 +495,8 @@ mod tests {
         }
 
         fn double(&self, fails: bool) -> Arc<Double> {
-            Arc::new(Double { volume: self.members[0].0.clone(), calls: Mutex::default(), fails })
+            let (volume, calls) = (self.members[0].0.clone(), Mutex::default());
+            Arc::new(Double { volume, calls, fails: fails.then_some("/mnt") })
         }
 
         /// Commands that note their turn, and what is said of the snapshot.
@@ -489,7 +505,9 @@ mod tests {
         }
 
         fn rest_of(&self, parts: Vec<Part>) -> Rest {
-            Rest::new(parts, vec![Mounted { path: "/mnt".into(), device: 1 }], Vec::new(), true)
+            let must_rest = parts.iter().any(Part::aborts);
+            let mount = Mounted { path: "/mnt".into(), device: 1 };
+            Rest::new(parts, vec![ToFreeze { mount, must_rest }], Vec::new(), true)
         }
 
         fn part(&self, name: &str, pre: &str) -> Part {
@@ -591,6 +609,31 @@ mod tests {
             "around a freeze of v, the pre-command of rule a failed (exit status 2): the snapshot was taken all the same"
         );
         assert!(told.len() == 2 && told[1].contains("the freeze of /mnt failed"), "{told:?}");
+    }
+
+    #[test]
+    fn of_volumes_that_are_frozen_together_each_has_its_own_way_with_failures() {
+        let host = Host::new();
+        let mount = |path: &str| Mounted { path: path.into(), device: 1 };
+        let of = |path: &str, must_rest| ToFreeze { mount: mount(path), must_rest };
+        let mut may = host.part("may", "true");
+        may.quiesce.on_failure = OnFailure::Continue;
+        let parts = || vec![may.clone(), host.part("must", "true")];
+        for (bad_must_rest, taken) in [(false, true), (true, false)] {
+            let to_freeze = vec![of("/good", !bad_must_rest), of("/bad", bad_must_rest)];
+            let mut rest = Rest::new(parts(), to_freeze, Vec::new(), true);
+            let (volume, calls) = (host.members[0].0.clone(), Mutex::default());
+            let double = Arc::new(Double { volume, calls, fails: Some("/bad") });
+            let members = vec![(host.members[0].0.clone(), SnapshotId::from_u64(8 + u64::from(taken)))];
+            assert_eq!(rest.freeze_with(host.dir.path(), &members, double.clone()).is_ok(), taken);
+            rest.end(taken);
+            // The other one is frozen all the same.
+            let mut calls = double.calls.lock().clone();
+            calls.sort_unstable();
+            assert_eq!(calls, ["freeze", "freeze", "thaw"], "{bad_must_rest}");
+        }
+        let both = each_once(vec![of("/b", false), of("/a", false), of("/b", true), of("/b", false)]);
+        assert_eq!(both, [of("/a", false), of("/b", true)]);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use blockd_api::{
     schedules::{
         CreateSchedule, ListRuns, RetainAt, Rule, Run, RunState, Schedule, Selector, UpdateSchedule,
     },
-    snapshots::ListSnapshots,
+    snapshots::{ListSnapshots, MarkSnapshot},
     volumes::CloneVolume,
 };
 use blockd_schedule::{KeepReason, Retention, Verdict};
@@ -55,6 +55,42 @@ impl Host {
         }
         panic!("not {count} are left but {:?}", self.scheduled_snapshots().await);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pinned_snapshot_stays_until_it_is_unpinned_or_deleted_by_force() {
+    let mut host = Host::new().await;
+    host.create_volume("v").await;
+    let schedule = host.local_schedule("v", 2, &[]).await;
+    host.ran(&schedule).await;
+    let first = host.scheduled_snapshots().await.remove(0);
+    assert!(!first.pinned);
+    let wanted = blockd_api::SnapshotRef::Id(first.id);
+    assert!(host.client.mark_snapshot(&wanted, &MarkSnapshot { pinned: true }).await.unwrap().pinned);
+    host.stop().await;
+    host.start().await;
+    for _ in 0..3 {
+        host.ran(&schedule).await;
+    }
+    let left = host.left(3).await;
+    assert!(left[0].id == first.id && left[0].pinned && !left[1].pinned, "{left:?}");
+    let plan = host.client.plan_retention(schedule.uuid).await.unwrap();
+    let pinned = plan.snapshots.iter().find(|one| one.snapshot == first.id).unwrap();
+    assert_eq!(pinned.verdict, Verdict::Keep(vec![KeepReason::Pinned]));
+    assert_eq!(api_code(host.client.delete_snapshot(&wanted).await), ErrorCode::SnapshotPinned);
+
+    // Without the pin the retention holds again.
+    host.client.mark_snapshot(&wanted, &MarkSnapshot { pinned: false }).await.unwrap();
+    assert!(host.left(2).await.iter().all(|one| one.id != first.id));
+    let gone = host.client.mark_snapshot(&wanted, &MarkSnapshot { pinned: true }).await;
+    assert_eq!(api_code(gone), ErrorCode::SnapshotNotFound);
+    let by_hand = CreateSnapshot { name: Some("mine".parse().unwrap()), ..CreateSnapshot::default() };
+    host.client.create_snapshot(&"v".parse().unwrap(), &by_hand).await.unwrap();
+    let mine = "v@mine".parse().unwrap();
+    host.client.mark_snapshot(&mine, &MarkSnapshot { pinned: true }).await.unwrap();
+    assert_eq!(api_code(host.client.delete_snapshot(&mine).await), ErrorCode::SnapshotPinned);
+    host.client.delete_snapshot_by_force(&mine).await.unwrap();
+    host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,11 @@ use crate::{
     exports::Exports,
     metrics::strict::{self, Family},
 };
-use blockd_api::cloudsnaps::StartVerify;
+use blockd_api::{
+    cloudsnaps::StartVerify,
+    quiesce::{OnFailure, Quiesce},
+    snapshots::CreateSnapshot,
+};
 use blockd_nbd::{Client, ExportCatalog};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -112,6 +116,32 @@ async fn a_store_that_fails_is_counted() {
         |families: &Families| -> f64 { families[errors].samples.iter().map(|sample| sample.value).sum() };
     assert!(failed(&host.families().await) >= 1.0);
     std::fs::rename(away, place).unwrap();
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_around_snapshots_is_counted_by_phase() {
+    let mut host = Host::new().await;
+    host.create_volume("v").await;
+    let failures = "blockd_rule_failures_total";
+    let count = |now: &Families, phase: &str| value(now, failures, failures, &[("phase", phase)]);
+    let before = host.families().await;
+    assert_eq!(before[failures].samples.len(), 4);
+    assert_eq!(["pre", "freeze", "thaw", "post"].map(|phase| count(&before, phase)), [0.0; 4]);
+    let fails = |quiesce| CreateSnapshot { quiesce, ..CreateSnapshot::default() };
+    let commands = Quiesce {
+        pre_command: Some("exit 3".into()),
+        post_command: Some("exit 4".into()),
+        on_failure: OnFailure::Continue,
+        ..Quiesce::default()
+    };
+    let volume = "v".parse().unwrap();
+    host.client.create_snapshot(&volume, &fails(commands)).await.unwrap();
+    // Nothing is mounted from it.
+    let freeze = Quiesce { freeze_fs: true, ..Quiesce::default() };
+    assert!(host.client.create_snapshot(&volume, &fails(freeze)).await.is_err());
+    let now = host.families().await;
+    assert_eq!(["pre", "freeze", "thaw", "post"].map(|phase| count(&now, phase)), [1.0, 1.0, 0.0, 1.0]);
     host.stop().await;
 }
 

@@ -63,6 +63,10 @@ impl Host {
     }
 }
 
+fn own_user() -> String {
+    nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name
+}
+
 fn of(volume: &str) -> StartBackup {
     StartBackup::of(volume.parse().unwrap())
 }
@@ -117,7 +121,7 @@ async fn rules_are_kept_across_restarts_and_not_deleted_while_something_has_them
     let name = "pg".parse().unwrap();
     let nothing = CreateRule { name: "pg".parse().unwrap(), quiesce: Quiesce::default() };
     assert_eq!(api_code(host.client.create_rule(&nothing).await), ErrorCode::InvalidRequest);
-    let quiesce = Quiesce { user: Some("nobody".into()), ..host.noting("true", "true") };
+    let quiesce = Quiesce { user: Some(own_user()), ..host.noting("true", "true") };
     host.rule("pg", quiesce.clone()).await;
     let again = CreateRule { quiesce: quiesce.clone(), ..nothing };
     assert_eq!(api_code(host.client.create_rule(&again).await), ErrorCode::RuleExists);
@@ -148,6 +152,14 @@ async fn rules_are_kept_across_restarts_and_not_deleted_while_something_has_them
     assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
     host.client.unassign_rule(&name, &volume).await.unwrap();
     assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
+    // So does a schedule that cannot be read, as when its time zone is gone from this host.
+    host.sql("UPDATE schedules SET spec = json_set(spec, '$.rules', 'gone')");
+    assert_eq!(host.client.list_schedules().await.unwrap().unreadable.len(), 1);
+    let refused = host.client.delete_rule(&name).await.unwrap_err().to_string();
+    assert!(refused.contains("(which cannot be read, but can be deleted)"), "{refused}");
+    assert_eq!(host.client.rule(&name).await.unwrap().schedules, [schedule.uuid]);
+    host.sql("UPDATE schedules SET spec = '{\"rule\": \"pg\"'");
+    assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
     host.client.delete_schedule(schedule.uuid).await.unwrap();
     host.client.delete_rule(&name).await.unwrap();
     assert_eq!(api_code(host.client.rule(&name).await), ErrorCode::RuleNotFound);
@@ -156,6 +168,62 @@ async fn rules_are_kept_across_restarts_and_not_deleted_while_something_has_them
     host.assign("other", Some("v"), None).await;
     host.client.delete_volume(&"v".parse().unwrap()).await.unwrap();
     host.client.delete_rule(&"other".parse().unwrap()).await.unwrap();
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_that_cannot_be_run_as_their_user_are_refused_at_once_and_told_at_the_start() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    let good = host.noting("true", "true");
+    let bad = Quiesce { user: Some("no-such-user".into()), ..good.clone() };
+    let name: blockd_api::RuleName = "pg".parse().unwrap();
+    let create = |quiesce: &Quiesce| CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone() };
+    assert_eq!(api_code(host.client.create_rule(&create(&bad)).await), ErrorCode::InvalidRequest);
+    host.client.create_rule(&create(&good)).await.unwrap();
+    let update = UpdateRule { quiesce: bad.clone() };
+    assert_eq!(api_code(host.client.update_rule(&name, &update).await), ErrorCode::InvalidRequest);
+    let inline = StartBackup { quiesce: bad.clone(), ..of("v") };
+    assert_eq!(api_code(host.client.start_backup(&inline).await), ErrorCode::InvalidRequest);
+    assert_eq!(host.client.rule(&name).await.unwrap().problem, None);
+
+    // Its user is gone.
+    let stored = serde_json::to_string(&bad).unwrap().replace('\'', "''");
+    host.sql(&format!("UPDATE rules SET quiesce = '{stored}'"));
+    host.stop().await;
+    host.start().await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while host.failures().await.is_empty() {
+        assert!(std::time::Instant::now() < deadline, "nothing is told");
+        tokio::task::yield_now().await;
+    }
+    let (severity, message) = host.failures().await.remove(0);
+    assert_eq!(severity, Severity::Error);
+    assert!(
+        message.starts_with("the commands of rule pg cannot be run: there is no user no-such-user"),
+        "{message}"
+    );
+    let problem = host.client.rule(&name).await.unwrap().problem.unwrap();
+    assert!(message.ends_with(&problem), "{problem}");
+
+    let target = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
+    assert_eq!(api_code(host.client.assign_rule(&name, &target).await), ErrorCode::InvalidRequest);
+    let schedule = host.schedule(1).await;
+    let with_rule = UpdateSchedule { rule: Some(Some(name.clone())), ..UpdateSchedule::default() };
+    let refused = host.client.update_schedule(schedule.uuid, &with_rule).await;
+    assert_eq!(api_code(refused), ErrorCode::InvalidRequest);
+    let scheduled = CreateSchedule {
+        selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
+        rule: Some(name.clone()),
+        ..CreateSchedule::default()
+    };
+    let refused = host.client.create_schedule(&scheduled).await.unwrap_err().to_string();
+    assert!(refused.contains("no-such-user"), "{refused}");
+
+    host.client.update_rule(&name, &UpdateRule { quiesce: good }).await.unwrap();
+    assert_eq!(host.client.rule(&name).await.unwrap().problem, None);
+    host.client.assign_rule(&name, &target).await.unwrap();
     host.stop().await;
 }
 

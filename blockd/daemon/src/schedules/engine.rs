@@ -588,7 +588,7 @@ pub(crate) fn judge_local(
                 None => Condition::Done,
             },
             health: Health::Unverified,
-            pinned: false,
+            pinned: row.pinned,
             expires: None,
         };
         volumes.entry(volume).or_default().push(snapshot);

@@ -200,7 +200,7 @@ impl Core {
             if entry.is_some_and(|entry| entry.is_rolling_back()) {
                 continue;
             }
-            match self.delete_snapshot(&SnapshotRef::Id(id)).await {
+            match self.delete_snapshot(&SnapshotRef::Id(id), false).await {
                 Ok(_) => {
                     let run = RunRow {
                         state: RunState::Expired,

@@ -179,6 +179,9 @@ impl Core {
             return Err(invalid(message));
         }
         let retain_at = self.retain_at(&request.retain_at, &credentials).await?;
+        if let Some(rule) = &request.rule {
+            self.refuse_rule(rule).await?;
+        }
         let now = Timestamp::now();
         let row = ScheduleRow {
             uuid: Uuid::new_v4(),
@@ -250,6 +253,9 @@ impl Core {
         request: UpdateSchedule,
     ) -> Result<Schedule, ServiceError> {
         let now = Timestamp::now();
+        if let Some(Some(rule)) = &request.rule {
+            self.refuse_rule(rule).await?;
+        }
         let retain_at = match &request.retain_at {
             Some(given) => {
                 let row = self.db.run(move |tx| find(tx, uuid)).await?;

@@ -239,6 +239,7 @@ impl World {
             freeze_stall_micros: 0,
             taken_with: None,
             quiesce: None,
+            pinned: false,
         };
         self.tx(|tx| row.insert(tx));
     }

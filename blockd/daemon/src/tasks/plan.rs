@@ -308,6 +308,7 @@ mod tests {
             freeze_stall_micros: 0,
             taken_with: None,
             quiesce: None,
+            pinned: false,
         };
         assert!(plan.is_of(&snapshot));
         assert!(!plan.is_of(&SnapshotRow { epoch: Epoch(plan.epoch.0 + 1), ..snapshot.clone() }));

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
 pub const APPLY_HELP: &str = "\
-A file holds objects, as YAML documents or as JSON: BackupLocation, SchedulePolicy, VolumeBackup, VolumeBackupSchedule, \
+A file holds objects, as YAML documents or as JSON: BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, \
 VolumeRestore and VolumeClone. What is there already and is as the file says stays as it is, so that a file can be applied \
 again. Backups, restores and clones are made once for each name: the name of a backup is kept with it in the store, that of a \
 restore or clone is the new volume. Backups that other hosts made in the same place are not meant by a name: a restore reaches \
@@ -43,7 +43,8 @@ pub const DELETE_HELP: &str = "\
 Without their object, backups stay in the store unless it says `reclaimPolicy: Delete`; one that is named here is deleted. \
 If there are several of the name, `--location` and `--volume` say which, or the id in the place of the name, which also reaches \
 those that other hosts stored. \
-Volumes that restores and clones made stay: see `blockctl volume delete`.
+Volumes that restores and clones made stay: see `blockctl volume delete`. A rule that volumes or groups have goes only by an \
+object that names all of them.
 
 Examples:
   blockctl delete -f backups.yaml

@@ -21,6 +21,9 @@ after it BLOCKD_TAKEN as well: yes, no, or unknown after a crash. If the command
 backup, unless --on-failure continue says otherwise. The command after runs in any case, also when \
 blockd was killed in between; it may run when the one before did not, or more than once.
 
+Commands run as the user of blockd unless --user names another one. blockd must be allowed to run them so, and refuses the rule \
+otherwise: the packaged unit needs the drop-in /usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf for it.
+
 Examples:
   blockctl rule create pg --pre-command /usr/local/lib/blockd/checkpoint --user postgres --timeout 30s
   blockctl rule create db --pre-command 'hold begin' --post-command 'hold end' --freeze-fs";

@@ -70,7 +70,22 @@ Examples:
 const DELETE_HELP: &str = "\
 Examples:
   blockctl snapshot delete db@before-upgrade
-  blockctl snapshot delete 725134927222077463";
+  blockctl snapshot delete 725134927222077463
+  blockctl snapshot delete db@golden --force";
+
+const PIN_HELP: &str = "\
+No schedule deletes what is pinned, and `snapshot delete` does so only with \
+--force. It goes with its volume, if that is deleted.
+
+Examples:
+  blockctl snapshot pin db@before-upgrade
+  blockctl -j snapshot pin 725134927222077463";
+
+const UNPIN_HELP: &str = "\
+The retention of the schedule that made it, if one did, holds again.
+
+Examples:
+  blockctl snapshot unpin db@before-upgrade";
 
 /// What to do with snapshots.
 #[derive(Debug, Subcommand)]
@@ -93,6 +108,12 @@ pub enum SnapshotCommand {
     /// Roll a volume back to a snapshot
     #[command(visible_alias = "r", after_help = RESTORE_HELP)]
     Restore(RestoreArgs),
+    /// Keep a snapshot whatever schedules say
+    #[command(after_help = PIN_HELP)]
+    Pin(InspectArgs),
+    /// Take a pin back
+    #[command(after_help = UNPIN_HELP)]
+    Unpin(InspectArgs),
     /// Delete a snapshot
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
     Delete(DeleteArgs),
@@ -132,7 +153,7 @@ pub struct CreateGroupArgs {
     pub rest: RestArgs,
 }
 
-/// `snapshot inspect`
+/// `snapshot inspect`, `pin` and `unpin`
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// Id of the snapshot, or VOLUME@NAME
@@ -217,6 +238,9 @@ impl std::str::FromStr for Point {
 pub struct DeleteArgs {
     /// Id of the snapshot, or VOLUME@NAME
     pub snapshot: SnapshotRef,
+    /// Also if it is pinned
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[cfg(test)]

@@ -20,6 +20,13 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
                 true => context.output.document(&list)?,
                 false => context.output.table(&table(&list.rules))?,
             }
+            for rule in &list.rules {
+                if let Some(problem) = &rule.problem {
+                    context
+                        .output
+                        .note(format!("the commands of rule {} cannot be run: {problem}", rule.name));
+                }
+            }
             return Ok(EXIT_DONE);
         }
         RuleCommand::Inspect(args) => {
@@ -137,6 +144,9 @@ fn facts(rule: &HookRule) -> Facts {
         .add("Timeout", timeout(quiesce))
         .add("On failure", quiesce.on_failure)
         .add("Used by", or_dash(used_by(rule)));
+    if let Some(problem) = &rule.problem {
+        facts.add("Problem", problem);
+    }
     facts
 }
 

@@ -14,8 +14,8 @@ use blockd_api::{
     ByteSize, ClientError, SnapshotRef, VolumeRef, format_time,
     quiesce::{QuiesceReport, QuiesceStep},
     snapshots::{
-        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, ListSnapshots, RestoreSnapshot, Snapshot,
-        SnapshotGroup,
+        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, ListSnapshots, MarkSnapshot, RestoreSnapshot,
+        Snapshot, SnapshotGroup,
     },
 };
 use std::time::Duration;
@@ -33,7 +33,9 @@ pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, 
         SnapshotCommand::Inspect(args) => inspect(context, &args.snapshot).await,
         SnapshotCommand::Diff(args) => diff(context, args).await,
         SnapshotCommand::Restore(args) => restore(context, args).await,
-        SnapshotCommand::Delete(args) => delete(context, &args.snapshot).await,
+        SnapshotCommand::Pin(args) => pin(context, &args.snapshot, true).await,
+        SnapshotCommand::Unpin(args) => pin(context, &args.snapshot, false).await,
+        SnapshotCommand::Delete(args) => delete(context, &args.snapshot, args.force).await,
     }?;
     Ok(EXIT_DONE)
 }
@@ -112,6 +114,7 @@ fn table(snapshots: &[Snapshot]) -> Table {
         "SHARED",
         "FREEZE",
         "GROUP",
+        "KEPT",
         "STATUS",
     ]);
     for snapshot in snapshots {
@@ -125,6 +128,7 @@ fn table(snapshots: &[Snapshot]) -> Table {
             or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)),
             micros(snapshot.freeze_stall_micros),
             or_dash(snapshot.taken_with.as_ref().map(group_name)),
+            or_dash(snapshot.pinned.then_some("pinned")),
             snapshot.state.to_string(),
         ]);
     }
@@ -147,6 +151,7 @@ fn facts(snapshot: &Snapshot) -> Facts {
         .add("Volume", format!("{} ({})", snapshot.volume, snapshot.volume_id))
         .add("Created", format_time(snapshot.created))
         .add("Status", snapshot.state)
+        .add("Pinned", snapshot.pinned)
         .add("Epoch", snapshot.epoch)
         .add("Dirty", ByteSize::from_bytes(snapshot.dirty_bytes))
         .add("Exclusive", or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)))
@@ -254,8 +259,21 @@ async fn watched<T>(
     done
 }
 
-async fn delete(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<(), Failure> {
-    let deleted = context.client.delete_snapshot(snapshot).await?;
+async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Result<(), Failure> {
+    let snapshot = context.client.mark_snapshot(snapshot, &MarkSnapshot { pinned }).await?;
+    if context.output.is_json() {
+        return context.output.document(&snapshot);
+    }
+    let what = if snapshot.pinned { "is pinned" } else { "is kept as schedules say" };
+    context.output.line(format!("Snapshot {}@{} {what}.", snapshot.volume, snapshot.name))
+}
+
+async fn delete(context: &Context<'_>, snapshot: &SnapshotRef, force: bool) -> Result<(), Failure> {
+    let client = &context.client;
+    let deleted = match force {
+        true => client.delete_snapshot_by_force(snapshot).await?,
+        false => client.delete_snapshot(snapshot).await?,
+    };
     if context.output.is_json() {
         return context.output.document(&deleted);
     }

@@ -7,6 +7,7 @@ pub mod clone;
 pub mod emit;
 pub mod fields;
 mod foreign;
+pub mod hook;
 pub mod location;
 pub mod node;
 pub mod restore;
@@ -39,6 +40,8 @@ pub enum Kind {
     BackupLocation,
     /// When, for several schedules.
     SchedulePolicy,
+    /// What is done around freezes.
+    Rule,
     /// A backup, once.
     VolumeBackup,
     /// Backups by a schedule.
@@ -51,9 +54,10 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds; each needs at most those before it.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::BackupLocation,
         Self::SchedulePolicy,
+        Self::Rule,
         Self::VolumeBackup,
         Self::VolumeBackupSchedule,
         Self::VolumeRestore,
@@ -65,6 +69,7 @@ impl Kind {
         match self {
             Self::BackupLocation => "BackupLocation",
             Self::SchedulePolicy => "SchedulePolicy",
+            Self::Rule => "Rule",
             Self::VolumeBackup => "VolumeBackup",
             Self::VolumeBackupSchedule => "VolumeBackupSchedule",
             Self::VolumeRestore => "VolumeRestore",
@@ -76,6 +81,7 @@ impl Kind {
         match self {
             Self::BackupLocation => "bl",
             Self::SchedulePolicy => "sp",
+            Self::Rule => "r",
             Self::VolumeBackup => "vb",
             Self::VolumeBackupSchedule => "vbs",
             Self::VolumeRestore => "vr",
@@ -93,7 +99,7 @@ impl fmt::Display for Kind {
 /// A word that is no kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no kind of object: there are BackupLocation, SchedulePolicy, VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone"
+    "`{0}` is no kind of object: there are BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone"
 )]
 pub struct UnknownKind(String);
 
@@ -122,6 +128,8 @@ pub enum Body {
     Location(Box<location::Location>),
     /// Of a schedule policy.
     Policy(rules::Rules),
+    /// Of a rule.
+    Rule(hook::Hook),
     /// Of a backup.
     Backup(backup::Backup),
     /// Of a schedule.
@@ -151,6 +159,7 @@ impl Object {
         match &self.body {
             Body::Location(_) => Kind::BackupLocation,
             Body::Policy(_) => Kind::SchedulePolicy,
+            Body::Rule(_) => Kind::Rule,
             Body::Backup(_) => Kind::VolumeBackup,
             Body::Schedule(_) => Kind::VolumeBackupSchedule,
             Body::Restore(_) => Kind::VolumeRestore,
@@ -163,6 +172,7 @@ impl Object {
         let (field, body) = match &self.body {
             Body::Location(location) => ("location", location.view()),
             Body::Policy(rules) => ("policy", rules.view()),
+            Body::Rule(hook) => ("spec", hook.view()),
             Body::Backup(backup) => ("spec", backup.view()),
             Body::Schedule(schedule) => ("spec", schedule.view()),
             Body::Restore(restore) => ("spec", restore.view(&self.name)),
@@ -269,6 +279,7 @@ fn object(node: &Node, file: &str, reading: &Reading) -> Option<Object> {
     let body = match kind? {
         Kind::BackupLocation => location::read(&mut fields).map(Box::new).map(Body::Location),
         Kind::SchedulePolicy => rules::read_policy(&mut fields).map(Body::Policy),
+        Kind::Rule => hook::read(&mut fields).map(Body::Rule),
         Kind::VolumeBackup => backup::read(&mut fields).map(Body::Backup),
         Kind::VolumeBackupSchedule => schedule::read(&mut fields).map(Box::new).map(Body::Schedule),
         Kind::VolumeRestore => restore::read(&mut fields).map(Body::Restore),

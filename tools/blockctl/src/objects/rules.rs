@@ -120,10 +120,13 @@ pub fn retain_view(retain: &Retention) -> Value {
     if *retain == only_last && retain.keep_last > 0 {
         return retain.keep_last.into();
     }
-    if retain.keeps_all() {
+    if *retain == Retention::default() {
         return "all".into();
     }
     let mut view = Map::new();
+    if retain.keeps_all() {
+        view.insert("all".to_owned(), true.into());
+    }
     for (name, count) in [
         ("last", retain.keep_last),
         ("hourly", retain.keep_hourly),
@@ -161,6 +164,7 @@ pub fn read_retain(fields: &mut Fields<'_>) -> Option<Retention> {
         return fields.number("retain", 1).map(|keep_last| Retention { keep_last, ..Retention::default() });
     }
     let mut by_name = fields.fields("retain")?;
+    let all = by_name.flag("all").unwrap_or(false);
     let mut count = |name| by_name.number(name, 0).unwrap_or(0);
     let mut retain = Retention {
         keep_last: count("last"),
@@ -172,12 +176,12 @@ pub fn read_retain(fields: &mut Fields<'_>) -> Option<Retention> {
         ..Retention::default()
     };
     retain.zone = by_name.parsed("timeZone").unwrap_or_default();
-    if retain.keeps_all() {
-        by_name.reading.wrong(
-            by_name.line,
-            &path,
-            "this keeps nothing that is named: write `all` to keep all",
-        );
+    if retain.keeps_all() != all {
+        let what = match all {
+            true => "this keeps all, and only some: leave out `all`, or the numbers",
+            false => "this keeps nothing that is named: write `all` to keep all",
+        };
+        by_name.reading.wrong(by_name.line, &path, what);
     }
     by_name.finish();
     Some(retain)

@@ -9,10 +9,11 @@ use super::{
 };
 use blockd_api::{
     CredentialName, CredentialRef, ObjectName, RuleName, VolumeRef,
-    schedules::{CreateSchedule, PolicyName, Priority, Schedule, Selector, UpdateSchedule},
+    schedules::{CreateSchedule, PolicyName, Priority, RetainAt, Schedule, Selector, UpdateSchedule},
 };
 use blockd_schedule::{Jitter, Retention};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// A schedule.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +40,8 @@ pub struct Scheduled {
     pub rule: Option<RuleName>,
     /// Local snapshots are kept as well, and so many of them.
     pub local: Option<Retention>,
+    /// Places that keep other backups, and which.
+    pub retain_at: BTreeMap<CredentialName, Retention>,
 }
 
 impl Scheduled {
@@ -54,7 +57,12 @@ impl Scheduled {
             Selector { label: Some(label), .. } => Volumes::Label(label.clone()),
             _ => return None,
         };
+        let retain_at = schedule.retain_at.iter().map(|at| match &at.cred_id {
+            CredentialRef::Id(uuid) => Some((location(uuid)?, at.retain.clone())),
+            CredentialRef::Name(name) => Some((name.clone(), at.retain.clone())),
+        });
         Some(Self {
+            retain_at: retain_at.collect::<Option<_>>()?,
             policy: schedule.policy.clone(),
             rules: Rules::of(&schedule.rules),
             suspend: schedule.paused,
@@ -92,6 +100,12 @@ impl Scheduled {
         }
         view.insert("suspend".to_owned(), self.suspend.into());
         view.insert("retain".to_owned(), rules::retain_view(&self.retain));
+        let retain_at = self.retain_at.iter().map(
+            |(place, retain)| json!({ "backupLocation": place.as_str(), "retain": rules::retain_view(retain) }),
+        );
+        if !self.retain_at.is_empty() {
+            view.insert("retainAt".to_owned(), retain_at.collect());
+        }
         if let Some(local) = &self.local {
             view.insert("localSnapshots".to_owned(), json!({ "retain": rules::retain_view(local) }));
         }
@@ -117,13 +131,22 @@ impl Scheduled {
             policy: self.policy.clone(),
             retain: self.retain.clone(),
             local: self.local.clone(),
-            retain_at: Vec::new(),
+            retain_at: self.retain_at(),
             full: self.full,
             jitter_seconds: Jitter { max_s: self.jitter_s },
             priority: self.priority,
             rule: self.rule.clone(),
             paused: self.suspend,
         }
+    }
+
+    /// What single places keep, as the daemon takes it.
+    pub fn retain_at(&self) -> Vec<RetainAt> {
+        let one = |(place, retain): (&CredentialName, &Retention)| RetainAt {
+            cred_id: CredentialRef::Name(place.clone()),
+            retain: retain.clone(),
+        };
+        self.retain_at.iter().map(one).collect()
     }
 
     /// What makes another one like this; what is alike is left out, so that its runs go on.
@@ -136,7 +159,7 @@ impl Scheduled {
             policy: if is.policy == self.policy { None } else { self.policy.clone() },
             retain: changed(&is.retain, &self.retain),
             local: changed(&is.local, &self.local),
-            retain_at: None,
+            retain_at: (is.retain_at != self.retain_at).then(|| self.retain_at()),
             full: changed(&is.full, &self.full),
             jitter_seconds: changed(&is.jitter_s, &self.jitter_s).map(|max_s| Jitter { max_s }),
             priority: changed(&is.priority, &self.priority),
@@ -193,6 +216,7 @@ pub fn read(fields: &mut Fields<'_>) -> Option<Scheduled> {
         local.finish();
         retain
     });
+    let retain_at = read_retain_at(&mut spec);
     let jitter_s = spec.number("jitterSeconds", 0).unwrap_or(0);
     let priority = match spec.text("priority").as_deref() {
         None => Priority::default(),
@@ -218,6 +242,12 @@ pub fn read(fields: &mut Fields<'_>) -> Option<Scheduled> {
     if locations.is_empty() && local.is_none() {
         template.missing("backupLocation");
     }
+    for (place, (line, path, _)) in &retain_at {
+        if !locations.contains(place) {
+            let what = format!("nothing is backed up to {place} by this schedule: name one of its places");
+            template.reading.wrong(*line, path, what);
+        }
+    }
     let volumes = Volumes::read(&mut template);
     let full = template.flag("full").unwrap_or(false);
     let rule = exec_rule(&mut template);
@@ -235,5 +265,27 @@ pub fn read(fields: &mut Fields<'_>) -> Option<Scheduled> {
         full,
         rule,
         local,
+        retain_at: retain_at.into_iter().map(|(place, (_, _, retain))| (place, retain)).collect(),
     })
+}
+
+/// Takes what is kept in single places, each with the line and the path of the place.
+fn read_retain_at(spec: &mut Fields<'_>) -> BTreeMap<CredentialName, (usize, String, Retention)> {
+    let mut found = BTreeMap::new();
+    for (path, node) in spec.each("retainAt") {
+        let Some(mut one) = Fields::of(node, path, spec.reading) else { continue };
+        let (line, path) = (one.line, format!("{}.backupLocation", one.path));
+        let place: Option<CredentialName> = one.required("backupLocation");
+        if !one.has("retain") {
+            one.missing("retain");
+        }
+        let retain = rules::read_retain(&mut one);
+        one.finish();
+        let (Some(place), Some(retain)) = (place, retain) else { continue };
+        if found.contains_key(&place) {
+            spec.reading.wrong(line, &path, format!("{place} is there already"));
+        }
+        found.insert(place, (line, path, retain));
+    }
+    found
 }

@@ -1,5 +1,6 @@
 use super::*;
 use blockd_api::credentials::{AzureAuth, CreateCredential, ProviderRequest, SwiftAuth};
+use std::collections::BTreeMap;
 
 fn objects(text: &str) -> Vec<Object> {
     parse(text, "test.yaml", Path::new("/dir")).unwrap_or_else(|problems| panic!("{problems:?}"))
@@ -78,12 +79,12 @@ metadata: {name: -x}
             "line 11: policy.hourly: there is no such field: there are calendar, cron, daily, interval, monthly, timeZone, weekly",
             "line 17: spec.priority: \"highest\" is none of low, normal and high",
             "line 18: spec.schedule.interval.retain: \"2.5\" is no whole number from 1 on",
-            "line 19: spec.retain.never: there is no such field: there are daily, hourly, last, monthly, timeZone, weekly, yearly",
+            "line 19: spec.retain.never: there is no such field: there are all, daily, hourly, last, monthly, timeZone, weekly, yearly",
             "line 23: spec.template.spec.backupLocation: this is missing",
             "line 23: spec.template.spec.volume: one of volume, group and selectors is expected",
             "line 23: spec.template.spec.namespaces: there are none here: name a volume, a group, or labels of volumes in selectors",
             "line 23: spec.template.spec.reclaimPolicy: only Retain is possible: backups outlive what made them",
-            "line 26: kind: `Pod` is no kind of object: there are BackupLocation, SchedulePolicy, VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone",
+            "line 26: kind: `Pod` is no kind of object: there are BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone",
             "line 28: metadata.name: the name \"-x\" must begin with a letter or a digit",
         ]
     );
@@ -371,6 +372,16 @@ fn a_schedule_becomes_what_the_daemon_takes() {
     );
     assert_eq!(local.local.as_ref().map(ToString::to_string).as_deref(), Some("last=24,daily=3"));
     assert!(local.create(&"nightly".parse().unwrap()).cred_ids.is_empty());
+    let places = with(
+        "spec: {schedulePolicyName: gold, retainAt: [{backupLocation: b, retain: {last: 2, monthly: 12, timeZone: Europe/Berlin}}, {backupLocation: a, retain: all}], retain: {all: true, timeZone: Asia/Tokyo}, template: {spec: {volume: db, backupLocation: [a, b]}}}",
+    );
+    let told: Vec<String> =
+        places.retain_at().iter().map(|at| format!("{} {}", at.cred_id, at.retain)).collect();
+    assert_eq!(told, ["a all", "b last=2,monthly=12"]);
+    assert_eq!(places.update(&places.clone()).retain_at, None);
+    let without = schedule::Scheduled { retain_at: BTreeMap::new(), ..places.clone() };
+    assert_eq!(places.update(&without).retain_at.map(|places| places.len()), Some(2));
+    assert_eq!(without.update(&places).retain_at, Some(Vec::new()));
     // Only what differs is changed.
     let other = schedule::Scheduled { jitter_s: 1, ..gold.clone() };
     let update = gold.update(&other);
@@ -381,11 +392,65 @@ fn a_schedule_becomes_what_the_daemon_takes() {
         one.fixed(&gold),
         ["spec.template.spec.backupLocation", "spec.template.spec.volume", "spec.schedulePolicyName"]
     );
-    for spec in [&one, &gold, &ruled, &local] {
+    for spec in [&one, &gold, &ruled, &local, &places] {
         let text = emit::yaml(&document(Kind::VolumeBackupSchedule, "nightly", "spec", &spec.view()));
         let Body::Schedule(again) = objects(&text).remove(0).body else { panic!("{text}") };
         assert_eq!(*again, *spec, "{text}");
     }
+}
+
+#[test]
+fn what_is_kept_in_places_is_of_places_that_there_are() {
+    let head = "apiVersion: blockd/v1\nkind: VolumeBackupSchedule\nmetadata: {name: x}\n";
+    let told = problems(&format!(
+        "{head}spec:\n  schedulePolicyName: gold\n  retainAt:\n    - {{backupLocation: c, retain: 1}}\n    - {{backupLocation: a}}\n    - {{retain: 1}}\n    - {{backupLocation: b, retain: {{last: 1, all: true}}}}\n    - {{backupLocation: b, retain: 1}}\n  template: {{spec: {{volume: db, backupLocation: [a, b]}}}}\n"
+    ));
+    assert_eq!(
+        told,
+        [
+            "line 7: spec.retainAt[0].backupLocation: nothing is backed up to c by this schedule: name one of its places",
+            "line 8: spec.retainAt[1].retain: this is missing",
+            "line 9: spec.retainAt[2].backupLocation: this is missing",
+            "line 10: spec.retainAt[3].retain: this keeps all, and only some: leave out `all`, or the numbers",
+            "line 11: spec.retainAt[4].backupLocation: b is there already",
+        ]
+    );
+}
+
+#[test]
+fn rules_around_freezes_are_written_as_they_are_read() {
+    for body in [
+        "spec: {preCommand: hold begin, postCommand: \"a: b\\n# c\", user: postgres, timeout: 2m, onFailure: continue, freezeFs: true, volumes: [b, a, b], groups: [shop]}",
+        "spec: {freezeFs: true, volumes: [], groups: shop}",
+        "spec: {postCommand: \"true\"}",
+    ] {
+        let first = object(Kind::Rule, body);
+        let text = emit::yaml(&first.view());
+        let again = objects(&text).remove(0);
+        let (Body::Rule(hook), Body::Rule(same)) = (&first.body, &again.body) else { panic!("{first:?}") };
+        assert_eq!(hook, same, "{text}");
+    }
+    let Body::Rule(hook) = object(Kind::Rule, "spec: {preCommand: x, timeout: 2m}").body else { panic!() };
+    assert_eq!((hook.quiesce.command_timeout_s, hook.volumes), (Some(120), None));
+    let head = "apiVersion: blockd/v1\nkind: Rule\nmetadata: {name: x}\n";
+    assert_eq!(
+        problems(&format!(
+            "{head}spec:\n  preCommand: \" \"\n  user: -x\n  timeout: 11m\n  onFailure: never\n  freezeFs: maybe\n  volumes: [a b]\n  preExec: y\n"
+        )),
+        [
+            "line 5: spec.preCommand: the pre-command is empty: give a command for /bin/sh, or leave it away",
+            "line 6: spec.user: \"-x\" is no name of a user",
+            "line 7: spec.timeout: 660 s is no time for a command: give 1 s to 600 s",
+            "line 8: spec.onFailure: \"never\" is neither abort nor continue",
+            "line 9: spec.freezeFs: \"maybe\" is neither true nor false",
+            "line 10: spec.volumes[0]: the volume name \"a b\" has the character ' ': only A-Z a-z 0-9 . _ - are allowed",
+            "line 11: spec.preExec: there is no such field: there are freezeFs, groups, onFailure, postCommand, preCommand, timeout, user, volumes",
+        ]
+    );
+    assert_eq!(
+        problems(&format!("{head}spec: {{user: postgres}}\n")),
+        ["line 4: spec: a rule needs something to do: give preCommand, postCommand or freezeFs"]
+    );
 }
 
 #[test]

@@ -15,13 +15,15 @@ use crate::{
         Body, Kind, Object,
         backup::Volumes,
         clone::{CLONED_FROM, Clone},
+        hook::Hook,
     },
     wait::follow,
 };
 use blockd_api::{
-    Labels, ObjectName, VolumeName, VolumeRef,
+    GroupName, Labels, ObjectName, RuleName, VolumeName, VolumeRef,
     cloudsnaps::{StartBackup, StartRestore},
     lazy::{StartLazyRestore, StoreLoss},
+    rules::{CreateRule, RuleTarget, UpdateRule},
     schedules::{Policy, PolicyName, UpdatePolicy},
     snapshots::CreateSnapshot,
     tasks::TaskStage,
@@ -168,6 +170,12 @@ async fn create(context: &Context<'_>, object: Object, world: &World) -> Result<
             let request = Policy { name: policy_name(&name)?, rules: rules.to_api() };
             client.create_policy(&request).await?;
         }
+        Body::Rule(hook) => {
+            let name = rule_name(&name)?;
+            let quiesce = hook.quiesce.clone();
+            client.create_rule(&CreateRule { name: name.clone(), quiesce }).await?;
+            give_rule(context, &name, &hook, world).await?;
+        }
         Body::Schedule(schedule) => {
             client.create_schedule(&schedule.create(&name)).await?;
         }
@@ -253,6 +261,14 @@ async fn update(context: &Context<'_>, object: Object, world: &World) -> Result<
             let request = UpdatePolicy { rules: rules.to_api() };
             client.update_policy(&policy_name(&object.name)?, &request).await?;
         }
+        Body::Rule(hook) => {
+            let name = rule_name(&object.name)?;
+            let is = world.rule(name.as_str()).map(Hook::of);
+            if is.is_none_or(|is| is.quiesce != hook.quiesce) {
+                client.update_rule(&name, &UpdateRule { quiesce: hook.quiesce.clone() }).await?;
+            }
+            give_rule(context, &name, hook, world).await?;
+        }
         Body::Schedule(schedule) => {
             let found = world.schedules.iter().find(|one| one.name.as_ref() == Some(&object.name));
             if let Some((found, is)) = found.and_then(|one| Some((one, world.scheduled(one)?))) {
@@ -263,6 +279,41 @@ async fn update(context: &Context<'_>, object: Object, world: &World) -> Result<
         Body::Backup(_) | Body::Restore(_) | Body::Clone(_) => {}
     }
     Ok(())
+}
+
+/// Has just those volumes and groups have a rule that it says.
+async fn give_rule(
+    context: &Context<'_>,
+    name: &RuleName,
+    hook: &Hook,
+    world: &World,
+) -> Result<(), Failure> {
+    let of_volume =
+        |volume: &VolumeName| RuleTarget { volume: Some(VolumeRef::Name(volume.clone())), group: None };
+    let of_group = |group: &GroupName| RuleTarget { volume: None, group: Some(group.clone()) };
+    let (mut taken, mut given) = (Vec::new(), Vec::new());
+    let is = world.rule(name.as_str());
+    if let Some(should) = &hook.volumes {
+        let has = is.map_or(&[][..], |rule| rule.volumes.as_slice());
+        taken.extend(has.iter().filter(|one| !should.contains(one)).map(of_volume));
+        given.extend(should.iter().filter(|one| !has.contains(one)).map(of_volume));
+    }
+    if let Some(should) = &hook.groups {
+        let has = is.map_or(&[][..], |rule| rule.groups.as_slice());
+        taken.extend(has.iter().filter(|one| !should.contains(one)).map(of_group));
+        given.extend(should.iter().filter(|one| !has.contains(one)).map(of_group));
+    }
+    for target in &taken {
+        context.client.unassign_rule(name, target).await?;
+    }
+    for target in &given {
+        context.client.assign_rule(name, target).await?;
+    }
+    Ok(())
+}
+
+fn rule_name(name: &ObjectName) -> Result<RuleName, Failure> {
+    name.as_str().parse().map_err(|error: blockd_api::NameError| Failure::usage(error.to_string()))
 }
 
 fn policy_name(name: &ObjectName) -> Result<PolicyName, Failure> {

@@ -9,9 +9,9 @@ use crate::{
     cli::objects::{DeleteArgs, FileArg},
     commands::Context,
     failure::{EXIT_DONE, Failure},
-    objects::{Body, Kind},
+    objects::{Body, Kind, hook::Hook},
 };
-use blockd_api::CredentialRef;
+use blockd_api::{CredentialRef, RuleName, VolumeRef, rules::RuleTarget};
 use serde_json::json;
 
 /// What is to go.
@@ -20,6 +20,8 @@ struct Wanted {
     name: String,
     /// The backups that go, if it is one, and if somebody named it or its object says that what it made goes with it.
     backups: Option<erase::Target>,
+    /// What of those that have it goes with it, if it is a rule whose object says which they are.
+    rule: Option<Hook>,
 }
 
 /// `delete`: what needs others goes before them.
@@ -32,6 +34,7 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure>
             let id = name.parse().ok();
             let scope = Scope { locations: args.location.clone().map(|location| vec![location]), id };
             let world = super::world_for_kind(context, kind, &scope).await?;
+            world.refuse_hidden(kind)?;
             let target = erase::Target {
                 name: name.clone(),
                 id,
@@ -45,7 +48,7 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure>
             if !is_there {
                 return Err(api(missing(kind, &name)));
             }
-            (vec![Wanted { kind, name, backups: Some(target) }], world)
+            (vec![Wanted { kind, name, backups: Some(target), rule: None }], world)
         }
         _ => {
             let objects = read(&FileArg { file: args.file })?;
@@ -61,7 +64,12 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure>
                     }),
                     _ => None,
                 };
-                Wanted { kind: object.kind(), name, backups }
+                let kind = object.kind();
+                let rule = match object.body {
+                    Body::Rule(hook) => Some(hook),
+                    _ => None,
+                };
+                Wanted { kind, name, backups, rule }
             });
             (wanted.collect(), world)
         }
@@ -89,6 +97,7 @@ async fn delete(
     dry_run: bool,
 ) -> Result<&'static str, Failure> {
     let client = &context.client;
+    world.refuse_hidden(one.kind)?;
     let is_said = one.kind == Kind::VolumeBackup && one.backups.is_some();
     if !is_said && !world.of(one.kind).iter().any(|found| found.name == one.name) {
         return Ok("not there");
@@ -106,6 +115,12 @@ async fn delete(
                 (dry_run, world.policies.iter().find(|found| found.name.as_str() == one.name))
             {
                 client.delete_policy(&found.name).await?;
+            }
+        }
+        Kind::Rule => {
+            if let (false, Some(found)) = (dry_run, world.rule(&one.name)) {
+                let name = found.name.clone();
+                delete_rule(context, &name, one.rule.as_ref()).await?;
             }
         }
         Kind::VolumeBackupSchedule => {
@@ -127,4 +142,27 @@ async fn delete(
         Kind::VolumeRestore | Kind::VolumeClone => return Ok("kept as a volume"),
     }
     Ok("deleted")
+}
+
+/// Deletes a rule. Volumes and groups that its object names are relieved of it first, if nothing else has it.
+async fn delete_rule(context: &Context<'_>, name: &RuleName, said: Option<&Hook>) -> Result<(), Failure> {
+    let client = &context.client;
+    // What had it may be deleted by now.
+    let now = client.rule(name).await?;
+    let volumes = said.and_then(|hook| hook.volumes.as_deref()).unwrap_or_default();
+    let groups = said.and_then(|hook| hook.groups.as_deref()).unwrap_or_default();
+    let is_all = now.schedules.is_empty()
+        && now.volumes.iter().all(|volume| volumes.contains(volume))
+        && now.groups.iter().all(|group| groups.contains(group));
+    if is_all {
+        for volume in now.volumes {
+            let target = RuleTarget { volume: Some(VolumeRef::Name(volume)), group: None };
+            client.unassign_rule(name, &target).await?;
+        }
+        for group in now.groups {
+            client.unassign_rule(name, &RuleTarget { volume: None, group: Some(group) }).await?;
+        }
+    }
+    client.delete_rule(name).await?;
+    Ok(())
 }

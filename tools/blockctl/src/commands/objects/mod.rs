@@ -16,6 +16,7 @@ use crate::{
 use blockd_api::{ApiError, ClientError, ErrorCode, cloudsnaps::CloudsnapId};
 use plan::{Change, Plan, plan};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use world::{Found, Scope, World, columns};
 
 /// The result for what tasks are making already.
@@ -40,8 +41,29 @@ fn read(from: &FileArg) -> Result<Vec<Object>, Failure> {
             all.push(object);
         }
     }
+    refuse_two_rules(&all)?;
     all.sort_by_key(Object::kind);
     Ok(all)
+}
+
+/// Refuses a volume or a group that is to have two rules: it has one, and each would take it from the other.
+fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
+    let mut has: BTreeMap<String, &Object> = BTreeMap::new();
+    for object in objects {
+        let Body::Rule(hook) = &object.body else { continue };
+        let volumes = hook.volumes.iter().flatten().map(|name| format!("volume {name}"));
+        let groups = hook.groups.iter().flatten().map(|name| format!("group {name}"));
+        for what in volumes.chain(groups) {
+            if let Some(other) = has.insert(what.clone(), object) {
+                let message = format!(
+                    "{}: line {}: {what} cannot have {object}: it has {other} already, in {}, line {}",
+                    object.file, object.line, other.file, other.line
+                );
+                return Err(Failure::usage(message));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether what is in the stores says what is to be done.
@@ -84,7 +106,9 @@ fn api(error: ApiError) -> Failure {
 /// What there is of a kind, or the one of this name.
 async fn found(context: &Context<'_>, kind: Kind, name: Option<&str>) -> Result<Vec<Found>, Failure> {
     let id = name.and_then(|name| name.parse::<CloudsnapId>().ok());
-    let mut found = world_for_kind(context, kind, &Scope { locations: None, id }).await?.of(kind);
+    let world = world_for_kind(context, kind, &Scope { locations: None, id }).await?;
+    world.refuse_hidden(kind)?;
+    let mut found = world.of(kind);
     if let Some(name) = name {
         found.retain(|one| one.name == name || (id.is_some() && one.status["cloudSnapID"] == name));
         if found.is_empty() {
@@ -98,6 +122,7 @@ fn missing(kind: Kind, name: &str) -> ApiError {
     let code = match kind {
         Kind::BackupLocation => ErrorCode::CredentialNotFound,
         Kind::SchedulePolicy => ErrorCode::PolicyNotFound,
+        Kind::Rule => ErrorCode::RuleNotFound,
         Kind::VolumeBackup => ErrorCode::CloudsnapNotFound,
         Kind::VolumeBackupSchedule => ErrorCode::ScheduleNotFound,
         Kind::VolumeRestore | Kind::VolumeClone => ErrorCode::VolumeNotFound,

@@ -5,6 +5,8 @@ use crate::objects::{
     Body, Kind, Object,
     backup::{Backup, Volumes},
     clone::{CLONED_FROM, Clone},
+    document,
+    hook::Hook,
     restore::{Restore, Source},
     rules::Rules,
     schedule::Scheduled,
@@ -80,6 +82,7 @@ pub fn plan(object: &Object, world: &World) -> Plan {
     match &object.body {
         Body::Location(_) => plan_location(object, world),
         Body::Policy(rules) => plan_policy(object, rules, world),
+        Body::Rule(hook) => plan_rule(object, hook, world),
         Body::Schedule(schedule) => plan_schedule(object, schedule, world),
         Body::Backup(backup) => plan_backup(object, backup, world),
         Body::Restore(restore) => plan_restore(object, restore, world),
@@ -122,6 +125,25 @@ fn plan_policy(object: &Object, rules: &Rules, world: &World) -> Plan {
     }
     let view = view_of(Kind::SchedulePolicy, object.name.as_str(), world).unwrap_or_default();
     Plan::Update(changes(&view, &object.view(), false))
+}
+
+fn plan_rule(object: &Object, should: &Hook, world: &World) -> Plan {
+    if let Some(error) = &world.rules_hidden {
+        return Plan::Refused(Vec::new(), error.clone());
+    }
+    let Some(rule) = world.rule(object.name.as_str()) else { return Plan::Create };
+    let is = Hook::of(rule);
+    // What has it, if nothing is said of that, is whatever has it.
+    let is = Hook {
+        volumes: is.volumes.filter(|_| should.volumes.is_some()),
+        groups: is.groups.filter(|_| should.groups.is_some()),
+        ..is
+    };
+    if is == *should {
+        return Plan::Unchanged;
+    }
+    let document = |hook: &Hook| document(Kind::Rule, object.name.as_str(), "spec", &hook.view());
+    Plan::Update(changes(&document(&is), &document(should), false))
 }
 
 fn plan_schedule(object: &Object, should: &Scheduled, world: &World) -> Plan {

@@ -3,13 +3,14 @@
 use crate::{
     commands::Context,
     failure::Failure,
-    objects::{self, Kind, clone::CLONED_FROM, location, rules::Rules, schedule::Scheduled},
+    objects::{self, Kind, clone::CLONED_FROM, hook::Hook, location, rules::Rules, schedule::Scheduled},
 };
 use blockd_api::{
-    ApiError, ClientError, CredentialName, CredentialRef, VolumeName, VolumeRef,
+    ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, VolumeName, VolumeRef,
     cloudsnaps::{Cloudsnap, CloudsnapId, ListCloudsnaps},
     credentials::Credential,
     format_time,
+    rules::HookRule,
     schedules::{Policy, Schedule},
     tasks::{ListTasks, Task, TaskKind, TaskStage},
     volumes::{ListVolumes, Volume},
@@ -54,6 +55,7 @@ pub fn columns(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::BackupLocation => &["NAME", "TYPE", "PATH", "ENCRYPTED", "UUID"],
         Kind::SchedulePolicy => &["NAME", "SCHEDULE"],
+        Kind::Rule => &["NAME", "PRE-COMMAND", "POST-COMMAND", "FREEZE-FS", "USER", "ON-FAILURE", "OF"],
         Kind::VolumeBackup => &["NAME", "VOLUME", "LOCATION", "CREATED", "STATUS"],
         Kind::VolumeBackupSchedule => &["NAME", "OF", "LOCATION", "SCHEDULE", "NEXT-RUN", "STATUS"],
         Kind::VolumeRestore => &["NAME", "CLOUD-SNAP-ID", "LOCATION", "STATUS"],
@@ -66,6 +68,9 @@ pub fn columns(kind: Kind) -> &'static [&'static str] {
 pub struct World {
     pub credentials: Vec<Credential>,
     pub policies: Vec<Policy>,
+    pub rules: Vec<HookRule>,
+    /// Why nothing is known of rules: they are shown to admins only.
+    pub rules_hidden: Option<ApiError>,
     pub schedules: Vec<Schedule>,
     pub volumes: Vec<Volume>,
     pub tasks: Vec<Task>,
@@ -89,7 +94,14 @@ impl World {
     /// All but what is in the stores.
     pub async fn load(context: &Context<'_>) -> Result<Self, Failure> {
         let client = &context.client;
+        let (rules, rules_hidden) = match client.list_rules().await {
+            Ok(list) => (list.rules, None),
+            Err(ClientError::Api(error)) if error.code == ErrorCode::Forbidden => (Vec::new(), Some(error)),
+            Err(error) => return Err(error.into()),
+        };
         Ok(Self {
+            rules,
+            rules_hidden,
             credentials: client.list_credentials().await?.credentials,
             policies: client.list_policies().await?.policies,
             schedules: client.list_schedules().await?.schedules,
@@ -136,6 +148,19 @@ impl World {
         Ok(())
     }
 
+    /// Refuses a kind of which nothing may be seen.
+    pub fn refuse_hidden(&self, kind: Kind) -> Result<(), Failure> {
+        match &self.rules_hidden {
+            Some(error) if kind == Kind::Rule => Err(ClientError::Api(error.clone()).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The rule of this name.
+    pub fn rule(&self, name: &str) -> Option<&HookRule> {
+        self.rules.iter().find(|rule| rule.name.as_str() == name)
+    }
+
     /// The volume of this name.
     pub fn volume(&self, name: &VolumeName) -> Option<&Volume> {
         self.volumes.iter().find(|volume| volume.name == *name)
@@ -146,6 +171,7 @@ impl World {
         match kind {
             Kind::BackupLocation => self.credentials.iter().map(location).collect(),
             Kind::SchedulePolicy => self.policies.iter().map(policy).collect(),
+            Kind::Rule => self.rules.iter().map(rule).collect(),
             Kind::VolumeBackup => self.backups(),
             Kind::VolumeBackupSchedule => {
                 self.schedules.iter().filter_map(|one| self.schedule(one)).collect()
@@ -265,6 +291,21 @@ fn policy(one: &Policy) -> Found {
         body: Rules::of(&one.rules).view(),
         status: json!({}),
         cells: vec![whens.join(", ")],
+    }
+}
+
+fn rule(one: &HookRule) -> Found {
+    let body = Hook::of(one).view();
+    let groups = one.groups.iter().map(|group| format!("group {group}"));
+    let of: Vec<String> = one.volumes.iter().map(ToString::to_string).chain(groups).collect();
+    let cells = ["preCommand", "postCommand", "freezeFs", "user", "onFailure"].map(|name| plain(&body[name]));
+    Found {
+        kind: Kind::Rule,
+        name: one.name.to_string(),
+        field: "spec",
+        status: json!({ "schedules": one.schedules, "problem": one.problem }),
+        cells: cells.into_iter().chain([if of.is_empty() { "-".to_owned() } else { of.join(",") }]).collect(),
+        body,
     }
 }
 

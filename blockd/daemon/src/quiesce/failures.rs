@@ -1,0 +1,39 @@
+//! How often what is done around freezes failed, since the start.
+
+use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Counts by phase.
+#[derive(Debug, Default)]
+pub(crate) struct Failures([AtomicU64; PHASES.len()]);
+
+/// The phases, in words for labels.
+const PHASES: [(QuiesceKind, &str); 4] = [
+    (QuiesceKind::PreCommand, "pre"),
+    (QuiesceKind::FreezeFs, "freeze"),
+    (QuiesceKind::ThawFs, "thaw"),
+    (QuiesceKind::PostCommand, "post"),
+];
+
+impl Failures {
+    /// Counts those of these steps that failed.
+    pub(crate) fn note<'a>(&self, steps: impl Iterator<Item = &'a QuiesceStep>) {
+        for step in steps.filter(|step| step.error.is_some()) {
+            self.note_one(step.kind);
+        }
+    }
+
+    /// Counts one.
+    pub(crate) fn note_one(&self, failed: QuiesceKind) {
+        for (count, (kind, _)) in self.0.iter().zip(PHASES) {
+            if kind == failed {
+                count.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    /// How many there were of each phase.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.0.iter().zip(PHASES).map(|(count, (_, phase))| (phase, count.load(Relaxed)))
+    }
+}

@@ -1,0 +1,127 @@
+//! Whether commands can be run as a user: what the daemon may do depends on its unit, so it is tried.
+
+use super::command::Hook;
+use blockd_api::quiesce::QuiesceKind;
+use blockd_cloud::CancelToken;
+use nix::unistd::{Uid, User, geteuid};
+use rustix::thread::{CapabilitySet, capabilities};
+use std::time::Duration;
+
+/// How long the trial may take; it takes some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Where the package has what a unit needs for it.
+const DROP_IN: &str = "/usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf";
+
+/// Why no command can be run as a user.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UserRefused {
+    /// Nobody is called that.
+    #[error("there is no user {0} on blockd's host: name one that is there")]
+    Unknown(String),
+    /// The daemon may not.
+    #[error(
+        "blockd, which runs as user {own}, cannot run commands as user {user} ({why}): leave the user away, so that they run as {own}, or let \
+         blockd do it, by the drop-in {DROP_IN} for blockd.service"
+    )]
+    NotAllowed {
+        /// As whom they were to run.
+        user: String,
+        /// As whom the daemon runs.
+        own: String,
+        /// What failed.
+        why: String,
+    },
+    /// It is not known: the daemon stops.
+    #[error("blockd stops: whether commands can be run as user {0} was not tried to the end")]
+    Stopping(String),
+}
+
+/// Runs a command that does nothing as this user. Blocks.
+///
+/// # Errors
+/// None can be run so.
+pub(crate) fn try_user(user: &str, stopping: &CancelToken) -> Result<(), UserRefused> {
+    let own = geteuid();
+    match User::from_name(user) {
+        Ok(None) => return Err(UserRefused::Unknown(user.to_owned())),
+        // As whom everything runs.
+        Ok(Some(found)) if found.uid == own => return Ok(()),
+        // The trial says it.
+        Ok(Some(_)) | Err(_) => {}
+    }
+    let not_allowed = |why: String| UserRefused::NotAllowed { user: user.to_owned(), own: name_of(own), why };
+    let hook = Hook {
+        kind: QuiesceKind::PreCommand,
+        rule: None,
+        command: ":",
+        user: Some(user),
+        timeout: PATIENCE,
+        env: &[],
+        lock: None,
+        stopping: Some(stopping),
+    };
+    if let Some(error) = hook.run().error {
+        return match stopping.is_cancelled() {
+            true => Err(UserRefused::Stopping(user.to_owned())),
+            false => Err(not_allowed(error)),
+        };
+    }
+    // One that takes too long, and what it started, must be killed.
+    match capabilities(None) {
+        Ok(sets) if !sets.effective.contains(CapabilitySet::KILL) => {
+            Err(not_allowed("it could not kill them: that takes CAP_KILL".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn name_of(uid: Uid) -> String {
+    User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::thread::{remove_capability_from_bounding_set, set_capabilities};
+
+    /// Tries it from a thread whose children lack this.
+    fn without(lacking: CapabilitySet, user: &'static str) -> Result<(), UserRefused> {
+        let trial = move || {
+            let mut sets = capabilities(None).unwrap();
+            sets.effective.remove(lacking);
+            remove_capability_from_bounding_set(lacking).unwrap();
+            set_capabilities(None, sets).unwrap();
+            try_user(user, &CancelToken::new())
+        };
+        std::thread::spawn(trial).join().unwrap()
+    }
+
+    #[test]
+    fn who_may_not_change_users_is_told_what_would_be_right() {
+        let stopping = CancelToken::new();
+        assert_eq!(try_user("no-such-user", &stopping), Err(UserRefused::Unknown("no-such-user".into())));
+        let own = name_of(geteuid());
+        assert_eq!(try_user(&own, &stopping), Ok(()));
+        if !geteuid().is_root() {
+            assert!(try_user("root", &stopping).unwrap_err().to_string().contains(DROP_IN));
+            eprintln!("=== SKIPPED: only root can run commands as another user ===");
+            return;
+        }
+        assert_eq!(try_user("nobody", &stopping), Ok(()));
+        for lacking in [CapabilitySet::SETUID, CapabilitySet::SETGID] {
+            let told = without(lacking, "nobody").unwrap_err().to_string();
+            assert!(
+                told.starts_with(
+                    "blockd, which runs as user root, cannot run commands as user nobody (exit status "
+                ),
+                "{told}"
+            );
+            assert!(told.contains("setpriv: ") && told.contains(DROP_IN), "{told}");
+        }
+        let told = without(CapabilitySet::KILL, "nobody").unwrap_err().to_string();
+        assert!(told.contains("CAP_KILL"), "{told}");
+        assert_eq!(without(CapabilitySet::SETUID, "root"), Ok(()));
+        stopping.cancel();
+        assert!(matches!(try_user("nobody", &stopping), Ok(()) | Err(UserRefused::Stopping(_))));
+    }
+}
