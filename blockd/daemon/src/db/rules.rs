@@ -99,17 +99,9 @@ impl RuleUses {
         let groups = statement
             .query_map([], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))?
             .collect::<Result<_, _>>()?;
-        let (mut schedules, mut unreadable) = (Vec::new(), Vec::new());
-        for (key, row) in ScheduleRow::each(tx)? {
-            match row {
-                Ok(row) => schedules.extend(row.spec.rule.map(|rule| (row.uuid, rule))),
-                Err(_) => {
-                    let sql = "SELECT CAST(spec AS BLOB) FROM schedules WHERE uuid = ?1";
-                    let spec: Vec<u8> = tx.query_row(sql, [&key], |row| row.get(0))?;
-                    unreadable.push((key, String::from_utf8_lossy(&spec).into_owned()));
-                }
-            }
-        }
+        let with_rule = |row: ScheduleRow| row.spec.rule.map(|rule| (row.uuid, rule));
+        let schedules = ScheduleRow::all(tx)?.into_iter().filter_map(with_rule).collect();
+        let unreadable = ScheduleRow::unreadable(tx)?;
         Ok(Self { volumes, groups, schedules, unreadable })
     }
 

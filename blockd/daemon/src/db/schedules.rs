@@ -109,6 +109,22 @@ impl ScheduleRow {
         Ok(each)
     }
 
+    /// The schedules that cannot be read, by their ids, and what is stored of each: what they may need must stay.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn unreadable(tx: &Transaction<'_>) -> Result<Vec<(String, String)>, DbError> {
+        let mut found = Vec::new();
+        for (key, row) in Self::each(tx)? {
+            if row.is_err() {
+                let sql = "SELECT CAST(spec AS BLOB) FROM schedules WHERE uuid = ?1";
+                let spec: Vec<u8> = tx.query_row(sql, [&key], |row| row.get(0))?;
+                found.push((key, String::from_utf8_lossy(&spec).into_owned()));
+            }
+        }
+        Ok(found)
+    }
+
     /// Whether there is one of this id, readable or not.
     ///
     /// # Errors

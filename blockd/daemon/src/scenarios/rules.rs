@@ -158,6 +158,9 @@ async fn rules_are_kept_across_restarts_and_not_deleted_while_something_has_them
     let refused = host.client.delete_rule(&name).await.unwrap_err().to_string();
     assert!(refused.contains("(which cannot be read, but can be deleted)"), "{refused}");
     assert_eq!(host.client.rule(&name).await.unwrap().schedules, [schedule.uuid]);
+    // Its credentials stay as well.
+    let refused = host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap_err().to_string();
+    assert!(refused.contains("(which cannot be read, but can be deleted)"), "{refused}");
     host.sql("UPDATE schedules SET spec = '{\"rule\": \"pg\"'");
     assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
     host.client.delete_schedule(schedule.uuid).await.unwrap();

@@ -128,10 +128,19 @@ impl ScheduleRow {
 impl Core {
     /// Refuses a credential that a schedule needs.
     pub(crate) async fn refuse_if_scheduled(&self, credential: Uuid, name: &str) -> Result<(), ServiceError> {
-        let needs = |row: &ScheduleRow| row.spec.credentials.contains(&credential);
-        let Some(row) = self.db.run(ScheduleRow::all).await?.into_iter().find(needs) else { return Ok(()) };
-        let message =
-            format!("credential {name} is used by schedule {}: delete the schedule first", row.uuid);
+        let found = self.db.run(move |tx| -> Result<_, DbError> {
+            let readable = ScheduleRow::all(tx)?.into_iter();
+            let of = readable
+                .filter(|row| row.spec.credentials.contains(&credential))
+                .map(|row| row.uuid.to_string());
+            let unreadable = ScheduleRow::unreadable(tx)?.into_iter();
+            let of_unreadable = unreadable.filter(|(_, spec)| spec.contains(&credential.to_string()));
+            let told =
+                of_unreadable.map(|(key, _)| format!("{key} (which cannot be read, but can be deleted)"));
+            Ok(of.chain(told).next())
+        });
+        let Some(schedule) = found.await? else { return Ok(()) };
+        let message = format!("credential {name} is used by schedule {schedule}: delete the schedule first");
         Err(ServiceError::refused(ErrorCode::CredentialInUse, message))
     }
 
