@@ -262,19 +262,23 @@ fn a_vault_that_is_away_for_a_moment_fails_no_backup() {
     let content = Rng::of_test("away").bytes(8 * MIB);
     daemon.nbd("vol").write_long(0, &content);
 
-    // Away as the backup starts: it waits, says for what, and has frozen nothing.
+    // Away as the backup starts: what it is of is frozen, and it waits and says for what.
     vault.kill();
     outlast_the_cache();
     let task = ctl.start_backup("vol");
     let waits =
         |id: &str| Some(ctl.task(id)).filter(|task| task.text("phase").starts_with("waiting for vault:"));
     let shown = wait_for("the backup to wait", || waits(&task));
-    assert_eq!((shown.text("phase"), shown.is_frozen()), (&*format!("waiting for {REFERENCE}"), false));
+    assert_eq!((shown.text("phase"), shown.is_frozen()), (&*format!("waiting for {REFERENCE}"), true));
     assert!(daemon.log().contains("the task waits for a secret"));
+    // What is written meanwhile is not in it.
+    daemon.nbd("vol").write_long(0, &vec![0; 4096]);
     vault.start_again();
     vault.put("blockd/nas", &json!({ "passphrase": PASSPHRASE }));
     let done = ctl.wait_task(&task);
     assert_eq!(done.state(), "Backup-Done", "{done:?}");
+    ctl.json(&["cloudsnap", "restore", "--snap", done.snap(), "--volume", "then", "--wait"]);
+    assert!(daemon.nbd("then").read(0, 4096) == content[..4096]);
 
     // One that waits can be stopped, at once and for good.
     vault.kill();

@@ -292,6 +292,7 @@ impl Core {
         self.repositories.proven.lock().remove(&uuid);
         self.meters.forget(uuid);
         self.browse.forget(uuid);
+        self.forget_unneeded_secrets().await?;
         for entry in self.registry.all() {
             self.forget_intervals(&entry).await;
         }

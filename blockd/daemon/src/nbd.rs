@@ -36,9 +36,10 @@ impl Certificates {
         Self(identities.into_iter().flatten().collect())
     }
 
-    /// Whether all files can be used.
-    pub(crate) fn check(&self) -> Result<(), TlsError> {
-        self.0.iter().try_for_each(|identity| identity.check())
+    /// Whether the files of all but one can be used, of which others are to be used from now on.
+    pub(crate) fn check_but(&self, moved: Option<&Arc<TlsIdentity>>) -> Result<(), TlsError> {
+        let stay = self.0.iter().filter(|identity| !moved.is_some_and(|moved| Arc::ptr_eq(moved, identity)));
+        stay.into_iter().try_for_each(|identity| identity.check())
     }
 
     /// Reads the files again, if they changed or it `must`; what cannot be used is reported, and the old ones stay.

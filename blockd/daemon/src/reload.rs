@@ -46,7 +46,7 @@ impl Daemon {
             if let Some((_, files)) = &control {
                 TlsIdentity::load(files.clone())?;
             }
-            nbd.check()?;
+            nbd.check_but(control.as_ref().map(|(identity, _)| identity))?;
             if let Some((identity, files)) = control {
                 identity.reload_from(files)?;
             }

@@ -18,7 +18,7 @@ use local::Local;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -304,6 +304,15 @@ impl References {
         };
         let text = local::usable(fetched.text)?;
         Ok(Fetched { text, ..fetched })
+    }
+
+    /// Forgets all that is not among what credentials refer to: nothing of it is renewed.
+    pub fn keep_only(&self, needed: &HashSet<SecretRef>) {
+        let mut slots = self.slots.lock();
+        for (_, slot) in slots.iter_mut().filter(|(reference, _)| !needed.contains(reference)) {
+            slot.kept = None;
+            slot.used = None;
+        }
     }
 
     /// Forgets what is too old to be used.

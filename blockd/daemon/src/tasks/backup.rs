@@ -61,8 +61,6 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     })?;
     let volume = entry.volume()?;
     core.reached("backup accepted")?;
-    // Before anything is frozen: no guest waits for whoever keeps a secret.
-    secrets::wait_for(core, live).await?;
     let snapshot = frozen(core, live, &entry, snapshot_id).await?;
     live.detail(|detail| {
         detail.frozen = true;
@@ -72,7 +70,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     core.store_progress(live).await;
     core.reached("backup frozen")?;
 
-    let _slot = core.tasks.slot(&live.cancel).await?;
+    let _slot = secrets::slot(core, live).await?;
     let write_once =
         core.credential(Some(&CredentialRef::Id(row.credential))).await?.capabilities.conditional_put;
     let frozen = Frozen { entry, volume, snapshot, write_once };
@@ -112,7 +110,7 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
     let Frozen { entry, volume, snapshot, write_once } = frozen;
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
-    let (repository, requests) = secrets::repository(core, live).await?;
+    let (repository, requests) = core.task_repository(row.credential).await?;
     let repository = live.limited(&repository);
     #[cfg(test)]
     let repository = crate::scenarios::dying::dying(core, &repository);

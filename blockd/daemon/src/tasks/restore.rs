@@ -70,10 +70,8 @@ async fn fill(
     dir: PathBuf,
 ) -> Result<Arc<Volume>, ServiceError> {
     let row = live.view();
-    // Others move data meanwhile.
-    secrets::wait_for(core, live).await?;
-    let _slot = core.tasks.slot(&live.cancel).await?;
-    let (repository, requests) = secrets::repository(core, live).await?;
+    let _slot = secrets::slot(core, live).await?;
+    let (repository, requests) = core.task_repository(row.credential).await?;
     let repository = live.limited(&repository);
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));

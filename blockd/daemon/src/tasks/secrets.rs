@@ -1,5 +1,6 @@
-//! Secrets that lie elsewhere, before a task does anything: a Vault that is away for a moment is waited for, while nothing is frozen and
-//! nobody waits for the task.
+//! Secrets that lie elsewhere, before a task moves data: a Vault that is away for a moment is waited for, while nobody waits for the
+//! task. What a backup is of was frozen before that: it is of the moment for which it was asked, its local copy needs no secret, and the
+//! volumes of a group do not depend on whose secret comes first.
 
 use super::LiveTask;
 use crate::{
@@ -11,11 +12,13 @@ use crate::{
 use blockd_api::{CredentialRef, SecretRef};
 use blockd_cloud::{Repository, store::Requests};
 use std::{sync::Arc, time::Duration};
-use tokio::time::Instant;
+use tokio::{sync::SemaphorePermit, time::Instant};
 
 /// The first pause; each one is twice as long as the one before, up to the longest.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a turn is given back because a secret is away again.
+const ROUNDS_MOST: u32 = 8;
 
 /// Waits until the secrets of a task's credential can be had, for [`wait_s`](crate::config::SecretsConfig::wait_s) at most.
 ///
@@ -32,6 +35,34 @@ pub(super) async fn wait_for(core: &Core, live: &LiveTask) -> Result<(), Service
         found.map_err(|error| unresolved(Some(&credential.name), reference, &error))?;
     }
     Ok(())
+}
+
+/// A turn to move data, with the secrets at hand: a turn is not held while they are waited for, because others could move theirs.
+///
+/// # Errors
+/// Those of [`wait_for`]; the daemon stops.
+pub(super) async fn slot<'a>(core: &'a Core, live: &LiveTask) -> Result<SemaphorePermit<'a>, ServiceError> {
+    for _ in 1..ROUNDS_MOST {
+        wait_for(core, live).await?;
+        let slot = core.tasks.slot(&live.cancel).await?;
+        // The turn may have come hours later.
+        if !is_away(core, live).await? {
+            return Ok(slot);
+        }
+    }
+    wait_for(core, live).await?;
+    core.tasks.slot(&live.cancel).await
+}
+
+/// Whether a secret cannot be had at this moment, and may be in the next.
+async fn is_away(core: &Core, live: &LiveTask) -> Result<bool, ServiceError> {
+    let credential = core.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
+    for (reference, _) in references_of(&credential) {
+        if core.references.resolve(reference).await.is_err_and(|error| error.is_retryable()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The repository of a task, once its secrets can be had.

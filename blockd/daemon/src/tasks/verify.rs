@@ -29,12 +29,10 @@ const SECONDS_PER_DAY: u64 = 24 * 3600;
 pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let what = row.detail.verify.ok_or_else(|| ServiceError::Internal("a verification of nothing".into()))?;
-    // Others move data meanwhile.
-    secrets::wait_for(core, live).await?;
     let _slot = match what.background {
         // It must not keep a backup waiting, and the other way round it would wait for nothing.
         true => None,
-        false => Some(core.tasks.slot(&live.cancel).await?),
+        false => Some(secrets::slot(core, live).await?),
     };
     let (repository, requests) = secrets::repository(core, live).await?;
     let repository = live.limited(&repository);

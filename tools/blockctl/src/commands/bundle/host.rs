@@ -17,7 +17,7 @@ const FILE_MOST_BYTES: u64 = 1 << 20;
 const JOURNAL_MOST_BYTES: u64 = 16 << 20;
 /// How long the journal may take.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(15);
-/// Fields of the journal that hold what commands are and say, which may be anything.
+/// Fields of an entry of the journal about a command, which has the first one: what it is and says may be anything.
 const COMMAND_FIELDS: [&str; 3] = ["BLOCKD_COMMAND", "BLOCKD_OUTPUT", "BLOCKD_ERROR"];
 
 /// The host: its kernel, memory, NBD devices, and the filesystem that the data is on.
@@ -40,7 +40,14 @@ pub fn describe(data_dir: &Path) -> Value {
 
 /// The daemon's configuration, with addresses without their paths: those of webhooks are often secret.
 pub fn config(path: &Path) -> Value {
-    let read = read_bounded(path).map_err(|error| error.to_string());
+    // Nobody may be at the other end of a pipe.
+    let is_file = fs::metadata(path).map(|meta| meta.is_file());
+    let read = match is_file {
+        Ok(true) => read_bounded(path),
+        Ok(false) => Err(io::Error::other("this is no regular file")),
+        Err(error) => Err(error),
+    };
+    let read = read.map_err(|error| error.to_string());
     let parsed = read.and_then(|text| {
         // What is wrong with it is told without the line that it is in.
         let table = text.parse::<toml::Table>().map_err(|error| error.message().to_owned())?;
@@ -79,22 +86,38 @@ fn run_journal(lines: u32) -> io::Result<Vec<Value>> {
         let _ = send.send(entries.collect());
     });
     let entries = read.recv_timeout(JOURNAL_TIMEOUT);
-    let _ = child.kill();
-    let _ = child.wait();
-    entries.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "journalctl does not come to an end"))
+    if entries.is_err() {
+        let _ = child.kill();
+    }
+    let status = child.wait()?;
+    let entries: Vec<Value> =
+        entries.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "journalctl does not come to an end"))?;
+    match entries.is_empty() && !status.success() {
+        true => Err(io::Error::other(format!("journalctl ended with {status}"))),
+        false => Ok(entries),
+    }
 }
 
 /// An entry of the journal with what blockd and systemd say, and without what the journal adds or a command might have said.
 fn entry(line: &str) -> Option<Value> {
     let Value::Object(fields) = serde_json::from_str(line).ok()? else { return None };
     let mut kept = Map::new();
+    let is_of_command = fields.contains_key(COMMAND_FIELDS[0]);
     for (name, value) in fields {
         match name.as_str() {
             "__REALTIME_TIMESTAMP" => kept.insert("atMicros".into(), value),
-            name if COMMAND_FIELDS.contains(&name) => kept.insert(name.into(), REMOVED.into()),
+            name if is_of_command && COMMAND_FIELDS.contains(&name) => {
+                kept.insert(name.into(), REMOVED.into())
+            }
             name if name.starts_with('_') || name.starts_with("SYSLOG_") || name.starts_with("CODE_") => None,
             name => kept.insert(name.into(), value),
         };
+    }
+    // Where the log is text or JSON, all of it is in the message.
+    if let Some(Value::String(message)) = kept.get_mut("MESSAGE")
+        && let Some((told, _)) = message.split_once("command run ")
+    {
+        *message = format!("{told}command run {REMOVED}");
     }
     Some(Value::Object(kept))
 }
@@ -174,10 +197,8 @@ fn without_paths(value: &mut Value) {
         Value::Object(fields) => fields.values_mut().for_each(without_paths),
         Value::Array(values) => values.iter_mut().for_each(without_paths),
         Value::String(text) => {
-            if let Some((scheme, rest)) = text.split_once("://")
-                && ["http", "https"].contains(&scheme)
-            {
-                let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+            if let Some((scheme, rest)) = text.trim().split_once("://") {
+                let host = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
                 let host = host.rsplit('@').next().unwrap_or_default();
                 *text = format!("{scheme}://{host}/{REMOVED}");
             }
@@ -202,6 +223,9 @@ mod tests {
         let told = config(&path);
         assert_eq!(told["content"]["full_every"], 3);
         assert_eq!(told["content"]["webhook"][0]["url"], "https://hooks.example/(removed)");
+        fs::write(&path, "[[webhook]]\nurl = \" HTTPS://hooks.example/planted?planted\"\n").unwrap();
+        let told = config(&path);
+        assert_eq!(told["content"]["webhook"][0]["url"], "HTTPS://hooks.example/(removed)");
         fs::write(&path, "full_every = planted planted\n").unwrap();
         let told = config(&path);
         assert!(told["error"].is_string() && !told.to_string().contains("planted"), "{told}");
@@ -210,10 +234,14 @@ mod tests {
 
     #[test]
     fn of_an_entry_of_the_journal_remains_what_was_said() {
-        let line = r#"{"__REALTIME_TIMESTAMP":"17","_PID":"3","SYSLOG_IDENTIFIER":"blockd","PRIORITY":"6","MESSAGE":"command run","BLOCKD_COMMAND":"planted","VOLUME_ID":"7"}"#;
+        let line = r#"{"__REALTIME_TIMESTAMP":"17","_PID":"3","SYSLOG_IDENTIFIER":"blockd","PRIORITY":"6","MESSAGE":"command run","BLOCKD_COMMAND":"planted","BLOCKD_ERROR":"planted","VOLUME_ID":"7"}"#;
         let kept = entry(line).unwrap();
-        let wanted = json!({ "atMicros": "17", "PRIORITY": "6", "MESSAGE": "command run", "BLOCKD_COMMAND": REMOVED, "VOLUME_ID": "7" });
+        let wanted = json!({ "atMicros": "17", "PRIORITY": "6", "MESSAGE": "command run", "BLOCKD_COMMAND": REMOVED, "BLOCKD_ERROR": REMOVED, "VOLUME_ID": "7" });
         assert_eq!(kept, wanted);
+        let line = r#"{"MESSAGE":"not sent","BLOCKD_ERROR":"timed out"}"#;
+        assert_eq!(entry(line).unwrap(), json!({ "MESSAGE": "not sent", "BLOCKD_ERROR": "timed out" }));
+        let line = r#"{"MESSAGE":"INFO blockd::quiesce::command: command run kind=pre-command command=\"planted\" error=Some(\"planted\")"}"#;
+        assert_eq!(entry(line).unwrap()["MESSAGE"], "INFO blockd::quiesce::command: command run (removed)");
         assert_eq!(entry("no entry"), None);
     }
 

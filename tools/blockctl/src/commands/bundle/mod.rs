@@ -95,8 +95,12 @@ fn write(path: &Path, bundle: &Value) -> std::io::Result<()> {
     let mut text = serde_json::to_vec_pretty(bundle)?;
     text.push(b'\n');
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(&text)?;
-    file.sync_all()
+    let written = file.write_all(&text).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // Half of one is none, and would be in the way of the next.
+        let _ = std::fs::remove_file(path);
+    }
+    written
 }
 
 #[cfg(test)]
