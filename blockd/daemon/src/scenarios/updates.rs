@@ -55,7 +55,7 @@ async fn a_passphrase_moves_elsewhere_and_back_and_the_history_goes_on() {
     let moved = host.client.update_credential(&nas, &passphrase(reference.clone())).await.unwrap();
     assert_eq!(moved.encryption_key_from.as_ref(), Some(&reference));
     assert_eq!(stored(&host).await, (Vec::new(), Some(reference.clone())), "no key rests here");
-    assert_eq!(references(&host).await, [reference.clone()]);
+    assert_eq!(references(&host).await, std::slice::from_ref(&reference));
     next(&host, 1).await;
     host.stop().await;
     host.start().await;
