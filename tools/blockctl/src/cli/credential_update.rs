@@ -128,7 +128,7 @@ macro_rules! place {
     ($($field:ident = $flag:literal),+ $(,)?) => {
         #[derive(Debug, Args)]
         pub struct Place {
-            $(#[arg(long, hide = true, num_args = 0..=1, default_missing_value = "")]
+            $(#[arg(long, hide = true, help = "Cannot be changed", num_args = 0..=1, default_missing_value = "")]
             $field: Option<String>,)+
         }
 
