@@ -171,7 +171,12 @@ impl Ctl {
 
     /// Starts a backup, and gives the id of its task.
     pub fn start_backup(&self, volume: &str) -> String {
-        let started = self.json(&["cloudsnap", "backup", volume]);
+        self.start_backup_with(volume, &[])
+    }
+
+    /// The same with further flags.
+    pub fn start_backup_with(&self, volume: &str, flags: &[&str]) -> String {
+        let started = self.json(&[&["cloudsnap", "backup", volume], flags].concat());
         started["task"].as_str().expect("the id of the task").to_owned()
     }
 

@@ -26,6 +26,20 @@ pub const BUCKET: &str = "bkt";
 pub struct Seaweed {
     child: Child,
     address: SocketAddr,
+    dir: PathBuf,
+    ports: Vec<u16>,
+}
+
+/// What the server reads of who may do what: the owners of these keys may do everything.
+fn identities(keys: &[(&str, &str)]) -> String {
+    let owner = |(access_key, secret_key): &(&str, &str)| {
+        serde_json::json!({
+            "name": format!("owner-of-{access_key}"),
+            "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        })
+    };
+    serde_json::json!({"identities": keys.iter().map(owner).collect::<Vec<_>>()}).to_string()
 }
 
 /// Whether the tests with a real S3 server are switched off.
@@ -67,14 +81,12 @@ impl Seaweed {
     /// Starts one with its data in this directory, and waits until it serves.
     pub fn start(dir: &Path) -> Self {
         std::fs::create_dir_all(dir.join("data")).expect("the directory of SeaweedFS");
-        let identities = serde_json::json!({"identities": [{
-            "name": "admin",
-            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }]});
+        Self::start_on(dir, free_ports(4), &[(ACCESS_KEY, SECRET_KEY)])
+    }
+
+    fn start_on(dir: &Path, ports: Vec<u16>, keys: &[(&str, &str)]) -> Self {
         let config = dir.join("s3.json");
-        std::fs::write(&config, identities.to_string()).expect("s3.json");
-        let ports = free_ports(4);
+        std::fs::write(&config, identities(keys)).expect("s3.json");
         let log = File::create(dir.join("log")).expect("the log of SeaweedFS");
         let mut command = Command::new(program());
         command.arg("mini").arg(format!("-dir={}", dir.join("data").display()));
@@ -93,17 +105,34 @@ impl Seaweed {
         command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
         let child = die_with_parent(&mut command).spawn().expect("weed");
         let address = SocketAddr::from(([127, 0, 0, 1], ports[0]));
-        let mut server = Self { child, address };
+        // The bucket is made after the server is up; the server's own files tell when.
+        let filer = SocketAddr::from(([127, 0, 0, 1], ports[3]));
+        let mut server = Self { child, address, dir: dir.to_owned(), ports };
         wait_for("SeaweedFS to serve", || {
             let ended = server.child.try_wait().expect("wait");
             let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
             assert!(ended.is_none(), "SeaweedFS ended:\n{}", log());
-            // The bucket is made after the server is up; the server's own files tell when.
-            let filer = SocketAddr::from(([127, 0, 0, 1], ports[3]));
             let serves = answers(address, "/healthz") && answers(filer, &format!("/buckets/{BUCKET}/"));
             serves.then_some(())
         });
         server
+    }
+
+    /// Takes these keys as well from now on. It reads them soon, not at once.
+    pub fn take_also(&self, keys: &[(&str, &str)]) {
+        let all = [&[(ACCESS_KEY, SECRET_KEY)], keys].concat();
+        std::fs::write(self.dir.join("s3.json"), identities(&all)).expect("s3.json");
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("SIGHUP");
+    }
+
+    /// The same server, which takes these keys and no others: it forgets keys only when it starts.
+    #[must_use]
+    pub fn take_only(mut self, keys: &[(&str, &str)]) -> Self {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
+        self.child.wait().expect("wait");
+        Self::start_on(&self.dir.clone(), self.ports.clone(), keys)
     }
 
     /// Where it listens.

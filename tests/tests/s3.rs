@@ -5,6 +5,8 @@ use blockd_tests::{
     Bed, Ctl, Daemon, KIB, MIB, Model, Rng, Task, assert_same,
     proxy::{Fault, Proxy, Seen},
     seaweed::{self, Seaweed},
+    vault::put_secret,
+    wait_for,
 };
 use serde_json::Value;
 use std::{io::Write, net::SocketAddr, os::unix::fs::OpenOptionsExt};
@@ -308,4 +310,90 @@ fn damage_is_found() {
     proxy.judge(|seen, _| (seen.method == "GET" && seen.path.contains("/pack-")).then_some(Fault::CutReply));
     let error = ctl.restore_fails(task.snap(), "again");
     assert!(error["message"].as_str().unwrap().contains("pack-00000000"), "{error:#}");
+}
+
+#[test]
+fn an_access_key_is_rotated_while_a_backup_runs() {
+    if seaweed::is_switched_off() {
+        return;
+    }
+    const NEW: (&str, &str) = ("secondadmin", "planted-s3-second-secret-93ad");
+    let mut rng = Rng::of_test("an_access_key_is_rotated_while_a_backup_runs");
+    let bed = Bed::new();
+    let server = Seaweed::start(&bed.path("weed"));
+    let proxy = Proxy::start(server.address());
+    let secrets = bed.path("secrets");
+    std::fs::create_dir(&secrets).unwrap();
+    let table = format!("upload_concurrency = 2\nstore_attempts = 3\n[secrets]\nfile_dir = {secrets:?}");
+    let daemon = bed.daemon("a").config(&table).start();
+    let ctl = daemon.ctl();
+    add(&ctl, proxy.address());
+    // Stays with the old key, to see when that is revoked.
+    let (code, document) =
+        Seaweed::add_credentials(&ctl, "old", server.address(), &[("--encryption-passphrase", PASSPHRASE)]);
+    assert_eq!(code, 0, "{document:#}");
+    let mut content = filled(&ctl, &daemon, &mut rng, 2);
+    let first = ctl.backup_with("vol", &["--cred-id", "s3"]);
+    let before = ctl.json(&["credentials", "inspect", "s3"]);
+
+    // A wrong one is refused by its flag, and the old one is used on.
+    let update = ["credentials", "update", "s3"];
+    let wrong = ["--s3-access-key", NEW.0, "--s3-secret-key", "planted-wrong"];
+    let error = ctl.fails(&[&update[..], &wrong].concat(), 1);
+    assert_eq!(error["code"], "store_unauthorized", "{error:#}");
+    assert!(error["message"].as_str().unwrap().contains("nothing was changed"), "{error:#}");
+    assert!(error["hint"].as_str().unwrap().contains("--s3-secret-key"), "{error:#}");
+    assert_eq!(ctl.json(&["credentials", "inspect", "s3"]), before);
+    ctl.fails(&[&update[..], &["--bucket", "other"]].concat(), 2);
+    let mut write = |content: &mut [u8], at: u64, len_bytes: u64| {
+        let bytes = rng.bytes(len_bytes);
+        content[at as usize..][..bytes.len()].copy_from_slice(&bytes);
+        let mut client = daemon.nbd("vol");
+        client.write_long(at, &bytes);
+        client.close();
+    };
+    write(&mut content, 0, MIB);
+    let second = ctl.backup_with("vol", &["--cred-id", "s3"]);
+    assert!(second.is_incremental());
+
+    // The key changes under a backup that has sent a request which the server never sees before the old one is revoked.
+    write(&mut content, 0, 40 * MIB);
+    server.take_also(&[NEW]);
+    let file = bed.path("new-key");
+    put_secret(&file, NEW.1);
+    proxy.judge(|seen, _| is_pack(seen).then_some(Fault::Hold));
+    let task = ctl.start_backup_with("vol", &["--cred-id", "s3"]);
+    proxy.wait_for_held(1);
+    let with_file = ["--s3-access-key", NEW.0, "--s3-secret-key-file", file.to_str().unwrap()];
+    let updated = wait_for("the server to take the new key", || {
+        let (code, document) = ctl.document(&[&update[..], &with_file].concat());
+        (code == 0).then_some(document)
+    });
+    assert_eq!(updated["accessKey"], NEW.0, "{updated:#}");
+    let _server = server.take_only(&[NEW]);
+    let error = ctl.fails(&["credentials", "validate", "old"], 1);
+    assert_eq!(error["code"], "store_unauthorized", "{error:#}");
+    ctl.json(&["credentials", "delete", "old"]);
+    proxy.let_go();
+    let task = ctl.wait_task(&task);
+    assert_eq!((task.state(), task.is_incremental()), ("Backup-Done", true), "{task:?}");
+    ctl.json(&["credentials", "validate", "s3"]);
+
+    // To where the daemon finds it itself, and with a restart between; the history goes on.
+    let reference = format!("file:{}", secrets.join("key").display());
+    put_secret(&secrets.join("key"), NEW.1);
+    let updated = ctl.json(&[&update[..], &["--s3-secret-key-from", &reference]].concat());
+    assert_eq!(updated["storeKeyFrom"], reference, "{updated:#}");
+    assert_eq!(ctl.json(&["secrets", "list"])[0]["reference"], reference);
+    let daemon = daemon.stop().start();
+    let ctl = daemon.ctl();
+    daemon.nbd("vol").write_long(0, &content[MIB as usize..2 * MIB as usize]);
+    content.copy_within(MIB as usize..2 * MIB as usize, 0);
+    let last = ctl.backup_with("vol", &["--cred-id", "s3"]);
+    assert!(last.is_incremental());
+    ctl.json(&["cloudsnap", "list", "--cred-id", "s3"]);
+    ctl.restore(last.snap(), "again");
+    assert_same("what was restored", &daemon.content("again"), &content);
+    assert!(!daemon.log().contains("planted"), "{}", daemon.log());
+    assert_ne!(first.snap(), last.snap());
 }

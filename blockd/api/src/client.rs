@@ -60,7 +60,7 @@ const DETACH_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a rollback may take, in which the daemon copies what changed.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// How long a call may take in which the daemon talks to a store, with its retries.
-const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(900);
+pub(crate) const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@ pub mod attachments;
 pub mod browse;
 pub mod client;
 pub mod cloudsnaps;
+pub mod credential_update;
 pub mod credentials;
 mod endpoint;
 mod error;

@@ -13,6 +13,7 @@ use crate::{
         GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
         StartDelete, StartGroupBackup, StartRestore, StartVerify,
     },
+    credential_update::UpdateCredential,
     credentials::{
         CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
     },
@@ -287,6 +288,10 @@ pub const OPERATIONS: &[Operation] = &[
     get(ReadOnly, paths::CREDENTIAL, "One credential, without its secrets")
         .reply::<Credential>()
         .errors(&[A_CREDENTIAL]),
+    patch(Admin, paths::CREDENTIAL, "Change what opens a store, once it is proven; never where it is")
+        .body::<UpdateCredential>()
+        .reply::<Credential>()
+        .errors(&[A_STORE, &[ErrorCode::CredentialInUse]]),
     delete(Admin, paths::CREDENTIAL, "Forget a credential")
         .reply::<Deleted>()
         .errors(&[A_CREDENTIAL, &[ErrorCode::CredentialInUse]]),

@@ -52,7 +52,8 @@ pub const SNAPSHOT: &str = "/v1/snapshots/{snapshot}";
 /// `GET`: [`crate::credentials::CredentialList`]; `POST` of [`crate::credentials::CreateCredential`]:
 /// [`crate::credentials::Credential`].
 pub const CREDENTIALS: &str = "/v1/credentials";
-/// `GET`: [`crate::credentials::Credential`]; `DELETE`: [`crate::Deleted`]. `{credential}` is a [`crate::CredentialRef`].
+/// `GET`: [`crate::credentials::Credential`]; `PATCH` of [`crate::credential_update::UpdateCredential`]: the same; `DELETE`:
+/// [`crate::Deleted`]. `{credential}` is a [`crate::CredentialRef`].
 pub const CREDENTIAL: &str = "/v1/credentials/{credential}";
 /// `POST` without a body: [`crate::credentials::Credential`].
 pub const CREDENTIAL_VALIDATE: &str = "/v1/credentials/{credential}/validate";

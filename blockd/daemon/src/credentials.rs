@@ -10,6 +10,7 @@ use crate::{
     limits::{LimitPlan, PlannedBandwidth, keep, limits_of},
     providers,
     references::{Fingerprint, References, Resolved, store::ReferencedStore},
+    renewable::RenewableStore,
     secrets::Purpose,
     secrets_elsewhere::{references_of, unresolved},
 };
@@ -26,7 +27,10 @@ use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     os::unix::fs::MetadataExt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use uuid::Uuid;
@@ -48,6 +52,10 @@ pub struct Repositories {
     pub(crate) opened_with: Mutex<HashMap<Uuid, (SecretRef, Fingerprint)>>,
     /// When what such a reference leads to was last seen to open nothing.
     unopened: Mutex<HashMap<Uuid, Instant>>,
+    /// The store of each, which all who work with it share: its keys change for all of them at once.
+    stores: Mutex<HashMap<Uuid, Arc<RenewableStore>>>,
+    /// How often what opens one of them was changed: who has read the old row opens it once more.
+    changes: AtomicU64,
 }
 
 /// What opens a store.
@@ -69,6 +77,50 @@ fn place_of(store: &StoreRow) -> Place {
     std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
+impl Repositories {
+    /// The store of a credential; this one, unless there is one already, which may have newer keys.
+    fn store(&self, uuid: Uuid, client: Arc<dyn ObjectStore>) -> Arc<RenewableStore> {
+        let mut stores = self.stores.lock();
+        Arc::clone(stores.entry(uuid).or_insert_with(|| Arc::new(RenewableStore::new(client))))
+    }
+
+    /// Has the store of a credential be asked through this client from the next request on.
+    pub(crate) fn renew_store(&self, uuid: Uuid, client: Arc<dyn ObjectStore>) {
+        let store = self.store(uuid, Arc::clone(&client));
+        store.renew(client);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Uses this repository from now on, and what it was opened with if that lies elsewhere.
+    pub(crate) fn replace(
+        &self,
+        uuid: Uuid,
+        repository: Repository,
+        bandwidth: Arc<PlannedBandwidth>,
+        opened_with: Option<(SecretRef, Fingerprint)>,
+    ) {
+        let mut opened = self.opened.lock();
+        match opened_with {
+            Some(opened_with) => self.opened_with.lock().insert(uuid, opened_with),
+            None => self.opened_with.lock().remove(&uuid),
+        };
+        opened.insert(uuid, (repository, bandwidth));
+        self.unopened.lock().remove(&uuid);
+        // What was proven was proven of what was there before.
+        self.proven.lock().remove(&uuid);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Forgets one that is deleted.
+    fn forget(&self, uuid: Uuid) {
+        self.opened.lock().remove(&uuid);
+        self.opened_with.lock().remove(&uuid);
+        self.unopened.lock().remove(&uuid);
+        self.proven.lock().remove(&uuid);
+        self.stores.lock().remove(&uuid);
+    }
+}
+
 #[cfg(test)]
 impl Repositories {
     /// As after a start: nobody has looked yet whether a key slot is in its place.
@@ -79,6 +131,7 @@ impl Repositories {
     /// Opens them anew when they are needed again.
     pub fn forget_all(&self) {
         self.opened.lock().clear();
+        self.stores.lock().clear();
     }
 }
 
@@ -101,7 +154,7 @@ pub(crate) fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, Servic
     Ok(encoded)
 }
 
-fn decode_keys(mut encoded: &[u8]) -> Result<Vec<DataKey>, ServiceError> {
+pub(crate) fn decode_keys(mut encoded: &[u8]) -> Result<Vec<DataKey>, ServiceError> {
     let cut = || ServiceError::Internal("the stored data keys are cut short".into());
     let mut keys = Vec::new();
     while !encoded.is_empty() {
@@ -182,7 +235,8 @@ impl Core {
         let name = row.name.clone();
         let inserted = self.db.run(move |tx| row.insert(tx)).await;
         inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
-        let metered = Arc::new(MeteredStore::new(base, self.meters.of(uuid)));
+        let shared = self.repositories.store(uuid, base);
+        let metered = Arc::new(MeteredStore::new(shared, self.meters.of(uuid)));
         if let Some(opened_with) = passphrase_from {
             self.repositories.opened_with.lock().insert(uuid, opened_with);
         }
@@ -286,13 +340,10 @@ impl Core {
         let uuid = row.uuid;
         self.give_up_kept(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
-        self.repositories.opened.lock().remove(&uuid);
-        self.repositories.opened_with.lock().remove(&uuid);
-        self.repositories.unopened.lock().remove(&uuid);
-        self.repositories.proven.lock().remove(&uuid);
+        self.repositories.forget(uuid);
         self.meters.forget(uuid);
         self.browse.forget(uuid);
-        self.forget_unneeded_secrets().await?;
+        self.forget_unneeded_secrets().await;
         for entry in self.registry.all() {
             self.forget_intervals(&entry).await;
         }
@@ -457,23 +508,29 @@ impl Core {
         {
             return Ok(opened.clone());
         }
-        let (repository, bandwidth, opened_with) = self.reopen(uuid).await?;
-        if let Some(opened_with) = opened_with {
-            self.repositories.opened_with.lock().insert(uuid, opened_with);
-            let bandwidth = {
+        loop {
+            let changes = self.repositories.changes.load(Ordering::SeqCst);
+            let (repository, bandwidth, opened_with) = self.reopen(uuid).await?;
+            let opened = {
                 let mut all = self.repositories.opened.lock();
-                // Those that work with the keys of before share its bandwidth.
-                let bandwidth = all.get(&uuid).map_or(bandwidth, |(_, shared)| Arc::clone(shared));
-                all.insert(uuid, (repository.clone(), Arc::clone(&bandwidth)));
-                bandwidth
+                if self.repositories.changes.load(Ordering::SeqCst) != changes {
+                    continue;
+                }
+                match opened_with {
+                    Some(opened_with) => {
+                        self.repositories.opened_with.lock().insert(uuid, opened_with);
+                        // Those that work with the keys of before share its bandwidth.
+                        let bandwidth = all.get(&uuid).map_or(bandwidth, |(_, shared)| Arc::clone(shared));
+                        all.insert(uuid, (repository.clone(), Arc::clone(&bandwidth)));
+                        (repository, bandwidth)
+                    }
+                    // Another task may have been faster: they share one bandwidth.
+                    None => all.entry(uuid).or_insert((repository, bandwidth)).clone(),
+                }
             };
-            self.take_limits(uuid, &bandwidth).await?;
-            return Ok((repository, bandwidth));
+            self.take_limits(uuid, &opened.1).await?;
+            return Ok(opened);
         }
-        // Another task may have been faster: they share one bandwidth.
-        let opened = self.repositories.opened.lock().entry(uuid).or_insert((repository, bandwidth)).clone();
-        self.take_limits(uuid, &opened.1).await?;
-        Ok(opened)
     }
 
     /// Has the limits hold that are stored: they may have changed while the repository was opened.
@@ -496,12 +553,12 @@ impl Core {
         }
     }
 
-    /// The client of the store of a stored credential; makes no request to it.
+    /// What opens the store of a stored credential.
     ///
     /// # Errors
-    /// Its secret cannot be opened, or had from where it lies.
-    pub(crate) async fn store_of(&self, row: &CredentialRow) -> Result<Arc<dyn ObjectStore>, ServiceError> {
-        let key = match (&row.store_secret_from, &row.store_secret) {
+    /// It cannot be opened, or had from where it lies.
+    pub(crate) async fn store_key_of(&self, row: &CredentialRow) -> Result<StoreKey, ServiceError> {
+        Ok(match (&row.store_secret_from, &row.store_secret) {
             (Some(reference), _) => {
                 let resolved = self.references.resolve(reference).await;
                 let resolved = resolved.map_err(|error| unresolved(Some(&row.name), reference, &error))?;
@@ -515,14 +572,32 @@ impl Core {
                 StoreKey::Value(text.to_owned().into())
             }
             (None, None) => StoreKey::None,
-        };
-        let (store, meter, writing) =
-            (row.store.clone(), self.meters.of(row.uuid), self.store_writing(&row.store)?);
-        let references = Arc::clone(&self.references);
-        blocking(move || -> Result<Arc<dyn ObjectStore>, ServiceError> {
-            Ok(Arc::new(MeteredStore::new(open_store(&store, &key, writing, &references)?, meter)))
         })
-        .await
+    }
+
+    /// A client of a store; makes no request to it.
+    ///
+    /// # Errors
+    /// A setting that cannot be right; a directory that is not there.
+    pub(crate) async fn client_of(
+        &self,
+        store: StoreRow,
+        key: Arc<StoreKey>,
+    ) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+        let writing = self.store_writing(&store)?;
+        let references = Arc::clone(&self.references);
+        blocking(move || open_store(&store, &key, writing, &references)).await
+    }
+
+    /// The store of a stored credential, with whatever keys it has by then; makes no request to it.
+    ///
+    /// # Errors
+    /// Its secret cannot be opened, or had from where it lies.
+    pub(crate) async fn store_of(&self, row: &CredentialRow) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+        let key = Arc::new(self.store_key_of(row).await?);
+        let client = self.client_of(row.store.clone(), key).await?;
+        let shared = self.repositories.store(row.uuid, client);
+        Ok(Arc::new(MeteredStore::new(shared, self.meters.of(row.uuid))))
     }
 
     /// Opens a stored credential again; asks its store only if the passphrase lies elsewhere.
@@ -565,7 +640,7 @@ fn open_store(
 type Reopened = (Repository, Arc<PlannedBandwidth>, Option<(SecretRef, Fingerprint)>);
 
 /// A sealed secret that cannot be opened, as callers see it.
-fn not_opened(row: &CredentialRow, error: &crate::secrets::SecretsError) -> ServiceError {
+pub(crate) fn not_opened(row: &CredentialRow, error: &crate::secrets::SecretsError) -> ServiceError {
     let message = format!("credential {}: {error}", row.name);
     ServiceError::refused(ErrorCode::SecretUnavailable, message)
 }

@@ -251,7 +251,7 @@ fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> 
     }
     Some(match code {
         ErrorCode::StoreUnauthorized => {
-            "the store refuses what the credentials were made with: try `blockctl credentials validate`"
+            "the store refuses what the credentials were made with: try `blockctl credentials validate`; `blockctl credentials update` gives them new keys"
         }
         ErrorCode::BucketMissing => {
             "make the bucket or directory first, or look at --bucket, --path and --disable-path-style"

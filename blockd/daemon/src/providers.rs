@@ -94,19 +94,19 @@ pub(crate) fn hint(
     })
 }
 
-fn invalid<T>(message: impl Into<String>) -> Result<T, ServiceError> {
+pub(crate) fn invalid<T>(message: impl Into<String>) -> Result<T, ServiceError> {
     Err(ServiceError::refused(ErrorCode::InvalidRequest, message))
 }
 
 /// A value that a kind of store needs, by the name of its flag.
-fn given(flag: &str, value: String) -> Result<String, ServiceError> {
+pub(crate) fn given(flag: &str, value: String) -> Result<String, ServiceError> {
     if value.trim().is_empty() {
         return invalid(format!("{flag} is empty: the store needs it"));
     }
     Ok(value)
 }
 
-fn given_secret(flag: &str, secret: Option<SecretInput>) -> Result<SecretInput, ServiceError> {
+pub(crate) fn given_secret(flag: &str, secret: Option<SecretInput>) -> Result<SecretInput, ServiceError> {
     match secret {
         Some(secret) if !secret.is_blank() => Ok(secret),
         _ => invalid(format!("{flag} is empty: the store needs it")),

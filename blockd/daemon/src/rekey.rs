@@ -108,13 +108,7 @@ impl Core {
         let stored = passphrase_from.clone();
         self.db.run(move |tx| CredentialRow::set_data_keys(tx, uuid, &keys, stored.as_ref())).await?;
         let data_keys = repository.keys().len() as u64;
-        match opened_with {
-            Some(opened_with) => self.repositories.opened_with.lock().insert(uuid, opened_with),
-            None => self.repositories.opened_with.lock().remove(&uuid),
-        };
-        self.repositories.opened.lock().insert(uuid, (repository, bandwidth));
-        // What was proven was proven of the slots of before.
-        self.repositories.proven.lock().remove(&uuid);
+        self.repositories.replace(uuid, repository, bandwidth, opened_with);
         if lost > 0
             && (row.passphrase_from.is_some()
                 || request.new_passphrase.is_some_and(|one| one.reference().is_some()))
@@ -139,7 +133,7 @@ impl Core {
 
 /// The keys that opened just now, and those that were known before: the slot of one may be gone, and what is sealed under it
 /// could never be read again.
-fn with_those_of_before(opened: &[DataKey], before: &[DataKey]) -> Vec<DataKey> {
+pub(crate) fn with_those_of_before(opened: &[DataKey], before: &[DataKey]) -> Vec<DataKey> {
     let mut keys = opened.to_vec();
     for key in before {
         // A repository has one mode: a key of the other one is not of this repository.

@@ -40,6 +40,7 @@ mod roles;
 mod rules;
 mod schedules;
 mod undone;
+mod updates;
 mod webhooks;
 
 const SIZE_BYTES: u64 = 64 << 20;

@@ -37,14 +37,13 @@ pub(crate) fn references_of(row: &CredentialRow) -> impl Iterator<Item = (&Secre
 
 impl Core {
     /// Forgets secrets that no credential refers to any more.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub(crate) async fn forget_unneeded_secrets(&self) -> Result<(), ServiceError> {
-        let rows = self.credential_rows().await?;
+    pub(crate) async fn forget_unneeded_secrets(&self) {
+        let rows = match self.credential_rows().await {
+            Ok(rows) => rows,
+            Err(error) => return tracing::debug!(%error, "secrets that nobody needs are not forgotten yet"),
+        };
         let needed = rows.iter().flat_map(references_of).map(|(reference, _)| reference.clone());
         self.references.keep_only(&needed.collect());
-        Ok(())
     }
 
     /// What opens a store, of a request: a secret that lies elsewhere is fetched now.

@@ -279,6 +279,38 @@ impl CredentialRow {
         Ok(())
     }
 
+    /// Stores another way to open the store, all of it or nothing.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_access(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE credentials SET provider = ?2, store_secret = ?3, store_secret_from = ?4, data_keys = ?5, \
+                passphrase_from = ?6, capabilities = ?7 WHERE uuid = ?1",
+            params![
+                self.uuid.to_string(),
+                to_json("provider", &self.store)?,
+                self.store_secret,
+                self.store_secret_from.as_ref().map(ToString::to_string),
+                self.data_keys,
+                self.passphrase_from.as_ref().map(ToString::to_string),
+                to_json("capabilities", &self.capabilities)?,
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Whether it is opened as the other one is, whatever their limits.
+    pub fn is_opened_as(&self, other: &Self) -> bool {
+        let connection =
+            |row: &Self| (row.store.connection.proxy.clone(), row.store.connection.ca_certificates.clone());
+        self.store.provider == other.store.provider
+            && connection(self) == connection(other)
+            && (&self.store_secret, &self.store_secret_from)
+                == (&other.store_secret, &other.store_secret_from)
+            && (&self.data_keys, &self.passphrase_from) == (&other.data_keys, &other.passphrase_from)
+    }
+
     /// Stores how fast a backup could write.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     CredentialRef, Deleted,
+    credential_update::UpdateCredential,
     credentials::{
         CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
     },
@@ -34,6 +35,14 @@ pub(super) async fn validate(
     Named(credential): Named<CredentialRef>,
 ) -> Answer<Credential> {
     detached(async move { core.validate_credential(&credential).await }).await
+}
+
+pub(super) async fn update(
+    State(core): State<Arc<Core>>,
+    Named(credential): Named<CredentialRef>,
+    Body(request): Body<UpdateCredential>,
+) -> Answer<Credential> {
+    detached(async move { core.update_credential(&credential, request).await }).await
 }
 
 pub(super) async fn delete(

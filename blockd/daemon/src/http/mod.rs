@@ -94,6 +94,7 @@ fn routes() -> Routes {
         .get(paths::CREDENTIALS, credentials::list)
         .post(paths::CREDENTIALS, credentials::create)
         .get(paths::CREDENTIAL, credentials::inspect)
+        .patch(paths::CREDENTIAL, credentials::update)
         .delete(paths::CREDENTIAL, credentials::delete)
         .post(paths::CREDENTIAL_VALIDATE, credentials::validate)
         .post(paths::CREDENTIAL_REKEY, credentials::rekey)

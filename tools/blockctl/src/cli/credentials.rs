@@ -74,6 +74,9 @@ pub enum CredentialsCommand {
     /// Prove that credentials still work
     #[command(visible_alias = "v", after_help = VALIDATE_HELP)]
     Validate(OneCredential),
+    /// Give them other keys, or another way to the same place
+    #[command(visible_alias = "u", after_help = super::credential_update::UPDATE_HELP)]
+    Update(Box<super::credential_update::UpdateArgs>),
     /// Change the passphrase, or the data key of new backups
     #[command(after_help = super::rekey::REKEY_HELP)]
     Rekey(super::rekey::RekeyArgs),

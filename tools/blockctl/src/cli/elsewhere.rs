@@ -51,12 +51,6 @@ const MISSING: &[Missing] = &[
         why: "there is one host: the volume is made on the host of the daemon that is asked (--endpoint or --context names another one)",
     },
     Missing {
-        command: "credentials",
-        words: &["update", "u"],
-        why: "credentials are not changed: create others with the same place and passphrase; `credentials rekey` and `credentials limit` \
-            change passphrases and limits",
-    },
-    Missing {
         command: "volume create",
         words: &[
             "--repl",
@@ -121,7 +115,6 @@ mod tests {
             (format!("cloudsnap restore --snap {id} --node=node1"), "there is one host"),
             ("--raw volume list".to_owned(), "blockctl has no --raw: "),
             ("volume list --config x".to_owned(), "context create"),
-            ("cred update nas".to_owned(), "rekey"),
             ("volume create v --size 1GiB --repl 3".to_owned(), "copies are made by"),
         ] {
             let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();

@@ -5,6 +5,7 @@ pub mod browse;
 pub mod care;
 pub mod cloudsnap;
 pub mod context;
+pub mod credential_update;
 pub mod credentials;
 pub mod elsewhere;
 pub mod events;

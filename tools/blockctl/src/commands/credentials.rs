@@ -1,6 +1,6 @@
 //! `blockctl credentials …`
 
-use super::{Context, counted, or_dash, stores::request};
+use super::{Context, counted, credential_update, or_dash, stores::request};
 use crate::{
     cli::credentials::CredentialsCommand,
     failure::{EXIT_DONE, Failure},
@@ -42,6 +42,15 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
             match output.is_json() {
                 true => output.document(&credential),
                 false => output.line(format!("Credentials validated successfully, UUID:{}", credential.uuid)),
+            }?;
+        }
+        CredentialsCommand::Update(args) => {
+            let kept = client.credential(&args.credential).await?.provider;
+            let request = credential_update::request(&args, kept)?;
+            let credential = client.update_credential(&args.credential, &request).await?;
+            match output.is_json() {
+                true => output.document(&credential),
+                false => output.line(format!("Credentials updated successfully, UUID:{}", credential.uuid)),
             }?;
         }
         CredentialsCommand::Rekey(args) => {

@@ -1,0 +1,203 @@
+//! Giving credentials other keys: what opens the store, and where the passphrase lies. The place stays, with all that is in it.
+
+use crate::{
+    cloud,
+    core::Core,
+    credentials::{StoreKey, decode_keys, encode_keys, not_opened},
+    db::CredentialRow,
+    error::ServiceError,
+    limits::{keep, limits_of},
+    provider_update::{KeyChange, hint, renew},
+    providers,
+    references::Fingerprint,
+    rekey::with_those_of_before,
+    secrets::Purpose,
+};
+use blockd_api::{
+    CredentialRef, ErrorCode, SecretRef, credential_update::UpdateCredential, credentials::Credential,
+};
+use blockd_cloud::{
+    CloudError, DataKey, Repository,
+    store::{ObjectStore, probe, task_store},
+};
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// The keys of a repository, kept in another way from now on.
+struct Passphrase {
+    keys: Vec<DataKey>,
+    /// Where the passphrase lies, and what it was; or the keys are kept sealed.
+    from: Option<(SecretRef, Fingerprint)>,
+}
+
+impl Core {
+    /// Gives a credential other keys, or another way to its store, once the store was seen to open with them and to be the same.
+    ///
+    /// Whoever works with the store goes on, and asks it with the new keys from the next request on.
+    ///
+    /// # Errors
+    /// What does not work, or would lead to another place; nothing was changed then.
+    pub async fn update_credential(
+        self: &Arc<Self>,
+        wanted: &CredentialRef,
+        request: UpdateCredential,
+    ) -> Result<Credential, ServiceError> {
+        if request.is_empty() {
+            return providers::invalid("nothing is to be changed: give at least one flag");
+        }
+        // Keys that another request adds meanwhile must not get lost. Without a passphrase nobody has to wait for the store.
+        let mut admission = match request.encryption_passphrase {
+            Some(_) => Some(self.admission.lock().await),
+            None => None,
+        };
+        let before = self.credential(Some(wanted)).await?;
+        let mut row = before.clone();
+        let (uuid, kind) = (row.uuid, providers::kind(&row.store.provider));
+        let change = renew(&mut row.store, &request)?;
+        let is_other_store = row.store != before.store || !matches!(change, KeyChange::Stays);
+        let key = Arc::new(match &change {
+            KeyChange::Stays => self.store_key_of(&before).await?,
+            KeyChange::Dropped => StoreKey::None,
+            KeyChange::To(input) => self.store_key(Some(input)).await?,
+        });
+        let passphrase = self.store_key(request.encryption_passphrase.as_ref()).await?;
+        let unchanged = |error: ServiceError| {
+            let mut error = error.with_hint(|code| hint(kind, code)).to_api();
+            error.message = format!("{}; nothing was changed", error.message);
+            ServiceError::Refused(error)
+        };
+        let client = self.client_of(row.store.clone(), Arc::clone(&key)).await.map_err(unchanged)?;
+        let (store, _) = task_store(Arc::clone(&client), self.retry_policy());
+        let proven = self.prove_same(&before, passphrase, Arc::clone(&store)).await;
+        let passphrase = proven.map_err(|error| unchanged(explained(error, &before)))?;
+        row.capabilities = probe(store.as_ref()).await.map_err(|error| unchanged(error.into()))?;
+
+        if admission.is_none() {
+            admission = Some(self.admission.lock().await);
+        }
+        let now = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+        if !now.is_opened_as(&before) {
+            let message = format!(
+                "credential {} was changed by somebody else meanwhile: look at it (blockctl credentials inspect), and try again",
+                now.name
+            );
+            return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
+        }
+        keep(&mut row.store.connection, limits_of(&now.store.connection));
+        if self.credential_rows().await?.iter().any(CredentialRow::has_sealed) {
+            self.secrets.must_not_be_new()?;
+        }
+        if !matches!(change, KeyChange::Stays) {
+            (row.store_secret, row.store_secret_from) = match &*key {
+                StoreKey::None => (None, None),
+                StoreKey::Value(text) => {
+                    (Some(self.secrets.seal(uuid, Purpose::StoreSecret, text.as_bytes())?), None)
+                }
+                StoreKey::From(reference, _) => (None, Some(reference.clone())),
+            };
+        }
+        if let Some(Passphrase { keys, from }) = &passphrase {
+            row.passphrase_from = from.as_ref().map(|(reference, _)| reference.clone());
+            // Keys that a passphrase elsewhere opens do not rest here.
+            row.data_keys = match from {
+                Some(_) => Vec::new(),
+                None => self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(keys)?)?,
+            };
+        }
+        let reply = providers::describe(&row);
+        let stored = row.clone();
+        self.db.run(move |tx| stored.set_access(tx)).await?;
+        if is_other_store {
+            self.repositories.renew_store(uuid, client);
+        }
+        if let Some(Passphrase { keys, from }) = passphrase {
+            let opened = self.repositories.opened.lock().get(&uuid).cloned();
+            let (store, bandwidth) = match opened {
+                Some((opened, bandwidth)) => (Arc::clone(opened.store()), bandwidth),
+                None => (self.store_of(&row).await?, providers::bandwidth(&row.store)?),
+            };
+            let repository = Repository::from_saved_keys(store, keys)?;
+            self.repositories.replace(uuid, repository, bandwidth, from);
+        }
+        drop(admission);
+        self.forget_unneeded_secrets().await;
+        tracing::info!(
+            credential = %uuid,
+            name = %row.name,
+            store = is_other_store,
+            store_key = !matches!(change, KeyChange::Stays),
+            passphrase = request.encryption_passphrase.is_some(),
+            "credential updated"
+        );
+        Ok(reply)
+    }
+
+    /// Makes sure that a store is that of a credential: it holds the key slots of before. With a passphrase, also that it opens them.
+    async fn prove_same(
+        &self,
+        row: &CredentialRow,
+        passphrase: StoreKey,
+        store: Arc<dyn ObjectStore>,
+    ) -> Result<Option<Passphrase>, ServiceError> {
+        let opened = self.repositories.opened.lock().get(&row.uuid).map(|(opened, _)| opened.keys().to_vec());
+        let known = match (opened, &row.passphrase_from) {
+            (Some(keys), _) => Some(keys),
+            (None, None) => {
+                let keys = self.secrets.open(row.uuid, Purpose::DataKeys, &row.data_keys);
+                Some(decode_keys(&keys.map_err(|error| not_opened(row, &error))?)?)
+            }
+            (None, Some(_)) => None,
+        };
+        if let Some(keys) = &known {
+            Repository::from_saved_keys(Arc::clone(&store), keys.clone())?.prove_key_slot().await?;
+        }
+        let (text, from) = match passphrase {
+            StoreKey::Value(text) => (text, None),
+            StoreKey::From(reference, resolved) => {
+                (Zeroizing::new(resolved.expose().to_owned()), Some((reference, resolved.fingerprint)))
+            }
+            StoreKey::None => {
+                // Only what it refers to opens it.
+                if let (None, Some(reference)) = (known, &row.passphrase_from) {
+                    let resolved = self.resolved_anew(Some(&row.name), reference).await?;
+                    cloud::open_existing(store, resolved.expose().to_owned().into()).await?;
+                }
+                return Ok(None);
+            }
+        };
+        let keys = cloud::open_existing(store, text).await?.keys().to_vec();
+        let all = with_those_of_before(&keys, known.as_deref().unwrap_or_default());
+        let lost = all.len() - keys.len();
+        if lost > 0 && from.is_some() {
+            let message = format!(
+                "{lost} data keys of credential {} are on this host only, and no passphrase opens them: they cannot be had from elsewhere",
+                row.name
+            );
+            return Err(ServiceError::refused(ErrorCode::WrongPassphrase, message));
+        }
+        Ok(Some(Passphrase { keys: all, from }))
+    }
+}
+
+/// What a store that is another one, or a passphrase that is, means for whoever changes a credential.
+fn explained(error: ServiceError, row: &CredentialRow) -> ServiceError {
+    let ServiceError::Cloud(cloud) = &error else { return error };
+    let (code, message) = match &**cloud {
+        CloudError::WrongPassphrase { store, .. } => (
+            ErrorCode::WrongPassphrase,
+            format!(
+                "the passphrase does not open the repository at {store}, so it is not the one that holds: look at --encryption-passphrase-from or --encryption-passphrase-file; another passphrase is set with `blockctl credentials rekey {}`",
+                row.name
+            ),
+        ),
+        CloudError::KeySlotMissing { store, key } => (
+            ErrorCode::StoreFailed,
+            format!(
+                "with these settings {store} is not what credential {} was made for: {key} is missing; another place needs credentials of its own (blockctl credentials create)",
+                row.name
+            ),
+        ),
+        _ => return error,
+    };
+    ServiceError::refused(code, message)
+}

@@ -1,0 +1,152 @@
+//! Credentials that get other keys.
+
+use super::*;
+use blockd_api::{
+    ApiError, CredentialRef, Secret, SecretInput, SecretRef,
+    credential_update::{NewAccess, UpdateCredential},
+    credentials::Credential,
+};
+use std::os::unix::fs::PermissionsExt;
+
+/// A secret in a file, and where it lies.
+fn put(host: &Host, name: &str, text: &str) -> SecretRef {
+    let path = host.dir.path().join("secrets").join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    format!("file:{}", path.display()).parse().unwrap()
+}
+
+fn passphrase(input: impl Into<SecretInput>) -> UpdateCredential {
+    UpdateCredential { encryption_passphrase: Some(input.into()), ..UpdateCredential::default() }
+}
+
+async fn update(host: &Host, request: UpdateCredential) -> Result<Credential, ApiError> {
+    let nas: CredentialRef = "nas".parse().unwrap();
+    host.core().update_credential(&nas, request).await.map_err(|error| error.to_api())
+}
+
+/// What is stored of the only credential: the sealed keys, and where the passphrase lies.
+async fn stored(host: &Host) -> (Vec<u8>, Option<SecretRef>) {
+    let row = host.core().credential_rows().await.unwrap().pop().unwrap();
+    (row.data_keys, row.passphrase_from)
+}
+
+async fn references(host: &Host) -> Vec<SecretRef> {
+    let list = host.client.list_secrets().await.unwrap().references;
+    list.into_iter().map(|one| one.reference).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passphrase_moves_elsewhere_and_back_and_the_history_goes_on() {
+    let mut host = Host::new().await;
+    host.client.create_credential(&host.credential("nas", Some("first"))).await.unwrap();
+    host.create_volume("data").await;
+    host.backup("data", true).await;
+    let next = async |host: &Host, seed| {
+        let content = pattern(seed, 65_536);
+        host.volume("data").write(0, &content, false).unwrap();
+        let task = host.backup("data", false).await;
+        assert_eq!(task.backup_type, Some(BackupType::Incremental));
+    };
+
+    let reference = put(&host, "passphrase", "first");
+    let nas: CredentialRef = "nas".parse().unwrap();
+    let moved = host.client.update_credential(&nas, &passphrase(reference.clone())).await.unwrap();
+    assert_eq!(moved.encryption_key_from.as_ref(), Some(&reference));
+    assert_eq!(stored(&host).await, (Vec::new(), Some(reference.clone())), "no key rests here");
+    assert_eq!(references(&host).await, std::slice::from_ref(&reference));
+    next(&host, 1).await;
+    host.stop().await;
+    host.start().await;
+    next(&host, 2).await;
+
+    // Another place, which holds the same; then that of before may go.
+    let other = put(&host, "other", "first");
+    update(&host, passphrase(other.clone())).await.unwrap();
+    std::fs::remove_file(host.dir.path().join("secrets/passphrase")).unwrap();
+    host.core().validate_credential(&nas).await.unwrap();
+
+    let back = update(&host, passphrase(Secret::new("first".into()))).await.unwrap();
+    assert_eq!((back.encryption_key_from, references(&host).await), (None, vec![]));
+    assert!(!stored(&host).await.0.is_empty());
+    std::fs::remove_file(host.dir.path().join("secrets/other")).unwrap();
+    next(&host, 3).await;
+    host.stop().await;
+    host.start().await;
+    next(&host, 4).await;
+    assert_eq!(host.list().await.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_hold_changes_nothing() {
+    let host = Host::new().await;
+    host.client.create_credential(&host.credential("nas", Some("first"))).await.unwrap();
+    let before = stored(&host).await;
+    let another = put(&host, "another", "planted-another");
+    for wrong in [passphrase(another), passphrase(Secret::new("planted-another".into()))] {
+        let error = update(&host, wrong).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::WrongPassphrase);
+        assert!(error.message.contains("credentials rekey nas"), "{error}");
+        assert!(
+            error.message.ends_with("nothing was changed") && !error.message.contains("planted"),
+            "{error}"
+        );
+    }
+    let missing = format!("file:{}", host.dir.path().join("secrets/missing").display());
+    let error = update(&host, passphrase(missing.parse::<SecretRef>().unwrap())).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::SecretUnavailable, "{error}");
+    let keys = NewAccess::S3 {
+        access_key: Some("a".into()),
+        secret_key: Some(Secret::new("planted".into()).into()),
+        use_iam: false,
+        role: None,
+    };
+    let request = UpdateCredential { access: Some(keys), ..UpdateCredential::default() };
+    let error = update(&host, request).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::InvalidRequest, "{error}");
+    let error = update(&host, UpdateCredential::default()).await.unwrap_err();
+    assert!(error.message.contains("at least one flag"), "{error}");
+
+    // The same passphrase, and another repository in the same place.
+    let keys = host.store.path().join("blockd/keys");
+    let aside = host.store.path().join("aside");
+    std::fs::rename(&keys, &aside).unwrap();
+    let right = put(&host, "right", "first");
+    let error = update(&host, passphrase(right.clone())).await.unwrap_err();
+    assert!(error.message.contains("is not what credential nas was made for"), "{error}");
+    let store = blockd_cloud::store::LocalStore::open(host.store.path()).unwrap();
+    crate::cloud::open(Arc::new(store), Some("first".to_owned().into())).await.unwrap();
+    let error = update(&host, passphrase(right.clone())).await.unwrap_err();
+    assert!(error.message.contains("is not what credential nas was made for"), "{error}");
+    assert_eq!(stored(&host).await, before);
+
+    std::fs::remove_dir_all(&keys).unwrap();
+    std::fs::rename(&aside, &keys).unwrap();
+    update(&host, passphrase(right)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_only_here_do_not_go_elsewhere() {
+    let host = Host::new().await;
+    host.client.create_credential(&host.credential("nas", Some("first"))).await.unwrap();
+    let slot = walk(host.store.path()).into_iter().find(|path| path.contains("key")).unwrap();
+    let nas: CredentialRef = "nas".parse().unwrap();
+    let anew = blockd_api::credentials::RekeyCredential {
+        passphrase: Some(Secret::new("first".into())),
+        new_passphrase: None,
+        new_data_key: true,
+    };
+    host.core().rekey_credential(&nas, anew).await.unwrap();
+    std::fs::remove_file(host.store.path().join(slot)).unwrap();
+    let before = stored(&host).await;
+    let reference = put(&host, "passphrase", "first");
+    let error = update(&host, passphrase(reference)).await.unwrap_err();
+    assert!(error.message.contains("1 data keys of credential nas are on this host only"), "{error}");
+    assert_eq!(stored(&host).await, before);
+    // Sealed, they are all kept.
+    update(&host, passphrase(Secret::new("first".into()))).await.unwrap();
+    let opened =
+        host.core().repositories.opened.lock().values().map(|(one, _)| one.keys().len()).sum::<usize>();
+    assert_eq!(opened, 2);
+}

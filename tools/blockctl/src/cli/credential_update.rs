@@ -1,0 +1,202 @@
+//! `blockctl credentials update`
+
+use super::credentials::parse_secret;
+use blockd_api::{CredentialRef, Secret, SecretRef};
+use clap::Args;
+use std::path::PathBuf;
+
+/// What its `--help` says besides.
+pub const UPDATE_HELP: &str = "\
+What is given takes the place of what is kept, and the rest stays. First blockd proves that the store opens with it and holds the \
+same backups; if it does not, nothing is changed and the old keys are used on. Tasks, mounts and lazy volumes go on, with the new \
+keys from their next request: the old ones can be revoked when this has returned.
+
+A secret that is stored on the host and one that lies elsewhere (--…-from) take each other's place; so do a key and --use-iam. The \
+encryption passphrase stays the same and only moves: --encryption-passphrase-from REF, or back with --encryption-passphrase-file. \
+Another one is set with `blockctl credentials rekey`. Nothing is taken from the environment, unlike with `create`. \
+An empty value takes --s3-role-arn, --s3-storage-class, --proxy and --ca-certificate away.
+
+Where the backups are (provider, bucket, server, account, directory) cannot be changed: another place needs credentials of its own.
+
+Examples:
+  blockctl credentials update s3 --s3-access-key AKIA… --s3-secret-key-file ./new-key
+  blockctl credentials update s3 --s3-secret-key-from vault:secret/blockd/s3#secret_key
+  blockctl credentials update az --azure-sas-token-file ./sas
+  blockctl credentials update nas --encryption-passphrase-from systemd:blockd-passphrase
+  blockctl credentials update s3 --proxy ''";
+
+/// `credentials update`
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Name or UUID of the credentials
+    #[arg(value_name = "CREDENTIALS")]
+    pub credential: CredentialRef,
+    /// Ask the machine who it is, in place of a key (s3, azure, google)
+    #[arg(long)]
+    pub use_iam: bool,
+    /// Access key (s3)
+    #[arg(long, value_name = "KEY", help_heading = "S3")]
+    pub s3_access_key: Option<String>,
+    /// Secret key (s3)
+    #[arg(long, value_name = "KEY", value_parser = parse_secret, group = "s3_secret", help_heading = "S3")]
+    pub s3_secret_key: Option<Secret>,
+    /// File with the secret key, - for stdin (s3)
+    #[arg(long, value_name = "FILE", group = "s3_secret", help_heading = "S3")]
+    pub s3_secret_key_file: Option<PathBuf>,
+    /// Where blockd finds the secret key itself: systemd:NAME, file:/PATH or vault:MOUNT/PATH#FIELD (s3)
+    #[arg(long, value_name = "REF", group = "s3_secret", help_heading = "S3")]
+    pub s3_secret_key_from: Option<SecretRef>,
+    /// Role to take first, none if it is empty; with it go the next two, as they are given (s3)
+    #[arg(long, value_name = "ARN", help_heading = "S3")]
+    pub s3_role_arn: Option<String>,
+    /// What the role's owner wants to be told (s3)
+    #[arg(long, value_name = "ID", requires = "s3_role_arn", help_heading = "S3")]
+    pub s3_external_id: Option<String>,
+    /// Server that gives the role, where that is neither Amazon's nor the one of the bucket (s3)
+    #[arg(long, value_name = "HOST:PORT", requires = "s3_role_arn", help_heading = "S3")]
+    pub s3_sts_endpoint: Option<String>,
+    /// Storage class of new objects, that of the bucket if it is empty (s3)
+    #[arg(long, value_name = "CLASS", help_heading = "S3")]
+    pub s3_storage_class: Option<String>,
+    /// Key of the account (azure)
+    #[arg(long, value_name = "KEY", value_parser = parse_secret, group = "azure_secret", help_heading = "Azure")]
+    pub azure_account_key: Option<Secret>,
+    /// File with the key of the account, - for stdin (azure)
+    #[arg(long, value_name = "FILE", group = "azure_secret", help_heading = "Azure")]
+    pub azure_account_key_file: Option<PathBuf>,
+    /// Where blockd finds the key of the account itself (azure)
+    #[arg(long, value_name = "REF", group = "azure_secret", help_heading = "Azure")]
+    pub azure_account_key_from: Option<SecretRef>,
+    /// Shared access signature: the query of a SAS URL (azure)
+    #[arg(long, value_name = "QUERY", value_parser = parse_secret, group = "azure_secret", help_heading = "Azure")]
+    pub azure_sas_token: Option<Secret>,
+    /// File with the shared access signature, - for stdin (azure)
+    #[arg(long, value_name = "FILE", group = "azure_secret", help_heading = "Azure")]
+    pub azure_sas_token_file: Option<PathBuf>,
+    /// Where blockd finds the shared access signature itself (azure)
+    #[arg(long, value_name = "REF", group = "azure_secret", help_heading = "Azure")]
+    pub azure_sas_token_from: Option<SecretRef>,
+    /// Which managed identity, with --use-iam (azure)
+    #[arg(long, value_name = "ID", requires = "use_iam", help_heading = "Azure")]
+    pub azure_client_id: Option<String>,
+    /// Key file of a service account, - for stdin (google)
+    #[arg(long, value_name = "FILE", group = "google_secret", help_heading = "Google")]
+    pub google_json_key_file: Option<PathBuf>,
+    /// Where blockd finds the key of the service account itself, as JSON (google)
+    #[arg(long, value_name = "REF", group = "google_secret", help_heading = "Google")]
+    pub google_json_key_from: Option<SecretRef>,
+    /// Key or password of the user (swift)
+    #[arg(long, value_name = "KEY", value_parser = parse_secret, group = "swift_secret", help_heading = "Swift")]
+    pub swift_key: Option<Secret>,
+    /// File with the key or password, - for stdin (swift)
+    #[arg(long, value_name = "FILE", group = "swift_secret", help_heading = "Swift")]
+    pub swift_key_file: Option<PathBuf>,
+    /// Where blockd finds the key or password itself (swift)
+    #[arg(long, value_name = "REF", group = "swift_secret", help_heading = "Swift")]
+    pub swift_key_from: Option<SecretRef>,
+    /// Ready token, where there is no user (swift)
+    #[arg(long, value_name = "TOKEN", value_parser = parse_secret, group = "swift_secret", help_heading = "Swift")]
+    pub swift_token: Option<Secret>,
+    /// File with the token, - for stdin (swift)
+    #[arg(long, value_name = "FILE", group = "swift_secret", help_heading = "Swift")]
+    pub swift_token_file: Option<PathBuf>,
+    /// Where blockd finds the token itself (swift)
+    #[arg(long, value_name = "REF", group = "swift_secret", help_heading = "Swift")]
+    pub swift_token_from: Option<SecretRef>,
+    /// PEM file with certificates of authorities to trust beside the system's, none if it is empty
+    #[arg(long, value_name = "FILE", help_heading = "Connection")]
+    pub ca_certificate: Option<String>,
+    /// Proxy, as http://HOST:PORT, without a password; what blockd's environment says if it is empty
+    #[arg(long, value_name = "URL", help_heading = "Connection")]
+    pub proxy: Option<String>,
+    /// The passphrase that holds, to store its keys on the host, sealed; a file is better
+    #[arg(long, value_name = "TEXT", value_parser = parse_secret, group = "passphrase", help_heading = "Encryption")]
+    pub encryption_passphrase: Option<Secret>,
+    /// File with the passphrase that holds, - for stdin
+    #[arg(long, value_name = "FILE", group = "passphrase", help_heading = "Encryption")]
+    pub encryption_passphrase_file: Option<PathBuf>,
+    /// Where blockd finds the passphrase that holds; then the keys that it opens are not stored on the host any more
+    #[arg(long, value_name = "REF", group = "passphrase", help_heading = "Encryption")]
+    pub encryption_passphrase_from: Option<SecretRef>,
+    /// What cannot be changed.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Flags of `create` that say where the backups are: known so that they can be refused with the reason.
+macro_rules! place {
+    ($($field:ident = $flag:literal),+ $(,)?) => {
+        #[derive(Debug, Args)]
+        pub struct Place {
+            $(#[arg(long, hide = true, help = "Cannot be changed", num_args = 0..=1, default_missing_value = "")]
+            $field: Option<String>,)+
+        }
+
+        impl Place {
+            /// The first one that was given.
+            pub fn given(&self) -> Option<&'static str> {
+                [$(($flag, &self.$field)),+].into_iter().find(|(_, given)| given.is_some()).map(|(flag, _)| flag)
+            }
+        }
+    };
+}
+
+place! {
+    provider = "--provider",
+    bucket = "--bucket",
+    path = "--path",
+    s3_endpoint = "--s3-endpoint",
+    s3_region = "--s3-region",
+    s3_disable_ssl = "--s3-disable-ssl",
+    disable_path_style = "--disable-path-style",
+    azure_account_name = "--azure-account-name",
+    azure_endpoint = "--azure-endpoint",
+    google_project_id = "--google-project-id",
+    google_endpoint = "--google-endpoint",
+    swift_auth_version = "--swift-auth-version",
+    swift_auth_url = "--swift-auth-url",
+    swift_user = "--swift-user",
+    swift_region = "--swift-region",
+    swift_tenant_name = "--swift-tenant-name",
+    swift_tenant_id = "--swift-tenant-id",
+    swift_user_domain_name = "--swift-user-domain-name",
+    swift_project_name = "--swift-project-name",
+    swift_project_domain_name = "--swift-project-domain-name",
+    swift_storage_url = "--swift-storage-url",
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::{Cli, Command, credentials::CredentialsCommand, tests::parse};
+
+    #[test]
+    fn it_is_taken_as_people_type_it() {
+        let line = "credentials update s3 --s3-access-key a --s3-secret-key hunter2 --encryption-passphrase-from systemd:a";
+        let Ok(Cli { command: Command::Credentials(CredentialsCommand::Update(args)), .. }) = parse(line)
+        else {
+            panic!()
+        };
+        assert!(args.s3_secret_key.is_some() && !format!("{args:?}").contains("hunter"));
+        assert_eq!(args.place.given(), None);
+        for (line, flag) in [
+            ("cred update s3 --bucket other", "--bucket"),
+            ("cred update s3 --s3-disable-ssl", "--s3-disable-ssl"),
+            ("cred update s3 --provider swift --swift-user me", "--provider"),
+        ] {
+            let Ok(Cli { command: Command::Credentials(CredentialsCommand::Update(args)), .. }) = parse(line)
+            else {
+                panic!("{line}")
+            };
+            assert_eq!(args.place.given(), Some(flag));
+        }
+        for line in [
+            "credentials update",
+            "credentials update s3 --s3-secret-key-file a --s3-secret-key-from systemd:a",
+            "credentials update az --azure-account-key-file a --azure-sas-token-file b",
+            "credentials update nas --encryption-passphrase-file a --encryption-passphrase-from systemd:a",
+            "credentials update s3 --s3-external-id a",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}
