@@ -161,6 +161,11 @@ fn exit_statuses_and_documents() {
     assert!(error["message"].as_str().unwrap().contains("connect"), "{error:#}");
     client.close();
     ctl.fails(&["cloudsnap", "inspect", missing], 4);
+    let error = ctl.fails(&["cloudsnap", "list", "-i", missing], 4);
+    assert!(
+        error["code"] == "cloudsnap_not_found" && error["message"].as_str().unwrap().contains(missing),
+        "{error:#}"
+    );
     ctl.restore_fails_at_once(missing);
 
     // Every command has its document.
@@ -237,10 +242,25 @@ fn commands_as_people_know_them() {
     let count = |flags: &[&str]| ctl.json(&[&["cs", "list"], flags].concat()).as_array().unwrap().len();
     assert_eq!((count(&["--all"]), count(&["--cluster", cluster])), (2, 2));
     assert_eq!(count(&["--cluster", "2e4d4b67-95d7-481e-aec5-14223ac55170"]), 0);
+    let src = entry["SrcVolumeID"].as_str().unwrap();
+    assert_eq!((count(&["--src", src]), count(&["--src", &src[..9]]), count(&["--src", "1234"])), (2, 2, 0));
+    assert_eq!((count(&["--label", "app=db"]), count(&["--label", "app=db,tier=none"])), (2, 0));
+    assert_eq!(count(&["-i", entry["ID"].as_str().unwrap()]), 1);
     for field in ["bytesProcessed", "bytesUploaded", "bytesDirty", "freezeStallMicros"] {
         assert!(task.0[field].is_u64(), "{field} is missing in {:#}", task.0);
     }
     assert!(task.requests("put") >= 3, "a pack, an index and a manifest: {task:?}");
+    let said = text(&["cloudsnap", "status", &task.id()[..13]]);
+    assert!(said.lines().count() == 2 && said.contains(task.id()), "{said}");
+    let held =
+        ctl.backup_with("vol", &["--pre-command", "echo hold begin", "--post-command", "echo hold end"]);
+    let said = text(&["cloudsnap", "status", held.id()]);
+    let lines: Vec<&str> = said.lines().skip(2).collect();
+    assert_eq!(lines[..2], ["", &format!("Around the freeze of task {}:", held.id())], "{said}");
+    assert!(
+        lines[2].starts_with("STEP ") && lines[3].contains("hold begin") && lines[4].contains("hold end"),
+        "{said}"
+    );
     let said = text(&["cloudsnap", "restore", "--snap", task.snap(), "--volume", "again"]);
     assert!(said.starts_with("Cloudsnap restore started successfully on volume: "), "{said}");
     let id = said.trim_end().rsplit("task name:").next().unwrap();
@@ -248,7 +268,7 @@ fn commands_as_people_know_them() {
     assert_same("what was restored", &daemon.content("again"), &daemon.content("vol"));
     let labels = &ctl.volume("again")["labels"];
     assert_eq!((&labels["app"], &labels["tier"]), (&"db".into(), &"gold".into()));
-    assert_eq!(ctl.json(&["cs", "list", "--src", "vol"]).as_array().unwrap().len(), 2);
+    assert_eq!(ctl.json(&["cs", "list", "--src", "vol"]).as_array().unwrap().len(), 3);
     assert_eq!(ctl.json(&["cs", "list", "--src", "other"]).as_array().unwrap().len(), 0);
     let error = ctl.fails(&["cs", "restore", "--snap", task.snap(), "--volume", "vol"], 5);
     assert_eq!(error["code"], "volume_exists", "{error:#}");
