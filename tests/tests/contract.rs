@@ -161,9 +161,15 @@ fn exit_statuses_and_documents() {
     assert!(error["message"].as_str().unwrap().contains("connect"), "{error:#}");
     client.close();
     ctl.fails(&["cloudsnap", "inspect", missing], 4);
+    let error = ctl.fails(&["cloudsnap", "list", "-i", missing], 4);
+    assert!(
+        error["code"] == "cloudsnap_not_found" && error["message"].as_str().unwrap().contains(missing),
+        "{error:#}"
+    );
     ctl.restore_fails_at_once(missing);
 
     // Every command has its document.
+    let bundle = bed.path("bundle.json");
     for args in [
         &["status"][..],
         &["volume", "list"],
@@ -174,13 +180,97 @@ fn exit_statuses_and_documents() {
         &["snapshot", "delete", "vol@s"],
         &["credentials", "list"],
         &["credentials", "validate", "nas"],
+        &["credentials", "inspect", "nas"],
+        &["credentials", "limit", "nas", "--limit-upload", "1GiB"],
         &["cloudsnap", "list"],
         &["cs", "status"],
+        &["cs", "history"],
+        &["cs", "gc"],
+        &["cs", "verify", "--wait"],
+        &["cs", "schedules", "list"],
+        &["cs", "credentials", "list"],
+        &["volume", "check", "vol"],
+        &["volume", "inspect", "vol"],
+        &["volume", "resize", "vol", "--size", "2MiB"],
+        &["volume", "update", "vol", "--label", "name=名前"],
+        &["rule", "create", "settle", "--pre-command", "true"],
+        &["rule", "assign", "settle", "--volume", "vol"],
+        &["rule", "inspect", "settle"],
+        &["rule", "list"],
+        &["rule", "unassign", "settle", "--volume", "vol"],
+        &["rule", "update", "settle", "--post-command", "true"],
+        &["rule", "delete", "settle"],
+        &["sched-policy", "create", "gold", "--daily", "01:00"],
+        &["sched-policy", "inspect", "gold"],
+        &["sched-policy", "update", "gold", "--daily", "02:00"],
+        &["sched-policy", "list"],
+        &["sched-policy", "delete", "gold"],
+        &["secrets", "list"],
+        &["secrets", "status"],
+        &["get", "BackupLocation"],
+        &["get", "VolumeClone"],
+        &["describe", "BackupLocation", "nas"],
+        &["browse", "list"],
+        &["context", "list"],
+        &["context", "unset"],
+        &["events"],
+        &["top", "--once"],
+        &["support-bundle", "--output", bundle.to_str().unwrap()],
+        &["completions", "bash"],
+        &["man"],
         &["volume", "delete", "vol"],
         &["credentials", "delete", "nas"],
     ] {
         ctl.json(args);
     }
+}
+
+#[test]
+fn the_beginning_of_an_id_is_enough_and_the_id_of_a_group_is_that_of_its_tasks() {
+    let bed = Bed::new();
+    let store = bed.store("store");
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), None);
+    for name in ["one", "two"] {
+        ctl.json(&["volume", "create", name, "--size", "1MiB", "--group", "shop"]);
+    }
+    // The group's tasks are shown by its id; to stop or to wait for one of them takes more.
+    let run = ctl.run(&["cs", "backup-group", "--group", "shop", "--wait"]);
+    let group = run.stdout.split_once("groupID:").unwrap_or_else(|| panic!("{run:?}")).1;
+    let group = &group[..13];
+    assert_eq!(ctl.json(&["cs", "status", group]).as_array().unwrap().len(), 2);
+    for args in [&["cs", "stop", group][..], &["cs", "status", group, "--wait"]] {
+        let error = ctl.fails(args, 2);
+        assert!(error["message"].as_str().unwrap().contains("2 tasks begin with"), "{error:#}");
+    }
+
+    let made = ctl.json(&["cs", "schedules", "create", "one", "--daily", "01:00", "--paused"]);
+    let uuid = made["uuid"].as_str().unwrap_or_else(|| panic!("{made:#}")).to_owned();
+    for id in [uuid.as_str(), &uuid[..9]] {
+        for args in [
+            &["resume"][..],
+            &["run-now"],
+            &["retention"],
+            &["update", "--max", "3"],
+            &["update", "--daily", "02:00"],
+            &["pause"],
+        ] {
+            ctl.json(&[&["cs", "schedules"], args, &["--uuid", id]].concat());
+        }
+        assert_eq!(ctl.json(&["cs", "schedules", "list"])["schedules"][0]["paused"], true);
+        assert!(!ctl.json(&["cs", "history", "--uuid", id]).is_null());
+    }
+    ctl.json(&["cs", "schedules", "delete", "--uuid", &uuid[..9]]);
+    ctl.fails(&["cs", "schedules", "pause", "--uuid", &uuid[..9]], 4);
+
+    // What is pinned is deleted by force only.
+    let snap = ctl.backup("two").snap().to_owned();
+    ctl.json(&["cs", "pin", "--snap", &snap]);
+    let error = ctl.fails(&["cs", "delete", "--snap", &snap, "--wait"], 5);
+    assert_eq!(error["code"], "cloudsnap_pinned", "{error:#}");
+    ctl.json(&["cs", "delete", "--snap", &snap, "--force", "--wait"]);
+    ctl.fails(&["cs", "list", "-i", &snap], 4);
 }
 
 #[test]
@@ -237,10 +327,25 @@ fn commands_as_people_know_them() {
     let count = |flags: &[&str]| ctl.json(&[&["cs", "list"], flags].concat()).as_array().unwrap().len();
     assert_eq!((count(&["--all"]), count(&["--cluster", cluster])), (2, 2));
     assert_eq!(count(&["--cluster", "2e4d4b67-95d7-481e-aec5-14223ac55170"]), 0);
+    let src = entry["SrcVolumeID"].as_str().unwrap();
+    assert_eq!((count(&["--src", src]), count(&["--src", &src[..9]]), count(&["--src", "1234"])), (2, 2, 0));
+    assert_eq!((count(&["--label", "app=db"]), count(&["--label", "app=db,tier=none"])), (2, 0));
+    assert_eq!(count(&["-i", entry["ID"].as_str().unwrap()]), 1);
     for field in ["bytesProcessed", "bytesUploaded", "bytesDirty", "freezeStallMicros"] {
         assert!(task.0[field].is_u64(), "{field} is missing in {:#}", task.0);
     }
     assert!(task.requests("put") >= 3, "a pack, an index and a manifest: {task:?}");
+    let said = text(&["cloudsnap", "status", &task.id()[..13]]);
+    assert!(said.lines().count() == 2 && said.contains(task.id()), "{said}");
+    let held =
+        ctl.backup_with("vol", &["--pre-command", "echo hold begin", "--post-command", "echo hold end"]);
+    let said = text(&["cloudsnap", "status", held.id()]);
+    let lines: Vec<&str> = said.lines().skip(2).collect();
+    assert_eq!(lines[..2], ["", &format!("Around the freeze of task {}:", held.id())], "{said}");
+    assert!(
+        lines[2].starts_with("STEP ") && lines[3].contains("hold begin") && lines[4].contains("hold end"),
+        "{said}"
+    );
     let said = text(&["cloudsnap", "restore", "--snap", task.snap(), "--volume", "again"]);
     assert!(said.starts_with("Cloudsnap restore started successfully on volume: "), "{said}");
     let id = said.trim_end().rsplit("task name:").next().unwrap();
@@ -248,7 +353,7 @@ fn commands_as_people_know_them() {
     assert_same("what was restored", &daemon.content("again"), &daemon.content("vol"));
     let labels = &ctl.volume("again")["labels"];
     assert_eq!((&labels["app"], &labels["tier"]), (&"db".into(), &"gold".into()));
-    assert_eq!(ctl.json(&["cs", "list", "--src", "vol"]).as_array().unwrap().len(), 2);
+    assert_eq!(ctl.json(&["cs", "list", "--src", "vol"]).as_array().unwrap().len(), 3);
     assert_eq!(ctl.json(&["cs", "list", "--src", "other"]).as_array().unwrap().len(), 0);
     let error = ctl.fails(&["cs", "restore", "--snap", task.snap(), "--volume", "vol"], 5);
     assert_eq!(error["code"], "volume_exists", "{error:#}");

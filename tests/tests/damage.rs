@@ -118,7 +118,7 @@ fn every_kind_of_object(test: &str, passphrase: Option<&'static str>) {
     damaged.restore_names(&damaged.incremental, &full[0]);
     store.replace(&full[0], &whole);
 
-    for victim in [&damaged.full, &damaged.incremental] {
+    for (victim, other) in [(&damaged.full, &damaged.incremental), (&damaged.incremental, &damaged.full)] {
         let key = store.manifest(victim.snap());
         let whole = store.read(&key);
         for bit in places(&whole, &mut rng) {
@@ -129,6 +129,11 @@ fn every_kind_of_object(test: &str, passphrase: Option<&'static str>) {
                 !damaged.ctl().done_cloudsnaps().iter().any(|id| id == victim.snap()),
                 "listed as Done: {key}"
             );
+            for (asked, status) in [(victim, "Damaged"), (other, "Done")] {
+                let list = damaged.ctl().json(&["cloudsnap", "list", "-i", asked.snap()]);
+                assert_eq!(list.as_array().map(Vec::len), Some(1), "only what was asked for: {list:#}");
+                assert_eq!((&list[0]["ID"], &list[0]["Status"]), (&asked.snap().into(), &status.into()));
+            }
             let error = damaged.ctl().restore_fails(victim.snap(), "broken");
             assert_names(&error, &[victim.snap()]);
             store.replace(&key, &whole);

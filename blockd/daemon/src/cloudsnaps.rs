@@ -126,7 +126,12 @@ impl Core {
         };
         let volume = match (&query.cloudsnap_id, &query.src) {
             (Some(id), _) => Some(id.volume),
-            (None, Some(VolumeRef::Id(id))) => Some(*id),
+            (None, Some(wanted @ VolumeRef::Id(id))) => match self.registry.find(wanted) {
+                Ok(entry) => Some(entry.id),
+                // One that is not there any more.
+                Err(error) if error.to_api().code == ErrorCode::VolumeNotFound => Some(*id),
+                Err(error) => return Err(error),
+            },
             _ => None,
         };
         let scope = Scope {
@@ -164,6 +169,9 @@ impl Core {
                 && src_name.is_none_or(|name| name == entry.src_volume_name)
                 && query.label.as_ref().is_none_or(|label| entry_labels(entry).matches(label))
         });
+        if let Some(id) = &query.cloudsnap_id {
+            found.damaged.retain(|damaged| damaged.id == id.to_string());
+        }
         // Two credentials may lead to one place.
         let mut seen = BTreeSet::new();
         found.entries.retain(|entry| seen.insert(entry.id));

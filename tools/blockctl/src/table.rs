@@ -130,6 +130,15 @@ mod tests {
     }
 
     #[test]
+    fn wide_characters_take_two_columns() {
+        let mut table = Table::new(&["LABELS", "STATUS"]);
+        table.row(["app=db".into(), "up".into()]);
+        table.row(["名=日本".into(), "up".into()]);
+        table.row(["mood=😀".into(), "up".into()]);
+        assert_eq!(table.render(false), "LABELS    STATUS\napp=db    up\n名=日本   up\nmood=😀   up\n");
+    }
+
+    #[test]
     fn colours_do_not_move_columns() {
         let colored = table().render(true);
         assert!(colored.contains("\u{1b}["));

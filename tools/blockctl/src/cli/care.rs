@@ -15,7 +15,7 @@ or failed before.
 
 Examples:
   blockctl cloudsnap stop --name 3f4f0a67-e12a-4d35-81ad-985657757352
-  blockctl cs stop -n 3f4f --discard";
+  blockctl cs stop 3f4f --discard";
 
 /// What `cloudsnap resume --help` says besides.
 pub const RESUME_HELP: &str = "\
@@ -31,7 +31,7 @@ The limits hold at once, for this task beside those of its credentials; one that
 
 Examples:
   blockctl cloudsnap limit --name 3f4f --limit-upload 20MiB
-  blockctl cloudsnap limit --name 3f4f";
+  blockctl cs limit 3f4f";
 
 /// What `cloudsnap verify --help` says besides.
 pub const VERIFY_HELP: &str = "\
@@ -54,12 +54,30 @@ Examples:
   blockctl cloudsnap gc --dry-run
   blockctl cs gc --cred-id nas";
 
+/// Which task.
+#[derive(Debug, Args)]
+pub struct TaskArg {
+    /// The task, by its id or the beginning of it
+    #[arg(value_name = "TASK", required_unless_present = "name", conflicts_with = "name", value_parser = parse_task)]
+    task: Option<String>,
+    /// The same as a flag
+    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
+    name: Option<String>,
+}
+
+impl TaskArg {
+    /// The id or its beginning, however it was given; the parser sees to it that there is one.
+    pub fn name(&self) -> Option<&str> {
+        self.task.as_deref().or(self.name.as_deref())
+    }
+}
+
 /// `cloudsnap stop`
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    /// The task, by its id or the beginning of it
-    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
-    pub name: String,
+    /// Which one.
+    #[command(flatten)]
+    pub task: TaskArg,
     /// Give it up: keep nothing that it could go on with
     #[arg(long)]
     pub discard: bool,
@@ -68,9 +86,9 @@ pub struct StopArgs {
 /// `cloudsnap resume`
 #[derive(Debug, Args)]
 pub struct ResumeArgs {
-    /// The task, by its id or the beginning of it
-    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
-    pub name: String,
+    /// Which one.
+    #[command(flatten)]
+    pub task: TaskArg,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArg,
@@ -79,9 +97,9 @@ pub struct ResumeArgs {
 /// `cloudsnap limit`
 #[derive(Debug, Args)]
 pub struct LimitArgs {
-    /// The task, by its id or the beginning of it
-    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
-    pub name: String,
+    /// Which one.
+    #[command(flatten)]
+    pub task: TaskArg,
     /// Send at most so much a second; as much as it can without it
     #[arg(long, value_name = "SIZE")]
     pub limit_upload: Option<ByteSize>,
@@ -157,7 +175,16 @@ mod tests {
     #[test]
     fn they_are_taken_as_people_type_them() {
         assert!(
-            matches!(cloudsnap("cs stop -n 3F4F --discard"), CloudsnapCommand::Stop(args) if args.discard && args.name == "3f4f")
+            matches!(cloudsnap("cs stop -n 3F4F --discard"), CloudsnapCommand::Stop(args) if args.discard && args.task.name() == Some("3f4f"))
+        );
+        assert!(
+            matches!(cloudsnap("cs stop 3F4F"), CloudsnapCommand::Stop(args) if args.task.name() == Some("3f4f"))
+        );
+        assert!(
+            matches!(cloudsnap("cs resume 3f --wait"), CloudsnapCommand::Resume(args) if args.task.name() == Some("3f"))
+        );
+        assert!(
+            matches!(cloudsnap("cs limit 3f"), CloudsnapCommand::Limit(args) if args.task.name() == Some("3f"))
         );
         assert!(
             matches!(cloudsnap("cs resume --name 3f4f --wait"), CloudsnapCommand::Resume(args) if args.wait.wait)
@@ -179,6 +206,9 @@ mod tests {
             "cs limit",
             "cs resume",
             "cs stop -n nonsense",
+            "cs stop nonsense",
+            "cs stop 3f -n 3f",
+            "cs limit 3f 4f",
             "cs verify --quick --deep",
             "cs verify 7",
         ] {

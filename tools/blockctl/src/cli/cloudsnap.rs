@@ -57,7 +57,7 @@ While a task is under way, RATE is what it has processed in a second until now, 
 Examples:
   blockctl cloudsnap status
   blockctl cs status --name 3f4f0a67-e12a-4d35-81ad-985657757352
-  blockctl cs status --name 3f4f --wait
+  blockctl cs status 3f4f --wait
   blockctl cs status --watch";
 
 const RESTORE_HELP: &str = "\
@@ -249,14 +249,24 @@ impl InspectArgs {
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// Only this task, by its id or the beginning of it
+    #[arg(value_name = "TASK", conflicts_with = "name", value_parser = parse_task)]
+    task: Option<String>,
+    /// The same as a flag
     #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
-    pub name: Option<String>,
+    name: Option<String>,
     /// Show it again and again, until no task is under way
     #[arg(long, conflicts_with = "wait")]
     pub watch: bool,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArg,
+}
+
+impl StatusArgs {
+    /// The task, however it was given.
+    pub fn name(&self) -> Option<&str> {
+        self.task.as_deref().or(self.name.as_deref())
+    }
 }
 
 /// `cloudsnap restore`
@@ -418,7 +428,10 @@ mod tests {
         assert!(matches!(cloudsnap("cs status --watch"), CloudsnapCommand::Status(args) if args.watch));
         assert!(matches!(cloudsnap("cs credentials list"), CloudsnapCommand::Credentials(_)));
         assert!(
-            matches!(cloudsnap("cs status -n 3F4F"), CloudsnapCommand::Status(args) if args.name.as_deref() == Some("3f4f"))
+            matches!(cloudsnap("cs status -n 3F4F"), CloudsnapCommand::Status(args) if args.name() == Some("3f4f"))
+        );
+        assert!(
+            matches!(cloudsnap("cs status 3F4F --wait"), CloudsnapCommand::Status(args) if args.name() == Some("3f4f"))
         );
         let CloudsnapCommand::Restore(args) = cloudsnap("cs r -s ID -v new --lazy --on-store-loss error")
         else {
@@ -437,6 +450,8 @@ mod tests {
             "cs r -s ID --in-place db -v new",
             "cs r -s ID --discard",
             "cs status --watch --wait -n 3f",
+            "cs status 3f -n 3f",
+            "cs status nonsense",
         ] {
             assert_eq!(parse(&line.replace("ID", ID)).map(drop).unwrap_err().exit_code(), 2, "{line}");
         }

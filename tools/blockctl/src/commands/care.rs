@@ -15,7 +15,8 @@ use blockd_api::{
 };
 
 /// The one task whose id begins like this.
-async fn task(context: &Context<'_>, name: &str) -> Result<Task, Failure> {
+async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
+    let name = name.ok_or_else(|| Failure::usage("name the task"))?;
     let query = ListTasks { name: Some(name.to_owned()) };
     let mut tasks = context.client.list_tasks(&query).await?.tasks;
     match (tasks.pop(), tasks.is_empty()) {
@@ -33,7 +34,7 @@ async fn task(context: &Context<'_>, name: &str) -> Result<Task, Failure> {
 }
 
 pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Failure> {
-    let id = task(context, &args.name).await?.name;
+    let id = task(context, args.task.name()).await?.name;
     let task = context.client.stop_task(id, &StopTask { discard: args.discard }).await?;
     let output = context.output;
     let noun = task.kind.title().to_ascii_lowercase();
@@ -57,7 +58,7 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Fa
 }
 
 pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Result<u8, Failure> {
-    let id = task(context, &args.name).await?.name;
+    let id = task(context, args.task.name()).await?.name;
     let task = context.client.resume_task(id).await?;
     let noun = task.kind.title().to_ascii_lowercase();
     let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
@@ -65,7 +66,7 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Result<u8
 }
 
 pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Result<u8, Failure> {
-    let id = task(context, &args.name).await?.name;
+    let id = task(context, args.task.name()).await?.name;
     let bytes = |size: Option<ByteSize>| size.map(ByteSize::as_bytes);
     let limits = TaskLimits {
         limit_upload_bytes_per_s: bytes(args.limit_upload),

@@ -11,7 +11,7 @@ use crate::{
     wait,
 };
 use blockd_api::{
-    ByteSize,
+    ApiError, ByteSize, ClientError, ErrorCode,
     cloudsnaps::{
         CloudsnapDetail, CloudsnapId, CloudsnapList, CloudsnapMetadata, CloudsnapStatus, DamagedCloudsnap,
         InspectCloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore,
@@ -254,6 +254,12 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
         max: args.max,
     };
     let list = context.client.list_cloudsnaps(&query).await?;
+    let is_whole = list.failed_credentials.is_empty();
+    if let (Some(id), true) =
+        (&query.cloudsnap_id, is_whole && list.cloudsnaps.is_empty() && list.damaged.is_empty())
+    {
+        return Err(unknown(id, &query).into());
+    }
     let output = context.output;
     if output.is_json() {
         output.document(&entries(&list)?)?;
@@ -274,7 +280,15 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
         output.note(format!("The newest {shown} of {} are shown.", list.total));
     }
     // What is shown is right, but it is not all there is.
-    Ok(if list.failed_credentials.is_empty() { EXIT_DONE } else { EXIT_FAILED })
+    Ok(if is_whole { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// Whoever names one does not ask for a list that may be empty.
+fn unknown(id: &CloudsnapId, query: &ListCloudsnaps) -> ClientError {
+    let status = query.status.map(|status| format!(" that is {status}")).unwrap_or_default();
+    let place = query.cred_id.as_ref().map(|place| format!(" at {place}")).unwrap_or_default();
+    let message = format!("there is no cloud snapshot {id}{status}{place}");
+    ClientError::Api(ApiError::new(ErrorCode::CloudsnapNotFound, message))
 }
 
 /// The entries, and those that are damaged in the same form.

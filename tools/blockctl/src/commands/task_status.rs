@@ -33,7 +33,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, F
     }
     let tasks = tasks(context, &args).await?;
     if args.wait.wait {
-        return match (&args.name, tasks.as_slice()) {
+        return match (args.name(), tasks.as_slice()) {
             (Some(_), [task]) => follow(context, task.name).await,
             (Some(name), _) => Err(Failure::usage(format!(
                 "{} begin with {name}: give more of the id to wait for one",
@@ -48,10 +48,11 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, F
         return Ok(EXIT_DONE);
     }
     output.table(&table(&tasks))?;
-    if args.name.is_some() {
+    if args.name().is_some() {
         for task in &tasks {
             let Some(report) = &task.quiesce else { continue };
-            output.line(format!("\nAround the freeze of task {}:", task.name))?;
+            output.line("")?;
+            output.line(format!("Around the freeze of task {}:", task.name))?;
             output.table(&rules::steps_table(report))?;
         }
     }
@@ -60,8 +61,8 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, F
 }
 
 async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Failure> {
-    let tasks = context.client.list_tasks(&ListTasks { name: args.name.clone() }).await?.tasks;
-    if let (Some(name), true) = (&args.name, tasks.is_empty()) {
+    let tasks = context.client.list_tasks(&ListTasks { name: args.name().map(str::to_owned) }).await?.tasks;
+    if let (Some(name), true) = (args.name(), tasks.is_empty()) {
         let error =
             ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
         return Err(blockd_api::ClientError::Api(error).into());

@@ -58,7 +58,9 @@ impl Reading {
 
     /// A path that is meant from where the file is.
     pub fn file(&self, path: &str) -> PathBuf {
-        self.dir.join(path)
+        let path = self.dir.join(path);
+        // As it is kept: what is as it should be is found out by comparing.
+        std::path::absolute(&path).unwrap_or(path)
     }
 }
 

@@ -292,6 +292,27 @@ fn storage_blocks_of_snapshots_are_understood() {
 }
 
 #[test]
+fn a_relative_directory_is_the_one_that_is_kept() {
+    let here = std::env::current_dir().unwrap();
+    for (dir, path, kept) in
+        [("", "backups", here.join("backups")), ("/dir", "./backups", PathBuf::from("/dir/backups"))]
+    {
+        let text = format!(
+            "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {{name: x}}\nlocation: {{type: local, path: {path}}}\n"
+        );
+        let Body::Location(location) = parse(&text, "f", Path::new(dir)).unwrap().remove(0).body else {
+            panic!()
+        };
+        assert_eq!(location.view()["path"], kept.to_str().unwrap());
+        let ProviderRequest::Local { path } = location.request(&"x".parse().unwrap()).unwrap().provider
+        else {
+            panic!()
+        };
+        assert_eq!(path, kept);
+    }
+}
+
+#[test]
 fn what_a_location_cannot_be_is_told() {
     let head = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {name: x}\n";
     for (body, told) in [
