@@ -62,7 +62,7 @@ impl Core {
         });
         let passphrase = self.store_key(request.encryption_passphrase.as_ref()).await?;
         let unchanged = |error: ServiceError| {
-            let mut error = error.with_hint(|code| hint(kind, code)).to_api();
+            let mut error = error.with_hint(|code, _| hint(kind, code)).to_api();
             error.message = format!("{}; nothing was changed", error.message);
             ServiceError::Refused(error)
         };

@@ -254,6 +254,19 @@ async fn while_it_is_away_what_is_known_is_used_for_a_bounded_time() {
 }
 
 #[tokio::test]
+async fn what_no_credential_refers_to_any_more_is_forgotten_and_not_renewed() {
+    let bed = Bed::new().await;
+    // As good as new for no time at all: each look would renew it.
+    let references = bed.by_token(0);
+    references.resolve(&key()).await.unwrap();
+    references.keep_only(&[key()].into());
+    assert!(references.slots.lock()[&key()].kept.is_some());
+    references.keep_only(&[].into());
+    let slots = references.slots.lock();
+    assert!(slots.values().all(|slot| slot.kept.is_none() && slot.used.is_none()));
+}
+
+#[tokio::test]
 async fn nobody_there_is_no_news_for_long() {
     let bed = Bed::new().await;
     let references = bed.by_token(3600);
