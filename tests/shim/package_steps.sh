@@ -50,6 +50,16 @@ blockctl snapshot create kept --pre-command 'mkdir -m 0700 $RUNTIME_DIRECTORY/ho
 systemctl reload blockd.service
 blockctl volume list
 
+# None of the daemon's capabilities are theirs, whoever runs them, so none of them becomes root.
+no_capabilities() { # no_capabilities [FLAG…]
+    is "$(blockctl -j snapshot create kept "$@" --pre-command "awk '/^Cap(Prm|Eff|Amb)/ { print \$2 }' /proc/self/status" |
+        jq -r '.quiesce.steps[0].output' | tr '\n' ' ')" "0000000000000000 0000000000000000 0000000000000000  "
+    if said=$(blockctl snapshot create kept "$@" --pre-command 'setpriv --reuid 0 --regid 0 --clear-groups id' 2>&1); then exit 1; fi
+    [[ $said == *setpriv:* ]]
+}
+no_capabilities
+no_capabilities --user blockd
+
 # As other users they run with the drop-in that comes with the package, and are refused at once without it.
 getent passwd postgres || useradd --system postgres
 example=/usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf
@@ -68,6 +78,9 @@ systemctl restart blockd.service
 blockctl rule update pg --user postgres --pre-command 'id -un; id -Gn; grep CapEff /proc/self/status'
 # Three lines, the last of which is that there are no capabilities.
 is "$(blockctl -j snapshot create kept | jq -r '.quiesce.steps[0].output' | tr -s '[:space:]' ' ')" "postgres $(id -Gn postgres) CapEff: 0000000000000000 "
+no_capabilities
+no_capabilities --user blockd
+no_capabilities --user postgres
 blockctl rule update pg --pre-command 'sleep 600' --timeout 1s
 if said=$(blockctl snapshot create kept 2>&1); then exit 1; fi
 [[ $said == *"killed after 1 s"* ]]

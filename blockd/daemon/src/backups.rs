@@ -164,6 +164,8 @@ impl Core {
         and: impl FnOnce(&rusqlite::Transaction<'_>, &[TaskRow]) -> Result<(), DbError> + Send + 'static,
     ) -> Result<Vec<TaskRow>, ServiceError> {
         check_limits(asked.limits)?;
+        // Once for all members, and with nobody waiting for it.
+        self.check_rest(&asked.rest).await?;
         let _admission = self.admission.lock().await;
         let entries = members.iter().map(|member| self.registry.find(&member.volume));
         let entries: Vec<Arc<VolumeEntry>> = entries.collect::<Result<_, _>>()?;

@@ -32,6 +32,7 @@ impl Core {
             no_rule: request.no_rule,
             scheduled: None,
         };
+        self.check_rest(&asked).await?;
         let around = self.around(&asked, &entries).await?;
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
         let group = SnapshotGroup {

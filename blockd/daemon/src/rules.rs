@@ -17,7 +17,7 @@ use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use rusqlite::Transaction;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// What a request says of the rest around its freeze.
@@ -32,6 +32,9 @@ pub(crate) struct AskedRest {
     /// What holds if nothing of this is said: the schedule's rule.
     pub(crate) scheduled: Option<RuleName>,
 }
+
+/// How long it may take to find out whether commands can run as a user.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Rules whose commands cannot be run here any more, and why: as the daemon found when it began.
 pub(crate) type RuleProblems = Mutex<BTreeMap<RuleName, String>>;
@@ -87,22 +90,27 @@ fn parts_of(
 }
 
 impl Core {
-    /// What is to be done around a freeze of these volumes: what the request says, or else the rule of its schedule, or else
-    /// those of the volumes.
-    ///
-    /// # Errors
-    /// It says several things at once, what it says cannot be done, or there is no such rule.
-    pub(crate) async fn around(
-        &self,
-        asked: &AskedRest,
-        members: &[Arc<VolumeEntry>],
-    ) -> Result<Vec<Part>, ServiceError> {
+    /// Refuses what a request says of the rest around its freeze if it says several things at once, or what cannot be done. It
+    /// may take long, so nothing else may wait for it.
+    pub(crate) async fn check_rest(&self, asked: &AskedRest) -> Result<(), ServiceError> {
         let said = [!asked.quiesce.is_nothing(), asked.rule.is_some(), asked.no_rule];
         if said.iter().filter(|is_said| **is_said).count() > 1 {
             return Err(invalid("give a rule, or no rule, or what is to be done: only one of them"));
         }
         asked.quiesce.check().map_err(invalid)?;
-        self.refuse_user(&asked.quiesce).await?;
+        self.refuse_user(&asked.quiesce).await
+    }
+
+    /// What is to be done around a freeze of these volumes: what the request says, which was
+    /// [looked at](Self::check_rest) before, or else the rule of its schedule, or else those of the volumes.
+    ///
+    /// # Errors
+    /// There is no such rule.
+    pub(crate) async fn around(
+        &self,
+        asked: &AskedRest,
+        members: &[Arc<VolumeEntry>],
+    ) -> Result<Vec<Part>, ServiceError> {
         let volumes: Vec<VolumeId> = members.iter().map(|entry| entry.id).collect();
         if !asked.quiesce.is_nothing() {
             return Ok(vec![Part { rule: None, quiesce: asked.quiesce.clone(), volumes }]);
@@ -127,8 +135,17 @@ impl Core {
     async fn refuse_user(&self, quiesce: &Quiesce) -> Result<(), ServiceError> {
         let Some(user) = user_of(quiesce).map(str::to_owned) else { return Ok(()) };
         let stopping = self.stopping.clone();
-        let tried = blocking(move || Ok::<_, ServiceError>(try_user(&user, &stopping))).await?;
-        tried.map_err(|refused| match refused {
+        let name = user.clone();
+        let trial = blocking(move || Ok::<_, ServiceError>(try_user(&user, &stopping)));
+        // Who a user is may be asked of a server that does not answer.
+        let Ok(tried) = tokio::time::timeout(TRIAL_PATIENCE, trial).await else {
+            return Err(invalid(format!(
+                "whether blockd can run commands as user {name} could not be found out within {} s: see whether `getent passwd \
+                 {name}` answers on blockd's host",
+                TRIAL_PATIENCE.as_secs()
+            )));
+        };
+        tried?.map_err(|refused| match refused {
             UserRefused::Stopping(_) => ServiceError::Stopping,
             refused => invalid(refused.to_string()),
         })

@@ -145,6 +145,7 @@ impl Core {
             no_rule: request.no_rule,
             scheduled: None,
         };
+        self.check_rest(&asked).await?;
         let around = self.around(&asked, &[Arc::clone(&entry)]).await?;
         let members = vec![(Arc::clone(&entry), id)];
         let wanted = Wanted { members, name, internal: false, group: None, around, schedule: None };

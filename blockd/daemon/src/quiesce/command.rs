@@ -4,8 +4,9 @@
 //! when the daemon is gone, by a shell that hears of that through a pipe: the next daemon runs the command after, which must
 //! not be beside it. What is left of a command all the same holds a lock that the next daemon [waits for](super::marker).
 //!
-//! As another user it runs by `setpriv`, which takes all of the daemon's rights from it first. The shell that kills it keeps them.
-//! Whether the daemon may do that is [tried](super::users) when a rule is made.
+//! None of the daemon's capabilities go to it. As the daemon's own user it is started by a thread that has given away what would.
+//! As another user it runs by `setpriv`, which needs them, and takes them from it; the shell that kills it keeps them. Whether
+//! the daemon may do that is [tried](super::users) when a rule is made.
 
 use blockd_api::{
     RuleName,
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+    thread::{CapabilitySet, capabilities, clear_ambient_capability_set, set_capabilities},
 };
 use std::{
     fs::File,
@@ -109,6 +111,7 @@ impl Hook<'_> {
     fn spawn(&self) -> io::Result<Child> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", WRAPPER, "sh"]);
+        let mut start: fn(&mut Command) -> io::Result<Child> = without_capabilities;
         if let Some(name) = self.user {
             let found = User::from_name(name)?;
             let user = found.ok_or_else(|| io::Error::other(format!("there is no user {name} here")))?;
@@ -117,6 +120,7 @@ impl Hook<'_> {
                 let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
                 command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups"]);
                 command.arg("--inh-caps=-all").arg("--");
+                start = Command::spawn;
             }
             command.env("HOME", user.dir).env("USER", name).env("LOGNAME", name).env("SHELL", "/bin/sh");
         }
@@ -127,8 +131,31 @@ impl Hook<'_> {
             .stdin(Stdio::piped())
             .stdout(lock.map_or_else(Stdio::null, Stdio::from))
             .stderr(Stdio::piped());
-        command.process_group(0).current_dir("/").spawn()
+        start(command.process_group(0).current_dir("/"))
     }
+}
+
+/// Starts a process that has none of the daemon's capabilities, unless it is root's. They belong to threads, so one that ends
+/// with this gives them away.
+fn without_capabilities(command: &mut Command) -> io::Result<Child> {
+    let start = || {
+        clear_ambient_capability_set().map_err(|errno| {
+            io::Error::other(format!("cannot take blockd's capabilities from it: {errno}"))
+        })?;
+        // Nothing comes of these for who has no others and may gain none, and the unit that sees to that forbids the call.
+        let cleared = capabilities(None).and_then(|mut sets| {
+            sets.inheritable = CapabilitySet::empty();
+            set_capabilities(None, sets)
+        });
+        if let Err(error) = cleared {
+            tracing::debug!(%error, "a command starts with inheritable capabilities");
+        }
+        command.spawn()
+    };
+    std::thread::scope(|scope| {
+        let starter = std::thread::Builder::new().name("hook-start".into()).spawn_scoped(scope, start)?;
+        starter.join().map_err(|_| io::Error::other("the thread that starts it has panicked"))?
+    })
 }
 
 /// What a command says.
@@ -233,7 +260,10 @@ fn failure(status: ExitStatus, said: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{FlockOperation, flock};
+    use rustix::{
+        fs::{FlockOperation, flock},
+        thread::{capability_is_in_ambient_set, configure_capability_in_ambient_set},
+    };
 
     fn run(command: &str, timeout: Duration) -> QuiesceStep {
         let env = [("BLOCKD_SNAPSHOT".to_owned(), "monday".to_owned())];
@@ -297,6 +327,32 @@ mod tests {
         let user = Some("nobody");
         let slow = Hook { user, timeout: Duration::from_millis(300), ..hook("sleep 600") }.run();
         assert_eq!(slow.error.as_deref(), Some("it was killed after 0 s"));
+    }
+
+    #[test]
+    fn it_has_none_of_the_capabilities_of_the_daemon_whoever_runs_it() {
+        let mut sets = capabilities(None).unwrap();
+        let given = CapabilitySet::KILL;
+        if !sets.permitted.contains(given) {
+            eprintln!("=== SKIPPED: only who has capabilities can give them to commands ===");
+            return;
+        }
+        let own = User::from_uid(geteuid()).unwrap().unwrap().name;
+        std::thread::spawn(move || {
+            sets.inheritable |= given;
+            set_capabilities(None, sets).unwrap();
+            configure_capability_in_ambient_set(given, true).unwrap();
+            for user in [None, Some(own.as_str())] {
+                let step = Hook { user, ..hook("grep -E 'Cap(Inh|Amb)' /proc/self/status") }.run();
+                let said = step.output.unwrap();
+                let sets: Vec<_> = said.lines().map(|line| line.split_whitespace().last().unwrap()).collect();
+                assert_eq!(sets, ["0000000000000000"; 2], "{user:?}");
+            }
+            assert_eq!(capabilities(None).unwrap(), sets);
+            assert!(capability_is_in_ambient_set(given).unwrap(), "the daemon needs them");
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub(crate) trait Freezer: Send + Sync {
     fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError>;
 }
 
+/// What is said of a filesystem that was not at rest when the volumes were frozen, although it had been.
+pub(super) const TOO_EARLY: &str = "it was thawed before the volumes were frozen";
+
 /// Why a filesystem could not be synced, frozen or thawed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FreezerError {
@@ -114,7 +117,8 @@ pub(crate) struct Ended {
 
 impl Filesystems {
     /// These filesystems, each by one of its mount points; nothing is frozen yet. Once it is, the watchdog has patience
-    /// for so long.
+    /// for so long. That time is for all of them: where one that may fail hangs, those that must be at rest are not brought
+    /// to it, and there is no snapshot.
     pub(crate) fn new(freezer: Arc<dyn Freezer>, mut wanted: Vec<ToFreeze>, patience: Duration) -> Self {
         // One that may fail may also take long to do so: those that others depend on are not kept frozen for it.
         wanted.sort_by_key(|one| one.must_rest);
@@ -148,7 +152,12 @@ impl Filesystems {
             let began = Instant::now();
             let result = self.shared.freezer.freeze(mount);
             let mut state = self.shared.state.lock();
-            state.steps.push(step(QuiesceKind::FreezeFs, &mount.path, began, result.as_ref().err()));
+            state.steps.push(step(
+                QuiesceKind::FreezeFs,
+                &mount.path,
+                began,
+                result.as_ref().err().map(ToString::to_string),
+            ));
             match result {
                 Ok(()) => state.frozen.push(one.clone()),
                 Err(error) => {
@@ -183,9 +192,8 @@ impl Filesystems {
         if self.wanted.iter().any(|one| one.must_rest) {
             return Err(NotAtRest(what));
         }
-        let error = FreezerError::Call(io::Error::other(what));
         let place = self.wanted.first().map_or(Path::new("the filesystems"), |one| &one.mount.path);
-        let step = step(QuiesceKind::FreezeFs, place, Instant::now(), Some(&error));
+        let step = step(QuiesceKind::FreezeFs, place, Instant::now(), Some(what));
         self.shared.state.lock().steps.push(step);
         Ok(())
     }
@@ -212,7 +220,7 @@ impl Filesystems {
                 if shared.changed.wait_until(&mut state, deadline).timed_out() && !state.ended {
                     tracing::error!("filesystems were frozen for too long and are thawed");
                     state.expired |= state.frozen.iter().any(|one| one.must_rest);
-                    shared.thaw(&mut state);
+                    shared.thaw_as(&mut state, true);
                 }
             }
         };
@@ -229,26 +237,35 @@ impl Drop for Filesystems {
 impl Shared {
     /// Thaws what is frozen, the last one first.
     fn thaw(&self, state: &mut State) {
+        self.thaw_as(state, false);
+    }
+
+    /// The same, perhaps because it takes too long.
+    fn thaw_as(&self, state: &mut State, too_early: bool) {
         state.ended = true;
         for ToFreeze { mount, must_rest } in std::mem::take(&mut state.frozen).into_iter().rev() {
             let began = Instant::now();
             let result = self.freezer.thaw(&mount);
-            match &result {
-                Ok(Thawed::Now) => {}
+            let failed = match result {
+                Ok(Thawed::Now) if !too_early => None,
                 // Who wrote to it since may have done so before the barrier.
-                Ok(Thawed::Before) => state.expired |= must_rest,
+                Ok(_) => {
+                    state.expired |= must_rest;
+                    Some(TOO_EARLY.to_owned())
+                }
                 Err(error) => {
                     tracing::error!(mount = %mount.path.display(), %error, "a filesystem cannot be thawed: try `fsfreeze --unfreeze`");
                     state.stuck = true;
+                    Some(error.to_string())
                 }
-            }
-            state.steps.push(step(QuiesceKind::ThawFs, &mount.path, began, result.as_ref().err()));
+            };
+            state.steps.push(step(QuiesceKind::ThawFs, &mount.path, began, failed));
         }
         self.changed.notify_all();
     }
 }
 
-fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<&FreezerError>) -> QuiesceStep {
+fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<String>) -> QuiesceStep {
     QuiesceStep {
         kind,
         target: mount.display().to_string(),
@@ -256,7 +273,7 @@ fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<&FreezerE
         started: None,
         duration_micros: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
         exit_status: None,
-        error: error.map(ToString::to_string),
+        error,
         output: None,
     }
 }
@@ -329,6 +346,14 @@ mod tests {
         (double.clone(), Filesystems::new(double, wanted, patience))
     }
 
+    /// What was thawed, by name, and what went wrong with it.
+    fn thaws(ended: &Ended) -> Vec<(&str, Option<&str>)> {
+        let thaws = ended.steps.iter().filter(|step| step.kind == QuiesceKind::ThawFs);
+        let mut found: Vec<_> = thaws.map(|step| (step.target.as_str(), step.error.as_deref())).collect();
+        found.sort_unstable();
+        found
+    }
+
     const LONG: Duration = Duration::from_secs(600);
 
     #[test]
@@ -370,12 +395,16 @@ mod tests {
         for (mounts, expired) in [(["loose?", "a"], false), (["loose", "a?"], true)] {
             let (_, filesystems) = with(&mounts, LONG);
             filesystems.freeze().unwrap();
-            assert_eq!(filesystems.end().expired, expired);
+            let ended = filesystems.end();
+            assert_eq!(ended.expired, expired);
+            assert_eq!(thaws(&ended), [("a", None), ("loose", Some(TOO_EARLY))]);
         }
         let (double, filesystems) = with(&["a?"], Duration::from_millis(20));
         filesystems.freeze().unwrap();
         double.wait_for("thaw a");
-        assert!(!filesystems.end().expired);
+        let ended = filesystems.end();
+        assert!(!ended.expired);
+        assert_eq!(thaws(&ended), [("a", Some(TOO_EARLY))]);
     }
 
     #[test]

@@ -326,6 +326,11 @@ impl Drop for Returned {
     }
 }
 
+/// Whether it is of a filesystem that was thawed too early, so that it is not at rest any more.
+fn is_early(step: &QuiesceStep) -> bool {
+    step.error.as_deref() == Some(filesystems::TOO_EARLY)
+}
+
 /// The events that tell of what failed, of these volumes.
 pub(crate) fn events_of_failures<'a>(
     steps: impl Iterator<Item = &'a QuiesceStep>,
@@ -339,6 +344,8 @@ pub(crate) fn events_of_failures<'a>(
         let what = match (step.kind, taken) {
             (QuiesceKind::PreCommand | QuiesceKind::FreezeFs, false) => "no snapshot was taken",
             (QuiesceKind::PreCommand | QuiesceKind::FreezeFs, true) => "the snapshot was taken all the same",
+            (QuiesceKind::ThawFs, false) if is_early(step) => "no snapshot was taken",
+            (QuiesceKind::ThawFs, true) if is_early(step) => "the snapshot was taken all the same",
             _ => "what it was to let go may be at rest still",
         };
         let message = format!("around a freeze{of}, {failure}: {what}");

@@ -188,7 +188,11 @@ async fn commands_that_cannot_be_run_as_their_user_are_refused_at_once_and_told_
     let update = UpdateRule { quiesce: bad.clone() };
     assert_eq!(api_code(host.client.update_rule(&name, &update).await), ErrorCode::InvalidRequest);
     let inline = StartBackup { quiesce: bad.clone(), ..of("v") };
-    assert_eq!(api_code(host.client.start_backup(&inline).await), ErrorCode::InvalidRequest);
+    // Also while others are admitted, for nobody shall wait for the trial.
+    let admission = host.core().admission.lock().await;
+    let refused = tokio::time::timeout(std::time::Duration::from_secs(60), host.client.start_backup(&inline));
+    assert_eq!(api_code(refused.await.unwrap()), ErrorCode::InvalidRequest);
+    drop(admission);
     assert_eq!(host.client.rule(&name).await.unwrap().problem, None);
 
     // Its user is gone.
