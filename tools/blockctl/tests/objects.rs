@@ -87,7 +87,7 @@ fn schedules_without_a_name_are_left_out_of_what_is_to_be_applied() {
     let schedule = |name: Option<&str>, uuid: &str| {
         json!({
             "uuid": uuid, "name": name, "selector": { "volume": "1" }, "credentials": [], "credentialNames": [],
-            "rules": [{ "when": "daily @21:00" }], "schedule": "daily @21:00", "retain": { "keepLast": 7 }, "local": { "keepLast": 3 },
+            "rules": [{ "when": "daily @21:00" }], "schedule": "daily @21:00", "retain": { "keep_last": 7 }, "local": { "keep_last": 3 },
             "full": false, "jitterSeconds": 0, "priority": "normal", "paused": false,
             "created": "2019-01-16T21:51:53Z", "nextRun": null, "lastRun": null
         })
