@@ -1,7 +1,8 @@
-//! The beginning of an id, where it says as much as all of it.
+//! The beginning of an id, where it says as much as all of it, and where it does not.
 
-use crate::error::ServiceError;
-use blockd_api::ErrorCode;
+use crate::{core::Core, error::ServiceError};
+use blockd_api::{CredentialRef, ErrorCode, SnapshotRef, VolumeRef};
+use std::fmt::Display;
 
 /// The fewest characters: fewer are hit by mistake.
 const LEN_LEAST: usize = 4;
@@ -30,6 +31,77 @@ pub(crate) fn only_one<T>(
             let message =
                 format!("{} {what} have an id that begins with {text}: give more of it", others + 1);
             Err(ServiceError::refused(ErrorCode::InvalidRequest, message))
+        }
+    }
+}
+
+/// What is answered where only all of an id would do.
+fn whole_id_wanted(
+    code: ErrorCode,
+    what: &str,
+    given: &dyn Display,
+    found: &dyn Display,
+    id: &dyn Display,
+) -> ServiceError {
+    let message = format!(
+        "there is no {what} {given}: to delete, roll back or rekey one, give its name or its whole id, which is {id} for {found}"
+    );
+    ServiceError::refused(code, message)
+}
+
+/// What is meant by a request that takes something away. Of names and ids only all of it counts: a beginning can be of another
+/// one a moment later, when what had it is gone.
+impl Core {
+    /// A volume by its name or its whole id.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn whole_volume(&self, wanted: &VolumeRef) -> Result<VolumeRef, ServiceError> {
+        let entry = self.registry.find(wanted)?;
+        match wanted {
+            VolumeRef::Id(id) if *id != entry.id => {
+                Err(whole_id_wanted(ErrorCode::VolumeNotFound, "volume", wanted, &entry.name, &entry.id))
+            }
+            _ => Ok(wanted.clone()),
+        }
+    }
+
+    /// A snapshot by its whole id, or by its name and that of its volume or the whole id of that.
+    ///
+    /// # Errors
+    /// There is none, or no such volume.
+    pub(crate) async fn whole_snapshot(&self, wanted: &SnapshotRef) -> Result<SnapshotRef, ServiceError> {
+        let id = match wanted {
+            SnapshotRef::Named { volume, name } => {
+                return Ok(SnapshotRef::Named { volume: self.whole_volume(volume)?, name: name.clone() });
+            }
+            SnapshotRef::Id(id) => *id,
+        };
+        let row = self.find_snapshot(wanted).await?;
+        if row.id == id {
+            return Ok(wanted.clone());
+        }
+        Err(whole_id_wanted(ErrorCode::SnapshotNotFound, "snapshot", wanted, &row.name, &row.id))
+    }
+
+    /// A credential by its name or its whole UUID.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) async fn whole_credential(
+        &self,
+        wanted: &CredentialRef,
+    ) -> Result<CredentialRef, ServiceError> {
+        let row = self.credential(Some(wanted)).await?;
+        match wanted {
+            CredentialRef::Name(name) if *name != row.name => Err(whole_id_wanted(
+                ErrorCode::CredentialNotFound,
+                "credential",
+                wanted,
+                &row.name,
+                &row.uuid,
+            )),
+            _ => Ok(CredentialRef::Id(row.uuid)),
         }
     }
 }

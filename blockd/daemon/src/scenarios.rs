@@ -23,6 +23,7 @@ use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
+mod beginnings;
 mod copies;
 mod deletions;
 pub(crate) mod dying;

@@ -365,7 +365,8 @@ impl Core {
         Ok(to_api(&row, &entry, space.iter().find(|space| space.id == row.id), &self.nbd_socket()))
     }
 
-    async fn find_snapshot(&self, wanted: &SnapshotRef) -> Result<SnapshotRow, ServiceError> {
+    /// The row of a snapshot that people made, by its name, its id or the beginning of that.
+    pub(crate) async fn find_snapshot(&self, wanted: &SnapshotRef) -> Result<SnapshotRow, ServiceError> {
         let volume = match wanted {
             SnapshotRef::Named { volume, .. } => Some(self.registry.find(volume)?.id),
             SnapshotRef::Id(_) => None,

@@ -46,7 +46,12 @@ fn main() -> ExitCode {
     };
     let output = Output::new(cli.global.json, cli.global.color);
     let done = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(commands::run(cli, &output)),
+        Ok(runtime) => {
+            let done = runtime.block_on(commands::run(cli, &output));
+            // What is still being written, to somebody who does not read, ends with the process.
+            runtime.shutdown_background();
+            done
+        }
         Err(source) => Err(Failure::Runtime { source }),
     };
     ExitCode::from(match done {

@@ -16,9 +16,9 @@ const POLL_WAIT_MS: u64 = 2_000;
 /// The least time between two polls, however fast the task changes.
 const POLL_PAUSE: Duration = Duration::from_millis(50);
 /// How long a daemon may be away.
-const AWAY_LIMIT: Duration = Duration::from_secs(60);
+pub const AWAY_LIMIT: Duration = Duration::from_secs(60);
 /// How often a daemon that is away is looked for.
-const AWAY_PAUSE: Duration = Duration::from_millis(250);
+pub const AWAY_PAUSE: Duration = Duration::from_millis(250);
 
 /// Waits until the task is over and returns it as it ended; Ctrl-C stops the waiting, not the task.
 pub async fn follow(client: &Client, task: Uuid, output: &Output) -> Result<Task, Failure> {

@@ -82,6 +82,7 @@ fn an_object_with_a_pinned_backup_goes_whole_or_not_at_all() {
     });
     let fake = Fake::start(vec![
         ("GET /v1/credentials", ok(json!({ "credentials": [credential("nas", "local")] }))),
+        ("GET /v1/rules", ok(json!({ "rules": [] }))),
         ("GET /v1/sched-policies", ok(json!({ "policies": [] }))),
         ("GET /v1/schedules", ok(json!({ "schedules": [] }))),
         ("GET /v1/volumes", ok(json!({ "volumes": [volume(db.0, db.1), volume(log.0, log.1)] }))),

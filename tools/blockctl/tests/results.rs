@@ -151,7 +151,7 @@ fn a_volume_is_resized_and_made_read_only() {
 fn snapshot() -> Value {
     json!({
         "id": "61", "volume": "db", "volumeId": "59", "name": "monday", "created": "2019-01-16T21:51:53Z", "epoch": 3,
-        "freezeStallMicros": 42, "dirtyBytes": 4096, "exclusiveBytes": 8192, "sharedBytes": 1048576, "state": "ready",
+        "freezeStallMicros": 42, "dirtyBytes": 4096, "exclusiveBytes": 8192, "sharedBytes": 1048576, "pinned": false, "state": "ready",
         "export": "db@monday", "uri": "nbd+unix:///db%40monday?socket=/d/nbd.sock"
     })
 }
@@ -262,8 +262,8 @@ fn snapshots_are_made_listed_and_deleted() {
     assert_eq!(
         fake.run("snapshot list db").stdout,
         "\
-ID   VOLUME   NAME     CREATED-TIME                    DIRTY   EXCLUSIVE   SHARED   FREEZE   GROUP   STATUS
-61   db       monday   Wed, 16 Jan 2019 21:51:53 UTC   4 KiB   8 KiB       1 MiB    42 µs    -       ready
+ID   VOLUME   NAME     CREATED-TIME                    DIRTY   EXCLUSIVE   SHARED   FREEZE   GROUP   KEPT   STATUS
+61   db       monday   Wed, 16 Jan 2019 21:51:53 UTC   4 KiB   8 KiB       1 MiB    42 µs    -       -      ready
 "
     );
     assert_eq!(fake.run("snapshot delete db@monday").stdout, "Snapshot monday successfully deleted.\n");

@@ -6,7 +6,10 @@ mod support;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use std::process::Stdio;
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 use support::{Fake, Ran, Reply, TASK, fail, ok, snap, task};
 
 const BACKUP: &str = "POST /v1/cloudsnaps/backup";
@@ -74,6 +77,64 @@ fn tasks_are_watched_until_none_is_under_way() {
     let ran = fake.run("-j cs status --watch");
     assert_eq!(ran.status, 2, "{ran:?}");
     assert!(ran.json()["error"]["message"].as_str().unwrap().contains("top -j"), "{ran:?}");
+}
+
+#[test]
+fn watching_waits_for_a_daemon_that_restarts() {
+    const TASKS: &str = "GET /v1/tasks";
+    let tasks = |state: &str, version| ok(json!({ "tasks": [task(state, version)] }));
+    let fake = Fake::start(vec![
+        (TASKS, tasks("Backup-Active", 4)),
+        (TASKS, Reply::Close),
+        (TASKS, fail(503, "shutting_down", "blockd is stopping")),
+        (TASKS, tasks("Backup-Done", 9)),
+    ]);
+    let ran = fake.run("cs status --watch");
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert_eq!(ran.stderr.matches("waiting for it to come back").count(), 1, "{ran:?}");
+    assert!(ran.stdout.ends_with('\n') && ran.stdout.contains("Backup-Done"), "{ran:?}");
+    // One that never was there is not waited for.
+    assert_eq!(Fake::start(vec![(TASKS, Reply::Close)]).run("cs status --watch").status, 3);
+}
+
+#[test]
+fn watching_ends_at_ctrl_c_whatever_it_is_at() {
+    const TASKS: &str = "GET /v1/tasks";
+    let active = || ok(json!({ "tasks": [task("Backup-Active", 4)] }));
+    // More than a pipe holds.
+    let many: Vec<_> = (0..2_000).map(|_| task("Backup-Active", 4)).collect();
+    for (script, asked) in [
+        (vec![(TASKS, Reply::Hold)], 1),
+        (vec![(TASKS, active()), (TASKS, Reply::Hold)], 2),
+        (vec![(TASKS, active()), (TASKS, Reply::Close)], 3),
+        (vec![(TASKS, ok(json!({ "tasks": many })))], 1),
+    ] {
+        for signal in [Signal::INT, Signal::TERM] {
+            let fake = Fake::start(script.clone());
+            let mut child = fake
+                .command("cs status --watch")
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            for _ in 0..asked {
+                assert_eq!(fake.arrival(), TASKS);
+            }
+            kill_process(Pid::from_child(&child), signal).unwrap();
+            // Nobody reads meanwhile.
+            let until = Instant::now() + Duration::from_secs(20);
+            let status = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break status;
+                }
+                if Instant::now() >= until {
+                    child.kill().unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            assert_eq!(status.code(), Some(130), "after {asked} requests, {signal:?}");
+        }
+    }
 }
 
 #[test]

@@ -84,6 +84,9 @@ impl BucketStore {
             Err(error) => {
                 let mut error = self.error(operation, key, error);
                 error.retry_after_s = hints.retry_after_s;
+                if let (StoreErrorKind::WrongRegion, Some(host)) = (error.kind, hints.redirects_to) {
+                    error = error.with_detail(format!("redirects to {host}"));
+                }
                 Err(error)
             }
         }
@@ -394,6 +397,35 @@ mod tests {
             assert!(told.contains(words), "{told}");
             if is_about_access(kind) {
                 assert!(!told.contains("planted"), "{told}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_say_no_code_are_told_by_their_status() {
+        for status in [401, 403] {
+            let server = HttpDouble::start(move |_| HttpReply::status(status).body("<html>no</html>")).await;
+            let store = options(&server.url()).open().unwrap();
+            for error in [store.get("a", 100).await.unwrap_err(), store.list("a/").await.unwrap_err()] {
+                assert_eq!(error.kind, StoreErrorKind::Unauthorized, "{status} {error}");
+                assert!(!error.is_retryable());
+            }
+        }
+        for status in [301, 302, 307, 308] {
+            let server = HttpDouble::start(move |_| {
+                HttpReply::status(status)
+                    .header("Location", "https://eu.example:8443/b/a?X-Signature=planted")
+            });
+            let server = server.await;
+            let store = options(&server.url()).open().unwrap();
+            for error in [store.get("a", 100).await.unwrap_err(), store.list("a/").await.unwrap_err()] {
+                assert_eq!(error.kind, StoreErrorKind::WrongRegion, "{status} {error}");
+                assert!(!error.is_retryable());
+                let told = format!("{error} {:?}", error.source);
+                assert!(
+                    told.contains("redirects to eu.example:8443)") && !told.contains("planted"),
+                    "{told}"
+                );
             }
         }
     }

@@ -117,12 +117,14 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
 }
 
 /// What answers said beside their body, kept for the operation that is under way.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Hints {
     /// For how many seconds the store wants to be left alone.
     pub retry_after_s: Option<u16>,
     /// The MD5 of what the store stored, by its own account.
     pub stored_md5: Option<[u8; 16]>,
+    /// The host that the answer leads to, in place of the one that was asked. Nothing else of the address: it may be signed.
+    pub redirects_to: Option<String>,
 }
 
 tokio::task_local! {
@@ -133,7 +135,7 @@ tokio::task_local! {
 pub(super) async fn with_hints<T>(work: impl Future<Output = T>) -> (T, Hints) {
     let both = async {
         let result = work.await;
-        (result, HINTS.with(Cell::get))
+        (result, HINTS.with(Cell::take))
     };
     HINTS.scope(Cell::new(Hints::default()), both).await
 }
@@ -193,6 +195,9 @@ fn read_hints(status: StatusCode, headers: &header::HeaderMap) -> Hints {
     if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
         hints.retry_after_s = retry_after_s(headers);
     }
+    if status.is_redirection() {
+        hints.redirects_to = headers.get(header::LOCATION).and_then(host_of);
+    }
     if status.is_success() {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         // One line with both sums, or a line for each.
@@ -203,6 +208,13 @@ fn read_hints(status: StatusCode, headers: &header::HeaderMap) -> Hints {
         hints.stored_md5 = text("content-md5").or_else(google).and_then(from_base64);
     }
     hints
+}
+
+/// The host of an address, with its port if that is not the usual one; none of an address without a host.
+fn host_of(location: &header::HeaderValue) -> Option<String> {
+    let url = reqwest::Url::parse(location.to_str().ok()?).ok()?;
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
 /// The pause that an answer asks for, in seconds; it may say so by a date. Very long ones are cut short.

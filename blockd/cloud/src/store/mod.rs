@@ -186,7 +186,7 @@ impl StoreErrorKind {
             Self::WrongClock => {
                 "the clock of this host and that of the store differ too much: set the one that is wrong"
             }
-            Self::WrongRegion => "the bucket is in another region",
+            Self::WrongRegion => "the bucket is in another region, or at another address",
             Self::WrongStyle => "the store wants the bucket's name in the name of the host",
             Self::WrongScheme => "one side speaks TLS and the other one plain HTTP",
             Self::BucketMissing => "the bucket or directory does not exist: create it, or correct its name",

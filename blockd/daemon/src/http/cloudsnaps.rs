@@ -65,7 +65,11 @@ pub(super) async fn restore_in_place(
     State(core): State<Arc<Core>>,
     Body(request): Body<StartInPlace>,
 ) -> Answer<RestoreStarted> {
-    detached(async move { core.start_in_place(&request).await }).await
+    detached(async move {
+        let request = StartInPlace { volume: core.whole_volume(&request.volume)?, ..request };
+        core.start_in_place(&request).await
+    })
+    .await
 }
 
 pub(super) async fn delete(

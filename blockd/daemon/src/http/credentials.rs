@@ -49,7 +49,7 @@ pub(super) async fn delete(
     State(core): State<Arc<Core>>,
     Named(credential): Named<CredentialRef>,
 ) -> Answer<Deleted> {
-    detached(async move { core.delete_credential(&credential).await }).await
+    detached(async move { core.delete_credential(&core.whole_credential(&credential).await?).await }).await
 }
 
 pub(super) async fn rekey(
@@ -57,7 +57,8 @@ pub(super) async fn rekey(
     Named(credential): Named<CredentialRef>,
     Body(request): Body<RekeyCredential>,
 ) -> Answer<CredentialRekeyed> {
-    detached(async move { core.rekey_credential(&credential, request).await }).await
+    detached(async move { core.rekey_credential(&core.whole_credential(&credential).await?, request).await })
+        .await
 }
 
 pub(super) async fn limit(

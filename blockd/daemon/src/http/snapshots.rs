@@ -77,7 +77,12 @@ pub(super) async fn restore(
     Named(volume): Named<VolumeRef>,
     Body(request): Body<RestoreSnapshot>,
 ) -> Answer<SnapshotRestored> {
-    detached(async move { core.restore_snapshot(&volume, &request).await }).await
+    detached(async move {
+        let volume = core.whole_volume(&volume)?;
+        let request = RestoreSnapshot { snapshot: core.whole_snapshot(&request.snapshot).await?, ..request };
+        core.restore_snapshot(&volume, &request).await
+    })
+    .await
 }
 
 pub(super) async fn delete(
@@ -85,7 +90,8 @@ pub(super) async fn delete(
     Named(snapshot): Named<SnapshotRef>,
     Asked(query): Asked<DeleteSnapshot>,
 ) -> Answer<Deleted> {
-    detached(async move { core.delete_snapshot(&snapshot, query.force).await }).await
+    detached(async move { core.delete_snapshot(&core.whole_snapshot(&snapshot).await?, query.force).await })
+        .await
 }
 
 pub(super) async fn mark(

@@ -74,5 +74,5 @@ pub(super) async fn delete(
     State(core): State<Arc<Core>>,
     Named(volume): Named<VolumeRef>,
 ) -> Answer<Deleted> {
-    detached(async move { core.delete_volume(&volume).await }).await
+    detached(async move { core.delete_volume(&core.whole_volume(&volume)?).await }).await
 }

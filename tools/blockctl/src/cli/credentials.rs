@@ -54,7 +54,8 @@ Examples:
   blockctl cred validate af563a4d-afd7-48df-90f7-8e8f9414ff77";
 
 const DELETE_HELP: &str = "\
-What is in the store stays; with the same place and passphrase it can be listed and restored again.
+What is in the store stays; with the same place and passphrase it can be listed and restored again. \
+The beginning of a UUID is not enough.
 
 Examples:
   blockctl credentials delete nas";

@@ -110,7 +110,7 @@ pub enum PolicyCommand {
 /// When, each as often as wanted.
 #[derive(Debug, Default, Args)]
 pub struct TimeArgs {
-    /// Every so many minutes
+    /// Every so many minutes; in a policy, MINUTES,KEPT
     #[arg(short, long, value_name = "MINUTES")]
     pub periodic: Vec<String>,
     /// Each day
@@ -148,17 +148,26 @@ impl TimeArgs {
     pub fn rules_in(&self, zone: &Zone, with_retain: bool) -> Result<Vec<Rule>, ScheduleError> {
         type Parse = fn(&str) -> Result<When, ScheduleError>;
         // Expressions have commas of their own.
-        let kinds: [(&[String], Parse, char); 6] = [
-            (&self.periodic, When::periodic, ','),
-            (&self.daily, When::daily, ','),
-            (&self.weekly, When::weekly, ','),
-            (&self.monthly, When::monthly, ','),
-            (&self.cron, When::cron, ';'),
-            (&self.on_calendar, When::on_calendar, ';'),
+        let kinds: [(&str, &[String], Parse, char); 6] = [
+            ("--periodic", &self.periodic, When::periodic, ','),
+            ("--daily", &self.daily, When::daily, ','),
+            ("--weekly", &self.weekly, When::weekly, ','),
+            ("--monthly", &self.monthly, When::monthly, ','),
+            ("--cron", &self.cron, When::cron, ';'),
+            ("--on-calendar", &self.on_calendar, When::on_calendar, ';'),
         ];
         let mut rules = Vec::new();
-        for (texts, parse, separator) in kinds {
-            // Where nothing is kept by a rule, a comma is between times.
+        for (flag, texts, parse, separator) in kinds {
+            // Where nothing is kept by a rule, a comma is between times. Behind minutes, a policy has what it keeps there.
+            if let (false, "--periodic", Some(given)) =
+                (with_retain, flag, texts.iter().find(|text| text.contains(',')))
+            {
+                return Err(ScheduleError::Part {
+                    part: "interval",
+                    given: given.clone(),
+                    expected: "one number of minutes, and --max or --keep-… for how many are kept; behind a comma that stands in a policy only (`sched-policy create`, --policy)".to_owned(),
+                });
+            }
             let texts = texts.iter().flat_map(|text| {
                 let is_list = !with_retain && separator == ',';
                 text.split(move |c| is_list && c == ',')
@@ -511,6 +520,13 @@ mod tests {
         assert_eq!(args.times.daily.len(), 1);
         let times = TimeArgs { cron: vec!["0 3 * * 1,3".into()], ..args.times };
         assert_eq!(times.rules(false).unwrap().len(), 5);
+        let args = create("cs sched c db -p 60,24");
+        let error = args.times.rules(false).unwrap_err().to_string();
+        assert!(
+            error.contains("60,24") && error.contains("--max") && error.contains("sched-policy"),
+            "{error}"
+        );
+        assert_eq!(create("cs sched c db -p 60 -p 90").times.rules(false).unwrap().len(), 2);
         let args = create("cs sched c --label a=b -p 60 -w sun@3:00 -m 1@3:00 --time-zone Europe/Berlin -f");
         assert_eq!(args.times.rules(false).unwrap().len(), 3);
         assert!(args.full && args.retain.retention(&Zone::utc()).is_none());

@@ -61,13 +61,16 @@ const RESTORE_HELP: &str = "\
 The volume becomes what it was at the snapshot; it keeps its size, and what it \
 grew by since reads as zeroes. What it is now is kept as a snapshot, \
 before-restore-TIME, unless --discard is given. All other snapshots stay. The \
-volume must be neither attached nor connected to.
+volume must be neither attached nor connected to. The beginning of an id is not \
+enough, for it or for the snapshot.
 
 Examples:
   blockctl snapshot restore db --snapshot before-upgrade
   blockctl snapshot restore db --snapshot 725134927222077463 --discard";
 
 const DELETE_HELP: &str = "\
+The beginning of an id is not enough.
+
 Examples:
   blockctl snapshot delete db@before-upgrade
   blockctl snapshot delete 725134927222077463

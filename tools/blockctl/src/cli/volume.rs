@@ -59,7 +59,7 @@ Examples:
   blockctl -j volume inspect 590114184663672482";
 
 const DELETE_HELP: &str = "\
-The volume and its local snapshots are gone at once; its cloud snapshots stay.
+The volume and its local snapshots are gone at once; its cloud snapshots stay. The beginning of an id is not enough.
 
 Examples:
   blockctl volume delete db";

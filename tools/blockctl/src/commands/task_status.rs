@@ -8,8 +8,9 @@ use super::{
 };
 use crate::{
     cli::cloudsnap::StatusArgs,
-    failure::{EXIT_DONE, Failure},
+    failure::{EXIT_DONE, EXIT_INTERRUPTED, Failure},
     table::Table,
+    wait::{AWAY_LIMIT, AWAY_PAUSE},
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, format_duration, format_time,
@@ -17,15 +18,18 @@ use blockd_api::{
 };
 use std::{
     io::{self, IsTerminal, Stdout, Write},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::sleep,
+    signal::unix::{Signal as Signals, SignalKind, signal},
+    task::spawn_blocking,
+    time::{sleep, timeout},
 };
 
 /// How often tasks that are watched are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How long what is being written may take after somebody ended it.
+const LAST_WRITE_LIMIT: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, Failure> {
     if args.watch {
@@ -78,50 +82,136 @@ fn say_what_failed(context: &Context<'_>, tasks: &[Task]) {
     }
 }
 
+/// Where tasks that are watched are shown.
+struct Shown {
+    /// One place of a terminal; else they are printed below each other.
+    screen: Option<Screen<Stdout>>,
+    between: &'static str,
+}
+
+impl Shown {
+    fn show(&mut self, text: &str) -> io::Result<()> {
+        let between = std::mem::replace(&mut self.between, "\n");
+        match &mut self.screen {
+            Some(screen) => screen.show(text),
+            None => {
+                let mut stdout = io::stdout().lock();
+                write!(stdout, "{between}{text}").and_then(|()| stdout.flush())
+            }
+        }
+    }
+}
+
+/// Waits for somebody to end the watching.
+async fn told_to_end(interrupt: &mut Signals, terminate: &mut Signals) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// The tasks as they are now. A daemon that was there before is waited for.
+async fn look_again(
+    context: &Context<'_>,
+    args: &StatusArgs,
+    shown: &mut Shown,
+    last: &str,
+) -> Result<Vec<Task>, Failure> {
+    let mut away_since: Option<Instant> = None;
+    loop {
+        let error = match tasks(context, args).await {
+            Err(Failure::Client(error)) if error.is_retryable() && !last.is_empty() => error,
+            other => return other,
+        };
+        let since = *away_since.get_or_insert_with(|| {
+            let note = format!("{error}; waiting for it to come back");
+            match &mut shown.screen {
+                // What a terminal does not show now it shows at the next look.
+                Some(screen) => drop(screen.show(&format!("{last}\n{note}\n"))),
+                None => context.output.note(note),
+            }
+            Instant::now()
+        });
+        if since.elapsed() >= AWAY_LIMIT {
+            return Err(error.into());
+        }
+        sleep(AWAY_PAUSE).await;
+    }
+}
+
 /// Shows tasks again and again until all are over, or somebody ends it: on one place of a terminal, else below each other.
 async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> {
     if context.output.is_json() {
         return Err(Failure::usage("--watch is for people: `top -j` prints a JSON document again and again"));
     }
     let failed = |source| Failure::Stdout { source };
-    let mut end = signal(SignalKind::terminate()).map_err(|source| Failure::Runtime { source })?;
-    let mut screen = match io::stdout().is_terminal() {
+    let listen = |kind| signal(kind).map_err(|source| Failure::Runtime { source });
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let screen = match io::stdout().is_terminal() {
         true => Some(Screen::<Stdout>::enter(io::stdout()).map_err(failed)?),
         false => None,
     };
-    let mut between = "";
+    let mut shown = Shown { screen, between: "" };
+    let mut last = String::new();
     loop {
-        let tasks = tasks(context, args).await?;
-        let text = table(&tasks).render(context.output.is_colored());
-        let is_over = tasks.iter().all(|task| task.state.stage.is_over());
-        let written = match &mut screen {
-            Some(screen) => screen.show(&text),
-            None => {
-                let mut stdout = io::stdout().lock();
-                write!(stdout, "{between}{text}").and_then(|()| stdout.flush())
+        let seen = tokio::select! {
+            biased;
+            () = told_to_end(&mut interrupt, &mut terminate) => None,
+            seen = look_again(context, args, &mut shown, &last) => Some(seen?),
+        };
+        let Some(tasks) = seen else { return end_early(context, shown, &last) };
+        last = table(&tasks).render(context.output.is_colored());
+        let text = last.clone();
+        // Whoever reads may keep it waiting for as long as they like.
+        let mut writing = spawn_blocking(move || {
+            let written = shown.show(&text);
+            (shown, written)
+        });
+        let written = tokio::select! {
+            written = &mut writing => written,
+            () = told_to_end(&mut interrupt, &mut terminate) => {
+                // A terminal is given back with what shows it.
+                let _ = timeout(LAST_WRITE_LIMIT, writing).await;
+                return Ok(EXIT_INTERRUPTED);
             }
         };
+        let (back, written) = written.map_err(|error| failed(io::Error::other(error)))?;
+        shown = back;
         match written {
             // Who reads has seen enough, as `head` does.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(EXIT_DONE),
             written => written.map_err(failed)?,
         }
-        between = "\n";
-        let is_ended = is_over
-            || tokio::select! {
-                _ = tokio::signal::ctrl_c() => true,
-                _ = end.recv() => true,
-                () = sleep(WATCH_INTERVAL) => false,
-            };
-        if is_ended {
-            // What was drawn goes with the screen; what is known last stays to be read.
-            if screen.take().is_some() {
-                context.output.raw(text.as_bytes())?;
-            }
+        if tasks.iter().all(|task| task.state.stage.is_over()) {
+            keep_last(context, shown, &last)?;
             say_what_failed(context, &tasks);
             return Ok(EXIT_DONE);
         }
+        let is_ended = tokio::select! {
+            () = told_to_end(&mut interrupt, &mut terminate) => true,
+            () = sleep(WATCH_INTERVAL) => false,
+        };
+        if is_ended {
+            return end_early(context, shown, &last);
+        }
     }
+}
+
+/// What was drawn goes with the screen; what is known last stays to be read.
+fn keep_last(context: &Context<'_>, shown: Shown, last: &str) -> Result<(), Failure> {
+    match shown.screen {
+        Some(screen) => {
+            drop(screen);
+            context.output.raw(last.as_bytes())
+        }
+        None => Ok(()),
+    }
+}
+
+fn end_early(context: &Context<'_>, shown: Shown, last: &str) -> Result<u8, Failure> {
+    keep_last(context, shown, last)?;
+    context.output.note("stopped watching: the tasks go on");
+    Ok(EXIT_INTERRUPTED)
 }
 
 /// What a task processes in a second, by all that it did until now, and how many seconds the rest takes at that.

@@ -92,7 +92,8 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> 
             // A new place may hold what another host stored.
             let is_stored = !done.tasks.is_empty() || kind == Kind::BackupLocation;
             let cloudsnaps = world.cloudsnaps.take().filter(|_| !is_stored);
-            world = World { cloudsnaps, ..World::load(context).await? };
+            let called = std::mem::take(&mut world.called);
+            world = World { cloudsnaps, called, ..World::load(context).await? };
             if wants_stores {
                 world.load_stores(context, &scope).await?;
             }
@@ -281,7 +282,8 @@ async fn update(context: &Context<'_>, object: Object, world: &World) -> Result<
     Ok(())
 }
 
-/// Has just those volumes and groups have a rule that it says.
+/// Has just those volumes and groups have a rule that it says. They are given it first: if that fails, nothing is without the
+/// rule that it had. What another rule of the same call is to have is left to it.
 async fn give_rule(
     context: &Context<'_>,
     name: &RuleName,
@@ -295,21 +297,36 @@ async fn give_rule(
     let is = world.rule(name.as_str());
     if let Some(should) = &hook.volumes {
         let has = is.map_or(&[][..], |rule| rule.volumes.as_slice());
-        taken.extend(has.iter().filter(|one| !should.contains(one)).map(of_volume));
+        let is_others = |one: &&VolumeName| is_called_for(world, name, |hook| hook.volumes.as_deref(), *one);
+        let gone = |one: &&VolumeName| !should.contains(one) && !is_others(one);
+        taken.extend(has.iter().filter(gone).map(of_volume));
         given.extend(should.iter().filter(|one| !has.contains(one)).map(of_volume));
     }
     if let Some(should) = &hook.groups {
         let has = is.map_or(&[][..], |rule| rule.groups.as_slice());
-        taken.extend(has.iter().filter(|one| !should.contains(one)).map(of_group));
+        let is_others = |one: &&GroupName| is_called_for(world, name, |hook| hook.groups.as_deref(), *one);
+        let gone = |one: &&GroupName| !should.contains(one) && !is_others(one);
+        taken.extend(has.iter().filter(gone).map(of_group));
         given.extend(should.iter().filter(|one| !has.contains(one)).map(of_group));
-    }
-    for target in &taken {
-        context.client.unassign_rule(name, target).await?;
     }
     for target in &given {
         context.client.assign_rule(name, target).await?;
     }
+    for target in &taken {
+        context.client.unassign_rule(name, target).await?;
+    }
     Ok(())
+}
+
+/// Whether another rule of the same call says that it has this.
+fn is_called_for<T: PartialEq>(
+    world: &World,
+    name: &RuleName,
+    said: impl Fn(&Hook) -> Option<&[T]>,
+    one: &T,
+) -> bool {
+    let others = world.called.iter().filter(|(other, _)| other.as_str() != name.as_str());
+    others.into_iter().any(|(_, hook)| said(hook).is_some_and(|said| said.contains(one)))
 }
 
 fn rule_name(name: &ObjectName) -> Result<RuleName, Failure> {

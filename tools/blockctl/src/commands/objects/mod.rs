@@ -10,10 +10,10 @@ use super::Context;
 use crate::{
     cli::objects::{DescribeArgs, DiffArgs, FileArg, Format, GetArgs},
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
-    objects::{self, Body, Kind, Object, emit::yaml},
+    objects::{self, Body, Kind, Object, emit::yaml, hook::Hook},
     table::Table,
 };
-use blockd_api::{ApiError, ClientError, ErrorCode, cloudsnaps::CloudsnapId};
+use blockd_api::{ApiError, ClientError, ErrorCode, ObjectName, cloudsnaps::CloudsnapId};
 use plan::{Change, Plan, plan};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -74,10 +74,20 @@ fn about_stores(kind: Kind) -> bool {
 /// What there is, as far as these objects are about it.
 async fn world_for(context: &Context<'_>, objects: &[Object]) -> Result<World, Failure> {
     let mut world = World::load(context).await?;
+    world.called = rules_of(objects);
     if objects.iter().any(|one| about_stores(one.kind())) {
         world.load_stores(context, &scope_of(objects)).await?;
     }
     Ok(world)
+}
+
+/// The rules among objects.
+fn rules_of(objects: &[Object]) -> Vec<(ObjectName, Hook)> {
+    let rule = |object: &Object| match &object.body {
+        Body::Rule(hook) => Some((object.name.clone(), hook.clone())),
+        _ => None,
+    };
+    objects.iter().filter_map(rule).collect()
 }
 
 /// What of the stores these objects are about.
@@ -141,7 +151,14 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Result<u8, Failure> {
             _ => output.document(&json!({ "items": documents }))?,
         }
     } else if args.output == Format::Yaml {
-        let texts: Vec<String> = documents.iter().map(yaml).collect();
+        // Somebody who asks for all of them means to apply them.
+        let is_shown = |one: &&Found| args.name.is_some() || !one.has_no_name();
+        for one in found.iter().filter(|one| one.has_no_name()) {
+            let rest = if args.name.is_some() { "" } else { ", and is left out" };
+            output
+                .note(format!("warning: {}/{} has no name: it cannot be applied{rest}", one.kind, one.name));
+        }
+        let texts: Vec<String> = found.iter().filter(is_shown).map(|one| yaml(&one.document())).collect();
         output.raw(texts.join("---\n").as_bytes())?;
     } else {
         let mut table = Table::new(columns(args.kind));

@@ -12,9 +12,11 @@ use crate::objects::{
     schedule::Scheduled,
 };
 use blockd_api::{
-    ApiError, CredentialName, CredentialRef, DailyLimit, ErrorCode, ObjectName, VolumeId, VolumeName,
+    ApiError, CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, ObjectName, VolumeId,
+    VolumeName,
     cloudsnaps::{Cloudsnap, CloudsnapId},
     credentials::CredentialLimits,
+    rules::HookRule,
     tasks::{Task, TaskKind, TaskStage},
     volumes::{Volume, VolumeState},
 };
@@ -131,7 +133,11 @@ fn plan_rule(object: &Object, should: &Hook, world: &World) -> Plan {
     if let Some(error) = &world.rules_hidden {
         return Plan::Refused(Vec::new(), error.clone());
     }
-    let Some(rule) = world.rule(object.name.as_str()) else { return Plan::Create };
+    let rule = world.rule(object.name.as_str());
+    if let Err(error) = check_targets(object, should, world) {
+        return Plan::Refused(Vec::new(), error);
+    }
+    let Some(rule) = rule else { return Plan::Create };
     let is = Hook::of(rule);
     // What has it, if nothing is said of that, is whatever has it.
     let is = Hook {
@@ -144,6 +150,37 @@ fn plan_rule(object: &Object, should: &Hook, world: &World) -> Plan {
     }
     let document = |hook: &Hook| document(Kind::Rule, object.name.as_str(), "spec", &hook.view());
     Plan::Update(changes(&document(&is), &document(should), false))
+}
+
+/// Whether all that is to have a rule can have it: it is there, and none of it is taken from a rule that this call says nothing of.
+fn check_targets(object: &Object, should: &Hook, world: &World) -> Result<(), ApiError> {
+    for name in should.volumes.iter().flatten() {
+        if world.volume(name).is_none() {
+            return Err(refused(object, ErrorCode::VolumeNotFound, &format!("there is no volume {name}")));
+        }
+    }
+    let lets_go = |rule: &HookRule, is_said: fn(&Hook) -> bool| {
+        let is_it = |(name, hook): &(ObjectName, Hook)| name.as_str() == rule.name.as_str() && is_said(hook);
+        rule.name.as_str() == object.name.as_str() || world.called.iter().any(is_it)
+    };
+    for rule in &world.rules {
+        let wants_volume = |name: &&VolumeName| should.volumes.iter().flatten().any(|one| one == *name);
+        let wants_group = |name: &&GroupName| should.groups.iter().flatten().any(|one| one == *name);
+        let volume = rule.volumes.iter().find(wants_volume);
+        let group = rule.groups.iter().find(wants_group);
+        let what = match (volume, group) {
+            (Some(volume), _) if !lets_go(rule, |hook| hook.volumes.is_some()) => ("volume", volume.as_str()),
+            (_, Some(group)) if !lets_go(rule, |hook| hook.groups.is_some()) => ("group", group.as_str()),
+            _ => continue,
+        };
+        let (kind, name) = what;
+        let what = format!(
+            "{kind} {name} has the rule {0} already: unassign that first (`blockctl rule unassign {0} --{kind} {name}`), or apply both together",
+            rule.name
+        );
+        return Err(refused(object, ErrorCode::RuleInUse, &what));
+    }
+    Ok(())
 }
 
 fn plan_schedule(object: &Object, should: &Scheduled, world: &World) -> Plan {

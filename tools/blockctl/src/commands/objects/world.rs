@@ -6,7 +6,7 @@ use crate::{
     objects::{self, Kind, clone::CLONED_FROM, hook::Hook, location, rules::Rules, schedule::Scheduled},
 };
 use blockd_api::{
-    ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, VolumeName, VolumeRef,
+    ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, ObjectName, VolumeName, VolumeRef,
     cloudsnaps::{Cloudsnap, CloudsnapId, ListCloudsnaps},
     credentials::Credential,
     format_time,
@@ -44,6 +44,11 @@ impl Found {
         document
     }
 
+    /// Whether nobody gave it a name, and its UUID is shown: that is no name that could be given.
+    pub fn has_no_name(&self) -> bool {
+        self.kind == Kind::VolumeBackupSchedule && Uuid::try_parse(&self.name).is_ok()
+    }
+
     /// It as a document of wishes.
     pub fn view(&self) -> Value {
         objects::document(self.kind, &self.name, self.field, &self.body)
@@ -77,6 +82,8 @@ pub struct World {
     /// What this daemon stored, once under each location that leads to it; what others stored is there only if
     /// [`Scope::id`] asked for it.
     pub cloudsnaps: Option<Vec<Cloudsnap>>,
+    /// The rules that the same call is about.
+    pub called: Vec<(ObjectName, Hook)>,
     /// The locations that were asked in vain, and why.
     pub unlisted: BTreeMap<String, ApiError>,
 }
@@ -108,6 +115,7 @@ impl World {
             volumes: client.list_volumes(&ListVolumes::default()).await?.volumes,
             tasks: client.list_tasks(&ListTasks::default()).await?.tasks,
             cloudsnaps: None,
+            called: Vec::new(),
             unlisted: BTreeMap::new(),
         })
     }
