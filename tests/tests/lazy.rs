@@ -518,14 +518,16 @@ fn packs(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Damages the middle of all packs; what they were.
+/// Damages all packs in the middle and behind it, where a hydration comes late; what they were.
 fn damage(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let whole: Vec<_> = packs(dir).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect();
     assert!(!whole.is_empty());
     for (path, bytes) in &whole {
         let mut damaged = bytes.clone();
-        let middle = bytes.len() / 2;
-        damaged[middle..(middle + 100).min(bytes.len())].iter_mut().for_each(|byte| *byte ^= 0x55);
+        for eighths in [4, 6, 7] {
+            let place = bytes.len() * eighths / 8;
+            damaged[place..(place + 100).min(bytes.len())].iter_mut().for_each(|byte| *byte ^= 0x55);
+        }
         fs::write(path, damaged).unwrap();
     }
     whole
@@ -570,14 +572,16 @@ fn a_restore_in_place_that_fails_keeps_clients_out_until_it_is_resumed() {
 fn a_hydration_that_was_stopped_or_failed_is_taken_up_again() {
     let mut rng = Rng::of_test("a_hydration_that_was_stopped_or_failed_is_taken_up_again");
     let origin = Origin::new(&mut rng);
-    let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 8388608"]);
+    // So slow that it is stopped long before its end, however late the request comes.
+    let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
     let ctl = daemon.ctl();
     let task = lazy(&ctl, &origin.snap, "now", &[]);
     wait_for("the hydration to begin", || (done_bytes(&ctl, "now") > 0).then_some(()));
     let stopped = ctl.json(&["cloudsnap", "stop", "--name", &task]);
     assert_eq!(stopped["resumable"], true, "{stopped:#}");
     // Stopped is stopped, across restarts too.
-    let daemon = daemon.stop().start();
+    drop(daemon.stop());
+    let daemon = origin.bed.daemon("b").config("hydration_limit_bytes_per_s = 16777216").start();
     let ctl = daemon.ctl();
     assert_eq!(ctl.wait_task(&task).state(), "Restore-Stopped");
     assert!(!ctl.volume("now")["hydration"].is_null());
