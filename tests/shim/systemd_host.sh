@@ -64,7 +64,7 @@ FailureAction=exit-force
 
 [Service]
 Type=oneshot
-TimeoutStartSec=5min
+TimeoutStartSec=15min
 Environment=HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin
 ExecStart=/bin/bash -eux -o pipefail /tmp/steps
 StandardOutput=append:/tmp/out/said

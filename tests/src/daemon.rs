@@ -101,7 +101,13 @@ impl Setup {
     fn command(&mut self) -> (Command, PathBuf) {
         self.starts += 1;
         let config = self.home.join("blockd.toml");
-        std::fs::write(&config, &self.config).expect("the configuration");
+        // A client that gets no processor for a while is not to be taken for one that says nothing, unless a test is about those.
+        let handshake = "nbd_handshake_timeout_ms";
+        let unhurried = match self.config.contains(handshake) {
+            true => String::new(),
+            false => format!("{handshake} = {}\n", crate::PATIENCE.as_millis()),
+        };
+        std::fs::write(&config, unhurried + &self.config).expect("the configuration");
         let log = self.home.join(format!("log-{}", self.starts));
         let mut command = match (&self.tmpfs, &self.apart) {
             (None, None) => clean(program("blockd")),

@@ -21,6 +21,7 @@ pub mod fio;
 pub mod model;
 pub mod nbd;
 pub mod package;
+pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod replay;
@@ -39,7 +40,7 @@ pub use nbd::Nbd;
 pub use rng::Rng;
 pub use store::Store;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Far beyond what any step takes: what would hang fails instead.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -50,6 +51,15 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 /// The unit of tracking, in bytes.
 pub const BLOCK: u64 = 4096;
+
+/// A time of the day, in UTC, that does not come while a test runs: one of schedules whose runs are the test's alone.
+///
+/// # Panics
+/// If the clock is before 1970.
+pub fn time_of_another_half_day() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is right");
+    format!("{:02}:00", (now.as_secs() / 3600 + 12) % 24)
+}
 
 /// Polls until `probe` finds something; panics after [`PATIENCE`].
 pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {

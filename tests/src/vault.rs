@@ -3,6 +3,7 @@
 //! `tools/test-stores vault` installs it. `BLOCKD_TEST_WITHOUT_VAULT=1` switches its tests off.
 
 use crate::{
+    ports,
     process::{die_with_parent, repository},
     wait_for,
 };
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use std::{
     fs::File,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -45,9 +46,8 @@ impl Vault {
     /// If it is not installed, or does not come up.
     pub fn start(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("a directory for OpenBao");
-        let held = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        let address = held.local_addr().expect("its address");
-        drop(held);
+        // OpenBao takes the one above for itself.
+        let address = ports::local(ports::free(1));
         let vault = Self { child: Self::serve(dir, address), address, dir: dir.to_owned() };
         vault.set_up();
         vault

@@ -4,7 +4,7 @@
 
 use blockd_api::{Client, ClientError, ErrorCode, browse::HandMount};
 use blockd_fuse::UnservedMount;
-use blockd_tests::{Bed, Ctl, Daemon, Setup, Store, ctl::clean, process, wait_for};
+use blockd_tests::{Bed, Ctl, Daemon, PATIENCE, Setup, Store, ctl::clean, process, wait_for};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use std::{
     fs::{self, File},
@@ -168,7 +168,8 @@ fn whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights() {
     let log = world.daemon.log();
     assert!(log.contains("a mount was handed over"), "{log}");
     member.json(&["browse", "umount", at_home]);
-    assert_eq!(world.daemon.ctl().json(&["browse", "list"]).as_array().map(Vec::len), Some(1));
+    // The kernel tells the daemon.
+    world.wait_for_mounts(1);
     assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());
     wait_for("the log to say so", || world.daemon.log().contains("is not served any more").then_some(()));
     // What is refused leaves no mount behind.
@@ -329,7 +330,7 @@ fn what_is_no_mount_is_refused_and_nothing_is_left_of_it() {
     let descriptor = unserved.take_descriptor().unwrap();
     drop(unserved);
     refused(descriptor, "nothing that waits to be served");
-    assert!(began.elapsed() < Duration::from_secs(30));
+    assert!(began.elapsed() < PATIENCE);
     wait_for("nothing to be left", || (process::open_files(pid) <= files).then_some(()));
     let names = || {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
@@ -347,7 +348,7 @@ fn what_is_no_mount_is_refused_and_nothing_is_left_of_it() {
         root.json(&["browse", "umount", at]);
     }
     wait_for("no thread to be left", || (names() == 0 && threads(pid) < 100).then_some(()));
-    assert!(process::open_files(pid) <= files);
+    wait_for("no file to be left", || (process::open_files(pid) <= files).then_some(()));
 }
 
 #[test]
@@ -398,7 +399,9 @@ fn a_descriptor_that_is_set_not_to_wait_keeps_nobody_busy() {
     let (began, before) = (Instant::now(), cpu_ticks(world.daemon.pid()));
     wait_for("two seconds", || (began.elapsed() > Duration::from_secs(2)).then_some(()));
     let ticks = cpu_ticks(world.daemon.pid()) - before;
-    assert!(ticks < 60, "{ticks} hundredths of a second in two");
+    // It may have been longer than that; whoever keeps a thread busy takes all of it.
+    let most = began.elapsed().as_millis() as u64 / 10 * 3 / 10;
+    assert!(ticks < most, "{ticks} hundredths of a second in {:?}", began.elapsed());
     assert!(fs::read_dir(&mount.0).unwrap().next().is_some());
     drop(unserved);
 }

@@ -2,10 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
-    Bed, Daemon, MIB, Nbd, Rng, assert_same, fio::Fio, nbd::Failure, nbd::errno, process::must_run,
+    Bed, Daemon, MIB, Nbd, Rng, assert_same, fio::Fio, nbd::Failure, nbd::errno, ports, process::must_run,
 };
 use serde_json::Value;
-use std::net::{SocketAddr, TcpListener};
 
 const SIZE: u64 = 32 * MIB;
 
@@ -129,9 +128,7 @@ fn fio_verifies() {
 fn tcp_and_many_connections() {
     let mut rng = Rng::of_test("tcp_and_many_connections");
     let bed = Bed::new();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address: SocketAddr = listener.local_addr().unwrap();
-    drop(listener);
+    let address = ports::local(ports::free(0));
     let further = bed.path("further.sock");
     let daemon = bed
         .daemon("a")

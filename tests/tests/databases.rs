@@ -7,7 +7,7 @@ use blockd_tests::{
     database::{Disk, Server, as_user, keep_a_ledger, programs, run},
     process::repository,
     replay::filesystem::{Filesystem, missing, private_mounts},
-    wait_for,
+    time_of_another_half_day, wait_for,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -161,7 +161,8 @@ fn under_load<T>(
 
 /// Runs a new schedule once, until so many runs are done, of which no rule failed; gives them.
 fn run_scheduled(ctl: &Ctl, of: &[&str], runs: usize) -> Value {
-    let create = ["cloudsnap", "schedules", "create", "--daily", "03:00"];
+    let time = time_of_another_half_day();
+    let create = ["cloudsnap", "schedules", "create", "--daily", &time];
     let schedule = ctl.json(&[&create[..], of].concat());
     let uuid = schedule["uuid"].as_str().unwrap();
     ctl.json(&["cloudsnap", "schedules", "run-now", "--uuid", uuid]);

@@ -150,17 +150,18 @@ fn merging(ctl: &Ctl) -> Option<(u64, u64)> {
 /// The daemon is killed in the middle of a merge: the next one goes on by itself, and not from the start.
 #[test]
 fn a_merge_goes_on_by_itself_after_a_kill() {
-    const LOWER: u64 = 80 * MIB;
+    const LOWER: u64 = 128 * MIB;
     let mut rng = Rng::of_test("a_merge_goes_on_by_itself_after_a_kill");
     let bed = Bed::new();
-    // Five seconds for the merge, but where the filesystem shares extents.
-    let daemon = bed.daemon("a").config("merge_limit_bytes_per_s = 16777216").start();
+    // Twenty seconds for the merge, but where the filesystem shares extents.
+    let slow = |bytes_per_s: u64| bed.daemon("a").config(&format!("merge_limit_bytes_per_s = {bytes_per_s}"));
+    let daemon = slow(6 * MIB).start();
     let ctl = daemon.ctl();
-    ctl.create_volume("vol", "256MiB");
+    ctl.create_volume("vol", "320MiB");
     let mut client = daemon.nbd("vol");
     client.write_long(0, &rng.bytes(LOWER));
     ctl.json(&["snapshot", "create", "vol", "--name", "old"]);
-    client.write_long(100 * MIB, &rng.bytes(LOWER + MIB));
+    client.write_long(160 * MIB, &rng.bytes(LOWER + MIB));
     client.write(8 * MIB, &rng.bytes(BLOCK));
     ctl.json(&["snapshot", "create", "vol", "--name", "new"]);
     let expected = client.read_all();
@@ -168,11 +169,13 @@ fn a_merge_goes_on_by_itself_after_a_kill() {
     assert_eq!(merging(&ctl), None);
     ctl.json(&["snapshot", "delete", "vol@old"]);
     let total = LOWER - BLOCK;
-    let seen = wait_for("most of the merge", || match merging(&ctl) {
+    let seen = wait_for("half of the merge", || match merging(&ctl) {
         Some((done, _)) if done < 68 * MIB => None,
         found => Some(found),
     });
-    let daemon = daemon.kill().start();
+    drop(daemon.kill());
+    // As slow as may be: neither over nor as far again, from the start, when somebody looks.
+    let daemon = slow(MIB).start();
     let ctl = daemon.ctl();
     match seen {
         None => {
@@ -184,6 +187,9 @@ fn a_merge_goes_on_by_itself_after_a_kill() {
             assert!(again.0 >= 64 * MIB && again.1 == total, "{again:?}");
         }
     }
+    drop(daemon.kill());
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
     wait_for("the end of the merge", || merging(&ctl).is_none().then_some(()));
     assert_eq!(ctl.volume("vol")["layers"], 2);
     assert!(daemon.nbd("vol").read_all() == expected);

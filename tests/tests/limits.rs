@@ -4,21 +4,15 @@
 use blockd_tests::{
     Bed, KIB, MIB, Nbd, PATIENCE, Rng, assert_same,
     nbd::{command, info_data, option_request, request},
+    ports,
     process::{memory_bytes, open_files, raise_open_files},
     wait_for,
 };
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{SocketAddr, TcpListener},
     os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
-
-/// One that nobody listens on.
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
-}
 
 fn limit_of_open_files(pid: u32) -> (String, String) {
     let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
@@ -48,7 +42,10 @@ fn a_thousand_idle_connections() {
     active.flush();
     let after = memory_bytes(daemon.pid(), "VmRSS");
     let each = after.saturating_sub(before) / CONNECTIONS as u64;
-    eprintln!("{CONNECTIONS} idle connections take {} KiB, {each} bytes each", (after - before) / KIB);
+    eprintln!(
+        "{CONNECTIONS} idle connections take {} KiB, {each} bytes each",
+        after.saturating_sub(before) / KIB
+    );
     assert!(each <= 64 * KIB, "an idle connection takes {each} bytes");
     drop(idle);
     wait_for("the idle ones to be gone", || (daemon.ctl().volume("vol")["connections"] == 1).then_some(()));
@@ -60,7 +57,7 @@ fn a_thousand_idle_connections() {
 #[test]
 fn connections_of_one_volume_and_in_all_have_their_limits() {
     let bed = Bed::new();
-    let address = free_address();
+    let address = ports::local(ports::free(0));
     let setup = bed.daemon("a").config("nbd_connections = 8").config("nbd_connections_per_volume = 3");
     let daemon = setup.arg("--nbd-listen").arg(&format!("tcp://{address}")).start();
     daemon.ctl().create_volume("vol", "4MiB");
@@ -192,7 +189,8 @@ fn stalled_handshakes_are_dropped_in_time() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").config("nbd_handshake_timeout_ms = 1500").start();
     daemon.ctl().create_volume("vol", "4MiB");
-    let mut active = daemon.nbd("vol");
+    // It is in time in the end.
+    let mut active = wait_for("a handshake in time", || Nbd::try_open(&daemon.nbd_socket(), "vol").ok());
     let files = open_files(daemon.pid());
     let talk = [3u32.to_be_bytes().to_vec(), option_request(7, &info_data("vol"))].concat();
     let began = Instant::now();
@@ -200,7 +198,8 @@ fn stalled_handshakes_are_dropped_in_time() {
         .map(|nth| {
             let mut stream = UnixStream::connect(daemon.nbd_socket()).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            stream.write_all(&talk[..nth % talk.len()]).unwrap();
+            // It may have been dropped before.
+            let _ = stream.write_all(&talk[..nth % talk.len()]);
             (stream, Instant::now())
         })
         .collect();
@@ -212,7 +211,7 @@ fn stalled_handshakes_are_dropped_in_time() {
         // The server's clock began when it accepted, which was not before the connection was made.
         let lasted = connected.elapsed();
         assert!(began.elapsed() >= TIMEOUT, "dropped after {lasted:?}");
-        assert!(lasted < TIMEOUT + Duration::from_secs(30), "dropped after {lasted:?}");
+        assert!(lasted < TIMEOUT + PATIENCE, "dropped after {lasted:?}");
     }
     eprintln!("{STALLED} stalled handshakes were dropped within {:?}", began.elapsed());
     wait_for("their sockets to be closed", || (open_files(daemon.pid()) <= files).then_some(()));

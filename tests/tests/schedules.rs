@@ -1,7 +1,7 @@
 //! Schedules as a user of `blockctl` has them: made, run, looked at, across a kill of the daemon.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Nbd, wait_for};
+use blockd_tests::{BLOCK, Bed, Nbd, time_of_another_half_day, wait_for};
 use serde_json::Value;
 
 #[test]
@@ -22,6 +22,7 @@ fn a_schedule_backs_up_a_label_keeps_what_it_should_and_survives_a_kill() {
         "--time-zone",
         "Europe/Berlin",
     ]);
+    let time = time_of_another_half_day();
     let made = ctl.json(&[
         "cloudsnap",
         "schedules",
@@ -29,13 +30,14 @@ fn a_schedule_backs_up_a_label_keeps_what_it_should_and_survives_a_kill() {
         "--label",
         "app=shop",
         "--daily",
-        "21:00",
+        &time,
         "--policy",
         "gold",
         "--max",
         "2",
     ]);
-    assert_eq!(made["schedule"], "daily @21:00, weekly Thursday@22:13 Europe/Berlin");
+    let schedule = format!("daily @{time}, weekly Thursday@22:13 Europe/Berlin");
+    assert_eq!(made["schedule"], schedule.as_str());
     let uuid = made["uuid"].as_str().unwrap().to_owned();
     let runs = || -> Vec<Value> {
         ctl.json(&["cloudsnap", "history", "--uuid", &uuid])["runs"].as_array().unwrap().clone()
@@ -84,7 +86,8 @@ fn three_copies_are_kept_each_in_its_own_way_through_a_kill() {
     ctl.add_local("far", far.dir(), None);
     ctl.json(&["volume", "create", "db", "--size", "8MiB"]);
     ctl.json(&["snapshot", "create", "db", "--name", "mine"]);
-    let create = ["cloudsnap", "schedules", "create", "db", "--daily", "21:00"];
+    let time = time_of_another_half_day();
+    let create = ["cloudsnap", "schedules", "create", "db", "--daily", &time];
     let copies = ["--local-keep-last", "2", "--cred-id", "near", "--max", "1"];
     let other = ["--cred-id", "far", "--keep-at", "far:last=3"];
     let made = ctl.json(&[&create[..], &copies, &other].concat());

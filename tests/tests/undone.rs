@@ -15,9 +15,14 @@ fn fill(daemon: &Daemon, rng: &mut Rng) {
     client.close();
 }
 
+/// So slow that a task has far to go when somebody looks, however late that is.
 fn add_slow(ctl: &Ctl, name: &str, dir: &Path, limit: &str) {
     let dir = dir.to_str().unwrap();
-    ctl.json(&["credentials", "create", name, "--provider", "local", "--path", dir, limit, "48MiB"]);
+    ctl.json(&["credentials", "create", name, "--provider", "local", "--path", dir, limit, "5MiB"]);
+}
+
+fn lift_limits(ctl: &Ctl, name: &str) {
+    ctl.json(&["credentials", "limit", name]);
 }
 
 fn processed(ctl: &Ctl, task: &str, bytes: u64) {
@@ -39,6 +44,7 @@ fn a_stopped_backup_and_a_killed_restore_go_on_where_they_were() {
     add_slow(&ctl, "slow", store.dir(), "--limit-upload");
     let task = ctl.start_backup("vol");
     processed(&ctl, &task, 32 * MIB);
+    wait_for("a pack in the store", || (!store.packs().is_empty()).then_some(()));
     let stopped = ctl.json(&["cloudsnap", "stop", "--name", &task]);
     assert_eq!((&stopped["state"], &stopped["resumable"]), (&"Backup-Stopped".into(), &true.into()));
     let sent = store.packs().len();
@@ -53,6 +59,7 @@ fn a_stopped_backup_and_a_killed_restore_go_on_where_they_were() {
     assert_eq!(ctl.task(&task).state(), "Backup-Stopped", "nobody asked it to go on");
     let garbage = ctl.json(&["cloudsnap", "gc", "--dry-run"]);
     assert_eq!(garbage["garbage"], Value::Array(Vec::new()), "{garbage:#}");
+    lift_limits(&ctl, "slow");
     let resumed = ctl.json(&["cloudsnap", "resume", "--name", &task]);
     assert_eq!(resumed["resumed"], 1);
     let done = ctl.wait_task(&task);
@@ -66,9 +73,11 @@ fn a_stopped_backup_and_a_killed_restore_go_on_where_they_were() {
     add_slow(&ctl, "slow", store.dir(), "--limit-download");
     let started = ctl.json(&["cloudsnap", "restore", "--snap", done.snap(), "--volume", "copy"]);
     let task = started["task"].as_str().unwrap().to_owned();
-    processed(&ctl, &task, 96 * MIB);
+    // How far it is is noted every 64 MiB.
+    processed(&ctl, &task, 80 * MIB);
     let other = other.kill().start();
     let ctl = other.ctl();
+    lift_limits(&ctl, "slow");
     let restored = ctl.wait_task(&task);
     assert_eq!(restored.state(), "Restore-Done", "{restored:?}");
     assert!(other.log().contains("the restore goes on where it was"), "{}", other.log());

@@ -10,6 +10,8 @@ use serde_json::json;
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
 
 const KEY: &str = "vault:secret/blockd/s3#key";
+/// Far beyond what anything takes.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn key() -> SecretRef {
     KEY.parse().unwrap()
@@ -41,8 +43,12 @@ impl Bed {
     }
 
     fn with(&self, lines: &str, cache_s: u64) -> Arc<References> {
+        self.with_patience(lines, cache_s, 60_000)
+    }
+
+    fn with_patience(&self, lines: &str, cache_s: u64, timeout_ms: u64) -> Arc<References> {
         let text = format!(
-            "[secrets]\ncache_s = {cache_s}\n[vault]\naddress = \"http://{}\"\ntimeout_ms = 500\nattempts = 2\n{lines}\n",
+            "[secrets]\ncache_s = {cache_s}\n[vault]\naddress = \"http://{}\"\ntimeout_ms = {timeout_ms}\nattempts = 2\n{lines}\n",
             self.double.address
         );
         let config: Config = toml::from_str(&text).unwrap();
@@ -54,8 +60,13 @@ impl Bed {
     }
 
     fn by_role(&self) -> Arc<References> {
+        self.by_role_with_patience(60_000)
+    }
+
+    fn by_role_with_patience(&self, timeout_ms: u64) -> Arc<References> {
         let secret_id = self.dir.path().join("secret-id");
-        self.with(&format!("role_id = \"blockd\"\nsecret_id_file = \"{}\"", secret_id.display()), 3600)
+        let lines = format!("role_id = \"blockd\"\nsecret_id_file = \"{}\"", secret_id.display());
+        self.with_patience(&lines, 3600, timeout_ms)
     }
 
     fn reads(&self) -> usize {
@@ -144,25 +155,27 @@ async fn a_new_token_in_the_file_counts_at_once() {
 #[tokio::test]
 async fn a_role_logs_in_when_its_token_ends_or_is_taken_back() {
     let bed = Bed::new().await;
-    bed.double.inside.lock().login_ttl_s = 1;
     let references = bed.by_role();
     references.resolve_anew(&key()).await.unwrap();
     references.resolve_anew(&key()).await.unwrap();
     assert_eq!(bed.double.inside.lock().logins, 1);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // One that ends so soon that it may have done so before it is used: then that takes another one.
+    bed.double.inside.lock().login_ttl_s = 4;
+    let other = bed.by_role();
+    other.resolve_anew(&key()).await.unwrap();
+    let logins = bed.double.inside.lock().logins;
+    bed.double.inside.lock().login_ttl_s = 3600;
+    tokio::time::sleep(Duration::from_millis(4100)).await;
     // Before it is refused.
     let reads = bed.reads();
-    references.resolve_anew(&key()).await.unwrap();
+    other.resolve_anew(&key()).await.unwrap();
     assert_eq!(bed.reads(), reads + 1);
-    assert_eq!(bed.double.inside.lock().logins, 2);
+    assert_eq!(bed.double.inside.lock().logins, logins + 1);
 
-    bed.double.inside.lock().login_ttl_s = 3600;
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    references.resolve_anew(&key()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1100)).await;
     bed.double.inside.lock().tokens.clear();
     references.resolve_anew(&key()).await.unwrap();
-    assert_eq!(bed.double.inside.lock().logins, 4, "once after the end, once after the refusal");
+    assert_eq!(bed.double.inside.lock().logins, logins + 2, "once after the end, once after the refusal");
 
     tokio::time::sleep(Duration::from_millis(1100)).await;
     bed.double.inside.lock().tokens.clear();
@@ -176,15 +189,17 @@ async fn a_role_logs_in_when_its_token_ends_or_is_taken_back() {
 #[tokio::test]
 async fn a_token_is_renewed_in_time() {
     let bed = Bed::new().await;
-    bed.double.token("planted-token", TokenState::lasting(2, true));
+    const TTL_S: u64 = 12;
+    bed.double.token("planted-token", TokenState::lasting(TTL_S, true));
     let references = bed.by_token(3600);
     let vault = references.vault.as_ref().unwrap();
-    let end = tokio::time::Instant::now() + Duration::from_millis(3500);
+    // Past the end of what it was given at first.
+    let end = tokio::time::Instant::now() + Duration::from_secs(TTL_S + 1);
     while tokio::time::Instant::now() < end {
         let next = vault.keep_token_good().await;
         tokio::time::sleep(next.min(Duration::from_millis(600))).await;
     }
-    assert!(bed.double.asked("POST /v1/auth/token/renew-self") >= 2);
+    assert!(bed.double.asked("POST /v1/auth/token/renew-self") >= 1);
     references.resolve_anew(&key()).await.unwrap();
     let status = vault.status().await;
     assert_eq!((status.state, status.version.as_deref()), (VaultState::Ready, Some("9.9")));
@@ -204,6 +219,8 @@ async fn a_token_is_renewed_in_time() {
 async fn one_that_is_of_no_use_is_told_from_another() {
     let bed = Bed::new().await;
     let references = bed.by_token(3600);
+    let token = format!("token_file = \"{}\"", bed.dir.path().join("token").display());
+    let impatient = bed.with_patience(&token, 3600, 500);
     for (trick, word, code, attempts) in [
         (Trick::Sealed, "is sealed", ErrorCode::SecretUnreachable, 1),
         (Trick::Silent, "no answer within 500 ms", ErrorCode::SecretUnreachable, 2),
@@ -216,7 +233,8 @@ async fn one_that_is_of_no_use_is_told_from_another() {
     ] {
         bed.double.trick(trick);
         let before = bed.reads();
-        let error = fails(&references, KEY).await;
+        let references = if trick == Trick::Silent { &impatient } else { &references };
+        let error = fails(references, KEY).await;
         assert!(error.to_string().contains(word), "{error}");
         assert_eq!((error.code(), bed.reads() - before), (code, attempts), "{error}");
     }
@@ -235,13 +253,13 @@ async fn one_that_is_of_no_use_is_told_from_another() {
 #[tokio::test]
 async fn while_it_is_away_what_is_known_is_used_for_a_bounded_time() {
     let bed = Bed::new().await;
-    let references = bed.by_token(2);
+    let references = bed.by_token(12);
     references.resolve(&key()).await.unwrap();
     bed.double.trick(Trick::Status(503));
-    tokio::time::sleep(Duration::from_millis(800)).await;
+    tokio::time::sleep(Duration::from_millis(3100)).await;
     let reads = bed.reads();
     assert_eq!(references.resolve(&key()).await.unwrap().expose(), "planted-key");
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    tokio::time::sleep(Duration::from_millis(9100)).await;
     assert!(bed.reads() > reads, "it was not tried beside");
     let error = references.resolve(&key()).await.map(|_| ()).unwrap_err();
     assert!(error.is_retryable(), "{error}");
@@ -283,20 +301,24 @@ async fn nobody_there_is_no_news_for_long() {
 #[tokio::test]
 async fn who_waits_for_what_fails_fails_with_it() {
     let bed = Bed::new().await;
-    let references = bed.by_role();
+    let references = bed.by_role_with_patience(500);
     bed.double.trick(Trick::Silent);
     let key = key();
-    let began = std::time::Instant::now();
     let all = futures::future::join_all((0..8).map(|_| references.resolve(&key))).await;
     assert!(all.iter().all(Result::is_err));
     let fields = ["a", "b", "c", "d", "e", "f"]
         .map(|field| format!("vault:secret/blockd/s3#{field}").parse().unwrap());
     let all = futures::future::join_all(fields.iter().map(|field| references.resolve(field))).await;
     assert!(all.iter().all(Result::is_err));
-    // Each login has two attempts of 500 ms and a pause at most.
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    // A login each time, of two attempts at most: the others do not wait for one of their own.
+    let asked = bed.double.asked("POST /v1/auth/approle/login");
+    assert!((1..=4).contains(&asked), "{asked} logins were asked for");
     bed.double.trick(Trick::None);
-    assert!(references.resolve(&key).await.is_ok(), "who asks after that has it tried anew");
+    let mut tries = 0;
+    while let Err(error) = references.resolve(&key).await {
+        tries += 1;
+        assert!(error.is_retryable() && tries < 100, "who asks after that has it tried anew: {error}");
+    }
 }
 
 #[tokio::test]
@@ -305,7 +327,7 @@ async fn what_was_needed_lately_is_renewed_in_time_and_outlives_a_vault_that_goe
     let token = bed.dir.path().join("token");
     let with = |warm_s: u64| {
         let text = format!(
-            "[secrets]\ncache_s = 2\nwarm_s = {warm_s}\n[vault]\naddress = \"http://{}\"\ntimeout_ms = 500\nattempts = 1\ntoken_file = \"{}\"\n",
+            "[secrets]\ncache_s = 8\nwarm_s = {warm_s}\n[vault]\naddress = \"http://{}\"\ntimeout_ms = 60000\nattempts = 1\ntoken_file = \"{}\"\n",
             bed.double.address,
             token.display()
         );
@@ -320,17 +342,17 @@ async fn what_was_needed_lately_is_renewed_in_time_and_outlives_a_vault_that_goe
     let before = bed.reads();
     let began = std::time::Instant::now();
     while bed.reads() < before + 6 {
-        assert!(began.elapsed() < Duration::from_secs(30), "it is not renewed");
+        assert!(began.elapsed() < PATIENCE, "it is not renewed");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(began.elapsed() > Duration::from_secs(2), "it is renewed too often");
+    assert!(began.elapsed() > Duration::from_secs(8), "it is renewed too often");
     bed.double.inside.lock().trick = Trick::Sealed;
     assert_eq!(warm.resolve(&key).await.unwrap().expose(), "planted-key");
     // It is bounded all the same.
     assert!(cold.resolve(&key).await.is_err(), "what nobody needs is not kept");
     let gone = std::time::Instant::now();
     while warm.resolve(&key).await.is_ok() {
-        assert!(gone.elapsed() < Duration::from_secs(30), "it is used for ever");
+        assert!(gone.elapsed() < PATIENCE, "it is used for ever");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     bed.double.inside.lock().trick = Trick::None;
