@@ -2,7 +2,7 @@
 
 use crate::{
     CloudError, Repository,
-    frame::{BLOCK, FRAME_BLOCKS, FrameReader, OwnedFrame},
+    frame::{BLOCK, FRAME_BLOCKS, FrameMemory, FrameReader, OwnedFrame},
     index::{PAGE_LEN_MOST, Page, PageRef, ROOT_LEN_MOST, Root},
     keys::DataKey,
     manifest::Delta,
@@ -22,6 +22,9 @@ use std::sync::Arc;
 const WHOLE_INDEX_MOST: u64 = 256 << 10;
 /// Frames that are not wanted are read along if that spares a request for no more than this many bytes.
 const GAP_MOST: u32 = 512 << 10;
+
+/// What is wrong with a frame that is longer than what came of it.
+pub(crate) const NOT_WHOLE: &str = "the frame was not fetched whole";
 
 /// One delta, ready to be read.
 pub(crate) struct DeltaReader {
@@ -229,22 +232,21 @@ impl DeltaReader {
         cut(place, page, wanted.extents().map(|piece| (page.data.rank(piece.start), piece)))
     }
 
-    /// Opens one frame out of what was fetched from `start` on.
+    /// Opens one frame, whose stored bytes are of no use afterwards.
     pub fn open_frame(
         &self,
-        reader: &mut FrameReader,
         frame: &WantedFrame,
-        start: u32,
-        fetched: &[u8],
+        stored: &mut [u8],
+        memory: &Arc<FrameMemory>,
     ) -> Result<OwnedFrame, CloudError> {
-        let damaged = |what: &str| {
-            let object = self.id.pack_key((frame.ordinal / PACK_FRAMES) as u32);
-            CloudError::damaged(&object, u64::from(frame.offset_bytes), what).with_blocks(frame.extent())
-        };
-        let stored =
-            frame.stored(start, fetched).ok_or_else(|| damaged("the frame was not fetched whole"))?;
-        let opened = reader.open(&self.sealer, frame.ordinal, frame.blocks, stored).map_err(damaged)?;
-        Ok(opened.to_owned())
+        OwnedFrame::open(&self.sealer, frame.ordinal, frame.blocks, stored, memory)
+            .map_err(|what| self.damaged_frame(frame, what))
+    }
+
+    /// Says what is wrong with a frame.
+    pub fn damaged_frame(&self, frame: &WantedFrame, what: &str) -> CloudError {
+        CloudError::damaged(&self.pack_key_of(frame), u64::from(frame.offset_bytes), what)
+            .with_blocks(frame.extent())
     }
 
     /// The object that holds a frame.
@@ -271,7 +273,6 @@ impl DeltaReader {
     /// the sink in runs as long as they get.
     pub fn decode(
         &self,
-        pack_no: u32,
         frames: &[WantedFrame],
         start: u32,
         fetched: &[u8],
@@ -280,12 +281,8 @@ impl DeltaReader {
         let mut reader = FrameReader::default();
         let mut pending = Run::default();
         for frame in frames {
-            let damaged = |what: &str| {
-                CloudError::damaged(&self.id.pack_key(pack_no), u64::from(frame.offset_bytes), what)
-                    .with_blocks(frame.extent())
-            };
-            let stored =
-                frame.stored(start, fetched).ok_or_else(|| damaged("the frame was not fetched whole"))?;
+            let damaged = |what: &str| self.damaged_frame(frame, what);
+            let stored = frame.stored(start, fetched).ok_or_else(|| damaged(NOT_WHOLE))?;
             let opened = reader.open(&self.sealer, frame.ordinal, frame.blocks, stored).map_err(damaged)?;
             for (position, extent) in &frame.runs {
                 for i in 0..extent.len_blocks {

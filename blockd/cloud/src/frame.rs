@@ -5,6 +5,8 @@
 
 use crate::seal::{Domain, Sealer, TAG_LEN_BYTES};
 use blockd_extent::BLOCK_SIZE_BYTES;
+use parking_lot::Mutex;
+use std::{mem, sync::Arc};
 
 /// Blocks of a full frame.
 pub(crate) const FRAME_BLOCKS: usize = 32;
@@ -15,7 +17,11 @@ const HEAD_LEN_BYTES: usize = 5;
 /// The shortest frame that is stored.
 pub(crate) const STORED_LEN_LEAST: usize = HEAD_LEN_BYTES + 1 + TAG_LEN_BYTES;
 /// The longest frame: 32 blocks that do not compress.
-pub(crate) const STORED_LEN_MOST: usize = HEAD_LEN_BYTES + FRAME_BLOCKS * BLOCK + TAG_LEN_BYTES;
+pub(crate) const STORED_LEN_MOST: usize = HEAD_LEN_BYTES + FULL_LEN_BYTES + TAG_LEN_BYTES;
+/// All blocks of a full frame.
+const FULL_LEN_BYTES: usize = FRAME_BLOCKS * BLOCK;
+/// How many full frames' memory lies ready for the next ones.
+const SPARE_MOST: usize = 16;
 
 const CODEC_RAW: u8 = 0;
 const CODEC_LZ4: u8 = 1;
@@ -83,13 +89,62 @@ pub(crate) struct OpenFrame<'a> {
     data: &'a [u8],
 }
 
+/// Memory of full frames that were let go, for the next ones. Whoever reads on and on opens as many as go: fresh memory would have
+/// to be cleared and mapped by the kernel for each of them, which takes longer than to fill it.
+#[derive(Default)]
+pub(crate) struct FrameMemory {
+    spare: Mutex<Vec<Box<[u8]>>>,
+}
+
+impl FrameMemory {
+    /// Memory for so many bytes, whatever is in it.
+    fn take(&self, len_bytes: usize) -> Box<[u8]> {
+        let spare = (len_bytes == FULL_LEN_BYTES).then(|| self.spare.lock().pop()).flatten();
+        spare.unwrap_or_else(|| vec![0; len_bytes].into())
+    }
+
+    fn give_back(&self, memory: Box<[u8]>) {
+        if memory.len() == FULL_LEN_BYTES {
+            let mut spare = self.spare.lock();
+            if spare.len() < SPARE_MOST {
+                spare.push(memory);
+            }
+        }
+    }
+}
+
 /// An opened frame that is kept.
 pub(crate) struct OwnedFrame {
     zero_mask: u32,
     data: Box<[u8]>,
+    memory: Arc<FrameMemory>,
 }
 
 impl OwnedFrame {
+    /// Opens a frame of `blocks` blocks, whose stored bytes are of no use afterwards.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn open(
+        sealer: &Sealer,
+        ordinal: u64,
+        blocks: usize,
+        stored: &mut [u8],
+        memory: &Arc<FrameMemory>,
+    ) -> Result<Self, &'static str> {
+        let unsealed = Unsealed::open(sealer, ordinal, blocks, stored)?;
+        let mut frame = Self {
+            zero_mask: unsealed.zero_mask,
+            data: memory.take(unsealed.data_len),
+            memory: memory.clone(),
+        };
+        match unsealed.payload {
+            Payload::Raw(data) => frame.data.copy_from_slice(data),
+            Payload::Lz4(packed) => unpack(packed, &mut frame.data)?,
+        }
+        Ok(frame)
+    }
+
     /// The content of block `i` of the frame; none if it is zero.
     pub fn block(&self, i: usize) -> Option<&[u8]> {
         OpenFrame { zero_mask: self.zero_mask, data: &self.data }.block(i)
@@ -101,10 +156,9 @@ impl OwnedFrame {
     }
 }
 
-impl OpenFrame<'_> {
-    /// A copy that is kept.
-    pub fn to_owned(&self) -> OwnedFrame {
-        OwnedFrame { zero_mask: self.zero_mask, data: self.data.into() }
+impl Drop for OwnedFrame {
+    fn drop(&mut self) {
+        self.memory.give_back(mem::take(&mut self.data));
     }
 }
 
@@ -132,9 +186,44 @@ impl FrameReader {
     ) -> Result<OpenFrame<'a>, &'static str> {
         self.sealed.clear();
         self.sealed.extend_from_slice(stored);
-        let plain_len = (blocks * BLOCK) as u64;
+        let Unsealed { zero_mask, data_len, payload } =
+            Unsealed::open(sealer, ordinal, blocks, &mut self.sealed)?;
+        let data = match payload {
+            Payload::Raw(data) => data,
+            Payload::Lz4(packed) => {
+                self.data.resize(data_len, 0);
+                unpack(packed, &mut self.data)?;
+                &self.data
+            }
+        };
+        Ok(OpenFrame { zero_mask, data })
+    }
+}
+
+/// A frame that was opened but not unpacked.
+struct Unsealed<'a> {
+    zero_mask: u32,
+    /// Length of the blocks that are not zero.
+    data_len: usize,
+    payload: Payload<'a>,
+}
+
+enum Payload<'a> {
+    /// As long as the blocks.
+    Raw(&'a [u8]),
+    Lz4(&'a [u8]),
+}
+
+impl<'a> Unsealed<'a> {
+    /// Opens a frame of `blocks` blocks in place.
+    fn open(
+        sealer: &Sealer,
+        ordinal: u64,
+        blocks: usize,
+        stored: &'a mut [u8],
+    ) -> Result<Self, &'static str> {
         let frame = sealer
-            .open(Domain::Frame, ordinal, plain_len, &mut self.sealed)
+            .open(Domain::Frame, ordinal, (blocks * BLOCK) as u64, stored)
             .ok_or("the frame does not open: it was altered, moved, or sealed with another key")?;
         let (head, payload) = frame.split_first_chunk::<HEAD_LEN_BYTES>().ok_or("the frame has no head")?;
         let zero_mask = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
@@ -142,18 +231,21 @@ impl FrameReader {
             return Err("the frame's mask names blocks that it does not have");
         }
         let data_len = (blocks - zero_mask.count_ones() as usize) * BLOCK;
-        match head[0] {
-            CODEC_RAW if payload.len() == data_len => Ok(OpenFrame { zero_mask, data: payload }),
-            CODEC_RAW => Err("the frame's payload has the wrong length"),
-            CODEC_LZ4 => {
-                self.data.resize(data_len, 0);
-                match lz4_flex::block::decompress_into(payload, &mut self.data) {
-                    Ok(len) if len == data_len => Ok(OpenFrame { zero_mask, data: &self.data }),
-                    _ => Err("the frame's payload does not decompress to its length"),
-                }
-            }
-            _ => Err("the frame's codec is unknown"),
-        }
+        let payload = match head[0] {
+            CODEC_RAW if payload.len() == data_len => Payload::Raw(payload),
+            CODEC_RAW => return Err("the frame's payload has the wrong length"),
+            CODEC_LZ4 => Payload::Lz4(payload),
+            _ => return Err("the frame's codec is unknown"),
+        };
+        Ok(Self { zero_mask, data_len, payload })
+    }
+}
+
+/// Decompresses a frame's blocks, which fill `data`.
+fn unpack(packed: &[u8], data: &mut [u8]) -> Result<(), &'static str> {
+    match lz4_flex::block::decompress_into(packed, data) {
+        Ok(len) if len == data.len() => Ok(()),
+        _ => Err("the frame's payload does not decompress to its length"),
     }
 }
 
@@ -219,6 +311,13 @@ mod tests {
                 prop_assert_eq!(frame.block(i).unwrap_or(&[0; BLOCK]), block);
                 prop_assert_eq!(frame.block(i).is_none(), kinds[i] == 0);
             }
+            // Into memory that another one left.
+            let memory = Arc::<FrameMemory>::default();
+            memory.give_back(vec![0xee; FULL_LEN_BYTES].into());
+            let kept = OwnedFrame::open(&sealer, 7, kinds.len(), &mut out[6..], &memory).unwrap();
+            for (i, block) in raw.chunks(BLOCK).enumerate() {
+                prop_assert_eq!(kept.block(i).unwrap_or(&[0; BLOCK]), block);
+            }
         }
 
         #[test]
@@ -231,6 +330,28 @@ mod tests {
                 for i in 0..count { let _ = frame.block(i); }
             }
         }
+    }
+
+    #[test]
+    fn the_next_frame_gets_the_memory_of_one_that_went() {
+        let (sealer, memory) = (sealer(EncryptionMode::Aes256GcmSiv), Arc::<FrameMemory>::default());
+        let open = |kinds: &[u8]| {
+            let mut stored = Vec::new();
+            FrameWriter::default().append(&sealer, 0, &blocks(kinds, 1), &mut stored);
+            OwnedFrame::open(&sealer, 0, kinds.len(), &mut stored, &memory).unwrap()
+        };
+        let first = open(&[2; 32]);
+        let place = first.data.as_ptr();
+        drop(first);
+        let second = open(&[1; 32]);
+        assert_eq!(second.data.as_ptr(), place);
+        assert_eq!(second.block(31).unwrap(), [b'a'; BLOCK]);
+        // Shorter ones are as long as they are.
+        drop(open(&[2; 31]));
+        assert!(memory.spare.lock().is_empty());
+        let many: Vec<_> = (0..2 * SPARE_MOST).map(|_| open(&[1; 32])).collect();
+        drop(many);
+        assert_eq!(memory.spare.lock().len(), SPARE_MOST);
     }
 
     #[test]

@@ -231,7 +231,7 @@ impl SnapshotReader {
         sink: Arc<BlockSink>,
         what: &BulkRead<'_>,
     ) -> Result<u64, CloudError> {
-        let (pack_no, blocks) = (job.pack_no(), job.wanted_blocks());
+        let blocks = job.wanted_blocks();
         let (start, fetched) = match (delta.fetch(&job).await, what.damage) {
             (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
                 damage.add(error, job.wanted());
@@ -247,11 +247,11 @@ impl SnapshotReader {
                 let core = cores.acquire_owned().await;
                 let opened = work.run(move || {
                     match damage {
-                        None => delta.decode(pack_no, &frames, start, &fetched, &*sink),
+                        None => delta.decode(&frames, start, &fetched, &*sink),
                         // One by one, so that a damaged frame takes no other one along.
                         Some(damage) => frames.iter().try_for_each(|frame| {
                             let one = std::slice::from_ref(frame);
-                            match delta.decode(pack_no, one, start, &fetched, &*sink) {
+                            match delta.decode(one, start, &fetched, &*sink) {
                                 Err(error @ CloudError::Damaged { .. }) => {
                                     damage.add(error, frame.wanted());
                                     Ok(())

@@ -2,17 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
-#[macro_use]
-#[path = "common/multipart.rs"]
-mod multipart;
 
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache,
     Repository, delete_with_manifest,
-    store::{ObjectInfo, ObjectStore, PutMode, StoreFuture},
+    store::{Answer, Layer, ObjectInfo, ObjectStore, Operation, PutMode, Request, StoreFuture},
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
-use bytes::Bytes;
 use common::{BLOCK, restored, run, run_with, set, spec, with_slot};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -52,71 +48,54 @@ impl Between {
 
     fn take(
         planned: &Mutex<Option<(Moment, BoxFuture<'static, ()>)>>,
-        operation: &str,
-        key: &str,
+        request: Request<'_>,
     ) -> Option<BoxFuture<'static, ()>> {
         let mut planned = planned.lock();
         let fits = |moment: &Moment| {
-            moment.operation == operation && key.starts_with(moment.prefix) && key.ends_with(moment.suffix)
+            moment.operation == request.operation.name()
+                && request.key.starts_with(moment.prefix)
+                && request.key.ends_with(moment.suffix)
         };
         planned.take_if(|(moment, _)| fits(moment)).map(|(_, act)| act)
     }
+}
 
-    fn run<'a, T: Send + 'a>(
+impl Layer for Between {
+    fn describe(&self) -> &str {
+        "store with somebody in between"
+    }
+
+    fn around<'a, T: Answer + 'a>(
         &'a self,
-        operation: &'static str,
-        key: &'a str,
-        work: StoreFuture<'a, T>,
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
-            if let Some(act) = Self::take(&self.before, operation, key) {
+            if let Some(act) = Self::take(&self.before, request) {
                 act.await;
             }
-            let answer = work.await;
-            if let Some(act) = Self::take(&self.after, operation, key) {
+            let answer = ask(self.inner.clone()).await;
+            if let Some(act) = Self::take(&self.after, request) {
                 act.await;
             }
             answer
         })
     }
-}
-
-impl ObjectStore for Between {
-    fn describe(&self) -> &str {
-        "store with somebody in between"
-    }
-
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        self.run("PUT", key, self.inner.put(key, body, mode))
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.run("GET", key, self.inner.get(key, max_len_bytes))
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.run("GET", key, self.inner.get_range(key, offset_bytes, len_bytes))
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.run("DELETE", key, self.inner.delete(key))
-    }
 
     fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        let listing = async move {
-            let mut listed = self.inner.list(prefix).await?;
-            let still = self.still_listed.lock().clone().filter(|object| object.key.starts_with(prefix));
-            if let Some(object) = still
-                && !listed.iter().any(|other| other.key == object.key)
-            {
-                listed.push(object);
-            }
-            Ok(listed)
-        };
-        self.run("LIST", prefix, Box::pin(listing))
+        self.around(Request::new(Operation::List, prefix), move |store| {
+            Box::pin(async move {
+                let mut listed = store.list(prefix).await?;
+                let still = self.still_listed.lock().clone().filter(|object| object.key.starts_with(prefix));
+                if let Some(object) = still
+                    && !listed.iter().any(|other| other.key == object.key)
+                {
+                    listed.push(object);
+                }
+                Ok(listed)
+            })
+        })
     }
-
-    multipart_as_inner!();
 }
 
 /// Does something on a thread of its own, as another host would: these futures borrow more than a task may hold.

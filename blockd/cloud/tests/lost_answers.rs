@@ -2,12 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
-#[macro_use]
-#[path = "common/multipart.rs"]
-mod multipart;
 
 use blockd_cloud::{
-    store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, probe},
+    store::{Answer, Layer, ObjectStore, PutMode, Request, StoreError, StoreErrorKind, StoreFuture, probe},
     testing::MemoryStore,
 };
 use bytes::Bytes;
@@ -42,9 +39,17 @@ impl LostAnswers {
     }
 }
 
-impl ObjectStore for LostAnswers {
+impl Layer for LostAnswers {
     fn describe(&self) -> &str {
         "lost answers"
+    }
+
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        ask(self.inner.clone())
     }
 
     fn put<'a>(&'a self, key: &'a str, mut body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
@@ -62,27 +67,9 @@ impl ObjectStore for LostAnswers {
             if self.first != First::Refused {
                 self.inner.put(key, body, mode).await?;
             }
-            Err(StoreError::new(StoreErrorKind::AlreadyExists, "PUT", key, self.describe()))
+            Err(StoreError::new(StoreErrorKind::AlreadyExists, "PUT", key, "lost answers"))
         })
     }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.inner.get(key, max_len_bytes)
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.inner.get_range(key, offset_bytes, len_bytes)
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.inner.delete(key)
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        self.inner.list(prefix)
-    }
-
-    multipart_as_inner!();
 }
 
 /// The only copy of the key to everything that will be stored: what arrived badly is put there again.

@@ -11,8 +11,8 @@ use blockd_cloud::{
     Manifest, ManifestFilter, MemoryJournal, NoCache, Progress, Repository, VerifyDepth, VerifyOptions,
     backup, collect_garbage, delete_with_manifest,
     store::{
-        ObjectInfo, ObjectStore, PutMode, Requests, RetryPolicy, StoreError, StoreErrorKind, StoreFuture,
-        task_store,
+        Answer, Layer, ObjectInfo, ObjectStore, Operation, PutMode, Request, Requests, RetryPolicy,
+        StoreError, StoreErrorKind, StoreFuture, task_store,
     },
     testing::{MemoryStore, MemoryVolume},
     verify,
@@ -154,12 +154,11 @@ impl Net {
 
     fn ask<'a, T: Send + 'a>(
         &'a self,
-        operation: &'static str,
-        key: &'a str,
+        request: Request<'a>,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'a,
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
-            let error = |kind| Err(StoreError::new(kind, operation, key, "simulated store"));
+            let error = |kind| Err(request.failed(kind, "simulated store"));
             // Where a deletion is to be overtaken, it is the one that is slow.
             let may_wait = match self.planted {
                 Planted::VanishedPassedOver | Planted::DeletedOnce => self.deletion.lock().is_some(),
@@ -182,7 +181,7 @@ impl Net {
                 }
                 None => None,
             };
-            if *self.is_full.lock() && matches!(operation, "PUT" | "MULTIPART") {
+            if *self.is_full.lock() && matches!(request.operation.name(), "PUT" | "MULTIPART") {
                 return error(StoreErrorKind::NoSpace);
             }
             let fate = self.dice(40);
@@ -216,9 +215,17 @@ impl Net {
     }
 }
 
-impl ObjectStore for Net {
+impl Layer for Net {
     fn describe(&self) -> &str {
         "simulated store"
+    }
+
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        self.ask(request, ask(self.bucket.clone()))
     }
 
     fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
@@ -232,11 +239,11 @@ impl ObjectStore for Net {
             }
             false => body,
         };
-        self.ask("PUT", key, self.bucket.put(key, body, mode))
+        self.ask(Request::new(Operation::Put, key), self.bucket.put(key, body, mode))
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.ask("GET", key, async move {
+        self.ask(Request::new(Operation::Get, key), async move {
             let found = self.bucket.get(key, max_len_bytes).await;
             if matches!(&found, Err(error) if error.kind == StoreErrorKind::NotFound)
                 && let Some(Deletion { first_listing: Some(listing), .. }) = &mut *self.deletion.lock()
@@ -248,7 +255,7 @@ impl ObjectStore for Net {
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.ask("GET", key, async move {
+        self.ask(Request::new(Operation::GetRange, key), async move {
             match self.bucket.get_range(key, offset_bytes, len_bytes).await {
                 Err(_) if len_bytes == 1 && self.planted == Planted::PresenceTakenForGranted => {
                     Ok(Bytes::from_static(b"?"))
@@ -259,7 +266,7 @@ impl ObjectStore for Net {
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.ask("DELETE", key, async move {
+        self.ask(Request::new(Operation::Delete, key), async move {
             if self.planted == Planted::DeletedOnce
                 && key.starts_with("blockd/manifests")
                 && let Some(deletion) = &mut *self.deletion.lock()
@@ -274,7 +281,7 @@ impl ObjectStore for Net {
     fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
         let lags = self.planted == Planted::LaggingListings && prefix.starts_with("blockd/manifests");
         let once = self.planted == Planted::VanishedPassedOver && prefix.starts_with("blockd/manifests");
-        self.ask("LIST", prefix, async move {
+        self.ask(Request::new(Operation::List, prefix), async move {
             if once && let Some(Deletion { first_listing: Some(first), .. }) = &*self.deletion.lock() {
                 return Ok(first.clone());
             }
@@ -288,33 +295,6 @@ impl ObjectStore for Net {
             }
             Ok(listed)
         })
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.ask("MULTIPART", key, self.bucket.multipart_start(key))
-    }
-
-    fn multipart_put<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        self.ask("MULTIPART", key, self.bucket.multipart_put(key, upload_id, part_no, body))
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.ask("MULTIPART", key, self.bucket.multipart_complete(key, upload_id, tags))
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.ask("MULTIPART", key, self.bucket.multipart_abort(key, upload_id))
     }
 }
 

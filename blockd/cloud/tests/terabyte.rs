@@ -5,11 +5,10 @@ mod common;
 
 use blockd_cloud::{
     CacheOptions, EncryptionMode, SnapshotCache, SnapshotReader,
-    store::{ObjectInfo, ObjectStore, PutMode, StoreFuture},
+    store::{Answer, Layer, ObjectStore, Operation, Request, StoreFuture},
     testing::{MemoryStore, Tebibyte},
 };
 use blockd_extent::Extent;
-use bytes::Bytes;
 use common::fixed;
 use std::{
     sync::{
@@ -24,7 +23,7 @@ const DELAY: Duration = Duration::from_secs(1);
 
 /// A store that takes its time and counts what it is asked for.
 struct SlowStore {
-    inner: MemoryStore,
+    inner: Arc<MemoryStore>,
     is_slow: AtomicBool,
     requests: AtomicU64,
     received_bytes: AtomicU64,
@@ -33,81 +32,35 @@ struct SlowStore {
 impl SlowStore {
     fn new() -> Self {
         Self {
-            inner: MemoryStore::default(),
+            inner: Arc::default(),
             is_slow: false.into(),
             requests: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
         }
     }
-
-    async fn take_time(&self) {
-        self.requests.fetch_add(1, Relaxed);
-        if self.is_slow.load(Relaxed) {
-            tokio::time::sleep(DELAY).await;
-        }
-    }
 }
 
-impl ObjectStore for SlowStore {
+impl Layer for SlowStore {
     fn describe(&self) -> &str {
         "slow"
     }
 
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        self.inner.put(key, body, mode)
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(async move {
-            self.take_time().await;
-            let found = self.inner.get(key, max_len_bytes).await?;
-            self.received_bytes.fetch_add(found.len() as u64, Relaxed);
-            Ok(found)
-        })
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(async move {
-            self.take_time().await;
-            let found = self.inner.get_range(key, offset_bytes, len_bytes).await?;
-            self.received_bytes.fetch_add(found.len() as u64, Relaxed);
-            Ok(found)
-        })
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.inner.delete(key)
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        self.inner.list(prefix)
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.inner.multipart_start(key)
-    }
-
-    fn multipart_put<'a>(
+    fn around<'a, T: Answer + 'a>(
         &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        self.inner.multipart_put(key, upload_id, part_no, body)
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.inner.multipart_complete(key, upload_id, tags)
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.inner.multipart_abort(key, upload_id)
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        Box::pin(async move {
+            if matches!(request.operation, Operation::Get | Operation::GetRange) {
+                self.requests.fetch_add(1, Relaxed);
+                if self.is_slow.load(Relaxed) {
+                    tokio::time::sleep(DELAY).await;
+                }
+            }
+            let answer = ask(self.inner.clone()).await?;
+            self.received_bytes.fetch_add(answer.received_bytes(), Relaxed);
+            Ok(answer)
+        })
     }
 }
 

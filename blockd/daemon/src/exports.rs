@@ -433,10 +433,6 @@ struct SnapshotDevice {
     attachment: Attachment,
 }
 
-fn read_only<T>() -> Result<T, DeviceError> {
-    Err(DeviceError::new(DeviceErrorKind::Permission, "a snapshot is read-only"))
-}
-
 impl BlockDevice for SnapshotDevice {
     fn may_be_far(&self) -> bool {
         self.view.is_lazy()
@@ -477,20 +473,8 @@ impl BlockDevice for SnapshotDevice {
         self.view.read(offset_bytes, buf).map(progress).map_err(|error| device_error(&error))
     }
 
-    fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), DeviceError> {
-        read_only()
-    }
-
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
-    }
-
-    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
-        read_only()
-    }
-
-    fn write_zeroes(&self, _: u64, _: u64, _: ZeroFlags) -> Result<(), DeviceError> {
-        read_only()
     }
 
     fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {

@@ -1,7 +1,6 @@
 //! A store whose client can be replaced under those who work with it: each request goes through the one that is there when it begins.
 
-use blockd_cloud::store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
-use bytes::Bytes;
+use blockd_cloud::store::{Answer, ObjectStore, Request, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc};
 
@@ -44,71 +43,17 @@ impl RenewableStore {
     }
 }
 
-impl ObjectStore for RenewableStore {
+impl blockd_cloud::store::Layer for RenewableStore {
     fn describe(&self) -> &str {
         &self.describe
     }
 
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        Box::pin(async move {
-            let put = |store: Client| {
-                let body = body.clone();
-                async move { store.put(key, body, mode).await }
-            };
-            self.run(put).await
-        })
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(self.run(move |store: Client| async move { store.get(key, max_len_bytes).await }))
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        let get = move |store: Client| async move { store.get_range(key, offset_bytes, len_bytes).await };
-        Box::pin(self.run(get))
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(self.run(move |store: Client| async move { store.delete(key).await }))
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        Box::pin(self.run(move |store: Client| async move { store.list(prefix).await }))
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        Box::pin(self.run(move |store: Client| async move { store.multipart_start(key).await }))
-    }
-
-    fn multipart_put<'a>(
+    fn around<'a, T: Answer + 'a>(
         &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        Box::pin(async move {
-            let put = |store: Client| {
-                let body = body.clone();
-                async move { store.multipart_put(key, upload_id, part_no, body).await }
-            };
-            self.run(put).await
-        })
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        let complete =
-            move |store: Client| async move { store.multipart_complete(key, upload_id, tags).await };
-        Box::pin(self.run(complete))
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        Box::pin(self.run(move |store: Client| async move { store.multipart_abort(key, upload_id).await }))
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        Box::pin(self.run(ask))
     }
 }
 

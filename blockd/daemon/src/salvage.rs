@@ -20,7 +20,7 @@ use blockd_api::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent, SnapshotId};
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportError, ExportInfo, Progress, StatusExtent,
-    ZeroFlags, constants::BASE_ALLOCATION,
+    constants::BASE_ALLOCATION,
 };
 use blockd_volume::{OpenOptions, Salvage, SalvageView, VolumeError, VolumeErrorKind};
 use kept::{Found, Kept};
@@ -254,10 +254,6 @@ struct SalvageDevice {
     _attachment: Attachment,
 }
 
-fn read_only<T>() -> Result<T, DeviceError> {
-    Err(DeviceError::new(DeviceErrorKind::Permission, "a damaged volume is read-only"))
-}
-
 impl BlockDevice for SalvageDevice {
     fn size_bytes(&self) -> u64 {
         self.view.size_bytes()
@@ -276,20 +272,8 @@ impl BlockDevice for SalvageDevice {
         self.view.read(offset_bytes, buf).map(progress).map_err(|error| device_error(&error))
     }
 
-    fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), DeviceError> {
-        read_only()
-    }
-
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
-    }
-
-    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
-        read_only()
-    }
-
-    fn write_zeroes(&self, _: u64, _: u64, _: ZeroFlags) -> Result<(), DeviceError> {
-        read_only()
     }
 
     fn block_status(

@@ -117,6 +117,7 @@ impl Shared {
         }
     }
 
+    /// Reads into a buffer that may hold what was read before: to clear it each time takes as long as to fill it.
     fn read(open: &Open, offset_bytes: u64, len: usize, buf: &mut Vec<u8>) -> io::Result<()> {
         match open {
             Open::Image(image) => {
@@ -130,6 +131,7 @@ impl Shared {
             }
             Open::Text(text) => {
                 let from = usize::try_from(offset_bytes).unwrap_or(text.len()).min(text.len());
+                buf.clear();
                 buf.extend_from_slice(&text[from..text.len().min(from.saturating_add(len))]);
                 Ok(())
             }
@@ -344,12 +346,9 @@ impl Filesystem for BrowseFilesystem {
         };
         let Some(reply) = reply else { return };
         self.run(false, move |_| {
-            BUFFER.with_borrow_mut(|buf| {
-                buf.clear();
-                match Shared::read(&open, offset, len, buf) {
-                    Ok(()) => reply.data(buf),
-                    Err(error) => reply.error(errno(&error)),
-                }
+            BUFFER.with_borrow_mut(|buf| match Shared::read(&open, offset, len, buf) {
+                Ok(()) => reply.data(buf),
+                Err(error) => reply.error(errno(&error)),
             });
         });
     }

@@ -137,11 +137,15 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(Progress::WouldBlock)
     }
 
-    /// Writes `data`; with `fua`, it is durable on return. May block.
+    /// Writes `data`; with `fua`, it is durable on return. May block. By default it is refused, and so are
+    /// [`trim`](Self::trim) and [`write_zeroes`](Self::write_zeroes): a read-only device has none of them.
     ///
     /// # Errors
     /// When the data could not be written; the client is told the kind.
-    fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError>;
+    fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
+        let _ = (offset_bytes, data, fua);
+        Err(DeviceError::read_only())
+    }
 
     /// Makes durable every write that returned before this call, whichever connection it came from.
     ///
@@ -153,13 +157,19 @@ pub trait BlockDevice: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the device failed.
-    fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError>;
+    fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
+        let _ = (offset_bytes, len_bytes, fua);
+        Err(DeviceError::read_only())
+    }
 
     /// Makes the range read as zeroes.
     ///
     /// # Errors
     /// When the range could not be zeroed.
-    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError>;
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
+        let _ = (offset_bytes, len_bytes, flags);
+        Err(DeviceError::read_only())
+    }
 
     /// The client will read the range soon: brings it near, as far as that pays. May block. Does nothing by default.
     ///
@@ -241,6 +251,10 @@ impl DeviceError {
     /// An error of `kind`, with one line that says what failed on what.
     pub fn new(kind: DeviceErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
+    }
+
+    fn read_only() -> Self {
+        Self::new(DeviceErrorKind::Permission, "the device is read-only")
     }
 
     /// What kind of failure this is.

@@ -25,11 +25,15 @@
 use super::lru::Lru;
 use crate::CloudError;
 use parking_lot::Mutex;
+use rustix::{
+    buffer::spare_capacity,
+    io::{read, retry_on_intr},
+};
 use sha2::{Digest, Sha256};
 use std::{
     fmt::Write as _,
     fs, io,
-    io::{Read, Write as _},
+    io::Write as _,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -177,6 +181,33 @@ impl DiskCache {
 
     /// The piece, if it is there and whole.
     pub fn get(&self, key: &PieceKey) -> Option<Vec<u8>> {
+        let mut room = Vec::new();
+        self.read(key, &mut room, |head, piece| (*head == header(key, piece)).then_some(()))?;
+        room.drain(..HEADER_LEN);
+        Some(room)
+    }
+
+    /// What `open` makes of the piece, if it is there and is taken by it. Its checksum is not looked at: what is sealed is checked
+    /// by being opened, which is done in place. `room` is used again for the next one.
+    pub fn open_piece<T>(
+        &self,
+        key: &PieceKey,
+        room: &mut Vec<u8>,
+        open: impl FnOnce(&mut [u8]) -> Option<T>,
+    ) -> Option<T> {
+        self.read(key, room, |head, piece| {
+            let is_ours = head.starts_with(&header_start(piece.len()));
+            if is_ours { open(piece) } else { None }
+        })
+    }
+
+    /// Reads a piece and its header into `room`. Which `check` gives nothing for is damaged, and goes.
+    fn read<T>(
+        &self,
+        key: &PieceKey,
+        room: &mut Vec<u8>,
+        check: impl FnOnce(&[u8; HEADER_LEN], &mut [u8]) -> Option<T>,
+    ) -> Option<T> {
         let touch = {
             let mut pieces = self.pieces.lock();
             // Its last use is noted now, whatever comes of it.
@@ -184,27 +215,24 @@ impl DiskCache {
             piece.touched.elapsed().is_ok_and(|age| age > TOUCH_AFTER)
         };
         let path = self.path(key);
-        match read_piece(&path, key) {
-            Ok(Some(bytes)) => {
+        let found = read_file(&path, room)
+            .map(|()| room.split_first_chunk_mut().and_then(|(head, piece)| check(head, piece)));
+        match found {
+            Ok(Some(good)) => {
                 if touch {
                     self.touch(key, &path);
                 }
-                Some(bytes)
+                return Some(good);
             }
             Ok(None) => {
                 self.damaged.fetch_add(1, Relaxed);
                 tracing::warn!(path = %path.display(), "a piece of the cache is damaged: it is fetched again");
-                self.forget(key);
-                None
             }
-            Err(error) => {
-                if error.kind() != io::ErrorKind::NotFound {
-                    self.complain("read", &path, &error);
-                }
-                self.forget(key);
-                None
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => self.complain("read", &path, &error),
         }
+        self.forget(key);
+        None
     }
 
     fn touch(&self, key: &PieceKey, path: &Path) {
@@ -289,37 +317,38 @@ impl DiskCache {
     }
 }
 
+/// What stands before the checksum.
+fn header_start(len: usize) -> [u8; 16] {
+    let mut start = [0; 16];
+    start[..8].copy_from_slice(MAGIC);
+    start[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    start[12..].copy_from_slice(&(len as u32).to_le_bytes());
+    start
+}
+
 fn header(key: &PieceKey, bytes: &[u8]) -> [u8; HEADER_LEN] {
     let mut header = [0; HEADER_LEN];
-    header[..8].copy_from_slice(MAGIC);
-    header[8..10].copy_from_slice(&VERSION.to_le_bytes());
-    header[12..16].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+    let (start, sum) = header.split_at_mut(16);
+    start.copy_from_slice(&header_start(bytes.len()));
     let mut hasher = Xxh3::new();
     hasher.update(&key.0);
     hasher.update(bytes);
-    header[16..].copy_from_slice(&hasher.digest128().to_le_bytes());
+    sum.copy_from_slice(&hasher.digest128().to_le_bytes());
     header
 }
 
-/// The piece in a file; none if it is not what was written.
-fn read_piece(path: &Path, key: &PieceKey) -> io::Result<Option<Vec<u8>>> {
-    let mut file = fs::File::open(path)?;
-    let mut head = [0; HEADER_LEN];
-    match file.read_exact(&mut head) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
+/// Reads a piece's file into `room`; nothing of one that is longer than any.
+fn read_file(path: &Path, room: &mut Vec<u8>) -> io::Result<()> {
+    let file = fs::File::open(path)?;
+    let len = file.metadata()?.len();
+    room.clear();
+    if len > PIECE_LEN_MOST + HEADER_LEN as u64 {
+        return Ok(());
     }
-    let len = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
-    if u64::from(len) > PIECE_LEN_MOST {
-        return Ok(None);
-    }
-    let mut bytes = vec![0; len as usize];
-    match file.read_exact(&mut bytes) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
-    }
-    let ended = file.read(&mut [0])? == 0;
-    Ok((ended && head == header(key, &bytes)).then_some(bytes))
+    // One byte more than there is: there is room left, so nothing behind the end is missed.
+    room.reserve(len as usize + 1);
+    while room.len() as u64 <= len && retry_on_intr(|| read(&file, spare_capacity(room)))? > 0 {}
+    Ok(())
 }
 
 #[cfg(test)]
@@ -367,13 +396,24 @@ mod tests {
             let bytes = fs::read(&path).unwrap();
             (path, bytes)
         };
+        // As whoever opens a sealed piece sees whether it is right.
+        let mut room = Vec::new();
+        let mut open = || cache.open_piece(&key(1), &mut room, |piece| (piece == b"content").then_some(()));
         let (_, bytes) = put();
+        assert!(open().is_some());
         for at in 0..bytes.len() {
             let (path, mut bytes) = put();
             bytes[at] ^= 1 << (at % 8);
+            fs::write(&path, &bytes).unwrap();
+            let is_checksum = (16..HEADER_LEN).contains(&at);
+            let damaged = cache.damaged();
+            assert_eq!(open().is_some(), is_checksum, "byte {at}");
+            assert_eq!(path.exists(), is_checksum);
+            cache.put(&key(1), b"content");
             fs::write(&path, bytes).unwrap();
             assert_eq!(cache.get(&key(1)), None, "byte {at}");
             assert!(!path.exists());
+            assert_eq!(cache.damaged(), damaged + 2 - u64::from(is_checksum));
         }
         for len in 0..bytes.len() {
             let (path, bytes) = put();
@@ -392,7 +432,8 @@ mod tests {
         assert_eq!(cache.get(&key(1)), None);
         cache.put(&key(1), b"again");
         assert_eq!(cache.get(&key(1)).unwrap(), b"again");
-        assert_eq!(cache.damaged() as usize, 2 * (bytes_len()) + 2);
+        // Where the checksum is looked at and where it is not, then those that were cut, and two more.
+        assert_eq!(cache.damaged() as usize, 3 * bytes_len() - 16 + 2);
     }
 
     fn bytes_len() -> usize {

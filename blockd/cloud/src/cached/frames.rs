@@ -100,13 +100,16 @@ pub(crate) struct Flight {
 impl Flight {
     /// Gives the result to all who wait; a frame stays in memory for a while, a failure does not.
     pub fn land(mut self, result: FrameResult) {
-        {
+        let gone = {
             let mut inner = self.frames.inner.lock();
             inner.flights.remove(&self.key);
-            if let Ok(frame) = &result {
-                inner.ready.insert(self.key, frame.clone(), frame.heap_bytes() + FRAME_OVERHEAD_BYTES);
-            }
-        }
+            let frame = result.as_ref().ok();
+            frame.map(|frame| {
+                inner.ready.insert(self.key, frame.clone(), frame.heap_bytes() + FRAME_OVERHEAD_BYTES)
+            })
+        };
+        // Given back where nobody has to wait for it.
+        drop(gone);
         self.over = true;
         self.send.send_replace(Progress(Some(result)));
     }

@@ -1,7 +1,7 @@
 //! A store whose indexes are also looked for in the cache on disk.
 
 use super::disk::{DiskCache, PieceKey};
-use crate::store::{ObjectInfo, ObjectStore, PutMode, StoreFuture};
+use crate::store::{Answer, Layer, ObjectStore, Request, StoreFuture};
 use bytes::Bytes;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -27,9 +27,17 @@ impl IndexStore {
     }
 }
 
-impl ObjectStore for IndexStore {
+impl Layer for IndexStore {
     fn describe(&self) -> &str {
         self.inner.describe()
+    }
+
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        ask(self.inner.clone())
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
@@ -54,48 +62,5 @@ impl ObjectStore for IndexStore {
             let _ = kept.await;
             Ok(fetched)
         })
-    }
-
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        self.inner.put(key, body, mode)
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.inner.get(key, max_len_bytes)
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.inner.delete(key)
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        self.inner.list(prefix)
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.inner.multipart_start(key)
-    }
-
-    fn multipart_put<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        self.inner.multipart_put(key, upload_id, part_no, body)
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.inner.multipart_complete(key, upload_id, tags)
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.inner.multipart_abort(key, upload_id)
     }
 }

@@ -22,8 +22,8 @@ pub use snapshot::CachedSnapshot;
 
 use crate::{
     CloudError, Manifest, Repository,
-    fetch::{DeltaReader, FetchJob, WantedFrame, group},
-    frame::FrameReader,
+    fetch::{DeltaReader, FetchJob, NOT_WHOLE, WantedFrame, group},
+    frame::FrameMemory,
     index::Page,
     manifest::Delta,
     store::{ObjectStore, StoreError, StoreErrorKind},
@@ -133,6 +133,7 @@ struct Shared {
     options: CacheOptions,
     disk: Option<Arc<DiskCache>>,
     frames: Arc<Frames>,
+    memory: Arc<FrameMemory>,
     pages: Mutex<Lru<(u64, usize), Arc<Page>>>,
     page_turns: [tokio::sync::Mutex<()>; PAGE_TURNS],
     deltas: Mutex<HashMap<DeltaKey, Weak<SharedDelta>>>,
@@ -174,6 +175,7 @@ impl SnapshotCache {
             shared: Arc::new(Shared {
                 disk,
                 frames: Arc::new(Frames::new(options.memory_bytes)),
+                memory: Arc::default(),
                 options,
                 pages: Mutex::new(Lru::new(PAGES_MOST_BYTES)),
                 page_turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
@@ -320,19 +322,10 @@ impl Shared {
         wanted: Vec<(WantedFrame, Flight)>,
     ) -> Vec<(WantedFrame, Flight)> {
         let Some(disk) = &self.disk else { return wanted };
-        let mut reader = FrameReader::default();
-        let mut missing = Vec::new();
+        let (mut room, mut missing) = (Vec::new(), Vec::new());
         for (frame, flight) in wanted {
-            let piece = delta.piece(&frame);
-            let opened = disk.get(&piece).and_then(|stored| {
-                let start = frame.place().0 as u32;
-                let opened = delta.reader.open_frame(&mut reader, &frame, start, &stored);
-                if opened.is_err() {
-                    // Its checksum is right, so it was put there by somebody else; or the store gave it damaged.
-                    disk.forget(&piece);
-                }
-                opened.ok()
-            });
+            let open = |stored: &mut [u8]| delta.reader.open_frame(&frame, stored, &self.memory).ok();
+            let opened = disk.open_piece(&delta.piece(&frame), &mut room, open);
             match opened {
                 Some(opened) => {
                     self.counters.from_disk.fetch_add(1, Relaxed);
@@ -371,10 +364,10 @@ impl Shared {
         let fetched = self.fetch_bytes(delta, &job, limit).await;
         match fetched {
             Ok((start, bytes)) => {
-                let (delta, disk) = (delta.clone(), self.disk.clone());
+                let (delta, disk, memory) = (delta.clone(), self.disk.clone(), self.memory.clone());
                 self.counters.fetched.fetch_add(flights.len() as u64, Relaxed);
                 let opened = tokio::task::spawn_blocking(move || {
-                    land_all(&delta, disk.as_deref(), &job.frames, flights, start, &bytes);
+                    land_all(&delta, disk.as_deref(), &memory, &job.frames, flights, (start, &bytes));
                 });
                 // Flights that were not landed fail by themselves.
                 let _ = opened.await;
@@ -415,15 +408,23 @@ impl Shared {
 fn land_all(
     delta: &SharedDelta,
     disk: Option<&DiskCache>,
+    memory: &Arc<FrameMemory>,
     frames: &[WantedFrame],
     flights: Vec<Flight>,
-    start: u32,
-    bytes: &[u8],
+    (start, bytes): (u32, &[u8]),
 ) {
-    let mut reader = FrameReader::default();
+    let mut room = Vec::new();
     let mut good = Vec::with_capacity(frames.len());
     for (frame, flight) in frames.iter().zip(flights) {
-        match delta.reader.open_frame(&mut reader, frame, start, bytes) {
+        let opened = match frame.stored(start, bytes) {
+            Some(stored) => {
+                room.clear();
+                room.extend_from_slice(stored);
+                delta.reader.open_frame(frame, &mut room, memory)
+            }
+            None => Err(delta.reader.damaged_frame(frame, NOT_WHOLE)),
+        };
+        match opened {
             Ok(opened) => {
                 good.push(frame);
                 flight.land(Ok(Arc::new(opened)));

@@ -1,7 +1,6 @@
 //! Counting what is asked of a store: requests by kind and bytes both ways, every attempt included.
 
-use super::{ObjectInfo, ObjectStore, PutMode, StoreFuture};
-use bytes::Bytes;
+use super::{Answer, ObjectStore, Operation, Request, StoreFuture};
 use serde::{Deserialize, Serialize};
 use std::sync::{
     Arc,
@@ -73,78 +72,35 @@ impl CountingStore {
     pub fn new(inner: Arc<dyn ObjectStore>, requests: Arc<Requests>) -> Self {
         Self { inner, requests }
     }
-
-    fn up(&self, counter: &AtomicU64, len: usize) {
-        counter.fetch_add(1, Relaxed);
-        self.requests.bytes_up.fetch_add(len as u64, Relaxed);
-    }
-
-    fn down<'a>(&'a self, answer: StoreFuture<'a, Bytes>) -> StoreFuture<'a, Bytes> {
-        self.requests.get.fetch_add(1, Relaxed);
-        Box::pin(async move {
-            let body = answer.await?;
-            self.requests.bytes_down.fetch_add(body.len() as u64, Relaxed);
-            Ok(body)
-        })
-    }
 }
 
-impl ObjectStore for CountingStore {
+impl super::Layer for CountingStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        self.up(&self.requests.put, body.len());
-        self.inner.put(key, body, mode)
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.down(self.inner.get(key, max_len_bytes))
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.down(self.inner.get_range(key, offset_bytes, len_bytes))
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.requests.delete.fetch_add(1, Relaxed);
-        self.inner.delete(key)
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        self.requests.list.fetch_add(1, Relaxed);
-        self.inner.list(prefix)
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.up(&self.requests.multipart, 0);
-        self.inner.multipart_start(key)
-    }
-
-    fn multipart_put<'a>(
+    fn around<'a, T: Answer + 'a>(
         &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        self.up(&self.requests.multipart, body.len());
-        self.inner.multipart_put(key, upload_id, part_no, body)
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.up(&self.requests.multipart, 0);
-        self.inner.multipart_complete(key, upload_id, tags)
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.up(&self.requests.multipart, 0);
-        self.inner.multipart_abort(key, upload_id)
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        let requests = &*self.requests;
+        let counter = match request.operation {
+            Operation::Put => &requests.put,
+            Operation::Get | Operation::GetRange => &requests.get,
+            Operation::Delete => &requests.delete,
+            Operation::List => &requests.list,
+            Operation::MultipartStart
+            | Operation::MultipartPut
+            | Operation::MultipartComplete
+            | Operation::MultipartAbort => &requests.multipart,
+        };
+        counter.fetch_add(1, Relaxed);
+        requests.bytes_up.fetch_add(request.sent_bytes, Relaxed);
+        Box::pin(async move {
+            let answer = ask(self.inner.clone()).await?;
+            requests.bytes_down.fetch_add(answer.received_bytes(), Relaxed);
+            Ok(answer)
+        })
     }
 }

@@ -1,7 +1,6 @@
 //! Bandwidth: what is sent to a store and what comes from it, held to so many bytes a second.
 
-use super::{ObjectInfo, ObjectStore, PutMode, StoreFuture};
-use bytes::Bytes;
+use super::{Answer, ObjectStore, Operation, Request, StoreFuture};
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
@@ -155,78 +154,42 @@ impl LimitStore {
     }
 }
 
-impl ObjectStore for LimitStore {
+impl super::Layer for LimitStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        Box::pin(async move {
-            self.bandwidth.up.wait(body.len() as u64).await;
-            self.inner.put(key, body, mode).await
-        })
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(async move {
-            self.bandwidth.down.wait(0).await;
-            let body = self.inner.get(key, max_len_bytes).await?;
-            // Its length is known only now: what follows waits for it.
-            self.bandwidth.down.book(body.len() as u64);
-            Ok(body)
-        })
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(async move {
-            self.bandwidth.down.wait(len_bytes).await;
-            self.inner.get_range(key, offset_bytes, len_bytes).await
-        })
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.inner.delete(key)
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        self.inner.list(prefix)
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.inner.multipart_start(key)
-    }
-
-    fn multipart_put<'a>(
+    fn around<'a, T: Answer + 'a>(
         &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        let Bandwidth { up, down } = &*self.bandwidth;
         Box::pin(async move {
-            self.bandwidth.up.wait(body.len() as u64).await;
-            self.inner.multipart_put(key, upload_id, part_no, body).await
+            match request.operation {
+                Operation::Put | Operation::MultipartPut => up.wait(request.sent_bytes).await,
+                Operation::Get => down.wait(0).await,
+                Operation::GetRange => down.wait(request.wanted_bytes).await,
+                _ => {}
+            }
+            let answer = ask(self.inner.clone()).await?;
+            if request.operation == Operation::Get {
+                // Its length is known only now: what follows waits for it.
+                down.book(answer.received_bytes());
+            }
+            Ok(answer)
         })
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.inner.multipart_complete(key, upload_id, tags)
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.inner.multipart_abort(key, upload_id)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{MemoryStore, store_suite};
+    use crate::{
+        store::PutMode,
+        testing::{MemoryStore, store_suite},
+    };
+    use bytes::Bytes;
 
     fn limited(up: Option<u64>, down: Option<u64>) -> LimitStore {
         LimitStore::new(Arc::new(MemoryStore::default()), Arc::new(Bandwidth::new(up, down)))

@@ -1,7 +1,7 @@
 //! Object stores: the six things that a backup needs of a bucket, and what can be wrong with one.
 //!
 //! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] hold objects; [`CountingStore`] counts what is
-//! asked of a store, [`RetryStore`] asks again, with bounds, and [`LimitStore`] holds back what would exceed a bandwidth. They stack: a task has one counter and one retrier of its own over a shared store.
+//! asked of a store, [`RetryStore`] asks again, with bounds, and [`LimitStore`] holds back what would exceed a bandwidth. They stack, as each [`Layer`] does: a task has one counter and one retrier of its own over a shared store.
 
 mod azure;
 mod bucket;
@@ -11,6 +11,7 @@ mod direct;
 mod endpoint;
 mod google;
 mod http;
+mod layer;
 mod limit;
 mod local;
 mod probe;
@@ -24,6 +25,7 @@ pub use bucket::BucketStore;
 pub use counting::{CountingStore, RequestCounts, Requests};
 pub use google::{GoogleAccess, GoogleOptions};
 pub use http::HttpOptions;
+pub use layer::{Answer, Layer, Operation, Request};
 pub use limit::{Bandwidth, LimitStore};
 pub use local::LocalStore;
 pub use probe::{ProbeError, StoreCapabilities, probe};

@@ -1,10 +1,7 @@
 //! Asking again: bounded exponential backoff with jitter, and a time limit on every request.
 
-use super::{
-    CountingStore, ObjectInfo, ObjectStore, PutMode, Requests, StoreError, StoreErrorKind, StoreFuture,
-};
-use bytes::Bytes;
-use std::{future::Future, sync::Arc, time::Duration};
+use super::{Answer, CountingStore, ObjectStore, Operation, Request, Requests, StoreErrorKind, StoreFuture};
+use std::{sync::Arc, time::Duration};
 
 /// The slowest rate at which a body is still waited for, in bytes per second.
 const SLOWEST_BYTES_PER_S: u64 = 64 << 10;
@@ -68,106 +65,56 @@ impl RetryStore {
     pub fn new(inner: Arc<dyn ObjectStore>, policy: RetryPolicy) -> Self {
         Self { inner, policy }
     }
-
-    async fn run<T, F>(
-        &self,
-        operation: &'static str,
-        key: &str,
-        body_len_bytes: u64,
-        mut attempt: impl FnMut() -> F,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        let limit = self.policy.timeout(body_len_bytes);
-        let mut failures = 0;
-        loop {
-            let error = match tokio::time::timeout(limit, attempt()).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) => error,
-                Err(_) => StoreError::new(StoreErrorKind::Timeout, operation, key, self.describe())
-                    .with_detail(format!("waited {} s", limit.as_secs())),
-            };
-            failures += 1;
-            if !error.is_retryable() || failures >= self.policy.attempts {
-                return Err(error);
-            }
-            let asked =
-                Duration::from_secs(error.retry_after_s.unwrap_or_default().into()).min(RETRY_AFTER_MOST);
-            let pause = self.policy.pause(failures).max(asked);
-            tracing::debug!(%error, failures, pause_ms = pause.as_millis() as u64, "the store failed, trying again");
-            tokio::time::sleep(pause).await;
-        }
-    }
 }
 
-impl ObjectStore for RetryStore {
+impl super::Layer for RetryStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        Box::pin(async move {
-            self.run("PUT", key, body.len() as u64, || self.inner.put(key, body.clone(), mode)).await
-        })
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(self.run("GET", key, max_len_bytes, move || self.inner.get(key, max_len_bytes)))
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(self.run("GET", key, len_bytes, move || self.inner.get_range(key, offset_bytes, len_bytes)))
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(self.run("DELETE", key, 0, move || self.inner.delete(key)))
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        // A listing is many requests under one name: it gets the time of a large body.
-        Box::pin(self.run("LIST", prefix, 32 << 20, move || self.inner.list(prefix)))
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        Box::pin(self.run("MULTIPART", key, 0, move || self.inner.multipart_start(key)))
-    }
-
-    fn multipart_put<'a>(
+    fn around<'a, T: Answer + 'a>(
         &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        let body_len_bytes = match request.operation {
+            // Many requests under one name, or much to do for the store: they get the time of a large body.
+            Operation::List | Operation::MultipartComplete => 32 << 20,
+            _ => request.sent_bytes.max(request.wanted_bytes),
+        };
+        let limit = self.policy.timeout(body_len_bytes);
         Box::pin(async move {
-            self.run("MULTIPART", key, body.len() as u64, || {
-                self.inner.multipart_put(key, upload_id, part_no, body.clone())
-            })
-            .await
+            let mut failures = 0;
+            loop {
+                let error = match tokio::time::timeout(limit, ask(self.inner.clone())).await {
+                    Ok(Ok(value)) => return Ok(value),
+                    Ok(Err(error)) => error,
+                    Err(_) => request
+                        .failed(StoreErrorKind::Timeout, self.inner.describe())
+                        .with_detail(format!("waited {} s", limit.as_secs())),
+                };
+                failures += 1;
+                if !error.is_retryable() || failures >= self.policy.attempts {
+                    return Err(error);
+                }
+                let asked =
+                    Duration::from_secs(error.retry_after_s.unwrap_or_default().into()).min(RETRY_AFTER_MOST);
+                let pause = self.policy.pause(failures).max(asked);
+                tracing::debug!(%error, failures, pause_ms = pause.as_millis() as u64, "the store failed, trying again");
+                tokio::time::sleep(pause).await;
+            }
         })
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        Box::pin(
-            self.run("MULTIPART", key, 32 << 20, move || self.inner.multipart_complete(key, upload_id, tags)),
-        )
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        Box::pin(self.run("MULTIPART", key, 0, move || self.inner.multipart_abort(key, upload_id)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Fault, FaultStore, MemoryStore};
+    use crate::{
+        store::PutMode,
+        testing::{Fault, FaultStore, MemoryStore},
+    };
+    use bytes::Bytes;
 
     fn quick(attempts: u32) -> RetryPolicy {
         RetryPolicy { attempts, base_ms: 0, max_ms: 0, request_timeout_ms: 20 }

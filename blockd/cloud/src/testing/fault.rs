@@ -1,6 +1,6 @@
 //! A store that fails at a chosen operation, in a chosen way.
 
-use crate::store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
+use crate::store::{Answer, Layer, ObjectStore, Operation, Request, StoreError, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{
@@ -94,14 +94,13 @@ impl FaultStore {
 
     fn run<'a, T: Send + 'a>(
         &self,
-        operation: &'static str,
-        key: &'a str,
+        request: Request<'a>,
         spoil: impl FnOnce(T) -> T + Send + 'a,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'a,
     ) -> StoreFuture<'a, T> {
-        let fault = self.next(matches!(operation, "PUT" | "MULTIPART"));
+        let fault = self.next(matches!(request.operation.name(), "PUT" | "MULTIPART"));
         Box::pin(async move {
-            let error = |kind| Err(StoreError::new(kind, operation, key, "faulty store"));
+            let error = |kind| Err(request.failed(kind, "faulty store"));
             match fault {
                 None => work.await,
                 Some(Fault::BeforeApply) => error(StoreErrorKind::Unreachable),
@@ -117,8 +116,7 @@ impl FaultStore {
                 }
                 Some(Fault::FlipBit) => work.await.map(spoil),
                 Some(Fault::RetryAfter(pause)) => {
-                    let throttled =
-                        StoreError::new(StoreErrorKind::Throttled, operation, key, "faulty store");
+                    let throttled = request.failed(StoreErrorKind::Throttled, "faulty store");
                     Err(StoreError { retry_after_s: Some(pause), ..throttled })
                 }
                 Some(Fault::Hang) => std::future::pending().await,
@@ -136,59 +134,26 @@ fn flip(body: &Bytes) -> Bytes {
     body.into()
 }
 
-fn same<T>(value: T) -> T {
-    value
-}
-
-impl ObjectStore for FaultStore {
+impl Layer for FaultStore {
     fn describe(&self) -> &str {
         "faulty store"
     }
 
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        self.run("PUT", key, same, self.inner.put(key, body, mode))
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        self.run(request, |answer| answer, ask(self.inner.clone()))
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.run("GET", key, |body| flip(&body), self.inner.get(key, max_len_bytes))
+        let request = Request::new(Operation::Get, key);
+        self.run(request, |body| flip(&body), self.inner.get(key, max_len_bytes))
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.run("GET", key, |body| flip(&body), self.inner.get_range(key, offset_bytes, len_bytes))
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.run("DELETE", key, same, self.inner.delete(key))
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        self.run("LIST", prefix, same, self.inner.list(prefix))
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.run("MULTIPART", key, same, self.inner.multipart_start(key))
-    }
-
-    fn multipart_put<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        self.run("MULTIPART", key, same, self.inner.multipart_put(key, upload_id, part_no, body))
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.run("MULTIPART", key, same, self.inner.multipart_complete(key, upload_id, tags))
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.run("MULTIPART", key, same, self.inner.multipart_abort(key, upload_id))
+        let request = Request::new(Operation::GetRange, key);
+        self.run(request, |body| flip(&body), self.inner.get_range(key, offset_bytes, len_bytes))
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     frame::FRAME_BLOCKS,
     new_delta_salt,
     plan::PACK_FRAMES,
-    store::{ObjectInfo, ObjectStore, PutMode, Requests, StoreErrorKind, StoreFuture},
+    store::{Answer, Layer, ObjectStore, Request, Requests, StoreErrorKind, StoreFuture},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use bytes::Bytes;
@@ -96,17 +96,17 @@ impl BlockReader for Numbered {
 /// A store that says of every object that it is there, to whoever asks for its first byte only: who resumes a backup does.
 struct Claiming(Arc<dyn ObjectStore>);
 
-impl ObjectStore for Claiming {
+impl Layer for Claiming {
     fn describe(&self) -> &str {
         self.0.describe()
     }
 
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        self.0.put(key, body, mode)
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.0.get(key, max_len_bytes)
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        ask(self.0.clone())
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
@@ -120,40 +120,5 @@ impl ObjectStore for Claiming {
                 found => found,
             }
         })
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.0.delete(key)
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        self.0.list(prefix)
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.0.multipart_start(key)
-    }
-
-    fn multipart_put<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        self.0.multipart_put(key, upload_id, part_no, body)
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.0.multipart_complete(key, upload_id, tags)
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.0.multipart_abort(key, upload_id)
     }
 }

@@ -6,7 +6,6 @@ use blockd_cloud::CloudsnapId;
 use blockd_fuse::Image;
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportError, ExportInfo, Progress, StatusExtent,
-    ZeroFlags,
     constants::{BASE_ALLOCATION, STATE_HOLE, STATE_ZERO},
 };
 use std::{
@@ -96,10 +95,6 @@ fn device_error(error: &io::Error) -> DeviceError {
     DeviceError::new(kind, error.to_string())
 }
 
-fn read_only<T>() -> Result<T, DeviceError> {
-    Err(DeviceError::new(DeviceErrorKind::Permission, "a cloud snapshot is read-only"))
-}
-
 impl BlockDevice for CloudDevice {
     fn size_bytes(&self) -> u64 {
         self.image.size_bytes()
@@ -119,20 +114,8 @@ impl BlockDevice for CloudDevice {
         Ok(Progress::Done)
     }
 
-    fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), DeviceError> {
-        read_only()
-    }
-
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
-    }
-
-    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
-        read_only()
-    }
-
-    fn write_zeroes(&self, _: u64, _: u64, _: ZeroFlags) -> Result<(), DeviceError> {
-        read_only()
     }
 
     fn block_status(

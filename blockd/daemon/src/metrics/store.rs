@@ -1,8 +1,7 @@
 //! What is asked of the store of each credential, over all tasks.
 
 use super::histogram::{Counted, Histogram};
-use blockd_cloud::store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
-use bytes::Bytes;
+use blockd_cloud::store::{self, Answer, ObjectStore, Operation, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -35,6 +34,21 @@ impl Request {
             Self::Delete => "delete",
             Self::List => "list",
             Self::Multipart => "multipart",
+        }
+    }
+}
+
+impl From<Operation> for Request {
+    fn from(operation: Operation) -> Self {
+        match operation {
+            Operation::Put => Self::Put,
+            Operation::Get | Operation::GetRange => Self::Get,
+            Operation::Delete => Self::Delete,
+            Operation::List => Self::List,
+            Operation::MultipartStart
+            | Operation::MultipartPut
+            | Operation::MultipartComplete
+            | Operation::MultipartAbort => Self::Multipart,
         }
     }
 }
@@ -122,77 +136,24 @@ impl MeteredStore {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>, meter: Arc<Meter>) -> Self {
         Self { inner, meter }
     }
-
-    fn up<'a, T: Send + 'a>(
-        &'a self,
-        request: Request,
-        len: usize,
-        work: StoreFuture<'a, T>,
-    ) -> StoreFuture<'a, T> {
-        self.meter.sent_bytes.fetch_add(len as u64, Relaxed);
-        Box::pin(self.meter.note(request, work))
-    }
-
-    fn down<'a>(&'a self, work: StoreFuture<'a, Bytes>) -> StoreFuture<'a, Bytes> {
-        Box::pin(async move {
-            let body = self.meter.note(Request::Get, work).await?;
-            self.meter.received_bytes.fetch_add(body.len() as u64, Relaxed);
-            Ok(body)
-        })
-    }
 }
 
-impl ObjectStore for MeteredStore {
+impl blockd_cloud::store::Layer for MeteredStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        self.up(Request::Put, body.len(), self.inner.put(key, body, mode))
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.down(self.inner.get(key, max_len_bytes))
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.down(self.inner.get_range(key, offset_bytes, len_bytes))
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.up(Request::Delete, 0, self.inner.delete(key))
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        self.up(Request::List, 0, self.inner.list(prefix))
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.up(Request::Multipart, 0, self.inner.multipart_start(key))
-    }
-
-    fn multipart_put<'a>(
+    fn around<'a, T: Answer + 'a>(
         &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        let len = body.len();
-        self.up(Request::Multipart, len, self.inner.multipart_put(key, upload_id, part_no, body))
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.up(Request::Multipart, 0, self.inner.multipart_complete(key, upload_id, tags))
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.up(Request::Multipart, 0, self.inner.multipart_abort(key, upload_id))
+        request: store::Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        self.meter.sent_bytes.fetch_add(request.sent_bytes, Relaxed);
+        Box::pin(async move {
+            let answer = self.meter.note(request.operation.into(), ask(Arc::clone(&self.inner))).await?;
+            self.meter.received_bytes.fetch_add(answer.received_bytes(), Relaxed);
+            Ok(answer)
+        })
     }
 }
 

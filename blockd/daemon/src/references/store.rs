@@ -3,8 +3,7 @@
 use super::{Fingerprint, ReferenceError, References, Resolved};
 use crate::{db::StoreRow, error::ServiceError, providers};
 use blockd_api::SecretRef;
-use blockd_cloud::store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
-use bytes::Bytes;
+use blockd_cloud::store::{Answer, ObjectStore, Request, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc};
 
@@ -37,17 +36,13 @@ impl ReferencedStore {
     }
 
     /// The client for a secret.
-    fn client_for(
-        &self,
-        secret: &Resolved,
-        operation: &'static str,
-        key: &str,
-    ) -> Result<Client, StoreError> {
+    fn client_for(&self, secret: &Resolved, request: Request<'_>) -> Result<Client, StoreError> {
         let mut client = self.client.lock();
         if client.0 != secret.fingerprint {
             let opened = providers::open(&self.row, Some(secret.expose()), None);
             let opened = opened.map_err(|error| {
-                StoreError::new(StoreErrorKind::Misconfigured, operation, key, &self.describe)
+                request
+                    .failed(StoreErrorKind::Misconfigured, &self.describe)
                     .with_detail(format!("the secret {}: {error}", self.reference))
             })?;
             *client = (secret.fingerprint, opened);
@@ -55,28 +50,22 @@ impl ReferencedStore {
         Ok(Arc::clone(&client.1))
     }
 
-    fn failed(&self, error: &ReferenceError, operation: &'static str, key: &str) -> StoreError {
+    fn failed(&self, error: &ReferenceError, request: Request<'_>) -> StoreError {
         // What may be over by itself is tried again.
         let kind = match error.is_retryable() {
             true => StoreErrorKind::Other,
             false => StoreErrorKind::Unauthorized,
         };
-        StoreError::new(kind, operation, key, &self.describe)
-            .with_detail(format!("the secret {}: {error}", self.reference))
+        request.failed(kind, &self.describe).with_detail(format!("the secret {}: {error}", self.reference))
     }
 
-    async fn run<T, F>(
-        &self,
-        operation: &'static str,
-        key: &str,
-        request: impl Fn(Client) -> F,
-    ) -> Result<T, StoreError>
+    async fn run<T, F>(&self, request: Request<'_>, ask: impl Fn(Client) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let failed = |error: ReferenceError| self.failed(&error, operation, key);
+        let failed = |error: ReferenceError| self.failed(&error, request);
         let secret = self.references.resolve(&self.reference).await.map_err(failed)?;
-        let result = request(self.client_for(&secret, operation, key)?).await;
+        let result = ask(self.client_for(&secret, request)?).await;
         match &result {
             Err(error) if error.kind == StoreErrorKind::Unauthorized => {}
             _ => return result,
@@ -85,7 +74,7 @@ impl ReferencedStore {
         match self.references.resolve_after_refusal(&self.reference, &used).await {
             Ok(other) if other.fingerprint != used => {
                 tracing::info!(reference = %self.reference, store = %self.describe, "the store refused the old secret; there is a new one");
-                request(self.client_for(&other, operation, key)?).await
+                ask(self.client_for(&other, request)?).await
             }
             Ok(_) => result,
             Err(error) => {
@@ -96,80 +85,17 @@ impl ReferencedStore {
     }
 }
 
-impl ObjectStore for ReferencedStore {
+impl blockd_cloud::store::Layer for ReferencedStore {
     fn describe(&self) -> &str {
         &self.describe
     }
 
-    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        Box::pin(async move {
-            let put = |store: Client| {
-                let body = body.clone();
-                async move { store.put(key, body, mode).await }
-            };
-            self.run("PUT", key, put).await
-        })
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(self.run(
-            "GET",
-            key,
-            move |store: Client| async move { store.get(key, max_len_bytes).await },
-        ))
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        let get = move |store: Client| async move { store.get_range(key, offset_bytes, len_bytes).await };
-        Box::pin(self.run("GET", key, get))
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(self.run("DELETE", key, move |store: Client| async move { store.delete(key).await }))
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        Box::pin(self.run("LIST", prefix, move |store: Client| async move { store.list(prefix).await }))
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        Box::pin(self.run(
-            "MULTIPART",
-            key,
-            move |store: Client| async move { store.multipart_start(key).await },
-        ))
-    }
-
-    fn multipart_put<'a>(
+    fn around<'a, T: Answer + 'a>(
         &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        Box::pin(async move {
-            let put = |store: Client| {
-                let body = body.clone();
-                async move { store.multipart_put(key, upload_id, part_no, body).await }
-            };
-            self.run("MULTIPART", key, put).await
-        })
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        let complete =
-            move |store: Client| async move { store.multipart_complete(key, upload_id, tags).await };
-        Box::pin(self.run("MULTIPART", key, complete))
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        let abort = move |store: Client| async move { store.multipart_abort(key, upload_id).await };
-        Box::pin(self.run("MULTIPART", key, abort))
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        Box::pin(self.run(request, ask))
     }
 }
 

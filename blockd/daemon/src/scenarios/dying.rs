@@ -3,7 +3,7 @@
 use crate::core::Core;
 use blockd_cloud::{
     CancelToken, Repository,
-    store::{ObjectInfo, ObjectStore, PutMode, StoreFuture},
+    store::{Answer, Layer, ObjectStore, PutMode, Request, StoreFuture},
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -25,9 +25,17 @@ pub(crate) fn dying(core: &Core, repository: &Repository) -> Repository {
     repository.with_store(Arc::new(Dying { inner, stopping: core.stopping.clone() }))
 }
 
-impl ObjectStore for Dying {
+impl Layer for Dying {
     fn describe(&self) -> &str {
         self.inner.describe()
+    }
+
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        ask(Arc::clone(&self.inner))
     }
 
     fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
@@ -39,48 +47,5 @@ impl ObjectStore for Dying {
             }
             done
         })
-    }
-
-    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.inner.get(key, max_len_bytes)
-    }
-
-    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.inner.get_range(key, offset_bytes, len_bytes)
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.inner.delete(key)
-    }
-
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        self.inner.list(prefix)
-    }
-
-    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.inner.multipart_start(key)
-    }
-
-    fn multipart_put<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        part_no: u32,
-        body: Bytes,
-    ) -> StoreFuture<'a, String> {
-        self.inner.multipart_put(key, upload_id, part_no, body)
-    }
-
-    fn multipart_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload_id: &'a str,
-        tags: &'a [String],
-    ) -> StoreFuture<'a, ()> {
-        self.inner.multipart_complete(key, upload_id, tags)
-    }
-
-    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        self.inner.multipart_abort(key, upload_id)
     }
 }

@@ -1,0 +1,279 @@
+//! Stores in front of other ones, which pass on what they are asked.
+
+use super::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// What a store is asked to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// [`ObjectStore::put`].
+    Put,
+    /// [`ObjectStore::get`].
+    Get,
+    /// [`ObjectStore::get_range`].
+    GetRange,
+    /// [`ObjectStore::delete`].
+    Delete,
+    /// [`ObjectStore::list`].
+    List,
+    /// [`ObjectStore::multipart_start`].
+    MultipartStart,
+    /// [`ObjectStore::multipart_put`].
+    MultipartPut,
+    /// [`ObjectStore::multipart_complete`].
+    MultipartComplete,
+    /// [`ObjectStore::multipart_abort`].
+    MultipartAbort,
+}
+
+impl Operation {
+    /// As errors name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Put => "PUT",
+            Self::Get | Self::GetRange => "GET",
+            Self::Delete => "DELETE",
+            Self::List => "LIST",
+            Self::MultipartStart | Self::MultipartPut | Self::MultipartComplete | Self::MultipartAbort => {
+                "MULTIPART"
+            }
+        }
+    }
+}
+
+/// What is asked of a store, as far as it concerns those who pass it on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request<'a> {
+    /// What is to be done.
+    pub operation: Operation,
+    /// The key or prefix.
+    pub key: &'a str,
+    /// The length of the body that goes to the store.
+    pub sent_bytes: u64,
+    /// The most that the body of the answer may have.
+    pub wanted_bytes: u64,
+}
+
+impl<'a> Request<'a> {
+    /// One without bodies.
+    pub const fn new(operation: Operation, key: &'a str) -> Self {
+        Self { operation, key, sent_bytes: 0, wanted_bytes: 0 }
+    }
+
+    /// An error of this request at a store.
+    pub fn failed(&self, kind: StoreErrorKind, store: &str) -> StoreError {
+        StoreError::new(kind, self.operation.name(), self.key, store)
+    }
+
+    const fn sending(self, body: &Bytes) -> Self {
+        Self { sent_bytes: body.len() as u64, ..self }
+    }
+
+    const fn wanting(self, wanted_bytes: u64) -> Self {
+        Self { wanted_bytes, ..self }
+    }
+}
+
+/// What a request is answered with.
+pub trait Answer: Send {
+    /// The length of its body.
+    fn received_bytes(&self) -> u64 {
+        0
+    }
+}
+
+impl Answer for () {}
+impl Answer for bool {}
+impl Answer for String {}
+impl Answer for Vec<ObjectInfo> {}
+impl Answer for Bytes {
+    fn received_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+/// A store in front of another one. It says in [`around`](Self::around) what is done with whatever is asked, and has methods of its
+/// own for what it treats in another way. It is an [`ObjectStore`] by that.
+pub trait Layer: Send + Sync {
+    /// [`ObjectStore::describe`].
+    fn describe(&self) -> &str;
+
+    /// Does what is asked. `ask` asks the store that it is given, as often as it is called.
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T>;
+
+    /// [`ObjectStore::put`].
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        self.around(Request::new(Operation::Put, key).sending(&body), move |store| {
+            let body = body.clone();
+            Box::pin(async move { store.put(key, body, mode).await })
+        })
+    }
+
+    /// [`ObjectStore::get`].
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.around(Request::new(Operation::Get, key).wanting(max_len_bytes), move |store| {
+            Box::pin(async move { store.get(key, max_len_bytes).await })
+        })
+    }
+
+    /// [`ObjectStore::get_range`].
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.around(Request::new(Operation::GetRange, key).wanting(len_bytes), move |store| {
+            Box::pin(async move { store.get_range(key, offset_bytes, len_bytes).await })
+        })
+    }
+
+    /// [`ObjectStore::delete`].
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        self.around(Request::new(Operation::Delete, key), move |store| {
+            Box::pin(async move { store.delete(key).await })
+        })
+    }
+
+    /// [`ObjectStore::list`].
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        self.around(Request::new(Operation::List, prefix), move |store| {
+            Box::pin(async move { store.list(prefix).await })
+        })
+    }
+}
+
+impl<L: Layer> ObjectStore for L {
+    fn describe(&self) -> &str {
+        Layer::describe(self)
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        Layer::put(self, key, body, mode)
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Layer::get(self, key, max_len_bytes)
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Layer::get_range(self, key, offset_bytes, len_bytes)
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        Layer::delete(self, key)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        Layer::list(self, prefix)
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        self.around(Request::new(Operation::MultipartStart, key), move |store| {
+            Box::pin(async move { store.multipart_start(key).await })
+        })
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        self.around(Request::new(Operation::MultipartPut, key).sending(&body), move |store| {
+            let body = body.clone();
+            Box::pin(async move { store.multipart_put(key, upload_id, part_no, body).await })
+        })
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        self.around(Request::new(Operation::MultipartComplete, key), move |store| {
+            Box::pin(async move { store.multipart_complete(key, upload_id, tags).await })
+        })
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        self.around(Request::new(Operation::MultipartAbort, key), move |store| {
+            Box::pin(async move { store.multipart_abort(key, upload_id).await })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Has, MemoryStore, object_store_suite};
+    use parking_lot::Mutex;
+
+    /// Notes what is asked, by operation and key, with the lengths of what went either way.
+    #[derive(Default)]
+    struct Noting {
+        inner: Arc<MemoryStore>,
+        noted: Mutex<Vec<(Operation, String, u64, u64)>>,
+    }
+
+    impl Layer for Noting {
+        fn describe(&self) -> &str {
+            "noting"
+        }
+
+        fn around<'a, T: Answer + 'a>(
+            &'a self,
+            request: Request<'a>,
+            ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ) -> StoreFuture<'a, T> {
+            Box::pin(async move {
+                let answer = ask(self.inner.clone()).await;
+                let received_bytes = answer.as_ref().map_or(0, Answer::received_bytes);
+                assert!(received_bytes <= request.wanted_bytes, "{request:?}");
+                let noted = (request.operation, request.key.to_owned(), request.sent_bytes, received_bytes);
+                self.noted.lock().push(noted);
+                answer
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_passes_through_says_what_it_is() {
+        let store: Arc<Noting> = Arc::default();
+        let asked: &dyn ObjectStore = &*store;
+        asked.put("a", Bytes::from_static(b"content"), PutMode::Overwrite).await.unwrap();
+        assert_eq!(asked.get("a", 10).await.unwrap(), "content");
+        assert_eq!(asked.get_range("a", 3, 2).await.unwrap(), "te");
+        assert_eq!(asked.list("").await.unwrap().len(), 1);
+        assert!(asked.delete("a").await.unwrap());
+        let upload = asked.multipart_start("b").await.unwrap();
+        let tag = asked.multipart_put("b", &upload, 0, Bytes::from_static(b"part")).await.unwrap();
+        asked.multipart_complete("b", &upload, &[tag]).await.unwrap();
+        let upload = asked.multipart_start("c").await.unwrap();
+        asked.multipart_abort("c", &upload).await.unwrap();
+        let expected = [
+            (Operation::Put, "a", 7, 0),
+            (Operation::Get, "a", 0, 7),
+            (Operation::GetRange, "a", 0, 2),
+            (Operation::List, "", 0, 0),
+            (Operation::Delete, "a", 0, 0),
+            (Operation::MultipartStart, "b", 0, 0),
+            (Operation::MultipartPut, "b", 4, 0),
+            (Operation::MultipartComplete, "b", 0, 0),
+            (Operation::MultipartStart, "c", 0, 0),
+            (Operation::MultipartAbort, "c", 0, 0),
+        ];
+        assert_eq!(
+            *store.noted.lock(),
+            expected.map(|(what, key, sent, got)| (what, key.to_owned(), sent, got))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_store_behind_a_layer_is_the_store() {
+        let store: Arc<Noting> = Arc::default();
+        object_store_suite(store, Has { create_if_absent: true, parts: true }).await;
+    }
+}
