@@ -101,7 +101,9 @@ impl Setup {
     fn command(&mut self) -> (Command, PathBuf) {
         self.starts += 1;
         let config = self.home.join("blockd.toml");
-        std::fs::write(&config, &self.config).expect("the configuration");
+        // Who is not root looks into the daemon as one of its user.
+        let first = if rustix::process::geteuid().is_root() { "" } else { "core_dumps = true\n" };
+        std::fs::write(&config, format!("{first}{}", self.config)).expect("the configuration");
         let log = self.home.join(format!("log-{}", self.starts));
         let mut command = match (&self.tmpfs, &self.apart) {
             (None, None) => clean(program("blockd")),
