@@ -107,7 +107,9 @@ impl Setup {
             true => String::new(),
             false => format!("{handshake} = {}\n", crate::PATIENCE.as_millis()),
         };
-        std::fs::write(&config, unhurried + &self.config).expect("the configuration");
+        // Who is not root looks into the daemon as one of its user.
+        let open = if rustix::process::geteuid().is_root() { "" } else { "core_dumps = true\n" };
+        std::fs::write(&config, format!("{unhurried}{open}{}", self.config)).expect("the configuration");
         let log = self.home.join(format!("log-{}", self.starts));
         let mut command = match (&self.tmpfs, &self.apart) {
             (None, None) => clean(program("blockd")),

@@ -3,7 +3,7 @@
 
 use blockd_tests::{Bed, Ctl, MIB, Rng};
 use serde_json::Value;
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 const PASSPHRASE: &str = "correct horse battery";
 
@@ -389,4 +389,64 @@ fn what_cannot_be_listed_is_neither_there_nor_not() {
     assert_eq!(ctl.done_cloudsnaps().len(), 1);
     let deleted = ["VolumeBackup/old deleted", "BackupLocation/nas deleted"];
     assert_eq!(results(&ctl.json(&["delete", "-f", &all])), deleted);
+}
+
+#[test]
+fn a_location_that_says_where_its_passphrase_lies_is_given_it_and_keeps_its_place() {
+    let bed = Bed::new();
+    let (store, dir) = (bed.store("store"), bed.store("objects"));
+    let secrets = bed.path("secrets");
+    fs::create_dir(&secrets).unwrap();
+    let put = |name: &str, text: &str| {
+        let path = secrets.join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (right, wrong) = (put("right", PASSPHRASE), put("wrong", "another one"));
+    let daemon = bed.daemon("a").config(&format!("[secrets]\nfile_dir = {secrets:?}")).start();
+    let ctl = daemon.ctl();
+    ctl.create_volume("vol", "1MiB");
+    let apply = |path: &Path, key: &str| {
+        let text = format!(
+            "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {{name: nas}}\nlocation: {{type: local, path: {path:?}, encryptionKey: {key}}}\n"
+        );
+        file(dir.dir(), "nas.yaml", &text)
+    };
+    let result = |file: &str| results(&ctl.json(&["apply", "-f", file]));
+    let from = |path: &str| format!("{{from: 'file:{path}'}}");
+    let here = format!("{{file: {right}}}");
+    assert_eq!(result(&apply(store.dir(), &here)), ["BackupLocation/nas created"]);
+    ctl.backup("vol");
+    let there = apply(store.dir(), &from(&right));
+    let (code, planned) = ctl.document(&["diff", "-f", &there]);
+    assert_eq!(
+        (code, results(&planned)),
+        (1, vec!["BackupLocation/nas configured".to_owned()]),
+        "{planned:#}"
+    );
+    assert_eq!(result(&there), ["BackupLocation/nas configured"]);
+    let kept = || ctl.json(&["credentials", "inspect", "nas"])["encryptionKeyFrom"].clone();
+    assert_eq!(kept(), format!("file:{right}"));
+    assert_eq!(result(&there), ["BackupLocation/nas unchanged"]);
+    ctl.backup("vol");
+
+    // What does not open it changes nothing, nor does another place.
+    let error = ctl.fails(&["apply", "-f", &apply(store.dir(), &from(&wrong))], 1);
+    assert!(
+        error["code"] == "wrong_passphrase" && error["message"].to_string().contains("nothing was changed"),
+        "{error}"
+    );
+    let error = ctl.fails(&["apply", "-f", &apply(dir.dir(), &from(&wrong))], 5);
+    assert!(
+        error["message"].to_string().contains("location.path cannot be changed, as backups lie"),
+        "{error}"
+    );
+    assert_eq!(kept(), format!("file:{right}"));
+    // And back.
+    assert_eq!(result(&apply(store.dir(), &here)), ["BackupLocation/nas configured"]);
+    assert!(kept().is_null());
+    assert_eq!(result(&apply(store.dir(), &here)), ["BackupLocation/nas unchanged"]);
+    ctl.backup("vol");
+    let _ = daemon.stop();
 }

@@ -197,6 +197,7 @@ fn a_reload_takes_roles_away_and_takes_up_certificates_or_changes_nothing() {
         wait_for("the log to say so", || (seen(word) > before).then_some(()));
     };
     let done = "the configuration was read again";
+    let failed = || far.daemon.ctl().json(&["status"])["reloadFailed"]["error"].as_str().map(str::to_owned);
     far.as_whom("backup", &["volume", "list"], 0);
     Ctl::new(&readers).create_volume("one", "1MiB");
 
@@ -218,10 +219,22 @@ fn a_reload_takes_roles_away_and_takes_up_certificates_or_changes_nothing() {
     // One that cannot be changes nothing, whatever else is in it.
     reload(&format!("{less}\n[vault]\nnonsense = 1\n"), "the new configuration is not used");
     far.as_whom("backup", &["volume", "list"], 0);
+    let told = wait_for("the status to say so", failed);
+    assert!(told.contains("nonsense") && !told.contains('\n'), "{told}");
     let nowhere = bed.path("nowhere.pem");
     let line = text.lines().find(|line| line.starts_with("certificate = ")).unwrap();
     reload(&less.replace(line, &format!("certificate = {nowhere:?}")), "the new configuration is not used");
     far.as_whom("backup", &["volume", "list"], 0);
+    let is_told = |text: &String| text.contains("nowhere.pem");
+    wait_for("the status to say what failed last", || failed().filter(is_told));
+    let status = far.daemon.ctl().json(&["status"]);
+    let troubles = status["troubles"].as_array().unwrap();
+    assert!(troubles.len() == 1 && troubles[0]["what"].to_string().contains("nowhere.pem"), "{troubles:?}");
+    wait_for("events that tell of both", || {
+        let events = far.daemon.ctl().json(&["events"]);
+        let told = events["events"].as_array().unwrap().iter().filter(|one| one["kind"] == "reload-failed");
+        (told.count() == 2).then_some(())
+    });
 
     // Another certificate in another file, of an authority that clients do not know yet; and what takes a restart is named.
     let other = Authority::new(&bed.path("other"));
@@ -231,6 +244,7 @@ fn a_reload_takes_roles_away_and_takes_up_certificates_or_changes_nothing() {
     let renewed = renewed.replace(key_line, &format!("key = {key:?}"));
     reload(&format!("task_history = 7\nlog_level = \"debug\"\n{renewed}"), "after a restart");
     assert!(far.daemon.log().contains("task_history"), "{}", far.daemon.log());
+    wait_for("all to be well again", || failed().is_none().then_some(()));
     let (cert, key) = far.authority.sign("alice", &[]);
     let path = |path: &Path| path.to_str().unwrap().to_owned();
     let flags = [path(&other.ca()), path(&cert), path(&key)];

@@ -81,7 +81,7 @@ fn a_passphrase_in_openbao_never_rests_on_the_host() {
     let daemon = bed.daemon("a").config(&tables).start();
     let ctl = daemon.ctl();
 
-    let error = ctl.fails(&["secrets", "check", "vault:secret/blockd/nas#pass"], 1);
+    let error = ctl.fails(&["secrets", "check", "vault:secret/blockd/nas#pass"], 4);
     assert!(error["message"].as_str().unwrap().contains("there are passphrase"), "{error:#}");
     let error = ctl.fails(&["secrets", "check", "vault:secret/other#pass"], 1);
     assert!(error["message"].as_str().unwrap().contains("policy with `read`"), "{error:#}");

@@ -30,8 +30,8 @@ use crate::{
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
     tls_trouble,
     volumes::{
-        CloneVolume, CreateVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume, VolumeCheck, VolumeList,
-        VolumeSalvage,
+        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume,
+        VolumeCheck, VolumeList, VolumeSalvage,
     },
 };
 use bytes::Bytes;
@@ -259,9 +259,16 @@ impl Client {
         self.send(Method::PATCH, &paths::volume(volume), request, CALL_TIMEOUT).await
     }
 
-    /// Deletes a volume and its snapshots; what is in the cloud stays.
+    /// Deletes a volume and its snapshots, of which none may be pinned; what is in the cloud stays.
     pub async fn delete_volume(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::volume(volume)).await
+    }
+
+    /// Deletes a volume and its snapshots, also those that are pinned.
+    pub async fn delete_volume_by_force(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
+        let bad = |source| ClientError::BadRequest { what: "DELETE of a volume".to_owned(), source };
+        let query = DeleteVolume { force: true };
+        self.delete(&paths::with_query(&paths::volume(volume), &query).map_err(bad)?).await
     }
 
     /// Makes a volume a device of the kernel.

@@ -145,8 +145,11 @@ error_codes! {
     CloudsnapDamaged, "cloudsnap_damaged", 502, 1, false;
     /// The data directory has no room left.
     NoSpace, "no_space", 507, 1, false;
-    /// Stored secrets cannot be opened: the key file is missing or another one.
-    SecretUnavailable, "secret_unavailable", 500, 1, false;
+    /// There is no such secret where it is said to lie.
+    SecretNotFound, "secret_not_found", 404, 4, false;
+    /// A secret that lies elsewhere is refused or cannot be one, or stored ones cannot be opened: the key file is missing or
+    /// another one.
+    SecretUnavailable, "secret_unavailable", 502, 1, false;
     /// A secret that lies elsewhere cannot be had at the moment.
     SecretUnreachable, "secret_unreachable", 503, 1, true;
     /// The task was stopped before it was done.

@@ -34,8 +34,8 @@ use crate::{
     status::Status,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
     volumes::{
-        CloneVolume, CreateVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume, VolumeCheck, VolumeList,
-        VolumeSalvage,
+        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume,
+        VolumeCheck, VolumeList, VolumeSalvage,
     },
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -219,11 +219,14 @@ pub const OPERATIONS: &[Operation] = &[
         .body::<UpdateVolume>()
         .reply::<Volume>()
         .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, &[ErrorCode::NoSpace]]),
-    delete(Admin, paths::VOLUME, "Delete a volume and its local snapshots").reply::<Deleted>().errors(&[
-        A_VOLUME,
-        A_FREE_VOLUME,
-        &[ErrorCode::SnapshotInUse, ErrorCode::VolumeNotReady],
-    ]),
+    delete(Admin, paths::VOLUME, "Delete a volume and its local snapshots")
+        .query::<DeleteVolume>()
+        .reply::<Deleted>()
+        .errors(&[
+            A_VOLUME,
+            A_FREE_VOLUME,
+            &[ErrorCode::SnapshotInUse, ErrorCode::SnapshotPinned, ErrorCode::VolumeNotReady],
+        ]),
     post(Operator, paths::VOLUME_ATTACH, "Make a volume a device of the kernel")
         .body::<AttachVolume>()
         .reply::<Attachment>()
@@ -312,7 +315,7 @@ pub const OPERATIONS: &[Operation] = &[
     post(Admin, paths::SECRETS_CHECK, "Fetch a secret that lies elsewhere, and say nothing of it")
         .body::<CheckSecret>()
         .reply::<SecretChecked>()
-        .errors(&[&[ErrorCode::SecretUnavailable, ErrorCode::SecretUnreachable]]),
+        .errors(&[&[ErrorCode::SecretNotFound, ErrorCode::SecretUnavailable, ErrorCode::SecretUnreachable]]),
     get(Operator, paths::SECRETS_PROVIDERS, "How those do who keep secrets for blockd")
         .reply::<SecretProviders>(),
     get(ReadOnly, paths::CLOUDSNAPS, "List cloud snapshots")

@@ -155,7 +155,7 @@ pub struct Snapshot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MarkSnapshot {
-    /// No schedule deletes it, and nobody else but by force or with its volume; or both may again.
+    /// No schedule deletes it, and nobody else, also with its volume, but by force; or both may again.
     pub pinned: bool,
 }
 

@@ -30,6 +30,19 @@ pub struct Status {
     /// Where events are told to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub webhooks: Vec<WebhookStatus>,
+    /// Why a changed configuration does not hold, if the last reload failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reload_failed: Option<ReloadFailure>,
+}
+
+/// A reload of the configuration that changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReloadFailure {
+    /// When it was tried.
+    pub at: Timestamp,
+    /// Why it failed, in one line.
+    pub error: String,
 }
 
 /// How a webhook does. Its address may hold a secret, so only the host is told.

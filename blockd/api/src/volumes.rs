@@ -26,6 +26,15 @@ pub struct CreateVolume {
     pub group: Option<GroupName>,
 }
 
+/// Query of `DELETE /v1/volumes/{volume}`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeleteVolume {
+    /// Also if snapshots of it are pinned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
 /// Body of `PATCH /v1/volumes/{volume}`: what is to be changed, and nothing else.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

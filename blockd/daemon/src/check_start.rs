@@ -7,8 +7,16 @@ use crate::{
     db::Db,
 };
 use blockd_extent::VolumeId;
+use blockd_nbd::TlsIdentity;
 use blockd_volume::{Volume, VolumeError};
 use std::{io::ErrorKind, path::Path};
+
+/// What is wrong with the files that a configuration names, a line each: those of TLS are loaded as at the start.
+pub fn check_files(config: &Config) -> Vec<String> {
+    let listeners = [("NBD", config.tls_files()), ("the control API", config.control.tls_files())];
+    let loaded = listeners.into_iter().filter_map(|(of, files)| Some((of, TlsIdentity::load(files?).err()?)));
+    loaded.map(|(of, error)| format!("TLS of {of}: {}", with_sources(&error))).collect()
+}
 
 /// What would keep this program from starting, or from opening a volume, a line each. What is wrong with a volume whatever the
 /// program is left to `--check-volumes`.
@@ -18,7 +26,7 @@ use std::{io::ErrorKind, path::Path};
 pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
     let cannot = |path: &Path, error: &std::io::Error| format!("cannot look at {}: {error}", path.display());
     let data_dir = std::path::absolute(&config.data_dir).map_err(|error| cannot(&config.data_dir, &error))?;
-    let mut problems = Vec::new();
+    let mut problems = check_files(config);
     for name in ["blockd.sock", "nbd.sock"] {
         problems.extend(check_socket_path(&data_dir.join(name)).err().map(|error| error.to_string()));
     }

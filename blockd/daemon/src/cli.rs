@@ -66,7 +66,8 @@ pub struct Cli {
     #[arg(long, hide = true, value_name = "WHAT")]
     pub generate: Option<Generate>,
 
-    /// Print the configuration that would be used, as TOML, and exit; of the addresses of webhooks only the hosts
+    /// Print the configuration that would be used, as TOML, load the certificates and keys that it names, and exit: with 0, or with
+    /// 2 if something of it cannot be used; of the addresses of webhooks only the hosts are shown
     #[arg(long)]
     pub check_config: bool,
 }
@@ -114,6 +115,8 @@ Keys of the configuration file (defaults in brackets):
   gc_every_hours        every how many hours what abandoned backups left in the stores is deleted; 0 = never [24]
   verify_bytes_per_day  how much is read a day to verify cloud snapshots in the background; 0 = nothing [0]
   task_history          finished tasks that `cloudsnap status` remembers [1000]
+  core_dumps            the kernel may write cores of blockd when it crashes, and who runs as its user look into its memory: there
+                        are keys in it [false]
   [browse]              table: looking into snapshots as files, with the keys that follow here
   mountpoint            (browse) where snapshots are mounted as files from the start on []
   credentials           (browse) whose cloud snapshots are shown there; of all credentials if empty [[]]

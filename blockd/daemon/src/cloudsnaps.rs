@@ -334,6 +334,7 @@ impl Core {
         if credentials.is_empty() {
             self.credential(None).await?;
         }
+        let names: Vec<String> = credentials.iter().map(|credential| credential.name.to_string()).collect();
         let mut first_error = None;
         for credential in credentials {
             let found = match self.task_repository(credential.uuid).await {
@@ -349,9 +350,14 @@ impl Core {
                 },
             }
         }
-        Err(first_error.unwrap_or_else(|| {
-            ServiceError::refused(ErrorCode::CloudsnapNotFound, format!("there is no cloud snapshot {id}"))
-        }))
+        Err(match first_error {
+            Some(error) if names.len() == 1 || !is_not_found(&error) => error,
+            _ => {
+                let message =
+                    format!("there is no cloud snapshot {id} in any of the stores of {}", names.join(", "));
+                ServiceError::refused(ErrorCode::CloudsnapNotFound, message)
+            }
+        })
     }
 
     pub(crate) async fn store_and_launch(

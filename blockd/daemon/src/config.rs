@@ -320,6 +320,8 @@ pub struct Config {
     pub verify_bytes_per_day: u64,
     /// Finished tasks that are remembered.
     pub task_history: u32,
+    /// Whether the kernel may write cores of this process, and others of its user look into its memory: there are keys in it.
+    pub core_dumps: bool,
     /// Looking into snapshots.
     pub browse: BrowseConfig,
     /// Telling metrics to whoever asks.
@@ -379,6 +381,7 @@ impl Default for Config {
             gc_every_hours: 24,
             verify_bytes_per_day: 0,
             task_history: 1000,
+            core_dumps: false,
             browse: BrowseConfig::default(),
             metrics: MetricsConfig::default(),
             control: ControlConfig::default(),

@@ -95,6 +95,8 @@ pub struct Core {
     pub(crate) resting: crate::quiesce::Resting,
     /// Rules that cannot be followed here.
     pub(crate) rule_problems: crate::rules::RuleProblems,
+    /// Why the last reload of the configuration failed, if it did.
+    pub(crate) reload_failed: parking_lot::Mutex<Option<blockd_api::status::ReloadFailure>>,
     /// What is left of damaged volumes that somebody reads.
     pub(crate) salvages: crate::salvage::Salvages,
     /// The step at which a test wants the daemon to die.

@@ -31,7 +31,10 @@ use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_volume::{OpenOptions, Recovery};
 use jiff::Timestamp;
-use rustix::mm::{MlockAllFlags, mlockall};
+use rustix::{
+    mm::{MlockAllFlags, mlockall},
+    process::{DumpableBehavior, set_dumpable_behavior},
+};
 use std::{
     net::SocketAddr,
     os::unix::fs::{FileTypeExt, PermissionsExt},
@@ -474,6 +477,7 @@ fn prepare(
         to_undo: parking_lot::Mutex::default(),
         resting: crate::quiesce::Resting::default(),
         rule_problems: crate::rules::RuleProblems::default(),
+        reload_failed: parking_lot::Mutex::default(),
         salvages: crate::salvage::Salvages::new(options),
         #[cfg(test)]
         dies_at: parking_lot::Mutex::new(None),
@@ -514,6 +518,16 @@ fn grow_devices_with_volumes(core: &Arc<Core>) {
 pub fn make_io_flusher() {
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         tracing::debug!(%error, "not marked as an I/O flusher: that needs CAP_SYS_RESOURCE");
+    }
+}
+
+/// Keeps this process out of cores, and its memory from who runs as its user: keys are in it. Programs that it starts are as others.
+pub fn hide_memory(config: &Config) {
+    if config.core_dumps {
+        return;
+    }
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "others of the same user can look into the memory of this process");
     }
 }
 

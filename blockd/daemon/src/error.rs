@@ -160,7 +160,7 @@ impl ServiceError {
 }
 
 /// Line breaks in messages of others become spaces: a message is one line.
-fn one_line(message: &str) -> String {
+pub(crate) fn one_line(message: &str) -> String {
     message.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 

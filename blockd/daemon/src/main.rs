@@ -4,7 +4,7 @@
 use blockd::{
     activation::Passed,
     check::{CheckFormat, check_volumes},
-    check_start::check_start,
+    check_start::{check_files, check_start},
     cli::Cli,
     config::Config,
     daemon::{Daemon, DaemonError},
@@ -55,7 +55,11 @@ fn main() -> ExitCode {
     };
     if cli.check_config {
         print!("{}", config.to_shown_toml());
-        return ExitCode::SUCCESS;
+        let problems = check_files(&config);
+        for problem in &problems {
+            eprintln!("blockd: {}", problem.replace('\n', " "));
+        }
+        return if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) };
     }
     if cli.check_start {
         return match check_start(&config) {
@@ -86,6 +90,7 @@ fn main() -> ExitCode {
         Ok(format) => format,
         Err(error) => return failed(&error, EXIT_USAGE),
     };
+    blockd::daemon::hide_memory(&config);
     blockd::allocator::set_up();
     blockd::daemon::make_io_flusher();
     blockd::daemon::lock_memory();

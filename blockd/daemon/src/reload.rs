@@ -3,9 +3,13 @@
 use crate::{
     config::{Config, ConfigError},
     daemon::{Daemon, with_sources},
+    db::NewEvent,
+    error::one_line,
     logging::{self, LoggingError},
 };
+use blockd_api::{events::Severity, status::ReloadFailure};
 use blockd_nbd::{TlsError, TlsIdentity};
+use jiff::Timestamp;
 
 /// Why a new configuration is not taken up: nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -113,15 +117,27 @@ fn compare(prefix: &str, a: &toml::Table, b: &toml::Table, found: &mut Vec<Strin
     }
 }
 
-/// Takes a configuration up, and tells the log if it cannot be.
+/// Takes a configuration up. If it cannot be, the log, the events and the status tell so.
 pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config, ConfigError>) {
     let taken_up = match new {
         Ok(new) => daemon.reload(running, new).await,
         Err(error) => Err(error.into()),
     };
-    if let Err(error) = taken_up {
-        tracing::error!(%error, "the new configuration is not used, and nothing has changed");
+    let core = &daemon.core;
+    let Err(error) = taken_up else {
+        *core.reload_failed.lock() = None;
+        return;
+    };
+    // What the parser of the file says has a line for each line that it shows.
+    let (at, error) = (Timestamp::now(), one_line(&error.to_string()));
+    tracing::error!(%error, "the new configuration is not used, and nothing has changed");
+    let message = format!("the new configuration is not used, and nothing has changed: {error}");
+    *core.reload_failed.lock() = Some(ReloadFailure { at, error });
+    let event = NewEvent::new(at, Severity::Error, "reload-failed", message);
+    if let Err(error) = core.db.run(move |tx| event.insert(tx)).await {
+        tracing::warn!(%error, "a reload that failed is no event");
     }
+    core.events.wake();
 }
 
 #[cfg(test)]

@@ -14,10 +14,11 @@ use blockd_api::{
     rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
 };
 use blockd_extent::VolumeId;
+use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use rusqlite::Transaction;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// What a request says of the rest around its freeze.
@@ -35,6 +36,9 @@ pub(crate) struct AskedRest {
 
 /// How long it may take to find out whether commands can run as a user.
 const TRIAL_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How many rules are tried at once when the daemon begins: each may wait for a server that does not answer.
+const TRIALS_AT_ONCE: usize = 8;
 
 /// Rules whose commands cannot be run here any more, and why: as the daemon found when it began.
 pub(crate) type RuleProblems = Mutex<BTreeMap<RuleName, String>>;
@@ -61,6 +65,11 @@ fn check(quiesce: &Quiesce) -> Result<(), ServiceError> {
         return Err(invalid("a rule needs something to do: a pre-command, a post-command, or freezeFs"));
     }
     quiesce.check().map_err(invalid)
+}
+
+/// What the trials came to, as they end.
+fn side_by_side<F: Future>(trials: impl IntoIterator<Item = F>) -> impl Stream<Item = F::Output> {
+    stream::iter(trials).buffer_unordered(TRIALS_AT_ONCE)
 }
 
 /// The user whom commands are to be run as, if there are any.
@@ -161,8 +170,14 @@ impl Core {
     /// Tells of rules whose commands cannot be run as their user any more: the unit, or the users of the host, may be others than
     /// when they were made.
     pub(crate) async fn tell_of_rules_that_cannot_run(&self) -> Result<(), ServiceError> {
-        for rule in self.db.run(RuleRow::all).await? {
-            let Err(error) = self.refuse_user(&rule.quiesce).await else { continue };
+        let rules = self.db.run(RuleRow::all).await?;
+        let trials = rules.into_iter().map(|rule| async move {
+            let tried = self.refuse_user(&rule.quiesce).await;
+            (rule, tried)
+        });
+        let mut tried = pin!(side_by_side(trials));
+        while let Some((rule, tried)) = tried.next().await {
+            let Err(error) = tried else { continue };
             if matches!(error, ServiceError::Stopping) {
                 return Ok(());
             }
@@ -346,5 +361,27 @@ impl Core {
         }
         tracing::info!(rule = %name, volume = id.map(tracing::field::display), assign, "rule assigned, or taken away");
         self.rule(name).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_trial_that_waits_keeps_no_other_one_waiting() {
+        // Each goes on only when all of them have begun.
+        let together = tokio::sync::Barrier::new(TRIALS_AT_ONCE);
+        let trials = (0..TRIALS_AT_ONCE).map(|one| {
+            let together = &together;
+            async move {
+                together.wait().await;
+                one
+            }
+        });
+        let tried = tokio::time::timeout(Duration::from_secs(60), side_by_side(trials).collect::<Vec<_>>());
+        let mut tried = tried.await.unwrap();
+        tried.sort_unstable();
+        assert_eq!(tried, (0..TRIALS_AT_ONCE).collect::<Vec<_>>());
     }
 }

@@ -712,7 +712,10 @@ async fn what_is_in_use_is_not_taken_away() {
     let core = Arc::clone(host.core());
     let code = |error: crate::error::ServiceError| error.to_api().code;
     assert_eq!(code(core.start_backup(&again).await.unwrap_err()), ErrorCode::VolumeInUse);
-    assert_eq!(code(core.delete_volume(&"data".parse().unwrap()).await.unwrap_err()), ErrorCode::VolumeInUse);
+    assert_eq!(
+        code(core.delete_volume(&"data".parse().unwrap(), true).await.unwrap_err()),
+        ErrorCode::VolumeInUse
+    );
     assert_eq!(
         code(core.delete_credential(&"nas".parse().unwrap()).await.unwrap_err()),
         ErrorCode::CredentialInUse

@@ -8,7 +8,7 @@ use crate::{
     references::{ReferenceError, Resolved},
 };
 use blockd_api::{
-    ApiError, CredentialName, SecretInput, SecretRef,
+    ApiError, CredentialName, ErrorCode, SecretInput, SecretRef,
     secrets::{CheckSecret, SecretChecked, SecretInUse, SecretList, SecretPurpose, SecretUse},
 };
 use futures::{StreamExt, stream};
@@ -106,7 +106,13 @@ impl Core {
         let CheckSecret { reference } = request;
         match self.references.check(&reference).await {
             Ok(version) => Ok(SecretChecked { reference, version }),
-            Err(error) => Err(unresolved(None, &reference, &error)),
+            Err(error) => Err(match unresolved(None, &reference, &error) {
+                // It is what was asked for; of a credential it is only a part.
+                ServiceError::Refused(told) if error.is_missing() => {
+                    ServiceError::Refused(ApiError { code: ErrorCode::SecretNotFound, ..told })
+                }
+                told => told,
+            }),
         }
     }
 }

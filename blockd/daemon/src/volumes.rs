@@ -357,11 +357,15 @@ impl Core {
         grown
     }
 
-    /// Removes a volume with its snapshots; its backups stay in the store.
+    /// Removes a volume with its snapshots, those that are pinned by force only; its backups stay in the store.
     ///
     /// # Errors
-    /// Clients are connected, or a task works on it.
-    pub async fn delete_volume(self: &Arc<Self>, wanted: &VolumeRef) -> Result<Deleted, ServiceError> {
+    /// Clients are connected, a task works on it, or a snapshot is pinned.
+    pub async fn delete_volume(
+        self: &Arc<Self>,
+        wanted: &VolumeRef,
+        force: bool,
+    ) -> Result<Deleted, ServiceError> {
         // What can take a moment, before others have to wait.
         self.keep_read_orders(Some(self.registry.find(wanted)?.id)).await;
         let admission = self.admission.lock().await;
@@ -379,6 +383,9 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         self.attachments.check_delete(entry.id)?;
+        if !force {
+            self.refuse_pinned(&entry).await?;
+        }
         self.browse.let_go(entry.id);
         let before = entry.begin_delete()?;
         // What was kept of backups can never be taken up again.
@@ -408,6 +415,27 @@ impl Core {
         self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
         Ok(Deleted { id: id.to_string(), name: entry.name.to_string() })
+    }
+
+    /// Refuses to let snapshots go with their volume that somebody said are to stay.
+    async fn refuse_pinned(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
+        const NAMED_MOST: usize = 10;
+        let id = entry.id;
+        let rows = self.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
+        let pinned: Vec<_> = rows.iter().filter(|row| row.pinned).map(|row| row.name.as_str()).collect();
+        if pinned.is_empty() {
+            return Ok(());
+        }
+        let more = match pinned.len().saturating_sub(NAMED_MOST) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let message = format!(
+            "snapshots of volume {} are pinned ({}{more}): unpin them first, or delete it by force",
+            entry.name,
+            pinned.iter().take(NAMED_MOST).copied().collect::<Vec<_>>().join(", ")
+        );
+        Err(ServiceError::refused(ErrorCode::SnapshotPinned, message))
     }
 
     /// Opens a volume again whose row may or may not say that it is being deleted: a commit that failed may have become

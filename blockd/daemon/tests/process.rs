@@ -49,11 +49,15 @@ struct Running {
 impl Running {
     /// Starts a daemon and waits until it says that it is ready.
     fn start(dir: &Path, args: &[&str]) -> Self {
+        Self::start_as(blockd(), dir, args)
+    }
+
+    fn start_as(mut program: Command, dir: &Path, args: &[&str]) -> Self {
         let socket = dir.join("notify");
         let _ = std::fs::remove_file(&socket);
         let notify = UnixDatagram::bind(&socket).unwrap();
         let data = dir.join("data");
-        let child = blockd()
+        let child = program
             .arg("--data-dir")
             .arg(&data)
             .args(args)
@@ -240,6 +244,32 @@ fn the_command_line_is_checked() {
         ["--data-dir", "--config", "--nbd-listen", "--log-format", "--log-level", "--after-power-loss"]
     {
         assert!(help.contains(flag), "{flag} is not in the help");
+    }
+}
+
+/// A program without the right to look into any process, as which root, too, is just one of its users.
+fn without_ptrace(program: &Path) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", "--"]).arg(program);
+    command
+}
+
+#[test]
+fn nobody_who_runs_as_its_user_looks_into_its_memory_unless_that_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("blockd.toml");
+    for core_dumps in [false, true] {
+        std::fs::write(&config, format!("core_dumps = {core_dumps}\n")).unwrap();
+        let program = without_ptrace(Path::new(env!("CARGO_BIN_EXE_blockd")));
+        let running = Running::start_as(program, dir.path(), &["--config", config.to_str().unwrap()]);
+        // To open it takes what it takes to trace the process.
+        let open = format!(": < /proc/{}/mem", running.child.id());
+        let opened = without_ptrace(Path::new("sh")).args(["-c", &open]).output().unwrap();
+        assert_eq!(opened.status.success(), core_dumps, "{opened:?}");
+        running.terminate();
     }
 }
 

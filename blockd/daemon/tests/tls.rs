@@ -149,6 +149,17 @@ fn a_start_that_would_let_others_read_along_is_refused() {
     assert!(text.contains("nbd_allow_plaintext") && text.trim_end().lines().count() == 1, "{text}");
     let config = format!("nbd_tls_certificate = {certificate:?}\nnbd_tls_key = {key:?}\n");
     std::fs::write(&key, "nonsense").unwrap();
+    // Also before it is started.
+    let text = refused(&["--nbd-listen", "tcp://0.0.0.0:0", "--check-config"], &config, 2);
+    assert!(text.starts_with("blockd: TLS of NBD: the private key") && text.lines().count() == 1, "{text}");
+    let text = refused(&["--nbd-listen", "tcp://0.0.0.0:0", "--check-start"], &config, 1);
+    assert!(text.starts_with("blockd: TLS of NBD: the private key"), "{text}");
+    let control = format!(
+        "[control]\nlisten = \"127.0.0.1:0\"\ncertificate = {certificate:?}\nkey = {key:?}\nclient_ca = {:?}\n[control.roles]\na = \"admin\"\n",
+        dir.path().join("nobody.pem")
+    );
+    let text = refused(&["--check-config"], &control, 2);
+    assert!(text.contains("TLS of the control API: ") && text.contains("nobody.pem"), "{text}");
     let text = refused(&["--nbd-listen", "tcp://0.0.0.0:0"], &config, 1);
     let last = text.trim_end().lines().last().unwrap();
     assert!(last.starts_with("blockd: cannot serve NBD: the private key"), "{text}");

@@ -87,7 +87,7 @@ fn schedules_without_a_name_are_left_out_of_what_is_to_be_applied() {
     let schedule = |name: Option<&str>, uuid: &str| {
         json!({
             "uuid": uuid, "name": name, "selector": { "volume": "1" }, "credentials": [], "credentialNames": [],
-            "rules": [{ "when": "daily @21:00" }], "schedule": "daily @21:00", "retain": { "keep_last": 7 }, "local": { "keep_last": 3 },
+            "rules": [{ "when": "daily @21:00" }], "schedule": "daily @21:00", "retain": { "keepLast": 7 }, "local": { "keepLast": 3 },
             "full": false, "jitterSeconds": 0, "priority": "normal", "paused": false,
             "created": "2019-01-16T21:51:53Z", "nextRun": null, "lastRun": null
         })
@@ -106,4 +106,95 @@ fn schedules_without_a_name_are_left_out_of_what_is_to_be_applied() {
     let ran = fake.run(&format!("get VolumeBackupSchedule {UUID} -o yaml"));
     assert!(ran.stdout.contains(UUID) && ran.stderr.contains("has no name"), "{ran:?}");
     assert!(fake.run("get VolumeBackupSchedule").stdout.contains(UUID));
+}
+
+#[test]
+fn what_was_done_before_a_failure_is_told_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(&dir, &[("first", ""), ("second", "a"), ("third", "")]);
+    let script = || {
+        let mut script = world(&[rule("second", &[])], &[]);
+        script.push(("POST /v1/rules", ok(rule("first", &[]))));
+        script.push(("POST /v1/rules/second/assign", fail(409, "rule_in_use", "volume a has another one")));
+        script
+    };
+    let fake = Fake::start(script());
+    let ran = fake.run(&format!("-j apply -f {}", path.display()));
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.status, &told["error"]["code"]), (5, &json!("rule_in_use")), "{ran:?}");
+    let object = |name: &str, result: &str| json!({ "kind": "Rule", "name": name, "result": result });
+    let all = [object("first", "created"), object("second", "failed"), object("third", "not tried")];
+    assert_eq!(told["objects"], json!(all), "{told:#}");
+    let fake = Fake::start(script());
+    let ran = fake.run(&format!("apply -f {}", path.display()));
+    assert_eq!((ran.status, ran.stdout.as_str()), (5, "Rule/first created\n"), "{ran:?}");
+    let words = "Rule/second failed; what is said above is done; not tried: Rule/third\n";
+    assert!(ran.stderr.contains(words) && ran.stderr.contains("error: volume a has another one"), "{ran:?}");
+
+    // Likewise what is taken back.
+    let mut script = world(&[rule("first", &[]), rule("second", &[])], &[]);
+    script.push(("GET /v1/rules/first", ok(rule("first", &[]))));
+    script.push(("DELETE /v1/rules/first", ok(json!({ "id": "first", "name": "first" }))));
+    script.push(("GET /v1/rules/second", ok(rule("second", &[]))));
+    script.push(("DELETE /v1/rules/second", fail(409, "rule_in_use", "no")));
+    let ran = Fake::start(script).run(&format!("-j delete -f {}", path.display()));
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let all = [object("first", "deleted"), object("second", "failed"), object("third", "not tried")];
+    assert_eq!((ran.status, &told["objects"]), (5, &json!(all)), "{told:#}");
+}
+
+#[test]
+fn a_location_gets_other_keys_in_its_place() {
+    let credential = json!({
+        "uuid": "178557a3-26c7-49b1-9822-34e6f816c2d1", "name": "s3", "provider": "s3", "path": null, "endpoint": "e:1",
+        "region": "us-east-1", "bucket": "b", "accessKey": "OLD", "account": null, "project": null, "user": null,
+        "auth": "access key", "sslEnabled": true, "pathStyle": true, "storageClass": null, "proxy": null,
+        "limitUploadBytesPerS": null, "limitDownloadBytesPerS": null, "encryption": false, "conditionalPut": true,
+        "created": "2019-01-16T21:51:53Z", "writeThroughputKbps": null
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("key"), "planted").unwrap();
+    let apply = |config: &str, kept: &Value| {
+        let path = dir.path().join("s3.yaml");
+        let text = format!(
+            "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {{name: s3}}\nlocation: {{type: s3, path: b, s3Config: {{endpoint: 'e:1', {config}}}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let mut script = world(&[], &[]);
+        script.retain(|(line, _)| *line != "GET /v1/credentials");
+        script.push(("GET /v1/credentials", ok(json!({ "credentials": [kept] }))));
+        script.push(("PATCH /v1/credentials/s3", ok(kept.clone())));
+        let fake = Fake::start(script);
+        let ran = fake.run(&format!("apply -f {}", path.display()));
+        let asked = fake.seen().into_iter().find(|seen| !seen.line.starts_with("GET ")).map(|seen| seen.body);
+        (ran, asked)
+    };
+    // Another key, and what takes the place of one.
+    for (config, access) in [
+        (
+            "accessKeyID: NEW, secretAccessKey: {file: key}",
+            json!({ "type": "s3", "accessKey": "NEW", "secretKey": "planted", "useIam": false }),
+        ),
+        ("useIAM: true", json!({ "type": "s3", "useIam": true })),
+        (
+            "accessKeyID: OLD, secretAccessKey: {from: 'systemd:k'}",
+            json!({ "type": "s3", "accessKey": "OLD", "secretKey": { "from": "systemd:k" }, "useIam": false }),
+        ),
+    ] {
+        let (ran, asked) = apply(config, &credential);
+        assert_eq!(ran.stdout, "BackupLocation/s3 configured\n", "{ran:?}");
+        assert_eq!(asked.unwrap()["access"], access, "{config}");
+    }
+    // A key in a file, in the place of one that lies elsewhere.
+    let mut elsewhere = credential.clone();
+    elsewhere["storeKeyFrom"] = json!("systemd:k");
+    let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &elsewhere);
+    assert!(ran.status == 0 && asked.unwrap()["access"]["secretKey"] == "planted", "{ran:?}");
+    // What cannot be compared is told; what is the place is refused.
+    let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &credential);
+    assert!(ran.status == 0 && asked.is_none() && ran.stderr.contains("is not compared"), "{ran:?}");
+    let (ran, asked) =
+        apply("region: elsewhere, accessKeyID: NEW, secretAccessKey: {file: key}", &credential);
+    assert!(ran.status == 5 && asked.is_none(), "{ran:?}");
+    assert!(ran.stderr.contains("location.s3Config.region cannot be changed, as backups lie"), "{ran:?}");
 }

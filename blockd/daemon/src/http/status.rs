@@ -58,5 +58,6 @@ pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
         uptime_seconds: core.started.elapsed().as_secs(),
         counts,
         webhooks,
+        reload_failed: core.reload_failed.lock().clone(),
     }))
 }

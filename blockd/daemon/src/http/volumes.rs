@@ -7,8 +7,8 @@ use blockd_api::{
     Deleted, VolumeRef,
     roles::Role,
     volumes::{
-        CloneVolume, CreateVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume, VolumeCheck, VolumeList,
-        VolumeSalvage,
+        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume,
+        VolumeCheck, VolumeList, VolumeSalvage,
     },
 };
 use std::sync::Arc;
@@ -73,6 +73,7 @@ pub(super) async fn update(
 pub(super) async fn delete(
     State(core): State<Arc<Core>>,
     Named(volume): Named<VolumeRef>,
+    Asked(query): Asked<DeleteVolume>,
 ) -> Answer<Deleted> {
-    detached(async move { core.delete_volume(&core.whole_volume(&volume)?).await }).await
+    detached(async move { core.delete_volume(&core.whole_volume(&volume)?, query.force).await }).await
 }

@@ -5,7 +5,10 @@
 //! [process](super::apart) that froze it, should the daemon stand still or be gone; and the next start of the daemon, told
 //! by a [marker](super::marker).
 
-use super::marker::Mounted;
+use super::{
+    marker::Mounted,
+    within::{share, within},
+};
 use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -26,6 +29,10 @@ pub(crate) trait Freezer: Send + Sync {
     fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError>;
 }
 
+/// How long it is waited until what is dirty is written back, of all filesystems together. What is left makes the freeze take
+/// longer, which has a limit of its own.
+const SYNC_PATIENCE: Duration = Duration::from_secs(60);
+
 /// What is said of a filesystem that was not at rest when the volumes were frozen, although it had been.
 pub(super) const TOO_EARLY: &str = "it was thawed before the volumes were frozen";
 
@@ -41,6 +48,12 @@ pub(crate) enum FreezerError {
     /// The path leads to another filesystem now, which was left alone.
     #[error("another filesystem is there now")]
     Elsewhere,
+    /// It was not waited for any longer; it may be done later.
+    #[error("it took too long, more than {waited_ms} ms")]
+    TooLong {
+        /// How long it was waited for.
+        waited_ms: u128,
+    },
     /// The kernel does not do it.
     #[error(transparent)]
     Call(#[from] io::Error),
@@ -51,7 +64,7 @@ impl FreezerError {
     pub(super) fn errno(&self) -> Option<rustix::io::Errno> {
         match self {
             Self::Call(error) => rustix::io::Errno::from_io_error(error),
-            Self::NoHolder(_) | Self::HolderGone | Self::Elsewhere => None,
+            Self::NoHolder(_) | Self::HolderGone | Self::Elsewhere | Self::TooLong { .. } => None,
         }
     }
 }
@@ -98,6 +111,8 @@ struct State {
     expired: bool,
     /// One could not be thawed.
     stuck: bool,
+    /// So many are being frozen that are not waited for any more; each is thawed as soon as it is frozen.
+    late: usize,
 }
 
 /// Why filesystems are not at rest, in one line.
@@ -117,8 +132,8 @@ pub(crate) struct Ended {
 
 impl Filesystems {
     /// These filesystems, each by one of its mount points; nothing is frozen yet. Once it is, the watchdog has patience
-    /// for so long. That time is for all of them: where one that may fail hangs, those that must be at rest are not brought
-    /// to it, and there is no snapshot.
+    /// for so long. A third of that time is for those that may fail: one that hangs is let go by then, and those that must be
+    /// at rest have the rest of it.
     pub(crate) fn new(freezer: Arc<dyn Freezer>, mut wanted: Vec<ToFreeze>, patience: Duration) -> Self {
         // One that may fail may also take long to do so: those that others depend on are not kept frozen for it.
         wanted.sort_by_key(|one| one.must_rest);
@@ -126,16 +141,30 @@ impl Filesystems {
         Self { shared: Arc::new(shared), wanted, patience }
     }
 
-    /// Writes back what is dirty. A failure only makes the freeze take longer.
+    /// Writes back what is dirty. A failure, or one that takes too long, only makes the freeze take longer.
     pub(crate) fn sync(&self) {
-        for ToFreeze { mount, .. } in &self.wanted {
-            if let Err(error) = self.shared.freezer.sync(mount) {
-                tracing::debug!(mount = %mount.path.display(), %error, "not written back before the freeze");
-            }
+        self.sync_within(SYNC_PATIENCE);
+    }
+
+    fn sync_within(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        for (at, ToFreeze { mount, .. }) in self.wanted.iter().enumerate() {
+            let (shared, of) = (Arc::clone(&self.shared), mount.clone());
+            let work = move || shared.freezer.sync(&of);
+            let left = self.wanted.len() - at;
+            let began = Instant::now();
+            let done = within(share(until, left), work, drop, || {});
+            let error = match done {
+                Ok(Some(Ok(()))) => continue,
+                Ok(Some(Err(error))) => error,
+                Ok(None) => too_long(began),
+                Err(error) => error.into(),
+            };
+            tracing::debug!(mount = %mount.path.display(), %error, "not written back before the freeze");
         }
     }
 
-    /// Brings them to rest: all that must be, and those of the others that can be; or none.
+    /// Brings them to rest: all that must be, and those of the others that can be in time; or none.
     ///
     /// # Errors
     /// One of those that must rest cannot be frozen; the others are thawed again.
@@ -146,11 +175,19 @@ impl Filesystems {
         if let Err(error) = self.watch() {
             return self.unless_any_must(format!("cannot start a thread that thaws: {error}"));
         }
+        let began = Instant::now();
+        let (until, optional_until) = (began + self.patience, began + self.patience / 3);
+        let mut optional_left = self.wanted.iter().filter(|one| !one.must_rest).count();
         for one in &self.wanted {
             let ToFreeze { mount, must_rest } = one;
             // Without the lock: should this hang, the watchdog can still thaw the others.
             let began = Instant::now();
-            let result = self.shared.freezer.freeze(mount);
+            let result = if *must_rest {
+                self.freeze_one(mount, until)
+            } else {
+                optional_left -= 1;
+                self.freeze_one(mount, share(optional_until, optional_left + 1))
+            };
             let mut state = self.shared.state.lock();
             state.steps.push(step(
                 QuiesceKind::FreezeFs,
@@ -187,6 +224,17 @@ impl Filesystems {
         Ok(())
     }
 
+    /// Freezes one. If that takes longer than until then, it is thawed again as soon as it is frozen.
+    fn freeze_one(&self, mount: &Mounted, until: Instant) -> Result<(), FreezerError> {
+        let (shared, of) = (Arc::clone(&self.shared), mount.clone());
+        let work = move || shared.freezer.freeze(&of);
+        let (shared, of) = (Arc::clone(&self.shared), mount.clone());
+        let late = move |frozen: Result<(), FreezerError>| shared.let_go(&of, frozen);
+        let began = Instant::now();
+        let frozen = within(until, work, late, || self.shared.state.lock().late += 1)?;
+        frozen.unwrap_or_else(|| Err(too_long(began)))
+    }
+
     /// What is wrong with all of them; nothing if none of them must be at rest, but then it is told.
     fn unless_any_must(&self, what: String) -> Result<(), NotAtRest> {
         if self.wanted.iter().any(|one| one.must_rest) {
@@ -208,7 +256,7 @@ impl Filesystems {
         self.thaw();
         let mut state = self.shared.state.lock();
         let steps = std::mem::take(&mut state.steps);
-        Ended { steps, all_thawed: !state.stuck, expired: state.expired }
+        Ended { steps, all_thawed: !state.stuck && state.late == 0, expired: state.expired }
     }
 
     fn watch(&self) -> io::Result<()> {
@@ -235,6 +283,23 @@ impl Drop for Filesystems {
 }
 
 impl Shared {
+    /// Thaws one that nobody waits for any more.
+    fn let_go(&self, mount: &Mounted, frozen: Result<(), FreezerError>) {
+        let left = match frozen {
+            Ok(()) => self.freezer.thaw(mount).err(),
+            // Who was killed may have frozen it.
+            Err(error @ FreezerError::HolderGone) => Some(error),
+            // Nothing was done.
+            Err(_) => None,
+        };
+        let mut state = self.state.lock();
+        state.late -= 1;
+        if let Some(error) = left {
+            state.stuck = true;
+            tracing::error!(mount = %mount.path.display(), %error, "a filesystem that took too long to freeze may be frozen: try `fsfreeze --unfreeze`");
+        }
+    }
+
     /// Thaws what is frozen, the last one first.
     fn thaw(&self, state: &mut State) {
         self.thaw_as(state, false);
@@ -265,6 +330,10 @@ impl Shared {
     }
 }
 
+fn too_long(began: Instant) -> FreezerError {
+    FreezerError::TooLong { waited_ms: began.elapsed().as_millis() }
+}
+
 fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<String>) -> QuiesceStep {
     QuiesceStep {
         kind,
@@ -288,7 +357,7 @@ mod tests {
     #[derive(Default)]
     struct Double {
         calls: Mutex<Vec<String>>,
-        /// Freezing what is called `slow` waits for this.
+        /// Freezing or syncing what is called `slow` waits for this.
         gate: Mutex<Option<mpsc::Receiver<()>>>,
     }
 
@@ -298,6 +367,13 @@ mod tests {
             match mount.path.to_str() == Some(fails) {
                 true => Err(FreezerError::Call(io::ErrorKind::PermissionDenied.into())),
                 false => Ok(()),
+            }
+        }
+
+        fn pass(&self, mount: &Mounted) {
+            if mount.path.to_str() == Some("slow") {
+                let gate = self.gate.lock().take();
+                gate.into_iter().for_each(|gate| gate.recv().unwrap());
             }
         }
 
@@ -316,15 +392,12 @@ mod tests {
 
     impl Freezer for Double {
         fn sync(&self, mount: &Mounted) -> Result<(), FreezerError> {
+            self.pass(mount);
             self.note("sync", mount, "")
         }
 
         fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError> {
-            if mount.path.to_str() == Some("slow")
-                && let Some(gate) = self.gate.lock().take()
-            {
-                gate.recv().unwrap();
-            }
+            self.pass(mount);
             self.note("freeze", mount, "bad")?;
             if mount.path.to_str() == Some("lost") { Err(FreezerError::HolderGone) } else { Ok(()) }
         }
@@ -413,7 +486,9 @@ mod tests {
             assert_eq!(ended.expired, expired);
             assert_eq!(thaws(&ended), [("a", None), ("loose", Some(TOO_EARLY))]);
         }
-        let (double, filesystems) = frozen_for_a_moment(&["a?"]);
+        // One that may fail has a part of it only, which is to be enough on a busy machine.
+        let (double, filesystems) = with(&["a?"], Duration::from_secs(6));
+        filesystems.freeze().unwrap();
         double.wait_for("thaw a");
         let ended = filesystems.end();
         assert!(!ended.expired);
@@ -452,18 +527,48 @@ mod tests {
 
     #[test]
     fn the_watchdog_thaws_the_others_while_one_hangs_in_the_kernel() {
-        let (double, filesystems) = with(&["a", "slow"], Duration::from_millis(20));
+        let (double, filesystems) = with(&["a", "slow"], Duration::from_millis(500));
         let (open, gate) = mpsc::channel();
         *double.gate.lock() = Some(gate);
         let hanging = std::thread::spawn(move || {
             let error = filesystems.freeze().unwrap_err().to_string();
-            (error, filesystems.end().expired)
+            (error, filesystems.end().all_thawed)
         });
         double.wait_for("thaw a");
+        let (error, all_thawed) = hanging.join().unwrap();
+        assert!(error.contains("took too long") && !all_thawed, "{error}");
+        // Nobody waits for it, so it is not left frozen.
         open.send(()).unwrap();
-        let (error, expired) = hanging.join().unwrap();
-        assert!(expired && error.contains("took too long"), "{error}");
+        double.wait_for("thaw slow");
         assert_eq!(double.calls(), ["freeze a", "thaw a", "freeze slow", "thaw slow"]);
+    }
+
+    #[test]
+    fn one_that_may_fail_and_hangs_is_let_go_and_the_others_are_frozen() {
+        let (double, filesystems) = with(&["a", "slow?", "b?"], Duration::from_secs(3));
+        let (open, gate) = mpsc::channel();
+        *double.gate.lock() = Some(gate);
+        filesystems.freeze().unwrap();
+        filesystems.thaw();
+        assert_eq!(double.calls(), ["freeze b", "freeze a", "thaw a", "thaw b"]);
+        let ended = filesystems.end();
+        let late = ended.steps.iter().find(|step| step.target == "slow").unwrap();
+        assert!(late.error.as_ref().is_some_and(|error| error.contains("took too long")), "{late:?}");
+        // It may be frozen at any moment, for a moment: who thaws later is told.
+        assert!(!ended.all_thawed && !ended.expired);
+        open.send(()).unwrap();
+        double.wait_for("thaw slow");
+    }
+
+    #[test]
+    fn what_is_not_written_back_in_time_is_not_waited_for() {
+        let (double, filesystems) = with(&["slow", "a"], LONG);
+        let (open, gate) = mpsc::channel();
+        *double.gate.lock() = Some(gate);
+        filesystems.sync_within(Duration::from_secs(1));
+        assert_eq!(double.calls(), ["sync a"]);
+        open.send(()).unwrap();
+        double.wait_for("sync slow");
     }
 
     #[test]

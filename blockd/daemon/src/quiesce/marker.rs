@@ -187,7 +187,9 @@ impl Mounted {
                 LetGo::Done
             }
             // That says nothing of the filesystem.
-            (FreezerError::NoHolder(_) | FreezerError::HolderGone, _) => LetGo::NotFrozen,
+            (FreezerError::NoHolder(_) | FreezerError::HolderGone | FreezerError::TooLong { .. }, _) => {
+                LetGo::NotFrozen
+            }
             (FreezerError::Call(_), _) => {
                 tracing::error!(mount = %self.path.display(), %error, "a filesystem may still become frozen: try `fsfreeze --unfreeze`");
                 LetGo::Failed

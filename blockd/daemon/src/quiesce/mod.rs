@@ -14,6 +14,7 @@ mod kernel;
 mod marker;
 mod parts;
 mod users;
+mod within;
 
 use crate::{
     core::Core,

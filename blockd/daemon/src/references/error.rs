@@ -45,6 +45,12 @@ pub enum ReferenceError {
         /// What is wrong.
         what: String,
     },
+    /// There is no such file.
+    #[error("cannot read {}: it is not there", path.display())]
+    NoFile {
+        /// The file.
+        path: PathBuf,
+    },
     /// Others may read a file.
     #[error("{} has mode {mode:04o}, so others may read the secret: chmod 600 it", path.display())]
     Exposed {
@@ -202,6 +208,15 @@ impl ReferenceError {
     /// Whether the same may succeed later without anybody doing anything here.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Vault { trouble, .. } if trouble.passes())
+    }
+
+    /// Whether who keeps the secret was asked, and has none of this name.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::NoCredentials { .. } | Self::NoCredential { .. } | Self::NoFile { .. } => true,
+            Self::Vault { trouble, .. } => matches!(trouble, Trouble::Missing { .. } | Trouble::Field { .. }),
+            _ => false,
+        }
     }
 
     /// What it is to callers.

@@ -84,7 +84,7 @@ pub(super) fn place(proof: &Proof) -> String {
 
 fn file_error(path: &Path, error: &std::io::Error) -> ReferenceError {
     let what = match error.kind() {
-        ErrorKind::NotFound => "it is not there".to_owned(),
+        ErrorKind::NotFound => return ReferenceError::NoFile { path: path.to_owned() },
         ErrorKind::PermissionDenied => {
             "blockd may not: it must belong to the user that blockd runs as".to_owned()
         }

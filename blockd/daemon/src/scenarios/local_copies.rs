@@ -90,6 +90,15 @@ async fn a_pinned_snapshot_stays_until_it_is_unpinned_or_deleted_by_force() {
     host.client.mark_snapshot(&mine, &MarkSnapshot { pinned: true }).await.unwrap();
     assert_eq!(api_code(host.client.delete_snapshot(&mine).await), ErrorCode::SnapshotPinned);
     host.client.delete_snapshot_by_force(&mine).await.unwrap();
+
+    // Nor does it go with its volume.
+    host.client.create_snapshot(&"v".parse().unwrap(), &by_hand).await.unwrap();
+    host.client.mark_snapshot(&mine, &MarkSnapshot { pinned: true }).await.unwrap();
+    let volume = "v".parse().unwrap();
+    let ClientError::Api(error) = host.client.delete_volume(&volume).await.unwrap_err() else { panic!() };
+    assert!(error.code == ErrorCode::SnapshotPinned && error.message.contains("(mine)"), "{error}");
+    host.client.delete_volume_by_force(&volume).await.unwrap();
+    assert_eq!(api_code(host.client.volume(&volume).await), ErrorCode::VolumeNotFound);
     host.stop().await;
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::db::Chain;
+use blockd_api::cloudsnaps::InspectCloudsnap;
 use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, time::Instant};
 
 impl Host {
@@ -215,4 +216,19 @@ async fn a_backup_that_was_cut_off_waits_for_its_directory() {
     assert_eq!(done.backup_type, Some(BackupType::Incremental));
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
     host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloud_snapshot_that_no_store_has_is_looked_for_in_all() {
+    let (host, other) = (Host::new().await, tempfile::tempdir().unwrap());
+    host.create_credential().await;
+    let unknown = format!("{}/1-2", host.core().cluster);
+    let query = InspectCloudsnap { id: unknown.parse().unwrap(), cred_id: None };
+    let inspect = || host.client.inspect_cloudsnap(&query);
+    let message = inspect().await.unwrap_err().to_string();
+    assert!(!message.contains("any of the stores"), "{message}");
+    host.second_credential(&other).await;
+    let error = inspect().await.unwrap_err();
+    assert!(error.to_string().ends_with("in any of the stores of nas, offsite"), "{error}");
+    assert_eq!(api_code(inspect().await), ErrorCode::CloudsnapNotFound);
 }

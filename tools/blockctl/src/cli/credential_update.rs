@@ -126,7 +126,7 @@ pub struct UpdateArgs {
 /// Flags of `create` that say where the backups are: known so that they can be refused with the reason.
 macro_rules! place {
     ($($field:ident = $flag:literal),+ $(,)?) => {
-        #[derive(Debug, Args)]
+        #[derive(Debug, Default, Args)]
         pub struct Place {
             $(#[arg(long, hide = true, help = "Cannot be changed", num_args = 0..=1, default_missing_value = "")]
             $field: Option<String>,)+

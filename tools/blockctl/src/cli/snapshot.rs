@@ -77,8 +77,8 @@ Examples:
   blockctl snapshot delete db@golden --force";
 
 const PIN_HELP: &str = "\
-No schedule deletes what is pinned, and `snapshot delete` does so only with \
---force. It goes with its volume, if that is deleted.
+No schedule deletes what is pinned, and `snapshot delete` and `volume delete` do so \
+only with --force.
 
 Examples:
   blockctl snapshot pin db@before-upgrade

@@ -59,10 +59,12 @@ Examples:
   blockctl -j volume inspect 590114184663672482";
 
 const DELETE_HELP: &str = "\
-The volume and its local snapshots are gone at once; its cloud snapshots stay. The beginning of an id is not enough.
+The volume and its local snapshots are gone at once; its cloud snapshots stay. The beginning of an id is not enough. With a local \
+snapshot that is pinned it stays, but for --force.
 
 Examples:
-  blockctl volume delete db";
+  blockctl volume delete db
+  blockctl volume delete db --force";
 
 const ATTACH_HELP: &str = "\
 The device lives in the kernel: while blockd is restarted, whoever uses it waits. It needs the kernel's nbd module \
@@ -141,7 +143,7 @@ pub enum VolumeCommand {
     Update(UpdateArgs),
     /// Delete a volume and its local snapshots
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
-    Delete(OneVolume),
+    Delete(DeleteArgs),
     /// Attach a volume as a device /dev/nbdN of this host
     #[command(visible_alias = "a", after_help = ATTACH_HELP)]
     Attach(AttachArgs),
@@ -349,6 +351,16 @@ impl std::str::FromStr for ExportRef {
         // An id alone is a volume's here: a snapshot's needs the volume before it.
         if text.contains('@') { text.parse().map(Self::Snapshot) } else { text.parse().map(Self::Volume) }
     }
+}
+
+/// `volume delete`
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Name or id of the volume
+    pub volume: VolumeRef,
+    /// Also if local snapshots of it are pinned
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// A volume

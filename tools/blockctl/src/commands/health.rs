@@ -4,7 +4,7 @@ use blockd_api::{
     events::{Event, Severity},
     format_time,
     schedules::{Run, RunState, ScheduleList},
-    status::WebhookStatus,
+    status::{ReloadFailure, WebhookStatus},
     tasks::{Task, TaskKind, TaskStage},
     volumes::{Volume, VolumeState},
 };
@@ -47,6 +47,8 @@ pub struct Known {
     pub events: Vec<Event>,
     /// Whom it tells of them.
     pub webhooks: Vec<WebhookStatus>,
+    /// Why its configuration is not the one in the file, if it is not.
+    pub reload_failed: Option<ReloadFailure>,
 }
 
 /// Everything that is not well, the worst first.
@@ -68,6 +70,16 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
                 format!("blockctl volume attach {name}"),
             ));
         }
+    }
+    if let Some(failed) = &known.reload_failed {
+        found.push(Trouble::new(
+            format!(
+                "the configuration was changed and does not hold, since {}: {}",
+                format_time(failed.at),
+                failed.error
+            ),
+            "blockd --check-config says whether it is right now; then systemctl reload blockd, or send it a SIGHUP",
+        ));
     }
     for schedule in &known.schedules.unreadable {
         found.push(Trouble::new(
@@ -187,7 +199,16 @@ fn recent(known: &Known, now: Timestamp) -> Vec<Trouble> {
                 && task.completed.is_some_and(|completed| completed > event.at)
         })
     };
-    let events = known.events.iter().rev().filter(is_recent);
+    // The state of the volume, or of the last reload, has told it already.
+    let is_state = |event: &Event| match event.kind.as_str() {
+        "volume-degraded" => known
+            .volumes
+            .iter()
+            .any(|volume| volume.state == VolumeState::Failed && event.volume.as_ref() == Some(&volume.name)),
+        "reload-failed" => true,
+        _ => false,
+    };
+    let events = known.events.iter().rev().filter(is_recent).filter(|event| !is_state(event));
     let events = events.filter(|event| !is_told(event) || !made_good(event));
     events
         .take(MAX_EVENTS)
@@ -219,6 +240,7 @@ mod tests {
             tasks: part(parts, "tasks"),
             events: part(parts, "events"),
             webhooks: part(parts, "webhooks"),
+            reload_failed: parts.get("reloadFailed").map(|one| serde_json::from_value(one.clone()).unwrap()),
         }
     }
 
@@ -277,6 +299,30 @@ mod tests {
             event(3, "2026-11-22T11:00:00Z", "damage-found"),
         ] });
         assert_eq!(told(&events), ["damage-found 3", "store-unreachable 2"]);
+    }
+
+    #[test]
+    fn a_volume_that_is_not_served_is_named_once() {
+        let mut degraded = event(1, NOW, "volume-degraded");
+        let volume = json!([{
+            "id": "7", "name": "db", "sizeBytes": 0, "labels": {}, "created": NOW, "state": "failed", "stateReason": "its disk is gone",
+            "uri": "", "connections": 0, "dirtyBytes": 0, "allocatedBytes": 0, "snapshotCount": 0, "layers": 0,
+            "io": { "reads": 0, "writes": 0, "bytesRead": 0, "bytesWritten": 0, "flushes": 0 }, "lastBackups": []
+        }]);
+        let parts = json!({ "volumes": volume, "events": [degraded] });
+        assert_eq!(told(&parts), ["volume db is not served: its disk is gone"]);
+        // Of one that is served again, or gone, nothing else tells.
+        degraded["volume"] = json!("other");
+        assert_eq!(told(&json!({ "volumes": volume, "events": [degraded] })).len(), 2);
+    }
+
+    #[test]
+    fn a_reload_that_failed_is_told_until_one_succeeds() {
+        let events = json!([event(1, NOW, "reload-failed")]);
+        assert!(told(&json!({ "events": events })).is_empty());
+        let parts = json!({ "events": events, "reloadFailed": { "at": NOW, "error": "no such key" } });
+        let told = told(&parts);
+        assert!(told.len() == 1 && told[0].ends_with(": no such key"), "{told:?}");
     }
 
     #[test]

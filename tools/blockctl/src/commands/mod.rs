@@ -7,7 +7,7 @@ mod care;
 mod cloudsnap;
 mod context;
 mod copy_files;
-mod credential_update;
+pub mod credential_update;
 mod credentials;
 mod events;
 mod extras;

@@ -29,6 +29,7 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
         tasks: client.list_tasks(&ListTasks::default()).await?.tasks,
         events: client.list_events(&events).await?.events,
         webhooks: status.webhooks.clone(),
+        reload_failed: status.reload_failed.clone(),
     };
     let troubles = troubles(&known, Timestamp::now());
     if context.output.is_json() {

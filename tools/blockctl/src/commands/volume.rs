@@ -3,8 +3,8 @@
 use super::{Context, counted, lazy, or_dash};
 use crate::{
     cli::volume::{
-        AttachArgs, CloneArgs, CreateArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, ResizeArgs,
-        SalvageArgs, UpdateArgs, VolumeCommand,
+        AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, ListArgs,
+        ResizeArgs, SalvageArgs, UpdateArgs, VolumeCommand,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::{Facts, Table},
@@ -31,7 +31,7 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Fa
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
         VolumeCommand::Resize(args) => resize(context, args).await,
         VolumeCommand::Update(args) => update(context, args).await,
-        VolumeCommand::Delete(args) => delete(context, &args.volume).await,
+        VolumeCommand::Delete(args) => delete(context, &args).await,
         VolumeCommand::Attach(args) => attach(context, args).await,
         VolumeCommand::Detach(args) => detach(context, args).await,
         VolumeCommand::Uri(args) => uri(context, &args.export).await,
@@ -355,8 +355,11 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> 
     context.output.line(format!("Volume {} {}.", volume.name, now.join(", ")))
 }
 
-async fn delete(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
-    let deleted = context.client.delete_volume(volume).await?;
+async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Result<(), Failure> {
+    let deleted = match args.force {
+        true => context.client.delete_volume_by_force(&args.volume).await,
+        false => context.client.delete_volume(&args.volume).await,
+    }?;
     if context.output.is_json() {
         return context.output.document(&deleted);
     }

@@ -21,7 +21,7 @@ const FLAGS_HINT: &str = "in a file, a flag is a field of s3Config, azureConfig,
 /// Where backups go.
 #[derive(Debug)]
 pub struct Location {
-    settings: Settings,
+    pub(super) settings: Settings,
     /// It is said whether what is stored is encrypted.
     encrypted: Option<bool>,
 }
@@ -31,6 +31,9 @@ pub fn view_of(one: &Credential) -> Value {
     let text = |value: &Option<String>| value.as_deref().map(Value::from);
     let path = one.path.as_ref().map(|path| path.display().to_string().into()).or_else(|| text(&one.bucket));
     let disable_ssl = one.ssl_enabled.map(|enabled| Value::from(!enabled));
+    let key_from = |is_this: bool| one.store_key_from.as_ref().filter(|_| is_this).map(elsewhere);
+    let auth = one.auth.as_deref().unwrap_or_default();
+    let by_machine = auth.ends_with(" identity").then_some(Value::from(true));
     let (config, fields) = match one.provider {
         ProviderKind::S3 => (
             "s3Config",
@@ -38,7 +41,8 @@ pub fn view_of(one: &Credential) -> Value {
                 ("endpoint", text(&one.endpoint)),
                 ("region", text(&one.region)),
                 ("accessKeyID", text(&one.access_key)),
-                ("secretAccessKey", one.store_key_from.as_ref().map(elsewhere)),
+                ("secretAccessKey", key_from(true)),
+                ("useIAM", by_machine),
                 ("disableSSL", disable_ssl),
                 ("disablePathStyle", one.path_style.map(|yes| Value::from(!yes))),
                 ("storageClass", text(&one.storage_class)),
@@ -51,16 +55,30 @@ pub fn view_of(one: &Credential) -> Value {
         ),
         ProviderKind::Azure => (
             "azureConfig",
-            vec![("storageAccountName", text(&one.account)), ("endpoint", text(&one.endpoint))],
+            vec![
+                ("storageAccountName", text(&one.account)),
+                ("storageAccountKey", key_from(auth == "account key")),
+                ("sasToken", key_from(auth != "account key")),
+                ("useManagedIdentity", by_machine),
+                ("endpoint", text(&one.endpoint)),
+            ],
         ),
-        ProviderKind::Google => {
-            ("googleConfig", vec![("projectID", text(&one.project)), ("endpoint", text(&one.endpoint))])
-        }
+        ProviderKind::Google => (
+            "googleConfig",
+            vec![
+                ("projectID", text(&one.project)),
+                ("accountKey", key_from(true)),
+                ("useIAM", by_machine),
+                ("endpoint", text(&one.endpoint)),
+            ],
+        ),
         ProviderKind::Swift => (
             "swiftConfig",
             vec![
                 ("authURL", text(&one.endpoint)),
                 ("user", text(&one.user)),
+                ("key", key_from(one.user.is_some())),
+                ("token", key_from(one.user.is_none())),
                 ("region", text(&one.region)),
                 ("project", text(&one.project)),
             ],
@@ -113,6 +131,8 @@ impl Location {
         let one = &self.settings;
         let text = |value: &Option<String>| value.as_deref().map(Value::from);
         let server = |value: &Option<String>| value.as_deref().map(|value| Value::from(host(value)));
+        let from = |reference: &Option<SecretRef>| reference.as_ref().map(elsewhere);
+        let by_machine = one.use_iam.then_some(Value::from(true));
         let (kind, config, fields) = match one.provider {
             Some(Provider::S3) => {
                 let plain = one.s3_endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
@@ -125,7 +145,8 @@ impl Location {
                         ("endpoint", server(&one.s3_endpoint)),
                         ("region", text(&one.s3_region)),
                         ("accessKeyID", text(&one.s3_access_key)),
-                        ("secretAccessKey", one.s3_secret_key_from.as_ref().map(elsewhere)),
+                        ("secretAccessKey", from(&one.s3_secret_key_from)),
+                        ("useIAM", by_machine),
                         ("disableSSL", disable_ssl.or(tls.then_some(Value::from(false)))),
                         ("disablePathStyle", one.disable_path_style.then_some(Value::from(true))),
                         ("storageClass", text(&one.s3_storage_class)),
@@ -139,13 +160,21 @@ impl Location {
                 "azureConfig",
                 vec![
                     ("storageAccountName", text(&one.azure_account_name)),
+                    ("storageAccountKey", from(&one.azure_account_key_from)),
+                    ("sasToken", from(&one.azure_sas_token_from)),
+                    ("useManagedIdentity", by_machine),
                     ("endpoint", server(&one.azure_endpoint)),
                 ],
             ),
             Some(Provider::Google) => (
                 "google",
                 "googleConfig",
-                vec![("projectID", text(&one.google_project_id)), ("endpoint", server(&one.google_endpoint))],
+                vec![
+                    ("projectID", text(&one.google_project_id)),
+                    ("accountKey", from(&one.google_json_key_from)),
+                    ("useIAM", by_machine),
+                    ("endpoint", server(&one.google_endpoint)),
+                ],
             ),
             Some(Provider::Swift) => (
                 "swift",
@@ -153,6 +182,8 @@ impl Location {
                 vec![
                     ("authURL", text(&one.swift_auth_url)),
                     ("user", text(&one.swift_user)),
+                    ("key", from(&one.swift_key_from)),
+                    ("token", from(&one.swift_token_from)),
                     ("region", text(&one.swift_region)),
                     ("project", text(&one.swift_project_name)),
                 ],
@@ -172,7 +203,7 @@ impl Location {
             ("limitDownload", limit(&one.limit_download)),
             ("limitTimeZone", text(&one.limit_time_zone)),
             ("encrypted", self.encrypted.map(Value::from)),
-            ("encryptionKey", one.encryption_passphrase_from.as_ref().map(elsewhere)),
+            ("encryptionKey", from(&one.encryption_passphrase_from)),
         ])
     }
 

@@ -2,6 +2,7 @@
 //!
 //! An object is nothing that the daemon keeps: each is made of, and shown from, what its API has anyway.
 
+pub mod access;
 pub mod backup;
 pub mod clone;
 pub mod emit;

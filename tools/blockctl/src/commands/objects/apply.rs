@@ -2,8 +2,10 @@
 
 use super::{
     RESUMED, UNDER_WAY, about_stores, api,
-    plan::{Plan, credential_name, limits, members, not_backed_up, place, plan, source},
-    read, scope_of,
+    plan::{Change, Plan, credential_name, limits, members, not_backed_up, place, plan, source},
+    read,
+    record::Record,
+    scope_of,
     world::World,
     world_for,
 };
@@ -13,9 +15,11 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     objects::{
         Body, Kind, Object,
+        access::is_access,
         backup::Volumes,
         clone::{CLONED_FROM, Clone},
         hook::Hook,
+        location::Location,
     },
     wait::follow,
 };
@@ -29,7 +33,6 @@ use blockd_api::{
     tasks::TaskStage,
     volumes::CloneVolume,
 };
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -52,23 +55,31 @@ impl Done {
 /// `apply`: the objects one after the other, up to the first that cannot be made so.
 pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> {
     let objects = read(&args.from)?;
-    let mut world = world_for(context, &objects).await?;
+    let world = world_for(context, &objects).await?;
+    let mut record = Record::of(objects.iter().map(|one| (one.kind(), one.name.to_string())));
+    let ended = apply_all(context, &args, objects, world, &mut record).await;
+    record.finish(context, ended)
+}
+
+async fn apply_all(
+    context: &Context<'_>,
+    args: &ApplyArgs,
+    objects: Vec<Object>,
+    mut world: World,
+    record: &mut Record,
+) -> Result<u8, Failure> {
     let (wants_stores, scope) = (objects.iter().any(|one| about_stores(one.kind())), scope_of(&objects));
-    let (mut documents, mut status) = (Vec::new(), EXIT_DONE);
+    let mut status = EXIT_DONE;
     for object in objects {
-        let (shown, kind, name) = (object.to_string(), object.kind(), object.name.clone());
+        record.begin();
+        let (shown, kind) = (object.to_string(), object.kind());
         let planned = plan(&object, &world);
         let is_change = !matches!(planned, Plan::Unchanged);
+        if !is_change {
+            tell_of_given_key(context, &object);
+        }
         let done =
-            if args.dry_run { would(planned) } else { carry_out(context, object, planned, &world).await };
-        let done = done.inspect_err(|_| {
-            // What was done before stays, and is said.
-            if context.output.is_json() {
-                return;
-            }
-            let rest = if documents.is_empty() { "" } else { "; what is said above is done" };
-            context.output.note(format!("{shown} failed{rest}"));
-        })?;
+            if args.dry_run { would(planned) } else { carry_out(context, object, planned, &world).await }?;
         let what = match (args.dry_run, done.tasks.as_slice()) {
             (true, _) => format!("{shown} {} (dry run)", done.result),
             (false, []) => format!("{shown} {}", done.result),
@@ -77,17 +88,13 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> 
                 format!("{shown} {} (task {})", done.result, tasks.join(", "))
             }
         };
+        record.done(done.result, &done.tasks);
         if !context.output.is_json() {
             context.output.line(what)?;
         }
-        let mut document = json!({ "kind": kind.as_str(), "name": name, "result": done.result });
-        if !done.tasks.is_empty() {
-            document["tasks"] = json!(done.tasks);
-        }
-        if args.wait && !wait(context, &shown, &done.tasks, &mut document).await? {
+        if args.wait && !wait(context, &shown, &done.tasks, record).await? {
             status = EXIT_FAILED;
         }
-        documents.push(document);
         if is_change && !args.dry_run {
             // A new place may hold what another host stored.
             let is_stored = !done.tasks.is_empty() || kind == Kind::BackupLocation;
@@ -99,10 +106,19 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> 
             }
         }
     }
-    if context.output.is_json() {
-        context.output.document(&json!({ "objects": documents }))?;
-    }
     Ok(status)
+}
+
+/// Whether a key that the file itself gives is another one than before cannot be seen: nobody shows the one that is in use.
+fn tell_of_given_key(context: &Context<'_>, object: &Object) {
+    if let Body::Location(location) = &object.body
+        && location.gives_store_key()
+    {
+        context.output.note(format!(
+            "note: {object}: the key in the file is not compared with the one in use; if it is another one: blockctl credentials update {}",
+            object.name
+        ));
+    }
 }
 
 /// Waits for tasks; false if one of them is not done.
@@ -110,7 +126,7 @@ async fn wait(
     context: &Context<'_>,
     shown: &str,
     tasks: &[Uuid],
-    document: &mut Value,
+    record: &mut Record,
 ) -> Result<bool, Failure> {
     let (mut states, mut all_done) = (Vec::new(), true);
     for task in tasks {
@@ -123,9 +139,7 @@ async fn wait(
         let why = ended.error.map_or_else(|| "it was stopped".to_owned(), |error| error.message);
         context.output.note(format!("error: {shown}: {}: {why}", ended.state));
     }
-    if !states.is_empty() {
-        document["states"] = json!(states);
-    }
+    record.ended(&states);
     Ok(all_done)
 }
 
@@ -155,7 +169,9 @@ async fn carry_out(
         }
         Plan::Refused(_, error) => Err(api(error)),
         Plan::Create => create(context, object, world).await,
-        Plan::Update(_) => update(context, object, world).await.map(|()| Done::only("configured")),
+        Plan::Update(changes) => {
+            update(context, object, &changes, world).await.map(|()| Done::only("configured"))
+        }
     }
 }
 
@@ -250,14 +266,15 @@ async fn clone_volume(context: &Context<'_>, clone: &Clone, name: VolumeName) ->
     Err(error.into())
 }
 
-async fn update(context: &Context<'_>, object: Object, world: &World) -> Result<(), Failure> {
+async fn update(
+    context: &Context<'_>,
+    object: Object,
+    changes: &[Change],
+    world: &World,
+) -> Result<(), Failure> {
     let client = &context.client;
-    match &object.body {
-        Body::Location(location) => {
-            let limits = limits(world, &object.name, location.limits());
-            let name = credential_name(&object.name).map_err(api)?;
-            client.limit_credential(&place(&name), &limits).await?;
-        }
+    match object.body {
+        Body::Location(location) => update_location(context, &object.name, *location, changes, world).await?,
         Body::Policy(rules) => {
             let request = UpdatePolicy { rules: rules.to_api() };
             client.update_policy(&policy_name(&object.name)?, &request).await?;
@@ -268,7 +285,7 @@ async fn update(context: &Context<'_>, object: Object, world: &World) -> Result<
             if is.is_none_or(|is| is.quiesce != hook.quiesce) {
                 client.update_rule(&name, &UpdateRule { quiesce: hook.quiesce.clone() }).await?;
             }
-            give_rule(context, &name, hook, world).await?;
+            give_rule(context, &name, &hook, world).await?;
         }
         Body::Schedule(schedule) => {
             let found = world.schedules.iter().find(|one| one.name.as_ref() == Some(&object.name));
@@ -278,6 +295,29 @@ async fn update(context: &Context<'_>, object: Object, world: &World) -> Result<
         }
         // What is made once is made or not.
         Body::Backup(_) | Body::Restore(_) | Body::Clone(_) => {}
+    }
+    Ok(())
+}
+
+/// What opens a location is proven first: if it does not, nothing of it is changed.
+async fn update_location(
+    context: &Context<'_>,
+    name: &ObjectName,
+    location: Location,
+    changes: &[Change],
+    world: &World,
+) -> Result<(), Failure> {
+    let limits = limits(world, name, location.limits());
+    let place = place(&credential_name(name).map_err(api)?);
+    let (access, others): (Vec<&Change>, Vec<&Change>) =
+        changes.iter().partition(|change| is_access(&change.path));
+    let is = world.credentials.iter().find(|one| one.name.as_str() == name.as_str());
+    if let Some(is) = is.filter(|_| !access.is_empty()) {
+        let request = location.update(place.clone(), is.provider)?;
+        context.client.update_credential(&place, &request).await?;
+    }
+    if !others.is_empty() {
+        context.client.limit_credential(&place, &limits).await?;
     }
     Ok(())
 }

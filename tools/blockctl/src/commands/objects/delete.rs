@@ -2,6 +2,7 @@
 
 use super::{
     api, erase, missing, read,
+    record::Record,
     world::{Scope, World},
     world_for,
 };
@@ -12,7 +13,6 @@ use crate::{
     objects::{Body, Kind, hook::Hook},
 };
 use blockd_api::{CredentialRef, RuleName, VolumeRef, rules::RuleTarget};
-use serde_json::json;
 
 /// What is to go.
 struct Wanted {
@@ -75,17 +75,26 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure>
         }
     };
     wanted.sort_by_key(|one| std::cmp::Reverse(one.kind));
-    let mut documents = Vec::new();
-    for one in &wanted {
-        let result = delete(context, one, &mut world, args.dry_run).await?;
-        let dry = if args.dry_run { " (dry run)" } else { "" };
+    let mut record = Record::of(wanted.iter().map(|one| (one.kind, one.name.clone())));
+    let ended = delete_all(context, &wanted, &mut world, args.dry_run, &mut record).await;
+    record.finish(context, ended)
+}
+
+async fn delete_all(
+    context: &Context<'_>,
+    wanted: &[Wanted],
+    world: &mut World,
+    dry_run: bool,
+    record: &mut Record,
+) -> Result<u8, Failure> {
+    for one in wanted {
+        record.begin();
+        let result = delete(context, one, world, dry_run).await?;
+        record.done(result, &[]);
+        let dry = if dry_run { " (dry run)" } else { "" };
         if !context.output.is_json() {
             context.output.line(format!("{}/{} {result}{dry}", one.kind, one.name))?;
         }
-        documents.push(json!({ "kind": one.kind.as_str(), "name": one.name, "result": result }));
-    }
-    if context.output.is_json() {
-        context.output.document(&json!({ "objects": documents }))?;
     }
     Ok(EXIT_DONE)
 }

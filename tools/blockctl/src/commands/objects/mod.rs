@@ -4,6 +4,7 @@ mod apply;
 mod delete;
 mod erase;
 mod plan;
+mod record;
 mod world;
 
 use super::Context;

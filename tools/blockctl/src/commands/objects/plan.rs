@@ -3,10 +3,12 @@
 use super::world::{World, backup_name};
 use crate::objects::{
     Body, Kind, Object,
+    access::{Moved, is_access},
     backup::{Backup, Volumes},
     clone::{CLONED_FROM, Clone},
     document,
     hook::Hook,
+    location::Location,
     restore::{Restore, Source},
     rules::Rules,
     schedule::Scheduled,
@@ -82,7 +84,7 @@ fn refused(object: &Object, code: ErrorCode, what: &str) -> ApiError {
 /// What is to be done for an object.
 pub fn plan(object: &Object, world: &World) -> Plan {
     match &object.body {
-        Body::Location(_) => plan_location(object, world),
+        Body::Location(location) => plan_location(object, location, world),
         Body::Policy(rules) => plan_policy(object, rules, world),
         Body::Rule(hook) => plan_rule(object, hook, world),
         Body::Schedule(schedule) => plan_schedule(object, schedule, world),
@@ -96,22 +98,29 @@ fn view_of(kind: Kind, name: &str, world: &World) -> Option<Value> {
     world.of(kind).into_iter().find(|found| found.name == name).map(|found| found.view())
 }
 
-fn plan_location(object: &Object, world: &World) -> Plan {
+fn plan_location(object: &Object, location: &Location, world: &World) -> Plan {
     let Some(is) = view_of(Kind::BackupLocation, object.name.as_str(), world) else { return Plan::Create };
-    let changes = changes(&is, &object.view(), true);
+    let mut changes = changes(&is, &object.view(), true);
+    let credential = world.credentials.iter().find(|one| one.name.as_str() == object.name.as_str());
+    let moved = credential.map(|one| location.moved(one)).unwrap_or_default();
+    changes.extend(moved.into_iter().map(|Moved { path, was }| Change {
+        path: path.to_owned(),
+        is: Some(was.into()),
+        should: Some("kept on this host".into()),
+    }));
     if changes.is_empty() {
         return Plan::Unchanged;
     }
     let fixed: Vec<&str> = changes
         .iter()
         .map(|change| change.path.as_str())
-        .filter(|path| !path.starts_with("location.limit"))
+        .filter(|path| !path.starts_with("location.limit") && !is_access(path))
         .collect();
     if fixed.is_empty() {
         return Plan::Update(changes);
     }
     let what = format!(
-        "{} cannot be changed: give the other place another name, or delete this one first",
+        "{} cannot be changed, as backups lie where it says: give the other place another name, or delete this one first",
         fixed.join(", ")
     );
     let error = refused(object, ErrorCode::CredentialExists, &what);
