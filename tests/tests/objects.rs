@@ -450,3 +450,169 @@ fn a_location_that_says_where_its_passphrase_lies_is_given_it_and_keeps_its_plac
     ctl.backup("vol");
     let _ = daemon.stop();
 }
+
+#[test]
+fn what_needs_a_backup_that_is_being_made_waits_and_the_rest_is_done() {
+    let mut rng = Rng::of_test("what_needs_a_backup_that_is_being_made_waits_and_the_rest_is_done");
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    let store = bed.store("one");
+    let dir = store.dir().to_str().unwrap();
+    // At this speed nothing ends while somebody looks.
+    let slow = ["--path", dir, "--limit-upload", "1KiB", "--limit-download", "1GiB"];
+    ctl.json(&[["credentials", "create", "nas", "--provider", "local"].as_slice(), &slow].concat());
+    ctl.create_volume("vol", "8MiB");
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &rng.bytes(4 * MIB));
+    client.close();
+    let text = object("VolumeBackup", "bk1", "backupLocation: nas, volume: vol")
+        + &object("VolumeRestore", "rest1", "backupLocation: nas, backupName: bk1")
+        + &object("VolumeClone", "copy", "sourceVolume: vol");
+    let all = file(bed.dir(), "all.yaml", &text);
+    let (code, applied) = ctl.document(&["apply", "-f", &all]);
+    assert_eq!(
+        (code, results(&applied)),
+        (
+            6,
+            vec![
+                "VolumeBackup/bk1 started".to_owned(),
+                "VolumeRestore/rest1 waiting".to_owned(),
+                "VolumeClone/copy created".to_owned()
+            ]
+        )
+    );
+    assert_eq!(applied["objects"][1]["waitsFor"], "VolumeBackup/bk1");
+    let ran = ctl.run(&["apply", "-f", &all]);
+    assert!(
+        ran.code == 6 && ran.stdout.contains("VolumeRestore/rest1 waiting for VolumeBackup/bk1"),
+        "{ran:?}"
+    );
+    let (code, differs) = ctl.document(&["diff", "-f", &all]);
+    assert_eq!((code, results(&differs)[1].as_str()), (1, "VolumeRestore/rest1 waiting"));
+
+    // One limit is lifted, and the other one stays.
+    let limited = ctl.json(&["credentials", "limit", "nas", "--limit-upload", "none"]);
+    assert!(limited["limitUploadBytesPerS"].is_null() && limited["limitDownloadBytesPerS"] == 1u64 << 30);
+    ctl.fails(&["credentials", "limit", "nas"], 2);
+    let restore = object("VolumeRestore", "rest1", "backupLocation: nas, backupName: bk1");
+    let restore = file(bed.dir(), "restore.yaml", &restore);
+    assert_eq!(results(&ctl.json(&["apply", "-f", &restore, "--wait"])), ["VolumeRestore/rest1 started"]);
+    let again = results(&ctl.json(&["apply", "-f", &all]));
+    assert!(again.iter().all(|line| line.ends_with(" unchanged")), "{again:?}");
+}
+
+#[test]
+fn the_same_file_can_be_applied_several_times_at_once() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    let store = bed.store("one");
+    ctl.create_volume("vol", "8MiB");
+    let policy = "apiVersion: blockd/v1\nkind: SchedulePolicy\nmetadata: {name: gold}\npolicy: {daily: {time: '22:14', retain: 7}, weekly: {day: Sunday, time: '1:00', retain: 5}}\n---\n";
+    let text = location("nas", store.dir())
+        + policy
+        + &object("Rule", "flush", "preCommand: sync, volumes: [vol]")
+        + &object(
+            "VolumeBackupSchedule",
+            "nightly",
+            "schedulePolicyName: gold, template: {spec: {backupLocation: nas, volume: vol}}",
+        )
+        + &object("VolumeClone", "copy", "sourceVolume: vol");
+    let all = file(bed.dir(), "all.yaml", &text);
+    let applied: Vec<Vec<String>> = std::thread::scope(|scope| {
+        let one = || results(&ctl.json(&["apply", "-f", &all]));
+        let all: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    for kind in 0..5 {
+        let created = applied.iter().filter(|results| results[kind].ends_with(" created")).count();
+        assert_eq!(created, 1, "{applied:?}");
+    }
+    assert!(results(&ctl.json(&["apply", "-f", &all])).iter().all(|line| line.ends_with(" unchanged")));
+
+    // What keeps how many is said where the schedule itself does not say it.
+    let listed = ctl.run(&["cloudsnap", "schedules", "list"]).stdout;
+    assert!(listed.contains("7/5 by policy"), "{listed}");
+    let shown = ctl.json(&["get", "vbs", "nightly"]);
+    assert!(shown["spec"].get("retain").is_none() && shown["status"]["kept"] == "7/5 by policy", "{shown:#}");
+
+    // A run that is asked for is waited for, and the beginning of what it made is enough to find it.
+    let uuid = shown["status"]["uuid"].as_str().unwrap();
+    let ran = ctl.json(&["cloudsnap", "schedules", "run-now", &uuid[..8], "--wait"]);
+    assert_eq!(ran["runs"][0]["state"], "done", "{ran:#}");
+    let id = ran["runs"][0]["cloudsnap"].as_str().unwrap();
+    let (cluster, rest) = id.split_once('/').unwrap();
+    for text in
+        [&id[..9], &rest[..8], &format!("{}…/{}…", &cluster[..4], &rest[..6]), id.trim_end_matches("-incr")]
+    {
+        assert_eq!(ctl.json(&["cloudsnap", "inspect", text])["ID"], id, "{text}");
+    }
+    assert_eq!(ctl.json(&["cloudsnap", "list", "-i", &rest[..8]])[0]["ID"], id);
+    ctl.fails(&["cloudsnap", "inspect", "0123456789abcdef0"], 4);
+    assert_eq!(ctl.run(&["cloudsnap", "delete", "--snap", &id[..9]]).code, 2);
+    ctl.json(&["cloudsnap", "restore", "--snap", &rest[..8], "--volume", "back", "--wait"]);
+
+    // Backups without a name are left out of what can be applied, which can be.
+    let nameless = ctl.backup("vol");
+    let named = object("VolumeBackup", "named", "backupLocation: nas, volume: vol");
+    ctl.json(&["apply", "--wait", "-f", &file(bed.dir(), "named.yaml", &named)]);
+    let ran = ctl.run(&["get", "vb", "-o", "yaml"]);
+    assert!(
+        ran.code == 0 && ran.stderr.contains(nameless.snap()) && ran.stderr.contains("left out"),
+        "{ran:?}"
+    );
+    let shown = file(bed.dir(), "shown.yaml", &ran.stdout);
+    let again = results(&ctl.json(&["apply", "-f", &shown]));
+    assert!(again.contains(&"VolumeBackup/named unchanged".to_owned()), "{again:?}");
+    assert!(again.iter().all(|line| line.ends_with(" unchanged")), "{again:?}");
+}
+
+#[test]
+fn a_prefix_is_part_of_a_location_and_what_means_nothing_is_told() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    let dir = bed.store("one").dir().to_owned();
+    let pasted = |prefix: &str| {
+        let text = format!(
+            "apiVersion: kubedb.com/v1alpha1\nkind: BackupLocation\nmetadata: {{name: nas, uid: x, resourceVersion: '1'}}\nspec:\n  databaseName: db\n  local:\n    path: {}\n    {prefix}\n    volumeSource: {{emptyDir: {{}}}}\n  resources: {{}}\n",
+            dir.display()
+        );
+        file(bed.dir(), "pasted.yaml", &text)
+    };
+    let applied = ctl.json(&["apply", "-f", &pasted("prefix: demo")]);
+    assert_eq!(results(&applied), ["BackupLocation/nas created"]);
+    let warnings: Vec<&str> = applied["objects"][0]["warnings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one.as_str().unwrap())
+        .collect();
+    for name in ["spec.databaseName", "spec.local.volumeSource", "spec.resources"] {
+        assert!(warnings.iter().any(|warning| warning.contains(name)), "{name}: {warnings:?}");
+    }
+    let ran = ctl.run(&["apply", "-f", &pasted("prefix: demo")]);
+    assert!(
+        ran.stdout.contains("unchanged") && ran.stderr.contains("spec.databaseName: this is ignored"),
+        "{ran:?}"
+    );
+    assert!(dir.join("demo/blockd").is_dir());
+    let shown = ctl.json(&["get", "bl", "nas"]);
+    assert_eq!(shown["location"]["prefix"], "demo");
+    let listed = ctl.run(&["credentials", "list"]).stdout;
+    assert!(listed.contains(&format!("{}/demo", dir.display())), "{listed}");
+    // Another prefix, or none, is another place.
+    for prefix in ["prefix: other", ""] {
+        let error = ctl.fails(&["apply", "-f", &pasted(prefix)], 5);
+        assert!(error["message"].as_str().unwrap().contains("location.prefix"), "{error}");
+    }
+    ctl.create_volume("vol", "8MiB");
+    let task = ctl.backup("vol");
+    ctl.json(&["cloudsnap", "restore", "--snap", task.snap(), "--volume", "back", "--no-labels", "--wait"]);
+    ctl.json(&["credentials", "create", "whole", "--provider", "local", "--path", dir.to_str().unwrap()]);
+    assert_eq!(ctl.done_cloudsnaps().len(), 1, "what lies below a prefix is not in the whole");
+    ctl.fails(&["cloudsnap", "inspect", task.snap(), "--cred-id", "whole"], 4);
+    ctl.json(&["cloudsnap", "verify", "--snap", task.snap(), "--wait"]);
+    ctl.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);
+}

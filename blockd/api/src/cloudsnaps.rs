@@ -476,18 +476,28 @@ pub struct StartRestore {
     /// Go on past what is damaged: it reads as zeroes, and the task lists it.
     #[serde(default)]
     pub skip_damaged: bool,
-    /// Where it is; may be left out when there is one credential.
+    /// Where it is; any place that has it otherwise.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
     /// What the task may move.
     #[serde(default)]
     pub limits: TaskLimits,
+    /// The labels of the new volume; those that the old one had otherwise, and with them its part in schedules by labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
 }
 
 impl StartRestore {
     /// A restore of a cloud snapshot in the only place there is, to a volume that the daemon names, as fast as it can.
     pub fn of(snap: CloudsnapId) -> Self {
-        Self { snap, volume: None, skip_damaged: false, cred_id: None, limits: TaskLimits::default() }
+        Self {
+            snap,
+            volume: None,
+            skip_damaged: false,
+            cred_id: None,
+            limits: TaskLimits::default(),
+            labels: None,
+        }
     }
 }
 
@@ -501,6 +511,9 @@ pub struct RestoreStarted {
     pub volume_id: VolumeId,
     /// Name of the new volume.
     pub volume: VolumeName,
+    /// The schedules that mean the new volume by its labels, by their names, or by their ids where they have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schedules: Vec<String>,
 }
 
 /// Body of `POST /v1/cloudsnaps/delete`.
@@ -509,7 +522,7 @@ pub struct RestoreStarted {
 pub struct StartDelete {
     /// The cloud snapshot.
     pub snap: CloudsnapId,
-    /// Where it is; may be left out when there is one credential.
+    /// Where it is; may be left out when it is in one place only.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
     /// Also if it is pinned. A date on which it expires keeps nobody from deleting it before by hand.

@@ -63,6 +63,10 @@ pub struct CredentialRekeyed {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Connection {
+    /// Below which everything lies in the bucket, container or directory, such as `demo` or `hosts/a`; directly in it without one. It is
+    /// part of the place: what lies below another prefix is another repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
     /// Certificates of further authorities that are trusted, as PEM.
     pub ca_certificates: Option<String>,
     /// URL of a proxy, without a password; without one, what the daemon's environment says.
@@ -337,6 +341,9 @@ pub struct Credential {
     pub region: Option<String>,
     /// The bucket or container.
     pub bucket: Option<String>,
+    /// Below which everything lies there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
     /// Id of the access key, for S3; it is no secret.
     pub access_key: Option<String>,
     /// The role that is taken, for S3.

@@ -1,6 +1,6 @@
 //! Volumes that are usable before they are restored, and volumes that go back to a cloud snapshot.
 
-use crate::{CredentialRef, VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudsnapId};
+use crate::{CredentialRef, Labels, VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudsnapId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -61,7 +61,7 @@ pub struct StartLazyRestore {
     /// Name of the new volume; the daemon makes one otherwise.
     #[serde(default)]
     pub volume: Option<VolumeName>,
-    /// Where it is; may be left out when there is one credential.
+    /// Where it is; any place that has it otherwise.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
     /// Whether a task fetches the rest in the background. A copy for a test may do without for ever.
@@ -70,6 +70,9 @@ pub struct StartLazyRestore {
     /// What becomes of reads while the store is gone.
     #[serde(default)]
     pub on_store_loss: StoreLoss,
+    /// The labels of the new volume; those that the old one had otherwise, and with them its part in schedules by labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
 }
 
 fn yes() -> bool {
@@ -86,6 +89,9 @@ pub struct LazyRestored {
     pub volume_id: VolumeId,
     /// Name of the new volume.
     pub volume: VolumeName,
+    /// The schedules that mean the new volume by its labels, by their names, or by their ids where they have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schedules: Vec<String>,
 }
 
 /// How much of a lazy volume is there.
@@ -116,7 +122,7 @@ pub struct StartInPlace {
     pub snap: CloudsnapId,
     /// The volume, which nobody may use meanwhile.
     pub volume: VolumeRef,
-    /// Where the snapshot is; may be left out when there is one credential.
+    /// Where the snapshot is; any place that has it otherwise.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
     /// Do not keep what the volume was before as a snapshot.

@@ -7,6 +7,8 @@ use std::{fmt, str::FromStr};
 
 /// The most windows that one limit has.
 pub const LIMIT_WINDOWS_MOST: usize = 24;
+/// The word for no limit.
+const NO_LIMIT: &str = "none";
 
 /// Why a text is no limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -149,6 +151,9 @@ impl FromStr for DailyLimit {
 
     fn from_str(text: &str) -> Result<Self, LimitError> {
         let mut limit = Self::default();
+        if text.trim().eq_ignore_ascii_case(NO_LIMIT) {
+            return Ok(limit);
+        }
         for part in text.split(',').map(str::trim) {
             if part.contains('@') {
                 limit.windows.push(part.parse()?);
@@ -167,6 +172,9 @@ impl fmt::Display for DailyLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let otherwise = self.otherwise_bytes_per_s.map(|bytes| ByteSize::from_bytes(bytes).to_exact_string());
         let parts: Vec<_> = self.windows.iter().map(LimitWindow::to_string).chain(otherwise).collect();
+        if parts.is_empty() {
+            return f.write_str(NO_LIMIT);
+        }
         f.write_str(&parts.join(","))
     }
 }
@@ -191,6 +199,13 @@ mod tests {
 
     fn limit(text: &str) -> DailyLimit {
         text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn none_is_no_limit() {
+        assert!(limit("none").is_none() && limit(" None ").is_none());
+        assert_eq!(DailyLimit::default().to_string(), "none");
+        assert!("none,1M".parse::<DailyLimit>().is_err());
     }
 
     #[test]

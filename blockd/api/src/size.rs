@@ -30,7 +30,7 @@ pub enum SizeError {
     },
     /// A size that no volume can have.
     #[error(
-        "a volume of {given} is not possible: expected 1 byte to {}",
+        "a volume of {given} is not possible: expected a multiple of 4096 bytes up to {}",
         ByteSize::from_bytes(MAX_VOLUME_BYTES)
     )]
     NotAVolumeSize {
@@ -213,7 +213,7 @@ mod tests {
         assert!(check_volume_size(0).is_err());
         assert_eq!(
             check_volume_size(MAX_VOLUME_BYTES * 2).unwrap_err().to_string(),
-            "a volume of 128 TiB is not possible: expected 1 byte to 64 TiB"
+            "a volume of 128 TiB is not possible: expected a multiple of 4096 bytes up to 64 TiB"
         );
     }
 

@@ -5,6 +5,7 @@ use crate::{
     db::{Catalog, CredentialRow, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat},
     error::{ServiceError, blocking},
     upkeep::Attempts,
+    whereabouts::Purpose,
 };
 use blockd_api::{
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
@@ -50,8 +51,11 @@ impl Core {
     /// # Errors
     /// There is no such credential or cloud snapshot.
     pub async fn start_verify(self: &Arc<Self>, request: &StartVerify) -> Result<TaskStarted, ServiceError> {
-        let credential = self.credential(request.cred_id.as_ref()).await?;
         let snap = request.snap.as_ref().map(crate::cloudsnaps::from_api_id);
+        let credential = match &snap {
+            Some(id) => self.credential_with(id, request.cred_id.as_ref(), Purpose::Read).await?,
+            None => self.credential(request.cred_id.as_ref()).await?,
+        };
         if let Some(id) = &snap {
             let (repository, _) = self.task_repository(credential.uuid).await?;
             match Box::pin(repository.manifest(id)).await {

@@ -3,12 +3,13 @@
 use crate::{
     core::{Core, random_id},
     db::{
-        Catalog, CredentialRow, DbError, Mark, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow,
-        VolumeState,
+        Catalog, CredentialRow, DbError, Mark, Proof, ScheduleRow, TaskDetail, TaskKind, TaskRow, TaskState,
+        VolumeRow, VolumeState,
     },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     tasks::{backup_type, stop::check_limits},
+    whereabouts::Purpose,
 };
 use blockd_api::{
     CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
@@ -392,14 +393,20 @@ impl Core {
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
         let id = from_api_id(&request.snap);
-        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
         let (repository, _) = self.task_repository(credential.uuid).await?;
         let manifest = Box::pin(repository.manifest(&id)).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
-        let row = self.row_of_restored(&manifest, request.volume.as_ref(), VolumeState::Restoring)?;
+        let row = self.row_of_restored(
+            &manifest,
+            request.volume.as_ref(),
+            request.labels.as_ref(),
+            VolumeState::Restoring,
+        )?;
+        let schedules = self.schedules_of(&row.labels).await?;
         let entry = VolumeEntry::new(&row, EntryState::Restoring);
         self.registry.reserve(&entry)?;
         let task = TaskRow {
@@ -424,7 +431,7 @@ impl Core {
         let (volume_id, volume) = (row.id, row.name.clone());
         let started = self.store_and_launch(task, move |tx| row.insert(tx)).await;
         match started {
-            Ok(TaskStarted { task }) => Ok(RestoreStarted { task, volume_id, volume }),
+            Ok(TaskStarted { task }) => Ok(RestoreStarted { task, volume_id, volume, schedules }),
             Err(error) => {
                 self.registry.remove(&entry);
                 Err(error)
@@ -437,18 +444,34 @@ impl Core {
         &self,
         manifest: &Manifest,
         name: Option<&VolumeName>,
+        own_labels: Option<&Labels>,
         state: VolumeState,
     ) -> Result<VolumeRow, ServiceError> {
         Ok(VolumeRow {
             id: VolumeId::from_u64(random_id()?),
             name: name.map_or_else(|| self.free_name(manifest), |name| Ok(name.clone()))?,
             size_bytes: manifest.size_bytes,
-            labels: labels(&manifest.labels),
+            labels: own_labels.cloned().unwrap_or_else(|| labels(&manifest.labels)),
             created: Timestamp::now(),
             state,
             read_only: false,
             group: None,
         })
+    }
+
+    /// The schedules that mean volumes with these labels, by their names, or by their ids where they have none.
+    pub(crate) async fn schedules_of(&self, labels: &Labels) -> Result<Vec<String>, ServiceError> {
+        let labels = labels.clone();
+        let found = self.db.run(move |tx| -> Result<_, DbError> {
+            let is_meant = |row: &ScheduleRow| {
+                row.spec.selector.label.as_ref().is_some_and(|label| labels.matches(label))
+            };
+            let rows = ScheduleRow::all(tx)?.into_iter().filter(is_meant);
+            Ok(rows
+                .map(|row| row.spec.name.map_or_else(|| row.uuid.to_string(), |name| name.to_string()))
+                .collect())
+        });
+        Ok(found.await?)
     }
 
     /// `<source>-restored-<n>` with the first n that is free.
@@ -491,7 +514,7 @@ impl Core {
         judged_by: Option<Option<Mark>>,
     ) -> Result<Option<TaskStarted>, ServiceError> {
         let id = from_api_id(&request.snap);
-        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Delete).await?;
         let (repository, _) = self.task_repository(credential.uuid).await?;
         if let Err(error) = Box::pin(repository.manifest(&id)).await {
             return Err(error.into());

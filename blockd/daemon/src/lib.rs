@@ -67,3 +67,4 @@ mod upkeep;
 mod volumes;
 mod watchdog;
 mod webhooks;
+mod whereabouts;

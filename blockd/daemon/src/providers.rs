@@ -11,8 +11,8 @@ use blockd_api::{
 };
 use blockd_cloud::Work;
 use blockd_cloud::store::{
-    AzureAccess, AzureOptions, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, ObjectStore, S3Access,
-    S3Options, S3Role, StoreErrorKind, SwiftAccess, SwiftOptions,
+    AzureAccess, AzureOptions, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, ObjectStore,
+    PrefixStore, S3Access, S3Options, S3Role, StoreErrorKind, SwiftAccess, SwiftOptions, plain_prefix,
 };
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
@@ -119,33 +119,32 @@ pub(crate) fn given_secret(flag: &str, secret: Option<SecretInput>) -> Result<Se
 /// What is missing, contradicts itself, or cannot work.
 pub(crate) fn take(
     request: ProviderRequest,
-    connection: Connection,
+    mut connection: Connection,
     data_dir: &Path,
 ) -> Result<(StoreRow, Option<SecretInput>), ServiceError> {
+    let prefix = plain_prefix(connection.prefix.as_deref().unwrap_or_default());
+    connection.prefix = prefix.or_else(|error| invalid(format!("--prefix: {error}")))?;
     if matches!(request, ProviderRequest::Local { .. })
         && (connection.proxy.is_some() || connection.ca_certificates.is_some())
     {
         return invalid("--proxy and --ca-certificate are for stores on the network, a directory has none");
     }
     LimitPlan::of(&limits_of(&connection))?;
-    let (provider, secret) = take_provider(request, data_dir)?;
+    if let ProviderRequest::Local { path } = &request {
+        check_directory(path, connection.prefix.as_deref(), data_dir)?;
+    }
+    let (provider, secret) = take_provider(request)?;
     Ok((StoreRow { provider, connection }, secret))
 }
 
-fn take_provider(
-    request: ProviderRequest,
-    data_dir: &Path,
-) -> Result<(ProviderRow, Option<SecretInput>), ServiceError> {
+fn take_provider(request: ProviderRequest) -> Result<(ProviderRow, Option<SecretInput>), ServiceError> {
     let both = |flag: &str| {
         invalid(format!(
             "--use-iam and {flag} are both given: the identity of the machine takes the place of it"
         ))
     };
     Ok(match request {
-        ProviderRequest::Local { path } => {
-            check_directory(&path, data_dir)?;
-            (ProviderRow::Local { path }, None)
-        }
+        ProviderRequest::Local { path } => (ProviderRow::Local { path }, None),
         ProviderRequest::S3 {
             endpoint,
             region,
@@ -245,12 +244,12 @@ fn take_swift(auth: SwiftAuth) -> Result<(SwiftAuthRow, SecretInput), ServiceErr
     })
 }
 
-fn check_directory(path: &Path, data_dir: &Path) -> Result<(), ServiceError> {
+fn check_directory(path: &Path, prefix: Option<&str>, data_dir: &Path) -> Result<(), ServiceError> {
     if !path.is_absolute() {
         return invalid(format!("the path {} is relative: give an absolute one", path.display()));
     }
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let (path, data_dir) = (real(path), real(data_dir));
+    let (path, data_dir) = (real(&real(path).join(prefix.unwrap_or_default())), real(data_dir));
     if path.starts_with(&data_dir) {
         return invalid(format!(
             "{} lies in blockd's own data directory {}: a backup there is lost with it; choose a directory on another disk",
@@ -276,7 +275,7 @@ pub(crate) fn open(
         ..HttpOptions::default()
     };
     let secret = || Zeroizing::new(secret.unwrap_or_default().to_owned());
-    Ok(match &row.provider {
+    let store: Arc<dyn ObjectStore> = match &row.provider {
         ProviderRow::Local { path } => {
             let store = LocalStore::open(path)?;
             Arc::new(match writing {
@@ -351,6 +350,10 @@ pub(crate) fn open(
             let access = swift_access(auth.clone(), secret());
             Arc::new(SwiftOptions { container: container.clone(), access, http }.open()?)
         }
+    };
+    Ok(match &row.connection.prefix {
+        Some(prefix) => Arc::new(PrefixStore::new(store, prefix)),
+        None => store,
     })
 }
 
@@ -386,6 +389,7 @@ pub(crate) fn describe(row: &CredentialRow) -> Credential {
         endpoint: None,
         region: None,
         bucket: None,
+        prefix: connection.prefix.clone(),
         access_key: None,
         role: None,
         account: None,
@@ -520,6 +524,23 @@ mod tests {
             assert!(message.contains("--google-json-key-file") && !message.contains("planted"), "{message}");
         }
         assert!(take(google(None, true), Connection::default(), Path::new("/x")).is_ok());
+    }
+
+    #[test]
+    fn a_prefix_is_kept_plain_and_part_of_the_place() {
+        let prefix = |prefix: &str| Connection { prefix: Some(prefix.to_owned()), ..Connection::default() };
+        let local = |path: &Path| ProviderRequest::Local { path: path.to_owned() };
+        let (dir, data_dir) = (tempfile::tempdir().unwrap(), Path::new("/var/lib/blockd"));
+        let (row, _) = take(local(dir.path()), prefix("/demo/"), data_dir).unwrap();
+        assert_eq!(row.connection.prefix.as_deref(), Some("demo"));
+        assert!(open(&row, None, None).unwrap().describe().ends_with(", below demo"));
+        let (row, _) = take(local(dir.path()), prefix("/"), data_dir).unwrap();
+        assert_eq!(row.connection, Connection::default());
+        for bad in ["a//b", "../x", "a b"] {
+            assert!(refused(local(dir.path()), prefix(bad)).contains("--prefix"), "{bad}");
+        }
+        // A directory in which the data directory is, and the prefix that leads there.
+        assert!(refused(local(Path::new("/")), prefix("var/lib/blockd/x")).contains("data directory"));
     }
 
     #[test]

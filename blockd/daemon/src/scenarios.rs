@@ -43,6 +43,7 @@ mod schedules;
 mod undone;
 mod updates;
 mod webhooks;
+mod whereabouts;
 
 const SIZE_BYTES: u64 = 64 << 20;
 const BLOCK: u64 = 4096;

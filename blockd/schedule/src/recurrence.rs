@@ -68,6 +68,23 @@ impl Recurrence {
         Self { when, zone: Zone::utc() }
     }
 
+    /// Of a calendar expression as systemd has it, which may name a zone at its end; otherwise it is meant in `zone`.
+    ///
+    /// # Errors
+    /// It is no such expression.
+    pub fn on_calendar(text: &str, zone: &Zone) -> Result<Self, ScheduleError> {
+        let (expression, own) = split_zone(text)?;
+        Ok(Self { when: When::on_calendar(expression)?, zone: own.unwrap_or_else(|| zone.clone()) })
+    }
+
+    /// The zone that a calendar expression names at its end, if it names one.
+    ///
+    /// # Errors
+    /// There is no such zone.
+    pub fn zone_of(text: &str) -> Result<Option<Zone>, ScheduleError> {
+        Ok(split_zone(text)?.1)
+    }
+
     /// The first instant after `after` that is meant; none if that was the last one.
     pub fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
         match self.when.calendar() {
@@ -104,6 +121,14 @@ impl Recurrence {
             }
             reach_s = reach_s.saturating_mul(12);
         }
+    }
+}
+
+/// A text and the zone that it ends with.
+fn split_zone(text: &str) -> Result<(&str, Option<Zone>), ScheduleError> {
+    match text.trim().rsplit_once(char::is_whitespace) {
+        Some((when, zone)) if Zone::is_meant_by(zone) => Ok((when, Some(zone.parse()?))),
+        _ => Ok((text, None)),
     }
 }
 
@@ -178,13 +203,8 @@ impl FromStr for Recurrence {
     type Err = ScheduleError;
 
     fn from_str(text: &str) -> Result<Self, ScheduleError> {
-        let text = text.trim();
-        match text.rsplit_once(char::is_whitespace) {
-            Some((when, zone)) if Zone::is_meant_by(zone) => {
-                Ok(Self { zone: zone.parse()?, when: when.parse()? })
-            }
-            _ => Ok(Self::utc(text.parse()?)),
-        }
+        let (when, zone) = split_zone(text)?;
+        Ok(Self { when: when.trim().parse()?, zone: zone.unwrap_or_else(Zone::utc) })
     }
 }
 

@@ -13,6 +13,8 @@ pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_USAGE: u8 = 2;
 /// The daemon cannot be reached.
 pub const EXIT_UNREACHABLE: u8 = 3;
+/// What an object needs is not done yet.
+pub const EXIT_WAITING: u8 = 6;
 /// The user pressed Ctrl-C.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
@@ -153,6 +155,9 @@ impl Failure {
         match self {
             Self::Usage { hint, .. } => hint.clone(),
             Self::Client(error) => error.hint().map(str::to_owned),
+            Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
+                Some("it is left as it is: name another file, or remove this one first".into())
+            }
             Self::Interrupted { task } => Some(look_at(*task)),
             Self::TooDeep { .. } => Some(
                 "no program makes such a tree: take a part of it, or the image (`blockctl browse mount DIR`)"

@@ -11,6 +11,7 @@ mod objects;
 mod output;
 mod progress;
 mod secrets;
+mod snap;
 mod table;
 mod wait;
 

@@ -19,7 +19,11 @@ impl Output {
     /// Writes JSON or text, with or without colours.
     pub fn new(json: bool, color: ColorChoice) -> Self {
         let color = match color {
-            ColorChoice::Always => true,
+            ColorChoice::Always => {
+                // What is said explicitly counts more than NO_COLOR, which the table's own styling would go by.
+                crossterm::style::force_color_output(true);
+                true
+            }
             ColorChoice::Never => false,
             ColorChoice::Auto => {
                 let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

@@ -1,15 +1,18 @@
 //! Secrets from flags, files, stdin and the environment, in that order; or where the daemon finds them itself.
 
-use crate::failure::Failure;
+use crate::{failure::Failure, output::printable};
 use blockd_api::{Secret, SecretInput, SecretRef};
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
     path::Path,
 };
 
 /// The longest secret, in bytes.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
+/// What is read from files and is no secret.
+const PUBLIC: [&str; 3] = ["CA certificate", "key of a secret", "value"];
 
 /// Where one secret can come from.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub struct Sources<'a> {
     pub from: Option<&'a SecretRef>,
     /// The environment variable.
     pub variable: &'static str,
+    /// It is no secret.
+    pub is_public: bool,
 }
 
 impl Sources<'_> {
@@ -35,8 +40,22 @@ impl Sources<'_> {
         if let Some(path) = self.file {
             let stdin = path.as_os_str() == "-";
             let from = if stdin { "stdin".to_owned() } else { path.display().to_string() };
-            let text =
-                if stdin { read_text(io::stdin().lock()) } else { File::open(path).and_then(read_text) };
+            let text = if stdin {
+                read_text(io::stdin().lock())
+            } else {
+                File::open(path).and_then(|file| {
+                    if !self.is_public && is_for_others(&file) {
+                        // Nothing can be done about a closed stderr.
+                        let _ = writeln!(
+                            io::stderr().lock(),
+                            "warning: others on this host can read the {} in {}: chmod 600 it",
+                            self.what,
+                            printable(&from)
+                        );
+                    }
+                    read_text(file)
+                })
+            };
             let secret = text.map_err(|error| self.unreadable(&from, &error.to_string()))?;
             return self.check(secret, &from).map(Some);
         }
@@ -79,11 +98,23 @@ impl Sources<'_> {
 /// # Errors
 /// It cannot be read, or is empty.
 pub fn read_file(what: &'static str, path: &Path) -> Result<Secret, Failure> {
-    let sources = Sources { what, flag: None, file: Some(path), from: None, variable: "" };
+    let sources = Sources {
+        what,
+        flag: None,
+        file: Some(path),
+        from: None,
+        variable: "",
+        is_public: PUBLIC.contains(&what),
+    };
     match sources.read()? {
         Some(text) => Ok(text),
         None => Err(sources.unreadable(&path.display().to_string(), "it is empty")),
     }
+}
+
+/// Whether others than its owner can read a file.
+fn is_for_others(file: &File) -> bool {
+    file.metadata().is_ok_and(|file| file.is_file() && file.mode() & 0o044 != 0)
 }
 
 /// Reads a secret to the end; one line end there is not part of it.
@@ -118,6 +149,16 @@ mod tests {
     }
 
     #[test]
+    fn files_that_others_can_read_are_seen() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (mode, is_seen) in [(0o600, false), (0o400, false), (0o640, true), (0o644, true), (0o604, true)] {
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_for_others(file.as_file()), is_seen, "{mode:o}");
+        }
+    }
+
+    #[test]
     fn an_empty_file_is_no_secret() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
@@ -128,6 +169,7 @@ mod tests {
             file: Some(&path),
             from: None,
             variable: "BLOCKCTL_NO_SUCH_VARIABLE",
+            is_public: false,
         };
         assert!(sources.read().unwrap_err().to_string().ends_with("it is empty"));
         let reference = "systemd:a".parse().unwrap();

@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::sync::{Arc, Barrier};
-use support::{CREDENTIAL, Fake, Reply, TASK, cloudsnap, credential, ok, snap, task, volume};
+use support::{CREDENTIAL, Fake, Ran, Reply, TASK, cloudsnap, credential, ok, snap, task, volume};
 
 fn attachment() -> Value {
     json!({
@@ -564,4 +564,78 @@ Health         : 1 thing to be looked at
     assert_eq!(document["troubles"].as_array().map(Vec::len), Some(1));
     document.as_object_mut().unwrap().remove("troubles");
     assert_eq!(document, status);
+}
+
+#[test]
+fn a_support_bundle_goes_to_standard_output_or_to_a_new_file() {
+    let fake = Fake::start(Vec::new());
+    let ran = fake.run("support-bundle --output - --log-lines 0");
+    assert!(ran.status == 0 && ran.json()["blockctl"].is_string(), "{ran:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bundle");
+    std::fs::write(&path, "mine").unwrap();
+    let ran = fake.run(&format!("support-bundle --log-lines 0 --output {}", path.display()));
+    assert!(ran.status == 1 && ran.stderr.contains("hint: it is left as it is"), "{ran:?}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+}
+
+#[test]
+fn colour_that_is_asked_for_is_there_whatever_the_environment_says() {
+    let fake = Fake::start(vec![("GET /v1/tasks", ok(json!({ "tasks": [task("Backup-Done", 1)] })))]);
+    let mut command = fake.command("--color always cs status");
+    let ran = Ran::of(command.env("NO_COLOR", "1").output().unwrap());
+    assert!(ran.stdout.contains("\u{1b}[38;5;10m") || ran.stdout.contains("\u{1b}[32m"), "{ran:?}");
+}
+
+#[test]
+fn secrets_that_others_can_read_are_told_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let fake = Fake::start(vec![("POST /v1/credentials", ok(credential("nas", "local")))]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("passphrase");
+    std::fs::write(&path, "hunter2\n").unwrap();
+    for (mode, is_told) in [(0o644, true), (0o600, false)] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let line = format!(
+            "credentials create nas --provider local --path /srv --encryption-passphrase-file {}",
+            path.display()
+        );
+        let ran = fake.run(&line);
+        assert_eq!(
+            (ran.status, ran.stderr.contains("warning: others on this host can read")),
+            (0, is_told),
+            "{ran:?}"
+        );
+    }
+}
+
+#[test]
+fn only_what_runs_and_the_newest_are_shown_where_that_is_asked_for() {
+    let fake = Fake::start(vec![(
+        "GET /v1/tasks",
+        ok(json!({ "tasks": [task("Backup-Failed", 1), task("Backup-Active", 1), task("Backup-Done", 1)] })),
+    )]);
+    let states = |line: &str| -> Vec<String> {
+        let tasks = fake.run(line).json();
+        tasks.as_array().unwrap().iter().map(|task| task["state"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(states("-j cs status --active"), ["Backup-Active"]);
+    assert_eq!(states("-j cs status --max 2"), ["Backup-Failed", "Backup-Active"]);
+    // It failed years ago.
+    assert_eq!(fake.run("cs status").stderr, "");
+    assert!(fake.run("cs status --name 3f4f").stderr.contains("the directory /srv is full"));
+}
+
+#[test]
+fn numbers_that_keep_nothing_are_refused() {
+    let fake = Fake::start(Vec::new());
+    for line in [
+        "cs sched create db --periodic 60 --keep-daily 0",
+        "cs sched create db --periodic 60 --local-keep-daily 0",
+        "cs sched create db --periodic 60 --keep-last 0",
+    ] {
+        let ran = fake.run(line);
+        assert!(ran.status == 2 && ran.stderr.contains('0'), "{ran:?}");
+    }
+    assert!(fake.seen().is_empty());
 }

@@ -1,7 +1,7 @@
 //! Object stores: the six things that a backup needs of a bucket, and what can be wrong with one.
 //!
 //! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] hold objects; [`CountingStore`] counts what is
-//! asked of a store, [`RetryStore`] asks again, with bounds, and [`LimitStore`] holds back what would exceed a bandwidth. They stack, as each [`Layer`] does: a task has one counter and one retrier of its own over a shared store.
+//! asked of a store, [`RetryStore`] asks again, with bounds, [`LimitStore`] holds back what would exceed a bandwidth, and [`PrefixStore`] is a part of a store. They stack, as each [`Layer`] does: a task has one counter and one retrier of its own over a shared store.
 
 mod azure;
 mod bucket;
@@ -14,6 +14,7 @@ mod http;
 mod layer;
 mod limit;
 mod local;
+mod prefix;
 mod probe;
 mod retry;
 mod s3;
@@ -28,6 +29,7 @@ pub use http::HttpOptions;
 pub use layer::{Answer, Layer, Operation, Request};
 pub use limit::{Bandwidth, LimitStore};
 pub use local::LocalStore;
+pub use prefix::{BadPrefix, PrefixStore, plain_prefix};
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use retry::{RetryPolicy, RetryStore, task_store};
 pub use s3::{S3Access, S3Options};

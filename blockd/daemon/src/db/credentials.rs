@@ -302,8 +302,10 @@ impl CredentialRow {
 
     /// Whether it is opened as the other one is, whatever their limits.
     pub fn is_opened_as(&self, other: &Self) -> bool {
-        let connection =
-            |row: &Self| (row.store.connection.proxy.clone(), row.store.connection.ca_certificates.clone());
+        let connection = |row: &Self| {
+            let connection = &row.store.connection;
+            (connection.prefix.clone(), connection.proxy.clone(), connection.ca_certificates.clone())
+        };
         self.store.provider == other.store.provider
             && connection(self) == connection(other)
             && (&self.store_secret, &self.store_secret_from)

@@ -21,6 +21,7 @@ use crate::{
     registry::VolumeEntry,
     snapshots::{Wanted, first},
     tasks::LiveTask,
+    whereabouts::Purpose,
 };
 use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace};
 use blockd_cloud::{Manifest, changed_blocks};
@@ -44,7 +45,7 @@ impl Core {
         request: &StartInPlace,
     ) -> Result<RestoreStarted, ServiceError> {
         let id = crate::cloudsnaps::from_api_id(&request.snap);
-        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
         let (repository, _) = self.task_repository(credential.uuid).await?;
         let manifest = Box::pin(repository.manifest(&id)).await?;
 
@@ -97,9 +98,12 @@ impl Core {
         };
         self.going_back.lock().insert(entry.id, mark);
         match self.store_and_launch(row, |_| Ok(())).await {
-            Ok(started) => {
-                Ok(RestoreStarted { task: started.task, volume_id: entry.id, volume: entry.name.clone() })
-            }
+            Ok(started) => Ok(RestoreStarted {
+                task: started.task,
+                volume_id: entry.id,
+                volume: entry.name.clone(),
+                schedules: Vec::new(),
+            }),
             Err(error) => {
                 self.going_back.lock().remove(&entry.id);
                 Err(error)

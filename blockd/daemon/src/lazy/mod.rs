@@ -20,6 +20,7 @@ use crate::{
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     tasks::doubts::is_in_doubt,
+    whereabouts::Purpose,
 };
 use blockd_api::{
     ErrorCode,
@@ -67,14 +68,20 @@ impl Core {
         request: &StartLazyRestore,
     ) -> Result<LazyRestored, ServiceError> {
         let id = crate::cloudsnaps::from_api_id(&request.snap);
-        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
         let (repository, _) = self.task_repository(credential.uuid).await?;
         let manifest = Box::pin(repository.manifest(&id)).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
-        let row = self.row_of_restored(&manifest, request.volume.as_ref(), VolumeState::Creating)?;
+        let row = self.row_of_restored(
+            &manifest,
+            request.volume.as_ref(),
+            request.labels.as_ref(),
+            VolumeState::Creating,
+        )?;
+        let schedules = self.schedules_of(&row.labels).await?;
         let lazy = LazyRow {
             volume: row.id,
             credential: credential.uuid,
@@ -97,7 +104,7 @@ impl Core {
             true => Some(self.launch_hydration(&entry, lazy).await?),
             false => None,
         };
-        Ok(LazyRestored { task, volume_id: entry.id, volume: entry.name.clone() })
+        Ok(LazyRestored { task, volume_id: entry.id, volume: entry.name.clone(), schedules })
     }
 
     /// Rows, then files, then the row: a crash between leaves rows that say what to undo.

@@ -219,6 +219,7 @@ async fn a_volume_that_begins_as_a_backup_in_doubt_does_not_build_on_it() {
             cred_id: None,
             hydrate: false,
             on_store_loss: Default::default(),
+            labels: None,
         };
         host.client.start_lazy_restore(&request).await.unwrap();
         model.write(&host.volume("clone"), 7 << 20, 5, 1 << 20);
@@ -247,6 +248,7 @@ async fn the_first_backup_of_a_lazy_volume_goes_on_where_it_was_cut_off() {
                 cred_id: None,
                 hydrate: false,
                 on_store_loss: Default::default(),
+                labels: None,
             };
             host.client.start_lazy_restore(&request).await.unwrap();
             let clone = host.volume("clone");

@@ -1,10 +1,8 @@
 //! `blockctl cloudsnap stop`, `resume`, `verify` and `gc`
 
 use super::cloudsnap::{CredentialArg, WaitArg, parse_task};
-use blockd_api::{
-    ByteSize,
-    cloudsnaps::{CloudsnapId, VerifyDepth},
-};
+use crate::snap::SnapRef;
+use blockd_api::{ByteSize, cloudsnaps::VerifyDepth};
 use clap::Args;
 
 /// What `cloudsnap stop --help` says besides.
@@ -113,10 +111,10 @@ pub struct LimitArgs {
 pub struct VerifyArgs {
     /// Id of the cloud snapshot; all without it
     #[arg(value_name = "ID", conflicts_with = "snap")]
-    id: Option<CloudsnapId>,
+    id: Option<SnapRef>,
     /// The same as a flag
     #[arg(short, long, value_name = "ID")]
-    snap: Option<CloudsnapId>,
+    snap: Option<SnapRef>,
     /// Only look whether manifests open and objects are there with the right lengths
     #[arg(long, conflicts_with = "deep")]
     quick: bool,
@@ -133,8 +131,8 @@ pub struct VerifyArgs {
 
 impl VerifyArgs {
     /// The cloud snapshot, however it was given.
-    pub fn id(&self) -> Option<CloudsnapId> {
-        self.id.or(self.snap)
+    pub fn id(&self) -> Option<&SnapRef> {
+        self.id.as_ref().or(self.snap.as_ref())
     }
 
     /// How thoroughly.

@@ -8,11 +8,12 @@ use super::{
         VerifyArgs,
     },
     files,
-    lazy::{CLONE_HELP, CloneArgs, LazyArgs},
+    lazy::{CLONE_HELP, CloneArgs, LazyArgs, NewLabelsArgs},
     limits::TaskLimitArgs,
     marks::{EXPIRE_HELP, ExpireArgs, KeepArgs, PIN_HELP, PinArgs, UNPIN_HELP},
     rules::RestArgs,
 };
+use crate::snap::SnapRef;
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
     cloudsnaps::{CloudsnapId, CloudsnapStatus},
@@ -52,22 +53,27 @@ Examples:
   blockctl -j cs inspect --snap ID";
 
 const STATUS_HELP: &str = "\
-While a task is under way, RATE is what it has processed in a second until now, and ETA how long the rest takes at that.
+While a task is under way, RATE is what it has processed in a second until now, and ETA how long the rest takes at that. \
+Why a task failed is said of those that ended within the last hour, the newest three of them, and with --name of any.
 
 Examples:
   blockctl cloudsnap status
+  blockctl cs status --active
+  blockctl cs status --max 10
   blockctl cs status --name 3f4f0a67-e12a-4d35-81ad-985657757352
   blockctl cs status 3f4f --wait
   blockctl cs status --watch";
 
 const RESTORE_HELP: &str = "\
 The restore makes a new volume with the size and the labels of the old one; it is served when \
-the restore is done. With --lazy it is served, and can be written, at once: what is read is fetched first, \
+the restore is done. Schedules by labels mean it from then on, as they mean the old one: --label and --no-labels give it \
+others. The beginning of an id is enough. With --lazy it is served, and can be written, at once: what is read is fetched first, \
 the rest in the background, and the cloud snapshot cannot be deleted until that is done.
 
 Examples:
   blockctl cloudsnap restore --snap ID --volume db-restored
   blockctl cs restore -s ID -v db-restored --cred-id nas --wait
+  blockctl cs restore -s ID -v db-restored --no-labels
   blockctl cs restore -s ID -v db-now --lazy --on-store-loss error
   blockctl cs restore -s ID --in-place db --wait";
 
@@ -218,7 +224,7 @@ pub struct ListArgs {
     pub label: Option<LabelSelector>,
     /// List this one only
     #[arg(short = 'i', long, value_name = "ID")]
-    pub cloudsnap_id: Option<CloudsnapId>,
+    pub cloudsnap_id: Option<SnapRef>,
     /// List the newest so many only
     #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
@@ -229,10 +235,10 @@ pub struct ListArgs {
 pub struct InspectArgs {
     /// Id of the cloud snapshot
     #[arg(value_name = "ID", required_unless_present = "snap", conflicts_with = "snap")]
-    id: Option<CloudsnapId>,
+    id: Option<SnapRef>,
     /// The same as a flag
     #[arg(short, long, value_name = "ID", alias = "cloudsnap-id", short_alias = 'i')]
-    snap: Option<CloudsnapId>,
+    snap: Option<SnapRef>,
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,
@@ -240,8 +246,8 @@ pub struct InspectArgs {
 
 impl InspectArgs {
     /// The id, however it was given; the parser sees to it that there is one.
-    pub fn id(&self) -> Option<CloudsnapId> {
-        self.id.or(self.snap)
+    pub fn id(&self) -> Option<&SnapRef> {
+        self.id.as_ref().or(self.snap.as_ref())
     }
 }
 
@@ -254,6 +260,12 @@ pub struct StatusArgs {
     /// The same as a flag
     #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
     name: Option<String>,
+    /// Only those that run or wait
+    #[arg(long, conflicts_with_all = ["task", "name"])]
+    pub active: bool,
+    /// The newest so many only
+    #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max: Option<u32>,
     /// Show it again and again, until no task is under way
     #[arg(long, conflicts_with = "wait")]
     pub watch: bool,
@@ -272,15 +284,18 @@ impl StatusArgs {
 /// `cloudsnap restore`
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// Id of the cloud snapshot
+    /// Id of the cloud snapshot, or the beginning of it
     #[arg(short, long, value_name = "ID")]
-    pub snap: CloudsnapId,
+    pub snap: SnapRef,
     /// Name of the volume to be made; blockd chooses one without it
     #[arg(short, long, value_name = "NAME")]
     pub volume: Option<VolumeName>,
     /// Go on past what is damaged: it reads as zeroes, and is listed
     #[arg(long)]
     pub skip_damaged: bool,
+    /// Its labels.
+    #[command(flatten)]
+    pub labels: NewLabelsArgs,
     /// How it goes on.
     #[command(flatten)]
     pub how: LazyArgs,
@@ -315,7 +330,7 @@ pub struct DeleteArgs {
 /// Which credentials to use.
 #[derive(Debug, Args)]
 pub struct CredentialArg {
-    /// Name or UUID of the credentials; may be left out when there is one
+    /// Name or UUID of the credentials; may be left out when there is one, or when one of them has the cloud snapshot
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Option<CredentialRef>,
 }

@@ -24,7 +24,7 @@ Examples:
   blockctl credentials create safe --provider local --path /srv/backup \\
       --encryption-passphrase-file ~/.blockd-passphrase
   blockctl credentials create s3 --provider s3 --s3-endpoint s3.amazonaws.com \\
-      --s3-region us-east-1 --bucket my-bucket --s3-access-key AKIA… --s3-secret-key-file ./key
+      --s3-region us-east-1 --bucket my-bucket --prefix hosts/a --s3-access-key AKIA… --s3-secret-key-file ./key
   AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… blockctl credentials create weed \\
       --provider s3 --s3-endpoint 127.0.0.1:8333 --s3-disable-ssl --bucket bkt
   blockctl credentials create az --provider azure --azure-account-name acct --bucket backups \\
@@ -114,7 +114,7 @@ pub struct CreateArgs {
 }
 
 /// What describes a store, on the command line or in a file.
-#[derive(Debug, Default, Args, Deserialize)]
+#[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Settings {
     /// Where backups go: a directory on the host of blockd, or a kind of object store
@@ -123,6 +123,9 @@ pub struct Settings {
     /// Bucket or container, which must exist (s3, azure, google, swift)
     #[arg(long, value_name = "BUCKET")]
     pub bucket: Option<String>,
+    /// Keep everything below this in the bucket, container or directory, such as hosts/a; it is part of the place
+    #[arg(long, value_name = "PREFIX")]
+    pub prefix: Option<String>,
     /// Ask the machine who it is, in place of a key: instance role, managed identity (s3, azure, google)
     #[arg(long)]
     pub use_iam: bool,
@@ -366,7 +369,7 @@ macro_rules! settings {
 }
 
 settings! {
-    all: provider, encryption_passphrase, encryption_passphrase_file, encryption_passphrase_from, limit_upload, limit_download, limit_time_zone;
+    all: provider, prefix, encryption_passphrase, encryption_passphrase_file, encryption_passphrase_from, limit_upload, limit_download, limit_time_zone;
     network:
         bucket = "--bucket",
         ca_certificate = "--ca-certificate",

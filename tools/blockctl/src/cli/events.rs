@@ -40,7 +40,7 @@ pub struct EventsArgs {
 /// `support-bundle`
 #[derive(Debug, Args)]
 pub struct BundleArgs {
-    /// The file to be made; it must not be there
+    /// The file to be made, which must not be there; - for stdout
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
     /// blockd's configuration file

@@ -1,7 +1,7 @@
 //! `blockctl cloudsnap catalog`, `cat`, `cp` and `diff`: the files inside cloud snapshots.
 
 use super::cloudsnap::CredentialArg;
-use blockd_api::cloudsnaps::CloudsnapId;
+use crate::snap::SnapRef;
 use clap::Args;
 use std::{ffi::OsString, path::PathBuf};
 
@@ -48,7 +48,7 @@ Examples:
 pub struct CatalogArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
-    pub snap: CloudsnapId,
+    pub snap: SnapRef,
     /// List what is here
     #[arg(short, long, value_name = "PATH", default_value = "/")]
     pub path: OsString,
@@ -68,7 +68,7 @@ pub struct CatalogArgs {
 pub struct CatArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
-    pub snap: CloudsnapId,
+    pub snap: SnapRef,
     /// The files
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<OsString>,
@@ -82,7 +82,7 @@ pub struct CatArgs {
 pub struct CpArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
-    pub snap: CloudsnapId,
+    pub snap: SnapRef,
     /// The files and directories in the snapshot
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<OsString>,
@@ -99,10 +99,10 @@ pub struct CpArgs {
 pub struct DiffFilesArgs {
     /// Id of the first cloud snapshot
     #[arg(value_name = "ID-1")]
-    pub from: CloudsnapId,
+    pub from: SnapRef,
     /// Id of the second one
     #[arg(value_name = "ID-2")]
-    pub to: CloudsnapId,
+    pub to: SnapRef,
     /// Say which files changed
     #[arg(long, required = true)]
     pub files: bool,

@@ -1,7 +1,8 @@
 //! What `blockctl cloudsnap restore` can do beside filling a new volume, and `blockctl cloudsnap clone`.
 
 use super::cloudsnap::CredentialArg;
-use blockd_api::{VolumeName, VolumeRef, cloudsnaps::CloudsnapId, lazy::StoreLoss};
+use crate::snap::SnapRef;
+use blockd_api::{Labels, VolumeName, VolumeRef, lazy::StoreLoss};
 use clap::Args;
 
 /// Help of `cloudsnap clone`.
@@ -24,11 +25,29 @@ pub struct LazyArgs {
     #[arg(long, value_name = "stall|error", requires = "lazy")]
     pub on_store_loss: Option<StoreLoss>,
     /// Make this volume again what it was, fetching only what differs; nobody may use it meanwhile
-    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["volume", "lazy", "limit_upload", "limit_download"])]
+    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["volume", "lazy", "limit_upload", "limit_download", "label", "no_labels"])]
     pub in_place: Option<VolumeRef>,
     /// Do not keep what the volume was before as a snapshot
     #[arg(long, requires = "in_place")]
     pub discard: bool,
+}
+
+/// The labels of a volume that is made.
+#[derive(Debug, Default, Args)]
+pub struct NewLabelsArgs {
+    /// Labels of the new volume, in place of those that the old one had
+    #[arg(long, value_name = "K=V,…")]
+    label: Option<Labels>,
+    /// Give the new volume no labels: no schedule means it by them
+    #[arg(long, conflicts_with = "label")]
+    no_labels: bool,
+}
+
+impl NewLabelsArgs {
+    /// Those that were given; none if those of the old volume are wanted.
+    pub fn labels(self) -> Option<Labels> {
+        if self.no_labels { Some(Labels::default()) } else { self.label }
+    }
 }
 
 /// `cloudsnap clone`
@@ -36,13 +55,16 @@ pub struct LazyArgs {
 pub struct CloneArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
-    pub snap: CloudsnapId,
+    pub snap: SnapRef,
     /// Name of the volume to be made; blockd chooses one without it
     #[arg(short, long, value_name = "NAME")]
     pub volume: Option<VolumeName>,
     /// What becomes of reads of what is not fetched yet while the store is gone
     #[arg(long, value_name = "stall|error", default_value = "stall")]
     pub on_store_loss: StoreLoss,
+    /// Its labels.
+    #[command(flatten)]
+    pub labels: NewLabelsArgs,
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,

@@ -1,17 +1,21 @@
 //! How much may move in a second: of one task, and of all tasks of credentials.
 
-use blockd_api::{ByteSize, CredentialRef, DailyLimit, credentials::CredentialLimits, tasks::TaskLimits};
+use blockd_api::{
+    ByteSize, CredentialRef, DailyLimit, LimitWindow,
+    credentials::{Credential, CredentialLimits},
+    tasks::TaskLimits,
+};
 use clap::Args;
 
 /// What `credentials limit --help` says besides.
 pub const CREDENTIALS_LIMIT_HELP: &str = "\
-The limits hold at once, also for tasks that run; one that is left out is lifted. A limit may be for a part of the day; the \
+The limits hold at once, also for tasks that run; one that is left out stays, and `none` lifts it. A limit may be for a part of the day; the \
 first one that has the time decides, and one without a time holds otherwise.
 
 Examples:
   blockctl credentials limit nas --limit-upload 20MiB
   blockctl credentials limit nas --limit-upload 20MiB@08:00-18:00,100MiB --limit-time-zone Europe/Berlin
-  blockctl credentials limit nas";
+  blockctl credentials limit nas --limit-upload none --limit-download none";
 
 /// Limits of one task, from its start on.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -40,8 +44,8 @@ pub struct CredentialLimitArgs {
     /// Name or UUID of the credentials
     #[arg(value_name = "CREDENTIALS")]
     pub credential: CredentialRef,
-    /// Bytes a second that all tasks together send at most, such as 20MiB or 20MiB@08:00-18:00,100MiB
-    #[arg(long, value_name = "LIMIT")]
+    /// Bytes a second that all tasks together send at most, such as 20MiB or 20MiB@08:00-18:00,100MiB, or none
+    #[arg(long, value_name = "LIMIT", required_unless_present_any = ["limit_download", "limit_time_zone"])]
     pub limit_upload: Option<DailyLimit>,
     /// Bytes a second that all tasks together receive at most
     #[arg(long, value_name = "LIMIT")]
@@ -52,12 +56,20 @@ pub struct CredentialLimitArgs {
 }
 
 impl CredentialLimitArgs {
-    /// As blockd takes them.
-    pub fn limits(&self) -> CredentialLimits {
+    /// As blockd takes them: what is not given stays as it is.
+    pub fn limits(&self, now: &Credential) -> CredentialLimits {
+        let kept = |otherwise_bytes_per_s, windows: &[LimitWindow]| DailyLimit {
+            otherwise_bytes_per_s,
+            windows: windows.to_vec(),
+        };
+        let (upload, download) = (
+            || kept(now.limit_upload_bytes_per_s, &now.limit_upload_windows),
+            || kept(now.limit_download_bytes_per_s, &now.limit_download_windows),
+        );
         CredentialLimits {
-            upload: self.limit_upload.clone().unwrap_or_default(),
-            download: self.limit_download.clone().unwrap_or_default(),
-            time_zone: self.limit_time_zone.clone(),
+            upload: self.limit_upload.clone().unwrap_or_else(upload),
+            download: self.limit_download.clone().unwrap_or_else(download),
+            time_zone: self.limit_time_zone.clone().or_else(|| now.limit_time_zone.clone()),
         }
     }
 }
@@ -67,6 +79,7 @@ mod tests {
     use crate::cli::{
         Cli, Command, cloudsnap::CloudsnapCommand, credentials::CredentialsCommand, tests::parse,
     };
+    use blockd_api::credentials::Credential;
 
     #[test]
     fn limits_are_taken_as_people_type_them() {
@@ -76,9 +89,24 @@ mod tests {
         else {
             panic!()
         };
-        let limits = args.limits();
+        let now: Credential = serde_json::from_str(
+            r#"{"uuid":"af563a4d-afd7-48df-90f7-8e8f9414ff77","name":"nas","provider":"local","limitUploadBytesPerS":1048576,
+                "limitDownloadBytesPerS":2097152,"limitDownloadWindows":["4MiB@08:00-18:00"],"encryption":false,
+                "conditionalPut":true,"created":"2019-01-16T21:51:53Z"}"#,
+        )
+        .unwrap();
+        let limits = args.limits(&now);
         assert_eq!(limits.upload.to_string(), "20MiB@08:00-18:00,100MiB");
-        assert!(limits.download.is_none() && limits.time_zone.is_some());
+        assert_eq!(limits.download.to_string(), "4MiB@08:00-18:00,2MiB");
+        assert!(limits.time_zone.is_some());
+        let Ok(Cli { command: Command::Credentials(CredentialsCommand::Limit(args)), .. }) =
+            parse("credentials limit nas --limit-download none")
+        else {
+            panic!()
+        };
+        let limits = args.limits(&now);
+        assert!(limits.download.is_none());
+        assert_eq!(limits.upload.to_string(), "1MiB");
         let Ok(Cli { command: Command::Cloudsnap(CloudsnapCommand::Backup(args)), .. }) =
             parse("cs backup db --limit-upload 10M")
         else {
@@ -87,6 +115,7 @@ mod tests {
         assert_eq!(args.limits.limits().limit_upload_bytes_per_s, Some(10 << 20));
         for line in [
             "cred limit",
+            "cred limit nas",
             "cred limit nas --limit-upload 20M@8-18",
             "cs backup db --limit-upload x",
             "cs restore -s 6d34d1e8-3e0e-4a5c-9e6c-d0b1f6c5c0de/1-2 --lazy --limit-download 1M",

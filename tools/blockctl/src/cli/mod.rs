@@ -41,6 +41,7 @@ Exit status:
   3    blockd cannot be reached
   4    not found
   5    exists already, or is in use
+  6    `apply` without --wait: something waits for a backup that is being made; all else is done
   130  Ctrl-C while waiting; the task goes on
 
 Environment:

@@ -12,7 +12,8 @@ again. Backups, restores and clones are made once for each name: the name of a b
 restore or clone is the new volume. Backups that other hosts made in the same place are not meant by a name: a restore reaches \
 them by `cloudSnapID`. Secrets are best given as `file: PATH` (from where the file is) or `env: NAME`; they are \
 not compared: a location whose secrets alone changed is `unchanged` and keeps the old ones. What tasks are making already is `under way`, \
-and a restore that was stopped or failed is `resumed`.
+a restore that was stopped or failed is `resumed`, and one whose backup is only being made is `waiting`: the rest is done, and the exit \
+status is 6; with --wait it is waited for. Fields that mean something in a cluster only are ignored, with a warning that names them.
 
 Examples:
   blockctl apply -f backups.yaml

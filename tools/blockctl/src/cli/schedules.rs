@@ -70,9 +70,9 @@ pub enum SchedulesCommand {
     Resume(UuidArg),
     /// Run a schedule now, beside its times
     #[command(
-        after_help = "Examples:\n  blockctl cloudsnap schedules run-now --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
+        after_help = "Examples:\n  blockctl cloudsnap schedules run-now 078557a3-26c7-49b1-9822-34e6f816c2d1\n  blockctl cs sched run-now 0785 --wait"
     )]
-    RunNow(UuidArg),
+    RunNow(RunNowArgs),
     /// Show what is kept, what would be deleted now, and why; nothing is changed
     #[command(
         visible_alias = "dry-run",
@@ -125,7 +125,7 @@ pub struct TimeArgs {
     /// As cron has it: minute hour day-of-month month day-of-week
     #[arg(long, value_name = "EXPRESSION")]
     pub cron: Vec<String>,
-    /// As systemd has it: weekdays, date and time, such as `Mon..Fri *-*-* 02:30`; what is left out is any
+    /// As systemd has it: weekdays, date and time, such as `Mon..Fri *-*-* 02:30` or `*-*-* 02:30 Europe/Berlin`; what is left out is any
     #[arg(long, value_name = "EXPRESSION")]
     pub on_calendar: Vec<String>,
     /// Where the times are meant, such as Europe/Berlin [default: UTC, or what it was until now]
@@ -179,10 +179,30 @@ impl TimeArgs {
                     (Some(_), Some((when, _))) => when,
                     _ => text,
                 };
-                rules.push(Rule { when: Recurrence { when: parse(when)?, zone: zone.clone() }, retain });
+                let when = match flag {
+                    "--on-calendar" => self.on_calendar(when, zone)?,
+                    _ => Recurrence { when: parse(when)?, zone: zone.clone() },
+                };
+                rules.push(Rule { when, retain });
             }
         }
         Ok(rules)
+    }
+}
+
+impl TimeArgs {
+    /// An expression that may end with the zone in which it is meant, as systemd has it.
+    fn on_calendar(&self, text: &str, zone: &Zone) -> Result<Recurrence, ScheduleError> {
+        if let (Some(own), Some(given)) = (Recurrence::zone_of(text)?, &self.time_zone)
+            && own != *given
+        {
+            return Err(ScheduleError::Part {
+                part: "time zone",
+                given: own.to_string(),
+                expected: format!("{given}, as --time-zone says, or nothing: drop one of them"),
+            });
+        }
+        Recurrence::on_calendar(text, zone)
     }
 }
 
@@ -190,7 +210,7 @@ impl TimeArgs {
 #[derive(Debug, Default, Args)]
 pub struct RetainArgs {
     /// Keep the newest so many [default: 7, if nothing else says what is kept]
-    #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'x', long, visible_alias = "keep-last", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
     /// Keep the newest of each of the last so many hours that have one
     #[arg(long, value_name = "N")]
@@ -225,6 +245,18 @@ impl RetainArgs {
             zone: zone.clone(),
         };
         (self.keep_all || !retention.keeps_all()).then_some(retention)
+    }
+
+    /// The first number that is 0, by its flag without the dashes: where nothing was kept before, it says nothing.
+    pub fn nothing(&self) -> Option<&'static str> {
+        let numbers = [
+            ("keep-hourly", self.keep_hourly),
+            ("keep-daily", self.keep_daily),
+            ("keep-weekly", self.keep_weekly),
+            ("keep-monthly", self.keep_monthly),
+            ("keep-yearly", self.keep_yearly),
+        ];
+        numbers.into_iter().find_map(|(flag, number)| (number == Some(0)).then_some(flag))
     }
 
     /// What was kept until now with what was given in place of it; none if nothing was given.
@@ -280,6 +312,11 @@ pub struct LocalArgs {
 }
 
 impl LocalArgs {
+    /// The same as [`RetainArgs::nothing`].
+    pub fn nothing(&self) -> Option<&'static str> {
+        self.as_retain().nothing()
+    }
+
     fn as_retain(&self) -> RetainArgs {
         RetainArgs {
             max: self.local_keep_last,
@@ -353,10 +390,10 @@ pub struct CreateArgs {
     /// The same as a flag
     #[arg(short, long, value_name = "VOLUME", conflicts_with_all = ["group", "label"])]
     volume: Option<VolumeRef>,
-    /// All volumes of this group, each for itself, as they are at each run
+    /// All volumes of this group, frozen at one instant, as they are at each run
     #[arg(long, value_name = "GROUP", conflicts_with = "label")]
     pub group: Option<GroupName>,
-    /// All volumes with these labels, as they are at each run
+    /// All volumes with these labels, each for itself, as they are at each run
     #[arg(long, value_name = "K=V,…")]
     pub label: Option<LabelSelector>,
     /// Name or UUID of the credentials, several for several places; may be left out when there is one
@@ -446,8 +483,29 @@ pub struct UpdateArgs {
 #[derive(Clone, Debug, Args)]
 pub struct UuidArg {
     /// UUID of the schedule, or the beginning of it
+    #[arg(value_name = "UUID", value_parser = parse_uuid, required_unless_present = "uuid", conflicts_with = "uuid")]
+    schedule: Option<String>,
+    /// The same as a flag
     #[arg(short, long, value_name = "UUID", value_parser = parse_uuid)]
-    pub uuid: String,
+    uuid: Option<String>,
+}
+
+impl UuidArg {
+    /// What was given, however that was; the parser sees to it that it was.
+    pub fn uuid(&self) -> &str {
+        self.schedule.as_deref().or(self.uuid.as_deref()).unwrap_or_default()
+    }
+}
+
+/// `schedules run-now`
+#[derive(Debug, Args)]
+pub struct RunNowArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub uuid: UuidArg,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: super::cloudsnap::WaitArg,
 }
 
 fn parse_uuid(text: &str) -> Result<String, String> {
@@ -534,6 +592,47 @@ mod tests {
             ["cs sched c", "cs sched c a --group b", "cs sched c a --max 0", "cs sched c a --time-zone X/Y"]
         {
             assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn calendar_expressions_may_name_their_zone() {
+        let times = |expression: &str, zone: Option<&str>| TimeArgs {
+            on_calendar: vec![expression.to_owned()],
+            time_zone: zone.map(|zone| zone.parse().unwrap()),
+            ..TimeArgs::default()
+        };
+        let told = |expression: &str, zone| {
+            times(expression, zone).rules(false).map(|rules| rules[0].when.to_string())
+        };
+        let berlin = "calendar *-*-* 02:30 Europe/Berlin";
+        assert_eq!(told("*-*-* 02:30 Europe/Berlin", None).unwrap(), berlin);
+        assert_eq!(told("*-*-* 02:30 Europe/Berlin", Some("Europe/Berlin")).unwrap(), berlin);
+        assert_eq!(told("*-*-* 02:30", Some("Europe/Berlin")).unwrap(), berlin);
+        assert_eq!(told("*-*-* 02:30 UTC", None).unwrap(), "calendar *-*-* 02:30");
+        for (zone, given) in [("UTC", "Europe/Berlin"), ("Europe/Berlin", "Asia/Tokyo")] {
+            let error = told(&format!("*-*-* 02:30 {zone}"), Some(given)).unwrap_err().to_string();
+            assert!(error.contains("--time-zone"), "{error}");
+        }
+        assert!(told("*-*-* 02:30 Europe/Nowhere", None).is_err());
+        let kept = times("*-*-* 02:30 Asia/Tokyo;9", None).rules(true).unwrap();
+        assert_eq!((kept[0].when.zone.to_string().as_str(), kept[0].retain.is_some()), ("Asia/Tokyo", true));
+    }
+
+    #[test]
+    fn numbers_that_keep_nothing_are_seen() {
+        assert_eq!(create("cs sched c db -p 60 --keep-last 9").retain.max, Some(9));
+        assert_eq!(create("cs sched c db -p 60 --keep-weekly 0").retain.nothing(), Some("keep-weekly"));
+        assert_eq!(create("cs sched c db -p 60 --local-keep-daily 0").local.nothing(), Some("keep-daily"));
+        assert_eq!(create("cs sched c db -p 60 --keep-daily 1").retain.nothing(), None);
+        assert!(parse("cs sched c db -p 60 --keep-last 0").is_err());
+        for line in
+            ["run-now 0785 --wait", "run-now -u 0785", "pause 0785", "delete --uuid 0785", "update 0785 -x 3"]
+        {
+            parse(&format!("cs sched {line}")).unwrap_or_else(|error| panic!("{error}"));
+        }
+        for line in ["run-now", "run-now 07 -u 07", "run-now nightly"] {
+            assert_eq!(parse(&format!("cs sched {line}")).map(drop).unwrap_err().exit_code(), 2, "{line}");
         }
     }
 

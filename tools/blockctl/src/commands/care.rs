@@ -88,7 +88,11 @@ pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Result<u8, 
 }
 
 pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Result<u8, Failure> {
-    let request = StartVerify { snap: args.id(), depth: args.depth(), cred_id: args.credential.cred_id };
+    let snap = match args.id() {
+        Some(snap) => Some(snap.resolve(context, args.credential.cred_id.as_ref()).await?),
+        None => None,
+    };
+    let request = StartVerify { snap, depth: args.depth(), cred_id: args.credential.cred_id };
     let started = context.client.start_verify(&request).await?;
     let line = format!("Cloudsnap verify started successfully with id: {}", started.task);
     begun(context, started.task, &started, &line, args.wait.wait).await

@@ -119,13 +119,15 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure
         return lazy::restore(context, args).await;
     }
     let request = StartRestore {
-        snap: args.snap,
+        snap: args.snap.resolve(context, args.credential.cred_id.as_ref()).await?,
         volume: args.volume,
         skip_damaged: args.skip_damaged,
         cred_id: args.credential.cred_id,
         limits: args.limits.limits(),
+        labels: args.labels.labels(),
     };
     let started = context.client.start_restore(&request).await?;
+    lazy::tell_schedules(context, &started.volume, &started.schedules);
     let line = format!(
         "Cloudsnap restore started successfully on volume: {} with task name:{}",
         started.volume_id, started.task
@@ -243,6 +245,10 @@ fn ending(task: &Task) -> String {
 }
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
+    let cloudsnap_id = match &args.cloudsnap_id {
+        Some(id) => Some(id.resolve(context, args.credential.cred_id.as_ref()).await?),
+        None => None,
+    };
     let query = ListCloudsnaps {
         cred_id: args.credential.cred_id,
         src: args.src,
@@ -250,7 +256,7 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
         all: args.all,
         status: args.status,
         label: args.label,
-        cloudsnap_id: args.cloudsnap_id,
+        cloudsnap_id,
         max: args.max,
     };
     let list = context.client.list_cloudsnaps(&query).await?;
@@ -381,6 +387,7 @@ fn verified(metadata: &CloudsnapMetadata) -> String {
 
 async fn inspect(context: &Context<'_>, args: InspectArgs) -> Result<u8, Failure> {
     let id = args.id().ok_or_else(|| Failure::usage("name the cloud snapshot to inspect"))?;
+    let id = id.resolve(context, args.credential.cred_id.as_ref()).await?;
     let query = InspectCloudsnap { id, cred_id: args.credential.cred_id };
     let detail = context.client.inspect_cloudsnap(&query).await?;
     match context.output.is_json() {

@@ -127,7 +127,8 @@ impl Copied {
 }
 
 pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
-    let source = Source { context, snap: args.snap, cred_id: args.credential.cred_id };
+    let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
+    let source = Source { context, snap, cred_id: args.credential.cred_id };
     let into_dir = args.to.is_dir();
     if args.paths.len() > 1 && !into_dir {
         return Err(Failure::usage(format!(

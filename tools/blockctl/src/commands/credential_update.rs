@@ -21,7 +21,8 @@ fn input(
 ) -> Result<Option<SecretInput>, Failure> {
     match (flag, file, from) {
         (None, None, None) => Ok(None),
-        _ => Sources { what, flag, file: file.map(PathBuf::as_path), from, variable: "" }.input(),
+        _ => Sources { what, flag, file: file.map(PathBuf::as_path), from, variable: "", is_public: false }
+            .input(),
     }
 }
 

@@ -60,6 +60,7 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
                 file: args.encryption_passphrase_file.as_deref(),
                 from: None,
                 variable: "BLOCKD_ENCRYPTION_PASSPHRASE",
+                is_public: false,
             };
             let passphrase = passphrase.read()?;
             if passphrase.is_none()
@@ -93,7 +94,8 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
             }
         }
         CredentialsCommand::Limit(args) => {
-            let credential = client.limit_credential(&args.credential, &args.limits()).await?;
+            let limits = args.limits(&client.credential(&args.credential).await?);
+            let credential = client.limit_credential(&args.credential, &limits).await?;
             let shown = |otherwise, windows: &[LimitWindow]| {
                 limit(otherwise, windows).unwrap_or_else(|| "no limit".to_owned())
             };
@@ -144,7 +146,7 @@ const KINDS: [Columns; 5] = [
                 or_dash(one.access_key.as_ref()),
                 or_dash(one.ssl_enabled),
                 one.encryption.to_string(),
-                or_dash(one.bucket.as_ref()),
+                or_dash(place(one)),
             ]
         },
     ),
@@ -160,7 +162,7 @@ const KINDS: [Columns; 5] = [
             "CREATE IF ABSENT",
             "WRITE THROUGHPUT (KBPS)",
         ],
-        |one| vec![or_dash(one.project.as_ref()), one.encryption.to_string(), or_dash(one.bucket.as_ref())],
+        |one| vec![or_dash(one.project.as_ref()), one.encryption.to_string(), or_dash(place(one))],
     ),
     (
         "Azure",
@@ -174,7 +176,7 @@ const KINDS: [Columns; 5] = [
             "CREATE IF ABSENT",
             "WRITE THROUGHPUT (KBPS)",
         ],
-        |one| vec![or_dash(one.account.as_ref()), one.encryption.to_string(), or_dash(one.bucket.as_ref())],
+        |one| vec![or_dash(one.account.as_ref()), one.encryption.to_string(), or_dash(place(one))],
     ),
     (
         "Swift",
@@ -194,7 +196,7 @@ const KINDS: [Columns; 5] = [
                 or_dash(one.endpoint.as_ref()),
                 or_dash(one.user.as_ref()),
                 one.encryption.to_string(),
-                or_dash(one.bucket.as_ref()),
+                or_dash(place(one)),
             ]
         },
     ),
@@ -202,7 +204,7 @@ const KINDS: [Columns; 5] = [
         "Local",
         ProviderKind::Local,
         &["UUID", "NAME", "PATH", "ENCRYPTION", "CREATE IF ABSENT", "WRITE THROUGHPUT (KBPS)"],
-        |one| vec![or_dash(one.path.as_ref().map(|path| path.display())), one.encryption.to_string()],
+        |one| vec![or_dash(place(one)), one.encryption.to_string()],
     ),
 ];
 
@@ -230,6 +232,16 @@ fn show(context: &Context<'_>, list: &[Credential]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The bucket or directory, with what everything lies below in it.
+fn place(one: &Credential) -> Option<String> {
+    let path = || one.path.as_ref().map(|path| path.display().to_string());
+    let place = one.bucket.clone().or_else(path)?;
+    Some(match &one.prefix {
+        Some(prefix) => format!("{place}/{prefix}"),
+        None => place,
+    })
+}
+
 fn facts(one: &Credential) -> Facts {
     let mut facts = Facts::default();
     facts.add("Credentials", one.uuid).add("Name", &one.name).add("Provider", one.provider);
@@ -241,6 +253,7 @@ fn facts(one: &Credential) -> Facts {
         ("Project", one.project.clone()),
         ("User", one.user.clone()),
         ("Bucket", one.bucket.clone()),
+        ("Prefix", one.prefix.clone()),
         ("Authentication", one.auth.clone()),
         ("Access key", one.access_key.clone()),
         ("Role", one.role.as_ref().map(|role| role.arn.clone())),

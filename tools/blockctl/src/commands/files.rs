@@ -171,7 +171,8 @@ struct CatalogDocument<'a> {
 }
 
 pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Result<u8, Failure> {
-    let source = Source { context, snap: args.snap, cred_id: args.credential.cred_id };
+    let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
+    let source = Source { context, snap, cred_id: args.credential.cred_id };
     let path = typed(&args.path);
     let output = context.output;
     let failed = |source| match &args.output {
@@ -189,7 +190,7 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Result<u8, Fai
             Ok(())
         })
         .await?;
-        let document = CatalogDocument { snap: args.snap, path: &path, files };
+        let document = CatalogDocument { snap, path: &path, files };
         match &mut file {
             Some(file) => {
                 serde_json::to_writer_pretty(&mut *file, &document).map_err(|error| failed(error.into()))?;
@@ -214,7 +215,8 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Result<u8, Failure> {
     if context.output.is_json() {
         return Err(Failure::usage("cat writes bytes as they are, which are no JSON: leave --json away"));
     }
-    let source = Source { context, snap: args.snap, cred_id: args.credential.cred_id };
+    let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
+    let source = Source { context, snap, cred_id: args.credential.cred_id };
     let mut stdout = Stream::stdout().map_err(|source| Failure::Stdout { source })?;
     for path in &args.paths {
         let path = typed(path);
@@ -301,8 +303,10 @@ async fn same_content(a: &Source<'_>, b: &Source<'_>, path: &FilePath) -> Result
 
 pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Failure> {
     let cred_id = args.credential.cred_id;
-    let from = Source { context, snap: args.from, cred_id: cred_id.clone() };
-    let to = Source { context, snap: args.to, cred_id };
+    let from_id = args.from.resolve(context, cred_id.as_ref()).await?;
+    let to_id = args.to.resolve(context, cred_id.as_ref()).await?;
+    let from = Source { context, snap: from_id, cred_id: cred_id.clone() };
+    let to = Source { context, snap: to_id, cred_id };
     let output = context.output;
     let mut changes = Vec::new();
     let mut seen = 0;
@@ -358,7 +362,7 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Fail
     }
     changes.sort_by(|a, b| a.path.cmp(&b.path));
     if output.is_json() {
-        output.document(&DiffDocument { from: args.from, to: args.to, files: changes })?;
+        output.document(&DiffDocument { from: from_id, to: to_id, files: changes })?;
         return Ok(EXIT_DONE);
     }
     for change in &changes {

@@ -6,13 +6,14 @@ use crate::{
     failure::{EXIT_DONE, Failure},
 };
 use blockd_api::{
-    ByteSize,
+    ByteSize, VolumeName,
     lazy::{Hydration, StartInPlace, StartLazyRestore},
 };
 
 /// `cloudsnap restore --lazy` and `--in-place`.
 pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure> {
-    let (snap, cred_id, wait) = (args.snap, args.credential.cred_id, args.wait.wait);
+    let (cred_id, wait) = (args.credential.cred_id, args.wait.wait);
+    let snap = args.snap.resolve(context, cred_id.as_ref()).await?;
     if let Some(volume) = args.how.in_place {
         let request = StartInPlace { snap, volume, cred_id, discard: args.how.discard };
         let started = context.client.start_in_place(&request).await?;
@@ -28,8 +29,10 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Fai
         cred_id,
         hydrate: true,
         on_store_loss: args.how.on_store_loss.unwrap_or_default(),
+        labels: args.labels.labels(),
     };
     let restored = context.client.start_lazy_restore(&request).await?;
+    tell_schedules(context, &restored.volume, &restored.schedules);
     let Some(task) = restored.task else {
         return Err(Failure::usage("blockd made the volume, but no task that fetches the rest of it"));
     };
@@ -40,16 +43,29 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Fai
     begun(context, task, &restored, &line, wait).await
 }
 
+/// Tells people which schedules back up a new volume from now on.
+pub(super) fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[String]) {
+    if !schedules.is_empty() && !context.output.is_json() {
+        context.output.note(format!(
+            "note: by its labels, {volume} is backed up by the {} {} from now on; --no-labels or --label keep a restored volume out of that",
+            if schedules.len() == 1 { "schedule" } else { "schedules" },
+            schedules.join(", ")
+        ));
+    }
+}
+
 /// `cloudsnap clone`.
 pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<u8, Failure> {
     let request = StartLazyRestore {
-        snap: args.snap,
+        snap: args.snap.resolve(context, args.credential.cred_id.as_ref()).await?,
         volume: args.volume,
         cred_id: args.credential.cred_id,
         hydrate: false,
         on_store_loss: args.on_store_loss,
+        labels: args.labels.labels(),
     };
     let restored = context.client.start_lazy_restore(&request).await?;
+    tell_schedules(context, &restored.volume, &restored.schedules);
     match context.output.is_json() {
         true => context.output.document(&restored)?,
         false => {

@@ -36,9 +36,11 @@ use crate::{
 use blockd_api::Client;
 
 /// What a command has to work with.
-struct Context<'a> {
-    client: Client,
-    output: &'a Output,
+pub struct Context<'a> {
+    /// The daemon.
+    pub client: Client,
+    /// Where results go.
+    pub output: &'a Output,
 }
 
 /// Runs a command; the result is the exit status.

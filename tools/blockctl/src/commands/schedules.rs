@@ -3,10 +3,11 @@
 use super::{Context, or_dash};
 use crate::{
     cli::schedules::{
-        CreateArgs, HistoryArgs, PolicyArgs, PolicyCommand, SchedulesCommand, UpdateArgs, UuidArg,
+        CreateArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs, SchedulesCommand, UpdateArgs, UuidArg,
     },
-    failure::{EXIT_DONE, Failure},
+    failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::Table,
+    wait::follow,
 };
 use blockd_api::{
     ApiError, ClientError, ErrorCode,
@@ -19,10 +20,16 @@ use blockd_api::{
 };
 use blockd_schedule::{Jitter, Retention, Zone};
 use serde::Serialize;
+use std::time::Duration;
+use tokio::time::sleep;
 use uuid::Uuid;
 
 /// How many backups are kept if nothing says it.
 const DEFAULT_MAX: u32 = 7;
+/// Among so many runs of its schedule one is looked for that is waited for.
+const RUNS_MOST: u32 = 1_000;
+/// How often a run is looked at that is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Result<u8, Failure> {
     match command {
@@ -68,6 +75,12 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> 
         (None, Ok(max)) => max,
         _ => Retention::default(),
     };
+    let nothing = args.retain.nothing().map(|flag| format!("--{flag}"));
+    if let Some(flag) = nothing.or_else(|| args.local.nothing().map(|flag| format!("--local-{flag}"))) {
+        return Err(Failure::usage(format!(
+            "{flag} 0 keeps nothing: give a number from 1 on, or leave it away"
+        )));
+    }
     let zone = args.times.zone();
     let (local, retain) = (args.local.retention(&zone), args.retain.retention(&zone));
     if local.is_some() && args.cred_id.is_empty() && (retain.is_some() || args.full) {
@@ -134,9 +147,35 @@ fn copies(schedule: &Schedule, places: &Places) -> String {
     or_dash((!all.is_empty()).then(|| all.join(", ")))
 }
 
+/// What a retention keeps, in as few words as that takes.
+fn shortly(retain: &Retention) -> String {
+    let only_max =
+        Retention { keep_last: retain.keep_last, zone: retain.zone.clone(), ..Retention::default() };
+    if !retain.keeps_all() && *retain == only_max { retain.keep_last.to_string() } else { retain.to_string() }
+}
+
+/// What is kept of a schedule's backups: what the schedule says, or what the rules of its policy say themselves.
+pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
+    let policy = policies.iter().find(|policy| Some(&policy.name) == schedule.policy.as_ref());
+    let rules = policy.map_or(&[][..], |policy| policy.rules.as_slice()).iter().chain(&schedule.rules);
+    let own: Vec<Option<&Retention>> = rules.map(|rule| rule.retain.as_ref()).collect();
+    let says = shortly(&schedule.retain);
+    if own.iter().all(Option::is_none) {
+        return says;
+    }
+    // What no rule says itself is as the schedule says.
+    let each = own.iter().map(|retain| retain.map_or_else(|| says.clone(), shortly));
+    let by = if policy.is_some() { "by policy" } else { "by rule" };
+    format!("{} {by}", each.collect::<Vec<_>>().join("/"))
+}
+
 async fn list(context: &Context<'_>) -> Result<u8, Failure> {
     let list = context.client.list_schedules().await?;
     let places = Places::load(context).await?;
+    let policies = match list.schedules.iter().any(|one| one.policy.is_some()) && !context.output.is_json() {
+        true => context.client.list_policies().await?.policies,
+        false => Vec::new(),
+    };
     show(context, &list, || {
         let mut table = Table::new(&[
             "UUID",
@@ -151,18 +190,10 @@ async fn list(context: &Context<'_>) -> Result<u8, Failure> {
             "COPIES",
         ]);
         for schedule in &list.schedules {
-            let retain = &schedule.retain;
-            let only_max =
-                Retention { keep_last: retain.keep_last, zone: retain.zone.clone(), ..Retention::default() };
-            let max = if !retain.keeps_all() && *retain == only_max {
-                retain.keep_last.to_string()
-            } else {
-                retain.to_string()
-            };
             table.row([
                 schedule.uuid.to_string(),
                 selector(&schedule.selector),
-                max,
+                kept(schedule, &policies),
                 schedule.full.to_string(),
                 schedule.schedule.clone(),
                 or_dash(schedule.policy.as_ref()),
@@ -184,25 +215,25 @@ async fn list(context: &Context<'_>) -> Result<u8, Failure> {
 
 /// The schedule whose id begins like this.
 async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> {
-    if let Ok(uuid) = Uuid::parse_str(&wanted.uuid) {
+    if let Ok(uuid) = Uuid::parse_str(wanted.uuid()) {
         return Ok(uuid);
     }
     let list = context.client.list_schedules().await?;
-    let begins = |schedule: &&Schedule| schedule.uuid.to_string().starts_with(&wanted.uuid);
+    let begins = |schedule: &&Schedule| schedule.uuid.to_string().starts_with(wanted.uuid());
     let found: Vec<Uuid> = list.schedules.iter().filter(begins).map(|schedule| schedule.uuid).collect();
     match found[..] {
         [uuid] => Ok(uuid),
         [] => {
             let message = format!(
                 "there is no schedule whose UUID begins with {}: of one that is gone, give all of it",
-                wanted.uuid
+                wanted.uuid()
             );
             Err(ClientError::from(ApiError::new(ErrorCode::ScheduleNotFound, message)).into())
         }
         _ => Err(Failure::usage(format!(
             "{} schedules have a UUID that begins with {}: give more of it",
             found.len(),
-            wanted.uuid
+            wanted.uuid()
         ))),
     }
 }
@@ -228,6 +259,15 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> 
         true => Some(None),
         false => args.local.patch(now.local.as_ref(), &now.retain.zone).map(Some),
     };
+    // Nothing that is kept would be no retention, and all would be kept.
+    let all = |retain: &Option<Retention>| retain.as_ref().is_some_and(Retention::keeps_all);
+    if (all(&retain) && !args.retain.keep_all)
+        || (all(&local.clone().flatten()) && !args.local.local_keep_all)
+    {
+        return Err(Failure::usage(
+            "this would leave no number of backups that are kept: give another one, or --keep-all (--local-keep-all)",
+        ));
+    }
     if let Some(zone) = &args.times.time_zone {
         // A zone alone moves the times that are there.
         if rules.is_empty() && now.rules.iter().any(|rule| rule.when.zone != *zone) {
@@ -267,11 +307,43 @@ async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Result<u8
     say(context, &schedule, format!("Cloudsnap schedule {done} successfully"))
 }
 
-async fn run_now(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
-    let uuid = find(context, args).await?;
-    let list = context.client.run_schedule(uuid).await?;
+async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Result<u8, Failure> {
+    let uuid = find(context, &args.uuid).await?;
+    let mut list = context.client.run_schedule(uuid).await?;
+    let mut exit = EXIT_DONE;
+    if args.wait.wait {
+        for run in &mut list.runs {
+            *run = ended(context, run.clone()).await?;
+            if matches!(run.state, RunState::Failed | RunState::Skipped) {
+                exit = EXIT_FAILED;
+            }
+        }
+    }
     let places = Places::load(context).await?;
-    show(context, &list, || history_table(&list.runs, &places))
+    show(context, &list, || history_table(&list.runs, &places))?;
+    Ok(exit)
+}
+
+/// A run as it ended.
+async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
+    while matches!(run.state, RunState::Queued | RunState::Active) {
+        match run.task {
+            Some(task) if run.state == RunState::Active => {
+                follow(&context.client, task, context.output).await?;
+            }
+            _ => sleep(LOOK_AGAIN).await,
+        }
+        let query = ListRuns { schedule: Some(run.schedule), max: Some(RUNS_MOST), ..ListRuns::default() };
+        let runs = context.client.list_runs(&query).await?.runs;
+        let now = runs.into_iter().find(|one| one.id == run.id);
+        let Some(now) = now else { break };
+        if now.state == run.state && now.task.is_some() {
+            // Its task has ended, and the run takes note of that in a moment.
+            sleep(LOOK_AGAIN).await;
+        }
+        run = now;
+    }
+    Ok(run)
 }
 
 async fn delete(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {

@@ -34,6 +34,7 @@ pub fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
         file: settings.encryption_passphrase_file.as_deref(),
         from: settings.encryption_passphrase_from.as_ref(),
         variable: "BLOCKD_ENCRYPTION_PASSPHRASE",
+        is_public: false,
     }
     .input()?;
     let connection = connection(&settings)?;
@@ -147,6 +148,7 @@ fn connection(settings: &Settings) -> Result<Connection, Failure> {
     let upload = settings.limit_upload.clone().unwrap_or_default();
     let download = settings.limit_download.clone().unwrap_or_default();
     Ok(Connection {
+        prefix: settings.prefix.clone(),
         ca_certificates: ca_certificates.transpose()?.map(|text| text.expose().to_owned()),
         proxy,
         limit_upload_bytes_per_s: upload.otherwise_bytes_per_s,
@@ -205,6 +207,7 @@ fn s3(settings: &Settings) -> Result<ProviderRequest, Failure> {
             file: settings.s3_secret_key_file.as_deref(),
             from: settings.s3_secret_key_from.as_ref(),
             variable: "AWS_SECRET_ACCESS_KEY",
+            is_public: false,
         };
         secret_key = Some(sources.input()?.ok_or_else(|| {
             needs(
@@ -280,6 +283,7 @@ fn azure(settings: &Settings) -> Result<ProviderRequest, Failure> {
         file: settings.azure_account_key_file.as_deref(),
         from: settings.azure_account_key_from.as_ref(),
         variable: "AZURE_STORAGE_KEY",
+        is_public: false,
     };
     let sas = Sources {
         what: "Azure shared access signature",
@@ -287,6 +291,7 @@ fn azure(settings: &Settings) -> Result<ProviderRequest, Failure> {
         file: settings.azure_sas_token_file.as_deref(),
         from: settings.azure_sas_token_from.as_ref(),
         variable: "AZURE_STORAGE_SAS_TOKEN",
+        is_public: false,
     };
     let auth = if settings.use_iam {
         AzureAuth::ManagedIdentity { client_id: settings.azure_client_id.clone() }
@@ -363,6 +368,7 @@ fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
             file: settings.swift_token_file.as_deref(),
             from: settings.swift_token_from.as_ref(),
             variable: "OS_AUTH_TOKEN",
+            is_public: false,
         };
         return Ok(SwiftAuth::Token {
             storage_url: url.ok_or_else(|| needs("--swift-storage-url URL, or OS_STORAGE_URL"))?,
@@ -384,6 +390,7 @@ fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
         file: settings.swift_key_file.as_deref(),
         from: settings.swift_key_from.as_ref(),
         variable: if v1 { "ST_KEY" } else { "OS_PASSWORD" },
+        is_public: false,
     };
     let secret: SecretInput =
         secret.input()?.ok_or_else(|| needs("--swift-key-file FILE, or ST_KEY or OS_PASSWORD"))?;

@@ -16,6 +16,7 @@ use blockd_api::{
     ApiError, ByteSize, ErrorCode, format_duration, format_time,
     tasks::{ListTasks, Task, TaskStage},
 };
+use jiff::{SignedDuration, Timestamp};
 use std::{
     io::{self, IsTerminal, Stdout, Write},
     time::{Duration, Instant},
@@ -28,6 +29,10 @@ use tokio::{
 
 /// How often tasks that are watched are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// For how long after its end it is said of a task why it failed.
+const TOLD_FOR: SignedDuration = SignedDuration::from_hours(1);
+/// Of so many tasks at most that is said unasked.
+const TOLD_MOST: usize = 3;
 /// How long what is being written may take after somebody ended it.
 const LAST_WRITE_LIMIT: Duration = Duration::from_millis(250);
 
@@ -60,25 +65,47 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, F
             output.table(&rules::steps_table(report))?;
         }
     }
-    say_what_failed(context, &tasks);
+    say_what_failed(context, &args, &tasks);
     Ok(EXIT_DONE)
 }
 
 async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Failure> {
-    let tasks = context.client.list_tasks(&ListTasks { name: args.name().map(str::to_owned) }).await?.tasks;
+    let query = ListTasks { name: args.name().map(str::to_owned) };
+    let mut tasks = context.client.list_tasks(&query).await?.tasks;
     if let (Some(name), true) = (args.name(), tasks.is_empty()) {
         let error =
             ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
         return Err(blockd_api::ClientError::Api(error).into());
     }
+    tasks.retain(|task| !args.active || !task.state.stage.is_over());
+    // The newest come first.
+    tasks.truncate(args.max.map_or(usize::MAX, |max| max as usize));
     Ok(tasks)
 }
 
-fn say_what_failed(context: &Context<'_>, tasks: &[Task]) {
-    for task in tasks.iter().filter(|task| task.state.stage == TaskStage::Failed) {
+/// Those of tasks that failed of which it is said why, and how many more would have to be told of.
+fn told(tasks: &[Task], is_asked: bool, now: Timestamp) -> (Vec<&Task>, usize) {
+    let is_told = |task: &&Task| {
+        let is_new = task.completed.is_none_or(|at| now.duration_since(at) < TOLD_FOR);
+        task.state.stage == TaskStage::Failed && (is_asked || is_new)
+    };
+    let mut failed: Vec<&Task> = tasks.iter().filter(is_told).collect();
+    let more = if is_asked { 0 } else { failed.len().saturating_sub(TOLD_MOST) };
+    failed.truncate(failed.len() - more);
+    (failed, more)
+}
+
+fn say_what_failed(context: &Context<'_>, args: &StatusArgs, tasks: &[Task]) {
+    let (failed, more) = told(tasks, args.name().is_some(), Timestamp::now());
+    for task in failed {
         let (reason, hint) = reason(task);
         let resumable = if task.resumable { " (can be resumed)" } else { "" };
         context.output.error(&format!("{} {} failed{resumable}: {reason}", noun(task), task.name), hint);
+    }
+    if more > 0 {
+        let line =
+            format!("{more} more failed within the last hour: `cloudsnap status --name TASK` says why");
+        context.output.note(line);
     }
 }
 
@@ -184,7 +211,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> 
         }
         if tasks.iter().all(|task| task.state.stage.is_over()) {
             keep_last(context, shown, &last)?;
-            say_what_failed(context, &tasks);
+            say_what_failed(context, args, &tasks);
             return Ok(EXIT_DONE);
         }
         let is_ended = tokio::select! {
@@ -258,4 +285,36 @@ fn table(tasks: &[Task]) -> Table {
         table.row(row.into_iter().take(columns.len()));
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn why_tasks_failed_is_said_of_the_newest_and_of_those_that_are_asked_for() {
+        let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+        let task = |stage: &str, minutes_ago: i64| -> Task {
+            let at = now - SignedDuration::from_mins(minutes_ago);
+            serde_json::from_value(json!({
+                "name": uuid::Uuid::new_v4(), "type": "backup", "sourceVolume": null, "volume": "vol",
+                "state": format!("Backup-{stage}"), "node": "host", "credential": uuid::Uuid::nil(), "credentialName": "nas",
+                "phase": "", "bytesTotal": 0, "bytesProcessed": 0, "bytesUploaded": 0, "bytesDownloaded": 0, "bytesDirty": 0,
+                "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null,
+                "started": at, "completed": at, "timeElapsed": 1.0, "backupType": null, "error": null, "resumed": 0, "version": 1
+            }))
+            .unwrap()
+        };
+        let mut tasks = vec![task("Done", 1)];
+        tasks.extend((2..22).map(|minutes| task("Failed", minutes)));
+        tasks.push(task("Failed", 61));
+        let (failed, more) = told(&tasks, false, now);
+        assert_eq!((failed.len(), more), (3, 17));
+        assert_eq!(failed[0].completed, tasks[1].completed);
+        let (failed, more) = told(&tasks[tasks.len() - 1..], false, now);
+        assert_eq!((failed.len(), more), (0, 0));
+        let (failed, more) = told(&tasks, true, now);
+        assert_eq!((failed.len(), more), (21, 0));
+    }
 }

@@ -366,11 +366,33 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Result<(), Failure>
     context.output.line(format!("Volume {} successfully deleted.", deleted.name))
 }
 
+/// A URI that this host can use: of another host's socket nobody here has anything.
+async fn reachable(context: &Context<'_>, uri: String) -> Result<String, Failure> {
+    let export = uri.strip_prefix("nbd+unix:///").and_then(|rest| rest.split('?').next());
+    let Some(export) = export.filter(|_| context.client.endpoint().socket().is_none()) else {
+        return Ok(uri);
+    };
+    let served = context.client.status().await?.nbd;
+    let elsewhere: Vec<String> =
+        served.iter().filter(|one| one.starts_with("nbd://")).map(|one| format!("{one}{export}")).collect();
+    Err(Failure::Usage {
+        message: format!("{uri} can be used on the host of that blockd only"),
+        hint: Some(match elsewhere.as_slice() {
+            [] => "it serves NBD to no other host: set nbd_listen in its configuration, with TLS".to_owned(),
+            _ => format!(
+                "it serves {} as well: give the address by which this host reaches it, and nbds:// if it wants TLS (nbdinfo, nbdcopy and qemu take certificates)",
+                elsewhere.join(" and ")
+            ),
+        }),
+    })
+}
+
 async fn uri(context: &Context<'_>, export: &ExportRef) -> Result<(), Failure> {
     let uri = match export {
         ExportRef::Volume(volume) => context.client.volume(volume).await?.uri,
         ExportRef::Snapshot(snapshot) => context.client.snapshot(snapshot).await?.uri,
     };
+    let uri = reachable(context, uri).await?;
     if context.output.is_json() {
         return context.output.document(&json!({ "uri": uri }));
     }

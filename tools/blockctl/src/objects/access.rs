@@ -87,8 +87,8 @@ impl Location {
     ///
     /// # Errors
     /// A secret cannot be read, or is of another kind of store.
-    pub fn update(self, of: CredentialRef, kept: ProviderKind) -> Result<UpdateCredential, Failure> {
-        let one = self.settings;
+    pub fn update(&self, of: CredentialRef, kept: ProviderKind) -> Result<UpdateCredential, Failure> {
+        let one = self.settings.clone();
         let args = UpdateArgs {
             credential: of,
             use_iam: one.use_iam,

@@ -35,13 +35,14 @@ impl fmt::Display for Problem {
 #[derive(Debug)]
 pub struct Reading {
     problems: RefCell<Vec<Problem>>,
+    warnings: RefCell<Vec<Problem>>,
     dir: PathBuf,
 }
 
 impl Reading {
     /// Of a file in this directory.
     pub fn new(dir: &Path) -> Self {
-        Self { problems: RefCell::default(), dir: dir.to_owned() }
+        Self { problems: RefCell::default(), warnings: RefCell::default(), dir: dir.to_owned() }
     }
 
     /// What is wrong, by line.
@@ -54,6 +55,19 @@ impl Reading {
     /// Notes something that is wrong.
     pub fn wrong(&self, line: usize, path: &str, what: impl Into<String>) {
         self.problems.borrow_mut().push(Problem { line, path: path.to_owned(), what: what.into() });
+    }
+
+    /// Notes something that is taken, and means nothing here.
+    pub fn ignored(&self, line: usize, path: &str, why: &str) {
+        let what = format!("this is ignored: {why}");
+        self.warnings.borrow_mut().push(Problem { line, path: path.to_owned(), what });
+    }
+
+    /// What was ignored since this was asked last, by line.
+    pub fn take_warnings(&self) -> Vec<Problem> {
+        let mut warnings = self.warnings.take();
+        warnings.sort_by_key(|warning| warning.line);
+        warnings
     }
 
     /// A path that is meant from where the file is.
@@ -124,6 +138,13 @@ impl<'a> Fields<'a> {
     /// Notes that something about a field is wrong.
     pub fn wrong(&self, line: usize, name: &str, what: impl Into<String>) {
         self.reading.wrong(line, &self.path_of(name), what);
+    }
+
+    /// Takes a field that means nothing here, whatever is in it, and says so.
+    pub fn ignore(&mut self, name: &'static str, why: &str) {
+        if let Some(node) = self.node(name) {
+            self.reading.ignored(node.line, &self.path_of(name), why);
+        }
     }
 
     /// Notes that a field is missing.

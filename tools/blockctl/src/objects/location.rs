@@ -93,6 +93,7 @@ pub fn view_of(one: &Credential) -> Value {
     object(vec![
         ("type", Some(one.provider.to_string().into())),
         ("path", path),
+        ("prefix", text(&one.prefix)),
         (config.0, config.1.as_object().is_some_and(|fields| !fields.is_empty()).then_some(config.1.clone())),
         ("proxy", text(&one.proxy)),
         ("limitUpload", limit(one.limit_upload_bytes_per_s, &one.limit_upload_windows)),
@@ -197,6 +198,7 @@ impl Location {
         object(vec![
             ("type", Some(kind.into())),
             ("path", path.or_else(|| text(&one.bucket))),
+            ("prefix", text(&one.prefix)),
             (config.0, has_config.then_some(config.1.clone())),
             ("proxy", text(&one.proxy)),
             ("limitUpload", limit(&one.limit_upload)),
@@ -211,10 +213,11 @@ impl Location {
     ///
     /// # Errors
     /// Something that it needs is missing or cannot be read.
-    pub fn request(self, name: &CredentialName) -> Result<CreateCredential, Failure> {
+    pub fn request(&self, name: &CredentialName) -> Result<CreateCredential, Failure> {
         let must_be_encrypted = self.encrypted;
-        let request = stores::request(CreateArgs { name: name.clone(), file: None, settings: self.settings })
-            .map_err(|error| match error {
+        let request =
+            stores::request(CreateArgs { name: name.clone(), file: None, settings: self.settings.clone() })
+                .map_err(|error| match error {
                 Failure::Usage { message, .. } => Failure::Usage {
                     message: format!("BackupLocation/{name}: {message}"),
                     hint: Some(FLAGS_HINT.to_owned()),
@@ -313,6 +316,7 @@ fn read_location(mut fields: Fields<'_>) -> Option<Location> {
     } else {
         settings.bucket = path;
     }
+    settings.prefix = prefix(&mut fields);
     // What others stored is always to be seen.
     let _ = fields.flag("sync");
     if settings.provider == Some(Provider::S3) && !fields.has("s3Config") && !fields.has("secretConfig") {
@@ -360,6 +364,12 @@ fn read_location(mut fields: Fields<'_>) -> Option<Location> {
     }
     fields.finish();
     Some(Location { settings, encrypted })
+}
+
+/// Takes the prefix below which everything lies, without slashes around it, as it is kept.
+fn prefix(fields: &mut Fields<'_>) -> Option<String> {
+    let prefix = fields.text("prefix")?.trim_matches('/').to_owned();
+    (!prefix.is_empty()).then_some(prefix)
 }
 
 fn read_common(fields: &mut Fields<'_>, settings: &mut Settings) {
@@ -466,6 +476,8 @@ fn read_blocks(mut fields: Fields<'_>) -> Option<Location> {
         if provider == Provider::Local {
             let reading = block.reading;
             settings.path = block.required_text("path").map(|path| reading.file(&path));
+            settings.prefix = prefix(&mut block);
+            block.ignore("volumeSource", "the directory is one of this host, and must be there");
             block.finish();
             continue;
         }
@@ -478,10 +490,7 @@ fn read_blocks(mut fields: Fields<'_>) -> Option<Location> {
             settings.s3_endpoint = block.required_text("endpoint");
             settings.s3_region = block.text("region");
         }
-        if block.text("prefix").is_some_and(|prefix| !prefix.trim_matches('/').is_empty()) {
-            let line = block.line;
-            block.wrong(line, "prefix", "blockd has a place of its own in a bucket, and takes no other: drop this, or give it a bucket of its own");
-        }
+        settings.prefix = prefix(&mut block);
         block.finish();
     }
     if found.len() != 1 {
@@ -491,6 +500,8 @@ fn read_blocks(mut fields: Fields<'_>) -> Option<Location> {
             format!("one of s3, gcs, azure, swift and local is expected, and there are {}", found.len()),
         );
     }
+    fields.ignore("databaseName", "a location is for all volumes; a VolumeBackup names one");
+    fields.ignore("resources", "blockd makes no pods; see limitUpload and limitDownload");
     if let Some(dir) = fields.text("storageSecretName") {
         read_secret_dir(&mut settings, &dir, "storageSecretName", &fields);
     }

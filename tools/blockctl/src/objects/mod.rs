@@ -34,6 +34,10 @@ const KNOWN_VERSIONS: [&str; 3] = [API_VERSION, "stork.libopenstorage.org/v1alph
 /// The longest file of objects, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
+/// What clusters write into the metadata of what they keep, and show with it.
+const KEPT_BY_CLUSTERS: [&str; 7] =
+    ["creationTimestamp", "finalizers", "generation", "managedFields", "resourceVersion", "selfLink", "uid"];
+
 /// What an object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -150,6 +154,8 @@ pub struct Object {
     pub file: String,
     /// The line that it begins in.
     pub line: usize,
+    /// What of it means nothing here, and is ignored.
+    pub warnings: Vec<Problem>,
     /// The rest.
     pub body: Body,
 }
@@ -269,6 +275,9 @@ fn object(node: &Node, file: &str, reading: &Reading) -> Option<Object> {
         let name = metadata.required::<ObjectName>("name");
         // Those of clusters: they mean nothing here, and files that have them are read as they are.
         let _ = (metadata.node("namespace"), metadata.node("annotations"), metadata.node("labels"));
+        for name in KEPT_BY_CLUSTERS {
+            let _ = metadata.node(name);
+        }
         metadata.finish();
         name
     });
@@ -287,7 +296,8 @@ fn object(node: &Node, file: &str, reading: &Reading) -> Option<Object> {
         Kind::VolumeClone => clone::read(&mut fields).map(Body::Clone),
     };
     fields.finish();
-    Some(Object { name: name?, file: file.to_owned(), line, body: body? })
+    let warnings = reading.take_warnings();
+    Some(Object { name: name?, file: file.to_owned(), line, warnings, body: body? })
 }
 
 fn node_has(node: &Node, name: &str) -> bool {
@@ -296,12 +306,13 @@ fn node_has(node: &Node, name: &str) -> bool {
 
 /// Takes the policy for what becomes of what an object made when the object goes; it stays, unless `Delete` is allowed.
 fn reclaim_policy(fields: &mut Fields<'_>, may_delete: bool) -> bool {
-    let line = fields.line;
+    let line = fields.peek("reclaimPolicy").map_or(fields.line, |node| node.line);
     match fields.text("reclaimPolicy").as_deref() {
         None | Some("Retain") => false,
         Some("Delete") if may_delete => true,
         Some("Delete") => {
-            fields.wrong(line, "reclaimPolicy", "only Retain is possible: backups outlive what made them");
+            let path = format!("{}.reclaimPolicy", fields.path);
+            fields.reading.ignored(line, &path, "`retain` says which backups are deleted from the store, always; those that are kept outlive the schedule");
             false
         }
         Some(other) => {

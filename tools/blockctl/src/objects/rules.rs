@@ -207,8 +207,12 @@ fn read_rule(block: &Block, node: &Node, path: String, zone: &Zone, outer: &Fiel
     let (line, path, reading) = (fields.line, fields.path.clone(), fields.reading);
     fields.finish();
     let words: Vec<String> = words.into_iter().collect::<Option<_>>()?;
-    match (block.parse)(&words) {
-        Ok(when) => Some(Rule { when: Recurrence { when, zone }, retain }),
+    let when = match (block.name, words.as_slice()) {
+        ("calendar", [expression]) => Recurrence::on_calendar(expression, &zone),
+        _ => (block.parse)(&words).map(|when| Recurrence { when, zone }),
+    };
+    match when {
+        Ok(when) => Some(Rule { when, retain }),
         Err(error) => {
             reading.wrong(line, &path, error.to_string());
             None

@@ -99,7 +99,10 @@ impl Scheduled {
             view.insert("schedule".to_owned(), self.rules.view());
         }
         view.insert("suspend".to_owned(), self.suspend.into());
-        view.insert("retain".to_owned(), rules::retain_view(&self.retain));
+        // What nobody says of a schedule by a policy is said by that.
+        if self.policy.is_none() || self.retain != Retention::default() {
+            view.insert("retain".to_owned(), rules::retain_view(&self.retain));
+        }
         let retain_at = self.retain_at.iter().map(
             |(place, retain)| json!({ "backupLocation": place.as_str(), "retain": rules::retain_view(retain) }),
         );

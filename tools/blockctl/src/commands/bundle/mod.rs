@@ -22,12 +22,24 @@ use blockd_api::{
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{
+    fs::OpenOptions,
+    io::{self, IsTerminal, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
 /// Runs of schedules that are told of.
 const MAX_RUNS: u32 = 1_000;
 pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure> {
     let client = &context.client;
+    let is_stdout = args.output.as_os_str() == "-";
+    if is_stdout && io::stdout().is_terminal() {
+        return Err(Failure::Usage {
+            message: "a support bundle is long, and stdout is a terminal".to_owned(),
+            hint: Some("name a file (--output FILE), or send it somewhere (--output - > FILE)".to_owned()),
+        });
+    }
     let mut parts = Map::new();
     parts.insert("made".into(), json!(Timestamp::now()));
     parts.insert("blockctl".into(), json!(env!("CARGO_PKG_VERSION")));
@@ -55,6 +67,10 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure>
     }
     let mut bundle = Value::Object(parts);
     clean::clean(&mut bundle);
+    if is_stdout {
+        context.output.document(&bundle)?;
+        return Ok(EXIT_DONE);
+    }
     write(&args.output, &bundle).map_err(|source| Failure::Write { path: args.output.clone(), source })?;
     let line = format!("Support bundle written to {}", args.output.display());
     match context.output.is_json() {

@@ -1,18 +1,18 @@
 //! `blockctl apply`
 
 use super::{
-    RESUMED, UNDER_WAY, about_stores, api,
+    RESUMED, UNDER_WAY, WAITING, about_stores, api,
     plan::{Change, Plan, credential_name, limits, members, not_backed_up, place, plan, source},
     read,
     record::Record,
-    scope_of,
-    world::World,
+    scope_of, show_warnings, warn,
+    world::{Scope, World},
     world_for,
 };
 use crate::{
     cli::objects::ApplyArgs,
-    commands::Context,
-    failure::{EXIT_DONE, EXIT_FAILED, Failure},
+    commands::{Context, lazy::tell_schedules},
+    failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Failure},
     objects::{
         Body, Kind, Object,
         access::is_access,
@@ -24,7 +24,7 @@ use crate::{
     wait::follow,
 };
 use blockd_api::{
-    GroupName, Labels, ObjectName, RuleName, VolumeName, VolumeRef,
+    ClientError, ErrorCode, GroupName, Labels, ObjectName, RuleName, VolumeName, VolumeRef,
     cloudsnaps::{StartBackup, StartRestore},
     lazy::{StartLazyRestore, StoreLoss},
     rules::{CreateRule, RuleTarget, UpdateRule},
@@ -34,27 +34,42 @@ use blockd_api::{
     volumes::CloneVolume,
 };
 use std::collections::BTreeMap;
+use serde_json::json;
 use uuid::Uuid;
 
 /// What was done with an object.
 struct Done {
     result: &'static str,
     tasks: Vec<Uuid>,
+    /// What it needs, which is not done yet.
+    awaited: Option<String>,
 }
 
 impl Done {
     fn only(result: &'static str) -> Self {
-        Self { result, tasks: Vec::new() }
+        Self::by(result, Vec::new())
+    }
+
+    fn by(result: &'static str, tasks: Vec<Uuid>) -> Self {
+        Self { result, tasks, awaited: None }
     }
 
     fn started(tasks: Vec<Uuid>) -> Self {
-        Self { result: "started", tasks }
+        Self::by("started", tasks)
+    }
+
+    fn waiting(awaited: String) -> Self {
+        Self { awaited: Some(awaited), ..Self::only(WAITING) }
     }
 }
+
+/// How often it is looked again at what somebody else made meanwhile.
+const LOOKS_MOST: usize = 4;
 
 /// `apply`: the objects one after the other, up to the first that cannot be made so.
 pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> {
     let objects = read(&args.from)?;
+    warn(context, &objects);
     let world = world_for(context, &objects).await?;
     let mut record = Record::of(objects.iter().map(|one| (one.kind(), one.name.to_string())));
     let ended = apply_all(context, &args, objects, world, &mut record).await;
@@ -68,29 +83,49 @@ async fn apply_all(
     mut world: World,
     record: &mut Record,
 ) -> Result<u8, Failure> {
-    let (wants_stores, scope) = (objects.iter().any(|one| about_stores(one.kind())), scope_of(&objects));
+    let stores = objects.iter().any(|one| about_stores(one.kind())).then(|| scope_of(&objects));
     let mut status = EXIT_DONE;
     for object in objects {
         record.begin();
         let (shown, kind) = (object.to_string(), object.kind());
-        let planned = plan(&object, &world);
-        let is_change = !matches!(planned, Plan::Unchanged);
-        if !is_change {
+        let mut planned = plan(&object, &world);
+        if let (Plan::Await(_, tasks), true, false) = (&planned, args.wait, args.dry_run) {
+            for task in tasks {
+                follow(&context.client, *task, context.output).await?;
+            }
+            world = reload(context, world, stores.as_ref(), true).await?;
+            planned = plan(&object, &world);
+        }
+        let is_change = !matches!(planned, Plan::Unchanged | Plan::Await(..));
+        if matches!(planned, Plan::Unchanged) {
             tell_of_given_key(context, &object);
         }
-        let done =
-            if args.dry_run { would(planned) } else { carry_out(context, object, planned, &world).await }?;
-        let what = match (args.dry_run, done.tasks.as_slice()) {
-            (true, _) => format!("{shown} {} (dry run)", done.result),
-            (false, []) => format!("{shown} {}", done.result),
-            (false, tasks) => {
+        let done = match args.dry_run {
+            true => would(planned)?,
+            false => make(context, &object, planned, &mut world, stores.as_ref()).await?,
+        };
+        let what = match (args.dry_run, done.tasks.as_slice(), &done.awaited) {
+            (true, ..) => format!("{shown} {} (dry run)", done.result),
+            (false, _, Some(awaited)) => format!("{shown} {} for {awaited}", done.result),
+            (false, [], None) => format!("{shown} {}", done.result),
+            (false, tasks, None) => {
                 let tasks: Vec<String> = tasks.iter().map(ToString::to_string).collect();
                 format!("{shown} {} (task {})", done.result, tasks.join(", "))
             }
         };
         record.done(done.result, &done.tasks);
+        record.add(|document| {
+            show_warnings(&object, document);
+            if let Some(awaited) = &done.awaited {
+                document["waitsFor"] = json!(awaited);
+            }
+        });
         if !context.output.is_json() {
             context.output.line(what)?;
+        }
+        // What failed says more.
+        if done.awaited.is_some() && status == EXIT_DONE && !args.dry_run {
+            status = EXIT_WAITING;
         }
         if args.wait && !wait(context, &shown, &done.tasks, record).await? {
             status = EXIT_FAILED;
@@ -98,12 +133,7 @@ async fn apply_all(
         if is_change && !args.dry_run {
             // A new place may hold what another host stored.
             let is_stored = !done.tasks.is_empty() || kind == Kind::BackupLocation;
-            let cloudsnaps = world.cloudsnaps.take().filter(|_| !is_stored);
-            let called = std::mem::take(&mut world.called);
-            world = World { cloudsnaps, called, ..World::load(context).await? };
-            if wants_stores {
-                world.load_stores(context, &scope).await?;
-            }
+            world = reload(context, world, stores.as_ref(), is_stored).await?;
         }
     }
     Ok(status)
@@ -118,6 +148,61 @@ fn tell_of_given_key(context: &Context<'_>, object: &Object) {
             "note: {object}: the key in the file is not compared with the one in use; if it is another one: blockctl credentials update {}",
             object.name
         ));
+    }
+}
+
+/// What there is now; also in the stores, if something was stored since.
+async fn reload(
+    context: &Context<'_>,
+    mut world: World,
+    stores: Option<&Scope>,
+    is_stored: bool,
+) -> Result<World, Failure> {
+    let cloudsnaps = world.cloudsnaps.take().filter(|_| !is_stored);
+    let mut now = World { cloudsnaps, called: world.called, ..World::load(context).await? };
+    if let Some(scope) = stores {
+        now.load_stores(context, scope).await?;
+    }
+    Ok(now)
+}
+
+/// Does what is planned. Where somebody else made it meanwhile, it is looked at again, as if it had been there.
+async fn make(
+    context: &Context<'_>,
+    object: &Object,
+    mut planned: Plan,
+    world: &mut World,
+    stores: Option<&Scope>,
+) -> Result<Done, Failure> {
+    let mut looks = 0;
+    loop {
+        let may_look = matches!(planned, Plan::Create) && looks < LOOKS_MOST;
+        let error = match carry_out(context, object, planned, world).await {
+            Err(Failure::Client(ClientError::Api(error))) if may_look && is_there(object, error.code) => {
+                error
+            }
+            done => return done,
+        };
+        looks += 1;
+        *world = reload(context, std::mem::take(world), stores, true).await?;
+        planned = plan(object, world);
+        if object.kind() == Kind::VolumeBackup && matches!(planned, Plan::Create) {
+            // What is in the way is another backup of the volume.
+            return Err(api(error));
+        }
+    }
+}
+
+/// Whether this is what is answered where an object is there already, or is being made.
+fn is_there(object: &Object, code: ErrorCode) -> bool {
+    match code {
+        ErrorCode::CredentialExists
+        | ErrorCode::PolicyExists
+        | ErrorCode::RuleExists
+        | ErrorCode::ScheduleExists
+        | ErrorCode::VolumeExists => true,
+        ErrorCode::VolumeInUse => object.kind() == Kind::VolumeBackup,
+        _ => false,
     }
 }
 
@@ -145,6 +230,7 @@ async fn wait(
 
 fn would(planned: Plan) -> Result<Done, Failure> {
     Ok(Done::only(match planned {
+        Plan::Await(awaited, _) => return Ok(Done::waiting(awaited)),
         Plan::Unchanged => "unchanged",
         Plan::Wait(_) => UNDER_WAY,
         Plan::Resume(_) => RESUMED,
@@ -156,16 +242,17 @@ fn would(planned: Plan) -> Result<Done, Failure> {
 
 async fn carry_out(
     context: &Context<'_>,
-    object: Object,
+    object: &Object,
     planned: Plan,
     world: &World,
 ) -> Result<Done, Failure> {
     match planned {
         Plan::Unchanged => Ok(Done::only("unchanged")),
-        Plan::Wait(tasks) => Ok(Done { result: UNDER_WAY, tasks }),
+        Plan::Wait(tasks) => Ok(Done::by(UNDER_WAY, tasks)),
+        Plan::Await(awaited, _) => Ok(Done::waiting(awaited)),
         Plan::Resume(task) => {
             context.client.resume_task(task).await?;
-            Ok(Done { result: RESUMED, tasks: vec![task] })
+            Ok(Done::by(RESUMED, vec![task]))
         }
         Plan::Refused(_, error) => Err(api(error)),
         Plan::Create => create(context, object, world).await,
@@ -175,10 +262,10 @@ async fn carry_out(
     }
 }
 
-async fn create(context: &Context<'_>, object: Object, world: &World) -> Result<Done, Failure> {
+async fn create(context: &Context<'_>, object: &Object, world: &World) -> Result<Done, Failure> {
     let client = &context.client;
-    let name = object.name;
-    match object.body {
+    let name = object.name.clone();
+    match &object.body {
         Body::Location(location) => {
             let request = location.request(&credential_name(&name).map_err(api)?)?;
             client.create_credential(&request).await?;
@@ -191,7 +278,7 @@ async fn create(context: &Context<'_>, object: Object, world: &World) -> Result<
             let name = rule_name(&name)?;
             let quiesce = hook.quiesce.clone();
             client.create_rule(&CreateRule { name: name.clone(), quiesce }).await?;
-            give_rule(context, &name, &hook, world).await?;
+            give_rule(context, &name, hook, world).await?;
         }
         Body::Schedule(schedule) => {
             client.create_schedule(&schedule.create(&name)).await?;
@@ -209,7 +296,7 @@ async fn create(context: &Context<'_>, object: Object, world: &World) -> Result<
             }
             let mut request = backup.request(&name);
             let missing: Vec<VolumeRef> =
-                not_backed_up(world, &name, &backup).map(|volume| VolumeRef::Id(volume.id)).collect();
+                not_backed_up(world, &name, backup).map(|volume| VolumeRef::Id(volume.id)).collect();
             if !missing.is_empty() && missing.len() < members(world, &backup.volumes).count() {
                 // The others have theirs.
                 (request.group, request.label, request.volumes) = (None, None, missing);
@@ -218,7 +305,7 @@ async fn create(context: &Context<'_>, object: Object, world: &World) -> Result<
             return Ok(Done::started(started.members.into_iter().flat_map(|member| member.tasks).collect()));
         }
         Body::Restore(restore) => {
-            let (snap, cred_id) = (source(&restore, world).map_err(api)?, Some(place(&restore.location)));
+            let (snap, cred_id) = (source(restore, world).map_err(api)?, Some(place(&restore.location)));
             let volume = Some(volume_name(restore.target(&name))?);
             if restore.lazy {
                 let request = StartLazyRestore {
@@ -227,17 +314,21 @@ async fn create(context: &Context<'_>, object: Object, world: &World) -> Result<
                     cred_id,
                     hydrate: true,
                     on_store_loss: StoreLoss::default(),
+                    labels: None,
                 };
                 let started = client.start_lazy_restore(&request).await?;
+                tell_schedules(context, &started.volume, &started.schedules);
                 return Ok(Done::started(started.task.into_iter().collect()));
             }
             let skip_damaged = restore.skip_damaged;
             let request = StartRestore { volume, cred_id, skip_damaged, ..StartRestore::of(snap) };
-            return Ok(Done::started(vec![client.start_restore(&request).await?.task]));
+            let started = client.start_restore(&request).await?;
+            tell_schedules(context, &started.volume, &started.schedules);
+            return Ok(Done::started(vec![started.task]));
         }
         Body::Clone(clone) => {
             let target = volume_name(clone.target(&name))?;
-            clone_volume(context, &clone, target).await?;
+            clone_volume(context, clone, target).await?;
         }
     }
     Ok(Done::only("created"))
@@ -268,13 +359,13 @@ async fn clone_volume(context: &Context<'_>, clone: &Clone, name: VolumeName) ->
 
 async fn update(
     context: &Context<'_>,
-    object: Object,
+    object: &Object,
     changes: &[Change],
     world: &World,
 ) -> Result<(), Failure> {
     let client = &context.client;
-    match object.body {
-        Body::Location(location) => update_location(context, &object.name, *location, changes, world).await?,
+    match &object.body {
+        Body::Location(location) => update_location(context, &object.name, location, changes, world).await?,
         Body::Policy(rules) => {
             let request = UpdatePolicy { rules: rules.to_api() };
             client.update_policy(&policy_name(&object.name)?, &request).await?;
@@ -285,7 +376,7 @@ async fn update(
             if is.is_none_or(|is| is.quiesce != hook.quiesce) {
                 client.update_rule(&name, &UpdateRule { quiesce: hook.quiesce.clone() }).await?;
             }
-            give_rule(context, &name, &hook, world).await?;
+            give_rule(context, &name, hook, world).await?;
         }
         Body::Schedule(schedule) => {
             let found = world.schedules.iter().find(|one| one.name.as_ref() == Some(&object.name));
@@ -303,7 +394,7 @@ async fn update(
 async fn update_location(
     context: &Context<'_>,
     name: &ObjectName,
-    location: Location,
+    location: &Location,
     changes: &[Change],
     world: &World,
 ) -> Result<(), Failure> {

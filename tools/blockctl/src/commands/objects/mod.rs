@@ -17,11 +17,13 @@ use crate::{
 use blockd_api::{ApiError, ClientError, ErrorCode, ObjectName, cloudsnaps::CloudsnapId};
 use plan::{Change, Plan, plan};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use world::{Found, Scope, World, columns};
 
 /// The result for what tasks are making already.
 const UNDER_WAY: &str = "under way";
+/// The result for what needs something that is not done yet.
+const WAITING: &str = "waiting";
 /// The result for what a task is made to go on with.
 const RESUMED: &str = "resumed";
 
@@ -65,6 +67,26 @@ fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Tells people what of objects is ignored.
+fn warn(context: &Context<'_>, objects: &[Object]) {
+    if context.output.is_json() {
+        return;
+    }
+    for object in objects {
+        for warning in &object.warnings {
+            context.output.note(format!("warning: {}: {warning}", object.file));
+        }
+    }
+}
+
+/// Tells programs what of an object is ignored.
+fn show_warnings(object: &Object, document: &mut Value) {
+    let warnings: Vec<String> = object.warnings.iter().map(ToString::to_string).collect();
+    if !warnings.is_empty() {
+        document["warnings"] = json!(warnings);
+    }
 }
 
 /// Whether what is in the stores says what is to be done.
@@ -153,13 +175,23 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Result<u8, Failure> {
         }
     } else if args.output == Format::Yaml {
         // Somebody who asks for all of them means to apply them.
-        let is_shown = |one: &&Found| args.name.is_some() || !one.has_no_name();
-        for one in found.iter().filter(|one| one.has_no_name()) {
-            let rest = if args.name.is_some() { "" } else { ", and is left out" };
-            output
-                .note(format!("warning: {}/{} has no name: it cannot be applied{rest}", one.kind, one.name));
+        let (rest, mut texts, mut names) =
+            (if args.name.is_some() { "" } else { ", and is left out" }, Vec::new(), BTreeSet::new());
+        for one in &found {
+            let why = if one.has_no_name() {
+                Some("has no name: it cannot be applied")
+            } else if args.name.is_none() && !names.insert(&one.name) {
+                Some("is there already: one of a name can be applied")
+            } else {
+                None
+            };
+            if let Some(why) = why {
+                output.note(format!("warning: {}/{} {why}{rest}", one.kind, one.name));
+            }
+            if args.name.is_some() || why.is_none() {
+                texts.push(yaml(&one.document()));
+            }
         }
-        let texts: Vec<String> = found.iter().filter(is_shown).map(|one| yaml(&one.document())).collect();
         output.raw(texts.join("---\n").as_bytes())?;
     } else {
         let mut table = Table::new(columns(args.kind));
@@ -189,6 +221,7 @@ pub async fn describe(context: &Context<'_>, args: DescribeArgs) -> Result<u8, F
 /// `diff`
 pub async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<u8, Failure> {
     let objects = read(&args.from)?;
+    warn(context, &objects);
     let world = world_for(context, &objects).await?;
     let (mut documents, mut differs) = (Vec::new(), false);
     for object in &objects {
@@ -196,6 +229,7 @@ pub async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<u8, Failure> 
         let (result, changes, reason) = match &planned {
             Plan::Unchanged => ("unchanged", &[][..], None),
             Plan::Wait(_) => (UNDER_WAY, &[][..], None),
+            Plan::Await(..) => (WAITING, &[][..], None),
             Plan::Resume(_) => (RESUMED, &[][..], None),
             Plan::Create => ("created", &[][..], None),
             Plan::Update(changes) => ("configured", changes.as_slice(), None),
@@ -207,14 +241,18 @@ pub async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<u8, Failure> 
                 .iter()
                 .map(|change| json!({ "path": change.path, "is": change.is, "should": change.should }))
                 .collect();
-            documents.push(json!({
+            let mut document = json!({
                 "kind": object.kind().as_str(), "name": object.name, "result": result, "changes": changes, "reason": reason
-            }));
+            });
+            show_warnings(object, &mut document);
+            documents.push(document);
             continue;
         }
         match &planned {
             Plan::Unchanged => {}
-            Plan::Wait(_) | Plan::Resume(_) => context.output.line(format!("  {object} {result}"))?,
+            Plan::Wait(_) | Plan::Await(..) | Plan::Resume(_) => {
+                context.output.line(format!("  {object} {result}"))?;
+            }
             Plan::Create => {
                 context.output.line(format!("+ {object}"))?;
                 for line in yaml(&object.view()).lines() {

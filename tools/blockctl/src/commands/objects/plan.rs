@@ -43,6 +43,8 @@ pub enum Plan {
     Unchanged,
     /// Nothing but to wait: these tasks are making it.
     Wait(Vec<Uuid>),
+    /// Nothing now: what it is made of, which is named, is being made by these tasks.
+    Await(String, Vec<Uuid>),
     /// Take up this task again, which ended before it was made.
     Resume(Uuid),
     /// Make it.
@@ -61,7 +63,12 @@ pub fn changes(is: &Value, should: &Value, said_only: bool) -> Vec<Change> {
 }
 
 fn compare(path: &str, is: Option<&Value>, should: Option<&Value>, said_only: bool, found: &mut Vec<Change>) {
-    if is == should || (said_only && should.is_none()) {
+    // Another prefix is another place, also one that is not said.
+    if is == should || (said_only && should.is_none() && path != "location.prefix") {
+        return;
+    }
+    // What is not limited is not said.
+    if path.starts_with("location.limit") && is.is_none() && should.is_some_and(|should| should == "none") {
         return;
     }
     let (Some(Value::Object(has)), Some(Value::Object(wants))) = (is, should) else {
@@ -329,7 +336,7 @@ fn plan_restore(object: &Object, restore: &Restore, world: &World) -> Plan {
                 Vec::new(),
                 ApiError { message: format!("{object}: {}", error.message), ..error },
             ),
-            None => Plan::Create,
+            None => awaited(restore, world).unwrap_or(Plan::Create),
         };
     };
     let of_target = |task: &&Task| {
@@ -349,6 +356,16 @@ fn plan_restore(object: &Object, restore: &Restore, world: &World) -> Plan {
         }
         _ => task.map_or(Plan::Unchanged, |task| plan_restored(object, volume, task)),
     }
+}
+
+/// The backup that a restore needs, if it is only being made.
+fn awaited(restore: &Restore, world: &World) -> Option<Plan> {
+    let Source::Backup(name, volume) = &restore.source else { return None };
+    source(restore, world).err()?;
+    let is_meant = |task: &&Task| volume.is_none() || task.volume == *volume;
+    let making = under_way(world, name, &restore.location).filter(is_meant);
+    let tasks: Vec<Uuid> = making.map(|task| task.name).collect();
+    (!tasks.is_empty()).then(|| Plan::Await(format!("VolumeBackup/{name}"), tasks))
 }
 
 /// What is to be done for a volume that this task restores, or did.

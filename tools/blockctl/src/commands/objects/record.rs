@@ -36,6 +36,13 @@ impl Record {
         self.done.push(document);
     }
 
+    /// What else there is to be said of the last one.
+    pub fn add(&mut self, more: impl FnOnce(&mut Value)) {
+        if let Some(document) = self.done.last_mut() {
+            more(document);
+        }
+    }
+
     /// How the tasks of the last one ended.
     pub fn ended(&mut self, states: &[String]) {
         if let Some(document) = self.done.last_mut().filter(|_| !states.is_empty()) {

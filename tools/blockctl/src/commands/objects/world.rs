@@ -1,7 +1,7 @@
 //! What there is, as objects.
 
 use crate::{
-    commands::Context,
+    commands::{Context, schedules::kept},
     failure::Failure,
     objects::{self, Kind, clone::CLONED_FROM, hook::Hook, location, rules::Rules, schedule::Scheduled},
 };
@@ -44,9 +44,10 @@ impl Found {
         document
     }
 
-    /// Whether nobody gave it a name, and its UUID is shown: that is no name that could be given.
+    /// Whether nobody gave it a name, and its id is shown: that is no name that could be given.
     pub fn has_no_name(&self) -> bool {
-        self.kind == Kind::VolumeBackupSchedule && Uuid::try_parse(&self.name).is_ok()
+        let is_uuid = self.kind == Kind::VolumeBackupSchedule && Uuid::try_parse(&self.name).is_ok();
+        is_uuid || self.name.parse::<ObjectName>().is_err()
     }
 
     /// It as a document of wishes.
@@ -218,7 +219,7 @@ impl World {
             field: "spec",
             status: json!({
                 "uuid": one.uuid, "created": one.created, "nextRun": one.next_run, "lastRun": one.last_run,
-                "state": state
+                "state": state, "kept": kept(one, &self.policies)
             }),
             cells: vec![
                 of,
@@ -282,7 +283,10 @@ fn location(one: &Credential) -> Found {
         }),
         cells: vec![
             one.provider.to_string(),
-            plain(&body["path"]),
+            match &one.prefix {
+                Some(prefix) => format!("{}/{prefix}", plain(&body["path"])),
+                None => plain(&body["path"]),
+            },
             one.encryption.to_string(),
             one.uuid.to_string(),
         ],

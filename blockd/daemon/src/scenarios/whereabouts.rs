@@ -1,0 +1,138 @@
+//! Where cloud snapshots are: prefixes as places of their own, and credentials that nobody names; and what becomes of the labels of
+//! what is restored from there.
+
+use super::*;
+use blockd_api::{
+    lazy::StartLazyRestore,
+    schedules::{CreateSchedule, Rule, Selector},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn places_below_prefixes_are_apart_and_found_by_what_is_in_them() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 2 << 20);
+    drop(volume);
+    for (name, prefix) in [("one", "/hosts/a/"), ("two", "hosts/b")] {
+        let mut request = host.credential(name, None);
+        request.connection.prefix = Some(prefix.to_owned());
+        let made = host.client.create_credential(&request).await.unwrap();
+        assert_eq!(made.prefix.as_deref(), Some(prefix.trim_matches('/')));
+    }
+    let mut wrong = host.credential("three", None);
+    wrong.connection.prefix = Some("a/../b".to_owned());
+    assert_eq!(api_code(host.client.create_credential(&wrong).await), ErrorCode::InvalidRequest);
+    assert!(host.store.path().join("hosts/a/blockd").is_dir() && !host.store.path().join("blockd").exists());
+
+    let backup = |places: &'static [&'static str]| StartBackup {
+        cred_id: Some(places[0].parse().unwrap()),
+        also: places[1..].iter().map(|place| place.parse().unwrap()).collect(),
+        ..StartBackup::of("data".parse().unwrap())
+    };
+    let started = host.client.start_backup(&backup(&["two"])).await.unwrap();
+    let alone = host.done(started.task).await.source_volume.unwrap();
+    let started = host.client.start_backup(&backup(&["one", "two"])).await.unwrap();
+    let both = host.done(started.task).await.source_volume.unwrap();
+    host.done(started.also[0]).await;
+
+    // After a start each place is opened again from what is kept of it.
+    host.stop().await;
+    host.start().await;
+    // The first backup to a place is full: one point in time has another id there.
+    let in_two = host.list().await.into_iter().filter(|one| one.metadata.credential_name == "two").count();
+    assert_eq!(in_two, 2);
+    for id in [&alone, &both] {
+        let request = StartRestore::of(id.parse().unwrap());
+        let restored = host.client.start_restore(&request).await.unwrap();
+        host.done(restored.task).await;
+        model.assert_is(&host.volume(restored.volume.as_str()));
+    }
+    let deleted = host.client.start_delete(&StartDelete::of(alone.parse().unwrap())).await.unwrap();
+    host.done(deleted.task).await;
+    let gone = host.client.start_delete(&StartDelete::of(alone.parse().unwrap())).await;
+    assert_eq!(api_code(gone), ErrorCode::CloudsnapNotFound);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_several_places_is_not_deleted_by_guess() {
+    let mut host = Host::new().await;
+    host.create_volume("data").await;
+    for name in ["one", "two"] {
+        let mut request = host.credential(name, None);
+        request.connection.prefix = Some(name.to_owned());
+        host.client.create_credential(&request).await.unwrap();
+    }
+    let request = StartBackup {
+        cred_id: Some("one".parse().unwrap()),
+        also: vec!["two".parse().unwrap()],
+        ..StartBackup::of("data".parse().unwrap())
+    };
+    let started = host.client.start_backup(&request).await.unwrap();
+    let id = host.done(started.task).await.source_volume.unwrap();
+    assert_eq!(host.done(started.also[0]).await.source_volume.as_ref(), Some(&id));
+    let request = StartDelete::of(id.parse().unwrap());
+    let Err(ClientError::Api(error)) = host.client.start_delete(&request).await else { panic!("deleted") };
+    assert_eq!(error.code, ErrorCode::CredentialRequired);
+    assert!(error.message.contains("one and two") && error.message.contains("--cred-id"), "{error}");
+    // Where one cannot be asked, nobody knows that it is in the other one only.
+    let named = StartDelete { cred_id: Some("one".parse().unwrap()), ..request.clone() };
+    let deleted = host.client.start_delete(&named).await.unwrap();
+    host.done(deleted.task).await;
+    let keys = host.store.path().join("one");
+    std::fs::rename(&keys, host.store.path().join("away")).unwrap();
+    std::fs::write(&keys, "no directory").unwrap();
+    let tried = host.client.start_delete(&request).await;
+    std::fs::remove_file(&keys).unwrap();
+    std::fs::rename(host.store.path().join("away"), &keys).unwrap();
+    assert_eq!(api_code(tried), ErrorCode::CredentialRequired);
+    let started = host.client.start_delete(&request).await.unwrap();
+    host.done(started.task).await;
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_volume_has_the_labels_that_are_said_and_tells_of_schedules() {
+    let mut host = Host::new().await;
+    host.create_volume("data").await;
+    host.create_credential().await;
+    let id = host.backup("data", false).await.source_volume.unwrap();
+    let schedule = |name: Option<&str>, label: &str| CreateSchedule {
+        name: name.map(|name| name.parse().unwrap()),
+        selector: Selector { label: Some(label.parse().unwrap()), ..Selector::default() },
+        rules: vec![Rule { when: "calendar 2199-01-01 00:00".parse().unwrap(), retain: None }],
+        ..CreateSchedule::default()
+    };
+    host.client.create_schedule(&schedule(Some("nightly"), "app=mysql")).await.unwrap();
+    let nameless = host.client.create_schedule(&schedule(None, "tier=db")).await.unwrap().uuid.to_string();
+    host.client.create_schedule(&schedule(Some("other"), "app=web")).await.unwrap();
+
+    let restore = |labels: Option<&str>| StartRestore {
+        labels: labels.map(|labels| labels.parse().unwrap()),
+        ..StartRestore::of(id.parse().unwrap())
+    };
+    for (labels, has, schedules) in [
+        (None, "app=mysql,tier=db", vec!["nightly".to_owned(), nameless]),
+        (Some("app=web"), "app=web", vec!["other".to_owned()]),
+        (Some(""), "", Vec::new()),
+    ] {
+        let started = host.client.start_restore(&restore(labels)).await.unwrap();
+        let mut told = started.schedules.clone();
+        told.sort_by_key(|name| name != "nightly");
+        assert_eq!(told, schedules, "{labels:?}");
+        host.done(started.task).await;
+        let volume = host.client.volume(&started.volume.as_str().parse().unwrap()).await.unwrap();
+        assert_eq!(volume.labels.to_string(), has);
+    }
+    let lazy = StartLazyRestore {
+        snap: id.parse().unwrap(),
+        volume: None,
+        cred_id: None,
+        hydrate: false,
+        on_store_loss: Default::default(),
+        labels: Some("app=web".parse().unwrap()),
+    };
+    assert_eq!(host.client.start_lazy_restore(&lazy).await.unwrap().schedules, ["other"]);
+    host.stop().await;
+}

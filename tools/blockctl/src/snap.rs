@@ -1,0 +1,166 @@
+//! Ids of cloud snapshots as people type them: whole, or the beginning of one where it is only read.
+
+use crate::{commands::Context, failure::Failure};
+use blockd_api::{
+    ApiError, ClientError, CredentialRef, ErrorCode,
+    cloudsnaps::{CloudsnapId, ListCloudsnaps},
+};
+use std::{fmt, str::FromStr};
+
+/// The fewest digits and letters: fewer are hit by mistake.
+const LEN_LEAST: usize = 6;
+/// The most digits of a number that may go on: what is longer is taken for all of it.
+const DIGITS_MOST: usize = 15;
+/// So many ids are named where several are meant.
+const NAMED_MOST: usize = 3;
+
+/// An id, or the beginning of it or of its parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapRef(String);
+
+/// A text that is neither.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], as `cloudsnap list` shows it, or at least {LEN_LEAST} characters that the id or what is behind its / begins with"
+)]
+pub struct BadSnapRef {
+    given: String,
+}
+
+impl FromStr for SnapRef {
+    type Err = BadSnapRef;
+
+    fn from_str(text: &str) -> Result<Self, BadSnapRef> {
+        // People leave out what is in between as messages do.
+        let plain = text.replace(['…', '*'], "").replace("...", "").to_ascii_lowercase();
+        let is_known = |c: char| c.is_ascii_hexdigit() || "-/incr".contains(c);
+        let len = plain.chars().filter(char::is_ascii_alphanumeric).count();
+        let is_long = len >= LEN_LEAST && plain.chars().all(is_known);
+        match is_long || plain.parse::<CloudsnapId>().is_ok() {
+            true => Ok(Self(plain)),
+            false => Err(BadSnapRef { given: text.to_owned() }),
+        }
+    }
+}
+
+impl fmt::Display for SnapRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl SnapRef {
+    /// The id, if nothing can follow.
+    fn whole(&self) -> Option<CloudsnapId> {
+        let id: CloudsnapId = self.0.parse().ok()?;
+        (id.incremental || id.snapshot.to_string().len() > DIGITS_MOST).then_some(id)
+    }
+
+    /// Whether it is the beginning of an id, of what is behind the `/`, of the number of the snapshot, or of each part.
+    fn is_of(&self, id: &str) -> bool {
+        let text = self.0.as_str();
+        let Some((cluster, rest)) = id.split_once('/') else { return false };
+        let Some((volume, snapshot)) = rest.split_once('-') else { return false };
+        if id.starts_with(text) || rest.starts_with(text) || snapshot.starts_with(text) {
+            return true;
+        }
+        let (has_cluster, has_rest) = match text.split_once('/') {
+            Some((begin, rest)) => (cluster.starts_with(begin), rest),
+            // Without one, a UUID's own dashes would be taken for the one between the numbers.
+            None => (text.split('-').count() == 2, text),
+        };
+        let (of_volume, of_snapshot) = has_rest.split_once('-').unwrap_or((has_rest, ""));
+        has_cluster && volume.starts_with(of_volume) && snapshot.starts_with(of_snapshot)
+    }
+
+    /// The one cloud snapshot that is meant.
+    ///
+    /// # Errors
+    /// There is none, or there are several.
+    pub async fn resolve(
+        &self,
+        context: &Context<'_>,
+        cred_id: Option<&CredentialRef>,
+    ) -> Result<CloudsnapId, Failure> {
+        if let Some(id) = self.whole() {
+            return Ok(id);
+        }
+        let query = ListCloudsnaps { cred_id: cred_id.cloned(), ..ListCloudsnaps::default() };
+        let as_given = self.0.parse::<CloudsnapId>().ok();
+        let list = match (context.client.list_cloudsnaps(&query).await, as_given) {
+            (Ok(list), _) => list,
+            // Whoever is asked for it says more.
+            (Err(_), Some(id)) => return Ok(id),
+            (Err(error), None) => return Err(error.into()),
+        };
+        let damaged = list.damaged.iter().filter_map(|one| one.id.parse().ok());
+        let all: Vec<CloudsnapId> = list.cloudsnaps.iter().map(|one| one.id).chain(damaged).collect();
+        if let Some(id) = as_given.filter(|id| all.contains(id)) {
+            return Ok(id);
+        }
+        let mut found: Vec<String> =
+            all.iter().map(CloudsnapId::to_string).filter(|id| self.is_of(id)).collect();
+        found.sort_unstable();
+        found.dedup();
+        match found.as_slice() {
+            [only] => only
+                .parse()
+                .map_err(|error: blockd_api::cloudsnaps::BadCloudsnapId| Failure::usage(error.to_string())),
+            [] => {
+                let message = format!("there is no cloud snapshot {self}, nor one whose id begins like this");
+                Err(ClientError::Api(ApiError::new(ErrorCode::CloudsnapNotFound, message)).into())
+            }
+            several => {
+                let named: Vec<&str> = several.iter().take(NAMED_MOST).map(String::as_str).collect();
+                let more = if several.len() > NAMED_MOST { ", …" } else { "" };
+                Err(Failure::usage(format!(
+                    "{} cloud snapshots are meant by {self}: give more of the id ({}{more})",
+                    several.len(),
+                    named.join(", ")
+                )))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "591d4b67-95d7-481e-aec5-14223ac55170/1819154262174038911-4745512035340000001-incr";
+
+    #[test]
+    fn beginnings_of_all_parts_are_taken() {
+        for text in [
+            ID,
+            "591d4b",
+            "591d4b67-95d7",
+            "591d4b67-95d7-481e-aec5-14223ac55170/1819154262174038911-4745512035340",
+            "591d…/1819154262174038911-4745512035340",
+            "591D4B67…",
+            "591d…/1819…-4745…",
+            "1819154",
+            "1819154262174038911-4745",
+            "1819-47",
+            "4745512035",
+            "4745512035340000001-incr",
+        ] {
+            let snap: SnapRef = text.parse().unwrap_or_else(|error| panic!("{error}"));
+            assert!(snap.is_of(ID), "{text}");
+        }
+        for text in ["592d4b", "95d7-481e", "1819155", "591d/4745512", "181915-18", "591d4b67/x"] {
+            assert!(!text.parse::<SnapRef>().is_ok_and(|snap| snap.is_of(ID)), "{text}");
+        }
+        for text in ["", "591d4", "59/-1", "nonsense", "7", "../../etc"] {
+            assert!(text.parse::<SnapRef>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_whole_id_needs_nobody_to_be_asked() {
+        let whole = |text: &str| text.parse::<SnapRef>().unwrap().whole().is_some();
+        assert!(whole(ID) && whole(ID.strip_suffix("-incr").unwrap()));
+        assert!(whole("591d4b67-95d7-481e-aec5-14223ac55170/59-61-incr"));
+        assert!(!whole("591d4b67-95d7-481e-aec5-14223ac55170/1819154262174038911-4745512035340"));
+    }
+}
