@@ -1,6 +1,6 @@
 //! Volumes that are usable before they are restored, and volumes that go back to a cloud snapshot.
 
-use crate::{CredentialRef, Labels, VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudsnapId};
+use crate::{CredentialRef, Labels, VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudsnapId, tasks::TaskLimits};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -128,4 +128,23 @@ pub struct StartInPlace {
     /// Do not keep what the volume was before as a snapshot.
     #[serde(default)]
     pub discard: bool,
+    /// What the task may move.
+    #[serde(default)]
+    pub limits: TaskLimits,
+}
+
+/// A restore in place that is under way, or that ended before it was done; nobody may use the volume meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GoingBack {
+    /// The task.
+    pub task: Uuid,
+    /// The cloud snapshot.
+    pub cloudsnap: String,
+    /// Bytes of those that may differ which are done.
+    pub done_bytes: u64,
+    /// Bytes that may differ; 0 if that is not known yet.
+    pub total_bytes: u64,
+    /// Whether the task was stopped or failed: the volume is a mixture until it is resumed, or given up.
+    pub in_part: bool,
 }

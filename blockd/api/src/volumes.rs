@@ -2,7 +2,8 @@
 
 use crate::{
     GroupName, LabelSelector, Labels, RuleName, SnapshotName, SnapshotRef, VolumeId, VolumeName,
-    attachments::Attachment, lazy::Hydration,
+    attachments::Attachment,
+    lazy::{GoingBack, Hydration},
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -217,6 +218,9 @@ pub struct Volume {
     /// How far a rollback is that is under way; `None`: none is.
     #[serde(default)]
     pub rolling_back: Option<RollingBack>,
+    /// How far a restore in place is, or was when it ended before it was done; `None`: there is none.
+    #[serde(default)]
+    pub going_back: Option<GoingBack>,
     /// How much is there of a volume that began as a cloud snapshot; `None`: all of it.
     #[serde(default)]
     pub hydration: Option<Hydration>,

@@ -6,7 +6,7 @@
 use crate::{
     CloudError, CloudsnapId, Manifest, Repository,
     backup::cpu_threads,
-    damage::DamageList,
+    damage::{Damage, DamageList},
     fetch::{BlockSink, DeltaReader, FetchJob},
     frame::BLOCK,
     index::Page,
@@ -15,6 +15,7 @@ use crate::{
     work::Work,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all};
 use parking_lot::Mutex;
 use std::{collections::HashMap, io, sync::Arc};
@@ -67,6 +68,8 @@ pub(crate) struct BulkRead<'a> {
     pub settled: Option<Settled>,
     /// Takes down what is damaged; without it the first damage ends the read.
     pub damage: Option<&'a Arc<DamageList>>,
+    /// Of a pack that was cut, or lost its header, what can be had is had frame by frame; only where damage is taken down.
+    pub by_frame: bool,
 }
 
 impl SnapshotReader {
@@ -139,20 +142,41 @@ impl SnapshotReader {
     }
 
     /// Gives the blocks of a stretch that are not zeroes to `take`, as they come: in no order, and on several threads, some of which
-    /// may still do so when this was given up.
+    /// may still do so when this was given up. What is damaged is left out and told: frames, each without its neighbours, and what a
+    /// damaged page of the index says nothing about any more.
     ///
     /// # Errors
-    /// Those of [`read_blocks`](Self::read_blocks), and what `take` reports.
-    pub async fn read_blocks_to(
+    /// What the store and `take` report.
+    pub async fn read_sound_blocks_to(
         &self,
         extent: Extent,
         take: impl Fn(BlockIndex, &[u8]) -> io::Result<()> + Send + Sync + 'static,
-    ) -> Result<(), CloudError> {
+    ) -> Result<Damage, CloudError> {
         let sink = move |start: BlockIndex, data: &[u8]| {
             take(start, data).map_err(|source| CloudError::WriteVolume { start, source })
         };
-        self.read_into(extent, Arc::new(sink), 4, None).await?;
-        Ok(())
+        let damage = Arc::new(DamageList::default());
+        let what = BulkRead { damage: Some(&damage), by_frame: true, ..BulkRead::default() };
+        self.read_in_bulk(extent, Arc::new(sink), 4, &what).await?;
+        Ok(damage.take())
+    }
+
+    /// The blocks of a stretch of the volume that may hold data: those that [`data_blocks`](Self::data_blocks) has, and those of
+    /// which a damaged page of the index says nothing any more.
+    ///
+    /// # Errors
+    /// What the store reports.
+    pub async fn data_blocks_at_most(&self, extent: Extent) -> Result<BlockSet, CloudError> {
+        let damage = Arc::new(DamageList::default());
+        let what = BulkRead { damage: Some(&damage), ..BulkRead::default() };
+        let mut found = BlockSet::new();
+        self.visible_but(extent, &what, async |_, _, _, visible| {
+            found.union_with(&visible);
+            Ok(())
+        })
+        .await?;
+        found.union_with(&damage.take().blocks);
+        Ok(found)
     }
 
     /// The blocks of a stretch of the volume that hold data, as far as the index tells; all others are zero.
@@ -231,14 +255,38 @@ impl SnapshotReader {
         sink: Arc<BlockSink>,
         what: &BulkRead<'_>,
     ) -> Result<u64, CloudError> {
-        let blocks = job.wanted_blocks();
-        let (start, fetched) = match (delta.fetch(&job).await, what.damage) {
+        match (delta.fetch(&job).await, what.damage) {
+            (Err(CloudError::Damaged { .. }), Some(damage)) if what.by_frame && job.frames.len() > 1 => {
+                let (pack_no, mut blocks) = (job.pack_no(), 0);
+                for frame in job.frames {
+                    let alone = FetchJob::alone(pack_no, frame);
+                    match delta.fetch(&alone).await {
+                        Err(error @ CloudError::Damaged { .. }) => damage.add(error, alone.wanted()),
+                        fetched => {
+                            blocks += self.open_fetched(&delta, alone, fetched?, &sink, what).await?;
+                        }
+                    }
+                }
+                Ok(blocks)
+            }
             (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
                 damage.add(error, job.wanted());
-                return Ok(0);
+                Ok(0)
             }
-            (fetched, _) => fetched?,
-        };
+            (fetched, _) => self.open_fetched(&delta, job, fetched?, &sink, what).await,
+        }
+    }
+
+    /// Opens the frames of a job, and gives their blocks away.
+    async fn open_fetched(
+        &self,
+        delta: &Arc<DeltaReader>,
+        job: FetchJob,
+        (start, fetched): (u32, Bytes),
+        sink: &Arc<BlockSink>,
+        what: &BulkRead<'_>,
+    ) -> Result<u64, CloudError> {
+        let blocks = job.wanted_blocks();
         let chunks = job.frames.chunks(CHUNK_FRAMES).map(|frames| {
             let (delta, fetched, sink) = (delta.clone(), fetched.clone(), sink.clone());
             let (frames, cores) = (frames.to_vec(), self.inner.cores.clone());

@@ -132,6 +132,7 @@ async fn run(
         skip: Some(&request.skip),
         settled: Some(Arc::new(settled)),
         damage: damage.as_ref(),
+        by_frame: false,
     };
     let totals = reader.read_in_bulk(everything, Arc::new(sink), options.download_concurrency, &what).await?;
     progress.finish();

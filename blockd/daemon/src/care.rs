@@ -57,13 +57,11 @@ impl Core {
             None => self.credential(request.cred_id.as_ref()).await?,
         };
         if let Some(id) = &snap {
-            let (repository, _) = self.task_repository(credential.uuid).await?;
-            match Box::pin(repository.manifest(id)).await {
+            match self.ask_manifest(credential.uuid, id).await {
                 // A damaged one is what the verification is there for.
-                Err(error) if !matches!(error, blockd_cloud::CloudError::Damaged { .. }) => {
-                    return Err(error.into());
-                }
-                _ => {}
+                Err(ServiceError::Cloud(error))
+                    if matches!(*error, blockd_cloud::CloudError::Damaged { .. }) => {}
+                answer => drop(answer?),
             }
         }
         let what = VerifyWhat { depth: depth(request.depth), all: snap.is_none(), background: false };
@@ -78,6 +76,7 @@ impl Core {
         verify: VerifyWhat,
     ) -> Result<TaskStarted, ServiceError> {
         let _admission = self.admission.lock().await;
+        crate::asking::is_still_wanted()?;
         let all = CloudsnapId {
             cluster: self.cluster,
             volume: VolumeId::from_u64(ALL),
@@ -142,7 +141,7 @@ impl Core {
     ) -> Result<GarbageReport, ServiceError> {
         let (repository, _) = self.task_repository(credential.uuid).await?;
         // The directory of a disk that is not mounted is empty, and says that nothing is needed.
-        repository.prove_key_slot().await?;
+        self.ask_store(async { Ok(repository.prove_key_slot().await?) }).await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
         let mut protected = BTreeSet::new();
         let tasks = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);

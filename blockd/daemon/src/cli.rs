@@ -111,6 +111,8 @@ Keys of the configuration file (defaults in brackets):
   nbd_allow_plaintext   serve TCP addresses that other hosts can reach without requiring TLS [false]
   store_attempts        attempts of one request to an object store [6]
   store_timeout_ms      time that one request to an object store may take, before its body [60000]
+  store_answer_ms       time that a command such as `cloudsnap restore` waits for the store's answer before it begins; then it
+                        fails, and nothing is done [30000]
   stop_timeout_ms       time that a stop gives running tasks and clients to come to rest [30000]
   gc_every_hours        every how many hours what abandoned backups left in the stores is deleted; 0 = never [24]
   verify_bytes_per_day  how much is read a day to verify cloud snapshots in the background; 0 = nothing [0]

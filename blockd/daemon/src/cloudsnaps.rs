@@ -1,6 +1,7 @@
 //! Cloud snapshots: listing what is in the stores, and starting the tasks that make, restore and delete them.
 
 use crate::{
+    asking::is_still_wanted,
     core::{Core, random_id},
     db::{
         Catalog, CredentialRow, DbError, Mark, Proof, ScheduleRow, TaskDetail, TaskKind, TaskRow, TaskState,
@@ -23,12 +24,16 @@ use blockd_api::{
 };
 use blockd_cloud::{CloudError, CloudsnapId, Manifest, ManifestFilter};
 use blockd_extent::VolumeId;
+use futures::StreamExt;
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 use uuid::Uuid;
+
+/// Stores that are asked for one cloud snapshot at once.
+pub(crate) const ASKED_AT_ONCE: usize = 8;
 
 pub(crate) fn to_api_id(id: &CloudsnapId) -> api::CloudsnapId {
     api::CloudsnapId {
@@ -337,11 +342,13 @@ impl Core {
         }
         let names: Vec<String> = credentials.iter().map(|credential| credential.name.to_string()).collect();
         let mut first_error = None;
-        for credential in credentials {
-            let found = match self.task_repository(credential.uuid).await {
-                Ok((repository, _)) => Box::pin(repository.manifest(id)).await.map_err(ServiceError::from),
-                Err(error) => Err(error),
-            };
+        // Side by side, so that several silent stores take no longer than one.
+        let asked = credentials.into_iter().map(|credential| async move {
+            let answer = self.ask_manifest(credential.uuid, id).await;
+            (credential, answer)
+        });
+        let mut answers = futures::stream::iter(asked).buffered(ASKED_AT_ONCE);
+        while let Some((credential, found)) = answers.next().await {
             match found {
                 Ok(manifest) => return Ok((credential, manifest)),
                 // Another error says more than that one of the stores does not have it.
@@ -394,11 +401,11 @@ impl Core {
         check_limits(request.limits)?;
         let id = from_api_id(&request.snap);
         let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let (repository, _) = self.task_repository(credential.uuid).await?;
-        let manifest = Box::pin(repository.manifest(&id)).await?;
+        let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
+        is_still_wanted()?;
         self.refuse_if_deleting(&id).await?;
         let row = self.row_of_restored(
             &manifest,
@@ -515,11 +522,9 @@ impl Core {
     ) -> Result<Option<TaskStarted>, ServiceError> {
         let id = from_api_id(&request.snap);
         let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Delete).await?;
-        let (repository, _) = self.task_repository(credential.uuid).await?;
-        if let Err(error) = Box::pin(repository.manifest(&id)).await {
-            return Err(error.into());
-        }
+        self.ask_manifest(credential.uuid, &id).await?;
         let _admission = self.admission.lock().await;
+        is_still_wanted()?;
         self.refuse_if_deleting(&id).await?;
         self.refuse_if_needed(&id).await?;
         match judged_by {

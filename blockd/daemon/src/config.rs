@@ -312,6 +312,8 @@ pub struct Config {
     pub store_attempts: u32,
     /// Time that one request to an object store may take, before its body.
     pub store_timeout_ms: u64,
+    /// How long whoever asks for something waits for the store's answer before anything is begun.
+    pub store_answer_ms: u64,
     /// Time that a stop gives tasks and clients.
     pub stop_timeout_ms: u64,
     /// Every how many hours it is looked for what abandoned backups left in the stores; 0: never.
@@ -377,6 +379,7 @@ impl Default for Config {
             nbd_allow_plaintext: false,
             store_attempts: 6,
             store_timeout_ms: 60_000,
+            store_answer_ms: 30_000,
             stop_timeout_ms: 30_000,
             gc_every_hours: 24,
             verify_bytes_per_day: 0,
@@ -490,6 +493,7 @@ impl Config {
         self.limit_plan()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
+        range("store_answer_ms", self.store_answer_ms, 100, 3_600_000, "100 to 3600000")?;
         let browse = &self.browse;
         let wanted = "1048576 (1 MiB) to 1125899906842624 (1 PiB)";
         range("browse.cache_bytes", browse.cache_bytes, 1 << 20, 1 << 50, wanted)?;

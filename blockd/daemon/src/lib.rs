@@ -7,6 +7,7 @@ mod access;
 pub mod activation;
 mod activity;
 pub mod allocator;
+mod asking;
 pub mod attachments;
 mod backups;
 mod beginnings;

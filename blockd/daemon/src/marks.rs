@@ -4,6 +4,7 @@
 //! the backups: what would delete by itself reads the same database. Whoever deletes by hand on another host is not kept from it.
 
 use crate::{
+    asking::is_still_wanted,
     cloudsnaps::{from_api_id, to_api_id},
     core::Core,
     db::{Catalog, DbError, Mark, Proof, RunRow, ScheduleRow},
@@ -64,8 +65,8 @@ impl Core {
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
         // One that was under way may have ended since.
-        let (repository, _) = self.task_repository(credential.uuid).await?;
-        Box::pin(repository.manifest(&id)).await?;
+        self.ask_manifest(credential.uuid, &id).await?;
+        is_still_wanted()?;
         let request = request.clone();
         let stored = self.db.run(move |tx| -> Result<_, DbError> {
             let new = Mark { cloudsnap: id, credential: credential.uuid, pinned: false, expires: None };

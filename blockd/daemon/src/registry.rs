@@ -40,8 +40,8 @@ pub enum EntryState {
 struct Inner {
     state: EntryState,
     connections: u64,
-    /// Nobody gets in, because it is being rolled back.
-    rolling_back: bool,
+    /// Nobody gets in, because it is being rolled back; what they are told.
+    rolling_back: Option<String>,
     /// Why it stopped taking writes, if it did after it was opened.
     fault: Option<String>,
 }
@@ -123,7 +123,7 @@ impl VolumeEntry {
             upkeep: Mutex::new(()),
             stop_upkeep: AtomicBool::new(false),
             traffic: Traffic::default(),
-            inner: Mutex::new(Inner { state, connections: 0, rolling_back: false, fault: None }),
+            inner: Mutex::new(Inner { state, connections: 0, rolling_back: None, fault: None }),
         })
     }
 
@@ -344,16 +344,13 @@ impl VolumeEntry {
     }
 
     fn check_not_rolling_back(&self, inner: &Inner) -> Result<(), ApiError> {
-        if !inner.rolling_back {
-            return Ok(());
-        }
-        let message = format!("volume {} is being rolled back to a snapshot: try again later", self.name);
-        Err(ApiError::new(ErrorCode::VolumeInUse, message))
+        let Some(why) = &inner.rolling_back else { return Ok(()) };
+        Err(ApiError::new(ErrorCode::VolumeInUse, format!("volume {} {why}", self.name)))
     }
 
     /// Whether it is being rolled back.
     pub(crate) fn is_rolling_back(&self) -> bool {
-        self.inner.lock().rolling_back
+        self.inner.lock().rolling_back.is_some()
     }
 
     /// Closes the door for a rollback, until the mark is dropped.
@@ -364,7 +361,7 @@ impl VolumeEntry {
         let mut inner = self.inner.lock();
         let volume = self.volume_of(&inner.state)?;
         self.check_unused(&inner)?;
-        inner.rolling_back = true;
+        inner.rolling_back = Some("is being rolled back to a snapshot: try again later".to_owned());
         Ok((volume, RollbackMark { entry: Arc::clone(self) }))
     }
 
@@ -384,7 +381,14 @@ pub struct RollbackMark {
 
 impl Drop for RollbackMark {
     fn drop(&mut self) {
-        self.entry.inner.lock().rolling_back = false;
+        self.entry.inner.lock().rolling_back = None;
+    }
+}
+
+impl RollbackMark {
+    /// What clients are told from now on, behind the name of the volume.
+    pub fn say(&self, why: String) {
+        self.entry.inner.lock().rolling_back = Some(why);
     }
 }
 

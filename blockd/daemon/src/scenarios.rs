@@ -40,6 +40,7 @@ mod requests;
 mod roles;
 mod rules;
 mod schedules;
+mod silent;
 mod undone;
 mod updates;
 mod webhooks;

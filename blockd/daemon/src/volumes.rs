@@ -2,12 +2,16 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Chain, CredentialRow, DbError, LazyRow, RuleUses, SnapshotRow, VolumeRow, VolumeState},
+    db::{
+        Chain, CredentialRow, DbError, LazyRow, RuleUses, SnapshotRow, TaskRow, TaskState, VolumeRow,
+        VolumeState,
+    },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
     ByteSize, Deleted, ErrorCode, GroupName, Labels, RuleName, VolumeRef, check_volume_size,
+    lazy::GoingBack,
     volumes::{
         self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
     },
@@ -198,8 +202,15 @@ impl Core {
     }
 
     async fn facts(&self, volume: Option<VolumeId>) -> Result<Facts, ServiceError> {
+        let goes_back = !self.going_back.lock().is_empty();
+        let mut going_back = Vec::new();
+        if goes_back {
+            let tasks = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
+            going_back.extend(tasks.filter(|task| task.detail.in_place.is_some()));
+        }
         let facts = self.db.run(move |tx| -> Result<Facts, DbError> {
             Ok(Facts {
+                going_back,
                 snapshots: SnapshotRow::all(tx, volume)?,
                 chains: Chain::all(tx, volume)?,
                 credentials: CredentialRow::all(tx)?,
@@ -264,6 +275,15 @@ impl Core {
             rolling_back: stats.as_ref().filter(|stats| stats.rollback_total_bytes > 0).map(|stats| {
                 let (done_bytes, total_bytes) = (stats.rollback_done_bytes, stats.rollback_total_bytes);
                 api::RollingBack { done_bytes, total_bytes }
+            }),
+            going_back: facts.going_back.iter().find(|task| task.volume == Some(entry.id)).map(|task| {
+                GoingBack {
+                    task: task.id,
+                    cloudsnap: task.cloudsnap.to_string(),
+                    done_bytes: task.detail.bytes_processed,
+                    total_bytes: task.detail.bytes_total,
+                    in_part: matches!(task.state, TaskState::Failed | TaskState::Stopped),
+                }
             }),
             hydration,
             io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
@@ -487,6 +507,8 @@ impl Core {
 
 /// What the database knows about volumes, read at once.
 struct Facts {
+    /// The tasks of restores in place.
+    going_back: Vec<TaskRow>,
     snapshots: Vec<SnapshotRow>,
     chains: Vec<Chain>,
     credentials: Vec<CredentialRow>,

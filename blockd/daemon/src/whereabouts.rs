@@ -1,8 +1,9 @@
 //! In which store a cloud snapshot is, where nobody says it.
 
-use crate::{core::Core, db::CredentialRow, error::ServiceError};
+use crate::{cloudsnaps::ASKED_AT_ONCE, core::Core, db::CredentialRow, error::ServiceError};
 use blockd_api::{CredentialRef, ErrorCode};
 use blockd_cloud::{CloudError, CloudsnapId};
+use futures::StreamExt;
 
 /// What is to be done with a cloud snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +30,14 @@ impl Core {
             return self.credential(wanted).await;
         }
         let (mut found, mut failed) = (Vec::new(), None);
-        for row in rows {
-            match self.is_in(&row, id, purpose).await {
+        // Side by side, so that several silent stores take no longer than one.
+        let asked = rows.into_iter().map(|row| async move {
+            let answer = self.is_in(&row, id, purpose).await;
+            (row, answer)
+        });
+        let mut answers = futures::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+        while let Some((row, answer)) = answers.next().await {
+            match answer {
                 Ok(true) => found.push(row),
                 Ok(false) => continue,
                 Err(error) => {
@@ -69,17 +76,21 @@ impl Core {
         id: &CloudsnapId,
         purpose: Purpose,
     ) -> Result<bool, ServiceError> {
-        let (repository, _) = self.task_repository(row.uuid).await?;
-        match Box::pin(repository.manifest(id)).await {
-            Ok(_) | Err(CloudError::Damaged { .. }) => Ok(true),
-            Err(CloudError::SnapshotNotFound { .. }) => {
+        match self.ask_manifest(row.uuid, id).await {
+            Ok(_) => Ok(true),
+            Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::Damaged { .. }) => Ok(true),
+            Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
                 // The directory of a disk that is not mounted is empty, and says that nothing is there.
                 if purpose == Purpose::Delete {
-                    repository.prove_key_slot().await?;
+                    self.ask_store(async {
+                        let repository = self.asked_repository(row.uuid).await?;
+                        Ok(repository.prove_key_slot().await?)
+                    })
+                    .await?;
                 }
                 Ok(false)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 }

@@ -115,7 +115,7 @@ impl Flights {
         let mut starts: Vec<u64> = gaps.iter().flat_map(|&gap| self.overlapping(gap)).collect();
         starts.sort_unstable();
         starts.dedup();
-        let id = self.waiters.add(starts.len(), until, then);
+        let id = self.waiters.add(gaps, starts.len(), until, then);
         for start in starts {
             if let Some(flight) = self.by_start.get_mut(&start) {
                 flight.waiters.push(Attendant { id, came_late: flight.is_active });
@@ -139,7 +139,7 @@ impl Flights {
         if starts.is_empty() {
             return false;
         }
-        let id = self.waiters.add(starts.len(), None, then);
+        let id = self.waiters.add(vec![stretch], starts.len(), None, then);
         for start in starts {
             if let Some(flight) = self.by_start.get_mut(&start) {
                 flight.waiters.push(Attendant { id, came_late: false });
@@ -262,28 +262,53 @@ impl Flights {
     }
 
     /// A flight has ended: its blocks are there now, with those that are zeroes, or could not be had. Who is to be told.
+    pub(crate) fn landed(&mut self, extent: Extent, outcome: Result<&BlockSet, &FetchFailure>) -> Vec<Call> {
+        match outcome {
+            Ok(zero) => self.landed_without(extent, zero, None),
+            Err(failure) => {
+                let all = BlockSet::from_iter([extent]);
+                self.landed_without(extent, &BlockSet::new(), Some((&all, failure)))
+            }
+        }
+    }
+
+    /// The same where some of the blocks may be lost, for this reason: that is an error for who wants one of them, and for
+    /// nobody else. If it is for good, the background leaves just them out.
     ///
     /// If the same may succeed later, it sets out once more for those who came when it was under way.
-    pub(crate) fn landed(&mut self, extent: Extent, outcome: Result<&BlockSet, &FetchFailure>) -> Vec<Call> {
+    pub(crate) fn landed_without(
+        &mut self,
+        extent: Extent,
+        zero: &BlockSet,
+        loss: Option<(&BlockSet, &FetchFailure)>,
+    ) -> Vec<Call> {
         let Some(flight) = self.by_start.remove(&extent.start.0) else { return vec![] };
         if flight.is_active {
             self.active -= 1;
             self.active_background -= usize::from(flight.urgency == Urgency::Background);
         }
-        if let Ok(zero) = outcome {
-            self.fetched_blocks += extent.len_blocks;
-            self.have(extent, zero);
+        let mut came = BlockSet::from_iter([extent]);
+        if let Some((lost, failure)) = loss {
+            came.subtract(lost);
+            if matches!(failure, FetchFailure::Source(error) if !error.is_retryable()) {
+                lost.extents_in(extent).for_each(|run| self.refuse(run));
+            }
         }
-        let may_succeed = outcome.is_err_and(FetchFailure::is_retryable);
+        for run in came.extents() {
+            self.fetched_blocks += run.len_blocks;
+            self.have(run, &zero.slice(run));
+        }
+        let may_succeed = loss.is_some_and(|(_, failure)| failure.is_retryable());
         let mut calls = Vec::new();
         let mut late = Vec::new();
         for Attendant { id, came_late } in flight.waiters {
             if came_late && may_succeed && self.waiters.contains(id) {
                 late.push(Attendant { id, came_late: false });
             } else {
-                calls.extend(self.waiters.landed(id, outcome.err()));
+                calls.extend(self.waiters.landed(id, loss));
             }
         }
+        // Nothing of it came: only what is lost for good leaves the rest there.
         if !late.is_empty() {
             let again = Flight { extent, urgency: Urgency::Reader, is_active: false, waiters: late };
             self.by_start.insert(extent.start.0, again);

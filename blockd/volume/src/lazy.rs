@@ -72,7 +72,20 @@ pub(crate) trait Arrivals: Send + Sync {
     fn keep(&self, start: BlockIndex, data: &[u8]) -> Result<(), FetchFailure>;
 
     /// The flight has ended; what was not kept of it is zeroes, if it ended well.
-    fn ended(&self, result: Result<(), FetchFailure>);
+    fn ended(&self, result: Result<(), Loss>);
+}
+
+/// What a flight ended without.
+pub(crate) struct Loss {
+    /// Which blocks; all if not said.
+    pub blocks: Option<BlockSet>,
+    pub failure: FetchFailure,
+}
+
+impl From<FetchFailure> for Loss {
+    fn from(failure: FetchFailure) -> Self {
+        Self { blocks: None, failure }
+    }
 }
 
 struct Answer {
@@ -157,7 +170,14 @@ impl FetchReply {
 
     /// Says that all blocks that are not zeroes were given, or why they were not. Wakes those who wait, so it may block.
     pub fn end(self, result: Result<(), SourceError>) {
-        self.over(result);
+        self.over(result.map_err(|error| FetchFailure::from(error).into()));
+    }
+
+    /// Says that all blocks that are not zeroes were given but these, which can never be had: whoever wants one of them is told why,
+    /// and all others have what they want. If the error may pass, none of the blocks counts as given.
+    pub fn end_without(self, lost: BlockSet, error: SourceError) {
+        let blocks = (!error.is_retryable()).then_some(lost);
+        self.over(Err(Loss { blocks, failure: error.into() }));
     }
 
     /// Gives the blocks, one after the other, or says why there are none.
@@ -178,19 +198,20 @@ impl FetchReply {
     }
 
     /// Ends it, if it has not ended.
-    fn over(&self, result: Result<(), SourceError>) {
+    fn over(&self, result: Result<(), Loss>) {
         if std::mem::replace(&mut *self.answer.is_over.write(), true) {
             return;
         }
         let failure = self.answer.failure.lock().take();
-        let result = failure.map_or_else(|| result.map_err(FetchFailure::Source), Err);
+        let result = failure.map_or(result, |failure| Err(failure.into()));
         self.answer.arrivals.ended(result);
     }
 }
 
 impl Drop for FetchReply {
     fn drop(&mut self) {
-        self.over(Err(SourceError::new("the source of the volume gave no answer", true)));
+        let failure = FetchFailure::from(SourceError::new("the source of the volume gave no answer", true));
+        self.over(Err(failure.into()));
     }
 }
 

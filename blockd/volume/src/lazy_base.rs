@@ -13,7 +13,7 @@ use crate::{
     flights::{Flights, Wish},
     head::Place,
     head_log::{HeadLog, Identity},
-    lazy::{Arrivals, FetchFailure, FetchReply, Hydration, LazySource, SourceError, Urgency},
+    lazy::{Arrivals, FetchFailure, FetchReply, Hydration, LazySource, Loss, SourceError, Urgency},
     storage::Bug,
     waiters::{Call, Then},
 };
@@ -253,7 +253,7 @@ impl LazyBase {
                 Ok(source) => source,
                 Err(failure) => {
                     drop(room);
-                    self.landed(extent, Err(failure));
+                    self.landed(extent, Err(failure), None);
                     continue;
                 }
             };
@@ -274,8 +274,14 @@ impl LazyBase {
         base
     }
 
-    /// A flight has ended: with which of its blocks are zeroes, and the number of forgets before the first was written.
-    fn landed(self: &Arc<Self>, extent: Extent, kept: Result<(BlockSet, u64), FetchFailure>) {
+    /// A flight has ended: with which of its blocks are zeroes, and the number of forgets before the first was written; and without
+    /// which, if some are lost.
+    fn landed(
+        self: &Arc<Self>,
+        extent: Extent,
+        kept: Result<(BlockSet, u64), FetchFailure>,
+        lost: Option<(BlockSet, FetchFailure)>,
+    ) {
         let (calls, is_time) = {
             let mut flights = self.flights.lock();
             let kept = kept.and_then(|(zero, forgets)| match flights.forgets == forgets {
@@ -287,7 +293,12 @@ impl LazyBase {
                     Err(SourceError::new(message, true).into())
                 }
             });
-            let calls = flights.landed(extent, kept.as_ref());
+            let calls = match (&kept, &lost) {
+                (Ok(zero), Some((lost, failure))) => {
+                    flights.landed_without(extent, zero, Some((lost, failure)))
+                }
+                _ => flights.landed(extent, kept.as_ref()),
+            };
             (calls, flights.unlogged.len_blocks() >= LOG_EVERY_BLOCKS)
         };
         tell(calls);
@@ -480,29 +491,37 @@ impl LazyBase {
     /// there, on its way or refused. What the source refuses for good is left out from then on.
     pub(crate) fn hydrate_next(self: &Arc<Self>) -> Result<Option<u64>, VolumeError> {
         loop {
-            let Some(next) = self.flights.lock().next_in_background() else { return Ok(None) };
-            let failed = |stretch: Extent, failure| {
-                if matches!(&failure, FetchFailure::Source(error) if !error.is_retryable()) {
-                    self.flights.lock().refuse(stretch);
-                }
-                self.failed(next.start, failure)
-            };
-            if !self.surveyed.lock().contains(next.start) {
-                let surveyed = self.survey(next.start);
-                surveyed.map_err(|failure| failed(self.stretch_of(next.start), failure))?;
-                continue;
-            }
-            self.flights.lock().launch(next, 1, Urgency::Background);
-            // Waited for without being urgent: a flight of the background stays one.
+            let mut next = None;
+            let mut is_surveyed = true;
+            // Waited for without being urgent: a flight of the background stays one. It is made and joined under one lock, so that
+            // it cannot end in between.
             let landed = wait(|then| {
-                let waits = self.flights.lock().join(next, then);
+                let mut flights = self.flights.lock();
+                next = flights.next_in_background();
+                let Some(next) = next else { return false };
+                is_surveyed = self.surveyed.lock().contains(next.start);
+                if !is_surveyed {
+                    return false;
+                }
+                flights.launch(next, 1, Urgency::Background);
+                let waits = flights.join(next, then);
+                drop(flights);
                 self.start_flights();
                 waits
             });
-            return match landed {
-                Ok(()) => Ok(Some(next.len_bytes())),
-                Err(failure) => Err(failed(next, failure)),
-            };
+            let Some(next) = next else { return Ok(None) };
+            if is_surveyed {
+                return match landed {
+                    Ok(()) => Ok(Some(next.len_bytes())),
+                    Err(failure) => Err(self.failed(next.start, failure)),
+                };
+            }
+            self.survey(next.start).map_err(|failure| {
+                if matches!(&failure, FetchFailure::Source(error) if !error.is_retryable()) {
+                    self.flights.lock().refuse(self.stretch_of(next.start));
+                }
+                self.failed(next.start, failure)
+            })?;
         }
     }
 
@@ -554,7 +573,7 @@ impl Arrivals for BaseFlight {
         self.base.keep(start, data, |run| self.data.lock().insert_extent(run))
     }
 
-    fn ended(&self, result: Result<(), FetchFailure>) {
+    fn ended(&self, result: Result<(), Loss>) {
         // Others come before this one's next flight.
         drop(self.room.lock().take());
         let zero = || {
@@ -562,7 +581,12 @@ impl Arrivals for BaseFlight {
             zero.subtract(&self.data.lock());
             zero
         };
-        self.base.landed(self.extent, result.map(|()| (zero(), self.forgets)));
+        let (kept, lost) = match result {
+            Ok(()) => (Ok((zero(), self.forgets)), None),
+            Err(Loss { blocks: Some(lost), failure }) => (Ok((zero(), self.forgets)), Some((lost, failure))),
+            Err(Loss { blocks: None, failure }) => (Err(failure), None),
+        };
+        self.base.landed(self.extent, kept, lost);
     }
 }
 
@@ -625,7 +649,7 @@ mod tests {
             if fails {
                 base.flights.lock().forget_all_but(&BlockSet::new());
             }
-            base.landed(extent, Ok((BlockSet::new(), forgets)));
+            base.landed(extent, Ok((BlockSet::new(), forgets)), None);
             match hears.recv().unwrap() {
                 Ok(()) => assert!(!fails),
                 Err(failure) => assert!(fails && base.failed(extent.start, failure).is_retryable()),
@@ -699,6 +723,38 @@ mod tests {
         base.files.read(extent.offset_bytes(), &mut found).unwrap();
         let wanted: Vec<u8> = [2, 2, 0, 0, 3, 0, 0, 0].iter().flat_map(|&byte| [byte; BLOCK]).collect();
         assert!(found == wanted);
+    }
+
+    /// Refuses everything, before whoever asks can do anything else.
+    struct Refusing;
+
+    impl LazySource for Refusing {
+        fn fetch(&self, _: Extent, _: Urgency, reply: FetchReply) {
+            reply.end(Err(SourceError::new("the store is gone", true)));
+        }
+
+        fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
+            Ok(BlockSet::from_iter([extent]))
+        }
+    }
+
+    #[test]
+    fn what_fails_at_once_is_not_counted_as_fetched() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path());
+        base.set_source(Arc::new(Refusing));
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Others start what is made, and may end it before it is joined.
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    base.start_flights();
+                }
+            });
+            let fetched = (0..2000).filter(|_| !matches!(base.hydrate_next(), Ok(None) | Err(_))).count();
+            stop.store(true, Ordering::Relaxed);
+            assert_eq!(fetched, 0);
+        });
     }
 
     #[test]

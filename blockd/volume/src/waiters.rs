@@ -1,6 +1,7 @@
 //! Who waits for flights of a lazy base: for how many, and until when.
 
 use crate::lazy::FetchFailure;
+use blockd_extent::{BlockSet, Extent};
 use std::{collections::BTreeMap, time::Instant};
 
 /// The most that may wait at once. What waits is small; whoever comes again and again without waiting for the end must not
@@ -16,6 +17,8 @@ pub(crate) struct WaiterId(u64);
 
 struct Waiting {
     flights: usize,
+    /// The blocks that are waited for: what else a flight loses is of no concern.
+    wanted: Vec<Extent>,
     failure: Option<FetchFailure>,
     until: Option<Instant>,
     then: Then,
@@ -42,11 +45,17 @@ pub(crate) struct Waiters {
 }
 
 impl Waiters {
-    /// Somebody more, who waits for so many flights, but not beyond a moment.
-    pub(crate) fn add(&mut self, flights: usize, until: Option<Instant>, then: Then) -> WaiterId {
+    /// Somebody more, who waits for these blocks and so many flights, but not beyond a moment.
+    pub(crate) fn add(
+        &mut self,
+        wanted: Vec<Extent>,
+        flights: usize,
+        until: Option<Instant>,
+        then: Then,
+    ) -> WaiterId {
         let id = WaiterId(self.next);
         self.next += 1;
-        self.by_id.insert(id, Waiting { flights, failure: None, until, then });
+        self.by_id.insert(id, Waiting { flights, wanted, failure: None, until, then });
         id
     }
 
@@ -62,13 +71,16 @@ impl Waiters {
         self.by_id.contains_key(&id)
     }
 
-    /// One of the flights that somebody waits for has ended; with the last one, the wait has. Nothing for who waits no
-    /// more.
-    pub(crate) fn landed(&mut self, id: WaiterId, failure: Option<&FetchFailure>) -> Option<Call> {
+    /// One of the flights that somebody waits for has ended, perhaps without some blocks; with the last one, the wait has.
+    /// Nothing for who waits no more.
+    pub(crate) fn landed(&mut self, id: WaiterId, loss: Option<(&BlockSet, &FetchFailure)>) -> Option<Call> {
         let waiting = self.by_id.get_mut(&id)?;
         waiting.flights = waiting.flights.saturating_sub(1);
-        if waiting.failure.is_none() {
-            waiting.failure = failure.cloned();
+        if let Some((lost, failure)) = loss
+            && waiting.failure.is_none()
+            && waiting.wanted.iter().any(|&wanted| lost.intersection_len(wanted) > 0)
+        {
+            waiting.failure = Some(failure.clone());
         }
         if waiting.flights > 0 {
             return None;
@@ -110,7 +122,7 @@ mod tests {
         let mut waiters = Waiters::default();
         while !waiters.is_full() {
             assert!(waiters.len() < WAITERS_MOST);
-            waiters.add(1, None, Box::new(|_| {}));
+            waiters.add(vec![], 1, None, Box::new(|_| {}));
         }
         assert_eq!(waiters.len(), WAITERS_MOST);
         assert_eq!(waiters.dismiss(&FetchFailure::Closed).len(), WAITERS_MOST);

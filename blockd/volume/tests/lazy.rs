@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 struct Mood {
     is_held: bool,
     is_broken: bool,
+    /// Blocks that it can never give.
+    bad: BlockSet,
     held: Vec<(Extent, FetchReply)>,
     /// How often it was asked for what somebody waits for.
     for_readers: usize,
@@ -124,11 +126,22 @@ impl LazySource for Memory {
             self.changed.notify_all();
             return;
         }
+        let lost = mood.bad.slice(extent);
         drop(mood);
         let data = self.blocks(extent);
+        let answer = move || {
+            if lost.is_empty() {
+                return reply.complete(Ok(data));
+            }
+            for run in lost.gaps_in(extent) {
+                let from = (run.offset_bytes() - extent.offset_bytes()) as usize;
+                reply.sink().put(run.start, &data[from..from + run.len_bytes() as usize]).unwrap();
+            }
+            reply.end_without(lost, SourceError::new("a frame is damaged", false));
+        };
         match self.on_threads {
-            true => drop(std::thread::spawn(move || reply.complete(Ok(data)))),
-            false => reply.complete(Ok(data)),
+            true => drop(std::thread::spawn(answer)),
+            false => answer(),
         }
     }
 
@@ -371,6 +384,55 @@ fn a_source_that_fails_fails_just_what_needs_it() {
     lazy.volume.close().unwrap();
     lazy.open(None);
     lazy.check();
+}
+
+#[test]
+fn damage_costs_just_the_blocks_that_the_source_cannot_give() {
+    for seed in 0..24 {
+        let mut rng = Rng::new(1000 + seed);
+        let source = Memory::with(seed, seed % 2 == 0);
+        let bad = Extent::new(BlockIndex(rng.below(1900)), 1 + rng.below(32));
+        source.mood.lock().bad.insert_extent(bad);
+        let lazy = Lazy::new(source.clone());
+        let read = |extent: Extent| {
+            let mut found = vec![0xee; extent.len_bytes() as usize];
+            let result = lazy.volume.read(extent.offset_bytes(), &mut found);
+            let is_sound = extent.intersection(bad).is_empty();
+            assert_eq!(result.is_ok(), is_sound, "{extent:?} while {bad:?} is damaged: {result:?}");
+            assert!(!is_sound || found == source.blocks(extent), "{extent:?}");
+        };
+        // Each for the first time, most of them close to the damage, and again.
+        for _ in 0..60 {
+            let near = bad.start.0.saturating_sub(100) + rng.below(200);
+            let start = if rng.one_in(4) { rng.below(BLOCKS - 40) } else { near };
+            let extent = Extent::new(BlockIndex(start), 1 + rng.below(40));
+            read(extent);
+            read(extent);
+        }
+        lazy.volume.retry_refused();
+        // What was read ahead may still be on its way when nothing is left to be asked for.
+        let began = std::time::Instant::now();
+        let hydration = loop {
+            if let Err(error) = lazy.volume.hydrate_next() {
+                assert!(!error.is_retryable(), "{error}");
+            }
+            let hydration = lazy.volume.hydration().unwrap();
+            if hydration.done_bytes + hydration.refused_bytes >= SIZE_BYTES {
+                break hydration;
+            }
+            assert!(began.elapsed() < PATIENCE, "{hydration:?}");
+        };
+        assert!(!lazy.volume.end_hydration().unwrap());
+        assert_eq!(hydration.refused_bytes, bad.len_bytes());
+        assert_eq!(hydration.done_bytes, SIZE_BYTES - bad.len_bytes());
+        for block in 0..BLOCKS {
+            read(Extent::new(BlockIndex(block), 1));
+        }
+        source.mood.lock().bad = BlockSet::new();
+        lazy.volume.retry_refused();
+        lazy.hydrate();
+        lazy.check();
+    }
 }
 
 #[test]

@@ -222,6 +222,53 @@ fn a_rollback_that_takes_a_while_shows_how_far_it_is() {
 }
 
 #[test]
+fn a_restore_in_place_shows_how_far_it_is_and_how_it_goes_on() {
+    let with = |done: u64, total: u64, in_part: bool| {
+        let mut db = volume("59", "db");
+        db["goingBack"] = json!({
+            "task": TASK, "cloudsnap": snap("59-61"), "doneBytes": done, "totalBytes": total, "inPart": in_part
+        });
+        ("GET /v1/volumes", ok(json!({ "volumes": [db] })))
+    };
+    let fake = Fake::start(vec![with(0, 0, false), with(12 << 20, 100 << 20, false), with(5, 10, true)]);
+    for wanted in [
+        "up - restoring\n".to_owned(),
+        "up - restoring, 12%\n".to_owned(),
+        format!("up - restored in part: resume it, `blockctl cloudsnap resume --name {TASK}`\n"),
+    ] {
+        let shown = fake.run("volume list").stdout;
+        assert!(shown.ends_with(&wanted), "{shown}");
+    }
+}
+
+#[test]
+fn attributes_are_compared_with_the_content() {
+    let (one, other) = (snap("59-61"), snap("59-62"));
+    let file = |path: &str, kind: &str| {
+        json!({
+            "path": path, "kind": kind, "sizeBytes": 0, "mode": 0o755, "uid": 0, "gid": 0, "modified": null
+        })
+    };
+    let dir = || ok(json!({"file": file("/", "directory"), "entries": [file("/su", "symlink")]}));
+    let capable = |value: &str| {
+        let xattrs = json!([{"name": "security.capability", "value": value}]);
+        ok(json!({"file": file("/su", "symlink"), "entries": [], "xattrs": xattrs}))
+    };
+    let at = "GET /v1/cloudsnaps/files";
+    let fake = Fake::start(vec![
+        (at, dir()),
+        (at, dir()),
+        (at, capable("none")),
+        (at, capable("all")),
+        (at, dir()),
+        (at, dir()),
+    ]);
+    let ran = fake.run(&format!("cloudsnap diff {one} {other} --files --content"));
+    assert_eq!(ran.stdout, "M /su (attributes)\n", "{ran:?}");
+    assert_eq!(fake.run(&format!("cloudsnap diff {one} {other} --files")).stdout, "");
+}
+
+#[test]
 fn a_volume_is_rolled_back() {
     let restored = |kept: Option<Value>| {
         ok(json!({

@@ -157,6 +157,40 @@ mod tests {
         served.await.unwrap();
     }
 
+    /// Cancels when it is dropped.
+    struct Held(CancelToken);
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.cancel();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_is_not_served_any_more() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let (begun, gone) = (CancelToken::new(), CancelToken::new());
+        let (begins, goes) = (begun.clone(), gone.clone());
+        let handler = move || {
+            let (begins, held) = (begins.clone(), Held(goes.clone()));
+            async move {
+                let _held = held;
+                begins.cancel();
+                std::future::pending::<&'static str>().await
+            }
+        };
+        let router = Router::new().route("/", get(handler));
+        let served = tokio::spawn(async move {
+            serve_one(far, Caller::owner(), Passed::default(), router, &CancelToken::new()).await;
+        });
+        near.write_all(REQUEST).await.unwrap();
+        begun.cancelled().await;
+        assert!(!gone.is_cancelled());
+        drop(near);
+        tokio::time::timeout(std::time::Duration::from_secs(60), gone.cancelled()).await.unwrap();
+        served.await.unwrap();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_says_nothing_or_half_of_something_does_not_hold_the_stop_up() {
         for said in [&b""[..], &REQUEST[..20]] {

@@ -235,11 +235,13 @@ impl<T: Serialize> IntoResponse for Reply<T> {
 
 type Answer<T> = Result<Reply<T>, Failure>;
 
-/// Runs a change apart from its connection, and waits for it.
+/// Runs a change apart from its connection, and waits for it. What asks a store before it begins does not begin if the connection
+/// is gone by then.
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Answer<T> {
-    match tokio::spawn(work.in_current_span()).await {
+    let (_waiting, work) = crate::asking::for_who_waits(work.in_current_span());
+    match tokio::spawn(work).await {
         Ok(result) => Ok(Reply(result?)),
         Err(error) => Err(Failure(ServiceError::Internal(error.to_string()))),
     }
@@ -302,5 +304,33 @@ where
             Ok(Path(text)) => text.parse().map(Self).map_err(|error: T::Err| invalid(error.to_string())),
             Err(error) => Err(invalid(error.body_text())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::atomic::AtomicBool, time::Duration};
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn a_change_is_not_begun_after_its_connection_is_gone() {
+        let (answer, answered) = oneshot::channel::<()>();
+        let begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&begun);
+        let change = async move {
+            let question = async { Ok(answered.await.is_ok()) };
+            crate::asking::in_time(Duration::from_secs(60), question).await?;
+            begins.store(true, Ordering::SeqCst);
+            Ok(())
+        };
+        let given_up = tokio::time::timeout(Duration::from_millis(20), detached(change)).await;
+        assert!(given_up.is_err());
+        let _ = answer.send(());
+        // It ends, one way or the other.
+        while Arc::strong_count(&begun) > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!begun.load(Ordering::SeqCst));
     }
 }

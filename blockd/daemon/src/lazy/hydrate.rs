@@ -45,6 +45,10 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     super::order::prepare(core, &volume, row.cloudsnap).await;
     // An earlier run may have met damage that was mended since.
     volume.retry_refused();
+    let source = core.lazy_sources.lock().get(&id).cloned();
+    if let Some(source) = &source {
+        source.look_again();
+    }
     let mut damage = None;
     loop {
         let step = tokio::select! {
@@ -65,13 +69,16 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
                 if end(&volume).await? {
                     break;
                 }
-                if volume.hydration().is_some_and(|hydration| hydration.refused_bytes > 0) {
-                    return Err(damage.unwrap_or_else(|| {
-                        let message = "parts of the cloud snapshot cannot be read; all else was fetched";
-                        ServiceError::refused(ErrorCode::StoreFailed, message)
-                    }));
+                let refused_bytes = volume.hydration().map_or(0, |hydration| hydration.refused_bytes);
+                if refused_bytes > 0 {
+                    return Err(without(refused_bytes, damage));
                 }
                 wait(live, &mut pause).await?;
+            }
+            Err(error)
+                if is_damage(&error) && source.as_ref().is_some_and(|source| source.deleted().is_some()) =>
+            {
+                return Err(error);
             }
             Err(error) if is_damage(&error) => {
                 tracing::warn!(volume = %id, %error, "the hydration goes on without a part");
@@ -92,6 +99,16 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         }
     }
     finish(core, live, &entry).await
+}
+
+/// The end of a hydration that had to leave something out.
+fn without(refused_bytes: u64, damage: Option<ServiceError>) -> ServiceError {
+    let all_else =
+        format!("{refused_bytes} bytes of the cloud snapshot cannot be read; all else was fetched");
+    match damage.map(|damage| damage.to_api()) {
+        Some(damage) => ServiceError::refused(damage.code, format!("{all_else}: {}", damage.message)),
+        None => ServiceError::refused(ErrorCode::StoreFailed, all_else),
+    }
 }
 
 /// Whether the source refuses a part for good; the rest may come all the same.

@@ -15,12 +15,13 @@ use super::{
     source::{CHUNK_BLOCKS, SnapshotSource},
 };
 use crate::{
+    asking::is_still_wanted,
     core::{Core, random_id},
     db::{Chain, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
     snapshots::{Wanted, first},
-    tasks::LiveTask,
+    tasks::{LiveTask, stop::check_limits},
     whereabouts::Purpose,
 };
 use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace};
@@ -44,12 +45,13 @@ impl Core {
         self: &Arc<Self>,
         request: &StartInPlace,
     ) -> Result<RestoreStarted, ServiceError> {
+        check_limits(request.limits)?;
         let id = crate::cloudsnaps::from_api_id(&request.snap);
         let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let (repository, _) = self.task_repository(credential.uuid).await?;
-        let manifest = Box::pin(repository.manifest(&id)).await?;
+        let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
 
         let _admission = self.admission.lock().await;
+        is_still_wanted()?;
         self.refuse_if_deleting(&id).await?;
         let entry = self.registry.find(&request.volume)?;
         let tasks = self.unfinished_tasks().await?;
@@ -93,9 +95,11 @@ impl Core {
                 credential_name: credential.name.to_string(),
                 phase: "pending".into(),
                 in_place: Some(InPlace { before, discard: request.discard, done_below: 0 }),
+                limits: request.limits,
                 ..TaskDetail::default()
             },
         };
+        mark.say(keeps_out(&row));
         self.going_back.lock().insert(entry.id, mark);
         match self.store_and_launch(row, |_| Ok(())).await {
             Ok(started) => Ok(RestoreStarted {
@@ -137,6 +141,7 @@ impl Core {
         }
         let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
         let (_, mark) = self.registry.by_id(id).ok_or_else(gone)?.begin_rollback()?;
+        mark.say(keeps_out(task));
         self.going_back.lock().insert(id, mark);
         Ok(())
     }
@@ -148,6 +153,25 @@ pub(crate) fn has_begun(row: &TaskRow) -> bool {
     row.detail.in_place.is_some() && row.detail.bytes_total > 0
 }
 
+/// Why clients are kept out, behind the name of the volume.
+fn keeps_out(row: &TaskRow) -> String {
+    match row.state {
+        TaskState::Failed | TaskState::Stopped => format!(
+            "was restored in part only from cloud snapshot {}: resume it, `blockctl cloudsnap resume --name {}`",
+            row.cloudsnap, row.id
+        ),
+        _ => format!("is being restored in place from cloud snapshot {} by task {}", row.cloudsnap, row.id),
+    }
+}
+
+/// Has clients be told how their volume stands now.
+fn tell_who_is_kept_out(core: &Core, row: &TaskRow) {
+    let going_back = core.going_back.lock();
+    if let Some(mark) = row.volume.and_then(|id| going_back.get(&id)) {
+        mark.say(keeps_out(row));
+    }
+}
+
 /// Lets clients in again.
 pub(crate) fn let_go(core: &Core, row: &TaskRow) {
     if let Some(volume) = row.volume.filter(|_| row.detail.in_place.is_some()) {
@@ -156,6 +180,17 @@ pub(crate) fn let_go(core: &Core, row: &TaskRow) {
 }
 
 pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    tell_who_is_kept_out(core, &row);
+    let result = run_to_the_end(core, live).await;
+    if result.is_err() {
+        // It may stay so.
+        tell_who_is_kept_out(core, &TaskRow { state: TaskState::Failed, ..live.view() });
+    }
+    result
+}
+
+async fn run_to_the_end(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
     let plan = row.detail.in_place.ok_or_else(|| ServiceError::Internal("not a restore in place".into()))?;
@@ -243,7 +278,8 @@ async fn go_back(
     let _slot = core.tasks.slot(&live.cancel).await?;
     let row = live.view();
     let done_below = row.detail.in_place.map_or(0, |plan| plan.done_below);
-    let source = unless_stopped(live, SnapshotSource::open(core, row.credential, row.cloudsnap)).await?;
+    let source =
+        unless_stopped(live, SnapshotSource::open(core, live, row.credential, row.cloudsnap)).await?;
     let (blocks, how) = unless_stopped(live, differing(core, volume, before, &source)).await?;
     let end = BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES);
     let total_bytes = blocks.len_bytes();

@@ -13,6 +13,7 @@ pub use fetcher::Fetcher;
 pub use source::{CloudSource, SharedSource};
 
 use crate::{
+    asking::is_still_wanted,
     core::Core,
     db::{
         Catalog, Chain, DbError, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState,
@@ -69,11 +70,11 @@ impl Core {
     ) -> Result<LazyRestored, ServiceError> {
         let id = crate::cloudsnaps::from_api_id(&request.snap);
         let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let (repository, _) = self.task_repository(credential.uuid).await?;
-        let manifest = Box::pin(repository.manifest(&id)).await?;
+        let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
+        is_still_wanted()?;
         self.refuse_if_deleting(&id).await?;
         let row = self.row_of_restored(
             &manifest,
@@ -238,9 +239,14 @@ impl Core {
         let needs = |row: &LazyRow| row.cloudsnap == *id;
         let Some(row) = self.db.run(LazyRow::all).await?.into_iter().find(needs) else { return Ok(()) };
         let name = self.volume_name(row.volume);
-        let message = format!(
-            "cloud snapshot {id} is needed by volume {name}, which has not fetched all of it: wait until it is hydrated, or delete the volume"
-        );
+        let how = match row.hydrate {
+            true => "wait until it is hydrated, or delete the volume",
+            false => {
+                "it is a clone, which fetches what is read and needs the cloud snapshot as long as it exists: delete the volume first"
+            }
+        };
+        let message =
+            format!("cloud snapshot {id} is needed by volume {name}, which has not fetched all of it: {how}");
         Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
     }
 

@@ -9,13 +9,14 @@ use crate::{
     core::Core,
     db::{Catalog, LazyRow},
     error::{ServiceError, blocking},
+    tasks::LiveTask,
 };
 use blockd_api::lazy::StoreLoss;
 use blockd_cloud::{
-    CloudsnapId, ManifestCache, Repository, SnapshotReader,
+    CloudError, CloudsnapId, Damage, ManifestCache, Repository, SnapshotReader,
     store::{RequestCounts, Requests},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use blockd_volume::{FetchReply, FetchSink, LazySource, SourceError, Urgency};
 use parking_lot::Mutex;
 use std::{
@@ -31,6 +32,8 @@ const PAUSE_MS: u64 = 100;
 const LONGEST_PAUSE_MS: u64 = 2_000;
 /// How often what is damaged is looked at again: a store that goes away in the midst of a request may look like that.
 const LOOKS_AT_DAMAGE: u32 = 3;
+/// How long it may take to find out whether a snapshot of which something is missing was deleted.
+const LOOK_FOR_DELETION: Duration = Duration::from_secs(10);
 
 /// See the module.
 pub struct CloudSource {
@@ -41,12 +44,27 @@ pub struct CloudSource {
     patience: Duration,
     reader: tokio::sync::Mutex<Option<SnapshotReader>>,
     requests: Mutex<Option<Arc<Requests>>>,
+    /// That the snapshot was deleted, once that was seen.
+    deleted: Mutex<Option<SourceError>>,
 }
 
 impl std::fmt::Debug for CloudSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CloudSource").field("cloudsnap", &self.row.cloudsnap).finish_non_exhaustive()
     }
+}
+
+/// Damage as an error, by its first piece.
+fn damage_error(damage: &Damage) -> Option<SourceError> {
+    let piece = damage.pieces.first()?;
+    let blocks = damage.blocks.first().zip(damage.blocks.last());
+    let error = CloudError::Damaged {
+        key: piece.object.clone(),
+        offset_bytes: piece.offset_bytes,
+        what: piece.what.clone(),
+        blocks: blocks.map(|(first, last)| Extent::between(first, BlockIndex(last.0 + 1))),
+    };
+    Some(source_error(&error.into()))
 }
 
 /// Whatever a store says may change: its directory is mounted again, its credentials are renewed. Damage stays.
@@ -70,7 +88,46 @@ impl CloudSource {
             patience: Duration::from_millis(patience_ms),
             reader: tokio::sync::Mutex::default(),
             requests: Mutex::default(),
+            deleted: Mutex::default(),
         })
+    }
+
+    /// That the snapshot was deleted, if that was seen since the last [`look_again`](Self::look_again).
+    pub(super) fn deleted(&self) -> Option<SourceError> {
+        self.deleted.lock().clone()
+    }
+
+    /// It may have been put back.
+    pub(super) fn look_again(&self) {
+        *self.deleted.lock() = None;
+    }
+
+    /// Why blocks cannot be had that seem to be damaged: of a snapshot that was deleted, everything is missing.
+    async fn reason(&self, error: SourceError) -> SourceError {
+        let look = async {
+            let core = self.core.upgrade()?;
+            let (repository, _) = core.guest_repository(self.row.credential).await.ok()?;
+            match repository.manifest(&self.row.cloudsnap).await {
+                Err(CloudError::SnapshotNotFound { store, .. }) => {
+                    // The directory of a disk that is not mounted is empty, too.
+                    if let Err(error) = repository.prove_key_slot().await {
+                        return Some(SourceError::new(error.to_string(), true));
+                    }
+                    let id = &self.row.cloudsnap;
+                    let message = format!(
+                        "cloud snapshot {id} was deleted from {store}: what the volume has not fetched of it is lost"
+                    );
+                    let deleted = SourceError::new(message, false);
+                    *self.deleted.lock() = Some(deleted.clone());
+                    Some(deleted)
+                }
+                _ => None,
+            }
+        };
+        match error.is_retryable() {
+            true => error,
+            false => tokio::time::timeout(LOOK_FOR_DELETION, look).await.ok().flatten().unwrap_or(error),
+        }
     }
 
     /// The requests that were made.
@@ -109,10 +166,22 @@ impl CloudSource {
         reader.read_blocks(extent).await.map_err(|error| source_error(&error.into()))
     }
 
-    async fn read_to(&self, extent: Extent, sink: FetchSink) -> Result<(), SourceError> {
+    /// Gives what is left of some blocks to a sink; what is damaged is left then.
+    async fn read_to(&self, left: &Mutex<BlockSet>, sink: &FetchSink) -> Result<(), SourceError> {
         let reader = self.reader().await?;
-        let take = move |start, data: &[u8]| sink.put(start, data).map_err(io::Error::other);
-        reader.read_blocks_to(extent, take).await.map_err(|error| source_error(&error.into()))
+        let wanted: Vec<Extent> = left.lock().extents().collect();
+        let mut first = None;
+        for extent in wanted {
+            let sink = sink.clone();
+            let take = move |start, data: &[u8]| sink.put(start, data).map_err(io::Error::other);
+            let read = reader.read_sound_blocks_to(extent, take).await;
+            let damage = read.map_err(|error| source_error(&error.into()))?;
+            first = first.or_else(|| damage_error(&damage));
+            let mut left = left.lock();
+            left.remove_extent(extent);
+            left.union_with(&damage.blocks);
+        }
+        first.map_or(Ok(()), Err)
     }
 
     /// What the snapshot holds, for a thread that may block.
@@ -172,25 +241,33 @@ impl LazySource for SharedSource {
         let source = Arc::clone(&self.0);
         self.0.fetcher.submit(&self.0.handle, move || async move {
             let sink = reply.sink();
+            let left = Mutex::new(BlockSet::from_iter([extent]));
             let attempt = || async {
-                match source.read_to(extent, sink.clone()).await {
+                match source.read_to(&left, &sink).await {
                     // The volume has no use for it, whatever the source says next.
                     Err(_) if sink.has_failed() => Ok(()),
                     result => result,
                 }
             };
-            let result = source.patiently(attempt).await;
+            let mut result = source.patiently(attempt).await;
+            if let Err(error) = result {
+                result = Err(source.reason(error).await);
+            }
+            let left = left.into_inner();
             if let Err(error) = &result {
                 tracing::warn!(
                     volume = %source.row.volume,
                     cloudsnap = %source.row.cloudsnap,
-                    blocks = ?extent,
+                    blocks = ?left.extents().take(4).collect::<Vec<_>>(),
                     %error,
                     "blocks of a lazy volume could not be fetched"
                 );
             }
             // It carries out what waited for it.
-            tokio::task::spawn_blocking(move || reply.end(result));
+            tokio::task::spawn_blocking(move || match result {
+                Ok(()) => reply.end(Ok(())),
+                Err(error) => reply.end_without(left, error),
+            });
         });
     }
 
@@ -210,8 +287,14 @@ impl LazySource for SharedSource {
         let source = &self.0;
         source.handle.block_on(async {
             let ask = async {
-                let reader = source.reader().await?;
-                reader.data_blocks(extent).await.map_err(|error| source_error(&error.into()))
+                let found = async {
+                    let reader = source.reader().await?;
+                    reader.data_blocks_at_most(extent).await.map_err(|error| source_error(&error.into()))
+                };
+                match found.await {
+                    Ok(found) => Ok(found),
+                    Err(error) => Err(source.reason(error).await),
+                }
             };
             let answer = tokio::time::timeout(source.patience, ask).await;
             answer.unwrap_or_else(|_| Err(SourceError::new("the store gave no answer in time", true)))
@@ -233,8 +316,14 @@ pub(super) struct SnapshotSource {
 
 impl SnapshotSource {
     /// Opens it.
-    pub(super) async fn open(core: &Core, credential: Uuid, id: CloudsnapId) -> Result<Self, ServiceError> {
+    pub(super) async fn open(
+        core: &Core,
+        live: &LiveTask,
+        credential: Uuid,
+        id: CloudsnapId,
+    ) -> Result<Self, ServiceError> {
         let (repository, requests) = core.guest_repository(credential).await?;
+        let repository = live.limited(&repository);
         let manifest = Box::pin(repository.manifest(&id)).await?;
         let opened = repository.clone();
         let reader =

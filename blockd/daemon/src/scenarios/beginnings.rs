@@ -3,6 +3,7 @@
 use super::*;
 use blockd_api::{
     SnapshotRef, VolumeRef, credentials::RekeyCredential, lazy::StartInPlace, snapshots::RestoreSnapshot,
+    tasks::TaskLimits,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -31,8 +32,13 @@ async fn the_beginning_of_an_id_takes_nothing_away() {
     told(refused, ErrorCode::VolumeNotFound, &id);
     let refused = host.client.restore_snapshot(&data, &named(&format!("{short}@before"))).await.unwrap_err();
     told(refused, ErrorCode::VolumeNotFound, &id);
-    let request =
-        StartInPlace { snap: snap.parse().unwrap(), volume: short.clone(), cred_id: None, discard: false };
+    let request = StartInPlace {
+        snap: snap.parse().unwrap(),
+        volume: short.clone(),
+        cred_id: None,
+        discard: false,
+        limits: TaskLimits::default(),
+    };
     told(host.client.start_in_place(&request).await.unwrap_err(), ErrorCode::VolumeNotFound, &id);
 
     let (whole, of_volume) =

@@ -68,7 +68,8 @@ const RESTORE_HELP: &str = "\
 The restore makes a new volume with the size and the labels of the old one; it is served when \
 the restore is done. Schedules by labels mean it from then on, as they mean the old one: --label and --no-labels give it \
 others. The beginning of an id is enough. With --lazy it is served, and can be written, at once: what is read is fetched first, \
-the rest in the background, and the cloud snapshot cannot be deleted until that is done.
+the rest in the background, and this blockd does not delete the cloud snapshot until that is done; one on \
+another host with the same bucket knows nothing of it.
 
 Examples:
   blockctl cloudsnap restore --snap ID --volume db-restored
@@ -79,7 +80,8 @@ Examples:
 
 const DELETE_HELP: &str = "\
 No cloud snapshot needs another one to exist: any of them can be deleted, and the data that \
-others share stays. One that is pinned is only deleted with --force.
+others share stays. One that is pinned is only deleted with --force, and none that a clone or lazy volume of this \
+host needs. What volumes of other hosts need is not known here: they could not read it any more.
 
 Examples:
   blockctl cloudsnap delete --snap ID

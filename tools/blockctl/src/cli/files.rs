@@ -37,7 +37,8 @@ Examples:
 /// Help of `cloudsnap diff`.
 pub const DIFF_HELP: &str = "\
 + is only in the second one, - only in the first one, M is in both and differs. A file whose
-length, time, mode and owner are the same counts as the same, unless --content is given.
+length, time, mode and owner are the same counts as the same, unless --content is given: then what is
+in files is compared, and their extended attributes, with access lists and capabilities (\"attributes\").
 
 Examples:
   blockctl cloudsnap diff ID-1 ID-2 --files
@@ -109,7 +110,7 @@ pub struct DiffFilesArgs {
     /// Look only at what is here
     #[arg(short, long, value_name = "PATH", default_value = "/")]
     pub path: OsString,
-    /// Compare what is in files that look the same
+    /// Compare what is in files that look the same, and the extended attributes of all
     #[arg(long)]
     pub content: bool,
     /// Where they are kept.

@@ -8,8 +8,9 @@ use clap::Args;
 /// Help of `cloudsnap clone`.
 pub const CLONE_HELP: &str = "\
 The copy is there at once, whatever its size: it fetches what is read, and keeps it. It needs the cloud \
-snapshot as long as it exists, so that this cannot be deleted before. To get all of it, use \
-`cloudsnap restore --lazy`.
+snapshot as long as it exists, so that this cannot be deleted before: by this blockd. One on another host \
+knows nothing of the copy and deletes what it is told to; reads of what was not fetched fail then. To get \
+all of it, use `cloudsnap restore --lazy`.
 
 Examples:
   blockctl cloudsnap clone --snap ID --volume db-test
@@ -25,7 +26,7 @@ pub struct LazyArgs {
     #[arg(long, value_name = "stall|error", requires = "lazy")]
     pub on_store_loss: Option<StoreLoss>,
     /// Make this volume again what it was, fetching only what differs; nobody may use it meanwhile
-    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["volume", "lazy", "limit_upload", "limit_download", "label", "no_labels"])]
+    #[arg(long, value_name = "VOLUME", conflicts_with_all = ["volume", "lazy", "label", "no_labels"])]
     pub in_place: Option<VolumeRef>,
     /// Do not keep what the volume was before as a snapshot
     #[arg(long, requires = "in_place")]

@@ -295,7 +295,7 @@ const XATTRS_COPIED: [&[u8]; 2] = [b"user.", b"system.posix_acl_"];
 
 /// The extended attributes of a file; none if they are damaged, for its content is worth more. That the store or the daemon
 /// gives no answer is no such thing.
-fn readable(xattrs: Result<Vec<SnapshotXattr>, Failure>) -> Result<Option<Vec<SnapshotXattr>>, Failure> {
+pub fn readable(xattrs: Result<Vec<SnapshotXattr>, Failure>) -> Result<Option<Vec<SnapshotXattr>>, Failure> {
     match xattrs {
         Ok(xattrs) => Ok(Some(xattrs)),
         Err(Failure::Client(ClientError::Api(error))) if error.code == ErrorCode::CloudsnapDamaged => {

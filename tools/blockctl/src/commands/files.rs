@@ -2,6 +2,7 @@
 
 use super::{
     Context,
+    copy_files::readable,
     pieces::{Pieces, Stream},
 };
 use crate::{
@@ -19,6 +20,7 @@ use blockd_api::{
 use serde::Serialize;
 use std::{
     cmp::Ordering,
+    collections::BTreeMap,
     ffi::OsStr,
     io::{BufWriter, ErrorKind, Write},
     os::unix::ffi::OsStrExt,
@@ -301,6 +303,19 @@ async fn same_content(a: &Source<'_>, b: &Source<'_>, path: &FilePath) -> Result
     }
 }
 
+/// Whether a file has the same extended attributes in both, access lists and capabilities among them. Damage differs from everything.
+async fn same_attributes(a: &Source<'_>, b: &Source<'_>, file: &SnapshotFile) -> Result<bool, Failure> {
+    if file.kind == FileKind::Damaged {
+        return Ok(true);
+    }
+    let (a, b) = (readable(a.xattrs(&file.path).await)?, readable(b.xattrs(&file.path).await)?);
+    let by_name = |xattrs: Vec<SnapshotXattr>| {
+        let pairs = xattrs.into_iter().map(|xattr| (xattr.name, xattr.value));
+        pairs.collect::<BTreeMap<_, _>>()
+    };
+    Ok(a.zip(b).is_some_and(|(a, b)| by_name(a) == by_name(b)))
+}
+
 pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Failure> {
     let cred_id = args.credential.cred_id;
     let from_id = args.from.resolve(context, cred_id.as_ref()).await?;
@@ -348,6 +363,9 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Fail
                         && !same_content(&from, &to, &b.path).await?
                     {
                         what.push("content");
+                    }
+                    if args.content && !same_attributes(&from, &to, &b).await? {
+                        what.push("attributes");
                     }
                     if a.kind == FileKind::Directory && b.kind == FileKind::Directory {
                         dirs.push(b.path.clone());

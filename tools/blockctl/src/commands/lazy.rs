@@ -7,7 +7,7 @@ use crate::{
 };
 use blockd_api::{
     ByteSize, VolumeName,
-    lazy::{Hydration, StartInPlace, StartLazyRestore},
+    lazy::{GoingBack, Hydration, StartInPlace, StartLazyRestore},
 };
 
 /// `cloudsnap restore --lazy` and `--in-place`.
@@ -15,7 +15,8 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Fai
     let (cred_id, wait) = (args.credential.cred_id, args.wait.wait);
     let snap = args.snap.resolve(context, cred_id.as_ref()).await?;
     if let Some(volume) = args.how.in_place {
-        let request = StartInPlace { snap, volume, cred_id, discard: args.how.discard };
+        let request =
+            StartInPlace { snap, volume, cred_id, discard: args.how.discard, limits: args.limits.limits() };
         let started = context.client.start_in_place(&request).await?;
         let line = format!(
             "Cloudsnap restore started successfully on volume: {} with task name:{}",
@@ -74,6 +75,16 @@ pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<u8, Failure
         }
     }
     Ok(EXIT_DONE)
+}
+
+/// How far a restore in place is, in a word.
+pub fn going_back(going_back: &GoingBack) -> String {
+    let GoingBack { task, done_bytes, total_bytes, in_part, .. } = going_back;
+    match in_part {
+        true => format!("restored in part: resume it, `blockctl cloudsnap resume --name {task}`"),
+        false if *total_bytes == 0 => "restoring".to_owned(),
+        false => format!("restoring, {}%", u128::from(*done_bytes) * 100 / u128::from(*total_bytes)),
+    }
 }
 
 /// How much of a volume is there, in a word.

@@ -159,6 +159,9 @@ fn status(volume: &Volume) -> String {
 }
 
 fn use_of(volume: &Volume) -> String {
+    if let (VolumeState::Up, Some(going_back)) = (volume.state, &volume.going_back) {
+        return format!("up - {}", lazy::going_back(going_back));
+    }
     match (volume.state, &volume.state_reason) {
         (VolumeState::Up, _) if volume.rolling_back.is_some() => "up - rolling back".to_owned(),
         (VolumeState::Up, _) if volume.attachment.as_ref().is_some_and(|attachment| attachment.connected) => {

@@ -1,0 +1,76 @@
+//! A store that says nothing: whoever asks is told so after a while, and nothing is begun.
+
+use super::*;
+use blockd_api::{
+    cloudsnaps::InspectCloudsnap,
+    lazy::{StartInPlace, StartLazyRestore, StoreLoss},
+    tasks::TaskLimits,
+};
+use blockd_cloud::testing::{Fault, FaultStore};
+use std::time::Duration;
+
+/// A host that does not wait long, with a backup in a store that can be made silent.
+async fn host() -> (Host, Arc<FaultStore>, Uuid, Cloudsnap) {
+    let mut host = Host::new().await;
+    host.stop().await;
+    let config = Config { store_answer_ms: 500, ..config(host.dir.path()) };
+    host.daemon = Some(Daemon::start(config, false).await.unwrap());
+    let credential = host.create_credential().await;
+    host.create_volume("data").await;
+    host.done(host.start_backup("data", true).await).await;
+    let list = host.client.list_cloudsnaps(&ListCloudsnaps::default()).await.unwrap();
+    let faults = {
+        let mut opened = host.core().repositories.opened.lock();
+        let (repository, _) = opened.get_mut(&credential).unwrap();
+        let faults = Arc::new(FaultStore::new(Arc::clone(repository.store())));
+        *repository = repository.with_store(faults.clone());
+        faults
+    };
+    (host, faults, credential, list.cloudsnaps.into_iter().next().unwrap())
+}
+
+/// What somebody is told who asks a silent store.
+async fn answer<T>(asked: impl Future<Output = Result<T, crate::error::ServiceError>>) -> Option<ErrorCode> {
+    let answer = tokio::time::timeout(Duration::from_secs(60), asked).await;
+    answer.expect("whoever asks waits without a bound").err().map(|error| error.to_api().code)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_is_told_and_nothing_is_begun() {
+    let (host, faults, credential, snap) = host().await;
+    let core = host.core();
+    let restore = StartRestore { volume: Some("plain".parse().unwrap()), ..StartRestore::of(snap.id) };
+    let lazy = StartLazyRestore {
+        snap: snap.id,
+        volume: Some("lazy".parse().unwrap()),
+        cred_id: None,
+        hydrate: false,
+        on_store_loss: StoreLoss::Error,
+    };
+    let in_place = StartInPlace {
+        snap: snap.id,
+        volume: "data".parse().unwrap(),
+        cred_id: None,
+        discard: false,
+        limits: TaskLimits::default(),
+    };
+    let inspect = InspectCloudsnap { id: snap.id, cred_id: None };
+    let delete = StartDelete { snap: snap.id, cred_id: None, force: false };
+    faults.fail_all(Fault::Hang);
+    let silent = Some(ErrorCode::StoreTimeout);
+    assert_eq!(answer(core.inspect_cloudsnap(&inspect)).await, silent);
+    assert_eq!(answer(core.start_delete(&delete)).await, silent);
+    // What the catalog knows needs no answer to begin.
+    assert_eq!(answer(core.start_lazy_restore(&lazy)).await, None);
+    assert!(core.registry.by_name("lazy").is_some());
+    let lazy = StartLazyRestore { volume: Some("other".parse().unwrap()), ..lazy };
+    let key = crate::cloudsnaps::from_api_id(&snap.id).manifest_key();
+    core.db.run(move |tx| crate::db::Catalog::remove(tx, credential, &key)).await.unwrap();
+    assert_eq!(answer(core.start_lazy_restore(&lazy)).await, silent);
+    assert_eq!(answer(core.start_restore(&restore)).await, silent);
+    assert_eq!(answer(core.start_in_place(&in_place)).await, silent);
+    faults.heal();
+    assert!(["other", "plain"].iter().all(|name| core.registry.by_name(name).is_none()));
+    assert_eq!(core.unfinished_tasks().await.unwrap().len(), 0);
+    assert_eq!(answer(core.inspect_cloudsnap(&inspect)).await, None);
+}
