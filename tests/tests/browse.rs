@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 use blockd_tests::{Bed, Ctl, Daemon, MIB, PATIENCE, Setup, Store, ctl::clean, process, wait_for};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use std::{
     fs::{self, File},
     io::{ErrorKind, Read, Seek, SeekFrom},
@@ -48,6 +49,11 @@ fn fill(dir: &Path) {
     }
     fs::write(dir.join("control\nname\u{1b}[31m"), "x").unwrap();
     symlink("deep/er", dir.join("link")).unwrap();
+    let day = Timespec { tv_sec: 86_400, tv_nsec: 0 };
+    let times = Timestamps { last_access: day, last_modification: day };
+    utimensat(CWD, dir.join("link"), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    fs::write(dir.join("one name"), "of two").unwrap();
+    fs::hard_link(dir.join("one name"), dir.join("another name")).unwrap();
     symlink("/etc/hostname", dir.join("absolute")).unwrap();
     symlink("x".repeat(200), dir.join("long link")).unwrap();
     let sparse = File::create(dir.join("sparse")).unwrap();
@@ -193,6 +199,14 @@ fn images_and_files_are_what_was_backed_up() {
     assert_eq!(expected.len(), found.len());
     let time = |path: &Path| fs::symlink_metadata(path).unwrap().mtime();
     assert_eq!(time(&snapshot.join("files/noise")), time(&world.source.join("noise")));
+    let names =
+        ["one name", "another name"].map(|name| fs::metadata(snapshot.join("files").join(name)).unwrap());
+    assert!(names[0].ino() == names[1].ino() && names[0].nlink() == 2, "two names of one file");
+    // What ordinary tools ask for, and is not there.
+    let noise = File::open(snapshot.join("files/noise")).unwrap();
+    assert!(rustix::fs::ioctl_getflags(&noise).is_err());
+    noise.sync_all().unwrap();
+    assert!(!world.daemon.log().contains("Not Implemented"));
     // Nothing can be changed.
     let error = fs::write(snapshot.join("files/new"), "x").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ReadOnlyFilesystem);
@@ -250,6 +264,44 @@ fn a_store_that_is_gone_gives_errors_in_time_and_recovers() {
     assert_eq!(world.snapshots().len(), 1, "listing goes on");
     fs::rename(&away, &here).unwrap();
     assert!(same_file(&world.image, &snapshot.join("disk.img")));
+}
+
+#[test]
+fn a_store_that_cannot_be_listed_hides_nothing() {
+    let world = world();
+    let other = world.bed.store("other");
+    let ctl = world.ctl();
+    ctl.add_local("other", other.dir(), None);
+    ctl.create_volume("elsewhere", "1MiB");
+    ctl.backup_with("elsewhere", &["--cred-id", "other"]);
+    let names = |world: &World| -> Vec<String> {
+        let entries = fs::read_dir(&world.mount.0).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    wait_for("both", || (names(&world) == ["elsewhere", "vol"]).then_some(()));
+
+    let away = world.bed.path("away");
+    fs::rename(other.dir(), &away).unwrap();
+    let World { store, daemon, source, image, mount, bed } = world;
+    drop(daemon.stop());
+    // Lists are not asked for again during this test, unless there is reason to.
+    let setup = bed.daemon("one").config("store_attempts = 2").config("[browse]");
+    let daemon = setup.config("refresh_ms = 600000").start();
+    daemon.ctl().json(&["browse", "mount", mount.0.to_str().unwrap()]);
+    let world = World { store, daemon, source, image, mount, bed };
+    let expected = ["STORES-NOT-LISTED.txt", "elsewhere", "vol"];
+    wait_for("what was known of it", || (names(&world) == expected).then_some(()));
+    let said = fs::read_to_string(world.mount.0.join("STORES-NOT-LISTED.txt")).unwrap();
+    assert!(said.contains("\nother: ") && !said.contains("nas: "), "{said}");
+    let list = world.ctl().run(&["cloudsnap", "list"]);
+    assert!(list.stdout.contains("vol") && list.stderr.contains("other"), "{} {}", list.stdout, list.stderr);
+
+    let before = fs::read_link(world.dir("latest")).unwrap();
+    world.ctl().backup_with("vol", &["--cred-id", "nas"]);
+    assert_ne!(fs::read_link(world.dir("latest")).unwrap(), before, "the new one is there at once");
 }
 
 #[test]
@@ -386,6 +438,38 @@ fn files_are_listed_compared_and_copied_out_without_a_mount() {
     let (code, _) =
         ctl.document(&["cloudsnap", "cp", "--snap", &first, "/noise", out.join("noise").to_str().unwrap()]);
     assert_ne!(code, 0, "nothing that is there is replaced");
+    let names = ["one name", "another name"].map(|name| fs::metadata(out.join(name)).unwrap());
+    assert!(names[0].ino() == names[1].ino() && names[0].nlink() == 2, "two names of one file");
+    let time = |dir: &Path| fs::symlink_metadata(dir.join("link")).unwrap().mtime();
+    assert_eq!(time(&out), time(&world.source));
+    // It goes on with what is not there yet.
+    fs::remove_file(out.join("noise")).unwrap();
+    fs::write(out.join("deep/er/file 7"), "mine").unwrap();
+    let into = out.to_str().unwrap();
+    let entries = ["/noise", "/deep", "/link"];
+    let copy = |flag: &str| {
+        let args = ["cloudsnap", "cp", "--snap", &first, flag].into_iter().chain(entries).chain([into]);
+        ctl.json(&args.collect::<Vec<_>>())
+    };
+    let copied = copy("--skip-existing");
+    assert_eq!((&copied["files"], &copied["skipped"]), (&1.into(), &301.into()));
+    assert!(same_file(&out.join("noise"), &world.source.join("noise")));
+    assert_eq!(fs::read(out.join("deep/er/file 7")).unwrap(), b"mine");
+    copy("--overwrite");
+    assert!(plain(tree(&out)) == plain(tree(&world.source)));
+    // As the catalog shows it.
+    let odd = "/control%0Aname%1B[31m";
+    assert_eq!(ctl.run(&["cloudsnap", "cat", "--snap", &first, "--escaped", odd]).stdout, "x");
+    ctl.json(&[
+        "cloudsnap",
+        "cp",
+        "--escaped",
+        "--snap",
+        &first,
+        odd,
+        world.bed.path("odd").to_str().unwrap(),
+    ]);
+    assert_eq!(fs::read(world.bed.path("odd")).unwrap(), b"x");
 
     fs::write(world.source.join("deep/new"), "x").unwrap();
     fs::write(world.source.join("deep/er/file 3"), "changed").unwrap();

@@ -282,7 +282,7 @@ fn a_daemon_that_is_not_roots_mounts_for_others_where_it_may() {
 /// Hands this over as the descriptor of a mount.
 fn hand(socket: &Path, descriptor: OwnedFd) -> Result<(), ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let request = HandMount { mountpoint: "/somewhere".into(), cred_ids: Vec::new() };
+    let request = HandMount { mountpoint: "/somewhere".into(), cred_ids: Vec::new(), allow_other: false };
     runtime.block_on(Client::new(socket).hand_mount(&request, descriptor)).map(drop)
 }
 

@@ -27,6 +27,9 @@ pub struct HandMount {
     /// Cloud snapshots of these credentials; of all if there is none.
     #[serde(default)]
     pub cred_ids: Vec<CredentialRef>,
+    /// Whether the caller made it for other users to look in as well: the kernel is then told of access lists.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_other: bool,
 }
 
 /// Body of `POST /v1/browse/unmount`.
@@ -301,6 +304,12 @@ pub struct SnapshotFile {
     pub gid: u32,
     /// When its content was changed, if that is known.
     pub modified: Option<Timestamp>,
+    /// Its number, if that is known: all its names in the snapshot have it in common.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u64>,
+    /// How many names it has, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<u32>,
     /// Where it leads, if it is a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<FilePath>,

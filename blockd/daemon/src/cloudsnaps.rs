@@ -2,6 +2,7 @@
 
 use crate::{
     asking::is_still_wanted,
+    browse::in_time,
     core::{Core, random_id},
     db::{
         Catalog, CredentialRow, DbError, Mark, Proof, ScheduleRow, TaskDetail, TaskKind, TaskRow, TaskState,
@@ -148,13 +149,27 @@ impl Core {
         let alone = credentials.len() == 1;
         let mut list = CloudsnapList::default();
         let mut found = Found::default();
-        for credential in &credentials {
-            if status != CloudsnapStatus::Done && status != CloudsnapStatus::Damaged {
-                self.tasks_as_entries(credential, status, &mut found).await?;
-                continue;
-            }
-            match self.list_store(credential, &scope, &mut found).await {
-                Ok(()) => {}
+        let of_stores = status == CloudsnapStatus::Done || status == CloudsnapStatus::Damaged;
+        for credential in credentials.iter().filter(|_| !of_stores) {
+            self.tasks_as_entries(credential, status, &mut found).await?;
+        }
+        // Side by side, and whoever asks for all gets the others if one gives no answer.
+        let mut each = Vec::new();
+        for credential in credentials.iter().filter(|_| of_stores) {
+            let scope = &scope;
+            each.push(async move {
+                let mut found = Found::default();
+                let work = Box::pin(self.list_store(credential, scope, &mut found));
+                let listed = if alone { work.await } else { in_time(&self.config, work).await };
+                (credential, listed.map(|()| found))
+            });
+        }
+        for (credential, listed) in futures::future::join_all(each).await {
+            match listed {
+                Ok(one) => {
+                    found.entries.extend(one.entries);
+                    found.damaged.extend(one.damaged);
+                }
                 Err(error) if alone => return Err(error),
                 Err(error) => list.failed_credentials.push(FailedCredential {
                     credential: credential.uuid,

@@ -71,6 +71,11 @@ pub trait Catalog: Send + Sync + 'static {
     /// equal one, if nothing changed.
     fn snapshots(&self) -> Arc<Vec<SnapshotEntry>>;
 
+    /// What whoever looks at the list should know of what is not in it, as a text; none if there is nothing.
+    fn unlisted(&self) -> Option<String> {
+        None
+    }
+
     /// Opens a snapshot.
     ///
     /// # Errors

@@ -3,15 +3,16 @@
 use crate::{
     Image, ImageRun,
     dirs::Listed,
-    inside::{FileTree, FileXattr},
+    inside::{FileId, FileXattr, ImageFiles},
     nodes::{Node, Nodes},
     pool::Pool,
     tree::Tree,
 };
 use fuser::{
-    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyXattr, Request,
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyBmap, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyXattr, Request,
 };
 use parking_lot::Mutex;
 use rustix::io::Errno as SystemError;
@@ -42,7 +43,7 @@ const OPEN_MOST: usize = 4096;
 /// Something that is open.
 enum Open {
     Image(Arc<dyn Image>),
-    File { files: Arc<dyn FileTree>, path: Arc<[u8]>, size_bytes: u64 },
+    File { files: Arc<ImageFiles>, file: FileId, size_bytes: u64 },
     Text(Vec<u8>),
     Dir(Listed),
 }
@@ -59,6 +60,8 @@ struct Shared {
 pub(crate) struct BrowseFilesystem {
     shared: Arc<Shared>,
     pool: Pool,
+    /// Whether the kernel is to say who may do what, because others than the mounter may look.
+    checks_access: bool,
 }
 
 fn errno(error: &io::Error) -> Errno {
@@ -108,10 +111,11 @@ impl Shared {
         match node {
             Node::Image(key) => Ok(Open::Image(self.tree.image(key)?)),
             Node::Manifest(key) => Ok(Open::Text(self.tree.manifest(key)?)),
-            Node::Inside(key, path) => {
+            Node::Unlisted => Ok(Open::Text(self.tree.unlisted()?)),
+            Node::Inside(key, file) => {
                 let files = self.tree.files(key)?;
-                let size_bytes = files.stat(path)?.size_bytes;
-                Ok(Open::File { files, path: path.clone(), size_bytes })
+                let size_bytes = files.stat_of(*file)?.size_bytes;
+                Ok(Open::File { files, file: *file, size_bytes })
             }
             _ => Err(io::ErrorKind::IsADirectory.into()),
         }
@@ -125,8 +129,8 @@ impl Shared {
                 buf.resize(len.min(usize::try_from(left).unwrap_or(len)), 0);
                 image.read_at(offset_bytes, buf)
             }
-            Open::File { files, path, .. } => {
-                *buf = files.read(path, offset_bytes, len)?;
+            Open::File { files, file, .. } => {
+                *buf = files.read_of(*file, offset_bytes, len)?;
                 Ok(())
             }
             Open::Text(text) => {
@@ -155,8 +159,8 @@ impl Shared {
             (SEEK_DATA | SEEK_HOLE, Open::Image(image)) => {
                 seek_run(size, at, whence == SEEK_DATA, |at| image.run_at(at))?
             }
-            (SEEK_DATA | SEEK_HOLE, Open::File { files, path, .. }) => {
-                seek_run(size, at, whence == SEEK_DATA, |at| files.run_at(path, at))?
+            (SEEK_DATA | SEEK_HOLE, Open::File { files, file, .. }) => {
+                seek_run(size, at, whence == SEEK_DATA, |at| files.run_of(*file, at))?
             }
             (SEEK_DATA, _) => Some(at),
             (SEEK_HOLE, _) => Some(size),
@@ -194,8 +198,9 @@ thread_local! {
 }
 
 impl BrowseFilesystem {
-    /// The tree, with so many threads for what may have to wait.
-    pub fn new(tree: Tree, threads: usize) -> io::Result<Self> {
+    /// The tree, with so many threads for what may have to wait. If others than the mounter may look, the kernel checks who may do
+    /// what, by modes and access lists.
+    pub fn new(tree: Tree, threads: usize, checks_access: bool) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             tree,
             nodes: Nodes::new(),
@@ -203,7 +208,7 @@ impl BrowseFilesystem {
             next_handle: AtomicU64::new(1),
             listed: Arc::default(),
         });
-        Ok(Self { shared, pool: Pool::new(threads, 256)? })
+        Ok(Self { shared, pool: Pool::new(threads, 256)?, checks_access })
     }
 
     /// Answers with what there is of a node's extended attributes, or with how long that is if `size` is zero.
@@ -218,7 +223,7 @@ impl BrowseFilesystem {
             Ok(node) => node,
             Err(error) => return reply.error(errno(&error)),
         };
-        self.run(!matches!(node, Node::Inside(..)), move |shared| {
+        self.run(!matches!(node, Node::Inside(..) | Node::Files(_)), move |shared| {
             match shared.tree.xattrs(&node).and_then(pick) {
                 Ok(bytes) if size == 0 => reply.size(u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
                 Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
@@ -250,6 +255,12 @@ impl Filesystem for BrowseFilesystem {
         for flag in wanted {
             let _ = config.add_capabilities(flag);
         }
+        // The group's bits of a file with an access list are the most that the list gives anybody. Taken for the group's they would let
+        // in whom the list refuses.
+        if self.checks_access && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
+            tracing::error!("the kernel cannot check access lists, so other users are not let in");
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let _ = config.set_max_background(BACKGROUND_MOST);
         if let Err(most) = config.set_max_readahead(READ_MOST) {
             let _ = config.set_max_readahead(most);
@@ -264,7 +275,7 @@ impl Filesystem for BrowseFilesystem {
         };
         let quick = match parent {
             Node::Root | Node::Volume(_) => true,
-            Node::Snapshot(_) => name != "manifest.json",
+            Node::Snapshot(_) => name != "manifest.json" && name != "files",
             _ => false,
         };
         let name = name.as_bytes().to_vec();
@@ -303,6 +314,8 @@ impl Filesystem for BrowseFilesystem {
             Err(error) => return reply.error(errno(&error)),
         };
         self.run(false, move |shared| match shared.open_node(&node).and_then(|open| shared.add(open)) {
+            // It may be another text each time.
+            Ok(handle) if node == Node::Unlisted => reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO),
             // What a snapshot holds never changes, so what the kernel has of it stays right.
             Ok(handle) => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(errno(&error)),
@@ -360,6 +373,48 @@ impl Filesystem for BrowseFilesystem {
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
+    }
+
+    // What follows is asked for by ordinary tools, is not there, and is worth no line in the log.
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // The kernel says itself that it can be read, from then on.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn bmap(&self, _req: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOTTY);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

@@ -116,7 +116,8 @@ pub fn serve_handed(
     wait_for_kernel(&descriptor)?;
     let Description { descriptor, is_at_hand } = own_description(descriptor, mount.uid)?;
     let tree = Tree::of_owner(catalog, mount.uid, mount.gid);
-    let filesystem = BrowseFilesystem::new(tree, options.threads).map_err(FuseError::Thread)?;
+    let filesystem =
+        BrowseFilesystem::new(tree, options.threads, options.allow_other).map_err(FuseError::Thread)?;
     let mut config = Config::default();
     config.n_threads = Some(SESSION_THREADS);
     config.clone_fd = is_at_hand;

@@ -65,7 +65,8 @@ pub fn mount(
     options: MountOptions,
 ) -> Result<Mounted, FuseError> {
     let mountpoint = prepare(mountpoint)?;
-    let filesystem = BrowseFilesystem::new(Tree::new(catalog), options.threads).map_err(FuseError::Thread)?;
+    let filesystem = BrowseFilesystem::new(Tree::new(catalog), options.threads, options.allow_other);
+    let filesystem = filesystem.map_err(FuseError::Thread)?;
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::RO,

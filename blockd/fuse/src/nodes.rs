@@ -1,20 +1,33 @@
 //! Inode numbers: which node of the tree each one is, for as long as the kernel remembers it.
 
-use crate::SnapshotKey;
+use crate::{SnapshotKey, inside::FileId};
 use parking_lot::Mutex;
 use rustix::io::Errno as SystemError;
-use std::{collections::HashMap, io, sync::Arc};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
-/// How many nodes the kernel may know at once: whoever serves a mount beside this process can keep from it what the kernel forgot.
-const NODES_MOST: usize = 1 << 21;
-/// How long their paths may be in all, in bytes.
-const PATHS_LEN_MOST: usize = 256 << 20;
+/// How many nodes may be remembered for the kernel at once, in all mounts of this process: about 48 MiB. Whoever serves a mount beside this process can
+/// keep from it what the kernel forgot.
+const NODES_MOST: usize = 1 << 18;
+/// How many are remembered.
+static REMEMBERED: AtomicUsize = AtomicUsize::new(0);
+/// Numbers from here on are of files inside images, of which nothing is remembered: below these bits is the file's number in its
+/// filesystem, and in them which filesystem it is.
+const INSIDE_SHIFT: u32 = 32;
 
 /// A place in the tree.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Node {
     /// The mount itself.
     Root,
+    /// What is said of stores that could not be listed.
+    Unlisted,
     /// The snapshots of one volume, by the name of its directory.
     Volume(Arc<str>),
     /// The link to the newest snapshot of a volume.
@@ -27,17 +40,8 @@ pub(crate) enum Node {
     Manifest(SnapshotKey),
     /// The files in it.
     Files(SnapshotKey),
-    /// One of them, by its path, which begins with `/` and is not only that.
-    Inside(SnapshotKey, Arc<[u8]>),
-}
-
-impl Node {
-    fn path_len(&self) -> usize {
-        match self {
-            Self::Inside(_, path) => path.len(),
-            _ => 0,
-        }
-    }
+    /// One of them.
+    Inside(SnapshotKey, FileId),
 }
 
 struct Known {
@@ -46,52 +50,90 @@ struct Known {
     lookups: u64,
 }
 
+/// Where the numbers of a filesystem begin.
+type TreeKey = (SnapshotKey, u32);
+
 struct Table {
     by_ino: HashMap<u64, Known>,
     by_node: HashMap<Node, u64>,
     next: u64,
-    /// What the paths of all are long.
-    paths_len: usize,
+    /// The filesystems in images that the kernel was told of, by snapshot and partition: they are as few as those, and stay.
+    trees: HashMap<TreeKey, u32>,
+    by_tree: HashMap<u32, TreeKey>,
     /// How often a node was looked for.
     #[cfg(test)]
     looked_up: u64,
 }
 
+impl Table {
+    fn len(&self) -> usize {
+        self.by_ino.len() + self.trees.len()
+    }
+}
+
 /// All nodes that the kernel knows.
 pub(crate) struct Nodes {
     table: Mutex<Table>,
-    /// How many there may be.
+    /// How many there may be, and how many there are in all mounts.
     most: usize,
-    paths_len_most: usize,
+    remembered: &'static AtomicUsize,
 }
 
 /// The number of the root, by the protocol.
 pub(crate) const ROOT_INO: u64 = 1;
 
+fn inside(tree: u32, number: u32) -> u64 {
+    u64::from(tree) << INSIDE_SHIFT | u64::from(number)
+}
+
+/// The tree and the number in it of a file inside an image.
+fn split(ino: u64) -> Option<(u32, u32)> {
+    let tree = (ino >> INSIDE_SHIFT) as u32;
+    (tree > 0).then_some((tree, ino as u32))
+}
+
 impl Nodes {
     pub fn new() -> Self {
-        Self::within(NODES_MOST, PATHS_LEN_MOST)
+        Self::within(NODES_MOST, &REMEMBERED)
     }
 
-    fn within(most: usize, paths_len_most: usize) -> Self {
+    fn within(most: usize, remembered: &'static AtomicUsize) -> Self {
         let root = Known { node: Node::Root, lookups: 1 };
+        remembered.fetch_add(1, Relaxed);
         Self {
             table: Mutex::new(Table {
                 by_ino: HashMap::from([(ROOT_INO, root)]),
                 by_node: HashMap::from([(Node::Root, ROOT_INO)]),
                 next: ROOT_INO + 1,
-                paths_len: 0,
+                trees: HashMap::new(),
+                by_tree: HashMap::new(),
                 #[cfg(test)]
                 looked_up: 0,
             }),
             most,
-            paths_len_most,
+            remembered,
         }
+    }
+
+    /// Takes a place for one more.
+    fn take_place(&self) -> io::Result<()> {
+        if self.remembered.fetch_add(1, Relaxed) >= self.most {
+            self.remembered.fetch_sub(1, Relaxed);
+            return Err(SystemError::NOMEM.into());
+        }
+        Ok(())
     }
 
     /// The node of a number that the kernel was told.
     pub fn get(&self, ino: u64) -> Option<Node> {
-        self.table.lock().by_ino.get(&ino).map(|known| known.node.clone())
+        let table = self.table.lock();
+        match split(ino) {
+            Some((tree, number)) => {
+                let (key, part) = table.by_tree.get(&tree)?;
+                Some(Node::Inside(key.clone(), FileId { part: *part, number }))
+            }
+            None => table.by_ino.get(&ino).map(|known| known.node.clone()),
+        }
     }
 
     /// The number of a node, of which the kernel is told once more.
@@ -104,17 +146,29 @@ impl Nodes {
         {
             table.looked_up += 1;
         }
+        if let Node::Inside(key, file) = node {
+            let tree_key = (key.clone(), file.part);
+            if let Some(tree) = table.trees.get(&tree_key) {
+                return Ok(inside(*tree, file.number));
+            }
+            self.take_place()?;
+            // As many as there are places, at most.
+            let tree = u32::try_from(table.trees.len() + 1).map_err(|_| SystemError::NOMEM)?;
+            table.by_tree.insert(tree, tree_key.clone());
+            table.trees.insert(tree_key, tree);
+            return Ok(inside(tree, file.number));
+        }
         if let Some(ino) = table.by_node.get(node).copied() {
             if let Some(known) = table.by_ino.get_mut(&ino) {
                 known.lookups += 1;
             }
             return Ok(ino);
         }
-        let paths_len = table.paths_len + node.path_len();
-        if table.by_ino.len() >= self.most || paths_len > self.paths_len_most {
+        // What is above belongs to files inside images.
+        if split(table.next).is_some() {
             return Err(SystemError::NOMEM.into());
         }
-        table.paths_len = paths_len;
+        self.take_place()?;
         let ino = table.next;
         table.next += 1;
         table.by_ino.insert(ino, Known { node: node.clone(), lookups: 1 });
@@ -128,7 +182,14 @@ impl Nodes {
         {
             self.table.lock().looked_up += 1;
         }
-        self.table.lock().by_node.get(node).copied()
+        let table = self.table.lock();
+        match node {
+            Node::Inside(key, file) => {
+                let tree = table.trees.get(&(key.clone(), file.part))?;
+                Some(inside(*tree, file.number))
+            }
+            _ => table.by_node.get(node).copied(),
+        }
     }
 
     /// How often a node was looked for so far.
@@ -139,7 +200,7 @@ impl Nodes {
 
     /// The kernel forgot so many times that it was told of a number.
     pub fn forget(&self, ino: u64, lookups: u64) {
-        if ino == ROOT_INO {
+        if ino == ROOT_INO || split(ino).is_some() {
             return;
         }
         let mut table = self.table.lock();
@@ -149,13 +210,19 @@ impl Nodes {
             && let Some(known) = table.by_ino.remove(&ino)
         {
             table.by_node.remove(&known.node);
-            table.paths_len -= known.node.path_len();
+            self.remembered.fetch_sub(1, Relaxed);
         }
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.table.lock().by_ino.len()
+        self.table.lock().len()
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        self.remembered.fetch_sub(self.table.lock().len(), Relaxed);
     }
 }
 
@@ -180,15 +247,41 @@ mod tests {
     }
 
     #[test]
-    fn there_are_not_more_than_there_may_be() {
-        let inside = |path: &[u8]| Node::Inside(SnapshotKey("a".into()), path.into());
-        let nodes = Nodes::within(3, 10);
-        let first = nodes.remember(&inside(b"/12345")).unwrap();
-        assert!(nodes.remember(&inside(b"/6789")).is_err(), "their paths are too long together");
-        nodes.remember(&inside(b"/678")).unwrap();
-        assert!(nodes.remember(&Node::Volume("a".into())).is_err());
-        assert_eq!(nodes.remember(&inside(b"/12345")).unwrap(), first, "those that are known are told again");
+    fn there_are_not_more_than_there_may_be_in_all_mounts_together() {
+        let all: &'static AtomicUsize = Box::leak(Box::default());
+        let (nodes, others) = (Nodes::within(4, all), Nodes::within(4, all));
+        let first = nodes.remember(&Node::Volume("a".into())).unwrap();
+        others.remember(&Node::Volume("a".into())).unwrap();
+        assert!(nodes.remember(&Node::Volume("b".into())).is_err());
+        assert_eq!(
+            nodes.remember(&Node::Volume("a".into())).unwrap(),
+            first,
+            "those that are known are told again"
+        );
         nodes.forget(first, 2);
-        nodes.remember(&inside(b"/56789")).unwrap();
+        nodes.remember(&Node::Volume("b".into())).unwrap();
+        drop((nodes, others));
+        assert_eq!(all.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn files_of_a_filesystem_take_no_memory_and_all_names_of_one_have_its_number() {
+        let all: &'static AtomicUsize = Box::leak(Box::default());
+        let nodes = Nodes::within(10, all);
+        let file = |key: &str, part, number| Node::Inside(SnapshotKey(key.into()), FileId { part, number });
+        let mut seen = std::collections::HashSet::new();
+        for (key, part) in [("a", 0), ("b", 0), ("b", 1), ("b", 2)] {
+            for number in (2..100_000).chain([u32::MAX]) {
+                let node = file(key, part, number);
+                let ino = nodes.remember(&node).unwrap();
+                assert!(seen.insert(ino) && nodes.remember(&node).unwrap() == ino);
+                assert_eq!((nodes.get(ino), nodes.number_of(&node)), (Some(node), Some(ino)));
+            }
+        }
+        assert_eq!(all.load(Relaxed), 5);
+        let ino = nodes.remember(&file("a", 0, 12)).unwrap();
+        nodes.forget(ino, 1000);
+        assert!(nodes.get(ino).is_some());
+        assert_eq!(nodes.get(u64::MAX), None);
     }
 }

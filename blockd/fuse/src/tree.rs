@@ -2,17 +2,17 @@
 
 use crate::{
     Catalog, Image, SnapshotKey,
-    inside::{FileEntry, FileKind, FileStat, FileTree, FileXattr, ImageFiles},
+    inside::{FileId, FileKind, FileStat, FileXattr, ImageFiles, NamedFile},
     listing::Listing,
     nodes::Node,
 };
 use fuser::{FileAttr, FileType, INodeNo};
 use parking_lot::Mutex;
-use rustix::io::Errno;
 use std::{
+    collections::HashMap,
     io,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 /// Images, and filesystems in them, that are kept open for the next one who asks.
@@ -22,13 +22,12 @@ pub(crate) const TTL_CHANGING: Duration = Duration::from_secs(1);
 /// How long it may believe what cannot.
 pub(crate) const TTL_FIXED: Duration = Duration::from_secs(3600);
 
-/// The longest path of a directory inside an image whose entries are shown, in bytes: four times what the system takes at once.
-const PATH_LEN_MOST: usize = 16 << 10;
-
 const IMAGE_NAME: &[u8] = b"disk.img";
 const MANIFEST_NAME: &[u8] = b"manifest.json";
 const FILES_NAME: &[u8] = b"files";
 const LATEST_NAME: &[u8] = b"latest";
+/// The file that stands beside the volumes if a store could not be listed.
+const UNLISTED_NAME: &str = "STORES-NOT-LISTED.txt";
 
 /// An entry of a directory.
 pub(crate) struct Child {
@@ -80,6 +79,8 @@ impl<K, V> Default for Recent<K, V> {
 struct Opened {
     images: Recent<SnapshotKey, Arc<dyn Image>>,
     files: Recent<SnapshotKey, Arc<ImageFiles>>,
+    /// What is known of the roots of those that were opened so far; nothing where there is no filesystem, or there are several.
+    roots: HashMap<SnapshotKey, Option<FileStat>>,
 }
 
 /// The tree of one mount.
@@ -94,22 +95,6 @@ pub(crate) struct Tree {
 
 fn gone() -> io::Error {
     io::ErrorKind::NotFound.into()
-}
-
-/// A path in a filesystem and a name below it.
-fn join(dir: &[u8], name: &[u8]) -> Arc<[u8]> {
-    let mut path = dir.to_vec();
-    if !path.ends_with(b"/") {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-    path.into()
-}
-
-/// Refuses to go down from where paths get longer than any that programs make: who goes down step by step is not held back by
-/// the system's own bound, and each step takes memory for the whole path.
-fn check_path(dir: &[u8]) -> io::Result<()> {
-    if dir.len() > PATH_LEN_MOST { Err(Errno::NAMETOOLONG.into()) } else { Ok(()) }
 }
 
 fn file_type(kind: FileKind) -> FileType {
@@ -147,6 +132,7 @@ impl Tree {
             let mut opened = self.opened.lock();
             opened.images.items.retain(|(key, _)| known.find(key).is_some());
             opened.files.items.retain(|(key, _)| known.find(key).is_some());
+            opened.roots.retain(|key, _| known.find(key).is_some());
         }
         listing.clone()
     }
@@ -171,16 +157,26 @@ impl Tree {
         Ok(files)
     }
 
+    /// What is known of the root of the filesystem that a snapshot holds, if it is one. May block.
+    fn root(&self, key: &SnapshotKey) -> io::Result<Option<FileStat>> {
+        if let Some(root) = self.opened.lock().roots.get(key) {
+            return Ok(*root);
+        }
+        let root = self.files(key)?.root()?;
+        self.opened.lock().roots.insert(key.clone(), root);
+        Ok(root)
+    }
+
     /// Whether what is known of a node can be said without waiting for a store.
     pub fn is_quick(node: &Node) -> bool {
         matches!(
             node,
             Node::Root
+                | Node::Unlisted
                 | Node::Volume(_)
                 | Node::Latest(_)
                 | Node::Snapshot(_)
                 | Node::Image(_)
-                | Node::Files(_)
         )
     }
 
@@ -190,8 +186,12 @@ impl Tree {
         let text = || std::str::from_utf8(name).map_err(|_| gone());
         match parent {
             Node::Root => {
-                let (name, _) = listing.volumes.get_key_value(text()?).ok_or_else(gone)?;
-                Ok(Node::Volume(name.clone()))
+                let name = text()?;
+                match listing.volumes.get_key_value(name) {
+                    Some((name, _)) => Ok(Node::Volume(name.clone())),
+                    None if name == UNLISTED_NAME && self.unlisted().is_ok() => Ok(Node::Unlisted),
+                    None => Err(gone()),
+                }
             }
             Node::Volume(volume) => {
                 let (volume, dir) = listing.volumes.get_key_value(volume).ok_or_else(gone)?;
@@ -210,28 +210,33 @@ impl Tree {
                     _ => Err(gone()),
                 }
             }
-            Node::Files(key) => self.lookup_file(key, b"/", name),
-            Node::Inside(key, path) => self.lookup_file(key, path, name),
-            Node::Latest(_) | Node::Image(_) | Node::Manifest(_) => Err(io::ErrorKind::NotADirectory.into()),
+            Node::Files(key) => self.lookup_file(key, FileId::ROOT, name),
+            Node::Inside(key, file) => self.lookup_file(key, *file, name),
+            Node::Latest(_) | Node::Image(_) | Node::Manifest(_) | Node::Unlisted => {
+                Err(io::ErrorKind::NotADirectory.into())
+            }
         }
     }
 
-    fn lookup_file(&self, key: &SnapshotKey, dir: &[u8], name: &[u8]) -> io::Result<Node> {
-        check_path(dir)?;
-        let path = join(dir, name);
-        self.files(key)?.stat(&path)?;
-        Ok(Node::Inside(key.clone(), path))
+    fn lookup_file(&self, key: &SnapshotKey, dir: FileId, name: &[u8]) -> io::Result<Node> {
+        Ok(Node::Inside(key.clone(), self.files(key)?.lookup_in(dir, name)?))
     }
 
     /// What is below a node, in the order in which it is shown. May block as [`lookup`](Self::lookup) does.
     pub fn children(&self, node: &Node) -> io::Result<Vec<Child>> {
         let listing = self.listing();
         match node {
-            Node::Root => Ok(listing
-                .volumes
-                .keys()
-                .map(|name| Child::new(name.as_bytes(), Node::Volume(name.clone()), FileType::Directory))
-                .collect()),
+            Node::Root => {
+                let volumes = listing.volumes.keys();
+                let mut children: Vec<Child> = volumes
+                    .map(|name| Child::new(name.as_bytes(), Node::Volume(name.clone()), FileType::Directory))
+                    .collect();
+                if self.unlisted().is_ok() && !listing.volumes.contains_key(UNLISTED_NAME) {
+                    let name = UNLISTED_NAME.as_bytes();
+                    children.push(Child::new(name, Node::Unlisted, FileType::RegularFile));
+                }
+                Ok(children)
+            }
             Node::Volume(volume) => {
                 let dir = listing.volumes.get(volume).ok_or_else(gone)?;
                 let snapshots = dir.snapshots.iter().map(|(name, index)| {
@@ -249,27 +254,33 @@ impl Tree {
                     Child::new(MANIFEST_NAME, Node::Manifest(key.clone()), FileType::RegularFile),
                 ])
             }
-            Node::Files(key) => self.files_below(key, b"/"),
-            Node::Inside(key, path) => self.files_below(key, path),
-            Node::Latest(_) | Node::Image(_) | Node::Manifest(_) => Err(io::ErrorKind::NotADirectory.into()),
+            Node::Files(key) => self.files_below(key, FileId::ROOT),
+            Node::Inside(key, file) => self.files_below(key, *file),
+            Node::Latest(_) | Node::Image(_) | Node::Manifest(_) | Node::Unlisted => {
+                Err(io::ErrorKind::NotADirectory.into())
+            }
         }
     }
 
-    fn files_below(&self, key: &SnapshotKey, path: &[u8]) -> io::Result<Vec<Child>> {
-        check_path(path)?;
-        let child = |entry: FileEntry| Child {
-            node: Node::Inside(key.clone(), join(path, &entry.name)),
+    fn files_below(&self, key: &SnapshotKey, dir: FileId) -> io::Result<Vec<Child>> {
+        let child = |entry: NamedFile| Child {
+            node: Node::Inside(key.clone(), entry.file),
             kind: entry.stat.map_or(FileType::RegularFile, |stat| file_type(stat.kind)),
             damaged: entry.stat.is_none(),
             stat: entry.stat,
             name: entry.name,
         };
-        Ok(self.files(key)?.read_dir(path)?.into_iter().map(child).collect())
+        Ok(self.files(key)?.entries_of(dir)?.into_iter().map(child).collect())
     }
 
     /// What is known of a snapshot. May block.
     pub fn manifest(&self, key: &SnapshotKey) -> io::Result<Vec<u8>> {
         self.catalog.manifest_json(key)
+    }
+
+    /// What is said of stores that could not be listed.
+    pub fn unlisted(&self) -> io::Result<Vec<u8>> {
+        self.catalog.unlisted().map(String::into_bytes).ok_or_else(gone)
     }
 
     /// Where a link leads. May block for links inside images.
@@ -280,15 +291,17 @@ impl Tree {
                 let latest = listing.volumes.get(volume).and_then(|dir| dir.latest.clone());
                 Ok(latest.ok_or_else(gone)?.as_bytes().to_vec())
             }
-            Node::Inside(key, path) => self.files(key)?.read_link(path),
+            Node::Inside(key, file) => self.files(key)?.link_of(*file),
             _ => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
 
-    /// The extended attributes of a node: only files inside images have some. May block.
+    /// The extended attributes of a node: only files inside images have some, and their root. May block.
     pub fn xattrs(&self, node: &Node) -> io::Result<Vec<FileXattr>> {
         match node {
-            Node::Inside(key, path) => self.files(key)?.xattrs(path),
+            // Who may do what to the root is said there, too.
+            Node::Files(key) => self.files(key)?.xattrs_of(FileId::ROOT),
+            Node::Inside(key, file) => self.files(key)?.xattrs_of(*file),
             _ => Ok(Vec::new()),
         }
     }
@@ -305,6 +318,10 @@ impl Tree {
         let make = |kind, perm, size, time| self.make_attr(ino, kind, perm, size, time);
         Ok(match node {
             Node::Root => (make(FileType::Directory, 0o555, 0, self.since), TTL_CHANGING),
+            Node::Unlisted => {
+                let len = self.unlisted()?.len() as u64;
+                (make(FileType::RegularFile, 0o444, len, self.since), TTL_CHANGING)
+            }
             Node::Volume(volume) => {
                 let dir = listing.volumes.get(volume).ok_or_else(gone)?;
                 let newest = dir.latest.as_ref().and_then(|name| dir.snapshots.get(name));
@@ -317,7 +334,13 @@ impl Tree {
                 (make(FileType::Symlink, 0o777, name.len() as u64, self.since), TTL_CHANGING)
             }
             Node::Snapshot(key) => (make(FileType::Directory, 0o555, 0, of(key)?.created), TTL_CHANGING),
-            Node::Files(key) => (make(FileType::Directory, 0o555, 0, of(key)?.created), TTL_FIXED),
+            Node::Files(key) => {
+                let created = of(key)?.created;
+                match self.root(key)? {
+                    Some(root) => (self.file_attr(&root, ino, created), TTL_FIXED),
+                    None => (make(FileType::Directory, 0o555, 0, created), TTL_FIXED),
+                }
+            }
             Node::Image(key) => {
                 let entry = of(key)?;
                 let mut attr = make(FileType::RegularFile, 0o400, entry.size_bytes, entry.created);
@@ -328,9 +351,9 @@ impl Tree {
                 let len = self.manifest(key)?.len() as u64;
                 (make(FileType::RegularFile, 0o444, len, of(key)?.created), TTL_FIXED)
             }
-            Node::Inside(key, path) => {
+            Node::Inside(key, file) => {
                 let created = of(key)?.created;
-                (self.file_attr(&self.files(key)?.stat(path)?, ino, created), TTL_FIXED)
+                (self.file_attr(&self.files(key)?.stat_of(*file)?, ino, created), TTL_FIXED)
             }
         })
     }
@@ -344,6 +367,10 @@ impl Tree {
             }
             // It is there, and whoever wants more of it is told that it is damaged.
             _ if child.damaged => Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO)),
+            // Whoever lists a snapshot opens no image. Nobody may look in by this, and the kernel asks before it believes it.
+            (None, Node::Files(key)) if !self.opened.lock().roots.contains_key(key) => {
+                Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO))
+            }
             _ => self.attr_in(listing, &child.node, ino),
         }
     }
@@ -351,8 +378,8 @@ impl Tree {
     fn file_attr(&self, stat: &FileStat, ino: u64, created: SystemTime) -> FileAttr {
         let time = stat.modified.unwrap_or(created);
         let attr = self.make_attr(ino, file_type(stat.kind), stat.mode, stat.size_bytes, time);
-        let atime = stat.accessed.unwrap_or(time).max(UNIX_EPOCH);
-        let ctime = stat.changed.unwrap_or(time).max(UNIX_EPOCH);
+        let atime = stat.accessed.unwrap_or(time);
+        let ctime = stat.changed.unwrap_or(time);
         let rdev = stat.device.map_or(0, |(major, minor)| minor & 0xff | major << 8 | (minor & !0xff) << 12);
         let blocks = match stat.kind {
             FileKind::Regular => stat.allocated_bytes.div_ceil(512),
@@ -362,8 +389,6 @@ impl Tree {
     }
 
     fn make_attr(&self, ino: u64, kind: FileType, perm: u16, size: u64, time: SystemTime) -> FileAttr {
-        // Before 1970 there is nothing.
-        let time = time.max(UNIX_EPOCH);
         FileAttr {
             ino: INodeNo(ino),
             size,

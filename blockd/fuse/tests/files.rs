@@ -151,7 +151,8 @@ fn what_is_not_shown_says_so() {
     let files = open(xfs);
     assert!(files.why_nothing(b"/").unwrap().unwrap().contains("XFS"));
     let notice = files.read(b"/NO-FILES.txt", 0, 1000).unwrap();
-    assert!(String::from_utf8(notice).unwrap().contains("XFS"));
+    let notice = String::from_utf8(notice).unwrap();
+    assert!(notice.contains("XFS") && notice.contains("mount -o ro,loop,norecovery "), "{notice}");
     assert!(open(vec![0; 100]).why_nothing(b"/").unwrap().is_some());
 }
 

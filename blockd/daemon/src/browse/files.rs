@@ -63,6 +63,8 @@ fn file(path: FilePath, stat: Option<FileStat>, target: Option<Vec<u8>>) -> Snap
         uid: stat.map_or(0, |stat| stat.uid),
         gid: stat.map_or(0, |stat| stat.gid),
         modified,
+        inode: stat.map(|stat| stat.number).filter(|number| *number > 0),
+        links: stat.map(|stat| stat.links),
         target: target.map(FilePath::from_bytes),
     }
 }
@@ -226,6 +228,7 @@ mod tests {
             let (modified, accessed, changed) = (None, None, None);
             Ok(FileStat {
                 kind,
+                number: 0,
                 size_bytes,
                 allocated_bytes,
                 mode,

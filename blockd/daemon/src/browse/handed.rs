@@ -111,7 +111,8 @@ impl Core {
             drop(place);
             tracing::info!(mountpoint = shown, uid, "a mount that was handed over is not served any more");
         };
-        let served = blockd_fuse::serve_handed(catalog, descriptor, mount, MountOptions::default(), on_end)?;
+        let options = MountOptions { allow_other: request.allow_other, ..MountOptions::default() };
+        let served = blockd_fuse::serve_handed(catalog, descriptor, mount, options, on_end)?;
         tracing::info!(mountpoint = %served.mount().mountpoint.display(), uid, "a mount was handed over");
         let handed = Handed { served, credentials: request.cred_ids, since: Timestamp::now() };
         let reply = handed.describe();

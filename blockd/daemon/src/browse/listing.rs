@@ -1,18 +1,20 @@
 //! All snapshots of this host and of its stores, for whoever looks at a mount.
 //!
 //! Stores are asked only when somebody looks, and not more often than the configuration says. Who looks waits a
-//! moment for a new list; if a store takes longer, the old one is shown, and the new one when it is there.
+//! moment for new lists; if a store takes longer, what was known of it is shown, and the new list when it is there.
 
-use super::images::{CloudImage, LocalImage};
+use super::{
+    images::{CloudImage, LocalImage},
+    stores::{Asked, Known, Stores},
+};
 use crate::{core::Core, db::Catalog as ManifestCatalog, error::ServiceError};
 use blockd_api::CredentialRef;
-use blockd_cloud::{BackupType, CloudsnapId, Manifest, ManifestFilter};
-use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
+use blockd_cloud::{CloudsnapId, Manifest, ManifestFilter};
+use blockd_extent::{SnapshotId, VolumeId};
 use blockd_fuse::{Catalog, Image, SnapshotEntry, SnapshotKey};
 use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     sync::{Arc, Weak},
     time::{Duration, Instant, SystemTime},
@@ -30,14 +32,17 @@ struct State {
     entries: Arc<Vec<SnapshotEntry>>,
     local: Vec<SnapshotEntry>,
     cloud: Vec<SnapshotEntry>,
+    stores: Stores,
+    /// When the stores were asked last.
     cloud_at: Option<Instant>,
     local_at: Option<Instant>,
-    refreshing: bool,
-    /// How many lists of the stores there were.
-    rounds: u64,
+    /// It is being found out which stores are to be asked.
+    beginning: bool,
+    /// Somebody waited for the first lists.
+    has_waited: bool,
 }
 
-struct Shared {
+pub(super) struct Shared {
     core: Weak<Core>,
     credentials: Vec<CredentialRef>,
     refresh: Duration,
@@ -70,7 +75,7 @@ enum Source {
     Local(VolumeId, SnapshotId),
 }
 
-fn cloud_key(credential: Uuid, id: &CloudsnapId) -> SnapshotKey {
+pub(super) fn cloud_key(credential: Uuid, id: &CloudsnapId) -> SnapshotKey {
     SnapshotKey(format!("cloud:{credential}:{id}").into())
 }
 
@@ -101,7 +106,9 @@ impl BrowseCatalog {
             state: Mutex::default(),
             changed: Condvar::new(),
         };
-        Self { shared: Arc::new(shared), runtime }
+        let shared = Arc::new(shared);
+        core.browse.listings.lock().push(Arc::downgrade(&shared));
+        Self { shared, runtime }
     }
 
     fn core(&self) -> io::Result<Arc<Core>> {
@@ -110,47 +117,65 @@ impl BrowseCatalog {
 }
 
 impl Shared {
-    /// Lists the stores.
-    async fn cloud(&self, core: &Core) -> Vec<SnapshotEntry> {
-        let rows = match core.credential_rows().await {
-            Ok(rows) => rows,
-            Err(error) => {
-                tracing::warn!(%error, "the credentials cannot be read");
-                return self.state.lock().cloud.clone();
-            }
-        };
-        let wanted = |row: &crate::db::CredentialRow| {
-            let is = |wanted: &CredentialRef| match wanted {
-                CredentialRef::Id(uuid) => row.uuid == *uuid,
-                CredentialRef::Name(name) => row.name == *name,
-            };
-            self.credentials.is_empty() || self.credentials.iter().any(is)
-        };
-        let mut found: Vec<(Uuid, Manifest)> = Vec::new();
-        let mut seen = BTreeSet::new();
-        let mut kept = Vec::new();
-        for row in rows.into_iter().filter(wanted) {
-            match list_store(core, row.uuid).await {
-                Ok(manifests) => {
-                    // Two credentials may lead to one place.
-                    found.extend(
-                        manifests
-                            .into_iter()
-                            .filter(|m| seen.insert(m.id()))
-                            .map(|manifest| (row.uuid, manifest)),
-                    );
-                }
+    /// Asks the stores that owe no answer, side by side. Each is shown as it answers, and what was known of it until then.
+    async fn list(&self, core: &Core) {
+        let rows = core.credential_rows().await;
+        let begun = {
+            let mut state = self.state.lock();
+            state.beginning = false;
+            let rows = match rows {
+                Ok(rows) => rows,
                 Err(error) => {
-                    tracing::warn!(%error, credential = %row.name, "the store cannot be listed: what was there is shown");
-                    let prefix = format!("cloud:{}:", row.uuid);
-                    let state = self.state.lock();
-                    kept.extend(state.cloud.iter().filter(|entry| entry.key.0.starts_with(&prefix)).cloned());
+                    tracing::warn!(%error, "the credentials cannot be read");
+                    self.changed.notify_all();
+                    return;
                 }
-            }
+            };
+            let wanted = |row: &crate::db::CredentialRow| {
+                let is = |wanted: &CredentialRef| match wanted {
+                    CredentialRef::Id(uuid) => row.uuid == *uuid,
+                    CredentialRef::Name(name) => row.name == *name,
+                };
+                self.credentials.is_empty() || self.credentials.iter().any(is)
+            };
+            let wanted = rows.into_iter().filter(wanted).map(|row| (row.uuid, row.name.to_string()));
+            state.stores.begin(wanted)
+        };
+        let fresh: Vec<&Asked> = begun.iter().filter(|asked| asked.is_first).collect();
+        for asked in &fresh {
+            let known = ManifestCatalog::new(Arc::clone(&core.db), asked.credential).all();
+            let known = known.unwrap_or_else(|error| {
+                tracing::warn!(%error, "cached manifests are not shown");
+                Vec::new()
+            });
+            let known = known.iter().map(|manifest| Known::of(asked.credential, manifest)).collect();
+            self.state.lock().stores.remember(asked, known);
         }
-        let mut entries = cloud_entries(core, &found);
-        entries.extend(kept);
-        entries
+        if !fresh.is_empty() {
+            self.publish_cloud(core);
+        }
+        let each = begun.iter().map(|asked| async move {
+            let listed = list_store(core, asked.credential).await.map_err(|error| {
+                tracing::warn!(%error, credential = %asked.credential, "the store cannot be listed: what was known of it is shown");
+                error.to_string()
+            });
+            self.state.lock().stores.end(asked, listed);
+            self.publish_cloud(core);
+        });
+        futures::future::join_all(each).await;
+        // Also if there was none.
+        self.changed.notify_all();
+    }
+
+    /// Puts a list together of what is known of the stores.
+    fn publish_cloud(&self, core: &Core) {
+        let mut state = self.state.lock();
+        let local = |name: &str| core.registry.by_name(name).map(|entry| (core.cluster, entry.id));
+        let cloud = state.stores.entries(local);
+        let changed = state.cloud != cloud;
+        state.cloud = cloud;
+        self.publish(core, &mut state, changed);
+        self.changed.notify_all();
     }
 
     /// Puts a list together, if there is anything new in it: it may be long, and this is done often.
@@ -162,52 +187,25 @@ impl Shared {
             state.local = local;
         }
     }
-}
 
-async fn list_store(core: &Core, credential: Uuid) -> Result<Vec<Manifest>, ServiceError> {
-    let (repository, _) = core.task_repository(credential).await?;
-    let catalog = ManifestCatalog::new(Arc::clone(&core.db), credential);
-    let everything = ManifestFilter::default();
-    let listed = repository.list_manifests(&everything, &catalog);
-    let listed = super::in_time(&core.config, listed).await?;
-    Ok(listed.into_iter().filter_map(|item| item.manifest.ok()).collect())
-}
-
-/// The directory of each volume: its name, and where several have that name, its id behind it, except for one of this host.
-fn volume_dirs(core: &Core, found: &[(Uuid, Manifest)]) -> HashMap<(Uuid, VolumeId), String> {
-    let mut names: BTreeMap<&str, BTreeSet<(Uuid, VolumeId)>> = BTreeMap::new();
-    for (_, manifest) in found {
-        names.entry(&manifest.volume_name).or_default().insert((manifest.cluster, manifest.volume));
+    /// There is something new in a store: whoever looks next waits for its list.
+    pub fn renew(&self, credential: Uuid) {
+        let mut state = self.state.lock();
+        state.stores.renew(credential);
+        state.cloud_at = None;
+        state.local_at = None;
     }
-    let mut dirs = HashMap::new();
-    for (name, volumes) in names {
-        let local = core.registry.by_name(name).map(|entry| (core.cluster, entry.id));
-        let alone = volumes.len() == 1 && local.is_none_or(|local| volumes.contains(&local));
-        for volume in volumes {
-            let plain = alone || local == Some(volume);
-            dirs.insert(volume, if plain { name.to_owned() } else { format!("{name}@{}", volume.1) });
-        }
-    }
-    dirs
 }
 
-fn cloud_entries(core: &Core, found: &[(Uuid, Manifest)]) -> Vec<SnapshotEntry> {
-    let dirs = volume_dirs(core, found);
-    let entry = |(credential, manifest): &(Uuid, Manifest)| {
-        let id = manifest.id();
-        let volume = dirs.get(&(manifest.cluster, manifest.volume));
-        let suffix = if manifest.backup_type == BackupType::Incremental { "-incr" } else { "" };
-        let blocks: u64 = manifest.deltas().map(|delta| delta.data_blocks).sum();
-        SnapshotEntry {
-            key: cloud_key(*credential, &id),
-            volume: volume.cloned().unwrap_or_else(|| manifest.volume_name.clone()),
-            id: format!("{}{suffix}", manifest.snapshot),
-            created: system_time(manifest.created),
-            size_bytes: manifest.size_bytes,
-            data_bytes: blocks.saturating_mul(BLOCK_SIZE_BYTES).min(manifest.size_bytes),
-        }
+async fn list_store(core: &Core, credential: Uuid) -> Result<Vec<Known>, ServiceError> {
+    let listed = async {
+        let (repository, _) = core.task_repository(credential).await?;
+        let catalog = ManifestCatalog::new(Arc::clone(&core.db), credential);
+        Ok::<_, ServiceError>(repository.list_manifests(&ManifestFilter::default(), &catalog).await?)
     };
-    found.iter().map(entry).collect()
+    let listed = super::in_time(&core.config, listed).await?;
+    let whole = listed.into_iter().filter_map(|item| item.manifest.ok());
+    Ok(whole.map(|manifest| Known::of(credential, &manifest)).collect())
 }
 
 fn local_entries(core: &Core) -> Vec<SnapshotEntry> {
@@ -231,34 +229,31 @@ impl Catalog for BrowseCatalog {
         let shared = &self.shared;
         let mut state = shared.state.lock();
         let due = state.cloud_at.is_none_or(|at| at.elapsed() >= shared.refresh);
-        let begins = due && !state.refreshing;
+        let begins = due && !state.beginning;
+        // Who comes while the first lists are made waits for them, too.
+        let since = if state.has_waited { state.stores.next() } else { 0 };
         if begins {
-            state.refreshing = true;
+            state.beginning = true;
+            state.cloud_at = Some(Instant::now());
             let (shared, core) = (Arc::clone(shared), Arc::clone(&core));
             let runtime = self.runtime.clone();
-            self.runtime.spawn_blocking(move || {
-                let cloud = runtime.block_on(shared.cloud(&core));
-                let mut state = shared.state.lock();
-                let changed = state.cloud != cloud;
-                state.cloud = cloud;
-                state.cloud_at = Some(Instant::now());
-                state.refreshing = false;
-                state.rounds += 1;
-                shared.publish(&core, &mut state, changed);
-                shared.changed.notify_all();
-            });
+            self.runtime.spawn_blocking(move || runtime.block_on(shared.list(&core)));
         }
-        if begins || (due && state.rounds == 0) {
-            let round = state.rounds;
+        if begins || !state.has_waited {
             let until = Instant::now() + PATIENCE;
-            while state.rounds == round && !shared.changed.wait_until(&mut state, until).timed_out() {}
+            let is_done = |state: &State| !state.beginning && state.stores.is_answered(since);
+            while !is_done(&state) && !shared.changed.wait_until(&mut state, until).timed_out() {}
             // Whoever comes next does not wait for a slow store again.
-            state.cloud_at = state.cloud_at.or(Some(Instant::now()));
+            state.has_waited = true;
         }
         if state.local_at.is_none_or(|at| at.elapsed() >= LOCAL_EVERY) {
             shared.publish(&core, &mut state, false);
         }
         Arc::clone(&state.entries)
+    }
+
+    fn unlisted(&self) -> Option<String> {
+        self.shared.state.lock().stores.unlisted()
     }
 
     fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn Image>> {

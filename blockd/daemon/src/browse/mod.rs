@@ -10,6 +10,7 @@ mod images;
 mod listing;
 mod mounts;
 mod places;
+mod stores;
 mod turns;
 
 pub(crate) use export::CloudExports;
@@ -45,6 +46,8 @@ pub struct Browse {
     files: Mutex<Vec<(CloudsnapId, Arc<blockd_fuse::inside::ImageFiles>)>>,
     local: Mutex<Vec<Weak<LocalImage>>>,
     mounts: Mounts,
+    /// What is shown in the mounts.
+    listings: Mutex<Vec<Weak<listing::Shared>>>,
     pub(crate) turns: turns::Turns,
 }
 
@@ -62,6 +65,17 @@ impl Browse {
                 if image.volume() == volume {
                     image.close(Duration::ZERO);
                 }
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// A snapshot came into a store, or went: whoever looks into a mount next sees that.
+    pub(crate) fn renew(&self, credential: Uuid) {
+        self.listings.lock().retain(|listing| match listing.upgrade() {
+            Some(listing) => {
+                listing.renew(credential);
                 true
             }
             None => false,
@@ -207,13 +221,13 @@ impl Core {
 }
 
 /// Waits for a store no longer than readers do.
-async fn in_time<T>(
+pub(crate) async fn in_time<T, E: Into<ServiceError>>(
     config: &crate::config::Config,
-    work: impl Future<Output = Result<T, blockd_cloud::CloudError>>,
+    work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ServiceError> {
     let patience = Duration::from_millis(config.browse.stall_timeout_ms);
     match tokio::time::timeout(patience, work).await {
-        Ok(result) => Ok(result?),
+        Ok(result) => result.map_err(Into::into),
         Err(_) => Err(ServiceError::refused(
             blockd_api::ErrorCode::StoreTimeout,
             format!("the store gave no answer within {} ms", patience.as_millis()),

@@ -68,6 +68,29 @@ impl Catalog {
         Ok(())
     }
 
+    /// All cached manifests. Blocks.
+    ///
+    /// # Errors
+    /// The database fails, or a manifest cannot be read.
+    pub fn all(&self) -> Result<Vec<Manifest>, DbError> {
+        let mut manifests = Vec::new();
+        let mut last = String::new();
+        loop {
+            let part: Vec<(String, Manifest)> = self.db.transaction::<_, DbError>(|tx| {
+                let sql = "SELECT key, manifest FROM catalog WHERE credential = ?1 AND key > ?2 ORDER BY key LIMIT ?3";
+                let mut statement = tx.prepare_cached(sql)?;
+                let rows = statement
+                    .query_map(params![self.credential.to_string(), last, AT_ONCE as i64], |row| {
+                        Ok((row.get(0)?, json(row, 1)?))
+                    })?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })?;
+            let Some((key, _)) = part.last() else { return Ok(manifests) };
+            last.clone_from(key);
+            manifests.extend(part.into_iter().map(|(_, manifest)| manifest));
+        }
+    }
+
     /// The cached manifests of every volume, but for that of one snapshot.
     ///
     /// # Errors

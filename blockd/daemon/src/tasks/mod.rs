@@ -326,6 +326,9 @@ impl Core {
                 TaskRow::prune(tx, keep)
             })
             .await?;
+        if matches!(row.kind, TaskKind::Backup | TaskKind::Delete) {
+            self.browse.renew(row.credential);
+        }
         Ok(row)
     }
 }

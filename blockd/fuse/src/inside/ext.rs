@@ -1,6 +1,6 @@
 //! ext2, ext3 and ext4, through `blockd-ext`, which believes nothing that it reads and bounds what each question costs.
 
-use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr};
+use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, NumberedFiles};
 use crate::Image;
 use blockd_ext::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt};
 use parking_lot::Mutex;
@@ -37,7 +37,7 @@ pub(super) fn is_there(image: &Arc<dyn Image>) -> io::Result<bool> {
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidData`] or [`io::ErrorKind::Unsupported`] if it cannot be made sense of; what reading reports.
-pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn FileTree>> {
+pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn Files>> {
     let fs = Filesystem::open(Arc::new(Source(image))).map_err(|error| convert(&error))?;
     let info = fs.info();
     if let JournalState::Replayed { fast_commits: true, .. } = info.journal {
@@ -52,7 +52,9 @@ pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn FileTree>> {
         );
     }
     tracing::debug!(?info, "a filesystem is browsed");
-    Ok(Arc::new(ExtTree { fs, inodes: Mutex::default(), names: Mutex::default() }))
+    let (inodes, names) = (Mutex::default(), Mutex::default());
+    let (numbered, numbered_names) = (Mutex::default(), Mutex::default());
+    Ok(Arc::new(ExtTree { fs, inodes, names, numbered, numbered_names }))
 }
 
 /// Where its metadata lies, in bytes, without playing its journal back: at most so many ranges.
@@ -93,6 +95,7 @@ fn kind_of(kind: blockd_ext::FileKind) -> FileKind {
 fn stat_of(inode: &Inode) -> FileStat {
     FileStat {
         kind: kind_of(inode.kind),
+        number: inode.number.0.into(),
         size_bytes: inode.size_bytes,
         allocated_bytes: inode.allocated_bytes,
         mode: inode.mode,
@@ -110,35 +113,41 @@ fn stat_of(inode: &Inode) -> FileStat {
 type Names = Arc<Vec<(Vec<u8>, InodeNumber)>>;
 
 /// The directories that were listed last: whoever lists one asks for what is in it.
-#[derive(Default)]
-struct KnownNames {
-    dirs: VecDeque<(Vec<u8>, Names)>,
+struct KnownNames<K> {
+    dirs: VecDeque<(K, Names)>,
     len_bytes: usize,
 }
 
-fn names_len(path: &[u8], names: &Names) -> usize {
-    let each = |(name, _): &(Vec<u8>, InodeNumber)| name.len() + size_of::<(Vec<u8>, InodeNumber)>();
-    path.len() + names.iter().map(each).sum::<usize>()
+impl<K> Default for KnownNames<K> {
+    fn default() -> Self {
+        Self { dirs: VecDeque::new(), len_bytes: 0 }
+    }
 }
 
-impl KnownNames {
-    fn insert(&mut self, path: &[u8], names: Names) {
-        let len = names_len(path, &names);
-        if len > NEWEST_MOST_BYTES || self.dirs.iter().any(|(known, _)| known == path) {
+fn names_len<K: AsRef<[u8]>>(key: &K, names: &Names) -> usize {
+    let each = |(name, _): &(Vec<u8>, InodeNumber)| name.len() + size_of::<(Vec<u8>, InodeNumber)>();
+    key.as_ref().len() + names.iter().map(each).sum::<usize>()
+}
+
+impl<K: AsRef<[u8]> + PartialEq> KnownNames<K> {
+    fn insert(&mut self, key: K, names: Names) {
+        let len = names_len(&key, &names);
+        if len > NEWEST_MOST_BYTES || self.dirs.iter().any(|(known, _)| *known == key) {
             return;
         }
         self.len_bytes += len;
-        self.dirs.push_back((path.to_vec(), names));
+        self.dirs.push_back((key, names));
         while self.len_bytes > NAMES_MOST_BYTES
             && self.dirs.len() > 1
-            && let Some((path, names)) = self.dirs.pop_front()
+            && let Some((key, names)) = self.dirs.pop_front()
         {
-            self.len_bytes -= names_len(&path, &names);
+            self.len_bytes -= names_len(&key, &names);
         }
     }
 
-    fn find(&self, path: &[u8]) -> Option<Names> {
-        self.dirs.iter().rev().find(|(known, _)| known == path).map(|(_, names)| Arc::clone(names))
+    fn find(&self, key: &[u8]) -> Option<Names> {
+        let mut dirs = self.dirs.iter().rev();
+        dirs.find(|(known, _)| known.as_ref() == key).map(|(_, names)| Arc::clone(names))
     }
 }
 
@@ -146,7 +155,10 @@ impl KnownNames {
 struct ExtTree {
     fs: Filesystem,
     inodes: Mutex<VecDeque<(Vec<u8>, Arc<Inode>)>>,
-    names: Mutex<KnownNames>,
+    names: Mutex<KnownNames<Vec<u8>>>,
+    /// The same for those who ask by numbers.
+    numbered: Mutex<VecDeque<Arc<Inode>>>,
+    numbered_names: Mutex<KnownNames<[u8; 4]>>,
 }
 
 impl ExtTree {
@@ -181,13 +193,24 @@ impl ExtTree {
 
     fn entries(&self, path: &[u8]) -> Result<Vec<FileEntry>, ExtError> {
         let (dir, above) = self.fs.resolve_with_above(path)?;
-        let mut entries = self.fs.read_dir(&dir, ENTRIES_MOST)?;
+        // Whoever went down there would never come to an end.
+        let is_above = |number: &InodeNumber| *number == dir.number || above.contains(number);
+        let (found, names) = self.listed(&dir, is_above)?;
+        self.names.lock().insert(path.to_vec(), names);
+        Ok(found)
+    }
+
+    /// What is in a directory, and its names but those that lead above.
+    fn listed(
+        &self,
+        dir: &Inode,
+        is_above: impl Fn(&InodeNumber) -> bool,
+    ) -> Result<(Vec<FileEntry>, Names), ExtError> {
+        let mut entries = self.fs.read_dir(dir, ENTRIES_MOST)?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         // Two of one name cannot be told apart.
         entries.dedup_by(|b, a| a.name == b.name);
         let mut names: Vec<_> = entries.into_iter().map(|entry| (entry.name, entry.inode)).collect();
-        // Whoever went down there would never come to an end.
-        let is_above = |number: &InodeNumber| *number == dir.number || above.contains(number);
         let mut found = Vec::with_capacity(names.len());
         for (name, number) in &names {
             let stat = match self.fs.inode(*number) {
@@ -197,21 +220,50 @@ impl ExtTree {
                 Err(error) if is_outage(&error) => return Err(error),
                 Err(_) => None,
             };
-            found.push(FileEntry { name: name.clone(), stat });
+            found.push(FileEntry { name: name.clone(), number: number.0, stat });
         }
         names.retain(|(_, number)| !is_above(number));
-        self.names.lock().insert(path, Arc::new(names));
-        Ok(found)
+        Ok((found, Arc::new(names)))
     }
 
-    fn bytes(&self, path: &[u8], offset_bytes: u64, len: usize) -> Result<Vec<u8>, ExtError> {
-        let inode = self.inode_to_read(path)?;
+    /// The inode of a number, which may be read piece by piece.
+    fn numbered(&self, number: u32) -> Result<Arc<Inode>, ExtError> {
+        if let Some(inode) = self.numbered.lock().iter().rev().find(|inode| inode.number.0 == number) {
+            return Ok(Arc::clone(inode));
+        }
+        let inode = Arc::new(self.fs.inode(InodeNumber(number))?);
+        let mut numbered = self.numbered.lock();
+        if numbered.len() >= INODES_MOST {
+            numbered.pop_front();
+        }
+        numbered.push_back(Arc::clone(&inode));
+        Ok(inode)
+    }
+
+    fn number_in(&self, dir: u32, name: &[u8]) -> Result<InodeNumber, ExtError> {
+        let known = self.numbered_names.lock().find(&dir.to_le_bytes());
+        if let Some(names) = known {
+            let found = names.binary_search_by(|(other, _)| other.as_slice().cmp(name));
+            // What is not among them may be a name that leads above.
+            if let Some((_, number)) = found.ok().and_then(|index| names.get(index)) {
+                return Ok(*number);
+            }
+        }
+        let inode = self.numbered(dir)?;
+        self.fs.lookup(&inode, name)
+    }
+
+    fn bytes(&self, inode: &Inode, offset_bytes: u64, len: usize) -> Result<Vec<u8>, ExtError> {
         let left = inode.size_bytes.saturating_sub(offset_bytes);
         let mut bytes = vec![0; len.min(usize::try_from(left).unwrap_or(len))];
-        let read = self.fs.read(&inode, offset_bytes, &mut bytes)?;
+        let read = self.fs.read(inode, offset_bytes, &mut bytes)?;
         bytes.truncate(read);
         Ok(bytes)
     }
+}
+
+fn file_xattr(xattr: blockd_ext::Xattr) -> FileXattr {
+    FileXattr { name: xattr.name, value: xattr.value }
 }
 
 /// Whether it is the store that gives no answer.
@@ -233,7 +285,8 @@ impl FileTree for ExtTree {
     }
 
     fn read(&self, path: &[u8], offset_bytes: u64, len: usize) -> io::Result<Vec<u8>> {
-        self.bytes(path, offset_bytes, len).map_err(|error| convert(&error))
+        let inode = self.inode_to_read(path).map_err(|error| convert(&error))?;
+        self.bytes(&inode, offset_bytes, len).map_err(|error| convert(&error))
     }
 
     fn run_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<crate::ImageRun> {
@@ -245,6 +298,53 @@ impl FileTree for ExtTree {
     fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>> {
         let found =
             self.inode(path).and_then(|inode| self.fs.xattrs(&inode)).map_err(|error| convert(&error))?;
-        Ok(found.into_iter().map(|xattr| FileXattr { name: xattr.name, value: xattr.value }).collect())
+        Ok(found.into_iter().map(file_xattr).collect())
     }
 }
+
+impl NumberedFiles for ExtTree {
+    fn stat_of(&self, number: u32) -> io::Result<FileStat> {
+        self.fs.inode(InodeNumber(number)).map(|inode| stat_of(&inode)).map_err(|error| convert(&error))
+    }
+
+    fn lookup_in(&self, dir: u32, name: &[u8]) -> io::Result<u32> {
+        let number = self.number_in(dir, name).map_err(|error| convert(&error))?.0;
+        match number == dir || number == InodeNumber::ROOT.0 {
+            true => Err(io::Error::new(io::ErrorKind::InvalidData, "the name leads to a directory above")),
+            false => Ok(number),
+        }
+    }
+
+    fn entries_of(&self, dir: u32) -> io::Result<Vec<FileEntry>> {
+        let is_above = |number: &InodeNumber| number.0 == dir || *number == InodeNumber::ROOT;
+        let inode = self.fs.inode(InodeNumber(dir));
+        let found = inode.and_then(|inode| self.listed(&inode, is_above));
+        let (entries, names) = found.map_err(|error| convert(&error))?;
+        self.numbered_names.lock().insert(dir.to_le_bytes(), names);
+        Ok(entries)
+    }
+
+    fn link_of(&self, number: u32) -> io::Result<Vec<u8>> {
+        let inode = self.fs.inode(InodeNumber(number));
+        inode.and_then(|inode| self.fs.read_link(&inode)).map_err(|error| convert(&error))
+    }
+
+    fn read_of(&self, number: u32, offset_bytes: u64, len: usize) -> io::Result<Vec<u8>> {
+        let inode = self.numbered(number);
+        inode.and_then(|inode| self.bytes(&inode, offset_bytes, len)).map_err(|error| convert(&error))
+    }
+
+    fn run_of(&self, number: u32, offset_bytes: u64) -> io::Result<crate::ImageRun> {
+        let run = self.numbered(number).and_then(|inode| self.fs.run_at(&inode, offset_bytes));
+        run.map(|run| crate::ImageRun { is_data: run.is_data, end_bytes: run.end_bytes })
+            .map_err(|error| convert(&error))
+    }
+
+    fn xattrs_of(&self, number: u32) -> io::Result<Vec<FileXattr>> {
+        let inode = self.fs.inode(InodeNumber(number));
+        let found = inode.and_then(|inode| self.fs.xattrs(&inode)).map_err(|error| convert(&error))?;
+        Ok(found.into_iter().map(file_xattr).collect())
+    }
+}
+
+impl Files for ExtTree {}

@@ -1,15 +1,19 @@
 //! All files of an image under one root: those of its filesystem, or a directory for each partition.
 
 use super::{
-    Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Inside, look, look_at_part,
+    Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, Inside, look, look_at_part,
     partitions::Partition,
 };
 use crate::{Image, ImageRun};
 use parking_lot::Mutex;
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::Arc,
+};
 
 /// The file that stands where files cannot be shown.
-const NOTICE: &[u8] = b"/NO-FILES.txt";
+pub(super) const NOTICE: &[u8] = b"/NO-FILES.txt";
 
 /// Partitions that stay open: each keeps what its filesystem remembers.
 const PARTS_MOST: usize = 4;
@@ -17,9 +21,11 @@ const PARTS_MOST: usize = 4;
 /// The files of an image. Partitions are opened when somebody looks at them.
 pub struct ImageFiles {
     image: Arc<dyn Image>,
-    inside: Inside,
+    pub(super) inside: Inside,
     /// Those that were looked at last, the last one behind the others.
     parts: Mutex<VecDeque<(u32, Content)>>,
+    /// What is known of the roots of partitions, as far as somebody asked.
+    part_roots: Mutex<HashMap<u32, FileStat>>,
 }
 
 /// Where a path leads.
@@ -27,18 +33,19 @@ enum Place<'a> {
     /// The directory of all partitions.
     Parts(&'a [Partition]),
     /// Into a filesystem.
-    Files(Arc<dyn FileTree>, &'a [u8]),
+    Files(Arc<dyn Files>, &'a [u8]),
     /// To where there are no files.
     Nothing(String, &'a [u8]),
 }
 
-fn gone<T>() -> io::Result<T> {
+pub(super) fn gone<T>() -> io::Result<T> {
     Err(io::ErrorKind::NotFound.into())
 }
 
-fn dir() -> FileStat {
+pub(super) fn dir() -> FileStat {
     FileStat {
         kind: FileKind::Directory,
+        number: 0,
         size_bytes: 0,
         allocated_bytes: 0,
         mode: 0o555,
@@ -52,12 +59,25 @@ fn dir() -> FileStat {
     }
 }
 
-fn notice(why: &str) -> Vec<u8> {
-    format!("{why}\nThe image as a whole is there all the same.\n").into_bytes()
+pub(super) fn notice(why: &str) -> Vec<u8> {
+    format!(
+        "{why}\nThe image as a whole is there all the same. What the kernel knows can be mounted from it, as root:\n  \
+         mount -o ro,loop,norecovery DIR/VOLUME/SNAPSHOT/disk.img /mnt\n\
+         (XFS and ext4; for btrfs -o ro,loop,rescue=nologreplay; for a partition add offset=BYTES, which `fdisk -l disk.img` tells as sectors).\n"
+    )
+    .into_bytes()
 }
 
-fn notice_stat(why: &str) -> FileStat {
+pub(super) fn notice_stat(why: &str) -> FileStat {
     FileStat { kind: FileKind::Regular, size_bytes: notice(why).len() as u64, mode: 0o444, links: 1, ..dir() }
+}
+
+/// The number of the partition that a path leads into.
+fn part_number(path: &[u8]) -> Option<u32> {
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    let name = below.split(|byte| *byte == b'/').next()?;
+    let number = std::str::from_utf8(name).ok()?.strip_prefix('p')?;
+    number.parse().ok().filter(|parsed: &u32| parsed.to_string() == number)
 }
 
 impl ImageFiles {
@@ -67,7 +87,7 @@ impl ImageFiles {
     /// The image cannot be read.
     pub fn open(image: Arc<dyn Image>) -> io::Result<Self> {
         let inside = look(&image)?;
-        Ok(Self { image, inside, parts: Mutex::default() })
+        Ok(Self { image, inside, parts: Mutex::default(), part_roots: Mutex::default() })
     }
 
     /// Why there are no files at a path, if that is because there is no filesystem that is shown.
@@ -81,7 +101,31 @@ impl ImageFiles {
         })
     }
 
-    fn part(&self, part: Partition) -> io::Result<Content> {
+    /// What is known of the root of the filesystem, if the image holds one and no partitions: it says who may look at what is below.
+    ///
+    /// # Errors
+    /// The image cannot be read, or is damaged there.
+    pub fn root(&self) -> io::Result<Option<FileStat>> {
+        match &self.inside {
+            Inside::Whole(Content::Files(files)) => files.stat(b"/").map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// What is known of the root of a partition.
+    pub(super) fn part_root(&self, part: Partition) -> io::Result<FileStat> {
+        if let Some(stat) = self.part_roots.lock().get(&part.number) {
+            return Ok(*stat);
+        }
+        let stat = match self.part(part)? {
+            Content::Files(files) => files.stat(b"/")?,
+            Content::Nothing(_) => dir(),
+        };
+        self.part_roots.lock().insert(part.number, stat);
+        Ok(stat)
+    }
+
+    pub(super) fn part(&self, part: Partition) -> io::Result<Content> {
         if let Some(content) = self.open_part(part.number) {
             return Ok(content);
         }
@@ -108,6 +152,14 @@ impl ImageFiles {
         Some(content)
     }
 
+    /// What the numbers of the files of the partition have in common that a path leads into.
+    fn part_bits(&self, path: &[u8]) -> u64 {
+        match &self.inside {
+            Inside::Whole(_) => 0,
+            Inside::Parts(_) => u64::from(part_number(path).unwrap_or(0)) << 32,
+        }
+    }
+
     fn place<'a>(&'a self, path: &'a [u8]) -> io::Result<Place<'a>> {
         let (content, rest) = match &self.inside {
             Inside::Whole(content) => (content.clone(), path),
@@ -117,10 +169,7 @@ impl ImageFiles {
                     return Ok(Place::Parts(parts));
                 }
                 let end = below.iter().position(|byte| *byte == b'/').unwrap_or(below.len());
-                let number = std::str::from_utf8(&below[..end]).ok().and_then(|name| {
-                    let number = name.strip_prefix('p')?;
-                    number.parse().ok().filter(|parsed: &u32| parsed.to_string() == number)
-                });
+                let number = part_number(path);
                 let Some(part) = parts.iter().find(|part| Some(part.number) == number) else { return gone() };
                 let rest = &below[end..];
                 (self.part(*part)?, if rest.is_empty() { b"/".as_slice() } else { rest })
@@ -137,7 +186,10 @@ impl FileTree for ImageFiles {
     fn stat(&self, path: &[u8]) -> io::Result<FileStat> {
         match self.place(path)? {
             Place::Parts(_) => Ok(dir()),
-            Place::Files(files, path) => files.stat(path),
+            Place::Files(files, below) => {
+                let stat = files.stat(below)?;
+                Ok(FileStat { number: self.part_bits(path) | stat.number, ..stat })
+            }
             Place::Nothing(_, b"/") => Ok(dir()),
             Place::Nothing(why, path) if path == NOTICE => Ok(notice_stat(&why)),
             Place::Nothing(..) => gone(),
@@ -147,15 +199,27 @@ impl FileTree for ImageFiles {
     fn read_dir(&self, path: &[u8]) -> io::Result<Vec<FileEntry>> {
         match self.place(path)? {
             Place::Parts(parts) => {
-                let entry = |part: &Partition| FileEntry {
-                    name: format!("p{}", part.number).into_bytes(),
-                    stat: Some(dir()),
+                let entry = |part: &Partition| {
+                    let stat = match self.part_root(*part) {
+                        Ok(stat) => Some(stat),
+                        // Each of them would have to be waited for, and none is known to be damaged.
+                        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
+                        Err(_) => None,
+                    };
+                    Ok(FileEntry { name: format!("p{}", part.number).into_bytes(), number: 0, stat })
                 };
-                Ok(parts.iter().map(entry).collect())
+                parts.iter().map(entry).collect()
             }
-            Place::Files(files, path) => files.read_dir(path),
+            Place::Files(files, below) => {
+                let bits = self.part_bits(path);
+                let mut entries = files.read_dir(below)?;
+                for stat in entries.iter_mut().filter_map(|entry| entry.stat.as_mut()) {
+                    stat.number |= bits;
+                }
+                Ok(entries)
+            }
             Place::Nothing(why, b"/") => {
-                Ok(vec![FileEntry { name: NOTICE[1..].to_vec(), stat: Some(notice_stat(&why)) }])
+                Ok(vec![FileEntry { name: NOTICE[1..].to_vec(), number: 0, stat: Some(notice_stat(&why)) }])
             }
             Place::Nothing(..) => gone(),
         }

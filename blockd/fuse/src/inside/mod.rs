@@ -5,9 +5,11 @@
 
 mod ext;
 mod image_files;
+mod numbered;
 pub mod partitions;
 
 pub use image_files::ImageFiles;
+pub use numbered::{FileId, NamedFile};
 
 use crate::{Image, ImageRun};
 use partitions::Partition;
@@ -37,6 +39,9 @@ pub enum FileKind {
 pub struct FileStat {
     /// What it is.
     pub kind: FileKind,
+    /// Its number in its filesystem, which all its names have in common; 0 if it is in none. Where an image has partitions, that of
+    /// its partition stands above the lowest 32 bits.
+    pub number: u64,
     /// Its length in bytes.
     pub size_bytes: u64,
     /// How much room it takes, in bytes.
@@ -73,8 +78,55 @@ pub struct FileXattr {
 pub struct FileEntry {
     /// Its name: any bytes but `/` and zero, never `.` or `..`.
     pub name: Vec<u8>,
+    /// The number of what it is the name of.
+    pub number: u32,
     /// What is known of it; none if that is damaged.
     pub stat: Option<FileStat>,
+}
+
+/// A filesystem that is asked by the numbers of its files: whoever holds one needs no path.
+pub trait NumberedFiles: Send + Sync {
+    /// What is known of a file.
+    ///
+    /// # Errors
+    /// As [`FileTree::stat`], here and below.
+    fn stat_of(&self, number: u32) -> io::Result<FileStat>;
+
+    /// What a name in a directory is the name of.
+    ///
+    /// # Errors
+    /// It is not there, or leads to where nobody comes to an end.
+    fn lookup_in(&self, dir: u32, name: &[u8]) -> io::Result<u32>;
+
+    /// The entries of a directory, sorted by name. Those that lead to itself or to the root are damaged.
+    ///
+    /// # Errors
+    /// As [`FileTree::read_dir`].
+    fn entries_of(&self, dir: u32) -> io::Result<Vec<FileEntry>>;
+
+    /// Where a symbolic link leads.
+    ///
+    /// # Errors
+    /// As [`FileTree::read_link`].
+    fn link_of(&self, number: u32) -> io::Result<Vec<u8>>;
+
+    /// Bytes of a regular file.
+    ///
+    /// # Errors
+    /// As [`FileTree::read`].
+    fn read_of(&self, number: u32, offset_bytes: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// A run of a regular file.
+    ///
+    /// # Errors
+    /// As [`FileTree::run_at`].
+    fn run_of(&self, number: u32, offset_bytes: u64) -> io::Result<ImageRun>;
+
+    /// Extended attributes.
+    ///
+    /// # Errors
+    /// As [`FileTree::xattrs`].
+    fn xattrs_of(&self, number: u32) -> io::Result<Vec<FileXattr>>;
 }
 
 /// A filesystem that is open for reading. Paths begin with `/`, and their last parts are not followed if they are links.
@@ -116,11 +168,14 @@ pub trait FileTree: Send + Sync {
     fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>>;
 }
 
+/// A filesystem that can be asked both ways.
+pub trait Files: FileTree + NumberedFiles {}
+
 /// What an image, or a part of one, holds.
 #[derive(Clone)]
 pub enum Content {
     /// Files.
-    Files(Arc<dyn FileTree>),
+    Files(Arc<dyn Files>),
     /// Nothing that is shown as files, and why.
     Nothing(String),
 }

@@ -8,7 +8,8 @@ use std::{ffi::OsString, path::PathBuf};
 /// Help of `cloudsnap catalog`.
 pub const CATALOG_HELP: &str = "\
 The files of an ext2, ext3 or ext4 filesystem; those of a partitioned disk are below /p1, /p2, …
-Bytes of names that are no text, control characters and % are shown as % and two digits.
+Bytes of names that are no text, control characters and % are shown as % and two digits;
+cat and cp take them like that with --escaped.
 
 Examples:
   blockctl cloudsnap catalog --snap ID
@@ -26,8 +27,9 @@ Examples:
 /// Help of `cloudsnap cp`.
 pub const CP_HELP: &str = "\
 Directories are copied with all that is in them, links as links, with modes and times, and with
-owners where this is root, without set-user-ID bits. Devices, pipes and sockets are left out. Nothing that is there already
-is replaced. Holes are neither fetched nor written. Of extended attributes, user.* and access lists are copied; those
+owners where this is root, without set-user-ID bits. Several names of one file stay that. Devices,
+pipes and sockets are left out. Nothing that is there already is replaced, unless --overwrite says so; with
+--skip-existing a copy that broke off goes on, as no file has its name before it is complete. Holes are neither fetched nor written. Of extended attributes, user.* and access lists are copied; those
 that the destination refuses are named.
 
 Examples:
@@ -73,6 +75,9 @@ pub struct CatArgs {
     /// The files
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<OsString>,
+    /// The paths are as `catalog` shows them: % and two digits stand for a byte
+    #[arg(long)]
+    pub escaped: bool,
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,
@@ -90,6 +95,15 @@ pub struct CpArgs {
     /// Where they go: a directory, or a new name for a single one
     #[arg(value_name = "TO", required = true)]
     pub to: PathBuf,
+    /// The paths in the snapshot are as `catalog` shows them: % and two digits stand for a byte
+    #[arg(long)]
+    pub escaped: bool,
+    /// Leave what is there already as it is, and copy the rest
+    #[arg(long, conflicts_with = "overwrite")]
+    pub skip_existing: bool,
+    /// Replace files and links that are there already
+    #[arg(long)]
+    pub overwrite: bool,
     /// Where it is kept.
     #[command(flatten)]
     pub credential: CredentialArg,

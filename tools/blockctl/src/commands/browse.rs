@@ -10,7 +10,7 @@ use crate::{
     table::Table,
 };
 use blockd_api::{
-    ApiError, ErrorCode,
+    ApiError, ClientError, ErrorCode,
     browse::{HandMount, UnmountBrowse, Unmounted},
     format_time,
 };
@@ -72,7 +72,11 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Result<(), Failure> {
     // Nothing is mounted where nobody would serve it.
     context.client.list_mounts().await?;
     let mut unserved = UnservedMount::make(&dir, args.allow_other).map_err(|error| refused(&error))?;
-    let request = HandMount { mountpoint: unserved.mountpoint().to_owned(), cred_ids: args.cred_id };
+    let request = HandMount {
+        mountpoint: unserved.mountpoint().to_owned(),
+        cred_ids: args.cred_id,
+        allow_other: args.allow_other,
+    };
     let Some(descriptor) = unserved.take_descriptor() else {
         return Err(Failure::usage(format!("{} was handed over already", dir.display())));
     };
@@ -127,7 +131,18 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> 
             Unmounted { mountpoint: own.mountpoint }
         }
         // It may be one that the daemon made, where others do not see it.
-        None => context.client.unmount(&UnmountBrowse { mountpoint: dir, force: args.force }).await?,
+        None => {
+            let request = UnmountBrowse { mountpoint: dir, force: args.force };
+            match context.client.unmount(&request).await {
+                // The mounts that it made itself ended with it.
+                Err(ClientError::SocketMissing { .. } | ClientError::Refused { .. }) => {
+                    let dir = request.mountpoint.display();
+                    let message = format!("no snapshots are mounted at {dir}, and blockd is not running");
+                    return Err(Failure::Client(ApiError::new(ErrorCode::MountNotFound, message).into()));
+                }
+                unmounted => unmounted?,
+            }
+        }
     };
     match context.output.is_json() {
         true => context.output.document(&gone),

@@ -1,11 +1,12 @@
 //! `blockctl cloudsnap cp`: copying files and trees out of a snapshot.
 //!
-//! What is in a snapshot was written by others. Files are made where nothing is yet, and directories that are there are
+//! What is in a snapshot was written by others. Files are made where nothing is yet, or replace others if that is wanted, and directories that are there are
 //! entered only if they are no links, so nothing is written outside of the place that was named.
 
 use super::{
     Context, counted,
-    files::{Source, check_count, check_depth, typed},
+    files::{Source, check_count, check_depth, typed_or_escaped},
+    in_place::{Identity, Staged},
     pieces::{Piece, Pieces},
 };
 use crate::{
@@ -16,12 +17,14 @@ use blockd_api::{
     ByteSize, ClientError, ErrorCode,
     browse::{FileKind, FilePath, SnapshotFile, SnapshotXattr},
 };
+use jiff::Timestamp;
 use rustix::{
-    fs::{OFlags, XattrFlags, fsetxattr},
+    fs::{AtFlags, CWD, OFlags, Timespec, Timestamps, XattrFlags, fsetxattr, utimensat},
     io::Errno,
 };
 use serde::Serialize;
 use std::{
+    collections::HashMap,
     ffi::OsStr,
     fs::{self, DirBuilder, File, FileTimes, OpenOptions, Permissions},
     io,
@@ -44,6 +47,10 @@ struct Copied {
     files: u64,
     directories: u64,
     links: u64,
+    /// More names of files that were copied.
+    hard_links: u64,
+    /// Files and links that were there already, and stay as they are.
+    skipped: u64,
     bytes: u64,
     /// Files and directories that lack extended attributes which were to be copied: those of both numbers that follow.
     without_xattrs: u64,
@@ -60,6 +67,9 @@ struct Copied {
     /// How many there are in all as far as it is known: those that are still to be copied, too.
     #[serde(skip)]
     found: usize,
+    /// Where the files went that have several names, by their numbers.
+    #[serde(skip)]
+    named: HashMap<u64, Identity>,
 }
 
 /// An extended attribute that could not be set.
@@ -137,14 +147,19 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
         )));
     }
     let mut copied = Copied::default();
+    let existing = match (args.skip_existing, args.overwrite) {
+        (true, _) => Existing::Skip,
+        (_, true) => Existing::Replace,
+        _ => Existing::Refuse,
+    };
     for path in &args.paths {
-        let path = typed(path);
+        let path = typed_or_escaped(path, args.escaped)?;
         let file = source.list(&path, false).await?.file;
         let to = match (into_dir, path.name()) {
             (false, _) | (true, b"") => args.to.clone(),
             (true, name) => args.to.join(OsStr::from_bytes(name)),
         };
-        copy_tree(&source, file, to, &mut copied).await?;
+        copy_tree(&source, file, to, existing, &mut copied).await?;
     }
     let output = context.output;
     if output.is_json() {
@@ -154,6 +169,10 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
             output.note(format!("left out, as it is no file, directory or link: {path}"));
         }
         copied.xattr_notes().iter().for_each(|note| output.note(note));
+        if copied.skipped > 0 {
+            output
+                .note(format!("{} left as they were, being there already", counted(copied.skipped, "file")));
+        }
         output.line(format!(
             "Copied {}, {}, {} ({})",
             counted(copied.files, "file"),
@@ -167,6 +186,14 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
         ))?;
     }
     Ok(if copied.left_out.is_empty() { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// What becomes of files that are there already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Existing {
+    Refuse,
+    Skip,
+    Replace,
 }
 
 /// What is still to be copied, and where to.
@@ -195,6 +222,7 @@ async fn copy_tree(
     source: &Source<'_>,
     top: SnapshotFile,
     to: PathBuf,
+    existing: Existing,
     copied: &mut Copied,
 ) -> Result<(), Failure> {
     let mut made_dirs = Vec::new();
@@ -204,6 +232,21 @@ async fn copy_tree(
     while let Some((file, to)) = left.pop() {
         check_depth(&file.path)?;
         let failed = |source| Failure::Write { path: to.clone(), source };
+        if existing == Existing::Skip
+            && matches!(file.kind, FileKind::File | FileKind::Symlink)
+            && let Ok(there) = fs::symlink_metadata(&to)
+            && !there.is_dir()
+        {
+            copied.skipped += 1;
+            continue;
+        }
+        if existing == Existing::Refuse
+            && matches!(file.kind, FileKind::File | FileKind::Symlink)
+            && fs::symlink_metadata(&to).is_ok()
+        {
+            return Err(failed(io::ErrorKind::AlreadyExists.into()));
+        }
+        let replaces = existing == Existing::Replace;
         match file.kind {
             FileKind::Directory => {
                 let made = make_dir(&to).map_err(failed)?;
@@ -214,13 +257,33 @@ async fn copy_tree(
             }
             FileKind::Symlink => {
                 let target = file.target.as_ref().map(FilePath::as_bytes).unwrap_or_default();
-                symlink(OsStr::from_bytes(target), &to).map_err(failed)?;
+                let staged = Staged::new(&to);
+                symlink(OsStr::from_bytes(target), staged.path()).map_err(failed)?;
                 // Whoever is not root cannot give things away.
-                let _ = lchown(&to, Some(file.uid), Some(file.gid));
+                let _ = lchown(staged.path(), Some(file.uid), Some(file.gid));
+                if let Some(modified) = file.modified {
+                    set_link_time(staged.path(), modified).map_err(failed)?;
+                }
+                staged.put(replaces).map_err(failed)?;
                 copied.links += 1;
             }
             FileKind::File => {
-                copied.bytes += copy_file(source, &file, &to, copied).await?;
+                let several = file.inode.filter(|_| file.links.is_some_and(|links| links > 1));
+                let first = several.and_then(|inode| copied.named.get(&inode));
+                if let Some(first) = first
+                    && first.link(&to, replaces).map_err(failed)?
+                {
+                    copied.hard_links += 1;
+                    continue;
+                }
+                let staged = Staged::new(&to);
+                copied.bytes += copy_file(source, &file, staged.path(), copied).await?;
+                let identity =
+                    several.map(|_| Identity::of(staged.path(), &to)).transpose().map_err(failed)?;
+                staged.put(replaces).map_err(failed)?;
+                if let (Some(inode), Some(identity)) = (several, identity) {
+                    copied.named.insert(inode, identity);
+                }
                 copied.files += 1;
             }
             _ => copied.left_out.push(file.path),
@@ -287,6 +350,18 @@ fn finish(open: &File, file: &SnapshotFile) -> io::Result<()> {
         open.set_times(FileTimes::new().set_modified(time))?;
     }
     Ok(())
+}
+
+/// The time of a link, and not of what it leads to.
+fn set_link_time(path: &Path, modified: Timestamp) -> io::Result<()> {
+    let time = Timespec { tv_sec: modified.as_second(), tv_nsec: modified.subsec_nanosecond().into() };
+    // Before 1970, nanoseconds of a timestamp are negative.
+    let time = match time.tv_nsec < 0 {
+        true => Timespec { tv_sec: time.tv_sec - 1, tv_nsec: time.tv_nsec + 1_000_000_000 },
+        false => time,
+    };
+    let times = Timestamps { last_access: time, last_modification: time };
+    Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// What names of extended attributes begin with that are copied: those of users, and lists of who may do what. Others give
@@ -403,6 +478,8 @@ mod tests {
             uid: 0,
             gid: 0,
             modified: None,
+            inode: None,
+            links: None,
             target: None,
         };
         let mut copied = Copied { found: FILES_MOST - 2, ..Copied::default() };

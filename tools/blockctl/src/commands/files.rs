@@ -95,6 +95,18 @@ pub fn typed(path: &OsStr) -> FilePath {
     FilePath::from_root(path.as_bytes())
 }
 
+/// The same, which may be as this program shows paths.
+pub fn typed_or_escaped(path: &OsStr, escaped: bool) -> Result<FilePath, Failure> {
+    if !escaped {
+        return Ok(typed(path));
+    }
+    let text = path
+        .to_str()
+        .ok_or_else(|| Failure::usage(format!("{} is no text, as escaped paths are", path.display())))?;
+    let path: FilePath = text.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+    Ok(FilePath::from_root(path.as_bytes()))
+}
+
 /// `rwxr-xr-x` and what stands before it.
 fn mode_text(file: &SnapshotFile) -> String {
     let kind = match file.kind {
@@ -221,7 +233,7 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Result<u8, Failure> {
     let source = Source { context, snap, cred_id: args.credential.cred_id };
     let mut stdout = Stream::stdout().map_err(|source| Failure::Stdout { source })?;
     for path in &args.paths {
-        let path = typed(path);
+        let path = typed_or_escaped(path, args.escaped)?;
         let mut pieces = Pieces::new(&source, &path);
         while let Some(piece) = pieces.next().await? {
             match stdout.write(&piece) {
@@ -408,6 +420,8 @@ mod tests {
             uid: 0,
             gid: 1000,
             modified: None,
+            inode: None,
+            links: None,
             target: None,
         }
     }
@@ -428,6 +442,17 @@ mod tests {
             line(&file(FileKind::File, 0o600)),
             "-rw-------      0:1000              5                   - /a"
         );
+    }
+
+    #[test]
+    fn what_is_shown_can_be_typed() {
+        for name in [&b"new\nline"[..], b"100%41", b"\xff\xfe", b"plain", "\u{fc}".as_bytes()] {
+            let path = FilePath::root().join(b"odd").join(name);
+            let shown = path.to_string();
+            assert_eq!(typed_or_escaped(OsStr::new(&shown), true).unwrap(), path, "{shown}");
+            assert_eq!(typed_or_escaped(OsStr::from_bytes(path.as_bytes()), false).unwrap(), path);
+        }
+        assert!(typed_or_escaped(OsStr::new("/a%4"), true).is_err());
     }
 
     #[test]

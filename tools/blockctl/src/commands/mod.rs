@@ -13,6 +13,7 @@ mod events;
 mod extras;
 mod files;
 mod health;
+mod in_place;
 mod lazy;
 mod marks;
 mod objects;

@@ -1,0 +1,278 @@
+//! What is known of each store: its list as it was last, and what became of the last question for it. Each is asked by itself, so
+//! that one that gives no answer hides nothing of the others.
+
+use super::listing::cloud_key;
+use blockd_cloud::{BackupType, Manifest};
+use blockd_extent::{BLOCK_SIZE_BYTES, VolumeId};
+use blockd_fuse::{SnapshotEntry, SnapshotKey};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Write as _,
+    time::SystemTime,
+};
+use uuid::Uuid;
+
+/// What a list needs of a manifest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Known {
+    key: SnapshotKey,
+    /// The same snapshot in two places has one.
+    id: String,
+    volume: (Uuid, VolumeId),
+    volume_name: String,
+    snapshot: String,
+    created: SystemTime,
+    size_bytes: u64,
+    data_bytes: u64,
+}
+
+impl Known {
+    pub fn of(credential: Uuid, manifest: &Manifest) -> Self {
+        let id = manifest.id();
+        let suffix = if manifest.backup_type == BackupType::Incremental { "-incr" } else { "" };
+        let blocks: u64 = manifest.deltas().map(|delta| delta.data_blocks).sum();
+        Self {
+            key: cloud_key(credential, &id),
+            id: id.to_string(),
+            volume: (manifest.cluster, manifest.volume),
+            volume_name: manifest.volume_name.clone(),
+            snapshot: format!("{}{suffix}", manifest.snapshot),
+            created: SystemTime::from(manifest.created),
+            size_bytes: manifest.size_bytes,
+            data_bytes: blocks.saturating_mul(BLOCK_SIZE_BYTES).min(manifest.size_bytes),
+        }
+    }
+}
+
+/// A question for the list of a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Asked {
+    pub credential: Uuid,
+    number: u64,
+    /// Nothing is known of it yet.
+    pub is_first: bool,
+}
+
+struct StoreList {
+    credential: Uuid,
+    name: String,
+    known: Vec<Known>,
+    /// The number of the newest question, while it has no answer.
+    asked: Option<u64>,
+    /// That of the newest one that was answered.
+    answered: Option<u64>,
+    /// Why that was no list.
+    failure: Option<String>,
+}
+
+/// All stores, in the order in which they are asked.
+#[derive(Default)]
+pub(super) struct Stores {
+    lists: Vec<StoreList>,
+    next: u64,
+}
+
+impl Stores {
+    /// Notes which stores there are, and which of them are to be asked now: those that owe no answer.
+    pub fn begin(&mut self, credentials: impl Iterator<Item = (Uuid, String)>) -> Vec<Asked> {
+        let mut before = std::mem::take(&mut self.lists);
+        let mut begun = Vec::new();
+        for (credential, name) in credentials {
+            let at = before.iter().position(|list| list.credential == credential);
+            let is_first = at.is_none();
+            let mut list = match at {
+                Some(at) => StoreList { name, ..before.remove(at) },
+                None => {
+                    let (known, asked, answered, failure) = (Vec::new(), None, None, None);
+                    StoreList { credential, name, known, asked, answered, failure }
+                }
+            };
+            if list.asked.is_none() {
+                list.asked = Some(self.next);
+                begun.push(Asked { credential, number: self.next, is_first });
+                self.next += 1;
+            }
+            self.lists.push(list);
+        }
+        begun
+    }
+
+    fn list(&mut self, credential: Uuid) -> Option<&mut StoreList> {
+        self.lists.iter_mut().find(|list| list.credential == credential)
+    }
+
+    /// Takes what was known of a store before it was asked, unless it gave an answer meanwhile.
+    pub fn remember(&mut self, asked: &Asked, known: Vec<Known>) {
+        if let Some(list) = self.list(asked.credential)
+            && list.answered.is_none()
+        {
+            list.known = known;
+        }
+    }
+
+    /// Takes the answer to a question, unless a later question was answered already. Of a store that gave none stays what was known.
+    pub fn end(&mut self, asked: &Asked, answer: Result<Vec<Known>, String>) {
+        let Some(list) = self.list(asked.credential) else { return };
+        if list.asked == Some(asked.number) {
+            list.asked = None;
+        }
+        if list.answered > Some(asked.number) {
+            return;
+        }
+        list.answered = Some(asked.number);
+        match answer {
+            Ok(known) => (list.known, list.failure) = (known, None),
+            Err(why) => list.failure = Some(why),
+        }
+    }
+
+    /// There is something new in a store: whatever it answers to the last question may be without that.
+    pub fn renew(&mut self, credential: Uuid) {
+        if let Some(list) = self.list(credential) {
+            list.asked = None;
+        }
+    }
+
+    /// The number of the next question.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether all questions from this one on have their answers.
+    pub fn is_answered(&self, since: u64) -> bool {
+        self.lists.iter().all(|list| list.asked.is_none_or(|number| number < since))
+    }
+
+    /// What is to be said of stores that could not be listed.
+    pub fn unlisted(&self) -> Option<String> {
+        let mut text = String::new();
+        for list in &self.lists {
+            let why = match (&list.failure, list.answered) {
+                (Some(why), _) => why.as_str(),
+                (None, None) => "it has given no answer yet",
+                (None, Some(_)) => continue,
+            };
+            let one_line: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{}: {one_line}", list.name);
+        }
+        (!text.is_empty()).then(|| {
+            format!(
+                "The stores of these credentials could not be listed, so what is shown of them is what was known before:\n{text}"
+            )
+        })
+    }
+
+    /// Everything that is known, each snapshot once: two credentials may lead to one place. `local` says which volume of this host has
+    /// a name.
+    pub fn entries(&self, local: impl Fn(&str) -> Option<(Uuid, VolumeId)>) -> Vec<SnapshotEntry> {
+        let mut seen = BTreeSet::new();
+        let all = self.lists.iter().flat_map(|list| &list.known);
+        let found: Vec<&Known> = all.filter(|known| seen.insert(known.id.as_str())).collect();
+        let dirs = volume_dirs(&found, local);
+        let entry = |known: &&Known| SnapshotEntry {
+            key: known.key.clone(),
+            volume: dirs.get(&(known.volume, known.volume_name.as_str())).cloned().unwrap_or_default(),
+            id: known.snapshot.clone(),
+            created: known.created,
+            size_bytes: known.size_bytes,
+            data_bytes: known.data_bytes,
+        };
+        found.iter().map(entry).collect()
+    }
+}
+
+type Volume = (Uuid, VolumeId);
+
+/// The directory of each volume: its name, and where several have that name, its id behind it, except for one of this host.
+fn volume_dirs<'a>(
+    found: &[&'a Known],
+    local: impl Fn(&str) -> Option<Volume>,
+) -> HashMap<(Volume, &'a str), String> {
+    let mut names: BTreeMap<&str, BTreeSet<Volume>> = BTreeMap::new();
+    for known in found {
+        names.entry(&known.volume_name).or_default().insert(known.volume);
+    }
+    let mut dirs = HashMap::new();
+    for (name, volumes) in names {
+        let local = local(name);
+        let alone = volumes.len() == 1 && local.is_none_or(|local| volumes.contains(&local));
+        for volume in volumes {
+            let plain = alone || local == Some(volume);
+            dirs.insert((volume, name), if plain { name.to_owned() } else { format!("{name}@{}", volume.1) });
+        }
+    }
+    dirs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    fn known(id: &str) -> Known {
+        Known {
+            key: SnapshotKey(id.into()),
+            id: id.into(),
+            volume: (Uuid::nil(), VolumeId::from_u64(1)),
+            volume_name: "vol".into(),
+            snapshot: id.into(),
+            created: UNIX_EPOCH,
+            size_bytes: 1,
+            data_bytes: 1,
+        }
+    }
+
+    fn ids(stores: &Stores) -> Vec<String> {
+        stores.entries(|_| None).into_iter().map(|entry| entry.id).collect()
+    }
+
+    #[test]
+    fn a_store_that_gives_no_answer_hides_nothing() {
+        let (silent, well) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let names = || [(silent, "silent".to_owned()), (well, "well".to_owned())].into_iter();
+        let mut stores = Stores::default();
+        let begun = stores.begin(names());
+        assert!(begun.len() == 2 && begun.iter().all(|asked| asked.is_first));
+        stores.remember(&begun[0], vec![known("of the silent one")]);
+        assert_eq!(ids(&stores), ["of the silent one"], "what was known before is there at once");
+        stores.end(&begun[1], Ok(vec![known("a"), known("of the silent one")]));
+        assert_eq!(ids(&stores), ["of the silent one", "a"], "each once");
+        let text = stores.unlisted().unwrap();
+        assert!(text.contains("silent: it has given no answer yet\n") && !text.contains("well"), "{text}");
+
+        // The next round leaves out the one that owes an answer, and does not wait for it.
+        let since = stores.next();
+        let again = stores.begin(names());
+        assert!(again.len() == 1 && again[0].credential == well && !again[0].is_first);
+        assert!(!stores.is_answered(since));
+        stores.end(&again[0], Ok(vec![known("a"), known("b")]));
+        assert!(stores.is_answered(since) && !stores.is_answered(0));
+
+        stores.end(&begun[0], Err("no\nanswer".into()));
+        assert_eq!(ids(&stores), ["of the silent one", "a", "b"]);
+        assert!(stores.unlisted().unwrap().ends_with(":\nsilent: no answer\n"));
+        let last = stores.begin(names());
+        stores.end(&last[0], Ok(Vec::new()));
+        assert!(stores.unlisted().is_none());
+        assert_eq!(ids(&stores), ["a", "b"]);
+        // A credential that is gone.
+        stores.begin(names().take(1));
+        assert!(ids(&stores).is_empty());
+    }
+
+    #[test]
+    fn what_was_asked_before_something_new_came_is_no_answer_to_what_came_later() {
+        let store = Uuid::from_u128(1);
+        let begin = |stores: &mut Stores| stores.begin([(store, "store".to_owned())].into_iter());
+        let mut stores = Stores::default();
+        let old = begin(&mut stores);
+        assert!(begin(&mut stores).is_empty());
+        stores.renew(store);
+        let new = begin(&mut stores);
+        assert_eq!(new.len(), 1, "it is asked again");
+        stores.end(&new[0], Ok(vec![known("new")]));
+        stores.end(&old[0], Ok(Vec::new()));
+        assert_eq!(ids(&stores), ["new"]);
+    }
+}
