@@ -8,7 +8,7 @@ use crate::{
     },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
-    tasks::{backup_type, stop::check_limits},
+    tasks::{backup::trigger_of, backup_type, stop::check_limits},
 };
 use blockd_api::{
     CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
@@ -251,7 +251,7 @@ impl Core {
                 src_volume_name: name.clone(),
                 timestamp: row.created,
                 metadata: CloudsnapMetadata {
-                    cloudsnap_type: "Manual".into(),
+                    cloudsnap_type: trigger_of(&row).into(),
                     compression: "lz4".into(),
                     size_bytes: row.detail.bytes_total,
                     starttime: format_time(row.created),
