@@ -223,8 +223,14 @@ impl SnapshotReader {
                 if let Some(progress) = progress {
                     // Blocks that are hidden by newer ones, or zero, are not moved.
                     let moved: u64 = jobs.iter().map(FetchJob::wanted_blocks).sum();
+                    // Those that are in place count as processed already.
+                    let in_place = what.skip.map_or(0, |skip| {
+                        let mut in_place = page.data.clone();
+                        in_place.intersect_with(skip);
+                        in_place.len_blocks()
+                    });
                     let listed = page.data.len_blocks();
-                    progress.spared(listed.saturating_sub(moved) * BLOCK_SIZE_BYTES);
+                    progress.spared(listed.saturating_sub(moved + in_place) * BLOCK_SIZE_BYTES);
                 }
                 for job in jobs {
                     // The other half only goes away with this one.

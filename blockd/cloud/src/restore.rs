@@ -117,6 +117,8 @@ async fn run(
     progress.enter(Phase::Planning);
     let reader = SnapshotReader::open_with(repo, manifest, options.cpu_threads).await?;
     progress.begin(manifest.deltas().map(|delta| delta.data_blocks * BLOCK_SIZE_BYTES).sum());
+    // What an earlier run put in place is told along, as if there had been no interruption.
+    progress.processed(request.skip.len_blocks() * BLOCK_SIZE_BYTES);
     let told = writer.clone();
     let settled = move |extents: &[Extent]| {
         let start = extents.first().map_or(BlockIndex(0), |first| first.start);

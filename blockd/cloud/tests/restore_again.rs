@@ -54,11 +54,12 @@ async fn what_is_in_place_is_not_fetched_again() {
     let once = async |target: &Arc<Target>| {
         let request = RestoreRequest { skip: target.settled.lock().clone(), ..RestoreRequest::default() };
         let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
+        let told = progress.clone();
         let options = RestoreOptions { download_concurrency: 1, cpu_threads: 1 };
         let done = restore_what_is_left(&repo, &tip, target.clone(), &request, &options, progress, &cancel);
-        done.await
+        done.await.map(|_| told.snapshot().bytes_processed)
     };
-    once(&Arc::default()).await.unwrap();
+    let whole_bytes = once(&Arc::default()).await.unwrap();
     let operations = faults.operations();
     assert_eq!(operations, 2 + 1 + 4, "two indexes, a pack of one frame, four packs");
     for operation in 0..operations {
@@ -70,7 +71,8 @@ async fn what_is_in_place_is_not_fetched_again() {
         faults.heal();
         target.written.lock().remove_extent(Extent::whole(SIZE));
         let before = faults.operations();
-        once(&target).await.unwrap();
+        let told_bytes = once(&target).await.unwrap();
+        assert_eq!(told_bytes, whole_bytes, "what was in place before is told, too: {operation}");
         let mut again = target.written.lock().clone();
         again.intersect_with(&in_place);
         assert!(again.is_empty(), "written twice after {operation}");

@@ -10,7 +10,7 @@ use crate::{
     },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
-    tasks::{backup_type, stop::check_limits},
+    tasks::{backup::trigger_of, backup_type, stop::check_limits},
     whereabouts::Purpose,
 };
 use blockd_api::{
@@ -272,7 +272,7 @@ impl Core {
                 src_volume_name: name.clone(),
                 timestamp: row.created,
                 metadata: CloudsnapMetadata {
-                    cloudsnap_type: "Manual".into(),
+                    cloudsnap_type: trigger_of(&row).into(),
                     compression: "lz4".into(),
                     size_bytes: row.detail.bytes_total,
                     starttime: format_time(row.created),

@@ -207,8 +207,8 @@ impl IntoResponse for Failure {
             StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if status.is_server_error() {
             tracing::warn!(code = %error.code, error = %error.message, "the request failed");
-        } else if error.code == ErrorCode::InvalidRequest {
-            // The message may quote what was given, and that may be a secret in the wrong place.
+        } else if matches!(error.code, ErrorCode::InvalidRequest | ErrorCode::QuiesceFailed) {
+            // The message may quote what was given, and that may be a secret in the wrong place; or what a command said.
             tracing::debug!(code = %error.code, "the request was refused");
         } else {
             tracing::debug!(code = %error.code, error = %error.message, "the request was refused");

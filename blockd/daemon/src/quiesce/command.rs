@@ -101,7 +101,9 @@ impl Hook<'_> {
                 (status.code(), Some(failure(status, &said)), said)
             }
         };
-        tracing::info!(kind = %self.kind, rule = self.rule.map(tracing::field::display), command = self.command, duration_micros, ?exit_status, ?error, "command run");
+        // What it is and says is for administrators, and the log is read by others, too.
+        let failed = error.is_some();
+        tracing::info!(kind = %self.kind, rule = self.rule.map(tracing::field::display), duration_micros, exit_status, failed, "command run");
         QuiesceStep {
             kind: self.kind,
             target: self.command.to_owned(),
@@ -311,6 +313,30 @@ mod tests {
     fn hook(command: &str) -> Hook<'_> {
         let kind = QuiesceKind::PreCommand;
         Hook { kind, rule: None, command, user: None, timeout: LONG, env: &[], lock: None, stopping: None }
+    }
+
+    #[test]
+    fn the_log_holds_nothing_of_what_a_command_is_and_says() {
+        struct Log(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Log {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let written = Arc::clone(&log);
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(move || Log(Arc::clone(&written)))
+            .finish();
+        tracing::subscriber::with_default(subscriber, || run("echo planted; echo planted >&2; exit 3", LONG));
+        let log = String::from_utf8(log.lock().clone()).unwrap();
+        assert!(log.contains("command run") && log.contains("exit_status=3"), "{log}");
+        assert!(!log.contains("planted"), "{log}");
     }
 
     fn wait_for_the_end_of(process: &str) {

@@ -53,6 +53,11 @@ pub(super) fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError>
     }
 }
 
+/// What caused a backup, as its manifest and listings have it.
+pub(crate) fn trigger_of(row: &TaskRow) -> &'static str {
+    if row.detail.schedule.is_some() { "Scheduled" } else { "Manual" }
+}
+
 pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
@@ -147,7 +152,7 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
         base,
         delta_salt: plan.salt,
         freeze_stall_micros: snapshot.freeze_stall_micros,
-        trigger: "Manual".into(),
+        trigger: trigger_of(&row).into(),
     });
     live.update(|row| {
         row.cloudsnap = spec.id();
