@@ -1,6 +1,8 @@
 //! Volumes that are usable before they are restored, and volumes that go back to a cloud snapshot.
 
-use crate::{CredentialRef, Labels, VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudsnapId, tasks::TaskLimits};
+use crate::{
+    CredentialRef, Labels, VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudsnapId, tasks::TaskLimits,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};

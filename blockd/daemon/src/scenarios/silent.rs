@@ -45,6 +45,7 @@ async fn whoever_asks_is_told_and_nothing_is_begun() {
         volume: Some("lazy".parse().unwrap()),
         cred_id: None,
         hydrate: false,
+        labels: None,
         on_store_loss: StoreLoss::Error,
     };
     let in_place = StartInPlace {

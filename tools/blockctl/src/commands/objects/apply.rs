@@ -33,8 +33,8 @@ use blockd_api::{
     tasks::TaskStage,
     volumes::CloneVolume,
 };
-use std::collections::BTreeMap;
 use serde_json::json;
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// What was done with an object.
