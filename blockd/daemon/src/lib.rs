@@ -30,6 +30,7 @@ mod exports;
 mod files;
 pub mod generate;
 mod groups;
+mod health;
 mod http;
 pub mod lazy;
 mod limits;

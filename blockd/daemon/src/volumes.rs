@@ -5,6 +5,7 @@ use crate::{
     db::{Chain, CredentialRow, DbError, LazyRow, RuleUses, SnapshotRow, VolumeRow, VolumeState},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
+    schedules::engine::Candidate,
 };
 use blockd_api::{
     ByteSize, Deleted, ErrorCode, GroupName, Labels, RuleName, VolumeRef, check_volume_size,
@@ -407,7 +408,12 @@ impl Core {
         // What it shared with others may be theirs alone now, and can be merged.
         self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
-        Ok(Deleted { id: id.to_string(), name: entry.name.to_string() })
+        let gone = Candidate { id, name: entry.name.clone(), tags: entry.tags() };
+        let warnings = self.schedules_without(gone).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "which schedules are without a volume now is not told");
+            Vec::new()
+        });
+        Ok(Deleted { id: id.to_string(), name: entry.name.to_string(), warnings })
     }
 
     /// Opens a volume again whose row may or may not say that it is being deleted: a commit that failed may have become

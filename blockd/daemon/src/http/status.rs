@@ -24,6 +24,7 @@ pub(super) async fn activity(State(core): State<Arc<Core>>) -> Answer<Activity> 
 }
 
 pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
+    let data_space = core.look_at_room().await;
     let hooks = core.webhooks.clone();
     let rows = core.db.run(move |tx| -> Result<_, DbError> {
         let told = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<Vec<_>, _>>()?;
@@ -58,5 +59,7 @@ pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
         uptime_seconds: core.started.elapsed().as_secs(),
         counts,
         webhooks,
+        data_space,
+        problems: core.health.problems(),
     }))
 }

@@ -357,6 +357,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> 
 
 async fn delete(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
     let deleted = context.client.delete_volume(volume).await?;
+    deleted.warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
     if context.output.is_json() {
         return context.output.document(&deleted);
     }
