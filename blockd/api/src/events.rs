@@ -82,6 +82,7 @@ pub const KINDS: &[EventKind] = &[
     EventKind::new("run-skipped", 0x3d5c2fa8_5c61_47c8_9f00_1bc94891e358),
     EventKind::new("run-failed", 0x21440a83_1569_4a96_bb1d_0f94508840e8),
     EventKind::new("rule-failed", 0xbb5ba90a_42af_443e_b69d_5275750a1470),
+    EventKind::new("data-directory-full", 0xd059bfd8_4848_4882_9074_530ae0a48c53),
     EventKind::new("volume-degraded", 0xd12cbf68_3e03_4512_8e97_b0e999d21350),
     EventKind::new("reload-failed", 0xba8a2a1f_cb1d_42ad_8d32_33c7e23dc906),
 ];

@@ -73,4 +73,7 @@ pub struct Deleted {
     pub id: String,
     /// Name that it had.
     pub name: String,
+    /// What whoever deleted it should know, such as schedules that protect nothing any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }

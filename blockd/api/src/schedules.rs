@@ -251,9 +251,15 @@ pub struct Schedule {
     pub next_run: Option<Timestamp>,
     /// The last run that was begun.
     pub last_run: Option<Timestamp>,
-    /// Its newest run found no volume that it chooses: nothing is protected by it.
+    /// Since when its next run should have begun, if that is minutes ago: something keeps the scheduler from its work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overdue_since: Option<Timestamp>,
+    /// There is no volume that it chooses: nothing is protected by it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_volume: bool,
+    /// What whoever made or changed it should know; only in answers to that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// When its runs are, as one text.
     pub schedule: String,
 }

@@ -33,6 +33,12 @@ pub struct Status {
     /// Why a changed configuration does not hold, if the last reload failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload_failed: Option<ReloadFailure>,
+    /// The room on the filesystem of the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_space: Option<DataSpace>,
+    /// What keeps it from its work now, as far as it notices by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
 }
 
 /// A reload of the configuration that changed nothing.
@@ -43,6 +49,30 @@ pub struct ReloadFailure {
     pub at: Timestamp,
     /// Why it failed, in one line.
     pub error: String,
+}
+
+/// The room on a filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataSpace {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What the daemon can still write.
+    pub free_bytes: u64,
+}
+
+/// Something that keeps the daemon from its work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// What it is, in a word: `data-directory`, `schedules`, `metrics`, `control-socket`, `control-address` or `credential`.
+    pub kind: String,
+    /// It in words.
+    pub what: String,
+    /// What to do about it.
+    pub todo: String,
+    /// Since when it is known.
+    pub since: Timestamp,
 }
 
 /// How a webhook does. Its address may hold a secret, so only the host is told.

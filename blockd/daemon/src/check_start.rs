@@ -3,13 +3,18 @@
 
 use crate::{
     config::Config,
+    credentials::cannot_be_opened,
     daemon::{check_socket_path, with_sources},
     db::Db,
+    secrets::Secrets,
 };
 use blockd_extent::VolumeId;
 use blockd_nbd::TlsIdentity;
 use blockd_volume::{Volume, VolumeError};
-use std::{io::ErrorKind, path::Path};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 /// What is wrong with the files that a configuration names, a line each: those of TLS are loaded as at the start.
 pub fn check_files(config: &Config) -> Vec<String> {
@@ -39,7 +44,10 @@ pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
     }
     let database = data_dir.join("blockd.db");
     match database.try_exists() {
-        Ok(true) => problems.extend(Db::check_version(&database).err().map(|error| with_sources(&error))),
+        Ok(true) => match Db::check_version(&database) {
+            Ok(()) => problems.extend(lost_credentials(&data_dir, &database)),
+            Err(error) => problems.push(with_sources(&error)),
+        },
         Ok(false) => {}
         Err(error) => return Err(cannot(&database, &error)),
     }
@@ -61,6 +69,19 @@ pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
         }
     }
     Ok(problems)
+}
+
+/// Credentials whose secrets could not be opened: a daemon that runs may still know them, and the next one would not.
+fn lost_credentials(data_dir: &Path, database: &Path) -> Vec<String> {
+    let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let secrets = Secrets::load(data_dir, systemd.as_deref());
+    // One of an earlier version has other columns; the start reads it.
+    let rows = Db::look_for_credentials(database).unwrap_or_default();
+    let told = rows.iter().filter_map(|row| {
+        let error = cannot_be_opened(&secrets, row)?;
+        Some(format!("credential {} could not be used: {error}", row.name))
+    });
+    told.collect()
 }
 
 #[cfg(test)]

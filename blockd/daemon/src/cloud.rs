@@ -48,6 +48,11 @@ pub(crate) async fn open_existing(
     drive(move || async move { Repository::open_existing(store, Some(&passphrase)).await }).await
 }
 
+/// Opens the repository in a store that no passphrase protects, and makes none.
+pub(crate) async fn open_unencrypted(store: Arc<dyn ObjectStore>) -> Result<Repository, ServiceError> {
+    drive(move || async move { Repository::open_existing(store, None).await }).await
+}
+
 /// Changes what protects a repository.
 pub(crate) async fn rekey(
     store: Arc<dyn ObjectStore>,

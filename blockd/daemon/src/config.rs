@@ -12,6 +12,7 @@ pub use webhook::{WebhookConfig, WebhookUrl};
 
 use crate::cli::Cli;
 use crate::limits::LimitPlan;
+use crate::logging;
 use blockd_api::{CredentialRef, DailyLimit, credentials::CredentialLimits};
 use blockd_nbd::{TlsFiles, TlsMode};
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,18 @@ pub enum ConfigError {
         given: String,
         /// What it may be.
         wanted: &'static str,
+    },
+    /// The level of the log is none.
+    #[error("log_level: {reason}")]
+    LogLevel {
+        /// Why.
+        reason: String,
+    },
+    /// A group that control sockets are for is not there.
+    #[error("control.sockets: {reason}; the socket would not be served")]
+    Group {
+        /// Why.
+        reason: String,
     },
     /// A limit of bandwidth cannot be.
     #[error("limit_upload, limit_download or limit_time_zone: {reason}")]
@@ -457,6 +470,8 @@ impl Config {
         if self.data_dir.as_os_str().is_empty() {
             return Err(ConfigError::Range { key: "data_dir", given: "empty".into(), wanted: "a directory" });
         }
+        logging::check_level(&self.log_level)
+            .map_err(|error| ConfigError::LogLevel { reason: error.to_string() })?;
         range("full_every", self.full_every.into(), 1, 1000, "1 to 1000")?;
         if self.merge_limit_bytes_per_s != 0 {
             let wanted = "0 (no limit), or 1048576 (1 MiB a second) to 1099511627776";
@@ -511,6 +526,18 @@ impl Config {
             range("verify_bytes_per_day", self.verify_bytes_per_day, 100 << 20, 1 << 50, wanted)?;
         }
         range("task_history", self.task_history.into(), 1, 1_000_000, "1 to 1000000")
+    }
+
+    /// Looks for what the configuration needs of this host, and the daemon starts without.
+    ///
+    /// # Errors
+    /// A group is not there.
+    pub fn check_host(&self) -> Result<(), ConfigError> {
+        for socket in &self.control.sockets {
+            crate::control::find_group(&socket.group)
+                .map_err(|error| ConfigError::Group { reason: error.to_string() })?;
+        }
+        Ok(())
     }
 
     /// What all tasks of the host together may move.
@@ -643,6 +670,13 @@ mod tests {
     fn values_out_of_range_are_refused_by_name() {
         let config = Config { full_every: 0, ..Config::default() };
         assert_eq!(config.check().unwrap_err().to_string(), "full_every is 0, but must be 1 to 1000");
+    }
+
+    #[test]
+    fn a_level_of_the_log_that_is_none_is_refused() {
+        let config = Config { log_level: "bogus".into(), ..Config::default() };
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.starts_with("log_level: ") && error.contains("bogus"), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{
     config::{ControlConfig, ControlSocket, NbdAddress},
     core::Core,
     daemon::{DaemonError, check_socket_path, file_error, remove_socket, with_sources},
+    health,
     http::{self, caller::Caller, connections::serve, remote::Remote},
     nbd::load_identity,
 };
@@ -64,14 +65,32 @@ impl Control {
                     this.servers.spawn(serve(listener, caller, router.clone(), stop.clone()));
                 }
                 Err(error) => {
-                    tracing::error!(path = %socket.path.display(), error = %with_sources(&error), "a control socket for a group is not served");
+                    let error = with_sources(&error);
+                    tracing::error!(path = %socket.path.display(), %error, "a control socket for a group is not served");
+                    let what =
+                        format!("the control socket for group {} is not served: {error}", socket.group);
+                    let path = socket.path.display().to_string();
+                    core.health.note(
+                        health::CONTROL_SOCKET,
+                        &path,
+                        what,
+                        "mend that, or control.sockets in the configuration, and restart blockd",
+                    );
                 }
             }
         }
         if let (Some(address), Some(files)) = (config.listen, config.tls_files())
             && let Err(error) = this.listen_to_others(core, address, files, &router, stop).await
         {
-            tracing::error!(%address, error = %with_sources(&error), "the control API is not served over TCP");
+            let error = with_sources(&error);
+            tracing::error!(%address, %error, "the control API is not served over TCP");
+            let what = format!("the control API is not served over TCP: {error}");
+            core.health.note(
+                health::CONTROL_ADDRESS,
+                "",
+                what,
+                "mend that, or [control] in the configuration, and restart blockd",
+            );
         }
         // Last: whoever finds it finds all the others, too.
         let own = core.control_socket();
@@ -251,7 +270,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), DaemonError> {
 }
 
 /// The group of this name or number.
-fn find_group(group: &str) -> std::io::Result<Gid> {
+pub(crate) fn find_group(group: &str) -> std::io::Result<Gid> {
     if let Ok(number) = group.parse() {
         return Ok(Gid::from_raw(number));
     }

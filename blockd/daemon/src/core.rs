@@ -83,6 +83,8 @@ pub struct Core {
     pub(crate) webhooks: Vec<Arc<crate::webhooks::Webhook>>,
     /// How far the log was told of events, if it is.
     pub(crate) log_reader: Option<crate::db::EventReader>,
+    /// What keeps it from its work.
+    pub(crate) health: crate::health::Health,
     /// What is asked of the stores.
     pub(crate) meters: crate::metrics::Meters,
     /// Wakes the task that looks at the schedules.

@@ -3,7 +3,7 @@
 use crate::{
     cloud,
     core::Core,
-    credentials::{StoreKey, decode_keys, encode_keys, not_opened},
+    credentials::{StoreKey, cannot_be_opened, decode_keys, encode_keys, not_opened},
     db::CredentialRow,
     error::ServiceError,
     limits::{keep, limits_of},
@@ -42,7 +42,11 @@ impl Core {
         wanted: &CredentialRef,
         request: UpdateCredential,
     ) -> Result<Credential, ServiceError> {
-        if request.is_empty() {
+        let is_lost = |row: &CredentialRow| cannot_be_opened(&self.secrets, row).is_some();
+        // What no passphrase protects can be had from the store again, with nothing given.
+        if request.is_empty()
+            && !self.credential(Some(wanted)).await.is_ok_and(|row| !row.encrypted && is_lost(&row))
+        {
             return providers::invalid("nothing is to be changed: give at least one flag");
         }
         // Keys that another request adds meanwhile must not get lost. Without a passphrase nobody has to wait for the store.
@@ -84,7 +88,10 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
         }
         keep(&mut row.store.connection, limits_of(&now.store.connection));
-        if self.credential_rows().await?.iter().any(CredentialRow::has_sealed) {
+        // Whoever gives all secrets anew needs no old key; a lost one cannot open those of other credentials any more either.
+        let is_anew =
+            passphrase.is_some() && (now.store_secret.is_none() || !matches!(change, KeyChange::Stays));
+        if !is_anew && self.credential_rows().await?.iter().any(CredentialRow::has_sealed) {
             self.secrets.must_not_be_new()?;
         }
         if !matches!(change, KeyChange::Stays) {
@@ -120,6 +127,9 @@ impl Core {
             self.repositories.replace(uuid, repository, bandwidth, from);
         }
         drop(admission);
+        if let Err(error) = self.look_at_credentials().await {
+            tracing::warn!(%error, "whether all credentials can be opened is not known");
+        }
         self.forget_unneeded_secrets().await;
         tracing::info!(
             credential = %uuid,
@@ -143,8 +153,16 @@ impl Core {
         let known = match (opened, &row.passphrase_from) {
             (Some(keys), _) => Some(keys),
             (None, None) => {
-                let keys = self.secrets.open(row.uuid, Purpose::DataKeys, &row.data_keys);
-                Some(decode_keys(&keys.map_err(|error| not_opened(row, &error))?)?)
+                match (self.secrets.open(row.uuid, Purpose::DataKeys, &row.data_keys), &passphrase) {
+                    (Ok(keys), _) => Some(decode_keys(&keys)?),
+                    // The store has them, too, and the passphrase opens them there.
+                    (Err(_), StoreKey::Value(_) | StoreKey::From(..)) => None,
+                    (Err(_), StoreKey::None) if !row.encrypted => {
+                        let keys = cloud::open_unencrypted(store).await?.keys().to_vec();
+                        return Ok(Some(Passphrase { keys, from: None }));
+                    }
+                    (Err(error), StoreKey::None) => return Err(not_opened(row, &error)),
+                }
             }
             (None, Some(_)) => None,
         };

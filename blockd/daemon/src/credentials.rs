@@ -7,11 +7,12 @@ use crate::{
     core::Core,
     db::{CredentialRow, DbError, ProviderRow, StoreRow},
     error::{ServiceError, blocking},
+    health,
     limits::{LimitPlan, PlannedBandwidth, keep, limits_of},
     providers,
     references::{Fingerprint, References, Resolved, store::ReferencedStore},
     renewable::RenewableStore,
-    secrets::Purpose,
+    secrets::{Purpose, Secrets, SecretsError},
     secrets_elsewhere::{references_of, unresolved},
 };
 use blockd_api::{
@@ -343,12 +344,13 @@ impl Core {
         self.repositories.forget(uuid);
         self.meters.forget(uuid);
         self.browse.forget(uuid);
+        self.health.clear(health::CREDENTIAL, &uuid.to_string());
         self.forget_unneeded_secrets().await;
         for entry in self.registry.all() {
             self.forget_intervals(&entry).await;
         }
         tracing::info!(credential = %uuid, name = %row.name, "credential deleted");
-        Ok(Deleted { id: uuid.to_string(), name: row.name.to_string() })
+        Ok(Deleted { id: uuid.to_string(), name: row.name.to_string(), warnings: Vec::new() })
     }
 
     /// The rows of all credentials.
@@ -639,8 +641,16 @@ fn open_store(
 /// A repository, what its tasks may move, and with what it was opened if that lies elsewhere.
 type Reopened = (Repository, Arc<PlannedBandwidth>, Option<(SecretRef, Fingerprint)>);
 
+/// Why what is sealed of a credential cannot be opened, if that is so.
+pub(crate) fn cannot_be_opened(secrets: &Secrets, row: &CredentialRow) -> Option<SecretsError> {
+    let keys = (!row.data_keys.is_empty()).then_some((Purpose::DataKeys, &row.data_keys));
+    let secret = row.store_secret.as_ref().map(|sealed| (Purpose::StoreSecret, sealed));
+    let mut sealed = keys.into_iter().chain(secret);
+    sealed.find_map(|(purpose, sealed)| secrets.open(row.uuid, purpose, sealed).err())
+}
+
 /// A sealed secret that cannot be opened, as callers see it.
-pub(crate) fn not_opened(row: &CredentialRow, error: &crate::secrets::SecretsError) -> ServiceError {
+pub(crate) fn not_opened(row: &CredentialRow, error: &SecretsError) -> ServiceError {
     let message = format!("credential {}: {error}", row.name);
     ServiceError::refused(ErrorCode::SecretUnavailable, message)
 }

@@ -14,7 +14,7 @@ use crate::{
     credentials::Repositories,
     db::{Db, DbError, EventReader},
     error::ServiceError,
-    files, http,
+    files, health, http,
     limits::PlannedBandwidth,
     lock::{DirLock, LockError},
     merger::{Merger, Wake},
@@ -50,6 +50,9 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// How long a stop waits for commands after freezes: less than systemd waits for the stop.
 const REST_PATIENCE: Duration = Duration::from_secs(180);
 
+/// How long to wait before it is tried again to serve metrics.
+const METRICS_AGAIN: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(15) };
+
 /// Why the daemon could not start, or not stop cleanly.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -83,14 +86,6 @@ pub enum DaemonError {
         path: PathBuf,
         /// How long it is.
         len_bytes: usize,
-    },
-    /// Metrics cannot be served.
-    #[error("cannot serve metrics at {address}: {source}")]
-    Metrics {
-        /// Where.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
     },
     /// The control API cannot be served over TCP.
     #[error("cannot serve the control API at {address}: {source}")]
@@ -151,6 +146,7 @@ pub struct Daemon {
     references: JoinHandle<()>,
     pressure: JoinHandle<()>,
     upkeep: JoinHandle<()>,
+    health: JoinHandle<()>,
     webhooks: JoinHandle<()>,
     scheduler: JoinHandle<()>,
     watchdog: Option<JoinHandle<()>>,
@@ -230,7 +226,7 @@ impl Daemon {
         let control = Control::start(&core, &http_stop, passed).await?;
         let certificates = Certificates::new([identity, control.identity.clone()]);
         let metrics = match config.metrics.listen {
-            Some(address) => Some(serve_metrics(&core, address, http_stop.clone()).await?),
+            Some(address) => Some(serve_metrics(&core, address, http_stop.clone()).await),
             None => None,
         };
         let limit = core.config.merge_limit_bytes_per_s;
@@ -243,6 +239,7 @@ impl Daemon {
         let limits = crate::limits::start(&core);
         let references = crate::references::start(&core.references);
         let upkeep = upkeep::start(&core);
+        let health = crate::health::start(&core);
         let log = core.log_reader.clone();
         let webhooks = crate::webhooks::start(&core, log);
         if let Err(error) = core.resume_hydrations().await {
@@ -272,6 +269,7 @@ impl Daemon {
             references,
             pressure,
             upkeep,
+            health,
             webhooks,
             scheduler,
             watchdog,
@@ -315,6 +313,7 @@ impl Daemon {
             references,
             pressure,
             upkeep,
+            health,
             webhooks,
             scheduler,
             watchdog,
@@ -345,6 +344,8 @@ impl Daemon {
         pressure.abort();
         limits.abort();
         references.abort();
+        health.abort();
+        let _ = health.await;
         let _ = limits.await;
         // What is being told is told again after the next start.
         let webhooks_abort = webhooks.abort_handle();
@@ -471,6 +472,7 @@ fn prepare(
         browse: Browse::default(),
         merger: Arc::new(Wake::default()),
         events: crate::events::Events::default(),
+        health: crate::health::Health::default(),
         meters: crate::metrics::Meters::default(),
         scheduler: crate::schedules::Scheduler::default(),
         admission: tokio::sync::Mutex::new(()),
@@ -578,15 +580,43 @@ pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
     }
 }
 
-async fn serve_metrics(
-    core: &Arc<Core>,
-    address: SocketAddr,
-    stop: CancelToken,
-) -> Result<JoinHandle<()>, DaemonError> {
-    let failed = |source| DaemonError::Metrics { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let _ = core.metrics_tcp.set(listener.local_addr().map_err(failed)?);
-    Ok(tokio::spawn(http::metrics::serve(listener, Arc::clone(core), stop)))
+/// Serves metrics, or tries to until it can: volumes are served whoever has the address.
+async fn serve_metrics(core: &Arc<Core>, address: SocketAddr, stop: CancelToken) -> JoinHandle<()> {
+    let listener = listen_for_metrics(core, address).await;
+    let core = Arc::clone(core);
+    tokio::spawn(async move {
+        let mut listener = listener;
+        let listener = loop {
+            match listener {
+                Some(listener) => break listener,
+                None => tokio::time::sleep(METRICS_AGAIN).await,
+            }
+            listener = listen_for_metrics(&core, address).await;
+        };
+        http::metrics::serve(listener, core, stop).await;
+    })
+}
+
+async fn listen_for_metrics(core: &Core, address: SocketAddr) -> Option<TcpListener> {
+    let bound = TcpListener::bind(address).await;
+    match bound.and_then(|listener| Ok((listener.local_addr()?, listener))) {
+        Ok((address, listener)) => {
+            if core.health.clear(health::METRICS, "") {
+                tracing::info!(%address, "metrics are served now");
+            }
+            let _ = core.metrics_tcp.set(address);
+            Some(listener)
+        }
+        Err(error) => {
+            let what = format!("metrics are not served at {address}: {error}");
+            let todo =
+                "free the address, or change metrics.listen and restart blockd; it is tried again by itself";
+            if core.health.note(health::METRICS, "", what, todo) {
+                tracing::error!(%address, %error, "metrics are not served for now");
+            }
+            None
+        }
+    }
 }
 
 pub(crate) fn notify(state: sd_notify::NotifyState<'_>) {

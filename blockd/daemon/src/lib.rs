@@ -31,6 +31,7 @@ mod exports;
 mod files;
 pub mod generate;
 mod groups;
+mod health;
 mod http;
 pub mod lazy;
 mod limits;

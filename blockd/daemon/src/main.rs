@@ -54,6 +54,9 @@ fn main() -> ExitCode {
         Err(error) => return failed(&error, EXIT_USAGE),
     };
     if cli.check_config {
+        if let Err(error) = config.check_host() {
+            return failed(&error, EXIT_USAGE);
+        }
         print!("{}", config.to_shown_toml());
         let problems = check_files(&config);
         for problem in &problems {

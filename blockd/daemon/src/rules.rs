@@ -311,7 +311,7 @@ impl Core {
         match deleted.await {
             Ok(true) => {
                 self.rule_problems.lock().remove(&name);
-                Ok(Deleted { id: name.to_string(), name: name.to_string() })
+                Ok(Deleted { id: name.to_string(), name: name.to_string(), warnings: Vec::new() })
             }
             Ok(false) => Err(in_use("something".to_owned())),
             Err(error) if error.is_conflict() => Err(in_use("something".to_owned())),

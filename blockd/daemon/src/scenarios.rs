@@ -32,6 +32,7 @@ mod events;
 mod given_up;
 mod group_backups;
 mod groups;
+mod health;
 mod layers;
 mod local_copies;
 mod marks;

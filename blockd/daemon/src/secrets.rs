@@ -67,20 +67,20 @@ pub enum SecretsError {
         what: String,
     },
     /// There are sealed secrets, but no key.
-    #[error("{} is gone, and with it the secrets of this credential: put the file back, or delete the credential and create it again", path.display())]
+    #[error("{} is gone, and with it the secrets of this credential: put the file back, or give the credential all its secrets again (blockctl credentials update)", path.display())]
     KeyLost {
         /// Where the key should be.
         path: PathBuf,
     },
     /// The secret was sealed with another key.
-    #[error("the secrets of this credential were sealed with another key than {}: put the old key back, or delete the credential and create it again", path.display())]
+    #[error("the secrets of this credential were sealed with another key than {}: put the old key back, or give the credential all its secrets again (blockctl credentials update)", path.display())]
     KeyChanged {
         /// Where the key is.
         path: PathBuf,
     },
     /// The sealed bytes are not what was written for this credential.
     #[error(
-        "the stored secrets of credential {credential} are damaged ({what}): delete the credential and create it again"
+        "the stored secrets of credential {credential} are damaged ({what}): give it all its secrets again (blockctl credentials update)"
     )]
     Damaged {
         /// Whose they are.

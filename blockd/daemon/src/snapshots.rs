@@ -452,7 +452,7 @@ impl Core {
         }
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %row.volume, snapshot = %id, name = %row.name, "snapshot deleted");
-        Ok(Deleted { id: id.to_string(), name: row.name.to_string() })
+        Ok(Deleted { id: id.to_string(), name: row.name.to_string(), warnings: Vec::new() })
     }
 
     /// Takes a snapshot whose row is `deleting` off its volume, then removes the row.

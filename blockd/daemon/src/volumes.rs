@@ -8,6 +8,7 @@ use crate::{
     },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
+    schedules::engine::Candidate,
 };
 use blockd_api::{
     ByteSize, Deleted, ErrorCode, GroupName, Labels, RuleName, VolumeRef, check_volume_size,
@@ -434,7 +435,12 @@ impl Core {
         // What it shared with others may be theirs alone now, and can be merged.
         self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
-        Ok(Deleted { id: id.to_string(), name: entry.name.to_string() })
+        let gone = Candidate { id, name: entry.name.clone(), tags: entry.tags() };
+        let warnings = self.schedules_without(gone).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "which schedules are without a volume now is not told");
+            Vec::new()
+        });
+        Ok(Deleted { id: id.to_string(), name: entry.name.to_string(), warnings })
     }
 
     /// Refuses to let snapshots go with their volume that somebody said are to stay.

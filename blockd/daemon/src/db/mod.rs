@@ -191,6 +191,20 @@ impl Db {
     /// # Errors
     /// It is newer than this program, or cannot be read.
     pub fn check_version(path: &Path) -> Result<(), DbError> {
+        migrations::check(&Self::look(path)?, path)
+    }
+
+    /// The credentials in a database of this program's version, which others may have open. Changes nothing.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) fn look_for_credentials(path: &Path) -> Result<Vec<CredentialRow>, DbError> {
+        let mut connection = Self::look(path)?;
+        CredentialRow::all(&connection.transaction()?)
+    }
+
+    /// Opens a database that others may have open, to read from it only.
+    fn look(path: &Path) -> Result<Connection, DbError> {
         let open = |source| DbError::Open { path: path.to_owned(), source };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         // Where nothing lies beside it, all is in the file; and whoever reads it as usual would leave something there.
@@ -211,7 +225,7 @@ impl Db {
                 Connection::open_with_flags(uri + "?immutable=1", flags)
             }
         };
-        migrations::check(&connection.map_err(open)?, path)
+        connection.map_err(open)
     }
 
     /// Runs `work` in one transaction: all of it is kept, durably, or nothing.

@@ -24,6 +24,7 @@ pub(super) async fn activity(State(core): State<Arc<Core>>) -> Answer<Activity> 
 }
 
 pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
+    let data_space = core.look_at_room().await;
     let hooks = core.webhooks.clone();
     let rows = core.db.run(move |tx| -> Result<_, DbError> {
         let told = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<Vec<_>, _>>()?;
@@ -59,5 +60,7 @@ pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
         counts,
         webhooks,
         reload_failed: core.reload_failed.lock().clone(),
+        data_space,
+        problems: core.health.problems(),
     }))
 }

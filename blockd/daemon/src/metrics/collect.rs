@@ -10,10 +10,13 @@ use crate::{
     db::{Chain, CredentialRow, DbError, Proof, RunRow, ScheduleRow, TaskRow},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
-    schedules::engine,
+    schedules::engine::{self, Candidate},
     webhooks::Webhook,
 };
-use blockd_api::{schedules::RunState, status::WebhookStatus};
+use blockd_api::{
+    schedules::RunState,
+    status::{DataSpace, WebhookStatus},
+};
 use blockd_volume::VolumeStats;
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
@@ -31,8 +34,8 @@ struct Rows {
     tasks: BTreeMap<(String, &'static str), u64>,
     runs: Vec<(RunState, usize)>,
     next_runs: Vec<(Uuid, Option<Timestamp>)>,
-    /// Whether the newest run of each schedule found no volume.
-    without_volume: Vec<(Uuid, bool)>,
+    schedules: Vec<ScheduleRow>,
+    overdue: usize,
     webhooks: Vec<WebhookStatus>,
 }
 
@@ -40,13 +43,14 @@ impl Rows {
     fn read(tx: &rusqlite::Transaction<'_>, hooks: &[Arc<Webhook>], now: Timestamp) -> Result<Self, DbError> {
         let credentials = CredentialRow::all(tx)?;
         let (mut proofs, mut next_runs, mut runs) = (Vec::new(), Vec::new(), Vec::new());
-        let mut without_volume = Vec::new();
+        let (mut schedules, mut overdue) = (Vec::new(), 0);
         for credential in &credentials {
             proofs.extend(Proof::all(tx, credential.uuid)?);
         }
         for schedule in ScheduleRow::all(tx)? {
             next_runs.push((schedule.uuid, engine::next_run(tx, &schedule, now)?));
-            without_volume.push((schedule.uuid, RunRow::found_no_volume(tx, schedule.uuid)?));
+            overdue += usize::from(engine::overdue_since(tx, &schedule, now)?.is_some());
+            schedules.push(schedule);
         }
         for state in [RunState::Queued, RunState::Active] {
             runs.push((state, RunRow::in_state(tx, state)?.len()));
@@ -57,7 +61,7 @@ impl Rows {
         }
         let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
         let chains = Chain::all(tx, None)?;
-        Ok(Self { chains, credentials, proofs, tasks, runs, next_runs, without_volume, webhooks })
+        Ok(Self { chains, credentials, proofs, tasks, runs, next_runs, schedules, overdue, webhooks })
     }
 
     fn proofs_of(&self, row: &CredentialRow) -> impl Iterator<Item = &Proof> {
@@ -100,6 +104,7 @@ impl Core {
     /// The database fails.
     pub(crate) async fn metrics_text(&self) -> Result<String, ServiceError> {
         let now = Timestamp::now();
+        let space = self.look_at_room().await;
         let hooks = self.webhooks.clone();
         let rows = self.db.run(move |tx| Rows::read(tx, &hooks, now)).await?;
         let entries = self.registry.all();
@@ -110,6 +115,7 @@ impl Core {
         let mut text = Exposition::default();
         self.of_the_process(&mut text);
         of_volumes(&mut text, &seen);
+        self.of_health(&mut text, space);
         self.of_stores(&mut text, &rows);
         self.of_backups(&mut text, &rows);
         self.of_rules(&mut text);
@@ -176,10 +182,12 @@ impl Core {
         let of = |name: &dyn ToString| vec![("credential", name.to_string())];
         text.gauge(
             "blockd_verification_last_timestamp_seconds",
-            "When a cloud snapshot under the credential was last verified.",
+            "When a cloud snapshot under the credential was last verified; 0 if there are backups and none ever was.",
             rows.credentials.iter().filter_map(|row| {
-                let last = rows.proofs_of(row).map(|proof| proof.verified.as_second()).max()?;
-                Some((of(&row.name), last))
+                let last = rows.proofs_of(row).map(|proof| proof.verified.as_second()).max();
+                // Where there is nothing, there is nothing to verify.
+                let has_backups = rows.chains.iter().any(|chain| chain.credential == row.uuid);
+                Some((of(&row.name), last.or(has_backups.then_some(0))?))
             }),
         );
         text.gauge(
@@ -196,6 +204,13 @@ impl Core {
                 (vec![("kind", kind.clone()), ("state", (*state).to_owned())], *count)
             }),
         );
+        text.counter(
+            "blockd_tasks_finished_total",
+            "Tasks that ended, by what they did and how they ended.",
+            self.tasks.ended.counts().map(|(kind, state, count)| {
+                (vec![("kind", kind.to_string()), ("state", state.as_str().to_owned())], count)
+            }),
+        );
         text.gauge(
             "blockd_schedule_runs_unfinished",
             "Runs of schedules that have not ended.",
@@ -209,11 +224,63 @@ impl Core {
             }),
         );
         text.gauge(
+            "blockd_schedules_overdue",
+            "Schedules whose next run should have begun minutes ago.",
+            [(Vec::new(), rows.overdue)],
+        );
+        let volumes = self.candidates();
+        text.gauge(
+            "blockd_backup_wanted_since_timestamp_seconds",
+            "Since when a schedule that is not paused backs up the volume to the credential, whether it ever worked or not.",
+            self.wanted_since(rows, &volumes).into_iter().map(|((volume, credential), since)| {
+                (vec![("volume", volume), ("credential", credential)], since.as_second())
+            }),
+        );
+        text.gauge(
             "blockd_schedule_without_volume",
-            "Whether the newest run of the schedule found no volume that it chooses, so that it protects nothing.",
-            rows.without_volume
-                .iter()
-                .map(|(uuid, is_without)| (vec![("schedule", uuid.to_string())], u64::from(*is_without))),
+            "Whether there is no volume that the schedule chooses, so that it protects nothing.",
+            rows.schedules.iter().map(|schedule| {
+                let is_without = !engine::chooses_any(&schedule.spec.selector, &volumes);
+                (vec![("schedule", schedule.uuid.to_string())], u64::from(is_without))
+            }),
+        );
+    }
+
+    /// Since when schedules back up which volume to where: by the names of both.
+    fn wanted_since(&self, rows: &Rows, volumes: &[Candidate]) -> BTreeMap<(String, String), Timestamp> {
+        let mut wanted: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
+        for schedule in rows.schedules.iter().filter(|schedule| !schedule.paused) {
+            let meant = volumes.iter().filter(|volume| engine::is_meant(&schedule.spec.selector, volume));
+            for volume in meant {
+                let created = self.registry.by_id(volume.id).map(|entry| entry.created);
+                let since = created.map_or(schedule.created, |created| created.max(schedule.created));
+                let places = schedule.spec.credentials.iter().filter_map(|uuid| rows.credential(*uuid));
+                for credential in places {
+                    let of = (volume.name.to_string(), credential.name.to_string());
+                    let first = wanted.entry(of).or_insert(since);
+                    *first = since.min(*first);
+                }
+            }
+        }
+        wanted
+    }
+
+    fn of_health(&self, text: &mut Exposition, space: Option<DataSpace>) {
+        let value = |value: fn(DataSpace) -> u64| space.map(|space| (Vec::new(), value(space)));
+        text.gauge(
+            "blockd_data_size_bytes",
+            "The size of the filesystem of the data directory.",
+            value(|space| space.total_bytes),
+        );
+        text.gauge(
+            "blockd_data_free_bytes",
+            "What of it blockd can still write.",
+            value(|space| space.free_bytes),
+        );
+        text.gauge(
+            "blockd_problems",
+            "What keeps blockd from its work, by kind, as `blockctl status` tells it.",
+            self.health.counts().map(|(kind, count)| (vec![("kind", kind.to_owned())], count)),
         );
     }
 

@@ -15,7 +15,7 @@ use blockd_api::{
 use blockd_cloud::{CloudsnapId, VerifyDepth};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Condition, Health, KeepReason, Retention, Snapshot, Tick, Verdict, decide, tick};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::Transaction;
 use std::collections::{BTreeMap, HashSet};
 use uuid::Uuid;
@@ -25,6 +25,9 @@ use crate::registry::Tags;
 /// Ended runs that are remembered, beside those whose backups are there still.
 pub(crate) const MAX_ENDED_RUNS: u32 = 10_000;
 
+/// A run that is this much late is overdue: the scheduler looks several times a minute.
+const OVERDUE_AFTER: SignedDuration = SignedDuration::from_mins(5);
+
 /// A volume that schedules may be for.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
@@ -33,7 +36,8 @@ pub(crate) struct Candidate {
     pub(crate) tags: Tags,
 }
 
-fn is_meant(selector: &Selector, volume: &Candidate) -> bool {
+/// Whether a volume is meant.
+pub(crate) fn is_meant(selector: &Selector, volume: &Candidate) -> bool {
     let named = match &selector.volume {
         Some(blockd_api::VolumeRef::Id(id)) => *id == volume.id,
         Some(blockd_api::VolumeRef::Name(name)) => *name == volume.name,
@@ -42,6 +46,11 @@ fn is_meant(selector: &Selector, volume: &Candidate) -> bool {
     named
         || (selector.group.is_some() && selector.group == volume.tags.group)
         || selector.label.as_ref().is_some_and(|label| volume.tags.labels.matches(label))
+}
+
+/// Whether one of these volumes is meant.
+pub(crate) fn chooses_any(selector: &Selector, volumes: &[Candidate]) -> bool {
+    volumes.iter().any(|volume| is_meant(selector, volume))
 }
 
 /// What begins the runs of a schedule.
@@ -228,6 +237,28 @@ pub(crate) fn next_run(
         next = Some(next.map_or(due, |next| next.min(due)));
     }
     Ok(next)
+}
+
+/// Since when the next run of a schedule should have begun, if that is so long ago that something must keep it from it.
+pub(crate) fn overdue_since(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, DbError> {
+    if schedule.paused {
+        return Ok(None);
+    }
+    let delay = SignedDuration::from_secs(schedule.spec.jitter.delay_s(schedule.uuid.as_u128()).into());
+    let mut since: Option<Timestamp> = None;
+    for rule in schedule.rules(tx)? {
+        let Some(dealt_with_until) = schedule.cursor(tx, &rule.when)? else { continue };
+        let Some(next) = rule.when.next_after(dealt_with_until) else { continue };
+        let due = next.checked_add(delay).unwrap_or(Timestamp::MAX);
+        if due.checked_add(OVERDUE_AFTER).is_ok_and(|late| late < now) {
+            since = Some(since.map_or(due, |since| since.min(due)));
+        }
+    }
+    Ok(since)
 }
 
 /// Takes over how the tasks of runs ended, and which local snapshots are there; those of runs without a task are being made by

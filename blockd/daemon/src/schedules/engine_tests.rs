@@ -247,3 +247,18 @@ fn what_deleted_schedules_made_is_forgotten_like_all_that_has_ended() {
     bench.tx(|tx| RunRow::prune(tx, 2));
     assert_eq!((of(&kept), of(&gone)), (3, 2));
 }
+
+#[test]
+fn a_run_that_does_not_begin_is_overdue_after_minutes() {
+    let bench = Bench::new();
+    let schedule = bench.schedule(vec![Rule { when: "daily 03:00".parse().unwrap(), retain: None }], 1);
+    let due = schedule.spec.rules[0].when.next_after(at(0)).unwrap();
+    let overdue = |schedule: &ScheduleRow, minutes: i64| {
+        let now = due + jiff::SignedDuration::from_mins(minutes);
+        bench.tx(|tx| engine::overdue_since(tx, schedule, now))
+    };
+    assert_eq!(overdue(&schedule, 4), None);
+    assert_eq!(overdue(&schedule, 6), Some(due));
+    let paused = ScheduleRow { paused: true, ..schedule };
+    assert_eq!(overdue(&paused, 6), None);
+}

@@ -7,6 +7,7 @@ mod local;
 mod policies;
 mod requests;
 mod runner;
+mod sense;
 #[cfg(test)]
 mod simulation;
 

@@ -1,5 +1,6 @@
 //! Policies that several schedules share.
 
+use super::sense::refuse_never;
 use crate::{
     core::Core,
     db::{DbError, PolicyRow, ScheduleRow},
@@ -9,6 +10,7 @@ use blockd_api::{
     Deleted, ErrorCode,
     schedules::{MAX_RULES, Policy, PolicyList, PolicyName, Rule, UpdatePolicy},
 };
+use jiff::Timestamp;
 
 /// Refuses too many rules, and the same one twice.
 pub(super) fn check_rules(rules: &[Rule]) -> Result<(), ServiceError> {
@@ -40,6 +42,7 @@ impl Core {
     pub async fn create_policy(&self, request: Policy) -> Result<Policy, ServiceError> {
         check_rules(&request.rules)?;
         refuse_none(&request.rules)?;
+        refuse_never(&request.rules, Timestamp::now())?;
         let name = request.name.clone();
         let row = PolicyRow { name: request.name.clone(), rules: request.rules.clone() };
         match self.db.run(move |tx| row.insert(tx)).await {
@@ -82,6 +85,7 @@ impl Core {
     ) -> Result<Policy, ServiceError> {
         check_rules(&request.rules)?;
         refuse_none(&request.rules)?;
+        refuse_never(&request.rules, Timestamp::now())?;
         let row = PolicyRow { name: name.clone(), rules: request.rules };
         let stored = row.clone();
         let updated = self.db.run(move |tx| -> Result<bool, ServiceError> {
@@ -112,7 +116,7 @@ impl Core {
     pub async fn delete_policy(&self, name: PolicyName) -> Result<Deleted, ServiceError> {
         let wanted = name.clone();
         match self.db.run(move |tx| -> Result<bool, DbError> { PolicyRow::delete(tx, &wanted) }).await {
-            Ok(true) => Ok(Deleted { id: name.to_string(), name: name.to_string() }),
+            Ok(true) => Ok(Deleted { id: name.to_string(), name: name.to_string(), warnings: Vec::new() }),
             Ok(false) => Err(not_found(&name)),
             Err(error) if error.is_conflict() => Err(ServiceError::refused(
                 ErrorCode::PolicyInUse,

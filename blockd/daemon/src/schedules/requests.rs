@@ -3,6 +3,7 @@
 use super::{
     engine::{self, Candidate},
     policies::{check_rules, not_found},
+    sense,
 };
 use crate::{
     cloudsnaps::to_api_id,
@@ -37,7 +38,12 @@ fn invalid(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::InvalidRequest, message)
 }
 
-fn to_api(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Schedule, DbError> {
+fn to_api(
+    tx: &Transaction<'_>,
+    row: &ScheduleRow,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Schedule, DbError> {
     let whens: Vec<String> = row.rules(tx)?.iter().map(|rule| rule.when.to_string()).collect();
     let spec = &row.spec;
     let mut counts = RunRow::copies(tx, row.uuid)?;
@@ -77,7 +83,9 @@ fn to_api(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Sch
         created: row.created,
         next_run: engine::next_run(tx, row, now)?,
         last_run: RunRow::last_of(tx, row.uuid)?,
-        without_volume: RunRow::found_no_volume(tx, row.uuid)?,
+        overdue_since: engine::overdue_since(tx, row, now)?,
+        without_volume: !engine::chooses_any(&spec.selector, volumes),
+        warnings: Vec::new(),
         schedule: whens.join(", "),
     })
 }
@@ -98,7 +106,12 @@ fn refuse_second(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), 
 }
 
 /// Stores a schedule whose policy must be there, and whose rules begin now.
-fn put(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Schedule, ServiceError> {
+fn put(
+    tx: &Transaction<'_>,
+    row: &ScheduleRow,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Schedule, ServiceError> {
     if let Some(policy) = &row.policy
         && PolicyRow::find(tx, policy)?.is_none()
     {
@@ -115,7 +128,8 @@ fn put(tx: &Transaction<'_>, row: &ScheduleRow, now: Timestamp) -> Result<Schedu
             row.set_cursor(tx, &rule.when, now)?;
         }
     }
-    Ok(to_api(tx, row, now)?)
+    let warnings = sense::warnings(&row.spec.selector, volumes);
+    Ok(Schedule { warnings, ..to_api(tx, row, volumes, now)? })
 }
 
 impl ScheduleRow {
@@ -144,8 +158,31 @@ impl Core {
         Err(ServiceError::refused(ErrorCode::CredentialInUse, message))
     }
 
+    /// What becomes of the schedules that were for a volume that is gone, where they have no other one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) async fn schedules_without(&self, gone: Candidate) -> Result<Vec<String>, ServiceError> {
+        let volumes = self.candidates();
+        let idle = self.db.run(move |tx| -> Result<_, DbError> {
+            let rows = ScheduleRow::all(tx)?.into_iter();
+            let was_for = |row: &ScheduleRow| {
+                let selector = &row.spec.selector;
+                engine::is_meant(selector, &gone) && !engine::chooses_any(selector, &volumes)
+            };
+            Ok(rows.filter(was_for).map(|row| (row.uuid, row.spec.name)).collect::<Vec<_>>())
+        });
+        let told = idle.await?.into_iter().map(|(uuid, name)| {
+            let called = name.map_or_else(|| uuid.to_string(), |name| format!("{name} ({uuid})"));
+            format!(
+                "schedule {called} protects nothing any more: delete it with blockctl cloudsnap schedules delete --uuid {uuid} if it is not needed"
+            )
+        });
+        Ok(told.collect())
+    }
+
     /// The volumes that schedules may be for.
-    pub(super) fn candidates(&self) -> Vec<Candidate> {
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let entries = self.registry.all().into_iter();
         let there = entries.filter(|entry| !matches!(entry.view().state, EntryState::Deleting));
         there.map(|entry| Candidate { id: entry.id, name: entry.name.clone(), tags: entry.tags() }).collect()
@@ -211,10 +248,13 @@ impl Core {
                 rule: request.rule,
             },
         };
+        let volumes = self.candidates();
         let made = self.db.run(move |tx| {
             refuse_second(tx, row.spec.name.as_ref())?;
             row.check(tx)?;
-            put(tx, &row, now)
+            sense::refuse_never(&row.spec.rules, now)?;
+            sense::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
+            put(tx, &row, &volumes, now)
         });
         let schedule = made.await?;
         tracing::info!(schedule = %schedule.uuid, when = %schedule.schedule, "schedule made");
@@ -227,12 +267,12 @@ impl Core {
     /// # Errors
     /// The database fails.
     pub async fn list_schedules(&self) -> Result<ScheduleList, ServiceError> {
-        let now = Timestamp::now();
+        let (now, volumes) = (Timestamp::now(), self.candidates());
         let list = self.db.run(move |tx| -> Result<_, DbError> {
             let mut list = ScheduleList::default();
             for (uuid, row) in ScheduleRow::each(tx)? {
                 match row {
-                    Ok(row) => list.schedules.push(to_api(tx, &row, now)?),
+                    Ok(row) => list.schedules.push(to_api(tx, &row, &volumes, now)?),
                     Err(error) => {
                         list.unreadable.push(UnreadableSchedule { uuid, error: error.to_string() });
                     }
@@ -248,8 +288,11 @@ impl Core {
     /// # Errors
     /// There is none of this id.
     pub async fn schedule(&self, uuid: Uuid) -> Result<Schedule, ServiceError> {
-        let now = Timestamp::now();
-        self.db.run(move |tx| -> Result<_, ServiceError> { Ok(to_api(tx, &find(tx, uuid)?, now)?) }).await
+        let (now, volumes) = (Timestamp::now(), self.candidates());
+        let found = self
+            .db
+            .run(move |tx| -> Result<_, ServiceError> { Ok(to_api(tx, &find(tx, uuid)?, &volumes, now)?) });
+        found.await
     }
 
     /// Changes a schedule.
@@ -272,10 +315,15 @@ impl Core {
             }
             None => None,
         };
+        let volumes = self.candidates();
         let changed = self.db.run(move |tx| {
             let mut row = find(tx, uuid)?;
             // What came about by the policy must not keep anybody from a pause.
             let must_check = request.rules.is_some() || request.policy.is_some();
+            let must_fit = must_check || request.jitter_seconds.is_some();
+            if let Some(rules) = &request.rules {
+                sense::refuse_never(rules, now)?;
+            }
             if let Some(paused) = request.paused {
                 if row.paused && !paused {
                     // What was left out while it was paused is not caught up on.
@@ -301,7 +349,10 @@ impl Core {
             if must_check {
                 row.check(tx)?;
             }
-            put(tx, &row, now)
+            if must_fit {
+                sense::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
+            }
+            put(tx, &row, &volumes, now)
         });
         let schedule = changed.await?;
         self.scheduler.wake();
@@ -327,7 +378,7 @@ impl Core {
                 Ok(ScheduleRow::delete(tx, uuid)?)
             })
             .await?;
-        Ok(Deleted { id: uuid.to_string(), name: String::new() })
+        Ok(Deleted { id: uuid.to_string(), name: String::new(), warnings: Vec::new() })
     }
 
     /// Runs a schedule now, paused or not.

@@ -10,6 +10,7 @@ use crate::{
     core::Core,
     db::{Catalog, DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow},
     error::ServiceError,
+    health::SCHEDULES,
     rules::AskedRest,
 };
 use blockd_api::{CredentialRef, ErrorCode, VolumeRef, events::Severity, schedules::RunState};
@@ -36,6 +37,12 @@ const MIN_WAIT_MS: u64 = 50;
 const DELETE_AGAIN_S: u64 = 5;
 /// The longest such time.
 const DELETE_AGAIN_MOST_S: u64 = 3_600;
+
+/// What the scheduler does, in words.
+const ADDING: &str = "making runs that are due";
+const BEGINNING: &str = "beginning runs";
+const DELETING_LOCAL: &str = "deleting local snapshots that are not kept";
+const DELETING: &str = "deleting cloud snapshots that are not kept";
 
 /// Wakes the scheduler.
 #[derive(Debug, Default)]
@@ -82,9 +89,10 @@ pub(crate) fn start(core: Arc<Core>) -> JoinHandle<()> {
 }
 
 /// Does a pass, and no more of it once the daemon stops: each step is a transaction, and what is left of it is done
-/// after the next start. None if the daemon stops, or if the pass failed, which is logged.
+/// after the next start. None if the daemon stops, or if the pass failed, which is told until one succeeds.
 async fn guarded<T>(
     core: &Core,
+    what: &'static str,
     pass: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<Option<T>, ServiceError> {
     let outcome = tokio::select! {
@@ -92,21 +100,38 @@ async fn guarded<T>(
         () = core.stopping.cancelled() => return Err(ServiceError::Stopping),
     };
     match outcome {
-        Ok(Ok(value)) => Ok(Some(value)),
+        Ok(Ok(value)) => {
+            succeeded(core, what);
+            Ok(Some(value))
+        }
         Ok(Err(ServiceError::Stopping)) => Err(ServiceError::Stopping),
         Ok(Err(error)) => {
-            tracing::error!(%error, "the schedules could not be looked at");
+            failed(core, what, &error.to_string());
             Ok(None)
         }
         Err(_) => {
-            tracing::error!("a look at the schedules panicked; the next one comes in its time");
+            failed(core, what, "a look at the schedules panicked; the log says where");
             Ok(None)
         }
     }
 }
 
+/// What of the schedules does not work is told while that is so, and logged once.
+fn failed(core: &Core, what: &'static str, error: &str) {
+    let told = format!("schedules: {what} fails: {error}");
+    if core.health.note(SCHEDULES, what, told, "mend the cause; it is tried again several times a minute") {
+        tracing::error!(what, %error, "the schedules could not be looked at; it is tried again and again");
+    }
+}
+
+fn succeeded(core: &Core, what: &'static str) {
+    if core.health.clear(SCHEDULES, what) {
+        tracing::info!(what, "the schedules can be looked at again");
+    }
+}
+
 async fn begin_runs(core: &Arc<Core>) {
-    while let Ok(outcome) = guarded(core, core.scheduler_pass(Timestamp::now())).await {
+    while let Ok(outcome) = guarded(core, ADDING, core.scheduler_pass(Timestamp::now())).await {
         let wait_ms = match outcome.flatten() {
             Some(due) => {
                 let until_ms = due.as_millisecond().saturating_sub(Timestamp::now().as_millisecond());
@@ -127,8 +152,8 @@ async fn delete_runs(core: &Arc<Core>) {
     loop {
         // A store that is away must not keep local snapshots, nor the other way round.
         let local = core.delete_surplus_snapshots(Timestamp::now(), &mut delays);
-        if guarded(core, local).await.is_err()
-            || guarded(core, core.delete_surplus(Timestamp::now(), &mut delays)).await.is_err()
+        if guarded(core, DELETING_LOCAL, local).await.is_err()
+            || guarded(core, DELETING, core.delete_surplus(Timestamp::now(), &mut delays)).await.is_err()
         {
             return;
         }
@@ -159,6 +184,7 @@ impl Core {
         self.events.wake();
         // A run whose task has ended may be one too many, which only `settle` has noted.
         self.scheduler.judge.notify_one();
+        let mut failing = None;
         for batch in batches {
             // Without a place, which uploads to a store that is away may hold for days, there are local snapshots still.
             let batch = if places == 0 { batch.only_local() } else { Some(batch) };
@@ -170,8 +196,15 @@ impl Core {
                 Ok(_) => {}
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 // The others must go on; these are tried again at the next look.
-                Err(error) => tracing::error!(?first, %error, "runs could not be begun"),
+                Err(error) => {
+                    tracing::debug!(?first, %error, "runs could not be begun");
+                    failing = Some(error);
+                }
             }
+        }
+        match failing {
+            Some(error) => failed(self, BEGINNING, &error.to_string()),
+            None => succeeded(self, BEGINNING),
         }
         self.tell_of_degraded_volumes(now).await?;
         Ok(next)

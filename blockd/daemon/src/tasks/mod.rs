@@ -43,7 +43,7 @@ use std::{
     collections::{HashMap, HashSet},
     future::Future,
     panic::AssertUnwindSafe,
-    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    sync::{Arc, atomic::AtomicBool, atomic::AtomicU64, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -73,6 +73,36 @@ pub struct Tasks {
     freezing: Turns,
     /// The points that did not come about.
     failed: Mutex<FailedPoints>,
+    /// How many ended since the start.
+    pub(crate) ended: Ended,
+}
+
+/// The tasks that ended, by kind and state.
+#[derive(Debug, Default)]
+pub(crate) struct Ended([[AtomicU64; Ended::STATES.len()]; Ended::KINDS.len()]);
+
+impl Ended {
+    const KINDS: [TaskKind; 4] = [TaskKind::Backup, TaskKind::Restore, TaskKind::Delete, TaskKind::Verify];
+    const STATES: [TaskState; 3] = [TaskState::Done, TaskState::Failed, TaskState::Stopped];
+
+    fn note(&self, kind: TaskKind, state: TaskState) {
+        for (counts, of) in self.0.iter().zip(Self::KINDS) {
+            let mut counts = counts.iter().zip(Self::STATES);
+            if of == kind
+                && let Some((count, _)) = counts.find(|(_, of)| *of == state)
+            {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How many there were of each, also of those that there were none of.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (TaskKind, TaskState, u64)> {
+        self.0.iter().zip(Self::KINDS).flat_map(|(counts, kind)| {
+            let counts = counts.iter().zip(Self::STATES);
+            counts.map(move |(count, state)| (kind, state, count.load(Ordering::Relaxed)))
+        })
+    }
 }
 
 impl Tasks {
@@ -86,6 +116,7 @@ impl Tasks {
             readers: Arc::default(),
             freezing: Turns::default(),
             failed: Mutex::default(),
+            ended: Ended::default(),
         }
     }
 
@@ -413,6 +444,8 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
         }
     }
     core.tasks.live.lock().remove(&live.id);
+    let row = live.view();
+    core.tasks.ended.note(row.kind, row.state);
     core.scheduler.wake();
     core.events.wake();
     live.end();

@@ -417,7 +417,7 @@ pub struct CreateArgs {
     /// Force scheduled backups to be full always
     #[arg(short, long)]
     pub full: bool,
-    /// Begin up to so many seconds later, always the same for one schedule
+    /// Begin up to so many seconds later, always the same for one schedule; at most half of the time between two runs
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub jitter: u32,
     /// Which runs go first
@@ -465,7 +465,7 @@ pub struct UpdateArgs {
     /// Whether scheduled backups are full always
     #[arg(short, long, value_name = "BOOL")]
     pub full: Option<bool>,
-    /// Begin up to so many seconds later
+    /// Begin up to so many seconds later; at most half of the time between two runs
     #[arg(long, value_name = "SECONDS")]
     pub jitter: Option<u32>,
     /// Which runs go first

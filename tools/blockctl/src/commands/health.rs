@@ -3,8 +3,8 @@
 use blockd_api::{
     events::{Event, Severity},
     format_time,
-    schedules::{Run, RunState, ScheduleList},
-    status::{ReloadFailure, WebhookStatus},
+    schedules::{Run, RunState, Schedule, ScheduleList},
+    status::{Problem, ReloadFailure, WebhookStatus},
     tasks::{Task, TaskKind, TaskStage},
     volumes::{Volume, VolumeState},
 };
@@ -49,11 +49,14 @@ pub struct Known {
     pub webhooks: Vec<WebhookStatus>,
     /// Why its configuration is not the one in the file, if it is not.
     pub reload_failed: Option<ReloadFailure>,
+    /// What it noticed by itself.
+    pub problems: Vec<Problem>,
 }
 
 /// Everything that is not well, the worst first.
 pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
-    let mut found = Vec::new();
+    let told = known.problems.iter().map(|problem| Trouble::new(problem.what.clone(), problem.todo.clone()));
+    let mut found: Vec<Trouble> = told.collect();
     for volume in &known.volumes {
         let name = &volume.name;
         if volume.state == VolumeState::Failed {
@@ -87,6 +90,7 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
             format!("blockctl cloudsnap schedules delete --uuid {}, and make it again", schedule.uuid),
         ));
     }
+    found.extend(overdue_schedules(known));
     found.extend(idle_schedules(known));
     found.extend(failed_runs(known));
     found.extend(kept_tasks(known));
@@ -95,13 +99,29 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
     found
 }
 
+/// What a schedule is called.
+fn called(schedule: &Schedule) -> String {
+    schedule.name.as_ref().map_or_else(|| schedule.uuid.to_string(), ToString::to_string)
+}
+
+/// Schedules whose runs do not come.
+fn overdue_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
+    known.schedules.schedules.iter().filter_map(|schedule| {
+        let since = format_time(schedule.overdue_since?);
+        Some(Trouble::new(
+            format!("schedule {} is overdue since {since}: nothing is backed up by it", called(schedule)),
+            "the log of blockd says what keeps it from its work",
+        ))
+    })
+}
+
 /// Schedules that protect nothing: of one whose label is mistyped there is nothing else to see.
 fn idle_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
     let idle = known.schedules.schedules.iter().filter(|schedule| schedule.without_volume);
     idle.map(|schedule| {
-        let name = schedule.name.as_ref().map_or_else(|| schedule.uuid.to_string(), ToString::to_string);
+        let name = called(schedule);
         Trouble::new(
-            format!("schedule {name} protects nothing: its newest run found no volume that it chooses"),
+            format!("schedule {name} protects nothing: there is no volume that it chooses"),
             format!(
                 "blockctl cloudsnap schedules list shows what it chooses; if that is wrong, blockctl cloudsnap schedules delete --uuid {}, and make it again",
                 schedule.uuid
@@ -241,6 +261,7 @@ mod tests {
             events: part(parts, "events"),
             webhooks: part(parts, "webhooks"),
             reload_failed: parts.get("reloadFailed").map(|one| serde_json::from_value(one.clone()).unwrap()),
+            problems: part(parts, "problems"),
         }
     }
 
@@ -285,10 +306,16 @@ mod tests {
         let mut idle = good;
         idle["schedules"][0]["withoutVolume"] = json!(true);
         idle["schedules"][0]["name"] = json!("nightly");
+        assert_eq!(told(&idle), ["schedule nightly protects nothing: there is no volume that it chooses"]);
+        idle["schedules"][0]["withoutVolume"] = json!(false);
+        idle["schedules"][0]["overdueSince"] = json!("2026-11-22T11:00:00Z");
         assert_eq!(
             told(&idle),
-            ["schedule nightly protects nothing: its newest run found no volume that it chooses"]
+            ["schedule nightly is overdue since Sun, 22 Nov 2026 11:00:00 UTC: nothing is backed up by it"]
         );
+        idle["problems"] =
+            json!([{ "kind": "data-directory", "what": "it is full", "todo": "make room", "since": NOW }]);
+        assert_eq!(told(&idle).first().unwrap(), "it is full", "the worst comes first");
     }
 
     #[test]

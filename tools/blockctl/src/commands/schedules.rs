@@ -68,6 +68,11 @@ fn show<T: Serialize>(
     Ok(EXIT_DONE)
 }
 
+/// What should be known beside the result.
+fn warn(context: &Context<'_>, warnings: &[String]) {
+    warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
+}
+
 async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> {
     let rules = args.times.rules(false).map_err(|error| Failure::usage(error.to_string()))?;
     let default = match (&args.policy, Retention::max(DEFAULT_MAX)) {
@@ -104,6 +109,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> 
         paused: args.paused,
     };
     let schedule = context.client.create_schedule(&request).await?;
+    warn(context, &schedule.warnings);
     let next = or_dash(schedule.next_run.map(format_time));
     let line = format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.uuid);
     say(context, &schedule, line)

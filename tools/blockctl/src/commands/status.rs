@@ -9,7 +9,8 @@ use crate::{
     table::Facts,
 };
 use blockd_api::{
-    events::ListEvents, format_duration, schedules::ListRuns, tasks::ListTasks, volumes::ListVolumes,
+    ByteSize, events::ListEvents, format_duration, schedules::ListRuns, tasks::ListTasks,
+    volumes::ListVolumes,
 };
 use jiff::Timestamp;
 use serde_json::json;
@@ -30,6 +31,7 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
         events: client.list_events(&events).await?.events,
         webhooks: status.webhooks.clone(),
         reload_failed: status.reload_failed.clone(),
+        problems: status.problems.clone(),
     };
     let troubles = troubles(&known, Timestamp::now());
     if context.output.is_json() {
@@ -49,6 +51,10 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
         .add("Cluster", status.cluster_id)
         .add("Node", &status.node)
         .add("Data directory", status.data_dir.display());
+    if let Some(space) = status.data_space {
+        let (free, total) = (ByteSize::from_bytes(space.free_bytes), ByteSize::from_bytes(space.total_bytes));
+        facts.add("Room", format!("{free} free of {total}"));
+    }
     for uri in &status.nbd {
         facts.add("NBD", uri);
     }

@@ -363,6 +363,7 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Result<(), Failure>
         true => context.client.delete_volume_by_force(&args.volume).await,
         false => context.client.delete_volume(&args.volume).await,
     }?;
+    deleted.warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
     if context.output.is_json() {
         return context.output.document(&deleted);
     }

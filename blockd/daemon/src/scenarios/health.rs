@@ -1,0 +1,188 @@
+//! What the daemon tells of itself when something keeps it from its work.
+
+use super::{Host, Model, api_code, config};
+use crate::{check_start::check_start, daemon::Daemon};
+use blockd_api::{
+    CredentialRef, ErrorCode, VolumeRef,
+    credential_update::UpdateCredential,
+    schedules::{CreateSchedule, Rule, Selector},
+    status::Problem,
+    tasks::TaskStage,
+};
+use blockd_schedule::{Jitter, Recurrence, When};
+use std::time::Duration;
+
+impl Host {
+    async fn problems(&self) -> Vec<Problem> {
+        let problems = self.client.status().await.unwrap().problems;
+        // How much room this machine has is nothing of the tests.
+        problems.into_iter().filter(|problem| problem.kind != "data-directory").collect()
+    }
+
+    /// Waits until as many things are wrong.
+    async fn wrong(&self, count: usize) -> Vec<Problem> {
+        for _ in 0..1200 {
+            let problems = self.problems().await;
+            if problems.len() == count {
+                return problems;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{count} problems were to be: {:?}", self.problems().await);
+    }
+}
+
+fn of_label(label: &str, when: &str) -> CreateSchedule {
+    CreateSchedule {
+        selector: Selector { label: Some(label.parse().unwrap()), ..Selector::default() },
+        rules: vec![Rule { when: when.parse().unwrap(), retain: None }],
+        ..CreateSchedule::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_of_metrics_that_is_taken_keeps_no_volume_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = config(dir.path());
+    config.metrics.listen = Some(taken.local_addr().unwrap());
+    config.control.sockets = vec![crate::config::ControlSocket {
+        path: dir.path().join("ops.sock"),
+        group: "no-such-group".to_owned(),
+        role: blockd_api::roles::Role::Operator,
+    }];
+    assert!(config.check_host().unwrap_err().to_string().contains("no-such-group"));
+    let daemon = Daemon::start(config, false).await.unwrap();
+    let core = daemon.core();
+    let wrong = || core.health.problems().into_iter().filter(|problem| problem.kind != "data-directory");
+    let told: Vec<String> = wrong().map(|problem| problem.what).collect();
+    assert!(told.len() == 2 && told[0].contains("group no-such-group"), "{told:?}");
+    assert!(told[1].contains("metrics are not served"), "{told:?}");
+    let text = core.metrics_text().await.unwrap();
+    assert!(text.contains("blockd_problems{kind=\"metrics\"} 1\n"), "{text}");
+    drop(taken);
+    for _ in 0..1200 {
+        if core.metrics_tcp.get().is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(core.metrics_tcp.get().is_some(), "it is not tried again");
+    assert_eq!(wrong().count(), 1);
+    daemon.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schedules_that_cannot_be_looked_at_are_told_of_until_they_can() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    host.sql(
+        "CREATE TRIGGER no_room BEFORE INSERT ON schedule_runs BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    let schedule = host.client.create_schedule(&of_label("app=mysql", "daily 03:00")).await.unwrap();
+    assert!(schedule.warnings.is_empty() && !schedule.without_volume, "{schedule:?}");
+    let long_ago = "UPDATE schedule_cursors SET dealt_with_until = '2020-01-01T00:00:00Z'";
+    host.sql(long_ago);
+    host.core().scheduler.wake();
+    let problems = host.wrong(1).await;
+    assert!(problems[0].kind == "schedules" && problems[0].what.contains("disk is full"), "{problems:?}");
+    let listed = host.client.list_schedules().await.unwrap().schedules.remove(0);
+    assert!(listed.overdue_since.unwrap().to_string().starts_with("2020-01-01"), "{listed:?}");
+    let text = host.core().metrics_text().await.unwrap();
+    assert!(text.contains("blockd_schedules_overdue 1\n"), "{text}");
+    assert!(
+        text.contains("blockd_backup_wanted_since_timestamp_seconds{volume=\"v\",credential=\"nas\"}"),
+        "{text}"
+    );
+    host.sql("DROP TRIGGER no_room");
+    host.core().scheduler.wake();
+    host.wrong(0).await;
+    let runs = host.settled().await;
+    assert!(!runs.is_empty());
+    let listed = host.client.list_schedules().await.unwrap().schedules.remove(0);
+    assert_eq!(listed.overdue_since, None);
+    // What a schedule made says so, in the store as well.
+    let list = host.list().await;
+    assert_eq!(list[0].metadata.cloudsnap_type, "Scheduled");
+    host.backup("v", false).await;
+    assert!(host.list().await.iter().any(|snap| snap.metadata.cloudsnap_type == "Manual"));
+    let text = host.core().metrics_text().await.unwrap();
+    for line in [
+        "kind=\"backup\",state=\"done\"} 2",
+        "kind=\"backup\",state=\"failed\"} 0",
+        "kind=\"verify\",state=\"stopped\"} 0",
+    ] {
+        assert!(text.contains(&format!("blockd_tasks_finished_total{{{line}\n")), "{line}: {text}");
+    }
+    assert!(text.contains("blockd_verification_last_timestamp_seconds{credential=\"nas\"} 0\n"), "{text}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_that_can_protect_nothing_is_refused_or_told() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let mut never = of_label("app=mysql", "daily @21:00");
+    never.rules =
+        vec![Rule { when: Recurrence::utc(When::on_calendar("2020-01-01").unwrap()), retain: None }];
+    assert_eq!(api_code(host.client.create_schedule(&never).await), ErrorCode::InvalidRequest);
+    let late = CreateSchedule { jitter_seconds: Jitter { max_s: 31 }, ..of_label("app=mysql", "periodic 1") };
+    assert_eq!(api_code(host.client.create_schedule(&late).await), ErrorCode::InvalidRequest);
+
+    let early = host.client.create_schedule(&of_label("app=mysql", "daily @21:00")).await.unwrap();
+    assert!(early.without_volume && early.warnings[0].contains("app=mysql"), "{early:?}");
+    host.create_volume("v").await;
+    let listed = host.client.list_schedules().await.unwrap().schedules.remove(0);
+    assert!(!listed.without_volume && listed.warnings.is_empty(), "{listed:?}");
+    let gone = host.client.delete_volume(&"v".parse::<VolumeRef>().unwrap()).await.unwrap();
+    assert!(gone.warnings.len() == 1 && gone.warnings[0].contains(&early.uuid.to_string()), "{gone:?}");
+    assert!(host.client.list_schedules().await.unwrap().schedules.remove(0).without_volume);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_key_is_told_at_the_start_and_made_good_by_an_update() {
+    let mut host = Host::new().await;
+    for (name, passphrase) in [("nas", None), ("safe", Some("tell nobody"))] {
+        let mut request = host.credential(name, passphrase);
+        let place = host.store.path().join(name);
+        std::fs::create_dir(&place).unwrap();
+        request.provider = blockd_api::credentials::ProviderRequest::Local { path: place };
+        host.client.create_credential(&request).await.unwrap();
+    }
+    host.create_volume("v").await;
+    Model::new().write(&host.volume("v"), 0, 1, 4096);
+    host.stop().await;
+    assert_eq!(check_start(&config(host.dir.path())).unwrap(), Vec::<String>::new());
+    std::fs::remove_file(host.dir.path().join("data/secret.key")).unwrap();
+    let problems = check_start(&config(host.dir.path())).unwrap();
+    assert!(problems.len() == 2 && problems[0].contains("credentials update"), "{problems:?}");
+    host.start().await;
+    let problems = host.wrong(2).await;
+    assert!(problems.iter().all(|problem| problem.kind == "credential"), "{problems:?}");
+
+    // In place, with the schedules that use them.
+    let update = |name: &str, request: UpdateCredential| {
+        let (client, wanted) = (&host.client, name.parse::<CredentialRef>().unwrap());
+        async move { client.update_credential(&wanted, &request).await }
+    };
+    assert!(update("safe", UpdateCredential::default()).await.is_err(), "nobody said the passphrase");
+    let secret = |text: &str| Some(blockd_api::Secret::new(text.into()).into());
+    let wrong = UpdateCredential { encryption_passphrase: secret("a guess"), ..UpdateCredential::default() };
+    assert_eq!(api_code(update("safe", wrong).await), ErrorCode::WrongPassphrase);
+    let right =
+        UpdateCredential { encryption_passphrase: secret("tell nobody"), ..UpdateCredential::default() };
+    update("safe", right).await.unwrap();
+    assert_eq!(host.problems().await.len(), 1);
+    // What no passphrase protects needs none.
+    update("nas", UpdateCredential::default()).await.unwrap();
+    assert!(host.problems().await.is_empty());
+    for name in ["nas", "safe"] {
+        let request = serde_json::from_value(serde_json::json!({ "volume": "v", "credId": name })).unwrap();
+        let task = host.client.start_backup(&request).await.unwrap().task;
+        assert_eq!(host.wait(task).await.state.stage, TaskStage::Done, "{name}");
+    }
+    host.stop().await;
+    assert_eq!(check_start(&config(host.dir.path())).unwrap(), Vec::<String>::new());
+}

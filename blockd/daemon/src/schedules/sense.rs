@@ -1,0 +1,103 @@
+//! Whether a schedule can do what it is made for: its runs come, and none is put off until the next one.
+
+use super::engine::{self, Candidate};
+use crate::error::ServiceError;
+use blockd_api::{
+    ErrorCode,
+    schedules::{Rule, Selector},
+};
+use blockd_schedule::{Jitter, Recurrence};
+use jiff::Timestamp;
+
+/// Runs that are looked at to find how far apart they are.
+const LOOK_AHEAD: usize = 64;
+
+fn invalid(message: String) -> ServiceError {
+    ServiceError::refused(ErrorCode::InvalidRequest, message)
+}
+
+/// Refuses a rule that is over.
+pub(super) fn refuse_never(rules: &[Rule], now: Timestamp) -> Result<(), ServiceError> {
+    match rules.iter().find(|rule| rule.when.next_after(now).is_none()) {
+        Some(rule) => Err(invalid(format!(
+            "the rule {} never comes again, so that nothing would be protected by it: all that it means is past",
+            rule.when
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The shortest time between two of the next runs, in seconds.
+fn shortest_s(recurrence: &Recurrence, now: Timestamp) -> Option<i64> {
+    let mut at = recurrence.next_after(now)?;
+    let mut shortest: Option<i64> = None;
+    for _ in 0..LOOK_AHEAD {
+        let Some(next) = recurrence.next_after(at) else { break };
+        let apart_s = next.as_second() - at.as_second();
+        shortest = Some(shortest.map_or(apart_s, |shortest| shortest.min(apart_s)));
+        at = next;
+    }
+    shortest
+}
+
+/// Refuses a jitter that puts off runs by more than half of the time until the next one.
+pub(super) fn refuse_long_jitter(rules: &[Rule], jitter: Jitter, now: Timestamp) -> Result<(), ServiceError> {
+    for rule in rules.iter().filter(|_| jitter.max_s > 0) {
+        let Some(apart_s) = shortest_s(&rule.when, now) else { continue };
+        let most_s = apart_s / 2;
+        if i64::from(jitter.max_s) > most_s {
+            return Err(invalid(format!(
+                "a jitter of {} s is too much for the rule {}, whose runs are as little as {apart_s} s apart: at most {most_s} s are taken",
+                jitter.max_s, rule.when
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What whoever makes or changes a schedule should know of it.
+pub(super) fn warnings(selector: &Selector, volumes: &[Candidate]) -> Vec<String> {
+    if engine::chooses_any(selector, volumes) {
+        return Vec::new();
+    }
+    let what = match (&selector.group, &selector.label) {
+        (Some(group), _) => format!("there is no volume in group {group} now"),
+        (None, Some(label)) => format!("there is no volume with the labels {label} now"),
+        (None, None) => "its volume is not there any more".to_owned(),
+    };
+    vec![format!("{what}: the schedule protects nothing until there is one")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(text: &str) -> Vec<Rule> {
+        vec![Rule { when: text.parse().unwrap(), retain: None }]
+    }
+
+    fn now() -> Timestamp {
+        "2026-11-22T12:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_over_is_refused() {
+        let past = Recurrence::utc(blockd_schedule::When::on_calendar("2020-01-01").unwrap());
+        let error = refuse_never(&[Rule { when: past, retain: None }], now()).unwrap_err().to_api().message;
+        assert!(error.contains("2020-01-01") && error.contains("never comes again"), "{error}");
+        refuse_never(&rules("daily @21:00"), now()).unwrap();
+    }
+
+    #[test]
+    fn a_jitter_is_at_most_half_of_what_runs_are_apart() {
+        let refused = |text, max_s| {
+            let refused = refuse_long_jitter(&rules(text), Jitter { max_s }, now());
+            refused.err().map(|error| error.to_api().message)
+        };
+        assert_eq!(refused("daily @21:00", 43_200), None);
+        assert_eq!(refused("periodic 15", 450), None);
+        let error = refused("periodic 15", 451).unwrap();
+        assert!(error.contains("900 s apart: at most 450 s"), "{error}");
+        assert!(refused("daily @21:00", 43_201).is_some());
+    }
+}
