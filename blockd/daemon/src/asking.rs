@@ -97,10 +97,10 @@ impl Core {
         credential: Uuid,
         id: &CloudsnapId,
     ) -> Result<Manifest, ServiceError> {
-        self.ask_store(async {
+        self.ask_store(Box::pin(async {
             let repository = self.asked_repository(credential).await?;
-            Ok(Box::pin(repository.manifest(id)).await?)
-        })
+            Ok(repository.manifest(id).await?)
+        }))
         .await
     }
 

@@ -31,9 +31,11 @@ impl Core {
         }
         let (mut found, mut failed) = (Vec::new(), None);
         // Side by side, so that several silent stores take no longer than one.
-        let asked = rows.into_iter().map(|row| async move {
-            let answer = self.is_in(&row, id, purpose).await;
-            (row, answer)
+        let asked = rows.into_iter().map(|row| {
+            Box::pin(async move {
+                let answer = self.is_in(&row, id, purpose).await;
+                (row, answer)
+            })
         });
         let mut answers = futures::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
         while let Some((row, answer)) = answers.next().await {

@@ -280,7 +280,7 @@ impl LazyBase {
         self: &Arc<Self>,
         extent: Extent,
         kept: Result<(BlockSet, u64), FetchFailure>,
-        lost: Option<(BlockSet, FetchFailure)>,
+        lost: Option<&(BlockSet, FetchFailure)>,
     ) {
         let (calls, is_time) = {
             let mut flights = self.flights.lock();
@@ -293,7 +293,7 @@ impl LazyBase {
                     Err(SourceError::new(message, true).into())
                 }
             });
-            let calls = match (&kept, &lost) {
+            let calls = match (&kept, lost) {
                 (Ok(zero), Some((lost, failure))) => {
                     flights.landed_without(extent, zero, Some((lost, failure)))
                 }
@@ -586,7 +586,7 @@ impl Arrivals for BaseFlight {
             Err(Loss { blocks: Some(lost), failure }) => (Ok((zero(), self.forgets)), Some((lost, failure))),
             Err(Loss { blocks: None, failure }) => (Err(failure), None),
         };
-        self.base.landed(self.extent, kept, lost);
+        self.base.landed(self.extent, kept, lost.as_ref());
     }
 }
 

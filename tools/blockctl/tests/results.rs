@@ -524,7 +524,9 @@ fn tasks_are_started_and_their_ids_printed() {
         "Cloudsnap delete started successfully with task name:3f4f0a67-e12a-4d35-81ad-985657757352\n"
     );
     assert_eq!(fake.run("-j cs backup vol").json(), json!({ "task": TASK }));
-    let bodies: Vec<_> = fake.seen().into_iter().map(|seen| seen.body).collect();
+    // Whether more of a short id could follow is looked up.
+    let bodies: Vec<_> =
+        fake.seen().into_iter().map(|seen| seen.body).filter(|body| !body.is_null()).collect();
     let limits =
         |upload: Option<u64>| json!({"limitUploadBytesPerS": upload, "limitDownloadBytesPerS": null});
     let of_backup = json!({"volume": "vol", "full": true, "credId": "nas", "limits": limits(Some(10 << 20))});
@@ -562,11 +564,8 @@ fn tasks_are_listed() {
     );
     assert!(lines[1].contains("Backup-Active    host   105011200         17.46s"), "{:?}", lines[1]);
     assert!(lines[1].ends_with("   5.7 MiB/s   52s"), "{:?}", lines[1]);
-    assert_eq!(
-        ran.stderr,
-        format!("error: restore {TASK} failed: the directory /srv is full\nhint: make room there\n")
-    );
-    assert_eq!(ran.status, 0);
+    // Why it failed is told where it is asked for, and for an hour.
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
     let ran = fake.run("cs status --name 3f4f");
     assert_eq!((ran.status, ran.stdout.as_str()), (4, ""));
     assert_eq!(ran.stderr, "error: no task has an id that begins with 3f4f\n");

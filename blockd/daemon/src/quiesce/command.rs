@@ -331,6 +331,7 @@ mod tests {
         let written = Arc::clone(&log);
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
             .with_writer(move || Log(Arc::clone(&written)))
             .finish();
         tracing::subscriber::with_default(subscriber, || run("echo planted; echo planted >&2; exit 3", LONG));

@@ -6,6 +6,7 @@ use blockd_api::{
     lazy::StartLazyRestore,
     schedules::{CreateSchedule, Rule, Selector},
 };
+use std::path::Path;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn places_below_prefixes_are_apart_and_found_by_what_is_in_them() {
@@ -55,23 +56,33 @@ async fn places_below_prefixes_are_apart_and_found_by_what_is_in_them() {
     host.stop().await;
 }
 
+fn copy_all(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_all(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_several_places_is_not_deleted_by_guess() {
     let mut host = Host::new().await;
     host.create_volume("data").await;
-    for name in ["one", "two"] {
+    let located = |name: &str| {
         let mut request = host.credential(name, None);
         request.connection.prefix = Some(name.to_owned());
-        host.client.create_credential(&request).await.unwrap();
-    }
-    let request = StartBackup {
-        cred_id: Some("one".parse().unwrap()),
-        also: vec!["two".parse().unwrap()],
-        ..StartBackup::of("data".parse().unwrap())
+        request
     };
-    let started = host.client.start_backup(&request).await.unwrap();
+    host.client.create_credential(&located("one")).await.unwrap();
+    let started = host.client.start_backup(&StartBackup::of("data".parse().unwrap())).await.unwrap();
     let id = host.done(started.task).await.source_volume.unwrap();
-    assert_eq!(host.done(started.also[0]).await.source_volume.as_ref(), Some(&id));
+    // Somebody copied the whole place.
+    copy_all(&host.store.path().join("one"), &host.store.path().join("two"));
+    host.client.create_credential(&located("two")).await.unwrap();
     let request = StartDelete::of(id.parse().unwrap());
     let Err(ClientError::Api(error)) = host.client.start_delete(&request).await else { panic!("deleted") };
     assert_eq!(error.code, ErrorCode::CredentialRequired);

@@ -457,7 +457,7 @@ mod tests {
             ("volume create 42 --size 1G", "looks like an id"),
             ("volume create a/b --size 1G", "only A-Z"),
             ("volume create db --size 8", "did you mean 8GiB?"),
-            ("volume create db --size 65TiB", "expected 1 byte to 64 TiB"),
+            ("volume create db --size 65TiB", "expected a multiple of 4096 bytes up to 64 TiB"),
             ("volume create db --size 8XB", "such as 8GiB"),
             ("volume create db --size 1G --label x", "expected key=value"),
             ("volume inspect 042", "not an id of a volume"),
