@@ -187,7 +187,7 @@ fn a_killed_backup_goes_on_without_sending_again() {
         kept.extend(known.into_iter().take(wanted - 1));
     }
     let ctl = daemon.ctl();
-    ctl.json(&["credentials", "limit", "nas"]);
+    ctl.json(&["credentials", "limit", "nas", "--limit-upload", "none", "--limit-download", "none"]);
     assert!(
         store.keys("blockd/manifests/").is_empty() || ctl.task(&task).is_over(),
         "a manifest before the end"

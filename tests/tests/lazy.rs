@@ -459,9 +459,7 @@ fn a_hydrating_volume_can_be_deleted() {
 
 /// From now on the store gives so much a second, or as much as it can.
 fn limit_download(ctl: &Ctl, bytes_per_s: Option<&str>) {
-    let mut args = vec!["credentials", "limit", "nas"];
-    args.extend(bytes_per_s.into_iter().flat_map(|limit| ["--limit-download", limit]));
-    ctl.json(&args);
+    ctl.json(&["credentials", "limit", "nas", "--limit-download", bytes_per_s.unwrap_or("none")]);
 }
 
 /// Waits until a hydration has fetched so much since it began.

@@ -22,7 +22,7 @@ fn add_slow(ctl: &Ctl, name: &str, dir: &Path, limit: &str) {
 }
 
 fn lift_limits(ctl: &Ctl, name: &str) {
-    ctl.json(&["credentials", "limit", name]);
+    ctl.json(&["credentials", "limit", name, "--limit-upload", "none", "--limit-download", "none"]);
 }
 
 fn processed(ctl: &Ctl, task: &str, bytes: u64) {
