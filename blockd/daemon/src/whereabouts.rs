@@ -51,7 +51,9 @@ impl Core {
                 break;
             }
         }
-        let names: Vec<String> = found.iter().map(|row| row.name.to_string()).collect();
+        // The first to answer is not always the same.
+        let mut names: Vec<String> = found.iter().map(|row| row.name.to_string()).collect();
+        names.sort_unstable();
         let unclear = |what: String| {
             let message = format!("{what}: say which one is meant with --cred-id");
             Err(ServiceError::refused(ErrorCode::CredentialRequired, message))
