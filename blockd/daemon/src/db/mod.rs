@@ -12,11 +12,11 @@ mod event_readers;
 mod events;
 mod lazy;
 mod marks;
-mod migrations;
 mod proofs;
 mod read_orders;
 mod rules;
 mod runs;
+mod schema;
 mod schedules;
 mod snapshots;
 mod tasks;
@@ -72,14 +72,12 @@ pub enum DbError {
         /// The newest that is understood.
         known: i64,
     },
-    /// A migration failed; nothing of it was kept.
-    #[error("cannot bring database {} to version {version}: {source}", path.display())]
-    Migration {
+    /// The tables could not be created; the database is unchanged.
+    #[error("cannot create the tables of database {}: {source}", path.display())]
+    Create {
         /// The file.
         path: PathBuf,
-        /// To which version.
-        version: i64,
-        /// What SQLite said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
     /// A statement failed.
@@ -144,10 +142,10 @@ pub struct Db {
 }
 
 impl Db {
-    /// Opens the database, makes it if there is none, and brings its tables up to date.
+    /// Opens the database, or creates it.
     ///
     /// # Errors
-    /// It cannot be opened, it is newer than this program, or a migration fails.
+    /// It cannot be opened, it has another version, or its tables cannot be created.
     pub fn open(path: &Path) -> Result<Self, DbError> {
         let open = |source| DbError::Open { path: path.to_owned(), source };
         let mut connection = Connection::open(path).map_err(open)?;
@@ -158,7 +156,7 @@ impl Db {
             tracing::warn!(%mode, "the database does not use a write-ahead log");
         }
         connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;").map_err(open)?;
-        migrations::apply(&mut connection, path)?;
+        schema::apply(&mut connection, path)?;
         Ok(Self { connection: Mutex::new(connection) })
     }
 
@@ -191,7 +189,7 @@ impl Db {
     /// # Errors
     /// It is newer than this program, or cannot be read.
     pub fn check_version(path: &Path) -> Result<(), DbError> {
-        migrations::check(&Self::look(path)?, path)
+        schema::check(&Self::look(path)?, path)
     }
 
     /// The credentials in a database of this program's version, which others may have open. Changes nothing.

@@ -1,0 +1,234 @@
+-- Tables of the daemon's database, version 1. Instants are RFC 3339 in UTC. Ids of volumes and snapshots are 64-bit
+-- numbers, kept as decimal text because SQLite's integers are signed.
+
+-- The daemon's own identity and settings.
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE volumes (
+    id         TEXT PRIMARY KEY,
+    name       TEXT NOT NULL UNIQUE,
+    size_bytes INTEGER NOT NULL CHECK (size_bytes > 0),
+    labels     TEXT NOT NULL,               -- JSON object of strings
+    created    TEXT NOT NULL,
+    state      TEXT NOT NULL CHECK (state IN ('creating', 'restoring', 'up', 'deleting')),
+    read_only  INTEGER NOT NULL DEFAULT 0,  -- NBD clients may only read
+    group_name TEXT                         -- consistency group; NULL: none
+) STRICT;
+
+CREATE TABLE snapshots (
+    id                  TEXT PRIMARY KEY,
+    volume              TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+    name                TEXT NOT NULL,
+    created             TEXT NOT NULL,
+    state               TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'deleting')),
+    internal            INTEGER NOT NULL CHECK (internal IN (0, 1)), -- made by a backup for itself
+    epoch               INTEGER NOT NULL,
+    dirty_bytes         INTEGER NOT NULL,
+    freeze_stall_micros INTEGER NOT NULL,
+    taken_with          TEXT,               -- JSON: the group freeze that it belongs to; NULL: frozen alone
+    quiesce             TEXT,               -- JSON: hooks that ran and their results; NULL: none
+    pinned              INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (volume, name)
+) STRICT;
+
+CREATE TABLE credentials (
+    uuid              TEXT PRIMARY KEY,
+    name              TEXT NOT NULL UNIQUE,
+    created           TEXT NOT NULL,
+    provider          TEXT NOT NULL,        -- JSON: store configuration without secrets
+    store_secret      BLOB,                 -- sealed; NULL where the store needs none
+    data_keys         BLOB NOT NULL,        -- sealed; empty where the passphrase is a reference
+    encrypted         INTEGER NOT NULL CHECK (encrypted IN (0, 1)),
+    capabilities      TEXT NOT NULL,        -- JSON: results of the store probe
+    store_secret_from TEXT,                 -- reference to an external secret
+    passphrase_from   TEXT                  -- reference to an external secret
+) STRICT;
+
+-- The newest backup of a volume to a credential: the base of the next incremental one.
+CREATE TABLE chains (
+    volume       TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+    credential   TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    epoch        INTEGER NOT NULL,
+    cloudsnap    TEXT NOT NULL,
+    incrementals INTEGER NOT NULL,          -- since the last full one
+    finished     TEXT NOT NULL,
+    PRIMARY KEY (volume, credential)
+) STRICT;
+
+-- No foreign keys: a task is reported after its volume or credential was deleted.
+CREATE TABLE tasks (
+    id         TEXT PRIMARY KEY,
+    kind       TEXT NOT NULL,
+    state      TEXT NOT NULL,
+    volume     TEXT,
+    snapshot   TEXT,
+    credential TEXT NOT NULL,
+    cloudsnap  TEXT NOT NULL,
+    base       TEXT,                        -- cloud snapshot that an incremental builds on
+    created    TEXT NOT NULL,
+    detail     TEXT NOT NULL                -- JSON: fields that no query selects by
+) STRICT;
+CREATE INDEX tasks_by_state ON tasks (state, created);
+CREATE INDEX tasks_by_created ON tasks (created);
+
+-- Cache of manifests, which never change; it may be emptied at any time.
+CREATE TABLE catalog (
+    credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    key        TEXT NOT NULL,
+    version    TEXT,                        -- of the object that it was read from; NULL: this host wrote it
+    manifest   TEXT NOT NULL,               -- JSON
+    PRIMARY KEY (credential, key)
+) STRICT;
+
+-- Volumes that are devices of this host's kernel, at most one device each. A device outlives the daemon, which at its
+-- start finds the devices in these rows again by the backend identifier that the kernel holds.
+CREATE TABLE attachments (
+    volume           TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,
+    state            TEXT NOT NULL CHECK (state IN ('attaching', 'attached', 'detaching')),
+    device           INTEGER,               -- N of /dev/nbdN; NULL: any, and none was given yet
+    pinned           INTEGER NOT NULL CHECK (pinned IN (0, 1)), -- it must be that device and no other
+    read_only        INTEGER NOT NULL CHECK (read_only IN (0, 1)),
+    persistent       INTEGER NOT NULL CHECK (persistent IN (0, 1)),
+    timeout_s        INTEGER NOT NULL,
+    dead_timeout_s   INTEGER NOT NULL,
+    connections      INTEGER NOT NULL,
+    block_size_bytes INTEGER NOT NULL
+) STRICT;
+
+-- Result of the last verification of each cloud snapshot.
+CREATE TABLE proofs (
+    credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    cloudsnap  TEXT NOT NULL,
+    verified   TEXT NOT NULL,
+    depth      TEXT NOT NULL CHECK (depth IN ('quick', 'frames', 'deep')),
+    sound      INTEGER NOT NULL CHECK (sound IN (0, 1)),
+    damaged    BLOB,                        -- set of blocks that cannot be read; NULL: none, or all
+    digest     BLOB,                        -- of the content, once it was restored in full
+    PRIMARY KEY (credential, cloudsnap)
+) STRICT;
+
+-- Lazy volumes that are not hydrated: their backing snapshot and its treatment.
+CREATE TABLE lazy_volumes (
+    volume        TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,
+    credential    TEXT NOT NULL,
+    cloudsnap     TEXT NOT NULL,
+    hydrate       INTEGER NOT NULL CHECK (hydrate IN (0, 1)), -- a task fetches the rest
+    on_store_loss TEXT NOT NULL CHECK (on_store_loss IN ('stall', 'error'))
+) STRICT;
+
+-- Schedule policies, shared by several schedules.
+CREATE TABLE sched_policies (
+    name  TEXT PRIMARY KEY,
+    rules TEXT NOT NULL                     -- JSON
+) STRICT;
+
+CREATE TABLE schedules (
+    uuid    TEXT PRIMARY KEY,
+    created TEXT NOT NULL,
+    paused  INTEGER NOT NULL CHECK (paused IN (0, 1)),
+    policy  TEXT REFERENCES sched_policies (name),
+    spec    TEXT NOT NULL                   -- JSON: fields that no query selects by
+) STRICT;
+
+-- The instant up to which all runs of a rule are recorded; moved in the transaction that adds the runs.
+CREATE TABLE schedule_cursors (
+    schedule         TEXT NOT NULL REFERENCES schedules (uuid) ON DELETE CASCADE,
+    rule             TEXT NOT NULL,         -- its text: a changed rule is another one
+    dealt_with_until TEXT NOT NULL,
+    PRIMARY KEY (schedule, rule)
+) STRICT;
+
+-- No foreign keys: a run is reported after its schedule, volume or credential was deleted.
+CREATE TABLE schedule_runs (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    schedule    TEXT NOT NULL,
+    rule        TEXT,                       -- NULL: requested by a user
+    nominal     TEXT NOT NULL,
+    started     TEXT NOT NULL,
+    missed      INTEGER NOT NULL,
+    priority    INTEGER NOT NULL,
+    force_full  INTEGER NOT NULL CHECK (force_full IN (0, 1)),
+    volume      TEXT,                       -- NULL: no volume was found
+    volume_name TEXT,
+    credential  TEXT,                       -- the nil UUID: a local snapshot
+    state       TEXT NOT NULL CHECK (state IN ('queued', 'active', 'done', 'failed', 'skipped', 'expired')),
+    task        TEXT,
+    cloudsnap   TEXT,
+    completed   TEXT,
+    reason      TEXT,
+    pool        TEXT NOT NULL DEFAULT '',   -- retention pool; '': that of all rules without a retention of their own
+    retain      TEXT,                       -- JSON: retention of its rule, valid after the rule was deleted
+    freed       INTEGER NOT NULL DEFAULT 0 CHECK (freed IN (0, 1)), -- the clock was set back: its instant comes again
+    snapshot    TEXT                        -- local snapshot that the run keeps
+) STRICT;
+CREATE UNIQUE INDEX schedule_runs_once ON schedule_runs (schedule, rule, nominal, volume, credential)
+    WHERE rule IS NOT NULL AND freed = 0;
+CREATE INDEX schedule_runs_by_cloudsnap ON schedule_runs (cloudsnap) WHERE cloudsnap IS NOT NULL;
+CREATE INDEX schedule_runs_by_snapshot ON schedule_runs (snapshot) WHERE snapshot IS NOT NULL;
+CREATE INDEX schedule_runs_by_state ON schedule_runs (state, priority, id);
+
+-- Events; the oldest are deleted.
+CREATE TABLE events (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    at         TEXT NOT NULL,
+    severity   TEXT NOT NULL CHECK (severity IN ('info', 'warning', 'error')),
+    kind       TEXT NOT NULL,
+    volume     TEXT,                        -- the name at the time of the event
+    credential TEXT,                        -- the name at the time of the event
+    task       TEXT,
+    message    TEXT NOT NULL,
+    cloudsnap  TEXT
+) STRICT;
+
+-- The last event that each reader (the journal, every webhook) has processed.
+CREATE TABLE event_readers (
+    reader           TEXT PRIMARY KEY,
+    dealt_with_until INTEGER NOT NULL       -- id of the event
+) STRICT;
+
+-- Cloud snapshots that may be listed without being whole, because the result of their commit is unknown.
+CREATE TABLE doubts (
+    credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    cloudsnap  TEXT NOT NULL,
+    since      TEXT NOT NULL,
+    given_up   INTEGER NOT NULL CHECK (given_up IN (0, 1)), -- its backup was abandoned: shown as damaged if it is not whole
+    looked_at  INTEGER NOT NULL CHECK (looked_at IN (0, 1)), -- checked once
+    PRIMARY KEY (credential, cloudsnap)
+) STRICT;
+
+-- Pins and expiry dates of cloud snapshots.
+CREATE TABLE cloudsnap_marks (
+    cloudsnap  TEXT NOT NULL,               -- without `-incr`
+    credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    pinned     INTEGER NOT NULL CHECK (pinned IN (0, 1)),
+    expires    TEXT,
+    PRIMARY KEY (cloudsnap, credential)
+) STRICT;
+
+-- Order in which earlier lazy volumes of a volume were read: the next one prefetches in that order.
+CREATE TABLE read_orders (
+    cluster TEXT NOT NULL,                  -- that made the cloud snapshots
+    volume  TEXT NOT NULL,                  -- that they are of, which need not be on this host
+    updated INTEGER NOT NULL,               -- microseconds since 1970
+    places  BLOB NOT NULL,                  -- format: read_orders.rs
+    PRIMARY KEY (cluster, volume)
+) STRICT;
+
+-- Hooks around freezes, by name.
+CREATE TABLE rules (
+    name    TEXT PRIMARY KEY,
+    quiesce TEXT NOT NULL                   -- JSON
+) STRICT;
+
+-- Rules assigned to volumes and groups; those of schedules are in `schedules.spec`.
+CREATE TABLE rules_of_volumes (
+    volume TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,
+    rule   TEXT NOT NULL REFERENCES rules (name)
+) STRICT;
+CREATE TABLE rules_of_groups (
+    group_name TEXT PRIMARY KEY,
+    rule       TEXT NOT NULL REFERENCES rules (name)
+) STRICT;
