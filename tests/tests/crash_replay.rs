@@ -8,7 +8,7 @@ use blockd_tests::{
     Rng,
     replay::{
         backups,
-        filesystem::{Filesystem, hide_mount_numbers, missing, private_mounts},
+        filesystem::{Filesystem, hide_mount_numbers, with_mounts},
         image::Image,
         load::{Files, Life, Omission, record},
         recorder::{Recording, Survivors},
@@ -25,30 +25,6 @@ const STEPS_PER_BACKUP: u64 = 15;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a decimal number"))
-}
-
-/// Runs in a thread with mounts of its own, or says why not.
-fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &mut Rng) + Send) {
-    let skip = |what: String| eprintln!("=== {name} is SKIPPED: it wants {what} ===");
-    if let Some(what) = missing() {
-        return skip(what);
-    }
-    let act = || {
-        if let Err(what) = private_mounts() {
-            return skip(what);
-        }
-        // In memory where there is such a place.
-        let mut builder = tempfile::Builder::new();
-        let dir = builder.prefix("bt").tempdir_in("/dev/shm").or_else(|_| builder.tempdir());
-        let dir = dir.expect("a temporary directory");
-        if let Some(what) = filesystem.why_not(dir.path()) {
-            return skip(what);
-        }
-        act(dir.path(), &mut Rng::of_test(name));
-    };
-    if let Err(panic) = std::thread::scope(|scope| scope.spawn(act).join()) {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 /// Where the power is cut: right after each flush, and once between each two where there is anything between.

@@ -238,6 +238,7 @@ impl Daemon {
         let pressure = crate::pressure::start(&core.pressure, &core.registry);
         let limits = crate::limits::start(&core);
         let references = crate::references::start(&core.references);
+        crate::map_sync::start(&core);
         let upkeep = upkeep::start(&core);
         let health = crate::health::start(&core);
         let log = core.log_reader.clone();

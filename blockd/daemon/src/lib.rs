@@ -37,6 +37,7 @@ pub mod lazy;
 mod limits;
 pub mod lock;
 pub mod logging;
+mod map_sync;
 mod marks;
 #[cfg(test)]
 mod meanwhile;

@@ -66,7 +66,6 @@ impl Volume {
             Ok(unnamed) => found.findings.extend(
                 unnamed
                     .iter()
-                    .filter(|path| **path != files::spare_map_path(&self.dir))
                     .map(|path| format!("{} belongs to nothing; the next start removes it", path.display())),
             ),
         }

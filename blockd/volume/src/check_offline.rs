@@ -72,7 +72,6 @@ impl Volume {
             Ok(unnamed) => found.leftovers.extend(
                 unnamed
                     .iter()
-                    .filter(|path| **path != files::spare_map_path(dir))
                     .map(|path| format!("{} belongs to nothing; the next start removes it", path.display())),
             ),
         }

@@ -5,7 +5,6 @@
 //! | `volume.meta` | which layers and snapshots there are ([`crate::meta`]); whatever it does not name is garbage |
 //! | `layer-<file>.data` (`.data.1`, …) | a layer's data, sparse, with the offsets of the volume |
 //! | `layer-<file>.map`, `.log` | of the head only: [`crate::live_map`], [`crate::head_log`] |
-//! | `spare.map` | an open volume's alone: the map of a frozen head, kept for the next one ([`crate::retired`]) |
 //! | `layer-<file>.g<n>.set` | of a frozen layer: [`crate::layer_set`], generation n; generation 0 is the interval set |
 //!
 //! `<file>` is the epoch in which the layer was made, as 16 hexadecimal digits.
@@ -25,11 +24,6 @@ pub(crate) fn data_path(dir: &Path, file: Epoch) -> PathBuf {
 
 pub(crate) fn map_path(dir: &Path, file: Epoch) -> PathBuf {
     dir.join(format!("layer-{:016x}.map", file.0))
-}
-
-/// The map of a head that was frozen, kept for the next one.
-pub(crate) fn spare_map_path(dir: &Path) -> PathBuf {
-    dir.join("spare.map")
 }
 
 pub(crate) fn log_path(dir: &Path, file: Epoch) -> PathBuf {

@@ -83,8 +83,7 @@ impl Volume {
         self.settle(admin)?;
         let epoch = admin.next_epoch;
         let place = Place { size_bytes, ..self.place() };
-        let spare = self.take_spare_map(place.blocks());
-        let made = Head::create_with(place, epoch, spare).and_then(|head| {
+        let made = Head::create(place, epoch).and_then(|head| {
             files::sync_dir(&self.dir)?;
             let mut meta = admin.clone();
             meta.next_epoch = epoch.next();

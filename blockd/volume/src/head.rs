@@ -10,7 +10,7 @@ use crate::{
     files,
     head_log::{HeadLog, Identity},
     layer_set::LayerSet,
-    live_map::{BlockState, LiveMap, Plane},
+    live_map::{BlockState, LiveMap, Rejected},
     regions::Regions,
     storage::Bug,
 };
@@ -96,26 +96,8 @@ pub(crate) enum SyncFailure {
 impl Head {
     /// Makes an empty head; durable once the directory is synced.
     pub(crate) fn create(place: Place<'_>, epoch: Epoch) -> Result<Self, VolumeError> {
-        Self::create_with(place, epoch, None)
-    }
-
-    /// The same with the map of an earlier head of the volume, if there is one to spare.
-    pub(crate) fn create_with(
-        place: Place<'_>,
-        epoch: Epoch,
-        spare: Option<LiveMap>,
-    ) -> Result<Self, VolumeError> {
         let data = DataFiles::create(&files::data_path(place.dir, epoch), place.size_bytes)?;
-        let map_path = files::map_path(place.dir, epoch);
-        let used_again = spare.and_then(|map| {
-            let used = map.use_again(&files::spare_map_path(place.dir), &map_path, epoch);
-            used.inspect_err(|error| tracing::debug!(%error, "the map of an earlier head is not used again"))
-                .ok()
-        });
-        let map = match used_again {
-            Some(map) => map,
-            None => LiveMap::create(&map_path, place.volume, epoch, place.blocks())?,
-        };
+        let map = LiveMap::create(&files::map_path(place.dir, epoch), place.volume, epoch, place.blocks())?;
         let log = HeadLog::create(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         Ok(Self::with(place, epoch, data, map, log, Tracked::default()))
     }
@@ -134,12 +116,22 @@ impl Head {
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         let map_path = files::map_path(place.dir, epoch);
         let mut found = match believe_map || data.has(Bug::MapBelieved) {
-            true => LiveMap::open(&map_path, place.volume, epoch, place.blocks())?,
+            true => {
+                let opened = LiveMap::open(&map_path, place.volume, epoch, place.blocks())?;
+                let warn = |rejected: &Rejected| {
+                    let Rejected { why, clean } = rejected;
+                    tracing::warn!(volume = %place.volume, %why, clean, "the live map is not believed: the head is as of the last flush");
+                };
+                opened.inspect_err(warn).ok()
+            }
             false => None,
         };
+        if found.is_none() {
+            // Before the sync, which may be the only one to report a failed writeback: the next start must not believe it.
+            crate::data_files::remove_if_there(&map_path)?;
+        }
         // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
-        // next open, and only that one: the bits then speak of data that is gone, just as after a power cut. The map is
-        // open by then, because wiping its mark through the mapping is what a failing disk cannot prevent.
+        // next open, and only that one: the bits then speak of data that is gone, just as after a power cut.
         if let Err(error) = data.sync() {
             tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
             if let Some(lost) = found.take() {
@@ -147,7 +139,6 @@ impl Head {
             }
         }
         let mut unlogged = BlockSet::new();
-        let is_new = found.is_none();
         let map = match found {
             Some(found) => {
                 unlogged = found.map.held_set();
@@ -158,23 +149,20 @@ impl Head {
                 if !found.clean {
                     tracing::info!(volume = %place.volume, blocks = unlogged.len_blocks(), "took over the unsynced blocks of a process that died");
                 }
+                found.map.add_all(&logged)?;
                 found.map
             }
             None => {
                 // Pages that could not be written back are in memory all the same and count as clean: they would read as
                 // what was written until they are evicted, and as something older from then on.
                 data.drop_cache()?;
-                LiveMap::create_unowned(&map_path, place.volume, epoch, place.blocks())?
+                let map = LiveMap::create_unowned(&map_path, place.volume, epoch, place.blocks())?;
+                map.add_all(&logged)?;
+                // Only now does it name what the log names, which salvage relies on if the log is damaged.
+                map.own()?;
+                map
             }
         };
-        for extent in logged.extents() {
-            map.reserve(Plane::Held, extent)?;
-            map.set_held(extent, |_| {});
-        }
-        if is_new {
-            // Only now does it name what the log names, and somebody may have to do without the log.
-            map.own()?;
-        }
         if let Err(error) = find_zeroes(&data, &map, [&logged, &unlogged], place.size_bytes) {
             tracing::warn!(volume = %place.volume, %error, "what was zeroed is reported as data");
         }
@@ -233,24 +221,18 @@ impl Head {
             return self.data.write(offset_bytes, data);
         }
         let touched = Extent::touching(offset_bytes, data.len() as u64);
-        self.map.reserve(Plane::Held, touched)?;
         // Before the data: a reader then finds either the zeroes or the new data in the file.
         self.map.clear_zero(touched);
         let written = self.data.write(offset_bytes, data);
         // Also if it failed: a part may have got into blocks that are held, which a freeze would call durable otherwise.
         self.unsynced.store(true, Ordering::Release);
         written?;
-        self.note_held(touched);
-        Ok(())
+        self.note_held(touched)
     }
 
     /// Makes blocks read as zeroes. The caller has locked their regions exclusively; `marked` are the runs of `extent`
     /// that would otherwise read as something else.
     pub(crate) fn zero(&self, extent: Extent, marked: &[Extent], how: ZeroHow) -> Result<(), VolumeError> {
-        for &run in marked {
-            self.map.reserve(Plane::Held, run)?;
-            self.map.reserve(Plane::Zero, run)?;
-        }
         let (offset_bytes, len_bytes) = (extent.offset_bytes(), extent.len_bytes());
         let zeroed = match how.keep_space {
             true => self.data.zero_range(offset_bytes, len_bytes, how.fast),
@@ -265,18 +247,33 @@ impl Head {
         }
         for &run in marked {
             self.map.set_zero(run);
-            self.note_held(run);
+            self.note_held(run)?;
         }
         Ok(())
     }
 
-    /// Sets the bits of blocks whose data is in the page cache: from here on they are found by readers, by the process
-    /// after this one, and by the next sync.
-    fn note_held(&self, extent: Extent) {
-        if !self.map.holds_all(extent) {
-            // The lock first: whoever finds a bit set may be sure that the next sync knows of its block.
-            let mut tracked = self.tracked.lock();
-            self.map.set_held(extent, |new| tracked.unlogged.insert_extent(new));
+    /// Sets the bits of blocks whose data is in the page cache: from here on they are found by readers, by the next
+    /// process, and by the next sync.
+    fn note_held(&self, extent: Extent) -> Result<(), VolumeError> {
+        if self.map.holds_all(extent) {
+            return Ok(());
+        }
+        // The lock first: a thread that finds a bit set relies on the next sync to know of its block.
+        let mut tracked = self.tracked.lock();
+        self.map.set_held(extent, |new| tracked.unlogged.insert_extent(new))
+    }
+
+    /// Makes the disk take the map, or writes it again from memory if the disk lost a part.
+    ///
+    /// # Errors
+    /// If that fails: acknowledged blocks would not survive the death of the process, so the head is lost.
+    pub(crate) fn sync_map(&self) -> Result<(), SyncFailure> {
+        match self.map.sync() {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let _log = self.log.lock();
+                Err(self.lose(error))
+            }
         }
     }
 
@@ -387,11 +384,13 @@ impl Head {
         LayerSet { held, zero }
     }
 
-    /// Marks the map as saying no more than the log, for the next start.
-    pub(crate) fn mark_clean(&self) {
-        if self.tracked.lock().unlogged.is_empty() {
-            self.map.set_clean(true);
+    /// Marks the map, durably, as naming no more than the log, for the next start. All writes were flushed.
+    pub(crate) fn mark_clean(&self) -> Result<(), VolumeError> {
+        if !self.tracked.lock().unlogged.is_empty() {
+            return Ok(());
         }
+        // A failed sync may cost the map bits, and no later one reports it; the log names all of them.
+        self.map.set_clean(true).inspect_err(|_| self.map.disown())
     }
 
     pub(crate) fn holds(&self, block: BlockIndex) -> bool {
@@ -427,7 +426,6 @@ fn find_zeroes(
     for hole in data.holes(size_bytes, MOST_RANGES)? {
         let blocks = Extent::inside(hole.start, hole.end - hole.start);
         for extent in held.iter().flat_map(|set| set.extents_in(blocks)) {
-            map.reserve(Plane::Zero, extent)?;
             map.set_zero(extent);
         }
     }
@@ -485,8 +483,7 @@ mod tests {
         let hold = |first: u64, step: usize| {
             for block in (first..place.blocks()).step_by(step) {
                 let one = Extent::new(BlockIndex(block), 1);
-                head.map.reserve(Plane::Held, one).unwrap();
-                head.note_held(one);
+                head.note_held(one).unwrap();
             }
         };
         let most = TERABYTE_MAX_BYTES / PARTS_OF_TERABYTE;

@@ -12,7 +12,6 @@ use crate::{
     merge::MergeStats,
     merge_note::Progress,
     meta::Meta,
-    retired::Retired,
     stack::{Layer, Stack},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId, VolumeId};
@@ -50,8 +49,6 @@ pub struct Volume {
     pub(crate) kept: RwLock<Vec<(SnapshotId, Epoch)>>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
-    /// What is left of the head that was frozen last; changed under `admin`.
-    pub(crate) retired: Mutex<Option<Retired>>,
     flusher: Flusher,
     /// A commit failed that may have replaced `volume.meta` all the same; changed and asked under `admin`.
     meta_in_doubt: AtomicBool,
@@ -166,7 +163,6 @@ impl Volume {
             merge_makes_way: AtomicU64::new(0),
             pins: Arc::default(),
             counters: Counters::default(),
-            retired: Mutex::new(None),
             flusher: Flusher::default(),
             meta_in_doubt: AtomicBool::new(false),
             rolling_back: AtomicBool::new(false),
@@ -305,7 +301,26 @@ impl Volume {
     }
 
     pub(crate) fn sync_head(&self, head: &Head) -> Result<(), VolumeError> {
-        match head.sync() {
+        self.stop_if_lost(head.sync())
+    }
+
+    /// Makes the disk take the maps of the layers that take writes. Of use every minute or so: a map whose writeback failed
+    /// is written again before the kernel drops its pages.
+    ///
+    /// # Errors
+    /// If a map cannot be written again; the volume acknowledges nothing more then.
+    pub fn sync_maps(&self) -> Result<(), VolumeError> {
+        self.check_usable()?;
+        for layer in self.current().layers() {
+            if let Layer::Open(head) = layer {
+                self.stop_if_lost(head.sync_map())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_if_lost(&self, synced: Result<(), SyncFailure>) -> Result<(), VolumeError> {
+        match synced {
             Ok(()) => Ok(()),
             Err(SyncFailure::Refused(error)) => Err(error),
             Err(SyncFailure::Lost(error)) => {
@@ -369,10 +384,9 @@ impl Volume {
         hydrated?;
         for layer in stack.layers() {
             if let Layer::Open(head) = layer {
-                head.mark_clean();
+                head.mark_clean()?;
             }
         }
-        self.remove_spare_map();
         self.closed_cleanly.store(true, Ordering::Relaxed);
         Ok(())
     }

@@ -196,21 +196,99 @@ fn a_full_disk_breaks_nothing_and_the_volume_goes_on_when_there_is_space() {
 #[test]
 fn a_failed_sync_that_is_forgotten_is_noticed() {
     let seed = seed_of_test("a_failed_sync_that_is_forgotten_is_noticed");
-    let bug = Some(Bug::FailedSyncForgotten);
-    let calm = Run { fault: None, persistent: false, cut_power: true, seed, bug };
+    let calm =
+        Run { fault: None, persistent: false, cut_power: true, seed, bug: Some(Bug::FailedSyncForgotten) };
+    assert!(is_noticed(calm, "data"));
+}
+
+#[test]
+fn map_writeback_error_that_is_ignored_is_noticed() {
+    let seed = seed_of_test("map_writeback_error_that_is_ignored_is_noticed");
+    let calm =
+        Run { fault: None, persistent: false, cut_power: false, seed, bug: Some(Bug::MapErrorForgotten) };
+    assert!(is_noticed(calm, "map"));
+}
+
+/// Fails each sync of files with this extension in turn, and returns whether a run fails because of it.
+fn is_noticed(calm: Run, extension: &str) -> bool {
     let calls = calm.lead();
-    let is_data = |call: &Operation| call.path.extension().is_some_and(|end| end == "data");
-    let syncs = (0..).zip(&calls).filter(|(_, call)| call.kind == OpKind::Sync && is_data(call));
+    let is_meant = |call: &Operation| call.path.extension().is_some_and(|end| end == extension);
+    let syncs = (0..).zip(&calls).filter(|(_, call)| call.kind == OpKind::Sync && is_meant(call));
     let syncs: Vec<u64> = syncs.map(|(number, _)| number).collect();
     // What a failed sync leaves is drawn; it may be everything.
-    let is_noticed = (0..30).any(|draw| {
+    (0..30).any(|draw| {
         syncs.iter().any(|&number| {
-            let seed = seed.wrapping_add(draw);
+            let seed = calm.seed.wrapping_add(draw);
             let run = Run { fault: Some((number, FaultError::Io)), seed, ..calm };
             std::panic::catch_unwind(|| run.lead()).is_err()
         })
-    });
-    assert!(is_noticed);
+    })
+}
+
+/// Holds one flushed block and one that is not, each in a head above a frozen layer that holds both.
+fn with_unflushed_block(name: &str) -> Sim {
+    let mut sim = Sim::new(seed_of_test(name));
+    sim.create(BLOCKS).unwrap();
+    sim.apply(Step::Write { start: 0, len: 16, fua: false }).unwrap();
+    sim.apply(Step::Freeze(1)).unwrap();
+    sim.apply(Step::Write { start: 0, len: 8, fua: true }).unwrap();
+    sim.apply(Step::Write { start: 8, len: 8, fua: false }).unwrap();
+    sim
+}
+
+fn fail_map(sim: &Sim, kind: OpKind, persistent: bool) {
+    let fault = Fault { path_contains: ".map".into(), persistent, ..Fault::every(FaultError::Io) };
+    sim.disk.inject(Fault { kinds: vec![kind], ..fault });
+}
+
+#[test]
+fn map_after_a_writeback_error_is_written_again() {
+    let mut sim = with_unflushed_block("map_after_a_writeback_error_is_written_again");
+    fail_map(&sim, OpKind::Sync, false);
+    sim.volume().sync_maps().unwrap();
+    assert_eq!(sim.disk.mend().len(), 1);
+    sim.disk.evict().unwrap();
+    sim.apply(Step::Kill).unwrap();
+    sim.check();
+}
+
+#[test]
+fn map_that_cannot_be_written_again_stops_the_volume() {
+    let mut sim = with_unflushed_block("map_that_cannot_be_written_again_stops_the_volume");
+    fail_map(&sim, OpKind::Sync, true);
+    sim.volume().sync_maps().unwrap_err();
+    assert_sticky(sim.volume());
+    sim.disk.mend();
+    sim.volume = None;
+    sim.open(Recovery::Auto, true).unwrap();
+    sim.decide();
+    sim.check();
+}
+
+#[test]
+fn map_with_a_writeback_error_at_a_start_is_not_believed() {
+    let mut sim = with_unflushed_block("map_with_a_writeback_error_at_a_start_is_not_believed");
+    sim.volume = None;
+    fail_map(&sim, OpKind::Sync, false);
+    sim.open(Recovery::Auto, false).unwrap();
+    assert_eq!(sim.disk.mend().len(), 1);
+    sim.disk.evict().unwrap();
+    // The model: the flushed block is there, and the other one is as it was frozen.
+    sim.decide();
+    sim.check();
+}
+
+#[test]
+fn map_whose_bits_cannot_be_read_refuses_the_start_only() {
+    let mut sim = with_unflushed_block("map_whose_bits_cannot_be_read_refuses_the_start_only");
+    sim.volume = None;
+    let fault = Fault { path_contains: ".map".into(), skip: 1, ..Fault::at(1, FaultError::Io) };
+    sim.disk.inject(Fault { kinds: vec![OpKind::Read], ..fault });
+    let error = sim.open(Recovery::Auto, false).unwrap_err();
+    assert!(error.kind() == VolumeErrorKind::Io && error.to_string().contains(".map"), "{error}");
+    sim.disk.mend();
+    sim.apply(Step::Kill).unwrap();
+    sim.check();
 }
 
 fn restore(sim: &Sim) -> Result<Arc<Volume>, VolumeError> {

@@ -242,7 +242,6 @@ fn files(volume: &Volume) -> Vec<PathBuf> {
     let mut all: Vec<_> =
         std::fs::read_dir(volume.dir()).unwrap().map(|entry| entry.unwrap().path()).collect();
     // Kept for the next head, should there be one; belongs to nothing.
-    all.retain(|path| !path.ends_with("spare.map"));
     all.sort_unstable();
     all
 }

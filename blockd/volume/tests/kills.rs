@@ -13,7 +13,7 @@ use std::panic::catch_unwind;
 /// The next process of the same boot opens the volume.
 fn open_after_death(sim: &mut Sim) {
     sim.volume = None;
-    sim.disk.go_on_without_the_process().unwrap();
+    sim.disk.go_on_without_the_process();
     sim.open(Recovery::Auto, false).unwrap();
     sim.decide();
     sim.check();
@@ -35,7 +35,7 @@ fn die_before(call: u64, seed: u64) -> u64 {
     let mut sim = Sim::new(seed);
     sim.disk.cut_power_before(call);
     if sim.create(BLOCKS).is_err() {
-        sim.disk.go_on_without_the_process().unwrap();
+        sim.disk.go_on_without_the_process();
         // It was never answered, so there is nothing, or a part, or all of it.
         if sim.open(Recovery::Auto, false).is_err() {
             Volume::delete_files(&sim.dir()).unwrap();
@@ -118,7 +118,7 @@ fn die_while_making(call: u64, seed: u64, make: impl Fn(&Sim) -> Option<()>) -> 
     let is_done = make(&sim).is_some();
     let took = sim.disk.operations().len() as u64 - before;
     sim.volume = None;
-    sim.disk.go_on_without_the_process().unwrap();
+    sim.disk.go_on_without_the_process();
     let is_there = new_dir(&sim).exists();
     assert!(is_there || !is_done);
     if is_there {
@@ -188,7 +188,7 @@ fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
     let is_done = sim.volume().roll_back(snapshot, &|| true).is_ok();
     let took = sim.disk.operations().len() as u64 - first;
     sim.volume = None;
-    sim.disk.go_on_without_the_process().unwrap();
+    sim.disk.go_on_without_the_process();
     let volume = Volume::open(&sim.dir(), &OpenOptions::default()).unwrap();
     let mut found = content_of(&volume);
     assert!(found == after || (found == before && !is_done), "neither before nor after");

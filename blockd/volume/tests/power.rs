@@ -105,7 +105,7 @@ impl Life {
             37 => Step::Grow((sectors / BLOCK + rng.below(6)).min(MOST_BLOCKS.max(sectors / BLOCK))),
             38 if rng.one_in(2) => Step::Restart,
             38 => Step::Kill,
-            _ => Step::Flush,
+            _ => Step::SyncMaps,
         }
     }
 

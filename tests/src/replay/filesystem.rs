@@ -1,7 +1,10 @@
 //! Real filesystems on images and on recorded disks, in a mount namespace of one thread: whatever happens to the test, no
 //! mount outlives it, and loop devices go with their mounts.
 
-use crate::process::{both, die_with_parent};
+use crate::{
+    Rng,
+    process::{both, die_with_parent},
+};
 use rustix::thread::UnshareFlags;
 use std::{
     path::{Path, PathBuf},
@@ -45,6 +48,33 @@ pub fn private_mounts() -> Result<(), String> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
         .map_err(|errno| format!("a mount namespace: {errno}"))?;
     run("mount", &["--make-rprivate", "/"])
+}
+
+/// Runs a test in a thread with mounts of its own, in a temporary directory, or prints why it cannot.
+///
+/// # Panics
+/// If the test does.
+pub fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &mut Rng) + Send) {
+    let skip = |what: String| eprintln!("=== {name} is SKIPPED: it wants {what} ===");
+    if let Some(what) = missing() {
+        return skip(what);
+    }
+    let act = || {
+        if let Err(what) = private_mounts() {
+            return skip(what);
+        }
+        // In memory where there is such a place.
+        let mut builder = tempfile::Builder::new();
+        let dir = builder.prefix("bt").tempdir_in("/dev/shm").or_else(|_| builder.tempdir());
+        let dir = dir.expect("a temporary directory");
+        if let Some(what) = filesystem.why_not(dir.path()) {
+            return skip(what);
+        }
+        act(dir.path(), &mut Rng::of_test(name));
+    };
+    if let Err(panic) = std::thread::scope(|scope| scope.spawn(act).join()) {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// Takes the folders away in which ext4 and XFS show what is mounted: who wants to tell one mount from the next cannot.

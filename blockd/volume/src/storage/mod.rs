@@ -2,8 +2,7 @@
 //!
 //! In a normal build each function is the call and nothing else. With the feature `testing`, a
 //! `testing::Disk` that is attached to the folder is asked first: it fails calls, remembers what a power
-//! cut would leave, or turns a planted bug on. Two kinds of access do not pass through here: the
-//! stores into the live map, which are no calls, and the reads of the io_uring, which [`File::before_read`] announces.
+//! cut would leave, or turns a planted bug on. Reads of the io_uring do not pass through here; [`File::before_read`] announces them.
 
 mod bug;
 mod share;

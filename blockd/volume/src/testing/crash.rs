@@ -2,7 +2,7 @@
 
 use super::{
     Rng,
-    disk::{Disk, State, is_mapped},
+    disk::{Disk, State},
     node::Node,
 };
 use std::{fs, io, os::unix::fs::FileExt, path::Path};
@@ -16,12 +16,12 @@ impl Disk {
     /// # Errors
     /// If the filesystem below fails.
     pub fn power_cut(&self, rng: &mut Rng, into: &Path) -> io::Result<()> {
-        self.state.lock().lay_down(0, &self.root, into, rng)
+        self.state.lock().lay_down(0, into, rng)
     }
 }
 
 impl State {
-    fn lay_down(&self, dir: usize, seen: &Path, into: &Path, rng: &mut Rng) -> io::Result<()> {
+    fn lay_down(&self, dir: usize, into: &Path, rng: &mut Rng) -> io::Result<()> {
         fs::create_dir(into)?;
         let Some(Node::Dir(names)) = self.nodes.get(dir) else { return Ok(()) };
         // All names old, all new, or each for itself.
@@ -34,10 +34,9 @@ impl State {
                 _ => rng.below(newest as u64 + 1) as usize,
             };
             let Some(number) = history[version] else { continue };
-            let (seen, into) = (seen.join(name), into.join(name));
+            let into = into.join(name);
             match &self.nodes[number] {
-                Node::Dir(_) => self.lay_down(number, &seen, &into, rng)?,
-                Node::File(_) if is_mapped(&into) => write_sparse(&into, &mangled(&seen, rng))?,
+                Node::Dir(_) => self.lay_down(number, &into, rng)?,
                 Node::File(file) => write_sparse(&into, &file.survivor(rng))?,
             }
         }
@@ -54,21 +53,4 @@ fn write_sparse(path: &Path, content: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A live map as anything between what it was and nonsense.
-fn mangled(seen: &Path, rng: &mut Rng) -> Vec<u8> {
-    let mut content = fs::read(seen).unwrap_or_default();
-    let how = rng.below(4);
-    for page in content.chunks_mut(PAGE_BYTES) {
-        match (how, rng.below(3)) {
-            (0, _) | (1, 0) => page.fill(0),
-            (2, 0) => page.fill(0xff),
-            _ => {}
-        }
-    }
-    if how == 1 {
-        content.truncate(rng.below(content.len() as u64 + 1) as usize);
-    }
-    content
 }

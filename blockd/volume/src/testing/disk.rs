@@ -163,8 +163,6 @@ pub(super) struct State {
     hits: Vec<Operation>,
     cut_at: Option<u64>,
     is_off: bool,
-    /// What the live maps are when it goes off: a dead process stores nothing more in them.
-    maps: Option<Vec<(PathBuf, Vec<u8>)>>,
     is_aside: bool,
     shares_extents: bool,
     bugs: HashSet<Bug>,
@@ -203,7 +201,6 @@ impl Disk {
             hits: vec![],
             cut_at: None,
             is_off: false,
-            maps: None,
             is_aside: false,
             shares_extents: false,
             bugs: HashSet::new(),
@@ -257,17 +254,9 @@ impl Disk {
 
     /// Lets another process go on after one that died where [`cut_power_before`](Self::cut_power_before) said, with the power
     /// on: what is in memory stays. Whatever the dead one had open must be closed.
-    ///
-    /// # Errors
-    /// If the filesystem below fails.
-    pub fn go_on_without_the_process(&self) -> io::Result<()> {
+    pub fn go_on_without_the_process(&self) {
         let mut state = self.state.lock();
         (state.cut_at, state.is_off) = (None, false);
-        // It may have thought that a sync failed, and have disowned its maps.
-        for (path, content) in state.maps.take().into_iter().flatten() {
-            fs::OpenOptions::new().write(true).open(path)?.write_all_at(&content, 0)?;
-        }
-        Ok(())
     }
 
     /// Whether the power is cut.
@@ -338,12 +327,13 @@ impl Disk {
             state.operations.push(Operation { kind, path: path.to_owned() });
             if state.cut_at == Some(number) {
                 state.is_off = true;
-                state.maps = Some(maps_below(&self.root)?);
             }
             if state.is_off {
                 return Err(FaultError::Io.error());
             }
-            if let Some(fault) = state.fault(kind, path) {
+            if !clears_page(&op)
+                && let Some(fault) = state.fault(kind, path)
+            {
                 state.fail(node, &op, &fault)?;
                 return Err(fault.error.error());
             }
@@ -382,6 +372,12 @@ impl State {
     /// What a failing call does all the same.
     fn fail(&mut self, node: Option<usize>, op: &Op<'_>, fault: &Fault) -> io::Result<()> {
         match *op {
+            // The page cache takes what lies inside one page at once or not at all.
+            Op::Write { offset_bytes, data, .. }
+                if offset_bytes % PAGE_BYTES + data.len() as u64 <= PAGE_BYTES =>
+            {
+                Ok(())
+            }
             Op::Write { file, offset_bytes, data } => {
                 let data = &data[..fault.partial_bytes.min(data.len())];
                 file.write_all_at(data, offset_bytes)?;
@@ -405,7 +401,7 @@ impl State {
             Op::CreateDir => self.make(name, Node::Dir(BTreeMap::new())),
             Op::Create => match self.file(node) {
                 Some(file) => file.push(Change::SetLen(0)),
-                None => self.make(name, Node::File(FileNode::new(vec![], is_mapped(name)))),
+                None => self.make(name, Node::File(FileNode::new(vec![]))),
             },
             Op::Write { file, offset_bytes, data } => {
                 if let Some(node) = self.file(node) {
@@ -506,14 +502,14 @@ impl State {
             let Some(Some(node)) = history.last() else { continue };
             match &self.nodes[*node] {
                 Node::Dir(_) => self.stale_files(*node, &path.join(name), found),
-                Node::File(file) if file.is_stale && !file.is_mapped => found.push((path.join(name), *node)),
+                Node::File(file) if file.is_stale => found.push((path.join(name), *node)),
                 Node::File(_) => {}
             }
         }
     }
 
     fn evict(&mut self, node: usize, real: &fs::File) -> io::Result<()> {
-        let Some(file) = self.file(Some(node)).filter(|file| file.is_stale && !file.is_mapped) else {
+        let Some(file) = self.file(Some(node)).filter(|file| file.is_stale) else {
             return Ok(());
         };
         let content = file.newest();
@@ -524,24 +520,11 @@ impl State {
     }
 }
 
-/// All live maps and what they are.
-fn maps_below(dir: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
-    let mut maps = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_type()?.is_dir() {
-            maps.append(&mut maps_below(&path)?);
-        } else if is_mapped(&path) {
-            let content = fs::read(&path)?;
-            maps.push((path, content));
-        }
-    }
-    Ok(maps)
-}
-
-pub(super) fn is_mapped(name: &Path) -> bool {
-    name.extension().is_some_and(|extension| extension == "map")
+/// Whether a write clears the first page of a file: that needs no disk, only the page cache. A filesystem that refuses
+/// even that was shut down, and is mounted again before anything is read from it.
+fn clears_page(op: &Op<'_>) -> bool {
+    matches!(op, Op::Write { offset_bytes: 0, data, .. }
+        if data.len() as u64 == PAGE_BYTES && data.iter().all(|&byte| byte == 0))
 }
 
 fn pages_around(file: &fs::File, offset_bytes: u64, len_bytes: u64) -> io::Result<(u64, Vec<u8>)> {
@@ -562,9 +545,7 @@ fn scan(path: &Path, dir: usize, nodes: &mut Vec<Node>) -> io::Result<()> {
             nodes.push(Node::Dir(BTreeMap::new()));
             scan(&path, number, nodes)?;
         } else {
-            let is_mapped = is_mapped(&path);
-            let content = if is_mapped { vec![] } else { fs::read(&path)? };
-            nodes.push(Node::File(FileNode::new(content, is_mapped)));
+            nodes.push(Node::File(FileNode::new(fs::read(&path)?)));
         }
         if let Some(Node::Dir(names)) = nodes.get_mut(dir) {
             names.insert(entry.file_name(), vec![Some(number)]);

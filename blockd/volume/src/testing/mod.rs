@@ -8,7 +8,7 @@
 //! What is modelled: a file's sectors and its length reach the disk each at any time between write and sync, in any order,
 //! but never go back; a name is durable only after a sync of its folder, each name for itself, and a rename replaces
 //! atomically; after a failed sync the kernel calls the dropped pages clean, so that they read as written until they are
-//! [evicted](Disk::evict). The live map's content is arbitrary after a cut.
+//! [evicted](Disk::evict).
 
 mod crash;
 mod disk;

@@ -20,8 +20,6 @@ pub(super) struct FileNode {
     pending: Vec<Change>,
     /// Pages in memory are taken for clean that the disk does not have: a sync failed.
     pub(super) is_stale: bool,
-    /// Changed by stores through a mapping, which nobody sees: its content is not followed.
-    pub(super) is_mapped: bool,
 }
 
 /// A change of content that no sync has covered yet.
@@ -32,14 +30,12 @@ pub(super) enum Change {
 }
 
 impl FileNode {
-    pub(super) fn new(durable: Vec<u8>, is_mapped: bool) -> Self {
-        Self { durable, is_mapped, ..Self::default() }
+    pub(super) fn new(durable: Vec<u8>) -> Self {
+        Self { durable, ..Self::default() }
     }
 
     pub(super) fn push(&mut self, change: Change) {
-        if !self.is_mapped {
-            self.pending.push(change);
-        }
+        self.pending.push(change);
     }
 
     /// What the file is when everything reaches the disk.

@@ -35,6 +35,8 @@ pub enum Step {
         no_hole: bool,
     },
     Flush,
+    /// Makes the disk take the live map.
+    SyncMaps,
     Freeze(u64),
     Delete(u64),
     /// Merges all that can be merged.
@@ -76,6 +78,7 @@ pub const LIFE: &[Step] = &[
     Step::Freeze(1),
     Step::Write { start: 1, len: 1, fua: false },
     Step::Write { start: 16, len: 24, fua: false },
+    Step::SyncMaps,
     Step::Kill,
     Step::Zero { start: 96, len: 16, no_hole: true },
     Step::Flush,
@@ -218,10 +221,18 @@ impl Sim {
         self.lost_power |= lost_power;
         let before = self.disk.failed().len();
         let result = Volume::open(&self.dir(), &OpenOptions { recovery });
-        // What the process before could not write back, the first sync of the next one may be the first to hear of.
-        let is_data = |call: &Operation| call.path.extension().is_some_and(|end| end == "data");
-        self.lost_power |=
-            self.disk.failed()[before..].iter().any(|call| call.kind == OpKind::Sync && is_data(call));
+        let fails_on_map = result.as_ref().is_err_and(|error| error.to_string().contains(".map"));
+        // What the process before could not write back, the first sync of the next one may be the first to hear of. A map
+        // whose header cannot be read is not believed; one whose bits cannot be read fails the start.
+        let discards = |call: &Operation| {
+            let end = call.path.extension().and_then(|end| end.to_str());
+            match call.kind {
+                OpKind::Sync => matches!(end, Some("data" | "map")),
+                OpKind::Read => end == Some("map") && !fails_on_map,
+                _ => false,
+            }
+        };
+        self.lost_power |= self.disk.failed()[before..].iter().any(discards);
         self.tell(|sim| {
             let error = result.as_ref().err();
             eprintln!(
@@ -307,6 +318,7 @@ impl Sim {
                 }
                 result
             }
+            Step::SyncMaps => self.volume().sync_maps(),
             Step::Freeze(id) => {
                 let result = self.volume().freeze(SnapshotId::from_u64(id));
                 self.model.freeze(id, result.is_ok());
@@ -383,9 +395,7 @@ impl Sim {
     /// Nothing lies in the folder that the volume does not need; it must have been opened since anything failed.
     pub fn check_for_leaks(&self) {
         let stats = self.volume().stats();
-        let mut files = names_in(&self.dir());
-        // Kept for the next head, and gone with the process.
-        files.retain(|name| name != "spare.map");
+        let files = names_in(&self.dir());
         let count = |end: &str| files.iter().filter(|name| name.ends_with(end)).count() as u64;
         assert_eq!(count(".data"), stats.layers, "{files:?}");
         let logs = 1 + u64::from(self.volume().hydration().is_some());

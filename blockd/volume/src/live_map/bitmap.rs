@@ -1,0 +1,137 @@
+//! A sparse bitmap in memory, one bit a block, that threads read and change without a lock.
+//!
+//! A chunk of 4 KiB (128 MiB of volume) is allocated when its first bit is set, so that scattered writes cost one page
+//! each and untouched parts cost the table alone: 16 bytes a chunk, 128 KiB a TiB.
+
+use blockd_extent::{BlockIndex, BlockSet, Extent};
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// Bytes of a chunk, in memory and in the map's file.
+pub(super) const CHUNK_BYTES: u64 = 4096;
+/// Blocks of a chunk.
+pub(super) const BLOCKS_PER_CHUNK: u64 = CHUNK_BYTES * 8;
+const WORDS_PER_CHUNK: usize = CHUNK_BYTES as usize / 8;
+
+type Chunk = [AtomicU64; WORDS_PER_CHUNK];
+
+/// One bit for each block of a volume.
+pub(super) struct Bitmap {
+    chunks: Box<[OnceLock<Box<Chunk>>]>,
+}
+
+impl Bitmap {
+    /// Creates a bitmap of `blocks` bits, all zero.
+    pub(super) fn new(blocks: u64) -> Self {
+        Self { chunks: (0..blocks.div_ceil(BLOCKS_PER_CHUNK)).map(|_| OnceLock::new()).collect() }
+    }
+
+    /// Returns word number `index`, which holds the bits of blocks `index * 64` to `index * 64 + 63`.
+    pub(super) fn word(&self, index: u64) -> u64 {
+        let (chunk, word) = locate(index);
+        self.chunks[chunk].get().map_or(0, |chunk| chunk[word].load(Ordering::Acquire))
+    }
+
+    /// Returns whether no bit of the chunk that holds a block was ever set.
+    pub(super) fn is_untouched(&self, block: BlockIndex) -> bool {
+        self.chunks[(block.0 / BLOCKS_PER_CHUNK) as usize].get().is_none()
+    }
+
+    /// Returns whether the bits of all blocks of an extent are set.
+    pub(super) fn holds_all(&self, extent: Extent) -> bool {
+        words(extent).all(|(index, mask)| self.word(index) & mask == mask)
+    }
+
+    /// Sets the bits of an extent and reports each run that was not set before.
+    pub(super) fn set(&self, extent: Extent, mut new_run: impl FnMut(Extent)) {
+        for (index, mask) in words(extent) {
+            let (chunk, word) = locate(index);
+            let chunk =
+                self.chunks[chunk].get_or_init(|| Box::new([const { AtomicU64::new(0) }; WORDS_PER_CHUNK]));
+            // Most writes hit bits that are set: a plain load keeps the cache line shared then.
+            if chunk[word].load(Ordering::Acquire) & mask == mask {
+                continue;
+            }
+            let before = chunk[word].fetch_or(mask, Ordering::AcqRel);
+            runs_of_word(mask & !before, |low, len| new_run(Extent::new(BlockIndex(index * 64 + low), len)));
+        }
+    }
+
+    /// Clears the bits of an extent.
+    pub(super) fn clear(&self, extent: Extent) {
+        for (index, mask) in words(extent) {
+            let (chunk, word) = locate(index);
+            let Some(chunk) = self.chunks[chunk].get() else { continue };
+            if chunk[word].load(Ordering::Acquire) & mask != 0 {
+                chunk[word].fetch_and(!mask, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Returns the numbers of the chunks that were ever touched, ascending.
+    pub(super) fn touched_chunks(&self) -> impl Iterator<Item = u64> + '_ {
+        (0u64..).zip(&self.chunks).filter(|(_, chunk)| chunk.get().is_some()).map(|(number, _)| number)
+    }
+
+    /// Returns the set of all blocks whose bit is set.
+    pub(super) fn to_set(&self) -> BlockSet {
+        let mut set = BlockSet::new();
+        for chunk in self.touched_chunks() {
+            let first_word = chunk * WORDS_PER_CHUNK as u64;
+            for index in first_word..first_word + WORDS_PER_CHUNK as u64 {
+                runs_of_word(self.word(index), |low, len| {
+                    set.insert_extent(Extent::new(BlockIndex(index * 64 + low), len));
+                });
+            }
+        }
+        set
+    }
+}
+
+fn locate(index: u64) -> (usize, usize) {
+    ((index / WORDS_PER_CHUNK as u64) as usize, (index % WORDS_PER_CHUNK as u64) as usize)
+}
+
+/// Returns the words that an extent touches, each with the mask of its bits, ascending.
+pub(super) fn words(extent: Extent) -> impl Iterator<Item = (u64, u64)> {
+    let (start, end) = (extent.start.0, extent.end().0);
+    (start / 64..end.div_ceil(64)).filter(move |_| end > start).map(move |index| {
+        let low = start.max(index * 64) - index * 64;
+        let high = end.min(index * 64 + 64) - index * 64;
+        let mask = if high - low == 64 { u64::MAX } else { ((1 << (high - low)) - 1) << low };
+        (index, mask)
+    })
+}
+
+/// Reports the maximal runs of ones in a word as (first bit, length).
+pub(super) fn runs_of_word(mut word: u64, mut found: impl FnMut(u64, u64)) {
+    let mut base = 0;
+    while word != 0 {
+        let skip = u64::from(word.trailing_zeros());
+        word >>= skip;
+        let len = u64::from(word.trailing_ones());
+        found(base + skip, len);
+        base += skip + len;
+        word = if len == 64 { 0 } else { word >> len };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_allocated_by_the_first_bit_alone() {
+        let bitmap = Bitmap::new(7 * BLOCKS_PER_CHUNK / 2);
+        for block in [3, 2 * BLOCKS_PER_CHUNK - 1, 3 * BLOCKS_PER_CHUNK] {
+            assert!(bitmap.is_untouched(BlockIndex(block)));
+            bitmap.clear(Extent::new(BlockIndex(block), 1));
+            assert_eq!(bitmap.word(block / 64), 0);
+            bitmap.set(Extent::new(BlockIndex(block), 1), |_| {});
+        }
+        assert_eq!(bitmap.touched_chunks().collect::<Vec<_>>(), [0, 1, 3]);
+        assert_eq!(bitmap.to_set().len_blocks(), 3);
+    }
+}
