@@ -85,6 +85,7 @@ fn a_sync_that_fails_stops_the_volume_until_a_restart() {
     let kept = client.read(0, flushed.len() as u64);
     assert_same("what was flushed before", &kept, &flushed);
     client.write(0, &[4; 4096]);
+    assert_eq!(refused(flush(&mut client)), errno::EIO, "the client may have survived the loss");
     client.flush();
     assert_same("after the restart", &client.read(0, 4096), &[4; 4096]);
     assert_same("the other volume", &daemon.nbd("other").read(0, 4096), &[3; 4096]);
@@ -119,6 +120,79 @@ fn whatever_waits_for_the_disk_is_told_that_a_sync_failed() {
         assert_eq!(daemon.ctl().volume(name)["state"], "failed", "after {name}");
     }
     drop(daemon.kill());
+}
+
+#[test]
+fn discarded_writes_fail_the_first_flush_of_each_connection() {
+    let bed = Bed::new();
+    let daemon = bed.daemon("a").start();
+    daemon.ctl().create_volume("vol", "8MiB");
+    daemon.ctl().create_volume("other", "8MiB");
+    let volume = daemon.ctl().volume("vol")["id"].as_str().unwrap().to_owned();
+    let mut client = daemon.nbd("vol");
+    client.write(0, &[1; 4096]);
+    client.flush();
+    client.write(8192, &[2; 4096]);
+    let dir = daemon.seen_data_dir().join("volumes").join(volume);
+    let setup = daemon.kill();
+    // The page cache still has the write; without the map, the start cannot know of it.
+    for file in std::fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|end| end == "map") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let daemon = setup.start();
+    let (mut one, mut two) = (daemon.nbd("vol"), daemon.nbd("vol"));
+    assert_same("the last flush", &one.read(0, 12288), &[vec![1; 4096], vec![0; 8192]].concat());
+    assert_eq!(refused(flush(&mut one)), errno::EIO);
+    flush(&mut one).expect("the client was told");
+    assert_eq!(refused(write(&mut two, flag::FUA, 0, &[3; 4096])), errno::EIO);
+    write(&mut two, flag::FUA, 0, &[3; 4096]).expect("the client was told");
+    flush(&mut daemon.nbd("other")).expect("nothing of it was lost");
+
+    let shown = daemon.ctl().volume("vol");
+    assert_eq!(shown["discardedWrites"]["clients"], "all", "{shown:#}");
+    let status = daemon.ctl().json(&["status"]);
+    let problem = &status["problems"][0];
+    assert_eq!(problem["kind"], "discarded-writes", "{status:#}");
+    let events = daemon.ctl().json(&["events"]);
+    assert!(events.to_string().contains("writes-discarded"), "{events:#}");
+
+    daemon.ctl().run(&["volume", "update", "vol", "--acknowledge-discarded-writes"]);
+    assert!(daemon.ctl().volume("vol")["discardedWrites"].is_null());
+    let status = daemon.ctl().json(&["status"]);
+    assert!(status["problems"].as_array().is_none_or(Vec::is_empty), "{status:#}");
+    flush(&mut daemon.nbd("vol")).expect("the loss was acknowledged");
+    let daemon = daemon.kill().start();
+    flush(&mut daemon.nbd("vol")).expect("the loss was acknowledged");
+    let _ = daemon.stop();
+}
+
+#[test]
+fn map_that_cannot_be_synced_at_a_start_fails_its_volume_only() {
+    let bed = Bed::new();
+    let disk = FailingDisk::build(bed.dir());
+    let daemon = disk.under(bed.daemon("a")).start();
+    daemon.ctl().create_volume("vol", "8MiB");
+    daemon.ctl().create_volume("other", "8MiB");
+    let volume = daemon.ctl().volume("vol")["id"].as_str().unwrap().to_owned();
+    let mut client = daemon.nbd("vol");
+    client.write(0, &[1; 4096]);
+    client.flush();
+    client.write(8192, &[2; 4096]);
+    drop(client);
+    let setup = daemon.kill();
+    disk.fail("fdatasync", errno::EIO, &format!("{volume}/layer-0000000000000001.map"));
+    let daemon = setup.start();
+    assert_eq!(daemon.ctl().volume("vol")["state"], "failed");
+    daemon.nbd("other").write(0, &[3; 4096]);
+    disk.heal();
+    let daemon = daemon.kill().start();
+    let mut client = daemon.nbd("vol");
+    assert_same("the last flush", &client.read(0, 12288), &[vec![1; 4096], vec![0; 8192]].concat());
+    assert_eq!(refused(flush(&mut client)), errno::EIO);
+    let _ = daemon.stop();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
-    MIB, Nbd, Setup,
+    MIB, Nbd, Setup, assert_same,
     nbd::{Failure, command, errno},
     process::{both, die_with_parent},
     replay::filesystem::{Filesystem, Mount, with_mounts},
@@ -52,7 +52,9 @@ fn shutdown_fails_the_volume_only(filesystem: Filesystem, dir: &Path) {
     let mount = Mount::of(&image, &data_dir).unwrap();
     let daemon = setup.start();
     let mut client = daemon.nbd("vol");
-    assert_eq!(client.read(0, 4096), [1; 4096], "the last flush");
+    assert_same("the last flush", &client.read(0, 4096), &[1; 4096]);
+    let flushed = flush(&mut client);
+    assert!(matches!(flushed, Err(Failure::Refused(errno::EIO))), "a client that reconnects: {flushed:?}");
     drop(client);
     drop(daemon.kill());
     mount.end().unwrap();

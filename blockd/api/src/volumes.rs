@@ -50,6 +50,9 @@ pub struct UpdateVolume {
     /// The labels that it has from now on, in place of all that it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
+    /// Acknowledges that a start may have discarded acknowledged writes: clients are no longer told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub acknowledge_discarded_writes: bool,
     /// The group that it is frozen with from now on; `null`: none.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub group: Option<Option<GroupName>>,
@@ -167,6 +170,28 @@ pub struct VolumeList {
     pub volumes: Vec<Volume>,
 }
 
+/// Clients that may hold state from before a loss of acknowledged writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SurvivingClients {
+    /// Clients on other hosts: the daemon's host has booted since.
+    Remote,
+    /// All clients, kernel devices of the daemon's host included.
+    All,
+}
+
+/// Acknowledged writes that a start may have discarded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiscardedWrites {
+    /// Clients that may have survived. The first FLUSH of each of their connections fails.
+    pub clients: SurvivingClients,
+    /// Reason, in words.
+    pub cause: String,
+    /// Time of the start that found the loss.
+    pub found: Timestamp,
+}
+
 /// A volume as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -194,6 +219,9 @@ pub struct Volume {
     pub state: VolumeState,
     /// Why it failed, in one line; `None` unless it did.
     pub state_reason: Option<String>,
+    /// Acknowledged writes that a start may have discarded, until an administrator acknowledges it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discarded_writes: Option<DiscardedWrites>,
     /// Where it is served; see [`crate::nbd_unix_uri`].
     pub uri: String,
     /// NBD connections to it.

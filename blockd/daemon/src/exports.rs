@@ -10,6 +10,7 @@
 use crate::{
     access::Access,
     browse::CloudExports,
+    discarded::UnreportedLoss,
     metrics::Operation,
     registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
     salvage::SalvageExports,
@@ -106,7 +107,10 @@ impl ExportCatalog for Exports {
         let max_connections = self.access.max_connections(client);
         let (volume, attachment) = entry.attach_up_to(max_connections).map_err(unavailable)?;
         match snapshot {
-            None => Ok(Arc::new(VolumeDevice { volume, attachment })),
+            None => {
+                let loss = UnreportedLoss::of(&volume, client);
+                Ok(Arc::new(VolumeDevice { volume, attachment, loss }))
+            }
             Some(wanted) => open_snapshot(&volume, attachment, wanted),
         }
     }
@@ -253,6 +257,7 @@ fn snapshot_of(
 struct VolumeDevice {
     volume: Arc<Volume>,
     attachment: Attachment,
+    loss: UnreportedLoss,
 }
 
 impl VolumeDevice {
@@ -284,6 +289,11 @@ impl VolumeDevice {
             self.entry().traffic.note(operation, began);
         }
         result
+    }
+
+    /// Fails a request for durability of a client that was not told of a loss yet.
+    fn check_durable(&self, is_asked: bool) -> Result<(), DeviceError> {
+        if is_asked { self.loss.report(&self.volume) } else { Ok(()) }
     }
 
     /// Refuses what writes when the volume is read-only, also for clients that were told otherwise when they came.
@@ -375,21 +385,25 @@ impl BlockDevice for VolumeDevice {
 
     fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
         self.check_writable()?;
+        self.check_durable(fua)?;
         self.timed(Operation::Write, always, || self.done(self.volume.write(offset_bytes, data, fua)))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
+        self.check_durable(true)?;
         self.timed(Operation::Flush, always, || self.done(self.volume.flush()))
     }
 
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
         self.check_writable()?;
+        self.check_durable(fua)?;
         self.timed(Operation::Discard, always, || self.done(self.volume.trim(offset_bytes, len_bytes, fua)))
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
         self.check_writable()?;
         let ZeroFlags { no_hole, fast, fua } = flags;
+        self.check_durable(fua)?;
         self.timed(Operation::Discard, always, || {
             self.done(match fast {
                 true => self.volume.write_zeroes_fast(offset_bytes, len_bytes, no_hole, fua),

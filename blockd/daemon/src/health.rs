@@ -26,8 +26,10 @@ const SCARCE_BYTES: u64 = 64 << 20;
 const DATA_DIR: &str = "data-directory";
 
 /// What may be wrong, in words for programs and for labels.
-pub(crate) const KINDS: [&str; 6] =
-    [DATA_DIR, SCHEDULES, METRICS, CONTROL_SOCKET, CONTROL_ADDRESS, CREDENTIAL];
+pub(crate) const KINDS: [&str; 7] =
+    [DATA_DIR, DISCARDED_WRITES, SCHEDULES, METRICS, CONTROL_SOCKET, CONTROL_ADDRESS, CREDENTIAL];
+/// A start may have discarded acknowledged writes of a volume.
+pub(crate) const DISCARDED_WRITES: &str = "discarded-writes";
 /// The schedules cannot be looked at.
 pub(crate) const SCHEDULES: &str = "schedules";
 /// Metrics are not served.
@@ -117,6 +119,7 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
     let core = Arc::clone(core);
     tokio::spawn(async move {
         let work = async {
+            core.report_discarded_writes().await;
             if let Err(error) = core.look_at_credentials().await {
                 tracing::warn!(%error, "whether all credentials can be opened is not known");
             }

@@ -261,6 +261,7 @@ impl Core {
             created: entry.created,
             state,
             state_reason,
+            discarded_writes: crate::discarded::shown(entry),
             uri: blockd_api::nbd_unix_uri(entry.name.as_str(), &self.nbd_socket()),
             connections: view.connections,
             attachment: self.attachments.describe(entry.id),
@@ -303,17 +304,22 @@ impl Core {
     /// # Errors
     /// There is nothing to change, the volume cannot be used, the size is smaller than the present one, or the disk fails.
     pub async fn update_volume(
-        &self,
+        self: &Arc<Self>,
         wanted: &VolumeRef,
         request: UpdateVolume,
     ) -> Result<api::Volume, ServiceError> {
         let entry = self.registry.find(wanted)?;
         if request == UpdateVolume::default() {
-            let message = "nothing is to be changed: give sizeBytes, readOnly, labels or group";
+            let message = "nothing is to be changed: give sizeBytes, readOnly, acknowledgeDiscardedWrites, labels or group";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         if let Some(size_bytes) = request.size_bytes {
             self.grow_volume(&entry, size_bytes).await?;
+        }
+        if request.acknowledge_discarded_writes {
+            let volume = entry.volume()?;
+            let (core, entry) = (Arc::clone(self), Arc::clone(&entry));
+            blocking(move || core.acknowledge_discarded_writes(&entry, &volume)).await?;
         }
         if let Some(read_only) = request.read_only {
             let id = entry.id;

@@ -6,11 +6,13 @@
 
 use crate::{
     data_files::DataFiles,
+    discarded::{DiscardCause, DiscardedWrites},
     error::VolumeError,
     files,
     head_log::{HeadLog, Identity},
     layer_set::LayerSet,
-    live_map::{BlockState, LiveMap, Rejected},
+    live_map::{BlockState, LiveMap},
+    open::{OpenOptions, Recovery},
     regions::Regions,
     storage::Bug,
 };
@@ -108,34 +110,37 @@ impl Head {
         HeadLog::look(&files::log_path(place.dir, epoch), place.log_identity(epoch)).map(drop)
     }
 
-    /// Finds a head again, after a clean stop, the death of the process, or a power cut.
-    ///
-    /// `believe_map` says whether the map of this boot may be believed.
-    pub(crate) fn recover(place: Place<'_>, epoch: Epoch, believe_map: bool) -> Result<Self, VolumeError> {
+    /// Finds a head again, after a clean stop, the death of the process, or a power cut. A loss of acknowledged writes is
+    /// recorded before the map that shows it is replaced.
+    pub(crate) fn recover(
+        place: Place<'_>,
+        epoch: Epoch,
+        options: &OpenOptions,
+    ) -> Result<Self, VolumeError> {
         let data = DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         let map_path = files::map_path(place.dir, epoch);
-        let mut found = match believe_map || data.has(Bug::MapBelieved) {
-            true => {
-                let opened = LiveMap::open(&map_path, place.volume, epoch, place.blocks())?;
-                let warn = |rejected: &Rejected| {
-                    let Rejected { why, clean } = rejected;
-                    tracing::warn!(volume = %place.volume, %why, clean, "the live map is not believed: the head is as of the last flush");
-                };
-                opened.inspect_err(warn).ok()
+        let believe = options.recovery == Recovery::Auto || data.has(Bug::MapBelieved);
+        let opened = LiveMap::open(&map_path, place.volume, epoch, place.blocks(), believe)?;
+        let mut found = match opened {
+            Ok(found) => Some(found),
+            Err(rejected) => {
+                rejected.report(place, options.serves_remote)?;
+                // Before the sync, which may be the only one to report a failed writeback: the next start must not
+                // believe it.
+                crate::data_files::remove_if_there(&map_path)?;
+                None
             }
-            false => None,
         };
-        if found.is_none() {
-            // Before the sync, which may be the only one to report a failed writeback: the next start must not believe it.
-            crate::data_files::remove_if_there(&map_path)?;
-        }
         // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
         // next open, and only that one: the bits then speak of data that is gone, just as after a power cut.
         if let Err(error) = data.sync() {
             tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
             if let Some(lost) = found.take() {
                 lost.map.disown();
+                if !lost.clean {
+                    DiscardedWrites::now(DiscardCause::WritebackFailed).record(place.dir)?;
+                }
             }
         }
         let mut unlogged = BlockSet::new();

@@ -13,6 +13,7 @@ mod copy;
 mod cover;
 mod data_files;
 mod diff;
+mod discarded;
 mod error;
 mod files;
 mod flight_budget;
@@ -61,6 +62,7 @@ mod write;
 pub use block_status::{Allocation, AllocationRun, DirtyRun};
 pub use check::Checked;
 pub use diff::{Difference, DifferenceRun};
+pub use discarded::{DiscardCause, DiscardedWrites, SurvivingClients};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::{Frozen, SnapshotInfo};
 #[cfg(feature = "testing")]

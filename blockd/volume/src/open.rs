@@ -5,6 +5,7 @@
 
 use crate::{
     data_files::DataFiles,
+    discarded::{self, DiscardedWrites},
     error::{IoContext, VolumeError},
     files,
     head::{Head, Place},
@@ -28,6 +29,8 @@ use std::{
 pub struct OpenOptions {
     /// What to believe after a stop that was not clean.
     pub recovery: Recovery,
+    /// Clients of other hosts are served, and may survive this one.
+    pub serves_remote: bool,
 }
 
 /// What an unclean stop was.
@@ -83,7 +86,6 @@ impl Volume {
         sync_parent(dir)?;
         remove_unnamed_files(dir, &meta)?;
         let place = |entry: &LayerEntry| Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
-        let believe_map = options.recovery == Recovery::Auto;
         // A recovery cuts the torn end of a log off and syncs, which takes away what `Salvage` goes by. So whatever else may keep
         // the volume from opening comes first.
         let mut frozen = meta
@@ -101,7 +103,7 @@ impl Volume {
             .iter()
             .filter_map(|entry| match entry.open {
                 true => {
-                    let head = Head::recover(place(entry), entry.file, believe_map);
+                    let head = Head::recover(place(entry), entry.file, options);
                     Some(head.map(|head| Layer::Open(Arc::new(head))))
                 }
                 false => frozen.next().map(Ok),
@@ -110,6 +112,7 @@ impl Volume {
         let progress = Progress::load(dir, &meta);
         let volume = Self::assemble(dir.to_owned(), meta, Stack::new(layers, &Stack::default()));
         *volume.merging.lock() = progress;
+        *volume.discarded.lock() = DiscardedWrites::load(dir)?;
         let finished = volume.finish_open_layers(&mut volume.admin.lock());
         if let Err(error) = finished {
             tracing::warn!(volume = %volume.id, %error, "a freeze that was interrupted could not be finished yet");
@@ -192,7 +195,7 @@ pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLay
 
 /// What lies in the folder and is not named: what was begun and never committed, or replaced and not yet removed.
 pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, VolumeError> {
-    let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META)]);
+    let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META), discarded::path(dir)]);
     for layer in &meta.layers {
         named.extend(DataFiles::paths(&files::data_path(dir, layer.file), layer.size_bytes));
         if layer.open {

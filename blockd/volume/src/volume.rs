@@ -6,6 +6,7 @@
 
 use crate::{
     copy::Shown,
+    discarded::DiscardedWrites,
     error::VolumeError,
     flusher::{Flusher, SharedFailure},
     head::{Head, Place, SyncFailure},
@@ -49,6 +50,7 @@ pub struct Volume {
     pub(crate) kept: RwLock<Vec<(SnapshotId, Epoch)>>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
+    pub(crate) discarded: Mutex<Option<DiscardedWrites>>,
     flusher: Flusher,
     /// A commit failed that may have replaced `volume.meta` all the same; changed and asked under `admin`.
     meta_in_doubt: AtomicBool,
@@ -163,6 +165,7 @@ impl Volume {
             merge_makes_way: AtomicU64::new(0),
             pins: Arc::default(),
             counters: Counters::default(),
+            discarded: Mutex::new(None),
             flusher: Flusher::default(),
             meta_in_doubt: AtomicBool::new(false),
             rolling_back: AtomicBool::new(false),

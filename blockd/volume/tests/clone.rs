@@ -242,7 +242,7 @@ fn a_clone_that_fails_leaves_nothing_and_can_be_repeated() {
         drop(parent);
         let next = root.path().join("disk-1");
         disk.power_cut(&mut Rng::new(7), &next).unwrap();
-        let options = OpenOptions { recovery: Recovery::AfterPowerLoss };
+        let options = OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() };
         let clone = Volume::open(&next.join("c"), &options).unwrap();
         assert!(content(&clone) == expected, "{number:?}");
         let names: Vec<_> =

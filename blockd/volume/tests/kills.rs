@@ -126,7 +126,7 @@ fn die_while_making(call: u64, seed: u64, make: impl Fn(&Sim) -> Option<()>) -> 
         volume.write(BLOCK_SIZE_BYTES, &CONTENT, true).unwrap();
         drop(volume);
         sim.cut_power();
-        let options = OpenOptions { recovery: Recovery::AfterPowerLoss };
+        let options = OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() };
         let volume = Volume::open(&new_dir(&sim), &options).unwrap();
         let mut bytes = [0; 2 * BLOCK_SIZE_BYTES as usize];
         volume.read(0, &mut bytes).unwrap();
@@ -196,7 +196,11 @@ fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
     found[7 * BLOCK as usize..8 * BLOCK as usize].fill(9);
     drop(volume);
     sim.cut_power();
-    let volume = Volume::open(&sim.dir(), &OpenOptions { recovery: Recovery::AfterPowerLoss }).unwrap();
+    let volume = Volume::open(
+        &sim.dir(),
+        &OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() },
+    )
+    .unwrap();
     assert!(content_of(&volume) == found, "what was flushed is gone");
     let mut frozen = vec![0; then.len()];
     volume.view(snapshot).unwrap().read(0, &mut frozen).unwrap();

@@ -346,7 +346,7 @@ impl Run {
     }
 
     fn reopen(&mut self, recovery: Recovery) {
-        self.volume = Volume::open(&self.dir, &OpenOptions { recovery }).unwrap();
+        self.volume = Volume::open(&self.dir, &OpenOptions { recovery, ..OpenOptions::default() }).unwrap();
         self.last_version += 1;
         let file = File::open(self.head_file()).unwrap();
         for (number, block) in self.blocks.iter_mut().enumerate() {

@@ -207,7 +207,7 @@ fn fail_each_call(error: FaultError, persistent: bool) {
                 }
                 _ => (bed.dir(0), Recovery::Auto),
             };
-            let volume = Volume::open(&dir, &OpenOptions { recovery }).unwrap();
+            let volume = Volume::open(&dir, &OpenOptions { recovery, ..OpenOptions::default() }).unwrap();
             bed.check_sound(&volume, done.is_ok());
         }
     }
@@ -243,7 +243,7 @@ fn a_power_cut_at_any_call_leaves_one_of_two_states() {
             drop(bed.volume.take());
             let next = bed.root.path().join("disk-1");
             bed.disk.power_cut(&mut Rng::new(number * 7 + seed), &next).unwrap();
-            let after = OpenOptions { recovery: Recovery::AfterPowerLoss };
+            let after = OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() };
             let volume = Volume::open(&bed.dir(1), &after).unwrap();
             bed.check_sound(&volume, done.is_ok());
         }

@@ -37,6 +37,10 @@ impl Core {
         let admission = self.admission.lock().await;
         let entry = self.registry.find(wanted)?;
         entry.volume()?;
+        if let Some(loss) = crate::discarded::refuses_devices(&entry) {
+            let message = format!("attach failed on volume {}: {loss}", entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeFailed, message));
+        }
         let row = AttachmentRow {
             volume: entry.id,
             state: AttachmentState::Attaching,

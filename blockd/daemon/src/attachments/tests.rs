@@ -110,6 +110,37 @@ fn backend(host: &Host, name: &str) -> String {
     host.core().attachments.shared.backend(entry.id)
 }
 
+/// Makes the next start believe that it discarded writes of a volume.
+fn lose_map(host: &Host, name: &str) {
+    let entry = host.core().registry.by_name(name).unwrap();
+    let dir = entry.volume().unwrap().dir().to_owned();
+    for file in std::fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|end| end == "map") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_older_than_a_loss_is_disconnected() {
+    let mut host = Host::new().await;
+    host.create("lost").await;
+    host.create("kept").await;
+    let lost = host.attach("lost").await.unwrap();
+    let kept = host.attach("kept").await.unwrap();
+    lose_map(&host, "lost");
+    host.restart().await;
+    assert_eq!((host.device("lost"), host.device("kept")), (None, Some(kept)));
+    let problem = host.seen("lost").unwrap().problem.unwrap();
+    assert!(problem.contains(&format!("nbd{lost}")) && problem.contains("discarded"), "{problem}");
+    let refused = host.attach("lost").await.unwrap_err();
+    assert!(refused.message.contains("--acknowledge-discarded-writes"), "{refused:?}");
+    let acknowledge = UpdateVolume { acknowledge_discarded_writes: true, ..UpdateVolume::default() };
+    host.core().update_volume(&named("lost"), acknowledge).await.unwrap();
+    host.attach("lost").await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_was_taken_away_by_force_never_becomes_the_volumes_again() {
     let mut host = Host::new().await;

@@ -64,7 +64,7 @@ pub(super) async fn update(
     Body(request): Body<UpdateVolume>,
 ) -> Answer<Volume> {
     // Groups and labels say which schedules protect it.
-    if request.read_only.is_some() || request.labels.is_some() || request.group.is_some() {
+    if request != (UpdateVolume { size_bytes: request.size_bytes, ..UpdateVolume::default() }) {
         caller.needs(Role::Admin, "changing anything but the size of a volume")?;
     }
     detached(async move { core.update_volume(&volume, request).await }).await

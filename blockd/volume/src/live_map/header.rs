@@ -34,6 +34,8 @@ pub(crate) enum Rejection {
     OtherBoot,
     #[error("the filesystem was unmounted since it was written")]
     OtherMount,
+    #[error("the start was told that the host lost power")]
+    PowerLoss,
     #[error("its header cannot be read: {0}")]
     Unreadable(std::io::Error),
     #[error("the kernel could not write it to the disk: {0}")]

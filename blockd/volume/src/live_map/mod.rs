@@ -37,7 +37,9 @@ mod header;
 
 use crate::{
     data_files::data_ranges,
+    discarded::DiscardedWrites,
     error::{IoContext, VolumeError},
+    head::Place,
     storage::{Bug, File},
 };
 use bitmap::{BLOCKS_PER_CHUNK, Bitmap, CHUNK_BYTES, runs_of_word, words};
@@ -81,6 +83,18 @@ pub(crate) struct Rejected {
     pub(crate) why: Rejection,
     /// The header is whole and names a clean stop: the log names all that the map named.
     pub(crate) clean: bool,
+}
+
+impl Rejected {
+    /// Logs the rejection and records the loss, if acknowledged writes may be gone and a client may have survived.
+    pub(crate) fn report(&self, place: Place<'_>, serves_remote: bool) -> Result<(), VolumeError> {
+        let Self { why, clean } = self;
+        if *clean {
+            return Ok(());
+        }
+        tracing::warn!(volume = %place.volume, %why, "the live map is not believed: the head is as of the last flush");
+        DiscardedWrites::of(why, serves_remote).map_or(Ok(()), |loss| loss.record(place.dir))
+    }
 }
 
 /// State of a map that is only inspected.
@@ -145,17 +159,21 @@ impl LiveMap {
         }
     }
 
-    /// Declares that the map names every block that the head holds: the next process of this boot believes it.
+    /// Declares, durably, that the map names every block that the head holds: the next process of this boot believes it, and
+    /// one of a later boot knows in which one it was written.
     pub(crate) fn own(&self) -> Result<(), VolumeError> {
         let boot = boot_id()?;
         let text = boot.as_bytes().get(..BOOT_ID_BYTES).unwrap_or_default();
-        self.file.write_all_at(text, BOOT_ID_AT as u64).during("write", &self.path)
+        self.file.write_all_at(text, BOOT_ID_AT as u64).during("write", &self.path)?;
+        self.sync_file()
     }
 
     /// Opens the map of an earlier process and makes sure that the disk took it, or returns why it is not believed.
     ///
     /// The sync comes first: of a map whose writeback failed, the kernel may have dropped pages, and the next sync alone
     /// reports that.
+    ///
+    /// Without `believe` it is rejected in any case, and only the header is read.
     ///
     /// # Errors
     /// If a map that is to be believed cannot be opened or read, or is damaged: another attempt may succeed, and going by
@@ -165,6 +183,7 @@ impl LiveMap {
         volume: VolumeId,
         epoch: Epoch,
         blocks: u64,
+        believe: bool,
     ) -> Result<Result<Found, Rejected>, VolumeError> {
         let rejected = |why, clean| Ok(Err(Rejected { why, clean }));
         let file = match File::open(path) {
@@ -189,6 +208,9 @@ impl LiveMap {
             return rejected(why, clean);
         }
         let clean = header.is_clean();
+        if !believe {
+            return rejected(Rejection::PowerLoss, clean);
+        }
         if let Err(error) = file.sync_data() {
             disown(&file, path);
             return rejected(Rejection::WritebackFailed(error), clean);

@@ -57,7 +57,7 @@ proptest! {
         prop_assert_eq!(next, 70_010);
         // The next process reads from the file what this one has in memory.
         drop(map);
-        let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS).unwrap().unwrap();
+        let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS, true).unwrap().unwrap();
         prop_assert_eq!(found.map.held_set(), held);
     }
 }
@@ -79,7 +79,7 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
         map.set_held(run, |_| {}).unwrap();
     }
     assert!(look().is_none());
-    let opened = LiveMap::open(&path, id, epoch, BLOCKS).unwrap();
+    let opened = LiveMap::open(&path, id, epoch, BLOCKS, true).unwrap();
     assert!(matches!(opened, Err(Rejected { why: Rejection::Unfinished, clean: false })));
     map.own().unwrap();
     let found = look().unwrap();
@@ -104,7 +104,7 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
     File::open(&path).unwrap().set_len(HEADER_BYTES + 8).unwrap();
     let found = look().unwrap();
     assert_eq!((found.held, found.unread), (BlockSet::from_iter([extent(3, 61)]), Some(BlockIndex(64))));
-    let opened = LiveMap::open(&path, id, epoch, BLOCKS);
+    let opened = LiveMap::open(&path, id, epoch, BLOCKS, true);
     assert!(matches!(opened, Err(VolumeError::Damaged { .. })));
 }
 
@@ -117,7 +117,7 @@ fn map_of_a_dead_process_is_believed_in_its_boot_and_mount_only() {
     first.set_held(far, |_| {}).unwrap();
     drop(first);
     let open =
-        |volume, epoch| LiveMap::open(&path, VolumeId::from_u64(volume), Epoch(epoch), BLOCKS).unwrap();
+        |volume, epoch| LiveMap::open(&path, VolumeId::from_u64(volume), Epoch(epoch), BLOCKS, true).unwrap();
     let found = open(7, 3).unwrap();
     assert!(!found.clean);
     assert_eq!(found.map.held_set(), BlockSet::from_iter([far]));
@@ -152,7 +152,7 @@ fn map_with_bits_beyond_the_last_block_is_refused() {
     drop(map(&dir));
     let path = dir.path().join("m");
     File::open(&path).unwrap().write_all_at(&[1], HEADER_BYTES + BLOCKS / 8).unwrap();
-    let opened = LiveMap::open(&path, VolumeId::from_u64(7), Epoch(3), BLOCKS);
+    let opened = LiveMap::open(&path, VolumeId::from_u64(7), Epoch(3), BLOCKS, true);
     assert!(matches!(opened, Err(VolumeError::Damaged { .. })));
 }
 
@@ -169,6 +169,6 @@ fn threads_that_set_bits_of_one_word_lose_none_in_the_file() {
         }
     });
     drop(map);
-    let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS).unwrap();
+    let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS, true).unwrap();
     assert_eq!(found.unwrap().map.held_set(), BlockSet::from_iter([extent(0, 4096)]));
 }

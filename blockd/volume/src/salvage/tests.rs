@@ -366,7 +366,7 @@ proptest! {
         };
         let before = folder(&dir);
         let recovery = if is_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
-        match Salvage::open(&dir, &OpenOptions { recovery }) {
+        match Salvage::open(&dir, &OpenOptions { recovery, ..OpenOptions::default() }) {
             Err(error) => prop_assert!(is_gone, "{error}"),
             Ok(salvage) => {
                 prop_assert!(!is_gone, "volume.meta is damaged");
@@ -442,7 +442,7 @@ fn partly_flushed(dir: &Path) -> PathBuf {
 
 /// Which blocks are refused, and what is found; what is shown must be right.
 fn refused(dir: &Path, recovery: Recovery, expected: &[u8]) -> (Vec<u64>, String) {
-    let salvage = Salvage::open(dir, &OpenOptions { recovery }).unwrap();
+    let salvage = Salvage::open(dir, &OpenOptions { recovery, ..OpenOptions::default() }).unwrap();
     let view = salvage.latest();
     check(&view, expected, |_| true);
     let blocks = view

@@ -211,7 +211,7 @@ impl Sim {
         for name in names_in(&self.dir()) {
             std::fs::copy(self.dir().join(&name), copy.join(&name)).unwrap();
         }
-        let volume = Volume::open(&copy, &OpenOptions { recovery: Recovery::Auto }).unwrap();
+        let volume = Volume::open(&copy, &OpenOptions::default()).unwrap();
         volume.set_lazy_source(source.clone());
         volume
     }
@@ -220,7 +220,7 @@ impl Sim {
     pub fn open(&mut self, recovery: Recovery, lost_power: bool) -> Result<(), VolumeError> {
         self.lost_power |= lost_power;
         let before = self.disk.failed().len();
-        let result = Volume::open(&self.dir(), &OpenOptions { recovery });
+        let result = Volume::open(&self.dir(), &OpenOptions { recovery, serves_remote: true });
         let fails_on_map = result.as_ref().is_err_and(|error| error.to_string().contains(".map"));
         // What the process before could not write back, the first sync of the next one may be the first to hear of. A map
         // whose header cannot be read is not believed; one whose bits cannot be read fails the start.
@@ -406,6 +406,7 @@ impl Sim {
                 + count(".log")
                 + count(".set")
                 + count("volume.meta")
+                + count("volume.discarded")
                 + count("volume.merge"),
             files.len() as u64,
             "{files:?}"

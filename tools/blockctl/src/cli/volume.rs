@@ -309,6 +309,9 @@ pub struct Changes {
     /// Whether clients may only read the volume
     #[arg(long, value_name = "on|off", value_parser = parse_switch, action = clap::ArgAction::Set)]
     pub read_only: Option<bool>,
+    /// Acknowledge writes that a start may have discarded
+    #[arg(long)]
+    pub acknowledge_discarded_writes: bool,
     /// Labels of the volume, in place of all that it has
     #[arg(short, long, value_name = "K=V,…")]
     pub label: Option<Labels>,

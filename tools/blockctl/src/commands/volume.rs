@@ -15,7 +15,8 @@ use blockd_api::{
     format_time,
     snapshots::{ListSnapshots, Snapshot},
     volumes::{
-        CloneVolume, CreateVolume, ListVolumes, Merging, SalvageVolume, UpdateVolume, Volume, VolumeState,
+        CloneVolume, CreateVolume, DiscardedWrites, ListVolumes, Merging, SalvageVolume, SurvivingClients,
+        UpdateVolume, Volume, VolumeState,
     },
 };
 use serde::Serialize;
@@ -200,6 +201,14 @@ async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failur
     context.output.raw(facts.render().as_bytes())
 }
 
+fn discarded(loss: &DiscardedWrites) -> String {
+    let clients = match loss.clients {
+        SurvivingClients::All => "all clients",
+        SurvivingClients::Remote => "remote clients",
+    };
+    format!("possible, of {clients}, found {}: {}", format_time(loss.found), loss.cause)
+}
+
 fn facts(volume: &Volume) -> Facts {
     let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
     let io = &volume.io;
@@ -214,6 +223,7 @@ fn facts(volume: &Volume) -> Facts {
         .add("Rule", or_dash(volume.rule.as_ref()))
         .add("Created", format_time(volume.created))
         .add("Status", status(volume))
+        .add("Discarded writes", volume.discarded_writes.as_ref().map_or_else(|| "-".to_owned(), discarded))
         .add("URI", &volume.uri)
         .add("Connections", volume.connections)
         .add("Device", volume.attachment.as_ref().map_or_else(|| "-".to_owned(), device))
@@ -333,8 +343,13 @@ async fn resize(context: &Context<'_>, args: ResizeArgs) -> Result<(), Failure> 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> {
     let changes = args.changes;
     let group = if changes.no_group { Some(None) } else { changes.group.map(Some) };
-    let request =
-        UpdateVolume { size_bytes: None, read_only: changes.read_only, labels: changes.label, group };
+    let request = UpdateVolume {
+        size_bytes: None,
+        read_only: changes.read_only,
+        acknowledge_discarded_writes: changes.acknowledge_discarded_writes,
+        labels: changes.label,
+        group,
+    };
     let volume = context.client.update_volume(&args.volume, &request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
@@ -342,6 +357,9 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> 
     let mut now = Vec::new();
     if request.read_only.is_some() {
         now.push(if volume.read_only { "is now read-only" } else { "is now writable" }.to_owned());
+    }
+    if request.acknowledge_discarded_writes {
+        now.push("has no unacknowledged discarded writes".to_owned());
     }
     if request.labels.is_some() {
         now.push(match volume.labels.is_empty() {

@@ -1,0 +1,118 @@
+//! Reports of acknowledged writes that a start may have discarded.
+//!
+//! The volume keeps the record. The daemon logs it, makes it an event and a problem of `status`, fails the first FLUSH of
+//! every connection that may belong to a surviving client ([`UnreportedLoss`]), and gives no kernel device connections that
+//! is older than the loss.
+
+use crate::{
+    core::Core,
+    db::NewEvent,
+    health,
+    registry::{EntryState, VolumeEntry},
+};
+use blockd_api::{events::Severity, format_time, volumes as api};
+use blockd_nbd::{Client, DeviceError, DeviceErrorKind};
+use blockd_volume::{DiscardedWrites, SurvivingClients, Volume, VolumeError};
+use jiff::Timestamp;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A connection whose client may have survived a loss and was not told yet.
+#[derive(Debug)]
+pub(crate) struct UnreportedLoss(AtomicBool);
+
+impl UnreportedLoss {
+    /// Returns the state of a new connection.
+    pub(crate) fn of(volume: &Volume, client: &Client) -> Self {
+        let concerns = |loss: DiscardedWrites| loss.clients == SurvivingClients::All || !client.is_local;
+        Self(AtomicBool::new(volume.discarded_writes().is_some_and(concerns)))
+    }
+
+    /// Fails the first request that asks for durability, unless the loss was acknowledged meanwhile.
+    pub(crate) fn report(&self, volume: &Volume) -> Result<(), DeviceError> {
+        if !self.0.load(Ordering::Relaxed) || !self.0.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        volume.discarded_writes().map_or(Ok(()), |loss| {
+            let message = format!("flush failed on volume {}: {}", volume.id(), describe(&loss));
+            Err(DeviceError::new(DeviceErrorKind::Io, message))
+        })
+    }
+}
+
+/// Returns the loss in one line.
+pub(crate) fn describe(loss: &DiscardedWrites) -> String {
+    let clients = match loss.clients {
+        SurvivingClients::All => "clients that outlived the daemon",
+        SurvivingClients::Remote => "clients on other hosts",
+    };
+    let found = format_time(found(loss));
+    format!(
+        "writes that {clients} had been answered and not flushed may have been discarded at {found}: {}",
+        loss.cause
+    )
+}
+
+/// Returns the next action of an administrator.
+pub(crate) fn hint(entry: &VolumeEntry) -> String {
+    let name = &entry.name;
+    format!(
+        "check the filesystems on volume {name}, then: blockctl volume update {name} --acknowledge-discarded-writes"
+    )
+}
+
+fn found(loss: &DiscardedWrites) -> Timestamp {
+    let ms = i64::try_from(loss.found_unix_ms).unwrap_or(i64::MAX);
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
+}
+
+/// Returns the loss of a volume as the API shows it.
+pub(crate) fn shown(entry: &VolumeEntry) -> Option<api::DiscardedWrites> {
+    let loss = entry.volume().ok()?.discarded_writes()?;
+    let clients = match loss.clients {
+        SurvivingClients::All => api::SurvivingClients::All,
+        SurvivingClients::Remote => api::SurvivingClients::Remote,
+    };
+    Some(api::DiscardedWrites { clients, cause: loss.cause.to_string(), found: found(&loss) })
+}
+
+/// Returns why a kernel device from before the loss must not be given connections.
+pub(crate) fn refuses_devices(entry: &VolumeEntry) -> Option<String> {
+    let loss = entry.volume().ok()?.discarded_writes()?;
+    (loss.clients == SurvivingClients::All).then(|| format!("{}; {}", describe(&loss), hint(entry)))
+}
+
+impl Core {
+    /// Reports all losses that are not acknowledged: to the log, as events, and in `status`.
+    pub(crate) async fn report_discarded_writes(&self) {
+        let mut events = Vec::new();
+        for entry in self.registry.all() {
+            let EntryState::Up(volume) = entry.view().state else { continue };
+            let Some(loss) = volume.discarded_writes() else { continue };
+            let message = format!("volume {}: {}", entry.name, describe(&loss));
+            tracing::error!(volume = %entry.id, name = %entry.name, "{message}");
+            self.health.note(health::DISCARDED_WRITES, &entry.id.to_string(), message.clone(), hint(&entry));
+            let event = NewEvent::new(Timestamp::now(), Severity::Error, "writes-discarded", message);
+            events.push(NewEvent { volume: Some(entry.name.clone()), ..event });
+        }
+        if events.is_empty() {
+            return;
+        }
+        let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
+        if let Err(error) = stored {
+            tracing::warn!(%error, "events of discarded writes cannot be stored");
+        }
+        self.events.wake();
+    }
+
+    /// Forgets the loss of a volume.
+    pub(crate) fn acknowledge_discarded_writes(
+        &self,
+        entry: &VolumeEntry,
+        volume: &Volume,
+    ) -> Result<(), VolumeError> {
+        volume.acknowledge_discarded_writes()?;
+        self.health.clear(health::DISCARDED_WRITES, &entry.id.to_string());
+        tracing::info!(volume = %entry.id, name = %entry.name, "discarded writes acknowledged");
+        Ok(())
+    }
+}

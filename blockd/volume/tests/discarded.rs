@@ -1,0 +1,149 @@
+//! The record of acknowledged writes that a start discarded: when it is made, and that no crash loses it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use blockd_extent::VolumeId;
+use blockd_volume::{
+    DiscardCause, OpenOptions, Recovery, SurvivingClients, Volume,
+    testing::{Disk, Fault, FaultError, OpKind},
+};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const BOOT_ID_AT: u64 = 40;
+const MOUNT_AT: u64 = 80;
+const SIZE_BYTES: u64 = 64 * 4096;
+
+fn create(dir: &Path) -> Arc<Volume> {
+    let volume = Volume::create(dir, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
+    volume.write(0, &[1; 4096], true).unwrap();
+    volume.write(0, &[2; 4096], false).unwrap();
+    volume.write(8192, &[2; 4096], false).unwrap();
+    volume
+}
+
+fn open(dir: &Path, serves_remote: bool) -> Arc<Volume> {
+    Volume::open(dir, &OpenOptions { serves_remote, ..OpenOptions::default() }).unwrap()
+}
+
+fn map(dir: &Path) -> PathBuf {
+    let mut names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    names.find(|path| path.extension().is_some_and(|end| end == "map")).unwrap()
+}
+
+fn alter(dir: &Path, offset_bytes: u64, bytes: &[u8]) {
+    let file = File::options().write(true).open(map(dir)).unwrap();
+    file.write_all_at(bytes, offset_bytes).unwrap();
+}
+
+fn other_boot(dir: &Path) {
+    alter(dir, BOOT_ID_AT, b"01234567-89ab-cdef-0123-456789abcdef");
+}
+
+fn found(volume: &Volume) -> Option<(SurvivingClients, DiscardCause)> {
+    volume.discarded_writes().map(|loss| (loss.clients, loss.cause))
+}
+
+#[test]
+fn start_after_the_death_of_the_process_discards_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("v");
+    drop(create(&dir));
+    assert_eq!(found(&open(&dir, true)), None);
+}
+
+#[test]
+fn start_without_the_map_records_a_loss_until_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("v");
+    drop(create(&dir));
+    std::fs::remove_file(map(&dir)).unwrap();
+    let lost = Some((SurvivingClients::All, DiscardCause::MapMissing));
+    let volume = open(&dir, false);
+    assert_eq!(found(&volume), lost);
+    volume.close().unwrap();
+    let volume = open(&dir, false);
+    assert_eq!(found(&volume), lost, "a clean stop says nothing of clients");
+    volume.acknowledge_discarded_writes().unwrap();
+    assert_eq!(found(&volume), None);
+    drop(volume);
+    assert_eq!(found(&open(&dir, false)), None);
+}
+
+#[test]
+fn start_in_another_boot_records_a_loss_for_remote_clients() {
+    for (serves_remote, expected) in
+        [(true, Some((SurvivingClients::Remote, DiscardCause::OtherBoot))), (false, None)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("v");
+        drop(create(&dir));
+        other_boot(&dir);
+        assert_eq!(found(&open(&dir, serves_remote)), expected);
+    }
+}
+
+#[test]
+fn start_in_another_mount_records_a_loss_for_all_clients() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("v");
+    drop(create(&dir));
+    alter(&dir, MOUNT_AT, &u64::MAX.to_le_bytes());
+    // Filesystems without a mount number cannot be told apart.
+    let loss = found(&open(&dir, false));
+    assert!(loss.is_none_or(|loss| loss == (SurvivingClients::All, DiscardCause::OtherMount)), "{loss:?}");
+}
+
+#[test]
+fn start_after_a_clean_stop_discards_nothing_in_any_boot() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("v");
+    create(&dir).close().unwrap();
+    other_boot(&dir);
+    let volume = open(&dir, true);
+    assert_eq!(found(&volume), None);
+    volume.close().unwrap();
+    let options = OpenOptions { recovery: Recovery::AfterPowerLoss, serves_remote: true };
+    assert_eq!(found(&Volume::open(&dir, &options).unwrap()), None);
+}
+
+#[test]
+fn start_with_a_failed_writeback_records_a_loss() {
+    for end in [".map", ".data"] {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::attach(root.path(), 1).unwrap();
+        let dir = root.path().join("v");
+        drop(create(&dir));
+        let fault = Fault { path_contains: end.into(), ..Fault::at(0, FaultError::Io) };
+        disk.inject(Fault { kinds: vec![OpKind::Sync], ..fault });
+        let loss = found(&open(&dir, false));
+        assert_eq!(loss, Some((SurvivingClients::All, DiscardCause::WritebackFailed)), "{end}");
+    }
+}
+
+#[test]
+fn crash_at_any_call_of_the_start_keeps_the_loss() {
+    let mut call = 0;
+    loop {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
+        drop(create(&dir));
+        std::fs::remove_file(map(&dir)).unwrap();
+        let disk = Disk::attach(root.path(), 1).unwrap();
+        disk.cut_power_before(call);
+        let opened = Volume::open(&dir, &OpenOptions::default());
+        if opened.is_ok() && !disk.is_off() {
+            assert!(call > 10, "the start makes more calls than that");
+            return;
+        }
+        drop(opened);
+        disk.go_on_without_the_process();
+        let loss = found(&open(&dir, false));
+        assert_eq!(loss, Some((SurvivingClients::All, DiscardCause::MapMissing)), "call {call}");
+        call += 1;
+    }
+}
