@@ -1,6 +1,8 @@
-//! Deleting a snapshot: its manifest first, then every delta that no other manifest names.
+//! Deleting a snapshot: its manifest first, then every delta that no other manifest names. Before the first step the
+//! manifests of the other snapshots of its volume are read: one that cannot be read may leave this as the last backup that
+//! restores.
 //!
-//! From the first step on the snapshot does not exist; what an interruption leaves behind is only space, and the same
+//! From the deletion of the manifest on the snapshot does not exist; what an interruption leaves behind is only space, and the same
 //! call with the manifest at hand takes it away.
 
 use crate::{
@@ -29,6 +31,15 @@ pub struct DeleteReport {
     pub kept_reason: Option<String>,
 }
 
+/// Treatment of a deletion when another manifest of the same volume cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UnreadableSiblings {
+    /// Refuse it with [`CloudError::SiblingUnreadable`]: the snapshot may be the last one that restores.
+    Refuse,
+    /// Delete the manifest and keep all deltas: an administrator insists.
+    KeepDeltas,
+}
+
 /// Deletes a snapshot. Deltas of the snapshots in `protected` stay: backups that are running build on them.
 ///
 /// Before any delta goes, the store has to prove that it is the one that was opened: a directory whose disk was away when
@@ -37,15 +48,16 @@ pub struct DeleteReport {
 /// A snapshot whose manifest is damaged goes too; of its deltas just its own, because the others are not known.
 ///
 /// # Errors
-/// [`CloudError::SnapshotNotFound`]; [`CloudError::KeySlotMissing`]; whatever the store reports. Calling it, or [`delete_with_manifest`] once the manifest is gone, again finishes the work.
+/// [`CloudError::SnapshotNotFound`]; [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`]; whatever the store reports. Calling it, or [`delete_with_manifest`] once the manifest is gone, again finishes the work.
 pub async fn delete_snapshot(
     repo: &Repository,
     id: &CloudsnapId,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
+    unreadable: UnreadableSiblings,
 ) -> Result<DeleteReport, CloudError> {
     match repo.manifest(id).await {
-        Ok(manifest) => delete_with_manifest(repo, &manifest, protected, cache).await,
+        Ok(manifest) => delete_with_manifest(repo, &manifest, protected, cache, unreadable).await,
         Err(CloudError::Damaged { .. }) => delete_damaged(repo, id, protected, cache).await,
         Err(error) => Err(error),
     }
@@ -54,14 +66,18 @@ pub async fn delete_snapshot(
 /// Deletes a snapshot whose manifest is at hand, be the manifest object still there or not.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; whatever the store reports.
+/// [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`], and nothing was deleted; whatever the store reports.
 pub async fn delete_with_manifest(
     repo: &Repository,
     manifest: &Manifest,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
+    unreadable: UnreadableSiblings,
 ) -> Result<DeleteReport, CloudError> {
     let id = manifest.id();
+    if unreadable == UnreadableSiblings::Refuse {
+        check_siblings(repo, &id, cache).await?;
+    }
     let there = repo.store().delete(&id.manifest_key()).await?;
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_unneeded(repo, manifest, protected, cache, &mut report).await;
@@ -70,6 +86,38 @@ pub async fn delete_with_manifest(
     deleted?;
     stays?;
     Ok(report)
+}
+
+/// Refuses the deletion of a snapshot that is there while another manifest of its volume cannot be read.
+async fn check_siblings(
+    repo: &Repository,
+    id: &CloudsnapId,
+    cache: &dyn ManifestCache,
+) -> Result<(), CloudError> {
+    let listed = repo.list_for_deletion(None, cache).await?;
+    if !listed.iter().any(|found| found.id.as_ref() == Some(id)) {
+        // An earlier attempt deleted the manifest; what is left of it restores nothing.
+        return Ok(());
+    }
+    let is_sibling =
+        |found: &CloudsnapId| (found.cluster, found.volume) == (id.cluster, id.volume) && found != id;
+    for found in listed {
+        if !found.id.as_ref().is_some_and(is_sibling) {
+            continue;
+        }
+        match found.manifest {
+            Ok(_) => {}
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) => {
+                return Err(CloudError::SiblingUnreadable {
+                    id: *id,
+                    key: found.key,
+                    source: Box::new(error),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Deletes the deltas of a deleted snapshot that no other one needs.

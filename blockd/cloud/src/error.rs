@@ -169,6 +169,18 @@ pub enum CloudError {
         /// The first of its objects that is not there.
         object: String,
     },
+    /// A manifest of the same volume cannot be read, so that a deletion could take the last backup that restores.
+    #[error(
+        "delete failed on cloud snapshot {id}: {key} of the same volume cannot be read, so {id} may be the last backup that restores: {source}"
+    )]
+    SiblingUnreadable {
+        /// The snapshot that stays.
+        id: CloudsnapId,
+        /// Key of the manifest that cannot be read.
+        key: String,
+        /// Why it cannot be read.
+        source: Box<CloudError>,
+    },
     /// Snapshots were deleted all the time while the store was being listed.
     #[error(
         "cloud snapshots at {store} were deleted during each of {listings} listings of it, so that nobody knows what the others need: try again"

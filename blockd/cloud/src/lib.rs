@@ -46,7 +46,7 @@ pub use backup::{
 pub use cached::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
 pub use changed::changed_blocks;
 pub use damage::{DAMAGE_DESCRIBED_MOST, Damage, DamagedPiece};
-pub use delete::{DeleteReport, delete_snapshot, delete_with_manifest};
+pub use delete::{DeleteReport, UnreadableSiblings, delete_snapshot, delete_with_manifest};
 pub use error::CloudError;
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};

@@ -4,8 +4,8 @@
 mod common;
 
 use blockd_cloud::{
-    BackupSpec, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache, SnapshotReader, changed_blocks,
-    delete_snapshot,
+    BackupSpec, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache, SnapshotReader,
+    UnreadableSiblings, changed_blocks, delete_snapshot,
     store::{LocalStore, ObjectStore},
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
@@ -80,7 +80,7 @@ proptest! {
             for gone in gone {
                 if made.len() > 1 {
                     let (manifest, _) = made.remove(gone.index(made.len()));
-                    delete_snapshot(&repo, &manifest.id(), &[], &NoCache).await.unwrap();
+                    delete_snapshot(&repo, &manifest.id(), &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
                 }
             }
             for (manifest, expected) in &made {
@@ -180,11 +180,12 @@ async fn a_chain_may_go_over_to_another_volume_and_keeps_what_it_needs_of_it() {
     assert_eq!(since(4).await.unwrap(), None);
     // Both of the other volume go; what they brought is still needed.
     for gone in [&full, &second] {
-        let report = delete_snapshot(&repo, &gone.id(), &[], &NoCache).await.unwrap();
+        let report =
+            delete_snapshot(&repo, &gone.id(), &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
         assert_eq!(report.deltas_deleted, 0);
     }
     assert_eq!(restored(&repo, &copy).await.unwrap(), live.content());
-    let report = delete_snapshot(&repo, &copy.id(), &[], &NoCache).await.unwrap();
+    let report = delete_snapshot(&repo, &copy.id(), &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
     assert_eq!(report.deltas_deleted, 3);
     let left = repo.store().list("").await.unwrap();
     assert!(left.iter().all(|left| left.key.starts_with("blockd/keys/")), "{left:?}");
@@ -210,10 +211,15 @@ async fn deltas_that_running_backups_need_stay() {
     live.set(1, &[1; BLOCK]);
     let full =
         run(&repo, spec(1, 100 * BLOCK as u64, set([1]), set([]), None), &live).await.unwrap().manifest;
-    let report = delete_snapshot(&repo, &full.id(), &[SnapshotId::from_u64(1)], &NoCache).await.unwrap();
+    let report =
+        delete_snapshot(&repo, &full.id(), &[SnapshotId::from_u64(1)], &NoCache, UnreadableSiblings::Refuse)
+            .await
+            .unwrap();
     assert_eq!((report.deltas_deleted, report.kept), (0, vec![SnapshotId::from_u64(1)]));
     // What an interrupted deletion left goes with the manifest at hand.
-    let report = blockd_cloud::delete_with_manifest(&repo, &full, &[], &NoCache).await.unwrap();
+    let report = blockd_cloud::delete_with_manifest(&repo, &full, &[], &NoCache, UnreadableSiblings::Refuse)
+        .await
+        .unwrap();
     assert_eq!((report.deltas_deleted, report.objects_deleted), (1, 2));
     assert!(store.objects().keys().all(|key| key.starts_with("blockd/keys/")));
 }
@@ -226,7 +232,7 @@ async fn a_base_that_is_deleted_meanwhile_takes_the_incremental_back() {
     live.set(1, &[1; BLOCK]);
     let full =
         run(&repo, spec(1, 100 * BLOCK as u64, set([1]), set([]), None), &live).await.unwrap().manifest;
-    delete_snapshot(&repo, &full.id(), &[], &NoCache).await.unwrap();
+    delete_snapshot(&repo, &full.id(), &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
     let incremental = spec(2, 100 * BLOCK as u64, set([2]), set([]), Some(&full));
     let journal = Arc::new(MemoryJournal::default());
     let cancel = blockd_cloud::CancelToken::new();

@@ -4,7 +4,8 @@
 mod common;
 
 use blockd_cloud::{
-    CloudError, CloudsnapId, EncryptionMode, ManifestFilter, NoCache, Repository, delete_snapshot,
+    CloudError, CloudsnapId, EncryptionMode, ManifestFilter, NoCache, Repository, UnreadableSiblings,
+    delete_snapshot,
     testing::{MemoryStore, MemoryVolume},
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
@@ -223,11 +224,16 @@ async fn a_damaged_manifest_is_listed_with_its_error_and_can_be_deleted() {
     assert_eq!(listed.iter().filter(|entry| entry.manifest.is_ok()).count(), 1);
     assert!(listed.iter().any(|entry| entry.id == Some(full) && entry.manifest.is_err()));
 
-    // Nobody knows what the damaged one needs: nothing of the other's deltas goes.
-    let report = delete_snapshot(&repo, &incremental, &[], &NoCache).await.unwrap();
+    // It may be the last one that restores.
+    let refused = delete_snapshot(&repo, &incremental, &[], &NoCache, UnreadableSiblings::Refuse).await;
+    assert!(matches!(refused, Err(CloudError::SiblingUnreadable { key, .. }) if key == full.manifest_key()));
+    assert!(repo.manifest(&incremental).await.is_ok());
+    // The deltas that the damaged one needs are not known: nothing of the other's deltas goes.
+    let report =
+        delete_snapshot(&repo, &incremental, &[], &NoCache, UnreadableSiblings::KeepDeltas).await.unwrap();
     assert_eq!(report.deltas_deleted, 0);
     assert!(report.kept_reason.unwrap().contains(&full.manifest_key()));
-    let report = delete_snapshot(&repo, &full, &[], &NoCache).await.unwrap();
+    let report = delete_snapshot(&repo, &full, &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
     assert_eq!(report.deltas_deleted, 1);
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache,
-    Repository, delete_with_manifest,
+    Repository, UnreadableSiblings, delete_with_manifest,
     store::{Answer, Layer, ObjectInfo, ObjectStore, Operation, PutMode, Request, StoreFuture},
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
@@ -108,7 +108,7 @@ where
 }
 
 async fn delete(repo: &Repository, manifest: &Manifest) {
-    delete_with_manifest(repo, manifest, &[], &NoCache).await.unwrap();
+    delete_with_manifest(repo, manifest, &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
 }
 
 /// Three generations: the second on the first; what the third is to hold is in the volume.
@@ -169,7 +169,8 @@ async fn a_place_that_is_away_while_it_is_listed_loses_nothing() {
     let mounted = comes_back.clone();
     *between.before.lock() = Some((delta, Box::pin(async move { mounted() })));
     let repo_in_between = repo.with_store(Arc::new(between));
-    let deleted = delete_with_manifest(&repo_in_between, &first, &[], &NoCache).await;
+    let deleted =
+        delete_with_manifest(&repo_in_between, &first, &[], &NoCache, UnreadableSiblings::Refuse).await;
     comes_back();
     assert_eq!(restored(&repo, &second).await.unwrap(), live.content());
     assert!(matches!(deleted, Err(CloudError::KeySlotMissing { .. })), "{deleted:?}");
@@ -193,7 +194,7 @@ async fn a_manifest_that_stays_listed_after_its_deletion_does_not_hold_others_up
         }
         let began = tokio::time::Instant::now();
         let lagging = repo.with_store(Arc::new(between));
-        delete_with_manifest(&lagging, &second, &[], &NoCache).await.unwrap();
+        delete_with_manifest(&lagging, &second, &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
         assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
         assert!(repo.manifest(&second.id()).await.is_err());
         if own {

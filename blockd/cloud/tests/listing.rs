@@ -5,7 +5,7 @@ mod common;
 
 use blockd_cloud::{
     CloudsnapId, EncryptionMode, Manifest, ManifestCache, ManifestFilter, MemoryCache, NoCache,
-    delete_snapshot,
+    UnreadableSiblings, delete_snapshot,
     store::ObjectInfo,
     testing::{Fault, FaultStore, MemoryStore, put_many_snapshots},
 };
@@ -92,7 +92,7 @@ async fn thousands_are_listed_with_one_request_and_one_question() {
     let gone = again[17].id.unwrap();
     let manifest = repo.manifest(&gone).await.unwrap();
     let before = (store.operations(), cache.take());
-    delete_snapshot(&repo, &gone, &[], &cache).await.unwrap();
+    delete_snapshot(&repo, &gone, &[], &cache, UnreadableSiblings::Refuse).await.unwrap();
     let asked = cache.take();
     assert!(asked.0 <= 2 && asked.1 <= 4, "a deletion asks for each by itself: {asked:?}");
     assert!(store.operations() - before.0 < 20, "{}", store.operations() - before.0);

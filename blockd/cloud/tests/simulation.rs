@@ -8,8 +8,8 @@ mod common;
 
 use blockd_cloud::{
     BackupOptions, BackupSpec, CancelToken, CloudError, CloudsnapId, EncryptionMode, GarbageOptions,
-    Manifest, ManifestFilter, MemoryJournal, NoCache, Progress, Repository, VerifyDepth, VerifyOptions,
-    backup, collect_garbage, delete_with_manifest,
+    Manifest, ManifestFilter, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings, VerifyDepth,
+    VerifyOptions, backup, collect_garbage, delete_with_manifest,
     store::{
         Answer, Layer, ObjectInfo, ObjectStore, Operation, PutMode, Request, Requests, RetryPolicy,
         StoreError, StoreErrorKind, StoreFuture, task_store,
@@ -473,7 +473,8 @@ impl Daemon {
         expected.lock().deleted.insert(manifest.id());
         *self.net.deletion.lock() = Some(Deletion::default());
         // What an interruption leaves is garbage.
-        let _ = delete_with_manifest(&self.repo, manifest, &protected, &NoCache).await;
+        let _ = delete_with_manifest(&self.repo, manifest, &protected, &NoCache, UnreadableSiblings::Refuse)
+            .await;
         *self.net.deletion.lock() = None;
     }
 

@@ -285,8 +285,12 @@ pub async fn repository_suite(store: Arc<dyn ObjectStore>, passphrase: Option<&s
     let mut left: Vec<_> = made.iter().collect();
     for gone in [1, 0, 1, 0] {
         let (manifest, _) = left.remove(gone);
-        delete_snapshot(&repo, &manifest.id(), &[], &NoCache).await.unwrap();
-        let again = delete_snapshot(&repo, &manifest.id(), &[], &NoCache).await.unwrap_err();
+        delete_snapshot(&repo, &manifest.id(), &[], &NoCache, crate::UnreadableSiblings::Refuse)
+            .await
+            .unwrap();
+        let again = delete_snapshot(&repo, &manifest.id(), &[], &NoCache, crate::UnreadableSiblings::Refuse)
+            .await
+            .unwrap_err();
         assert!(matches!(again, CloudError::SnapshotNotFound { .. }), "{again}");
         for (manifest, expected) in &left {
             check(&repo, manifest, expected).await;

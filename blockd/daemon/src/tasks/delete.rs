@@ -11,7 +11,7 @@ use crate::{
     error::{ServiceError, blocking},
     files,
 };
-use blockd_cloud::{Manifest, ManifestCache, Progress, Repository, delete_with_manifest};
+use blockd_cloud::{Manifest, ManifestCache, Progress, Repository, UnreadableSiblings, delete_with_manifest};
 use blockd_extent::SnapshotId;
 use std::{path::Path, sync::Arc};
 
@@ -28,7 +28,11 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     core.reached("delete accepted")?;
     let mut protected = protected(core).await?;
     protected.extend(known_to_be_needed(core, &row, &repository, &catalog).await?);
-    let delete = delete_with_manifest(&repository, &manifest, &protected, &catalog);
+    let unreadable = match row.detail.force {
+        true => UnreadableSiblings::KeepDeltas,
+        false => UnreadableSiblings::Refuse,
+    };
+    let delete = delete_with_manifest(&repository, &manifest, &protected, &catalog, unreadable);
     let report = tokio::select! {
         report = delete => report?,
         // Everything that was done so far is harmless to do again.
