@@ -175,7 +175,7 @@ impl Core {
         let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
         let listed = Box::pin(repository.list_manifests(&ManifestFilter::default(), &catalog)).await?;
         let uuid = credential.uuid;
-        let proofs = self.db.run(move |tx| Proof::all(tx, uuid)).await?;
+        let proofs = self.db.run(move |tx| Proof::of_repository(tx, uuid)).await?;
         // A look at the listing is no proof of the content.
         let proofs: BTreeMap<CloudsnapId, Timestamp> = proofs
             .into_iter()

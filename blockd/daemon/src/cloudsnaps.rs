@@ -221,8 +221,9 @@ impl Core {
             blocking(move || catalog.keep_only(&keys)).await?;
         }
         let uuid = credential.uuid;
-        let known =
-            self.db.run(move |tx| -> Result<_, DbError> { Ok((Proof::all(tx, uuid)?, Mark::all(tx)?)) });
+        let known = self
+            .db
+            .run(move |tx| -> Result<_, DbError> { Ok((Proof::of_repository(tx, uuid)?, Mark::all(tx)?)) });
         let (proofs, marks) = known.await?;
         let proofs: BTreeMap<CloudsnapId, Proof> =
             proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
@@ -322,9 +323,9 @@ impl Core {
         };
         let mut entry = entry(&manifest, &credential);
         let uuid = credential.uuid;
-        let known = self
-            .db
-            .run(move |tx| -> Result<_, DbError> { Ok((Proof::all(tx, uuid)?, Mark::find(tx, &id, uuid)?)) });
+        let known = self.db.run(move |tx| -> Result<_, DbError> {
+            Ok((Proof::of_repository(tx, uuid)?, Mark::find(tx, &id, uuid)?))
+        });
         let (proofs, mark) = known.await?;
         show_proof(&mut entry.metadata, proofs.iter().find(|proof| proof.cloudsnap == id));
         show_mark(&mut entry.metadata, mark.as_ref());

@@ -1,6 +1,6 @@
 //! Rows of marks: what people said of how long cloud snapshots stay.
 
-use super::{CredentialRow, DbError, parsed, parsed_if_there};
+use super::{DbError, parsed, parsed_if_there, repository_place::RepositoryPlace};
 use blockd_cloud::CloudsnapId;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -77,10 +77,8 @@ impl Mark {
     /// # Errors
     /// The database fails.
     pub fn is_pinned(tx: &Transaction<'_>, id: &CloudsnapId, credential: Uuid) -> Result<bool, DbError> {
-        let credentials = CredentialRow::all(tx)?;
-        let place = credentials.iter().find(|row| row.uuid == credential).map(|row| &row.store.provider);
-        for row in credentials.iter().filter(|row| Some(&row.store.provider) == place) {
-            if Self::find(tx, id, row.uuid)?.is_some_and(|mark| mark.pinned) {
+        for same_place in RepositoryPlace::credentials(tx, credential)? {
+            if Self::find(tx, id, same_place)?.is_some_and(|mark| mark.pinned) {
                 return Ok(true);
             }
         }
@@ -123,7 +121,7 @@ impl Mark {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Db;
+    use super::super::{CredentialRow, Db};
     use super::*;
 
     #[test]

@@ -14,6 +14,7 @@ mod lazy;
 mod marks;
 mod proofs;
 mod read_orders;
+mod repository_place;
 mod rules;
 mod runs;
 mod schedules;

@@ -1,6 +1,6 @@
 //! Rows of proofs: what the last verification of each cloud snapshot found.
 
-use super::{DbError, parsed};
+use super::{DbError, parsed, repository_place::RepositoryPlace};
 use blockd_cloud::{CloudsnapId, VerifyDepth};
 use blockd_extent::BlockSet;
 use jiff::Timestamp;
@@ -63,6 +63,19 @@ impl Proof {
         let mut statement = tx.prepare(&sql)?;
         let rows = statement.query_map([credential.to_string()], Self::read)?.collect::<Result<_, _>>()?;
         Ok(rows)
+    }
+
+    /// The proofs of the cloud snapshots in a repository, made under whichever of its credentials, oldest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn of_repository(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Self>, DbError> {
+        let mut proofs = Vec::new();
+        for same_place in RepositoryPlace::credentials(tx, credential)? {
+            proofs.extend(Self::all(tx, same_place)?);
+        }
+        proofs.sort_by_key(|proof| proof.verified);
+        Ok(proofs)
     }
 
     /// Adds or replaces the proof. A digest that is known stays known.

@@ -547,7 +547,7 @@ pub(crate) fn judge(
     let used = in_use(tx)?;
     let mut proofs = BTreeMap::new();
     for credential in &schedule.spec.credentials {
-        for proof in Proof::all(tx, *credential)? {
+        for proof in Proof::of_repository(tx, *credential)? {
             proofs.insert((*credential, proof.cloudsnap.to_string()), proof);
         }
     }

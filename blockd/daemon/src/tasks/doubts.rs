@@ -172,7 +172,7 @@ fn note(
         return Catalog::remove(tx, credential, &id.manifest_key());
     };
     let known: BTreeMap<CloudsnapId, Proof> =
-        Proof::all(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+        Proof::of_repository(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     proofs(report, &known, credential, VerifyDepth::Quick, now).iter().try_for_each(|proof| proof.put(tx))?;
     if found.is_sound() {
         tracing::info!(cloudsnap = %id, "the backup that was given up is whole in the store, and stays listed");

@@ -167,7 +167,7 @@ async fn heal(
     mut changes: Changes,
 ) -> Result<Changes, ServiceError> {
     let credential = row.credential;
-    let proofs = core.db.run(move |tx| Proof::all(tx, credential)).await?;
+    let proofs = core.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
     let lost = proofs.into_iter().find(|proof| proof.cloudsnap == base).map(|proof| proof.damaged);
     let Some(mut lost) = lost.filter(|lost| !lost.is_empty()) else { return Ok(changes) };
     let volume = Arc::clone(volume);

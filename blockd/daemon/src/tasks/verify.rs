@@ -93,7 +93,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         None => 0,
     };
     let credential = row.credential;
-    let known = core.db.run(move |tx| Proof::all(tx, credential)).await?;
+    let known = core.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
     let known: BTreeMap<CloudsnapId, Proof> =
         known.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     let recorded = compare_with_recorded(&mut report, &known);

@@ -1,0 +1,99 @@
+//! Identity of the place where a credential keeps its repository, whatever the access to it.
+
+use super::{CredentialRow, DbError, ProviderRow, SwiftAuthRow};
+use rusqlite::Transaction;
+use std::path::{Component, Path, PathBuf};
+use uuid::Uuid;
+
+/// Server, bucket and prefix of a repository. Two credentials with the same place lead to the same cloud snapshots, with
+/// whatever keys, roles and spellings of the endpoint they do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct RepositoryPlace {
+    kind: &'static str,
+    server: String,
+    container: String,
+    prefix: String,
+}
+
+impl RepositoryPlace {
+    /// Returns the place of a credential.
+    pub(crate) fn of(row: &CredentialRow) -> Self {
+        let (kind, server, container) = match &row.store.provider {
+            ProviderRow::Local { path } => ("local", String::new(), normal_path(path)),
+            ProviderRow::S3 { endpoint, bucket, .. } => ("s3", server_of(endpoint), bucket.clone()),
+            ProviderRow::Azure { account, container, endpoint, .. } => {
+                let server = endpoint.as_deref().map_or_else(String::new, server_of);
+                ("azure", format!("{server}/{account}"), container.clone())
+            }
+            ProviderRow::Google { bucket, endpoint, .. } => {
+                ("google", endpoint.as_deref().map_or_else(String::new, server_of), bucket.clone())
+            }
+            // The account follows from the user; without it, too much counts as the same place, which protects more.
+            ProviderRow::Swift { container, auth } => {
+                let url = match auth {
+                    SwiftAuthRow::V1 { auth_url, .. }
+                    | SwiftAuthRow::V2 { auth_url, .. }
+                    | SwiftAuthRow::V3 { auth_url, .. } => auth_url,
+                    SwiftAuthRow::Token { storage_url } => storage_url,
+                };
+                ("swift", host_of(url), container.clone())
+            }
+        };
+        let prefix = row.store.connection.prefix.as_deref().unwrap_or_default();
+        Self { kind, server, container, prefix: prefix.trim_matches('/').to_owned() }
+    }
+
+    /// Returns the credentials that lead to the same place as this one, itself included.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) fn credentials(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Uuid>, DbError> {
+        let rows = CredentialRow::all(tx)?;
+        let Some(place) = rows.iter().find(|row| row.uuid == credential).map(Self::of) else {
+            return Ok(vec![credential]);
+        };
+        Ok(rows.iter().filter(|row| Self::of(row) == place).map(|row| row.uuid).collect())
+    }
+}
+
+/// Returns an endpoint without scheme, default port and trailing slashes, in lower case.
+fn server_of(endpoint: &str) -> String {
+    let lower = endpoint.trim().to_ascii_lowercase();
+    let (default_port, rest) = match lower.split_once("://") {
+        Some(("http", rest)) => (Some(":80"), rest),
+        Some((_, rest)) => (Some(":443"), rest),
+        None => (None, lower.as_str()),
+    };
+    let rest = rest.trim_end_matches('/');
+    let ports = default_port.map_or_else(|| vec![":443", ":80"], |port| vec![port]);
+    ports.iter().find_map(|port| rest.strip_suffix(port)).unwrap_or(rest).to_owned()
+}
+
+fn host_of(url: &str) -> String {
+    let server = server_of(url);
+    server.split('/').next().unwrap_or_default().to_owned()
+}
+
+/// Returns a path without `.`, doubled and trailing slashes. Symlinks are left: the directory may be unmounted.
+fn normal_path(path: &Path) -> String {
+    let parts = path.components().filter(|part| *part != Component::CurDir);
+    parts.collect::<PathBuf>().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_in_other_spellings_are_one_server() {
+        for same in ["s3.example.org", "S3.Example.org", "https://s3.example.org:443/", "s3.example.org:443"]
+        {
+            assert_eq!(server_of(same), "s3.example.org", "{same}");
+        }
+        assert_eq!(server_of("http://s3.example.org:80"), "s3.example.org");
+        assert_eq!(server_of("http://s3.example.org:443"), "s3.example.org:443");
+        assert_eq!(server_of("s3.example.org:9000/"), "s3.example.org:9000");
+        assert_eq!(host_of("http://Swift:8080/auth/v1.0"), "swift:8080");
+        assert_eq!(normal_path(Path::new("/backup/./a//b/")), "/backup/a/b");
+    }
+}
