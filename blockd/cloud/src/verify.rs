@@ -298,7 +298,9 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
         listed.into_iter().map(|object| (object.key, object.size_bytes)).collect();
     let index_len = lens.get(&id.index_key()).copied();
     let total: u64 = lens.values().sum();
-    if index_len == Some(delta.index.len_bytes) && total == delta.stored_bytes {
+    // By name as well: an object that does not belong here would make up for a missing one of its size.
+    let has_all_packs = (0..delta.pack_count).all(|pack_no| lens.contains_key(&id.pack_key(pack_no)));
+    if index_len == Some(delta.index.len_bytes) && total == delta.stored_bytes && has_all_packs {
         return Ok(lens.len() as u64);
     }
     let everything = Extent::whole(alone.size_bytes);
