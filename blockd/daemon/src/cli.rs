@@ -115,7 +115,7 @@ Keys of the configuration file (defaults in brackets):
                         fails, and nothing is done [30000]
   stop_timeout_ms       time that a stop gives running tasks and clients to come to rest [30000]
   gc_every_hours        every how many hours what abandoned backups left in the stores is deleted; 0 = never [24]
-  verify_bytes_per_day  how much is read a day to verify cloud snapshots in the background; 0 = nothing [0]
+  verify_bytes_per_day  bytes that background verification reads a day; 0 = none [1073741824]
   task_history          finished tasks that `cloudsnap status` remembers [1000]
   core_dumps            the kernel may write cores of blockd when it crashes, and who runs as its user look into its memory: there
                         are keys in it [false]

@@ -331,7 +331,8 @@ pub struct Config {
     pub stop_timeout_ms: u64,
     /// Every how many hours it is looked for what abandoned backups left in the stores; 0: never.
     pub gc_every_hours: u32,
-    /// How much of the stores' content is read a day to verify cloud snapshots in the background; 0: nothing.
+    /// Bytes of the stores' content that background verification reads a day; 0: none. The default costs a location of
+    /// any price little, and proves each snapshot of a small host within days.
     pub verify_bytes_per_day: u64,
     /// Finished tasks that are remembered.
     pub task_history: u32,
@@ -395,7 +396,7 @@ impl Default for Config {
             store_answer_ms: 30_000,
             stop_timeout_ms: 30_000,
             gc_every_hours: 24,
-            verify_bytes_per_day: 0,
+            verify_bytes_per_day: 1 << 30,
             task_history: 1000,
             core_dumps: false,
             browse: BrowseConfig::default(),

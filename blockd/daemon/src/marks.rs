@@ -9,7 +9,7 @@ use crate::{
     core::Core,
     db::{Catalog, DbError, Mark, Proof, RunRow, ScheduleRow},
     error::ServiceError,
-    schedules::engine,
+    schedules::{engine, unreadable},
 };
 use blockd_api::{
     ErrorCode,
@@ -141,10 +141,15 @@ impl Core {
         repository.prove_key_slot().await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         let listed = Box::pin(repository.list_manifests(filter, &catalog)).await?;
-        // One that cannot be read counts as nothing: less is deleted then.
+        if let Some(what) = unreadable(&listed)? {
+            if let Some(like) = ids.first() {
+                self.stop_retention(credential, like, what).await?;
+            }
+            return Ok(());
+        }
         let manifests: Vec<Manifest> = listed.into_iter().filter_map(|item| item.manifest.ok()).collect();
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((Proof::all(tx, credential)?, Mark::all(tx)?, engine::in_use(tx)?))
+            Ok((Proof::of_repository(tx, credential)?, Mark::all(tx)?, engine::in_use(tx)?))
         });
         let (proofs, marks, used) = known.await?;
         let proofs: BTreeMap<CloudsnapId, Proof> =

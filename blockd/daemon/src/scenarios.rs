@@ -38,6 +38,7 @@ mod local_copies;
 mod marks;
 mod metrics;
 mod requests;
+mod retention;
 mod roles;
 mod rules;
 mod schedules;
@@ -65,6 +66,7 @@ fn config(dir: &Path) -> Config {
         ring_threads: 1,
         nbd_workers: 2,
         cpu_threads: 2,
+        verify_bytes_per_day: 0,
         secrets: crate::config::SecretsConfig { file_dir: dir.join("secrets"), ..Default::default() },
         ..Config::default()
     }

@@ -13,7 +13,7 @@ impl Host {
     }
 
     /// Waits for an event of this kind.
-    async fn event(&self, kind: &str) -> Event {
+    pub(super) async fn event(&self, kind: &str) -> Event {
         let mut since = 0;
         for _ in 0..30 {
             for event in self.events_since(since, 5_000).await {

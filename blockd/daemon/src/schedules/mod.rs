@@ -3,6 +3,7 @@
 pub(crate) mod engine;
 #[cfg(test)]
 mod engine_tests;
+mod kept;
 mod local;
 mod policies;
 mod requests;
@@ -11,4 +12,5 @@ mod sense;
 #[cfg(test)]
 mod simulation;
 
+pub(crate) use kept::unreadable;
 pub(crate) use runner::{Scheduler, start};

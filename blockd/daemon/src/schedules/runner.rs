@@ -3,18 +3,18 @@
 
 use super::{
     engine::{self, Batch, Judgement, Ready},
+    kept::Kept,
     local::snapshot_name,
 };
 use crate::{
     backups::{Asked, Member},
     core::Core,
-    db::{Catalog, DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow},
+    db::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow},
     error::ServiceError,
     health::SCHEDULES,
     rules::AskedRest,
 };
 use blockd_api::{CredentialRef, ErrorCode, VolumeRef, events::Severity, schedules::RunState};
-use blockd_cloud::{CloudError, CloudsnapId, ManifestFilter};
 use blockd_extent::{SnapshotId, VolumeId};
 use futures::FutureExt;
 use jiff::Timestamp;
@@ -343,7 +343,7 @@ impl Core {
         let wanted: HashSet<_> = surplus.iter().map(key).collect();
         delays.retain(|of, _| of.0 == LOCAL || wanted.contains(of));
         // What was looked at in this pass: whether all that is kept of a volume in a place is there.
-        let mut whole: HashMap<(Uuid, Uuid, VolumeId), bool> = HashMap::new();
+        let mut whole: HashMap<(Uuid, Uuid, VolumeId), Kept> = HashMap::new();
         for judgement in surplus {
             if delays.get(&key(&judgement)).is_some_and(|delay| delay.until > Instant::now()) {
                 continue;
@@ -351,14 +351,19 @@ impl Core {
             let (id, credential) = (judgement.cloudsnap, judgement.credential);
             let of = (credential, id.cluster, id.volume);
             let attempt = async {
-                let is_whole = match whole.get(&of) {
-                    Some(is_whole) => *is_whole,
-                    None => self.has_all_kept(credential, &id, &kept).await?,
+                let found = match whole.get(&of) {
+                    Some(found) => *found,
+                    None => self.check_kept(credential, &id, &kept).await?,
                 };
-                whole.insert(of, is_whole);
-                if !is_whole {
-                    // It is judged anew, without those that are gone.
-                    return Ok(None);
+                whole.insert(of, found);
+                match found {
+                    Kept::Whole => {}
+                    // It is judged again, without those that are gone.
+                    Kept::Fewer => return Ok(None),
+                    Kept::Doubtful => {
+                        let what = "a backup that would be kept is not known to restore";
+                        return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, what));
+                    }
                 }
                 self.reached("surplus judged")?;
                 self.start_judged_delete(&id, credential, judgement.mark).await.map(Some)
@@ -384,47 +389,5 @@ impl Core {
             delay.lengthen();
         }
         Ok(())
-    }
-
-    /// Whether all backups of a volume that are kept in a place are there. One that is not was deleted by another host
-    /// or by hand: its run counts no more, and no other may be deleted because of it.
-    async fn has_all_kept(
-        self: &Arc<Self>,
-        credential: Uuid,
-        like: &CloudsnapId,
-        kept: &[Judgement],
-    ) -> Result<bool, ServiceError> {
-        let is_meant = |judgement: &&Judgement| {
-            let id = judgement.cloudsnap;
-            judgement.credential == credential && (id.cluster, id.volume) == (like.cluster, like.volume)
-        };
-        let (repository, _) = self.task_repository(credential).await?;
-        // The directory of a disk that is not mounted is empty, and says that nothing is there.
-        repository.prove_key_slot().await?;
-        let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
-        let catalog = Catalog::new(Arc::clone(&self.db), credential);
-        let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
-        let listed: HashSet<String> = listed.into_iter().map(|manifest| manifest.key).collect();
-        let mut whole = true;
-        for judgement in kept.iter().filter(is_meant) {
-            let id = judgement.cloudsnap;
-            if listed.contains(&id.manifest_key()) {
-                continue;
-            }
-            // A listing may lag behind.
-            match Box::pin(repository.manifest(&id)).await {
-                Err(CloudError::SnapshotNotFound { .. }) => {
-                    tracing::warn!(cloudsnap = %id, run = judgement.run.id, "a backup that was to be kept is gone");
-                    let expired = move |tx: &rusqlite::Transaction<'_>| {
-                        RunRow::expire(tx, credential, &id, "it is not in its store any more")
-                    };
-                    self.db.run(expired).await?;
-                    whole = false;
-                }
-                Err(error) => return Err(error.into()),
-                Ok(_) => {}
-            }
-        }
-        Ok(whole)
     }
 }

@@ -1,0 +1,111 @@
+//! Retention beside damage: what it would delete may be the last backup that restores.
+
+use super::{Host, api_code};
+use blockd_api::{
+    ErrorCode,
+    cloudsnaps::{MarkCloudsnap, StartDelete},
+    schedules::UpdateSchedule,
+};
+use blockd_schedule::Retention;
+use std::path::PathBuf;
+
+impl Host {
+    /// Makes two backups by a schedule that keeps both; returns their ids, older first, and the schedule's.
+    async fn two_kept(&self) -> (Vec<String>, uuid::Uuid) {
+        self.create_credential().await;
+        self.create_volume("v").await;
+        let schedule = self.schedule(2).await;
+        let mut snaps = Vec::new();
+        for round in 0..2u64 {
+            self.volume("v").write(round << 20, &[7; 4096], false).unwrap();
+            self.client.run_schedule(schedule.uuid).await.unwrap();
+            snaps.push(self.settled().await[0].cloudsnap.unwrap().to_string());
+        }
+        (snaps, schedule.uuid)
+    }
+
+    async fn keep(&self, schedule: uuid::Uuid, count: u32) {
+        let retain = Some(Retention::max(count).unwrap());
+        let update = UpdateSchedule { retain, ..UpdateSchedule::default() };
+        self.client.update_schedule(schedule, &update).await.unwrap();
+    }
+
+    fn stored(&self, snap: &str) -> blockd_cloud::CloudsnapId {
+        crate::cloudsnaps::from_api_id(&snap.parse().unwrap())
+    }
+
+    fn manifest_path(&self, snap: &str) -> PathBuf {
+        self.object_path(&self.stored(snap).manifest_key())
+    }
+
+    /// The file of an object, wherever below the store it is.
+    fn object_path(&self, key: &str) -> PathBuf {
+        let files = super::walk(self.store.path());
+        PathBuf::from(files.iter().find(|path| path.ends_with(key)).expect("the object is in the store"))
+    }
+}
+
+/// Flips a bit in the middle.
+fn damage(path: &PathBuf) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unreadable_newer_manifest_stops_retention() {
+    let mut host = Host::new().await;
+    let (snaps, schedule) = host.two_kept().await;
+    damage(&host.manifest_path(&snaps[1]));
+    host.keep(schedule, 1).await;
+    let event = host.event("retention-stopped").await;
+    assert!(event.message.contains("cannot be read"), "{event:?}");
+    assert!(host.manifest_path(&snaps[0]).exists());
+    // By hand, only by force.
+    let delete = StartDelete::of(snaps[0].parse().unwrap());
+    let task = host.client.start_delete(&delete).await.unwrap().task;
+    let error = host.wait(task).await.error.unwrap().message;
+    assert!(error.contains("may be the last backup that restores"), "{error}");
+    assert!(host.manifest_path(&snaps[0]).exists());
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missing_pack_of_the_newest_backup_stops_retention() {
+    let mut host = Host::new().await;
+    let (snaps, schedule) = host.two_kept().await;
+    let delta = host.stored(&snaps[1]);
+    std::fs::remove_file(host.object_path(&format!("{}/pack-00000000", delta.snapshot))).unwrap();
+    host.keep(schedule, 1).await;
+    let event = host.event("retention-stopped").await;
+    assert!(event.message.contains("missing"), "{event:?}");
+    assert!(host.manifest_path(&snaps[0]).exists());
+    let status = host.client.status().await.unwrap();
+    assert!(status.problems.iter().any(|problem| problem.kind == "retention"), "{:?}", status.problems);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pin_holds_under_another_credential_of_the_repository() {
+    let mut host = Host::new().await;
+    let credential = host.create_credential().await;
+    host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
+    let snap = host.backup("v", false).await.source_volume.unwrap();
+    let pin = MarkCloudsnap {
+        snap: snap.parse().unwrap(),
+        cred_id: Some(blockd_api::CredentialRef::Id(credential)),
+        pinned: Some(true),
+        expires: None,
+        never_expires: false,
+    };
+    host.client.mark_cloudsnap(&pin).await.unwrap();
+    let mut other = host.credential("other", None);
+    let spelled = format!("{}/./", host.store.path().display());
+    other.provider = blockd_api::credentials::ProviderRequest::Local { path: spelled.into() };
+    let other = host.client.create_credential(&other).await.unwrap().uuid;
+    let delete = StartDelete::of(snap.parse().unwrap()).under(other);
+    assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapPinned);
+    host.stop().await;
+}

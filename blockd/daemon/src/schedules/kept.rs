@@ -1,0 +1,156 @@
+//! The checks that come before a pass of retention deletes anything.
+
+use super::engine::Judgement;
+use crate::{
+    cloud,
+    core::Core,
+    db::{Catalog, NewEvent, RunRow},
+    error::ServiceError,
+    health,
+};
+use blockd_api::{ErrorCode, events::Severity};
+use blockd_cloud::{
+    CloudError, CloudsnapId, ListedManifest, ManifestFilter, Progress, Repository, VerifyDepth,
+    VerifyOptions, store::Requests,
+};
+use blockd_schedule::{KeepReason, Verdict};
+use jiff::Timestamp;
+use std::{collections::HashSet, sync::Arc};
+use uuid::Uuid;
+
+/// State of the backups that a pass would keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kept {
+    /// All are there, their manifests can be read, and the last good one has all of its objects.
+    Whole,
+    /// Some are gone, and were taken out of the books.
+    Fewer,
+    /// A manifest cannot be read, or objects of the last good one are missing: nothing may be deleted.
+    Doubtful,
+}
+
+impl Core {
+    /// Checks the backups of a volume that a pass keeps in a place, before it deletes any other.
+    pub(super) async fn check_kept(
+        self: &Arc<Self>,
+        credential: Uuid,
+        like: &CloudsnapId,
+        kept: &[Judgement],
+    ) -> Result<Kept, ServiceError> {
+        let is_meant = |judgement: &&Judgement| {
+            let id = judgement.cloudsnap;
+            judgement.credential == credential && (id.cluster, id.volume) == (like.cluster, like.volume)
+        };
+        let (repository, requests) = self.task_repository(credential).await?;
+        // The directory of a disk that is not mounted is empty, and says that nothing is there.
+        repository.prove_key_slot().await?;
+        let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
+        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
+        if let Some(what) = unreadable(&listed)? {
+            self.stop_retention(credential, like, what).await?;
+            return Ok(Kept::Doubtful);
+        }
+        let listed: HashSet<String> = listed.into_iter().map(|manifest| manifest.key).collect();
+        let mut found = Kept::Whole;
+        for judgement in kept.iter().filter(is_meant) {
+            let id = judgement.cloudsnap;
+            if listed.contains(&id.manifest_key()) {
+                continue;
+            }
+            // A listing may lag behind.
+            match Box::pin(repository.manifest(&id)).await {
+                Err(CloudError::SnapshotNotFound { .. }) => {
+                    tracing::warn!(cloudsnap = %id, run = judgement.run.id, "a backup that was to be kept is gone");
+                    let expired = move |tx: &rusqlite::Transaction<'_>| {
+                        RunRow::expire(tx, credential, &id, "it is not in its store any more")
+                    };
+                    self.db.run(expired).await?;
+                    found = Kept::Fewer;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
+            }
+        }
+        if found == Kept::Fewer {
+            return Ok(found);
+        }
+        let is_last_good = |judgement: &&Judgement| matches!(&judgement.verdict, Verdict::Keep(reasons) if reasons.contains(&KeepReason::LastGood));
+        let last: Vec<_> =
+            kept.iter().filter(is_meant).filter(is_last_good).map(|judgement| judgement.cloudsnap).collect();
+        if let Some(what) = self.check_quickly(repository, last, catalog, requests).await? {
+            self.stop_retention(credential, like, what).await?;
+            return Ok(Kept::Doubtful);
+        }
+        self.health.clear(health::RETENTION, &stopped_key(credential, like));
+        Ok(Kept::Whole)
+    }
+
+    /// Looks whether all objects of these cloud snapshots are in the store; returns the first thing that is wrong.
+    async fn check_quickly(
+        &self,
+        repository: Repository,
+        ids: Vec<CloudsnapId>,
+        catalog: Catalog,
+        requests: Arc<Requests>,
+    ) -> Result<Option<String>, ServiceError> {
+        let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
+        let progress = Arc::new(Progress::new(requests));
+        let no_check = |_: &CloudsnapId| None;
+        let report = cloud::verify(
+            repository,
+            ids,
+            options,
+            Box::new(no_check),
+            Arc::new(catalog),
+            progress,
+            self.stopping.clone(),
+        )
+        .await?;
+        let first = report.findings.first();
+        Ok(first.map(|finding| format!("object {} is damaged: {}", finding.object, finding.what)))
+    }
+
+    /// Reports, once, that retention deletes nothing of a volume in a place.
+    pub(crate) async fn stop_retention(
+        &self,
+        credential: Uuid,
+        like: &CloudsnapId,
+        what: String,
+    ) -> Result<(), ServiceError> {
+        let volume = self.registry.by_id(like.volume).map(|entry| entry.name.clone());
+        let name = volume.as_ref().map_or_else(|| like.volume.to_string(), ToString::to_string);
+        let message = format!("retention stopped on volume {name}: {what}; none of its backups is deleted");
+        let hint =
+            "verify its cloud snapshots, make a new full backup, then delete the damaged ones".to_owned();
+        if !self.health.note(health::RETENTION, &stopped_key(credential, like), message.clone(), hint) {
+            return Ok(());
+        }
+        tracing::error!(volume = %like.volume, %credential, "{message}");
+        let event = NewEvent::new(Timestamp::now(), Severity::Error, "retention-stopped", message);
+        let event = NewEvent { volume, ..event };
+        self.db.run(move |tx| event.insert(tx)).await?;
+        self.events.wake();
+        Ok(())
+    }
+}
+
+/// Returns why a manifest of a volume cannot be read, if there is such a one.
+///
+/// # Errors
+/// If reading failed in a way that may pass.
+pub(crate) fn unreadable(listed: &[ListedManifest]) -> Result<Option<String>, ServiceError> {
+    let errors =
+        listed.iter().filter_map(|found| found.manifest.as_ref().err().map(|error| (&found.key, error)));
+    for (key, error) in errors {
+        if error.is_retryable() {
+            return Err(ServiceError::refused(ErrorCode::StoreFailed, error.to_string()));
+        }
+        return Ok(Some(format!("manifest {key} cannot be read: {error}")));
+    }
+    Ok(None)
+}
+
+fn stopped_key(credential: Uuid, like: &CloudsnapId) -> String {
+    format!("{credential}/{}", like.volume)
+}
