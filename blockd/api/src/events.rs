@@ -86,6 +86,7 @@ pub const KINDS: &[EventKind] = &[
     EventKind::new("volume-degraded", 0xd12cbf68_3e03_4512_8e97_b0e999d21350),
     EventKind::new("writes-discarded", 0x3c9a5f0e_7d21_4b68_9f14_52e6ab80c7d3),
     EventKind::new("retention-stopped", 0x8a417c2b_60f5_4d39_b7ce_1f93d2a5e604),
+    EventKind::new("clock-differs", 0x5d7be0a4_91c6_4f27_8a35_c2e8f1079b6d),
     EventKind::new("reload-failed", 0xba8a2a1f_cb1d_42ad_8d32_33c7e23dc906),
 ];
 

@@ -6,6 +6,7 @@
 
 use crate::{
     CloudError, CloudsnapId, FORMAT_VERSION,
+    clock::{MAX_CLOCK_DIFFERENCE_S, RunClock},
     error::random,
     index_writer::{StoredIndex, write_index},
     journal::BackupJournal,
@@ -116,6 +117,11 @@ impl BackupSpec {
         Ok(())
     }
 
+    /// Returns whether the backup began so long ago that its objects are to be checked after the commit.
+    fn is_old(&self, now: Timestamp) -> bool {
+        now.as_second().saturating_sub(self.started.as_second()) > MAX_CLOCK_DIFFERENCE_S
+    }
+
     fn check(&self) -> Result<(), CloudError> {
         let invalid = |what: String| Err(CloudError::InvalidRequest { what });
         let end = Extent::whole(self.size_bytes).end();
@@ -196,6 +202,8 @@ pub(crate) struct Job {
     write_once: bool,
     /// An earlier run may have committed the snapshot, and somebody else have deleted it since.
     was_committing: bool,
+    /// When this run began.
+    clock: RunClock,
     /// There was an earlier run. It did not record that it began to commit, but that is not relied on.
     is_resumed: bool,
 }
@@ -206,8 +214,8 @@ pub(crate) struct Job {
 /// again; one byte of each such pack is fetched before the commit, because much may have happened since it was stored,
 /// and a pack that is gone is made again. After the commit of an incremental the base's manifest is asked for once: should another host have deleted
 /// it meanwhile, deltas that this one needs may be gone too, so the new manifest is taken back. Where an earlier attempt may have been the commit,
-/// or there was an earlier run, one byte of every object is fetched after it, because somebody may have deleted that
-/// snapshot. [`Progress::was_in_doubt`] says so of the former.
+/// there was an earlier run, or the backup began more than an hour ago or the host slept meanwhile, one byte of every object is
+/// fetched after it, because a collector with another clock may have deleted that snapshot. [`Progress::was_in_doubt`] says so of the former.
 ///
 /// # Errors
 /// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`]; [`CloudError::BaseUnknown`] and
@@ -241,6 +249,7 @@ async fn run(
     cancel: CancelToken,
 ) -> Result<Manifest, CloudError> {
     progress.enter(Phase::Planning);
+    let clock = RunClock::start();
     spec.check_age(Timestamp::now())?;
     let planned = spec.clone();
     let layout = run_blocking(move || {
@@ -264,6 +273,7 @@ async fn run(
         packing: Packing::new(cpu_threads(options.cpu_threads)),
         write_once: options.write_once,
         was_committing,
+        clock,
         is_resumed,
     });
     job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
@@ -346,9 +356,14 @@ impl Job {
             gone = Some(index_key);
         }
         let Some(object) = gone else { return Ok(()) };
-        let manifest_key = manifest.id().manifest_key();
-        insist(|| async { Ok(self.store.delete(&manifest_key).await?) }).await?;
+        self.take_back(manifest).await?;
         Err(CloudError::DeletedMeanwhile { id: manifest.id(), object })
+    }
+
+    /// Deletes the manifest of a snapshot that was committed and must not stay.
+    async fn take_back(&self, manifest: &Manifest) -> Result<(), CloudError> {
+        let manifest_key = manifest.id().manifest_key();
+        insist(|| async { Ok(self.store.delete(&manifest_key).await?) }).await.map(drop)
     }
 
     /// Whether a pack that an earlier run recorded is still in the store.
@@ -457,7 +472,12 @@ impl Job {
         if in_doubt {
             self.progress.doubt();
         }
-        if in_doubt || self.is_resumed {
+        // The clock may have been wrong before the put, or the host have slept within it.
+        if let Err(expired) = spec.check_age(Timestamp::now()) {
+            self.take_back(&manifest).await?;
+            return Err(expired);
+        }
+        if in_doubt || self.is_resumed || self.clock.is_long() || spec.is_old(Timestamp::now()) {
             self.check_own(&manifest).await?;
         }
         if let Some(base) = &spec.base {

@@ -181,6 +181,22 @@ pub enum CloudError {
         /// Why it cannot be read.
         source: Box<CloudError>,
     },
+    /// The clocks of this host and of the store differ, so that ages and dates mean nothing.
+    #[error(
+        "clock check failed on {store}: the clock of this host differs from the store's by {ahead_s} s (positive: this host is ahead); nothing is deleted"
+    )]
+    ClockDiffers {
+        /// The store.
+        store: String,
+        /// How far this host's clock is ahead, in seconds.
+        ahead_s: i64,
+    },
+    /// The store does not say when an object was stored.
+    #[error("clock check failed on {store}: it does not tell when an object was stored; nothing is deleted")]
+    ClockUnknown {
+        /// The store.
+        store: String,
+    },
     /// Snapshots were deleted all the time while the store was being listed.
     #[error(
         "cloud snapshots at {store} were deleted during each of {listings} listings of it, so that nobody knows what the others need: try again"

@@ -8,6 +8,7 @@ mod backup;
 mod buffers;
 mod cached;
 mod changed;
+mod clock;
 mod damage;
 mod delete;
 mod error;
@@ -45,6 +46,7 @@ pub use backup::{
 };
 pub use cached::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
 pub use changed::changed_blocks;
+pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use damage::{DAMAGE_DESCRIBED_MOST, Damage, DamagedPiece};
 pub use delete::{DeleteReport, UnreadableSiblings, delete_snapshot, delete_with_manifest};
 pub use error::CloudError;

@@ -137,8 +137,14 @@ async fn a_snapshot_made_on_one_that_vanishes_from_a_listing_keeps_its_deltas() 
         *made.lock() = Some(run(&other, spec, &frozen).await.unwrap().manifest);
         delete(&other, &base).await;
     });
-    let listed = Moment { operation: "LIST", prefix: "blockd/manifests/", suffix: "" };
-    *between.after.lock() = Some((listed, Box::pin(others)));
+    // After the listing that follows the deletion of the manifest, not after the one that allows it.
+    let (deleted, armed) =
+        (Moment { operation: "DELETE", prefix: "blockd/manifests/", suffix: "" }, between.clone());
+    let arm = async move {
+        let listed = Moment { operation: "LIST", prefix: "blockd/manifests/", suffix: "" };
+        *armed.after.lock() = Some((listed, Box::pin(others)));
+    };
+    *between.after.lock() = Some((deleted, Box::pin(arm)));
     delete(&repo.with_store(between), &first).await;
     let third = third.lock().take().expect("the other host came in between");
     assert_eq!(restored(&repo, &third).await.unwrap(), live.content());
@@ -214,7 +220,7 @@ async fn a_deleted_manifest_that_is_put_again_goes_even_if_no_delta_does() {
     let key = first.id().manifest_key();
     let body = store.get(&key, 1 << 20).await.unwrap();
     let between = Between::new(&store);
-    let listed = Moment { operation: "LIST", prefix: "blockd/manifests/", suffix: "" };
+    let listed = Moment { operation: "DELETE", prefix: "blockd/manifests/", suffix: "" };
     let bucket = store.clone();
     let puts = async move { bucket.put(&key, body, PutMode::CreateIfAbsent).await.unwrap() };
     *between.after.lock() = Some((listed, Box::pin(puts)));
@@ -412,4 +418,50 @@ async fn a_backup_that_was_cut_off_before_the_question_for_its_base_asks_when_it
     let error = go_on(&repo, &CancelToken::new()).await.err();
     assert!(matches!(error, Some(CloudError::BaseDeleted { .. })), "{error:?}");
     assert!(repo.manifest(&spec.id()).await.is_err(), "it was taken back");
+}
+
+fn old(snapshot: u64, age_s: i64) -> BackupSpec {
+    let started = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() - age_s).unwrap();
+    BackupSpec { started, ..spec(snapshot, SIZE, set(0..40), set([]), None) }
+}
+
+/// A collector whose clock is days ahead deletes a pack that this run stored.
+#[tokio::test]
+async fn commit_of_an_old_run_with_a_lost_pack_is_taken_back() {
+    let store = Arc::new(MemoryStore::default());
+    let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
+    let live = MemoryVolume::default();
+    (0..40).for_each(|block| live.set(block, &[block as u8 + 1; BLOCK]));
+    let between = Between::new(&store);
+    let bucket = store.clone();
+    let collected = async move {
+        let pack = bucket.objects().into_keys().find(|key| key.ends_with("pack-00000000"));
+        bucket.remove(&pack.expect("the pack was stored"));
+    };
+    let index = Moment { operation: "PUT", prefix: "blockd/data/", suffix: "index" };
+    *between.after.lock() = Some((index, Box::pin(collected)));
+    let ended = run(&repo.with_store(Arc::new(between)), old(1, 2 * 3600), &live).await;
+    assert!(
+        matches!(ended, Err(CloudError::DeletedMeanwhile { .. })),
+        "{:?}",
+        ended.map(|run| run.manifest.id())
+    );
+    assert!(store.objects().keys().all(|key| !key.starts_with("blockd/manifests/")));
+}
+
+/// The host sleeps between the last look at the clock and the put of the manifest.
+#[tokio::test]
+async fn commit_that_expires_during_its_put_is_taken_back() {
+    const LIFETIME_S: i64 = 7 * 24 * 3600;
+    let store = Arc::new(MemoryStore::default());
+    let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
+    let live = MemoryVolume::default();
+    (0..40).for_each(|block| live.set(block, &[block as u8 + 1; BLOCK]));
+    let between = Between::new(&store);
+    let late = tokio::time::sleep(std::time::Duration::from_secs(4));
+    let manifest = Moment { operation: "PUT", prefix: "blockd/manifests/", suffix: "" };
+    *between.before.lock() = Some((manifest, Box::pin(late)));
+    let ended = run(&repo.with_store(Arc::new(between)), old(1, LIFETIME_S - 2), &live).await;
+    assert!(matches!(ended, Err(CloudError::Expired { .. })), "{:?}", ended.map(|run| run.manifest.id()));
+    assert!(store.objects().keys().all(|key| !key.starts_with("blockd/manifests/")));
 }

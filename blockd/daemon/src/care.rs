@@ -142,6 +142,9 @@ impl Core {
         let (repository, _) = self.task_repository(credential.uuid).await?;
         // The directory of a disk that is not mounted is empty, and says that nothing is needed.
         self.ask_store(async { Ok(repository.prove_key_slot().await?) }).await?;
+        if !dry_run {
+            self.check_store_clock(&repository, credential.uuid).await?;
+        }
         let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
         let mut protected = BTreeSet::new();
         let tasks = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);

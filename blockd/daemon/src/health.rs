@@ -26,8 +26,19 @@ const SCARCE_BYTES: u64 = 64 << 20;
 const DATA_DIR: &str = "data-directory";
 
 /// What may be wrong, in words for programs and for labels.
-pub(crate) const KINDS: [&str; 8] =
-    [DATA_DIR, DISCARDED_WRITES, RETENTION, SCHEDULES, METRICS, CONTROL_SOCKET, CONTROL_ADDRESS, CREDENTIAL];
+pub(crate) const KINDS: [&str; 9] = [
+    DATA_DIR,
+    CLOCK,
+    DISCARDED_WRITES,
+    RETENTION,
+    SCHEDULES,
+    METRICS,
+    CONTROL_SOCKET,
+    CONTROL_ADDRESS,
+    CREDENTIAL,
+];
+/// The clocks of this host and of a store differ.
+pub(crate) const CLOCK: &str = "clock";
 /// A start may have discarded acknowledged writes of a volume.
 pub(crate) const DISCARDED_WRITES: &str = "discarded-writes";
 /// Retention deletes nothing of a volume, because a backup that it would keep may not restore.

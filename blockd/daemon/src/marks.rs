@@ -139,6 +139,7 @@ impl Core {
         let (repository, _) = self.task_repository(credential).await?;
         // The directory of a disk that is not mounted is empty, and says that nothing is there.
         repository.prove_key_slot().await?;
+        self.check_store_clock(&repository, credential).await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         let listed = Box::pin(repository.list_manifests(filter, &catalog)).await?;
         if let Some(what) = unreadable(&listed)? {

@@ -11,7 +11,7 @@ use crate::{
 use blockd_api::{ErrorCode, events::Severity};
 use blockd_cloud::{
     CloudError, CloudsnapId, ListedManifest, ManifestFilter, Progress, Repository, VerifyDepth,
-    VerifyOptions, store::Requests,
+    VerifyOptions, check_clock, store::Requests,
 };
 use blockd_schedule::{KeepReason, Verdict};
 use jiff::Timestamp;
@@ -44,6 +44,7 @@ impl Core {
         let (repository, requests) = self.task_repository(credential).await?;
         // The directory of a disk that is not mounted is empty, and says that nothing is there.
         repository.prove_key_slot().await?;
+        self.check_store_clock(&repository, credential).await?;
         let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
@@ -84,6 +85,32 @@ impl Core {
         }
         self.health.clear(health::RETENTION, &stopped_key(credential, like));
         Ok(Kept::Whole)
+    }
+
+    /// Refuses deletions where the clocks of this host and of a store differ, and reports that once.
+    pub(crate) async fn check_store_clock(
+        &self,
+        repository: &Repository,
+        credential: Uuid,
+    ) -> Result<(), ServiceError> {
+        let of = credential.to_string();
+        let checked =
+            self.ask_store(async { Ok(check_clock(&**repository.store(), Timestamp::now).await?) }).await;
+        let Err(error) = checked else {
+            self.health.clear(health::CLOCK, &of);
+            return Ok(());
+        };
+        let message = error.to_string();
+        let is_clock = matches!(&error, ServiceError::Cloud(error)
+            if matches!(**error, CloudError::ClockDiffers { .. } | CloudError::ClockUnknown { .. }));
+        let hint = "set the clock of this host, for example with chrony or systemd-timesyncd".to_owned();
+        if is_clock && self.health.note(health::CLOCK, &of, message.clone(), hint) {
+            tracing::error!(%credential, "{message}");
+            let event = NewEvent::new(Timestamp::now(), Severity::Error, "clock-differs", message);
+            self.db.run(move |tx| event.insert(tx)).await?;
+            self.events.wake();
+        }
+        Err(error)
     }
 
     /// Looks whether all objects of these cloud snapshots are in the store; returns the first thing that is wrong.
