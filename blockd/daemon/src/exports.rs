@@ -109,7 +109,8 @@ impl ExportCatalog for Exports {
         match snapshot {
             None => {
                 let loss = UnreportedLoss::of(&volume, client);
-                Ok(Arc::new(VolumeDevice { volume, attachment, loss }))
+                let points = attachment.entry().snapshots();
+                Ok(Arc::new(VolumeDevice { volume, points, attachment, loss }))
             }
             Some(wanted) => open_snapshot(&volume, attachment, wanted),
         }
@@ -242,13 +243,12 @@ fn contexts(points: &[SnapshotPoint]) -> Vec<String> {
     std::iter::once(BASE_ALLOCATION.to_owned()).chain(bitmaps).collect()
 }
 
-/// The snapshot whose bitmap a context is.
-fn snapshot_of(
-    context: &str,
-    find: impl FnOnce(&str) -> Option<SnapshotId>,
-) -> Result<SnapshotId, DeviceError> {
-    context.strip_prefix(DIRTY_BITMAP_PREFIX).and_then(find).ok_or_else(|| {
-        let message = format!("there is no metadata context {context}: its snapshot may have been deleted");
+/// The snapshot that a context counts from, among those that the connection was opened with.
+fn snapshot_of(context: &str, points: &[SnapshotPoint]) -> Result<SnapshotId, DeviceError> {
+    let name = context.strip_prefix(DIRTY_BITMAP_PREFIX);
+    let point = name.and_then(|name| points.iter().find(|point| point.name.as_str() == name));
+    point.map(|point| point.id).ok_or_else(|| {
+        let message = format!("block status failed on {context}: the export has no such metadata context");
         DeviceError::new(DeviceErrorKind::InvalidInput, message)
     })
 }
@@ -256,6 +256,9 @@ fn snapshot_of(
 /// One connection's volume.
 struct VolumeDevice {
     volume: Arc<Volume>,
+    /// The snapshots when the connection was opened. A name that is deleted and given to a later snapshot must not move a
+    /// bitmap to that one: the blocks written in between would be reported clean.
+    points: Arc<Vec<SnapshotPoint>>,
     attachment: Attachment,
     loss: UnreportedLoss,
 }
@@ -417,7 +420,7 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn meta_contexts(&self) -> Vec<String> {
-        contexts(&self.entry().snapshots())
+        contexts(&self.points)
     }
 
     fn block_status(
@@ -432,7 +435,7 @@ impl BlockDevice for VolumeDevice {
             let runs = self.done(self.volume.allocation(offset_bytes, len_bytes, max_extents))?;
             extents.extend(runs.into_iter().map(allocation_extent));
         } else {
-            let since = snapshot_of(context, |name| self.entry().snapshot_named(name))?;
+            let since = snapshot_of(context, &self.points)?;
             let runs = self.done(self.volume.dirty_since(since, offset_bytes, len_bytes, max_extents))?;
             extents.extend(runs.into_iter().map(dirty_extent));
         }
@@ -511,8 +514,7 @@ impl BlockDevice for SnapshotDevice {
             let runs = self.view.allocation(offset_bytes, len_bytes, max_extents);
             extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(allocation_extent));
         } else {
-            let of_name = |name: &str| self.older.iter().find(|point| point.name.as_str() == name);
-            let since = snapshot_of(context, |name| of_name(name).map(|point| point.id))?;
+            let since = snapshot_of(context, &self.older)?;
             let runs = self.view.dirty_since(since, offset_bytes, len_bytes, max_extents);
             extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(dirty_extent));
         }
@@ -639,6 +641,8 @@ mod tests {
             (all.first(), None, None)
         );
         let contexts = ["base:allocation", "qemu:dirty-bitmap:first", "qemu:dirty-bitmap:second"];
+        assert_eq!(device.meta_contexts(), contexts[..1], "a context of a connection that is older");
+        let device = open("one").unwrap();
         assert_eq!(device.meta_contexts(), contexts);
         let hole = STATE_HOLE | STATE_ZERO;
         let expected = [(4096, 0), (MIB - 4096, hole), (4096, 0), (MIB - 4096, hole)];
@@ -671,9 +675,30 @@ mod tests {
         drop(pinned);
         volume.delete_snapshot(first).unwrap();
         entry.hide_snapshot(first);
-        assert_eq!(device.meta_contexts(), [contexts[0], contexts[2]]);
+        assert_eq!(open("one").unwrap().meta_contexts(), [contexts[0], contexts[2]]);
         let gone = device.block_status(contexts[1], 0, MIB, 10, &mut extents).unwrap_err();
         assert_eq!(gone.kind(), DeviceErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn dirty_bitmap_of_a_recreated_snapshot_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Registry::default());
+        let exports = Exports::new(Arc::clone(&registry));
+        let entry = add(&registry, dir.path(), 1, "one");
+        let context = "qemu:dirty-bitmap:daily";
+        let old = take(&entry, 11, "daily");
+        let device = exports.open("one", &Client::default()).unwrap();
+        device.write(0, &[8; 4096], false).unwrap();
+        assert_eq!(status(&*device, context, 0)[0], (4096, 1));
+        entry.hide_snapshot(old);
+        entry.volume().unwrap().delete_snapshot(old).unwrap();
+        take(&entry, 12, "daily");
+        let mut extents = Vec::new();
+        let refused = device.block_status(context, 0, 1 << 20, 10, &mut extents).unwrap_err();
+        assert_eq!((refused.kind(), extents.len()), (DeviceErrorKind::InvalidInput, 0));
+        let later = exports.open("one", &Client::default()).unwrap();
+        assert_eq!(status(&*later, context, 0), [(1 << 20, 0)]);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub struct VolumeEntry {
     row_size_bytes: u64,
     read_only: AtomicBool,
     /// The snapshots that people made, for those who may not wait for the database or for a freeze.
-    snapshots: Mutex<Vec<SnapshotPoint>>,
+    snapshots: Mutex<Arc<Vec<SnapshotPoint>>>,
     /// Tells a merge to come to an end.
     pub stop_upkeep: AtomicBool,
     /// How long requests of clients took.
@@ -162,7 +162,8 @@ impl VolumeEntry {
         }
         let EntryState::Up(volume) = self.view().state else { return };
         let Some(info) = volume.snapshots().into_iter().find(|info| info.id == row.id) else { return };
-        let mut points = self.snapshots.lock();
+        let mut shared = self.snapshots.lock();
+        let points = Arc::make_mut(&mut shared);
         points.retain(|point| point.id != row.id);
         points.push(SnapshotPoint {
             id: row.id,
@@ -176,22 +177,17 @@ impl VolumeEntry {
 
     /// Hides a snapshot from clients that look for it from now on.
     pub fn hide_snapshot(&self, id: SnapshotId) {
-        self.snapshots.lock().retain(|point| point.id != id);
+        Arc::make_mut(&mut self.snapshots.lock()).retain(|point| point.id != id);
     }
 
-    /// The snapshots that people made, oldest first.
-    pub fn snapshots(&self) -> Vec<SnapshotPoint> {
-        self.snapshots.lock().clone()
+    /// The snapshots that people made, oldest first; a later change makes a new list.
+    pub fn snapshots(&self) -> Arc<Vec<SnapshotPoint>> {
+        Arc::clone(&self.snapshots.lock())
     }
 
     /// How many snapshots people made.
     pub fn snapshot_count(&self) -> usize {
         self.snapshots.lock().len()
-    }
-
-    /// The snapshot of this name that people made.
-    pub fn snapshot_named(&self, name: &str) -> Option<SnapshotId> {
-        self.snapshots.lock().iter().find(|point| point.name.as_str() == name).map(|point| point.id)
     }
 
     /// How it stands.

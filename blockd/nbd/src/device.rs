@@ -181,7 +181,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     }
 
     /// The metadata contexts that [`block_status`](Self::block_status) knows, each as `namespace:name`, at most 4096
-    /// bytes long. May block. By default only `base:allocation`.
+    /// bytes long. May block. By default only `base:allocation`. A name means the same thing for as long as the device is
+    /// held: a device whose names can be reused binds them when it is opened.
     fn meta_contexts(&self) -> Vec<String> {
         vec![BASE_ALLOCATION.to_owned()]
     }

@@ -211,7 +211,7 @@ async fn list_store(core: &Core, credential: Uuid) -> Result<Vec<Known>, Service
 fn local_entries(core: &Core) -> Vec<SnapshotEntry> {
     let mut entries = Vec::new();
     for volume in core.registry.all() {
-        entries.extend(volume.snapshots().into_iter().map(|point| SnapshotEntry {
+        entries.extend(volume.snapshots().iter().map(|point| SnapshotEntry {
             key: local_key(volume.id, point.id),
             volume: volume.name.to_string(),
             id: format!("local-{}", point.id),
