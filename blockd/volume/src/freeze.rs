@@ -6,6 +6,7 @@
 //! have, it is synced, its sets are written down, and the snapshot is committed.
 
 use crate::{
+    closer,
     error::VolumeError,
     files,
     group::freeze_group,
@@ -79,6 +80,7 @@ impl Volume {
             let what = format!("volume {} is being rolled back to a snapshot: try again later", self.id);
             return Err(VolumeError::Busy(what));
         }
+        closer::wait_for_room();
         // The commit of an attempt before may stand, and names the files that are made here.
         self.settle(admin)?;
         let epoch = admin.next_epoch;
@@ -161,7 +163,9 @@ impl Volume {
             true => Some(frozen.clone()),
             false => Some(layer.clone()),
         });
-        self.retire(head);
+        Head::remove_tracking_files(&self.dir, head.epoch).unwrap_or_else(|error| {
+            tracing::warn!(volume = %self.id, %error, "files of an old head stay until the next start");
+        });
         Ok(dirty_blocks)
     }
 

@@ -58,7 +58,7 @@ pub(crate) struct Head {
     pub(crate) regions: Regions,
     pub(crate) writers: Writers,
     tracked: Mutex<Tracked>,
-    log: Arc<Mutex<HeadLog>>,
+    log: Mutex<HeadLog>,
     /// Blocks that were zeroed with their space kept. Not stored: after a restart nobody knows.
     kept: Mutex<BlockSet>,
     /// Whether anything was written since the data was last synced.
@@ -192,7 +192,7 @@ impl Head {
             regions: Regions::new(),
             writers: Writers::default(),
             tracked: Mutex::new(tracked),
-            log: Arc::new(Mutex::new(log)),
+            log: Mutex::new(log),
             kept: Mutex::default(),
             unsynced: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -207,13 +207,8 @@ impl Head {
         Self::remove_tracking_files(place.dir, epoch)
     }
 
-    /// The log, for who has to close its file.
-    pub(crate) fn log(&self) -> &Arc<Mutex<HeadLog>> {
-        &self.log
-    }
-
     /// Removes the map and the log.
-    fn remove_tracking_files(dir: &Path, epoch: Epoch) -> Result<(), VolumeError> {
+    pub(crate) fn remove_tracking_files(dir: &Path, epoch: Epoch) -> Result<(), VolumeError> {
         crate::data_files::remove_if_there(&files::map_path(dir, epoch))?;
         crate::data_files::remove_if_there(&files::log_path(dir, epoch))
     }

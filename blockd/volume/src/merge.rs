@@ -8,6 +8,7 @@
 //! left over is garbage.
 
 use crate::{
+    closer,
     copy::Copier,
     data_files::{DataFiles, remove_if_there},
     error::{VolumeError, VolumeErrorKind},
@@ -50,7 +51,7 @@ impl Volume {
     /// # Errors
     /// As [`merge_next`](Self::merge_next). If the disk is full, the space that the merge took is given back first.
     pub fn merge_next_paced(&self, go_on: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
-        self.merge_pair(go_on, NOTE_EVERY_BYTES)
+        self.merge_and_close(go_on, NOTE_EVERY_BYTES)
     }
 
     /// The same, and it is written down after other amounts how far it is: for tests, whose volumes are small.
@@ -63,7 +64,18 @@ impl Volume {
         go_on: &dyn Fn(u64) -> bool,
         every_bytes: u64,
     ) -> Result<bool, VolumeError> {
-        self.merge_pair(go_on, every_bytes)
+        self.merge_and_close(go_on, every_bytes)
+    }
+
+    /// Merges a pair, and waits until the removed layer's space is free, which the next merge may need.
+    fn merge_and_close(
+        &self,
+        go_on: &dyn Fn(u64) -> bool,
+        note_every_bytes: u64,
+    ) -> Result<bool, VolumeError> {
+        let merged = self.merge_pair(go_on, note_every_bytes);
+        closer::settle();
+        merged
     }
 
     fn merge_pair(&self, go_on: &dyn Fn(u64) -> bool, note_every_bytes: u64) -> Result<bool, VolumeError> {
@@ -247,7 +259,7 @@ impl Volume {
             epoch if epoch == lower.epoch => None,
             _ => Some(layer.clone()),
         });
-        // The open files of older stacks and views stay readable until those are gone.
+        // The open files of older stacks and views stay readable until those are gone; the closer frees their space.
         let removed =
             DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes).and_then(|()| {
                 remove_if_there(&Progress::path(&self.dir))?;

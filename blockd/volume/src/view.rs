@@ -136,21 +136,8 @@ impl SnapshotView {
     }
 }
 
-impl SnapshotView {
-    /// Layers that were merged away meanwhile: closing the last handle of a removed file frees all of its blocks, which
-    /// can take long.
-    fn close_removed_files(&mut self) {
-        let stack = std::mem::take(&mut self.stack);
-        if stack.layers().iter().any(|layer| Arc::strong_count(layer.data()) == 1) {
-            // Where no thread can be had, it is done here.
-            let _ = std::thread::Builder::new().name("closer".into()).spawn(move || drop(stack));
-        }
-    }
-}
-
 impl Drop for SnapshotView {
     fn drop(&mut self) {
-        self.close_removed_files();
         let mut pins = self.pins.0.lock();
         if let Some(count) = pins.get_mut(&self.epoch) {
             *count -= 1;

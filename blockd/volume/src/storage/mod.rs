@@ -9,6 +9,7 @@ mod share;
 #[cfg(not(feature = "testing"))]
 mod unwatched;
 
+use crate::closer;
 #[cfg(feature = "testing")]
 use crate::testing::Watch;
 pub use bug::Bug;
@@ -16,6 +17,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use std::{
     fs::OpenOptions,
     io::{self, IoSliceMut},
+    mem::ManuallyDrop,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
         unix::fs::{FileExt, MetadataExt},
@@ -67,8 +69,20 @@ pub(crate) enum Op<'a> {
 
 /// An open file.
 pub(crate) struct File {
-    inner: std::fs::File,
+    /// Taken by `drop` alone.
+    inner: ManuallyDrop<std::fs::File>,
     watch: Watch,
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // SAFETY: the field is private to this module, nothing else takes the file out, and `drop` runs once.
+        let file = unsafe { ManuallyDrop::take(&mut self.inner) };
+        // Closing a file that has a name frees nothing.
+        if file.metadata().is_ok_and(|found| found.nlink() == 0) {
+            closer::drop_later(file);
+        }
+    }
 }
 
 impl File {
@@ -96,13 +110,13 @@ impl File {
     /// An empty file without a name, in the place of one that is not there.
     pub(crate) fn nothing(path: &Path) -> io::Result<Self> {
         let inner = rustix::fs::memfd_create("missing", rustix::fs::MemfdFlags::CLOEXEC)?;
-        Ok(Self { inner: inner.into(), watch: Watch::of(path) })
+        Ok(Self { inner: ManuallyDrop::new(inner.into()), watch: Watch::of(path) })
     }
 
     fn open_with(path: &Path, op: Op<'_>, how: &OpenOptions) -> io::Result<Self> {
         let watch = Watch::of(path);
         let inner = watch.run(op, || how.open(path))?;
-        Ok(Self { inner, watch: watch.opened() })
+        Ok(Self { inner: ManuallyDrop::new(inner), watch: watch.opened() })
     }
 
     #[inline]
@@ -120,7 +134,7 @@ impl File {
     #[inline]
     pub(crate) fn read_cached_at(&self, buf: &mut [u8], offset_bytes: u64) -> rustix::io::Result<usize> {
         let flags = rustix::io::ReadWriteFlags::NOWAIT;
-        rustix::io::preadv2(&self.inner, &mut [IoSliceMut::new(buf)], offset_bytes, flags)
+        rustix::io::preadv2(&*self.inner, &mut [IoSliceMut::new(buf)], offset_bytes, flags)
     }
 
     /// To be called before a read that does not go through here.
@@ -136,7 +150,7 @@ impl File {
     /// Takes space for a range and leaves what is in it, and the file's length.
     pub(crate) fn reserve(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let flags = FallocateFlags::KEEP_SIZE;
-        self.watch.costly(Op::Reserve, || Ok(fallocate(&self.inner, flags, offset_bytes, len_bytes)?))
+        self.watch.costly(Op::Reserve, || Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?))
     }
 
     /// Makes a range read as zeroes and gives its space back.
@@ -152,7 +166,7 @@ impl File {
     fn zero(&self, how: FallocateFlags, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let flags = how | FallocateFlags::KEEP_SIZE;
         self.watch.run(Op::Zero { offset_bytes, len_bytes }, || {
-            Ok(fallocate(&self.inner, flags, offset_bytes, len_bytes)?)
+            Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?)
         })
     }
 
@@ -176,19 +190,19 @@ impl File {
     /// Asks the kernel to read a range into memory.
     pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let len = std::num::NonZeroU64::new(len_bytes);
-        Ok(rustix::fs::fadvise(&self.inner, offset_bytes, len, rustix::fs::Advice::WillNeed)?)
+        Ok(rustix::fs::fadvise(&*self.inner, offset_bytes, len, rustix::fs::Advice::WillNeed)?)
     }
 
     /// Takes what is in memory and clean out of it, so that the next read asks the disk.
     pub(crate) fn drop_cache(&self) -> io::Result<()> {
         self.watch.run(Op::DropCache(&self.inner), || {
-            Ok(rustix::fs::fadvise(&self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
+            Ok(rustix::fs::fadvise(&*self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
         })
     }
 
     /// Where the next data is, at or after an offset.
     pub(crate) fn seek_data(&self, offset_bytes: u64) -> io::Result<Option<u64>> {
-        match rustix::fs::seek(&self.inner, SeekFrom::Data(offset_bytes)) {
+        match rustix::fs::seek(&*self.inner, SeekFrom::Data(offset_bytes)) {
             Err(rustix::io::Errno::NXIO) => Ok(None),
             other => Ok(Some(other?)),
         }
@@ -196,7 +210,7 @@ impl File {
 
     /// Where the next hole is, at or after an offset: at the latest the end of the file.
     pub(crate) fn seek_hole(&self, offset_bytes: u64) -> io::Result<u64> {
-        Ok(rustix::fs::seek(&self.inner, SeekFrom::Hole(offset_bytes))?)
+        Ok(rustix::fs::seek(&*self.inner, SeekFrom::Hole(offset_bytes))?)
     }
 
     /// Whether a test has planted this bug here; in a normal build, nobody has.

@@ -1,0 +1,175 @@
+//! A thread that closes removed files.
+//!
+//! The last close of a file that has no name any more frees its blocks. On ext4 that takes tens of seconds for a large layer of
+//! scattered writes; on a filesystem that is mounted with `discard` and has no journal, each extent is discarded at once. A
+//! stack of layers is released by whichever thread used it last, often one that serves a flush, a write or a read, and
+//! its client counts that time as part of the request. So [`storage::File`](crate::storage::File) hands such files to this thread
+//! when it is dropped.
+//!
+//! Merges produce these files and [wait](settle) for their own to be closed, so the queue holds at most one removed layer of each
+//! merge thread, the removed files of freezes, of which each waits while there are more than [`MAX_WAITING`], and layers that a
+//! reader kept open.
+
+use parking_lot::{Condvar, Mutex};
+use std::{collections::VecDeque, thread};
+
+/// The most values that wait when a freeze adds its own.
+const MAX_WAITING: u64 = 1024;
+
+static CLOSER: Closer = Closer {
+    queue: Mutex::new(Queue { waiting: VecDeque::new(), added: 0, done: 0, has_thread: false }),
+    added: Condvar::new(),
+    done: Condvar::new(),
+};
+
+struct Closer {
+    queue: Mutex<Queue>,
+    added: Condvar,
+    done: Condvar,
+}
+
+struct Queue {
+    waiting: VecDeque<Box<dyn Send>>,
+    /// Values added since the process started.
+    added: u64,
+    /// The first ones of these, which are dropped.
+    done: u64,
+    has_thread: bool,
+}
+
+/// Has a value dropped by the closer thread. Does not block.
+pub(crate) fn drop_later(value: impl Send + 'static) {
+    let mut queue = CLOSER.queue.lock();
+    if !queue.has_thread {
+        match thread::Builder::new().name("closer".into()).spawn(run) {
+            Ok(_) => queue.has_thread = true,
+            Err(error) => {
+                drop(queue);
+                tracing::warn!(%error, "no thread closes removed files; the caller closes one and may wait for the disk");
+                return;
+            }
+        }
+    }
+    queue.waiting.push_back(Box::new(value));
+    queue.added += 1;
+    drop(queue);
+    CLOSER.added.notify_one();
+}
+
+/// Waits until everything that was added before the call is dropped.
+pub(crate) fn settle() {
+    let added = CLOSER.queue.lock().added;
+    wait_until(added);
+}
+
+/// Waits while more than [`MAX_WAITING`] values wait.
+pub(crate) fn wait_for_room() {
+    let added = CLOSER.queue.lock().added;
+    wait_until(added.saturating_sub(MAX_WAITING));
+}
+
+/// Waits until as many values are dropped.
+fn wait_until(number: u64) {
+    let mut queue = CLOSER.queue.lock();
+    while queue.done < number {
+        CLOSER.done.wait(&mut queue);
+    }
+}
+
+fn run() {
+    let mut queue = CLOSER.queue.lock();
+    loop {
+        let Some(value) = queue.waiting.pop_front() else {
+            CLOSER.added.wait(&mut queue);
+            continue;
+        };
+        drop(queue);
+        drop(value);
+        queue = CLOSER.queue.lock();
+        queue.done += 1;
+        CLOSER.done.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{stack::Stack, volume::Volume};
+    use blockd_extent::{SnapshotId, VolumeId};
+    use std::{
+        path::{Path, PathBuf},
+        sync::{
+            Arc,
+            atomic::AtomicBool,
+            mpsc::{Receiver, Sender, channel},
+        },
+    };
+
+    /// Keeps the closer busy until its channel ends.
+    struct Busy(Receiver<()>);
+
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            let _ = self.0.recv();
+        }
+    }
+
+    /// Makes the closer wait; it goes on when the sender is dropped.
+    fn block_closer() -> Sender<()> {
+        let (sender, receiver) = channel();
+        drop_later(Busy(receiver));
+        sender
+    }
+
+    /// Open data files of a volume that have no name.
+    fn removed_files(dir: &Path) -> usize {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let names = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        let is_removed = |name: &PathBuf| {
+            let text = name.to_string_lossy();
+            name.starts_with(dir) && text.contains(".data") && text.ends_with(" (deleted)")
+        };
+        names.filter(is_removed).count()
+    }
+
+    fn merged(dir: &Path) -> (Arc<Volume>, Arc<Stack>) {
+        let volume = Volume::create(dir, VolumeId::from_u64(5), 1 << 20).unwrap();
+        for number in 1..3 {
+            volume.write(number * 4096, &[7; 4096], false).unwrap();
+            volume.freeze(SnapshotId::from_u64(number)).unwrap();
+        }
+        // As a flush does for as long as it waits for the disk.
+        let held = volume.current();
+        volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
+        assert!(volume.merge_next(&AtomicBool::new(false)).unwrap());
+        (volume, held)
+    }
+
+    #[test]
+    fn stack_released_after_a_merge_is_closed_by_the_closer() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap().join("v");
+        let (_volume, held) = merged(&dir);
+        assert_eq!(removed_files(&dir), 1, "the old stack has lost its file");
+        let busy = block_closer();
+        drop(held);
+        assert_eq!(removed_files(&dir), 1, "the thread that released the stack closed the file");
+        drop(busy);
+        settle();
+        assert_eq!(removed_files(&dir), 0);
+    }
+
+    #[test]
+    fn merge_waits_until_its_removed_file_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap().join("v");
+        let (volume, held) = merged(&dir);
+        drop((volume, held));
+        let volume = Volume::open(&dir, &crate::OpenOptions::default()).unwrap();
+        volume.write(0, &[8; 4096], false).unwrap();
+        volume.freeze(SnapshotId::from_u64(3)).unwrap();
+        volume.delete_snapshot(SnapshotId::from_u64(2)).unwrap();
+        assert!(volume.merge_next(&AtomicBool::new(false)).unwrap());
+        assert_eq!(removed_files(&dir), 0);
+    }
+}
