@@ -392,6 +392,11 @@ impl BlockDevice for VolumeDevice {
         self.timed(Operation::Write, always, || self.done(self.volume.write(offset_bytes, data, fua)))
     }
 
+    fn flush_key(&self) -> Option<u128> {
+        // Not the id: a volume that is opened again does not answer for connections to the one before.
+        Some(Arc::as_ptr(&self.volume) as usize as u128)
+    }
+
     fn flush(&self) -> Result<(), DeviceError> {
         self.check_durable(true)?;
         self.timed(Operation::Flush, always, || self.done(self.volume.flush()))

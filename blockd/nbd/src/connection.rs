@@ -4,12 +4,14 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::budget::Budget;
 use crate::buffer_pool::{Buffer, BufferPool};
 use crate::device::Client;
+use crate::far::FarRequests;
 use crate::flow::{Context, Flow, Wake};
 use crate::handshake::{Answer, Handshake, Step};
 use crate::inbox::{INBOX_BYTES, Inbox};
@@ -152,6 +154,18 @@ impl Connection {
         }
     }
 
+    /// Notes the socket of a client of this host, which is gone when it closes its side. Before the first request.
+    pub(crate) fn watch_local_peer(&mut self, socket: &Arc<OwnedFd>) {
+        if self.client.is_local {
+            self.flow.far = Arc::new(FarRequests::of_local(Arc::clone(socket)));
+        }
+    }
+
+    /// The client of this host has closed the socket without taking its leave.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        self.flow.far.has_hung_up()
+    }
+
     /// The receive to start now, if there is one.
     pub(crate) fn start_receive(&mut self, now: Instant) -> Option<Transfer> {
         if self.life != Life::Open || self.is_receiving || self.full || self.in_step {
@@ -224,6 +238,8 @@ impl Connection {
             return;
         }
         match result {
+            // The kernel, which then sends the same requests on another connection, or a process that has ended.
+            Ok(0) if self.client.is_local => self.abort("the client closed the connection", cx),
             Ok(0) => {
                 // What is near is still answered, for those who close one side only.
                 self.flow.recall();
@@ -533,19 +549,22 @@ impl Connection {
         }
     }
 
-    /// Nothing is received, as so much is in flight, and what that waits for may be far away: that the client goes has to be
-    /// seen in another way.
+    /// Nothing is received, as so much is in flight: that a client of this host goes, or one whose data may be far away, has
+    /// to be seen in another way.
     pub(crate) fn is_to_be_watched(&self) -> bool {
-        self.life == Life::Open && self.full && self.flow.may_wait_for_far_data()
+        let is_awaited = self.client.is_local || self.flow.may_wait_for_far_data();
+        self.life == Life::Open && self.full && is_awaited
     }
 
-    /// The client has closed its side, and may be gone: what it asked for is not waited for if it is far away.
+    /// The client has closed its side. One of this host is gone; another one may be, and what it asked for is not waited for
+    /// if it is far away.
     pub(crate) fn hung_up(&mut self, result: io::Result<()>, cx: &mut Context<'_>) {
         // When something is received, the end comes behind it.
         if !self.is_to_be_watched() {
             return;
         }
         match result {
+            Ok(()) if self.client.is_local => self.abort("the client closed the connection", cx),
             Ok(()) => self.flow.recall(),
             Err(error) => self.abort(&format!("it cannot be seen whether the client goes: {error}"), cx),
         }
@@ -645,7 +664,10 @@ impl Connection {
                 self.full = pause == Pause::Full;
                 match pause {
                     Pause::Input | Pause::Full => {}
-                    Pause::Disconnect => self.drain("the client disconnected", cx),
+                    Pause::Disconnect => {
+                        self.flow.take_leave();
+                        self.drain("the client disconnected", cx);
+                    }
                     Pause::Broken(why) => self.drain(why, cx),
                 }
             }

@@ -357,6 +357,31 @@ fn a_client_that_does_not_read_is_bounded() {
 }
 
 #[test]
+fn request_of_a_local_client_that_closed_its_side_is_dropped() {
+    for is_local in [true, false] {
+        let client = Client { is_local, ..Client::default() };
+        let mut driver = Driver::of_client(LIMITS, TlsOffer::Off, client);
+        let mut hello = 3_u32.to_be_bytes().to_vec();
+        hello.extend(OPTION_MAGIC.to_be_bytes());
+        hello.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
+        hello.extend(0_u32.to_be_bytes());
+        driver.run(&hello, &[1 << 20]);
+        driver.sent.clear();
+        let before = driver.catalog.0.0.lock()[..100].to_vec();
+        let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 100 };
+        let input = [&write.encode()[..], &[99; 100]].concat();
+        assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
+        assert_eq!(driver.work.len(), 1);
+        assert_eq!(driver.receive_some(&[], 1), Some(0));
+        while driver.send_some(usize::MAX) || driver.work_some(0) {}
+        assert!(driver.connection.is_finished());
+        let expected = if is_local { before } else { vec![99; 100] };
+        assert_eq!(driver.catalog.0.0.lock()[..100], expected);
+        assert_eq!(driver.sent.is_empty(), is_local);
+    }
+}
+
+#[test]
 fn a_request_larger_than_the_limit_is_taken_alone() {
     let limits = ConnectionLimits { in_flight_bytes: 100_000, ..LIMITS };
     let mut driver = Driver::attached(limits);

@@ -147,6 +147,12 @@ pub trait BlockDevice: Send + Sync + 'static {
         Err(DeviceError::read_only())
     }
 
+    /// Devices with the same key share their storage, and a [`flush`](Self::flush) of one answers for all of them: flushes that
+    /// wait, of whichever connections, are carried out as one. By default only those of the same `Arc` are.
+    fn flush_key(&self) -> Option<u128> {
+        None
+    }
+
     /// Makes durable every write that returned before this call, whichever connection it came from.
     ///
     /// # Errors

@@ -2,9 +2,12 @@
 //! wants to know what becomes of them.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::worker::Job;
 
@@ -12,6 +15,10 @@ use crate::worker::Job;
 #[derive(Default)]
 pub(crate) struct FarRequests {
     is_abandoned: AtomicBool,
+    /// The socket, of a client that is gone when it has closed its side.
+    local_peer: Option<Arc<OwnedFd>>,
+    /// The client took its leave: its requests are carried out although it closes the socket.
+    is_orderly: AtomicBool,
     books: Mutex<Books>,
 }
 
@@ -28,9 +35,32 @@ struct Books {
 pub(crate) struct FarKey(u64);
 
 impl FarRequests {
-    /// Nobody wants to know what becomes of any request.
+    /// Those of a client of this host, on this socket. The kernel closes the socket of a connection whose request timed out and
+    /// sends the request again on another one; the first copy must not be carried out after that. Such a client never
+    /// closes only one side.
+    pub(crate) fn of_local(socket: Arc<OwnedFd>) -> Self {
+        Self { local_peer: Some(socket), ..Self::default() }
+    }
+
+    /// Nobody wants to know what becomes of any request. Looks at the socket itself: the ring thread may be busy.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.is_abandoned.load(Ordering::Relaxed)
+        self.is_abandoned.load(Ordering::Relaxed) || self.has_hung_up()
+    }
+
+    /// The client of this host has closed the socket without taking its leave.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        let Some(socket) = self.local_peer.as_ref().filter(|_| !self.is_orderly.load(Ordering::Relaxed))
+        else {
+            return false;
+        };
+        let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// The client takes its leave: the end of the stream is no sign that it is gone.
+    pub(crate) fn take_leave(&self) {
+        self.is_orderly.store(true, Ordering::Relaxed);
     }
 
     /// Nobody wants to know from now on: what waits has ended.
@@ -65,5 +95,23 @@ impl FarRequests {
     /// Takes a request back, unless somebody has.
     pub(crate) fn take(&self, key: FarKey) -> Option<Job> {
         self.books.lock().waiting.remove(&key.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn local_peer_that_closes_its_side_has_hung_up() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let requests = FarRequests::of_local(Arc::new(ours.into()));
+        assert!(!requests.is_abandoned());
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(requests.is_abandoned());
+        requests.take_leave();
+        assert!(!requests.is_abandoned(), "it has announced that");
+        assert!(!FarRequests::default().is_abandoned());
     }
 }

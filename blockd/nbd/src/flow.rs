@@ -100,6 +100,11 @@ impl Flow {
         self.far.abandon();
     }
 
+    /// The client took its leave: its requests are carried out, also when it closes the socket.
+    pub(crate) fn take_leave(&self) {
+        self.far.take_leave();
+    }
+
     /// What waits for data that is far away need not wait any more.
     pub(crate) fn recall(&self) {
         self.far.recall();

@@ -28,6 +28,7 @@ mod error;
 mod far;
 mod far_budgets;
 mod flow;
+mod flushes;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
 pub mod handshake;

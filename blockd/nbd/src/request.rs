@@ -253,6 +253,18 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// Whether it waits for the disk to make data durable.
+    pub(crate) fn syncs(self) -> bool {
+        match self {
+            Self::Flush => true,
+            Self::Write { fua } | Self::Trim { fua } => fua,
+            Self::WriteZeroes(flags) => flags.fua,
+            Self::Read { .. } | Self::Cache | Self::BlockStatus { .. } => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -26,6 +26,9 @@ use crate::worker::{Done, Job, Queues, Work};
 
 /// How long to leave a listening socket alone when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// After so long without a look at the completions, requests may have been received whose client has closed the connection
+/// since and sent them again on another one: shorter than any request timeout of the kernel.
+const LATE_AFTER: Duration = Duration::from_millis(500);
 /// How long connections that were aborted at the end of a shutdown may take to let go of the ring.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
@@ -163,6 +166,8 @@ pub(crate) struct RingThread {
     next_check: Option<Instant>,
     stop_at: Option<Instant>,
     now: Instant,
+    /// When the wait before the last one ended.
+    waited_before: Instant,
 }
 
 impl RingThread {
@@ -200,6 +205,7 @@ impl RingThread {
             next_check: None,
             stop_at: None,
             now: Instant::now(),
+            waited_before: Instant::now(),
         })
     }
 
@@ -234,7 +240,7 @@ impl RingThread {
             }
             let result = self.ring.wait(timeout, &mut completions);
             self.mailbox.woke();
-            self.now = Instant::now();
+            self.waited_before = std::mem::replace(&mut self.now, Instant::now());
             result?;
             for completion in completions.drain(..) {
                 self.completion(completion);
@@ -255,7 +261,14 @@ impl RingThread {
             (Tag::Wake, Outcome::Transferred { buffer, .. }) => self.listen_for_messages(buffer),
             (Tag::Accept(index), Outcome::Accepted(result)) => self.accepted(index, result),
             (Tag::Receive(index), Outcome::Transferred { buffer, result }) => {
-                self.with_connection(index, |connection, cx| connection.end_receive(buffer, result, cx));
+                let may_be_late = self.waited_before.elapsed() >= LATE_AFTER;
+                self.with_connection(index, |connection, cx| {
+                    let result = match may_be_late && connection.has_hung_up() {
+                        true => Err(io::ErrorKind::ConnectionAborted.into()),
+                        false => result,
+                    };
+                    connection.end_receive(buffer, result, cx);
+                });
             }
             (Tag::Send(index), Outcome::Transferred { buffer, result }) => {
                 self.with_connection(index, |connection, cx| connection.end_send(buffer, result, cx));
@@ -382,15 +395,11 @@ impl RingThread {
         let limits = self.shared.limits;
         let is_local = matches!(peer, Peer::Unix);
         let client = Client { peer: peer.to_string(), certificate_names: Vec::new(), is_local };
-        let connection = self.with_context(|cx| Connection::new(span, client, tls, limits, cx));
-        let entry = Entry {
-            connection,
-            socket: Arc::new(socket),
-            is_cancelled: false,
-            is_shut_down: false,
-            watch: Watch::None,
-            place,
-        };
+        let mut connection = self.with_context(|cx| Connection::new(span, client, tls, limits, cx));
+        let socket = Arc::new(socket);
+        connection.watch_local_peer(&socket);
+        let entry =
+            Entry { connection, socket, is_cancelled: false, is_shut_down: false, watch: Watch::None, place };
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
             self.live += 1;

@@ -16,6 +16,7 @@ use crate::connection_count::Connections;
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
 use crate::far_budgets::FarBudgets;
+use crate::flushes::{self, Flushes, SyncQueue};
 use crate::listener::{Listener, UnixSocketFile};
 use crate::mailbox::Mailbox;
 use crate::ring_thread::{Message, RingThread, Shared};
@@ -42,7 +43,7 @@ pub struct ServerConfig {
     pub tcp: Vec<SocketAddr>,
     /// Threads that serve sockets. Default: one per core.
     pub ring_threads: usize,
-    /// Threads for requests that may block. Default 8.
+    /// Threads for requests that may block, and as many again for those that make data durable. Default 8.
     pub worker_threads: usize,
     /// Connections beyond this many are closed at once; a quarter of them, at most 64, is kept for the unix socket.
     /// Default 1024.
@@ -208,7 +209,10 @@ impl Server {
         let (requests, request_queue) = unbounded();
         let (lookups, lookup_queue) = unbounded();
         let (handshakes, handshake_queue) = unbounded();
-        let queues = Queues { requests, lookups, handshakes };
+        let (sync_items, sync_queue) = unbounded();
+        let flushes = Arc::<Flushes>::default();
+        let syncs = SyncQueue { items: sync_items, flushes: Arc::clone(&flushes) };
+        let queues = Queues { requests, syncs, lookups, handshakes };
         let (alive_sender, alive) = bounded(0);
         let mut server = Self {
             tcp_addrs,
@@ -220,6 +224,14 @@ impl Server {
         };
         // From here on, dropping the server ends the threads that were started.
         server.start_workers("nbd-worker", config.worker_threads, &catalog, &request_queue, &alive_sender)?;
+        for index in 0..config.worker_threads {
+            let (items, flushes, catalog) = (sync_queue.clone(), Arc::clone(&flushes), Arc::clone(&catalog));
+            let alive = alive_sender.clone();
+            server.spawn(format!("nbd-sync-{index}"), move || {
+                flushes::serve(&items, &flushes, &*catalog);
+                drop(alive);
+            })?;
+        }
         server.start_workers("nbd-lookup", LOOKUP_THREADS, &catalog, &lookup_queue, &alive_sender)?;
         let handshake_threads = if config.tls.is_some() { HANDSHAKE_THREADS } else { 0 };
         server.start_workers("nbd-tls", handshake_threads, &catalog, &handshake_queue, &alive_sender)?;

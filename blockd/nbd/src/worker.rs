@@ -1,4 +1,5 @@
-//! The threads on which requests may block, those that look exports up, and the one that computes TLS handshakes: apart,
+//! The threads on which requests may block, those that sync, so that no other request waits behind the disk's slowest operation,
+//! those that look exports up, and the one that computes TLS handshakes: apart,
 //! so that clients can connect while every worker waits for a slow device, and that many who connect take the time of no
 //! more than one thread from those who are connected. The queues have no bound of their own: a connection has a bounded
 //! number of requests in them, every lookup and every handshake belongs to one of a bounded number of connections.
@@ -21,6 +22,7 @@ use crate::device::{
     WhenNear,
 };
 use crate::far::FarRequests;
+use crate::flushes::SyncQueue;
 use crate::handshake::{Answer, Lookup};
 use crate::mailbox::Mailbox;
 use crate::meta_context::MetaContext;
@@ -87,7 +89,7 @@ pub(crate) enum Success {
 }
 
 /// A device refused a request or panicked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct DeviceFailure {
     pub(crate) errno: u32,
     pub(crate) message: String,
@@ -256,6 +258,8 @@ pub(crate) struct Job {
 #[derive(Clone)]
 pub(crate) struct Queues {
     pub(crate) requests: Sender<Job>,
+    /// Flushes, and requests with FUA.
+    pub(crate) syncs: SyncQueue,
     pub(crate) lookups: Sender<Job>,
     pub(crate) handshakes: Sender<Job>,
 }
@@ -263,18 +267,33 @@ pub(crate) struct Queues {
 impl Queues {
     /// Hands a job to the threads that are for it; they outlive every sender.
     pub(crate) fn send(&self, job: Job) {
-        let queue = match job.work {
-            Work::Request(_) => &self.requests,
-            Work::Lookup(..) => &self.lookups,
-            Work::Handshake(_) => &self.handshakes,
+        let is_sent = match &job.work {
+            Work::Request(request) if request.operation.syncs() => self.syncs.send(job),
+            Work::Request(_) => self.requests.send(job).is_ok(),
+            Work::Lookup(..) => self.lookups.send(job).is_ok(),
+            Work::Handshake(_) => self.handshakes.send(job).is_ok(),
         };
-        if queue.send(job).is_err() {
+        if !is_sent {
             tracing::error!("the worker threads are gone");
         }
     }
 }
 
 impl Job {
+    /// The device that a flush is for; `None` if it is another job.
+    pub(crate) fn flushed_device(&self) -> Option<Arc<dyn BlockDevice>> {
+        match &self.work {
+            Work::Request(request) if matches!(request.operation, Operation::Flush) => {
+                Some(Arc::clone(&request.device))
+            }
+            Work::Request(_) | Work::Lookup(..) | Work::Handshake(_) => None,
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        matches!(&self.work, Work::Request(request) if request.far.is_abandoned())
+    }
+
     /// Leaves the job with its device, if that has to get something from afar first. Otherwise the job comes back.
     fn leave_with_device(self) -> Option<Self> {
         let Work::Request(request) = &self.work else { return Some(self) };
@@ -337,8 +356,27 @@ impl Job {
 /// What a worker thread does: jobs, until every sender of them is gone and the queue is empty.
 pub(crate) fn work(jobs: &Receiver<Job>, catalog: &dyn ExportCatalog) {
     for job in jobs {
-        let Some(job) = job.leave_with_device() else { continue };
-        let done = job.work.run(catalog);
-        job.mailbox.post(Message::Done(job.key, done));
+        serve(job, catalog);
+    }
+}
+
+/// Carries a job out, or leaves it with its device.
+pub(crate) fn serve(job: Job, catalog: &dyn ExportCatalog) {
+    let Some(job) = job.leave_with_device() else { return };
+    let done = job.work.run(catalog);
+    job.mailbox.post(Message::Done(job.key, done));
+}
+
+/// Flushes once for all of these flushes, whose devices have the same flush key.
+pub(crate) fn flush_for_all(jobs: Vec<Job>) {
+    let (gone, wanted): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Job::is_abandoned);
+    gone.into_iter().for_each(Job::end_unwanted);
+    let Some(device) = wanted.first().and_then(Job::flushed_device) else { return };
+    let result = call_device(|| device.flush());
+    // A job that is done holds its device no longer.
+    drop(device);
+    for job in wanted {
+        let result = result.clone().map(|()| Success::Plain);
+        job.end(|request| request.ended(None, result));
     }
 }

@@ -177,6 +177,7 @@ fn a_whole_session_in_one_go_is_answered_to_the_end() {
 fn a_client_that_vanishes_with_much_in_flight() {
     let server = TestServer::start(MemDevice::new(8 * MIB, Mood::Blocking));
     server.device.gate.close();
+    let mut clients = Vec::new();
     for _ in 0..8 {
         let mut client = server.attach();
         for _ in 0..30 {
@@ -184,8 +185,10 @@ fn a_client_that_vanishes_with_much_in_flight() {
         }
         client.request(NBD_CMD_WRITE, 0, 0, 1 << 20);
         client.send(&[1; 1000]);
+        clients.push(client);
     }
     server.device.gate.wait_for(4);
+    drop(clients);
     server.device.gate.open();
     server.wait_until_detached();
     server.assert_serves();

@@ -280,7 +280,8 @@ fn a_client_that_does_not_read_is_not_received_from() {
     }
     // One of 1 MiB + 4 KiB fits, the next one would exceed the limit.
     server.device.gate.wait_for(1);
-    let flush = server.attach().request(NBD_CMD_FLUSH, 0, 0, 0);
+    let mut other = server.attach();
+    let flush = other.request(NBD_CMD_FLUSH, 0, 0, 0);
     server.device.gate.wait_for(2);
     assert_eq!(flush, 1);
     server.device.gate.open();

@@ -1,0 +1,242 @@
+//! Requests that make data durable, and requests of clients that are gone, on a device that the test holds up.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+mod common;
+
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+
+use blockd_nbd::constants::*;
+use blockd_nbd::{
+    BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress, Server,
+    ServerConfig,
+};
+use common::{Client, PATIENCE};
+
+const FLUSHES: usize = 10;
+
+#[derive(Default)]
+struct State {
+    /// Flushes, and writes with FUA, that began.
+    syncs_begun: usize,
+    /// How many of them may end.
+    syncs_allowed: usize,
+    sync_fails: bool,
+    writes_begun: usize,
+    writes_held: bool,
+    connections: usize,
+}
+
+/// A device whose syncs end when the test lets them.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap());
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, what: &str, mut is_so: impl FnMut(&State) -> bool) {
+        let state = self.state.lock().unwrap();
+        let (_state, waited) =
+            self.changed.wait_timeout_while(state, PATIENCE, |state| !is_so(state)).unwrap();
+        assert!(!waited.timed_out(), "{what}");
+    }
+
+    fn syncs_begun(&self) -> usize {
+        self.state.lock().unwrap().syncs_begun
+    }
+
+    fn sync(&self) -> Result<(), DeviceError> {
+        let mut number = 0;
+        self.change(|state| {
+            state.syncs_begun += 1;
+            number = state.syncs_begun;
+        });
+        self.wait("a sync was never let go", |state| state.syncs_allowed >= number);
+        match self.state.lock().unwrap().sync_fails {
+            true => Err(DeviceError::new(DeviceErrorKind::NoSpace, "the test wants it")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// One connection's device; all of them share their storage.
+struct Opened(Arc<Gate>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.change(|state| state.connections -= 1);
+    }
+}
+
+impl BlockDevice for Opened {
+    fn size_bytes(&self) -> u64 {
+        1 << 20
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn try_read(&self, _: u64, _: &mut [u8]) -> Result<Progress, DeviceError> {
+        Ok(Progress::Zeroes)
+    }
+
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<Progress, DeviceError> {
+        Ok(Progress::Zeroes)
+    }
+
+    fn write(&self, _: u64, _: &[u8], fua: bool) -> Result<(), DeviceError> {
+        self.0.change(|state| state.writes_begun += 1);
+        self.0.wait("a write was never let go", |state| !state.writes_held);
+        if fua { self.0.sync() } else { Ok(()) }
+    }
+
+    fn flush_key(&self) -> Option<u128> {
+        Some(Arc::as_ptr(&self.0) as usize as u128)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.0.sync()
+    }
+}
+
+struct One(Arc<Gate>);
+
+impl ExportCatalog for One {
+    fn open(&self, _: &str, _: &blockd_nbd::Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        self.0.change(|state| state.connections += 1);
+        Ok(Arc::new(Opened(Arc::clone(&self.0))))
+    }
+
+    fn list(&self, _: &blockd_nbd::Client) -> Vec<ExportInfo> {
+        vec![]
+    }
+}
+
+/// A server with one thread for syncs and one for other requests.
+fn start(dir: &Path) -> (Server, Arc<Gate>) {
+    let gate = Arc::<Gate>::default();
+    let config = ServerConfig {
+        unix_path: Some(dir.join("nbd.sock")),
+        ring_threads: 1,
+        worker_threads: 1,
+        ..ServerConfig::default()
+    };
+    (Server::start(config, Arc::new(One(Arc::clone(&gate)))).unwrap(), gate)
+}
+
+fn connect(dir: &Path) -> Client {
+    let mut client = Client::unix(&dir.join("nbd.sock"));
+    client.go("vol");
+    client
+}
+
+/// Returns when the server has queued what the client sent: a read that needs no thread is answered then, and nothing
+/// else is.
+fn wait_until_queued(client: &mut Client) {
+    let cookie = client.request(NBD_CMD_READ, 0, 0, 512);
+    assert_eq!(client.reply(), (0, cookie), "another request was answered");
+    client.receive(512);
+}
+
+fn begin_flush(client: &mut Client, gate: &Gate) -> u64 {
+    let cookie = client.request(NBD_CMD_FLUSH, 0, 0, 0);
+    gate.wait("the flush never began", |state| state.syncs_begun == 1);
+    cookie
+}
+
+#[test]
+fn queued_flushes_share_one_that_begins_after_them() {
+    for fails in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (_server, gate) = start(dir.path());
+        let (mut one, mut other) = (connect(dir.path()), connect(dir.path()));
+        let first = begin_flush(&mut one, &gate);
+        for client in [&mut one, &mut other] {
+            for _ in 0..FLUSHES {
+                client.request(NBD_CMD_FLUSH, 0, 0, 0);
+            }
+            wait_until_queued(client);
+        }
+        gate.change(|state| state.syncs_allowed = 1);
+        assert_eq!(one.reply(), (0, first));
+        gate.wait("the second flush never began", |state| state.syncs_begun == 2);
+        // The flush that was under way has not answered them.
+        wait_until_queued(&mut one);
+        wait_until_queued(&mut other);
+        gate.change(|state| {
+            state.syncs_allowed = 2;
+            state.sync_fails = fails;
+        });
+        let expected = if fails { NBD_ENOSPC } else { 0 };
+        for client in [&mut one, &mut other] {
+            for _ in 0..FLUSHES {
+                assert_eq!(client.reply().0, expected);
+            }
+        }
+        assert_eq!(gate.syncs_begun(), 2);
+    }
+}
+
+#[test]
+fn writes_go_on_while_every_sync_thread_waits_for_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, gate) = start(dir.path());
+    let (mut one, mut other) = (connect(dir.path()), connect(dir.path()));
+    let flush = begin_flush(&mut one, &gate);
+    let fua = other.request(NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 0, 512);
+    other.send(&[1; 512]);
+    for client in [&mut one, &mut other] {
+        assert_eq!(client.write(0, 4096, &[2; 512]), 0);
+    }
+    assert_eq!(gate.syncs_begun(), 1);
+    gate.change(|state| state.syncs_allowed = 2);
+    assert_eq!((one.reply(), other.reply()), ((0, flush), (0, fua)));
+}
+
+#[test]
+fn queued_writes_of_a_local_client_that_is_gone_are_dropped() {
+    // More than a connection may have queued: nothing is received then.
+    const WRITES: usize = 100;
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, gate) = start(dir.path());
+    gate.change(|state| state.writes_held = true);
+    let mut client = connect(dir.path());
+    for _ in 0..WRITES {
+        client.request(NBD_CMD_WRITE, 0, 0, 512);
+        client.send(&[1; 512]);
+    }
+    gate.wait("the first write never began", |state| state.writes_begun == 1);
+    drop(client);
+    gate.change(|state| state.writes_held = false);
+    gate.wait("the connection never ended", |state| state.connections == 0);
+    assert_eq!(gate.state.lock().unwrap().writes_begun, 1);
+    assert_eq!(connect(dir.path()).write(0, 0, &[1; 512]), 0);
+}
+
+#[test]
+fn queued_writes_of_a_client_that_took_its_leave_are_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, gate) = start(dir.path());
+    gate.change(|state| state.writes_held = true);
+    let mut client = connect(dir.path());
+    for _ in 0..FLUSHES {
+        client.request(NBD_CMD_WRITE, 0, 0, 512);
+        client.send(&[1; 512]);
+    }
+    wait_until_queued(&mut client);
+    client.request(NBD_CMD_DISC, 0, 0, 0);
+    gate.wait("the first write never began", |state| state.writes_begun == 1);
+    // The server says nothing when it has taken up a DISC; it takes up what another client sends after it.
+    drop(connect(dir.path()));
+    drop(client);
+    gate.change(|state| state.writes_held = false);
+    gate.wait("the connection never ended", |state| state.connections == 0);
+    assert_eq!(gate.state.lock().unwrap().writes_begun, FLUSHES);
+}
