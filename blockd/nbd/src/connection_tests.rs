@@ -357,6 +357,29 @@ fn a_client_that_does_not_read_is_bounded() {
 }
 
 #[test]
+fn request_refused_before_the_volume_grows_stays_refused() {
+    let mut driver = Driver::attached(LIMITS);
+    let len_bytes = LIMITS.in_flight_bytes - REQUEST_OVERHEAD_BYTES;
+    let beyond =
+        Request { offset_bytes: DEVICE_BYTES as u64, ..Request::decode(&read_request(2, 512)).unwrap() };
+    let input = [read_request(1, len_bytes as u32), beyond.encode()].concat();
+    assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
+    assert_eq!(
+        driver.connection.charged_bytes(),
+        LIMITS.in_flight_bytes,
+        "the second one waits for the first"
+    );
+    driver.catalog.0.0.lock().resize(2 * DEVICE_BYTES, 7);
+    while driver.send_some(usize::MAX) || driver.work_some(0) {}
+    let answers = replies(&driver.sent, &[(1, len_bytes as usize), (2, 512)].into());
+    assert_eq!((answers[&1].0, answers[&2].0), (0, NBD_EINVAL));
+    // The next one is judged by the new size.
+    driver.sent.clear();
+    driver.run(&Request { cookie: 3, ..beyond }.encode(), &[1 << 20]);
+    assert_eq!(replies(&driver.sent, &[(3, 512)].into())[&3], (0, vec![7; 512]));
+}
+
+#[test]
 fn request_of_a_local_client_that_closed_its_side_is_dropped() {
     for is_local in [true, false] {
         let client = Client { is_local, ..Client::default() };

@@ -133,7 +133,8 @@ impl Flow {
     fn pay(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
         let (count, paid_bytes) = self.paid;
         if paid_bytes != bytes {
-            // Replies that were sent meanwhile have made the request's part of what is shared smaller. It cannot have grown.
+            // Replies that were sent meanwhile have made the request's part of what is shared smaller. It cannot have grown: what a
+            // request is charged is settled when it is first tried.
             for levy in self.levies.iter().take(count) {
                 levy.budget.release(paid_bytes.saturating_sub(bytes));
             }

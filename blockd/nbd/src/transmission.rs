@@ -35,6 +35,8 @@ pub(crate) struct Transmission {
     warned: bool,
     /// How many payloads have been waited for.
     payloads: u64,
+    /// The verdict on the next request, which waits to be admitted: it must not change once a part of its charge is paid.
+    judged: Option<Verdict>,
 }
 
 /// What the next received bytes are.
@@ -85,6 +87,7 @@ impl Transmission {
             expects_large: false,
             warned: false,
             payloads: 0,
+            judged: None,
         }
     }
 
@@ -196,7 +199,7 @@ impl Transmission {
             Some(Err(())) => return Some(Pause::Broken("a request did not start with its magic")),
             Some(Ok(request)) => request,
         };
-        let verdict = self.judge(&request);
+        let verdict = self.judged.take().unwrap_or_else(|| self.judge(&request));
         let payload_len_bytes = request.payload_len_bytes(self.terms.mode);
         let is_taken_whole = match verdict {
             Verdict::Execute(Operation::Write { .. }) => payload_len_bytes <= INBOX_PAYLOAD_BYTES as u64,
@@ -216,6 +219,7 @@ impl Transmission {
             Verdict::Refuse { .. } => REQUEST_OVERHEAD_BYTES,
         };
         if !flow.admit(charge_bytes, cx) {
+            self.judged = Some(verdict);
             return Some(Pause::Full);
         }
         inbox.consume(self.header_len_bytes());
