@@ -1,6 +1,6 @@
 //! Making, opening and removing volumes.
 //!
-//! Opening believes `volume.meta` and removes every file that it does not name: those are what an interrupted freeze,
+//! Opening believes `volume.meta` and removes every file that it does not name, but no directory: those are what an interrupted freeze,
 //! merge or removal left behind. Heads whose freeze did not finish are frozen now.
 
 use crate::{
@@ -193,7 +193,7 @@ pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLay
     })
 }
 
-/// What lies in the folder and is not named: what was begun and never committed, or replaced and not yet removed.
+/// The files in the folder that are not named: they were begun and never committed, or replaced and not yet removed.
 pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, VolumeError> {
     let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META), discarded::path(dir)]);
     for layer in &meta.layers {
@@ -213,8 +213,12 @@ pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, Vol
     named.extend(meta.intervals.iter().map(|&epoch| files::set_path(dir, epoch, 0)));
     let mut unnamed = Vec::new();
     for entry in std::fs::read_dir(dir).during("list", dir)? {
-        let path = entry.during("list", dir)?.path();
-        if !named.contains(&path) {
+        let entry = entry.during("list", dir)?;
+        let path = entry.path();
+        if entry.file_type().during("look at", &path)?.is_dir() {
+            // No operation makes one: a backup tool or an administrator did (`lost+found`).
+            tracing::warn!(volume = %meta.volume, path = %path.display(), "a directory in a volume's folder is left alone");
+        } else if !named.contains(&path) {
             unnamed.push(path);
         }
     }
@@ -227,4 +231,28 @@ fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
         crate::data_files::remove_if_there(&path)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directory_in_a_volume_folder_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("v");
+        let volume = Volume::create(&dir, VolumeId::from_u64(5), 1 << 20).unwrap();
+        volume.write(0, &[7; 4096], true).unwrap();
+        volume.close().unwrap();
+        drop(volume);
+        let made = dir.join("lost+found");
+        std::fs::create_dir_all(made.join("inside")).unwrap();
+        std::fs::write(dir.join("leftover"), b"x").unwrap();
+        let volume = Volume::open(&dir, &OpenOptions::default()).unwrap();
+        let mut found = [0; 4096];
+        volume.read(0, &mut found).unwrap();
+        assert_eq!(found, [7; 4096]);
+        assert!(made.join("inside").exists() && !dir.join("leftover").exists());
+        assert_eq!(volume.check().findings, Vec::<String>::new());
+    }
 }
