@@ -415,12 +415,16 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Makes everything written so far survive a power cut, the metadata needed to reach it included.
+    /// Makes everything written so far survive a power cut, the metadata needed to reach it included. Syncs every segment, also
+    /// after one has failed: an error that this sync does not take from the kernel would fail a later one, which has lost nothing.
+    ///
+    /// # Errors
+    /// The first one.
     pub(crate) fn sync(&self) -> Result<(), VolumeError> {
-        for segment in &self.segments {
-            segment.file.sync_data().during("sync", &segment.path)?;
-        }
-        Ok(())
+        self.segments.iter().fold(Ok(()), |first, segment| {
+            let synced = segment.file.sync_data().during("sync", &segment.path);
+            first.and(synced)
+        })
     }
 
     /// Takes what is clean out of memory, so that the next read asks the disk.
@@ -602,5 +606,22 @@ mod tests {
         let files = DataFiles::extend(&base, 8192, longer).unwrap();
         files.read(SEGMENT_BYTES - 10, &mut back).unwrap();
         assert_eq!(back, [0; 20]);
+    }
+
+    #[test]
+    #[cfg(feature = "testing")]
+    fn sync_goes_on_after_a_segment_that_failed() {
+        use crate::testing::{Disk, Fault, FaultError, OpKind};
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::attach(dir.path(), 1).unwrap();
+        let paths = ["d", "d.1"].map(|name| dir.path().join(name));
+        let segment = |path: &PathBuf| Segment::new(File::create(path).unwrap(), path.clone()).unwrap();
+        let files = DataFiles { segments: paths.iter().map(segment).collect(), lazy: None };
+        disk.inject(Fault { kinds: vec![OpKind::Sync], ..Fault::every(FaultError::Io) });
+        let error = files.sync().unwrap_err();
+        assert!(matches!(error, VolumeError::Io { path, .. } if path == paths[0]));
+        let failed: Vec<_> = disk.mend().into_iter().map(|operation| operation.path).collect();
+        assert_eq!(failed, paths);
+        files.sync().unwrap();
     }
 }
