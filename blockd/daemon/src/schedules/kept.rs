@@ -167,15 +167,15 @@ impl Core {
 /// # Errors
 /// If reading failed in a way that may pass.
 pub(crate) fn unreadable(listed: &[ListedManifest]) -> Result<Option<String>, ServiceError> {
-    let errors =
-        listed.iter().filter_map(|found| found.manifest.as_ref().err().map(|error| (&found.key, error)));
-    for (key, error) in errors {
-        if error.is_retryable() {
-            return Err(ServiceError::refused(ErrorCode::StoreFailed, error.to_string()));
+    let mut passing = None;
+    for found in listed {
+        match &found.manifest {
+            Ok(_) => {}
+            Err(error) if error.is_retryable() => passing = Some(error),
+            Err(error) => return Ok(Some(format!("manifest {} cannot be read: {error}", found.key))),
         }
-        return Ok(Some(format!("manifest {key} cannot be read: {error}")));
     }
-    Ok(None)
+    passing.map_or(Ok(None), |error| Err(ServiceError::refused(ErrorCode::StoreFailed, error.to_string())))
 }
 
 fn stopped_key(credential: Uuid, like: &CloudsnapId) -> String {
