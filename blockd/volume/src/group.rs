@@ -23,6 +23,7 @@ use crate::{
 use blockd_extent::{SnapshotId, VolumeId};
 use parking_lot::{Mutex, RwLockWriteGuard};
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -78,7 +79,8 @@ pub fn freeze_group(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, Gr
 /// `after` is called once `before` has succeeded, and before the snapshots are durable.
 ///
 /// # Errors
-/// As [`freeze_group`]; or `before` fails, and then it is as if nothing had been asked for.
+/// As [`freeze_group`]; or `before` fails, and then it is as if nothing had been asked for. A panic of `before` or `after` goes on to
+/// the caller when the group is taken back or finished.
 pub fn freeze_group_around<E: From<GroupError>>(
     members: &[(&Volume, SnapshotId)],
     before: impl FnOnce() -> Result<(), E>,
@@ -191,19 +193,27 @@ fn freeze_with<E: From<GroupError>>(
             stall: Duration::ZERO,
         })
         .collect();
-    if let Err(error) = before() {
+    // A panic must not leave `admin` with a head that the stack does not have.
+    let failure = match catch_unwind(AssertUnwindSafe(before)) {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(Ok(error)),
+        Err(panic) => Some(Err(panic)),
+    };
+    if let Some(failure) = failure {
         drop(exchanges);
         for (member, (meta, head)) in group.iter_mut().zip(prepared) {
             take_back_head(member, meta, &head);
         }
-        return Err(error);
+        return Err(failure.unwrap_or_else(|panic| resume_unwind(panic)));
     }
     let stall = barrier(&mut exchanges);
-    after();
+    let after = catch_unwind(AssertUnwindSafe(after));
     let created_unix_ms =
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
 
-    let frozen = finish(&mut group, &exchanges, created_unix_ms)?;
+    let frozen = finish(&mut group, &exchanges, created_unix_ms);
+    after.unwrap_or_else(|panic| resume_unwind(panic));
+    let frozen = frozen?;
     let mut in_order: Vec<_> = order.into_iter().zip(frozen).collect();
     in_order.sort_unstable_by_key(|(at, _)| *at);
     Ok(GroupFrozen {
@@ -352,4 +362,33 @@ fn in_parallel<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + S
         do_some();
     });
     slots.into_iter().filter_map(|slot| slot.into_inner().1).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panic_around_the_barrier_keeps_the_intervals_whole() {
+        for is_before in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(5), 1 << 20).unwrap();
+            let first = volume.freeze(SnapshotId::from_u64(1)).unwrap().epoch;
+            volume.write(4096, &[1; 4096], false).unwrap();
+            let members = [(&*volume, SnapshotId::from_u64(2))];
+            let panicked = catch_unwind(AssertUnwindSafe(|| {
+                let before = || {
+                    assert!(!is_before, "the test wants it");
+                    Ok::<(), GroupError>(())
+                };
+                freeze_group_around(&members, before, || panic!("the test wants it"))
+            }));
+            assert!(panicked.is_err());
+            assert_eq!(volume.snapshots().len(), 1 + usize::from(!is_before));
+            volume.write(8192, &[2; 4096], false).unwrap();
+            let last = volume.freeze(SnapshotId::from_u64(3)).unwrap().epoch;
+            assert_eq!(volume.changes(Some(first), last).unwrap().data.len_blocks(), 2);
+            assert_eq!(volume.check().findings, Vec::<String>::new());
+        }
+    }
 }
