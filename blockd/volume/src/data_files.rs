@@ -421,10 +421,11 @@ impl DataFiles {
     /// # Errors
     /// The first one.
     pub(crate) fn sync(&self) -> Result<(), VolumeError> {
-        self.segments.iter().fold(Ok(()), |first, segment| {
-            let synced = segment.file.sync_data().during("sync", &segment.path);
-            first.and(synced)
-        })
+        let mut first = Ok(());
+        for segment in &self.segments {
+            first = first.and(segment.file.sync_data().during("sync", &segment.path));
+        }
+        first
     }
 
     /// Takes what is clean out of memory, so that the next read asks the disk.

@@ -58,7 +58,7 @@ impl Core {
             let carriers = found.get(&attachments.shared.backend(volume)).cloned().unwrap_or_default();
             let (device, taken) = match choose(&held, &carriers) {
                 Ok(Some(device)) if let Some(loss) = crate::discarded::refuses_devices(&entry) => {
-                    (None, give_up(&mut kernel, device, loss))
+                    (None, give_up(&mut kernel, device, &loss))
                 }
                 Ok(device) => (device, self.take_up_one(&mut kernel, &held, device)),
                 Err(problem) => (None, Taken::Down(problem)),
@@ -173,7 +173,7 @@ impl Shared {
 }
 
 /// Takes away a device that is older than a loss of acknowledged writes: its users get errors instead of silent success.
-fn give_up(kernel: &mut Result<Box<dyn Conversation>, KernelError>, device: Device, loss: String) -> Taken {
+fn give_up(kernel: &mut Result<Box<dyn Conversation>, KernelError>, device: Device, loss: &str) -> Taken {
     let disconnected = match kernel {
         Ok(kernel) => kernel.disconnect(device.index()).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
