@@ -223,6 +223,52 @@ fn a_write_that_fails_is_told_and_the_volume_goes_on() {
     let _ = daemon.stop();
 }
 
+/// Has a file that is not blockd's take the rest of the data directory's filesystem, to the last piece of this size.
+fn fill(daemon: &Daemon, piece: u64) -> std::path::PathBuf {
+    let other = daemon.seen_data_dir().join("others");
+    let mut room = 64 * MIB;
+    let file = std::fs::File::create(&other).unwrap();
+    while room >= piece {
+        let at = file.metadata().unwrap().len();
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at, room) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::NOSPC) => room /= 2,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    other
+}
+
+#[test]
+fn full_disk_lets_snapshots_be_deleted_and_merged() {
+    let bed = Bed::new();
+    let setup = bed.daemon("a");
+    let data = setup.data_dir();
+    let daemon = setup.tmpfs(&data, 48 * MIB).start();
+    let ctl = daemon.ctl();
+    ctl.create_volume("vol", "64MiB");
+    let mut client = daemon.nbd("vol");
+    let content = Rng::fixed(7).bytes(8 * MIB);
+    for (seed, name) in [(8, "old"), (7, "new")] {
+        client.write_long(0, &Rng::fixed(seed).bytes(8 * MIB));
+        client.flush();
+        ctl.json(&["snapshot", "create", "vol", "--name", name]);
+    }
+    fill(&daemon, 4096);
+    let more = Rng::fixed(9).bytes(4 * MIB);
+    assert_eq!(refused(write(&mut client, 0, 32 * MIB, &more[..1 << 20])), errno::ENOSPC);
+    ctl.json(&["snapshot", "delete", "vol@old"]);
+    wait_for("the merge", || (ctl.volume("vol")["layers"] == 2).then_some(()));
+    // The reserve is filled first.
+    wait_for("room", || write(&mut client, 0, 32 * MIB, &more[..1 << 20]).ok());
+    client.write_long(32 * MIB, &more);
+    client.flush();
+    assert_same("the snapshot's content", &client.read(0, 8 * MIB), &content);
+    assert_same("the new content", &client.read(32 * MIB, 4 * MIB), &more);
+    client.close();
+    let _ = daemon.stop();
+}
+
 #[test]
 fn a_full_disk_refuses_writes_until_there_is_room() {
     let bed = Bed::new();
@@ -234,18 +280,7 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
     let mut client = daemon.nbd("vol");
     client.write_long(0, &content);
     client.flush();
-    // Somebody else's file takes the rest.
-    let other = daemon.seen_data_dir().join("others");
-    let mut room = 64 * MIB;
-    let file = std::fs::File::create(&other).unwrap();
-    while room >= 65536 {
-        let at = file.metadata().unwrap().len();
-        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at, room) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::NOSPC) => room /= 2,
-            Err(error) => panic!("{error}"),
-        }
-    }
+    let other = fill(&daemon, 65536);
     let full =
         (8..64).find_map(|nth| write(&mut client, 0, nth * MIB, &content[..1 << 20]).err().map(|e| (nth, e)));
     let (nth, failure) = full.expect("the disk is full");
@@ -257,7 +292,6 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
     assert_eq!(daemon.ctl().volume("vol")["state"], "up", "a full disk is no failure");
 
     std::fs::remove_file(&other).unwrap();
-    drop(file);
     // On a busy machine the kernel needs a moment to give the room back.
     for (nth, piece) in (16..).zip(content.chunks(1 << 20)) {
         wait_for("room", || write(&mut client, 0, nth * MIB, piece).ok());

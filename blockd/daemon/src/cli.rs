@@ -96,7 +96,7 @@ Keys of the configuration file (defaults in brackets):
   merge_limit_bytes_per_s  what merging layers may copy in a second; 0 = no limit [0]
   cpu_threads           threads that compress and seal; 0 = one per core [0]
   ring_threads          threads that serve NBD sockets; 0 = one per core [0]
-  nbd_workers           threads for NBD requests that must wait for storage [8]
+  nbd_workers           threads for NBD requests that must wait for storage, and as many for syncs [8]
   nbd_connections       NBD connections at once, up to 64 of them for unix sockets only [1024]
   nbd_connections_per_volume      NBD connections of one volume at once, over TCP [64]
   nbd_handshake_timeout_ms        time that an NBD client has to choose its volume, a TLS handshake included [10000]

@@ -77,6 +77,8 @@ pub struct Core {
     pub browse: Browse,
     /// Wakes the thread that merges layers.
     pub merger: Arc<Wake>,
+    /// Disk space kept for operations that free space; `None` where the filesystem gives none.
+    pub(crate) reserve: Option<Arc<blockd_volume::Reserve>>,
     /// Who waits for events.
     pub(crate) events: crate::events::Events,
     /// Who is told of events.

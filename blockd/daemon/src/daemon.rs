@@ -230,8 +230,9 @@ impl Daemon {
             None => None,
         };
         let limit = core.config.merge_limit_bytes_per_s;
-        let merger = Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger), limit)
-            .map_err(DaemonError::Thread)?;
+        let merger =
+            Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger), core.reserve.clone(), limit)
+                .map_err(DaemonError::Thread)?;
         if let Err(error) = core.resume_tasks().await {
             tracing::error!(%error, "unfinished tasks are not taken up");
         }
@@ -447,6 +448,10 @@ fn prepare(
         names.push(crate::events::LOG_READER.to_owned());
     }
     let readers = db.transaction::<_, DbError>(|tx| EventReader::take_up(tx, &names))?;
+    let reserve = blockd_volume::Reserve::open(&data_dir).map(Arc::new);
+    let reserve = reserve.inspect_err(|error| {
+        tracing::warn!(dir = %data_dir.display(), %error, "no disk space is kept for deleting snapshots on a full disk");
+    });
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
         webhooks: crate::webhooks::all(&config, &readers),
@@ -474,6 +479,7 @@ fn prepare(
         control_tcp: OnceLock::new(),
         browse: Browse::default(),
         merger: Arc::new(Wake::default()),
+        reserve: reserve.ok(),
         events: crate::events::Events::default(),
         health: crate::health::Health::default(),
         meters: crate::metrics::Meters::default(),

@@ -1,8 +1,11 @@
 //! The background thread that merges layers which no snapshot keeps apart any more.
 //!
-//! One thread of low priority for all volumes; it sleeps until a snapshot was deleted, or for a minute if a merge failed.
+//! One thread of low priority for all volumes; it sleeps until a snapshot was deleted, or for a minute if a merge failed. A merge
+//! that finds the disk full has the space reserve released, and is tried again; the thread then fills the reserve as soon as
+//! there is space.
 
 use crate::registry::{EntryState, Registry, VolumeEntry};
+use blockd_volume::{Released, Reserve, VolumeErrorKind};
 use parking_lot::{Condvar, Mutex};
 use std::{
     sync::{
@@ -15,6 +18,9 @@ use std::{
 
 /// After how long a merge that failed is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often a space reserve that is not whole is tried to be filled.
+const REFILL_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a merge that waits for its turn looks whether it shall stop.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -34,8 +40,8 @@ impl Wake {
         self.changed.notify_one();
     }
 
-    /// Waits until it is woken, and at most for this long.
-    fn wait(&self, patience: Option<Duration>) {
+    /// Waits until it is woken, and at most for this long; whether it was woken.
+    fn wait(&self, patience: Option<Duration>) -> bool {
         let mut wanted = self.wanted.lock();
         while !*wanted && !self.stop.load(Ordering::Relaxed) {
             match patience {
@@ -47,7 +53,7 @@ impl Wake {
                 }
             }
         }
-        *wanted = false;
+        std::mem::take(&mut *wanted)
     }
 }
 
@@ -64,11 +70,16 @@ impl Merger {
     ///
     /// # Errors
     /// The system starts no more threads.
-    pub fn start(registry: Arc<Registry>, wake: Arc<Wake>, limit_bytes_per_s: u64) -> std::io::Result<Self> {
+    pub fn start(
+        registry: Arc<Registry>,
+        wake: Arc<Wake>,
+        reserve: Option<Arc<Reserve>>,
+        limit_bytes_per_s: u64,
+    ) -> std::io::Result<Self> {
         let (thread_registry, thread_wake) = (Arc::clone(&registry), Arc::clone(&wake));
-        let thread = std::thread::Builder::new()
-            .name("merger".into())
-            .spawn(move || run(&thread_registry, &thread_wake, &Pace::new(limit_bytes_per_s)))?;
+        let thread = std::thread::Builder::new().name("merger".into()).spawn(move || {
+            run(&thread_registry, &thread_wake, reserve.as_ref(), &Pace::new(limit_bytes_per_s));
+        })?;
         wake.wake();
         Ok(Self { wake, registry, thread: Some(thread) })
     }
@@ -121,32 +132,46 @@ impl Pace {
     }
 }
 
-fn run(registry: &Registry, wake: &Wake, pace: &Pace) {
+fn run(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, pace: &Pace) {
     // On Linux this lowers the calling thread only. Merging is never urgent.
     if let Err(error) = rustix::process::setpriority_process(None, 10) {
         tracing::debug!(%error, "merging runs at normal priority");
     }
     let mut patience = None;
+    let mut try_again_at: Option<Instant> = None;
     loop {
-        wake.wait(patience);
+        let is_woken = wake.wait(patience);
         if wake.stop.load(Ordering::Relaxed) {
             return;
         }
-        // A merge may let go of a file that another volume shares, whose layers can be merged then. Each pass but the last has
-        // one layer less, so there is an end.
-        let mut failed = true;
-        let mut merged = true;
-        while merged && !wake.stop.load(Ordering::Relaxed) {
-            (failed, merged) = (false, false);
-            for entry in registry.all() {
-                match merge(&entry, wake, pace) {
-                    Merged::All { pairs } => merged |= pairs > 0,
-                    Merged::Failed => failed = true,
-                }
+        if is_woken || try_again_at.is_some_and(|at| at <= Instant::now()) {
+            let failed = merge_all(registry, wake, reserve, pace);
+            try_again_at = failed.then(|| Instant::now() + TRY_AGAIN);
+        }
+        let is_whole = reserve.is_none_or(|reserve| reserve.refill());
+        let until_next = try_again_at.map(|at| at.saturating_duration_since(Instant::now()));
+        patience = if is_whole { until_next } else { Some(REFILL_EVERY) };
+    }
+}
+
+/// Merges what can be merged on all volumes; whether a merge failed.
+fn merge_all(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, pace: &Pace) -> bool {
+    // A merge may let go of a file that another volume shares, whose layers can be merged then. Each pass but the last has
+    // one layer less, so there is an end.
+    let mut failed = true;
+    let mut merged = true;
+    // Held to the end: what one merge frees goes to the next one.
+    let mut space = None;
+    while merged && !wake.stop.load(Ordering::Relaxed) {
+        (failed, merged) = (false, false);
+        for entry in registry.all() {
+            match merge(&entry, wake, reserve, &mut space, pace) {
+                Merged::All { pairs } => merged |= pairs > 0,
+                Merged::Failed => failed = true,
             }
         }
-        patience = failed.then_some(TRY_AGAIN);
     }
+    failed
 }
 
 /// What became of the merges of a volume.
@@ -161,7 +186,13 @@ enum Merged {
 }
 
 /// Merges what can be merged on a volume.
-fn merge(entry: &VolumeEntry, wake: &Wake, pace: &Pace) -> Merged {
+fn merge(
+    entry: &VolumeEntry,
+    wake: &Wake,
+    reserve: Option<&Arc<Reserve>>,
+    space: &mut Option<Released>,
+    pace: &Pace,
+) -> Merged {
     let mut pairs = 0;
     loop {
         // Taken anew for each pair, so that a delete need not wait for all of them.
@@ -178,6 +209,13 @@ fn merge(entry: &VolumeEntry, wake: &Wake, pace: &Pace) -> Merged {
             }
             Ok(false) => return Merged::All { pairs },
             Err(error) => {
+                if error.kind() == VolumeErrorKind::NoSpace && space.is_none() {
+                    *space = reserve.and_then(Reserve::release);
+                    if space.is_some() {
+                        tracing::info!(volume = %entry.id, "a merge is tried again with the space reserve");
+                        continue;
+                    }
+                }
                 tracing::warn!(volume = %entry.id, %error, "layers are not merged for now");
                 return Merged::Failed;
             }

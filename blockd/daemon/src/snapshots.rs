@@ -422,18 +422,22 @@ impl Core {
         let volume = entry.volume()?;
         let id = row.id;
         let shown = format!("{}@{}", entry.name, row.name);
-        let marked = self.db.run(move |tx| -> Result<Option<Uuid>, ServiceError> {
-            if !force && SnapshotRow::is_pinned(tx, id)? {
-                let message = format!("snapshot {shown} is pinned: unpin it first, or delete it by force");
-                return Err(ServiceError::refused(ErrorCode::SnapshotPinned, message));
-            }
-            let needed_by = TaskRow::who_needs(tx, id)?;
-            if needed_by.is_none() {
-                SnapshotRow::set_state(tx, id, SnapshotState::Deleting)?;
-            }
-            Ok(needed_by)
-        });
-        if let Some(task) = marked.await? {
+        let mark = || {
+            let shown = shown.clone();
+            self.db.run(move |tx| -> Result<Option<Uuid>, ServiceError> {
+                if !force && SnapshotRow::is_pinned(tx, id)? {
+                    let message =
+                        format!("snapshot {shown} is pinned: unpin it first, or delete it by force");
+                    return Err(ServiceError::refused(ErrorCode::SnapshotPinned, message));
+                }
+                let needed_by = TaskRow::who_needs(tx, id)?;
+                if needed_by.is_none() {
+                    SnapshotRow::set_state(tx, id, SnapshotState::Deleting)?;
+                }
+                Ok(needed_by)
+            })
+        };
+        if let Some(task) = self.with_space_reserve(mark).await? {
             let message = format!(
                 "backup task {task} needs snapshot {}@{}: wait for it to end, or stop it with --discard",
                 entry.name, row.name
@@ -461,16 +465,41 @@ impl Core {
         volume: Arc<Volume>,
         id: SnapshotId,
     ) -> Result<(), ServiceError> {
-        let gone = blocking(move || match volume.delete_snapshot(id) {
-            Err(error) if error.kind() == VolumeErrorKind::NotFound => Ok(()),
-            // A volume that was closed meanwhile deletes nothing; what it does not have needs no deleting.
-            Err(_) if volume.snapshots().iter().all(|snapshot| snapshot.id != id) => Ok(()),
-            other => other,
-        });
-        gone.await?;
-        self.db.run(move |tx| SnapshotRow::remove(tx, id)).await?;
+        let drop_from_volume = || {
+            let volume = Arc::clone(&volume);
+            blocking(move || match volume.delete_snapshot(id) {
+                Err(error) if error.kind() == VolumeErrorKind::NotFound => Ok(()),
+                // A volume that was closed meanwhile deletes nothing; what it does not have needs no deleting.
+                Err(_) if volume.snapshots().iter().all(|snapshot| snapshot.id != id) => Ok(()),
+                other => other,
+            })
+        };
+        self.with_space_reserve(drop_from_volume).await?;
+        self.with_space_reserve(|| self.db.run(move |tx| SnapshotRow::remove(tx, id))).await?;
         self.merger.wake();
         Ok(())
+    }
+
+    /// Runs an operation that frees space, or a step of one; on a full disk once more with the space reserve released, which the
+    /// merger fills again.
+    async fn with_space_reserve<T, E, F>(&self, step: impl Fn() -> F) -> Result<T, ServiceError>
+    where
+        E: Into<ServiceError>,
+        F: Future<Output = Result<T, E>>,
+    {
+        let error = match step().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error.into(),
+        };
+        let Some(reserve) = self.reserve.clone().filter(|_| error.to_api().code == ErrorCode::NoSpace) else {
+            return Err(error);
+        };
+        let Ok(Some(_space)) = tokio::task::spawn_blocking(move || reserve.release()).await else {
+            return Err(error);
+        };
+        let done = step().await.map_err(Into::into);
+        self.merger.wake();
+        done
     }
 
     /// Lets a volume forget the block sets that no next incremental needs. A failure costs only space.

@@ -43,6 +43,7 @@ mod read;
 mod read_order;
 mod readahead;
 mod regions;
+mod reserve;
 mod restore;
 mod ring_reader;
 mod rollback;
@@ -74,6 +75,7 @@ pub use lazy::{FetchFailure, FetchReply, FetchSink, Hydration, LazySource, Sourc
 pub use merge::MergeStats;
 pub use open::{OpenOptions, Recovery};
 pub use read::Content;
+pub use reserve::{Released, Reserve};
 pub use restore::RestoreTarget;
 pub use rollback::RolledBack;
 pub use salvage::{Salvage, SalvageView, UnprovenRun};

@@ -11,6 +11,7 @@ use crate::{
     head::{Head, ZeroHow},
     live_map::BlockState,
     read::{Start, from_disk, read_stack},
+    reserve,
     stack::{Layer, Stack},
     volume::{Entered, Volume},
 };
@@ -66,6 +67,13 @@ impl Volume {
                 None => return Ok(false),
             },
         };
+        if reserve::is_released() && !head.map.holds_all(touched) {
+            return Err(VolumeError::Io {
+                action: "write to",
+                path: self.dir.clone(),
+                source: rustix::io::Errno::NOSPC.into(),
+            });
+        }
         head.write(offset_bytes, data)?;
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);

@@ -1,0 +1,136 @@
+//! Disk space that is kept for operations that free space.
+//!
+//! To delete a snapshot, blockd writes to its database and commits a new `volume.meta`; to merge the layers then, it copies
+//! blocks and writes a set. On a full disk none of that succeeds, so nothing would ever free the space. A preallocated file
+//! in the data directory keeps some. An operation that finds the disk full [releases](Reserve::release) it and is tried again.
+//! From then on, and until the file is [whole again](Reserve::refill), clients' writes to blocks that the head does not hold
+//! yet are refused as on a full disk, so that they do not take the space. The file is not filled while such an operation runs.
+//!
+//! The file is truncated and synced, not overwritten: on a filesystem that copies on write, overwriting takes space. The sync
+//! ends the filesystem's transaction, before which ext4, XFS and btrfs may not use freed blocks again.
+
+use parking_lot::Mutex;
+use rustix::fs::FallocateFlags;
+use std::{
+    fs::File,
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// The name of the file.
+const NAME: &str = "space.reserve";
+/// The part of the filesystem that is kept: one in so many bytes, within the two bounds.
+const PART: u64 = 128;
+const MIN_BYTES: u64 = 256 << 10;
+const MAX_BYTES: u64 = 64 << 20;
+
+/// The reserve of this process's data directory is released.
+static IS_RELEASED: AtomicBool = AtomicBool::new(false);
+
+/// Whether clients' writes that need space are refused.
+#[inline]
+pub(crate) fn is_released() -> bool {
+    IS_RELEASED.load(Ordering::Relaxed)
+}
+
+/// The reserve of a data directory. A process has at most one.
+#[derive(Debug)]
+pub struct Reserve {
+    file: File,
+    len_bytes: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The file has its length.
+    is_whole: bool,
+    /// Operations that use the space.
+    users: usize,
+}
+
+/// The released space, for as long as an operation uses it.
+#[derive(Debug)]
+pub struct Released(Arc<Reserve>);
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        self.0.state.lock().users -= 1;
+    }
+}
+
+impl Reserve {
+    /// Opens or creates the reserve of a data directory, and fills it if there is space. On a disk that is full at once there is
+    /// none until [`refill`](Self::refill) finds space; clients' writes are not refused for that.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or the filesystem does not tell its size.
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
+        let mut how = std::fs::OpenOptions::new();
+        let file = how.write(true).create(true).truncate(false).open(data_dir.join(NAME))?;
+        let found = rustix::fs::fstatvfs(&file)?;
+        let len_bytes = (found.f_blocks * found.f_frsize / PART).clamp(MIN_BYTES, MAX_BYTES) & !4095;
+        let reserve = Self { file, len_bytes, state: Mutex::new(State { is_whole: false, users: 0 }) };
+        reserve.refill();
+        Ok(reserve)
+    }
+
+    /// Gives the space to the operation that found the disk full, which is then to be tried again; `None` if there is none to
+    /// give.
+    pub fn release(self: &Arc<Self>) -> Option<Released> {
+        let mut state = self.state.lock();
+        if state.is_whole {
+            IS_RELEASED.store(true, Ordering::Relaxed);
+            state.is_whole = false;
+            if let Err(error) = self.file.set_len(0).and_then(|()| self.file.sync_all()) {
+                tracing::warn!(%error, "the disk is full, and its space reserve cannot be released");
+                return None;
+            }
+            tracing::warn!(
+                bytes = self.len_bytes,
+                "the disk is full: its space reserve is released to free space"
+            );
+        } else if state.users == 0 {
+            return None;
+        }
+        state.users += 1;
+        Some(Released(Arc::clone(self)))
+    }
+
+    /// Takes the space back, if there is enough and no operation uses it. Returns whether the reserve is whole.
+    pub fn refill(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.is_whole || state.users > 0 {
+            return state.is_whole;
+        }
+        let filled = rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, self.len_bytes)
+            .map_err(io::Error::from)
+            .and_then(|()| self.file.sync_all());
+        match filled {
+            Ok(()) => {
+                state.is_whole = true;
+                if IS_RELEASED.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the disk has space again: its space reserve is whole");
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the space reserve is not whole yet");
+                // A part of it would be missing elsewhere and be of no use here.
+                if let Err(error) = self.file.set_len(0) {
+                    tracing::debug!(%error, "the space reserve keeps a part");
+                }
+            }
+        }
+        state.is_whole
+    }
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        IS_RELEASED.store(false, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,35 @@
+//! The space reserve, alone in its process: while it is released, every volume of the process refuses writes that need space.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_volume::{Reserve, Volume, VolumeErrorKind};
+use std::sync::Arc;
+
+#[test]
+fn released_reserve_refuses_new_blocks_until_it_is_refilled() {
+    let dir = tempfile::tempdir().unwrap();
+    let reserve = Arc::new(Reserve::open(dir.path()).unwrap());
+    let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(5), 1 << 20).unwrap();
+    volume.write(0, &[1; 4096], false).unwrap();
+    let file = dir.path().join("space.reserve");
+    let blocks = || std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
+    assert!(blocks() > 0);
+    let first = reserve.release().unwrap();
+    let second = reserve.release().unwrap();
+    assert_eq!(blocks(), 0);
+    for refused in [volume.write(4096, &[2; 4096], false), volume.try_write(4096, &[2; 4096]).map(drop)] {
+        assert_eq!(refused.unwrap_err().kind(), VolumeErrorKind::NoSpace);
+    }
+    volume.write(0, &[3; 4096], true).unwrap();
+    volume.trim(0, 4096, false).unwrap();
+    volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
+    assert_eq!(volume.failure(), None);
+    drop(first);
+    assert!(!reserve.refill() && blocks() == 0, "filled while an operation uses the space");
+    drop(second);
+    assert!(reserve.release().is_none(), "there is none to give");
+    assert!(reserve.refill() && blocks() > 0);
+    volume.write(4096, &[2; 4096], false).unwrap();
+}
