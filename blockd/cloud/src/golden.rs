@@ -4,8 +4,8 @@
 //! never blessed again.
 
 use crate::{
-    BackupOptions, BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, Manifest, MemoryJournal,
-    NoCache, OpenOptions, Progress, Repository, RestoreOptions, backup, keys, restore,
+    BackupOptions, BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest,
+    MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions, backup, keys, restore,
     store::ObjectStore,
     testing::{MemoryStore, MemoryVolume},
 };
@@ -121,10 +121,12 @@ fn volume(generation: u64) -> MemoryVolume {
 async fn write(kind: Kind) -> MemoryStore {
     let mode = kind.mode;
     let store = Arc::new(MemoryStore::default());
-    let repo = Repository::from_saved_keys(store.clone(), vec![key(mode)]).unwrap();
-    let slot =
-        keys::encode_slot(&key(mode), kind.passphrase(), KDF, b"sixteen byte slt", 1_700_000_000).unwrap();
-    store.insert(&format!("blockd/keys/{}", key(mode).key_id()), slot);
+    let repo = Repository::from_saved_keys(store.clone(), vec![key(mode)], &KnownKeys::default()).unwrap();
+    let times = keys::SlotTimes { created_unix_s: 1_700_000_000, generation: 0 };
+    let slot = keys::encode_slot(&key(mode), kind.passphrase(), KDF, b"sixteen byte slt", times).unwrap();
+    for prefix in ["blockd/keys/", "blockd/keys-copy/"] {
+        store.insert(&format!("{prefix}{}", key(mode).key_id()), slot.clone());
+    }
     let mut base: Option<Manifest> = None;
     for generation in 1..=2u64 {
         let (data, zero) = match generation {

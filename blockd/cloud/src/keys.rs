@@ -16,9 +16,12 @@ use zeroize::Zeroizing;
 
 const MAGIC: &[u8; 8] = b"BLKDKEYS";
 /// Length of a key slot, in bytes.
-pub(crate) const SLOT_LEN_BYTES: usize = 120;
-const HEADER_LEN_BYTES: usize = 64;
+pub(crate) const SLOT_LEN_BYTES: usize = 144;
+const HEADER_LEN_BYTES: usize = 72;
 const WRAPPED_END: usize = HEADER_LEN_BYTES + 32;
+/// Start of the proof that a holder of the data key wrote the slot.
+const PROOF_AT: usize = WRAPPED_END + TAG_LEN_BYTES;
+const CHECKSUM_AT: usize = PROOF_AT + TAG_LEN_BYTES;
 
 const KDF_NONE: u8 = 0;
 const KDF_ARGON2ID: u8 = 1;
@@ -146,22 +149,65 @@ impl KdfParams {
     }
 }
 
-/// A key slot, read and checked as far as that goes without the passphrase.
-pub(crate) struct KeySlot {
-    pub key_id: Uuid,
-    pub mode: EncryptionMode,
-    pub created_unix_s: u64,
-    kdf: KdfParams,
+/// A key slot whose checksum holds. Holders of the data key recognize a forged one by [`is_of`](Self::is_of).
+#[derive(Clone)]
+pub struct KeySlot {
+    pub(crate) key_id: Uuid,
+    pub(crate) mode: EncryptionMode,
+    pub(crate) created_unix_s: u64,
+    /// Number of passphrase changes since the key was made.
+    pub(crate) generation: u64,
+    pub(crate) kdf: KdfParams,
     salt: [u8; 16],
     bytes: [u8; SLOT_LEN_BYTES],
 }
 
+impl PartialEq for KeySlot {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for KeySlot {}
+
+impl fmt::Debug for KeySlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySlot")
+            .field("key_id", &self.key_id)
+            .field("created_unix_s", &self.created_unix_s)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
 impl KeySlot {
+    /// Reads a slot that a host kept.
+    ///
+    /// # Errors
+    /// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`].
+    pub(crate) fn from_saved(bytes: &[u8]) -> Result<Self, CloudError> {
+        let key_id = bytes.get(12..28).and_then(|id| Uuid::from_slice(id).ok()).unwrap_or_default();
+        Self::parse(&format!("saved key slot {key_id}"), bytes)
+    }
+
+    /// The slot as it is stored.
+    pub(crate) fn bytes(&self) -> &[u8; SLOT_LEN_BYTES] {
+        &self.bytes
+    }
+
+    /// Proves that a holder of the data key wrote the slot. Needs no passphrase. In mode 0 it proves no more than the checksum.
+    pub(crate) fn is_of(&self, key: &DataKey) -> bool {
+        let proof = proof(key, &self.salt, &self.bytes[..PROOF_AT]);
+        key.key_id == self.key_id
+            && key.mode == self.mode
+            && proof.is_some_and(|proof| proof == self.bytes[PROOF_AT..CHECKSUM_AT])
+    }
+
     /// Reads a slot.
     ///
     /// # Errors
     /// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`].
-    pub fn parse(object: &str, bytes: &[u8]) -> Result<Self, CloudError> {
+    pub(crate) fn parse(object: &str, bytes: &[u8]) -> Result<Self, CloudError> {
         let damaged = |at: usize, what: &str| CloudError::damaged(object, at as u64, what);
         let whole: &[u8; SLOT_LEN_BYTES] = bytes.try_into().map_err(|_| {
             damaged(0, &format!("a key slot has {SLOT_LEN_BYTES} bytes, this has {}", bytes.len()))
@@ -169,9 +215,8 @@ impl KeySlot {
         if &whole[..8] != MAGIC {
             return Err(damaged(0, "it does not begin as a key slot does"));
         }
-        let checked = SLOT_LEN_BYTES - 8;
-        if whole[checked..] != xxh3_64(&whole[..checked]).to_le_bytes() {
-            return Err(damaged(checked, "the checksum of the key slot does not match"));
+        if whole[CHECKSUM_AT..] != xxh3_64(&whole[..CHECKSUM_AT]).to_le_bytes() {
+            return Err(damaged(CHECKSUM_AT, "the checksum of the key slot does not match"));
         }
         let u32_at = |at: usize| u32::from_le_bytes([whole[at], whole[at + 1], whole[at + 2], whole[at + 3]]);
         let version = u16::from_le_bytes([whole[8], whole[9]]);
@@ -197,8 +242,11 @@ impl KeySlot {
             out.copy_from_slice(&whole[at..at + 16]);
             out
         };
-        let mut created = [0; 8];
-        created.copy_from_slice(&whole[56..64]);
+        let u64_at = |at: usize| {
+            let mut number = [0; 8];
+            number.copy_from_slice(&whole[at..at + 8]);
+            u64::from_le_bytes(number)
+        };
         let key_id = Uuid::from_bytes(array16(12));
         if !object.ends_with(&key_id.to_string()) {
             return Err(damaged(12, "the key slot belongs under another name"));
@@ -206,7 +254,8 @@ impl KeySlot {
         Ok(Self {
             key_id,
             mode,
-            created_unix_s: u64::from_le_bytes(created),
+            created_unix_s: u64_at(56),
+            generation: u64_at(64),
             kdf,
             salt: array16(40),
             bytes: *whole,
@@ -214,25 +263,32 @@ impl KeySlot {
     }
 
     /// The data key, if the passphrase is the right one. Takes as long as Argon2id takes.
-    pub fn open(&self, passphrase: &str) -> Result<Option<DataKey>, CloudError> {
+    pub(crate) fn open(&self, passphrase: &str) -> Result<Option<DataKey>, CloudError> {
         let kek = self.kdf.derive(passphrase, &self.salt)?;
         let mut secret = Zeroizing::new([0; 32]);
         secret.copy_from_slice(&self.bytes[HEADER_LEN_BYTES..WRAPPED_END]);
         let mut tag = [0; TAG_LEN_BYTES];
-        tag.copy_from_slice(&self.bytes[WRAPPED_END..WRAPPED_END + TAG_LEN_BYTES]);
+        tag.copy_from_slice(&self.bytes[WRAPPED_END..PROOF_AT]);
         let aad = &self.bytes[..HEADER_LEN_BYTES];
         let opened = Cipher::with_key(&kek).open(nonce(Domain::DataKey, 0), aad, &mut *secret, &tag);
-        Ok(opened.then(|| DataKey { key_id: self.key_id, mode: self.mode, secret }))
+        let key = DataKey { key_id: self.key_id, mode: self.mode, secret };
+        Ok((opened && self.is_of(&key)).then_some(key))
     }
 
     /// The key of a slot that has no passphrase.
-    pub fn open_plain(&self) -> Option<DataKey> {
-        (self.mode == EncryptionMode::Checksummed).then(|| DataKey {
-            key_id: self.key_id,
-            mode: self.mode,
-            secret: Zeroizing::new([0; 32]),
-        })
+    pub(crate) fn open_plain(&self) -> Option<DataKey> {
+        let secret = Zeroizing::new([0; 32]);
+        let key = DataKey { key_id: self.key_id, mode: self.mode, secret };
+        (self.mode == EncryptionMode::Checksummed && self.is_of(&key)).then_some(key)
     }
+}
+
+/// The tag over a slot, sealed under a key that follows from the data key and the salt of the slot.
+fn proof(key: &DataKey, salt: &[u8; 16], covered: &[u8]) -> Option<[u8; TAG_LEN_BYTES]> {
+    let mut long_salt = [0; 32];
+    long_salt[..16].copy_from_slice(salt);
+    let cipher = Cipher::derived(key, &long_salt, &[b"blockd key slot v1", key.key_id.as_bytes()]);
+    cipher.seal(nonce(Domain::KeySlot, 0), covered, &mut [])
 }
 
 /// A new data key and its slot.
@@ -244,8 +300,15 @@ pub(crate) fn create_slot(
     let mode = if passphrase.is_some() { EncryptionMode::Aes256GcmSiv } else { EncryptionMode::Checksummed };
     let key = DataKey::new(mode)?;
     let salt = random()?;
-    let bytes = encode_slot(&key, passphrase, kdf, &salt, created_unix_s)?;
+    let bytes = encode_slot(&key, passphrase, kdf, &salt, SlotTimes { created_unix_s, generation: 0 })?;
     Ok((key, bytes))
+}
+
+/// The age of a key, and of its slot.
+#[derive(Clone, Copy)]
+pub(crate) struct SlotTimes {
+    pub created_unix_s: u64,
+    pub generation: u64,
 }
 
 pub(crate) fn encode_slot(
@@ -253,8 +316,9 @@ pub(crate) fn encode_slot(
     passphrase: Option<&str>,
     kdf: KdfParams,
     salt: &[u8; 16],
-    created_unix_s: u64,
+    times: SlotTimes,
 ) -> Result<Vec<u8>, CloudError> {
+    let salt = if passphrase.is_some() { salt } else { &[0; 16] };
     let mut out = Vec::with_capacity(SLOT_LEN_BYTES);
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -270,10 +334,11 @@ pub(crate) fn encode_slot(
             out.extend_from_slice(salt);
         }
     }
-    out.extend_from_slice(&created_unix_s.to_le_bytes());
+    out.extend_from_slice(&times.created_unix_s.to_le_bytes());
+    out.extend_from_slice(&times.generation.to_le_bytes());
     debug_assert_eq!(out.len(), HEADER_LEN_BYTES);
     match passphrase {
-        None => out.resize(WRAPPED_END + TAG_LEN_BYTES, 0),
+        None => out.resize(PROOF_AT, 0),
         Some(passphrase) => {
             let kek = kdf.derive(passphrase, salt)?;
             let mut wrapped = Zeroizing::new(*key.secret);
@@ -284,6 +349,9 @@ pub(crate) fn encode_slot(
             out.extend_from_slice(&tag);
         }
     }
+    let proof = proof(key, salt, &out)
+        .ok_or(CloudError::Internal { what: "sealing the key slot", detail: "too long".into() })?;
+    out.extend_from_slice(&proof);
     let checksum = xxh3_64(&out).to_le_bytes();
     out.extend_from_slice(&checksum);
     Ok(out)
@@ -333,6 +401,21 @@ mod tests {
                 assert!(KeySlot::parse(&object(&key), &bytes[..len]).is_err());
             }
         }
+    }
+
+    #[test]
+    fn slot_altered_with_right_checksum_is_not_of_its_key() {
+        let (key, bytes) = create_slot(Some("p"), KdfParams::fast_for_tests(), 1).unwrap();
+        assert!(KeySlot::from_saved(&bytes).unwrap().is_of(&key));
+        for bit in 0..CHECKSUM_AT * 8 {
+            let mut altered = bytes.clone();
+            altered[bit / 8] ^= 1 << (bit % 8);
+            let checksum = xxh3_64(&altered[..CHECKSUM_AT]).to_le_bytes();
+            altered[CHECKSUM_AT..].copy_from_slice(&checksum);
+            assert!(KeySlot::from_saved(&altered).map_or(true, |slot| !slot.is_of(&key)), "bit {bit}");
+        }
+        let other = DataKey { secret: Zeroizing::new([9; 32]), ..key };
+        assert!(!KeySlot::from_saved(&bytes).unwrap().is_of(&other));
     }
 
     #[test]

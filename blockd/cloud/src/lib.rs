@@ -23,6 +23,7 @@ mod journal;
 mod keys;
 mod manifest;
 mod names;
+mod opening;
 mod pace;
 mod pack;
 mod packing;
@@ -33,6 +34,7 @@ mod repository;
 mod restore;
 mod rotate;
 mod seal;
+mod slots;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -52,20 +54,21 @@ pub use delete::{DeleteReport, UnreadableSiblings, delete_snapshot, delete_with_
 pub use error::CloudError;
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
-pub use keys::{DataKey, KdfParams};
+pub use keys::{DataKey, KdfParams, KeySlot};
 pub use manifest::{BackupType, Delta, IndexRef, Manifest};
 pub use names::CloudsnapId;
 pub use pace::Pace;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use reader::SnapshotReader;
 pub use repository::{
-    ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache, OpenOptions, Repository,
+    KnownKeys, ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache, OpenOptions, Repository,
 };
 pub use restore::{
     BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore, restore_what_is_left,
 };
 pub use rotate::{Rekey, Rekeyed, rekey};
 pub use seal::EncryptionMode;
+pub use slots::{SlotFinding, SlotRepair};
 pub use verify::{
     AffectedSnapshot, BlockCheck, VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
     verify,

@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 /// Prefix of the key slots.
 pub(crate) const KEYS_PREFIX: &str = "blockd/keys/";
+/// Prefix of the second copy of each key slot.
+pub(crate) const KEY_COPIES_PREFIX: &str = "blockd/keys-copy/";
 /// Prefix of the manifests.
 pub(crate) const MANIFESTS_PREFIX: &str = "blockd/manifests/";
 

@@ -2,16 +2,18 @@
 
 use crate::{
     CloudError, CloudsnapId,
-    keys::{DataKey, KdfParams, KeySlot, SLOT_LEN_BYTES, create_slot},
+    keys::{DataKey, KdfParams, KeySlot, SLOT_LEN_BYTES},
     manifest::{MANIFEST_LEN_MOST, Manifest},
-    names::{KEYS_PREFIX, MANIFESTS_PREFIX, parse_uuid},
+    names::MANIFESTS_PREFIX,
+    opening,
     seal::EncryptionMode,
-    store::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind},
+    slots::{self, SlotCheck, SlotFinding, StoredSlot},
+    store::{ObjectInfo, ObjectStore, PutMode, StoreErrorKind},
     work::Work,
 };
 use blockd_extent::VolumeId;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, future::BoxFuture};
+use futures::{StreamExt, future::BoxFuture};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,12 +21,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
-/// Most key slots that are read.
-pub(crate) const SLOTS_MOST: usize = 64;
-/// Key slots that are asked for at once.
-const SLOT_CONCURRENCY: usize = 8;
+/// Findings about key slots that are kept until they are taken.
+const MAX_SLOT_FINDINGS: usize = 64;
+/// Manifests that are read to prove that a store is the right one.
+const MAX_MANIFESTS_FOR_PROOF: usize = 16;
 /// Manifests that are asked for at once when listing.
 const READ_CONCURRENCY: usize = 16;
 /// Manifests that a cache is told of at once: as many are lost to it if a listing is cut off.
@@ -52,7 +53,63 @@ pub struct Repository {
     store: Arc<dyn ObjectStore>,
     /// New backups use the first.
     keys: Arc<Vec<DataKey>>,
+    slots: Arc<Mutex<SlotMemory>>,
     work: Work,
+}
+
+/// The key slots of a repository as they were last seen whole. Shared by all views of the repository.
+#[derive(Default)]
+pub(crate) struct SlotMemory {
+    pub remembered: Vec<KeySlot>,
+    pub findings: Vec<SlotFinding>,
+}
+
+impl SlotMemory {
+    pub fn remember(&mut self, slot: KeySlot) {
+        match self.remembered.iter_mut().find(|known| known.key_id == slot.key_id) {
+            Some(known) => *known = slot,
+            None => self.remembered.push(slot),
+        }
+    }
+
+    /// Keeps findings until they are taken, up to [`MAX_SLOT_FINDINGS`].
+    pub fn note(&mut self, findings: &[SlotFinding]) {
+        let room = MAX_SLOT_FINDINGS.saturating_sub(self.findings.len());
+        self.findings.extend(findings.iter().take(room).cloned());
+    }
+}
+
+/// The facts about the keys of a repository that a host keeps: no secret is among them.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct KnownKeys {
+    /// Key slots as they were last seen whole.
+    pub slots: Vec<KeySlot>,
+}
+
+impl KnownKeys {
+    /// Adds a slot, unless there is one of the same key.
+    pub fn remember_missing(&mut self, slot: KeySlot) {
+        if self.slots.iter().all(|known| known.key_id != slot.key_id) {
+            self.slots.push(slot);
+        }
+    }
+
+    /// The slots one after the other.
+    pub fn encode_slots(&self) -> Vec<u8> {
+        self.slots.iter().flat_map(|slot| *slot.bytes()).collect()
+    }
+
+    /// Reads [`encode_slots`](Self::encode_slots) back. A slot that is damaged is left out, since the store has it too.
+    pub fn decode_slots(bytes: &[u8]) -> Vec<KeySlot> {
+        let slots = bytes.chunks(SLOT_LEN_BYTES).filter_map(|slot| match KeySlot::from_saved(slot) {
+            Ok(slot) => Some(slot),
+            Err(error) => {
+                tracing::warn!(%error, "a remembered key slot is damaged");
+                None
+            }
+        });
+        slots.collect()
+    }
 }
 
 impl std::fmt::Debug for Repository {
@@ -64,171 +121,135 @@ impl std::fmt::Debug for Repository {
 impl Repository {
     /// Opens what is in a store, or begins a repository there if there is none.
     ///
-    /// The passphrase's bytes are used as they are (UTF-8, not normalised).
+    /// The passphrase's bytes are used as they are (UTF-8, not normalised). Copies of key slots that are missing or damaged are
+    /// written again, see [`take_slot_findings`](Self::take_slot_findings).
     ///
     /// # Errors
     /// [`CloudError::WrongPassphrase`], [`CloudError::EncryptedRepository`] and [`CloudError::PlainRepository`] if the
-    /// passphrase does not fit what is there; [`CloudError::Damaged`] if a key slot is damaged and no other one
-    /// opens; whatever the store reports.
+    /// passphrase does not fit what is there; [`CloudError::Damaged`] if both copies of a key slot are damaged and no other
+    /// slot opens; whatever the store reports.
     pub async fn open(
         store: Arc<dyn ObjectStore>,
         passphrase: Option<&str>,
         options: &OpenOptions,
     ) -> Result<Self, CloudError> {
-        Self::open_or_create(store, passphrase, Some(options)).await
+        opening::open(store, passphrase, &KnownKeys::default(), Some(options)).await
     }
 
     /// Opens what is in a store, and makes nothing: for a store that is known to hold a repository. A disk that is not mounted is
-    /// an empty directory.
+    /// an empty directory. `known` are the slots that this host remembers: they open the repository, and are put back, if both
+    /// copies in the store are gone.
     ///
     /// # Errors
     /// Those of [`open`](Self::open); [`CloudError::KeySlotMissing`] if there is no repository.
     pub async fn open_existing(
         store: Arc<dyn ObjectStore>,
         passphrase: Option<&str>,
+        known: &KnownKeys,
     ) -> Result<Self, CloudError> {
-        Self::open_or_create(store, passphrase, None).await
+        opening::open(store, passphrase, known, None).await
     }
 
-    async fn open_or_create(
-        store: Arc<dyn ObjectStore>,
-        passphrase: Option<&str>,
-        create: Option<&OpenOptions>,
-    ) -> Result<Self, CloudError> {
-        if passphrase == Some("") {
-            return Err(CloudError::InvalidRequest {
-                what: "the passphrase is empty: give one, or none at all".into(),
-            });
-        }
-        let listed: Vec<String> =
-            store.list(KEYS_PREFIX).await?.into_iter().map(|object| object.key).collect();
-        let slots = listed.iter().filter(|key| key.strip_prefix(KEYS_PREFIX).and_then(parse_uuid).is_some());
-        let slots: Vec<&String> = slots.collect();
-        if slots.len() > SLOTS_MOST {
-            let store = store.describe().to_owned();
-            return Err(CloudError::TooManyKeys { store, found: slots.len(), most: SLOTS_MOST });
-        }
-        let keys = if slots.is_empty() {
-            if !store.list(MANIFESTS_PREFIX).await?.is_empty() {
-                return Err(CloudError::KeySlotsGone { store: store.describe().to_owned() });
-            }
-            let Some(options) = create else {
-                let (store, key) = (store.describe().to_owned(), format!("{KEYS_PREFIX}*"));
-                return Err(CloudError::KeySlotMissing { store, key });
-            };
-            vec![Self::create(&*store, passphrase, options).await?]
-        } else {
-            Self::open_slots(&*store, &slots, passphrase).await?
-        };
-        Ok(Self { store, keys: Arc::new(keys), work: Work::default() })
-    }
-
-    /// Makes sure that the store is the one that was opened and that others can open what is stored there: the slot of
-    /// the key that new backups use is in its place. One GET.
+    /// Proves that the store is the one that was opened and that others can open what is stored there: a slot of
+    /// the key that new backups use is in its place. One GET if the slot is whole; otherwise it is repaired if possible.
     ///
     /// # Errors
-    /// [`CloudError::KeySlotMissing`] if it is not there; [`CloudError::Damaged`]; whatever the store reports.
+    /// [`CloudError::KeySlotMissing`] if neither copy is there; [`CloudError::Damaged`]; whatever the store reports.
     pub async fn prove_key_slot(&self) -> Result<(), CloudError> {
-        let key_id = self.key().key_id();
-        let object = format!("{KEYS_PREFIX}{key_id}");
-        match self.store.get(&object, SLOT_LEN_BYTES as u64).await {
-            Ok(bytes) if KeySlot::parse(&object, &bytes)?.key_id == key_id => Ok(()),
-            Ok(_) => Err(CloudError::damaged(&object, 0, "it holds another key")),
-            Err(error) if error.kind == StoreErrorKind::NotFound => {
-                Err(CloudError::KeySlotMissing { store: self.store.describe().to_owned(), key: object })
-            }
-            Err(error) => Err(error.into()),
+        let key = self.key();
+        let first = slots::read_copy(&*self.store, 0, key.key_id()).await?;
+        let remembered = self.slots.lock().remembered.iter().find(|slot| slot.is_of(key)).cloned();
+        if first
+            .slot()
+            .is_some_and(|slot| remembered.as_ref().is_none_or(|known| known == slot) && slot.is_of(key))
+        {
+            return Ok(());
         }
+        let second = slots::read_copy(&*self.store, 1, key.key_id()).await?;
+        let stored = StoredSlot { key_id: key.key_id(), copies: [first, second] };
+        let check = SlotCheck::of(&stored, key, remembered.as_ref());
+        if self.repair(&check).await?.0 {
+            return Ok(());
+        }
+        Err(stored.error().unwrap_or_else(|| CloudError::KeySlotMissing {
+            store: self.store.describe().to_owned(),
+            key: slots::object_of(0, key.key_id()),
+        }))
     }
 
-    async fn create(
-        store: &dyn ObjectStore,
-        passphrase: Option<&str>,
-        options: &OpenOptions,
-    ) -> Result<DataKey, CloudError> {
-        let passphrase = passphrase.map(|text| Zeroizing::new(text.to_owned()));
-        let kdf = options.kdf;
-        let created = seconds_since_1970();
-        let made = move || create_slot(passphrase.as_ref().map(|text| text.as_str()), kdf, created);
-        let (key, slot) = run_blocking(made).await?;
-        let object = format!("{KEYS_PREFIX}{}", key.key_id());
-        let slot = bytes::Bytes::from(slot);
-        match create(store, &object, slot.clone()).await {
-            Ok(()) => {}
-            // The name is random: if it is there, an earlier attempt of this very request made it, perhaps badly.
-            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                if !matches!(store.get(&object, SLOT_LEN_BYTES as u64).await, Ok(there) if there == slot) {
-                    store.put(&object, slot, PutMode::Overwrite).await?;
-                }
-            }
-            Err(error) => return Err(error.into()),
+    /// Checks both copies of the slots of all keys, and repairs them where it can.
+    ///
+    /// # Errors
+    /// Whatever the store reports that says nothing of a slot.
+    pub async fn check_key_slots(&self) -> Result<Vec<SlotFinding>, CloudError> {
+        let ids = self.keys.iter().map(DataKey::key_id);
+        let all = slots::read_all(&*self.store, ids).await?;
+        let remembered = self.slots.lock().remembered.clone();
+        let mut findings = Vec::new();
+        for (stored, key) in all.iter().zip(self.keys.iter()) {
+            let known = remembered.iter().find(|slot| slot.key_id == key.key_id());
+            findings.extend(self.repair(&SlotCheck::of(stored, key, known)).await?.1);
         }
-        Ok(key)
+        Ok(findings)
     }
 
-    async fn open_slots(
-        store: &dyn ObjectStore,
-        objects: &[&String],
-        passphrase: Option<&str>,
-    ) -> Result<Vec<DataKey>, CloudError> {
-        let read = objects.iter().map(|object| async move {
-            match store.get(object, SLOT_LEN_BYTES as u64).await {
-                Ok(bytes) => Ok(KeySlot::parse(object, &bytes)),
-                Err(error) if error.kind == StoreErrorKind::TooLarge => Ok(Err(CloudError::damaged(
-                    object,
-                    0,
-                    format!("a key slot has {SLOT_LEN_BYTES} bytes, this has more"),
-                ))),
-                Err(error) => Err(CloudError::from(error)),
-            }
-        });
-        let read: Vec<Result<KeySlot, CloudError>> =
-            futures::stream::iter(read).buffered(SLOT_CONCURRENCY).try_collect().await?;
-        let mut first_damage = None;
-        let mut slots = Vec::new();
-        for slot in read {
-            match slot {
-                Ok(slot) => slots.push(slot),
-                Err(error) => first_damage = first_damage.or(Some(error)),
+    /// Repairs a slot. Returns whether a genuine copy is in the store then, and the findings, which are kept as well.
+    pub(crate) async fn repair(&self, check: &SlotCheck) -> Result<(bool, Vec<SlotFinding>), CloudError> {
+        let is_place_proven = check.needs_place() && self.is_own_place().await?;
+        let findings = check.repair(&*self.store, is_place_proven).await;
+        let is_there = check.is_in_store || findings.iter().any(SlotFinding::is_repaired);
+        let mut memory = self.slots.lock();
+        if let Some(slot) = check.source.clone().filter(|_| is_there) {
+            memory.remember(slot);
+        }
+        memory.note(&findings);
+        Ok((is_there, findings))
+    }
+
+    /// Whether the store holds something that only a holder of a data key can have written: a slot of a key, or a manifest.
+    /// An empty directory, in the place of a disk that is not mounted, does not.
+    pub(crate) async fn is_own_place(&self) -> Result<bool, CloudError> {
+        let ids = self.keys.iter().map(DataKey::key_id);
+        let all = slots::read_all(&*self.store, ids).await?;
+        if all.iter().zip(self.keys.iter()).any(|(stored, key)| stored.genuine(key).is_some()) {
+            return Ok(true);
+        }
+        let listed = self.store.list(MANIFESTS_PREFIX).await?;
+        let ids = listed.iter().filter_map(|object| CloudsnapId::from_manifest_key(&object.key));
+        for id in ids.take(MAX_MANIFESTS_FOR_PROOF) {
+            match self.manifest(&id).await {
+                Ok(_) => return Ok(true),
+                Err(error @ CloudError::Store(_)) => return Err(error),
+                Err(_) => {}
             }
         }
-        // The newest first: it is used to write.
-        slots.sort_by_key(|slot| std::cmp::Reverse((slot.created_unix_s, slot.key_id)));
-        let encrypted = slots.iter().filter(|slot| slot.mode == EncryptionMode::Aes256GcmSiv).count();
-        let store = store.describe().to_owned();
-        let keys = match passphrase {
-            // Where there is a single encrypted slot, a plain one proves nothing: anybody can put one there.
-            None if encrypted > 0 => return Err(CloudError::EncryptedRepository { store }),
-            None => slots.iter().filter_map(KeySlot::open_plain).collect(),
-            Some(passphrase) => {
-                let passphrase = Zeroizing::new(passphrase.to_owned());
-                run_blocking(move || {
-                    let encrypted = slots.iter().filter(|slot| slot.mode == EncryptionMode::Aes256GcmSiv);
-                    let opened =
-                        encrypted.map(|slot| slot.open(&passphrase)).collect::<Result<Vec<_>, _>>()?;
-                    Ok(opened.into_iter().flatten().collect::<Vec<DataKey>>())
-                })
-                .await?
-            }
-        };
-        match (keys.is_empty(), first_damage) {
-            (false, damage) => {
-                if let Some(error) = damage {
-                    tracing::warn!(%error, "a key slot is damaged; another one was opened");
-                }
-                Ok(keys)
-            }
-            (true, Some(error)) => Err(error),
-            (true, None) if encrypted == 0 => Err(CloudError::PlainRepository { store }),
-            (true, None) => Err(CloudError::WrongPassphrase { store, slots: encrypted }),
-        }
+        Ok(false)
+    }
+
+    /// Findings about key slots since the last call, on this repository or a view of it.
+    pub fn take_slot_findings(&self) -> Vec<SlotFinding> {
+        std::mem::take(&mut self.slots.lock().findings)
+    }
+
+    /// The facts about the keys that a host keeps for the next time; none is secret.
+    pub fn known_keys(&self) -> KnownKeys {
+        KnownKeys { slots: self.slots.lock().remembered.clone() }
+    }
+
+    pub(crate) fn opened(store: Arc<dyn ObjectStore>, keys: Vec<DataKey>, memory: SlotMemory) -> Self {
+        let slots = Arc::new(Mutex::new(memory));
+        Self { store, keys: Arc::new(keys), slots, work: Work::default() }
     }
 
     /// A repository whose keys were opened before. Makes no request.
     ///
     /// # Errors
     /// [`CloudError::InvalidRequest`] if there is no key, or some encrypt and some do not.
-    pub fn from_saved_keys(store: Arc<dyn ObjectStore>, keys: Vec<DataKey>) -> Result<Self, CloudError> {
+    pub fn from_saved_keys(
+        store: Arc<dyn ObjectStore>,
+        keys: Vec<DataKey>,
+        known: &KnownKeys,
+    ) -> Result<Self, CloudError> {
         let invalid = |what: &str| Err(CloudError::InvalidRequest { what: what.to_owned() });
         let Some(first) = keys.first() else {
             return invalid("no data key was saved: open the repository with its passphrase");
@@ -236,13 +257,15 @@ impl Repository {
         if keys.iter().any(|key| key.mode() != first.mode()) {
             return invalid("some of the saved keys encrypt and some do not: open the repository again");
         }
-        Ok(Self { store, keys: Arc::new(keys), work: Work::default() })
+        let is_of_key = |slot: &&KeySlot| keys.iter().any(|key| slot.is_of(key));
+        let remembered = known.slots.iter().filter(is_of_key).cloned().collect();
+        Ok(Self::opened(store, keys, SlotMemory { remembered, findings: Vec::new() }))
     }
 
     /// The same repository through another view of its store, such as one that counts a task's requests.
     #[must_use]
     pub fn with_store(&self, store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, keys: self.keys.clone(), work: self.work.clone() }
+        Self { store, keys: self.keys.clone(), slots: self.slots.clone(), work: self.work.clone() }
     }
 
     /// The same repository, whose backups, restores and verifications have their work done that way.
@@ -485,16 +508,6 @@ impl Repository {
 /// The time.
 pub(crate) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// Puts an object whose name nobody else uses: only if it is absent, where the store knows that.
-async fn create(store: &dyn ObjectStore, key: &str, body: Bytes) -> Result<(), StoreError> {
-    match store.put(key, body.clone(), PutMode::CreateIfAbsent).await {
-        Err(error) if error.kind == StoreErrorKind::Unsupported => {
-            store.put(key, body, PutMode::Overwrite).await
-        }
-        result => result,
-    }
 }
 
 /// Runs what takes long away from the async threads.

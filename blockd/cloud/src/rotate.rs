@@ -4,13 +4,14 @@
 //! was sealed under the older ones goes on to be read with them.
 
 use crate::{
-    CloudError, KdfParams, OpenOptions, Repository,
+    CloudError, KdfParams, KnownKeys, Repository,
     error::random,
-    keys::{DataKey, KeySlot, SLOT_LEN_BYTES, create_slot, encode_slot},
-    names::{KEYS_PREFIX, parse_uuid},
-    repository::{SLOTS_MOST, run_blocking, seconds_since_1970},
-    seal::EncryptionMode,
-    store::{ObjectStore, PutMode, StoreErrorKind},
+    keys::{DataKey, KeySlot, SlotTimes, create_slot, encode_slot},
+    names::KEYS_PREFIX,
+    opening::{self, Candidates, MAX_SLOTS, Opened},
+    repository::{run_blocking, seconds_since_1970},
+    slots::{self, StoredSlot},
+    store::ObjectStore,
 };
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -26,6 +27,8 @@ pub struct Rekey {
     pub new_data_key: bool,
     /// The work that goes into the new key slots.
     pub kdf: KdfParams,
+    /// The facts that this host keeps.
+    pub known: KnownKeys,
 }
 
 impl std::fmt::Debug for Rekey {
@@ -48,9 +51,9 @@ pub struct Rekeyed {
 /// Changes the passphrase, the data key of new backups, or both, and opens the repository with what holds then. With neither, it
 /// just opens it again, which finds the data keys that another host made.
 ///
-/// Each key slot is replaced by itself. Should this be interrupted, some open with the one passphrase and some with the other;
-/// the same call with the same passphrases does the rest. Other hosts go on with the data keys that they have, and
-/// find a new one when they open the repository again.
+/// All slots are opened before the first one is written. Each copy of a slot is replaced by itself, so that at any time each slot
+/// opens with the one passphrase or the other; after an interruption the same call with the same passphrases does the rest.
+/// Other hosts go on with the data keys that they have, and find a new one when they open the repository again.
 ///
 /// # Errors
 /// [`CloudError::WrongPassphrase`] if no slot opens with either; [`CloudError::PlainRepository`];
@@ -63,100 +66,111 @@ pub async fn rekey(
     if wanted.is_empty() || request.passphrase.is_empty() {
         return Err(CloudError::InvalidRequest { what: "the passphrase is empty: give one".into() });
     }
-    let slots = slots(&*store).await?;
-    let encrypted: Vec<KeySlot> =
-        slots.into_iter().filter(|slot| slot.mode == EncryptionMode::Aes256GcmSiv).collect();
+    let mut ids = slots::list_ids(&*store).await?;
+    let is_empty = ids.is_empty();
+    ids.extend(request.known.slots.iter().map(|slot| slot.key_id));
+    let found = ids.len() + usize::from(request.new_data_key);
+    if found > MAX_SLOTS {
+        let store = store.describe().to_owned();
+        return Err(CloudError::TooManyKeys { store, found, most: MAX_SLOTS });
+    }
+    let stored = slots::read_all(&*store, ids).await?;
+    let (mut unlocked, foreign) = unlock(&*store, &stored, request).await?;
+    // A disk that is not mounted is an empty directory.
+    if is_empty && !holds_manifests_of(&store, &unlocked).await? {
+        let (store, key) = (store.describe().to_owned(), format!("{KEYS_PREFIX}*"));
+        return Err(CloudError::KeySlotMissing { store, key });
+    }
+    let mut done = Rekeyed { foreign, ..Rekeyed::default() };
+    if request.new_passphrase.is_some() {
+        for one in &mut unlocked {
+            done.rewrapped += usize::from(rewrap(&*store, one, wanted, request.kdf).await?);
+        }
+    }
+    // The new one must be the newest of those that open, whatever the clocks of hosts say.
+    let newest = unlocked.iter().map(|one| one.slot.created_unix_s).max().unwrap_or_default();
+    let mut opened: Vec<Opened> = unlocked.into_iter().map(|one| (one.key, one.slot)).collect();
+    if request.new_data_key {
+        let (passphrase, kdf, now) =
+            (wanted.clone(), request.kdf, seconds_since_1970().max(newest.saturating_add(1)));
+        let (key, bytes) = run_blocking(move || create_slot(Some(&passphrase), kdf, now)).await?;
+        let slot = KeySlot::from_saved(&bytes)?;
+        slots::put_new(&*store, &slot).await?;
+        opened.push((key, slot));
+        done.new_data_key = true;
+    }
+    // As they are now: what was replaced is no fault.
+    let stored = slots::read_all(&*store, opened.iter().map(|(key, _)| key.key_id())).await?;
+    let known = KnownKeys { slots: opened.iter().map(|(_, slot)| slot.clone()).collect() };
+    Ok((opening::complete(store, opened, &stored, &known).await?, done))
+}
+
+/// A slot that opened, with the copies of it in the store.
+struct Unlocked<'a> {
+    key: DataKey,
+    slot: KeySlot,
+    stored: &'a StoredSlot,
+    /// Whether the new passphrase opened it, or the only one.
+    is_wanted: bool,
+}
+
+/// Opens all slots with the passphrase that is to hold, or with the one that holds now. Returns the number of those that open
+/// with neither, too.
+async fn unlock<'a>(
+    store: &dyn ObjectStore,
+    stored: &'a [StoredSlot],
+    request: &Rekey,
+) -> Result<(Vec<Unlocked<'a>>, usize), CloudError> {
+    let candidates = stored.iter().map(|stored| (stored, Candidates::of(stored, &request.known)));
+    let encrypted: Vec<_> = candidates.filter(|(_, one)| one.is_encrypted()).collect();
     let found = encrypted.len();
     if found == 0 {
         return Err(CloudError::PlainRepository { store: store.describe().to_owned() });
     }
-    let mut done = Rekeyed::default();
-    let mut opened = 0;
-    // The new one must be the newest of those that open, whatever the clocks of hosts say.
-    let mut newest = 0;
-    for slot in encrypted {
-        let created = slot.created_unix_s;
-        let (old, new, kdf) = (request.passphrase.clone(), wanted.clone(), request.kdf);
-        let changed = run_blocking(move || rewrap(&slot, &old, &new, kdf)).await?;
-        match changed {
-            Rewrapped::Foreign => {
-                done.foreign += 1;
-                continue;
+    let mut unlocked = Vec::new();
+    for (stored, candidates) in encrypted {
+        let (old, new) = (request.passphrase.clone(), request.new_passphrase.clone());
+        let opens = run_blocking(move || {
+            if let Some(opened) = new.map_or(Ok(None), |new| candidates.open(&new))? {
+                return Ok(Some((opened, true)));
             }
-            Rewrapped::Already => {}
-            Rewrapped::Anew(object, bytes) => {
-                store.put(&object, bytes.into(), PutMode::Overwrite).await?;
-                done.rewrapped += 1;
-            }
+            Ok(candidates.open(&old)?.map(|opened| (opened, false)))
+        });
+        if let Some(((key, slot), is_wanted)) = opens.await? {
+            unlocked.push(Unlocked { key, slot, stored, is_wanted });
         }
-        opened += 1;
-        newest = newest.max(created);
     }
-    if opened == 0 {
+    if unlocked.is_empty() {
         return Err(CloudError::WrongPassphrase { store: store.describe().to_owned(), slots: found });
     }
-    if request.new_data_key {
-        if found >= SLOTS_MOST {
-            let store = store.describe().to_owned();
-            return Err(CloudError::TooManyKeys { store, found: found + 1, most: SLOTS_MOST });
-        }
-        let (passphrase, kdf, now) =
-            (wanted.clone(), request.kdf, seconds_since_1970().max(newest.saturating_add(1)));
-        let made = run_blocking(move || create_slot(Some(&passphrase), kdf, now));
-        let (key, slot) = made.await?;
-        // Under a name that nobody else uses.
-        store.put(&object_of(&key), slot.into(), PutMode::Overwrite).await?;
-        done.new_data_key = true;
+    let foreign = found - unlocked.len();
+    Ok((unlocked, foreign))
+}
+
+/// Whether a store without key slots is the right one all the same.
+async fn holds_manifests_of(
+    store: &Arc<dyn ObjectStore>,
+    unlocked: &[Unlocked<'_>],
+) -> Result<bool, CloudError> {
+    let keys = unlocked.iter().map(|one| one.key.clone()).collect();
+    Repository::from_saved_keys(Arc::clone(store), keys, &KnownKeys::default())?.is_own_place().await
+}
+
+/// Has both copies of a slot open with the new passphrase, and no other. Returns whether one had to be written.
+async fn rewrap(
+    store: &dyn ObjectStore,
+    one: &mut Unlocked<'_>,
+    passphrase: &Zeroizing<String>,
+    kdf: KdfParams,
+) -> Result<bool, CloudError> {
+    let genuine = one.stored.variants().filter(|slot| slot.is_of(&one.key));
+    let last = genuine.map(|slot| slot.generation).max().unwrap_or(0).max(one.slot.generation);
+    if !one.is_wanted || one.slot.generation < last {
+        // The time stays: it says which data key is the newest.
+        let times = SlotTimes { created_unix_s: one.slot.created_unix_s, generation: last.saturating_add(1) };
+        let (key, passphrase) = (one.key.clone(), passphrase.clone());
+        let wrap = move || encode_slot(&key, Some(&passphrase), kdf, &random()?, times);
+        one.slot = KeySlot::from_saved(&run_blocking(wrap).await?)?;
     }
-    let repository =
-        Repository::open(store, Some(wanted.as_str()), &OpenOptions { kdf: request.kdf }).await?;
-    Ok((repository, done))
-}
-
-fn object_of(key: &DataKey) -> String {
-    format!("{KEYS_PREFIX}{}", key.key_id())
-}
-
-/// Every key slot that is whole.
-async fn slots(store: &dyn ObjectStore) -> Result<Vec<KeySlot>, CloudError> {
-    let mut slots = Vec::new();
-    for object in store.list(KEYS_PREFIX).await? {
-        if object.key.strip_prefix(KEYS_PREFIX).and_then(parse_uuid).is_none() {
-            continue;
-        }
-        if slots.len() >= SLOTS_MOST {
-            let store = store.describe().to_owned();
-            return Err(CloudError::TooManyKeys { store, found: slots.len() + 1, most: SLOTS_MOST });
-        }
-        match store.get(&object.key, SLOT_LEN_BYTES as u64).await {
-            Ok(bytes) => match KeySlot::parse(&object.key, &bytes) {
-                Ok(slot) => slots.push(slot),
-                Err(error) => tracing::warn!(%error, "a key slot is damaged and stays as it is"),
-            },
-            Err(error) if error.kind == StoreErrorKind::TooLarge => {
-                tracing::warn!(%error, "a key slot is damaged and stays as it is");
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(slots)
-}
-
-enum Rewrapped {
-    /// It opens with neither passphrase.
-    Foreign,
-    /// It opens with the new one.
-    Already,
-    /// The object, and what it is to hold.
-    Anew(String, Vec<u8>),
-}
-
-fn rewrap(slot: &KeySlot, old: &str, new: &str, kdf: KdfParams) -> Result<Rewrapped, CloudError> {
-    if slot.open(new)?.is_some() {
-        return Ok(Rewrapped::Already);
-    }
-    let Some(key) = slot.open(old)? else { return Ok(Rewrapped::Foreign) };
-    // The time stays: it says which data key is the newest.
-    let bytes = encode_slot(&key, Some(new), kdf, &random()?, slot.created_unix_s)?;
-    Ok(Rewrapped::Anew(object_of(&key), bytes))
+    slots::replace(store, one.stored, &one.slot).await
 }

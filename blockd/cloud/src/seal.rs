@@ -66,6 +66,7 @@ pub(crate) enum Domain {
     IndexRoot = 3,
     Manifest = 4,
     DataKey = 5,
+    KeySlot = 6,
 }
 
 /// The nonce of the `ordinal`-th thing of its kind.

@@ -12,6 +12,7 @@ use crate::{
     progress::{CancelToken, Phase, Progress},
     reader::BulkRead,
     repository::{ManifestCache, ManifestFilter},
+    slots::SlotFinding,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use parking_lot::Mutex;
@@ -126,6 +127,8 @@ pub struct VerifyReport {
     pub findings: Vec<VerifyFinding>,
     /// Snapshots that were not asked for and lose blocks too, with all that they lose.
     pub others: Vec<AffectedSnapshot>,
+    /// Key slots that were damaged, missing or forged. They are among the findings, affect no snapshot, and some were repaired.
+    pub slots: Vec<SlotFinding>,
     /// How much does not hold, what is not described included.
     pub findings_total: u64,
     /// Deltas that were looked at.
@@ -136,7 +139,8 @@ pub struct VerifyReport {
     pub block_bytes: u64,
 }
 
-/// Proves snapshots.
+/// Proves snapshots, and checks both copies of the key slots, without which no other host can read them. Copies that are
+/// damaged or missing are written again where a genuine one is known.
 ///
 /// `check_of` gives what the content of a snapshot is compared with, where that is known; it is asked at the depth
 /// [`VerifyDepth::Deep`] only. Damage is reported, not returned as an error. A snapshot that was deleted meanwhile is
@@ -171,6 +175,14 @@ async fn run(
     progress.enter(Phase::Planning);
     let mut report = VerifyReport::default();
     let mut found = Damage::default();
+    report.slots = repo.check_key_slots().await?;
+    report.findings_total += report.slots.len() as u64;
+    report.findings.extend(report.slots.iter().map(|slot| VerifyFinding {
+        object: slot.object.clone(),
+        offset_bytes: slot.offset_bytes,
+        what: slot.outcome(),
+        affects: Vec::new(),
+    }));
     let mut manifests = Vec::new();
     for id in ids {
         match repo.manifest(id).await {

@@ -4,7 +4,7 @@
 mod common;
 
 use blockd_cloud::{
-    CloudError, KdfParams, Rekey, Rekeyed, rekey,
+    CloudError, KdfParams, KnownKeys, Rekey, Rekeyed, rekey,
     store::ObjectStore,
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
@@ -20,6 +20,7 @@ fn request(old: &str, new: Option<&str>, new_data_key: bool) -> Rekey {
         new_passphrase: new.map(|text| Zeroizing::new(text.to_owned())),
         new_data_key,
         kdf: KdfParams::fast_for_tests(),
+        known: KnownKeys::default(),
     }
 }
 
@@ -40,7 +41,11 @@ async fn a_new_passphrase_opens_what_was_stored_and_the_old_one_nothing() {
         .filter(|(key, body)| before.get(key) != Some(body))
         .map(|(key, _)| key)
         .collect();
-    assert!(changed.len() == 1 && changed[0].starts_with("blockd/keys/"), "{changed:?}");
+    let both = ["blockd/keys-copy/", "blockd/keys/"];
+    assert!(
+        changed.len() == 2 && changed.iter().zip(both).all(|(key, prefix)| key.starts_with(prefix)),
+        "{changed:?}"
+    );
     let error = open(store.clone(), Some("old")).await.unwrap_err();
     assert!(matches!(error, CloudError::WrongPassphrase { .. }), "{error}");
     let reopened = open(store.clone(), Some("new")).await.unwrap();
@@ -101,6 +106,11 @@ async fn a_change_that_was_interrupted_is_finished_by_the_same_call() {
                 break;
             }
             faults.heal();
+            let opens = [
+                open(Arc::new(store.fork()), Some("old")).await,
+                open(Arc::new(store.fork()), Some("new")).await,
+            ];
+            assert!(opens.iter().any(Result::is_ok), "{fault:?} at {operation}: neither passphrase opens");
             let (repo, _) = rekey(faults, &request).await.unwrap();
             assert_eq!(repo.keys().len(), 3, "{fault:?} at {operation}");
             assert!(open(store, Some("old")).await.is_err());

@@ -10,7 +10,7 @@ use blockd_cloud::{
     verify,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
-use common::{BLOCK, Noise, fixed, requests, run, set, spec};
+use common::{BLOCK, Noise, requests, run, set, spec, with_slot};
 use std::{collections::BTreeMap, io, sync::Arc};
 
 const SIZE: u64 = 100_000 * BLOCK as u64;
@@ -27,7 +27,7 @@ struct Sample {
 /// A full backup of blocks 0..96, three frames, and an incremental that replaces 0..32 and frees 40.
 async fn sample() -> Sample {
     let store = Arc::new(MemoryStore::default());
-    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
     let mut noise = Noise(3);
     (0..96).for_each(|block| live.set(block, &noise.block()));

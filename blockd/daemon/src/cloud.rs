@@ -6,8 +6,9 @@
 use crate::error::ServiceError;
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockCheck, BlockReader, BlockWriter, CancelToken, CloudError,
-    CloudsnapId, Manifest, ManifestCache, OpenOptions, Progress, Rekey, Rekeyed, Repository, RestoreOptions,
-    RestoreRequest, RestoreSummary, VerifyOptions, VerifyReport, restore_what_is_left, store::ObjectStore,
+    CloudsnapId, KnownKeys, Manifest, ManifestCache, OpenOptions, Progress, Rekey, Rekeyed, Repository,
+    RestoreOptions, RestoreRequest, RestoreSummary, VerifyOptions, VerifyReport, restore_what_is_left,
+    store::ObjectStore,
 };
 use std::{future::Future, sync::Arc};
 use tracing::Instrument;
@@ -44,13 +45,17 @@ pub(crate) async fn open(
 pub(crate) async fn open_existing(
     store: Arc<dyn ObjectStore>,
     passphrase: Zeroizing<String>,
+    known: KnownKeys,
 ) -> Result<Repository, ServiceError> {
-    drive(move || async move { Repository::open_existing(store, Some(&passphrase)).await }).await
+    drive(move || async move { Repository::open_existing(store, Some(&passphrase), &known).await }).await
 }
 
 /// Opens the repository in a store that no passphrase protects, and makes none.
-pub(crate) async fn open_unencrypted(store: Arc<dyn ObjectStore>) -> Result<Repository, ServiceError> {
-    drive(move || async move { Repository::open_existing(store, None).await }).await
+pub(crate) async fn open_unencrypted(
+    store: Arc<dyn ObjectStore>,
+    known: KnownKeys,
+) -> Result<Repository, ServiceError> {
+    drive(move || async move { Repository::open_existing(store, None, &known).await }).await
 }
 
 /// Changes what protects a repository.

@@ -123,7 +123,7 @@ impl Core {
                 Some((opened, bandwidth)) => (Arc::clone(opened.store()), bandwidth),
                 None => (self.store_of(&row).await?, providers::bandwidth(&row.store)?),
             };
-            let repository = Repository::from_saved_keys(store, keys)?;
+            let repository = Repository::from_saved_keys(store, keys, &row.known_keys())?;
             self.repositories.replace(uuid, repository, bandwidth, from);
         }
         drop(admission);
@@ -158,7 +158,7 @@ impl Core {
                     // The store has them, too, and the passphrase opens them there.
                     (Err(_), StoreKey::Value(_) | StoreKey::From(..)) => None,
                     (Err(_), StoreKey::None) if !row.encrypted => {
-                        let keys = cloud::open_unencrypted(store).await?.keys().to_vec();
+                        let keys = cloud::open_unencrypted(store, row.known_keys()).await?.keys().to_vec();
                         return Ok(Some(Passphrase { keys, from: None }));
                     }
                     (Err(error), StoreKey::None) => return Err(not_opened(row, &error)),
@@ -167,7 +167,10 @@ impl Core {
             (None, Some(_)) => None,
         };
         if let Some(keys) = &known {
-            Repository::from_saved_keys(Arc::clone(&store), keys.clone())?.prove_key_slot().await?;
+            let opened = Repository::from_saved_keys(Arc::clone(&store), keys.clone(), &row.known_keys())?;
+            let proven = opened.prove_key_slot().await;
+            self.note_key_slots(row.uuid, &opened).await;
+            proven?;
         }
         let (text, from) = match passphrase {
             StoreKey::Value(text) => (text, None),
@@ -178,12 +181,15 @@ impl Core {
                 // Only what it refers to opens it.
                 if let (None, Some(reference)) = (known, &row.passphrase_from) {
                     let resolved = self.resolved_anew(Some(&row.name), reference).await?;
-                    cloud::open_existing(store, resolved.expose().to_owned().into()).await?;
+                    let text = resolved.expose().to_owned().into();
+                    cloud::open_existing(store, text, row.known_keys()).await?;
                 }
                 return Ok(None);
             }
         };
-        let keys = cloud::open_existing(store, text).await?.keys().to_vec();
+        let opened = cloud::open_existing(store, text, row.known_keys()).await?;
+        self.note_key_slots(row.uuid, &opened).await;
+        let keys = opened.keys().to_vec();
         let all = with_those_of_before(&keys, known.as_deref().unwrap_or_default());
         let lost = all.len() - keys.len();
         if lost > 0 && from.is_some() {

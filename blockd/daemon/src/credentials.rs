@@ -230,6 +230,7 @@ impl Core {
             passphrase_from: passphrase_from.as_ref().map(|(reference, _)| reference.clone()),
             encrypted: repository.is_encrypted(),
             capabilities,
+            key_slots: repository.known_keys().encode_slots(),
         };
         let reply = providers::describe(&row);
         let bandwidth = providers::bandwidth(&row.store)?;
@@ -285,7 +286,10 @@ impl Core {
         let repository = opened.with_store(store);
         let kind = providers::kind(&row.store.provider);
         let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
-        repository.prove_key_slot().await.map_err(|error| explain(error.into()))?;
+        let slots = repository.check_key_slots().await;
+        let proven = repository.prove_key_slot().await;
+        self.note_key_slots(row.uuid, &repository).await;
+        slots.and(proven).map_err(|error| explain(error.into()))?;
         let capabilities = probe(repository.store().as_ref()).await.map_err(|error| explain(error.into()))?;
         row.capabilities = capabilities.clone();
         let uuid = row.uuid;
@@ -405,7 +409,9 @@ impl Core {
     pub(crate) async fn prove_place(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
         // Before the proof: what is mounted meanwhile was not proven.
         let place = self.place(uuid).await?;
-        repository.prove_key_slot().await?;
+        let proven = repository.prove_key_slot().await;
+        self.note_key_slots(uuid, repository).await;
+        proven?;
         self.repositories.proven.lock().insert(uuid, (Instant::now(), place));
         Ok(())
     }
@@ -531,6 +537,7 @@ impl Core {
                 }
             };
             self.take_limits(uuid, &opened.1).await?;
+            self.note_key_slots(uuid, &opened.0).await;
             return Ok(opened);
         }
     }
@@ -610,12 +617,14 @@ impl Core {
         let Some(reference) = &row.passphrase_from else {
             let keys = self.secrets.open(uuid, Purpose::DataKeys, &row.data_keys);
             let keys = decode_keys(&keys.map_err(|error| not_opened(&row, &error))?)?;
-            return Ok((Repository::from_saved_keys(store, keys)?, bandwidth, None));
+            let repository = Repository::from_saved_keys(store, keys, &row.known_keys())?;
+            return Ok((repository, bandwidth, None));
         };
         let passphrase = self.references.resolve(reference).await;
         let passphrase = passphrase.map_err(|error| unresolved(Some(&row.name), reference, &error))?;
         let (patient, _) = task_store(Arc::clone(&store), self.retry_policy());
-        let repository = cloud::open_existing(patient, passphrase.expose().to_owned().into()).await?;
+        let passphrase_text = passphrase.expose().to_owned().into();
+        let repository = cloud::open_existing(patient, passphrase_text, row.known_keys()).await?;
         let opened_with = (reference.clone(), passphrase.fingerprint);
         Ok((repository.with_store(store), bandwidth, Some(opened_with)))
     }

@@ -75,6 +75,7 @@ impl Core {
             },
             new_data_key: request.new_data_key,
             kdf: KdfParams::default(),
+            known: row.known_keys(),
         };
         let (repository, done) = cloud::rekey(store, rekey).await?;
         if request.new_data_key {
@@ -84,7 +85,9 @@ impl Core {
         let opened = repository.keys().len();
         let keys = with_those_of_before(repository.keys(), &before);
         let lost = keys.len() - opened;
-        let repository = Repository::from_saved_keys(Arc::clone(&base), keys)?;
+        self.note_key_slots(uuid, &repository).await;
+        let known = repository.known_keys();
+        let repository = Repository::from_saved_keys(Arc::clone(&base), keys, &known)?;
         let passphrase_from = match new_passphrase {
             // Nobody else has the keys whose slots are gone.
             _ if lost > 0 => None,

@@ -33,6 +33,7 @@ mod given_up;
 mod group_backups;
 mod groups;
 mod health;
+mod key_slots;
 mod layers;
 mod local_copies;
 mod marks;
@@ -71,6 +72,9 @@ fn config(dir: &Path) -> Config {
         ..Config::default()
     }
 }
+
+/// The directories of both copies of the key slots.
+const KEY_SLOTS: [&str; 2] = ["keys", "keys-copy"];
 
 impl Host {
     async fn new() -> Self {
@@ -165,6 +169,21 @@ impl Host {
         let list = self.client.list_cloudsnaps(&query).await.unwrap();
         assert_eq!((list.damaged.len(), list.failed_credentials.len()), (0, 0), "{list:?}");
         list.cloudsnaps
+    }
+
+    /// Moves both copies of all key slots out of the store.
+    fn move_key_slots(&self, to: &Path) {
+        std::fs::create_dir(to).unwrap();
+        for name in KEY_SLOTS {
+            std::fs::rename(self.store.path().join("blockd").join(name), to.join(name)).unwrap();
+        }
+    }
+
+    /// Puts them back.
+    fn bring_key_slots(&self, from: &Path) {
+        for name in KEY_SLOTS {
+            std::fs::rename(from.join(name), self.store.path().join("blockd").join(name)).unwrap();
+        }
     }
 
     fn sql(&self, statements: &str) {

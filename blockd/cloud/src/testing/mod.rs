@@ -11,7 +11,11 @@ mod snapshots;
 mod suite;
 mod tebibyte;
 
-use crate::{CloudError, DataKey, EncryptionMode, KdfParams, keys::encode_slot, names::KEYS_PREFIX};
+use crate::{
+    CloudError, DataKey, EncryptionMode, KdfParams,
+    keys::{SlotTimes, encode_slot},
+    slots::object_of,
+};
 
 pub use adapter::{Has, object_store_suite};
 pub use fault::{Fault, FaultStore};
@@ -26,12 +30,13 @@ pub use snapshots::put_many_snapshots;
 pub use suite::{MemoryVolume, repository_suite, store_suite};
 pub use tebibyte::Tebibyte;
 
-/// The slot of a key, as it is found in a repository: its object and that one's content.
+/// The slot of a key as a repository holds it: both objects and their content.
 ///
 /// # Errors
 /// It cannot be sealed.
-pub fn key_slot(key: &DataKey) -> Result<(String, Vec<u8>), CloudError> {
+pub fn key_slot(key: &DataKey) -> Result<([String; 2], Vec<u8>), CloudError> {
     let passphrase = (key.mode() == EncryptionMode::Aes256GcmSiv).then_some("passphrase");
-    let slot = encode_slot(key, passphrase, KdfParams::fast_for_tests(), &[7; 16], 0)?;
-    Ok((format!("{KEYS_PREFIX}{}", key.key_id()), slot))
+    let times = SlotTimes { created_unix_s: 0, generation: 0 };
+    let slot = encode_slot(key, passphrase, KdfParams::fast_for_tests(), &[7; 16], times)?;
+    Ok(([0, 1].map(|copy| object_of(copy, key.key_id())), slot))
 }

@@ -4,7 +4,8 @@
 
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, DataKey, EncryptionMode,
-    KdfParams, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup, restore,
+    KdfParams, KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup,
+    restore,
     store::{ObjectStore, RequestCounts, Requests, RetryPolicy, task_store},
     testing::{MemoryStore, MemoryVolume, key_slot},
 };
@@ -31,13 +32,13 @@ fn fixed_key(mode: EncryptionMode) -> DataKey {
 /// A repository without key slots: nothing can be deleted from it.
 pub fn fixed(store: Arc<dyn ObjectStore>, mode: EncryptionMode) -> Repository {
     let key = fixed_key(mode);
-    Repository::from_saved_keys(store, vec![key]).unwrap()
+    Repository::from_saved_keys(store, vec![key], &KnownKeys::default()).unwrap()
 }
 
-/// The same with its key slot.
+/// The same with both copies of its key slot.
 pub fn with_slot(store: &Arc<MemoryStore>, mode: EncryptionMode) -> Repository {
-    let (object, slot) = key_slot(&fixed_key(mode)).unwrap();
-    store.insert(&object, slot);
+    let (objects, slot) = key_slot(&fixed_key(mode)).unwrap();
+    objects.iter().for_each(|object| store.insert(object, slot.clone()));
     fixed(store.clone(), mode)
 }
 

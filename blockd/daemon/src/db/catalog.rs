@@ -252,7 +252,7 @@ impl ManifestCache for Catalog {
 mod tests {
     use super::*;
     use blockd_cloud::{
-        DataKey, EncryptionMode, NoCache, Repository,
+        DataKey, EncryptionMode, KnownKeys, NoCache, Repository,
         testing::{MemoryStore, put_many_snapshots},
     };
     use std::cell::Cell;
@@ -280,7 +280,9 @@ mod tests {
     #[tokio::test]
     async fn thousands_are_read_and_written_beside_the_runtime_in_pieces() {
         let key = DataKey::fixed(Uuid::from_u128(1), EncryptionMode::Aes256GcmSiv, [7; 32]);
-        let repository = Repository::from_saved_keys(Arc::new(MemoryStore::default()), vec![key]).unwrap();
+        let repository =
+            Repository::from_saved_keys(Arc::new(MemoryStore::default()), vec![key], &KnownKeys::default())
+                .unwrap();
         put_many_snapshots(&repository, 1, MANIFESTS).await.unwrap();
         let listed = repository.list_manifests(&Default::default(), &NoCache).await.unwrap();
         let known: Vec<(ObjectInfo, Manifest)> = listed

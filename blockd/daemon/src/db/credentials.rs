@@ -5,7 +5,7 @@ use blockd_api::{
     CredentialName, SecretRef,
     credentials::{AssumedRole, Connection},
 };
-use blockd_cloud::store::StoreCapabilities;
+use blockd_cloud::{KnownKeys, store::StoreCapabilities};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};
@@ -175,10 +175,12 @@ pub struct CredentialRow {
     pub encrypted: bool,
     /// What the probe found.
     pub capabilities: StoreCapabilities,
+    /// The key slots of the repository as they were last seen whole, to repair the store with. Not secret.
+    pub key_slots: Vec<u8>,
 }
 
 const COLUMNS: &str = "uuid, name, created, provider, store_secret, data_keys, encrypted, capabilities, \
-    store_secret_from, passphrase_from";
+    store_secret_from, passphrase_from, key_slots";
 
 impl CredentialRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -193,6 +195,7 @@ impl CredentialRow {
             capabilities: json(row, 7)?,
             store_secret_from: parsed_if_there(row, 8)?,
             passphrase_from: parsed_if_there(row, 9)?,
+            key_slots: row.get(10)?,
         })
     }
 
@@ -212,7 +215,9 @@ impl CredentialRow {
     /// The database fails; a conflict if the name is taken.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            &format!("INSERT INTO credentials ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"),
+            &format!(
+                "INSERT INTO credentials ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+            ),
             params![
                 self.uuid.to_string(),
                 self.name.as_str(),
@@ -224,7 +229,25 @@ impl CredentialRow {
                 to_json("capabilities", &self.capabilities)?,
                 self.store_secret_from.as_ref().map(ToString::to_string),
                 self.passphrase_from.as_ref().map(ToString::to_string),
+                self.key_slots,
             ],
+        )?;
+        Ok(())
+    }
+
+    /// The facts about the keys that are known before the repository is opened.
+    pub fn known_keys(&self) -> KnownKeys {
+        KnownKeys { slots: KnownKeys::decode_slots(&self.key_slots) }
+    }
+
+    /// Stores key slots as they were last seen whole.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_key_slots(tx: &Transaction<'_>, uuid: Uuid, key_slots: &[u8]) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE credentials SET key_slots = ?2 WHERE uuid = ?1",
+            params![uuid.to_string(), key_slots],
         )?;
         Ok(())
     }

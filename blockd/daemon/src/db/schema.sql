@@ -44,7 +44,8 @@ CREATE TABLE credentials (
     encrypted         INTEGER NOT NULL CHECK (encrypted IN (0, 1)),
     capabilities      TEXT NOT NULL,        -- JSON: results of the store probe
     store_secret_from TEXT,                 -- reference to an external secret
-    passphrase_from   TEXT                  -- reference to an external secret
+    passphrase_from   TEXT,                 -- reference to an external secret
+    key_slots         BLOB NOT NULL         -- key slots as last seen whole; wrapped, not secret
 ) STRICT;
 
 -- The newest backup of a volume to a credential: the base of the next incremental one.

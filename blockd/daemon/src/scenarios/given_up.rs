@@ -161,10 +161,10 @@ async fn what_was_given_up_is_looked_at_when_the_store_is_back() {
     host.lose(&base);
     // A store that failed is left alone for a while.
     let mut failing = Failing::default();
-    let slots = host.store.path().join("blockd/keys");
-    fs::rename(&slots, &away).unwrap();
+    let inside = host.store.path().join("blockd");
+    fs::rename(&inside, &away).unwrap();
     host.core().look_at_doubts(Timestamp::now(), &mut failing).await.unwrap();
-    fs::rename(&away, &slots).unwrap();
+    fs::rename(&away, &inside).unwrap();
     host.core().look_at_doubts(Timestamp::now(), &mut failing).await.unwrap();
     assert_eq!((failing.len(), host.result_of(&left).await), (1, None));
     host.look(Timestamp::now()).await;

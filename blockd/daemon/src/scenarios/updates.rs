@@ -129,9 +129,8 @@ async fn what_does_not_hold_changes_nothing() {
     assert!(error.message.contains("at least one flag"), "{error}");
 
     // The same passphrase, and another repository in the same place.
-    let keys = host.store.path().join("blockd/keys");
     let aside = host.store.path().join("aside");
-    std::fs::rename(&keys, &aside).unwrap();
+    host.move_key_slots(&aside);
     let right = put(&host, "right", "first");
     let error = update(&host, passphrase(right.clone())).await.unwrap_err();
     assert!(error.message.contains("is not what credential nas was made for"), "{error}");
@@ -141,8 +140,8 @@ async fn what_does_not_hold_changes_nothing() {
     assert!(error.message.contains("is not what credential nas was made for"), "{error}");
     assert_eq!(stored(&host).await, before);
 
-    std::fs::remove_dir_all(&keys).unwrap();
-    std::fs::rename(&aside, &keys).unwrap();
+    host.move_key_slots(&host.store.path().join("foreign"));
+    host.bring_key_slots(&aside);
     update(&host, passphrase(right)).await.unwrap();
 }
 
@@ -150,7 +149,8 @@ async fn what_does_not_hold_changes_nothing() {
 async fn keys_that_are_only_here_do_not_go_elsewhere() {
     let host = Host::new().await;
     host.client.create_credential(&host.credential("nas", Some("first"))).await.unwrap();
-    let slot = walk(host.store.path()).into_iter().find(|path| path.contains("key")).unwrap();
+    let slots: Vec<String> =
+        walk(host.store.path()).into_iter().filter(|path| path.contains("key")).collect();
     let nas: CredentialRef = "nas".parse().unwrap();
     let anew = blockd_api::credentials::RekeyCredential {
         passphrase: Some(Secret::new("first".into())),
@@ -158,7 +158,8 @@ async fn keys_that_are_only_here_do_not_go_elsewhere() {
         new_data_key: true,
     };
     host.core().rekey_credential(&nas, anew).await.unwrap();
-    std::fs::remove_file(host.store.path().join(slot)).unwrap();
+    slots.iter().for_each(|slot| std::fs::remove_file(host.store.path().join(slot)).unwrap());
+    host.sql("UPDATE credentials SET key_slots = x''");
     let before = stored(&host).await;
     let reference = put(&host, "passphrase", "first");
     let error = update(&host, passphrase(reference)).await.unwrap_err();

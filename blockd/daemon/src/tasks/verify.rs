@@ -59,6 +59,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         check.clone().filter(|_| *id == meant).map(|against| against as Arc<dyn BlockCheck>)
     });
     let cache = Arc::new(catalog);
+    let slots_of = repository.clone();
     let report =
         cloud::verify(repository, ids, options, check_of, cache, progress, live.cancel.clone()).await;
     let seen = match against {
@@ -78,6 +79,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         }
         None => Ok(None),
     };
+    core.note_key_slots(row.credential, &slots_of).await;
     drop_own_snapshot(core, &row).await;
     let mut report = report?;
     if report.snapshots.is_empty() && !what.all {

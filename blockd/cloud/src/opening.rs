@@ -1,0 +1,181 @@
+//! Opening a repository: which key slots are read, which of them open, and in what order.
+
+use crate::{
+    CloudError, KdfParams, KnownKeys, OpenOptions, Repository,
+    keys::{DataKey, KeySlot, create_slot},
+    names::{KEYS_PREFIX, MANIFESTS_PREFIX},
+    repository::{SlotMemory, run_blocking, seconds_since_1970},
+    seal::EncryptionMode,
+    slots::{self, SlotCheck, StoredSlot},
+    store::ObjectStore,
+};
+use std::{cmp::Reverse, sync::Arc};
+use zeroize::Zeroizing;
+
+/// Most key slots that are read.
+pub(crate) const MAX_SLOTS: usize = 64;
+
+/// Opens the repository in a store; begins one if there is none and `create` is given.
+///
+/// # Errors
+/// Those of [`Repository::open`] and [`Repository::open_existing`].
+pub(crate) async fn open(
+    store: Arc<dyn ObjectStore>,
+    passphrase: Option<&str>,
+    known: &KnownKeys,
+    create: Option<&OpenOptions>,
+) -> Result<Repository, CloudError> {
+    if passphrase == Some("") {
+        return Err(CloudError::InvalidRequest {
+            what: "the passphrase is empty: give one, or none at all".into(),
+        });
+    }
+    let mut ids = slots::list_ids(&*store).await?;
+    if ids.is_empty() {
+        let is_empty = store.list(MANIFESTS_PREFIX).await?.is_empty();
+        match create {
+            Some(options) if is_empty => return begin(store, passphrase, options.kdf).await,
+            None if is_empty => {
+                let (store, key) = (store.describe().to_owned(), format!("{KEYS_PREFIX}*"));
+                return Err(CloudError::KeySlotMissing { store, key });
+            }
+            _ if known.slots.is_empty() => {
+                return Err(CloudError::KeySlotsGone { store: store.describe().to_owned() });
+            }
+            _ => {}
+        }
+    }
+    ids.extend(known.slots.iter().map(|slot| slot.key_id));
+    if ids.len() > MAX_SLOTS {
+        let store = store.describe().to_owned();
+        return Err(CloudError::TooManyKeys { store, found: ids.len(), most: MAX_SLOTS });
+    }
+    let stored = slots::read_all(&*store, ids).await?;
+    let (opened, stored) = open_slots(&*store, stored, known, passphrase).await?;
+    complete(store, opened, &stored, known).await
+}
+
+/// A key and the slot that opened it.
+pub(crate) type Opened = (DataKey, KeySlot);
+
+/// Repairs the slots of the keys that opened, and makes the repository of them.
+pub(crate) async fn complete(
+    store: Arc<dyn ObjectStore>,
+    mut opened: Vec<Opened>,
+    stored: &[StoredSlot],
+    known: &KnownKeys,
+) -> Result<Repository, CloudError> {
+    // The newest first: it is used to write.
+    opened.sort_by_key(|(key, slot)| Reverse((slot.created_unix_s, key.key_id())));
+    let (keys, of_keys): (Vec<DataKey>, Vec<KeySlot>) = opened.into_iter().unzip();
+    let known = |key: &DataKey| known.slots.iter().find(|slot| slot.key_id == key.key_id());
+    let remembered = keys.iter().zip(&of_keys).map(|(key, slot)| known(key).unwrap_or(slot).clone());
+    let memory = SlotMemory { remembered: remembered.collect(), findings: Vec::new() };
+    let repository = Repository::opened(store, keys, memory);
+    for stored in stored {
+        match repository.keys().iter().find(|key| key.key_id() == stored.key_id) {
+            Some(key) => {
+                let check = SlotCheck::of(stored, key, known(key));
+                repository.repair(&check).await?;
+            }
+            None if stored.variants().next().is_none() => {
+                tracing::warn!(key_id = %stored.key_id, "a key slot is damaged and no copy of it is whole");
+            }
+            None => {}
+        }
+    }
+    Ok(repository)
+}
+
+/// Begins a repository: a data key and its slot.
+async fn begin(
+    store: Arc<dyn ObjectStore>,
+    passphrase: Option<&str>,
+    kdf: KdfParams,
+) -> Result<Repository, CloudError> {
+    let passphrase = passphrase.map(|text| Zeroizing::new(text.to_owned()));
+    let created = seconds_since_1970();
+    let made = move || create_slot(passphrase.as_ref().map(|text| text.as_str()), kdf, created);
+    let (key, bytes) = run_blocking(made).await?;
+    let slot = KeySlot::from_saved(&bytes)?;
+    slots::put_new(&*store, &slot).await?;
+    Ok(Repository::opened(store, vec![key], SlotMemory { remembered: vec![slot], findings: Vec::new() }))
+}
+
+/// The slots of one key that may open, in the order in which they are tried: that of this host first, because no parameters
+/// of an attacker are in it.
+pub(crate) struct Candidates {
+    pub slots: Vec<KeySlot>,
+    /// The slots that are in the store.
+    in_store: Vec<KeySlot>,
+}
+
+impl Candidates {
+    pub fn of(stored: &StoredSlot, known: &KnownKeys) -> Self {
+        let in_store: Vec<KeySlot> = stored.variants().cloned().collect();
+        let mut slots: Vec<KeySlot> =
+            known.slots.iter().filter(|slot| slot.key_id == stored.key_id).cloned().collect();
+        slots
+            .extend(in_store.iter().filter(|slot| slots.first() != Some(*slot)).cloned().collect::<Vec<_>>());
+        Self { slots, in_store }
+    }
+
+    pub fn is_encrypted(&self) -> bool {
+        self.slots.iter().any(|slot| slot.mode == EncryptionMode::Aes256GcmSiv)
+    }
+
+    /// Whether a slot that opened holds no longer: the store has none but later ones, of another passphrase.
+    fn is_outdated(&self, key: &DataKey, slot: &KeySlot) -> bool {
+        let mut genuine = self.in_store.iter().filter(|stored| stored.is_of(key)).peekable();
+        genuine.peek().is_some() && genuine.all(|stored| stored.generation > slot.generation)
+    }
+
+    /// Opens the first one that the passphrase opens. Takes as long as Argon2id takes for each.
+    pub fn open(&self, passphrase: &str) -> Result<Option<Opened>, CloudError> {
+        for slot in self.slots.iter().filter(|slot| slot.mode == EncryptionMode::Aes256GcmSiv) {
+            match slot.open(passphrase)? {
+                Some(key) if !self.is_outdated(&key, slot) => return Ok(Some((key, slot.clone()))),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn open_plain(&self) -> Option<Opened> {
+        self.slots.iter().find_map(|slot| Some((slot.open_plain()?, slot.clone())))
+    }
+}
+
+/// Opens every slot that the passphrase opens.
+async fn open_slots(
+    store: &dyn ObjectStore,
+    stored: Vec<StoredSlot>,
+    known: &KnownKeys,
+    passphrase: Option<&str>,
+) -> Result<(Vec<Opened>, Vec<StoredSlot>), CloudError> {
+    let candidates: Vec<Candidates> = stored.iter().map(|stored| Candidates::of(stored, known)).collect();
+    let encrypted = candidates.iter().filter(|one| one.is_encrypted()).count();
+    let describe = || store.describe().to_owned();
+    let opened: Vec<Opened> = match passphrase {
+        // Where there is a single encrypted slot, a plain one proves nothing: anybody can put one there.
+        None if encrypted > 0 => return Err(CloudError::EncryptedRepository { store: describe() }),
+        None => candidates.iter().filter_map(Candidates::open_plain).collect(),
+        Some(passphrase) => {
+            let passphrase = Zeroizing::new(passphrase.to_owned());
+            run_blocking(move || {
+                let opened = candidates.iter().map(|one| one.open(&passphrase));
+                Ok(opened.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+            })
+            .await?
+        }
+    };
+    if !opened.is_empty() {
+        return Ok((opened, stored));
+    }
+    let is_lost = |stored: &StoredSlot| stored.variants().next().is_none();
+    Err(match stored.into_iter().filter(is_lost).find_map(StoredSlot::error) {
+        Some(error) => error,
+        None if encrypted == 0 => CloudError::PlainRepository { store: describe() },
+        None => CloudError::WrongPassphrase { store: describe(), slots: encrypted },
+    })
+}

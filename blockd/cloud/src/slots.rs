@@ -1,0 +1,343 @@
+//! Key slots in their store: two copies of each, checked against the data key and repaired from each other.
+//!
+//! No data can be read without a key slot, so no repository rests on a single one of these small objects. A host that has
+//! the data key tells a genuine slot from a forged one without the passphrase, and it remembers the slots that it saw: it can
+//! put back both copies.
+
+use crate::{
+    CloudError,
+    keys::{DataKey, KeySlot, SLOT_LEN_BYTES},
+    names::{KEY_COPIES_PREFIX, KEYS_PREFIX, parse_uuid},
+    store::{ObjectStore, PutMode, StoreError, StoreErrorKind},
+};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+/// Key slots that are read at once.
+const SLOT_CONCURRENCY: usize = 8;
+/// Prefixes of the two copies of each slot.
+const PREFIXES: [&str; 2] = [KEYS_PREFIX, KEY_COPIES_PREFIX];
+/// Order in which copies are written. With the first prefix last, a slot that is there under it is complete.
+pub(crate) const WRITE_ORDER: [usize; 2] = [1, 0];
+
+/// The object of one copy of a slot.
+pub(crate) fn object_of(copy: usize, key_id: Uuid) -> String {
+    format!("{}{key_id}", PREFIXES[copy])
+}
+
+/// A copy of a key slot that was missing, damaged, forged or outdated.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlotFinding {
+    /// Key of the object.
+    pub object: String,
+    /// Offset of the damage.
+    pub offset_bytes: u64,
+    /// Description of the damage.
+    pub what: String,
+    /// Outcome of the repair.
+    pub repair: SlotRepair,
+}
+
+/// Outcome of the repair of a key slot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SlotRepair {
+    /// The object was written again.
+    Done,
+    /// The object could not be written; the reason.
+    Failed(String),
+    /// No genuine slot of the key is known, or the store is not known to be the right one; the reason.
+    NotTried(&'static str),
+}
+
+impl std::fmt::Display for SlotFinding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "object {} is damaged at byte {}: {}", self.object, self.offset_bytes, self.outcome())
+    }
+}
+
+impl SlotFinding {
+    /// The damage and the outcome of its repair.
+    pub fn outcome(&self) -> String {
+        match &self.repair {
+            SlotRepair::Done => format!("{}; repaired", self.what),
+            SlotRepair::Failed(why) => format!("{}; repair failed: {why}", self.what),
+            SlotRepair::NotTried(why) => format!("{}; not repaired: {why}", self.what),
+        }
+    }
+
+    /// Whether the object is as it should be now.
+    pub fn is_repaired(&self) -> bool {
+        self.repair == SlotRepair::Done
+    }
+}
+
+/// Content of one copy.
+#[derive(Debug)]
+pub(crate) enum Copy {
+    Missing,
+    Slot(KeySlot),
+    Bad(CloudError),
+}
+
+impl Copy {
+    pub fn slot(&self) -> Option<&KeySlot> {
+        match self {
+            Self::Slot(slot) => Some(slot),
+            _ => None,
+        }
+    }
+}
+
+/// Both copies of one slot.
+#[derive(Debug)]
+pub(crate) struct StoredSlot {
+    pub key_id: Uuid,
+    pub copies: [Copy; 2],
+}
+
+impl StoredSlot {
+    /// The slots whose checksum holds, each once.
+    pub fn variants(&self) -> impl Iterator<Item = &KeySlot> {
+        let [first, second] = [self.copies[0].slot(), self.copies[1].slot()];
+        first.into_iter().chain(second.filter(|second| first != Some(*second)))
+    }
+
+    /// The genuine slot of the lowest generation that is in the store.
+    pub fn genuine(&self, key: &DataKey) -> Option<&KeySlot> {
+        self.variants().filter(|slot| slot.is_of(key)).min_by_key(|slot| slot.generation)
+    }
+
+    /// The first error among the copies.
+    pub fn error(self) -> Option<CloudError> {
+        self.copies.into_iter().find_map(|copy| match copy {
+            Copy::Bad(error) => Some(error),
+            _ => None,
+        })
+    }
+}
+
+/// Ids of all slots of which a copy is in the store. Two listings.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) async fn list_ids(store: &dyn ObjectStore) -> Result<BTreeSet<Uuid>, CloudError> {
+    let mut ids = BTreeSet::new();
+    for prefix in PREFIXES {
+        let listed = store.list(prefix).await?;
+        ids.extend(listed.iter().filter_map(|object| parse_uuid(object.key.strip_prefix(prefix)?)));
+    }
+    Ok(ids)
+}
+
+/// Reads one copy of a slot. A copy that the store cannot return whole counts as damaged: the other one may be whole.
+///
+/// # Errors
+/// An error of the store that says nothing of the object.
+pub(crate) async fn read_copy(
+    store: &dyn ObjectStore,
+    copy: usize,
+    key_id: Uuid,
+) -> Result<Copy, CloudError> {
+    let object = object_of(copy, key_id);
+    match store.get(&object, SLOT_LEN_BYTES as u64).await {
+        Ok(bytes) => Ok(KeySlot::parse(&object, &bytes).map_or_else(Copy::Bad, Copy::Slot)),
+        Err(error) => match error.kind {
+            StoreErrorKind::NotFound => Ok(Copy::Missing),
+            StoreErrorKind::TooLarge => Ok(Copy::Bad(CloudError::damaged(
+                &object,
+                0,
+                format!("a key slot has {SLOT_LEN_BYTES} bytes, this has more"),
+            ))),
+            // Errors of this object. Others are errors of the store.
+            StoreErrorKind::Altered | StoreErrorKind::ShortBody | StoreErrorKind::Other => {
+                Ok(Copy::Bad(error.into()))
+            }
+            _ => Err(error.into()),
+        },
+    }
+}
+
+/// Reads both copies of each slot, in the order of the ids.
+///
+/// # Errors
+/// Those of [`read_copy`].
+pub(crate) async fn read_all(
+    store: &dyn ObjectStore,
+    ids: impl IntoIterator<Item = Uuid>,
+) -> Result<Vec<StoredSlot>, CloudError> {
+    let read = ids.into_iter().map(|key_id| async move {
+        let copies = [read_copy(store, 0, key_id).await?, read_copy(store, 1, key_id).await?];
+        Ok::<_, CloudError>(StoredSlot { key_id, copies })
+    });
+    futures::stream::iter(read).buffered(SLOT_CONCURRENCY).try_collect().await
+}
+
+/// A copy that has to be written again.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    copy: usize,
+    offset_bytes: u64,
+    what: String,
+    is_missing: bool,
+}
+
+/// Result of the comparison of a slot's copies with the data key and with the slot that the host remembers.
+#[derive(Debug)]
+pub(crate) struct SlotCheck {
+    key_id: Uuid,
+    faults: Vec<Fault>,
+    /// The genuine slot to repair with.
+    pub source: Option<KeySlot>,
+    /// Whether `source` is in the store, which proves that the store is the right one.
+    pub is_in_store: bool,
+    /// Whether both copies are genuine and differ: a passphrase change was interrupted.
+    differs: bool,
+}
+
+impl SlotCheck {
+    /// Compares copies. `remembered` is the slot that this host saw last.
+    pub fn of(stored: &StoredSlot, key: &DataKey, remembered: Option<&KeySlot>) -> Self {
+        let remembered = remembered.filter(|slot| slot.is_of(key));
+        let least = remembered.map_or(0, |slot| slot.generation);
+        let mut faults = Vec::new();
+        let mut good: Vec<&KeySlot> = Vec::new();
+        for (copy, found) in stored.copies.iter().enumerate() {
+            let (offset_bytes, what) = match found {
+                Copy::Slot(slot) if !slot.is_of(key) => {
+                    (0, "it was not written by a holder of the data key".to_owned())
+                }
+                Copy::Slot(slot) if slot.generation < least => {
+                    (64, "it is an earlier one, from before a passphrase change".to_owned())
+                }
+                Copy::Slot(slot) => {
+                    good.push(slot);
+                    continue;
+                }
+                Copy::Missing => (0, "the object is missing".to_owned()),
+                Copy::Bad(CloudError::Damaged { offset_bytes, what, .. }) => (*offset_bytes, what.clone()),
+                Copy::Bad(error) => (0, error.to_string()),
+            };
+            faults.push(Fault { copy, offset_bytes, what, is_missing: matches!(found, Copy::Missing) });
+        }
+        let differs = matches!(good[..], [first, second] if first != second);
+        // Of two that differ, the earlier one: the change of the passphrase is not complete.
+        let in_store = good.into_iter().min_by_key(|slot| slot.generation);
+        Self {
+            key_id: stored.key_id,
+            faults,
+            is_in_store: in_store.is_some(),
+            source: in_store.or(remembered).cloned(),
+            differs,
+        }
+    }
+
+    /// Whether a repair needs proof that the store is the right one.
+    pub fn needs_place(&self) -> bool {
+        !self.is_in_store && self.source.is_some() && !self.faults.is_empty()
+    }
+
+    /// Writes the copies with faults again, from the genuine slot. `is_place_proven` says whether the store is known to be
+    /// the right one though no copy of this slot says so.
+    pub async fn repair(&self, store: &dyn ObjectStore, is_place_proven: bool) -> Vec<SlotFinding> {
+        let mut findings = Vec::new();
+        for fault in &self.faults {
+            let object = object_of(fault.copy, self.key_id);
+            let repair = match &self.source {
+                None => SlotRepair::NotTried("this host does not have the slot"),
+                Some(_) if !self.is_in_store && !is_place_proven => {
+                    SlotRepair::NotTried("the store may be another one")
+                }
+                Some(slot) => match rewrite(store, &object, slot, fault.is_missing).await {
+                    Ok(()) => SlotRepair::Done,
+                    Err(error) => SlotRepair::Failed(error.to_string()),
+                },
+            };
+            let (offset_bytes, what) = (fault.offset_bytes, fault.what.clone());
+            findings.push(SlotFinding { object, offset_bytes, what, repair });
+        }
+        if self.differs {
+            findings.push(SlotFinding {
+                object: object_of(0, self.key_id),
+                offset_bytes: 64,
+                what: "its copy has another passphrase: a passphrase change was interrupted".to_owned(),
+                repair: SlotRepair::NotTried("change the passphrase again"),
+            });
+        }
+        for finding in &findings {
+            tracing::warn!(repaired = finding.is_repaired(), "key slot: {finding}");
+        }
+        findings
+    }
+}
+
+async fn rewrite(
+    store: &dyn ObjectStore,
+    object: &str,
+    slot: &KeySlot,
+    is_missing: bool,
+) -> Result<(), StoreError> {
+    let body = Bytes::copy_from_slice(slot.bytes());
+    if !is_missing {
+        return store.put(object, body, PutMode::Overwrite).await;
+    }
+    // Another host may have put it back, or changed the passphrase, in between.
+    match create(store, object, body).await {
+        Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+/// Puts an object only if it is absent, where the store can do that.
+pub(crate) async fn create(store: &dyn ObjectStore, key: &str, body: Bytes) -> Result<(), StoreError> {
+    match store.put(key, body.clone(), PutMode::CreateIfAbsent).await {
+        Err(error) if error.kind == StoreErrorKind::Unsupported => {
+            store.put(key, body, PutMode::Overwrite).await
+        }
+        result => result,
+    }
+}
+
+/// Writes both copies of the slot of a new key.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) async fn put_new(store: &dyn ObjectStore, slot: &KeySlot) -> Result<(), CloudError> {
+    let body = Bytes::copy_from_slice(slot.bytes());
+    for copy in WRITE_ORDER {
+        let object = object_of(copy, slot.key_id);
+        match create(store, &object, body.clone()).await {
+            Ok(()) => {}
+            // The name is random: an earlier attempt of this request made it, perhaps with damage.
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
+                if !matches!(store.get(&object, SLOT_LEN_BYTES as u64).await, Ok(there) if there == body) {
+                    store.put(&object, body.clone(), PutMode::Overwrite).await?;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes those copies of a slot that differ from it.
+///
+/// # Errors
+/// Those of the store. Copies that were not reached hold the slot of before.
+pub(crate) async fn replace(
+    store: &dyn ObjectStore,
+    stored: &StoredSlot,
+    slot: &KeySlot,
+) -> Result<bool, CloudError> {
+    let mut replaced = false;
+    for copy in WRITE_ORDER {
+        if stored.copies[copy].slot() == Some(slot) {
+            continue;
+        }
+        let body = Bytes::copy_from_slice(slot.bytes());
+        store.put(&object_of(copy, slot.key_id), body, PutMode::Overwrite).await?;
+        replaced = true;
+    }
+    Ok(replaced)
+}

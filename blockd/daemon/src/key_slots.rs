@@ -1,0 +1,51 @@
+//! Key slots: events about those that were repaired or are damaged, and the copies that this host keeps.
+
+use crate::{
+    core::Core,
+    db::{CredentialRow, DbError, NewEvent},
+    error::ServiceError,
+};
+use blockd_api::{CredentialRef, events::Severity};
+use blockd_cloud::{Repository, SlotFinding};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+impl Core {
+    /// Raises an event for each key slot that was found to be damaged, and keeps the slots of the repository for the next
+    /// repair. A failure is logged only: the store has the slots as well.
+    pub(crate) async fn note_key_slots(&self, uuid: Uuid, repository: &Repository) {
+        if let Err(error) = self.store_key_slots(uuid, repository).await {
+            tracing::warn!(credential = %uuid, %error, "storing the key slots failed");
+        }
+    }
+
+    async fn store_key_slots(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
+        let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+        let findings = repository.take_slot_findings();
+        let mut known = repository.known_keys();
+        // A repository that was opened for one look may know fewer.
+        for slot in row.known_keys().slots {
+            known.remember_missing(slot);
+        }
+        let slots = known.encode_slots();
+        if findings.is_empty() && slots == row.key_slots {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        let events: Vec<NewEvent> = findings.iter().map(|found| event_of(found, &row, now)).collect();
+        let stored = self.db.run(move |tx| -> Result<(), DbError> {
+            CredentialRow::set_key_slots(tx, uuid, &slots)?;
+            events.iter().try_for_each(|event| event.insert(tx))
+        });
+        stored.await?;
+        self.events.wake();
+        Ok(())
+    }
+}
+
+fn event_of(found: &SlotFinding, row: &CredentialRow, now: Timestamp) -> NewEvent {
+    let severity = if found.is_repaired() { Severity::Warning } else { Severity::Error };
+    let message = format!("key slot of credential {}: {found}", row.name);
+    let event = NewEvent::new(now, severity, "key-slot-damaged", message);
+    NewEvent { credential: Some(row.name.to_string()), ..event }
+}
