@@ -26,7 +26,7 @@ pub struct CreateCredential {
     pub encryption_passphrase: Option<SecretInput>,
 }
 
-/// Body of `POST /v1/credentials/{credential}/rekey`. With neither of the last two, the data keys that other hosts made are found.
+/// Body of `POST /v1/credentials/{credential}/rekey`. With the first one only, the data keys that other hosts made are found, to read with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RekeyCredential {
@@ -39,6 +39,9 @@ pub struct RekeyCredential {
     /// New backups get a data key of their own.
     #[serde(default)]
     pub new_data_key: bool,
+    /// Id of the newest data key, which another host made: new backups get it.
+    #[serde(default)]
+    pub accept_key: Option<Uuid>,
 }
 
 /// Reply to `POST /v1/credentials/{credential}/rekey`.

@@ -113,6 +113,8 @@ error_codes! {
     SnapshotPinned, "snapshot_pinned", 409, 5, false;
     /// A task uses the credential.
     CredentialInUse, "credential_in_use", 409, 5, true;
+    /// The data key of new backups is missing, or is not the newest; nothing is written until a key is made or accepted.
+    WriteKeyRefused, "write_key_refused", 409, 5, false;
     /// A task uses the cloud snapshot.
     CloudsnapInUse, "cloudsnap_in_use", 409, 5, true;
     /// Somebody said that the cloud snapshot stays.

@@ -231,6 +231,7 @@ pub async fn backup(
     progress: Arc<Progress>,
     cancel: &CancelToken,
 ) -> Result<Manifest, CloudError> {
+    repo.check_writable()?;
     let work = run(repo.clone(), spec, reader, journal, *options, progress, cancel.clone());
     tokio::select! {
         biased;

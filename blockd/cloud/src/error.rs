@@ -79,6 +79,30 @@ pub enum CloudError {
         /// The store.
         store: String,
     },
+    /// The key that this host writes under did not open.
+    #[error(
+        "writing failed on {store}: the slot of key {write_key}, which this host writes under, is missing or damaged; restores go on. Put the slot back; or make a new key (`blockctl credentials rekey --new-data-key`); or write under key {newest}, the newest that is left (`blockctl credentials rekey --accept-key {newest}`)"
+    )]
+    WriteKeyMissing {
+        /// The store.
+        store: String,
+        /// Id of the key.
+        write_key: Uuid,
+        /// Id of the newest key that opened.
+        newest: Uuid,
+    },
+    /// A key is newer than the one that this host writes under, and this host did not make it.
+    #[error(
+        "writing failed on {store}: key {newest} is newer than key {write_key}, which this host writes under, and was not made by this host; restores go on. If another host made it, accept it (`blockctl credentials rekey --accept-key {newest}`); if not, make a new key (`blockctl credentials rekey --new-data-key`)"
+    )]
+    WriteKeyNotNewest {
+        /// The store.
+        store: String,
+        /// Id of the key that this host writes under.
+        write_key: Uuid,
+        /// Id of the newest key that opened.
+        newest: Uuid,
+    },
     /// An object was made with a key that this repository was not opened with.
     #[error(
         "{object} was made with key {key_id}, which is not among the opened keys: open the repository again with the passphrase it was made with"

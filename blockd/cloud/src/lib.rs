@@ -41,6 +41,7 @@ pub mod testing;
 mod verify;
 mod work;
 mod workers;
+mod write_key;
 
 pub use backup::{
     BACKUP_LIFETIME_S, BackupOptions, BackupSpec, BlockReader, CLOCK_SKEW_MOST_S, backup, check_base,
@@ -75,6 +76,7 @@ pub use verify::{
 };
 pub use work::Work;
 pub use workers::Workers;
+pub use write_key::WriteKey;
 
 /// The version of the format that is written and read.
 pub const FORMAT_VERSION: u16 = 1;

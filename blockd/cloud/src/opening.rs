@@ -65,13 +65,14 @@ pub(crate) async fn complete(
     stored: &[StoredSlot],
     known: &KnownKeys,
 ) -> Result<Repository, CloudError> {
-    // The newest first: it is used to write.
+    // The newest first: a host that knows none writes with it.
     opened.sort_by_key(|(key, slot)| Reverse((slot.created_unix_s, key.key_id())));
     let (keys, of_keys): (Vec<DataKey>, Vec<KeySlot>) = opened.into_iter().unzip();
+    let pinned = known.write_key;
     let known = |key: &DataKey| known.slots.iter().find(|slot| slot.key_id == key.key_id());
     let remembered = keys.iter().zip(&of_keys).map(|(key, slot)| known(key).unwrap_or(slot).clone());
     let memory = SlotMemory { remembered: remembered.collect(), findings: Vec::new() };
-    let repository = Repository::opened(store, keys, memory);
+    let repository = Repository::opened(store, keys, memory, pinned);
     for stored in stored {
         match repository.keys().iter().find(|key| key.key_id() == stored.key_id) {
             Some(key) => {
@@ -99,7 +100,8 @@ async fn begin(
     let (key, bytes) = run_blocking(made).await?;
     let slot = KeySlot::from_saved(&bytes)?;
     slots::put_new(&*store, &slot).await?;
-    Ok(Repository::opened(store, vec![key], SlotMemory { remembered: vec![slot], findings: Vec::new() }))
+    let memory = SlotMemory { remembered: vec![slot], findings: Vec::new() };
+    Ok(Repository::opened(store, vec![key], memory, None))
 }
 
 /// The slots of one key that may open, in the order in which they are tried: that of this host first, because no parameters

@@ -10,6 +10,7 @@ use crate::{
     slots::{self, SlotCheck, SlotFinding, StoredSlot},
     store::{ObjectInfo, ObjectStore, PutMode, StoreErrorKind},
     work::Work,
+    write_key::{WriteKey, Writing},
 };
 use blockd_extent::VolumeId;
 use bytes::Bytes;
@@ -51,8 +52,8 @@ pub struct OpenOptions {
 #[derive(Clone)]
 pub struct Repository {
     store: Arc<dyn ObjectStore>,
-    /// New backups use the first.
     keys: Arc<Vec<DataKey>>,
+    writing: Writing,
     slots: Arc<Mutex<SlotMemory>>,
     work: Work,
 }
@@ -82,6 +83,8 @@ impl SlotMemory {
 /// The facts about the keys of a repository that a host keeps: no secret is among them.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct KnownKeys {
+    /// The key of new backups. Without one, the newest that opens becomes it.
+    pub write_key: Option<WriteKey>,
     /// Key slots as they were last seen whole.
     pub slots: Vec<KeySlot>,
 }
@@ -233,12 +236,28 @@ impl Repository {
 
     /// The facts about the keys that a host keeps for the next time; none is secret.
     pub fn known_keys(&self) -> KnownKeys {
-        KnownKeys { slots: self.slots.lock().remembered.clone() }
+        let slots = self.slots.lock().remembered.clone();
+        KnownKeys { write_key: Some(self.writing.pinned), slots }
     }
 
-    pub(crate) fn opened(store: Arc<dyn ObjectStore>, keys: Vec<DataKey>, memory: SlotMemory) -> Self {
+    /// Refuses to write where the key of new backups is missing, or is not the newest that opened.
+    ///
+    /// # Errors
+    /// [`CloudError::WriteKeyMissing`], [`CloudError::WriteKeyNotNewest`].
+    pub fn check_writable(&self) -> Result<(), CloudError> {
+        self.writing.check(self.store.describe())
+    }
+
+    /// A repository whose keys opened; without a pinned one, the first is used for new backups.
+    pub(crate) fn opened(
+        store: Arc<dyn ObjectStore>,
+        mut keys: Vec<DataKey>,
+        memory: SlotMemory,
+        pinned: Option<WriteKey>,
+    ) -> Self {
+        let writing = Writing::order(&mut keys, &memory.remembered, pinned);
         let slots = Arc::new(Mutex::new(memory));
-        Self { store, keys: Arc::new(keys), slots, work: Work::default() }
+        Self { store, keys: Arc::new(keys), writing, slots, work: Work::default() }
     }
 
     /// A repository whose keys were opened before. Makes no request.
@@ -259,13 +278,13 @@ impl Repository {
         }
         let is_of_key = |slot: &&KeySlot| keys.iter().any(|key| slot.is_of(key));
         let remembered = known.slots.iter().filter(is_of_key).cloned().collect();
-        Ok(Self::opened(store, keys, SlotMemory { remembered, findings: Vec::new() }))
+        Ok(Self::opened(store, keys, SlotMemory { remembered, findings: Vec::new() }, known.write_key))
     }
 
     /// The same repository through another view of its store, such as one that counts a task's requests.
     #[must_use]
     pub fn with_store(&self, store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, keys: self.keys.clone(), slots: self.slots.clone(), work: self.work.clone() }
+        Self { store, ..self.clone() }
     }
 
     /// The same repository, whose backups, restores and verifications have their work done that way.
@@ -284,7 +303,8 @@ impl Repository {
         &self.store
     }
 
-    /// The data keys, to be kept sealed; the first one is used for new backups.
+    /// The data keys, to be kept sealed. The first one is used for new backups, if [`check_writable`](Self::check_writable)
+    /// has no objection.
     pub fn keys(&self) -> &[DataKey] {
         &self.keys
     }

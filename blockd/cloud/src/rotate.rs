@@ -12,8 +12,10 @@ use crate::{
     repository::{run_blocking, seconds_since_1970},
     slots::{self, StoredSlot},
     store::ObjectStore,
+    write_key::WriteKey,
 };
 use std::sync::Arc;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 /// What is to be changed.
@@ -25,6 +27,8 @@ pub struct Rekey {
     pub new_passphrase: Option<Zeroizing<String>>,
     /// New backups get a data key of their own.
     pub new_data_key: bool,
+    /// The key that new backups get, made by another host. It must be the newest.
+    pub accept_key: Option<Uuid>,
     /// The work that goes into the new key slots.
     pub kdf: KdfParams,
     /// The facts that this host keeps.
@@ -53,11 +57,11 @@ pub struct Rekeyed {
 ///
 /// All slots are opened before the first one is written. Each copy of a slot is replaced by itself, so that at any time each slot
 /// opens with the one passphrase or the other; after an interruption the same call with the same passphrases does the rest.
-/// Other hosts go on with the data keys that they have, and find a new one when they open the repository again.
+/// Other hosts go on with the data keys that they have, find a new one when they open the repository again, and write under it once it is accepted there.
 ///
 /// # Errors
 /// [`CloudError::WrongPassphrase`] if no slot opens with either; [`CloudError::PlainRepository`];
-/// [`CloudError::InvalidRequest`]; whatever the store reports.
+/// [`CloudError::InvalidRequest`], also if the accepted key is not the newest; whatever the store reports.
 pub async fn rekey(
     store: Arc<dyn ObjectStore>,
     request: &Rekey,
@@ -81,6 +85,7 @@ pub async fn rekey(
         let (store, key) = (store.describe().to_owned(), format!("{KEYS_PREFIX}*"));
         return Err(CloudError::KeySlotMissing { store, key });
     }
+    let mut write_key = accepted(&unlocked, request)?.or(request.known.write_key);
     let mut done = Rekeyed { foreign, ..Rekeyed::default() };
     if request.new_passphrase.is_some() {
         for one in &mut unlocked {
@@ -96,12 +101,13 @@ pub async fn rekey(
         let (key, bytes) = run_blocking(move || create_slot(Some(&passphrase), kdf, now)).await?;
         let slot = KeySlot::from_saved(&bytes)?;
         slots::put_new(&*store, &slot).await?;
+        write_key = Some(WriteKey { created_unix_s: slot.created_unix_s, key_id: slot.key_id });
         opened.push((key, slot));
         done.new_data_key = true;
     }
     // As they are now: what was replaced is no fault.
     let stored = slots::read_all(&*store, opened.iter().map(|(key, _)| key.key_id())).await?;
-    let known = KnownKeys { slots: opened.iter().map(|(_, slot)| slot.clone()).collect() };
+    let known = KnownKeys { write_key, slots: opened.iter().map(|(_, slot)| slot.clone()).collect() };
     Ok((opening::complete(store, opened, &stored, &known).await?, done))
 }
 
@@ -145,6 +151,21 @@ async fn unlock<'a>(
     }
     let foreign = found - unlocked.len();
     Ok((unlocked, foreign))
+}
+
+/// The key that the request accepts.
+fn accepted(unlocked: &[Unlocked<'_>], request: &Rekey) -> Result<Option<WriteKey>, CloudError> {
+    let Some(wanted) = request.accept_key else { return Ok(None) };
+    let keys = unlocked.iter().map(|one| &one.slot);
+    let newest = keys.map(|slot| WriteKey { created_unix_s: slot.created_unix_s, key_id: slot.key_id }).max();
+    let invalid = |what: String| Err(CloudError::InvalidRequest { what });
+    match newest {
+        _ if request.new_data_key => invalid("accept a key or make a new one, not both".to_owned()),
+        Some(newest) if newest.key_id != wanted => {
+            invalid(format!("key {wanted} is not the newest that opens: that is key {}", newest.key_id))
+        }
+        newest => Ok(newest),
+    }
 }
 
 /// Whether a store without key slots is the right one all the same.

@@ -104,7 +104,11 @@ async fn a_flipped_bit_in_any_byte_of_any_object() {
     for passphrase in MODES {
         let sample = sample(passphrase, 1).await;
         let objects = sample.store.objects();
-        assert_eq!(objects.len(), 2 + 2 + 2 * 2, "two copies of a slot, and manifest, index and pack of each snapshot");
+        assert_eq!(
+            objects.len(),
+            2 + 2 + 2 * 2,
+            "two copies of a slot, and manifest, index and pack of each snapshot"
+        );
         for (key, body) in objects {
             for at in 0..body.len() {
                 let mut flipped = body.to_vec();

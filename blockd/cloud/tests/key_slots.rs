@@ -78,6 +78,7 @@ fn request(old: &str, new: Option<&str>, known: KnownKeys) -> Rekey {
         passphrase: Zeroizing::new(old.to_owned()),
         new_passphrase: new.map(|text| Zeroizing::new(text.to_owned())),
         new_data_key: false,
+        accept_key: None,
         kdf: KdfParams::fast_for_tests(),
         known,
     }
@@ -160,7 +161,7 @@ async fn slot_without_any_copy_is_restored_by_its_host() {
     for passphrase in MODES {
         let sample = sample(passphrase).await;
         let (whole, known) = (sample.slots(), sample.repo.known_keys());
-        let known = KnownKeys { slots: KnownKeys::decode_slots(&known.encode_slots()) };
+        let known = KnownKeys { slots: KnownKeys::decode_slots(&known.encode_slots()), ..known };
         sample.remove_slots();
         let error = open(sample.store.clone(), passphrase).await.unwrap_err();
         assert!(matches!(error, CloudError::KeySlotsGone { .. }), "{error}");

@@ -19,6 +19,7 @@ fn request(old: &str, new: Option<&str>, new_data_key: bool) -> Rekey {
         passphrase: Zeroizing::new(old.to_owned()),
         new_passphrase: new.map(|text| Zeroizing::new(text.to_owned())),
         new_data_key,
+        accept_key: None,
         kdf: KdfParams::fast_for_tests(),
         known: KnownKeys::default(),
     }

@@ -10,14 +10,14 @@ use crate::{
     provider_update::{KeyChange, hint, renew},
     providers,
     references::Fingerprint,
-    rekey::with_those_of_before,
+    rekey::known_and_opened,
     secrets::Purpose,
 };
 use blockd_api::{
     CredentialRef, ErrorCode, SecretRef, credential_update::UpdateCredential, credentials::Credential,
 };
 use blockd_cloud::{
-    CloudError, DataKey, Repository,
+    CloudError, DataKey, KnownKeys, Repository,
     store::{ObjectStore, probe, task_store},
 };
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 /// The keys of a repository, kept in another way from now on.
 struct Passphrase {
     keys: Vec<DataKey>,
+    known: KnownKeys,
     /// Where the passphrase lies, and what it was; or the keys are kept sealed.
     from: Option<(SecretRef, Fingerprint)>,
 }
@@ -103,7 +104,7 @@ impl Core {
                 StoreKey::From(reference, _) => (None, Some(reference.clone())),
             };
         }
-        if let Some(Passphrase { keys, from }) = &passphrase {
+        if let Some(Passphrase { keys, from, .. }) = &passphrase {
             row.passphrase_from = from.as_ref().map(|(reference, _)| reference.clone());
             // Keys that a passphrase elsewhere opens do not rest here.
             row.data_keys = match from {
@@ -117,13 +118,13 @@ impl Core {
         if is_other_store {
             self.repositories.renew_store(uuid, client);
         }
-        if let Some(Passphrase { keys, from }) = passphrase {
+        if let Some(Passphrase { keys, known, from }) = passphrase {
             let opened = self.repositories.opened.lock().get(&uuid).cloned();
             let (store, bandwidth) = match opened {
                 Some((opened, bandwidth)) => (Arc::clone(opened.store()), bandwidth),
                 None => (self.store_of(&row).await?, providers::bandwidth(&row.store)?),
             };
-            let repository = Repository::from_saved_keys(store, keys, &row.known_keys())?;
+            let repository = Repository::from_saved_keys(store, keys, &known)?;
             self.repositories.replace(uuid, repository, bandwidth, from);
         }
         drop(admission);
@@ -158,8 +159,9 @@ impl Core {
                     // The store has them, too, and the passphrase opens them there.
                     (Err(_), StoreKey::Value(_) | StoreKey::From(..)) => None,
                     (Err(_), StoreKey::None) if !row.encrypted => {
-                        let keys = cloud::open_unencrypted(store, row.known_keys()).await?.keys().to_vec();
-                        return Ok(Some(Passphrase { keys, from: None }));
+                        let opened = cloud::open_unencrypted(store, row.known_keys()).await?;
+                        let (keys, known) = (opened.keys().to_vec(), opened.known_keys());
+                        return Ok(Some(Passphrase { keys, known, from: None }));
                     }
                     (Err(error), StoreKey::None) => return Err(not_opened(row, &error)),
                 }
@@ -189,9 +191,8 @@ impl Core {
         };
         let opened = cloud::open_existing(store, text, row.known_keys()).await?;
         self.note_key_slots(row.uuid, &opened).await;
-        let keys = opened.keys().to_vec();
-        let all = with_those_of_before(&keys, known.as_deref().unwrap_or_default());
-        let lost = all.len() - keys.len();
+        let all = known_and_opened(known.as_deref().unwrap_or_default(), opened.keys());
+        let lost = all.len() - opened.keys().len();
         if lost > 0 && from.is_some() {
             let message = format!(
                 "{lost} data keys of credential {} are on this host only, and no passphrase opens them: they cannot be had from elsewhere",
@@ -199,7 +200,7 @@ impl Core {
             );
             return Err(ServiceError::refused(ErrorCode::WrongPassphrase, message));
         }
-        Ok(Some(Passphrase { keys: all, from }))
+        Ok(Some(Passphrase { keys: all, known: opened.known_keys(), from }))
     }
 }
 

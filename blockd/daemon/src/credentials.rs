@@ -53,6 +53,8 @@ pub struct Repositories {
     pub(crate) opened_with: Mutex<HashMap<Uuid, (SecretRef, Fingerprint)>>,
     /// When what such a reference leads to was last seen to open nothing.
     unopened: Mutex<HashMap<Uuid, Instant>>,
+    /// Those to which nothing is written because of their keys, with the reason that was told.
+    pub(crate) refused: Mutex<HashMap<Uuid, String>>,
     /// The store of each, which all who work with it share: its keys change for all of them at once.
     stores: Mutex<HashMap<Uuid, Arc<RenewableStore>>>,
     /// How often what opens one of them was changed: who has read the old row opens it once more.
@@ -117,6 +119,7 @@ impl Repositories {
         self.opened.lock().remove(&uuid);
         self.opened_with.lock().remove(&uuid);
         self.unopened.lock().remove(&uuid);
+        self.refused.lock().remove(&uuid);
         self.proven.lock().remove(&uuid);
         self.stores.lock().remove(&uuid);
     }
@@ -205,6 +208,9 @@ impl Core {
         };
         let repository = cloud::open(store, opens).await.map_err(explain)?;
 
+        let known = repository.known_keys();
+        let write_key =
+            known.write_key.ok_or_else(|| ServiceError::Internal("a repository without a key".into()))?;
         let uuid = Uuid::new_v4();
         let secret = secret.as_ref().and_then(SecretInput::value).map(|secret| secret.expose().as_bytes());
         let store_secret =
@@ -230,7 +236,8 @@ impl Core {
             passphrase_from: passphrase_from.as_ref().map(|(reference, _)| reference.clone()),
             encrypted: repository.is_encrypted(),
             capabilities,
-            key_slots: repository.known_keys().encode_slots(),
+            key_slots: known.encode_slots(),
+            write_key,
         };
         let reply = providers::describe(&row);
         let bandwidth = providers::bandwidth(&row.store)?;
@@ -289,7 +296,7 @@ impl Core {
         let slots = repository.check_key_slots().await;
         let proven = repository.prove_key_slot().await;
         self.note_key_slots(row.uuid, &repository).await;
-        slots.and(proven).map_err(|error| explain(error.into()))?;
+        slots.and(proven).and(repository.check_writable()).map_err(|error| explain(error.into()))?;
         let capabilities = probe(repository.store().as_ref()).await.map_err(|error| explain(error.into()))?;
         row.capabilities = capabilities.clone();
         let uuid = row.uuid;

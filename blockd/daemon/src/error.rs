@@ -189,6 +189,9 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
             cloud_code(source)
         }
         CloudError::WrongPassphrase { .. } | CloudError::UnknownKey { .. } => ErrorCode::WrongPassphrase,
+        CloudError::WriteKeyMissing { .. } | CloudError::WriteKeyNotNewest { .. } => {
+            ErrorCode::WriteKeyRefused
+        }
         CloudError::EncryptedRepository { .. } => ErrorCode::PassphraseRequired,
         CloudError::PlainRepository { .. } => ErrorCode::RepositoryNotEncrypted,
         CloudError::Damaged { .. } | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,

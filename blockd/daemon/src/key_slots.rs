@@ -1,4 +1,5 @@
-//! Key slots: events about those that were repaired or are damaged, and the copies that this host keeps.
+//! Key slots: events about those that were repaired or are damaged, and about keys that this host does not write under; the slots
+//! that it keeps.
 
 use crate::{
     core::Core,
@@ -21,6 +22,7 @@ impl Core {
 
     async fn store_key_slots(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
         let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+        let now = Timestamp::now();
         let findings = repository.take_slot_findings();
         let mut known = repository.known_keys();
         // A repository that was opened for one look may know fewer.
@@ -28,11 +30,11 @@ impl Core {
             known.remember_missing(slot);
         }
         let slots = known.encode_slots();
-        if findings.is_empty() && slots == row.key_slots {
+        let mut events: Vec<NewEvent> = findings.iter().map(|found| event_of(found, &row, now)).collect();
+        events.extend(self.refusal(repository, &row, now));
+        if events.is_empty() && slots == row.key_slots {
             return Ok(());
         }
-        let now = Timestamp::now();
-        let events: Vec<NewEvent> = findings.iter().map(|found| event_of(found, &row, now)).collect();
         let stored = self.db.run(move |tx| -> Result<(), DbError> {
             CredentialRow::set_key_slots(tx, uuid, &slots)?;
             events.iter().try_for_each(|event| event.insert(tx))
@@ -40,6 +42,23 @@ impl Core {
         stored.await?;
         self.events.wake();
         Ok(())
+    }
+
+    /// The event that nothing is written to a repository, once for each reason.
+    fn refusal(&self, repository: &Repository, row: &CredentialRow, now: Timestamp) -> Option<NewEvent> {
+        let mut refused = self.repositories.refused.lock();
+        let Err(error) = repository.check_writable() else {
+            refused.remove(&row.uuid);
+            return None;
+        };
+        let why = error.to_string();
+        if refused.get(&row.uuid) == Some(&why) {
+            return None;
+        }
+        let message = format!("backups to credential {} are refused: {why}", row.name);
+        refused.insert(row.uuid, why);
+        let event = NewEvent::new(now, Severity::Error, "write-key-refused", message);
+        Some(NewEvent { credential: Some(row.name.to_string()), ..event })
     }
 }
 

@@ -32,7 +32,8 @@ impl Core {
         let row = self.credential(Some(wanted)).await?;
         let uuid = row.uuid;
         let is_backup = |kind, credential| kind == TaskKind::Backup && credential == uuid;
-        if request.new_data_key {
+        let changes_write_key = request.new_data_key || request.accept_key.is_some();
+        if changes_write_key {
             let tasks = self.unfinished_tasks().await?;
             if let Some(task) = tasks.into_iter().find(|task| is_backup(task.kind, task.credential)) {
                 let message =
@@ -74,18 +75,18 @@ impl Core {
                 StoreKey::From(_, resolved) => Some(resolved.expose().to_owned().into()),
             },
             new_data_key: request.new_data_key,
+            accept_key: request.accept_key,
             kdf: KdfParams::default(),
             known: row.known_keys(),
         };
         let (repository, done) = cloud::rekey(store, rekey).await?;
-        if request.new_data_key {
+        if changes_write_key {
             // What they stored is sealed under the key of before. Not sooner: the passphrase might have been wrong.
             self.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
         }
         let opened = repository.keys().len();
-        let keys = with_those_of_before(repository.keys(), &before);
+        let keys = known_and_opened(&before, repository.keys());
         let lost = keys.len() - opened;
-        self.note_key_slots(uuid, &repository).await;
         let known = repository.known_keys();
         let repository = Repository::from_saved_keys(Arc::clone(&base), keys, &known)?;
         let passphrase_from = match new_passphrase {
@@ -109,7 +110,12 @@ impl Core {
             None => None,
         };
         let stored = passphrase_from.clone();
-        self.db.run(move |tx| CredentialRow::set_data_keys(tx, uuid, &keys, stored.as_ref())).await?;
+        let write_key = known.write_key.unwrap_or(row.write_key);
+        let store = move |tx: &rusqlite::Transaction<'_>| {
+            CredentialRow::set_data_keys(tx, uuid, &keys, stored.as_ref(), write_key)
+        };
+        self.db.run(store).await?;
+        self.note_key_slots(uuid, &repository).await;
         let data_keys = repository.keys().len() as u64;
         self.repositories.replace(uuid, repository, bandwidth, opened_with);
         if lost > 0
@@ -134,14 +140,14 @@ impl Core {
     }
 }
 
-/// The keys that opened just now, and those that were known before: the slot of one may be gone, and what is sealed under it
-/// could never be read again.
-pub(crate) fn with_those_of_before(opened: &[DataKey], before: &[DataKey]) -> Vec<DataKey> {
-    let mut keys = opened.to_vec();
-    for key in before {
-        // A repository has one mode: a key of the other one is not of this repository.
-        let fits = keys.first().is_none_or(|first| first.mode() == key.mode());
-        if fits && keys.iter().all(|known| known.key_id() != key.key_id()) {
+/// The keys that were known before, and after them those that opened now and were not. The slot of a known key may be gone, and
+/// data that is sealed under it could never be read again.
+pub(crate) fn known_and_opened(known: &[DataKey], opened: &[DataKey]) -> Vec<DataKey> {
+    // A repository has one mode: a key of the other one is not of this repository.
+    let fits = |key: &&DataKey| opened.first().is_none_or(|first| first.mode() == key.mode());
+    let mut keys: Vec<DataKey> = known.iter().filter(fits).cloned().collect();
+    for key in opened {
+        if keys.iter().all(|known| known.key_id() != key.key_id()) {
             keys.push(key.clone());
         }
     }
@@ -159,11 +165,11 @@ mod tests {
     }
 
     #[test]
-    fn a_key_whose_slot_is_gone_stays_known() {
+    fn known_keys_stay_and_come_before_opened_ones() {
         let ids = |keys: Vec<DataKey>| keys.iter().map(|key| key.key_id().as_bytes()[0]).collect::<Vec<_>>();
         let opened = [key(1, 9), key(1, 2)];
         let before = [key(1, 2), key(1, 1), key(0, 5)];
-        assert_eq!(ids(with_those_of_before(&opened, &before)), [9, 2, 1], "the new ones first");
-        assert_eq!(ids(with_those_of_before(&opened, &[])), [9, 2]);
+        assert_eq!(ids(known_and_opened(&before, &opened)), [2, 1, 9]);
+        assert_eq!(ids(known_and_opened(&[], &opened)), [9, 2]);
     }
 }

@@ -35,8 +35,20 @@ pub use tebibyte::Tebibyte;
 /// # Errors
 /// It cannot be sealed.
 pub fn key_slot(key: &DataKey) -> Result<([String; 2], Vec<u8>), CloudError> {
-    let passphrase = (key.mode() == EncryptionMode::Aes256GcmSiv).then_some("passphrase");
-    let times = SlotTimes { created_unix_s: 0, generation: 0 };
+    key_slot_made_at(key, "passphrase", 0)
+}
+
+/// The same for a passphrase, and for a key that was made at a time. A plain key needs none.
+///
+/// # Errors
+/// It cannot be sealed.
+pub fn key_slot_made_at(
+    key: &DataKey,
+    passphrase: &str,
+    created_unix_s: u64,
+) -> Result<([String; 2], Vec<u8>), CloudError> {
+    let passphrase = (key.mode() == EncryptionMode::Aes256GcmSiv).then_some(passphrase);
+    let times = SlotTimes { created_unix_s, generation: 0 };
     let slot = encode_slot(key, passphrase, KdfParams::fast_for_tests(), &[7; 16], times)?;
     Ok(([0, 1].map(|copy| object_of(copy, key.key_id())), slot))
 }

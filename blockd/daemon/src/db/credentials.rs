@@ -1,11 +1,11 @@
 //! Rows of credentials.
 
-use super::{DbError, json, parsed, parsed_if_there, to_json};
+use super::{DbError, json, number, parsed, parsed_if_there, stored, to_json};
 use blockd_api::{
     CredentialName, SecretRef,
     credentials::{AssumedRole, Connection},
 };
-use blockd_cloud::{KnownKeys, store::StoreCapabilities};
+use blockd_cloud::{KnownKeys, WriteKey, store::StoreCapabilities};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};
@@ -177,10 +177,12 @@ pub struct CredentialRow {
     pub capabilities: StoreCapabilities,
     /// The key slots of the repository as they were last seen whole, to repair the store with. Not secret.
     pub key_slots: Vec<u8>,
+    /// The data key of new backups: the newest that this host made or accepted.
+    pub write_key: WriteKey,
 }
 
 const COLUMNS: &str = "uuid, name, created, provider, store_secret, data_keys, encrypted, capabilities, \
-    store_secret_from, passphrase_from, key_slots";
+    store_secret_from, passphrase_from, key_slots, write_key, write_key_created";
 
 impl CredentialRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -196,6 +198,7 @@ impl CredentialRow {
             store_secret_from: parsed_if_there(row, 8)?,
             passphrase_from: parsed_if_there(row, 9)?,
             key_slots: row.get(10)?,
+            write_key: WriteKey { key_id: parsed(row, 11)?, created_unix_s: number(row, 12)? },
         })
     }
 
@@ -216,7 +219,7 @@ impl CredentialRow {
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
             &format!(
-                "INSERT INTO credentials ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+                "INSERT INTO credentials ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
             ),
             params![
                 self.uuid.to_string(),
@@ -230,6 +233,8 @@ impl CredentialRow {
                 self.store_secret_from.as_ref().map(ToString::to_string),
                 self.passphrase_from.as_ref().map(ToString::to_string),
                 self.key_slots,
+                self.write_key.key_id.to_string(),
+                stored(self.write_key.created_unix_s),
             ],
         )?;
         Ok(())
@@ -237,7 +242,7 @@ impl CredentialRow {
 
     /// The facts about the keys that are known before the repository is opened.
     pub fn known_keys(&self) -> KnownKeys {
-        KnownKeys { slots: KnownKeys::decode_slots(&self.key_slots) }
+        KnownKeys { write_key: Some(self.write_key), slots: KnownKeys::decode_slots(&self.key_slots) }
     }
 
     /// Stores key slots as they were last seen whole.
@@ -252,7 +257,7 @@ impl CredentialRow {
         Ok(())
     }
 
-    /// Sets the sealed data keys, or where the passphrase lies that opens them.
+    /// Sets the sealed data keys, or where the passphrase lies that opens them, and the key of new backups.
     ///
     /// # Errors
     /// The database fails.
@@ -261,10 +266,18 @@ impl CredentialRow {
         uuid: Uuid,
         data_keys: &[u8],
         passphrase_from: Option<&SecretRef>,
+        write_key: WriteKey,
     ) -> Result<(), DbError> {
         tx.execute(
-            "UPDATE credentials SET data_keys = ?2, passphrase_from = ?3 WHERE uuid = ?1",
-            params![uuid.to_string(), data_keys, passphrase_from.map(ToString::to_string)],
+            "UPDATE credentials SET data_keys = ?2, passphrase_from = ?3, write_key = ?4, write_key_created = ?5 \
+                WHERE uuid = ?1",
+            params![
+                uuid.to_string(),
+                data_keys,
+                passphrase_from.map(ToString::to_string),
+                write_key.key_id.to_string(),
+                stored(write_key.created_unix_s),
+            ],
         )?;
         Ok(())
     }
@@ -333,7 +346,8 @@ impl CredentialRow {
             && connection(self) == connection(other)
             && (&self.store_secret, &self.store_secret_from)
                 == (&other.store_secret, &other.store_secret_from)
-            && (&self.data_keys, &self.passphrase_from) == (&other.data_keys, &other.passphrase_from)
+            && (&self.data_keys, &self.passphrase_from, self.write_key)
+                == (&other.data_keys, &other.passphrase_from, other.write_key)
     }
 
     /// Stores how fast a backup could write.

@@ -152,7 +152,7 @@ mod tests {
     fn add_credentials(tx: &Transaction<'_>, uuids: &[Uuid]) -> Result<(), DbError> {
         for uuid in uuids {
             tx.execute(
-                "INSERT INTO credentials VALUES (?1, ?1, '', '', NULL, x'00', 0, '', NULL, NULL)",
+                "INSERT INTO credentials VALUES (?1, ?1, '', '', NULL, x'00', 0, '', NULL, NULL, x'', '', 0)",
                 [uuid.to_string()],
             )?;
         }

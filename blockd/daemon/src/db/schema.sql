@@ -45,7 +45,9 @@ CREATE TABLE credentials (
     capabilities      TEXT NOT NULL,        -- JSON: results of the store probe
     store_secret_from TEXT,                 -- reference to an external secret
     passphrase_from   TEXT,                 -- reference to an external secret
-    key_slots         BLOB NOT NULL         -- key slots as last seen whole; wrapped, not secret
+    key_slots         BLOB NOT NULL,        -- key slots as last seen whole; wrapped, not secret
+    write_key         TEXT NOT NULL,        -- data key of new backups: the newest that this host made or accepted
+    write_key_created INTEGER NOT NULL      -- seconds since 1970
 ) STRICT;
 
 -- The newest backup of a volume to a credential: the base of the next incremental one.

@@ -52,7 +52,8 @@ async fn the_beginning_of_an_id_takes_nothing_away() {
     assert_eq!(host.client.credential(&short).await.unwrap().uuid.to_string(), credential);
     let refused = host.client.delete_credential(&short).await.unwrap_err();
     told(refused, ErrorCode::CredentialNotFound, &credential);
-    let rekey = RekeyCredential { passphrase: None, new_passphrase: None, new_data_key: true };
+    let rekey =
+        RekeyCredential { passphrase: None, new_passphrase: None, new_data_key: true, accept_key: None };
     let refused = host.client.rekey_credential(&short, &rekey).await.unwrap_err();
     told(refused, ErrorCode::CredentialNotFound, &credential);
 

@@ -50,7 +50,8 @@ async fn keys_that_are_only_open_here_outlast_a_rekey_without_the_secret() {
         files.filter(|path| path.contains("key")).collect::<Vec<String>>()
     };
     let before = slots();
-    let anew = RekeyCredential { passphrase: None, new_passphrase: None, new_data_key: true };
+    let anew =
+        RekeyCredential { passphrase: None, new_passphrase: None, new_data_key: true, accept_key: None };
     host.core().rekey_credential(&nas, anew).await.unwrap();
     let keys =
         || host.core().repositories.opened.lock().values().map(|(one, _)| one.keys().len()).sum::<usize>();
@@ -60,7 +61,8 @@ async fn keys_that_are_only_open_here_outlast_a_rekey_without_the_secret() {
     std::fs::remove_file(host.dir.path().join("secrets/passphrase")).unwrap();
     tokio::time::sleep(CACHED).await;
     let known = Some(Secret::new("first".into()));
-    let without = RekeyCredential { passphrase: known, new_passphrase: None, new_data_key: false };
+    let without =
+        RekeyCredential { passphrase: known, new_passphrase: None, new_data_key: false, accept_key: None };
     let _ = host.core().rekey_credential(&nas, without).await;
     assert_eq!(keys(), 2);
 }

@@ -1,13 +1,20 @@
 //! Key slots that are damaged, missing, or of another key than the host expects.
 
 use super::*;
-use blockd_api::cloudsnaps::{StartVerify, VerifyDepth};
-use std::fs;
+use blockd_api::{
+    CredentialRef, Secret, SecretInput,
+    cloudsnaps::{StartVerify, VerifyDepth},
+    credentials::RekeyCredential,
+};
+use std::{fs, os::unix::fs::PermissionsExt};
 
 /// The files of all key slots.
 fn slots(host: &Host) -> Vec<std::path::PathBuf> {
-    let files = walk(host.store.path()).into_iter().filter(|path| path.starts_with("blockd/keys"));
-    files.map(|path| host.store.path().join(path)).collect()
+    KEY_SLOTS
+        .iter()
+        .flat_map(|dir| walk(&host.store.path().join("blockd").join(dir)))
+        .map(Into::into)
+        .collect()
 }
 
 /// Severity and message of all events of a kind.
@@ -64,4 +71,90 @@ async fn backup_without_any_key_slot_puts_it_back() {
     let other = Host::with_store(Arc::clone(&host.store)).await;
     other.client.create_credential(&other.credential("nas", Some("first"))).await.unwrap();
     assert_eq!(other.list().await.len(), 2);
+}
+
+/// A credential whose passphrase lies in a file, so that its keys are opened at each start.
+async fn create_opened_anew(host: &Host) -> CredentialRef {
+    let path = host.dir.path().join("secrets/passphrase");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "first").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let reference = format!("file:{}", path.display()).parse().unwrap();
+    let mut request = host.credential("nas", None);
+    request.encryption_passphrase = Some(SecretInput::From(reference));
+    host.client.create_credential(&request).await.unwrap();
+    "nas".parse().unwrap()
+}
+
+fn rekey() -> RekeyCredential {
+    let passphrase = Some(Secret::new("first".into()));
+    RekeyCredential { passphrase, new_passphrase: None, new_data_key: false, accept_key: None }
+}
+
+/// The key that a host writes under, as it is stored.
+async fn pinned(host: &Host) -> Uuid {
+    host.core().credential_rows().await.unwrap().pop().unwrap().write_key.key_id
+}
+
+async fn refused_backup(host: &Host) -> String {
+    let failed = host.wait(host.start_backup("data", true).await).await;
+    let error = failed.error.unwrap();
+    assert_eq!(error.code, ErrorCode::WriteKeyRefused, "{error:?}");
+    error.message
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_without_the_newest_key_slot_is_refused() {
+    let mut host = Host::new().await;
+    let nas = create_opened_anew(&host).await;
+    host.create_volume("data").await;
+    let first = host.backup("data", true).await.source_volume.unwrap();
+    host.core().rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() }).await.unwrap();
+    // Made here, so it needs no acceptance.
+    host.backup("data", true).await;
+    let newest = pinned(&host).await;
+    let of_newest = slots(&host).into_iter().filter(|slot| slot.ends_with(newest.to_string()));
+    of_newest.for_each(|slot| fs::remove_file(slot).unwrap());
+    host.sql("UPDATE credentials SET key_slots = x''");
+    host.stop().await;
+    host.start().await;
+    let message = refused_backup(&host).await;
+    assert!(message.contains(&newest.to_string()) && message.contains("--accept-key"), "{message}");
+    refused_backup(&host).await;
+    let told = events(&host, "write-key-refused").await;
+    assert!(told.len() == 1 && told[0].0 == "error" && told[0].1.contains(&newest.to_string()), "{told:?}");
+    let refused = host.core().validate_credential(&nas).await.unwrap_err();
+    assert_eq!(refused.to_api().code, ErrorCode::WriteKeyRefused);
+    host.restore(&first, "copy").await;
+    host.core().rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() }).await.unwrap();
+    host.backup("data", true).await;
+    assert_ne!(pinned(&host).await, newest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_of_another_host_is_used_once_accepted() {
+    let mut host = Host::new().await;
+    let nas = create_opened_anew(&host).await;
+    host.create_volume("data").await;
+    host.backup("data", true).await;
+    let before = pinned(&host).await;
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.client.create_credential(&other.credential("nas", Some("first"))).await.unwrap();
+    other.core().rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() }).await.unwrap();
+    let made = pinned(&other).await;
+    host.stop().await;
+    host.start().await;
+    let message = refused_backup(&host).await;
+    assert!(message.contains(&made.to_string()) && message.contains(&before.to_string()), "{message}");
+    // A look for the keys of other hosts accepts none.
+    host.core().rekey_credential(&nas, rekey()).await.unwrap();
+    refused_backup(&host).await;
+    let accept = |key| RekeyCredential { accept_key: Some(key), ..rekey() };
+    host.core().rekey_credential(&nas, accept(before)).await.unwrap_err();
+    host.core().rekey_credential(&nas, accept(made)).await.unwrap();
+    host.backup("data", true).await;
+    host.stop().await;
+    host.start().await;
+    host.backup("data", true).await;
+    assert_eq!(pinned(&host).await, made);
 }

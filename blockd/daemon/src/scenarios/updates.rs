@@ -156,6 +156,7 @@ async fn keys_that_are_only_here_do_not_go_elsewhere() {
         passphrase: Some(Secret::new("first".into())),
         new_passphrase: None,
         new_data_key: true,
+        accept_key: None,
     };
     host.core().rekey_credential(&nas, anew).await.unwrap();
     slots.iter().for_each(|slot| std::fs::remove_file(host.store.path().join(slot)).unwrap());

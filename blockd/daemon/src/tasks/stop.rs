@@ -44,6 +44,8 @@ fn can_go_on(error: &ServiceError) -> bool {
                 | CloudError::WriteVolume { .. }
                 | CloudError::Journal { .. }
                 | CloudError::KeySlotMissing { .. }
+                | CloudError::WriteKeyMissing { .. }
+                | CloudError::WriteKeyNotNewest { .. }
                 | CloudError::Unsettled { .. }
                 | CloudError::BaseUnknown { .. }
                 | CloudError::NotTakenBack { .. }

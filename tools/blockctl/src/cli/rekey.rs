@@ -4,6 +4,7 @@ use super::credentials::parse_secret;
 use blockd_api::{CredentialRef, Secret, SecretRef};
 use clap::Args;
 use std::path::PathBuf;
+use uuid::Uuid;
 
 /// What its `--help` says besides.
 pub const REKEY_HELP: &str = "\
@@ -15,11 +16,13 @@ The passphrase that holds now need not be given where blockd finds it itself (--
 and --new-encryption-passphrase-from lets it do so from now on, also with the same passphrase. \
 With --new-encryption-passphrase-file the keys are stored on the host, sealed.
 
-Run it on each host that uses the place after --new-data-key.
+After --new-data-key, other hosts read with the new key once they open the place again (`rekey` without options does so), and refuse to \
+write until it is accepted there: --accept-key with the id that `blockctl events` shows.
 
 Examples:
   blockctl credentials rekey nas --encryption-passphrase-file old --new-encryption-passphrase-file new
   blockctl credentials rekey nas --encryption-passphrase-file pass --new-data-key
+  blockctl credentials rekey nas --encryption-passphrase-file pass --accept-key 6b657900-0000-4000-8000-000000000001
   blockctl credentials rekey nas --encryption-passphrase-file pass --new-encryption-passphrase-from systemd:blockd-passphrase";
 
 /// `credentials rekey`
@@ -43,6 +46,9 @@ pub struct RekeyArgs {
     /// Give new backups a data key of their own
     #[arg(long)]
     pub new_data_key: bool,
+    /// Write new backups under this newest data key, which another host made
+    #[arg(long, value_name = "KEY", conflicts_with = "new_data_key")]
+    pub accept_key: Option<Uuid>,
 }
 
 #[cfg(test)]
@@ -57,6 +63,8 @@ mod tests {
             panic!()
         };
         assert!(args.new_data_key && args.new_encryption_passphrase_file.is_some());
+        let accept = "credentials rekey nas --accept-key 6b657900-0000-4000-8000-000000000001";
+        assert!(parse(accept).is_ok() && parse(&format!("{accept} --new-data-key")).is_err());
         assert!(parse("credentials rekey").is_err());
     }
 }

@@ -76,7 +76,8 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
                 Some(reference) => Some(reference.into()),
                 None => new_passphrase.map(Into::into),
             };
-            let request = RekeyCredential { passphrase, new_passphrase, new_data_key: args.new_data_key };
+            let (new_data_key, accept_key) = (args.new_data_key, args.accept_key);
+            let request = RekeyCredential { passphrase, new_passphrase, new_data_key, accept_key };
             let rekeyed = client.rekey_credential(&args.credential, &request).await?;
             match output.is_json() {
                 true => output.document(&rekeyed),
