@@ -1,12 +1,13 @@
 //! `blockctl cloudsnap cp`: copying files and trees out of a snapshot.
 //!
-//! What is in a snapshot was written by others. Files are made where nothing is yet, or replace others if that is wanted, and directories that are there are
-//! entered only if they are no links, so nothing is written outside of the place that was named.
+//! The content of a snapshot is untrusted. Files are created where there is none, or replace others if the user asks for it. Directories of
+//! the destination are held by descriptor (see [`held_dir`](super::held_dir)), so nothing is written outside of it, also if another user
+//! renames its directories or replaces them by symbolic links during the copy.
 
 use super::{
     Context, counted,
     files::{Source, check_count, check_depth, typed_or_escaped},
-    in_place::{Identity, Staged},
+    held_dir::{HeldDir, Original, Staged, raise_open_files},
     pieces::{Piece, Pieces},
 };
 use crate::{
@@ -19,20 +20,24 @@ use blockd_api::{
 };
 use jiff::Timestamp;
 use rustix::{
-    fs::{AtFlags, CWD, OFlags, Timespec, Timestamps, XattrFlags, fsetxattr, utimensat},
+    fs::{AtFlags, FileType, Timespec, Timestamps, XattrFlags, fsetxattr, utimensat},
     io::Errno,
 };
 use serde::Serialize;
 use std::{
     collections::HashMap,
-    ffi::OsStr,
-    fs::{self, DirBuilder, File, FileTimes, OpenOptions, Permissions},
+    ffi::{OsStr, OsString},
+    fs::{File, FileTimes, Permissions},
     io,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, lchown, symlink},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileExt, PermissionsExt, fchown},
+        },
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -69,7 +74,7 @@ struct Copied {
     found: usize,
     /// Where the files went that have several names, by their numbers.
     #[serde(skip)]
-    named: HashMap<u64, Identity>,
+    named: HashMap<u64, Original>,
 }
 
 /// An extended attribute that could not be set.
@@ -139,8 +144,9 @@ impl Copied {
 pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
     let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
     let source = Source { context, snap, cred_id: args.credential.cred_id };
-    let into_dir = args.to.is_dir();
-    if args.paths.len() > 1 && !into_dir {
+    raise_open_files();
+    let (top, new_name) = open_destination(&args.to)?;
+    if args.paths.len() > 1 && new_name.is_some() {
         return Err(Failure::usage(format!(
             "{} is no directory: several things can only be copied into one",
             args.to.display()
@@ -155,11 +161,14 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
     for path in &args.paths {
         let path = typed_or_escaped(path, args.escaped)?;
         let file = source.list(&path, false).await?.file;
-        let to = match (into_dir, path.name()) {
-            (false, _) | (true, b"") => args.to.clone(),
-            (true, name) => args.to.join(OsStr::from_bytes(name)),
+        let name = match (&new_name, path.name()) {
+            (Some(name), _) => Some(name.clone()),
+            // The root of the snapshot goes into the directory itself.
+            (None, b"") => None,
+            (None, name) => Some(OsStr::from_bytes(name).to_owned()),
         };
-        copy_tree(&source, file, to, existing, &mut copied).await?;
+        let to = Target { dir: Arc::clone(&top), name };
+        Tree { source: &source, top: &top, existing, copied: &mut copied }.copy(file, to).await?;
     }
     let output = context.output;
     if output.is_json() {
@@ -196,146 +205,178 @@ enum Existing {
     Replace,
 }
 
-/// What is still to be copied, and where to.
-type Queue = Vec<(SnapshotFile, PathBuf)>;
+/// Opens the directory that a copy goes into; with the new name of the copy, unless it is the directory that was named.
+fn open_destination(to: &Path) -> Result<(Arc<HeldDir>, Option<OsString>), Failure> {
+    let failed = |source| Failure::Write { path: to.to_owned(), source };
+    match HeldDir::open(to) {
+        Ok(dir) => return Ok((Arc::new(dir), None)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let name = to.file_name().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let parent = HeldDir::open(to.parent().unwrap_or(Path::new(""))).map_err(failed)?;
+    Ok((Arc::new(parent), Some(name.to_owned())))
+}
 
-/// Puts what is in a directory at the end of a queue. It counts from then on: a directory that contains itself would fill the
-/// memory long before that much is copied.
+/// A name in a directory of the destination; without a name, the directory itself.
+#[derive(Debug)]
+struct Target {
+    dir: Arc<HeldDir>,
+    name: Option<OsString>,
+}
+
+impl Target {
+    fn path(&self) -> PathBuf {
+        match &self.name {
+            Some(name) => self.dir.path_of(name),
+            None => self.dir.path().to_owned(),
+        }
+    }
+
+    /// The name of a file or symbolic link, which cannot take the place of the directory itself.
+    fn name(&self) -> io::Result<&OsStr> {
+        self.name.as_deref().ok_or_else(|| io::ErrorKind::IsADirectory.into())
+    }
+}
+
+/// A step of a copy. Steps are taken from the end, so only the directories of one path are open at a time.
+#[derive(Debug)]
+enum Step {
+    /// Copies a file, link or directory.
+    Copy(SnapshotFile, Target),
+    /// Sets the attributes of a directory that was created here, when all its entries are complete.
+    Finish(SnapshotFile, Arc<HeldDir>),
+}
+
+/// Appends the entries of a directory to the steps. They count from then on: a directory that contains itself would exhaust
+/// the memory long before that many files are copied.
 fn queue_entries(
-    left: &mut Queue,
+    left: &mut Vec<Step>,
     entries: Vec<SnapshotFile>,
-    to: &Path,
+    to: &Arc<HeldDir>,
     from: &FilePath,
     copied: &mut Copied,
 ) -> Result<(), Failure> {
     copied.note_found(entries.len(), from)?;
     left.extend(entries.into_iter().map(|entry| {
-        let to = to.join(OsStr::from_bytes(entry.path.name()));
-        (entry, to)
+        let name = OsStr::from_bytes(entry.path.name()).to_owned();
+        Step::Copy(entry, Target { dir: Arc::clone(to), name: Some(name) })
     }));
     Ok(())
 }
 
-/// Copies one thing and what is in it. Directories that were made here get their modes and times last, when nothing is put
-/// into them any more; those that were there keep theirs.
-async fn copy_tree(
-    source: &Source<'_>,
-    top: SnapshotFile,
-    to: PathBuf,
+/// A tree that is copied.
+struct Tree<'a> {
+    source: &'a Source<'a>,
+    top: &'a HeldDir,
     existing: Existing,
-    copied: &mut Copied,
-) -> Result<(), Failure> {
-    let mut made_dirs = Vec::new();
-    let from = top.path.clone();
-    copied.note_found(1, &from)?;
-    let mut left: Queue = vec![(top, to)];
-    while let Some((file, to)) = left.pop() {
-        check_depth(&file.path)?;
-        let failed = |source| Failure::Write { path: to.clone(), source };
-        if existing == Existing::Skip
-            && matches!(file.kind, FileKind::File | FileKind::Symlink)
-            && let Ok(there) = fs::symlink_metadata(&to)
-            && !there.is_dir()
-        {
-            copied.skipped += 1;
-            continue;
-        }
-        if existing == Existing::Refuse
-            && matches!(file.kind, FileKind::File | FileKind::Symlink)
-            && fs::symlink_metadata(&to).is_ok()
-        {
-            return Err(failed(io::ErrorKind::AlreadyExists.into()));
-        }
-        let replaces = existing == Existing::Replace;
-        match file.kind {
-            FileKind::Directory => {
-                let made = make_dir(&to).map_err(failed)?;
-                copied.directories += 1;
-                let entries = source.list(&file.path, true).await?.entries;
-                queue_entries(&mut left, entries, &to, &from, copied)?;
-                made_dirs.extend(made.map(|made| (file, to, made)));
-            }
-            FileKind::Symlink => {
-                let target = file.target.as_ref().map(FilePath::as_bytes).unwrap_or_default();
-                let staged = Staged::new(&to);
-                symlink(OsStr::from_bytes(target), staged.path()).map_err(failed)?;
-                // Whoever is not root cannot give things away.
-                let _ = lchown(staged.path(), Some(file.uid), Some(file.gid));
-                if let Some(modified) = file.modified {
-                    set_link_time(staged.path(), modified).map_err(failed)?;
-                }
-                staged.put(replaces).map_err(failed)?;
-                copied.links += 1;
-            }
-            FileKind::File => {
-                let several = file.inode.filter(|_| file.links.is_some_and(|links| links > 1));
-                let first = several.and_then(|inode| copied.named.get(&inode));
-                if let Some(first) = first
-                    && first.link(&to, replaces).map_err(failed)?
-                {
-                    copied.hard_links += 1;
+    copied: &'a mut Copied,
+}
+
+impl Tree<'_> {
+    /// Copies a file, link or directory with its entries. Directories that were created here get their modes and times when
+    /// their entries are complete; existing ones keep theirs.
+    async fn copy(mut self, first: SnapshotFile, to: Target) -> Result<(), Failure> {
+        let from = first.path.clone();
+        self.copied.note_found(1, &from)?;
+        let mut left = vec![Step::Copy(first, to)];
+        while let Some(step) = left.pop() {
+            let (file, to) = match step {
+                Step::Copy(file, to) => (file, to),
+                Step::Finish(file, dir) => {
+                    self.finish_dir(&file, &dir).await?;
                     continue;
                 }
-                let staged = Staged::new(&to);
-                copied.bytes += copy_file(source, &file, staged.path(), copied).await?;
-                let identity =
-                    several.map(|_| Identity::of(staged.path(), &to)).transpose().map_err(failed)?;
-                staged.put(replaces).map_err(failed)?;
-                if let (Some(inode), Some(identity)) = (several, identity) {
-                    copied.named.insert(inode, identity);
+            };
+            check_depth(&file.path)?;
+            let failed = |source| Failure::Write { path: to.path(), source };
+            match file.kind {
+                FileKind::Directory => {
+                    let (dir, is_new) = match &to.name {
+                        Some(name) => to.dir.make_dir(name).map(|(dir, is_new)| (Arc::new(dir), is_new)),
+                        None => Ok((Arc::clone(&to.dir), false)),
+                    }
+                    .map_err(failed)?;
+                    self.copied.directories += 1;
+                    let entries = self.source.list(&file.path, true).await?.entries;
+                    if is_new {
+                        left.push(Step::Finish(file, Arc::clone(&dir)));
+                    }
+                    queue_entries(&mut left, entries, &dir, &from, self.copied)?;
                 }
-                copied.files += 1;
+                FileKind::File | FileKind::Symlink if self.is_skipped(&to).map_err(failed)? => {
+                    self.copied.skipped += 1;
+                }
+                FileKind::Symlink => self.copy_symlink(&file, &to).map_err(failed)?,
+                FileKind::File => self.copy_file(&file, &to).await?,
+                _ => self.copied.left_out.push(file.path),
             }
-            _ => copied.left_out.push(file.path),
+        }
+        Ok(())
+    }
+
+    /// True if an existing file or link is kept.
+    ///
+    /// # Errors
+    /// There is one, and it is neither to be kept nor to be replaced.
+    fn is_skipped(&self, to: &Target) -> io::Result<bool> {
+        let there = to.dir.stat(to.name()?);
+        match self.existing {
+            Existing::Refuse if there.is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+            Existing::Skip => {
+                Ok(there.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory))
+            }
+            Existing::Refuse | Existing::Replace => Ok(false),
         }
     }
-    for (file, to, made) in made_dirs.into_iter().rev() {
-        let failed = |source| Failure::Write { path: to.clone(), source };
-        let xattrs = readable(source.xattrs(&file.path).await)?;
-        let dir = reopen_dir(&to, made).map_err(failed)?;
-        copied.note_xattrs(&file.path, xattrs.map(|xattrs| set_xattrs(&dir, &xattrs)));
-        finish(&dir, &file).map_err(failed)?;
+
+    fn replaces(&self) -> bool {
+        self.existing == Existing::Replace
     }
-    Ok(())
-}
 
-/// Which directory one is, whatever its name leads to later.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct DirId {
-    dev: u64,
-    ino: u64,
-}
-
-impl DirId {
-    fn of(dir: &File) -> io::Result<Self> {
-        let meta = dir.metadata()?;
-        Ok(Self { dev: meta.dev(), ino: meta.ino() })
-    }
-}
-
-/// Makes a directory, or takes one that is there, but never follows a link; tells which one it made.
-fn make_dir(path: &Path) -> io::Result<Option<DirId>> {
-    // Nobody else gets at what is in it before it is complete.
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            if fs::symlink_metadata(path)?.is_dir() { Ok(None) } else { Err(error) }
+    fn copy_symlink(&mut self, file: &SnapshotFile, to: &Target) -> io::Result<()> {
+        let target = file.target.as_ref().map(FilePath::as_bytes).unwrap_or_default();
+        let staged = Staged::new(&to.dir, to.name()?);
+        let link = staged.create_symlink(OsStr::from_bytes(target), file.uid, file.gid)?;
+        if let Some(modified) = file.modified {
+            set_link_time(&link, modified)?;
         }
-        made => made.and_then(|()| DirId::of(&open_dir(path)?)).map(Some),
+        staged.put(self.replaces())?;
+        self.copied.links += 1;
+        Ok(())
     }
-}
 
-fn open_dir(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits();
-    OpenOptions::new().read(true).custom_flags(flags as i32).open(path)
-}
-
-/// Opens a directory that was made before. A download takes long, and others may have put another one in its place.
-fn reopen_dir(path: &Path, made: DirId) -> io::Result<File> {
-    let dir = open_dir(path)?;
-    if DirId::of(&dir)? != made {
-        return Err(io::Error::other("it was replaced while it was filled"));
+    async fn copy_file(&mut self, file: &SnapshotFile, to: &Target) -> Result<(), Failure> {
+        let failed = |source| Failure::Write { path: to.path(), source };
+        let (name, replaces) = (to.name().map_err(failed)?, self.replaces());
+        let several = file.inode.filter(|_| file.links.is_some_and(|links| links > 1));
+        let original = several.and_then(|inode| self.copied.named.get(&inode));
+        if let Some(original) = original
+            && original.link(self.top, &to.dir, name, replaces).map_err(failed)?
+        {
+            self.copied.hard_links += 1;
+            return Ok(());
+        }
+        let staged = Staged::new(&to.dir, name);
+        let out = staged.create_file().map_err(failed)?;
+        self.copied.bytes += copy_content(self.source, file, &out, &staged.path(), self.copied).await?;
+        let original = several
+            .map(|inode| Ok((inode, Original::of(&out, self.top, &to.dir, name)?)))
+            .transpose()
+            .map_err(failed)?;
+        staged.put(replaces).map_err(failed)?;
+        self.copied.named.extend(original);
+        self.copied.files += 1;
+        Ok(())
     }
-    Ok(dir)
+
+    async fn finish_dir(&mut self, file: &SnapshotFile, dir: &HeldDir) -> Result<(), Failure> {
+        let failed = |source| Failure::Write { path: dir.path().to_owned(), source };
+        let xattrs = readable(self.source.xattrs(&file.path).await)?;
+        let dir = dir.to_file().map_err(failed)?;
+        self.copied.note_xattrs(&file.path, xattrs.map(|xattrs| set_xattrs(&dir, &xattrs)));
+        finish(&dir, file).map_err(failed)
+    }
 }
 
 /// The owner, the mode and the time of what is complete. By its handle: its name may lead elsewhere by now.
@@ -353,7 +394,7 @@ fn finish(open: &File, file: &SnapshotFile) -> io::Result<()> {
 }
 
 /// The time of a link, and not of what it leads to.
-fn set_link_time(path: &Path, modified: Timestamp) -> io::Result<()> {
+fn set_link_time(link: &OwnedFd, modified: Timestamp) -> io::Result<()> {
     let time = Timespec { tv_sec: modified.as_second(), tv_nsec: modified.subsec_nanosecond().into() };
     // Before 1970, nanoseconds of a timestamp are negative.
     let time = match time.tv_nsec < 0 {
@@ -361,7 +402,7 @@ fn set_link_time(path: &Path, modified: Timestamp) -> io::Result<()> {
         false => time,
     };
     let times = Timestamps { last_access: time, last_modification: time };
-    Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(utimensat(link, "", &times, AtFlags::EMPTY_PATH)?)
 }
 
 /// What names of extended attributes begin with that are copied: those of users, and lists of who may do what. Others give
@@ -403,21 +444,22 @@ fn set_xattrs(open: &File, xattrs: &[SnapshotXattr]) -> XattrsSet {
     set
 }
 
-async fn copy_file(
+/// Copies the content and the attributes of a file; `to` is for messages.
+async fn copy_content(
     source: &Source<'_>,
     file: &SnapshotFile,
+    out: &File,
     to: &Path,
     copied: &mut Copied,
 ) -> Result<u64, Failure> {
     let failed = |source| Failure::Write { path: to.to_owned(), source };
-    let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed)?;
     let mut offset_bytes = 0;
     let mut pieces = Pieces::new(source, &file.path);
     while let Some(piece) = pieces.next().await? {
         match piece {
             Piece::Hole(len_bytes) => offset_bytes += len_bytes,
             Piece::Data(bytes) => {
-                write_sparsely(&out, offset_bytes, &bytes).map_err(failed)?;
+                write_sparsely(out, offset_bytes, &bytes).map_err(failed)?;
                 offset_bytes += bytes.len() as u64;
             }
         }
@@ -425,8 +467,8 @@ async fn copy_file(
     // What ends in a hole is that long all the same.
     out.set_len(offset_bytes).map_err(failed)?;
     let xattrs = readable(source.xattrs(&file.path).await)?;
-    copied.note_xattrs(&file.path, xattrs.map(|xattrs| set_xattrs(&out, &xattrs)));
-    finish(&out, file).map_err(failed)?;
+    copied.note_xattrs(&file.path, xattrs.map(|xattrs| set_xattrs(out, &xattrs)));
+    finish(out, file).map_err(failed)?;
     Ok(offset_bytes)
 }
 
@@ -448,24 +490,7 @@ fn write_sparsely(out: &File, offset_bytes: u64, bytes: &[u8]) -> io::Result<()>
 mod tests {
     use super::*;
     use crate::commands::files::FILES_MOST;
-
-    #[test]
-    fn a_directory_is_finished_only_if_it_is_the_one_that_was_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let (made, other) = (dir.path().join("made"), dir.path().join("other"));
-        let id = make_dir(&made).unwrap().unwrap();
-        assert_eq!(fs::metadata(&made).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(make_dir(&made).unwrap(), None, "one that is there is none of ours");
-        reopen_dir(&made, id).unwrap();
-        fs::rename(&made, &other).unwrap();
-        symlink(&other, &made).unwrap();
-        assert!(reopen_dir(&made, id).is_err(), "a link is not followed");
-        assert!(make_dir(&made).is_err());
-        fs::remove_file(&made).unwrap();
-        make_dir(&made).unwrap();
-        assert!(reopen_dir(&made, id).is_err(), "another directory in its place");
-        reopen_dir(&other, id).unwrap();
-    }
+    use std::{fs, os::unix::fs::MetadataExt};
 
     #[test]
     fn what_waits_to_be_copied_counts() {
@@ -483,10 +508,12 @@ mod tests {
             target: None,
         };
         let mut copied = Copied { found: FILES_MOST - 2, ..Copied::default() };
-        let (mut left, to) = (Queue::new(), Path::new("to"));
-        queue_entries(&mut left, vec![file(b"a"), file(b"b")], to, &from, &mut copied).unwrap();
-        assert_eq!(left[1].1, Path::new("to/b"));
-        let refused = queue_entries(&mut left, vec![file(b"c")], to, &from, &mut copied);
+        let at = tempfile::tempdir().unwrap();
+        let (mut left, to) = (Vec::new(), Arc::new(HeldDir::open(at.path()).unwrap()));
+        queue_entries(&mut left, vec![file(b"a"), file(b"b")], &to, &from, &mut copied).unwrap();
+        let Step::Copy(_, target) = &left[1] else { panic!("{left:?}") };
+        assert_eq!(target.path(), at.path().join("b"));
+        let refused = queue_entries(&mut left, vec![file(b"c")], &to, &from, &mut copied);
         assert!(matches!(refused, Err(Failure::TooManyFiles { most: FILES_MOST, .. })), "{refused:?}");
         assert_eq!(left.len(), 2, "what is too much is not kept");
     }

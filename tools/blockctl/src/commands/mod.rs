@@ -13,7 +13,7 @@ mod events;
 mod extras;
 mod files;
 mod health;
-mod in_place;
+mod held_dir;
 mod lazy;
 mod marks;
 mod objects;

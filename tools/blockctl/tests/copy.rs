@@ -1,0 +1,58 @@
+//! Copies out of snapshots into directories that other users change meanwhile.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use serde_json::{Value, json};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    sync::{Arc, Barrier},
+};
+use support::{Fake, Ran, Reply, ok, snap};
+
+fn entry(path: &str, kind: &str) -> Value {
+    json!({
+        "path": path, "kind": kind, "sizeBytes": 0, "mode": 0o755, "uid": u32::MAX, "gid": u32::MAX, "modified": null,
+    })
+}
+
+fn list(path: &str, kind: &str, entries: &[Value]) -> Value {
+    json!({ "file": entry(path, kind), "entries": entries })
+}
+
+#[test]
+fn directory_swapped_for_a_link_between_files_gets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (into, outside) = (dir.path().join("into"), dir.path().join("outside"));
+    fs::create_dir(&into).unwrap();
+    fs::create_dir(&outside).unwrap();
+    let swapped = Arc::new(Barrier::new(2));
+    let files = "GET /v1/cloudsnaps/files";
+    let entries = [entry("/d/after", "file"), entry("/d/sub", "directory"), entry("/d/before", "file")];
+    let mut answers = vec![
+        (files, ok(list("/d", "directory", &[]))),
+        (files, ok(list("/d", "directory", &entries))),
+        (files, ok(list("/d/before", "file", &[]))),
+        (files, Reply::Together(Arc::clone(&swapped), list("/d/sub", "directory", &[]))),
+        (files, ok(list("/d/sub", "directory", &[]))),
+    ];
+    let no_data = json!({ "sizeBytes": 0, "data": [], "untilBytes": 0 });
+    answers.push(("GET /v1/cloudsnaps/file/runs", ok(no_data)));
+    let fake = Fake::start(answers);
+    let line = format!("cloudsnap cp --snap {} /d {}", snap("59-61"), into.display());
+    let child = fake.command(&line).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let is_awaited = |line: String| line.contains("sub") && line.contains("entries=true");
+    while !is_awaited(fake.arrival()) {}
+    fs::rename(into.join("d"), into.join("moved")).unwrap();
+    symlink(&outside, into.join("d")).unwrap();
+    swapped.wait();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{ran:?}");
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let mut names: Vec<_> =
+        fs::read_dir(into.join("moved")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["after", "before", "sub"]);
+}
