@@ -23,13 +23,20 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The most of what it says that is passed on, in bytes.
 const SAID_MOST: u64 = 4096;
 
+/// The program with nothing but the search path in its environment, which may hold secrets. So its messages are in English.
+fn program() -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command
+}
+
 /// Mounts at an empty directory, by these options.
 pub(crate) fn mount(mountpoint: &Path, options: &str) -> Result<OwnedFd, FuseError> {
     let failed = |source| FuseError::Mount { path: mountpoint.to_owned(), source };
     let refused = |said| FuseError::Refused { path: mountpoint.to_owned(), said };
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     ours.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-    let mut command = Command::new(PROGRAM);
+    let mut command = program();
     command.arg("-o").arg(options).arg("--").arg(mountpoint);
     // The standard input is the one descriptor that a child is given without more ado.
     command.env("_FUSE_COMMFD", "0").stdin(OwnedFd::from(theirs));
@@ -49,7 +56,7 @@ pub(crate) fn mount(mountpoint: &Path, options: &str) -> Result<OwnedFd, FuseErr
 /// Takes away what is mounted there; by `force` also if somebody has files open.
 pub(crate) fn unmount(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
     let failed = |said: String| FuseError::Unmount { path: mountpoint.to_owned(), said };
-    let mut command = Command::new(PROGRAM);
+    let mut command = program();
     command.arg("-u").args(force.then_some("-z")).arg("--").arg(mountpoint);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|error| failed(format!("{PROGRAM}: {error}")))?;

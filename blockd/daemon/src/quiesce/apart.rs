@@ -117,7 +117,7 @@ impl Holder {
         argument.push(&mount.path);
         let mut command = Command::new(program);
         command.arg(argument).arg(format!("--hold-patience-ms={}", patience.as_millis()));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).current_dir("/");
+        command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).current_dir("/");
         let mut child = command.spawn()?;
         let pipes = (child.stdin.take(), child.stdout.take());
         match pipes {

@@ -22,6 +22,7 @@ use rustix::{
     thread::{CapabilitySet, capabilities, clear_ambient_capability_set, set_capabilities},
 };
 use std::{
+    ffi::OsString,
     fs::File,
     io::{self, Read, Write},
     os::{
@@ -37,6 +38,9 @@ use std::{
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The same when it has not: what comes next must not wait for something that it left running.
 const LAST_GOOD_WORDS: Duration = Duration::from_millis(20);
+
+/// Search path of commands where the daemon has none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// More pieces than a pipe holds are not read in one go.
 const MOST_PIECES: usize = 4096;
@@ -64,7 +68,7 @@ pub(crate) struct Hook<'a> {
     pub(crate) user: Option<&'a str>,
     /// How long it may take.
     pub(crate) timeout: Duration,
-    /// What it is told, beside the daemon's own environment.
+    /// Variables of its environment, beside those of the [user](user_environment). None of the daemon's own go to it.
     pub(crate) env: &'a [(String, String)],
     /// A file that is locked, and stays so until nothing of the command is left.
     pub(crate) lock: Option<&'a File>,
@@ -118,11 +122,18 @@ impl Hook<'_> {
 
     fn spawn(&self) -> io::Result<Child> {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", WRAPPER, "sh"]);
+        // The daemon's environment may hold secrets: proxies with passwords, keys of stores.
+        command.env_clear().envs(inherited_environment()).args(["-c", WRAPPER, "sh"]);
         let mut start: fn(&mut Command) -> io::Result<Child> = without_capabilities;
-        if let Some(name) = self.user {
-            let found = User::from_name(name)?;
-            let user = found.ok_or_else(|| io::Error::other(format!("there is no user {name} here")))?;
+        let user = match self.user {
+            Some(name) => {
+                let found = User::from_name(name)?;
+                Some(found.ok_or_else(|| io::Error::other(format!("there is no user {name} here")))?)
+            }
+            // A container may have no entry for it.
+            None => User::from_uid(geteuid()).ok().flatten(),
+        };
+        if let Some(user) = user {
             // As the daemon's own there is nothing to change, which it may not be allowed to.
             if user.uid != geteuid() {
                 let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
@@ -130,7 +141,7 @@ impl Hook<'_> {
                 command.arg("--inh-caps=-all").arg("--");
                 start = Command::spawn;
             }
-            command.env("HOME", user.dir).env("USER", name).env("LOGNAME", name).env("SHELL", "/bin/sh");
+            command.envs(user_environment(&user));
         }
         command.args(["/bin/sh", "-c", self.command]);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
@@ -141,6 +152,18 @@ impl Hook<'_> {
             .stderr(Stdio::piped());
         start(command.process_group(0).current_dir("/"))
     }
+}
+
+/// Variables of the daemon's environment that every command gets; no others, which may hold secrets.
+fn inherited_environment() -> impl Iterator<Item = (&'static str, OsString)> {
+    let lang = std::env::var_os("LANG").map(|lang| ("LANG", lang));
+    [("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))].into_iter().chain(lang)
+}
+
+/// Variables of the environment that belong to a user.
+fn user_environment(user: &User) -> [(&'static str, OsString); 4] {
+    let name = || OsString::from(&user.name);
+    [("HOME", user.dir.clone().into()), ("USER", name()), ("LOGNAME", name()), ("SHELL", "/bin/sh".into())]
 }
 
 /// Starts a process that has none of the daemon's capabilities, unless it is root's. They belong to threads, so one that ends
@@ -350,6 +373,31 @@ mod tests {
     }
 
     const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn command_environment_holds_no_variable_of_the_daemon() {
+        let step = run("/usr/bin/env >&2", LONG);
+        let output = step.output.unwrap();
+        let names: Vec<&str> =
+            output.lines().filter_map(|line| line.split_once('=')).map(|(n, _)| n).collect();
+        // The shell itself sets the last ones.
+        let known = [
+            "PATH",
+            "LANG",
+            "HOME",
+            "USER",
+            "LOGNAME",
+            "SHELL",
+            "BLOCKD_SNAPSHOT",
+            "PWD",
+            "OLDPWD",
+            "SHLVL",
+            "_",
+        ];
+        let unknown: Vec<_> = names.iter().filter(|name| !known.contains(name)).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        assert!(names.contains(&"PATH") && names.contains(&"BLOCKD_SNAPSHOT"), "{names:?}");
+    }
 
     #[test]
     fn a_command_is_told_what_it_is_for_and_its_exit_status_is_kept() {
