@@ -35,35 +35,50 @@ impl Access {
         if client.is_local { u64::MAX } else { self.max_connections }
     }
 
-    /// Whether a client may have a volume. A volume that no list is for is everybody's; one that several are for is
-    /// for the names in any of them. Clients of unix sockets belong to this host's administrator and may have all.
+    /// True if a client may have a volume. A volume without a list is open to every client; several lists for one volume add
+    /// up. Clients of unix sockets belong to this host's administrator and may have every volume.
     pub fn allows(&self, volume: &str, client: &Client) -> bool {
-        if client.is_local {
-            return true;
-        }
-        let lists = self.lists.read();
-        let mut lists =
-            lists.iter().filter(|(pattern, _)| matches(pattern, volume)).map(|(_, names)| names).peekable();
-        lists.peek().is_none()
-            || lists.flatten().any(|wanted| client.certificate_names.iter().any(|name| matches(wanted, name)))
+        client.is_local || self.listed(volume, client).unwrap_or(true)
     }
 
-    /// As [`allows`](Self::allows), with the words for a client that may not.
+    /// True if the lists for a name contain the client; none if there is no list for it.
+    fn listed(&self, name: &str, client: &Client) -> Option<bool> {
+        let lists = self.lists.read();
+        let mut lists =
+            lists.iter().filter(|(pattern, _)| matches(pattern, name)).map(|(_, names)| names).peekable();
+        lists.peek()?;
+        let contains = |wanted: &String| client.certificate_names.iter().any(|name| matches(wanted, name));
+        Some(lists.flatten().any(contains))
+    }
+
+    /// As [`allows`](Self::allows), with an error for the client.
     ///
     /// # Errors
-    /// It may not.
+    /// Access is denied.
     pub fn check(&self, volume: &str, client: &Client) -> Result<(), ExportError> {
-        if self.allows(volume, client) {
+        if self.allows(volume, client) { Ok(()) } else { Err(denied(volume, client)) }
+    }
+
+    /// Checks access to an export that is closed to remote clients unless a list for its name contains them.
+    ///
+    /// # Errors
+    /// Access is denied.
+    pub fn check_listed(&self, name: &str, client: &Client) -> Result<(), ExportError> {
+        if client.is_local || self.listed(name, client) == Some(true) {
             return Ok(());
         }
-        tracing::warn!(volume, peer = client.peer, names = ?client.certificate_names, "a client was denied");
-        let reason = if client.certificate_names.is_empty() {
-            "it is for clients with certificates".to_owned()
-        } else {
-            format!("it is not for {}", client.certificate_names.join(", "))
-        };
-        Err(ExportError::Denied { reason })
+        Err(denied(name, client))
     }
+}
+
+fn denied(export: &str, client: &Client) -> ExportError {
+    tracing::warn!(export, peer = client.peer, names = ?client.certificate_names, "a client was denied");
+    let reason = if client.certificate_names.is_empty() {
+        "it is for clients with certificates".to_owned()
+    } else {
+        format!("it is not for {}", client.certificate_names.join(", "))
+    };
+    ExportError::Denied { reason }
 }
 
 /// Whether `text` is what `pattern` says, in which `*` stands for any characters, or none.
@@ -144,5 +159,15 @@ mod tests {
         assert!(!access.allows("db", &client(&["*"])));
         access.replace([list("db", &["web"])].into());
         assert!(access.allows("db", &client(&["web"])) && !access.allows("db", &client(&["db-client"])));
+    }
+
+    #[test]
+    fn unlisted_cloud_export_is_denied_to_remote_clients() {
+        let access = Access::new([("db".to_owned(), vec!["web".to_owned()])].into(), 64);
+        let denied = |client: &Client| access.check_listed("cloud:1/2-3", client).is_err();
+        assert!(denied(&client(&["web"])) && denied(&client(&[])));
+        assert!(!denied(&Client { is_local: true, ..client(&[]) }));
+        access.replace([("cloud:*".to_owned(), vec!["auditor".to_owned()])].into());
+        assert!(!denied(&client(&["auditor"])) && denied(&client(&["web"])));
     }
 }

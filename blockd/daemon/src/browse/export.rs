@@ -46,10 +46,12 @@ impl CloudExports {
         let unavailable = |reason: String| ExportError::Unavailable { reason };
         let id: CloudsnapId =
             name.strip_prefix(PREFIX).and_then(|id| id.parse().ok()).ok_or(ExportError::Unknown)?;
+        // A repository also holds snapshots of other clusters and of renamed volumes, which no list for volumes names.
+        access.check_listed(name, client)?;
         let core = self.core.upgrade().ok_or_else(|| unavailable("the daemon is stopping".into()))?;
         match core.open_cloudsnap(&self.runtime, &id, None) {
             Ok((snapshot, manifest)) => {
-                // Who may not have the volume may not have its past either.
+                // A client that is denied the volume is denied its snapshots, too.
                 access.check(&manifest.volume_name, client)?;
                 let taken = blockd_api::format_time(manifest.created);
                 let text = format!("cloud snapshot of volume {}, taken {taken}", manifest.volume_name);
