@@ -12,10 +12,16 @@ use axum::{Router, body::Body};
 use blockd_cloud::CancelToken;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::UnixListener,
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
     task::JoinSet,
 };
@@ -39,15 +45,61 @@ pub(crate) async fn serve(
     router: Router,
     stop: CancelToken,
 ) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MOST));
+    let until = stop.clone();
+    let connection = move |stream: UnixStream| {
+        let (mut caller, router, stop) = (caller(), router.clone(), stop.clone());
+        caller.user = stream.peer_cred().ok().map(|peer| User { uid: peer.uid(), gid: peer.gid() });
+        async move {
+            let closer = may_pass(&caller).then(Closer::shared).flatten();
+            let (stream, passed) = Receiving::new(stream, closer);
+            serve_one(stream, caller, passed, router, &stop).await;
+        }
+    };
+    serve_each(listener, CONNECTIONS_MOST, &until, connection).await;
+}
+
+/// A socket that connections are accepted from.
+pub(super) trait Listen {
+    type Stream;
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Self::Stream>>;
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<UnixStream>> {
+        Self::poll_accept(self, context).map_ok(|(stream, _)| stream)
+    }
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<TcpStream>> {
+        Self::poll_accept(self, context).map_ok(|(stream, _)| stream)
+    }
+}
+
+/// Serves at most `limit` connections at once, each by a task of its own; more wait in the kernel. When told to stop, it ends
+/// after the connections that it has accepted.
+pub(super) async fn serve_each<L: Listen, F>(
+    listener: L,
+    limit: usize,
+    stop: &CancelToken,
+    connection: impl Fn(L::Stream) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(limit));
     let mut connections = JoinSet::new();
     let accept = async || {
         // The semaphore is never closed.
         let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-        match listener.accept().await {
-            Ok((stream, _)) => Some((stream, slot)),
+        match poll_fn(|context| listener.poll_accept(context)).await {
+            Ok(stream) => Some((stream, slot)),
             Err(error) => {
-                tracing::warn!(%error, "a control connection was not accepted");
+                tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 None
             }
@@ -60,12 +112,9 @@ pub(crate) async fn serve(
         };
         while connections.try_join_next().is_some() {}
         let Some((stream, slot)) = next else { continue };
-        let (mut caller, router, stop) = (caller(), router.clone(), stop.clone());
-        caller.user = stream.peer_cred().ok().map(|peer| User { uid: peer.uid(), gid: peer.gid() });
+        let served = connection(stream);
         connections.spawn(async move {
-            let closer = may_pass(&caller).then(Closer::shared).flatten();
-            let (stream, passed) = Receiving::new(stream, closer);
-            serve_one(stream, caller, passed, router, &stop).await;
+            served.await;
             drop(slot);
         });
     }
@@ -115,7 +164,7 @@ pub(super) async fn serve_one<S>(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a control connection broke");
+        tracing::debug!(%error, "an HTTP connection broke");
     }
 }
 
@@ -145,6 +194,45 @@ mod tests {
         stop.cancel();
         tokio::task::yield_now().await;
         (near, served)
+    }
+
+    /// A listener with connections that are accepted at once.
+    struct Queued(std::cell::RefCell<Vec<usize>>);
+
+    impl Listen for Queued {
+        type Stream = usize;
+
+        fn poll_accept(&self, _: &mut Context<'_>) -> Poll<io::Result<usize>> {
+            self.0.borrow_mut().pop().map_or(Poll::Pending, |next| Poll::Ready(Ok(next)))
+        }
+    }
+
+    #[tokio::test]
+    async fn listener_at_its_limit_accepts_when_a_connection_ends() {
+        let (stop, ends) = (CancelToken::new(), [(); 4].map(|()| CancelToken::new()));
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let connection = |number: usize| {
+            let (begun, end) = (begun.clone(), ends[number].clone());
+            async move {
+                begun.send(number).unwrap();
+                end.cancelled().await;
+            }
+        };
+        let served = serve_each(Queued(vec![3, 2, 1, 0].into()), 2, &stop, connection);
+        let test = async {
+            assert_eq!((begins.recv().await, begins.recv().await), (Some(0), Some(1)));
+            // On one thread, the server has had its turn after each of these.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert!(begins.try_recv().is_err(), "a third connection at a limit of two");
+            ends[1].cancel();
+            assert_eq!(begins.recv().await, Some(2));
+            ends.iter().for_each(CancelToken::cancel);
+            assert_eq!(begins.recv().await, Some(3));
+            stop.cancel();
+        };
+        tokio::join!(served, test);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,13 +1,20 @@
 //! Metrics, and whether the daemon is well. The same on the control socket and at an address of its own.
 
-use super::{Failure, routes::Routes};
+use super::{
+    Failure,
+    caller::Caller,
+    connections::{serve_each, serve_one},
+    passed::Passed,
+    routes::Routes,
+};
 use crate::{core::Core, db::DbError, error::ServiceError, health::Room, metrics::TEXT_FORMAT};
 use axum::{
+    Router,
     extract::State,
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
-use blockd_api::{ErrorCode, paths};
+use blockd_api::{ErrorCode, paths, roles::Role};
 use blockd_cloud::CancelToken;
 use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
@@ -20,13 +27,29 @@ pub(super) fn routes() -> Routes {
     Routes::default().get(paths::METRICS, show).get(paths::HEALTHZ, healthz).get(paths::READYZ, readyz)
 }
 
+/// Connections at once; more wait in the kernel.
+const MAX_CONNECTIONS: usize = 64;
+/// Time limit of a connection: a client that does not read its reply must not keep the place of another one.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Serves nothing but these until told to stop.
 pub async fn serve(listener: TcpListener, core: Arc<Core>, stop: CancelToken) {
-    let router = routes().into_router().with_state(core);
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
-    if let Err(error) = served.await {
-        tracing::error!(%error, "metrics are no longer served");
-    }
+    serve_router(listener, routes().into_router().with_state(core), stop).await;
+}
+
+async fn serve_router(listener: TcpListener, router: Router, stop: CancelToken) {
+    let until = stop.clone();
+    let connection = move |stream| {
+        let (router, stop) = (router.clone(), stop.clone());
+        let caller = Caller { role: Some(Role::ReadOnly), name: "metrics".to_owned(), user: None };
+        async move {
+            let served = serve_one(stream, caller, Passed::default(), router, &stop);
+            if tokio::time::timeout(CONNECTION_TIMEOUT, served).await.is_err() {
+                tracing::debug!("a metrics connection was closed at its time limit");
+            }
+        }
+    };
+    serve_each(listener, MAX_CONNECTIONS, &until, connection).await;
 }
 
 async fn show(State(core): State<Arc<Core>>) -> Result<Response, Failure> {
@@ -55,4 +78,40 @@ async fn readyz(State(core): State<Arc<Core>>) -> Result<&'static str, Failure> 
         Err(_) => return Err(Failure(ServiceError::Internal("the database does not answer".into()))),
     }
     Ok(if room == Some(Room::Scarce) { "ok, but the data directory is nearly full\n" } else { "ok\n" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_metrics_connections_are_closed_and_others_served() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancelToken::new());
+        let router = Router::new().route("/", get(async || "served"));
+        let served = tokio::spawn(serve_router(listener, router, stop.clone()));
+        let mut idle = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut asks = TcpStream::connect(address).await.unwrap();
+        asks.write_all(b"GET / HTTP/1.1\r\nhost: blockd\r\n\r\n").await.unwrap();
+        let test = async {
+            let mut reply = String::new();
+            asks.read_to_string(&mut reply).await.unwrap();
+            assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with("served"), "{reply:?}");
+            for mut stream in idle {
+                stream.read_to_end(&mut Vec::new()).await.unwrap();
+            }
+        };
+        // The clock moves on whenever no task can run.
+        tokio::time::timeout(Duration::from_secs(3600), test).await.unwrap();
+        stop.cancel();
+        served.await.unwrap();
+    }
 }
