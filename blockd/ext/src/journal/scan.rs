@@ -99,10 +99,7 @@ pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
     let mut open = Open::new();
     let mut last_commit_seconds = 0;
     while left > 0 {
-        if blocks_read >= BLOCKS_READ_MOST {
-            return Err(ExtError::unsupported("a journal that is longer than one is read"));
-        }
-        blocks_read += 1;
+        blocks_read = count_reads(blocks_read, 1)?;
         let bytes = log.read(at)?;
         if be32(&bytes, 0) != MAGIC || be32(&bytes, 8) != sequence {
             break;
@@ -119,6 +116,8 @@ pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
                 }
                 if log.checksums == Checksums::Transaction {
                     open.sum = crc32_big_endian(open.sum, &bytes);
+                    // The checksum covers the data blocks, which are read here and nowhere else.
+                    blocks_read = count_reads(blocks_read, count)?;
                     for index in 0..count {
                         open.sum = crc32_big_endian(open.sum, &log.read(log.behind(at, index))?);
                     }
@@ -153,6 +152,15 @@ pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
         }
     }
     Ok(scanned)
+}
+
+/// Adds to the blocks read, before they are read.
+fn count_reads(blocks_read: u32, count: u32) -> Result<u32, ExtError> {
+    let sum = blocks_read.saturating_add(count);
+    if sum > BLOCKS_READ_MOST {
+        return Err(ExtError::unsupported("a journal that is longer than one is read"));
+    }
+    Ok(sum)
 }
 
 fn has_tails(log: &Log<'_>) -> bool {
