@@ -1,6 +1,6 @@
 //! Tasks: backups, restores and deletes that run in the background.
 
-use crate::{ApiError, CredentialName, ObjectName, VolumeName, quiesce::QuiesceReport};
+use crate::{ApiError, CredentialName, ObjectName, VolumeName, quiesce::QuiesceReport, roles::Role};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,8 @@ pub struct Task {
     /// What was done around the freeze, for a backup; `None` if nothing was. What commands are and say is for admins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiesce: Option<QuiesceReport>,
+    /// The caller, schedule or daemon that started it.
+    pub owner: TaskOwner,
     /// When it was asked for.
     pub started: Timestamp,
     /// When it ended.
@@ -110,6 +112,40 @@ pub struct Task {
     pub resumed: u64,
     /// Grows with each change, for long polls.
     pub version: u64,
+}
+
+/// The originator of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "kind")]
+pub enum TaskOwner {
+    /// The daemon itself: retention, background verification, a hydration after a restart.
+    Daemon,
+    /// A schedule.
+    Schedule {
+        /// Its id.
+        id: Uuid,
+    },
+    /// A caller of the control API.
+    Caller {
+        /// Name of its socket, or the name in its certificate.
+        name: String,
+        /// Its role when it started the task.
+        role: Role,
+        /// Its user id, over a unix socket.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uid: Option<u32>,
+    },
+}
+
+impl fmt::Display for TaskOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Daemon => f.write_str("daemon"),
+            Self::Schedule { id } => write!(f, "schedule {id}"),
+            Self::Caller { name, role, uid: Some(uid) } => write!(f, "{name} (uid {uid}, {role})"),
+            Self::Caller { name, role, uid: None } => write!(f, "{name} ({role})"),
+        }
+    }
 }
 
 /// Body of `POST /v1/tasks/{task}/stop`.

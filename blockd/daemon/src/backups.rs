@@ -5,6 +5,7 @@ use crate::{
     db::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     marks::refuse_past,
+    owner,
     quiesce::Part,
     registry::VolumeEntry,
     rules::AskedRest,
@@ -14,7 +15,7 @@ use blockd_api::{
     CredentialRef, ErrorCode, ObjectName, SnapshotName, VolumeRef,
     cloudsnaps::{BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
     snapshots::CreateGroupSnapshot,
-    tasks::TaskLimits,
+    tasks::{TaskLimits, TaskOwner},
 };
 use blockd_cloud::CloudsnapId;
 use blockd_extent::SnapshotId;
@@ -281,6 +282,7 @@ impl Core {
                 },
                 base: None,
                 created: Timestamp::now(),
+                owner: asked.schedule.map_or_else(owner::current, |id| TaskOwner::Schedule { id }),
                 detail: TaskDetail {
                     volume_name: Some(entry.name.clone()),
                     credential_name: credential.name.to_string(),

@@ -103,6 +103,7 @@ impl Core {
             cloudsnap,
             base: None,
             created: Timestamp::now(),
+            owner: crate::owner::current(),
             detail: TaskDetail {
                 credential_name: credential.name.to_string(),
                 phase: "pending".into(),

@@ -442,6 +442,7 @@ impl Core {
             cloudsnap: id,
             base: None,
             created: Timestamp::now(),
+            owner: crate::owner::current(),
             detail: TaskDetail {
                 volume_name: Some(row.name.clone()),
                 credential_name: credential.name.to_string(),
@@ -574,6 +575,7 @@ impl Core {
             cloudsnap: id,
             base: None,
             created: Timestamp::now(),
+            owner: crate::owner::current(),
             detail: TaskDetail {
                 credential_name: credential.name.to_string(),
                 phase: "pending".into(),

@@ -47,6 +47,7 @@ mod merger;
 mod metrics;
 mod nbd;
 pub mod open_files;
+mod owner;
 mod pressure;
 mod provider_update;
 mod providers;

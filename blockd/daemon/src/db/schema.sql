@@ -72,6 +72,7 @@ CREATE TABLE tasks (
     cloudsnap  TEXT NOT NULL,
     base       TEXT,                        -- cloud snapshot that an incremental builds on
     created    TEXT NOT NULL,
+    owner      TEXT NOT NULL,               -- JSON: the caller, schedule or daemon that started it
     detail     TEXT NOT NULL                -- JSON: fields that no query selects by
 ) STRICT;
 CREATE INDEX tasks_by_state ON tasks (state, created);

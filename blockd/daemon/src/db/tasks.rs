@@ -2,7 +2,10 @@
 
 use super::volumes::UnknownWord;
 use super::{DbError, json, parsed, to_json};
-use blockd_api::{ApiError, ObjectName, SnapshotName, VolumeName, tasks::Findings, tasks::TaskLimits};
+use blockd_api::{
+    ApiError, ObjectName, SnapshotName, VolumeName,
+    tasks::{Findings, TaskLimits, TaskOwner},
+};
 use blockd_cloud::{BackupType, CloudsnapId, VerifyDepth, store::RequestCounts};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -231,6 +234,8 @@ pub struct TaskRow {
     pub base: Option<CloudsnapId>,
     /// When it was asked for.
     pub created: Timestamp,
+    /// The caller, schedule or daemon that started it.
+    pub owner: TaskOwner,
     /// The rest.
     pub detail: TaskDetail,
 }
@@ -239,7 +244,8 @@ pub struct TaskRow {
 const ENDED: &str = "'done', 'failed', 'stopped'";
 /// Of a task that can be taken up again.
 const KEPT: &str = "state IN ('stopped', 'failed') AND json_extract(detail, '$.kept') = 1";
-const COLUMNS: &str = "id, kind, state, volume, snapshot, credential, cloudsnap, base, created, detail";
+const COLUMNS: &str =
+    "id, kind, state, volume, snapshot, credential, cloudsnap, base, created, owner, detail";
 
 fn optional<T: FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
 where
@@ -273,7 +279,8 @@ impl TaskRow {
             cloudsnap: parsed(row, 6)?,
             base: optional(row, 7)?,
             created: parsed(row, 8)?,
-            detail: json(row, 9)?,
+            owner: json(row, 9)?,
+            detail: json(row, 10)?,
         })
     }
 
@@ -349,8 +356,8 @@ impl TaskRow {
     /// The database fails.
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT OR REPLACE INTO tasks (id, kind, state, volume, snapshot, credential, cloudsnap, base, created, detail)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT OR REPLACE INTO tasks (id, kind, state, volume, snapshot, credential, cloudsnap, base, created, owner, detail)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             params![
                 self.id.to_string(),
                 self.kind.as_str(),
@@ -361,6 +368,7 @@ impl TaskRow {
                 self.cloudsnap.to_string(),
                 self.base.as_ref().map(ToString::to_string),
                 self.created.to_string(),
+                to_json("task", &self.owner)?,
                 to_json("task", &self.detail)?
             ],
         )?;
@@ -398,6 +406,7 @@ impl TaskRow {
 mod tests {
     use super::super::Db;
     use super::*;
+    use blockd_api::roles::Role;
 
     fn task(second: i64, state: TaskState) -> TaskRow {
         TaskRow {
@@ -415,6 +424,7 @@ mod tests {
             },
             base: None,
             created: Timestamp::from_second(second).unwrap(),
+            owner: TaskOwner::Caller { name: "ops".into(), role: Role::Operator, uid: Some(7) },
             detail: TaskDetail { bytes_total: 7, note: Some("x".into()), ..TaskDetail::default() },
         }
     }

@@ -4,14 +4,14 @@
 //! table does not know is for nobody but admins.
 
 use super::Failure;
-use crate::error::ServiceError;
+use crate::{error::ServiceError, owner};
 use axum::{
     extract::{FromRequestParts, MatchedPath, Request},
     http::request::Parts,
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use blockd_api::{ErrorCode, operations::role_for, roles::Role};
+use blockd_api::{ErrorCode, operations::role_for, roles::Role, tasks::TaskOwner};
 
 /// Who asks.
 #[derive(Clone, Debug)]
@@ -40,6 +40,21 @@ impl Caller {
     /// Whether it may see what only admins may.
     pub(crate) fn is_admin(&self) -> bool {
         self.role == Some(Role::Admin)
+    }
+
+    /// Returns it as the owner of the tasks that it starts.
+    pub(crate) fn as_owner(&self) -> TaskOwner {
+        TaskOwner::Caller {
+            name: self.name.clone(),
+            role: self.role.unwrap_or(Role::ReadOnly),
+            uid: self.user.map(|user| user.uid),
+        }
+    }
+
+    /// True if it started the tasks of this owner, with the same or another role.
+    pub(crate) fn owns(&self, owner: &TaskOwner) -> bool {
+        matches!(owner, TaskOwner::Caller { name, uid, .. }
+            if *name == self.name && *uid == self.user.map(|user| user.uid))
     }
 
     /// Refuses what asks for more than this caller has.
@@ -77,7 +92,7 @@ pub(super) async fn guard(caller: Caller, path: MatchedPath, request: Request, t
     let method = request.method().as_str();
     let role = role_for(method, path.as_str()).unwrap_or(Role::Admin);
     match caller.needs(role, &format!("{method} {}", path.as_str())) {
-        Ok(()) => then.run(request).await,
+        Ok(()) => owner::scope(caller.as_owner(), then.run(request)).await,
         Err(refused) => refused.into_response(),
     }
 }

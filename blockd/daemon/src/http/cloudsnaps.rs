@@ -1,6 +1,6 @@
 //! Cloud snapshots.
 
-use super::{Answer, Asked, Body, Reply, caller::Caller, detached, rules::may_run};
+use super::{Answer, Asked, Body, Failure, Reply, caller::Caller, detached, rules::may_run};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
@@ -13,6 +13,7 @@ use blockd_api::{
     roles::Role,
     tasks::TaskStarted,
 };
+use jiff::Timestamp;
 use std::sync::Arc;
 
 pub(super) async fn list(
@@ -29,12 +30,21 @@ pub(super) async fn inspect(
     Ok(Reply(core.inspect_cloudsnap(&query).await?))
 }
 
+/// Refuses an expiry date: it leads to a deletion.
+fn may_expire(caller: &Caller, expires: Option<Timestamp>) -> Result<(), Failure> {
+    match expires {
+        Some(_) => caller.needs(Role::Admin, "setting an expiry date"),
+        None => Ok(()),
+    }
+}
+
 pub(super) async fn backup(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Body(request): Body<StartBackup>,
 ) -> Answer<BackupStarted> {
-    may_run(&caller, &request.quiesce, request.rule.as_ref())?;
+    may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
+    may_expire(&caller, request.expires)?;
     detached(async move { core.start_backup(&request).await }).await
 }
 
@@ -43,7 +53,8 @@ pub(super) async fn backup_group(
     caller: Caller,
     Body(request): Body<StartGroupBackup>,
 ) -> Answer<GroupBackupStarted> {
-    may_run(&caller, &request.quiesce, request.rule.as_ref())?;
+    may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
+    may_expire(&caller, request.expires)?;
     detached(async move { core.start_group_backup(request).await }).await
 }
 

@@ -151,9 +151,12 @@ fn routes() -> Routes {
 /// Numbers and logs each request with who makes it, and turns a panic into an error.
 async fn watch(State(next): State<Arc<AtomicU64>>, request: Request, then: Next) -> Response {
     let number = next.fetch_add(1, Ordering::Relaxed);
-    let caller = request.extensions().get::<Caller>().map_or("?", |caller| &caller.name);
+    let caller = request.extensions().get::<Caller>();
+    // All members of a group come through one socket.
+    let uid = caller.and_then(|caller| caller.user).map(|user| user.uid);
+    let caller = caller.map_or("?", |caller| &caller.name);
     let (method, path) = (request.method(), request.uri().path());
-    let span = tracing::info_span!("request", number, %method, path, caller);
+    let span = tracing::info_span!("request", number, %method, path, caller, uid);
     let changes = !matches!(method.as_str(), "GET" | "HEAD");
     let began = Instant::now();
     async move {
@@ -241,7 +244,7 @@ async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Answer<T> {
     let (_waiting, work) = crate::asking::for_who_waits(work.in_current_span());
-    match tokio::spawn(work).await {
+    match tokio::spawn(crate::owner::scope(crate::owner::current(), work)).await {
         Ok(result) => Ok(Reply(result?)),
         Err(error) => Err(Failure(ServiceError::Internal(error.to_string()))),
     }

@@ -13,14 +13,22 @@ use std::sync::Arc;
 
 type Shared = State<Arc<Core>>;
 
-/// Commands run as the user of the daemon, which is root more often than not. Those of rules that admins gave to volumes run
-/// whoever has them frozen.
-pub(super) fn may_run(caller: &Caller, quiesce: &Quiesce, rule: Option<&RuleName>) -> Result<(), Failure> {
+/// Commands run as the user of the daemon, which is root more often than not. The rules that admins gave to volumes apply to
+/// every snapshot; only admins replace or skip them.
+pub(super) fn may_run(
+    caller: &Caller,
+    quiesce: &Quiesce,
+    rule: Option<&RuleName>,
+    no_rule: bool,
+) -> Result<(), Failure> {
     if quiesce.has_command() || quiesce.user.is_some() {
         caller.needs(Role::Admin, "a command before or after a snapshot")?;
     }
     if rule.is_some() {
         caller.needs(Role::Admin, "choosing a rule")?;
+    }
+    if no_rule {
+        caller.needs(Role::Admin, "skipping the rules of a volume")?;
     }
     Ok(())
 }

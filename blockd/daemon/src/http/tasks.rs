@@ -33,10 +33,22 @@ pub(super) async fn show(
     Ok(shown(&caller, Reply(core.task(task, &wait).await?)))
 }
 
-/// What only admins may begin is theirs to end and to take up again, too. Neither kind of task ever becomes the other.
-async fn may_decide(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failure> {
+/// Refuses to resume a task that only admins can start. A task never changes its kind.
+async fn may_resume(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failure> {
     if !caller.is_admin() && core.overwrites_or_deletes(task).await? {
         caller.needs(Role::Admin, "what deletes or goes back")?;
+    }
+    Ok(())
+}
+
+/// Refuses to stop, discard or slow down a task of another owner: an operator could prevent the backups of schedules.
+async fn may_hold_up(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failure> {
+    may_resume(core, caller, task).await?;
+    if !caller.is_admin() {
+        let owner = core.task_row(task).await?.owner;
+        if !caller.owns(&owner) {
+            caller.needs(Role::Admin, &format!("a task of {owner}"))?;
+        }
     }
     Ok(())
 }
@@ -47,7 +59,7 @@ pub(super) async fn stop(
     Named(task): Named<Uuid>,
     Body(request): Body<StopTask>,
 ) -> Answer<Task> {
-    may_decide(&core, &caller, task).await?;
+    may_hold_up(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.stop_task(task, request).await }).await?))
 }
 
@@ -56,7 +68,7 @@ pub(super) async fn resume(
     caller: Caller,
     Named(task): Named<Uuid>,
 ) -> Answer<Task> {
-    may_decide(&core, &caller, task).await?;
+    may_resume(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.resume_task(task).await }).await?))
 }
 
@@ -66,5 +78,6 @@ pub(super) async fn limit(
     Named(task): Named<Uuid>,
     Body(limits): Body<TaskLimits>,
 ) -> Answer<Task> {
+    may_hold_up(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.limit_task(task, limits).await }).await?))
 }

@@ -90,6 +90,7 @@ impl Core {
             cloudsnap: id,
             base: None,
             created: Timestamp::now(),
+            owner: crate::owner::current(),
             detail: TaskDetail {
                 volume_name: Some(entry.name.clone()),
                 credential_name: credential.name.to_string(),

@@ -195,6 +195,7 @@ impl Core {
             cloudsnap: lazy.cloudsnap,
             base: None,
             created: Timestamp::now(),
+            owner: crate::owner::current(),
             detail: TaskDetail {
                 volume_name: Some(entry.name.clone()),
                 credential_name: credential.map(|row| row.name.to_string()).unwrap_or_default(),

@@ -47,6 +47,7 @@ fn task(kind: TaskKind, state: TaskState, snap: &str, credential: Uuid) -> TaskR
         cloudsnap: stored_id(snap),
         base: None,
         created: Timestamp::now(),
+        owner: blockd_api::tasks::TaskOwner::Daemon,
         detail: TaskDetail::default(),
     }
 }

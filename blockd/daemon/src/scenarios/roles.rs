@@ -1,8 +1,15 @@
 //! What the table of operations says is what the daemon serves, and what it lets callers do.
 
-use super::config;
-use crate::{config::ControlSocket, daemon::Daemon};
-use blockd_api::{operations::OPERATIONS, roles::Role};
+use super::*;
+use crate::config::ControlSocket;
+use blockd_api::{
+    cloudsnaps::{MarkCloudsnap, StartGroupBackup},
+    operations::OPERATIONS,
+    roles::Role,
+    snapshots::CreateSnapshot,
+    tasks::{StopTask, TaskLimits, TaskOwner},
+};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use std::path::Path;
 use tokio::{
@@ -66,4 +73,61 @@ async fn every_operation_is_served_to_those_who_may_and_to_nobody_else() {
     let (_, code) = asked(&dir.path().join("read-only.sock"), "PUT", "/v1/volumes").await;
     assert!(matches!(code.as_str(), "method_not_allowed" | "forbidden"), "{code}");
     daemon.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
+    let sockets = tempfile::tempdir().unwrap();
+    let path = sockets.path().join("operator.sock");
+    let group = nix::unistd::getegid().to_string();
+    let socket = ControlSocket { path: path.clone(), group, role: Role::Operator };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.control.sockets.push(socket);
+    let mut host = Host {
+        daemon: Some(Daemon::start(config, false).await.unwrap()),
+        client: Client::new(dir.path().join("data/blockd.sock")),
+        dir,
+        store: Arc::new(tempfile::tempdir().unwrap()),
+        webhooks: Vec::new(),
+    };
+    let operator = Client::new(path);
+    host.client.create_credential(&host.credential("nas", None)).await.unwrap();
+    host.create_volume("data").await;
+
+    let expires = Some(Timestamp::now() + SignedDuration::from_hours(1));
+    let expiring = StartBackup { expires, ..StartBackup::of("data".parse().unwrap()) };
+    assert_eq!(api_code(operator.start_backup(&expiring).await), ErrorCode::Forbidden);
+    let volumes = || vec!["data".parse().unwrap()];
+    let group = StartGroupBackup { volumes: volumes(), expires, ..StartGroupBackup::default() };
+    assert_eq!(api_code(operator.start_group_backup(&group).await), ErrorCode::Forbidden);
+    let unruled = StartBackup { no_rule: true, ..StartBackup::of("data".parse().unwrap()) };
+    assert_eq!(api_code(operator.start_backup(&unruled).await), ErrorCode::Forbidden);
+    let unruled = CreateSnapshot { no_rule: true, ..CreateSnapshot::default() };
+    let made = operator.create_snapshot(&"data".parse().unwrap(), &unruled).await;
+    assert_eq!(api_code(made), ErrorCode::Forbidden);
+
+    let of_admin = host.client.start_backup(&StartBackup::of("data".parse().unwrap())).await.unwrap();
+    let done = host.wait(of_admin.task).await;
+    assert!(
+        matches!(done.owner, TaskOwner::Caller { role: Role::Admin, uid: Some(_), .. }),
+        "{:?}",
+        done.owner
+    );
+    for discard in [false, true] {
+        let stop = StopTask { discard, ..StopTask::default() };
+        assert_eq!(api_code(operator.stop_task(of_admin.task, &stop).await), ErrorCode::Forbidden);
+    }
+    let limits = TaskLimits::default();
+    assert_eq!(api_code(operator.limit_task(of_admin.task, &limits).await), ErrorCode::Forbidden);
+    let snap = host.list().await[0].id.clone();
+    let mark = MarkCloudsnap { snap, cred_id: None, pinned: None, expires, never_expires: false };
+    assert_eq!(api_code(operator.mark_cloudsnap(&mark).await), ErrorCode::Forbidden);
+
+    // A task of its own has ended, which is the only objection.
+    let own = operator.start_backup(&StartBackup::of("data".parse().unwrap())).await.unwrap();
+    let done = host.wait(own.task).await;
+    assert!(matches!(done.owner, TaskOwner::Caller { role: Role::Operator, .. }), "{:?}", done.owner);
+    assert_eq!(api_code(operator.stop_task(own.task, &StopTask::default()).await), ErrorCode::TaskEnded);
+    host.stop().await;
 }

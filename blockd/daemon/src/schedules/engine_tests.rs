@@ -105,6 +105,7 @@ fn task(kind: TaskKind, cloudsnap: CloudsnapId) -> TaskRow {
         cloudsnap,
         base: None,
         created: at(0),
+        owner: blockd_api::tasks::TaskOwner::Daemon,
         detail: TaskDetail::default(),
     }
 }

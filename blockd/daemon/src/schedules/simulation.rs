@@ -178,6 +178,7 @@ impl World {
                 cloudsnap: CloudsnapId { cluster: self.credential, volume, snapshot, incremental: false },
                 base: None,
                 created: now,
+                owner: blockd_api::tasks::TaskOwner::Daemon,
                 detail: TaskDetail::default(),
             };
             self.tx(|tx| {

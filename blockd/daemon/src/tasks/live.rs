@@ -264,6 +264,7 @@ mod tests {
             },
             base: None,
             created: Timestamp::UNIX_EPOCH,
+            owner: blockd_api::tasks::TaskOwner::Daemon,
             detail: TaskDetail::default(),
         })
     }

@@ -320,6 +320,7 @@ impl Core {
             freeze_stall_micros: (row.kind == TaskKind::Backup && detail.frozen)
                 .then_some(detail.freeze_stall_micros),
             quiesce: detail.quiesce.clone(),
+            owner: row.owner.clone(),
             started: row.created,
             completed: detail.completed,
             time_elapsed: end.duration_since(row.created).as_secs_f64().max(0.0),

@@ -326,7 +326,7 @@ impl Core {
         }
     }
 
-    async fn task_row(&self, id: Uuid) -> Result<TaskRow, ServiceError> {
+    pub(crate) async fn task_row(&self, id: Uuid) -> Result<TaskRow, ServiceError> {
         let row = self.db.run(move |tx| TaskRow::find(tx, id)).await?;
         row.ok_or_else(|| ServiceError::refused(ErrorCode::TaskNotFound, format!("there is no task {id}")))
     }
