@@ -61,6 +61,16 @@ pub enum CloudError {
         /// How many are read.
         most: usize,
     },
+    /// No key slot that was tried opened, and some were not tried.
+    #[error(
+        "opening failed on {store}: no key slot opened, and {left_out} were not tried, because they are too many or cost too much memory or time; remove foreign objects below blockd/keys/ and blockd/keys-copy/"
+    )]
+    KeySlotsLeftOut {
+        /// The store.
+        store: String,
+        /// The number of slots that were not tried.
+        left_out: usize,
+    },
     /// The slot of the key that backups use is not where it was put.
     #[error(
         "{store} is not what these credentials were made for: {key} is missing; is the disk mounted, is it the right bucket? Without that object no other host can restore what is stored there"

@@ -34,6 +34,7 @@ mod repository;
 mod restore;
 mod rotate;
 mod seal;
+mod slot_limits;
 mod slots;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]

@@ -6,14 +6,12 @@ use crate::{
     names::{KEYS_PREFIX, MANIFESTS_PREFIX},
     repository::{SlotMemory, run_blocking, seconds_since_1970},
     seal::EncryptionMode,
+    slot_limits::{self, Budget},
     slots::{self, SlotCheck, StoredSlot},
     store::ObjectStore,
 };
 use std::{cmp::Reverse, sync::Arc};
 use zeroize::Zeroizing;
-
-/// Most key slots that are read.
-pub(crate) const MAX_SLOTS: usize = 64;
 
 /// Opens the repository in a store; begins one if there is none and `create` is given.
 ///
@@ -30,8 +28,8 @@ pub(crate) async fn open(
             what: "the passphrase is empty: give one, or none at all".into(),
         });
     }
-    let mut ids = slots::list_ids(&*store).await?;
-    if ids.is_empty() {
+    let listed = slots::list_ids(&*store).await?;
+    if listed.is_empty() {
         let is_empty = store.list(MANIFESTS_PREFIX).await?.is_empty();
         match create {
             Some(options) if is_empty => return begin(store, passphrase, options.kdf).await,
@@ -45,13 +43,12 @@ pub(crate) async fn open(
             _ => {}
         }
     }
-    ids.extend(known.slots.iter().map(|slot| slot.key_id));
-    if ids.len() > MAX_SLOTS {
-        let store = store.describe().to_owned();
-        return Err(CloudError::TooManyKeys { store, found: ids.len(), most: MAX_SLOTS });
+    let (ids, left_out) = slot_limits::select(&listed, known);
+    if left_out > 0 {
+        tracing::warn!(store = store.describe(), left_out, "there are more key slots than are read");
     }
     let stored = slots::read_all(&*store, ids).await?;
-    let (opened, stored) = open_slots(&*store, stored, known, passphrase).await?;
+    let (opened, stored) = open_slots(&*store, stored, left_out, known, passphrase).await?;
     complete(store, opened, &stored, known).await
 }
 
@@ -113,12 +110,16 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    pub fn of(stored: &StoredSlot, known: &KnownKeys) -> Self {
+    pub fn of(stored: &StoredSlot, known: &KnownKeys, budget: &mut Budget) -> Self {
         let in_store: Vec<KeySlot> = stored.variants().cloned().collect();
         let mut slots: Vec<KeySlot> =
             known.slots.iter().filter(|slot| slot.key_id == stored.key_id).cloned().collect();
-        slots
-            .extend(in_store.iter().filter(|slot| slots.first() != Some(*slot)).cloned().collect::<Vec<_>>());
+        for slot in &in_store {
+            let is_plain = slot.mode != EncryptionMode::Aes256GcmSiv;
+            if slots.first() != Some(slot) && (is_plain || budget.take(slot)) {
+                slots.push(slot.clone());
+            }
+        }
         Self { slots, in_store }
     }
 
@@ -152,10 +153,14 @@ impl Candidates {
 async fn open_slots(
     store: &dyn ObjectStore,
     stored: Vec<StoredSlot>,
+    left_out: usize,
     known: &KnownKeys,
     passphrase: Option<&str>,
 ) -> Result<(Vec<Opened>, Vec<StoredSlot>), CloudError> {
-    let candidates: Vec<Candidates> = stored.iter().map(|stored| Candidates::of(stored, known)).collect();
+    let mut budget = Budget::new(known);
+    let candidates: Vec<Candidates> =
+        stored.iter().map(|stored| Candidates::of(stored, known, &mut budget)).collect();
+    let left_out = left_out + budget.left_out;
     let encrypted = candidates.iter().filter(|one| one.is_encrypted()).count();
     let describe = || store.describe().to_owned();
     let opened: Vec<Opened> = match passphrase {
@@ -177,6 +182,7 @@ async fn open_slots(
     let is_lost = |stored: &StoredSlot| stored.variants().next().is_none();
     Err(match stored.into_iter().filter(is_lost).find_map(StoredSlot::error) {
         Some(error) => error,
+        None if left_out > 0 => CloudError::KeySlotsLeftOut { store: describe(), left_out },
         None if encrypted == 0 => CloudError::PlainRepository { store: describe() },
         None => CloudError::WrongPassphrase { store: describe(), slots: encrypted },
     })

@@ -8,8 +8,9 @@ use crate::{
     error::random,
     keys::{DataKey, KeySlot, SlotTimes, create_slot, encode_slot},
     names::KEYS_PREFIX,
-    opening::{self, Candidates, MAX_SLOTS, Opened},
+    opening::{self, Candidates, Opened},
     repository::{run_blocking, seconds_since_1970},
+    slot_limits::{self, Budget, MAX_SLOTS},
     slots::{self, StoredSlot},
     store::ObjectStore,
     write_key::WriteKey,
@@ -70,11 +71,12 @@ pub async fn rekey(
     if wanted.is_empty() || request.passphrase.is_empty() {
         return Err(CloudError::InvalidRequest { what: "the passphrase is empty: give one".into() });
     }
-    let mut ids = slots::list_ids(&*store).await?;
-    let is_empty = ids.is_empty();
-    ids.extend(request.known.slots.iter().map(|slot| slot.key_id));
-    let found = ids.len() + usize::from(request.new_data_key);
-    if found > MAX_SLOTS {
+    let listed = slots::list_ids(&*store).await?;
+    let is_empty = listed.is_empty();
+    let (ids, left_out) = slot_limits::select(&listed, &request.known);
+    let found = ids.len() + left_out + usize::from(request.new_data_key);
+    // Other hosts would not read the new slot.
+    if request.new_data_key && found > MAX_SLOTS {
         let store = store.describe().to_owned();
         return Err(CloudError::TooManyKeys { store, found, most: MAX_SLOTS });
     }
@@ -127,7 +129,9 @@ async fn unlock<'a>(
     stored: &'a [StoredSlot],
     request: &Rekey,
 ) -> Result<(Vec<Unlocked<'a>>, usize), CloudError> {
-    let candidates = stored.iter().map(|stored| (stored, Candidates::of(stored, &request.known)));
+    let mut budget = Budget::new(&request.known);
+    let candidates =
+        stored.iter().map(|stored| (stored, Candidates::of(stored, &request.known, &mut budget)));
     let encrypted: Vec<_> = candidates.filter(|(_, one)| one.is_encrypted()).collect();
     let found = encrypted.len();
     if found == 0 {

@@ -12,7 +12,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Key slots that are read at once.
@@ -118,15 +118,20 @@ impl StoredSlot {
     }
 }
 
-/// Ids of all slots of which a copy is in the store. Two listings.
+/// The ids of all slots of which a copy is in the store, and the time when the older copy was stored (seconds since 1970, the
+/// latest possible if the store does not tell). Two listings.
 ///
 /// # Errors
 /// Those of the store.
-pub(crate) async fn list_ids(store: &dyn ObjectStore) -> Result<BTreeSet<Uuid>, CloudError> {
-    let mut ids = BTreeSet::new();
+pub(crate) async fn list_ids(store: &dyn ObjectStore) -> Result<BTreeMap<Uuid, i64>, CloudError> {
+    let mut ids = BTreeMap::new();
     for prefix in PREFIXES {
-        let listed = store.list(prefix).await?;
-        ids.extend(listed.iter().filter_map(|object| parse_uuid(object.key.strip_prefix(prefix)?)));
+        for object in store.list(prefix).await? {
+            let Some(id) = object.key.strip_prefix(prefix).and_then(parse_uuid) else { continue };
+            let stored_unix_s = object.modified_unix_s.unwrap_or(i64::MAX);
+            let found = ids.entry(id).or_insert(stored_unix_s);
+            *found = stored_unix_s.min(*found);
+        }
     }
     Ok(ids)
 }

@@ -268,3 +268,46 @@ async fn interrupted_passphrase_change_leaves_both_copies() {
     let error = open(sample.store.clone(), MODES[0]).await.unwrap_err();
     assert!(matches!(error, CloudError::WrongPassphrase { .. }), "{error}");
 }
+
+/// Slots of keys of their own below a store, as a holder of the bucket would add them.
+fn add_slots(store: &MemoryStore, count: u8, m_kib: u32, t: u32) {
+    let genuine = store.objects().into_iter().find(|(key, _)| key.starts_with(PREFIXES[0])).unwrap().1;
+    for number in 0..count {
+        let id = uuid::Uuid::from_bytes([number + 1; 16]);
+        let mut slot = genuine.to_vec();
+        slot[12..28].copy_from_slice(id.as_bytes());
+        slot[28..32].copy_from_slice(&m_kib.to_le_bytes());
+        slot[32..36].copy_from_slice(&t.to_le_bytes());
+        let sum = xxhash_rust::xxh3::xxh3_64(&slot[..136]);
+        slot[136..].copy_from_slice(&sum.to_le_bytes());
+        PREFIXES.iter().for_each(|prefix| store.insert(&format!("{prefix}{id}"), slot.clone()));
+    }
+}
+
+#[tokio::test]
+async fn costly_foreign_slots_are_not_tried() {
+    let one = sample(MODES[0]).await;
+    let known = one.repo.known_keys();
+    // Each would take 1 GiB and seconds; the test would take minutes.
+    add_slots(&one.store, 63, 1 << 20, 16);
+    for known in [known, KnownKeys::default()] {
+        let repo = Repository::open_existing(one.store.clone(), MODES[0], &known).await.unwrap();
+        repo.manifest(&one.snapshot).await.unwrap();
+    }
+    let wrong = Repository::open_existing(one.store.clone(), Some("wrong"), &KnownKeys::default()).await;
+    assert!(matches!(wrong, Err(CloudError::KeySlotsLeftOut { left_out: 63, .. })), "{:?}", wrong.err());
+}
+
+#[tokio::test]
+async fn surplus_slots_do_not_keep_older_ones_from_opening() {
+    let one = sample(MODES[0]).await;
+    one.store.set_clock(100);
+    add_slots(&one.store, 200, 8, 1);
+    for known in [one.repo.known_keys(), KnownKeys::default()] {
+        let repo = Repository::open_existing(one.store.clone(), MODES[0], &known).await.unwrap();
+        repo.manifest(&one.snapshot).await.unwrap();
+        let rotated = Rekey { new_data_key: true, ..request("correct horse", None, known) };
+        let refused = rekey(one.store.clone(), &rotated).await;
+        assert!(matches!(refused, Err(CloudError::TooManyKeys { found: 202, .. })), "{:?}", refused.err());
+    }
+}

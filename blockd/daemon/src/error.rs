@@ -200,6 +200,7 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
         | CloudError::DeletedMeanwhile { .. } => ErrorCode::CloudsnapNotFound,
         CloudError::BadId { .. } | CloudError::InvalidRequest { .. } => ErrorCode::InvalidRequest,
         CloudError::TooManyKeys { .. }
+        | CloudError::KeySlotsLeftOut { .. }
         | CloudError::Conflict { .. }
         | CloudError::Unsettled { .. }
         | CloudError::KeySlotMissing { .. }

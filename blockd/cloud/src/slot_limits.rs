@@ -1,0 +1,62 @@
+//! Limits of what key slots may cost.
+//!
+//! A holder of the bucket can store any number of slots whose Argon2id parameters take 1 GiB and minutes each. A host that opens the
+//! repository at its start would spend them, locked in memory. So slots that this host does not know are bounded in number, memory and work, and
+//! the oldest ones come first: objects that are added later do not keep the genuine ones from being opened.
+
+use crate::{
+    keys::{KdfParams, KeySlot},
+    repository::KnownKeys,
+};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Most key slots that are read.
+pub(crate) const MAX_SLOTS: usize = 64;
+/// Most memory of Argon2id for a slot that this host does not know, unless its own slots take more. Its default is 64 MiB.
+const MAX_MEMORY_KIB: u32 = 256 << 10;
+/// Most work for all slots that this host does not know, in KiB of memory times passes: as much as 64 slots of the default
+/// parameters, 64 MiB and 3 passes.
+const MAX_WORK: u64 = 64 * (64 << 10) * 3;
+
+/// The ids of the slots to read: those that this host knows, then the others, oldest first, and the number that is left out.
+pub(crate) fn select(listed: &BTreeMap<Uuid, i64>, known: &KnownKeys) -> (Vec<Uuid>, usize) {
+    let mut ids: Vec<Uuid> = known.slots.iter().map(|slot| slot.key_id).collect();
+    let mut others: Vec<(i64, Uuid)> =
+        listed.iter().filter(|(id, _)| !ids.contains(id)).map(|(id, stored)| (*stored, *id)).collect();
+    others.sort_unstable();
+    ids.extend(others.into_iter().map(|(_, id)| id));
+    let left_out = ids.len().saturating_sub(MAX_SLOTS.max(known.slots.len()));
+    ids.truncate(ids.len() - left_out);
+    (ids, left_out)
+}
+
+/// The work that may still go into slots that this host does not know.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    max_memory_kib: u32,
+    work: u64,
+    /// Slots that were left out.
+    pub left_out: usize,
+}
+
+impl Budget {
+    pub fn new(known: &KnownKeys) -> Self {
+        let own = known.slots.iter().map(|slot| slot.kdf.m_kib).max();
+        Self { max_memory_kib: MAX_MEMORY_KIB.max(own.unwrap_or(0)), work: MAX_WORK, left_out: 0 }
+    }
+
+    /// True if a slot may be tried; its work is subtracted then.
+    pub fn take(&mut self, slot: &KeySlot) -> bool {
+        let KdfParams { m_kib, t, .. } = slot.kdf;
+        let work = u64::from(m_kib) * u64::from(t);
+        let is_affordable = m_kib <= self.max_memory_kib && work <= self.work;
+        if is_affordable {
+            self.work -= work;
+        } else {
+            self.left_out += 1;
+            tracing::warn!(key_id = %slot.key_id, memory_kib = m_kib, passes = t, "a key slot costs too much to be tried");
+        }
+        is_affordable
+    }
+}
