@@ -629,6 +629,8 @@ pub struct GarbageCollected {
     pub young: Vec<Leftover>,
     /// The manifests that cannot be read, a line for each: while there is one, no backup's leftovers are deleted.
     pub unknown: Vec<String>,
+    /// Files or segments of uploads that did not end and were removed, or would be.
+    pub unfinished: u64,
     /// Objects deleted.
     pub objects_deleted: u64,
 }

@@ -9,18 +9,27 @@ use crate::{
     CloudError,
     backup::{BACKUP_LIFETIME_S, CLOCK_SKEW_MOST_S},
     delete::delete_objects,
-    manifest::Manifest,
-    names::{DATA_PREFIX, DeltaId, PROBE_PREFIX},
+    manifest::{Delta, Manifest},
+    names::{DATA_PREFIX, DeltaId, PROBE_PREFIX, ROOT_PREFIX},
     repository::{ManifestCache, NoCache, Repository},
-    store::ObjectInfo,
+    store::{ObjectInfo, Pages},
 };
 use blockd_extent::{SnapshotId, VolumeId};
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 use uuid::Uuid;
 
 /// How old what was made to try a store out must be to be garbage, in seconds.
 const PROBE_AGE_S: i64 = CLOCK_SKEW_MOST_S;
+
+/// Deltas whose objects are listed and deleted together.
+const DELTAS_AT_ONCE: usize = 64;
+/// Listings that are asked for at once.
+const LISTINGS_AT_ONCE: usize = 8;
 
 /// How garbage is collected.
 #[derive(Clone, Debug)]
@@ -62,6 +71,8 @@ pub struct GarbageReport {
     pub unknown: Vec<(Uuid, VolumeId, String)>,
     /// Objects that were made to try the store out and were deleted, or would be in a dry run.
     pub probe_objects: u64,
+    /// Files or segments of uploads that did not end and were removed, or would be in a dry run.
+    pub unfinished: u64,
     /// Objects deleted, as far as the store tells; 0 in a dry run.
     pub objects_deleted: u64,
 }
@@ -78,18 +89,15 @@ pub async fn collect_garbage(
     cache: &dyn ManifestCache,
 ) -> Result<GarbageReport, CloudError> {
     // In this order: what is committed in between is seen by the second listing.
-    let objects = repo.store().list(DATA_PREFIX).await?;
+    let leftovers = leftovers(repo).await?;
     let probes = repo.store().list(PROBE_PREFIX).await?;
     let manifests = repo.list_for_deletion(None, cache).await?;
 
-    let mut named: BTreeSet<(Uuid, VolumeId, SnapshotId)> = BTreeSet::new();
+    let mut named: BTreeSet<DeltaId> = BTreeSet::new();
     let mut unknown: BTreeMap<(Uuid, VolumeId), String> = BTreeMap::new();
     for listed in manifests {
         match (listed.manifest, listed.id) {
-            (Ok(manifest), _) => {
-                let deltas = manifest.deltas().map(|delta| (delta.cluster, delta.volume, delta.snapshot));
-                named.extend(deltas);
-            }
+            (Ok(manifest), _) => named.extend(manifest.deltas().map(Delta::id)),
             (Err(error), _) if error.is_retryable() => return Err(error),
             (Err(error), Some(id)) => {
                 unknown.entry((id.cluster, id.volume)).or_insert_with(|| error.to_string());
@@ -100,17 +108,12 @@ pub async fn collect_garbage(
     }
 
     let mut report = GarbageReport::default();
-    let mut doomed = Vec::new();
-    for (delta, objects) in by_delta(objects) {
-        if named.contains(&delta) || options.protected.contains(&delta.2) {
+    const AGE_S: i64 = BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S;
+    for (delta, leftover) in leftovers {
+        if named.contains(&delta) || options.protected.contains(&delta.snapshot) {
             continue;
         }
-        let (cluster, volume, snapshot) = delta;
-        let leftover = leftover(cluster, volume, snapshot, &objects);
-        if unknown.is_empty()
-            && is_garbage(leftover.since, options.now, BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S)
-        {
-            doomed.extend(objects.into_iter().map(|object| object.key));
+        if unknown.is_empty() && is_garbage(leftover.since, options.now, AGE_S) {
             report.garbage.push(leftover);
         } else {
             report.young.push(leftover);
@@ -118,15 +121,64 @@ pub async fn collect_garbage(
     }
     report.unknown = unknown.into_iter().map(|((cluster, volume), why)| (cluster, volume, why)).collect();
     let old = probes.into_iter().filter(|probe| is_garbage(time(probe), options.now, PROBE_AGE_S));
-    let before = doomed.len();
-    doomed.extend(old.map(|probe| probe.key));
-    report.probe_objects = (doomed.len() - before) as u64;
-    if !options.dry_run && !doomed.is_empty() {
+    let probes: Vec<String> = old.map(|probe| probe.key).collect();
+    report.probe_objects = probes.len() as u64;
+    if !options.dry_run {
         // A directory whose disk was away when the manifests were listed says that nothing is needed.
         repo.prove_key_slot().await?;
-        report.objects_deleted = delete_objects(repo, doomed.into_iter()).await?;
+        report.objects_deleted = delete_objects(repo, probes.into_iter()).await?;
+        for some in report.garbage.chunks(DELTAS_AT_ONCE) {
+            report.objects_deleted += delete_deltas(repo, some).await?;
+        }
     }
+    let before_unix_s = options.now.as_second().saturating_sub(AGE_S);
+    report.unfinished = repo.store().remove_unfinished(ROOT_PREFIX, before_unix_s, options.dry_run).await?;
     Ok(report)
+}
+
+/// What there is of each delta. Reads the listing page by page and keeps no names, because there may be millions.
+async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, CloudError> {
+    let mut deltas: BTreeMap<DeltaId, Leftover> = BTreeMap::new();
+    let mut pages = Pages::new(&**repo.store(), DATA_PREFIX);
+    while let Some(page) = pages.next().await? {
+        // Other names than those of a delta's objects are passed over.
+        for (delta, object) in
+            page.iter().filter_map(|object| Some((DeltaId::of_object(&object.key)?, object)))
+        {
+            let since = time(object);
+            match deltas.entry(delta) {
+                Entry::Vacant(new) => {
+                    let DeltaId { cluster, volume, snapshot } = delta;
+                    let (objects, len_bytes) = (1, object.size_bytes);
+                    new.insert(Leftover { cluster, volume, snapshot, objects, len_bytes, since });
+                }
+                Entry::Occupied(found) => {
+                    let found = found.into_mut();
+                    found.objects += 1;
+                    found.len_bytes += object.size_bytes;
+                    // One whose age is not known makes all of them young.
+                    found.since = found.since.zip(since).map(|(one, other)| one.min(other));
+                }
+            }
+        }
+    }
+    Ok(deltas)
+}
+
+/// Deletes the objects of deltas; returns their number, as far as the store tells.
+async fn delete_deltas(repo: &Repository, some: &[Leftover]) -> Result<u64, CloudError> {
+    let list = |one: &Leftover| {
+        let delta = DeltaId { cluster: one.cluster, volume: one.volume, snapshot: one.snapshot };
+        let store = Arc::clone(repo.store());
+        async move {
+            let mut objects = store.list(&delta.prefix()).await?;
+            objects.retain(|object| DeltaId::of_object(&object.key) == Some(delta));
+            Ok::<_, CloudError>(objects)
+        }
+    };
+    let listings: Vec<_> = some.iter().map(list).collect();
+    let listed: Vec<_> = futures::stream::iter(listings).buffered(LISTINGS_AT_ONCE).try_collect().await?;
+    delete_objects(repo, listed.into_iter().flatten().map(|object| object.key)).await
 }
 
 /// Removes what one backup left of which the caller **knows** that nobody, on no host, can still commit it: it never began to, and
@@ -167,34 +219,8 @@ pub async fn remove_leftovers_of(
     delete_objects(repo, objects.into_iter().map(|object| object.key)).await
 }
 
-type Key = (Uuid, VolumeId, SnapshotId);
-
-/// The objects of each delta. What has another name than any object of a delta is passed over.
-fn by_delta(objects: Vec<ObjectInfo>) -> BTreeMap<Key, Vec<ObjectInfo>> {
-    let mut deltas: BTreeMap<Key, Vec<ObjectInfo>> = BTreeMap::new();
-    for object in objects {
-        if let Some(delta) = DeltaId::of_object(&object.key) {
-            deltas.entry((delta.cluster, delta.volume, delta.snapshot)).or_default().push(object);
-        }
-    }
-    deltas
-}
-
 fn time(object: &ObjectInfo) -> Option<Timestamp> {
     object.modified_unix_s.and_then(|second| Timestamp::from_second(second).ok())
-}
-
-fn leftover(cluster: Uuid, volume: VolumeId, snapshot: SnapshotId, objects: &[ObjectInfo]) -> Leftover {
-    // One whose age is not known makes all of them young.
-    let times: Option<Vec<Timestamp>> = objects.iter().map(time).collect();
-    Leftover {
-        cluster,
-        volume,
-        snapshot,
-        objects: objects.len() as u64,
-        len_bytes: objects.iter().map(|object| object.size_bytes).sum(),
-        since: times.and_then(|times| times.into_iter().min()),
-    }
 }
 
 fn is_garbage(since: Option<Timestamp>, now: Timestamp, age_s: i64) -> bool {

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
 
+/// Prefix of all objects.
+pub(crate) const ROOT_PREFIX: &str = "blockd/";
 /// Prefix of the key slots.
 pub(crate) const KEYS_PREFIX: &str = "blockd/keys/";
 /// Prefix of the second copy of each key slot.

@@ -6,7 +6,7 @@ mod common;
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache,
     Repository, UnreadableSiblings, delete_with_manifest,
-    store::{Answer, Layer, ObjectInfo, ObjectStore, Operation, PutMode, Request, StoreFuture},
+    store::{Answer, Layer, ListPage, ObjectInfo, ObjectStore, Operation, PutMode, Request, StoreFuture},
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use common::{BLOCK, restored, run, run_with, set, spec, with_slot};
@@ -82,15 +82,15 @@ impl Layer for Between {
         })
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         self.around(Request::new(Operation::List, prefix), move |store| {
             Box::pin(async move {
-                let mut listed = store.list(prefix).await?;
+                let mut listed = store.list_page(prefix, page).await?;
                 let still = self.still_listed.lock().clone().filter(|object| object.key.starts_with(prefix));
                 if let Some(object) = still
-                    && !listed.iter().any(|other| other.key == object.key)
+                    && !listed.objects.iter().any(|other| other.key == object.key)
                 {
-                    listed.push(object);
+                    listed.objects.push(object);
                 }
                 Ok(listed)
             })

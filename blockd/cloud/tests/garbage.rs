@@ -6,6 +6,9 @@ mod common;
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CLOCK_SKEW_MOST_S, CancelToken, CloudError, EncryptionMode, GarbageOptions,
     GarbageReport, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
+    store::{
+        Answer, LIST_MAX_OBJECTS, Layer, ListPage, ObjectInfo, ObjectStore, Operation, Request, StoreFuture,
+    },
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use blockd_extent::SnapshotId;
@@ -151,4 +154,66 @@ async fn a_backup_that_went_on_for_too_long_does_not_commit() {
             }
         }
     }
+}
+
+/// A store that lists more objects than fit into one listing, page by page.
+struct Crowded {
+    inner: Arc<dyn ObjectStore>,
+}
+
+impl Crowded {
+    const PAGE_LEN: usize = 10_000;
+    const PAGES: usize = LIST_MAX_OBJECTS / Self::PAGE_LEN + 1;
+
+    /// Young objects of 100 deltas.
+    fn page(number: usize) -> ListPage {
+        let object = |at: usize| ObjectInfo {
+            key: format!(
+                "blockd/data/00000000-0000-4000-8000-000000000007/9/{}/pack-{at:08x}",
+                100 + at % 100
+            ),
+            size_bytes: 1,
+            version: String::new(),
+            modified_unix_s: Some(i64::MAX / 2),
+        };
+        let objects = (number * Self::PAGE_LEN..(number + 1) * Self::PAGE_LEN).map(object);
+        ListPage { objects: objects.collect(), next: Some((number + 1).to_string()) }
+    }
+}
+
+impl Layer for Crowded {
+    fn describe(&self) -> &str {
+        "crowded"
+    }
+
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        ask(self.inner.clone())
+    }
+
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+        let number: usize = page.map_or(0, |page| page.parse().unwrap());
+        match prefix == "blockd/data/" && number < Self::PAGES {
+            true => Box::pin(async move { Ok(Self::page(number)) }),
+            false => self.around(Request::new(Operation::List, prefix), move |store| {
+                Box::pin(async move { store.list_page(prefix, None).await })
+            }),
+        }
+    }
+}
+
+#[tokio::test]
+async fn millions_of_objects_do_not_end_the_collection() {
+    let store = Arc::new(MemoryStore::default());
+    let (repo, live, tip) = sample(&store).await;
+    let repo = repo.with_store(Arc::new(Crowded { inner: store.clone() }));
+    repo.store().list("blockd/data/").await.unwrap_err();
+    let report = collect(&repo, 1001 + BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S, false, &[]).await;
+    assert_eq!((report.garbage.len(), report.young.len(), report.objects_deleted), (1, 100, 3));
+    let listed: u64 = report.young.iter().map(|leftover| leftover.objects).sum();
+    assert_eq!(listed, (Crowded::PAGES * Crowded::PAGE_LEN) as u64);
+    assert_eq!(restored(&repo, &tip).await.unwrap(), live.content());
 }

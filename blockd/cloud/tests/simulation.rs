@@ -11,7 +11,7 @@ use blockd_cloud::{
     Manifest, ManifestFilter, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings, VerifyDepth,
     VerifyOptions, backup, collect_garbage, delete_with_manifest,
     store::{
-        Answer, Layer, ObjectInfo, ObjectStore, Operation, PutMode, Request, Requests, RetryPolicy,
+        Answer, Layer, ListPage, ObjectInfo, ObjectStore, Operation, PutMode, Request, Requests, RetryPolicy,
         StoreError, StoreErrorKind, StoreFuture, task_store,
     },
     testing::{MemoryStore, MemoryVolume},
@@ -278,20 +278,20 @@ impl Layer for Net {
         })
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         let lags = self.planted == Planted::LaggingListings && prefix.starts_with("blockd/manifests");
         let once = self.planted == Planted::VanishedPassedOver && prefix.starts_with("blockd/manifests");
         self.ask(Request::new(Operation::List, prefix), async move {
             if once && let Some(Deletion { first_listing: Some(first), .. }) = &*self.deletion.lock() {
-                return Ok(first.clone());
+                return Ok(ListPage { objects: first.clone(), next: None });
             }
-            let mut listed = self.bucket.list(prefix).await?;
+            let mut listed = self.bucket.list_page(prefix, page).await?;
             if lags {
-                let newest = listed.iter().filter_map(|object| object.modified_unix_s).max();
-                listed.retain(|object| object.modified_unix_s < newest);
+                let newest = listed.objects.iter().filter_map(|object| object.modified_unix_s).max();
+                listed.objects.retain(|object| object.modified_unix_s < newest);
             }
             if once && let Some(deletion) = &mut *self.deletion.lock() {
-                deletion.first_listing = Some(listed.clone());
+                deletion.first_listing = Some(listed.objects.clone());
             }
             Ok(listed)
         })

@@ -130,6 +130,7 @@ impl Core {
             garbage: report.garbage.iter().map(leftover).collect(),
             young: report.young.iter().map(leftover).collect(),
             unknown: unknown.map(|(_, volume, why)| format!("volume {volume}: {why}")).collect(),
+            unfinished: report.unfinished,
             objects_deleted: report.objects_deleted,
         })
     }

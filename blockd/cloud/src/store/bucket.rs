@@ -5,26 +5,30 @@
 //! that, and counts. What the library drops of answers (when to ask again, what was stored) comes from the HTTP client.
 
 use super::{
-    LIST_MAX_OBJECTS, ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
-    check_key, check_prefix,
+    ListPage, ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key,
+    check_prefix,
     classify::{classify, is_about_access},
     http::{Hints, with_hints},
 };
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use md5::{Digest, Md5};
 use object_store::{
     Attribute, Attributes, BackoffConfig, GetOptions, GetRange, ObjectStoreExt as _, PutMultipartOptions,
     PutOptions, PutPayload, RetryConfig,
+    list::{PaginatedListOptions, PaginatedListStore},
     multipart::{MultipartStore, PartId},
     path::Path,
 };
 use std::{future::Future, sync::Arc, time::Duration};
 
 /// What the library's clients have in common.
-pub(super) trait BucketClient: object_store::ObjectStore + MultipartStore {}
+pub(super) trait BucketClient:
+    object_store::ObjectStore + MultipartStore + PaginatedListStore
+{
+}
 
-impl<T: object_store::ObjectStore + MultipartStore> BucketClient for T {}
+impl<T: object_store::ObjectStore + MultipartStore + PaginatedListStore> BucketClient for T {}
 
 /// The library makes each request once.
 pub(super) fn no_retries() -> RetryConfig {
@@ -214,42 +218,35 @@ impl ObjectStore for BucketStore {
         })
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         Box::pin(async move {
             if !check_prefix(prefix) {
                 return Err(StoreError::new(StoreErrorKind::BadKey, "LIST", prefix, &self.description));
             }
-            // The client lists by whole names between slashes: the rest of the prefix is compared here.
-            let above = prefix.rfind('/').map(|at| &prefix[..at]);
-            let above = above.map(|above| self.path("LIST", above)).transpose()?;
-            let mut pages = self.client.list(above.as_ref());
-            let mut objects = Vec::new();
-            loop {
-                let found = match self.ask("LIST", prefix, pages.try_next()).await {
-                    Ok((Some(found), _)) => found,
-                    Ok((None, _)) => break,
-                    Err(mut error) if error.kind == StoreErrorKind::NotFound => {
+            let options = PaginatedListOptions {
+                page_token: page.map(str::to_owned),
+                ..PaginatedListOptions::default()
+            };
+            let listed =
+                self.client.list_paginated(Some(prefix).filter(|prefix| !prefix.is_empty()), options);
+            let listed = match self.ask("LIST", prefix, listed).await {
+                Ok((listed, _)) => listed,
+                Err(mut error) => {
+                    if error.kind == StoreErrorKind::NotFound {
                         error.kind = StoreErrorKind::BucketMissing;
-                        return Err(error);
                     }
-                    Err(error) => return Err(error),
-                };
+                    return Err(error);
+                }
+            };
+            let objects = listed.result.objects.into_iter().filter_map(|found| {
                 let key = found.location.to_string();
-                if key.starts_with(prefix) {
-                    let tag = found.e_tag.unwrap_or_default();
-                    let version = format!("{tag}-{}-{}", found.size, found.last_modified.timestamp_millis());
-                    let modified_unix_s = Some(found.last_modified.timestamp());
-                    objects.push(ObjectInfo { key, size_bytes: found.size, version, modified_unix_s });
-                }
-                if objects.len() > LIST_MAX_OBJECTS {
-                    return Err(StoreError::new(StoreErrorKind::TooLarge, "LIST", prefix, &self.description)
-                        .with_detail(format!("more than {LIST_MAX_OBJECTS} objects")));
-                }
-            }
-            // Not every server sorts, and pages may overlap while objects come and go.
-            objects.sort();
-            objects.dedup();
-            Ok(objects)
+                let tag = found.e_tag.unwrap_or_default();
+                let version = format!("{tag}-{}-{}", found.size, found.last_modified.timestamp_millis());
+                let modified_unix_s = Some(found.last_modified.timestamp());
+                let is_key = key.starts_with(prefix) && check_key(&key);
+                is_key.then_some(ObjectInfo { key, size_bytes: found.size, version, modified_unix_s })
+            });
+            Ok(ListPage { objects: objects.collect(), next: listed.page_token })
         })
     }
 

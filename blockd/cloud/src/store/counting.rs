@@ -34,7 +34,7 @@ impl Requests {
     }
 }
 
-/// How often a store was asked, by kind. A listing counts once, however many pages the store cuts it into.
+/// How often a store was asked, by kind.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RequestCounts {
@@ -42,7 +42,7 @@ pub struct RequestCounts {
     pub put: u64,
     /// Objects, or ranges of objects, read.
     pub get: u64,
-    /// Listings.
+    /// Pages of listings.
     pub list: u64,
     /// Objects removed.
     pub delete: u64,

@@ -1,6 +1,6 @@
 //! Stores in front of other ones, which pass on what they are asked.
 
-use super::{ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
+use super::{ListPage, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -13,9 +13,9 @@ pub enum Operation {
     Get,
     /// [`ObjectStore::get_range`].
     GetRange,
-    /// [`ObjectStore::delete`].
+    /// [`ObjectStore::delete`], [`ObjectStore::remove_unfinished`].
     Delete,
-    /// [`ObjectStore::list`].
+    /// [`ObjectStore::list_page`].
     List,
     /// [`ObjectStore::multipart_start`].
     MultipartStart,
@@ -86,7 +86,8 @@ pub trait Answer: Send {
 impl Answer for () {}
 impl Answer for bool {}
 impl Answer for String {}
-impl Answer for Vec<ObjectInfo> {}
+impl Answer for u64 {}
+impl Answer for ListPage {}
 impl Answer for Bytes {
     fn received_bytes(&self) -> u64 {
         self.len() as u64
@@ -135,10 +136,10 @@ pub trait Layer: Send + Sync {
         })
     }
 
-    /// [`ObjectStore::list`].
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+    /// [`ObjectStore::list_page`].
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         self.around(Request::new(Operation::List, prefix), move |store| {
-            Box::pin(async move { store.list(prefix).await })
+            Box::pin(async move { store.list_page(prefix, page).await })
         })
     }
 }
@@ -164,8 +165,19 @@ impl<L: Layer> ObjectStore for L {
         Layer::delete(self, key)
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
-        Layer::list(self, prefix)
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+        Layer::list_page(self, prefix, page)
+    }
+
+    fn remove_unfinished<'a>(
+        &'a self,
+        prefix: &'a str,
+        before_unix_s: i64,
+        dry_run: bool,
+    ) -> StoreFuture<'a, u64> {
+        self.around(Request::new(Operation::Delete, prefix), move |store| {
+            Box::pin(async move { store.remove_unfinished(prefix, before_unix_s, dry_run).await })
+        })
     }
 
     fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {

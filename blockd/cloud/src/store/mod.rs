@@ -43,8 +43,11 @@ use std::{fmt, sync::Arc};
 /// The size of every part of a multipart upload but the last, in bytes.
 pub const PART_LEN_BYTES: usize = 16 << 20;
 
-/// Most objects that one listing returns; a bucket with more below one prefix is refused rather than swallowed.
+/// Most objects that [`ObjectStore::list`] returns; more below one prefix are refused, because they would all be in memory.
 pub const LIST_MAX_OBJECTS: usize = 2_000_000;
+
+/// Most pages without an object in a row, after which a listing is taken for one without an end.
+const MAX_EMPTY_PAGES: usize = 1000;
 
 /// What becomes of an object that is already there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +70,15 @@ pub struct ObjectInfo {
     pub version: String,
     /// When it was stored, by the store's clock, in seconds since 1970; none if the store does not tell.
     pub modified_unix_s: Option<i64>,
+}
+
+/// A part of a listing.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct ListPage {
+    /// Some of the objects, in no particular order.
+    pub objects: Vec<ObjectInfo>,
+    /// The name of the next page; `None` after the last one.
+    pub next: Option<String>,
 }
 
 /// What every operation of a store returns.
@@ -92,8 +104,41 @@ pub trait ObjectStore: Send + Sync {
     /// Removes an object; false if the store says that there was none.
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool>;
 
-    /// Every object whose key begins with `prefix`, sorted by key.
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>>;
+    /// A page of the objects whose keys begin with `prefix`: the first one, or the `next` of the page before. An object that is
+    /// there all the time is on at least one page. Names that are no keys are left out.
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage>;
+
+    /// Every object whose key begins with `prefix`, sorted by key; [`StoreErrorKind::TooLarge`] for more than
+    /// [`LIST_MAX_OBJECTS`].
+    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+        Box::pin(async move {
+            let mut objects = Vec::new();
+            let mut pages = Pages::new(self, prefix);
+            while let Some(page) = pages.next().await? {
+                objects.extend(page);
+                if objects.len() > LIST_MAX_OBJECTS {
+                    return Err(StoreError::new(StoreErrorKind::TooLarge, "LIST", prefix, self.describe())
+                        .with_detail(format!("more than {LIST_MAX_OBJECTS} objects")));
+                }
+            }
+            // Not every server sorts, and pages may overlap while objects come and go.
+            objects.sort();
+            objects.dedup();
+            Ok(objects)
+        })
+    }
+
+    /// Removes what uploads that did not end left below a prefix, as far as it was stored before a time (seconds since 1970):
+    /// hidden files and directories that became empty, or segments of no object. Returns the number of files or segments; if
+    /// `dry_run`, nothing is removed. A bucket keeps the parts of such an upload until a lifecycle rule removes them: there it does nothing.
+    fn remove_unfinished<'a>(
+        &'a self,
+        _prefix: &'a str,
+        _before_unix_s: i64,
+        _dry_run: bool,
+    ) -> StoreFuture<'a, u64> {
+        Box::pin(async { Ok(0) })
+    }
 
     /// Begins an object that arrives in parts; returns the upload's id.
     fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String>;
@@ -117,6 +162,41 @@ pub trait ObjectStore: Send + Sync {
 
     /// Throws the parts away.
     fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()>;
+}
+
+/// The pages of a listing, one after the other.
+pub(crate) struct Pages<'a, S: ?Sized> {
+    store: &'a S,
+    prefix: &'a str,
+    next: Option<String>,
+    is_over: bool,
+    empty_pages: usize,
+}
+
+impl<'a, S: ObjectStore + ?Sized> Pages<'a, S> {
+    pub(crate) fn new(store: &'a S, prefix: &'a str) -> Self {
+        Self { store, prefix, next: None, is_over: false, empty_pages: 0 }
+    }
+
+    /// The objects of the next page; `None` after the last one.
+    ///
+    /// # Errors
+    /// Those of [`ObjectStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not go on: half a list is worse than none for
+    /// a caller who deletes.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<ObjectInfo>>, StoreError> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let page = self.store.list_page(self.prefix, self.next.as_deref()).await?;
+        self.empty_pages = if page.objects.is_empty() { self.empty_pages + 1 } else { 0 };
+        if page.next.is_some() && (page.next == self.next || self.empty_pages > MAX_EMPTY_PAGES) {
+            return Err(StoreError::new(StoreErrorKind::Other, "LIST", self.prefix, self.store.describe())
+                .with_detail("the pages of the listing do not go on from each other"));
+        }
+        self.is_over = page.next.is_none();
+        self.next = page.next;
+        Ok(Some(page.objects))
+    }
 }
 
 /// What kind of thing went wrong at a store.

@@ -1,6 +1,6 @@
 //! A part of a store: everything lies below one prefix, as if that were the whole of it.
 
-use super::{ObjectInfo, ObjectStore, PutMode, StoreFuture, check_key};
+use super::{ListPage, ObjectInfo, ObjectStore, PutMode, StoreFuture, check_key};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -74,15 +74,26 @@ impl ObjectStore for PrefixStore {
         Box::pin(async move { self.inner.delete(&self.whole(key)).await })
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         Box::pin(async move {
-            let listed = self.inner.list(&self.whole(prefix)).await?;
+            let listed = self.inner.list_page(&self.whole(prefix), page).await?;
             let own = |info: ObjectInfo| {
                 let key = info.key.strip_prefix(&self.before)?.to_owned();
                 Some(ObjectInfo { key, ..info })
             };
-            Ok(listed.into_iter().filter_map(own).collect())
+            Ok(ListPage { objects: listed.objects.into_iter().filter_map(own).collect(), next: listed.next })
         })
+    }
+
+    fn remove_unfinished<'a>(
+        &'a self,
+        prefix: &'a str,
+        before_unix_s: i64,
+        dry_run: bool,
+    ) -> StoreFuture<'a, u64> {
+        Box::pin(
+            async move { self.inner.remove_unfinished(&self.whole(prefix), before_unix_s, dry_run).await },
+        )
     }
 
     fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {

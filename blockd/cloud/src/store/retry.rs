@@ -78,7 +78,7 @@ impl super::Layer for RetryStore {
         ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         let body_len_bytes = match request.operation {
-            // Many requests under one name, or much to do for the store: they get the time of a large body.
+            // A long answer, or much to do for the store: they get the time of a large body.
             Operation::List | Operation::MultipartComplete => 32 << 20,
             _ => request.sent_bytes.max(request.wanted_bytes),
         };

@@ -1,15 +1,19 @@
 //! A store in memory, with every object in reach of a test.
 
 use crate::store::{
-    ObjectInfo, ObjectStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture, check_key,
-    check_prefix,
+    ListPage, ObjectInfo, ObjectStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture,
+    check_key, check_prefix,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::atomic::{AtomicI64, Ordering::Relaxed},
 };
+
+/// Objects of one page of a listing.
+const PAGE_LEN: usize = 10_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum Conditions {
@@ -137,22 +141,25 @@ impl ObjectStore for MemoryStore {
         Box::pin(async move { Ok(self.objects.lock().remove(key).is_some()) })
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         Box::pin(async move {
             if !check_prefix(prefix) {
                 return Err(Self::error(StoreErrorKind::BadKey, "LIST", prefix));
             }
             let objects = self.objects.lock();
             let stored = self.stored_unix_s.lock();
-            let found = objects.iter().filter(|(key, _)| key.starts_with(prefix));
-            Ok(found
-                .map(|(key, body)| ObjectInfo {
+            let after = page.map_or(Bound::Included(prefix), Bound::Excluded);
+            let found = objects.range::<str, _>((after, Bound::Unbounded));
+            let mut found =
+                found.take_while(|(key, _)| key.starts_with(prefix)).map(|(key, body)| ObjectInfo {
                     key: key.clone(),
                     size_bytes: body.len() as u64,
                     version: format!("{:016x}", xxhash_rust::xxh3::xxh3_64(body)),
                     modified_unix_s: stored.get(key).copied(),
-                })
-                .collect())
+                });
+            let objects: Vec<_> = found.by_ref().take(PAGE_LEN).collect();
+            let next = found.next().and(objects.last()).map(|last| last.key.clone());
+            Ok(ListPage { objects, next })
         })
     }
 

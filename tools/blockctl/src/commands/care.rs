@@ -181,5 +181,11 @@ fn show_garbage(output: &Output, collected: &GarbageCollected) -> Result<(), Fai
     output.line(match collected.dry_run {
         true => format!("{} of abandoned backups would be deleted ({size}).", counted(objects, "object")),
         false => format!("{} deleted ({size}).", counted(collected.objects_deleted, "object")),
-    })
+    })?;
+    if collected.unfinished > 0 {
+        let done = if collected.dry_run { "would be removed" } else { "removed" };
+        let count = counted(collected.unfinished, "file");
+        output.line(format!("{count} of uploads that did not end {done}."))?;
+    }
+    Ok(())
 }

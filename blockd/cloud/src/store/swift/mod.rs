@@ -5,16 +5,17 @@
 //! `FORMAT.md`, "Two writers").
 //!
 //! What arrives in parts becomes a static large object. Its segments lie beside the keys of the format, below
-//! `blockd-parts/`, and go with the object.
+//! `blockd-parts/`, and go with the object; those of uploads that did not end go with the next collection of garbage.
 
 mod auth;
+mod listing;
 
 pub use auth::SwiftAccess;
 
 use self::auth::Authority;
 use super::{
-    LIST_MAX_OBJECTS, ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
-    check_key, check_prefix,
+    ListPage, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key,
+    check_prefix,
     http::{HttpOptions, chain, misconfigured, retry_after_s},
 };
 use bytes::{Bytes, BytesMut};
@@ -25,10 +26,6 @@ use serde_json::json;
 use std::{fmt::Write, time::Duration};
 use uuid::Uuid;
 
-/// Objects of one page of a listing.
-const PAGE_MOST: usize = 10_000;
-/// The longest page of a listing, in bytes.
-const PAGE_LEN_MOST: u64 = 32 << 20;
 /// Where segments lie.
 const SEGMENTS_PREFIX: &str = "blockd-parts/";
 
@@ -99,20 +96,6 @@ impl SwiftOptions {
             stall_timeout: self.http.stall_timeout,
         })
     }
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    name: String,
-    bytes: u64,
-    hash: String,
-    last_modified: String,
-}
-
-/// A time as Swift writes it: UTC, without saying so.
-fn unix_seconds(text: &str) -> Option<i64> {
-    let time: jiff::civil::DateTime = text.parse().ok()?;
-    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -278,54 +261,6 @@ impl SwiftStore {
         format!("{SEGMENTS_PREFIX}{key}/{upload_id}/")
     }
 
-    async fn list_all(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
-        let mut objects: Vec<ObjectInfo> = Vec::new();
-        let mut marker = String::new();
-        loop {
-            let query = format!("?format=json&limit={PAGE_MOST}&prefix={prefix}&marker={marker}");
-            let answer = self.ask("LIST", prefix, &Method::GET, &query, |request| request).await?;
-            let body = self.body("LIST", prefix, answer, PAGE_LEN_MOST).await?;
-            let page: Vec<Listed> = match body.is_empty() {
-                true => Vec::new(),
-                false => serde_json::from_slice(&body).map_err(|error| {
-                    self.fail(
-                        StoreErrorKind::Other,
-                        "LIST",
-                        prefix,
-                        format!("the listing is not understood: {error}"),
-                    )
-                })?,
-            };
-            let Some(last) = page.last().map(|last| last.name.clone()) else { break };
-            if last <= marker {
-                // There would be no end, and half a list is worse than none: whoever deletes would believe it.
-                let detail = "the pages of the listing do not go on from each other".to_owned();
-                return Err(self.fail(StoreErrorKind::Other, "LIST", prefix, detail));
-            }
-            if !check_key(&last) {
-                // What is not ours could not be put into a query as it is.
-                let detail = "there are objects below the prefix whose names are none of blockd's".to_owned();
-                return Err(self.fail(StoreErrorKind::Other, "LIST", prefix, detail));
-            }
-            marker = last;
-            objects.extend(page.into_iter().filter(|found| found.name.starts_with(prefix)).map(|found| {
-                ObjectInfo {
-                    version: format!("{}-{}-{}", found.hash, found.bytes, found.last_modified),
-                    modified_unix_s: unix_seconds(&found.last_modified),
-                    key: found.name,
-                    size_bytes: found.bytes,
-                }
-            }));
-            if objects.len() > LIST_MAX_OBJECTS {
-                let detail = format!("more than {LIST_MAX_OBJECTS} objects");
-                return Err(self.fail(StoreErrorKind::TooLarge, "LIST", prefix, detail));
-            }
-        }
-        objects.sort();
-        objects.dedup();
-        Ok(objects)
-    }
-
     async fn delete_object(&self, key: &str) -> Result<bool, StoreError> {
         // Segments go only if they are asked to, and a plain object refuses to be asked.
         let head = self.ask("DELETE", key, &Method::HEAD, "", |request| request).await;
@@ -440,13 +375,22 @@ impl ObjectStore for SwiftStore {
         })
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         Box::pin(async move {
             if !check_prefix(prefix) {
                 return Err(StoreError::new(StoreErrorKind::BadKey, "LIST", prefix, &self.description));
             }
-            self.list_all(prefix).await
+            self.page_of(prefix, page.unwrap_or_default()).await
         })
+    }
+
+    fn remove_unfinished<'a>(
+        &'a self,
+        prefix: &'a str,
+        before_unix_s: i64,
+        dry_run: bool,
+    ) -> StoreFuture<'a, u64> {
+        Box::pin(self.remove_unused_segments(prefix, before_unix_s, dry_run))
     }
 
     fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
@@ -504,7 +448,7 @@ impl ObjectStore for SwiftStore {
     fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             self.check("MULTIPART", key)?;
-            for segment in self.list_all(&Self::segments(key, upload_id)).await? {
+            for segment in self.list(&Self::segments(key, upload_id)).await? {
                 self.delete_object(&segment.key).await?;
             }
             Ok(())

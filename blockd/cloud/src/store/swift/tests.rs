@@ -1,4 +1,4 @@
-use super::*;
+use super::{listing::unix_seconds, *};
 use crate::testing::{HttpDouble, HttpReply, HttpRequest};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -222,4 +222,61 @@ async fn a_listing_whose_pages_do_not_go_on_is_an_error() {
         assert_eq!(error.kind, StoreErrorKind::Other);
         assert!(error.to_string().contains("do not go on from each other"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn odd_name_in_a_listing_is_left_out() {
+    let server = cloud(|request| match request.path.split("marker=").nth(1) {
+        Some("") => page(&["blockd/data/a", "blockd/data/b c?&\u{e4}"]),
+        Some("blockd/data/b%20c%3F%26%C3%A4") => page(&["blockd/data/d"]),
+        _ => page(&[]),
+    })
+    .await;
+    let listed = v1(&server, "planted").list("blockd/data/").await.unwrap();
+    let names: Vec<_> = listed.iter().map(|object| object.key.as_str()).collect();
+    assert_eq!(names, ["blockd/data/a", "blockd/data/d"]);
+}
+
+#[tokio::test]
+async fn old_segments_of_no_object_are_removed() {
+    let uploads = [("used", 1), ("gone", 1), ("replaced", 1), ("plain", 1), ("young", 9)];
+    let segment = |name: &str, no| format!("blockd-parts/blockd/data/{name}/0-1/{no:08}");
+    let server = cloud(move |request| {
+        let path = request.path.strip_prefix("/v1/AUTH_x/box").unwrap();
+        if request.method == "DELETE" {
+            return HttpReply::status(204);
+        }
+        let parts = |of: &str| {
+            let parts = json!([{"name": format!("/box/{}", segment(of, 0))}]).to_string();
+            HttpReply::status(200).header("X-Static-Large-Object", "True").body(parts)
+        };
+        match path.split_once('?').unwrap_or((path, "")) {
+            ("", query) if query.ends_with("marker=") => {
+                let listed = uploads.iter().flat_map(|(name, day)| [0, 1].map(|no| (segment(name, no), day)));
+                let listed = listed.map(|(name, day)| {
+                    json!({"name": name, "bytes": 5, "hash": "h", "last_modified": format!("2026-01-0{day}T00:00:00")})
+                });
+                HttpReply::status(200).body(serde_json::Value::from_iter(listed).to_string())
+            }
+            ("", _) => page(&[]),
+            ("/blockd/data/used", _) => parts("used"),
+            ("/blockd/data/replaced", _) => parts("another"),
+            ("/blockd/data/plain", _) => HttpReply::status(200).body("plain"),
+            (_, _) if request.method == "HEAD" => HttpReply::status(200),
+            _ => HttpReply::status(404),
+        }
+    })
+    .await;
+    let store = v1(&server, "planted");
+    let before = unix_seconds("2026-01-05T00:00:00").unwrap();
+    let deleted = || -> Vec<_> {
+        let seen = server.seen().into_iter().filter(|request| request.method == "DELETE");
+        seen.map(|request| request.path.strip_prefix("/v1/AUTH_x/box/").unwrap().to_owned()).collect()
+    };
+    assert_eq!(store.remove_unfinished("blockd/data/", before, true).await.unwrap(), 6);
+    assert_eq!(deleted(), [""; 0]);
+    assert_eq!(store.remove_unfinished("blockd/data/", before, false).await.unwrap(), 6);
+    let unused = ["gone", "replaced", "plain"];
+    let expected: Vec<_> = unused.iter().flat_map(|name| [segment(name, 0), segment(name, 1)]).collect();
+    assert_eq!(deleted(), expected);
 }
