@@ -1,5 +1,5 @@
 //! The data key of new backups: hidden, forged and foreign keys do not become it, and restores go on.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
 
 mod common;
 

@@ -115,12 +115,12 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
         done.owner
     );
     for discard in [false, true] {
-        let stop = StopTask { discard, ..StopTask::default() };
+        let stop = StopTask { discard };
         assert_eq!(api_code(operator.stop_task(of_admin.task, &stop).await), ErrorCode::Forbidden);
     }
     let limits = TaskLimits::default();
     assert_eq!(api_code(operator.limit_task(of_admin.task, &limits).await), ErrorCode::Forbidden);
-    let snap = host.list().await[0].id.clone();
+    let snap = host.list().await[0].id;
     let mark = MarkCloudsnap { snap, cred_id: None, pinned: None, expires, never_expires: false };
     assert_eq!(api_code(operator.mark_cloudsnap(&mark).await), ErrorCode::Forbidden);
 
