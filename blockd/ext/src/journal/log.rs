@@ -194,6 +194,28 @@ impl<'a> Log<'a> {
         Ok((head[..4] == FAST_HEAD).then(|| le32(&head, 8)))
     }
 
+    /// A journal from block 1 on, for tests.
+    #[cfg(test)]
+    pub fn of_one_piece(source: &'a dyn ReadAt, block_len: usize, end: u32, checksums: Checksums) -> Self {
+        let pieces = vec![Piece { first: 1, len: end - 1, block: 1 }];
+        let (wide, checksum_seed, fast_tid) = (false, 0, None);
+        let room_blocks = u64::from(end);
+        Self {
+            source,
+            block_len,
+            pieces,
+            first: 1,
+            end,
+            start: 1,
+            sequence: 1,
+            checksums,
+            checksum_seed,
+            wide,
+            room_blocks,
+            fast_tid,
+        }
+    }
+
     /// How many blocks the ring has.
     pub fn ring_len(&self) -> u32 {
         self.end - self.first

@@ -32,9 +32,8 @@ const UUID_LEN: usize = 16;
 /// Blocks that are taken from a journal at most, and revocations in it: twice what the largest journal that mke2fs makes unasked
 /// holds of blocks. They are kept as long as the filesystem is open.
 const ENTRIES_MOST: usize = 1 << 19;
-/// Blocks of the journal itself that are read at most: of a journal that says nothing for millions of blocks nobody waits for
-/// the end.
-const BLOCKS_READ_MOST: u32 = 1 << 20;
+/// Most bytes of the journal itself that are read: each block is a download if the image is in a bucket.
+const MAX_READ_BYTES: u64 = 4 << 30;
 
 /// A block that a transaction writes.
 struct Write {
@@ -92,14 +91,18 @@ impl Open {
 
 /// Goes through the journal once.
 pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
+    scan_at_most(log, MAX_READ_BYTES / log.block_len as u64)
+}
+
+fn scan_at_most(log: &Log<'_>, max_blocks: u64) -> Result<Scanned, ExtError> {
     let mut scanned = Scanned { next: log.sequence, ..Scanned::default() };
-    let (mut at, mut sequence, mut blocks_read) = (log.start, log.sequence, 0);
+    let (mut at, mut sequence, mut blocks_left) = (log.start, log.sequence, max_blocks);
     // What is left of the ring: whoever comes around has seen everything.
     let mut left = log.ring_len();
     let mut open = Open::new();
     let mut last_commit_seconds = 0;
     while left > 0 {
-        blocks_read = count_reads(blocks_read, 1)?;
+        blocks_left = count_reads(blocks_left, 1)?;
         let bytes = log.read(at)?;
         if be32(&bytes, 0) != MAGIC || be32(&bytes, 8) != sequence {
             break;
@@ -117,7 +120,7 @@ pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
                 if log.checksums == Checksums::Transaction {
                     open.sum = crc32_big_endian(open.sum, &bytes);
                     // The checksum covers the data blocks, which are read here and nowhere else.
-                    blocks_read = count_reads(blocks_read, count)?;
+                    blocks_left = count_reads(blocks_left, count)?;
                     for index in 0..count {
                         open.sum = crc32_big_endian(open.sum, &log.read(log.behind(at, index))?);
                     }
@@ -154,13 +157,10 @@ pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
     Ok(scanned)
 }
 
-/// Adds to the blocks read, before they are read.
-fn count_reads(blocks_read: u32, count: u32) -> Result<u32, ExtError> {
-    let sum = blocks_read.saturating_add(count);
-    if sum > BLOCKS_READ_MOST {
-        return Err(ExtError::unsupported("a journal that is longer than one is read"));
-    }
-    Ok(sum)
+/// Subtracts blocks from those that may be read, before they are.
+fn count_reads(blocks_left: u64, count: u32) -> Result<u64, ExtError> {
+    let too_long = || ExtError::unsupported("a journal that is longer than one is read");
+    blocks_left.checked_sub(count.into()).ok_or_else(too_long)
 }
 
 fn has_tails(log: &Log<'_>) -> bool {
@@ -242,4 +242,62 @@ fn read_revocations(log: &Log<'_>, bytes: &[u8], revoked: &mut Vec<u64>) -> bool
         revoked.extend(records.chunks_exact(4).map(|record| u64::from(be32(record, 0))));
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ReadAt;
+    use std::{
+        io,
+        sync::atomic::{AtomicU64, Ordering::Relaxed},
+    };
+
+    const BLOCK_LEN: usize = 1024;
+    /// Blocks of a transaction: the descriptor, the data that it names, the commit.
+    const TRANSACTION: u64 = 128;
+
+    /// A journal of transactions that write the same blocks again and again. Counts the blocks that are read.
+    struct Repeating(AtomicU64);
+
+    impl ReadAt for Repeating {
+        fn size_bytes(&self) -> u64 {
+            1 << 40
+        }
+
+        fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+            self.0.fetch_add(1, Relaxed);
+            buf.fill(0);
+            let at = offset_bytes / BLOCK_LEN as u64 - 1;
+            let kind = match at % TRANSACTION {
+                0 => DESCRIPTOR,
+                last if last == TRANSACTION - 1 => COMMIT,
+                _ => return Ok(()),
+            };
+            buf[..4].copy_from_slice(&MAGIC.to_be_bytes());
+            buf[4..8].copy_from_slice(&kind.to_be_bytes());
+            buf[8..12].copy_from_slice(&((at / TRANSACTION) as u32 + 1).to_be_bytes());
+            for tag in buf[HEADER_LEN..].chunks_exact_mut(8).filter(|_| kind == DESCRIPTOR) {
+                tag[7] = TAG_SAME_UUID as u8;
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn blocks_of_a_transaction_checksum_count_as_read() {
+        // Each transaction costs so many blocks.
+        for (checksums, cost) in [(Checksums::None, 2), (Checksums::Transaction, TRANSACTION)] {
+            let source = Repeating(AtomicU64::new(0));
+            let of = |transactions: u64| {
+                let end = 1 + (transactions * TRANSACTION) as u32;
+                Log::of_one_piece(&source, BLOCK_LEN, end, checksums)
+            };
+            let scanned = scan_at_most(&of(7), 7 * cost).unwrap();
+            assert_eq!((scanned.transactions, source.0.load(Relaxed)), (7, 7 * cost));
+            let refused = scan_at_most(&of(7), 7 * cost - 1).err().unwrap();
+            assert!(refused.to_string().contains("longer"), "{refused}");
+            assert!(source.0.load(Relaxed) < 14 * cost, "more was read than may be");
+        }
+    }
 }
