@@ -67,9 +67,7 @@ impl Filesystem {
         })?;
         match flow {
             ControlFlow::Continue(()) => Ok(entries),
-            ControlFlow::Break(()) => {
-                Err(ExtError::unsupported(format!("a directory of more than {most} entries")))
-            }
+            ControlFlow::Break(()) => Err(ExtError::TooManyEntries { max_entries: most }),
         }
     }
 

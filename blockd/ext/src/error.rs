@@ -80,6 +80,12 @@ pub enum ExtError {
     /// A path leads through more links than any system follows.
     #[error("the path leads through too many symbolic links")]
     TooManyLinks,
+    /// A directory has more entries than were asked for.
+    #[error("the directory has more than {max_entries} entries")]
+    TooManyEntries {
+        /// The limit.
+        max_entries: usize,
+    },
 }
 
 impl ExtError {

@@ -95,9 +95,11 @@ fn open(bytes: Vec<u8>) -> ImageFiles {
 fn check(files: &dyn FileTree, root: &str) {
     let path = |rest: &str| format!("{root}{rest}").into_bytes();
     let names: Vec<Vec<u8>> =
-        files.read_dir(&path("/")).unwrap().into_iter().map(|entry| entry.name).collect();
+        files.read_dir(&path("/"), 1000).unwrap().into_iter().map(|entry| entry.name).collect();
     assert_eq!(names, [&b"a"[..], b"device", b"link", b"long", b"lost+found", b"pipe"]);
-    assert_eq!(files.read_dir(&path("/a/b")).unwrap().len(), 200);
+    assert_eq!(files.read_dir(&path("/a/b"), 200).unwrap().len(), 200);
+    let refused = files.read_dir(&path("/a/b"), 199).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::InvalidInput, "{refused}");
     let expected = "77".repeat(2000).into_bytes();
     assert_eq!(files.read(&path("/a/b/77"), 0, 1 << 20).unwrap(), expected);
     assert_eq!(files.read(&path("/a/b/77"), 3000, 10).unwrap(), expected[3000..3010]);
@@ -116,7 +118,7 @@ fn check(files: &dyn FileTree, root: &str) {
     let xattrs = files.xattrs(&path("/a")).unwrap();
     assert_eq!(xattrs, [FileXattr { name: b"user.note".to_vec(), value: b"hello".to_vec() }]);
     assert_eq!(files.xattrs(&path("/link")).unwrap(), []);
-    assert!(files.read_dir(&path("/a/b/77")).is_err() && files.read_link(&path("/a")).is_err());
+    assert!(files.read_dir(&path("/a/b/77"), 1000).is_err() && files.read_link(&path("/a")).is_err());
 }
 
 #[test]
@@ -137,7 +139,7 @@ fn partitions_are_directories() {
     entry[12..].copy_from_slice(&(part.len() as u32 / 512).to_le_bytes());
     disk.extend_from_slice(&part);
     let files = open(disk);
-    assert_eq!(files.read_dir(b"/").unwrap().len(), 1);
+    assert_eq!(files.read_dir(b"/", 1000).unwrap().len(), 1);
     check(&files, "/p1");
     for wrong in ["/p2", "/p01", "/p", "/q1", "/p1x"] {
         assert!(files.stat(wrong.as_bytes()).is_err(), "{wrong}");
@@ -163,7 +165,7 @@ fn explore(files: &dyn FileTree) {
         let Some(path) = left.pop() else { return };
         match files.stat(&path).map(|stat| stat.kind) {
             Ok(FileKind::Directory) => {
-                for entry in files.read_dir(&path).unwrap_or_default() {
+                for entry in files.read_dir(&path, 1000).unwrap_or_default() {
                     assert!(!entry.name.contains(&b'/') && !entry.name.contains(&0) && entry.name != b"..");
                     let mut below = path.clone();
                     below.push(b'/');
@@ -228,13 +230,13 @@ fn an_outage_is_no_damage_and_leaves_nothing_behind() {
     assert_eq!(open().err().unwrap().kind(), io::ErrorKind::TimedOut);
     image.away.store(false, Relaxed);
     let files = open().unwrap();
-    assert_eq!(files.read_dir(b"/").unwrap().len(), 6);
+    assert_eq!(files.read_dir(b"/", 1000).unwrap().len(), 6);
     for what in ["/a/b", "/a/b/77", "/long"] {
         image.away.store(true, Relaxed);
         image.asked.store(0, Relaxed);
         let path = what.as_bytes();
         let error = match what {
-            "/a/b" => files.read_dir(path).unwrap_err(),
+            "/a/b" => files.read_dir(path, 1000).unwrap_err(),
             "/long" => files.read_link(path).unwrap_err(),
             _ => files.read(path, 0, 100).unwrap_err(),
         };

@@ -110,12 +110,7 @@ impl FileReader {
         let stat = self.files.stat(bytes).map_err(|error| refused(&error, path))?;
         let mut entries = Vec::new();
         if stat.kind == inside::FileKind::Directory && query.entries {
-            let found = self.files.read_dir(bytes).map_err(|error| refused(&error, path))?;
-            if found.len() > ENTRIES_MOST {
-                let message =
-                    format!("{path} has {} entries, at most {ENTRIES_MOST} are listed", found.len());
-                return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-            }
+            let found = self.files.read_dir(bytes, ENTRIES_MOST).map_err(|error| refused(&error, path))?;
             entries.extend(found.into_iter().map(|entry| {
                 let path = path.join(&entry.name);
                 let link = entry.stat.filter(|stat| stat.kind == inside::FileKind::Symlink);
@@ -242,7 +237,7 @@ mod tests {
             })
         }
 
-        fn read_dir(&self, _: &[u8]) -> io::Result<Vec<FileEntry>> {
+        fn read_dir(&self, _: &[u8], _: usize) -> io::Result<Vec<FileEntry>> {
             unimplemented!()
         }
 

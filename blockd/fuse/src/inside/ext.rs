@@ -6,8 +6,11 @@ use blockd_ext::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt}
 use parking_lot::Mutex;
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
-/// Most entries of a directory that are shown.
-const ENTRIES_MOST: usize = 1_000_000;
+/// Most entries of a directory that a mount shows.
+const MAX_MOUNT_ENTRIES: usize = 1_000_000;
+/// A directory that is longer is large: of all of the process, one of these is listed at a time, because a listing of a million names
+/// takes hundreds of megabytes.
+const LARGE_DIR_BYTES: u64 = 4 << 20;
 /// Inodes that are kept for the next read: of the files that were read last.
 const INODES_MOST: usize = 64;
 /// What the names that are kept take at most, in bytes.
@@ -71,7 +74,10 @@ fn convert(error: &ExtError) -> io::Error {
         ExtError::NotFound => io::ErrorKind::NotFound,
         ExtError::NotADirectory => io::ErrorKind::NotADirectory,
         ExtError::IsADirectory => io::ErrorKind::IsADirectory,
-        ExtError::NotAFile | ExtError::NotALink | ExtError::TooManyLinks => io::ErrorKind::InvalidInput,
+        ExtError::NotAFile
+        | ExtError::NotALink
+        | ExtError::TooManyLinks
+        | ExtError::TooManyEntries { .. } => io::ErrorKind::InvalidInput,
         ExtError::Unsupported { .. } => io::ErrorKind::Unsupported,
         // What the image said, with its kind.
         ExtError::Read { source, .. } => source.kind(),
@@ -191,11 +197,11 @@ impl ExtTree {
         Ok(inode)
     }
 
-    fn entries(&self, path: &[u8]) -> Result<Vec<FileEntry>, ExtError> {
+    fn entries(&self, path: &[u8], max_entries: usize) -> Result<Vec<FileEntry>, ExtError> {
         let (dir, above) = self.fs.resolve_with_above(path)?;
         // Whoever went down there would never come to an end.
         let is_above = |number: &InodeNumber| *number == dir.number || above.contains(number);
-        let (found, names) = self.listed(&dir, is_above)?;
+        let (found, names) = self.listed(&dir, max_entries, is_above)?;
         self.names.lock().insert(path.to_vec(), names);
         Ok(found)
     }
@@ -204,9 +210,12 @@ impl ExtTree {
     fn listed(
         &self,
         dir: &Inode,
+        max_entries: usize,
         is_above: impl Fn(&InodeNumber) -> bool,
     ) -> Result<(Vec<FileEntry>, Names), ExtError> {
-        let mut entries = self.fs.read_dir(dir, ENTRIES_MOST)?;
+        static LARGE: Mutex<()> = Mutex::new(());
+        let _turn = (dir.size_bytes > LARGE_DIR_BYTES).then(|| LARGE.lock());
+        let mut entries = self.fs.read_dir(dir, max_entries)?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         // Two of one name cannot be told apart.
         entries.dedup_by(|b, a| a.name == b.name);
@@ -276,8 +285,8 @@ impl FileTree for ExtTree {
         self.inode(path).map(|inode| stat_of(&inode)).map_err(|error| convert(&error))
     }
 
-    fn read_dir(&self, path: &[u8]) -> io::Result<Vec<FileEntry>> {
-        self.entries(path).map_err(|error| convert(&error))
+    fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
+        self.entries(path, max_entries).map_err(|error| convert(&error))
     }
 
     fn read_link(&self, path: &[u8]) -> io::Result<Vec<u8>> {
@@ -318,7 +327,7 @@ impl NumberedFiles for ExtTree {
     fn entries_of(&self, dir: u32) -> io::Result<Vec<FileEntry>> {
         let is_above = |number: &InodeNumber| number.0 == dir || *number == InodeNumber::ROOT;
         let inode = self.fs.inode(InodeNumber(dir));
-        let found = inode.and_then(|inode| self.listed(&inode, is_above));
+        let found = inode.and_then(|inode| self.listed(&inode, MAX_MOUNT_ENTRIES, is_above));
         let (entries, names) = found.map_err(|error| convert(&error))?;
         self.numbered_names.lock().insert(dir.to_le_bytes(), names);
         Ok(entries)

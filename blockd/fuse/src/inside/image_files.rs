@@ -196,7 +196,7 @@ impl FileTree for ImageFiles {
         }
     }
 
-    fn read_dir(&self, path: &[u8]) -> io::Result<Vec<FileEntry>> {
+    fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
         match self.place(path)? {
             Place::Parts(parts) => {
                 let entry = |part: &Partition| {
@@ -212,7 +212,7 @@ impl FileTree for ImageFiles {
             }
             Place::Files(files, below) => {
                 let bits = self.part_bits(path);
-                let mut entries = files.read_dir(below)?;
+                let mut entries = files.read_dir(below, max_entries)?;
                 for stat in entries.iter_mut().filter_map(|entry| entry.stat.as_mut()) {
                     stat.number |= bits;
                 }

@@ -140,8 +140,9 @@ pub trait FileTree: Send + Sync {
     /// The entries of a directory, sorted by name.
     ///
     /// # Errors
-    /// It is not there, is no directory, has more entries than are shown, or the filesystem is damaged there.
-    fn read_dir(&self, path: &[u8]) -> io::Result<Vec<FileEntry>>;
+    /// It is not there, is no directory, or the filesystem is damaged there; [`io::ErrorKind::InvalidInput`] if it has more than
+    /// `max_entries`, before its entries are looked at.
+    fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>>;
 
     /// Where a symbolic link leads, as it stands there.
     ///
