@@ -149,7 +149,7 @@ impl KdfParams {
     }
 }
 
-/// A key slot whose checksum holds. Holders of the data key recognize a forged one by [`is_of`](Self::is_of).
+/// A key slot whose checksum holds. Holders of the data key recognize a forged one by `is_of`.
 #[derive(Clone)]
 pub struct KeySlot {
     pub(crate) key_id: Uuid,

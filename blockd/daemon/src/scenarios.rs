@@ -73,9 +73,6 @@ fn config(dir: &Path) -> Config {
     }
 }
 
-/// The directories of both copies of the key slots.
-const KEY_SLOTS: [&str; 2] = ["keys", "keys-copy"];
-
 impl Host {
     async fn new() -> Self {
         Self::with_store(Arc::new(tempfile::tempdir().unwrap())).await
@@ -169,21 +166,6 @@ impl Host {
         let list = self.client.list_cloudsnaps(&query).await.unwrap();
         assert_eq!((list.damaged.len(), list.failed_credentials.len()), (0, 0), "{list:?}");
         list.cloudsnaps
-    }
-
-    /// Moves both copies of all key slots out of the store.
-    fn move_key_slots(&self, to: &Path) {
-        std::fs::create_dir(to).unwrap();
-        for name in KEY_SLOTS {
-            std::fs::rename(self.store.path().join("blockd").join(name), to.join(name)).unwrap();
-        }
-    }
-
-    /// Puts them back.
-    fn bring_key_slots(&self, from: &Path) {
-        for name in KEY_SLOTS {
-            std::fs::rename(from.join(name), self.store.path().join("blockd").join(name)).unwrap();
-        }
     }
 
     fn sql(&self, statements: &str) {
@@ -892,28 +874,4 @@ async fn a_volume_that_grows_is_backed_up_incrementally_and_restored() {
     assert_eq!(task.backup_type, Some(BackupType::Incremental));
     model.assert_is(&*host.restore(&task.source_volume.unwrap(), "again").await);
     host.assert_tidy();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_that_is_being_read_over_nbd_is_not_deleted() {
-    use blockd_nbd::{Client as NbdClient, ExportCatalog};
-    let mut host = Host::new().await;
-    let volume = host.create_volume("data").await;
-    volume.write(0, &[7; 4096], false).unwrap();
-    let request = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
-    host.client.create_snapshot(&"data".parse().unwrap(), &request).await.unwrap();
-    drop(volume);
-    host.stop().await;
-    host.start().await;
-    let exports = crate::exports::Exports::new(Arc::clone(&host.core().registry));
-    let open = || exports.open("data@monday", &NbdClient::default());
-    let device = open().unwrap();
-    let monday = "data@monday".parse().unwrap();
-    let refused = host.client.delete_snapshot(&monday).await;
-    assert_eq!(api_code(refused), ErrorCode::SnapshotInUse);
-    // It is still there for others, and goes when the last one has gone.
-    drop(open().unwrap());
-    drop(device);
-    host.client.delete_snapshot(&monday).await.unwrap();
-    assert!(open().is_err());
 }

@@ -8,6 +8,26 @@ use blockd_api::{
 };
 use std::{fs, os::unix::fs::PermissionsExt};
 
+/// The directories of both copies of the key slots.
+const KEY_SLOTS: [&str; 2] = ["keys", "keys-copy"];
+
+impl Host {
+    /// Moves both copies of all key slots out of the store.
+    pub(super) fn move_key_slots(&self, to: &Path) {
+        std::fs::create_dir(to).unwrap();
+        for name in KEY_SLOTS {
+            std::fs::rename(self.store.path().join("blockd").join(name), to.join(name)).unwrap();
+        }
+    }
+
+    /// Puts them back.
+    pub(super) fn bring_key_slots(&self, from: &Path) {
+        for name in KEY_SLOTS {
+            std::fs::rename(from.join(name), self.store.path().join("blockd").join(name)).unwrap();
+        }
+    }
+}
+
 /// The files of all key slots.
 fn slots(host: &Host) -> Vec<std::path::PathBuf> {
     KEY_SLOTS

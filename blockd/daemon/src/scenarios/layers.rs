@@ -64,3 +64,27 @@ async fn snapshots_of_a_volume_that_is_never_backed_up_leave_no_block_sets_behin
     let error = volume.changes(Some(epochs[0]), epochs[1]).unwrap_err();
     assert_eq!(error.kind(), VolumeErrorKind::IntervalsGone, "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_being_read_over_nbd_is_not_deleted() {
+    use blockd_nbd::{Client as NbdClient, ExportCatalog};
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    volume.write(0, &[7; 4096], false).unwrap();
+    let request = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
+    host.client.create_snapshot(&"data".parse().unwrap(), &request).await.unwrap();
+    drop(volume);
+    host.stop().await;
+    host.start().await;
+    let exports = crate::exports::Exports::new(Arc::clone(&host.core().registry));
+    let open = || exports.open("data@monday", &NbdClient::default());
+    let device = open().unwrap();
+    let monday = "data@monday".parse().unwrap();
+    let refused = host.client.delete_snapshot(&monday).await;
+    assert_eq!(api_code(refused), ErrorCode::SnapshotInUse);
+    // It is still there for others, and goes when the last one has gone.
+    drop(open().unwrap());
+    drop(device);
+    host.client.delete_snapshot(&monday).await.unwrap();
+    assert!(open().is_err());
+}

@@ -217,7 +217,7 @@ impl Place {
             let dir = self.make_parent()?;
             match self.put_in(&dir, body, mode) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < PUT_ATTEMPTS => {
-                    attempt += 1
+                    attempt += 1;
                 }
                 done => return done.map_err(|error| self.io(error)),
             }
