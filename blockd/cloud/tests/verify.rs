@@ -144,8 +144,16 @@ async fn objects_that_are_gone_or_of_another_length_are_found_by_a_listing() {
             assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), 32)]);
             assert_eq!(damaged(&report, sample.full.id()), []);
         }
-        // The index: nothing below it can be told apart.
+        // An object that does not belong there has the size of the one that is gone.
         let sample = sample().await;
+        let pack = sample.pack_of(&sample.incremental);
+        let body = sample.store.remove(&pack).unwrap();
+        sample.store.insert(&pack.replace("pack-00000000", "pack-00000007"), body);
+        let report = sample.verify(&sample.ids(), depth).await;
+        assert!(report.findings.iter().any(|finding| finding.object == pack), "{depth:?}");
+        assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), 32)]);
+        // The index: nothing below it can be told apart.
+        let sample = self::sample().await;
         let index = sample.pack_of(&sample.full).replace("pack-00000000", "index");
         sample.store.remove(&index).unwrap();
         let report = sample.verify(&sample.ids(), depth).await;
