@@ -299,7 +299,7 @@ mod tests {
             let at = now - SignedDuration::from_mins(minutes_ago);
             serde_json::from_value(json!({
                 "name": uuid::Uuid::new_v4(), "type": "backup", "sourceVolume": null, "volume": "vol",
-                "state": format!("Backup-{stage}"), "node": "host", "credential": uuid::Uuid::nil(), "credentialName": "nas",
+                "state": format!("Backup-{stage}"), "node": "host", "owner": {"kind": "daemon"}, "credential": uuid::Uuid::nil(), "credentialName": "nas",
                 "phase": "", "bytesTotal": 0, "bytesProcessed": 0, "bytesUploaded": 0, "bytesDownloaded": 0, "bytesDirty": 0,
                 "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null,
                 "started": at, "completed": at, "timeElapsed": 1.0, "backupType": null, "error": null, "resumed": 0, "version": 1

@@ -222,8 +222,11 @@ fn facts(volume: &Volume) -> Facts {
         .add("Group", or_dash(volume.group.as_ref()))
         .add("Rule", or_dash(volume.rule.as_ref()))
         .add("Created", format_time(volume.created))
-        .add("Status", status(volume))
-        .add("Discarded writes", volume.discarded_writes.as_ref().map_or_else(|| "-".to_owned(), discarded))
+        .add("Status", status(volume));
+    if let Some(loss) = &volume.discarded_writes {
+        facts.add("Discarded writes", discarded(loss));
+    }
+    facts
         .add("URI", &volume.uri)
         .add("Connections", volume.connections)
         .add("Device", volume.attachment.as_ref().map_or_else(|| "-".to_owned(), device))

@@ -221,7 +221,7 @@ pub fn task(state: &str, version: u64) -> Value {
     let kind = state.split('-').next().unwrap().to_ascii_lowercase();
     let over = state.ends_with("Done") || state.ends_with("Failed");
     json!({
-        "name": TASK, "type": kind, "sourceVolume": snap("59-61-incr"), "volume": "vol", "state": state, "node": "host",
+        "name": TASK, "type": kind, "sourceVolume": snap("59-61-incr"), "volume": "vol", "state": state, "node": "host", "owner": {"kind": "daemon"},
         "credential": CREDENTIAL, "credentialName": "nas", "phase": "uploading", "bytesTotal": 420_044_800,
         "bytesProcessed": if over { 420_044_800 } else { 105_011_200 }, "bytesUploaded": 1 << 20, "bytesDownloaded": 0,
         "bytesDirty": 420_044_800, "requests": {"put": 8, "get": 1, "list": 0, "delete": 0, "head": 0},

@@ -319,7 +319,7 @@ mod tests {
     fn task(processed: u64) -> Value {
         json!({
             "name": "3f4f0a67-e12a-4d35-81ad-985657757352", "type": "backup", "sourceVolume": null, "volume": "db",
-            "state": "Backup-Active", "node": "h", "credential": "af563a4d-afd7-48df-90f7-8e8f9414ff77",
+            "state": "Backup-Active", "node": "h", "owner": {"kind": "daemon"}, "credential": "af563a4d-afd7-48df-90f7-8e8f9414ff77",
             "credentialName": "nas", "phase": "uploading", "bytesTotal": 100 << 20, "bytesProcessed": processed << 20,
             "bytesUploaded": 0, "bytesDownloaded": 0, "bytesDirty": 0,
             "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null,
