@@ -2,6 +2,7 @@
 //! comes back to a backup that is in the store already.
 
 use super::*;
+use blockd_cloud::store::{Answer, Layer, ListPage, ObjectStore, Request, StoreFuture};
 use std::path::PathBuf;
 
 impl Host {
@@ -30,12 +31,49 @@ impl Host {
     }
 }
 
-/// A manifest is in the store, can be had, and is in no listing: as a link among files, which listings leave out.
-fn hide_from_listings(manifest: &Path) -> PathBuf {
-    let hidden = manifest.with_file_name(".hidden");
-    std::fs::rename(manifest, &hidden).unwrap();
-    std::os::unix::fs::symlink(&hidden, manifest).unwrap();
-    hidden
+/// A store whose listings lag behind: they leave a key out.
+struct Lagging {
+    inner: Arc<dyn ObjectStore>,
+    hidden: String,
+}
+
+impl Layer for Lagging {
+    fn describe(&self) -> &str {
+        self.inner.describe()
+    }
+
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        ask(Arc::clone(&self.inner))
+    }
+
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+        Box::pin(async move {
+            let mut listed = self.inner.list_page(prefix, page).await?;
+            listed.objects.retain(|object| object.key != self.hidden);
+            Ok(listed)
+        })
+    }
+}
+
+impl Host {
+    /// Leaves a manifest out of the listings of the only store; returns what ends that.
+    fn hide_from_listings(&self, snap: &str) -> impl FnOnce(&Self) + use<> {
+        let id: blockd_cloud::CloudsnapId = snap.parse().unwrap();
+        let set = |host: &Self, store: Arc<dyn ObjectStore>| {
+            let mut opened = host.core().repositories.opened.lock();
+            let (repository, _) = opened.values_mut().next().unwrap();
+            let before = Arc::clone(repository.store());
+            *repository = repository.with_store(store);
+            before
+        };
+        let inner = Arc::clone(self.core().repositories.opened.lock().values().next().unwrap().0.store());
+        let before = set(self, Arc::new(Lagging { inner, hidden: id.manifest_key() }));
+        move |host| drop(set(host, before))
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,11 +85,10 @@ async fn a_delete_keeps_what_a_snapshot_needs_that_the_listing_does_not_show_yet
     ] {
         let host = Host::new().await;
         let (full, incremental, model) = host.two_backups().await;
-        let manifest = host.manifest(&incremental);
-        let hidden = hide_from_listings(&manifest);
+        let restore = host.hide_from_listings(&incremental);
         host.sql(forgotten);
         host.delete_cloudsnap(&full).await;
-        std::fs::rename(&hidden, &manifest).unwrap();
+        restore(&host);
         let left: Vec<_> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
         assert_eq!(left, [incremental.as_str()], "{what}");
         model.assert_is(&*host.restore(&incremental, "copy").await);
