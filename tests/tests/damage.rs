@@ -141,20 +141,27 @@ fn every_kind_of_object(test: &str, passphrase: Option<&'static str>) {
         }
     }
     damaged.forget();
-    let keys = store.keys("blockd/keys/");
-    assert_eq!(keys.len(), 1, "{keys:?}");
+    let keys = [store.keys("blockd/keys/"), store.keys("blockd/keys-copy/")].concat();
+    assert_eq!(keys.len(), 2, "{keys:?}");
     let whole = store.read(&keys[0]);
     damaged.ctl().json(&["credentials", "delete", "nas"]);
+    let dir = store.dir().to_str().unwrap();
+    let mut args = vec!["credentials", "create", "nas", "--provider", "local", "--path", dir];
+    args.extend(passphrase.map(|text| ["--encryption-passphrase", text]).into_iter().flatten());
     for bit in places(&whole, &mut rng) {
-        store.flip(&keys[0], bit);
-        eprintln!("bit {bit} of {}", keys[0]);
-        let dir = store.dir().to_str().unwrap();
-        let mut args = vec!["credentials", "create", "nas", "--provider", "local", "--path", dir];
-        args.extend(passphrase.map(|text| ["--encryption-passphrase", text]).into_iter().flatten());
+        eprintln!("bit {bit} of {keys:?}");
+        for key in &keys {
+            store.flip(key, bit);
+            damaged.ctl().json(&args);
+            assert_eq!(store.read(key), whole, "{key} is not repaired from the other copy");
+            damaged.ctl().json(&["credentials", "delete", "nas"]);
+        }
+        keys.iter().for_each(|key| store.flip(key, bit));
         let error = damaged.ctl().fails(&args, 1);
         assert_names(&error, &[store::name(&keys[0])]);
-        assert_eq!(store.keys("blockd/keys/"), keys, "a new key in place of a damaged one");
-        store.replace(&keys[0], &whole);
+        let left = [store.keys("blockd/keys/"), store.keys("blockd/keys-copy/")].concat();
+        assert_eq!(left, keys, "a new key in place of a damaged one");
+        keys.iter().for_each(|key| store.replace(key, &whole));
     }
     damaged.ctl().add_local("nas", store.dir(), passphrase);
     damaged.assert_whole();

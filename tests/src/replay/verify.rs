@@ -174,8 +174,13 @@ fn covers(
     Ok(())
 }
 
-/// The volume takes writes.
+/// The volume takes writes, once the loss is acknowledged that the start may have recorded: the disk was mounted anew within one
+/// boot of this machine, so clients could have survived the cut.
 fn verify_use(daemon: &Daemon, name: &str, current: &[u64]) -> Result<(), String> {
+    let ctl = daemon.ctl();
+    if !ctl.volume(name)["discardedWrites"].is_null() {
+        ctl.json(&["volume", "update", name, "--acknowledge-discarded-writes"]);
+    }
     let mut client = daemon.nbd(name);
     let at = (current.len() as u64 / 2) * 512;
     let data = [0x5a; 700];
