@@ -1,16 +1,13 @@
-//! Files and directories below the root of a store, resolved by the kernel.
+//! Files and directories below the root of a store, opened name by name.
 //!
 //! Who may write to the directory (the server of a network share, another user of it) could put a symbolic link in the place of
-//! a directory, and blockd would write and delete elsewhere. So names are resolved by `openat2` (Linux 5.6), which refuses symbolic
-//! links and leaves the root by none, and files are made, linked and removed relative to the directory that was opened.
-//! The root itself is opened by its path each time: a descriptor that is held would keep a disk from being unmounted, and
-//! would not notice that it was.
+//! a directory, and blockd would write and delete elsewhere. So each name on the way is opened by itself, relative to the directory
+//! before it and without following a link, and files are made, linked and removed relative to the last one. (`openat2` would do it in one
+//! call, but systemd lets services with `RestrictSUIDSGID=` have none.) The root itself is opened by its path each time: a descriptor
+//! that is held would keep a disk from being unmounted, and would not notice that it was.
 
 use rustix::{
-    fs::{
-        AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, mkdirat, openat, openat2,
-        statx,
-    },
+    fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, mkdirat, openat, statx},
     io::Errno,
 };
 use std::{fs::File, io, mem::MaybeUninit, os::fd::OwnedFd, path::Path};
@@ -18,21 +15,37 @@ use std::{fs::File, io, mem::MaybeUninit, os::fd::OwnedFd, path::Path};
 /// Files of a store are for its user only.
 pub(super) const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const DIR_MODE: Mode = Mode::RWXU;
-const DIR_FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
-
-fn resolve() -> ResolveFlags {
-    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
-}
+const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Opens the root of a store.
 pub(super) fn open_root(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, DIR_FLAGS | OFlags::RDONLY, Mode::empty())?)
+    Ok(rustix::fs::open(path, DIR_FLAGS, Mode::empty())?)
+}
+
+/// Opens a directory in another one; [`Errno::LOOP`] if a symbolic link is in its place.
+fn open_name(dir: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    match openat(dir, name, DIR_FLAGS | OFlags::NOFOLLOW, Mode::empty()) {
+        // The kernel says the same of a link and of a file.
+        Err(Errno::NOTDIR) if is_link(dir, name) => Err(Errno::LOOP.into()),
+        opened => Ok(opened?),
+    }
+}
+
+fn is_link(dir: &OwnedFd, name: &str) -> bool {
+    stat(dir, name).is_ok_and(|found| found.is_some_and(|found| type_of(&found) == FileType::Symlink))
+}
+
+fn names_of(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|name| !name.is_empty())
 }
 
 /// Opens a directory below another one; with an empty path, that one once more.
 pub(super) fn open_dir(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
-    let path = if path.is_empty() { "." } else { path };
-    Ok(openat2(root, path, DIR_FLAGS | OFlags::RDONLY, Mode::empty(), resolve())?)
+    let mut at = open_name(root, ".")?;
+    for name in names_of(path) {
+        at = open_name(&at, name)?;
+    }
+    Ok(at)
 }
 
 /// Opens a directory and makes what is missing of it, durably.
@@ -41,22 +54,23 @@ pub(super) fn make_dir(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => return other,
     }
-    let mut above = open_dir(root, "")?;
-    for name in path.split('/').filter(|name| !name.is_empty()) {
+    let mut above = open_name(root, ".")?;
+    for name in names_of(path) {
         match mkdirat(&above, name, DIR_MODE) {
             // One that another process is making may not be durable yet: sync in either case.
             Ok(()) | Err(Errno::EXIST) => rustix::fs::fsync(&above)?,
             Err(error) => return Err(error.into()),
         }
-        above = open_dir(&above, name)?;
+        above = open_name(&above, name)?;
     }
     Ok(above)
 }
 
 /// Opens a regular file to be read. Does not wait for the other end of a FIFO.
 pub(super) fn open_file(root: &OwnedFd, path: &str) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file: File = openat2(root, path, flags, Mode::empty(), resolve())?.into();
+    let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file: File = openat(open_dir(root, above)?, name, flags, Mode::empty())?.into();
     let found = file.metadata()?;
     match found.is_file() {
         true => Ok(file),
@@ -123,7 +137,7 @@ mod tests {
         symlink("real", root.join("inner")).unwrap();
         symlink(outside.join("file"), root.join("real/file")).unwrap();
         let root = open_root(&root).unwrap();
-        for path in ["link", "inner", "../outside", "link/new"] {
+        for path in ["link", "inner", "link/new", "inner/new"] {
             assert!(open_dir(&root, path).is_err() && make_dir(&root, path).is_err(), "{path}");
         }
         assert!(open_file(&root, "link/file").is_err() && open_file(&root, "real/file").is_err());
