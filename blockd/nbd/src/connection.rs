@@ -428,7 +428,14 @@ impl Connection {
             Err(error) => {
                 cx.pool.give(buffer);
                 self.flow.release(charge_bytes, cx);
-                self.abort(&format!("sending failed: {error}"), cx);
+                let why = format!("sending failed: {error}");
+                // Who disconnected may have closed the socket already: its requests are carried out all the same.
+                if self.flow.has_taken_leave() && self.life == Life::Draining {
+                    self.flow.recall();
+                    self.drop_replies(&why, cx.pool);
+                } else {
+                    self.abort(&why, cx);
+                }
             }
         }
     }
@@ -489,15 +496,20 @@ impl Connection {
     }
 
     fn drop_all(&mut self, why: &str, pool: &mut BufferPool) {
+        self.flow.abandon();
+        self.deadline = None;
+        self.drop_replies(why, pool);
+    }
+
+    /// Sends nothing any more.
+    fn drop_replies(&mut self, why: &str, pool: &mut BufferPool) {
         if self.life == Life::Aborted {
             return;
         }
         tracing::debug!(parent: &self.span, reason = why, "the connection is dropped");
         self.life = Life::Aborted;
-        self.flow.abandon();
         self.phase = Phase::Over;
         self.full = false;
-        self.deadline = None;
         if let Some(rest) = self.rest.take() {
             pool.give(rest.buffer);
         }

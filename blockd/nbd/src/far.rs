@@ -63,6 +63,10 @@ impl FarRequests {
         self.is_orderly.store(true, Ordering::Relaxed);
     }
 
+    pub(crate) fn has_taken_leave(&self) -> bool {
+        self.is_orderly.load(Ordering::Relaxed)
+    }
+
     /// Nobody wants to know from now on: what waits has ended.
     pub(crate) fn abandon(&self) {
         self.is_abandoned.store(true, Ordering::Relaxed);

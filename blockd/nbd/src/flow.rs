@@ -105,6 +105,10 @@ impl Flow {
         self.far.take_leave();
     }
 
+    pub(crate) fn has_taken_leave(&self) -> bool {
+        self.far.has_taken_leave()
+    }
+
     /// What waits for data that is far away need not wait any more.
     pub(crate) fn recall(&self) {
         self.far.recall();
