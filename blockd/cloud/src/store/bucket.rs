@@ -227,8 +227,13 @@ impl ObjectStore for BucketStore {
                 page_token: page.map(str::to_owned),
                 ..PaginatedListOptions::default()
             };
-            let listed =
-                self.client.list_paginated(Some(prefix).filter(|prefix| !prefix.is_empty()), options);
+            // A character less: the client leaves an object of Azure out whose key is the prefix.
+            let mut shorter = prefix.chars();
+            if !prefix.ends_with('/') {
+                shorter.next_back();
+            }
+            let shorter = Some(shorter.as_str()).filter(|prefix| !prefix.is_empty());
+            let listed = self.client.list_paginated(shorter, options);
             let listed = match self.ask("LIST", prefix, listed).await {
                 Ok((listed, _)) => listed,
                 Err(mut error) => {
