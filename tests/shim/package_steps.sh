@@ -43,10 +43,9 @@ blockctl cloudsnap backup kept --wait
 blockctl cloudsnap restore --snap "$(blockctl cloudsnap list | awk 'NR == 2 { print $3 }')" --volume restored --wait
 nbdcopy "$(blockctl volume uri restored)" restored.img
 cmp --bytes="$(stat --format=%s /bin/bash)" restored.img /bin/bash
-# shellcheck disable=SC2016
 # So do commands around snapshots, such as those of the examples.
-blockctl snapshot create kept --pre-command 'mkdir -m 0700 $RUNTIME_DIRECTORY/hold && mkfifo $RUNTIME_DIRECTORY/hold/pipe' \
-    --post-command 'rm -r $RUNTIME_DIRECTORY/hold'
+blockctl snapshot create kept --pre-command 'mkdir -m 0700 /run/blockd/hold && mkfifo /run/blockd/hold/pipe' \
+    --post-command 'rm -r /run/blockd/hold'
 systemctl reload blockd.service
 blockctl volume list
 
