@@ -205,15 +205,20 @@ fn a_write_that_fails_is_told_and_the_volume_goes_on() {
     client.write(0, &[1; 8192]);
     client.flush();
     let volume = daemon.ctl().volume("vol")["id"].as_str().unwrap().to_owned();
-    for (code, name) in [(errno::EIO, "EIO"), (errno::ENOSPC, "ENOSPC")] {
-        disk.fail("pwrite", code, &volume);
-        assert_eq!(refused(write(&mut client, 0, MIB, &[2; 65536])), code);
-        assert_eq!(libnbd_errno(&daemon, "h.pwrite(bytes([5]) * 4096, 1 << 20)"), name);
+    let map = format!("{volume}/layer-0000000000000001.map");
+    let errors = [(errno::EIO, "EIO"), (errno::ENOSPC, "ENOSPC")];
+    let failures = errors.map(|error| [&volume, &map].map(|part| (error, part)));
+    for (nth, ((code, name), part)) in (1..).zip(failures.into_iter().flatten()) {
+        // Blocks that the map does not have.
+        let at = nth * MIB;
+        disk.fail("pwrite", code, part);
+        assert_eq!(refused(write(&mut client, 0, at, &[2; 65536])), code, "{part}");
+        assert_eq!(libnbd_errno(&daemon, &format!("h.pwrite(bytes([5]) * 4096, {at})")), name, "{part}");
         disk.heal();
         assert_same("what was there", &client.read(0, 8192), &[1; 8192]);
-        client.write(MIB, &[3; 65536]);
+        client.write(at, &[3; 65536]);
         client.flush();
-        assert_same("what was written again", &client.read(MIB, 65536), &[3; 65536]);
+        assert_same("what was written again", &client.read(at, 65536), &[3; 65536]);
     }
     assert_eq!(daemon.ctl().volume("vol")["state"], "up");
     client.close();
