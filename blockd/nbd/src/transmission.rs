@@ -2,6 +2,7 @@
 //! can be done at once, and hands the rest to the threads that may block.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::constants::*;
@@ -348,7 +349,7 @@ impl Transmission {
         inbox.consume(payload_len);
         match chosen {
             Some((len_bytes, contexts)) if len_bytes > 0 && self.fits(&Request { len_bytes, ..*request }) => {
-                let mut work = self.work(request, operation, None, flow);
+                let mut work = self.work(request, operation, None, flow, cx.now);
                 work.len_bytes = len_bytes;
                 work.contexts = contexts;
                 flow.start(Work::Request(work), cx);
@@ -424,6 +425,7 @@ impl Transmission {
         operation: Operation,
         buffer: Option<Buffer>,
         flow: &Flow,
+        received: Instant,
     ) -> RequestWork {
         RequestWork {
             device: Arc::clone(&self.device),
@@ -434,6 +436,7 @@ impl Transmission {
             buffer,
             contexts: Arc::clone(&self.contexts),
             charge_bytes: charge(request, operation),
+            received,
             far: Arc::clone(&flow.far),
         }
     }
@@ -446,7 +449,7 @@ impl Transmission {
         flow: &mut Flow,
         cx: &mut Context<'_>,
     ) {
-        let work = self.work(request, operation, buffer, flow);
+        let work = self.work(request, operation, buffer, flow, cx.now);
         flow.start(Work::Request(work), cx);
     }
 

@@ -12,6 +12,7 @@ use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender};
 
@@ -53,6 +54,8 @@ pub(crate) struct RequestWork {
     /// For block status.
     pub(crate) contexts: Arc<[MetaContext]>,
     pub(crate) charge_bytes: u64,
+    /// Time at which it was received, within a round of its ring thread.
+    pub(crate) received: Instant,
     /// Those of its connection that wait for something far away.
     pub(crate) far: Arc<FarRequests>,
 }
@@ -130,7 +133,7 @@ impl RequestWork {
     pub(crate) fn run(mut self) -> RequestDone {
         let mut buffer = self.buffer.take();
         // A device that is slow has others waiting: it is not bothered for somebody who is gone.
-        let result = if self.far.is_abandoned() {
+        let result = if self.far.is_abandoned(self.received) {
             Err(DeviceFailure::gone())
         } else {
             call_device(|| self.carry_out(buffer.as_mut()))
@@ -147,7 +150,7 @@ impl RequestWork {
     /// What the request will do with its range, if that may need something from afar.
     fn access(&self) -> Option<Access> {
         match self.operation {
-            _ if !self.device.may_be_far() || self.far.is_abandoned() => None,
+            _ if !self.device.may_be_far() || self.far.is_abandoned(self.received) => None,
             Operation::Read { .. } => Some(Access::Read),
             Operation::Write { .. } | Operation::WriteZeroes(_) => Some(Access::Write),
             _ => None,
@@ -291,7 +294,7 @@ impl Job {
     }
 
     fn is_abandoned(&self) -> bool {
-        matches!(&self.work, Work::Request(request) if request.far.is_abandoned())
+        matches!(&self.work, Work::Request(request) if request.far.is_abandoned(request.received))
     }
 
     /// Leaves the job with its device, if that has to get something from afar first. Otherwise the job comes back.

@@ -258,9 +258,8 @@ impl Head {
         if self.map.holds_all(extent) {
             return Ok(());
         }
-        // The lock first: a thread that finds a bit set relies on the next sync to know of its block.
-        let mut tracked = self.tracked.lock();
-        self.map.set_held(extent, |new| tracked.unlogged.insert_extent(new))
+        // The lock before the bit: a thread that finds a bit set relies on the next sync to know of its block.
+        self.map.set_held(extent, || self.tracked.lock(), |tracked, new| tracked.unlogged.insert_extent(new))
     }
 
     /// Makes the disk take the map, or writes it again from memory if the disk lost a part.

@@ -57,6 +57,8 @@ use std::{
 const READ_BYTES: usize = 64 << 10;
 /// Words that most writes touch at most (2 MiB of volume): written from the stack.
 const FEW_WORDS: usize = 8;
+/// Locks for writes to the file; each is for every 16th chunk.
+const WRITE_LOCKS: usize = 16;
 
 /// The bitmaps of a head and the file behind one of them.
 pub(crate) struct LiveMap {
@@ -65,8 +67,8 @@ pub(crate) struct LiveMap {
     file: File,
     path: PathBuf,
     blocks: u64,
-    /// Held while bits go to the file and then to memory: an older word must not be written over a newer one.
-    writing: Mutex<()>,
+    /// Held while bits of a chunk go to the file and then to memory: an older word must not be written over a newer one.
+    writing: [Mutex<()>; WRITE_LOCKS],
     /// Bits were written since the file was last synced.
     unsynced: AtomicBool,
 }
@@ -154,7 +156,7 @@ impl LiveMap {
             file,
             path: path.to_owned(),
             blocks,
-            writing: Mutex::new(()),
+            writing: [const { Mutex::new(()) }; WRITE_LOCKS],
             unsynced: AtomicBool::new(true),
         }
     }
@@ -324,12 +326,14 @@ impl LiveMap {
     /// Writes the whole bitmap. Disowned meanwhile, and owned again once all of it is on the disk.
     fn write_again(&self) -> Result<(), VolumeError> {
         self.file.write_all_at(&[0; BOOT_ID_BYTES], BOOT_ID_AT as u64).during("write", &self.path)?;
+        // Bits that were written before the sync that failed are in memory from here on.
+        self.writing.iter().for_each(|lock| drop(lock.lock()));
         for chunk in self.held.touched_chunks() {
             let blocks = Extent::between(
                 BlockIndex(chunk * BLOCKS_PER_CHUNK),
                 BlockIndex((chunk + 1) * BLOCKS_PER_CHUNK),
             );
-            let _one_at_a_time = self.writing.lock();
+            let _one_at_a_time = self.write_lock(blocks.start).lock();
             self.write_words(blocks, |_| 0)?;
         }
         self.sync_file()?;
@@ -337,22 +341,29 @@ impl LiveMap {
     }
 
     /// Sets `held` for blocks whose data is in the page cache, first in the file and then in memory, and reports each run
-    /// that was not held before.
+    /// that was not held before. `lock_tracked` locks what `new_run` changes, after the file was written.
     ///
     /// # Errors
     /// If the file cannot be written; blocks up to some chunk's end may be held then.
-    pub(crate) fn set_held(
+    pub(crate) fn set_held<G>(
         &self,
         extent: Extent,
-        mut new_run: impl FnMut(Extent),
+        mut lock_tracked: impl FnMut() -> G,
+        mut new_run: impl FnMut(&mut G, Extent),
     ) -> Result<(), VolumeError> {
         assert!(extent.end().0 <= self.blocks, "blocks beyond the end of the map");
-        let _one_at_a_time = self.writing.lock();
         for part in by_chunk(extent).filter(|part| !self.held.holds_all(*part)) {
+            let _one_at_a_time = self.write_lock(part.start).lock();
             self.write_words(part, |mask| mask)?;
-            self.held.set(part, &mut new_run);
+            let mut tracked = lock_tracked();
+            self.held.set(part, |run| new_run(&mut tracked, run));
         }
         Ok(())
+    }
+
+    /// The lock under which the chunk that holds a block is written, so that no word in the file is older than in memory.
+    fn write_lock(&self, block: BlockIndex) -> &Mutex<()> {
+        &self.writing[(block.0 / BLOCKS_PER_CHUNK) as usize % WRITE_LOCKS]
     }
 
     /// Writes the words of a run inside one chunk as they are in memory, with further bits set by `add` of their mask.
@@ -369,9 +380,11 @@ impl LiveMap {
         for ((index, mask), bytes) in words(part).zip(bytes.chunks_exact_mut(8)) {
             bytes.copy_from_slice(&(self.held.word(index) | add(mask)).to_le_bytes());
         }
-        self.unsynced.store(true, Ordering::Release);
         let at = HEADER_BYTES + part.start.0 / 64 * 8;
-        self.file.write_all_at(bytes, at).during("write", &self.path)
+        let written = self.file.write_all_at(bytes, at).during("write", &self.path);
+        // After the write: a sync that clears it has to come later.
+        self.unsynced.store(true, Ordering::Release);
+        written
     }
 
     /// Adds blocks that the log names to a map that no other thread has yet.

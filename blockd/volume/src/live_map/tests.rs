@@ -27,7 +27,7 @@ proptest! {
                     let mut expected = BlockSet::from_iter([run]);
                     expected.subtract(&held);
                     let mut new = BlockSet::new();
-                    map.set_held(run, |run| new.insert_extent(run)).unwrap();
+                    map.set_held(run, || (), |(), run| new.insert_extent(run)).unwrap();
                     prop_assert_eq!(new, expected);
                     held.insert_extent(run);
                 }
@@ -76,7 +76,7 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
     let map = LiveMap::create_unowned(&path, id, epoch, BLOCKS).unwrap();
     let runs = [extent(3, 70), extent(BLOCKS_PER_CHUNK * 2, 1), extent(BLOCKS - 1, 1)];
     for run in runs {
-        map.set_held(run, |_| {}).unwrap();
+        map.set_held(run, || (), |(), _| {}).unwrap();
     }
     assert!(look().is_none());
     let opened = LiveMap::open(&path, id, epoch, BLOCKS, true).unwrap();
@@ -114,7 +114,7 @@ fn map_of_a_dead_process_is_believed_in_its_boot_and_mount_only() {
     let path = dir.path().join("m");
     let first = map(&dir);
     let far = extent(BLOCKS - 5, 5);
-    first.set_held(far, |_| {}).unwrap();
+    first.set_held(far, || (), |(), _| {}).unwrap();
     drop(first);
     let open =
         |volume, epoch| LiveMap::open(&path, VolumeId::from_u64(volume), Epoch(epoch), BLOCKS, true).unwrap();
@@ -164,7 +164,9 @@ fn threads_that_set_bits_of_one_word_lose_none_in_the_file() {
         for thread in 0..4 {
             let map = &map;
             scope.spawn(move || {
-                (thread..4096).step_by(4).for_each(|block| map.set_held(extent(block, 1), |_| {}).unwrap());
+                (thread..4096)
+                    .step_by(4)
+                    .for_each(|block| map.set_held(extent(block, 1), || (), |(), _| {}).unwrap());
             });
         }
     });
