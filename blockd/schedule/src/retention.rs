@@ -11,28 +11,28 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 /// Snapshots whose time is later than now by more than this come from a wrong clock. Seconds.
 const FUTURE_TOLERANCE_S: i64 = 3_600;
 
-/// How many snapshots are kept. Nothing set keeps all. Names with underscores, as they were once written, are understood as well.
+/// How many snapshots are kept. Nothing set keeps all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Retention {
     /// The newest so many.
-    #[serde(alias = "keep_last", skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub keep_last: u32,
     /// The newest one of each of the last so many hours that have one.
-    #[serde(alias = "keep_hourly", skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub keep_hourly: u32,
     /// The same of days.
-    #[serde(alias = "keep_daily", skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub keep_daily: u32,
     /// The same of weeks, which begin on Monday.
-    #[serde(alias = "keep_weekly", skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub keep_weekly: u32,
     /// The same of months.
-    #[serde(alias = "keep_monthly", skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub keep_monthly: u32,
     /// The same of years.
-    #[serde(alias = "keep_yearly", skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub keep_yearly: u32,
     /// Where days begin.
     #[serde(skip_serializing_if = "is_utc")]

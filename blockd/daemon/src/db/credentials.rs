@@ -12,14 +12,13 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use uuid::Uuid;
 
-/// Everything of a store that is no secret. What earlier versions did not know has a default.
+/// Everything of a store that is no secret.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreRow {
     /// Which store.
     #[serde(flatten)]
     pub provider: ProviderRow,
     /// How it is reached.
-    #[serde(default)]
     pub connection: Connection,
 }
 
@@ -47,13 +46,10 @@ pub enum ProviderRow {
         /// The bucket is part of the host name.
         disable_path_style: bool,
         /// The identity of the machine, in place of a key.
-        #[serde(default)]
         use_iam: bool,
         /// A role that is taken first.
-        #[serde(default)]
         role: Option<AssumedRole>,
         /// Storage class of new objects.
-        #[serde(default)]
         storage_class: Option<String>,
     },
     /// A container of Azure.
@@ -375,13 +371,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_of_earlier_versions_are_read() {
-        let old = r#"{"type":"s3","endpoint":"h:1","region":"r","bucket":"b","access_key":"a","disable_ssl":true,
-            "disable_path_style":false}"#;
-        let row: StoreRow = serde_json::from_str(old).unwrap();
-        assert_eq!(row.connection, Connection::default());
-        let ProviderRow::S3 { use_iam, storage_class, .. } = &row.provider else { panic!("{row:?}") };
-        assert_eq!((*use_iam, storage_class), (false, &None));
+    fn store_row_reads_back() {
         let auth = SwiftAuthRow::V1 { auth_url: "u".into(), user: "u".into() };
         let connection = Connection { proxy: Some("http://p:1".into()), ..Connection::default() };
         let row = StoreRow { provider: ProviderRow::Swift { container: "c".into(), auth }, connection };

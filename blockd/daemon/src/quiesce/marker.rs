@@ -49,22 +49,7 @@ pub(crate) struct Marker {
     /// The filesystems that are frozen, or about to be.
     pub(crate) mounts: Vec<Mounted>,
     /// The commands that are to run afterwards, in this order.
-    #[serde(default)]
     pub(crate) posts: Vec<Post>,
-    /// The one of markers of blockd 0.1, which had no rules.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) post_command: Option<String>,
-    /// Likewise.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub(super) timeout_s: u64,
-    /// Likewise.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) env: Vec<(String, String)>,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// A command that is to run afterwards.
@@ -267,10 +252,6 @@ impl Marker {
     /// Runs the commands after, each once, whatever becomes of this process meanwhile; what each did is told as it ends. All of
     /// them run, also if one fails.
     pub(crate) fn run_posts(&mut self, path: &Path, lock: Option<&File>, mut ended: impl FnMut(QuiesceStep)) {
-        if let Some(command) = self.post_command.take() {
-            let (timeout_s, env) = (self.timeout_s, std::mem::take(&mut self.env));
-            self.posts.push(Post { command, timeout_s, env, ..Post::default() });
-        }
         while !self.posts.is_empty() {
             ended(self.posts[0].run(lock));
             self.posts.remove(0);
@@ -291,13 +272,7 @@ fn make_lock(path: &Path) -> io::Result<()> {
 /// Takes the lock of a marker, which the commands of this daemon and of those before it hold. What does not end is waited for so
 /// long, and no longer.
 pub(crate) fn lock(path: &Path) -> io::Result<File> {
-    let of = lock_path(path);
-    if !of.try_exists()? {
-        // Earlier daemons locked the marker.
-        wait_for_lock(path)?;
-        make_lock(&of)?;
-    }
-    wait_for_lock(&of)
+    wait_for_lock(&lock_path(path))
 }
 
 fn wait_for_lock(path: &Path) -> io::Result<File> {
@@ -471,10 +446,10 @@ impl Left {
                 }
             }
         }
-        if marker.post_command.is_some() || !marker.posts.is_empty() {
+        if !marker.posts.is_empty() {
             // Nothing of the commands of the daemon before runs beside it.
             let lock = lock(&path);
-            for env in marker.posts.iter_mut().map(|post| &mut post.env).chain([&mut marker.env]) {
+            for env in marker.posts.iter_mut().map(|post| &mut post.env) {
                 // It died before it could say so to all of them.
                 if env.iter().all(|(name, _)| name != TAKEN) {
                     env.push((TAKEN.to_owned(), "unknown".to_owned()));
@@ -637,21 +612,6 @@ mod tests {
         // One that is left alone goes with the next start.
         make_lock(&lock_path(&path)).unwrap();
         let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| {}, || {});
-        assert!(is_removed(dir.path()));
-    }
-
-    #[test]
-    fn a_marker_of_a_daemon_without_rules_is_understood() {
-        let dir = tempfile::tempdir().unwrap();
-        let resumed = dir.path().join("resumed");
-        std::fs::create_dir(dir.path().join("quiesce")).unwrap();
-        let old = format!(
-            r#"{{"mounts":[],"postCommand":"echo $BLOCKD_SNAPSHOT > {}","timeoutS":600,"env":[["BLOCKD_SNAPSHOT","monday"]]}}"#,
-            resumed.display()
-        );
-        std::fs::write(dir.path().join("quiesce/old.json"), old).unwrap();
-        let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| {}, || {});
-        assert_eq!(std::fs::read_to_string(resumed).unwrap(), "monday\n");
         assert!(is_removed(dir.path()));
     }
 

@@ -161,7 +161,7 @@ impl Rest {
     ) -> Self {
         let posts = parts.iter().rev().filter_map(|part| part.post(&env)).collect();
         let mounts = to_freeze.iter().map(|one| one.mount.clone()).collect();
-        let marker = Marker { mounts, posts, ..Marker::default() };
+        let marker = Marker { mounts, posts };
         let (steps, stuck) = (Vec::new(), None);
         Self {
             parts,
