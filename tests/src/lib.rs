@@ -29,7 +29,6 @@ pub mod rng;
 pub mod seaweed;
 pub mod servers;
 pub mod store;
-pub mod vault;
 pub mod vm;
 
 pub use bed::Bed;
@@ -40,7 +39,11 @@ pub use nbd::Nbd;
 pub use rng::Rng;
 pub use store::Store;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 /// Far beyond what any step takes: what would hang fails instead.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -51,6 +54,24 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 /// The unit of tracking, in bytes.
 pub const BLOCK: u64 = 4096;
+
+/// Writes a file that only its owner can read.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn put_secret(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("write a file with a secret");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("set its mode");
+}
+
+/// Writes a shell script that only its owner can run.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn put_program(path: &Path, script: &str) {
+    std::fs::write(path, format!("#!/bin/sh\n{script}\n")).expect("write a program");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).expect("set its mode");
+}
 
 /// A time of the day, in UTC, that does not come while a test runs: one of schedules whose runs are the test's alone.
 ///

@@ -205,8 +205,6 @@ fn exit_statuses_and_documents() {
         &["sched-policy", "update", "gold", "--daily", "02:00"],
         &["sched-policy", "list"],
         &["sched-policy", "delete", "gold"],
-        &["secrets", "list"],
-        &["secrets", "status"],
         &["get", "BackupLocation"],
         &["get", "VolumeClone"],
         &["describe", "BackupLocation", "nas"],

@@ -217,7 +217,7 @@ fn a_reload_takes_roles_away_and_takes_up_certificates_or_changes_nothing() {
     far.as_whom("backup", &["volume", "list"], 0);
 
     // One that cannot be changes nothing, whatever else is in it.
-    reload(&format!("{less}\n[vault]\nnonsense = 1\n"), "the new configuration is not used");
+    reload(&format!("{less}\n[secrets]\nnonsense = 1\n"), "the new configuration is not used");
     far.as_whom("backup", &["volume", "list"], 0);
     let told = wait_for("the status to say so", failed);
     assert!(told.contains("nonsense") && !told.contains('\n'), "{told}");

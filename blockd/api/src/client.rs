@@ -21,7 +21,6 @@ use crate::{
     handing::Handing,
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     paths,
-    secrets::{CheckSecret, SecretChecked, SecretList, SecretProviders},
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots,
         MarkSnapshot, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
@@ -421,21 +420,6 @@ impl Client {
     /// Forgets a credential; the store keeps what is in it.
     pub async fn delete_credential(&self, credential: &CredentialRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::credential(credential)).await
-    }
-
-    /// The secrets that lie elsewhere, and whether they can be had.
-    pub async fn list_secrets(&self) -> Result<SecretList, ClientError> {
-        self.get(paths::SECRETS, STORE_CALL_TIMEOUT).await
-    }
-
-    /// Has a secret fetched that lies elsewhere.
-    pub async fn check_secret(&self, request: &CheckSecret) -> Result<SecretChecked, ClientError> {
-        self.post(paths::SECRETS_CHECK, request, STORE_CALL_TIMEOUT).await
-    }
-
-    /// How those do who keep secrets for blockd.
-    pub async fn secret_providers(&self) -> Result<SecretProviders, ClientError> {
-        self.get(paths::SECRETS_PROVIDERS, STORE_CALL_TIMEOUT).await
     }
 
     /// Starts a backup.

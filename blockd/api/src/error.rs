@@ -147,8 +147,6 @@ error_codes! {
     CloudsnapDamaged, "cloudsnap_damaged", 502, 1, false;
     /// The data directory has no room left.
     NoSpace, "no_space", 507, 1, false;
-    /// There is no such secret where it is said to lie.
-    SecretNotFound, "secret_not_found", 404, 4, false;
     /// A secret that lies elsewhere is refused or cannot be one, or stored ones cannot be opened: the key file is missing or
     /// another one.
     SecretUnavailable, "secret_unavailable", 502, 1, false;

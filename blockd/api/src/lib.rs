@@ -30,7 +30,6 @@ pub mod schedules;
 mod schema;
 mod secret;
 mod secret_ref;
-pub mod secrets;
 mod size;
 pub mod snapshots;
 pub mod status;

@@ -26,7 +26,6 @@ use crate::{
         CreateSchedule, ListRuns, Policy, PolicyList, RetentionPlan, RunList, Schedule, ScheduleList,
         UpdatePolicy, UpdateSchedule,
     },
-    secrets::{CheckSecret, SecretChecked, SecretList, SecretProviders},
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots,
         MarkSnapshot, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
@@ -310,14 +309,6 @@ pub const OPERATIONS: &[Operation] = &[
         .reply::<Credential>()
         .errors(&[A_CREDENTIAL]),
     // They ask others.
-    get(Operator, paths::SECRETS, "List the secrets that lie elsewhere, and whether they can be had")
-        .reply::<SecretList>(),
-    post(Admin, paths::SECRETS_CHECK, "Fetch a secret that lies elsewhere, and say nothing of it")
-        .body::<CheckSecret>()
-        .reply::<SecretChecked>()
-        .errors(&[&[ErrorCode::SecretNotFound, ErrorCode::SecretUnavailable, ErrorCode::SecretUnreachable]]),
-    get(Operator, paths::SECRETS_PROVIDERS, "How those do who keep secrets for blockd")
-        .reply::<SecretProviders>(),
     get(ReadOnly, paths::CLOUDSNAPS, "List cloud snapshots")
         .query::<ListCloudsnaps>()
         .reply::<CloudsnapList>()

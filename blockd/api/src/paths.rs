@@ -61,12 +61,6 @@ pub const CREDENTIAL_VALIDATE: &str = "/v1/credentials/{credential}/validate";
 pub const CREDENTIAL_REKEY: &str = "/v1/credentials/{credential}/rekey";
 /// `POST` of [`crate::credentials::CredentialLimits`]: [`crate::credentials::Credential`].
 pub const CREDENTIAL_LIMITS: &str = "/v1/credentials/{credential}/limits";
-/// `GET`: [`crate::secrets::SecretList`].
-pub const SECRETS: &str = "/v1/secrets";
-/// `POST` of [`crate::secrets::CheckSecret`]: [`crate::secrets::SecretChecked`].
-pub const SECRETS_CHECK: &str = "/v1/secrets/check";
-/// `GET`: [`crate::secrets::SecretProviders`].
-pub const SECRETS_PROVIDERS: &str = "/v1/secrets/providers";
 /// `GET` with [`crate::cloudsnaps::ListCloudsnaps`]: [`crate::cloudsnaps::CloudsnapList`].
 pub const CLOUDSNAPS: &str = "/v1/cloudsnaps";
 /// `POST` of [`crate::cloudsnaps::StartGroupBackup`]: [`crate::cloudsnaps::GroupBackupStarted`].

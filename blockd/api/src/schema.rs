@@ -65,9 +65,9 @@ text_schema! {
     DailyLimit: "What may move, by the time of day: windows, and what holds outside of them, separated by commas",
         "examples": ["20MiB@08:00-18:00,100MiB"];
     Secret: "A secret; no reply has it", "format": "password", "writeOnly": true;
-    SecretRef: "Where a secret lies: a credential of systemd, a file, or MOUNT/PATH#FIELD of Vault; a mount with slashes ends with two",
-        "pattern": "^(systemd:[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}|file:/[^\\x00-\\x1f]+|vault:[^/#?\\\\\\x00-\\x1f]+/[^#?\\\\\\x00-\\x1f]+#[^#\\x00-\\x1f]+)$",
-        "maxLength": crate::MAX_SECRET_REF_BYTES, "examples": ["vault:secret/blockd/s3#secret_key"];
+    SecretRef: "Reference to a secret: a credential of systemd, a file, or a program that prints it",
+        "pattern": "^(systemd:[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}|(file|command):/[^\\x00-\\x1f]+)$",
+        "maxLength": crate::MAX_SECRET_REF_BYTES, "examples": ["command:/etc/blockd/secrets/s3-key"];
     ErrorCode: "What went wrong, for programs; later versions may have further ones", "enum": ErrorCode::ALL;
 }
 

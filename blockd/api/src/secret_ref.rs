@@ -1,4 +1,4 @@
-//! Where a secret lies that the daemon fetches itself when it needs it, and never stores.
+//! References to secrets that the daemon reads when it needs them, and does not store.
 
 use crate::Secret;
 use serde::{
@@ -16,7 +16,7 @@ pub const MAX_SECRET_REF_BYTES: usize = 1024;
 #[non_exhaustive]
 pub enum SecretRefError {
     /// It begins with nothing known.
-    #[error("a reference to a secret is systemd:NAME, file:/ABSOLUTE/PATH or vault:MOUNT/PATH#FIELD")]
+    #[error("a reference to a secret is systemd:NAME, file:/ABSOLUTE/PATH or command:/ABSOLUTE/PATH")]
     Scheme,
     /// It is too long.
     #[error("a reference to a secret has at most {MAX_SECRET_REF_BYTES} bytes")]
@@ -26,38 +26,20 @@ pub enum SecretRefError {
         "after systemd: comes the name of a credential: letters, digits, dots, dashes and underscores, not a dot first"
     )]
     Systemd,
-    /// A path that cannot be.
-    #[error("after file: comes an absolute path on the host of blockd, without .. in it")]
-    File,
-    /// Not what Vault can be asked for.
-    #[error(
-        "after vault: comes MOUNT/PATH#FIELD, such as vault:secret/blockd/s3#secret_key; a mount that has slashes itself ends with two: vault:team/kv//blockd/s3#secret_key"
-    )]
-    Vault,
+    /// An invalid path.
+    #[error("after file: and command: comes an absolute path on the host of blockd, without .. in it")]
+    Path,
 }
 
-/// Where a secret lies.
+/// A reference to a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SecretRef {
-    /// A credential that systemd gives the daemon.
+    /// A credential that systemd passes to the daemon.
     Systemd(String),
     /// A file on the daemon's host.
     File(PathBuf),
-    /// A field of a secret in a key-value store, version 2, of Vault or what speaks like it.
-    Vault {
-        /// Where the store is mounted.
-        mount: String,
-        /// The secret there.
-        path: String,
-        /// Its field.
-        field: String,
-    },
-}
-
-/// Whether it is made of segments that mean themselves.
-fn are_segments(text: &str) -> bool {
-    let is_plain = |c: char| !c.is_control() && !matches!(c, '#' | '?' | '\\');
-    text.split('/').all(|one| !one.is_empty() && one != "." && one != ".." && one.chars().all(is_plain))
+    /// A program on the daemon's host that prints the secret. It gets no arguments and an empty environment.
+    Command(PathBuf),
 }
 
 impl SecretRef {
@@ -73,24 +55,13 @@ impl SecretRef {
         Ok(Self::Systemd(name.to_owned()))
     }
 
-    fn file(path: &str) -> Result<Self, SecretRefError> {
-        let below_root = path.strip_prefix('/').ok_or(SecretRefError::File)?;
-        if below_root.is_empty() || path.contains(char::is_control) || path.split('/').any(|one| one == "..")
-        {
-            return Err(SecretRefError::File);
+    fn path(text: &str) -> Result<PathBuf, SecretRefError> {
+        let below_root = text.strip_prefix('/').ok_or(SecretRefError::Path)?;
+        let has_parent = text.split('/').any(|name| name == "..");
+        if below_root.is_empty() || text.contains(char::is_control) || has_parent {
+            return Err(SecretRefError::Path);
         }
-        Ok(Self::File(path.into()))
-    }
-
-    fn vault(text: &str) -> Result<Self, SecretRefError> {
-        let (place, field) = text.rsplit_once('#').ok_or(SecretRefError::Vault)?;
-        let parts = place.split_once("//").or_else(|| place.split_once('/'));
-        let (mount, path) = parts.ok_or(SecretRefError::Vault)?;
-        let is_field = !field.is_empty() && !field.contains(char::is_control);
-        if !are_segments(mount) || !are_segments(path) || !is_field {
-            return Err(SecretRefError::Vault);
-        }
-        Ok(Self::Vault { mount: mount.to_owned(), path: path.to_owned(), field: field.to_owned() })
+        Ok(text.into())
     }
 }
 
@@ -103,8 +74,8 @@ impl FromStr for SecretRef {
         }
         match text.split_once(':') {
             Some(("systemd", name)) => Self::systemd(name),
-            Some(("file", path)) => Self::file(path),
-            Some(("vault", place)) => Self::vault(place),
+            Some(("file", path)) => Self::path(path).map(Self::File),
+            Some(("command", path)) => Self::path(path).map(Self::Command),
             _ => Err(SecretRefError::Scheme),
         }
     }
@@ -115,10 +86,7 @@ impl fmt::Display for SecretRef {
         match self {
             Self::Systemd(name) => write!(f, "systemd:{name}"),
             Self::File(path) => write!(f, "file:{}", path.display()),
-            Self::Vault { mount, path, field } => {
-                let between = if mount.contains('/') { "//" } else { "/" };
-                write!(f, "vault:{mount}{between}{path}#{field}")
-            }
+            Self::Command(path) => write!(f, "command:{}", path.display()),
         }
     }
 }
@@ -135,7 +103,7 @@ impl<'de> Deserialize<'de> for SecretRef {
     }
 }
 
-/// A secret of a request: itself, which the daemon keeps sealed, or where it lies: `{"from": "vault:secret/s3#key"}`.
+/// A secret of a request: its value, which the daemon stores sealed, or a reference: `{"from": "file:/etc/blockd/secrets/s3"}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretInput {
     /// The secret.
@@ -238,18 +206,12 @@ mod tests {
         for text in [
             "systemd:blockd-passphrase",
             "file:/etc/blockd/secrets/s3 key",
-            "vault:secret/s3#key",
-            "vault:secret/blockd/s3#secret key",
-            "vault:team/kv//blockd/s3#k",
+            "command:/etc/blockd/secrets/s3-key",
         ] {
             let reference: SecretRef = text.parse().unwrap();
             assert_eq!(reference.to_string(), text);
             assert_eq!(serde_json::from_str::<SecretRef>(&format!("\"{text}\"")).unwrap(), reference);
         }
-        let nested = SecretRef::Vault { mount: "team/kv".into(), path: "a/b".into(), field: "c".into() };
-        assert_eq!("vault:team/kv//a/b#c".parse(), Ok(nested));
-        // Of the one that needs no two slashes.
-        assert_eq!("vault:kv//a#c".parse::<SecretRef>().unwrap().to_string(), "vault:kv/a#c");
     }
 
     #[test]
@@ -265,17 +227,11 @@ mod tests {
             "file:planted",
             "file:/",
             "file:/etc/../planted",
-            "vault:planted",
-            "vault:secret/planted",
-            "vault:secret#planted",
-            "vault:secret/planted#",
-            "vault:secret/../planted#x",
-            "vault:secret/a//b//planted#x",
-            "vault:/planted#x",
-            "vault:secret/planted?version=1#x",
-            "vault:secret/a#planted#x",
-            "vault:secret/planted\n#x",
-            &format!("vault:secret/{}#x", "planted".repeat(200)),
+            "command:planted",
+            "command:/",
+            "command:/bin/../planted",
+            "vault:secret/planted#x",
+            &format!("file:/{}", "planted".repeat(200)),
         ] {
             let error = bad.parse::<SecretRef>().map(|found| found.to_string());
             let error = error.expect_err(bad).to_string();
@@ -289,7 +245,7 @@ mod tests {
         assert_eq!(read("\"hunter2\"").unwrap(), Secret::new("hunter2".into()).into());
         let from = read(r#"{"from":"systemd:a"}"#).unwrap();
         assert_eq!(from.reference().unwrap().to_string(), "systemd:a");
-        for text in ["\"hunter2\"", r#"{"from":"vault:a/b#c"}"#] {
+        for text in ["\"hunter2\"", r#"{"from":"command:/a/b"}"#] {
             assert_eq!(serde_json::to_string(&read(text).unwrap()).unwrap(), text);
         }
         for bad in [

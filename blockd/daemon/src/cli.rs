@@ -140,26 +140,13 @@ Keys of the configuration file (defaults in brackets):
   sockets               (control) [[control.sockets]] with path, group and role: a further socket for a group [[]]
   [control.roles]       table: NAME = \"read-only\", \"operator\" or \"admin\", the names in client certificates; `*` stands for
                         every other one [empty]
-  [secrets]             table: secrets that lie elsewhere (`--…-from` of `blockctl credentials create`), with the keys that
-                        follow here
-  cache_s               (secrets) for how long a fetched secret is used at most when it cannot be fetched again [3600]
-  warm_s                (secrets) for how long after its last use a secret of a Vault is renewed all the same [90000]
-  wait_s                (secrets) for how long a task waits at its start for a secret that cannot be had for now [120]
-  file_dir              (secrets) the directory below which `file:` is taken from; others may not read its files
-                        [\"/etc/blockd/secrets\"]
-  [vault]               table: a Vault or OpenBao whose key-value stores (version 2) are read, with the keys that follow here
-  address               (vault) https://HOST:PORT; http:// only to this host, unless allow_http is set
-  namespace             (vault) the namespace that is asked []
-  ca_certificate        (vault) absolute path of further authorities of its certificate, PEM []
-  allow_http            (vault) it may be another host that is reached without TLS [false]
-  token_file            (vault) absolute path of a token, which is renewed; others may not read it []
-  token_credential      (vault) the same as a credential of systemd, by name []
-  role_id               (vault) the role to log in as, in place of a token []
-  secret_id_file        (vault) absolute path of the secret id of that role; others may not read it []
-  secret_id_credential  (vault) the same as a credential of systemd, by name []
-  approle_mount         (vault) where AppRole is mounted [\"approle\"]
-  timeout_ms            (vault) time that one attempt may take [10000]
-  attempts              (vault) how often it is asked before it counts as unreachable [3]
+  [secrets]             table: secrets that blockd reads when it needs them (`--…-from` of `blockctl credentials create`), with
+                        the keys that follow here
+  cache_s               (secrets) longest time for which the output of a program is used [3600]
+  wait_s                (secrets) longest time that a task waits at its start for a secret that cannot be read [120]
+  command_timeout_ms    (secrets) time limit of a program that prints a secret [10000]
+  file_dir              (secrets) the directory of `file:` and `command:`; others may not read its files nor write to its
+                        programs [\"/etc/blockd/secrets\"]
   [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
                         TCP; `*` stands for any characters; volumes that are not listed are for all [empty]
   [[webhook]]           tables, at the end: whom to tell of events, with the keys that follow here
@@ -176,8 +163,7 @@ Keys of the configuration file (defaults in brackets):
   give_up_after_s       (webhook) an event older than this is given up when it was tried in vain [86400]
 
 On SIGHUP this file is read again: roles, [nbd_access], certificates and log_level hold from then on, what takes a restart is named in the log,
-and one that cannot be changes nothing. Certificates are read again within a minute after their files changed as well; files of webhooks before each attempt, token and secret id of
-a Vault at each request to it.
+and one that cannot be changes nothing. Certificates are read again within a minute after their files changed as well; files of webhooks before each attempt.
 
 Environment:
   BLOCKD_LOG             as --log-level

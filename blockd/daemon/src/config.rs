@@ -7,7 +7,7 @@ mod references;
 mod webhook;
 
 pub use control::{ControlConfig, ControlSocket};
-pub use references::{Proof, SecretsConfig, VaultAddress, VaultConfig};
+pub use references::SecretsConfig;
 pub use webhook::{WebhookConfig, WebhookUrl};
 
 use crate::cli::Cli;
@@ -85,14 +85,6 @@ pub enum ConfigError {
         name: String,
         /// What is wrong, without its address.
         what: String,
-    },
-    /// Others would read secrets along.
-    #[error(
-        "vault.address is {address}, which is asked without TLS: use https, or vault.allow_http = true if the network is trusted"
-    )]
-    PlainVault {
-        /// The address.
-        address: String,
     },
     /// Others would read along.
     #[error(
@@ -346,9 +338,6 @@ pub struct Config {
     pub control: ControlConfig,
     /// Secrets that lie elsewhere.
     pub secrets: SecretsConfig,
-    /// A Vault that keeps some of them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vault: Option<VaultConfig>,
     /// By volume: the names in client certificates that may have it over TCP. Almost last, as it is a table.
     pub nbd_access: BTreeMap<String, Vec<String>>,
     /// Whom to tell of events. Last, as they are tables.
@@ -403,7 +392,6 @@ impl Default for Config {
             metrics: MetricsConfig::default(),
             control: ControlConfig::default(),
             secrets: SecretsConfig::default(),
-            vault: None,
             nbd_access: BTreeMap::new(),
             webhook: Vec::new(),
         }
@@ -504,7 +492,6 @@ impl Config {
         self.check_tls()?;
         self.control.check()?;
         self.secrets.check()?;
-        self.vault.as_ref().map_or(Ok(()), VaultConfig::check)?;
         webhook::check(&self.webhook)?;
         self.limit_plan()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;

@@ -278,7 +278,7 @@ impl Core {
     /// What does not work.
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         let mut row = self.credential(Some(wanted)).await?;
-        for (reference, _) in references_of(&row) {
+        for reference in references_of(&row) {
             self.resolved_anew(Some(&row.name), reference).await?;
         }
         // What its passphrase opened is not believed either.

@@ -90,7 +90,7 @@ fn usage_errors_are_exit_status_2() {
 #[test]
 fn what_only_clusters_have_is_refused_with_the_reason() {
     for (line, words) in [
-        ("secrets kvdb login", "secrets has no kvdb: there is no cluster"),
+        ("secrets kvdb login", "blockctl has no secrets: secrets belong to credentials"),
         ("cs list --migration", "cloudsnap list has no --migration: nothing is migrated"),
     ] {
         let ran = run(line);

@@ -17,7 +17,6 @@ pub(crate) mod remote;
 mod routes;
 mod rules;
 mod schedules;
-mod secrets;
 mod snapshots;
 mod status;
 mod tasks;
@@ -99,9 +98,6 @@ fn routes() -> Routes {
         .post(paths::CREDENTIAL_VALIDATE, credentials::validate)
         .post(paths::CREDENTIAL_REKEY, credentials::rekey)
         .post(paths::CREDENTIAL_LIMITS, credentials::limit)
-        .get(paths::SECRETS, secrets::list)
-        .post(paths::SECRETS_CHECK, secrets::check)
-        .get(paths::SECRETS_PROVIDERS, secrets::providers)
         .get(paths::CLOUDSNAPS, cloudsnaps::list)
         .post(paths::CLOUDSNAP_BACKUP, cloudsnaps::backup)
         .post(paths::CLOUDSNAP_BACKUP_GROUP, cloudsnaps::backup_group)

@@ -1,9 +1,8 @@
 //! Secrets on this host: credentials of systemd, and files.
 
 use super::ReferenceError;
-use crate::{config::Proof, secrets::SYSTEMD_CREDENTIAL};
+use crate::secrets::SYSTEMD_CREDENTIAL;
 use std::{
-    collections::HashSet,
     fs::File,
     io::{ErrorKind, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -11,31 +10,25 @@ use std::{
 };
 use zeroize::Zeroizing;
 
-/// The longest secret, in bytes, as `blockctl` has it.
-pub(super) const SECRET_MOST_BYTES: u64 = 64 << 10;
+/// The longest secret, in bytes, as in `blockctl`.
+pub(super) const MAX_SECRET_BYTES: u64 = 64 << 10;
 
 /// Where the secrets of this host are.
 #[derive(Debug)]
 pub(super) struct Local {
     /// Where systemd put credentials.
     pub systemd_dir: Option<PathBuf>,
-    /// Below which directory files are taken from.
+    /// The directory that holds all files and programs.
     pub file_dir: PathBuf,
-    /// Credentials that prove to others who the daemon is.
-    pub own: HashSet<String>,
 }
 
 impl Local {
     /// A credential of systemd; blocks.
     pub fn credential(&self, name: &str) -> Result<Zeroizing<String>, ReferenceError> {
-        // Whoever may make credentials here could send it to a store of their own.
-        if name == SYSTEMD_CREDENTIAL || self.own.contains(name) {
+        // A user who may create credentials could send it to a store of their own.
+        if name == SYSTEMD_CREDENTIAL {
             return Err(ReferenceError::Own { what: format!("the credential {name}") });
         }
-        self.any_credential(name)
-    }
-
-    fn any_credential(&self, name: &str) -> Result<Zeroizing<String>, ReferenceError> {
         let dir = self.systemd_dir.as_ref();
         let dir = dir.ok_or_else(|| ReferenceError::NoCredentials { name: name.to_owned() })?;
         let path = dir.join(name);
@@ -48,6 +41,11 @@ impl Local {
 
     /// A file; blocks.
     pub fn file(&self, path: &Path) -> Result<Zeroizing<String>, ReferenceError> {
+        read(&self.beneath(path)?, true)
+    }
+
+    /// The path of a file without links, which lies below the directory of secrets; blocks.
+    pub fn beneath(&self, path: &Path) -> Result<PathBuf, ReferenceError> {
         let real = |path: &Path| {
             let failed = |error: std::io::Error| file_error(path, &error);
             path.canonicalize().map_err(failed)
@@ -56,29 +54,7 @@ impl Local {
         if !found.starts_with(&dir) {
             return Err(ReferenceError::Outside { path: path.to_owned(), dir: self.file_dir.clone() });
         }
-        read(&found, true)
-    }
-
-    /// What proves to a Vault who asks, wherever it is; blocks.
-    pub fn proof(&self, proof: &Proof) -> Result<Zeroizing<String>, ReferenceError> {
-        let text = match proof {
-            Proof::File(path) => read(path, true)?,
-            Proof::Credential(name) => self.any_credential(name)?,
-        };
-        let text = Zeroizing::new(text.trim().to_owned());
-        // It becomes a header.
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(ReferenceError::Unusable { what: "that proves who asks must be one word" });
-        }
-        Ok(text)
-    }
-}
-
-/// Where a proof is, for messages.
-pub(super) fn place(proof: &Proof) -> String {
-    match proof {
-        Proof::File(path) => path.display().to_string(),
-        Proof::Credential(name) => format!("systemd's credential {name}"),
+        Ok(found)
     }
 }
 
@@ -107,27 +83,27 @@ fn read(path: &Path, check_mode: bool) -> Result<Zeroizing<String>, ReferenceErr
     if check_mode && mode & 0o007 != 0 {
         return Err(ReferenceError::Exposed { path: path.to_owned(), mode });
     }
-    if found.len() > SECRET_MOST_BYTES {
+    if found.len() > MAX_SECRET_BYTES {
         return Err(ReferenceError::Unusable { what: "is longer than 64 KiB" });
     }
     // Not moved as it grows.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_MOST_BYTES as usize + 1));
-    file.take(SECRET_MOST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    let text =
-        std::str::from_utf8(&bytes).map_err(|_| ReferenceError::Unusable { what: "is no UTF-8 text" })?;
-    let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
-    usable(Zeroizing::new(text.to_owned()))
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES as usize + 1));
+    file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    secret_of(&bytes)
 }
 
-/// The text, if it can be a secret.
-pub(super) fn usable(text: Zeroizing<String>) -> Result<Zeroizing<String>, ReferenceError> {
+/// The text of a secret, without one line end at the end.
+pub(super) fn secret_of(bytes: &[u8]) -> Result<Zeroizing<String>, ReferenceError> {
+    if bytes.len() as u64 > MAX_SECRET_BYTES {
+        return Err(ReferenceError::Unusable { what: "is longer than 64 KiB" });
+    }
+    let text =
+        std::str::from_utf8(bytes).map_err(|_| ReferenceError::Unusable { what: "is no UTF-8 text" })?;
+    let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
     if text.is_empty() {
         return Err(ReferenceError::Unusable { what: "is empty" });
     }
-    if text.len() as u64 > SECRET_MOST_BYTES {
-        return Err(ReferenceError::Unusable { what: "is longer than 64 KiB" });
-    }
-    Ok(text)
+    Ok(Zeroizing::new(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -141,11 +117,7 @@ mod tests {
     }
 
     fn local(dir: &Path) -> Local {
-        Local {
-            systemd_dir: Some(dir.to_owned()),
-            file_dir: dir.to_owned(),
-            own: HashSet::from(["vault-token".to_owned()]),
-        }
+        Local { systemd_dir: Some(dir.to_owned()), file_dir: dir.to_owned() }
     }
 
     #[test]
@@ -155,12 +127,9 @@ mod tests {
         put(&dir.path().join("pass"), b"correct horse\n", 0o444);
         assert_eq!(local.credential("pass").unwrap().as_str(), "correct horse");
         assert!(local.credential("none").unwrap_err().to_string().contains("LoadCredential=none:FILE"));
-        for own in ["blockd.key", "vault-token"] {
-            put(&dir.path().join(own), b"planted", 0o400);
-            let error = local.credential(own).unwrap_err().to_string();
-            assert!(error.contains("blockd's own") && !error.contains("planted"), "{error}");
-        }
-        assert_eq!(local.proof(&Proof::Credential("vault-token".into())).unwrap().as_str(), "planted");
+        put(&dir.path().join("blockd.key"), b"planted", 0o400);
+        let error = local.credential("blockd.key").unwrap_err().to_string();
+        assert!(error.contains("blockd's own") && !error.contains("planted"), "{error}");
         let without = Local { systemd_dir: None, ..local };
         assert!(without.credential("pass").unwrap_err().to_string().contains("no credentials"));
     }
@@ -189,12 +158,10 @@ mod tests {
             (b"", 0o600, "empty"),
             (b"\n", 0o600, "empty"),
             (b"planted\xff", 0o600, "UTF-8"),
-            (vec![b'p'; SECRET_MOST_BYTES as usize + 1].as_slice(), 0o600, "64 KiB"),
+            (vec![b'p'; MAX_SECRET_BYTES as usize + 1].as_slice(), 0o600, "64 KiB"),
         ] {
             put(&path, content, mode);
             assert!(refused(&path).contains(word), "{word}");
         }
-        put(&path, b"two words", 0o600);
-        assert!(local.proof(&Proof::File(path)).unwrap_err().to_string().contains("one word"));
     }
 }

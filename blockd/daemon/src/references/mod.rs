@@ -1,19 +1,18 @@
-//! Secrets that lie elsewhere: they are fetched when they are needed, kept in memory for a bounded time, and never stored.
+//! Secrets that the daemon reads when it needs them, keeps in memory for a bounded time, and does not store.
 //!
-//! A secret of a Vault is used for [`SecretsConfig::cache_s`](crate::config::SecretsConfig::cache_s) at most. After a quarter of that it is
-//! fetched anew beside, so that a new value counts soon, and a Vault that goes away finds a value that is good for a while; it is used until
-//! its time is over. That goes on for [`SecretsConfig::warm_s`](crate::config::SecretsConfig::warm_s) after the last use, so that what comes
-//! every day finds it there. What lies on this host is read again every few seconds.
+//! Files and credentials of systemd are read again after a few seconds. What a program prints is used for
+//! [`SecretsConfig::cache_s`](crate::config::SecretsConfig::cache_s) at most. After a quarter of that the program runs again in the background, so
+//! that a new value is used soon, and a program that fails finds a value that stays valid for a while.
 
+mod command;
 mod error;
 mod local;
 pub(crate) mod store;
-mod vault;
 
 pub(crate) use error::ReferenceError;
 
 use crate::config::Config;
-use blockd_api::{SecretRef, secrets::SecretProviders};
+use blockd_api::SecretRef;
 use local::Local;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -24,33 +23,22 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::task::JoinHandle;
-use vault::Vault;
 use zeroize::Zeroizing;
 
-/// For how long what lies on this host is not read again.
-const LOCAL_FOR: Duration = Duration::from_secs(2);
-/// How soon a refresh that failed is tried again.
-const REFRESH_AGAIN: Duration = Duration::from_secs(15);
-/// How soon a store that refuses a secret has it fetched anew once more.
-const REFUSED_AGAIN: Duration = Duration::from_secs(5);
-/// How often what is too old is forgotten, and renewed what gets old, unless secrets are kept for less.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often that is done at most.
-const LOOK_AT_MOST: Duration = Duration::from_millis(100);
+/// Time for which a file or a credential of systemd is not read again.
+const LOCAL_CACHE: Duration = Duration::from_secs(2);
+/// Shortest time between two attempts to refresh a value in the background.
+const REFRESH_PAUSE: Duration = Duration::from_secs(15);
+/// Shortest time between two reads of a value that a store refused.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// Interval at which expired values are dropped.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What was fetched.
-struct Fetched {
-    text: Zeroizing<String>,
-    version: Option<u64>,
-}
-
-/// A secret that was fetched.
+/// A secret that was read.
 pub(crate) struct Resolved {
     text: Zeroizing<String>,
-    /// Tells it from others; it says nothing of the secret to another process.
+    /// Distinguishes it from other secrets; reveals nothing of it to another process.
     pub fingerprint: Fingerprint,
-    /// Its version, where whoever keeps it counts them.
-    pub version: Option<u64>,
 }
 
 impl Resolved {
@@ -60,201 +48,164 @@ impl Resolved {
     }
 }
 
-/// Tells secrets from each other.
+/// A salted hash of a secret.
 pub(crate) type Fingerprint = [u8; 32];
 
-struct Kept {
+struct Cached {
     value: Arc<Resolved>,
-    fetched: Instant,
-    /// When it was last tried to fetch it anew.
+    read: Instant,
+    /// Time of the last attempt to read it again.
     tried: Instant,
-    /// When it was fetched because a store refused it, and was the same as before.
+    /// Time at which it was read because a store refused it, and was the same as before.
     refused: Option<Instant>,
-    /// It was said that it cannot be fetched anew.
-    told: bool,
+    /// A failed refresh was logged.
+    is_logged: bool,
 }
 
 #[derive(Default)]
 struct Slot {
-    kept: Option<Kept>,
-    /// When somebody last needed it.
-    used: Option<Instant>,
-    /// When and why it could not be fetched last.
+    cached: Option<Cached>,
+    /// Time and error of the last failed read.
     failed: Option<(Instant, ReferenceError)>,
-    /// Held by whoever fetches it: the others wait for what comes of that.
+    /// Held during a read; other callers wait for its result.
     gate: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// Fetches secrets.
+/// Reads and caches secrets.
 pub(crate) struct References {
     local: Arc<Local>,
-    vault: Option<Arc<Vault>>,
-    cache_for: Duration,
-    warm_for: Duration,
+    cache: Duration,
+    command_timeout: Duration,
     salt: [u8; 32],
     slots: Mutex<HashMap<SecretRef, Slot>>,
 }
 
 impl std::fmt::Debug for References {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("References").field("vault", &self.vault).finish_non_exhaustive()
+        f.debug_struct("References").finish_non_exhaustive()
     }
 }
 
 impl References {
-    /// What the configuration says; asks nobody yet.
+    /// Takes the settings of a configuration; reads nothing yet.
     pub fn new(config: &Config, systemd_dir: Option<&Path>) -> Arc<Self> {
-        let vault = config.vault.as_ref();
-        let own = vault.iter().flat_map(|vault| [&vault.token_credential, &vault.secret_id_credential]);
-        let local = Arc::new(Local {
-            systemd_dir: systemd_dir.map(PathBuf::from),
-            file_dir: config.secrets.file_dir.clone(),
-            own: own.flatten().cloned().collect(),
-        });
+        let local =
+            Local { systemd_dir: systemd_dir.map(PathBuf::from), file_dir: config.secrets.file_dir.clone() };
         let mut salt = [0; 32];
         // Without random bytes fingerprints still tell secrets apart.
         let _ = crate::secrets::fill_random(&mut salt);
         Arc::new(Self {
-            vault: vault.map(|config| Arc::new(Vault::new(config.clone(), Arc::clone(&local)))),
-            local,
-            cache_for: Duration::from_secs(config.secrets.cache_s),
-            warm_for: Duration::from_secs(config.secrets.warm_s),
+            local: Arc::new(local),
+            cache: Duration::from_secs(config.secrets.cache_s),
+            command_timeout: Duration::from_millis(config.secrets.command_timeout_ms),
             salt,
             slots: Mutex::default(),
         })
     }
 
-    /// For how long a value is as good as new, and for how long it is used at most.
+    /// Time after which a value is refreshed, and time after which it is not used any more.
     fn lifetimes(&self, reference: &SecretRef) -> (Duration, Duration) {
         match reference {
-            SecretRef::Vault { .. } => (self.cache_for / 4, self.cache_for),
-            _ => (LOCAL_FOR, LOCAL_FOR),
+            SecretRef::Command(_) => (self.cache / 4, self.cache),
+            SecretRef::File(_) | SecretRef::Systemd(_) => (LOCAL_CACHE, LOCAL_CACHE),
         }
     }
 
-    /// The secret, fetched lately or now.
+    /// Returns the secret, from the cache or read now.
     ///
     /// # Errors
-    /// It cannot be had, and was not lately.
+    /// It cannot be read, and is not in the cache.
     pub async fn resolve(self: &Arc<Self>, reference: &SecretRef) -> Result<Arc<Resolved>, ReferenceError> {
-        let (fresh, most) = self.lifetimes(reference);
-        self.slots.lock().entry(reference.clone()).or_default().used = Some(Instant::now());
-        if let Some(value) = self.kept(reference, most) {
-            self.refresh_beside(reference, fresh);
+        let (fresh, longest) = self.lifetimes(reference);
+        if let Some(value) = self.cached(reference, longest) {
+            self.refresh_in_background(reference, fresh);
             return Ok(value);
         }
         let asked = Instant::now();
         let gate = Arc::clone(&self.slots.lock().entry(reference.clone()).or_default().gate);
-        let _fetching = gate.lock().await;
-        match self.kept(reference, most) {
+        let _reading = gate.lock().await;
+        match self.cached(reference, longest) {
             Some(value) => Ok(value),
-            None => self.fetch_once(reference, asked).await,
+            None => self.read_once(reference, asked).await,
         }
     }
 
-    /// The secret, fetched now, whatever is known.
+    /// Reads the secret now, whatever is in the cache.
     ///
     /// # Errors
-    /// It cannot be had.
-    pub async fn resolve_anew(
-        self: &Arc<Self>,
-        reference: &SecretRef,
-    ) -> Result<Arc<Resolved>, ReferenceError> {
+    /// It cannot be read.
+    pub async fn resolve_anew(&self, reference: &SecretRef) -> Result<Arc<Resolved>, ReferenceError> {
         let gate = Arc::clone(&self.slots.lock().entry(reference.clone()).or_default().gate);
-        let _fetching = gate.lock().await;
-        self.fetch_and_keep(reference).await
+        let _reading = gate.lock().await;
+        self.read_and_cache(reference).await
     }
 
-    /// The secret after a store has refused one that was fetched: another one, if there is one by now.
+    /// Returns the secret after a store refused a value of it: another value if there is one.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// It cannot be read.
     pub async fn resolve_after_refusal(
-        self: &Arc<Self>,
+        &self,
         reference: &SecretRef,
         refused: &Fingerprint,
     ) -> Result<Arc<Resolved>, ReferenceError> {
         let asked = Instant::now();
         let gate = Arc::clone(&self.slots.lock().entry(reference.clone()).or_default().gate);
-        let _fetching = gate.lock().await;
+        let _reading = gate.lock().await;
         let known = {
             let slots = self.slots.lock();
-            let kept = slots.get(reference).and_then(|slot| slot.kept.as_ref());
-            kept.and_then(|kept| {
-                let is_other = kept.value.fingerprint != *refused;
-                let is_told = kept.refused.is_some_and(|at| at.elapsed() < REFUSED_AGAIN);
-                (is_other || is_told).then(|| Arc::clone(&kept.value))
+            let cached = slots.get(reference).and_then(|slot| slot.cached.as_ref());
+            cached.and_then(|cached| {
+                let is_other = cached.value.fingerprint != *refused;
+                let was_read_lately = cached.refused.is_some_and(|at| at.elapsed() < REFUSED_PAUSE);
+                (is_other || was_read_lately).then(|| Arc::clone(&cached.value))
             })
         };
         if let Some(value) = known {
             return Ok(value);
         }
-        let fetched = self.fetch_once(reference, asked).await;
-        if let Some(kept) = self.slots.lock().get_mut(reference).and_then(|slot| slot.kept.as_mut())
-            && kept.value.fingerprint == *refused
+        let read = self.read_once(reference, asked).await;
+        if let Some(cached) = self.slots.lock().get_mut(reference).and_then(|slot| slot.cached.as_mut())
+            && cached.value.fingerprint == *refused
         {
-            kept.refused = Some(Instant::now());
+            cached.refused = Some(Instant::now());
         }
-        fetched
+        read
     }
 
-    /// Fetches a secret that nothing may need, and keeps nothing.
-    ///
-    /// # Errors
-    /// It cannot be had.
-    pub async fn check(&self, reference: &SecretRef) -> Result<Option<u64>, ReferenceError> {
-        Ok(self.fetch(reference).await?.version)
-    }
-
-    fn kept(&self, reference: &SecretRef, most: Duration) -> Option<Arc<Resolved>> {
+    fn cached(&self, reference: &SecretRef, longest: Duration) -> Option<Arc<Resolved>> {
         let slots = self.slots.lock();
-        let kept = slots.get(reference)?.kept.as_ref()?;
-        (kept.fetched.elapsed() < most).then(|| Arc::clone(&kept.value))
+        let cached = slots.get(reference)?.cached.as_ref()?;
+        (cached.read.elapsed() < longest).then(|| Arc::clone(&cached.value))
     }
 
-    /// Has a value that is not new any more fetched anew, while the one that is there is used.
-    fn refresh_beside(self: &Arc<Self>, reference: &SecretRef, fresh: Duration) {
+    /// Reads a value again that is not fresh, while callers use the cached one.
+    fn refresh_in_background(self: &Arc<Self>, reference: &SecretRef, fresh: Duration) {
         {
             let mut slots = self.slots.lock();
-            let Some(kept) = slots.get_mut(reference).and_then(|slot| slot.kept.as_mut()) else { return };
-            let again = REFRESH_AGAIN.min(fresh);
-            if kept.fetched.elapsed() < fresh || kept.tried.elapsed() < again {
+            let Some(cached) = slots.get_mut(reference).and_then(|slot| slot.cached.as_mut()) else { return };
+            if cached.read.elapsed() < fresh || cached.tried.elapsed() < REFRESH_PAUSE.min(fresh) {
                 return;
             }
-            kept.tried = Instant::now();
+            cached.tried = Instant::now();
         }
         let (this, reference) = (Arc::clone(self), reference.clone());
         tokio::spawn(async move {
             let Err(error) = this.resolve_anew(&reference).await else { return };
             let mut slots = this.slots.lock();
-            let Some(kept) = slots.get_mut(&reference).and_then(|slot| slot.kept.as_mut()) else { return };
-            if !std::mem::replace(&mut kept.told, true) {
-                let (_, most) = this.lifetimes(&reference);
-                let left_s = most.saturating_sub(kept.fetched.elapsed()).as_secs();
-                tracing::warn!(%reference, %error, left_s, "a secret cannot be fetched anew: the one of before is used until its time is over");
+            let Some(cached) = slots.get_mut(&reference).and_then(|slot| slot.cached.as_mut()) else {
+                return;
+            };
+            if !std::mem::replace(&mut cached.is_logged, true) {
+                let (_, longest) = this.lifetimes(&reference);
+                let left_s = longest.saturating_sub(cached.read.elapsed()).as_secs();
+                tracing::warn!(%reference, %error, left_s, "cannot refresh a secret; the cached value is used until it expires");
             }
         });
     }
 
-    /// Has what lies in a Vault and was needed lately fetched anew before its time is over, also while nobody asks for it.
-    fn renew_warm(self: &Arc<Self>) {
-        let warm: Vec<SecretRef> = {
-            let slots = self.slots.lock();
-            let is_warm = |slot: &Slot| slot.used.is_some_and(|used| used.elapsed() < self.warm_for);
-            let known = slots.iter().filter(|(reference, slot)| {
-                matches!(reference, SecretRef::Vault { .. }) && slot.kept.is_some() && is_warm(slot)
-            });
-            known.map(|(reference, _)| reference.clone()).collect()
-        };
-        for reference in warm {
-            let (fresh, _) = self.lifetimes(&reference);
-            self.refresh_beside(&reference, fresh);
-        }
-    }
-
-    /// Fetches it, if that has not failed since it was asked for: all who waited for that are told, rather than to wait as long once
-    /// more, one after the other.
-    async fn fetch_once(
+    /// Reads it, unless a read that began after `asked` failed: callers that waited for that read get its error.
+    async fn read_once(
         &self,
         reference: &SecretRef,
         asked: Instant,
@@ -262,107 +213,69 @@ impl References {
         let failed = self.slots.lock().get(reference).and_then(|slot| slot.failed.clone());
         match failed.filter(|(at, _)| *at >= asked) {
             Some((_, error)) => Err(error),
-            None => self.fetch_and_keep(reference).await,
+            None => self.read_and_cache(reference).await,
         }
     }
 
-    async fn fetch_and_keep(&self, reference: &SecretRef) -> Result<Arc<Resolved>, ReferenceError> {
-        let fetched = self.fetch(reference).await.inspect_err(|error| {
+    async fn read_and_cache(&self, reference: &SecretRef) -> Result<Arc<Resolved>, ReferenceError> {
+        let read = self.read(reference).await.inspect_err(|error| {
             if let Some(slot) = self.slots.lock().get_mut(reference) {
                 slot.failed = Some((Instant::now(), error.clone()));
             }
         });
-        let Fetched { text, version } = fetched?;
+        let text = read?;
         let digest = Sha256::new().chain_update(self.salt).chain_update(text.as_bytes()).finalize();
-        let value = Arc::new(Resolved { text, fingerprint: digest.into(), version });
+        let value = Arc::new(Resolved { text, fingerprint: digest.into() });
         let now = Instant::now();
-        let kept = Kept { value: Arc::clone(&value), fetched: now, tried: now, refused: None, told: false };
-        let before = self.slots.lock().entry(reference.clone()).or_default().kept.replace(kept);
-        if before.is_some_and(|before| before.told) {
-            tracing::info!(%reference, "the secret can be fetched again");
+        let cached =
+            Cached { value: Arc::clone(&value), read: now, tried: now, refused: None, is_logged: false };
+        let before = self.slots.lock().entry(reference.clone()).or_default().cached.replace(cached);
+        if before.is_some_and(|before| before.is_logged) {
+            tracing::info!(%reference, "the secret can be refreshed again");
         }
         Ok(value)
     }
 
-    async fn fetch(&self, reference: &SecretRef) -> Result<Fetched, ReferenceError> {
-        let fetched = match reference {
-            SecretRef::Vault { mount, path, field } => {
-                let vault = self.vault.as_ref().ok_or(ReferenceError::NoVault)?;
-                vault.read(mount, path, field).await?
-            }
-            SecretRef::Systemd(_) | SecretRef::File(_) => {
-                let (local, reference) = (Arc::clone(&self.local), reference.clone());
-                let read = tokio::task::spawn_blocking(move || match &reference {
-                    SecretRef::Systemd(name) => local.credential(name),
-                    SecretRef::File(path) => local.file(path),
-                    SecretRef::Vault { .. } => Err(ReferenceError::NoVault),
-                });
-                let text =
-                    read.await.map_err(|error| ReferenceError::Internal { what: error.to_string() })??;
-                Fetched { text, version: None }
-            }
-        };
-        let text = local::usable(fetched.text)?;
-        Ok(Fetched { text, ..fetched })
+    async fn read(&self, reference: &SecretRef) -> Result<Zeroizing<String>, ReferenceError> {
+        if let SecretRef::Command(path) = reference {
+            return command::run(&self.local, path, self.command_timeout).await;
+        }
+        let (local, reference) = (Arc::clone(&self.local), reference.clone());
+        let read = tokio::task::spawn_blocking(move || match &reference {
+            SecretRef::Systemd(name) => local.credential(name),
+            SecretRef::File(path) | SecretRef::Command(path) => local.file(path),
+        });
+        read.await.map_err(|error| ReferenceError::Internal { what: error.to_string() })?
     }
 
-    /// Forgets all that is not among what credentials refer to: nothing of it is renewed.
+    /// Drops all cached values except those of these references.
     pub fn keep_only(&self, needed: &HashSet<SecretRef>) {
         let mut slots = self.slots.lock();
         for (_, slot) in slots.iter_mut().filter(|(reference, _)| !needed.contains(reference)) {
-            slot.kept = None;
-            slot.used = None;
+            slot.cached = None;
         }
     }
 
-    /// Forgets what is too old to be used.
-    fn forget_old(&self) {
+    fn drop_expired(&self) {
         let mut slots = self.slots.lock();
         for (reference, slot) in &mut *slots {
-            let (_, most) = self.lifetimes(reference);
-            if slot.kept.as_ref().is_some_and(|kept| kept.fetched.elapsed() >= most) {
-                slot.kept = None;
+            let (_, longest) = self.lifetimes(reference);
+            if slot.cached.as_ref().is_some_and(|cached| cached.read.elapsed() >= longest) {
+                slot.cached = None;
             }
         }
-        // Whoever fetches one has a hold of its gate.
-        slots.retain(|_, slot| slot.kept.is_some() || Arc::strong_count(&slot.gate) > 1);
-    }
-
-    /// How those do who keep secrets.
-    pub async fn providers(&self) -> SecretProviders {
-        SecretProviders {
-            vault: match &self.vault {
-                Some(vault) => Some(vault.status().await),
-                None => None,
-            },
-            systemd_dir: self.local.systemd_dir.clone(),
-            file_dir: self.local.file_dir.clone(),
-            cache_s: self.cache_for.as_secs(),
-        }
+        // A running read holds its gate.
+        slots.retain(|_, slot| slot.cached.is_some() || Arc::strong_count(&slot.gate) > 1);
     }
 }
 
-/// Keeps the token of a Vault good, renews what is needed, and forgets what is too old, until it is aborted.
+/// Drops expired values until it is aborted.
 pub(crate) fn start(references: &Arc<References>) -> JoinHandle<()> {
     let references = Arc::clone(references);
     tokio::spawn(async move {
-        let look = async {
-            let every = (references.cache_for / 8).clamp(LOOK_AT_MOST, LOOK_EVERY);
-            loop {
-                tokio::time::sleep(every).await;
-                references.forget_old();
-                references.renew_warm();
-            }
-        };
-        let keep_good = async {
-            match &references.vault {
-                Some(vault) => loop {
-                    let next = vault.keep_token_good().await;
-                    tokio::time::sleep(next).await;
-                },
-                None => std::future::pending::<()>().await,
-            }
-        };
-        tokio::join!(look, keep_good);
+        loop {
+            tokio::time::sleep(EXPIRY_INTERVAL).await;
+            references.drop_expired();
+        }
     })
 }

@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(shared.lock().1, ["planted-2"]);
         // Without it nothing is asked, when what is known is too old.
         std::fs::remove_file(&path).unwrap();
-        tokio::time::sleep(super::super::LOCAL_FOR).await;
+        tokio::time::sleep(super::super::LOCAL_CACHE).await;
         let error = store.get("a", 100).await.unwrap_err();
         assert!(error.to_string().contains("it is not there") && !error.is_retryable(), "{error}");
         assert!(!error.to_string().contains("planted"), "{error}");

@@ -5,7 +5,6 @@ use blockd_api::{
     ApiError, CredentialRef, Secret, SecretInput, SecretRef,
     credential_update::{NewAccess, UpdateCredential},
     credentials::Credential,
-    secrets::CheckSecret,
 };
 use std::os::unix::fs::PermissionsExt;
 
@@ -33,9 +32,10 @@ async fn stored(host: &Host) -> (Vec<u8>, Option<SecretRef>) {
     (row.data_keys, row.passphrase_from)
 }
 
+/// The references of the only credential.
 async fn references(host: &Host) -> Vec<SecretRef> {
-    let list = host.client.list_secrets().await.unwrap().references;
-    list.into_iter().map(|one| one.reference).collect()
+    let row = host.core().credential_rows().await.unwrap().pop().unwrap();
+    crate::secrets_elsewhere::references_of(&row).cloned().collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,25 +77,6 @@ async fn a_passphrase_moves_elsewhere_and_back_and_the_history_goes_on() {
     host.start().await;
     next(&host, 4).await;
     assert_eq!(host.list().await.len(), 5);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_secret_that_is_not_there_is_no_fault_of_the_daemon() {
-    let host = Host::new().await;
-    let there = put(&host, "there", "planted");
-    let check = async |reference: SecretRef| host.client.check_secret(&CheckSecret { reference }).await;
-    check(there.clone()).await.unwrap();
-    let code = |error: ClientError| match error {
-        ClientError::Api(error) => (error.code, error.code.http_status(), error.code.exit_status()),
-        other => panic!("{other:?}"),
-    };
-    let missing = format!("{there}-not").parse().unwrap();
-    assert_eq!(code(check(missing).await.unwrap_err()), (ErrorCode::SecretNotFound, 404, 4));
-    let unknown = "systemd:nobody".parse().unwrap();
-    assert_eq!(code(check(unknown).await.unwrap_err()), (ErrorCode::SecretNotFound, 404, 4));
-    let path = host.dir.path().join("secrets/there");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-    assert_eq!(code(check(there).await.unwrap_err()), (ErrorCode::SecretUnavailable, 502, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

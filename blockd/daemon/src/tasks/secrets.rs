@@ -1,4 +1,4 @@
-//! Secrets that lie elsewhere, before a task moves data: a Vault that is away for a moment is waited for, while nobody waits for the
+//! The secrets of a task, before it moves data: a program that fails for a moment is waited for, while no caller waits for the
 //! task. What a backup is of was frozen before that: it is of the moment for which it was asked, its local copy needs no secret, and the
 //! volumes of a group do not depend on whose secret comes first.
 
@@ -27,7 +27,7 @@ const ROUNDS_MOST: u32 = 8;
 pub(super) async fn wait_for(core: &Core, live: &LiveTask) -> Result<(), ServiceError> {
     let credential = core.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
     let until = Instant::now() + Duration::from_secs(core.config.secrets.wait_s);
-    for (reference, _) in references_of(&credential) {
+    for reference in references_of(&credential) {
         let found = tokio::select! {
             found = resolve(core, live, reference, until) => found,
             () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
@@ -57,7 +57,7 @@ pub(super) async fn slot<'a>(core: &'a Core, live: &LiveTask) -> Result<Semaphor
 /// Whether a secret cannot be had at this moment, and may be in the next.
 async fn is_away(core: &Core, live: &LiveTask) -> Result<bool, ServiceError> {
     let credential = core.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
-    for (reference, _) in references_of(&credential) {
+    for reference in references_of(&credential) {
         if core.references.resolve(reference).await.is_err_and(|error| error.is_retryable()) {
             return Ok(true);
         }

@@ -20,7 +20,7 @@ Where the backups are (provider, bucket, server, account, directory) cannot be c
 
 Examples:
   blockctl credentials update s3 --s3-access-key AKIA… --s3-secret-key-file ./new-key
-  blockctl credentials update s3 --s3-secret-key-from vault:secret/blockd/s3#secret_key
+  blockctl credentials update s3 --s3-secret-key-from command:/etc/blockd/secrets/s3-key
   blockctl credentials update az --azure-sas-token-file ./sas
   blockctl credentials update nas --encryption-passphrase-from systemd:blockd-passphrase
   blockctl credentials update s3 --proxy ''";
@@ -43,7 +43,7 @@ pub struct UpdateArgs {
     /// File with the secret key, - for stdin (s3)
     #[arg(long, value_name = "FILE", group = "s3_secret", help_heading = "S3")]
     pub s3_secret_key_file: Option<PathBuf>,
-    /// Where blockd finds the secret key itself: systemd:NAME, file:/PATH or vault:MOUNT/PATH#FIELD (s3)
+    /// Where blockd finds the secret key itself: systemd:NAME, file:/PATH or command:/PATH (s3)
     #[arg(long, value_name = "REF", group = "s3_secret", help_heading = "S3")]
     pub s3_secret_key_from: Option<SecretRef>,
     /// Role to take first, none if it is empty; with it go the next two, as they are given (s3)

@@ -13,8 +13,8 @@ or the variable. One line end at the end of a file is dropped. All of it may sta
 (--file), which should have mode 0600.
 
 With --…-from blockd stores no secret, but fetches it when it needs it: systemd:NAME is a credential of its unit, \
-file:/PATH a file below its secrets.file_dir, vault:MOUNT/PATH#FIELD a field in a key-value store (version 2) of the \
-Vault or OpenBao in its configuration. `blockctl secrets` says whether they can be had.
+file:/PATH a file below its secrets.file_dir, command:/PATH a program there that prints the secret (for example a script around \
+`bao kv get`). `blockctl credentials validate` shows whether it can be read.
 
 Whether the store can create an object only if it is absent is tried out and shown in the list; \
 blockd does without where it cannot (Swift, some S3 servers).
@@ -34,7 +34,7 @@ Examples:
   ST_AUTH=https://swift/auth/v1.0 ST_USER=acct:me ST_KEY=… blockctl credentials create sw \\
       --provider swift --bucket backups
   blockctl credentials create elsewhere --provider s3 --s3-endpoint s3.amazonaws.com --bucket b \\
-      --s3-access-key AKIA… --s3-secret-key-from vault:secret/blockd/s3#secret_key \\
+      --s3-access-key AKIA… --s3-secret-key-from command:/etc/blockd/secrets/s3-key \\
       --encryption-passphrase-from systemd:blockd-passphrase
   blockctl credentials create offsite --file offsite.toml";
 
@@ -144,7 +144,7 @@ pub struct Settings {
     /// File with the secret key, - for stdin (s3)
     #[arg(long, value_name = "FILE", help_heading = "S3")]
     pub s3_secret_key_file: Option<PathBuf>,
-    /// Where blockd finds the secret key itself: systemd:NAME, file:/PATH or vault:MOUNT/PATH#FIELD (s3)
+    /// Where blockd finds the secret key itself: systemd:NAME, file:/PATH or command:/PATH (s3)
     #[arg(long, value_name = "REF", conflicts_with_all = ["s3_secret_key", "s3_secret_key_file"], help_heading = "S3")]
     pub s3_secret_key_from: Option<SecretRef>,
     /// Region, us-east-1 without it (s3)

@@ -12,14 +12,8 @@ struct Missing {
     why: &'static str,
 }
 
-const LOGIN: &str = "nobody logs in by hand: blockd fetches secrets itself from systemd, files or a Vault ([vault] in its configuration); \
-    see `blockctl secrets status`";
-const NO_CLUSTER: &str = "there is no cluster whose secrets could be used: secrets are stored sealed on the host, or fetched from systemd, \
-    files or a Vault; see `blockctl secrets --help`";
-const NO_CLUSTER_KEY: &str = "no key is shared by several hosts: each credential has a passphrase of its own; \
-    see `blockctl credentials create --help` (--encryption-passphrase-file)";
-const NO_SECRETS_SHOWN: &str =
-    "no secret is ever shown; `blockctl secrets list` says which there are and whether they can be had";
+const NO_SECRETS: &str = "secrets belong to credentials: they are stored sealed on the host, or read by reference from systemd, \
+    a file or a program; see `blockctl credentials create --help`";
 
 const MISSING: &[Missing] = &[
     Missing { command: "", words: &["--raw"], why: "what programs read is --json" },
@@ -28,18 +22,7 @@ const MISSING: &[Missing] = &[
         words: &["--config"],
         why: "there is no configuration file for it: `blockctl context create` keeps addresses and certificates",
     },
-    Missing { command: "secrets", words: &["vault", "login"], why: LOGIN },
-    Missing {
-        command: "secrets",
-        words: &["kvdb", "aws", "azure", "gcloud", "ibm", "dcos", "k8s", "docker", "pure"],
-        why: NO_CLUSTER,
-    },
-    Missing {
-        command: "secrets",
-        words: &["set-cluster-key", "upload-cluster-wide-secret"],
-        why: NO_CLUSTER_KEY,
-    },
-    Missing { command: "secrets", words: &["dump-cluster-wide-secret"], why: NO_SECRETS_SHOWN },
+    Missing { command: "", words: &["secrets"], why: NO_SECRETS },
     Missing {
         command: "cloudsnap list",
         words: &["-m", "--migration"],
@@ -104,11 +87,7 @@ mod tests {
     fn what_clusters_have_is_refused_with_the_reason() {
         let id = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
         for (line, words) in [
-            ("secrets kvdb login".to_owned(), "no cluster"),
-            ("secrets vault login".to_owned(), "secrets status"),
-            ("secrets login".to_owned(), "secrets status"),
-            ("-j secrets set-cluster-key --secret x".to_owned(), "passphrase of its own"),
-            ("secrets dump-cluster-wide-secret".to_owned(), "no secret is ever shown"),
+            ("secrets kvdb login".to_owned(), "blockctl has no secrets: secrets belong to credentials"),
             ("cs l -m".to_owned(), "cloudsnap list has no -m: nothing is migrated"),
             ("cloudsnap list --migration".to_owned(), "nothing is migrated"),
             (format!("cs r -s {id} -n node1"), "cloudsnap restore has no -n: there is one host"),
@@ -121,7 +100,7 @@ mod tests {
             let told = reason(&parse(&line).unwrap_err(), &args).unwrap_or_default();
             assert!(told.contains(words), "{line}: {told}");
         }
-        for line in ["volume list --node x", "secrets nonsense", "cs list -t gone", "volume list --raww"] {
+        for line in ["volume list --node x", "cs list -t gone", "volume list --raww"] {
             let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
             assert_eq!(reason(&parse(line).unwrap_err(), &args), None, "{line}");
         }

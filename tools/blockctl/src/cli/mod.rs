@@ -20,7 +20,6 @@ mod pxctl;
 pub mod rekey;
 pub mod rules;
 pub mod schedules;
-pub mod secrets;
 pub mod snapshot;
 pub mod top;
 pub mod volume;
@@ -136,9 +135,6 @@ pub enum Command {
     /// Where backups go, and what opens that place
     #[command(subcommand, visible_alias = "cred", alias = "creds")]
     Credentials(credentials::CredentialsCommand),
-    /// Secrets that blockd fetches itself from where they lie
-    #[command(subcommand)]
-    Secrets(secrets::SecretsCommand),
     /// Backup and restore snapshots to/from cloud
     #[command(subcommand, visible_alias = "cs")]
     Cloudsnap(cloudsnap::CloudsnapCommand),

@@ -20,7 +20,6 @@ mod objects;
 mod pieces;
 mod rules;
 mod schedules;
-mod secrets;
 mod snapshot;
 mod status;
 pub mod stores;
@@ -59,7 +58,6 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Volume(command) => volume::run(&context, command).await,
         Command::Snapshot(command) => snapshot::run(&context, command).await,
         Command::Credentials(command) => credentials::run(&context, command).await,
-        Command::Secrets(command) => secrets::run(&context, command).await,
         Command::Cloudsnap(command) => Box::pin(cloudsnap::run(&context, command)).await,
         Command::Browse(command) => Box::pin(browse::run(&context, command)).await,
         Command::Rule(command) => rules::run(&context, command).await,

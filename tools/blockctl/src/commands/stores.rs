@@ -632,13 +632,13 @@ mod tests {
             ),
         ] {
             let request =
-                ask(&format!("{line} vault:secret/x#y --encryption-passphrase-from systemd:p")).unwrap();
+                ask(&format!("{line} command:/secret/x --encryption-passphrase-from systemd:p")).unwrap();
             assert_eq!(
                 request.encryption_passphrase.as_ref().unwrap().reference().unwrap().to_string(),
                 "systemd:p"
             );
             let json = serde_json::to_string(&request).unwrap();
-            assert!(json.contains(&format!(r#""{field}":{{"from":"vault:secret/x#y"}}"#)), "{json}");
+            assert!(json.contains(&format!(r#""{field}":{{"from":"command:/secret/x"}}"#)), "{json}");
         }
         for line in [
             format!("{s3} --use-iam --s3-secret-key-from systemd:a"),
@@ -650,10 +650,10 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
-        let toml = "provider = \"local\"\npath = \"/x\"\nencryption-passphrase-from = \"vault:a/b#c\"\n";
+        let toml = "provider = \"local\"\npath = \"/x\"\nencryption-passphrase-from = \"command:/a/b\"\n";
         std::fs::write(&file, toml).unwrap();
         let from = |request: CreateCredential| request.encryption_passphrase.unwrap().reference().cloned();
-        assert_eq!(from(ask(&format!("--file {}", file.display())).unwrap()), "vault:a/b#c".parse().ok());
+        assert_eq!(from(ask(&format!("--file {}", file.display())).unwrap()), "command:/a/b".parse().ok());
         let typed =
             ask(&format!("--file {} --encryption-passphrase-from systemd:t", file.display())).unwrap();
         assert_eq!(from(typed), "systemd:t".parse().ok());

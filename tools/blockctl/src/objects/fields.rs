@@ -275,7 +275,7 @@ impl<'a> Fields<'a> {
         let elsewhere = [
             source.text("from"),
             source.text("systemd").map(|name| format!("systemd:{name}")),
-            source.text("vault").map(|place| format!("vault:{place}")),
+            source.text("command").map(|path| format!("command:{path}")),
         ];
         source.finish();
         let mut elsewhere = elsewhere.into_iter().flatten();
@@ -309,7 +309,7 @@ impl<'a> Fields<'a> {
                 self.reading.wrong(
                     node.line,
                     &path,
-                    "one of `file`, `env`, `systemd`, `vault` and `from` is expected here",
+                    "one of `file`, `env`, `systemd`, `command` and `from` is expected here",
                 );
                 None
             }
@@ -382,16 +382,15 @@ mod tests {
 
     #[test]
     fn secrets_may_lie_where_the_daemon_finds_them() {
-        let text = "a: {vault: \"secret/s3#key\"}\nb: {systemd: pass}\nc: {from: \"file:/x/y\"}\nd: {vault: planted}\ne: {vault: \"a/b#c\", systemd: x}\n";
+        let text = "a: {command: /x/y}\nb: {systemd: pass}\nc: {from: \"file:/x/y\"}\nd: {command: planted}\ne: {command: /x, systemd: x}\n";
         let told = problems(text, |fields| {
-            for (name, reference) in [("a", "vault:secret/s3#key"), ("b", "systemd:pass"), ("c", "file:/x/y")]
-            {
+            for (name, reference) in [("a", "command:/x/y"), ("b", "systemd:pass"), ("c", "file:/x/y")] {
                 let found = fields.secret(name);
                 assert_eq!(found, Some(SecretSource::Elsewhere(reference.parse().unwrap())));
             }
             assert_eq!((fields.secret("d"), fields.secret("e")), (None, None));
         });
-        assert!(told.len() == 2 && told[0].contains("line 4: d: after vault: comes"), "{told:?}");
+        assert!(told.len() == 2 && told[0].contains("line 4: d: after file: and command: comes"), "{told:?}");
         assert!(told[1].starts_with("line 5: e: one of") && !told.join("").contains("planted"), "{told:?}");
     }
 
@@ -408,7 +407,7 @@ mod tests {
             told,
             [
                 "line 4: d: there is no text in the variable BLOCKCTL_NO_SUCH_VARIABLE",
-                "line 5: e: one of `file`, `env`, `systemd`, `vault` and `from` is expected here",
+                "line 5: e: one of `file`, `env`, `systemd`, `command` and `from` is expected here",
             ]
         );
     }

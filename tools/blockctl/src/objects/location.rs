@@ -433,7 +433,7 @@ fn read_google(fields: &mut Fields<'_>, settings: &mut Settings) {
             fields.wrong(
                 line,
                 "accountKey",
-                "the key of a service account is taken from a file only, `file: PATH`, or from where blockd finds it, `vault: …`",
+                "the key of a service account is taken from a file only, `file: PATH`, or by a reference, `from: command:PATH`",
             );
         }
         None => {}

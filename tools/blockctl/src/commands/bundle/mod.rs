@@ -95,7 +95,6 @@ async fn ask_daemon(client: &Client, parts: &mut Map<String, Value>) {
     parts.insert("mounts".into(), part(client.list_mounts().await));
     parts.insert("metrics".into(), part(client.metrics_text().await));
     parts.insert("rules".into(), part(client.list_rules().await));
-    parts.insert("secrets".into(), part(client.list_secrets().await));
 }
 
 /// A part, or why it cannot be had.
