@@ -75,7 +75,7 @@ pub struct Problem {
     pub since: Timestamp,
 }
 
-/// How a webhook does. Its address may hold a secret, so only the host is told.
+/// Status of a webhook. Its address may contain a secret: only the origin is shown. Counters and times start with the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookStatus {
@@ -83,22 +83,19 @@ pub struct WebhookStatus {
     pub name: String,
     /// Scheme, host and port of its address.
     pub origin: String,
-    /// Events that it has not been told yet.
+    /// Events that wait for delivery.
     pub waiting: u64,
-    /// Events that it took since the daemon was started.
+    /// Events that the receiver accepted.
     pub delivered: u64,
-    /// Events that it was not told, because they were too old or it refused them, since the daemon was started.
-    pub given_up: u64,
-    /// Events that were forgotten before it was their turn, since the daemon was started.
-    pub lost: u64,
-    /// When one was last given up or found forgotten, since the daemon was started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_untold: Option<Timestamp>,
-    /// When it last took an event, since the daemon was started.
+    /// Events that the receiver rejected for good, or that expired before their delivery.
+    pub undelivered: u64,
+    /// Time of the last accepted event.
     pub last_delivered: Option<Timestamp>,
-    /// Since when every attempt has failed; `None` if the last one did not.
+    /// Time at which an event was last counted as undelivered.
+    pub last_undelivered: Option<Timestamp>,
+    /// Time since which every attempt has failed; `None` if the last one succeeded.
     pub failing_since: Option<Timestamp>,
-    /// Why the last attempt failed, if it did.
+    /// Error of the last attempt, if it failed.
     pub error: Option<String>,
 }
 

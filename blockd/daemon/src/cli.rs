@@ -149,21 +149,17 @@ Keys of the configuration file (defaults in brackets):
                         programs [\"/etc/blockd/secrets\"]
   [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
                         TCP; `*` stands for any characters; volumes that are not listed are for all [empty]
-  [[webhook]]           tables, at the end: whom to tell of events, with the keys that follow here
-  name                  (webhook) what it is called in the log, in metrics and in `blockctl status`
+  [[webhook]]           tables, at the end: receivers of events, with these keys
+  name                  (webhook) name in the log, in metrics and in `blockctl status`
   url                   (webhook) https://HOST/PATH; http:// only to this host, unless allow_http is set
-  kinds                 (webhook) which events, such as [\"*-failed\", \"damage-found\"]; `*` stands for any characters [all]
-  min_severity          (webhook) only events that are at least so bad: \"info\", \"warning\", \"error\" [\"info\"]
-  secret_file           (webhook) absolute path of the secret that deliveries are signed with; others may not read it []
-  ca                    (webhook) absolute path of further authorities of the receiver's certificate, PEM []
-  allow_http            (webhook) the receiver may be another host that is reached without TLS [false]
-  timeout_ms            (webhook) time that one attempt may take [10000]
-  retry_first_ms        (webhook) time before the second attempt; twice as long each time [1000]
-  retry_most_ms         (webhook) the longest such time [300000]
-  give_up_after_s       (webhook) an event older than this is given up when it was tried in vain [86400]
+  kinds                 (webhook) kinds of events, such as [\"*-failed\", \"damage-found\"]; `*` matches any characters [all]
+  min_severity          (webhook) lowest severity: \"info\", \"warning\", \"error\" [\"info\"]
+  secret                (webhook) reference to the secret that signs deliveries, such as \"file:/etc/blockd/secrets/webhook\" []
+  allow_http            (webhook) allow a receiver on another host without TLS [false]
+  timeout_ms            (webhook) time limit of one attempt [10000]
 
 On SIGHUP this file is read again: roles, [nbd_access], certificates and log_level hold from then on, what takes a restart is named in the log,
-and one that cannot be changes nothing. Certificates are read again within a minute after their files changed as well; files of webhooks before each attempt.
+and one that cannot be changes nothing. Certificates are read again within a minute after their files changed as well.
 
 Environment:
   BLOCKD_LOG             as --log-level

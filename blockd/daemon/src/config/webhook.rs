@@ -1,51 +1,40 @@
-//! Whom to tell of events.
+//! Configuration of webhooks.
 
 use super::ConfigError;
-use blockd_api::events::{KINDS, Severity};
+use blockd_api::{
+    SecretRef,
+    events::{KINDS, Severity},
+};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
-use std::{collections::HashSet, fmt, path::PathBuf};
+use std::{collections::HashSet, fmt};
 
-/// The most webhooks.
-const MOST: usize = 16;
-/// The longest name, in bytes.
-const NAME_MOST_BYTES: usize = 64;
+const MAX_WEBHOOKS: usize = 16;
+const MAX_NAME_BYTES: usize = 64;
 
-/// Where events are told to, as POSTs of JSON.
+/// A receiver of events, which are sent as POST requests with a JSON body.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookConfig {
-    /// What it is called in the log, in metrics and in `blockctl status`.
+    /// Name in the log, in metrics and in `blockctl status`.
     pub name: String,
-    /// Where to.
+    /// Address of the receiver.
     pub url: WebhookUrl,
-    /// The kinds of events; `*` stands for any characters. Empty: all.
+    /// Kinds of events to deliver; `*` matches any characters. Empty: all.
     #[serde(default)]
     pub kinds: Vec<String>,
-    /// Only events that are at least so bad.
+    /// Lowest severity to deliver.
     #[serde(default = "any_severity")]
     pub min_severity: Severity,
-    /// A file with the secret that deliveries are signed with. Not set: they are not signed.
+    /// Secret that signs deliveries: base64, with or without the prefix `whsec_`. Not set: deliveries are not signed.
     #[serde(default)]
-    pub secret_file: Option<PathBuf>,
-    /// Further authorities of the receiver's certificate, PEM.
-    #[serde(default)]
-    pub ca: Option<PathBuf>,
+    pub secret: Option<SecretRef>,
     /// Whether the receiver may be another host that is reached without TLS.
     #[serde(default)]
     pub allow_http: bool,
-    /// How long one attempt may take.
+    /// Time limit of one attempt.
     #[serde(default = "timeout_ms")]
     pub timeout_ms: u64,
-    /// How long to wait after an attempt that failed; twice as long each time.
-    #[serde(default = "retry_first_ms")]
-    pub retry_first_ms: u64,
-    /// The longest such time.
-    #[serde(default = "retry_most_ms")]
-    pub retry_most_ms: u64,
-    /// An event that is older than this is given up when it was tried in vain.
-    #[serde(default = "give_up_after_s")]
-    pub give_up_after_s: u64,
 }
 
 fn any_severity() -> Severity {
@@ -56,20 +45,8 @@ fn timeout_ms() -> u64 {
     10_000
 }
 
-fn retry_first_ms() -> u64 {
-    1_000
-}
-
-fn retry_most_ms() -> u64 {
-    300_000
-}
-
-fn give_up_after_s() -> u64 {
-    86_400
-}
-
 impl WebhookConfig {
-    /// Whether it is to be told of such an event.
+    /// Whether events of this kind and severity are delivered.
     pub fn wants(&self, kind: &str, severity: Severity) -> bool {
         let is_meant = |pattern: &String| matches(pattern, kind);
         severity >= self.min_severity && (self.kinds.is_empty() || self.kinds.iter().any(is_meant))
@@ -78,9 +55,9 @@ impl WebhookConfig {
     fn check(&self) -> Result<(), ConfigError> {
         let wrong = |what: String| Err(ConfigError::Webhook { name: self.name.clone(), what });
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if self.name.is_empty() || self.name.len() > NAME_MOST_BYTES || !self.name.chars().all(is_plain) {
+        if self.name.is_empty() || self.name.len() > MAX_NAME_BYTES || !self.name.chars().all(is_plain) {
             return wrong(format!(
-                "name must be 1 to {NAME_MOST_BYTES} letters, digits, dots, dashes or underscores"
+                "name must be 1 to {MAX_NAME_BYTES} letters, digits, dots, dashes or underscores"
             ));
         }
         if self.url.0.scheme() == "http" && !self.allow_http && !self.url.is_loopback() {
@@ -98,20 +75,8 @@ impl WebhookConfig {
                 ));
             }
         }
-        for (key, given, low, high) in [
-            ("timeout_ms", self.timeout_ms, 100, 300_000),
-            ("retry_first_ms", self.retry_first_ms, 10, 3_600_000),
-            ("retry_most_ms", self.retry_most_ms, self.retry_first_ms, 3_600_000),
-            ("give_up_after_s", self.give_up_after_s, 1, 30 * 86_400),
-        ] {
-            if !(low..=high).contains(&given) {
-                return wrong(format!("{key} is {given}, but must be {low} to {high}"));
-            }
-        }
-        for (key, path) in [("secret_file", &self.secret_file), ("ca", &self.ca)] {
-            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
-                return wrong(format!("{key} must be an absolute path"));
-            }
+        if !(100..=300_000).contains(&self.timeout_ms) {
+            return wrong(format!("timeout_ms is {}, but must be 100 to 300000", self.timeout_ms));
         }
         Ok(())
     }
@@ -119,7 +84,7 @@ impl WebhookConfig {
 
 /// Checks all of them.
 pub(super) fn check(webhooks: &[WebhookConfig]) -> Result<(), ConfigError> {
-    if webhooks.len() > MOST {
+    if webhooks.len() > MAX_WEBHOOKS {
         let given = webhooks.len().to_string();
         return Err(ConfigError::Range { key: "webhook", given, wanted: "at most 16 of them" });
     }
@@ -204,7 +169,7 @@ impl TryFrom<String> for WebhookUrl {
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(
-                "the url of a webhook must not hold a user or a password: deliveries are signed with secret_file".into(),
+                "the url of a webhook must not hold a user or a password: deliveries are signed with `secret`".into(),
             );
         }
         Ok(Self(url))
@@ -258,12 +223,11 @@ mod tests {
         for (text, word) in [
             (hook("url = \"planted\""), "https://HOST/PATH"),
             (hook("url = \"ftp://h/planted\""), "https://HOST/PATH"),
-            (hook("url = \"https://u:planted@h/\""), "secret_file"),
+            (hook("url = \"https://u:planted@h/\""), "`secret`"),
             (hook("url = \"http://h.example/planted\""), "http://h.example without TLS"),
             (hook(&format!("{https}kinds = [\"backup-fialed\"]")), "`backup-fialed`"),
-            (hook(&format!("{https}secret_file = \"s\"")), "absolute"),
+            (hook(&format!("{https}secret = \"s\"")), "file:"),
             (hook(&format!("{https}timeout_ms = 5")), "timeout_ms is 5"),
-            (hook(&format!("{https}retry_first_ms = 1000\nretry_most_ms = 999")), "1000 to 3600000"),
             (hook(https) + &hook(https), "another one of this name"),
             (hook(https).replace("ops", "o p"), "1 to 64 letters"),
             (hook(https).repeat(17), "at most 16"),

@@ -296,24 +296,24 @@ impl Core {
         let of = |name: &str| vec![("webhook", name.to_owned())];
         text.gauge(
             "blockd_webhook_waiting_events",
-            "Events that the webhook has not been told yet.",
+            "Events that wait for delivery to the webhook.",
             rows.webhooks.iter().map(|hook| (of(&hook.name), hook.waiting)),
         );
         let states: Vec<_> = self.webhooks.iter().map(|hook| (hook.name(), hook.state())).collect();
         text.counter(
             "blockd_webhook_delivered_events_total",
-            "Events that the webhook took.",
+            "Events that the webhook accepted.",
             states.iter().map(|(name, state)| (of(name), state.delivered)),
         );
         text.counter(
             "blockd_webhook_failed_attempts_total",
-            "Attempts to tell the webhook of an event that failed.",
+            "Failed attempts to deliver an event to the webhook.",
             states.iter().map(|(name, state)| (of(name), state.failed_attempts)),
         );
         text.counter(
             "blockd_webhook_undelivered_events_total",
-            "Events that the webhook will not be told: refused, too old, or forgotten before their turn.",
-            states.iter().map(|(name, state)| (of(name), state.given_up + state.lost)),
+            "Events not delivered to the webhook: rejected, or expired before their delivery.",
+            states.iter().map(|(name, state)| (of(name), state.undelivered)),
         );
     }
 

@@ -94,7 +94,7 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
     found.extend(idle_schedules(known));
     found.extend(failed_runs(known));
     found.extend(kept_tasks(known));
-    found.extend(silent_webhooks(known, now));
+    found.extend(failing_webhooks(known, now));
     found.extend(recent(known, now));
     found
 }
@@ -172,29 +172,29 @@ fn kept_tasks(known: &Known) -> Vec<Trouble> {
     .collect()
 }
 
-/// Webhooks that are not told what they should be.
-fn silent_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = Trouble> {
+/// Webhooks with failing or missed deliveries.
+fn failing_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = Trouble> {
     known.webhooks.iter().filter_map(move |hook| {
         let (name, origin) = (&hook.name, &hook.origin);
         if let (Some(since), Some(error)) = (hook.failing_since, &hook.error) {
             let waiting = super::counted(hook.waiting, "event");
             return Some(Trouble::new(
                 format!(
-                    "webhook {name} takes no events since {}: {error}; {waiting} waiting",
+                    "webhook {name} has been failing since {}: {error}; {waiting} waiting",
                     format_time(since)
                 ),
-                format!("look at what answers at {origin}; it is tried again by itself"),
+                format!("check the receiver at {origin}; deliveries are retried automatically"),
             ));
         }
-        let untold = hook.given_up + hook.lost;
-        // It passes: with what was told since, or with the day.
-        let is_news = hook.last_untold.is_none_or(|at| {
+        let undelivered = hook.undelivered;
+        // Reported until a later delivery, or for a day.
+        let is_news = hook.last_undelivered.is_none_or(|at| {
             at >= a_day_before(now) && hook.last_delivered.is_none_or(|delivered| delivered < at)
         });
-        (untold > 0 && is_news).then(|| {
+        (undelivered > 0 && is_news).then(|| {
             Trouble::new(
-                format!("webhook {name} was not told of {}", super::counted(untold, "event")),
-                format!("the log of blockd says why; blockctl events shows them (webhook at {origin})"),
+                format!("{} not delivered to webhook {name}", super::counted(undelivered, "event")),
+                format!("see blockd's log for the reason and `blockctl events` for the events (webhook at {origin})"),
             )
         })
     })
@@ -353,35 +353,33 @@ mod tests {
     }
 
     #[test]
-    fn webhooks_that_fail_or_missed_something_are_told_of() {
-        let hook = |since: Option<&str>, given_up: u64| {
+    fn failing_webhooks_and_undelivered_events_are_reported() {
+        let hook = |since: Option<&str>, undelivered: u64| {
             json!({ "webhooks": [{
-                "name": "ops", "origin": "https://h", "waiting": 2, "delivered": 1, "givenUp": given_up, "lost": 1,
+                "name": "ops", "origin": "https://h", "waiting": 2, "delivered": 1, "undelivered": undelivered,
                 "lastDelivered": null, "failingSince": since, "error": since.map(|_| "no answer within 9 ms"),
             }] })
         };
         assert_eq!(
             told(&hook(Some("2026-11-22T11:00:00Z"), 0)),
             [
-                "webhook ops takes no events since Sun, 22 Nov 2026 11:00:00 UTC: no answer within 9 ms; 2 events waiting"
+                "webhook ops has been failing since Sun, 22 Nov 2026 11:00:00 UTC: no answer within 9 ms; 2 events waiting"
             ]
         );
-        assert_eq!(told(&hook(None, 2)), ["webhook ops was not told of 3 events"]);
-        let mut good = hook(None, 0);
-        good["webhooks"][0]["lost"] = json!(0);
-        assert!(told(&good).is_empty());
+        assert_eq!(told(&hook(None, 3)), ["3 events not delivered to webhook ops"]);
+        assert!(told(&hook(None, 0)).is_empty());
 
-        // It passes with the next one that is told, or with the day.
-        for (untold, delivered, is_told) in [
+        // Reported until a later delivery, or for a day.
+        for (undelivered, delivered, is_told) in [
             ("2026-11-22T11:00:00Z", None, true),
             ("2026-11-22T11:00:00Z", Some("2026-11-22T10:59:00Z"), true),
             ("2026-11-22T11:00:00Z", Some("2026-11-22T11:01:00Z"), false),
             ("2026-11-21T11:59:00Z", None, false),
         ] {
             let mut passing = hook(None, 2);
-            passing["webhooks"][0]["lastUntold"] = json!(untold);
+            passing["webhooks"][0]["lastUndelivered"] = json!(undelivered);
             passing["webhooks"][0]["lastDelivered"] = json!(delivered);
-            assert_eq!(told(&passing).is_empty(), !is_told, "{untold} {delivered:?}");
+            assert_eq!(told(&passing).is_empty(), !is_told, "{undelivered} {delivered:?}");
         }
     }
 
