@@ -1,4 +1,4 @@
-//! What packages bring beside the program, made from its command line: the manual page and completions.
+//! Generated files of a package: the manual page, completions, and the OpenAPI document.
 
 use crate::cli::Cli;
 use clap::CommandFactory;
@@ -6,7 +6,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use std::io::{self, Write};
 
-/// What can be made.
+/// A generated file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Generate {
     /// The manual page.
@@ -17,6 +17,9 @@ pub enum Generate {
     Zsh,
     /// Completions for fish.
     Fish,
+    /// The OpenAPI document of the control API.
+    #[value(name = "openapi")]
+    OpenApi,
 }
 
 impl Generate {
@@ -30,6 +33,7 @@ impl Generate {
             Self::Bash => Shell::Bash,
             Self::Zsh => Shell::Zsh,
             Self::Fish => Shell::Fish,
+            Self::OpenApi => return to.write_all(blockd_api::openapi::document_text().as_bytes()),
         };
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "blockd", &mut script);
@@ -42,8 +46,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_tells_of_the_options_and_nothing_of_the_hidden_ones() {
-        for what in <Generate as clap::ValueEnum>::value_variants() {
+    fn man_page_and_completions_list_all_public_options() {
+        for what in &[Generate::Man, Generate::Bash, Generate::Zsh, Generate::Fish] {
             let mut made = Vec::new();
             what.write(&mut made).unwrap();
             let text = String::from_utf8(made).unwrap().replace('\\', "");

@@ -263,9 +263,10 @@ impl Webhook {
             let signer = standardwebhooks::Webhook::new(secret.expose())?;
             request = request.header(HEADER_WEBHOOK_SIGNATURE, signer.sign(&id, timestamp_s, &body)?);
         }
-        let answer = request.body(body).send().await.map_err(|error| {
-            DeliveryError::Unreachable(crate::daemon::with_sources(&error.without_url()))
-        })?;
+        let answer =
+            request.body(body).send().await.map_err(|error| {
+                DeliveryError::Unreachable(crate::daemon::with_sources(&error.without_url()))
+            })?;
         let status = answer.status();
         if status.is_success() {
             return Ok(());

@@ -12,11 +12,13 @@ use blockd_api::{
     activity::Activity,
     status::{Counts, Status},
 };
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-/// The description of the API.
+static OPENAPI: LazyLock<String> = LazyLock::new(blockd_api::openapi::document_text);
+
+/// The OpenAPI document.
 pub(super) async fn openapi() -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/json")], blockd_api::openapi::DOCUMENT_TEXT)
+    ([(CONTENT_TYPE, "application/json")], OPENAPI.as_str())
 }
 
 pub(super) async fn activity(State(core): State<Arc<Core>>) -> Answer<Activity> {

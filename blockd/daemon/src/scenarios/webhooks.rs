@@ -14,13 +14,7 @@ use blockd_api::{
     status::WebhookStatus,
 };
 use parking_lot::Mutex;
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::VecDeque, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
 use tokio::{
     net::TcpListener,
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -214,7 +208,10 @@ async fn failed_deliveries_are_retried_in_order_and_rejected_events_skipped() {
     assert_eq!(kinds, ["backup-failed", "backup-failed", "backup-failed", "backup-failed", "damage-found"]);
     assert!(seen[..4].iter().all(|(_, id)| *id == seen[0].1) && seen[4].1 != seen[0].1, "{seen:?}");
     let status = host.webhook_when(|status| status.delivered == 1).await;
-    assert!(status.last_undelivered.is_some() && status.last_undelivered <= status.last_delivered, "{status:?}");
+    assert!(
+        status.last_undelivered.is_some() && status.last_undelivered <= status.last_delivered,
+        "{status:?}"
+    );
     assert_eq!((status.undelivered, status.waiting, status.error), (1, 0, None));
     assert!(receiver.deliveries.try_recv().is_err(), "nothing else was wanted");
 
