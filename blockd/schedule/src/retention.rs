@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 /// Snapshots whose time is later than now by more than this come from a wrong clock. Seconds.
 const FUTURE_TOLERANCE_S: i64 = 3_600;
 
-/// How many snapshots are kept. Nothing set keeps all.
+/// Numbers of snapshots to keep. All are kept if none is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]

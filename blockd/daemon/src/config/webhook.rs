@@ -46,7 +46,7 @@ fn timeout_ms() -> u64 {
 }
 
 impl WebhookConfig {
-    /// Whether events of this kind and severity are delivered.
+    /// Returns true if events of this kind and severity are delivered.
     pub fn wants(&self, kind: &str, severity: Severity) -> bool {
         let is_meant = |pattern: &String| matches(pattern, kind);
         severity >= self.min_severity && (self.kinds.is_empty() || self.kinds.iter().any(is_meant))

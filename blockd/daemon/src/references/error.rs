@@ -90,7 +90,7 @@ pub enum ReferenceError {
 }
 
 impl ReferenceError {
-    /// Whether a retry can help: a program may reach its server again later.
+    /// Returns true if a retry can help: a program may reach its server again later.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::CommandFailed { .. })
     }

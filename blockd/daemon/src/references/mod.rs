@@ -130,7 +130,7 @@ impl References {
         }
     }
 
-    /// Reads the secret now, whatever is in the cache.
+    /// Reads the secret without the cache.
     ///
     /// # Errors
     /// It cannot be read.
