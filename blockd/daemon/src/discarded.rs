@@ -27,9 +27,14 @@ impl UnreportedLoss {
         Self(AtomicBool::new(volume.discarded_writes().is_some_and(concerns)))
     }
 
+    /// Returns whether the next request for durability may have to report a loss. Does not block.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Fails the first request that asks for durability, unless the loss was acknowledged meanwhile.
     pub(crate) fn report(&self, volume: &Volume) -> Result<(), DeviceError> {
-        if !self.0.load(Ordering::Relaxed) || !self.0.swap(false, Ordering::Relaxed) {
+        if !self.is_pending() || !self.0.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
         volume.discarded_writes().map_or(Ok(()), |loss| {

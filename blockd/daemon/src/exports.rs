@@ -393,8 +393,9 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn flush_key(&self) -> Option<u128> {
-        // Not the id: a volume that is opened again does not answer for connections to the one before.
-        Some(Arc::as_ptr(&self.volume) as usize as u128)
+        // A loss is reported to each connection by a flush of its own. Otherwise not the id: a volume that is opened again
+        // does not answer for connections to the one before.
+        (!self.loss.is_pending()).then(|| Arc::as_ptr(&self.volume) as usize as u128)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
@@ -582,6 +583,29 @@ mod tests {
         let names: Vec<_> = exports.list(&Client::default()).into_iter().map(|export| export.name).collect();
         assert_eq!(names, ["two"]);
     }
+
+    #[test]
+    fn flushes_are_shared_once_each_connection_was_told_of_a_loss() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Registry::default());
+        let exports = Exports::new(Arc::clone(&registry));
+        let entry = add(&registry, dir.path(), 1, "one");
+        entry.set_state(EntryState::Failed("closed by the test".into()));
+        let path = dir.path().join("one");
+        let map = std::fs::read_dir(&path).unwrap().map(|file| file.unwrap().path());
+        let map = map.into_iter().find(|path| path.extension().is_some_and(|end| end == "map")).unwrap();
+        std::fs::remove_file(map).unwrap();
+        entry.set_state(EntryState::Up(Volume::open(&path, &Default::default()).unwrap()));
+        let open = || exports.open("one", &Client::default()).unwrap();
+        let (first, second) = (open(), open());
+        assert_eq!((first.flush_key(), second.flush_key()), (None, None));
+        assert_eq!(first.flush().unwrap_err().kind(), DeviceErrorKind::Io);
+        assert!(first.flush_key().is_some() && second.flush_key().is_none());
+        assert_eq!(second.flush().unwrap_err().kind(), DeviceErrorKind::Io);
+        assert_eq!(first.flush_key(), second.flush_key());
+        first.flush().and(second.flush()).unwrap();
+    }
+
     fn take(entry: &VolumeEntry, number: u64, name: &str) -> SnapshotId {
         let id = SnapshotId::from_u64(number);
         let epoch = entry.volume().unwrap().freeze(id).unwrap().epoch;

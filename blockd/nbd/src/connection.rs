@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::budget::Budget;
 use crate::buffer_pool::{Buffer, BufferPool};
 use crate::device::Client;
-use crate::far::FarRequests;
+use crate::far::{FarRequests, LATE_AFTER};
 use crate::flow::{Context, Flow, Wake};
 use crate::handshake::{Answer, Handshake, Step};
 use crate::inbox::{INBOX_BYTES, Inbox};
@@ -110,6 +110,8 @@ pub(crate) struct Connection {
     in_step: bool,
     /// A request waits until others have finished.
     full: bool,
+    /// It did so since the last receive: what is received next may have waited in the socket since then.
+    was_full: bool,
     deadline: Option<Instant>,
     /// When something was received or sent last.
     active_at: Instant,
@@ -129,7 +131,7 @@ impl Connection {
             TlsOffer::Allow(_) => TlsStage::Offered,
             TlsOffer::Require(_) => TlsStage::Required,
         };
-        let mut flow = Flow::new(limits.in_flight_bytes);
+        let mut flow = Flow::new(limits.in_flight_bytes, cx.now);
         flow.outbox.push_bytes(&Handshake::greeting(), cx.pool);
         Self {
             span,
@@ -149,6 +151,7 @@ impl Connection {
             has_ended: false,
             in_step: true,
             full: false,
+            was_full: false,
             deadline: cx.now.checked_add(limits.handshake_timeout),
             active_at: cx.now,
         }
@@ -159,11 +162,6 @@ impl Connection {
         if self.client.is_local {
             self.flow.far = Arc::new(FarRequests::of_local(Arc::clone(socket)));
         }
-    }
-
-    /// The client of this host has closed the socket without taking its leave.
-    pub(crate) fn has_hung_up(&self) -> bool {
-        self.flow.far.has_hung_up()
     }
 
     /// The receive to start now, if there is one.
@@ -223,6 +221,10 @@ impl Connection {
     pub(crate) fn end_receive(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
         self.is_receiving = false;
         self.active_at = cx.now;
+        if !std::mem::take(&mut self.was_full) {
+            let is_late = cx.now.duration_since(cx.looked_before) >= LATE_AFTER;
+            self.flow.received_at = if is_late { cx.looked_before } else { cx.now };
+        }
         self.has_ended |= matches!(result, Ok(0));
         let len_bytes = *result.as_ref().unwrap_or(&0);
         if let Some(payload) = &mut self.payload {
@@ -674,12 +676,14 @@ impl Connection {
                     transmission.consume(&mut self.inbox, &mut self.flow, cx)
                 };
                 self.full = pause == Pause::Full;
+                self.was_full |= self.full;
                 match pause {
                     Pause::Input | Pause::Full => {}
                     Pause::Disconnect => {
                         self.flow.take_leave();
                         self.drain("the client disconnected", cx);
                     }
+                    Pause::Gone => self.abort("the client closed the connection", cx),
                     Pause::Broken(why) => self.drain(why, cx),
                 }
             }

@@ -2,8 +2,10 @@
 //! order, and the replies are the same.
 
 use std::collections::BTreeMap;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -401,6 +403,45 @@ fn request_of_a_local_client_that_closed_its_side_is_dropped() {
         let expected = if is_local { before } else { vec![99; 100] };
         assert_eq!(driver.catalog.0.0.lock()[..100], expected);
         assert_eq!(driver.sent.is_empty(), is_local);
+    }
+}
+
+/// A write that is taken up a second after it was received, or may have been, is not carried out for a local client that has
+/// gone: its kernel has sent it again on another connection, and newer writes behind it.
+#[test]
+fn late_write_of_a_local_client_that_is_gone_is_dropped() {
+    let second_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+    for (waited_in_inbox, is_gone) in [(true, true), (true, false), (false, true), (false, false)] {
+        let client = Client { is_local: true, ..Client::default() };
+        let mut driver = Driver::of_client(LIMITS, TlsOffer::Off, client);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        driver.connection.watch_local_peer(&Arc::new(ours.into()));
+        let mut hello = 3_u32.to_be_bytes().to_vec();
+        hello.extend(OPTION_MAGIC.to_be_bytes());
+        hello.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
+        hello.extend(0_u32.to_be_bytes());
+        driver.run(&hello, &[1 << 20]);
+        let write =
+            Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 512, len_bytes: 100 };
+        let flush = Request { command: NBD_CMD_FLUSH, offset_bytes: 0, len_bytes: 0, ..write };
+        let mut input = Vec::new();
+        if waited_in_inbox {
+            driver.now = second_ago;
+            (0..MAX_JOBS).for_each(|_| input.extend(flush.encode()));
+        }
+        input.extend(write.encode());
+        input.extend([99; 100]);
+        driver.looked_before = second_ago;
+        if is_gone && !waited_in_inbox {
+            theirs.shutdown(Shutdown::Both).unwrap();
+        }
+        assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
+        if is_gone && waited_in_inbox {
+            theirs.shutdown(Shutdown::Both).unwrap();
+        }
+        while driver.work_some(0) {}
+        let is_written = driver.catalog.0.0.lock()[512..612] == [99; 100];
+        assert_eq!((is_written, driver.connection.is_aborted()), (!is_gone, is_gone), "{waited_in_inbox}");
     }
 }
 

@@ -15,6 +15,9 @@ use crate::worker::Job;
 /// A client is not replaced by another one in less than this: it takes three round trips to connect and negotiate, some 100 us here. The
 /// system call that checks the socket costs 0.3 us, a tenth of a small write.
 const MIN_REPLACEMENT_TIME: Duration = Duration::from_micros(250);
+/// Age of input from which on a client of this host may have closed the connection and sent its requests again on another one: shorter
+/// than any request timeout of the kernel, and longer than a client that sends DISC and closes waits for a ring thread.
+pub(crate) const LATE_AFTER: Duration = Duration::from_millis(500);
 
 /// See the module. Shared by a connection and its requests; the connection bounds how many there are.
 #[derive(Default)]
@@ -54,8 +57,14 @@ impl FarRequests {
             || received.elapsed() >= MIN_REPLACEMENT_TIME && self.has_hung_up()
     }
 
+    /// The client of this host had so much time since it sent what was received at `received` that it may have replaced the
+    /// connection, and has closed it.
+    pub(crate) fn is_stale(&self, received: Instant) -> bool {
+        self.local_peer.is_some() && received.elapsed() >= LATE_AFTER && self.has_hung_up()
+    }
+
     /// The client of this host has closed the socket without taking its leave.
-    pub(crate) fn has_hung_up(&self) -> bool {
+    fn has_hung_up(&self) -> bool {
         let Some(socket) = self.local_peer.as_ref().filter(|_| !self.is_orderly.load(Ordering::Relaxed))
         else {
             return false;

@@ -37,6 +37,8 @@ pub(crate) struct Context<'a> {
     /// Counts the requests that were taken up.
     pub(crate) requests: &'a mut usize,
     pub(crate) now: Instant,
+    /// Nothing that is received at `now` came before this time, unless it waited in the socket.
+    pub(crate) looked_before: Instant,
 }
 
 /// A budget that is not for all.
@@ -61,10 +63,12 @@ pub(crate) struct Flow {
     /// What the request that waits has taken from the first ones of these: how many they are, and how many bytes.
     paid: (usize, u64),
     limit_bytes: u64,
+    /// A time at which the input that is taken up had not been received yet, or was just received.
+    pub(crate) received_at: Instant,
 }
 
 impl Flow {
-    pub(crate) fn new(limit_bytes: u64) -> Self {
+    pub(crate) fn new(limit_bytes: u64, now: Instant) -> Self {
         Self {
             outbox: Outbox::default(),
             jobs: 0,
@@ -75,7 +79,13 @@ impl Flow {
             levies: Vec::new(),
             paid: (0, 0),
             limit_bytes,
+            received_at: now,
         }
+    }
+
+    /// The input may be late, and its client has gone: it may have sent the same on another connection.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.far.is_stale(self.received_at)
     }
 
     /// As much work is handed out as may be.

@@ -1,4 +1,4 @@
-//! Flushes that wait for a thread, by device.
+//! The queue of the threads that sync: flushes by device, and other requests that sync.
 //!
 //! A flush takes as long as the disk needs, and covers everything that was answered before it began. So a device has one flush
 //! under way at a time, of all its connections together; the ones that arrive meanwhile wait without a thread, and the
@@ -7,15 +7,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, TryRecvError};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::device::{BlockDevice, ExportCatalog};
 use crate::worker::{self, Job};
 
 /// The devices whose flushes are one another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum FlushKey {
+enum FlushKey {
     /// Those with the same [`BlockDevice::flush_key`].
     Shared(u128),
     /// One device, by its address: the flushes that wait hold it.
@@ -29,96 +28,99 @@ impl FlushKey {
 }
 
 /// An item for the threads that sync.
-pub(crate) enum SyncItem {
+enum SyncItem {
     /// A request other than a flush.
     Job(Job),
     /// The flushes of this device that wait.
     Flushes(FlushKey),
 }
 
-/// The flushes that wait. Each belongs to a connection, which bounds how many it has.
+/// The queue, as the threads that sync see it.
 #[derive(Default)]
-pub(crate) struct Flushes {
+pub(crate) struct SyncItems {
     books: Mutex<Books>,
+    changed: Condvar,
 }
 
 #[derive(Default)]
 struct Books {
-    /// There is an entry from the first flush on until no more wait when one ends.
+    items: VecDeque<SyncItem>,
+    /// There is an entry from the first flush on until no more wait when one ends. Each flush belongs to a connection, which bounds
+    /// how many it has.
     waiting: HashMap<FlushKey, Vec<Job>>,
-    /// Devices for which flushes arrived while one was under way. The thread that adds one does not block before it has taken
-    /// it or another thread has.
-    again: VecDeque<FlushKey>,
+    /// Nobody adds requests any more.
+    is_closed: bool,
 }
 
-impl Flushes {
-    /// Has a flush wait; the item to be queued if it is the first one of its device.
-    pub(crate) fn add(&self, device: &Arc<dyn BlockDevice>, job: Job) -> Option<SyncItem> {
-        let key = FlushKey::of(device);
-        let mut books = self.books.lock();
-        let is_first = !books.waiting.contains_key(&key);
-        books.waiting.entry(key).or_default().push(job);
-        is_first.then_some(SyncItem::Flushes(key))
+impl SyncItems {
+    fn push(&self, books: &mut Books, item: SyncItem) {
+        books.items.push_back(item);
+        self.changed.notify_one();
     }
 
-    /// Flushes once for all that wait, and notes whether more arrived meanwhile.
-    fn run(&self, key: FlushKey) {
+    /// Returns the next item; `None` when the queue is closed and empty.
+    fn next(&self) -> Option<SyncItem> {
+        let mut books = self.books.lock();
+        loop {
+            if let Some(item) = books.items.pop_front() {
+                return Some(item);
+            }
+            if books.is_closed {
+                return None;
+            }
+            self.changed.wait(&mut books);
+        }
+    }
+
+    /// Flushes once for all that wait. Flushes that arrived meanwhile queue behind the other items.
+    fn flush(&self, key: FlushKey) {
         let jobs = self.books.lock().waiting.get_mut(&key).map(std::mem::take).unwrap_or_default();
         worker::flush_for_all(jobs);
         let mut books = self.books.lock();
         if books.waiting.get(&key).is_some_and(Vec::is_empty) {
             books.waiting.remove(&key);
         } else {
-            books.again.push_back(key);
+            self.push(&mut books, SyncItem::Flushes(key));
         }
     }
 
-    fn take_again(&self) -> Option<FlushKey> {
-        self.books.lock().again.pop_front()
-    }
-}
-
-/// Serves requests that sync, until every sender is gone and the queue is empty.
-pub(crate) fn serve(items: &Receiver<SyncItem>, flushes: &Flushes, catalog: &dyn ExportCatalog) {
-    let mut was_again = false;
-    loop {
-        // In turn, so that neither keeps the other from the threads.
-        let again = if was_again { None } else { flushes.take_again() };
-        was_again = again.is_some();
-        let item = match again {
-            Some(key) => SyncItem::Flushes(key),
-            None => match items.try_recv() {
-                Ok(item) => item,
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => match flushes.take_again() {
-                    Some(key) => SyncItem::Flushes(key),
-                    None => match items.recv() {
-                        Ok(item) => item,
-                        Err(_) => return,
-                    },
-                },
-            },
-        };
-        match item {
-            SyncItem::Job(job) => worker::serve(job, catalog),
-            SyncItem::Flushes(key) => flushes.run(key),
+    /// Serves requests that sync, until the queue is closed and empty.
+    pub(crate) fn serve(&self, catalog: &dyn ExportCatalog) {
+        while let Some(item) = self.next() {
+            match item {
+                SyncItem::Job(job) => worker::serve(job, catalog),
+                SyncItem::Flushes(key) => self.flush(key),
+            }
         }
     }
 }
 
-/// The way to the threads that sync.
-#[derive(Clone)]
-pub(crate) struct SyncQueue {
-    pub(crate) items: Sender<SyncItem>,
-    pub(crate) flushes: Arc<Flushes>,
-}
+/// Adds to the queue, and closes it when dropped.
+#[derive(Default)]
+pub(crate) struct SyncQueue(Arc<SyncItems>);
 
 impl SyncQueue {
-    /// Queues a request; `false` if the threads are gone.
-    pub(crate) fn send(&self, job: Job) -> bool {
-        let item = match job.flushed_device() {
-            Some(device) => self.flushes.add(&device, job),
-            None => Some(SyncItem::Job(job)),
-        };
-        item.is_none_or(|item| self.items.send(item).is_ok())
+    pub(crate) fn items(&self) -> Arc<SyncItems> {
+        Arc::clone(&self.0)
+    }
+
+    pub(crate) fn send(&self, job: Job) {
+        let device = job.flushed_device();
+        let mut books = self.0.books.lock();
+        let Some(device) = device else { return self.0.push(&mut books, SyncItem::Job(job)) };
+        let key = FlushKey::of(&device);
+        let is_first = !books.waiting.contains_key(&key);
+        books.waiting.entry(key).or_default().push(job);
+        if is_first {
+            self.0.push(&mut books, SyncItem::Flushes(key));
+        }
+        drop(books);
+    }
+}
+
+impl Drop for SyncQueue {
+    fn drop(&mut self) {
+        self.0.books.lock().is_closed = true;
+        self.0.changed.notify_all();
     }
 }

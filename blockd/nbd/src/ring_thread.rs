@@ -26,9 +26,6 @@ use crate::worker::{Done, Job, Queues, Work};
 
 /// How long to leave a listening socket alone when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// After so long without a look at the completions, requests may have been received whose client has closed the connection
-/// since and sent them again on another one: shorter than any request timeout of the kernel.
-const LATE_AFTER: Duration = Duration::from_millis(500);
 /// How long connections that were aborted at the end of a shutdown may take to let go of the ring.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
@@ -167,7 +164,7 @@ pub(crate) struct RingThread {
     stop_at: Option<Instant>,
     now: Instant,
     /// When the wait before the last one ended.
-    waited_before: Instant,
+    looked_before: Instant,
 }
 
 impl RingThread {
@@ -205,7 +202,7 @@ impl RingThread {
             next_check: None,
             stop_at: None,
             now: Instant::now(),
-            waited_before: Instant::now(),
+            looked_before: Instant::now(),
         })
     }
 
@@ -240,7 +237,7 @@ impl RingThread {
             }
             let result = self.ring.wait(timeout, &mut completions);
             self.mailbox.woke();
-            self.waited_before = std::mem::replace(&mut self.now, Instant::now());
+            self.looked_before = std::mem::replace(&mut self.now, Instant::now());
             result?;
             for completion in completions.drain(..) {
                 self.completion(completion);
@@ -261,14 +258,7 @@ impl RingThread {
             (Tag::Wake, Outcome::Transferred { buffer, .. }) => self.listen_for_messages(buffer),
             (Tag::Accept(index), Outcome::Accepted(result)) => self.accepted(index, result),
             (Tag::Receive(index), Outcome::Transferred { buffer, result }) => {
-                let may_be_late = self.waited_before.elapsed() >= LATE_AFTER;
-                self.with_connection(index, |connection, cx| {
-                    let result = match may_be_late && connection.has_hung_up() {
-                        true => Err(io::ErrorKind::ConnectionAborted.into()),
-                        false => result,
-                    };
-                    connection.end_receive(buffer, result, cx);
-                });
+                self.with_connection(index, |connection, cx| connection.end_receive(buffer, result, cx));
             }
             (Tag::Send(index), Outcome::Transferred { buffer, result }) => {
                 self.with_connection(index, |connection, cx| connection.end_send(buffer, result, cx));
@@ -421,6 +411,7 @@ impl RingThread {
             work: &mut self.work,
             requests: &mut self.requests,
             now: self.now,
+            looked_before: self.looked_before,
         })
     }
 

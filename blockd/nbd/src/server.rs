@@ -16,7 +16,7 @@ use crate::connection_count::Connections;
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
 use crate::far_budgets::FarBudgets;
-use crate::flushes::{self, Flushes, SyncQueue};
+use crate::flushes::SyncQueue;
 use crate::listener::{Listener, UnixSocketFile};
 use crate::mailbox::Mailbox;
 use crate::ring_thread::{Message, RingThread, Shared};
@@ -209,9 +209,8 @@ impl Server {
         let (requests, request_queue) = unbounded();
         let (lookups, lookup_queue) = unbounded();
         let (handshakes, handshake_queue) = unbounded();
-        let (sync_items, sync_queue) = unbounded();
-        let flushes = Arc::<Flushes>::default();
-        let syncs = SyncQueue { items: sync_items, flushes: Arc::clone(&flushes) };
+        let syncs = Arc::<SyncQueue>::default();
+        let sync_items = syncs.items();
         let queues = Queues { requests, syncs, lookups, handshakes };
         let (alive_sender, alive) = bounded(0);
         let mut server = Self {
@@ -225,10 +224,10 @@ impl Server {
         // From here on, dropping the server ends the threads that were started.
         server.start_workers("nbd-worker", config.worker_threads, &catalog, &request_queue, &alive_sender)?;
         for index in 0..config.worker_threads {
-            let (items, flushes, catalog) = (sync_queue.clone(), Arc::clone(&flushes), Arc::clone(&catalog));
+            let (items, catalog) = (Arc::clone(&sync_items), Arc::clone(&catalog));
             let alive = alive_sender.clone();
             server.spawn(format!("nbd-sync-{index}"), move || {
-                flushes::serve(&items, &flushes, &*catalog);
+                items.serve(&*catalog);
                 drop(alive);
             })?;
         }

@@ -2,7 +2,6 @@
 //! can be done at once, and hands the rest to the threads that may block.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::constants::*;
@@ -67,6 +66,8 @@ pub(crate) enum Pause {
     Full,
     /// The client takes its leave.
     Disconnect,
+    /// The client has gone without taking its leave.
+    Gone,
     /// The client broke the protocol in a way that cannot be answered.
     Broken(&'static str),
 }
@@ -138,6 +139,9 @@ impl Transmission {
     /// Takes every request that has been received.
     pub(crate) fn consume(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Pause {
         loop {
+            if flow.is_stale() {
+                return Pause::Gone;
+            }
             let pause = match &mut self.input {
                 Input::Requests => self.next_request(inbox, flow, cx),
                 Input::Payload { request, fua, buffer, filled_bytes } => {
@@ -349,7 +353,7 @@ impl Transmission {
         inbox.consume(payload_len);
         match chosen {
             Some((len_bytes, contexts)) if len_bytes > 0 && self.fits(&Request { len_bytes, ..*request }) => {
-                let mut work = self.work(request, operation, None, flow, cx.now);
+                let mut work = self.work(request, operation, None, flow);
                 work.len_bytes = len_bytes;
                 work.contexts = contexts;
                 flow.start(Work::Request(work), cx);
@@ -425,7 +429,6 @@ impl Transmission {
         operation: Operation,
         buffer: Option<Buffer>,
         flow: &Flow,
-        received: Instant,
     ) -> RequestWork {
         RequestWork {
             device: Arc::clone(&self.device),
@@ -436,7 +439,7 @@ impl Transmission {
             buffer,
             contexts: Arc::clone(&self.contexts),
             charge_bytes: charge(request, operation),
-            received,
+            received_at: flow.received_at,
             far: Arc::clone(&flow.far),
         }
     }
@@ -449,7 +452,7 @@ impl Transmission {
         flow: &mut Flow,
         cx: &mut Context<'_>,
     ) {
-        let work = self.work(request, operation, buffer, flow, cx.now);
+        let work = self.work(request, operation, buffer, flow);
         flow.start(Work::Request(work), cx);
     }
 

@@ -54,8 +54,8 @@ pub(crate) struct RequestWork {
     /// For block status.
     pub(crate) contexts: Arc<[MetaContext]>,
     pub(crate) charge_bytes: u64,
-    /// Time at which it was received, within a round of its ring thread.
-    pub(crate) received: Instant,
+    /// Time at which it was received, or a little before.
+    pub(crate) received_at: Instant,
     /// Those of its connection that wait for something far away.
     pub(crate) far: Arc<FarRequests>,
 }
@@ -133,7 +133,7 @@ impl RequestWork {
     pub(crate) fn run(mut self) -> RequestDone {
         let mut buffer = self.buffer.take();
         // A device that is slow has others waiting: it is not bothered for somebody who is gone.
-        let result = if self.far.is_abandoned(self.received) {
+        let result = if self.far.is_abandoned(self.received_at) {
             Err(DeviceFailure::gone())
         } else {
             call_device(|| self.carry_out(buffer.as_mut()))
@@ -150,7 +150,7 @@ impl RequestWork {
     /// What the request will do with its range, if that may need something from afar.
     fn access(&self) -> Option<Access> {
         match self.operation {
-            _ if !self.device.may_be_far() || self.far.is_abandoned(self.received) => None,
+            _ if !self.device.may_be_far() || self.far.is_abandoned(self.received_at) => None,
             Operation::Read { .. } => Some(Access::Read),
             Operation::Write { .. } | Operation::WriteZeroes(_) => Some(Access::Write),
             _ => None,
@@ -262,7 +262,7 @@ pub(crate) struct Job {
 pub(crate) struct Queues {
     pub(crate) requests: Sender<Job>,
     /// Flushes, and requests with FUA.
-    pub(crate) syncs: SyncQueue,
+    pub(crate) syncs: Arc<SyncQueue>,
     pub(crate) lookups: Sender<Job>,
     pub(crate) handshakes: Sender<Job>,
 }
@@ -271,7 +271,10 @@ impl Queues {
     /// Hands a job to the threads that are for it; they outlive every sender.
     pub(crate) fn send(&self, job: Job) {
         let is_sent = match &job.work {
-            Work::Request(request) if request.operation.syncs() => self.syncs.send(job),
+            Work::Request(request) if request.operation.syncs() => {
+                self.syncs.send(job);
+                true
+            }
             Work::Request(_) => self.requests.send(job).is_ok(),
             Work::Lookup(..) => self.lookups.send(job).is_ok(),
             Work::Handshake(_) => self.handshakes.send(job).is_ok(),
@@ -294,7 +297,7 @@ impl Job {
     }
 
     fn is_abandoned(&self) -> bool {
-        matches!(&self.work, Work::Request(request) if request.far.is_abandoned(request.received))
+        matches!(&self.work, Work::Request(request) if request.far.is_abandoned(request.received_at))
     }
 
     /// Leaves the job with its device, if that has to get something from afar first. Otherwise the job comes back.
@@ -305,9 +308,10 @@ impl Job {
             (Arc::clone(&request.device), request.offset_bytes, request.len_bytes);
         let far = Arc::clone(&request.far);
         let key = far.keep(self);
-        let left = Arc::clone(&far);
+        // Weak: a fetch may take long, and must not keep the socket of a connection that is gone open.
+        let left = Arc::downgrade(&far);
         let then = move |result: Result<(), DeviceError>| {
-            if let Some(job) = left.take(key) {
+            if let Some(job) = left.upgrade().and_then(|left| left.take(key)) {
                 job.go_on(result);
             }
         };

@@ -21,6 +21,8 @@ pub(crate) struct Driver<C> {
     pub(crate) work: Vec<Work>,
     pub(crate) sent: Vec<u8>,
     pub(crate) now: Instant,
+    /// As of a thread that last looked for completions at this time.
+    pub(crate) looked_before: Instant,
 }
 
 impl<C: ExportCatalog> Driver<C> {
@@ -37,9 +39,20 @@ impl<C: ExportCatalog> Driver<C> {
             work: &mut work,
             requests: &mut 0,
             now,
+            looked_before: now,
         };
         let connection = Connection::new(tracing::Span::none(), client, tls, limits, &mut cx);
-        Self { connection, catalog, pool, budget, far_budgets, work, sent: Vec::new(), now }
+        Self {
+            connection,
+            catalog,
+            pool,
+            budget,
+            far_budgets,
+            work,
+            sent: Vec::new(),
+            now,
+            looked_before: now,
+        }
     }
 
     pub(crate) fn tell(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
@@ -53,6 +66,7 @@ impl<C: ExportCatalog> Driver<C> {
                 work: &mut self.work,
                 requests: &mut 0,
                 now: self.now,
+                looked_before: self.looked_before,
             },
         );
     }
