@@ -32,14 +32,15 @@ impl Volume {
             )));
         }
         if new_size_bytes == old_size_bytes {
-            return Ok(());
+            // The commit of a growth that failed may stand: it must not make the volume longer after this answer.
+            return self.settle(&admin);
         }
         self.finish_open_layers(&mut admin)?;
         let new_head = self.prepare_head(&mut admin, new_size_bytes)?;
         let (old_head, _) = self.begin_epoch(new_head);
         match self.finish_open_layer(&mut admin, &old_head, None) {
             // The volume has its new size. An old head that stays open is frozen by the next freeze, growth or start.
-            Err(error) if error.kind() == VolumeErrorKind::NoSpace => {
+            Err(error) if error.kind() == VolumeErrorKind::NoSpace && self.failure().is_none() => {
                 tracing::warn!(volume = %self.id, %error, "the head of before the growth is not frozen yet");
                 Ok(())
             }

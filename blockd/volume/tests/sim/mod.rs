@@ -338,7 +338,7 @@ impl Sim {
                 let found = self.volume().size_bytes() / SECTOR_BYTES;
                 let asked = blocks * BLOCK_SIZE_BYTES / SECTOR_BYTES;
                 assert!(result.is_err() || found == asked);
-                self.model.grow(asked, found);
+                self.model.grow(asked, found, result.is_ok());
                 result
             }
             Step::Restart => {

@@ -162,10 +162,15 @@ impl Model {
     }
 
     /// A growth was answered, or it failed and the volume says now that it has so many sectors.
-    pub fn grow(&mut self, asked: u64, found: u64) {
+    pub fn grow(&mut self, asked: u64, found: u64, is_answered: bool) {
         let (asked, found) = (asked as usize, found as usize);
         assert!(found == asked || found == self.sectors.len(), "neither old nor new: {found}");
-        self.sizes = if found == asked { vec![asked] } else { [&self.sizes[..], &[asked]].concat() };
+        // A size that shows is durable; that an earlier growth which failed stands is ruled out by an answer.
+        let is_certain = is_answered || found != self.sectors.len();
+        self.sizes = match found == asked && is_certain {
+            true => vec![asked],
+            false => [&self.sizes[..], &[asked]].concat(),
+        };
         self.resize(found);
     }
 
