@@ -196,7 +196,7 @@ fn merge(
     let mut pairs = 0;
     loop {
         // Taken anew for each pair, so that a delete need not wait for all of them.
-        let _upkeep = entry.upkeep.lock();
+        let upkeep = entry.upkeep.lock();
         let EntryState::Up(volume) = entry.view().state else { return Merged::All { pairs } };
         if wake.stop.load(Ordering::Relaxed) || entry.stop_upkeep.load(Ordering::Relaxed) {
             return Merged::All { pairs };
@@ -206,6 +206,8 @@ fn merge(
             Ok(true) => {
                 tracing::debug!(volume = %entry.id, "merged two layers");
                 pairs += 1;
+                drop(upkeep);
+                blockd_volume::wait_for_removed_files();
             }
             Ok(false) => return Merged::All { pairs },
             Err(error) => {

@@ -6,7 +6,6 @@
 //! have, it is synced, its sets are written down, and the snapshot is committed.
 
 use crate::{
-    closer,
     error::VolumeError,
     files,
     group::freeze_group,
@@ -80,7 +79,6 @@ impl Volume {
             let what = format!("volume {} is being rolled back to a snapshot: try again later", self.id);
             return Err(VolumeError::Busy(what));
         }
-        closer::wait_for_room();
         // The commit of an attempt before may stand, and names the files that are made here.
         self.settle(admin)?;
         let epoch = admin.next_epoch;

@@ -13,6 +13,7 @@
 //! Everybody else holds the `admin` of one volume at a time and waits for no other volume's.
 
 use crate::{
+    closer,
     error::VolumeError,
     freeze::Frozen,
     head::{Head, Place},
@@ -172,6 +173,7 @@ fn freeze_with<E: From<GroupError>>(
     after: impl FnOnce(),
 ) -> Result<GroupFrozen, E> {
     let order = lock_order(members)?;
+    closer::wait_for_room();
     let mut locks: Vec<_> = order.iter().map(|&at| members[at].0.admin.lock()).collect();
     let mut group = Vec::with_capacity(order.len());
     for (&at, admin) in order.iter().zip(&mut locks) {

@@ -62,6 +62,7 @@ mod write;
 
 pub use block_status::{Allocation, AllocationRun, DirtyRun};
 pub use check::Checked;
+pub use closer::wait_for_removed_files;
 pub use diff::{Difference, DifferenceRun};
 pub use discarded::{DiscardCause, DiscardedWrites, SurvivingClients};
 pub use error::{VolumeError, VolumeErrorKind};

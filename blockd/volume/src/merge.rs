@@ -8,7 +8,6 @@
 //! left over is garbage.
 
 use crate::{
-    closer,
     copy::Copier,
     data_files::{DataFiles, remove_if_there},
     error::{VolumeError, VolumeErrorKind},
@@ -31,7 +30,8 @@ use std::sync::{
 const NOTE_EVERY_BYTES: u64 = 64 << 20;
 
 impl Volume {
-    /// Merges one pair of layers, if there is one that no snapshot needs apart; says whether it did.
+    /// Merges one pair of layers, if there is one that no snapshot needs apart; says whether it did. The removed layer's space is
+    /// free when [`wait_for_removed_files`](crate::wait_for_removed_files) returns.
     ///
     /// Blocks; meant for a background thread, which calls it until it says `false`. When `stop` becomes true it returns
     /// `false` soon, with nothing changed.
@@ -51,7 +51,7 @@ impl Volume {
     /// # Errors
     /// As [`merge_next`](Self::merge_next). If the disk is full, the space that the merge took is given back first.
     pub fn merge_next_paced(&self, go_on: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
-        self.merge_and_close(go_on, NOTE_EVERY_BYTES)
+        self.merge_pair(go_on, NOTE_EVERY_BYTES)
     }
 
     /// The same, and it is written down after other amounts how far it is: for tests, whose volumes are small.
@@ -64,18 +64,7 @@ impl Volume {
         go_on: &dyn Fn(u64) -> bool,
         every_bytes: u64,
     ) -> Result<bool, VolumeError> {
-        self.merge_and_close(go_on, every_bytes)
-    }
-
-    /// Merges a pair, and waits until the removed layer's space is free, which the next merge may need.
-    fn merge_and_close(
-        &self,
-        go_on: &dyn Fn(u64) -> bool,
-        note_every_bytes: u64,
-    ) -> Result<bool, VolumeError> {
-        let merged = self.merge_pair(go_on, note_every_bytes);
-        closer::settle();
-        merged
+        self.merge_pair(go_on, every_bytes)
     }
 
     fn merge_pair(&self, go_on: &dyn Fn(u64) -> bool, note_every_bytes: u64) -> Result<bool, VolumeError> {
