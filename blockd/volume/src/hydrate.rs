@@ -15,6 +15,7 @@ use crate::{
     lazy_base::LazyBase,
     meta::{self, LayerEntry, Meta},
     open::{load_lazy, sync_parent},
+    reserve,
     stack::{FrozenLayer, Layer, Stack},
     storage::{self, Bug},
     view::SnapshotView,
@@ -110,6 +111,9 @@ impl Volume {
     /// The source or the disk fails; it may be tried again.
     pub fn hydrate_next(&self) -> Result<Option<u64>, VolumeError> {
         self.check_usable()?;
+        if reserve::is_released() {
+            return Err(self.no_space("hydrate"));
+        }
         match self.current().lazy() {
             Some(base) => base.hydrate_next(),
             None => Ok(None),

@@ -3,8 +3,8 @@
 //! To delete a snapshot, blockd writes to its database and commits a new `volume.meta`; to merge the layers then, it copies
 //! blocks and writes a set. On a full disk none of that succeeds, so nothing would ever free the space. A preallocated file
 //! in the data directory keeps some. An operation that finds the disk full [releases](Reserve::release) it and is tried again.
-//! From then on, and until the file is [whole again](Reserve::refill), clients' writes to blocks that the head does not hold
-//! yet are refused as on a full disk, so that they do not take the space. The file is not filled while such an operation runs.
+//! From then on, and until the file is [whole again](Reserve::refill), whatever else takes space is refused as on a full disk:
+//! clients' writes, and zeroing that keeps its space, except to blocks whose data the head has; and hydration. The file is not filled while such an operation runs.
 //!
 //! The file is truncated and synced, not overwritten: on a filesystem that copies on write, overwriting takes space. The sync
 //! ends the filesystem's transaction, before which ext4, XFS and btrfs may not use freed blocks again.

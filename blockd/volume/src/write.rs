@@ -51,6 +51,8 @@ impl Volume {
         }
         let entered = self.enter()?;
         let head = entered.head();
+        let touched = Extent::touching(offset_bytes, data.len() as u64);
+        self.check_space(head, touched)?;
         for edge in partial_blocks(offset_bytes, data.len() as u64) {
             if !head.holds(edge) {
                 if !may_wait {
@@ -59,7 +61,6 @@ impl Volume {
                 copy_up(entered.stack(), head, edge)?;
             }
         }
-        let touched = Extent::touching(offset_bytes, data.len() as u64);
         let _regions = match may_wait {
             true => head.regions.shared(touched),
             false => match head.regions.try_shared(touched) {
@@ -67,17 +68,22 @@ impl Volume {
                 None => return Ok(false),
             },
         };
-        if reserve::is_released() && !head.map.holds_all(touched) {
-            return Err(VolumeError::Io {
-                action: "write to",
-                path: self.dir.clone(),
-                source: rustix::io::Errno::NOSPC.into(),
-            });
-        }
         head.write(offset_bytes, data)?;
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// Refuses what takes space while the space is kept for operations that free some.
+    pub(crate) fn check_space(&self, head: &Head, blocks: Extent) -> Result<(), VolumeError> {
+        if !reserve::is_released() || head.states(blocks).all(|(_, state)| state == BlockState::Data) {
+            return Ok(());
+        }
+        Err(self.no_space("write to"))
+    }
+
+    pub(crate) fn no_space(&self, action: &'static str) -> VolumeError {
+        VolumeError::Io { action, path: self.dir.clone(), source: rustix::io::Errno::NOSPC.into() }
     }
 
     /// Gives the space of all whole blocks of a range back; they read as zeroes afterwards. Partial blocks at the ends
@@ -143,6 +149,9 @@ impl Volume {
             let entered = self.enter()?;
             let head = entered.head();
             let _alone = head.regions.exclusive(piece);
+            if how.keep_space {
+                self.check_space(head, piece)?;
+            }
             let marked = not_yet_zero(&entered, piece)?;
             head.zero(piece, &marked, how)?;
             at = end;

@@ -22,7 +22,21 @@ fn released_reserve_refuses_new_blocks_until_it_is_refilled() {
         assert_eq!(refused.unwrap_err().kind(), VolumeErrorKind::NoSpace);
     }
     volume.write(0, &[3; 4096], true).unwrap();
+    volume.write(100, &[3; 10], false).unwrap();
     volume.trim(0, 4096, false).unwrap();
+    // What needs space in another way: a copy from below, a block whose space was given back, a range that keeps its space.
+    let used = || volume.stats().bytes_written;
+    let before = used();
+    for refused in [
+        volume.write(8200, &[2; 10], false),
+        volume.write(0, &[3; 4096], false),
+        volume.write_zeroes(16384, 8192, true, false),
+        volume.write_zeroes_fast(16384, 8192, true, false),
+    ] {
+        assert_eq!(refused.unwrap_err().kind(), VolumeErrorKind::NoSpace);
+    }
+    assert_eq!((used(), volume.stats().head_dirty_bytes), (before, 4096));
+    volume.write_zeroes(16384, 8192, false, false).unwrap();
     volume.freeze(SnapshotId::from_u64(1)).unwrap();
     volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
     assert_eq!(volume.failure(), None);
