@@ -437,9 +437,9 @@ fn prepare(
     }
     let references = References::new(&config, systemd.as_deref());
     let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
-    let serves_remote =
+    let has_tcp =
         config.nbd_listen.iter().any(|address| matches!(address, crate::config::NbdAddress::Tcp(_)));
-    let options = OpenOptions { recovery, serves_remote };
+    let options = OpenOptions { recovery, serves_remote: db.serves_remote(has_tcp)? };
     let registry = reconcile(&db, &data_dir, &options)?;
     let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
     let mut names: Vec<_> = config.webhook.iter().map(crate::webhooks::reader_name).collect();

@@ -7,7 +7,7 @@
 use crate::{
     data_files::DataFiles,
     discarded::{DiscardCause, DiscardedWrites},
-    error::VolumeError,
+    error::{VolumeError, VolumeErrorKind},
     files,
     head_log::{HeadLog, Identity},
     layer_set::LayerSet,
@@ -128,7 +128,9 @@ impl Head {
                 rejected.report(place, options.serves_remote)?;
                 // Before the sync, which may be the only one to report a failed writeback: the next start must not
                 // believe it.
-                crate::data_files::remove_if_there(&map_path)?;
+                if !rejected.why.is_final() {
+                    crate::data_files::remove_if_there(&map_path)?;
+                }
                 None
             }
         };
@@ -161,10 +163,8 @@ impl Head {
                 // Pages that could not be written back are in memory all the same and count as clean: they would read as
                 // what was written until they are evicted, and as something older from then on.
                 data.drop_cache()?;
-                let map = LiveMap::create_unowned(&map_path, place.volume, epoch, place.blocks())?;
-                map.add_all(&logged)?;
-                // Only now does it name what the log names, which salvage relies on if the log is damaged.
-                map.own()?;
+                let map = LiveMap::replace(&map_path, place.volume, epoch, place.blocks(), &logged)?;
+                files::sync_dir(place.dir)?;
                 map
             }
         };
@@ -265,13 +265,15 @@ impl Head {
     /// Makes the disk take the map, or writes it again from memory if the disk lost a part.
     ///
     /// # Errors
-    /// If that fails: acknowledged blocks would not survive the death of the process, so the head is lost.
+    /// If that fails: acknowledged blocks would not survive the death of the process, and the next start would record a loss. The
+    /// head is lost unless the disk is full.
     pub(crate) fn sync_map(&self) -> Result<(), SyncFailure> {
         match self.map.sync() {
             Ok(()) => Ok(()),
-            Err(error) => {
+            Err(failure) if failure.may_retry => Err(SyncFailure::Refused(failure.error)),
+            Err(failure) => {
                 let _log = self.log.lock();
-                Err(self.lose(error))
+                Err(self.lose(failure.error))
             }
         }
     }
@@ -321,7 +323,7 @@ impl Head {
             tracked.unlogged.union_with(&new);
             self.unsynced.store(true, Ordering::Release);
             return Err(match error.kind() {
-                crate::VolumeErrorKind::NoSpace => SyncFailure::Refused(error),
+                VolumeErrorKind::NoSpace => SyncFailure::Refused(error),
                 _ => self.lose(error),
             });
         }

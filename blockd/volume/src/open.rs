@@ -29,7 +29,7 @@ use std::{
 pub struct OpenOptions {
     /// What to believe after a stop that was not clean.
     pub recovery: Recovery,
-    /// Clients of other hosts are served, and may survive this one.
+    /// Clients of other hosts are served or were, and may survive this one.
     pub serves_remote: bool,
 }
 

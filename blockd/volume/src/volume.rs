@@ -266,11 +266,7 @@ impl Volume {
             Ok(own) => own,
             Err(SharedFailure) => {
                 self.check_usable()?;
-                Err(VolumeError::Io {
-                    action: "sync",
-                    path: self.dir.clone(),
-                    source: std::io::Error::from(rustix::io::Errno::NOSPC),
-                })
+                Err(self.no_space("sync"))
             }
         }
     }
@@ -311,7 +307,8 @@ impl Volume {
     /// is written again before the kernel drops its pages.
     ///
     /// # Errors
-    /// If a map cannot be written again; the volume acknowledges nothing more then.
+    /// If a map cannot be written again. On a full disk it is tried again by the next call; after another error the volume
+    /// acknowledges nothing more.
     pub fn sync_maps(&self) -> Result<(), VolumeError> {
         self.check_usable()?;
         for layer in self.current().layers() {

@@ -4,8 +4,8 @@
 
 use blockd_extent::VolumeId;
 use blockd_volume::{
-    DiscardCause, OpenOptions, Recovery, SurvivingClients, Volume,
-    testing::{Disk, Fault, FaultError, OpKind},
+    DiscardCause, OpenOptions, Recovery, SurvivingClients, Volume, VolumeErrorKind,
+    testing::{Disk, Fault, FaultError, OpKind, Rng},
 };
 use std::{
     fs::File,
@@ -123,6 +123,76 @@ fn start_with_a_failed_writeback_records_a_loss() {
         let loss = found(&open(&dir, false));
         assert_eq!(loss, Some((SurvivingClients::All, DiscardCause::WritebackFailed)), "{end}");
     }
+}
+
+/// The first start cannot sync that the volume is open; the kernel then calls the page clean, and the disk has the mark of the
+/// clean stop.
+#[test]
+fn mark_of_a_clean_stop_that_could_not_be_removed_hides_no_loss() {
+    for seed in 0..8 {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
+        create(&dir).close().unwrap();
+        let disk = Disk::attach(root.path(), seed).unwrap();
+        let fault = Fault { path_contains: ".map".into(), ..Fault::at(1, FaultError::Io) };
+        disk.inject(Fault { kinds: vec![OpKind::Sync], ..fault });
+        assert!(Volume::open(&dir, &OpenOptions::default()).is_err());
+        let volume = open(&dir, true);
+        volume.write(0, &[3; 4096], false).unwrap();
+        let left = tempfile::tempdir().unwrap();
+        let left = left.path().join("left");
+        disk.power_cut(&mut Rng::new(seed), &left).unwrap();
+        let dir = left.join("v");
+        other_boot(&dir);
+        let loss = found(&open(&dir, true));
+        assert_eq!(loss, Some((SurvivingClients::Remote, DiscardCause::OtherBoot)), "seed {seed}");
+    }
+}
+
+#[test]
+fn crash_at_any_call_of_a_start_that_loses_nothing_records_nothing() {
+    let mut call = 0;
+    loop {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
+        create(&dir).close().unwrap();
+        other_boot(&dir);
+        let disk = Disk::attach(root.path(), 1).unwrap();
+        disk.cut_power_before(call);
+        let opened = Volume::open(&dir, &OpenOptions::default());
+        if opened.is_ok() && !disk.is_off() {
+            assert!(call > 10, "the start makes more calls than that");
+            return;
+        }
+        drop(opened);
+        disk.go_on_without_the_process();
+        assert_eq!(found(&open(&dir, true)), None, "call {call}");
+        call += 1;
+    }
+}
+
+#[test]
+fn map_that_finds_the_disk_full_is_written_later() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = Disk::attach(root.path(), 1).unwrap();
+    let dir = root.path().join("v");
+    let volume = create(&dir);
+    let full = Fault { path_contains: ".map".into(), ..Fault::every(FaultError::NoSpace) };
+    disk.inject(Fault { kinds: vec![OpKind::Sync], ..full });
+    for _ in 0..2 {
+        assert_eq!(volume.sync_maps().unwrap_err().kind(), VolumeErrorKind::NoSpace);
+        volume.write(4096, &[3; 4096], true).unwrap();
+    }
+    disk.mend();
+    disk.evict().unwrap();
+    volume.sync_maps().unwrap();
+    volume.write(0, &[4; 4096], false).unwrap();
+    drop(volume);
+    let volume = open(&dir, true);
+    assert_eq!(found(&volume), None);
+    let mut content = [0; 4096];
+    volume.read(8192, &mut content).unwrap();
+    assert_eq!(content, [2; 4096]);
 }
 
 #[test]

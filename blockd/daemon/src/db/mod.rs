@@ -275,6 +275,19 @@ impl Db {
             Ok(id)
         })
     }
+
+    /// Returns whether clients of other hosts are served by this start or were by an earlier one. It is never forgotten: such a
+    /// client may come back at any time.
+    pub fn serves_remote(&self, is_served_now: bool) -> Result<bool, DbError> {
+        self.transaction(|tx| {
+            if is_served_now {
+                tx.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('served_remote', '1')", [])?;
+            }
+            let count: i64 =
+                tx.query_row("SELECT count(*) FROM meta WHERE key = 'served_remote'", [], |row| row.get(0))?;
+            Ok(count > 0)
+        })
+    }
 }
 
 /// A column of text, parsed.
@@ -341,6 +354,15 @@ mod tests {
         let path = dir.path().join("blockd.db");
         let id = Db::open(&path).unwrap().cluster_id().unwrap();
         assert_eq!(Db::open(&path).unwrap().cluster_id().unwrap(), id);
+    }
+
+    #[test]
+    fn remote_clients_are_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        for (now, expected) in [(false, false), (true, true), (false, true)] {
+            assert_eq!(db.serves_remote(now).unwrap(), expected);
+        }
     }
 
     #[test]

@@ -42,6 +42,16 @@ pub(crate) enum Rejection {
     WritebackFailed(std::io::Error),
 }
 
+impl Rejection {
+    /// Returns whether no later start can believe the map either.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::NotOurs | Self::Unfinished | Self::OtherBoot | Self::OtherMount => true,
+            Self::PowerLoss | Self::Unreadable(_) | Self::WritebackFailed(_) => false,
+        }
+    }
+}
+
 /// A header as it was read.
 pub(super) struct Header(pub(super) [u8; HEADER_READ_BYTES]);
 

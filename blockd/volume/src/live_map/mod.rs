@@ -38,9 +38,9 @@ mod header;
 use crate::{
     data_files::data_ranges,
     discarded::DiscardedWrites,
-    error::{IoContext, VolumeError},
+    error::{IoContext, VolumeError, VolumeErrorKind},
     head::Place,
-    storage::{Bug, File},
+    storage::{self, Bug, File},
 };
 use bitmap::{BLOCKS_PER_CHUNK, Bitmap, CHUNK_BYTES, runs_of_word, words};
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
@@ -66,17 +66,28 @@ pub(crate) struct LiveMap {
     zero: Bitmap,
     file: File,
     path: PathBuf,
+    /// The header, as it is while no boot owns the file.
+    header: Vec<u8>,
     blocks: u64,
     /// Held while bits of a chunk go to the file and then to memory: an older word must not be written over a newer one.
     writing: [Mutex<()>; WRITE_LOCKS],
     /// Bits were written since the file was last synced.
     unsynced: AtomicBool,
+    /// The file lacks bits, and no later process believes it.
+    is_behind: AtomicBool,
 }
 
 /// A map of an earlier process that is believed.
 pub(crate) struct Found {
     pub(crate) map: LiveMap,
     pub(crate) clean: bool,
+}
+
+/// A map whose bits the disk does not have.
+pub(crate) struct MapFailure {
+    pub(crate) error: VolumeError,
+    /// The disk is full: another call may write it.
+    pub(crate) may_retry: bool,
 }
 
 /// A map that is not believed.
@@ -144,20 +155,42 @@ impl LiveMap {
     ) -> Result<Self, VolumeError> {
         crate::data_files::remove_if_there(path)?;
         let file = File::create_new(path).during("create", path)?;
-        file.write_all_at(&Header::compose(volume, epoch, blocks, &file), 0).during("write", path)?;
+        let header = Header::compose(volume, epoch, blocks, &file);
+        file.write_all_at(&header, 0).during("write", path)?;
         file.set_len(HEADER_BYTES + bitmap_bytes(blocks)).during("set the length of", path)?;
-        Ok(Self::with(file, path, blocks))
+        Ok(Self::with(file, path, header, blocks))
     }
 
-    fn with(file: File, path: &Path, blocks: u64) -> Self {
+    /// Puts a map that names the blocks of the log in the place of one that is not believed. Until then the old one stays,
+    /// because it shows what was lost and to whom. The caller syncs the directory.
+    pub(crate) fn replace(
+        path: &Path,
+        volume: VolumeId,
+        epoch: Epoch,
+        blocks: u64,
+        logged: &BlockSet,
+    ) -> Result<Self, VolumeError> {
+        let new_path = path.with_extension("map.new");
+        let mut map = Self::create_unowned(&new_path, volume, epoch, blocks)?;
+        map.add_all(logged)?;
+        // Only now does it name what the log names, which salvage relies on if the log is damaged.
+        map.own()?;
+        storage::rename(&new_path, path).during("rename", &new_path)?;
+        map.path = path.to_owned();
+        Ok(map)
+    }
+
+    fn with(file: File, path: &Path, header: Vec<u8>, blocks: u64) -> Self {
         Self {
             held: Bitmap::new(blocks),
             zero: Bitmap::new(blocks),
             file,
             path: path.to_owned(),
+            header,
             blocks,
             writing: [const { Mutex::new(()) }; WRITE_LOCKS],
             unsynced: AtomicBool::new(true),
+            is_behind: AtomicBool::new(false),
         }
     }
 
@@ -217,12 +250,12 @@ impl LiveMap {
             disown(&file, path);
             return rejected(Rejection::WritebackFailed(error), clean);
         }
-        let map = Self::with(file, path, blocks);
+        let header = Header::compose(volume, epoch, blocks, &file);
+        let map = Self::with(file, path, header, blocks);
         map.load()?;
-        if clean {
-            // Before the first write is answered: a later start must not take this head for one that was closed.
-            map.set_clean(false)?;
-        }
+        // Before the first write is answered: a start in another boot must not take this head for one that was closed. Also where
+        // the mark is not there: a start whose sync failed leaves it on the disk alone.
+        map.set_clean(false)?;
         Ok(Ok(Found { map, clean }))
     }
 
@@ -301,31 +334,40 @@ impl LiveMap {
     /// so the file is written again from memory.
     ///
     /// # Errors
-    /// If the file cannot be written again either; it is disowned then.
-    pub(crate) fn sync(&self) -> Result<(), VolumeError> {
+    /// If the file cannot be written again either. No later process believes it then.
+    pub(crate) fn sync(&self) -> Result<(), MapFailure> {
         if !self.unsynced.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let Err(error) = self.sync_file() else { return Ok(()) };
-        if self.file.has(Bug::MapErrorForgotten) {
-            return Ok(());
+        if !self.is_behind.load(Ordering::Acquire) {
+            let Err(error) = self.sync_file() else { return Ok(()) };
+            if self.file.has(Bug::MapErrorForgotten) {
+                return Ok(());
+            }
+            tracing::warn!(%error, "writing the map again from memory");
+            self.is_behind.store(true, Ordering::Release);
         }
-        tracing::warn!(%error, "writing the map again from memory");
-        let repaired = self.write_again();
-        if repaired.is_err() {
-            self.unsynced.store(true, Ordering::Release);
+        // A whole page: the page cache takes it without asking a disk that is full.
+        let unowned = self.file.write_all_at(&[0; HEADER_BYTES as usize], 0).during("write", &self.path);
+        if unowned.is_err() {
             self.disown();
         }
-        repaired
+        let may_retry = unowned.is_ok();
+        let repaired = unowned.and_then(|()| self.write_again());
+        self.is_behind.store(repaired.is_err(), Ordering::Release);
+        self.unsynced.fetch_or(repaired.is_err(), Ordering::AcqRel);
+        repaired.map_err(|error| MapFailure {
+            may_retry: may_retry && error.kind() == VolumeErrorKind::NoSpace,
+            error,
+        })
     }
 
     fn sync_file(&self) -> Result<(), VolumeError> {
         self.file.sync_data().during("sync", &self.path)
     }
 
-    /// Writes the whole bitmap. Disowned meanwhile, and owned again once all of it is on the disk.
+    /// Writes the whole bitmap to a file that nobody owns, and owns it once all of it is on the disk.
     fn write_again(&self) -> Result<(), VolumeError> {
-        self.file.write_all_at(&[0; BOOT_ID_BYTES], BOOT_ID_AT as u64).during("write", &self.path)?;
         // Bits that were written before the sync that failed are in memory from here on.
         self.writing.iter().for_each(|lock| drop(lock.lock()));
         for chunk in self.held.touched_chunks() {
@@ -337,6 +379,7 @@ impl LiveMap {
             self.write_words(blocks, |_| 0)?;
         }
         self.sync_file()?;
+        self.file.write_all_at(&self.header, 0).during("write", &self.path)?;
         self.own()
     }
 

@@ -221,7 +221,8 @@ impl Sim {
         self.lost_power |= lost_power;
         let before = self.disk.failed().len();
         let result = Volume::open(&self.dir(), &OpenOptions { recovery, serves_remote: true });
-        let fails_on_map = result.as_ref().is_err_and(|error| error.to_string().contains(".map"));
+        let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let fails_on_map = error.contains(".map") && !error.contains(".map.new");
         // What the process before could not write back, the first sync of the next one may be the first to hear of. A map
         // whose header cannot be read is not believed; one whose bits cannot be read fails the start.
         let discards = |call: &Operation| {
@@ -318,7 +319,12 @@ impl Sim {
                 }
                 result
             }
-            Step::SyncMaps => self.volume().sync_maps(),
+            Step::SyncMaps => {
+                let synced = self.volume().sync_maps();
+                // No later process believes the map until another call has written it.
+                self.lost_power = synced.is_err();
+                synced
+            }
             Step::Freeze(id) => {
                 let result = self.volume().freeze(SnapshotId::from_u64(id));
                 self.model.freeze(id, result.is_ok());
