@@ -471,39 +471,6 @@ fn wait_for_fetched(ctl: &Ctl, volume: &str, bytes: u64) {
 }
 
 #[test]
-fn what_was_read_first_is_fetched_first_the_next_time() {
-    let mut rng = Rng::of_test("what_was_read_first_is_fetched_first_the_next_time");
-    let origin = Origin::new(&mut rng);
-    // Slow enough that some of it is there and the rest is not.
-    let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
-    let ctl = daemon.ctl();
-    clone(&ctl, &origin.snap, "trial", &[]);
-    let wanted: Vec<u64> = origin.places().iter().rev().take(6).copied().collect();
-    let mut client = daemon.nbd("trial");
-    for &place in &wanted {
-        client.read(place, BLOCK);
-    }
-    client.close();
-    ctl.json(&["volume", "delete", "trial"]);
-    let daemon = daemon.stop().start();
-    let ctl = daemon.ctl();
-    // So slow that the rest takes half a minute at least, however late somebody looks.
-    limit_download(&ctl, Some("256KiB"));
-    lazy(&ctl, &origin.snap, "now", &["--on-store-loss", "error"]);
-    wait_for_fetched(&ctl, "now", wanted.len() as u64 * (256 << 10));
-    origin.take_store_away();
-    let mut client = daemon.nbd("now");
-    for &place in &wanted {
-        let found = client.try_read(place, BLOCK).expect("what was read before is there");
-        assert!(found == origin.content[place as usize..][..BLOCK as usize]);
-    }
-    // Nor was it the whole: what comes last in the volume is not there.
-    assert!(origin.all_places().iter().rev().any(|&place| client.try_read(place, BLOCK).is_err()));
-    client.close();
-    origin.bring_store_back();
-}
-
-#[test]
 fn a_filesystems_metadata_is_fetched_before_its_files() {
     let mut rng = Rng::of_test("a_filesystems_metadata_is_fetched_before_its_files");
     let origin = Origin::new(&mut rng);

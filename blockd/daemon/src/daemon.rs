@@ -369,9 +369,6 @@ impl Daemon {
         if !core.resting.ended(REST_PATIENCE).await {
             tracing::warn!("commands after freezes were cut off; the next start runs them");
         }
-        if tokio::time::timeout(patience, core.keep_read_orders(None)).await.is_err() {
-            tracing::warn!("the orders in which lazy volumes were read are not kept");
-        }
         let closing = Arc::clone(&core);
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();

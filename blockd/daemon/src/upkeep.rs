@@ -46,7 +46,6 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
                 if let Err(error) = core.delete_expired(Timestamp::now(), &mut expired).await {
                     tracing::warn!(%error, "cloud snapshots that have expired stay for now");
                 }
-                core.keep_read_orders(None).await;
                 if core.config.gc_every_hours > 0 && Instant::now() >= collect_at {
                     collect_at = Instant::now() + gc_interval(&core);
                     collect(&core).await;

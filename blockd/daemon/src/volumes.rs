@@ -393,8 +393,6 @@ impl Core {
         wanted: &VolumeRef,
         force: bool,
     ) -> Result<Deleted, ServiceError> {
-        // What can take a moment, before others have to wait.
-        self.keep_read_orders(Some(self.registry.find(wanted)?.id)).await;
         let admission = self.admission.lock().await;
         let entry = self.registry.find(wanted)?;
         if let Some(task) =

@@ -5,7 +5,7 @@
 
 use crate::{
     lazy::{FetchFailure, Urgency},
-    read_order::ReadOrder,
+    preferred::Preferred,
     readahead::Readahead,
     waiters::{Call, Then, WaiterId, Waiters},
 };
@@ -75,7 +75,7 @@ pub(crate) struct Flights {
     /// A thread is starting flights.
     pub(crate) is_starting: bool,
     readahead: Readahead,
-    pub(crate) order: ReadOrder,
+    pub(crate) preferred: Preferred,
     hot: VecDeque<BlockIndex>,
     hot_known: HashSet<u64>,
     cursor: BlockIndex,
@@ -184,7 +184,6 @@ impl Flights {
 
     /// These blocks are read: fetches ahead of who reads in order.
     pub(crate) fn note_read(&mut self, extent: Extent) {
-        self.order.note(extent.intersection(self.whole()));
         let Some(ahead) = self.readahead.read(extent) else { return };
         let ahead = ahead.intersection(self.whole());
         if ahead.is_empty() || self.is_background_full() {
@@ -385,11 +384,11 @@ impl Flights {
                 return Some(found);
             }
         }
-        while let Some(first) = self.order.first() {
+        while let Some(first) = self.preferred.first() {
             if let Some(found) = self.first_missing(first.intersection(self.whole())) {
                 return Some(found);
             }
-            self.order.pass_first();
+            self.preferred.pop();
         }
         let behind = Extent::between(self.cursor.min(self.end), self.end);
         let found = self.first_missing(behind).or_else(|| self.first_missing(self.whole()))?;

@@ -120,12 +120,6 @@ impl Volume {
         }
     }
 
-    /// What of a lazy volume was read since it was opened, in the order of the first time, in units of 256 KiB; at most 8 GiB of
-    /// it. Nothing if it is not lazy.
-    pub fn read_order(&self) -> Vec<Extent> {
-        self.current().lazy().map(|base| base.read_order()).unwrap_or_default()
-    }
-
     /// Has [`hydrate_next`](Self::hydrate_next) fetch these blocks before others, in this order, after what was read and what lies
     /// around it. It is a hint: only some 100,000 places are kept, and a volume that is opened again knows nothing of them.
     pub fn prefer(&self, extents: &[Extent]) {

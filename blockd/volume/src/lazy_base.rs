@@ -432,16 +432,11 @@ impl LazyBase {
         self.flights.lock().retry_refused();
     }
 
-    /// What was read, in the order of the first time, in units of 256 KiB.
-    pub(crate) fn read_order(&self) -> Vec<Extent> {
-        self.flights.lock().order.read()
-    }
-
     /// Has these blocks fetched in the background before others.
     pub(crate) fn prefer(&self, extents: &[Extent]) {
         let whole = Extent::new(BlockIndex(0), self.blocks);
         let inside: Vec<Extent> = extents.iter().map(|extent| extent.intersection(whole)).collect();
-        self.flights.lock().order.prefer(&inside);
+        self.flights.lock().preferred.push(&inside);
     }
 
     /// What the source is asked about together with a block.

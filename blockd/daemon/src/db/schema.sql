@@ -212,15 +212,6 @@ CREATE TABLE cloudsnap_marks (
     PRIMARY KEY (cloudsnap, credential)
 ) STRICT;
 
--- Order in which earlier lazy volumes of a volume were read: the next one prefetches in that order.
-CREATE TABLE read_orders (
-    cluster TEXT NOT NULL,                  -- that made the cloud snapshots
-    volume  TEXT NOT NULL,                  -- that they are of, which need not be on this host
-    updated INTEGER NOT NULL,               -- microseconds since 1970
-    places  BLOB NOT NULL,                  -- format: read_orders.rs
-    PRIMARY KEY (cluster, volume)
-) STRICT;
-
 -- Hooks around freezes, by name.
 CREATE TABLE rules (
     name    TEXT PRIMARY KEY,

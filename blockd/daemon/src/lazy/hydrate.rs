@@ -42,7 +42,7 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         row.detail.phase = "hydrating".into();
     });
     let (before, mut pause) = (row.detail.bytes_downloaded, PAUSE);
-    super::order::prepare(core, &volume, row.cloudsnap).await;
+    super::metadata::prefer_metadata(core, &volume);
     // An earlier run may have met damage that was mended since.
     volume.retry_refused();
     let source = core.lazy_sources.lock().get(&id).cloned();
@@ -62,10 +62,6 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         match step {
             Ok(true) => pause = PAUSE,
             Ok(false) => {
-                // Afterwards it is a volume like any other, of which nothing is taken down.
-                if let Err(error) = super::order::keep(core, &volume, row.cloudsnap).await {
-                    tracing::debug!(%error, volume = %id, "an order of reading is not kept");
-                }
                 if end(&volume).await? {
                     break;
                 }

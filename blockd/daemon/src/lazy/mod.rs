@@ -6,7 +6,7 @@
 mod fetcher;
 pub mod hydrate;
 pub(crate) mod in_place;
-mod order;
+mod metadata;
 mod source;
 
 pub use fetcher::Fetcher;

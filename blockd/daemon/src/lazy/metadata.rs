@@ -1,20 +1,11 @@
-//! What a hydration fetches first: what was read first before, and what a filesystem keeps its books in.
-//!
-//! The order in which a lazy volume is read is taken down and kept under the volume that its cloud snapshot is of. The next volume
-//! that begins as a snapshot of that one fetches those places in that order. All of it is a hint: nothing fails if it cannot be had.
+//! Hydration fetches the metadata of filesystems first. A hint: nothing fails if it cannot be found.
 
 use super::CloudSource;
-use crate::{
-    core::Core,
-    db::{LazyRow, put_read_order, read_order},
-    error::{ServiceError, blocking},
-    registry::EntryState,
-};
-use blockd_cloud::{CancelToken, CloudsnapId};
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, VolumeId};
+use crate::core::Core;
+use blockd_cloud::CancelToken;
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use blockd_fuse::{Image, ImageRun, inside};
 use blockd_volume::Volume;
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -30,19 +21,13 @@ use tokio::sync::Semaphore;
 
 /// Ranges of a filesystem's metadata that are asked for first.
 const METADATA_RANGES_MOST: usize = 32_768;
-/// The most places of an order that is kept; those of the last volume go before those of the ones before.
-const PLACES_MOST: usize = 32_768;
 
-/// Has the hydration of a volume begin with what was read first before, then with its filesystems' metadata.
-pub(super) async fn prepare(core: &Arc<Core>, volume: &Arc<Volume>, cloudsnap: CloudsnapId) {
-    match core.db.run(move |tx| read_order(tx, &cloudsnap)).await {
-        Ok(order) => volume.prefer(&order),
-        Err(error) => tracing::debug!(%error, "an order of reading is not known"),
-    }
+/// Looks for the metadata of a volume's filesystems in the background, and has its hydration fetch that first.
+pub(super) fn prefer_metadata(core: &Arc<Core>, volume: &Arc<Volume>) {
     let source = core.lazy_sources.lock().get(&volume.id()).cloned();
     let Some(source) = source else { return };
     let (volume, stopping) = (Arc::downgrade(volume), core.stopping.clone());
-    // Not waited for: the store may be away, and what was preferred above is fetched meanwhile.
+    // Not waited for: the store may be unreachable.
     tokio::spawn(async move {
         // Few at a time: each takes a thread, and needs others to come to its end.
         let Ok(turn) = LOOKS.acquire().await else { return };
@@ -64,66 +49,6 @@ pub(super) async fn prepare(core: &Arc<Core>, volume: &Arc<Volume>, cloudsnap: C
         let _ = look.await;
         drop(turn);
     });
-}
-
-/// Keeps the order in which a lazy volume was read since it was opened.
-///
-/// # Errors
-/// The database fails.
-pub(super) async fn keep(
-    core: &Core,
-    volume: &Arc<Volume>,
-    cloudsnap: CloudsnapId,
-) -> Result<(), ServiceError> {
-    let volume = Arc::clone(volume);
-    let new = blocking(move || Ok::<_, ServiceError>(volume.read_order())).await?;
-    if new.is_empty() {
-        return Ok(());
-    }
-    let known = core.db.run(move |tx| read_order(tx, &cloudsnap)).await?;
-    // Not while others wait for the database.
-    let merged = blocking(move || {
-        let merged = merge(new, &known);
-        Ok::<_, ServiceError>(if merged == known { None } else { Some(merged) })
-    });
-    if let Some(merged) = merged.await? {
-        core.db.run(move |tx| put_read_order(tx, &cloudsnap, &merged, Timestamp::now())).await?;
-    }
-    Ok(())
-}
-
-/// What was read now, and behind it what was not read now but before.
-fn merge(mut new: Vec<Extent>, known: &[Extent]) -> Vec<Extent> {
-    let mut seen = BlockSet::from_iter(new.iter().copied());
-    for run in known {
-        let left: Vec<Extent> = seen.gaps_in(*run).collect();
-        for extent in left {
-            seen.insert_extent(extent);
-            new.push(extent);
-        }
-    }
-    new.truncate(PLACES_MOST);
-    new
-}
-
-impl Core {
-    /// Keeps the orders in which lazy volumes were read so far: of one, or of all.
-    pub(crate) async fn keep_read_orders(&self, of: Option<VolumeId>) {
-        let rows = match self.db.run(LazyRow::all).await {
-            Ok(rows) => rows,
-            Err(error) => {
-                tracing::debug!(%error, "orders of reading are not kept");
-                return;
-            }
-        };
-        for row in rows.into_iter().filter(|row| of.is_none_or(|of| of == row.volume)) {
-            let Some(entry) = self.registry.by_id(row.volume) else { continue };
-            let EntryState::Up(volume) = entry.view().state else { continue };
-            if let Err(error) = keep(self, &volume, row.cloudsnap).await {
-                tracing::debug!(%error, volume = %row.volume, "an order of reading is not kept");
-            }
-        }
-    }
 }
 
 /// What is read at once of a snapshot: 256 KiB.
@@ -195,19 +120,5 @@ impl Image for SourceImage {
 
     fn run_at(&self, _: u64) -> io::Result<ImageRun> {
         Ok(ImageRun { is_data: true, end_bytes: self.size_bytes() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_read_now_goes_before_what_was_read_once() {
-        let at = |start, len| Extent::new(BlockIndex(start), len);
-        let merged = merge(vec![at(64, 64), at(256, 64)], &[at(0, 192), at(512, 64), at(256, 64)]);
-        assert_eq!(merged, [at(64, 64), at(256, 64), at(0, 64), at(128, 64), at(512, 64)]);
-        let again = merge(vec![at(64, 64), at(256, 64)], &merged);
-        assert_eq!(again, merged);
     }
 }
