@@ -98,6 +98,18 @@ impl Setup {
         self.home.join("data")
     }
 
+    /// Runs `blockd` with these options on the data directory instead of starting the daemon: exit status, standard output and error.
+    ///
+    /// # Panics
+    /// If it does not end by itself.
+    pub fn check(&self, args: &[&str]) -> (i32, String, String) {
+        let mut command = clean(program("blockd"));
+        command.arg("--data-dir").arg(self.data_dir()).args(args).stdin(Stdio::null());
+        let output = die_with_parent(&mut command).output().expect("blockd");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (output.status.code().expect("a status"), text(output.stdout), text(output.stderr))
+    }
+
     fn command(&mut self) -> (Command, PathBuf) {
         self.starts += 1;
         let config = self.home.join("blockd.toml");

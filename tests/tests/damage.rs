@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
-    Bed, Ctl, Daemon, KIB, MIB, Nbd, Rng, Store, Task, assert_same,
+    Bed, Ctl, Daemon, KIB, MIB, Nbd, Rng, Setup, Store, Task, assert_same,
     nbd::{Failure, command, errno},
     ports::Refusing,
     store, wait_for,
@@ -455,38 +455,30 @@ impl Layers {
         Self { name, now, first }
     }
 
-    /// What is shown of a point is what it held; the pieces that are not.
-    fn lost(&self, daemon: &Daemon, point: &str, expected: &[u8]) -> Vec<u64> {
-        let mut client = daemon.nbd(&format!("salvage:{}{point}", self.name));
-        assert_eq!(client.size_bytes(), expected.len() as u64);
+    /// Exports a point; what can be read of it is what it held. Returns the pieces that cannot be read.
+    fn lost(&self, setup: &Setup, point: Option<&str>, expected: &[u8]) -> Vec<u64> {
+        let image = setup.data_dir().with_file_name("image");
+        let image_arg = image.to_str().unwrap();
+        let mut args = vec!["--check-volumes", self.name, "--export", image_arg, "--json"];
+        args.extend(point.map(|name| ["--snapshot", name]).into_iter().flatten());
+        let (code, said, error) = setup.check(&args);
+        assert_eq!(code, 1, "{said}{error}");
+        let report: Value = serde_json::from_str(&said).unwrap();
+        let exported = &report["volumes"][0]["exported"];
+        let number = |range: &Value, field: &str| range[field].as_u64().unwrap();
         let mut lost = Vec::new();
-        for (piece, expected) in (0u64..).zip(expected.chunks(PIECE as usize)) {
-            match client.try_read(piece * PIECE, PIECE) {
-                Ok(found) => assert_same(&format!("piece {piece} of {}{point}", self.name), &found, expected),
-                Err(Failure::Refused(errno::EIO)) => lost.push(piece),
-                Err(error) => panic!("piece {piece} of {}{point}: {error:?}", self.name),
-            }
+        for range in exported["unreadable"].as_array().unwrap() {
+            assert!(!range["why"].as_str().unwrap().is_empty(), "{report:#}");
+            let start = number(range, "offsetBytes");
+            lost.extend(start / PIECE..(start + number(range, "lengthBytes")) / PIECE);
         }
-        let refused = client.call(command::WRITE, 0, 0, 4096, &[1; 4096]);
-        assert!(matches!(refused, Err(Failure::Refused(errno::EPERM))), "{refused:?}");
-        client.close();
-        // What the command tells is the same.
-        let mut args = vec!["volume", "salvage", self.name];
-        args.extend(point.strip_prefix('@').map(|name| ["--snapshot", name]).into_iter().flatten());
-        let told = daemon.ctl().json(&args);
-        let number = |extent: &Value, field: &str| extent[field].as_u64().unwrap();
-        let (mut at, mut named) = (0, Vec::new());
-        for extent in told["extents"].as_array().unwrap() {
-            assert_eq!(number(extent, "offsetBytes"), at, "{told:#}");
-            let pieces = at / PIECE..(at + number(extent, "lengthBytes")) / PIECE;
-            at += number(extent, "lengthBytes");
-            assert_eq!(extent["readable"] == true, extent["why"].is_null(), "{told:#}");
-            if extent["readable"] == false {
-                named.extend(pieces);
-            }
+        assert_eq!(number(exported, "unreadableBytes"), lost.len() as u64 * PIECE);
+        let mut held = expected.to_vec();
+        for &piece in &lost {
+            held[(piece * PIECE) as usize..][..PIECE as usize].fill(0);
         }
-        assert_eq!((at, &named), (expected.len() as u64, &lost), "{told:#}");
-        assert_eq!(number(&told, "unreadableBytes"), lost.len() as u64 * PIECE);
+        assert_same(&format!("{} {point:?}", self.name), &std::fs::read(&image).unwrap(), &held);
+        std::fs::remove_file(image).unwrap();
         lost
     }
 }
@@ -503,8 +495,8 @@ fn alter(path: &std::path::Path, at: usize, bits: u8) {
 }
 
 #[test]
-fn a_damaged_volume_is_refused_and_shows_what_is_right() {
-    let mut rng = Rng::of_test("a_damaged_volume_is_refused_and_shows_what_is_right");
+fn damaged_volume_is_refused_and_what_can_be_read_is_exported() {
+    let mut rng = Rng::of_test("damaged_volume_is_refused_and_what_can_be_read_is_exported");
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let names = ["sound", "missing", "short", "bit", "set", "meta", "lost"];
@@ -533,41 +525,38 @@ fn a_damaged_volume_is_refused_and_shows_what_is_right() {
         let refused = Nbd::try_open(&daemon.nbd_socket(), volume.name).map(drop).unwrap_err();
         assert!(refused.to_string().contains(&culprit), "{refused}");
         let error = ctl.fails(&["snapshot", "create", volume.name], 1);
-        assert_names(&error, &[&culprit, "blockctl volume salvage"]);
+        assert_names(&error, &[&culprit, "blockd --check-volumes"]);
     }
-    // The rest is served, and there is nothing to salvage of it.
+    // The rest is served.
     assert_same("the sound volume", &daemon.content("sound"), &volumes[0].now);
-    ctl.fails(&["volume", "salvage", "sound"], 5);
-    Nbd::try_open(&daemon.nbd_socket(), "salvage:sound").map(drop).unwrap_err();
-    Nbd::try_open(&daemon.nbd_socket(), "salvage:nobody").map(drop).unwrap_err();
+    let setup = daemon.stop();
 
     let [_, missing, short, bit, set, meta, lost] = &volumes;
     let pieces = |ranges: &[std::ops::Range<u64>]| ranges.iter().cloned().flatten().collect::<Vec<_>>();
-    assert_eq!(missing.lost(&daemon, "", &missing.now), pieces(&[8..12, 14..16, 40..48]));
-    assert_eq!(missing.lost(&daemon, "@first", &missing.first), pieces(&[]));
-    assert_eq!(short.lost(&daemon, "", &short.now), pieces(&[20..26, 26..32]));
-    assert_eq!(short.lost(&daemon, "@first", &short.first), pieces(&[20..26, 26..32]));
+    assert_eq!(missing.lost(&setup, None, &missing.now), pieces(&[8..12, 14..16, 40..48]));
+    assert_eq!(missing.lost(&setup, Some("first"), &missing.first), pieces(&[]));
+    assert_eq!(short.lost(&setup, None, &short.now), pieces(&[20..26, 26..32]));
+    assert_eq!(short.lost(&setup, Some("first"), &short.first), pieces(&[20..26, 26..32]));
     // One bit can be put right. Where that is not enough, only what lies above the layer is certain.
-    assert_eq!(bit.lost(&daemon, "", &bit.now), pieces(&[]));
-    assert_eq!(set.lost(&daemon, "", &set.now), pieces(&[0..12, 14..64]));
-    assert_eq!(set.lost(&daemon, "@first", &set.first), pieces(&[]));
-    assert_eq!(meta.lost(&daemon, "", &meta.now), pieces(&[]));
-    let error = ctl.fails(&["volume", "salvage", lost.name], 1);
-    assert_names(&error, &["volume.meta", "cloudsnap restore"]);
-    Nbd::try_open(&daemon.nbd_socket(), "salvage:lost").map(drop).unwrap_err();
-    Nbd::try_open(&daemon.nbd_socket(), "salvage:set@never").map(drop).unwrap_err();
-
-    // Whoever reads keeps it from being deleted.
-    let reader = daemon.nbd("salvage:missing@second");
-    ctl.fails(&["volume", "delete", "missing"], 5);
-    reader.close();
-    wait_for("the end of the connection", || (ctl.volume("missing")["connections"] == 0).then_some(()));
-    ctl.json(&["volume", "delete", "missing"]);
-    // Nothing was changed: without the damage it is the volume that it was.
-    let daemon = {
-        let setup = daemon.stop();
-        alter(&file(4, &layer(2, "g0.set")), 60, 5);
-        setup.start()
+    assert_eq!(bit.lost(&setup, None, &bit.now), pieces(&[]));
+    assert_eq!(set.lost(&setup, None, &set.now), pieces(&[0..12, 14..64]));
+    assert_eq!(set.lost(&setup, Some("first"), &set.first), pieces(&[]));
+    assert_eq!(meta.lost(&setup, None, &meta.now), pieces(&[]));
+    let image = bed.path("image");
+    let refused = |args: &[&str], word: &str| {
+        let args = [args, &["--export", image.to_str().unwrap()]].concat();
+        let (code, said, error) = setup.check(&args);
+        assert!(code == 3 && error.contains(word), "{code} {said}{error}");
     };
+    refused(&["--check-volumes", lost.name], "volume.meta");
+    refused(&["--check-volumes", "set", "--snapshot", "never"], "no snapshot never");
+    refused(&["--check-volumes", "set", "bit"], "exactly one volume");
+    std::fs::write(&image, "mine").unwrap();
+    refused(&["--check-volumes", "sound"], "File exists");
+    assert_eq!(std::fs::read(&image).unwrap(), b"mine");
+
+    // Nothing was changed: without the damage it is the volume that it was.
+    alter(&file(4, &layer(2, "g0.set")), 60, 5);
+    let daemon = setup.start();
     assert_same("the mended volume", &daemon.content("set"), &set.now);
 }

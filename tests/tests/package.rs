@@ -103,10 +103,9 @@ fn what_is_in_the_package() {
         assert!(found.contains(wanted), "no {wanted} in {found:#?}");
     }
     // What they look like is clap's; that they are of this command line is ours.
-    assert!(unzipped(&tree.join("usr/share/man/man1/blockctl-volume-salvage.1.gz")).contains("snapshot"));
+    assert!(unzipped(&tree.join("usr/share/man/man1/blockctl-volume-check.1.gz")).contains("volume"));
     assert!(unzipped(&tree.join("usr/share/man/man8/blockd.8.gz")).contains("full_every"));
-    for (program, word, whole) in
-        [("blockctl", "sal", "salvage"), ("blockd", "--after", "--after-power-loss")]
+    for (program, word, whole) in [("blockctl", "res", "resize"), ("blockd", "--after", "--after-power-loss")]
     {
         for path in [
             format!("usr/share/zsh/vendor-completions/_{program}"),

@@ -29,8 +29,7 @@ use crate::{
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
     tls_trouble,
     volumes::{
-        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume,
-        VolumeCheck, VolumeList, VolumeSalvage,
+        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList,
     },
 };
 use bytes::Bytes;
@@ -337,15 +336,6 @@ impl Client {
         query: &DiffSnapshots,
     ) -> Result<SnapshotDiff, ClientError> {
         self.query(&paths::volume_diff(volume), query, CALL_TIMEOUT).await
-    }
-
-    /// What can be read of a volume that cannot be opened.
-    pub async fn salvage_volume(
-        &self,
-        volume: &VolumeRef,
-        query: &SalvageVolume,
-    ) -> Result<VolumeSalvage, ClientError> {
-        self.query(&paths::volume_salvage(volume), query, STORE_CALL_TIMEOUT).await
     }
 
     /// Rolls a volume back to a snapshot.

@@ -33,8 +33,7 @@ use crate::{
     status::Status,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
     volumes::{
-        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume,
-        VolumeCheck, VolumeList, VolumeSalvage,
+        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList,
     },
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -249,10 +248,6 @@ pub const OPERATIONS: &[Operation] = &[
         .query::<DiffSnapshots>()
         .reply::<SnapshotDiff>()
         .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT]),
-    get(Operator, paths::VOLUME_SALVAGE, "What can be read of a damaged volume")
-        .query::<SalvageVolume>()
-        .reply::<VolumeSalvage>()
-        .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_SNAPSHOT]),
     post(Admin, paths::VOLUME_ROLLBACK, "Roll a volume back to a snapshot")
         .body::<RestoreSnapshot>()
         .reply::<SnapshotRestored>()

@@ -39,8 +39,6 @@ pub const VOLUME_CHECK: &str = "/v1/volumes/{volume}/check";
 pub const VOLUME_CLONE: &str = "/v1/volumes/{volume}/clone";
 /// `GET` with [`crate::snapshots::DiffSnapshots`]: [`crate::snapshots::SnapshotDiff`].
 pub const VOLUME_DIFF: &str = "/v1/volumes/{volume}/diff";
-/// `GET` with [`crate::volumes::SalvageVolume`]: [`crate::volumes::VolumeSalvage`].
-pub const VOLUME_SALVAGE: &str = "/v1/volumes/{volume}/salvage";
 /// `POST` of [`crate::snapshots::RestoreSnapshot`]: [`crate::snapshots::SnapshotRestored`].
 pub const VOLUME_ROLLBACK: &str = "/v1/volumes/{volume}/rollback";
 /// `GET` with [`crate::snapshots::ListSnapshots`]: [`crate::snapshots::SnapshotList`].
@@ -201,11 +199,6 @@ pub fn volume_clone(volume: &crate::VolumeRef) -> String {
 /// Address of what changed in one volume.
 pub fn volume_diff(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_DIFF, "{volume}", volume)
-}
-
-/// Address of what can be read of one damaged volume.
-pub fn volume_salvage(volume: &crate::VolumeRef) -> String {
-    fill(VOLUME_SALVAGE, "{volume}", volume)
 }
 
 /// Address at which one volume is rolled back.

@@ -1,7 +1,7 @@
 //! Volumes: create, list, inspect, change, delete.
 
 use crate::{
-    GroupName, LabelSelector, Labels, RuleName, SnapshotName, SnapshotRef, VolumeId, VolumeName,
+    GroupName, LabelSelector, Labels, RuleName, SnapshotRef, VolumeId, VolumeName,
     attachments::Attachment,
     lazy::{GoingBack, Hydration},
 };
@@ -94,60 +94,6 @@ pub struct VolumeCheck {
     pub intervals: u64,
     /// What is wrong, a line each.
     pub findings: Vec<String>,
-}
-
-/// Query of `GET /v1/volumes/{volume}/salvage`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SalvageVolume {
-    /// A snapshot; without it, the volume as it was last.
-    #[serde(default)]
-    pub snapshot: Option<SnapshotRef>,
-    /// Only extents from here on; what [`VolumeSalvage::next_offset_bytes`] said.
-    #[serde(default)]
-    pub offset_bytes: Option<u64>,
-}
-
-/// Reply to `GET /v1/volumes/{volume}/salvage`: what can be read of a volume that cannot be opened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct VolumeSalvage {
-    /// Name of the volume.
-    pub volume: VolumeName,
-    /// Name of the snapshot; `None` for the volume as it was last.
-    pub snapshot: Option<SnapshotName>,
-    /// The read-only export that shows what can be read.
-    pub export: String,
-    /// Where that is served; see [`crate::nbd_unix_uri`].
-    pub uri: String,
-    /// Its size in bytes.
-    pub size_bytes: u64,
-    /// Bytes of data that can be read, over all extents; what else can be read is zeroes.
-    pub data_bytes: u64,
-    /// Bytes that cannot be read, over all extents.
-    pub unreadable_bytes: u64,
-    /// What is wrong with the volume's files, a line each.
-    pub findings: Vec<String>,
-    /// What can be read and what cannot, in ascending order, in whole blocks.
-    pub extents: Vec<SalvageExtent>,
-    /// Where the next call goes on, if there are more extents.
-    #[serde(default)]
-    pub next_offset_bytes: Option<u64>,
-}
-
-/// A run of bytes that can be read, or cannot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SalvageExtent {
-    /// Where it begins.
-    pub offset_bytes: u64,
-    /// How long it is.
-    pub length_bytes: u64,
-    /// Whether it can be read.
-    pub readable: bool,
-    /// Why it cannot, in one line.
-    #[serde(default)]
-    pub why: Option<String>,
 }
 
 /// Query of `GET /v1/volumes`.

@@ -1,12 +1,14 @@
 //! `blockd --check-volumes`: looks at the files of volumes while no daemon runs, and changes nothing.
 //!
 //! It takes the lock of the data directory, so that no daemon begins meanwhile, and is refused where one runs. Names come
-//! from the database, which is only read; where that is not possible, the volumes are the folders that are there.
+//! from the database, which is only read; where that is not possible, the volumes are the folders that are there. With `--export` it
+//! also writes what can be read of one volume to a file ([`crate::salvage`]).
 
 use crate::{
     core::volume_dir,
     db::{Db, KnownVolume, VolumeState},
     lock::{DirLock, LockError},
+    salvage::{ExportRequest, Exported, SalvageError, export},
 };
 use blockd_api::VolumeRef;
 use blockd_extent::VolumeId;
@@ -37,6 +39,17 @@ pub enum CheckError {
         given: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// An image is of one volume.
+    #[error("--export needs exactly one volume: --check-volumes VOLUME --export IMAGE")]
+    NotOneVolume,
+    /// No image was written.
+    #[error("volume {volume}: {source}")]
+    Export {
+        /// The volume.
+        volume: String,
+        /// The reason.
+        source: SalvageError,
     },
     /// What was found cannot be written.
     #[error("cannot write what was found: {0}")]
@@ -91,6 +104,9 @@ pub struct CheckedVolume {
     pub findings: Vec<String>,
     /// What the next start puts in order and nobody misses, a line each.
     pub leftovers: Vec<String>,
+    /// The image that was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exported: Option<Exported>,
 }
 
 /// How an offline check tells what it found.
@@ -102,18 +118,19 @@ pub enum CheckFormat {
     Json,
 }
 
-/// Checks the volumes of a data directory, those that are named or all, and writes what it finds; says whether nothing is
-/// wrong.
+/// Checks the volumes of a data directory, those that are named or all, and writes what it finds; returns whether nothing is
+/// wrong. Exports one of them if `request` is given.
 ///
 /// # Errors
 /// A daemon uses the directory, a volume is not there, or `out` cannot be written to.
 pub fn check_volumes(
     data_dir: &Path,
     named: &[String],
+    request: Option<&ExportRequest>,
     format: CheckFormat,
     out: &mut dyn Write,
 ) -> Result<bool, CheckError> {
-    let report = look(data_dir, named)?;
+    let report = look(data_dir, named, request)?;
     match format {
         CheckFormat::Text => tell(&report, out)?,
         CheckFormat::Json => {
@@ -124,16 +141,31 @@ pub fn check_volumes(
     Ok(report.sound)
 }
 
-fn look(data_dir: &Path, named: &[String]) -> Result<CheckReport, CheckError> {
+fn look(
+    data_dir: &Path,
+    named: &[String],
+    request: Option<&ExportRequest>,
+) -> Result<CheckReport, CheckError> {
+    if request.is_some() && named.len() != 1 {
+        return Err(CheckError::NotOneVolume);
+    }
     if !data_dir.is_dir() {
         return Err(CheckError::NoDirectory(data_dir.to_owned()));
     }
     let _lock = DirLock::take(data_dir)?;
-    let (known, database_error) = match Db::look_for_volumes(&data_dir.join("blockd.db")) {
+    let db = data_dir.join("blockd.db");
+    let (known, database_error) = match Db::look_for_volumes(&db) {
         Ok(rows) => (rows.into_iter().map(from_row).collect(), None),
         Err(error) => (from_folders(data_dir), Some(crate::daemon::with_sources(&error))),
     };
-    let volumes: Vec<_> = choose(known, named)?.into_iter().map(|volume| look_at(data_dir, volume)).collect();
+    let mut volumes: Vec<_> =
+        choose(known, named)?.into_iter().map(|volume| look_at(data_dir, volume)).collect();
+    if let (Some(request), [volume]) = (request, &mut volumes[..]) {
+        let names = Db::look_for_snapshots(&db, volume.id).unwrap_or_default();
+        let exported = export(&volume_dir(data_dir, volume.id), volume.id, &names, request);
+        let failed = |source| CheckError::Export { volume: volume.volume.clone(), source };
+        volume.exported = Some(exported.map_err(failed)?);
+    }
     let sound = database_error.is_none() && volumes.iter().all(|volume| volume.sound);
     Ok(CheckReport { sound, database_error, volumes })
 }
@@ -175,6 +207,7 @@ fn look_at(data_dir: &Path, volume: Wanted) -> CheckedVolume {
         intervals: checked.intervals,
         findings: checked.findings,
         leftovers: checked.leftovers,
+        exported: None,
     }
 }
 
@@ -215,7 +248,9 @@ fn tell(report: &CheckReport, out: &mut dyn Write) -> std::io::Result<()> {
     if let Some(error) = &report.database_error {
         writeln!(out, "The database cannot be read, volumes are known by their numbers only: {error}")?;
     }
-    for CheckedVolume { volume, skipped, layers, intervals, findings, leftovers, .. } in &report.volumes {
+    for CheckedVolume { volume, skipped, layers, intervals, findings, leftovers, exported, .. } in
+        &report.volumes
+    {
         if let Some(state) = skipped {
             writeln!(out, "Volume {volume} is not there yet or any more ({state}): the next start decides.")?;
             continue;
@@ -235,6 +270,22 @@ fn tell(report: &CheckReport, out: &mut dyn Write) -> std::io::Result<()> {
         for leftover in leftovers {
             writeln!(out, "Volume {volume}, left by an interruption: {leftover}")?;
         }
+        if let Some(exported) = exported {
+            tell_exported(volume, exported, out)?;
+        }
+    }
+    Ok(())
+}
+
+fn tell_exported(volume: &str, exported: &Exported, out: &mut dyn Write) -> std::io::Result<()> {
+    let Exported { image, size_bytes, data_bytes, unreadable_bytes, unreadable } = exported;
+    writeln!(
+        out,
+        "Volume {volume}: written to {}: {data_bytes} bytes of data; {unreadable_bytes} of {size_bytes} bytes cannot be read and are zeroes.",
+        image.display()
+    )?;
+    for range in unreadable {
+        writeln!(out, "  {} bytes at {}: {}", range.length_bytes, range.offset_bytes, range.why)?;
     }
     Ok(())
 }
@@ -277,7 +328,7 @@ mod tests {
     fn check(dir: &Path, named: &[&str]) -> (bool, String) {
         let named: Vec<String> = named.iter().map(|&name| name.to_owned()).collect();
         let mut out = Vec::new();
-        let sound = check_volumes(dir, &named, CheckFormat::Text, &mut out).unwrap();
+        let sound = check_volumes(dir, &named, None, CheckFormat::Text, &mut out).unwrap();
         (sound, String::from_utf8(out).unwrap())
     }
 
@@ -294,8 +345,8 @@ mod tests {
         assert!(text.contains("Volume good is sound"), "{text}");
         assert!(text.contains("Volume bad: cannot look at"), "{text}");
         assert!(text.contains("Volume half is not there yet"), "{text}");
-        let none =
-            check_volumes(dir.path(), &["never".to_owned()], CheckFormat::Text, &mut Vec::new()).unwrap_err();
+        let none = check_volumes(dir.path(), &["never".to_owned()], None, CheckFormat::Text, &mut Vec::new())
+            .unwrap_err();
         assert!(none.to_string().contains("no volume never"), "{none}");
     }
 
@@ -304,7 +355,7 @@ mod tests {
         let dir = data_dir();
         std::fs::write(dir.path().join("volumes/1/layer-00000000000000ff.data"), b"").unwrap();
         let mut out = Vec::new();
-        assert!(!check_volumes(dir.path(), &[], CheckFormat::Json, &mut out).unwrap());
+        assert!(!check_volumes(dir.path(), &[], None, CheckFormat::Json, &mut out).unwrap());
         let found: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!((&found["sound"], &found["databaseError"]), (&false.into(), &serde_json::Value::Null));
         let of = |name: &str| {
@@ -344,10 +395,11 @@ mod tests {
     fn it_is_refused_while_a_daemon_has_the_directory() {
         let dir = data_dir();
         let _lock = DirLock::take(dir.path()).unwrap();
-        let error = check_volumes(dir.path(), &[], CheckFormat::Text, &mut Vec::new()).unwrap_err();
+        let error = check_volumes(dir.path(), &[], None, CheckFormat::Text, &mut Vec::new()).unwrap_err();
         assert!(error.is_retryable() && error.to_string().contains("in use"), "{error}");
         let missing =
-            check_volumes(&dir.path().join("missing"), &[], CheckFormat::Text, &mut Vec::new()).unwrap_err();
+            check_volumes(&dir.path().join("missing"), &[], None, CheckFormat::Text, &mut Vec::new())
+                .unwrap_err();
         assert!(missing.to_string().contains("no data directory"), "{missing}");
     }
 }

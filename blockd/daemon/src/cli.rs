@@ -45,6 +45,15 @@ pub struct Cli {
     #[arg(long, value_name = "VOLUME", num_args = 0.., conflicts_with = "check_config")]
     pub check_volumes: Option<Vec<String>>,
 
+    /// With --check-volumes VOLUME: write what can be read of the volume to this new file; what cannot be read is zero in it and
+    /// listed
+    #[arg(long, value_name = "IMAGE", requires = "check_volumes")]
+    pub export: Option<PathBuf>,
+
+    /// With --export: name or id of a snapshot [default: the latest content]
+    #[arg(long, requires = "export")]
+    pub snapshot: Option<String>,
+
     /// Say whether this program could start on the data directory, with the configuration, the database and the volumes that are
     /// there, change nothing, and exit: with 0 if it could, with 1 if not, with 3 if that cannot be told; another blockd may run there
     #[arg(long, conflicts_with_all = ["check_config", "check_volumes"])]

@@ -101,8 +101,6 @@ pub struct Core {
     pub(crate) rule_problems: crate::rules::RuleProblems,
     /// Why the last reload of the configuration failed, if it did.
     pub(crate) reload_failed: parking_lot::Mutex<Option<blockd_api::status::ReloadFailure>>,
-    /// What is left of damaged volumes that somebody reads.
-    pub(crate) salvages: crate::salvage::Salvages,
     /// The step at which a test wants the daemon to die.
     #[cfg(test)]
     pub(crate) dies_at: parking_lot::Mutex<Option<&'static str>>,

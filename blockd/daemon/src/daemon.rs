@@ -486,7 +486,6 @@ fn prepare(
         resting: crate::quiesce::Resting::default(),
         rule_problems: crate::rules::RuleProblems::default(),
         reload_failed: parking_lot::Mutex::default(),
-        salvages: crate::salvage::Salvages::new(options),
         #[cfg(test)]
         dies_at: parking_lot::Mutex::new(None),
         #[cfg(test)]

@@ -4,8 +4,7 @@
 //! one. `VOLUME@SNAPSHOT` is a snapshot, read-only: by its name, by its id, or `latest` for the newest. Each volume has a
 //! metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a snapshot has one for each older one.
 //!
-//! `cloud:ID` is a cloud snapshot, read-only. These are not listed: that would ask the stores. `salvage:VOLUME` and
-//! `salvage:VOLUME@SNAPSHOT` are what can be read of a volume that cannot be opened ([`crate::salvage`]); not listed either.
+//! `cloud:ID` is a cloud snapshot, read-only. These are not listed: that would ask the stores.
 
 use crate::{
     access::Access,
@@ -13,7 +12,6 @@ use crate::{
     discarded::UnreportedLoss,
     metrics::Operation,
     registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
-    salvage::SalvageExports,
 };
 use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_extent::SnapshotId;
@@ -38,13 +36,12 @@ pub struct Exports {
     registry: Arc<Registry>,
     access: Arc<Access>,
     cloud: Option<CloudExports>,
-    salvage: Option<SalvageExports>,
 }
 
 impl Exports {
     /// The exports of this registry, for everybody.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, access: Arc::default(), cloud: None, salvage: None }
+        Self { registry, access: Arc::default(), cloud: None }
     }
 
     /// The same for some only.
@@ -55,16 +52,6 @@ impl Exports {
     /// The same, and cloud snapshots as well.
     pub(crate) fn with_cloud(self, cloud: CloudExports) -> Self {
         Self { cloud: Some(cloud), ..self }
-    }
-
-    /// The same, and what can be read of damaged volumes as well.
-    pub(crate) fn with_salvage(self, salvage: SalvageExports) -> Self {
-        Self { salvage: Some(salvage), ..self }
-    }
-
-    /// The damaged volumes, if a name is meant for them.
-    fn salvage(&self, name: &str) -> Option<&SalvageExports> {
-        self.salvage.as_ref().filter(|_| SalvageExports::has_name(name))
     }
 
     /// The cloud snapshots, if a name is meant for them.
@@ -97,9 +84,6 @@ impl ExportCatalog for Exports {
     fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
         if let Some(cloud) = self.cloud(name) {
             return cloud.open(name, &self.access, client);
-        }
-        if let Some(salvage) = self.salvage(name) {
-            return salvage.open(name, &self.access, client);
         }
         let (volume_name, snapshot) = split_name(name);
         let entry = self.volume_entry(volume_name).ok_or(ExportError::Unknown)?;
@@ -145,9 +129,6 @@ impl ExportCatalog for Exports {
     fn describe(&self, name: &str, client: &Client) -> Option<ExportInfo> {
         if let Some(cloud) = self.cloud(name) {
             return cloud.describe(name, &self.access, client);
-        }
-        if let Some(salvage) = self.salvage(name) {
-            return salvage.describe(name, &self.access, client);
         }
         let (volume_name, snapshot) = split_name(name);
         let entry = self.volume_entry(volume_name).filter(|entry| self.is_visible(entry, client))?;

@@ -60,7 +60,7 @@ pub mod reload;
 mod renewable;
 mod rollback;
 mod rules;
-mod salvage;
+pub mod salvage;
 #[cfg(test)]
 mod scenarios;
 mod schedules;

@@ -11,7 +11,9 @@ use blockd::{
     logging,
     quiesce::hold_filesystem,
     reload::on_hangup,
+    salvage::ExportRequest,
 };
+use blockd_volume::{OpenOptions, Recovery};
 use clap::Parser;
 use std::{process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
@@ -81,7 +83,14 @@ fn main() -> ExitCode {
     }
     if let Some(volumes) = &cli.check_volumes {
         let format = if cli.json { CheckFormat::Json } else { CheckFormat::Text };
-        return match check_volumes(&config.data_dir, volumes, format, &mut std::io::stdout().lock()) {
+        let recovery = if cli.after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
+        let request = cli.export.as_ref().map(|image| ExportRequest {
+            image: image.clone(),
+            snapshot: cli.snapshot.clone(),
+            options: OpenOptions { recovery, ..OpenOptions::default() },
+        });
+        let out = &mut std::io::stdout().lock();
+        return match check_volumes(&config.data_dir, volumes, request.as_ref(), format, out) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(EXIT_UNSOUND),
             Err(error) => failed(&error, EXIT_CANNOT_CHECK),

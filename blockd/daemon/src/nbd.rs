@@ -7,7 +7,6 @@ use crate::{
     core::Core,
     daemon::{DaemonError, check_socket_path, remove_socket, with_sources},
     exports::Exports,
-    salvage::SalvageExports,
 };
 use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity};
 use std::{
@@ -74,8 +73,7 @@ pub(crate) async fn start(core: &Arc<Core>, config: &Config) -> Result<Nbd, Daem
     let exports: Arc<dyn ExportCatalog> = Arc::new(
         Exports::new(Arc::clone(&core.registry))
             .with_access(Arc::clone(&access))
-            .with_cloud(CloudExports::new(core))
-            .with_salvage(SalvageExports::new(core)),
+            .with_cloud(CloudExports::new(core)),
     );
     let mut tcp = Vec::new();
     let mut unix = vec![core.nbd_socket()];

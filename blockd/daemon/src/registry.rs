@@ -214,7 +214,9 @@ impl VolumeEntry {
             }
             EntryState::Failed(reason) => {
                 let message = format!("volume {name} cannot be used: {reason}");
-                let hint = format!("`blockctl volume salvage {name}` tells what of it can be read");
+                let hint = format!(
+                    "restore it from a cloud snapshot, or stop blockd and export what can be read: `blockd --check-volumes {name} --export IMAGE`"
+                );
                 return Err(ApiError::new(ErrorCode::VolumeFailed, message).with_hint(hint));
             }
             EntryState::Deleting => (ErrorCode::VolumeInUse, format!("volume {name} is being deleted")),
@@ -243,36 +245,6 @@ impl VolumeEntry {
         self.check_not_rolling_back(&inner)?;
         let attachment = self.let_in(&mut inner, max_connections)?;
         Ok((volume, attachment))
-    }
-
-    /// Lets a client read what is left of a volume that could not be opened, unless so many are in already.
-    ///
-    /// # Errors
-    /// As [`check_failed`](Self::check_failed); or there are too many.
-    pub fn attach_failed_up_to(self: &Arc<Self>, max_connections: u64) -> Result<Attachment, ApiError> {
-        let mut inner = self.inner.lock();
-        self.check_is_failed(&inner)?;
-        self.let_in(&mut inner, max_connections)
-    }
-
-    /// Whether it could not be opened.
-    ///
-    /// # Errors
-    /// It is open, or is being made or removed.
-    pub fn check_failed(&self) -> Result<(), ApiError> {
-        self.check_is_failed(&self.inner.lock())
-    }
-
-    fn check_is_failed(&self, inner: &Inner) -> Result<(), ApiError> {
-        let name = &self.name;
-        match &inner.state {
-            EntryState::Failed(_) => Ok(()),
-            EntryState::Up(_) => {
-                let message = format!("volume {name} is open: there is nothing to salvage, read it as it is");
-                Err(ApiError::new(ErrorCode::VolumeInUse, message))
-            }
-            other => self.volume_of(other).map(drop),
-        }
     }
 
     fn let_in(self: &Arc<Self>, inner: &mut Inner, max_connections: u64) -> Result<Attachment, ApiError> {

@@ -1,295 +1,160 @@
-//! Volumes that cannot be opened, as far as they can be read: which ranges, and as exports.
+//! `blockd --check-volumes VOLUME --export IMAGE`: writes what can be read of a damaged volume to a file.
 //!
-//! `salvage:VOLUME` is what a damaged volume was last, `salvage:VOLUME@SNAPSHOT` one of its snapshots; read-only, for those
-//! who may have the volume, and only as long as it is not open. They are not listed. What cannot be proven is an error.
+//! The image is sparse. Ranges whose content cannot be proven are zero in it and listed in the report; nothing in the volume's directory is
+//! changed.
 
-mod kept;
-
-use crate::{
-    access::Access,
-    core::Core,
-    db::{DbError, SnapshotRow, SnapshotState},
-    error::{ServiceError, blocking},
-    exports::{LATEST, allocation_extent, device_error, progress, split_name},
-    registry::{Attachment, VolumeEntry},
-};
-use blockd_api::{
-    ApiError, ErrorCode, SnapshotName, VolumeRef,
-    volumes::{SalvageExtent, SalvageVolume, VolumeSalvage},
-};
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent, SnapshotId};
-use blockd_nbd::{
-    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportError, ExportInfo, Progress, StatusExtent,
-    constants::BASE_ALLOCATION,
-};
-use blockd_volume::{OpenOptions, Salvage, SalvageView, VolumeError, VolumeErrorKind};
-use kept::{Found, Kept};
+use blockd_extent::{Extent, SnapshotId, VolumeId};
+use blockd_volume::{Content, OpenOptions, Salvage, SalvageView, VolumeError};
+use serde::Serialize;
 use std::{
-    sync::{Arc, Weak},
-    time::Instant,
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
 };
 
-/// What the names of these exports begin with; no volume's name does.
-const PREFIX: &str = "salvage:";
-/// The most extents in one reply: some megabytes of JSON.
-const EXTENTS_AT_ONCE: usize = 1 << 15;
+/// Bytes copied at once.
+const COPY_BYTES: u64 = 1 << 20;
+/// Unreadable ranges in a report; damaged block sets of large volumes can have millions.
+const MAX_REPORTED_RANGES: usize = 1 << 15;
 
-/// What is left of the volumes that somebody asked for.
-#[derive(Debug)]
-pub(crate) struct Salvages {
-    /// How the volumes could not be opened.
-    options: OpenOptions,
-    kept: Kept,
-}
-
-impl Salvages {
-    pub(crate) fn new(options: OpenOptions) -> Self {
-        Self { options, kept: Kept::default() }
-    }
-}
-
-impl Core {
-    /// What can be read of a volume that cannot be opened.
-    ///
-    /// # Errors
-    /// It can be opened, nothing of it can be proven, or there is no such snapshot.
-    pub async fn salvage_volume(
-        self: &Arc<Self>,
-        wanted: &VolumeRef,
-        query: &SalvageVolume,
-    ) -> Result<VolumeSalvage, ServiceError> {
-        let entry = self.registry.find(wanted)?;
-        entry.check_failed()?;
-        let snapshot = match &query.snapshot {
-            Some(snapshot) => Some(self.snapshot_of(&entry, snapshot).await?),
-            None => None,
-        };
-        let start = BlockIndex(query.offset_bytes.unwrap_or(0) / BLOCK_SIZE_BYTES);
-        let core = Arc::clone(self);
-        blocking(move || {
-            let salvage = core.salvage(&entry)?;
-            let (id, name) = snapshot.map(|row| (row.id, row.name)).unzip();
-            let view = view(&salvage, id)?;
-            Ok::<_, ServiceError>(core.report(&entry, &salvage, &view, name, start))
-        })
-        .await
-    }
-
-    fn report(
-        &self,
-        entry: &VolumeEntry,
-        salvage: &Salvage,
-        view: &SalvageView,
-        snapshot: Option<SnapshotName>,
-        start: BlockIndex,
-    ) -> VolumeSalvage {
-        let export = match &snapshot {
-            Some(name) => format!("{PREFIX}{}@{name}", entry.name),
-            None => format!("{PREFIX}{}", entry.name),
-        };
-        let mut extents = extents(view, start);
-        let next_offset_bytes = extents.get(EXTENTS_AT_ONCE).map(|extent| extent.offset_bytes);
-        extents.truncate(EXTENTS_AT_ONCE);
-        VolumeSalvage {
-            volume: entry.name.clone(),
-            snapshot,
-            uri: blockd_api::nbd_unix_uri(&export, &self.nbd_socket()),
-            export,
-            size_bytes: view.size_bytes(),
-            data_bytes: view.data_bytes(),
-            unreadable_bytes: view.unproven_bytes(),
-            findings: salvage.findings(),
-            extents,
-            next_offset_bytes,
-        }
-    }
-
-    /// What is left of a volume that is not open. Blocks.
-    fn salvage(&self, entry: &VolumeEntry) -> Found {
-        let dir = self.volume_dir(entry.id);
-        self.salvages.kept.get(entry.id, &dir, Instant::now(), || match self.find_salvage(entry) {
-            Ok(salvage) => (Ok(Arc::new(salvage)), true),
-            Err(error) => {
-                // A disk or a system that fails may be better the next time, and that is soon found out.
-                (Err(hopeless(entry, &error)), error.kind() == VolumeErrorKind::Damaged)
-            }
-        })
-    }
-
-    fn find_salvage(&self, entry: &VolumeEntry) -> Result<Salvage, VolumeError> {
-        let path = self.volume_dir(entry.id);
-        let salvage = Salvage::open(&path, &self.salvages.options)?;
-        if salvage.id() != entry.id || salvage.size_bytes() < entry.size_bytes() {
-            let (id, size_bytes) = (salvage.id(), salvage.size_bytes());
-            let what = format!("it is volume {id} of {size_bytes} bytes, not the one that belongs here");
-            return Err(VolumeError::Damaged { path, what });
-        }
-        Ok(salvage)
-    }
-}
-
-/// Nothing can be proven: says what would be right.
-fn hopeless(entry: &VolumeEntry, error: &VolumeError) -> ApiError {
-    let name = &entry.name;
-    let message = format!("nothing of volume {name} can be read, because nothing can be proven: {error}");
-    let hint = format!(
-        "restore it from the cloud into a new volume: `blockctl cloudsnap list --src {name}`, then `blockctl cloudsnap restore --snap ID --volume NEW`"
-    );
-    ApiError::new(ErrorCode::VolumeFailed, message).with_hint(hint)
-}
-
-fn view(salvage: &Salvage, snapshot: Option<SnapshotId>) -> Result<SalvageView, VolumeError> {
-    match snapshot {
-        Some(id) => salvage.snapshot(id),
-        None => Ok(salvage.latest()),
-    }
-}
-
-/// Runs that can be read and runs that cannot, from a block on: one more than fit into a reply, if there are so many.
-fn extents(view: &SalvageView, start: BlockIndex) -> Vec<SalvageExtent> {
-    let end = Extent::whole(view.size_bytes()).end();
-    let extent = |run: Extent, why: Option<&str>| SalvageExtent {
-        offset_bytes: run.offset_bytes(),
-        length_bytes: run.len_bytes(),
-        readable: why.is_none(),
-        why: why.map(str::to_owned),
-    };
-    let (mut found, mut at) = (Vec::new(), start.min(end));
-    let mut lost = view.unproven_in(Extent::between(at, end));
-    while at < end && found.len() <= EXTENTS_AT_ONCE {
-        let next = lost.next();
-        let until = next.map_or(end, |run| run.extent.start);
-        if at < until {
-            found.push(extent(Extent::between(at, until), None));
-        }
-        if let Some(run) = next {
-            found.push(extent(run.extent, Some(run.why)));
-        }
-        at = next.map_or(end, |run| run.extent.end());
-    }
-    found
-}
-
-/// Damaged volumes as exports.
+/// An image to write.
 #[derive(Clone, Debug)]
-pub(crate) struct SalvageExports {
-    core: Weak<Core>,
+pub struct ExportRequest {
+    /// The file, which must not exist.
+    pub image: PathBuf,
+    /// Name or id of a snapshot; `None` for the latest content.
+    pub snapshot: Option<String>,
+    /// How the daemon would open the volume.
+    pub options: OpenOptions,
 }
 
-impl SalvageExports {
-    /// Those of this daemon.
-    pub fn new(core: &Arc<Core>) -> Self {
-        Self { core: Arc::downgrade(core) }
-    }
-
-    /// Whether a name is one of these exports'.
-    pub fn has_name(name: &str) -> bool {
-        name.starts_with(PREFIX)
-    }
-
-    /// Opens one. Blocks.
-    pub fn open(
-        &self,
-        name: &str,
-        access: &Access,
-        client: &Client,
-    ) -> Result<Arc<dyn BlockDevice>, ExportError> {
-        Ok(Arc::new(self.find(name, access, client)?))
-    }
-
-    /// What is known of one that was opened before: nothing is found out for it. Blocks.
-    pub fn describe(&self, name: &str, access: &Access, client: &Client) -> Option<ExportInfo> {
-        let core = self.core.upgrade()?;
-        let (volume, snapshot) = split_name(name.strip_prefix(PREFIX)?);
-        let entry = core.registry.by_name(volume)?;
-        access.check(entry.name.as_str(), client).ok()?;
-        entry.check_failed().ok()?;
-        let salvage = core.salvages.kept.last(entry.id)?;
-        let snapshot = snapshot.map(|wanted| find_snapshot(&core, &entry, wanted)).transpose().ok()?;
-        let size_bytes = view(&salvage, snapshot).ok()?.size_bytes();
-        Some(ExportInfo {
-            name: name.to_owned(),
-            description: format!("what can be read of volume {}", entry.name),
-            size_bytes,
-            read_only: true,
-        })
-    }
-
-    fn find(&self, name: &str, access: &Access, client: &Client) -> Result<SalvageDevice, ExportError> {
-        let unavailable = |reason: String| ExportError::Unavailable { reason };
-        let core = self.core.upgrade().ok_or_else(|| unavailable("the daemon is stopping".into()))?;
-        let (volume, snapshot) = split_name(name.strip_prefix(PREFIX).ok_or(ExportError::Unknown)?);
-        let entry = core.registry.by_name(volume).ok_or(ExportError::Unknown)?;
-        access.check(entry.name.as_str(), client)?;
-        let attachment = entry
-            .attach_failed_up_to(access.max_connections(client))
-            .map_err(|error| unavailable(error.message))?;
-        let snapshot = match snapshot {
-            Some(wanted) => Some(find_snapshot(&core, &entry, wanted)?),
-            None => None,
-        };
-        let salvage = core.salvage(&entry).map_err(|error| unavailable(error.message))?;
-        // One that the volume's files do not know any more.
-        let view = view(&salvage, snapshot).map_err(|_| ExportError::Unknown)?;
-        Ok(SalvageDevice { view, _salvage: salvage, _attachment: attachment })
-    }
+/// Why no image was written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SalvageError {
+    /// Nothing can be proven, or the disk fails.
+    #[error("nothing can be read of the volume: {0}")]
+    Volume(#[from] VolumeError),
+    /// The directory holds another volume.
+    #[error("the directory holds volume {found}, not {wanted}")]
+    WrongVolume {
+        /// The volume that belongs there.
+        wanted: VolumeId,
+        /// The volume that is there.
+        found: VolumeId,
+    },
+    /// The volume has no such snapshot.
+    #[error("the volume has no snapshot {0}")]
+    NoSuchSnapshot(String),
+    /// The image cannot be written.
+    #[error("cannot write {}: {source}", image.display())]
+    Image {
+        /// The image.
+        image: PathBuf,
+        /// Error of the file system.
+        source: io::Error,
+    },
 }
 
-fn find_snapshot(core: &Core, entry: &VolumeEntry, wanted: &str) -> Result<SnapshotId, ExportError> {
-    let rows = core.db.transaction(|tx| SnapshotRow::all(tx, Some(entry.id)));
-    let unavailable = |error: DbError| ExportError::Unavailable { reason: error.to_string() };
-    let is_shown = |row: &SnapshotRow| !row.internal && row.state == SnapshotState::Ready;
-    let mut rows: Vec<_> = rows.map_err(unavailable)?.into_iter().filter(is_shown).collect();
-    rows.sort_unstable_by_key(|row| row.epoch);
-    let named = rows.iter().find(|row| row.name.as_str() == wanted || row.id.to_string() == wanted);
-    let found = named.or_else(|| rows.last().filter(|_| wanted == LATEST));
-    found.map(|row| row.id).ok_or(ExportError::Unknown)
+/// An image that was written.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Exported {
+    /// The file.
+    pub image: PathBuf,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Bytes of data in it; the rest is zeroes.
+    pub data_bytes: u64,
+    /// Bytes that cannot be read and are zeroes in the image.
+    pub unreadable_bytes: u64,
+    /// Ranges that cannot be read, ascending; at most 32,768.
+    pub unreadable: Vec<UnreadableRange>,
 }
 
-/// One connection's view of a damaged volume, which is not deleted meanwhile.
-struct SalvageDevice {
-    view: SalvageView,
-    /// So that the next connection need not find it out again.
-    _salvage: Arc<Salvage>,
-    _attachment: Attachment,
+/// A range of a volume that cannot be read.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnreadableRange {
+    /// Its first byte.
+    pub offset_bytes: u64,
+    /// Its length.
+    pub length_bytes: u64,
+    /// The damage that causes it.
+    pub why: String,
 }
 
-impl BlockDevice for SalvageDevice {
-    fn size_bytes(&self) -> u64 {
-        self.view.size_bytes()
+/// Writes what can be read of a volume, or of one of its snapshots, to a new file. `dir` is the volume's directory, `names` are its snapshots
+/// by name as the database knows them.
+///
+/// # Errors
+/// Nothing of the volume can be proven, there is no such snapshot, or the image cannot be written.
+pub fn export(
+    dir: &Path,
+    id: VolumeId,
+    names: &[(String, SnapshotId)],
+    request: &ExportRequest,
+) -> Result<Exported, SalvageError> {
+    let salvage = Salvage::open(dir, &request.options)?;
+    if salvage.id() != id {
+        return Err(SalvageError::WrongVolume { wanted: id, found: salvage.id() });
     }
-
-    fn is_read_only(&self) -> bool {
-        true
-    }
-
-    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        let content = self.view.try_read(offset_bytes, buf).map_err(|error| device_error(&error))?;
-        Ok(content.map_or(Progress::WouldBlock, progress))
-    }
-
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        self.view.read(offset_bytes, buf).map(progress).map_err(|error| device_error(&error))
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn block_status(
-        &self,
-        context: &str,
-        offset_bytes: u64,
-        len_bytes: u64,
-        max_extents: usize,
-        extents: &mut Vec<StatusExtent>,
-    ) -> Result<(), DeviceError> {
-        if context != BASE_ALLOCATION {
-            let message = format!("there is no metadata context {context}");
-            return Err(DeviceError::new(DeviceErrorKind::InvalidInput, message));
+    let view = match &request.snapshot {
+        None => salvage.latest(),
+        Some(wanted) => {
+            let named = names.iter().find(|(name, _)| name == wanted).map(|(_, id)| *id);
+            let missing = || SalvageError::NoSuchSnapshot(wanted.clone());
+            let id = named.or_else(|| wanted.parse().ok()).ok_or_else(missing)?;
+            salvage.snapshot(id).map_err(|_| missing())?
         }
-        let runs = self.view.allocation(offset_bytes, len_bytes, max_extents);
-        extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(allocation_extent));
-        Ok(())
+    };
+    let image = &request.image;
+    let failed = |source| SalvageError::Image { image: image.clone(), source };
+    let file = File::options().write(true).create_new(true).mode(0o600).open(image).map_err(failed)?;
+    file.set_len(view.size_bytes()).map_err(failed)?;
+    copy_all(&view, &file, image)?;
+    file.sync_all().map_err(failed)?;
+    let whole = Extent::whole(view.size_bytes());
+    let unreadable = view.unproven_in(whole).take(MAX_REPORTED_RANGES).map(|run| UnreadableRange {
+        offset_bytes: run.extent.offset_bytes(),
+        length_bytes: run.extent.len_bytes(),
+        why: run.why.to_owned(),
+    });
+    Ok(Exported {
+        image: image.clone(),
+        size_bytes: view.size_bytes(),
+        data_bytes: view.data_bytes(),
+        unreadable_bytes: view.unproven_bytes(),
+        unreadable: unreadable.collect(),
+    })
+}
+
+fn copy_all(view: &SalvageView, file: &File, image: &Path) -> Result<(), SalvageError> {
+    let whole = Extent::whole(view.size_bytes());
+    let mut at = 0;
+    for run in view.unproven_in(whole) {
+        copy(view, file, image, at..run.extent.offset_bytes())?;
+        at = run.extent.offset_bytes() + run.extent.len_bytes();
     }
+    copy(view, file, image, at..view.size_bytes())
+}
+
+fn copy(
+    view: &SalvageView,
+    file: &File,
+    image: &Path,
+    range: std::ops::Range<u64>,
+) -> Result<(), SalvageError> {
+    let mut buf = vec![0; COPY_BYTES as usize];
+    let mut at = range.start;
+    while at < range.end {
+        let part = &mut buf[..COPY_BYTES.min(range.end - at) as usize];
+        if view.read(at, part)? == Content::Data {
+            let failed = |source| SalvageError::Image { image: image.to_owned(), source };
+            file.write_all_at(part, at).map_err(failed)?;
+        }
+        at += part.len() as u64;
+    }
+    Ok(())
 }

@@ -39,6 +39,7 @@ pub use snapshots::{SnapshotRow, SnapshotState};
 pub use tasks::{Barrier, InPlace, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat};
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 
+use blockd_extent::{SnapshotId, VolumeId};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, types::Type};
 use std::{
@@ -181,6 +182,16 @@ impl Db {
             Ok(KnownVolume { id, name, size_bytes: number(row, 2)?, state: parsed(row, 3)? })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The snapshots of a volume, by name, in a database that is only read.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn look_for_snapshots(path: &Path, volume: VolumeId) -> Result<Vec<(String, SnapshotId)>, DbError> {
+        let mut connection = Self::look(path)?;
+        let rows = SnapshotRow::all(&connection.transaction()?, Some(volume))?;
+        Ok(rows.into_iter().map(|row| (row.name.to_string(), row.id)).collect())
     }
 
     /// Looks whether this program could open a database, which others may have open, and changes nothing.

@@ -83,7 +83,6 @@ fn routes() -> Routes {
         .post(paths::VOLUME_CHECK, volumes::check)
         .post(paths::VOLUME_CLONE, volumes::clone)
         .get(paths::VOLUME_DIFF, snapshots::diff)
-        .get(paths::VOLUME_SALVAGE, volumes::salvage)
         .post(paths::VOLUME_ROLLBACK, snapshots::restore)
         .get(paths::SNAPSHOTS, snapshots::list)
         .post(paths::SNAPSHOT_GROUP, snapshots::create_group)

@@ -7,8 +7,7 @@ use blockd_api::{
     Deleted, VolumeRef,
     roles::Role,
     volumes::{
-        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, SalvageVolume, UpdateVolume, Volume,
-        VolumeCheck, VolumeList, VolumeSalvage,
+        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList,
     },
 };
 use std::sync::Arc;
@@ -25,14 +24,6 @@ pub(super) async fn check(
     Named(volume): Named<VolumeRef>,
 ) -> Answer<VolumeCheck> {
     Ok(Reply(core.check_volume(&volume).await?))
-}
-
-pub(super) async fn salvage(
-    State(core): State<Arc<Core>>,
-    Named(volume): Named<VolumeRef>,
-    Asked(query): Asked<SalvageVolume>,
-) -> Answer<VolumeSalvage> {
-    Ok(Reply(core.salvage_volume(&volume, &query).await?))
 }
 
 pub(super) async fn clone(

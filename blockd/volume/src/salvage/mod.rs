@@ -17,12 +17,11 @@ mod tests;
 
 use crate::{
     OpenOptions, Recovery,
-    block_status::{Allocation, AllocationRun, Runs},
     error::VolumeError,
     freeze::SnapshotInfo,
     layer_set::LayerSet,
     meta::Meta,
-    read::{Content, Start, from_disk, from_memory, read_stack},
+    read::{Content, Start, from_disk, read_stack},
     stack::{Layer, Stack},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
@@ -212,46 +211,6 @@ impl SalvageView {
         Ok(content.unwrap_or(Content::Data))
     }
 
-    /// The same from memory only: `None` if the disk would have to be asked.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Option<Content>, VolumeError> {
-        self.check_proven(offset_bytes, buf.len() as u64)?;
-        read_stack(&self.stack, Start::Top, offset_bytes, buf, from_memory)
-    }
-
-    /// Where a range has data, in ascending order, from `offset_bytes` on, as [`Volume::allocation`](crate::Volume::allocation).
-    /// What cannot be proven counts as data, so that nobody takes it for zeroes.
-    ///
-    /// # Errors
-    /// If the range does not lie inside the volume.
-    pub fn allocation(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        max_runs: usize,
-    ) -> Result<Vec<AllocationRun>, VolumeError> {
-        self.check_range(offset_bytes, len_bytes)?;
-        let mut runs = Runs::new(offset_bytes, len_bytes, max_runs);
-        // That there is enough is no failure.
-        let _ = self.stack.resolve(runs.range(), &mut |run, source| {
-            let mut at = run.start;
-            for hidden in self.unproven.extents_in(run) {
-                let before = Extent::between(at, hidden.start);
-                if !before.is_empty() {
-                    runs.add(before, allocation(source.is_some()))?;
-                }
-                runs.add(hidden, Allocation::Data)?;
-                at = hidden.end();
-            }
-            let rest = Extent::between(at, run.end());
-            if rest.is_empty() { Ok(()) } else { runs.add(rest, allocation(source.is_some())) }
-        });
-        let run = |(len_bytes, allocation)| AllocationRun { len_bytes, allocation };
-        Ok(runs.found.into_iter().map(run).collect())
-    }
-
     fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         match offset_bytes.checked_add(len_bytes) {
             Some(end) if end <= self.size_bytes => Ok(()),
@@ -269,10 +228,6 @@ impl SalvageView {
             Some(run) => Err(VolumeError::Unproven { start: run.extent.start, why: run.why.to_owned() }),
         }
     }
-}
-
-fn allocation(has_data: bool) -> Allocation {
-    if has_data { Allocation::Data } else { Allocation::Hole }
 }
 
 /// How many blocks a layer of this size can hold.

@@ -1,6 +1,5 @@
 //! `blockctl volume …`
 
-use super::snapshot::Point;
 use blockd_api::{
     ByteSize, GroupName, LabelSelector, Labels, NameError, SnapshotRef, VolumeName, VolumeRef,
     attachments::Device, check_volume_size,
@@ -33,18 +32,6 @@ use. Exit status: 0 if it is sound, 1 if something is wrong, which is printed.
 Examples:
   blockctl volume check db
   blockctl -j volume check db";
-
-const SALVAGE_HELP: &str = "\
-For a volume that cannot be opened, because files of it are missing, cut short or \
-altered: lists which ranges can be read, and which cannot and why. What can be read \
-is the read-only NBD export `salvage:VOLUME`, or `salvage:VOLUME@SNAPSHOT`; a read of \
-anything else fails, nothing is guessed. Nothing in the volume's folder is changed.
-
-Examples:
-  blockctl volume salvage db
-  blockctl volume salvage db --snapshot before-upgrade
-  blockctl -j volume salvage db
-  qemu-img convert -q --salvage -f raw -O raw 'nbd+unix:///salvage:db?socket=/var/lib/blockd/nbd.sock' db.img";
 
 const LIST_HELP: &str = "\
 Examples:
@@ -126,9 +113,6 @@ pub enum VolumeCommand {
     /// Check everything of a volume but its data
     #[command(after_help = CHECK_HELP)]
     Check(OneVolume),
-    /// List what can be read of a damaged volume
-    #[command(after_help = SALVAGE_HELP)]
-    Salvage(SalvageArgs),
     /// List volumes
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List(ListArgs),
@@ -182,16 +166,6 @@ pub struct CloneArgs {
     /// Labels of the new volume
     #[arg(short, long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
-}
-
-/// `volume salvage`
-#[derive(Debug, Args)]
-pub struct SalvageArgs {
-    /// Name or id of the volume
-    pub volume: VolumeRef,
-    /// Name or id of a snapshot [default: the volume as it was last]
-    #[arg(short, long)]
-    pub snapshot: Option<Point>,
 }
 
 /// `volume list`

@@ -4,7 +4,7 @@ use super::{Context, counted, lazy, or_dash};
 use crate::{
     cli::volume::{
         AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, ListArgs,
-        ResizeArgs, SalvageArgs, UpdateArgs, VolumeCommand,
+        ResizeArgs, UpdateArgs, VolumeCommand,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::{Facts, Table},
@@ -15,8 +15,8 @@ use blockd_api::{
     format_time,
     snapshots::{ListSnapshots, Snapshot},
     volumes::{
-        CloneVolume, CreateVolume, DiscardedWrites, ListVolumes, Merging, SalvageVolume, SurvivingClients,
-        UpdateVolume, Volume, VolumeState,
+        CloneVolume, CreateVolume, DiscardedWrites, ListVolumes, Merging, SurvivingClients, UpdateVolume,
+        Volume, VolumeState,
     },
 };
 use serde::Serialize;
@@ -26,7 +26,6 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Fa
     match command {
         VolumeCommand::Create(args) => create(context, args).await,
         VolumeCommand::Check(args) => return check(context, &args.volume).await,
-        VolumeCommand::Salvage(args) => salvage(context, args).await,
         VolumeCommand::Clone(args) => clone(context, args).await,
         VolumeCommand::List(args) => list(context, args).await,
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
@@ -67,45 +66,6 @@ async fn check(context: &Context<'_>, volume: &VolumeRef) -> Result<u8, Failure>
         }
     }
     Ok(if check.sound { EXIT_DONE } else { EXIT_FAILED })
-}
-
-async fn salvage(context: &Context<'_>, args: SalvageArgs) -> Result<(), Failure> {
-    let snapshot = args.snapshot.map(|snapshot| snapshot.of(&args.volume));
-    let mut query = SalvageVolume { snapshot, offset_bytes: None };
-    let mut found = context.client.salvage_volume(&args.volume, &query).await?;
-    while let Some(offset_bytes) = found.next_offset_bytes {
-        query.offset_bytes = Some(offset_bytes);
-        let mut next = context.client.salvage_volume(&args.volume, &query).await?;
-        found.extents.append(&mut next.extents);
-        found.next_offset_bytes = next.next_offset_bytes;
-    }
-    let output = context.output;
-    if output.is_json() {
-        return output.document(&found);
-    }
-    let mut table = Table::new(&["OFFSET", "LENGTH", "CONTENT", "WHY"]);
-    for extent in found.extents {
-        table.row([
-            extent.offset_bytes.to_string(),
-            extent.length_bytes.to_string(),
-            if extent.readable { "readable" } else { "lost" }.to_owned(),
-            or_dash(extent.why),
-        ]);
-    }
-    output.table(&table)?;
-    let size = |bytes| ByteSize::from_bytes(bytes);
-    output.note(format!(
-        "{} of {} cannot be read; of the rest, {} are data and all else is zeroes.",
-        size(found.unreadable_bytes),
-        size(found.size_bytes),
-        size(found.data_bytes)
-    ));
-    for finding in &found.findings {
-        output.note(format!("damage: {finding}"));
-    }
-    output.note("To copy what can be read, with zeroes in the place of the rest:");
-    output.note(format!("  qemu-img convert -q --salvage -f raw -O raw '{}' IMAGE", found.uri));
-    Ok(())
 }
 
 async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<(), Failure> {
