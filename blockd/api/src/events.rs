@@ -87,6 +87,7 @@ pub const KINDS: &[EventKind] = &[
     EventKind::new("writes-discarded", 0x3c9a5f0e_7d21_4b68_9f14_52e6ab80c7d3),
     EventKind::new("retention-stopped", 0x8a417c2b_60f5_4d39_b7ce_1f93d2a5e604),
     EventKind::new("clock-differs", 0x5d7be0a4_91c6_4f27_8a35_c2e8f1079b6d),
+    EventKind::new("clock-unknown", 0x07c43388_7a0c_42b6_8c04_6cf216629c05),
     EventKind::new("reload-failed", 0xba8a2a1f_cb1d_42ad_8d32_33c7e23dc906),
     EventKind::new("write-key-refused", 0x8c61f7a3_27d4_4b0e_9f83_60b5d21c4e7a),
     EventKind::new("key-slot-damaged", 0x5d0b2c44_9a1e_4f6b_8a57_3c1f0e8b7d92),

@@ -1,9 +1,9 @@
 //! Clocks that deletions and commits rest on: the store's beside this host's, and the time that a run really took.
 
 use crate::{
-    CloudError,
+    ClockUnknownCause, CloudError,
     names::PROBE_PREFIX,
-    store::{ObjectStore, PutMode},
+    store::{ObjectStore, PutMode, StoreErrorKind},
 };
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -14,6 +14,9 @@ use uuid::Uuid;
 /// Difference between the clocks of this host and of a store beyond which nothing is deleted.
 pub const MAX_CLOCK_DIFFERENCE_S: i64 = 3600;
 
+/// Pauses before a probe object is looked for again: listings may lag behind.
+const LISTING_PAUSES_MS: [u64; 5] = [250, 500, 1000, 2000, 4000];
+
 /// A run that took longer checks its objects after the commit: they were young enough for every collector, but none of the
 /// clocks that say so was this run's own.
 const LONG_RUN: Duration = Duration::from_secs(3600);
@@ -21,33 +24,56 @@ const LONG_RUN: Duration = Duration::from_secs(3600);
 const MAX_SUSPENSION: Duration = Duration::from_secs(60);
 
 /// Refuses to go on where the clocks of this host and of the store differ by more than [`MAX_CLOCK_DIFFERENCE_S`]: the ages
-/// and dates that a deletion goes by would be wrong. Puts, lists and deletes one small object.
+/// and dates that a deletion goes by would be wrong. Puts, lists and deletes one small object; where the store has no room for
+/// it, the date of the refusal is the store's time.
 ///
 /// # Errors
-/// [`CloudError::ClockDiffers`]; [`CloudError::ClockUnknown`] if the store does not say when an object was stored; whatever
-/// the store reports.
+/// [`CloudError::ClockDiffers`]; [`CloudError::ClockUnknown`] if the store's time is not known; whatever the store reports.
 pub async fn check_clock(store: &dyn ObjectStore, now: impl Fn() -> Timestamp) -> Result<(), CloudError> {
     let prefix = format!("{PROBE_PREFIX}{}/", Uuid::new_v4());
     let key = format!("{prefix}clock");
     let before = now();
-    store.put(&key, Bytes::from_static(b"clock"), PutMode::Overwrite).await?;
+    let put = store.put(&key, Bytes::from_static(b"clock"), PutMode::Overwrite).await;
     let after = now();
-    let listed = store.list(&prefix).await;
-    if let Err(error) = store.delete(&key).await {
-        tracing::debug!(%error, key, "a probe object is left to the next collection");
-    }
-    let stored =
-        listed?.into_iter().find(|object| object.key == key).and_then(|object| object.modified_unix_s);
-    let Some(stored_s) = stored else {
-        return Err(CloudError::ClockUnknown { store: store.describe().to_owned() });
+    let stored_s = match put {
+        Ok(()) => {
+            let listed = listed_time(store, &prefix, &key).await;
+            if let Err(error) = store.delete(&key).await {
+                tracing::debug!(%error, key, "a probe object is left to the next collection");
+            }
+            listed?
+        }
+        // Deleting is what makes room.
+        Err(error) if error.kind == StoreErrorKind::NoSpace => {
+            error.store_time_unix_s.ok_or_else(|| unknown(store, ClockUnknownCause::NoRoom))?.get()
+        }
+        Err(error) => return Err(error.into()),
     };
-    // The object was stored between the two.
+    // The store looked at its clock between the two.
     let ahead_s = after.as_second().saturating_sub(stored_s).min(0)
         + before.as_second().saturating_sub(stored_s).max(0);
     match ahead_s.saturating_abs() > MAX_CLOCK_DIFFERENCE_S {
         true => Err(CloudError::ClockDiffers { store: store.describe().to_owned(), ahead_s }),
         false => Ok(()),
     }
+}
+
+/// Returns when an object was stored, by the store's clock; waits some seconds until a listing has it.
+async fn listed_time(store: &dyn ObjectStore, prefix: &str, key: &str) -> Result<i64, CloudError> {
+    let mut pauses = LISTING_PAUSES_MS.into_iter();
+    loop {
+        if let Some(found) = store.list(prefix).await?.into_iter().find(|object| object.key == key) {
+            return found.modified_unix_s.ok_or_else(|| unknown(store, ClockUnknownCause::NoTime));
+        }
+        let Some(pause_ms) = pauses.next() else {
+            return Err(unknown(store, ClockUnknownCause::NotListed));
+        };
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+    }
+}
+
+fn unknown(store: &dyn ObjectStore, cause: ClockUnknownCause) -> CloudError {
+    CloudError::ClockUnknown { store: store.describe().to_owned(), cause }
 }
 
 /// Beginning of a run on the two clocks that nobody sets.
@@ -80,7 +106,83 @@ fn read(clock: ClockId) -> Duration {
 #[cfg(all(test, feature = "testing"))]
 mod tests {
     use super::*;
-    use crate::testing::MemoryStore;
+    use crate::{
+        store::{Answer, Layer, ListPage, Request, StoreFuture},
+        testing::{Fault, FaultStore, MemoryStore},
+    };
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    };
+
+    /// A store whose first listings are empty, and whose listings may have no times.
+    struct Lagging {
+        inner: Arc<MemoryStore>,
+        empty: AtomicU32,
+        has_times: bool,
+    }
+
+    impl Layer for Lagging {
+        fn describe(&self) -> &str {
+            "lagging"
+        }
+
+        fn around<'a, T: Answer + 'a>(
+            &'a self,
+            _: Request<'a>,
+            ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ) -> StoreFuture<'a, T> {
+            ask(self.inner.clone())
+        }
+
+        fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+            Box::pin(async move {
+                if self.empty.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+                    return Ok(ListPage::default());
+                }
+                let mut page = self.inner.list_page(prefix, page).await?;
+                if !self.has_times {
+                    page.objects.iter_mut().for_each(|object| object.modified_unix_s = None);
+                }
+                Ok(page)
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn probe_that_is_listed_late_is_waited_for() {
+        for (empty, has_times, cause) in [
+            (5, true, None),
+            (6, true, Some(ClockUnknownCause::NotListed)),
+            (0, false, Some(ClockUnknownCause::NoTime)),
+        ] {
+            let store = Lagging { inner: Arc::default(), empty: empty.into(), has_times };
+            let checked = check_clock(&store, || Timestamp::UNIX_EPOCH).await;
+            let found = checked.map_err(|error| match error {
+                CloudError::ClockUnknown { cause, .. } => cause,
+                other => panic!("{other}"),
+            });
+            assert_eq!(found.err(), cause);
+            assert_eq!(store.inner.objects().len(), 0, "a probe object is left");
+        }
+    }
+
+    #[tokio::test]
+    async fn full_store_is_checked_by_the_date_of_its_refusal() {
+        let store = FaultStore::new(Arc::new(MemoryStore::default()));
+        let now = Timestamp::now();
+        for offset_s in [0, 3000, -3000] {
+            store.fail_writes(Fault::NoSpaceAt(now.as_second() - offset_s));
+            check_clock(&store, || now).await.unwrap();
+        }
+        store.fail_writes(Fault::NoSpaceAt(now.as_second() - 3700));
+        let refused = check_clock(&store, || now).await.unwrap_err();
+        assert!(matches!(refused, CloudError::ClockDiffers { ahead_s: 3700, .. }), "{refused}");
+        store.fail_writes(Fault::NoSpace);
+        let refused = check_clock(&store, || now).await.unwrap_err();
+        let CloudError::ClockUnknown { cause, .. } = refused else { panic!("{refused}") };
+        assert_eq!(cause, ClockUnknownCause::NoRoom);
+    }
 
     #[tokio::test]
     async fn clocks_that_differ_by_hours_are_refused() {

@@ -225,11 +225,13 @@ pub enum CloudError {
         /// How far this host's clock is ahead, in seconds.
         ahead_s: i64,
     },
-    /// The store does not say when an object was stored.
-    #[error("clock check failed on {store}: it does not tell when an object was stored; nothing is deleted")]
+    /// The store's time is not known.
+    #[error("clock check failed on {store}: {cause}; nothing is deleted")]
     ClockUnknown {
         /// The store.
         store: String,
+        /// Why it is not known.
+        cause: ClockUnknownCause,
     },
     /// Snapshots were deleted all the time while the store was being listed.
     #[error(
@@ -306,6 +308,20 @@ pub enum CloudError {
         /// Why.
         detail: String,
     },
+}
+
+/// Reason for which a store's time is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ClockUnknownCause {
+    /// A new object is missing from the listings for seconds.
+    #[error("a new object is not listed within some seconds")]
+    NotListed,
+    /// Listings have no times.
+    #[error("its listings do not tell when an object was stored")]
+    NoTime,
+    /// The store has no room for a small object, and its refusal has no date.
+    #[error("the store is full and its answer has no date")]
+    NoRoom,
 }
 
 fn affected(blocks: Option<Extent>) -> String {

@@ -123,7 +123,7 @@ impl Core {
         request: &CollectGarbage,
     ) -> Result<GarbageCollected, ServiceError> {
         let credential = self.credential(request.cred_id.as_ref()).await?;
-        let report = self.collect_garbage_of(&credential, request.dry_run, Timestamp::now()).await?;
+        let report = self.collect_garbage_of(&credential, request.dry_run, Timestamp::now).await?;
         let unknown = report.unknown.iter();
         Ok(GarbageCollected {
             dry_run: request.dry_run,
@@ -139,7 +139,7 @@ impl Core {
         self: &Arc<Self>,
         credential: &CredentialRow,
         dry_run: bool,
-        now: Timestamp,
+        now: impl Fn() -> Timestamp,
     ) -> Result<GarbageReport, ServiceError> {
         let (repository, _) = self.task_repository(credential.uuid).await?;
         // The directory of a disk that is not mounted is empty, and says that nothing is needed.
@@ -155,7 +155,7 @@ impl Core {
         }
         let cached = catalog.clone();
         protected.extend(blocking(move || Ok::<_, ServiceError>(cached.deltas()?)).await?);
-        let options = GarbageOptions { now, dry_run, protected };
+        let options = GarbageOptions { now: now(), dry_run, protected };
         let report = Box::pin(collect_garbage(&repository, &options, &catalog)).await?;
         if report.objects_deleted > 0 {
             tracing::info!(

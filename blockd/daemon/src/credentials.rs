@@ -355,7 +355,9 @@ impl Core {
         self.repositories.forget(uuid);
         self.meters.forget(uuid);
         self.browse.forget(uuid);
-        self.health.clear(health::CREDENTIAL, &uuid.to_string());
+        for kind in [health::CREDENTIAL, health::CLOCK] {
+            self.health.clear(kind, &uuid.to_string());
+        }
         self.forget_unneeded_secrets().await;
         for entry in self.registry.all() {
             self.forget_intervals(&entry).await;

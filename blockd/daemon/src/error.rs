@@ -3,7 +3,7 @@
 use crate::{db::DbError, secrets::SecretsError};
 use blockd_api::{ApiError, ErrorCode};
 use blockd_cloud::{
-    CloudError,
+    ClockUnknownCause, CloudError,
     store::{ProbeError, StoreError, StoreErrorKind},
 };
 use blockd_volume::{VolumeError, VolumeErrorKind};
@@ -136,6 +136,14 @@ impl ServiceError {
         }
     }
 
+    /// The next action where the error of the cloud side, and not its code, determines it.
+    pub(crate) fn cloud_hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Cloud(error) => cloud_hint(error),
+            _ => None,
+        }
+    }
+
     /// The error as callers see it.
     pub fn to_api(&self) -> ApiError {
         let code = match self {
@@ -154,7 +162,7 @@ impl ServiceError {
         ApiError {
             code,
             message: one_line(&self.to_string()),
-            hint: hint(code, self.store_kind()).map(str::to_owned),
+            hint: self.cloud_hint().or_else(|| hint(code, self.store_kind())).map(str::to_owned),
         }
     }
 }
@@ -204,7 +212,10 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
         | CloudError::Conflict { .. }
         | CloudError::Unsettled { .. }
         | CloudError::KeySlotMissing { .. }
+        | CloudError::ClockDiffers { .. }
         | CloudError::KeySlotsGone { .. } => ErrorCode::StoreFailed,
+        CloudError::ClockUnknown { cause: ClockUnknownCause::NoRoom, .. } => ErrorCode::StoreFull,
+        CloudError::ClockUnknown { .. } => ErrorCode::StoreFailed,
         CloudError::ReadVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
         CloudError::WriteVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
         CloudError::Journal { source, .. } | CloudError::Cache { source, .. } => {
@@ -213,6 +224,26 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
         CloudError::Cancelled => ErrorCode::TaskStopped,
         _ => ErrorCode::Internal,
     }
+}
+
+fn cloud_hint(error: &CloudError) -> Option<&'static str> {
+    Some(match error {
+        CloudError::ClockDiffers { .. } => {
+            "set the clock of this host, for example with chrony or systemd-timesyncd; if it is right, that of the store"
+        }
+        CloudError::ClockUnknown { cause, .. } => match cause {
+            ClockUnknownCause::NotListed => {
+                "wait until the store lists new objects again; the check is repeated before the next deletion"
+            }
+            ClockUnknownCause::NoTime => {
+                "delete cloud snapshots with `blockctl cloudsnap delete`, or use a store whose listings have times"
+            }
+            ClockUnknownCause::NoRoom => {
+                "delete cloud snapshots with `blockctl cloudsnap delete`, or raise the quota of the store"
+            }
+        },
+        _ => return None,
+    })
 }
 
 fn store_code(error: &StoreError) -> ErrorCode {

@@ -37,7 +37,7 @@ pub(crate) const KINDS: [&str; 9] = [
     CONTROL_ADDRESS,
     CREDENTIAL,
 ];
-/// The clocks of this host and of a store differ.
+/// The clocks of this host and of a store differ, or the store's is not known.
 pub(crate) const CLOCK: &str = "clock";
 /// A start may have discarded acknowledged writes of a volume.
 pub(crate) const DISCARDED_WRITES: &str = "discarded-writes";

@@ -101,11 +101,12 @@ impl Core {
     /// of a volume in a place is never deleted, and none while the newest is known to be damaged.
     pub(crate) async fn delete_expired(
         self: &Arc<Self>,
-        now: Timestamp,
+        now: impl Fn() -> Timestamp,
         looks: &mut Looks,
     ) -> Result<(), ServiceError> {
         let mut expired: HashMap<_, BTreeSet<CloudsnapId>> = HashMap::new();
-        for mark in self.db.run(move |tx| expired_by_hand(tx, now)).await? {
+        let at = now();
+        for mark in self.db.run(move |tx| expired_by_hand(tx, at)).await? {
             let id = mark.cloudsnap;
             expired.entry((mark.credential, id.cluster, id.volume)).or_default().insert(id);
         }
@@ -118,7 +119,7 @@ impl Core {
             looks.insert(of, (Instant::now(), ids.clone()));
             let (credential, cluster, volume) = of;
             let filter = ManifestFilter { cluster: Some(cluster), volume: Some(volume) };
-            if let Err(error) = self.delete_expired_of(credential, &filter, &ids, now).await {
+            if let Err(error) = self.delete_expired_of(credential, &filter, &ids, &now).await {
                 if matches!(error, ServiceError::Stopping) {
                     return Err(error);
                 }
@@ -134,12 +135,13 @@ impl Core {
         credential: Uuid,
         filter: &ManifestFilter,
         ids: &BTreeSet<CloudsnapId>,
-        now: Timestamp,
+        now: impl Fn() -> Timestamp,
     ) -> Result<(), ServiceError> {
         let (repository, _) = self.task_repository(credential).await?;
         // The directory of a disk that is not mounted is empty, and says that nothing is there.
         repository.prove_key_slot().await?;
         self.check_store_clock(&repository, credential).await?;
+        let now = now();
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         let listed = Box::pin(repository.list_manifests(filter, &catalog)).await?;
         if let Some(what) = unreadable(&listed)? {

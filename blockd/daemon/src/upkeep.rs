@@ -43,7 +43,7 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
                 if let Err(error) = core.look_at_doubts(Timestamp::now(), &mut failing).await {
                     tracing::warn!(%error, "what was given up is not looked at for now");
                 }
-                if let Err(error) = core.delete_expired(Timestamp::now(), &mut expired).await {
+                if let Err(error) = core.delete_expired(Timestamp::now, &mut expired).await {
                     tracing::warn!(%error, "cloud snapshots that have expired stay for now");
                 }
                 if core.config.gc_every_hours > 0 && Instant::now() >= collect_at {
@@ -77,7 +77,7 @@ async fn collect(core: &Arc<Core>) {
         }
     };
     for credential in credentials {
-        if let Err(error) = core.collect_garbage_of(&credential, false, Timestamp::now()).await {
+        if let Err(error) = core.collect_garbage_of(&credential, false, Timestamp::now).await {
             tracing::warn!(credential = %credential.name, %error, "no garbage is collected for now");
         }
     }

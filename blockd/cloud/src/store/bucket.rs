@@ -20,7 +20,7 @@ use object_store::{
     multipart::{MultipartStore, PartId},
     path::Path,
 };
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, num::NonZero, sync::Arc, time::Duration};
 
 /// What the library's clients have in common.
 pub(super) trait BucketClient:
@@ -88,6 +88,9 @@ impl BucketStore {
             Err(error) => {
                 let mut error = self.error(operation, key, error);
                 error.retry_after_s = hints.retry_after_s;
+                if error.kind == StoreErrorKind::NoSpace {
+                    error.store_time_unix_s = hints.date_unix_s.and_then(NonZero::new);
+                }
                 if let (StoreErrorKind::WrongRegion, Some(host)) = (error.kind, hints.redirects_to) {
                     error = error.with_detail(format!("redirects to {host}"));
                 }
@@ -370,6 +373,19 @@ mod tests {
         for (status, pause) in [(503, Some(7)), (429, Some(7)), (500, None), (403, None)] {
             let (result, _) = put(HttpReply::status(status).header("Retry-After", "7")).await;
             assert_eq!(result.unwrap_err().retry_after_s, pause, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn refusal_of_a_full_store_has_its_date() {
+        let date = "Sat, 21 Nov 2026 12:00:00 GMT";
+        let full = HttpReply::status(507).body("<Error><Code>XMinioStorageFull</Code></Error>");
+        for (reply, expected) in
+            [(full.clone().header("Date", date), Some(1_795_262_400)), (full.header("Date", "soon"), None)]
+        {
+            let error = put(reply).await.0.unwrap_err();
+            let told = error.store_time_unix_s.map(NonZero::get);
+            assert_eq!((error.kind, told), (StoreErrorKind::NoSpace, expected));
         }
     }
 

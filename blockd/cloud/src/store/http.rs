@@ -121,6 +121,8 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
 pub(super) struct Hints {
     /// For how many seconds the store wants to be left alone.
     pub retry_after_s: Option<u16>,
+    /// The store's clock when it answered, in seconds since 1970.
+    pub date_unix_s: Option<i64>,
     /// The MD5 of what the store stored, by its own account.
     pub stored_md5: Option<[u8; 16]>,
     /// The host that the answer leads to, in place of the one that was asked. Nothing else of the address: it may be signed.
@@ -191,7 +193,7 @@ impl HttpService for Watched {
 
 /// What the head of an answer says.
 fn read_hints(status: StatusCode, headers: &header::HeaderMap) -> Hints {
-    let mut hints = Hints::default();
+    let mut hints = Hints { date_unix_s: date_unix_s(headers), ..Hints::default() };
     if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
         hints.retry_after_s = retry_after_s(headers);
     }
@@ -215,6 +217,12 @@ fn host_of(location: &header::HeaderValue) -> Option<String> {
     let url = reqwest::Url::parse(location.to_str().ok()?).ok()?;
     let host = url.host_str()?;
     Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+}
+
+/// The time at which an answer was made, by the server's clock, in seconds since 1970 (RFC 9110, section 6.6.1).
+pub(super) fn date_unix_s(headers: &header::HeaderMap) -> Option<i64> {
+    let date = jiff::fmt::rfc2822::parse(headers.get(header::DATE)?.to_str().ok()?.trim()).ok()?;
+    Some(date.timestamp().as_second())
 }
 
 /// The pause that an answer asks for, in seconds; it may say so by a date. Very long ones are cut short.

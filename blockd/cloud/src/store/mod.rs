@@ -38,7 +38,7 @@ pub use swift::{SwiftAccess, SwiftOptions, SwiftStore};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use std::{fmt, sync::Arc};
+use std::{fmt, num::NonZero, sync::Arc};
 
 /// The size of every part of a multipart upload but the last, in bytes.
 pub const PART_LEN_BYTES: usize = 16 << 20;
@@ -307,6 +307,8 @@ pub struct StoreError {
     pub detail: String,
     /// For how many seconds the store asked to be left alone, if it did.
     pub retry_after_s: Option<u16>,
+    /// The store's clock when it refused, in seconds since 1970, if it is known; only of [`StoreErrorKind::NoSpace`].
+    pub store_time_unix_s: Option<NonZero<i64>>,
     /// What caused it.
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
@@ -321,6 +323,7 @@ impl StoreError {
             store: store.to_owned(),
             detail: String::new(),
             retry_after_s: None,
+            store_time_unix_s: None,
             source: None,
         }
     }

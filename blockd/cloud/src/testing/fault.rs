@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
     future::Future,
+    num::NonZero,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
@@ -25,6 +26,8 @@ pub enum Fault {
     FlipBit,
     /// The store is full.
     NoSpace,
+    /// The same, and its answer has this time (seconds since 1970).
+    NoSpaceAt(i64),
     /// The credentials are not good, or not any more.
     Unauthorized,
     /// No answer, ever.
@@ -105,6 +108,10 @@ impl FaultStore {
                 None => work.await,
                 Some(Fault::BeforeApply) => error(StoreErrorKind::Unreachable),
                 Some(Fault::NoSpace) => error(StoreErrorKind::NoSpace),
+                Some(Fault::NoSpaceAt(unix_s)) => {
+                    let full = request.failed(StoreErrorKind::NoSpace, "faulty store");
+                    Err(StoreError { store_time_unix_s: NonZero::new(unix_s), ..full })
+                }
                 Some(Fault::Unauthorized) => error(StoreErrorKind::Unauthorized),
                 Some(Fault::AfterApply) => {
                     work.await?;

@@ -15,7 +15,10 @@ use blockd_api::{
 };
 use blockd_schedule::{KeepReason, Verdict};
 use jiff::{SignedDuration, Timestamp};
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
 use uuid::Uuid;
 
 /// What a thing takes at most that takes moments.
@@ -98,7 +101,7 @@ impl Host {
 
     /// What would be done at another time, until the deletions have ended.
     async fn expire_at(&self, now: Timestamp) {
-        self.core().delete_expired(now, &mut Looks::default()).await.unwrap();
+        self.core().delete_expired(|| now, &mut Looks::default()).await.unwrap();
         for task in self.core().unfinished_tasks().await.unwrap() {
             self.done(task.id).await;
         }
@@ -191,6 +194,15 @@ async fn what_was_made_by_hand_expires_but_never_the_last_good_one() {
     let listed = host.list().await;
     assert!(listed.iter().all(|entry| entry.metadata.expires.is_some()), "{listed:?}");
     host.expire_at(tomorrow - SignedDuration::from_secs(1)).await;
+    assert_eq!(host.ids().await, snaps);
+    // The clock is set back before it is compared with the store's.
+    let looks = AtomicUsize::new(0);
+    let set_back = || match looks.fetch_add(1, Relaxed) {
+        0 => later,
+        _ => Timestamp::now(),
+    };
+    host.core().delete_expired(set_back, &mut Looks::default()).await.unwrap();
+    assert_eq!((looks.load(Relaxed), host.core().unfinished_tasks().await.unwrap()), (2, vec![]));
     assert_eq!(host.ids().await, snaps);
     host.expire_at(later).await;
     assert_eq!(host.ids().await, snaps[1..], "the newest good one stays");
@@ -285,7 +297,7 @@ async fn one_that_is_refused_holds_up_no_other() {
         core.db.transaction::<_, DbError>(put).unwrap();
     });
     let now = tomorrow + SignedDuration::from_hours(1);
-    host.core().delete_expired(now, &mut Looks::default()).await.unwrap();
+    host.core().delete_expired(|| now, &mut Looks::default()).await.unwrap();
     host.until_deleted(1).await;
     assert_eq!(host.ids().await, [&snaps[..2], &snaps[3..]].concat());
     host.stop().await;

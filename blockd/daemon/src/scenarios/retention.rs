@@ -1,13 +1,18 @@
 //! Retention beside damage: what it would delete may be the last backup that restores.
 
 use super::{Host, api_code};
+use crate::schedules::Delays;
 use blockd_api::{
     ErrorCode,
     cloudsnaps::{MarkCloudsnap, StartDelete},
     schedules::UpdateSchedule,
 };
 use blockd_schedule::Retention;
-use std::path::PathBuf;
+use jiff::{SignedDuration, Timestamp};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 impl Host {
     /// Makes two backups by a schedule that keeps both; returns their ids, older first, and the schedule's.
@@ -84,6 +89,34 @@ async fn missing_pack_of_the_newest_backup_stops_retention() {
     assert!(host.manifest_path(&snaps[0]).exists());
     let status = host.client.status().await.unwrap();
     assert!(status.problems.iter().any(|problem| problem.kind == "retention"), "{:?}", status.problems);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_judged_before_the_clock_was_set_back_is_kept() {
+    let mut host = Host::new().await;
+    let (snaps, _) = host.two_kept().await;
+    let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
+    let expires = MarkCloudsnap {
+        snap: snaps[0].parse().unwrap(),
+        cred_id: None,
+        pinned: None,
+        expires: Some(tomorrow),
+        never_expires: false,
+    };
+    host.client.mark_cloudsnap(&expires).await.unwrap();
+    let later = tomorrow + SignedDuration::from_hours(1);
+    // The clock is right again when it is compared with the store's.
+    let looks = AtomicUsize::new(0);
+    let set_back = || match looks.fetch_add(1, Relaxed) {
+        0 => later,
+        _ => Timestamp::now(),
+    };
+    host.core().delete_surplus(set_back, &mut Delays::new()).await.unwrap();
+    assert_eq!((looks.load(Relaxed), host.core().unfinished_tasks().await.unwrap()), (2, vec![]));
+    assert!(host.manifest_path(&snaps[0]).exists());
+    host.core().delete_surplus(|| later, &mut Delays::new()).await.unwrap();
+    host.event("delete-done").await;
     host.stop().await;
 }
 

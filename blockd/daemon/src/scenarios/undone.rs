@@ -353,18 +353,25 @@ async fn garbage_is_collected_when_it_is_old_enough_and_nobody_here_needs_it() {
     let credential = host.core().credential(None).await.unwrap();
     let later = Timestamp::now() + SignedDuration::from_hours(9 * 24);
     // It can be taken up again.
-    let report = host.core().collect_garbage_of(&credential, false, later).await.unwrap();
+    let report = host.core().collect_garbage_of(&credential, false, || later).await.unwrap();
     assert_eq!((report.garbage.len(), host.packs()), (0, packs));
     // Nobody knows of it any more.
     host.sql("DELETE FROM tasks");
     let dry = host.client.collect_garbage(&CollectGarbage { dry_run: true, cred_id: None }).await.unwrap();
     assert_eq!((dry.garbage.len(), dry.young.len(), dry.objects_deleted), (0, 1, 0));
     assert_eq!(dry.young[0].objects, packs as u64);
-    let report = host.core().collect_garbage_of(&credential, true, later).await.unwrap();
+    let report = host.core().collect_garbage_of(&credential, true, || later).await.unwrap();
     assert_eq!((report.garbage.len(), report.objects_deleted, host.packs()), (1, 0, packs));
     host.unlimited();
     let id = host.backup("data", true).await.source_volume.unwrap();
-    let report = host.core().collect_garbage_of(&credential, false, later).await.unwrap();
+    // The age is judged by the time after the clocks were compared, which stores a probe object.
+    let probes = host.store.path().join("blockd/probe");
+    let _ = std::fs::remove_dir_all(&probes);
+    let after_the_check = || {
+        assert!(probes.is_dir(), "the clocks were not compared yet");
+        later
+    };
+    let report = host.core().collect_garbage_of(&credential, false, after_the_check).await.unwrap();
     assert_eq!(report.objects_deleted, packs as u64);
     model.assert_is(&*host.restore(&id, "copy").await);
     drop(volume);

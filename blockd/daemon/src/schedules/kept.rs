@@ -44,7 +44,6 @@ impl Core {
         let (repository, requests) = self.task_repository(credential).await?;
         // The directory of a disk that is not mounted is empty, and says that nothing is there.
         repository.prove_key_slot().await?;
-        self.check_store_clock(&repository, credential).await?;
         let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
@@ -87,7 +86,8 @@ impl Core {
         Ok(Kept::Whole)
     }
 
-    /// Refuses deletions where the clocks of this host and of a store differ, and reports that once.
+    /// Refuses deletions where the clocks of this host and of a store differ, and reports that once. A time by which
+    /// something is judged to be deleted is taken after this check.
     pub(crate) async fn check_store_clock(
         &self,
         repository: &Repository,
@@ -100,13 +100,20 @@ impl Core {
             self.health.clear(health::CLOCK, &of);
             return Ok(());
         };
-        let message = error.to_string();
-        let is_clock = matches!(&error, ServiceError::Cloud(error)
-            if matches!(**error, CloudError::ClockDiffers { .. } | CloudError::ClockUnknown { .. }));
-        let hint = "set the clock of this host, for example with chrony or systemd-timesyncd".to_owned();
-        if is_clock && self.health.note(health::CLOCK, &of, message.clone(), hint) {
+        let kind = match &error {
+            ServiceError::Cloud(error) => match **error {
+                CloudError::ClockDiffers { .. } => Some("clock-differs"),
+                CloudError::ClockUnknown { .. } => Some("clock-unknown"),
+                _ => None,
+            },
+            _ => None,
+        };
+        let (message, hint) = (error.to_string(), error.cloud_hint().unwrap_or_default());
+        if let Some(kind) = kind
+            && self.health.note(health::CLOCK, &of, message.clone(), hint)
+        {
             tracing::error!(%credential, "{message}");
-            let event = NewEvent::new(Timestamp::now(), Severity::Error, "clock-differs", message);
+            let event = NewEvent::new(Timestamp::now(), Severity::Error, kind, message);
             self.db.run(move |tx| event.insert(tx)).await?;
             self.events.wake();
         }

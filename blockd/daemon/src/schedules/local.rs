@@ -5,7 +5,7 @@
 
 use super::{
     engine::{self, Batch, failures_of},
-    runner::Delay,
+    runner::Delays,
 };
 use crate::{
     core::{Core, random_id},
@@ -21,11 +21,7 @@ use blockd_api::{
 };
 use blockd_extent::SnapshotId;
 use jiff::Timestamp;
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 use uuid::Uuid;
 
 /// The name of the snapshots of one instant of a schedule.
@@ -176,7 +172,7 @@ impl Core {
     pub(super) async fn delete_surplus_snapshots(
         self: &Arc<Self>,
         now: Timestamp,
-        delays: &mut HashMap<(Uuid, String), Delay>,
+        delays: &mut Delays,
     ) -> Result<(), ServiceError> {
         let judged = self.db.run(move |tx| -> Result<_, DbError> {
             let mut judged = Vec::new();

@@ -13,4 +13,6 @@ mod sense;
 mod simulation;
 
 pub(crate) use kept::unreadable;
+#[cfg(test)]
+pub(crate) use runner::Delays;
 pub(crate) use runner::{Scheduler, start};

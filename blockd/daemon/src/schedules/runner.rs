@@ -56,7 +56,7 @@ pub(crate) struct Scheduler {
 
 /// When a deletion may be asked for again.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Delay {
+pub(crate) struct Delay {
     pub(super) until: Instant,
     next_s: u64,
 }
@@ -72,6 +72,17 @@ impl Delay {
         self.until = Instant::now() + Duration::from_secs(self.next_s);
         self.next_s = self.next_s.saturating_mul(2).min(DELETE_AGAIN_MOST_S);
     }
+}
+
+/// When the deletions that did not succeed may be asked for again, by credential and cloud snapshot.
+pub(crate) type Delays = HashMap<(Uuid, String), Delay>;
+
+fn delay_key(judgement: &Judgement) -> (Uuid, String) {
+    (judgement.credential, judgement.cloudsnap.to_string())
+}
+
+fn is_delayed(delays: &Delays, judgement: &Judgement) -> bool {
+    delays.get(&delay_key(judgement)).is_some_and(|delay| delay.until > Instant::now())
 }
 
 impl Scheduler {
@@ -148,12 +159,12 @@ async fn begin_runs(core: &Arc<Core>) {
 }
 
 async fn delete_runs(core: &Arc<Core>) {
-    let mut delays = HashMap::new();
+    let mut delays = Delays::new();
     loop {
         // A store that is away must not keep local snapshots, nor the other way round.
         let local = core.delete_surplus_snapshots(Timestamp::now(), &mut delays);
         if guarded(core, DELETING_LOCAL, local).await.is_err()
-            || guarded(core, DELETING, core.delete_surplus(Timestamp::now(), &mut delays)).await.is_err()
+            || guarded(core, DELETING, core.delete_surplus(Timestamp::now, &mut delays)).await.is_err()
         {
             return;
         }
@@ -323,13 +334,8 @@ impl Core {
         Ok(())
     }
 
-    /// Starts the deletion of what the retention of the schedules does not keep. The run counts as a backup until the
-    /// deletion has ended, so that one which fails is judged, and tried, again.
-    async fn delete_surplus(
-        self: &Arc<Self>,
-        now: Timestamp,
-        delays: &mut HashMap<(Uuid, String), Delay>,
-    ) -> Result<(), ServiceError> {
+    /// What the retention of the schedules says of each backup at a time.
+    async fn judged(&self, now: Timestamp) -> Result<Vec<Judgement>, ServiceError> {
         let judged = self.db.run(move |tx| -> Result<_, DbError> {
             let mut judged = Vec::new();
             for schedule in ScheduleRow::all(tx)? {
@@ -337,17 +343,33 @@ impl Core {
             }
             Ok(judged)
         });
-        let (surplus, kept): (Vec<_>, Vec<_>) =
-            judged.await?.into_iter().partition(|judgement| judgement.verdict.is_delete());
-        let key = |judgement: &Judgement| (judgement.credential, judgement.cloudsnap.to_string());
-        let wanted: HashSet<_> = surplus.iter().map(key).collect();
+        Ok(judged.await?)
+    }
+
+    /// Starts the deletion of what the retention of the schedules does not keep. The run counts as a backup until the
+    /// deletion has ended, so that one which fails is judged, and tried, again.
+    pub(crate) async fn delete_surplus(
+        self: &Arc<Self>,
+        now: impl Fn() -> Timestamp,
+        delays: &mut Delays,
+    ) -> Result<(), ServiceError> {
+        // The clock of this host may be wrong. This judgement says in which stores something may be deleted; the one by which
+        // it is deleted comes after the clocks were compared.
+        let mut surplus = self.judged(now()).await?;
+        surplus.retain(|judgement| judgement.verdict.is_delete());
+        let wanted: HashSet<_> = surplus.iter().map(delay_key).collect();
         delays.retain(|of, _| of.0 == LOCAL || wanted.contains(of));
+        surplus.retain(|judgement| !is_delayed(delays, judgement));
+        let checked = self.check_clocks(&surplus, delays).await?;
+        if checked.is_empty() {
+            return Ok(());
+        }
+        let (mut surplus, kept): (Vec<_>, Vec<_>) =
+            self.judged(now()).await?.into_iter().partition(|judgement| judgement.verdict.is_delete());
+        surplus.retain(|judgement| checked.contains(&judgement.credential) && !is_delayed(delays, judgement));
         // What was looked at in this pass: whether all that is kept of a volume in a place is there.
         let mut whole: HashMap<(Uuid, Uuid, VolumeId), Kept> = HashMap::new();
         for judgement in surplus {
-            if delays.get(&key(&judgement)).is_some_and(|delay| delay.until > Instant::now()) {
-                continue;
-            }
             let (id, credential) = (judgement.cloudsnap, judgement.credential);
             let of = (credential, id.cluster, id.volume);
             let attempt = async {
@@ -385,9 +407,38 @@ impl Core {
                 // The store may be away, or the backup in use.
                 Err(error) => tracing::warn!(cloudsnap = %id, %error, "not deleted yet"),
             }
-            let delay = delays.entry(key(&judgement)).or_default();
-            delay.lengthen();
+            delays.entry(delay_key(&judgement)).or_default().lengthen();
         }
         Ok(())
+    }
+
+    /// Compares the clock of this host with that of each store in which something is not kept any more; returns the
+    /// credentials of those where it is right.
+    async fn check_clocks(
+        self: &Arc<Self>,
+        surplus: &[Judgement],
+        delays: &mut Delays,
+    ) -> Result<HashSet<Uuid>, ServiceError> {
+        let mut checked: HashSet<Uuid> = surplus.iter().map(|judgement| judgement.credential).collect();
+        for credential in checked.clone() {
+            let check = async {
+                let (repository, _) = self.task_repository(credential).await?;
+                // The directory of a disk that is not mounted takes no probe object.
+                repository.prove_key_slot().await?;
+                self.check_store_clock(&repository, credential).await
+            };
+            match check.await {
+                Ok(()) => {}
+                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                Err(error) => {
+                    tracing::warn!(%credential, %error, "nothing is deleted there yet");
+                    checked.remove(&credential);
+                    for judgement in surplus.iter().filter(|judgement| judgement.credential == credential) {
+                        delays.entry(delay_key(judgement)).or_default().lengthen();
+                    }
+                }
+            }
+        }
+        Ok(checked)
     }
 }

@@ -14,12 +14,15 @@ use super::{
 use crate::Work;
 use bytes::Bytes;
 use rustix::{
-    fs::{AtFlags, CWD, OFlags, linkat, openat, renameat, unlinkat},
+    fs::{
+        AtFlags, CWD, OFlags, Timespec, Timestamps, UTIME_NOW, futimens, linkat, openat, renameat, unlinkat,
+    },
     io::Errno,
 };
 use std::{
     fs::{self, File},
     io::{self, Read},
+    num::NonZero,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::FileExt,
@@ -212,6 +215,25 @@ impl Place {
     }
 
     fn put(&self, body: &[u8], mode: PutMode) -> Result<(), StoreError> {
+        self.try_put(body, mode).map_err(|error| self.with_time_if_full(error))
+    }
+
+    /// Adds the filesystem's time to the error of a full one. To set the times of the root takes no room, and the server
+    /// of a network filesystem sets them by its own clock.
+    fn with_time_if_full(&self, error: StoreError) -> StoreError {
+        if error.kind != StoreErrorKind::NoSpace {
+            return error;
+        }
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        let touched = self.open_root().ok().and_then(|root| {
+            futimens(&root, &times).ok()?;
+            Some(beneath::stat(&root, ".").ok()??.stx_ctime.tv_sec)
+        });
+        StoreError { store_time_unix_s: touched.and_then(NonZero::new), ..error }
+    }
+
+    fn try_put(&self, body: &[u8], mode: PutMode) -> Result<(), StoreError> {
         let mut attempt = 1;
         loop {
             let dir = self.make_parent()?;
@@ -503,6 +525,25 @@ mod tests {
             }
         }
         names
+    }
+
+    #[test]
+    fn error_of_a_full_directory_has_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = LocalStore::open(dir.path()).unwrap().place("PUT", "a/b").unwrap();
+        let old = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        File::open(dir.path()).unwrap().set_times(old).unwrap();
+        let failed = |errno: Errno| place.with_time_if_full(place.io(errno.into()));
+        let before = jiff::Timestamp::now().as_second();
+        for errno in [Errno::NOSPC, Errno::DQUOT] {
+            let error = failed(errno);
+            assert_eq!(error.kind, StoreErrorKind::NoSpace);
+            let told = error.store_time_unix_s.unwrap().get();
+            // The kernel's coarse clock may be a tick behind.
+            assert!((before - 1..=jiff::Timestamp::now().as_second()).contains(&told), "{told}");
+        }
+        assert_eq!(failed(Errno::ACCESS).store_time_unix_s, None);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

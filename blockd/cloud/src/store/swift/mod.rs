@@ -16,14 +16,14 @@ use self::auth::Authority;
 use super::{
     ListPage, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key,
     check_prefix,
-    http::{HttpOptions, chain, misconfigured, retry_after_s},
+    http::{HttpOptions, chain, date_unix_s, misconfigured, retry_after_s},
 };
 use bytes::{Bytes, BytesMut};
 use md5::{Digest, Md5};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header::CONTENT_LENGTH};
 use serde::Deserialize;
 use serde_json::json;
-use std::{fmt::Write, time::Duration};
+use std::{fmt::Write, num::NonZero, time::Duration};
 use uuid::Uuid;
 
 /// Where segments lie.
@@ -189,6 +189,9 @@ impl SwiftStore {
         let detail = if kind == Kind::Unauthorized { String::new() } else { status.to_string() };
         let mut error = self.fail(kind, operation, key, detail);
         error.retry_after_s = retry_after_s(answer.headers());
+        if kind == Kind::NoSpace {
+            error.store_time_unix_s = date_unix_s(answer.headers()).and_then(NonZero::new);
+        }
         error
     }
 

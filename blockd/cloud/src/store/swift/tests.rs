@@ -145,6 +145,16 @@ async fn what_is_refused_says_so_and_shows_no_secret() {
 }
 
 #[tokio::test]
+async fn refusal_of_a_full_container_has_its_date() {
+    let full = HttpReply::status(413).header("Date", "Sat, 21 Nov 2026 12:00:00 GMT");
+    let server = cloud(move |_| full.clone()).await;
+    let put = v1(&server, "planted").put(KEY, Bytes::from_static(b"x"), PutMode::Overwrite).await;
+    let error = put.unwrap_err();
+    let told = error.store_time_unix_s.map(NonZero::get);
+    assert_eq!((error.kind, told), (StoreErrorKind::NoSpace, Some(1_795_262_400)));
+}
+
+#[tokio::test]
 async fn bodies_that_are_altered_cut_or_late_are_found() {
     type Change = fn(HttpReply) -> HttpReply;
     let cases: [(Change, StoreErrorKind); 4] = [
