@@ -65,7 +65,7 @@ pub struct DataSpace {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// What it is, in a word: `data-directory`, `clock`, `discarded-writes`, `retention`, `schedules`, `metrics`, `control-socket`, `control-address` or `credential`.
+    /// What it is, in a word: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`, `schedules`, `metrics`, `control-socket`, `control-address` or `credential`.
     pub kind: String,
     /// It in words.
     pub what: String,

@@ -233,6 +233,24 @@ pub enum CloudError {
         /// Why it is not known.
         cause: ClockUnknownCause,
     },
+    /// More deltas are listed than a collection of garbage holds in memory.
+    #[error(
+        "garbage collection failed on {store}: it lists objects of more than {max} deltas; nothing is deleted"
+    )]
+    TooManyDeltas {
+        /// The store.
+        store: String,
+        /// Most deltas that are held.
+        max: usize,
+    },
+    /// A collection of garbage did not end in time.
+    #[error("garbage collection failed on {store}: it did not end within {hours} hours")]
+    CollectionTimeout {
+        /// The store.
+        store: String,
+        /// The time limit.
+        hours: u64,
+    },
     /// Snapshots were deleted all the time while the store was being listed.
     #[error(
         "cloud snapshots at {store} were deleted during each of {listings} listings of it, so that nobody knows what the others need: try again"

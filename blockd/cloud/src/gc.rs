@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
+    time::Duration,
 };
 use uuid::Uuid;
 
@@ -30,6 +31,11 @@ const PROBE_AGE_S: i64 = CLOCK_SKEW_MOST_S;
 const DELTAS_AT_ONCE: usize = 64;
 /// Listings that are asked for at once.
 const LISTINGS_AT_ONCE: usize = 8;
+
+/// Most deltas of which a collection keeps numbers: some hundred megabytes.
+const MAX_DELTAS: usize = 2_000_000;
+/// Time limit of a collection in hours: a store that answers slowly, with ever new pages, must not hold up the others.
+const MAX_HOURS: u64 = 6;
 
 /// How garbage is collected.
 #[derive(Clone, Debug)]
@@ -82,8 +88,24 @@ pub struct GarbageReport {
 /// Needs no room in the store: nothing is written. Whatever runs beside it, from this daemon or from others, loses nothing.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; whatever the store reports; calling it again goes on.
+/// [`CloudError::KeySlotMissing`]; [`CloudError::TooManyDeltas`]; [`CloudError::CollectionTimeout`]; whatever the store reports;
+/// calling it again goes on.
 pub async fn collect_garbage(
+    repo: &Repository,
+    options: &GarbageOptions,
+    cache: &dyn ManifestCache,
+) -> Result<GarbageReport, CloudError> {
+    let limit = Duration::from_secs(MAX_HOURS * 3600);
+    match tokio::time::timeout(limit, collect(repo, options, cache)).await {
+        Ok(collected) => collected,
+        Err(_) => {
+            let store = repo.store().describe().to_owned();
+            Err(CloudError::CollectionTimeout { store, hours: MAX_HOURS })
+        }
+    }
+}
+
+async fn collect(
     repo: &Repository,
     options: &GarbageOptions,
     cache: &dyn ManifestCache,
@@ -160,6 +182,10 @@ async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, Clo
                     found.since = found.since.zip(since).map(|(one, other)| one.min(other));
                 }
             }
+        }
+        if deltas.len() > MAX_DELTAS {
+            let store = repo.store().describe().to_owned();
+            return Err(CloudError::TooManyDeltas { store, max: MAX_DELTAS });
         }
     }
     Ok(deltas)

@@ -7,14 +7,15 @@ use blockd_cloud::{
     BACKUP_LIFETIME_S, CLOCK_SKEW_MOST_S, CancelToken, CloudError, EncryptionMode, GarbageOptions,
     GarbageReport, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
     store::{
-        Answer, LIST_MAX_OBJECTS, Layer, ListPage, ObjectInfo, ObjectStore, Operation, Request, StoreFuture,
+        Answer, LIST_MAX_OBJECTS, Layer, ListPage, ObjectInfo, ObjectStore, Operation, Request,
+        StoreErrorKind, StoreFuture,
     },
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use blockd_extent::SnapshotId;
 use common::{BLOCK, restored, run, run_with, set, spec, with_slot};
 use jiff::{SignedDuration, Timestamp};
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 const SIZE: u64 = 100_000 * BLOCK as u64;
 
@@ -216,4 +217,68 @@ async fn millions_of_objects_do_not_end_the_collection() {
     let listed: u64 = report.young.iter().map(|leftover| leftover.objects).sum();
     assert_eq!(listed, (Crowded::PAGES * Crowded::PAGE_LEN) as u64);
     assert_eq!(restored(&repo, &tip).await.unwrap(), live.content());
+}
+
+/// A store whose listing of the data has no end.
+struct Endless {
+    inner: Arc<dyn ObjectStore>,
+    /// Each object is of another delta, or all are of one.
+    many_deltas: bool,
+    page_len: u64,
+    page_takes: Duration,
+}
+
+impl Layer for Endless {
+    fn describe(&self) -> &str {
+        "endless"
+    }
+
+    fn around<'a, T: Answer + 'a>(
+        &'a self,
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        ask(self.inner.clone())
+    }
+
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+        if prefix != "blockd/data/" {
+            return self.around(Request::new(Operation::List, prefix), move |store| {
+                Box::pin(async move { store.list_page(prefix, page).await })
+            });
+        }
+        let number: u64 = page.map_or(0, |page| page.parse().unwrap());
+        let object = |at: u64| ObjectInfo {
+            key: format!(
+                "blockd/data/00000000-0000-4000-8000-000000000007/9/{}/index",
+                if self.many_deltas { at + 1 } else { 1 }
+            ),
+            size_bytes: 1,
+            version: String::new(),
+            modified_unix_s: Some(0),
+        };
+        let objects = (number * self.page_len..(number + 1) * self.page_len).map(object).collect();
+        Box::pin(async move {
+            tokio::time::sleep(self.page_takes).await;
+            Ok(ListPage { objects, next: Some((number + 1).to_string()) })
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn collection_ends_on_a_store_that_lists_without_end() {
+    let inner = Arc::new(MemoryStore::default());
+    let repo = with_slot(&inner, EncryptionMode::Aes256GcmSiv);
+    let collected = async |many_deltas, page_len, page_takes| {
+        let store = Endless { inner: inner.clone(), many_deltas, page_len, page_takes };
+        let options = GarbageOptions { now: Timestamp::now(), dry_run: false, protected: BTreeSet::new() };
+        collect_garbage(&repo.with_store(Arc::new(store)), &options, &NoCache).await.unwrap_err()
+    };
+    let error = collected(true, 100_000, Duration::ZERO).await;
+    assert!(matches!(error, CloudError::TooManyDeltas { max: 2_000_000, .. }), "{error}");
+    let error = collected(false, 1, Duration::from_secs(60)).await;
+    assert!(matches!(error, CloudError::CollectionTimeout { hours: 6, .. }), "{error}");
+    let error = collected(false, 1, Duration::ZERO).await;
+    let CloudError::Store(error) = error else { panic!("{error}") };
+    assert_eq!(error.kind, StoreErrorKind::TooLarge, "{error}");
 }

@@ -355,7 +355,7 @@ impl Core {
         self.repositories.forget(uuid);
         self.meters.forget(uuid);
         self.browse.forget(uuid);
-        for kind in [health::CREDENTIAL, health::CLOCK] {
+        for kind in [health::CREDENTIAL, health::CLOCK, health::GARBAGE] {
             self.health.clear(kind, &uuid.to_string());
         }
         self.forget_unneeded_secrets().await;

@@ -212,6 +212,8 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
         | CloudError::Conflict { .. }
         | CloudError::Unsettled { .. }
         | CloudError::KeySlotMissing { .. }
+        | CloudError::TooManyDeltas { .. }
+        | CloudError::CollectionTimeout { .. }
         | CloudError::ClockDiffers { .. }
         | CloudError::KeySlotsGone { .. } => ErrorCode::StoreFailed,
         CloudError::ClockUnknown { cause: ClockUnknownCause::NoRoom, .. } => ErrorCode::StoreFull,
@@ -225,6 +227,10 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
         _ => ErrorCode::Internal,
     }
 }
+
+/// The next action where a listing has no end.
+pub(crate) const ENDLESS_HINT: &str =
+    "check who writes to the store: its listing is larger, or slower, than backups explain";
 
 fn cloud_hint(error: &CloudError) -> Option<&'static str> {
     Some(match error {
@@ -242,6 +248,7 @@ fn cloud_hint(error: &CloudError) -> Option<&'static str> {
                 "delete cloud snapshots with `blockctl cloudsnap delete`, or raise the quota of the store"
             }
         },
+        CloudError::TooManyDeltas { .. } | CloudError::CollectionTimeout { .. } => ENDLESS_HINT,
         _ => return None,
     })
 }

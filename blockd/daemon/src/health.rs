@@ -26,11 +26,12 @@ const SCARCE_BYTES: u64 = 64 << 20;
 const DATA_DIR: &str = "data-directory";
 
 /// What may be wrong, in words for programs and for labels.
-pub(crate) const KINDS: [&str; 9] = [
+pub(crate) const KINDS: [&str; 10] = [
     DATA_DIR,
     CLOCK,
     DISCARDED_WRITES,
     RETENTION,
+    GARBAGE,
     SCHEDULES,
     METRICS,
     CONTROL_SOCKET,
@@ -43,6 +44,8 @@ pub(crate) const CLOCK: &str = "clock";
 pub(crate) const DISCARDED_WRITES: &str = "discarded-writes";
 /// Retention deletes nothing of a volume, because a backup that it would keep may not restore.
 pub(crate) const RETENTION: &str = "retention";
+/// Garbage is not collected from a store, because its listing has no end.
+pub(crate) const GARBAGE: &str = "garbage";
 /// The schedules cannot be looked at.
 pub(crate) const SCHEDULES: &str = "schedules";
 /// Metrics are not served.

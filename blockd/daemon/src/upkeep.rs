@@ -4,11 +4,12 @@
 use crate::{
     core::Core,
     db::{CredentialRow, TaskKind, VerifyWhat},
-    error::ServiceError,
+    error::{ENDLESS_HINT, ServiceError},
+    health,
     marks::Looks,
     tasks::doubts::Failing,
 };
-use blockd_cloud::{CloudsnapId, VerifyDepth};
+use blockd_cloud::{CloudError, CloudsnapId, VerifyDepth, store::StoreErrorKind};
 use jiff::{SignedDuration, Timestamp};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
@@ -77,9 +78,27 @@ async fn collect(core: &Arc<Core>) {
         }
     };
     for credential in credentials {
-        if let Err(error) = core.collect_garbage_of(&credential, false, Timestamp::now).await {
-            tracing::warn!(credential = %credential.name, %error, "no garbage is collected for now");
+        let of = credential.uuid.to_string();
+        let Err(error) = core.collect_garbage_of(&credential, false, Timestamp::now).await else {
+            core.health.clear(health::GARBAGE, &of);
+            continue;
+        };
+        tracing::warn!(credential = %credential.name, %error, "no garbage is collected for now");
+        if is_endless(&error) {
+            let what = format!("no garbage is collected under credential {}: {error}", credential.name);
+            core.health.note(health::GARBAGE, &of, what, error.cloud_hint().unwrap_or(ENDLESS_HINT));
         }
+    }
+}
+
+/// True if a store listed more than a collection reads.
+fn is_endless(error: &ServiceError) -> bool {
+    match error {
+        ServiceError::Cloud(error) => {
+            matches!(**error, CloudError::TooManyDeltas { .. } | CloudError::CollectionTimeout { .. })
+        }
+        ServiceError::Store(error) => error.kind == StoreErrorKind::TooLarge,
+        _ => false,
     }
 }
 

@@ -46,6 +46,9 @@ pub const PART_LEN_BYTES: usize = 16 << 20;
 /// Most objects that [`ObjectStore::list`] returns; more below one prefix are refused, because they would all be in memory.
 pub const LIST_MAX_OBJECTS: usize = 2_000_000;
 
+/// Most pages of one listing, after which it is taken for one without an end: a thousand million objects in the usual pages.
+const MAX_PAGES: usize = 1_000_000;
+
 /// Most pages without an object in a row, after which a listing is taken for one without an end.
 const MAX_EMPTY_PAGES: usize = 1000;
 
@@ -170,23 +173,34 @@ pub(crate) struct Pages<'a, S: ?Sized> {
     prefix: &'a str,
     next: Option<String>,
     is_over: bool,
+    pages: usize,
     empty_pages: usize,
 }
 
 impl<'a, S: ObjectStore + ?Sized> Pages<'a, S> {
     pub(crate) fn new(store: &'a S, prefix: &'a str) -> Self {
-        Self { store, prefix, next: None, is_over: false, empty_pages: 0 }
+        Self { store, prefix, next: None, is_over: false, pages: 0, empty_pages: 0 }
     }
 
     /// The objects of the next page; `None` after the last one.
     ///
     /// # Errors
-    /// Those of [`ObjectStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not go on: half a list is worse than none for
-    /// a caller who deletes.
+    /// Those of [`ObjectStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not go on, [`StoreErrorKind::TooLarge`] if
+    /// there are more than [`MAX_PAGES`]: half a list is worse than none for a caller who deletes.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<ObjectInfo>>, StoreError> {
         if self.is_over {
             return Ok(None);
         }
+        if self.pages == MAX_PAGES {
+            return Err(StoreError::new(
+                StoreErrorKind::TooLarge,
+                "LIST",
+                self.prefix,
+                self.store.describe(),
+            )
+            .with_detail(format!("more than {MAX_PAGES} pages")));
+        }
+        self.pages += 1;
         let page = self.store.list_page(self.prefix, self.next.as_deref()).await?;
         self.empty_pages = if page.objects.is_empty() { self.empty_pages + 1 } else { 0 };
         if page.next.is_some() && (page.next == self.next || self.empty_pages > MAX_EMPTY_PAGES) {

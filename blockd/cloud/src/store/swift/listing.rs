@@ -8,6 +8,8 @@ use std::fmt::Write;
 
 /// Objects of one page of a listing.
 const MAX_PAGE_OBJECTS: usize = 10_000;
+/// Most segments of one upload: 1.6 TB.
+const MAX_SEGMENTS: usize = 100_000;
 /// The longest page of a listing, and the longest list of an object's segments, in bytes.
 const MAX_PAGE_BYTES: u64 = 32 << 20;
 
@@ -118,6 +120,10 @@ impl SwiftStore {
                         let both = upload.newest_unix_s.zip(segment.modified_unix_s);
                         upload.newest_unix_s = both.map(|(one, other)| one.max(other));
                         upload.segments.push(segment.key);
+                        if upload.segments.len() > MAX_SEGMENTS {
+                            let detail = format!("more than {MAX_SEGMENTS} segments of one upload");
+                            return Err(self.fail(StoreErrorKind::TooLarge, "LIST", &upload.prefix, detail));
+                        }
                     }
                     _ => {
                         removed += self.remove_if_unused(upload.take(), before_unix_s, dry_run).await?;
