@@ -14,6 +14,8 @@ use std::{fs::File, io, mem::MaybeUninit, os::fd::OwnedFd, path::Path};
 
 /// Files of a store are for its user only.
 pub(super) const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// Most memory for the names of one directory: a delta of 64 TiB has some two million packs, with names of 13 bytes.
+pub(super) const MAX_NAMES_BYTES: usize = 256 << 20;
 const DIR_MODE: Mode = Mode::RWXU;
 const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -106,15 +108,26 @@ pub(super) fn type_of(found: &Statx) -> FileType {
 }
 
 /// The names in a directory that are UTF-8, sorted, without `.` and `..`.
-pub(super) fn names(dir: &OwnedFd) -> io::Result<Vec<String>> {
+///
+/// # Errors
+/// [`io::ErrorKind::ArgumentListTooLong`] if they take more than so many bytes of memory: the server of a network share may
+/// make up names without end.
+pub(super) fn names(dir: &OwnedFd, max_bytes: usize) -> io::Result<Vec<String>> {
     let mut buffer = [MaybeUninit::<u8>::uninit(); 32 << 10];
     let mut entries = RawDir::new(dir, &mut buffer);
-    let mut names = Vec::new();
+    let (mut names, mut len_bytes) = (Vec::new(), 0);
     while let Some(entry) = entries.next() {
         let entry = entry?;
         match entry.file_name().to_str() {
             Ok("." | "..") | Err(_) => {}
-            Ok(name) => names.push(name.to_owned()),
+            Ok(name) => {
+                len_bytes += size_of::<String>() + name.len();
+                names.push(name.to_owned());
+            }
+        }
+        if len_bytes > max_bytes {
+            let what = format!("the names in a directory take more than {max_bytes} bytes");
+            return Err(io::Error::new(io::ErrorKind::ArgumentListTooLong, what));
         }
     }
     names.sort_unstable();
@@ -125,6 +138,20 @@ pub(super) fn names(dir: &OwnedFd) -> io::Result<Vec<String>> {
 mod tests {
     use super::*;
     use std::{fs, os::unix::fs::symlink};
+
+    #[test]
+    fn names_beyond_the_memory_limit_are_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b", "a"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let root = open_root(dir.path()).unwrap();
+        let both_bytes = 2 * (size_of::<String>() + 1);
+        assert_eq!(names(&root, both_bytes).unwrap(), ["a", "b"]);
+        let root = open_root(dir.path()).unwrap();
+        let error = names(&root, both_bytes - 1).unwrap_err();
+        assert_eq!(super::super::kind_of(&error, false), crate::store::StoreErrorKind::TooLarge);
+    }
 
     #[test]
     fn symbolic_links_lead_nowhere() {

@@ -19,7 +19,8 @@ struct Level {
 impl Level {
     /// Opens a directory; `None` if it is not there, or no longer.
     fn open(place: &Place, dir: &OwnedFd, name: &str, path: String) -> Result<Option<Self>, StoreError> {
-        let opened = beneath::open_dir(dir, name).and_then(|dir| Ok((beneath::names(&dir)?, dir)));
+        let opened = beneath::open_dir(dir, name)
+            .and_then(|dir| Ok((beneath::names(&dir, beneath::MAX_NAMES_BYTES)?, dir)));
         match opened {
             Ok((names, dir)) => Ok(Some(Self { dir, path, names: names.into_iter() })),
             Err(error) => match place.io(error) {

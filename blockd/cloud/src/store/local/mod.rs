@@ -148,6 +148,7 @@ fn kind_of(error: &io::Error, root: bool) -> StoreErrorKind {
         Io::PermissionDenied | Io::ReadOnlyFilesystem => StoreErrorKind::Unauthorized,
         Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => StoreErrorKind::NoSpace,
         Io::TimedOut => StoreErrorKind::Timeout,
+        Io::ArgumentListTooLong => StoreErrorKind::TooLarge,
         _ => StoreErrorKind::Other,
     }
 }
