@@ -308,14 +308,18 @@ pub const OPERATIONS: &[Operation] = &[
         .query::<ListCloudsnaps>()
         .reply::<CloudsnapList>()
         .errors(&[A_STORE]),
-    post(Operator, paths::CLOUDSNAP_BACKUP, "Back a volume up; with an expiry date it is for admins")
-        .body::<StartBackup>()
-        .reply::<BackupStarted>()
-        .errors(&[AN_OPEN_VOLUME, A_STORE, A_RULE, &[ErrorCode::VolumeInUse, ErrorCode::NoSpace]]),
+    post(
+        Operator,
+        paths::CLOUDSNAP_BACKUP,
+        "Back a volume up; with an expiry date or a bandwidth limit it is for admins",
+    )
+    .body::<StartBackup>()
+    .reply::<BackupStarted>()
+    .errors(&[AN_OPEN_VOLUME, A_STORE, A_RULE, &[ErrorCode::VolumeInUse, ErrorCode::NoSpace]]),
     post(
         Operator,
         paths::CLOUDSNAP_BACKUP_GROUP,
-        "Back several volumes up from one instant; with an expiry date it is for admins",
+        "Back several volumes up from one instant; with an expiry date or a bandwidth limit it is for admins",
     )
     .body::<StartGroupBackup>()
     .reply::<GroupBackupStarted>()
@@ -324,10 +328,14 @@ pub const OPERATIONS: &[Operation] = &[
         .query::<InspectCloudsnap>()
         .reply::<CloudsnapDetail>()
         .errors(&[A_STORE, A_CLOUDSNAP]),
-    post(Operator, paths::CLOUDSNAP_RESTORE, "Restore a cloud snapshot into a new volume")
-        .body::<StartRestore>()
-        .reply::<RestoreStarted>()
-        .errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[ErrorCode::CloudsnapInUse]]),
+    post(
+        Operator,
+        paths::CLOUDSNAP_RESTORE,
+        "Restore a cloud snapshot into a new volume; with a bandwidth limit it is for admins",
+    )
+    .body::<StartRestore>()
+    .reply::<RestoreStarted>()
+    .errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[ErrorCode::CloudsnapInUse]]),
     post(Operator, paths::CLOUDSNAP_RESTORE_LAZY, "Make a volume that fetches what is read")
         .body::<StartLazyRestore>()
         .reply::<LazyRestored>()
@@ -453,14 +461,11 @@ pub const OPERATIONS: &[Operation] = &[
         .body::<StopTask>()
         .reply::<Task>()
         .errors(&[A_TASK, &[ErrorCode::TaskEnded]]),
-    post(
-        Operator,
-        paths::TASK_LIMIT,
-        "Change how much a task of the caller may move in a second; others are for admins",
-    )
-    .body::<TaskLimits>()
-    .reply::<Task>()
-    .errors(&[A_TASK, &[ErrorCode::TaskEnded]]),
+    // A slow task holds its place, for which others wait.
+    post(Admin, paths::TASK_LIMIT, "Change how much a task may move in a second")
+        .body::<TaskLimits>()
+        .reply::<Task>()
+        .errors(&[A_TASK, &[ErrorCode::TaskEnded]]),
     post(Operator, paths::TASK_RESUME, "Take a task up again; what deletes or goes back is for admins")
         .reply::<Task>()
         .errors(&[
@@ -508,14 +513,13 @@ mod tests {
             paths::VOLUME_SNAPSHOTS,
         ];
         let refused_by_its_handler = [
-            // An expiry date.
+            // An expiry date; kept backups of others.
             paths::CLOUDSNAP_BACKUP,
             paths::CLOUDSNAP_BACKUP_GROUP,
             paths::CLOUDSNAP_MARK,
             // Unpinning.
             paths::SNAPSHOT,
             // Tasks of others.
-            paths::TASK_LIMIT,
             paths::TASK_STOP,
             // All but growing; force.
             paths::VOLUME,

@@ -12,13 +12,13 @@ use crate::{
     tasks::stop::check_limits,
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, ObjectName, SnapshotName, VolumeRef,
+    ApiError, CredentialRef, ErrorCode, ObjectName, SnapshotName, VolumeRef,
     cloudsnaps::{BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
     snapshots::CreateGroupSnapshot,
     tasks::{TaskLimits, TaskOwner},
 };
 use blockd_cloud::CloudsnapId;
-use blockd_extent::SnapshotId;
+use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -50,6 +50,13 @@ pub(crate) struct Asked {
     pub(crate) schedule: Option<Uuid>,
     /// The snapshots that are backed up stay on this host, under this name.
     pub(crate) keep_local: Option<SnapshotName>,
+}
+
+impl Asked {
+    /// Owner of the tasks.
+    fn owner(&self) -> TaskOwner {
+        self.schedule.map_or_else(owner::current, |id| TaskOwner::Schedule { id })
+    }
 }
 
 /// What all tasks of one instant have in common.
@@ -198,15 +205,7 @@ impl Core {
             rows.extend(self.rows_of(entry, &credentials, asked, instant)?);
             given_up.push((entry.id, credentials));
         }
-        // Those that were stopped or failed would make points that are older than these.
-        self.give_up_kept(|task| {
-            let is_to = |credential: &CredentialRow| credential.uuid == task.credential;
-            let is_of = |(volume, credentials): &(_, Vec<CredentialRow>)| {
-                task.volume == Some(*volume) && credentials.iter().any(is_to)
-            };
-            task.kind == TaskKind::Backup && given_up.iter().any(is_of)
-        })
-        .await?;
+        self.give_up_older(&given_up, asked.owner()).await?;
         let Some((first, others)) = rows.split_first() else {
             return Err(ServiceError::Internal("a backup to nowhere".into()));
         };
@@ -222,6 +221,34 @@ impl Core {
             self.launch(row.clone());
         }
         Ok(rows)
+    }
+
+    /// Gives up the kept backups of these volumes to these places: resumed, they would make points that are older than the new
+    /// ones. Refuses to discard what its owner may not.
+    async fn give_up_older(
+        self: &Arc<Self>,
+        members: &[(VolumeId, Vec<CredentialRow>)],
+        by: TaskOwner,
+    ) -> Result<(), ServiceError> {
+        let is_older = |task: &TaskRow| {
+            let is_to = |credential: &CredentialRow| credential.uuid == task.credential;
+            let is_of = |(volume, credentials): &(_, Vec<CredentialRow>)| {
+                task.volume == Some(*volume) && credentials.iter().any(is_to)
+            };
+            task.kind == TaskKind::Backup && members.iter().any(is_of)
+        };
+        let kept = self.kept_tasks().await?;
+        let is_refused = |task: &&TaskRow| is_older(task) && !owner::may_discard(&by, &task.owner);
+        if let Some(task) = kept.iter().find(is_refused) {
+            let message = format!(
+                "a new backup discards backup task {} of {}, which only admins may do",
+                task.id, task.owner
+            );
+            let hint = format!("blockctl cloudsnap resume {}", task.id);
+            let error = ApiError { hint: Some(hint), ..ApiError::new(ErrorCode::Forbidden, message) };
+            return Err(ServiceError::Refused(error));
+        }
+        self.give_up_kept(is_older).await
     }
 
     /// Refuses a volume that cannot be used, or that something else works on.
@@ -282,7 +309,7 @@ impl Core {
                 },
                 base: None,
                 created: Timestamp::now(),
-                owner: asked.schedule.map_or_else(owner::current, |id| TaskOwner::Schedule { id }),
+                owner: asked.owner(),
                 detail: TaskDetail {
                     volume_name: Some(entry.name.clone()),
                     credential_name: credential.name.to_string(),

@@ -11,7 +11,7 @@ use blockd_api::{
     },
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     roles::Role,
-    tasks::TaskStarted,
+    tasks::{TaskLimits, TaskStarted},
 };
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -38,6 +38,15 @@ fn may_expire(caller: &Caller, expires: Option<Timestamp>) -> Result<(), Failure
     }
 }
 
+/// Refuses a bandwidth limit: a slow task holds one of the places in `task_concurrency`, and its volume, for which the backups
+/// of schedules wait.
+fn may_limit(caller: &Caller, limits: TaskLimits) -> Result<(), Failure> {
+    match limits == TaskLimits::default() {
+        true => Ok(()),
+        false => caller.needs(Role::Admin, "setting a bandwidth limit"),
+    }
+}
+
 pub(super) async fn backup(
     State(core): State<Arc<Core>>,
     caller: Caller,
@@ -45,6 +54,7 @@ pub(super) async fn backup(
 ) -> Answer<BackupStarted> {
     may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
     may_expire(&caller, request.expires)?;
+    may_limit(&caller, request.limits)?;
     detached(async move { core.start_backup(&request).await }).await
 }
 
@@ -55,13 +65,16 @@ pub(super) async fn backup_group(
 ) -> Answer<GroupBackupStarted> {
     may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
     may_expire(&caller, request.expires)?;
+    may_limit(&caller, request.limits)?;
     detached(async move { core.start_group_backup(request).await }).await
 }
 
 pub(super) async fn restore(
     State(core): State<Arc<Core>>,
+    caller: Caller,
     Body(request): Body<StartRestore>,
 ) -> Answer<RestoreStarted> {
+    may_limit(&caller, request.limits)?;
     detached(async move { core.start_restore(&request).await }).await
 }
 

