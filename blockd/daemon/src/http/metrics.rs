@@ -16,8 +16,14 @@ use axum::{
 };
 use blockd_api::{ErrorCode, paths, roles::Role};
 use blockd_cloud::CancelToken;
-use std::{sync::Arc, time::Duration};
-use tokio::net::TcpListener;
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::net::{TcpListener, TcpStream};
 
 /// How long the database may take before the daemon counts as not ready.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -29,6 +35,8 @@ pub(super) fn routes() -> Routes {
 
 /// Connections at once; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 64;
+/// Connections of one address at once; more are closed, so that one client does not take the places of all others.
+const MAX_PER_ADDRESS: usize = 8;
 /// Time limit of a connection: a client that does not read its reply must not keep the place of another one.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -37,12 +45,53 @@ pub async fn serve(listener: TcpListener, core: Arc<Core>, stop: CancelToken) {
     serve_router(listener, routes().into_router().with_state(core), stop).await;
 }
 
+/// Number of connections by address.
+#[derive(Default)]
+struct Addresses(Mutex<HashMap<IpAddr, usize>>);
+
+/// A connection of an address.
+struct Place {
+    addresses: Arc<Addresses>,
+    address: IpAddr,
+}
+
+impl Addresses {
+    /// `None` if the address has as many connections as it may have.
+    fn place(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        let mut addresses = self.0.lock();
+        let count = addresses.entry(address).or_default();
+        if *count == MAX_PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Place { addresses: Arc::clone(self), address })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut count) = self.addresses.0.lock().entry(self.address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
 async fn serve_router(listener: TcpListener, router: Router, stop: CancelToken) {
     let until = stop.clone();
-    let connection = move |stream| {
+    let addresses = Arc::new(Addresses::default());
+    let connection = move |stream: TcpStream| {
         let (router, stop) = (router.clone(), stop.clone());
         let caller = Caller { role: Some(Role::ReadOnly), name: "metrics".to_owned(), user: None };
+        let peer = stream.peer_addr().ok();
+        let place = peer.and_then(|peer| addresses.place(peer.ip().to_canonical()));
         async move {
+            let Some(_place) = place else {
+                tracing::debug!(?peer, "a metrics connection was closed: its address has too many");
+                return;
+            };
             let served = serve_one(stream, caller, Passed::default(), router, &stop);
             if tokio::time::timeout(CONNECTION_TIMEOUT, served).await.is_err() {
                 tracing::debug!("a metrics connection was closed at its time limit");
@@ -86,8 +135,50 @@ mod tests {
     use axum::routing::get;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpStream,
+        net::TcpSocket,
     };
+
+    /// Connects from an address of loopback.
+    async fn connect_from(last: u8, to: std::net::SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn connections_of_one_address_leave_places_for_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancelToken::new());
+        let router = Router::new().route("/", get(async || "served"));
+        let served = tokio::spawn(serve_router(listener, router, stop.clone()));
+        let mut idle = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            idle.push(connect_from(2, address).await);
+        }
+        let mut asks = connect_from(3, address).await;
+        asks.write_all(b"GET / HTTP/1.1\r\nhost: blockd\r\n\r\n").await.unwrap();
+        let mut reply = String::new();
+        asks.read_to_string(&mut reply).await.unwrap();
+        assert!(reply.ends_with("served"), "{reply:?}");
+        for stream in idle.split_off(MAX_PER_ADDRESS) {
+            assert_eq!(stream.take(1).read_to_end(&mut Vec::new()).await.unwrap(), 0);
+        }
+        for stream in &idle {
+            let open = stream.try_read(&mut [0]).unwrap_err();
+            assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock);
+        }
+        // A place is free when a connection has ended.
+        let addresses = Arc::new(Addresses::default());
+        let mut places: Vec<_> = (0..MAX_PER_ADDRESS).map(|_| addresses.place(address.ip())).collect();
+        assert!(places.iter().all(Option::is_some) && addresses.place(address.ip()).is_none());
+        places.pop();
+        assert!(addresses.place(address.ip()).is_some());
+        places.clear();
+        assert!(addresses.0.lock().is_empty());
+        drop(idle);
+        stop.cancel();
+        served.await.unwrap();
+    }
 
     #[tokio::test(start_paused = true)]
     async fn idle_metrics_connections_are_closed_and_others_served() {
@@ -96,8 +187,8 @@ mod tests {
         let router = Router::new().route("/", get(async || "served"));
         let served = tokio::spawn(serve_router(listener, router, stop.clone()));
         let mut idle = Vec::new();
-        for _ in 0..MAX_CONNECTIONS {
-            idle.push(TcpStream::connect(address).await.unwrap());
+        for number in 0..MAX_CONNECTIONS {
+            idle.push(connect_from((2 + number / MAX_PER_ADDRESS) as u8, address).await);
         }
         let mut asks = TcpStream::connect(address).await.unwrap();
         asks.write_all(b"GET / HTTP/1.1\r\nhost: blockd\r\n\r\n").await.unwrap();
