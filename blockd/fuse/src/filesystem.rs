@@ -72,6 +72,7 @@ fn errno(error: &io::Error) -> Errno {
         (None, io::ErrorKind::IsADirectory) => SystemError::ISDIR,
         (None, io::ErrorKind::InvalidInput) => SystemError::INVAL,
         (None, io::ErrorKind::Unsupported) => SystemError::OPNOTSUPP,
+        (None, io::ErrorKind::ResourceBusy) => SystemError::BUSY,
         (None, _) => SystemError::IO,
     };
     Errno::from_i32(code.raw_os_error())

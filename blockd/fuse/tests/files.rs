@@ -10,8 +10,9 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     sync::{
-        Arc,
+        Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
     },
     time::Duration,
 };
@@ -56,6 +57,42 @@ impl Image for Bytes {
 
     fn run_at(&self, _offset_bytes: u64) -> io::Result<ImageRun> {
         Ok(ImageRun { is_data: true, end_bytes: self.size_bytes() })
+    }
+}
+
+/// Notes where it is read, and does not answer the read at one place before the test comes to the barrier a second time.
+struct Gated {
+    image: Bytes,
+    noted: Mutex<Vec<u64>>,
+    held: Option<u64>,
+    gate: Barrier,
+}
+
+impl Gated {
+    fn new(bytes: Vec<u8>, held: Option<u64>) -> Self {
+        Self { image: Bytes(bytes), noted: Mutex::default(), held, gate: Barrier::new(2) }
+    }
+}
+
+impl Image for Gated {
+    fn size_bytes(&self) -> u64 {
+        self.image.size_bytes()
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        let mut noted = self.noted.lock().unwrap();
+        let is_first = !noted.contains(&offset_bytes);
+        noted.push(offset_bytes);
+        drop(noted);
+        if self.held == Some(offset_bytes) && is_first {
+            self.gate.wait();
+            self.gate.wait();
+        }
+        self.image.read_at(offset_bytes, buf)
+    }
+
+    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
+        self.image.run_at(offset_bytes)
     }
 }
 
@@ -245,4 +282,32 @@ fn an_outage_is_no_damage_and_leaves_nothing_behind() {
         assert!(files.stat(path).is_ok(), "{what}");
     }
     check(&files, "");
+}
+
+#[test]
+fn slow_image_does_not_hold_up_large_directories_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    fs::write(&path, make("ext4")).unwrap();
+    let large = "set_inode_field a/b size 0x800000";
+    assert!(tool("debugfs").args(["-w", "-R", large]).arg(&path).status().unwrap().success());
+    let bytes = fs::read(path).unwrap();
+    let noting = Arc::new(Gated::new(bytes.clone(), None));
+    let files = ImageFiles::open(noting.clone()).unwrap();
+    assert_eq!(files.stat(b"/a/b").unwrap().size_bytes, 8 << 20);
+    let before = noting.noted.lock().unwrap().clone();
+    let _ = files.read_dir(b"/a/b", 1000);
+    // The first block of the directory.
+    let held = noting.noted.lock().unwrap().iter().copied().find(|offset| !before.contains(offset));
+
+    let slow = Arc::new(Gated::new(bytes.clone(), Some(held.unwrap())));
+    std::thread::scope(|scope| {
+        scope.spawn(|| drop(ImageFiles::open(slow.clone()).unwrap().read_dir(b"/a/b", 1000)));
+        slow.gate.wait();
+        let (done, listed) = mpsc::channel();
+        scope.spawn(move || done.send(open(bytes).read_dir(b"/a/b", 1000)));
+        let listed = listed.recv_timeout(Duration::from_secs(120));
+        slow.gate.wait();
+        drop(listed.expect("the listing of another image waits for the slow one"));
+    });
 }

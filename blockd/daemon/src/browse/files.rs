@@ -36,6 +36,7 @@ fn refused(error: &io::Error, path: &FilePath) -> ServiceError {
             ErrorCode::InvalidRequest
         }
         io::ErrorKind::TimedOut => ErrorCode::StoreTimeout,
+        io::ErrorKind::ResourceBusy => ErrorCode::CloudsnapInUse,
         _ => ErrorCode::CloudsnapDamaged,
     };
     ServiceError::refused(code, format!("cannot read {path} in the snapshot: {error}"))

@@ -1,6 +1,6 @@
 //! ext2, ext3 and ext4, through `blockd-ext`, which believes nothing that it reads and bounds what each question costs.
 
-use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, NumberedFiles};
+use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, NumberedFiles, large};
 use crate::Image;
 use blockd_ext::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt};
 use parking_lot::Mutex;
@@ -8,9 +8,6 @@ use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
 /// Most entries of a directory that a mount shows.
 const MAX_MOUNT_ENTRIES: usize = 1_000_000;
-/// A directory that is longer is large: of all of the process, one of these is listed at a time, because a listing of a million names
-/// takes hundreds of megabytes.
-const LARGE_DIR_BYTES: u64 = 4 << 20;
 /// Inodes that are kept for the next read: of the files that were read last.
 const INODES_MOST: usize = 64;
 /// What the names that are kept take at most, in bytes.
@@ -57,7 +54,7 @@ pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn Files>> {
     tracing::debug!(?info, "a filesystem is browsed");
     let (inodes, names) = (Mutex::default(), Mutex::default());
     let (numbered, numbered_names) = (Mutex::default(), Mutex::default());
-    Ok(Arc::new(ExtTree { fs, inodes, names, numbered, numbered_names }))
+    Ok(Arc::new(ExtTree { fs, large: Mutex::new(()), inodes, names, numbered, numbered_names }))
 }
 
 /// Where its metadata lies, in bytes, without playing its journal back: at most so many ranges.
@@ -160,6 +157,8 @@ impl<K: AsRef<[u8]> + PartialEq> KnownNames<K> {
 /// A filesystem that is open. Several threads can ask at once.
 struct ExtTree {
     fs: Filesystem,
+    /// Held while a large directory is listed.
+    large: Mutex<()>,
     inodes: Mutex<VecDeque<(Vec<u8>, Arc<Inode>)>>,
     names: Mutex<KnownNames<Vec<u8>>>,
     /// The same for those who ask by numbers.
@@ -197,8 +196,8 @@ impl ExtTree {
         Ok(inode)
     }
 
-    fn entries(&self, path: &[u8], max_entries: usize) -> Result<Vec<FileEntry>, ExtError> {
-        let (dir, above) = self.fs.resolve_with_above(path)?;
+    fn entries(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
+        let (dir, above) = self.fs.resolve_with_above(path).map_err(|error| convert(&error))?;
         // Whoever went down there would never come to an end.
         let is_above = |number: &InodeNumber| *number == dir.number || above.contains(number);
         let (found, names) = self.listed(&dir, max_entries, is_above)?;
@@ -212,10 +211,10 @@ impl ExtTree {
         dir: &Inode,
         max_entries: usize,
         is_above: impl Fn(&InodeNumber) -> bool,
-    ) -> Result<(Vec<FileEntry>, Names), ExtError> {
-        static LARGE: Mutex<()> = Mutex::new(());
-        let _turn = (dir.size_bytes > LARGE_DIR_BYTES).then(|| LARGE.lock());
-        let mut entries = self.fs.read_dir(dir, max_entries)?;
+    ) -> io::Result<(Vec<FileEntry>, Names)> {
+        let is_large = dir.size_bytes > large::LARGE_DIR_BYTES;
+        let _listing = is_large.then(|| large::begin(&self.large)).transpose()?;
+        let mut entries = self.fs.read_dir(dir, max_entries).map_err(|error| convert(&error))?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         // Two of one name cannot be told apart.
         entries.dedup_by(|b, a| a.name == b.name);
@@ -226,7 +225,7 @@ impl ExtTree {
                 _ if is_above(number) => None,
                 Ok(inode) => Some(stat_of(&inode)),
                 // Each of them would have to be waited for, and none is known to be damaged.
-                Err(error) if is_outage(&error) => return Err(error),
+                Err(error) if is_outage(&error) => return Err(convert(&error)),
                 Err(_) => None,
             };
             found.push(FileEntry { name: name.clone(), number: number.0, stat });
@@ -286,7 +285,7 @@ impl FileTree for ExtTree {
     }
 
     fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
-        self.entries(path, max_entries).map_err(|error| convert(&error))
+        self.entries(path, max_entries)
     }
 
     fn read_link(&self, path: &[u8]) -> io::Result<Vec<u8>> {
@@ -326,9 +325,8 @@ impl NumberedFiles for ExtTree {
 
     fn entries_of(&self, dir: u32) -> io::Result<Vec<FileEntry>> {
         let is_above = |number: &InodeNumber| number.0 == dir || *number == InodeNumber::ROOT;
-        let inode = self.fs.inode(InodeNumber(dir));
-        let found = inode.and_then(|inode| self.listed(&inode, MAX_MOUNT_ENTRIES, is_above));
-        let (entries, names) = found.map_err(|error| convert(&error))?;
+        let inode = self.fs.inode(InodeNumber(dir)).map_err(|error| convert(&error))?;
+        let (entries, names) = self.listed(&inode, MAX_MOUNT_ENTRIES, is_above)?;
         self.numbered_names.lock().insert(dir.to_le_bytes(), names);
         Ok(entries)
     }

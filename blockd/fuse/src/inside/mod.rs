@@ -5,6 +5,7 @@
 
 mod ext;
 mod image_files;
+mod large;
 mod numbered;
 pub mod partitions;
 
@@ -141,7 +142,7 @@ pub trait FileTree: Send + Sync {
     ///
     /// # Errors
     /// It is not there, is no directory, or the filesystem is damaged there; [`io::ErrorKind::InvalidInput`] if it has more than
-    /// `max_entries`, before its entries are looked at.
+    /// `max_entries`, before its entries are looked at; [`io::ErrorKind::ResourceBusy`] if other large directories are listed.
     fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>>;
 
     /// Where a symbolic link leads, as it stands there.
