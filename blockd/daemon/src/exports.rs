@@ -376,7 +376,7 @@ impl BlockDevice for VolumeDevice {
     fn flush_key(&self) -> Option<u128> {
         // A loss is reported to each connection by a flush of its own. Otherwise not the id: a volume that is opened again
         // does not answer for connections to the one before.
-        (!self.loss.is_pending()).then(|| Arc::as_ptr(&self.volume) as usize as u128)
+        (!self.loss.is_pending()).then_some(Arc::as_ptr(&self.volume) as usize as u128)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
