@@ -525,7 +525,7 @@ pub struct StartDelete {
     /// Where it is; may be left out when it is in one place only.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// Also if it is pinned. A date on which it expires keeps nobody from deleting it before by hand.
+    /// Also if it is pinned, or its manifest is damaged: then only its own data goes. A date on which it expires keeps nobody from deleting it before by hand.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }

@@ -162,8 +162,12 @@ async fn stay_deleted(repo: &Repository, id: &CloudsnapId) -> Result<(), CloudEr
     Ok(())
 }
 
-/// Deletes a snapshot whose manifest is there and cannot be read.
-async fn delete_damaged(
+/// Deletes a snapshot whose manifest is damaged, or was until an earlier attempt deleted it. Only its own delta goes: the
+/// others that it named are not known. Nothing but the manifest goes while another manifest cannot be read.
+///
+/// # Errors
+/// [`CloudError::KeySlotMissing`]; whatever the store reports. Calling it again finishes the work.
+pub async fn delete_damaged(
     repo: &Repository,
     id: &CloudsnapId,
     protected: &[SnapshotId],

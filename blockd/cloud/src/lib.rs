@@ -52,7 +52,7 @@ pub use cached::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
 pub use changed::changed_blocks;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use damage::{DAMAGE_DESCRIBED_MOST, Damage, DamagedPiece};
-pub use delete::{DeleteReport, UnreadableSiblings, delete_snapshot, delete_with_manifest};
+pub use delete::{DeleteReport, UnreadableSiblings, delete_damaged, delete_snapshot, delete_with_manifest};
 pub use error::{ClockUnknownCause, CloudError};
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};

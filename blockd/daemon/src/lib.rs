@@ -25,6 +25,7 @@ mod credential_update;
 mod credentials;
 pub mod daemon;
 pub mod db;
+mod delete_start;
 pub mod discarded;
 mod error;
 mod events;

@@ -175,8 +175,10 @@ pub struct TaskDetail {
     pub in_place: Option<InPlace>,
     /// What whoever asked for the backup called it.
     pub label: Option<ObjectName>,
-    /// Somebody deletes also what is pinned.
+    /// Somebody deletes also what is pinned or has a damaged manifest.
     pub force: bool,
+    /// The manifest of what is deleted was damaged when the deletion was asked for.
+    pub damaged: bool,
     /// No rule deletes what the backup makes.
     pub pinned: bool,
     /// Until when that is kept in any case, and from when on by no rule.

@@ -95,7 +95,7 @@ impl Host {
         self.client.mark_cloudsnap(&MarkCloudsnap { pinned: Some(pinned), ..mark(snap) }).await.unwrap()
     }
 
-    async fn ids(&self) -> Vec<String> {
+    pub(super) async fn ids(&self) -> Vec<String> {
         self.list().await.iter().map(|entry| entry.id.to_string()).collect()
     }
 

@@ -3,16 +3,18 @@
 use super::{Host, api_code};
 use crate::schedules::Delays;
 use blockd_api::{
-    ErrorCode,
+    ClientError, ErrorCode,
     cloudsnaps::{MarkCloudsnap, StartDelete},
     schedules::UpdateSchedule,
 };
 use blockd_schedule::Retention;
 use jiff::{SignedDuration, Timestamp};
 use std::{
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
+use uuid::Uuid;
 
 impl Host {
     /// Makes two backups by a schedule that keeps both; returns their ids, older first, and the schedule's.
@@ -43,6 +45,11 @@ impl Host {
         self.object_path(&self.stored(snap).manifest_key())
     }
 
+    async fn delete_by_force(&self, snap: &str) -> Uuid {
+        let delete = StartDelete { force: true, ..StartDelete::of(snap.parse().unwrap()) };
+        self.client.start_delete(&delete).await.unwrap().task
+    }
+
     /// The file of an object, wherever below the store it is.
     fn object_path(&self, key: &str) -> PathBuf {
         let files = super::walk(self.store.path());
@@ -52,11 +59,11 @@ impl Host {
 
 /// Flips a bit in the middle.
 fn damage(path: &PathBuf) {
-    let mut bytes = std::fs::read(path).unwrap();
+    let mut bytes = fs::read(path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    std::fs::remove_file(path).unwrap();
-    std::fs::write(path, bytes).unwrap();
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,7 +89,7 @@ async fn missing_pack_of_the_newest_backup_stops_retention() {
     let mut host = Host::new().await;
     let (snaps, schedule) = host.two_kept().await;
     let delta = host.stored(&snaps[1]);
-    std::fs::remove_file(host.object_path(&format!("{}/pack-00000000", delta.snapshot))).unwrap();
+    fs::remove_file(host.object_path(&format!("{}/pack-00000000", delta.snapshot))).unwrap();
     host.keep(schedule, 1).await;
     let event = host.event("retention-stopped").await;
     assert!(event.message.contains("missing"), "{event:?}");
@@ -140,5 +147,64 @@ async fn pin_holds_under_another_credential_of_the_repository() {
     let other = host.client.create_credential(&other).await.unwrap().uuid;
     let delete = StartDelete::of(snap.parse().unwrap()).under(other);
     assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapPinned);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn object_of_no_known_name_among_manifests_stops_retention() {
+    let mut host = Host::new().await;
+    let (snaps, schedule) = host.two_kept().await;
+    let manifest = host.manifest_path(&snaps[1]);
+    fs::rename(&manifest, format!("{}.part", manifest.display())).unwrap();
+    host.keep(schedule, 1).await;
+    let event = host.event("retention-stopped").await;
+    assert!(event.message.contains(".part"), "{event:?}");
+    assert!(host.manifest_path(&snaps[0]).exists());
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_manifest_is_deleted_by_force_only() {
+    for step in [None, Some("delete accepted"), Some("delete out of the store")] {
+        let mut host = Host::new().await;
+        let (snaps, schedule) = host.two_kept().await;
+        damage(&host.manifest_path(&snaps[1]));
+        host.keep(schedule, 1).await;
+        let command = format!("blockctl cloudsnap delete --snap {} --force", snaps[1]);
+        let event = host.event("retention-stopped").await;
+        assert!(event.message.contains(&command), "{event:?}");
+        let delete = StartDelete::of(snaps[1].parse().unwrap());
+        match host.client.start_delete(&delete).await.unwrap_err() {
+            ClientError::Api(error) => {
+                assert_eq!(error.code, ErrorCode::CloudsnapDamaged);
+                assert!(error.hint.is_some_and(|hint| hint.contains(&command)));
+            }
+            error => panic!("{error}"),
+        }
+        *host.core().dies_at.lock() = step;
+        let task = host.delete_by_force(&snaps[1]).await;
+        if step.is_some() {
+            host.die_and_start().await;
+        }
+        host.done(task).await;
+        assert_eq!(host.ids().await, snaps[..1]);
+        let left = host.stored(&snaps[1]).snapshot.to_string();
+        assert!(!super::walk(host.store.path()).iter().any(|path| path.contains(&left)), "{step:?}");
+        host.restore(&snaps[0], "copy").await;
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_manifest_deleted_beside_another_leaves_all_data() {
+    let mut host = Host::new().await;
+    let (snaps, _) = host.two_kept().await;
+    snaps.iter().for_each(|snap| damage(&host.manifest_path(snap)));
+    let packs =
+        |host: &Host| super::walk(host.store.path()).iter().filter(|path| path.contains("/pack-")).count();
+    let before = packs(&host);
+    host.done(host.delete_by_force(&snaps[1]).await).await;
+    assert!(!Path::new(&host.store.path().join(host.stored(&snaps[1]).manifest_key())).exists());
+    assert_eq!(packs(&host), before);
     host.stop().await;
 }

@@ -29,6 +29,12 @@ pub(super) enum Kept {
     Doubtful,
 }
 
+/// The reason for which retention stops on a volume, and what to do about it.
+pub(crate) struct Obstacle {
+    what: String,
+    hint: String,
+}
+
 impl Core {
     /// Checks the backups of a volume that a pass keeps in a place, before it deletes any other.
     pub(super) async fn check_kept(
@@ -79,7 +85,8 @@ impl Core {
         let last: Vec<_> =
             kept.iter().filter(is_meant).filter(is_last_good).map(|judgement| judgement.cloudsnap).collect();
         if let Some(what) = self.check_quickly(repository, last, catalog, requests).await? {
-            self.stop_retention(credential, like, what).await?;
+            let hint = "verify its cloud snapshots, make a new full backup, then delete the damaged ones with `blockctl cloudsnap delete`";
+            self.stop_retention(credential, like, Obstacle { what, hint: hint.to_owned() }).await?;
             return Ok(Kept::Doubtful);
         }
         self.health.clear(health::RETENTION, &stopped_key(credential, like));
@@ -150,17 +157,18 @@ impl Core {
         &self,
         credential: Uuid,
         like: &CloudsnapId,
-        what: String,
+        obstacle: Obstacle,
     ) -> Result<(), ServiceError> {
         let volume = self.registry.by_id(like.volume).map(|entry| entry.name.clone());
         let name = volume.as_ref().map_or_else(|| like.volume.to_string(), ToString::to_string);
+        let Obstacle { what, hint } = obstacle;
         let message = format!("retention stopped on volume {name}: {what}; none of its backups is deleted");
-        let hint =
-            "verify its cloud snapshots, make a new full backup, then delete the damaged ones".to_owned();
-        if !self.health.note(health::RETENTION, &stopped_key(credential, like), message.clone(), hint) {
+        let of = stopped_key(credential, like);
+        if !self.health.note(health::RETENTION, &of, message.clone(), hint.clone()) {
             return Ok(());
         }
-        tracing::error!(volume = %like.volume, %credential, "{message}");
+        tracing::error!(volume = %like.volume, %credential, %hint, "{message}");
+        let message = format!("{message}; {hint}");
         let event = NewEvent::new(Timestamp::now(), Severity::Error, "retention-stopped", message);
         let event = NewEvent { volume, ..event };
         self.db.run(move |tx| event.insert(tx)).await?;
@@ -169,20 +177,40 @@ impl Core {
     }
 }
 
-/// Returns why a manifest of a volume cannot be read, if there is such a one.
+/// Returns why a manifest of a volume cannot be read, if there is such a one. An object whose name is that of no cloud snapshot
+/// counts as well: it may be one of the volume.
 ///
 /// # Errors
 /// If reading failed in a way that may pass.
-pub(crate) fn unreadable(listed: &[ListedManifest]) -> Result<Option<String>, ServiceError> {
+pub(crate) fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceError> {
     let mut passing = None;
     for found in listed {
-        match &found.manifest {
-            Ok(_) => {}
-            Err(error) if error.is_retryable() => passing = Some(error),
-            Err(error) => return Ok(Some(format!("manifest {} cannot be read: {error}", found.key))),
-        }
+        let error = match &found.manifest {
+            Ok(_) => continue,
+            Err(error) if error.is_retryable() => {
+                passing = Some(error);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let what = format!("manifest {} cannot be read: {error}", found.key);
+        let hint = match (&found.id, error) {
+            (Some(id), CloudError::Damaged { .. }) => {
+                format!("make a new full backup, then delete the damaged one: {}", delete_command(id))
+            }
+            (Some(_), _) => "make a new full backup, and look at the credentials of the store".to_owned(),
+            (None, _) => {
+                "remove the object with a tool of the store, if blockd did not put it there".to_owned()
+            }
+        };
+        return Ok(Some(Obstacle { what, hint }));
     }
     passing.map_or(Ok(None), |error| Err(ServiceError::refused(ErrorCode::StoreFailed, error.to_string())))
+}
+
+/// The command that deletes a cloud snapshot whose manifest is damaged.
+pub(crate) fn delete_command(id: &CloudsnapId) -> String {
+    format!("blockctl cloudsnap delete --snap {id} --force")
 }
 
 fn stopped_key(credential: Uuid, like: &CloudsnapId) -> String {

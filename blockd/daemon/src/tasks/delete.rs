@@ -11,7 +11,10 @@ use crate::{
     error::{ServiceError, blocking},
     files,
 };
-use blockd_cloud::{Manifest, ManifestCache, Progress, Repository, UnreadableSiblings, delete_with_manifest};
+use blockd_cloud::{
+    CloudError, Manifest, ManifestCache, Progress, Repository, UnreadableSiblings, delete_damaged,
+    delete_with_manifest,
+};
 use blockd_extent::SnapshotId;
 use std::{path::Path, sync::Arc};
 
@@ -32,7 +35,14 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         true => UnreadableSiblings::KeepDeltas,
         false => UnreadableSiblings::Refuse,
     };
-    let delete = delete_with_manifest(&repository, &manifest, &protected, &catalog, unreadable);
+    let delete = async {
+        match &manifest {
+            Some(manifest) => {
+                delete_with_manifest(&repository, manifest, &protected, &catalog, unreadable).await
+            }
+            None => delete_damaged(&repository, &row.cloudsnap, &protected, &catalog).await,
+        }
+    };
     let report = tokio::select! {
         report = delete => report?,
         // Everything that was done so far is harmless to do again.
@@ -66,21 +76,26 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     Ok(done)
 }
 
-/// The manifest, kept on this host from now on.
+/// The manifest, kept on this host from now on; none if it was damaged when the deletion was asked for, and is so or gone.
 async fn kept_manifest(
     core: &Core,
     live: &LiveTask,
     repository: &Repository,
     row: &TaskRow,
-) -> Result<Manifest, ServiceError> {
+) -> Result<Option<Manifest>, ServiceError> {
     let dir = core.task_dir(live.id);
     let path = dir.join("manifest.json");
     let (load, wanted) = (path.clone(), row.cloudsnap);
     let kept = blocking(move || read_manifest(&load)).await?;
     if let Some(manifest) = kept.filter(|manifest| manifest.id() == wanted) {
-        return Ok(manifest);
+        return Ok(Some(manifest));
     }
-    let manifest = repository.manifest(&row.cloudsnap).await?;
+    let manifest = match repository.manifest(&row.cloudsnap).await {
+        Err(CloudError::Damaged { .. } | CloudError::SnapshotNotFound { .. }) if row.detail.damaged => {
+            return Ok(None);
+        }
+        read => read?,
+    };
     let text = serde_json::to_vec(&manifest)
         .map_err(|error| ServiceError::Internal(format!("cannot encode a manifest: {error}")))?;
     blocking(move || {
@@ -88,7 +103,7 @@ async fn kept_manifest(
         written.map_err(|source| ServiceError::File { action: "write", path, source })
     })
     .await?;
-    Ok(manifest)
+    Ok(Some(manifest))
 }
 
 fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {

@@ -80,12 +80,13 @@ Examples:
 
 const DELETE_HELP: &str = "\
 No cloud snapshot needs another one to exist: any of them can be deleted, and the data that \
-others share stays. One that is pinned is only deleted with --force, and none that a clone or lazy volume of this \
-host needs. What volumes of other hosts need is not known here: they could not read it any more.
+others share stays. One that is pinned, or whose manifest is damaged, is only deleted with --force, and none that a \
+clone or lazy volume of this host needs. What volumes of other hosts need is not known here: they could not read it any more.
 
 Examples:
   blockctl cloudsnap delete --snap ID
-  blockctl cs delete --snap ID --cred-id nas --wait";
+  blockctl cs delete --snap ID --cred-id nas --wait
+  blockctl cs delete --snap ID --force";
 
 const HISTORY_HELP: &str = "\
 Examples:
@@ -318,7 +319,7 @@ pub struct DeleteArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: CloudsnapId,
-    /// Delete it also if it is pinned
+    /// Delete it also if it is pinned or damaged
     #[arg(short, long)]
     pub force: bool,
     /// Where it is kept.

@@ -1,0 +1,123 @@
+//! Starting the deletion of a cloud snapshot: asked for by a user, or judged by retention.
+
+use crate::{
+    asking::is_still_wanted,
+    cloudsnaps::from_api_id,
+    core::Core,
+    db::{Chain, Mark, TaskDetail, TaskKind, TaskRow, TaskState},
+    error::ServiceError,
+    schedules::delete_command,
+    whereabouts::Purpose,
+};
+use blockd_api::{ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
+use blockd_cloud::{CloudError, CloudsnapId};
+use jiff::Timestamp;
+use std::sync::Arc;
+use uuid::Uuid;
+
+impl Core {
+    pub(crate) async fn refuse_if_deleting(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+        let deleting = |task: &TaskRow| task.kind == TaskKind::Delete && task.cloudsnap == *id;
+        match self.unfinished_tasks().await?.into_iter().find(deleting) {
+            Some(task) => Err(ServiceError::refused(
+                ErrorCode::CloudsnapInUse,
+                format!("cloud snapshot {id} is being deleted by task {}", task.id),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the deletion of a cloud snapshot.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot, or a task uses it.
+    pub async fn start_delete(self: &Arc<Self>, request: &StartDelete) -> Result<TaskStarted, ServiceError> {
+        let started = self.start_delete_if(request, None).await?;
+        started.ok_or_else(|| ServiceError::Internal("a deletion that nobody judged was not begun".into()))
+    }
+
+    /// The same. Of what a rule judged, it is said by what mark it did: if that is not what is said of the cloud snapshot any
+    /// more, nothing is begun, and the rule has to judge anew.
+    pub(crate) async fn start_delete_if(
+        self: &Arc<Self>,
+        request: &StartDelete,
+        judged_by: Option<Option<Mark>>,
+    ) -> Result<Option<TaskStarted>, ServiceError> {
+        let id = from_api_id(&request.snap);
+        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Delete).await?;
+        let damaged = self.has_damaged_manifest(credential.uuid, &id, request.force).await?;
+        let _admission = self.admission.lock().await;
+        is_still_wanted()?;
+        self.refuse_if_deleting(&id).await?;
+        self.refuse_if_needed(&id).await?;
+        match judged_by {
+            Some(mark) if !self.is_judged_by(&id, credential.uuid, mark).await? => return Ok(None),
+            None if !request.force => self.refuse_if_pinned(&id, credential.uuid).await?,
+            _ => {}
+        }
+        self.refuse_if_used(&id).await?;
+        let row = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Delete,
+            state: TaskState::Pending,
+            volume: None,
+            snapshot: None,
+            credential: credential.uuid,
+            cloudsnap: id,
+            base: None,
+            created: Timestamp::now(),
+            owner: crate::owner::current(),
+            detail: TaskDetail {
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                force: request.force,
+                damaged,
+                ..TaskDetail::default()
+            },
+        };
+        self.store_and_launch(row, |_| Ok(())).await.map(Some)
+    }
+
+    /// Whether the manifest is there and damaged, which only force deletes.
+    async fn has_damaged_manifest(
+        &self,
+        credential: Uuid,
+        id: &CloudsnapId,
+        force: bool,
+    ) -> Result<bool, ServiceError> {
+        let error = match self.ask_manifest(credential, id).await {
+            Ok(_) => return Ok(false),
+            Err(error) => error,
+        };
+        match &error {
+            ServiceError::Cloud(cause) if matches!(**cause, CloudError::Damaged { .. }) => {}
+            _ => return Err(error),
+        }
+        if force {
+            return Ok(true);
+        }
+        let mut refused = error.to_api();
+        refused.hint =
+            Some(format!("an administrator deletes it all the same with `{}`", delete_command(id)));
+        Err(ServiceError::Refused(refused))
+    }
+
+    /// Refuses to delete what a task needs that is under way. Under the admission lock.
+    async fn refuse_if_used(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+        let chains = self.db.run(|tx| Chain::all(tx, None)).await?;
+        let uses = |task: &TaskRow| match task.kind {
+            TaskKind::Restore => task.cloudsnap == *id,
+            TaskKind::Delete | TaskKind::Verify => false,
+            // One that has not decided yet may build on the tip of its volume's chain.
+            TaskKind::Backup => {
+                let undecided = task.detail.backup_type.is_none()
+                    && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == *id);
+                task.base == Some(*id) || undecided || task.cloudsnap.snapshot == id.snapshot
+            }
+        };
+        let Some(task) = self.unfinished_tasks().await?.into_iter().find(uses) else { return Ok(()) };
+        let message =
+            format!("cloud snapshot {id} is used by {} task {}: wait for it to end", task.kind, task.id);
+        Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
+    }
+}
