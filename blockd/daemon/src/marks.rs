@@ -7,18 +7,18 @@ use crate::{
     asking::is_still_wanted,
     cloudsnaps::{from_api_id, to_api_id},
     core::Core,
-    db::{Catalog, DbError, Mark, Proof, RunRow, ScheduleRow},
+    db::{DbError, Mark, Proof, RunRow, ScheduleRow},
     error::ServiceError,
-    schedules::{engine, unreadable},
+    schedules::engine,
 };
 use blockd_api::{
     ErrorCode,
     cloudsnaps::{CloudsnapMark, MarkCloudsnap, StartDelete},
     tasks::TaskStarted,
 };
-use blockd_cloud::{CloudError, CloudsnapId, Manifest, ManifestFilter, Repository};
+use blockd_cloud::{CloudError, CloudsnapId, Manifest};
 use blockd_extent::VolumeId;
-use blockd_schedule::{Condition, Retention, Snapshot, decide};
+use blockd_schedule::{Condition, KeepReason, Retention, Snapshot, Verdict, decide};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -117,9 +117,8 @@ impl Core {
                 continue;
             }
             looks.insert(of, (Instant::now(), ids.clone()));
-            let (credential, cluster, volume) = of;
-            let filter = ManifestFilter { cluster: Some(cluster), volume: Some(volume) };
-            if let Err(error) = self.delete_expired_of(credential, &filter, &ids, &now).await {
+            let (credential, _, volume) = of;
+            if let Err(error) = self.delete_expired_of(credential, &ids, &now).await {
                 if matches!(error, ServiceError::Stopping) {
                     return Err(error);
                 }
@@ -133,24 +132,63 @@ impl Core {
     async fn delete_expired_of(
         self: &Arc<Self>,
         credential: Uuid,
-        filter: &ManifestFilter,
         ids: &BTreeSet<CloudsnapId>,
         now: impl Fn() -> Timestamp,
     ) -> Result<(), ServiceError> {
+        let Some(like) = ids.first() else { return Ok(()) };
         let (repository, _) = self.task_repository(credential).await?;
-        // The directory of a disk that is not mounted is empty, and says that nothing is there.
+        // The directory of a disk that is not mounted is empty, and takes no probe object.
         repository.prove_key_slot().await?;
         self.check_store_clock(&repository, credential).await?;
         let now = now();
-        let catalog = Catalog::new(Arc::clone(&self.db), credential);
-        let listed = Box::pin(repository.list_manifests(filter, &catalog)).await?;
-        if let Some(what) = unreadable(&listed)? {
-            if let Some(like) = ids.first() {
-                self.stop_retention(credential, like, what).await?;
-            }
+        let Some(mut place) = self.prove_for_retention(credential, like).await? else { return Ok(()) };
+        let manifests: Vec<Manifest> =
+            std::mem::take(&mut place.listed).into_iter().filter_map(|item| item.manifest.ok()).collect();
+        let judged = self.judge_expired(credential, &manifests, now).await?;
+        self.reached("expired judged")?;
+        let is_meant = |id: &CloudsnapId| {
+            ids.iter()
+                .any(|one| (one.cluster, one.volume, one.snapshot) == (id.cluster, id.volume, id.snapshot))
+        };
+        let last_good = judged.iter().filter(|one| one.verdict.is_kept_as(KeepReason::LastGood));
+        let last_good = last_good.map(|one| one.id).collect();
+        let (surplus, kept): (Vec<Judged>, Vec<Judged>) =
+            judged.into_iter().filter(|one| is_meant(&one.id)).partition(|one| one.verdict.is_delete());
+        for Judged { id, verdict, .. } in kept {
+            tracing::info!(cloudsnap = %id, %verdict, "it has expired, and stays");
+        }
+        if !surplus.is_empty() && !self.check_last_good(place, last_good).await? {
             return Ok(());
         }
-        let manifests: Vec<Manifest> = listed.into_iter().filter_map(|item| item.manifest.ok()).collect();
+        for Judged { id, verdict, mark } in surplus {
+            match self.start_judged_delete(&id, credential, mark).await {
+                Ok(Some(started)) => {
+                    tracing::info!(cloudsnap = %id, task = %started.task, %verdict, "not kept any more");
+                }
+                Ok(None) => tracing::info!(cloudsnap = %id, "how long it stays was said anew meanwhile"),
+                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                // It may be in use; the others are not.
+                Err(error) => tracing::warn!(cloudsnap = %id, %error, "what has expired is not deleted yet"),
+            }
+        }
+        let gone =
+            ids.iter().filter(|one| !manifests.iter().any(|manifest| manifest.snapshot == one.snapshot));
+        for id in gone {
+            if let Err(error) = self.forget_mark_of(credential, *id).await {
+                // Each for itself: one that cannot be looked at says nothing of the others.
+                tracing::warn!(cloudsnap = %id, %error, "whether what has expired is there still is not known");
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges the cloud snapshots of a volume by their dates only.
+    async fn judge_expired(
+        &self,
+        credential: Uuid,
+        manifests: &[Manifest],
+        now: Timestamp,
+    ) -> Result<Vec<Judged>, ServiceError> {
         let known = self.db.run(move |tx| -> Result<_, DbError> {
             Ok((Proof::of_repository(tx, credential)?, Mark::all(tx)?, engine::in_use(tx)?))
         });
@@ -175,41 +213,9 @@ impl Core {
                 }
             })
             .collect();
-        let is_meant = |id: &CloudsnapId| {
-            ids.iter()
-                .any(|one| (one.cluster, one.volume, one.snapshot) == (id.cluster, id.volume, id.snapshot))
-        };
-        self.reached("expired judged")?;
-        for (id, verdict) in decide(&snapshots, &Retention::default(), now) {
-            if !is_meant(&id) {
-                continue;
-            }
-            if !verdict.is_delete() {
-                tracing::info!(cloudsnap = %id, %verdict, "it has expired, and stays");
-                continue;
-            }
-            match self.start_judged_delete(&id, credential, marks.of(&id, credential).copied()).await {
-                Ok(Some(started)) => {
-                    tracing::info!(cloudsnap = %id, task = %started.task, %verdict, "not kept any more");
-                }
-                Ok(None) => tracing::info!(cloudsnap = %id, "how long it stays was said anew meanwhile"),
-                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
-                // It may be in use; the others are not.
-                Err(error) => tracing::warn!(cloudsnap = %id, %error, "what has expired is not deleted yet"),
-            }
-        }
-        let gone: Vec<CloudsnapId> = ids
-            .iter()
-            .filter(|one| !manifests.iter().any(|manifest| manifest.snapshot == one.snapshot))
-            .copied()
-            .collect();
-        for id in gone {
-            if let Err(error) = self.forget_mark_of(&repository, credential, id).await {
-                // Each for itself: one that cannot be looked at says nothing of the others.
-                tracing::warn!(cloudsnap = %id, %error, "whether what has expired is there still is not known");
-            }
-        }
-        Ok(())
+        let verdicts = decide(&snapshots, &Retention::default(), now).into_iter();
+        let judged = |(id, verdict)| Judged { id, verdict, mark: marks.of(&id, credential).copied() };
+        Ok(verdicts.map(judged).collect())
     }
 
     /// Starts the deletion of what was judged by this mark; none if something else was said of it since.
@@ -240,12 +246,8 @@ impl Core {
     }
 
     /// Forgets the mark of what is not in its store any more.
-    async fn forget_mark_of(
-        &self,
-        repository: &Repository,
-        credential: Uuid,
-        id: CloudsnapId,
-    ) -> Result<(), ServiceError> {
+    async fn forget_mark_of(&self, credential: Uuid, id: CloudsnapId) -> Result<(), ServiceError> {
+        let (repository, _) = self.task_repository(credential).await?;
         // A listing may lag behind, and may hold what cannot be read.
         for incremental in [false, true] {
             match Box::pin(repository.manifest(&CloudsnapId { incremental, ..id })).await {
@@ -254,8 +256,18 @@ impl Core {
                 Ok(_) => return Ok(()),
             }
         }
+        // The disk of the store may have gone away since it was proven.
+        repository.prove_key_slot().await?;
         Ok(self.db.run(move |tx| Mark::remove(tx, &id, credential)).await?)
     }
+}
+
+/// What becomes of a cloud snapshot.
+struct Judged {
+    id: CloudsnapId,
+    verdict: Verdict,
+    /// What was said of it, by which it was judged.
+    mark: Option<Mark>,
 }
 
 /// The expired ones that no schedule judges.

@@ -280,6 +280,11 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Whether this is one of the reasons for which it stays.
+    pub fn is_kept_as(&self, reason: KeepReason) -> bool {
+        matches!(self, Self::Keep(reasons) if reasons.contains(&reason))
+    }
+
     /// Whether it goes.
     pub fn is_delete(&self) -> bool {
         matches!(self, Self::Delete(_))

@@ -2,7 +2,7 @@
 //! comes back to a backup that is in the store already.
 
 use super::*;
-use blockd_cloud::store::{Answer, Layer, ListPage, ObjectStore, Request, StoreFuture};
+use blockd_cloud::store::{Answer, Layer, ListPage, ObjectInfo, ObjectStore, Request, StoreFuture};
 use std::path::PathBuf;
 
 impl Host {
@@ -31,10 +31,11 @@ impl Host {
     }
 }
 
-/// A store whose listings lag behind: they leave a key out.
+/// A store whose listings lag behind: they leave a key out, or still have objects that are gone.
 struct Lagging {
     inner: Arc<dyn ObjectStore>,
     hidden: String,
+    stale: Vec<ObjectInfo>,
 }
 
 impl Layer for Lagging {
@@ -54,6 +55,7 @@ impl Layer for Lagging {
         Box::pin(async move {
             let mut listed = self.inner.list_page(prefix, page).await?;
             listed.objects.retain(|object| object.key != self.hidden);
+            listed.objects.extend(self.stale.iter().filter(|object| object.key.starts_with(prefix)).cloned());
             Ok(listed)
         })
     }
@@ -63,6 +65,20 @@ impl Host {
     /// Leaves a manifest out of the listings of the only store; returns what ends that.
     fn hide_from_listings(&self, snap: &str) -> impl FnOnce(&Self) + use<> {
         let id: blockd_cloud::CloudsnapId = snap.parse().unwrap();
+        self.lag(id.manifest_key(), Vec::new())
+    }
+
+    /// Removes the manifest of a snapshot, which the listings of the only store show all the same.
+    pub(super) async fn lose_listed_manifest(&self, snap: &str) {
+        let id: blockd_cloud::CloudsnapId = snap.parse().unwrap();
+        let key = id.manifest_key();
+        let store = Arc::clone(self.core().repositories.opened.lock().values().next().unwrap().0.store());
+        let stale = store.list(&key).await.unwrap().into_iter().filter(|object| object.key == key).collect();
+        std::fs::remove_file(self.manifest(snap)).unwrap();
+        drop(self.lag(String::new(), stale));
+    }
+
+    fn lag(&self, hidden: String, stale: Vec<ObjectInfo>) -> impl FnOnce(&Self) + use<> {
         let set = |host: &Self, store: Arc<dyn ObjectStore>| {
             let mut opened = host.core().repositories.opened.lock();
             let (repository, _) = opened.values_mut().next().unwrap();
@@ -71,7 +87,7 @@ impl Host {
             before
         };
         let inner = Arc::clone(self.core().repositories.opened.lock().values().next().unwrap().0.store());
-        let before = set(self, Arc::new(Lagging { inner, hidden: id.manifest_key() }));
+        let before = set(self, Arc::new(Lagging { inner, hidden, stale }));
         move |host| drop(set(host, before))
     }
 }

@@ -81,7 +81,7 @@ impl Host {
     }
 
     /// Backups that expire at a time.
-    async fn dated(&self, count: usize, expires: Timestamp) -> Vec<String> {
+    pub(super) async fn dated(&self, count: usize, expires: Timestamp) -> Vec<String> {
         let mut snaps = Vec::new();
         for _ in 0..count {
             let request = StartBackup { expires: Some(expires), ..StartBackup::of("v".parse().unwrap()) };
@@ -100,7 +100,7 @@ impl Host {
     }
 
     /// What would be done at another time, until the deletions have ended.
-    async fn expire_at(&self, now: Timestamp) {
+    pub(super) async fn expire_at(&self, now: Timestamp) {
         self.core().delete_expired(|| now, &mut Looks::default()).await.unwrap();
         for task in self.core().unfinished_tasks().await.unwrap() {
             self.done(task.id).await;

@@ -16,6 +16,15 @@ use std::{
 };
 use uuid::Uuid;
 
+fn tomorrow() -> Timestamp {
+    Timestamp::now() + SignedDuration::from_hours(24)
+}
+
+/// Some time after [`tomorrow`].
+fn later() -> Timestamp {
+    Timestamp::now() + SignedDuration::from_hours(25)
+}
+
 impl Host {
     /// Makes two backups by a schedule that keeps both; returns their ids, older first, and the schedule's.
     async fn two_kept(&self) -> (Vec<String>, uuid::Uuid) {
@@ -43,6 +52,20 @@ impl Host {
 
     fn manifest_path(&self, snap: &str) -> PathBuf {
         self.object_path(&self.stored(snap).manifest_key())
+    }
+
+    /// Makes a backup that expires tomorrow, and writes to the volume after it.
+    async fn one_dated(&self) -> String {
+        self.create_credential().await;
+        self.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
+        let snap = self.dated(1, tomorrow()).await.remove(0);
+        self.volume("v").write(1 << 20, &[8; 4096], false).unwrap();
+        snap
+    }
+
+    fn lose_pack(&self, snap: &str) {
+        let delta = self.stored(snap).snapshot;
+        fs::remove_file(self.object_path(&format!("{delta}/pack-00000000"))).unwrap();
     }
 
     async fn delete_by_force(&self, snap: &str) -> Uuid {
@@ -88,8 +111,7 @@ async fn unreadable_newer_manifest_stops_retention() {
 async fn missing_pack_of_the_newest_backup_stops_retention() {
     let mut host = Host::new().await;
     let (snaps, schedule) = host.two_kept().await;
-    let delta = host.stored(&snaps[1]);
-    fs::remove_file(host.object_path(&format!("{}/pack-00000000", delta.snapshot))).unwrap();
+    host.lose_pack(&snaps[1]);
     host.keep(schedule, 1).await;
     let event = host.event("retention-stopped").await;
     assert!(event.message.contains("missing"), "{event:?}");
@@ -151,6 +173,40 @@ async fn pin_holds_under_another_credential_of_the_repository() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missing_pack_of_the_newest_backup_stops_expiry() {
+    let mut host = Host::new().await;
+    let dated = host.one_dated().await;
+    let newest = host.backup("v", true).await.source_volume.unwrap();
+    host.lose_pack(&newest);
+    host.expire_at(later()).await;
+    assert_eq!(host.ids().await, [dated, newest]);
+    let event = host.event("retention-stopped").await;
+    assert!(event.message.contains("missing"), "{event:?}");
+    // A newer whole one takes its place.
+    host.delete_by_force(&host.ids().await[1]).await;
+    let whole = host.backup("v", true).await.source_volume.unwrap();
+    host.expire_at(later()).await;
+    assert_eq!(host.ids().await, [whole]);
+    assert!(host.client.status().await.unwrap().problems.iter().all(|problem| problem.kind != "retention"));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listed_manifest_that_is_gone_stops_retention() {
+    let mut host = Host::new().await;
+    let (snaps, schedule) = host.two_kept().await;
+    // Its manifest is in the cache from here on.
+    assert_eq!(host.ids().await, snaps);
+    host.lose_listed_manifest(&snaps[1]).await;
+    assert_eq!(host.ids().await, snaps);
+    host.keep(schedule, 1).await;
+    let event = host.event("retention-stopped").await;
+    assert!(event.message.contains(&snaps[1]), "{event:?}");
+    assert!(host.manifest_path(&snaps[0]).exists());
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn object_of_no_known_name_among_manifests_stops_retention() {
     let mut host = Host::new().await;
     let (snaps, schedule) = host.two_kept().await;
@@ -206,5 +262,26 @@ async fn damaged_manifest_deleted_beside_another_leaves_all_data() {
     host.done(host.delete_by_force(&snaps[1]).await).await;
     assert!(!Path::new(&host.store.path().join(host.stored(&snaps[1]).manifest_key())).exists());
     assert_eq!(packs(&host), before);
+    host.stop().await;
+}
+
+/// The disk of the store goes away within a pass of retention: its directory is empty then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn store_unmounted_within_a_pass_expires_no_run() {
+    let mut host = Host::new().await;
+    let (_, schedule) = host.two_kept().await;
+    let (store, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
+    let (unmounted, (over, is_over)) = (away.clone(), tokio::sync::oneshot::channel());
+    host.core().meanwhile.at("place proven", move |core| {
+        fs::rename(&store, &unmounted).unwrap();
+        fs::create_dir(&store).unwrap();
+        core.meanwhile.at("surplus looked at", move |_| over.send(()).unwrap());
+    });
+    host.keep(schedule, 1).await;
+    is_over.await.unwrap();
+    let runs = host.runs().await;
+    assert!(runs.iter().all(|run| run.state == blockd_api::schedules::RunState::Done), "{runs:?}");
+    fs::remove_dir_all(host.store.path()).unwrap();
+    fs::rename(&away, host.store.path()).unwrap();
     host.stop().await;
 }

@@ -13,7 +13,7 @@ use blockd_cloud::{
     CloudError, CloudsnapId, ListedManifest, ManifestFilter, Progress, Repository, VerifyDepth,
     VerifyOptions, check_clock, store::Requests,
 };
-use blockd_schedule::{KeepReason, Verdict};
+use blockd_schedule::KeepReason;
 use jiff::Timestamp;
 use std::{collections::HashSet, sync::Arc};
 use uuid::Uuid;
@@ -29,16 +29,70 @@ pub(super) enum Kept {
     Doubtful,
 }
 
+/// A place that was proven, and the manifests of a volume there, all of which can be read.
+pub(crate) struct ProvenPlace {
+    credential: Uuid,
+    like: CloudsnapId,
+    repository: Repository,
+    requests: Arc<Requests>,
+    catalog: Catalog,
+    pub(crate) listed: Vec<ListedManifest>,
+}
+
 /// The reason for which retention stops on a volume, and what to do about it.
-pub(crate) struct Obstacle {
+struct Obstacle {
     what: String,
     hint: String,
 }
 
 impl Core {
+    /// Proves a place and reads the manifests of a volume there, before retention judges them or deletes any. Returns none, and
+    /// stops retention, if one cannot be read.
+    ///
+    /// # Errors
+    /// The key slot is not there, or the store fails.
+    pub(crate) async fn prove_for_retention(
+        &self,
+        credential: Uuid,
+        like: &CloudsnapId,
+    ) -> Result<Option<ProvenPlace>, ServiceError> {
+        let (repository, requests) = self.task_repository(credential).await?;
+        // The directory of a disk that is not mounted is empty, and says that nothing is there.
+        repository.prove_key_slot().await?;
+        self.reached("place proven")?;
+        let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
+        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
+        if let Some(obstacle) = unreadable(&listed)? {
+            self.stop_retention(credential, like, obstacle).await?;
+            return Ok(None);
+        }
+        Ok(Some(ProvenPlace { credential, like: *like, repository, requests, catalog, listed }))
+    }
+
+    /// Checks that the last good backups of a volume, which stay, have all of their objects. Otherwise retention stops, and nothing
+    /// of the volume may be deleted.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub(crate) async fn check_last_good(
+        &self,
+        place: ProvenPlace,
+        last_good: Vec<CloudsnapId>,
+    ) -> Result<bool, ServiceError> {
+        let (credential, like) = (place.credential, place.like);
+        if let Some(what) = self.check_quickly(place, last_good).await? {
+            let hint = "verify its cloud snapshots, make a new full backup, then delete the damaged ones with `blockctl cloudsnap delete`";
+            self.stop_retention(credential, &like, Obstacle { what, hint: hint.to_owned() }).await?;
+            return Ok(false);
+        }
+        self.health.clear(health::RETENTION, &stopped_key(credential, &like));
+        Ok(true)
+    }
+
     /// Checks the backups of a volume that a pass keeps in a place, before it deletes any other.
     pub(super) async fn check_kept(
-        self: &Arc<Self>,
+        &self,
         credential: Uuid,
         like: &CloudsnapId,
         kept: &[Judgement],
@@ -47,17 +101,10 @@ impl Core {
             let id = judgement.cloudsnap;
             judgement.credential == credential && (id.cluster, id.volume) == (like.cluster, like.volume)
         };
-        let (repository, requests) = self.task_repository(credential).await?;
-        // The directory of a disk that is not mounted is empty, and says that nothing is there.
-        repository.prove_key_slot().await?;
-        let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
-        let catalog = Catalog::new(Arc::clone(&self.db), credential);
-        let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
-        if let Some(what) = unreadable(&listed)? {
-            self.stop_retention(credential, like, what).await?;
+        let Some(place) = self.prove_for_retention(credential, like).await? else {
             return Ok(Kept::Doubtful);
-        }
-        let listed: HashSet<String> = listed.into_iter().map(|manifest| manifest.key).collect();
+        };
+        let listed: HashSet<&String> = place.listed.iter().map(|manifest| &manifest.key).collect();
         let mut found = Kept::Whole;
         for judgement in kept.iter().filter(is_meant) {
             let id = judgement.cloudsnap;
@@ -65,13 +112,10 @@ impl Core {
                 continue;
             }
             // A listing may lag behind.
-            match Box::pin(repository.manifest(&id)).await {
+            match Box::pin(place.repository.manifest(&id)).await {
                 Err(CloudError::SnapshotNotFound { .. }) => {
                     tracing::warn!(cloudsnap = %id, run = judgement.run.id, "a backup that was to be kept is gone");
-                    let expired = move |tx: &rusqlite::Transaction<'_>| {
-                        RunRow::expire(tx, credential, &id, "it is not in its store any more")
-                    };
-                    self.db.run(expired).await?;
+                    self.expire_run_of_gone(credential, id).await?;
                     found = Kept::Fewer;
                 }
                 Err(error) => return Err(error.into()),
@@ -81,16 +125,30 @@ impl Core {
         if found == Kept::Fewer {
             return Ok(found);
         }
-        let is_last_good = |judgement: &&Judgement| matches!(&judgement.verdict, Verdict::Keep(reasons) if reasons.contains(&KeepReason::LastGood));
-        let last: Vec<_> =
-            kept.iter().filter(is_meant).filter(is_last_good).map(|judgement| judgement.cloudsnap).collect();
-        if let Some(what) = self.check_quickly(repository, last, catalog, requests).await? {
-            let hint = "verify its cloud snapshots, make a new full backup, then delete the damaged ones with `blockctl cloudsnap delete`";
-            self.stop_retention(credential, like, Obstacle { what, hint: hint.to_owned() }).await?;
-            return Ok(Kept::Doubtful);
+        let last_good =
+            kept.iter().filter(is_meant).filter(|one| one.verdict.is_kept_as(KeepReason::LastGood));
+        let last_good = last_good.map(|judgement| judgement.cloudsnap).collect();
+        match self.check_last_good(place, last_good).await? {
+            true => Ok(Kept::Whole),
+            false => Ok(Kept::Doubtful),
         }
-        self.health.clear(health::RETENTION, &stopped_key(credential, like));
-        Ok(Kept::Whole)
+    }
+
+    /// Marks the run as expired whose backup its store does not have any more.
+    ///
+    /// # Errors
+    /// The place does not prove to be the right one: its disk may have gone away since it was asked.
+    pub(super) async fn expire_run_of_gone(
+        &self,
+        credential: Uuid,
+        id: CloudsnapId,
+    ) -> Result<(), ServiceError> {
+        let (repository, _) = self.task_repository(credential).await?;
+        repository.prove_key_slot().await?;
+        let expired = move |tx: &rusqlite::Transaction<'_>| {
+            RunRow::expire(tx, credential, &id, "it is not in its store any more")
+        };
+        Ok(self.db.run(expired).await?)
     }
 
     /// Refuses deletions where the clocks of this host and of a store differ, and reports that once. A time by which
@@ -127,33 +185,39 @@ impl Core {
         Err(error)
     }
 
-    /// Looks whether all objects of these cloud snapshots are in the store; returns the first thing that is wrong.
+    /// Looks whether these cloud snapshots and all of their objects are in the store; returns the first thing that is wrong.
     async fn check_quickly(
         &self,
-        repository: Repository,
+        place: ProvenPlace,
         ids: Vec<CloudsnapId>,
-        catalog: Catalog,
-        requests: Arc<Requests>,
     ) -> Result<Option<String>, ServiceError> {
+        if ids.is_empty() {
+            return Ok(Some("no backup of it is known to be good".to_owned()));
+        }
         let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
-        let progress = Arc::new(Progress::new(requests));
         let no_check = |_: &CloudsnapId| None;
         let report = cloud::verify(
-            repository,
-            ids,
+            place.repository,
+            ids.clone(),
             options,
             Box::new(no_check),
-            Arc::new(catalog),
-            progress,
+            Arc::new(place.catalog),
+            Arc::new(Progress::new(place.requests)),
             self.stopping.clone(),
         )
         .await?;
-        let first = report.findings.first();
-        Ok(first.map(|finding| format!("object {} is damaged: {}", finding.object, finding.what)))
+        if let Some(finding) = report.findings.first() {
+            return Ok(Some(format!("object {} is damaged: {}", finding.object, finding.what)));
+        }
+        // One that is gone is no finding.
+        let is_sound =
+            |id: &&CloudsnapId| report.snapshots.iter().any(|one| one.id == **id && one.is_sound());
+        let unproven = ids.iter().find(|id| !is_sound(id));
+        Ok(unproven.map(|id| format!("cloud snapshot {id} is listed, and its manifest is not there")))
     }
 
     /// Reports, once, that retention deletes nothing of a volume in a place.
-    pub(crate) async fn stop_retention(
+    async fn stop_retention(
         &self,
         credential: Uuid,
         like: &CloudsnapId,
@@ -182,7 +246,7 @@ impl Core {
 ///
 /// # Errors
 /// If reading failed in a way that may pass.
-pub(crate) fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceError> {
+fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceError> {
     let mut passing = None;
     for found in listed {
         let error = match &found.manifest {

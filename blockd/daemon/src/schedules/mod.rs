@@ -12,7 +12,7 @@ mod sense;
 #[cfg(test)]
 mod simulation;
 
-pub(crate) use kept::{delete_command, unreadable};
+pub(crate) use kept::delete_command;
 #[cfg(test)]
 pub(crate) use runner::Delays;
 pub(crate) use runner::{Scheduler, start};

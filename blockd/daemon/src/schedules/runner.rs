@@ -400,16 +400,23 @@ impl Core {
                 }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 Err(error) if error.to_api().code == ErrorCode::CloudsnapNotFound => {
-                    tracing::info!(cloudsnap = %id, verdict = %judgement.verdict, "not kept any more, and gone already");
-                    self.db.run(move |tx| RunRow::expire(tx, credential, &id, "it is gone")).await?;
-                    continue;
+                    match self.expire_run_of_gone(credential, id).await {
+                        Ok(()) => {
+                            tracing::info!(cloudsnap = %id, verdict = %judgement.verdict, "not kept any more, and gone already");
+                            continue;
+                        }
+                        Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                        Err(error) => {
+                            tracing::warn!(cloudsnap = %id, %error, "whether it is gone is not known");
+                        }
+                    }
                 }
                 // The store may be away, or the backup in use.
                 Err(error) => tracing::warn!(cloudsnap = %id, %error, "not deleted yet"),
             }
             delays.entry(delay_key(&judgement)).or_default().lengthen();
         }
-        Ok(())
+        self.reached("surplus looked at")
     }
 
     /// Compares the clock of this host with that of each store in which something is not kept any more; returns the
