@@ -90,6 +90,11 @@ pub struct KnownKeys {
 }
 
 impl KnownKeys {
+    /// The ids of the keys. They are random: two repositories share none, unless one is a copy of the other.
+    pub fn key_ids(&self) -> impl Iterator<Item = Uuid> {
+        self.write_key.map(|key| key.key_id).into_iter().chain(self.slots.iter().map(|slot| slot.key_id))
+    }
+
     /// Adds a slot, unless there is one of the same key.
     pub fn remember_missing(&mut self, slot: KeySlot) {
         if self.slots.iter().all(|known| known.key_id != slot.key_id) {

@@ -225,6 +225,7 @@ impl Core {
             .db
             .run(move |tx| -> Result<_, DbError> { Ok((Proof::of_repository(tx, uuid)?, Mark::all(tx)?)) });
         let (proofs, marks) = known.await?;
+        let now = Timestamp::now();
         let proofs: BTreeMap<CloudsnapId, Proof> =
             proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
         for item in listed {
@@ -232,7 +233,7 @@ impl Core {
                 Ok(manifest) => {
                     let mut entry = entry(&manifest, credential);
                     show_proof(&mut entry.metadata, proofs.get(&manifest.id()));
-                    show_mark(&mut entry.metadata, marks.of(&manifest.id(), uuid));
+                    show_mark(&mut entry.metadata, marks.of(&manifest.id(), uuid, now).as_ref());
                     found.entries.push(entry);
                 }
                 // Deleted between the list and the look at it.
@@ -323,12 +324,12 @@ impl Core {
         };
         let mut entry = entry(&manifest, &credential);
         let uuid = credential.uuid;
-        let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((Proof::of_repository(tx, uuid)?, Mark::find(tx, &id, uuid)?))
-        });
-        let (proofs, mark) = known.await?;
-        show_proof(&mut entry.metadata, proofs.iter().find(|proof| proof.cloudsnap == id));
-        show_mark(&mut entry.metadata, mark.as_ref());
+        let known = self
+            .db
+            .run(move |tx| -> Result<_, DbError> { Ok((Proof::of_repository(tx, uuid)?, Mark::all(tx)?)) });
+        let (proofs, marks) = known.await?;
+        show_proof(&mut entry.metadata, proofs.iter().rfind(|proof| proof.cloudsnap == id));
+        show_mark(&mut entry.metadata, marks.of(&id, uuid, Timestamp::now()).as_ref());
         Ok(CloudsnapDetail { entry, detail })
     }
 

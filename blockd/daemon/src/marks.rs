@@ -12,7 +12,7 @@ use crate::{
     schedules::engine,
 };
 use blockd_api::{
-    ErrorCode,
+    CredentialRef, ErrorCode,
     cloudsnaps::{CloudsnapMark, MarkCloudsnap, StartDelete},
     tasks::TaskStarted,
 };
@@ -74,9 +74,11 @@ impl Core {
             mark.pinned = request.pinned.unwrap_or(mark.pinned);
             mark.expires = if request.never_expires { None } else { request.expires.or(mark.expires) };
             mark.put(tx)?;
-            Ok(mark)
+            Ok(Mark::all(tx)?.of(&id, mark.credential, Timestamp::now()))
         });
-        let Mark { pinned, expires, .. } = stored.await?;
+        // What holds, also if it was said under another credential of the repository.
+        let holds = stored.await?;
+        let (pinned, expires) = (holds.is_some_and(|mark| mark.pinned), holds.and_then(|mark| mark.expires));
         tracing::info!(cloudsnap = %id, pinned, expires = expires.map(tracing::field::display), "marked");
         // Its schedules judge anew.
         self.scheduler.wake();
@@ -89,12 +91,12 @@ impl Core {
         id: &CloudsnapId,
         credential: Uuid,
     ) -> Result<(), ServiceError> {
-        let wanted = *id;
-        if self.db.run(move |tx| Mark::is_pinned(tx, &wanted, credential)).await? {
-            let message = format!("cloud snapshot {id} is pinned: unpin it first, or delete it by force");
-            return Err(ServiceError::refused(ErrorCode::CloudsnapPinned, message));
-        }
-        Ok(())
+        let Some(under) = self.db.run(Mark::all).await?.pinned_under(id, credential) else { return Ok(()) };
+        let under = self.credential(Some(&CredentialRef::Id(under))).await?.name;
+        let message = format!(
+            "cloud snapshot {id} is pinned under credential {under}: unpin it there first, or delete it by force"
+        );
+        Err(ServiceError::refused(ErrorCode::CloudsnapPinned, message))
     }
 
     /// Starts the deletion of what has expired and was made by no schedule; the schedules judge their own. The last good backup
@@ -199,7 +201,7 @@ impl Core {
             .iter()
             .map(|manifest| {
                 let id = manifest.id();
-                let mark = marks.of(&id, credential);
+                let mark = marks.of(&id, credential, now);
                 Snapshot {
                     id,
                     created: manifest.created,
@@ -214,7 +216,7 @@ impl Core {
             })
             .collect();
         let verdicts = decide(&snapshots, &Retention::default(), now).into_iter();
-        let judged = |(id, verdict)| Judged { id, verdict, mark: marks.of(&id, credential).copied() };
+        let judged = |(id, verdict)| Judged { id, verdict, mark: marks.of(&id, credential, now) };
         Ok(verdicts.map(judged).collect())
     }
 
@@ -236,13 +238,9 @@ impl Core {
         credential: Uuid,
         judged_by: Option<Mark>,
     ) -> Result<bool, ServiceError> {
-        let wanted = *id;
-        let read = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((Mark::find(tx, &wanted, credential)?, Mark::is_pinned(tx, &wanted, credential)?))
-        });
-        let (mark, pinned) = read.await?;
+        let mark = self.db.run(Mark::all).await?.of(id, credential, Timestamp::now());
         let said = |mark: Option<Mark>| mark.map(|mark| (mark.pinned, mark.expires));
-        Ok(!pinned && said(mark) == said(judged_by))
+        Ok(!mark.is_some_and(|mark| mark.pinned) && said(mark) == said(judged_by))
     }
 
     /// Forgets the mark of what is not in its store any more.

@@ -367,6 +367,34 @@ impl CredentialRow {
 }
 
 #[cfg(test)]
+impl CredentialRow {
+    /// A credential of a directory, whose repository has a key of this id.
+    pub(crate) fn sample(uuid: Uuid, path: &str, key_id: Uuid) -> Self {
+        Self {
+            uuid,
+            name: format!("c-{uuid}").parse().unwrap(),
+            created: Timestamp::UNIX_EPOCH,
+            store: StoreRow {
+                provider: ProviderRow::Local { path: path.into() },
+                connection: Connection::default(),
+            },
+            store_secret: None,
+            store_secret_from: None,
+            data_keys: Vec::new(),
+            passphrase_from: None,
+            encrypted: false,
+            capabilities: StoreCapabilities {
+                conditional_put: true,
+                write_bytes_per_s: 0,
+                read_bytes_per_s: 0,
+            },
+            key_slots: Vec::new(),
+            write_key: WriteKey { key_id, created_unix_s: 0 },
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -1,6 +1,6 @@
 //! Rows of marks: what people said of how long cloud snapshots stay.
 
-use super::{DbError, parsed, parsed_if_there, repository_place::RepositoryPlace};
+use super::{DbError, parsed, parsed_if_there, repository_place::Aliases};
 use blockd_cloud::CloudsnapId;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -29,17 +29,37 @@ fn key(id: &CloudsnapId) -> String {
 
 /// All marks.
 #[derive(Debug, Default)]
-pub struct Marks(HashMap<(String, Uuid), Mark>);
+pub struct Marks {
+    marks: HashMap<(String, Uuid), Mark>,
+    aliases: Aliases,
+}
 
 impl Marks {
-    /// What was said of a cloud snapshot under a credential.
-    pub fn of(&self, id: &CloudsnapId, credential: Uuid) -> Option<&Mark> {
-        self.0.get(&(key(id), credential))
+    /// What holds of a cloud snapshot under a credential: what was said under it, and under the others of the repository that it
+    /// is pinned, or is kept until a date that has not come. Their dates that have come delete nothing here.
+    pub fn of(&self, id: &CloudsnapId, credential: Uuid, now: Timestamp) -> Option<Mark> {
+        let own = self.marks.get(&(key(id), credential)).copied();
+        let nothing = Mark { cloudsnap: *id, credential, pinned: false, expires: None };
+        let mut merged = own.unwrap_or(nothing);
+        for alias in self.aliases.of(credential) {
+            let Some(other) = self.marks.get(&(key(id), alias.credential)) else { continue };
+            merged.pinned |= other.pinned;
+            merged.expires = merged.expires.max(other.expires.filter(|expires| *expires > now));
+        }
+        (merged.pinned || merged.expires.is_some()).then_some(merged)
+    }
+
+    /// A credential of the repository under which a cloud snapshot is pinned, the given one first.
+    pub fn pinned_under(&self, id: &CloudsnapId, credential: Uuid) -> Option<Uuid> {
+        let is_pinned = |of: &Uuid| self.marks.get(&(key(id), *of)).is_some_and(|mark| mark.pinned);
+        self.aliases.credentials(credential).find(is_pinned)
     }
 
     /// Those whose date has come and that are not pinned.
     pub fn expired(&self, now: Timestamp) -> impl Iterator<Item = &Mark> {
-        self.0.values().filter(move |mark| !mark.pinned && mark.expires.is_some_and(|expires| expires <= now))
+        self.marks
+            .values()
+            .filter(move |mark| !mark.pinned && mark.expires.is_some_and(|expires| expires <= now))
     }
 }
 
@@ -60,7 +80,8 @@ impl Mark {
     pub fn all(tx: &Transaction<'_>) -> Result<Marks, DbError> {
         let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM cloudsnap_marks"))?;
         let marks = statement.query_map([], Self::read)?.collect::<Result<Vec<_>, _>>()?;
-        Ok(Marks(marks.into_iter().map(|mark| ((key(&mark.cloudsnap), mark.credential), mark)).collect()))
+        let marks = marks.into_iter().map(|mark| ((key(&mark.cloudsnap), mark.credential), mark)).collect();
+        Ok(Marks { marks, aliases: Aliases::all(tx)? })
     }
 
     /// The mark of a cloud snapshot under a credential.
@@ -70,19 +91,6 @@ impl Mark {
     pub fn find(tx: &Transaction<'_>, id: &CloudsnapId, credential: Uuid) -> Result<Option<Self>, DbError> {
         let sql = format!("SELECT {COLUMNS} FROM cloudsnap_marks WHERE cloudsnap = ?1 AND credential = ?2");
         Ok(tx.query_row(&sql, [key(id), credential.to_string()], Self::read).optional()?)
-    }
-
-    /// Whether a cloud snapshot is pinned under a credential, or under another one that leads to the same place.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub fn is_pinned(tx: &Transaction<'_>, id: &CloudsnapId, credential: Uuid) -> Result<bool, DbError> {
-        for same_place in RepositoryPlace::credentials(tx, credential)? {
-            if Self::find(tx, id, same_place)?.is_some_and(|mark| mark.pinned) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Stores it, or removes it if it says nothing; does nothing if the credential is gone.
@@ -138,7 +146,8 @@ mod tests {
             mark.put(tx)?;
             assert_eq!(Mark::find(tx, &id, here)?, Some(mark));
             let all = Mark::all(tx)?;
-            assert_eq!((all.of(&id, here), all.expired(at(6)).count()), (Some(&mark), 0));
+            assert_eq!((all.of(&full, here, at(6)), all.expired(at(6)).count()), (Some(mark), 0));
+            assert_eq!(all.of(&id, here, at(6)), Some(mark));
             assert_eq!(all.expired(at(7)).collect::<Vec<_>>(), [&mark]);
             Mark { pinned: true, cloudsnap: id, ..mark }.put(tx)?;
             assert_eq!(Mark::all(tx)?.expired(at(9)).count(), 0, "a pin is stronger than a date");
@@ -150,13 +159,50 @@ mod tests {
     }
 
     fn add_credentials(tx: &Transaction<'_>, uuids: &[Uuid]) -> Result<(), DbError> {
-        for uuid in uuids {
-            tx.execute(
-                "INSERT INTO credentials VALUES (?1, ?1, '', '', NULL, x'00', 0, '', NULL, NULL, x'', '', 0)",
-                [uuid.to_string()],
-            )?;
-        }
-        Ok(())
+        let mut rows =
+            uuids.iter().map(|uuid| CredentialRow::sample(*uuid, &format!("/{uuid}"), Uuid::new_v4()));
+        rows.try_for_each(|row| row.insert(tx))
+    }
+
+    #[test]
+    fn marks_of_all_credentials_of_a_repository_protect() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let id: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let [here, spelled, linked, elsewhere] = [7, 8, 9, 10].map(Uuid::from_u128);
+        let (key, other_key) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mark = |credential, pinned, expires| Mark {
+            cloudsnap: id,
+            credential,
+            pinned,
+            expires: Some(at(expires)),
+        };
+        db.transaction::<_, DbError>(|tx| {
+            CredentialRow::sample(here, "/backup", key).insert(tx)?;
+            CredentialRow::sample(spelled, "/backup/", other_key).insert(tx)?;
+            CredentialRow::sample(linked, "/link", key).insert(tx)?;
+            CredentialRow::sample(elsewhere, "/elsewhere", Uuid::nil()).insert(tx)?;
+            mark(here, false, 10).put(tx)?;
+            mark(spelled, false, 20).put(tx)?;
+            mark(elsewhere, true, 90).put(tx)?;
+            let all = Mark::all(tx)?;
+            assert_eq!(all.of(&id, here, at(5)), Some(mark(here, false, 20)));
+            assert_eq!(
+                all.of(&id, here, at(20)),
+                Some(mark(here, false, 10)),
+                "dates of others delete nothing"
+            );
+            assert_eq!(all.of(&id, linked, at(5)), Some(mark(linked, false, 10)));
+            assert_eq!(all.of(&id, linked, at(10)), None);
+            assert_eq!(all.pinned_under(&id, here), None);
+            mark(linked, true, 10).put(tx)?;
+            let all = Mark::all(tx)?;
+            assert_eq!(all.of(&id, here, at(5)), Some(mark(here, true, 20)));
+            assert_eq!(all.pinned_under(&id, here), Some(linked));
+            Ok(())
+        })
+        .unwrap();
     }
 
     #[test]
@@ -171,7 +217,11 @@ mod tests {
             mark(here).put(tx)?;
             mark(elsewhere).put(tx)?;
             Mark::remove(tx, &id, elsewhere)?;
-            assert_eq!(Mark::all(tx)?.of(&id, here), Some(&mark(here)), "a copy elsewhere was deleted");
+            assert_eq!(
+                Mark::all(tx)?.of(&id, here, Timestamp::UNIX_EPOCH),
+                Some(mark(here)),
+                "a copy elsewhere was deleted"
+            );
             assert_eq!(Mark::find(tx, &id, elsewhere)?, None);
             CredentialRow::remove(tx, here)?;
             assert_eq!(Mark::find(tx, &id, here)?, None, "nobody could take it back any more");

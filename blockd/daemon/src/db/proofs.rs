@@ -1,6 +1,6 @@
 //! Rows of proofs: what the last verification of each cloud snapshot found.
 
-use super::{DbError, parsed, repository_place::RepositoryPlace};
+use super::{DbError, parsed, repository_place::Aliases};
 use blockd_cloud::{CloudsnapId, VerifyDepth};
 use blockd_extent::BlockSet;
 use jiff::Timestamp;
@@ -65,14 +65,16 @@ impl Proof {
         Ok(rows)
     }
 
-    /// The proofs of the cloud snapshots in a repository, made under whichever of its credentials, oldest first.
+    /// The proofs of the cloud snapshots in a repository, made under any of its credentials, oldest first. A place that is the
+    /// same by its key ids only may be a copy of the repository: damage there counts, soundness does not.
     ///
     /// # Errors
     /// The database fails.
     pub fn of_repository(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Self>, DbError> {
-        let mut proofs = Vec::new();
-        for same_place in RepositoryPlace::credentials(tx, credential)? {
-            proofs.extend(Self::all(tx, same_place)?);
+        let mut proofs = Self::all(tx, credential)?;
+        for alias in Aliases::all(tx)?.of(credential) {
+            let others = Self::all(tx, alias.credential)?.into_iter();
+            proofs.extend(others.filter(|proof| alias.is_same_place || !proof.sound));
         }
         proofs.sort_by_key(|proof| proof.verified);
         Ok(proofs)
@@ -109,5 +111,44 @@ impl Proof {
     pub fn remove(tx: &Transaction<'_>, cloudsnap: &CloudsnapId) -> Result<(), DbError> {
         tx.execute("DELETE FROM proofs WHERE cloudsnap = ?1", [cloudsnap.to_string()])?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CredentialRow, Db};
+    use super::*;
+
+    #[test]
+    fn soundness_in_a_copy_of_a_repository_hides_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let cloudsnap: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let [here, spelled, copy] = [7, 8, 9].map(Uuid::from_u128);
+        let key = Uuid::from_u128(1);
+        let proof = |credential, second, sound| Proof {
+            credential,
+            cloudsnap,
+            verified: Timestamp::from_second(second).unwrap(),
+            depth: VerifyDepth::Deep,
+            sound,
+            damaged: BlockSet::new(),
+            digest: None,
+        };
+        db.transaction::<_, DbError>(|tx| {
+            CredentialRow::sample(here, "/backup", key).insert(tx)?;
+            CredentialRow::sample(spelled, "/backup/.", key).insert(tx)?;
+            CredentialRow::sample(copy, "/copy", key).insert(tx)?;
+            let last = |tx| Ok::<_, DbError>(Proof::of_repository(tx, here)?.pop().map(|proof| proof.sound));
+            proof(here, 1, false).put(tx)?;
+            proof(copy, 2, true).put(tx)?;
+            assert_eq!(last(tx)?, Some(false));
+            proof(spelled, 3, true).put(tx)?;
+            assert_eq!(last(tx)?, Some(true));
+            proof(copy, 4, false).put(tx)?;
+            assert_eq!(last(tx)?, Some(false));
+            Ok(())
+        })
+        .unwrap();
     }
 }

@@ -1,8 +1,11 @@
-//! Identity of the place where a credential keeps its repository, whatever the access to it.
+//! Identity of the repository that a credential leads to, whatever the access to it.
 
 use super::{CredentialRow, DbError, ProviderRow, SwiftAuthRow};
 use rusqlite::Transaction;
-use std::path::{Component, Path, PathBuf};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::{Component, Path, PathBuf},
+};
 use uuid::Uuid;
 
 /// Server, bucket and prefix of a repository. Two credentials with the same place lead to the same cloud snapshots, with
@@ -42,17 +45,54 @@ impl RepositoryPlace {
         let prefix = row.store.connection.prefix.as_deref().unwrap_or_default();
         Self { kind, server, container, prefix: prefix.trim_matches('/').to_owned() }
     }
+}
 
-    /// Returns the credentials that lead to the same place as this one, itself included.
+/// Another credential that leads to the repository of a credential.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Alias {
+    pub(crate) credential: Uuid,
+    /// Server, bucket and prefix are the same. Otherwise only key ids are: the place has another spelling, or is a copy.
+    pub(crate) is_same_place: bool,
+}
+
+/// The credentials that lead to one repository: their places are the same, or they share a key id. Key ids are random for each
+/// repository, and tell one that is reached through a symlink, another host name or another kind of access.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Aliases(HashMap<Uuid, Vec<Alias>>);
+
+impl Aliases {
+    /// Returns those of all credentials.
     ///
     /// # Errors
     /// The database fails.
-    pub(crate) fn credentials(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Uuid>, DbError> {
-        let rows = CredentialRow::all(tx)?;
-        let Some(place) = rows.iter().find(|row| row.uuid == credential).map(Self::of) else {
-            return Ok(vec![credential]);
+    pub(crate) fn all(tx: &Transaction<'_>) -> Result<Self, DbError> {
+        let known: Vec<(Uuid, RepositoryPlace, BTreeSet<Uuid>)> = CredentialRow::all(tx)?
+            .iter()
+            .map(|row| {
+                let keys = row.known_keys().key_ids().filter(|key_id| !key_id.is_nil()).collect();
+                (row.uuid, RepositoryPlace::of(row), keys)
+            })
+            .collect();
+        let aliases_of = |(own, own_place, own_keys): &(Uuid, RepositoryPlace, BTreeSet<Uuid>)| {
+            let others =
+                known.iter().filter(|(other, ..)| other != own).filter_map(|(other, place, keys)| {
+                    let is_same_place = place == own_place;
+                    let is_same = is_same_place || !keys.is_disjoint(own_keys);
+                    is_same.then_some(Alias { credential: *other, is_same_place })
+                });
+            (*own, others.collect())
         };
-        Ok(rows.iter().filter(|row| Self::of(row) == place).map(|row| row.uuid).collect())
+        Ok(Self(known.iter().map(aliases_of).collect()))
+    }
+
+    /// Returns the other credentials of a repository.
+    pub(crate) fn of(&self, credential: Uuid) -> &[Alias] {
+        self.0.get(&credential).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns all credentials of a repository, the given one first.
+    pub(crate) fn credentials(&self, credential: Uuid) -> impl Iterator<Item = Uuid> {
+        std::iter::once(credential).chain(self.of(credential).iter().map(|alias| alias.credential))
     }
 }
 

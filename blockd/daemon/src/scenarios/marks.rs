@@ -56,7 +56,7 @@ fn task(kind: TaskKind, state: TaskState, snap: &str, credential: Uuid) -> TaskR
 }
 
 /// Stores what somebody says just now.
-fn say(core: &Core, mark: Mark) {
+pub(super) fn say(core: &Core, mark: Mark) {
     core.db.transaction(|tx| mark.put(tx)).unwrap();
 }
 

@@ -1,13 +1,14 @@
 //! Retention beside damage: what it would delete may be the last backup that restores.
 
-use super::{Host, api_code};
-use crate::schedules::Delays;
+use super::{Host, api_code, marks::say};
+use crate::{db::Mark, schedules::Delays};
 use blockd_api::{
     ClientError, ErrorCode,
     cloudsnaps::{MarkCloudsnap, StartDelete},
+    credentials::ProviderRequest,
     schedules::UpdateSchedule,
 };
-use blockd_schedule::Retention;
+use blockd_schedule::{KeepReason, Retention, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::{
     fs,
@@ -61,6 +62,13 @@ impl Host {
         let snap = self.dated(1, tomorrow()).await.remove(0);
         self.volume("v").write(1 << 20, &[8; 4096], false).unwrap();
         snap
+    }
+
+    /// Adds a credential of the store by another path to it.
+    async fn other_credential(&self, path: impl Into<PathBuf>) -> Uuid {
+        let mut other = self.credential("other", None);
+        other.provider = ProviderRequest::Local { path: path.into() };
+        self.client.create_credential(&other).await.unwrap().uuid
     }
 
     fn lose_pack(&self, snap: &str) {
@@ -163,10 +171,7 @@ async fn pin_holds_under_another_credential_of_the_repository() {
         never_expires: false,
     };
     host.client.mark_cloudsnap(&pin).await.unwrap();
-    let mut other = host.credential("other", None);
-    let spelled = format!("{}/./", host.store.path().display());
-    other.provider = blockd_api::credentials::ProviderRequest::Local { path: spelled.into() };
-    let other = host.client.create_credential(&other).await.unwrap().uuid;
+    let other = host.other_credential(format!("{}/./", host.store.path().display())).await;
     let delete = StartDelete::of(snap.parse().unwrap()).under(other);
     assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapPinned);
     host.stop().await;
@@ -216,6 +221,61 @@ async fn object_of_no_known_name_among_manifests_stops_retention() {
     let event = host.event("retention-stopped").await;
     assert!(event.message.contains(".part"), "{event:?}");
     assert!(host.manifest_path(&snaps[0]).exists());
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pin_holds_under_a_symlink_to_the_repository() {
+    let mut host = Host::new().await;
+    let credential = host.create_credential().await;
+    host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
+    let snap = host.backup("v", false).await.source_volume.unwrap();
+    let link = host.dir.path().join("link");
+    std::os::unix::fs::symlink(host.store.path(), &link).unwrap();
+    let other = host.other_credential(link).await;
+    let cloudsnap = host.stored(&snap);
+    say(host.core(), Mark { cloudsnap, credential, pinned: true, expires: None });
+    let delete = StartDelete::of(snap.parse().unwrap()).under(other);
+    match host.client.start_delete(&delete).await.unwrap_err() {
+        ClientError::Api(error) => {
+            assert_eq!(error.code, ErrorCode::CloudsnapPinned);
+            assert!(error.message.contains("nas"), "it names the credential of the pin: {error:?}");
+        }
+        error => panic!("{error}"),
+    }
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn date_holds_under_another_credential_of_the_repository() {
+    let mut host = Host::new().await;
+    let (snaps, schedule) = host.two_kept().await;
+    let other = host.other_credential(format!("{}/./", host.store.path().display())).await;
+    let cloudsnap = host.stored(&snaps[0]);
+    say(host.core(), Mark { cloudsnap, credential: other, pinned: false, expires: Some(tomorrow()) });
+    host.keep(schedule, 1).await;
+    let plan = host.client.plan_retention(schedule).await.unwrap().cloudsnaps;
+    let of_old = plan.iter().find(|planned| planned.cloudsnap.to_string() == snaps[0]).unwrap();
+    assert_eq!(of_old.verdict, Verdict::Keep(vec![KeepReason::NotExpired]));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn date_set_under_another_credential_meanwhile_is_kept() {
+    let mut host = Host::new().await;
+    let dated = host.one_dated().await;
+    host.backup("v", true).await;
+    let other = host.other_credential(format!("{}/./", host.store.path().display())).await;
+    let said = Mark {
+        cloudsnap: host.stored(&dated),
+        credential: other,
+        pinned: false,
+        expires: Some(later() + SignedDuration::from_hours(24)),
+    };
+    host.core().meanwhile.at("expired judged", move |core| say(core, said));
+    host.expire_at(later()).await;
+    assert!(host.core().meanwhile.is_over());
+    assert!(host.manifest_path(&dated).exists());
     host.stop().await;
 }
 

@@ -563,7 +563,7 @@ pub(crate) fn judge(
             at_place.or_else(|| own(&run)).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
         let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
         let health = health(proofs.get(&(credential, cloudsnap.to_string())));
-        let mark = marks.of(&cloudsnap, credential);
+        let mark = marks.of(&cloudsnap, credential, now);
         let snapshot = Snapshot {
             id: run.id,
             created: run.started,
@@ -576,7 +576,7 @@ pub(crate) fn judge(
             expires: mark.and_then(|mark| mark.expires),
         };
         pools.entry(key).or_insert_with(|| (retain, Vec::new())).1.push(snapshot);
-        runs.insert(run.id, (run, cloudsnap, credential, is_of_gone_rule, mark.copied()));
+        runs.insert(run.id, (run, cloudsnap, credential, is_of_gone_rule, mark));
     }
     let mut judged = Vec::new();
     for (retain, snapshots) in pools.into_values() {
