@@ -102,22 +102,27 @@ impl Core {
         Err(ServiceError::Refused(refused))
     }
 
-    /// Refuses to delete what a task needs that is under way. Under the admission lock.
+    /// Refuses to delete what a task needs that is under way or can be resumed. Under the admission lock.
     async fn refuse_if_used(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
         let chains = self.db.run(|tx| Chain::all(tx, None)).await?;
         let uses = |task: &TaskRow| match task.kind {
             TaskKind::Restore => task.cloudsnap == *id,
             TaskKind::Delete | TaskKind::Verify => false,
-            // One that has not decided yet may build on the tip of its volume's chain.
             TaskKind::Backup => {
-                let undecided = task.detail.backup_type.is_none()
+                // One that has not decided yet may build on the tip of its volume's chain; one that is resumed looks for it.
+                let undecided = !task.state.is_final()
+                    && task.detail.backup_type.is_none()
                     && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == *id);
                 task.base == Some(*id) || undecided || task.cloudsnap.snapshot == id.snapshot
             }
         };
-        let Some(task) = self.unfinished_tasks().await?.into_iter().find(uses) else { return Ok(()) };
-        let message =
-            format!("cloud snapshot {id} is used by {} task {}: wait for it to end", task.kind, task.id);
+        let tasks = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
+        let Some(task) = tasks.into_iter().find(uses) else { return Ok(()) };
+        let how = match task.state.is_final() {
+            true => format!("resume it, or give it up with `blockctl cloudsnap stop {} --discard`", task.id),
+            false => "wait for it to end".to_owned(),
+        };
+        let message = format!("cloud snapshot {id} is used by {} task {}: {how}", task.kind, task.id);
         Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
     }
 }

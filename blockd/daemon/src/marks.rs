@@ -9,7 +9,7 @@ use crate::{
     core::Core,
     db::{DbError, Mark, Proof, RunRow, ScheduleRow},
     error::ServiceError,
-    schedules::engine,
+    schedules::{Uses, engine},
 };
 use blockd_api::{
     CredentialRef, ErrorCode,
@@ -18,7 +18,7 @@ use blockd_api::{
 };
 use blockd_cloud::{CloudError, CloudsnapId, Manifest};
 use blockd_extent::VolumeId;
-use blockd_schedule::{Condition, KeepReason, Retention, Snapshot, Verdict, decide};
+use blockd_schedule::{KeepReason, Retention, Snapshot, Verdict, decide};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -192,9 +192,9 @@ impl Core {
         now: Timestamp,
     ) -> Result<Vec<Judged>, ServiceError> {
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((Proof::of_repository(tx, credential)?, Mark::all(tx)?, engine::in_use(tx)?))
+            Ok((Proof::of_repository(tx, credential)?, Mark::all(tx)?, Uses::all(tx)?))
         });
-        let (proofs, marks, used) = known.await?;
+        let (proofs, marks, uses) = known.await?;
         let proofs: BTreeMap<CloudsnapId, Proof> =
             proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
         let snapshots: Vec<_> = manifests
@@ -205,10 +205,7 @@ impl Core {
                 Snapshot {
                     id,
                     created: manifest.created,
-                    condition: match used.contains(&(credential, id.to_string())) {
-                        true => Condition::InUse,
-                        false => Condition::Done,
-                    },
+                    condition: uses.condition(credential, &id),
                     health: engine::health(proofs.get(&id)),
                     pinned: mark.is_some_and(|mark| mark.pinned),
                     expires: mark.and_then(|mark| mark.expires),

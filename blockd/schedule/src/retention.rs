@@ -162,6 +162,8 @@ pub enum Condition {
     Done,
     /// Under way, or in use by something.
     InUse,
+    /// Listed, but it may be taken back. It takes the place of no other one, and stays as long as a good one would.
+    InDoubt,
 }
 
 /// A snapshot, as retention sees it.
@@ -201,7 +203,7 @@ pub enum KeepReason {
     NewestIsBad,
     /// It seems to come from the future: no rule can tell its age.
     FromTheFuture,
-    /// It is damaged, and no newer one is good.
+    /// It is damaged or in doubt, and no newer one is good.
     NoneBetter,
     /// There is no rule by which anything would be deleted.
     NoRule,
@@ -231,7 +233,7 @@ impl fmt::Display for KeepReason {
             Self::NotExpired => f.write_str("not expired"),
             Self::NewestIsBad => f.write_str("the newest one is damaged"),
             Self::FromTheFuture => f.write_str("made in the future: look at the clock"),
-            Self::NoneBetter => f.write_str("damaged, but no newer one is good"),
+            Self::NoneBetter => f.write_str("damaged or in doubt, but no newer one is good"),
             Self::NoRule => f.write_str("all are kept"),
             Self::ScheduleGone => f.write_str("its schedule is gone: only people delete it"),
             Self::Last(number) => write!(f, "last {number}"),
@@ -389,10 +391,16 @@ pub fn decide<Id: Clone + Ord>(
     let mut sorted: Vec<&Snapshot<Id>> = snapshots.iter().collect();
     sorted.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.id.cmp(&a.id)));
     let latest = now.checked_add(SignedDuration::from_secs(FUTURE_TOLERANCE_S)).unwrap_or(Timestamp::MAX);
-    let judged =
-        |snapshot: &&&Snapshot<Id>| snapshot.condition == Condition::Done && snapshot.created <= latest;
-    let good = |snapshot: &&&Snapshot<Id>| judged(snapshot) && snapshot.health != Health::Bad;
-    let newest_is_bad = sorted.iter().find(judged).is_some_and(|newest| newest.health == Health::Bad);
+    let is_past = |snapshot: &&&Snapshot<Id>| snapshot.created <= latest;
+    let is_bad = |snapshot: &Snapshot<Id>| snapshot.health == Health::Bad;
+    let is_done = |snapshot: &Snapshot<Id>| snapshot.condition == Condition::Done;
+    let good = |snapshot: &&&Snapshot<Id>| is_past(snapshot) && is_done(snapshot) && !is_bad(snapshot);
+    // One that is in use or in doubt is not judged, but what is known of its damage counts.
+    let newest_is_bad = sorted
+        .iter()
+        .filter(is_past)
+        .find(|snapshot| is_done(snapshot) || is_bad(snapshot))
+        .is_some_and(|newest| is_bad(newest));
     let last_good = sorted.iter().find(good).map(|snapshot| &snapshot.id);
     let last_verified = sorted
         .iter()
@@ -416,7 +424,8 @@ pub fn decide<Id: Clone + Ord>(
         keep_if(snapshot.expires.is_some() && !expired, KeepReason::NotExpired);
         keep_if(snapshot.created > latest, KeepReason::FromTheFuture);
         keep_if(newest_is_bad, KeepReason::NewestIsBad);
-        keep_if(snapshot.health == Health::Bad && !good_seen, KeepReason::NoneBetter);
+        let is_in_doubt = snapshot.condition == Condition::InDoubt;
+        keep_if((is_bad(snapshot) || is_in_doubt) && !good_seen, KeepReason::NoneBetter);
         keep_if(retention.keeps_all() && !expired, KeepReason::NoRule);
         // What has expired takes no one's place, and what is damaged neither.
         if is_good && !expired {
@@ -425,7 +434,7 @@ pub fn decide<Id: Clone + Ord>(
             for rule in &mut rules {
                 reasons.extend(rule.takes(retention, snapshot.created));
             }
-        } else if snapshot.health == Health::Bad && !expired && !verified_seen {
+        } else if !expired && (is_in_doubt || (is_bad(snapshot) && !verified_seen)) {
             // One bad frame makes all bad that share it, and most of each can be read still. Until a newer one is
             // proven, they stay as long as they would if they were good.
             keep_if(last < retention.keep_last, KeepReason::Last(last.saturating_add(1)));

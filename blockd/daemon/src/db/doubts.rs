@@ -34,6 +34,16 @@ impl Doubt {
         })
     }
 
+    /// All of them.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM doubts"))?;
+        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+
     /// Those of backups that were given up.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ pub use events::{NewEvent, count_events_after, events_after, newest_events};
 pub use lazy::LazyRow;
 pub use marks::{Mark, Marks};
 pub use proofs::Proof;
+pub(crate) use repository_place::Aliases;
 pub use rules::{RuleRow, RuleUses};
 pub use runs::{CopyCount, LOCAL, RunRow};
 pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};

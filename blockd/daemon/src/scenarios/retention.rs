@@ -1,6 +1,6 @@
 //! Retention beside damage: what it would delete may be the last backup that restores.
 
-use super::{Host, api_code, marks::say};
+use super::{Host, api_code, dying, marks::say};
 use crate::{db::Mark, schedules::Delays};
 use blockd_api::{
     ClientError, ErrorCode,
@@ -193,6 +193,46 @@ async fn missing_pack_of_the_newest_backup_stops_expiry() {
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [whole]);
     assert!(host.client.status().await.unwrap().problems.iter().all(|problem| problem.kind != "retention"));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kept_backup_in_doubt_is_no_last_good_of_expiry() {
+    let mut host = Host::new().await;
+    let base = host.one_dated().await;
+    let (place, away) = (host.manifest_path(&base), host.store.path().join("away"));
+    fs::rename(&place, &away).unwrap();
+    // Reading its first byte fails, but not because it is gone.
+    fs::write(&place, []).unwrap();
+    let task = host.start_backup("v", false).await;
+    let failed = host.wait(task).await;
+    assert!(failed.resumable, "{failed:?}");
+    let in_doubt = failed.source_volume.unwrap();
+    fs::rename(&away, &place).unwrap();
+    host.expire_at(later()).await;
+    assert_eq!(host.ids().await, [base.clone(), in_doubt.clone()]);
+    for needed in [&base, &in_doubt] {
+        let delete = StartDelete::of(needed.parse().unwrap());
+        assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapInUse);
+    }
+    host.client.resume_task(task).await.unwrap();
+    assert_eq!(host.done(task).await.source_volume, Some(in_doubt));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_committed_in_doubt_is_no_last_good_of_expiry() {
+    let mut host = Host::new().await;
+    let dated = host.one_dated().await;
+    *host.core().dies_at.lock() = Some(dying::COMMITTED);
+    let task = host.start_backup("v", true).await;
+    host.die_and_start().await;
+    let in_doubt = host.done(task).await.source_volume.unwrap();
+    host.expire_at(later()).await;
+    assert_eq!(host.ids().await, [dated, in_doubt.clone()]);
+    let newest = host.backup("v", true).await.source_volume.unwrap();
+    host.expire_at(later()).await;
+    assert_eq!(host.ids().await, [in_doubt, newest]);
     host.stop().await;
 }
 

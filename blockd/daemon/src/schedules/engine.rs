@@ -3,8 +3,9 @@
 //! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that stores the
 //! task. So a daemon that is killed between any two of them finds, at its next start, what is left to do.
 
+use super::uses::Uses;
 use crate::db::{
-    DbError, LazyRow, Mark, NewEvent, Proof, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow, TaskState,
+    DbError, Mark, NewEvent, Proof, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow, TaskState,
 };
 use blockd_api::{
     SnapshotName, VolumeName,
@@ -503,23 +504,6 @@ pub(crate) struct Judgement {
     pub(crate) mark: Option<Mark>,
 }
 
-/// The cloud snapshots, by credential, that cannot be deleted now, or are being deleted.
-pub(crate) fn in_use(tx: &Transaction<'_>) -> Result<HashSet<(Uuid, String)>, DbError> {
-    let mut used = HashSet::new();
-    for row in LazyRow::all(tx)? {
-        used.insert((row.credential, row.cloudsnap.to_string()));
-    }
-    for task in TaskRow::unfinished(tx)? {
-        let needed = match task.kind {
-            TaskKind::Restore | TaskKind::Delete => Some(task.cloudsnap),
-            TaskKind::Backup => task.base,
-            TaskKind::Verify => None,
-        };
-        used.extend(needed.map(|cloudsnap| (task.credential, cloudsnap.to_string())));
-    }
-    Ok(used)
-}
-
 /// What the last proof says of a content.
 pub(crate) fn health(proof: Option<&Proof>) -> Health {
     match proof {
@@ -544,7 +528,7 @@ pub(crate) fn judge(
         None if run.pool.is_empty() => None,
         None => Some((run.pool.clone(), run.retain.clone().unwrap_or_default())),
     };
-    let used = in_use(tx)?;
+    let uses = Uses::all(tx)?;
     let mut proofs = BTreeMap::new();
     for credential in &schedule.spec.credentials {
         for proof in Proof::of_repository(tx, *credential)? {
@@ -567,10 +551,7 @@ pub(crate) fn judge(
         let snapshot = Snapshot {
             id: run.id,
             created: run.started,
-            condition: match used.contains(&(credential, cloudsnap.to_string())) {
-                true => Condition::InUse,
-                false => Condition::Done,
-            },
+            condition: uses.condition(credential, &cloudsnap),
             health,
             pinned: mark.is_some_and(|mark| mark.pinned),
             expires: mark.and_then(|mark| mark.expires),

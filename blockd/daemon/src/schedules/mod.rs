@@ -11,8 +11,10 @@ mod runner;
 mod sense;
 #[cfg(test)]
 mod simulation;
+mod uses;
 
 pub(crate) use kept::delete_command;
 #[cfg(test)]
 pub(crate) use runner::Delays;
 pub(crate) use runner::{Scheduler, start};
+pub(crate) use uses::Uses;

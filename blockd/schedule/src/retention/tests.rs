@@ -63,6 +63,31 @@ fn a_damaged_history_outlives_the_first_good_one() {
 }
 
 #[test]
+fn snapshot_in_doubt_takes_no_place_and_ages_as_a_good_one() {
+    let mut snapshots: Vec<_> = (0..4).map(|id| made(id, i64::from(id))).collect();
+    snapshots[0].condition = Condition::InDoubt;
+    assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [2, 3]);
+    snapshots[0].expires = Some(now());
+    snapshots[1].expires = Some(now());
+    assert_eq!(deleted(&snapshots, &Retention::default()), [0_u32; 0]);
+    // Behind a good one it goes when that one would.
+    let mut snapshots: Vec<_> = (0..4).map(|id| made(id, i64::from(id))).collect();
+    snapshots[1].condition = Condition::InDoubt;
+    assert_eq!(deleted(&snapshots, &Retention::max(2).unwrap()), [3]);
+    assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [1, 2, 3]);
+}
+
+#[test]
+fn damage_of_the_newest_counts_while_it_is_in_use() {
+    let mut snapshots: Vec<_> = (0..3).map(|id| made(id, i64::from(id))).collect();
+    snapshots[0].health = Health::Bad;
+    for condition in [Condition::InUse, Condition::InDoubt] {
+        snapshots[0].condition = condition;
+        assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [0_u32; 0]);
+    }
+}
+
+#[test]
 fn the_last_verified_one_stays_though_newer_ones_were_not_looked_at() {
     let mut snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id))).collect();
     snapshots[3].health = Health::Verified;
@@ -148,17 +173,17 @@ fn snapshots() -> impl Strategy<Value = Vec<Snapshot<u32>>> {
         -3_i64..6_000,
         health,
         prop::bool::weighted(0.1),
-        prop::bool::weighted(0.1),
+        prop_oneof![8 => Just(Condition::Done), 1 => Just(Condition::InUse), 1 => Just(Condition::InDoubt)],
         prop::option::weighted(0.2, -100_i64..100),
     );
     prop::collection::vec(one, 0..40).prop_map(|all| {
         let mut id = 0;
-        let made = all.into_iter().map(|(hours_ago, health, pinned, in_use, expires)| {
+        let made = all.into_iter().map(|(hours_ago, health, pinned, condition, expires)| {
             id += 1;
             Snapshot {
                 health,
                 pinned,
-                condition: if in_use { Condition::InUse } else { Condition::Done },
+                condition,
                 expires: expires.map(|hours| Timestamp::from_second(NOW_S + hours * 3_600).unwrap()),
                 ..made(id, hours_ago)
             }
@@ -196,7 +221,7 @@ proptest! {
                 Verdict::Keep(reasons) => prop_assert!(!reasons.is_empty()),
                 Verdict::Delete(_) => {
                     prop_assert!(!snapshot.pinned);
-                    prop_assert!(snapshot.condition == Condition::Done);
+                    prop_assert!(snapshot.condition != Condition::InUse);
                     prop_assert!(snapshot.expires.is_none_or(|at| at <= now()));
                     // A good one that is newer stays, and the newest is none that is known to be bad.
                     let better = verdicts.iter().any(|(other, verdict)| {
@@ -205,7 +230,7 @@ proptest! {
                     });
                     prop_assert!(better);
                     prop_assert!(newest.is_some_and(|newest| newest.health != Health::Bad));
-                    if snapshot.health == Health::Verified {
+                    if snapshot.health == Health::Verified && snapshot.condition == Condition::Done {
                         let newer_one = snapshots.iter().any(|other| {
                             past(&other) && other.health == Health::Verified && newer(other, snapshot)
                         });

@@ -81,7 +81,7 @@ Examples:
 const DELETE_HELP: &str = "\
 No cloud snapshot needs another one to exist: any of them can be deleted, and the data that \
 others share stays. One that is pinned, or whose manifest is damaged, is only deleted with --force, and none that a \
-clone or lazy volume of this host needs. What volumes of other hosts need is not known here: they could not read it any more.
+clone, a lazy volume or a task of this host needs, also a task that can be resumed. What volumes of other hosts need is not known here: they could not read it any more.
 
 Examples:
   blockctl cloudsnap delete --snap ID

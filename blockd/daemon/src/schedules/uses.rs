@@ -1,0 +1,71 @@
+//! Cloud snapshots that retention must not touch, or must not rely on, because of tasks, lazy volumes and doubts.
+
+use crate::db::{Aliases, DbError, Doubt, LazyRow, TaskKind, TaskRow};
+use blockd_cloud::CloudsnapId;
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_schedule::Condition;
+use rusqlite::Transaction;
+use std::collections::HashSet;
+use uuid::Uuid;
+
+/// A cloud snapshot in a repository. A task names the one that it makes before it decides whether that is incremental.
+type Named = (Uuid, Uuid, VolumeId, SnapshotId);
+
+fn named(credential: Uuid, id: &CloudsnapId) -> Named {
+    (credential, id.cluster, id.volume, id.snapshot)
+}
+
+/// The cloud snapshots in use and in doubt, under each credential of their repositories.
+#[derive(Debug)]
+pub(crate) struct Uses {
+    in_use: HashSet<Named>,
+    in_doubt: HashSet<Named>,
+}
+
+impl Uses {
+    /// Reads them. Tasks that were stopped or failed and can be resumed count as well: a resumed backup may take back what it
+    /// committed, if its base is gone.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(crate) fn all(tx: &Transaction<'_>) -> Result<Self, DbError> {
+        let aliases = Aliases::all(tx)?;
+        let mut uses = Self { in_use: HashSet::new(), in_doubt: HashSet::new() };
+        let under = |credential, id: &CloudsnapId| {
+            let id = *id;
+            aliases.credentials(credential).map(move |credential| named(credential, &id)).collect::<Vec<_>>()
+        };
+        for row in LazyRow::all(tx)? {
+            uses.in_use.extend(under(row.credential, &row.cloudsnap));
+        }
+        for task in TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?) {
+            let id = &task.cloudsnap;
+            match task.kind {
+                TaskKind::Backup => {
+                    let needed = task.base.iter().chain([id]);
+                    uses.in_use.extend(needed.flat_map(|id| under(task.credential, id)));
+                }
+                // Retention tries again what failed.
+                TaskKind::Delete if task.state.is_final() => {
+                    uses.in_doubt.extend(under(task.credential, id));
+                }
+                TaskKind::Restore | TaskKind::Delete => uses.in_use.extend(under(task.credential, id)),
+                TaskKind::Verify => {}
+            }
+        }
+        for doubt in Doubt::all(tx)? {
+            uses.in_doubt.extend(under(doubt.credential, &doubt.cloudsnap));
+        }
+        Ok(uses)
+    }
+
+    /// Returns the condition of a listed cloud snapshot.
+    pub(crate) fn condition(&self, credential: Uuid, id: &CloudsnapId) -> Condition {
+        let name = named(credential, id);
+        match (self.in_use.contains(&name), self.in_doubt.contains(&name)) {
+            (true, _) => Condition::InUse,
+            (false, true) => Condition::InDoubt,
+            (false, false) => Condition::Done,
+        }
+    }
+}
