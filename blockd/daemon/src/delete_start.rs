@@ -72,6 +72,7 @@ impl Core {
                 phase: "pending".into(),
                 force: request.force,
                 damaged,
+                by_retention: judged_by.is_some(),
                 ..TaskDetail::default()
             },
         };

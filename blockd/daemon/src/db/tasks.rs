@@ -179,6 +179,8 @@ pub struct TaskDetail {
     pub force: bool,
     /// The manifest of what is deleted was damaged when the deletion was asked for.
     pub damaged: bool,
+    /// Retention asked for the deletion.
+    pub by_retention: bool,
     /// No rule deletes what the backup makes.
     pub pinned: bool,
     /// Until when that is kept in any case, and from when on by no rule.

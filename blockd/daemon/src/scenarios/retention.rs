@@ -1,11 +1,16 @@
 //! Retention beside damage: what it would delete may be the last backup that restores.
 
 use super::{Host, api_code, dying, marks::say};
-use crate::{db::Mark, schedules::Delays};
+use crate::{
+    db::{Mark, TaskRow},
+    marks::Looks,
+    schedules::Delays,
+};
 use blockd_api::{
     ClientError, ErrorCode,
     cloudsnaps::{MarkCloudsnap, StartDelete},
     credentials::ProviderRequest,
+    events::ListEvents,
     schedules::UpdateSchedule,
 };
 use blockd_schedule::{KeepReason, Retention, Verdict};
@@ -79,6 +84,11 @@ impl Host {
     async fn delete_by_force(&self, snap: &str) -> Uuid {
         let delete = StartDelete { force: true, ..StartDelete::of(snap.parse().unwrap()) };
         self.client.start_delete(&delete).await.unwrap().task
+    }
+
+    async fn has_event(&self, kind: &str) -> bool {
+        let events = self.client.list_events(&ListEvents::default()).await.unwrap().events;
+        events.iter().any(|event| event.kind == kind)
     }
 
     /// The file of an object, wherever below the store it is.
@@ -383,5 +393,25 @@ async fn store_unmounted_within_a_pass_expires_no_run() {
     assert!(runs.iter().all(|run| run.state == blockd_api::schedules::RunState::Done), "{runs:?}");
     fs::remove_dir_all(host.store.path()).unwrap();
     fs::rename(&away, host.store.path()).unwrap();
+    host.stop().await;
+}
+
+/// A pass begins a deletion, the power fails before anything is deleted, and what the pass relied on is lost since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletion_of_retention_is_judged_again_after_a_restart() {
+    let mut host = Host::new().await;
+    let dated = host.one_dated().await;
+    let newest = host.backup("v", true).await.source_volume.unwrap();
+    *host.core().dies_at.lock() = Some("delete accepted");
+    host.core().delete_expired(later, &mut Looks::default()).await.unwrap();
+    let task = host.core().db.transaction(TaskRow::unfinished).unwrap().remove(0);
+    host.core().stopping.cancelled().await;
+    host.lose_pack(&newest);
+    host.stop().await;
+    host.start().await;
+    let error = host.wait(task.id).await.error.expect("it is not done").message;
+    assert!(error.contains("judges"), "{error}");
+    assert_eq!(host.ids().await, [dated, newest]);
+    assert!(!host.has_event("delete-done").await);
     host.stop().await;
 }

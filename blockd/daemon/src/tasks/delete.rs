@@ -11,6 +11,7 @@ use crate::{
     error::{ServiceError, blocking},
     files,
 };
+use blockd_api::ErrorCode;
 use blockd_cloud::{
     CloudError, Manifest, ManifestCache, Progress, Repository, UnreadableSiblings, delete_damaged,
     delete_with_manifest,
@@ -24,6 +25,9 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let progress = Arc::new(Progress::new(requests));
     live.begin(progress);
     core.store_progress(live).await;
+    if row.detail.by_retention && row.detail.run != Some(core.run) {
+        refuse_if_not_begun(&repository, &row).await?;
+    }
     // The directory of a disk that is not mounted is empty, and says that nothing is needed.
     repository.prove_key_slot().await?;
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
@@ -74,6 +78,22 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         tracing::warn!(%error, "what the delete left behind is removed at the next start");
     }
     Ok(done)
+}
+
+/// Refuses a deletion that retention judged before the daemon was restarted, unless it deleted something: what the judgement
+/// relied on may be lost since.
+async fn refuse_if_not_begun(repository: &Repository, row: &TaskRow) -> Result<(), ServiceError> {
+    let id = row.cloudsnap;
+    match repository.manifest(&id).await {
+        Err(CloudError::SnapshotNotFound { .. }) => Ok(()),
+        Err(error @ CloudError::Store(_)) => Err(error.into()),
+        _ => {
+            let message = format!(
+                "the daemon was restarted before anything of cloud snapshot {id} was deleted: retention judges it again"
+            );
+            Err(ServiceError::refused(ErrorCode::TaskStopped, message))
+        }
+    }
 }
 
 /// The manifest, kept on this host from now on; none if it was damaged when the deletion was asked for, and is so or gone.
