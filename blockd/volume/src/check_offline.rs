@@ -1,7 +1,7 @@
 //! Looking at a volume that nobody has open, without changing anything: what the next start would find.
 //!
-//! `volume.meta`, the sets, the logs of open layers and the lengths of the data files are read. Data has no checksums of its
-//! own, and a live map needs none: where it cannot be believed, the log decides.
+//! `volume.meta`, the sets, the logs of open layers, the headers of their maps and the lengths of the data files are read. Data has no
+//! checksums of its own, and a live map needs none: where it cannot be believed, the log decides.
 
 use crate::{
     Checked,
@@ -10,6 +10,7 @@ use crate::{
     files,
     head_log::{HeadLog, Identity},
     layer_set::{LayerSet, SetIdentity},
+    live_map::{LiveMap, Look},
     meta::{LayerEntry, Meta},
     open::unnamed_files,
     volume::Volume,
@@ -49,10 +50,13 @@ impl Volume {
             let links = DataFiles::check_closed(&base, layer.size_bytes, &mut found.findings);
             found.shared_layers += u64::from(links > 1);
             let tracking = match layer.open || layer.lazy {
-                true => check_open(dir, &meta, layer, &mut found.leftovers),
+                true => check_log(dir, &meta, layer, &mut found.leftovers),
                 false => check_set(dir, &meta, layer),
             };
             found.findings.extend(tracking.err().map(|error| error.to_string()));
+            if layer.open {
+                found.findings.extend(check_map(dir, &meta, layer));
+            }
         }
         for &epoch in &meta.intervals {
             found.intervals += 1;
@@ -89,7 +93,18 @@ fn check_set(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Result<(), VolumeEr
     LayerSet::load(dir, identity).map(|_| ())
 }
 
-fn check_open(
+/// Returns what the next start discards because the map of an open layer is missing or damaged.
+fn check_map(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Option<String> {
+    let path = files::map_path(dir, layer.file);
+    let what = match LiveMap::look(&path, meta.volume, layer.file, layer.size_bytes / BLOCK_SIZE_BYTES) {
+        Ok(Look::Believed(_) | Look::Outlived) => return None,
+        Ok(Look::Doubtful(what)) => what,
+        Err(error) => error.to_string(),
+    };
+    Some(format!("{what}; the next start discards writes that were answered and not flushed"))
+}
+
+fn check_log(
     dir: &Path,
     meta: &Meta,
     layer: &LayerEntry,

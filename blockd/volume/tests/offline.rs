@@ -60,6 +60,18 @@ fn nothing_is_wrong_with_what_a_dead_process_left_and_nothing_is_changed() {
 }
 
 #[test]
+fn missing_map_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = left_behind(root.path());
+    let map = the_one(&dir, ".map");
+    std::fs::remove_file(&map).unwrap();
+    let findings = Volume::check_files(&dir).findings;
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    let map = map.display().to_string();
+    assert!(findings[0].starts_with(&map) && findings[0].contains("the next start discards"), "{findings:?}");
+}
+
+#[test]
 fn what_is_damaged_is_named() {
     type Damage = fn(&Path);
     let flip: Damage = |path| {
