@@ -307,7 +307,9 @@ fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> 
         ErrorCode::StoreFull => {
             "make room where the backups go: `blockctl cloudsnap delete`, or a larger place"
         }
-        ErrorCode::NoSpace => "make room on the filesystem of the data directory",
+        ErrorCode::NoSpace => {
+            "delete snapshots that are not needed, or make room on the filesystem of the data directory"
+        }
         _ => return None,
     })
 }

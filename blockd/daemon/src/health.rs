@@ -81,6 +81,11 @@ impl Health {
         problems.insert(key, problem).is_none()
     }
 
+    /// Returns whether a problem is known in these words.
+    pub(crate) fn is_noted(&self, kind: &'static str, of: &str, what: &str) -> bool {
+        self.problems.lock().get(&(kind, of.to_owned())).is_some_and(|problem| problem.what == what)
+    }
+
     /// It is right again; true if it was not.
     pub(crate) fn clear(&self, kind: &'static str, of: &str) -> bool {
         self.problems.lock().remove(&(kind, of.to_owned())).is_some()
@@ -176,7 +181,7 @@ impl Core {
         let dir = self.data_dir.display();
         let (free, total) = (ByteSize::from_bytes(space.free_bytes), ByteSize::from_bytes(space.total_bytes));
         let todo = format!(
-            "make room on the filesystem of {dir}, or enlarge it; what failed is tried again by itself"
+            "delete snapshots that are not needed, make room on the filesystem of {dir} or enlarge it; tasks that failed are tried again by themselves"
         );
         let (severity, what) = match Room::of(space) {
             Room::Enough => {

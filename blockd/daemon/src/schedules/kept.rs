@@ -228,7 +228,9 @@ impl Core {
         let Obstacle { what, hint } = obstacle;
         let message = format!("retention stopped on volume {name}: {what}; none of its backups is deleted");
         let of = stopped_key(credential, like);
-        if !self.health.note(health::RETENTION, &of, message.clone(), hint.clone()) {
+        let is_known = self.health.is_noted(health::RETENTION, &of, &message);
+        self.health.note(health::RETENTION, &of, message.clone(), hint.clone());
+        if is_known {
             return Ok(());
         }
         tracing::error!(volume = %like.volume, %credential, %hint, "{message}");

@@ -322,7 +322,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> 
         now.push(if volume.read_only { "is now read-only" } else { "is now writable" }.to_owned());
     }
     if request.acknowledge_discarded_writes {
-        now.push("has no unacknowledged discarded writes".to_owned());
+        now.push("has all discarded writes acknowledged".to_owned());
     }
     if request.labels.is_some() {
         now.push(match volume.labels.is_empty() {
