@@ -1,0 +1,228 @@
+//! Executes the commands of README.md and docs/: each page in a private mount namespace with a daemon of its own.
+//!
+//! A page's `console` blocks are one shell session. Lines that begin with `$ ` are commands; the lines below are their
+//! output, of which `...` matches any number of lines and words with digits match each other. A comment
+//! `# exits with N` promises another exit status than 0. Blocks of `console,host` (systemd, root or hardware) and
+//! `console,account` (a cloud account) are not carried out; their `blockctl` commands run without a daemon, which shows
+//! that the command line is valid. `<!-- test … -->` holds commands that a page takes for granted.
+
+use blockd_tests::process::{both, die_with_parent, program, repository, tool};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// Exit status of `blockctl` for an invalid command line.
+const USAGE: i32 = 2;
+
+/// Prepares the directories that the pages name, starts the daemon, and defines how a page stops it.
+const PRELUDE: &str = r#"
+set -u
+home=$PWD
+mount -t tmpfs tmpfs /srv
+mount -t tmpfs tmpfs /var/lib
+cp -a /etc "$home/etc" 2>"$home/copy-errors" || true
+mount --bind "$home/etc" /etc
+mkdir -p /etc/blockd /var/lib/blockd
+printf 'verify_bytes_per_day = 0\n' >/etc/blockd/blockd.toml
+mkdir work && cd work
+export BLOCKD_SOCKET=/var/lib/blockd/blockd.sock
+blockd >"$home/daemon.log" 2>&1 &
+daemon=$!
+trap 'kill $daemon; wait $daemon' EXIT
+until blockctl status >/dev/null 2>&1; do
+    kill -0 $daemon || { cat "$home/daemon.log"; exit 1; }
+    sleep 0.02
+done
+"#;
+
+/// A command of a page and the output that the page shows.
+struct Step {
+    line: usize,
+    command: String,
+    expected: Vec<String>,
+    /// Of a comment: the session ends if it fails.
+    is_setup: bool,
+    runs: bool,
+}
+
+impl Step {
+    /// Compares an exit status with the promised one; a command that is only parsed must not be rejected as invalid.
+    fn may_exit_with(&self, status: i32) -> bool {
+        let promised =
+            self.command.rsplit_once("# exits with ").map_or(0, |(_, status)| status.trim().parse().unwrap());
+        if self.runs { status == promised } else { status != USAGE }
+    }
+}
+
+/// Reads the commands of a page. Of blocks that are not carried out, only those of `blockctl` are kept.
+fn steps_of(page: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut block: Option<&str> = None;
+    for (index, text) in page.lines().enumerate() {
+        let line = index + 1;
+        match (block, text) {
+            (None, "<!-- test") => block = Some("test"),
+            (Some("test"), "-->") | (Some(_), "```") => block = None,
+            (None, opening) => block = opening.strip_prefix("```").filter(|info| !info.is_empty()),
+            (Some("test"), command) => match steps.last_mut() {
+                // One script, as it may contain here-documents.
+                Some(step) if step.is_setup && step.line + step.command.lines().count() == line => {
+                    step.command = format!("{}\n{command}", step.command);
+                }
+                _ => steps.push(Step {
+                    line,
+                    command: command.into(),
+                    expected: vec!["...".into()],
+                    is_setup: true,
+                    runs: true,
+                }),
+            },
+            (Some("console"), text) => match (text.strip_prefix("$ "), steps.last_mut()) {
+                (Some(command), _) => {
+                    steps.push(Step {
+                        line,
+                        command: command.into(),
+                        expected: Vec::new(),
+                        is_setup: false,
+                        runs: true,
+                    });
+                }
+                (None, Some(step)) => step.expected.push(text.into()),
+                (None, None) => panic!("line {line}: output without a command"),
+            },
+            (Some("console,host" | "console,account"), text) => {
+                let command = text.strip_prefix("$ ").or_else(|| text.strip_prefix("# "));
+                if let Some(command) = command.filter(|command| command.contains("blockctl ")) {
+                    steps.push(Step {
+                        line,
+                        command: command.into(),
+                        expected: vec!["...".into()],
+                        is_setup: false,
+                        runs: false,
+                    });
+                }
+            }
+            (Some(_), _) => {}
+        }
+    }
+    steps
+}
+
+/// Writes the session of a page: each command in the same shell, its output and status in files of its own.
+fn script_of(steps: &[Step]) -> String {
+    let mut script = PRELUDE.to_owned();
+    for (index, step) in steps.iter().enumerate() {
+        let command = &step.command;
+        let (before, after) = match step.runs {
+            true if step.is_setup => ("{ set -e", "set +e\n}"),
+            true => ("{", "}"),
+            false => ("( BLOCKD_SOCKET=/nonexistent/blockd.sock", ")"),
+        };
+        script += &format!(
+            "{before}\n{command}\n{after} >\"$home/out-{index}\" 2>&1 </dev/null; echo $? >\"$home/status-{index}\"\n"
+        );
+    }
+    script
+}
+
+/// Reduces a line to the words that are the same in each run.
+fn stable_words(line: &str) -> Vec<&str> {
+    const UNITS_AND_NAMES: &[&str] = &[
+        "B", "KiB", "MiB", "GiB", "TiB", "µs", "ms", "s", "Mon,", "Tue,", "Wed,", "Thu,", "Fri,", "Sat,",
+        "Sun,", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let is_stable = |word: &&str| !word.contains(|c: char| c.is_ascii_digit());
+    line.split_whitespace()
+        .filter(is_stable)
+        .map(|word| word.trim_matches(['(', ')', ',']))
+        .filter(|word| !UNITS_AND_NAMES.contains(word) && !word.is_empty())
+        .collect()
+}
+
+/// Compares output with that of the page.
+fn matches(expected: &[String], actual: &[&str]) -> bool {
+    match (expected.split_first(), actual.split_first()) {
+        (None, None) => true,
+        (Some((wildcard, rest)), _) if wildcard == "..." => {
+            (0..=actual.len()).any(|skipped| matches(rest, &actual[skipped..]))
+        }
+        (Some((first, rest)), Some((line, others))) => {
+            stable_words(first) == stable_words(line) && matches(rest, others)
+        }
+        _ => false,
+    }
+}
+
+/// Executes a page; returns how many commands ran and how many were only parsed, or the first difference.
+fn execute(page: &Path) -> Result<(usize, usize), String> {
+    let steps = steps_of(&fs::read_to_string(page).unwrap());
+    if steps.is_empty() {
+        return Ok((0, 0));
+    }
+    let home = tempfile::tempdir().unwrap();
+    let script = home.path().join("session");
+    fs::write(&script, script_of(&steps)).unwrap();
+    let programs = program("blockctl").parent().unwrap().to_owned();
+    let path = format!("{}:{}:/usr/sbin:/sbin", programs.display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new(tool("unshare"));
+    command.args(["--user", "--map-root-user", "--mount", "bash"]).arg(&script).current_dir(home.path());
+    command
+        .env_clear()
+        .env("PATH", path)
+        .env("HOME", home.path())
+        .env("LANG", "C.UTF-8")
+        .stdin(Stdio::null());
+    let session = die_with_parent(&mut command).output().unwrap();
+    for (index, step) in steps.iter().enumerate() {
+        let read = |kind: &str| fs::read_to_string(home.path().join(format!("{kind}-{index}"))).ok();
+        let Some(status) = read("status") else {
+            return Err(format!("line {}: not reached\n{}", step.line, both(&session)));
+        };
+        let output = read("out").unwrap_or_default();
+        let status: i32 = status.trim().parse().unwrap();
+        if !step.may_exit_with(status) {
+            let command = &step.command;
+            return Err(format!("line {}: exit status {status} of: {command}\n{output}", step.line));
+        }
+        if step.runs && !matches(&step.expected, &output.lines().collect::<Vec<_>>()) {
+            return Err(format!("line {}: other output of: {}\n{output}", step.line, step.command));
+        }
+    }
+    let ran = steps.iter().filter(|step| step.runs).count();
+    Ok((ran, steps.len() - ran))
+}
+
+fn pages() -> Vec<PathBuf> {
+    let docs = fs::read_dir(repository().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut pages: Vec<PathBuf> =
+        docs.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
+    pages.sort();
+    pages.insert(0, repository().join("README.md"));
+    pages
+}
+
+#[test]
+fn commands_of_the_documentation_do_what_it_shows() {
+    let mut failures = Vec::new();
+    for page in pages() {
+        match execute(&page) {
+            Ok((ran, parsed)) => println!("{}: {ran} commands ran, {parsed} were parsed", page.display()),
+            Err(failure) => failures.push(format!("{}: {failure}", page.display())),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+#[test]
+fn links_between_pages_lead_to_files() {
+    let link = regex::Regex::new(r"\]\(([^)#]+)(#[^)]*)?\)").unwrap();
+    for page in pages() {
+        for found in link.captures_iter(&fs::read_to_string(&page).unwrap()) {
+            let target = &found[1];
+            let exists = target.contains("://") || page.parent().unwrap().join(target).exists();
+            assert!(exists, "{}: link to {target}", page.display());
+        }
+    }
+}
