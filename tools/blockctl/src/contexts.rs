@@ -1,7 +1,7 @@
-//! Which daemon is meant: by flags, by the environment, by a context that was kept, or the one of this host.
+//! Selection of the daemon: by options, environment, a context, or the default of this host.
 //!
-//! Contexts are kept in `blockctl/contexts.toml` of the user's configuration directory: names for daemons, one of which may
-//! be the current one.
+//! Contexts are named daemons in `blockctl/contexts.toml` of the user's configuration directory; one of them
+//! can be the current one.
 
 use crate::{cli::Global, failure::Failure};
 use blockd_api::{Endpoint, TlsFiles};
@@ -14,47 +14,47 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where the control socket is when nothing says otherwise.
+/// Default control socket.
 pub const DEFAULT_SOCKET: &str = "/var/lib/blockd/blockd.sock";
-/// What names the socket.
+/// Environment variable of the socket.
 pub const SOCKET_VARIABLE: &str = "BLOCKD_SOCKET";
-/// What names the address.
+/// Environment variable of the address.
 pub const ENDPOINT_VARIABLE: &str = "BLOCKD_ENDPOINT";
 
-/// How one daemon is reached: by its socket, or by an address with certificates.
+/// Address of a daemon: a socket, or host and certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContextEntry {
-    /// Its control socket.
+    /// Control socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
-    /// Its address: `HOST` or `HOST:PORT`.
+    /// `HOST` or `HOST:PORT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// The authorities of its certificate.
+    /// CA certificates of the daemon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// The caller's certificate.
+    /// Client certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert: Option<PathBuf>,
-    /// Its key.
+    /// Private key of the client certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
 }
 
-/// All contexts that are kept.
+/// All stored contexts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contexts {
-    /// The one that is meant if nothing else is said.
+    /// Current context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current: Option<String>,
-    /// By name.
+    /// Contexts by name.
     #[serde(default)]
     pub contexts: BTreeMap<String, ContextEntry>,
 }
 
-/// Where contexts are kept.
+/// Returns the path of the contexts file.
 pub fn contexts_path(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let named = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let dir = named("XDG_CONFIG_HOME").or_else(|| Some(named("HOME")?.join(".config")))?;
@@ -62,7 +62,7 @@ pub fn contexts_path(variable: impl Fn(&str) -> Option<OsString>) -> Option<Path
 }
 
 impl Contexts {
-    /// Reads them; there are none if there is no file.
+    /// Loads the contexts; a missing file is an empty set.
     pub fn load(path: &Path) -> Result<Self, Failure> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -80,7 +80,7 @@ impl Contexts {
         })
     }
 
-    /// Writes them, so that they are there as before or as now.
+    /// Writes the contexts atomically.
     pub fn save(&self, path: &Path) -> Result<(), Failure> {
         let failed = |source| Failure::Write { path: path.to_owned(), source };
         let text = toml::to_string(self).map_err(|error| failed(std::io::Error::other(error)))?;
@@ -94,7 +94,7 @@ impl Contexts {
         written.and_then(|()| std::fs::rename(&new, path)).map_err(failed)
     }
 
-    /// The context of this name.
+    /// Returns the context of this name.
     pub fn named(&self, name: &str) -> Result<&ContextEntry, Failure> {
         let missing = || {
             let names: Vec<_> = self.contexts.keys().map(String::as_str).collect();
@@ -113,7 +113,7 @@ impl Contexts {
 }
 
 impl ContextEntry {
-    /// What is wrong with it, if anything is.
+    /// Checks the entry.
     pub fn check(&self) -> Result<(), Failure> {
         let files = [("--ca", &self.ca), ("--cert", &self.cert), ("--key", &self.key)];
         match (&self.socket, &self.endpoint) {
@@ -147,8 +147,7 @@ impl ContextEntry {
     }
 }
 
-/// The daemon that is meant: what flags say comes first, then a named context, the environment, the current context, and
-/// at last this host's own.
+/// Selects the daemon, in this order: options, named context, environment, current context, default socket.
 pub fn resolve(global: &Global, variable: impl Fn(&str) -> Option<OsString>) -> Result<Endpoint, Failure> {
     entry(global, variable)?.endpoint()
 }
@@ -196,7 +195,7 @@ mod tests {
     use crate::cli::Cli;
     use clap::Parser;
 
-    /// What a command line means, with contexts in a directory and this in the environment.
+    /// Resolves a command line with a contexts directory and an environment.
     fn meant(line: &str, config: &Path, environment: &[(&str, &str)]) -> Result<ContextEntry, String> {
         let line = std::iter::once("blockctl").chain(line.split_whitespace()).chain(["status"]);
         let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;

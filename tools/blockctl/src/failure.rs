@@ -1,108 +1,108 @@
-//! Everything that can go wrong, with its exit status and its form in JSON.
+//! Failures of commands, their exit statuses and JSON form.
 
 use blockd_api::{ClientError, ErrorCode, browse::FilePath};
 use serde::Serialize;
 use std::{io, path::PathBuf};
 use uuid::Uuid;
 
-/// The command did what it should.
+/// Success.
 pub const EXIT_DONE: u8 = 0;
-/// The command failed.
+/// Failure.
 pub const EXIT_FAILED: u8 = 1;
-/// What was typed is wrong.
+/// Invalid command line.
 pub const EXIT_USAGE: u8 = 2;
 /// The daemon cannot be reached.
 pub const EXIT_UNREACHABLE: u8 = 3;
-/// What an object needs is not done yet.
+/// An object waits for a running backup.
 pub const EXIT_WAITING: u8 = 6;
 /// The user pressed Ctrl-C.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
-/// Why a command failed.
+/// Failure of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// What was typed is wrong.
+    /// Invalid command line.
     #[error("{message}")]
     Usage {
-        /// What is wrong, and what would be right.
+        /// Cause.
         message: String,
-        /// What else helps.
+        /// Next action.
         hint: Option<String>,
     },
-    /// A call failed.
+    /// An API call failed.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// A secret could not be read.
     #[error("cannot read the {what} from {from}: {reason}")]
     Secret {
-        /// Which secret.
+        /// Name of the secret.
         what: &'static str,
-        /// The file, `stdin`, or the variable.
+        /// File, `stdin`, or variable.
         from: String,
-        /// Why.
+        /// Reason.
         reason: String,
     },
     /// A file could not be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
-        /// The file or directory.
+        /// File or directory.
         path: PathBuf,
-        /// Why.
+        /// Reason.
         source: io::Error,
     },
     /// Stdout could not be written.
     #[error("cannot write to stdout: {source}")]
     Stdout {
-        /// Why.
+        /// Reason.
         source: io::Error,
     },
-    /// A file in a snapshot has less in it than its length says.
+    /// A file in a snapshot is shorter than its metadata says.
     #[error("{path} in the snapshot ends at byte {at_bytes}, before its length")]
     Short {
-        /// The file.
+        /// File.
         path: FilePath,
-        /// How far it could be read.
+        /// Bytes that could be read.
         at_bytes: u64,
     },
-    /// Directories in a snapshot lie too deep in each other.
+    /// Directories in a snapshot are nested too deeply.
     #[error("{path} in the snapshot lies more than {most} directories deep")]
     TooDeep {
-        /// The directory.
+        /// Directory.
         path: FilePath,
-        /// How deep they may lie.
+        /// Maximum depth.
         most: usize,
     },
-    /// There are more files in a snapshot than one command looks at.
+    /// A snapshot has more files than the limit of one command.
     #[error("there are more than {most} files below {path} in the snapshot")]
     TooManyFiles {
-        /// Where they are.
+        /// Directory of the files.
         path: FilePath,
-        /// How many one command looks at.
+        /// Maximum number of files.
         most: usize,
     },
-    /// There is no runtime for calls.
+    /// The async runtime could not be created.
     #[error("cannot start: {source}")]
     Runtime {
-        /// Why.
+        /// Reason.
         source: io::Error,
     },
     /// Ctrl-C while waiting for a task.
     #[error("stopped waiting: task {task} goes on")]
     Interrupted {
-        /// The task.
+        /// Task.
         task: Uuid,
     },
-    /// The daemon went away while waiting for a task, and stayed away.
+    /// The daemon became unreachable during a wait.
     #[error("lost blockd while waiting for task {task}: {source}")]
     Lost {
-        /// The task.
+        /// Task.
         task: Uuid,
-        /// The last error.
+        /// Last error.
         source: ClientError,
     },
 }
 
-/// A failure in JSON: `{"error": {"code": …, "message": …, "hint": …}}`.
+/// JSON form of a failure: `{"error": {"code": …, "message": …, "hint": …}}`.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct FailureDocument {
     error: FailureBody,
@@ -116,12 +116,12 @@ struct FailureBody {
 }
 
 impl Failure {
-    /// A usage error without a hint.
+    /// Creates a usage error without a hint.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::Usage { message: message.into(), hint: None }
     }
 
-    /// A usage error as the parser of the command line found it.
+    /// Creates a usage error from an error of the parser.
     pub fn from_clap(error: &clap::Error) -> Self {
         use clap::error::ErrorKind;
         if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
@@ -137,7 +137,7 @@ impl Failure {
         Self::Usage { message, hint: hint.map(|hint| hint.trim_start_matches("tip: ").to_owned()) }
     }
 
-    /// The exit status.
+    /// Returns the exit status.
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Usage { .. } | Self::Secret { .. } => EXIT_USAGE,
@@ -150,7 +150,7 @@ impl Failure {
         }
     }
 
-    /// What to do about it.
+    /// Remedy.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Usage { hint, .. } => hint.clone(),
@@ -190,7 +190,7 @@ impl Failure {
         }
     }
 
-    /// The failure as JSON.
+    /// Returns the JSON form.
     pub fn document(&self) -> FailureDocument {
         let error =
             FailureBody { code: self.code().to_owned(), message: self.to_string(), hint: self.hint() };

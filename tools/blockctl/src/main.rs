@@ -1,7 +1,7 @@
-//! `blockctl`: drives a blockd daemon from the command line.
+//! `blockctl`: command line of the blockd daemon.
 //!
-//! [`cli`] says what can be typed, [`commands`] does it, [`output`] decides what goes where: results on stdout, all
-//! else on stderr, and with `--json` exactly one document on stdout.
+//! [`cli`] is the grammar, [`commands`] the implementation, [`output`] the streams: results go to stdout,
+//! everything else to stderr, and with `--json` exactly one document to stdout.
 
 mod cli;
 mod commands;
@@ -21,7 +21,7 @@ use failure::Failure;
 use output::Output;
 use std::{ffi::OsString, process::ExitCode};
 
-/// Why something is not here that other systems have, if that is what is wrong with the command line.
+/// Returns the reason for refusing words known from other tools.
 fn not_here(error: &clap::Error, args: &[OsString]) -> Option<String> {
     let args: Vec<String> = args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     cli::elsewhere::reason(error, &args)
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
             if let Some(failure) = known.or_else(shown_as_json) {
                 return ExitCode::from(Output::new(early.json, early.color).failure(&failure));
             }
-            // Nothing can be done about a closed stderr.
+            // Errors of a closed stderr are ignored.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::EXIT_USAGE));
         }
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let done = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let done = runtime.block_on(commands::run(cli, &output));
-            // What is still being written, to somebody who does not read, ends with the process.
+            // A write to a reader that does not read ends with the process.
             runtime.shutdown_background();
             done
         }

@@ -1,4 +1,4 @@
-//! What goes where: results to stdout, everything else to stderr.
+//! Output streams: results to stdout, everything else to stderr.
 
 use crate::{
     cli::ColorChoice,
@@ -8,7 +8,7 @@ use crate::{
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 
-/// The two streams, and how to write to them.
+/// Output streams and their format.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     json: bool,
@@ -16,11 +16,11 @@ pub struct Output {
 }
 
 impl Output {
-    /// Writes JSON or text, with or without colours.
+    /// Creates an output of JSON or text, with or without colours.
     pub fn new(json: bool, color: ColorChoice) -> Self {
         let color = match color {
             ColorChoice::Always => {
-                // What is said explicitly counts more than NO_COLOR, which the table's own styling would go by.
+                // An explicit option overrides NO_COLOR, which the table library would follow.
                 crossterm::style::force_color_output(true);
                 true
             }
@@ -34,12 +34,12 @@ impl Output {
         Self { json, color }
     }
 
-    /// Whether results are JSON.
+    /// Returns true if results are JSON.
     pub fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Whether tables have colours.
+    /// Returns true if tables have colours.
     pub fn is_colored(&self) -> bool {
         self.color
     }
@@ -66,16 +66,16 @@ impl Output {
     pub fn raw(&self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            // Who reads has seen enough, as `head` does.
+            // The reader closed the pipe, as `head` does.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(source) => Err(Failure::Stdout { source }),
             Ok(()) => Ok(()),
         }
     }
 
-    /// Tells the user something that is no result.
+    /// Writes a note to stderr.
     pub fn note(&self, text: impl AsRef<str>) {
-        // Nothing can be done about a closed stderr.
+        // Errors of a closed stderr are ignored.
         let _ = writeln!(io::stderr().lock(), "{}", printable(text.as_ref()));
     }
 
@@ -100,7 +100,7 @@ impl Output {
     }
 }
 
-/// The text with control characters made visible, so that names from a store cannot drive the terminal.
+/// Escapes control characters, so that names from a store cannot control the terminal.
 pub fn printable(text: &str) -> String {
     let hidden = |c: char| {
         c.is_control()

@@ -1,4 +1,4 @@
-//! How a task gets on, for people: a bar on a terminal, plain lines elsewhere.
+//! Progress of a task: a bar on a terminal, plain lines elsewhere.
 
 use blockd_api::{ByteSize, format_duration, tasks::Task};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a plain line is written when nothing else changes.
+/// Interval of plain lines without other changes.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Shows the progress of one task on stderr.
@@ -20,19 +20,19 @@ pub enum Progress {
     Lines(Lines),
 }
 
-/// What is under way, and how far it is.
+/// Current phase and progress.
 pub struct Seen<'a> {
-    /// What a plain line begins with.
+    /// Prefix of a plain line.
     pub head: String,
-    /// What a bar is called; a change is worth a line.
+    /// Name of the phase; a change prints a line.
     pub phase: &'a str,
-    /// How much is done, in bytes.
+    /// Bytes done.
     pub done_bytes: u64,
-    /// How much there is in all, in bytes; 0 if that is not known.
+    /// Total bytes; 0 if unknown.
     pub total_bytes: u64,
 }
 
-/// What was written last.
+/// State of the last line.
 pub struct Lines {
     began: Instant,
     first_bytes: Option<u64>,
@@ -40,7 +40,7 @@ pub struct Lines {
 }
 
 impl Progress {
-    /// A bar if stderr is a terminal, lines if it is not, nothing if the caller wants silence.
+    /// Creates a bar on a terminal, lines elsewhere, or nothing if `silent`.
     pub fn new(silent: bool) -> Self {
         if silent {
             Self::Silent
@@ -51,7 +51,7 @@ impl Progress {
         }
     }
 
-    /// Shows the task as it is now.
+    /// Shows the state of a task.
     pub fn update(&mut self, task: &Task) {
         self.show(&Seen {
             head: format!("{}: {}", task.state, phase(task)),
@@ -61,7 +61,7 @@ impl Progress {
         });
     }
 
-    /// Shows something as it is now.
+    /// Shows a state.
     pub fn show(&mut self, seen: &Seen<'_>) {
         match self {
             Self::Silent => {}
@@ -95,19 +95,19 @@ impl Progress {
                     let done = seen.done_bytes.saturating_sub(first);
                     let rate = done as f64 / now.duration_since(lines.began).as_secs_f64().max(0.001);
                     lines.last = Some((now, seen.phase.to_owned()));
-                    // Nothing can be done about a closed stderr.
+                    // Errors of a closed stderr are ignored.
                     let _ = writeln!(io::stderr().lock(), "{}", line(seen, rate));
                 }
             }
         }
     }
 
-    /// Says something beside the progress.
+    /// Prints a note beside the progress.
     pub fn note(&self, text: &str) {
         match self {
             Self::Silent => {}
             Self::Bar(bar) => bar.suspend(|| {
-                // Nothing can be done about a closed stderr.
+                // Errors of a closed stderr are ignored.
                 let _ = writeln!(io::stderr().lock(), "{text}");
             }),
             Self::Lines(_) => {
@@ -116,7 +116,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
@@ -128,7 +128,7 @@ fn phase(task: &Task) -> &str {
     if task.phase.is_empty() { task.state.stage.title() } else { &task.phase }
 }
 
-/// One plain line: `Backup-Active: uploading 12% (1.2 GiB of 10 GiB, 120 MiB/s, ETA 1m20s)`.
+/// Formats a plain line: `Backup-Active: uploading 12% (1.2 GiB of 10 GiB, 120 MiB/s, ETA 1m20s)`.
 fn line(seen: &Seen<'_>, bytes_per_second: f64) -> String {
     let done = ByteSize::from_bytes(seen.done_bytes);
     let head = crate::output::printable(&seen.head);

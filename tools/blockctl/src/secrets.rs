@@ -1,4 +1,4 @@
-//! Secrets from flags, files, stdin and the environment, in that order; or where the daemon finds them itself.
+//! Secrets from options, files, stdin and the environment, in that order, or references.
 
 use crate::{failure::Failure, output::printable};
 use blockd_api::{Secret, SecretInput, SecretRef};
@@ -9,30 +9,30 @@ use std::{
     path::Path,
 };
 
-/// The longest secret, in bytes.
+/// Maximum length of a secret, in bytes.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
-/// What is read from files and is no secret.
+/// Values read from files that are not secret.
 const PUBLIC: [&str; 3] = ["CA certificate", "key of a secret", "value"];
 
-/// Where one secret can come from.
+/// Sources of a secret.
 #[derive(Debug)]
 pub struct Sources<'a> {
-    /// What it is, for messages.
+    /// Name for messages.
     pub what: &'static str,
-    /// As it was typed.
+    /// Value on the command line.
     pub flag: Option<&'a Secret>,
-    /// A file, or `-` for stdin.
+    /// File, or `-` for stdin.
     pub file: Option<&'a Path>,
-    /// Where the daemon finds it, in place of all that.
+    /// Reference, instead of a value.
     pub from: Option<&'a SecretRef>,
-    /// The environment variable.
+    /// Environment variable.
     pub variable: &'static str,
-    /// It is no secret.
+    /// The value is not secret.
     pub is_public: bool,
 }
 
 impl Sources<'_> {
-    /// The secret from the first source that has one.
+    /// Reads the secret from the first source that has one.
     pub fn read(&self) -> Result<Option<Secret>, Failure> {
         if let Some(secret) = self.flag {
             return self.check(secret.clone(), "the command line").map(Some);
@@ -45,7 +45,7 @@ impl Sources<'_> {
             } else {
                 File::open(path).and_then(|file| {
                     if !self.is_public && is_for_others(&file) {
-                        // Nothing can be done about a closed stderr.
+                        // Errors of a closed stderr are ignored.
                         let _ = writeln!(
                             io::stderr().lock(),
                             "warning: others on this host can read the {} in {}: chmod 600 it",
@@ -66,10 +66,10 @@ impl Sources<'_> {
         }
     }
 
-    /// Where the daemon finds it, or the secret from the first source that has one.
+    /// Returns the reference, or the secret from the first source that has one.
     pub fn input(&self) -> Result<Option<SecretInput>, Failure> {
         match self.from {
-            // A file of settings says nothing of what excludes what.
+            // Exclusions between settings are not checked in files.
             Some(_) if self.flag.is_some() || self.file.is_some() => {
                 let what = self.what;
                 Err(Failure::usage(format!(
@@ -93,7 +93,7 @@ impl Sources<'_> {
     }
 }
 
-/// Reads what a file holds, `-` being stdin.
+/// Reads a file, or stdin for `-`.
 ///
 /// # Errors
 /// It cannot be read, or is empty.
@@ -112,12 +112,12 @@ pub fn read_file(what: &'static str, path: &Path) -> Result<Secret, Failure> {
     }
 }
 
-/// Whether others than its owner can read a file.
+/// Returns true if users other than the owner can read a file.
 fn is_for_others(file: &File) -> bool {
     file.metadata().is_ok_and(|file| file.is_file() && file.mode() & 0o044 != 0)
 }
 
-/// Reads a secret to the end; one line end there is not part of it.
+/// Reads a secret to the end, without one final line end.
 fn read_text(source: impl Read) -> io::Result<Secret> {
     let mut text = String::with_capacity(1 << 10);
     source.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text)?;

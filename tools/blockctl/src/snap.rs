@@ -1,4 +1,4 @@
-//! Ids of cloud snapshots as people type them: whole, or the beginning of one where it is only read.
+//! Ids of cloud snapshots on the command line: whole, or a prefix for reading commands.
 
 use crate::{commands::Context, failure::Failure};
 use blockd_api::{
@@ -7,18 +7,18 @@ use blockd_api::{
 };
 use std::{fmt, str::FromStr};
 
-/// The fewest digits and letters: fewer are hit by mistake.
+/// Minimum length of a prefix: shorter ones match by accident.
 const LEN_LEAST: usize = 6;
-/// The most digits of a number that may go on: what is longer is taken for all of it.
+/// Maximum digits of an incomplete number; longer ones are complete.
 const DIGITS_MOST: usize = 15;
-/// So many ids are named where several are meant.
+/// Maximum number of ids in an ambiguity message.
 const NAMED_MOST: usize = 3;
 
-/// An id, or the beginning of it or of its parts.
+/// Id, or a prefix of it or of its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapRef(String);
 
-/// A text that is neither.
+/// Text that is neither.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], as `cloudsnap list` shows it, or at least {LEN_LEAST} characters that the id or what is behind its / begins with"
@@ -31,7 +31,7 @@ impl FromStr for SnapRef {
     type Err = BadSnapRef;
 
     fn from_str(text: &str) -> Result<Self, BadSnapRef> {
-        // People leave out what is in between as messages do.
+        // The middle may be elided, as messages do.
         let plain = text.replace(['…', '*'], "").replace("...", "").to_ascii_lowercase();
         let is_known = |c: char| c.is_ascii_hexdigit() || "-/incr".contains(c);
         let len = plain.chars().filter(char::is_ascii_alphanumeric).count();
@@ -50,13 +50,14 @@ impl fmt::Display for SnapRef {
 }
 
 impl SnapRef {
-    /// The id, if nothing can follow.
+    /// Returns the id if it is complete.
     fn whole(&self) -> Option<CloudsnapId> {
         let id: CloudsnapId = self.0.parse().ok()?;
         (id.incremental || id.snapshot.to_string().len() > DIGITS_MOST).then_some(id)
     }
 
-    /// Whether it is the beginning of an id, of what is behind the `/`, of the number of the snapshot, or of each part.
+    /// Returns true if it is a prefix of the id, of the part behind the `/`, of the snapshot's number, or of
+    /// each part.
     fn is_of(&self, id: &str) -> bool {
         let text = self.0.as_str();
         let Some((cluster, rest)) = id.split_once('/') else { return false };
@@ -66,17 +67,17 @@ impl SnapRef {
         }
         let (has_cluster, has_rest) = match text.split_once('/') {
             Some((begin, rest)) => (cluster.starts_with(begin), rest),
-            // Without one, a UUID's own dashes would be taken for the one between the numbers.
+            // Without a `/`, dashes of the UUID would be taken for the separator of the numbers.
             None => (text.split('-').count() == 2, text),
         };
         let (of_volume, of_snapshot) = has_rest.split_once('-').unwrap_or((has_rest, ""));
         has_cluster && volume.starts_with(of_volume) && snapshot.starts_with(of_snapshot)
     }
 
-    /// The one cloud snapshot that is meant.
+    /// Resolves to one cloud snapshot.
     ///
     /// # Errors
-    /// There is none, or there are several.
+    /// None or several match.
     pub async fn resolve(
         &self,
         context: &Context<'_>,
@@ -89,7 +90,7 @@ impl SnapRef {
         let as_given = self.0.parse::<CloudsnapId>().ok();
         let list = match (context.client.list_cloudsnaps(&query).await, as_given) {
             (Ok(list), _) => list,
-            // Whoever is asked for it says more.
+            // The daemon's error is more specific.
             (Err(_), Some(id)) => return Ok(id),
             (Err(error), None) => return Err(error.into()),
         };

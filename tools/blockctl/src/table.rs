@@ -3,19 +3,19 @@
 use crate::output::printable;
 use comfy_table::{Cell, Color, Table as Grid, presets};
 
-/// How a cell is to look where there are colours.
+/// Colour of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
-    /// All is well.
+    /// Healthy.
     Good,
-    /// Under way.
+    /// In progress.
     Busy,
-    /// Something is wrong.
+    /// Problem.
     Bad,
 }
 
 impl Tone {
-    /// The tone of a state that is written such as `Done`, `Backup-Active` or `failed - disk full`.
+    /// Returns the tone of a state such as `Done`, `Backup-Active` or `failed - disk full`.
     pub fn of_state(state: &str) -> Option<Self> {
         let word = state.split(' ').next().unwrap_or_default().rsplit('-').next().unwrap_or_default();
         match word.to_ascii_lowercase().as_str() {
@@ -35,7 +35,7 @@ impl Tone {
     }
 }
 
-/// A table: a header and rows of text.
+/// Table of a header and rows.
 #[derive(Debug)]
 pub struct Table {
     header: &'static [&'static str],
@@ -44,20 +44,20 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table.
+    /// Creates an empty table.
     pub fn new(header: &'static [&'static str]) -> Self {
         let tone_column = header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
         Self { header, rows: Vec::new(), tone_column }
     }
 
-    /// Adds a row, with as many cells as the header.
+    /// Adds a row with as many cells as the header.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let row: Vec<_> = cells.into_iter().map(|cell| printable(&cell)).collect();
         debug_assert_eq!(row.len(), self.header.len(), "a row has the columns of its header");
         self.rows.push(row);
     }
 
-    /// The table as text, each line ended.
+    /// Renders the table, each line with a line end.
     pub fn render(&self, color: bool) -> String {
         let mut grid = Grid::new();
         grid.load_style(presets::NOTHING);
@@ -84,19 +84,19 @@ impl Table {
     }
 }
 
-/// Facts about one thing, one a line: `Name    : value`.
+/// List of properties, one per line: `Name : value`.
 #[derive(Debug, Default)]
 pub struct Facts(Vec<(&'static str, String)>);
 
 impl Facts {
-    /// Adds a fact.
+    /// Adds a property.
     #[allow(clippy::needless_pass_by_value, reason = "callers pass what they have, owned or not")]
     pub fn add(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
         self.0.push((name, printable(&value.to_string())));
         self
     }
 
-    /// The facts as text, each line ended.
+    /// Renders the properties, each line with a line end.
     pub fn render(&self) -> String {
         let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         self.0

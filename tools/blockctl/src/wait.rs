@@ -1,6 +1,6 @@
-//! Follows a task to its end.
+//! Waiting for a task.
 //!
-//! A daemon that restarts meanwhile is waited for: its tasks go on when it is back.
+//! The wait survives a restart of the daemon: tasks continue afterwards.
 
 use crate::{failure::Failure, output::Output, progress::Progress};
 use blockd_api::{
@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-/// How long one long poll waits.
+/// Long-poll timeout.
 const POLL_WAIT_MS: u64 = 2_000;
-/// The least time between two polls, however fast the task changes.
+/// Minimum interval of polls.
 const POLL_PAUSE: Duration = Duration::from_millis(50);
-/// How long a daemon may be away.
+/// Maximum absence of the daemon.
 pub const AWAY_LIMIT: Duration = Duration::from_secs(60);
-/// How often a daemon that is away is looked for.
+/// Retry interval for an absent daemon.
 pub const AWAY_PAUSE: Duration = Duration::from_millis(250);
 
-/// Waits until the task is over and returns it as it ended; Ctrl-C stops the waiting, not the task.
+/// Waits until a task has ended and returns it; Ctrl-C ends the wait, not the task.
 pub async fn follow(client: &Client, task: Uuid, output: &Output) -> Result<Task, Failure> {
     let mut progress = Progress::new(output.is_json());
     let ended = tokio::select! {
@@ -53,7 +53,7 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
                 if since.elapsed() >= AWAY_LIMIT {
                     return Err(Failure::Lost { task, source: error });
                 }
-                // Versions need not go on where they were.
+                // Versions restart with the daemon.
                 since_version = None;
                 sleep(AWAY_PAUSE).await;
             }

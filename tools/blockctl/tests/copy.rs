@@ -1,4 +1,4 @@
-//! Copies out of snapshots into directories that other users change meanwhile.
+//! Copies from snapshots into directories that other users change meanwhile.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Exit statuses, and which stream says what when something is wrong.
+//! Exit statuses and streams of failures.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Pins and dates, as they are asked for and shown.
+//! Requests and display of pins and expiry dates.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! What commands print, and what they ask of the daemon.
+//! Output of commands and their requests.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -210,7 +210,7 @@ fn a_rollback_that_takes_a_while_shows_how_far_it_is() {
     let restored = json!({
         "volume": "db", "snapshot": "monday", "kept": null, "changedBytes": 8192, "copiedBytes": 4096
     });
-    // It ends after somebody has asked for the volume.
+    // Ends after the volume was requested.
     let both = Arc::new(Barrier::new(2));
     let fake = Fake::start(vec![
         ("POST /v1/volumes/db/rollback", Reply::Together(both.clone(), restored)),
@@ -524,7 +524,7 @@ fn tasks_are_started_and_their_ids_printed() {
         "Cloudsnap delete started successfully with task name:3f4f0a67-e12a-4d35-81ad-985657757352\n"
     );
     assert_eq!(fake.run("-j cs backup vol").json(), json!({ "task": TASK }));
-    // Whether more of a short id could follow is looked up.
+    // A short id may be a prefix, so it is looked up.
     let bodies: Vec<_> =
         fake.seen().into_iter().map(|seen| seen.body).filter(|body| !body.is_null()).collect();
     let limits =
@@ -564,7 +564,7 @@ fn tasks_are_listed() {
     );
     assert!(lines[1].contains("Backup-Active    host   105011200         17.46s"), "{:?}", lines[1]);
     assert!(lines[1].ends_with("   5.7 MiB/s   52s"), "{:?}", lines[1]);
-    // Why it failed is told where it is asked for, and for an hour.
+    // The failure is explained on request, and for an hour.
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
     let ran = fake.run("cs status --name 3f4f");
     assert_eq!((ran.status, ran.stdout.as_str()), (4, ""));
@@ -667,7 +667,7 @@ fn only_what_runs_and_the_newest_are_shown_where_that_is_asked_for() {
     };
     assert_eq!(states("-j cs status --active"), ["Backup-Active"]);
     assert_eq!(states("-j cs status --max 2"), ["Backup-Failed", "Backup-Active"]);
-    // It failed years ago.
+    // A failure of years ago.
     assert_eq!(fake.run("cs status").stderr, "");
     assert!(fake.run("cs status --name 3f4f").stderr.contains("the directory /srv is full"));
 }

@@ -67,7 +67,7 @@ fn in_a_pipe_it_prints_until_nobody_reads() {
 fn a_terminal_is_drawn_on_and_given_back() {
     let fake = fake();
     for (how, status) in [("ctrl-c", 0), ("terminated", 0)] {
-        // A terminal for the program; it ends with the status that the program ended with.
+        // Runs the program on a terminal; returns its status.
         let line = format!("exec {} top -i 0.1 --color never", env!("CARGO_BIN_EXE_blockctl"));
         let mut script = Command::new("script")
             .args(["--quiet", "--flush", "--return", "--command", &format!("echo $$; {line}"), "/dev/null"])

@@ -1,4 +1,4 @@
-//! `--wait`: what is shown meanwhile, how it ends, and what stops it.
+//! `--wait`: progress, end and interruption.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -93,7 +93,7 @@ fn watching_waits_for_a_daemon_that_restarts() {
     assert_eq!(ran.status, 0, "{ran:?}");
     assert_eq!(ran.stderr.matches("waiting for it to come back").count(), 1, "{ran:?}");
     assert!(ran.stdout.ends_with('\n') && ran.stdout.contains("Backup-Done"), "{ran:?}");
-    // One that never was there is not waited for.
+    // A daemon that never ran is not waited for.
     assert_eq!(Fake::start(vec![(TASKS, Reply::Close)]).run("cs status --watch").status, 3);
 }
 
@@ -101,7 +101,7 @@ fn watching_waits_for_a_daemon_that_restarts() {
 fn watching_ends_at_ctrl_c_whatever_it_is_at() {
     const TASKS: &str = "GET /v1/tasks";
     let active = || ok(json!({ "tasks": [task("Backup-Active", 4)] }));
-    // More than a pipe holds.
+    // More than the capacity of a pipe.
     let many: Vec<_> = (0..2_000).map(|_| task("Backup-Active", 4)).collect();
     for (script, asked) in [
         (vec![(TASKS, Reply::Hold)], 1),
@@ -121,7 +121,7 @@ fn watching_ends_at_ctrl_c_whatever_it_is_at() {
                 assert_eq!(fake.arrival(), TASKS);
             }
             kill_process(Pid::from_child(&child), signal).unwrap();
-            // Nobody reads meanwhile.
+            // The pipe is not read meanwhile.
             let until = Instant::now() + Duration::from_secs(120);
             let status = loop {
                 if let Some(status) = child.try_wait().unwrap() {
@@ -206,7 +206,7 @@ fn ctrl_c_stops_the_waiting_and_not_the_task() {
             .spawn()
             .unwrap();
         assert_eq!(fake.arrival(), BACKUP);
-        // It listens for Ctrl-C before it asks.
+        // The signal handler is installed before the first request.
         assert_eq!(fake.arrival(), ONE_TASK);
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         let ran = Ran::of(child.wait_with_output().unwrap());

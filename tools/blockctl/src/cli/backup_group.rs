@@ -5,8 +5,8 @@ use blockd_api::{CredentialRef, GroupName, LabelSelector, VolumeRef};
 use clap::Args;
 
 pub const BACKUP_GROUP_HELP: &str = "\
-All volumes are frozen at one instant, or no backup is made. Each volume's backup to each place is a task of its own. The
-commands before run before all of them are frozen, those after when all are.
+All volumes are frozen behind one write barrier, or no backup is made. Each volume's backup to \
+each location is a task of its own. Pre-commands run before the barrier, post-commands after it.
 
 Examples:
   blockctl cloudsnap backup-group --group shop
@@ -17,13 +17,13 @@ Examples:
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("which").required(true))]
 pub struct BackupGroupArgs {
-    /// All volumes of this group
+    /// Volumes of this group
     #[arg(short, long, value_name = "GROUP", group = "which")]
     pub group: Option<GroupName>,
-    /// All volumes that have all these labels
+    /// Volumes with all these labels
     #[arg(long, value_name = "K=V,…", group = "which")]
     pub label: Option<LabelSelector>,
-    /// These volumes, by name or id
+    /// Volumes, by name or id
     #[arg(
         short,
         long,
@@ -36,19 +36,19 @@ pub struct BackupGroupArgs {
     /// Force full backups
     #[arg(short, long)]
     pub full: bool,
-    /// Name or UUID of the credentials; may be left out when there is one. Several times: the same point in time to each
+    /// Name or UUID of the credential; optional if there is one; repeat to back up the same point to several
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
-    /// How long they stay.
+    /// Retention of the backups.
     #[command(flatten)]
     pub keep: KeepArgs,
-    /// What each task may move.
+    /// Bandwidth limits of each task.
     #[command(flatten)]
     pub limits: TaskLimitArgs,
-    /// What is done around the freeze.
+    /// Quiesce options.
     #[command(flatten)]
     pub rest: RestArgs,
-    /// Whether to wait.
+    /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
 }

@@ -5,15 +5,15 @@ use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 const MOUNT_HELP: &str = "\
-Below DIR there is a directory for each volume and snapshot, local ones and those in stores:
-DIR/VOLUME/TIME-ID/disk.img, manifest.json, and files/ with the files of an ext2, ext3 or ext4
-filesystem, or files/p1/… of each partition. DIR/VOLUME/latest leads to the newest. Everything is
-read-only, and fetched when it is read.
+DIR contains a directory for each volume and snapshot, local and in the cloud:
+DIR/VOLUME/TIME-ID/disk.img, manifest.json, and files/ with the files of an ext2, ext3 or ext4 \
+filesystem, or files/p1/… for each partition. DIR/VOLUME/latest is a link to the newest. \
+Everything is read-only and fetched on read.
 
-The mount is made by fusermount3 (Debian package fuse3) as whoever runs this, and handed to the daemon,
-which must be on this host, through its socket; the daemon needs no rights for it. It is for that user
-alone unless --allow-other says otherwise, not for root either. When the daemon ends it is dead: mount
-it again.
+The mount is made by fusermount3 (Debian package fuse3) as the current user and handed to the \
+daemon of this host through its socket; the daemon needs no privileges for it. Only the current \
+user can see it, not even root, unless --allow-other is given. After a restart of the daemon, \
+mount again.
 
 Examples:
   blockctl browse mount ~/snapshots
@@ -21,7 +21,7 @@ Examples:
   blockctl browse mount /mnt/snapshots --cred-id nas --cred-id offsite";
 
 const UMOUNT_HELP: &str = "\
-A mount of one's own is taken away whether or not the daemon runs; root takes away everybody's.
+Users unmount their own mounts, whether or not the daemon runs; root unmounts all.
 
 Examples:
   blockctl browse umount ~/snapshots
@@ -32,16 +32,16 @@ Examples:
   blockctl browse list
   blockctl -j browse list";
 
-/// What to do with mounts of snapshots.
+/// Subcommands of `browse`.
 #[derive(Debug, Subcommand)]
 pub enum BrowseCommand {
     /// Mount all snapshots, read-only
     #[command(after_help = MOUNT_HELP)]
     Mount(MountArgs),
-    /// Take a mount away
+    /// Unmount
     #[command(visible_alias = "unmount", after_help = UMOUNT_HELP)]
     Umount(UmountArgs),
-    /// List the mounts
+    /// List mounts
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List,
 }
@@ -49,14 +49,13 @@ pub enum BrowseCommand {
 /// `browse mount`
 #[derive(Debug, Args)]
 pub struct MountArgs {
-    /// An empty directory; it is made if it is not there
+    /// Empty directory; created if missing
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Show cloud snapshots of these credentials only; may be repeated
+    /// Only cloud snapshots of this credential; may be repeated
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
-    /// Other users may look, too, by the modes and owners that are shown; unless root mounts, it takes
-    /// `user_allow_other` in /etc/fuse.conf
+    /// Allow other users, by the files' modes and owners; needs root or `user_allow_other` in /etc/fuse.conf
     #[arg(long)]
     pub allow_other: bool,
 }
@@ -64,10 +63,10 @@ pub struct MountArgs {
 /// `browse umount`
 #[derive(Debug, Args)]
 pub struct UmountArgs {
-    /// Where it is mounted
+    /// Mount point
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Also if somebody has files open there, which then give errors
+    /// Unmount although files are open; reads of them fail
     #[arg(short, long)]
     pub force: bool,
 }

@@ -5,66 +5,66 @@ use crate::snap::SnapRef;
 use blockd_api::{ByteSize, cloudsnaps::VerifyDepth};
 use clap::Args;
 
-/// What `cloudsnap stop --help` says besides.
+/// Help of `cloudsnap stop`.
 pub const STOP_HELP: &str = "\
-What the task needs to go on is kept: `cloudsnap resume` takes it up again within 7 days, until a newer \
-backup of the volume to the same place begins. --discard gives it up, also one that was stopped \
-or failed before.
+The task keeps its checkpoint: `cloudsnap resume` continues it within 7 days, until a newer backup \
+of the volume to the same location starts. --discard drops the checkpoint, also that of a task \
+that was stopped or failed before.
 
 Examples:
   blockctl cloudsnap stop --name 3f4f0a67-e12a-4d35-81ad-985657757352
   blockctl cs stop 3f4f --discard";
 
-/// What `cloudsnap resume --help` says besides.
+/// Help of `cloudsnap resume`.
 pub const RESUME_HELP: &str = "\
-A backup goes on with the point in time that it froze, and sends nothing again that is in the store; \
-a restore goes on with the blocks that are not in place yet.
+A backup continues with its frozen point in time and uploads no data twice; a restore continues \
+with the missing blocks.
 
 Examples:
   blockctl cloudsnap resume --name 3f4f0a67-e12a-4d35-81ad-985657757352 --wait";
 
-/// What `cloudsnap limit --help` says besides.
+/// Help of `cloudsnap limit`.
 pub const LIMIT_HELP: &str = "\
-The limits hold at once, for this task beside those of its credentials; one that is left out is lifted.
+The limits apply at once, in addition to those of the credential; an omitted limit is removed.
 
 Examples:
   blockctl cloudsnap limit --name 3f4f --limit-upload 20MiB
   blockctl cs limit 3f4f";
 
-/// What `cloudsnap verify --help` says besides.
+/// Help of `cloudsnap verify`.
 pub const VERIFY_HELP: &str = "\
-Without --quick and --deep, everything that is stored is read and opened. Damage is listed by object \
-and place, with what each cloud snapshot loses; the task fails then. The next backup that \
-builds on a damaged one carries the lost blocks again. `cloudsnap list` shows when each was \
-verified last.
+Without --quick and --deep, all stored data is read and decrypted. Damage is listed by object and \
+position, with the affected cloud snapshots, and the task fails. The next backup that builds on a \
+damaged one uploads the lost blocks again. `cloudsnap list` shows the time of the last \
+verification.
 
 Examples:
   blockctl cloudsnap verify --wait
   blockctl cs verify --snap ID --deep --wait
   blockctl -j cs verify --quick --cred-id nas --wait";
 
-/// What `cloudsnap gc --help` says besides.
+/// Help of `cloudsnap gc`.
 pub const GC_HELP: &str = "\
-What an abandoned backup left is deleted 8 days after it began: until then it may be one under way on another \
-host. blockd does the same by itself once a day (gc_every_hours).
+Orphaned objects are deleted 8 days after their backup started: until then, it may be running on \
+another host. The daemon does the same once a day (gc_every_hours).
 
 Examples:
   blockctl cloudsnap gc --dry-run
   blockctl cs gc --cred-id nas";
 
-/// Which task.
+/// Task argument.
 #[derive(Debug, Args)]
 pub struct TaskArg {
-    /// The task, by its id or the beginning of it
+    /// Task, by an id prefix
     #[arg(value_name = "TASK", required_unless_present = "name", conflicts_with = "name", value_parser = parse_task)]
     task: Option<String>,
-    /// The same as a flag
+    /// The same, as an option
     #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
     name: Option<String>,
 }
 
 impl TaskArg {
-    /// The id or its beginning, however it was given; the parser sees to it that there is one.
+    /// Returns the id prefix, from the argument or the option; the parser requires one.
     pub fn name(&self) -> Option<&str> {
         self.task.as_deref().or(self.name.as_deref())
     }
@@ -73,10 +73,10 @@ impl TaskArg {
 /// `cloudsnap stop`
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    /// Which one.
+    /// Target.
     #[command(flatten)]
     pub task: TaskArg,
-    /// Give it up: keep nothing that it could go on with
+    /// Discard its checkpoint; it cannot be resumed
     #[arg(long)]
     pub discard: bool,
 }
@@ -84,10 +84,10 @@ pub struct StopArgs {
 /// `cloudsnap resume`
 #[derive(Debug, Args)]
 pub struct ResumeArgs {
-    /// Which one.
+    /// Target.
     #[command(flatten)]
     pub task: TaskArg,
-    /// Whether to wait.
+    /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
 }
@@ -95,13 +95,13 @@ pub struct ResumeArgs {
 /// `cloudsnap limit`
 #[derive(Debug, Args)]
 pub struct LimitArgs {
-    /// Which one.
+    /// Target.
     #[command(flatten)]
     pub task: TaskArg,
-    /// Send at most so much a second; as much as it can without it
+    /// Upload limit in bytes per second [default: none]
     #[arg(long, value_name = "SIZE")]
     pub limit_upload: Option<ByteSize>,
-    /// Fetch at most so much a second; as much as it can without it
+    /// Download limit in bytes per second [default: none]
     #[arg(long, value_name = "SIZE")]
     pub limit_download: Option<ByteSize>,
 }
@@ -109,33 +109,33 @@ pub struct LimitArgs {
 /// `cloudsnap verify`
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Id of the cloud snapshot; all without it
+    /// Id of the cloud snapshot [default: all]
     #[arg(value_name = "ID", conflicts_with = "snap")]
     id: Option<SnapRef>,
-    /// The same as a flag
+    /// The same, as an option
     #[arg(short, long, value_name = "ID")]
     snap: Option<SnapRef>,
-    /// Only look whether manifests open and objects are there with the right lengths
+    /// Check manifests, and existence and length of objects only
     #[arg(long, conflicts_with = "deep")]
     quick: bool,
-    /// Bring all content back, to nowhere, and compare it with the volume where that has not changed
+    /// Read all content and compare it with unchanged volume data
     #[arg(long)]
     deep: bool,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
-    /// Whether to wait.
+    /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
 }
 
 impl VerifyArgs {
-    /// The cloud snapshot, however it was given.
+    /// Returns the cloud snapshot, from the argument or the option.
     pub fn id(&self) -> Option<&SnapRef> {
         self.id.as_ref().or(self.snap.as_ref())
     }
 
-    /// How thoroughly.
+    /// Returns the depth of the verification.
     pub fn depth(&self) -> VerifyDepth {
         match (self.quick, self.deep) {
             (true, _) => VerifyDepth::Quick,
@@ -148,10 +148,10 @@ impl VerifyArgs {
 /// `cloudsnap gc`
 #[derive(Debug, Args)]
 pub struct GcArgs {
-    /// Only say what would be deleted
+    /// Report without deleting
     #[arg(long)]
     pub dry_run: bool,
-    /// Where.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
 }

@@ -25,11 +25,11 @@ use clap::{
 use uuid::Uuid;
 
 const BACKUP_HELP: &str = "\
-The first backup of a volume to a place is full, those after it are incremental, and every 7th is \
-full again (a setting of blockd). The backup runs in blockd and survives its restart; the id that \
-is printed is its task. Around the freeze, and never beside the upload, it does what --pre-command, \
---post-command and --freeze-fs say, or else what --rule says, or else the rule of the volume \
-(`rule create --help`).
+The first backup of a volume to a location is full, the following are incremental, and every 7th \
+is full again (full_every in the configuration). The backup is a task of the daemon and survives \
+its restart; its id is printed. Around the freeze, and never during the upload, the task runs \
+--pre-command, --post-command and --freeze-fs, or --rule, or the rule of the volume (`rule create \
+--help`).
 
 Examples:
   blockctl cloudsnap backup db
@@ -53,8 +53,9 @@ Examples:
   blockctl -j cs inspect --snap ID";
 
 const STATUS_HELP: &str = "\
-While a task is under way, RATE is what it has processed in a second until now, and ETA how long the rest takes at that. \
-Why a task failed is said of those that ended within the last hour, the newest three of them, and with --name of any.
+For active tasks, RATE is the average since the start, and ETA the remaining time at that rate. \
+The cause of a failure is shown for the newest three tasks that ended within the last hour, and \
+with --name for any.
 
 Examples:
   blockctl cloudsnap status
@@ -65,11 +66,11 @@ Examples:
   blockctl cs status --watch";
 
 const RESTORE_HELP: &str = "\
-The restore makes a new volume with the size and the labels of the old one; it is served when \
-the restore is done. Schedules by labels mean it from then on, as they mean the old one: --label and --no-labels give it \
-others. The beginning of an id is enough. With --lazy it is served, and can be written, at once: what is read is fetched first, \
-the rest in the background, and this blockd does not delete the cloud snapshot until that is done; one on \
-another host with the same bucket knows nothing of it.
+The restore creates a volume with the size and labels of the original; it is served when the \
+restore is done. Schedules by labels include it from then on; --label and --no-labels set other \
+labels. An id prefix is accepted. With --lazy the volume is served and writable at once: reads are \
+fetched first, the rest in the background, and this daemon does not delete the cloud snapshot \
+until hydration is done; another host with the same bucket does not know of it.
 
 Examples:
   blockctl cloudsnap restore --snap ID --volume db-restored
@@ -79,9 +80,10 @@ Examples:
   blockctl cs restore -s ID --in-place db --wait";
 
 const DELETE_HELP: &str = "\
-No cloud snapshot needs another one to exist: any of them can be deleted, and the data that \
-others share stays. One that is pinned, or whose manifest is damaged, is only deleted with --force, and none that a \
-clone, a lazy volume or a task of this host needs, also a task that can be resumed. What volumes of other hosts need is not known here: they could not read it any more.
+No cloud snapshot depends on another one: any of them can be deleted, and shared data stays. A \
+pinned one, or one whose manifest is damaged, needs --force. One that a clone, a lazy volume or a \
+resumable task of this host needs is never deleted. Needs of other hosts are unknown here: their \
+lazy volumes would fail to read.
 
 Examples:
   blockctl cloudsnap delete --snap ID
@@ -94,76 +96,76 @@ Examples:
   blockctl cs history --src db --max 20
   blockctl -j cs history";
 
-/// What to do with cloud snapshots.
+/// Subcommands of `cloudsnap`.
 #[derive(Debug, Subcommand)]
 pub enum CloudsnapCommand {
-    /// Backup a volume to cloud
+    /// Back up a volume
     #[command(after_help = BACKUP_HELP)]
     Backup(Box<BackupArgs>),
-    /// Backup several volumes to cloud from one instant
+    /// Back up a consistency group
     #[command(visible_alias = "bg", after_help = BACKUP_GROUP_HELP)]
     BackupGroup(Box<BackupGroupArgs>),
-    /// List snapshots in cloud
+    /// List cloud snapshots
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List(Box<ListArgs>),
-    /// Show all about a snapshot in cloud
+    /// Show a cloud snapshot in detail
     #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
-    /// Report status of backups, restores and deletes
+    /// Show tasks: backups, restores, deletes
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
-    /// Restore a snapshot in cloud to a new volume
+    /// Restore a cloud snapshot
     #[command(visible_alias = "r", after_help = RESTORE_HELP)]
     Restore(RestoreArgs),
-    /// Make a volume that fetches what is read of a snapshot in cloud
+    /// Create a volume that fetches data on read
     #[command(after_help = CLONE_HELP)]
     Clone(CloneArgs),
-    /// Delete a snapshot from the cloud. This is not reversible
+    /// Delete a cloud snapshot permanently
     #[command(after_help = DELETE_HELP)]
     Delete(DeleteArgs),
-    /// Stop an active backup, restore, delete or verify
+    /// Stop a task
     #[command(after_help = STOP_HELP)]
     Stop(StopArgs),
-    /// Take up a task again that was stopped or failed
+    /// Resume a stopped or failed task
     #[command(after_help = RESUME_HELP)]
     Resume(ResumeArgs),
-    /// Limit what a task moves in a second, while it runs
+    /// Change the bandwidth limit of a running task
     #[command(after_help = LIMIT_HELP)]
     Limit(LimitArgs),
-    /// Keep a snapshot in cloud whatever rules and dates say
+    /// Pin a cloud snapshot against retention and expiry
     #[command(after_help = PIN_HELP)]
     Pin(PinArgs),
-    /// Take that back
+    /// Unpin a cloud snapshot
     #[command(after_help = UNPIN_HELP)]
     Unpin(PinArgs),
-    /// Set the date on which a snapshot in cloud is to be deleted
+    /// Set the expiry date of a cloud snapshot
     #[command(after_help = EXPIRE_HELP)]
     Expire(ExpireArgs),
-    /// Prove that snapshots in cloud can be read
+    /// Verify cloud snapshots
     #[command(after_help = VERIFY_HELP)]
     Verify(VerifyArgs),
-    /// Delete what abandoned backups left in cloud
+    /// Delete orphaned objects of interrupted backups
     #[command(after_help = GC_HELP)]
     Gc(GcArgs),
-    /// List the files inside a snapshot in cloud
+    /// List files of a cloud snapshot
     #[command(after_help = files::CATALOG_HELP)]
     Catalog(files::CatalogArgs),
-    /// Write files inside a snapshot in cloud to stdout
+    /// Write files of a cloud snapshot to stdout
     #[command(after_help = files::CAT_HELP)]
     Cat(files::CatArgs),
-    /// Copy files and directories out of a snapshot in cloud
+    /// Copy files out of a cloud snapshot
     #[command(after_help = files::CP_HELP)]
     Cp(files::CpArgs),
-    /// Say what differs between two snapshots in cloud
+    /// Compare two cloud snapshots
     #[command(after_help = files::DIFF_HELP)]
     Diff(files::DiffFilesArgs),
-    /// Manage schedules for cloud-snaps
+    /// Manage backup schedules
     #[command(subcommand, visible_alias = "sched")]
     Schedules(SchedulesCommand),
-    /// The same as `credentials`
+    /// Alias of `credentials`
     #[command(subcommand, hide = true)]
     Credentials(super::credentials::CredentialsCommand),
-    /// Show what schedules did: runs, what they made, what was left out and why
+    /// List schedule runs and their results
     #[command(after_help = HISTORY_HELP)]
     History(HistoryArgs),
 }
@@ -174,31 +176,31 @@ pub struct BackupArgs {
     /// Name or id of the volume
     #[arg(value_name = "VOLUME", required_unless_present = "volume", conflicts_with = "volume")]
     source: Option<VolumeRef>,
-    /// The same as a flag
+    /// The same, as an option
     #[arg(short, long, value_name = "VOLUME")]
     volume: Option<VolumeRef>,
     /// Force a full backup
     #[arg(short, long)]
     pub full: bool,
-    /// Name or UUID of the credentials; may be left out when there is one. Several times: the same point in time to each
+    /// Name or UUID of the credential; optional if there is one; repeat to back up the same point to several
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
-    /// How long it stays.
+    /// Retention of the backup.
     #[command(flatten)]
     pub keep: KeepArgs,
-    /// What the task may move.
+    /// Bandwidth limits.
     #[command(flatten)]
     pub limits: TaskLimitArgs,
-    /// What is done around the freeze.
+    /// Quiesce options.
     #[command(flatten)]
     pub rest: RestArgs,
-    /// Whether to wait.
+    /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
 }
 
 impl BackupArgs {
-    /// The volume, however it was given; the parser sees to it that there is one.
+    /// Returns the volume, from the argument or the option; the parser requires one.
     pub fn volume(&self) -> Option<&VolumeRef> {
         self.source.as_ref().or(self.volume.as_ref())
     }
@@ -207,28 +209,28 @@ impl BackupArgs {
 /// `cloudsnap list`
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// List those of all clusters: the default
+    /// List snapshots of all clusters (default)
     #[arg(short, long, conflicts_with = "cluster")]
     pub all: bool,
-    /// List those of this volume only, by the name or id it had
+    /// Only snapshots of this volume, by its name or id at backup time
     #[arg(short, long, value_name = "VOLUME")]
     pub src: Option<VolumeRef>,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
-    /// List those of this cluster only
+    /// Only snapshots of this cluster
     #[arg(short, long, value_name = "UUID")]
     pub cluster: Option<Uuid>,
-    /// List those in this state; Done without it. Those that were stopped are Failed as well
+    /// Only snapshots in this state [default: Done]; stopped ones are Failed
     #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
     pub status: Option<CloudsnapStatus>,
-    /// List those whose volume had all these labels
+    /// Only snapshots whose volume had all these labels
     #[arg(long, value_name = "K=V,…")]
     pub label: Option<LabelSelector>,
-    /// List this one only
+    /// Only this snapshot
     #[arg(short = 'i', long, value_name = "ID")]
     pub cloudsnap_id: Option<SnapRef>,
-    /// List the newest so many only
+    /// Only the newest N
     #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
 }
@@ -239,16 +241,16 @@ pub struct InspectArgs {
     /// Id of the cloud snapshot
     #[arg(value_name = "ID", required_unless_present = "snap", conflicts_with = "snap")]
     id: Option<SnapRef>,
-    /// The same as a flag
+    /// The same, as an option
     #[arg(short, long, value_name = "ID", alias = "cloudsnap-id", short_alias = 'i')]
     snap: Option<SnapRef>,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
 }
 
 impl InspectArgs {
-    /// The id, however it was given; the parser sees to it that there is one.
+    /// Returns the id, from the argument or the option; the parser requires one.
     pub fn id(&self) -> Option<&SnapRef> {
         self.id.as_ref().or(self.snap.as_ref())
     }
@@ -257,28 +259,28 @@ impl InspectArgs {
 /// `cloudsnap status`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Only this task, by its id or the beginning of it
+    /// Only this task, by an id prefix
     #[arg(value_name = "TASK", conflicts_with = "name", value_parser = parse_task)]
     task: Option<String>,
-    /// The same as a flag
+    /// The same, as an option
     #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
     name: Option<String>,
-    /// Only those that run or wait
+    /// Only active tasks
     #[arg(long, conflicts_with_all = ["task", "name"])]
     pub active: bool,
-    /// The newest so many only
+    /// Only the newest N
     #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
-    /// Show it again and again, until no task is under way
+    /// Refresh until no task is active
     #[arg(long, conflicts_with = "wait")]
     pub watch: bool,
-    /// Whether to wait.
+    /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
 }
 
 impl StatusArgs {
-    /// The task, however it was given.
+    /// Returns the task, from the argument or the option.
     pub fn name(&self) -> Option<&str> {
         self.task.as_deref().or(self.name.as_deref())
     }
@@ -287,28 +289,28 @@ impl StatusArgs {
 /// `cloudsnap restore`
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// Id of the cloud snapshot, or the beginning of it
+    /// Id or id prefix of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: SnapRef,
-    /// Name of the volume to be made; blockd chooses one without it
+    /// Name of the new volume [default: generated]
     #[arg(short, long, value_name = "NAME")]
     pub volume: Option<VolumeName>,
-    /// Go on past what is damaged: it reads as zeroes, and is listed
+    /// Skip damaged extents; they read as zeroes and are listed
     #[arg(long)]
     pub skip_damaged: bool,
-    /// Its labels.
+    /// Labels of the new volume.
     #[command(flatten)]
     pub labels: NewLabelsArgs,
-    /// How it goes on.
+    /// Restore mode.
     #[command(flatten)]
     pub how: LazyArgs,
-    /// What the task may move.
+    /// Bandwidth limits.
     #[command(flatten)]
     pub limits: TaskLimitArgs,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
-    /// Whether to wait.
+    /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
 }
@@ -319,35 +321,35 @@ pub struct DeleteArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: CloudsnapId,
-    /// Delete it also if it is pinned or damaged
+    /// Delete a pinned or damaged cloud snapshot
     #[arg(short, long)]
     pub force: bool,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
-    /// Whether to wait.
+    /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
 }
 
-/// Which credentials to use.
+/// Credential option.
 #[derive(Debug, Args)]
 pub struct CredentialArg {
-    /// Name or UUID of the credentials; may be left out when there is one, or when one of them has the cloud snapshot
+    /// Name or UUID of the credential; optional if there is one, or if only one has the cloud snapshot
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Option<CredentialRef>,
 }
 
-/// Whether to wait for the task.
+/// Wait option.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct WaitArg {
-    /// Wait for the task, show its progress, and exit as it ends
+    /// Wait for the task and show its progress
     #[arg(long)]
     pub wait: bool,
 }
 
 fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
-    // Those that were stopped or given up are listed with those that failed.
+    // Stopped and discarded backups are listed with failed ones.
     const FAILED_TOO: [&str; 2] = ["stopped", "aborted"];
     let values = CloudsnapStatus::ALL.map(|status| {
         let value = PossibleValue::new(status.as_str());
@@ -357,7 +359,7 @@ fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
         if FAILED_TOO.iter().any(|alias| alias.eq_ignore_ascii_case(&text)) {
             return CloudsnapStatus::Failed;
         }
-        // The parser before lets nothing else through, in whatever case.
+        // The parser has accepted only these values, in any case.
         let same = |status: &CloudsnapStatus| status.as_str().eq_ignore_ascii_case(&text);
         CloudsnapStatus::ALL.into_iter().find(same).unwrap_or_default()
     })

@@ -1,4 +1,4 @@
-//! `blockctl context`: names for daemons.
+//! `blockctl context`: named daemons.
 
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -23,47 +23,47 @@ const DELETE_HELP: &str = "\
 Examples:
   blockctl context delete vault";
 
-/// What to do with names for daemons.
+/// Subcommands of `context`.
 #[derive(Debug, Subcommand)]
 pub enum ContextCommand {
-    /// Keep how a daemon is reached under a name: --socket, or --endpoint with --ca, --cert and --key
+    /// Create a context from --socket, or --endpoint with --ca, --cert and --key
     #[command(after_help = CREATE_HELP)]
     Create(CreateArgs),
-    /// List the names that are kept
+    /// List contexts
     #[command(visible_alias = "ls", after_help = LIST_HELP)]
     List,
-    /// Mean this daemon from now on, unless something else is said
+    /// Make a context current
     #[command(visible_alias = "use", after_help = SET_HELP)]
     Set(NameArgs),
-    /// Mean this host's daemon again
+    /// Use the daemon of this host
     #[command(after_help = SET_HELP)]
     Unset,
-    /// Forget a name
+    /// Delete a context
     #[command(visible_alias = "rm", after_help = DELETE_HELP)]
     Delete(NameArgs),
 }
 
-/// What `create` takes; how the daemon is reached stands in the global options.
+/// Arguments of `context create`; the address comes from the global options.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// The name
+    /// Name of the context
     pub name: String,
-    /// Mean this daemon from now on
+    /// Make it current
     #[arg(long)]
     pub current: bool,
-    /// Replace a context of that name
+    /// Replace an existing context
     #[arg(long)]
     pub replace: bool,
 }
 
-/// A name.
+/// Context name argument.
 #[derive(Debug, Args)]
 pub struct NameArgs {
-    /// The name
+    /// Name of the context
     pub name: String,
 }
 
-/// Where files are: contexts are used from everywhere.
+/// Returns the absolute path: contexts are used from any directory.
 pub fn absolute(path: Option<&PathBuf>) -> Option<PathBuf> {
     path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()))
 }

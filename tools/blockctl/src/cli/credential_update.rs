@@ -5,18 +5,21 @@ use blockd_api::{CredentialRef, Secret, SecretRef};
 use clap::Args;
 use std::path::PathBuf;
 
-/// What its `--help` says besides.
+/// Additional help.
 pub const UPDATE_HELP: &str = "\
-What is given takes the place of what is kept, and the rest stays. First blockd proves that the store opens with it and holds the \
-same backups; if it does not, nothing is changed and the old keys are used on. Tasks, mounts and lazy volumes go on, with the new \
-keys from their next request: the old ones can be revoked when this has returned.
+Given options replace the stored ones; the others stay. The daemon first verifies that the store \
+opens with them and holds the same repository; otherwise nothing changes. Tasks, mounts and lazy \
+volumes continue with the new keys from their next request: the old keys can be revoked when this \
+command returns.
 
-A secret that is stored on the host and one that lies elsewhere (--…-from) take each other's place; so do a key and --use-iam. The \
-encryption passphrase stays the same and only moves: --encryption-passphrase-from REF, or back with --encryption-passphrase-file. \
-Another one is set with `blockctl credentials rekey`. Nothing is taken from the environment, unlike with `create`. \
-An empty value takes --s3-role-arn, --s3-storage-class, --proxy and --ca-certificate away.
+A stored secret and a reference (--…-from) replace each other; so do a key and --use-iam. The \
+encryption passphrase stays the same and only moves: to --encryption-passphrase-from REF, or back \
+with --encryption-passphrase-file. `blockctl credentials rekey` changes it. Unlike `create`, this \
+command reads nothing from the environment. An empty value removes --s3-role-arn, \
+--s3-storage-class, --proxy or --ca-certificate.
 
-Where the backups are (provider, bucket, server, account, directory) cannot be changed: another place needs credentials of its own.
+The location (provider, bucket, server, account, directory) cannot change: create another \
+credential for another location.
 
 Examples:
   blockctl credentials update s3 --s3-access-key AKIA… --s3-secret-key-file ./new-key
@@ -28,10 +31,10 @@ Examples:
 /// `credentials update`
 #[derive(Debug, Args)]
 pub struct UpdateArgs {
-    /// Name or UUID of the credentials
+    /// Name or UUID of the credential
     #[arg(value_name = "CREDENTIALS")]
     pub credential: CredentialRef,
-    /// Ask the machine who it is, in place of a key (s3, azure, google)
+    /// Use the instance role or managed identity instead of a key (s3, azure, google)
     #[arg(long)]
     pub use_iam: bool,
     /// Access key (s3)
@@ -43,28 +46,28 @@ pub struct UpdateArgs {
     /// File with the secret key, - for stdin (s3)
     #[arg(long, value_name = "FILE", group = "s3_secret", help_heading = "S3")]
     pub s3_secret_key_file: Option<PathBuf>,
-    /// Where blockd finds the secret key itself: systemd:NAME, file:/PATH or command:/PATH (s3)
+    /// Reference to the secret key: systemd:NAME, file:/PATH or command:/PATH (s3)
     #[arg(long, value_name = "REF", group = "s3_secret", help_heading = "S3")]
     pub s3_secret_key_from: Option<SecretRef>,
-    /// Role to take first, none if it is empty; with it go the next two, as they are given (s3)
+    /// Role to assume, empty for none; replaces the next two options too (s3)
     #[arg(long, value_name = "ARN", help_heading = "S3")]
     pub s3_role_arn: Option<String>,
-    /// What the role's owner wants to be told (s3)
+    /// STS external ID for AssumeRole (s3)
     #[arg(long, value_name = "ID", requires = "s3_role_arn", help_heading = "S3")]
     pub s3_external_id: Option<String>,
-    /// Server that gives the role, where that is neither Amazon's nor the one of the bucket (s3)
+    /// STS endpoint, if not Amazon's or the bucket's (s3)
     #[arg(long, value_name = "HOST:PORT", requires = "s3_role_arn", help_heading = "S3")]
     pub s3_sts_endpoint: Option<String>,
-    /// Storage class of new objects, that of the bucket if it is empty (s3)
+    /// Storage class of new objects, empty for the bucket's default (s3)
     #[arg(long, value_name = "CLASS", help_heading = "S3")]
     pub s3_storage_class: Option<String>,
-    /// Key of the account (azure)
+    /// Account key (azure)
     #[arg(long, value_name = "KEY", value_parser = parse_secret, group = "azure_secret", help_heading = "Azure")]
     pub azure_account_key: Option<Secret>,
-    /// File with the key of the account, - for stdin (azure)
+    /// File with the account key, - for stdin (azure)
     #[arg(long, value_name = "FILE", group = "azure_secret", help_heading = "Azure")]
     pub azure_account_key_file: Option<PathBuf>,
-    /// Where blockd finds the key of the account itself (azure)
+    /// Reference to the account key (azure)
     #[arg(long, value_name = "REF", group = "azure_secret", help_heading = "Azure")]
     pub azure_account_key_from: Option<SecretRef>,
     /// Shared access signature: the query of a SAS URL (azure)
@@ -73,16 +76,16 @@ pub struct UpdateArgs {
     /// File with the shared access signature, - for stdin (azure)
     #[arg(long, value_name = "FILE", group = "azure_secret", help_heading = "Azure")]
     pub azure_sas_token_file: Option<PathBuf>,
-    /// Where blockd finds the shared access signature itself (azure)
+    /// Reference to the shared access signature (azure)
     #[arg(long, value_name = "REF", group = "azure_secret", help_heading = "Azure")]
     pub azure_sas_token_from: Option<SecretRef>,
-    /// Which managed identity, with --use-iam (azure)
+    /// Client id of the managed identity, with --use-iam (azure)
     #[arg(long, value_name = "ID", requires = "use_iam", help_heading = "Azure")]
     pub azure_client_id: Option<String>,
     /// Key file of a service account, - for stdin (google)
     #[arg(long, value_name = "FILE", group = "google_secret", help_heading = "Google")]
     pub google_json_key_file: Option<PathBuf>,
-    /// Where blockd finds the key of the service account itself, as JSON (google)
+    /// Reference to the service account key, JSON (google)
     #[arg(long, value_name = "REF", group = "google_secret", help_heading = "Google")]
     pub google_json_key_from: Option<SecretRef>,
     /// Key or password of the user (swift)
@@ -91,39 +94,39 @@ pub struct UpdateArgs {
     /// File with the key or password, - for stdin (swift)
     #[arg(long, value_name = "FILE", group = "swift_secret", help_heading = "Swift")]
     pub swift_key_file: Option<PathBuf>,
-    /// Where blockd finds the key or password itself (swift)
+    /// Reference to the key or password (swift)
     #[arg(long, value_name = "REF", group = "swift_secret", help_heading = "Swift")]
     pub swift_key_from: Option<SecretRef>,
-    /// Ready token, where there is no user (swift)
+    /// Token, instead of a user (swift)
     #[arg(long, value_name = "TOKEN", value_parser = parse_secret, group = "swift_secret", help_heading = "Swift")]
     pub swift_token: Option<Secret>,
     /// File with the token, - for stdin (swift)
     #[arg(long, value_name = "FILE", group = "swift_secret", help_heading = "Swift")]
     pub swift_token_file: Option<PathBuf>,
-    /// Where blockd finds the token itself (swift)
+    /// Reference to the token (swift)
     #[arg(long, value_name = "REF", group = "swift_secret", help_heading = "Swift")]
     pub swift_token_from: Option<SecretRef>,
-    /// PEM file with certificates of authorities to trust beside the system's, none if it is empty
+    /// PEM file of additional CA certificates, empty for none
     #[arg(long, value_name = "FILE", help_heading = "Connection")]
     pub ca_certificate: Option<String>,
-    /// Proxy, as http://HOST:PORT, without a password; what blockd's environment says if it is empty
+    /// Proxy, http://HOST:PORT without a password, empty for the daemon's environment
     #[arg(long, value_name = "URL", help_heading = "Connection")]
     pub proxy: Option<String>,
-    /// The passphrase that holds, to store its keys on the host, sealed; a file is better
+    /// Current passphrase, to store the keys on the host, sealed; prefer a file
     #[arg(long, value_name = "TEXT", value_parser = parse_secret, group = "passphrase", help_heading = "Encryption")]
     pub encryption_passphrase: Option<Secret>,
-    /// File with the passphrase that holds, - for stdin
+    /// File with the current passphrase, - for stdin
     #[arg(long, value_name = "FILE", group = "passphrase", help_heading = "Encryption")]
     pub encryption_passphrase_file: Option<PathBuf>,
-    /// Where blockd finds the passphrase that holds; then the keys that it opens are not stored on the host any more
+    /// Reference to the current passphrase; its keys are removed from the host
     #[arg(long, value_name = "REF", group = "passphrase", help_heading = "Encryption")]
     pub encryption_passphrase_from: Option<SecretRef>,
-    /// What cannot be changed.
+    /// Properties that cannot change.
     #[command(flatten)]
     pub place: Place,
 }
 
-/// Flags of `create` that say where the backups are: known so that they can be refused with the reason.
+/// Options of `create` that define the location, accepted only to be refused with a reason.
 macro_rules! place {
     ($($field:ident = $flag:literal),+ $(,)?) => {
         #[derive(Debug, Default, Args)]
@@ -133,7 +136,7 @@ macro_rules! place {
         }
 
         impl Place {
-            /// The first one that was given.
+            /// Returns the first given option.
             pub fn given(&self) -> Option<&'static str> {
                 [$(($flag, &self.$field)),+].into_iter().find(|(_, given)| given.is_some()).map(|(flag, _)| flag)
             }

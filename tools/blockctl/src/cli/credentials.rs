@@ -6,18 +6,18 @@ use serde::Deserialize;
 use std::{convert::Infallible, path::PathBuf};
 
 const CREATE_HELP: &str = "\
-Creating credentials proves that they work: blockd writes, reads and deletes a small object there. \
-Secrets are stored encrypted and never shown. A secret on the command line can be seen by other \
-users of the host and stays in the shell's history: better give a file, `-` to read it from stdin, \
-or the variable. One line end at the end of a file is dropped. All of it may stand in a file \
-(--file), which should have mode 0600.
+The daemon writes, reads and deletes a small object to verify a new credential. Secrets are stored \
+encrypted and never shown. A secret on the command line is visible to other users of the host and \
+stays in the shell's history: prefer a file, `-` for stdin, or the environment. One line end at \
+the end of a file is dropped. All options can be in a file (--file), which should have mode 0600.
 
-With --…-from blockd stores no secret, but fetches it when it needs it: systemd:NAME is a credential of its unit, \
-file:/PATH a file below its secrets.file_dir, command:/PATH a program there that prints the secret (for example a script around \
-`bao kv get`). `blockctl credentials validate` shows whether it can be read.
+With --…-from the daemon stores no secret but reads it on use: systemd:NAME is a credential of its \
+unit, file:/PATH a file below secrets.file_dir, command:/PATH a program there that prints the \
+secret (for example a script around `bao kv get`). `blockctl credentials validate` shows whether \
+it can be read.
 
-Whether the store can create an object only if it is absent is tried out and shown in the list; \
-blockd does without where it cannot (Swift, some S3 servers).
+The list shows whether the store supports create-if-absent, as tested; Swift and some S3 servers \
+do not.
 
 Examples:
   blockctl credentials create nas --provider local --path /srv/backup
@@ -54,42 +54,42 @@ Examples:
   blockctl cred validate af563a4d-afd7-48df-90f7-8e8f9414ff77";
 
 const DELETE_HELP: &str = "\
-What is in the store stays; with the same place and passphrase it can be listed and restored again. \
-The beginning of a UUID is not enough.
+Stored backups stay; a credential with the same location and passphrase can list and restore them. \
+The whole UUID or the name is required.
 
 Examples:
   blockctl credentials delete nas";
 
-/// What to do with credentials.
+/// Subcommands of `credentials`.
 #[derive(Debug, Subcommand)]
 pub enum CredentialsCommand {
-    /// Create credentials for a place where backups go
+    /// Create a credential for a backup location
     #[command(visible_alias = "c", after_help = CREATE_HELP)]
     Create(Box<CreateArgs>),
-    /// List credentials, without their secrets
+    /// List credentials
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List,
-    /// Show one of them, without its secrets
+    /// Show a credential without its secrets
     #[command(visible_alias = "i", after_help = INSPECT_HELP)]
     Inspect(OneCredential),
-    /// Prove that credentials still work
+    /// Verify that a credential works
     #[command(visible_alias = "v", after_help = VALIDATE_HELP)]
     Validate(OneCredential),
-    /// Give them other keys, or another way to the same place
+    /// Rotate keys or change access to the same location
     #[command(visible_alias = "u", after_help = super::credential_update::UPDATE_HELP)]
     Update(Box<super::credential_update::UpdateArgs>),
-    /// Change the passphrase, or the data key of new backups
+    /// Change the passphrase or the data key
     #[command(after_help = super::rekey::REKEY_HELP)]
     Rekey(super::rekey::RekeyArgs),
-    /// Change what all their tasks together may move, also while they run
+    /// Change the bandwidth limits of a credential
     #[command(after_help = super::limits::CREDENTIALS_LIMIT_HELP)]
     Limit(super::limits::CredentialLimitArgs),
-    /// Forget credentials
+    /// Delete a credential; backups stay
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
     Delete(OneCredential),
 }
 
-/// Kind of the store.
+/// Storage provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
@@ -103,30 +103,30 @@ pub enum Provider {
 /// `credentials create`
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Name of the credentials
+    /// Name of the credential
     pub name: CredentialName,
-    /// TOML or JSON file with any of the options below, by their names without dashes before them; what is typed counts more
+    /// TOML or JSON file with any option below, named without leading dashes; options on the command line win
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// What the file may hold as well.
+    /// Settings that the file may hold too.
     #[command(flatten)]
     pub settings: Settings,
 }
 
-/// What describes a store, on the command line or in a file.
+/// Settings of a store, on the command line or in a file.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where backups go: a directory on the host of blockd, or a kind of object store
+    /// Provider: a directory on the daemon's host, or an object store
     #[arg(long, value_enum)]
     pub provider: Option<Provider>,
     /// Bucket or container, which must exist (s3, azure, google, swift)
     #[arg(long, value_name = "BUCKET")]
     pub bucket: Option<String>,
-    /// Keep everything below this in the bucket, container or directory, such as hosts/a; it is part of the place
+    /// Prefix of all objects, such as hosts/a; part of the location
     #[arg(long, value_name = "PREFIX")]
     pub prefix: Option<String>,
-    /// Ask the machine who it is, in place of a key: instance role, managed identity (s3, azure, google)
+    /// Use the instance role or managed identity instead of a key (s3, azure, google)
     #[arg(long)]
     pub use_iam: bool,
     /// Directory for the backups (local)
@@ -144,25 +144,25 @@ pub struct Settings {
     /// File with the secret key, - for stdin (s3)
     #[arg(long, value_name = "FILE", help_heading = "S3")]
     pub s3_secret_key_file: Option<PathBuf>,
-    /// Where blockd finds the secret key itself: systemd:NAME, file:/PATH or command:/PATH (s3)
+    /// Reference to the secret key: systemd:NAME, file:/PATH or command:/PATH (s3)
     #[arg(long, value_name = "REF", conflicts_with_all = ["s3_secret_key", "s3_secret_key_file"], help_heading = "S3")]
     pub s3_secret_key_from: Option<SecretRef>,
-    /// Region, us-east-1 without it (s3)
+    /// Region [default: us-east-1] (s3)
     #[arg(long, value_name = "REGION", help_heading = "S3")]
     pub s3_region: Option<String>,
-    /// Role to take first, such as arn:aws:iam::123456789012:role/backup (s3)
+    /// Role to assume, such as arn:aws:iam::123456789012:role/backup (s3)
     #[arg(long, value_name = "ARN", help_heading = "S3")]
     pub s3_role_arn: Option<String>,
-    /// What the role's owner wants to be told (s3)
+    /// STS external ID for AssumeRole (s3)
     #[arg(long, value_name = "ID", requires = "s3_role_arn", help_heading = "S3")]
     pub s3_external_id: Option<String>,
-    /// Server that gives the role, where that is neither Amazon's nor the one of the bucket (s3)
+    /// STS endpoint, if not Amazon's or the bucket's (s3)
     #[arg(long, value_name = "HOST:PORT", requires = "s3_role_arn", help_heading = "S3")]
     pub s3_sts_endpoint: Option<String>,
     /// Storage class of new objects, such as STANDARD_IA (s3)
     #[arg(long, value_name = "CLASS", help_heading = "S3")]
     pub s3_storage_class: Option<String>,
-    /// Talk plain HTTP (s3)
+    /// Use plain HTTP (s3)
     #[arg(long, help_heading = "S3")]
     pub s3_disable_ssl: bool,
     /// Address the bucket as BUCKET.HOST, not HOST/BUCKET (s3)
@@ -171,13 +171,13 @@ pub struct Settings {
     /// Storage account [env: AZURE_STORAGE_ACCOUNT] (azure)
     #[arg(long, value_name = "NAME", help_heading = "Azure")]
     pub azure_account_name: Option<String>,
-    /// Key of the account [env: AZURE_STORAGE_KEY] (azure)
+    /// Account key [env: AZURE_STORAGE_KEY] (azure)
     #[arg(long, value_name = "KEY", value_parser = parse_secret, help_heading = "Azure")]
     pub azure_account_key: Option<Secret>,
-    /// File with the key of the account, - for stdin (azure)
+    /// File with the account key, - for stdin (azure)
     #[arg(long, value_name = "FILE", conflicts_with = "azure_account_key", help_heading = "Azure")]
     pub azure_account_key_file: Option<PathBuf>,
-    /// Where blockd finds the key of the account itself (azure)
+    /// Reference to the account key (azure)
     #[arg(long, value_name = "REF", conflicts_with_all = ["azure_account_key", "azure_account_key_file"], help_heading = "Azure")]
     pub azure_account_key_from: Option<SecretRef>,
     /// Shared access signature: the query of a SAS URL [env: AZURE_STORAGE_SAS_TOKEN] (azure)
@@ -186,13 +186,13 @@ pub struct Settings {
     /// File with the shared access signature, - for stdin (azure)
     #[arg(long, value_name = "FILE", conflicts_with = "azure_sas_token", help_heading = "Azure")]
     pub azure_sas_token_file: Option<PathBuf>,
-    /// Where blockd finds the shared access signature itself (azure)
+    /// Reference to the shared access signature (azure)
     #[arg(long, value_name = "REF", conflicts_with_all = ["azure_sas_token", "azure_sas_token_file"], help_heading = "Azure")]
     pub azure_sas_token_from: Option<SecretRef>,
-    /// Which managed identity, with --use-iam (azure)
+    /// Client id of the managed identity, with --use-iam (azure)
     #[arg(long, value_name = "ID", help_heading = "Azure")]
     pub azure_client_id: Option<String>,
-    /// Server that is not Azure's own, as URL or host:port (azure)
+    /// Custom endpoint, URL or host:port (azure)
     #[arg(long, value_name = "HOST:PORT", help_heading = "Azure")]
     pub azure_endpoint: Option<String>,
     /// Project (google)
@@ -201,13 +201,13 @@ pub struct Settings {
     /// Key file of a service account, - for stdin [env: GOOGLE_APPLICATION_CREDENTIALS] (google)
     #[arg(long, value_name = "FILE", help_heading = "Google")]
     pub google_json_key_file: Option<PathBuf>,
-    /// Where blockd finds the key of the service account itself, as JSON (google)
+    /// Reference to the service account key, JSON (google)
     #[arg(long, value_name = "REF", conflicts_with_all = ["google_json_key_file"], help_heading = "Google")]
     pub google_json_key_from: Option<SecretRef>,
-    /// Server that is not Google's own, as URL or host:port (google)
+    /// Custom endpoint, URL or host:port (google)
     #[arg(long, value_name = "HOST:PORT", help_heading = "Google")]
     pub google_endpoint: Option<String>,
-    /// Version of the auth service: 1, 2 or 3; told from what is given without it (swift)
+    /// Version of the auth service: 1, 2 or 3 [default: by the other options] (swift)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3), help_heading = "Swift")]
     pub swift_auth_version: Option<u8>,
     /// URL of the auth service [env: ST_AUTH, OS_AUTH_URL] (swift)
@@ -222,7 +222,7 @@ pub struct Settings {
     /// File with the key or password, - for stdin (swift)
     #[arg(long, value_name = "FILE", conflicts_with = "swift_key", help_heading = "Swift")]
     pub swift_key_file: Option<PathBuf>,
-    /// Where blockd finds the key or password itself (swift)
+    /// Reference to the key or password (swift)
     #[arg(long, value_name = "REF", conflicts_with_all = ["swift_key", "swift_key_file"], help_heading = "Swift")]
     pub swift_key_from: Option<SecretRef>,
     /// Region in Keystone's catalog [env: OS_REGION_NAME] (swift)
@@ -243,34 +243,34 @@ pub struct Settings {
     /// Domain of the project, for Keystone v3 [env: OS_PROJECT_DOMAIN_NAME] (swift)
     #[arg(long, value_name = "NAME", help_heading = "Swift")]
     pub swift_project_domain_name: Option<String>,
-    /// URL of the account, with a token in place of a user [env: OS_STORAGE_URL] (swift)
+    /// URL of the account, with a token [env: OS_STORAGE_URL] (swift)
     #[arg(long, value_name = "URL", help_heading = "Swift")]
     pub swift_storage_url: Option<String>,
-    /// Ready token, good until it ends [env: OS_AUTH_TOKEN] (swift)
+    /// Token, valid until it expires [env: OS_AUTH_TOKEN] (swift)
     #[arg(long, value_name = "TOKEN", value_parser = parse_secret, help_heading = "Swift")]
     pub swift_token: Option<Secret>,
     /// File with the token, - for stdin (swift)
     #[arg(long, value_name = "FILE", conflicts_with = "swift_token", help_heading = "Swift")]
     pub swift_token_file: Option<PathBuf>,
-    /// Where blockd finds the token itself (swift)
+    /// Reference to the token (swift)
     #[arg(long, value_name = "REF", conflicts_with_all = ["swift_token", "swift_token_file"], help_heading = "Swift")]
     pub swift_token_from: Option<SecretRef>,
-    /// PEM file with certificates of authorities to trust beside the system's
+    /// PEM file of additional CA certificates
     #[arg(long, value_name = "FILE", help_heading = "Connection")]
     pub ca_certificate: Option<PathBuf>,
-    /// Proxy, as http://HOST:PORT, without a password; without it, what blockd's environment says
+    /// Proxy, http://HOST:PORT without a password [default: the daemon's environment]
     #[arg(long, value_name = "URL", help_heading = "Connection")]
     pub proxy: Option<String>,
-    /// Use the proxy that HTTPS_PROXY names here
+    /// Use the proxy of HTTPS_PROXY in this environment
     #[arg(long, conflicts_with = "proxy", help_heading = "Connection")]
     pub use_proxy: bool,
-    /// Bytes a second that all tasks together send at most, such as 20MiB or, by the time of day, 20MiB@08:00-18:00,100MiB
+    /// Upload limit of all tasks in bytes per second: 20MiB, or 20MiB@08:00-18:00,100MiB by time of day
     #[arg(long, value_name = "LIMIT", help_heading = "Connection")]
     pub limit_upload: Option<DailyLimit>,
-    /// Bytes a second that all tasks together receive at most
+    /// Download limit of all tasks in bytes per second
     #[arg(long, value_name = "LIMIT", help_heading = "Connection")]
     pub limit_download: Option<DailyLimit>,
-    /// Time zone of the times in limits, such as Europe/Berlin; UTC without it
+    /// Time zone of the limits, such as Europe/Berlin [default: UTC]
     #[arg(long, value_name = "ZONE", help_heading = "Connection")]
     pub limit_time_zone: Option<String>,
     /// Passphrase that encrypts the backups [env: BLOCKD_ENCRYPTION_PASSPHRASE]
@@ -285,17 +285,17 @@ pub struct Settings {
     /// File with the passphrase, - for stdin
     #[arg(long, value_name = "FILE", help_heading = "Encryption")]
     pub encryption_passphrase_file: Option<PathBuf>,
-    /// Where blockd finds the passphrase itself; then the keys that it opens are not stored on the host either
+    /// Reference to the passphrase; its keys are not stored on the host either
     #[arg(long, value_name = "REF", conflicts_with_all = ["encryption_passphrase", "encryption_passphrase_file"], help_heading = "Encryption")]
     pub encryption_passphrase_from: Option<SecretRef>,
 }
 
-/// Which settings were given: the name of each, and whether it was.
+/// Settings by name.
 type Given<'a> = Vec<(&'static str, &'a dyn Setting)>;
 
-/// One setting, whatever its type.
+/// Setting of any type.
 pub trait Setting {
-    /// Whether it was given.
+    /// Returns true if the setting was given.
     fn is_given(&self) -> bool;
 }
 
@@ -311,7 +311,7 @@ impl Setting for bool {
     }
 }
 
-/// Takes what the first one lacks from the second one.
+/// Fills missing settings from a second source.
 trait Merge: Setting {
     fn merge(&mut self, other: Self);
 }
@@ -330,7 +330,7 @@ impl Merge for bool {
     }
 }
 
-/// A secret that has a source does not compete with another source of it in the file.
+/// A secret with a source on the command line ignores other sources in the file.
 macro_rules! one_source {
     ($typed:ident, $file:ident: $($source:ident),+) => {
         if [$($typed.$source.is_given()),+].contains(&true) {
@@ -339,13 +339,12 @@ macro_rules! one_source {
     };
 }
 
-/// Each setting of a provider is named once: here.
+/// Single list of the settings of each provider.
 macro_rules! settings {
     (all: $($all:ident),+; $($group:ident: $($field:ident = $flag:literal),+;)+) => {
         impl Settings {
-            /// Takes what was not given from a file.
-            ///
-            /// A secret that was typed or has a file of its own does not compete with another source of it in `file`.
+            /// Fills missing settings from a file. A secret with a source on the command line ignores other
+            /// sources in the file.
             pub fn complete(&mut self, mut file: Self) {
                 one_source!(self, file: s3_secret_key, s3_secret_key_file, s3_secret_key_from);
                 one_source!(self, file: azure_account_key, azure_account_key_file, azure_account_key_from);
@@ -359,7 +358,7 @@ macro_rules! settings {
             }
 
             $(
-                /// The settings of this group.
+                /// Returns the settings of this group.
                 pub fn $group(&self) -> Given<'_> {
                     vec![$(($flag, &self.$field)),+]
                 }
@@ -426,10 +425,10 @@ settings! {
         swift_token_from = "--swift-token-from";
 }
 
-/// Credentials
+/// Credential argument.
 #[derive(Debug, Args)]
 pub struct OneCredential {
-    /// Name or UUID of the credentials
+    /// Name or UUID of the credential
     pub credential: CredentialRef,
 }
 

@@ -1,14 +1,15 @@
-//! What people know from `pxctl` and clusters, and what cannot be on one host: refused with the reason, and with what does it here.
+//! Options of `pxctl` and clusters without an equivalent on one host: refused with a reason and an
+//! alternative.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// One thing that is not here.
+/// Unsupported words of a command line.
 struct Missing {
-    /// The command that it would belong to; all commands if that is empty.
+    /// Command, or empty for all.
     command: &'static str,
-    /// What would be typed.
+    /// Words on the command line.
     words: &'static [&'static str],
-    /// Why it is not here, and what is.
+    /// Reason and alternative.
     why: &'static str,
 }
 
@@ -48,7 +49,7 @@ const MISSING: &[Missing] = &[
     },
 ];
 
-/// Why something is not here that was typed, if it is known from elsewhere.
+/// Returns the reason for refusing a word known from other tools.
 pub fn reason(error: &clap::Error, args: &[String]) -> Option<String> {
     let kind = match error.kind() {
         ErrorKind::UnknownArgument => ContextKind::InvalidArg,
@@ -65,7 +66,7 @@ pub fn reason(error: &clap::Error, args: &[String]) -> Option<String> {
     Some(format!("{place} has no {typed}: {}", found.why))
 }
 
-/// The command that was typed, by its names in full and as far as there is one.
+/// Returns the full names of the typed command, as far as it is valid.
 fn command_of(args: &[String]) -> String {
     let root = super::command();
     let (mut at, mut names) = (&root, Vec::new());

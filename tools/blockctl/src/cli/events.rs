@@ -4,9 +4,9 @@ use clap::Args;
 use std::path::PathBuf;
 
 pub const EVENTS_HELP: &str = "\
-Events are what people should know of: backups that failed, runs of schedules that were missed or left out, damage that a \
-verification found, stores that cannot be reached, volumes that take no more requests. blockd remembers the newest 10000.
-With --follow and --json, each event is a document on a line of its own.
+Events report failed backups, missed and skipped schedule runs, damage found by verification, \
+unreachable stores, and volumes that failed. The daemon keeps the newest 10000. With --follow and \
+--json each event is a document on its own line.
 
 Examples:
   blockctl events
@@ -14,11 +14,12 @@ Examples:
   blockctl -j events --follow";
 
 pub const BUNDLE_HELP: &str = "\
-The file holds what blockd says of itself, its volumes, snapshots, credentials, tasks, schedules, rules, events and metrics, and where \
-blockd runs on this host, what the host says: kernel, memory, NBD devices, disk, blockd's configuration and the newest part of its journal; \
-as one JSON document. It is made also when blockd does not answer. Secrets are not in it: blockd never tells them, and what looks \
-like one is taken out, as is what commands of rules are and say. Names, labels and \
-addresses are in it; look through it before you pass it on. A part that cannot be had is in it with the reason.
+The file is one JSON document with status, volumes, snapshots, credentials, tasks, schedules, \
+rules, events and metrics of the daemon and, on its host, kernel, memory, NBD devices, disk, \
+configuration and the newest part of the journal. It is also written if the daemon does not \
+answer. It contains no secrets, and neither commands of rules nor their output; text that \
+resembles a secret is removed. It contains names, labels and addresses: review it before you pass \
+it on. A missing part is listed with the reason.
 
 Examples:
   blockctl support-bundle --output blockd-support.json";
@@ -26,13 +27,13 @@ Examples:
 /// `events`
 #[derive(Debug, Args)]
 pub struct EventsArgs {
-    /// Go on as events happen, until Ctrl-C
+    /// Follow new events until Ctrl-C
     #[arg(short, long)]
     pub follow: bool,
-    /// Begin with the newest so many
+    /// Start with the newest N
     #[arg(short = 'x', long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub max: u32,
-    /// Show errors only
+    /// Only errors
     #[arg(short, long)]
     pub errors: bool,
 }
@@ -40,13 +41,13 @@ pub struct EventsArgs {
 /// `support-bundle`
 #[derive(Debug, Args)]
 pub struct BundleArgs {
-    /// The file to be made, which must not be there; - for stdout
+    /// New file to write; - for stdout
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// blockd's configuration file
+    /// Configuration file of the daemon
     #[arg(long, value_name = "FILE", default_value = "/etc/blockd/blockd.toml")]
     pub config: PathBuf,
-    /// Lines of blockd's log from the journal; 0 for none
+    /// Lines of the daemon's log from the journal; 0 for none
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub log_lines: u32,
 }

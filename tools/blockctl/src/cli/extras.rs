@@ -20,14 +20,14 @@ Examples:
 /// `completions`
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
-    /// The shell
+    /// Shell
     pub shell: Shell,
 }
 
 /// `man`
 #[derive(Debug, Args)]
 pub struct ManArgs {
-    /// Write the pages of all commands here
+    /// Directory for the pages of all commands
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 }

@@ -7,9 +7,9 @@ use std::{ffi::OsString, path::PathBuf};
 
 /// Help of `cloudsnap catalog`.
 pub const CATALOG_HELP: &str = "\
-The files of an ext2, ext3 or ext4 filesystem; those of a partitioned disk are below /p1, /p2, …
-Bytes of names that are no text, control characters and % are shown as % and two digits;
-cat and cp take them like that with --escaped.
+Lists files of an ext2, ext3 or ext4 filesystem; those of a partitioned disk are below /p1, /p2, … \
+Bytes of invalid UTF-8, control characters and % are printed as % and two digits; cat and cp \
+accept these with --escaped.
 
 Examples:
   blockctl cloudsnap catalog --snap ID
@@ -18,7 +18,8 @@ Examples:
 
 /// Help of `cloudsnap cat`.
 pub const CAT_HELP: &str = "\
-Long holes are not fetched; where standard output is a file that is not appended to, they stay holes in it.
+Long holes are not fetched; they stay holes if standard output is a file that is not opened for \
+append.
 
 Examples:
   blockctl cloudsnap cat --snap ID /etc/fstab
@@ -26,11 +27,12 @@ Examples:
 
 /// Help of `cloudsnap cp`.
 pub const CP_HELP: &str = "\
-Directories are copied with all that is in them, links as links, with modes and times, and with
-owners where this is root, without set-user-ID bits. Several names of one file stay that. Devices,
-pipes and sockets are left out. Nothing that is there already is replaced, unless --overwrite says so; with
---skip-existing a copy that broke off goes on, as no file has its name before it is complete. Holes are neither fetched nor written. Of extended attributes, user.* and access lists are copied; those
-that the destination refuses are named.
+Directories are copied recursively, symbolic links as links, with modes and times, and as root \
+with owners, without set-user-ID bits. Hard links stay hard links. Devices, pipes and sockets are \
+skipped. Existing files are never replaced unless --overwrite is given; --skip-existing continues \
+an interrupted copy, as no file gets its name before it is complete. Holes are neither fetched nor \
+written. The extended attributes user.* and access lists are copied; those that the destination \
+rejects are listed.
 
 Examples:
   blockctl cloudsnap cp --snap ID /etc/fstab .
@@ -38,9 +40,9 @@ Examples:
 
 /// Help of `cloudsnap diff`.
 pub const DIFF_HELP: &str = "\
-+ is only in the second one, - only in the first one, M is in both and differs. A file whose
-length, time, mode and owner are the same counts as the same, unless --content is given: then what is
-in files is compared, and their extended attributes, with access lists and capabilities (\"attributes\").
++ is in the second only, - in the first only, M differs. Files with equal length, time, mode and \
+owner count as equal, unless --content is given: it compares contents and extended attributes, \
+with access lists and capabilities (\"attributes\").
 
 Examples:
   blockctl cloudsnap diff ID-1 ID-2 --files
@@ -52,16 +54,16 @@ pub struct CatalogArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: SnapRef,
-    /// List what is here
+    /// Path inside the snapshot
     #[arg(short, long, value_name = "PATH", default_value = "/")]
     pub path: OsString,
-    /// List directories within directories only so deep
+    /// Maximum depth of the listing
     #[arg(short, long, value_name = "N")]
     pub depth: Option<u32>,
-    /// Write the list to this file
+    /// Output file
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
 }
@@ -72,13 +74,13 @@ pub struct CatArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: SnapRef,
-    /// The files
+    /// Paths of the files
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<OsString>,
-    /// The paths are as `catalog` shows them: % and two digits stand for a byte
+    /// Paths are escaped as by `catalog`: % and two digits are a byte
     #[arg(long)]
     pub escaped: bool,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
 }
@@ -89,22 +91,22 @@ pub struct CpArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: SnapRef,
-    /// The files and directories in the snapshot
+    /// Files and directories in the snapshot
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<OsString>,
-    /// Where they go: a directory, or a new name for a single one
+    /// Destination: a directory, or a new name for a single file
     #[arg(value_name = "TO", required = true)]
     pub to: PathBuf,
-    /// The paths in the snapshot are as `catalog` shows them: % and two digits stand for a byte
+    /// Paths are escaped as by `catalog`: % and two digits are a byte
     #[arg(long)]
     pub escaped: bool,
-    /// Leave what is there already as it is, and copy the rest
+    /// Skip existing files
     #[arg(long, conflicts_with = "overwrite")]
     pub skip_existing: bool,
-    /// Replace files and links that are there already
+    /// Replace existing files and links
     #[arg(long)]
     pub overwrite: bool,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
 }
@@ -115,19 +117,19 @@ pub struct DiffFilesArgs {
     /// Id of the first cloud snapshot
     #[arg(value_name = "ID-1")]
     pub from: SnapRef,
-    /// Id of the second one
+    /// Id of the second cloud snapshot
     #[arg(value_name = "ID-2")]
     pub to: SnapRef,
-    /// Say which files changed
+    /// List changed files
     #[arg(long, required = true)]
     pub files: bool,
-    /// Look only at what is here
+    /// Only below this path
     #[arg(short, long, value_name = "PATH", default_value = "/")]
     pub path: OsString,
-    /// Compare what is in files that look the same, and the extended attributes of all
+    /// Compare content and extended attributes, not only metadata
     #[arg(long)]
     pub content: bool,
-    /// Where they are kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
 }

@@ -1,4 +1,4 @@
-//! How much may move in a second: of one task, and of all tasks of credentials.
+//! Bandwidth limits of tasks and credentials.
 
 use blockd_api::{
     ByteSize, CredentialRef, DailyLimit, LimitWindow,
@@ -7,29 +7,30 @@ use blockd_api::{
 };
 use clap::Args;
 
-/// What `credentials limit --help` says besides.
+/// Help of `credentials limit`.
 pub const CREDENTIALS_LIMIT_HELP: &str = "\
-The limits hold at once, also for tasks that run; one that is left out stays, and `none` lifts it. A limit may be for a part of the day; the \
-first one that has the time decides, and one without a time holds otherwise.
+The limits apply at once, also to running tasks; omitted limits stay, and `none` removes one. A \
+limit can be for a time of day; the first matching one wins, and one without a time applies \
+otherwise.
 
 Examples:
   blockctl credentials limit nas --limit-upload 20MiB
   blockctl credentials limit nas --limit-upload 20MiB@08:00-18:00,100MiB --limit-time-zone Europe/Berlin
   blockctl credentials limit nas --limit-upload none --limit-download none";
 
-/// Limits of one task, from its start on.
+/// Initial bandwidth limits of a task.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct TaskLimitArgs {
-    /// Send at most so much a second, such as 10MiB; `cloudsnap limit` changes it while the task runs
+    /// Upload limit in bytes per second, such as 10MiB
     #[arg(long, value_name = "SIZE")]
     pub limit_upload: Option<ByteSize>,
-    /// Fetch at most so much a second
+    /// Download limit in bytes per second
     #[arg(long, value_name = "SIZE")]
     pub limit_download: Option<ByteSize>,
 }
 
 impl TaskLimitArgs {
-    /// As blockd takes them.
+    /// Returns the limits for the API.
     pub fn limits(&self) -> TaskLimits {
         TaskLimits {
             limit_upload_bytes_per_s: self.limit_upload.map(ByteSize::as_bytes),
@@ -41,22 +42,22 @@ impl TaskLimitArgs {
 /// `credentials limit`
 #[derive(Debug, Args)]
 pub struct CredentialLimitArgs {
-    /// Name or UUID of the credentials
+    /// Name or UUID of the credential
     #[arg(value_name = "CREDENTIALS")]
     pub credential: CredentialRef,
-    /// Bytes a second that all tasks together send at most, such as 20MiB or 20MiB@08:00-18:00,100MiB, or none
+    /// Upload limit of all tasks in bytes per second: 20MiB, 20MiB@08:00-18:00,100MiB or none
     #[arg(long, value_name = "LIMIT", required_unless_present_any = ["limit_download", "limit_time_zone"])]
     pub limit_upload: Option<DailyLimit>,
-    /// Bytes a second that all tasks together receive at most
+    /// Download limit of all tasks in bytes per second
     #[arg(long, value_name = "LIMIT")]
     pub limit_download: Option<DailyLimit>,
-    /// Time zone of the times, such as Europe/Berlin; UTC without it
+    /// Time zone of the times [default: UTC]
     #[arg(long, value_name = "ZONE")]
     pub limit_time_zone: Option<String>,
 }
 
 impl CredentialLimitArgs {
-    /// As blockd takes them: what is not given stays as it is.
+    /// Returns the limits for the API; missing ones keep their value.
     pub fn limits(&self, now: &Credential) -> CredentialLimits {
         let kept = |otherwise_bytes_per_s, windows: &[LimitWindow]| DailyLimit {
             otherwise_bytes_per_s,

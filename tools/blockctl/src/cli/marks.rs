@@ -6,22 +6,22 @@ use clap::Args;
 use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
 
 pub const PIN_HELP: &str = "\
-No schedule and no date deletes what is pinned, and `cloudsnap delete` does so only with --force. The pin is kept by this blockd, \
-whose schedules go by it; another host with the same bucket knows nothing of it.
+No schedule and no date deletes a pinned cloud snapshot, and `cloudsnap delete` needs --force. \
+This daemon stores the pin; another host with the same bucket does not know of it.
 
 Examples:
   blockctl cloudsnap pin --snap ID
   blockctl -j cs pin --snap ID --cred-id nas";
 
 pub const UNPIN_HELP: &str = "\
-Rules and dates hold again.
+Retention and expiry apply again.
 
 Examples:
   blockctl cloudsnap unpin --snap ID";
 
 pub const EXPIRE_HELP: &str = "\
-Until the date no rule deletes it, and from then on none keeps it. It is deleted then, also if no schedule made it; but never \
-the last good one of its volume. The date is kept by this blockd, as a pin is.
+The cloud snapshot is kept until the date and deleted then, independent of schedules; but never \
+the last restorable one of its volume. This daemon stores the date, as it does pins.
 
 Examples:
   blockctl cloudsnap expire --snap ID --at 2027-01-31
@@ -34,7 +34,7 @@ pub struct PinArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: CloudsnapId,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
 }
@@ -45,24 +45,24 @@ pub struct ExpireArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: CloudsnapId,
-    /// A date or a time in UTC, or a number of hours, days or weeks from now on: 2027-01-31, 2027-01-31T12:00:00Z, 30d
+    /// Date or time in UTC, or hours, days or weeks from now: 2027-01-31, 2027-01-31T12:00:00Z, 30d
     #[arg(long, value_name = "DATE", required_unless_present = "never", value_parser = expiry)]
     pub at: Option<Timestamp>,
-    /// It does not expire
+    /// Remove the expiry date
     #[arg(long, conflicts_with = "at")]
     pub never: bool,
-    /// Where it is kept.
+    /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
 }
 
-/// How long a backup stays that is made.
+/// Expiry and pin of a new backup.
 #[derive(Debug, Args)]
 pub struct KeepArgs {
-    /// When it is to be deleted: a date or a time in UTC, or a number of hours, days or weeks from now on, such as 30d
+    /// Expiry: date or time in UTC, or hours, days or weeks from now, such as 30d
     #[arg(long, value_name = "DATE", value_parser = expiry)]
     pub expires: Option<Timestamp>,
-    /// Keep it whatever rules and dates say, as `cloudsnap pin` does
+    /// Pin the backup
     #[arg(long)]
     pub pin: bool,
 }
@@ -87,7 +87,7 @@ fn expiry_from(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     let hours = [('h', 1), ('d', 24), ('w', 7 * 24)];
     let (count, hours) =
         hours.iter().find_map(|(unit, hours)| Some((text.strip_suffix(*unit)?, *hours))).ok_or_else(wrong)?;
-    // Ten thousand years are more than anybody means.
+    // Longer than ten thousand years is a typing error.
     let count: u32 = count.parse().ok().filter(|count| (1..=1_000_000).contains(count)).ok_or_else(wrong)?;
     now.checked_add(SignedDuration::from_hours(i64::from(count) * hours)).map_err(|_| wrong())
 }

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! Command line grammar.
 
 pub mod backup_group;
 pub mod browse;
@@ -36,12 +36,12 @@ const AFTER_HELP: &str = "\
 Exit status:
   0    done
   1    failed (with --wait: the task failed)
-  2    the command line, or what it asks for, is wrong
-  3    blockd cannot be reached
+  2    invalid command line or request
+  3    the daemon cannot be reached
   4    not found
-  5    exists already, or is in use
-  6    `apply` without --wait: something waits for a backup that is being made; all else is done
-  130  Ctrl-C while waiting; the task goes on
+  5    conflict: exists already, or is in use
+  6    `apply` without --wait: objects wait for a running backup; the rest is applied
+  130  Ctrl-C while waiting; the task continues
 
 Environment:
   BLOCKD_SOCKET                   control socket of blockd
@@ -59,31 +59,31 @@ Examples:
   blockctl cloudsnap list
   blockctl cloudsnap restore --snap ID --volume db-restored --wait";
 
-/// Drives blockd: volumes, snapshots, and backups of them in object storage.
+/// Manages blockd: volumes, snapshots and cloud snapshots.
 #[derive(Debug, Parser)]
 #[command(name = "blockctl", version, after_help = AFTER_HELP, subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// What holds for every command.
+    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// Subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What holds for every command.
+/// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
     /// Control socket of blockd [default: BLOCKD_SOCKET, the current context, or /var/lib/blockd/blockd.sock]
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", conflicts_with_all = ["endpoint", "context"])]
     pub socket: Option<PathBuf>,
-    /// Address of a blockd on another host; needs --ca, --cert and --key
+    /// Address of a remote daemon; needs --ca, --cert and --key
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "HOST[:PORT]", conflicts_with = "context")]
     pub endpoint: Option<String>,
-    /// Use TLS, as is always done with --endpoint
+    /// Use TLS; implied by --endpoint
     #[arg(long, global = true, help_heading = GLOBAL)]
     pub ssl: bool,
-    /// Authorities of the blockd's certificate, PEM
+    /// CA certificates of the daemon, PEM
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Your certificate, PEM
@@ -92,18 +92,18 @@ pub struct Global {
     /// Your private key, PEM
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
     pub key: Option<PathBuf>,
-    /// A blockd that was named with `blockctl context create`
+    /// Context made with `blockctl context create`
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "NAME")]
     pub context: Option<String>,
-    /// Print one JSON document on stdout and nothing else there
+    /// Print one JSON document to stdout
     #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub json: bool,
-    /// Colours in tables; auto: on a terminal, unless NO_COLOR is set
+    /// Colours in tables; auto: on a terminal unless NO_COLOR is set
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
     pub color: ColorChoice,
 }
 
-/// When to use colours.
+/// Use of colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ColorChoice {
     // On a terminal, unless NO_COLOR is set.
@@ -123,90 +123,90 @@ impl From<ColorChoice> for clap::ColorChoice {
     }
 }
 
-/// What to do.
+/// Subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Volumes: create, list, inspect, delete, and where they are served
+    /// Manage volumes
     #[command(subcommand, visible_alias = "v")]
     Volume(volume::VolumeCommand),
-    /// Local snapshots of volumes
+    /// Manage local snapshots
     #[command(subcommand, visible_alias = "snap")]
     Snapshot(snapshot::SnapshotCommand),
-    /// Where backups go, and what opens that place
+    /// Manage credentials of backup locations
     #[command(subcommand, visible_alias = "cred", alias = "creds")]
     Credentials(credentials::CredentialsCommand),
-    /// Backup and restore snapshots to/from cloud
+    /// Back up and restore cloud snapshots
     #[command(subcommand, visible_alias = "cs")]
     Cloudsnap(cloudsnap::CloudsnapCommand),
-    /// Look into snapshots as files
+    /// Browse snapshots as files
     #[command(subcommand)]
     Browse(browse::BrowseCommand),
-    /// Schedules that several volumes share
+    /// Manage schedule policies
     #[command(subcommand, visible_alias = "sp")]
     SchedPolicy(schedules::PolicyCommand),
-    /// What is done around freezes: commands, and filesystems at rest
+    /// Manage hooks and filesystem freezes
     #[command(subcommand)]
     Rule(rules::RuleCommand),
-    /// Make what is there as the objects in a file say
+    /// Apply objects from a file
     #[command(after_help = objects::APPLY_HELP)]
     Apply(objects::ApplyArgs),
-    /// Show objects, whoever made them
+    /// List objects
     #[command(after_help = objects::GET_HELP)]
     Get(objects::GetArgs),
-    /// Show an object with all that is known of it
+    /// Show an object in detail
     #[command(after_help = objects::DESCRIBE_HELP)]
     Describe(objects::DescribeArgs),
-    /// Show what `apply` would change
+    /// Show the changes of `apply`
     #[command(after_help = objects::DIFF_HELP)]
     Diff(objects::DiffArgs),
-    /// Delete an object, or those in a file
+    /// Delete an object, or the objects of a file
     #[command(after_help = objects::DELETE_HELP)]
     Delete(objects::DeleteArgs),
-    /// Names for daemons, on this host and on others
+    /// Manage contexts (named daemons)
     #[command(subcommand)]
     Context(context::ContextCommand),
-    /// What blockd says of itself
+    /// Show daemon status and problems
     #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
     Status,
-    /// What volumes and tasks do at this moment: requests, throughput, latency
+    /// Show current requests, throughput and latency
     #[command(after_help = top::TOP_HELP)]
     Top(top::TopArgs),
-    /// What happened that people should know of
+    /// List daemon events
     #[command(after_help = events::EVENTS_HELP)]
     Events(events::EventsArgs),
-    /// Write all that helps to find out what is wrong, without secrets, to a file
+    /// Write diagnostics without secrets to a file
     #[command(after_help = events::BUNDLE_HELP)]
     SupportBundle(events::BundleArgs),
     /// Print a completion script for a shell
     #[command(after_help = extras::COMPLETIONS_HELP)]
     Completions(extras::CompletionsArgs),
-    /// Print the manual page, or write all of them to a directory
+    /// Print the man page, or write all to a directory
     #[command(after_help = extras::MAN_HELP)]
     Man(extras::ManArgs),
 }
 
-/// The parser.
+/// Returns the parser.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// What must be known before the command line is parsed: how to show what is wrong with it.
+/// Options needed to report errors of the command line itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Prescan {
-    /// `-j` or `--json` is there.
+    /// Presence of `-j` or `--json`.
     pub json: bool,
-    /// What `--color` says.
+    /// Value of `--color`.
     pub color: ColorChoice,
 }
 
 impl Prescan {
-    /// Looks through the arguments, without the program's name.
+    /// Scans the arguments, without the program's name.
     pub fn of<'a>(args: impl Iterator<Item = &'a OsString>) -> Self {
         let mut found = Self::default();
         let mut args = args.map(OsString::as_os_str).take_while(|arg| *arg != "--");
         while let Some(arg) = args.next().and_then(OsStr::to_str) {
             let switches = arg.strip_prefix('-').filter(|rest| !rest.starts_with('-'));
-            // Only switches without a value can stand together before a `j`.
+            // Only switches without a value can be clustered before a `j`.
             let clustered =
                 switches.is_some_and(|rest| rest.contains('j') && rest.chars().all(|c| "jfah".contains(c)));
             if arg == "--json" || clustered {
@@ -229,7 +229,7 @@ impl Prescan {
 mod tests {
     use super::*;
 
-    /// Parses a command line as a shell would split it, without quotes.
+    /// Parses a command line, split at spaces.
     pub fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(std::iter::once("blockctl").chain(line.split_whitespace()))
     }

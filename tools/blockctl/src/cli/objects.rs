@@ -6,14 +6,16 @@ use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
 pub const APPLY_HELP: &str = "\
-A file holds objects, as YAML documents or as JSON: BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, \
-VolumeRestore and VolumeClone. What is there already and is as the file says stays as it is, so that a file can be applied \
-again. Backups, restores and clones are made once for each name: the name of a backup is kept with it in the store, that of a \
-restore or clone is the new volume. Backups that other hosts made in the same place are not meant by a name: a restore reaches \
-them by `cloudSnapID`. Secrets are best given as `file: PATH` (from where the file is) or `env: NAME`; they are \
-not compared: a location whose secrets alone changed is `unchanged` and keeps the old ones. What tasks are making already is `under way`, \
-a restore that was stopped or failed is `resumed`, and one whose backup is only being made is `waiting`: the rest is done, and the exit \
-status is 6; with --wait it is waited for. Fields that mean something in a cluster only are ignored, with a warning that names them.
+A file holds objects as YAML documents or JSON: BackupLocation, SchedulePolicy, Rule, \
+VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone. Objects that exist as described \
+stay as they are, so a file can be applied repeatedly. Backups, restores and clones are made once \
+for each name: that of a backup is stored with it, that of a restore or clone is the new volume. A \
+name does not select backups that other hosts made in the same location: a restore selects them by \
+`cloudSnapID`. Give secrets as `file: PATH` (relative to the file) or `env: NAME`; they are not \
+compared: a location whose secrets alone changed is `unchanged` and keeps the old ones. Objects \
+that tasks are creating are `under way`, a stopped or failed restore is `resumed`, and one whose \
+backup is still running is `waiting`: everything else is applied, and the exit status is 6; --wait \
+waits. Fields without a meaning outside of a cluster are ignored with a warning.
 
 Examples:
   blockctl apply -f backups.yaml
@@ -21,9 +23,8 @@ Examples:
   kubectl get backuplocation mysql -o yaml | blockctl apply -f -";
 
 pub const GET_HELP: &str = "\
-What was made by other commands is shown as well, schedules without a name by their UUID; of backups those of this host (all: \
-`blockctl cloudsnap list`). What is printed as YAML can be applied \
-again.
+Resources made by other commands are shown too, schedules without a name by their UUID, and \
+backups of this host (`blockctl cloudsnap list` shows all). The YAML output can be applied again.
 
 Examples:
   blockctl get backuplocations
@@ -35,24 +36,23 @@ Examples:
   blockctl describe VolumeBackupSchedule nightly";
 
 pub const DIFF_HELP: &str = "\
-The exit status is 0 if nothing would change, and 1 if something would. Secrets are not compared.
+The exit status is 0 without changes, 1 with changes. Secrets are not compared.
 
 Examples:
   blockctl diff -f backups.yaml";
 
 pub const DELETE_HELP: &str = "\
-Without their object, backups stay in the store unless it says `reclaimPolicy: Delete`; one that is named here is deleted. \
-If there are several of the name, `--location` and `--volume` say which, or the id in the place of the name, which also reaches \
-those that other hosts stored. \
-Volumes that restores and clones made stay: see `blockctl volume delete`. A rule that volumes or groups have goes only by an \
-object that names all of them.
+Backups stay in the store unless the object has `reclaimPolicy: Delete`; a backup that is named \
+here is deleted. If several have the name, `--location` and `--volume` or an id select one; an id \
+also selects those of other hosts. Volumes made by restores and clones stay: see `blockctl volume \
+delete`. An assigned rule is deleted only by an object that names all its volumes and groups.
 
 Examples:
   blockctl delete -f backups.yaml
   blockctl delete VolumeBackupSchedule nightly
   blockctl delete VolumeBackup before-upgrade --location offsite --volume pgdata";
 
-/// Where objects are read from.
+/// File option.
 #[derive(Debug, Args)]
 pub struct FileArg {
     /// File with objects, YAML or JSON; - for stdin
@@ -63,13 +63,13 @@ pub struct FileArg {
 /// `apply`
 #[derive(Debug, Args)]
 pub struct ApplyArgs {
-    /// Which objects.
+    /// File option.
     #[command(flatten)]
     pub from: FileArg,
-    /// Say what would be done, and do nothing
+    /// Print the actions without carrying them out
     #[arg(long)]
     pub dry_run: bool,
-    /// Wait until what was started is done
+    /// Wait for started tasks
     #[arg(long)]
     pub wait: bool,
 }
@@ -77,12 +77,12 @@ pub struct ApplyArgs {
 /// `diff`
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// Which objects.
+    /// File option.
     #[command(flatten)]
     pub from: FileArg,
 }
 
-/// How objects are printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     #[default]
@@ -94,11 +94,11 @@ pub enum Format {
 /// `get`
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// Kind of the objects, its plural or its initials
+    /// Kind, its plural or its initials
     pub kind: Kind,
-    /// Name of one of them
+    /// Name of an object
     pub name: Option<String>,
-    /// How they are printed
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     pub output: Format,
 }
@@ -108,7 +108,7 @@ pub struct GetArgs {
 pub struct DescribeArgs {
     /// Kind of the object
     pub kind: Kind,
-    /// Its name
+    /// Name of the object
     pub name: String,
 }
 
@@ -121,7 +121,7 @@ pub struct DeleteArgs {
     /// Kind of the object
     #[arg(required_unless_present = "file", requires = "name")]
     pub kind: Option<Kind>,
-    /// Its name; of a backup its id as well
+    /// Name of the object, or id of a backup
     pub name: Option<String>,
     /// Only the backup in this location
     #[arg(long, value_name = "LOCATION", requires = "name")]
@@ -129,7 +129,7 @@ pub struct DeleteArgs {
     /// Only the backup of this volume
     #[arg(long, value_name = "VOLUME", requires = "name")]
     pub volume: Option<VolumeName>,
-    /// Say what would be done, and do nothing
+    /// Print the actions without carrying them out
     #[arg(long)]
     pub dry_run: bool,
 }

@@ -1,4 +1,4 @@
-//! What is said of `pxctl` in the documentation is true of the parser.
+//! Test of the `pxctl` page: the parser accepts each command of its second column.
 
 use super::tests::parse;
 

@@ -6,18 +6,20 @@ use clap::Args;
 use std::path::PathBuf;
 use uuid::Uuid;
 
-/// What its `--help` says besides.
+/// Additional help.
 pub const REKEY_HELP: &str = "\
-A new passphrase opens everything that is stored, and the old one nothing any more; nothing is stored again. Who has a \
-copy of the old key slots and knows the old passphrase still has the data key: --new-data-key gives new backups \
-another one. Without either, this host finds the data keys that other hosts made.
+The new passphrase opens the whole repository, the old one nothing; no data is uploaded again. An \
+attacker with a copy of the old key slots and the old passphrase still has the data key: \
+--new-data-key creates another one for new backups. Without options, this host loads data keys \
+that other hosts made.
 
-The passphrase that holds now need not be given where blockd finds it itself (--encryption-passphrase-from of `create`), \
-and --new-encryption-passphrase-from lets it do so from now on, also with the same passphrase. \
-With --new-encryption-passphrase-file the keys are stored on the host, sealed.
+The current passphrase is not needed if it is a reference (--encryption-passphrase-from of \
+`create`); --new-encryption-passphrase-from makes it one, also with the same passphrase. With \
+--new-encryption-passphrase-file the keys are stored on the host, sealed.
 
-After --new-data-key, other hosts read with the new key once they open the place again (`rekey` without options does so), and refuse to \
-write until it is accepted there: --accept-key with the id that `blockctl events` shows.
+After --new-data-key, other hosts read with the new key once they open the location again (`rekey` \
+without options does so), and refuse to write until they accept it: --accept-key with the id that \
+`blockctl events` shows.
 
 Examples:
   blockctl credentials rekey nas --encryption-passphrase-file old --new-encryption-passphrase-file new
@@ -28,25 +30,25 @@ Examples:
 /// `credentials rekey`
 #[derive(Debug, Args)]
 pub struct RekeyArgs {
-    /// Name or UUID of the credentials
+    /// Name or UUID of the credential
     #[arg(value_name = "CREDENTIALS")]
     pub credential: CredentialRef,
-    /// The passphrase that holds now; a file is better
+    /// Current passphrase; prefer a file
     #[arg(long, value_name = "TEXT", value_parser = parse_secret, conflicts_with = "encryption_passphrase_file")]
     pub encryption_passphrase: Option<Secret>,
-    /// File with the passphrase that holds now, - for stdin
+    /// File with the current passphrase, - for stdin
     #[arg(long, value_name = "FILE")]
     pub encryption_passphrase_file: Option<PathBuf>,
-    /// File with the passphrase that is to hold
+    /// File with the new passphrase
     #[arg(long, value_name = "FILE")]
     pub new_encryption_passphrase_file: Option<PathBuf>,
-    /// Where blockd finds the passphrase that is to hold; then the keys that it opens are not stored on the host any more
+    /// Reference to the new passphrase; its keys are removed from the host
     #[arg(long, value_name = "REF", conflicts_with = "new_encryption_passphrase_file")]
     pub new_encryption_passphrase_from: Option<SecretRef>,
-    /// Give new backups a data key of their own
+    /// Create a data key for new backups
     #[arg(long)]
     pub new_data_key: bool,
-    /// Write new backups under this newest data key, which another host made
+    /// Accept this newest data key, made by another host
     #[arg(long, value_name = "KEY", conflicts_with = "new_data_key")]
     pub accept_key: Option<Uuid>,
 }

@@ -1,4 +1,4 @@
-//! `blockctl rule …`, and what is done around freezes in other commands.
+//! `blockctl rule …`, and the quiesce options of other commands.
 
 use super::volume::parse_seconds;
 use blockd_api::{
@@ -8,67 +8,69 @@ use blockd_api::{
 use clap::{Args, Subcommand, ValueEnum};
 
 const CREATE_HELP: &str = "\
-A rule is followed around each freeze of the volumes and groups that have it (`rule assign`), by the \
-backups of a schedule that names it (`schedules create --rule`), and where a command names it (--rule). \
-What a command says goes before its schedule's rule, and that before those of the volumes; a volume has \
-its own rule, or else that of its group. Of several volumes that are frozen together, each rule of any \
-of them is followed once, in the order of their names.
+A rule applies to each freeze of the volumes and groups that it is assigned to (`rule assign`), to \
+backups of schedules that name it (`schedules create --rule`), and to commands with --rule. \
+Options of a command take precedence over the schedule's rule, and that over the rules of the \
+volumes; a volume has its own rule, or else that of its group. Of volumes that are frozen \
+together, each rule runs once, in the order of the rules' names.
 
-Commands are run by blockd with /bin/sh, around the freeze only: never beside the upload. They find \
-BLOCKD_VOLUMES, BLOCKD_VOLUME_IDS, BLOCKD_SNAPSHOT, BLOCKD_PHASE (pre or post), BLOCKD_RULE, and of \
-groups and schedules BLOCKD_GROUP_ID, BLOCKD_GROUP and BLOCKD_SCHEDULE in their environment; the one \
-after it BLOCKD_TAKEN as well: yes, no, or unknown after a crash. If the command before fails or takes too long, there is no \
-backup, unless --on-failure continue says otherwise. The command after runs in any case, also when \
-blockd was killed in between; it may run when the one before did not, or more than once.
+The daemon runs commands with /bin/sh around the freeze only, never during the upload. Their \
+environment has BLOCKD_VOLUMES, BLOCKD_VOLUME_IDS, BLOCKD_SNAPSHOT, BLOCKD_PHASE (pre or post), \
+BLOCKD_RULE, for groups and schedules BLOCKD_GROUP_ID, BLOCKD_GROUP and BLOCKD_SCHEDULE, and for \
+the post-command BLOCKD_TAKEN: yes, no, or unknown after a crash. If the pre-command fails or \
+times out, no backup is made, unless --on-failure continue is given. The post-command always runs, \
+also after the daemon was killed in between; it may run without the pre-command, or more than \
+once.
 
-Commands run as the user of blockd unless --user names another one. blockd must be allowed to run them so, and refuses the rule \
-otherwise: the packaged unit needs the drop-in /usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf for it.
+Commands run as the daemon's user unless --user is given. A rule whose user the daemon may not \
+switch to is refused: the packaged unit needs the drop-in \
+/usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf.
 
 Examples:
   blockctl rule create pg --pre-command /usr/local/lib/blockd/checkpoint --user postgres --timeout 30s
   blockctl rule create db --pre-command 'hold begin' --post-command 'hold end' --freeze-fs";
 
 const UPDATE_HELP: &str = "\
-What is not given stays. An empty command, or an empty user, is none.
+Omitted options stay. An empty command or user removes it.
 
 Examples:
   blockctl rule update pg --timeout 2m
   blockctl rule update db --post-command '' --freeze-fs false";
 
 const ASSIGN_HELP: &str = "\
-It takes the place of the rule that the volume or the group has.
+It replaces the current rule of the volume or group.
 
 Examples:
   blockctl rule assign pg --volume pgdata
   blockctl rule assign db --group shop";
 
-/// What to do with rules.
+/// Subcommands of `rule`.
 #[derive(Debug, Subcommand)]
 pub enum RuleCommand {
-    /// Create a rule: what is done around freezes
+    /// Create a rule
     #[command(visible_alias = "c", after_help = CREATE_HELP)]
     Create(CreateRuleArgs),
-    /// List the rules, and what has them
+    /// List rules and their assignments
     #[command(visible_alias = "l", after_help = "Examples:\n  blockctl rule list\n  blockctl -j rule list")]
     List,
-    /// Show all about a rule
+    /// Show a rule in detail
     #[command(visible_alias = "i", after_help = "Examples:\n  blockctl rule inspect pg")]
     Inspect(RuleNameArg),
-    /// Change a rule, for all that have it
+    /// Change a rule
     #[command(visible_alias = "u", after_help = UPDATE_HELP)]
     Update(UpdateRuleArgs),
-    /// Give a rule to a volume or a group
+    /// Assign a rule to a volume or group
     #[command(after_help = ASSIGN_HELP)]
     Assign(TargetArgs),
-    /// Take a rule away from a volume or a group
+    /// Remove a rule from a volume or group
     #[command(after_help = "Examples:\n  blockctl rule unassign pg --volume pgdata")]
     Unassign(TargetArgs),
-    /// Delete a rule that nothing has
+    /// Delete an unassigned rule
     #[command(visible_alias = "d", after_help = "Examples:\n  blockctl rule delete pg")]
     Delete(RuleNameArg),
 }
 
-/// A rule.
+/// Rule name argument.
 #[derive(Debug, Args)]
 pub struct RuleNameArg {
     /// Name of the rule
@@ -76,12 +78,12 @@ pub struct RuleNameArg {
     pub name: RuleName,
 }
 
-/// What becomes of a snapshot when what is to be done before it fails.
+/// Action after a failed pre-hook or filesystem freeze.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum OnFailureArg {
-    /// There is none
+    /// Take no snapshot
     Abort,
-    /// It is taken all the same
+    /// Take the snapshot anyway
     Continue,
 }
 
@@ -97,10 +99,10 @@ impl From<OnFailureArg> for OnFailure {
 /// `rule create`
 #[derive(Debug, Args)]
 pub struct CreateRuleArgs {
-    /// Which one.
+    /// Target.
     #[command(flatten)]
     pub name: RuleNameArg,
-    /// What it says.
+    /// Quiesce options.
     #[command(flatten)]
     pub quiesce: QuiesceArgs,
 }
@@ -108,31 +110,31 @@ pub struct CreateRuleArgs {
 /// `rule update`
 #[derive(Debug, Args)]
 pub struct UpdateRuleArgs {
-    /// Which one.
+    /// Target.
     #[command(flatten)]
     pub name: RuleNameArg,
-    /// Whether the filesystems are frozen that are mounted from the device
+    /// Freeze filesystems on the device
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub freeze_fs: Option<bool>,
-    /// Command to run before
+    /// Pre-command
     #[arg(long, value_name = "COMMAND")]
     pub pre_command: Option<String>,
-    /// Command to run after, whatever fails
+    /// Post-command; always runs
     #[arg(long, value_name = "COMMAND")]
     pub post_command: Option<String>,
-    /// User of blockd's host as whom the commands run
+    /// User of the commands, on the daemon's host
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
-    /// How long each command may take, 1s to 10m
+    /// Timeout of each command, 1s to 10m
     #[arg(long, visible_alias = "command-timeout", value_name = "TIME", value_parser = parse_seconds)]
     pub timeout: Option<u64>,
-    /// Whether there is a backup if what is to be done before it fails
+    /// Action after a failed pre-command or freeze
     #[arg(long, value_enum)]
     pub on_failure: Option<OnFailureArg>,
 }
 
 impl UpdateRuleArgs {
-    /// What is done until now, with what was given in place of it.
+    /// Returns the current settings with the given changes.
     pub fn patch(&self, now: &Quiesce) -> Quiesce {
         let text = |given: &Option<String>, now: &Option<String>| match given {
             None => now.clone(),
@@ -153,36 +155,36 @@ impl UpdateRuleArgs {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("which").required(true))]
 pub struct TargetArgs {
-    /// Which one.
+    /// Target.
     #[command(flatten)]
     pub name: RuleNameArg,
     /// Name or id of a volume
     #[arg(short, long, value_name = "VOLUME", group = "which")]
     pub volume: Option<VolumeRef>,
-    /// A group of volumes, those that come to it later included
+    /// Consistency group, including later members
     #[arg(short, long, value_name = "GROUP", group = "which")]
     pub group: Option<GroupName>,
 }
 
-/// Bringing applications and filesystems to rest.
+/// Quiesce options.
 #[derive(Debug, Default, Args)]
 pub struct QuiesceArgs {
-    /// Freeze the filesystems that are mounted from the device
+    /// Freeze filesystems on the device
     #[arg(long)]
     pub freeze_fs: bool,
-    /// Command to run before
+    /// Pre-command
     #[arg(long, value_name = "COMMAND")]
     pub pre_command: Option<String>,
-    /// Command to run after, whatever fails
+    /// Post-command; always runs
     #[arg(long, value_name = "COMMAND")]
     pub post_command: Option<String>,
-    /// User of blockd's host as whom the commands run [default: blockd's own]
+    /// User of the commands [default: the daemon's]
     #[arg(long = "user", value_name = "USER")]
     pub command_user: Option<String>,
-    /// How long each command may take, 1s to 10m [default: 1m]
+    /// Timeout of each command, 1s to 10m [default: 1m]
     #[arg(long, visible_alias = "timeout", value_name = "TIME", value_parser = parse_seconds)]
     pub command_timeout: Option<u64>,
-    /// Whether there is a snapshot if what is to be done before it fails [default: abort]
+    /// Action after a failed pre-command or freeze [default: abort]
     #[arg(long, value_enum)]
     pub on_failure: Option<OnFailureArg>,
 }
@@ -200,16 +202,16 @@ impl From<QuiesceArgs> for Quiesce {
     }
 }
 
-/// What is done around a freeze, said by whoever asks for it.
+/// Quiesce options of a request.
 #[derive(Debug, Default, Args)]
 pub struct RestArgs {
-    /// What is done.
+    /// Quiesce options.
     #[command(flatten)]
     pub quiesce: QuiesceArgs,
-    /// Follow this rule, in place of those of the volumes
+    /// Use this rule instead of the volumes' rules
     #[arg(long, value_name = "NAME", conflicts_with_all = ["freeze_fs", "pre_command", "post_command", "no_rule"])]
     pub rule: Option<RuleName>,
-    /// Follow no rule
+    /// Use no rule
     #[arg(long, conflicts_with_all = ["freeze_fs", "pre_command", "post_command"])]
     pub no_rule: bool,
 }

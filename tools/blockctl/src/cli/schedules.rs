@@ -8,15 +8,14 @@ use blockd_schedule::{Recurrence, Retention, ScheduleError, When, Zone};
 use clap::{Args, Subcommand, ValueEnum};
 
 const CREATE_HELP: &str = "\
-A run that was missed, because blockd was down or the host slept, is made once when it is back. \
-No two backups of a volume run at once; a run whose predecessor has not ended is left out, and \
-`cloudsnap history` says so. The newest --max backups are kept, and never is the last good one \
-deleted.
+Runs missed while the daemon was down or the host was suspended are made up for by one run. \
+Backups of a volume never overlap; a run whose predecessor is active is skipped, with a note in \
+`cloudsnap history`. The newest --max backups are kept, and the last restorable one always.
 
-With --local-keep-…, a local snapshot of each freeze stays on this host, by a retention of its own; \
-without --cred-id, there are local snapshots only. What a schedule made stays when it is deleted. \
-Backups of a time that the schedule, or its policy, has no more are kept by the retention that it \
-had; `schedules retention` says so.
+With --local-keep-…, a local snapshot of each freeze stays on this host under its own retention; \
+without --cred-id, only local snapshots are made. Backups of a deleted schedule stay. Backups of a \
+time that was removed from the schedule or its policy follow the retention that this time had; \
+`schedules retention` shows it.
 
 Examples:
   blockctl cloudsnap schedules create db --daily 21:00 --max 15 --cred-id nas
@@ -29,57 +28,57 @@ Examples:
   blockctl cs sched create -v db --policy gold --cred-id nas --cred-id offsite --paused";
 
 const UPDATE_HELP: &str = "\
-Times that are given replace all that the schedule has of its own.
+Given times replace all times of the schedule.
 
 Examples:
   blockctl cloudsnap schedules update --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1 --max 30
   blockctl cs sched update --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1 --daily 22:00";
 
 const POLICY_HELP: &str = "\
-After the comma (a semicolon in expressions) stands how many backups of this rule are kept. Without \
-it, they count with the others of the schedule (--max).
+The number after the comma (a semicolon in expressions) is the number of kept backups of this \
+rule. Without it, they count with the others of the schedule (--max).
 
 Examples:
   blockctl sched-policy create gold --periodic 60,24 --daily 22:14,7 --weekly Thursday@22:13,5 --monthly 14@20:05,12
   blockctl sched-policy create nights --cron '30 2 * * 1,3;10'";
 
-/// What to do with schedules.
+/// Subcommands of `cloudsnap schedules`.
 #[derive(Debug, Subcommand)]
 pub enum SchedulesCommand {
-    /// Create a cloud-snap schedule
+    /// Create a backup schedule
     #[command(visible_alias = "c", after_help = CREATE_HELP)]
     Create(Box<CreateArgs>),
-    /// List the configured cloud-snap schedules
+    /// List backup schedules
     #[command(
         visible_alias = "l",
         after_help = "Examples:\n  blockctl cloudsnap schedules list\n  blockctl -j cs sched list"
     )]
     List,
-    /// Change a cloud-snap schedule
+    /// Change a backup schedule
     #[command(after_help = UPDATE_HELP)]
     Update(Box<UpdateArgs>),
-    /// Make no runs until `resume`
+    /// Pause a schedule
     #[command(
         after_help = "Examples:\n  blockctl cloudsnap schedules pause --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
     )]
     Pause(UuidArg),
-    /// Make runs again; what was left out is not caught up on
+    /// Resume a schedule; skipped runs are not made up for
     #[command(
         after_help = "Examples:\n  blockctl cloudsnap schedules resume --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
     )]
     Resume(UuidArg),
-    /// Run a schedule now, beside its times
+    /// Run a schedule now
     #[command(
         after_help = "Examples:\n  blockctl cloudsnap schedules run-now 078557a3-26c7-49b1-9822-34e6f816c2d1\n  blockctl cs sched run-now 0785 --wait"
     )]
     RunNow(RunNowArgs),
-    /// Show what is kept, what would be deleted now, and why; nothing is changed
+    /// Show what retention keeps and deletes, and why
     #[command(
         visible_alias = "dry-run",
         after_help = "Examples:\n  blockctl cloudsnap schedules retention --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
     )]
     Retention(UuidArg),
-    /// Delete a cloud-snap schedule; the backups that it made stay
+    /// Delete a backup schedule; its backups stay
     #[command(
         visible_alias = "d",
         after_help = "Examples:\n  blockctl cloudsnap schedules delete --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
@@ -87,7 +86,7 @@ pub enum SchedulesCommand {
     Delete(UuidArg),
 }
 
-/// What to do with policies.
+/// Subcommands of `sched-policy`.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
     /// Create a schedule policy
@@ -99,55 +98,56 @@ pub enum PolicyCommand {
     /// Show a schedule policy
     #[command(after_help = "Examples:\n  blockctl sched-policy inspect gold")]
     Inspect(PolicyNameArg),
-    /// Give a schedule policy other rules, for all schedules that use it
+    /// Change the rules of a schedule policy
     #[command(visible_alias = "u", after_help = POLICY_HELP)]
     Update(PolicyArgs),
-    /// Delete a schedule policy that no schedule uses
+    /// Delete an unused schedule policy
     #[command(visible_alias = "d", after_help = "Examples:\n  blockctl sched-policy delete gold")]
     Delete(PolicyNameArg),
 }
 
-/// When, each as often as wanted.
+/// Times; each option may be repeated.
 #[derive(Debug, Default, Args)]
 pub struct TimeArgs {
-    /// Every so many minutes; in a policy, MINUTES,KEPT
+    /// Interval in minutes; in a policy, MINUTES,KEPT
     #[arg(short, long, value_name = "MINUTES")]
     pub periodic: Vec<String>,
-    /// Each day
+    /// Daily
     #[arg(short, long, value_name = "HH:MM")]
     pub daily: Vec<String>,
-    /// Each week
+    /// Weekly
     #[arg(short, long, value_name = "WEEKDAY@HH:MM")]
     pub weekly: Vec<String>,
-    /// Each month; a shorter month on its last day
+    /// Monthly; the last day of shorter months
     #[arg(short, long, value_name = "DAY@HH:MM")]
     pub monthly: Vec<String>,
-    /// As cron has it: minute hour day-of-month month day-of-week
+    /// Cron expression: minute hour day-of-month month day-of-week
     #[arg(long, value_name = "EXPRESSION")]
     pub cron: Vec<String>,
-    /// As systemd has it: weekdays, date and time, such as `Mon..Fri *-*-* 02:30` or `*-*-* 02:30 Europe/Berlin`; what is left out is any
+    /// systemd calendar expression, such as `Mon..Fri *-*-* 02:30` or `*-*-* 02:30 Europe/Berlin`
     #[arg(long, value_name = "EXPRESSION")]
     pub on_calendar: Vec<String>,
-    /// Where the times are meant, such as Europe/Berlin [default: UTC, or what it was until now]
+    /// Time zone, such as Europe/Berlin [default: UTC, or unchanged]
     #[arg(long, value_name = "ZONE")]
     pub time_zone: Option<Zone>,
 }
 
 impl TimeArgs {
-    /// The rules. What each keeps stands after a comma, or after a semicolon where it is an expression, if `with_retain`.
+    /// Returns the rules. With `with_retain`, the kept number follows a comma, or a semicolon after an
+    /// expression.
     pub fn rules(&self, with_retain: bool) -> Result<Vec<Rule>, ScheduleError> {
         self.rules_in(&self.zone(), with_retain)
     }
 
-    /// Where the times are meant.
+    /// Returns the time zone.
     pub fn zone(&self) -> Zone {
         self.time_zone.clone().unwrap_or_else(Zone::utc)
     }
 
-    /// As [`TimeArgs::rules`], with times that are meant elsewhere.
+    /// Returns [`TimeArgs::rules`] in another time zone.
     pub fn rules_in(&self, zone: &Zone, with_retain: bool) -> Result<Vec<Rule>, ScheduleError> {
         type Parse = fn(&str) -> Result<When, ScheduleError>;
-        // Expressions have commas of their own.
+        // Expressions contain commas.
         let kinds: [(&str, &[String], Parse, char); 6] = [
             ("--periodic", &self.periodic, When::periodic, ','),
             ("--daily", &self.daily, When::daily, ','),
@@ -158,7 +158,7 @@ impl TimeArgs {
         ];
         let mut rules = Vec::new();
         for (flag, texts, parse, separator) in kinds {
-            // Where nothing is kept by a rule, a comma is between times. Behind minutes, a policy has what it keeps there.
+            // Without retention, a comma separates times. After minutes, a policy has the kept number there.
             if let (false, "--periodic", Some(given)) =
                 (with_retain, flag, texts.iter().find(|text| text.contains(',')))
             {
@@ -191,7 +191,7 @@ impl TimeArgs {
 }
 
 impl TimeArgs {
-    /// An expression that may end with the zone in which it is meant, as systemd has it.
+    /// Parses a systemd calendar expression with an optional time zone at its end.
     fn on_calendar(&self, text: &str, zone: &Zone) -> Result<Recurrence, ScheduleError> {
         if let (Some(own), Some(given)) = (Recurrence::zone_of(text)?, &self.time_zone)
             && own != *given
@@ -206,25 +206,25 @@ impl TimeArgs {
     }
 }
 
-/// How many backups are kept.
+/// Retention of backups.
 #[derive(Debug, Default, Args)]
 pub struct RetainArgs {
-    /// Keep the newest so many [default: 7, if nothing else says what is kept]
+    /// Keep the newest N [default: 7 without another --keep option]
     #[arg(short = 'x', long, visible_alias = "keep-last", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
-    /// Keep the newest of each of the last so many hours that have one
+    /// Keep the newest of each of the last N hours that have one
     #[arg(long, value_name = "N")]
     pub keep_hourly: Option<u32>,
-    /// The same of days
+    /// The same for days
     #[arg(long, value_name = "N")]
     pub keep_daily: Option<u32>,
-    /// The same of weeks
+    /// The same for weeks
     #[arg(long, value_name = "N")]
     pub keep_weekly: Option<u32>,
-    /// The same of months
+    /// The same for months
     #[arg(long, value_name = "N")]
     pub keep_monthly: Option<u32>,
-    /// The same of years
+    /// The same for years
     #[arg(long, value_name = "N")]
     pub keep_yearly: Option<u32>,
     /// Delete nothing
@@ -233,7 +233,7 @@ pub struct RetainArgs {
 }
 
 impl RetainArgs {
-    /// What was given; none if nothing was.
+    /// Returns the given retention; `None` without options.
     pub fn retention(&self, zone: &Zone) -> Option<Retention> {
         let retention = Retention {
             keep_last: self.max.unwrap_or(0),
@@ -247,7 +247,7 @@ impl RetainArgs {
         (self.keep_all || !retention.keeps_all()).then_some(retention)
     }
 
-    /// The first number that is 0, by its flag without the dashes: where nothing was kept before, it says nothing.
+    /// Returns the first option with the value 0, without dashes: it has no effect on a new schedule.
     pub fn nothing(&self) -> Option<&'static str> {
         let numbers = [
             ("keep-hourly", self.keep_hourly),
@@ -259,7 +259,7 @@ impl RetainArgs {
         numbers.into_iter().find_map(|(flag, number)| (number == Some(0)).then_some(flag))
     }
 
-    /// What was kept until now with what was given in place of it; none if nothing was given.
+    /// Returns the current retention with the given changes; `None` without options.
     pub fn patch(&self, now: &Retention) -> Option<Retention> {
         if self.keep_all {
             return Some(Retention { zone: now.zone.clone(), ..Retention::default() });
@@ -285,34 +285,34 @@ impl RetainArgs {
     }
 }
 
-/// How many local snapshots are kept; none are made if none of this is given.
+/// Retention of local snapshots; none are kept without these options.
 #[derive(Debug, Default, Args)]
 pub struct LocalArgs {
-    /// Keep local snapshots as well, the newest so many
+    /// Keep the newest N local snapshots
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub local_keep_last: Option<u32>,
-    /// The newest local snapshot of each of the last so many hours that have one
+    /// Keep the newest local snapshot of each of the last N hours that have one
     #[arg(long, value_name = "N")]
     pub local_keep_hourly: Option<u32>,
-    /// The same of days
+    /// The same for days
     #[arg(long, value_name = "N")]
     pub local_keep_daily: Option<u32>,
-    /// The same of weeks
+    /// The same for weeks
     #[arg(long, value_name = "N")]
     pub local_keep_weekly: Option<u32>,
-    /// The same of months
+    /// The same for months
     #[arg(long, value_name = "N")]
     pub local_keep_monthly: Option<u32>,
-    /// The same of years
+    /// The same for years
     #[arg(long, value_name = "N")]
     pub local_keep_yearly: Option<u32>,
-    /// Keep local snapshots and delete none of them
+    /// Keep all local snapshots
     #[arg(long, conflicts_with_all = ["local_keep_last", "local_keep_hourly", "local_keep_daily", "local_keep_weekly", "local_keep_monthly", "local_keep_yearly"])]
     pub local_keep_all: bool,
 }
 
 impl LocalArgs {
-    /// The same as [`RetainArgs::nothing`].
+    /// Returns the same as [`RetainArgs::nothing`].
     pub fn nothing(&self) -> Option<&'static str> {
         self.as_retain().nothing()
     }
@@ -329,12 +329,12 @@ impl LocalArgs {
         }
     }
 
-    /// What was given; none if nothing was.
+    /// Returns the given retention; `None` without options.
     pub fn retention(&self, zone: &Zone) -> Option<Retention> {
         self.as_retain().retention(zone)
     }
 
-    /// What is kept until now with what was given in place of it; none if nothing was given.
+    /// Returns the current retention with the given changes; `None` without options.
     pub fn patch(&self, now: Option<&Retention>, zone: &Zone) -> Option<Retention> {
         match now {
             Some(now) => self.as_retain().patch(now),
@@ -343,7 +343,7 @@ impl LocalArgs {
     }
 }
 
-/// What is kept in one place: `CREDENTIALS:RETENTION`.
+/// Retention in one location: `CREDENTIALS:RETENTION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeepAt(pub RetainAt);
 
@@ -360,12 +360,12 @@ impl std::str::FromStr for KeepAt {
     }
 }
 
-/// Which runs go first.
+/// Priority of runs.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum PriorityArg {
     /// After all others
     Low,
-    /// In between
+    /// Normal
     Normal,
     /// Before all others
     High,
@@ -387,52 +387,52 @@ pub struct CreateArgs {
     /// Name or id of the volume
     #[arg(value_name = "VOLUME", required_unless_present_any = ["volume", "group", "label"], conflicts_with_all = ["volume", "group", "label"])]
     source: Option<VolumeRef>,
-    /// The same as a flag
+    /// The same, as an option
     #[arg(short, long, value_name = "VOLUME", conflicts_with_all = ["group", "label"])]
     volume: Option<VolumeRef>,
-    /// All volumes of this group, frozen at one instant, as they are at each run
+    /// Volumes of this group at each run, frozen together
     #[arg(long, value_name = "GROUP", conflicts_with = "label")]
     pub group: Option<GroupName>,
-    /// All volumes with these labels, each for itself, as they are at each run
+    /// Volumes with these labels at each run, frozen separately
     #[arg(long, value_name = "K=V,…")]
     pub label: Option<LabelSelector>,
-    /// Name or UUID of the credentials, several for several places; may be left out when there is one
+    /// Name or UUID of the credential; repeat for several; optional if there is one
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
-    /// When.
+    /// Times.
     #[command(flatten)]
     pub times: TimeArgs,
-    /// A schedule policy whose rules hold as well
+    /// Schedule policy whose rules apply too
     #[arg(long, value_name = "NAME")]
     pub policy: Option<PolicyName>,
-    /// What is kept.
+    /// Retention.
     #[command(flatten)]
     pub retain: RetainArgs,
-    /// Keep other backups in one place, such as offsite:last=30,monthly=12 or offsite:30
+    /// Retention of one location, such as offsite:last=30,monthly=12 or offsite:30
     #[arg(long, value_name = "CREDENTIALS:RETENTION")]
     pub keep_at: Vec<KeepAt>,
-    /// What is kept on this host.
+    /// Retention of local snapshots.
     #[command(flatten)]
     pub local: LocalArgs,
-    /// Force scheduled backups to be full always
+    /// Always make full backups
     #[arg(short, long)]
     pub full: bool,
-    /// Begin up to so many seconds later, always the same for one schedule; at most half of the time between two runs
+    /// Maximum start delay in seconds, constant for a schedule, at most half of the interval
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub jitter: u32,
-    /// Which runs go first
+    /// Priority of runs
     #[arg(long, value_enum, default_value_t = PriorityArg::Normal)]
     pub priority: PriorityArg,
-    /// Follow this rule around freezes, in place of those of the volumes
+    /// Use this rule instead of the volumes' rules
     #[arg(long, value_name = "NAME")]
     pub rule: Option<RuleName>,
-    /// Make no runs until `resume`
+    /// Pause a schedule
     #[arg(long)]
     pub paused: bool,
 }
 
 impl CreateArgs {
-    /// The volume, however it was given.
+    /// Returns the volume, from the argument or the option.
     pub fn volume(&self) -> Option<VolumeRef> {
         self.source.clone().or_else(|| self.volume.clone())
     }
@@ -441,57 +441,57 @@ impl CreateArgs {
 /// `schedules update`
 #[derive(Debug, Args)]
 pub struct UpdateArgs {
-    /// Which one.
+    /// Target.
     #[command(flatten)]
     pub uuid: UuidArg,
-    /// When.
+    /// Times.
     #[command(flatten)]
     pub times: TimeArgs,
     /// Another schedule policy
     #[arg(long, value_name = "NAME")]
     pub policy: Option<PolicyName>,
-    /// What is kept.
+    /// Retention.
     #[command(flatten)]
     pub retain: RetainArgs,
-    /// Keep other backups in one place; those that are not named keep what the schedule says
+    /// Retention of one location; the others follow the schedule
     #[arg(long, value_name = "CREDENTIALS:RETENTION")]
     pub keep_at: Vec<KeepAt>,
-    /// What is kept on this host.
+    /// Retention of local snapshots.
     #[command(flatten)]
     pub local: LocalArgs,
-    /// Make no local snapshots any more; those that are there stay
+    /// Stop making local snapshots; existing ones stay
     #[arg(long, conflicts_with_all = ["local_keep_last", "local_keep_hourly", "local_keep_daily", "local_keep_weekly", "local_keep_monthly", "local_keep_yearly", "local_keep_all"])]
     pub no_local: bool,
-    /// Whether scheduled backups are full always
+    /// Always make full backups
     #[arg(short, long, value_name = "BOOL")]
     pub full: Option<bool>,
-    /// Begin up to so many seconds later; at most half of the time between two runs
+    /// Maximum start delay in seconds, at most half of the interval
     #[arg(long, value_name = "SECONDS")]
     pub jitter: Option<u32>,
-    /// Which runs go first
+    /// Priority of runs
     #[arg(long, value_enum)]
     pub priority: Option<PriorityArg>,
-    /// Follow this rule around freezes, in place of those of the volumes
+    /// Use this rule instead of the volumes' rules
     #[arg(long, value_name = "NAME")]
     pub rule: Option<RuleName>,
-    /// Follow the rules of the volumes
+    /// Use the volumes' rules
     #[arg(long, conflicts_with = "rule")]
     pub no_rule: bool,
 }
 
-/// A schedule.
+/// Schedule argument.
 #[derive(Clone, Debug, Args)]
 pub struct UuidArg {
-    /// UUID of the schedule, or the beginning of it
+    /// UUID or id prefix of the schedule
     #[arg(value_name = "UUID", value_parser = parse_uuid, required_unless_present = "uuid", conflicts_with = "uuid")]
     schedule: Option<String>,
-    /// The same as a flag
+    /// The same, as an option
     #[arg(short, long, value_name = "UUID", value_parser = parse_uuid)]
     uuid: Option<String>,
 }
 
 impl UuidArg {
-    /// What was given, however that was; the parser sees to it that it was.
+    /// Returns the schedule, from the argument or the option; the parser requires one.
     pub fn uuid(&self) -> &str {
         self.schedule.as_deref().or(self.uuid.as_deref()).unwrap_or_default()
     }
@@ -500,10 +500,10 @@ impl UuidArg {
 /// `schedules run-now`
 #[derive(Debug, Args)]
 pub struct RunNowArgs {
-    /// Which one.
+    /// Target.
     #[command(flatten)]
     pub uuid: UuidArg,
-    /// Whether to wait.
+    /// Wait option.
     #[command(flatten)]
     pub wait: super::cloudsnap::WaitArg,
 }
@@ -523,26 +523,26 @@ pub struct HistoryArgs {
     /// Only runs of this volume
     #[arg(short, long, value_name = "VOLUME")]
     pub src: Option<VolumeRef>,
-    /// Only runs of this schedule, by its UUID or the beginning of it; it may be gone
+    /// Only runs of this schedule, by UUID or id prefix; it may be deleted
     #[arg(short, long, value_name = "UUID", value_parser = parse_uuid)]
     pub uuid: Option<String>,
-    /// The newest so many
+    /// Only the newest N
     #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
 }
 
-/// A policy and its rules.
+/// Policy arguments.
 #[derive(Debug, Args)]
 pub struct PolicyArgs {
     /// Name of the policy
     #[arg(value_name = "NAME")]
     pub name: PolicyName,
-    /// When.
+    /// Times.
     #[command(flatten)]
     pub times: TimeArgs,
 }
 
-/// A policy.
+/// Policy name argument.
 #[derive(Debug, Args)]
 pub struct PolicyNameArg {
     /// Name of the policy

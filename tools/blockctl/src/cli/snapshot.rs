@@ -5,13 +5,11 @@ use blockd_api::{GroupName, GroupRef, LabelSelector, NameError, SnapshotName, Sn
 use clap::{Args, Subcommand};
 
 const CREATE_HELP: &str = "\
-Commands are run by blockd, as its user unless --user names another one, with \
-/bin/sh. They find BLOCKD_VOLUMES, BLOCKD_SNAPSHOT and more in their environment \
-(`rule create --help`). If the command before fails or takes too long, there is \
-no snapshot. The command after runs in any case. --freeze-fs freezes what is \
-mounted from the volume's device on this host, for as long as the barrier takes. \
-Where nothing of this is said, the rule of the volume is followed, or else that \
-of its group.
+The daemon runs commands with /bin/sh, as its user unless --user is given. Their environment has \
+BLOCKD_VOLUMES, BLOCKD_SNAPSHOT and more (`rule create --help`). If the pre-command fails or times \
+out, no snapshot is taken. The post-command always runs. --freeze-fs freezes filesystems on the \
+volume's device on this host while the barrier is held. Without these options, the rule of the \
+volume or its group applies.
 
 Examples:
   blockctl snapshot create db
@@ -21,11 +19,11 @@ Examples:
   blockctl snapshot create db --rule pg";
 
 const CREATE_GROUP_HELP: &str = "\
-The volumes are frozen at one instant: for any two writes to any of them, if \
-the first was answered before the second was issued and the second is in the \
-snapshots, so is the first. All of them get their snapshot, or none does.
+The volumes are frozen behind one write barrier: for any two writes to any of them, if the first \
+was acknowledged before the second was issued and the second is in the snapshots, so is the first. \
+All of them get a snapshot, or none does.
 
---freeze-fs and the commands are those of `snapshot create`.
+--freeze-fs and the commands work as in `snapshot create`.
 
 Examples:
   blockctl snapshot create-group --group shop
@@ -33,8 +31,8 @@ Examples:
   blockctl snapshot create-group --volumes db,wal --freeze-fs";
 
 const LIST_HELP: &str = "\
-With --group: those that were taken together of that group of volumes, or at \
-the one time that has this id.
+--group selects snapshots that were taken together, by the group's name or by the id of one group \
+snapshot.
 
 Examples:
   blockctl snapshot list
@@ -48,9 +46,9 @@ Examples:
   blockctl -j snapshot inspect 725134927222077463";
 
 const DIFF_HELP: &str = "\
-Lists what was written, trimmed or zeroed from A to B, in whole blocks of 4 KiB, \
-without reading any data: a block that was overwritten with what it held counts \
-as changed. `data` has data at B, `zero` reads as zeroes there.
+Lists extents written, trimmed or zeroed from A to B, in blocks of 4 KiB, without reading data: a \
+block overwritten with the same content counts as changed. `data` has data at B, `zero` reads as \
+zeroes.
 
 Examples:
   blockctl snapshot diff db monday tuesday
@@ -58,18 +56,17 @@ Examples:
   blockctl -j snapshot diff db monday now";
 
 const RESTORE_HELP: &str = "\
-The volume becomes what it was at the snapshot; it keeps its size, and what it \
-grew by since reads as zeroes. What it is now is kept as a snapshot, \
-before-restore-TIME, unless --discard is given. All other snapshots stay. The \
-volume must be neither attached nor connected to. The beginning of an id is not \
-enough, for it or for the snapshot.
+The volume returns to the state of the snapshot; it keeps its size, and the part it grew by reads \
+as zeroes. The current state is kept as a snapshot, before-restore-TIME, unless --discard is \
+given. All other snapshots stay. The volume must be neither attached nor connected. Id prefixes \
+are not accepted.
 
 Examples:
   blockctl snapshot restore db --snapshot before-upgrade
   blockctl snapshot restore db --snapshot 725134927222077463 --discard";
 
 const DELETE_HELP: &str = "\
-The beginning of an id is not enough.
+Id prefixes are not accepted.
 
 Examples:
   blockctl snapshot delete db@before-upgrade
@@ -77,44 +74,43 @@ Examples:
   blockctl snapshot delete db@golden --force";
 
 const PIN_HELP: &str = "\
-No schedule deletes what is pinned, and `snapshot delete` and `volume delete` do so \
-only with --force.
+No schedule deletes a pinned snapshot; `snapshot delete` and `volume delete` need --force.
 
 Examples:
   blockctl snapshot pin db@before-upgrade
   blockctl -j snapshot pin 725134927222077463";
 
 const UNPIN_HELP: &str = "\
-The retention of the schedule that made it, if one did, holds again.
+The retention of the schedule that made it applies again.
 
 Examples:
   blockctl snapshot unpin db@before-upgrade";
 
-/// What to do with snapshots.
+/// Subcommands of `snapshot`.
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Freeze a volume as it is now
+    /// Take a snapshot of a volume
     #[command(visible_alias = "c", after_help = CREATE_HELP)]
     Create(CreateArgs),
-    /// Freeze several volumes at one instant
+    /// Take a snapshot of a consistency group
     #[command(visible_alias = "cg", after_help = CREATE_GROUP_HELP)]
     CreateGroup(CreateGroupArgs),
     /// List snapshots
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List(ListArgs),
-    /// Show all about a snapshot
+    /// Show a snapshot in detail
     #[command(visible_alias = "i", after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
-    /// List what changed from a snapshot to another one, or to now
+    /// List extents changed between two points
     #[command(after_help = DIFF_HELP)]
     Diff(DiffArgs),
     /// Roll a volume back to a snapshot
     #[command(visible_alias = "r", after_help = RESTORE_HELP)]
     Restore(RestoreArgs),
-    /// Keep a snapshot whatever schedules say
+    /// Pin a snapshot against retention
     #[command(after_help = PIN_HELP)]
     Pin(InspectArgs),
-    /// Take a pin back
+    /// Remove a pin
     #[command(after_help = UNPIN_HELP)]
     Unpin(InspectArgs),
     /// Delete a snapshot
@@ -127,10 +123,10 @@ pub enum SnapshotCommand {
 pub struct CreateArgs {
     /// Name or id of the volume
     pub volume: VolumeRef,
-    /// Name of the snapshot; snap-TIME without it
+    /// Name of the snapshot [default: snap-TIME]
     #[arg(short, long)]
     pub name: Option<SnapshotName>,
-    /// What is to be done around it.
+    /// Quiesce options.
     #[command(flatten)]
     pub rest: RestArgs,
 }
@@ -139,19 +135,19 @@ pub struct CreateArgs {
 #[derive(Debug, Args)]
 #[group(id = "members", required = true, multiple = false, args = ["group", "label", "volumes"])]
 pub struct CreateGroupArgs {
-    /// All volumes of this group
+    /// Volumes of this group
     #[arg(short, long)]
     pub group: Option<GroupName>,
-    /// All volumes that have all these labels
+    /// Volumes with all these labels
     #[arg(short, long, value_name = "K=V,…")]
     pub label: Option<LabelSelector>,
-    /// These volumes, by their names or ids
+    /// Volumes, by name or id
     #[arg(short, long, value_name = "VOLUME,…", value_delimiter = ',')]
     pub volumes: Vec<VolumeRef>,
-    /// Name of each of the snapshots; snap-TIME without it
+    /// Name of each snapshot [default: snap-TIME]
     #[arg(short, long)]
     pub name: Option<SnapshotName>,
-    /// What is to be done around them.
+    /// Quiesce options.
     #[command(flatten)]
     pub rest: RestArgs,
 }
@@ -166,9 +162,9 @@ pub struct InspectArgs {
 /// `snapshot list`
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only those of this volume, by its name or id
+    /// Only snapshots of this volume
     pub volume: Option<VolumeRef>,
-    /// Only those that were taken together of this group, or at the time with this id
+    /// Only snapshots of this group, or with this group id
     #[arg(short, long, value_name = "GROUP|ID")]
     pub group: Option<GroupRef>,
 }
@@ -194,22 +190,22 @@ pub struct RestoreArgs {
     /// Name or id of the snapshot
     #[arg(short, long)]
     pub snapshot: Point,
-    /// Keep no snapshot of what the volume is now
+    /// Discard the current content
     #[arg(long)]
     pub discard: bool,
 }
 
-/// A point of a volume that is named beside it: a snapshot, or now.
+/// Point of a volume that is named separately: a snapshot, or now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// A snapshot by its name.
+    /// Snapshot name.
     Name(SnapshotName),
-    /// A snapshot by its id or as VOLUME@NAME.
+    /// Snapshot id, or VOLUME@NAME.
     Full(SnapshotRef),
 }
 
 impl Point {
-    /// The snapshot of this volume that is meant.
+    /// Resolves the point to a snapshot of this volume.
     pub fn of(self, volume: &VolumeRef) -> SnapshotRef {
         match self {
             Self::Name(name) => SnapshotRef::Named { volume: volume.clone(), name },
@@ -217,7 +213,7 @@ impl Point {
         }
     }
 
-    /// The same where `now` is no snapshot but the volume as it is.
+    /// Resolves the point; `None` for the current content (`now`).
     pub fn of_or_now(self, volume: &VolumeRef) -> Option<SnapshotRef> {
         match self {
             Self::Name(name) if name.as_str() == "now" => None,
@@ -241,7 +237,7 @@ impl std::str::FromStr for Point {
 pub struct DeleteArgs {
     /// Id of the snapshot, or VOLUME@NAME
     pub snapshot: SnapshotRef,
-    /// Also if it is pinned
+    /// Delete a pinned snapshot
     #[arg(long)]
     pub force: bool,
 }

@@ -4,10 +4,11 @@ use clap::{Args, ValueEnum};
 use std::time::Duration;
 
 pub const TOP_HELP: &str = "\
-Rates are those between two looks, and latencies the means of the requests that ended in between, as the volume took for them. WAITING \
-are requests under way at the moment, DIRTY is what the next backup would carry. ETA goes by all that was seen of a task.
-On a terminal it goes on until Ctrl-C; elsewhere it prints one picture after the other, with --json each as a document on a line of its own. \
-With --once it looks twice, prints what happened in between, and ends.
+Rates are averages between two refreshes, latencies the mean of requests that ended in between, \
+measured in the volume. WAITING is the number of requests in flight, DIRTY the size of the next \
+backup. ETA uses the whole history of a task. On a terminal the screen refreshes until Ctrl-C; \
+elsewhere snapshots are printed one after the other, with --json as a document per line. --once \
+prints one snapshot of one interval.
 
 Examples:
   blockctl top
@@ -17,29 +18,29 @@ Examples:
 /// `top`
 #[derive(Debug, Args)]
 pub struct TopArgs {
-    /// Print one picture and end
+    /// Print one snapshot and exit
     #[arg(long)]
     pub once: bool,
-    /// Seconds between two looks
+    /// Refresh interval in seconds
     #[arg(short, long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
     pub interval: Duration,
-    /// What the volumes are sorted by: the most first, or by name
+    /// Sort key of volumes, descending (names ascending)
     #[arg(short, long, value_name = "KEY", value_enum, default_value_t = SortKey::Iops)]
     pub sort: SortKey,
 }
 
-/// What volumes are sorted by.
+/// Sort key of volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SortKey {
-    // Reads, writes, flushes and discards in a second.
+    // Requests per second.
     Iops,
-    // Bytes read and written in a second.
+    // Bytes read and written per second.
     Throughput,
-    // The longer one of reads and writes.
+    // The higher latency of reads and writes.
     Latency,
-    // What the next backup would carry.
+    // Bytes of the next backup.
     Dirty,
-    // From a to z.
+    // Ascending.
     Name,
 }
 

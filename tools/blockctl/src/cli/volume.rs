@@ -7,8 +7,8 @@ use blockd_api::{
 use clap::{Args, Subcommand};
 
 const CREATE_HELP: &str = "\
-Sizes: a number and K, M, G or T (or KiB, MiB, GiB, TiB), in powers of \
-1024; KB, MB, GB and TB are powers of 1000.
+Sizes: a number and K, M, G or T (or KiB, MiB, GiB, TiB), in powers of 1024; KB, MB, GB and TB are \
+powers of 1000.
 
 Examples:
   blockctl volume create db --size 8GiB
@@ -16,18 +16,17 @@ Examples:
   blockctl volume create wal --size 1GiB --group shop";
 
 const CLONE_HELP: &str = "\
-The clone is there at once, writable, and takes no space until it is written to: \
-it shares the data with the volume that it was made from. Both can be changed \
-and deleted in any order, and the snapshot too. Its first backup is a full one.
+The clone is writable at once and takes no space until it is written: it shares data with its \
+source. Both, and the snapshot, can be changed and deleted in any order. Its first backup is full.
 
 Examples:
   blockctl volume clone db-test --from db@before-upgrade
   blockctl volume clone db-test --from 725134927222077463 --label app=test";
 
 const CHECK_HELP: &str = "\
-Compares everything but the data with what the daemon believes: metadata, block \
-sets, lengths and names of data files, the map of the head. The volume may be in \
-use. Exit status: 0 if it is sound, 1 if something is wrong, which is printed.
+Compares metadata, block sets, lengths and names of data files, and the map of the head with the \
+daemon's state. The volume may be in use. Exit status: 0 if it is sound, 1 with a list of errors \
+otherwise.
 
 Examples:
   blockctl volume check db
@@ -46,17 +45,17 @@ Examples:
   blockctl -j volume inspect 590114184663672482";
 
 const DELETE_HELP: &str = "\
-The volume and its local snapshots are gone at once; its cloud snapshots stay. The beginning of an id is not enough. With a local \
-snapshot that is pinned it stays, but for --force.
+The volume and its local snapshots are deleted at once; its cloud snapshots stay. Id prefixes are \
+not accepted. A volume with a pinned snapshot needs --force.
 
 Examples:
   blockctl volume delete db
   blockctl volume delete db --force";
 
 const ATTACH_HELP: &str = "\
-The device lives in the kernel: while blockd is restarted, whoever uses it waits. It needs the kernel's nbd module \
-(`modprobe nbd`) and a blockd that may use it (root, or CAP_SYS_ADMIN). A volume that is attached in the same way \
-already stays as it is.
+The device belongs to the kernel: while the daemon restarts, requests wait. It needs the kernel's \
+nbd module (`modprobe nbd`) and a daemon with root or CAP_SYS_ADMIN. Attaching an attached volume \
+with the same options succeeds without changes.
 
 Examples:
   blockctl volume attach db
@@ -65,28 +64,25 @@ Examples:
   blockctl volume attach db --timeout 1m --dead-timeout 30m --connections 2";
 
 const DETACH_HELP: &str = "\
-Refused while the device is mounted, used for swap, or held by another device. With --force, whoever uses it gets \
-errors, and what was not yet written to it is lost.
+Refused while the device is mounted, used for swap, or held by another device. With --force, its \
+users get errors, and unwritten data is lost.
 
 Examples:
   blockctl volume detach db
   blockctl volume detach /dev/nbd7
   blockctl volume detach db --force";
 const RESIZE_HELP: &str = "\
-The volume may be in use: clients that look see the new size, and a filesystem \
-in it can then be grown. A volume never shrinks. Snapshots keep the size that \
-the volume had when they were taken.
+The volume may be in use: clients that query it see the new size, and a filesystem in it can then \
+be grown. A volume never shrinks. Snapshots keep the size of their time.
 
 Examples:
   blockctl volume resize db --size 16GiB";
 
 const UPDATE_HELP: &str = "\
-The labels that are given take the place of all that the volume has; an empty \
-list takes them all away. A volume is in one group or in none; `snapshot \
-create-group` freezes all volumes of a group at one instant.
+Given labels replace all labels of the volume; an empty list removes all. A volume is in at most \
+one group; `snapshot create-group` freezes all volumes of a group together.
 
-A client that is connected when a volume becomes read-only is not told; from \
-then on what it writes is refused (EPERM).
+Connected clients are not notified when a volume becomes read-only; their writes fail with EPERM.
 
 Examples:
   blockctl volume update db --read-only on
@@ -101,40 +97,40 @@ Examples:
   nbdcopy \"$(blockctl volume uri db@before-upgrade)\" db.img
   qemu-img info \"$(blockctl volume uri db)\"";
 
-/// What to do with volumes.
+/// Subcommands of `volume`.
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
     /// Create a volume
     #[command(visible_alias = "c", after_help = CREATE_HELP)]
     Create(CreateArgs),
-    /// Make a writable volume from a snapshot, without copying data
+    /// Create a writable volume from a snapshot
     #[command(after_help = CLONE_HELP)]
     Clone(CloneArgs),
-    /// Check everything of a volume but its data
+    /// Check the metadata of a volume
     #[command(after_help = CHECK_HELP)]
     Check(OneVolume),
     /// List volumes
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List(ListArgs),
-    /// Show all about a volume
+    /// Show a volume in detail
     #[command(visible_alias = "i", after_help = INSPECT_HELP)]
     Inspect(OneVolume),
-    /// Make a volume larger
+    /// Grow a volume
     #[command(after_help = RESIZE_HELP)]
     Resize(ResizeArgs),
-    /// Change properties of a volume
+    /// Change a volume's properties
     #[command(after_help = UPDATE_HELP)]
     Update(UpdateArgs),
     /// Delete a volume and its local snapshots
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
     Delete(DeleteArgs),
-    /// Attach a volume as a device /dev/nbdN of this host
+    /// Attach a volume as /dev/nbdN
     #[command(visible_alias = "a", after_help = ATTACH_HELP)]
     Attach(AttachArgs),
-    /// Detach a volume from its device
+    /// Detach a volume
     #[command(after_help = DETACH_HELP)]
     Detach(DetachArgs),
-    /// Print the NBD URI of a volume, or of a snapshot of it (read-only)
+    /// Print the NBD URI of a volume or snapshot
     #[command(after_help = URI_HELP)]
     Uri(UriArgs),
 }
@@ -150,7 +146,7 @@ pub struct CreateArgs {
     /// Labels of the volume
     #[arg(short, long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
-    /// Group that the volume is frozen with
+    /// Consistency group of the volume
     #[arg(short, long)]
     pub group: Option<GroupName>,
 }
@@ -160,7 +156,7 @@ pub struct CreateArgs {
 pub struct CloneArgs {
     /// Name of the new volume and of its export
     pub name: VolumeName,
-    /// The snapshot: VOLUME@NAME, or its id
+    /// Snapshot: VOLUME@NAME or id
     #[arg(short, long, value_name = "SNAPSHOT")]
     pub from: SnapshotRef,
     /// Labels of the new volume
@@ -171,7 +167,7 @@ pub struct CloneArgs {
 /// `volume list`
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only volumes that have all these labels
+    /// Only volumes with all these labels
     #[arg(short, long, value_name = "K=V,…")]
     pub label: Option<LabelSelector>,
     /// Only volumes of this group
@@ -184,25 +180,25 @@ pub struct ListArgs {
 pub struct AttachArgs {
     /// Name or id of the volume
     pub volume: VolumeRef,
-    /// The device, such as /dev/nbd7 [default: a free one]
+    /// Device, such as /dev/nbd7 [default: a free one]
     #[arg(long)]
     pub device: Option<Device>,
-    /// Refuse writes to the device
+    /// Attach read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Attach it again when blockd starts after a boot
+    /// Attach again at each daemon start
     #[arg(long)]
     pub persistent: bool,
-    /// Send a request again when it has no reply after this long, 1s to 1h [default: 30s]
+    /// Request timeout before a resend, 1s to 1h [default: 30s]
     #[arg(long, value_parser = parse_seconds)]
     pub timeout: Option<u64>,
-    /// Fail requests when blockd is gone for this long, 1s to 7d [default: 10m]
+    /// Daemon absence before requests fail, 1s to 7d [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
     pub dead_timeout: Option<u64>,
-    /// Connections of the device, 1 to 16 [default: one per core, 2 to 4]
+    /// Connections, 1 to 16 [default: one per core, 2 to 4]
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
-    /// Logical block size of the device: 512, 1024, 2048 or 4096 bytes [default: 4096]
+    /// Logical block size: 512, 1024, 2048 or 4096 bytes [default: 4096]
     #[arg(long, value_name = "BYTES")]
     pub block_size: Option<u32>,
 }
@@ -210,20 +206,20 @@ pub struct AttachArgs {
 /// `volume detach`
 #[derive(Debug, Args)]
 pub struct DetachArgs {
-    /// Name or id of the volume, or its device
+    /// Volume name or id, or device
     #[arg(value_name = "VOLUME|DEVICE")]
     pub target: DetachTarget,
-    /// Detach although the device is in use
+    /// Detach a device that is in use
     #[arg(short, long)]
     pub force: bool,
 }
 
-/// What is to be detached.
+/// Target of `volume detach`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DetachTarget {
     /// A volume.
     Volume(VolumeRef),
-    /// Whatever has this device.
+    /// The volume attached to this device.
     Device(Device),
 }
 
@@ -241,7 +237,7 @@ impl std::str::FromStr for DetachTarget {
     }
 }
 
-/// A time in whole seconds: a number and s, m, h or d.
+/// Parses a duration into seconds: a number and s, m, h or d.
 pub fn parse_seconds(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no time: write such as 30s, 10m, 1h or 2d");
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
@@ -271,28 +267,28 @@ pub struct ResizeArgs {
 pub struct UpdateArgs {
     /// Name or id of the volume
     pub volume: VolumeRef,
-    /// What to change.
+    /// Changed properties.
     #[command(flatten)]
     pub changes: Changes,
 }
 
-/// What `volume update` changes: at least one thing.
+/// Properties of `volume update`; at least one is required.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Changes {
-    /// Whether clients may only read the volume
+    /// Read-only state for clients
     #[arg(long, value_name = "on|off", value_parser = parse_switch, action = clap::ArgAction::Set)]
     pub read_only: Option<bool>,
-    /// Acknowledge writes that a start may have discarded
+    /// Acknowledge discarded writes
     #[arg(long)]
     pub acknowledge_discarded_writes: bool,
-    /// Labels of the volume, in place of all that it has
+    /// New set of labels
     #[arg(short, long, value_name = "K=V,…")]
     pub label: Option<Labels>,
-    /// Group that the volume is frozen with
+    /// Consistency group of the volume
     #[arg(short, long, conflicts_with = "no_group")]
     pub group: Option<GroupName>,
-    /// Take the volume out of its group
+    /// Remove the volume from its group
     #[arg(long)]
     pub no_group: bool,
 }
@@ -313,19 +309,19 @@ pub struct UriArgs {
     pub export: ExportRef,
 }
 
-/// A volume, or a snapshot of it
+/// Volume or snapshot export.
 #[derive(Clone, Debug)]
 pub enum ExportRef {
-    /// The volume as it is now.
+    /// Current content of a volume.
     Volume(VolumeRef),
-    /// One of its frozen points.
+    /// Local snapshot.
     Snapshot(SnapshotRef),
 }
 
 impl std::str::FromStr for ExportRef {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        // An id alone is a volume's here: a snapshot's needs the volume before it.
+        // A bare id names a volume; a snapshot needs its volume in front.
         if text.contains('@') { text.parse().map(Self::Snapshot) } else { text.parse().map(Self::Volume) }
     }
 }
@@ -335,12 +331,12 @@ impl std::str::FromStr for ExportRef {
 pub struct DeleteArgs {
     /// Name or id of the volume
     pub volume: VolumeRef,
-    /// Also if local snapshots of it are pinned
+    /// Delete pinned snapshots too
     #[arg(long)]
     pub force: bool,
 }
 
-/// A volume
+/// Volume argument.
 #[derive(Debug, Args)]
 pub struct OneVolume {
     /// Name or id of the volume

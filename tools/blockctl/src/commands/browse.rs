@@ -1,7 +1,7 @@
 //! `blockctl browse …`
 //!
-//! A mount is made here, by `fusermount3` as whoever runs this, and handed to the daemon to be served. So it is where and whose it
-//! should be, and the daemon needs no right to mount.
+//! The mount is made here, by `fusermount3` as the current user, and handed to the daemon. It has the right
+//! owner and namespace, and the daemon needs no right to mount.
 
 use super::{Context, or_dash};
 use crate::{
@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::time::{sleep, timeout};
 
-/// How long the daemon is given to notice that a mount is gone.
+/// Timeout for the daemon to notice an unmount.
 const NOTICE_PATIENCE: Duration = Duration::from_secs(1);
 const NOTICE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -34,7 +34,7 @@ pub async fn run(context: &Context<'_>, command: BrowseCommand) -> Result<u8, Fa
     Ok(EXIT_DONE)
 }
 
-/// The path as others understand it, who have another working directory.
+/// Returns the absolute path: the daemon has another working directory.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     let is_plain = |path: &Path| path.to_str().is_some_and(|text| !text.chars().any(char::is_control));
     match std::path::absolute(path) {
@@ -46,7 +46,7 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// What went wrong here, as the daemon would say it.
+/// Converts a local error to the form of the daemon's errors.
 fn refused(error: &FuseError) -> Failure {
     let code = match error {
         FuseError::Busy { .. } => ErrorCode::DeviceInUse,
@@ -69,7 +69,7 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Result<(), Failure> {
             context.client.endpoint()
         )));
     }
-    // Nothing is mounted where nobody would serve it.
+    // Without a daemon the mount would be dead.
     context.client.list_mounts().await?;
     let mut unserved = UnservedMount::make(&dir, args.allow_other).map_err(|error| refused(&error))?;
     let request = HandMount {
@@ -88,13 +88,13 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Result<(), Failure> {
     }
 }
 
-/// The mount of snapshots there, if it is for this user to take away. Without looking into it: whoever serves it may be gone.
+/// Finds the mount at a directory if this user may unmount it. Reads no entry of it: its daemon may be gone.
 fn find_own(dir: &Path) -> Result<Option<SeenMount>, Failure> {
     let found = |path: &Path| {
         find_mount(path).map_err(|error| Failure::usage(format!("cannot look for mounts: {error}")))
     };
     let mut seen = found(&resolve(dir))?;
-    // It may be a link to one.
+    // The directory may be a symbolic link to a mount.
     if seen.is_none()
         && let Ok(path) = dir.canonicalize()
     {
@@ -104,7 +104,7 @@ fn find_own(dir: &Path) -> Result<Option<SeenMount>, Failure> {
     Ok(seen.filter(|seen| user.is_root() || seen.uid == user.as_raw()))
 }
 
-/// Waits until the daemon does not list a mount any more, so that it does not right after this. Who has files open there keeps it for longer.
+/// Waits until the daemon no longer lists a mount. Open files can delay that.
 async fn notice(context: &Context<'_>, gone: &SeenMount) {
     let lists = async || {
         let list = context.client.list_mounts().await.ok()?;
@@ -116,7 +116,7 @@ async fn notice(context: &Context<'_>, gone: &SeenMount) {
             sleep(NOTICE_PAUSE).await;
         }
     };
-    // The mount is gone in any case.
+    // The mount itself is already gone.
     let _ = timeout(NOTICE_PATIENCE, noticed).await;
 }
 
@@ -130,11 +130,11 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> 
             notice(context, &own).await;
             Unmounted { mountpoint: own.mountpoint }
         }
-        // It may be one that the daemon made, where others do not see it.
+        // The daemon may have made it in its own mount namespace.
         None => {
             let request = UnmountBrowse { mountpoint: dir, force: args.force };
             match context.client.unmount(&request).await {
-                // The mounts that it made itself ended with it.
+                // Mounts made by the daemon ended with it.
                 Err(ClientError::SocketMissing { .. } | ClientError::Refused { .. }) => {
                     let dir = request.mountpoint.display();
                     let message = format!("no snapshots are mounted at {dir}, and blockd is not running");

@@ -14,7 +14,7 @@ use blockd_api::{
     tasks::{Findings, ListTasks, StopTask, Task, TaskLimits, TaskStage},
 };
 
-/// The one task whose id begins like this.
+/// Resolves a task by its id prefix.
 async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
     let name = name.ok_or_else(|| Failure::usage("name the task"))?;
     let query = ListTasks { name: Some(name.to_owned()) };
@@ -98,7 +98,7 @@ pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Result<u8
     begun(context, started.task, &started, &line, args.wait.wait).await
 }
 
-/// Lists what was found to be damaged, for people.
+/// Prints the damage found by a verification.
 pub(super) fn show_findings(output: &Output, findings: &Findings) -> Result<(), Failure> {
     let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
     if findings.damage.is_empty() {
@@ -147,7 +147,7 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Result<u8, Failur
         output
             .note(format!("warning: no leftovers were deleted, because a manifest cannot be read: {reason}"));
     }
-    // What could be deleted was, but not all that may be garbage was looked at.
+    // Part of the possible garbage was not examined.
     Ok(if collected.unknown.is_empty() { EXIT_DONE } else { EXIT_FAILED })
 }
 

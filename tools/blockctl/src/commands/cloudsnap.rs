@@ -81,7 +81,7 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
     begun_together(context, tasks, &started, &lines, args.wait.wait).await
 }
 
-/// Says that several tasks were started, and follows them if that is wanted.
+/// Reports started tasks, and waits for them with `--wait`.
 pub(super) async fn begun_together<T: Serialize>(
     context: &Context<'_>,
     tasks: Vec<Uuid>,
@@ -98,7 +98,7 @@ pub(super) async fn begun_together<T: Serialize>(
     if !wait {
         return Ok(EXIT_DONE);
     }
-    // Each succeeds or fails by itself; what fails decides how this ends.
+    // Tasks are independent; any failure decides the exit status.
     let (mut exit, mut ended) = (EXIT_DONE, Vec::new());
     for task in tasks {
         let task = wait::follow(&context.client, task, output).await?;
@@ -142,7 +142,7 @@ async fn delete(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure> 
     begun(context, started.task, &started, &line, args.wait.wait).await
 }
 
-/// Says that a task was started, and follows it if that is wanted.
+/// Reports a started task, and waits for it with `--wait`.
 pub(super) async fn begun<T: Serialize>(
     context: &Context<'_>,
     task: Uuid,
@@ -159,7 +159,7 @@ pub(super) async fn begun<T: Serialize>(
     if wait { follow(context, task).await } else { Ok(EXIT_DONE) }
 }
 
-/// Waits for a task, says how it ended, and exits as it did.
+/// Waits for a task, reports its result, and returns its exit status.
 pub(super) async fn follow(context: &Context<'_>, task: Uuid) -> Result<u8, Failure> {
     let output = context.output;
     let task = wait::follow(&context.client, task, output).await?;
@@ -170,7 +170,7 @@ pub(super) async fn follow(context: &Context<'_>, task: Uuid) -> Result<u8, Fail
     Ok(if task.state.stage == TaskStage::Done { EXIT_DONE } else { EXIT_FAILED })
 }
 
-/// Says how a task ended.
+/// Reports the result of a task.
 fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     let output = context.output;
     if let Some(findings) = &task.findings {
@@ -205,7 +205,7 @@ pub(super) fn reason(task: &Task) -> (&str, Option<&str>) {
     }
 }
 
-/// How a task ended that is done: what it made, what it cost.
+/// Describes the result and cost of a completed task.
 fn ending(task: &Task) -> String {
     let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
     let snap = task.source_volume.as_deref().unwrap_or("-");
@@ -285,11 +285,11 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
     if shown < list.total && !output.is_json() {
         output.note(format!("The newest {shown} of {} are shown.", list.total));
     }
-    // What is shown is right, but it is not all there is.
+    // The list is correct but incomplete.
     Ok(if is_whole { EXIT_DONE } else { EXIT_FAILED })
 }
 
-/// Whoever names one does not ask for a list that may be empty.
+/// A named snapshot that does not exist is an error, not an empty list.
 fn unknown(id: &CloudsnapId, query: &ListCloudsnaps) -> ClientError {
     let status = query.status.map(|status| format!(" that is {status}")).unwrap_or_default();
     let place = query.cred_id.as_ref().map(|place| format!(" at {place}")).unwrap_or_default();
@@ -297,7 +297,7 @@ fn unknown(id: &CloudsnapId, query: &ListCloudsnaps) -> ClientError {
     ClientError::Api(ApiError::new(ErrorCode::CloudsnapNotFound, message))
 }
 
-/// The entries, and those that are damaged in the same form.
+/// Returns all entries, damaged ones in the same form.
 fn entries(list: &CloudsnapList) -> Result<Vec<Value>, Failure> {
     let entry = |entry| serde_json::to_value(entry).map_err(|error| Failure::Stdout { source: error.into() });
     let mut entries = list.cloudsnaps.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
@@ -315,13 +315,14 @@ fn entries(list: &CloudsnapList) -> Result<Vec<Value>, Failure> {
     Ok(entries)
 }
 
-/// Id of the volume of a damaged entry, if its name is whole.
+/// Returns the volume id of a damaged entry, if its name is complete.
 fn volume_id(damaged: &DamagedCloudsnap) -> Option<String> {
     damaged.id.parse::<CloudsnapId>().ok().map(|id| id.volume.to_string())
 }
 
 fn list_table(list: &CloudsnapList) -> Table {
-    // The columns are those that scripts know; the last ones are there once something was verified, or marked.
+    // The first columns are stable for scripts; the last ones appear with verified, pinned or expiring
+    // entries.
     const PLAIN: &[&str] =
         &["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS"];
     const VERIFIED: &[&str] =
@@ -377,7 +378,7 @@ fn list_table(list: &CloudsnapList) -> Table {
     table
 }
 
-/// When it was verified last on this host, how thoroughly, and what that found.
+/// Describes the last verification on this host.
 fn verified(metadata: &CloudsnapMetadata) -> String {
     match (&metadata.verified, &metadata.verify_depth, &metadata.verify_result) {
         (Some(when), Some(depth), Some(result)) => format!("{result} ({depth}, {when})"),

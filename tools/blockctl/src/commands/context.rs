@@ -1,4 +1,4 @@
-//! `blockctl context`: names for daemons.
+//! `blockctl context`: named daemons.
 
 use crate::{
     cli::{
@@ -13,7 +13,7 @@ use crate::{
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// One context, as it is listed.
+/// Entry of `context list`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Listed {
@@ -23,7 +23,7 @@ struct Listed {
     entry: ContextEntry,
 }
 
-/// No daemon is asked.
+/// Runs `context` commands; needs no daemon.
 pub fn run(global: &Global, output: &Output, command: ContextCommand) -> Result<u8, Failure> {
     let path = path()?;
     let mut contexts = Contexts::load(&path)?;

@@ -43,7 +43,7 @@ use std::{
 
 /// Zeroes as long as this become a hole, also where there is none in the snapshot.
 const HOLE_BYTES: usize = 4096;
-/// Most refused attributes that are named; all are counted.
+/// Maximum number of listed refused attributes; all are counted.
 const REFUSED_NAMED_MOST: usize = 20;
 
 #[derive(Default, Serialize)]
@@ -52,32 +52,32 @@ struct Copied {
     files: u64,
     directories: u64,
     links: u64,
-    /// More names of files that were copied.
+    /// Hard links to copied files.
     hard_links: u64,
-    /// Files and links that were there already, and stay as they are.
+    /// Existing files and links that were skipped.
     skipped: u64,
     bytes: u64,
-    /// Files and directories that lack extended attributes which were to be copied: those of both numbers that follow.
+    /// Files and directories without some attributes: the sum of the next two counters.
     without_xattrs: u64,
-    /// Files and directories with attributes that could not be set where they were copied to.
+    /// Files and directories with attributes that the destination refused.
     xattrs_refused: u64,
-    /// Files and directories whose attributes cannot be read in the snapshot.
+    /// Files and directories whose attributes are unreadable in the snapshot.
     xattrs_damaged: u64,
-    /// Files and directories with attributes that are never copied.
+    /// Files and directories with attributes of kinds that are never copied.
     xattrs_left_out: u64,
-    /// The first attributes that could not be set, and why.
+    /// First refused attributes with their errors.
     refused_xattrs: Vec<RefusedXattr>,
-    /// What is neither, and was left out.
+    /// Skipped devices, FIFOs and sockets.
     left_out: Vec<FilePath>,
-    /// How many there are in all as far as it is known: those that are still to be copied, too.
+    /// Number of known files, including those still to be copied.
     #[serde(skip)]
     found: usize,
-    /// Where the files went that have several names, by their numbers.
+    /// Copied files with several names, by inode number.
     #[serde(skip)]
     named: HashMap<u64, Original>,
 }
 
-/// An extended attribute that could not be set.
+/// Extended attribute that could not be set.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct RefusedXattr {
@@ -87,13 +87,13 @@ struct RefusedXattr {
 }
 
 impl Copied {
-    /// Notes that there are so many more to be copied, unless they are too many.
+    /// Adds to the number of found files, up to the limit.
     fn note_found(&mut self, count: usize, from: &FilePath) -> Result<(), Failure> {
         self.found = self.found.saturating_add(count);
         check_count(self.found, from)
     }
 
-    /// Notes what became of the extended attributes of a file; of those that are damaged in the snapshot nothing did.
+    /// Counts the results for a file's extended attributes; unreadable ones have none.
     fn note_xattrs(&mut self, path: &FilePath, set: Option<XattrsSet>) {
         let Some(set) = set else {
             self.xattrs_damaged += 1;
@@ -114,7 +114,7 @@ impl Copied {
         }));
     }
 
-    /// What is to be said of extended attributes.
+    /// Returns the messages about extended attributes.
     fn xattr_notes(&self) -> Vec<String> {
         let named = self.refused_xattrs.iter();
         let mut notes: Vec<String> = named
@@ -163,7 +163,7 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
         let file = source.list(&path, false).await?.file;
         let name = match (&new_name, path.name()) {
             (Some(name), _) => Some(name.clone()),
-            // The root of the snapshot goes into the directory itself.
+            // The root of the snapshot is copied into the directory itself.
             (None, b"") => None,
             (None, name) => Some(OsStr::from_bytes(name).to_owned()),
         };
@@ -197,7 +197,7 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
     Ok(if copied.left_out.is_empty() { EXIT_DONE } else { EXIT_FAILED })
 }
 
-/// What becomes of files that are there already.
+/// Handling of existing files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Existing {
     Refuse,
@@ -205,7 +205,7 @@ enum Existing {
     Replace,
 }
 
-/// Opens the directory that a copy goes into; with the new name of the copy, unless it is the directory that was named.
+/// Opens the destination directory; with the new name of the copy, unless the directory itself was named.
 fn open_destination(to: &Path) -> Result<(Arc<HeldDir>, Option<OsString>), Failure> {
     let failed = |source| Failure::Write { path: to.to_owned(), source };
     match HeldDir::open(to) {
@@ -218,7 +218,7 @@ fn open_destination(to: &Path) -> Result<(Arc<HeldDir>, Option<OsString>), Failu
     Ok((Arc::new(parent), Some(name.to_owned())))
 }
 
-/// A name in a directory of the destination; without a name, the directory itself.
+/// Entry of a destination directory; without a name, the directory itself.
 #[derive(Debug)]
 struct Target {
     dir: Arc<HeldDir>,
@@ -233,13 +233,13 @@ impl Target {
         }
     }
 
-    /// The name of a file or symbolic link, which cannot take the place of the directory itself.
+    /// Returns the name of a file or symbolic link, which cannot replace the directory itself.
     fn name(&self) -> io::Result<&OsStr> {
         self.name.as_deref().ok_or_else(|| io::ErrorKind::IsADirectory.into())
     }
 }
 
-/// A step of a copy. Steps are taken from the end, so only the directories of one path are open at a time.
+/// Step of a copy. Steps are popped from the end, so only directories of one path are open at a time.
 #[derive(Debug)]
 enum Step {
     /// Copies a file, link or directory.
@@ -248,8 +248,8 @@ enum Step {
     Finish(SnapshotFile, Arc<HeldDir>),
 }
 
-/// Appends the entries of a directory to the steps. They count from then on: a directory that contains itself would exhaust
-/// the memory long before that many files are copied.
+/// Appends the entries of a directory to the steps and counts them: a directory that contains itself would
+/// exhaust the memory long before that many files are copied.
 fn queue_entries(
     left: &mut Vec<Step>,
     entries: Vec<SnapshotFile>,
@@ -265,7 +265,7 @@ fn queue_entries(
     Ok(())
 }
 
-/// A tree that is copied.
+/// Copy of a tree.
 struct Tree<'a> {
     source: &'a Source<'a>,
     top: &'a HeldDir,
@@ -315,10 +315,10 @@ impl Tree<'_> {
         Ok(())
     }
 
-    /// True if an existing file or link is kept.
+    /// Returns true if an existing file or link is kept.
     ///
     /// # Errors
-    /// There is one, and it is neither to be kept nor to be replaced.
+    /// The entry exists and may be neither kept nor replaced.
     fn is_skipped(&self, to: &Target) -> io::Result<bool> {
         let there = to.dir.stat(to.name()?);
         match self.existing {
@@ -379,11 +379,11 @@ impl Tree<'_> {
     }
 }
 
-/// The owner, the mode and the time of what is complete. By its handle: its name may lead elsewhere by now.
+/// Sets owner, mode and time of a complete file, by its descriptor: the name may point elsewhere by now.
 fn finish(open: &File, file: &SnapshotFile) -> io::Result<()> {
-    // Whoever is not root cannot give things away; and giving them away takes some bits of the mode.
+    // Only root can change owners, and a change clears some bits of the mode.
     let _ = fchown(open, Some(file.uid), Some(file.gid));
-    // A program of others does not become one that runs with its owner's rights here.
+    // Set-user-ID bits from a snapshot are not trusted here.
     let mode = if file.kind == FileKind::File { file.mode & 0o777 } else { file.mode };
     open.set_permissions(Permissions::from_mode(mode.into()))?;
     if let Some(modified) = file.modified {
@@ -393,7 +393,7 @@ fn finish(open: &File, file: &SnapshotFile) -> io::Result<()> {
     Ok(())
 }
 
-/// The time of a link, and not of what it leads to.
+/// Sets the time of a link, not of its target.
 fn set_link_time(link: &OwnedFd, modified: Timestamp) -> io::Result<()> {
     let time = Timespec { tv_sec: modified.as_second(), tv_nsec: modified.subsec_nanosecond().into() };
     // Before 1970, nanoseconds of a timestamp are negative.
@@ -405,12 +405,12 @@ fn set_link_time(link: &OwnedFd, modified: Timestamp) -> io::Result<()> {
     Ok(utimensat(link, "", &times, AtFlags::EMPTY_PATH)?)
 }
 
-/// What names of extended attributes begin with that are copied: those of users, and lists of who may do what. Others give
-/// rights, which a file of others does not get here, or are of the system that they come from.
+/// Prefixes of copied extended attributes: user attributes and access lists. Others grant privileges or
+/// belong to the source system.
 const XATTRS_COPIED: [&[u8]; 2] = [b"user.", b"system.posix_acl_"];
 
-/// The extended attributes of a file; none if they are damaged, for its content is worth more. That the store or the daemon
-/// gives no answer is no such thing.
+/// Returns the extended attributes of a file; `None` if they are damaged, so that the content is still
+/// copied. An unreachable store or daemon is an error.
 pub fn readable(xattrs: Result<Vec<SnapshotXattr>, Failure>) -> Result<Option<Vec<SnapshotXattr>>, Failure> {
     match xattrs {
         Ok(xattrs) => Ok(Some(xattrs)),
@@ -421,16 +421,16 @@ pub fn readable(xattrs: Result<Vec<SnapshotXattr>, Failure>) -> Result<Option<Ve
     }
 }
 
-/// What became of the extended attributes of a file.
+/// Result for the extended attributes of a file.
 #[derive(Default)]
 struct XattrsSet {
-    /// Those that could not be set, and why.
+    /// Refused attributes with their errors.
     refused: Vec<(Vec<u8>, Errno)>,
-    /// There are others, which are never copied.
+    /// The file has attributes of kinds that are never copied.
     left_out: bool,
 }
 
-/// Sets extended attributes as far as they are copied.
+/// Sets the extended attributes of copied kinds.
 fn set_xattrs(open: &File, xattrs: &[SnapshotXattr]) -> XattrsSet {
     let mut set = XattrsSet::default();
     for xattr in xattrs {
@@ -464,7 +464,7 @@ async fn copy_content(
             }
         }
     }
-    // What ends in a hole is that long all the same.
+    // A trailing hole still counts for the length.
     out.set_len(offset_bytes).map_err(failed)?;
     let xattrs = readable(source.xattrs(&file.path).await)?;
     copied.note_xattrs(&file.path, xattrs.map(|xattrs| set_xattrs(out, &xattrs)));
@@ -472,7 +472,7 @@ async fn copy_content(
     Ok(offset_bytes)
 }
 
-/// Writes bytes to a place where there is nothing yet, but no long zeroes.
+/// Writes bytes to a hole, skipping long zeroes.
 fn write_sparsely(out: &File, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
     let is_zero = |part: &[u8]| part.iter().all(|byte| *byte == 0);
     let (mut from, mut at) = (0, 0);
@@ -527,7 +527,7 @@ mod tests {
     fn attributes_that_are_refused_damaged_or_left_out_are_told_apart() {
         let path = FilePath::root().join(b"file");
         let mut copied = Copied::default();
-        // A device takes no attributes of users, whoever asks.
+        // Device files have no user attributes, not even for root.
         let device = File::open("/dev/null").unwrap();
         copied.note_xattrs(&path, Some(set_xattrs(&device, &[])));
         assert!(copied.xattr_notes().is_empty() && copied.without_xattrs == 0, "a file without any");

@@ -1,4 +1,4 @@
-//! What `blockctl credentials update` asks for.
+//! Request of `blockctl credentials update`.
 
 use crate::{
     cli::credential_update::UpdateArgs,
@@ -12,7 +12,7 @@ use blockd_api::{
 };
 use std::path::{Path, PathBuf};
 
-/// A secret from where it is, and never from the environment: what is there by chance must change nothing.
+/// Reads a secret, never from the environment: a leftover variable must not change a credential.
 fn input(
     what: &'static str,
     flag: Option<&Secret>,
@@ -26,10 +26,10 @@ fn input(
     }
 }
 
-/// What the flags ask for, with secrets read from where they are. `kept` is the kind of the store.
+/// Builds the request from the options and reads secrets. `kept` is the current provider.
 ///
 /// # Errors
-/// What cannot be changed, or belongs to another kind of store; what cannot be read.
+/// An option cannot be changed or belongs to another provider; a secret cannot be read.
 pub fn request(args: &UpdateArgs, kept: ProviderKind) -> Result<UpdateCredential, Failure> {
     if let Some(flag) = args.place.given() {
         return Err(Failure::usage(format!(
@@ -79,7 +79,7 @@ fn refuse_two_on_stdin(args: &UpdateArgs) -> Result<(), Failure> {
     }
 }
 
-/// What is to prove who asks. The daemon knows what is for which kind of store; `--use-iam` is for several.
+/// Builds the access part of the request. The daemon checks providers; `--use-iam` belongs to several.
 fn access(args: &UpdateArgs, kept: ProviderKind) -> Result<Option<NewAccess>, Failure> {
     let secret_key = input(
         "S3 secret key",

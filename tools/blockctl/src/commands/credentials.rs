@@ -121,7 +121,7 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
     Ok(EXIT_DONE)
 }
 
-/// What a table of one kind of store shows between the name and what all have.
+/// Columns of one provider's table, between the name and the common ones.
 type Columns = (&'static str, ProviderKind, &'static [&'static str], fn(&Credential) -> Vec<String>);
 
 const KINDS: [Columns; 5] = [
@@ -233,7 +233,7 @@ fn show(context: &Context<'_>, list: &[Credential]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The bucket or directory, with what everything lies below in it.
+/// Formats bucket or directory with the prefix.
 fn place(one: &Credential) -> Option<String> {
     let path = || one.path.as_ref().map(|path| path.display().to_string());
     let place = one.bucket.clone().or_else(path)?;
@@ -292,7 +292,7 @@ fn yes_or_no(yes: bool) -> String {
     if yes { "yes" } else { "no" }.to_owned()
 }
 
-/// A limit for people, by the time of day if it is one; none if there is none.
+/// Formats a bandwidth limit, by time of day if it has windows; `None` without a limit.
 fn limit(otherwise_bytes_per_s: Option<u64>, windows: &[LimitWindow]) -> Option<String> {
     let otherwise = otherwise_bytes_per_s.map(|bytes| format!("{}/s", ByteSize::from_bytes(bytes)));
     if windows.is_empty() {

@@ -11,7 +11,7 @@ use blockd_api::{
     format_time,
 };
 
-/// How long one question waits for an answer.
+/// Long-poll timeout.
 const WAIT_MS: u64 = 30_000;
 
 pub async fn run(context: &Context<'_>, args: EventsArgs) -> Result<u8, Failure> {
@@ -52,7 +52,7 @@ fn table(events: &[Event]) -> Table {
     table
 }
 
-/// One event on a line.
+/// Prints an event on a line.
 fn tell(context: &Context<'_>, event: &Event) -> Result<(), Failure> {
     if context.output.is_json() {
         let text = serde_json::to_string(event).map_err(|error| Failure::Stdout { source: error.into() })?;

@@ -48,7 +48,7 @@ pub fn man(output: &Output, args: &ManArgs) -> Result<u8, Failure> {
     Ok(EXIT_DONE)
 }
 
-/// Writes the page of a command and of all below it.
+/// Writes the pages of a command and its subcommands.
 fn write_pages(command: clap::Command, dir: &Path, pages: &mut Vec<String>) -> Result<(), Failure> {
     let below: Vec<_> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().collect();
     let page = Man::new(command);

@@ -26,15 +26,14 @@ use std::{
     os::unix::ffi::OsStrExt,
 };
 
-/// How much of a file is asked for at once.
+/// Bytes of one read request.
 pub const PIECE_BYTES: u64 = 4 << 20;
-/// Most files that one command lists, compares or copies. A damaged or hostile filesystem may show the same ones again and
-/// again, each time below another name.
+/// Maximum number of files of one command. A damaged or hostile filesystem can contain cycles.
 pub const FILES_MOST: usize = 5_000_000;
-/// How deep directories may lie in each other: their paths would be longer than the system takes in one piece.
+/// Maximum depth of directories: longer paths exceed the system's limit.
 const DEPTH_MOST: usize = 1024;
 
-/// A snapshot whose files are read.
+/// Cloud snapshot whose files are read.
 pub struct Source<'a> {
     pub context: &'a Context<'a>,
     pub snap: CloudsnapId,
@@ -42,12 +41,12 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// A file, and with `entries` what is in it.
+    /// Returns a file; with `entries`, also its directory entries.
     pub async fn list(&self, path: &FilePath, entries: bool) -> Result<FileList, Failure> {
         self.ask(path, entries, false).await
     }
 
-    /// The extended attributes of a file.
+    /// Returns the extended attributes of a file.
     pub async fn xattrs(&self, path: &FilePath) -> Result<Vec<SnapshotXattr>, Failure> {
         Ok(self.ask(path, false, true).await?.xattrs)
     }
@@ -58,14 +57,14 @@ impl Source<'_> {
         Ok(self.context.client.list_files(&query).await?)
     }
 
-    /// A piece of a file; empty at its end.
+    /// Reads part of a file; empty at its end.
     pub async fn read(&self, path: &FilePath, offset_bytes: u64, len_bytes: u64) -> Result<Vec<u8>, Failure> {
         let (path, cred_id) = (path.clone(), self.cred_id.clone());
         let query = ReadFile { snap: self.snap, path, offset_bytes, len_bytes, cred_id };
         Ok(self.context.client.read_file(&query).await?.to_vec())
     }
 
-    /// Where there is data in a file, from a place on.
+    /// Returns the data ranges of a file from an offset on.
     pub async fn runs(&self, path: &FilePath, offset_bytes: u64) -> Result<FileRuns, Failure> {
         let (path, cred_id) = (path.clone(), self.cred_id.clone());
         let query = ListFileRuns { snap: self.snap, path, offset_bytes, cred_id };
@@ -73,7 +72,7 @@ impl Source<'_> {
     }
 }
 
-/// Refuses to go down too deep.
+/// Checks the depth of a path against the limit.
 pub fn check_depth(path: &FilePath) -> Result<(), Failure> {
     let depth = path.as_bytes().iter().filter(|byte| **byte == b'/').count();
     if depth > DEPTH_MOST {
@@ -82,7 +81,7 @@ pub fn check_depth(path: &FilePath) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Refuses to go on for ever.
+/// Checks the number of files against the limit.
 pub fn check_count(count: usize, path: &FilePath) -> Result<(), Failure> {
     if count > FILES_MOST {
         return Err(Failure::TooManyFiles { path: path.clone(), most: FILES_MOST });
@@ -90,12 +89,12 @@ pub fn check_count(count: usize, path: &FilePath) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A path as it was typed.
+/// Converts a path from the command line.
 pub fn typed(path: &OsStr) -> FilePath {
     FilePath::from_root(path.as_bytes())
 }
 
-/// The same, which may be as this program shows paths.
+/// Converts a path from the command line, which may be escaped.
 pub fn typed_or_escaped(path: &OsStr, escaped: bool) -> Result<FilePath, Failure> {
     if !escaped {
         return Ok(typed(path));
@@ -107,7 +106,7 @@ pub fn typed_or_escaped(path: &OsStr, escaped: bool) -> Result<FilePath, Failure
     Ok(FilePath::from_root(path.as_bytes()))
 }
 
-/// `rwxr-xr-x` and what stands before it.
+/// Formats type and mode such as `-rwxr-xr-x`.
 fn mode_text(file: &SnapshotFile) -> String {
     let kind = match file.kind {
         FileKind::File => '-',
@@ -144,7 +143,7 @@ fn line(file: &SnapshotFile) -> String {
     format!("{mode} {owner:>11} {:>14} {time:>19} {}{target}", file.size_bytes, file.path)
 }
 
-/// All files below a path, directories before what is in them, each given to `tell`.
+/// Visits all files below a path, directories before their entries.
 async fn walk(
     source: &Source<'_>,
     path: FilePath,
@@ -237,7 +236,7 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Result<u8, Failure> {
         let mut pieces = Pieces::new(&source, &path);
         while let Some(piece) = pieces.next().await? {
             match stdout.write(&piece) {
-                // Who reads has seen enough, as `head` does.
+                // The reader closed the pipe, as `head` does.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(EXIT_DONE),
                 written => written.map_err(|source| Failure::Stdout { source })?,
             }
@@ -260,7 +259,7 @@ struct ChangedFile {
     change: Change,
     path: FilePath,
     kind: FileKind,
-    /// What differs, of a file that is in both.
+    /// Differing properties of a file that is in both.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     what: Vec<&'static str>,
 }
@@ -273,13 +272,13 @@ struct DiffDocument {
     files: Vec<ChangedFile>,
 }
 
-/// What differs between a file and what it became.
+/// Returns the differing properties of two versions of a file.
 fn differences(a: &SnapshotFile, b: &SnapshotFile) -> Vec<&'static str> {
     let mut what = Vec::new();
     if a.kind != b.kind {
         what.push("kind");
     }
-    // Directories grow with what is in them, which is told by itself.
+    // Sizes of directories follow their entries, which are listed separately.
     if a.kind != FileKind::Directory || b.kind != FileKind::Directory {
         if a.size_bytes != b.size_bytes {
             what.push("size");
@@ -315,7 +314,8 @@ async fn same_content(a: &Source<'_>, b: &Source<'_>, path: &FilePath) -> Result
     }
 }
 
-/// Whether a file has the same extended attributes in both, access lists and capabilities among them. Damage differs from everything.
+/// Returns true if extended attributes, with access lists and capabilities, are equal. Damaged ones never
+/// are.
 async fn same_attributes(a: &Source<'_>, b: &Source<'_>, file: &SnapshotFile) -> Result<bool, Failure> {
     if file.kind == FileKind::Damaged {
         return Ok(true);

@@ -1,4 +1,4 @@
-//! Whether all is well: what is wrong, and what to do about it.
+//! Health: problems and their remedies.
 
 use blockd_api::{
     events::{Event, Severity},
@@ -11,18 +11,18 @@ use blockd_api::{
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-/// How long ago an event is that is told of, in hours.
+/// Maximum age of reported events, in hours.
 const RECENT_H: i64 = 24;
-/// The most events that are told of.
+/// Maximum number of reported events.
 const MAX_EVENTS: usize = 5;
 
-/// Something that is not well.
+/// Problem with its remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Trouble {
-    /// What.
+    /// Problem.
     pub what: String,
-    /// What to do about it.
+    /// Remedy.
     pub todo: String,
 }
 
@@ -32,28 +32,28 @@ impl Trouble {
     }
 }
 
-/// What is known of a daemon, as far as it says whether all is well.
+/// State of a daemon as needed for its health.
 #[derive(Debug, Default)]
 pub struct Known {
-    /// Its volumes.
+    /// Volumes.
     pub volumes: Vec<Volume>,
-    /// Its schedules.
+    /// Schedules.
     pub schedules: ScheduleList,
-    /// What they did, newest first.
+    /// Runs, newest first.
     pub runs: Vec<Run>,
-    /// Its tasks, newest first.
+    /// Tasks, newest first.
     pub tasks: Vec<Task>,
-    /// What happened, oldest first.
+    /// Events, oldest first.
     pub events: Vec<Event>,
-    /// Whom it tells of them.
+    /// Webhooks.
     pub webhooks: Vec<WebhookStatus>,
-    /// Why its configuration is not the one in the file, if it is not.
+    /// Failed reload of the configuration.
     pub reload_failed: Option<ReloadFailure>,
-    /// What it noticed by itself.
+    /// Problems reported by the daemon.
     pub problems: Vec<Problem>,
 }
 
-/// Everything that is not well, the worst first.
+/// Returns all problems, the worst first.
 pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
     let told = known.problems.iter().map(|problem| Trouble::new(problem.what.clone(), problem.todo.clone()));
     let mut found: Vec<Trouble> = told.collect();
@@ -99,12 +99,12 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
     found
 }
 
-/// What a schedule is called.
+/// Returns the display name of a schedule.
 fn called(schedule: &Schedule) -> String {
     schedule.name.as_ref().map_or_else(|| schedule.uuid.to_string(), ToString::to_string)
 }
 
-/// Schedules whose runs do not come.
+/// Returns overdue schedules.
 fn overdue_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
     known.schedules.schedules.iter().filter_map(|schedule| {
         let since = format_time(schedule.overdue_since?);
@@ -115,7 +115,7 @@ fn overdue_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
     })
 }
 
-/// Schedules that protect nothing: of one whose label is mistyped there is nothing else to see.
+/// Returns schedules that protect no volume, for example because of a mistyped label.
 fn idle_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
     let idle = known.schedules.schedules.iter().filter(|schedule| schedule.without_volume);
     idle.map(|schedule| {
@@ -130,12 +130,12 @@ fn idle_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
     })
 }
 
-/// The newest run of each schedule, volume and place, where it failed.
+/// Returns failures of the newest run of each schedule, volume and location.
 fn failed_runs(known: &Known) -> Vec<Trouble> {
     let (mut seen, mut found) = (Vec::new(), Vec::new());
     for run in &known.runs {
         let of = (run.schedule, run.volume_id, run.credential);
-        // What was left out says nothing of what was made before.
+        // A skipped run says nothing about earlier ones.
         let tells = matches!(run.state, RunState::Done | RunState::Failed | RunState::Expired);
         if !tells || seen.contains(&of) {
             continue;
@@ -158,7 +158,7 @@ fn failed_runs(known: &Known) -> Vec<Trouble> {
     found
 }
 
-/// Tasks that ended without being done, and can go on.
+/// Returns tasks that can be resumed.
 fn kept_tasks(known: &Known) -> Vec<Trouble> {
     let kept = known.tasks.iter().filter(|task| task.resumable && task.state.stage.is_over());
     kept.map(|task| {
@@ -200,16 +200,16 @@ fn failing_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = Troub
     })
 }
 
-/// From when on something is told of.
+/// Returns the start of the reporting period.
 fn a_day_before(now: Timestamp) -> Timestamp {
     now.checked_sub(SignedDuration::from_hours(RECENT_H)).unwrap_or(Timestamp::MIN)
 }
 
-/// Errors of the last day that nothing made good since.
+/// Returns errors of the last day without a later success.
 fn recent(known: &Known, now: Timestamp) -> Vec<Trouble> {
     let since = a_day_before(now);
     let is_recent = |event: &&Event| event.severity == Severity::Error && event.at >= since;
-    // A failed backup is told of by its run or its task, or a later one was done.
+    // A failed backup is reported by its run or task, or a later one succeeded.
     let is_told = |event: &&Event| event.kind.ends_with("-failed") && event.kind != "run-failed";
     let made_good = |event: &Event| {
         known.tasks.iter().any(|task| {
@@ -219,7 +219,7 @@ fn recent(known: &Known, now: Timestamp) -> Vec<Trouble> {
                 && task.completed.is_some_and(|completed| completed > event.at)
         })
     };
-    // The state of the volume, or of the last reload, has told it already.
+    // Already reported from the state of the volume or the last reload.
     let is_state = |event: &Event| match event.kind.as_str() {
         "volume-degraded" => known
             .volumes
@@ -338,7 +338,7 @@ mod tests {
         }]);
         let parts = json!({ "volumes": volume, "events": [degraded] });
         assert_eq!(told(&parts), ["volume db is not served: its disk is gone"]);
-        // Of one that is served again, or gone, nothing else tells.
+        // A volume that is served again or gone has no other report.
         degraded["volume"] = json!("other");
         assert_eq!(told(&json!({ "volumes": volume, "events": [degraded] })).len(), 2);
     }

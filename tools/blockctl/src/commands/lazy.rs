@@ -1,4 +1,4 @@
-//! Restores that are usable at once, copies that fetch what is read, and rollbacks to a cloud snapshot.
+//! Lazy restores, clones of cloud snapshots, and in-place restores.
 
 use super::{Context, cloudsnap::begun};
 use crate::{
@@ -44,7 +44,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Fai
     begun(context, task, &restored, &line, wait).await
 }
 
-/// Tells people which schedules back up a new volume from now on.
+/// Prints the schedules that include a new volume.
 pub(super) fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[String]) {
     if !schedules.is_empty() && !context.output.is_json() {
         context.output.note(format!(
@@ -77,7 +77,7 @@ pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<u8, Failure
     Ok(EXIT_DONE)
 }
 
-/// How far a restore in place is, in a word.
+/// Formats the progress of an in-place restore.
 pub fn going_back(going_back: &GoingBack) -> String {
     let GoingBack { task, done_bytes, total_bytes, in_part, .. } = going_back;
     match in_part {
@@ -87,7 +87,7 @@ pub fn going_back(going_back: &GoingBack) -> String {
     }
 }
 
-/// How much of a volume is there, in a word.
+/// Formats the hydrated share of a volume.
 pub fn percent(hydration: &Hydration) -> String {
     let percent = hydration.done_bytes * 100 / hydration.total_bytes.max(1);
     match hydration.in_background {
@@ -96,7 +96,7 @@ pub fn percent(hydration: &Hydration) -> String {
     }
 }
 
-/// The same in one line.
+/// Formats the hydration state in one line.
 pub fn line(hydration: Option<&Hydration>) -> String {
     let Some(hydration) = hydration else { return "-".to_owned() };
     let size = |bytes| ByteSize::from_bytes(bytes).to_string();

@@ -53,7 +53,7 @@ fn told(mark: &CloudsnapMark) -> String {
     }
 }
 
-/// How a list shows it.
+/// Formats pin and expiry date for a list.
 pub fn kept(metadata: &CloudsnapMetadata) -> String {
     match (&metadata.pinned, &metadata.expires) {
         (Some(_), _) => "pinned".into(),

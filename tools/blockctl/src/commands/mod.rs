@@ -1,4 +1,4 @@
-//! What each command does.
+//! Implementations of the commands.
 
 mod backup_group;
 mod browse;
@@ -35,18 +35,18 @@ use crate::{
 };
 use blockd_api::Client;
 
-/// What a command has to work with.
+/// Context of a command.
 pub struct Context<'a> {
-    /// The daemon.
+    /// API client.
     pub client: Client,
-    /// Where results go.
+    /// Output streams.
     pub output: &'a Output,
 }
 
-/// Runs a command; the result is the exit status.
+/// Runs a command and returns the exit status.
 pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
     let command = match cli.command {
-        // These ask no daemon.
+        // These commands need no daemon.
         Command::Context(command) => return context::run(&cli.global, output, command),
         Command::Completions(args) => return extras::completions(output, &args),
         Command::Man(args) => return extras::man(output, &args),
@@ -75,12 +75,12 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
     }
 }
 
-/// The value, or a dash where there is none.
+/// Formats a value; a dash for `None`.
 fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// The number with its noun: `1 connection`, `2 connections`.
+/// Formats a number with its noun: `1 connection`, `2 connections`.
 fn counted(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")

@@ -1,4 +1,4 @@
-//! A file inside a snapshot piece by piece, and where its pieces go: holes are neither fetched nor, where that is possible, written.
+//! Streaming of a file of a snapshot: holes are neither fetched nor, where possible, written.
 
 use super::files::{PIECE_BYTES, Source};
 use crate::failure::Failure;
@@ -11,42 +11,42 @@ use std::{
     os::fd::AsFd,
 };
 
-/// Zeroes that are written at once.
+/// Buffer of zeroes.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Shorter holes are read like data: a request for each run would take longer than the zeroes between them.
+/// Minimum length of a skipped hole: a request per data range costs more than shorter holes.
 const HOLE_LEAST_BYTES: u64 = 256 << 10;
 
-/// What comes next in a file.
+/// Part of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// So many zeroes.
+    /// Length of a hole.
     Hole(u64),
-    /// These bytes.
+    /// Bytes.
     Data(Vec<u8>),
 }
 
-/// What is to be done for the next piece.
+/// Next action of a reader.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    /// Ask where there is data from here on.
+    /// Request data ranges from this offset.
     Ask(u64),
-    /// Read these bytes.
+    /// Read this range.
     Read(FileRun),
-    /// Pass so many zeroes.
+    /// Skip a hole of this length.
     Skip(u64),
-    /// Nothing is left.
+    /// End of file.
     End,
 }
 
-/// How far a file was read, and where there is data behind that.
+/// Position in a file and the known data ranges behind it.
 #[derive(Default)]
 struct Plan {
     at_bytes: u64,
-    /// None until it was asked for.
+    /// `None` until requested.
     size_bytes: Option<u64>,
     runs: VecDeque<FileRun>,
-    /// Up to where `runs` says where there is data.
+    /// End of the range that `runs` describes.
     until_bytes: u64,
 }
 
@@ -67,7 +67,7 @@ impl Plan {
         }
     }
 
-    /// Notes where there is data.
+    /// Adds received data ranges.
     fn learn(&mut self, found: FileRuns) {
         self.size_bytes = Some(found.size_bytes);
         self.until_bytes = found.until_bytes;
@@ -94,7 +94,7 @@ impl Plan {
     }
 }
 
-/// A file that is read from its beginning to its end.
+/// Sequential reader of a file.
 pub struct Pieces<'a> {
     source: &'a Source<'a>,
     path: &'a FilePath,
@@ -102,12 +102,12 @@ pub struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// Nothing is asked for yet.
+    /// Creates a reader; sends no request.
     pub fn new(source: &'a Source<'a>, path: &'a FilePath) -> Self {
         Self { source, path, plan: Plan::default() }
     }
 
-    /// What comes next; nothing at the end.
+    /// Returns the next part; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Piece>, Failure> {
         loop {
             match self.plan.next() {
@@ -140,14 +140,14 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// A stream that somebody else opened: holes stay holes behind the end of a regular file.
+/// Inherited output stream: holes stay holes beyond the end of a regular file.
 pub struct Stream {
     file: File,
     appends: bool,
 }
 
 impl Stream {
-    /// What this process prints to.
+    /// Returns the standard output.
     pub fn stdout() -> io::Result<Self> {
         Self::new(File::from(io::stdout().as_fd().try_clone_to_owned()?))
     }
@@ -157,7 +157,7 @@ impl Stream {
         Ok(Self { file, appends })
     }
 
-    /// Writes a piece.
+    /// Writes a part.
     pub fn write(&mut self, piece: &Piece) -> io::Result<()> {
         match piece {
             Piece::Data(bytes) => self.file.write_all(bytes),
@@ -167,12 +167,13 @@ impl Stream {
 
     fn pass(&mut self, len_bytes: u64) -> io::Result<()> {
         let meta = self.file.metadata()?;
-        // Others may append to a file meanwhile that is opened for that (`>>`), and a new length would cut off what they did.
+        // Other processes can append to a file opened with `>>`; setting the length would truncate their
+        // data.
         if meta.is_file() && !self.appends {
-            // Wherever whoever opened it has come.
+            // The position was inherited.
             let at = self.file.stream_position()?;
             let end = at.checked_add(len_bytes).ok_or(io::ErrorKind::FileTooLarge)?;
-            // Otherwise what is there already would shine through.
+            // Existing data behind the position would show in the hole.
             if at >= meta.len() {
                 self.file.set_len(end)?;
                 return self.file.seek(SeekFrom::Start(end)).map(drop);
@@ -181,7 +182,7 @@ impl Stream {
         let mut left = len_bytes;
         while left > 0 {
             let now = left.min(ZEROES.len() as u64);
-            // At most the length of the slice.
+            // Bounded by the length of the slice.
             self.file.write_all(&ZEROES[..now as usize])?;
             left -= now;
         }
@@ -214,7 +215,7 @@ mod tests {
                 Step::Ask(from) => {
                     assert_eq!(from, at);
                     asked += 1;
-                    // The last run is told of only when it is asked for what follows.
+                    // The last range is returned only by the request for the following offset.
                     let told = if asked == 1 { &data[..2] } else { &data[2..] };
                     let until_bytes = if asked == 1 { 10 << 20 } else { size };
                     plan.learn(FileRuns { size_bytes: size, until_bytes, data: told.to_vec() });
@@ -225,7 +226,7 @@ mod tests {
                 }
                 Step::Read(piece) => {
                     assert!(piece.offset_bytes == at && piece.len_bytes <= PIECE_BYTES);
-                    // Less than was asked for is no end.
+                    // A short read is not the end.
                     let came = piece.len_bytes.min(1_500_000);
                     plan.pass(came);
                     (at, read) = (at + came, read + came);
@@ -241,7 +242,7 @@ mod tests {
     fn short_holes_are_read_and_long_ones_are_not() {
         let kib = |from: u64, len: u64| run(from << 10, len << 10);
         let mut plan = Plan::default();
-        // 255 KiB, nothing and 256 KiB between them.
+        // Holes of 255 KiB, 0 and 256 KiB between the ranges.
         let data = vec![kib(0, 4), kib(259, 1), kib(260, 4), kib(520, 4)];
         plan.learn(FileRuns { size_bytes: 1 << 20, until_bytes: 1 << 20, data });
         let mut steps = vec![];

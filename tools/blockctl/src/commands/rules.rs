@@ -1,4 +1,4 @@
-//! `blockctl rule …`, and what was done around freezes.
+//! `blockctl rule …`, and reports of quiesce steps.
 
 use super::{Context, or_dash};
 use crate::{
@@ -150,7 +150,7 @@ fn facts(rule: &HookRule) -> Facts {
     facts
 }
 
-/// What a step is called.
+/// Returns the display name of a step.
 pub fn step_name(step: &QuiesceStep) -> &'static str {
     match step.kind {
         QuiesceKind::PreCommand => "Pre-command",
@@ -161,7 +161,7 @@ pub fn step_name(step: &QuiesceStep) -> &'static str {
     }
 }
 
-/// What was done around a freeze, a line each, and what commands said.
+/// Formats the quiesce steps of a freeze, one per line, with output of commands.
 pub fn steps_table(report: &QuiesceReport) -> Table {
     let mut table = Table::new(&["STEP", "RULE", "WHAT", "TIME", "EXIT", "RESULT", "OUTPUT"]);
     for step in &report.steps {
@@ -178,7 +178,7 @@ pub fn steps_table(report: &QuiesceReport) -> Table {
     table
 }
 
-/// What a command said, in a line; all of it is in the JSON.
+/// Formats output of a command in one line; the JSON document has all of it.
 pub fn one_line(output: &str) -> String {
     let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines.join(" | ")

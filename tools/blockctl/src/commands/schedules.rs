@@ -24,11 +24,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-/// How many backups are kept if nothing says it.
+/// Default number of kept backups.
 const DEFAULT_MAX: u32 = 7;
-/// Among so many runs of its schedule one is looked for that is waited for.
+/// Maximum number of runs searched for the awaited one.
 const RUNS_MOST: u32 = 1_000;
-/// How often a run is looked at that is waited for.
+/// Poll interval of an awaited run.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Result<u8, Failure> {
@@ -44,7 +44,7 @@ pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Result<u8,
     }
 }
 
-/// The document, or the line.
+/// Prints the document or a line.
 fn say<T: Serialize>(context: &Context<'_>, document: &T, line: impl AsRef<str>) -> Result<u8, Failure> {
     if context.output.is_json() {
         context.output.document(document)?;
@@ -54,7 +54,7 @@ fn say<T: Serialize>(context: &Context<'_>, document: &T, line: impl AsRef<str>)
     Ok(EXIT_DONE)
 }
 
-/// The document, or the table.
+/// Prints the document or a table.
 fn show<T: Serialize>(
     context: &Context<'_>,
     document: &T,
@@ -68,7 +68,7 @@ fn show<T: Serialize>(
     Ok(EXIT_DONE)
 }
 
-/// What should be known beside the result.
+/// Prints warnings of a result.
 fn warn(context: &Context<'_>, warnings: &[String]) {
     warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
 }
@@ -76,7 +76,7 @@ fn warn(context: &Context<'_>, warnings: &[String]) {
 async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> {
     let rules = args.times.rules(false).map_err(|error| Failure::usage(error.to_string()))?;
     let default = match (&args.policy, Retention::max(DEFAULT_MAX)) {
-        // A policy says itself what it keeps.
+        // A policy has its own retention.
         (None, Ok(max)) => max,
         _ => Retention::default(),
     };
@@ -124,7 +124,7 @@ fn selector(selector: &Selector) -> String {
     }
 }
 
-/// What places are called.
+/// Names of backup locations.
 struct Places(Vec<Credential>);
 
 impl Places {
@@ -132,7 +132,7 @@ impl Places {
         Ok(Self(context.client.list_credentials().await?.credentials))
     }
 
-    /// The name of a place, or its id if it is gone; no place is this host.
+    /// Returns the name of a location, or its id if it was deleted; `None` is this host.
     fn name(&self, credential: Option<Uuid>) -> String {
         let Some(uuid) = credential else { return "local".to_owned() };
         let found = self.0.iter().find(|one| one.uuid == uuid);
@@ -140,7 +140,7 @@ impl Places {
     }
 }
 
-/// How each copy stands: how many there are, what is kept if that is said of it alone, and how the last run is if it is not done.
+/// Formats each copy: number, own retention, and state of the last run unless done.
 fn copies(schedule: &Schedule, places: &Places) -> String {
     let copy = |copy: &CopyState| {
         let is_own = copy.retain != schedule.retain;
@@ -153,14 +153,14 @@ fn copies(schedule: &Schedule, places: &Places) -> String {
     or_dash((!all.is_empty()).then(|| all.join(", ")))
 }
 
-/// What a retention keeps, in as few words as that takes.
+/// Formats a retention briefly.
 fn shortly(retain: &Retention) -> String {
     let only_max =
         Retention { keep_last: retain.keep_last, zone: retain.zone.clone(), ..Retention::default() };
     if !retain.keeps_all() && *retain == only_max { retain.keep_last.to_string() } else { retain.to_string() }
 }
 
-/// What is kept of a schedule's backups: what the schedule says, or what the rules of its policy say themselves.
+/// Formats the retention of a schedule, or those of its policy's rules.
 pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
     let policy = policies.iter().find(|policy| Some(&policy.name) == schedule.policy.as_ref());
     let rules = policy.map_or(&[][..], |policy| policy.rules.as_slice()).iter().chain(&schedule.rules);
@@ -169,7 +169,7 @@ pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
     if own.iter().all(Option::is_none) {
         return says;
     }
-    // What no rule says itself is as the schedule says.
+    // Rules without a retention use the schedule's.
     let each = own.iter().map(|retain| retain.map_or_else(|| says.clone(), shortly));
     let by = if policy.is_some() { "by policy" } else { "by rule" };
     format!("{} {by}", each.collect::<Vec<_>>().join("/"))
@@ -219,7 +219,7 @@ async fn list(context: &Context<'_>) -> Result<u8, Failure> {
     })
 }
 
-/// The schedule whose id begins like this.
+/// Resolves a schedule by its id prefix.
 async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> {
     if let Ok(uuid) = Uuid::parse_str(wanted.uuid()) {
         return Ok(uuid);
@@ -244,7 +244,7 @@ async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> 
     }
 }
 
-/// The zone of all rules, if they have one.
+/// Returns the common time zone of all rules.
 fn common_zone(rules: &[Rule]) -> Option<Zone> {
     let (first, others) = rules.split_first()?;
     others.iter().all(|rule| rule.when.zone == first.when.zone).then(|| first.when.zone.clone())
@@ -265,7 +265,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> 
         true => Some(None),
         false => args.local.patch(now.local.as_ref(), &now.retain.zone).map(Some),
     };
-    // Nothing that is kept would be no retention, and all would be kept.
+    // A retention without numbers would keep everything.
     let all = |retain: &Option<Retention>| retain.as_ref().is_some_and(Retention::keeps_all);
     if (all(&retain) && !args.retain.keep_all)
         || (all(&local.clone().flatten()) && !args.local.local_keep_all)
@@ -275,7 +275,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> 
         ));
     }
     if let Some(zone) = &args.times.time_zone {
-        // A zone alone moves the times that are there.
+        // A time zone alone moves the existing times.
         if rules.is_empty() && now.rules.iter().any(|rule| rule.when.zone != *zone) {
             rules = now.rules.clone();
             rules.iter_mut().for_each(|rule| rule.when.zone = zone.clone());
@@ -330,7 +330,7 @@ async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Result<u8, Failure
     Ok(exit)
 }
 
-/// A run as it ended.
+/// Waits for the end of a run.
 async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
     while matches!(run.state, RunState::Queued | RunState::Active) {
         match run.task {
@@ -344,7 +344,7 @@ async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
         let now = runs.into_iter().find(|one| one.id == run.id);
         let Some(now) = now else { break };
         if now.state == run.state && now.task.is_some() {
-            // Its task has ended, and the run takes note of that in a moment.
+            // The task has ended; the run follows shortly.
             sleep(LOOK_AGAIN).await;
         }
         run = now;

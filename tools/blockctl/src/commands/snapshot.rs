@@ -20,9 +20,9 @@ use blockd_api::{
 };
 use std::time::Duration;
 
-/// After how long it is shown how far a rollback is.
+/// Delay before the progress of a rollback is shown.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
-/// And how often from then on.
+/// Interval of progress updates.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 
 pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, Failure> {
@@ -85,7 +85,7 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<()
     context.output.table(&table(&taken.snapshots))
 }
 
-/// Says what failed around a snapshot that is there all the same.
+/// Prints failed quiesce steps of a snapshot that was taken anyway.
 fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
     for step in report.into_iter().flat_map(|QuiesceReport { steps }| steps) {
         if let Some(error) = &step.error {
@@ -184,7 +184,7 @@ async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<(), Failure> {
     let (from, to) = (args.from.of(&args.volume), args.to.of_or_now(&args.volume));
     let mut query = DiffSnapshots { from, to, offset_bytes: None };
     let mut diff = context.client.diff_snapshots(&args.volume, &query).await?;
-    // A reply has a bound; what is asked between two snapshots is the same however often.
+    // Replies are paged; the difference of two snapshots does not change between requests.
     while let Some(offset_bytes) = diff.next_offset_bytes {
         query.offset_bytes = Some(offset_bytes);
         let mut next = context.client.diff_snapshots(&args.volume, &query).await?;
@@ -230,7 +230,7 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<(), Failure
     ))
 }
 
-/// Waits for a rollback, and shows how far it is when it takes a while.
+/// Waits for a rollback and shows its progress after a delay.
 async fn watched<T>(
     context: &Context<'_>,
     volume: &VolumeRef,
@@ -244,7 +244,7 @@ async fn watched<T>(
             break done;
         }
         pause = SHOW_EVERY;
-        // That it cannot be told how far it is does not matter: how it ends does.
+        // A failed progress request is ignored; the result matters.
         let asked = tokio::time::timeout(SHOW_AFTER, context.client.volume(volume));
         if let Some(now) = asked.await.ok().and_then(Result::ok).and_then(|volume| volume.rolling_back) {
             progress.show(&Seen {
@@ -280,7 +280,7 @@ async fn delete(context: &Context<'_>, snapshot: &SnapshotRef, force: bool) -> R
     context.output.line(format!("Snapshot {} successfully deleted.", deleted.name))
 }
 
-/// The group of volumes, or the id of the one time where volumes were named otherwise.
+/// Returns the group's name, or the id of the group snapshot if volumes were selected otherwise.
 fn group_name(group: &SnapshotGroup) -> String {
     group.group.as_ref().map_or_else(|| group.group_id.to_string(), ToString::to_string)
 }

@@ -15,7 +15,7 @@ use blockd_api::{
 use jiff::Timestamp;
 use serde_json::json;
 
-/// Runs of schedules, and events, that are looked at.
+/// Maximum number of examined runs and events.
 const LOOK_BACK: u32 = 1_000;
 
 pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {

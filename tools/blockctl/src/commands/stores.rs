@@ -1,4 +1,4 @@
-//! What a request for credentials asks for: flags, a file, the environment, and secrets from where they are.
+//! Request of `credentials create`, from options, a file, the environment and secret sources.
 
 use crate::{
     cli::credentials::{CreateArgs, Provider, Settings},
@@ -11,13 +11,13 @@ use blockd_api::{
 };
 use std::path::{Path, PathBuf};
 
-/// The region where none is given.
+/// Default region.
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// What the flags and the file ask for, with secrets read from where they are.
+/// Builds the request from options and file, and reads secrets.
 ///
 /// # Errors
-/// What is missing, contradicts itself or cannot be read.
+/// A setting is missing or contradictory, or a file cannot be read.
 pub fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
     let CreateArgs { name, file, mut settings } = args;
     if let Some(file) = &file {
@@ -48,7 +48,7 @@ pub fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
     Ok(CreateCredential { name, provider, connection, encryption_passphrase })
 }
 
-/// Settings out of TOML, or out of JSON if that is what it looks like.
+/// Parses settings in TOML or JSON.
 fn read_settings(path: &Path) -> Result<Settings, Failure> {
     let text = read_file("settings", path)?;
     let is_json = text.expose().trim_start().starts_with('{');
@@ -66,7 +66,7 @@ fn read_settings(path: &Path) -> Result<Settings, Failure> {
             }
         }
     };
-    // Only this complaint quotes no value, which may be a secret.
+    // Other messages of the parser quote values, which may be secrets.
     let what = match what.strip_prefix("unknown field ").and_then(|rest| rest.split(',').next()) {
         Some(field) => format!("it has an unknown setting {field}"),
         None => "it is not understood".to_owned(),
@@ -159,12 +159,12 @@ fn connection(settings: &Settings) -> Result<Connection, Failure> {
     })
 }
 
-/// The first of these variables that is set to something.
+/// Returns the first non-empty variable.
 fn variable(names: &[&str]) -> Option<String> {
     names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
-/// What was given, or else what the environment says.
+/// Returns the given value, or that of the environment.
 fn given_or(given: &Option<String>, variables: &[&str]) -> Option<String> {
     given.clone().filter(|value| !value.is_empty()).or_else(|| variable(variables))
 }
@@ -182,7 +182,7 @@ fn bucket(settings: &Settings, provider: &str) -> Result<String, Failure> {
 
 fn local(settings: &Settings) -> Result<ProviderRequest, Failure> {
     let path = settings.path.as_ref().ok_or_else(|| Failure::usage("--provider local needs --path DIR"))?;
-    // The daemon runs in another directory.
+    // The daemon has another working directory.
     let absolute = std::path::absolute(path)
         .map_err(|error| Failure::usage(format!("--path {}: {error}", path.display())))?;
     if absolute.to_str().is_none() {
@@ -226,7 +226,7 @@ fn s3(settings: &Settings) -> Result<ProviderRequest, Failure> {
         external_id: settings.s3_external_id.clone(),
         endpoint: settings.s3_sts_endpoint.clone(),
     });
-    // A file says nothing of what needs what.
+    // Dependencies between settings are not checked in files.
     if role.is_none() && (settings.s3_external_id.is_some() || settings.s3_sts_endpoint.is_some()) {
         return Err(Failure::usage(
             "--s3-external-id and --s3-sts-endpoint are for a role: give --s3-role-arn",
@@ -246,7 +246,7 @@ fn s3(settings: &Settings) -> Result<ProviderRequest, Failure> {
     })
 }
 
-/// A server that is not the provider's own.
+/// Parses a custom endpoint.
 fn own_endpoint(flag: &str, given: Option<&String>) -> Result<(Option<String>, bool), Failure> {
     match given {
         Some(given) => {
@@ -422,7 +422,7 @@ fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
     })
 }
 
-/// The version of the auth service, by its URL or by what only one of them needs.
+/// Guesses the version of the auth service by its URL or by settings of one version.
 fn guess_version(settings: &Settings) -> Option<u8> {
     let os_url = variable(&["OS_AUTH_URL"]);
     let url = match &settings.swift_auth_url {
@@ -447,7 +447,7 @@ fn guess_version(settings: &Settings) -> Option<u8> {
         .then_some(2)
 }
 
-/// The endpoint as `host:port`, and whether to talk plain HTTP: a scheme says so as well as the flag does.
+/// Returns the endpoint as `host:port` and whether it uses plain HTTP, by scheme or option.
 fn plain_endpoint(flag: &str, given: &str, disable_ssl: bool) -> Result<(String, bool), Failure> {
     let wrong = |why: &str| Failure::usage(format!("{flag} {why}: expected HOST or HOST:PORT"));
     let (host, disable_ssl) = match given.split_once("://") {

@@ -27,13 +27,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How often tasks that are watched are looked at.
+/// Refresh interval of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// For how long after its end it is said of a task why it failed.
+/// Period after its end in which a task's failure is explained.
 const TOLD_FOR: SignedDuration = SignedDuration::from_hours(1);
-/// Of so many tasks at most that is said unasked.
+/// Maximum number of explained failures.
 const TOLD_MOST: usize = 3;
-/// How long what is being written may take after somebody ended it.
+/// Timeout of the last write after an interrupt.
 const LAST_WRITE_LIMIT: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, Failure> {
@@ -78,12 +78,12 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
         return Err(blockd_api::ClientError::Api(error).into());
     }
     tasks.retain(|task| !args.active || !task.state.stage.is_over());
-    // The newest come first.
+    // Newest first.
     tasks.truncate(args.max.map_or(usize::MAX, |max| max as usize));
     Ok(tasks)
 }
 
-/// Those of tasks that failed of which it is said why, and how many more would have to be told of.
+/// Selects the failed tasks to explain, and the number of others.
 fn told(tasks: &[Task], is_asked: bool, now: Timestamp) -> (Vec<&Task>, usize) {
     let is_told = |task: &&Task| {
         let is_new = task.completed.is_none_or(|at| now.duration_since(at) < TOLD_FOR);
@@ -109,9 +109,9 @@ fn say_what_failed(context: &Context<'_>, args: &StatusArgs, tasks: &[Task]) {
     }
 }
 
-/// Where tasks that are watched are shown.
+/// Output of `--watch`.
 struct Shown {
-    /// One place of a terminal; else they are printed below each other.
+    /// Screen of a terminal; `None` appends tables.
     screen: Option<Screen<Stdout>>,
     between: &'static str,
 }
@@ -129,7 +129,7 @@ impl Shown {
     }
 }
 
-/// Waits for somebody to end the watching.
+/// Waits for an interrupt.
 async fn told_to_end(interrupt: &mut Signals, terminate: &mut Signals) {
     tokio::select! {
         _ = interrupt.recv() => {}
@@ -137,7 +137,7 @@ async fn told_to_end(interrupt: &mut Signals, terminate: &mut Signals) {
     }
 }
 
-/// The tasks as they are now. A daemon that was there before is waited for.
+/// Fetches the tasks. Waits for a daemon that restarts.
 async fn look_again(
     context: &Context<'_>,
     args: &StatusArgs,
@@ -153,7 +153,7 @@ async fn look_again(
         let since = *away_since.get_or_insert_with(|| {
             let note = format!("{error}; waiting for it to come back");
             match &mut shown.screen {
-                // What a terminal does not show now it shows at the next look.
+                // A failed draw is repaired by the next refresh.
                 Some(screen) => drop(screen.show(&format!("{last}\n{note}\n"))),
                 None => context.output.note(note),
             }
@@ -166,7 +166,7 @@ async fn look_again(
     }
 }
 
-/// Shows tasks again and again until all are over, or somebody ends it: on one place of a terminal, else below each other.
+/// Refreshes tasks until all have ended or an interrupt: in place on a terminal, else appended.
 async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> {
     if context.output.is_json() {
         return Err(Failure::usage("--watch is for people: `top -j` prints a JSON document again and again"));
@@ -189,7 +189,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> 
         let Some(tasks) = seen else { return end_early(context, shown, &last) };
         last = table(&tasks).render(context.output.is_colored());
         let text = last.clone();
-        // Whoever reads may keep it waiting for as long as they like.
+        // A slow reader can block the write.
         let mut writing = spawn_blocking(move || {
             let written = shown.show(&text);
             (shown, written)
@@ -197,7 +197,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> 
         let written = tokio::select! {
             written = &mut writing => written,
             () = told_to_end(&mut interrupt, &mut terminate) => {
-                // A terminal is given back with what shows it.
+                // Dropping the screen restores the terminal.
                 let _ = timeout(LAST_WRITE_LIMIT, writing).await;
                 return Ok(EXIT_INTERRUPTED);
             }
@@ -205,7 +205,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> 
         let (back, written) = written.map_err(|error| failed(io::Error::other(error)))?;
         shown = back;
         match written {
-            // Who reads has seen enough, as `head` does.
+            // The reader closed the pipe, as `head` does.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(EXIT_DONE),
             written => written.map_err(failed)?,
         }
@@ -224,7 +224,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> 
     }
 }
 
-/// What was drawn goes with the screen; what is known last stays to be read.
+/// Prints the last state after the screen is gone.
 fn keep_last(context: &Context<'_>, shown: Shown, last: &str) -> Result<(), Failure> {
     match shown.screen {
         Some(screen) => {
@@ -241,10 +241,10 @@ fn end_early(context: &Context<'_>, shown: Shown, last: &str) -> Result<u8, Fail
     Ok(EXIT_INTERRUPTED)
 }
 
-/// What a task processes in a second, by all that it did until now, and how many seconds the rest takes at that.
+/// Returns the average rate of a task in bytes per second, and the remaining seconds at that rate.
 fn pace(task: &Task) -> (Option<f64>, Option<f64>) {
     let is_active = task.state.stage == TaskStage::Active && task.time_elapsed > 0.0;
-    // A task that was resumed did a part of it before.
+    // Earlier runs of a resumed task do not count.
     let rate = (is_active && task.resumed == 0).then(|| task.bytes_processed as f64 / task.time_elapsed);
     let rate = rate.filter(|rate| *rate >= 1.0);
     let left = task.bytes_total.saturating_sub(task.bytes_processed) as f64;
@@ -252,7 +252,7 @@ fn pace(task: &Task) -> (Option<f64>, Option<f64>) {
 }
 
 fn table(tasks: &[Task]) -> Table {
-    // The columns are those that scripts know; the last ones are there while something is under way.
+    // The first columns are stable for scripts; the last ones appear with active tasks.
     const OVER: &[&str] =
         &["NAME", "SOURCEVOLUME", "STATE", "NODE", "BYTES-PROCESSED", "TIME-ELAPSED", "COMPLETED"];
     const UNDER_WAY: &[&str] = &[

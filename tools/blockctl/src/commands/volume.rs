@@ -81,7 +81,7 @@ async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<(), Failure> {
     context.output.line(format!("Volume successfully cloned: {} ({})", volume.id, volume.name))
 }
 
-/// The volume that has a snapshot.
+/// Returns the volume of a snapshot.
 async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, Failure> {
     let list = context.client.list_snapshots(&ListSnapshots::default()).await?;
     let found = list.snapshots.into_iter().find(|snapshot| snapshot.id == id);
@@ -112,7 +112,7 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
     context.output.table(&table)
 }
 
-/// How a volume stands. Attached is one that is a device of this host; other NBD clients are told apart from that.
+/// Formats the state of a volume: attached as a device of this host, or used by other NBD clients.
 fn status(volume: &Volume) -> String {
     let hydration = volume.hydration.as_ref().filter(|_| volume.state == VolumeState::Up);
     let hydration = hydration.map(|hydration| format!(" - {}", lazy::percent(hydration)));
@@ -137,7 +137,7 @@ fn use_of(volume: &Volume) -> String {
     }
 }
 
-/// The document of `volume inspect`: the volume, and what its snapshots cost.
+/// Document of `volume inspect`: the volume, and the space of its snapshots.
 #[derive(Serialize)]
 struct Inspected<'a> {
     #[serde(flatten)]
@@ -217,7 +217,7 @@ fn facts(volume: &Volume) -> Facts {
     facts
 }
 
-/// What is merged in the background, in one line.
+/// Formats running merges in one line.
 fn merging(merging: &Merging) -> String {
     let layers = counted(merging.layers, "layer");
     if merging.total_bytes == 0 {
@@ -227,7 +227,7 @@ fn merging(merging: &Merging) -> String {
     format!("{layers}, {done} of {total} of the first one done")
 }
 
-/// A device and how it is attached, in one line.
+/// Formats a device and its attachment in one line.
 fn device(attachment: &Attachment) -> String {
     let mut parts = vec![or_dash(attachment.device)];
     if let Some(problem) = &attachment.problem {
@@ -280,7 +280,7 @@ async fn detach(context: &Context<'_>, args: DetachArgs) -> Result<(), Failure> 
     context.output.line(format!("Volume {} successfully detached{place}.", detached.name))
 }
 
-/// The volume that has a device.
+/// Returns the volume attached to a device.
 async fn volume_at(context: &Context<'_>, device: Device) -> Result<VolumeRef, Failure> {
     let list = context.client.list_volumes(&ListVolumes::default()).await?;
     let found = list.volumes.into_iter().find(|volume| {
@@ -351,7 +351,7 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Result<(), Failure>
     context.output.line(format!("Volume {} successfully deleted.", deleted.name))
 }
 
-/// A URI that this host can use: of another host's socket nobody here has anything.
+/// Returns a URI that this host can use: Unix sockets of other hosts are useless here.
 async fn reachable(context: &Context<'_>, uri: String) -> Result<String, Failure> {
     let export = uri.strip_prefix("nbd+unix:///").and_then(|rest| rest.split('?').next());
     let Some(export) = export.filter(|_| context.client.endpoint().socket().is_none()) else {

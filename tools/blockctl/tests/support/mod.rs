@@ -1,4 +1,4 @@
-//! A daemon that says what the test tells it to, and a way to run `blockctl` against it.
+//! Fake daemon with scripted replies, and a runner of `blockctl`.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -13,29 +13,29 @@ use std::{
     thread,
 };
 
-/// What the daemon does with a request.
+/// Scripted reply.
 #[derive(Clone)]
 pub enum Reply {
-    /// Answers with this status and body.
+    /// Replies with this status and body.
     Json(u16, Value),
-    /// Closes the connection without an answer.
+    /// Closes the connection without a reply.
     Close,
-    /// Answers with this body when all who share the barrier have been asked.
+    /// Replies with this body when all requests that share the barrier have arrived.
     Together(Arc<Barrier>, Value),
-    /// Never answers.
+    /// Never replies.
     Hold,
 }
 
-/// A request as it came.
+/// Received request.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// Method and address.
+    /// Method and path.
     pub line: String,
-    /// The body, null if there was none.
+    /// Body; null if absent.
     pub body: Value,
 }
 
-/// The daemon.
+/// API client.
 pub struct Fake {
     dir: tempfile::TempDir,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -43,8 +43,8 @@ pub struct Fake {
 }
 
 impl Fake {
-    /// Starts it with its answers, by method and address without the query; several answers to one are given in turn,
-    /// and the last again and again.
+    /// Starts the daemon with replies by method and path without query; several replies to one are used in
+    /// turn, the last repeatedly.
     pub fn start(answers: Vec<(&str, Reply)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("blockd.sock")).unwrap();
@@ -65,22 +65,22 @@ impl Fake {
         Self { dir, seen, arrivals }
     }
 
-    /// Its socket.
+    /// Returns the socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("blockd.sock")
     }
 
-    /// The requests so far.
+    /// Returns the received requests.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
-    /// Waits for the next request.
+    /// Waits for the next request and returns its line.
     pub fn arrival(&self) -> String {
         self.arrivals.recv().unwrap()
     }
 
-    /// A command line, split at spaces, that will talk to it.
+    /// Returns a command for a line, split at spaces, that uses this daemon.
     pub fn command(&self, line: &str) -> Command {
         let mut command = blockctl(line);
         command.env("BLOCKD_SOCKET", self.socket());
@@ -93,7 +93,7 @@ impl Fake {
     }
 }
 
-/// A command line in a clean environment.
+/// Returns a command in a clean environment.
 pub fn blockctl(line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blockctl"));
     command.args(line.split_whitespace()).stdin(Stdio::null());
@@ -106,7 +106,7 @@ pub fn blockctl(line: &str) -> Command {
     command
 }
 
-/// What a run left behind.
+/// Result of a run.
 #[derive(Debug)]
 pub struct Ran {
     pub status: i32,
@@ -123,7 +123,7 @@ impl Ran {
         }
     }
 
-    /// Stdout as the one JSON document it must be.
+    /// Parses stdout as one JSON document.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }

@@ -1,18 +1,18 @@
-//! What no bundle may hold: secrets, wherever they slipped in.
+//! Removal of secrets from support bundles.
 
 use serde_json::Value;
 
-/// What stands in place of a secret.
+/// Placeholder of a secret.
 pub const REMOVED: &str = "(removed)";
-/// Fields with one of these in their name hold secrets. blockd sends none; this is for the day on which one slips in.
+/// Parts of names of secret fields. The daemon sends none; this is a second line of defence.
 const SECRET: [&str; 8] =
     ["secret", "password", "passphrase", "token", "signature", "privatekey", "accountkey", "accesskey"];
 
-/// Takes out whatever looks like a secret.
+/// Removes everything that resembles a secret.
 pub fn clean(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            // What commands are and say may hold anything.
+            // Commands and their output can contain secrets.
             let kind = fields.get("kind").and_then(Value::as_str);
             if kind.is_some_and(|kind| ["pre-command", "post-command"].contains(&kind)) {
                 for name in ["target", "error", "output"] {
@@ -45,7 +45,7 @@ pub fn clean(value: &mut Value) {
     }
 }
 
-/// Addresses without the user and password before their host; none if there are none.
+/// Removes user and password from URLs; `None` without any.
 fn without_user(text: &str) -> Option<String> {
     let mut words = Vec::new();
     let mut found = false;

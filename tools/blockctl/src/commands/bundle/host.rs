@@ -1,4 +1,4 @@
-//! What a host tells of itself and of the daemon's life on it, without asking the daemon.
+//! Host part of support bundles, read without the daemon.
 
 use super::clean::REMOVED;
 use serde_json::{Map, Value, json};
@@ -11,16 +11,16 @@ use std::{
     time::Duration,
 };
 
-/// The most that is read of one file.
+/// Maximum bytes read of a file.
 const FILE_MOST_BYTES: u64 = 1 << 20;
-/// The most that is taken of the journal.
+/// Maximum bytes read of the journal.
 const JOURNAL_MOST_BYTES: u64 = 16 << 20;
-/// How long the journal may take.
+/// Timeout for the journal.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(15);
-/// Fields of an entry of the journal about a command, which has the first one: what it is and says may be anything.
+/// Journal fields about a command of a rule; they can contain secrets.
 const COMMAND_FIELDS: [&str; 3] = ["BLOCKD_COMMAND", "BLOCKD_OUTPUT", "BLOCKD_ERROR"];
 
-/// The host: its kernel, memory, NBD devices, and the filesystem that the data is on.
+/// Describes kernel, memory, NBD devices, and the filesystem of the data.
 pub fn describe(data_dir: &Path) -> Value {
     let root = Path::new("/");
     json!({
@@ -38,9 +38,9 @@ pub fn describe(data_dir: &Path) -> Value {
     })
 }
 
-/// The daemon's configuration, with addresses without their paths: those of webhooks are often secret.
+/// Returns the daemon's configuration with URL paths removed: webhook paths are often secret.
 pub fn config(path: &Path) -> Value {
-    // Nobody may be at the other end of a pipe.
+    // A FIFO without a writer would block.
     let is_file = fs::metadata(path).map(|meta| meta.is_file());
     let read = match is_file {
         Ok(true) => read_bounded(path),
@@ -49,7 +49,7 @@ pub fn config(path: &Path) -> Value {
     };
     let read = read.map_err(|error| error.to_string());
     let parsed = read.and_then(|text| {
-        // What is wrong with it is told without the line that it is in.
+        // The error omits the line, which may contain a secret.
         let table = text.parse::<toml::Table>().map_err(|error| error.message().to_owned())?;
         serde_json::to_value(table).map_err(|error| error.to_string())
     });
@@ -61,7 +61,7 @@ pub fn config(path: &Path) -> Value {
     shown
 }
 
-/// The newest lines of the daemon's log, if the journal has it.
+/// Returns the newest lines of the daemon's log from the journal.
 pub fn journal(lines: u32) -> Value {
     if lines == 0 {
         return Value::Null;
@@ -82,7 +82,7 @@ fn run_journal(lines: u32) -> io::Result<Vec<Value>> {
     std::thread::spawn(move || {
         let lines = BufReader::new(stdout.take(JOURNAL_MOST_BYTES)).lines();
         let entries = lines.map_while(Result::ok).filter_map(|line| entry(&line));
-        // Nobody waits any more if it took too long.
+        // The receiver is gone after a timeout.
         let _ = send.send(entries.collect());
     });
     let entries = read.recv_timeout(JOURNAL_TIMEOUT);
@@ -98,7 +98,7 @@ fn run_journal(lines: u32) -> io::Result<Vec<Value>> {
     }
 }
 
-/// An entry of the journal with what blockd and systemd say, and without what the journal adds or a command might have said.
+/// Returns a journal entry with the fields of blockd and systemd only, without output of commands.
 fn entry(line: &str) -> Option<Value> {
     let Value::Object(fields) = serde_json::from_str(line).ok()? else { return None };
     let mut kept = Map::new();
@@ -113,7 +113,7 @@ fn entry(line: &str) -> Option<Value> {
             name => kept.insert(name.into(), value),
         };
     }
-    // Where the log is text or JSON, all of it is in the message.
+    // A text or JSON log has all fields in the message.
     if let Some(Value::String(message)) = kept.get_mut("MESSAGE")
         && let Some((told, _)) = message.split_once("command run ")
     {
@@ -132,7 +132,7 @@ fn text(path: &Path) -> Option<String> {
     read_bounded(path).ok().map(|text| text.trim_end().to_owned())
 }
 
-/// What stands behind a name at the beginning of a line, without quotes.
+/// Returns the unquoted value of the line that starts with a name.
 fn field(text: &str, name: &str) -> Option<String> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(value.trim().trim_matches('"').to_owned())
@@ -143,7 +143,7 @@ fn memory(text: &str) -> Value {
     json!({ "total": field("MemTotal:"), "available": field("MemAvailable:"), "dirty": field("Dirty:") })
 }
 
-/// The NBD devices that are in use, or were left.
+/// Lists NBD devices in use or left behind.
 fn devices(sys_block: &Path) -> Value {
     let mut found = Map::new();
     for device in fs::read_dir(sys_block).into_iter().flatten().flatten() {
@@ -158,7 +158,7 @@ fn devices(sys_block: &Path) -> Value {
     Value::Object(found)
 }
 
-/// A directory and its filesystem.
+/// Describes a directory and its filesystem.
 fn directory(path: &Path) -> Value {
     match rustix::fs::statvfs(path) {
         Ok(stat) => json!({
@@ -173,7 +173,7 @@ fn directory(path: &Path) -> Value {
     }
 }
 
-/// What is mounted where a path is: the longest place that it begins with, the last one of these.
+/// Returns the mount of a path: the last one with the longest matching mount point.
 fn mount_of(mounts: &str, path: &Path) -> Option<String> {
     let path = fs::canonicalize(path).ok()?;
     let mut found: Option<(usize, String)> = None;
@@ -191,7 +191,7 @@ fn mount_of(mounts: &str, path: &Path) -> Option<String> {
     found.map(|(_, line)| line)
 }
 
-/// Takes the path and the query out of addresses.
+/// Removes path and query from URLs.
 fn without_paths(value: &mut Value) {
     match value {
         Value::Object(fields) => fields.values_mut().for_each(without_paths),

@@ -1,7 +1,7 @@
-//! `blockctl support-bundle`: what somebody needs who is to find out what is wrong, and no secrets.
+//! `blockctl support-bundle`: diagnostics without secrets.
 //!
-//! It is wanted most when the daemon does not answer. So each part is had for itself, and what this host alone can tell, with the daemon's own log,
-//! is there without it.
+//! It is needed most when the daemon does not answer: each part is collected independently, and the host's
+//! part, with the daemon's log, needs no daemon.
 
 mod clean;
 mod host;
@@ -29,7 +29,7 @@ use std::{
     path::Path,
 };
 
-/// Runs of schedules that are told of.
+/// Maximum number of schedule runs in a bundle.
 const MAX_RUNS: u32 = 1_000;
 pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure> {
     let client = &context.client;
@@ -45,7 +45,7 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure>
     parts.insert("blockctl".into(), json!(env!("CARGO_PKG_VERSION")));
     if let Some(socket) = client.endpoint().socket() {
         let data_dir = socket.parent().unwrap_or(socket).to_owned();
-        // Both ask this host only, and may take a moment.
+        // Both read the host only and can block.
         let config = args.config.clone();
         let told = tokio::task::spawn_blocking(move || {
             (host::describe(&data_dir), host::config(&config), host::journal(args.log_lines))
@@ -80,7 +80,7 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure>
     Ok(EXIT_DONE)
 }
 
-/// What the daemon says of itself.
+/// Collects the daemon's parts.
 async fn ask_daemon(client: &Client, parts: &mut Map<String, Value>) {
     parts.insert("volumes".into(), part(client.list_volumes(&ListVolumes::default()).await));
     parts.insert("snapshots".into(), part(client.list_snapshots(&ListSnapshots::default()).await));
@@ -97,7 +97,7 @@ async fn ask_daemon(client: &Client, parts: &mut Map<String, Value>) {
     parts.insert("rules".into(), part(client.list_rules().await));
 }
 
-/// A part, or why it cannot be had.
+/// Converts a part, or the reason for its absence.
 fn part<T: Serialize>(answer: Result<T, ClientError>) -> Value {
     let failed = |error: String| json!({ "error": error });
     match answer {
@@ -112,7 +112,7 @@ fn write(path: &Path, bundle: &Value) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let written = file.write_all(&text).and_then(|()| file.sync_all());
     if written.is_err() {
-        // Half of one is none, and would be in the way of the next.
+        // A partial file is useless and would block the next attempt.
         let _ = std::fs::remove_file(path);
     }
     written

@@ -36,7 +36,7 @@ pub async fn run(context: &Context<'_>, args: TopArgs) -> Result<u8, Failure> {
     if is_drawn { draw(context, looks, &args).await } else { print(context, looks, &args).await }
 }
 
-/// Prints one picture after the other, until somebody ends it or nobody reads.
+/// Prints tables until an interrupt or a closed pipe.
 async fn print(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Result<u8, Failure> {
     let mut is_first = true;
     loop {
@@ -51,7 +51,7 @@ async fn print(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Resul
         let mut stdout = io::stdout().lock();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
             Ok(()) => {}
-            // Who reads has seen enough, as `head` does.
+            // The reader closed the pipe, as `head` does.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(EXIT_DONE),
             Err(source) => return Err(Failure::Stdout { source }),
         }
@@ -63,7 +63,7 @@ fn line(picture: &Picture) -> Result<String, Failure> {
     Ok(text + "\n")
 }
 
-/// What somebody wants of a program that draws.
+/// Action of a key or signal.
 enum Wish {
     End,
     Rest,
@@ -95,13 +95,13 @@ impl Wishes {
     }
 }
 
-/// Draws on the terminal until somebody ends it. A daemon that is away is waited for.
+/// Draws on the terminal until an interrupt. Waits for a daemon that restarts.
 async fn draw(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Result<u8, Failure> {
     let mut wishes = Wishes::new().map_err(|source| Failure::Runtime { source })?;
     let failed = |source| Failure::Stdout { source };
     let enter = || Screen::<Stdout>::enter(io::stdout()).map_err(failed);
     let mut screen = enter()?;
-    // The first picture comes soon.
+    // The first interval is short.
     let mut wait = args.interval.min(Duration::from_millis(500));
     loop {
         let look = async {
@@ -113,7 +113,7 @@ async fn draw(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Result
                 Wish::End => return Ok(EXIT_DONE),
                 Wish::Rest => {
                     drop(screen);
-                    // The shell has the terminal until it lets this go on.
+                    // The shell owns the terminal while the process is stopped.
                     let _ = kill_process(getpid(), Signal::STOP);
                     screen = enter()?;
                     continue;

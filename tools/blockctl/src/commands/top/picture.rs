@@ -1,4 +1,4 @@
-//! What happened between two looks at a daemon.
+//! Changes between two samples of a daemon's activity.
 
 use crate::{cli::top::SortKey, table::Table};
 use blockd_api::{
@@ -11,19 +11,19 @@ use serde::Serialize;
 use std::collections::HashMap;
 use uuid::Uuid;
 
-/// What happened in between.
+/// Changes between two samples.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Picture {
-    /// The time between the looks.
+    /// Time between the samples.
     pub interval_seconds: f64,
-    /// The volumes, sorted.
+    /// Volumes, sorted.
     pub volumes: Vec<VolumeLine>,
-    /// The tasks that have not ended.
+    /// Active tasks.
     pub tasks: Vec<TaskLine>,
 }
 
-/// A volume.
+/// Line of a volume.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeLine {
@@ -40,18 +40,18 @@ pub struct VolumeLine {
     pub discard: Rate,
 }
 
-/// Requests of one sort.
+/// Requests of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rate {
     pub per_second: f64,
-    /// How long they took in the mean; none if there was none.
+    /// Mean latency; `None` without requests.
     pub latency_micros: Option<f64>,
-    /// How many are under way.
+    /// Requests in flight.
     pub under_way: u64,
 }
 
-/// A task.
+/// Line of a task.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskLine {
@@ -74,7 +74,7 @@ impl VolumeLine {
         [self.read, self.write, self.flush, self.discard].iter().map(|rate| rate.under_way).sum()
     }
 
-    /// By what it is sorted, the most first.
+    /// Returns the sort key, descending.
     fn key(&self, sort: SortKey) -> f64 {
         match sort {
             SortKey::Iops => self.iops(),
@@ -89,23 +89,23 @@ impl VolumeLine {
     }
 }
 
-/// What was seen so far.
+/// Collected samples.
 pub struct Looks {
     last: Activity,
-    /// Where each task was when it was first seen: when, in microseconds, and its bytes.
+    /// First sample of each task: time in microseconds, and bytes.
     first: HashMap<Uuid, (u64, u64)>,
 }
 
 impl Looks {
-    /// Begins with a first look.
+    /// Creates the collection from a first sample.
     pub fn new(activity: Activity) -> Self {
         let first = first_of(&activity, &HashMap::new());
         Self { last: activity, first }
     }
 
-    /// Another look, and what happened since the one before.
+    /// Adds a sample and returns the changes since the previous one.
     pub fn next(&mut self, now: Activity, sort: SortKey) -> Picture {
-        // Another run counts from zero, on another clock: this look is the first of it.
+        // A restarted daemon counts from zero on another clock: this is its first sample.
         let is_same = now.run == self.last.run && now.at_micros > self.last.at_micros;
         if !is_same {
             self.first.clear();
@@ -137,7 +137,7 @@ impl Looks {
     }
 
     fn task_line(&self, task: &Task, bytes_per_second: Option<f64>, at_micros: u64) -> TaskLine {
-        // From all that was seen: the rate of a moment says little of the rest.
+        // The average over all samples: the current rate is a poor predictor.
         let mean = self.first.get(&task.name).map(|(since, bytes)| {
             per_second(*bytes, task.bytes_processed, at_micros.saturating_sub(*since) as f64 / 1e6)
         });
@@ -156,18 +156,18 @@ impl Looks {
     }
 }
 
-/// Where the tasks were when they were first seen.
+/// Returns the first sample of each task.
 fn first_of(activity: &Activity, known: &HashMap<Uuid, (u64, u64)>) -> HashMap<Uuid, (u64, u64)> {
     let first = |task: &Task| {
         let now = (activity.at_micros, task.bytes_processed);
-        // One that began anew, counts anew.
+        // A restarted task starts over.
         let known = known.get(&task.name).filter(|(_, bytes)| *bytes <= task.bytes_processed);
         (task.name, known.copied().unwrap_or(now))
     };
     activity.tasks.iter().map(first).collect()
 }
 
-/// What came in a second. A counter that is lower than it was began anew.
+/// Returns the rate per second. A counter that decreased was reset.
 fn per_second(before: u64, now: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { now.saturating_sub(before) as f64 / seconds } else { 0.0 }
 }
@@ -197,7 +197,7 @@ fn line(now: &VolumeActivity, before: &VolumeActivity, seconds: f64) -> VolumeLi
     }
 }
 
-/// A number of requests: with a decimal place while it is small.
+/// Formats a rate, with a decimal place for small ones.
 fn count(per_second: f64) -> String {
     if per_second > 0.0 && per_second < 10.0 {
         format!("{per_second:.1}")
@@ -220,7 +220,7 @@ fn latency(rate: Rate) -> String {
 }
 
 impl Picture {
-    /// One line about all of it.
+    /// Returns the summary line.
     pub fn headline(&self) -> String {
         let sum = |value: fn(&VolumeLine) -> f64| self.volumes.iter().map(value).sum::<f64>();
         format!(
@@ -234,7 +234,7 @@ impl Picture {
         )
     }
 
-    /// The volumes.
+    /// Returns the table of volumes.
     pub fn volume_table(&self) -> Table {
         let mut table = Table::new(&[
             "VOLUME",
@@ -269,7 +269,7 @@ impl Picture {
         table
     }
 
-    /// The tasks.
+    /// Returns the table of tasks.
     pub fn task_table(&self) -> Table {
         let mut table = Table::new(&["TASK", "STATE", "VOLUME", "PHASE", "DONE", "OF", "RATE", "ETA"]);
         for task in &self.tasks {
@@ -288,7 +288,7 @@ impl Picture {
         table
     }
 
-    /// All of it as text.
+    /// Renders everything as text.
     pub fn render(&self, color: bool) -> String {
         let mut text = self.headline() + "\n\n" + &self.volume_table().render(color);
         if !self.tasks.is_empty() {
@@ -347,7 +347,7 @@ mod tests {
         let log = &picture.volumes[1];
         assert_eq!((log.iops(), log.read.latency_micros, log.dirty_bytes), (0.0, None, 5 << 20));
         let task = &picture.tasks[0];
-        // 20 MiB in 2 s, 70 are left.
+        // 20 MiB in 2 s, 70 MiB left.
         assert_eq!((task.bytes_per_second, task.eta_seconds), (Some(10_485_760.0), Some(7.0)));
         let text = picture.render(false);
         let expected = "\
@@ -372,7 +372,7 @@ TASK                                   STATE           VOLUME   PHASE       DONE
         let picture = looks.next(activity(2, 2, &[volume("db", 2)], &[task(96)]), SortKey::Iops);
         assert_eq!(picture.volumes[0].read.per_second, 100.0);
         assert_eq!(picture.tasks[0].eta_seconds, Some(4.0));
-        // The volume was opened again, the task goes back, and another one is new.
+        // The volume was reopened, one task restarted, another is new.
         let picture =
             looks.next(activity(2, 3, &[volume("db", 1), volume("new", 4)], &[task(50)]), SortKey::Iops);
         assert!(picture.volumes.iter().all(|volume| volume.iops() == 0.0), "{picture:?}");

@@ -1,4 +1,4 @@
-//! The terminal while a picture is drawn on it, and as it was afterwards.
+//! Drawing on a terminal, and its restoration.
 
 use crossterm::{
     cursor::{Hide, MoveTo, Show},
@@ -10,20 +10,20 @@ use crossterm::{
 };
 use std::io::{self, Write};
 
-/// A terminal that is drawn on. It is as it was when this is dropped, however that comes.
+/// Terminal in drawing mode. Dropping it restores the terminal.
 pub struct Screen<W: Write>(W);
 
 impl<W: Write> Screen<W> {
-    /// Begins to draw.
+    /// Enters drawing mode.
     pub fn enter(mut terminal: W) -> io::Result<Self> {
-        // What is wider than the terminal is cut by the terminal itself.
+        // The terminal truncates wide lines.
         execute!(terminal, EnterAlternateScreen, DisableLineWrap, Hide)?;
         Ok(Self(terminal))
     }
 
-    /// Shows lines of text, as many as there is room for.
+    /// Shows as many lines as fit.
     pub fn show(&mut self, text: &str) -> io::Result<()> {
-        // Some terminals do not know how high they are.
+        // Some terminals have no known height.
         let rows = size().ok().map(|(_, rows)| usize::from(rows)).filter(|rows| *rows > 0);
         self.show_in(text, rows.unwrap_or(24))
     }
@@ -43,7 +43,7 @@ impl<W: Write> Screen<W> {
 
 impl<W: Write> Drop for Screen<W> {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
+        // Errors of a closed terminal are ignored.
         let _ = execute!(self.0, Show, EnableLineWrap, LeaveAlternateScreen);
     }
 }
